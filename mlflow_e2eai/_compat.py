@@ -1,0 +1,70 @@
+"""The private helpers of MLflow that every flavor needs and that have no public form.
+
+All of them are imported here and nowhere else, so that a new MLflow breaks one file.
+"""
+
+from mlflow.models.utils import _save_example as save_example
+from mlflow.tracking.artifact_utils import (
+    _download_artifact_from_uri as download_artifact_from_uri,
+)
+from mlflow.utils.environment import (
+    _CONDA_ENV_FILE_NAME as CONDA_ENV_FILE,
+)
+from mlflow.utils.environment import (
+    _CONSTRAINTS_FILE_NAME as CONSTRAINTS_FILE,
+)
+from mlflow.utils.environment import (
+    _PYTHON_ENV_FILE_NAME as PYTHON_ENV_FILE,
+)
+from mlflow.utils.environment import (
+    _REQUIREMENTS_FILE_NAME as REQUIREMENTS_FILE,
+)
+from mlflow.utils.environment import (
+    _mlflow_conda_env as mlflow_conda_env,
+)
+from mlflow.utils.environment import (
+    _process_conda_env as process_conda_env,
+)
+from mlflow.utils.environment import (
+    _process_pip_requirements as process_pip_requirements,
+)
+from mlflow.utils.environment import (
+    _PythonEnv as PythonEnv,
+)
+from mlflow.utils.environment import (
+    _validate_env_arguments as validate_env_arguments,
+)
+from mlflow.utils.model_utils import (
+    _add_code_from_conf_to_system_path as add_code_to_system_path,
+)
+from mlflow.utils.model_utils import (
+    _copy_extra_files as copy_extra_files,
+)
+from mlflow.utils.model_utils import (
+    _get_flavor_configuration as get_flavor_configuration,
+)
+from mlflow.utils.model_utils import (
+    _validate_and_copy_code_paths as validate_and_copy_code_paths,
+)
+from mlflow.utils.model_utils import (
+    _validate_and_prepare_target_save_path as prepare_target_path,
+)
+
+__all__ = [
+    "CONDA_ENV_FILE",
+    "CONSTRAINTS_FILE",
+    "PYTHON_ENV_FILE",
+    "REQUIREMENTS_FILE",
+    "PythonEnv",
+    "add_code_to_system_path",
+    "copy_extra_files",
+    "download_artifact_from_uri",
+    "get_flavor_configuration",
+    "mlflow_conda_env",
+    "prepare_target_path",
+    "process_conda_env",
+    "process_pip_requirements",
+    "save_example",
+    "validate_and_copy_code_paths",
+    "validate_env_arguments",
+]

@@ -1,0 +1,55 @@
+"""What this machine is: tags that MLflow puts on every run and model that is made here.
+
+MLflow imports this module during `import mlflow`, and any error at its import would break
+`import mlflow` for the whole environment. So it holds the standard library only, reads what the
+driver writes into /proc instead of loading the driver's library, and says nothing where it is not
+sure.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from pathlib import Path
+
+_DRIVER = Path("/proc/driver/nvidia")
+
+
+@functools.cache
+def gpu_name(driver: Path = _DRIVER) -> str | None:
+    """Name of this machine's first NVIDIA GPU, as its driver gives it; None where there is none."""
+    for information in sorted(driver.glob("gpus/*/information")):
+        if found := _search(r"^Model:\s*(.+)$", information):
+            return found
+    return None
+
+
+@functools.cache
+def driver_version(driver: Path = _DRIVER) -> str | None:
+    """Version of the NVIDIA driver; None where there is none."""
+    return _search(r"Kernel Module\D*?\s([\d.]+)", driver / "version")
+
+
+def _search(pattern: str, path: Path) -> str | None:
+    try:
+        found = re.search(pattern, path.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
+    except OSError:
+        return None
+    return found.group(1).strip() if found else None
+
+
+class GpuContext:
+    """An MLflow run-context provider (entry-point group ``mlflow.run_context_provider``).
+
+    MLflow asks only for these two methods; deriving from its class would import MLflow while
+    MLflow is being imported.
+    """
+
+    def in_context(self) -> bool:
+        """Whether there is anything to say."""
+        return gpu_name() is not None or driver_version() is not None
+
+    def tags(self) -> dict[str, str]:
+        """``e2eai.gpu_name`` and ``e2eai.driver_version``, where they are known."""
+        found = {"e2eai.gpu_name": gpu_name(), "e2eai.driver_version": driver_version()}
+        return {key: value for key, value in found.items() if value is not None}

@@ -1,0 +1,138 @@
+"""What differs between TensorRT and TensorRT-RTX, in one table, and what targets there are."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any, Literal
+
+from mlflow_e2eai.artifacts import Target
+from mlflow_e2eai.context import gpu_name
+from mlflow_e2eai.errors import EngineBuildError, InvalidInputError, MissingDependencyError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backend:
+    """A library that builds and runs engines.
+
+    Attributes:
+        module: Its Python module.
+        title: Its name, for people.
+        extra: The extra of this package that brings it.
+        requirement: The distribution that a serving environment needs.
+        cross_compiles: Whether it builds for a GPU that is not in this machine. An engine of a
+            backend that does not is bound to the GPU model that built it.
+    """
+
+    module: Literal["tensorrt", "tensorrt_rtx"]
+    title: str
+    extra: str
+    requirement: str
+    cross_compiles: bool
+
+
+BACKENDS: Mapping[str, Backend] = {
+    "tensorrt": Backend(
+        module="tensorrt",
+        title="TensorRT",
+        extra="tensorrt",
+        requirement="tensorrt-cu13",
+        cross_compiles=False,
+    ),
+    "tensorrt_rtx": Backend(
+        module="tensorrt_rtx",
+        title="TensorRT-RTX",
+        extra="rtx",
+        requirement="tensorrt-rtx-cu13",
+        cross_compiles=True,
+    ),
+}
+
+_RTX_CAPABILITIES = ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121")
+"""`tensorrt_rtx.ComputeCapability` of TensorRT-RTX 1.6.1, less NONE and CURRENT."""
+
+TARGETS: tuple[str, ...] = ("local", *_RTX_CAPABILITIES)
+"""What a caller may ask for: the GPU in this machine, or a compute capability that TensorRT-RTX
+compiles for without having it."""
+
+
+def check_target(text: str) -> None:
+    """Refuse a target that there is not.
+
+    Raises:
+        InvalidInputError: It is not one of `TARGETS`.
+    """
+    if text not in TARGETS:
+        msg = f"The target is {text!r}, but one of {', '.join(TARGETS)} is wanted."
+        raise InvalidInputError(msg)
+
+
+def resolve(text: str) -> Target:
+    """Say which engine a target asks for on this machine.
+
+    Args:
+        text: One of `TARGETS`. ``local`` is built with TensorRT where that is installed, else with
+            TensorRT-RTX.
+
+    Raises:
+        InvalidInputError: There is no such target, or ``local`` was asked for where there is no GPU.
+        MissingDependencyError: The backend that it needs is not installed.
+    """
+    check_target(text)
+    if text != "local":
+        load(BACKENDS["tensorrt_rtx"])
+        return Target(backend="tensorrt_rtx", compute_capability=text)
+    name = local_compute_capability()
+    if name is None:
+        msg = (
+            "The target 'local' needs a GPU, and there is none in this machine; name a compute "
+            f"capability instead: {', '.join(_RTX_CAPABILITIES)}."
+        )
+        raise InvalidInputError(msg)
+    if find_spec("tensorrt") is None and find_spec("tensorrt_rtx") is not None:
+        return Target(backend="tensorrt_rtx", compute_capability=name)
+    load(BACKENDS["tensorrt"])
+    return Target(backend="tensorrt", compute_capability=name, gpu_name=gpu_name())
+
+
+def local_compute_capability() -> str | None:
+    """``sm90`` for the first GPU in this machine; None where PyTorch sees none."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    major, minor = torch.cuda.get_device_capability(0)
+    return f"sm{major}{minor}"
+
+
+def load(backend: Backend) -> Any:
+    """Import a backend.
+
+    Raises:
+        MissingDependencyError: It is not installed, or its libraries do not load.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            return import_module(backend.module)
+    except (ImportError, OSError) as error:
+        raise MissingDependencyError(
+            package=backend.module, extra=backend.extra, purpose=f"A {backend.title} engine"
+        ) from error
+
+
+def compute_capability(trt: Any, name: str) -> Any:
+    """The enumeration member for ``sm86``; members are named, never numbered: versions renumber them.
+
+    Raises:
+        EngineBuildError: This version of the backend does not compile for it.
+    """
+    members = trt.ComputeCapability.__members__
+    if name.upper() not in members:
+        known = ", ".join(member.lower() for member in members if member.startswith("SM"))
+        msg = f"TensorRT-RTX {trt.__version__} does not compile for {name}; it knows {known}."
+        raise EngineBuildError(msg, reason=f"no ComputeCapability.{name.upper()}")
+    return members[name.upper()]

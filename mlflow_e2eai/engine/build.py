@@ -1,0 +1,142 @@
+"""ONNX and a target -> engine."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from mlflow_e2eai import graphs
+from mlflow_e2eai.artifacts import (
+    EngineArtifact,
+    OnnxArtifact,
+    Target,
+    TensorSpec,
+    sha256_of,
+    written,
+)
+from mlflow_e2eai.engine import backends
+from mlflow_e2eai.errors import EngineBuildError
+
+
+def compile(
+    source: OnnxArtifact, target: Target | str, *, out: Path, tf32: bool = False
+) -> EngineArtifact:
+    """Build a TensorRT engine.
+
+    The network is strongly typed: the engine computes in the types of the graph. Its optimisation
+    profile is the graph's dynamic axes, from min over opt to max.
+
+    Args:
+        source: The graph; its precision is the engine's.
+        target: What to build for: a Target, or the text that names one (see `resolve`).
+        out: The file to write.
+        tf32: Let fp32 arithmetic be rounded to TF32, which TensorRT does by default at about 3e-3
+            absolute error on unit-scale convolutions. Here fp32 means fp32 unless asked.
+
+    Returns:
+        The engine.
+
+    Raises:
+        InvalidInputError: There is no such target.
+        MissingDependencyError: The target's TensorRT is not installed.
+        EngineBuildError: TensorRT refuses the graph: names the node, its operator and TensorRT's
+            own words.
+    """
+    if isinstance(target, str):
+        target = backends.resolve(target)
+    backend = backends.BACKENDS[target.backend]
+    trt = backends.load(backend)
+    log = _logger(trt)
+    started = time.perf_counter()
+    builder = trt.Builder(log)
+    flag = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+    network = builder.create_network(flag)
+    parser = trt.OnnxParser(network, log)
+    if not parser.parse_from_file(str(source.path)):
+        raise _parse_error(parser, source, backend.title)
+    config = builder.create_builder_config()
+    if not tf32:
+        config.clear_flag(trt.BuilderFlag.TF32)
+    if backend.cross_compiles:
+        config.num_compute_capabilities = 1
+        capability = backends.compute_capability(trt, target.compute_capability)
+        config.set_compute_capability(capability, 0)
+    if source.axes:
+        _add_profile(builder, config, source)
+    plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        reason = "; ".join(log.errors) or "TensorRT gave no reason"
+        msg = (
+            f"{backend.title} cannot build {source.path.name} for {target.compute_capability}: "
+            f"{reason}; change the graph by surgery, or leave this target out."
+        )
+        raise EngineBuildError(msg, reason=reason)
+    with written(out) as temporary:
+        temporary.write_bytes(memoryview(plan))
+    return EngineArtifact(
+        path=out,
+        sha256=sha256_of(out),
+        parent_sha256=source.sha256,
+        target=target,
+        backend_version=str(trt.__version__),
+        precision=source.precision,
+        tf32=tf32,
+        inputs=source.inputs,
+        outputs=source.outputs,
+        axes=source.axes,
+        build_s=time.perf_counter() - started,
+        size_bytes=out.stat().st_size,
+    )
+
+
+def _logger(trt: Any) -> Any:
+    """A TensorRT logger that keeps errors for the exception and stays quiet."""
+
+    class Log(trt.ILogger):  # type: ignore[misc]  # the bindings ship no types
+        def __init__(self) -> None:
+            super().__init__()
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
+                self.errors.append(" ".join(message.split()))
+
+    return Log()
+
+
+def _parse_error(parser: Any, source: OnnxArtifact, title: str) -> EngineBuildError:
+    """The first node that the parser refused, with its domain, which the parser loses."""
+    errors = [parser.get_error(index) for index in range(parser.num_errors)]
+    domains = {node.name: node.domain for node in graphs.read(source.path).graph.node}
+    if not errors:
+        msg = f"{title} cannot parse {source.path.name} and gave no reason."
+        return EngineBuildError(msg, reason="no parser error was recorded")
+    first = errors[0]
+    node, operator = first.node_name(), first.node_operator()
+    reason = " ".join(str(first.desc()).split())
+    # For an operator that it knows but cannot build, TensorRT 10 and later say just 'false'.
+    if not reason or reason == "false":
+        reason = f"{operator} is not supported"
+    operator = graphs.operator_name(domains.get(node), operator) if operator else None
+    others = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+    msg = (
+        f"{title} refuses node {node!r}, operator {operator}{others}: {reason}; bypass, remove or "
+        f"replace it by surgery."
+    )
+    return EngineBuildError(msg, node=node or None, operator=operator, reason=reason)
+
+
+def _add_profile(builder: Any, config: Any, source: OnnxArtifact) -> None:
+    profile = builder.create_optimization_profile()
+    for spec in source.inputs:
+        lowest, best, highest = (_shape(spec, source, bound) for bound in ("min", "opt", "max"))
+        profile.set_shape(spec.name, lowest, best, highest)
+    if config.add_optimization_profile(profile) < 0:
+        msg = f"TensorRT refuses the profile of {source.path.name}: {source.axes}."
+        raise EngineBuildError(msg, reason="add_optimization_profile gave -1")
+
+
+def _shape(spec: TensorSpec, source: OnnxArtifact, bound: str) -> tuple[int, ...]:
+    sizes = {axis.name: int(getattr(axis, bound)) for axis in source.axes}
+    return tuple(size if isinstance(size, int) else sizes[size] for size in spec.shape)

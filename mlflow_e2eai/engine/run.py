@@ -1,0 +1,127 @@
+"""Engine -> `Infer`, on the GPU that it was built for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from mlflow_e2eai.artifacts import EngineArtifact, Infer, Tensors, verify
+from mlflow_e2eai.context import gpu_name
+from mlflow_e2eai.engine import backends
+from mlflow_e2eai.errors import EngineMismatchError, MissingDependencyError, RunnerError
+
+
+def why_not_here(engine: EngineArtifact) -> EngineMismatchError | MissingDependencyError | None:
+    """Why this machine cannot run an engine; None when nothing speaks against it."""
+    target = engine.target
+    backend = backends.BACKENDS[target.backend]
+    capability = backends.local_compute_capability()
+    if capability is None:
+        return EngineMismatchError(wanted=f"a GPU of {target.compute_capability}", found="no GPU")
+    if capability != target.compute_capability:
+        return EngineMismatchError(
+            wanted=f"a GPU of {target.compute_capability}", found=f"one of {capability}"
+        )
+    if target.gpu_name is not None and target.gpu_name != gpu_name():
+        return EngineMismatchError(wanted=f"an {target.gpu_name}", found=str(gpu_name()))
+    try:
+        trt = backends.load(backend)
+    except MissingDependencyError as error:
+        return error
+    if str(trt.__version__) != engine.backend_version:
+        return EngineMismatchError(
+            wanted=f"{backend.title} {engine.backend_version}",
+            found=f"{backend.title} {trt.__version__}",
+        )
+    return None
+
+
+@contextmanager
+def engine_runner(engine: EngineArtifact) -> Iterator[Infer]:
+    """Run an engine on this machine's GPU.
+
+    Memory and the stream are PyTorch's. Output buffers are poisoned with NaN before every call, so
+    that an output that the engine did not write is seen. The callable returns when its answer is
+    on the host. It is for one thread at a time.
+
+    Args:
+        engine: The engine; its digest is checked before it is loaded, as it is native code.
+
+    Raises:
+        ArtifactError: The file has changed since it was built.
+        EngineMismatchError: It was built for another GPU or another TensorRT version.
+        MissingDependencyError: Its TensorRT is not installed.
+        RunnerError: TensorRT cannot load or run it.
+    """
+    verify(engine.path, engine.sha256)
+    if (reason := why_not_here(engine)) is not None:
+        raise reason
+    trt = backends.load(backends.BACKENDS[engine.target.backend])
+    log = trt.Logger(trt.Logger.ERROR)
+    loaded = trt.Runtime(log).deserialize_cuda_engine(engine.path.read_bytes())
+    if loaded is None:
+        msg = f"TensorRT cannot load {engine.path.name}; compile it again on this machine."
+        raise RunnerError(msg)
+    context = loaded.create_execution_context()
+    if context is None:
+        msg = f"TensorRT cannot start {engine.path.name}; is the GPU's memory full?"
+        raise RunnerError(msg)
+    yield _Call(engine, loaded, context)
+
+
+class _Call:
+    """One execution context, its stream, and the steps of a call."""
+
+    def __init__(self, engine: EngineArtifact, loaded: Any, context: Any) -> None:
+        import torch
+
+        self._engine, self._loaded, self._context = engine, loaded, context
+        self._stream = torch.cuda.Stream()
+
+    def __call__(self, tensors: Tensors) -> Tensors:
+        import torch
+
+        with torch.cuda.stream(self._stream):
+            held = self._inputs(tensors)
+            if missing := self._context.infer_shapes():
+                msg = f"The shapes of {missing} are missing; give every input."
+                raise RunnerError(msg)
+            outputs = self._outputs()
+            if not self._context.execute_async_v3(self._stream.cuda_stream):
+                msg = f"TensorRT cannot run {self._engine.path.name}; see its log."
+                raise RunnerError(msg)
+            answer = {name: tensor.cpu().numpy() for name, tensor in outputs.items()}
+        self._stream.synchronize()
+        del held  # the engine reads them until the stream is done
+        return answer
+
+    def _inputs(self, tensors: Tensors) -> list[Any]:
+        import torch
+
+        held = []
+        for spec in self._engine.inputs:
+            tensor = torch.from_numpy(tensors[spec.name]).cuda(non_blocking=True).contiguous()
+            if not self._context.set_input_shape(spec.name, tuple(tensor.shape)):
+                sizes = ", ".join(f"{a.name} from {a.min} to {a.max}" for a in self._engine.axes)
+                msg = (
+                    f"The engine does not take {spec.name!r} of shape {list(tensor.shape)}; its "
+                    f"profile has {list(spec.shape)} with {sizes or 'no dynamic axes'}."
+                )
+                raise RunnerError(msg)
+            self._context.set_tensor_address(spec.name, tensor.data_ptr())
+            held.append(tensor)
+        return held
+
+    def _outputs(self) -> dict[str, Any]:
+        import torch
+
+        outputs = {}
+        for spec in self._engine.outputs:
+            shape = tuple(self._context.get_tensor_shape(spec.name))
+            tensor = torch.empty(shape, dtype=getattr(torch, spec.dtype), device="cuda")
+            if tensor.is_floating_point():
+                tensor.fill_(float("nan"))
+            self._context.set_tensor_address(spec.name, tensor.data_ptr())
+            outputs[spec.name] = tensor
+        return outputs

@@ -1,0 +1,111 @@
+"""Every error that this package raises on purpose.
+
+    E2EAIError
+    ├── InvalidInputError (also ValueError)   an argument, input example, axis, target or file is wrong
+    ├── ExportError                           PyTorch could not write the model as ONNX
+    ├── SurgeryError                          a rule broke the graph, or could not be applied
+    ├── PrecisionError                        a graph could not be converted to another precision
+    ├── EngineBuildError                      TensorRT refused the graph
+    ├── EngineMismatchError                   an engine is for another GPU or TensorRT version
+    ├── RunnerError                           a model could not be loaded or run where it was asked to
+    ├── ArtifactError                         a file is missing, changed or of an unknown format
+    ├── TrackingError                         MLflow could not be reached, or holds something unexpected
+    └── MissingDependencyError (also ImportError)  a package is not installed
+
+A message is one sentence or two: what was found, what was wanted, what to do next. Programs
+read the attributes. A failed parity check or gate is no error: it is a result that says no.
+"""
+
+from __future__ import annotations
+
+
+class E2EAIError(Exception):
+    """The root: catch this to catch everything that this package raises on purpose."""
+
+
+class InvalidInputError(E2EAIError, ValueError):
+    """An argument, input example, axis, target or file that the caller gave is wrong."""
+
+
+class ExportError(E2EAIError):
+    """PyTorch could not write the model as ONNX, or wrote something other than asked."""
+
+
+class SurgeryError(E2EAIError):
+    """A surgery rule broke the graph's interface or numbers, or could not be applied.
+
+    Attributes:
+        rule: Name of the rule, or None when the whole plan is meant.
+    """
+
+    def __init__(self, message: str, *, rule: str | None = None) -> None:
+        super().__init__(message)
+        self.rule = rule
+
+
+class PrecisionError(E2EAIError):
+    """A graph could not be converted to another precision."""
+
+
+class EngineBuildError(E2EAIError):
+    """TensorRT refused to parse or build the graph.
+
+    Attributes:
+        node: Name of the ONNX node that was refused, or None when TensorRT named none.
+        operator: The node's operator with its domain, for example ``devtech::FooOp``.
+        reason: TensorRT's own words.
+    """
+
+    def __init__(
+        self, message: str, *, reason: str, node: str | None = None, operator: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.node = node
+        self.operator = operator
+        self.reason = reason
+
+
+class EngineMismatchError(E2EAIError):
+    """An engine cannot run here: it was built for another GPU or TensorRT version.
+
+    Attributes:
+        wanted: What the engine needs.
+        found: What this machine has.
+    """
+
+    def __init__(self, *, wanted: str, found: str) -> None:
+        super().__init__(
+            f"The engine needs {wanted}, but this machine has {found}; compile one for this machine "
+            f"with target 'local', or load the model with its ONNX Runtime variant."
+        )
+        self.wanted = wanted
+        self.found = found
+
+
+class RunnerError(E2EAIError):
+    """A model could not be loaded, or could not be run where it was asked to."""
+
+
+class ArtifactError(E2EAIError):
+    """A file is missing, has changed since it was recorded, or has an unknown format."""
+
+
+class TrackingError(E2EAIError):
+    """MLflow could not be reached, or holds something other than what was asked for."""
+
+
+class MissingDependencyError(E2EAIError, ImportError):
+    """A package that this step needs is not installed.
+
+    Attributes:
+        package: What could not be imported.
+        extra: The extra of mlflow_e2eai that brings it.
+    """
+
+    def __init__(self, *, package: str, extra: str, purpose: str) -> None:
+        super().__init__(
+            f"{purpose} needs {package}, which is not installed; "
+            f"install it with: pip install 'mlflow_e2eai[{extra}]'"
+        )
+        self.package = package
+        self.extra = extra

@@ -1,0 +1,134 @@
+"""Metrics and gates -> Decision. Standard library only: anybody can read how a decision is made."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from mlflow_e2eai.errors import InvalidInputError
+
+AGAINST_CHAMPION = "champion/"
+"""Metrics of this prefix compare with the version that holds the alias; with none, there is nothing
+to compare with, and their gates do not apply."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gate:
+    """A bound on one metric.
+
+    Attributes:
+        metric: Its name.
+        bound: Which side of the limit is right.
+        limit: The limit itself passes.
+    """
+
+    metric: str
+    bound: Literal["at_most", "at_least"]
+    limit: float
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.limit):
+            msg = f"The gate on {self.metric!r} has the limit {self.limit}; give a finite number."
+            raise InvalidInputError(msg)
+
+    def passes(self, found: float | None) -> bool:
+        """Whether a value is within the bound; a missing, NaN or infinite one never is."""
+        if found is None or not math.isfinite(found):
+            return False
+        return found <= self.limit if self.bound == "at_most" else found >= self.limit
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What one gate says.
+
+    Attributes:
+        metric: The gate's metric.
+        found: Its value; None when it was not measured.
+        wanted: The bound, for people.
+        passed: Whether the value is within it.
+    """
+
+    metric: str
+    found: float | None
+    wanted: str
+    passed: bool
+
+    def __str__(self) -> str:
+        found = "not measured" if self.found is None else f"{self.found:g}"
+        return f"{self.metric}: found {found}, wanted {self.wanted}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """Whether to promote, and what each gate said.
+
+    Attributes:
+        verdicts: One for each gate that applied, in order.
+    """
+
+    verdicts: tuple[Verdict, ...]
+
+    @property
+    def promoted(self) -> bool:
+        """Whether every gate passed; without any gate, nothing is promoted."""
+        return bool(self.verdicts) and all(verdict.passed for verdict in self.verdicts)
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why not, a sentence a gate; empty when promoted."""
+        if not self.verdicts:
+            return ("There are no gates, and without any nothing is promoted.",)
+        return tuple(str(verdict) for verdict in self.verdicts if not verdict.passed)
+
+
+def decide(
+    gates: Sequence[Gate], metrics: Mapping[str, float], *, has_champion: bool
+) -> Decision:
+    """Hold metrics against gates.
+
+    Args:
+        gates: The gates; all of those that apply must pass.
+        metrics: What was measured.
+        has_champion: Whether a version holds the alias now. If none does, gates on metrics that
+            compare with it do not apply.
+    """
+    applying = [
+        gate for gate in gates if has_champion or not gate.metric.startswith(AGAINST_CHAMPION)
+    ]
+    return Decision(
+        verdicts=tuple(
+            Verdict(
+                metric=gate.metric,
+                found=metrics.get(gate.metric),
+                wanted=f"{gate.bound.replace('_', ' ')} {gate.limit:g}",
+                passed=gate.passes(metrics.get(gate.metric)),
+            )
+            for gate in applying
+        )
+    )
+
+
+def gates_from(data: Any) -> tuple[Gate, ...]:
+    """Read gates as YAML gives them: ``{"gates": [{"metric": name, "at_most": limit}, ...]}``.
+
+    Raises:
+        InvalidInputError: It is something else.
+    """
+    entries = data.get("gates") if isinstance(data, Mapping) else None
+    if not isinstance(entries, Iterable) or isinstance(entries, str | Mapping):
+        msg = "Gates are a mapping with the one key 'gates', which holds a list; see gates.yaml."
+        raise InvalidInputError(msg)
+    return tuple(_gate(entry) for entry in entries)
+
+
+def _gate(entry: Any) -> Gate:
+    match entry:
+        case {"metric": str(metric), "at_most": int() | float() as limit} if len(entry) == 2:  # noqa: PLR2004
+            return Gate(metric=metric, bound="at_most", limit=float(limit))
+        case {"metric": str(metric), "at_least": int() | float() as limit} if len(entry) == 2:  # noqa: PLR2004
+            return Gate(metric=metric, bound="at_least", limit=float(limit))
+    msg = f"{entry!r} is no gate; write {{metric: name, at_most: number}}, or at_least."
+    raise InvalidInputError(msg)

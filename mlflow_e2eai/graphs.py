@@ -1,0 +1,153 @@
+"""ONNX files: read, check, describe, write."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from mlflow_e2eai.artifacts import (
+    Axis,
+    OnnxArtifact,
+    Precision,
+    TensorSpec,
+    sha256_of,
+    written,
+)
+from mlflow_e2eai.errors import ArtifactError
+
+if TYPE_CHECKING:
+    import onnx
+    import onnx_graphsurgeon as gs
+
+_LIMIT_BYTES = 2**31 - 1
+"""Protobuf's limit for one message, which an ONNX file with its weights inside is."""
+
+
+def read(path: Path) -> onnx.ModelProto:
+    """Read an ONNX file with its weights.
+
+    Raises:
+        ArtifactError: It is missing, is no ONNX file, or breaks the ONNX rules.
+    """
+    import onnx
+
+    try:
+        model = onnx.load(path)
+        onnx.checker.check_model(model)
+    except FileNotFoundError as error:
+        msg = f"There is no file {path}; check the path."
+        raise ArtifactError(msg) from error
+    except Exception as error:  # protobuf's and onnx's errors share no base class
+        msg = f"{path.name} is not a valid ONNX file: {str(error).strip().splitlines()[0]}"
+        raise ArtifactError(msg) from error
+    return model
+
+
+def write(model: onnx.ModelProto, out: Path) -> None:
+    """Check a graph and write it, whole or not at all.
+
+    Raises:
+        ArtifactError: It breaks the ONNX rules, or is over protobuf's 2 GiB.
+    """
+    import onnx
+
+    if (size := model.ByteSize()) > _LIMIT_BYTES:
+        msg = (
+            f"The graph takes {size / 2**30:.1f} GiB, but a single ONNX file holds 2 GiB at most, "
+            f"and weights in external files are not supported yet; use a smaller model."
+        )
+        raise ArtifactError(msg)
+    try:
+        onnx.checker.check_model(model)
+    except onnx.checker.ValidationError as error:
+        msg = f"The graph for {out.name} is not valid ONNX: {str(error).strip().splitlines()[0]}"
+        raise ArtifactError(msg) from error
+    with written(out) as temporary:
+        temporary.write_bytes(model.SerializeToString(deterministic=True))
+
+
+def to_onnx(graph: gs.Graph, *, like: onnx.ModelProto) -> onnx.ModelProto:
+    """A GraphSurgeon graph as ONNX, sorted, with the source's IR version and only the operator sets in use.
+
+    GraphSurgeon stamps the newest IR version on some graphs, which ONNX Runtime refuses, and keeps
+    the operator sets of nodes that are gone.
+    """
+    import onnx_graphsurgeon as gs
+
+    model: onnx.ModelProto = gs.export_onnx(graph.toposort())
+    model.ir_version = like.ir_version
+    used = {node.domain for node in model.graph.node} | {
+        node.domain for function in model.functions for node in function.node
+    }
+    # Subgraphs and functions are searched no deeper: a domain that only they use stays listed.
+    nested = bool(model.functions) or any(
+        attribute.HasField("g") or attribute.graphs
+        for node in model.graph.node
+        for attribute in node.attribute
+    )
+    if not nested:
+        kept = [entry for entry in model.opset_import if entry.domain in used | {"", "ai.onnx"}]
+        del model.opset_import[:]
+        model.opset_import.extend(kept)
+    return model
+
+
+def describe(
+    path: Path,
+    *,
+    stage: Literal["export", "clean", "convert"],
+    precision: Precision,
+    axes: tuple[Axis, ...],
+    parent_sha256: str | None,
+) -> OnnxArtifact:
+    """Say what an ONNX file is, from the file itself."""
+    model = read(path)
+    inputs, outputs = interface(model)
+    return OnnxArtifact(
+        path=path,
+        sha256=sha256_of(path),
+        parent_sha256=parent_sha256,
+        stage=stage,
+        precision=precision,
+        opset=opset_of(model),
+        inputs=inputs,
+        outputs=outputs,
+        axes=axes,
+    )
+
+
+def interface(model: onnx.ModelProto) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """A graph's inputs and outputs; initializers that are listed as inputs do not count."""
+    weights = {initializer.name for initializer in model.graph.initializer}
+    inputs = tuple(_spec(value) for value in model.graph.input if value.name not in weights)
+    return inputs, tuple(_spec(value) for value in model.graph.output)
+
+
+def opset_of(model: onnx.ModelProto) -> int:
+    """Version of the default operator set that a graph uses."""
+    return max(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+
+
+def operators(model: onnx.ModelProto) -> dict[str, int]:
+    """How many nodes of each operator the main graph has, domains written out but the default one."""
+    found: dict[str, int] = {}
+    for node in model.graph.node:
+        name = operator_name(node.domain, node.op_type)
+        found[name] = found.get(name, 0) + 1
+    return dict(sorted(found.items()))
+
+
+def operator_name(domain: str | None, op_type: str) -> str:
+    """``Conv`` for an operator of ONNX itself, ``devtech::FooOp`` for any other."""
+    return op_type if domain in (None, "", "ai.onnx") else f"{domain}::{op_type}"
+
+
+def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
+    import onnx
+
+    kind = value.type.tensor_type
+    shape: list[int | str] = []
+    for dim in kind.shape.dim:
+        shape.append(dim.dim_value if dim.HasField("dim_value") else (dim.dim_param or "?"))
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)
+    return TensorSpec(name=value.name, dtype=dtype.name, shape=tuple(shape))

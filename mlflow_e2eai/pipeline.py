@@ -1,0 +1,473 @@
+"""The stages in their order: a PyTorch model goes in, a bundle comes out.
+
+A `Recorder` is told of every stage; MLflow is one (tracking.py), and `Silent` is none. So saving to
+a folder and logging to a server take the same way.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+
+from mlflow_e2eai import __version__, bundle
+from mlflow_e2eai.artifacts import (
+    Array,
+    EngineArtifact,
+    Infer,
+    OnnxArtifact,
+    Precision,
+    Tensors,
+    TensorSpec,
+    corners,
+    resize,
+    variant_name,
+)
+from mlflow_e2eai.bundle import Evidence, Manifest
+from mlflow_e2eai.context import driver_version, gpu_name
+from mlflow_e2eai.engine import compile, resolve, why_not_here
+from mlflow_e2eai.errors import InvalidInputError, RunnerError
+from mlflow_e2eai.exporter import (
+    DEFAULT_OPSET,
+    DynamicAxes,
+    Exporter,
+    export,
+    module_of,
+    named_inputs,
+)
+from mlflow_e2eai.latency import LatencyReport, benchmark
+from mlflow_e2eai.parity import compare
+from mlflow_e2eai.precision import check_precision, convert
+from mlflow_e2eai.runners import onnxruntime_devices, torch_runner
+from mlflow_e2eai.surgery import DEFAULT_PLAN, Step, SurgeryReport, clean
+
+TaskMetric: TypeAlias = Callable[[Tensors, Array], float]
+"""Outputs by name and the labels -> a number of which more is better."""
+
+
+def accuracy(outputs: Tensors, labels: Array) -> float:
+    """Share of items whose largest value along the first output's last axis is at the label."""
+    first = next(iter(outputs.values()))
+    return float(np.mean(np.argmax(first, axis=-1) == labels))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationData:
+    """Labelled data that the variants are judged on.
+
+    Attributes:
+        inputs: One array for each input; the leading axis counts items.
+        labels: One entry for each item.
+        metrics: Task metrics by name.
+    """
+
+    inputs: Tensors
+    labels: Array
+    metrics: Mapping[str, TaskMetric] = field(default_factory=lambda: {"accuracy": accuracy})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What to make of a model.
+
+    Attributes:
+        dynamic_axes: Axes whose size may vary, by input name and position.
+        exporter: See `mlflow_e2eai.export`.
+        opset: The same.
+        output_names: The same.
+        surgery: The cleaning plan.
+        precisions: What to make graphs and engines in; fp32 is always made.
+        targets: What to build engines for.
+        tf32: Whether fp32 engines may round to TF32.
+
+    Raises:
+        InvalidInputError: There is no such precision or target, or a target cannot be built here.
+        MissingDependencyError: A target's TensorRT is not installed.
+    """
+
+    dynamic_axes: DynamicAxes = field(default_factory=dict)
+    exporter: Exporter = "auto"
+    opset: int = DEFAULT_OPSET
+    output_names: Sequence[str] | None = None
+    surgery: Sequence[Step] = DEFAULT_PLAN
+    precisions: Sequence[Precision] = ("fp32", "fp16")
+    targets: Sequence[str] = ()
+    tf32: bool = False
+
+    def __post_init__(self) -> None:
+        # All of it before any work: nobody wants to learn of a typing error after the export.
+        for precision in self.precisions:
+            check_precision(precision)
+        for target in self.targets:
+            resolve(target)
+        for step in self.surgery:
+            step.bound()
+
+
+class Stage(Protocol):
+    """What a stage tells its recorder."""
+
+    def made(self, artifact: OnnxArtifact | EngineArtifact, *, example: Tensors) -> None:
+        """An artifact is finished."""
+
+    def noted(self, name: str, value: Any) -> None:
+        """A report (a dataclass) is to be kept beside the stage."""
+
+    def measured(self, evidence: Evidence, latency: Mapping[str, LatencyReport]) -> None:
+        """A variant was measured, or could not be."""
+
+
+class Recorder(Protocol):
+    """Who is told of the stages."""
+
+    def stage(self, name: str, *, inputs: Sequence[str]) -> AbstractContextManager[Stage]:
+        """A stage begins, on artifacts with these digests; it ends, well or not, with the block."""
+
+
+class Silent:
+    """A recorder, and a stage, that keeps nothing."""
+
+    def stage(self, name: str, *, inputs: Sequence[str]) -> AbstractContextManager[Stage]:  # noqa: ARG002
+        """Nobody is told."""
+        return nullcontext(self)
+
+    def made(self, artifact: OnnxArtifact | EngineArtifact, *, example: Tensors) -> None:
+        """Nobody is told."""
+
+    def noted(self, name: str, value: Any) -> None:
+        """Nobody is told."""
+
+    def measured(self, evidence: Evidence, latency: Mapping[str, LatencyReport]) -> None:
+        """Nobody is told."""
+
+
+def build(
+    model: Any,
+    input_example: Any,
+    settings: Settings,
+    *,
+    work: Path,
+    recorder: Recorder,
+    source: str | None = None,
+    evaluation: EvaluationData | None = None,
+) -> tuple[Manifest, dict[str, Array]]:
+    """Take a model through export, clean, convert, compile and evaluate.
+
+    Args:
+        model: A ``torch.nn.Module``, ScriptModule or ExportedProgram.
+        input_example: Inputs that it accepts.
+        settings: What to make of it.
+        work: A folder for the files.
+        recorder: Who is told of the stages.
+        source: What stands for the model in the recorder's inputs.
+        evaluation: Labelled data to judge the variants on.
+
+    Returns:
+        The manifest, with the files still in `work`, and the input example by name.
+    """
+    module = module_of(model)
+    example = named_inputs(module, input_example)
+    roots = [] if source is None else [source]
+    with recorder.stage("export", inputs=roots) as stage:
+        raw = export(
+            model,
+            example,
+            out=work / "raw.onnx",
+            dynamic_axes=settings.dynamic_axes,
+            exporter=settings.exporter,
+            opset=settings.opset,
+            output_names=settings.output_names,
+        )
+        stage.made(raw, example=example)
+    with reference_of(module, raw) as reference:
+        with recorder.stage("clean", inputs=[raw.sha256]) as stage:
+            samples = list(profile_samples(example, raw).values())
+            cleaned, surgery = clean(
+                raw,
+                settings.surgery,
+                out=work / "clean.onnx",
+                samples=samples,
+                reference=reference,
+            )
+            stage.made(cleaned, example=_renamed(example, raw, cleaned))
+            stage.noted("surgery", surgery)
+        example = _renamed(example, raw, cleaned)
+        graphs = [cleaned, *_converted(cleaned, settings, work, recorder, example)]
+        engines = _compiled(graphs, settings, work, recorder, example)
+        under_new_names = _bridge(reference, raw, cleaned)
+        if evaluation is not None:
+            evaluation = _check_evaluation(evaluation, raw, cleaned)
+        evidence, latency = evaluate(
+            under_new_names, graphs, engines, example, recorder=recorder, evaluation=evaluation
+        )
+    return _manifest(source, graphs, engines, surgery, evidence, latency), example
+
+
+def _manifest(
+    source: str | None,
+    graphs: Sequence[OnnxArtifact],
+    engines: Sequence[EngineArtifact],
+    surgery: SurgeryReport,
+    evidence: Sequence[Evidence],
+    latency: Mapping[str, LatencyReport],
+) -> Manifest:
+    return Manifest(
+        format_version=bundle.FORMAT_VERSION,
+        package_version=__version__,
+        source_model=source,
+        graphs=tuple(graphs),
+        engines=tuple(engines),
+        surgery=surgery,
+        evidence=tuple(evidence),
+        latency=latency,
+        environment=environment(),
+    )
+
+
+@contextmanager
+def reference_of(module: Any, raw: OnnxArtifact) -> Iterator[Infer]:
+    """The PyTorch module under the names of its export: what is right."""
+    names = [spec.name for spec in raw.inputs]
+    with torch_runner(module, inputs=names, outputs=[spec.name for spec in raw.outputs]) as infer:
+        yield infer
+
+
+def profile_samples(example: Tensors, graph: OnnxArtifact) -> dict[str, Tensors]:
+    """The input example at every corner of a graph's profile, by corner."""
+    return {
+        label: resize(example, graph.inputs, sizes) for label, sizes in corners(graph.axes).items()
+    }
+
+
+def evaluate(
+    reference: Infer,
+    graphs: Sequence[OnnxArtifact],
+    engines: Sequence[EngineArtifact],
+    example: Tensors,
+    *,
+    recorder: Recorder,
+    evaluation: EvaluationData | None = None,
+) -> tuple[list[Evidence], dict[str, LatencyReport]]:
+    """Judge every variant against the PyTorch module, and measure all of them together.
+
+    Args:
+        reference: The PyTorch module, under the names of the graphs.
+        graphs: The graphs; ONNX Runtime runs each on every device that it has here.
+        engines: Engines. One that this machine cannot run is recorded as not measured.
+        example: One array for each input.
+        recorder: Who is told.
+        evaluation: Labelled data.
+
+    Returns:
+        Evidence for each variant, the PyTorch module first, and latency by corner of the profile.
+    """
+    samples = profile_samples(example, graphs[0])
+    files: dict[str, OnnxArtifact | EngineArtifact] = {}
+    skipped: list[Evidence] = []
+    with ExitStack() as stack:
+        infers = {variant_name("torch", "fp32"): reference}
+        for engine in engines:
+            name = bundle.engine_variant(engine)
+            if (reason := why_not_here(engine)) is not None:
+                skipped.append(
+                    Evidence(
+                        variant=name, sha256=engine.sha256, measured=False, reason=str(reason)
+                    )
+                )
+                continue
+            files[name] = engine
+            infers[name] = stack.enter_context(bundle.runner(name, graphs, engines))
+        for device in onnxruntime_devices():
+            for graph in graphs:
+                name = bundle.graph_variant(graph, device)
+                try:
+                    infers[name] = stack.enter_context(bundle.runner(name, graphs, engines))
+                    files[name] = graph
+                except RunnerError as error:
+                    skipped.append(
+                        Evidence(
+                            variant=name, sha256=graph.sha256, measured=False, reason=str(error)
+                        )
+                    )
+
+        def calls() -> Iterator[tuple[Tensors, int]]:
+            if evaluation is not None:
+                yield from _calls(evaluation.inputs, graphs[0], next(iter(samples.values())))
+
+        evidence = [
+            _judge(name, infer, reference, files.get(name), samples, evaluation, calls)
+            for name, infer in infers.items()
+        ]
+        # What gave wrong numbers is timed all the same, what broke down is not.
+        sound = {e.variant: infers[e.variant] for e in evidence if e.reason is None}
+        latency = {label: benchmark(sound, sample) for label, sample in samples.items()}
+    for entry in [*evidence, *skipped]:
+        inputs = [] if entry.sha256 is None else [entry.sha256]
+        with recorder.stage(f"evaluate {entry.variant}", inputs=inputs) as stage:
+            stage.measured(entry, latency)
+    return [*evidence, *skipped], latency
+
+
+def _judge(
+    name: str,
+    infer: Infer,
+    reference: Infer,
+    artifact: OnnxArtifact | EngineArtifact | None,
+    samples: Mapping[str, Tensors],
+    evaluation: EvaluationData | None,
+    calls: Callable[[], Iterator[tuple[Tensors, int]]],
+) -> Evidence:
+    precision: Precision = "fp32" if artifact is None else artifact.precision
+    sha256 = None if artifact is None else artifact.sha256
+    parity, task = {}, {}
+    try:
+        # The module against itself tells whether it answers one question the same way twice.
+        parity["profile"] = compare(reference, infer, samples.values(), precision=precision)
+        if evaluation is not None:
+            batches = (batch for batch, _ in calls())
+            parity["data"] = compare(reference, infer, batches, precision=precision, repeats=1)
+            task = _task(infer, calls(), evaluation)
+    except RunnerError as error:
+        return Evidence(
+            variant=name, sha256=sha256, measured=True, reason=str(error), parity=parity
+        )
+    return Evidence(variant=name, sha256=sha256, measured=True, parity=parity, task=task)
+
+
+def _calls(
+    inputs: Tensors, graph: OnnxArtifact, sample: Tensors
+) -> Iterator[tuple[Tensors, int]]:
+    """Evaluation data in calls that the profile admits, each with how many of its items count.
+
+    A last call that would be smaller than the profile's min is filled up by repeating its items.
+    """
+    first = graph.inputs[0]
+    lowest = highest = sample[first.name].shape[0]
+    for axis in graph.axes:
+        if axis.name == first.shape[0]:
+            lowest, highest = axis.min, axis.max
+    total = len(inputs[first.name])
+    for start in range(0, total, highest):
+        count = min(highest, total - start)
+        index = start + np.arange(max(count, lowest)) % count
+        yield {name: np.ascontiguousarray(array[index]) for name, array in inputs.items()}, count
+
+
+def _task(
+    infer: Infer, calls: Iterator[tuple[Tensors, int]], evaluation: EvaluationData
+) -> dict[str, float]:
+    parts: dict[str, list[Array]] = {}
+    for batch, count in calls:
+        for name, value in infer(batch).items():
+            parts.setdefault(name, []).append(np.array(value)[:count])
+    outputs = {name: np.concatenate(values) for name, values in parts.items()}
+    return {
+        name: float(metric(outputs, evaluation.labels))
+        for name, metric in evaluation.metrics.items()
+    }
+
+
+def _check_evaluation(
+    evaluation: EvaluationData, raw: OnnxArtifact, cleaned: OnnxArtifact
+) -> EvaluationData:
+    """Evaluation data under the graph's names, or a clear sentence why it cannot be.
+
+    Raises:
+        InvalidInputError: Names or lengths do not fit.
+    """
+    wanted = [spec.name for spec in raw.inputs]
+    if set(evaluation.inputs) != set(wanted):
+        msg = f"The evaluation data has {sorted(evaluation.inputs)}, but the inputs are {wanted}."
+        raise InvalidInputError(msg)
+    if not cleaned.inputs[0].shape:
+        msg = "The first input is a scalar, so it has no items; leave out the evaluation data."
+        raise InvalidInputError(msg)
+    lengths = {len(array) for array in evaluation.inputs.values()} | {len(evaluation.labels)}
+    if len(lengths) != 1 or 0 in lengths:
+        msg = f"The evaluation data has {sorted(lengths)} items; inputs and labels must be as many."
+        raise InvalidInputError(msg)
+    return EvaluationData(
+        inputs=_renamed(evaluation.inputs, raw, cleaned),
+        labels=evaluation.labels,
+        metrics=evaluation.metrics,
+    )
+
+
+def _converted(
+    cleaned: OnnxArtifact,
+    settings: Settings,
+    work: Path,
+    recorder: Recorder,
+    example: Tensors,
+) -> Iterator[OnnxArtifact]:
+    for precision in dict.fromkeys(settings.precisions):
+        if precision != cleaned.precision:
+            with recorder.stage(f"convert {precision}", inputs=[cleaned.sha256]) as stage:
+                graph = convert(cleaned, precision, out=work / f"{precision}.onnx")
+                stage.made(graph, example=example)
+            yield graph
+
+
+def _compiled(
+    graphs: Sequence[OnnxArtifact],
+    settings: Settings,
+    work: Path,
+    recorder: Recorder,
+    example: Tensors,
+) -> list[EngineArtifact]:
+    engines = []
+    for graph in graphs:
+        if graph.precision not in settings.precisions:
+            continue
+        for target in dict.fromkeys(settings.targets):
+            name = f"compile {graph.precision} {target}"
+            with recorder.stage(name, inputs=[graph.sha256]) as stage:
+                out = work / f"{graph.precision}-{target}.engine"
+                engine = compile(graph, target, out=out, tf32=settings.tf32)
+                stage.made(engine, example=example)
+            engines.append(engine)
+    return engines
+
+
+def _renamed(tensors: Tensors, raw: OnnxArtifact, cleaned: OnnxArtifact) -> dict[str, Array]:
+    """Inputs under the names that surgery gave them; it keeps their order."""
+    names = dict(zip((s.name for s in raw.inputs), (s.name for s in cleaned.inputs), strict=True))
+    return {names[name]: value for name, value in tensors.items()}
+
+
+def _bridge(reference: Infer, raw: OnnxArtifact, cleaned: OnnxArtifact) -> Infer:
+    """The reference under the names, and with the outputs, that surgery left."""
+    inputs = dict(zip((s.name for s in cleaned.inputs), (s.name for s in raw.inputs), strict=True))
+    if len(raw.outputs) == len(cleaned.outputs):
+        raw_names = [spec.name for spec in raw.outputs]
+        outputs = dict(zip((s.name for s in cleaned.outputs), raw_names, strict=True))
+    else:
+        outputs = {spec.name: spec.name for spec in cleaned.outputs}
+
+    def infer(tensors: Tensors) -> Tensors:
+        answer = reference({inputs[name]: value for name, value in tensors.items()})
+        return {new: answer[old] for new, old in outputs.items()}
+
+    return infer
+
+
+def environment() -> dict[str, str]:
+    """What this machine and its libraries are; only what is known."""
+    found: dict[str, str | None] = {
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "gpu": gpu_name(),
+        "driver": driver_version(),
+    }
+    for package in ("torch", "onnx", "onnxruntime-gpu", "onnxruntime", "tensorrt-rtx-cu13"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return {key: value for key, value in found.items() if value is not None}

@@ -1,0 +1,278 @@
+"""Decision -> alias and tags on a registered version."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlflow_e2eai import bundle, tracking
+from mlflow_e2eai.artifacts import to_json, verify
+from mlflow_e2eai.bundle import Manifest
+from mlflow_e2eai.errors import ArtifactError, E2EAIError, InvalidInputError, TrackingError
+from mlflow_e2eai.gates import Decision, Gate, decide, gates_from
+from mlflow_e2eai.latency import benchmark
+from mlflow_e2eai.pipeline import profile_samples
+
+if TYPE_CHECKING:
+    from mlflow.entities import LoggedModel
+    from mlflow.entities.model_registry import ModelVersion
+
+DECISION, REASON, DECIDED_BY, PREVIOUS = (
+    "e2eai.decision",
+    "e2eai.reason",
+    "e2eai.decision_run",
+    "e2eai.previous",
+)
+
+
+def promote(
+    name: str,
+    version: int | str,
+    *,
+    alias: str = "champion",
+    gates: Sequence[Gate] | Mapping[str, Any] | str | Path | None = None,
+) -> Decision:
+    """Decide whether a version of a registered model gets an alias, and give it on yes.
+
+    The version's own evidence is judged, from its bundle, whose digest is checked: MLflow's metrics
+    are for looking at. Where another version holds the alias, both are loaded and measured here and
+    now, turn by turn. The decision is a run with both as inputs; the version's tags say what it was
+    and why.
+
+    Args:
+        name: Name of the registered model.
+        version: Its version, the challenger.
+        alias: The alias that it is to get.
+        gates: Gates, or the path of a YAML file, or what that holds; by default those of
+            ``gates.yaml`` in this package.
+
+    Returns:
+        The decision.
+
+    Raises:
+        InvalidInputError: The gates or the alias are wrong.
+        ArtifactError: The version is no bundle of this package, or has changed since it was logged.
+        TrackingError: There is no such version, the server cannot be reached, or somebody moved the
+            alias meanwhile.
+    """
+    from mlflow import MlflowClient
+
+    with tracking.run(f"promote {name} {version}", tags={tracking.STAGE: "promote"}) as run_id:
+        wanted = read_gates(gates)
+        challenger = _version(name, version)
+        champion = _holder(name, alias)
+        if champion is not None and str(champion.version) == str(challenger.version):
+            champion = None  # it holds the alias already, and is judged on its own
+        with tempfile.TemporaryDirectory() as folder:
+            models = [tracking.resolve(_uri(v)) for v in (challenger, champion) if v is not None]
+            tracking.link_inputs(run_id, [model.model_id for model in models])
+            places = [_fetch(model, Path(folder, str(at))) for at, model in enumerate(models)]
+            metrics = metrics_of(*places)
+        decision = decide(wanted, metrics, has_champion=champion is not None)
+        tracking.log_metrics(metrics, run_id=run_id, model_id=models[0].model_id)
+        client = MlflowClient()
+        client.log_text(run_id, to_json(decision), "decision.json")
+        _carry_out(decision, challenger, champion, alias=alias, run_id=run_id)
+    return decision
+
+
+def read_gates(
+    gates: Sequence[Gate] | Mapping[str, Any] | str | Path | None,
+) -> tuple[Gate, ...]:
+    """Gates from wherever they come.
+
+    Raises:
+        InvalidInputError: The file cannot be read, or holds no gates.
+    """
+    import yaml
+
+    if isinstance(gates, Sequence) and not isinstance(gates, str):
+        return tuple(gates)
+    if isinstance(gates, Mapping):
+        return gates_from(gates)
+    source = files("mlflow_e2eai") / "gates.yaml" if gates is None else Path(gates)
+    try:
+        return gates_from(yaml.safe_load(source.read_text(encoding="utf-8")))
+    except (OSError, yaml.YAMLError) as error:
+        msg = f"Cannot read gates from {source}: {error}; give a YAML file such as gates.yaml."
+        raise InvalidInputError(msg) from error
+
+
+def metrics_of(challenger: Path, champion: Path | None = None) -> dict[str, float]:
+    """The metrics that gates are held against.
+
+    Args:
+        challenger: A bundle.
+        champion: The bundle that it wants to replace.
+
+    Returns:
+        ``parity/measured`` and ``parity/failed``: how many variants were measured, and how many of
+        those gave wrong numbers or broke down. ``parity/max_abs_error``: the largest. ``task/<name>``:
+        each task metric of the worst variant. ``task/drop``: the most that a variant lost of one
+        against the PyTorch module. ``champion/task_drop``: the most that the worst variant lost of
+        one against the champion's worst. ``champion/latency_ratio``: how many times as long as the
+        champion it takes, upper bound of the interval, at the slowest corner that both admit.
+    """
+    new = bundle.read(challenger)
+    measured = [entry for entry in new.evidence if entry.measured and entry.sha256 is not None]
+    reports = [report for entry in measured for report in entry.parity.values()]
+    errors = [report.max_abs_error for report in reports]
+    tasks = _worst_tasks(new)
+    metrics = {
+        "parity/measured": float(len(measured)),
+        "parity/failed": float(sum(not entry.passed for entry in measured)),
+        "parity/max_abs_error": max(errors) if errors and not any(map(math.isnan, errors)) else math.nan,
+        "task/drop": _drop(_reference_tasks(new), tasks),
+        **{f"task/{name}": value for name, value in tasks.items()},
+    }
+    if champion is not None:
+        metrics["champion/task_drop"] = _drop(_worst_tasks(bundle.read(champion)), tasks)
+        metrics["champion/latency_ratio"] = _latency_ratio(challenger, champion)
+    return metrics
+
+
+def _worst_tasks(manifest: Manifest) -> dict[str, float]:
+    """Each task metric of the variant that has the least of it; NaN where a variant lacks it."""
+    measured = [entry for entry in manifest.evidence if entry.measured and entry.sha256 is not None]
+    names = {name for entry in measured for name in entry.task}
+    worst = {}
+    for name in sorted(names):
+        values = [entry.task.get(name, math.nan) for entry in measured]
+        worst[name] = math.nan if any(map(math.isnan, values)) else min(values)
+    return worst
+
+
+def _reference_tasks(manifest: Manifest) -> Mapping[str, float]:
+    for entry in manifest.evidence:
+        if entry.sha256 is None:
+            return entry.task
+    return {}
+
+
+def _drop(before: Mapping[str, float], now: Mapping[str, float]) -> float:
+    """The most that was lost of any metric; NaN when one can no longer be told, 0 with none."""
+    drops = [value - now.get(name, math.nan) for name, value in before.items()]
+    return math.nan if any(map(math.isnan, drops)) else max(drops, default=0.0)
+
+
+def _latency_ratio(challenger: Path, champion: Path) -> float:
+    """Upper bound of how many times as long the challenger takes; NaN when it cannot be told.
+
+    Each is asked its own input example, resized to the corners that both profiles admit.
+    """
+    places = {"challenger": challenger, "champion": champion}
+    manifests = {role: bundle.read(place) for role, place in places.items()}
+    samples = {
+        role: profile_samples(bundle.read_example(place), manifests[role].graphs[0])
+        for role, place in places.items()
+    }
+    shared = [
+        label
+        for label in samples["challenger"].keys() & samples["champion"].keys()
+        if _items(samples["challenger"][label]) == _items(samples["champion"][label])
+    ]
+    if not shared:
+        return math.nan
+    try:
+        with bundle.load(challenger) as new, bundle.load(champion) as old:
+            models = {"challenger": new, "champion": old}
+            bounds = []
+            for label in shared:
+                report = benchmark(
+                    {
+                        role: (lambda _, m=model, s=samples[role][label]: m(s))
+                        for role, model in models.items()
+                    },
+                    samples["challenger"][label],
+                )
+                bounds.append(report.ratio("challenger", "champion").high)
+    except E2EAIError:
+        return math.nan
+    return max(bounds)
+
+
+def _items(sample: Mapping[str, Any]) -> int:
+    shape = next(iter(sample.values())).shape
+    return int(shape[0]) if shape else 1
+
+
+def _carry_out(
+    decision: Decision,
+    challenger: ModelVersion,
+    champion: ModelVersion | None,
+    *,
+    alias: str,
+    run_id: str,
+) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient()
+    name, version = challenger.name, str(challenger.version)
+    tags = {
+        DECISION: "promoted" if decision.promoted else "rejected",
+        REASON: "; ".join(decision.reasons) or "every gate passed",
+        DECIDED_BY: run_id,
+    }
+    if champion is not None:
+        tags[PREVIOUS] = str(champion.version)
+    for verdict in decision.verdicts:
+        tags[f"e2eai.gate.{verdict.metric}"] = "passed" if verdict.passed else str(verdict)
+    if decision.promoted:
+        # MLflow has no compare-and-set: the holder is read once more, right before the alias moves.
+        now = _holder(name, alias)
+        before = version if champion is None else str(champion.version)
+        if now is not None and str(now.version) not in (version, before):
+            msg = (
+                f"Alias {alias!r} of {name!r} moved to version {now.version} while version "
+                f"{version} was being judged; promote it again."
+            )
+            raise TrackingError(msg)
+        client.set_registered_model_alias(name, alias, version)
+    for key, value in tags.items():
+        client.set_model_version_tag(name, version, key, value)
+    for key in (DECISION, REASON):
+        client.set_tag(run_id, key, tags[key])
+
+
+def _version(name: str, version: int | str) -> ModelVersion:
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return MlflowClient().get_model_version(name, str(version))
+    except MlflowException as error:
+        msg = f"There is no version {version} of {name!r}: {error.message}; see the registry."
+        raise TrackingError(msg) from error
+
+
+def _holder(name: str, alias: str) -> ModelVersion | None:
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return MlflowClient().get_model_version_by_alias(name, alias)
+    except MlflowException as error:
+        if "not found" in str(error.message).lower():
+            return None
+        msg = f"Alias {alias!r} of {name!r} cannot be read: {error.message}"
+        raise InvalidInputError(msg) from error
+
+
+def _uri(version: ModelVersion) -> str:
+    return f"models:/{version.name}/{version.version}"
+
+
+def _fetch(model: LoggedModel, folder: Path) -> Path:
+    """Download a version's bundle and check that its evidence is what was logged."""
+    folder.mkdir()
+    place = tracking.fetch(model, folder) / "bundle"
+    recorded = model.tags.get(tracking.SHA256)
+    if not (place / bundle.MANIFEST).is_file() or recorded is None:
+        msg = f"Model {model.model_id} is no bundle; promote what mlflow_e2eai.log_model made."
+        raise ArtifactError(msg)
+    verify(place / bundle.MANIFEST, recorded)
+    return place

@@ -1,0 +1,261 @@
+"""PyTorch modules and ONNX files as `Infer`: named arrays in, named arrays out.
+
+Each runner is a context manager, and hands out its callable only once it is sure what will run:
+ONNX Runtime drops a GPU provider that it cannot start and goes on with the CPU, which would be
+measured as the GPU. Here that is an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import numpy as np
+
+from mlflow_e2eai.artifacts import Array, Infer, Tensors, TensorSpec
+from mlflow_e2eai.errors import InvalidInputError, RunnerError
+
+if TYPE_CHECKING:
+    import torch
+
+Device: TypeAlias = Literal["cpu", "cuda"]
+
+_PROVIDERS: dict[str, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+
+def onnxruntime_devices() -> tuple[Device, ...]:
+    """The devices that ONNX Runtime could use here, best first.
+
+    A provider that is listed may still fail to start; `onnxruntime_runner` finds that out.
+    """
+    import onnxruntime
+
+    from mlflow_e2eai.context import gpu_name
+
+    if _PROVIDERS["cuda"] in onnxruntime.get_available_providers() and gpu_name() is not None:
+        return ("cuda", "cpu")
+    return ("cpu",)
+
+
+@contextmanager
+def onnxruntime_runner(path: Path, *, device: Device = "cpu") -> Iterator[Infer]:
+    """Run an ONNX file with ONNX Runtime.
+
+    Args:
+        path: The file.
+        device: Where every supported node is to run.
+
+    Yields:
+        The model as a callable on named arrays of the graph's dtypes and shapes.
+
+    Raises:
+        RunnerError: ONNX Runtime cannot load the file, or cannot use the device.
+    """
+    import onnxruntime
+
+    if device == "cuda" and hasattr(onnxruntime, "preload_dlls"):
+        onnxruntime.preload_dlls()
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # failures come back as exceptions
+    # Idle workers that spin steal the cores of whatever is measured next.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    wanted = _PROVIDERS[device]
+    try:
+        session = onnxruntime.InferenceSession(path, options, providers=[wanted])
+    except Exception as error:  # onnxruntime's exceptions share no base class
+        msg = f"ONNX Runtime cannot load {path.name} on {device}: {_first_line(error)}"
+        raise RunnerError(msg) from error
+    if (active := session.get_providers()[0]) != wanted:
+        msg = (
+            f"ONNX Runtime was asked for {wanted} but started {active}; check the driver and the "
+            f"CUDA libraries, or ask for device 'cpu'."
+        )
+        raise RunnerError(msg)
+    names = [output.name for output in session.get_outputs()]
+
+    def infer(tensors: Tensors) -> Tensors:
+        try:
+            return dict(zip(names, session.run(names, dict(tensors)), strict=True))
+        except Exception as error:
+            msg = f"ONNX Runtime cannot run {path.name} on these inputs: {_first_line(error)}"
+            raise RunnerError(msg) from error
+
+    yield infer
+
+
+@contextmanager
+def torch_runner(
+    model: torch.nn.Module, *, inputs: Sequence[str], outputs: Sequence[str]
+) -> Iterator[Infer]:
+    """Run a PyTorch module, in evaluation mode and without gradients.
+
+    Args:
+        model: The module; its mode is given back when the block ends.
+        inputs: Names of the inputs, bound as `call` does.
+        outputs: Names for the outputs, in the order in which `flatten` gives them.
+    """
+    import torch
+
+    device = device_of(model)
+
+    def infer(tensors: Tensors) -> Tensors:
+        arguments = {name: torch.from_numpy(tensors[name]).to(device) for name in inputs}
+        with torch.no_grad():
+            arrays = [tensor.cpu().numpy() for tensor in flatten(call(model, arguments)).values()]
+        return dict(zip(outputs, arrays, strict=True))
+
+    with evaluation_mode(model):
+        yield infer
+
+
+@contextmanager
+def evaluation_mode(model: torch.nn.Module) -> Iterator[bool]:
+    """Put a module into evaluation mode, and give each of its parts its own mode back.
+
+    Yields:
+        Whether the module was in training mode. A graph that `torch.export` wrote says that it is
+        training and refuses `eval`: its mode was fixed when it was written, and is left alone.
+    """
+    modes = [(part, part.training) for part in model.modules()]
+    try:
+        model.eval()
+    except NotImplementedError:
+        yield False
+        return
+    try:
+        yield any(training for _, training in modes)
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
+def device_of(model: torch.nn.Module) -> torch.device:
+    """The device of a module's first parameter or buffer; the CPU for a module with neither."""
+    import itertools
+
+    import torch
+
+    first = next(itertools.chain(model.parameters(), model.buffers()), None)
+    return torch.device("cpu") if first is None else first.device
+
+
+def call(model: torch.nn.Module, arguments: Mapping[str, torch.Tensor]) -> Any:
+    """Call a module with named tensors.
+
+    Names that are all parameters of ``forward`` are bound to them; names of which none is one go
+    in by position, in their order.
+
+    Raises:
+        InvalidInputError: Some of the names are parameters of ``forward`` and some are not.
+    """
+    parameters = parameter_names(model)
+    known = [name for name in parameters if name in arguments]
+    if not known:
+        return model(*arguments.values())
+    if len(known) < len(arguments):
+        strange = [name for name in arguments if name not in parameters]
+        msg = (
+            f"The input example names {strange}, but forward takes {list(parameters)}; name all "
+            f"inputs as forward does, or none."
+        )
+        raise InvalidInputError(msg)
+    # By position where that says the same: an exported program insists on how it was called.
+    if known == list(parameters[: len(known)]):
+        return model(*(arguments[name] for name in known))
+    return model(**arguments)
+
+
+def parameter_names(model: torch.nn.Module) -> tuple[str, ...]:
+    """The names of ``forward``'s parameters, in order, without ``self``; empty where it hides them."""
+    import inspect
+
+    import torch
+
+    if isinstance(model, torch.jit.ScriptModule):
+        return tuple(argument.name for argument in model.forward.schema.arguments[1:])
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    parameters = inspect.signature(model.forward).parameters.values()
+    return tuple(parameter.name for parameter in parameters if parameter.kind in kinds)
+
+
+def flatten(answer: Any) -> dict[str, torch.Tensor]:
+    """Name the tensors that ``forward`` returned.
+
+    Returns:
+        ``output`` for a single tensor, ``output_0``, ``output_1``, … for a tuple or list, and the
+        keys themselves for a mapping (which a Hugging Face ModelOutput is).
+
+    Raises:
+        InvalidInputError: Something in it is not a tensor.
+    """
+    import torch
+
+    match answer:
+        case torch.Tensor():
+            named = {"output": answer}
+        case Mapping():
+            named = {str(key): value for key, value in answer.items()}
+        case tuple() | list():
+            named = {f"output_{index}": value for index, value in enumerate(answer)}
+        case _:
+            named = {"output": answer}
+    for name, value in named.items():
+        if not isinstance(value, torch.Tensor):
+            msg = (
+                f"forward returned {type(value).__name__} as {name!r}, but a tensor, or a tuple, "
+                f"list or mapping of tensors is wanted; return tensors only."
+            )
+            raise InvalidInputError(msg)
+    if not named:
+        msg = "forward returned nothing, but at least one tensor is wanted; return a tensor."
+        raise InvalidInputError(msg)
+    return named
+
+
+def feed(tensors: Tensors, specs: Sequence[TensorSpec]) -> dict[str, Array]:
+    """Check named arrays against a model's inputs, and hand them over as the model wants them.
+
+    float64, which NumPy and JSON make of everything, is narrowed to float32 and float16, and
+    int64, which they make of every integer, to smaller integers that hold its values; any other
+    difference is an error.
+
+    Raises:
+        InvalidInputError: A name is missing or strange, or a dtype or rank does not fit.
+    """
+    names = [spec.name for spec in specs]
+    if set(tensors) != set(names):
+        msg = f"The inputs are named {sorted(tensors)}, but the model wants {names}; rename them."
+        raise InvalidInputError(msg)
+    return {spec.name: _fit(np.asarray(tensors[spec.name]), spec) for spec in specs}
+
+
+def _fit(array: Array, spec: TensorSpec) -> Array:
+    fixed = [size if isinstance(size, int) else None for size in spec.shape]
+    fits = array.ndim == len(fixed) and all(
+        want in (None, have) for want, have in zip(fixed, array.shape, strict=True)
+    )
+    if not fits:
+        msg = (
+            f"Input {spec.name!r} has shape {list(array.shape)}, but {list(spec.shape)} is wanted; "
+            f"reshape it."
+        )
+        raise InvalidInputError(msg)
+    wanted = np.dtype(spec.dtype)
+    if array.dtype == wanted:
+        return np.ascontiguousarray(array)
+    narrowed = array.astype(wanted, copy=False)
+    if array.dtype == np.float64 and wanted.kind == "f":
+        return narrowed
+    if array.dtype == np.int64 and wanted.kind in "iu" and np.array_equal(narrowed, array):
+        return narrowed
+    msg = (
+        f"Input {spec.name!r} is {array.dtype}, but {spec.dtype} is wanted; convert it, for "
+        f"example with .astype('{spec.dtype}')."
+    )
+    raise InvalidInputError(msg)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,282 @@
+"""ONNX -> cleaner ONNX, by rules.
+
+A plan is data: a list of rules with arguments, as YAML or Python writes it. Whatever it does, the
+result keeps its interface, but for the names and outputs that the plan itself changes, and its
+numbers, which ONNX Runtime checks on samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlflow_e2eai import graphs
+from mlflow_e2eai.artifacts import Infer, OnnxArtifact, Tensors, TensorSpec, written
+from mlflow_e2eai.errors import InvalidInputError, RunnerError, SurgeryError
+from mlflow_e2eai.parity import compare
+from mlflow_e2eai.runners import onnxruntime_runner
+from mlflow_e2eai.surgery.rules import RULES, Rule
+
+if TYPE_CHECKING:
+    import onnx
+    import onnx_graphsurgeon as gs
+
+__all__ = ["DEFAULT_PLAN", "RULES", "Step", "SurgeryReport", "clean", "plan_from"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One rule of a plan, with its arguments.
+
+    Attributes:
+        rule: Name of the rule, a key of `RULES`.
+        arguments: Its keyword arguments.
+    """
+
+    rule: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    def bound(self) -> Rule:
+        """The rule with its arguments, ready for a graph.
+
+        Raises:
+            InvalidInputError: There is no such rule, or it takes other arguments.
+        """
+        import functools
+        import inspect
+
+        if self.rule not in RULES:
+            msg = f"There is no surgery rule {self.rule!r}; the rules are {', '.join(RULES)}."
+            raise InvalidInputError(msg)
+        rule = RULES[self.rule]
+        try:
+            inspect.signature(rule).bind(None, **self.arguments)
+        except TypeError as error:
+            takes = ", ".join(list(inspect.signature(rule).parameters)[1:]) or "no arguments"
+            msg = f"Rule {self.rule!r} takes {takes}, but got {sorted(self.arguments)}: {error}."
+            raise InvalidInputError(msg) from error
+        return functools.partial(rule, **self.arguments)
+
+
+DEFAULT_PLAN = (Step(rule="drop_identities"), Step(rule="fold_constants"), Step(rule="drop_unused"))
+"""What is always safe: it needs to know nothing about the model."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SurgeryReport:
+    """What a plan did.
+
+    Attributes:
+        edits: Number of edits by each step, in the plan's order, as ``rule`` or ``rule #2``.
+        nodes_before: Nodes in the main graph before.
+        nodes_after: And after.
+        operators_before: Nodes of each operator before.
+        operators_after: And after.
+        size_before_bytes: Size of the file before.
+        size_after_bytes: And after.
+        max_abs_error: Largest difference that the check of the numbers saw, over all outputs; None
+            when there was nothing to check against.
+    """
+
+    edits: Mapping[str, int]
+    nodes_before: int
+    nodes_after: int
+    operators_before: Mapping[str, int]
+    operators_after: Mapping[str, int]
+    size_before_bytes: int
+    size_after_bytes: int
+    max_abs_error: float | None
+
+
+def plan_from(data: Any) -> tuple[Step, ...]:
+    """Read a plan as YAML or JSON gives it: a list of rule names, or of one-key mappings.
+
+    ``[{"bypass": {"op_type": "FooOp"}}, "drop_unused"]`` is a plan of two steps.
+
+    Raises:
+        InvalidInputError: It is something else, or names a rule or argument that there is not.
+    """
+    if not isinstance(data, Sequence) or isinstance(data, str):
+        msg = f"A surgery plan is a list of rules, not a {type(data).__name__}."
+        raise InvalidInputError(msg)
+    steps = []
+    for item in data:
+        match item:
+            case Step():
+                step = item
+            case str():
+                step = Step(rule=item)
+            case Mapping() if len(item) == 1:
+                ((rule, arguments),) = item.items()
+                if not isinstance(arguments or {}, Mapping):
+                    msg = f"Rule {rule!r} has {arguments!r} for arguments; give names and values."
+                    raise InvalidInputError(msg)
+                step = Step(rule=str(rule), arguments=dict(arguments or {}))
+            case _:
+                msg = f"{item!r} is no step of a plan; write a rule's name, or {{rule: arguments}}."
+                raise InvalidInputError(msg)
+        step.bound()
+        steps.append(step)
+    return tuple(steps)
+
+
+def clean(
+    source: OnnxArtifact,
+    plan: Sequence[Step] = DEFAULT_PLAN,
+    *,
+    out: Path,
+    samples: Sequence[Tensors] = (),
+    reference: Infer | None = None,
+) -> tuple[OnnxArtifact, SurgeryReport]:
+    """Apply a surgery plan to a graph.
+
+    Args:
+        source: The graph; its file is not changed.
+        plan: The rules, in order.
+        out: The file to write.
+        samples: Inputs on which the result must give the numbers that it gave before. With none,
+            the numbers are not checked.
+        reference: What gave the numbers before; by default ONNX Runtime on `source`, which must
+            then be able to run it (an operator that nothing implements needs a reference).
+
+    Returns:
+        The cleaned graph, and what was done.
+
+    Raises:
+        InvalidInputError: The plan names a rule or argument that there is not.
+        SurgeryError: A rule failed, or the result has another interface or other numbers.
+    """
+    import onnx_graphsurgeon as gs
+
+    rules = [(step, step.bound()) for step in plan]
+    before = graphs.read(source.path)
+    graph = gs.import_onnx(before)
+    edits = {}
+    for position, (step, rule) in enumerate(rules):
+        earlier = sum(other.rule == step.rule for other, _ in rules[:position])
+        edits[f"{step.rule} #{earlier + 1}" if earlier else step.rule] = _apply(step, rule, graph)
+    after = graphs.to_onnx(graph, like=before)
+    _keep_interface(source, after, plan)
+    with written(out) as temporary:
+        graphs.write(after, temporary)
+        error = _keep_numbers(source, temporary, plan, samples, reference)
+    report = SurgeryReport(
+        edits=edits,
+        nodes_before=len(before.graph.node),
+        nodes_after=len(after.graph.node),
+        operators_before=graphs.operators(before),
+        operators_after=graphs.operators(after),
+        size_before_bytes=source.path.stat().st_size,
+        size_after_bytes=out.stat().st_size,
+        max_abs_error=error,
+    )
+    artifact = graphs.describe(
+        out,
+        stage="clean",
+        precision=source.precision,
+        axes=source.axes,
+        parent_sha256=source.sha256,
+    )
+    return artifact, report
+
+
+def _apply(step: Step, rule: Rule, graph: gs.Graph) -> int:
+    try:
+        return rule(graph)
+    except SurgeryError as error:
+        error.rule = step.rule
+        raise
+    except Exception as error:  # graphsurgeon and whatever it calls
+        msg = f"Surgery rule {step.rule!r} failed: {type(error).__name__}: {error}"
+        raise SurgeryError(msg, rule=step.rule) from error
+
+
+def _keep_interface(source: OnnxArtifact, after: onnx.ModelProto, plan: Sequence[Step]) -> None:
+    inputs, outputs = graphs.interface(after)
+    renamed_inputs, renamed_outputs = _renames(source, plan)
+    _same(source.inputs, inputs, renamed_inputs, "input", may_lose=False)
+    may_lose = any(step.rule == "remove" for step in plan)
+    _same(source.outputs, outputs, renamed_outputs, "output", may_lose=may_lose)
+
+
+def _renames(source: OnnxArtifact, plan: Sequence[Step]) -> tuple[dict[str, str], dict[str, str]]:
+    """New name by old, for inputs and outputs, over all renaming steps of a plan."""
+    inputs = {spec.name: spec.name for spec in source.inputs}
+    outputs = {spec.name: spec.name for spec in source.outputs}
+    for step in plan:
+        if step.rule == "rename":
+            for names, key in ((inputs, "inputs"), (outputs, "outputs")):
+                mapping = step.arguments.get(key) or {}
+                names.update({old: mapping.get(now, now) for old, now in names.items()})
+    return inputs, outputs
+
+
+def _same(
+    before: tuple[TensorSpec, ...],
+    after: tuple[TensorSpec, ...],
+    renamed: Mapping[str, str],
+    kind: str,
+    *,
+    may_lose: bool,
+) -> None:
+    by_name = {spec.name: spec for spec in after}
+    wanted = {renamed[spec.name]: spec for spec in before}
+    if strange := set(by_name) - set(wanted):
+        msg = f"The plan made an {kind} {sorted(strange)} that the graph did not have."
+        raise SurgeryError(msg)
+    for name, spec in wanted.items():
+        found = by_name.get(name)
+        if found is None and may_lose:
+            continue
+        if found is None:
+            msg = f"The plan lost the {kind} {name!r}; bypass what fed it instead of removing it."
+            raise SurgeryError(msg)
+        if (found.dtype, len(found.shape)) != (spec.dtype, len(spec.shape)):
+            msg = (
+                f"The plan changed {kind} {name!r} from {spec.dtype}{list(spec.shape)} to "
+                f"{found.dtype}{list(found.shape)}; leave out the rule that did."
+            )
+            raise SurgeryError(msg)
+
+
+def _keep_numbers(
+    source: OnnxArtifact,
+    out: Path,
+    plan: Sequence[Step],
+    samples: Sequence[Tensors],
+    reference: Infer | None,
+) -> float | None:
+    """Largest difference seen between before and after; None when there are no samples."""
+    if not samples:
+        return None
+    inputs, outputs = _renames(source, plan)
+    with ExitStack() as stack:
+        try:
+            before = reference or stack.enter_context(onnxruntime_runner(source.path))
+        except RunnerError as error:
+            msg = f"The numbers before surgery cannot be had: {error} Give a reference."
+            raise SurgeryError(msg) from error
+        try:
+            after = stack.enter_context(onnxruntime_runner(out))
+            kept = {spec.name for spec in graphs.interface(graphs.read(out))[1]}
+
+            def under_new_names(tensors: Tensors) -> Tensors:
+                answers = before(tensors)
+                return {outputs[name]: value for name, value in answers.items() if outputs[name] in kept}
+
+            report = compare(
+                under_new_names,
+                lambda tensors: after({inputs[name]: value for name, value in tensors.items()}),
+                samples,
+                precision=source.precision,
+            )
+        except RunnerError as error:
+            msg = f"The graph does not run after surgery: {error}"
+            raise SurgeryError(msg) from error
+    if not report.passed:
+        msg = f"The plan changed the numbers: {report.findings[0].sentence}"
+        raise SurgeryError(msg)
+    return max((output.max_abs_error for output in report.outputs), default=0.0)
