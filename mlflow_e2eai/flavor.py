@@ -400,7 +400,9 @@ def _from_frame(frame: pd.DataFrame, model: bundle.Model) -> dict[str, Array]:
         return {spec.name: _column(frame[spec.name].to_list(), len(spec.shape)) for spec in specs}
     if len(specs) != 1:
         names = [spec.name for spec in specs]
-        msg = f"The DataFrame has {list(frame.columns)}, but a column for each of {names} is wanted."
+        msg = (
+            f"The DataFrame has {list(frame.columns)}, but a column for each of {names} is wanted."
+        )
         raise InvalidInputError(msg)
     (spec,) = specs
     values = frame.to_numpy()

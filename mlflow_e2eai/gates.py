@@ -84,9 +84,7 @@ class Decision:
         return tuple(str(verdict) for verdict in self.verdicts if not verdict.passed)
 
 
-def decide(
-    gates: Sequence[Gate], metrics: Mapping[str, float], *, has_champion: bool
-) -> Decision:
+def decide(gates: Sequence[Gate], metrics: Mapping[str, float], *, has_champion: bool) -> Decision:
     """Hold metrics against gates.
 
     Args:

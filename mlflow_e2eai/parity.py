@@ -152,7 +152,9 @@ def compare(
     """
     limit = TOLERANCES[precision] if tolerance is None else tolerance
     if not (math.isfinite(limit) and limit >= 0) or repeats < 1:
-        msg = f"tolerance={limit} and repeats={repeats}; give a number of at least 0, and at least 1."
+        msg = (
+            f"tolerance={limit} and repeats={repeats}; give a number of at least 0, and at least 1."
+        )
         raise InvalidInputError(msg)
     judge = _Judge(limit)
     count = 0

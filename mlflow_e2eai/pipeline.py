@@ -195,14 +195,14 @@ def build(
                 samples=samples,
                 reference=reference,
             )
-            stage.made(cleaned, example=_renamed(example, raw, cleaned))
+            stage.made(cleaned, example=renamed(example, raw, cleaned))
             stage.noted("surgery", surgery)
-        example = _renamed(example, raw, cleaned)
+        example = renamed(example, raw, cleaned)
         graphs = [cleaned, *_converted(cleaned, settings, work, recorder, example)]
         engines = _compiled(graphs, settings, work, recorder, example)
-        under_new_names = _bridge(reference, raw, cleaned)
+        under_new_names = bridge(reference, raw, cleaned)
         if evaluation is not None:
-            evaluation = _check_evaluation(evaluation, raw, cleaned)
+            evaluation = check_evaluation(evaluation, raw, cleaned)
         evidence, latency = evaluate(
             under_new_names, graphs, engines, example, recorder=recorder, evaluation=evaluation
         )
@@ -276,9 +276,7 @@ def evaluate(
             name = bundle.engine_variant(engine)
             if (reason := why_not_here(engine)) is not None:
                 skipped.append(
-                    Evidence(
-                        variant=name, sha256=engine.sha256, measured=False, reason=str(reason)
-                    )
+                    Evidence(variant=name, sha256=engine.sha256, measured=False, reason=str(reason))
                 )
                 continue
             files[name] = engine
@@ -340,9 +338,7 @@ def _judge(
     return Evidence(variant=name, sha256=sha256, measured=True, parity=parity, task=task)
 
 
-def _calls(
-    inputs: Tensors, graph: OnnxArtifact, sample: Tensors
-) -> Iterator[tuple[Tensors, int]]:
+def _calls(inputs: Tensors, graph: OnnxArtifact, sample: Tensors) -> Iterator[tuple[Tensors, int]]:
     """Evaluation data in calls that the profile admits, each with how many of its items count.
 
     A last call that would be smaller than the profile's min is filled up by repeating its items.
@@ -373,7 +369,7 @@ def _task(
     }
 
 
-def _check_evaluation(
+def check_evaluation(
     evaluation: EvaluationData, raw: OnnxArtifact, cleaned: OnnxArtifact
 ) -> EvaluationData:
     """Evaluation data under the graph's names, or a clear sentence why it cannot be.
@@ -393,7 +389,7 @@ def _check_evaluation(
         msg = f"The evaluation data has {sorted(lengths)} items; inputs and labels must be as many."
         raise InvalidInputError(msg)
     return EvaluationData(
-        inputs=_renamed(evaluation.inputs, raw, cleaned),
+        inputs=renamed(evaluation.inputs, raw, cleaned),
         labels=evaluation.labels,
         metrics=evaluation.metrics,
     )
@@ -435,13 +431,13 @@ def _compiled(
     return engines
 
 
-def _renamed(tensors: Tensors, raw: OnnxArtifact, cleaned: OnnxArtifact) -> dict[str, Array]:
+def renamed(tensors: Tensors, raw: OnnxArtifact, cleaned: OnnxArtifact) -> dict[str, Array]:
     """Inputs under the names that surgery gave them; it keeps their order."""
     names = dict(zip((s.name for s in raw.inputs), (s.name for s in cleaned.inputs), strict=True))
     return {names[name]: value for name, value in tensors.items()}
 
 
-def _bridge(reference: Infer, raw: OnnxArtifact, cleaned: OnnxArtifact) -> Infer:
+def bridge(reference: Infer, raw: OnnxArtifact, cleaned: OnnxArtifact) -> Infer:
     """The reference under the names, and with the outputs, that surgery left."""
     inputs = dict(zip((s.name for s in cleaned.inputs), (s.name for s in raw.inputs), strict=True))
     if len(raw.outputs) == len(cleaned.outputs):

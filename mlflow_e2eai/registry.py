@@ -61,7 +61,9 @@ def promote(
     """
     from mlflow import MlflowClient
 
-    with tracking.run(f"promote {name} {version}", tags={tracking.STAGE: "promote"}) as run_id:
+    with tracking.run(
+        f"promote {name} {version}", nested=True, tags={tracking.STAGE: "promote"}
+    ) as run_id:
         wanted = read_gates(gates)
         challenger = _version(name, version)
         champion = _holder(name, alias)
@@ -125,7 +127,9 @@ def metrics_of(challenger: Path, champion: Path | None = None) -> dict[str, floa
     metrics = {
         "parity/measured": float(len(measured)),
         "parity/failed": float(sum(not entry.passed for entry in measured)),
-        "parity/max_abs_error": max(errors) if errors and not any(map(math.isnan, errors)) else math.nan,
+        "parity/max_abs_error": max(errors)
+        if errors and not any(map(math.isnan, errors))
+        else math.nan,
         "task/drop": _drop(_reference_tasks(new), tasks),
         **{f"task/{name}": value for name, value in tasks.items()},
     }

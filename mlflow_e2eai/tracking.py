@@ -131,6 +131,36 @@ def _explained(run_id: str) -> Iterator[None]:
         raise
 
 
+@contextmanager
+def project_run_says_why() -> Iterator[None]:
+    """Write an error of the block on the run that `mlflow run` made for this process.
+
+    MLflow's launcher marks that run FAILED when the process fails, but cannot say why; and where the
+    block failed before it took the run over, nothing else does.
+
+    Raises:
+        TrackingError: In place of an error of MLflow's own.
+    """
+    import os
+
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    run_id = os.environ.get("MLFLOW_RUN_ID")
+    try:
+        yield
+    except Exception as error:
+        if run_id is not None:
+            try:
+                MlflowClient().set_tag(run_id, ERROR, str(error))
+                MlflowClient().set_terminated(run_id, "FAILED")
+            except Exception:  # noqa: BLE001 - the first error is the one to show
+                _log.warning("Could not write the error on run %s.", run_id)
+        if isinstance(error, MlflowException):
+            raise TrackingError(str(error.message)) from error
+        raise
+
+
 class MlflowRecorder:
     """A `pipeline.Recorder` that makes a child run of every stage, with LoggedModels in and out.
 
@@ -616,11 +646,13 @@ def _fetch_artifact(kind: Any, model: LoggedModel, folder: Path) -> Any:
     return dataclasses.replace(artifact, path=place / artifact.path)
 
 
-def fetch_source(model: LoggedModel, folder: Path) -> tuple[Any, Any, DynamicAxes | None]:
-    """Load a PyTorch LoggedModel with its input example and dynamic axes.
+def fetch_source(
+    model: LoggedModel, folder: Path
+) -> tuple[Any, Any, DynamicAxes | None, EvaluationData | None]:
+    """Load a PyTorch LoggedModel with its input example, dynamic axes and evaluation data.
 
     The example is the one that this package kept, else MLflow's own, else random numbers in the
-    shape of the signature. Axes that were not kept are None.
+    shape of the signature. Axes and data that were not kept are None.
 
     Raises:
         TrackingError: It is no PyTorch model, or has neither an example nor a signature.
@@ -636,8 +668,19 @@ def fetch_source(model: LoggedModel, folder: Path) -> tuple[Any, Any, DynamicAxe
         raise TrackingError(msg) from error
     extra = place / "extra_files"
     if (extra / bundle.EXAMPLE).is_file():
-        return module, bundle.read_example(extra), _read_axes(extra / _AXES)
-    return module, _mlflow_example(place, model), None
+        example = bundle.read_example(extra)
+        return module, example, _read_axes(extra / _AXES), _read_evaluation(extra / _EVALUATION)
+    return module, _mlflow_example(place, model), None, None
+
+
+def open_inputs(model: LoggedModel, folder: Path) -> list[bool]:
+    """For each input of a model's signature, whether it leaves the leading size open."""
+    from mlflow.models import Model
+
+    inputs = Model.load(str(fetch(model, folder))).get_input_schema()
+    if inputs is None or not inputs.is_tensor_spec():
+        return []
+    return [bool(spec.shape) and spec.shape[0] == -1 for spec in inputs]
 
 
 def _mlflow_example(place: Path, model: LoggedModel) -> Any:
@@ -659,7 +702,9 @@ def _mlflow_example(place: Path, model: LoggedModel) -> Any:
     for spec in inputs:
         shape = [2 if size == -1 else size for size in spec.shape]
         is_float = spec.type.kind == "f"
-        arrays.append((random.standard_normal(shape) if is_float else np.zeros(shape)).astype(spec.type))
+        arrays.append(
+            (random.standard_normal(shape) if is_float else np.zeros(shape)).astype(spec.type)
+        )
     return tuple(arrays)
 
 
@@ -677,9 +722,7 @@ def _read_axes(path: Path) -> dict[str, dict[int, Axis]] | None:
     }
 
 
-def fetch_evaluation(place: Path) -> EvaluationData | None:
-    """The evaluation data that was kept with a downloaded source, if any was."""
-    path = place / "extra_files" / _EVALUATION
+def _read_evaluation(path: Path) -> EvaluationData | None:
     if not path.is_file():
         return None
     arrays: dict[str, Array] = dict(np.load(path, allow_pickle=False))

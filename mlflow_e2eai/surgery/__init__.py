@@ -265,7 +265,9 @@ def _keep_numbers(
 
             def under_new_names(tensors: Tensors) -> Tensors:
                 answers = before(tensors)
-                return {outputs[name]: value for name, value in answers.items() if outputs[name] in kept}
+                return {
+                    outputs[name]: value for name, value in answers.items() if outputs[name] in kept
+                }
 
             report = compare(
                 under_new_names,

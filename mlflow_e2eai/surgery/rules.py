@@ -79,7 +79,9 @@ def drop_identities(graph: gs.Graph) -> int:
     """Bypass nodes that hand on what they get: Identity, and Dropout as inference runs it."""
     edits = 0
     for node in [*_matching(graph, "Identity", None), *_matching(graph, "Dropout", None)]:
-        mask_is_used = any(tensor.outputs or _is_output(graph, tensor) for tensor in node.outputs[1:])
+        mask_is_used = any(
+            tensor.outputs or _is_output(graph, tensor) for tensor in node.outputs[1:]
+        )
         trains = len(node.inputs) > 2 and not _is_false(node.inputs[2])  # noqa: PLR2004 - ONNX Dropout's training_mode
         if mask_is_used or trains or not _can_vanish(graph, node):
             continue

@@ -1,0 +1,44 @@
+# Two commands: `make demo` takes a model the whole way, `make test` runs the tests.
+# Both make a virtual environment in .venv with the versions of constraints.txt.
+
+PYTHON ?= python3
+VENV := .venv
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# MLflow's usage statistics go to its makers; a demo and a test suite have nothing to tell them.
+export MLFLOW_DISABLE_TELEMETRY := true
+
+.PHONY: demo test lint unit test-slow test-gpu bench clean
+
+demo: $(VENV)/installed
+	mlflow run . --env-manager local --experiment-name digits
+
+test: lint unit
+
+lint: $(VENV)/installed
+	ruff format --check .
+	ruff check .
+	mypy
+
+unit: $(VENV)/installed
+	pytest -n 2 -m "not gpu and not slow"
+
+test-slow: $(VENV)/installed
+	pytest -m slow
+
+# On a machine with an NVIDIA GPU; a skipped test fails here.
+test-gpu: $(VENV)/installed
+	pytest tests/gpu --require-gpu
+
+bench: $(VENV)/installed
+	python benchmarks/cpu.py
+
+# The stamp is newer than the files that say what to install.
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is wanted; set PYTHON=")'
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	python -m pip install --quiet -c constraints.txt -e '.[rtx,dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,123 @@
+"""A small CNN on scikit-learn's handwritten digits, from training to a promoted version."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import mlflow
+import numpy as np
+import torch
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+
+import mlflow_e2eai
+from mlflow_e2eai import Axis
+from mlflow_e2eai.errors import E2EAIError
+from mlflow_e2eai.report import table
+
+REJECTED = 3
+
+
+class DigitsNet(torch.nn.Module):
+    """Images of 8 x 8 pixels in, ten logits out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = torch.nn.Sequential(
+            torch.nn.Conv2d(1, 16, 3, padding=1),
+            torch.nn.BatchNorm2d(16),
+            torch.nn.ReLU(),
+            torch.nn.Conv2d(16, 32, 3, padding=1),
+            torch.nn.BatchNorm2d(32),
+            torch.nn.ReLU(),
+            torch.nn.MaxPool2d(2),
+            torch.nn.Dropout(0.25),
+        )
+        self.classifier = torch.nn.Linear(32 * 4 * 4, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits for a batch of images.
+
+        Args:
+            x: float32 [N, 1, 8, 8], pixels from 0 to 1.
+
+        Returns:
+            float32 [N, 10].
+        """
+        return self.classifier(self.features(x).flatten(1))
+
+
+def data() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Training and held-out images and labels; the split is always the same."""
+    images, labels = load_digits(return_X_y=True)
+    images = (images / 16).astype(np.float32).reshape(-1, 1, 8, 8)
+    return tuple(train_test_split(images, labels, test_size=0.2, random_state=0, stratify=labels))
+
+
+def train(epochs: int, seed: int) -> DigitsNet:
+    """Train for some epochs; seconds on two cores."""
+    torch.manual_seed(seed)
+    model = DigitsNet()
+    images, _, labels, _ = data()
+    batches = torch.utils.data.DataLoader(
+        torch.utils.data.TensorDataset(torch.from_numpy(images), torch.from_numpy(labels)),
+        batch_size=64,
+        shuffle=True,
+    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(epochs):
+        for x, y in batches:
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(model(x), y).backward()
+            optimizer.step()
+    return model.eval()
+
+
+def build(epochs: int = 12, seed: int = 0) -> dict[str, Any]:
+    """What `mlflow run . -e log -P model=examples/digits.py:build` logs."""
+    _, held_out, _, labels = data()
+    return {
+        "model": train(epochs, seed),
+        "input_example": {"x": held_out[:8]},
+        "dynamic_axes": {"x": {0: Axis("N", min=1, opt=8, max=64)}},
+        "evaluation_data": ({"x": held_out}, labels),
+    }
+
+
+def main() -> int:
+    """Train, log, register, promote, and show what came of it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--name", default="digits")
+    parser.add_argument("--targets", default="sm86,sm89,sm120")
+    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    with mlflow.start_run(run_name=arguments.name):
+        made = build(arguments.epochs, arguments.seed)
+        info = mlflow_e2eai.log_model(
+            made.pop("model"),
+            name=arguments.name,
+            precisions=("fp32", "fp16"),
+            targets=arguments.targets.split(",") if arguments.targets != "none" else (),
+            registered_model_name=arguments.name,
+            **made,
+        )
+        version = info.registered_model_version
+        decision = mlflow_e2eai.promote(arguments.name, version)
+    print(
+        f"\n{table(mlflow_e2eai.load_model(info.model_uri, variant='onnxruntime-cpu/fp32').manifest)}\n"
+    )
+    for verdict in decision.verdicts:
+        print(f"{'passed' if verdict.passed else 'FAILED'}  {verdict}")
+    outcome = "is the champion" if decision.promoted else "was rejected"
+    print(f"\n{arguments.name} version {version} {outcome}: models:/{arguments.name}/{version}")
+    print(f"See it with: mlflow ui --backend-store-uri {mlflow.get_tracking_uri()}")
+    return 0 if decision.promoted else REJECTED
+
+
+if __name__ == "__main__":
+    try:
+        raise SystemExit(main())
+    except E2EAIError as error:
+        raise SystemExit(f"digits: {error}") from error

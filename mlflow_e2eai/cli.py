@@ -1,0 +1,331 @@
+"""The console command. Here and nowhere else do texts become values and errors exit codes.
+
+Exit codes: 0 done (for ``promote``: promoted), 1 error, 3 rejected.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from mlflow_e2eai import __version__
+from mlflow_e2eai.artifacts import PRECISIONS, Axis
+from mlflow_e2eai.errors import E2EAIError, InvalidInputError
+
+if TYPE_CHECKING:
+    from mlflow_e2eai.exporter import DynamicAxes
+    from mlflow_e2eai.surgery import Step
+
+DONE, ERROR, REJECTED = 0, 1, 3
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb.
+
+    Args:
+        argv: The words after the command's name; by default those of this process.
+
+    Returns:
+        The exit code.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    # `mlflow run` may have made a run for this process, which must learn of a typing error too.
+    from mlflow_e2eai.tracking import project_run_says_why
+
+    try:
+        with project_run_says_why():
+            arguments = parser().parse_args(words)
+            code: int = arguments.verb(arguments)
+    except E2EAIError as error:
+        print(f"mlflow_e2eai: {error}", file=sys.stderr)
+        return ERROR
+    return code
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are ours: one sentence, and exit code 1."""
+
+    def error(self, message: str) -> NoReturn:
+        prefix = "unrecognized arguments: "
+        if message.startswith(prefix):
+            strange = message.removeprefix(prefix).split()[0]
+            known = [text for action in self._actions for text in action.option_strings]
+            near = difflib.get_close_matches(strange, known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else f"; it takes {', '.join(known)}."
+            message = f"there is no parameter {strange}{hint}"
+        msg = f"{self.prog}: {message}"
+        raise InvalidInputError(msg)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line: one verb for each entry point of MLproject but ``main``."""
+    top = _Parser(prog="mlflow_e2eai", description="From a PyTorch model to a promoted version.")
+    top.add_argument("--version", action="version", version=__version__)
+    verbs = top.add_subparsers(required=True, metavar="VERB", parser_class=_Parser)
+
+    def verb(name: str, run: Callable[[argparse.Namespace], int], help: str) -> _Parser:  # noqa: A002
+        added: _Parser = verbs.add_parser(name, help=help, description=help, allow_abbrev=False)
+        added.set_defaults(verb=run)
+        return added
+
+    one = verb("log", _log, "Log a PyTorch model that a callable makes.")
+    one.add_argument("--model", required=True, help="package.module:callable or file.py:callable")
+    one.add_argument("--name", default="model", help="name of the logged model")
+
+    one = verb("export", _export, "Export the PyTorch model of a chain to ONNX.")
+    _model_uri(one)
+    _export_options(one)
+
+    one = verb("clean", _clean, "Apply a surgery plan to the raw graph of a chain.")
+    _model_uri(one)
+    _plan_option(one)
+
+    one = verb("convert", _convert, "Convert the cleaned graph of a chain to another precision.")
+    _model_uri(one)
+    one.add_argument("--precision", required=True, type=_typed(_precision), help="fp32 or fp16")
+
+    one = verb("compile", _compile, "Build TensorRT engines of a graph of a chain.")
+    _model_uri(one)
+    one.add_argument("--targets", required=True, type=_typed(_targets), help="sm86,sm89 or local")
+    _tf32_option(one)
+
+    one = verb("evaluate", _evaluate, "Judge a graph, engine or bundle on this machine.")
+    _model_uri(one)
+
+    one = verb("promote", _promote, "Give a version an alias, if it passes the gates.")
+    one.add_argument("--name", required=True, help="the registered model")
+    one.add_argument("--version", required=True, type=_typed(_whole), help="its version")
+    one.add_argument("--alias", default="champion", help="the alias to give")
+    one.add_argument("--gates", default="default", help="a YAML file, or 'default'")
+
+    one = verb("pipeline", _pipeline, "Take a logged PyTorch model from export to package.")
+    _model_uri(one)
+    one.add_argument("--name", default="model", help="name of the logged model")
+    one.add_argument("--registered-model-name", default="none", help="or 'none'")
+    _export_options(one)
+    _plan_option(one)
+    one.add_argument("--precisions", default="fp32,fp16", type=_typed(_precisions))
+    one.add_argument("--targets", default="none", type=_typed(_targets), help="or 'none'")
+    _tf32_option(one)
+    return top
+
+
+def _model_uri(one: argparse.ArgumentParser) -> None:
+    one.add_argument(
+        "--model-uri",
+        required=True,
+        help="a LoggedModel id, models:/name/version, models:/name@alias or runs:/run_id/name",
+    )
+
+
+def _export_options(one: argparse.ArgumentParser) -> None:
+    one.add_argument("--exporter", default="auto", help="auto, dynamo, trace or script")
+    one.add_argument("--opset", default="18", type=_typed(_whole), help="ONNX operator set")
+    one.add_argument(
+        "--dynamic-axes",
+        default="auto",
+        type=_typed(dynamic_axes),
+        help="input:position=name:min:opt:max, comma between; 'none', or 'auto' as logged",
+    )
+
+
+def _plan_option(one: argparse.ArgumentParser) -> None:
+    one.add_argument("--plan", default="default", help="a YAML file with rules, or 'default'")
+
+
+def _tf32_option(one: argparse.ArgumentParser) -> None:
+    one.add_argument("--tf32", default="false", type=_typed(_truth), help="true or false")
+
+
+def _log(arguments: argparse.Namespace) -> int:
+    from mlflow_e2eai import jobs
+
+    print(f"models:/{jobs.log(arguments.model, name=arguments.name)}")
+    return DONE
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from mlflow_e2eai import jobs
+
+    model_id = jobs.export(
+        arguments.model_uri,
+        exporter=arguments.exporter,
+        opset=arguments.opset,
+        dynamic_axes=arguments.dynamic_axes,
+    )
+    print(f"models:/{model_id}")
+    return DONE
+
+
+def _clean(arguments: argparse.Namespace) -> int:
+    from mlflow_e2eai import jobs
+
+    print(f"models:/{jobs.clean(arguments.model_uri, plan=_plan(arguments.plan))}")
+    return DONE
+
+
+def _convert(arguments: argparse.Namespace) -> int:
+    from mlflow_e2eai import jobs
+
+    print(f"models:/{jobs.convert(arguments.model_uri, precision=arguments.precision)}")
+    return DONE
+
+
+def _compile(arguments: argparse.Namespace) -> int:
+    from mlflow_e2eai import jobs
+
+    for model_id in jobs.compile(
+        arguments.model_uri, targets=arguments.targets, tf32=arguments.tf32
+    ):
+        print(f"models:/{model_id}")
+    return DONE
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    from mlflow_e2eai import jobs
+
+    for entry in jobs.evaluate(arguments.model_uri):
+        outcome = "passed" if entry.passed else "failed" if entry.measured else "not measured"
+        reasons = "; ".join(filter(None, [entry.reason, *entry.findings]))
+        print(f"{entry.variant}: {outcome}" + (f" ({reasons})" if reasons else ""))
+    return DONE
+
+
+def _promote(arguments: argparse.Namespace) -> int:
+    from mlflow_e2eai.registry import promote
+
+    decision = promote(
+        arguments.name,
+        arguments.version,
+        alias=arguments.alias,
+        gates=None if arguments.gates == "default" else arguments.gates,
+    )
+    for verdict in decision.verdicts:
+        print(f"{'passed' if verdict.passed else 'FAILED'}  {verdict}")
+    if decision.promoted:
+        print(f"promoted: {arguments.name} {arguments.version} is {arguments.alias}")
+        return DONE
+    print(f"rejected: {'; '.join(decision.reasons)}")
+    return REJECTED
+
+
+def _pipeline(arguments: argparse.Namespace) -> int:
+    from mlflow_e2eai import jobs
+    from mlflow_e2eai.flavor import load_model
+    from mlflow_e2eai.report import table
+
+    registered = arguments.registered_model_name
+    info = jobs.package(
+        arguments.model_uri,
+        name=arguments.name,
+        registered_model_name=None if registered == "none" else registered,
+        exporter=arguments.exporter,
+        opset=arguments.opset,
+        dynamic_axes=arguments.dynamic_axes,
+        plan=_plan(arguments.plan),
+        precisions=arguments.precisions,
+        targets=arguments.targets,
+        tf32=arguments.tf32,
+    )
+    print(table(load_model(info.model_uri).manifest))
+    if info.registered_model_version is not None:
+        print(f"models:/{registered}/{info.registered_model_version}")
+    print(info.model_uri)
+    return DONE
+
+
+def dynamic_axes(text: str) -> DynamicAxes | None:
+    """Read ``input:position=name:min:opt:max``, with commas between several.
+
+    Returns:
+        The axes; none for ``none``, and None for ``auto``.
+
+    Raises:
+        InvalidInputError: It is something else, or an axis has its sizes out of order.
+    """
+    if text == "auto":
+        return None
+    found: dict[str, dict[int, Axis]] = {}
+    for part in [] if text == "none" else text.split(","):
+        try:
+            place, sizes = part.split("=")
+            name, position = place.rsplit(":", 1)
+            axis, *numbers = sizes.split(":")
+            low, best, high = (int(number) for number in numbers)
+            index = int(position)
+        except ValueError as error:
+            msg = f"{part!r} is no dynamic axis; write input:position=name:min:opt:max, as x:0=N:1:8:64"
+            raise InvalidInputError(msg) from error
+        found.setdefault(name.strip(), {})[index] = Axis(axis, min=low, opt=best, max=high)
+    return found
+
+
+def _plan(text: str) -> tuple[Step, ...]:
+    import yaml
+
+    from mlflow_e2eai.surgery import DEFAULT_PLAN, plan_from
+
+    if text == "default":
+        return DEFAULT_PLAN
+    try:
+        return plan_from(yaml.safe_load(Path(text).read_text(encoding="utf-8")))
+    except (OSError, yaml.YAMLError) as error:
+        msg = f"Cannot read a surgery plan from {text}: {error}; give a YAML file with a list of rules."
+        raise InvalidInputError(msg) from error
+
+
+def _typed(read: Callable[[str], Any]) -> Callable[[str], Any]:
+    """argparse swallows what a ValueError says; this hands it over."""
+
+    def reader(text: str) -> Any:
+        try:
+            return read(text)
+        except InvalidInputError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return reader
+
+
+def _whole(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        msg = f"{text!r} is no whole number of at least 1"
+        raise InvalidInputError(msg)
+    return int(text)
+
+
+def _truth(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        msg = f"{text!r} is neither true nor false"
+        raise InvalidInputError(msg)
+    return text.lower() == "true"
+
+
+def _listed(text: str) -> list[str]:
+    return [] if text == "none" else [part.strip() for part in text.split(",")]
+
+
+def _targets(text: str) -> list[str]:
+    from mlflow_e2eai.engine.backends import check_target
+
+    for target in _listed(text):
+        check_target(target)
+    return _listed(text)
+
+
+def _precisions(text: str) -> list[str]:
+    return [_precision(part) for part in _listed(text)] or list(PRECISIONS[:1])
+
+
+def _precision(text: str) -> str:
+    from mlflow_e2eai.precision import check_precision
+
+    check_precision(text)
+    return text
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
