@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import Any
 
 import mlflow
@@ -105,9 +106,8 @@ def main() -> int:
         )
         version = info.registered_model_version
         decision = mlflow_e2eai.promote(arguments.name, version)
-    print(
-        f"\n{table(mlflow_e2eai.load_model(info.model_uri, variant='onnxruntime-cpu/fp32').manifest)}\n"
-    )
+    loaded = mlflow_e2eai.load_model(info.model_uri, variant="onnxruntime-cpu/fp32")
+    print(f"\n{table(loaded.manifest)}\n")
     for verdict in decision.verdicts:
         print(f"{'passed' if verdict.passed else 'FAILED'}  {verdict}")
     outcome = "is the champion" if decision.promoted else "was rejected"
@@ -120,4 +120,5 @@ if __name__ == "__main__":
     try:
         raise SystemExit(main())
     except E2EAIError as error:
-        raise SystemExit(f"digits: {error}") from error
+        print(f"digits: {error}", file=sys.stderr)
+        raise SystemExit(1) from error

@@ -50,7 +50,8 @@ class Axis:
         max: Largest size.
 
     Raises:
-        InvalidInputError: The sizes are not ``1 <= min <= opt <= max``, or the name is no identifier.
+        InvalidInputError: The sizes are not ``1 <= min <= opt <= max``, or the name is no
+            identifier.
     """
 
     name: str
@@ -284,7 +285,8 @@ def from_json(kind: type[Value], text: str | bytes) -> Value:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "the whole"
-        msg = f"This is not a {kind.__name__}: at {place}, {first['msg']}; {error.error_count()} wrong."
+        wrong = f"at {place}, {first['msg']}; {error.error_count()} wrong in all"
+        msg = f"This is not a {kind.__name__}: {wrong}."
         raise ArtifactError(msg) from error
 
 

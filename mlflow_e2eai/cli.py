@@ -17,7 +17,7 @@ from mlflow_e2eai.artifacts import PRECISIONS, Axis
 from mlflow_e2eai.errors import E2EAIError, InvalidInputError
 
 if TYPE_CHECKING:
-    from mlflow_e2eai.exporter import DynamicAxes
+    from mlflow_e2eai.modules import DynamicAxes
     from mlflow_e2eai.surgery import Step
 
 DONE, ERROR, REJECTED = 0, 1, 3
@@ -258,7 +258,9 @@ def dynamic_axes(text: str) -> DynamicAxes | None:
             low, best, high = (int(number) for number in numbers)
             index = int(position)
         except ValueError as error:
-            msg = f"{part!r} is no dynamic axis; write input:position=name:min:opt:max, as x:0=N:1:8:64"
+            msg = (
+                f"{part!r} is no dynamic axis; write input:position=name:min:opt:max (x:0=N:1:8:64)"
+            )
             raise InvalidInputError(msg) from error
         found.setdefault(name.strip(), {})[index] = Axis(axis, min=low, opt=best, max=high)
     return found
@@ -274,12 +276,12 @@ def _plan(text: str) -> tuple[Step, ...]:
     try:
         return plan_from(yaml.safe_load(Path(text).read_text(encoding="utf-8")))
     except (OSError, yaml.YAMLError) as error:
-        msg = f"Cannot read a surgery plan from {text}: {error}; give a YAML file with a list of rules."
+        msg = f"Cannot read a plan from {text}: {error}; give a YAML file with a list of rules."
         raise InvalidInputError(msg) from error
 
 
 def _typed(read: Callable[[str], Any]) -> Callable[[str], Any]:
-    """argparse swallows what a ValueError says; this hands it over."""
+    """Hand over what an error says, which argparse swallows."""
 
     def reader(text: str) -> Any:
         try:

@@ -1,19 +1,19 @@
 """Every error that this package raises on purpose.
 
     E2EAIError
-    ├── InvalidInputError (also ValueError)   an argument, input example, axis, target or file is wrong
+    ├── InvalidInputError (ValueError)        an argument, example, axis, target or file is wrong
     ├── ExportError                           PyTorch could not write the model as ONNX
     ├── SurgeryError                          a rule broke the graph, or could not be applied
     ├── PrecisionError                        a graph could not be converted to another precision
     ├── EngineBuildError                      TensorRT refused the graph
-    ├── EngineMismatchError                   an engine is for another GPU or TensorRT version
-    ├── RunnerError                           a model could not be loaded or run where it was asked to
+    ├── EngineMismatchError                   an engine is for another GPU or version
+    ├── RunnerError                           a model cannot be loaded or run here
     ├── ArtifactError                         a file is missing, changed or of an unknown format
-    ├── TrackingError                         MLflow could not be reached, or holds something unexpected
-    └── MissingDependencyError (also ImportError)  a package is not installed
+    ├── TrackingError                         MLflow cannot be reached, or holds something else
+    └── MissingDependencyError (ImportError)  a package is not installed
 
-A message is one sentence or two: what was found, what was wanted, what to do next. Programs
-read the attributes. A failed parity check or gate is no error: it is a result that says no.
+A message is one sentence or two: what was found, what was wanted, what to do next. Programs read
+the attributes. A failed parity check or gate is no error: it is a result that says no.
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ class EngineMismatchError(E2EAIError):
 
     def __init__(self, *, wanted: str, found: str) -> None:
         super().__init__(
-            f"The engine needs {wanted}, but this machine has {found}; compile one for this machine "
-            f"with target 'local', or load the model with its ONNX Runtime variant."
+            f"The engine needs {wanted}, but this machine has {found}; compile one for this "
+            f"machine, or load the model with its ONNX Runtime variant."
         )
         self.wanted = wanted
         self.found = found

@@ -1,10 +1,10 @@
 """torch.nn.Module, ScriptModule or ExportedProgram -> ONNX.
 
-PyTorch has two ways to ONNX. The dynamo exporter (``torch.export``, PyTorch's default) takes modules
-and exported programs; the TorchScript exporter traces a module or takes a scripted one, and is the
-only way to opsets below 18 and to a ``torch.autograd.Function`` with ``symbolic``. Both keep quiet
-about some of what they could not do (an opset that was not reached, a dynamic axis that became
-static), so what was written is read back and held against what was asked.
+PyTorch has two ways to ONNX. The dynamo exporter (``torch.export``, PyTorch's default) takes
+modules and exported programs; the TorchScript exporter traces a module or takes a scripted one, and
+is the only way to opsets below 18 and to a ``torch.autograd.Function`` with ``symbolic``. Both keep
+quiet about some of what they could not do (an opset that was not reached, a dynamic axis that
+became static), so what was written is read back and held against what was asked.
 """
 
 from __future__ import annotations
@@ -16,12 +16,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-import numpy as np
-
 from mlflow_e2eai import graphs
-from mlflow_e2eai.artifacts import Array, Axis, OnnxArtifact, Tensors, TensorSpec, resize, written
+from mlflow_e2eai.artifacts import Axis, OnnxArtifact, Tensors, TensorSpec, resize, written
 from mlflow_e2eai.errors import ExportError, InvalidInputError
-from mlflow_e2eai.runners import call, device_of, evaluation_mode, flatten, parameter_names
+from mlflow_e2eai.modules import (
+    DynamicAxes,
+    answer,
+    axes_of,
+    brief,
+    call,
+    evaluation_mode,
+    flatten,
+    input_specs,
+    module_of,
+    named_inputs,
+    parameter_names,
+    tensors_for,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,8 +42,6 @@ if TYPE_CHECKING:
 Exporter: TypeAlias = Literal["auto", "dynamo", "trace", "script"]
 EXPORTERS: tuple[Exporter, ...] = ("auto", "dynamo", "trace", "script")
 
-DynamicAxes: TypeAlias = Mapping[str, Mapping[int, Axis]]
-"""Dynamic axes by input name and position."""
 
 DEFAULT_OPSET = 18
 """The one opset that both exporters write natively: dynamo's translations start there, and ONNX
@@ -55,8 +64,8 @@ def export(
     """Write a PyTorch model as an ONNX file.
 
     Args:
-        model: A ``torch.nn.Module``, ``torch.jit.ScriptModule`` or ``torch.export.ExportedProgram``.
-            It is exported in evaluation mode and gets its mode back.
+        model: A ``torch.nn.Module``, ScriptModule or ExportedProgram. It is exported in evaluation
+            mode and gets its mode back.
         input_example: Inputs that the model accepts: a mapping of names to tensors or arrays, a
             tuple of them, or a single one. The names become the ONNX names; without names, those
             of ``forward``'s parameters do.
@@ -99,123 +108,6 @@ def export(
     return graphs.describe(out, stage="export", precision="fp32", axes=axes, parent_sha256=None)
 
 
-def module_of(model: Any) -> torch.nn.Module:
-    """The module of whatever can be exported.
-
-    Raises:
-        InvalidInputError: It is not a module, ScriptModule or ExportedProgram.
-    """
-    import torch
-
-    if isinstance(model, torch.export.ExportedProgram):
-        return model.module()
-    if not isinstance(model, torch.nn.Module):
-        msg = (
-            f"The model is a {type(model).__name__}, but a torch.nn.Module, ScriptModule or "
-            f"ExportedProgram is wanted; pass the module itself."
-        )
-        raise InvalidInputError(msg)
-    return model
-
-
-def named_inputs(model: torch.nn.Module, input_example: Any) -> dict[str, Array]:
-    """Name the arrays of an input example.
-
-    Raises:
-        InvalidInputError: It is empty, holds something other than tensors and arrays, or has more
-            of them than ``forward`` has parameters.
-    """
-    if isinstance(input_example, Mapping):
-        named = {str(name): value for name, value in input_example.items()}
-    else:
-        values = input_example if isinstance(input_example, tuple | list) else (input_example,)
-        names = parameter_names(model) or tuple(f"input_{i}" for i in range(len(values)))
-        if len(values) > len(names):
-            msg = (
-                f"The input example has {len(values)} inputs, but forward takes {list(names)}; "
-                f"give one array for each parameter."
-            )
-            raise InvalidInputError(msg)
-        named = dict(zip(names, values, strict=False))
-    if not named:
-        msg = "The input example is empty; give at least one tensor or array."
-        raise InvalidInputError(msg)
-    return {name: _array(name, value) for name, value in named.items()}
-
-
-def input_specs(example: Tensors, dynamic_axes: DynamicAxes) -> tuple[TensorSpec, ...]:
-    """The inputs of an example, with its dynamic axes named.
-
-    Raises:
-        InvalidInputError: `dynamic_axes` names an input or position that the example lacks, or one
-            name stands for two different sets of sizes.
-    """
-    axes_of(dynamic_axes)
-    if strange := set(dynamic_axes) - set(example):
-        msg = (
-            f"dynamic_axes names {sorted(strange)}, but the inputs are {list(example)}; use the "
-            f"names of the input example."
-        )
-        raise InvalidInputError(msg)
-    specs = []
-    for name, array in example.items():
-        shape: list[int | str] = list(array.shape)
-        for position, axis in dynamic_axes.get(name, {}).items():
-            if not 0 <= position < array.ndim:
-                msg = (
-                    f"dynamic_axes names axis {position} of {name!r}, which has {array.ndim} axes; "
-                    f"count from 0."
-                )
-                raise InvalidInputError(msg)
-            shape[position] = axis.name
-        specs.append(TensorSpec(name=name, dtype=array.dtype.name, shape=tuple(shape)))
-    return tuple(specs)
-
-
-def axes_of(dynamic_axes: DynamicAxes) -> tuple[Axis, ...]:
-    """The different axes of a request, in order.
-
-    Raises:
-        InvalidInputError: Something is not an Axis, or one name stands for two different sets of
-            sizes.
-    """
-    found: dict[str, Axis] = {}
-    for name, positions in dynamic_axes.items():
-        for axis in positions.values():
-            if not isinstance(axis, Axis):
-                msg = f"dynamic_axes[{name!r}] holds {axis!r}; give an Axis('N', min=, opt=, max=)."
-                raise InvalidInputError(msg)
-            if found.setdefault(axis.name, axis) != axis:
-                msg = f"Axis {axis.name!r} is given twice with different sizes; rename one of them."
-                raise InvalidInputError(msg)
-    return tuple(found.values())
-
-
-def answer(
-    model: torch.nn.Module, example: Tensors, *, what: str = "the input example"
-) -> dict[str, torch.Tensor]:
-    """Run a module once on an example, with no gradients.
-
-    Raises:
-        InvalidInputError: The module does not accept the example, or returns something that is not
-            tensors.
-    """
-    import torch
-
-    try:
-        with torch.no_grad():
-            return flatten(call(model, _tensors(model, example)))
-    except InvalidInputError:
-        raise
-    except Exception as error:  # whatever the user's forward raises
-        given = {name: f"{array.dtype}{list(array.shape)}" for name, array in example.items()}
-        msg = (
-            f"The model does not accept {what}, {given}: {type(error).__name__}: "
-            f"{_brief(error)}; give inputs of the dtypes and shapes that forward takes."
-        )
-        raise InvalidInputError(msg) from error
-
-
 def _choose(exporter: Exporter, module: torch.nn.Module, opset: int) -> Exporter:
     import torch
 
@@ -241,28 +133,6 @@ def _choose(exporter: Exporter, module: torch.nn.Module, opset: int) -> Exporter
         )
         raise InvalidInputError(msg)
     return exporter
-
-
-def _array(name: str, value: Any) -> Array:
-    import torch
-
-    if isinstance(value, torch.Tensor):
-        value = value.detach().cpu().numpy()
-    if not isinstance(value, np.ndarray) or value.dtype.kind not in "fiub":
-        msg = (
-            f"Input {name!r} of the example is a {type(value).__name__}, but a tensor or a numeric "
-            f"NumPy array is wanted; convert it."
-        )
-        raise InvalidInputError(msg)
-    return np.ascontiguousarray(value) if value.ndim else value
-
-
-def _tensors(model: torch.nn.Module, example: Tensors) -> dict[str, torch.Tensor]:
-    import torch
-
-    device = device_of(model)
-    # A copy: a module that writes into its input must not change the caller's example.
-    return {name: torch.from_numpy(array.copy()).to(device) for name, array in example.items()}
 
 
 def _output_names(answer: Mapping[str, Any], wanted: Sequence[str] | None) -> tuple[str, ...]:
@@ -291,7 +161,7 @@ def _with_dynamo(
     )
     program = torch.onnx.export(
         _positional(module, tuple(example)),
-        tuple(_tensors(module, example).values()),
+        tuple(tensors_for(module, example).values()),
         dynamo=True,
         opset_version=opset,
         input_names=list(example),
@@ -317,7 +187,7 @@ def _with_torchscript(
 ) -> None:
     import torch
 
-    tensors = _tensors(module, example)
+    tensors = tensors_for(module, example)
     if exporter == "trace":
         source = _positional(module, tuple(example))
     else:
@@ -408,7 +278,7 @@ def _failures_as_export_errors(exporter: Exporter) -> Iterator[None]:
         raise
     except Exception as error:  # PyTorch's exporters raise whatever happened inside
         msg = (
-            f"The {exporter} exporter failed: {type(error).__name__}: {_brief(_root(error))}; try "
+            f"The {exporter} exporter failed: {type(error).__name__}: {brief(_root(error))}; try "
             f"another exporter, or change the part of forward that it names."
         )
         raise ExportError(msg) from error
@@ -457,8 +327,3 @@ def _root(error: BaseException) -> BaseException:
     while error.__cause__ is not None:
         error = error.__cause__
     return error
-
-
-def _brief(error: BaseException, limit: int = 300) -> str:
-    text = " ".join(str(error).split())
-    return text if len(text) <= limit else f"{text[:limit]}…"

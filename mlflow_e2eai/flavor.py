@@ -8,64 +8,47 @@ from __future__ import annotations
 
 import sys
 import tempfile
-import warnings
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mlflow_e2eai import __version__, bundle, pipeline, tracking
+from mlflow_e2eai import _compat, bundle, pipeline, tracking
 from mlflow_e2eai.artifacts import Array, Precision, Tensors, sha256_of
-from mlflow_e2eai.bundle import Manifest
-from mlflow_e2eai.engine.backends import BACKENDS
 from mlflow_e2eai.errors import InvalidInputError
-from mlflow_e2eai.exporter import DEFAULT_OPSET, DynamicAxes, Exporter, module_of, named_inputs
-from mlflow_e2eai.pipeline import EvaluationData, Settings, TaskMetric, accuracy
+from mlflow_e2eai.evaluation import EvaluationData, TaskMetric, accuracy
+from mlflow_e2eai.exporter import DEFAULT_OPSET, Exporter
+from mlflow_e2eai.mlmodel import (
+    BUNDLE,
+    FLAVOR_NAME,
+    MODEL_CONFIG,
+    describe,
+    get_default_conda_env,
+    get_default_pip_requirements,
+)
+from mlflow_e2eai.modules import DynamicAxes, module_of, named_inputs
+from mlflow_e2eai.pipeline import Settings
+from mlflow_e2eai.pyfunc import PyFunc
 from mlflow_e2eai.surgery import DEFAULT_PLAN, plan_from
+from mlflow_e2eai.variants import Model as LoadedModel
+from mlflow_e2eai.variants import load
 
 if TYPE_CHECKING:
-    import pandas as pd
     from mlflow.models import Model, ModelInputExample, ModelSignature
     from mlflow.models.model import ModelInfo
 
-FLAVOR_NAME = "mlflow_e2eai"
-
-_MODEL_CONFIG = {"variant": None, "fallback": True}
-"""What a caller of `mlflow.pyfunc.load_model` may override; MLflow drops keys that are not here."""
-
-_BUNDLE = "bundle"
-
-
-def get_default_pip_requirements(manifest: Manifest | None = None) -> list[str]:
-    """What a serving environment needs, pinned to what is installed here.
-
-    Written out and never inferred: inference loads the model in another process, misses this
-    package, and reads a uv.lock that happens to lie in the working folder.
-
-    Args:
-        manifest: The bundle; with engines in it, the TensorRT that built them is needed.
-    """
-    names = ["mlflow_e2eai", _onnxruntime_distribution(), "numpy"]
-    requirements = [f"{name}=={_version(name)}" for name in names]
-    for engine in manifest.engines if manifest else ():
-        backend = BACKENDS[engine.target.backend]
-        requirements.append(f"{backend.requirement}=={engine.backend_version}")
-    return list(dict.fromkeys(requirements))
+__all__ = [
+    "FLAVOR_NAME",
+    "get_default_conda_env",
+    "get_default_pip_requirements",
+    "load_model",
+    "log_model",
+    "save_model",
+]
 
 
-def get_default_conda_env() -> dict[str, Any]:
-    """The default conda environment, with `get_default_pip_requirements` in it."""
-    from mlflow_e2eai import _compat
-
-    env: dict[str, Any] = _compat.mlflow_conda_env(
-        additional_pip_deps=get_default_pip_requirements()
-    )
-    return env
-
-
-def save_model(
+def save_model(  # noqa: D417 - the other arguments are log_model's, and described there
     model: Any,
     path: str | Path,
     *,
@@ -88,8 +71,9 @@ def save_model(
     code_paths: Sequence[str] | None = None,
     extra_files: Sequence[str] | None = None,
     metadata: Mapping[str, Any] | None = None,
+    validate_serving_input: bool = False,  # noqa: ARG001 - MLflow's log_model reads and passes it
 ) -> None:
-    """Export, clean, convert, compile and evaluate a PyTorch model, and save it as an MLflow model.
+    """Take a PyTorch model from export to package, and save it as an MLflow model.
 
     No tracking server is needed or told. For arguments that are not described here, see
     `log_model`.
@@ -105,8 +89,6 @@ def save_model(
             contradict each other.
         E2EAIError: See `log_model`.
     """
-    from mlflow_e2eai import _compat
-
     _compat.validate_env_arguments(conda_env, pip_requirements, extra_pip_requirements)
     target = Path(path).absolute()
     _compat.prepare_target_path(str(target))
@@ -134,8 +116,8 @@ def save_model(
                 recorder=pipeline.Silent(),
                 evaluation=_evaluation(model, evaluation_data, metrics),
             )
-        manifest = bundle.write(target / _BUNDLE, manifest, example)
-    _describe(
+        manifest = bundle.write(target / BUNDLE, manifest, example)
+    describe(
         target,
         manifest,
         example,
@@ -233,8 +215,6 @@ def log_model(
     """
     from mlflow.models import Model
 
-    from mlflow_e2eai import _compat
-
     name = name or registered_model_name or "model"
     with tracking.run(name) as run_id, tempfile.TemporaryDirectory() as folder:
         _compat.validate_env_arguments(conda_env, pip_requirements, extra_pip_requirements)
@@ -272,17 +252,17 @@ def log_model(
             source=source,
             evaluation=evaluation,
         )
-        bundle.write(work / _BUNDLE, manifest, example)
-        files = [item.sha256 for item in (*manifest.graphs, *manifest.engines)]
+        bundle.write(work / BUNDLE, manifest, example)
+        files = [item.sha256 for item in manifest.files]
         with recorder.stage("package", inputs=files) as stage:
             origin = {
                 tracking.STAGE: "package",
                 tracking.SOURCE: source,
                 tracking.PARENT: recorder.models[manifest.graphs[0].sha256],
-                tracking.SHA256: sha256_of(work / _BUNDLE / bundle.MANIFEST),
+                tracking.SHA256: sha256_of(work / BUNDLE / bundle.MANIFEST),
             }
             with tracking.failed_models_say_why(run_id):
-                info = Model.log(
+                info: ModelInfo = Model.log(
                     artifact_path=None,
                     name=name,
                     flavor=sys.modules[__name__],
@@ -295,13 +275,15 @@ def log_model(
                     model_type=model_type,
                     step=step,
                     model_id=model_id,
-                    model=work / _BUNDLE,
+                    model=work / BUNDLE,
                     signature=signature,
                     conda_env=conda_env,
                     pip_requirements=pip_requirements,
                     extra_pip_requirements=extra_pip_requirements,
                     code_paths=code_paths,
                     extra_files=extra_files,
+                    # Every variant was run on the example a moment ago.
+                    validate_serving_input=False,
                 )
             if model_id is not None:
                 tracking.tag_model(model_id, origin)
@@ -315,7 +297,7 @@ def load_model(
     *,
     variant: str | None = None,
     fallback: bool = True,
-) -> bundle.Model:
+) -> LoadedModel:
     """Load a model with the best variant that this machine can run.
 
     Args:
@@ -332,19 +314,17 @@ def load_model(
         mlflow.exceptions.MlflowException: There is no such model, or it is of another flavor.
         E2EAIError: See `bundle.load`.
     """
-    from mlflow_e2eai import _compat
-
     place = Path(_compat.download_artifact_from_uri(artifact_uri=model_uri, output_path=dst_path))
     configuration = _compat.get_flavor_configuration(model_path=place, flavor_name=FLAVOR_NAME)
     _compat.add_code_to_system_path(place, configuration)
-    return bundle.load(place / configuration.get("data", "."), variant=variant, fallback=fallback)
+    return load(place / configuration.get("data", "."), variant=variant, fallback=fallback)
 
 
-def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> _PyFunc:
+def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> PyFunc:
     """Load the bundle for `mlflow.pyfunc.load_model`, which calls this."""
-    configuration = {**_MODEL_CONFIG, **(model_config or {})}
-    return _PyFunc(
-        bundle.load(
+    configuration = {**MODEL_CONFIG, **(model_config or {})}
+    return PyFunc(
+        load(
             Path(path),
             variant=configuration["variant"],
             fallback=bool(configuration["fallback"]),
@@ -352,171 +332,8 @@ def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> _P
     )
 
 
-class _PyFunc:
-    """What `mlflow.pyfunc` wraps: arrays, mappings and DataFrames in, named arrays out."""
-
-    def __init__(self, model: bundle.Model) -> None:
-        self._model = model
-
-    def get_raw_model(self) -> bundle.Model:
-        """The native callable, without MLflow's checks on the way."""
-        return self._model
-
-    def predict(self, data: Any, params: Mapping[str, Any] | None = None) -> Any:  # noqa: ARG002 - MLflow's signature
-        """Run the model.
-
-        Args:
-            data: A mapping of names to arrays; one array where the model has one input; or a
-                DataFrame, whose rows are items.
-            params: None are known.
-
-        Returns:
-            Outputs by name; for a DataFrame, a DataFrame with a column for each output.
-        """
-        import pandas as pd
-
-        specs = self._model.manifest.inputs
-        if isinstance(data, pd.DataFrame):
-            return _as_frame(self._model(_from_frame(data, self._model)))
-        if isinstance(data, np.ndarray):
-            if len(specs) != 1:
-                names = [spec.name for spec in specs]
-                msg = (
-                    f"Unable to map one array to the inputs {names}; give a mapping of names to "
-                    f"arrays, or a DataFrame with a column for each."
-                )
-                raise InvalidInputError(msg)
-            return self._model(data)
-        if isinstance(data, Mapping):
-            return self._model({name: np.asarray(value) for name, value in data.items()})
-        msg = f"The input is a {type(data).__name__}, but a mapping, array or DataFrame is wanted."
-        raise TypeError(msg)
-
-
-def _from_frame(frame: pd.DataFrame, model: bundle.Model) -> dict[str, Array]:
-    """Arrays from a DataFrame: a column for each input, or all columns for the only input."""
-    specs = model.manifest.inputs
-    if all(spec.name in frame.columns for spec in specs):
-        return {spec.name: _column(frame[spec.name].to_list(), len(spec.shape)) for spec in specs}
-    if len(specs) != 1:
-        names = [spec.name for spec in specs]
-        msg = (
-            f"The DataFrame has {list(frame.columns)}, but a column for each of {names} is wanted."
-        )
-        raise InvalidInputError(msg)
-    (spec,) = specs
-    values = frame.to_numpy()
-    sizes = [size if isinstance(size, int) else -1 for size in spec.shape]
-    if sizes[1:] != list(values.shape[1:]) and -1 not in sizes[1:]:
-        # Rows of flat items, as a table holds images.
-        values = values.reshape(len(frame), *sizes[1:])
-    return {spec.name: values}
-
-
-def _column(cells: list[Any], rank: int) -> Array:
-    array = np.stack([np.asarray(cell) for cell in cells])
-    # One number a row is how a table shows an axis of length one.
-    return array.reshape(-1, 1) if array.ndim == 1 and rank == 2 else array  # noqa: PLR2004
-
-
-def _as_frame(answer: Mapping[str, Array]) -> pd.DataFrame:
-    import pandas as pd
-
-    columns = {}
-    for name, value in answer.items():
-        array = np.asarray(value)
-        is_flat = array.ndim == 1 or array.shape[1:] == (1,)
-        columns[name] = array.reshape(-1) if is_flat else list(array)
-    return pd.DataFrame(columns)
-
-
-def _describe(
-    path: Path,
-    manifest: Manifest,
-    example: Tensors,
-    *,
-    mlflow_model: Model | None,
-    signature: ModelSignature | bool | None,
-    conda_env: Mapping[str, Any] | str | None,
-    pip_requirements: Sequence[str] | str | None,
-    extra_pip_requirements: Sequence[str] | str | None,
-    code_paths: Sequence[str] | None,
-    extra_files: Sequence[str] | None,
-    metadata: Mapping[str, Any] | None,
-) -> None:
-    """Write MLflow's own files beside the bundle."""
-    import onnx
-    from mlflow import pyfunc
-    from mlflow.models import Model
-
-    from mlflow_e2eai import _compat
-
-    code = _compat.validate_and_copy_code_paths(code_paths, str(path))
-    description = Model() if mlflow_model is None else mlflow_model
-    if signature is None:
-        description.signature = tracking.signature_of(manifest.inputs, manifest.outputs)
-    elif not isinstance(signature, bool):
-        description.signature = signature
-    _compat.save_example(description, _mlflow_example(example), str(path))
-    if metadata is not None:
-        description.metadata = dict(metadata)
-    extra = _compat.copy_extra_files(extra_files, str(path))
-    pyfunc.add_to_model(
-        description,
-        loader_module=__name__,
-        data=_BUNDLE,
-        conda_env=_compat.CONDA_ENV_FILE,
-        python_env=_compat.PYTHON_ENV_FILE,
-        code=code,
-        model_config=_MODEL_CONFIG,
-    )
-    description.add_flavor(
-        "onnx",
-        onnx_version=onnx.__version__,
-        data=f"{_BUNDLE}/{manifest.graphs[0].path.as_posix()}",
-        providers=["CUDAExecutionProvider", "CPUExecutionProvider"],
-        code=code,
-    )
-    description.add_flavor(
-        FLAVOR_NAME,
-        data=_BUNDLE,
-        format_version=manifest.format_version,
-        package_version=__version__,
-        code=code,
-        **extra,
-    )
-    description.model_size_bytes = sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
-    description.save(str(path / "MLmodel"))
-    _write_environment(path, manifest, conda_env, pip_requirements, extra_pip_requirements)
-
-
 def _mlflow_example(example: Tensors) -> ModelInputExample:
     return {name: np.asarray(array) for name, array in example.items()}
-
-
-def _write_environment(
-    path: Path,
-    manifest: Manifest,
-    conda_env: Mapping[str, Any] | str | None,
-    pip_requirements: Sequence[str] | str | None,
-    extra_pip_requirements: Sequence[str] | str | None,
-) -> None:
-    import yaml
-
-    from mlflow_e2eai import _compat
-
-    if conda_env is None:
-        default = None if pip_requirements is not None else get_default_pip_requirements(manifest)
-        environment, requirements, constraints = _compat.process_pip_requirements(
-            default, pip_requirements, extra_pip_requirements
-        )
-    else:
-        environment, requirements, constraints = _compat.process_conda_env(conda_env)
-    (path / _compat.CONDA_ENV_FILE).write_text(yaml.safe_dump(environment, sort_keys=False))
-    (path / _compat.REQUIREMENTS_FILE).write_text("\n".join(requirements))
-    if constraints:
-        (path / _compat.CONSTRAINTS_FILE).write_text("\n".join(constraints))
-    _compat.PythonEnv.current().to_yaml(str(path / _compat.PYTHON_ENV_FILE))
 
 
 def _evaluation(
@@ -536,24 +353,3 @@ def _evaluation(
         labels=np.asarray(labels),
         metrics=dict(metrics or {"accuracy": accuracy}),
     )
-
-
-def _onnxruntime_distribution() -> str:
-    """Either distribution brings the same module; the GPU one is named where both are missing."""
-    for name in ("onnxruntime-gpu", "onnxruntime"):
-        try:
-            version(name)
-        except PackageNotFoundError:
-            continue
-        return name
-    return "onnxruntime-gpu"
-
-
-def _version(distribution: str) -> str:
-    try:
-        return version(distribution)
-    except PackageNotFoundError:
-        if distribution == "mlflow_e2eai":
-            return __version__  # run from a source tree that is not installed
-        warnings.warn(f"{distribution} is not installed; its version is not known.", stacklevel=2)
-        return "*"

@@ -54,7 +54,7 @@ def write(model: onnx.ModelProto, out: Path) -> None:
     if (size := model.ByteSize()) > _LIMIT_BYTES:
         msg = (
             f"The graph takes {size / 2**30:.1f} GiB, but a single ONNX file holds 2 GiB at most, "
-            f"and weights in external files are not supported yet; use a smaller model."
+            f"and weights in files of their own are not supported yet; use a smaller model."
         )
         raise ArtifactError(msg)
     try:
@@ -67,9 +67,9 @@ def write(model: onnx.ModelProto, out: Path) -> None:
 
 
 def to_onnx(graph: gs.Graph, *, like: onnx.ModelProto) -> onnx.ModelProto:
-    """A GraphSurgeon graph as ONNX, sorted, with the source's IR version and only the operator sets in use.
+    """A GraphSurgeon graph as ONNX, sorted, with the source's IR version.
 
-    GraphSurgeon stamps the newest IR version on some graphs, which ONNX Runtime refuses, and keeps
+    Only the operator sets in use are kept. GraphSurgeon stamps the newest IR version on some graphs, which ONNX Runtime refuses, and keeps
     the operator sets of nodes that are gone.
     """
     import onnx_graphsurgeon as gs
@@ -125,11 +125,12 @@ def interface(model: onnx.ModelProto) -> tuple[tuple[TensorSpec, ...], tuple[Ten
 
 def opset_of(model: onnx.ModelProto) -> int:
     """Version of the default operator set that a graph uses."""
-    return max(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    defaults = [entry for entry in model.opset_import if entry.domain in ("", "ai.onnx")]
+    return max((int(entry.version) for entry in defaults), default=0)
 
 
 def operators(model: onnx.ModelProto) -> dict[str, int]:
-    """How many nodes of each operator the main graph has, domains written out but the default one."""
+    """How many nodes of each operator the main graph has."""
     found: dict[str, int] = {}
     for node in model.graph.node:
         name = operator_name(node.domain, node.op_type)
@@ -146,8 +147,9 @@ def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
     import onnx
 
     kind = value.type.tensor_type
-    shape: list[int | str] = []
-    for dim in kind.shape.dim:
-        shape.append(dim.dim_value if dim.HasField("dim_value") else (dim.dim_param or "?"))
+    shape: list[int | str] = [
+        dim.dim_value if dim.HasField("dim_value") else (dim.dim_param or "?")
+        for dim in kind.shape.dim
+    ]
     dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)
     return TensorSpec(name=value.name, dtype=dtype.name, shape=tuple(shape))

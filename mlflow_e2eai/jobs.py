@@ -29,15 +29,11 @@ from mlflow_e2eai.artifacts import (
 )
 from mlflow_e2eai.bundle import Evidence
 from mlflow_e2eai.errors import InvalidInputError, TrackingError
-from mlflow_e2eai.exporter import (
-    DEFAULT_OPSET,
-    DynamicAxes,
-    Exporter,
-    export as export_graph,
-    module_of,
-    named_inputs,
-)
-from mlflow_e2eai.pipeline import EvaluationData
+from mlflow_e2eai.evaluation import EvaluationData, profile_samples
+from mlflow_e2eai.evaluation import evaluate as run_evaluation
+from mlflow_e2eai.exporter import DEFAULT_OPSET, Exporter
+from mlflow_e2eai.exporter import export as export_graph
+from mlflow_e2eai.modules import DynamicAxes, module_of, named_inputs
 from mlflow_e2eai.precision import check_precision
 from mlflow_e2eai.precision import convert as convert_graph
 from mlflow_e2eai.surgery import DEFAULT_PLAN, Step
@@ -58,9 +54,9 @@ def log(factory: str, *, name: str) -> str:
     """Log a PyTorch model that a callable makes, for the stages to take further.
 
     Args:
-        factory: ``package.module:callable`` or ``path/to/file.py:callable``. It returns a mapping with
-            ``model`` and ``input_example``, and optionally ``dynamic_axes`` and ``evaluation_data``,
-            as `mlflow_e2eai.log_model` takes them.
+        factory: ``package.module:callable`` or ``path/to/file.py:callable``. It returns a mapping
+            with ``model`` and ``input_example``, and optionally ``dynamic_axes`` and
+            ``evaluation_data``, as `mlflow_e2eai.log_model` takes them.
         name: Name of the LoggedModel.
 
     Returns:
@@ -132,7 +128,7 @@ def clean(model_uri: str, *, plan: Sequence[Step] = DEFAULT_PLAN) -> str:
                 raw,
                 plan,
                 out=job.folder / "clean.onnx",
-                samples=list(pipeline.profile_samples(example, raw).values()),
+                samples=list(profile_samples(example, raw).values()),
                 reference=reference,
             )
             stage.made(cleaned, example=pipeline.renamed(example, raw, cleaned))
@@ -188,18 +184,17 @@ def evaluate(model_uri: str) -> list[Evidence]:
     with _job("evaluate", model_uri, (*_GRAPHS, "compile", "package")) as job:
         graphs, built, example = _variants(job)
         raw, _ = _graph(tracking.ancestor(job.model, ("export",)), job.folder / "raw")
-        with job.reference(raw, graphs[0], required=True) as reference:
+        with job.reference(raw, graphs[0]) as reference:
+            if reference is None:
+                msg = "Nothing can be judged without the PyTorch model; see the warning above."
+                raise TrackingError(msg)
             evaluation = job.evaluation
             if evaluation is not None:
                 evaluation = pipeline.check_evaluation(evaluation, raw, graphs[0])
-            evidence, _ = pipeline.evaluate(
-                reference,
-                graphs,
-                built,
-                example,
-                recorder=job.recorder,
-                evaluation=evaluation,
+            evidence, latency = run_evaluation(
+                reference, graphs, built, example, evaluation=evaluation
             )
+            pipeline.record(evidence, latency, job.recorder)
         return evidence
 
 
@@ -266,16 +261,12 @@ class _Job:
             yield stage
 
     @contextmanager
-    def reference(
-        self, raw: OnnxArtifact, graph: OnnxArtifact, *, required: bool = False
-    ) -> Iterator[Infer | None]:
+    def reference(self, raw: OnnxArtifact, graph: OnnxArtifact) -> Iterator[Infer | None]:
         """The PyTorch module under a graph's names; None when it cannot be loaded here."""
         try:
             source = _source(self.source, self.folder / "source", None)
         except TrackingError as error:
-            if required:
-                raise
-            _log.warning("The raw graph stands in for the PyTorch model: %s", error)
+            _log.warning("The PyTorch model cannot be the reference: %s", error)
             yield None
             return
         self.evaluation = source.evaluation
@@ -326,7 +317,7 @@ def _variants(
     if stage == "package":
         directory = tracking.fetch(job.model, place) / "bundle"
         manifest = bundle.located(bundle.read(directory), directory)
-        for item in (*manifest.graphs, *manifest.engines):
+        for item in manifest.files:
             job.recorder.models[item.sha256] = job.model.model_id
         return list(manifest.graphs), list(manifest.engines), bundle.read_example(directory)
     if stage == "compile":

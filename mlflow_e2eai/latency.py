@@ -109,7 +109,7 @@ class LatencyReport:
 
         Returns:
             The median of the rounds' ratios with its percentile-bootstrap interval (Efron and
-            Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13), drawn with a fixed seed.
+            Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13), of a fixed seed.
         """
         pairs = np.divide(self[name].rounds_ms, self[baseline].rounds_ms)
         drawn = np.random.default_rng(0).choice(pairs, size=(_RESAMPLES, pairs.size))

@@ -32,14 +32,14 @@ TOLERANCES: Mapping[str, float] = {"fp32": 1e-3, "fp16": 1e-2}
 """Largest error by precision, as a share of the reference output's largest magnitude.
 
 A rounding error grows with the numbers that were summed, not with the number that is left of them,
-so the scale is the whole output's. The unit roundoff u is 2^-24 in fp32 and 2^-11 in fp16. A network
-of L layers with sums of n terms drifts by about u·sqrt(n·L) in fp32 and, as sums are kept in fp32
-there, u·sqrt(L) in fp16: for ResNet-50 (L = 53, n <= 4608) 3e-5 and 3.6e-3. Seen on an H100 with
-ResNet-50 and BERT: 3e-4 to 6e-4 in fp32, 1.5e-3 to 3.4e-3 in fp16, and 1.1e-2 from an engine that
-was wrong; the limits lie between.
+so the scale is the whole output's. The unit roundoff u is 2^-24 in fp32 and 2^-11 in fp16. A
+network of L layers with sums of n terms drifts by about u·sqrt(n·L) in fp32 and, as sums are kept
+in fp32 there, u·sqrt(L) in fp16: for ResNet-50 (L = 53, n <= 4608) 3e-5 and 3.6e-3. Seen on an H100
+with ResNet-50 and BERT: 3e-4 to 6e-4 in fp32, 1.5e-3 to 3.4e-3 in fp16, and 1.1e-2 from an engine
+that was wrong; the limits lie between.
 """
 
-_TINY = np.finfo(np.float32).tiny
+_TINY = float(np.finfo(np.float32).tiny)
 REPEATS = 10
 """Times that each sample is asked."""
 
@@ -158,7 +158,7 @@ def compare(
         raise InvalidInputError(msg)
     judge = _Judge(limit)
     count = 0
-    for count, sample in enumerate(samples, start=1):  # noqa: B007 - the count is used below
+    for count, sample in enumerate(samples, start=1):
         right = reference(sample)
         first: Tensors | None = None
         for _ in range(repeats):
@@ -282,7 +282,7 @@ class _Judge:
         difference = np.abs(wide_right - wide_given)
         if not difference.size:
             return
-        worst = np.unravel_index(int(difference.argmax()), difference.shape)
+        worst = tuple(int(i) for i in np.unravel_index(difference.argmax(), difference.shape))
         scale = max(float(np.abs(wide_right).max()), _TINY)
         relative = float(difference[worst]) / scale
         sums.max_abs = max(sums.max_abs, float(difference[worst]))

@@ -7,14 +7,12 @@ a folder and logging to a server take the same way.
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
-
-import numpy as np
+from typing import Any, Protocol
 
 from mlflow_e2eai import __version__, bundle
 from mlflow_e2eai.artifacts import (
@@ -24,52 +22,18 @@ from mlflow_e2eai.artifacts import (
     OnnxArtifact,
     Precision,
     Tensors,
-    TensorSpec,
-    corners,
-    resize,
-    variant_name,
 )
 from mlflow_e2eai.bundle import Evidence, Manifest
 from mlflow_e2eai.context import driver_version, gpu_name
-from mlflow_e2eai.engine import compile, resolve, why_not_here
-from mlflow_e2eai.errors import InvalidInputError, RunnerError
-from mlflow_e2eai.exporter import (
-    DEFAULT_OPSET,
-    DynamicAxes,
-    Exporter,
-    export,
-    module_of,
-    named_inputs,
-)
-from mlflow_e2eai.latency import LatencyReport, benchmark
-from mlflow_e2eai.parity import compare
+from mlflow_e2eai.engine import compile, resolve
+from mlflow_e2eai.errors import InvalidInputError
+from mlflow_e2eai.evaluation import EvaluationData, evaluate, profile_samples
+from mlflow_e2eai.exporter import DEFAULT_OPSET, Exporter, export
+from mlflow_e2eai.latency import LatencyReport
+from mlflow_e2eai.modules import DynamicAxes, module_of, named_inputs
 from mlflow_e2eai.precision import check_precision, convert
-from mlflow_e2eai.runners import onnxruntime_devices, torch_runner
+from mlflow_e2eai.runners import torch_runner
 from mlflow_e2eai.surgery import DEFAULT_PLAN, Step, SurgeryReport, clean
-
-TaskMetric: TypeAlias = Callable[[Tensors, Array], float]
-"""Outputs by name and the labels -> a number of which more is better."""
-
-
-def accuracy(outputs: Tensors, labels: Array) -> float:
-    """Share of items whose largest value along the first output's last axis is at the label."""
-    first = next(iter(outputs.values()))
-    return float(np.mean(np.argmax(first, axis=-1) == labels))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EvaluationData:
-    """Labelled data that the variants are judged on.
-
-    Attributes:
-        inputs: One array for each input; the leading axis counts items.
-        labels: One entry for each item.
-        metrics: Task metrics by name.
-    """
-
-    inputs: Tensors
-    labels: Array
-    metrics: Mapping[str, TaskMetric] = field(default_factory=lambda: {"accuracy": accuracy})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,8 +168,9 @@ def build(
         if evaluation is not None:
             evaluation = check_evaluation(evaluation, raw, cleaned)
         evidence, latency = evaluate(
-            under_new_names, graphs, engines, example, recorder=recorder, evaluation=evaluation
+            under_new_names, graphs, engines, example, evaluation=evaluation
         )
+        record(evidence, latency, recorder)
     return _manifest(source, graphs, engines, surgery, evidence, latency), example
 
 
@@ -230,143 +195,22 @@ def _manifest(
     )
 
 
+def record(
+    evidence: Sequence[Evidence], latency: Mapping[str, LatencyReport], recorder: Recorder
+) -> None:
+    """Tell a recorder what was measured, a stage for each variant: they were measured together."""
+    for entry in evidence:
+        inputs = [] if entry.sha256 is None else [entry.sha256]
+        with recorder.stage(f"evaluate {entry.variant}", inputs=inputs) as stage:
+            stage.measured(entry, latency)
+
+
 @contextmanager
 def reference_of(module: Any, raw: OnnxArtifact) -> Iterator[Infer]:
     """The PyTorch module under the names of its export: what is right."""
     names = [spec.name for spec in raw.inputs]
     with torch_runner(module, inputs=names, outputs=[spec.name for spec in raw.outputs]) as infer:
         yield infer
-
-
-def profile_samples(example: Tensors, graph: OnnxArtifact) -> dict[str, Tensors]:
-    """The input example at every corner of a graph's profile, by corner."""
-    return {
-        label: resize(example, graph.inputs, sizes) for label, sizes in corners(graph.axes).items()
-    }
-
-
-def evaluate(
-    reference: Infer,
-    graphs: Sequence[OnnxArtifact],
-    engines: Sequence[EngineArtifact],
-    example: Tensors,
-    *,
-    recorder: Recorder,
-    evaluation: EvaluationData | None = None,
-) -> tuple[list[Evidence], dict[str, LatencyReport]]:
-    """Judge every variant against the PyTorch module, and measure all of them together.
-
-    Args:
-        reference: The PyTorch module, under the names of the graphs.
-        graphs: The graphs; ONNX Runtime runs each on every device that it has here.
-        engines: Engines. One that this machine cannot run is recorded as not measured.
-        example: One array for each input.
-        recorder: Who is told.
-        evaluation: Labelled data.
-
-    Returns:
-        Evidence for each variant, the PyTorch module first, and latency by corner of the profile.
-    """
-    samples = profile_samples(example, graphs[0])
-    files: dict[str, OnnxArtifact | EngineArtifact] = {}
-    skipped: list[Evidence] = []
-    with ExitStack() as stack:
-        infers = {variant_name("torch", "fp32"): reference}
-        for engine in engines:
-            name = bundle.engine_variant(engine)
-            if (reason := why_not_here(engine)) is not None:
-                skipped.append(
-                    Evidence(variant=name, sha256=engine.sha256, measured=False, reason=str(reason))
-                )
-                continue
-            files[name] = engine
-            infers[name] = stack.enter_context(bundle.runner(name, graphs, engines))
-        for device in onnxruntime_devices():
-            for graph in graphs:
-                name = bundle.graph_variant(graph, device)
-                try:
-                    infers[name] = stack.enter_context(bundle.runner(name, graphs, engines))
-                    files[name] = graph
-                except RunnerError as error:
-                    skipped.append(
-                        Evidence(
-                            variant=name, sha256=graph.sha256, measured=False, reason=str(error)
-                        )
-                    )
-
-        def calls() -> Iterator[tuple[Tensors, int]]:
-            if evaluation is not None:
-                yield from _calls(evaluation.inputs, graphs[0], next(iter(samples.values())))
-
-        evidence = [
-            _judge(name, infer, reference, files.get(name), samples, evaluation, calls)
-            for name, infer in infers.items()
-        ]
-        # What gave wrong numbers is timed all the same, what broke down is not.
-        sound = {e.variant: infers[e.variant] for e in evidence if e.reason is None}
-        latency = {label: benchmark(sound, sample) for label, sample in samples.items()}
-    for entry in [*evidence, *skipped]:
-        inputs = [] if entry.sha256 is None else [entry.sha256]
-        with recorder.stage(f"evaluate {entry.variant}", inputs=inputs) as stage:
-            stage.measured(entry, latency)
-    return [*evidence, *skipped], latency
-
-
-def _judge(
-    name: str,
-    infer: Infer,
-    reference: Infer,
-    artifact: OnnxArtifact | EngineArtifact | None,
-    samples: Mapping[str, Tensors],
-    evaluation: EvaluationData | None,
-    calls: Callable[[], Iterator[tuple[Tensors, int]]],
-) -> Evidence:
-    precision: Precision = "fp32" if artifact is None else artifact.precision
-    sha256 = None if artifact is None else artifact.sha256
-    parity, task = {}, {}
-    try:
-        # The module against itself tells whether it answers one question the same way twice.
-        parity["profile"] = compare(reference, infer, samples.values(), precision=precision)
-        if evaluation is not None:
-            batches = (batch for batch, _ in calls())
-            parity["data"] = compare(reference, infer, batches, precision=precision, repeats=1)
-            task = _task(infer, calls(), evaluation)
-    except RunnerError as error:
-        return Evidence(
-            variant=name, sha256=sha256, measured=True, reason=str(error), parity=parity
-        )
-    return Evidence(variant=name, sha256=sha256, measured=True, parity=parity, task=task)
-
-
-def _calls(inputs: Tensors, graph: OnnxArtifact, sample: Tensors) -> Iterator[tuple[Tensors, int]]:
-    """Evaluation data in calls that the profile admits, each with how many of its items count.
-
-    A last call that would be smaller than the profile's min is filled up by repeating its items.
-    """
-    first = graph.inputs[0]
-    lowest = highest = sample[first.name].shape[0]
-    for axis in graph.axes:
-        if axis.name == first.shape[0]:
-            lowest, highest = axis.min, axis.max
-    total = len(inputs[first.name])
-    for start in range(0, total, highest):
-        count = min(highest, total - start)
-        index = start + np.arange(max(count, lowest)) % count
-        yield {name: np.ascontiguousarray(array[index]) for name, array in inputs.items()}, count
-
-
-def _task(
-    infer: Infer, calls: Iterator[tuple[Tensors, int]], evaluation: EvaluationData
-) -> dict[str, float]:
-    parts: dict[str, list[Array]] = {}
-    for batch, count in calls:
-        for name, value in infer(batch).items():
-            parts.setdefault(name, []).append(np.array(value)[:count])
-    outputs = {name: np.concatenate(values) for name, values in parts.items()}
-    return {
-        name: float(metric(outputs, evaluation.labels))
-        for name, metric in evaluation.metrics.items()
-    }
 
 
 def check_evaluation(

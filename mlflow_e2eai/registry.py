@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import math
 import tempfile
+import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlflow_e2eai import bundle, tracking
-from mlflow_e2eai.artifacts import to_json, verify
+from mlflow_e2eai.artifacts import Infer, Tensors, to_json, verify
 from mlflow_e2eai.bundle import Manifest
 from mlflow_e2eai.errors import ArtifactError, E2EAIError, InvalidInputError, TrackingError
+from mlflow_e2eai.evaluation import profile_samples
 from mlflow_e2eai.gates import Decision, Gate, decide, gates_from
 from mlflow_e2eai.latency import benchmark
-from mlflow_e2eai.pipeline import profile_samples
+from mlflow_e2eai.variants import Model, load
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
@@ -112,12 +115,15 @@ def metrics_of(challenger: Path, champion: Path | None = None) -> dict[str, floa
         champion: The bundle that it wants to replace.
 
     Returns:
-        ``parity/measured`` and ``parity/failed``: how many variants were measured, and how many of
-        those gave wrong numbers or broke down. ``parity/max_abs_error``: the largest. ``task/<name>``:
-        each task metric of the worst variant. ``task/drop``: the most that a variant lost of one
-        against the PyTorch module. ``champion/task_drop``: the most that the worst variant lost of
-        one against the champion's worst. ``champion/latency_ratio``: how many times as long as the
-        champion it takes, upper bound of the interval, at the slowest corner that both admit.
+        - ``parity/measured`` and ``parity/failed``: how many variants were measured, and how many
+          of those gave wrong numbers or broke down.
+        - ``parity/max_abs_error``: the largest.
+        - ``task/<name>``: each task metric of the worst variant.
+        - ``task/drop``: the most that a variant lost of one against the PyTorch module.
+        - ``champion/task_drop``: the most that the worst variant lost of one against the
+          champion's worst.
+        - ``champion/latency_ratio``: how many times as long as the champion it takes, the upper
+          bound of the interval, at the worst of the corners that both admit.
     """
     new = bundle.read(challenger)
     measured = [entry for entry in new.evidence if entry.measured and entry.sha256 is not None]
@@ -127,9 +133,9 @@ def metrics_of(challenger: Path, champion: Path | None = None) -> dict[str, floa
     metrics = {
         "parity/measured": float(len(measured)),
         "parity/failed": float(sum(not entry.passed for entry in measured)),
-        "parity/max_abs_error": max(errors)
-        if errors and not any(map(math.isnan, errors))
-        else math.nan,
+        "parity/max_abs_error": math.nan
+        if any(map(math.isnan, errors))
+        else max(errors, default=math.nan),
         "task/drop": _drop(_reference_tasks(new), tasks),
         **{f"task/{name}": value for name, value in tasks.items()},
     }
@@ -182,21 +188,24 @@ def _latency_ratio(challenger: Path, champion: Path) -> float:
     if not shared:
         return math.nan
     try:
-        with bundle.load(challenger) as new, bundle.load(champion) as old:
-            models = {"challenger": new, "champion": old}
-            bounds = []
-            for label in shared:
-                report = benchmark(
-                    {
-                        role: (lambda _, m=model, s=samples[role][label]: m(s))
-                        for role, model in models.items()
-                    },
-                    samples["challenger"][label],
-                )
-                bounds.append(report.ratio("challenger", "champion").high)
+        with ExitStack() as stack:
+            stack.enter_context(warnings.catch_warnings())
+            # Both step down alike, and the caller asked for a comparison, not for an engine.
+            warnings.simplefilter("ignore")
+            models = {role: stack.enter_context(load(place)) for role, place in places.items()}
+            return max(_upper_bound(models, samples, label) for label in shared)
     except E2EAIError:
         return math.nan
-    return max(bounds)
+
+
+def _upper_bound(
+    models: Mapping[str, Model], samples: Mapping[str, Mapping[str, Tensors]], label: str
+) -> float:
+    def ask(role: str) -> Infer:
+        return lambda _: models[role](samples[role][label])
+
+    report = benchmark({role: ask(role) for role in models}, samples["challenger"][label])
+    return report.ratio("challenger", "champion").high
 
 
 def _items(sample: Mapping[str, Any]) -> int:

@@ -8,7 +8,7 @@ from mlflow_e2eai.bundle import Manifest
 
 
 def table(manifest: Manifest) -> str:
-    """One line a variant: largest error, task metrics, median latency at opt, and what it came to."""
+    """One line a variant: largest error, task metrics, median latency, what it came to."""
     tasks = sorted({name for entry in manifest.evidence for name in entry.task})
     report = manifest.latency.get("opt") or manifest.latency.get("static")
     times = {} if report is None else {entry.name: entry.p50_ms for entry in report.variants}

@@ -7,15 +7,16 @@ measured as the GPU. Here that is an error.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 
 from mlflow_e2eai.artifacts import Array, Infer, Tensors, TensorSpec
 from mlflow_e2eai.errors import InvalidInputError, RunnerError
+from mlflow_e2eai.modules import call, device_of, evaluation_mode, flatten
 
 if TYPE_CHECKING:
     import torch
@@ -108,110 +109,6 @@ def torch_runner(
 
     with evaluation_mode(model):
         yield infer
-
-
-@contextmanager
-def evaluation_mode(model: torch.nn.Module) -> Iterator[bool]:
-    """Put a module into evaluation mode, and give each of its parts its own mode back.
-
-    Yields:
-        Whether the module was in training mode. A graph that `torch.export` wrote says that it is
-        training and refuses `eval`: its mode was fixed when it was written, and is left alone.
-    """
-    modes = [(part, part.training) for part in model.modules()]
-    try:
-        model.eval()
-    except NotImplementedError:
-        yield False
-        return
-    try:
-        yield any(training for _, training in modes)
-    finally:
-        for part, training in modes:
-            part.training = training
-
-
-def device_of(model: torch.nn.Module) -> torch.device:
-    """The device of a module's first parameter or buffer; the CPU for a module with neither."""
-    import itertools
-
-    import torch
-
-    first = next(itertools.chain(model.parameters(), model.buffers()), None)
-    return torch.device("cpu") if first is None else first.device
-
-
-def call(model: torch.nn.Module, arguments: Mapping[str, torch.Tensor]) -> Any:
-    """Call a module with named tensors.
-
-    Names that are all parameters of ``forward`` are bound to them; names of which none is one go
-    in by position, in their order.
-
-    Raises:
-        InvalidInputError: Some of the names are parameters of ``forward`` and some are not.
-    """
-    parameters = parameter_names(model)
-    known = [name for name in parameters if name in arguments]
-    if not known:
-        return model(*arguments.values())
-    if len(known) < len(arguments):
-        strange = [name for name in arguments if name not in parameters]
-        msg = (
-            f"The input example names {strange}, but forward takes {list(parameters)}; name all "
-            f"inputs as forward does, or none."
-        )
-        raise InvalidInputError(msg)
-    # By position where that says the same: an exported program insists on how it was called.
-    if known == list(parameters[: len(known)]):
-        return model(*(arguments[name] for name in known))
-    return model(**arguments)
-
-
-def parameter_names(model: torch.nn.Module) -> tuple[str, ...]:
-    """The names of ``forward``'s parameters, in order, without ``self``; empty where it hides them."""
-    import inspect
-
-    import torch
-
-    if isinstance(model, torch.jit.ScriptModule):
-        return tuple(argument.name for argument in model.forward.schema.arguments[1:])
-    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    parameters = inspect.signature(model.forward).parameters.values()
-    return tuple(parameter.name for parameter in parameters if parameter.kind in kinds)
-
-
-def flatten(answer: Any) -> dict[str, torch.Tensor]:
-    """Name the tensors that ``forward`` returned.
-
-    Returns:
-        ``output`` for a single tensor, ``output_0``, ``output_1``, … for a tuple or list, and the
-        keys themselves for a mapping (which a Hugging Face ModelOutput is).
-
-    Raises:
-        InvalidInputError: Something in it is not a tensor.
-    """
-    import torch
-
-    match answer:
-        case torch.Tensor():
-            named = {"output": answer}
-        case Mapping():
-            named = {str(key): value for key, value in answer.items()}
-        case tuple() | list():
-            named = {f"output_{index}": value for index, value in enumerate(answer)}
-        case _:
-            named = {"output": answer}
-    for name, value in named.items():
-        if not isinstance(value, torch.Tensor):
-            msg = (
-                f"forward returned {type(value).__name__} as {name!r}, but a tensor, or a tuple, "
-                f"list or mapping of tensors is wanted; return tensors only."
-            )
-            raise InvalidInputError(msg)
-    if not named:
-        msg = "forward returned nothing, but at least one tensor is wanted; return a tensor."
-        raise InvalidInputError(msg)
-    return named
 
 
 def feed(tensors: Tensors, specs: Sequence[TensorSpec]) -> dict[str, Array]:

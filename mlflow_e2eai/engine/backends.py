@@ -78,7 +78,7 @@ def resolve(text: str) -> Target:
             TensorRT-RTX.
 
     Raises:
-        InvalidInputError: There is no such target, or ``local`` was asked for where there is no GPU.
+        InvalidInputError: There is no such target, or ``local`` where there is no GPU.
         MissingDependencyError: The backend that it needs is not installed.
     """
     check_target(text)
@@ -125,7 +125,7 @@ def load(backend: Backend) -> Any:
 
 
 def compute_capability(trt: Any, name: str) -> Any:
-    """The enumeration member for ``sm86``; members are named, never numbered: versions renumber them.
+    """The enumeration member for ``sm86``, by name: versions number them differently.
 
     Raises:
         EngineBuildError: This version of the backend does not compile for it.

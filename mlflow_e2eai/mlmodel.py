@@ -1,0 +1,153 @@
+"""MLflow's own files beside a bundle: MLmodel, the example, the environment."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlflow_e2eai import __version__, _compat
+from mlflow_e2eai.artifacts import Tensors
+from mlflow_e2eai.bundle import Manifest
+from mlflow_e2eai.engine.backends import BACKENDS
+from mlflow_e2eai.tracking import signature_of
+
+if TYPE_CHECKING:
+    from mlflow.models import Model, ModelSignature
+
+FLAVOR_NAME = "mlflow_e2eai"
+LOADER_MODULE = "mlflow_e2eai.flavor"
+BUNDLE = "bundle"
+"""Folder of the bundle inside the model directory."""
+
+MODEL_CONFIG = {"variant": None, "fallback": True}
+"""What a caller of `mlflow.pyfunc.load_model` may override; MLflow drops keys that are not here."""
+
+
+def get_default_pip_requirements(manifest: Manifest | None = None) -> list[str]:
+    """What a serving environment needs, pinned to what is installed here.
+
+    Written out and never inferred: inference loads the model in another process, misses this
+    package, and reads a uv.lock that happens to lie in the working folder.
+
+    Args:
+        manifest: The bundle; with engines in it, the TensorRT that built them is needed.
+    """
+    names = ["mlflow_e2eai", _onnxruntime_distribution(), "numpy"]
+    requirements = [f"{name}=={_version(name)}" for name in names]
+    for engine in manifest.engines if manifest else ():
+        backend = BACKENDS[engine.target.backend]
+        requirements.append(f"{backend.requirement}=={engine.backend_version}")
+    return list(dict.fromkeys(requirements))
+
+
+def get_default_conda_env() -> dict[str, Any]:
+    """The default conda environment, with `get_default_pip_requirements` in it."""
+    env: dict[str, Any] = _compat.mlflow_conda_env(
+        additional_pip_deps=get_default_pip_requirements()
+    )
+    return env
+
+
+def describe(
+    path: Path,
+    manifest: Manifest,
+    example: Tensors,
+    *,
+    mlflow_model: Model | None,
+    signature: ModelSignature | bool | None,
+    conda_env: Mapping[str, Any] | str | None,
+    pip_requirements: Sequence[str] | str | None,
+    extra_pip_requirements: Sequence[str] | str | None,
+    code_paths: Sequence[str] | None,
+    extra_files: Sequence[str] | None,
+    metadata: Mapping[str, Any] | None,
+) -> None:
+    """Write MLflow's own files beside the bundle."""
+    import onnx
+    from mlflow import pyfunc
+    from mlflow.models import Model
+
+    code = _compat.validate_and_copy_code_paths(code_paths, str(path))
+    description = Model() if mlflow_model is None else mlflow_model
+    if signature is None:
+        description.signature = signature_of(manifest.inputs, manifest.outputs)
+    elif not isinstance(signature, bool):
+        description.signature = signature
+    _compat.save_example(description, dict(example), str(path))
+    if metadata is not None:
+        description.metadata = dict(metadata)
+    extra = _compat.copy_extra_files(extra_files, str(path))
+    pyfunc.add_to_model(
+        description,
+        loader_module=LOADER_MODULE,
+        data=BUNDLE,
+        conda_env=_compat.CONDA_ENV_FILE,
+        python_env=_compat.PYTHON_ENV_FILE,
+        code=code,
+        model_config=MODEL_CONFIG,
+    )
+    description.add_flavor(
+        "onnx",
+        onnx_version=onnx.__version__,
+        data=f"{BUNDLE}/{manifest.graphs[0].path.as_posix()}",
+        providers=["CUDAExecutionProvider", "CPUExecutionProvider"],
+        code=code,
+    )
+    description.add_flavor(
+        FLAVOR_NAME,
+        data=BUNDLE,
+        format_version=manifest.format_version,
+        package_version=__version__,
+        code=code,
+        **extra,
+    )
+    description.model_size_bytes = sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
+    description.save(str(path / "MLmodel"))
+    _write_environment(path, manifest, conda_env, pip_requirements, extra_pip_requirements)
+
+
+def _write_environment(
+    path: Path,
+    manifest: Manifest,
+    conda_env: Mapping[str, Any] | str | None,
+    pip_requirements: Sequence[str] | str | None,
+    extra_pip_requirements: Sequence[str] | str | None,
+) -> None:
+    import yaml
+
+    if conda_env is None:
+        default = None if pip_requirements is not None else get_default_pip_requirements(manifest)
+        environment, requirements, constraints = _compat.process_pip_requirements(
+            default, pip_requirements, extra_pip_requirements
+        )
+    else:
+        environment, requirements, constraints = _compat.process_conda_env(conda_env)
+    (path / _compat.CONDA_ENV_FILE).write_text(yaml.safe_dump(environment, sort_keys=False))
+    (path / _compat.REQUIREMENTS_FILE).write_text("\n".join(requirements))
+    if constraints:
+        (path / _compat.CONSTRAINTS_FILE).write_text("\n".join(constraints))
+    _compat.PythonEnv.current().to_yaml(str(path / _compat.PYTHON_ENV_FILE))
+
+
+def _onnxruntime_distribution() -> str:
+    """Either distribution brings the same module; the GPU one is named where both are missing."""
+    for name in ("onnxruntime-gpu", "onnxruntime"):
+        try:
+            version(name)
+        except PackageNotFoundError:
+            continue
+        return name
+    return "onnxruntime-gpu"
+
+
+def _version(distribution: str) -> str:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        if distribution == "mlflow_e2eai":
+            return __version__  # run from a source tree that is not installed
+        warnings.warn(f"{distribution} is not installed; its version is not known.", stacklevel=2)
+        return "*"

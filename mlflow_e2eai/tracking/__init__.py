@@ -1,0 +1,66 @@
+"""Values <-> linked MLflow runs and LoggedModels.
+
+Stages know digests; this package alone knows which LoggedModel a digest is. Every LoggedModel that
+it makes carries the tags ``e2eai.derived_from`` (what it was made from), ``e2eai.source_model``
+(the PyTorch model at the root) and ``e2eai.stage``, so that the chain can be walked both ways with
+MLflow's own search. Run inputs alone would not do: `search_runs` leaves them out.
+"""
+
+from mlflow_e2eai.tracking.lineage import (
+    ERROR,
+    PARENT,
+    SHA256,
+    SOURCE,
+    STAGE,
+    ancestor,
+    fetch,
+    fetch_engine,
+    fetch_graph,
+    link_inputs,
+    link_output,
+    resolve,
+    tag_model,
+)
+from mlflow_e2eai.tracking.models import log_artifact, signature_of
+from mlflow_e2eai.tracking.runs import (
+    NONFINITE,
+    MlflowRecorder,
+    MlflowStage,
+    failed_models_say_why,
+    log_metrics,
+    parity_metrics,
+    project_run_says_why,
+    run,
+)
+from mlflow_e2eai.tracking.server import check_server
+from mlflow_e2eai.tracking.sources import fetch_source, log_source, open_inputs
+
+__all__ = [
+    "ERROR",
+    "NONFINITE",
+    "PARENT",
+    "SHA256",
+    "SOURCE",
+    "STAGE",
+    "MlflowRecorder",
+    "MlflowStage",
+    "ancestor",
+    "check_server",
+    "failed_models_say_why",
+    "fetch",
+    "fetch_engine",
+    "fetch_graph",
+    "fetch_source",
+    "link_inputs",
+    "link_output",
+    "log_artifact",
+    "log_metrics",
+    "log_source",
+    "open_inputs",
+    "parity_metrics",
+    "project_run_says_why",
+    "resolve",
+    "run",
+    "signature_of",
+    "tag_model",
+]

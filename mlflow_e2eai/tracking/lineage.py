@@ -1,0 +1,175 @@
+"""URIs -> LoggedModels, and the chain that they stand in."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from mlflow_e2eai.artifacts import EngineArtifact, OnnxArtifact, from_json, verify
+from mlflow_e2eai.errors import ArtifactError, InvalidInputError, TrackingError
+from mlflow_e2eai.tracking.server import address, check_server
+
+if TYPE_CHECKING:
+    from mlflow.entities import LoggedModel
+
+STAGE = "e2eai.stage"
+"""Tag: the stage that made a model."""
+
+PARENT = "e2eai.derived_from"
+"""Tag: id of the model that it was made from."""
+
+SOURCE = "e2eai.source_model"
+"""Tag: id of the PyTorch model at the root."""
+
+SHA256 = "e2eai.sha256"
+"""Tag: digest of its file; of a bundle, of its manifest."""
+
+ERROR = "e2eai.error"
+"""Tag: why it failed."""
+
+ARTIFACT = "artifact.json"
+"""File of a stage's model that holds its artifact."""
+
+Artifact = TypeVar("Artifact", OnnxArtifact, EngineArtifact)
+
+_MODEL_ID = re.compile(r"m-[0-9a-f]{32}")
+
+
+def resolve(uri: str) -> LoggedModel:
+    """The LoggedModel that a URI names.
+
+    Args:
+        uri: A LoggedModel id, ``models:/m-...``, ``models:/name/version``, ``models:/name@alias``
+            or ``runs:/run_id/name``.
+
+    Raises:
+        InvalidInputError: It is none of these.
+        TrackingError: There is no such model.
+    """
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    check_server()
+    client = MlflowClient()
+    path = uri.removeprefix("models:/")
+    try:
+        if _MODEL_ID.fullmatch(path):
+            return client.get_logged_model(path)
+        if uri.startswith("runs:/"):
+            return _model_of_run(uri)
+        if uri.startswith("models:/") and "@" in path:
+            return resolve(str(client.get_model_version_by_alias(*path.rsplit("@", 1)).source))
+        if uri.startswith("models:/") and path.count("/") == 1:
+            return resolve(str(client.get_model_version(*path.split("/")).source))
+    except MlflowException as error:
+        msg = f"There is no model {uri!r} at {address()}: {error.message}"
+        raise TrackingError(msg) from error
+    msg = (
+        f"{uri!r} names no model; give a LoggedModel id, models:/name/version, models:/name@alias "
+        f"or runs:/run_id/name."
+    )
+    raise InvalidInputError(msg)
+
+
+def _model_of_run(uri: str) -> LoggedModel:
+    from mlflow import MlflowClient
+
+    run_id, _, name = uri.removeprefix("runs:/").partition("/")
+    client = MlflowClient()
+    experiment = client.get_run(run_id).info.experiment_id
+    found = client.search_logged_models(
+        [experiment], f"source_run_id = '{run_id}' AND name = '{name}'"
+    )
+    if not found:
+        msg = f"Run {run_id} has no model {name!r}; see its outputs in the MLflow UI."
+        raise TrackingError(msg)
+    return found[0]
+
+
+def ancestor(model: LoggedModel, stages: Sequence[str]) -> LoggedModel:
+    """The nearest model on the way to the root that one of these stages made, itself included.
+
+    A model with no stage tag was logged by somebody else, and counts as a ``source``.
+
+    Raises:
+        TrackingError: There is none.
+    """
+    at = model
+    while (stage := at.tags.get(STAGE, "source")) not in stages:
+        parent = at.tags.get(PARENT)
+        if parent is None:
+            msg = (
+                f"Model {model.model_id} is a {model.tags.get(STAGE, 'source')}, and nothing that "
+                f"it was made from is a {' or '.join(stages)}; give the output of that stage."
+            )
+            raise TrackingError(msg)
+        at = resolve(parent)
+        if stage == at.tags.get(STAGE, "source") and at.model_id == model.model_id:
+            msg = f"Model {model.model_id} is its own parent; its tags were changed."
+            raise TrackingError(msg)
+    return at
+
+
+def fetch(model: LoggedModel, folder: Path) -> Path:
+    """Download a LoggedModel.
+
+    Raises:
+        TrackingError: Its files are not there.
+    """
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return Path(mlflow.artifacts.download_artifacts(model.model_uri, dst_path=str(folder)))
+    except (MlflowException, OSError) as error:
+        msg = f"The files of model {model.model_id} cannot be had from {address()}: {error}"
+        raise TrackingError(msg) from error
+
+
+def fetch_graph(model: LoggedModel, folder: Path) -> OnnxArtifact:
+    """Download an ONNX artifact and check its digest."""
+    return _fetch_artifact(OnnxArtifact, model, folder)
+
+
+def fetch_engine(model: LoggedModel, folder: Path) -> EngineArtifact:
+    """Download an engine and check its digest."""
+    return _fetch_artifact(EngineArtifact, model, folder)
+
+
+def _fetch_artifact(kind: type[Artifact], model: LoggedModel, folder: Path) -> Artifact:
+    place = fetch(model, folder)
+    if not (place / ARTIFACT).is_file():
+        msg = f"Model {model.model_id} holds no {ARTIFACT}; give the output of a stage."
+        raise ArtifactError(msg)
+    artifact = from_json(kind, (place / ARTIFACT).read_bytes())
+    verify(place / artifact.path, model.tags.get(SHA256, artifact.sha256))
+    return dataclasses.replace(artifact, path=place / artifact.path)
+
+
+def link_inputs(run_id: str, model_ids: Sequence[str]) -> None:
+    """Make LoggedModels the inputs of a run (MLflow's fluent call for it is refused outside
+    Databricks; the client's works).
+    """  # noqa: D205 - one sentence
+    from mlflow import MlflowClient
+    from mlflow.entities import LoggedModelInput
+
+    models = [LoggedModelInput(model_id=model_id) for model_id in model_ids]
+    MlflowClient().log_inputs(run_id, models=models)
+
+
+def link_output(run_id: str, model_id: str, *, step: int = 0) -> None:
+    """Make a LoggedModel an output of a run."""
+    from mlflow import MlflowClient
+    from mlflow.entities import LoggedModelOutput
+
+    MlflowClient().log_outputs(run_id, models=[LoggedModelOutput(model_id, step=step)])
+
+
+def tag_model(model_id: str, tags: Mapping[str, str]) -> None:
+    """Put tags on a LoggedModel."""
+    from mlflow import MlflowClient
+
+    MlflowClient().set_logged_model_tags(model_id, dict(tags))

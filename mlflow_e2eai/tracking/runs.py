@@ -1,0 +1,252 @@
+"""Runs: parents and children, what they say when they fail, and what is written on them."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from mlflow_e2eai.artifacts import EngineArtifact, OnnxArtifact, Tensors, to_json
+from mlflow_e2eai.bundle import Evidence
+from mlflow_e2eai.errors import E2EAIError, TrackingError
+from mlflow_e2eai.latency import LatencyReport
+from mlflow_e2eai.tracking.lineage import (
+    ERROR,
+    PARENT,
+    SOURCE,
+    STAGE,
+    link_inputs,
+    tag_model,
+)
+from mlflow_e2eai.tracking.models import log_artifact, stage_of, suffix_of
+from mlflow_e2eai.tracking.server import check_server
+
+NONFINITE = "e2eai.nonfinite"
+"""Tag of a run: the metrics that were not finite, and so were not stored as numbers."""
+
+_log = logging.getLogger(__name__)
+
+
+@contextmanager
+def run(name: str, *, nested: bool = False, tags: Mapping[str, str] | None = None) -> Iterator[str]:
+    """A run for the block: the one that is active already, or a new one.
+
+    An error in the block is written on the run as the tag ``e2eai.error`` before it goes on.
+
+    Args:
+        name: Name of a new run.
+        nested: Start a child of the active run instead of taking the active run itself.
+        tags: Tags for the run.
+
+    Yields:
+        The run's id.
+    """
+    import mlflow
+
+    check_server()
+    active = mlflow.active_run()
+    if active is not None and not nested:
+        with _explained(active.info.run_id):
+            yield active.info.run_id
+        return
+    new = mlflow.start_run(run_name=name, nested=active is not None, tags=dict(tags or {}))
+    with new, _explained(new.info.run_id):
+        yield new.info.run_id
+
+
+@contextmanager
+def _explained(run_id: str) -> Iterator[None]:
+    from mlflow import MlflowClient
+
+    try:
+        yield
+    except E2EAIError as error:
+        try:
+            MlflowClient().set_tag(run_id, ERROR, str(error))
+        except Exception:  # noqa: BLE001 - the server may be what failed; the first error counts
+            _log.warning("Could not write the error on run %s.", run_id)
+        raise
+
+
+@contextmanager
+def project_run_says_why() -> Iterator[None]:
+    """Write an error of the block on the run that `mlflow run` made for this process.
+
+    MLflow's launcher marks that run FAILED when the process fails, but cannot say why.
+
+    Raises:
+        TrackingError: In place of an error of MLflow's own.
+    """
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    run_id = os.environ.get("MLFLOW_RUN_ID")
+    try:
+        yield
+    except Exception as error:
+        if run_id is not None:
+            try:
+                MlflowClient().set_tag(run_id, ERROR, str(error))
+                MlflowClient().set_terminated(run_id, "FAILED")
+            except Exception:  # noqa: BLE001 - the first error is the one to show
+                _log.warning("Could not write the error on run %s.", run_id)
+        if isinstance(error, MlflowException):
+            raise TrackingError(str(error.message)) from error
+        raise
+
+
+class MlflowRecorder:
+    """A `pipeline.Recorder` that makes a child run of every stage, with LoggedModels in and out.
+
+    Args:
+        name: Name of the model; those of the stages add to it.
+        source: Id of the PyTorch LoggedModel.
+    """
+
+    def __init__(self, *, name: str, source: str) -> None:
+        self.name = name
+        self.source = source
+        # The PyTorch model has no digest: its id stands for it in `inputs`.
+        self.models: dict[str, str] = {source: source}
+
+    @contextmanager
+    def stage(self, name: str, *, inputs: Sequence[str]) -> Iterator[MlflowStage]:
+        """A child run; its inputs are the models with these digests."""
+        with run(name, nested=True, tags={STAGE: name}) as run_id:
+            ids = [self.models[sha256] for sha256 in inputs] or [self.source]
+            link_inputs(run_id, ids)
+            yield MlflowStage(self, run_id=run_id, name=name, parents=ids)
+
+
+class MlflowStage:
+    """One child run, as a `pipeline.Stage`."""
+
+    def __init__(
+        self, recorder: MlflowRecorder, *, run_id: str, name: str, parents: Sequence[str]
+    ) -> None:
+        self.recorder = recorder
+        self.run_id = run_id
+        self.name = name
+        self.parents = parents
+
+    def made(self, artifact: OnnxArtifact | EngineArtifact, *, example: Tensors) -> None:
+        """Log an artifact as a LoggedModel, and as this run's output."""
+        tags = {STAGE: stage_of(artifact), SOURCE: self.recorder.source, PARENT: self.parents[0]}
+        model_id = log_artifact(
+            artifact,
+            name=f"{self.recorder.name}-{suffix_of(artifact)}",
+            run_id=self.run_id,
+            example=example,
+            tags=tags,
+        )
+        self.recorder.models[artifact.sha256] = model_id
+
+    def noted(self, name: str, value: Any) -> None:
+        """Keep a report as a JSON artifact of the run."""
+        from mlflow import MlflowClient
+
+        MlflowClient().log_text(self.run_id, to_json(value), f"{name}.json")
+
+    def measured(self, evidence: Evidence, latency: Mapping[str, LatencyReport]) -> None:
+        """Write what was measured on the run and on the model, batch sizes as steps."""
+        from mlflow import MlflowClient
+
+        self.noted("evidence", evidence)
+        model_id = self.parents[0]
+        client = MlflowClient()
+        verdict = {
+            "e2eai.variant": evidence.variant,
+            "e2eai.measured": str(evidence.measured).lower(),
+            "e2eai.passed": str(evidence.passed).lower(),
+        }
+        if evidence.reason is not None:
+            verdict["e2eai.reason"] = evidence.reason
+        if evidence.findings:
+            verdict["e2eai.findings"] = "\n".join(evidence.findings)
+        for key, value in verdict.items():
+            client.set_tag(self.run_id, key, value)
+        log_metrics(parity_metrics(evidence), run_id=self.run_id, model_id=model_id)
+        for report in latency.values():
+            for entry in report.variants:
+                if entry.name == evidence.variant:
+                    metrics = {
+                        "latency/p50_ms": entry.p50_ms,
+                        "latency/p90_ms": entry.p90_ms,
+                        "latency/p99_ms": entry.p99_ms,
+                        "latency/mean_ms": entry.mean_ms,
+                        "latency/throughput_items_per_s": entry.throughput_items_per_s,
+                    }
+                    log_metrics(metrics, run_id=self.run_id, model_id=model_id, step=report.items)
+
+
+def parity_metrics(evidence: Evidence) -> dict[str, float]:
+    """The numbers of a variant's comparisons and task metrics, under their MLflow names.
+
+    Over several kinds of sample, the worst number counts.
+    """
+    metrics: dict[str, float] = {}
+    for report in evidence.parity.values():
+        for output in report.outputs:
+            place = f"parity/{_safe(output.name)}"
+            for name in ("max_abs_error", "max_rel_error", "mean_abs_error", "rmse"):
+                key = f"{place}/{name}"
+                metrics[key] = _worst(metrics.get(key), getattr(output, name), max)
+            metrics[f"{place}/cosine"] = _worst(metrics.get(f"{place}/cosine"), output.cosine, min)
+            count = f"{place}/nonfinite_count"
+            metrics[count] = metrics.get(count, 0) + output.nonfinite_count
+    if evidence.measured:
+        metrics["parity/passed"] = float(evidence.passed)
+    return {**metrics, **{f"task/{_safe(name)}": value for name, value in evidence.task.items()}}
+
+
+def log_metrics(
+    metrics: Mapping[str, float], *, run_id: str, model_id: str | None = None, step: int = 0
+) -> None:
+    """Log metrics on a run and its model; one that is not finite is never stored as a number.
+
+    A LoggedModel would store NaN as 0.0 and minus infinity as a number that passes any upper bound.
+    Their names go into the tag ``e2eai.nonfinite`` of the run instead.
+    """
+    import mlflow
+    from mlflow import MlflowClient
+
+    finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
+    if finite:
+        mlflow.log_metrics(finite, step=step, run_id=run_id, model_id=model_id)
+    if strange := sorted(metrics.keys() - finite.keys()):
+        client = MlflowClient()
+        before = client.get_run(run_id).data.tags.get(NONFINITE)
+        client.set_tag(run_id, NONFINITE, ", ".join(filter(None, [before, *strange])))
+
+
+@contextmanager
+def failed_models_say_why(run_id: str) -> Iterator[None]:
+    """Write an error of the block on the models of a run that MLflow marked FAILED for it."""
+    from mlflow import MlflowClient
+
+    try:
+        yield
+    except Exception as error:
+        client = MlflowClient()
+        experiment = client.get_run(run_id).info.experiment_id
+        failed = f"source_run_id = '{run_id}' AND status = 'FAILED'"
+        for model in client.search_logged_models([experiment], failed):
+            if ERROR not in model.tags:
+                tag_model(model.model_id, {ERROR: str(error)})
+        raise
+
+
+def _worst(before: float | None, now: float, choose: Any) -> float:
+    # NaN must win, and max() and min() let it lose.
+    if before is None or math.isnan(now):
+        return now
+    return before if math.isnan(before) else float(choose(before, now))
+
+
+def _safe(name: str) -> str:
+    """A name as MLflow admits it in a metric."""
+    return re.sub(r"[^A-Za-z0-9_. :/-]", "_", name)

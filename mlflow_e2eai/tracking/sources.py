@@ -1,0 +1,221 @@
+"""PyTorch models <-> LoggedModels by mlflow.pytorch, with what the stages need to go on."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mlflow_e2eai import bundle
+from mlflow_e2eai.artifacts import Array, Axis, Tensors, TensorSpec, resize
+from mlflow_e2eai.errors import TrackingError
+from mlflow_e2eai.evaluation import EvaluationData
+from mlflow_e2eai.modules import (
+    DynamicAxes,
+    answer,
+    axes_of,
+    evaluation_mode,
+    input_specs,
+    module_of,
+    named_inputs,
+)
+from mlflow_e2eai.tracking.lineage import STAGE, fetch
+from mlflow_e2eai.tracking.models import signature_of
+
+if TYPE_CHECKING:
+    from mlflow.entities import LoggedModel
+
+_log = logging.getLogger(__name__)
+
+_EVALUATION = "evaluation.npz"
+_AXES = "dynamic_axes.json"
+
+
+def log_source(
+    model: Any,
+    input_example: Any,
+    *,
+    name: str,
+    run_id: str,
+    dynamic_axes: DynamicAxes | None = None,
+    evaluation: EvaluationData | None = None,
+) -> str:
+    """Log a PyTorch model by mlflow.pytorch, with what the stages need to take it further.
+
+    The format is MLflow's default, pt2, which runs no code when it is loaded; a model that
+    `torch.export` does not take (a ScriptModule, a data-dependent branch) is pickled instead.
+
+    Args:
+        model: A module, ScriptModule or ExportedProgram.
+        input_example: Inputs that it accepts.
+        name: Name of the LoggedModel.
+        run_id: The run that it is an output of.
+        dynamic_axes: Kept with the model, for `export`.
+        evaluation: Kept with the model, for `evaluate`; the metrics' code is not.
+
+    Returns:
+        Its id.
+    """
+    from mlflow.models import Model
+
+    module = module_of(model)
+    example = named_inputs(module, input_example)
+    specs = input_specs(example, dynamic_axes or {})
+    sizes = {axis.name: axis.opt for axis in axes_of(dynamic_axes or {})}
+    # pt2 makes an axis of size 1 static for good.
+    example = dict(resize(example, specs, {k: max(size, 2) for k, size in sizes.items()}))
+    with evaluation_mode(module):
+        outputs = tuple(
+            TensorSpec(name=key, dtype=value.cpu().numpy().dtype.name, shape=("?",) * value.ndim)
+            for key, value in answer(module, example).items()
+        )
+    signature = signature_of(specs, outputs, named=False)
+    with tempfile.TemporaryDirectory() as folder, evaluation_mode(module):
+        files = _companions(Path(folder), example, dynamic_axes, evaluation)
+        info = Model.log(
+            artifact_path=None,
+            name=name,
+            flavor=_PyTorchFlavor,
+            run_id=run_id,
+            model_type="pytorch",
+            tags={STAGE: "source"},
+            pytorch_model=module,
+            signature=signature,
+            input_example=example,
+            extra_files=files,
+            validate_serving_input=False,
+        )
+    return str(info.model_id)
+
+
+class _PyTorchFlavor:
+    """mlflow.pytorch, in pt2 where that works, else pickled; one LoggedModel either way."""
+
+    @staticmethod
+    def save_model(path: str, mlflow_model: Any, **kwargs: Any) -> None:
+        import mlflow.pytorch
+        import torch
+
+        kwargs.pop("validate_serving_input", None)
+        arrays = tuple(kwargs.pop("input_example").values())
+        example = arrays[0] if len(arrays) == 1 else arrays
+        requirements = [f"torch=={torch.__version__.partition('+')[0]}"]
+        common = {**kwargs, "path": path, "mlflow_model": mlflow_model}
+        common["pip_requirements"] = requirements
+        if not isinstance(kwargs["pytorch_model"], torch.jit.ScriptModule):
+            try:
+                mlflow.pytorch.save_model(
+                    **common, input_example=example, serialization_format="pt2"
+                )
+            except Exception as error:  # noqa: BLE001 - torch.export raises whatever happened inside
+                _log.info("Logging the source by pickle: torch.export refuses it (%s).", error)
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                return
+        mlflow.pytorch.save_model(**common, serialization_format="pickle")
+
+
+def _companions(
+    folder: Path,
+    example: Tensors,
+    dynamic_axes: DynamicAxes | None,
+    evaluation: EvaluationData | None,
+) -> list[str]:
+    np.savez(folder / bundle.EXAMPLE, allow_pickle=False, **dict(example))
+    axes = {
+        name: {str(at): [axis.name, axis.min, axis.opt, axis.max] for at, axis in positions.items()}
+        for name, positions in (dynamic_axes or {}).items()
+    }
+    (folder / _AXES).write_text(json.dumps(axes), encoding="utf-8")
+    if evaluation is not None:
+        arrays = {f"inputs/{name}": array for name, array in evaluation.inputs.items()}
+        np.savez(folder / _EVALUATION, allow_pickle=False, labels=evaluation.labels, **arrays)
+    return [str(path) for path in sorted(folder.iterdir())]
+
+
+def fetch_source(
+    model: LoggedModel, folder: Path
+) -> tuple[Any, Any, DynamicAxes | None, EvaluationData | None]:
+    """Load a PyTorch LoggedModel with its input example, dynamic axes and evaluation data.
+
+    The example is the one that this package kept, else MLflow's own, else random numbers in the
+    shape of the signature. Axes and data that were not kept are None.
+
+    Raises:
+        TrackingError: It is no PyTorch model, or has neither an example nor a signature.
+    """
+    import mlflow.pytorch
+    from mlflow.exceptions import MlflowException
+
+    place = fetch(model, folder)
+    try:
+        module = mlflow.pytorch.load_model(str(place))
+    except (MlflowException, ImportError, AttributeError) as error:
+        msg = f"Model {model.model_id} cannot be loaded by mlflow.pytorch: {error}"
+        raise TrackingError(msg) from error
+    extra = place / "extra_files"
+    if (extra / bundle.EXAMPLE).is_file():
+        example = bundle.read_example(extra)
+        return module, example, _read_axes(extra / _AXES), _read_evaluation(extra / _EVALUATION)
+    return module, _mlflow_example(place, model), None, None
+
+
+def open_inputs(model: LoggedModel, folder: Path) -> list[bool]:
+    """For each input of a model's signature, whether it leaves the leading size open."""
+    from mlflow.models import Model
+
+    inputs = Model.load(str(fetch(model, folder))).get_input_schema()
+    if inputs is None or not inputs.is_tensor_spec():
+        return []
+    return [bool(spec.shape) and spec.shape[0] == -1 for spec in inputs]
+
+
+def _mlflow_example(place: Path, model: LoggedModel) -> Any:
+    from mlflow.models import Model
+
+    meta = Model.load(str(place))
+    example = meta.load_input_example(str(place)) if meta.saved_input_example_info else None
+    if example is not None:
+        return example if isinstance(example, np.ndarray | dict) else np.asarray(example)
+    inputs = meta.signature.inputs if meta.signature else None
+    if inputs is None or not inputs.is_tensor_spec():
+        msg = (
+            f"Model {model.model_id} has neither an input example nor a tensor signature; log it "
+            f"with input_example=."
+        )
+        raise TrackingError(msg)
+    random = np.random.default_rng(0)
+    arrays = []
+    for spec in inputs:
+        shape = [2 if size == -1 else size for size in spec.shape]
+        is_float = spec.type.kind == "f"
+        arrays.append(
+            (random.standard_normal(shape) if is_float else np.zeros(shape)).astype(spec.type)
+        )
+    return tuple(arrays)
+
+
+def _read_axes(path: Path) -> dict[str, dict[int, Axis]] | None:
+    if not path.is_file():
+        return None
+    return {
+        name: {
+            int(at): Axis(axis, min=low, opt=best, max=high)
+            for at, (axis, low, best, high) in positions.items()
+        }
+        for name, positions in json.loads(path.read_text(encoding="utf-8")).items()
+    }
+
+
+def _read_evaluation(path: Path) -> EvaluationData | None:
+    if not path.is_file():
+        return None
+    arrays: dict[str, Array] = dict(np.load(path, allow_pickle=False))
+    labels = arrays.pop("labels")
+    inputs = {name.removeprefix("inputs/"): array for name, array in arrays.items()}
+    return EvaluationData(inputs=inputs, labels=labels)

@@ -1,0 +1,230 @@
+"""Variants: what can run a bundle, which of them to run here, and the callable that does."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from mlflow_e2eai.artifacts import (
+    Array,
+    EngineArtifact,
+    Infer,
+    OnnxArtifact,
+    Tensors,
+    variant_name,
+    verify,
+)
+from mlflow_e2eai.bundle import Manifest, located, read
+from mlflow_e2eai.engine import engine_runner, why_not_here
+from mlflow_e2eai.errors import E2EAIError, EngineMismatchError, InvalidInputError, RunnerError
+from mlflow_e2eai.latency import LatencyReport
+from mlflow_e2eai.runners import feed, onnxruntime_devices, onnxruntime_runner
+
+
+def engine_variant(engine: EngineArtifact) -> str:
+    """Name of the variant that runs an engine."""
+    return variant_name(str(engine.target), engine.precision)
+
+
+def graph_variant(graph: OnnxArtifact, device: str) -> str:
+    """Name of the variant that runs a graph with ONNX Runtime."""
+    return variant_name(f"onnxruntime-{device}", graph.precision)
+
+
+class Model:
+    """A bundle, loaded: named arrays or tensors in, named arrays or tensors out.
+
+    Attributes:
+        variant: What runs it, for example ``onnxruntime-cpu/fp32``.
+        manifest: What the bundle holds.
+    """
+
+    def __init__(self, manifest: Manifest, variant: str, infer: Infer, stack: ExitStack) -> None:
+        self.manifest = manifest
+        self.variant = variant
+        self._infer = infer
+        self._stack = stack
+
+    def __call__(self, inputs: Any = None, /, **named: Any) -> dict[str, Any]:
+        """Run the model.
+
+        Args:
+            inputs: One array or tensor for the only input, or a mapping of names to them.
+            **named: The same, by keyword.
+
+        Returns:
+            Outputs by name: torch tensors on the inputs' device when the inputs were tensors, else
+            NumPy arrays.
+
+        Raises:
+            InvalidInputError: A name, dtype or shape does not fit, and what does is said.
+            RunnerError: The model could not be run.
+        """
+        given = self._named(inputs, named)
+        device, arrays = _as_arrays(given)
+        answer = self._infer(feed(arrays, self.manifest.inputs))
+        return dict(answer) if device is None else _as_tensors(answer, device)
+
+    def __repr__(self) -> str:
+        """What it is, for a prompt."""
+        inputs = ", ".join(f"{s.name}: {s.dtype}{list(s.shape)}" for s in self.manifest.inputs)
+        return f"<mlflow_e2eai.Model {self.variant} ({inputs})>"
+
+    def __enter__(self) -> Self:
+        """Use it in a with block, to give its memory back at the end."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Give back what the runner holds."""
+        self._stack.close()
+
+    def _named(self, inputs: Any, named: Mapping[str, Any]) -> dict[str, Any]:
+        if inputs is None:
+            return dict(named)
+        if isinstance(inputs, Mapping):
+            return {**inputs, **named}
+        names = [spec.name for spec in self.manifest.inputs]
+        if len(names) != 1 or named:
+            msg = f"The model has the inputs {names}; give each by name."
+            raise InvalidInputError(msg)
+        return {names[0]: inputs}
+
+
+def _as_arrays(given: Mapping[str, Any]) -> tuple[Any, dict[str, Array]]:
+    """The inputs as arrays, and the device of the torch tensors among them, if there are any."""
+    torch = sys.modules.get("torch")
+    device, arrays = None, {}
+    for name, value in given.items():
+        if torch is not None and isinstance(value, torch.Tensor):
+            device = value.device
+            arrays[name] = value.detach().cpu().numpy()
+        else:
+            arrays[name] = np.asarray(value)
+    return device, arrays
+
+
+def _as_tensors(answer: Tensors, device: Any) -> dict[str, Any]:
+    import torch
+
+    return {name: torch.from_numpy(np.asarray(value)).to(device) for name, value in answer.items()}
+
+
+def load(directory: Path, *, variant: str | None = None, fallback: bool = True) -> Model:
+    """Load a bundle with the best variant that this machine can run.
+
+    The order is: an engine that fits this machine, ONNX Runtime on a GPU, ONNX Runtime on the CPU;
+    among variants of one runner, fp32, unless another precision was measured to be faster. What
+    failed its comparison with the PyTorch module is never chosen unasked. Each step down is
+    announced by a warning.
+
+    Args:
+        directory: The bundle.
+        variant: The variant to run, by name; by default the best.
+        fallback: Take the next variant when a better one cannot run. If False, that is an error.
+
+    Raises:
+        ArtifactError: The manifest or a file is missing or has changed.
+        InvalidInputError: There is no such variant.
+        EngineMismatchError: The engine asked for is for another machine, or no engine fits and
+            falling back was refused.
+        RunnerError: No variant can run here.
+    """
+    placed = located(read(directory), directory)
+    if variant is not None:
+        return _open(placed, _named_candidate(placed, variant))
+    failures: list[E2EAIError] = list(_engines_that_do_not_fit(placed))
+    for candidate in _candidates(placed):
+        if failures and not fallback:
+            break
+        try:
+            model = _open(placed, candidate)
+        except (RunnerError, EngineMismatchError) as error:
+            failures.append(error)
+            continue
+        if failures:
+            warnings.warn(f"Running {candidate} instead: {failures[0]}", stacklevel=2)
+        return model
+    if failures:
+        raise failures[0]
+    msg = "No variant of this bundle passed its comparison with the PyTorch model; name one to run."
+    raise RunnerError(msg)
+
+
+def _named_candidate(manifest: Manifest, variant: str) -> str:
+    known = [engine_variant(engine) for engine in manifest.engines]
+    known += [graph_variant(graph, d) for d in ("cuda", "cpu") for graph in manifest.graphs]
+    if variant not in known:
+        msg = f"There is no variant {variant!r}; this bundle has {', '.join(known)}."
+        raise InvalidInputError(msg)
+    return variant
+
+
+def _engines_that_do_not_fit(manifest: Manifest) -> Iterator[E2EAIError]:
+    """Why engines cannot run here, when the bundle has some and none can."""
+    reasons = [why_not_here(engine) for engine in manifest.engines]
+    if reasons and all(reason is not None for reason in reasons):
+        yield from (reason for reason in reasons if reason is not None)
+
+
+def _candidates(manifest: Manifest) -> Iterator[str]:
+    failed = {entry.variant for entry in manifest.evidence if entry.measured and not entry.passed}
+    engines = [engine_variant(e) for e in manifest.engines if why_not_here(e) is None]
+    groups = [engines]
+    groups += [
+        [graph_variant(g, device) for g in manifest.graphs] for device in onnxruntime_devices()
+    ]
+    for group in groups:
+        yield from _fastest_first([name for name in group if name not in failed], manifest.latency)
+
+
+def _fastest_first(names: list[str], latency: Mapping[str, LatencyReport]) -> list[str]:
+    """The names in order, but one that was measured to be faster than the first goes before it."""
+    report = latency.get("opt") or latency.get("static")
+    if report is None or not names:
+        return names
+    measured = {entry.name for entry in report.variants}
+    faster = [
+        name
+        for name in names[1:]
+        if {name, names[0]} <= measured and report.ratio(name, names[0]).high < 1
+    ]
+    faster.sort(key=lambda name: report[name].p50_ms)
+    return [*faster, *(name for name in names if name not in faster)]
+
+
+def _open(manifest: Manifest, variant: str) -> Model:
+    with ExitStack() as stack:
+        infer = stack.enter_context(runner(variant, manifest.graphs, manifest.engines))
+        return Model(manifest, variant, infer, stack.pop_all())
+
+
+@contextmanager
+def _verified(graph: OnnxArtifact, device: Any) -> Iterator[Infer]:
+    verify(graph.path, graph.sha256)
+    with onnxruntime_runner(graph.path, device=device) as infer:
+        yield infer
+
+
+def runner(
+    variant: str, graphs: Sequence[OnnxArtifact], engines: Sequence[EngineArtifact]
+) -> AbstractContextManager[Infer]:
+    """What runs a variant, after its file's digest was checked.
+
+    Raises:
+        InvalidInputError: None of the graphs and engines is that variant.
+    """
+    for engine in engines:
+        if engine_variant(engine) == variant:
+            return engine_runner(engine)
+    for graph in graphs:
+        for device in ("cuda", "cpu"):
+            if graph_variant(graph, device) == variant:
+                return _verified(graph, device)
+    msg = f"There is no variant {variant!r} among these graphs and engines."
+    raise InvalidInputError(msg)
