@@ -156,6 +156,19 @@ def write(directory: Path, manifest: Manifest, example: Tensors) -> Manifest:
     return placed
 
 
+def find(path: Path) -> Path:
+    """The bundle at a path, or inside the MLflow model at it.
+
+    Raises:
+        ArtifactError: There is neither.
+    """
+    for place in (path, path / "bundle"):
+        if (place / MANIFEST).is_file():
+            return place
+    msg = f"There is no bundle at {path}; give what mlflow_e2eai.save_model wrote."
+    raise ArtifactError(msg)
+
+
 def read(directory: Path) -> Manifest:
     """Read a bundle's manifest.
 

@@ -38,7 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:
         with project_run_says_why():
-            arguments = parser().parse_args(words)
+            arguments, strange = parser().parse_known_args(words)
+            if strange:
+                arguments.parser.refuse(strange[0])
             code: int = arguments.verb(arguments)
     except E2EAIError as error:
         print(f"mlflow_e2eai: {error}", file=sys.stderr)
@@ -50,15 +52,15 @@ class _Parser(argparse.ArgumentParser):
     """A parser whose errors are ours: one sentence, and exit code 1."""
 
     def error(self, message: str) -> NoReturn:
-        prefix = "unrecognized arguments: "
-        if message.startswith(prefix):
-            strange = message.removeprefix(prefix).split()[0]
-            known = [text for action in self._actions for text in action.option_strings]
-            near = difflib.get_close_matches(strange, known, n=1)
-            hint = f"; did you mean {near[0]}?" if near else f"; it takes {', '.join(known)}."
-            message = f"there is no parameter {strange}{hint}"
-        msg = f"{self.prog}: {message}"
-        raise InvalidInputError(msg)
+        verb = self.prog.partition(" ")[2]
+        raise InvalidInputError(f"{verb}: {message}" if verb else message)
+
+    def refuse(self, strange: str) -> NoReturn:
+        """Say that there is no such parameter, and which one may be meant."""
+        known = [text for action in self._actions for text in action.option_strings]
+        near = difflib.get_close_matches(strange, known, n=1)
+        hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(known)}."
+        self.error(f"there is no parameter {strange}{hint}")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -69,7 +71,7 @@ def parser() -> argparse.ArgumentParser:
 
     def verb(name: str, run: Callable[[argparse.Namespace], int], help: str) -> _Parser:  # noqa: A002
         added: _Parser = verbs.add_parser(name, help=help, description=help, allow_abbrev=False)
-        added.set_defaults(verb=run)
+        added.set_defaults(verb=run, parser=added)
         return added
 
     one = verb("log", _log, "Log a PyTorch model that a callable makes.")

@@ -6,6 +6,7 @@ A model directory is a bundle (bundle.py) with MLflow's files beside it. It has 
 
 from __future__ import annotations
 
+import shutil
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -79,8 +80,7 @@ def save_model(  # noqa: D417 - the other arguments are log_model's, and describ
     `log_model`.
 
     Args:
-        model: A ``torch.nn.Module``, ScriptModule or ExportedProgram; or the path of a bundle that
-            was built already, which is then copied.
+        model: As in `log_model`.
         path: Where to; an empty or new directory.
         mlflow_model: MLflow's description to add the flavors to.
 
@@ -92,11 +92,11 @@ def save_model(  # noqa: D417 - the other arguments are log_model's, and describ
     _compat.validate_env_arguments(conda_env, pip_requirements, extra_pip_requirements)
     target = Path(path).absolute()
     _compat.prepare_target_path(str(target))
-    with tempfile.TemporaryDirectory() as work:
+    try:
         if isinstance(model, str | Path):
-            source = Path(model)
-            manifest, example = bundle.read(source), bundle.read_example(source)
-            manifest = bundle.located(manifest, source)
+            place = bundle.find(Path(model))
+            manifest, example = bundle.read(place), bundle.read_example(place)
+            bundle.write(target / BUNDLE, bundle.located(manifest, place), example)
         else:
             settings = Settings(
                 dynamic_axes=dynamic_axes or {},
@@ -108,28 +108,23 @@ def save_model(  # noqa: D417 - the other arguments are log_model's, and describ
                 targets=tuple(targets),
                 tf32=tf32,
             )
-            manifest, example = pipeline.build(
-                model,
-                input_example,
-                settings,
-                work=Path(work),
-                recorder=pipeline.Silent(),
-                evaluation=_evaluation(model, evaluation_data, metrics),
-            )
-        manifest = bundle.write(target / BUNDLE, manifest, example)
-    describe(
-        target,
-        manifest,
-        example,
-        mlflow_model=mlflow_model,
-        signature=signature,
-        conda_env=conda_env,
-        pip_requirements=pip_requirements,
-        extra_pip_requirements=extra_pip_requirements,
-        code_paths=code_paths,
-        extra_files=extra_files,
-        metadata=metadata,
-    )
+            evaluation = _evaluation(model, evaluation_data, metrics)
+            silent = pipeline.Silent()
+            _build(model, input_example, settings, evaluation, target / BUNDLE, silent, None)
+        describe(
+            target,
+            mlflow_model=mlflow_model,
+            signature=signature,
+            conda_env=conda_env,
+            pip_requirements=pip_requirements,
+            extra_pip_requirements=extra_pip_requirements,
+            code_paths=code_paths,
+            extra_files=extra_files,
+            metadata=metadata,
+        )
+    except BaseException:
+        shutil.rmtree(target, ignore_errors=True)  # it was empty or new
+        raise
 
 
 def log_model(
@@ -169,7 +164,8 @@ def log_model(
     output of the parent and of the child ``package``.
 
     Args:
-        model: A ``torch.nn.Module``, ScriptModule or ExportedProgram.
+        model: A ``torch.nn.Module``, ScriptModule or ExportedProgram; or the path of a bundle or of
+            a saved model, which is then logged as it is.
         name: Name of the logged model.
         input_example: Inputs that the model accepts: a mapping of names to tensors or arrays, a
             tuple of them, or a single one. The names become the ONNX names.
@@ -213,81 +209,123 @@ def log_model(
         MissingDependencyError: A target's TensorRT is not installed.
         TrackingError: The tracking server cannot be reached.
     """
-    from mlflow.models import Model
-
     name = name or registered_model_name or "model"
     with tracking.run(name) as run_id, tempfile.TemporaryDirectory() as folder:
         _compat.validate_env_arguments(conda_env, pip_requirements, extra_pip_requirements)
-        settings = Settings(
-            dynamic_axes=dynamic_axes or {},
-            exporter=exporter,
-            opset=opset,
-            output_names=output_names,
-            surgery=plan_from(surgery),
-            precisions=tuple(precisions),
-            targets=tuple(targets),
-            tf32=tf32,
-        )
-        evaluation = _evaluation(model, evaluation_data, metrics)
-        source = (
-            tracking.resolve(source_model).model_id
-            if source_model is not None
-            else tracking.log_source(
-                model,
-                input_example,
-                name=f"{name}-source",
-                run_id=run_id,
-                dynamic_axes=dynamic_axes,
-                evaluation=evaluation,
+        if isinstance(model, str | Path):
+            place = bundle.find(Path(model))
+            source = tracking.resolve(source_model).model_id if source_model is not None else None
+            recorder = tracking.MlflowRecorder(name=name, source=source)
+        else:
+            settings = Settings(
+                dynamic_axes=dynamic_axes or {},
+                exporter=exporter,
+                opset=opset,
+                output_names=output_names,
+                surgery=plan_from(surgery),
+                precisions=tuple(precisions),
+                targets=tuple(targets),
+                tf32=tf32,
             )
+            evaluation = _evaluation(model, evaluation_data, metrics)
+            source = (
+                tracking.resolve(source_model).model_id
+                if source_model is not None
+                else tracking.log_source(
+                    model,
+                    input_example,
+                    name=f"{name}-source",
+                    run_id=run_id,
+                    dynamic_axes=dynamic_axes,
+                    evaluation=evaluation,
+                )
+            )
+            recorder = tracking.MlflowRecorder(name=name, source=source)
+            place = Path(folder, BUNDLE)
+            _build(model, input_example, settings, evaluation, place, recorder, source)
+        return _package(
+            place,
+            recorder,
+            run_id,
+            name=name,
+            registered_model_name=registered_model_name,
+            await_registration_for=await_registration_for,
+            signature=signature,
+            conda_env=conda_env,
+            pip_requirements=pip_requirements,
+            extra_pip_requirements=extra_pip_requirements,
+            code_paths=code_paths,
+            extra_files=extra_files,
+            metadata=metadata,
+            params=params,
+            tags=tags,
+            model_type=model_type,
+            step=step,
+            model_id=model_id,
         )
-        work = Path(folder)
-        recorder = tracking.MlflowRecorder(name=name, source=source)
+
+
+def _build(
+    model: Any,
+    input_example: Any,
+    settings: Settings,
+    evaluation: EvaluationData | None,
+    place: Path,
+    recorder: pipeline.Recorder,
+    source: str | None,
+) -> None:
+    """Run the stages and leave a bundle at `place`."""
+    with tempfile.TemporaryDirectory() as work:
         manifest, example = pipeline.build(
             model,
             input_example,
             settings,
-            work=work,
+            work=Path(work),
             recorder=recorder,
             source=source,
             evaluation=evaluation,
         )
-        bundle.write(work / BUNDLE, manifest, example)
-        files = [item.sha256 for item in manifest.files]
-        with recorder.stage("package", inputs=files) as stage:
-            origin = {
-                tracking.STAGE: "package",
-                tracking.SOURCE: source,
-                tracking.PARENT: recorder.models[manifest.graphs[0].sha256],
-                tracking.SHA256: sha256_of(work / BUNDLE / bundle.MANIFEST),
-            }
-            with tracking.failed_models_say_why(run_id):
-                info: ModelInfo = Model.log(
-                    artifact_path=None,
-                    name=name,
-                    flavor=sys.modules[__name__],
-                    run_id=run_id,
-                    registered_model_name=registered_model_name,
-                    await_registration_for=await_registration_for,
-                    metadata=metadata,
-                    params=params,
-                    tags={**(tags or {}), **origin},
-                    model_type=model_type,
-                    step=step,
-                    model_id=model_id,
-                    model=work / BUNDLE,
-                    signature=signature,
-                    conda_env=conda_env,
-                    pip_requirements=pip_requirements,
-                    extra_pip_requirements=extra_pip_requirements,
-                    code_paths=code_paths,
-                    extra_files=extra_files,
-                    # Every variant was run on the example a moment ago.
-                    validate_serving_input=False,
-                )
-            if model_id is not None:
-                tracking.tag_model(model_id, origin)
-            tracking.link_output(stage.run_id, info.model_id, step=step)
+        bundle.write(place, manifest, example)
+
+
+def _package(
+    place: Path,
+    recorder: tracking.MlflowRecorder,
+    run_id: str,
+    *,
+    tags: Mapping[str, Any] | None,
+    step: int,
+    model_id: str | None,
+    **arguments: Any,
+) -> ModelInfo:
+    """Log a bundle: the model belongs to the parent run, and is an output of the child too."""
+    from mlflow.models import Model
+
+    manifest = bundle.read(place)
+    with (
+        recorder.stage("package", inputs=[item.sha256 for item in manifest.files]) as stage,
+        tracking.failed_models_say_why(run_id),
+    ):
+        origin = {
+            tracking.STAGE: "package",
+            tracking.SHA256: sha256_of(place / bundle.MANIFEST),
+            **recorder.origin(manifest.graphs[0].sha256),
+        }
+        info: ModelInfo = Model.log(
+            artifact_path=None,
+            flavor=sys.modules[__name__],
+            run_id=run_id,
+            tags={**(tags or {}), **origin},
+            step=step,
+            model_id=model_id,
+            model=place,
+            # Every variant was run on the example when the bundle was built.
+            validate_serving_input=False,
+            **arguments,
+        )
+        if model_id is not None:
+            tracking.tag_model(model_id, origin)  # MLflow leaves tags out for a model that exists
+        tracking.link_output(stage.run_id, info.model_id, step=step)
     return info
 
 

@@ -69,8 +69,8 @@ def write(model: onnx.ModelProto, out: Path) -> None:
 def to_onnx(graph: gs.Graph, *, like: onnx.ModelProto) -> onnx.ModelProto:
     """A GraphSurgeon graph as ONNX, sorted, with the source's IR version.
 
-    Only the operator sets in use are kept. GraphSurgeon stamps the newest IR version on some graphs, which ONNX Runtime refuses, and keeps
-    the operator sets of nodes that are gone.
+    Only the operator sets in use are kept. GraphSurgeon stamps the newest IR version on some
+    graphs, which ONNX Runtime refuses, and keeps the operator sets of nodes that are gone.
     """
     import onnx_graphsurgeon as gs
 

@@ -12,7 +12,7 @@ import logging
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -100,7 +100,7 @@ def export(
     Returns:
         Id of the raw ONNX LoggedModel.
     """
-    with _job("export", model_uri, ("source",)) as job:
+    with _job(model_uri, ("source",)) as job:
         source = _source(job.model, job.folder, dynamic_axes)
         with job.recorder.stage("export", inputs=[]) as stage:
             raw = export_graph(
@@ -121,7 +121,7 @@ def clean(model_uri: str, *, plan: Sequence[Step] = DEFAULT_PLAN) -> str:
     Returns:
         Id of the cleaned ONNX LoggedModel.
     """
-    with _job("clean", model_uri, ("export",)) as job:
+    with _job(model_uri, ("export",)) as job:
         raw, example = _graph(job.model, job.folder)
         with job.reference(raw, raw) as reference, job.stage("clean", raw) as stage:
             cleaned, report = clean_graph(
@@ -143,7 +143,7 @@ def convert(model_uri: str, *, precision: Precision) -> str:
         Id of the converted ONNX LoggedModel; for fp32, of the cleaned one itself.
     """
     check_precision(precision)
-    with _job("convert", model_uri, ("clean",)) as job:
+    with _job(model_uri, ("clean",)) as job:
         graph, example = _graph(job.model, job.folder)
         with job.stage(f"convert {precision}", graph) as stage:
             made = convert_graph(graph, precision, out=job.folder / f"{precision}.onnx")
@@ -163,7 +163,7 @@ def compile(model_uri: str, *, targets: Sequence[str], tf32: bool = False) -> li
         raise InvalidInputError(msg)
     for target in targets:
         engines.resolve(target)
-    with _job("compile", model_uri, _GRAPHS) as job:
+    with _parent("compile"), _job(model_uri, _GRAPHS) as job:
         graph, example = _graph(job.model, job.folder)
         made = []
         for target in targets:
@@ -181,7 +181,7 @@ def evaluate(model_uri: str) -> list[Evidence]:
     Returns:
         Evidence for each variant, the PyTorch module first.
     """
-    with _job("evaluate", model_uri, (*_GRAPHS, "compile", "package")) as job:
+    with _parent("evaluate"), _job(model_uri, (*_GRAPHS, "compile", "package")) as job:
         graphs, built, example = _variants(job)
         raw, _ = _graph(tracking.ancestor(job.model, ("export",)), job.folder / "raw")
         with job.reference(raw, graphs[0]) as reference:
@@ -274,10 +274,15 @@ class _Job:
             yield pipeline.bridge(infer, raw, graph)
 
 
+def _parent(name: str) -> AbstractContextManager[str]:
+    """The run of a job that has a child for each engine or variant."""
+    return tracking.run(name, nested=True, tags={tracking.STAGE: name})
+
+
 @contextmanager
-def _job(name: str, model_uri: str, stages: Sequence[str]) -> Iterator[_Job]:
+def _job(model_uri: str, stages: Sequence[str]) -> Iterator[_Job]:
     """Find a job's input; an error before the job's own run began is told by the caller."""
-    with tempfile.TemporaryDirectory(prefix=f"e2eai-{name}-") as folder:
+    with tempfile.TemporaryDirectory() as folder:
         model = tracking.ancestor(tracking.resolve(model_uri), stages)
         yield _Job(model, Path(folder))
 

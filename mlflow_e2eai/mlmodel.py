@@ -8,8 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlflow_e2eai import __version__, _compat
-from mlflow_e2eai.artifacts import Tensors
+from mlflow_e2eai import __version__, _compat, bundle
 from mlflow_e2eai.bundle import Manifest
 from mlflow_e2eai.engine.backends import BACKENDS
 from mlflow_e2eai.tracking import signature_of
@@ -53,8 +52,6 @@ def get_default_conda_env() -> dict[str, Any]:
 
 def describe(
     path: Path,
-    manifest: Manifest,
-    example: Tensors,
     *,
     mlflow_model: Model | None,
     signature: ModelSignature | bool | None,
@@ -65,11 +62,15 @@ def describe(
     extra_files: Sequence[str] | None,
     metadata: Mapping[str, Any] | None,
 ) -> None:
-    """Write MLflow's own files beside the bundle."""
+    """Write MLflow's own files beside the bundle in ``path / BUNDLE``.
+
+    For the arguments, see `mlflow_e2eai.log_model`.
+    """
     import onnx
     from mlflow import pyfunc
     from mlflow.models import Model
 
+    manifest, example = bundle.read(path / BUNDLE), bundle.read_example(path / BUNDLE)
     code = _compat.validate_and_copy_code_paths(code_paths, str(path))
     description = Model() if mlflow_model is None else mlflow_model
     if signature is None:

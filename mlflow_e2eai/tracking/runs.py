@@ -104,20 +104,27 @@ class MlflowRecorder:
 
     Args:
         name: Name of the model; those of the stages add to it.
-        source: Id of the PyTorch LoggedModel.
+        source: Id of the PyTorch LoggedModel; None where it is not logged.
     """
 
-    def __init__(self, *, name: str, source: str) -> None:
+    def __init__(self, *, name: str, source: str | None) -> None:
         self.name = name
         self.source = source
         # The PyTorch model has no digest: its id stands for it in `inputs`.
-        self.models: dict[str, str] = {source: source}
+        self.models: dict[str, str] = {} if source is None else {source: source}
+
+    def origin(self, sha256: str) -> dict[str, str]:
+        """Tags that say where a model made from the artifact with this digest comes from."""
+        parent = self.models.get(sha256, self.source)
+        tags = {PARENT: parent, SOURCE: self.source}
+        return {key: value for key, value in tags.items() if value is not None}
 
     @contextmanager
     def stage(self, name: str, *, inputs: Sequence[str]) -> Iterator[MlflowStage]:
         """A child run; its inputs are the models with these digests."""
         with run(name, nested=True, tags={STAGE: name}) as run_id:
-            ids = [self.models[sha256] for sha256 in inputs] or [self.source]
+            known = [self.models[sha256] for sha256 in inputs if sha256 in self.models]
+            ids = known or [self.source] if self.source is not None else known
             link_inputs(run_id, ids)
             yield MlflowStage(self, run_id=run_id, name=name, parents=ids)
 
@@ -135,7 +142,8 @@ class MlflowStage:
 
     def made(self, artifact: OnnxArtifact | EngineArtifact, *, example: Tensors) -> None:
         """Log an artifact as a LoggedModel, and as this run's output."""
-        tags = {STAGE: stage_of(artifact), SOURCE: self.recorder.source, PARENT: self.parents[0]}
+        origin = self.recorder.origin(artifact.parent_sha256 or "")
+        tags = {STAGE: stage_of(artifact), **origin}
         model_id = log_artifact(
             artifact,
             name=f"{self.recorder.name}-{suffix_of(artifact)}",
