@@ -49,6 +49,12 @@ from mlflow.utils.model_utils import (
 from mlflow.utils.model_utils import (
     _validate_and_prepare_target_save_path as prepare_target_path,
 )
+from mlflow.utils.validation import (
+    _validate_model_alias_name as validate_alias,
+)
+from mlflow.utils.validation import (
+    _validate_model_alias_name_reserved as validate_alias_is_free,
+)
 
 __all__ = [
     "CONDA_ENV_FILE",
@@ -65,6 +71,8 @@ __all__ = [
     "process_conda_env",
     "process_pip_requirements",
     "save_example",
+    "validate_alias",
+    "validate_alias_is_free",
     "validate_and_copy_code_paths",
     "validate_env_arguments",
 ]

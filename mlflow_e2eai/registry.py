@@ -68,6 +68,7 @@ def promote(
         f"promote {name} {version}", nested=True, tags={tracking.STAGE: "promote"}
     ) as run_id:
         wanted = read_gates(gates)
+        _check_alias(alias)
         challenger = _version(name, version)
         champion = _holder(name, alias)
         if champion is not None and str(champion.version) == str(challenger.version):
@@ -251,6 +252,19 @@ def _carry_out(
         client.set_tag(run_id, key, tags[key])
 
 
+def _check_alias(alias: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    from mlflow_e2eai import _compat
+
+    try:
+        _compat.validate_alias(alias)
+        _compat.validate_alias_is_free(alias)
+    except MlflowException as error:
+        msg = f"MLflow does not take the alias {alias!r}: {error.message}"
+        raise InvalidInputError(msg) from error
+
+
 def _version(name: str, version: int | str) -> ModelVersion:
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
@@ -272,7 +286,7 @@ def _holder(name: str, alias: str) -> ModelVersion | None:
         if "not found" in str(error.message).lower():
             return None
         msg = f"Alias {alias!r} of {name!r} cannot be read: {error.message}"
-        raise InvalidInputError(msg) from error
+        raise TrackingError(msg) from error
 
 
 def _uri(version: ModelVersion) -> str:

@@ -85,7 +85,8 @@ def drop_identities(graph: gs.Graph) -> int:
         trains = len(node.inputs) > 2 and not _is_false(node.inputs[2])  # noqa: PLR2004 - ONNX Dropout's training_mode
         if mask_is_used or trains or not _can_vanish(graph, node):
             continue
-        del node.outputs[1:]
+        while len(node.outputs) > 1:
+            node.outputs.pop()
         edits += _bypass(graph, node)
     return edits
 

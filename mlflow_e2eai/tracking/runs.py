@@ -12,7 +12,7 @@ from typing import Any
 
 from mlflow_e2eai.artifacts import EngineArtifact, OnnxArtifact, Tensors, to_json
 from mlflow_e2eai.bundle import Evidence
-from mlflow_e2eai.errors import E2EAIError, TrackingError
+from mlflow_e2eai.errors import TrackingError
 from mlflow_e2eai.latency import LatencyReport
 from mlflow_e2eai.tracking.lineage import (
     ERROR,
@@ -64,7 +64,7 @@ def _explained(run_id: str) -> Iterator[None]:
 
     try:
         yield
-    except E2EAIError as error:
+    except Exception as error:
         try:
             MlflowClient().set_tag(run_id, ERROR, str(error))
         except Exception:  # noqa: BLE001 - the server may be what failed; the first error counts
@@ -241,9 +241,9 @@ def failed_models_say_why(run_id: str) -> Iterator[None]:
     except Exception as error:
         client = MlflowClient()
         experiment = client.get_run(run_id).info.experiment_id
-        failed = f"source_run_id = '{run_id}' AND status = 'FAILED'"
-        for model in client.search_logged_models([experiment], failed):
-            if ERROR not in model.tags:
+        # MLflow's filter knows `status`, but finds nothing by it.
+        for model in client.search_logged_models([experiment], f"source_run_id = '{run_id}'"):
+            if str(model.status) == "FAILED" and ERROR not in model.tags:
                 tag_model(model.model_id, {ERROR: str(error)})
         raise
 

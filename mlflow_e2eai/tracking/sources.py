@@ -115,6 +115,7 @@ class _PyTorchFlavor:
             except Exception as error:  # noqa: BLE001 - torch.export raises whatever happened inside
                 _log.info("Logging the source by pickle: torch.export refuses it (%s).", error)
                 shutil.rmtree(path, ignore_errors=True)
+                mlflow_model.saved_input_example_info = None  # it went with the folder
             else:
                 return
         mlflow.pytorch.save_model(**common, serialization_format="pickle")

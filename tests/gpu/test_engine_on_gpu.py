@@ -1,0 +1,232 @@
+"""What only a GPU can show: engines that answer, ONNX Runtime on CUDA, and what is chosen."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+
+from mlflow_e2eai import clean, compare, compile, convert, export, load_model, save_model
+from mlflow_e2eai.artifacts import resize
+from mlflow_e2eai.engine import backends, engine_runner, why_not_here
+from mlflow_e2eai.errors import RunnerError
+from mlflow_e2eai.parity import TOLERANCES
+from mlflow_e2eai.runners import onnxruntime_runner, torch_runner
+
+pytestmark = pytest.mark.gpu
+
+CALLS = 150
+"""So many it took to see the fault of TensorRT-RTX 1.6.1 on an H100 for what it was."""
+
+EXACT = 1e-4
+"""Below what TF32 does to these networks, far above what fp32 does."""
+
+
+@pytest.fixture(autouse=True)
+def portable(monkeypatch):
+    """Let TensorRT-RTX build for GPUs that it does not list, where its portable engines run.
+
+    An H100 is one. With no compute capability set, the engine is for all of them.
+    """
+    trt = pytest.importorskip("tensorrt_rtx") if not has("tensorrt") else None
+    if trt is None or listed(trt):
+        return
+    rtx = dataclasses.replace(backends.BACKENDS["tensorrt_rtx"], cross_compiles=False)
+    monkeypatch.setitem(backends.BACKENDS, "tensorrt_rtx", rtx)
+
+
+def has(module):
+    return backends.find_spec(module) is not None
+
+
+def listed(trt):
+    return backends.local_compute_capability().upper() in trt.ComputeCapability.__members__
+
+
+def supported():
+    """Whether what `local` builds with says that it supports this GPU."""
+    return has("tensorrt") or listed(pytest.importorskip("tensorrt_rtx"))
+
+
+def images(size, width):
+    noise = np.random.default_rng(size).standard_normal((size, 3, width, width), dtype=np.float32)
+    return {"image": noise}
+
+
+def graph_of(model, folder, batch, precision, width):
+    raw = export(
+        model, images(2, width), out=folder / "raw.onnx", dynamic_axes={"image": {0: batch}}
+    )
+    cleaned, _ = clean(raw, out=folder / "clean.onnx")
+    return convert(cleaned, precision, out=folder / f"{precision}.onnx")
+
+
+def reference_of(model):
+    return torch_runner(model, inputs=["image"], outputs=["output"])
+
+
+def right_answers(model, engine, sample):
+    """How many of many answers to one question are right, counted by hand."""
+    limit = TOLERANCES[engine.precision]
+    with reference_of(model) as reference, engine_runner(engine) as infer:
+        wanted = reference(sample)["output"]
+        scale = np.abs(wanted).max()
+        answers = (infer(sample)["output"] for _ in range(CALLS))
+        return sum(bool(np.abs(answer - wanted).max() <= limit * scale) for answer in answers)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_an_engine_for_local_answers_at_every_batch_size(precision, cnn, batch, tmp_path):
+    graph = graph_of(cnn, tmp_path, batch, precision, 32)
+    engine = compile(graph, "local", out=tmp_path / "local.engine")
+    assert why_not_here(engine) is None
+    with reference_of(cnn) as reference, engine_runner(engine) as infer:
+        for size in (1, 8, 64, 8, 1):
+            answer = infer(images(size, 32))["output"]
+            assert answer.shape == (size, 10)
+            assert answer.dtype == np.float32
+        samples = [images(size, 32) for size in (1, 8, 64)]
+        report = compare(reference, infer, samples, precision=precision)
+    if supported():
+        assert report.passed, report.findings
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("size", [1, 8])
+def test_the_comparison_sees_wrong_answers_that_a_first_call_hides(
+    precision, size, resnet, batch, tmp_path
+):
+    """TensorRT-RTX 1.6.1 on an H100, this network in fp32, batch 1: two right answers, then wrong.
+
+    Whatever this GPU and version do, the comparison must say what many calls by hand say.
+    """
+    graph = graph_of(resnet, tmp_path, batch, precision, 224)
+    engine = compile(graph, "local", out=tmp_path / "local.engine")
+    sample = images(size, 224)
+    with reference_of(resnet) as reference, engine_runner(engine) as infer:
+        report = compare(reference, infer, [sample], precision=precision)
+    right = right_answers(resnet, engine, sample)
+    assert report.passed == (right == CALLS), f"{right} of {CALLS} right, {report.findings}"
+    if supported():
+        assert right == CALLS
+
+
+def test_an_engine_in_fp32_does_not_round_to_tf32(cnn, batch, tmp_path):
+    graph = graph_of(cnn, tmp_path, batch, "fp32", 32)
+    engine = compile(graph, "local", out=tmp_path / "local.engine")
+    with reference_of(cnn) as reference, engine_runner(engine) as infer:
+        report = compare(reference, infer, [images(8, 32)], tolerance=EXACT)
+    assert report.passed, report.findings
+
+
+def test_a_batch_beyond_the_profile_is_an_error_that_names_the_profile(cnn, batch, tmp_path):
+    graph = graph_of(cnn, tmp_path, batch, "fp32", 32)
+    engine = compile(graph, "local", out=tmp_path / "local.engine")
+    with engine_runner(engine) as infer:
+        with pytest.raises(RunnerError, match="N from 1 to 64"):
+            infer(images(65, 32))
+        assert infer(images(8, 32))["output"].shape == (8, 10)
+
+
+def test_two_runners_of_one_engine_do_not_disturb_each_other(cnn, batch, tmp_path):
+    graph = graph_of(cnn, tmp_path, batch, "fp16", 32)
+    engine = compile(graph, "local", out=tmp_path / "local.engine")
+    with engine_runner(engine) as first, engine_runner(engine) as second:
+        before = first(images(8, 32))["output"]
+        second(images(64, 32))
+        np.testing.assert_array_equal(first(images(8, 32))["output"], before)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_onnxruntime_on_cuda_really_runs_on_cuda(precision, cnn, batch, tmp_path, monkeypatch):
+    sessions = []
+
+    class Session(onnxruntime.InferenceSession):
+        def __init__(self, *arguments, **named):
+            super().__init__(*arguments, **named)
+            sessions.append(self)
+
+    graph = graph_of(cnn, tmp_path, batch, precision, 32)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
+    with reference_of(cnn) as reference, onnxruntime_runner(graph.path, device="cuda") as infer:
+        samples = [images(size, 32) for size in (1, 8, 64)]
+        report = compare(reference, infer, samples, precision=precision)
+    (session,) = sessions
+    assert session.get_providers()[0] == "CUDAExecutionProvider"
+    assert report.passed, report.findings
+
+
+def test_onnxruntime_on_cuda_in_fp32_does_not_round_to_tf32(cnn, batch, tmp_path):
+    graph = graph_of(cnn, tmp_path, batch, "fp32", 32)
+    with reference_of(cnn) as reference, onnxruntime_runner(graph.path, device="cuda") as infer:
+        report = compare(reference, infer, [images(8, 32)], tolerance=EXACT)
+    assert report.passed, report.findings
+
+
+def test_pytorch_on_cuda_is_a_reference_in_fp32(cnn):
+    """PyTorch rounds convolutions on CUDA to TF32 unless told otherwise."""
+    sample = images(8, 32)
+    with reference_of(cnn) as reference:
+        wanted = reference(sample)
+    try:
+        with reference_of(cnn.cuda()) as on_cuda:
+            report = compare(lambda _: wanted, on_cuda, [sample], tolerance=EXACT)
+    finally:
+        cnn.cpu()
+    assert report.passed, report.findings
+
+
+@pytest.fixture
+def loaded(cnn, batch, tmp_path):
+    save_model(
+        cnn,
+        tmp_path / "model",
+        input_example=images(2, 32),
+        dynamic_axes={"image": {0: batch}},
+        targets=("local",),
+    )
+    with load_model(str(tmp_path / "model")) as model:
+        yield model
+
+
+def test_the_engine_is_preferred_where_it_passed_its_comparison(loaded):
+    engines = [entry for entry in loaded.manifest.evidence if entry.variant.startswith("tensorrt")]
+    assert [entry.measured for entry in engines] == [True, True]
+    if passed := [entry.variant for entry in engines if entry.passed]:
+        assert loaded.variant in passed
+    else:
+        assert loaded.variant.startswith("onnxruntime-cuda/")
+    if supported():
+        assert len(passed) == len(engines)
+
+
+def test_evidence_was_taken_on_the_gpu_for_every_variant(loaded):
+    measured = {entry.variant for entry in loaded.manifest.evidence if entry.measured}
+    assert {"onnxruntime-cuda/fp32", "onnxruntime-cuda/fp16", "torch/fp32"} <= measured
+    assert set(loaded.manifest.latency) == {"min", "opt", "max"}
+
+
+def test_cuda_tensors_in_give_cuda_tensors_out(loaded, cnn):
+    image = torch.from_numpy(images(8, 32)["image"])
+    answer = loaded(image.cuda())["output"]
+    assert answer.device.type == "cuda"
+    with torch.no_grad():
+        wanted = cnn(image)
+    limit = TOLERANCES["fp16"] * wanted.abs().max()
+    assert (answer.cpu() - wanted).abs().max() <= limit
+
+
+def test_arrays_and_tensors_of_the_host_stay_on_the_host(loaded):
+    image = images(8, 32)["image"]
+    assert isinstance(loaded(image)["output"], np.ndarray)
+    assert loaded(torch.from_numpy(image))["output"].device.type == "cpu"
+
+
+def test_a_batch_of_any_size_in_the_profile_is_answered(loaded, batch):
+    specs = loaded.manifest.inputs
+    for size in (batch.min, batch.opt, batch.max):
+        sample = resize(images(2, 32), specs, {batch.name: size})
+        assert loaded(sample)["output"].shape == (size, 10)

@@ -1,0 +1,56 @@
+"""Small models that several tests take the way, and what goes in."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from mlflow_e2eai import Axis
+
+N = Axis("N", min=1, opt=4, max=16)
+AXES = {"x": {0: N}}
+
+
+class Net(torch.nn.Module):
+    """Eight features in, three logits out, with what training and evaluation tell apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = torch.nn.Sequential(
+            torch.nn.Linear(8, 16),
+            torch.nn.BatchNorm1d(16),
+            torch.nn.ReLU(),
+            torch.nn.Dropout(0.5),
+            torch.nn.Linear(16, 3),
+        )
+
+    def forward(self, x):
+        return self.body(x)
+
+
+def net(seed=0):
+    """A net in evaluation mode; the same seed gives the same weights."""
+    torch.manual_seed(seed)
+    return Net().eval()
+
+
+def features(items=4):
+    return np.random.default_rng(0).standard_normal((items, 8)).astype(np.float32)
+
+
+def labelled(module, items=50):
+    """Features, and the labels that a module gives them: its accuracy on them is 1."""
+    x = features(items)
+    with torch.no_grad():
+        return {"x": x}, module(torch.from_numpy(x)).argmax(1).numpy()
+
+
+def build():
+    """What `mlflow run . -e log -P model=tests/models.py:build` logs."""
+    module = net()
+    return {
+        "model": module,
+        "input_example": {"x": features()},
+        "dynamic_axes": AXES,
+        "evaluation_data": labelled(module),
+    }

@@ -1,0 +1,119 @@
+"""The command line: texts become values, errors become one sentence and an exit code."""
+
+from __future__ import annotations
+
+import mlflow
+import pytest
+from models import AXES, N, features, labelled, net
+
+import mlflow_e2eai
+from mlflow_e2eai import cli
+from mlflow_e2eai.errors import InvalidInputError
+
+
+@pytest.fixture
+def version(store):
+    """Version 1 of the registered model `net`."""
+    module = net()
+    mlflow_e2eai.log_model(
+        module,
+        "net",
+        input_example={"x": features()},
+        dynamic_axes=AXES,
+        evaluation_data=labelled(module),
+        precisions=("fp32",),
+        registered_model_name="net",
+    )
+    return "1"
+
+
+def said(capsys):
+    captured = capsys.readouterr()
+    return captured.out.strip(), captured.err.strip()
+
+
+def test_each_verb_prints_the_model_that_it_made_for_the_next_one_to_take(version, capsys):
+    assert cli.main(["export", "--model-uri", "models:/net/1"]) == cli.DONE
+    raw, _ = said(capsys)
+    assert cli.main(["clean", "--model-uri", raw]) == cli.DONE
+    cleaned, _ = said(capsys)
+    assert cli.main(["convert", "--model-uri", cleaned, "--precision", "fp16"]) == cli.DONE
+    half, _ = said(capsys)
+    assert cli.main(["compile", "--model-uri", half, "--targets", "sm86,sm120"]) == cli.DONE
+    engines, _ = said(capsys)
+    assert len(engines.splitlines()) == 2
+    assert cli.main(["evaluate", "--model-uri", half]) == cli.DONE
+    out, _ = said(capsys)
+    assert out.splitlines() == ["torch/fp32: passed", "onnxruntime-cpu/fp16: passed"]
+
+
+def test_promote_says_0_for_promoted_and_3_for_rejected(version, capsys, tmp_path):
+    assert cli.main(["promote", "--name", "net", "--version", "1"]) == cli.DONE
+    out, _ = said(capsys)
+    assert out.endswith("promoted: net 1 is champion")
+    gates = tmp_path / "gates.yaml"
+    gates.write_text("gates: [{metric: task/accuracy, at_least: 2}]")
+    words = ["promote", "--name", "net", "--version", "1", "--gates", str(gates)]
+    assert cli.main(words) == cli.REJECTED
+    out, _ = said(capsys)
+    assert out.splitlines()[-1] == "rejected: task/accuracy: found 1, wanted at least 2"
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("exprt", "argument VERB: invalid choice: 'exprt'"),
+        ("export", "export: the following arguments are required: --model-uri"),
+        ("export --model-uri x --opset banana", "export: argument --opset: 'banana' is no whole"),
+        ("export --model-uri x --opset 0", "export: argument --opset: '0' is no whole number"),
+        ("export --model-uri x --opzet 3", "there is no parameter --opzet; did you mean --opset?"),
+        ("export --model-uri x --dynamic-axes x=N", "'x=N' is no dynamic axis"),
+        ("export --model-uri x --dynamic-axes x:0=N:8:1:64", "min=8, opt=1, max=64"),
+        ("export --model-uri models:/nothing/1", "There is no model 'models:/nothing/1'"),
+        ("export --model-uri x", "'x' names no model"),
+        ("convert --model-uri x --precision fp12", "The precision is 'fp12', but one of fp32"),
+        ("compile --model-uri x --targets sm86,sm99", "The target is 'sm99', but one of local"),
+        ("compile --model-uri x --targets sm86 --tf32 yes", "'yes' is neither true nor false"),
+        ("clean --model-uri x --plan missing.yaml", "Cannot read a plan from missing.yaml"),
+        ("promote --name net --version one", "'one' is no whole number of at least 1"),
+        ("promote --name nothing --version 1", "There is no version 1 of 'nothing'"),
+        ("log --model nothing --name x", "write package.module:callable"),
+    ],
+)
+def test_a_wrong_word_is_one_sentence_exit_code_1_and_no_traceback(store, capsys, words, sentence):
+    assert cli.main(words.split()) == cli.ERROR
+    out, err = said(capsys)
+    assert out == ""
+    assert err.startswith("mlflow_e2eai: ")
+    assert sentence in err
+    assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("words", ["export --model-uri x --opset banana", "export --model-uri x"])
+def test_the_run_that_mlflow_run_made_says_failed_and_why(store, monkeypatch, capsys, words):
+    experiment = mlflow.get_experiment_by_name("tests").experiment_id
+    run = store.create_run(experiment)
+    assert run.info.status == "RUNNING"
+    monkeypatch.setenv("MLFLOW_RUN_ID", run.info.run_id)
+    assert cli.main(words.split()) == cli.ERROR
+    _, err = said(capsys)
+    after = store.get_run(run.info.run_id)
+    assert after.info.status == "FAILED"
+    assert err == f"mlflow_e2eai: {after.data.tags['e2eai.error']}"
+
+
+def test_dynamic_axes_are_read_from_one_word():
+    assert cli.dynamic_axes("x:0=N:1:4:16") == {"x": {0: N}}
+    assert cli.dynamic_axes("none") == {}
+    assert cli.dynamic_axes("auto") is None
+    two = cli.dynamic_axes("ids:0=N:1:4:16,ids:1=S:8:8:32")
+    assert {at: axis.name for at, axis in two["ids"].items()} == {0: "N", 1: "S"}
+    assert two["ids"][1].max == 32
+
+
+@pytest.mark.parametrize(
+    "text", ["", "x", "x:0", "x:0=N", "x:0=N:1:2", "x:a=N:1:2:3", "x:0=N:1:2:c"]
+)
+def test_what_is_no_dynamic_axis_is_refused(text):
+    with pytest.raises(InvalidInputError, match="is no dynamic axis"):
+        cli.dynamic_axes(text)

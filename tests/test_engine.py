@@ -1,0 +1,398 @@
+"""Engines: built here for GPUs that are not here, with TensorRT's refusals told in full."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from types import ModuleType
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from mlflow_e2eai import compile, convert, graphs
+from mlflow_e2eai.artifacts import Axis, EngineArtifact, Target, from_json, sha256_of, to_json
+from mlflow_e2eai.engine import TARGETS, backends, engine_runner, resolve, why_not_here
+from mlflow_e2eai.errors import (
+    ArtifactError,
+    EngineBuildError,
+    EngineMismatchError,
+    InvalidInputError,
+    MissingDependencyError,
+)
+
+trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
+
+N = Axis("N", min=1, opt=2, max=4)
+HEADER = '<ir_version: 8, opset_import: ["" : 18, "devtech" : 1, "acme" : 1]>'
+CONV = """
+main (float[N, 3, 8, 8] x) => (float[N, 4, 6, 6] y) {
+    [first] a = Conv(x, w)
+    [second] y = Relu(a)
+}"""
+WITH_FOO = CONV.replace("[second] y = Relu(a)", "[foo] b = devtech.FooOp(a)\n [second] y = Relu(b)")
+WEIGHTS = {"w": np.random.default_rng(0).standard_normal((4, 3, 3, 3), dtype=np.float32)}
+
+MASKS = {"sm75": 1 << 0, "sm80": 1 << 1, "sm86": 1 << 2, "sm89": 1 << 3, "sm120": 1 << 4}
+"""Compute capabilities as TensorRT-RTX 1.6.1 writes them at byte 32 of a plan."""
+
+no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="about machines without a GPU")
+
+
+@pytest.fixture
+def graph(tmp_path):
+    """Writes ONNX text as a file, with weights that the text names but does not hold."""
+
+    def write(text, weights=None, axes=(N,)):
+        model = onnx.parser.parse_model(HEADER + text)
+        for name, array in (WEIGHTS if weights is None else weights).items():
+            model.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+        graphs.write(model, tmp_path / "model.onnx")
+        return graphs.describe(
+            tmp_path / "model.onnx",
+            stage="clean",
+            precision="fp32",
+            axes=axes,
+            parent_sha256=None,
+        )
+
+    return write
+
+
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "model.engine"
+
+
+def mask_of(path):
+    """The compute capabilities that a plan's header names."""
+    return int.from_bytes(path.read_bytes()[32:40], "little")
+
+
+# what is built
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("target", ["sm86", "sm89", "sm120"])
+def test_an_engine_is_built_for_a_gpu_that_is_not_here(target, precision, graph, out, tmp_path):
+    source = convert(graph(CONV), precision, out=tmp_path / "converted.onnx")
+    engine = compile(source, target, out=out)
+    assert engine.target == Target(backend="tensorrt_rtx", compute_capability=target)
+    assert str(engine.target) == f"tensorrt_rtx-{target}"
+    assert mask_of(out) == MASKS[target]
+    assert engine.precision == precision
+    assert engine.backend_version == trt.__version__
+    assert (engine.inputs, engine.outputs) == (source.inputs, source.outputs)
+    assert engine.axes == (N,)
+    assert engine.parent_sha256 == source.sha256
+    assert engine.sha256 == sha256_of(out)
+    assert engine.size_bytes == out.stat().st_size > 0
+    assert engine.build_s > 0
+
+
+@pytest.mark.parametrize("target", [target for target in TARGETS if target != "local"])
+def test_every_target_that_is_offered_can_be_built_for(target, graph, out):
+    engine = compile(graph(CONV), target, out=out)
+    assert mask_of(out).bit_count() == 1
+    assert engine.target.gpu_name is None
+
+
+def test_a_target_may_be_given_as_a_value(graph, out):
+    target = Target(backend="tensorrt_rtx", compute_capability="sm86")
+    assert compile(graph(CONV), target, out=out).target == target
+
+
+def test_an_engine_is_a_value_that_json_keeps(graph, out):
+    engine = compile(graph(CONV), "sm86", out=out)
+    assert from_json(EngineArtifact, to_json(engine)) == engine
+
+
+def test_fp32_means_fp32_unless_tf32_is_asked_for(graph, tmp_path):
+    source = graph(CONV)
+    plain = compile(source, "sm86", out=tmp_path / "plain.engine")
+    rounded = compile(source, "sm86", out=tmp_path / "tf32.engine", tf32=True)
+    assert (plain.tf32, rounded.tf32) == (False, True)
+    assert b"\n  tf32=0\n" in plain.path.read_bytes()
+    assert b"\n  tf32=1\n" in rounded.path.read_bytes()
+
+
+def test_weights_of_an_fp16_engine_take_half_the_space(graph, tmp_path):
+    wide = np.random.default_rng(0).standard_normal((256, 512, 3, 3), dtype=np.float32)
+    text = CONV.replace("[N, 3, 8, 8]", "[N, 512, 8, 8]").replace("[N, 4,", "[N, 256,")
+    source = graph(text, {"w": wide})
+    half = convert(source, "fp16", out=tmp_path / "half.onnx")
+    sizes = [
+        compile(item, "sm86", out=tmp_path / f"{item.precision}.engine").size_bytes
+        for item in (source, half)
+    ]
+    assert sizes[0] - sizes[1] == pytest.approx(wide.nbytes / 2, rel=0.2)
+
+
+def test_the_profile_reaches_from_min_over_opt_to_max(graph, out, monkeypatch):
+    seen = []
+
+    class Builder(trt.Builder):
+        def create_optimization_profile(self):
+            profile = super().create_optimization_profile()
+            seen.append(profile)
+            return profile
+
+    monkeypatch.setattr(trt, "Builder", Builder)
+    width = Axis("W", min=3, opt=5, max=9)
+    text = "main (float[N, 2, W] x) => (float[N, 2, W] y) { y = Relu(x) }"
+    compile(graph(text, {}, axes=(N, width)), "sm86", out=out)
+    (profile,) = seen
+    assert [tuple(shape) for shape in profile.get_shape("x")] == [(1, 2, 3), (2, 2, 5), (4, 2, 9)]
+
+
+def test_a_graph_with_no_dynamic_axes_needs_no_profile(graph, out):
+    text = "main (float[2, 3] x) => (float[2, 3] y) { y = Relu(x) }"
+    engine = compile(graph(text, {}, axes=()), "sm86", out=out)
+    assert engine.axes == ()
+
+
+def test_the_source_is_left_alone(graph, out):
+    source = graph(CONV)
+    compile(source, "sm86", out=out)
+    assert sha256_of(source.path) == source.sha256
+
+
+# what is refused
+
+
+def test_a_custom_operator_is_refused_with_node_domain_and_reason(graph, out):
+    with pytest.raises(EngineBuildError) as caught:
+        compile(graph(WITH_FOO), "sm86", out=out)
+    error = caught.value
+    assert error.node == "foo"
+    assert error.operator == "devtech::FooOp"
+    assert error.reason == "Op type FooOp is not supported in TensorRT-RTX."
+    for part in (error.node, error.operator, error.reason, "surgery"):
+        assert part in str(error)
+    assert not out.exists()
+
+
+def test_nodes_without_names_are_told_apart(graph, out):
+    text = """
+    main (float[N, 3] x) => (float[N, 3] y, float[N, 3] z) {
+        a = devtech.FooOp(x)
+        y = Relu(a)
+        z = acme.BarOp(x)
+    }"""
+    with pytest.raises(EngineBuildError, match="and 1 more") as caught:
+        compile(graph(text, {}), "sm86", out=out)
+    assert caught.value.node is None
+    assert caught.value.operator == "devtech::FooOp"
+
+
+def test_an_operator_that_is_known_but_not_supported_gets_a_reason_in_words(graph, out):
+    text = "main (float[N, 3, 3] x) => (float[N] y) { [det] y = Det(x) }"
+    with pytest.raises(EngineBuildError) as caught:
+        compile(graph(text, {}), "sm86", out=out)
+    assert (caught.value.node, caught.value.operator) == ("det", "Det")
+    assert caught.value.reason == "Det is not supported"
+
+
+def test_a_graph_that_parses_but_cannot_be_built_is_refused_in_tensorrts_words(graph, out):
+    text = "main (float[N, 3] x) => (float[2, 3] y) { y = Add(x, w) }"
+    never_two = (Axis("N", min=3, opt=3, max=4),)
+    with pytest.raises(EngineBuildError, match=r"cannot build model\.onnx for sm86") as caught:
+        compile(
+            graph(text, {"w": np.ones((2, 3), dtype=np.float32)}, axes=never_two), "sm86", out=out
+        )
+    assert "dimensions not compatible" in caught.value.reason
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("target", ["sm87", "sm90", "SM86", "cuda", ""])
+def test_an_unknown_target_is_refused_with_the_choices(target, graph, out):
+    with pytest.raises(InvalidInputError, match=", ".join(TARGETS)):
+        compile(graph(CONV), target, out=out)
+
+
+def test_a_compute_capability_that_this_version_lacks_is_refused_with_those_it_has(graph, out):
+    target = Target(backend="tensorrt_rtx", compute_capability="sm90")
+    with pytest.raises(EngineBuildError, match=r"does not compile for sm90; it knows .*sm86") as e:
+        compile(graph(CONV), target, out=out)
+    assert e.value.reason == "no ComputeCapability.SM90"
+
+
+@no_gpu
+def test_local_without_a_gpu_is_refused_with_what_can_be_named_instead():
+    with pytest.raises(InvalidInputError, match=r"none in this machine; name .*sm86, sm89"):
+        resolve("local")
+
+
+@pytest.mark.parametrize(
+    "target", ["sm86", Target(backend="tensorrt_rtx", compute_capability="sm86")]
+)
+def test_without_tensorrt_rtx_the_extra_is_named(target, graph, out, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    with pytest.raises(
+        MissingDependencyError, match=r"pip install 'mlflow_e2eai\[rtx\]'"
+    ) as caught:
+        compile(graph(CONV), target, out=out)
+    assert (caught.value.package, caught.value.extra) == ("tensorrt_rtx", "rtx")
+
+
+def test_without_tensorrt_its_own_extra_is_named(graph, out, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    target = Target(backend="tensorrt", compute_capability="sm90", gpu_name="NVIDIA H100")
+    with pytest.raises(MissingDependencyError, match=r"\[tensorrt\]") as caught:
+        compile(graph(CONV), target, out=out)
+    assert caught.value.extra == "tensorrt"
+
+
+# which backend builds for the GPU in this machine
+
+
+@pytest.fixture
+def an_h100(monkeypatch):
+    """A machine with a GPU, as PyTorch and the driver tell of it."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    monkeypatch.setattr(backends, "gpu_name", lambda: "NVIDIA H100")
+
+
+def installed(monkeypatch, *names):
+    monkeypatch.setattr(backends, "find_spec", lambda name: name if name in names else None)
+    for name in ("tensorrt", "tensorrt_rtx"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name) if name in names else None)
+
+
+@pytest.mark.usefixtures("an_h100")
+@pytest.mark.parametrize("names", [("tensorrt",), ("tensorrt", "tensorrt_rtx")])
+def test_local_is_for_tensorrt_where_it_is_installed_and_bound_to_the_gpu(names, monkeypatch):
+    installed(monkeypatch, *names)
+    assert resolve("local") == Target(
+        backend="tensorrt", compute_capability="sm90", gpu_name="NVIDIA H100"
+    )
+
+
+@pytest.mark.usefixtures("an_h100")
+def test_local_is_for_tensorrt_rtx_where_that_is_all_there_is(monkeypatch):
+    installed(monkeypatch, "tensorrt_rtx")
+    assert resolve("local") == Target(backend="tensorrt_rtx", compute_capability="sm90")
+
+
+@pytest.mark.usefixtures("an_h100")
+def test_local_with_no_tensorrt_at_all_names_an_extra(monkeypatch):
+    installed(monkeypatch)
+    with pytest.raises(MissingDependencyError, match=r"pip install 'mlflow_e2eai\["):
+        resolve("local")
+
+
+# what may run here
+
+
+@no_gpu
+def test_no_engine_runs_on_a_machine_without_a_gpu(graph, out):
+    engine = compile(graph(CONV), "sm86", out=out)
+    reason = why_not_here(engine)
+    assert isinstance(reason, EngineMismatchError)
+    assert (reason.wanted, reason.found) == ("a GPU of sm86", "no GPU")
+    with pytest.raises(EngineMismatchError, match="this machine has no GPU"), engine_runner(engine):
+        pass
+
+
+def made_for(engine, **changes):
+    target = {name: changes.pop(name) for name in ("backend", "gpu_name") if name in changes}
+    return dataclasses.replace(
+        engine,
+        target=dataclasses.replace(engine.target, compute_capability="sm90", **target),
+        **changes,
+    )
+
+
+@pytest.mark.usefixtures("an_h100")
+def test_an_engine_fits_the_gpu_and_the_version_that_it_was_built_for(graph, out, monkeypatch):
+    monkeypatch.setattr("mlflow_e2eai.engine.run.gpu_name", lambda: "NVIDIA H100")
+    engine = compile(graph(CONV), "sm86", out=out)
+    assert why_not_here(made_for(engine)) is None
+    assert why_not_here(made_for(engine, gpu_name="NVIDIA H100")) is None
+    for other, wanted, found in [
+        (engine, "a GPU of sm86", "one of sm90"),
+        (made_for(engine, gpu_name="NVIDIA H200"), "NVIDIA H200", "NVIDIA H100"),
+        (made_for(engine, backend_version="1.5.0"), "TensorRT-RTX 1.5.0", trt.__version__),
+    ]:
+        reason = why_not_here(other)
+        assert isinstance(reason, EngineMismatchError)
+        assert wanted in reason.wanted
+        assert found in reason.found
+
+
+@pytest.mark.usefixtures("an_h100")
+def test_an_engine_of_a_backend_that_is_not_installed_does_not_fit(graph, out, monkeypatch):
+    engine = made_for(compile(graph(CONV), "sm86", out=out))
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    reason = why_not_here(engine)
+    assert isinstance(reason, MissingDependencyError)
+    assert reason.extra == "rtx"
+
+
+@pytest.mark.parametrize("fault", ["changed", "cut", "gone"])
+def test_an_engine_that_was_tampered_with_is_refused_before_anything_is_loaded(
+    fault, graph, out, monkeypatch
+):
+    engine = compile(graph(CONV), "sm86", out=out)
+    content = bytearray(out.read_bytes())
+    content[len(content) // 2] ^= 1
+    if fault == "gone":
+        out.unlink()
+    else:
+        out.write_bytes(content if fault == "changed" else content[:-1])
+
+    def load(_):
+        pytest.fail("TensorRT was loaded before the digest was checked")
+
+    monkeypatch.setattr(backends, "load", load)
+    monkeypatch.setattr(trt, "Runtime", load)
+    with pytest.raises(ArtifactError), engine_runner(engine):
+        pass
+
+
+# the seam to TensorRT 10 and 11, of which only the names can be checked here
+
+
+@pytest.mark.parametrize(
+    ("owner", "names"),
+    [
+        (trt, ["__version__", "Builder", "OnnxParser", "Logger", "ILogger", "Runtime"]),
+        (trt.ILogger, ["log"]),
+        (trt.ILogger.Severity, ["ERROR", "INTERNAL_ERROR"]),
+        (trt.NetworkDefinitionCreationFlag, ["STRONGLY_TYPED"]),
+        (trt.BuilderFlag, ["TF32"]),
+        (trt.ComputeCapability, ["SM75", "SM80", "SM86", "SM89", "SM120", "SM121"]),
+        (trt.IBuilderConfig, ["num_compute_capabilities", "set_compute_capability"]),
+        (trt.Runtime, ["deserialize_cuda_engine"]),
+        (trt.ICudaEngine, ["create_execution_context"]),
+        (
+            trt.IExecutionContext,
+            [
+                "set_input_shape",
+                "infer_shapes",
+                "get_tensor_shape",
+                "set_tensor_address",
+                "execute_async_v3",
+            ],
+        ),
+    ],
+)
+def test_the_names_that_only_a_gpu_reaches_exist(owner, names):
+    assert [name for name in names if not hasattr(owner, name)] == []
+
+
+def test_an_engine_for_tensorrt_is_built_like_one_for_tensorrt_rtx_but_for_the_capability(
+    graph, out, monkeypatch
+):
+    """TensorRT 10 and 11 have no compute capabilities to set: the GPU in the machine decides."""
+    here = ModuleType("tensorrt")
+    here.__dict__.update(
+        {name: value for name, value in vars(trt).items() if name != "ComputeCapability"}
+    )
+    monkeypatch.setitem(sys.modules, "tensorrt", here)
+    target = Target(backend="tensorrt", compute_capability="sm90", gpu_name="NVIDIA H100")
+    engine = compile(graph(CONV), target, out=out)
+    assert engine.target == target
+    assert mask_of(out) not in MASKS.values()

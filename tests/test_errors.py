@@ -1,0 +1,106 @@
+import builtins
+import inspect
+import re
+
+import pytest
+
+from mlflow_e2eai import errors
+from mlflow_e2eai.errors import (
+    E2EAIError,
+    EngineBuildError,
+    EngineMismatchError,
+    InvalidInputError,
+    MissingDependencyError,
+    SurgeryError,
+)
+
+CLASSES = {
+    name: found
+    for name, found in vars(errors).items()
+    if inspect.isclass(found) and found.__module__ == errors.__name__
+}
+
+DRAWN = {
+    match["name"]: match["also"]
+    for match in re.finditer(
+        r"^ *[├└]── (?P<name>\w+)(?: \((?:also )?(?P<also>\w+)\))? +\w.*$",
+        errors.__doc__ or "",
+        re.MULTILINE,
+    )
+}
+
+
+def test_the_drawing_shows_every_error_and_no_other():
+    assert {E2EAIError.__name__, *DRAWN} == set(CLASSES)
+
+
+def test_the_drawing_begins_with_the_root():
+    tree = (errors.__doc__ or "").split("\n\n")[1]
+
+    assert tree.splitlines()[0].strip() == E2EAIError.__name__
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_an_error_hangs_where_it_is_drawn(name):
+    also = [getattr(builtins, DRAWN[name])] if DRAWN[name] else []
+
+    assert CLASSES[name].__bases__ == (E2EAIError, *also)
+
+
+@pytest.mark.parametrize("found", CLASSES.values(), ids=CLASSES)
+def test_every_error_says_what_it_means(found):
+    assert found.__doc__
+    assert found.__doc__ is not Exception.__doc__
+
+
+def test_the_root_is_a_plain_exception_that_catches_nothing_of_the_builtins():
+    assert E2EAIError.__bases__ == (Exception,)
+
+
+def test_wrong_input_is_a_value_error():
+    with pytest.raises(ValueError, match="give a number"):
+        raise InvalidInputError("give a number")  # noqa: EM101, TRY003 - any message will do
+
+
+def test_a_missing_dependency_is_an_import_error_that_names_the_extra():
+    error = MissingDependencyError(
+        package="tensorrt_rtx", extra="rtx", purpose="A TensorRT-RTX engine"
+    )
+
+    assert isinstance(error, ImportError)
+    assert isinstance(error, E2EAIError)
+    assert (error.package, error.extra) == ("tensorrt_rtx", "rtx")
+    assert str(error) == (
+        "A TensorRT-RTX engine needs tensorrt_rtx, which is not installed; "
+        "install it with: pip install 'mlflow_e2eai[rtx]'"
+    )
+
+
+def test_an_engine_mismatch_keeps_what_was_wanted_and_what_was_found():
+    error = EngineMismatchError(wanted="a GPU of sm86", found="one of sm90")
+
+    assert (error.wanted, error.found) == ("a GPU of sm86", "one of sm90")
+    assert "needs a GPU of sm86" in str(error)
+    assert "has one of sm90" in str(error)
+
+
+def test_a_refused_graph_keeps_the_node_its_operator_and_the_reason():
+    error = EngineBuildError("no", reason="plugin not found", node="n1", operator="devtech::FooOp")
+
+    assert (error.node, error.operator, error.reason) == (
+        "n1",
+        "devtech::FooOp",
+        "plugin not found",
+    )
+    assert str(error) == "no"
+
+
+def test_a_refused_graph_may_name_no_node():
+    error = EngineBuildError("no", reason="out of memory")
+
+    assert (error.node, error.operator) == (None, None)
+
+
+def test_a_surgery_error_keeps_its_rule_or_means_the_whole_plan():
+    assert SurgeryError("no", rule="bypass").rule == "bypass"
+    assert SurgeryError("no").rule is None

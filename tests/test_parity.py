@@ -1,0 +1,491 @@
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from itertools import count
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from mlflow_e2eai.artifacts import Array, Infer, Tensors
+from mlflow_e2eai.errors import InvalidInputError
+from mlflow_e2eai.parity import REPEATS, TOLERANCES, ParityReport, compare
+
+X = np.linspace(-1, 1, 12, dtype=np.float32).reshape(3, 4)
+
+FLOATS = st.floats(-1e6, 1e6, width=32).filter(lambda x: x == 0 or abs(x) > 1e-6)
+ARRAYS = hnp.arrays(np.float32, hnp.array_shapes(max_dims=3, max_side=4), elements=FLOATS)
+PAIRS = hnp.array_shapes(max_dims=2, max_side=4).flatmap(
+    lambda shape: st.tuples(*(hnp.arrays(np.float32, shape, elements=FLOATS) for _ in range(2)))
+)
+
+
+def identity(tensors: Tensors) -> Tensors:
+    return {"y": tensors["x"]}
+
+
+def always(*values: object, dtype: type = np.float32) -> Infer:
+    return lambda _: {"y": np.array(values, dtype)}
+
+
+def on_call(wrong: Callable[[int], bool], change: Callable[[Array], Array]) -> Infer:
+    """The identity, whose answer is changed on some of its calls, counted from 1."""
+    calls = count(1)
+    return lambda tensors: {
+        "y": change(tensors["x"].copy()) if wrong(next(calls)) else tensors["x"].copy()
+    }
+
+
+def kinds(report: ParityReport) -> set[str]:
+    return {finding.kind for finding in report.findings}
+
+
+def test_the_same_callable_passes_with_no_error():
+    report = compare(identity, identity, [{"x": X}, {"x": 2 * X}])
+
+    assert report.passed
+    assert report.findings == ()
+    assert (report.samples, report.repeats, report.tolerance) == (2, REPEATS, TOLERANCES["fp32"])
+    (output,) = report.outputs
+    assert (output.name, output.elements) == ("y", 2 * REPEATS * X.size)
+    assert (output.max_abs_error, output.max_rel_error, output.nonfinite_count) == (0, 0, 0)
+    assert (output.mean_abs_error, output.rmse) == (0, 0)
+    assert output.cosine == pytest.approx(1)
+
+
+def test_the_reference_is_asked_once_and_the_candidate_many_times_for_each_sample():
+    asked = []
+
+    def asking(name: str) -> Infer:
+        return lambda tensors: asked.append((name, int(tensors["x"][0]))) or identity(tensors)
+
+    samples = [{"x": np.array([number])} for number in range(2)]
+    compare(asking("reference"), asking("candidate"), samples, repeats=3)
+
+    assert asked == [
+        ("reference", 0),
+        *3 * [("candidate", 0)],
+        ("reference", 1),
+        *3 * [("candidate", 1)],
+    ]
+
+
+def test_nothing_seen_is_not_nothing_wrong():
+    report = compare(identity, identity, [])
+
+    assert not report.passed
+    assert kinds(report) == {"no_samples"}
+    assert report.samples == 0
+    assert math.isnan(report.max_abs_error)
+
+
+def test_a_reference_with_no_outputs_does_not_pass():
+    report = compare(lambda _: {}, lambda _: {}, [{"x": X}])
+
+    assert kinds(report) == {"no_outputs"}
+
+
+def test_a_missing_output_is_found():
+    report = compare(lambda _: {"a": X, "b": X}, lambda _: {"a": X}, [{"x": X}])
+
+    (finding,) = report.findings
+    assert (finding.kind, finding.output, finding.sample) == ("missing_output", "b", 0)
+    assert [output.name for output in report.outputs] == ["a"]
+
+
+def test_an_unexpected_output_is_found():
+    report = compare(lambda _: {"a": X}, lambda _: {"a": X, "b": X}, [{"x": X}])
+
+    (finding,) = report.findings
+    assert (finding.kind, finding.output, finding.sample) == ("unexpected_output", "b", 0)
+
+
+def test_another_dtype_is_found_even_where_the_numbers_are_equal():
+    report = compare(always(1, 2), always(1, 2, dtype=np.float64), [{}])
+
+    (finding,) = report.findings
+    assert (finding.kind, finding.output, finding.sample) == ("dtype", "y", 0)
+    assert "float64, not float32" in finding.sentence
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (12,), (1, 3, 4), (3, 1), ()])
+def test_another_shape_is_found_even_where_numpy_would_broadcast(shape):
+    report = compare(
+        lambda _: {"y": np.zeros((3, 4))}, lambda _: {"y": np.zeros(shape)}, [{"x": X}]
+    )
+
+    (finding,) = report.findings
+    assert (finding.kind, finding.output, finding.sample) == ("shape", "y", 0)
+    assert f"{list(shape)}, not [3, 4]" in finding.sentence
+
+
+def test_an_element_beyond_the_tolerance_is_found_with_its_place_and_both_values():
+    wrong = X.copy()
+    wrong[2, 1] += 0.5
+    report = compare(identity, lambda _: {"y": wrong}, [{"x": X}])
+
+    (finding,) = report.findings
+    assert (finding.kind, finding.output, finding.sample) == ("tolerance", "y", 0)
+    assert finding.index == (2, 1)
+    assert f"{wrong[2, 1]:g}, not {X[2, 1]:g}" in finding.sentence
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_one_bad_element_in_a_million_is_found_with_its_place(bad):
+    right = np.ones((1000, 1000), np.float32)
+    given = right.copy()
+    given[777, 42] = bad
+    report = compare(lambda _: {"y": right}, lambda _: {"y": given}, [{}], repeats=1)
+
+    (finding,) = report.findings
+    assert (finding.kind, finding.output, finding.sample) == ("nonfinite", "y", 0)
+    assert finding.index == (777, 42)
+    (output,) = report.outputs
+    assert (output.nonfinite_count, output.elements) == (1, 1_000_000)
+    assert output.max_abs_error == math.inf
+
+
+def test_a_number_where_the_reference_has_infinity_is_found():
+    assert kinds(compare(always(1, math.inf), always(1, 2), [{}])) == {"nonfinite"}
+    assert kinds(compare(always(1, math.inf), always(1, -math.inf), [{}])) == {"nonfinite"}
+    assert kinds(compare(always(1, math.nan), always(1, math.inf), [{}])) == {"nonfinite"}
+
+
+def test_the_same_infinities_and_nans_on_both_sides_pass():
+    both = always(math.inf, -math.inf, math.nan, 1)
+    report = compare(both, both, [{}])
+
+    assert report.passed
+    assert report.outputs[0].nonfinite_count == 0
+    assert report.max_abs_error == 0
+
+
+@pytest.mark.parametrize("same", [-math.inf, math.inf, math.nan])
+def test_noise_within_the_tolerance_beside_a_shared_infinity_or_nan_passes(same):
+    calls = count()
+
+    def noisy(_: Tensors) -> Tensors:
+        return {"y": np.array([same, 1 + 1e-6 * next(calls)], np.float32)}
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # NumPy says "invalid value" where it met inf - inf
+        report = compare(always(same, 1), noisy, [{}])
+
+    assert report.findings == ()
+
+
+def test_an_answer_of_nothing_but_nan_is_found_without_a_warning_from_numpy():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        report = compare(identity, on_call(lambda n: n == 1, lambda x: x * math.nan), [{"x": X}])
+
+    assert "nonfinite" in kinds(report)
+
+
+def test_an_answer_of_nothing_but_zeros_is_found():
+    report = compare(identity, lambda tensors: {"y": 0 * tensors["x"]}, [{"x": X}])
+
+    assert kinds(report) == {"tolerance"}
+    assert report.outputs[0].cosine == 0
+
+
+def test_two_outputs_of_zeros_pass():
+    report = compare(always(0, 0), always(0, 0), [{}])
+
+    assert report.passed
+    assert report.outputs[0].cosine == 1
+
+
+def test_a_candidate_that_changes_its_mind_within_the_tolerance_of_the_reference_is_found():
+    calls = count()
+
+    def swinging(_: Tensors) -> Tensors:
+        return {"y": np.array([1 + 8e-4 * (-1) ** next(calls)], np.float32)}
+
+    report = compare(always(1), swinging, [{}], tolerance=1e-3)
+
+    (finding,) = report.findings
+    assert (finding.kind, finding.output, finding.sample) == ("nondeterministic", "y", 0)
+
+
+def test_a_candidate_that_is_always_wrong_alike_is_not_called_nondeterministic():
+    assert kinds(compare(always(1), always(2), [{}])) == {"tolerance"}
+
+
+def test_a_candidate_that_is_wrong_from_its_third_call_on_is_found():
+    report = compare(identity, on_call(lambda n: n > 2, lambda x: x + 1), [{"x": X}])
+
+    assert kinds(report) == {"tolerance", "nondeterministic"}
+    assert report.max_abs_error == pytest.approx(1)
+
+
+def test_a_candidate_that_is_wrong_on_its_last_call_only_is_found():
+    report = compare(identity, on_call(lambda n: n == REPEATS, lambda x: x + 1), [{"x": X}])
+
+    assert kinds(report) == {"tolerance", "nondeterministic"}
+
+
+@pytest.mark.parametrize("number", [0, 3, 6])
+def test_a_candidate_that_is_wrong_at_one_sample_only_is_found_with_its_number(number):
+    def candidate(tensors: Tensors) -> Tensors:
+        wrong = tensors["x"][0] == number
+        return {"y": tensors["x"] + np.float32(wrong)}
+
+    samples = [{"x": np.array([n, 100], np.float32)} for n in range(7)]
+    report = compare(identity, candidate, samples)
+
+    (finding,) = report.findings
+    assert (finding.kind, finding.sample, finding.index) == ("tolerance", number, (0,))
+
+
+def test_an_output_that_goes_missing_on_a_later_call_is_found():
+    calls = count()
+    report = compare(
+        identity, lambda tensors: identity(tensors) if next(calls) < 4 else {}, [{"x": X}]
+    )
+
+    assert kinds(report) == {"missing_output"}
+
+
+def test_each_kind_is_told_once_for_each_output():
+    report = compare(lambda _: {"a": X, "b": X}, lambda _: {"a": X + 1, "b": X + 1}, 3 * [{"x": X}])
+
+    assert [(finding.kind, finding.output) for finding in report.findings] == [
+        ("tolerance", "a"),
+        ("tolerance", "b"),
+    ]
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.int32, np.int64, np.uint8])
+def test_integers_are_compared_exactly(dtype):
+    right = always(100, 100, dtype=dtype)
+
+    assert compare(right, right, [{}]).passed
+    report = compare(right, always(100, 101, dtype=dtype), [{}], tolerance=0.5)
+    assert kinds(report) == {"tolerance"}
+    assert report.findings[0].index == (1,)
+
+
+@pytest.mark.parametrize(
+    ("right", "given", "dtype"),
+    [
+        (2**53, 2**53 + 1, np.int64),
+        (-(2**62), -(2**62) + 1, np.int64),
+        (2**64 - 2, 2**64 - 1, np.uint64),
+    ],
+)
+def test_integers_that_float64_cannot_tell_apart_are_compared_exactly_too(right, given, dtype):
+    report = compare(always(right, dtype=dtype), always(given, dtype=dtype), [{}])
+
+    assert kinds(report) == {"tolerance"}
+
+
+def test_booleans_are_compared_exactly():
+    right = always(1, 0, dtype=bool)
+
+    assert compare(right, right, [{}]).passed
+    assert kinds(compare(right, always(1, 1, dtype=bool), [{}])) == {"tolerance"}
+
+
+def test_the_error_is_a_share_of_the_largest_magnitude_of_the_whole_output():
+    # 0.5 is half of the small number, but a thousandth of the large one.
+    right, given = always(500, 1), always(500, 1.5)
+
+    assert compare(right, given, [{}], tolerance=0.0011).passed
+    assert not compare(right, given, [{}], tolerance=0.0009).passed
+
+
+def test_an_error_of_just_the_tolerance_passes():
+    assert compare(always(1), always(1.25), [{}], tolerance=0.25).passed
+    assert compare(always(1), always(1), [{}], tolerance=0).passed
+
+
+def test_a_lower_precision_is_given_more_room():
+    right, given = always(1, dtype=np.float64), always(1.005, dtype=np.float64)
+
+    assert not compare(right, given, [{}], precision="fp32").passed
+    assert compare(right, given, [{}], precision="fp16").passed
+
+
+def test_a_buffer_that_the_candidate_writes_over_at_each_call_hides_nothing():
+    buffer = np.empty_like(X)
+    calls = count(1)
+
+    def reusing(tensors: Tensors) -> Tensors:
+        # Right at last: whoever kept the buffer and not its numbers would see only that.
+        buffer[:] = tensors["x"] + (next(calls) != REPEATS)
+        return {"y": buffer}
+
+    report = compare(identity, reusing, [{"x": X}])
+
+    assert kinds(report) == {"tolerance", "nondeterministic"}
+
+
+def test_a_buffer_that_reference_and_candidate_share_hides_nothing():
+    buffer = np.empty(1, np.float32)
+
+    def writing(value: float) -> Infer:
+        def infer(_: Tensors) -> Tensors:
+            buffer[:] = value
+            return {"y": buffer}
+
+        return infer
+
+    assert kinds(compare(writing(1), writing(2), [{}])) == {"tolerance"}
+
+
+def test_a_scalar_output_is_compared():
+    report = compare(lambda _: {"y": np.float32(1)}, lambda _: {"y": np.float32(2)}, [{}])
+
+    (finding,) = report.findings
+    assert (finding.kind, finding.index) == ("tolerance", ())
+
+
+def test_empty_outputs_are_equal():
+    empty = np.zeros((0, 4), np.float32)
+
+    assert compare(lambda _: {"y": empty}, lambda _: {"y": empty}, [{}]).passed
+
+
+def test_the_metrics_are_those_of_their_formulas():
+    rng = np.random.default_rng(0)
+    rights = [rng.normal(size=(5, 7)).astype(np.float32) for _ in range(3)]
+    givens = [(right + rng.normal(scale=0.1, size=right.shape)).astype("f4") for right in rights]
+    answers = iter(givens)
+    samples = [{"x": right} for right in rights]
+    report = compare(identity, lambda _: {"y": next(answers)}, samples, repeats=1, tolerance=9)
+
+    a, b = (np.stack(arrays).astype(np.float64) for arrays in (rights, givens))
+    (output,) = report.outputs
+    shares = [np.abs(b[n] - a[n]).max() / np.abs(a[n]).max() for n in range(3)]
+    assert output.elements == a.size
+    assert output.max_abs_error == report.max_abs_error == np.abs(b - a).max()
+    assert output.max_rel_error == pytest.approx(max(shares))
+    assert output.mean_abs_error == pytest.approx(np.abs(b - a).mean())
+    assert output.rmse == pytest.approx(np.sqrt(np.square(b - a).mean()))
+    cosine = a.ravel() @ b.ravel() / np.linalg.norm(a) / np.linalg.norm(b)
+    assert output.cosine == pytest.approx(cosine)
+
+
+def test_the_metrics_of_the_finite_elements_ignore_the_others():
+    report = compare(always(1, 3, math.inf), always(2, 3, 0), [{}], repeats=1)
+
+    (output,) = report.outputs
+    assert output.mean_abs_error == pytest.approx(0.5)
+    assert output.rmse == pytest.approx(math.sqrt(0.5))
+
+
+def test_the_largest_error_is_that_of_the_worst_output():
+    report = compare(lambda _: {"a": X, "b": X}, lambda _: {"a": X + 1, "b": X + 2}, [{}])
+
+    assert report.max_abs_error == pytest.approx(2)
+
+
+@given(arrays=PAIRS, power=st.integers(-10, 10))
+def test_scaling_both_sides_scales_the_absolute_error_and_leaves_the_relative_one(arrays, power):
+    right, given_ = arrays
+    factor = np.float32(2.0**power)  # a power of two scales floats exactly
+
+    def errors(scale: np.float32) -> tuple[float, float]:
+        report = compare(
+            lambda _: {"y": right * scale}, lambda _: {"y": given_ * scale}, [{}], repeats=1
+        )
+        return report.outputs[0].max_abs_error, report.outputs[0].max_rel_error
+
+    absolute, relative = errors(np.float32(1))
+    scaled_absolute, scaled_relative = errors(factor)
+    assert scaled_absolute == absolute * factor
+    if right.any():  # with no magnitude to be a share of, the share has no meaning
+        assert scaled_relative == relative
+
+
+@given(arrays=PAIRS)
+def test_errors_are_never_negative_and_the_cosine_is_between_minus_one_and_one(arrays):
+    right, given_ = arrays
+    report = compare(lambda _: {"y": right}, lambda _: {"y": given_}, [{}], repeats=2)
+
+    (output,) = report.outputs
+    assert 0 <= output.mean_abs_error <= output.max_abs_error * (1 + 1e-12)
+    assert output.mean_abs_error <= output.rmse * (1 + 1e-12)
+    assert output.max_rel_error >= 0
+    assert -1 <= output.cosine <= 1
+
+
+@given(array=ARRAYS)
+def test_every_array_equals_itself(array):
+    report = compare(lambda _: {"y": array}, lambda _: {"y": array}, [{}], repeats=2, tolerance=0)
+
+    assert report.passed
+    assert report.outputs[0].cosine == pytest.approx(1)
+
+
+@given(arrays=PAIRS)
+def test_swapping_the_sides_keeps_the_absolute_error_and_the_cosine(arrays):
+    def judged(one: Array, other: Array) -> tuple[float, float]:
+        report = compare(lambda _: {"y": one}, lambda _: {"y": other}, [{}], repeats=1)
+        return report.outputs[0].max_abs_error, report.outputs[0].cosine
+
+    assert judged(*arrays) == judged(*arrays[::-1])
+
+
+@given(arrays=PAIRS, tolerances=st.tuples(st.floats(0, 10), st.floats(0, 10)))
+def test_what_passes_a_tolerance_passes_a_larger_one(arrays, tolerances):
+    right, given_ = arrays
+    small, large = sorted(tolerances)
+
+    def passes(tolerance: float) -> bool:
+        return compare(
+            lambda _: {"y": right}, lambda _: {"y": given_}, [{}], tolerance=tolerance, repeats=1
+        ).passed
+
+    assert passes(large) or not passes(small)
+
+
+@pytest.mark.parametrize("tolerance", [-1e-9, math.nan, math.inf])
+def test_a_tolerance_that_is_no_number_of_at_least_zero_is_refused(tolerance):
+    with pytest.raises(InvalidInputError, match="tolerance="):
+        compare(identity, identity, [{"x": X}], tolerance=tolerance)
+
+
+@pytest.mark.parametrize("repeats", [0, -1])
+def test_asking_less_than_once_is_refused(repeats):
+    with pytest.raises(InvalidInputError, match="repeats="):
+        compare(identity, identity, [{"x": X}], repeats=repeats)
+
+
+def test_samples_are_read_one_at_a_time():
+    handed_out, judged = [], []
+
+    def samples() -> Iterator[Tensors]:
+        for number in range(3):
+            assert judged == handed_out, "the next sample was read before the last was judged"
+            handed_out.append(number)
+            yield {"x": np.array([number])}
+
+    def candidate(tensors: Tensors) -> Tensors:
+        judged.append(int(tensors["x"][0]))
+        return identity(tensors)
+
+    assert compare(identity, candidate, samples(), repeats=1).samples == 3
+    assert judged == [0, 1, 2]
+
+
+def test_samples_are_not_held_together():
+    import weakref
+
+    held = []
+
+    def samples() -> Iterator[Tensors]:
+        for _ in range(4):
+            alive = sum(reference() is not None for reference in held)
+            assert alive <= 1, f"{alive} samples are still held"
+            array = np.ones(8, np.float32)
+            held.append(weakref.ref(array))
+            yield {"x": array}
+            del array
+
+    report = compare(lambda _: {"y": X}, lambda _: {"y": X}, samples(), repeats=2)
+
+    assert report.samples == 4
