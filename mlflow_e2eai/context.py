@@ -8,6 +8,7 @@ sure.
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import re
 from pathlib import Path
@@ -28,6 +29,17 @@ def gpu_name(driver: Path = _DRIVER) -> str | None:
 def driver_version(driver: Path = _DRIVER) -> str | None:
     """Version of the NVIDIA driver; None where there is none."""
     return _search(r"Kernel Module\D*?\s([\d.]+)", driver / "version")
+
+
+@functools.cache
+def has_gpu() -> bool:
+    """Whether the NVIDIA driver sees a GPU. Never asked for tags: it starts the driver's library."""
+    try:
+        cuda = ctypes.CDLL("libcuda.so.1")
+        count = ctypes.c_int()
+        return cuda.cuInit(0) == 0 == cuda.cuDeviceGetCount(ctypes.byref(count)) < count.value
+    except (OSError, AttributeError):
+        return False
 
 
 def _search(pattern: str, path: Path) -> str | None:

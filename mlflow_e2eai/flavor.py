@@ -31,6 +31,7 @@ from mlflow_e2eai.mlmodel import (
 from mlflow_e2eai.modules import DynamicAxes, module_of, named_inputs
 from mlflow_e2eai.pipeline import Settings
 from mlflow_e2eai.pyfunc import PyFunc
+from mlflow_e2eai.report import markdown
 from mlflow_e2eai.surgery import DEFAULT_PLAN, plan_from
 from mlflow_e2eai.variants import Model as LoadedModel
 from mlflow_e2eai.variants import load
@@ -326,6 +327,12 @@ def _package(
         if model_id is not None:
             tracking.tag_model(model_id, origin)  # MLflow leaves tags out for a model that exists
         tracking.link_output(stage.run_id, info.model_id, step=step)
+        if info.registered_model_version is not None:
+            tracking.describe_version(
+                arguments["registered_model_name"],
+                info.registered_model_version,
+                markdown(manifest),
+            )
     return info
 
 

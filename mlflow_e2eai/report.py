@@ -1,4 +1,4 @@
-"""A bundle's evidence for people: today a table for the terminal."""
+"""A bundle's evidence for people: one table, for the terminal and as Markdown."""
 
 from __future__ import annotations
 
@@ -9,11 +9,22 @@ from mlflow_e2eai.bundle import Manifest
 
 def table(manifest: Manifest) -> str:
     """One line a variant: largest error, task metrics, median latency, what it came to."""
+    return _aligned(_rows(manifest))
+
+
+def markdown(manifest: Manifest) -> str:
+    """The same as Markdown, which MLflow shows as a version's description."""
+    head, *rows = (f"| {' | '.join(row)} |" for row in _rows(manifest))
+    return "\n".join([head, "|---" * head.count(" | ") + "|---|", *rows])
+
+
+def _rows(manifest: Manifest) -> list[tuple[str, ...]]:
     tasks = sorted({name for entry in manifest.evidence for name in entry.task})
     report = manifest.latency.get("opt") or manifest.latency.get("static")
     times = {} if report is None else {entry.name: entry.p50_ms for entry in report.variants}
     batch = "" if report is None else f" at {report.items}"
-    rows = [("variant", "max abs error", *tasks, f"p50 ms{batch}", "decision")]
+    head = ("variant", "max abs error", *tasks, f"p50 ms{batch}", "decision")
+    rows: list[tuple[str, ...]] = [head]
     for entry in manifest.evidence:
         errors = [comparison.max_abs_error for comparison in entry.parity.values()]
         rows.append(
@@ -25,7 +36,7 @@ def table(manifest: Manifest) -> str:
                 _decision(entry.sha256 is None, entry.measured, entry.passed),
             )
         )
-    return _aligned(rows)
+    return rows
 
 
 def _decision(is_reference: bool, measured: bool, passed: bool) -> str:  # noqa: FBT001 - three facts

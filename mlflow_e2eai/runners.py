@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import numpy as np
 
 from mlflow_e2eai.artifacts import Array, Infer, Tensors, TensorSpec
+from mlflow_e2eai.context import has_gpu
 from mlflow_e2eai.errors import InvalidInputError, RunnerError
 from mlflow_e2eai.modules import call, device_of, evaluation_mode, flatten
 
@@ -33,9 +34,7 @@ def onnxruntime_devices() -> tuple[Device, ...]:
     """
     import onnxruntime
 
-    from mlflow_e2eai.context import gpu_name
-
-    if _PROVIDERS["cuda"] in onnxruntime.get_available_providers() and gpu_name() is not None:
+    if _PROVIDERS["cuda"] in onnxruntime.get_available_providers() and has_gpu():
         return ("cuda", "cpu")
     return ("cpu",)
 

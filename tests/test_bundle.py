@@ -450,7 +450,7 @@ def test_every_size_of_a_dynamic_axis_is_taken(model):
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_what_does_not_fit_is_refused_with_what_does(model, ask, sentence):
-    with pytest.raises(InvalidInputError, match=re.escape(sentence)):
+    with pytest.raises(InvalidInputError, match=f"(?i){re.escape(sentence)}"):
         ask(model)
 
 

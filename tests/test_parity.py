@@ -249,12 +249,12 @@ def test_an_output_that_goes_missing_on_a_later_call_is_found():
     assert kinds(report) == {"missing_output"}
 
 
-def test_each_kind_is_told_once_for_each_output():
+def test_each_kind_is_told_once_for_each_output_where_it_was_first_seen():
     report = compare(lambda _: {"a": X, "b": X}, lambda _: {"a": X + 1, "b": X + 1}, 3 * [{"x": X}])
 
-    assert [(finding.kind, finding.output) for finding in report.findings] == [
-        ("tolerance", "a"),
-        ("tolerance", "b"),
+    assert [(finding.kind, finding.output, finding.sample) for finding in report.findings] == [
+        ("tolerance", "a", 0),
+        ("tolerance", "b", 0),
     ]
 
 

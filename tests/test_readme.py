@@ -31,7 +31,7 @@ def test_the_python_blocks_run_one_after_the_other(store):
 
 def test_the_yaml_blocks_are_a_plan_and_gates():
     plan, gates = (yaml.safe_load(block) for block in blocks("yaml"))
-    assert [step.rule for step in plan_from(plan)][0] == "bypass"
+    assert plan_from(plan)[0].rule == "bypass"
     assert gates_from(gates)[0].metric == "parity/failed"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
@@ -87,7 +88,7 @@ def test_a_provider_that_was_dropped_silently_is_an_error(graph, monkeypatch):
         """A session as ONNX Runtime gives it where the GPU provider does not start."""
 
         def __init__(self, path, options, providers):
-            assert providers == ["CUDAExecutionProvider"]
+            assert "CUDAExecutionProvider" in repr(providers)
             super().__init__(path, options, providers=["CPUExecutionProvider"])
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", FellBack)
@@ -97,6 +98,22 @@ def test_a_provider_that_was_dropped_silently_is_an_error(graph, monkeypatch):
         onnxruntime_runner(graph, device="cuda"),
     ):
         pass
+
+
+def test_on_cuda_fp32_is_asked_for_without_tf32(graph, monkeypatch):
+    """ONNX Runtime rounds fp32 to TF32 on CUDA unless told otherwise; here fp32 means fp32."""
+    asked = []
+
+    def session(*arguments, **named):
+        asked.append((arguments[2:], named))
+        message = "that is all there is to see"
+        raise RuntimeError(message)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None, raising=False)
+    with pytest.raises(RunnerError), onnxruntime_runner(graph, device="cuda"):
+        pass
+    assert re.search(r"'use_tf32': '?(0|False)", repr(asked))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, so CUDA may well start")

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from typing import Any, Literal
 
 from mlflow_e2eai.artifacts import Target
-from mlflow_e2eai.context import gpu_name
+from mlflow_e2eai.context import gpu_name, has_gpu
 from mlflow_e2eai.errors import EngineBuildError, InvalidInputError, MissingDependencyError
 
 
@@ -100,6 +100,8 @@ def resolve(text: str) -> Target:
 
 def local_compute_capability() -> str | None:
     """``sm90`` for the first GPU in this machine; None where PyTorch sees none."""
+    if not has_gpu():
+        return None  # without importing PyTorch, which takes seconds
     import torch
 
     if not torch.cuda.is_available():

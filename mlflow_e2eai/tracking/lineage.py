@@ -168,6 +168,13 @@ def link_output(run_id: str, model_id: str, *, step: int = 0) -> None:
     MlflowClient().log_outputs(run_id, models=[LoggedModelOutput(model_id, step=step)])
 
 
+def describe_version(name: str, version: int | str, text: str) -> None:
+    """Give a version of a registered model its description, which may be Markdown."""
+    from mlflow import MlflowClient
+
+    MlflowClient().update_model_version(name, str(version), description=text)
+
+
 def tag_model(model_id: str, tags: Mapping[str, str]) -> None:
     """Put tags on a LoggedModel."""
     from mlflow import MlflowClient
