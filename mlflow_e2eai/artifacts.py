@@ -181,7 +181,7 @@ def corners(axes: tuple[Axis, ...]) -> dict[str, dict[str, int]]:
     if not axes:
         return {"static": {}}
     found: dict[str, dict[str, int]] = {
-        bound: {axis.name: getattr(axis, bound) for axis in axes} for bound in ("min", "opt", "max")
+        bound: {axis.name: getattr(axis, bound) for axis in axes} for bound in ("opt", "min", "max")
     }
     for axis in axes:
         if len(axes) > 1:
@@ -210,7 +210,7 @@ def resize(tensors: Tensors, specs: tuple[TensorSpec, ...], sizes: Mapping[str, 
             if isinstance(size, str) and size in sizes:
                 index = np.arange(sizes[size]) % array.shape[position]
                 array = np.take(array, index, axis=position)
-        resized[spec.name] = np.ascontiguousarray(array)
+        resized[spec.name] = np.asarray(array, order="C")
     return resized
 
 
@@ -266,7 +266,7 @@ def to_json(value: object) -> str:
     if not dataclasses.is_dataclass(value) or isinstance(value, type):
         msg = f"{type(value).__name__} is not a dataclass instance."
         raise TypeError(msg)
-    return json.dumps(_plain(dataclasses.asdict(value)), indent=2, sort_keys=True, allow_nan=False)
+    return json.dumps(_plain(dataclasses.asdict(value)), indent=2, allow_nan=False)
 
 
 def from_json(kind: type[Value], text: str | bytes) -> Value:
@@ -278,16 +278,35 @@ def from_json(kind: type[Value], text: str | bytes) -> Value:
     from pydantic import TypeAdapter, ValidationError
 
     try:
-        return TypeAdapter(kind).validate_python(json.loads(text))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        msg = f"The text is not JSON ({error}); a {kind.__name__} was wanted."
-        raise ArtifactError(msg) from error
+        data = json.loads(text)
+        value = TypeAdapter(kind).validate_python(data)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "the whole"
-        wrong = f"at {place}, {first['msg']}; {error.error_count()} wrong in all"
-        msg = f"This is not a {kind.__name__}: {wrong}."
+        msg = f"This is not a {kind.__name__}: at {place}, {first['msg']}."
         raise ArtifactError(msg) from error
+    except (ValueError, RecursionError) as error:
+        msg = f"The text is not JSON ({error}); a {kind.__name__} was wanted."
+        raise ArtifactError(msg) from error
+    for place, found in _reread(data, json.loads(to_json(value))):
+        msg = f"This is not a {kind.__name__}: at {place}, {found!r} is of another type."
+        raise ArtifactError(msg)
+    return value
+
+
+def _reread(given: Any, read: Any, *place: str) -> Iterator[tuple[str, Any]]:
+    """Where pydantic made one type of another, as 1 of true."""
+    match given, read:
+        case dict(), dict():
+            for key in given.keys() & read.keys():
+                yield from _reread(given[key], read[key], *place, key)
+        case list(), list():
+            for index, (old, new) in enumerate(zip(given, read, strict=True)):
+                yield from _reread(old, new, *place, str(index))
+        case (int(), float()) if not isinstance(given, bool):
+            return
+        case _ if type(given) is not type(read):
+            yield ".".join(place), given
 
 
 def _plain(value: Any) -> Any:

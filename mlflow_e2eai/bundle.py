@@ -19,8 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
-
+from mlflow_e2eai.arrays import load_arrays, save_arrays
 from mlflow_e2eai.artifacts import (
     Array,
     Axis,
@@ -35,6 +34,7 @@ from mlflow_e2eai.artifacts import (
 )
 from mlflow_e2eai.errors import (
     ArtifactError,
+    InvalidInputError,
 )
 from mlflow_e2eai.latency import LatencyReport
 from mlflow_e2eai.parity import ParityReport
@@ -135,6 +135,14 @@ class Manifest:
         return self.graphs[0].axes
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Format:
+    """What every version of the manifest says of itself."""
+
+    format_version: int
+    package_version: str
+
+
 def write(directory: Path, manifest: Manifest, example: Tensors) -> Manifest:
     """Copy a manifest's files into a directory and write the manifest there.
 
@@ -146,11 +154,15 @@ def write(directory: Path, manifest: Manifest, example: Tensors) -> Manifest:
     Returns:
         The manifest with paths relative to the directory.
     """
+    places = [*map(_graph_path, manifest.graphs), *map(_engine_path, manifest.engines)]
+    if len(set(places)) < len(places):
+        twice = sorted({str(place) for place in places if places.count(place) > 1})
+        msg = f"Several files would be {', '.join(twice)}; give each precision and target once."
+        raise InvalidInputError(msg)
     graphs = tuple(_copied(graph, _graph_path(graph), directory) for graph in manifest.graphs)
     engines = tuple(_copied(engine, _engine_path(engine), directory) for engine in manifest.engines)
     placed = dataclasses.replace(manifest, graphs=graphs, engines=engines)
-    with written(directory / EXAMPLE) as temporary, temporary.open("wb") as file:
-        np.savez(file, allow_pickle=False, **dict(example))
+    save_arrays(directory / EXAMPLE, example)
     with written(directory / MANIFEST) as temporary:
         temporary.write_text(to_json(placed), encoding="utf-8")
     return placed
@@ -179,7 +191,8 @@ def read(directory: Path) -> Manifest:
     if not path.is_file():
         msg = f"{directory} holds no {MANIFEST}; give a model that mlflow_e2eai.log_model made."
         raise ArtifactError(msg)
-    manifest = from_json(Manifest, path.read_bytes())
+    text = path.read_bytes()
+    manifest = from_json(_Format, text)
     if manifest.format_version != FORMAT_VERSION:
         msg = (
             f"The bundle has format {manifest.format_version}, written by mlflow_e2eai "
@@ -187,7 +200,7 @@ def read(directory: Path) -> Manifest:
             f"that version."
         )
         raise ArtifactError(msg)
-    return manifest
+    return from_json(Manifest, text)
 
 
 def located(manifest: Manifest, directory: Path) -> Manifest:
@@ -201,12 +214,7 @@ def located(manifest: Manifest, directory: Path) -> Manifest:
 
 def read_example(directory: Path) -> dict[str, Array]:
     """The input example of a bundle: one array for each input."""
-    try:
-        with np.load(directory / EXAMPLE, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError) as error:
-        msg = f"Cannot read {EXAMPLE} in {directory}: {error}; download the bundle again."
-        raise ArtifactError(msg) from error
+    return load_arrays(directory / EXAMPLE)
 
 
 def _graph_path(graph: OnnxArtifact) -> Path:

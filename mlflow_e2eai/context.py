@@ -19,8 +19,12 @@ _DRIVER = Path("/proc/driver/nvidia")
 @functools.cache
 def gpu_name(driver: Path = _DRIVER) -> str | None:
     """Name of this machine's first NVIDIA GPU, as its driver gives it; None where there is none."""
-    for information in sorted(driver.glob("gpus/*/information")):
-        if found := _search(r"^Model:\s*(.+)$", information):
+    try:
+        files = sorted(driver.glob("gpus/*/information"))
+    except OSError:
+        return None
+    for information in files:
+        if found := _search(r"^Model:[^\S\n]*(\S.*)$", information):
             return found
     return None
 
@@ -28,18 +32,19 @@ def gpu_name(driver: Path = _DRIVER) -> str | None:
 @functools.cache
 def driver_version(driver: Path = _DRIVER) -> str | None:
     """Version of the NVIDIA driver; None where there is none."""
-    return _search(r"Kernel Module\D*?\s([\d.]+)", driver / "version")
+    return _search(r"Kernel Module\s.*?\s?(\d+(?:\.\d+)+)\s", driver / "version")
 
 
 @functools.cache
 def has_gpu() -> bool:
-    """Whether the NVIDIA driver sees a GPU. Never asked for tags: it starts the driver's library."""
+    """Whether the driver sees an NVIDIA GPU. Not for tags: this loads the driver's library."""
     try:
         cuda = ctypes.CDLL("libcuda.so.1")
         count = ctypes.c_int()
-        return cuda.cuInit(0) == 0 == cuda.cuDeviceGetCount(ctypes.byref(count)) < count.value
+        failed = cuda.cuInit(0) or cuda.cuDeviceGetCount(ctypes.byref(count))
     except (OSError, AttributeError):
         return False
+    return not failed and count.value > 0
 
 
 def _search(pattern: str, path: Path) -> str | None:

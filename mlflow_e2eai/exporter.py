@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from mlflow_e2eai import graphs
-from mlflow_e2eai.artifacts import Axis, OnnxArtifact, Tensors, TensorSpec, resize, written
+from mlflow_e2eai.artifacts import Axis, OnnxArtifact, Tensors, TensorSpec, corners, resize, written
 from mlflow_e2eai.errors import ExportError, InvalidInputError
 from mlflow_e2eai.modules import (
     DynamicAxes,
@@ -99,8 +99,9 @@ def export(
                 stacklevel=2,
             )
         names = _output_names(answer(module, given), output_names)
-        if axes:
-            answer(module, example, what="the input example at the opt size of its dynamic axes")
+        for corner, sizes in corners(axes).items() if axes else ():
+            what = f"the input example at the {corner} size of its dynamic axes"
+            answer(module, resize(given, specs, sizes), what=what)
         with written(out) as temporary, _failures_as_export_errors(chosen):
             write = _with_dynamo if chosen == "dynamo" else _with_torchscript
             write(module, example, temporary, specs, axes, names, opset, chosen)

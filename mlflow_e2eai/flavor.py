@@ -211,7 +211,11 @@ def log_model(
         TrackingError: The tracking server cannot be reached.
     """
     name = name or registered_model_name or "model"
-    with tracking.run(name) as run_id, tempfile.TemporaryDirectory() as folder:
+    with (
+        tracking.run(name) as run_id,
+        tracking.failed_models_say_why(run_id, model_id),
+        tempfile.TemporaryDirectory() as folder,
+    ):
         _compat.validate_env_arguments(conda_env, pip_requirements, extra_pip_requirements)
         if isinstance(model, str | Path):
             place = bundle.find(Path(model))
@@ -303,10 +307,7 @@ def _package(
     from mlflow.models import Model
 
     manifest = bundle.read(place)
-    with (
-        recorder.stage("package", inputs=[item.sha256 for item in manifest.files]) as stage,
-        tracking.failed_models_say_why(run_id),
-    ):
+    with recorder.stage("package", inputs=[item.sha256 for item in manifest.files]) as stage:
         origin = {
             tracking.STAGE: "package",
             tracking.SHA256: sha256_of(place / bundle.MANIFEST),

@@ -115,7 +115,8 @@ def gates_from(data: Any) -> tuple[Gate, ...]:
     Raises:
         InvalidInputError: It is something else.
     """
-    entries = data.get("gates") if isinstance(data, Mapping) else None
+    known = isinstance(data, Mapping) and set(data) == {"gates"}
+    entries = data["gates"] if known else None
     if not isinstance(entries, Iterable) or isinstance(entries, str | Mapping):
         msg = "Gates are a mapping with the one key 'gates', which holds a list; see gates.yaml."
         raise InvalidInputError(msg)
@@ -124,9 +125,20 @@ def gates_from(data: Any) -> tuple[Gate, ...]:
 
 def _gate(entry: Any) -> Gate:
     match entry:
+        # In Python a bool is an int, but `at_most: true` is a slip.
+        case {"at_most": bool()} | {"at_least": bool()}:
+            pass
         case {"metric": str(metric), "at_most": int() | float() as limit} if len(entry) == 2:  # noqa: PLR2004
-            return Gate(metric=metric, bound="at_most", limit=float(limit))
+            return Gate(metric=metric, bound="at_most", limit=_float(limit))
         case {"metric": str(metric), "at_least": int() | float() as limit} if len(entry) == 2:  # noqa: PLR2004
-            return Gate(metric=metric, bound="at_least", limit=float(limit))
+            return Gate(metric=metric, bound="at_least", limit=_float(limit))
     msg = f"{entry!r} is no gate; write {{metric: name, at_most: number}}, or at_least."
     raise InvalidInputError(msg)
+
+
+def _float(number: float) -> float:
+    """The number, or an infinity, which `Gate` refuses, where a float cannot hold it."""
+    try:
+        return float(number)
+    except OverflowError:
+        return math.inf

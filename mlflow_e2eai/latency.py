@@ -153,6 +153,12 @@ def benchmark(
             f"give at least one callable and one round."
         )
         raise InvalidInputError(msg)
+    if items is None:
+        if not sample:
+            msg = "The sample holds no array to count items in; give items."
+            raise InvalidInputError(msg)
+        shape = np.shape(next(iter(sample.values())))
+        items = int(shape[0]) if shape else 1
     names = list(candidates)
     for name in names:
         for _ in range(warmup):
@@ -170,9 +176,6 @@ def benchmark(
     if any(value < 0 for values in taken_ms.values() for value in values):
         msg = "The clock went backwards while it measured; give one that only grows."
         raise InvalidInputError(msg)
-    if items is None:
-        shape = next(iter(sample.values())).shape
-        items = int(shape[0]) if shape else 1
     variants = tuple(_latency(name, values, items) for name, values in taken_ms.items())
     return LatencyReport(items=items, warmup=warmup, variants=variants)
 

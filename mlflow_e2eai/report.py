@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from mlflow_e2eai.bundle import Manifest
 
 
@@ -30,7 +32,7 @@ def _rows(manifest: Manifest) -> list[tuple[str, ...]]:
         rows.append(
             (
                 entry.variant,
-                f"{max(errors):.1e}" if errors else "-",
+                f"{np.max(errors):.1e}" if errors else "-",
                 *(f"{entry.task[name]:.4f}" if name in entry.task else "-" for name in tasks),
                 f"{times[entry.variant]:.3f}" if entry.variant in times else "-",
                 _decision(entry.sha256 is None, entry.measured, entry.passed),

@@ -62,8 +62,10 @@ def onnxruntime_runner(path: Path, *, device: Device = "cpu") -> Iterator[Infer]
     # Idle workers that spin steal the cores of whatever is measured next.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     wanted = _PROVIDERS[device]
+    # Rounding to TF32 is on by default; here fp32 means fp32.
+    provider = (wanted, {"use_tf32": "0"}) if device == "cuda" else wanted
     try:
-        session = onnxruntime.InferenceSession(path, options, providers=[wanted])
+        session = onnxruntime.InferenceSession(path, options, providers=[provider])
     except Exception as error:  # onnxruntime's exceptions share no base class
         msg = f"ONNX Runtime cannot load {path.name} on {device}: {_first_line(error)}"
         raise RunnerError(msg) from error
@@ -101,13 +103,35 @@ def torch_runner(
     device = device_of(model)
 
     def infer(tensors: Tensors) -> Tensors:
-        arguments = {name: torch.from_numpy(tensors[name]).to(device) for name in inputs}
+        arguments = {name: torch.from_numpy(tensors[name].copy()).to(device) for name in inputs}
         with torch.no_grad():
             arrays = [tensor.cpu().numpy() for tensor in flatten(call(model, arguments)).values()]
         return dict(zip(outputs, arrays, strict=True))
 
-    with evaluation_mode(model):
+    with evaluation_mode(model), _without_tf32(device):
         yield infer
+
+
+@contextmanager
+def _without_tf32(device: torch.device) -> Iterator[None]:
+    """PyTorch rounds convolutions on CUDA to TF32 unless told not to; a reference must not."""
+    import torch
+
+    if device.type != "cuda":
+        yield
+        return
+    cudnn, matmul = torch.backends.cudnn, torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with cudnn.flags(
+            enabled=cudnn.enabled,
+            benchmark=cudnn.benchmark,
+            deterministic=cudnn.deterministic,
+            allow_tf32=False,
+        ):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(matmul)
 
 
 def feed(tensors: Tensors, specs: Sequence[TensorSpec]) -> dict[str, Array]:
@@ -140,12 +164,13 @@ def _fit(array: Array, spec: TensorSpec) -> Array:
         raise InvalidInputError(msg)
     wanted = np.dtype(spec.dtype)
     if array.dtype == wanted:
-        return np.ascontiguousarray(array)
-    narrowed = array.astype(wanted, copy=False)
+        return np.asarray(array, order="C")
     if array.dtype == np.float64 and wanted.kind == "f":
-        return narrowed
-    if array.dtype == np.int64 and wanted.kind in "iu" and np.array_equal(narrowed, array):
-        return narrowed
+        return array.astype(wanted)
+    if array.dtype == np.int64 and wanted.kind in "iu":
+        narrowed = array.astype(wanted)
+        if np.array_equal(narrowed, array):
+            return narrowed
     msg = (
         f"Input {spec.name!r} is {array.dtype}, but {spec.dtype} is wanted; convert it, for "
         f"example with .astype('{spec.dtype}')."

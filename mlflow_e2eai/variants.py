@@ -101,11 +101,15 @@ def _as_arrays(given: Mapping[str, Any]) -> tuple[Any, dict[str, Array]]:
     torch = sys.modules.get("torch")
     device, arrays = None, {}
     for name, value in given.items():
-        if torch is not None and isinstance(value, torch.Tensor):
-            device = value.device
-            arrays[name] = value.detach().cpu().numpy()
-        else:
-            arrays[name] = np.asarray(value)
+        try:
+            if torch is not None and isinstance(value, torch.Tensor):
+                device = value.device
+                arrays[name] = value.detach().cpu().numpy()
+            else:
+                arrays[name] = np.asarray(value)
+        except (TypeError, ValueError) as error:
+            msg = f"Input {name!r} is no array of numbers: {error}; convert it to one."
+            raise InvalidInputError(msg) from error
     return device, arrays
 
 

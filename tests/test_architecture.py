@@ -29,7 +29,7 @@ LAYERS = (
     {"__init__", "_compat"},
     {"errors"},
     {"artifacts", "context"},
-    {"graphs", "modules"},
+    {"arrays", "graphs", "modules"},
     {"runners", "parity", "latency", "gates"},
     {"exporter", "surgery", "precision", "engine"},
     {"bundle"},

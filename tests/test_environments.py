@@ -1,4 +1,4 @@
-"""`mlflow run .` in environments that MLflow makes itself: slow, as each is installed from nothing."""
+"""`mlflow run .` in environments that MLflow makes itself, each installed from nothing."""
 
 from __future__ import annotations
 

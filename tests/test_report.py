@@ -8,7 +8,7 @@ from mlflow_e2eai.artifacts import OnnxArtifact, TensorSpec
 from mlflow_e2eai.bundle import FORMAT_VERSION, Evidence, Manifest
 from mlflow_e2eai.latency import Latency, LatencyReport
 from mlflow_e2eai.parity import Finding, OutputParity, ParityReport
-from mlflow_e2eai.report import table
+from mlflow_e2eai.report import markdown, table
 from mlflow_e2eai.surgery import SurgeryReport
 
 
@@ -219,3 +219,14 @@ def test_the_time_is_that_of_the_size_that_engines_are_tuned_for(corner):
 
 def test_a_bundle_without_evidence_is_a_heading():
     assert len(table(manifest()).splitlines()) == 2
+
+
+def test_the_markdown_has_the_cells_of_the_table():
+    latency = {"opt": measured({"torch/fp32": 1.25})}
+    found = manifest(TORCH, CPU, ENGINE, latency=latency)
+    head, rule, *lines = markdown(found).splitlines()
+
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in (head, *lines)]
+    shown = [table(found).splitlines()[0], *table(found).splitlines()[2:]]
+    assert [" ".join(row).split() for row in cells] == [line.split() for line in shown]
+    assert rule == "|" + len(cells[0]) * "---|"

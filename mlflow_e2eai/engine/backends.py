@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from mlflow_e2eai.artifacts import Target
 from mlflow_e2eai.context import gpu_name, has_gpu
-from mlflow_e2eai.errors import EngineBuildError, InvalidInputError, MissingDependencyError
+from mlflow_e2eai.errors import InvalidInputError, MissingDependencyError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,12 +129,7 @@ def load(backend: Backend) -> Any:
 def compute_capability(trt: Any, name: str) -> Any:
     """The enumeration member for ``sm86``, by name: versions number them differently.
 
-    Raises:
-        EngineBuildError: This version of the backend does not compile for it.
+    Returns:
+        The member; None where this version of the backend does not list it.
     """
-    members = trt.ComputeCapability.__members__
-    if name.upper() not in members:
-        known = ", ".join(member.lower() for member in members if member.startswith("SM"))
-        msg = f"TensorRT-RTX {trt.__version__} does not compile for {name}; it knows {known}."
-        raise EngineBuildError(msg, reason=f"no ComputeCapability.{name.upper()}")
-    return members[name.upper()]
+    return trt.ComputeCapability.__members__.get(name.upper())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +60,7 @@ def compile(
     if not tf32:
         config.clear_flag(trt.BuilderFlag.TF32)
     if backend.cross_compiles:
-        config.num_compute_capabilities = 1
-        capability = backends.compute_capability(trt, target.compute_capability)
-        config.set_compute_capability(capability, 0)
+        _aim(config, trt, target, backend.title)
     if source.axes:
         _add_profile(builder, config, source)
     plan = builder.build_serialized_network(network, config)
@@ -90,6 +89,24 @@ def compile(
     )
 
 
+def _aim(config: Any, trt: Any, target: Target, title: str) -> None:
+    """Build for one compute capability, or for no certain one where the backend does not list it.
+
+    Only the GPU in this machine can be one that is not listed. TensorRT-RTX 1.6.1 runs on an H100
+    (sm90), which it does not list, and was seen to answer wrongly there.
+    """
+    capability = backends.compute_capability(trt, target.compute_capability)
+    if capability is None:
+        warnings.warn(
+            f"{title} {trt.__version__} does not list this GPU ({target.compute_capability}) as "
+            f"supported: the engine is built for no certain GPU, and may answer wrongly here.",
+            stacklevel=3,
+        )
+        return
+    config.num_compute_capabilities = 1
+    config.set_compute_capability(capability, 0)
+
+
 def _logger(trt: Any) -> Any:
     """A TensorRT logger that keeps errors for the exception and stays quiet."""
 
@@ -108,7 +125,7 @@ def _logger(trt: Any) -> Any:
 def _parse_error(parser: Any, source: OnnxArtifact, title: str) -> EngineBuildError:
     """The first node that the parser refused, with its domain, which the parser loses."""
     errors = [parser.get_error(index) for index in range(parser.num_errors)]
-    domains = {node.name: node.domain for node in graphs.read(source.path).graph.node}
+    nodes = graphs.read(source.path).graph.node
     if not errors:
         msg = f"{title} cannot parse {source.path.name} and gave no reason."
         return EngineBuildError(msg, reason="no parser error was recorded")
@@ -118,7 +135,11 @@ def _parse_error(parser: Any, source: OnnxArtifact, title: str) -> EngineBuildEr
     # For an operator that it knows but cannot build, TensorRT 10 and later say just 'false'.
     if not reason or reason == "false":
         reason = f"{operator} is not supported"
-    operator = graphs.operator_name(domains.get(node), operator) if operator else None
+    # By number: a name may be empty, or taken twice. Nodes of subgraphs are numbered apart.
+    at = first.node()
+    inside = 0 <= at < len(nodes) and nodes[at].op_type == operator
+    domain = nodes[at].domain if inside else None
+    operator = graphs.operator_name(domain, operator) if operator else None
     others = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
     msg = (
         f"{title} refuses node {node!r}, operator {operator}{others}: {reason}; bypass, remove or "

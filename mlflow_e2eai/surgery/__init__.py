@@ -9,15 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mlflow_e2eai import graphs
 from mlflow_e2eai.artifacts import Infer, OnnxArtifact, Tensors, TensorSpec, written
-from mlflow_e2eai.errors import InvalidInputError, RunnerError, SurgeryError
+from mlflow_e2eai.errors import ArtifactError, RunnerError, SurgeryError
 from mlflow_e2eai.parity import compare
 from mlflow_e2eai.runners import onnxruntime_runner
+from mlflow_e2eai.surgery.plan import DEFAULT_PLAN, Step, plan_from
 from mlflow_e2eai.surgery.rules import RULES, Rule
 
 if TYPE_CHECKING:
@@ -25,44 +26,6 @@ if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
 
 __all__ = ["DEFAULT_PLAN", "RULES", "Step", "SurgeryReport", "clean", "plan_from"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Step:
-    """One rule of a plan, with its arguments.
-
-    Attributes:
-        rule: Name of the rule, a key of `RULES`.
-        arguments: Its keyword arguments.
-    """
-
-    rule: str
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-
-    def bound(self) -> Rule:
-        """The rule with its arguments, ready for a graph.
-
-        Raises:
-            InvalidInputError: There is no such rule, or it takes other arguments.
-        """
-        import functools
-        import inspect
-
-        if self.rule not in RULES:
-            msg = f"There is no surgery rule {self.rule!r}; the rules are {', '.join(RULES)}."
-            raise InvalidInputError(msg)
-        rule = RULES[self.rule]
-        try:
-            inspect.signature(rule).bind(None, **self.arguments)
-        except TypeError as error:
-            takes = ", ".join(list(inspect.signature(rule).parameters)[1:]) or "no arguments"
-            msg = f"Rule {self.rule!r} takes {takes}, but got {sorted(self.arguments)}: {error}."
-            raise InvalidInputError(msg) from error
-        return functools.partial(rule, **self.arguments)
-
-
-DEFAULT_PLAN = (Step(rule="drop_identities"), Step(rule="fold_constants"), Step(rule="drop_unused"))
-"""What is always safe: it needs to know nothing about the model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,38 +52,6 @@ class SurgeryReport:
     size_before_bytes: int
     size_after_bytes: int
     max_abs_error: float | None
-
-
-def plan_from(data: Any) -> tuple[Step, ...]:
-    """Read a plan as YAML or JSON gives it: a list of rule names, or of one-key mappings.
-
-    ``[{"bypass": {"op_type": "FooOp"}}, "drop_unused"]`` is a plan of two steps.
-
-    Raises:
-        InvalidInputError: It is something else, or names a rule or argument that there is not.
-    """
-    if not isinstance(data, Sequence) or isinstance(data, str):
-        msg = f"A surgery plan is a list of rules, not a {type(data).__name__}."
-        raise InvalidInputError(msg)
-    steps = []
-    for item in data:
-        match item:
-            case Step():
-                step = item
-            case str():
-                step = Step(rule=item)
-            case Mapping() if len(item) == 1:
-                ((rule, arguments),) = item.items()
-                if not isinstance(arguments or {}, Mapping):
-                    msg = f"Rule {rule!r} has {arguments!r} for arguments; give names and values."
-                    raise InvalidInputError(msg)
-                step = Step(rule=str(rule), arguments=dict(arguments or {}))
-            case _:
-                msg = f"{item!r} is no step of a plan; write a rule's name, or {{rule: arguments}}."
-                raise InvalidInputError(msg)
-        step.bound()
-        steps.append(step)
-    return tuple(steps)
 
 
 def clean(
@@ -154,6 +85,7 @@ def clean(
     rules = [(step, step.bound()) for step in plan]
     before = graphs.read(source.path)
     graph = gs.import_onnx(before)
+    _name_nodes(graph)
     edits = {}
     for position, (step, rule) in enumerate(rules):
         earlier = sum(other.rule == step.rule for other, _ in rules[:position])
@@ -161,7 +93,11 @@ def clean(
     after = graphs.to_onnx(graph, like=before)
     _keep_interface(source, after, plan)
     with written(out) as temporary:
-        graphs.write(after, temporary)
+        try:
+            graphs.write(after, temporary)
+        except ArtifactError as broken:
+            msg = f"The plan broke the graph: {broken}"
+            raise SurgeryError(msg) from broken
         error = _keep_numbers(source, temporary, plan, samples, reference)
     report = SurgeryReport(
         edits=edits,
@@ -181,6 +117,23 @@ def clean(
         parent_sha256=source.sha256,
     )
     return artifact, report
+
+
+def _name_nodes(graph: gs.Graph) -> None:
+    """Give every node a name of its own.
+
+    GraphSurgeon takes two nodes for one when their names, operators, inputs and outputs are equal,
+    and then unlinks the wrong one.
+    """
+    taken: set[str] = set()
+    for position, node in enumerate(graph.nodes):
+        name = node.name or f"{node.op}_{position}"
+        while name in taken:
+            name = f"{name}_{position}"
+        taken.add(name)
+        node.name = name
+    for inner in graph.subgraphs():
+        _name_nodes(inner)
 
 
 def _apply(step: Step, rule: Rule, graph: gs.Graph) -> int:
@@ -234,7 +187,11 @@ def _same(
         if found is None:
             msg = f"The plan lost the {kind} {name!r}; bypass what fed it instead of removing it."
             raise SurgeryError(msg)
-        if (found.dtype, len(found.shape)) != (spec.dtype, len(spec.shape)):
+        # An output's sizes may become better known; an input's are what callers rely on.
+        fits = found.shape == spec.shape or (
+            kind == "output" and len(found.shape) == len(spec.shape)
+        )
+        if found.dtype != spec.dtype or not fits:
             msg = (
                 f"The plan changed {kind} {name!r} from {spec.dtype}{list(spec.shape)} to "
                 f"{found.dtype}{list(found.shape)}; leave out the rule that did."

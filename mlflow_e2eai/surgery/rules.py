@@ -205,5 +205,6 @@ def _rename(tensors: list[gs.Tensor], names: Mapping[str, str], taken: set[str],
             msg = f"{kind.capitalize()} {old!r} cannot be named {new!r}: that name is taken."
             raise SurgeryError(msg)
         found[old].name = new
+        taken.add(new)
         edits += 1
     return edits

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mlflow_e2eai import bundle
+from mlflow_e2eai.arrays import save_arrays
 from mlflow_e2eai.artifacts import EngineArtifact, OnnxArtifact, Tensors, TensorSpec, to_json
 from mlflow_e2eai.tracking.lineage import ARTIFACT, ERROR, SHA256, link_output, tag_model
 
@@ -76,7 +77,7 @@ def _lay_out(
     shutil.copyfile(artifact.path, folder / file)
     here = dataclasses.replace(artifact, path=Path(file))
     (folder / ARTIFACT).write_text(to_json(here), encoding="utf-8")
-    np.savez(folder / bundle.EXAMPLE, allow_pickle=False, **dict(example))
+    save_arrays(folder / bundle.EXAMPLE, example)
     meta = Model(
         artifact_path=model.artifact_location,
         model_uuid=model.model_id,

@@ -232,14 +232,24 @@ def log_metrics(
 
 
 @contextmanager
-def failed_models_say_why(run_id: str) -> Iterator[None]:
-    """Write an error of the block on the models of a run that MLflow marked FAILED for it."""
+def failed_models_say_why(run_id: str, model_id: str | None = None) -> Iterator[None]:
+    """Write an error of the block on the models that it leaves FAILED.
+
+    Args:
+        run_id: The run whose models MLflow may have marked FAILED for the error.
+        model_id: A model that was there before, to be written in the block: it is marked FAILED
+            here, as MLflow does that only for what fails while it writes.
+    """
     from mlflow import MlflowClient
+    from mlflow.entities import LoggedModelStatus
 
     try:
         yield
     except Exception as error:
         client = MlflowClient()
+        if model_id is not None:
+            client.finalize_logged_model(model_id, LoggedModelStatus.FAILED)
+            tag_model(model_id, {ERROR: str(error)})
         experiment = client.get_run(run_id).info.experiment_id
         # MLflow's filter knows `status`, but finds nothing by it.
         for model in client.search_logged_models([experiment], f"source_run_id = '{run_id}'"):

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mlflow_e2eai import bundle
-from mlflow_e2eai.artifacts import Array, Axis, Tensors, TensorSpec, resize
+from mlflow_e2eai.arrays import load_arrays, save_arrays
+from mlflow_e2eai.artifacts import Axis, Tensors, TensorSpec, resize
 from mlflow_e2eai.errors import TrackingError
 from mlflow_e2eai.evaluation import EvaluationData
 from mlflow_e2eai.modules import (
@@ -127,7 +128,7 @@ def _companions(
     dynamic_axes: DynamicAxes | None,
     evaluation: EvaluationData | None,
 ) -> list[str]:
-    np.savez(folder / bundle.EXAMPLE, allow_pickle=False, **dict(example))
+    save_arrays(folder / bundle.EXAMPLE, example)
     axes = {
         name: {str(at): [axis.name, axis.min, axis.opt, axis.max] for at, axis in positions.items()}
         for name, positions in (dynamic_axes or {}).items()
@@ -135,7 +136,7 @@ def _companions(
     (folder / _AXES).write_text(json.dumps(axes), encoding="utf-8")
     if evaluation is not None:
         arrays = {f"inputs/{name}": array for name, array in evaluation.inputs.items()}
-        np.savez(folder / _EVALUATION, allow_pickle=False, labels=evaluation.labels, **arrays)
+        save_arrays(folder / _EVALUATION, {"labels": evaluation.labels, **arrays})
     return [str(path) for path in sorted(folder.iterdir())]
 
 
@@ -216,7 +217,7 @@ def _read_axes(path: Path) -> dict[str, dict[int, Axis]] | None:
 def _read_evaluation(path: Path) -> EvaluationData | None:
     if not path.is_file():
         return None
-    arrays: dict[str, Array] = dict(np.load(path, allow_pickle=False))
+    arrays = load_arrays(path)
     labels = arrays.pop("labels")
     inputs = {name.removeprefix("inputs/"): array for name, array in arrays.items()}
     return EvaluationData(inputs=inputs, labels=labels)
