@@ -14,7 +14,8 @@ import torch
 
 import mlflow_e2eai
 from mlflow_e2eai import Axis
-from mlflow_e2eai.artifacts import OnnxArtifact, Tensors, resize
+from mlflow_e2eai.arrays import resize
+from mlflow_e2eai.artifacts import OnnxArtifact, Tensors
 from mlflow_e2eai.engine import engine_runner, why_not_here
 from mlflow_e2eai.errors import E2EAIError, MissingDependencyError
 from mlflow_e2eai.runners import onnxruntime_runner, torch_runner

@@ -20,22 +20,12 @@ from pathlib import Path
 from typing import TypeVar
 
 from mlflow_e2eai.arrays import load_arrays, save_arrays
-from mlflow_e2eai.artifacts import (
-    Array,
-    Axis,
-    EngineArtifact,
-    OnnxArtifact,
-    Tensors,
-    TensorSpec,
-    from_json,
-    to_json,
-    verify,
-    written,
-)
+from mlflow_e2eai.artifacts import Array, Axis, EngineArtifact, OnnxArtifact, Tensors, TensorSpec
 from mlflow_e2eai.errors import (
     ArtifactError,
     InvalidInputError,
 )
+from mlflow_e2eai.files import from_json, to_json, verify, written
 from mlflow_e2eai.latency import LatencyReport
 from mlflow_e2eai.parity import ParityReport
 from mlflow_e2eai.surgery import SurgeryReport

@@ -9,6 +9,7 @@ from typing import TypeAlias
 
 import numpy as np
 
+from mlflow_e2eai.arrays import corners, resize
 from mlflow_e2eai.artifacts import (
     Array,
     EngineArtifact,
@@ -16,8 +17,6 @@ from mlflow_e2eai.artifacts import (
     OnnxArtifact,
     Precision,
     Tensors,
-    corners,
-    resize,
     variant_name,
 )
 from mlflow_e2eai.bundle import Evidence

@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from mlflow_e2eai import graphs
-from mlflow_e2eai.artifacts import Axis, OnnxArtifact, Tensors, TensorSpec, corners, resize, written
+from mlflow_e2eai.arrays import corners, resize
+from mlflow_e2eai.artifacts import Axis, OnnxArtifact, Tensors, TensorSpec
 from mlflow_e2eai.errors import ExportError, InvalidInputError
+from mlflow_e2eai.files import written
 from mlflow_e2eai.modules import (
     DynamicAxes,
     answer,

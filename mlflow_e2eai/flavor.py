@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mlflow_e2eai import _compat, bundle, pipeline, tracking
-from mlflow_e2eai.artifacts import Array, Precision, Tensors, sha256_of
+from mlflow_e2eai.artifacts import Array, Precision, Tensors
 from mlflow_e2eai.errors import InvalidInputError
 from mlflow_e2eai.evaluation import EvaluationData, TaskMetric, accuracy
 from mlflow_e2eai.exporter import DEFAULT_OPSET, Exporter
+from mlflow_e2eai.files import sha256_of
 from mlflow_e2eai.mlmodel import (
     BUNDLE,
     FLAVOR_NAME,

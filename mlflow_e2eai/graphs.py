@@ -5,15 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from mlflow_e2eai.artifacts import (
-    Axis,
-    OnnxArtifact,
-    Precision,
-    TensorSpec,
-    sha256_of,
-    written,
-)
+from mlflow_e2eai.artifacts import Axis, OnnxArtifact, Precision, TensorSpec
 from mlflow_e2eai.errors import ArtifactError
+from mlflow_e2eai.files import sha256_of, written
 
 if TYPE_CHECKING:
     import onnx

@@ -6,12 +6,9 @@ Any model of the chain will do for any stage: each walks up to the one that it n
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import logging
-import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +30,7 @@ from mlflow_e2eai.evaluation import EvaluationData, profile_samples
 from mlflow_e2eai.evaluation import evaluate as run_evaluation
 from mlflow_e2eai.exporter import DEFAULT_OPSET, Exporter
 from mlflow_e2eai.exporter import export as export_graph
+from mlflow_e2eai.factories import call
 from mlflow_e2eai.modules import DynamicAxes, module_of, named_inputs
 from mlflow_e2eai.precision import check_precision
 from mlflow_e2eai.precision import convert as convert_graph
@@ -66,7 +64,7 @@ def log(factory: str, *, name: str) -> str:
         InvalidInputError: There is no such callable, or it returns something else.
     """
     with tracking.run("log", nested=True, tags={tracking.STAGE: "log"}) as run_id:
-        made = _call(factory)
+        made = call(factory)
         given = made.get("evaluation_data")
         evaluation = None
         if given is not None:
@@ -335,35 +333,3 @@ def _variants(
     graph, example = _graph(job.model, place)
     job.recorder.models[graph.sha256] = job.model.model_id
     return [graph], [], example
-
-
-def _call(factory: str) -> Mapping[str, Any]:
-    place, _, attribute = factory.rpartition(":")
-    if not place or not attribute:
-        msg = (
-            f"The model is {factory!r}; write package.module:callable or path/to/file.py:callable."
-        )
-        raise InvalidInputError(msg)
-    try:
-        made = getattr(_module(place), attribute)()
-    except (ImportError, AttributeError, FileNotFoundError) as error:
-        msg = f"The model {factory!r} cannot be made: {error}; check the path and the name."
-        raise InvalidInputError(msg) from error
-    if not isinstance(made, Mapping) or not {"model", "input_example"} <= made.keys():
-        msg = f"{factory!r} returned no mapping with 'model' and 'input_example'; return one."
-        raise InvalidInputError(msg)
-    return made
-
-
-def _module(place: str) -> Any:
-    if not place.endswith(".py"):
-        return importlib.import_module(place)
-    specification = importlib.util.spec_from_file_location(Path(place).stem, place)
-    if specification is None or specification.loader is None:
-        msg = f"{place} is no Python file"
-        raise ImportError(msg)
-    module = importlib.util.module_from_spec(specification)
-    # Classes of the file are pickled by its name, when torch.export refuses the model.
-    sys.modules[specification.name] = module
-    specification.loader.exec_module(module)
-    return module

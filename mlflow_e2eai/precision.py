@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlflow_e2eai import graphs
-from mlflow_e2eai.artifacts import PRECISIONS, OnnxArtifact, Precision, written
+from mlflow_e2eai.artifacts import PRECISIONS, OnnxArtifact, Precision
 from mlflow_e2eai.errors import ArtifactError, InvalidInputError, PrecisionError, RunnerError
+from mlflow_e2eai.files import written
 from mlflow_e2eai.runners import onnxruntime_runner
 
 if TYPE_CHECKING:

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mlflow_e2eai.arrays import corners, resize
 from mlflow_e2eai.artifacts import (
     PRECISIONS,
     Axis,
@@ -19,17 +20,11 @@ from mlflow_e2eai.artifacts import (
     OnnxArtifact,
     Target,
     TensorSpec,
-    corners,
-    from_json,
-    resize,
-    sha256_of,
-    to_json,
     variant_name,
-    verify,
-    written,
 )
 from mlflow_e2eai.bundle import Evidence, Manifest
 from mlflow_e2eai.errors import ArtifactError, InvalidInputError
+from mlflow_e2eai.files import from_json, sha256_of, to_json, verify, written
 from mlflow_e2eai.gates import Decision, Gate, Verdict
 from mlflow_e2eai.latency import Latency, LatencyReport, Ratio
 from mlflow_e2eai.parity import Finding, OutputParity, ParityReport

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from mlflow_e2eai import bundle, graphs, variants
-from mlflow_e2eai.artifacts import Axis, EngineArtifact, Infer, OnnxArtifact, Target, sha256_of
+from mlflow_e2eai.artifacts import Axis, EngineArtifact, Infer, OnnxArtifact, Target
 from mlflow_e2eai.bundle import EXAMPLE, FORMAT_VERSION, GRAPH, MANIFEST, Evidence, Manifest
 from mlflow_e2eai.errors import (
     ArtifactError,
@@ -21,6 +21,7 @@ from mlflow_e2eai.errors import (
     InvalidInputError,
     RunnerError,
 )
+from mlflow_e2eai.files import sha256_of
 from mlflow_e2eai.latency import Latency, LatencyReport
 from mlflow_e2eai.parity import Finding, ParityReport
 from mlflow_e2eai.surgery import SurgeryReport

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from mlflow_e2eai import compile, convert, graphs
-from mlflow_e2eai.artifacts import Axis, EngineArtifact, Target, from_json, sha256_of, to_json
+from mlflow_e2eai.artifacts import Axis, EngineArtifact, Target
 from mlflow_e2eai.engine import TARGETS, backends, engine_runner, resolve, why_not_here
 from mlflow_e2eai.errors import (
     ArtifactError,
@@ -21,6 +21,7 @@ from mlflow_e2eai.errors import (
     InvalidInputError,
     MissingDependencyError,
 )
+from mlflow_e2eai.files import from_json, sha256_of, to_json
 
 trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
 

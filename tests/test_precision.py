@@ -7,8 +7,9 @@ import onnx
 import pytest
 
 from mlflow_e2eai import compare, convert, graphs
-from mlflow_e2eai.artifacts import PRECISIONS, Axis, sha256_of
+from mlflow_e2eai.artifacts import PRECISIONS, Axis
 from mlflow_e2eai.errors import ArtifactError, InvalidInputError, PrecisionError
+from mlflow_e2eai.files import sha256_of
 from mlflow_e2eai.runners import onnxruntime_runner
 
 AXES = (Axis("N", min=1, opt=2, max=4),)

@@ -12,8 +12,8 @@ from models import AXES, features, labelled, net
 
 import mlflow_e2eai
 from mlflow_e2eai import bundle, flavor, registry
-from mlflow_e2eai.artifacts import to_json
 from mlflow_e2eai.errors import ArtifactError, InvalidInputError, TrackingError
+from mlflow_e2eai.files import to_json
 from mlflow_e2eai.gates import Gate
 
 FAST = (Gate(metric="parity/failed", bound="at_most", limit=0),)

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlflow_e2eai import clean, graphs, surgery
-from mlflow_e2eai.artifacts import Axis, sha256_of
+from mlflow_e2eai.artifacts import Axis
 from mlflow_e2eai.errors import ArtifactError, InvalidInputError, SurgeryError
+from mlflow_e2eai.files import sha256_of
 from mlflow_e2eai.runners import onnxruntime_runner
 from mlflow_e2eai.surgery import DEFAULT_PLAN, RULES, Step, plan_from
 

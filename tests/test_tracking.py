@@ -151,8 +151,8 @@ class Branches(torch.nn.Module):
     ("options", "error", "words"),
     [
         ({"input_example": {"x": features()[:, :5]}}, InvalidInputError, "does not accept"),
-        ({"model": NotTensors()}, InvalidInputError, "'note'"),
-        ({"model": Branches()}, ExportError, "dynamo exporter failed"),
+        ({"model": NotTensors().eval()}, InvalidInputError, "'note'"),
+        ({"model": Branches().eval()}, ExportError, "dynamo exporter failed"),
         ({"targets": ("sm99",)}, InvalidInputError, "'sm99'"),
         ({"targets": ("local",)}, InvalidInputError, "needs a GPU"),
         ({"precisions": ("fp12",)}, InvalidInputError, "'fp12'"),

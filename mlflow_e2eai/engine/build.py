@@ -8,16 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from mlflow_e2eai import graphs
-from mlflow_e2eai.artifacts import (
-    EngineArtifact,
-    OnnxArtifact,
-    Target,
-    TensorSpec,
-    sha256_of,
-    written,
-)
+from mlflow_e2eai.artifacts import EngineArtifact, OnnxArtifact, Target, TensorSpec
 from mlflow_e2eai.engine import backends
 from mlflow_e2eai.errors import EngineBuildError
+from mlflow_e2eai.files import sha256_of, written
 
 
 def compile(

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from mlflow_e2eai.artifacts import EngineArtifact, Infer, Tensors, verify
+from mlflow_e2eai.artifacts import EngineArtifact, Infer, Tensors
 from mlflow_e2eai.context import gpu_name
 from mlflow_e2eai.engine import backends
 from mlflow_e2eai.errors import EngineMismatchError, MissingDependencyError, RunnerError
+from mlflow_e2eai.files import verify
 
 
 def why_not_here(engine: EngineArtifact) -> EngineMismatchError | MissingDependencyError | None:

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlflow_e2eai import graphs
-from mlflow_e2eai.artifacts import Infer, OnnxArtifact, Tensors, TensorSpec, written
+from mlflow_e2eai.artifacts import Infer, OnnxArtifact, Tensors, TensorSpec
 from mlflow_e2eai.errors import ArtifactError, RunnerError, SurgeryError
+from mlflow_e2eai.files import written
 from mlflow_e2eai.parity import compare
 from mlflow_e2eai.runners import onnxruntime_runner
 from mlflow_e2eai.surgery.plan import DEFAULT_PLAN, Step, plan_from

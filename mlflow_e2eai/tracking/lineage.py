@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from mlflow_e2eai.artifacts import EngineArtifact, OnnxArtifact, from_json, verify
+from mlflow_e2eai.artifacts import EngineArtifact, OnnxArtifact
 from mlflow_e2eai.errors import ArtifactError, InvalidInputError, TrackingError
+from mlflow_e2eai.files import from_json, verify
 from mlflow_e2eai.tracking.server import address, check_server
 
 if TYPE_CHECKING:

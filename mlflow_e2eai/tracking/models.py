@@ -13,7 +13,8 @@ import numpy as np
 
 from mlflow_e2eai import bundle
 from mlflow_e2eai.arrays import save_arrays
-from mlflow_e2eai.artifacts import EngineArtifact, OnnxArtifact, Tensors, TensorSpec, to_json
+from mlflow_e2eai.artifacts import EngineArtifact, OnnxArtifact, Tensors, TensorSpec
+from mlflow_e2eai.files import to_json
 from mlflow_e2eai.tracking.lineage import ARTIFACT, ERROR, SHA256, link_output, tag_model
 
 if TYPE_CHECKING:

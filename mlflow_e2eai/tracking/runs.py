@@ -10,9 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from mlflow_e2eai.artifacts import EngineArtifact, OnnxArtifact, Tensors, to_json
+from mlflow_e2eai.artifacts import EngineArtifact, OnnxArtifact, Tensors
 from mlflow_e2eai.bundle import Evidence
 from mlflow_e2eai.errors import TrackingError
+from mlflow_e2eai.files import to_json
 from mlflow_e2eai.latency import LatencyReport
 from mlflow_e2eai.tracking.lineage import (
     ERROR,

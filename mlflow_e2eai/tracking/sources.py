@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mlflow_e2eai import bundle
-from mlflow_e2eai.arrays import load_arrays, save_arrays
-from mlflow_e2eai.artifacts import Axis, Tensors, TensorSpec, resize
+from mlflow_e2eai.arrays import load_arrays, resize, save_arrays
+from mlflow_e2eai.artifacts import Axis, Tensors, TensorSpec
 from mlflow_e2eai.errors import TrackingError
 from mlflow_e2eai.evaluation import EvaluationData
 from mlflow_e2eai.modules import (

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mlflow_e2eai import clean, compare, compile, convert, export, load_model, save_model
-from mlflow_e2eai.artifacts import resize
+from mlflow_e2eai.arrays import resize
 from mlflow_e2eai.engine import backends, engine_runner, why_not_here
 from mlflow_e2eai.errors import RunnerError
 from mlflow_e2eai.parity import TOLERANCES

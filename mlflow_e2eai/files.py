@@ -1,0 +1,127 @@
+"""Files: digests, writes that are whole or not at all, and frozen values as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from mlflow_e2eai.errors import ArtifactError
+
+Value = TypeVar("Value")
+
+
+def sha256_of(path: Path) -> str:
+    """Hexadecimal sha256 of a file, read in pieces.
+
+    Raises:
+        ArtifactError: There is no such file.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        msg = f"Cannot read {path}: {error.strerror}; check the path, or make the artifact again."
+        raise ArtifactError(msg) from error
+
+
+def verify(path: Path, sha256: str) -> None:
+    """Check that a file is the one that was recorded.
+
+    Raises:
+        ArtifactError: The file is missing or its digest differs.
+    """
+    if (found := sha256_of(path)) != sha256:
+        msg = (
+            f"{path.name} has sha256 {found[:12]}…, but {sha256[:12]}… was recorded: the file has "
+            f"changed since it was made; download it again, or make it again."
+        )
+        raise ArtifactError(msg)
+
+
+@contextmanager
+def written(out: Path) -> Iterator[Path]:
+    """Give a temporary path in the folder of `out`, moved to `out` when the block ends well.
+
+    A stage that is killed or fails leaves nothing that looks finished.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}.")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        # mkstemp gives mode 0600, but artifacts are for everyone whom the folder lets in.
+        temporary.chmod(0o644)
+        temporary.replace(out)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def to_json(value: object) -> str:
+    """Write a frozen value as JSON; numbers that JSON lacks (NaN, infinities) become strings."""
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        msg = f"{type(value).__name__} is not a dataclass instance."
+        raise TypeError(msg)
+    return json.dumps(_plain(dataclasses.asdict(value)), indent=2, allow_nan=False)
+
+
+def from_json(kind: type[Value], text: str | bytes) -> Value:
+    """Read a frozen value that `to_json` wrote, with every field checked against its type.
+
+    Raises:
+        ArtifactError: The text is not JSON, or not a value of this kind.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        data = json.loads(text)
+        value = TypeAdapter(kind).validate_python(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or "the whole"
+        msg = f"This is not a {kind.__name__}: at {place}, {first['msg']}."
+        raise ArtifactError(msg) from error
+    except (ValueError, RecursionError) as error:
+        msg = f"The text is not JSON ({error}); a {kind.__name__} was wanted."
+        raise ArtifactError(msg) from error
+    for place, found in _reread(data, json.loads(to_json(value))):
+        msg = f"This is not a {kind.__name__}: at {place}, {found!r} is of another type."
+        raise ArtifactError(msg)
+    return value
+
+
+def _reread(given: Any, read: Any, *place: str) -> Iterator[tuple[str, Any]]:
+    """Where pydantic made one type of another, as 1 of true."""
+    match given, read:
+        case dict(), dict():
+            for key in given.keys() & read.keys():
+                yield from _reread(given[key], read[key], *place, key)
+        case list(), list():
+            for index, (old, new) in enumerate(zip(given, read, strict=True)):
+                yield from _reread(old, new, *place, str(index))
+        case (int(), float()) if not isinstance(given, bool):
+            return
+        case _ if type(given) is not type(read):
+            yield ".".join(place), given
+
+
+def _plain(value: Any) -> Any:
+    """The same value in JSON's own types."""
+    match value:
+        case Path():
+            return value.as_posix()
+        case float() if not math.isfinite(value):
+            return "NaN" if math.isnan(value) else ("Infinity" if value > 0 else "-Infinity")
+        case dict():
+            return {str(key): _plain(item) for key, item in value.items()}
+        case list() | tuple():
+            return [_plain(item) for item in value]
+    return value
