@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
-import sys
 from typing import Any
 
 import mlflow
@@ -14,10 +12,9 @@ from sklearn.model_selection import train_test_split
 
 import mlflow_e2eai
 from mlflow_e2eai import Axis
-from mlflow_e2eai.errors import E2EAIError
+from mlflow_e2eai.cli import DONE, REJECTED, Parser, reported
 from mlflow_e2eai.report import table
-
-REJECTED = 3
+from mlflow_e2eai.texts import targets, typed, whole
 
 
 class DigitsNet(torch.nn.Module):
@@ -75,7 +72,7 @@ def train(epochs: int, seed: int) -> DigitsNet:
     return model.eval()
 
 
-def build(epochs: int = 12, seed: int = 0) -> dict[str, Any]:
+def build(epochs: int = 12, seed: int = 1) -> dict[str, Any]:
     """What `mlflow run . -e log -P model=examples/digits.py:build` logs."""
     _, held_out, _, labels = data()
     return {
@@ -88,11 +85,11 @@ def build(epochs: int = 12, seed: int = 0) -> dict[str, Any]:
 
 def main() -> int:
     """Train, log, register, promote, and show what came of it."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument("--name", default="digits")
-    parser.add_argument("--targets", default="sm86,sm89,sm120")
-    parser.add_argument("--epochs", type=int, default=12)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--targets", type=typed(targets), default="sm86,sm89,sm120")
+    parser.add_argument("--epochs", type=typed(whole), default="12")
+    parser.add_argument("--seed", type=typed(whole), default="1")
     arguments = parser.parse_args()
     with mlflow.start_run(run_name=arguments.name):
         made = build(arguments.epochs, arguments.seed)
@@ -100,7 +97,7 @@ def main() -> int:
             made.pop("model"),
             name=arguments.name,
             precisions=("fp32", "fp16"),
-            targets=arguments.targets.split(",") if arguments.targets != "none" else (),
+            targets=arguments.targets,
             registered_model_name=arguments.name,
             **made,
         )
@@ -113,12 +110,8 @@ def main() -> int:
     outcome = "is the champion" if decision.promoted else "was rejected"
     print(f"\n{arguments.name} version {version} {outcome}: models:/{arguments.name}/{version}")
     print(f"See it with: mlflow ui --backend-store-uri {mlflow.get_tracking_uri()}")
-    return 0 if decision.promoted else REJECTED
+    return DONE if decision.promoted else REJECTED
 
 
 if __name__ == "__main__":
-    try:
-        raise SystemExit(main())
-    except E2EAIError as error:
-        print(f"digits: {error}", file=sys.stderr)
-        raise SystemExit(1) from error
+    raise SystemExit(reported(main))

@@ -155,6 +155,11 @@ class EngineArtifact:
     build_s: float
     size_bytes: int
 
+    @property
+    def arithmetic(self) -> str:
+        """What it computes in, for people: ``tf32`` where fp32 may be rounded to that."""
+        return "tf32" if self.tf32 and self.precision == "fp32" else self.precision
+
 
 def variant_name(runner: str, precision: str) -> str:
     """What is measured: a runner and what it runs, for example ``onnxruntime-cpu/fp16``."""

@@ -212,7 +212,7 @@ def _graph_path(graph: OnnxArtifact) -> Path:
 
 
 def _engine_path(engine: EngineArtifact) -> Path:
-    return Path("engines", f"{engine.target}-{engine.precision}.engine")
+    return Path("engines", f"{engine.target}-{engine.arithmetic}.engine")
 
 
 def _copied(artifact: Artifact, place: Path, directory: Path) -> Artifact:

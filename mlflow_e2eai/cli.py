@@ -1,4 +1,4 @@
-"""The console command. Here and nowhere else do texts become values and errors exit codes.
+"""The console command. Here and nowhere else do errors become exit codes.
 
 Exit codes: 0 done (for ``promote``: promoted), 1 error, 3 rejected.
 """
@@ -9,16 +9,20 @@ import argparse
 import difflib
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import NoReturn
 
 from mlflow_e2eai import __version__
-from mlflow_e2eai.artifacts import PRECISIONS, Axis
 from mlflow_e2eai.errors import E2EAIError, InvalidInputError
-
-if TYPE_CHECKING:
-    from mlflow_e2eai.modules import DynamicAxes
-    from mlflow_e2eai.surgery import Step
+from mlflow_e2eai.texts import (
+    dynamic_axes,
+    plan,
+    precision,
+    precisions,
+    targets,
+    truth,
+    typed,
+    whole,
+)
 
 DONE, ERROR, REJECTED = 0, 1, 3
 
@@ -33,25 +37,46 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    # `mlflow run` may have made a run for this process, which must learn of a typing error too.
+
+    def run() -> int:
+        arguments, strange = parser().parse_known_args(words)
+        if strange:
+            arguments.parser.refuse(strange[0])
+        code: int = arguments.verb(arguments)
+        return code
+
+    return reported(run)
+
+
+def reported(run: Callable[[], int]) -> int:
+    """Run a program; an error becomes one sentence, exit code 1, and the reason on its MLflow run.
+
+    Args:
+        run: The program, its parsing of words included: `mlflow run` may have made a run for this
+            process, which must learn of a typing error too.
+
+    Returns:
+        The program's exit code, or 1.
+    """
     from mlflow_e2eai.tracking import project_run_says_why
 
     try:
         with project_run_says_why():
-            arguments, strange = parser().parse_known_args(words)
-            if strange:
-                arguments.parser.refuse(strange[0])
-            code: int = arguments.verb(arguments)
+            return run()
     except E2EAIError as error:
         print(f"mlflow_e2eai: {error}", file=sys.stderr)
         return ERROR
-    return code
 
 
-class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are ours: one sentence, and exit code 1."""
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are ours."""
 
     def error(self, message: str) -> NoReturn:
+        """Raise instead of leaving the process.
+
+        Raises:
+            InvalidInputError: Always.
+        """
         verb = self.prog.partition(" ")[2]
         raise InvalidInputError(f"{verb}: {message}" if verb else message)
 
@@ -65,12 +90,12 @@ class _Parser(argparse.ArgumentParser):
 
 def parser() -> argparse.ArgumentParser:
     """The command line: one verb for each entry point of MLproject but ``main``."""
-    top = _Parser(prog="mlflow_e2eai", description="From a PyTorch model to a promoted version.")
+    top = Parser(prog="mlflow_e2eai", description="From a PyTorch model to a promoted version.")
     top.add_argument("--version", action="version", version=__version__)
-    verbs = top.add_subparsers(required=True, metavar="VERB", parser_class=_Parser)
+    verbs = top.add_subparsers(required=True, metavar="VERB", parser_class=Parser)
 
-    def verb(name: str, run: Callable[[argparse.Namespace], int], help: str) -> _Parser:  # noqa: A002
-        added: _Parser = verbs.add_parser(name, help=help, description=help, allow_abbrev=False)
+    def verb(name: str, run: Callable[[argparse.Namespace], int], help: str) -> Parser:  # noqa: A002
+        added: Parser = verbs.add_parser(name, help=help, description=help, allow_abbrev=False)
         added.set_defaults(verb=run, parser=added)
         return added
 
@@ -88,11 +113,11 @@ def parser() -> argparse.ArgumentParser:
 
     one = verb("convert", _convert, "Convert the cleaned graph of a chain to another precision.")
     _model_uri(one)
-    one.add_argument("--precision", required=True, type=_typed(_precision), help="fp32 or fp16")
+    one.add_argument("--precision", required=True, type=typed(precision), help="fp32 or fp16")
 
     one = verb("compile", _compile, "Build TensorRT engines of a graph of a chain.")
     _model_uri(one)
-    one.add_argument("--targets", required=True, type=_typed(_targets), help="sm86,sm89 or local")
+    one.add_argument("--targets", required=True, type=typed(targets), help="sm86,sm89 or local")
     _tf32_option(one)
 
     one = verb("evaluate", _evaluate, "Judge a graph, engine or bundle on this machine.")
@@ -100,7 +125,7 @@ def parser() -> argparse.ArgumentParser:
 
     one = verb("promote", _promote, "Give a version an alias, if it passes the gates.")
     one.add_argument("--name", required=True, help="the registered model")
-    one.add_argument("--version", required=True, type=_typed(_whole), help="its version")
+    one.add_argument("--version", required=True, type=typed(whole), help="its version")
     one.add_argument("--alias", default="champion", help="the alias to give")
     one.add_argument("--gates", default="default", help="a YAML file, or 'default'")
 
@@ -110,8 +135,8 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--registered-model-name", default="none", help="or 'none'")
     _export_options(one)
     _plan_option(one)
-    one.add_argument("--precisions", default="fp32,fp16", type=_typed(_precisions))
-    one.add_argument("--targets", default="none", type=_typed(_targets), help="or 'none'")
+    one.add_argument("--precisions", default="fp32,fp16", type=typed(precisions))
+    one.add_argument("--targets", default="none", type=typed(targets), help="or 'none'")
     _tf32_option(one)
     return top
 
@@ -126,11 +151,11 @@ def _model_uri(one: argparse.ArgumentParser) -> None:
 
 def _export_options(one: argparse.ArgumentParser) -> None:
     one.add_argument("--exporter", default="auto", help="auto, dynamo, trace or script")
-    one.add_argument("--opset", default="18", type=_typed(_whole), help="ONNX operator set")
+    one.add_argument("--opset", default="18", type=typed(whole), help="ONNX operator set")
     one.add_argument(
         "--dynamic-axes",
         default="auto",
-        type=_typed(dynamic_axes),
+        type=typed(dynamic_axes),
         help="input:position=name:min:opt:max, comma between; 'none', or 'auto' as logged",
     )
 
@@ -140,7 +165,7 @@ def _plan_option(one: argparse.ArgumentParser) -> None:
 
 
 def _tf32_option(one: argparse.ArgumentParser) -> None:
-    one.add_argument("--tf32", default="false", type=_typed(_truth), help="true or false")
+    one.add_argument("--tf32", default="false", type=typed(truth), help="true or false")
 
 
 def _log(arguments: argparse.Namespace) -> int:
@@ -166,7 +191,7 @@ def _export(arguments: argparse.Namespace) -> int:
 def _clean(arguments: argparse.Namespace) -> int:
     from mlflow_e2eai import jobs
 
-    print(f"models:/{jobs.clean(arguments.model_uri, plan=_plan(arguments.plan))}")
+    print(f"models:/{jobs.clean(arguments.model_uri, plan=plan(arguments.plan))}")
     return DONE
 
 
@@ -228,7 +253,7 @@ def _pipeline(arguments: argparse.Namespace) -> int:
         exporter=arguments.exporter,
         opset=arguments.opset,
         dynamic_axes=arguments.dynamic_axes,
-        plan=_plan(arguments.plan),
+        plan=plan(arguments.plan),
         precisions=arguments.precisions,
         targets=arguments.targets,
         tf32=arguments.tf32,
@@ -238,97 +263,6 @@ def _pipeline(arguments: argparse.Namespace) -> int:
         print(f"models:/{registered}/{info.registered_model_version}")
     print(info.model_uri)
     return DONE
-
-
-def dynamic_axes(text: str) -> DynamicAxes | None:
-    """Read ``input:position=name:min:opt:max``, with commas between several.
-
-    Returns:
-        The axes; none for ``none``, and None for ``auto``.
-
-    Raises:
-        InvalidInputError: It is something else, or an axis has its sizes out of order.
-    """
-    if text == "auto":
-        return None
-    found: dict[str, dict[int, Axis]] = {}
-    for part in [] if text == "none" else text.split(","):
-        try:
-            place, sizes = part.split("=")
-            name, position = place.rsplit(":", 1)
-            axis, *numbers = sizes.split(":")
-            low, best, high = (int(number) for number in numbers)
-            index = int(position)
-        except ValueError as error:
-            msg = (
-                f"{part!r} is no dynamic axis; write input:position=name:min:opt:max (x:0=N:1:8:64)"
-            )
-            raise InvalidInputError(msg) from error
-        found.setdefault(name.strip(), {})[index] = Axis(axis, min=low, opt=best, max=high)
-    return found
-
-
-def _plan(text: str) -> tuple[Step, ...]:
-    import yaml
-
-    from mlflow_e2eai.surgery import DEFAULT_PLAN, plan_from
-
-    if text == "default":
-        return DEFAULT_PLAN
-    try:
-        return plan_from(yaml.safe_load(Path(text).read_text(encoding="utf-8")))
-    except (OSError, yaml.YAMLError) as error:
-        msg = f"Cannot read a plan from {text}: {error}; give a YAML file with a list of rules."
-        raise InvalidInputError(msg) from error
-
-
-def _typed(read: Callable[[str], Any]) -> Callable[[str], Any]:
-    """Hand over what an error says, which argparse swallows."""
-
-    def reader(text: str) -> Any:
-        try:
-            return read(text)
-        except InvalidInputError as error:
-            raise argparse.ArgumentTypeError(str(error)) from error
-
-    return reader
-
-
-def _whole(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        msg = f"{text!r} is no whole number of at least 1"
-        raise InvalidInputError(msg)
-    return int(text)
-
-
-def _truth(text: str) -> bool:
-    if text.lower() not in ("true", "false"):
-        msg = f"{text!r} is neither true nor false"
-        raise InvalidInputError(msg)
-    return text.lower() == "true"
-
-
-def _listed(text: str) -> list[str]:
-    return [] if text == "none" else [part.strip() for part in text.split(",")]
-
-
-def _targets(text: str) -> list[str]:
-    from mlflow_e2eai.engine.backends import check_target
-
-    for target in _listed(text):
-        check_target(target)
-    return _listed(text)
-
-
-def _precisions(text: str) -> list[str]:
-    return [_precision(part) for part in _listed(text)] or list(PRECISIONS[:1])
-
-
-def _precision(text: str) -> str:
-    from mlflow_e2eai.precision import check_precision
-
-    check_precision(text)
-    return text
 
 
 if __name__ == "__main__":

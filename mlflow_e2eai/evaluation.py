@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TypeAlias
@@ -21,7 +21,7 @@ from mlflow_e2eai.artifacts import (
 )
 from mlflow_e2eai.bundle import Evidence
 from mlflow_e2eai.engine import why_not_here
-from mlflow_e2eai.errors import RunnerError
+from mlflow_e2eai.errors import InvalidInputError, RunnerError
 from mlflow_e2eai.latency import LatencyReport, benchmark
 from mlflow_e2eai.parity import compare
 from mlflow_e2eai.runners import onnxruntime_devices
@@ -45,11 +45,34 @@ class EvaluationData:
         inputs: One array for each input; the leading axis counts items.
         labels: One entry for each item.
         metrics: Task metrics by name.
+
+    Raises:
+        InvalidInputError: There are no items, or inputs and labels are not as many.
     """
 
     inputs: Tensors
     labels: Array
     metrics: Mapping[str, TaskMetric] = field(default_factory=lambda: {"accuracy": accuracy})
+
+    def __post_init__(self) -> None:
+        lengths = {np.shape(array)[:1] for array in (*self.inputs.values(), self.labels)}
+        if len(lengths) != 1 or lengths & {(), (0,)}:
+            counts = sorted(length[0] if length else 1 for length in lengths)
+            msg = (
+                f"The evaluation data has {counts} items; give inputs and labels of one length, "
+                f"and at least one item."
+            )
+            raise InvalidInputError(msg)
+
+    def check_names(self, names: Iterable[str]) -> None:
+        """Refuse data for other inputs than these.
+
+        Raises:
+            InvalidInputError: A name is missing or strange.
+        """
+        if set(self.inputs) != set(names):
+            msg = f"The evaluation data has {sorted(self.inputs)}, but {list(names)} are wanted."
+            raise InvalidInputError(msg)
 
 
 def profile_samples(example: Tensors, graph: OnnxArtifact) -> dict[str, Tensors]:

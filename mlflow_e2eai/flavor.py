@@ -395,6 +395,12 @@ def _evaluation(
         msg = f"evaluation_data is a {type(data).__name__}; give a pair of inputs and labels."
         raise InvalidInputError(msg)
     inputs, labels = data
+    if metrics is None and np.asarray(labels).dtype.kind not in "iub":
+        msg = (
+            f"The labels are {np.asarray(labels).dtype}, and accuracy counts equal integers; give "
+            f"metrics={{'name': function}}."
+        )
+        raise InvalidInputError(msg)
     return EvaluationData(
         inputs=named_inputs(module_of(model), inputs),
         labels=np.asarray(labels),

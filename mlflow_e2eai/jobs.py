@@ -6,6 +6,7 @@ Any model of the chain will do for any stage: each walks up to the one that it n
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -188,7 +189,8 @@ def evaluate(model_uri: str) -> list[Evidence]:
                 raise TrackingError(msg)
             evaluation = job.evaluation
             if evaluation is not None:
-                evaluation = pipeline.check_evaluation(evaluation, raw, graphs[0])
+                inputs = pipeline.renamed(evaluation.inputs, raw, graphs[0])
+                evaluation = dataclasses.replace(evaluation, inputs=inputs)
             evidence, latency = run_evaluation(
                 reference, graphs, built, example, evaluation=evaluation
             )

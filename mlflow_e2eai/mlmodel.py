@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,8 +35,8 @@ def get_default_pip_requirements(manifest: Manifest | None = None) -> list[str]:
     Args:
         manifest: The bundle; with engines in it, the TensorRT that built them is needed.
     """
-    names = ["mlflow_e2eai", _onnxruntime_distribution(), "numpy"]
-    requirements = [f"{name}=={_version(name)}" for name in names]
+    names = [_onnxruntime_distribution(), "numpy"]
+    requirements = [_own_requirement(), *(f"{name}=={_version(name)}" for name in names)]
     for engine in manifest.engines if manifest else ():
         backend = BACKENDS[engine.target.backend]
         requirements.append(f"{backend.requirement}=={engine.backend_version}")
@@ -133,6 +134,21 @@ def _write_environment(
     _compat.PythonEnv.current().to_yaml(str(path / _compat.PYTHON_ENV_FILE))
 
 
+def _own_requirement() -> str:
+    """This package, as it was installed: from a repository at a commit, or else by its version.
+
+    The origin is what pip records in direct_url.json (PEP 610).
+    """
+    try:
+        recorded = distribution("mlflow_e2eai").read_text("direct_url.json")
+    except PackageNotFoundError:
+        recorded = None
+    origin = json.loads(recorded) if recorded else {}
+    if (vcs := origin.get("vcs_info")) is not None:
+        return f"mlflow_e2eai @ {vcs['vcs']}+{origin['url']}@{vcs['commit_id']}"
+    return f"mlflow_e2eai=={__version__}"
+
+
 def _onnxruntime_distribution() -> str:
     """Either distribution brings the same module; the GPU one is named where both are missing."""
     for name in ("onnxruntime-gpu", "onnxruntime"):
@@ -144,11 +160,9 @@ def _onnxruntime_distribution() -> str:
     return "onnxruntime-gpu"
 
 
-def _version(distribution: str) -> str:
+def _version(name: str) -> str:
     try:
-        return version(distribution)
+        return version(name)
     except PackageNotFoundError:
-        if distribution == "mlflow_e2eai":
-            return __version__  # run from a source tree that is not installed
-        warnings.warn(f"{distribution} is not installed; its version is not known.", stacklevel=2)
+        warnings.warn(f"{name} is not installed; its version is not known.", stacklevel=2)
         return "*"

@@ -24,18 +24,26 @@ def module_of(model: Any) -> torch.nn.Module:
     """The module of whatever can be exported.
 
     Raises:
-        InvalidInputError: It is not a module, ScriptModule or ExportedProgram.
+        InvalidInputError: It is not a module, ScriptModule or ExportedProgram, or its weights are
+            not in fp32: a graph is exported in fp32, and converted afterwards.
     """
     import torch
 
     if isinstance(model, torch.export.ExportedProgram):
-        return model.module()
+        model = model.module()
     if not isinstance(model, torch.nn.Module):
         msg = (
             f"The model is a {type(model).__name__}, but a torch.nn.Module, ScriptModule or "
             f"ExportedProgram is wanted; pass the module itself."
         )
         raise InvalidInputError(msg)
+    for name, weight in model.named_parameters():
+        if weight.is_floating_point() and weight.dtype != torch.float32:
+            msg = (
+                f"Parameter {name!r} is {weight.dtype}, but torch.float32 is wanted; call "
+                f"model.float(), and ask for another precision by precisions=."
+            )
+            raise InvalidInputError(msg)
     return model
 
 

@@ -6,6 +6,7 @@ a folder and logging to a server take the same way.
 
 from __future__ import annotations
 
+import dataclasses
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -26,7 +27,6 @@ from mlflow_e2eai.artifacts import (
 from mlflow_e2eai.bundle import Evidence, Manifest
 from mlflow_e2eai.context import driver_version, gpu_name
 from mlflow_e2eai.engine import compile, resolve
-from mlflow_e2eai.errors import InvalidInputError
 from mlflow_e2eai.evaluation import EvaluationData, evaluate, profile_samples
 from mlflow_e2eai.exporter import DEFAULT_OPSET, Exporter, export
 from mlflow_e2eai.latency import LatencyReport
@@ -137,6 +137,8 @@ def build(
     """
     module = module_of(model)
     example = named_inputs(module, input_example)
+    if evaluation is not None:
+        evaluation.check_names(example)
     roots = [] if source is None else [source]
     with recorder.stage("export", inputs=roots) as stage:
         raw = export(
@@ -166,7 +168,8 @@ def build(
         engines = _compiled(graphs, settings, work, recorder, example)
         under_new_names = bridge(reference, raw, cleaned)
         if evaluation is not None:
-            evaluation = check_evaluation(evaluation, raw, cleaned)
+            inputs = renamed(evaluation.inputs, raw, cleaned)
+            evaluation = dataclasses.replace(evaluation, inputs=inputs)
         evidence, latency = evaluate(
             under_new_names, graphs, engines, example, evaluation=evaluation
         )
@@ -213,32 +216,6 @@ def reference_of(module: Any, raw: OnnxArtifact) -> Iterator[Infer]:
         yield infer
 
 
-def check_evaluation(
-    evaluation: EvaluationData, raw: OnnxArtifact, cleaned: OnnxArtifact
-) -> EvaluationData:
-    """Evaluation data under the graph's names, or a clear sentence why it cannot be.
-
-    Raises:
-        InvalidInputError: Names or lengths do not fit.
-    """
-    wanted = [spec.name for spec in raw.inputs]
-    if set(evaluation.inputs) != set(wanted):
-        msg = f"The evaluation data has {sorted(evaluation.inputs)}, but the inputs are {wanted}."
-        raise InvalidInputError(msg)
-    if not cleaned.inputs[0].shape:
-        msg = "The first input is a scalar, so it has no items; leave out the evaluation data."
-        raise InvalidInputError(msg)
-    lengths = {len(array) for array in evaluation.inputs.values()} | {len(evaluation.labels)}
-    if len(lengths) != 1 or 0 in lengths:
-        msg = f"The evaluation data has {sorted(lengths)} items; inputs and labels must be as many."
-        raise InvalidInputError(msg)
-    return EvaluationData(
-        inputs=renamed(evaluation.inputs, raw, cleaned),
-        labels=evaluation.labels,
-        metrics=evaluation.metrics,
-    )
-
-
 def _converted(
     cleaned: OnnxArtifact,
     settings: Settings,
@@ -265,11 +242,12 @@ def _compiled(
     for graph in graphs:
         if graph.precision not in settings.precisions:
             continue
-        for target in dict.fromkeys(settings.targets):
+        # Two texts may name one target, as `local` and `sm86` on a machine with such a GPU.
+        for resolved, target in {resolve(text): text for text in settings.targets}.items():
             name = f"compile {graph.precision} {target}"
             with recorder.stage(name, inputs=[graph.sha256]) as stage:
                 out = work / f"{graph.precision}-{target}.engine"
-                engine = compile(graph, target, out=out, tf32=settings.tf32)
+                engine = compile(graph, resolved, out=out, tf32=settings.tf32)
                 stage.made(engine, example=example)
             engines.append(engine)
     return engines

@@ -22,7 +22,7 @@ from mlflow_e2eai.runners import feed, onnxruntime_devices, onnxruntime_runner
 
 def engine_variant(engine: EngineArtifact) -> str:
     """Name of the variant that runs an engine."""
-    return variant_name(str(engine.target), engine.precision)
+    return variant_name(str(engine.target), engine.arithmetic)
 
 
 def graph_variant(graph: OnnxArtifact, device: str) -> str:

@@ -39,7 +39,7 @@ LAYERS = (
     {"tracking"},
     {"mlmodel", "registry", "report"},
     {"flavor"},
-    {"jobs"},
+    {"jobs", "texts"},
     {"cli"},
 )
 RANKS = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms}

@@ -7,7 +7,7 @@ import pytest
 from models import AXES, N, features, labelled, net
 
 import mlflow_e2eai
-from mlflow_e2eai import cli
+from mlflow_e2eai import cli, texts
 from mlflow_e2eai.errors import InvalidInputError
 
 
@@ -103,10 +103,10 @@ def test_the_run_that_mlflow_run_made_says_failed_and_why(store, monkeypatch, ca
 
 
 def test_dynamic_axes_are_read_from_one_word():
-    assert cli.dynamic_axes("x:0=N:1:4:16") == {"x": {0: N}}
-    assert cli.dynamic_axes("none") == {}
-    assert cli.dynamic_axes("auto") is None
-    two = cli.dynamic_axes("ids:0=N:1:4:16,ids:1=S:8:8:32")
+    assert texts.dynamic_axes("x:0=N:1:4:16") == {"x": {0: N}}
+    assert texts.dynamic_axes("none") == {}
+    assert texts.dynamic_axes("auto") is None
+    two = texts.dynamic_axes("ids:0=N:1:4:16,ids:1=S:8:8:32")
     assert {at: axis.name for at, axis in two["ids"].items()} == {0: "N", 1: "S"}
     assert two["ids"][1].max == 32
 
@@ -116,4 +116,4 @@ def test_dynamic_axes_are_read_from_one_word():
 )
 def test_what_is_no_dynamic_axis_is_refused(text):
     with pytest.raises(InvalidInputError, match="is no dynamic axis"):
-        cli.dynamic_axes(text)
+        texts.dynamic_axes(text)

@@ -53,7 +53,7 @@ def client(folder):
 def demo(folder):
     """The demo, twice."""
     words = ["-P", "epochs=4", "-P", "targets=sm86"]
-    first, second = mlflow_run(folder, *words), mlflow_run(folder, *words, "-P", "seed=1")
+    first, second = mlflow_run(folder, *words), mlflow_run(folder, *words, "-P", "seed=2")
     return first, second
 
 
@@ -112,6 +112,14 @@ def test_a_wrong_parameter_is_one_sentence_and_a_failed_run_that_says_why(demo, 
     sentence = "export: argument --opset: 'x' is no whole number of at least 1"
     assert f"mlflow_e2eai: {sentence}" in done.stderr
     assert "Traceback" not in done.stderr
+    (run,) = [run for run in runs(client) if run.data.tags.get("e2eai.error") == sentence]
+    assert run.info.status == "FAILED"
+
+
+def test_a_wrong_parameter_of_the_demo_is_one_sentence_too(demo, folder, client):
+    done = mlflow_run(folder, "-P", "epochs=many")
+    sentence = "argument --epochs: 'many' is no whole number of at least 1"
+    assert f"mlflow_e2eai: {sentence}" in done.stderr
     (run,) = [run for run in runs(client) if run.data.tags.get("e2eai.error") == sentence]
     assert run.info.status == "FAILED"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import mlflow
@@ -10,7 +11,7 @@ import torch
 from models import AXES, features, labelled, net
 
 import mlflow_e2eai
-from mlflow_e2eai import tracking
+from mlflow_e2eai import flavor, mlmodel, tracking
 from mlflow_e2eai.errors import E2EAIError, ExportError, InvalidInputError, TrackingError
 
 
@@ -153,6 +154,9 @@ class Branches(torch.nn.Module):
         ({"input_example": {"x": features()[:, :5]}}, InvalidInputError, "does not accept"),
         ({"model": NotTensors().eval()}, InvalidInputError, "'note'"),
         ({"model": Branches().eval()}, ExportError, "dynamo exporter failed"),
+        ({"model": net().half()}, InvalidInputError, "torch.float16, but torch.float32"),
+        ({"evaluation_data": ({"x": features()}, features())}, InvalidInputError, "metrics="),
+        ({"evaluation_data": ({"y": features()}, [0, 1, 2, 0])}, InvalidInputError, "['y']"),
         ({"targets": ("sm99",)}, InvalidInputError, "'sm99'"),
         ({"targets": ("local",)}, InvalidInputError, "needs a GPU"),
         ({"precisions": ("fp12",)}, InvalidInputError, "'fp12'"),
@@ -255,3 +259,21 @@ def test_all_forms_of_a_uri_name_the_same_model(store):
         f"runs:/{run.info.run_id}/net",
     ]
     assert {tracking.resolve(uri).model_id for uri in uris} == {info.model_id}
+
+
+def test_an_engine_that_may_round_to_tf32_says_so_by_its_name(store):
+    info = log(precisions=("fp32",), tf32=True)
+    manifest = mlflow_e2eai.load_model(info.model_uri).manifest
+    assert [e.variant for e in manifest.evidence][-1] == "tensorrt_rtx-sm86/tf32"
+
+
+def test_a_package_that_came_from_a_repository_is_required_from_there(monkeypatch):
+    origin = {"url": "https://host/e2eai", "vcs_info": {"vcs": "git", "commit_id": "abc123"}}
+
+    class Installed:
+        def read_text(self, name):
+            return json.dumps(origin) if name == "direct_url.json" else None
+
+    monkeypatch.setattr(mlmodel, "distribution", lambda _: Installed())
+    first, *_ = flavor.get_default_pip_requirements()
+    assert first == "mlflow_e2eai @ git+https://host/e2eai@abc123"

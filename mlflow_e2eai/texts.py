@@ -1,0 +1,112 @@
+"""Texts, as a command line has them -> values."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlflow_e2eai.artifacts import PRECISIONS, Axis
+from mlflow_e2eai.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from mlflow_e2eai.modules import DynamicAxes
+    from mlflow_e2eai.surgery import Step
+
+
+def dynamic_axes(text: str) -> DynamicAxes | None:
+    """Read ``input:position=name:min:opt:max``, with commas between several.
+
+    Returns:
+        The axes; none for ``none``, and None for ``auto``.
+
+    Raises:
+        InvalidInputError: It is something else, or an axis has its sizes out of order.
+    """
+    if text == "auto":
+        return None
+    found: dict[str, dict[int, Axis]] = {}
+    for part in [] if text == "none" else text.split(","):
+        try:
+            place, sizes = part.split("=")
+            name, position = place.rsplit(":", 1)
+            axis, *numbers = sizes.split(":")
+            low, best, high = (int(number) for number in numbers)
+            index = int(position)
+        except ValueError as error:
+            msg = (
+                f"{part!r} is no dynamic axis; write input:position=name:min:opt:max (x:0=N:1:8:64)"
+            )
+            raise InvalidInputError(msg) from error
+        found.setdefault(name.strip(), {})[index] = Axis(axis, min=low, opt=best, max=high)
+    return found
+
+
+def plan(text: str) -> tuple[Step, ...]:
+    """Read a surgery plan from a YAML file, or ``default``."""
+    import yaml
+
+    from mlflow_e2eai.surgery import DEFAULT_PLAN, plan_from
+
+    if text == "default":
+        return DEFAULT_PLAN
+    try:
+        return plan_from(yaml.safe_load(Path(text).read_text(encoding="utf-8")))
+    except (OSError, yaml.YAMLError) as error:
+        msg = f"Cannot read a plan from {text}: {error}; give a YAML file with a list of rules."
+        raise InvalidInputError(msg) from error
+
+
+def typed(read: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Hand over what an error says, which argparse swallows."""
+
+    def reader(text: str) -> Any:
+        try:
+            return read(text)
+        except InvalidInputError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return reader
+
+
+def whole(text: str) -> int:
+    """Read a whole number of at least 1."""
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        msg = f"{text!r} is no whole number of at least 1"
+        raise InvalidInputError(msg)
+    return int(text)
+
+
+def truth(text: str) -> bool:
+    """Read ``true`` or ``false``."""
+    if text.lower() not in ("true", "false"):
+        msg = f"{text!r} is neither true nor false"
+        raise InvalidInputError(msg)
+    return text.lower() == "true"
+
+
+def _listed(text: str) -> list[str]:
+    return [] if text == "none" else [part.strip() for part in text.split(",")]
+
+
+def targets(text: str) -> list[str]:
+    """Read targets with commas between; none for ``none``."""
+    from mlflow_e2eai.engine.backends import check_target
+
+    for target in _listed(text):
+        check_target(target)
+    return _listed(text)
+
+
+def precisions(text: str) -> list[str]:
+    """Read precisions with commas between."""
+    return [precision(part) for part in _listed(text)] or list(PRECISIONS[:1])
+
+
+def precision(text: str) -> str:
+    """Read a precision."""
+    from mlflow_e2eai.precision import check_precision
+
+    check_precision(text)
+    return text
