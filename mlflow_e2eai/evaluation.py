@@ -20,10 +20,15 @@ from mlflow_e2eai.artifacts import (
     variant_name,
 )
 from mlflow_e2eai.bundle import Evidence
-from mlflow_e2eai.engine import why_not_here
-from mlflow_e2eai.errors import InvalidInputError, RunnerError
+from mlflow_e2eai.errors import (
+    E2EAIError,
+    EngineMismatchError,
+    InvalidInputError,
+    MissingDependencyError,
+    RunnerError,
+)
 from mlflow_e2eai.latency import LatencyReport, benchmark
-from mlflow_e2eai.parity import compare
+from mlflow_e2eai.parity import REPEATS, compare
 from mlflow_e2eai.runners import onnxruntime_devices
 from mlflow_e2eai.variants import engine_variant, graph_variant, runner
 
@@ -103,44 +108,36 @@ def evaluate(
         Evidence for each variant, the PyTorch module first, and latency by corner of the profile.
     """
     samples = profile_samples(example, graphs[0])
-    files: dict[str, OnnxArtifact | EngineArtifact] = {}
+    variants: dict[str, OnnxArtifact | EngineArtifact] = {engine_variant(e): e for e in engines}
+    for device in onnxruntime_devices():
+        variants |= {graph_variant(graph, device): graph for graph in graphs}
+
+    def calls() -> Iterator[tuple[Tensors, int]]:
+        if evaluation is not None:
+            yield from _calls(evaluation.inputs, graphs[0], next(iter(samples.values())))
+
     skipped: list[Evidence] = []
     with ExitStack() as stack:
         infers = {variant_name("torch", "fp32"): reference}
-        for engine in engines:
-            name = engine_variant(engine)
-            if (reason := why_not_here(engine)) is not None:
-                skipped.append(
-                    Evidence(variant=name, sha256=engine.sha256, measured=False, reason=str(reason))
-                )
-                continue
-            files[name] = engine
-            infers[name] = stack.enter_context(runner(name, graphs, engines))
-        for device in onnxruntime_devices():
-            for graph in graphs:
-                name = graph_variant(graph, device)
-                try:
-                    infers[name] = stack.enter_context(runner(name, graphs, engines))
-                    files[name] = graph
-                except RunnerError as error:
-                    skipped.append(
-                        Evidence(
-                            variant=name, sha256=graph.sha256, measured=False, reason=str(error)
-                        )
-                    )
-
-        def calls() -> Iterator[tuple[Tensors, int]]:
-            if evaluation is not None:
-                yield from _calls(evaluation.inputs, graphs[0], next(iter(samples.values())))
-
+        for name, artifact in variants.items():
+            try:
+                infers[name] = stack.enter_context(runner(name, graphs, engines))
+            except (EngineMismatchError, MissingDependencyError, RunnerError) as error:
+                skipped.append(_not_measured(name, artifact, error))
         evidence = [
-            _judge(name, infer, reference, files.get(name), samples, evaluation, calls)
+            _judge(name, infer, reference, variants.get(name), samples, evaluation, calls)
             for name, infer in infers.items()
         ]
         # What gave wrong numbers is timed all the same, what broke down is not.
         sound = {e.variant: infers[e.variant] for e in evidence if e.reason is None}
         latency = {label: benchmark(sound, sample) for label, sample in samples.items()}
     return [*evidence, *skipped], latency
+
+
+def _not_measured(
+    name: str, artifact: OnnxArtifact | EngineArtifact, error: E2EAIError
+) -> Evidence:
+    return Evidence(variant=name, sha256=artifact.sha256, measured=False, reason=str(error))
 
 
 def _judge(
@@ -157,7 +154,13 @@ def _judge(
     parity, task = {}, {}
     try:
         # The module against itself tells whether it answers one question the same way twice.
-        parity["profile"] = compare(reference, infer, samples.values(), precision=precision)
+        parity["profile"] = compare(
+            reference,
+            infer,
+            samples.values(),
+            precision=precision,
+            repeats=2 if artifact is None else REPEATS,
+        )
         if evaluation is not None:
             batches = (batch for batch, _ in calls())
             parity["data"] = compare(reference, infer, batches, precision=precision, repeats=1)

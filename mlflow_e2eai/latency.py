@@ -17,16 +17,21 @@ from mlflow_e2eai.artifacts import Infer, Tensors
 from mlflow_e2eai.errors import InvalidInputError
 
 WARMUP = 10
-"""Calls of each callable that are not counted: lazy initialisation and cold caches end there."""
+"""Calls of each callable at most that are not counted: lazy initialisation and cold caches end
+there. A slow callable gets fewer, but never fewer than `MIN_WARMUP`."""
+
+MIN_WARMUP = 2
+"""Such calls at least: the first builds what the second uses."""
 
 ROUNDS = 100
 """Rounds at most; the 99th percentile of fewer would be the maximum."""
 
-MIN_ROUNDS = 20
+MIN_ROUNDS = 10
 """Rounds at least, however slow the callables are."""
 
 BUDGET_S = 5.0
-"""Seconds after which no further round starts, once there are `MIN_ROUNDS`."""
+"""Seconds after which no further round starts, once there are `MIN_ROUNDS`. A fifth of it is what
+the warm-up of one callable may take, once there are `MIN_WARMUP` calls."""
 
 _CONFIDENCE = 0.99
 _RESAMPLES = 2000
@@ -85,7 +90,7 @@ class LatencyReport:
 
     Attributes:
         items: Items in one call.
-        warmup: Calls before the first that counted.
+        warmup: Calls of each at most before the first that counted.
         variants: One entry for each callable, in the order given.
     """
 
@@ -135,9 +140,10 @@ def benchmark(
         candidates: The callables, by name. Each must return only when its answer is there.
         sample: What they are asked.
         items: Items in the sample; by default the leading size of its first array.
-        warmup: Calls of each that are not counted.
+        warmup: Calls of each at most that are not counted.
         rounds: Rounds at most.
-        budget_s: Seconds after which no further round starts, once there are `MIN_ROUNDS`.
+        budget_s: Seconds for the rounds, and five times the seconds for each warm-up; see
+            `BUDGET_S`.
         clock: Seconds that only grow; another one than the machine's makes tests exact.
 
     Returns:
@@ -161,8 +167,7 @@ def benchmark(
         items = int(shape[0]) if shape else 1
     names = list(candidates)
     for name in names:
-        for _ in range(warmup):
-            candidates[name](sample)
+        _warm_up(candidates[name], sample, warmup, budget_s / 5, clock)
     taken_ms: dict[str, list[float]] = {name: [] for name in names}
     started = clock()
     for number in range(rounds):
@@ -178,6 +183,16 @@ def benchmark(
         raise InvalidInputError(msg)
     variants = tuple(_latency(name, values, items) for name, values in taken_ms.items())
     return LatencyReport(items=items, warmup=warmup, variants=variants)
+
+
+def _warm_up(
+    infer: Infer, sample: Tensors, calls: int, budget_s: float, clock: Callable[[], float]
+) -> None:
+    started = clock()
+    for number in range(calls):
+        if number >= MIN_WARMUP and clock() - started > budget_s:
+            break
+        infer(sample)
 
 
 def _latency(name: str, values_ms: list[float], items: int) -> Latency:

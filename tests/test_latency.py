@@ -206,6 +206,21 @@ def test_no_round_starts_after_the_budget():
     assert len(run({"a": [0.125], "b": [0.125]}, budget_s=5.0)["a"].rounds_ms) == 21
 
 
+def test_the_warm_up_of_a_slow_callable_is_cut_short_but_never_left_out():
+    log = []
+
+    def slow(clock):
+        infer = clock.taking([0.75])
+        return lambda tensors: log.append("slow") or infer(tensors)
+
+    clock = Clock()
+    benchmark({"slow": slow(clock)}, SAMPLE, clock=clock, warmup=10, rounds=1, budget_s=5.0)
+    assert len(log) == 2 + 1
+    log.clear()
+    benchmark({"slow": slow(clock)}, SAMPLE, clock=clock, warmup=10, rounds=1, budget_s=7.5)
+    assert len(log) == 3 + 1
+
+
 def test_the_warm_up_is_not_on_the_budget():
     assert len(run({"a": [0.0625]}, warmup=90, rounds=60, budget_s=5.0)["a"].rounds_ms) == 60
 

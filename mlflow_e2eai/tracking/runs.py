@@ -48,8 +48,9 @@ def run(name: str, *, nested: bool = False, tags: Mapping[str, str] | None = Non
     """
     import mlflow
 
-    check_server()
     active = mlflow.active_run()
+    if active is None or not nested:
+        check_server()
     if active is not None and not nested:
         with _explained(active.info.run_id):
             yield active.info.run_id
