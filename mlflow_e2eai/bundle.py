@@ -182,15 +182,20 @@ def read(directory: Path) -> Manifest:
         msg = f"{directory} holds no {MANIFEST}; give a model that mlflow_e2eai.log_model made."
         raise ArtifactError(msg)
     text = path.read_bytes()
-    manifest = from_json(_Format, text)
-    if manifest.format_version != FORMAT_VERSION:
+    said = from_json(_Format, text)
+    if said.format_version != FORMAT_VERSION:
         msg = (
-            f"The bundle has format {manifest.format_version}, written by mlflow_e2eai "
-            f"{manifest.package_version}, but this version reads format {FORMAT_VERSION}; install "
+            f"The bundle has format {said.format_version}, written by mlflow_e2eai "
+            f"{said.package_version}, but this version reads format {FORMAT_VERSION}; install "
             f"that version."
         )
         raise ArtifactError(msg)
-    return from_json(Manifest, text)
+    manifest = from_json(Manifest, text)
+    for item in manifest.files:
+        if item.path.is_absolute() or ".." in item.path.parts:
+            msg = f"The manifest names {item.path}, which is outside the bundle; do not trust it."
+            raise ArtifactError(msg)
+    return manifest
 
 
 def located(manifest: Manifest, directory: Path) -> Manifest:

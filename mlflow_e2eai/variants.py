@@ -135,7 +135,7 @@ def load(directory: Path, *, variant: str | None = None, fallback: bool = True) 
     placed = located(read(directory), directory)
     if variant is not None:
         return _open(placed, _named_candidate(placed, variant))
-    failures: list[E2EAIError] = list(_engines_that_do_not_fit(placed))
+    failures = _engines_that_cannot_be_used(placed)
     for candidate in _candidates(placed):
         if failures and not fallback:
             break
@@ -162,15 +162,27 @@ def _named_candidate(manifest: Manifest, variant: str) -> str:
     return variant
 
 
-def _engines_that_do_not_fit(manifest: Manifest) -> Iterator[E2EAIError]:
-    """Why engines cannot run here, when the bundle has some and none can."""
-    reasons = [why_not_here(engine) for engine in manifest.engines]
-    if reasons and all(reason is not None for reason in reasons):
-        yield from (reason for reason in reasons if reason is not None)
+def _engines_that_cannot_be_used(manifest: Manifest) -> list[E2EAIError]:
+    """Why not, where the bundle has engines and none can be used here; else nothing."""
+    failed = _failed(manifest)
+    reasons: list[E2EAIError] = []
+    for engine in manifest.engines:
+        name = engine_variant(engine)
+        reason: E2EAIError | None = why_not_here(engine)
+        if reason is None and name in failed:
+            reason = RunnerError(f"{name} failed its comparison with the PyTorch model.")
+        if reason is None:
+            return []
+        reasons.append(reason)
+    return reasons
+
+
+def _failed(manifest: Manifest) -> set[str]:
+    return {entry.variant for entry in manifest.evidence if entry.measured and not entry.passed}
 
 
 def _candidates(manifest: Manifest) -> Iterator[str]:
-    failed = {entry.variant for entry in manifest.evidence if entry.measured and not entry.passed}
+    failed = _failed(manifest)
     engines = [engine_variant(e) for e in manifest.engines if why_not_here(e) is None]
     groups = [engines]
     groups += [

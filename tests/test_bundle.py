@@ -617,10 +617,14 @@ def test_what_did_not_pass_is_not_chosen_unasked_but_runs_when_named(make, bad):
     assert quietly(directory, variant=CPU32) == CPU32
 
 
-def test_an_engine_that_did_not_pass_is_not_chosen_unasked(make, monkeypatch):
+def test_an_engine_that_did_not_pass_is_not_chosen_unasked_and_that_is_announced(make, monkeypatch):
     fitting(monkeypatch)
+    directory = make(engines=["fp32"], evidence={ENGINE32: FAILED, CPU32: PASSED})
 
-    assert quietly(make(engines=["fp32"], evidence={ENGINE32: FAILED, CPU32: PASSED})) == CPU32
+    with pytest.warns(UserWarning, match=f"{ENGINE32} failed its comparison"):
+        assert load(directory).variant == CPU32
+    with pytest.raises(RunnerError, match="failed its comparison"):
+        load(directory, fallback=False)
 
 
 def test_a_variant_that_did_not_pass_is_not_chosen_even_when_it_is_the_fastest(make):
@@ -674,3 +678,12 @@ def test_a_runner_of_none_of_the_files_is_refused(make):
 
     with pytest.raises(InvalidInputError, match="among these graphs and engines"):
         variants.runner("torch/fp32", placed.graphs, placed.engines)
+
+
+@pytest.mark.parametrize("place", ["/etc/model.onnx", "../model.onnx"])
+def test_a_manifest_that_names_a_file_outside_the_bundle_is_refused(make, place):
+    directory = make()
+    path = directory / "manifest.json"
+    path.write_text(path.read_text().replace('"model.onnx"', f'"{place}"'))
+    with pytest.raises(ArtifactError, match="outside the bundle"):
+        bundle.read(directory)
