@@ -39,12 +39,12 @@ LAYERS = (
     {"tracking"},
     {"mlmodel", "registry", "report"},
     {"flavor"},
-    {"jobs", "texts"},
+    {"evaluator", "jobs", "texts"},
     {"cli"},
 )
 RANKS = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms}
 
-KNOW_MLFLOW = {"tracking", "registry", "flavor", "mlmodel", "_compat"}
+KNOW_MLFLOW = {"tracking", "registry", "flavor", "mlmodel", "evaluator", "_compat"}
 
 LONGEST = 350
 # Lines that a file may have all the same, and why.
