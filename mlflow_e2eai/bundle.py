@@ -55,6 +55,8 @@ class Evidence:
         parity: Against the PyTorch module, by kind of sample: ``profile`` for the input example at
             every corner of the profile, ``data`` for the caller's evaluation data.
         task: Task metrics on the evaluation data, by name; greater is better.
+        lost_at: The step that lost the accuracy, where it is lost: the first on the way to this
+            variant whose result fails while the one before passes.
     """
 
     variant: str
@@ -63,6 +65,7 @@ class Evidence:
     reason: str | None = None
     parity: Mapping[str, ParityReport] = field(default_factory=dict)
     task: Mapping[str, float] = field(default_factory=dict)
+    lost_at: str | None = None
 
     @property
     def passed(self) -> bool:

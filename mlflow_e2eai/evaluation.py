@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TypeAlias
@@ -131,7 +132,40 @@ def evaluate(
         # What gave wrong numbers is timed all the same, what broke down is not.
         sound = {e.variant: infers[e.variant] for e in evidence if e.reason is None}
         latency = {label: benchmark(sound, sample) for label, sample in samples.items()}
-    return [*evidence, *skipped], latency
+    return [*_blamed(evidence, variants), *skipped], latency
+
+
+def _blamed(
+    evidence: Sequence[Evidence], variants: Mapping[str, OnnxArtifact | EngineArtifact]
+) -> list[Evidence]:
+    """The evidence, with the step that lost the accuracy for each variant that failed."""
+    passed = {entry.variant for entry in evidence if entry.passed}
+    return [
+        entry
+        if entry.passed or entry.variant not in variants
+        else dataclasses.replace(entry, lost_at=_lost_at(entry.variant, variants, passed))
+        for entry in evidence
+    ]
+
+
+def _lost_at(
+    name: str, variants: Mapping[str, OnnxArtifact | EngineArtifact], passed: Collection[str]
+) -> str:
+    """Walk back from a variant that failed to the first step whose input still passed."""
+    artifact = variants[name]
+    if isinstance(artifact, EngineArtifact):
+        step, before = f"compile {artifact.arithmetic} {artifact.target}", artifact.parent_sha256
+    elif name.startswith("onnxruntime-cuda"):
+        step, before = "ONNX Runtime on cuda", artifact.sha256
+    elif artifact.stage == "convert":
+        step, before = f"convert {artifact.precision}", artifact.parent_sha256
+    else:
+        return "export or clean"
+    # The CPU's answer stands for a file: it is the plainest run that there is.
+    for other, candidate in variants.items():
+        if candidate.sha256 == before and other.startswith("onnxruntime-cpu"):
+            return step if other in passed else _lost_at(other, variants, passed)
+    return step
 
 
 def _not_measured(

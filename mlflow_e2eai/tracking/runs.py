@@ -175,6 +175,8 @@ class MlflowStage:
         }
         if evidence.reason is not None:
             verdict["e2eai.reason"] = evidence.reason
+        if evidence.lost_at is not None:
+            verdict["e2eai.lost_at"] = evidence.lost_at
         if evidence.findings:
             verdict["e2eai.findings"] = "\n".join(evidence.findings)
         for key, value in verdict.items():
