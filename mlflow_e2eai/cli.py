@@ -217,7 +217,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
     for entry in jobs.evaluate(arguments.model_uri):
         outcome = "passed" if entry.passed else "failed" if entry.measured else "not measured"
-        reasons = "; ".join(filter(None, [entry.reason, *entry.findings]))
+        lost = entry.lost_at and f"lost at {entry.lost_at}"
+        reasons = "; ".join(filter(None, [lost, entry.reason, *entry.findings]))
         print(f"{entry.variant}: {outcome}" + (f" ({reasons})" if reasons else ""))
     return DONE
 

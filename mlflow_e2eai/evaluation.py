@@ -153,6 +153,7 @@ def _lost_at(
 ) -> str:
     """Walk back from a variant that failed to the first step whose input still passed."""
     artifact = variants[name]
+    before: str | None
     if isinstance(artifact, EngineArtifact):
         step, before = f"compile {artifact.arithmetic} {artifact.target}", artifact.parent_sha256
     elif name.startswith("onnxruntime-cuda"):
