@@ -16,7 +16,6 @@ from mlflow_e2eai.artifacts import (
     EngineArtifact,
     Infer,
     OnnxArtifact,
-    Precision,
     Tensors,
     variant_name,
 )
@@ -184,7 +183,9 @@ def _judge(
     evaluation: EvaluationData | None,
     calls: Callable[[], Iterator[tuple[Tensors, int]]],
 ) -> Evidence:
-    precision: Precision = "fp32" if artifact is None else artifact.precision
+    precision: str = "fp32" if artifact is None else artifact.precision
+    if isinstance(artifact, EngineArtifact):
+        precision = artifact.arithmetic
     sha256 = None if artifact is None else artifact.sha256
     parity, task = {}, {}
     try:
@@ -195,6 +196,8 @@ def _judge(
             samples.values(),
             precision=precision,
             repeats=2 if artifact is None else REPEATS,
+            # An engine has one context, and a module may keep state; ONNX Runtime takes threads.
+            threads=2 if isinstance(artifact, OnnxArtifact) else 1,
         )
         if evaluation is not None:
             batches = (batch for batch, _ in calls())

@@ -24,7 +24,7 @@ class ParityEvaluator:
     - ``reference`` (required): URI of the model that is right.
     - ``samples``: named arrays to ask both; without it, the data that MLflow was given, which can
       be 2-D arrays and DataFrames only.
-    - ``precision``, ``tolerance``, ``repeats``: as `mlflow_e2eai.compare` takes them.
+    - ``precision``, ``tolerance``, ``repeats``, ``threads``: as `mlflow_e2eai.compare` takes them.
 
     MLflow asks only for the two methods below; deriving from its class would import MLflow.
     """
@@ -115,7 +115,9 @@ def _compared(
     from mlflow_e2eai.parity import compare
 
     options = {
-        k: configuration[k] for k in ("precision", "tolerance", "repeats") if k in configuration
+        k: configuration[k]
+        for k in ("precision", "tolerance", "repeats", "threads")
+        if k in configuration
     }
     report = compare(infers["reference"], infers["candidate"], [sample], **options)
     return Evidence(variant="candidate", sha256=None, measured=True, parity={"data": report})

@@ -329,12 +329,17 @@ def _package(
         if model_id is not None:
             tracking.tag_model(model_id, origin)  # MLflow leaves tags out for a model that exists
         tracking.link_output(stage.run_id, info.model_id, step=step)
-        if info.registered_model_version is not None:
-            tracking.describe_version(
-                arguments["registered_model_name"],
-                info.registered_model_version,
-                markdown(manifest),
-            )
+        version, registered = info.registered_model_version, arguments["registered_model_name"]
+        if version is not None:
+            tracking.describe_version(registered, version, markdown(manifest))
+        tracking.log_report(
+            manifest,
+            run_id=run_id,
+            name=registered or recorder.name,
+            version=version,
+            model_id=info.model_id,
+            model_ids=recorder.models,
+        )
     return info
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -121,6 +122,37 @@ def opset_of(model: onnx.ModelProto) -> int:
     """Version of the default operator set that a graph uses."""
     defaults = [entry for entry in model.opset_import if entry.domain in ("", "ai.onnx")]
     return max((int(entry.version) for entry in defaults), default=0)
+
+
+def unique_names(nodes: Iterable[tuple[str, str]]) -> list[str]:
+    """A name of its own for every node of one graph, in order.
+
+    ONNX lets nodes have no name, or share one. A name that is there stays with the first node that
+    has it; the others get one from their operator or name and their position, so that the same
+    file always gives the same names.
+
+    Args:
+        nodes: Name (empty for none) and operator of each node, in the graph's order.
+    """
+    listed = list(nodes)
+    taken = {name for name, _ in listed if name}
+    given: set[str] = set()
+    names = []
+    for position, (own, operator) in enumerate(listed):
+        name = own
+        if not own or own in given:
+            name = f"{own or operator}_{position}"
+            while name in taken:
+                name = f"{name}_{position}"
+        taken.add(name)
+        given.add(name)
+        names.append(name)
+    return names
+
+
+def node_names(model: onnx.ModelProto) -> list[str]:
+    """The name by which each node of the main graph is known here, in order; see `unique_names`."""
+    return unique_names((node.name, node.op_type) for node in model.graph.node)
 
 
 def operators(model: onnx.ModelProto) -> dict[str, int]:

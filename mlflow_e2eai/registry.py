@@ -79,10 +79,19 @@ def promote(
             tracking.link_inputs(run_id, [model.model_id for model in models])
             places = [_fetch(model, Path(folder, str(at))) for at, model in enumerate(models)]
             metrics = metrics_of(*places)
+            manifest = bundle.read(places[0])
         decision = decide(wanted, metrics, has_champion=champion is not None)
         tracking.log_metrics(metrics, run_id=run_id, model_id=models[0].model_id)
         client = MlflowClient()
         client.log_text(run_id, to_json(decision), "decision.json")
+        tracking.log_report(
+            manifest,
+            decision,
+            run_id=run_id,
+            name=name,
+            version=challenger.version,
+            model_id=models[0].model_id,
+        )
         _carry_out(decision, challenger, champion, alias=alias, run_id=run_id)
     return decision
 

@@ -27,7 +27,7 @@ from mlflow_e2eai.errors import ArtifactError, InvalidInputError
 from mlflow_e2eai.files import from_json, sha256_of, to_json, verify, written
 from mlflow_e2eai.gates import Decision, Gate, Verdict
 from mlflow_e2eai.latency import Latency, LatencyReport, Ratio
-from mlflow_e2eai.parity import Finding, OutputParity, ParityReport
+from mlflow_e2eai.parity import Element, Finding, OutputParity, ParityReport
 from mlflow_e2eai.surgery import SurgeryReport
 
 TEXT = st.text(max_size=6)
@@ -94,6 +94,13 @@ FINDINGS = values_of(
     index=st.none() | few(COUNTS),
     sentence=TEXT,
 )
+ELEMENTS = values_of(
+    Element,
+    sample=COUNTS,
+    index=few(COUNTS),
+    reference=TEXT,
+    candidate=TEXT | st.just("NaN"),
+)
 OUTPUTS = values_of(
     OutputParity,
     name=TEXT,
@@ -104,6 +111,18 @@ OUTPUTS = values_of(
     cosine=FLOATS,
     nonfinite_count=COUNTS,
     elements=COUNTS,
+    tolerance=FLOATS,
+    max_elementwise_error=FLOATS,
+    mean_elementwise_error=FLOATS,
+    snr_db=FLOATS,
+    outside_share=FLOATS,
+    argmax_agreement=st.none() | FLOATS,
+    top5_agreement=st.none() | FLOATS,
+    reference_nonfinite=COUNTS,
+    candidate_nonfinite=COUNTS,
+    noise=FLOATS,
+    reference_noise=FLOATS,
+    first_wrong=st.none() | ELEMENTS,
 )
 PARITIES = values_of(
     ParityReport,
@@ -112,6 +131,8 @@ PARITIES = values_of(
     samples=COUNTS,
     repeats=COUNTS,
     tolerance=FLOATS,
+    calls=COUNTS,
+    threads=COUNTS,
 )
 LATENCIES = values_of(
     Latency,
@@ -125,7 +146,12 @@ LATENCIES = values_of(
     throughput_items_per_s=FLOATS,
     rounds_ms=few(FLOATS),
 )
-REPORTS = values_of(LatencyReport, items=COUNTS, warmup=COUNTS, variants=few(LATENCIES))
+REPORTS = values_of(
+    LatencyReport,
+    items=COUNTS,
+    warmup=COUNTS,
+    variants=few(LATENCIES),
+)
 EVIDENCE = values_of(
     Evidence,
     variant=TEXT,
@@ -134,6 +160,7 @@ EVIDENCE = values_of(
     reason=st.none() | TEXT,
     parity=named(PARITIES),
     task=named(FLOATS),
+    lost_at=st.none() | TEXT,
 )
 SURGERY = values_of(
     SurgeryReport,
@@ -156,6 +183,7 @@ KINDS = {
     Target: TARGETS,
     EngineArtifact: ENGINES,
     Finding: FINDINGS,
+    Element: ELEMENTS,
     OutputParity: OUTPUTS,
     ParityReport: PARITIES,
     Latency: LATENCIES,

@@ -1,7 +1,9 @@
+import dataclasses
 import math
 import warnings
 from collections.abc import Callable, Iterator
 from itertools import count
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -11,7 +13,16 @@ from hypothesis.extra import numpy as hnp
 
 from mlflow_e2eai.artifacts import Array, Infer, Tensors
 from mlflow_e2eai.errors import InvalidInputError
-from mlflow_e2eai.parity import REPEATS, TOLERANCES, ParityReport, compare
+from mlflow_e2eai.parity import (
+    REPEATS,
+    TOLERANCES,
+    WINDOW,
+    Element,
+    OutputParity,
+    ParityReport,
+    compare,
+    measure,
+)
 
 X = np.linspace(-1, 1, 12, dtype=np.float32).reshape(3, 4)
 
@@ -49,27 +60,42 @@ def test_the_same_callable_passes_with_no_error():
     assert report.findings == ()
     assert (report.samples, report.repeats, report.tolerance) == (2, REPEATS, TOLERANCES["fp32"])
     (output,) = report.outputs
-    assert (output.name, output.elements) == ("y", 2 * REPEATS * X.size)
+    assert report.calls == 2 * REPEATS + 2 * 4  # two threads, four times
+    assert (output.name, output.elements) == ("y", report.calls * X.size)
     assert (output.max_abs_error, output.max_rel_error, output.nonfinite_count) == (0, 0, 0)
     assert (output.mean_abs_error, output.rmse) == (0, 0)
     assert output.cosine == pytest.approx(1)
 
 
-def test_the_reference_is_asked_once_and_the_candidate_many_times_for_each_sample():
+def asking(asked: list[tuple[str, int]], name: str) -> Infer:
+    """The identity, which notes that it was asked, and what."""
+    return lambda tensors: asked.append((name, int(tensors["x"][0]))) or identity(tensors)
+
+
+def test_the_reference_is_asked_twice_and_the_candidate_many_times_in_turns_there_and_back():
     asked = []
-
-    def asking(name: str) -> Infer:
-        return lambda tensors: asked.append((name, int(tensors["x"][0]))) or identity(tensors)
-
     samples = [{"x": np.array([number])} for number in range(2)]
-    compare(asking("reference"), asking("candidate"), samples, repeats=3)
+    compare(asking(asked, "r"), asking(asked, "c"), samples, repeats=3, threads=1)
 
-    assert asked == [
-        ("reference", 0),
-        *3 * [("candidate", 0)],
-        ("reference", 1),
-        *3 * [("candidate", 1)],
-    ]
+    assert "".join(name + str(number) for name, number in asked) == "r0r1r0r1c0c1c1c0c0c1"
+
+
+def test_at_one_repeat_each_is_asked_once_for_each_sample_and_from_one_thread():
+    asked = []
+    samples = [{"x": np.array([number])} for number in range(3)]
+    report = compare(asking(asked, "r"), asking(asked, "c"), samples, repeats=1)
+
+    assert "".join(name + str(number) for name, number in asked) == "r0c0r1c1r2c2"
+    assert (report.calls, report.threads) == (3, 1)
+
+
+def test_more_samples_than_are_held_together_are_asked_window_by_window():
+    asked = []
+    samples = [{"x": np.array([number])} for number in range(WINDOW + 1)]
+    compare(identity, asking(asked, "c"), samples, repeats=2, threads=1)
+
+    window = list(range(WINDOW))
+    assert [number for _, number in asked] == [*window, *window[::-1], WINDOW, WINDOW]
 
 
 def test_nothing_seen_is_not_nothing_wrong():
@@ -116,9 +142,10 @@ def test_another_shape_is_found_even_where_numpy_would_broadcast(shape):
         lambda _: {"y": np.zeros((3, 4))}, lambda _: {"y": np.zeros(shape)}, [{"x": X}]
     )
 
-    (finding,) = report.findings
+    finding = report.findings[0]
     assert (finding.kind, finding.output, finding.sample) == ("shape", "y", 0)
     assert f"{list(shape)}, not [3, 4]" in finding.sentence
+    assert kinds(report) == ({"shape", "transposed"} if shape == (4, 3) else {"shape"})
 
 
 def test_an_element_beyond_the_tolerance_is_found_with_its_place_and_both_values():
@@ -472,20 +499,184 @@ def test_samples_are_read_one_at_a_time():
     assert judged == [0, 1, 2]
 
 
-def test_samples_are_not_held_together():
+@pytest.mark.parametrize(("repeats", "most"), [(1, 1), (2, WINDOW)])
+def test_only_so_many_samples_are_held_together(repeats, most):
     import weakref
 
     held = []
 
     def samples() -> Iterator[Tensors]:
-        for _ in range(4):
+        for _ in range(3 * WINDOW):
             alive = sum(reference() is not None for reference in held)
-            assert alive <= 1, f"{alive} samples are still held"
+            assert alive <= most, f"{alive} samples are still held"
             array = np.ones(8, np.float32)
             held.append(weakref.ref(array))
             yield {"x": array}
             del array
 
-    report = compare(lambda _: {"y": X}, lambda _: {"y": X}, samples(), repeats=2)
+    report = compare(lambda _: {"y": X}, lambda _: {"y": X}, samples(), repeats=repeats)
 
-    assert report.samples == 4
+    assert report.samples == 3 * WINDOW
+
+
+def one(right, given, **options) -> OutputParity:
+    """How one output differs that is asked once."""
+    options = {"repeats": 1, **options}
+    report = compare(lambda _: {"y": right}, lambda _: {"y": given}, [{}], **options)
+    return report.outputs[0]
+
+
+def test_the_elementwise_error_is_relative_to_the_element_and_a_thousandth_of_the_largest():
+    output = one(np.array([100.0, 1.0, 0.0]), np.array([100.0, 1.1, 0.1]))
+
+    wanted = np.array([0, 0.1 / (1 + 0.1), 0.1 / 0.1])
+    assert output.max_elementwise_error == pytest.approx(1)
+    assert output.mean_elementwise_error == pytest.approx(wanted.mean())
+
+
+def test_the_signal_to_noise_ratio_is_in_decibels_of_power():
+    assert one(np.ones(8), np.full(8, 1.01)).snr_db == pytest.approx(40)
+    assert one(np.ones(8), np.ones(8)).snr_db == pytest.approx(319, abs=0.1)
+    assert one(np.zeros(8), np.ones(8)).snr_db == -math.inf
+
+
+def test_the_share_outside_the_tolerance_counts_what_is_not_finite_too():
+    right = np.ones(10)
+    given = np.array([1, 1, 1, 1, 1, 1, 1, 2, 3, math.nan])
+
+    assert one(right, given).outside_share == pytest.approx(0.3)
+
+
+def test_what_is_not_finite_is_counted_on_both_sides():
+    output = one(np.array([1, math.inf, math.nan]), np.array([math.inf, math.inf, 1.0]))
+
+    assert (output.reference_nonfinite, output.candidate_nonfinite) == (2, 2)
+    assert output.nonfinite_count == 2
+
+
+def test_agreement_counts_the_rows_whose_largest_is_in_the_same_place():
+    right = np.eye(8)
+    given = right.copy()
+    given[0] = [0.5, 1, 0, 0, 0, 0, 0, 0]  # second
+    given[1] = [6, 0, 5, 4, 3, 2, 1, 9]  # last
+    output = one(right, given)
+
+    assert output.argmax_agreement == pytest.approx(6 / 8)
+    assert output.top5_agreement == pytest.approx(7 / 8)
+
+
+def test_a_tie_is_given_the_benefit_on_either_side():
+    assert one(np.array([[1.0, 1, 0]]), np.array([[1.0, 1.1, 0]])).argmax_agreement == 1
+    assert one(np.array([[1.0, 0.9, 0]]), np.array([[1.0, 1, 0]])).argmax_agreement == 1
+    assert one(np.array([[1.0, 0.9, 0]]), np.array([[1.0, 1.1, 0]])).argmax_agreement == 0
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 1), (0, 3)])
+def test_where_there_are_no_classes_there_is_no_agreement(shape):
+    assert one(np.zeros(shape), np.zeros(shape)).argmax_agreement is None
+    assert one(np.zeros((3, 5)), np.zeros((3, 5))).top5_agreement is None
+    assert one(np.zeros((3, 5), int), np.zeros((3, 5), int)).argmax_agreement is None
+
+
+def test_the_first_wrong_element_is_told_with_both_values_to_the_last_digit():
+    output = one(np.array([[1, 2**53 + 1], [0, 0]]), np.array([[1, 2**53], [9, 0]]))
+
+    wanted = Element(sample=0, index=(0, 1), reference=str(2**53 + 1), candidate=str(2**53))
+    assert output.first_wrong == wanted
+    assert one(X, X).first_wrong is None
+
+
+def test_an_output_may_have_a_tolerance_of_its_own():
+    def both(value: float) -> Infer:
+        return lambda _: {"a": np.array([value]), "b": np.array([value])}
+
+    report = compare(both(1.0), both(1.05), [{}], tolerance={"a": 0.1})
+
+    assert [(finding.kind, finding.output) for finding in report.findings] == [("tolerance", "b")]
+    assert [output.tolerance for output in report.outputs] == [0.1, TOLERANCES["fp32"]]
+
+
+def test_an_unknown_precision_is_refused():
+    with pytest.raises(InvalidInputError, match="no tolerance for 'fp12'"):
+        compare(identity, identity, [{"x": X}], precision="fp12")
+
+
+@pytest.mark.parametrize("threads", [0, -1])
+def test_less_than_one_thread_is_refused(threads):
+    with pytest.raises(InvalidInputError, match="threads="):
+        compare(identity, identity, [{"x": X}], threads=threads)
+
+
+def test_noise_is_measured_and_judged_by_that_of_the_reference():
+    def swinging(share: float) -> Infer:
+        calls = count()
+        return lambda _: {"y": np.array([1 + share * (next(calls) % 2)])}
+
+    calm = compare(always(1, dtype=float), swinging(6e-4), [{}])
+    noisy = compare(swinging(6e-4), swinging(6e-4), [{}])
+
+    assert kinds(calm) == {"nondeterministic"}
+    assert noisy.passed
+    assert noisy.outputs[0].noise == pytest.approx(6e-4, rel=0.01)
+    assert noisy.outputs[0].reference_noise == pytest.approx(6e-4, rel=0.01)
+
+
+def test_it_stops_at_the_first_thing_wrong_where_it_is_told_to():
+    asked = []
+
+    def wrong(tensors: Tensors) -> Tensors:
+        asked.append(tensors)
+        return {"y": tensors["x"] + len(asked) // 3}
+
+    report = compare(identity, wrong, 9 * [{"x": X}], stop_when_failed=True)
+
+    assert not report.passed
+    assert len(asked) == 3
+
+
+def test_a_constant_of_the_candidates_own_is_left_as_it_is():
+    anchors = X.copy()
+
+    def candidate(tensors: Tensors) -> Tensors:
+        return {"anchors": anchors, "y": tensors["x"] @ anchors.T}
+
+    report = compare(candidate, candidate, [{"x": X}, {"x": 2 * X}])
+
+    assert report.passed
+    assert np.array_equal(anchors, X)
+
+
+def test_a_buffer_that_is_written_in_full_at_each_call_passes_on_one_thread():
+    buffer = np.empty_like(X)
+
+    def reusing(tensors: Tensors) -> Tensors:
+        buffer[:] = tensors["x"]
+        return {"y": buffer}
+
+    assert compare(identity, reusing, [{"x": X}, {"x": 2 * X}], threads=1).passed
+
+
+def test_complex_numbers_are_compared_by_the_length_of_their_difference():
+    right = np.array([3 + 4j, 1])
+
+    assert one(right, right).max_abs_error == 0
+    assert one(right, right + np.array([0, 3 - 4j])).max_abs_error == pytest.approx(5)
+
+
+def test_ragged_outputs_are_compared_and_their_index_starts_with_the_item():
+    right = [np.zeros(3), np.zeros((2, 2))]
+    given = [np.zeros(3), np.array([[0, 0], [1, 0]])]
+
+    assert one(right, right).max_abs_error == 0
+    assert one(right, given).first_wrong.index == (1, 1, 0)
+
+
+@given(array=ARRAYS, block=st.integers(1, 5))
+def test_the_numbers_do_not_depend_on_how_the_array_is_cut(array, block):
+    whole = measure.measure(array, array[::-1], 1e-3)
+    with mock.patch.object(measure, "BLOCK", block):
+        pieces = measure.measure(array, array[::-1], 1e-3)
+
+    for field in dataclasses.fields(whole):
+        wanted = getattr(whole, field.name)
+        assert getattr(pieces, field.name) == (wanted and pytest.approx(wanted)), field.name

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import onnx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mlflow_e2eai import compare, convert, graphs
 from mlflow_e2eai.artifacts import PRECISIONS, Axis
 from mlflow_e2eai.errors import ArtifactError, InvalidInputError, PrecisionError
 from mlflow_e2eai.files import sha256_of
+from mlflow_e2eai.precision import to_fp16
 from mlflow_e2eai.runners import onnxruntime_runner
 
 AXES = (Axis("N", min=1, opt=2, max=4),)
@@ -58,6 +63,63 @@ OVERFLOWS = """
 main (float[N, 3] x) => (float[N, 3] y)
 <float big = {1000000.0}> {
     y = Mul(x, big)
+}"""
+
+SHARED_WEIGHT = """
+main (float[N, 3] x) => (float[N, 3] y)
+<float[3, 3] w = {0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 1, 2}> {
+    [first] a = MatMul(x, w)
+    [second] b = MatMul(a, w)
+    [third] y = MatMul(b, w)
+}"""
+
+CONSTANT_NODE = """
+main (float[N, 3] x) => (float[N, 3] y) {
+    [big] c = Constant <value_float: float = 100000.0> ()
+    [more] d = Constant <value = float {100000.0}> ()
+    [up] a = Mul(x, d)
+    [down] y = Div(a, d)
+}"""
+
+READ_TWICE = """
+main (float[N, 3] x) => (float[N, 3] y) {
+    [start] a = Sqrt(x)
+    [square] b = Mul(a, a)
+    [twice] c = Add(a, a)
+    y = Sub(b, c)
+}"""
+
+LARGE_BETWEEN = """
+main (float[N, 3] x) => (float[N, 3] y) <float big = {60000.0}> {
+    [start] a = Mul(x, big)
+    [up] b = Mul(a, big)
+    [down] c = Div(b, big)
+    [end] y = Div(c, big)
+}"""
+
+NO_NAMES = """
+main (float[N, 3] x) => (float[N, 3] y)
+<float[3, 3] w = {0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 1, 2}> {
+    a = MatMul(x, w)
+    [MatMul_0] b = Relu(a)
+    y = Neg(b)
+}"""
+
+NAME_INSIDE = """
+main (float[N, 3] x, bool flag) => (float[N, 3] y) {
+    [same] a = Exp(x)
+    y = If (flag) <
+        then_branch = yes () => (float[N, 3] p) { [same] p = Relu(a) },
+        else_branch = no () => (float[N, 3] q) { q = Neg(a) }
+    >
+}"""
+
+OUTSIDE_IN_FP16 = """
+main (float[N, 3] x) => (float[N, 3] y, float[N, 3] z) {
+    [other] z = Exp(x)
+    [cast] a = Cast <to: int = 10> (x)
+    [back] b = Cast <to: int = 1> (a)
+    [last] y = Neg(b)
 }"""
 
 ONLY_INTEGERS = """
@@ -219,3 +281,132 @@ def test_a_converter_that_fails_leaves_no_file(fault, graph, out, monkeypatch):
     with pytest.raises(PrecisionError, match=sentences[fault]):
         convert(source, "fp16", out=out)
     assert list(out.parent.iterdir()) == [source.path]
+
+
+# Nodes that stay in fp32
+
+
+def arrays(model, sample):
+    with onnxruntime_runner(model) as infer:
+        return infer(sample)
+
+
+def assert_same_numbers(source, made, sample):
+    before, after = arrays(source.path, sample), arrays(made, sample)
+    for name, value in before.items():
+        np.testing.assert_array_equal(value, after[name])
+
+
+WITH_FLOATS = [
+    *(TWO_LAYERS, OUTPUT_IS_READ_INSIDE, INPUT_IS_AN_OUTPUT, INTEGER_INPUT, OVERFLOWS),
+    *(SHARED_WEIGHT, CONSTANT_NODE, READ_TWICE, LARGE_BETWEEN, NO_NAMES, OUTSIDE_IN_FP16),
+]
+
+
+@pytest.mark.parametrize("text", WITH_FLOATS)
+def test_with_every_node_kept_the_numbers_are_those_of_fp32(text, graph, out):
+    source = graph(text)
+    model = graphs.read(source.path)
+    graphs.write(to_fp16(model, keep_fp32=graphs.node_names(model)), out)
+    assert_same_numbers(source, out, sample_for(source))
+
+
+@pytest.mark.parametrize("text", WITH_FLOATS)
+def test_with_any_nodes_kept_the_graph_loads_and_keeps_its_interface(text, graph, out):
+    source = graph(text)
+    known = graphs.node_names(graphs.read(source.path))
+    for count in range(len(known) + 1):
+        for keep in itertools.combinations(known, count):
+            model = to_fp16(graphs.read(source.path), keep_fp32=keep)
+            graphs.write(model, out)
+            assert graphs.interface(model) == (source.inputs, source.outputs)
+            assert set(arrays(out, sample_for(source))) == {spec.name for spec in source.outputs}
+
+
+def test_a_kept_node_has_its_weight_in_fp32_though_others_share_it(graph, out):
+    convert(graph(SHARED_WEIGHT), "fp16", out=out, keep_fp32=["second"])
+    model = onnx.load(out)
+    types = {weight.name: weight.data_type for weight in model.graph.initializer}
+    reads = [types[node.input[1]] for node in model.graph.node if node.op_type == "MatMul"]
+    half, single = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
+    assert reads == [half, single, half]
+
+
+def test_a_weight_that_only_kept_nodes_read_is_there_once(graph, out):
+    convert(graph(TWO_LAYERS), "fp16", out=out, keep_fp32=["MatMul_0"])
+    weights = onnx.load(out).graph.initializer
+    half, single = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
+    assert sorted(weight.data_type for weight in weights) == sorted([half, single])
+
+
+def test_a_kept_node_has_its_constant_in_fp32(graph, out):
+    source = graph(CONSTANT_NODE)
+    made = convert(source, "fp16", out=out, keep_fp32=["up"])
+    numbers = arrays(out, {"x": X})["y"]
+    np.testing.assert_allclose(numbers, X * 100000 / 65504, rtol=1e-2)  # `down` has fp16's largest
+    assert made.precision == "fp16"
+
+
+def test_a_value_between_kept_nodes_is_never_in_fp16(graph, out):
+    source = graph(LARGE_BETWEEN)
+    made = convert(source, "fp16", out=out, keep_fp32=["up", "down"])
+    assert report_on(source, made, precision="fp16").passed
+    model = onnx.load(out)
+    (up,) = (node for node in model.graph.node if node.name == "up")
+    (down,) = (node for node in model.graph.node if node.name == "down")
+    assert down.input[0] == up.output[0]
+
+
+def test_casts_of_the_graphs_own_are_left_alone(graph, out):
+    """A graph that rounds on purpose goes on rounding."""
+    source = graph(OUTSIDE_IN_FP16)
+    sample = {"x": np.full((1, 3), 1 / 3, dtype=np.float32)}
+    convert(source, "fp16", out=out, keep_fp32=["cast", "back", "last"])
+    expected = -sample["x"].astype(np.float16).astype(np.float32)
+    np.testing.assert_array_equal(arrays(out, sample)["y"], expected)
+
+
+def test_nodes_without_names_are_kept_by_the_names_that_they_get(graph, out):
+    source = graph(NO_NAMES)
+    known = graphs.node_names(graphs.read(source.path))
+    assert known == ["MatMul_0_0", "MatMul_0", "Neg_2"]
+    convert(source, "fp16", out=out, keep_fp32=[known[0]])
+    (weight,) = onnx.load(out).graph.initializer
+    assert weight.data_type == onnx.TensorProto.FLOAT
+
+
+def test_a_node_inside_a_subgraph_is_not_taken_for_its_namesake(graph, out):
+    source = graph(NAME_INSIDE)
+    convert(source, "fp16", out=out, keep_fp32=["same"])
+    assert set(arrays(out, sample_for(source))) == {"y"}
+
+
+def test_keeping_everything_is_refused_as_it_would_say_fp16_and_not_be_it(graph, out):
+    source = graph(TWO_LAYERS)
+    with pytest.raises(PrecisionError, match="nothing that fp16 could hold"):
+        convert(source, "fp16", out=out, keep_fp32=graphs.node_names(graphs.read(source.path)))
+    assert not out.exists()
+
+
+def test_a_node_that_there_is_not_cannot_be_kept(graph, out):
+    with pytest.raises(InvalidInputError, match="no node 'nothing' to keep"):
+        convert(graph(TWO_LAYERS), "fp16", out=out, keep_fp32=["MatMul_0", "nothing"])
+    assert not out.exists()
+
+
+def test_the_order_of_the_kept_nodes_does_not_matter(graph, tmp_path):
+    source = graph(TWO_LAYERS)
+    keep = ["MatMul_0", "Relu_1"]
+    one = convert(source, "fp16", out=tmp_path / "a", keep_fp32=keep)
+    other = convert(source, "fp16", out=tmp_path / "b", keep_fp32=keep[::-1])
+    assert one.sha256 == other.sha256
+
+
+@given(st.lists(st.tuples(st.sampled_from(["", "a", "a_1", "Relu_0", "Relu_1"]), st.just("Relu"))))
+def test_every_node_gets_a_name_of_its_own_and_the_first_owner_keeps_its_name(nodes):
+    given_names = graphs.unique_names(nodes)
+    assert len(set(given_names)) == len(nodes) == len(given_names)
+    assert graphs.unique_names([(name, "Relu") for name in given_names]) == given_names
+    for own in {name for name, _ in nodes if name}:
+        first = next(place for place, (name, _) in enumerate(nodes) if name == own)
+        assert given_names[first] == own

@@ -126,12 +126,8 @@ def _name_nodes(graph: gs.Graph) -> None:
     GraphSurgeon takes two nodes for one when their names, operators, inputs and outputs are equal,
     and then unlinks the wrong one.
     """
-    taken: set[str] = set()
-    for position, node in enumerate(graph.nodes):
-        name = node.name or f"{node.op}_{position}"
-        while name in taken:
-            name = f"{name}_{position}"
-        taken.add(name)
+    names = graphs.unique_names((node.name or "", node.op) for node in graph.nodes)
+    for node, name in zip(graph.nodes, names, strict=True):
         node.name = name
     for inner in graph.subgraphs():
         _name_nodes(inner)

@@ -23,6 +23,7 @@ from mlflow_e2eai.tracking.lineage import (
     tag_model,
 )
 from mlflow_e2eai.tracking.models import log_artifact, signature_of
+from mlflow_e2eai.tracking.reports import log_report
 from mlflow_e2eai.tracking.runs import (
     NONFINITE,
     MlflowRecorder,
@@ -57,6 +58,7 @@ __all__ = [
     "link_output",
     "log_artifact",
     "log_metrics",
+    "log_report",
     "log_source",
     "open_inputs",
     "parity_metrics",

@@ -29,6 +29,18 @@ from mlflow_e2eai.tracking.server import check_server
 NONFINITE = "e2eai.nonfinite"
 """Tag of a run: the metrics that were not finite, and so were not stored as numbers."""
 
+_SMALL_IS_GOOD = (
+    "max_abs_error",
+    "max_rel_error",
+    "mean_abs_error",
+    "rmse",
+    "max_elementwise_error",
+    "mean_elementwise_error",
+    "outside_share",
+    "noise",
+)
+_LARGE_IS_GOOD = ("cosine", "snr_db", "argmax_agreement", "top5_agreement")
+
 _log = logging.getLogger(__name__)
 
 
@@ -204,10 +216,12 @@ def parity_metrics(evidence: Evidence) -> dict[str, float]:
     for report in evidence.parity.values():
         for output in report.outputs:
             place = f"parity/{_safe(output.name)}"
-            for name in ("max_abs_error", "max_rel_error", "mean_abs_error", "rmse"):
-                key = f"{place}/{name}"
-                metrics[key] = _worst(metrics.get(key), getattr(output, name), max)
-            metrics[f"{place}/cosine"] = _worst(metrics.get(f"{place}/cosine"), output.cosine, min)
+            for choose, names in ((max, _SMALL_IS_GOOD), (min, _LARGE_IS_GOOD)):
+                for name in names:
+                    # A field that says nothing of this output is None.
+                    if (value := getattr(output, name)) is not None:
+                        key = f"{place}/{name}"
+                        metrics[key] = _worst(metrics.get(key), value, choose)
             count = f"{place}/nonfinite_count"
             metrics[count] = metrics.get(count, 0) + output.nonfinite_count
     if evidence.measured:

@@ -1,0 +1,98 @@
+"""Questions and answers, as a comparison holds them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from mlflow_e2eai.artifacts import Array, Tensors
+from mlflow_e2eai.parity.measure import Measure
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One output as it was given, copied.
+
+    Attributes:
+        array: Its elements; those of a ragged output one after the other.
+        items: Shapes of a ragged output's items, or None.
+    """
+
+    array: Array
+    items: tuple[tuple[int, ...], ...] | None
+
+    @classmethod
+    def of(cls, value: Any) -> Answer:
+        """Copy an array, or a list of arrays whose shapes may differ."""
+        ragged = isinstance(value, (list, tuple)) or _holds_objects(value)
+        if ragged and any(isinstance(item, np.ndarray) for item in value):
+            items = [np.asarray(item) for item in value]
+            flat = np.concatenate([item.reshape(-1) for item in items])
+            return cls(flat, tuple(item.shape for item in items))
+        return cls(np.array(value), None)
+
+    @property
+    def shape(self) -> str:
+        """The shape for people."""
+        if self.items is None:
+            return str(list(self.array.shape))
+        return f"[{', '.join(str(list(item)) for item in self.items)}]"
+
+    def fits(self, other: Answer) -> bool:
+        """Whether both have the same shape."""
+        return self.array.shape == other.array.shape and self.items == other.items
+
+    def place(self, position: int) -> tuple[int, ...]:
+        """The index of an element, from its position in the flattened array."""
+        if self.items is None:
+            return tuple(int(i) for i in np.unravel_index(position, self.array.shape))
+        for number, shape in enumerate(self.items):
+            if position < math.prod(shape):
+                return (number, *(int(i) for i in np.unravel_index(position, shape)))
+            position -= math.prod(shape)
+        raise IndexError(position)
+
+    def value(self, position: int) -> Any:
+        """One element, as Python's own type."""
+        element = self.array.reshape(-1)[position]
+        return element.item() if isinstance(element, np.generic) else element
+
+
+@dataclass(slots=True)
+class Question:
+    """One sample, the right answers to it, and the first that the candidate gave.
+
+    Attributes:
+        number: Of the sample, from 0.
+        sample: The inputs.
+        right: The reference's answers by output.
+        first: The candidate's first answers, and how they measured.
+    """
+
+    number: int
+    sample: Tensors
+    right: Mapping[str, Answer]
+    first: dict[str, tuple[Answer, Measure]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Circumstances:
+    """What surrounded one call of the candidate.
+
+    Attributes:
+        before: The right answers to the question that it was asked before, if that was another.
+        poisoned: Outputs whose buffer was overwritten before the call.
+        threads: Threads that asked at once.
+    """
+
+    before: Mapping[str, Answer] = field(default_factory=dict)
+    poisoned: frozenset[str] = frozenset()
+    threads: int = 1
+
+
+def _holds_objects(value: Any) -> bool:
+    return isinstance(value, np.ndarray) and value.dtype.kind == "O"

@@ -1,0 +1,219 @@
+"""Who is asked what, when: samples in turns, warm, again and again, and from several threads."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from mlflow_e2eai.artifacts import Infer, Tensors
+from mlflow_e2eai.errors import InvalidInputError
+from mlflow_e2eai.parity.answers import Answer, Circumstances, Question
+from mlflow_e2eai.parity.judge import Judge
+from mlflow_e2eai.parity.measure import same_bits
+from mlflow_e2eai.parity.reasons import poison
+from mlflow_e2eai.parity.tolerances import limits_for
+from mlflow_e2eai.parity.values import ParityReport
+
+REPEATS = 10
+"""Times that each sample is asked."""
+
+WINDOW = 4
+"""Samples that are held together, to be asked in turns: as many as the corners of most profiles."""
+
+THREADED_ROUNDS = 4
+"""Times that all threads ask at once."""
+
+
+def compare(
+    reference: Infer,
+    candidate: Infer,
+    samples: Iterable[Tensors],
+    *,
+    precision: str = "fp32",
+    tolerance: float | Mapping[str, float] | None = None,
+    repeats: int = REPEATS,
+    threads: int = 2,
+    stop_when_failed: bool = False,
+) -> ParityReport:
+    """Hold a candidate's answers against a reference's.
+
+    Integers, booleans and texts must be equal. A number that is NaN or infinite in the reference
+    must be the same in the candidate. Outputs may be lists of arrays of any shapes.
+
+    A candidate is judged warm and repeatedly, because an engine was seen (TensorRT-RTX 1.6.1 on an
+    H100) whose first two answers were right and whose next 148 were not. Up to `WINDOW` samples are
+    asked in turns, there and back, so that every sample comes after itself, after another and,
+    where their shapes differ, after a change of shape: an answer of the call before is then seen to
+    be one. A buffer in which the candidate gives several answers is filled with NaN before each
+    call. It gets inputs of its own, which it must leave as they are. Give at least two samples with
+    different answers: with one, an old answer cannot be told from a new one.
+
+    Args:
+        reference: Gives the right answers; asked twice for each sample, to learn how far its own
+            answers differ, and once where `repeats` is 1.
+        candidate: Gives the answers to judge.
+        samples: Named inputs; read as they are needed, at most `WINDOW` held together, and one
+            where `repeats` is 1.
+        precision: The candidate's, one of `TOLERANCES`, which it chooses among.
+        tolerance: Largest error as a share of the reference output's largest magnitude, in place
+            of the precision's limits; or such numbers by output, the others keeping theirs.
+        repeats: Times to ask the candidate for each sample. All answers must agree with the
+            reference, and with each other: to a quarter of the tolerance, or three times what the
+            reference's own differ by. At 1 the candidate is no suspect: each sample is asked once,
+            from this thread.
+        threads: Threads that ask the first samples at once, a few times, where all was right so
+            far. Give 1 for a candidate that is made for one thread, as a TensorRT execution context
+            is.
+        stop_when_failed: Stop at the first thing that is wrong; the numbers are of what was asked.
+
+    Returns:
+        The report. It did not pass when there were no samples: nothing seen is not nothing wrong.
+
+    Raises:
+        InvalidInputError: `repeats` or `threads` is not positive, the precision is unknown, or a
+            tolerance is not a number of at least 0.
+    """
+    limits = limits_for(precision, tolerance)
+    if repeats < 1 or threads < 1:
+        msg = f"repeats={repeats} and threads={threads}; give at least 1."
+        raise InvalidInputError(msg)
+    judge = Judge(limits, stop_when_failed=stop_when_failed)
+    asker = _Asker(candidate, judge)
+    at_once = threads if repeats > 1 else 1
+    count = 0
+    for window in _windows(reference, samples, judge, WINDOW if repeats > 1 else 1):
+        count += len(window)
+        asker.ask_in_turns(window, repeats)
+        if count == len(window) and at_once > 1 and not judge.findings:
+            _ask_at_once(candidate, judge, window, at_once)
+        window.clear()  # or it would be held while the next is read
+        if judge.done:
+            break
+    outputs = judge.results()
+    if not count:
+        judge.add("no_samples", sentence="There were no samples, so nothing was compared.")
+    elif not outputs and not judge.findings:
+        judge.add("no_outputs", sentence="The reference has no outputs, so nothing was compared.")
+    return ParityReport(
+        outputs=outputs,
+        findings=tuple(judge.findings.values()),
+        samples=count,
+        repeats=repeats,
+        tolerance=limits.default,
+        calls=judge.calls,
+        threads=at_once,
+    )
+
+
+def _windows(
+    reference: Infer, samples: Iterable[Tensors], judge: Judge, size: int
+) -> Iterator[list[Question]]:
+    """Samples in lists, with the reference's answers; asked twice where there is to be noise."""
+    numbered = enumerate(samples)
+    while window := [
+        Question(number, sample, _answers(reference(_copies(sample))))
+        for number, sample in itertools.islice(numbered, size)
+    ]:
+        if size > 1:
+            for question in window:
+                judge.reference(question, _answers(reference(_copies(question.sample))))
+            del question
+        yield window
+
+
+@dataclass(slots=True)
+class _Asker:
+    """Asks the candidate, and keeps what the next call may be caught at."""
+
+    candidate: Infer
+    judge: Judge
+    before: tuple[int, Mapping[str, Answer]] = (-1, MappingProxyType({}))
+    raw: Tensors = field(default_factory=dict)
+    given: Mapping[str, Answer] = field(default_factory=dict)
+    reused: frozenset[str] = frozenset()
+
+    def ask_in_turns(self, window: Sequence[Question], repeats: int) -> None:
+        """Ask every question `repeats` times, there and back."""
+        for turn in range(repeats):
+            for question in window if turn % 2 == 0 else reversed(window):
+                if not self.judge.done:
+                    self.ask(question)
+
+    def ask(self, question: Question) -> None:
+        """Ask once, and have the answer judged."""
+        for name in self.reused:
+            self.raw[name].fill(poison(self.raw[name]))
+        inputs = _copies(question.sample)
+        raw = self.candidate(inputs)
+        given = _answers(raw)
+        self._check_inputs(question, inputs)
+        number, right = self.before
+        before = right if number != question.number else {}
+        self.judge.answer(question, given, Circumstances(before, self.reused))
+        self.reused = frozenset(name for name in raw if self._is_reused(name, raw[name]))
+        self.before, self.raw, self.given = (question.number, question.right), raw, given
+
+    def _check_inputs(self, question: Question, inputs: Tensors) -> None:
+        for name, array in inputs.items():
+            if not same_bits(array, np.asarray(question.sample[name])):
+                sentence = f"Sample {question.number}: the candidate wrote into its input {name!r}."
+                self.judge.add(
+                    "changed_input", output=name, sample=question.number, sentence=sentence
+                )
+
+    def _is_reused(self, name: str, value: Any) -> bool:
+        """Whether an array is the buffer of the call before, with another answer in it.
+
+        One that never changes may be a constant of the model, which poison would spoil.
+        """
+        old = self.raw.get(name)
+        if not (isinstance(value, np.ndarray) and isinstance(old, np.ndarray)):
+            return False
+        if not value.flags.writeable or value.dtype.kind not in "fcbiu":
+            return False
+        if name in self.reused:
+            return np.may_share_memory(value, old)
+        return np.may_share_memory(value, old) and not same_bits(old, self.given[name].array)
+
+
+def _ask_at_once(candidate: Infer, judge: Judge, window: Sequence[Question], threads: int) -> None:
+    """Ask from several threads in the same moment, each another sample where there are several.
+
+    Answers are copied when all have come, as whoever shares a candidate among threads would see
+    them.
+    """
+    around = Circumstances(threads=threads)
+    with ThreadPoolExecutor(threads) as pool:
+        for turn in range(THREADED_ROUNDS):
+            together = threading.Barrier(threads)
+
+            def ask(question: Question, together: threading.Barrier = together) -> Tensors:
+                inputs = _copies(question.sample)
+                together.wait()
+                return candidate(inputs)
+
+            questions = [window[(turn + at) % len(window)] for at in range(threads)]
+            futures: list[Future[Tensors]] = [pool.submit(ask, each) for each in questions]
+            for question, future in zip(questions, futures, strict=True):
+                if error := future.exception():
+                    sentence = f"It fails when {threads} threads ask at once: {error}"
+                    judge.add("threads", sample=question.number, sentence=sentence)
+            if any(future.exception() for future in futures):
+                return
+            for question, future in zip(questions, futures, strict=True):
+                judge.answer(question, _answers(future.result()), around)
+
+
+def _copies(sample: Tensors) -> dict[str, Any]:
+    return {name: np.array(value) for name, value in sample.items()}
+
+
+def _answers(raw: Tensors) -> dict[str, Answer]:
+    return {name: Answer.of(value) for name, value in raw.items()}

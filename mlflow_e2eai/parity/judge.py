@@ -1,0 +1,196 @@
+"""Answers -> sums and findings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from mlflow_e2eai.parity.answers import Answer, Circumstances, Question
+from mlflow_e2eai.parity.measure import Measure, is_exact, measure, same_bits
+from mlflow_e2eai.parity.reasons import reasons
+from mlflow_e2eai.parity.tolerances import FEW, NOISE_FACTOR, NOISE_SHARE, Limits
+from mlflow_e2eai.parity.values import Element, Finding, Kind, OutputParity
+
+
+@dataclass(slots=True)
+class _Totals:
+    sums: Measure = field(default_factory=Measure)
+    noise: float = 0.0
+    first_wrong: Element | None = None
+    exact: bool = False
+
+
+@dataclass(slots=True)
+class Judge:
+    """Sums over one comparison, so that samples need not be kept."""
+
+    limits: Limits
+    stop_when_failed: bool = False
+    totals: dict[str, _Totals] = field(default_factory=dict)
+    reference_noise: dict[str, float] = field(default_factory=dict)
+    findings: dict[tuple[Kind, str | None], Finding] = field(default_factory=dict)
+    calls: int = 0
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing more is to be asked."""
+        return self.stop_when_failed and bool(self.findings)
+
+    def add(
+        self,
+        kind: Kind,
+        *,
+        sentence: str,
+        output: str | None = None,
+        sample: int | None = None,
+        index: tuple[int, ...] | None = None,
+    ) -> None:
+        """Keep the first finding of each kind for each output: the rest says the same again."""
+        finding = Finding(kind=kind, output=output, sample=sample, index=index, sentence=sentence)
+        self.findings.setdefault((kind, output), finding)
+
+    def reference(self, question: Question, again: Mapping[str, Answer]) -> None:
+        """Hold the reference's second answer against its first: the scale of all noise."""
+        for name, right in question.right.items():
+            noise = _noise(right, again[name]) if name in again else math.inf
+            self.reference_noise[name] = max(noise, self.reference_noise.get(name, 0.0))
+            if noise > (0.0 if is_exact(right.array) else self.limits.of(name)):
+                sentence = (
+                    f"Sample {question.number}, output {name!r}: the reference's own two answers "
+                    f"differ by {noise:.3g} of their largest magnitude; take randomness out of it."
+                )
+                self.add("noisy_reference", output=name, sample=question.number, sentence=sentence)
+
+    def answer(
+        self, question: Question, given: Mapping[str, Answer], around: Circumstances
+    ) -> None:
+        """Hold one answer of the candidate against the reference's, and against its own first."""
+        self.calls += 1
+        number, right = question.number, question.right
+        for name in right.keys() - given.keys():
+            sentence = f"Sample {number}: output {name!r} is missing; there are {sorted(given)}."
+            self.add("missing_output", output=name, sample=number, sentence=sentence)
+        for name in given.keys() - right.keys():
+            sentence = f"Sample {number}: output {name!r} is not one of {sorted(right)}."
+            self.add("unexpected_output", output=name, sample=number, sentence=sentence)
+        for name in right:
+            if name in given:
+                self._output(question, name, given, around)
+
+    def results(self) -> tuple[OutputParity, ...]:
+        """The sums of every output, whose error over all samples is judged here."""
+        for name, totals in self.totals.items():
+            self._total_error(name, totals)
+        return tuple(
+            totals.sums.result(
+                name,
+                tolerance=0.0 if totals.exact else self.limits.of(name),
+                noise=totals.noise,
+                reference_noise=self.reference_noise.get(name, 0.0),
+                first_wrong=totals.first_wrong,
+            )
+            for name, totals in self.totals.items()
+        )
+
+    def _total_error(self, name: str, totals: _Totals) -> None:
+        """Find an error that shows in no one element, but in all together."""
+        sums, limit = totals.sums, self.limits.noise_to_signal_of(name)
+        known = {("tolerance", name), ("nonfinite", name)} & self.findings.keys()
+        if known or totals.exact or sums.elements < FEW or sums.noise_to_signal <= limit:
+            return
+        sentence = (
+            f"Output {name!r}: over all samples the error's root mean square is "
+            f"{sums.noise_to_signal:.3g} of the reference's (limit {limit:g})."
+        )
+        self.add("snr", output=name, sentence=sentence)
+
+    def _output(
+        self, question: Question, name: str, given: Mapping[str, Answer], around: Circumstances
+    ) -> None:
+        right, answer, number = question.right[name], given[name], question.number
+        if right.array.dtype != answer.array.dtype:
+            dtypes = f"{answer.array.dtype}, not {right.array.dtype}"
+            sentence = f"Sample {number}, output {name!r}: {dtypes}."
+            self.add("dtype", output=name, sample=number, sentence=sentence)
+        if not right.fits(answer):
+            sentence = f"Sample {number}, output {name!r}: shape {answer.shape}, not {right.shape}."
+            self.add("shape", output=name, sample=number, sentence=sentence)
+            found = None
+        else:
+            found = self._measured(question, name, answer)
+            self._wrong(question, name, answer, found)
+        if name in question.first:
+            self._again(question, name, answer)
+        if found is None or not found.right:
+            for kind, reason in reasons(question.right, name, given, around, self.limits.of(name)):
+                sentence = f"Sample {number}, output {name!r}: {reason}."
+                self.add(kind, output=name, sample=number, sentence=sentence)
+
+    def _measured(self, question: Question, name: str, answer: Answer) -> Measure:
+        right = question.right[name].array
+        totals = self.totals.setdefault(name, _Totals(exact=is_exact(right)))
+        first, found = question.first.get(name, (None, None))
+        if first is None or found is None or not same_bits(first.array, answer.array):
+            found = measure(right, answer.array, self.limits.of(name))
+        if first is None:
+            question.first[name] = (answer, found)
+        totals.sums.add(found)
+        return found
+
+    def _wrong(self, question: Question, name: str, answer: Answer, found: Measure) -> None:
+        """Say which elements are wrong."""
+        right, number, limit = question.right[name], question.number, self.limits.of(name)
+        totals = self.totals[name]
+        first = [position for position in (found.first, found.bad) if position is not None]
+        if first and totals.first_wrong is None:
+            totals.first_wrong = Element(
+                sample=number,
+                index=answer.place(min(first)),
+                reference=str(right.value(min(first))),
+                candidate=str(answer.value(min(first))),
+            )
+        places: dict[Kind, int | None] = {
+            "nonfinite": found.bad,
+            "tolerance": found.worst if found.outside else None,
+        }
+        for kind, position in places.items():
+            if position is None:
+                continue
+            place = answer.place(position)
+            values = f"{_text(answer.value(position))}, not {_text(right.value(position))}"
+            sentence = (
+                f"Sample {number}, output {name!r} at {list(place)}: {values} (limit {limit:g} of "
+                f"the largest magnitude)."
+            )
+            self.add(kind, output=name, sample=number, index=place, sentence=sentence)
+
+    def _again(self, question: Question, name: str, answer: Answer) -> None:
+        """Hold an answer against the candidate's own first one to the same question."""
+        first, _ = question.first[name]
+        noise = _noise(first, answer)
+        if name in self.totals:
+            self.totals[name].noise = max(self.totals[name].noise, noise)
+        reference = NOISE_FACTOR * self.reference_noise.get(name, 0.0)
+        allowed = 0.0 if is_exact(first.array) else NOISE_SHARE * self.limits.of(name)
+        if noise > max(allowed, reference):
+            sentence = (
+                f"Sample {question.number}, output {name!r}: two answers to the same question "
+                f"differ by {noise:.3g} of their largest magnitude "
+                f"(limit {max(allowed, reference):.3g})."
+            )
+            self.add("nondeterministic", output=name, sample=question.number, sentence=sentence)
+
+
+def _noise(one: Answer, other: Answer) -> float:
+    """Largest difference as a share of the largest magnitude; infinite for other shapes."""
+    if not one.fits(other):
+        return math.inf
+    if same_bits(one.array, other.array):
+        return 0.0
+    return measure(one.array, other.array, math.inf).noise
+
+
+def _text(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else repr(value)

@@ -1,0 +1,116 @@
+"""How much a right answer may differ, and where the numbers come from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from mlflow_e2eai.errors import InvalidInputError
+
+TOLERANCES: Mapping[str, float] = {
+    "fp32": 1e-3,
+    "tf32": 1e-2,
+    "fp16": 1e-2,
+    "bf16": 8e-2,
+    "int8": 1e-1,
+    "fp8": 2e-1,
+}
+"""Largest error by precision, as a share of the reference output's largest magnitude.
+
+A rounding error grows with the numbers that were summed, not with the number that is left of them,
+so the scale is the whole output's. The unit roundoff u is 2^-24 in fp32, 2^-11 in fp16 and TF32,
+and 2^-8 in bf16. A network of L layers with sums of n terms drifts by about u·sqrt(n·L) in fp32
+and, as sums are kept in fp32 there, u·sqrt(L) in the others: for ResNet-50 (L = 53, n <= 4608)
+3e-5, 3.6e-3 and 2.8e-2. Seen on an H100 with ResNet-50 and BERT: 3e-4 to 6e-4 in fp32 (where the
+reference itself may have been TF32), 1.5e-3 to 3.4e-3 in fp16, and 1.1e-2 from an engine that was
+wrong; the limits lie between.
+
+Of 256 steps over twice the largest magnitude, int8 is off by 1/(127·sqrt(12)) of it at each tensor,
+1.7e-2 after 53 layers; fp8 (E4M3) has u = 2^-4, of which a sum keeps u/sqrt(3), about 4e-2 a layer,
+most of it forgotten at each normalisation. The limits of these two stop what is broken; what they
+cost is for a task metric to say.
+"""
+
+NOISE_TO_SIGNAL: Mapping[str, float] = {
+    "fp32": 1e-4,
+    "tf32": 5e-3,
+    "fp16": 5e-3,
+    "bf16": 4e-2,
+    "int8": 1e-1,
+    "fp8": 2e-1,
+}
+"""Largest root mean square of the error by precision, as a share of that of the reference.
+
+Rounding errors are as likely up as down and seldom meet, so that over many elements they leave no
+more than u·sqrt(n·L) of the signal (see `TOLERANCES`), 3e-5 in fp32; the limit is three times that.
+It finds what no one element shows: weights that were rounded to fp16 leave 2.7e-4 in a network of
+three layers, and one channel of C scaled by 1.01 leaves up to 0.01/sqrt(C), 4.4e-4 of 512.
+For the other precisions it is half of the tolerance, as rounding alone comes near it.
+"""
+
+FEW = 64
+"""An error's root mean square over fewer elements scatters as much as its largest."""
+
+NOISE_SHARE = 0.25
+"""Two answers to one question may differ by this share of the tolerance.
+
+Only the order of sums differs between them, not the rounding of weights and activations, which is
+the greater part of the error that the tolerance admits.
+"""
+
+NOISE_FACTOR = 3.0
+"""Or by this many times what two answers of the reference differ by: the largest of about fifty
+differences is three times that of one pair, where noise is normal."""
+
+FLOOR = 1e-3
+"""Share of the sample's largest magnitude that is added to an element's own before errors are taken
+relative to it: what is left of a sum that cancelled has no digits to be relative to."""
+
+MAX_SNR_DB = 20 * math.log10(2**53)
+"""Signal-to-noise of numbers that are equal in float64's 53 bits: 319 dB."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one comparison allows.
+
+    Attributes:
+        default: Limit on the relative error where an output has none of its own.
+        noise_to_signal: Limit on the root mean square; infinite where the caller chose `default`.
+        outputs: Limits of outputs that have their own; no other limit holds for them.
+    """
+
+    default: float
+    noise_to_signal: float
+    outputs: Mapping[str, float]
+
+    def of(self, output: str) -> float:
+        """Limit on the relative error of an output."""
+        return self.outputs.get(output, self.default)
+
+    def noise_to_signal_of(self, output: str) -> float:
+        """Limit on the root mean square of an output's error."""
+        return math.inf if output in self.outputs else self.noise_to_signal
+
+
+def limits_for(precision: str, tolerance: float | Mapping[str, float] | None) -> Limits:
+    """The limits of a precision, with the caller's own in their place.
+
+    Raises:
+        InvalidInputError: The precision is unknown, or a tolerance is not a number of at least 0.
+    """
+    if precision not in TOLERANCES:
+        msg = f"There is no tolerance for {precision!r}; give one of {', '.join(TOLERANCES)}."
+        raise InvalidInputError(msg)
+    own = tolerance if isinstance(tolerance, Mapping) else {}
+    chosen = None if isinstance(tolerance, Mapping) else tolerance
+    for value in (*own.values(), *([] if chosen is None else [chosen])):
+        if not (math.isfinite(value) and value >= 0):
+            msg = f"tolerance={tolerance}; give a number of at least 0, or one for each output."
+            raise InvalidInputError(msg)
+    if chosen is not None:
+        return Limits(default=chosen, noise_to_signal=math.inf, outputs=own)
+    return Limits(
+        default=TOLERANCES[precision], noise_to_signal=NOISE_TO_SIGNAL[precision], outputs=own
+    )

@@ -1,0 +1,164 @@
+"""What a comparison says."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+Kind: TypeAlias = Literal[
+    "no_samples",
+    "no_outputs",
+    "missing_output",
+    "unexpected_output",
+    "dtype",
+    "shape",
+    "nonfinite",
+    "tolerance",
+    "snr",
+    "nondeterministic",
+    "noisy_reference",
+    "threads",
+    "stale",
+    "unwritten",
+    "swapped",
+    "transposed",
+    "changed_input",
+]
+"""What can be wrong.
+
+``threads``, ``stale``, ``unwritten``, ``swapped`` and ``transposed`` say how an answer came to be
+wrong, where that can be seen: only when several threads ask at once, the answer to the question
+before, elements that were never written, the numbers of another output, axes in another order. They
+stand beside the kind that says that it is wrong.
+``snr`` is an error too small for any one element to show, and ``noisy_reference`` a reference that
+does not agree with itself, against which nothing can be judged.
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One reason why a candidate did not pass.
+
+    Attributes:
+        kind: What is wrong.
+        output: Which output; None when it is about the whole answer. Of ``changed_input``, which
+            input.
+        sample: Number of the sample, from 0, or None when it is about none.
+        index: Position of the worst element in the output, or None.
+        sentence: The same for people, with both values.
+    """
+
+    kind: Kind
+    output: str | None = None
+    sample: int | None = None
+    index: tuple[int, ...] | None = None
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Element:
+    """One element on both sides.
+
+    Attributes:
+        sample: Number of the sample, from 0.
+        index: Position in the output; of a ragged output, the item comes first.
+        reference: The right value, as text that holds every digit.
+        candidate: The value given.
+    """
+
+    sample: int
+    index: tuple[int, ...]
+    reference: str
+    candidate: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputParity:
+    """How one output of the candidate differs from the reference, over all samples and repeats.
+
+    Attributes:
+        name: The output.
+        max_abs_error: Largest absolute difference.
+        max_rel_error: Largest absolute difference, as a share of the largest magnitude that the
+            reference has in the same sample. This is what the tolerance is held against.
+        mean_abs_error: Mean absolute difference.
+        rmse: Root of the mean squared difference.
+        cosine: Cosine of the angle between all of the reference and all of the candidate; 1 where
+            both are zero.
+        nonfinite_count: Elements that are NaN or infinite in one of them and not the same in the
+            other.
+        elements: Elements compared.
+        tolerance: The limit on `max_rel_error`; 0 for integers and booleans.
+        max_elementwise_error: Largest difference as a share of the element's own magnitude, to
+            which `tolerances.FLOOR` of the sample's largest is added.
+        mean_elementwise_error: Mean of the same.
+        snr_db: Signal-to-noise ratio, 10·log10(sum of squares of the reference / of the
+            differences), in decibels; at most `tolerances.MAX_SNR_DB`, which equal numbers have.
+        outside_share: Share of elements that differ by more than the tolerance allows.
+        argmax_agreement: Share of rows of the last axis whose largest element is in the same place
+            on both sides, ties given the benefit; None unless it may be a class axis (a floating
+            output of at least two axes, the last of them of at least two elements).
+        top5_agreement: Share of such rows where the reference's largest is among the candidate's
+            five largest; None where there are no more than five.
+        reference_nonfinite: Elements of the reference that are NaN or infinite.
+        candidate_nonfinite: The same of the candidate.
+        noise: Largest difference between two answers of the candidate to one question, as a share
+            of the largest magnitude.
+        reference_noise: The same of the reference; 0 where it was asked once.
+        first_wrong: The first element that is outside the tolerance, or None.
+    """
+
+    name: str
+    max_abs_error: float
+    max_rel_error: float
+    mean_abs_error: float
+    rmse: float
+    cosine: float
+    nonfinite_count: int
+    elements: int
+    tolerance: float = math.nan
+    max_elementwise_error: float = math.nan
+    mean_elementwise_error: float = math.nan
+    snr_db: float = math.nan
+    outside_share: float = math.nan
+    argmax_agreement: float | None = None
+    top5_agreement: float | None = None
+    reference_nonfinite: int = 0
+    candidate_nonfinite: int = 0
+    noise: float = 0.0
+    reference_noise: float = 0.0
+    first_wrong: Element | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParityReport:
+    """Whether a candidate gives the reference's numbers, and why not.
+
+    Attributes:
+        outputs: One entry for each output that could be compared.
+        findings: What is wrong, at most one of each kind for each output; empty when all is right.
+        samples: Samples compared.
+        repeats: Times that each was asked, one call at a time.
+        tolerance: The limit on `OutputParity.max_rel_error` where an output has none of its own.
+        calls: Answers of the candidate that were judged, those to several threads among them.
+        threads: Threads that asked at once; 1 where that was not tried.
+    """
+
+    outputs: tuple[OutputParity, ...]
+    findings: tuple[Finding, ...]
+    samples: int
+    repeats: int
+    tolerance: float
+    calls: int = 0
+    threads: int = 1
+
+    @property
+    def passed(self) -> bool:
+        """Whether there is nothing wrong."""
+        return not self.findings
+
+    @property
+    def max_abs_error(self) -> float:
+        """The largest absolute difference over all outputs; NaN when nothing could be compared."""
+        return max((output.max_abs_error for output in self.outputs), default=math.nan)

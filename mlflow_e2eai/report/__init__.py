@@ -1,0 +1,11 @@
+"""A bundle's evidence for people: in the terminal, as Markdown, as one HTML page, as pictures.
+
+All of it is made from a manifest alone, so that the same evidence gives the same page anywhere.
+"""
+
+from mlflow_e2eai.report.origin import Origin
+from mlflow_e2eai.report.page import html
+from mlflow_e2eai.report.pictures import plots
+from mlflow_e2eai.report.text import markdown, table
+
+__all__ = ["Origin", "html", "markdown", "plots", "table"]

@@ -1,0 +1,239 @@
+"""What a reader looks for first: the decision, every variant in one line, and what is wrong."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from mlflow_e2eai.bundle import Manifest
+from mlflow_e2eai.gates import Decision, Verdict
+from mlflow_e2eai.latency import Ratio
+from mlflow_e2eai.report import tables
+from mlflow_e2eai.report.facts import (
+    Row,
+    outcome_of,
+    reference_of,
+    rows_of,
+    task_names,
+    tuned,
+)
+from mlflow_e2eai.report.figures import interval_glyphs
+from mlflow_e2eai.report.markup import NONE, TIMES, Markup, element, error_text, sentence, time_text
+from mlflow_e2eai.report.tables import Column, Section, cell, group, head, number
+
+# Decision
+
+
+def decision_part(
+    manifest: Manifest, decision: Decision | None, ratios: Mapping[str, Ratio]
+) -> Markup:
+    """The answer in a word and a sentence, what it rests on, and each gate."""
+    word, kind, why = _answer(manifest, decision)
+    parts = [
+        element("p", tables.icon(kind), element("strong", word), class_=f"answer {kind}"),
+        element("p", why, class_="lead"),
+        _key_facts(manifest, ratios),
+    ]
+    if decision is not None and decision.verdicts:
+        parts.append(_gates(decision))
+    return element("div", *parts)
+
+
+def _answer(manifest: Manifest, decision: Decision | None) -> tuple[str, str, str]:
+    """The word, its sign, and the sentence that explains it."""
+    if decision is None:
+        return "Not decided yet", "open", f"No gates were held against this. {_summary(manifest)}"
+    count = len(decision.verdicts)
+    if decision.promoted:
+        return "Promoted", "passed", f"{_all(count)} passed. {_summary(manifest)}"
+    if not decision.verdicts:
+        return "Rejected", "failed", decision.reasons[0]
+    failed = sum(not verdict.passed for verdict in decision.verdicts)
+    return "Rejected", "failed", f"{failed} of {count} gates did not pass. {_summary(manifest)}"
+
+
+def _all(count: int) -> str:
+    return "The only gate" if count == 1 else f"All {count} gates"
+
+
+def _summary(manifest: Manifest) -> str:
+    outcomes = [outcome_of(entry) for entry in manifest.evidence if entry.sha256 is not None]
+    passed, failed = outcomes.count("passed"), outcomes.count("failed")
+    open_ = outcomes.count("unmeasured")
+    if not outcomes:
+        return "There is no evidence of any variant."
+    text = f"Of {len(outcomes)} variants, {passed} passed and {failed} failed"
+    return f"{text}; {open_} built and not measured here." if open_ else f"{text}."
+
+
+def _gates(decision: Decision) -> Markup:
+    # What did not pass is what the reader looks for.
+    order = sorted(decision.verdicts, key=lambda verdict: verdict.passed)
+    columns = [
+        Column("Gate"),
+        Column("Result"),
+        Column("Found", number=True),
+        Column("Wanted"),
+    ]
+    return tables.table("gates", "The gates", columns, [tables.body(map(_gate, order))])
+
+
+def _gate(verdict: Verdict) -> tuple[Markup, ...]:
+    found = "not measured" if verdict.found is None else _found(verdict.found)
+    return (
+        head(element("code", verdict.metric)),
+        cell(tables.verdict(passed=verdict.passed)),
+        number(found),
+        cell(verdict.wanted),
+    )
+
+
+def _found(value: float) -> str:
+    if math.isnan(value):
+        return "NaN (could not be told)"
+    return f"{value:.4g}" if math.isfinite(value) else "infinite"
+
+
+def _key_facts(manifest: Manifest, ratios: Mapping[str, Ratio]) -> Markup | None:
+    """Three numbers that say how it stands."""
+    rows = [row for row in rows_of(manifest) if row.outcome in ("passed", "failed")]
+    facts = []
+    wrong = [row for row in rows if row.max_abs_error is not None]
+    if wrong:
+        worst = max(wrong, key=lambda row: _badness(row.max_abs_error))
+        facts.append(("Largest error", error_text(worst.max_abs_error), worst.variant))
+    timed = [row for row in rows if row.outcome == "passed" and row.p50_ms is not None]
+    if timed:
+        best = min(timed, key=lambda row: row.p50_ms or 0.0)
+        facts.append(("Fastest that passed", f"{time_text(best.p50_ms)} ms", best.variant))
+        ratio = ratios.get(best.variant)
+        if ratio is not None:
+            facts.append(
+                ("Its time against PyTorch's", factor_text(ratio.value), bounds_text(ratio))
+            )
+    if not facts:
+        return None
+    items = (
+        element(
+            "div", element("dt", name), element("dd", value), element("dd", note, class_="note")
+        )
+        for name, value, note in facts
+    )
+    return element("dl", *items, class_="facts")
+
+
+def factor_text(value: float) -> str:
+    """A ratio for people."""
+    return f"{time_text(value)} {TIMES}"
+
+
+def bounds_text(ratio: Ratio) -> str:
+    """A ratio's interval for people."""
+    text = f"{time_text(ratio.low)} to {time_text(ratio.high)}"
+    return f"{text}, equal" if ratio.equal else text
+
+
+def _badness(error: float | None) -> float:
+    return -1.0 if error is None else (math.inf if math.isnan(error) else error)
+
+
+# Variants
+
+
+def variants_section(manifest: Manifest, ratios: Mapping[str, Ratio]) -> Section:
+    """Every variant in one line."""
+    tasks, report = task_names(manifest), tuned(manifest)
+    glyphs = interval_glyphs(ratios)
+    size = "" if report is None else f" at {report.items}"
+    reference = reference_of(manifest)
+    against = "the PyTorch module" if reference is None else reference
+    columns = [
+        Column("Variant"),
+        Column("Outcome"),
+        Column("Largest error", number=True),
+        *(Column(name, number=True) for name in tasks),
+        Column(f"Median{size}, ms", number=True),
+        Column("Ratio to reference", number=True),
+        Column(element("span", "Interval", class_="unseen")),
+    ]
+    caption = (
+        f"Largest absolute error over all comparisons, and latency{size} against {against}, with "
+        "the 99 % interval of the ratio; “equal” where it holds 1."
+    )
+    rows = (
+        group(row.variant, [_variant(row, tasks, ratios.get(row.variant), glyphs)])
+        for row in rows_of(manifest)
+    )
+    content = tables.table("variants-table", caption, columns, rows, kind="variants")
+    return "variants", "Variants", element("div", _filter(len(manifest.evidence)), content)
+
+
+def _variant(
+    row: Row, tasks: list[str], ratio: Ratio | None, glyphs: Mapping[str, Markup]
+) -> tuple[Markup, ...]:
+    said = (
+        NONE
+        if ratio is None
+        else element(
+            "span", factor_text(ratio.value), element("small", bounds_text(ratio)), class_="stack"
+        )
+    )
+    return (
+        head(element("code", row.variant)),
+        cell(tables.outcome(row.outcome)),
+        number(error_text(row.max_abs_error)),
+        *(number(_task(row.task.get(name))) for name in tasks),
+        number(time_text(row.p50_ms)),
+        number(said),
+        cell(glyphs.get(row.variant, ""), kind="glyphs"),
+    )
+
+
+def _task(value: float | None) -> str:
+    return NONE if value is None else f"{value:.4f}"
+
+
+def _filter(count: int) -> Markup:
+    """A field that narrows every table to some variants; shown by the script that serves it."""
+    return element(
+        "p",
+        element("label", "Show variants with", for_="filter"),
+        element("input", type="search", id="filter", autocomplete="off", spellcheck="false"),
+        element("output", f"{count} shown", for_="filter", id="filter-count"),
+        class_="filter",
+        id="filter-line",
+        hidden=True,
+    )
+
+
+# Findings
+
+
+def findings_section(manifest: Manifest) -> Section | None:
+    """What is wrong, and what was not measured: each sentence once, with the variants it is of."""
+    wrong: dict[str, list[str]] = {}
+    unmeasured: dict[str, list[str]] = {}
+    for entry in manifest.evidence:
+        said = wrong if entry.measured else unmeasured
+        reasons = [] if entry.reason is None else [entry.reason]
+        for text in dict.fromkeys([*reasons, *entry.findings]):
+            said.setdefault(sentence(text), []).append(entry.variant)
+    if not wrong and not unmeasured:
+        return None
+    parts = [
+        element(
+            "div", element("h3", title), element("dl", *map(_finding, said.items()), class_=kind)
+        )
+        for title, said, kind in (
+            ("What is wrong", wrong, "findings wrong"),
+            ("Built, and not measured here", unmeasured, "findings"),
+        )
+        if said
+    ]
+    return "findings", "Findings", element("div", *parts)
+
+
+def _finding(entry: tuple[str, list[str]]) -> Markup:
+    text, variants = entry
+    names = [element("dt", element("code", name)) for name in variants]
+    return element("div", *names, element("dd", text))

@@ -1,0 +1,122 @@
+"""One self-contained HTML page of a bundle's evidence."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Mapping
+from importlib.resources import files
+
+from mlflow_e2eai.bundle import Manifest
+from mlflow_e2eai.gates import Decision
+from mlflow_e2eai.latency import Ratio
+from mlflow_e2eai.report import deciding, making, measuring, tables
+from mlflow_e2eai.report.facts import ratios_of
+from mlflow_e2eai.report.markup import Markup, element
+from mlflow_e2eai.report.origin import Origin
+from mlflow_e2eai.report.tables import Section
+
+
+def html(
+    manifest: Manifest, decision: Decision | None = None, *, origin: Origin | None = None
+) -> str:
+    """A bundle's evidence as one page: the decision first, then all that it rests on.
+
+    The page asks nothing of the network, and its own policy forbids that and any script but its
+    one, which filters tables. The same arguments give the same page, byte for byte.
+
+    Args:
+        manifest: The bundle's manifest.
+        decision: What its gates said, if they were asked.
+        origin: Where the model stands in MLflow.
+
+    Returns:
+        The page's text, for a file in UTF-8.
+    """
+    origin = origin or Origin()
+    ratios = ratios_of(manifest)  # the one thing here that takes time
+    parts = _sections(manifest, origin, ratios)
+    head = _head(origin.title)
+    body = element(
+        "body",
+        element("a", "To the evidence", href="#decision", class_="skip"),
+        tables.icons(),
+        _header(origin, deciding.decision_part(manifest, decision, ratios)),
+        _navigation(parts),
+        element("main", *(_section(*part) for part in parts)),
+        _footer(manifest),
+        element("script", _file("page.js")),
+    )
+    return f"<!DOCTYPE html>\n{element('html', head, body, lang='en')}\n"
+
+
+def _sections(manifest: Manifest, origin: Origin, ratios: Mapping[str, Ratio]) -> list[Section]:
+    found = (
+        deciding.variants_section(manifest, ratios) if manifest.evidence else None,
+        deciding.findings_section(manifest),
+        measuring.latency_section(manifest),
+        measuring.pareto_section(manifest),
+        measuring.parity_section(manifest),
+        making.surgery_section(manifest),
+        making.interface_section(manifest),
+        making.lineage_section(manifest, origin),
+        making.environment_section(manifest),
+        making.reproduce_section(manifest, origin),
+    )
+    return [section for section in found if section is not None]
+
+
+def _head(title: str) -> Markup:
+    style, script = _file("page.css"), _file("page.js")
+    policy = (
+        f"default-src 'none'; style-src {_digest(style)}; script-src {_digest(script)}; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    return element(
+        "head",
+        element("meta", charset="utf-8"),
+        element("meta", http_equiv="Content-Security-Policy", content=policy),
+        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        element("meta", name="color-scheme", content="light dark"),
+        element("title", f"{title} · evidence"),
+        element("style", style),
+    )
+
+
+def _file(name: str) -> Markup:
+    """A file of this package, which is trusted as it is."""
+    return Markup((files("mlflow_e2eai.report") / name).read_text(encoding="utf-8"))
+
+
+def _digest(text: str) -> str:
+    """How a policy names one inline text."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def _header(origin: Origin, decided: Markup) -> Markup:
+    return element(
+        "header",
+        element("h1", origin.title),
+        element("section", decided, id="decision", aria_label="Decision"),
+    )
+
+
+def _navigation(parts: list[Section]) -> Markup:
+    links = (element("li", element("a", title, href=f"#{key}")) for key, title, _ in parts)
+    return element("nav", element("ul", *links), aria_label="On this page")
+
+
+def _section(key: str, title: str, content: Markup) -> Markup:
+    return element(
+        "section",
+        element("h2", title, id=f"{key}-heading"),
+        content,
+        id=key,
+        aria_labelledby=f"{key}-heading",
+    )
+
+
+def _footer(manifest: Manifest) -> Markup:
+    package, version = manifest.package_version, manifest.format_version
+    said = f"Written by mlflow_e2eai {package}, manifest format {version}."
+    return element("footer", element("p", said))

@@ -1,0 +1,50 @@
+"""The evidence as one table, for the terminal and as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mlflow_e2eai.bundle import Manifest
+from mlflow_e2eai.report.facts import OUTCOMES, rows_of, task_names, tuned
+
+
+def table(manifest: Manifest) -> str:
+    """One line a variant: largest error, task metrics, median latency, what it came to."""
+    return _aligned(_cells(manifest))
+
+
+def markdown(manifest: Manifest) -> str:
+    """The same as Markdown, which MLflow shows as a version's description."""
+    head, *rows = (f"| {' | '.join(row)} |" for row in _cells(manifest))
+    return "\n".join([head, "|---" * head.count(" | ") + "|---|", *rows])
+
+
+def _cells(manifest: Manifest) -> list[tuple[str, ...]]:
+    tasks = task_names(manifest)
+    report = tuned(manifest)
+    batch = "" if report is None else f" at {report.items}"
+    lines = [("variant", "max abs error", *tasks, f"p50 ms{batch}", "decision")]
+    lines += [
+        (
+            row.variant,
+            "-" if row.max_abs_error is None else f"{row.max_abs_error:.1e}",
+            *(f"{row.task[name]:.4f}" if name in row.task else "-" for name in tasks),
+            "-" if row.p50_ms is None else f"{row.p50_ms:.3f}",
+            OUTCOMES[row.outcome],
+        )
+        for row in rows_of(manifest)
+    ]
+    return lines
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
+    # Names to the left, numbers to the right.
+    lines = [
+        "  ".join(
+            cell.ljust(width) if at in (0, len(row) - 1) else cell.rjust(width)
+            for at, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])

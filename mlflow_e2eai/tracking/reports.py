@@ -1,0 +1,53 @@
+"""A bundle's evidence as artifacts of a run: one page, and pictures."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from mlflow_e2eai.bundle import Manifest
+from mlflow_e2eai.gates import Decision
+from mlflow_e2eai.report import Origin, html, plots
+from mlflow_e2eai.tracking.server import address
+
+
+def log_report(
+    manifest: Manifest,
+    decision: Decision | None = None,
+    *,
+    run_id: str,
+    name: str,
+    version: int | str | None,
+    model_id: str,
+    model_ids: Mapping[str, str] | None = None,
+) -> None:
+    """Write ``report.html`` and the plots on a run.
+
+    Args:
+        manifest: The bundle.
+        decision: What the gates said; None before they were asked.
+        run_id: The run.
+        name: Name of the model.
+        version: Its version, where it is registered.
+        model_id: LoggedModel of the bundle.
+        model_ids: LoggedModels of its files, by digest.
+    """
+    from mlflow import MlflowClient
+
+    client = MlflowClient()
+    origin = Origin(
+        name=name,
+        version=None if version is None else str(version),
+        model_id=model_id,
+        run_id=run_id,
+        experiment_id=str(client.get_run(run_id).info.experiment_id),
+        model_ids=model_ids or {},
+        tracking_uri=address(),
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        page = html(manifest, decision, origin=origin)
+        Path(folder, "report.html").write_text(page, encoding="utf-8")
+        for file, content in plots(manifest).items():
+            Path(folder, file).write_bytes(content)
+        client.log_artifacts(run_id, folder)
