@@ -26,7 +26,16 @@ from mlflow_e2eai.bundle import Evidence, Manifest
 from mlflow_e2eai.errors import ArtifactError, InvalidInputError
 from mlflow_e2eai.files import from_json, sha256_of, to_json, verify, written
 from mlflow_e2eai.gates import Decision, Gate, Verdict
-from mlflow_e2eai.latency import Latency, LatencyReport, Ratio
+from mlflow_e2eai.latency import (
+    ColdStart,
+    GpuRecord,
+    Latency,
+    LatencyFinding,
+    LatencyReport,
+    Load,
+    Ratio,
+    Throughput,
+)
 from mlflow_e2eai.parity import Element, Finding, OutputParity, ParityReport
 from mlflow_e2eai.surgery import SurgeryReport
 
@@ -145,13 +154,37 @@ LATENCIES = values_of(
     std_ms=FLOATS,
     throughput_items_per_s=FLOATS,
     rounds_ms=few(FLOATS),
+    outliers=COUNTS,
+    warmup_calls=COUNTS,
+    settled=st.booleans(),
+    device_p50_ms=st.none() | FLOATS,
+    device_rounds_ms=few(FLOATS),
+)
+DOUBTS = values_of(
+    LatencyFinding,
+    kind=st.sampled_from(["unsettled", "drift", "stall", "clock_jump", "throttled"]),
+    variant=st.none() | TEXT,
+    sentence=TEXT,
+)
+GPUS = values_of(
+    GpuRecord,
+    name=st.none() | TEXT,
+    samples=COUNTS,
+    sm_clock_min_mhz=st.none() | FLOATS,
+    sm_clock_max_mhz=st.none() | FLOATS,
+    power_max_w=st.none() | FLOATS,
+    temperature_max_c=st.none() | FLOATS,
+    throttle_reasons=st.none() | few(TEXT),
 )
 REPORTS = values_of(
     LatencyReport,
     items=COUNTS,
     warmup=COUNTS,
     variants=few(LATENCIES),
+    findings=few(DOUBTS),
+    gpu=st.none() | GPUS,
 )
+LOADS = values_of(Load, threads=COUNTS, calls=COUNTS, seconds=FLOATS, items_per_s=FLOATS)
 EVIDENCE = values_of(
     Evidence,
     variant=TEXT,
@@ -188,6 +221,18 @@ KINDS = {
     ParityReport: PARITIES,
     Latency: LATENCIES,
     LatencyReport: REPORTS,
+    LatencyFinding: DOUBTS,
+    GpuRecord: GPUS,
+    Load: LOADS,
+    Throughput: values_of(Throughput, items=COUNTS, loads=few(LOADS)),
+    ColdStart: values_of(
+        ColdStart,
+        load_s=FLOATS,
+        first_call_ms=FLOATS,
+        second_call_ms=FLOATS,
+        peak_memory_bytes=COUNTS,
+        peak_memory_growth_bytes=COUNTS,
+    ),
     Ratio: values_of(Ratio, value=FLOATS, low=FLOATS, high=FLOATS),
     Evidence: EVIDENCE,
     SurgeryReport: SURGERY,

@@ -1,5 +1,6 @@
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import cycle, pairwise
 
@@ -13,12 +14,15 @@ from mlflow_e2eai.errors import InvalidInputError, RunnerError
 from mlflow_e2eai.latency import (
     BUDGET_S,
     MIN_ROUNDS,
+    MIN_WARMUP,
     ROUNDS,
     WARMUP,
     Latency,
     LatencyReport,
+    Ratio,
     benchmark,
 )
+from mlflow_e2eai.latency.ratios import turns
 
 TICK = 1 / 1024  # seconds; a power of two adds up exactly
 SAMPLE = {"x": np.zeros((8, 3), np.float32)}
@@ -76,6 +80,7 @@ def test_the_numbers_are_those_of_numpy(ticks):
         std_ms=taken.std(),
         throughput_items_per_s=8e3 / taken.mean(),
         rounds_ms=tuple(taken),
+        outliers=sum(taken > 4 * np.percentile(taken, 75) - 3 * np.percentile(taken, 25)),
     )
 
 
@@ -98,8 +103,12 @@ def test_every_call_is_kept_in_order_with_its_outliers():
 def test_numbers_come_as_plain_floats():
     report = run({"a": [TICK, 2 * TICK], "b": [TICK]}, rounds=4)
 
-    latency, ratio = dataclasses.astuple(report["a"]), report.ratio("a", "b")
-    assert {type(number) for number in latency[1:-1]} == {float}
+    latency, ratio = dataclasses.asdict(report["a"]), report.ratio("a", "b")
+    assert {type(latency[name]) for name in latency if name.startswith(("p", "m", "s", "th"))} == {
+        float,
+        bool,  # settled
+    }
+    assert type(latency["outliers"]) is int
     assert {type(number) for number in report["a"].rounds_ms} == {float}
     assert {type(number) for number in dataclasses.astuple(ratio)} == {float}
 
@@ -155,7 +164,16 @@ def test_by_default_the_warm_up_and_the_rounds_are_those_documented():
 
 
 def test_the_callables_take_turns_and_the_order_rotates():
-    assert calls("abc", warmup=0, rounds=4) == "abc" + "bca" + "cab" + "abc"
+    assert calls("ab", warmup=0, rounds=4) == "ab" + "ba" + "ab" + "ba"
+    assert calls("abc", warmup=0, rounds=7) == "abc" + "bca" + "cab" + "cba" + "acb" + "bac" + "abc"
+
+
+@pytest.mark.parametrize("size", range(2, 9))
+def test_within_the_rounds_every_callable_follows_every_other_equally_often(size):
+    follows = Counter(pair for order in turns(size) for pair in pairwise(order))
+
+    assert len(follows) == size * (size - 1)
+    assert len(set(follows.values())) == 1
 
 
 @pytest.mark.parametrize("names", ["ab", "abc", "abcd", "abcde"])
@@ -206,19 +224,79 @@ def test_no_round_starts_after_the_budget():
     assert len(run({"a": [0.125], "b": [0.125]}, budget_s=5.0)["a"].rounds_ms) == 21
 
 
-def test_the_warm_up_of_a_slow_callable_is_cut_short_but_never_left_out():
-    log = []
+def warmed(*seconds: float, **settings: object) -> Latency:
+    return run({"a": [*seconds, *1000 * [seconds[-1]]]}, rounds=1, **settings)["a"]
 
-    def slow(clock):
-        infer = clock.taking([0.75])
-        return lambda tensors: log.append("slow") or infer(tensors)
 
-    clock = Clock()
-    benchmark({"slow": slow(clock)}, SAMPLE, clock=clock, warmup=10, rounds=1, budget_s=5.0)
-    assert len(log) == 2 + 1
-    log.clear()
-    benchmark({"slow": slow(clock)}, SAMPLE, clock=clock, warmup=10, rounds=1, budget_s=7.5)
-    assert len(log) == 3 + 1
+def test_the_warm_up_ends_with_three_windows_that_agree():
+    # A call that is longer than a window is one by itself.
+    found = warmed(0.25, 0.25, 0.25, warmup=WARMUP)
+
+    assert (found.warmup_calls, found.settled) == (3, True)
+
+
+def test_a_window_of_short_calls_takes_as_many_as_fill_it():
+    found = warmed(1 / 64, warmup=WARMUP)  # four calls of 15.625 ms are more than 50 ms
+
+    assert (found.warmup_calls, found.settled) == (12, True)
+
+
+def test_the_warm_up_goes_on_while_calls_become_faster():
+    found = warmed(8.0, 4.0, 2.0, 1.0, 0.5, warmup=WARMUP, budget_s=1e9)
+
+    assert (found.warmup_calls, found.settled) == (6, True)
+    assert found.rounds_ms == (500.0,)
+
+
+def test_the_warm_up_goes_on_while_calls_become_slower():
+    assert warmed(1.0, 2.0, 4.0, 8.0, warmup=WARMUP, budget_s=1e9).warmup_calls == 5
+
+
+def test_calls_that_go_up_and_down_are_steady():
+    found = warmed(1.0, 2.0, 1.5, warmup=WARMUP)
+
+    assert (found.warmup_calls, found.settled) == (3, True)
+
+
+def test_a_first_call_that_compiles_is_in_the_warm_up_alone():
+    found = warmed(2.0, *5000 * [0.001], warmup=WARMUP)
+
+    assert found.settled
+    assert found.rounds_ms == pytest.approx((1.0,))
+
+
+def test_the_warm_up_of_a_slow_callable_that_does_not_settle_is_cut_short_but_never_left_out():
+    halving = [2.0**-at for at in range(50)]
+
+    assert warmed(*halving, warmup=WARMUP, budget_s=0.01).warmup_calls == MIN_WARMUP
+    # A fifth of 9.9 seconds is over when 1 + 1/2 + ... come to 1.98, which is after seven calls.
+    found = warmed(*halving[:9], warmup=WARMUP, budget_s=9.9)
+    assert (found.warmup_calls, found.settled) == (7, False)
+
+
+def test_a_warm_up_that_does_not_settle_is_a_finding_that_says_what_was_seen():
+    report = run({"a": [2.0**at for at in range(20)]}, warmup=8, rounds=3)
+
+    (found,) = report.findings
+    assert (found.kind, found.variant) == ("unsettled", "a")
+    assert found.sentence == (
+        "'a' was not steady after 8 calls of warm-up: "
+        "the medians of its last windows were 3.2e+04, 6.4e+04, 1.28e+05 ms."
+    )
+    assert not report["a"].settled
+
+
+def test_a_warm_up_that_is_too_short_to_tell_says_so():
+    report = run({"a": [TICK]}, warmup=3, rounds=3)
+
+    assert [found.kind for found in report.findings] == ["unsettled"]
+    assert "after 3 calls of warm-up: that is too little to tell" in report.findings[0].sentence
+
+
+def test_what_does_not_settle_is_refused_when_it_is_to_be_strict():
+    with pytest.raises(RunnerError, match="'a' was not steady after 8 calls"):
+        run({"a": [2.0**at for at in range(20)]}, warmup=8, strict=True)
+    assert run({"a": [0.25]}, warmup=8, strict=True).findings == ()
 
 
 def test_the_warm_up_is_not_on_the_budget():
@@ -255,8 +333,45 @@ def test_the_interval_is_around_the_median_of_the_rounds_ratios(seed):
     ratio = report.ratio("slow", "fast")
 
     pairs = np.divide(report["slow"].rounds_ms, report["fast"].rounds_ms)
-    assert ratio.value == np.median(pairs)
-    assert min(pairs) <= ratio.low <= ratio.value <= ratio.high <= max(pairs)
+    # Apart for the rounds in which the one went first and those in which the other did.
+    medians = np.median(pairs[::2]), np.median(pairs[1::2])
+    assert ratio.value == pytest.approx(np.sqrt(np.prod(medians)), rel=0.01)
+    assert min(pairs) * 0.9999 < ratio.low <= ratio.value <= ratio.high < max(pairs) * 1.0001
+
+
+def test_what_it_costs_to_go_first_is_no_difference():
+    # Whoever goes first pays a tenth more, in every round.
+    first, second = 1.1, 1.0
+    ratio = run({"a": [first, second], "b": [second, first]}, rounds=100).ratio("a", "b")
+
+    assert [ratio.value, ratio.low, ratio.high] == pytest.approx([1, 1, 1])
+
+
+@pytest.mark.parametrize("rounds", [1, 2, 9])
+def test_of_a_few_rounds_nothing_can_be_said(rounds):
+    ratio = run({"a": [3.0], "b": [1.0]}, rounds=rounds).ratio("a", "b")
+
+    assert ratio.value == pytest.approx(3)
+    assert (ratio.low, ratio.high) == (0, math.inf)
+    assert ratio.equal
+
+
+@pytest.mark.parametrize("names", ["ab", "abc", "abcde"])
+def test_with_the_fewest_rounds_a_large_difference_is_found(names):
+    scripts = {name: [0.5] for name in names} | {"b": [1.0]}
+
+    assert run(scripts, rounds=MIN_ROUNDS).ratio("b", "a").low == pytest.approx(2)
+
+
+def test_a_callable_against_itself_is_one():
+    report = run({"a": [1, 2], "b": [1]}, rounds=30)
+
+    assert report.ratio("a", "a") == Ratio(value=1, low=1, high=1)
+
+
+def test_a_clock_that_is_too_coarse_tells_no_difference():
+    assert run({"a": [0.0], "b": [0.0]}, rounds=30).ratio("a", "b").equal
+    assert run({"a": [0.0, TICK], "b": [0.0]}, rounds=30).ratio("a", "b").low >= 1
 
 
 def test_noise_alone_is_no_difference():

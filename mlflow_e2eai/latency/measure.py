@@ -1,0 +1,282 @@
+"""Named callables and a sample -> LatencyReport.
+
+The callables take turns, one call each a round, so that whatever else the machine does falls on all
+of them alike, in an order in which none always follows the same neighbour. Two callables are
+compared round by round.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import numpy as np
+
+from mlflow_e2eai.artifacts import Infer, Tensors
+from mlflow_e2eai.errors import InvalidInputError, RunnerError
+from mlflow_e2eai.latency import findings
+from mlflow_e2eai.latency.gpus import GpuWatch
+from mlflow_e2eai.latency.ratios import turns
+from mlflow_e2eai.latency.values import GpuRecord, Latency, LatencyFinding, LatencyReport
+
+DeviceClock: TypeAlias = Callable[[Callable[[], object]], float]
+"""Makes one call and gives the milliseconds that the device worked for it, by the device's own
+clock (CUDA events around the call). It must not return before they are known."""
+
+WARMUP = 100_000
+"""Calls of each callable at most that are not counted. Long before that the warm-up has settled,
+or its time is up."""
+
+MIN_WARMUP = 5
+"""Such calls at least, where they do not settle, however slow they are."""
+
+WINDOW_MS = 50.0
+"""A window of the warm-up is the calls that fill this time; a slower call is one by itself. Three
+windows are the least, and cover what it takes an idle GPU to raise its clock (about 90 ms);
+trtexec warms up for 200 ms."""
+
+STEADY = 0.1
+"""A window is steady within 10 % of those before it, as with perf_analyzer."""
+
+ROUNDS = 400
+"""Rounds at most. On a simulated machine that is busy in bursts a slow-down by a tenth was found in
+97 of 100 tries with 400 rounds and in 73 with 200; benchmarks/aa.py tries a real one."""
+
+MIN_ROUNDS = 10
+"""Rounds at least, however slow the callables are."""
+
+BUDGET_S = 5.0
+"""Seconds after which no further round starts, once there are `MIN_ROUNDS`. A fifth of it is what
+the warm-up of one callable may take, once there are `MIN_WARMUP` calls."""
+
+_WINDOWS = 3
+
+
+def benchmark(
+    candidates: Mapping[str, Infer],
+    sample: Tensors,
+    *,
+    items: int | None = None,
+    warmup: int = WARMUP,
+    rounds: int = ROUNDS,
+    budget_s: float = BUDGET_S,
+    clock: Callable[[], float] = time.perf_counter,
+    device_clock: DeviceClock | None = None,
+    strict: bool = False,
+) -> LatencyReport:
+    """Measure callables against each other on one sample.
+
+    Each is warmed up until it is steady: until the median of a window of `WINDOW_MS` lies, give or
+    take a tenth, among those of the two windows before. So calls that still become faster (lazy
+    initialisation, kernels being compiled, caches, a clock that rises) or slower go on warming up,
+    and calls that are only noisy do not: their windows go up and down. What is not steady after a
+    fifth of the budget is measured all the same, and the report says so.
+
+    Args:
+        candidates: The callables, by name. Each must return only when its answer is there.
+        sample: What they are asked.
+        items: Items in the sample; by default the leading size of its first array.
+        warmup: Calls of each at most that are not counted.
+        rounds: Rounds at most.
+        budget_s: Seconds for the rounds, and five times the seconds for each warm-up; see
+            `BUDGET_S`.
+        clock: Seconds that only grow; another one than the machine's makes tests exact.
+        device_clock: Makes a call and times it on the device, too.
+        strict: Refuse to measure what does not settle.
+
+    Returns:
+        The report. It keeps every call; what makes its numbers doubtful is in its findings.
+
+    Raises:
+        InvalidInputError: There is nothing to measure, a count is not positive, or the clock went
+            backwards in a call.
+        RunnerError: `strict`, and a warm-up did not settle.
+    """
+    if not candidates or rounds < 1 or warmup < 0:
+        msg = (
+            f"There are {len(candidates)} callables, {warmup} warm-up calls and {rounds} rounds; "
+            f"give at least one callable and one round."
+        )
+        raise InvalidInputError(msg)
+    items = items_of(sample) if items is None else items
+    watch = _Stopwatch(sample=sample, clock=clock, device_clock=device_clock)
+    warm = {
+        name: _warm_up(infer, watch, calls=warmup, budget_s=budget_s / 5)
+        for name, infer in candidates.items()
+    }
+    found = [
+        findings.unsettled(name, calls=seen.calls, windows_ms=seen.windows_ms)
+        for name, seen in warm.items()
+        if not seen.settled
+    ]
+    if strict and found:
+        msg = f"{found[0].sentence} Give it a larger budget_s, or a quieter machine."
+        raise RunnerError(msg)
+    taken, gpu = _rounds(candidates, watch, rounds, budget_s)
+    variants = tuple(
+        _latency(name, calls, items, warm[name])
+        for name, calls in zip(candidates, taken, strict=True)
+    )
+    found += _found(variants, watch.gaps_s, gpu)
+    return LatencyReport(
+        items=items, warmup=warmup, variants=variants, findings=tuple(found), gpu=gpu
+    )
+
+
+def items_of(sample: Tensors) -> int:
+    """Items in a sample: the leading size of its first array.
+
+    Raises:
+        InvalidInputError: It holds no array.
+    """
+    if not sample:
+        msg = "The sample holds no array to count items in; give items."
+        raise InvalidInputError(msg)
+    shape = np.shape(next(iter(sample.values())))
+    return int(shape[0]) if shape else 1
+
+
+@dataclass(slots=True, kw_only=True)
+class _Calls:
+    """The calls of one callable, in order, on both clocks."""
+
+    host_ms: list[float] = field(default_factory=list)
+    device_ms: list[float] = field(default_factory=list)
+
+
+@dataclass(slots=True, kw_only=True)
+class _Stopwatch:
+    """Makes calls and times them; between two it looks at whether the clock stood still."""
+
+    sample: Tensors
+    clock: Callable[[], float]
+    device_clock: DeviceClock | None
+    gaps_s: list[float] = field(default_factory=list)
+    _last: float | None = None
+
+    def pause(self) -> None:
+        """What follows is not a gap between two calls: something else ran."""
+        self._last = None
+
+    def time(self, infer: Infer, calls: _Calls) -> None:
+        """Make a call, and note how long it took.
+
+        Raises:
+            InvalidInputError: The clock went backwards in it.
+        """
+        if self.device_clock is None:
+            before, after = began, ended = self._host(infer)
+        else:
+            # The host's time is taken inside, so that the device's clock is not in it.
+            seen: list[tuple[float, float]] = []
+            began = self.clock()
+            calls.device_ms.append(self.device_clock(lambda: seen.append(self._host(infer))))
+            ended = self.clock()
+            before, after = seen[-1]
+        if after < before:
+            msg = "The clock went backwards while it measured; give one that only grows."
+            raise InvalidInputError(msg)
+        calls.host_ms.append(1e3 * (after - before))
+        if self._last is not None:
+            self.gaps_s.append(began - self._last)
+        self._last = ended
+
+    def _host(self, infer: Infer) -> tuple[float, float]:
+        clock, sample = self.clock, self.sample
+        before = clock()
+        infer(sample)
+        return before, clock()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Warm:
+    """How a warm-up went: its calls, the medians of its windows and whether they were steady."""
+
+    calls: int
+    windows_ms: tuple[float, ...]
+    settled: bool
+
+
+def _warm_up(infer: Infer, watch: _Stopwatch, *, calls: int, budget_s: float) -> _Warm:
+    windows: list[float] = []
+    window = _Calls()
+    started = watch.clock()
+    watch.pause()
+    made, filled_ms, settled = 0, 0.0, False
+    while made < calls and not settled:
+        if made >= MIN_WARMUP and watch.clock() - started > budget_s:
+            break
+        watch.time(infer, window)
+        made += 1
+        filled_ms += window.host_ms[-1]
+        if filled_ms >= WINDOW_MS:
+            windows.append(float(np.median(window.host_ms)))
+            window, filled_ms = _Calls(), 0.0
+            settled = _steady(windows)
+    watch.pause()
+    return _Warm(calls=made, windows_ms=tuple(windows), settled=settled)
+
+
+def _steady(windows_ms: Sequence[float]) -> bool:
+    if len(windows_ms) < _WINDOWS:
+        return False
+    *before, last = windows_ms[-_WINDOWS:]
+    return (1 - STEADY) * min(before) <= last <= (1 + STEADY) * max(before)
+
+
+def _rounds(
+    candidates: Mapping[str, Infer], watch: _Stopwatch, rounds: int, budget_s: float
+) -> tuple[list[_Calls], GpuRecord | None]:
+    """Let the callables take turns; their calls, in the order given, and the GPU meanwhile."""
+    infers, orders = list(candidates.values()), turns(len(candidates))
+    taken = [_Calls() for _ in infers]
+    gpu = GpuWatch(watch.clock)
+    started = watch.clock()
+    try:
+        for number in range(rounds):
+            if number >= MIN_ROUNDS and watch.clock() - started > budget_s:
+                break
+            if gpu.due:
+                gpu.ask()
+                watch.pause()
+            for at in orders[number % len(orders)]:
+                watch.time(infers[at], taken[at])
+        gpu.ask()
+    finally:
+        record = gpu.close()
+    return taken, record
+
+
+def _found(
+    variants: Sequence[Latency], gaps_s: Sequence[float], gpu: GpuRecord | None
+) -> list[LatencyFinding]:
+    return [
+        *findings.drifts({variant.name: variant.rounds_ms for variant in variants}),
+        *(one for variant in variants for one in findings.stalls(variant.name, variant.rounds_ms)),
+        *findings.clock_jumps(gaps_s),
+        *findings.throttling(gpu),
+    ]
+
+
+def _latency(name: str, calls: _Calls, items: int, warm: _Warm) -> Latency:
+    values = calls.host_ms
+    p50, p90, p95, p99 = (float(p) for p in np.percentile(values, [50, 90, 95, 99]))
+    mean = float(np.mean(values))
+    return Latency(
+        name=name,
+        p50_ms=p50,
+        p90_ms=p90,
+        p95_ms=p95,
+        p99_ms=p99,
+        mean_ms=mean,
+        std_ms=float(np.std(values)),
+        throughput_items_per_s=1e3 * items / mean if mean else float("inf"),
+        rounds_ms=tuple(values),
+        outliers=findings.outliers(values),
+        warmup_calls=warm.calls,
+        settled=warm.settled,
+        device_p50_ms=float(np.median(calls.device_ms)) if calls.device_ms else None,
+        device_rounds_ms=tuple(float(value) for value in calls.device_ms),
+    )

@@ -1,0 +1,192 @@
+"""What a benchmark saw, as frozen values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from mlflow_e2eai.latency.ratios import Ratio, paired_ratio
+
+FindingKind: TypeAlias = Literal["unsettled", "drift", "stall", "clock_jump", "throttled"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LatencyFinding:
+    """Something that makes the numbers mean less than they seem to.
+
+    Attributes:
+        kind: ``unsettled``: the warm-up ended before the calls had become steady. ``drift``: the
+            calls became slower or faster from the first rounds to the last. ``stall``: single calls
+            took so long that something was compiled or loaded in the middle of the measure.
+            ``clock_jump``: the clock moved where nothing ran. ``throttled``: the GPU held its clock
+            down.
+        variant: The callable, or None when the whole run is meant.
+        sentence: What was seen, for people.
+    """
+
+    kind: FindingKind
+    variant: str | None
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Latency:
+    """How long the calls of one callable took, on the host's clock, copies included.
+
+    Attributes:
+        name: The callable.
+        p50_ms: Median.
+        p90_ms: 90th percentile.
+        p95_ms: 95th percentile.
+        p99_ms: 99th percentile.
+        mean_ms: Mean.
+        std_ms: Standard deviation.
+        throughput_items_per_s: Items a second that one caller gets.
+        rounds_ms: Every call, in order; no outlier is dropped.
+        outliers: How many of them are above the outer fence; see `findings.fence`.
+        warmup_calls: Calls that were made before the first that counted.
+        settled: Whether the warm-up ended because the calls had become steady. False also where it
+            was too short to tell, and in reports of before it was looked at.
+        device_p50_ms: Median of `device_rounds_ms`.
+        device_rounds_ms: Every call on the device's own clock, copies not included; empty where no
+            device clock was given.
+    """
+
+    name: str
+    p50_ms: float
+    p90_ms: float
+    p95_ms: float
+    p99_ms: float
+    mean_ms: float
+    std_ms: float
+    throughput_items_per_s: float
+    rounds_ms: tuple[float, ...]
+    outliers: int = 0
+    warmup_calls: int = 0
+    settled: bool = False
+    device_p50_ms: float | None = None
+    device_rounds_ms: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuRecord:
+    """What a GPU did while it was measured, as NVML tells it.
+
+    Attributes:
+        name: The GPU; like all that follows, None where it does not say.
+        samples: How often it was asked: before the first round, after the last, and between.
+        sm_clock_min_mhz: Lowest clock of its multiprocessors.
+        sm_clock_max_mhz: Highest.
+        power_max_w: Highest power.
+        temperature_max_c: Highest temperature.
+        throttle_reasons: Why it held its clock down, in NVML's words; empty when it did not.
+    """
+
+    name: str | None
+    samples: int
+    sm_clock_min_mhz: float | None
+    sm_clock_max_mhz: float | None
+    power_max_w: float | None
+    temperature_max_c: float | None
+    throttle_reasons: tuple[str, ...] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LatencyReport:
+    """What a benchmark saw.
+
+    Attributes:
+        items: Items in one call.
+        warmup: Calls of each at most before the first that counted.
+        variants: One entry for each callable, in the order given.
+        findings: What makes the numbers mean less than they seem to; empty when all went well.
+        gpu: The GPU over the run; None where NVML could not be asked.
+    """
+
+    items: int
+    warmup: int
+    variants: tuple[Latency, ...]
+    findings: tuple[LatencyFinding, ...] = ()
+    gpu: GpuRecord | None = None
+
+    def __getitem__(self, name: str) -> Latency:
+        """The entry of one callable."""
+        return self.variants[self._at(name)]
+
+    def ratio(self, name: str, baseline: str) -> Ratio:
+        """Compare two callables round by round; see `ratios.paired_ratio`.
+
+        Args:
+            name: The one in question.
+            baseline: What it is divided by.
+
+        Raises:
+            KeyError: There is no such callable.
+        """
+        one, other = self._at(name), self._at(baseline)
+        times = self.variants[one].rounds_ms, self.variants[other].rounds_ms
+        return paired_ratio(*times, places=(one, other), size=len(self.variants))
+
+    def _at(self, name: str) -> int:
+        for at, variant in enumerate(self.variants):
+            if variant.name == name:
+                return at
+        raise KeyError(name)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """What so many callers at once get.
+
+    Attributes:
+        threads: Callers, a thread each.
+        calls: Calls that all of them finished.
+        seconds: From the common start to the last answer.
+        items_per_s: Items a second, of all together.
+    """
+
+    threads: int
+    calls: int
+    seconds: float
+    items_per_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Throughput:
+    """What a concurrency sweep saw.
+
+    Attributes:
+        items: Items in one call.
+        loads: One entry for each number of threads, in the order given.
+    """
+
+    items: int
+    loads: tuple[Load, ...]
+
+    def __getitem__(self, threads: int) -> Load:
+        """The entry of one number of threads."""
+        for load in self.loads:
+            if load.threads == threads:
+                return load
+        raise KeyError(threads)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ColdStart:
+    """What the first answer of a freshly opened runner cost.
+
+    Attributes:
+        load_s: Seconds from nothing to a callable.
+        first_call_ms: The first call, which may compile.
+        second_call_ms: The second, to hold it against.
+        peak_memory_bytes: The most memory that the process ever held (its peak resident set),
+            loading and calling included.
+        peak_memory_growth_bytes: How much of that the loading and calling added to the peak of
+            before. 0 where the process had held as much already: ask a fresh process.
+    """
+
+    load_s: float
+    first_call_ms: float
+    second_call_ms: float
+    peak_memory_bytes: int
+    peak_memory_growth_bytes: int
