@@ -26,7 +26,7 @@ from mlflow_e2eai.errors import (
     InvalidInputError,
 )
 from mlflow_e2eai.files import from_json, to_json, verify, written
-from mlflow_e2eai.latency import LatencyReport
+from mlflow_e2eai.latency import ColdStart, LatencyReport, Throughput
 from mlflow_e2eai.parity import ParityReport
 from mlflow_e2eai.surgery import SurgeryReport
 
@@ -42,6 +42,14 @@ MANIFEST = "manifest.json"
 EXAMPLE = "input_example.npz"
 GRAPH = "model.onnx"
 
+ADVISORY = frozenset({"large"})
+"""Kinds of sample that are shown and do not decide: how large numbers may become is the caller's to
+know, and fp16 has an end."""
+
+RAW = "raw"
+"""Stands for the precision in the name of the variant that runs the graph as it was exported. It is
+measured to tell what export and what cleaning did, and is not in the bundle."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
@@ -53,7 +61,14 @@ class Evidence:
         measured: Whether it was run here. What was not measured has not passed.
         reason: Why it was not measured, or how it broke down when it was; None when all went well.
         parity: Against the PyTorch module, by kind of sample: ``profile`` for the input example at
-            every corner of the profile, ``data`` for the caller's evaluation data.
+            every corner of the profile, ``edges`` for zeros and denormal numbers in its place,
+            ``large`` for numbers larger than any in it, ``data`` for the caller's evaluation data.
+        before: The variant whose file this one's was made from, run as plainly as can be: what
+            came before the last step. None for the PyTorch module and where that did not run.
+        against_before: The same comparison on the profile's corners, with `before` as the
+            reference.
+        cold_start: What loading it and its first answer cost a fresh process.
+        loads: Items a second by number of callers at once, at the profile's opt.
         task: Task metrics on the evaluation data, by name; greater is better.
         lost_at: The step that lost the accuracy, where it is lost: the first on the way to this
             variant whose result fails while the one before passes.
@@ -64,21 +79,26 @@ class Evidence:
     measured: bool
     reason: str | None = None
     parity: Mapping[str, ParityReport] = field(default_factory=dict)
+    before: str | None = None
+    against_before: ParityReport | None = None
+    cold_start: ColdStart | None = None
+    loads: Throughput | None = None
     task: Mapping[str, float] = field(default_factory=dict)
     lost_at: str | None = None
 
     @property
     def passed(self) -> bool:
-        """Whether it was measured to the end and every comparison passed."""
+        """Whether it was measured to the end and every comparison passed but the advisory ones."""
         compared = self.measured and self.reason is None and bool(self.parity)
-        return compared and all(report.passed for report in self.parity.values())
+        return compared and all(
+            report.passed for kind, report in self.parity.items() if kind not in ADVISORY
+        )
 
     @property
     def findings(self) -> tuple[str, ...]:
-        """What the comparisons found, a sentence each."""
-        return tuple(
-            finding.sentence for report in self.parity.values() for finding in report.findings
-        )
+        """What the comparisons found, a sentence each; the advisory ones last."""
+        kinds = sorted(self.parity, key=lambda kind: kind in ADVISORY)
+        return tuple(finding.sentence for kind in kinds for finding in self.parity[kind].findings)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

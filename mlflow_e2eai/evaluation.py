@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
-from typing import TypeAlias
 
 import numpy as np
 
-from mlflow_e2eai.arrays import corners, resize
 from mlflow_e2eai.artifacts import (
     Array,
     EngineArtifact,
@@ -23,68 +20,15 @@ from mlflow_e2eai.bundle import Evidence
 from mlflow_e2eai.errors import (
     E2EAIError,
     EngineMismatchError,
-    InvalidInputError,
     MissingDependencyError,
     RunnerError,
 )
 from mlflow_e2eai.latency import LatencyReport, benchmark
 from mlflow_e2eai.parity import REPEATS, compare
 from mlflow_e2eai.runners import onnxruntime_devices
+from mlflow_e2eai.samples import EvaluationData, profile_samples
+from mlflow_e2eai.samples import calls as in_calls
 from mlflow_e2eai.variants import engine_variant, graph_variant, runner
-
-TaskMetric: TypeAlias = Callable[[Tensors, Array], float]
-"""Outputs by name and the labels -> a number of which more is better."""
-
-
-def accuracy(outputs: Tensors, labels: Array) -> float:
-    """Share of items whose largest value along the first output's last axis is at the label."""
-    first = next(iter(outputs.values()))
-    return float(np.mean(np.argmax(first, axis=-1) == labels))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EvaluationData:
-    """Labelled data that the variants are judged on.
-
-    Attributes:
-        inputs: One array for each input; the leading axis counts items.
-        labels: One entry for each item.
-        metrics: Task metrics by name.
-
-    Raises:
-        InvalidInputError: There are no items, or inputs and labels are not as many.
-    """
-
-    inputs: Tensors
-    labels: Array
-    metrics: Mapping[str, TaskMetric] = field(default_factory=lambda: {"accuracy": accuracy})
-
-    def __post_init__(self) -> None:
-        lengths = {np.shape(array)[:1] for array in (*self.inputs.values(), self.labels)}
-        if len(lengths) != 1 or lengths & {(), (0,)}:
-            counts = sorted(length[0] if length else 1 for length in lengths)
-            msg = (
-                f"The evaluation data has {counts} items; give inputs and labels of one length, "
-                f"and at least one item."
-            )
-            raise InvalidInputError(msg)
-
-    def check_names(self, names: Iterable[str]) -> None:
-        """Refuse data for other inputs than these.
-
-        Raises:
-            InvalidInputError: A name is missing or strange.
-        """
-        if set(self.inputs) != set(names):
-            msg = f"The evaluation data has {sorted(self.inputs)}, but {list(names)} are wanted."
-            raise InvalidInputError(msg)
-
-
-def profile_samples(example: Tensors, graph: OnnxArtifact) -> dict[str, Tensors]:
-    """The input example at every corner of a graph's profile, by corner."""
-    return {
-        label: resize(example, graph.inputs, sizes) for label, sizes in corners(graph.axes).items()
-    }
 
 
 def evaluate(
@@ -114,7 +58,7 @@ def evaluate(
 
     def calls() -> Iterator[tuple[Tensors, int]]:
         if evaluation is not None:
-            yield from _calls(evaluation.inputs, graphs[0], next(iter(samples.values())))
+            yield from in_calls(evaluation.inputs, graphs[0], next(iter(samples.values())))
 
     skipped: list[Evidence] = []
     with ExitStack() as stack:
@@ -208,23 +152,6 @@ def _judge(
             variant=name, sha256=sha256, measured=True, reason=str(error), parity=parity
         )
     return Evidence(variant=name, sha256=sha256, measured=True, parity=parity, task=task)
-
-
-def _calls(inputs: Tensors, graph: OnnxArtifact, sample: Tensors) -> Iterator[tuple[Tensors, int]]:
-    """Evaluation data in calls that the profile admits, each with how many of its items count.
-
-    A last call that would be smaller than the profile's min is filled up by repeating its items.
-    """
-    first = graph.inputs[0]
-    lowest = highest = sample[first.name].shape[0]
-    for axis in graph.axes:
-        if axis.name == first.shape[0]:
-            lowest, highest = axis.min, axis.max
-    total = len(inputs[first.name])
-    for start in range(0, total, highest):
-        count = min(highest, total - start)
-        index = start + np.arange(max(count, lowest)) % count
-        yield {name: np.ascontiguousarray(array[index]) for name, array in inputs.items()}, count
 
 
 def _task(

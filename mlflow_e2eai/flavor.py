@@ -18,7 +18,6 @@ import numpy as np
 from mlflow_e2eai import _compat, bundle, pipeline, tracking
 from mlflow_e2eai.artifacts import Array, Precision, Tensors
 from mlflow_e2eai.errors import InvalidInputError
-from mlflow_e2eai.evaluation import EvaluationData, TaskMetric, accuracy
 from mlflow_e2eai.exporter import DEFAULT_OPSET, Exporter
 from mlflow_e2eai.files import sha256_of
 from mlflow_e2eai.mlmodel import (
@@ -33,6 +32,7 @@ from mlflow_e2eai.modules import DynamicAxes, module_of, named_inputs
 from mlflow_e2eai.pipeline import Settings
 from mlflow_e2eai.pyfunc import PyFunc
 from mlflow_e2eai.report import markdown
+from mlflow_e2eai.samples import EvaluationData, TaskMetric, accuracy
 from mlflow_e2eai.surgery import DEFAULT_PLAN, plan_from
 from mlflow_e2eai.variants import Model as LoadedModel
 from mlflow_e2eai.variants import load

@@ -27,7 +27,6 @@ from mlflow_e2eai.artifacts import (
 )
 from mlflow_e2eai.bundle import Evidence
 from mlflow_e2eai.errors import InvalidInputError, TrackingError
-from mlflow_e2eai.evaluation import EvaluationData, profile_samples
 from mlflow_e2eai.evaluation import evaluate as run_evaluation
 from mlflow_e2eai.exporter import DEFAULT_OPSET, Exporter
 from mlflow_e2eai.exporter import export as export_graph
@@ -35,6 +34,7 @@ from mlflow_e2eai.factories import call
 from mlflow_e2eai.modules import DynamicAxes, module_of, named_inputs
 from mlflow_e2eai.precision import check_precision
 from mlflow_e2eai.precision import convert as convert_graph
+from mlflow_e2eai.samples import EvaluationData, profile_samples
 from mlflow_e2eai.surgery import DEFAULT_PLAN, Step
 from mlflow_e2eai.surgery import clean as clean_graph
 

@@ -27,12 +27,13 @@ from mlflow_e2eai.artifacts import (
 from mlflow_e2eai.bundle import Evidence, Manifest
 from mlflow_e2eai.context import driver_version, gpu_name
 from mlflow_e2eai.engine import compile, resolve
-from mlflow_e2eai.evaluation import EvaluationData, evaluate, profile_samples
+from mlflow_e2eai.evaluation import evaluate
 from mlflow_e2eai.exporter import DEFAULT_OPSET, Exporter, export
 from mlflow_e2eai.latency import LatencyReport
 from mlflow_e2eai.modules import DynamicAxes, module_of, named_inputs
 from mlflow_e2eai.precision import check_precision, convert
 from mlflow_e2eai.runners import torch_runner
+from mlflow_e2eai.samples import EvaluationData, profile_samples
 from mlflow_e2eai.surgery import DEFAULT_PLAN, Step, SurgeryReport, clean
 
 

@@ -15,10 +15,10 @@ from mlflow_e2eai import bundle, tracking
 from mlflow_e2eai.artifacts import Infer, Tensors
 from mlflow_e2eai.bundle import Manifest
 from mlflow_e2eai.errors import ArtifactError, E2EAIError, InvalidInputError, TrackingError
-from mlflow_e2eai.evaluation import profile_samples
 from mlflow_e2eai.files import to_json, verify
 from mlflow_e2eai.gates import Decision, Gate, decide, gates_from
 from mlflow_e2eai.latency import benchmark
+from mlflow_e2eai.samples import profile_samples
 from mlflow_e2eai.variants import Model, load
 
 if TYPE_CHECKING:

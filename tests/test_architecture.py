@@ -30,7 +30,7 @@ LAYERS = (
     {"errors"},
     {"artifacts", "context", "factories", "files"},
     {"arrays", "graphs", "modules"},
-    {"runners", "parity", "latency", "gates"},
+    {"runners", "parity", "latency", "gates", "samples"},
     {"exporter", "surgery", "precision", "engine"},
     {"bisection"},
     {"bundle"},

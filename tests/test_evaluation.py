@@ -11,7 +11,9 @@ import mlflow_e2eai
 from mlflow_e2eai.artifacts import EngineArtifact, OnnxArtifact, Target, TensorSpec
 from mlflow_e2eai.bundle import read
 from mlflow_e2eai.errors import InvalidInputError
-from mlflow_e2eai.evaluation import EvaluationData, _calls, _lost_at
+from mlflow_e2eai.evaluation import _lost_at
+from mlflow_e2eai.samples import EvaluationData
+from mlflow_e2eai.samples import calls as in_calls
 
 
 class RoundedAway(torch.nn.Module):
@@ -97,7 +99,7 @@ def test_blame_goes_back_to_the_first_step_whose_input_still_passed(failed, pass
 
 def test_evaluation_data_is_asked_in_calls_that_the_profile_admits():
     fixed = {"x": np.arange(40 * 8, dtype=np.float32).reshape(40, 8)}
-    calls = list(_calls(fixed, graph("clean", "c", None), {"x": features(1)}))
+    calls = list(in_calls(fixed, graph("clean", "c", None), {"x": features(1)}))
     assert [count for _, count in calls] == [16, 16, 8]
     asked = np.concatenate([call["x"][:count] for call, count in calls])
     np.testing.assert_array_equal(asked, fixed["x"])

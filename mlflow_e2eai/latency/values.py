@@ -183,6 +183,7 @@ class ColdStart:
             loading and calling included.
         peak_memory_growth_bytes: How much of that the loading and calling added to the peak of
             before. 0 where the process had held as much already: ask a fresh process.
+        device_memory_bytes: What it took of the GPU's memory; None where there is no GPU.
     """
 
     load_s: float
@@ -190,3 +191,4 @@ class ColdStart:
     second_call_ms: float
     peak_memory_bytes: int
     peak_memory_growth_bytes: int
+    device_memory_bytes: int | None = None

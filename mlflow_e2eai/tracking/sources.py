@@ -15,7 +15,6 @@ from mlflow_e2eai import bundle
 from mlflow_e2eai.arrays import load_arrays, resize, save_arrays
 from mlflow_e2eai.artifacts import Axis, Tensors, TensorSpec
 from mlflow_e2eai.errors import TrackingError
-from mlflow_e2eai.evaluation import EvaluationData
 from mlflow_e2eai.modules import (
     DynamicAxes,
     answer,
@@ -25,6 +24,7 @@ from mlflow_e2eai.modules import (
     module_of,
     named_inputs,
 )
+from mlflow_e2eai.samples import EvaluationData
 from mlflow_e2eai.tracking.lineage import STAGE, fetch
 from mlflow_e2eai.tracking.models import signature_of
 
