@@ -185,6 +185,16 @@ REPORTS = values_of(
     gpu=st.none() | GPUS,
 )
 LOADS = values_of(Load, threads=COUNTS, calls=COUNTS, seconds=FLOATS, items_per_s=FLOATS)
+THROUGHPUTS = values_of(Throughput, items=COUNTS, loads=few(LOADS))
+COLD_STARTS = values_of(
+    ColdStart,
+    load_s=FLOATS,
+    first_call_ms=FLOATS,
+    second_call_ms=FLOATS,
+    peak_memory_bytes=COUNTS,
+    peak_memory_growth_bytes=COUNTS,
+    device_memory_bytes=st.none() | COUNTS,
+)
 EVIDENCE = values_of(
     Evidence,
     variant=TEXT,
@@ -192,6 +202,10 @@ EVIDENCE = values_of(
     measured=st.booleans(),
     reason=st.none() | TEXT,
     parity=named(PARITIES),
+    before=st.none() | TEXT,
+    against_before=st.none() | PARITIES,
+    cold_start=st.none() | COLD_STARTS,
+    loads=st.none() | THROUGHPUTS,
     task=named(FLOATS),
     lost_at=st.none() | TEXT,
 )
@@ -224,15 +238,8 @@ KINDS = {
     LatencyFinding: DOUBTS,
     GpuRecord: GPUS,
     Load: LOADS,
-    Throughput: values_of(Throughput, items=COUNTS, loads=few(LOADS)),
-    ColdStart: values_of(
-        ColdStart,
-        load_s=FLOATS,
-        first_call_ms=FLOATS,
-        second_call_ms=FLOATS,
-        peak_memory_bytes=COUNTS,
-        peak_memory_growth_bytes=COUNTS,
-    ),
+    Throughput: THROUGHPUTS,
+    ColdStart: COLD_STARTS,
     Ratio: values_of(Ratio, value=FLOATS, low=FLOATS, high=FLOATS),
     Evidence: EVIDENCE,
     SurgeryReport: SURGERY,
