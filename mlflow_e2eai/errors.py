@@ -18,9 +18,21 @@ the attributes. A failed parity check or gate is no error: it is a result that s
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class E2EAIError(Exception):
     """The root: catch this to catch everything that this package raises on purpose."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle what it is: Python would call the constructor with the message alone."""
+        return _rebuilt, (type(self), self.args, self.__dict__)
+
+
+def _rebuilt(kind: type[E2EAIError], args: tuple[Any, ...], fields: dict[str, Any]) -> E2EAIError:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(fields)
+    return error
 
 
 class InvalidInputError(E2EAIError, ValueError):

@@ -31,6 +31,7 @@ LAYERS = (
     {"artifacts", "context", "factories", "files"},
     {"arrays", "graphs", "modules"},
     {"runners", "parity", "latency", "gates", "samples"},
+    {"isolation"},
     {"exporter", "surgery", "precision", "engine"},
     {"bisection"},
     {"bundle"},

@@ -86,6 +86,19 @@ class GpuWatch:
         )
 
 
+def used_memory_bytes() -> int | None:
+    """Memory in use on the first GPU that this process may use, by all who use it; None if unknown.
+
+    NVML is asked, as it tells this without taking any of it: a CUDA context takes hundreds of MB.
+    """
+    nvml, handle = _opened()
+    if nvml is None:
+        return None
+    memory = _asked(nvml, "nvmlDeviceGetMemoryInfo", handle)
+    _asked(nvml, "nvmlShutdown")
+    return None if memory is None else int(memory.used)
+
+
 def _opened() -> tuple[Any, Any]:
     """NVML and the first GPU that this process may use, or two times None."""
     try:

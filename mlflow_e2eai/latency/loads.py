@@ -7,14 +7,15 @@ import resource
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 
 from mlflow_e2eai.artifacts import Infer, Tensors
 from mlflow_e2eai.errors import InvalidInputError
-from mlflow_e2eai.latency.measure import items_of
+from mlflow_e2eai.latency.gpus import used_memory_bytes
+from mlflow_e2eai.latency.measure import items_of, timed
 from mlflow_e2eai.latency.values import ColdStart, Load, Throughput
 
 THREADS = (1, 2, 4)
@@ -112,6 +113,73 @@ def _load(
     return Load(threads=callers, calls=calls, seconds=seconds, items_per_s=rate)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opened:
+    """A runner that was just opened, and what that cost.
+
+    Attributes:
+        infer: The callable.
+        load_s: Seconds from nothing to the callable.
+        memory_before_bytes: Peak resident set of the process before.
+        device_memory_before_bytes: GPU memory in use before; None where there is none.
+    """
+
+    infer: Infer
+    load_s: float
+    memory_before_bytes: int
+    device_memory_before_bytes: int | None
+
+    def cold_start(
+        self,
+        infer: Infer,
+        sample: Tensors,
+        *,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> ColdStart:
+        """Ask twice, and add up; nothing may have been asked before.
+
+        Args:
+            infer: What to ask: the runner's callable, or what stands before it.
+            sample: What it is asked.
+            clock: Seconds that only grow.
+        """
+        first, second = (timed(infer, sample, clock=clock).host_ms for _ in range(2))
+        peak, used = _peak_memory_bytes(), used_memory_bytes()
+        before = self.device_memory_before_bytes
+        return ColdStart(
+            load_s=self.load_s,
+            first_call_ms=first,
+            second_call_ms=second,
+            peak_memory_bytes=peak,
+            peak_memory_growth_bytes=max(peak - self.memory_before_bytes, 0),
+            device_memory_bytes=None if used is None or before is None else max(used - before, 0),
+        )
+
+
+@contextmanager
+def opened(
+    opener: Callable[[], AbstractContextManager[Infer]],
+    *,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Iterator[Opened]:
+    """Open a runner for the block, and measure what that costs.
+
+    Args:
+        opener: Opens it, for example ``lambda: onnxruntime_runner(path)``.
+        clock: Seconds that only grow.
+    """
+    gc.collect()
+    memory, device_memory = _peak_memory_bytes(), used_memory_bytes()
+    started = clock()
+    with opener() as infer:
+        yield Opened(
+            infer=infer,
+            load_s=clock() - started,
+            memory_before_bytes=memory,
+            device_memory_before_bytes=device_memory,
+        )
+
+
 def cold_start(
     opener: Callable[[], AbstractContextManager[Infer]],
     sample: Tensors,
@@ -130,22 +198,8 @@ def cold_start(
     Returns:
         Seconds to load, milliseconds of the first calls, and the process's memory.
     """
-    gc.collect()
-    before = _peak_memory_bytes()
-    times = [clock()]
-    with opener() as infer:
-        times.append(clock())
-        for _ in range(2):
-            infer(sample)
-            times.append(clock())
-    peak = _peak_memory_bytes()
-    return ColdStart(
-        load_s=times[1] - times[0],
-        first_call_ms=1e3 * (times[2] - times[1]),
-        second_call_ms=1e3 * (times[3] - times[2]),
-        peak_memory_bytes=peak,
-        peak_memory_growth_bytes=max(peak - before, 0),
-    )
+    with opened(opener, clock=clock) as runner:
+        return runner.cold_start(runner.infer, sample, clock=clock)
 
 
 def _peak_memory_bytes() -> int:

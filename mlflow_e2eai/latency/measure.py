@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -19,11 +19,13 @@ from mlflow_e2eai.errors import InvalidInputError, RunnerError
 from mlflow_e2eai.latency import findings
 from mlflow_e2eai.latency.gpus import GpuWatch
 from mlflow_e2eai.latency.ratios import turns
-from mlflow_e2eai.latency.values import GpuRecord, Latency, LatencyFinding, LatencyReport
-
-DeviceClock: TypeAlias = Callable[[Callable[[], object]], float]
-"""Makes one call and gives the milliseconds that the device worked for it, by the device's own
-clock (CUDA events around the call). It must not return before they are known."""
+from mlflow_e2eai.latency.values import (
+    GpuRecord,
+    Latency,
+    LatencyFinding,
+    LatencyReport,
+    Timing,
+)
 
 WARMUP = 100_000
 """Calls of each callable at most that are not counted. Long before that the warm-up has settled,
@@ -51,7 +53,85 @@ BUDGET_S = 5.0
 """Seconds after which no further round starts, once there are `MIN_ROUNDS`. A fifth of it is what
 the warm-up of one callable may take, once there are `MIN_WARMUP` calls."""
 
+TOUCH_MS = 1.0
+"""A call shorter than this feels what ran before it; see `Touched`."""
+
 _WINDOWS = 3
+
+
+class TimesItself(Protocol):
+    """A callable that knows best how long its call took.
+
+    One that runs on a device has the device's clock (CUDA events), one that runs in another process
+    the time there.
+    """
+
+    def timed(self, tensors: Tensors, /) -> Timing:
+        """Make one call; return when the answer is there."""
+
+
+class Touched:
+    """A callable that times itself, a short call after another one that is not timed.
+
+    Between two turns of a round other processes run, and the processor's caches fill with what is
+    theirs: a call of 10 µs was seen to take 25 then. With this, callables in other processes and in
+    this one are measured alike.
+
+    Args:
+        infer: The callable.
+    """
+
+    def __init__(self, infer: Infer) -> None:
+        self._infer = infer
+        self._last_ms = 0.0
+
+    def __call__(self, tensors: Tensors) -> Tensors:
+        """Ask it."""
+        return self._infer(tensors)
+
+    def timed(self, tensors: Tensors) -> Timing:
+        """Ask it, after a touch where the last call was shorter than `TOUCH_MS`."""
+        if self._last_ms < TOUCH_MS:
+            self._infer(tensors)
+        timing = timed(self._infer, tensors)
+        self._last_ms = timing.host_ms
+        return timing
+
+
+def timed(
+    infer: Infer, sample: Tensors, *, clock: Callable[[], float] = time.perf_counter
+) -> Timing:
+    """Make one call, and tell how long it took.
+
+    Args:
+        infer: The callable; one that times itself is asked to.
+        sample: What it is asked.
+        clock: Seconds that only grow.
+
+    Raises:
+        InvalidInputError: The clock went backwards in it.
+    """
+    return _between(infer, sample, clock)[1]
+
+
+def _between(
+    infer: Any, sample: Tensors, clock: Callable[[], float]
+) -> tuple[float, Timing, float]:
+    """A call's time, between the readings of the clock before and after it."""
+    itself: Callable[[Tensors], Timing] | None = getattr(infer, "timed", None)
+    timing = None
+    before = clock()
+    if itself is None:
+        infer(sample)
+    else:
+        timing = itself(sample)
+    after = clock()
+    if timing is None:
+        timing = Timing(host_ms=1e3 * (after - before))
+        if after < before:
+            msg = "The clock went backwards while it measured; give one that only grows."
+            raise InvalidInputError(msg)
+    return before, timing, after
 
 
 def benchmark(
@@ -63,7 +143,6 @@ def benchmark(
     rounds: int = ROUNDS,
     budget_s: float = BUDGET_S,
     clock: Callable[[], float] = time.perf_counter,
-    device_clock: DeviceClock | None = None,
     strict: bool = False,
 ) -> LatencyReport:
     """Measure callables against each other on one sample.
@@ -75,7 +154,8 @@ def benchmark(
     fifth of the budget is measured all the same, and the report says so.
 
     Args:
-        candidates: The callables, by name. Each must return only when its answer is there.
+        candidates: The callables, by name. Each must return only when its answer is there. One
+            that times itself (`TimesItself`) is asked to.
         sample: What they are asked.
         items: Items in the sample; by default the leading size of its first array.
         warmup: Calls of each at most that are not counted.
@@ -83,7 +163,6 @@ def benchmark(
         budget_s: Seconds for the rounds, and five times the seconds for each warm-up; see
             `BUDGET_S`.
         clock: Seconds that only grow; another one than the machine's makes tests exact.
-        device_clock: Makes a call and times it on the device, too.
         strict: Refuse to measure what does not settle.
 
     Returns:
@@ -101,7 +180,7 @@ def benchmark(
         )
         raise InvalidInputError(msg)
     items = items_of(sample) if items is None else items
-    watch = _Stopwatch(sample=sample, clock=clock, device_clock=device_clock)
+    watch = _Stopwatch(sample=sample, clock=clock)
     warm = {
         name: _warm_up(infer, watch, calls=warmup, budget_s=budget_s / 5)
         for name, infer in candidates.items()
@@ -152,7 +231,6 @@ class _Stopwatch:
 
     sample: Tensors
     clock: Callable[[], float]
-    device_clock: DeviceClock | None
     gaps_s: list[float] = field(default_factory=list)
     _last: float | None = None
 
@@ -161,33 +239,14 @@ class _Stopwatch:
         self._last = None
 
     def time(self, infer: Infer, calls: _Calls) -> None:
-        """Make a call, and note how long it took.
-
-        Raises:
-            InvalidInputError: The clock went backwards in it.
-        """
-        if self.device_clock is None:
-            before, after = began, ended = self._host(infer)
-        else:
-            # The host's time is taken inside, so that the device's clock is not in it.
-            seen: list[tuple[float, float]] = []
-            began = self.clock()
-            calls.device_ms.append(self.device_clock(lambda: seen.append(self._host(infer))))
-            ended = self.clock()
-            before, after = seen[-1]
-        if after < before:
-            msg = "The clock went backwards while it measured; give one that only grows."
-            raise InvalidInputError(msg)
-        calls.host_ms.append(1e3 * (after - before))
+        """Make a call, and note how long it took."""
+        began, timing, ended = _between(infer, self.sample, self.clock)
         if self._last is not None:
             self.gaps_s.append(began - self._last)
         self._last = ended
-
-    def _host(self, infer: Infer) -> tuple[float, float]:
-        clock, sample = self.clock, self.sample
-        before = clock()
-        infer(sample)
-        return before, clock()
+        calls.host_ms.append(timing.host_ms)
+        if timing.device_ms is not None:
+            calls.device_ms.append(timing.device_ms)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

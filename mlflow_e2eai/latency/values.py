@@ -30,6 +30,19 @@ class LatencyFinding:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Timing:
+    """How long one call took.
+
+    Attributes:
+        host_ms: On the clock of the processor that made it, copies to and from the device included.
+        device_ms: On the device's own clock, copies not included; None where there is none.
+    """
+
+    host_ms: float
+    device_ms: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Latency:
     """How long the calls of one callable took, on the host's clock, copies included.
 
@@ -48,8 +61,8 @@ class Latency:
         settled: Whether the warm-up ended because the calls had become steady. False also where it
             was too short to tell, and in reports of before it was looked at.
         device_p50_ms: Median of `device_rounds_ms`.
-        device_rounds_ms: Every call on the device's own clock, copies not included; empty where no
-            device clock was given.
+        device_rounds_ms: Every call on the device's own clock, copies not included; empty where the
+            callable does not tell.
     """
 
     name: str

@@ -1,0 +1,14 @@
+"""A runner in a process of its own: what native code does there is a result, not an end.
+
+A crash, a hang or a kill for memory ends that process, and reaches the caller as a `RunnerError`
+that says what was being asked. Whole pieces of work are done over there: a comparison runs beside
+the runner, and only samples and the reference's answers travel.
+
+caller      this side: starts the process, tells it what to do, and notices its end
+worker      the other side
+note        what the worker is at, kept where its death does not take it
+"""
+
+from mlflow_e2eai.isolation.caller import PATIENCE_S, Isolated, Opener, isolated
+
+__all__ = ["PATIENCE_S", "Isolated", "Opener", "isolated"]

@@ -1,0 +1,139 @@
+"""Runners that do to their process what native code does to it."""
+
+import ctypes
+import os
+import signal
+import time
+import warnings
+from contextlib import contextmanager
+
+import numpy as np
+
+from mlflow_e2eai.errors import EngineMismatchError
+
+
+def doubled(tensors):
+    return {"y": 2 * tensors["x"]}
+
+
+@contextmanager
+def healthy():
+    yield doubled
+
+
+@contextmanager
+def drops_dead(*, at_call, sign):
+    """Ends its process by a signal at the so-manieth call, from 0."""
+    calls = 0
+
+    def infer(tensors):
+        nonlocal calls
+        calls += 1
+        if calls > at_call:
+            os.kill(os.getpid(), sign)
+        return doubled(tensors)
+
+    yield infer
+
+
+@contextmanager
+def reads_where_nothing_is():
+    """Crashes as native code does, by following a pointer to nowhere."""
+
+    def infer(_):
+        ctypes.string_at(0)
+
+    yield infer
+
+
+@contextmanager
+def crashes_on_large_batches(*, batch):
+    def infer(tensors):
+        if len(tensors["x"]) >= batch:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return doubled(tensors)
+
+    yield infer
+
+
+@contextmanager
+def crashes_while_it_opens():
+    os.write(2, b"loading\nno such kernel\n")
+    os.abort()
+    yield doubled
+
+
+@contextmanager
+def hangs(*, seconds):
+    def infer(tensors):
+        time.sleep(seconds)
+        return doubled(tensors)
+
+    yield infer
+
+
+@contextmanager
+def is_slow_but_alive(*, seconds):
+    """Takes that long for a call."""
+
+    def infer(tensors):
+        time.sleep(seconds)
+        return doubled(tensors)
+
+    yield infer
+
+
+@contextmanager
+def refuses(error):
+    def infer(_):
+        raise error
+
+    yield infer
+
+
+@contextmanager
+def is_for_another_gpu():
+    raise EngineMismatchError(wanted="a GPU of sm90", found="no GPU")
+    yield doubled
+
+
+@contextmanager
+def warns():
+    warnings.warn("Running the other one instead.", UserWarning, stacklevel=2)
+    yield doubled
+
+
+@contextmanager
+def prints():
+    print("a library says hello")  # noqa: T201 - that is what it does
+    yield doubled
+
+
+@contextmanager
+def takes_all_memory():
+    def infer(tensors):
+        return {"y": np.zeros(1 << 50)}
+
+    yield infer
+
+
+@contextmanager
+def uses_one_buffer_for_all():
+    """Answers from a buffer that it forgets to write to from the second call on."""
+    buffer = None
+
+    def infer(tensors):
+        nonlocal buffer
+        if buffer is None:
+            buffer = 2 * tensors["x"]
+        return {"y": buffer}
+
+    yield infer
+
+
+@contextmanager
+def says_who_it_is():
+    def infer(_):
+        return {"y": np.array([os.getpid()])}
+
+    yield infer

@@ -1,0 +1,251 @@
+"""A runner in a process of its own: its end is an answer, and all else is as in this one."""
+
+import os
+import pickle
+import signal
+import time
+from contextlib import contextmanager
+from functools import partial
+
+import misbehaving
+import numpy as np
+import pytest
+
+from mlflow_e2eai.errors import (
+    EngineBuildError,
+    EngineMismatchError,
+    InvalidInputError,
+    MissingDependencyError,
+    RunnerError,
+    SurgeryError,
+)
+from mlflow_e2eai.isolation import isolated
+from mlflow_e2eai.latency import benchmark
+from mlflow_e2eai.parity import compare
+
+
+def sample(items=2, seed=0):
+    return {"x": np.random.default_rng(seed).standard_normal((items, 3)).astype(np.float32)}
+
+
+def test_it_answers_as_here_and_from_another_process():
+    with isolated(misbehaving.healthy) as infer:
+        assert np.array_equal(infer(sample())["y"], 2 * sample()["x"])
+    with isolated(misbehaving.says_who_it_is) as infer:
+        assert infer(sample())["y"] != os.getpid()
+
+
+def test_the_process_is_gone_after_the_block():
+    with isolated(misbehaving.says_who_it_is) as infer:
+        (pid,) = infer(sample())["y"]
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+def test_the_process_is_gone_when_the_block_fails():
+    pids = []
+
+    def ask_and_fail():
+        with isolated(misbehaving.says_who_it_is) as infer:
+            pids.extend(infer(sample())["y"])
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        ask_and_fail()
+    (pid,) = pids
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+# How it ends
+
+
+@pytest.mark.parametrize(
+    ("sign", "how"),
+    [
+        (signal.SIGSEGV, r"crashed \(SIGSEGV\)"),
+        (signal.SIGABRT, r"crashed \(SIGABRT\)"),
+        (signal.SIGFPE, r"crashed \(SIGFPE\)"),
+        (signal.SIGKILL, r"was killed \(SIGKILL, as Linux does when memory runs out\)"),
+    ],
+)
+def test_a_crash_says_how_and_on_what(sign, how):
+    opener = partial(misbehaving.drops_dead, at_call=1, sign=sign)
+    with isolated(opener) as infer:
+        infer(sample(1))
+        with pytest.raises(RunnerError, match=rf"{how} on x \[64, 3\]"):
+            infer(sample(64))
+
+
+def test_a_pointer_to_nowhere_ends_only_the_other_process():
+    with (
+        isolated(misbehaving.reads_where_nothing_is) as infer,
+        pytest.raises(RunnerError, match="SIGSEGV"),
+    ):
+        infer(sample())
+
+
+def test_a_crash_in_a_comparison_names_the_sample():
+    samples = [sample(items) for items in (1, 2, 3, 64)]
+    opener = partial(misbehaving.crashes_on_large_batches, batch=64)
+    with (
+        isolated(opener) as infer,
+        pytest.raises(RunnerError, match=r"crashed \(SIGSEGV\) on sample 3, x \[64, 3\]"),
+    ):
+        infer.compare(misbehaving.doubled, samples)
+
+
+def test_the_dead_stay_dead_and_say_why_again():
+    opener = partial(misbehaving.drops_dead, at_call=0, sign=signal.SIGSEGV)
+    with isolated(opener) as infer:
+        assert infer.death is None
+        for _ in range(2):
+            with pytest.raises(RunnerError, match="SIGSEGV"):
+                infer(sample())
+        assert "SIGSEGV" in infer.death
+        with pytest.raises(RunnerError, match="SIGSEGV"):
+            infer.compare(misbehaving.doubled, [sample()])
+
+
+def test_a_crash_while_it_opens_gives_its_last_words():
+    opening = isolated(misbehaving.crashes_while_it_opens)
+    with pytest.raises(RunnerError, match=r"SIGABRT.*while it was opened.*no such kernel"), opening:
+        pass
+
+
+def test_a_call_that_never_returns_is_ended():
+    began = time.monotonic()
+    with (
+        isolated(partial(misbehaving.hangs, seconds=600), patience_s=0.5) as infer,
+        pytest.raises(RunnerError, match=r"no sign of life for 0.5 s on x \[2, 3\]"),
+    ):
+        infer(sample())
+    assert time.monotonic() - began < 60
+
+
+def test_a_long_series_of_short_calls_does_not_hang():
+    opener = partial(misbehaving.is_slow_but_alive, seconds=0.3)
+    with isolated(opener, patience_s=1.2) as infer:
+        report = infer.compare(misbehaving.doubled, [sample()], threads=1, repeats=8)
+    assert report.passed
+
+
+def test_memory_that_is_not_there_is_an_error_of_the_runner():
+    with (
+        isolated(misbehaving.takes_all_memory) as infer,
+        pytest.raises(RunnerError, match="MemoryError"),
+    ):
+        infer(sample())
+
+
+# Errors
+
+
+def test_errors_of_this_package_come_back_as_they_are():
+    opening = isolated(misbehaving.is_for_another_gpu)
+    with pytest.raises(EngineMismatchError, match="a GPU of sm90") as caught, opening:
+        pass
+    assert (caught.value.wanted, caught.value.found) == ("a GPU of sm90", "no GPU")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        InvalidInputError("one"),
+        SurgeryError("two", rule="bypass"),
+        EngineBuildError("three", reason="why", node="n", operator="d::Foo"),
+        EngineMismatchError(wanted="a", found="b"),
+        MissingDependencyError(package="torch", extra="gpu", purpose="This"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_every_error_travels_whole(error):
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is type(error)
+    assert str(again) == str(error)
+    assert vars(again) == vars(error)
+
+
+def test_other_errors_become_errors_of_the_runner_and_it_lives_on():
+    with isolated(partial(misbehaving.refuses, ValueError("bad shape\nand more"))) as infer:
+        for _ in range(2):
+            with pytest.raises(RunnerError, match=r"^ValueError: bad shape$"):
+                infer(sample())
+
+
+def test_what_cannot_be_imported_there_is_said():
+    @contextmanager
+    def nobody_can_import_me():
+        yield misbehaving.doubled
+
+    with pytest.raises(Exception, match="nobody_can_import_me"), isolated(nobody_can_import_me):
+        pass
+
+
+def test_an_error_of_the_reference_is_the_callers_own():
+    def reference(_):
+        msg = "mine"
+        raise LookupError(msg)
+
+    with isolated(misbehaving.healthy) as infer:
+        with pytest.raises(LookupError, match="mine"):
+            infer.compare(reference, [sample()])
+        assert infer.compare(misbehaving.doubled, [sample()]).passed
+
+
+def test_an_error_of_the_samples_is_the_callers_own():
+    def samples():
+        yield sample()
+        raise LookupError
+
+    with isolated(misbehaving.healthy) as infer:
+        with pytest.raises(LookupError):
+            infer.compare(misbehaving.doubled, samples(), repeats=1)
+        assert infer.compare(misbehaving.doubled, [sample()]).passed
+
+
+def test_warnings_are_given_here():
+    with pytest.warns(UserWarning, match="the other one"), isolated(misbehaving.warns):
+        pass
+
+
+def test_what_is_printed_there_is_not_shown(capfd):
+    with isolated(misbehaving.prints):
+        pass
+    assert capfd.readouterr() == ("", "")
+
+
+# Its work
+
+
+def test_a_comparison_there_finds_what_one_here_finds():
+    samples = [sample(seed=seed) for seed in range(3)]
+    with misbehaving.uses_one_buffer_for_all() as infer:
+        here = compare(misbehaving.doubled, infer, samples)
+    with isolated(misbehaving.uses_one_buffer_for_all) as infer:
+        there = infer.compare(misbehaving.doubled, samples)
+    assert there == here
+    assert {"stale", "tolerance"} <= {finding.kind for finding in there.findings}
+
+
+def test_the_time_is_taken_there():
+    with isolated(partial(misbehaving.is_slow_but_alive, seconds=0.02)) as slow:
+        report = benchmark({"slow": slow, "here": misbehaving.doubled}, sample(), rounds=12)
+    assert 20 <= report["slow"].p50_ms < 40
+    assert report["here"].p50_ms < 1
+    assert report.ratio("slow", "here").low > 1
+
+
+def test_a_cold_start_counts_what_opening_took():
+    with isolated(partial(misbehaving.is_slow_but_alive, seconds=0.02)) as infer:
+        cold = infer.cold_start(sample())
+    assert cold.first_call_ms >= 20
+    assert cold.second_call_ms >= 20
+    assert cold.load_s >= 0
+    assert cold.peak_memory_bytes > 10e6
+
+
+def test_callers_at_once_are_over_there():
+    with isolated(partial(misbehaving.is_slow_but_alive, seconds=0.02)) as infer:
+        found = infer.throughput(sample(), threads=(1, 2), budget_s=0.3)
+    assert found[2].items_per_s > 1.5 * found[1].items_per_s
