@@ -37,6 +37,7 @@ from mlflow_e2eai.precision import convert as convert_graph
 from mlflow_e2eai.samples import EvaluationData, profile_samples
 from mlflow_e2eai.surgery import DEFAULT_PLAN, Step
 from mlflow_e2eai.surgery import clean as clean_graph
+from mlflow_e2eai.variants import bridge, renamed
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
@@ -130,7 +131,7 @@ def clean(model_uri: str, *, plan: Sequence[Step] = DEFAULT_PLAN) -> str:
                 samples=list(profile_samples(example, raw).values()),
                 reference=reference,
             )
-            stage.made(cleaned, example=pipeline.renamed(example, raw, cleaned))
+            stage.made(cleaned, example=renamed(example, raw, cleaned))
             stage.noted("surgery", report)
         return job.recorder.models[cleaned.sha256]
 
@@ -182,17 +183,19 @@ def evaluate(model_uri: str) -> list[Evidence]:
     """
     with _parent("evaluate"), _job(model_uri, (*_GRAPHS, "compile", "package")) as job:
         graphs, built, example = _variants(job)
-        raw, _ = _graph(tracking.ancestor(job.model, ("export",)), job.folder / "raw")
+        exported = tracking.ancestor(job.model, ("export",))
+        raw, _ = _graph(exported, job.folder / "raw")
+        job.recorder.models[raw.sha256] = exported.model_id
         with job.reference(raw, graphs[0]) as reference:
             if reference is None:
                 msg = "Nothing can be judged without the PyTorch model; see the warning above."
                 raise TrackingError(msg)
             evaluation = job.evaluation
             if evaluation is not None:
-                inputs = pipeline.renamed(evaluation.inputs, raw, graphs[0])
+                inputs = renamed(evaluation.inputs, raw, graphs[0])
                 evaluation = dataclasses.replace(evaluation, inputs=inputs)
             evidence, latency = run_evaluation(
-                reference, graphs, built, example, evaluation=evaluation
+                reference, graphs, built, example, raw=raw, evaluation=evaluation
             )
             pipeline.record(evidence, latency, job.recorder)
         return evidence
@@ -271,7 +274,7 @@ class _Job:
             return
         self.evaluation = source.evaluation
         with pipeline.reference_of(source.module, raw) as infer:
-            yield pipeline.bridge(infer, raw, graph)
+            yield bridge(infer, raw, graph)
 
 
 def _parent(name: str) -> AbstractContextManager[str]:

@@ -35,6 +35,7 @@ from mlflow_e2eai.precision import check_precision, convert
 from mlflow_e2eai.runners import torch_runner
 from mlflow_e2eai.samples import EvaluationData, profile_samples
 from mlflow_e2eai.surgery import DEFAULT_PLAN, Step, SurgeryReport, clean
+from mlflow_e2eai.variants import bridge, renamed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,7 +173,7 @@ def build(
             inputs = renamed(evaluation.inputs, raw, cleaned)
             evaluation = dataclasses.replace(evaluation, inputs=inputs)
         evidence, latency = evaluate(
-            under_new_names, graphs, engines, example, evaluation=evaluation
+            under_new_names, graphs, engines, example, raw=raw, evaluation=evaluation
         )
         record(evidence, latency, recorder)
     return _manifest(source, graphs, engines, surgery, evidence, latency), example
@@ -252,28 +253,6 @@ def _compiled(
                 stage.made(engine, example=example)
             engines.append(engine)
     return engines
-
-
-def renamed(tensors: Tensors, raw: OnnxArtifact, cleaned: OnnxArtifact) -> dict[str, Array]:
-    """Inputs under the names that surgery gave them; it keeps their order."""
-    names = dict(zip((s.name for s in raw.inputs), (s.name for s in cleaned.inputs), strict=True))
-    return {names[name]: value for name, value in tensors.items()}
-
-
-def bridge(reference: Infer, raw: OnnxArtifact, cleaned: OnnxArtifact) -> Infer:
-    """The reference under the names, and with the outputs, that surgery left."""
-    inputs = dict(zip((s.name for s in cleaned.inputs), (s.name for s in raw.inputs), strict=True))
-    if len(raw.outputs) == len(cleaned.outputs):
-        raw_names = [spec.name for spec in raw.outputs]
-        outputs = dict(zip((s.name for s in cleaned.outputs), raw_names, strict=True))
-    else:
-        outputs = {spec.name: spec.name for spec in cleaned.outputs}
-
-    def infer(tensors: Tensors) -> Tensors:
-        answer = reference({inputs[name]: value for name, value in tensors.items()})
-        return {new: answer[old] for new, old in outputs.items()}
-
-    return infer
 
 
 def environment() -> dict[str, str]:

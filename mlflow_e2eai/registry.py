@@ -7,19 +7,22 @@ import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlflow_e2eai import bundle, tracking
-from mlflow_e2eai.artifacts import Infer, Tensors
-from mlflow_e2eai.bundle import Manifest
+from mlflow_e2eai.artifacts import Tensors
+from mlflow_e2eai.bundle import Evidence, Manifest
 from mlflow_e2eai.errors import ArtifactError, E2EAIError, InvalidInputError, TrackingError
 from mlflow_e2eai.files import to_json, verify
 from mlflow_e2eai.gates import Decision, Gate, decide, gates_from
-from mlflow_e2eai.latency import benchmark
+from mlflow_e2eai.isolation import Isolated, isolated
+from mlflow_e2eai.latency import Timing, benchmark
 from mlflow_e2eai.samples import profile_samples
-from mlflow_e2eai.variants import Model, load
+from mlflow_e2eai.variants import load
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
@@ -137,7 +140,7 @@ def metrics_of(challenger: Path, champion: Path | None = None) -> dict[str, floa
           bound of the interval, at the worst of the corners that both admit.
     """
     new = bundle.read(challenger)
-    measured = [entry for entry in new.evidence if entry.measured and entry.sha256 is not None]
+    measured = _measured(new)
     reports = [report for entry in measured for report in entry.parity.values()]
     errors = [report.max_abs_error for report in reports]
     tasks = _worst_tasks(new)
@@ -156,9 +159,15 @@ def metrics_of(challenger: Path, champion: Path | None = None) -> dict[str, floa
     return metrics
 
 
+def _measured(manifest: Manifest) -> list[Evidence]:
+    """The evidence of what was measured, of that which the bundle holds."""
+    held = {file.sha256 for file in manifest.files}
+    return [entry for entry in manifest.evidence if entry.measured and entry.sha256 in held]
+
+
 def _worst_tasks(manifest: Manifest) -> dict[str, float]:
     """Each task metric of the variant that has the least of it; NaN where a variant lacks it."""
-    measured = [entry for entry in manifest.evidence if entry.measured and entry.sha256 is not None]
+    measured = _measured(manifest)
     names = {name for entry in measured for name in entry.task}
     worst = {}
     for name in sorted(names):
@@ -203,20 +212,38 @@ def _latency_ratio(challenger: Path, champion: Path) -> float:
             stack.enter_context(warnings.catch_warnings())
             # Both step down alike, and the caller asked for a comparison, not for an engine.
             warnings.simplefilter("ignore")
-            models = {role: stack.enter_context(load(place)) for role, place in places.items()}
+            models = {
+                role: stack.enter_context(isolated(partial(load, place)))
+                for role, place in places.items()
+            }
             return max(_upper_bound(models, samples, label) for label in shared)
     except E2EAIError:
         return math.nan
 
 
 def _upper_bound(
-    models: Mapping[str, Model], samples: Mapping[str, Mapping[str, Tensors]], label: str
+    models: Mapping[str, Isolated], samples: Mapping[str, Mapping[str, Tensors]], label: str
 ) -> float:
-    def ask(role: str) -> Infer:
-        return lambda _: models[role](samples[role][label])
-
-    report = benchmark({role: ask(role) for role in models}, samples["challenger"][label])
+    asked = {role: _Asked(models[role], samples[role][label]) for role in models}
+    report = benchmark(asked, samples["challenger"][label])
     return report.ratio("challenger", "champion").high
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A model that is asked its own sample, whatever it is asked."""
+
+    model: Isolated
+    sample: Tensors
+
+    def __call__(self, _: Tensors, /) -> Tensors:
+        return self.model(self.sample)
+
+    def timed(self, _: Tensors, /) -> Timing:
+        return self.model.timed(self.sample)
+
+    def series(self, _: Tensors, /, *, fill_ms: float, calls: int) -> list[float]:
+        return self.model.series(self.sample, fill_ms=fill_ms, calls=calls)
 
 
 def _items(sample: Mapping[str, Any]) -> int:

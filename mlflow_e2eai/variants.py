@@ -237,3 +237,32 @@ def runner(
                 return _verified(graph, device)
     msg = f"There is no variant {variant!r} among these graphs and engines."
     raise InvalidInputError(msg)
+
+
+@contextmanager
+def raw_runner(raw: OnnxArtifact, cleaned: OnnxArtifact) -> Iterator[Infer]:
+    """Run a graph as it was exported, under the names that surgery left."""
+    with _verified(raw, "cpu") as infer:
+        yield bridge(infer, raw, cleaned)
+
+
+def renamed(tensors: Tensors, raw: OnnxArtifact, cleaned: OnnxArtifact) -> dict[str, Array]:
+    """Inputs under the names that surgery gave them; it keeps their order."""
+    names = dict(zip((s.name for s in raw.inputs), (s.name for s in cleaned.inputs), strict=True))
+    return {names[name]: value for name, value in tensors.items()}
+
+
+def bridge(reference: Infer, raw: OnnxArtifact, cleaned: OnnxArtifact) -> Infer:
+    """The reference under the names, and with the outputs, that surgery left."""
+    inputs = dict(zip((s.name for s in cleaned.inputs), (s.name for s in raw.inputs), strict=True))
+    if len(raw.outputs) == len(cleaned.outputs):
+        raw_names = [spec.name for spec in raw.outputs]
+        outputs = dict(zip((s.name for s in cleaned.outputs), raw_names, strict=True))
+    else:
+        outputs = {spec.name: spec.name for spec in cleaned.outputs}
+
+    def infer(tensors: Tensors) -> Tensors:
+        answer = reference({inputs[name]: value for name, value in tensors.items()})
+        return {new: answer[old] for new, old in outputs.items()}
+
+    return infer

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
+import os
+import signal
+from contextlib import contextmanager
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 from models import AXES, N, features, labelled, net
 
 import mlflow_e2eai
+from mlflow_e2eai import evaluation
 from mlflow_e2eai.artifacts import EngineArtifact, OnnxArtifact, Target, TensorSpec
-from mlflow_e2eai.bundle import read
+from mlflow_e2eai.bundle import Evidence, read
 from mlflow_e2eai.errors import InvalidInputError
-from mlflow_e2eai.evaluation import _lost_at
+from mlflow_e2eai.evaluation import _lost_at, _variants
+from mlflow_e2eai.parity import Finding, ParityReport
 from mlflow_e2eai.samples import EvaluationData
 from mlflow_e2eai.samples import calls as in_calls
+from mlflow_e2eai.variants import runner
 
 
 class RoundedAway(torch.nn.Module):
@@ -74,27 +83,172 @@ def engine(parent, precision="fp32"):
     )
 
 
-VARIANTS = {
-    "tensorrt_rtx-sm90/fp16": engine("half", "fp16"),
-    "onnxruntime-cuda/fp16": graph("convert", "half", "clean", "fp16"),
-    "onnxruntime-cpu/fp16": graph("convert", "half", "clean", "fp16"),
-    "onnxruntime-cpu/fp32": graph("clean", "clean", "raw"),
-}
+GRAPHS = [graph("clean", "clean", "raw"), graph("convert", "half", "clean", "fp16")]
+RAW = graph("export", "raw", None)
+
+TORCH, EXPORTED, CLEAN, HALF = (
+    "torch/fp32",
+    "onnxruntime-cpu/raw",
+    "onnxruntime-cpu/fp32",
+    "onnxruntime-cpu/fp16",
+)
+ENGINE, CUDA = "tensorrt_rtx-sm90/fp16", "onnxruntime-cuda/fp16"
+
+
+@pytest.fixture
+def both_devices(monkeypatch):
+    monkeypatch.setattr(evaluation, "onnxruntime_devices", lambda: ("cuda", "cpu"))
+
+
+def report(*, passed):
+    finding = Finding(kind="tolerance", sentence="It is wrong.")
+    return ParityReport(
+        outputs=(), findings=() if passed else (finding,), samples=1, repeats=1, tolerance=0.1
+    )
+
+
+def evidence_of(variants, passed, not_measured):
+    return {
+        name: Evidence(
+            variant=name,
+            sha256=name,
+            measured=name not in not_measured,
+            parity={"profile": report(passed=name in passed)},
+        )
+        for name in (TORCH, *variants)
+    }
 
 
 @pytest.mark.parametrize(
-    ("failed", "passed", "step"),
+    ("failed", "passed", "not_measured", "step"),
     [
-        ("tensorrt_rtx-sm90/fp16", {"onnxruntime-cpu/fp16"}, "compile fp16 tensorrt_rtx-sm90"),
-        ("tensorrt_rtx-sm90/fp16", {"onnxruntime-cpu/fp32"}, "convert fp16"),
-        ("tensorrt_rtx-sm90/fp16", set(), "export or clean"),
-        ("onnxruntime-cuda/fp16", {"onnxruntime-cpu/fp16"}, "ONNX Runtime on cuda"),
-        ("onnxruntime-cuda/fp16", {"onnxruntime-cpu/fp32"}, "convert fp16"),
-        ("onnxruntime-cpu/fp32", set(), "export or clean"),
+        (ENGINE, {HALF, CLEAN, EXPORTED}, {}, "compile fp16 tensorrt_rtx-sm90"),
+        (ENGINE, {CLEAN, EXPORTED}, {}, "convert fp16"),
+        (ENGINE, {EXPORTED}, {}, "clean"),
+        (ENGINE, {}, {}, "export"),
+        (ENGINE, {CLEAN, EXPORTED}, {HALF}, "convert fp16 or compile fp16 tensorrt_rtx-sm90"),
+        (CUDA, {HALF, CLEAN, EXPORTED}, {}, "ONNX Runtime on cuda"),
+        (CUDA, {CLEAN, EXPORTED}, {}, "convert fp16"),
+        (CLEAN, {EXPORTED}, {}, "clean"),
+        (CLEAN, {}, {}, "export"),
+        (CLEAN, {}, {EXPORTED}, "export or clean"),
+        (EXPORTED, {}, {}, "export"),
     ],
 )
-def test_blame_goes_back_to_the_first_step_whose_input_still_passed(failed, passed, step):
-    assert _lost_at(failed, VARIANTS, passed) == step
+@pytest.mark.usefixtures("both_devices")
+def test_blame_goes_back_to_the_first_step_whose_input_still_passed(
+    failed, passed, not_measured, step
+):
+    variants = _variants(GRAPHS, [engine("half", "fp16")], RAW)
+    assert _lost_at(failed, variants, evidence_of(variants, passed, not_measured)) == step
+
+
+def test_without_the_exported_graph_export_and_clean_are_one_step():
+    variants = _variants(GRAPHS, [], None)
+    assert _lost_at(CLEAN, variants, evidence_of(variants, {}, {})) == "export or clean"
+
+
+@pytest.mark.usefixtures("both_devices")
+def test_each_variant_comes_after_the_one_that_it_was_made_of():
+    variants = _variants(GRAPHS, [engine("half", "fp16")], RAW)
+    befores = {name: variant.before for name, variant in variants.items()}
+    assert befores == {
+        EXPORTED: TORCH,
+        CLEAN: EXPORTED,
+        HALF: CLEAN,
+        "onnxruntime-cuda/fp32": CLEAN,
+        CUDA: HALF,
+        ENGINE: HALF,
+    }
+    seen = {TORCH}
+    for name, before in befores.items():
+        assert before in seen
+        seen.add(name)
+
+
+# A whole evaluation
+
+
+def test_every_stage_is_held_against_the_one_before(tmp_path):
+    evidence = saved(net(), tmp_path / "model")
+    assert list(evidence) == [TORCH, EXPORTED, CLEAN, HALF]
+    assert evidence[EXPORTED].before == TORCH
+    for name, before in ((CLEAN, EXPORTED), (HALF, CLEAN)):
+        assert evidence[name].before == before
+        assert evidence[name].against_before.passed
+    # Cleaning changes no number, rounding to fp16 does.
+    assert evidence[CLEAN].against_before.max_abs_error == 0
+    assert evidence[HALF].against_before.max_abs_error > 0
+
+
+def test_what_export_and_clean_did_to_the_latency_can_be_told(tmp_path):
+    saved(net(), tmp_path / "model")
+    for found in read(tmp_path / "model" / "bundle").latency.values():
+        assert [entry.name for entry in found.variants] == [TORCH, EXPORTED, CLEAN, HALF]
+
+
+def test_every_variant_says_what_its_start_costs_and_what_it_gives_to_many(tmp_path):
+    evidence = saved(net(), tmp_path / "model")
+    for name in (CLEAN, HALF):
+        assert evidence[name].cold_start.first_call_ms > 0
+        assert evidence[name].cold_start.peak_memory_bytes > 10e6
+        assert [load.threads for load in evidence[name].loads.loads] == [1, 2, 4]
+    assert evidence[EXPORTED].loads is None
+
+
+# Native code that breaks down
+
+
+@contextmanager
+def crashes(variant, graphs, engines, *, when):
+    """The true runner, but fp16 ends its process where `when` says so."""
+    calls = itertools.count()
+    with runner(variant, graphs, engines) as infer:
+
+        def infer_or_crash(tensors):
+            if variant == HALF and when(next(calls), len(tensors["x"])):
+                os.kill(os.getpid(), signal.SIGSEGV)
+            return infer(tensors)
+
+        yield infer_or_crash
+
+
+def at_the_largest_batch(call, items):
+    return items == N.max
+
+
+def after_so_many_calls(call, items):
+    return call > 5000
+
+
+def at_once(call, items):
+    return True
+
+
+def test_a_crash_at_one_corner_is_a_result_that_says_where(tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluation, "runner", partial(crashes, when=at_the_largest_batch))
+    evidence = saved(net(), tmp_path / "model")
+    assert evidence[HALF].measured
+    assert not evidence[HALF].passed
+    assert "crashed (SIGSEGV) on sample 2, x [16, 8]" in evidence[HALF].reason
+    assert evidence[HALF].cold_start is not None
+    assert evidence[CLEAN].passed
+
+
+def test_what_crashes_while_it_is_timed_is_left_out_and_the_others_are_timed(tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluation, "runner", partial(crashes, when=after_so_many_calls))
+    evidence = saved(net(), tmp_path / "model")
+    assert "crashed (SIGSEGV)" in evidence[HALF].reason
+    assert evidence[HALF].parity["profile"].passed
+    assert not evidence[HALF].passed
+    last = list(read(tmp_path / "model" / "bundle").latency.values())[-1]
+    assert [entry.name for entry in last.variants] == [TORCH, EXPORTED, CLEAN]
+
+
+def test_a_model_with_a_variant_that_crashed_still_loads_with_another(tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluation, "runner", partial(crashes, when=at_once))
+    saved(net(), tmp_path / "model")
+    assert mlflow_e2eai.load_model(tmp_path / "model").variant == CLEAN
 
 
 def test_evaluation_data_is_asked_in_calls_that_the_profile_admits():

@@ -98,11 +98,11 @@ def test_a_crash_in_a_comparison_names_the_sample():
 def test_the_dead_stay_dead_and_say_why_again():
     opener = partial(misbehaving.drops_dead, at_call=0, sign=signal.SIGSEGV)
     with isolated(opener) as infer:
-        assert infer.death is None
+        assert infer.failure is None
         for _ in range(2):
             with pytest.raises(RunnerError, match="SIGSEGV"):
                 infer(sample())
-        assert "SIGSEGV" in infer.death
+        assert "SIGSEGV" in infer.failure
         with pytest.raises(RunnerError, match="SIGSEGV"):
             infer.compare(misbehaving.doubled, [sample()])
 

@@ -67,6 +67,7 @@ class Isolated:
         self._patience_s = patience_s
         self._held: Tensors | None = None
         self._death: str | None = None
+        self._failure: str | None = None
         with ExitStack() as stack:
             self._log = stack.enter_context(tempfile.TemporaryFile())
             paper = stack.enter_context(tempfile.TemporaryFile())
@@ -91,9 +92,9 @@ class Isolated:
         self._stack.close()
 
     @property
-    def death(self) -> str | None:
-        """How the process ended, for people; None while it lives."""
-        return self._death
+    def failure(self) -> str | None:
+        """What the runner raised last, or how its process ended; None while all goes well."""
+        return self._failure
 
     def __call__(self, tensors: Tensors) -> Tensors:
         """Ask once."""
@@ -102,11 +103,15 @@ class Isolated:
 
     def timed(self, tensors: Tensors) -> Timing:
         """Ask once, timed where it runs. The same arrays are sent once, not for every call."""
-        if tensors is not self._held:
-            self._do("hold", {}, tensors=tensors)
-            self._held = tensors
+        self._hold(tensors)
         timing: Timing = self._do("time", {})
         return timing
+
+    def series(self, tensors: Tensors, *, fill_ms: float, calls: int) -> list[float]:
+        """Ask until the calls fill so many milliseconds; the time of each."""
+        self._hold(tensors)
+        times: list[float] = self._do("series", {}, fill_ms=fill_ms, calls=calls)
+        return times
 
     def cold_start(self, tensors: Tensors) -> ColdStart:
         """What opening the runner cost, and what its first two answers do: to be asked first."""
@@ -128,6 +133,11 @@ class Isolated:
         report: ParityReport = self._do("compare", here, **options)
         return report
 
+    def _hold(self, tensors: Tensors) -> None:
+        if tensors is not self._held:
+            self._do("hold", {}, tensors=tensors)
+            self._held = tensors
+
     def _do(self, task: str, here: Mapping[str, Callable[..., Any]], **options: Any) -> Any:
         """Have a task done there; what it asks of `here` is answered meanwhile."""
         if self._death is not None:
@@ -139,6 +149,8 @@ class Isolated:
             if kind == "done":
                 return said[0]
             if kind == "failed":
+                if failed is None:
+                    self._failure = str(said[0])
                 raise failed or said[0]
             name, arguments = said
             try:
@@ -172,7 +184,8 @@ class Isolated:
         self._log.seek(0)
         lines = self._log.read().decode(errors="replace").strip().splitlines()
         last = f" Its last words: {lines[-1].strip()}" if lines else ""
-        self._death = f"Its process {how} {self._note.place() or 'while it was opened'}.{last}"
+        place = self._note.place() or "while it was opened"
+        self._failure = self._death = f"Its process {how} {place}.{last}"
         return RunnerError(self._death)
 
     def _end(self) -> None:

@@ -14,7 +14,16 @@ from typing import Any, Never
 from mlflow_e2eai.artifacts import Tensors
 from mlflow_e2eai.errors import E2EAIError, RunnerError
 from mlflow_e2eai.isolation.note import Note
-from mlflow_e2eai.latency import ColdStart, Opened, Throughput, Timing, Touched, opened, throughput
+from mlflow_e2eai.latency import (
+    ColdStart,
+    Opened,
+    Throughput,
+    Timing,
+    Touched,
+    opened,
+    throughput,
+    timed,
+)
 from mlflow_e2eai.parity import ParityReport, compare
 
 
@@ -52,6 +61,7 @@ class Worker:
             "cold_start": self.cold_start,
             "hold": self.hold,
             "time": self.time,
+            "series": self.series,
             "throughput": self.throughput,
             "compare": self.compare,
         }
@@ -98,6 +108,15 @@ class Worker:
     def time(self) -> Timing:
         """Ask what is held, timed."""
         return self._touched.timed(self._held)
+
+    def series(self, fill_ms: float, calls: int) -> list[float]:
+        """Ask what is held again and again."""
+        times: list[float] = []
+        filled_ms = 0.0
+        while len(times) < calls and filled_ms < fill_ms:
+            times.append(timed(self._opened.infer, self._held).host_ms)
+            filled_ms += times[-1]
+        return times
 
     def throughput(self, tensors: Tensors, **options: Any) -> Throughput:
         """Ask from many threads."""

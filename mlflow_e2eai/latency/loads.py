@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from mlflow_e2eai.artifacts import Infer, Tensors
 from mlflow_e2eai.errors import InvalidInputError
@@ -203,6 +204,14 @@ def cold_start(
 
 
 def _peak_memory_bytes() -> int:
-    """The largest resident set that the process ever had; see getrusage(2)."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
+    """The largest resident set that the process ever had.
+
+    Linux tells it in /proc (proc_pid_status(5), VmHWM). What getrusage(2) says there counts the
+    process that started this one, too.
+    """
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+        return 1024 * int(status.partition("VmHWM:")[2].split()[0])
+    except (OSError, IndexError, ValueError):
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else 1024 * peak

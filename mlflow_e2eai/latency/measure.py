@@ -63,7 +63,9 @@ class TimesItself(Protocol):
     """A callable that knows best how long its call took.
 
     One that runs on a device has the device's clock (CUDA events), one that runs in another process
-    the time there.
+    the time there. Where each turn is a journey, it may also have a method ``series(tensors, *,
+    fill_ms, calls)``: make calls until they fill that time, at most so many, and give the time of
+    each on the host in milliseconds.
     """
 
     def timed(self, tensors: Tensors, /) -> Timing:
@@ -260,22 +262,32 @@ class _Warm:
 
 def _warm_up(infer: Infer, watch: _Stopwatch, *, calls: int, budget_s: float) -> _Warm:
     windows: list[float] = []
-    window = _Calls()
     started = watch.clock()
     watch.pause()
-    made, filled_ms, settled = 0, 0.0, False
+    made, settled = 0, False
     while made < calls and not settled:
         if made >= MIN_WARMUP and watch.clock() - started > budget_s:
             break
-        watch.time(infer, window)
-        made += 1
-        filled_ms += window.host_ms[-1]
-        if filled_ms >= WINDOW_MS:
-            windows.append(float(np.median(window.host_ms)))
-            window, filled_ms = _Calls(), 0.0
+        window = _window(infer, watch, calls - made)
+        made += len(window)
+        if sum(window) >= WINDOW_MS:
+            windows.append(float(np.median(window)))
             settled = _steady(windows)
     watch.pause()
     return _Warm(calls=made, windows_ms=tuple(windows), settled=settled)
+
+
+def _window(infer: Any, watch: _Stopwatch, calls: int) -> Sequence[float]:
+    """Times of the calls that fill a window, in milliseconds."""
+    if (series := getattr(infer, "series", None)) is not None:
+        watch.pause()
+        times: Sequence[float] = series(watch.sample, fill_ms=WINDOW_MS, calls=calls)
+        return times
+    window, filled_ms = _Calls(), 0.0
+    while len(window.host_ms) < calls and filled_ms < WINDOW_MS:
+        watch.time(infer, window)
+        filled_ms += window.host_ms[-1]
+    return window.host_ms
 
 
 def _steady(windows_ms: Sequence[float]) -> bool:
