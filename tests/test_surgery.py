@@ -654,6 +654,20 @@ def test_a_bypass_that_changes_the_numbers_is_seen_with_a_reference(graph, out):
     assert not out.exists()
 
 
+def test_an_export_that_was_wrong_already_is_not_the_plans_fault(graph, out):
+    source = graph(nothing_but_foo(INNER))
+    with pytest.raises(SurgeryError, match="before any surgery, so it is the export that is wrong"):
+        clean(source, [], out=out, samples=[{"x": X}], reference=lambda t: {"y": t["x"] + 1})
+    assert not out.exists()
+
+
+def test_the_plan_is_to_blame_where_the_export_was_right(graph, out, monkeypatch):
+    monkeypatch.setitem(surgery.RULES, "bad", lies)
+    source = graph(nothing_but_foo(INNER))
+    with onnxruntime_runner(source.path) as right, pytest.raises(SurgeryError, match="The plan"):
+        clean(source, [Step(rule="bad")], out=out, samples=[{"x": X}], reference=right)
+
+
 def test_a_graph_that_still_cannot_run_is_refused(graph, out):
     reference = {"y": -np.maximum(X, 0)}
     with pytest.raises(SurgeryError, match="does not run after surgery"):

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ from mlflow_e2eai import graphs
 from mlflow_e2eai.artifacts import Infer, OnnxArtifact, Tensors, TensorSpec
 from mlflow_e2eai.errors import ArtifactError, RunnerError, SurgeryError
 from mlflow_e2eai.files import written
-from mlflow_e2eai.parity import compare
+from mlflow_e2eai.isolation import isolated
 from mlflow_e2eai.runners import onnxruntime_runner
 from mlflow_e2eai.surgery.plan import DEFAULT_PLAN, Step, plan_from
 from mlflow_e2eai.surgery.rules import RULES, Rule
@@ -203,37 +204,64 @@ def _keep_numbers(
     samples: Sequence[Tensors],
     reference: Infer | None,
 ) -> float | None:
-    """Largest difference seen between before and after; None when there are no samples."""
+    """Largest difference seen between before and after; None when there are no samples.
+
+    The graph runs in a process of its own: what a rule made of it may crash ONNX Runtime.
+    """
     if not samples:
         return None
     inputs, outputs = _renames(source, plan)
+    kept = {spec.name for spec in graphs.interface(graphs.read(out))[1]}
     with ExitStack() as stack:
-        try:
-            before = reference or stack.enter_context(onnxruntime_runner(source.path))
-        except RunnerError as error:
-            msg = f"The numbers before surgery cannot be had: {error} Give a reference."
-            raise SurgeryError(msg) from error
-        try:
-            after = stack.enter_context(onnxruntime_runner(out))
-            kept = {spec.name for spec in graphs.interface(graphs.read(out))[1]}
+        before = reference or _before(source, stack)
 
-            def under_new_names(tensors: Tensors) -> Tensors:
-                answers = before(tensors)
-                return {
-                    outputs[name]: value for name, value in answers.items() if outputs[name] in kept
-                }
+        def under_new_names(tensors: Tensors) -> Tensors:
+            old = {name: tensors[new] for name, new in inputs.items()}
+            answers = before(old)
+            return {
+                outputs[name]: value for name, value in answers.items() if outputs[name] in kept
+            }
 
-            report = compare(
-                under_new_names,
-                lambda tensors: after({inputs[name]: value for name, value in tensors.items()}),
-                samples,
-                precision=source.precision,
-                repeats=1,  # ONNX Runtime is no suspect here, the rules are
-            )
+        asked = [{inputs[name]: value for name, value in tensors.items()} for tensors in samples]
+        try:
+            after = stack.enter_context(isolated(partial(onnxruntime_runner, out)))
+            # ONNX Runtime is no suspect here, the rules are.
+            report = after.compare(under_new_names, asked, precision=source.precision, repeats=1)
         except RunnerError as error:
             msg = f"The graph does not run after surgery: {error}"
             raise SurgeryError(msg) from error
     if not report.passed:
-        msg = f"The plan changed the numbers: {report.findings[0].sentence}"
+        wrong = report.findings[0].sentence
+        msg = (
+            _export_was_wrong(source, samples, reference)
+            or f"The plan changed the numbers: {wrong}"
+        )
         raise SurgeryError(msg)
     return max((output.max_abs_error for output in report.outputs), default=0.0)
+
+
+def _before(source: OnnxArtifact, stack: ExitStack) -> Infer:
+    try:
+        return stack.enter_context(isolated(partial(onnxruntime_runner, source.path)))
+    except RunnerError as error:
+        msg = f"The numbers before surgery cannot be had: {error} Give a reference."
+        raise SurgeryError(msg) from error
+
+
+def _export_was_wrong(
+    source: OnnxArtifact, samples: Sequence[Tensors], reference: Infer | None
+) -> str | None:
+    """Why the plan is not to blame; None where it is, or where the graph before does not run."""
+    if reference is None:
+        return None
+    try:
+        with isolated(partial(onnxruntime_runner, source.path)) as exported:
+            report = exported.compare(reference, samples, precision=source.precision, repeats=1)
+    except RunnerError:
+        return None
+    if report.passed:
+        return None
+    return (
+        f"The graph gave other numbers than the model before any surgery, so it is the export that "
+        f"is wrong: {report.findings[0].sentence}"
+    )
