@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +12,7 @@ from mlflow_e2eai.context import gpu_name
 from mlflow_e2eai.engine import backends
 from mlflow_e2eai.errors import EngineMismatchError, MissingDependencyError, RunnerError
 from mlflow_e2eai.files import verify
+from mlflow_e2eai.latency import Timing
 
 
 def why_not_here(engine: EngineArtifact) -> EngineMismatchError | MissingDependencyError | None:
@@ -81,6 +83,21 @@ class _Call:
         self._stream = torch.cuda.Stream()
 
     def __call__(self, tensors: Tensors) -> Tensors:
+        """Answer."""
+        return self._answer(tensors)
+
+    def timed(self, tensors: Tensors) -> Timing:
+        """Answer, timed: all of it here, and what the engine itself took by the GPU's clock."""
+        import torch
+
+        began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        started = time.perf_counter()
+        self._answer(tensors, began, ended)
+        host_ms = 1e3 * (time.perf_counter() - started)
+        return Timing(host_ms=host_ms, device_ms=float(began.elapsed_time(ended)))
+
+    def _answer(self, tensors: Tensors, began: Any = None, ended: Any = None) -> Tensors:
+        """Copy in, run between two CUDA events where they are given, copy out."""
         import torch
 
         with torch.cuda.stream(self._stream):
@@ -89,9 +106,13 @@ class _Call:
                 msg = f"The shapes of {missing} are missing; give every input."
                 raise RunnerError(msg)
             outputs = self._outputs()
+            if began is not None:
+                began.record(self._stream)
             if not self._context.execute_async_v3(self._stream.cuda_stream):
                 msg = f"TensorRT cannot run {self._engine.path.name}; see its log."
                 raise RunnerError(msg)
+            if ended is not None:
+                ended.record(self._stream)
             answer = {name: tensor.cpu().numpy() for name, tensor in outputs.items()}
         self._stream.synchronize()
         del held  # the engine reads them until the stream is done

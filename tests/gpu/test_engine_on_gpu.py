@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 
 import numpy as np
 import onnxruntime
 import pytest
 import torch
 
-from mlflow_e2eai import clean, compare, compile, convert, export, load_model, save_model
+from mlflow_e2eai import benchmark, clean, compare, compile, convert, export, load_model, save_model
 from mlflow_e2eai.arrays import resize
 from mlflow_e2eai.engine import backends, engine_runner, why_not_here
 from mlflow_e2eai.errors import RunnerError
+from mlflow_e2eai.isolation import isolated
 from mlflow_e2eai.parity import TOLERANCES
 from mlflow_e2eai.runners import onnxruntime_runner, torch_runner
 
@@ -89,7 +91,7 @@ def test_an_engine_for_local_answers_at_every_batch_size(precision, cnn, batch, 
             assert answer.shape == (size, 10)
             assert answer.dtype == np.float32
         samples = [images(size, 32) for size in (1, 8, 64)]
-        report = compare(reference, infer, samples, precision=precision)
+        report = compare(reference, infer, samples, precision=precision, threads=1)
     if supported():
         assert report.passed, report.findings
 
@@ -107,7 +109,7 @@ def test_the_comparison_sees_wrong_answers_that_a_first_call_hides(
     engine = compile(graph, "local", out=tmp_path / "local.engine")
     sample = images(size, 224)
     with reference_of(resnet) as reference, engine_runner(engine) as infer:
-        report = compare(reference, infer, [sample], precision=precision)
+        report = compare(reference, infer, [sample], precision=precision, threads=1)
     right = right_answers(resnet, engine, sample)
     assert report.passed == (right == CALLS), f"{right} of {CALLS} right, {report.findings}"
     if supported():
@@ -118,7 +120,7 @@ def test_an_engine_in_fp32_does_not_round_to_tf32(cnn, batch, tmp_path):
     graph = graph_of(cnn, tmp_path, batch, "fp32", 32)
     engine = compile(graph, "local", out=tmp_path / "local.engine")
     with reference_of(cnn) as reference, engine_runner(engine) as infer:
-        report = compare(reference, infer, [images(8, 32)], tolerance=EXACT)
+        report = compare(reference, infer, [images(8, 32)], tolerance=EXACT, threads=1)
     assert report.passed, report.findings
 
 
@@ -129,6 +131,52 @@ def test_a_batch_beyond_the_profile_is_an_error_that_names_the_profile(cnn, batc
         with pytest.raises(RunnerError, match="N from 1 to 64"):
             infer(images(65, 32))
         assert infer(images(8, 32))["output"].shape == (8, 10)
+
+
+def by_hand_ms(engine, sample):
+    """Median of what the engine takes on the GPU, by CUDA events around nothing but the engine."""
+    trt = backends.load(backends.BACKENDS[engine.target.backend])
+    log = trt.Logger(trt.Logger.ERROR)
+    loaded = trt.Runtime(log).deserialize_cuda_engine(engine.path.read_bytes())
+    context, stream = loaded.create_execution_context(), torch.cuda.Stream()
+    held = {name: torch.from_numpy(array).cuda() for name, array in sample.items()}
+    for name, tensor in held.items():
+        context.set_input_shape(name, tuple(tensor.shape))
+    for spec in engine.outputs:
+        shape = tuple(context.get_tensor_shape(spec.name))
+        held[spec.name] = torch.empty(shape, dtype=getattr(torch, spec.dtype), device="cuda")
+    for name, tensor in held.items():
+        context.set_tensor_address(name, tensor.data_ptr())
+    times = []
+    for _ in range(400):
+        began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        began.record(stream)
+        context.execute_async_v3(stream.cuda_stream)
+        ended.record(stream)
+        stream.synchronize()
+        times.append(began.elapsed_time(ended))
+    return float(np.median(times[100:]))
+
+
+def test_device_times_are_those_of_an_event_loop_written_by_hand(resnet, batch, tmp_path):
+    graph = graph_of(resnet, tmp_path, batch, "fp16", 224)
+    engine = compile(graph, "local", out=tmp_path / "local.engine")
+    sample = images(8, 224)
+    before = by_hand_ms(engine, sample)
+    with engine_runner(engine) as infer:
+        measured = benchmark({"engine": infer}, sample)["engine"]
+    after = by_hand_ms(engine, sample)
+    assert measured.device_p50_ms == pytest.approx((before + after) / 2, rel=0.02)
+    assert measured.device_p50_ms < measured.p50_ms
+
+
+def test_an_engine_in_a_process_of_its_own_answers_and_tells_device_times(cnn, batch, tmp_path):
+    graph = graph_of(cnn, tmp_path, batch, "fp16", 32)
+    engine = compile(graph, "local", out=tmp_path / "local.engine")
+    with engine_runner(engine) as here, isolated(partial(engine_runner, engine)) as there:
+        wanted = here(images(8, 32))["output"]
+        np.testing.assert_array_equal(there(images(8, 32))["output"], wanted)
+        assert there.timed(images(8, 32)).device_ms > 0
 
 
 def test_two_runners_of_one_engine_do_not_disturb_each_other(cnn, batch, tmp_path):
@@ -153,7 +201,7 @@ def test_onnxruntime_on_cuda_really_runs_on_cuda(precision, cnn, batch, tmp_path
     monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
     with reference_of(cnn) as reference, onnxruntime_runner(graph.path, device="cuda") as infer:
         samples = [images(size, 32) for size in (1, 8, 64)]
-        report = compare(reference, infer, samples, precision=precision)
+        report = compare(reference, infer, samples, precision=precision, threads=1)
     (session,) = sessions
     assert session.get_providers()[0] == "CUDAExecutionProvider"
     assert report.passed, report.findings
