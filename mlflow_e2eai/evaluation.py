@@ -29,6 +29,7 @@ from mlflow_e2eai.errors import E2EAIError, EngineMismatchError, MissingDependen
 from mlflow_e2eai.isolation import Isolated, Opener, isolated
 from mlflow_e2eai.latency import BUDGET_S, LatencyReport, Touched, benchmark
 from mlflow_e2eai.parity import REPEATS, ParityReport, compare
+from mlflow_e2eai.progress import progress
 from mlflow_e2eai.runners import onnxruntime_devices
 from mlflow_e2eai.samples import EvaluationData, profile_samples
 from mlflow_e2eai.samples import calls as in_calls
@@ -111,7 +112,7 @@ def evaluate(
     infers: dict[str, Infer] = {TORCH: Touched(reference)}
     evidence = {TORCH: questions.of_the_reference()}
     with ExitStack() as stack:
-        for name, variant in variants.items():
+        for name, variant in progress(variants.items(), "evaluate", unit="variants"):
             try:
                 there = stack.enter_context(isolated(variant.opener))
             except (EngineMismatchError, MissingDependencyError, RunnerError) as error:
@@ -274,7 +275,7 @@ def _timed(
     What gave wrong numbers is timed all the same.
     """
     latency: dict[str, LatencyReport] = {}
-    for label, sample in corners.items():
+    for label, sample in progress(corners.items(), "measure latency", unit="corners"):
         while label not in latency:
             sound = {n: infer for n, infer in infers.items() if evidence[n].reason is None}
             try:

@@ -32,6 +32,7 @@ from mlflow_e2eai.exporter import DEFAULT_OPSET, Exporter, export
 from mlflow_e2eai.latency import LatencyReport
 from mlflow_e2eai.modules import DynamicAxes, module_of, named_inputs
 from mlflow_e2eai.precision import check_precision, convert
+from mlflow_e2eai.progress import progress
 from mlflow_e2eai.runners import torch_runner
 from mlflow_e2eai.samples import EvaluationData, profile_samples
 from mlflow_e2eai.surgery import DEFAULT_PLAN, Step, SurgeryReport, clean
@@ -241,17 +242,21 @@ def _compiled(
     example: Tensors,
 ) -> list[EngineArtifact]:
     engines = []
-    for graph in graphs:
-        if graph.precision not in settings.precisions:
-            continue
-        # Two texts may name one target, as `local` and `sm86` on a machine with such a GPU.
-        for resolved, target in {resolve(text): text for text in settings.targets}.items():
-            name = f"compile {graph.precision} {target}"
-            with recorder.stage(name, inputs=[graph.sha256]) as stage:
-                out = work / f"{graph.precision}-{target}.engine"
-                engine = compile(graph, resolved, out=out, tf32=settings.tf32)
-                stage.made(engine, example=example)
-            engines.append(engine)
+    # Two texts may name one target, as `local` and `sm86` on a machine with such a GPU.
+    targets = {resolve(text): text for text in settings.targets}
+    wanted = [
+        (graph, resolved, text)
+        for graph in graphs
+        if graph.precision in settings.precisions
+        for resolved, text in targets.items()
+    ]
+    for graph, resolved, target in progress(wanted, "compile", unit="engines"):
+        name = f"compile {graph.precision} {target}"
+        with recorder.stage(name, inputs=[graph.sha256]) as stage:
+            out = work / f"{graph.precision}-{target}.engine"
+            engine = compile(graph, resolved, out=out, tf32=settings.tf32)
+            stage.made(engine, example=example)
+        engines.append(engine)
     return engines
 
 

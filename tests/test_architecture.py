@@ -28,7 +28,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = (
     {"__init__", "_compat"},
     {"errors"},
-    {"artifacts", "context", "factories", "files"},
+    {"artifacts", "context", "factories", "files", "progress"},
     {"arrays", "graphs", "modules"},
     {"runners", "parity", "latency", "gates", "samples"},
     {"isolation"},

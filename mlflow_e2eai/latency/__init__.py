@@ -9,11 +9,11 @@ from mlflow_e2eai.latency.measure import MIN_ROUNDS as MIN_ROUNDS
 from mlflow_e2eai.latency.measure import MIN_WARMUP as MIN_WARMUP
 from mlflow_e2eai.latency.measure import ROUNDS as ROUNDS
 from mlflow_e2eai.latency.measure import WARMUP as WARMUP
-from mlflow_e2eai.latency.measure import TimesItself as TimesItself
-from mlflow_e2eai.latency.measure import Touched as Touched
 from mlflow_e2eai.latency.measure import benchmark as benchmark
-from mlflow_e2eai.latency.measure import timed as timed
 from mlflow_e2eai.latency.ratios import Ratio as Ratio
+from mlflow_e2eai.latency.timing import TimesItself as TimesItself
+from mlflow_e2eai.latency.timing import Touched as Touched
+from mlflow_e2eai.latency.timing import timed as timed
 from mlflow_e2eai.latency.values import ColdStart as ColdStart
 from mlflow_e2eai.latency.values import GpuRecord as GpuRecord
 from mlflow_e2eai.latency.values import Latency as Latency

@@ -16,7 +16,8 @@ from pathlib import Path
 from mlflow_e2eai.artifacts import Infer, Tensors
 from mlflow_e2eai.errors import InvalidInputError
 from mlflow_e2eai.latency.gpus import used_memory_bytes
-from mlflow_e2eai.latency.measure import items_of, timed
+from mlflow_e2eai.latency.measure import items_of
+from mlflow_e2eai.latency.timing import timed
 from mlflow_e2eai.latency.values import ColdStart, Load, Throughput
 
 THREADS = (1, 2, 4)

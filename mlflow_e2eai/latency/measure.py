@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -19,12 +19,12 @@ from mlflow_e2eai.errors import InvalidInputError, RunnerError
 from mlflow_e2eai.latency import findings
 from mlflow_e2eai.latency.gpus import GpuWatch
 from mlflow_e2eai.latency.ratios import turns
+from mlflow_e2eai.latency.timing import between
 from mlflow_e2eai.latency.values import (
     GpuRecord,
     Latency,
     LatencyFinding,
     LatencyReport,
-    Timing,
 )
 
 WARMUP = 100_000
@@ -53,87 +53,7 @@ BUDGET_S = 5.0
 """Seconds after which no further round starts, once there are `MIN_ROUNDS`. A fifth of it is what
 the warm-up of one callable may take, once there are `MIN_WARMUP` calls."""
 
-TOUCH_MS = 1.0
-"""A call shorter than this feels what ran before it; see `Touched`."""
-
 _WINDOWS = 3
-
-
-class TimesItself(Protocol):
-    """A callable that knows best how long its call took.
-
-    One that runs on a device has the device's clock (CUDA events), one that runs in another process
-    the time there. Where each turn is a journey, it may also have a method ``series(tensors, *,
-    fill_ms, calls)``: make calls until they fill that time, at most so many, and give the time of
-    each on the host in milliseconds.
-    """
-
-    def timed(self, tensors: Tensors, /) -> Timing:
-        """Make one call; return when the answer is there."""
-
-
-class Touched:
-    """A callable that times itself, a short call after another one that is not timed.
-
-    Between two turns of a round other processes run, and the processor's caches fill with what is
-    theirs: a call of 10 µs was seen to take 25 then. With this, callables in other processes and in
-    this one are measured alike.
-
-    Args:
-        infer: The callable.
-    """
-
-    def __init__(self, infer: Infer) -> None:
-        self._infer = infer
-        self._last_ms = 0.0
-
-    def __call__(self, tensors: Tensors) -> Tensors:
-        """Ask it."""
-        return self._infer(tensors)
-
-    def timed(self, tensors: Tensors) -> Timing:
-        """Ask it, after a touch where the last call was shorter than `TOUCH_MS`."""
-        if self._last_ms < TOUCH_MS:
-            self._infer(tensors)
-        timing = timed(self._infer, tensors)
-        self._last_ms = timing.host_ms
-        return timing
-
-
-def timed(
-    infer: Infer, sample: Tensors, *, clock: Callable[[], float] = time.perf_counter
-) -> Timing:
-    """Make one call, and tell how long it took.
-
-    Args:
-        infer: The callable; one that times itself is asked to.
-        sample: What it is asked.
-        clock: Seconds that only grow.
-
-    Raises:
-        InvalidInputError: The clock went backwards in it.
-    """
-    return _between(infer, sample, clock)[1]
-
-
-def _between(
-    infer: Any, sample: Tensors, clock: Callable[[], float]
-) -> tuple[float, Timing, float]:
-    """A call's time, between the readings of the clock before and after it."""
-    itself: Callable[[Tensors], Timing] | None = getattr(infer, "timed", None)
-    timing = None
-    before = clock()
-    if itself is None:
-        infer(sample)
-    else:
-        timing = itself(sample)
-    after = clock()
-    if timing is None:
-        timing = Timing(host_ms=1e3 * (after - before))
-        if after < before:
-            msg = "The clock went backwards while it measured; give one that only grows."
-            raise InvalidInputError(msg)
-    return before, timing, after
 
 
 def benchmark(
@@ -242,7 +162,7 @@ class _Stopwatch:
 
     def time(self, infer: Infer, calls: _Calls) -> None:
         """Make a call, and note how long it took."""
-        began, timing, ended = _between(infer, self.sample, self.clock)
+        began, timing, ended = between(infer, self.sample, self.clock)
         if self._last is not None:
             self.gaps_s.append(began - self._last)
         self._last = ended

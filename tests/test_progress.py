@@ -1,0 +1,29 @@
+"""Progress of long work: a bar in a terminal, silence in a log."""
+
+import io
+import sys
+
+from mlflow_e2eai.progress import progress
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def worked_through(monkeypatch, stderr):
+    monkeypatch.setattr(sys, "stderr", stderr)
+    assert list(progress(["a", "b", "c"], "compile", unit="engines")) == ["a", "b", "c"]
+    return stderr.getvalue()
+
+
+def test_a_terminal_shows_what_is_done_and_how_much_of_it(monkeypatch):
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+    shown = worked_through(monkeypatch, Terminal())
+    assert "compile:" in shown
+    assert "/3 " in shown
+    assert shown.endswith("\r")  # and wipes it away at the end
+
+
+def test_a_log_stays_quiet(monkeypatch):
+    assert worked_through(monkeypatch, io.StringIO()) == ""
