@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mlflow_e2eai.artifacts import Array, Tensors
+from mlflow_e2eai.artifacts import Array
 from mlflow_e2eai.parity.measure import Measure
 
 
@@ -64,17 +64,17 @@ class Answer:
 
 @dataclass(slots=True)
 class Question:
-    """One sample, the right answers to it, and the first that the candidate gave.
+    """What was asked with one sample: the right answers, and the first that the candidate gave.
+
+    The sample is not kept: there may be many questions whose answers are yet to be judged.
 
     Attributes:
         number: Of the sample, from 0.
-        sample: The inputs.
         right: The reference's answers by output.
         first: The candidate's first answers, and how they measured.
     """
 
     number: int
-    sample: Tensors
     right: Mapping[str, Answer]
     first: dict[str, tuple[Answer, Measure]] = field(default_factory=dict)
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
 
 from mlflow_e2eai.parity.answers import Answer, Circumstances, Question
 from mlflow_e2eai.parity.measure import Measure, is_exact, measure, same_bits
@@ -79,6 +81,22 @@ class Judge:
             if name in given:
                 self._output(question, name, given, around)
 
+    def all_right(
+        self, held: Sequence[tuple[Question, Mapping[str, Answer], Circumstances]]
+    ) -> bool:
+        """Take in answers of one form to different questions, if all are right; else none."""
+        found: dict[str, Measure] = {}
+        for name in held[0][0].right:
+            rights = np.concatenate([question.right[name].array for question, _, _ in held])
+            givens = np.concatenate([given[name].array for _, given, _ in held])
+            found[name] = measure(rights, givens, self.limits.of(name), answers=len(held))
+            if not found[name].right:
+                return False
+        for name, sums in found.items():
+            self._totals(name, held[0][0].right[name]).sums.add(sums)
+        self.calls += len(held)
+        return True
+
     def results(self) -> tuple[OutputParity, ...]:
         """The sums of every output, whose error over all samples is judged here."""
         for name, totals in self.totals.items():
@@ -121,7 +139,7 @@ class Judge:
         else:
             found = self._measured(question, name, answer)
             self._wrong(question, name, answer, found)
-        if name in question.first:
+        if question.first.get(name, (answer,))[0] is not answer:
             self._again(question, name, answer)
         if found is None or not found.right:
             for kind, reason in reasons(question.right, name, given, around, self.limits.of(name)):
@@ -130,14 +148,18 @@ class Judge:
 
     def _measured(self, question: Question, name: str, answer: Answer) -> Measure:
         right = question.right[name].array
-        totals = self.totals.setdefault(name, _Totals(exact=is_exact(right)))
         first, found = question.first.get(name, (None, None))
         if first is None or found is None or not same_bits(first.array, answer.array):
             found = measure(right, answer.array, self.limits.of(name))
         if first is None:
             question.first[name] = (answer, found)
-        totals.sums.add(found)
+        self._totals(name, question.right[name]).sums.add(found)
         return found
+
+    def _totals(self, name: str, right: Answer) -> _Totals:
+        if name not in self.totals:
+            self.totals[name] = _Totals(exact=is_exact(right.array))
+        return self.totals[name]
 
     def _wrong(self, question: Question, name: str, answer: Answer, found: Measure) -> None:
         """Say which elements are wrong."""
