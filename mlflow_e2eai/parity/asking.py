@@ -87,7 +87,8 @@ def compare(
 
     Raises:
         InvalidInputError: `repeats` or `threads` is not positive, the precision is unknown, or a
-            tolerance is not a number of at least 0.
+            tolerance is not a number of at least 0 or is of an output that the reference does not
+            give.
     """
     limits = limits_for(precision, tolerance)
     if repeats < 1 or threads < 1:
@@ -98,6 +99,8 @@ def compare(
     at_once = threads if repeats > 1 else 1
     count = 0
     for window in _windows(reference, samples, judge, WINDOW if repeats > 1 else 1):
+        if not count:
+            limits.check(window[0][1].right)
         count += len(window)
         asker.ask_in_turns(window, repeats)
         if count == len(window) and at_once > 1 and not judge.findings:
@@ -215,10 +218,10 @@ class _Asker:
                 futures = [pool.submit(self._ask_together, one, together) for one, _ in asked]
                 errors = [future.exception() for future in futures]
                 for (_, question), error in zip(asked, errors, strict=True):
-                    if error:
+                    if error is not None:
                         sentence = f"It fails when {threads} threads ask at once: {error}"
                         self.judge.add("threads", sample=question.number, sentence=sentence)
-                if any(errors):
+                if any(error is not None for error in errors):
                     return
                 for (_, question), future in zip(asked, futures, strict=True):
                     self.judge.answer(question, _answers(future.result()), around)

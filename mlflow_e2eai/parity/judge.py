@@ -18,7 +18,14 @@ from mlflow_e2eai.parity.values import Element, Finding, Kind, OutputParity
 
 @dataclass(slots=True)
 class _Totals:
+    """Sums over one output.
+
+    Those of answers to several threads stand apart until the error over all samples is judged: they
+    are of the first samples only, and the order of the samples must not change what passes.
+    """
+
     sums: Measure = field(default_factory=Measure)
+    at_once: Measure = field(default_factory=Measure)
     noise: float = 0.0
     first_wrong: Element | None = None
     exact: bool = False
@@ -101,6 +108,7 @@ class Judge:
         """The sums of every output, whose error over all samples is judged here."""
         for name, totals in self.totals.items():
             self._total_error(name, totals)
+            totals.sums.add(totals.at_once)
         return tuple(
             totals.sums.result(
                 name,
@@ -137,7 +145,7 @@ class Judge:
             self.add("shape", output=name, sample=number, sentence=sentence)
             found = None
         else:
-            found = self._measured(question, name, answer)
+            found = self._measured(question, name, answer, around)
             self._wrong(question, name, answer, found)
         if question.first.get(name, (answer,))[0] is not answer:
             self._again(question, name, answer)
@@ -146,14 +154,17 @@ class Judge:
                 sentence = f"Sample {number}, output {name!r}: {reason}."
                 self.add(kind, output=name, sample=number, sentence=sentence)
 
-    def _measured(self, question: Question, name: str, answer: Answer) -> Measure:
+    def _measured(
+        self, question: Question, name: str, answer: Answer, around: Circumstances
+    ) -> Measure:
         right = question.right[name].array
         first, found = question.first.get(name, (None, None))
         if first is None or found is None or not same_bits(first.array, answer.array):
             found = measure(right, answer.array, self.limits.of(name))
         if first is None:
             question.first[name] = (answer, found)
-        self._totals(name, question.right[name]).sums.add(found)
+        totals = self._totals(name, question.right[name])
+        (totals.sums if around.threads == 1 else totals.at_once).add(found)
         return found
 
     def _totals(self, name: str, right: Answer) -> _Totals:

@@ -22,6 +22,9 @@ cache."""
 
 FIVE = 5
 
+NO_NUMBERS = "OSUTMmV"
+"""Kinds of dtype that are only equal or not: objects, texts, times and records."""
+
 
 @dataclass(slots=True)
 class Measure:
@@ -141,8 +144,11 @@ def same_bits(one: Array, other: Array) -> bool:
 
 
 def is_exact(array: Array) -> bool:
-    """Whether elements are to be equal: integers, booleans and texts."""
-    return array.dtype.kind not in "fc"
+    """Whether elements are to be equal: integers, booleans, texts and times.
+
+    NumPy has no kind for bfloat16 and the floats of 8 bits, which come from a package of their own.
+    """
+    return array.dtype.kind not in "fc" and "float" not in array.dtype.name
 
 
 def measure(right: Array, given: Array, limit: float, *, answers: int = 1) -> Measure:
@@ -158,8 +164,9 @@ def measure(right: Array, given: Array, limit: float, *, answers: int = 1) -> Me
     """
     found = Measure(elements=right.size)
     exact = is_exact(right)
+    right, given = _plain(right), _plain(given)
     with np.errstate(all="ignore"):  # infinities and NaN are counted, not warned of
-        if not exact and given.dtype.kind not in "OSUT":
+        if not exact and given.dtype.kind not in NO_NUMBERS:
             _rank(found, right, given)
         flat_right, flat_given = _numbers(right, given)
         scale = _scale(flat_right, answers)
@@ -278,9 +285,15 @@ def _rank(found: Measure, right: Array, given: Array) -> None:
         found.top5_agrees -= int(np.count_nonzero(~among))
 
 
+def _plain(array: Array) -> Array:
+    """Floats that NumPy has no kind for, in float32, which holds them all."""
+    extended = array.dtype.kind == "V" and "float" in array.dtype.name
+    return array.astype(np.float32) if extended else array
+
+
 def _numbers(right: Array, given: Array) -> tuple[Array, Array]:
     """Both as flat arrays of real numbers; of texts, only whether they are equal."""
-    if {right.dtype.kind, given.dtype.kind} & set("OSUT"):
+    if {right.dtype.kind, given.dtype.kind} & set(NO_NUMBERS):
         unequal = np.asarray(right != given)
         return np.zeros(right.size), np.broadcast_to(unequal, right.shape).reshape(-1).astype(float)
     if "c" in (right.dtype.kind, given.dtype.kind):

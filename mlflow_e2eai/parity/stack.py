@@ -37,7 +37,8 @@ class Stack:
         form = _form(question.right, given)
         if form != self.form:
             self.judge_held()
-            self.form, self.most = form, self._room(question)
+            self.form = form
+            self.most = self._room(question)
         self.held.append((question, given, around))
         if len(self.held) >= self.most:
             self.judge_held()
@@ -67,6 +68,6 @@ def _form(right: Mapping[str, Answer], given: Mapping[str, Answer]) -> Form | No
             return None
         if answer.items is not None or given[name].items is not None:
             return None
-        if not one.ndim or one.dtype.kind not in "fiub":
+        if not (one.ndim and one.size) or one.dtype.kind not in "fiub":
             return None
     return tuple((name, answer.array.dtype, answer.array.shape) for name, answer in right.items())
