@@ -1,10 +1,14 @@
 import dataclasses
+import gc
 import math
+import threading
+import tracemalloc
 import warnings
 from collections.abc import Callable, Iterator
 from itertools import count
 from unittest import mock
 
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given
@@ -22,6 +26,7 @@ from mlflow_e2eai.parity import (
     ParityReport,
     compare,
     measure,
+    stack,
 )
 
 X = np.linspace(-1, 1, 12, dtype=np.float32).reshape(3, 4)
@@ -680,3 +685,275 @@ def test_the_numbers_do_not_depend_on_how_the_array_is_cut(array, block):
     for field in dataclasses.fields(whole):
         wanted = getattr(whole, field.name)
         assert getattr(pieces, field.name) == (wanted and pytest.approx(wanted)), field.name
+
+
+# Small answers, judged together
+
+
+def scaled(share: float) -> Infer:
+    return lambda tensors: {"y": tensors["x"] * np.float32(1 + share)}
+
+
+def rows(count: int, width: int = 384) -> list[Tensors]:
+    rng = np.random.default_rng(0)
+    return [{"x": row} for row in rng.standard_normal((count, width)).astype(np.float32)]
+
+
+def test_small_answers_are_measured_many_at_a_time():
+    together = measure.BLOCK // 384
+    with mock.patch("mlflow_e2eai.parity.judge.measure", side_effect=measure.measure) as measured:
+        report = compare(identity, scaled(1e-6), rows(2 * together + 1), repeats=1)
+
+    assert report.passed
+    assert [call.kwargs.get("answers", 1) for call in measured.call_args_list] == [
+        together,
+        together,
+        1,
+    ]
+    assert report.calls == report.samples == 2 * together + 1
+
+
+def same_but_for_rounding(one: ParityReport, other: ParityReport) -> bool:
+    def numbers(report: ParityReport) -> list[object]:
+        values = [value for o in report.outputs for value in dataclasses.astuple(o)]
+        return [pytest.approx(v, nan_ok=True) if isinstance(v, float) else v for v in values]
+
+    left, right = (dataclasses.replace(report, outputs=()) for report in (one, other))
+    return left == right and [
+        value for output in one.outputs for value in dataclasses.astuple(output)
+    ] == numbers(other)
+
+
+ERRORS = st.sampled_from([0.0, 1e-7, 1e-5, 5e-4, 2e-3, 1.0, math.nan, math.inf])
+SHAPES = st.sampled_from([(4,), (2, 3), (1, 7), (3, 2, 8), (), (0, 3)])
+
+
+@given(
+    calls=st.lists(st.tuples(SHAPES, ERRORS, st.integers(-20, 20)), min_size=1, max_size=12),
+    seed=st.integers(0, 9),
+)
+def test_nothing_that_is_said_depends_on_whether_answers_are_judged_together(calls, seed):
+    rng = np.random.default_rng(seed)
+    samples = [
+        {
+            "x": (rng.standard_normal(shape) * 2.0**power).astype(np.float32),
+            "error": np.array(error),
+            "at": rng.random(shape) < 0.2,
+        }
+        for shape, error, power in calls
+    ]
+
+    def wrong(tensors: Tensors) -> Tensors:
+        with np.errstate(invalid="ignore"):
+            return {"y": (tensors["x"] * (1 + tensors["error"] * tensors["at"])).astype("f4")}
+
+    together = compare(identity, wrong, samples, repeats=1)
+    with mock.patch.object(stack, "MOST", 1):
+        alone = compare(identity, wrong, samples, repeats=1)
+
+    assert same_but_for_rounding(together, alone)
+
+
+@pytest.mark.parametrize("number", [0, 1, 17, 63, 64])
+def test_the_one_wrong_answer_among_those_judged_together_is_found_with_its_place(number):
+    samples = [{**row, "n": np.array(n)} for n, row in enumerate(rows(65))]
+
+    def candidate(tensors: Tensors) -> Tensors:
+        answer = tensors["x"].copy()
+        answer[42] += tensors["n"] == number
+        return {"y": answer}
+
+    report = compare(lambda t: {"y": t["x"]}, candidate, samples, repeats=1)
+
+    (finding,) = report.findings
+    assert (finding.kind, finding.sample, finding.index) == ("tolerance", number, (42,))
+    assert report.outputs[0].first_wrong.sample == number
+
+
+def test_a_stale_answer_is_recognised_among_those_judged_together():
+    last = []
+
+    def stale(tensors: Tensors) -> Tensors:
+        last.append(tensors["x"])
+        return {"y": last.pop(0) if len(last) > 1 else last[0]}
+
+    assert kinds(compare(identity, stale, rows(9), repeats=1)) == {"tolerance", "stale"}
+
+
+def test_an_answer_is_judged_at_once_where_the_first_wrong_one_is_the_last():
+    asked = []
+    report = compare(
+        asking_rows(asked), on_call(lambda n: n == 3, lambda x: x + 1), rows(9), repeats=1,
+        stop_when_failed=True,
+    )  # fmt: skip
+
+    assert not report.passed
+    assert len(asked) == 3
+
+
+def asking_rows(asked: list[Tensors]) -> Infer:
+    return lambda tensors: asked.append(tensors) or identity(tensors)
+
+
+@pytest.mark.parametrize(("shape", "count"), [((384,), 3000), ((64, 384), 150), ((), 5000)])
+def test_memory_does_not_grow_with_the_number_of_samples(shape, count):
+    right = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+
+    def peak(samples: int) -> int:
+        gc.collect()
+        tracemalloc.reset_peak()
+        before, _ = tracemalloc.get_traced_memory()
+        given = right * np.float32(1 + 1e-6)
+        report = compare(
+            lambda _: {"y": right}, lambda _: {"y": given}, ({} for _ in range(samples)), repeats=1
+        )
+        assert report.samples == samples
+        return tracemalloc.get_traced_memory()[1] - before
+
+    tracemalloc.start()
+    try:
+        first = peak(count // 3)
+        assert peak(count) < first + 50_000
+    finally:
+        tracemalloc.stop()
+
+
+# Progress
+
+
+def test_progress_is_told_each_sample_just_before_the_candidate_is_asked():
+    seen = []
+    samples = [{"x": np.array([number])} for number in range(2)]
+    compare(
+        identity, asking(seen, "c"), samples, repeats=2, threads=1,
+        progress=lambda number: seen.append(("p", number)),
+    )  # fmt: skip
+
+    assert "".join(name + str(number) for name, number in seen) == "p0c0p1c1p1c1p0c0"
+
+
+def test_progress_is_told_from_the_callers_thread_also_where_several_ask_at_once():
+    told = []
+    report = compare(
+        identity,
+        identity,
+        [{"x": X}, {"x": 2 * X}],
+        progress=lambda _: told.append(threading.get_ident()),
+    )
+
+    assert len(told) == report.calls
+    assert set(told) == {threading.get_ident()}
+
+
+@pytest.mark.parametrize("call", [1, 2 * REPEATS, 2 * REPEATS + 1, 2 * REPEATS + 2])
+def test_what_progress_raises_ends_the_comparison(call):
+    calls = count(1)
+
+    def cancel(_: int) -> None:
+        if next(calls) == call:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        compare(identity, identity, [{"x": X}, {"x": 2 * X}], progress=cancel)
+
+
+# What outputs may be
+
+
+def test_a_tolerance_for_an_output_that_there_is_not_is_refused():
+    with pytest.raises(
+        InvalidInputError, match=r"\['logit'\]; the reference's outputs are \['y'\]"
+    ):
+        compare(identity, identity, [{"x": X}], tolerance={"logit": 1e-5})
+
+
+@pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn])
+@pytest.mark.parametrize("repeats", [1, 3])
+def test_floats_that_numpy_has_no_kind_for_are_judged_as_floats(dtype, repeats):
+    def judged(value: float) -> ParityReport:
+        return compare(
+            lambda _: {"y": np.array([2, 256], dtype)},
+            lambda _: {"y": np.array([value, 256], dtype)},
+            [{}],
+            precision="bf16",
+            repeats=repeats,
+        )
+
+    assert judged(2.5).passed
+    assert kinds(judged(128)) == {"tolerance"}
+    assert kinds(judged(math.nan)) == {"nonfinite"}
+
+
+def test_times_and_records_are_compared_exactly():
+    day = np.array(["2026-01-01"], "M8[D]")
+    record = np.array([(1, 2.0)], "i4,f4")
+
+    assert one(day, day).max_abs_error == 0
+    assert one(record, record).max_abs_error == 0
+    assert kinds(compare(lambda _: {"y": day}, lambda _: {"y": day + 1}, [{}])) == {"tolerance"}
+
+
+def test_lists_of_lists_of_numbers_may_be_ragged():
+    report = compare(lambda _: {"y": [[1.0, 2], [3]]}, lambda _: {"y": [[1.0, 2], [4]]}, [{}])
+
+    (finding,) = report.findings
+    assert (finding.kind, finding.index) == ("tolerance", (1, 0))
+
+
+# Laws
+
+
+@st.composite
+def pairs_of_answers(draw):
+    """Right answers, and answers that are off by more or less, to several samples."""
+    count, shape = draw(st.integers(1, 6)), draw(hnp.array_shapes(max_dims=2, max_side=4))
+    some = hnp.arrays(np.float32, shape, elements=st.floats(-1e3, 1e3, width=16))
+    rights = draw(st.lists(some, min_size=count, max_size=count))
+    errors = draw(st.lists(some, min_size=count, max_size=count))
+    share = np.float32(draw(st.sampled_from([0, 1e-7, 1e-6, 1e-5, 1e-4, 1e-2])))
+    return [(right, right + share * error) for right, error in zip(rights, errors, strict=True)]
+
+
+def passes(pairs: list[tuple[Array, Array]], **options) -> bool:
+    samples = [{"n": np.array(n)} for n in range(len(pairs))]
+    sides = [lambda t, side=side: {"y": pairs[int(t["n"])][side]} for side in (0, 1)]
+    return compare(*sides, samples, **options).passed
+
+
+repeated = pytest.mark.parametrize("repeats", [1, 2])
+
+
+@repeated
+@given(pairs=pairs_of_answers(), random=st.randoms(use_true_random=False))
+def test_the_order_of_the_samples_does_not_change_whether_it_passes(repeats, pairs, random):
+    shuffled = random.sample(pairs, len(pairs))
+
+    assert passes(pairs, repeats=repeats) == passes(shuffled, repeats=repeats)
+
+
+@repeated
+@given(pairs=pairs_of_answers(), power=st.integers(-20, 20))
+def test_a_power_of_two_on_both_sides_does_not_change_whether_it_passes(repeats, pairs, power):
+    factor = np.float32(2.0**power)
+    grown = [(right * factor, given_ * factor) for right, given_ in pairs]
+
+    assert passes(pairs, repeats=repeats) == passes(grown, repeats=repeats)
+
+
+@repeated
+@given(pairs=pairs_of_answers())
+def test_equal_answers_always_pass(repeats, pairs):
+    assert passes([(right, right.copy()) for right, _ in pairs], repeats=repeats, tolerance=0)
+
+
+@repeated
+@given(pairs=pairs_of_answers(), data=st.data())
+def test_a_nan_never_passes_unless_the_reference_has_it(repeats, pairs, data):
+    pairs = [(right, right.copy()) for right, _ in pairs]
+    right, given_ = pairs[data.draw(st.integers(0, len(pairs) - 1))]
+    at = data.draw(st.integers(0, right.size - 1))
+    given_.reshape(-1)[at] = math.nan
+    assert not passes(pairs, repeats=repeats, tolerance=1e30)
+
+    right.reshape(-1)[at] = math.nan
+    assert passes(pairs, repeats=repeats, tolerance=1e30)

@@ -1,6 +1,7 @@
 """Two callables and samples -> ParityReport: does the candidate give the reference's numbers?
 
 asking      who is asked what, when
+stack       small answers -> judged together
 judge       answers -> sums and findings
 measure     two arrays -> how they differ
 tolerances  how much they may

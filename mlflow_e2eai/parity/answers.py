@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mlflow_e2eai.artifacts import Array, Tensors
+from mlflow_e2eai.artifacts import Array
 from mlflow_e2eai.parity.measure import Measure
 
 
@@ -28,12 +28,11 @@ class Answer:
     @classmethod
     def of(cls, value: Any) -> Answer:
         """Copy an array, or a list of arrays whose shapes may differ."""
-        ragged = isinstance(value, (list, tuple)) or _holds_objects(value)
-        if ragged and any(isinstance(item, np.ndarray) for item in value):
-            items = [np.asarray(item) for item in value]
-            flat = np.concatenate([item.reshape(-1) for item in items])
-            return cls(flat, tuple(item.shape for item in items))
-        return cls(np.array(value), None)
+        if not _is_ragged(value):
+            return cls(np.array(value), None)
+        items = [np.asarray(item) for item in value]
+        flat = np.concatenate([item.reshape(-1) for item in items])
+        return cls(flat, tuple(item.shape for item in items))
 
     @property
     def shape(self) -> str:
@@ -64,17 +63,17 @@ class Answer:
 
 @dataclass(slots=True)
 class Question:
-    """One sample, the right answers to it, and the first that the candidate gave.
+    """What was asked with one sample: the right answers, and the first that the candidate gave.
+
+    The sample is not kept: there may be many questions whose answers are yet to be judged.
 
     Attributes:
         number: Of the sample, from 0.
-        sample: The inputs.
         right: The reference's answers by output.
         first: The candidate's first answers, and how they measured.
     """
 
     number: int
-    sample: Tensors
     right: Mapping[str, Answer]
     first: dict[str, tuple[Answer, Measure]] = field(default_factory=dict)
 
@@ -94,5 +93,11 @@ class Circumstances:
     threads: int = 1
 
 
-def _holds_objects(value: Any) -> bool:
-    return isinstance(value, np.ndarray) and value.dtype.kind == "O"
+def _is_ragged(value: Any) -> bool:
+    """Whether it is a sequence of arrays, or of sequences of other lengths."""
+    if isinstance(value, np.ndarray):
+        return value.dtype.kind == "O" and any(isinstance(item, np.ndarray) for item in value.flat)
+    if not isinstance(value, (list, tuple)):
+        return False
+    lengths = {len(item) for item in value if isinstance(item, (list, tuple))}
+    return len(lengths) > 1 or any(isinstance(item, np.ndarray) for item in value)

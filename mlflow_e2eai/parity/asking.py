@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from mlflow_e2eai.parity.answers import Answer, Circumstances, Question
 from mlflow_e2eai.parity.judge import Judge
 from mlflow_e2eai.parity.measure import same_bits
 from mlflow_e2eai.parity.reasons import poison
+from mlflow_e2eai.parity.stack import Stack
 from mlflow_e2eai.parity.tolerances import limits_for
 from mlflow_e2eai.parity.values import ParityReport
 
@@ -30,6 +31,9 @@ WINDOW = 4
 THREADED_ROUNDS = 4
 """Times that all threads ask at once."""
 
+Progress: TypeAlias = Callable[[int], None]
+Asked: TypeAlias = tuple[Tensors, Question]
+
 
 def compare(
     reference: Infer,
@@ -41,6 +45,7 @@ def compare(
     repeats: int = REPEATS,
     threads: int = 2,
     stop_when_failed: bool = False,
+    progress: Progress | None = None,
 ) -> ParityReport:
     """Hold a candidate's answers against a reference's.
 
@@ -72,30 +77,38 @@ def compare(
             far. Give 1 for a candidate that is made for one thread, as a TensorRT execution context
             is.
         stop_when_failed: Stop at the first thing that is wrong; the numbers are of what was asked.
+        progress: Called with the number of the sample, from 0, just before each call of the
+            candidate: for a progress bar, or to know on which sample a candidate brought down its
+            process. Always from the thread that called `compare`: before several threads ask at
+            once, it is called for the sample of each. What it raises ends the comparison.
 
     Returns:
         The report. It did not pass when there were no samples: nothing seen is not nothing wrong.
 
     Raises:
         InvalidInputError: `repeats` or `threads` is not positive, the precision is unknown, or a
-            tolerance is not a number of at least 0.
+            tolerance is not a number of at least 0 or is of an output that the reference does not
+            give.
     """
     limits = limits_for(precision, tolerance)
     if repeats < 1 or threads < 1:
         msg = f"repeats={repeats} and threads={threads}; give at least 1."
         raise InvalidInputError(msg)
     judge = Judge(limits, stop_when_failed=stop_when_failed)
-    asker = _Asker(candidate, judge)
+    asker = _Asker(candidate, judge, progress or _ignore)
     at_once = threads if repeats > 1 else 1
     count = 0
     for window in _windows(reference, samples, judge, WINDOW if repeats > 1 else 1):
+        if not count:
+            limits.check(window[0][1].right)
         count += len(window)
         asker.ask_in_turns(window, repeats)
         if count == len(window) and at_once > 1 and not judge.findings:
-            _ask_at_once(candidate, judge, window, at_once)
+            asker.ask_at_once(window, at_once)
         window.clear()  # or it would be held while the next is read
         if judge.done:
             break
+    asker.stack.judge_held()
     outputs = judge.results()
     if not count:
         judge.add("no_samples", sentence="There were no samples, so nothing was compared.")
@@ -114,17 +127,17 @@ def compare(
 
 def _windows(
     reference: Infer, samples: Iterable[Tensors], judge: Judge, size: int
-) -> Iterator[list[Question]]:
+) -> Iterator[list[Asked]]:
     """Samples in lists, with the reference's answers; asked twice where there is to be noise."""
     numbered = enumerate(samples)
     while window := [
-        Question(number, sample, _answers(reference(_copies(sample))))
+        (sample, Question(number, _answers(reference(_copies(sample)))))
         for number, sample in itertools.islice(numbered, size)
     ]:
         if size > 1:
-            for question in window:
-                judge.reference(question, _answers(reference(_copies(question.sample))))
-            del question
+            for sample, question in window:
+                judge.reference(question, _answers(reference(_copies(sample))))
+            del sample, question
         yield window
 
 
@@ -134,39 +147,46 @@ class _Asker:
 
     candidate: Infer
     judge: Judge
+    progress: Progress
+    stack: Stack = field(init=False)
     before: tuple[int, Mapping[str, Answer]] = (-1, MappingProxyType({}))
     raw: Tensors = field(default_factory=dict)
     given: Mapping[str, Answer] = field(default_factory=dict)
     reused: frozenset[str] = frozenset()
 
-    def ask_in_turns(self, window: Sequence[Question], repeats: int) -> None:
-        """Ask every question `repeats` times, there and back."""
-        for turn in range(repeats):
-            for question in window if turn % 2 == 0 else reversed(window):
-                if not self.judge.done:
-                    self.ask(question)
+    def __post_init__(self) -> None:
+        self.stack = Stack(self.judge)
 
-    def ask(self, question: Question) -> None:
-        """Ask once, and have the answer judged."""
+    def ask_in_turns(self, window: Sequence[Asked], repeats: int) -> None:
+        """Ask every question `repeats` times, there and back."""
+        judge = self.stack.answer if repeats == 1 else self.judge.answer
+        for turn in range(repeats):
+            for sample, question in window if turn % 2 == 0 else reversed(window):
+                if not self.judge.done:
+                    judge(question, *self.ask(sample, question))
+
+    def ask(
+        self, sample: Tensors, question: Question
+    ) -> tuple[Mapping[str, Answer], Circumstances]:
+        """Ask once."""
         for name in self.reused:
             self.raw[name].fill(poison(self.raw[name]))
-        inputs = _copies(question.sample)
+        inputs = _copies(sample)
+        self.progress(question.number)
         raw = self.candidate(inputs)
         given = _answers(raw)
-        self._check_inputs(question, inputs)
+        self._check_inputs(question.number, sample, inputs)
         number, right = self.before
-        before = right if number != question.number else {}
-        self.judge.answer(question, given, Circumstances(before, self.reused))
+        around = Circumstances(right if number != question.number else {}, self.reused)
         self.reused = frozenset(name for name in raw if self._is_reused(name, raw[name]))
         self.before, self.raw, self.given = (question.number, question.right), raw, given
+        return given, around
 
-    def _check_inputs(self, question: Question, inputs: Tensors) -> None:
+    def _check_inputs(self, number: int, sample: Tensors, inputs: Tensors) -> None:
         for name, array in inputs.items():
-            if not same_bits(array, np.asarray(question.sample[name])):
-                sentence = f"Sample {question.number}: the candidate wrote into its input {name!r}."
-                self.judge.add(
-                    "changed_input", output=name, sample=question.number, sentence=sentence
-                )
+            if not same_bits(array, np.asarray(sample[name])):
+                sentence = f"Sample {number}: the candidate wrote into its input {name!r}."
+                self.judge.add("changed_input", output=name, sample=number, sentence=sentence)
 
     def _is_reused(self, name: str, value: Any) -> bool:
         """Whether an array is the buffer of the call before, with another answer in it.
@@ -182,33 +202,38 @@ class _Asker:
             return np.may_share_memory(value, old)
         return np.may_share_memory(value, old) and not same_bits(old, self.given[name].array)
 
+    def ask_at_once(self, window: Sequence[Asked], threads: int) -> None:
+        """Ask from several threads in the same moment, each another sample where there are several.
 
-def _ask_at_once(candidate: Infer, judge: Judge, window: Sequence[Question], threads: int) -> None:
-    """Ask from several threads in the same moment, each another sample where there are several.
+        Answers are copied when all have come, as whoever shares a candidate among threads would see
+        them.
+        """
+        around = Circumstances(threads=threads)
+        with ThreadPoolExecutor(threads) as pool:
+            for turn in range(THREADED_ROUNDS):
+                asked = [window[(turn + at) % len(window)] for at in range(threads)]
+                for _, question in asked:
+                    self.progress(question.number)
+                together = threading.Barrier(threads)
+                futures = [pool.submit(self._ask_together, one, together) for one, _ in asked]
+                errors = [future.exception() for future in futures]
+                for (_, question), error in zip(asked, errors, strict=True):
+                    if error is not None:
+                        sentence = f"It fails when {threads} threads ask at once: {error}"
+                        self.judge.add("threads", sample=question.number, sentence=sentence)
+                if any(error is not None for error in errors):
+                    return
+                for (_, question), future in zip(asked, futures, strict=True):
+                    self.judge.answer(question, _answers(future.result()), around)
 
-    Answers are copied when all have come, as whoever shares a candidate among threads would see
-    them.
-    """
-    around = Circumstances(threads=threads)
-    with ThreadPoolExecutor(threads) as pool:
-        for turn in range(THREADED_ROUNDS):
-            together = threading.Barrier(threads)
+    def _ask_together(self, sample: Tensors, together: threading.Barrier) -> Tensors:
+        inputs = _copies(sample)
+        together.wait()
+        return self.candidate(inputs)
 
-            def ask(question: Question, together: threading.Barrier = together) -> Tensors:
-                inputs = _copies(question.sample)
-                together.wait()
-                return candidate(inputs)
 
-            questions = [window[(turn + at) % len(window)] for at in range(threads)]
-            futures: list[Future[Tensors]] = [pool.submit(ask, each) for each in questions]
-            for question, future in zip(questions, futures, strict=True):
-                if error := future.exception():
-                    sentence = f"It fails when {threads} threads ask at once: {error}"
-                    judge.add("threads", sample=question.number, sentence=sentence)
-            if any(future.exception() for future in futures):
-                return
-            for question, future in zip(questions, futures, strict=True):
-                judge.answer(question, _answers(future.result()), around)
+def _ignore(_: int) -> None:
+    """No progress is wanted."""
 
 
 def _copies(sample: Tensors) -> dict[str, Any]:

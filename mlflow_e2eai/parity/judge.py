@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
 
 from mlflow_e2eai.parity.answers import Answer, Circumstances, Question
 from mlflow_e2eai.parity.measure import Measure, is_exact, measure, same_bits
@@ -16,7 +18,14 @@ from mlflow_e2eai.parity.values import Element, Finding, Kind, OutputParity
 
 @dataclass(slots=True)
 class _Totals:
+    """Sums over one output.
+
+    Those of answers to several threads stand apart until the error over all samples is judged: they
+    are of the first samples only, and the order of the samples must not change what passes.
+    """
+
     sums: Measure = field(default_factory=Measure)
+    at_once: Measure = field(default_factory=Measure)
     noise: float = 0.0
     first_wrong: Element | None = None
     exact: bool = False
@@ -79,10 +88,27 @@ class Judge:
             if name in given:
                 self._output(question, name, given, around)
 
+    def all_right(
+        self, held: Sequence[tuple[Question, Mapping[str, Answer], Circumstances]]
+    ) -> bool:
+        """Take in answers of one form to different questions, if all are right; else none."""
+        found: dict[str, Measure] = {}
+        for name in held[0][0].right:
+            rights = np.concatenate([question.right[name].array for question, _, _ in held])
+            givens = np.concatenate([given[name].array for _, given, _ in held])
+            found[name] = measure(rights, givens, self.limits.of(name), answers=len(held))
+            if not found[name].right:
+                return False
+        for name, sums in found.items():
+            self._totals(name, held[0][0].right[name]).sums.add(sums)
+        self.calls += len(held)
+        return True
+
     def results(self) -> tuple[OutputParity, ...]:
         """The sums of every output, whose error over all samples is judged here."""
         for name, totals in self.totals.items():
             self._total_error(name, totals)
+            totals.sums.add(totals.at_once)
         return tuple(
             totals.sums.result(
                 name,
@@ -119,25 +145,32 @@ class Judge:
             self.add("shape", output=name, sample=number, sentence=sentence)
             found = None
         else:
-            found = self._measured(question, name, answer)
+            found = self._measured(question, name, answer, around)
             self._wrong(question, name, answer, found)
-        if name in question.first:
+        if question.first.get(name, (answer,))[0] is not answer:
             self._again(question, name, answer)
         if found is None or not found.right:
             for kind, reason in reasons(question.right, name, given, around, self.limits.of(name)):
                 sentence = f"Sample {number}, output {name!r}: {reason}."
                 self.add(kind, output=name, sample=number, sentence=sentence)
 
-    def _measured(self, question: Question, name: str, answer: Answer) -> Measure:
+    def _measured(
+        self, question: Question, name: str, answer: Answer, around: Circumstances
+    ) -> Measure:
         right = question.right[name].array
-        totals = self.totals.setdefault(name, _Totals(exact=is_exact(right)))
         first, found = question.first.get(name, (None, None))
         if first is None or found is None or not same_bits(first.array, answer.array):
             found = measure(right, answer.array, self.limits.of(name))
         if first is None:
             question.first[name] = (answer, found)
-        totals.sums.add(found)
+        totals = self._totals(name, question.right[name])
+        (totals.sums if around.threads == 1 else totals.at_once).add(found)
         return found
+
+    def _totals(self, name: str, right: Answer) -> _Totals:
+        if name not in self.totals:
+            self.totals[name] = _Totals(exact=is_exact(right.array))
+        return self.totals[name]
 
     def _wrong(self, question: Question, name: str, answer: Answer, found: Measure) -> None:
         """Say which elements are wrong."""

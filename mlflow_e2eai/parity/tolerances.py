@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from mlflow_e2eai.errors import InvalidInputError
@@ -92,6 +92,18 @@ class Limits:
     def noise_to_signal_of(self, output: str) -> float:
         """Limit on the root mean square of an output's error."""
         return math.inf if output in self.outputs else self.noise_to_signal
+
+    def check(self, outputs: Collection[str]) -> None:
+        """Refuse limits of outputs that there are not: a name with a slip in it limits nothing.
+
+        Raises:
+            InvalidInputError: One is not among `outputs`.
+        """
+        if unknown := sorted(self.outputs.keys() - set(outputs)):
+            msg = (
+                f"There is a tolerance for {unknown}; the reference's outputs are {list(outputs)}."
+            )
+            raise InvalidInputError(msg)
 
 
 def limits_for(precision: str, tolerance: float | Mapping[str, float] | None) -> Limits:
