@@ -129,6 +129,7 @@ class Worker:
             lambda tensors: self._ask("reference", tensors),
             self._noted,
             self._samples(),
+            progress=self._note.sample,
             **options,
         )
 
