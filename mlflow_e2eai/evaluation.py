@@ -6,8 +6,6 @@ import dataclasses
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 
-import numpy as np
-
 from mlflow_e2eai.artifacts import (
     Array,
     EngineArtifact,
@@ -20,13 +18,14 @@ from mlflow_e2eai.bundle import Evidence
 from mlflow_e2eai.errors import (
     E2EAIError,
     EngineMismatchError,
+    InvalidInputError,
     MissingDependencyError,
     RunnerError,
 )
 from mlflow_e2eai.latency import LatencyReport, benchmark
 from mlflow_e2eai.parity import REPEATS, compare
 from mlflow_e2eai.runners import onnxruntime_devices
-from mlflow_e2eai.samples import EvaluationData, profile_samples
+from mlflow_e2eai.samples import EvaluationData, profile_samples, scores
 from mlflow_e2eai.samples import calls as in_calls
 from mlflow_e2eai.variants import engine_variant, graph_variant, runner
 
@@ -56,9 +55,9 @@ def evaluate(
     for device in onnxruntime_devices():
         variants |= {graph_variant(graph, device): graph for graph in graphs}
 
-    def calls() -> Iterator[tuple[Tensors, int]]:
+    def calls() -> Iterator[tuple[Tensors, Array | None, int]]:
         if evaluation is not None:
-            yield from in_calls(evaluation.inputs, graphs[0], next(iter(samples.values())))
+            yield from in_calls(evaluation, graphs[0], next(iter(samples.values())))
 
     skipped: list[Evidence] = []
     with ExitStack() as stack:
@@ -125,7 +124,7 @@ def _judge(
     artifact: OnnxArtifact | EngineArtifact | None,
     samples: Mapping[str, Tensors],
     evaluation: EvaluationData | None,
-    calls: Callable[[], Iterator[tuple[Tensors, int]]],
+    calls: Callable[[], Iterator[tuple[Tensors, Array | None, int]]],
 ) -> Evidence:
     precision: str = "fp32" if artifact is None else artifact.precision
     if isinstance(artifact, EngineArtifact):
@@ -144,25 +143,13 @@ def _judge(
             threads=2 if isinstance(artifact, OnnxArtifact) else 1,
         )
         if evaluation is not None:
-            batches = (batch for batch, _ in calls())
+            batches = (batch for batch, _, _ in calls())
             parity["data"] = compare(reference, infer, batches, precision=precision, repeats=1)
-            task = _task(infer, calls(), evaluation)
-    except RunnerError as error:
+            task = scores(infer, calls(), evaluation.metrics)
+    except (RunnerError, InvalidInputError) as error:
+        if artifact is None:
+            raise
         return Evidence(
             variant=name, sha256=sha256, measured=True, reason=str(error), parity=parity
         )
     return Evidence(variant=name, sha256=sha256, measured=True, parity=parity, task=task)
-
-
-def _task(
-    infer: Infer, calls: Iterator[tuple[Tensors, int]], evaluation: EvaluationData
-) -> dict[str, float]:
-    parts: dict[str, list[Array]] = {}
-    for batch, count in calls:
-        for name, value in infer(batch).items():
-            parts.setdefault(name, []).append(np.array(value)[:count])
-    outputs = {name: np.concatenate(values) for name, values in parts.items()}
-    return {
-        name: float(metric(outputs, evaluation.labels))
-        for name, metric in evaluation.metrics.items()
-    }

@@ -6,7 +6,6 @@ a folder and logging to a server take the same way.
 
 from __future__ import annotations
 
-import dataclasses
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -169,8 +168,7 @@ def build(
         engines = _compiled(graphs, settings, work, recorder, example)
         under_new_names = bridge(reference, raw, cleaned)
         if evaluation is not None:
-            inputs = renamed(evaluation.inputs, raw, cleaned)
-            evaluation = dataclasses.replace(evaluation, inputs=inputs)
+            evaluation = evaluation.renamed(new_names(raw, cleaned))
         evidence, latency = evaluate(
             under_new_names, graphs, engines, example, evaluation=evaluation
         )
@@ -255,9 +253,14 @@ def _compiled(
 
 
 def renamed(tensors: Tensors, raw: OnnxArtifact, cleaned: OnnxArtifact) -> dict[str, Array]:
-    """Inputs under the names that surgery gave them; it keeps their order."""
-    names = dict(zip((s.name for s in raw.inputs), (s.name for s in cleaned.inputs), strict=True))
+    """Inputs under the names that surgery gave them."""
+    names = new_names(raw, cleaned)
     return {names[name]: value for name, value in tensors.items()}
+
+
+def new_names(raw: OnnxArtifact, cleaned: OnnxArtifact) -> dict[str, str]:
+    """The names that surgery gave the inputs, by the old ones; it keeps their order."""
+    return dict(zip((s.name for s in raw.inputs), (s.name for s in cleaned.inputs), strict=True))
 
 
 def bridge(reference: Infer, raw: OnnxArtifact, cleaned: OnnxArtifact) -> Infer:

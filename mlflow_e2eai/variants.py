@@ -11,13 +11,14 @@ from typing import Any, Self
 
 import numpy as np
 
+from mlflow_e2eai.arrays import feed
 from mlflow_e2eai.artifacts import Array, EngineArtifact, Infer, OnnxArtifact, Tensors, variant_name
 from mlflow_e2eai.bundle import Manifest, located, read
 from mlflow_e2eai.engine import engine_runner, why_not_here
 from mlflow_e2eai.errors import E2EAIError, EngineMismatchError, InvalidInputError, RunnerError
 from mlflow_e2eai.files import verify
 from mlflow_e2eai.latency import LatencyReport
-from mlflow_e2eai.runners import feed, onnxruntime_devices, onnxruntime_runner
+from mlflow_e2eai.runners import onnxruntime_devices, onnxruntime_runner
 
 
 def engine_variant(engine: EngineArtifact) -> str:
