@@ -34,7 +34,7 @@ def pairs_of(given: Any) -> Callable[[], Iterator[tuple[Any, Any]]]:
         if _is_frame(inputs):
             return lambda: _pieces(inputs, labels)
         return lambda: iter([(inputs, labels)])
-    is_iterable = hasattr(given, "__iter__") and not isinstance(given, str)
+    is_iterable = isinstance(given, Iterable) and not isinstance(given, str)
     if callable(given) and not is_iterable:
         return lambda: map(_pair, given())
     if not is_iterable:
@@ -158,9 +158,10 @@ def _labels(values: Any) -> Array | None:
         raise InvalidInputError(msg)
     if hasattr(values, "detach"):  # a tensor, perhaps on a GPU
         values = values.detach().cpu()
-    array = np.asarray(values) if hasattr(values, "__array__") else None
-    if array is not None and not array.dtype.hasobject:
-        return array
+    if hasattr(values, "__array__") or not isinstance(values, Iterable):
+        array = np.asarray(values)
+        if not array.dtype.hasobject:
+            return array
     try:
         return np.asarray(list(values))
     except ValueError:  # their shapes differ
