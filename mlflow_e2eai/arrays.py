@@ -68,7 +68,7 @@ def from_frame(frame: pd.DataFrame, specs: Sequence[TensorSpec]) -> dict[str, Ar
         frame: A column for each input, of numbers or, as MLflow stores tensors, of arrays or lists;
             other columns are left alone. For the only input of a model, all columns will do: one
             column of whatever name is it, several are the numbers of each item in order, which get
-            the input's shape. Whole numbers become float64 where the input is floating.
+            the input's shape.
         specs: The inputs.
 
     Raises:
@@ -85,7 +85,7 @@ def from_frame(frame: pd.DataFrame, specs: Sequence[TensorSpec]) -> dict[str, Ar
     (spec,) = specs
     if len(frame.columns) == 1:
         return {spec.name: _column(frame[frame.columns[0]], spec)}
-    values = _numbers(frame.to_numpy(), spec)
+    values = frame.to_numpy()
     sizes = [size for size in spec.shape[1:] if isinstance(size, int)]
     if len(sizes) == len(spec.shape) - 1 and math.prod(sizes) == values.shape[1]:
         # Rows of flat items, as a table holds images.
@@ -101,18 +101,7 @@ def _column(cells: pd.Series[Any], spec: TensorSpec) -> Array:
         raise InvalidInputError(msg) from error
     # One number a row is how a table shows an axis of length one.
     is_flat = array.ndim == 1 and len(spec.shape) == 2  # noqa: PLR2004
-    return _numbers(array.reshape(-1, 1) if is_flat else array, spec)
-
-
-def _numbers(array: Array, spec: TensorSpec) -> Array:
-    """A table does not say whether 1 is whole or floating; the input does."""
-    if np.dtype(spec.dtype).kind != "f" or array.dtype.kind == "f":
-        return array
-    try:
-        return array.astype(np.float64)
-    except (TypeError, ValueError) as error:
-        msg = f"The columns for {spec.name!r} are no numbers: {error}; leave others out."
-        raise InvalidInputError(msg) from error
+    return array.reshape(-1, 1) if is_flat else array
 
 
 def feed(tensors: Tensors, specs: Sequence[TensorSpec]) -> dict[str, Array]:

@@ -124,6 +124,14 @@ def test_without_labels_there_are_no_task_metrics(given):
     assert scores(None, calls(data, graph(N), EXAMPLE), data.metrics) == {}
 
 
+def test_whole_numbers_in_a_table_are_floating_where_the_input_is():
+    table = pd.DataFrame({"x": [1, 2], "ids": [3, 4]})
+    example = {"x": np.ones(2, np.float32), "ids": np.ones(2, np.int32)}
+    ((inputs, _),) = EvaluationData.of(table, example=example).batches()
+    assert (inputs["x"].dtype, inputs["ids"].dtype) == (np.float64, np.int64)
+    np.testing.assert_array_equal(inputs["x"], [1, 2])
+
+
 def test_inputs_without_names_are_taken_in_the_examples_order():
     example = {"b": X[:4], "a": X[:4, :2]}
     data = EvaluationData.of(((X, X[:, :2]), LABELS), example=example)
@@ -174,6 +182,7 @@ def test_ragged_labels_stay_python_objects():
         ((np.float32(1), [1]), "tensor or a numeric NumPy array"),
         ((X, 1), "give inputs and labels of one length"),
         (TABLE[:0][COLUMNS], "has no batches"),
+        (TABLE[COLUMNS].assign(name="one"), "columns for 'x' are no numbers"),
         ((X, X[:, 0]), "labels are float32, and accuracy counts equal integers"),
     ],
 )

@@ -61,7 +61,10 @@ def arrays_of(inputs: Any, labels: Any, example: Tensors) -> tuple[tuple[Array, 
     if isinstance(labels, str):
         inputs, labels = _split(inputs, labels)
     if _is_frame(inputs):
-        named: Mapping[str, Any] = from_frame(inputs, input_specs(example, {}))
+        columns = from_frame(inputs, input_specs(example, {}))
+        named: Mapping[str, Any] = {
+            name: _numbers(name, column, example[name]) for name, column in columns.items()
+        }
     elif isinstance(inputs, Mapping):
         check_names([str(name) for name in inputs], list(example))
         named = {str(name): value for name, value in inputs.items()}
@@ -147,6 +150,17 @@ def _split(frame: Any, column: str) -> tuple[Any, Any]:
         msg = f"The labels are to be column {column!r}, but the data has {found}; name a column."
         raise InvalidInputError(msg)
     return frame.drop(columns=column), frame[column]
+
+
+def _numbers(name: str, column: Array, like: Array) -> Array:
+    """A table of data does not say whether 1 is whole or floating; the input does."""
+    if like.dtype.kind != "f" or column.dtype.kind == "f":
+        return column
+    try:
+        return column.astype(np.float64)
+    except (TypeError, ValueError) as error:
+        msg = f"The columns for {name!r} are no numbers: {error}; leave other columns out."
+        raise InvalidInputError(msg) from error
 
 
 def _labels(values: Any) -> Array | None:
