@@ -1,16 +1,21 @@
-"""Named arrays: at the sizes that a profile admits, and on disk."""
+"""Named arrays: at the sizes that a profile admits, from DataFrames, for a model, and on disk."""
 
 from __future__ import annotations
 
+import math
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mlflow_e2eai.artifacts import Array, Axis, Tensors, TensorSpec
-from mlflow_e2eai.errors import ArtifactError
+from mlflow_e2eai.errors import ArtifactError, InvalidInputError
 from mlflow_e2eai.files import written
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def corners(axes: tuple[Axis, ...]) -> dict[str, dict[str, int]]:
@@ -54,6 +59,93 @@ def resize(tensors: Tensors, specs: tuple[TensorSpec, ...], sizes: Mapping[str, 
                 array = np.take(array, index, axis=position)
         resized[spec.name] = np.asarray(array, order="C")
     return resized
+
+
+def from_frame(frame: pd.DataFrame, specs: Sequence[TensorSpec]) -> dict[str, Array]:
+    """Arrays from a DataFrame whose rows are items.
+
+    Args:
+        frame: A column for each input, of numbers or, as MLflow stores tensors, of arrays or lists;
+            other columns are left alone. For the only input of a model, all columns will do: one
+            column of whatever name is it, several are the numbers of each item in order, which get
+            the input's shape.
+        specs: The inputs.
+
+    Raises:
+        InvalidInputError: A column is missing, or holds something else.
+    """
+    if all(spec.name in frame.columns for spec in specs):
+        return {spec.name: _column(frame[spec.name], spec) for spec in specs}
+    if len(specs) != 1:
+        names = [spec.name for spec in specs]
+        msg = (
+            f"The DataFrame has {list(frame.columns)}, but a column for each of {names} is wanted."
+        )
+        raise InvalidInputError(msg)
+    (spec,) = specs
+    if len(frame.columns) == 1:
+        return {spec.name: _column(frame[frame.columns[0]], spec)}
+    values = frame.to_numpy()
+    sizes = [size for size in spec.shape[1:] if isinstance(size, int)]
+    if len(sizes) == len(spec.shape) - 1 and math.prod(sizes) == values.shape[1]:
+        # Rows of flat items, as a table holds images.
+        values = values.reshape(len(frame), *sizes)
+    return {spec.name: values}
+
+
+def _column(cells: pd.Series[Any], spec: TensorSpec) -> Array:
+    try:
+        array = np.stack([np.asarray(cell) for cell in cells.to_list()])
+    except ValueError as error:
+        msg = f"The column for {spec.name!r} is no array: {error}; give cells of one shape."
+        raise InvalidInputError(msg) from error
+    # One number a row is how a table shows an axis of length one.
+    is_flat = array.ndim == 1 and len(spec.shape) == 2  # noqa: PLR2004
+    return array.reshape(-1, 1) if is_flat else array
+
+
+def feed(tensors: Tensors, specs: Sequence[TensorSpec]) -> dict[str, Array]:
+    """Check named arrays against a model's inputs, and hand them over as the model wants them.
+
+    float64, which NumPy and JSON make of everything, is narrowed to float32 and float16, and
+    int64, which they make of every integer, to smaller integers that hold its values; any other
+    difference is an error.
+
+    Raises:
+        InvalidInputError: A name is missing or strange, or a dtype or rank does not fit.
+    """
+    names = [spec.name for spec in specs]
+    if set(tensors) != set(names):
+        msg = f"The inputs are named {sorted(tensors)}, but the model wants {names}; rename them."
+        raise InvalidInputError(msg)
+    return {spec.name: _fit(np.asarray(tensors[spec.name]), spec) for spec in specs}
+
+
+def _fit(array: Array, spec: TensorSpec) -> Array:
+    fixed = [size if isinstance(size, int) else None for size in spec.shape]
+    fits = array.ndim == len(fixed) and all(
+        want in (None, have) for want, have in zip(fixed, array.shape, strict=True)
+    )
+    if not fits:
+        msg = (
+            f"Input {spec.name!r} has shape {list(array.shape)}, but {list(spec.shape)} is wanted; "
+            f"reshape it."
+        )
+        raise InvalidInputError(msg)
+    wanted = np.dtype(spec.dtype)
+    if array.dtype == wanted:
+        return np.asarray(array, order="C")
+    if array.dtype == np.float64 and wanted.kind == "f":
+        return array.astype(wanted)
+    if array.dtype == np.int64 and wanted.kind in "iu":
+        narrowed = array.astype(wanted)
+        if np.array_equal(narrowed, array):
+            return narrowed
+    msg = (
+        f"Input {spec.name!r} is {array.dtype}, but {spec.dtype} is wanted; convert it, for "
+        f"example with .astype('{spec.dtype}')."
+    )
+    raise InvalidInputError(msg)
 
 
 def save_arrays(path: Path, arrays: Tensors) -> None:

@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
-
 from mlflow_e2eai.artifacts import (
     Array,
     EngineArtifact,
@@ -24,14 +22,20 @@ from mlflow_e2eai.artifacts import (
     Tensors,
     variant_name,
 )
-from mlflow_e2eai.bundle import RAW, Evidence
-from mlflow_e2eai.errors import E2EAIError, EngineMismatchError, MissingDependencyError, RunnerError
+from mlflow_e2eai.bundle import ADVISORY, RAW, Evidence
+from mlflow_e2eai.errors import (
+    E2EAIError,
+    EngineMismatchError,
+    InvalidInputError,
+    MissingDependencyError,
+    RunnerError,
+)
 from mlflow_e2eai.isolation import Isolated, Opener, isolated
 from mlflow_e2eai.latency import BUDGET_S, LatencyReport, Touched, benchmark
 from mlflow_e2eai.parity import REPEATS, ParityReport, compare
 from mlflow_e2eai.progress import progress
 from mlflow_e2eai.runners import onnxruntime_devices
-from mlflow_e2eai.samples import EvaluationData, profile_samples
+from mlflow_e2eai.samples import EvaluationData, edge_samples, profile_samples, scores
 from mlflow_e2eai.samples import calls as in_calls
 from mlflow_e2eai.variants import engine_variant, graph_variant, raw_runner, runner
 
@@ -105,6 +109,7 @@ def evaluate(
     questions = _Questions(
         reference=reference,
         corners=corners,
+        edges=_edges(example, graphs[0], reference),
         graph=graphs[0],
         evaluation=evaluation,
     )
@@ -123,6 +128,14 @@ def evaluate(
             infers[name] = there
         latency = _timed(infers, evidence, corners, BUDGET_S if budget_s is None else budget_s)
     return _blamed(evidence, variants), latency
+
+
+def _edges(example: Tensors, graph: OnnxArtifact, reference: Infer) -> dict[str, list[Tensors]]:
+    """Edge samples by kind of evidence."""
+    found: dict[str, list[Tensors]] = {}
+    for name, sample in edge_samples(example, graph, reference).items():
+        found.setdefault(name if name in ADVISORY else "edges", []).append(sample)
+    return found
 
 
 def _variants(
@@ -171,12 +184,14 @@ class _Questions:
     Attributes:
         reference: Gives the right answers.
         corners: The input example at every corner of the profile.
+        edges: Edge samples by kind.
         graph: The graph whose profile that is.
         evaluation: Labelled data.
     """
 
     reference: Infer
     corners: Mapping[str, Tensors]
+    edges: Mapping[str, Sequence[Tensors]]
     graph: OnnxArtifact
     evaluation: EvaluationData | None
 
@@ -199,7 +214,7 @@ class _Questions:
         try:
             for more in self._asked(variant, there, before):
                 seen |= more
-        except RunnerError as error:
+        except (RunnerError, InvalidInputError) as error:
             seen["reason"] = str(error)
         sha256 = variant.artifact.sha256
         return Evidence(variant=variant.name, sha256=sha256, measured=True, **seen)
@@ -229,8 +244,11 @@ class _Questions:
         """Samples by kind, and how they are asked."""
         threads = 2 if variant.takes_threads else 1
         yield "profile", self.corners.values(), {"repeats": REPEATS, "threads": threads}
+        for kind, samples in self.edges.items():
+            yield kind, samples, {"repeats": 1}
         if variant.shipped and self.evaluation is not None:
-            yield "data", (batch for batch, _ in self.calls()), {"repeats": 1}
+            data = (batch for batch, _, _ in self.calls(self.evaluation))
+            yield "data", data, {"repeats": 1}
 
     def _against(self, before: Infer, variant: _Variant, there: Isolated) -> ParityReport | None:
         """The comparison with what came before the last step; None where that breaks down."""
@@ -243,25 +261,15 @@ class _Questions:
                 raise
             return None
 
-    def calls(self) -> Iterator[tuple[Tensors, int]]:
-        """The evaluation data, in calls."""
-        if self.evaluation is not None:
-            sample = next(iter(self.corners.values()))
-            yield from in_calls(self.evaluation.inputs, self.graph, sample)
+    def calls(self, data: EvaluationData) -> Iterator[tuple[Tensors, Array | None, int]]:
+        """The evaluation data, in calls that the profile admits."""
+        return in_calls(data, self.graph, next(iter(self.corners.values())))
 
     def task(self, infer: Infer) -> dict[str, float]:
         """The task metrics of a callable."""
         if self.evaluation is None:
             return {}
-        parts: dict[str, list[Array]] = {}
-        for batch, count in self.calls():
-            for name, value in infer(batch).items():
-                parts.setdefault(name, []).append(np.array(value)[:count])
-        outputs = {name: np.concatenate(values) for name, values in parts.items()}
-        return {
-            name: float(metric(outputs, self.evaluation.labels))
-            for name, metric in self.evaluation.metrics.items()
-        }
+        return scores(infer, self.calls(self.evaluation), self.evaluation.metrics)
 
 
 def _timed(

@@ -6,6 +6,7 @@ A model directory is a bundle (bundle.py) with MLflow's files beside it. It has 
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import sys
 import tempfile
@@ -13,11 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from mlflow_e2eai import _compat, bundle, pipeline, tracking
-from mlflow_e2eai.artifacts import Array, Precision, Tensors
-from mlflow_e2eai.errors import InvalidInputError
+from mlflow_e2eai.artifacts import Precision
 from mlflow_e2eai.exporter import DEFAULT_OPSET, Exporter
 from mlflow_e2eai.files import sha256_of
 from mlflow_e2eai.mlmodel import (
@@ -32,13 +30,13 @@ from mlflow_e2eai.modules import DynamicAxes, module_of, named_inputs
 from mlflow_e2eai.pipeline import Settings
 from mlflow_e2eai.pyfunc import PyFunc
 from mlflow_e2eai.report import markdown
-from mlflow_e2eai.samples import EvaluationData, TaskMetric, accuracy
+from mlflow_e2eai.samples import EvaluationData, Metrics
 from mlflow_e2eai.surgery import DEFAULT_PLAN, plan_from
 from mlflow_e2eai.variants import Model as LoadedModel
 from mlflow_e2eai.variants import load
 
 if TYPE_CHECKING:
-    from mlflow.models import Model, ModelInputExample, ModelSignature
+    from mlflow.models import Model, ModelSignature
     from mlflow.models.model import ModelInfo
 
 __all__ = [
@@ -64,8 +62,8 @@ def save_model(  # noqa: D417 - the other arguments are log_model's, and describ
     precisions: Sequence[Precision] = ("fp32", "fp16"),
     targets: Sequence[str] = (),
     tf32: bool = False,
-    evaluation_data: tuple[Any, Array] | EvaluationData | None = None,
-    metrics: Mapping[str, TaskMetric] | None = None,
+    evaluation_data: Any = None,
+    metrics: Metrics | None = None,
     mlflow_model: Model | None = None,
     signature: ModelSignature | bool | None = None,
     conda_env: Mapping[str, Any] | str | None = None,
@@ -74,7 +72,7 @@ def save_model(  # noqa: D417 - the other arguments are log_model's, and describ
     code_paths: Sequence[str] | None = None,
     extra_files: Sequence[str] | None = None,
     metadata: Mapping[str, Any] | None = None,
-    validate_serving_input: bool = False,  # noqa: ARG001 - MLflow's log_model reads and passes it
+    validate_serving_input: bool = False,
 ) -> None:
     """Take a PyTorch model from export to package, and save it as an MLflow model.
 
@@ -100,17 +98,8 @@ def save_model(  # noqa: D417 - the other arguments are log_model's, and describ
             manifest, example = bundle.read(place), bundle.read_example(place)
             bundle.write(target / BUNDLE, bundle.located(manifest, place), example)
         else:
-            settings = Settings(
-                dynamic_axes=dynamic_axes or {},
-                exporter=exporter,
-                opset=opset,
-                output_names=output_names,
-                surgery=plan_from(surgery),
-                precisions=tuple(precisions),
-                targets=tuple(targets),
-                tf32=tf32,
-            )
-            evaluation = _evaluation(model, evaluation_data, metrics)
+            settings = _settings(locals())
+            evaluation = evaluation_of(model, input_example, evaluation_data, metrics)
             silent = pipeline.Silent()
             _build(model, input_example, settings, evaluation, target / BUNDLE, silent, None)
         describe(
@@ -142,8 +131,8 @@ def log_model(
     precisions: Sequence[Precision] = ("fp32", "fp16"),
     targets: Sequence[str] = (),
     tf32: bool = False,
-    evaluation_data: tuple[Any, Array] | EvaluationData | None = None,
-    metrics: Mapping[str, TaskMetric] | None = None,
+    evaluation_data: Any = None,
+    metrics: Metrics | None = None,
     source_model: str | None = None,
     registered_model_name: str | None = None,
     await_registration_for: int | None = 300,
@@ -179,10 +168,12 @@ def log_model(
         precisions: What to make graphs and engines in.
         targets: What to build engines for: compute capabilities such as ``sm86``, or ``local``.
         tf32: Let fp32 engines round to TF32.
-        evaluation_data: Inputs (as in `input_example`, with more items) and labels, on which
-            every variant is judged.
-        metrics: Task metrics by name: a callable on (outputs by name, labels), of which more is
-            better. By default ``accuracy`` of the first output's argmax.
+        evaluation_data: What every variant is judged on: ``(inputs, labels)`` with inputs as in
+            `input_example`, ``(frame, "label column")``, a torch DataLoader of such pairs, or an
+            MLflow dataset; see `samples.EvaluationData.of`. Without labels, parity only.
+        metrics: Task metrics: callables on (outputs by name, labels), of which more is better, by
+            name; or MLflow's, which may be a list. One where less is better is recorded negated,
+            as ``neg_<name>``. By default ``accuracy`` of the first output's argmax.
         source_model: URI of the PyTorch model, if it is logged already; else it is logged here.
         registered_model_name: Also make a version of this registered model.
         await_registration_for: Seconds to wait for the version to be ready.
@@ -223,17 +214,8 @@ def log_model(
             source = tracking.resolve(source_model).model_id if source_model is not None else None
             recorder = tracking.MlflowRecorder(name=name, source=source)
         else:
-            settings = Settings(
-                dynamic_axes=dynamic_axes or {},
-                exporter=exporter,
-                opset=opset,
-                output_names=output_names,
-                surgery=plan_from(surgery),
-                precisions=tuple(precisions),
-                targets=tuple(targets),
-                tf32=tf32,
-            )
-            evaluation = _evaluation(model, evaluation_data, metrics)
+            settings = _settings(locals())
+            evaluation = evaluation_of(model, input_example, evaluation_data, metrics)
             source = (
                 tracking.resolve(source_model).model_id
                 if source_model is not None
@@ -384,30 +366,28 @@ def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> Py
     )
 
 
-def _mlflow_example(example: Tensors) -> ModelInputExample:
-    return {name: np.asarray(array) for name, array in example.items()}
+def _settings(arguments: Mapping[str, Any]) -> Settings:
+    """The settings among the arguments of `save_model` or `log_model`, where they have their names.
+
+    Read from ``locals()``, so that a setting which an entry point lacks is found at once.
+    """
+    given = {field.name: arguments[field.name] for field in dataclasses.fields(Settings)}
+    return Settings(
+        **{
+            **given,
+            "dynamic_axes": given["dynamic_axes"] or {},
+            "surgery": plan_from(given["surgery"]),
+            "precisions": tuple(given["precisions"]),
+            "targets": tuple(given["targets"]),
+        }
+    )
 
 
-def _evaluation(
-    model: Any,
-    data: tuple[Any, Array] | EvaluationData | None,
-    metrics: Mapping[str, TaskMetric] | None,
+def evaluation_of(
+    model: Any, input_example: Any, data: Any, metrics: Metrics | None
 ) -> EvaluationData | None:
-    """Evaluation data with the inputs named as the example's are."""
+    """Evaluation data with the inputs named as the example's are; None of None."""
     if data is None or isinstance(data, EvaluationData):
         return data
-    if not isinstance(data, tuple) or len(data) != 2:  # noqa: PLR2004 - a pair
-        msg = f"evaluation_data is a {type(data).__name__}; give a pair of inputs and labels."
-        raise InvalidInputError(msg)
-    inputs, labels = data
-    if metrics is None and np.asarray(labels).dtype.kind not in "iub":
-        msg = (
-            f"The labels are {np.asarray(labels).dtype}, and accuracy counts equal integers; give "
-            f"metrics={{'name': function}}."
-        )
-        raise InvalidInputError(msg)
-    return EvaluationData(
-        inputs=named_inputs(module_of(model), inputs),
-        labels=np.asarray(labels),
-        metrics=dict(metrics or {"accuracy": accuracy}),
-    )
+    example = named_inputs(module_of(model), input_example)
+    return EvaluationData.of(data, example=example, metrics=metrics)

@@ -6,7 +6,6 @@ Any model of the chain will do for any stage: each walks up to the one that it n
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -37,7 +36,7 @@ from mlflow_e2eai.precision import convert as convert_graph
 from mlflow_e2eai.samples import EvaluationData, profile_samples
 from mlflow_e2eai.surgery import DEFAULT_PLAN, Step
 from mlflow_e2eai.surgery import clean as clean_graph
-from mlflow_e2eai.variants import bridge, renamed
+from mlflow_e2eai.variants import bridge, new_names, renamed
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
@@ -56,7 +55,7 @@ def log(factory: str, *, name: str) -> str:
     Args:
         factory: ``package.module:callable`` or ``path/to/file.py:callable``. It returns a mapping
             with ``model`` and ``input_example``, and optionally ``dynamic_axes`` and
-            ``evaluation_data``, as `mlflow_e2eai.log_model` takes them.
+            ``evaluation_data`` and ``metrics``, as `mlflow_e2eai.log_model` takes them.
         name: Name of the LoggedModel.
 
     Returns:
@@ -67,18 +66,18 @@ def log(factory: str, *, name: str) -> str:
     """
     with tracking.run("log", nested=True, tags={tracking.STAGE: "log"}) as run_id:
         made = call(factory)
-        given = made.get("evaluation_data")
-        evaluation = None
-        if given is not None:
-            inputs = named_inputs(module_of(made["model"]), given[0])
-            evaluation = EvaluationData(inputs=inputs, labels=given[1])
         return tracking.log_source(
             made["model"],
             made["input_example"],
             name=name,
             run_id=run_id,
             dynamic_axes=made.get("dynamic_axes"),
-            evaluation=evaluation,
+            evaluation=flavor.evaluation_of(
+                made["model"],
+                made["input_example"],
+                made.get("evaluation_data"),
+                made.get("metrics"),
+            ),
         )
 
 
@@ -192,8 +191,7 @@ def evaluate(model_uri: str) -> list[Evidence]:
                 raise TrackingError(msg)
             evaluation = job.evaluation
             if evaluation is not None:
-                inputs = renamed(evaluation.inputs, raw, graphs[0])
-                evaluation = dataclasses.replace(evaluation, inputs=inputs)
+                evaluation = evaluation.renamed(new_names(raw, graphs[0]))
             evidence, latency = run_evaluation(
                 reference, graphs, built, example, raw=raw, evaluation=evaluation
             )

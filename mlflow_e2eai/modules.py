@@ -69,6 +69,15 @@ def named_inputs(model: torch.nn.Module, input_example: Any) -> dict[str, Array]
     if not named:
         msg = "The input example is empty; give at least one tensor or array."
         raise InvalidInputError(msg)
+    return as_arrays(named)
+
+
+def as_arrays(named: Mapping[str, Any]) -> dict[str, Array]:
+    """Tensors and arrays by name as contiguous arrays.
+
+    Raises:
+        InvalidInputError: One is something else, or holds no numbers.
+    """
     return {name: _array(name, value) for name, value in named.items()}
 
 

@@ -6,7 +6,6 @@ a folder and logging to a server take the same way.
 
 from __future__ import annotations
 
-import dataclasses
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -36,7 +35,7 @@ from mlflow_e2eai.progress import progress
 from mlflow_e2eai.runners import torch_runner
 from mlflow_e2eai.samples import EvaluationData, profile_samples
 from mlflow_e2eai.surgery import DEFAULT_PLAN, Step, SurgeryReport, clean
-from mlflow_e2eai.variants import bridge, renamed
+from mlflow_e2eai.variants import bridge, new_names, renamed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,8 +170,7 @@ def build(
         engines = _compiled(graphs, settings, work, recorder, example)
         under_new_names = bridge(reference, raw, cleaned)
         if evaluation is not None:
-            inputs = renamed(evaluation.inputs, raw, cleaned)
-            evaluation = dataclasses.replace(evaluation, inputs=inputs)
+            evaluation = evaluation.renamed(new_names(raw, cleaned))
         evidence, latency = evaluate(
             under_new_names, graphs, engines, example, raw=raw, evaluation=evaluation
         )

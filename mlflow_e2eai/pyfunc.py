@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mlflow_e2eai.arrays import from_frame
 from mlflow_e2eai.artifacts import Array
 from mlflow_e2eai.errors import InvalidInputError
 from mlflow_e2eai.variants import Model
@@ -40,7 +41,7 @@ class PyFunc:
 
         specs = self._model.manifest.inputs
         if isinstance(data, pd.DataFrame):
-            return _as_frame(self._model(_from_frame(data, self._model)))
+            return _as_frame(self._model(from_frame(data, specs)))
         if isinstance(data, np.ndarray):
             if len(specs) != 1:
                 names = [spec.name for spec in specs]
@@ -54,32 +55,6 @@ class PyFunc:
             return self._model({name: np.asarray(value) for name, value in data.items()})
         msg = f"The input is a {type(data).__name__}, but a mapping, array or DataFrame is wanted."
         raise TypeError(msg)
-
-
-def _from_frame(frame: pd.DataFrame, model: Model) -> dict[str, Array]:
-    """Arrays from a DataFrame: a column for each input, or all columns for the only input."""
-    specs = model.manifest.inputs
-    if all(spec.name in frame.columns for spec in specs):
-        return {spec.name: _column(frame[spec.name].to_list(), len(spec.shape)) for spec in specs}
-    if len(specs) != 1:
-        names = [spec.name for spec in specs]
-        msg = (
-            f"The DataFrame has {list(frame.columns)}, but a column for each of {names} is wanted."
-        )
-        raise InvalidInputError(msg)
-    (spec,) = specs
-    values = frame.to_numpy()
-    sizes = [size if isinstance(size, int) else -1 for size in spec.shape]
-    if sizes[1:] != list(values.shape[1:]) and -1 not in sizes[1:]:
-        # Rows of flat items, as a table holds images.
-        values = values.reshape(len(frame), *sizes[1:])
-    return {spec.name: values}
-
-
-def _column(cells: list[Any], rank: int) -> Array:
-    array = np.stack([np.asarray(cell) for cell in cells])
-    # One number a row is how a table shows an axis of length one.
-    return array.reshape(-1, 1) if array.ndim == 1 and rank == 2 else array  # noqa: PLR2004
 
 
 def _as_frame(answer: Mapping[str, Array]) -> pd.DataFrame:

@@ -12,11 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-import numpy as np
-
-from mlflow_e2eai.artifacts import Array, Infer, Tensors, TensorSpec
+from mlflow_e2eai.artifacts import Infer, Tensors
 from mlflow_e2eai.context import has_gpu
-from mlflow_e2eai.errors import InvalidInputError, RunnerError
+from mlflow_e2eai.errors import RunnerError
 from mlflow_e2eai.modules import call, device_of, evaluation_mode, flatten
 
 if TYPE_CHECKING:
@@ -132,50 +130,6 @@ def _without_tf32(device: torch.device) -> Iterator[None]:
             yield
     finally:
         torch.set_float32_matmul_precision(matmul)
-
-
-def feed(tensors: Tensors, specs: Sequence[TensorSpec]) -> dict[str, Array]:
-    """Check named arrays against a model's inputs, and hand them over as the model wants them.
-
-    float64, which NumPy and JSON make of everything, is narrowed to float32 and float16, and
-    int64, which they make of every integer, to smaller integers that hold its values; any other
-    difference is an error.
-
-    Raises:
-        InvalidInputError: A name is missing or strange, or a dtype or rank does not fit.
-    """
-    names = [spec.name for spec in specs]
-    if set(tensors) != set(names):
-        msg = f"The inputs are named {sorted(tensors)}, but the model wants {names}; rename them."
-        raise InvalidInputError(msg)
-    return {spec.name: _fit(np.asarray(tensors[spec.name]), spec) for spec in specs}
-
-
-def _fit(array: Array, spec: TensorSpec) -> Array:
-    fixed = [size if isinstance(size, int) else None for size in spec.shape]
-    fits = array.ndim == len(fixed) and all(
-        want in (None, have) for want, have in zip(fixed, array.shape, strict=True)
-    )
-    if not fits:
-        msg = (
-            f"Input {spec.name!r} has shape {list(array.shape)}, but {list(spec.shape)} is wanted; "
-            f"reshape it."
-        )
-        raise InvalidInputError(msg)
-    wanted = np.dtype(spec.dtype)
-    if array.dtype == wanted:
-        return np.asarray(array, order="C")
-    if array.dtype == np.float64 and wanted.kind == "f":
-        return array.astype(wanted)
-    if array.dtype == np.int64 and wanted.kind in "iu":
-        narrowed = array.astype(wanted)
-        if np.array_equal(narrowed, array):
-            return narrowed
-    msg = (
-        f"Input {spec.name!r} is {array.dtype}, but {spec.dtype} is wanted; convert it, for "
-        f"example with .astype('{spec.dtype}')."
-    )
-    raise InvalidInputError(msg)
 
 
 def _first_line(error: Exception) -> str:

@@ -11,13 +11,14 @@ from typing import Any, Self
 
 import numpy as np
 
+from mlflow_e2eai.arrays import feed
 from mlflow_e2eai.artifacts import Array, EngineArtifact, Infer, OnnxArtifact, Tensors, variant_name
 from mlflow_e2eai.bundle import Manifest, located, read
 from mlflow_e2eai.engine import engine_runner, why_not_here
 from mlflow_e2eai.errors import E2EAIError, EngineMismatchError, InvalidInputError, RunnerError
 from mlflow_e2eai.files import verify
 from mlflow_e2eai.latency import LatencyReport
-from mlflow_e2eai.runners import feed, onnxruntime_devices, onnxruntime_runner
+from mlflow_e2eai.runners import onnxruntime_devices, onnxruntime_runner
 
 
 def engine_variant(engine: EngineArtifact) -> str:
@@ -247,9 +248,14 @@ def raw_runner(raw: OnnxArtifact, cleaned: OnnxArtifact) -> Iterator[Infer]:
 
 
 def renamed(tensors: Tensors, raw: OnnxArtifact, cleaned: OnnxArtifact) -> dict[str, Array]:
-    """Inputs under the names that surgery gave them; it keeps their order."""
-    names = dict(zip((s.name for s in raw.inputs), (s.name for s in cleaned.inputs), strict=True))
+    """Inputs under the names that surgery gave them."""
+    names = new_names(raw, cleaned)
     return {names[name]: value for name, value in tensors.items()}
+
+
+def new_names(raw: OnnxArtifact, cleaned: OnnxArtifact) -> dict[str, str]:
+    """The names that surgery gave the inputs, by the old ones; it keeps their order."""
+    return dict(zip((s.name for s in raw.inputs), (s.name for s in cleaned.inputs), strict=True))
 
 
 def bridge(reference: Infer, raw: OnnxArtifact, cleaned: OnnxArtifact) -> Infer:

@@ -67,20 +67,30 @@ def empty_store(tmp_path_factory):
 
 
 @pytest.fixture
-def store(empty_store, tmp_path, monkeypatch):
-    """A tracking store of the test's own, in a working folder of its own."""
+def isolated(tmp_path, monkeypatch):
+    """Nothing is read from or written to the working folder or the store of whoever runs this."""
     import mlflow
 
     monkeypatch.chdir(tmp_path)
+    before = mlflow.get_tracking_uri()
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_ID", "MLFLOW_RUN_ID"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(mlflow.tracking.fluent, "_active_experiment_id", None)
-    before = mlflow.get_tracking_uri()
-    shutil.copyfile(empty_store, tmp_path / "mlflow.db")
     mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
-    mlflow.create_experiment("tests", artifact_location=(tmp_path / "artifacts").as_uri())
-    mlflow.set_experiment("tests")
-    yield mlflow.MlflowClient()
+    yield
+    left_open = mlflow.active_run()
     while mlflow.active_run() is not None:
         mlflow.end_run()
     mlflow.set_tracking_uri(before)
+    assert left_open is None, f"run {left_open.info.run_id} was left open"
+
+
+@pytest.fixture
+def store(empty_store, isolated, tmp_path):
+    """A tracking store of the test's own, with an experiment that is active."""
+    import mlflow
+
+    shutil.copyfile(empty_store, tmp_path / "mlflow.db")
+    mlflow.create_experiment("tests", artifact_location=(tmp_path / "artifacts").as_uri())
+    mlflow.set_experiment("tests")
+    return mlflow.MlflowClient()

@@ -8,7 +8,6 @@ import signal
 from contextlib import contextmanager
 from functools import partial
 
-import numpy as np
 import pytest
 import torch
 from models import AXES, N, features, labelled, net
@@ -17,11 +16,8 @@ import mlflow_e2eai
 from mlflow_e2eai import evaluation
 from mlflow_e2eai.artifacts import EngineArtifact, OnnxArtifact, Target, TensorSpec
 from mlflow_e2eai.bundle import Evidence, read
-from mlflow_e2eai.errors import InvalidInputError
 from mlflow_e2eai.evaluation import _lost_at, _variants
 from mlflow_e2eai.parity import Finding, ParityReport
-from mlflow_e2eai.samples import EvaluationData
-from mlflow_e2eai.samples import calls as in_calls
 from mlflow_e2eai.variants import runner
 
 
@@ -251,14 +247,6 @@ def test_a_model_with_a_variant_that_crashed_still_loads_with_another(tmp_path, 
     assert mlflow_e2eai.load_model(tmp_path / "model").variant == CLEAN
 
 
-def test_evaluation_data_is_asked_in_calls_that_the_profile_admits():
-    fixed = {"x": np.arange(40 * 8, dtype=np.float32).reshape(40, 8)}
-    calls = list(in_calls(fixed, graph("clean", "c", None), {"x": features(1)}))
-    assert [count for _, count in calls] == [16, 16, 8]
-    asked = np.concatenate([call["x"][:count] for call, count in calls])
-    np.testing.assert_array_equal(asked, fixed["x"])
-
-
 def test_a_last_call_below_the_profile_is_filled_up_and_the_filling_does_not_count(tmp_path):
     module = net()
     evidence = saved(
@@ -268,12 +256,3 @@ def test_a_last_call_below_the_profile_is_filled_up_and_the_filling_does_not_cou
         precisions=("fp32",),
     )
     assert evidence["onnxruntime-cpu/fp32"].task["accuracy"] == 1
-
-
-@pytest.mark.parametrize(
-    ("inputs", "labels"),
-    [({"x": features(4)}, [1, 2, 3]), ({"x": features(0)}, []), ({"x": np.float32(1)}, [1])],
-)
-def test_inputs_and_labels_that_do_not_match_are_refused(inputs, labels):
-    with pytest.raises(InvalidInputError, match="give inputs and labels of one length"):
-        EvaluationData(inputs=inputs, labels=np.array(labels))

@@ -144,7 +144,10 @@ def test_what_log_keeps_beside_the_model_comes_back_with_it(source, tmp_path):
     made = build()
     assert axes == AXES
     np.testing.assert_array_equal(example["x"], made["input_example"]["x"])
-    np.testing.assert_array_equal(evaluation.labels, labelled(net())[1])
+    ((inputs, labels),) = evaluation.batches()
+    np.testing.assert_array_equal(inputs["x"], made["evaluation_data"][0]["x"])
+    np.testing.assert_array_equal(labels, labelled(net())[1])
+    assert list(evaluation.metrics) == ["accuracy"]
     with torch.no_grad():
         torch.testing.assert_close(
             module(torch.from_numpy(features())), net()(torch.from_numpy(features()))

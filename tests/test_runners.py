@@ -13,9 +13,8 @@ import pytest
 import torch
 
 from mlflow_e2eai import graphs, runners
-from mlflow_e2eai.artifacts import TensorSpec
 from mlflow_e2eai.errors import InvalidInputError, RunnerError
-from mlflow_e2eai.runners import feed, onnxruntime_devices, onnxruntime_runner, torch_runner
+from mlflow_e2eai.runners import onnxruntime_devices, onnxruntime_runner, torch_runner
 
 X = np.array([[1, -2, 3]], dtype=np.float32)
 TEXT = """
@@ -251,69 +250,3 @@ def test_a_module_that_writes_into_its_input_does_not_change_the_callers():
     with torch_runner(Overwrites(), inputs=["x"], outputs=["y"]) as infer:
         infer({"x": given})
     np.testing.assert_array_equal(given, X)
-
-
-# feed
-
-
-def spec(dtype, shape=("N", 3), name="x"):
-    return TensorSpec(name=name, dtype=dtype, shape=shape)
-
-
-@pytest.mark.parametrize(
-    ("array", "dtype"),
-    [
-        (np.array([[1.5, 2, 3]], dtype=np.float64), "float32"),
-        (np.array([[1.5, 2, 3]], dtype=np.float64), "float16"),
-        (np.array([[1, 2, 3]], dtype=np.int64), "int32"),
-        (np.array([[0, 2, 255]], dtype=np.int64), "uint8"),
-        (np.array([[True, False, True]]), "bool"),
-    ],
-)
-def test_what_numpy_and_json_made_too_wide_is_narrowed(array, dtype):
-    fed = feed({"x": array}, [spec(dtype)])["x"]
-    assert fed.dtype == dtype
-    np.testing.assert_array_equal(fed, array)
-
-
-@pytest.mark.parametrize(
-    ("array", "dtype"),
-    [
-        (np.array([[1, 2, 256]], dtype=np.int64), "uint8"),
-        (np.array([[1, 2, -1]], dtype=np.int64), "uint32"),
-        (np.array([[1, 2, 3]], dtype=np.int64), "float32"),
-        (np.array([[1.0, 2.0, 3.0]]), "int64"),
-        (np.array([[1, 2, 3]], dtype=np.int32), "int64"),
-        (np.array([[1, 2, 3]], dtype=np.float32), "float16"),
-        (np.array([[1, 0, 1]], dtype=np.int64), "bool"),
-        (np.array([["1", "2", "3"]]), "float32"),
-    ],
-)
-def test_any_other_difference_of_dtype_is_refused_with_the_way_out(array, dtype):
-    with pytest.raises(InvalidInputError, match=rf"is {array.dtype}, but {dtype} is wanted"):
-        feed({"x": array}, [spec(dtype)])
-
-
-@pytest.mark.parametrize("shape", [(3,), (1, 2), (1, 1, 3), ()])
-def test_a_shape_that_does_not_fit_is_refused(shape):
-    with pytest.raises(InvalidInputError, match=r"but \['N', 3\] is wanted"):
-        feed({"x": np.ones(shape, dtype=np.float32)}, [spec("float32")])
-
-
-@pytest.mark.parametrize("names", [(), ("y",), ("x", "y")])
-def test_names_that_are_missing_or_strange_are_refused(names):
-    with pytest.raises(InvalidInputError, match=r"the model wants \['x'\]"):
-        feed(dict.fromkeys(names, X), [spec("float32")])
-
-
-def test_arrays_are_handed_over_in_the_models_order_and_in_one_piece():
-    columns = np.asfortranarray(np.ones((2, 3), dtype=np.float32))
-    given = {"b": columns, "a": [[1.0, 2.0, 3.0]]}
-    fed = feed(given, [spec("float32", name="a"), spec("float32", name="b")])
-    assert list(fed) == ["a", "b"]
-    assert fed["b"].flags.c_contiguous
-    assert fed["a"].dtype == np.float32
-
-
-def test_a_scalar_stays_a_scalar():
-    assert feed({"x": 3.0}, [spec("float32", shape=())])["x"].shape == ()

@@ -24,7 +24,7 @@ from mlflow_e2eai.modules import (
     module_of,
     named_inputs,
 )
-from mlflow_e2eai.samples import EvaluationData
+from mlflow_e2eai.samples import EvaluationData, accuracy
 from mlflow_e2eai.tracking.lineage import STAGE, fetch
 from mlflow_e2eai.tracking.models import signature_of
 
@@ -35,6 +35,10 @@ _log = logging.getLogger(__name__)
 
 _EVALUATION = "evaluation.npz"
 _AXES = "dynamic_axes.json"
+
+_KEPT_BYTES = 256 << 20
+"""Evaluation data up to this size is kept with the PyTorch model, and held in memory meanwhile. All
+of CIFAR-10's test images in float32 are 117 MiB; ImageNet's are too many to log with each model."""
 
 
 def log_source(
@@ -57,7 +61,8 @@ def log_source(
         name: Name of the LoggedModel.
         run_id: The run that it is an output of.
         dynamic_axes: Kept with the model, for `export`.
-        evaluation: Kept with the model, for `evaluate`; the metrics' code is not.
+        evaluation: Kept with the model, for `evaluate`, if it is small enough; the metrics' code
+            is not.
 
     Returns:
         Its id.
@@ -135,9 +140,30 @@ def _companions(
     }
     (folder / _AXES).write_text(json.dumps(axes), encoding="utf-8")
     if evaluation is not None:
-        arrays = {f"inputs/{name}": array for name, array in evaluation.inputs.items()}
-        save_arrays(folder / _EVALUATION, {"labels": evaluation.labels, **arrays})
+        _keep(evaluation, folder / _EVALUATION)
     return [str(path) for path in sorted(folder.iterdir())]
+
+
+def _keep(evaluation: EvaluationData, path: Path) -> None:
+    """Write evaluation data down, whole or not at all.
+
+    Labels are kept where they are `accuracy`'s: any other metric is code, which is not kept, and
+    labels say nothing without it.
+    """
+    found = evaluation.whole(limit_bytes=_KEPT_BYTES)
+    if found is None:
+        _log.warning(
+            "The evaluation data is larger than %d MiB or its batches differ in shape, so it is "
+            "not kept with the PyTorch model; `evaluate` of what was made of it will ask the "
+            "profile only.",
+            _KEPT_BYTES >> 20,
+        )
+        return
+    inputs, labels = found
+    arrays = {f"inputs/{name}": array for name, array in inputs.items()}
+    if labels is not None and dict(evaluation.metrics) == {"accuracy": accuracy}:
+        arrays["labels"] = labels
+    save_arrays(path, arrays)
 
 
 def fetch_source(
@@ -218,6 +244,6 @@ def _read_evaluation(path: Path) -> EvaluationData | None:
     if not path.is_file():
         return None
     arrays = load_arrays(path)
-    labels = arrays.pop("labels")
+    labels = arrays.pop("labels", None)
     inputs = {name.removeprefix("inputs/"): array for name, array in arrays.items()}
-    return EvaluationData(inputs=inputs, labels=labels)
+    return EvaluationData.of((inputs, labels), example=inputs)

@@ -113,37 +113,8 @@ def custom_env(tmp_path) -> str:
 
 
 @pytest.fixture(autouse=True)
-def isolated(tmp_path, monkeypatch) -> Iterator[None]:
-    """Nothing is read from or written to the working folder or the store of whoever runs this."""
-    monkeypatch.chdir(tmp_path)
-    before = mlflow.get_tracking_uri()
-    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_ID", "MLFLOW_RUN_ID"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(mlflow.tracking.fluent, "_active_experiment_id", None)
-    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
-    yield
-    left_open = mlflow.active_run()
-    while mlflow.active_run() is not None:
-        mlflow.end_run()
-    mlflow.set_tracking_uri(before)
-    assert left_open is None, f"run {left_open.info.run_id} was left open"
-
-
-@pytest.fixture(scope="session")
-def empty_store(tmp_path_factory) -> Path:
-    """A database with MLflow's tables: making them takes seconds, copying them does not."""
-    database = tmp_path_factory.mktemp("empty_store") / "mlflow.db"
-    mlflow.MlflowClient(f"sqlite:///{database}").search_experiments()
-    return database
-
-
-@pytest.fixture
-def store(empty_store, isolated, tmp_path) -> mlflow.MlflowClient:
-    """A tracking store of the test's own, with an experiment that is active."""
-    shutil.copyfile(empty_store, tmp_path / "mlflow.db")
-    mlflow.create_experiment("conformance", artifact_location=(tmp_path / "artifacts").as_uri())
-    mlflow.set_experiment("conformance")
-    return mlflow.MlflowClient()
+def always_isolated(isolated) -> None:
+    """Every test here meets MLflow, and those of MLflow itself ask for no store."""
 
 
 @pytest.fixture

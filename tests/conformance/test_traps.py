@@ -334,7 +334,7 @@ warnings.simplefilter("error", UserWarning)
 {breakage}
 import mlflow
 from mlflow_e2eai.context import GpuContext
-mlflow.set_experiment("conformance")
+mlflow.set_experiment("tests")
 with mlflow.start_run() as run:
     print(run.info.run_id)
 """
@@ -427,7 +427,7 @@ def test_an_error_leaves_the_logged_model_failed_and_says_why(log, store, wrong,
     with pytest.raises((MlflowException, OSError, TypeError), match=says):
         log(**wrong)
 
-    experiment = store.get_experiment_by_name("conformance").experiment_id
+    experiment = store.get_experiment_by_name("tests").experiment_id
     (model,) = store.search_logged_models([experiment])
     assert model.status == LoggedModelStatus.FAILED
     assert says in model.tags["e2eai.error"]

@@ -1,0 +1,17 @@
+"""What variants are asked: generated samples, the caller's data, and the metrics on its labels."""
+
+from mlflow_e2eai.samples.data import EvaluationData, calls
+from mlflow_e2eai.samples.generated import edge_samples, profile_samples
+from mlflow_e2eai.samples.metrics import Metrics, TaskMetric, accuracy, joined, scores
+
+__all__ = [
+    "EvaluationData",
+    "Metrics",
+    "TaskMetric",
+    "accuracy",
+    "calls",
+    "edge_samples",
+    "joined",
+    "profile_samples",
+    "scores",
+]

@@ -1,0 +1,71 @@
+"""Samples made from the input example: the corners of the profile, and the edges of arithmetic."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mlflow_e2eai.arrays import corners, resize
+from mlflow_e2eai.artifacts import Array, Infer, OnnxArtifact, Tensors
+
+LARGE = 16
+"""How many times the example's numbers the edge ``large`` has. A power of two: it changes exponents
+and rounds nothing. Standardised data, of which the largest is about 4, becomes 64: far more than a
+model was trained on, yet a thousandth of fp16's end (65504), so that what overflows is the model's
+arithmetic and not its input."""
+
+
+def profile_samples(example: Tensors, graph: OnnxArtifact) -> dict[str, Tensors]:
+    """The input example at every corner of a graph's profile, by corner."""
+    return {
+        label: resize(example, graph.inputs, sizes) for label, sizes in corners(graph.axes).items()
+    }
+
+
+def edge_samples(example: Tensors, graph: OnnxArtifact, reference: Infer) -> dict[str, Tensors]:
+    """The input example at the profile's opt sizes, with its floating numbers at an edge.
+
+    - ``zeros``: all are 0.
+    - ``denormal``: half the smallest normal number of float32 (of float16 where the input is that),
+      with the example's signs: what flushes them to zero, or divides by them, shows.
+    - ``large``: `LARGE` times the example's numbers.
+
+    Integers, token ids for instance, stay as they are.
+
+    Args:
+        example: One array for each input.
+        graph: Where the dynamic axes are, and their opt sizes.
+        reference: The model that is right. An edge that it refuses, or answers with NaN or an
+            infinity, is left out: what it makes of such numbers says nothing of a variant.
+
+    Returns:
+        Samples by edge; none for a model with no floating input.
+    """
+    if not any(array.dtype.kind == "f" for array in example.values()):
+        return {}
+    whole = resize(example, graph.inputs, {axis.name: axis.opt for axis in graph.axes})
+    made = {
+        edge: {
+            name: change(array) if array.dtype.kind == "f" else array
+            for name, array in whole.items()
+        }
+        for edge, change in (("zeros", np.zeros_like), ("denormal", _denormal), ("large", _large))
+    }
+    return {edge: sample for edge, sample in made.items() if _is_sound(reference, sample)}
+
+
+def _denormal(array: Array) -> Array:
+    smallest = max(np.finfo(kind).smallest_normal.item() for kind in (array.dtype, np.float32))
+    return np.copysign(np.full_like(array, smallest / 2), array)
+
+
+def _large(array: Array) -> Array:
+    with np.errstate(over="ignore"):  # an infinity is seen and left out
+        return np.asarray(array * array.dtype.type(LARGE))
+
+
+def _is_sound(reference: Infer, sample: Tensors) -> bool:
+    try:
+        answer = reference(sample)
+    except Exception:  # noqa: BLE001 - whatever the user's forward raises on numbers that we made
+        return False
+    return all(np.isfinite(array).all() for array in (*sample.values(), *answer.values()))
