@@ -134,6 +134,13 @@ def test_two_nodes_that_were_swapped_stand_as_before():
     assert (found.removed, found.added) == (((0, 1), (1, 2)), ((0, 2), (1, 0)))
 
 
+def test_a_node_that_reads_a_later_one_now_moves_behind_it():
+    before = graph("c=Relu(x)", "a=Neg(x)")
+    after = graph("a=Neg(x)", "n=Exp(a)", "c=Relu(n)")
+
+    assert [node.name for node in outline_of(before, after).nodes] == ["a", "n", "c"]
+
+
 def test_of_a_large_graph_the_first_are_listed_and_the_rest_counted(monkeypatch):
     monkeypatch.setattr(module, "MOST", 3)
     before = graph(*(f"n{at}=Relu(n{at - 1})" for at in range(6)))
