@@ -3,8 +3,6 @@
 import dataclasses
 import itertools
 import re
-import shutil
-import subprocess
 import time
 from pathlib import Path
 
@@ -206,57 +204,6 @@ def test_no_name_changes_what_the_page_is_built_of(name):
 
 def test_a_name_that_turns_the_direction_of_writing_does_not():
     assert "\u202e" not in html(hostile("\u202egnp.exe"))
-
-
-# In a browser
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here")
-
-
-def opened(path: Path, *, profile: Path) -> tuple[str, list[str]]:
-    """The document as a browser leaves it, and what stands on its console."""
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
-    flags += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
-    flags += ["--enable-logging=stderr", f"--user-data-dir={profile}", "--dump-dom"]
-    done = subprocess.run(
-        [CHROMIUM, *flags, path.as_uri()],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
-    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-
-
-@needs_chromium
-def test_in_a_browser_only_the_pages_own_script_runs(tmp_path):
-    path = tmp_path / "report.html"
-    path.write_text(hostile_page(HOSTILE), encoding="utf-8")
-    document, console = opened(path, profile=tmp_path / "profile")
-
-    assert console == []
-    assert "<title>owned" not in document
-    assert re.search(r'<p class="filter" id="filter-line">', document)
-
-
-@needs_chromium
-def test_in_a_browser_the_filter_narrows_every_table(tmp_path):
-    act = (
-        "<script>const field = document.getElementById('filter'); field.value = ' FP16 ';"
-        "field.dispatchEvent(new Event('input'));</script></body>"
-    )
-    text = html(full())
-    # The page's policy would not let this script in.
-    text = re.sub(r'<meta http-equiv="Content[^>]*>', "", text).replace("</body>", act)
-    path = tmp_path / "report.html"
-    path.write_text(text, encoding="utf-8")
-    document, console = opened(path, profile=tmp_path / "profile")
-    bodies = [a for a in Page(document).all("tbody") if "data-variant" in a]
-
-    assert console == []
-    assert {a["data-variant"] for a in bodies if "hidden" not in a} == {HALF.variant}
-    assert "1 of 4 shown" in document
 
 
 def test_a_frame_that_may_only_run_scripts_is_what_the_page_needs():

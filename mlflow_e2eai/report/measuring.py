@@ -12,12 +12,12 @@ from mlflow_e2eai.report import tables
 from mlflow_e2eai.report.doubting import tag
 from mlflow_e2eai.report.facts import median_interval
 from mlflow_e2eai.report.figures import latency_figure, pareto_figure, places
-from mlflow_e2eai.report.markup import NONE, TIMES, Markup, element, error_text, time_text
+from mlflow_e2eai.report.markup import MINUS, NONE, TIMES, Markup, element, error_text, time_text
 from mlflow_e2eai.report.tables import Column, Section, cell, group, head, number, stack
 
 _KINDS: Mapping[str, str] = {
     "profile": "corners of the profile",
-    "edges": "zeros and denormal numbers",
+    "edges": "zeros and denormals",
     "large": "large numbers",
     "data": "evaluation data",
 }
@@ -35,7 +35,7 @@ def latency_section(manifest: Manifest) -> Section | None:
         for entry in report.variants:
             found.setdefault(entry.name, []).append((place, report, entry))
     device = any(one[2].device_p50_ms is not None for many in found.values() for one in many)
-    names = ("p90", "p95", "p99", "Mean", "Items a second", "Rounds", "Warm-up calls")
+    names = ("p90", "p95", "p99", "Mean", "Items a second", "Rounds")
     columns = [
         Column("Variant"),
         Column("Call of"),
@@ -79,9 +79,8 @@ def _timed(
     said = None if bounds is None else f"{time_text(bounds[0])} to {time_text(bounds[1])}"
     high = (entry.p90_ms, entry.p95_ms, entry.p99_ms)
     outliers = f"{entry.outliers:,} outliers" if entry.outliers else None
-    warm = None
-    if entry.warmup_calls:
-        warm = "until steady" if entry.settled else "not known to be steady"
+    steady = ", steady" if entry.settled else ""
+    warm = f"{entry.warmup_calls:,} warm-up{steady}" if entry.warmup_calls else None
     return (
         cell(place, kind="place"),
         number(stack(time_text(entry.p50_ms), said, tag(report, entry.name))),
@@ -89,8 +88,7 @@ def _timed(
         *(number(time_text(value)) for value in high),
         number(stack(time_text(entry.mean_ms), f"± {time_text(entry.std_ms)}")),
         number(f"{entry.throughput_items_per_s:,.0f}"),
-        number(stack(f"{len(entry.rounds_ms):,}", outliers)),
-        number(stack(f"{entry.warmup_calls:,}", warm)),
+        number(stack(f"{len(entry.rounds_ms):,}", outliers, warm)),
     )
 
 
@@ -151,10 +149,10 @@ def parity_section(manifest: Manifest) -> Section | None:
     compared = [entry for entry in manifest.evidence if entry.parity]
     if not compared:
         return None
-    names = ("Largest", "Relative", "SNR, dB", "1 - cosine", "Outside", "Same top class")
+    names = ("Largest", "Relative", "SNR, dB", "Outside", "Same top class", "Noise")
     columns = [
         *map(Column, ("Variant", "Samples", "Output", "Outcome")),
-        *(Column(name, number=True) for name in (*names, "Noise", "Not finite")),
+        *(Column(name, number=True) for name in names),
     ]
     caption = (
         "Differences from the PyTorch module's answers. “Relative” is the largest one as a share "
@@ -177,37 +175,46 @@ def _parity(entry: Evidence) -> Markup:
 
 
 def _kind_rows(kind: str, report: ParityReport) -> list[tuple[Markup, ...]]:
-    calls = f"{report.calls:,} answers" if report.calls else None
     asked = f"{report.samples:,} {TIMES} {report.repeats} asked"
+    calls = f"{report.calls:,} answers" if report.calls else None
     threads = f"{report.threads} threads" if report.threads > 1 else None
-    samples = stack(_KINDS.get(kind, kind), asked, calls, threads)
+    below = ", ".join(filter(None, (calls, threads))) or None
+    samples = cell(stack(_KINDS.get(kind, kind), asked, below), kind="place")
     verdict = cell(tables.verdict(passed=report.passed, advisory=kind in ADVISORY))
     if not report.outputs:
-        return [(cell(samples), cell(NONE), verdict, cell("nothing could be compared", span=8))]
+        return [(samples, cell(NONE), verdict, cell("nothing could be compared", span=6))]
     rows: list[tuple[Markup, ...]] = []
     for output in report.outputs:
         name = cell(element("code", output.name))
-        rows.append((cell(samples), name, verdict, *_output(output, report.tolerance)))
+        rows.append((samples, name, verdict, *_output(output, report.tolerance)))
         if output.first_wrong is not None:
-            rows.append((cell(_element(output.first_wrong), span=11, kind="wrong"),))
+            rows.append((cell(_element(output.first_wrong), span=9, kind="wrong"),))
     return rows
 
 
 def _output(output: OutputParity, tolerance: float) -> tuple[Markup, ...]:
     limit = tolerance if math.isnan(output.tolerance) else output.tolerance
-    nonfinite = f"{output.reference_nonfinite:,} in PyTorch, {output.candidate_nonfinite:,} here"
-    strange = output.nonfinite_count or output.reference_nonfinite or output.candidate_nonfinite
+    strange = output.reference_nonfinite or output.candidate_nonfinite or output.nonfinite_count
+    nonfinite = (
+        f"not finite: {output.candidate_nonfinite:,}, PyTorch {output.reference_nonfinite:,}"
+        if strange
+        else None
+    )
     return (
         number(
             stack(error_text(output.max_abs_error), f"mean {error_text(output.mean_abs_error)}")
         ),
         number(stack(error_text(output.max_rel_error), f"limit {error_text(limit)}")),
-        number(stack(_known(output.snr_db, "{:.0f}"), f"RMSE {error_text(output.rmse)}")),
-        number(error_text(1 - output.cosine)),
-        number(stack(_share(output.outside_share), f"of {output.elements:,}")),
+        number(
+            stack(
+                _decibels(output.snr_db),
+                f"RMSE {error_text(output.rmse)}",
+                f"1{MINUS}cosine {error_text(1 - output.cosine)}",
+            )
+        ),
+        number(stack(_share(output.outside_share), f"of {output.elements:,}", nonfinite)),
         number(stack(_share(output.argmax_agreement), _top5(output))),
         number(stack(error_text(output.noise), f"PyTorch {error_text(output.reference_noise)}")),
-        number(stack(f"{output.nonfinite_count:,}", nonfinite if strange else None)),
     )
 
 
@@ -215,8 +222,11 @@ def _top5(output: OutputParity) -> str | None:
     return None if output.top5_agreement is None else f"top 5 {_share(output.top5_agreement)}"
 
 
-def _known(value: float, form: str) -> str:
-    return NONE if math.isnan(value) else form.format(value)
+def _decibels(value: float) -> str:
+    if math.isnan(value):
+        return NONE
+    text = f"{value:.0f}" if math.isfinite(value) else f"{'-' * (value < 0)}infinite"
+    return text.replace("-", MINUS)
 
 
 def _share(value: float | None) -> str:

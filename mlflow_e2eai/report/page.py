@@ -59,7 +59,7 @@ def surgery_html(report: SurgeryReport, *, title: str = "Surgery") -> str:
     Returns:
         The page's text, for a file in UTF-8.
     """
-    return _document(title, _header(title), element("main", surgery_part(report)))
+    return _document(title, _header(title), element("main", surgery_part(report, heading="h2")))
 
 
 def _document(title: str, *content: Markup) -> str:

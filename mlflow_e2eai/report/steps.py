@@ -44,7 +44,7 @@ def steps_section(manifest: Manifest, ratios: Ratios) -> Section | None:
             entry.variant,
             [
                 (
-                    head(step_name(entry, files)),
+                    head(_step(entry, files)),
                     cell(element("code", entry.variant)),
                     *_compared(entry.parity.get("profile"), entry.reason),
                     cell(element("code", entry.before) if entry.before else NONE),
@@ -96,12 +96,19 @@ def step_name(entry: Evidence, files: Mapping[str, OnnxArtifact | EngineArtifact
     return f"convert {file.precision}" if file.stage == "convert" else file.stage
 
 
+def _step(entry: Evidence, files: Mapping[str, OnnxArtifact | EngineArtifact]) -> Markup:
+    name = step_name(entry, files)
+    lost = element("span", "the accuracy was lost here", class_="wrong")
+    return stack(name, lost if entry.lost_at == name else None)
+
+
 def _compared(report: ParityReport | None, reason: str | None = None) -> tuple[Markup, Markup]:
     """Outcome and largest error of one comparison."""
     if report is None:
         return cell(NONE if reason is None else sentence(reason)), number(NONE)
     said = tables.verdict(passed=report.passed)
     if report.findings:
-        said = stack(said, sentence(report.findings[0].sentence))
+        kinds = dict.fromkeys(finding.kind for finding in report.findings)
+        said = stack(said, ", ".join(kinds))
     error = report.max_abs_error
     return cell(said, kind="said"), number(error_text(error), value=error)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from mlflow_e2eai.report import tables
 from mlflow_e2eai.report.figures import bars
 from mlflow_e2eai.report.graph import graph
@@ -10,13 +12,18 @@ from mlflow_e2eai.report.tables import Column, cell, head, number
 from mlflow_e2eai.surgery import SurgeryReport
 
 
-def surgery_part(report: SurgeryReport) -> Markup:
-    """All that is known of a surgery."""
+def surgery_part(report: SurgeryReport, *, heading: Literal["h2", "h3"] = "h3") -> Markup:
+    """All that is known of a surgery.
+
+    Args:
+        report: What the plan did.
+        heading: Level of the headings inside.
+    """
     outline = report.outline
     drawn = (
         ()
         if outline is None or not outline.nodes
-        else (element("h3", "The graph before and after"), _legend(), graph(outline))
+        else (element(heading, "The graph before and after"), _legend(), graph(outline))
     )
     return element("div", _facts(report), _edits(report), *drawn, _operators(report))
 
@@ -43,7 +50,9 @@ def _facts(report: SurgeryReport) -> Markup:
 def _change(before: int, after: int) -> str:
     if not before or before == after:
         return "unchanged" if before == after else ""
-    return f"{100 * (after - before) / before:+.0f} %".replace("-", MINUS)
+    percent = 100 * (after - before) / before
+    form = "+.0f" if abs(percent) >= 1 else "+.1g"
+    return f"{percent:{form}} %".replace("-", MINUS)
 
 
 def _legend() -> Markup:

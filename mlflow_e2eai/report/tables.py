@@ -79,8 +79,7 @@ def number(content: object, *, value: float | None = None) -> Markup:
 
 def stack(content: object, *below: object) -> Markup:
     """Small lines below something; None is left out."""
-    lines = (element("small", line) for line in below if line is not None)
-    return element("span", content, *lines, class_="stack")
+    return join((content, *(element("small", line) for line in below if line is not None)))
 
 
 def ratio(found: Ratio | None) -> Markup | str:
@@ -155,7 +154,8 @@ def verdict(*, passed: bool, advisory: bool = False) -> Markup:
         advisory: Whether it is shown only, and decides nothing.
     """
     if advisory and not passed:
-        return element("span", icon("open"), "differs, advisory", class_="outcome advisory")
+        said = element("span", icon("open"), "differs", class_="outcome advisory")
+        return stack(said, "does not decide")
     return outcome("passed" if passed else "failed")
 
 
