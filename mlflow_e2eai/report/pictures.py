@@ -43,6 +43,7 @@ _MARKS = {
 _QUIET = "#b9bfc6"
 _STEP = "#0b63c4"
 _FAILED = "#b3261e"
+_DOT_AND_RING = ((6, _STEP), (11, "none"))
 _SIZE_INCHES = (8.6, 4.6)
 _DPI = 150
 
@@ -176,9 +177,10 @@ def _steps(manifest: Manifest) -> bytes | None:
     names = [f"{step_name(entry, files)}\n{_name(entry.variant).strip()}" for entry in entries]
     axes.set_yticks(range(len(entries)), names, fontsize="small")
     axes.set_ylim(len(entries) - 0.5, -0.5)
-    for (label, points), face in zip(series.items(), (_STEP, "white"), strict=True):
+    # The one is a dot and the other a ring, so that both are seen where they meet.
+    for (label, points), (size, face) in zip(series.items(), _DOT_AND_RING, strict=True):
         places = [error for _, error, _ in points], [row for row, _, _ in points]
-        axes.plot(*places, "o", label=label, markersize=8, color=_STEP, markerfacecolor=face)
+        axes.plot(*places, "o", label=label, markersize=size, color=_STEP, markerfacecolor=face)
         for row, error, passed in points:
             if not passed:
                 axes.plot(error, row, "x", color=_FAILED, markersize=12)
