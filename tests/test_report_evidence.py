@@ -22,6 +22,8 @@ from test_report_page import Page
 from mlflow_e2eai.bundle import Manifest
 from mlflow_e2eai.latency import LatencyReport
 from mlflow_e2eai.report import html, markdown, plots, surgery_html, table
+from mlflow_e2eai.report.facts import rows_of
+from mlflow_e2eai.report.figures import pareto_rows
 from mlflow_e2eai.report.steps import in_order
 from mlflow_e2eai.surgery.outline import Outline, OutlineNode
 
@@ -104,7 +106,9 @@ def test_what_is_advisory_is_shown_and_does_not_count():
     text = said(shown())
 
     assert "Of 4 variants, 2 passed and 1 failed; 1 built and not measured here." in text
-    assert f"{ENGINE} passed 4.1e-04" in text
+    variants = section(shown(), "Variants")
+    assert f"{ENGINE} passed 4.1e-04" in variants
+    assert f"{HALF} failed lost at convert fp16 6.0e+00" in variants
     assert "differs does not decide" in section(shown(), "Parity")
     wrong, _, advisory = section(shown(), "Findings").partition("Shown, and does not decide")
     assert "not finite on numbers" not in wrong
@@ -220,6 +224,14 @@ def test_the_raw_graph_is_shown_and_is_no_variant_of_the_bundle():
     facts = text[text.index("Fastest that passed") : text.index("The gates")]
     assert CPU in facts
     assert RAW not in facts
+
+
+def test_what_nobody_can_choose_is_not_on_the_front():
+    rows = rows_of(shown())
+
+    assert [row.variant for row in pareto_rows(rows)] == [ENGINE, CPU]
+    raw = next(row for row in rows if row.variant == RAW)
+    assert [row.variant for row in pareto_rows([dataclasses.replace(raw, in_bundle=True)])] == [RAW]
 
 
 def test_the_table_says_that_the_raw_graph_is_not_in_the_bundle():

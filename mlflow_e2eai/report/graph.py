@@ -39,11 +39,15 @@ _MARKS: Mapping[State, str] = {
 }
 
 
-def graph(outline: Outline) -> Markup:
+def graph(outline: Outline, *, named_by: str) -> Markup:
     """The graph before and after surgery, from the first node to the last.
 
     Each line is a tensor on its way from the node that writes it to those that read it. Long
     stretches of unchanged nodes are folded away.
+
+    Args:
+        outline: Both graphs.
+        named_by: Id of the heading above.
     """
     drawing = _Drawing.of(outline)
     rows = [_row(at, drawing) for at in range(len(outline.nodes))]
@@ -58,7 +62,7 @@ def graph(outline: Outline) -> Markup:
         element("ol", *parts, class_="graph"),
         class_="scroll",
         role="region",
-        aria_label="The graph before and after, a row for each node",
+        aria_labelledby=named_by,
         tabindex=0,
     )
 

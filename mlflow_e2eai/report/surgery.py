@@ -23,7 +23,11 @@ def surgery_part(report: SurgeryReport, *, heading: Literal["h2", "h3"] = "h3") 
     drawn = (
         ()
         if outline is None or not outline.nodes
-        else (element(heading, "The graph before and after"), _legend(), graph(outline))
+        else (
+            element(heading, "The graph before and after", id="graph-heading"),
+            _legend(),
+            graph(outline, named_by="graph-heading"),
+        )
     )
     return element("div", _facts(report), _edits(report), *drawn, _operators(report))
 
