@@ -163,7 +163,7 @@ def _variants(
         add(graph_variant(graph, "cpu"), graph, step, before)
     for device in onnxruntime_devices():
         for graph in graphs if device != "cpu" else ():
-            step = f"ONNX Runtime on {device}"
+            step = f"run on onnxruntime-{device}"
             add(graph_variant(graph, device), graph, step, plain[graph.sha256])
     for engine in engines:
         step = f"compile {engine.arithmetic} {engine.target}"

@@ -40,6 +40,7 @@ from mlflow_e2eai.latency import (
 )
 from mlflow_e2eai.parity import Element, Finding, OutputParity, ParityReport
 from mlflow_e2eai.surgery import SurgeryReport
+from mlflow_e2eai.surgery.outline import Outline, OutlineNode
 
 TEXT = st.text(max_size=6)
 WORDS = st.text("NCHWxyz_", min_size=1, max_size=4)
@@ -211,6 +212,17 @@ EVIDENCE = values_of(
     task=named(FLOATS),
     lost_at=st.none() | TEXT,
 )
+STATES = st.sampled_from(["kept", "changed", "added", "removed"])
+OUTLINE_NODES = values_of(OutlineNode, name=TEXT, operator=TEXT, state=STATES)
+EDGES = few(st.tuples(COUNTS, COUNTS))
+OUTLINES = values_of(
+    Outline,
+    nodes=few(OUTLINE_NODES),
+    kept=EDGES,
+    removed=EDGES,
+    added=EDGES,
+    beyond=st.dictionaries(STATES, COUNTS),
+)
 SURGERY = values_of(
     SurgeryReport,
     edits=named(COUNTS),
@@ -221,6 +233,7 @@ SURGERY = values_of(
     size_before_bytes=COUNTS,
     size_after_bytes=COUNTS,
     max_abs_error=st.none() | FLOATS,
+    outline=st.none() | OUTLINES,
 )
 VERDICTS = values_of(
     Verdict, metric=TEXT, found=st.none() | FLOATS, wanted=TEXT, passed=st.booleans()
@@ -245,6 +258,8 @@ KINDS = {
     Timing: values_of(Timing, host_ms=FLOATS, device_ms=st.none() | FLOATS),
     Ratio: values_of(Ratio, value=FLOATS, low=FLOATS, high=FLOATS),
     Evidence: EVIDENCE,
+    Outline: OUTLINES,
+    OutlineNode: OUTLINE_NODES,
     SurgeryReport: SURGERY,
     Gate: values_of(
         Gate,
@@ -284,7 +299,7 @@ def spelled(value: object) -> object:
 
 
 def test_every_frozen_value_of_the_light_modules_is_tried_here():
-    modules = ("artifacts", "parity", "latency", "bundle", "gates")
+    modules = ("artifacts", "parity", "latency", "bundle", "gates", "surgery.outline")
     found = {
         value
         for name in modules

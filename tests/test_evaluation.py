@@ -123,7 +123,7 @@ def evidence_of(variants, passed, not_measured):
         (ENGINE, {EXPORTED}, {}, "clean"),
         (ENGINE, {}, {}, "export"),
         (ENGINE, {CLEAN, EXPORTED}, {HALF}, "convert fp16 or compile fp16 tensorrt_rtx-sm90"),
-        (CUDA, {HALF, CLEAN, EXPORTED}, {}, "ONNX Runtime on cuda"),
+        (CUDA, {HALF, CLEAN, EXPORTED}, {}, "run on onnxruntime-cuda"),
         (CUDA, {CLEAN, EXPORTED}, {}, "convert fp16"),
         (CLEAN, {EXPORTED}, {}, "clean"),
         (CLEAN, {}, {}, "export"),

@@ -3,21 +3,22 @@
 import dataclasses
 import itertools
 import re
-import shutil
-import subprocess
 import time
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from shown import shown
 from test_report import CPU, HALF, TORCH, compared, manifest
 from test_report_page import ORIGIN, REJECTED, Page, full, timed
 
 from mlflow_e2eai.bundle import Evidence, Manifest
 from mlflow_e2eai.gates import Decision, Verdict
-from mlflow_e2eai.parity import Finding
-from mlflow_e2eai.report import Origin, html
+from mlflow_e2eai.latency import GpuRecord, LatencyFinding
+from mlflow_e2eai.parity import Element, Finding
+from mlflow_e2eai.report import Origin, html, surgery_html
+from mlflow_e2eai.surgery.outline import Outline, OutlineNode
 
 HOSTILE = "</title></style></code>'\"><script>document.title='owned'</script><img src=x onerror=a>"
 
@@ -25,12 +26,14 @@ HOSTILE = "</title></style></code>'\"><script>document.title='owned'</script><im
 def pages() -> dict[str, str]:
     return {
         "full": html(full(), REJECTED, origin=ORIGIN),
+        "shown": html(shown(), REJECTED, origin=ORIGIN),
+        "surgery": surgery_html(shown().surgery),
         "bare": html(manifest()),
         "hostile": html(hostile(HOSTILE), origin=Origin(name=HOSTILE, version=HOSTILE)),
     }
 
 
-@pytest.fixture(params=["full", "bare", "hostile"])
+@pytest.fixture(params=["full", "shown", "bare", "hostile"])
 def page(request):
     return Page(pages()[request.param])
 
@@ -84,17 +87,19 @@ def test_what_takes_focus_to_scroll_has_a_name(page):
     assert all("aria-labelledby" in a for a in page.all("div") if "tabindex" in a)
 
 
-def test_every_row_of_a_table_has_as_many_cells_as_its_head():
-    tables = re.findall(r"<table.*?</table>", html(full(), REJECTED, origin=ORIGIN), re.DOTALL)
+@pytest.mark.parametrize("found", [full(), shown()], ids=["full", "shown"])
+def test_every_row_of_a_table_has_as_many_cells_as_its_head(found):
+    tables = re.findall(r"<table.*?</table>", html(found, REJECTED, origin=ORIGIN), re.DOTALL)
 
     assert len(tables) > 6
     for text in tables:
         head = len(re.findall(r'scope="col"', text))
-        spans = 0
+        below = 0  # rows in which a cell from above takes a place
         for row in re.findall(r"<tr>.*?</tr>", text.partition("</thead>")[2], re.DOTALL):
-            cells = len(re.findall(r"<t[dh]", row))
-            spans = int(found[1]) if (found := re.search(r'rowspan="(\d+)"', row)) else spans
-            assert cells in (head, head - 1 if spans > 1 else head), row
+            wide = sum(int(span) - 1 for span in re.findall(r'colspan="(\d+)"', row))
+            assert len(re.findall(r"<t[dh]", row)) + wide == head - (below > 0), row
+            tall = re.search(r'rowspan="(\d+)"', row)
+            below = int(tall[1]) - 1 if tall else max(below - 1, 0)
 
 
 def test_nothing_is_asked_of_the_network():
@@ -132,17 +137,36 @@ def test_500_variants_are_a_page_of_a_few_megabytes_in_two_seconds():
 
 # Hostile names
 
+SILENT = GpuRecord(
+    name=None,
+    samples=0,
+    sm_clock_min_mhz=None,
+    sm_clock_max_mhz=None,
+    power_max_w=None,
+    temperature_max_c=None,
+    throttle_reasons=None,
+)
+
 
 def hostile(name: str) -> Manifest:
     """A manifest with this text wherever text can be."""
     found = full()
     report = compared(0.5, passed=False)
-    output = dataclasses.replace(report.outputs[0], name=name)
+    wrong = Element(sample=1, index=(0,), reference=name, candidate=name)
+    output = dataclasses.replace(report.outputs[0], name=name, first_wrong=wrong)
     finding = Finding(kind="tolerance", output=name, sentence=name)
     report = dataclasses.replace(report, outputs=(output,), findings=(finding,))
     entries = (
         dataclasses.replace(TORCH, task={f"a{name}": 1.0}),
-        Evidence(variant=f"v{name}", sha256=name, measured=True, parity={f"k{name}": report}),
+        Evidence(
+            variant=f"v{name}",
+            sha256=name,
+            measured=True,
+            parity={f"k{name}": report},
+            before=TORCH.variant,
+            against_before=report,
+            lost_at=f"l{name}",
+        ),
         Evidence(variant=f"w{name}", sha256=name, measured=False, reason=f"r{name}"),
     )
     spec = dataclasses.replace(found.inputs[0], name=name, shape=(f"s{name}", 3))
@@ -154,9 +178,20 @@ def hostile(name: str) -> Manifest:
         edits={f"e{name}": 1},
         operators_before={f"o{name}": 2},
         operators_after={f"o{name}": 1},
+        outline=Outline(
+            nodes=(OutlineNode(name=f"n{name}", operator=f"o{name}", state="removed"),),
+            kept=(),
+            removed=(),
+            added=(),
+            beyond={},
+        ),
     )
     latency = {f"l{name}": timed({"torch/fp32": [1.0] * 9, f"v{name}": [2.0] * 9})}
-    latency["opt"] = timed({"torch/fp32": [1.0] * 9, f"v{name}": [2.0] * 9}, items=9)
+    latency["opt"] = dataclasses.replace(
+        timed({"torch/fp32": [1.0] * 9, f"v{name}": [2.0] * 9}, items=9),
+        findings=(LatencyFinding(kind="drift", variant=f"v{name}", sentence=name),),
+        gpu=dataclasses.replace(SILENT, name=name, throttle_reasons=(name,)),
+    )
     return dataclasses.replace(
         found,
         evidence=entries,
@@ -206,57 +241,6 @@ def test_no_name_changes_what_the_page_is_built_of(name):
 
 def test_a_name_that_turns_the_direction_of_writing_does_not():
     assert "\u202e" not in html(hostile("\u202egnp.exe"))
-
-
-# In a browser
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here")
-
-
-def opened(path: Path, *, profile: Path) -> tuple[str, list[str]]:
-    """The document as a browser leaves it, and what stands on its console."""
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
-    flags += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
-    flags += ["--enable-logging=stderr", f"--user-data-dir={profile}", "--dump-dom"]
-    done = subprocess.run(
-        [CHROMIUM, *flags, path.as_uri()],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
-    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-
-
-@needs_chromium
-def test_in_a_browser_only_the_pages_own_script_runs(tmp_path):
-    path = tmp_path / "report.html"
-    path.write_text(hostile_page(HOSTILE), encoding="utf-8")
-    document, console = opened(path, profile=tmp_path / "profile")
-
-    assert console == []
-    assert "<title>owned" not in document
-    assert re.search(r'<p class="filter" id="filter-line">', document)
-
-
-@needs_chromium
-def test_in_a_browser_the_filter_narrows_every_table(tmp_path):
-    act = (
-        "<script>const field = document.getElementById('filter'); field.value = ' FP16 ';"
-        "field.dispatchEvent(new Event('input'));</script></body>"
-    )
-    text = html(full())
-    # The page's policy would not let this script in.
-    text = re.sub(r'<meta http-equiv="Content[^>]*>', "", text).replace("</body>", act)
-    path = tmp_path / "report.html"
-    path.write_text(text, encoding="utf-8")
-    document, console = opened(path, profile=tmp_path / "profile")
-    bodies = [a for a in Page(document).all("tbody") if "data-variant" in a]
-
-    assert console == []
-    assert {a["data-variant"] for a in bodies if "hidden" not in a} == {HALF.variant}
-    assert "1 of 4 shown" in document
 
 
 def test_a_frame_that_may_only_run_scripts_is_what_the_page_needs():

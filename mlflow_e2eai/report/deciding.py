@@ -1,4 +1,4 @@
-"""What a reader looks for first: the decision, every variant in one line, and what is wrong."""
+"""What a reader looks for first: the decision, what it rests on, and every variant in one line."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from mlflow_e2eai.bundle import Manifest
 from mlflow_e2eai.gates import Decision, Verdict
 from mlflow_e2eai.latency import Ratio
 from mlflow_e2eai.report import tables
+from mlflow_e2eai.report.doubting import doubts_part, tag
 from mlflow_e2eai.report.facts import (
     Row,
+    is_raw,
     outcome_of,
     reference_of,
     rows_of,
@@ -18,8 +20,8 @@ from mlflow_e2eai.report.facts import (
     tuned,
 )
 from mlflow_e2eai.report.figures import interval_glyphs
-from mlflow_e2eai.report.markup import NONE, TIMES, Markup, element, error_text, sentence, time_text
-from mlflow_e2eai.report.tables import Column, Section, cell, group, head, number
+from mlflow_e2eai.report.markup import NONE, Markup, element, error_text, time_text
+from mlflow_e2eai.report.tables import Column, Section, cell, group, head, number, stack
 
 # Decision
 
@@ -32,6 +34,7 @@ def decision_part(
     parts = [
         element("p", tables.icon(kind), element("strong", word), class_=f"answer {kind}"),
         element("p", why, class_="lead"),
+        doubts_part(manifest),
         _key_facts(manifest, ratios),
     ]
     if decision is not None and decision.verdicts:
@@ -57,7 +60,11 @@ def _all(count: int) -> str:
 
 
 def _summary(manifest: Manifest) -> str:
-    outcomes = [outcome_of(entry) for entry in manifest.evidence if entry.sha256 is not None]
+    outcomes = [
+        outcome_of(entry)
+        for entry in manifest.evidence
+        if entry.sha256 is not None and not is_raw(entry)
+    ]
     passed, failed = outcomes.count("passed"), outcomes.count("failed")
     open_ = outcomes.count("unmeasured")
     if not outcomes:
@@ -97,40 +104,30 @@ def _found(value: float) -> str:
 def _key_facts(manifest: Manifest, ratios: Mapping[str, Ratio]) -> Markup | None:
     """Three numbers that say how it stands."""
     rows = [row for row in rows_of(manifest) if row.outcome in ("passed", "failed")]
-    facts = []
+    facts: list[tuple[str, object, object]] = []
     wrong = [row for row in rows if row.max_abs_error is not None]
     if wrong:
         worst = max(wrong, key=lambda row: _badness(row.max_abs_error))
         facts.append(("Largest error", error_text(worst.max_abs_error), worst.variant))
-    timed = [row for row in rows if row.outcome == "passed" and row.p50_ms is not None]
+    timed = [
+        row for row in rows if row.outcome == "passed" and row.in_bundle and row.p50_ms is not None
+    ]
     if timed:
         best = min(timed, key=lambda row: row.p50_ms or 0.0)
-        facts.append(("Fastest that passed", f"{time_text(best.p50_ms)} ms", best.variant))
+        note = stack(best.variant, tag(tuned(manifest), best.variant))
+        facts.append(("Fastest that passed", f"{time_text(best.p50_ms)} ms", note))
         ratio = ratios.get(best.variant)
         if ratio is not None:
             facts.append(
-                ("Its time against PyTorch's", factor_text(ratio.value), bounds_text(ratio))
+                (
+                    "Its time against PyTorch's",
+                    tables.factor_text(ratio.value),
+                    tables.bounds_text(ratio),
+                )
             )
     if not facts:
         return None
-    items = (
-        element(
-            "div", element("dt", name), element("dd", value), element("dd", note, class_="note")
-        )
-        for name, value, note in facts
-    )
-    return element("dl", *items, class_="facts")
-
-
-def factor_text(value: float) -> str:
-    """A ratio for people."""
-    return f"{time_text(value)} {TIMES}"
-
-
-def bounds_text(ratio: Ratio) -> str:
-    """A ratio's interval for people."""
-    text = f"{time_text(ratio.low)} to {time_text(ratio.high)}"
-    return f"{text}, equal" if ratio.equal else text
+    return tables.facts(facts)
 
 
 def _badness(error: float | None) -> float:
@@ -160,37 +157,45 @@ def variants_section(manifest: Manifest, ratios: Mapping[str, Ratio]) -> Section
         f"Largest absolute error over all comparisons, and latency{size} against {against}, with "
         "the 99 % interval of the ratio; “equal” where it holds 1."
     )
+    lost = {entry.variant: entry.lost_at for entry in manifest.evidence}
     rows = (
-        group(row.variant, [_variant(row, tasks, ratios.get(row.variant), glyphs)])
+        group(
+            row.variant,
+            [
+                (
+                    *_named(row, lost.get(row.variant)),
+                    *(_task(row.task.get(name)) for name in tasks),
+                    number(
+                        stack(time_text(row.p50_ms), tag(report, row.variant)), value=row.p50_ms
+                    ),
+                    _ratio(ratios.get(row.variant)),
+                    cell(glyphs.get(row.variant, ""), kind="glyphs"),
+                )
+            ],
+        )
         for row in rows_of(manifest)
     )
-    content = tables.table("variants-table", caption, columns, rows, kind="variants")
+    content = tables.table("variants-table", caption, columns, rows, kind="variants sortable")
     return "variants", "Variants", element("div", _filter(len(manifest.evidence)), content)
 
 
-def _variant(
-    row: Row, tasks: list[str], ratio: Ratio | None, glyphs: Mapping[str, Markup]
-) -> tuple[Markup, ...]:
-    said = (
-        NONE
-        if ratio is None
-        else element(
-            "span", factor_text(ratio.value), element("small", bounds_text(ratio)), class_="stack"
-        )
-    )
+def _named(row: Row, lost_at: str | None) -> tuple[Markup, ...]:
+    """Name, outcome and error of a variant."""
+    apart = None if row.in_bundle else "as exported, not in the bundle"
+    lost = None if lost_at is None else f"lost at {lost_at}"
     return (
-        head(element("code", row.variant)),
-        cell(tables.outcome(row.outcome)),
-        number(error_text(row.max_abs_error)),
-        *(number(_task(row.task.get(name))) for name in tasks),
-        number(time_text(row.p50_ms)),
-        number(said),
-        cell(glyphs.get(row.variant, ""), kind="glyphs"),
+        head(stack(element("code", row.variant), apart)),
+        cell(stack(tables.outcome(row.outcome), lost)),
+        number(error_text(row.max_abs_error), value=row.max_abs_error),
     )
 
 
-def _task(value: float | None) -> str:
-    return NONE if value is None else f"{value:.4f}"
+def _ratio(ratio: Ratio | None) -> Markup:
+    return number(tables.ratio(ratio), value=None if ratio is None else ratio.value)
+
+
+def _task(value: float | None) -> Markup:
+    return number(NONE if value is None else f"{value:.4f}", value=value)
 
 
 def _filter(count: int) -> Markup:
@@ -204,36 +209,3 @@ def _filter(count: int) -> Markup:
         id="filter-line",
         hidden=True,
     )
-
-
-# Findings
-
-
-def findings_section(manifest: Manifest) -> Section | None:
-    """What is wrong, and what was not measured: each sentence once, with the variants it is of."""
-    wrong: dict[str, list[str]] = {}
-    unmeasured: dict[str, list[str]] = {}
-    for entry in manifest.evidence:
-        said = wrong if entry.measured else unmeasured
-        reasons = [] if entry.reason is None else [entry.reason]
-        for text in dict.fromkeys([*reasons, *entry.findings]):
-            said.setdefault(sentence(text), []).append(entry.variant)
-    if not wrong and not unmeasured:
-        return None
-    parts = [
-        element(
-            "div", element("h3", title), element("dl", *map(_finding, said.items()), class_=kind)
-        )
-        for title, said, kind in (
-            ("What is wrong", wrong, "findings wrong"),
-            ("Built, and not measured here", unmeasured, "findings"),
-        )
-        if said
-    ]
-    return "findings", "Findings", element("div", *parts)
-
-
-def _finding(entry: tuple[str, list[str]]) -> Markup:
-    text, variants = entry
-    names = [element("dt", element("code", name)) for name in variants]
-    return element("div", *names, element("dd", text))

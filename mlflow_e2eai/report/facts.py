@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from mlflow_e2eai.bundle import Evidence, Manifest
+from mlflow_e2eai.bundle import ADVISORY, RAW, Evidence, Manifest
 from mlflow_e2eai.latency import LatencyReport, Ratio
 
 Outcome: TypeAlias = Literal["reference", "unsteady", "passed", "failed", "unmeasured"]
@@ -35,13 +35,16 @@ class Row:
     Attributes:
         variant: Its name.
         outcome: What it came to.
-        max_abs_error: The largest of all its comparisons; None when there was none.
+        in_bundle: Whether the bundle holds what it runs. The graph as it was exported is measured,
+            and not kept.
+        max_abs_error: The largest of all the comparisons that decide; None when there was none.
         task: Task metrics by name.
         p50_ms: Median latency at the sizes that engines are tuned for; None when not timed.
     """
 
     variant: str
     outcome: Outcome
+    in_bundle: bool
     max_abs_error: float | None
     task: Mapping[str, float]
     p50_ms: float | None
@@ -55,10 +58,15 @@ def rows_of(manifest: Manifest) -> tuple[Row, ...]:
 
 
 def _row(entry: Evidence, p50_ms: float | None) -> Row:
-    errors = [comparison.max_abs_error for comparison in entry.parity.values()]
+    errors = [
+        comparison.max_abs_error
+        for kind, comparison in entry.parity.items()
+        if kind not in ADVISORY
+    ]
     return Row(
         variant=entry.variant,
         outcome=outcome_of(entry),
+        in_bundle=not is_raw(entry),
         # NumPy's max keeps a NaN: a comparison that compared nothing must not be hidden.
         max_abs_error=float(np.max(errors)) if errors else None,
         task=entry.task,
@@ -73,6 +81,11 @@ def outcome_of(entry: Evidence) -> Outcome:
     if not entry.measured:
         return "unmeasured"
     return "passed" if entry.passed else "failed"
+
+
+def is_raw(entry: Evidence) -> bool:
+    """Whether it is of the graph as it was exported, which the bundle does not hold."""
+    return entry.variant.rpartition("/")[2] == RAW
 
 
 def task_names(manifest: Manifest) -> list[str]:
@@ -90,19 +103,44 @@ def reference_of(manifest: Manifest) -> str | None:
     return next((entry.variant for entry in manifest.evidence if entry.sha256 is None), None)
 
 
-def ratios_of(manifest: Manifest) -> dict[str, Ratio]:
+class Ratios:
+    """How many times as long one variant takes as another, at the sizes that engines are tuned for.
+
+    Each is computed once: it takes some 15 ms, and a page asks for the same ones in many places.
+
+    Args:
+        manifest: The bundle's manifest.
+    """
+
+    def __init__(self, manifest: Manifest) -> None:
+        self._report = tuned(manifest)
+        entries = () if self._report is None else self._report.variants
+        self._timed = {entry.name for entry in entries if entry.rounds_ms}
+        self._known: dict[tuple[str, str], Ratio | None] = {}
+
+    def of(self, variant: str, baseline: str | None) -> Ratio | None:
+        """One ratio; None where it cannot be told."""
+        if baseline is None or variant == baseline or not {variant, baseline} <= self._timed:
+            return None
+        pair = variant, baseline
+        if pair not in self._known:
+            self._known[pair] = self._computed(*pair)
+        return self._known[pair]
+
+    def _computed(self, variant: str, baseline: str) -> Ratio | None:
+        if self._report is None:
+            return None
+        # A clock too coarse for the baseline gives zeros to divide by.
+        with np.errstate(all="ignore"):
+            ratio = self._report.ratio(variant, baseline)
+        return ratio if _drawable(ratio) else None
+
+
+def ratios_of(manifest: Manifest, ratios: Ratios) -> dict[str, Ratio]:
     """How many times as long as the PyTorch module each variant takes, where that can be told."""
-    report, reference = tuned(manifest), reference_of(manifest)
-    if report is None or reference not in {entry.name for entry in report.variants}:
-        return {}
-    # A clock too coarse for the module gives zeros to divide by.
-    with np.errstate(all="ignore"):
-        found = {
-            entry.name: report.ratio(entry.name, reference)
-            for entry in report.variants
-            if entry.name != reference and entry.rounds_ms
-        }
-    return {name: ratio for name, ratio in found.items() if _drawable(ratio)}
+    reference = reference_of(manifest)
+    found = {entry.variant: ratios.of(entry.variant, reference) for entry in manifest.evidence}
+    return {name: ratio for name, ratio in found.items() if ratio is not None}
 
 
 def _drawable(ratio: Ratio) -> bool:

@@ -177,11 +177,14 @@ def _end_labels(ends: Mapping[str, Point], scale: LogScale, right: float) -> Mar
 
 
 def pareto_rows(rows: Sequence[Row]) -> list[Row]:
-    """Those that passed, and that no other that passed beats in both error and latency."""
+    """Those of the bundle that passed, and that no other of them beats in error and latency."""
     sound = [
         row
         for row in rows
-        if row.outcome == "passed" and row.p50_ms is not None and row.max_abs_error is not None
+        if row.outcome == "passed"
+        and row.in_bundle
+        and row.p50_ms is not None
+        and row.max_abs_error is not None
     ]
     sound.sort(key=lambda row: (row.p50_ms or 0.0, row.max_abs_error or 0.0))
     front: list[Row] = []

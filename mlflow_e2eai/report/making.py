@@ -1,4 +1,4 @@
-"""The sections on how it was made: surgery, interface, files and lineage, environment, commands."""
+"""The sections on how it was made: interface, files and lineage, environment, commands."""
 
 from __future__ import annotations
 
@@ -8,13 +8,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from mlflow_e2eai.artifacts import EngineArtifact, OnnxArtifact, TensorSpec
 from mlflow_e2eai.bundle import Manifest
 from mlflow_e2eai.report import tables
-from mlflow_e2eai.report.figures import bars
 from mlflow_e2eai.report.markup import (
-    MINUS,
     NONE,
     Markup,
     element,
-    error_text,
     join,
     one_line,
     sentence,
@@ -25,88 +22,6 @@ from mlflow_e2eai.report.tables import Column, Section, cell, head, number
 
 _SHORT = 12
 """Digits of a digest that tell files apart for people."""
-
-
-# Surgery
-
-
-def surgery_section(manifest: Manifest) -> Section:
-    """The graph before and after cleaning."""
-    surgery = manifest.surgery
-    error = surgery.max_abs_error
-    checked = "not checked" if error is None else error_text(error)
-    facts = (
-        (
-            "Nodes",
-            f"{surgery.nodes_before:,} → {surgery.nodes_after:,}",
-            _change(surgery.nodes_before, surgery.nodes_after),
-        ),
-        (
-            "File",
-            f"{size_text(surgery.size_before_bytes)} → {size_text(surgery.size_after_bytes)}",
-            _change(surgery.size_before_bytes, surgery.size_after_bytes),
-        ),
-        ("Largest difference", checked, "between the answers before and after"),
-    )
-    items = (
-        element(
-            "div", element("dt", name), element("dd", value), element("dd", note, class_="note")
-        )
-        for name, value, note in facts
-    )
-    return (
-        "surgery",
-        "Surgery",
-        element(
-            "div", element("dl", *items, class_="facts"), _edits(manifest), _operators(manifest)
-        ),
-    )
-
-
-def _change(before: int, after: int) -> str:
-    if not before or before == after:
-        return "unchanged" if before == after else ""
-    return f"{100 * (after - before) / before:+.0f} %".replace("-", MINUS)
-
-
-def _edits(manifest: Manifest) -> Markup | None:
-    edits = manifest.surgery.edits
-    if not edits:
-        return None
-    rows = ((head(element("code", rule)), number(f"{count:,}")) for rule, count in edits.items())
-    columns = [Column("Rule"), Column("Edits", number=True)]
-    return tables.table(
-        "edits",
-        "Edits by each rule, in the plan's order",
-        columns,
-        [tables.body(rows)],
-        kind="narrow",
-    )
-
-
-def _operators(manifest: Manifest) -> Markup | None:
-    before, after = manifest.surgery.operators_before, manifest.surgery.operators_after
-    names = sorted(before.keys() | after.keys(), key=lambda name: (-before.get(name, 0), name))
-    if not names:
-        return None
-    most = max([*before.values(), *after.values()])
-    rows = (
-        (
-            head(element("code", name)),
-            number(f"{before.get(name, 0):,}"),
-            number(f"{after.get(name, 0):,}"),
-            cell(bars(before.get(name, 0), after.get(name, 0), most), kind="glyphs"),
-        )
-        for name in names
-    )
-    columns = [
-        Column("Operator"),
-        Column("Before", number=True),
-        Column("After", number=True),
-        Column(element("span", "Picture", class_="unseen")),
-    ]
-    caption = "Nodes of each operator; the upper bar is before, the lower one after"
-    return tables.table("operators", caption, columns, [tables.body(rows)], kind="narrow")
 
 
 # Interface

@@ -1,15 +1,46 @@
-// Narrows every table to the variants whose name holds the text; without it, all are shown.
+// Lets people narrow every table to some variants, and sort those that are sortable. Without it all
+// rows are there, in the manifest's order.
 (() => {
   const field = document.getElementById("filter");
-  if (!field) return;
-  const count = document.getElementById("filter-count");
-  const bodies = [...document.querySelectorAll("tbody[data-variant]")];
-  const names = new Set(bodies.map((body) => body.dataset.variant));
-  field.addEventListener("input", () => {
-    const wanted = field.value.trim().toLowerCase();
-    const holds = (name) => name.toLowerCase().includes(wanted);
-    for (const body of bodies) body.hidden = !holds(body.dataset.variant);
-    count.textContent = `${[...names].filter(holds).length} of ${names.size} shown`;
-  });
-  document.getElementById("filter-line").hidden = false;
+  if (field) {
+    const count = document.getElementById("filter-count");
+    const bodies = [...document.querySelectorAll("tbody[data-variant]")];
+    const names = new Set(bodies.map((body) => body.dataset.variant));
+    field.addEventListener("input", () => {
+      const wanted = field.value.trim().toLowerCase();
+      const holds = (name) => name.toLowerCase().includes(wanted);
+      for (const body of bodies) body.hidden = !holds(body.dataset.variant);
+      count.textContent = `${[...names].filter(holds).length} of ${names.size} shown`;
+    });
+    document.getElementById("filter-line").hidden = false;
+  }
+
+  // What was not measured goes last either way; what is no number (NaN) is worse than any number.
+  const number = ({ dataset: { value } }) =>
+    value === undefined ? undefined : Number(value.replace("inf", "Infinity"));
+  const order = (column, sign) => (one, other) => {
+    const [a, b] = [one, other].map((body) => body.rows[0].cells[column]);
+    if (!a.classList.contains("number")) {
+      return sign * a.textContent.localeCompare(b.textContent, "en", { numeric: true });
+    }
+    const [x, y] = [number(a), number(b)];
+    if (x === undefined || y === undefined) return (x === undefined) - (y === undefined);
+    if (Number.isNaN(x) || Number.isNaN(y)) return sign * (Number.isNaN(x) - Number.isNaN(y));
+    return x === y ? 0 : sign * (x - y);
+  };
+  for (const table of document.querySelectorAll("table.sortable")) {
+    for (const head of table.tHead.rows[0].cells) {
+      if (head.querySelector(".unseen")) continue;
+      const button = document.createElement("button");
+      button.type = "button";
+      button.append(...head.childNodes);
+      head.append(button);
+      button.addEventListener("click", () => {
+        const sign = head.ariaSort === "ascending" ? -1 : 1;
+        for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
+        head.setAttribute("aria-sort", sign > 0 ? "ascending" : "descending");
+        table.append(...[...table.tBodies].sort(order(head.cellIndex, sign)));
+      });
+    }
+  }
 })();

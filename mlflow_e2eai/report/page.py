@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Mapping
 from importlib.resources import files
 
 from mlflow_e2eai.bundle import Manifest
 from mlflow_e2eai.gates import Decision
-from mlflow_e2eai.latency import Ratio
-from mlflow_e2eai.report import deciding, making, measuring, tables
-from mlflow_e2eai.report.facts import ratios_of
+from mlflow_e2eai.report import deciding, doubting, making, measuring, serving, steps, tables
+from mlflow_e2eai.report.facts import Ratios, ratios_of
 from mlflow_e2eai.report.markup import Markup, element
 from mlflow_e2eai.report.origin import Origin
+from mlflow_e2eai.report.surgery import surgery_part
 from mlflow_e2eai.report.tables import Section
+from mlflow_e2eai.surgery import SurgeryReport
 
 
 def html(
@@ -23,7 +23,7 @@ def html(
     """A bundle's evidence as one page: the decision first, then all that it rests on.
 
     The page asks nothing of the network, and its own policy forbids that and any script but its
-    one, which filters tables. The same arguments give the same page, byte for byte.
+    one, which filters and sorts tables. The same arguments give the same page, byte for byte.
 
     Args:
         manifest: The bundle's manifest.
@@ -34,30 +34,51 @@ def html(
         The page's text, for a file in UTF-8.
     """
     origin = origin or Origin()
-    ratios = ratios_of(manifest)  # the one thing here that takes time
+    ratios = Ratios(manifest)
     parts = _sections(manifest, origin, ratios)
-    head = _head(origin.title)
-    body = element(
-        "body",
+    decided = deciding.decision_part(manifest, decision, ratios_of(manifest, ratios))
+    return _document(
+        f"{origin.title} · evidence",
         element("a", "To the evidence", href="#decision", class_="skip"),
         tables.icons(),
-        _header(origin, deciding.decision_part(manifest, decision, ratios)),
+        _header(origin.title, element("section", decided, id="decision", aria_label="Decision")),
         _navigation(parts),
         element("main", *(_section(*part) for part in parts)),
         _footer(manifest),
         element("script", _file("page.js")),
     )
-    return f"<!DOCTYPE html>\n{element('html', head, body, lang='en')}\n"
 
 
-def _sections(manifest: Manifest, origin: Origin, ratios: Mapping[str, Ratio]) -> list[Section]:
+def surgery_html(report: SurgeryReport, *, title: str = "Surgery") -> str:
+    """What surgery did, as one page of the same kind: the graph before and after first of all.
+
+    Args:
+        report: What the plan did.
+        title: What the page is headed with.
+
+    Returns:
+        The page's text, for a file in UTF-8.
+    """
+    return _document(title, _header(title), element("main", surgery_part(report, heading="h2")))
+
+
+def _document(title: str, *content: Markup) -> str:
+    body = element("body", *content)
+    return f"<!DOCTYPE html>\n{element('html', _head(title), body, lang='en')}\n"
+
+
+def _sections(manifest: Manifest, origin: Origin, ratios: Ratios) -> list[Section]:
     found = (
-        deciding.variants_section(manifest, ratios) if manifest.evidence else None,
-        deciding.findings_section(manifest),
+        deciding.variants_section(manifest, ratios_of(manifest, ratios))
+        if manifest.evidence
+        else None,
+        doubting.findings_section(manifest),
+        steps.steps_section(manifest, ratios),
         measuring.latency_section(manifest),
         measuring.pareto_section(manifest),
+        serving.serving_section(manifest),
         measuring.parity_section(manifest),
-        making.surgery_section(manifest),
+        ("surgery", "Surgery", surgery_part(manifest.surgery)),
         making.interface_section(manifest),
         making.lineage_section(manifest, origin),
         making.environment_section(manifest),
@@ -78,7 +99,7 @@ def _head(title: str) -> Markup:
         element("meta", http_equiv="Content-Security-Policy", content=policy),
         element("meta", name="viewport", content="width=device-width, initial-scale=1"),
         element("meta", name="color-scheme", content="light dark"),
-        element("title", f"{title} · evidence"),
+        element("title", title),
         element("style", style),
     )
 
@@ -93,12 +114,8 @@ def _digest(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
-def _header(origin: Origin, decided: Markup) -> Markup:
-    return element(
-        "header",
-        element("h1", origin.title),
-        element("section", decided, id="decision", aria_label="Decision"),
-    )
+def _header(title: str, *content: Markup) -> Markup:
+    return element("header", element("h1", title), *content)
 
 
 def _navigation(parts: list[Section]) -> Markup:

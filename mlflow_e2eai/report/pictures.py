@@ -1,4 +1,4 @@
-"""The two pictures as PNG files, for where a page cannot be shown."""
+"""Pictures as PNG files, for where a page cannot be shown."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from mlflow_e2eai.bundle import Manifest
+from mlflow_e2eai.parity import ParityReport
 from mlflow_e2eai.report.charts import drawable, family, log_scale, number_text, shortened
 from mlflow_e2eai.report.facts import (
     Row,
@@ -17,6 +18,7 @@ from mlflow_e2eai.report.facts import (
 )
 from mlflow_e2eai.report.figures import named_rows, named_spots, pareto_rows
 from mlflow_e2eai.report.markup import clean
+from mlflow_e2eai.report.steps import in_order, step_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,18 +41,29 @@ _MARKS = {
     "other": "X",
 }
 _QUIET = "#b9bfc6"
+_STEP = "#0b63c4"
+_FAILED = "#b3261e"
+_DOT_AND_RING = ((6, _STEP), (11, "none"))
 _SIZE_INCHES = (8.6, 4.6)
 _DPI = 150
+
+_MOST_STEPS = 12
+"""Steps that have room for their names."""
 
 
 def plots(manifest: Manifest) -> dict[str, bytes]:
     """Pictures by file name, as PNG; one that has nothing to show is left out.
 
     Returns:
-        ``latency.png``, the median latency of each variant against the size of a call, and
-        ``pareto.png``, its largest error against its latency.
+        ``latency.png``, the median latency of each variant against the size of a call,
+        ``pareto.png``, its largest error against its latency, and ``steps.png``, the largest error
+        of each step against the PyTorch module and against the step before.
     """
-    found = {"latency.png": _latency(manifest), "pareto.png": _pareto(manifest)}
+    found = {
+        "latency.png": _latency(manifest),
+        "pareto.png": _pareto(manifest),
+        "steps.png": _steps(manifest),
+    }
     return {name: content for name, content in found.items() if content is not None}
 
 
@@ -146,7 +159,44 @@ def _spot(axes: Axes, row: Row, *, quiet: bool) -> None:
     place = (row.p50_ms or 0.0, row.max_abs_error or 0.0)
     axes.plot(*place, **style)
     if row.outcome == "failed":
-        axes.plot(*place, "x", color="#b3261e", markersize=5 if quiet else 11)
+        axes.plot(*place, "x", color=_FAILED, markersize=5 if quiet else 11)
+
+
+def _steps(manifest: Manifest) -> bytes | None:
+    files = {file.sha256: file for file in manifest.files}
+    entries = [e for e in in_order(manifest.evidence) if e.against_before][:_MOST_STEPS]
+    series = {
+        "against PyTorch": _errors([entry.parity.get("profile") for entry in entries]),
+        "against the step before": _errors([entry.against_before for entry in entries]),
+    }
+    scale = log_scale([error for points in series.values() for _, error, _ in points], 0, 1)
+    if scale is None:
+        return None
+    figure, axes = _canvas("largest absolute error, on the corners of the profile", "")
+    axes.set_yscale("linear")
+    names = [f"{step_name(entry, files)}\n{_name(entry.variant).strip()}" for entry in entries]
+    axes.set_yticks(range(len(entries)), names, fontsize="small")
+    axes.set_ylim(len(entries) - 0.5, -0.5)
+    # The one is a dot and the other a ring, so that both are seen where they meet.
+    for (label, points), (size, face) in zip(series.items(), _DOT_AND_RING, strict=True):
+        places = [error for _, error, _ in points], [row for row, _, _ in points]
+        axes.plot(*places, "o", label=label, markersize=size, color=_STEP, markerfacecolor=face)
+        for row, error, passed in points:
+            if not passed:
+                axes.plot(error, row, "x", color=_FAILED, markersize=12)
+    axes.set_xlim(scale.low, scale.high)
+    axes.set_xticks(scale.numbers(), list(map(number_text, scale.numbers())))
+    axes.set_title("Error step by step; a cross marks what failed", loc="left")
+    return _png(figure, axes)
+
+
+def _errors(reports: Sequence[ParityReport | None]) -> list[tuple[int, float, bool]]:
+    """Row, error and verdict; no difference, and no number, have no place on a logarithmic axis."""
+    return [
+        (row, report.max_abs_error, report.passed)
+        for row, report in enumerate(reports)
+        if report is not None and drawable(report.max_abs_error)
+    ]
 
 
 def _canvas(across: str, up: str) -> tuple[Figure, Axes]:

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from mlflow_e2eai.latency import Ratio
 from mlflow_e2eai.report.facts import OUTCOMES, Outcome
-from mlflow_e2eai.report.markup import Markup, element, join
+from mlflow_e2eai.report.markup import NONE, TIMES, Markup, element, join, time_text
 
 Section: TypeAlias = tuple[str, str, Markup]
 """Id, heading and content of a part of the page."""
@@ -40,7 +41,7 @@ def table(
         caption: What the table shows.
         columns: The headings.
         bodies: Rows, or groups of them.
-        kind: A class.
+        kind: A class; the page's script lets people sort a table that is ``sortable``.
     """
     heads = (
         element("th", column.name, scope="col", class_="number" if column.number else None)
@@ -60,17 +61,52 @@ def table(
     )
 
 
-def cell(
-    content: object, *, number: bool = False, kind: str = "", span: int | None = None
-) -> Markup:
+def cell(content: object, *, kind: str = "", span: int | None = None) -> Markup:
     """One cell."""
-    classes = " ".join(filter(None, ("number" if number else "", kind)))
-    return element("td", content, class_=classes or None, colspan=span)
+    return element("td", content, class_=kind or None, colspan=span)
 
 
-def number(content: object) -> Markup:
-    """One cell with a number, or a dash where there is none."""
-    return cell(content, number=True)
+def number(content: object, *, value: float | None = None) -> Markup:
+    """One cell with a number, or a dash where there is none.
+
+    Args:
+        content: The number as it is shown.
+        value: The number by which its row is sorted; None has no place among numbers.
+    """
+    said = None if value is None else f"{value:.9g}"
+    return element("td", content, class_="number", data_value=said)
+
+
+def stack(content: object, *below: object) -> Markup:
+    """Small lines below something; None is left out."""
+    return join((content, *(element("small", line) for line in below if line is not None)))
+
+
+def ratio(found: Ratio | None) -> Markup | str:
+    """A ratio and its interval, or a dash where there is none."""
+    return NONE if found is None else stack(factor_text(found.value), bounds_text(found))
+
+
+def factor_text(value: float) -> str:
+    """A ratio for people."""
+    return f"{time_text(value)} {TIMES}"
+
+
+def bounds_text(found: Ratio) -> str:
+    """A ratio's interval for people."""
+    text = f"{time_text(found.low)} to {time_text(found.high)}"
+    return f"{text}, equal" if found.equal else text
+
+
+def facts(entries: Iterable[tuple[str, object, object]]) -> Markup:
+    """A few numbers that say how it stands: name, number and a note for each."""
+    items = (
+        element(
+            "div", element("dt", name), element("dd", value), element("dd", note, class_="note")
+        )
+        for name, value, note in entries
+    )
+    return element("dl", *items, class_="facts")
 
 
 def head(content: object, *, rows: int = 1) -> Markup:
@@ -110,8 +146,16 @@ def outcome(kind: Outcome) -> Markup:
     return element("span", icon(_ICONS[kind]), OUTCOMES[kind], class_=f"outcome {kind}")
 
 
-def verdict(*, passed: bool) -> Markup:
-    """Passed or failed, as a sign and in words."""
+def verdict(*, passed: bool, advisory: bool = False) -> Markup:
+    """Passed or failed, as a sign and in words; what is advisory does not fail.
+
+    Args:
+        passed: Which of both.
+        advisory: Whether it is shown only, and decides nothing.
+    """
+    if advisory and not passed:
+        said = element("span", icon("open"), "differs", class_="outcome advisory")
+        return stack(said, "does not decide")
     return outcome("passed" if passed else "failed")
 
 
@@ -122,6 +166,7 @@ def icons() -> Markup:
         "failed": element("path", d="M4 4l8 8m0-8l-8 8"),
         "open": element("circle", cx=8, cy=8, r=4.5, stroke_dasharray="2 2.7"),
         "none": element("path", d="M4 8h8"),
+        "doubt": element("path", d="M8 2.2L14.3 13.4H1.7ZM8 6.4v3.2m0 1.7v.2"),
     }
     symbols = (
         element("symbol", shape, id=f"icon-{name}", viewBox="0 0 16 16")

@@ -30,7 +30,7 @@ def _cells(manifest: Manifest) -> list[tuple[str, ...]]:
             "-" if row.max_abs_error is None else f"{row.max_abs_error:.1e}",
             *(f"{row.task[name]:.4f}" if name in row.task else "-" for name in tasks),
             "-" if row.p50_ms is None else f"{row.p50_ms:.3f}",
-            OUTCOMES[row.outcome],
+            OUTCOMES[row.outcome] + ("" if row.in_bundle else ", not in the bundle"),
         )
         for row in rows_of(manifest)
     ]

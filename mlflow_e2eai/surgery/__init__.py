@@ -20,6 +20,7 @@ from mlflow_e2eai.errors import ArtifactError, RunnerError, SurgeryError
 from mlflow_e2eai.files import written
 from mlflow_e2eai.isolation import isolated
 from mlflow_e2eai.runners import onnxruntime_runner
+from mlflow_e2eai.surgery.outline import Outline, outline_of
 from mlflow_e2eai.surgery.plan import DEFAULT_PLAN, Step, plan_from
 from mlflow_e2eai.surgery.rules import RULES, Rule
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     import onnx
     import onnx_graphsurgeon as gs
 
-__all__ = ["DEFAULT_PLAN", "RULES", "Step", "SurgeryReport", "clean", "plan_from"]
+__all__ = ["DEFAULT_PLAN", "RULES", "Outline", "Step", "SurgeryReport", "clean", "plan_from"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +45,7 @@ class SurgeryReport:
         size_after_bytes: And after.
         max_abs_error: Largest difference that the check of the numbers saw, over all outputs; None
             when there was nothing to check against.
+        outline: Both graphs in one, for people to look at; None in reports of before it was drawn.
     """
 
     edits: Mapping[str, int]
@@ -54,6 +56,7 @@ class SurgeryReport:
     size_before_bytes: int
     size_after_bytes: int
     max_abs_error: float | None
+    outline: Outline | None = None
 
 
 def clean(
@@ -110,6 +113,7 @@ def clean(
         size_before_bytes=source.path.stat().st_size,
         size_after_bytes=out.stat().st_size,
         max_abs_error=error,
+        outline=outline_of(before, after),
     )
     artifact = graphs.describe(
         out,

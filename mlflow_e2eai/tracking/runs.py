@@ -15,6 +15,8 @@ from mlflow_e2eai.bundle import Evidence
 from mlflow_e2eai.errors import TrackingError
 from mlflow_e2eai.files import to_json
 from mlflow_e2eai.latency import LatencyReport
+from mlflow_e2eai.report import surgery_html
+from mlflow_e2eai.surgery import SurgeryReport
 from mlflow_e2eai.tracking.lineage import (
     ERROR,
     PARENT,
@@ -168,10 +170,13 @@ class MlflowStage:
         self.recorder.models[artifact.sha256] = model_id
 
     def noted(self, name: str, value: Any) -> None:
-        """Keep a report as a JSON artifact of the run."""
+        """Keep a report as a JSON artifact of the run, and what surgery did as a page too."""
         from mlflow import MlflowClient
 
-        MlflowClient().log_text(self.run_id, to_json(value), f"{name}.json")
+        client = MlflowClient()
+        client.log_text(self.run_id, to_json(value), f"{name}.json")
+        if isinstance(value, SurgeryReport):
+            client.log_text(self.run_id, surgery_html(value), f"{name}.html")
 
     def measured(self, evidence: Evidence, latency: Mapping[str, LatencyReport]) -> None:
         """Write what was measured on the run and on the model, batch sizes as steps."""
