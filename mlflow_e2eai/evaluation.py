@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from mlflow_e2eai.artifacts import (
     Array,
     EngineArtifact,
@@ -110,6 +112,7 @@ def evaluate(
         reference=reference,
         corners=corners,
         edges=_edges(example, graphs[0], reference),
+        usual=_magnitudes(reference(next(iter(corners.values())))),
         graph=graphs[0],
         evaluation=evaluation,
     )
@@ -136,6 +139,15 @@ def _edges(example: Tensors, graph: OnnxArtifact, reference: Infer) -> dict[str,
     for name, sample in edge_samples(example, graph, reference).items():
         found.setdefault(name if name in ADVISORY else "edges", []).append(sample)
     return found
+
+
+def _magnitudes(answers: Tensors) -> dict[str, float]:
+    """Largest finite magnitude of each floating output."""
+    return {
+        name: float(np.max(np.abs(array[np.isfinite(array)]), initial=0.0))
+        for name, array in answers.items()
+        if array.dtype.kind == "f"
+    }
 
 
 def _variants(
@@ -185,6 +197,8 @@ class _Questions:
         reference: Gives the right answers.
         corners: The input example at every corner of the profile.
         edges: Edge samples by kind.
+        usual: Largest magnitude of each floating output on the first corner. At an edge little may
+            be left of an output, and an error is then a share of what it is as a rule.
         graph: The graph whose profile that is.
         evaluation: Labelled data.
     """
@@ -192,6 +206,7 @@ class _Questions:
     reference: Infer
     corners: Mapping[str, Tensors]
     edges: Mapping[str, Sequence[Tensors]]
+    usual: Mapping[str, float]
     graph: OnnxArtifact
     evaluation: EvaluationData | None
 
@@ -245,7 +260,7 @@ class _Questions:
         threads = 2 if variant.takes_threads else 1
         yield "profile", self.corners.values(), {"repeats": REPEATS, "threads": threads}
         for kind, samples in self.edges.items():
-            yield kind, samples, {"repeats": 1}
+            yield kind, samples, {"repeats": 1, "scales": self.usual}
         if variant.shipped and self.evaluation is not None:
             data = (batch for batch, _, _ in self.calls(self.evaluation))
             yield "data", data, {"repeats": 1}

@@ -256,3 +256,52 @@ def test_a_last_call_below_the_profile_is_filled_up_and_the_filling_does_not_cou
         precisions=("fp32",),
     )
     assert evidence["onnxruntime-cpu/fp32"].task["accuracy"] == 1
+
+
+class Homogeneous(torch.nn.Module):
+    """Of inputs at the end of float32's range next to nothing is left: nothing to be wrong about."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.weight = torch.nn.Parameter(torch.randn(8, 3))
+
+    def forward(self, x):
+        return x @ self.weight
+
+
+class DividesByItsNorm(torch.nn.Module):
+    """Guards against zeros with a number that fp16 does not have: 0 / 0 there."""
+
+    def forward(self, x):
+        return x / (x.square().sum(1, keepdim=True).sqrt() + 1e-9)
+
+
+def test_an_answer_that_vanishes_with_its_input_is_no_failure_at_the_edge(tmp_path):
+    evidence = saved(Homogeneous().eval(), tmp_path / "model")
+    for name in (CLEAN, HALF):
+        assert evidence[name].parity["edges"].samples == 2
+        assert evidence[name].passed, evidence[name].findings
+
+
+def test_what_is_wrong_only_at_an_edge_has_failed(tmp_path):
+    evidence = saved(DividesByItsNorm().eval(), tmp_path / "model")
+    assert evidence[CLEAN].passed
+    assert evidence[HALF].parity["profile"].passed
+    assert not evidence[HALF].parity["edges"].passed
+    assert not evidence[HALF].passed
+    assert evidence[HALF].lost_at == "convert fp16"
+
+
+class OverflowsSoon(torch.nn.Module):
+    """Right on what it knows, beyond fp16's end on sixteen times that."""
+
+    def forward(self, x):
+        return (x * 3000).clamp(-1e9, 1e9) / 3000
+
+
+def test_numbers_larger_than_any_known_are_shown_and_do_not_decide(tmp_path):
+    evidence = saved(OverflowsSoon().eval(), tmp_path / "model")
+    assert not evidence[HALF].parity["large"].passed
+    assert evidence[HALF].passed
+    assert evidence[HALF].findings

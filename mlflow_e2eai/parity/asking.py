@@ -45,6 +45,7 @@ def compare(
     repeats: int = REPEATS,
     threads: int = 2,
     stop_when_failed: bool = False,
+    scales: Mapping[str, float] | None = None,
     progress: Progress | None = None,
 ) -> ParityReport:
     """Hold a candidate's answers against a reference's.
@@ -77,6 +78,9 @@ def compare(
             far. Give 1 for a candidate that is made for one thread, as a TensorRT execution context
             is.
         stop_when_failed: Stop at the first thing that is wrong; the numbers are of what was asked.
+        scales: By output, a magnitude that errors are a share of where the reference's own in the
+            sample is smaller, such as that of its usual answers: of zeros there is little to be a
+            share of.
         progress: Called with the number of the sample, from 0, just before each call of the
             candidate: for a progress bar, or to know on which sample a candidate brought down its
             process. Always from the thread that called `compare`: before several threads ask at
@@ -90,7 +94,7 @@ def compare(
             tolerance is not a number of at least 0 or is of an output that the reference does not
             give.
     """
-    limits = limits_for(precision, tolerance)
+    limits = limits_for(precision, tolerance, scales)
     if repeats < 1 or threads < 1:
         msg = f"repeats={repeats} and threads={threads}; give at least 1."
         raise InvalidInputError(msg)

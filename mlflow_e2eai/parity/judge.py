@@ -63,7 +63,8 @@ class Judge:
     def reference(self, question: Question, again: Mapping[str, Answer]) -> None:
         """Hold the reference's second answer against its first: the scale of all noise."""
         for name, right in question.right.items():
-            noise = _noise(right, again[name]) if name in again else math.inf
+            least = self.limits.scale_of(name)
+            noise = _noise(right, again[name], least) if name in again else math.inf
             self.reference_noise[name] = max(noise, self.reference_noise.get(name, 0.0))
             if noise > (0.0 if is_exact(right.array) else self.limits.of(name)):
                 sentence = (
@@ -96,7 +97,13 @@ class Judge:
         for name in held[0][0].right:
             rights = np.concatenate([question.right[name].array for question, _, _ in held])
             givens = np.concatenate([given[name].array for _, given, _ in held])
-            found[name] = measure(rights, givens, self.limits.of(name), answers=len(held))
+            found[name] = measure(
+                rights,
+                givens,
+                self.limits.of(name),
+                answers=len(held),
+                least=self.limits.scale_of(name),
+            )
             if not found[name].right:
                 return False
         for name, sums in found.items():
@@ -160,7 +167,9 @@ class Judge:
         right = question.right[name].array
         first, found = question.first.get(name, (None, None))
         if first is None or found is None or not same_bits(first.array, answer.array):
-            found = measure(right, answer.array, self.limits.of(name))
+            found = measure(
+                right, answer.array, self.limits.of(name), least=self.limits.scale_of(name)
+            )
         if first is None:
             question.first[name] = (answer, found)
         totals = self._totals(name, question.right[name])
@@ -202,7 +211,7 @@ class Judge:
     def _again(self, question: Question, name: str, answer: Answer) -> None:
         """Hold an answer against the candidate's own first one to the same question."""
         first, _ = question.first[name]
-        noise = _noise(first, answer)
+        noise = _noise(first, answer, self.limits.scale_of(name))
         if name in self.totals:
             self.totals[name].noise = max(self.totals[name].noise, noise)
         reference = NOISE_FACTOR * self.reference_noise.get(name, 0.0)
@@ -216,13 +225,13 @@ class Judge:
             self.add("nondeterministic", output=name, sample=question.number, sentence=sentence)
 
 
-def _noise(one: Answer, other: Answer) -> float:
+def _noise(one: Answer, other: Answer, least: float) -> float:
     """Largest difference as a share of the largest magnitude; infinite for other shapes."""
     if not one.fits(other):
         return math.inf
     if same_bits(one.array, other.array):
         return 0.0
-    return measure(one.array, other.array, math.inf).noise
+    return measure(one.array, other.array, math.inf, least=least).noise
 
 
 def _text(value: Any) -> str:

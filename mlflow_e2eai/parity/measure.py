@@ -9,11 +9,8 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from mlflow_e2eai.artifacts import Array
-from mlflow_e2eai.parity.tolerances import FLOOR, MAX_SNR_DB
+from mlflow_e2eai.parity.tolerances import FLOOR, MAX_SNR_DB, TINY
 from mlflow_e2eai.parity.values import Element, OutputParity
-
-TINY = float(np.finfo(np.float32).tiny)
-"""The scale of an output is at least the smallest normal number of fp32."""
 
 BLOCK = 12288
 """Elements taken at a time: three buffers of float64 and one of ones then stay in a core's own
@@ -151,7 +148,9 @@ def is_exact(array: Array) -> bool:
     return array.dtype.kind not in "fc" and "float" not in array.dtype.name
 
 
-def measure(right: Array, given: Array, limit: float, *, answers: int = 1) -> Measure:
+def measure(
+    right: Array, given: Array, limit: float, *, answers: int = 1, least: float = TINY
+) -> Measure:
     """Hold one answer against another, or several in one go.
 
     Args:
@@ -161,6 +160,7 @@ def measure(right: Array, given: Array, limit: float, *, answers: int = 1) -> Me
             booleans and texts must be equal.
         answers: How many of one shape the arrays hold, one after the other. Each has a largest
             magnitude of its own.
+        least: Magnitude that stands in where the largest is smaller.
     """
     found = Measure(elements=right.size)
     exact = is_exact(right)
@@ -169,7 +169,7 @@ def measure(right: Array, given: Array, limit: float, *, answers: int = 1) -> Me
         if not exact and given.dtype.kind not in NO_NUMBERS:
             _rank(found, right, given)
         flat_right, flat_given = _numbers(right, given)
-        scale = _scale(flat_right, answers)
+        scale = _scale(flat_right, answers, least)
         for start in range(0, flat_right.size, BLOCK):
             piece = slice(start, start + BLOCK)
             _block(
@@ -302,13 +302,13 @@ def _numbers(right: Array, given: Array) -> tuple[Array, Array]:
     return right.reshape(-1), given.reshape(-1)
 
 
-def _scale(flat: Array, answers: int) -> float | Array:
+def _scale(flat: Array, answers: int, least: float) -> float | Array:
     """The largest magnitude of one answer; of several, that of its own for each element."""
     if answers == 1:
-        return max(_peak(flat), TINY)
+        return max(_peak(flat), least)
     table = flat.reshape(answers, -1)
     peaks = np.array([_peak(row) for row in table])
-    return np.repeat(np.maximum(peaks, TINY), table.shape[1])
+    return np.repeat(np.maximum(peaks, least), table.shape[1])
 
 
 def _peak(flat: Array) -> float:

@@ -67,6 +67,9 @@ FLOOR = 1e-3
 """Share of the sample's largest magnitude that is added to an element's own before errors are taken
 relative to it: what is left of a sum that cancelled has no digits to be relative to."""
 
+TINY = 2.0**-126
+"""The scale of an output is at least the smallest normal number of fp32."""
+
 MAX_SNR_DB = 20 * math.log10(2**53)
 """Signal-to-noise of numbers that are equal in float64's 53 bits: 319 dB."""
 
@@ -79,11 +82,14 @@ class Limits:
         default: Limit on the relative error where an output has none of its own.
         noise_to_signal: Limit on the root mean square; infinite where the caller chose `default`.
         outputs: Limits of outputs that have their own; no other limit holds for them.
+        scales: Magnitude that errors are a share of where the output's own is smaller. The root
+            mean square of an output that has one is not judged: it has no such floor.
     """
 
     default: float
     noise_to_signal: float
     outputs: Mapping[str, float]
+    scales: Mapping[str, float]
 
     def of(self, output: str) -> float:
         """Limit on the relative error of an output."""
@@ -91,7 +97,12 @@ class Limits:
 
     def noise_to_signal_of(self, output: str) -> float:
         """Limit on the root mean square of an output's error."""
-        return math.inf if output in self.outputs else self.noise_to_signal
+        own = output in self.outputs or output in self.scales
+        return math.inf if own else self.noise_to_signal
+
+    def scale_of(self, output: str) -> float:
+        """Magnitude that an output is taken to have at least."""
+        return max(self.scales.get(output, TINY), TINY)
 
     def check(self, outputs: Collection[str]) -> None:
         """Refuse limits of outputs that there are not: a name with a slip in it limits nothing.
@@ -99,30 +110,40 @@ class Limits:
         Raises:
             InvalidInputError: One is not among `outputs`.
         """
-        if unknown := sorted(self.outputs.keys() - set(outputs)):
-            msg = (
-                f"There is a tolerance for {unknown}; the reference's outputs are {list(outputs)}."
-            )
+        if unknown := sorted((self.outputs.keys() | self.scales.keys()) - set(outputs)):
+            msg = f"There is a limit for {unknown}; the reference's outputs are {list(outputs)}."
             raise InvalidInputError(msg)
 
 
-def limits_for(precision: str, tolerance: float | Mapping[str, float] | None) -> Limits:
+def limits_for(
+    precision: str,
+    tolerance: float | Mapping[str, float] | None,
+    scales: Mapping[str, float] | None,
+) -> Limits:
     """The limits of a precision, with the caller's own in their place.
 
     Raises:
-        InvalidInputError: The precision is unknown, or a tolerance is not a number of at least 0.
+        InvalidInputError: The precision is unknown, or a tolerance or scale is not a number of
+            at least 0.
     """
+    floors = scales or {}
     if precision not in TOLERANCES:
         msg = f"There is no tolerance for {precision!r}; give one of {', '.join(TOLERANCES)}."
         raise InvalidInputError(msg)
     own = tolerance if isinstance(tolerance, Mapping) else {}
     chosen = None if isinstance(tolerance, Mapping) else tolerance
-    for value in (*own.values(), *([] if chosen is None else [chosen])):
+    for value in (*own.values(), *floors.values(), *([] if chosen is None else [chosen])):
         if not (math.isfinite(value) and value >= 0):
-            msg = f"tolerance={tolerance}; give a number of at least 0, or one for each output."
+            msg = (
+                f"tolerance={tolerance}, scales={scales}; give a number of at least 0, or one for "
+                f"each output."
+            )
             raise InvalidInputError(msg)
     if chosen is not None:
-        return Limits(default=chosen, noise_to_signal=math.inf, outputs=own)
+        return Limits(default=chosen, noise_to_signal=math.inf, outputs=own, scales=floors)
     return Limits(
-        default=TOLERANCES[precision], noise_to_signal=NOISE_TO_SIGNAL[precision], outputs=own
+        default=TOLERANCES[precision],
+        noise_to_signal=NOISE_TO_SIGNAL[precision],
+        outputs=own,
+        scales=floors,
     )
