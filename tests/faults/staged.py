@@ -66,25 +66,27 @@ def staged(name, refused, **settings):
     return register
 
 
-def layers(folder, *, scale=1.0, precision="fp32", file="m.onnx"):
-    """x [N, 32] -> MatMul -> Relu -> MatMul -> Tanh -> y [N, 32]; said to be of a precision.
+def layers(folder, *, powers=0, precision="fp32"):
+    """x [N, 32] -> MatMul -> Relu -> Mul -> MatMul -> Tanh -> y [N, 32]; said to be of a precision.
 
-    The first weights are larger by `scale` and the second smaller, so that y does not depend on it
-    but for rounding, and what is between them does.
+    The first weights are larger by a power of two and the factor is smaller by it, so that y does
+    not depend on it, and what is between them does.
     """
     rng = np.random.default_rng(0)
     first, second = rng.standard_normal((2, WIDTH, WIDTH)).astype(np.float32) / WIDTH
     weights = [
-        numpy_helper.from_array(first * np.float32(scale), "first"),
-        numpy_helper.from_array(second / np.float32(scale), "second"),
+        numpy_helper.from_array(first * np.float32(2**powers), "first"),
+        numpy_helper.from_array(np.float32([2**-powers]), "factor"),
+        numpy_helper.from_array(second, "second"),
     ]
     steps = [
         helper.make_node("MatMul", ["x", "first"], ["a"], "one"),
         helper.make_node("Relu", ["a"], ["b"], "two"),
-        helper.make_node("MatMul", ["b", "second"], ["c"], "three"),
-        helper.make_node("Tanh", ["c"], ["y"], "four"),
+        helper.make_node("Mul", ["b", "factor"], ["c"], "three"),
+        helper.make_node("MatMul", ["c", "second"], ["d"], "four"),
+        helper.make_node("Tanh", ["d"], ["y"], "five"),
     ]
-    return written(folder / file, steps, weights, precision)
+    return written(folder / "m.onnx", steps, weights, precision)
 
 
 def written(path, steps, weights, precision):
@@ -143,10 +145,10 @@ def _(folder):
     missed="ONNX Runtime's CPU computes fp16 nodes in fp32 and rounds at the end",
 )
 def _(folder):
-    source = layers(folder, scale=1e6)
+    source = layers(folder, powers=14)
     half = mlflow_e2eai.convert(source, "fp16", out=folder / "half.onnx")
     rng = np.random.default_rng(0)
-    samples = [{"x": rng.standard_normal((n, WIDTH)).astype(np.float32)} for n in (4, 1, 8)]
+    samples = [{"x": 90 * rng.standard_normal((n, WIDTH), np.float32)} for n in (4, 1, 8)]
     with onnxruntime_runner(source.path) as reference, onnxruntime_runner(half.path) as candidate:
         report = mlflow_e2eai.compare(reference, candidate, samples, precision="fp16")
     return {finding.kind for finding in report.findings}

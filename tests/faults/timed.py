@@ -209,7 +209,7 @@ TIMED = [
     Timed(
         "a latency of a third of a second that drifts to twice within ten rounds",
         Script(
-            a=lambda call: 0.33 * (1 + call / 9),
+            a=lambda call: 0.33 * (1 + min(call / 9, 1)),
             b=lambda _: 0.33,
             warm=lambda _: 0.33,
         ),
