@@ -256,6 +256,9 @@ HEALTHY = {
     ),
     "two speeds by chance": lambda rng, n: MS * _usual(rng, n) * (1 + (rng.random(n) < 0.5)),
     "garbage collection": lambda rng, n: MS * (_usual(rng, n) + 15 * _EVERY_50[:n]),
+    "a tenth slower by the end": lambda rng, n: (
+        MS * _usual(rng, n) * (1 + np.minimum(np.arange(n) / 4000, 0.1))
+    ),
     "calls of 20 microseconds": lambda rng, n: 0.02 * MS * _usual(rng, n),
     "calls of 80 milliseconds": lambda rng, n: 80 * MS * rng.lognormal(0, 0.05, n),
     "a clock of coarse ticks": lambda rng, n: MS * np.round(4 * _usual(rng, n)) / 4,

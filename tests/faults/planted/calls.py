@@ -49,6 +49,11 @@ def _(answer, _t, number):
     return {**answer, "logits": answer["logits"] + np.float32(number % 9 == 8)}
 
 
+@answers_changed("wrong only once, at the thirtieth call", "tolerance", "nondeterministic")
+def _(answer, _t, number):
+    return {**answer, "logits": answer["logits"] + np.float32(number == 30)}
+
+
 @answers_changed("drifts by a little at each call", "tolerance", "nondeterministic")
 def _(answer, _t, number):
     return {**answer, "logits": answer["logits"] * np.float32(1 + 2e-4 * number)}
