@@ -1,8 +1,9 @@
-"""Who finds the faults that tests/faults plants: writes tables in Markdown.
+"""Who finds the faults that tests/faults plants, and who sees faults where there are none.
 
-The others are their rules, as documented, not their packages: Polygraphy's simple comparator
-(rtol = atol = 1e-5, one call a sample) and Model Navigator's correctness step (nothing missing, NaN
-or infinite, one call a sample).
+    python benchmarks/faults.py [seeds]
+
+Writes tables in Markdown. Polygraphy judges for itself where it is installed, else by its rule as
+tests/faults/peers.py has it; the others are their rules, from their sources.
 """
 
 from __future__ import annotations
@@ -10,83 +11,162 @@ from __future__ import annotations
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "faults"))
 
+import peers
+from harmless import HARMLESS
 from healthy import MODELS, runners
 from planted import FAULTS
-from rules import elementwise, finite
+from staged import STAGED
+from timed import HEALTHY, TIMED, healthy
 
 from mlflow_e2eai.parity import compare
 
-SEEDS = int(sys.argv[1]) if len(sys.argv) > 1 else 10
+SEEDS = 10
 
 
-def verdict(passes: Callable[[], bool]) -> bool:
-    """Whether it passes; a candidate that fails to answer does not."""
+def markdown(seeds: int = SEEDS) -> str:
+    """All tables.
+
+    Args:
+        seeds: Seeds of each healthy model and latency.
+    """
+    parts = [
+        "A fault is *found* when it is refused and rightly named. The others give no names.",
+        _table(["Wrong numbers", "mlflow_e2eai", *_JUDGES], _numbers()),
+        _table(["Wrong latencies", "mlflow_e2eai", *_PROFILERS], _latencies()),
+        _table(["Not what it says", "mlflow_e2eai"], _stages()),
+        _table(["Healthy: false alarms", "mlflow_e2eai", *_JUDGES], _healthy(seeds)),
+        _table(["Healthy: false alarms", "mlflow_e2eai", *_PROFILERS], _healthy_latencies(seeds)),
+    ]
+    return "\n\n".join(parts)
+
+
+_JUDGES = {peers.polygraphy_title(): peers.polygraphy, "Model Navigator's rule": peers.navigator}
+_PROFILERS = {
+    "perf_analyzer's rule": peers.perf_analyzer,
+    "Model Navigator's rule": peers.navigator_profiler,
+}
+
+
+def _numbers() -> Iterator[list[str]]:
+    rows = []
+    for fault in FAULTS:
+        found = {finding.kind for finding in compare(*fault.make(), **fault.options).findings}
+        others = [
+            _word(passed=_passes(judge, fault.make), wanted=not fault.kinds)
+            for judge in _JUDGES.values()
+        ]
+        rows.append([fault.name, _ours(found, fault.kinds), *others])
+    yield from _counted(rows)
+
+
+def _latencies() -> Iterator[list[str]]:
+    rows = []
+    for timed in TIMED:
+        said = {(finding.kind, finding.variant) for finding in timed.script.run().findings}
+        named = said <= {timed.finding}
+        kinds = {kind for kind, _ in said}
+        ours = _ours(kinds, {timed.finding[0]}) if named else _ours(kinds, {"another"})
+        steady = [rule(timed.script.calls_ms()) for rule in _PROFILERS.values()]
+        rows.append([timed.name, ours, *(_word(passed=one, wanted=False) for one in steady)])
+    yield from _counted(rows)
+
+
+def _stages() -> Iterator[list[str]]:
+    rows = []
+    for fault in STAGED:
+        with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if fault.can_be_planted:
+                rows.append([fault.name, _ours(fault.found(Path(folder)), {fault.refused})])
+    yield from _counted(rows)
+
+
+def _healthy(seeds: int) -> Iterator[list[str]]:
+    alarms: dict[str, Counter[str]] = {}
+    for name in MODELS:
+        for seed in range(seeds):
+            for precision, refusals in _refusals(name, seed):
+                alarms.setdefault(precision, Counter()).update(refusals)
+    names = ["ours", *_JUDGES]
+    for precision, counts in alarms.items():
+        title = f"{len(MODELS)} models of {seeds} seeds in {precision}"
+        yield [title, *(str(counts[name]) for name in names)]
+    for model in HARMLESS:
+        counts = Counter()
+        for seed in range(seeds):
+            counts["ours"] += not compare(*model.make(seed), **model.options).passed
+            for title, judge in _JUDGES.items():
+                counts[title] += not _passes(judge, partial(model.make, seed))
+        yield [f"{model.name}, {seeds} seeds", *(str(counts[name]) for name in names)]
+
+
+def _refusals(name: str, seed: int) -> Iterator[tuple[str, list[str]]]:
+    """Who refuses a healthy model, by precision."""
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with runners(name, seed, Path(folder)) as (reference, candidates, samples):
+            for precision, candidate in candidates.items():
+                report = compare(reference, candidate, samples, precision=precision)
+                made = (reference, candidate, samples)
+                others = [
+                    title for title, judge in _JUDGES.items() if not peers.passes(judge, *made)
+                ]
+                yield precision, [*([] if report.passed else ["ours"]), *others]
+
+
+def _healthy_latencies(seeds: int) -> Iterator[list[str]]:
+    for name in HEALTHY:
+        scripts = [healthy(name, seed) for seed in range(seeds)]
+        ours = sum(bool(script.run().findings) for script in scripts)
+        others = [
+            sum(not rule(script.calls_ms()) for script in scripts) for rule in _PROFILERS.values()
+        ]
+        yield [f"{name}, {seeds} seeds", str(ours), *map(str, others)]
+
+
+def _passes(judge: Callable[..., bool], make: Callable[[], Iterable[object]]) -> bool:
+    """Whether a case passes; a candidate that fails to answer does not."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            return passes()
+            return peers.passes(judge, *make())
         except Exception:  # noqa: BLE001 - how a planted fault fails is its own matter
             return False
 
 
-def planted() -> None:
-    """One line for each fault, and how many each of the three got right."""
-    print("| Planted | mlflow_e2eai | elementwise 1e-5, one call | NaN, Inf or missing, one call |")
-    print("|---|---|---|---|")
-    right = [0, 0, 0]
-    for fault in FAULTS:
-        report = compare(*fault.make(), **fault.options)
-        kinds = ", ".join(sorted({finding.kind for finding in report.findings}))
-        passed = [
-            report.passed,
-            verdict(lambda fault=fault: elementwise(*fault.make())),
-            verdict(lambda fault=fault: finite(*fault.make())),
-        ]
-        wanted = not fault.kinds
-        right = [n + (found == wanted) for n, found in zip(right, passed, strict=True)]
-        words = [_word(found, wanted=wanted) for found in passed]
-        words[0] += f" ({kinds})" if kinds else ""
-        print(f"| {fault.name} | {' | '.join(words)} |")
-    print(f"| right of {len(FAULTS)} | {' | '.join(map(str, right))} |")
+def _ours(found: Collection[str], wanted: Collection[str]) -> str:
+    word = _word(passed=not found, wanted=not wanted)
+    if found and wanted and not set(wanted) <= set(found):
+        word = "wrongly named"
+    return f"{word} ({', '.join(sorted(found))})" if found else word
 
 
-def healthy() -> None:
-    """How often each of the three refuses a healthy model."""
-    alarms = {precision: [0, 0, 0] for precision in ("fp32", "fp16")}
-    for name in MODELS:
-        for seed in range(SEEDS):
-            with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                with runners(name, seed, Path(folder)) as (reference, candidates, samples):
-                    for precision, candidate in candidates.items():
-                        passed = (
-                            compare(reference, candidate, samples, precision=precision).passed,
-                            elementwise(reference, candidate, samples),
-                            finite(reference, candidate, samples),
-                        )
-                        before = alarms[precision]
-                        alarms[precision] = [
-                            n + (not one) for n, one in zip(before, passed, strict=True)
-                        ]
-    print("| Healthy, false alarms | mlflow_e2eai | elementwise 1e-5 | NaN, Inf or missing |")
-    print("|---|---|---|---|")
-    for precision, counts in alarms.items():
-        title = f"{len(MODELS)} models of {SEEDS} seeds in {precision}"
-        print(f"| {title} | {' | '.join(map(str, counts))} |")
-
-
-def _word(passed: bool, *, wanted: bool) -> str:  # noqa: FBT001
+def _word(*, passed: bool, wanted: bool) -> str:
     if passed == wanted:
         return "passes, rightly" if wanted else "found"
-    return "**missed**" if passed else "**false alarm**"
+    return "missed" if passed else "false alarm"
+
+
+def _counted(rows: Sequence[list[str]]) -> Iterator[list[str]]:
+    """The rows, and how often each word stands in each column."""
+    yield from rows
+    for word in ("found", "wrongly named", "missed", "passes, rightly", "false alarm"):
+        counts = [sum(row[at].startswith(word) for row in rows) for at in range(1, len(rows[0]))]
+        if any(counts):
+            yield [f"**{word}**, of {len(rows)}", *(f"**{count}**" for count in counts)]
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 if __name__ == "__main__":
-    planted()
-    print()
-    healthy()
+    print(markdown(int(sys.argv[1]) if len(sys.argv) > 1 else SEEDS))

@@ -1,6 +1,9 @@
 """No alarm on healthy models."""
 
+import warnings
+
 import pytest
+from harmless import HARMLESS
 from healthy import MODELS, runners
 
 from mlflow_e2eai.parity import compare
@@ -25,3 +28,16 @@ def test_a_healthy_model_raises_no_alarm(name, seed, tmp_path):
 
             assert report.findings == (), precision
             assert report.threads == 2
+
+
+@pytest.mark.parametrize("model", HARMLESS, ids=lambda model: model.name)
+def test_a_healthy_model_that_looks_like_a_fault_raises_no_alarm_with_any_of_ten_seeds(model):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        reports = [compare(*model.make(seed), **model.options) for seed in range(10)]
+
+    assert [report.findings for report in reports] == 10 * [()]
+
+
+def test_no_two_healthy_models_have_one_name():
+    assert len({model.name for model in HARMLESS}) == len(HARMLESS) >= 25
