@@ -36,7 +36,7 @@ def compile(
         InvalidInputError: There is no such target.
         MissingDependencyError: The target's TensorRT is not installed.
         EngineBuildError: TensorRT refuses the graph: names the node, its operator and TensorRT's
-            own words.
+            own words. Or the graph says fp16 and nothing in it computes in fp16.
     """
     if isinstance(target, str):
         target = backends.resolve(target)
@@ -50,6 +50,7 @@ def compile(
     parser = trt.OnnxParser(network, log)
     if not parser.parse_from_file(str(source.path)):
         raise _parse_error(parser, source, backend.title)
+    _check_precision(network, trt, source)
     config = builder.create_builder_config()
     if not tf32:
         config.clear_flag(trt.BuilderFlag.TF32)
@@ -81,6 +82,27 @@ def compile(
         build_s=time.perf_counter() - started,
         size_bytes=out.stat().st_size,
     )
+
+
+def _check_precision(network: Any, trt: Any, source: OnnxArtifact) -> None:
+    """Refuse a graph that says fp16 and computes nothing in it.
+
+    The network is strongly typed, so the engine computes in the network's types. What an engine
+    holds can be asked of it only where there is a GPU to load it.
+    """
+    if source.precision != "fp16":
+        return
+    layers = [network.get_layer(at) for at in range(network.num_layers)]
+    held = (trt.LayerType.CONSTANT, trt.LayerType.CAST, trt.LayerType.IDENTITY)
+    computing = [layer for layer in layers if layer.type not in held]
+    if not any(
+        layer.get_output(at).dtype == trt.DataType.HALF
+        for layer in computing
+        for at in range(layer.num_outputs)
+    ):
+        reason = f"none of its {len(computing)} layers computes in fp16"
+        msg = f"{source.path.name} says fp16, but {reason}; convert the fp32 graph to fp16."
+        raise EngineBuildError(msg, reason=reason)
 
 
 def _aim(config: Any, trt: Any, target: Target, title: str) -> None:
