@@ -15,6 +15,7 @@ from mlflow_e2eai import __version__
 from mlflow_e2eai.errors import E2EAIError, InvalidInputError
 from mlflow_e2eai.texts import (
     dynamic_axes,
+    nodes,
     plan,
     precision,
     precisions,
@@ -114,6 +115,17 @@ def parser() -> argparse.ArgumentParser:
     one = verb("convert", _convert, "Convert the cleaned graph of a chain to another precision.")
     _model_uri(one)
     one.add_argument("--precision", required=True, type=typed(precision), help="fp32 or fp16")
+    one.add_argument(
+        "--keep-fp32",
+        default="none",
+        help="nodes, comma between; 'none', or a file of them: runs:/run_id/bisection.json",
+    )
+
+    one = verb("bisect", _bisect, "Find the nodes that must stay in fp32 for a precision to pass.")
+    _model_uri(one)
+    one.add_argument(
+        "--precision", default="fp16", type=typed(precision), help="the one that fails"
+    )
 
     one = verb("compile", _compile, "Build TensorRT engines of a graph of a chain.")
     _model_uri(one)
@@ -198,7 +210,22 @@ def _clean(arguments: argparse.Namespace) -> int:
 def _convert(arguments: argparse.Namespace) -> int:
     from mlflow_e2eai import jobs
 
-    print(f"models:/{jobs.convert(arguments.model_uri, precision=arguments.precision)}")
+    model_id = jobs.convert(
+        arguments.model_uri,
+        precision=arguments.precision,
+        keep_fp32=nodes(arguments.keep_fp32),
+    )
+    print(f"models:/{model_id}")
+    return DONE
+
+
+def _bisect(arguments: argparse.Namespace) -> int:
+    from mlflow_e2eai import jobs
+
+    found = jobs.bisect(arguments.model_uri, precision=arguments.precision)
+    print(found.sentence)
+    if found.nodes:
+        print(f"--keep-fp32 {','.join(found.nodes)}")
     return DONE
 
 

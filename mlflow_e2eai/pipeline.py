@@ -50,6 +50,7 @@ class Settings:
         precisions: What to make graphs and engines in; fp32 is always made.
         targets: What to build engines for.
         tf32: Whether fp32 engines may round to TF32.
+        keep_fp32: Nodes that stay in fp32 in the other precisions; see `mlflow_e2eai.convert`.
 
     Raises:
         InvalidInputError: There is no such precision or target, or a target cannot be built here.
@@ -64,6 +65,7 @@ class Settings:
     precisions: Sequence[Precision] = ("fp32", "fp16")
     targets: Sequence[str] = ()
     tf32: bool = False
+    keep_fp32: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         # All of it before any work: nobody wants to learn of a typing error after the export.
@@ -83,6 +85,9 @@ class Stage(Protocol):
 
     def noted(self, name: str, value: Any) -> None:
         """A report (a dataclass) is to be kept beside the stage."""
+
+    def kept(self, nodes: Sequence[str]) -> None:
+        """These nodes of the graph stay in fp32."""
 
     def measured(self, evidence: Evidence, latency: Mapping[str, LatencyReport]) -> None:
         """A variant was measured, or could not be."""
@@ -106,6 +111,9 @@ class Silent:
         """Nobody is told."""
 
     def noted(self, name: str, value: Any) -> None:
+        """Nobody is told."""
+
+    def kept(self, nodes: Sequence[str]) -> None:
         """Nobody is told."""
 
     def measured(self, evidence: Evidence, latency: Mapping[str, LatencyReport]) -> None:
@@ -227,7 +235,10 @@ def _converted(
     for precision in dict.fromkeys(settings.precisions):
         if precision != cleaned.precision:
             with recorder.stage(f"convert {precision}", inputs=[cleaned.sha256]) as stage:
-                graph = convert(cleaned, precision, out=work / f"{precision}.onnx")
+                if settings.keep_fp32:
+                    stage.kept(settings.keep_fp32)
+                out = work / f"{precision}.onnx"
+                graph = convert(cleaned, precision, out=out, keep_fp32=settings.keep_fp32)
                 stage.made(graph, example=example)
             yield graph
 

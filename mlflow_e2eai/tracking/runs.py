@@ -24,6 +24,7 @@ from mlflow_e2eai.tracking.lineage import (
     tag_model,
 )
 from mlflow_e2eai.tracking.models import log_artifact, stage_of, suffix_of
+from mlflow_e2eai.tracking.nodes import log_kept
 from mlflow_e2eai.tracking.server import check_server
 
 NONFINITE = "e2eai.nonfinite"
@@ -172,6 +173,10 @@ class MlflowStage:
         from mlflow import MlflowClient
 
         MlflowClient().log_text(self.run_id, to_json(value), f"{name}.json")
+
+    def kept(self, nodes: Sequence[str]) -> None:
+        """Write on the run which nodes stay in fp32."""
+        log_kept(nodes, run_id=self.run_id)
 
     def measured(self, evidence: Evidence, latency: Mapping[str, LatencyReport]) -> None:
         """Write what was measured on the run and on the model, batch sizes as steps."""
