@@ -222,10 +222,10 @@ def _convert(arguments: argparse.Namespace) -> int:
 def _bisect(arguments: argparse.Namespace) -> int:
     from mlflow_e2eai import jobs
 
-    found = jobs.bisect(arguments.model_uri, precision=arguments.precision)
+    found, uri = jobs.bisect(arguments.model_uri, precision=arguments.precision)
     print(found.sentence)
     if found.nodes:
-        print(f"--keep-fp32 {','.join(found.nodes)}")
+        print(uri)
     return DONE
 
 

@@ -157,7 +157,7 @@ def convert(model_uri: str, *, precision: Precision, keep_fp32: Sequence[str] = 
         return job.recorder.models[made.sha256]
 
 
-def bisect(model_uri: str, *, precision: Precision = "fp16") -> Bisection:
+def bisect(model_uri: str, *, precision: Precision = "fp16") -> tuple[Bisection, str]:
     """Find the nodes of a chain's cleaned graph that must stay in fp32 for a precision to pass.
 
     ONNX Runtime runs it on the best device here; on the CPU it computes much of fp16 in fp32, and
@@ -170,7 +170,7 @@ def bisect(model_uri: str, *, precision: Precision = "fp16") -> Bisection:
         precision: The one in which it fails.
 
     Returns:
-        What `mlflow_e2eai.bisect` found, which is on the run as ``bisection.json`` too.
+        What `mlflow_e2eai.bisect` found, and the URI of its ``bisection.json`` on the run.
 
     Raises:
         InvalidInputError: The precision is fp32, or unknown; or the graph fails in fp32 too.
@@ -197,7 +197,7 @@ def bisect(model_uri: str, *, precision: Precision = "fp16") -> Bisection:
             )
             variant = variant_name(f"onnxruntime-{device}", precision)
             tracking.log_bisection(found, run_id=stage.run_id, variant=variant)
-        return found
+        return found, f"runs:/{stage.run_id}/bisection.json"
 
 
 def compile(model_uri: str, *, targets: Sequence[str], tf32: bool = False) -> list[str]:
