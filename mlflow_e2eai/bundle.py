@@ -62,7 +62,9 @@ class Evidence:
         reason: Why it was not measured, or how it broke down when it was; None when all went well.
         parity: Against the PyTorch module, by kind of sample: ``profile`` for the input example at
             every corner of the profile, ``edges`` for zeros and denormal numbers in its place,
-            ``large`` for numbers larger than any in it, ``data`` for the caller's evaluation data.
+            ``large`` for numbers larger than any in it, ``rounded`` for the corners again with
+            every fp16 value rounded to fp16, as a GPU does and the CPU does not, ``data`` for the
+            caller's evaluation data.
         before: The variant whose file this one's was made from, run as plainly as can be: what
             came before the last step. None for the PyTorch module and where that did not run.
         against_before: The same comparison on the profile's corners, with `before` as the

@@ -14,7 +14,9 @@ from typing import NoReturn
 from mlflow_e2eai import __version__
 from mlflow_e2eai.errors import E2EAIError, InvalidInputError
 from mlflow_e2eai.texts import (
+    batch_sizes,
     dynamic_axes,
+    nodes,
     plan,
     precision,
     precisions,
@@ -114,6 +116,13 @@ def parser() -> argparse.ArgumentParser:
     one = verb("convert", _convert, "Convert the cleaned graph of a chain to another precision.")
     _model_uri(one)
     one.add_argument("--precision", required=True, type=typed(precision), help="fp32 or fp16")
+    _keep_option(one)
+
+    one = verb("bisect", _bisect, "Find the nodes that must stay in fp32 for a precision to pass.")
+    _model_uri(one)
+    one.add_argument(
+        "--precision", default="fp16", type=typed(precision), help="the one that fails"
+    )
 
     one = verb("compile", _compile, "Build TensorRT engines of a graph of a chain.")
     _model_uri(one)
@@ -122,6 +131,7 @@ def parser() -> argparse.ArgumentParser:
 
     one = verb("evaluate", _evaluate, "Judge a graph, engine or bundle on this machine.")
     _model_uri(one)
+    _batch_option(one)
 
     one = verb("promote", _promote, "Give a version an alias, if it passes the gates.")
     one.add_argument("--name", required=True, help="the registered model")
@@ -138,6 +148,8 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--precisions", default="fp32,fp16", type=typed(precisions))
     one.add_argument("--targets", default="none", type=typed(targets), help="or 'none'")
     _tf32_option(one)
+    _keep_option(one)
+    _batch_option(one)
     return top
 
 
@@ -162,6 +174,23 @@ def _export_options(one: argparse.ArgumentParser) -> None:
 
 def _plan_option(one: argparse.ArgumentParser) -> None:
     one.add_argument("--plan", default="default", help="a YAML file with rules, or 'default'")
+
+
+def _keep_option(one: argparse.ArgumentParser) -> None:
+    one.add_argument(
+        "--keep-fp32",
+        default="none",
+        help="nodes, comma between; 'none', or a file of them: runs:/run_id/bisection.json",
+    )
+
+
+def _batch_option(one: argparse.ArgumentParser) -> None:
+    one.add_argument(
+        "--batch-sizes",
+        default="none",
+        type=typed(batch_sizes),
+        help="sizes to measure latency at beside min, opt and max, comma between; or 'none'",
+    )
 
 
 def _tf32_option(one: argparse.ArgumentParser) -> None:
@@ -198,7 +227,22 @@ def _clean(arguments: argparse.Namespace) -> int:
 def _convert(arguments: argparse.Namespace) -> int:
     from mlflow_e2eai import jobs
 
-    print(f"models:/{jobs.convert(arguments.model_uri, precision=arguments.precision)}")
+    model_id = jobs.convert(
+        arguments.model_uri,
+        precision=arguments.precision,
+        keep_fp32=nodes(arguments.keep_fp32),
+    )
+    print(f"models:/{model_id}")
+    return DONE
+
+
+def _bisect(arguments: argparse.Namespace) -> int:
+    from mlflow_e2eai import jobs
+
+    found, uri = jobs.bisect(arguments.model_uri, precision=arguments.precision)
+    print(found.sentence)
+    if found.nodes:
+        print(uri)
     return DONE
 
 
@@ -215,7 +259,7 @@ def _compile(arguments: argparse.Namespace) -> int:
 def _evaluate(arguments: argparse.Namespace) -> int:
     from mlflow_e2eai import jobs
 
-    for entry in jobs.evaluate(arguments.model_uri):
+    for entry in jobs.evaluate(arguments.model_uri, batch_sizes=arguments.batch_sizes):
         outcome = "passed" if entry.passed else "failed" if entry.measured else "not measured"
         lost = entry.lost_at and f"lost at {entry.lost_at}"
         reasons = "; ".join(filter(None, [lost, entry.reason, *entry.findings]))
@@ -258,6 +302,8 @@ def _pipeline(arguments: argparse.Namespace) -> int:
         precisions=arguments.precisions,
         targets=arguments.targets,
         tf32=arguments.tf32,
+        keep_fp32=nodes(arguments.keep_fp32),
+        batch_sizes=arguments.batch_sizes,
     )
     print(table(load_model(info.model_uri).manifest))
     if info.registered_model_version is not None:

@@ -62,6 +62,8 @@ def save_model(  # noqa: D417 - the other arguments are log_model's, and describ
     precisions: Sequence[Precision] = ("fp32", "fp16"),
     targets: Sequence[str] = (),
     tf32: bool = False,
+    keep_fp32: Sequence[str] = (),
+    batch_sizes: Sequence[int] = (),
     evaluation_data: Any = None,
     metrics: Metrics | None = None,
     mlflow_model: Model | None = None,
@@ -131,6 +133,8 @@ def log_model(
     precisions: Sequence[Precision] = ("fp32", "fp16"),
     targets: Sequence[str] = (),
     tf32: bool = False,
+    keep_fp32: Sequence[str] = (),
+    batch_sizes: Sequence[int] = (),
     evaluation_data: Any = None,
     metrics: Metrics | None = None,
     source_model: str | None = None,
@@ -168,6 +172,10 @@ def log_model(
         precisions: What to make graphs and engines in.
         targets: What to build engines for: compute capabilities such as ``sm86``, or ``local``.
         tf32: Let fp32 engines round to TF32.
+        keep_fp32: Nodes that stay in fp32 in the other precisions; `mlflow_e2eai.bisect` finds
+            them.
+        batch_sizes: Sizes of the leading axis at which latency is measured too, beside the corners
+            of the profile.
         evaluation_data: What every variant is judged on: ``(inputs, labels)`` with inputs as in
             `input_example`, ``(frame, "label column")``, a torch DataLoader of such pairs, or an
             MLflow dataset; see `samples.EvaluationData.of`. Without labels, parity only.
@@ -379,6 +387,8 @@ def _settings(arguments: Mapping[str, Any]) -> Settings:
             "surgery": plan_from(given["surgery"]),
             "precisions": tuple(given["precisions"]),
             "targets": tuple(given["targets"]),
+            "keep_fp32": tuple(given["keep_fp32"]),
+            "batch_sizes": tuple(given["batch_sizes"]),
         }
     )
 

@@ -6,47 +6,46 @@ Any model of the chain will do for any stage: each walks up to the one that it n
 
 from __future__ import annotations
 
-import logging
+import contextlib
+import functools
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mlflow_e2eai import bundle, flavor, pipeline, tracking
 from mlflow_e2eai import engine as engines
 from mlflow_e2eai.artifacts import (
     Array,
-    Axis,
     EngineArtifact,
-    Infer,
     OnnxArtifact,
     Precision,
+    variant_name,
 )
+from mlflow_e2eai.bisection import Bisection
+from mlflow_e2eai.bisection import bisect as bisect_graph
 from mlflow_e2eai.bundle import Evidence
-from mlflow_e2eai.errors import InvalidInputError, TrackingError
+from mlflow_e2eai.chain import Job, graph_of, job_on, source_of
+from mlflow_e2eai.errors import InvalidInputError, RunnerError, TrackingError
 from mlflow_e2eai.evaluation import evaluate as run_evaluation
 from mlflow_e2eai.exporter import DEFAULT_OPSET, Exporter
 from mlflow_e2eai.exporter import export as export_graph
 from mlflow_e2eai.factories import call
-from mlflow_e2eai.modules import DynamicAxes, module_of, named_inputs
+from mlflow_e2eai.isolation import isolated
+from mlflow_e2eai.modules import DynamicAxes, named_inputs
 from mlflow_e2eai.precision import check_precision
 from mlflow_e2eai.precision import convert as convert_graph
-from mlflow_e2eai.samples import EvaluationData, profile_samples
+from mlflow_e2eai.runners import Device, onnxruntime_devices, onnxruntime_runner
+from mlflow_e2eai.samples import calls, profile_samples
 from mlflow_e2eai.surgery import DEFAULT_PLAN, Step
 from mlflow_e2eai.surgery import clean as clean_graph
-from mlflow_e2eai.variants import bridge, new_names, renamed
+from mlflow_e2eai.variants import new_names, renamed
 
 if TYPE_CHECKING:
-    from mlflow.entities import LoggedModel
     from mlflow.models.model import ModelInfo
 
-_log = logging.getLogger(__name__)
-
 _GRAPHS = ("clean", "convert")
-_DEFAULT_AXIS = Axis("N", min=1, opt=8, max=64)
-"""For a model that was logged without axes and whose signature leaves the leading size open."""
 
 
 def log(factory: str, *, name: str) -> str:
@@ -99,8 +98,8 @@ def export(
     Returns:
         Id of the raw ONNX LoggedModel.
     """
-    with _job(model_uri, ("source",)) as job:
-        source = _source(job.model, job.folder, dynamic_axes)
+    with job_on(model_uri, ("source",)) as job:
+        source = source_of(job.model, job.folder, dynamic_axes)
         with job.recorder.stage("export", inputs=[]) as stage:
             raw = export_graph(
                 source.module,
@@ -120,8 +119,8 @@ def clean(model_uri: str, *, plan: Sequence[Step] = DEFAULT_PLAN) -> str:
     Returns:
         Id of the cleaned ONNX LoggedModel.
     """
-    with _job(model_uri, ("export",)) as job:
-        raw, example = _graph(job.model, job.folder)
+    with job_on(model_uri, ("export",)) as job:
+        raw, example = graph_of(job.model, job.folder)
         with job.reference(raw, raw) as reference, job.stage("clean", raw) as stage:
             cleaned, report = clean_graph(
                 raw,
@@ -135,20 +134,75 @@ def clean(model_uri: str, *, plan: Sequence[Step] = DEFAULT_PLAN) -> str:
         return job.recorder.models[cleaned.sha256]
 
 
-def convert(model_uri: str, *, precision: Precision) -> str:
+def convert(model_uri: str, *, precision: Precision, keep_fp32: Sequence[str] = ()) -> str:
     """Convert the cleaned graph of a chain.
+
+    Args:
+        model_uri: Any model of the chain, from the cleaned graph on.
+        precision: See `mlflow_e2eai.convert`.
+        keep_fp32: The same.
 
     Returns:
         Id of the converted ONNX LoggedModel; for fp32, of the cleaned one itself.
     """
     check_precision(precision)
-    with _job(model_uri, ("clean",)) as job:
-        graph, example = _graph(job.model, job.folder)
+    with job_on(model_uri, ("clean",)) as job:
+        graph, example = graph_of(job.model, job.folder)
         with job.stage(f"convert {precision}", graph) as stage:
-            made = convert_graph(graph, precision, out=job.folder / f"{precision}.onnx")
+            if keep_fp32:
+                stage.kept(keep_fp32)
+            out = job.folder / f"{precision}.onnx"
+            made = convert_graph(graph, precision, out=out, keep_fp32=keep_fp32)
             if made is not graph:
                 stage.made(made, example=example)
         return job.recorder.models[made.sha256]
+
+
+def bisect(model_uri: str, *, precision: Precision = "fp16") -> tuple[Bisection, str]:
+    """Find the nodes of a chain's cleaned graph that must stay in fp32 for a precision to pass.
+
+    ONNX Runtime runs it on the best device here; on the CPU with every value rounded to fp16, as a
+    GPU does. It is judged against the PyTorch model (where that cannot be
+    loaded, against the graph in fp32), at the corners of the profile and on the evaluation data
+    that was logged with the model.
+
+    Args:
+        model_uri: Any model of the chain, from the cleaned graph on.
+        precision: The one in which it fails.
+
+    Returns:
+        What `mlflow_e2eai.bisect` found, and the URI of its ``bisection.json`` on the run.
+
+    Raises:
+        InvalidInputError: The precision is fp32, or unknown; or the graph fails in fp32 too.
+    """
+    check_precision(precision)
+    with job_on(model_uri, ("clean",)) as job:
+        graph, example = graph_of(job.model, job.folder)
+        raw, _ = graph_of(tracking.ancestor(job.model, ("export",)), job.folder / "raw")
+        device = _device_for(graph)
+        with (
+            job.reference(raw, graph) as reference,
+            job.stage(f"bisect {precision}", graph) as stage,
+        ):
+            samples = [*profile_samples(example, graph).values()]
+            if job.evaluation is not None:
+                data = job.evaluation.renamed(new_names(raw, graph))
+                samples += [batch for batch, _, _ in calls(data, graph, samples[0])]
+            found = bisect_graph(
+                graph,
+                precision,
+                samples=samples,
+                reference=reference,
+                run=lambda path: isolated(
+                    functools.partial(
+                        onnxruntime_runner, path, device=device, rounded=device == "cpu"
+                    )
+                ),
+            )
+            variant = variant_name(f"onnxruntime-{device}", precision)
+            tracking.log_bisection(found, run_id=stage.run_id, variant=variant)
+        return found, f"runs:/{stage.run_id}/bisection.json"
 
 
 def compile(model_uri: str, *, targets: Sequence[str], tf32: bool = False) -> list[str]:
@@ -162,8 +216,8 @@ def compile(model_uri: str, *, targets: Sequence[str], tf32: bool = False) -> li
         raise InvalidInputError(msg)
     for target in targets:
         engines.resolve(target)
-    with _parent("compile"), _job(model_uri, _GRAPHS) as job:
-        graph, example = _graph(job.model, job.folder)
+    with _parent("compile"), job_on(model_uri, _GRAPHS) as job:
+        graph, example = graph_of(job.model, job.folder)
         made = []
         for target in targets:
             with job.stage(f"compile {graph.precision} {target}", graph) as stage:
@@ -174,16 +228,20 @@ def compile(model_uri: str, *, targets: Sequence[str], tf32: bool = False) -> li
         return made
 
 
-def evaluate(model_uri: str) -> list[Evidence]:
+def evaluate(model_uri: str, *, batch_sizes: Sequence[int] = ()) -> list[Evidence]:
     """Judge a graph, an engine, or all of a bundle against the PyTorch model, on this machine.
+
+    Args:
+        model_uri: The graph, engine or bundle.
+        batch_sizes: See `mlflow_e2eai.log_model`.
 
     Returns:
         Evidence for each variant, the PyTorch module first.
     """
-    with _parent("evaluate"), _job(model_uri, (*_GRAPHS, "compile", "package")) as job:
+    with _parent("evaluate"), job_on(model_uri, (*_GRAPHS, "compile", "package")) as job:
         graphs, built, example = _variants(job)
         exported = tracking.ancestor(job.model, ("export",))
-        raw, _ = _graph(exported, job.folder / "raw")
+        raw, _ = graph_of(exported, job.folder / "raw")
         job.recorder.models[raw.sha256] = exported.model_id
         with job.reference(raw, graphs[0]) as reference:
             if reference is None:
@@ -193,7 +251,13 @@ def evaluate(model_uri: str) -> list[Evidence]:
             if evaluation is not None:
                 evaluation = evaluation.renamed(new_names(raw, graphs[0]))
             evidence, latency = run_evaluation(
-                reference, graphs, built, example, raw=raw, evaluation=evaluation
+                reference,
+                graphs,
+                built,
+                example,
+                raw=raw,
+                evaluation=evaluation,
+                batch_sizes=batch_sizes,
             )
             pipeline.record(evidence, latency, job.recorder)
         return evidence
@@ -211,11 +275,13 @@ def package(
     precisions: Sequence[Precision] = ("fp32", "fp16"),
     targets: Sequence[str] = (),
     tf32: bool = False,
+    keep_fp32: Sequence[str] = (),
+    batch_sizes: Sequence[int] = (),
 ) -> ModelInfo:
     """Take a logged PyTorch model from export to package."""
     with tracking.run(name), tempfile.TemporaryDirectory() as folder:
         model = tracking.ancestor(tracking.resolve(model_uri), ("source",))
-        source = _source(model, Path(folder), dynamic_axes)
+        source = source_of(model, Path(folder), dynamic_axes)
         return flavor.log_model(
             source.module,
             name,
@@ -227,52 +293,12 @@ def package(
             precisions=precisions,
             targets=targets,
             tf32=tf32,
+            keep_fp32=keep_fp32,
+            batch_sizes=batch_sizes,
             evaluation_data=source.evaluation,
             source_model=model.model_id,
             registered_model_name=registered_model_name,
         )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Source:
-    """A PyTorch LoggedModel, loaded."""
-
-    module: Any
-    example: Any
-    axes: DynamicAxes
-    evaluation: EvaluationData | None
-
-
-class _Job:
-    """What a stage on its own needs: its input, a folder, a recorder, the PyTorch model."""
-
-    def __init__(self, model: LoggedModel, folder: Path) -> None:
-        self.model = model
-        self.folder = folder
-        self.source = tracking.ancestor(model, ("source",))
-        name = self.source.name.removesuffix("-source")
-        self.recorder = tracking.MlflowRecorder(name=name, source=self.source.model_id)
-        self.evaluation: EvaluationData | None = None
-
-    @contextmanager
-    def stage(self, name: str, graph: OnnxArtifact) -> Iterator[tracking.MlflowStage]:
-        """The run of this job, on the graph that it was given."""
-        self.recorder.models[graph.sha256] = self.model.model_id
-        with self.recorder.stage(name, inputs=[graph.sha256]) as stage:
-            yield stage
-
-    @contextmanager
-    def reference(self, raw: OnnxArtifact, graph: OnnxArtifact) -> Iterator[Infer | None]:
-        """The PyTorch module under a graph's names; None when it cannot be loaded here."""
-        try:
-            source = _source(self.source, self.folder / "source", None)
-        except TrackingError as error:
-            _log.warning("The PyTorch model cannot be the reference: %s", error)
-            yield None
-            return
-        self.evaluation = source.evaluation
-        with pipeline.reference_of(source.module, raw) as infer:
-            yield bridge(infer, raw, graph)
 
 
 def _parent(name: str) -> AbstractContextManager[str]:
@@ -280,41 +306,17 @@ def _parent(name: str) -> AbstractContextManager[str]:
     return tracking.run(name, nested=True, tags={tracking.STAGE: name})
 
 
-@contextmanager
-def _job(model_uri: str, stages: Sequence[str]) -> Iterator[_Job]:
-    """Find a job's input; an error before the job's own run began is told by the caller."""
-    with tempfile.TemporaryDirectory() as folder:
-        model = tracking.ancestor(tracking.resolve(model_uri), stages)
-        yield _Job(model, Path(folder))
-
-
-def _source(model: LoggedModel, folder: Path, axes: DynamicAxes | None) -> _Source:
-    folder.mkdir(exist_ok=True, parents=True)
-    module, example, kept, evaluation = tracking.fetch_source(model, folder)
-    if axes is None:
-        axes = kept if kept is not None else _open_axes(model, folder, module, example)
-    return _Source(module=module, example=example, axes=axes, evaluation=evaluation)
-
-
-def _open_axes(model: LoggedModel, folder: Path, module: Any, example: Any) -> DynamicAxes:
-    """The leading axis of every input whose signature leaves it open."""
-    open_inputs = tracking.open_inputs(model, folder)
-    names = list(named_inputs(module_of(module), example))
-    return {
-        name: {0: _DEFAULT_AXIS}
-        for name, is_open in zip(names, open_inputs, strict=False)
-        if is_open
-    }
-
-
-def _graph(model: LoggedModel, folder: Path) -> tuple[OnnxArtifact, dict[str, Array]]:
-    folder.mkdir(exist_ok=True, parents=True)
-    graph = tracking.fetch_graph(model, folder)
-    return graph, bundle.read_example(graph.path.parent)
+def _device_for(graph: OnnxArtifact) -> Device:
+    """The best device here on which ONNX Runtime loads a graph."""
+    *better, last = onnxruntime_devices()
+    for device in better:
+        with contextlib.suppress(RunnerError), onnxruntime_runner(graph.path, device=device):
+            return device
+    return last
 
 
 def _variants(
-    job: _Job,
+    job: Job,
 ) -> tuple[list[OnnxArtifact], list[EngineArtifact], dict[str, Array]]:
     """The graphs and engines to judge, told to the recorder, and their input example."""
     place = job.folder / "input"
@@ -330,9 +332,9 @@ def _variants(
         engine = tracking.fetch_engine(job.model, place)
         job.recorder.models[engine.sha256] = job.model.model_id
         parent = tracking.ancestor(job.model, _GRAPHS)
-        graph, example = _graph(parent, job.folder / "graph")
+        graph, example = graph_of(parent, job.folder / "graph")
         job.recorder.models[graph.sha256] = parent.model_id
         return [graph], [engine], example
-    graph, example = _graph(job.model, place)
+    graph, example = graph_of(job.model, place)
     job.recorder.models[graph.sha256] = job.model.model_id
     return [graph], [], example

@@ -33,7 +33,7 @@ from mlflow_e2eai.modules import DynamicAxes, module_of, named_inputs
 from mlflow_e2eai.precision import check_precision, convert
 from mlflow_e2eai.progress import progress
 from mlflow_e2eai.runners import torch_runner
-from mlflow_e2eai.samples import EvaluationData, profile_samples
+from mlflow_e2eai.samples import EvaluationData, batch_samples, profile_samples
 from mlflow_e2eai.surgery import DEFAULT_PLAN, Step, SurgeryReport, clean
 from mlflow_e2eai.variants import bridge, new_names, renamed
 
@@ -51,6 +51,8 @@ class Settings:
         precisions: What to make graphs and engines in; fp32 is always made.
         targets: What to build engines for.
         tf32: Whether fp32 engines may round to TF32.
+        keep_fp32: Nodes that stay in fp32 in the other precisions; see `mlflow_e2eai.convert`.
+        batch_sizes: Sizes of the leading axis at which latency is measured too.
 
     Raises:
         InvalidInputError: There is no such precision or target, or a target cannot be built here.
@@ -65,6 +67,8 @@ class Settings:
     precisions: Sequence[Precision] = ("fp32", "fp16")
     targets: Sequence[str] = ()
     tf32: bool = False
+    keep_fp32: Sequence[str] = ()
+    batch_sizes: Sequence[int] = ()
 
     def __post_init__(self) -> None:
         # All of it before any work: nobody wants to learn of a typing error after the export.
@@ -84,6 +88,9 @@ class Stage(Protocol):
 
     def noted(self, name: str, value: Any) -> None:
         """A report (a dataclass) is to be kept beside the stage."""
+
+    def kept(self, nodes: Sequence[str]) -> None:
+        """These nodes of the graph stay in fp32."""
 
     def measured(self, evidence: Evidence, latency: Mapping[str, LatencyReport]) -> None:
         """A variant was measured, or could not be."""
@@ -107,6 +114,9 @@ class Silent:
         """Nobody is told."""
 
     def noted(self, name: str, value: Any) -> None:
+        """Nobody is told."""
+
+    def kept(self, nodes: Sequence[str]) -> None:
         """Nobody is told."""
 
     def measured(self, evidence: Evidence, latency: Mapping[str, LatencyReport]) -> None:
@@ -153,6 +163,7 @@ def build(
             output_names=settings.output_names,
         )
         stage.made(raw, example=example)
+    batch_samples(example, raw, settings.batch_sizes)  # a wrong size is told now, not at the end
     with reference_of(module, raw) as reference:
         with recorder.stage("clean", inputs=[raw.sha256]) as stage:
             samples = list(profile_samples(example, raw).values())
@@ -172,7 +183,13 @@ def build(
         if evaluation is not None:
             evaluation = evaluation.renamed(new_names(raw, cleaned))
         evidence, latency = evaluate(
-            under_new_names, graphs, engines, example, raw=raw, evaluation=evaluation
+            under_new_names,
+            graphs,
+            engines,
+            example,
+            raw=raw,
+            evaluation=evaluation,
+            batch_sizes=settings.batch_sizes,
         )
         record(evidence, latency, recorder)
     return _manifest(source, graphs, engines, surgery, evidence, latency), example
@@ -227,7 +244,10 @@ def _converted(
     for precision in dict.fromkeys(settings.precisions):
         if precision != cleaned.precision:
             with recorder.stage(f"convert {precision}", inputs=[cleaned.sha256]) as stage:
-                graph = convert(cleaned, precision, out=work / f"{precision}.onnx")
+                if settings.keep_fp32:
+                    stage.kept(settings.keep_fp32)
+                out = work / f"{precision}.onnx"
+                graph = convert(cleaned, precision, out=out, keep_fp32=settings.keep_fp32)
                 stage.made(graph, example=example)
             yield graph
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlflow_e2eai import graphs
-from mlflow_e2eai.artifacts import PRECISIONS, OnnxArtifact, Precision
+from mlflow_e2eai.artifacts import PRECISIONS, OnnxArtifact, Precision, TensorSpec
 from mlflow_e2eai.errors import ArtifactError, InvalidInputError, PrecisionError, RunnerError
 from mlflow_e2eai.files import written
 from mlflow_e2eai.runners import onnxruntime_runner
@@ -43,7 +43,7 @@ def convert(
             `bisect` finds those that must. See `to_fp16` for what stays in fp32 with them.
 
     Returns:
-        The graph in that precision, with inputs and outputs of the same names and types.
+        The graph in that precision, with inputs and outputs of the same names, types and shapes.
 
     Raises:
         InvalidInputError: The precision is unknown, `source` is not in fp32, or it has no such
@@ -62,9 +62,12 @@ def convert(
     if not _has_fp16(model):
         msg = "The graph has nothing that fp16 could hold, so it would say fp16 and not be it."
         raise PrecisionError(msg)
-    if graphs.interface(model) != (source.inputs, source.outputs):
+    inputs, outputs = graphs.interface(model)
+    if inputs != source.inputs or not _agree(outputs, source.outputs):
         msg = "The fp16 graph has other inputs or outputs than the fp32 graph; keep it in fp32."
         raise PrecisionError(msg)
+    del model.graph.output[:]
+    model.graph.output.extend(before.graph.output)  # sizes stay named as they are in the source
     with written(out) as temporary:
         try:
             graphs.write(model, temporary)
@@ -151,6 +154,25 @@ def _converted(model: onnx.ModelProto, kept: Collection[str]) -> onnx.ModelProto
     finally:
         chatter.setLevel(level)
     return converted
+
+
+def _agree(outputs: Sequence[TensorSpec], wanted: Sequence[TensorSpec]) -> bool:
+    """Whether outputs have the same names, types and ranks, and no fixed size contradicts another.
+
+    The converter infers shapes, and may know a size that the exporter only gave a name.
+    """
+    if [(o.name, o.dtype, len(o.shape)) for o in outputs] != [
+        (w.name, w.dtype, len(w.shape)) for w in wanted
+    ]:
+        return False
+    sizes = [
+        pair
+        for o, w in zip(outputs, wanted, strict=True)
+        for pair in zip(o.shape, w.shape, strict=True)
+    ]
+    return all(
+        one == other for one, other in sizes if isinstance(one, int) and isinstance(other, int)
+    )
 
 
 def _has_fp16(model: onnx.ModelProto) -> bool:

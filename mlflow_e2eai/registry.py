@@ -20,7 +20,7 @@ from mlflow_e2eai.errors import ArtifactError, E2EAIError, InvalidInputError, Tr
 from mlflow_e2eai.files import to_json, verify
 from mlflow_e2eai.gates import Decision, Gate, decide, gates_from
 from mlflow_e2eai.isolation import Isolated, isolated
-from mlflow_e2eai.latency import Timing, benchmark
+from mlflow_e2eai.latency import BUDGET_S, Timing, benchmark
 from mlflow_e2eai.samples import profile_samples
 from mlflow_e2eai.variants import load
 
@@ -225,7 +225,7 @@ def _upper_bound(
     models: Mapping[str, Isolated], samples: Mapping[str, Mapping[str, Tensors]], label: str
 ) -> float:
     asked = {role: _Asked(models[role], samples[role][label]) for role in models}
-    report = benchmark(asked, samples["challenger"][label])
+    report = benchmark(asked, samples["challenger"][label], budget_s=BUDGET_S)
     return report.ratio("challenger", "champion").high
 
 

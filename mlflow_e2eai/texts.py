@@ -104,6 +104,22 @@ def precisions(text: str) -> list[str]:
     return [precision(part) for part in _listed(text)] or list(PRECISIONS[:1])
 
 
+def batch_sizes(text: str) -> list[int]:
+    """Read batch sizes with commas between; none for ``none``."""
+    return [whole(part) for part in _listed(text)]
+
+
+def nodes(text: str) -> list[str]:
+    """Read names of nodes with commas between, or a JSON file that holds them; none for ``none``.
+
+    Raises:
+        E2EAIError: See `tracking.fetch_nodes`.
+    """
+    from mlflow_e2eai.tracking import fetch_nodes
+
+    return fetch_nodes(text) if text.endswith(".json") else _listed(text)
+
+
 def precision(text: str) -> str:
     """Read a precision."""
     from mlflow_e2eai.precision import check_precision

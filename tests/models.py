@@ -28,6 +28,20 @@ class Net(torch.nn.Module):
         return self.body(x)
 
 
+class Overflowing(torch.nn.Module):
+    """A net with weights that fp16 cannot hold, which is scaled back behind them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = torch.nn.Linear(8, 16)
+        self.large = torch.nn.Linear(16, 3, bias=False)
+        with torch.no_grad():
+            self.large.weight *= 2.0**20
+
+    def forward(self, x):
+        return self.large(self.first(x).tanh()) * 2.0**-10 * 2.0**-10
+
+
 def net(seed=0):
     """A net in evaluation mode; the same seed gives the same weights."""
     torch.manual_seed(seed)
@@ -54,3 +68,10 @@ def build():
         "dynamic_axes": AXES,
         "evaluation_data": labelled(module),
     }
+
+
+def build_overflowing():
+    """The same for a model that fails in fp16."""
+    torch.manual_seed(0)
+    module = Overflowing().eval()
+    return {**build(), "model": module, "evaluation_data": labelled(module)}

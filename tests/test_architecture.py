@@ -39,7 +39,7 @@ LAYERS = (
     {"evaluation"},
     {"pipeline", "pyfunc", "report"},
     {"tracking"},
-    {"mlmodel", "registry"},
+    {"chain", "mlmodel", "registry"},
     {"flavor"},
     {"evaluator", "jobs", "texts"},
     {"cli"},

@@ -7,7 +7,6 @@ import math
 import sys
 import types
 from contextlib import contextmanager
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -16,19 +15,35 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from onnx import helper, numpy_helper
+from onnx import helper
 from onnx.reference import ReferenceEvaluator
+from planting import (
+    HEADER,
+    N,
+    X,
+    artifact,
+    layers,
+    places,
+    plant,
+    promised_for_one,
+    wrong_kernels,
+)
 
 from mlflow_e2eai import clean, compare, convert, export, graphs
-from mlflow_e2eai.artifacts import Axis
-from mlflow_e2eai.bisection import Bisection, _suspects, bisect, bisect_plan, cut, search
+from mlflow_e2eai.bisection import (
+    Bisection,
+    _suspects,
+    bisect,
+    bisect_engine,
+    bisect_plan,
+    cut,
+    search,
+)
+from mlflow_e2eai.bisection.pieces import pieces_of
 from mlflow_e2eai.errors import InvalidInputError, RunnerError, SurgeryError
 from mlflow_e2eai.files import from_json, to_json
 from mlflow_e2eai.runners import onnxruntime_runner
 from mlflow_e2eai.surgery import Step
-
-N = Axis("N", min=1, opt=2, max=4)
-HEADER = '<ir_version: 8, opset_import: ["" : 18]>'
 
 
 def names(count):
@@ -38,10 +53,6 @@ def names(count):
 def most_for(culprits, nodes):
     """What `search` promises."""
     return culprits * (math.ceil(math.log2(nodes)) + 2) + 1
-
-
-def promised_for_one(nodes):
-    return 2 * math.log2(nodes) + 10
 
 
 class Oracle:
@@ -180,69 +191,6 @@ def test_a_result_survives_json(planted):
 
 
 # fp32 against fp16, on graphs
-
-
-def artifact(model, path):
-    graphs.write(model, path)
-    return graphs.describe(path, stage="clean", precision="fp32", axes=(N,), parent_sha256=None)
-
-
-def plant(model, position):
-    """Make one node's weights too large for fp16, and scale its output back: the same in fp32.
-
-    ONNX Runtime on the CPU computes fp16 in fp32, and hides an overflow between nodes; it cannot
-    hide a weight that was cut to fp16's largest.
-    """
-    planted = onnx.ModelProto()
-    planted.CopyFrom(model)
-    nodes = planted.graph.node
-    node, name = nodes[position], graphs.node_names(model)[position]
-    weights = {weight.name: weight for weight in planted.graph.initializer}
-    for weight in (weights[read] for read in node.input[1:]):
-        large = numpy_helper.to_array(weight) * np.float32(2.0**30)
-        weight.CopyFrom(numpy_helper.from_array(large, weight.name))
-    result = node.output[0]
-    down, steps = f"{name}_down", [f"{name}_larger", f"{name}_large", result]
-    planted.graph.initializer.append(numpy_helper.from_array(np.float32(2.0**-15), down))
-    node.output[0] = steps[0]
-    for offset, (read, written) in enumerate(pairwise(steps), start=1):
-        scale = helper.make_node("Mul", [read, down], [written], name=f"{name}_scale_{offset}")
-        nodes.insert(position + offset, scale)
-    return planted
-
-
-def places(model):
-    """Positions of the nodes that can carry a planted fault."""
-    weights = {weight.name for weight in model.graph.initializer}
-    return [
-        position
-        for position, node in enumerate(model.graph.node)
-        if node.op_type in ("Conv", "Gemm", "MatMul") and set(node.input[1:]) <= weights
-    ]
-
-
-def layers(count, *, named=True):
-    """A chain of products with weights around 1."""
-    rng = np.random.default_rng(0)
-    nodes, weights = [], []
-    for number in range(count):
-        turn = np.linalg.qr(rng.standard_normal((4, 4)))[0].astype(np.float32)
-        weights.append(numpy_helper.from_array(turn, f"w{number}"))
-        inputs = [f"v{number}", f"w{number}"]
-        name = f"layer_{number}" if named else ""
-        nodes.append(helper.make_node("MatMul", inputs, [f"v{number + 1}"], name=name))
-    value = onnx.TensorProto.FLOAT
-    graph = helper.make_graph(
-        nodes,
-        "main",
-        [helper.make_tensor_value_info("v0", value, ["N", 4])],
-        [helper.make_tensor_value_info(f"v{count}", value, ["N", 4])],
-        weights,
-    )
-    return helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 18)])
-
-
-X = {"v0": np.array([[1, -2, 3, -4], [0.5, 0.25, -1, 2]], dtype=np.float32)}
 
 
 @pytest.mark.parametrize("named", [True, False], ids=["named", "unnamed"])
@@ -588,6 +536,16 @@ def test_two_planted_nodes_of_mtcnn_are_found(face_net, tmp_path):
     assert found.evaluations <= most_for(2, found.suspects)
 
 
+def test_each_planted_node_of_an_engine_of_mtcnn_is_found(face_net, tmp_path):
+    model, sample = face_net
+    source = artifact(model, tmp_path / "source.onnx")
+    for name in pieces_of(model).nodes:
+        found = bisect_engine(source, samples=[sample], build=wrong_kernels(name), repeats=1)
+
+        assert found.nodes == (name,)
+        assert found.evaluations <= promised_for_one(found.suspects)
+
+
 def test_the_node_of_mtcnn_that_surgery_must_spare_is_found(face_net, tmp_path):
     """A Relu behind a Softmax does nothing; one behind a convolution does."""
     model, sample = face_net
@@ -650,3 +608,18 @@ def test_a_planted_node_of_minilm_is_found(share, minilm, tmp_path):
     assert found.suspects > 250
     assert found.evaluations <= promised_for_one(found.suspects)
     assert_passes_where_it_failed(source, found.nodes, [sample])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.25, 0.5, 0.77, 0.99])
+def test_a_planted_node_of_an_engine_of_minilm_is_found(share, minilm, tmp_path):
+    model, sample = minilm
+    nodes = pieces_of(model).nodes
+    name = nodes[int(share * len(nodes))]
+    source = artifact(model, tmp_path / "source.onnx")
+
+    found = bisect_engine(source, samples=[sample], build=wrong_kernels(name), repeats=1)
+
+    assert found.nodes == (name,)
+    assert found.suspects > 200
+    assert found.evaluations <= promised_for_one(found.suspects)

@@ -44,7 +44,44 @@ def test_each_verb_prints_the_model_that_it_made_for_the_next_one_to_take(versio
     assert len(engines.splitlines()) == 2
     assert cli.main(["evaluate", "--model-uri", half]) == cli.DONE
     out, _ = said(capsys)
-    assert out.splitlines() == ["torch/fp32: passed", "onnxruntime-cpu/fp16: passed"]
+    assert out.splitlines() == [
+        "torch/fp32: passed",
+        "onnxruntime-cpu/raw: passed",
+        "onnxruntime-cpu/fp16: passed",
+    ]
+
+
+def test_bisect_prints_its_sentence_and_the_file_that_convert_takes(store, capsys):
+    assert cli.main(["log", "--model", "models:build_overflowing"]) == cli.DONE
+    model, _ = said(capsys)
+    for verb in ("export", "clean"):
+        assert cli.main([verb, "--model-uri", model]) == cli.DONE
+        model, _ = said(capsys)
+    assert cli.main(["bisect", "--model-uri", model]) == cli.DONE
+    out, _ = said(capsys)
+    sentence, uri = out.splitlines()
+    assert sentence.startswith("The variant passes when 1 of 5 nodes are kept as they were")
+    words = ["convert", "--model-uri", model, "--precision", "fp16", "--keep-fp32"]
+    for keep in (uri, "node_linear_1"):
+        assert cli.main([*words, keep]) == cli.DONE
+        half, _ = said(capsys)
+        assert cli.main(["evaluate", "--model-uri", half]) == cli.DONE
+        out, _ = said(capsys)
+        assert out.splitlines()[-1] == "onnxruntime-cpu/fp16: passed"
+
+
+def test_bisect_says_so_where_there_is_nothing_to_explain(version, capsys):
+    assert cli.main(["bisect", "--model-uri", "models:/net/1"]) == cli.DONE
+    out, _ = said(capsys)
+    assert out == "The variant passes as it is: there is nothing to explain."
+
+
+def test_nodes_are_read_from_one_word_or_a_file(tmp_path):
+    path = tmp_path / "mine.json"
+    path.write_text('{"nodes": ["a,b", "/c/MatMul"]}')
+    assert texts.nodes("none") == []
+    assert texts.nodes("a, /c/MatMul") == ["a", "/c/MatMul"]
+    assert texts.nodes(str(path)) == ["a,b", "/c/MatMul"]
 
 
 def test_promote_says_0_for_promoted_and_3_for_rejected(version, capsys, tmp_path):
@@ -72,6 +109,9 @@ def test_promote_says_0_for_promoted_and_3_for_rejected(version, capsys, tmp_pat
         ("export --model-uri models:/nothing/1", "There is no model 'models:/nothing/1'"),
         ("export --model-uri x", "'x' names no model"),
         ("convert --model-uri x --precision fp12", "The precision is 'fp12', but one of fp32"),
+        ("convert --model-uri x --precision fp16 --keep-fp32 a.json", "The nodes in a.json cannot"),
+        ("bisect --model-uri x --precision fp12", "The precision is 'fp12', but one of fp32"),
+        ("bisect --model-uri x", "'x' names no model"),
         ("compile --model-uri x --targets sm86,sm99", "The target is 'sm99', but one of local"),
         ("compile --model-uri x --targets sm86 --tf32 yes", "'yes' is neither true nor false"),
         ("clean --model-uri x --plan missing.yaml", "Cannot read a plan from missing.yaml"),

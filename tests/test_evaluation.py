@@ -8,15 +8,17 @@ import signal
 from contextlib import contextmanager
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from models import AXES, N, features, labelled, net
 
 import mlflow_e2eai
-from mlflow_e2eai import evaluation
 from mlflow_e2eai.artifacts import EngineArtifact, OnnxArtifact, Target, TensorSpec
 from mlflow_e2eai.bundle import Evidence, read
-from mlflow_e2eai.evaluation import _lost_at, _variants
+from mlflow_e2eai.evaluation import candidates
+from mlflow_e2eai.evaluation.blame import lost_at
+from mlflow_e2eai.evaluation.candidates import variants_of
 from mlflow_e2eai.parity import Finding, ParityReport
 from mlflow_e2eai.variants import runner
 
@@ -93,7 +95,7 @@ ENGINE, CUDA = "tensorrt_rtx-sm90/fp16", "onnxruntime-cuda/fp16"
 
 @pytest.fixture
 def both_devices(monkeypatch):
-    monkeypatch.setattr(evaluation, "onnxruntime_devices", lambda: ("cuda", "cpu"))
+    monkeypatch.setattr(candidates, "onnxruntime_devices", lambda: ("cuda", "cpu"))
 
 
 def report(*, passed):
@@ -135,18 +137,18 @@ def evidence_of(variants, passed, not_measured):
 def test_blame_goes_back_to_the_first_step_whose_input_still_passed(
     failed, passed, not_measured, step
 ):
-    variants = _variants(GRAPHS, [engine("half", "fp16")], RAW)
-    assert _lost_at(failed, variants, evidence_of(variants, passed, not_measured)) == step
+    variants = variants_of(GRAPHS, [engine("half", "fp16")], RAW)
+    assert lost_at(failed, variants, evidence_of(variants, passed, not_measured)) == step
 
 
 def test_without_the_exported_graph_export_and_clean_are_one_step():
-    variants = _variants(GRAPHS, [], None)
-    assert _lost_at(CLEAN, variants, evidence_of(variants, {}, {})) == "export or clean"
+    variants = variants_of(GRAPHS, [], None)
+    assert lost_at(CLEAN, variants, evidence_of(variants, {}, {})) == "export or clean"
 
 
 @pytest.mark.usefixtures("both_devices")
 def test_each_variant_comes_after_the_one_that_it_was_made_of():
-    variants = _variants(GRAPHS, [engine("half", "fp16")], RAW)
+    variants = variants_of(GRAPHS, [engine("half", "fp16")], RAW)
     befores = {name: variant.before for name, variant in variants.items()}
     assert befores == {
         EXPORTED: TORCH,
@@ -222,7 +224,7 @@ def at_once(call, items):
 
 
 def test_a_crash_at_one_corner_is_a_result_that_says_where(tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluation, "runner", partial(crashes, when=at_the_largest_batch))
+    monkeypatch.setattr(candidates, "runner", partial(crashes, when=at_the_largest_batch))
     evidence = saved(net(), tmp_path / "model")
     assert evidence[HALF].measured
     assert not evidence[HALF].passed
@@ -232,7 +234,7 @@ def test_a_crash_at_one_corner_is_a_result_that_says_where(tmp_path, monkeypatch
 
 
 def test_what_crashes_while_it_is_timed_is_left_out_and_the_others_are_timed(tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluation, "runner", partial(crashes, when=after_so_many_calls))
+    monkeypatch.setattr(candidates, "runner", partial(crashes, when=after_so_many_calls))
     evidence = saved(net(), tmp_path / "model")
     assert "crashed (SIGSEGV)" in evidence[HALF].reason
     assert evidence[HALF].parity["profile"].passed
@@ -242,7 +244,7 @@ def test_what_crashes_while_it_is_timed_is_left_out_and_the_others_are_timed(tmp
 
 
 def test_a_model_with_a_variant_that_crashed_still_loads_with_another(tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluation, "runner", partial(crashes, when=at_once))
+    monkeypatch.setattr(candidates, "runner", partial(crashes, when=at_once))
     saved(net(), tmp_path / "model")
     assert mlflow_e2eai.load_model(tmp_path / "model").variant == CLEAN
 
@@ -259,7 +261,7 @@ def test_a_last_call_below_the_profile_is_filled_up_and_the_filling_does_not_cou
 
 
 class Homogeneous(torch.nn.Module):
-    """Of inputs at the end of float32's range next to nothing is left: nothing to be wrong about."""
+    """Of inputs at the end of float32's range it leaves next to nothing to be wrong about."""
 
     def __init__(self):
         super().__init__()
@@ -270,13 +272,6 @@ class Homogeneous(torch.nn.Module):
         return x @ self.weight
 
 
-class DividesByItsNorm(torch.nn.Module):
-    """Guards against zeros with a number that fp16 does not have: 0 / 0 there."""
-
-    def forward(self, x):
-        return x / (x.square().sum(1, keepdim=True).sqrt() + 1e-9)
-
-
 def test_an_answer_that_vanishes_with_its_input_is_no_failure_at_the_edge(tmp_path):
     evidence = saved(Homogeneous().eval(), tmp_path / "model")
     for name in (CLEAN, HALF):
@@ -284,24 +279,52 @@ def test_an_answer_that_vanishes_with_its_input_is_no_failure_at_the_edge(tmp_pa
         assert evidence[name].passed, evidence[name].findings
 
 
-def test_what_is_wrong_only_at_an_edge_has_failed(tmp_path):
-    evidence = saved(DividesByItsNorm().eval(), tmp_path / "model")
-    assert evidence[CLEAN].passed
-    assert evidence[HALF].parity["profile"].passed
-    assert not evidence[HALF].parity["edges"].passed
-    assert not evidence[HALF].passed
-    assert evidence[HALF].lost_at == "convert fp16"
+@contextmanager
+def divides_by_zero(variant, graphs, engines):
+    """The true runner, but fp32 answers nothing but zeros with NaN."""
+    with runner(variant, graphs, engines) as infer:
+
+        def infer_unguarded(tensors):
+            answer = infer(tensors)
+            if variant == CLEAN and not tensors["x"].any():
+                answer = {name: np.full_like(value, np.nan) for name, value in answer.items()}
+            return answer
+
+        yield infer_unguarded
 
 
-class OverflowsSoon(torch.nn.Module):
-    """Right on what it knows, beyond fp16's end on sixteen times that."""
+def test_what_is_wrong_only_at_an_edge_has_failed(tmp_path, monkeypatch):
+    monkeypatch.setattr(candidates, "runner", divides_by_zero)
+    evidence = saved(net(), tmp_path / "model")
+    assert evidence[CLEAN].parity["profile"].passed
+    assert not evidence[CLEAN].parity["edges"].passed
+    assert not evidence[CLEAN].passed
+    assert evidence[CLEAN].lost_at == "clean"
+    assert evidence[HALF].passed
+
+
+class Overflows(torch.nn.Module):
+    """Goes so far up between two steps, and down again; the largest feature is 2."""
+
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = factor
 
     def forward(self, x):
-        return (x * 3000).clamp(-1e9, 1e9) / 3000
+        return torch.relu(x * self.factor) / self.factor
+
+
+def test_an_overflow_that_the_cpu_hides_is_seen(tmp_path):
+    evidence = saved(Overflows(60000.0).eval(), tmp_path / "model")
+    assert evidence[HALF].parity["profile"].passed
+    assert not evidence[HALF].parity["rounded"].passed
+    assert not evidence[HALF].passed
+    assert evidence[CLEAN].passed
+    assert "rounded" not in evidence[CLEAN].parity
 
 
 def test_numbers_larger_than_any_known_are_shown_and_do_not_decide(tmp_path):
-    evidence = saved(OverflowsSoon().eval(), tmp_path / "model")
+    evidence = saved(Overflows(5000.0).eval(), tmp_path / "model")
     assert not evidence[HALF].parity["large"].passed
     assert evidence[HALF].passed
     assert evidence[HALF].findings

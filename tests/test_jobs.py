@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
+
 import mlflow
 import numpy as np
 import pytest
 import torch
-from models import AXES, N, build, features, labelled, net
+from models import AXES, N, build, build_overflowing, features, labelled, net
 
 import mlflow_e2eai
-from mlflow_e2eai import jobs, tracking
-from mlflow_e2eai.errors import InvalidInputError, TrackingError
+from mlflow_e2eai import jobs, pipeline, tracking
+from mlflow_e2eai.bisection import Bisection
+from mlflow_e2eai.errors import ArtifactError, InvalidInputError, TrackingError
+from mlflow_e2eai.files import from_json
 
 
 @pytest.fixture
@@ -42,6 +46,148 @@ def test_the_stages_one_by_one_make_the_chain_that_the_pipeline_makes(source):
     assert not evidence["tensorrt_rtx-sm86/fp16"].measured
 
 
+@pytest.fixture
+def overflowing(store):
+    """Id of the cleaned graph of a model that fails in fp16."""
+    return jobs.clean(jobs.export(jobs.log("models:build_overflowing", name="net")))
+
+
+def run_named(name):
+    (run,) = mlflow.search_runs(
+        filter_string=f"attributes.run_name = '{name}'", output_format="list"
+    )
+    return run
+
+
+def passed(model_id):
+    return {entry.variant: entry.passed for entry in jobs.evaluate(model_id)}
+
+
+def test_the_nodes_that_bisect_finds_are_those_that_convert_must_keep(overflowing):
+    found, uri = jobs.bisect(overflowing)
+    assert found.nodes == ("node_linear_1",)
+    assert tracking.fetch_nodes(uri) == list(found.nodes)
+    failing = jobs.convert(overflowing, precision="fp16")
+    right = jobs.convert(overflowing, precision="fp16", keep_fp32=tracking.fetch_nodes(uri))
+    assert not passed(failing)["onnxruntime-cpu/fp16"]
+    assert passed(right)["onnxruntime-cpu/fp16"]
+
+
+def test_a_bisection_is_a_run_on_its_input_with_an_artifact_and_numbers(overflowing, store):
+    found, uri = jobs.bisect(overflowing)
+    run = store.get_run(run_named("bisect fp16").info.run_id)  # a search leaves inputs out
+    assert uri == f"runs:/{run.info.run_id}/bisection.json"
+    assert [linked.model_id for linked in run.inputs.model_inputs] == [overflowing]
+    assert from_json(Bisection, mlflow.artifacts.load_text(uri)) == found
+    assert run.data.metrics == {
+        "bisect/nodes": 1,
+        "bisect/suspects": 5,
+        "bisect/evaluations": found.evaluations,
+    }
+    assert run.data.tags["e2eai.stage"] == "bisect fp16"
+    assert run.data.tags["e2eai.variant"] == "onnxruntime-cpu/fp16"
+    assert run.data.tags["e2eai.nodes"] == "node_linear_1"
+    assert run.data.tags["e2eai.minimal"] == "true"
+    assert run.data.tags["e2eai.reason"] == found.sentence
+
+
+def test_a_graph_that_passes_has_nothing_to_explain(source):
+    found, uri = jobs.bisect(jobs.clean(jobs.export(source)))
+    assert "nothing to explain" in found.sentence
+    assert tracking.fetch_nodes(uri) == []
+
+
+def test_what_fails_on_the_logged_data_only_is_found(store, monkeypatch):
+    """At the corners this model gets the example's numbers, which are all zero."""
+    given = build_overflowing()
+    silent = {"x": np.zeros_like(given["input_example"]["x"])}
+    monkeypatch.setattr("models.build_overflowing", lambda: {**given, "input_example": silent})
+    with torch.no_grad():
+        given["model"].first.bias.zero_()
+    cleaned = jobs.clean(jobs.export(jobs.log("models:build_overflowing", name="net")))
+    found, _ = jobs.bisect(cleaned)
+    assert found.nodes == ("node_linear_1",)
+
+
+def test_a_bisection_in_fp32_is_refused_on_its_run(overflowing):
+    with pytest.raises(InvalidInputError, match="From fp32 to fp32"):
+        jobs.bisect(overflowing, precision="fp32")
+    assert run_named("bisect fp32").info.status == "FAILED"
+
+
+def test_what_was_kept_in_fp32_is_on_the_run_that_converted(overflowing):
+    jobs.convert(overflowing, precision="fp16", keep_fp32=["node_linear_1"])
+    run = run_named("convert fp16")
+    assert run.data.tags["e2eai.keep_fp32"] == "node_linear_1"
+    uri = f"runs:/{run.info.run_id}/keep_fp32.json"
+    assert tracking.fetch_nodes(uri) == ["node_linear_1"]
+
+
+def test_a_long_list_of_nodes_is_a_number_and_a_digest_in_the_tag_and_whole_in_the_artifact(store):
+    nodes = [f"/encoder/layer.{number}/attention/MatMul" for number in range(300)]
+    with mlflow.start_run() as run:
+        tracking.log_kept(nodes, run_id=run.info.run_id)
+    tag = mlflow.get_run(run.info.run_id).data.tags["e2eai.keep_fp32"]
+    assert re.fullmatch(r"300 nodes, sha256 [0-9a-f]{64}", tag)
+    assert tracking.fetch_nodes(f"runs:/{run.info.run_id}/keep_fp32.json") == nodes
+
+
+def test_a_node_to_keep_that_there_is_not_is_an_error_on_the_run(overflowing):
+    with pytest.raises(InvalidInputError, match="no node 'nothing' to keep"):
+        jobs.convert(overflowing, precision="fp16", keep_fp32=["nothing"])
+    run = run_named("convert fp16")
+    assert run.info.status == "FAILED"
+    assert run.data.tags["e2eai.keep_fp32"] == "nothing"
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "words"),
+    [
+        ("no json", ArtifactError, "is not JSON"),
+        ("[1]", ArtifactError, "holds no list of 'nodes'"),
+        ('{"nodes": "a"}', ArtifactError, "holds no list of 'nodes'"),
+        ('{"nodes": [1]}', ArtifactError, "holds no list of 'nodes'"),
+        (None, TrackingError, "cannot be had"),
+    ],
+)
+def test_a_file_that_holds_no_nodes_is_one_clear_sentence(store, tmp_path, text, error, words):
+    path = tmp_path / "bisection.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(error, match=words):
+        tracking.fetch_nodes(str(path))
+
+
+def test_an_artifact_that_there_is_not_is_one_clear_sentence(store):
+    with pytest.raises(TrackingError, match="cannot be had"):
+        tracking.fetch_nodes(f"runs:/{'0' * 32}/bisection.json")
+
+
+class Listening(pipeline.Silent):
+    """A recorder, and a stage, that remembers which nodes were kept."""
+
+    def __init__(self):
+        self.heard = []
+
+    def kept(self, nodes):
+        self.heard.append(nodes)
+
+
+@pytest.mark.parametrize(("keep", "right"), [((), False), (("node_linear_1",), True)])
+def test_the_pipeline_keeps_the_nodes_of_its_settings_in_fp32(keep, right, tmp_path):
+    given, recorder = build_overflowing(), Listening()
+    manifest, _ = pipeline.build(
+        given["model"],
+        given["input_example"],
+        pipeline.Settings(dynamic_axes=AXES, keep_fp32=keep),
+        work=tmp_path,
+        recorder=recorder,
+    )
+    (half,) = (e for e in manifest.evidence if e.variant == "onnxruntime-cpu/fp16")
+    assert half.passed is right
+    assert recorder.heard == ([keep] if keep else [])
+
+
 def test_any_model_of_the_chain_will_do_for_any_stage(source):
     info = jobs.package(source, name="net", registered_model_name="net", precisions=("fp32",))
     raw = jobs.export("models:/net/1", exporter="trace", opset=13)
@@ -52,6 +198,7 @@ def test_any_model_of_the_chain_will_do_for_any_stage(source):
     assert stage(parent(jobs.convert("models:/net/1", precision="fp16"))) == "clean"
     assert [entry.variant for entry in jobs.evaluate("models:/net/1")] == [
         "torch/fp32",
+        "onnxruntime-cpu/raw",
         "onnxruntime-cpu/fp32",
     ]
 

@@ -163,6 +163,51 @@ def test_fp16_keeps_the_interface_in_fp32(graph, out):
     assert made.parent_sha256 == source.sha256
 
 
+SIZE_THAT_ONLY_HAS_A_NAME = """
+main (float[N, 3] x) => (float[N, Divoutput_dim_1] y)
+<float[3, 2] w = {0.5, -0.25, 0.125, 0.3, 0.7, -0.9}> {
+    a = MatMul(x, w)
+    y = Tanh(a)
+}"""
+
+
+def test_a_size_of_an_output_keeps_the_name_that_the_exporter_made_up(graph, out):
+    """As tracing F.normalize gives; the converter infers that it is 2."""
+    source = graph(SIZE_THAT_ONLY_HAS_A_NAME)
+    made = convert(source, "fp16", out=out)
+    assert made.outputs == source.outputs
+    assert made.outputs[0].shape == ("N", "Divoutput_dim_1")
+
+
+def _other_rank(value):
+    value.type.tensor_type.shape.dim.add().dim_value = 1
+
+
+def _other_size(value):
+    value.type.tensor_type.shape.dim[1].dim_value = 5
+
+
+def _other_type(value):
+    value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
+
+
+def _other_name(value):
+    value.name = "a"
+
+
+@pytest.mark.parametrize("change", [_other_rank, _other_size, _other_type, _other_name])
+def test_an_output_that_is_another_one_is_refused(change, graph, out, monkeypatch):
+    def changing(model, **rest):
+        made = to_fp16(model, **rest)
+        change(made.graph.output[0])
+        return made
+
+    monkeypatch.setattr("mlflow_e2eai.precision.to_fp16", changing)
+    with pytest.raises(PrecisionError, match="other inputs or outputs"):
+        convert(graph(TWO_LAYERS), "fp16", out=out)
+    assert not out.exists()
+
+
 def test_fp16_weights_are_in_fp16(graph, out):
     convert(graph(TWO_LAYERS), "fp16", out=out)
     weights = onnx.load(out).graph.initializer

@@ -106,6 +106,35 @@ def test_a_stage_runs_alone_on_what_the_demo_registered(demo, folder, client):
     assert run.data.tags["mlflow.project.entryPoint"] == "export"
 
 
+def test_what_bisect_finds_is_what_convert_keeps(demo, folder, client):
+    """On a model of its own, whose weights fp16 cannot hold."""
+    said = []
+    model = f"{ROOT}/tests/models.py:build_overflowing"
+    for words in (
+        ["-e", "log", "-P", f"model={model}"],
+        ["-e", "export", "-P", "model_uri={}"],
+        ["-e", "clean", "-P", "model_uri={}"],
+    ):
+        done = mlflow_run(folder, *(word.format(*said[-1:]) for word in words))
+        assert done.returncode == 0, done.stderr
+        said.append(done.stdout.strip().splitlines()[-1])
+    cleaned = said[-1]
+
+    done = mlflow_run(folder, "-e", "bisect", "-P", f"model_uri={cleaned}")
+
+    assert done.returncode == 0, done.stderr
+    sentence, uri = done.stdout.strip().splitlines()[-2:]
+    assert sentence.startswith("The variant passes when 1 of 5 nodes are kept")
+    run = client.get_run(uri.removeprefix("runs:/").partition("/")[0])
+    assert (run.info.run_name, run.info.status) == ("bisect fp16", "FINISHED")
+    assert run.data.tags["mlflow.project.entryPoint"] == "bisect"
+    words = ["-e", "convert", "-P", f"model_uri={cleaned}", "-P", f"keep_fp32={uri}"]
+    done = mlflow_run(folder, *words)
+    assert done.returncode == 0, done.stderr
+    half = client.get_logged_model(done.stdout.strip().splitlines()[-1].removeprefix("models:/"))
+    assert client.get_run(half.source_run_id).data.tags["e2eai.keep_fp32"] == "node_linear_1"
+
+
 def test_a_wrong_parameter_is_one_sentence_and_a_failed_run_that_says_why(demo, folder, client):
     done = mlflow_run(folder, "-e", "export", "-P", "model_uri=models:/digits/1", "-P", "opset=x")
     assert done.returncode == 1

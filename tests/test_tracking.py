@@ -47,6 +47,7 @@ def test_every_stage_is_a_child_run_whose_inputs_and_outputs_are_the_models_it_r
         "compile fp32 sm86",
         "compile fp16 sm86",
         "evaluate torch/fp32",
+        "evaluate onnxruntime-cpu/raw",
         "evaluate onnxruntime-cpu/fp32",
         "evaluate onnxruntime-cpu/fp16",
         "evaluate tensorrt_rtx-sm86/fp32",

@@ -2,7 +2,8 @@
 
 Nothing is marked as an output inside the suspect graph: that changes what is fused, and the fault
 goes away (NVIDIA/TensorRT issue 4338). Whole graphs are judged instead, by their own outputs, with
-other nodes in fp32 each time; or, for surgery, with other nodes spared.
+other nodes in fp32 each time; or, for surgery, with other nodes spared; or, for an engine, pieces
+that are cut out and built by themselves.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from typing import TYPE_CHECKING
 from mlflow_e2eai import graphs
 from mlflow_e2eai.artifacts import Infer, OnnxArtifact, Precision, Tensors
 from mlflow_e2eai.bisection.cutting import cut
+from mlflow_e2eai.bisection.engines import bisect_engine, built_here
+from mlflow_e2eai.bisection.narrowing import narrow
 from mlflow_e2eai.bisection.plans import bisect_plan
 from mlflow_e2eai.bisection.searching import Bisection, search
 from mlflow_e2eai.errors import (
@@ -32,7 +35,16 @@ from mlflow_e2eai.runners import onnxruntime_runner
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["Bisection", "bisect", "bisect_plan", "cut", "search"]
+__all__ = [
+    "Bisection",
+    "bisect",
+    "bisect_engine",
+    "bisect_plan",
+    "built_here",
+    "cut",
+    "narrow",
+    "search",
+]
 
 
 def bisect(

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mlflow_e2eai import graphs
 from mlflow_e2eai.artifacts import OnnxArtifact
+from mlflow_e2eai.bisection.observing import Observed, inferred
 from mlflow_e2eai.errors import ArtifactError, InvalidInputError
+
+if TYPE_CHECKING:
+    import onnx
 
 
 def cut(
-    source: OnnxArtifact, *, inputs: Sequence[str], outputs: Sequence[str], out: Path
+    source: OnnxArtifact,
+    *,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    out: Path,
+    observed: Observed | None = None,
 ) -> OnnxArtifact:
     """Write the part of a graph between some of its values.
 
-    An engine can be searched so without marking outputs inside it: each piece is built by itself,
-    fed with what ONNX Runtime gives at its inputs, and judged by its own outputs. What is fused
-    across the cut is not seen.
+    An engine can be searched so without marking outputs inside it (see `bisect_engine`): each piece
+    is built by itself, fed with what ONNX Runtime gives at its inputs, and judged by its own
+    outputs. What is fused across the cut is not seen.
 
     Args:
         source: The graph; its file is not changed.
@@ -25,38 +35,81 @@ def cut(
             weights.
         outputs: Values where it ends.
         out: The file to write.
+        observed: Types and shapes of the values as `observe` saw them; without it, they are those
+            that ONNX infers.
 
     Returns:
-        The piece. Its axes are those of the source that its inputs name.
+        The piece, whose nodes have the names that `graphs.node_names` gives them in the source. Its
+        axes are those of the source, and those observed, that its inputs name.
 
     Raises:
         InvalidInputError: There is no such value, its type or shape is not known, or the piece
             needs more inputs than these.
     """
     import onnx
-    from onnx.utils import Extractor
 
-    model = onnx.shape_inference.infer_shapes(graphs.read(source.path))
-    known = {
-        value.name: value
-        for value in [*model.graph.input, *model.graph.value_info, *model.graph.output]
-    }
+    model = graphs.read(source.path)
+    known = observed.values if observed is not None else inferred(model)
     for name in (*inputs, *outputs):
         if name not in known:
             msg = f"The graph has no value {name!r} of known type to cut at; see its node outputs."
             raise InvalidInputError(msg)
-    piece = Extractor(model).extract_model(list(inputs), list(outputs))
+    for node, name in zip(model.graph.node, graphs.node_names(model), strict=True):
+        node.name = name
+    nodes = _between(model.graph, inputs, outputs)
+    needed = {name for node in nodes for name in reads(node)}.difference(inputs)
+    graph = onnx.helper.make_graph(
+        nodes,
+        model.graph.name,
+        [known[name] for name in inputs],
+        [known[name] for name in outputs],
+        initializer=[weight for weight in model.graph.initializer if weight.name in needed],
+    )
+    piece = onnx.helper.make_model(
+        graph,
+        ir_version=model.ir_version,
+        opset_imports=model.opset_import,
+        functions=model.functions,
+    )
     try:
         graphs.write(piece, out)
     except ArtifactError as error:
         msg = f"From {list(inputs)} alone {list(outputs)} cannot be computed: {error}"
         raise InvalidInputError(msg) from error
-    found = graphs.interface(piece)[0]
-    named = {size for spec in found for size in spec.shape}
+    named = {size for spec in graphs.interface(piece)[0] for size in spec.shape}
+    axes = (*source.axes, *(observed.axes if observed is not None else ()))
     return graphs.describe(
         out,
         stage="clean",
         precision=source.precision,
-        axes=tuple(axis for axis in source.axes if axis.name in named),
+        axes=tuple(axis for axis in axes if axis.name in named),
         parent_sha256=source.sha256,
     )
+
+
+def reads(node: onnx.NodeProto) -> Iterator[str]:
+    """Names of the values that a node reads, those that graphs inside it read from outside too."""
+    yield from filter(None, node.input)
+    for attribute in node.attribute:
+        for inner in [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]:
+            made = {value.name for value in (*inner.input, *inner.initializer)}
+            made |= {name for each in inner.node for name in each.output}
+            read = [name for each in inner.node for name in reads(each)]
+            yield from (
+                name for name in (*read, *(o.name for o in inner.output)) if name not in made
+            )
+
+
+def _between(
+    graph: onnx.GraphProto, inputs: Collection[str], outputs: Sequence[str]
+) -> list[onnx.NodeProto]:
+    """The nodes that the outputs need, back to the inputs, in the graph's order."""
+    makers = {name: at for at, node in enumerate(graph.node) for name in node.output if name}
+    found: set[int] = set()
+    wanted = list(outputs)
+    while wanted:
+        name = wanted.pop()
+        if name in makers and name not in inputs and makers[name] not in found:
+            found.add(makers[name])
+            wanted.extend(reads(graph.node[makers[name]]))
+    return [graph.node[at] for at in sorted(found)]

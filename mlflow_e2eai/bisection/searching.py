@@ -18,10 +18,12 @@ class Bisection:
 
     Attributes:
         nodes: Names of the nodes, in the graph's order. Keeping them makes the variant pass; for a
-            failure of fp16 they are what `convert` takes as `keep_fp32`. Empty when the variant
-            did not fail, or when a surgery rule is to blame as a whole.
-        minimal: Whether each of them is needed: without any one of them the variant fails. False
-            when the evaluations ran out first.
+            failure of fp16 they are what `convert` takes as `keep_fp32`. For an engine, the piece
+            that is wrong when it is built by itself. Empty when the variant did not fail, or when a
+            surgery rule is to blame as a whole.
+        minimal: Whether each of them is needed: without any one of them the variant fails; for an
+            engine, the piece is right without its first and without its last. False when the
+            evaluations ran out first.
         suspects: Number of nodes among which was searched.
         evaluations: Number of variants that were made and judged.
         rule: For surgery, the step that broke the graph, as ``rule`` or ``rule #2``; else None.

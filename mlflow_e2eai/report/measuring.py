@@ -19,6 +19,7 @@ _KINDS: Mapping[str, str] = {
     "profile": "corners of the profile",
     "edges": "zeros and denormals",
     "large": "large numbers",
+    "rounded": "rounded as a GPU rounds",
     "data": "evaluation data",
 }
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from mlflow_e2eai.arrays import corners, resize
 from mlflow_e2eai.artifacts import Array, Infer, OnnxArtifact, Tensors
+from mlflow_e2eai.errors import InvalidInputError
 
 LARGE = 16
 """How many times the example's numbers the edge ``large`` has. A power of two: it changes exponents
@@ -18,6 +21,46 @@ def profile_samples(example: Tensors, graph: OnnxArtifact) -> dict[str, Tensors]
     """The input example at every corner of a graph's profile, by corner."""
     return {
         label: resize(example, graph.inputs, sizes) for label, sizes in corners(graph.axes).items()
+    }
+
+
+def batch_samples(
+    example: Tensors, graph: OnnxArtifact, sizes: Sequence[int]
+) -> dict[str, Tensors]:
+    """The input example at further sizes of its leading axis, all other axes at opt.
+
+    Args:
+        example: One array for each input.
+        graph: Where the dynamic axes are.
+        sizes: Of the first input's first axis.
+
+    Returns:
+        Samples by label, such as ``N=16``, in the order of their size.
+
+    Raises:
+        InvalidInputError: That axis is not dynamic, or does not admit a size.
+    """
+    if not sizes:
+        return {}
+    first = graph.inputs[0]
+    leading = next((axis for axis in graph.axes if first.shape[:1] == (axis.name,)), None)
+    if leading is None:
+        msg = (
+            f"The leading axis of {first.name!r} is not dynamic, so there are no batch sizes to "
+            f"choose; leave them out, or give the axis in dynamic_axes."
+        )
+        raise InvalidInputError(msg)
+    for size in sizes:
+        if not leading.min <= size <= leading.max:
+            msg = (
+                f"The batch size {size} is not among those of the axis {leading.name!r}, "
+                f"{leading.min} to {leading.max}; leave it out, or widen the axis."
+            )
+            raise InvalidInputError(msg)
+    opt = {axis.name: axis.opt for axis in graph.axes}
+    return {
+        f"{leading.name}={size}": resize(example, graph.inputs, {**opt, leading.name: size})
+        for size in sorted(set(sizes))
     }
 
 

@@ -23,6 +23,7 @@ from mlflow_e2eai.tracking.lineage import (
     tag_model,
 )
 from mlflow_e2eai.tracking.models import log_artifact, signature_of
+from mlflow_e2eai.tracking.nodes import KEEP_FP32, fetch_nodes, log_bisection, log_kept
 from mlflow_e2eai.tracking.reports import log_report
 from mlflow_e2eai.tracking.runs import (
     NONFINITE,
@@ -39,6 +40,7 @@ from mlflow_e2eai.tracking.sources import fetch_source, log_source, open_inputs
 
 __all__ = [
     "ERROR",
+    "KEEP_FP32",
     "NONFINITE",
     "PARENT",
     "SHA256",
@@ -53,10 +55,13 @@ __all__ = [
     "fetch",
     "fetch_engine",
     "fetch_graph",
+    "fetch_nodes",
     "fetch_source",
     "link_inputs",
     "link_output",
     "log_artifact",
+    "log_bisection",
+    "log_kept",
     "log_metrics",
     "log_report",
     "log_source",

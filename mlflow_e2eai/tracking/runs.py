@@ -26,6 +26,7 @@ from mlflow_e2eai.tracking.lineage import (
     tag_model,
 )
 from mlflow_e2eai.tracking.models import log_artifact, stage_of, suffix_of
+from mlflow_e2eai.tracking.nodes import log_kept
 from mlflow_e2eai.tracking.server import check_server
 
 NONFINITE = "e2eai.nonfinite"
@@ -177,6 +178,10 @@ class MlflowStage:
         client.log_text(self.run_id, to_json(value), f"{name}.json")
         if isinstance(value, SurgeryReport):
             client.log_text(self.run_id, surgery_html(value), f"{name}.html")
+
+    def kept(self, nodes: Sequence[str]) -> None:
+        """Write on the run which nodes stay in fp32."""
+        log_kept(nodes, run_id=self.run_id)
 
     def measured(self, evidence: Evidence, latency: Mapping[str, LatencyReport]) -> None:
         """Write what was measured on the run and on the model, batch sizes as steps."""

@@ -1,0 +1,103 @@
+"""What a stage on its own needs of the chain that its input stands in, fetched."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlflow_e2eai import bundle, pipeline, tracking
+from mlflow_e2eai.artifacts import Array, Axis, Infer, OnnxArtifact
+from mlflow_e2eai.errors import TrackingError
+from mlflow_e2eai.modules import DynamicAxes, module_of, named_inputs
+from mlflow_e2eai.samples import EvaluationData
+from mlflow_e2eai.variants import bridge
+
+if TYPE_CHECKING:
+    from mlflow.entities import LoggedModel
+
+_log = logging.getLogger(__name__)
+
+_DEFAULT_AXIS = Axis("N", min=1, opt=8, max=64)
+"""For a model that was logged without axes and whose signature leaves the leading size open."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """A PyTorch LoggedModel, loaded."""
+
+    module: Any
+    example: Any
+    axes: DynamicAxes
+    evaluation: EvaluationData | None
+
+
+class Job:
+    """What a stage on its own needs: its input, a folder, a recorder, the PyTorch model."""
+
+    def __init__(self, model: LoggedModel, folder: Path) -> None:
+        self.model = model
+        self.folder = folder
+        self.source = tracking.ancestor(model, ("source",))
+        name = self.source.name.removesuffix("-source")
+        self.recorder = tracking.MlflowRecorder(name=name, source=self.source.model_id)
+        self.evaluation: EvaluationData | None = None
+
+    @contextmanager
+    def stage(self, name: str, graph: OnnxArtifact) -> Iterator[tracking.MlflowStage]:
+        """The run of this job, on the graph that it was given."""
+        self.recorder.models[graph.sha256] = self.model.model_id
+        with self.recorder.stage(name, inputs=[graph.sha256]) as stage:
+            yield stage
+
+    @contextmanager
+    def reference(self, raw: OnnxArtifact, graph: OnnxArtifact) -> Iterator[Infer | None]:
+        """The PyTorch module under a graph's names; None when it cannot be loaded here."""
+        try:
+            source = source_of(self.source, self.folder / "source", None)
+        except TrackingError as error:
+            _log.warning("The PyTorch model cannot be the reference: %s", error)
+            yield None
+            return
+        self.evaluation = source.evaluation
+        with pipeline.reference_of(source.module, raw) as infer:
+            yield bridge(infer, raw, graph)
+
+
+@contextmanager
+def job_on(model_uri: str, stages: Sequence[str]) -> Iterator[Job]:
+    """Find a job's input; an error before the job's own run began is told by the caller."""
+    with tempfile.TemporaryDirectory() as folder:
+        model = tracking.ancestor(tracking.resolve(model_uri), stages)
+        yield Job(model, Path(folder))
+
+
+def source_of(model: LoggedModel, folder: Path, axes: DynamicAxes | None) -> Source:
+    """Load a PyTorch model; `axes` stand in for those that it was logged with, unless None."""
+    folder.mkdir(exist_ok=True, parents=True)
+    module, example, kept, evaluation = tracking.fetch_source(model, folder)
+    if axes is None:
+        axes = kept if kept is not None else _open_axes(model, folder, module, example)
+    return Source(module=module, example=example, axes=axes, evaluation=evaluation)
+
+
+def _open_axes(model: LoggedModel, folder: Path, module: Any, example: Any) -> DynamicAxes:
+    """The leading axis of every input whose signature leaves it open."""
+    open_inputs = tracking.open_inputs(model, folder)
+    names = list(named_inputs(module_of(module), example))
+    return {
+        name: {0: _DEFAULT_AXIS}
+        for name, is_open in zip(names, open_inputs, strict=False)
+        if is_open
+    }
+
+
+def graph_of(model: LoggedModel, folder: Path) -> tuple[OnnxArtifact, dict[str, Array]]:
+    """Fetch an ONNX graph and its input example into a folder."""
+    folder.mkdir(exist_ok=True, parents=True)
+    graph = tracking.fetch_graph(model, folder)
+    return graph, bundle.read_example(graph.path.parent)

@@ -1,0 +1,82 @@
+"""What is to be judged: every variant, and the one that it was made of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from mlflow_e2eai.artifacts import EngineArtifact, OnnxArtifact, variant_name
+from mlflow_e2eai.bundle import RAW
+from mlflow_e2eai.isolation import Opener
+from mlflow_e2eai.runners import onnxruntime_devices
+from mlflow_e2eai.variants import engine_variant, graph_variant, raw_runner, runner
+
+EXPORT = "export"
+TORCH = variant_name("torch", "fp32")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variant:
+    """What is to be judged, and where it comes from.
+
+    Attributes:
+        name: A runner and what it runs.
+        artifact: The file.
+        step: What made it of the variant before.
+        before: That variant.
+        opener: Opens its runner.
+    """
+
+    name: str
+    artifact: OnnxArtifact | EngineArtifact
+    step: str
+    before: str
+    opener: Opener
+
+    @property
+    def precision(self) -> str:
+        """The one whose tolerance it is held to."""
+        artifact = self.artifact
+        return artifact.arithmetic if isinstance(artifact, EngineArtifact) else artifact.precision
+
+    @property
+    def shipped(self) -> bool:
+        """Whether it goes into the bundle; the graph as it was exported does not."""
+        return self.step != EXPORT
+
+    @property
+    def takes_threads(self) -> bool:
+        """ONNX Runtime does; an engine has one execution context."""
+        return isinstance(self.artifact, OnnxArtifact)
+
+
+def variants_of(
+    graphs: Sequence[OnnxArtifact], engines: Sequence[EngineArtifact], raw: OnnxArtifact | None
+) -> dict[str, Variant]:
+    """All variants by name, each after the one that it was made of."""
+    plain = {graph.sha256: graph_variant(graph, "cpu") for graph in graphs}
+    found: dict[str, Variant] = {}
+
+    def add(name: str, artifact: OnnxArtifact | EngineArtifact, step: str, before: str) -> None:
+        opener = partial(runner, name, graphs, engines)
+        found[name] = Variant(name=name, artifact=artifact, step=step, before=before, opener=opener)
+
+    if raw is not None:
+        name = variant_name("onnxruntime-cpu", RAW)
+        opener = partial(raw_runner, raw, graphs[0])
+        found[name] = Variant(name=name, artifact=raw, step=EXPORT, before=TORCH, opener=opener)
+        plain[raw.sha256] = name
+    for graph in graphs:
+        before = plain.get(graph.parent_sha256 or "", TORCH)
+        step = f"convert {graph.precision}" if graph.stage == "convert" else "clean"
+        step = "export or clean" if before == TORCH and step == "clean" else step
+        add(graph_variant(graph, "cpu"), graph, step, before)
+    for device in onnxruntime_devices():
+        for graph in graphs if device != "cpu" else ():
+            step = f"run on onnxruntime-{device}"
+            add(graph_variant(graph, device), graph, step, plain[graph.sha256])
+    for engine in engines:
+        step = f"compile {engine.arithmetic} {engine.target}"
+        add(engine_variant(engine), engine, step, plain.get(engine.parent_sha256, TORCH))
+    return found

@@ -1,0 +1,105 @@
+"""Every variant, asked everything and timed in turns."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+
+from mlflow_e2eai.artifacts import EngineArtifact, Infer, OnnxArtifact, Tensors
+from mlflow_e2eai.bundle import Evidence
+from mlflow_e2eai.errors import E2EAIError, EngineMismatchError, MissingDependencyError, RunnerError
+from mlflow_e2eai.evaluation.blame import blamed
+from mlflow_e2eai.evaluation.candidates import TORCH, Variant, variants_of
+from mlflow_e2eai.evaluation.questions import Questions, edges_of, magnitudes_of
+from mlflow_e2eai.isolation import Isolated, isolated
+from mlflow_e2eai.latency import BUDGET_S, LatencyReport, Touched, benchmark
+from mlflow_e2eai.progress import progress
+from mlflow_e2eai.samples import EvaluationData, batch_samples, profile_samples
+
+
+def evaluate(
+    reference: Infer,
+    graphs: Sequence[OnnxArtifact],
+    engines: Sequence[EngineArtifact],
+    example: Tensors,
+    *,
+    raw: OnnxArtifact | None = None,
+    evaluation: EvaluationData | None = None,
+    batch_sizes: Sequence[int] = (),
+) -> tuple[list[Evidence], dict[str, LatencyReport]]:
+    """Judge every variant against the PyTorch module, and measure all of them together.
+
+    Args:
+        reference: The PyTorch module, under the names of the graphs.
+        graphs: The graphs; ONNX Runtime runs each on every device that it has here.
+        engines: Engines. One that this machine cannot run is recorded as not measured.
+        example: One array for each input.
+        raw: The graph as it was exported, to tell what export did from what cleaning did.
+        evaluation: Labelled data.
+        batch_sizes: Sizes of the leading axis at which latency is measured beside the corners of
+            the profile.
+
+    Returns:
+        Evidence for each variant, the PyTorch module first, and latency by corner of the profile
+        and by batch size.
+
+    Raises:
+        InvalidInputError: The profile does not admit a batch size, or a task metric does not take
+            what the PyTorch module answers.
+    """
+    sizes = batch_samples(example, graphs[0], batch_sizes)
+    corners = profile_samples(example, graphs[0])
+    questions = Questions(
+        reference=reference,
+        corners=corners,
+        edges=edges_of(example, graphs[0], reference),
+        usual=magnitudes_of(reference(next(iter(corners.values())))),
+        graph=graphs[0],
+        evaluation=evaluation,
+    )
+    variants = variants_of(graphs, engines, raw)
+    infers: dict[str, Infer] = {TORCH: Touched(reference)}
+    evidence = {TORCH: questions.of_the_reference()}
+    with ExitStack() as stack:
+        for name, variant in progress(variants.items(), "evaluate", unit="variants"):
+            try:
+                there = stack.enter_context(isolated(variant.opener))
+            except (EngineMismatchError, MissingDependencyError, RunnerError) as error:
+                evidence[name] = _not_measured(variant, error)
+                continue
+            before = infers.get(variant.before)
+            evidence[name] = questions.of(variant, there, before)
+            infers[name] = there
+        latency = _timed(infers, evidence, {**corners, **sizes})
+    return blamed(evidence, variants), latency
+
+
+def _not_measured(variant: Variant, error: E2EAIError) -> Evidence:
+    return Evidence(
+        variant=variant.name, sha256=variant.artifact.sha256, measured=False, reason=str(error)
+    )
+
+
+def _timed(
+    infers: Mapping[str, Infer],
+    evidence: dict[str, Evidence],
+    samples: Mapping[str, Tensors],
+) -> dict[str, LatencyReport]:
+    """Measure all that did not break down; what breaks down here is left out from then on.
+
+    What gave wrong numbers is timed all the same.
+    """
+    latency: dict[str, LatencyReport] = {}
+    for label, sample in progress(samples.items(), "measure latency", unit="sizes"):
+        while label not in latency:
+            sound = {n: infer for n, infer in infers.items() if evidence[n].reason is None}
+            try:
+                latency[label] = benchmark(sound, sample, budget_s=BUDGET_S)
+            except RunnerError:
+                broken = {n: i.failure for n, i in sound.items() if isinstance(i, Isolated)}
+                if not any(broken.values()):
+                    raise
+                for name, reason in broken.items():
+                    evidence[name] = dataclasses.replace(evidence[name], reason=reason)
+    return latency

@@ -1,0 +1,162 @@
+"""What every variant is asked, and what that says of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from mlflow_e2eai.artifacts import Array, Infer, OnnxArtifact, Tensors
+from mlflow_e2eai.bundle import ADVISORY, Evidence
+from mlflow_e2eai.errors import InvalidInputError, RunnerError
+from mlflow_e2eai.evaluation.candidates import TORCH, Variant
+from mlflow_e2eai.isolation import Isolated, isolated
+from mlflow_e2eai.parity import REPEATS, ParityReport, compare
+from mlflow_e2eai.runners import onnxruntime_runner
+from mlflow_e2eai.samples import EvaluationData, edge_samples, scores
+from mlflow_e2eai.samples import calls as in_calls
+
+ROUNDED = frozenset({"rounded", "edges", "large"})
+"""Kinds of sample that are asked with every value rounded as a GPU rounds it: they are to show what
+overflows between two nodes, which ONNX Runtime's CPU kernels hide."""
+
+LOAD_S = 0.2
+"""Seconds for each number of callers at once."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Questions:
+    """What every variant is asked.
+
+    Attributes:
+        reference: Gives the right answers.
+        corners: The input example at every corner of the profile.
+        edges: Edge samples by kind.
+        usual: Largest magnitude of each floating output on the first corner. At an edge little may
+            be left of an output, and an error is then a share of what it is as a rule.
+        graph: The graph whose profile that is.
+        evaluation: Labelled data.
+    """
+
+    reference: Infer
+    corners: Mapping[str, Tensors]
+    edges: Mapping[str, Sequence[Tensors]]
+    usual: Mapping[str, float]
+    graph: OnnxArtifact
+    evaluation: EvaluationData | None
+
+    def of_the_reference(self) -> Evidence:
+        """The module against itself tells whether it answers one question the same way twice."""
+        report = compare(
+            self.reference, self.reference, self.corners.values(), repeats=2, threads=1
+        )
+        return Evidence(
+            variant=TORCH,
+            sha256=None,
+            measured=True,
+            parity={"profile": report},
+            task=self.task(self.reference),
+        )
+
+    def of(self, variant: Variant, there: Isolated, before: Infer | None) -> Evidence:
+        """Ask a variant everything. One that breaks down keeps what was seen until then."""
+        seen: dict[str, Any] = {"before": variant.before if before is not None else None}
+        try:
+            for more in self._asked(variant, there, before):
+                seen |= more
+        except (RunnerError, InvalidInputError) as error:
+            seen["reason"] = str(error)
+        sha256 = variant.artifact.sha256
+        return Evidence(variant=variant.name, sha256=sha256, measured=True, **seen)
+
+    def _asked(
+        self, variant: Variant, there: Isolated, before: Infer | None
+    ) -> Iterator[dict[str, Any]]:
+        """Fields of the evidence, as they become known."""
+        sample = next(iter(self.corners.values()))
+        yield {"cold_start": there.cold_start(sample)}
+        parity: dict[str, ParityReport] = {}
+        with _rounding(variant, there) as rounding:
+            for kind, samples, options in self._comparisons(variant):
+                asked = rounding if kind in ROUNDED else there
+                parity[kind] = asked.compare(
+                    self.reference, samples, precision=variant.precision, **options
+                )
+                yield {"parity": dict(parity)}
+        if variant.before != TORCH and before is not None:
+            yield {"against_before": self._against(before, variant, there)}
+        if variant.shipped and self.evaluation is not None:
+            yield {"task": self.task(there)}
+        if variant.shipped and variant.takes_threads:
+            yield {"loads": there.throughput(sample, budget_s=LOAD_S)}
+
+    def _comparisons(
+        self, variant: Variant
+    ) -> Iterator[tuple[str, Iterable[Tensors], dict[str, Any]]]:
+        """Samples by kind, and how they are asked."""
+        threads = 2 if variant.takes_threads else 1
+        yield "profile", self.corners.values(), {"repeats": REPEATS, "threads": threads}
+        if _is_rounded_late(variant):
+            yield "rounded", self.corners.values(), {"repeats": 1}
+        for kind, samples in self.edges.items():
+            yield kind, samples, {"repeats": 1, "scales": self.usual}
+        if variant.shipped and self.evaluation is not None:
+            data = (batch for batch, _, _ in self.calls(self.evaluation))
+            yield "data", data, {"repeats": 1}
+
+    def _against(self, before: Infer, variant: Variant, there: Isolated) -> ParityReport | None:
+        """The comparison with what came before the last step; None where that breaks down."""
+        try:
+            return there.compare(
+                before, self.corners.values(), precision=variant.precision, repeats=1
+            )
+        except RunnerError:
+            if there.failure is not None:
+                raise
+            return None
+
+    def calls(self, data: EvaluationData) -> Iterator[tuple[Tensors, Array | None, int]]:
+        """The evaluation data, in calls that the profile admits."""
+        return in_calls(data, self.graph, next(iter(self.corners.values())))
+
+    def task(self, infer: Infer) -> dict[str, float]:
+        """The task metrics of a callable."""
+        if self.evaluation is None:
+            return {}
+        return scores(infer, self.calls(self.evaluation), self.evaluation.metrics)
+
+
+def _is_rounded_late(variant: Variant) -> bool:
+    """Whether what runs it rounds less often than a GPU: ONNX Runtime on the CPU does, in fp16."""
+    return variant.precision == "fp16" and variant.name.startswith("onnxruntime-cpu")
+
+
+@contextmanager
+def _rounding(variant: Variant, there: Isolated) -> Iterator[Isolated]:
+    """The variant with every value rounded as a GPU rounds it."""
+    if not _is_rounded_late(variant):
+        yield there
+        return
+    with isolated(partial(onnxruntime_runner, variant.artifact.path, rounded=True)) as rounding:
+        yield rounding
+
+
+def edges_of(example: Tensors, graph: OnnxArtifact, reference: Infer) -> dict[str, list[Tensors]]:
+    """Edge samples by kind of evidence."""
+    found: dict[str, list[Tensors]] = {}
+    for name, sample in edge_samples(example, graph, reference).items():
+        found.setdefault(name if name in ADVISORY else "edges", []).append(sample)
+    return found
+
+
+def magnitudes_of(answers: Tensors) -> dict[str, float]:
+    """Largest finite magnitude of each floating output."""
+    return {
+        name: float(np.max(np.abs(array[np.isfinite(array)]), initial=0.0))
+        for name, array in answers.items()
+        if array.dtype.kind == "f"
+    }
