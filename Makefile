@@ -8,7 +8,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # MLflow's usage statistics go to its makers; a demo and a test suite have nothing to tell them.
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: demo test lint unit test-slow test-gpu bench clean
+.PHONY: demo test lint unit test-slow test-gpu bench bench-slow clean
 
 demo: $(VENV)/installed
 	mlflow run . --env-manager local --experiment-name digits
@@ -33,6 +33,12 @@ test-gpu: $(VENV)/installed
 
 bench: $(VENV)/installed
 	python benchmarks/cpu.py
+	python benchmarks/faults.py
+
+# Half an hour and more: comparing a million samples, and 600 comparisons of latencies.
+bench-slow: $(VENV)/installed
+	python benchmarks/parity.py
+	python benchmarks/aa.py
 
 # The stamp is newer than the files that say what to install.
 $(VENV)/installed: pyproject.toml constraints.txt

@@ -1,28 +1,38 @@
 """A/A and A/B on this machine: is the same variant twice equal, and is a slow-down by a tenth seen?
 
 A small ONNX graph is run by ONNX Runtime, at calls of about 50 microseconds, half a millisecond and
-5 milliseconds. Three comparisons are tried over and over, each with the defaults of `benchmark`:
+5 milliseconds. Five comparisons are tried over and over, each with the defaults of `benchmark`:
 
 - one session against itself: equal is right;
 - the session against itself with a tenth of extra work behind each call: slower is right;
 - the session against a second one of the same file: their weights lie elsewhere in memory, which is
-  a difference of a few per cent at times, and then rightly found.
+  a difference of a few per cent at times, and then rightly found;
+- the session in a process of its own, as variants are judged, against itself;
+- two such processes against each other.
 
-    python benchmarks/aa.py [--tries 100] [--sizes 50us 500us 5ms] [--pairs same slower sessions]
+Writes its section of BENCHMARKS.md when it tries all of them.
+
+    python benchmarks/aa.py [--tries 100] [--sizes 50us 500us 5ms] [--pairs same slower ...]
 """
 
 from __future__ import annotations
 
 import argparse
+import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
 
 import numpy as np
-import onnxruntime
+import page
 from onnx import TensorProto, helper, numpy_helper
 
 from mlflow_e2eai.artifacts import Infer, Tensors
+from mlflow_e2eai.isolation import isolated_onnxruntime
 from mlflow_e2eai.latency import LatencyReport, benchmark
+from mlflow_e2eai.runners import onnxruntime_runner
 
 SIZES = {"50us": (160, 6), "500us": (384, 12), "5ms": (768, 26)}
 """Width and layers of the graph by about how long a call takes."""
@@ -31,6 +41,8 @@ PAIRS = {
     "same": "A/A, one session",
     "slower": "A/B, a tenth slower",
     "sessions": "A/A, two sessions",
+    "isolated": "A/A, one session in a process of its own",
+    "processes": "A/A, two such processes",
 }
 
 SLOWER = 0.1
@@ -57,14 +69,6 @@ def graph(width: int, layers: int) -> bytes:
     made = helper.make_graph(nodes, "aa", ends[:1], ends[1:], weights)
     opsets = [helper.make_opsetid("", 18)]
     return helper.make_model(made, opset_imports=opsets, ir_version=9).SerializeToString()
-
-
-def runner(model: bytes) -> Infer:
-    """A session of its own, whose idle workers do not spin."""
-    options = onnxruntime.SessionOptions()
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    return lambda tensors: {"y": session.run(None, dict(tensors))[0]}
 
 
 def working(infer: Infer, loops: int) -> Infer:
@@ -117,35 +121,49 @@ def tried(baseline: Infer, candidate: Infer, sample: Tensors, tries: int) -> str
         values.append(report.ratio("candidate", "baseline").value)
     seconds = (time.perf_counter() - started) / tries
     seen = ", ".join(f"{kind} {count}" for kind, count in sorted(kinds.items())) or "none"
-    return (
-        f"equal {found['equal']:3}, slower {found['slower']:3}, faster {found['faster']:3} of "
-        f"{tries}; median ratio {np.median(values):.3f}; {seconds:.1f} s each; findings: {seen}"
-    )
+    verdicts = " | ".join(str(found[word]) for word in ("equal", "slower", "faster"))
+    return f"{verdicts} | {tries} | {np.median(values):.3f} | {seconds:.1f} | {seen}"
+
+
+def lines(tries: int, sizes: Sequence[str], pairs: Sequence[str]) -> Iterator[str]:
+    """A table's lines, as they are measured."""
+    yield "| a call | what | equal | slower | faster | tries | median ratio | s a try | findings |"
+    yield "|---|---|---|---|---|---|---|---|---|"
+    for size in sizes:
+        width, layers = SIZES[size]
+        noise = np.random.default_rng(1).standard_normal((BATCH, width)).astype(np.float32)
+        sample = {"x": noise}
+        with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+            path = Path(folder, "aa.onnx")
+            path.write_bytes(graph(width, layers))
+            infer, second = (stack.enter_context(onnxruntime_runner(path)) for _ in range(2))
+            there, other = (stack.enter_context(isolated_onnxruntime(path)) for _ in range(2))
+            loops = loops_for(infer, sample, SLOWER) if "slower" in pairs else 0
+            compared = {
+                "same": (working(infer, 0), working(infer, 0)),
+                "slower": (working(infer, 0), working(infer, loops)),
+                "sessions": (working(infer, 0), working(second, 0)),
+                "isolated": (there, there),
+                "processes": (there, other),
+            }
+            for name in pairs:
+                found = tried(*compared[name], sample, tries)
+                yield f"| {size} | {PAIRS[name]} | {found} |"
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tries", type=int, default=100)
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--pairs", nargs="+", choices=PAIRS, default=list(PAIRS))
     given = parser.parse_args()
-    for size in given.sizes:
-        width, layers = SIZES[size]
-        model = graph(width, layers)
-        noise = np.random.default_rng(1).standard_normal((BATCH, width)).astype(np.float32)
-        sample = {"x": noise}
-        infer, second = runner(model), runner(model)
-        loops = loops_for(infer, sample, SLOWER)
-        pairs = {
-            "same": (infer, working(infer, 0)),
-            "slower": (infer, working(infer, loops)),
-            "sessions": (infer, working(second, 0)),
-        }
-        for name in given.pairs:
-            baseline, candidate = pairs[name]
-            found = tried(working(baseline, 0), candidate, sample, given.tries)
-            print(f"{size:>5}  {PAIRS[name]:20} {found}", flush=True)
+    written = []
+    for line in lines(given.tries, given.sizes, given.pairs):
+        print(line, flush=True)
+        written.append(line)
+    if (given.sizes, given.pairs) == (list(SIZES), list(PAIRS)):
+        page.write("aa", "Is the same variant equal, and a slower one slower?", "\n".join(written))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What this package costs, on the CPU: writes BENCHMARKS.md.
+"""What this package costs, on the CPU: writes its section of BENCHMARKS.md.
 
 Two things compared are measured in one run and in turns, and given as a ratio: absolute times on a
 shared machine say little.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -18,6 +17,8 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+
+import page
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "examples"))
@@ -123,11 +124,6 @@ def calls(saved: Path) -> dict[str, float]:
     return {variant.name: 1e3 * variant.p50_ms for variant in report.variants}
 
 
-def _machine() -> str:
-    what = f"{platform.machine()}, {os.cpu_count()} cores, no GPU"
-    return f"{what}, Python {platform.python_version()}, versions of constraints.txt"
-
-
 def main() -> None:
     """Measure and write."""
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
@@ -139,36 +135,24 @@ def main() -> None:
         by_call = calls(saved)
     base = by_call["onnxruntime session.run"]
     lines = [
-        "# Benchmarks",
-        "",
-        "Written by `make bench`. Times on a shared machine are noisy: what is compared was",
-        "measured in one run and in turns, and the ratios are what to look at.",
-        "",
-        f"Machine: {_machine()}.",
-        "",
-        "## Import",
+        "### Import",
         "",
         f"`import mlflow` takes {alone:.2f} s (median of {IMPORTS}, in turns); with",
         f"`import mlflow_e2eai` it takes {ratio:.3f} times that.",
         "",
-        "## Stages, on the digits model (5 k parameters in the head, two convolutions)",
+        "### Stages, on the digits model (5 k parameters in the head, two convolutions)",
         "",
         "| stage | s |",
         "|---|---|",
         *(f"| {name} | {seconds:.2f} |" for name, seconds in taken.items()),
         "",
-        f"## One call, batch 1, median of {CALLS} rounds in turns",
+        f"### One call, batch 1, median of {CALLS} rounds in turns",
         "",
         "| way | µs | ratio |",
         "|---|---|---|",
         *(f"| {name} | {us:.1f} | {us / base:.2f} |" for name, us in by_call.items()),
-        "",
-        "## Not measured",
-        "",
-        "Engines and CUDA: no figure here comes from a GPU.",
-        "",
     ]
-    (ROOT / "BENCHMARKS.md").write_text("\n".join(lines), encoding="utf-8")
+    page.write("cpu", "What it costs", "\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
     python benchmarks/faults.py [seeds]
 
-Writes tables in Markdown. Polygraphy judges for itself where it is installed, else by its rule as
-tests/faults/peers.py has it; the others are their rules, from their sources.
+Writes its section of BENCHMARKS.md. Polygraphy judges for itself where it is installed, else by its
+rule as tests/faults/peers.py has it; the others are their rules, from their sources.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "faults"))
 
+import page
 import peers
 from harmless import HARMLESS
 from healthy import MODELS, runners
@@ -169,4 +170,6 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 if __name__ == "__main__":
-    print(markdown(int(sys.argv[1]) if len(sys.argv) > 1 else SEEDS))
+    found = markdown(int(sys.argv[1]) if len(sys.argv) > 1 else SEEDS)
+    print(found)
+    page.write("faults", "Who finds the faults", found)

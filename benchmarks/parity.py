@@ -1,4 +1,4 @@
-"""What comparing costs, against NumPy over the same arrays: prints a table in Markdown.
+"""What comparing costs, against NumPy over the same arrays: writes its section of BENCHMARKS.md.
 
 The outputs are those of a sentence encoder, 384 floats a sample, in calls of one item and of 64.
 All ways ask the same two callables for the same answers, in turns within one process, so that a
@@ -23,6 +23,7 @@ import tracemalloc
 from collections.abc import Callable, Iterator
 
 import numpy as np
+import page
 
 from mlflow_e2eai.artifacts import Array, Infer, Tensors
 from mlflow_e2eai.parity import REPEATS, TOLERANCES, compare
@@ -94,8 +95,8 @@ def seconds(way: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def ratios(items: int, repeats: int, samples: int) -> None:
-    """Print one line: how many times as long as each bare pass comparing takes."""
+def ratios(items: int, repeats: int, samples: int) -> str:
+    """One line: how many times as long as each bare pass comparing takes."""
     reference, candidate = sides(items)
 
     def ours() -> None:
@@ -120,11 +121,11 @@ def ratios(items: int, repeats: int, samples: int) -> None:
         shares = [turn[0] / turn[at] for turn in taken]
         cells.append(f"{statistics.median(shares):.2f} ({min(shares):.2f} to {max(shares):.2f})")
     cost = statistics.median(turn[0] for turn in taken) / (samples / items) * 1e6
-    print(f"| {items} | {repeats} | {cost:.0f} | {' | '.join(cells)} |", flush=True)
+    return f"| {items} | {repeats} | {cost:.0f} | {' | '.join(cells)} |"
 
 
-def memory(items: int) -> None:
-    """Print by how much the process grows from a tenth of the samples to all of them."""
+def memory(items: int) -> str:
+    """One line: by how much the process grows from a tenth of the samples to all of them."""
     reference, candidate = sides(items)
     peaks, resident = [], []
     tracemalloc.start()
@@ -138,25 +139,30 @@ def memory(items: int) -> None:
     megabytes = (
         f"{peaks[0] / 1e6:.2f} | {peaks[1] / 1e6:.2f} | {(resident[1] - resident[0]) / 1024:.1f}"
     )
-    print(f"| {items} | {SAMPLES // 10:,} to {SAMPLES:,} | {megabytes} |", flush=True)
+    return f"| {items} | {SAMPLES // 10:,} to {SAMPLES:,} | {megabytes} |"
 
 
 def main() -> None:
-    """Print both tables."""
+    """Measure and write both tables."""
     # A process that has freed a large array once keeps its memory for the next: as any does that
     # has loaded a model. Without it the system takes memory back after each temporary of NumPy's,
     # which slows the bare passes most.
     np.ones(4_000_000).sum()
     titles = " | ".join(BARE)
-    print(f"| items a call | repeats | µs a call | times as long as {titles} |")
-    print("|---|---|---|---|---|---|")
-    for items in (1, 64):
-        for repeats in (1, REPEATS):
-            ratios(items, repeats, SAMPLES // TURNS)
-    print("\n| items a call | samples | peak MB, a tenth | peak MB, all | resident grew by MB |")
-    print("|---|---|---|---|---|")
-    for items in (1, 64):
-        memory(items)
+    lines = [
+        f"{SAMPLES:,} samples of {WIDTH} float32, as `compare` takes them from a stream (repeats",
+        f"1) and as it asks again and again (repeats {REPEATS}); median of {TURNS} turns (smallest",
+        "to largest). What each bare pass holds is told in benchmarks/parity.py.",
+        "",
+        f"| items a call | repeats | µs a call | times as long as {titles} |",
+        "|---|---|---|---|---|---|",
+        *(ratios(n, repeats, SAMPLES // TURNS) for n in (1, 64) for repeats in (1, REPEATS)),
+        "",
+        "| items a call | samples | peak MB, a tenth | peak MB, all | resident grew by MB |",
+        "|---|---|---|---|---|",
+        *(memory(items) for items in (1, 64)),
+    ]
+    page.write("parity", "What comparing costs, against NumPy", "\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -32,11 +32,11 @@ from mlflow_e2eai.evaluation import evaluate as run_evaluation
 from mlflow_e2eai.exporter import DEFAULT_OPSET, Exporter
 from mlflow_e2eai.exporter import export as export_graph
 from mlflow_e2eai.factories import call
-from mlflow_e2eai.isolation import isolated
+from mlflow_e2eai.isolation import isolated_onnxruntime
 from mlflow_e2eai.modules import DynamicAxes, named_inputs
 from mlflow_e2eai.precision import check_precision
 from mlflow_e2eai.precision import convert as convert_graph
-from mlflow_e2eai.runners import Device, onnxruntime_devices, onnxruntime_runner
+from mlflow_e2eai.runners import Device, onnxruntime_devices
 from mlflow_e2eai.samples import calls, profile_samples
 from mlflow_e2eai.surgery import DEFAULT_PLAN, Step
 from mlflow_e2eai.surgery import clean as clean_graph
@@ -194,11 +194,7 @@ def bisect(model_uri: str, *, precision: Precision = "fp16") -> tuple[Bisection,
                 precision,
                 samples=samples,
                 reference=reference,
-                run=lambda path: isolated(
-                    functools.partial(
-                        onnxruntime_runner, path, device=device, rounded=device == "cpu"
-                    )
-                ),
+                run=functools.partial(isolated_onnxruntime, device=device, rounded=device == "cpu"),
             )
             variant = variant_name(f"onnxruntime-{device}", precision)
             tracking.log_bisection(found, run_id=stage.run_id, variant=variant)
@@ -310,7 +306,7 @@ def _device_for(graph: OnnxArtifact) -> Device:
     """The best device here on which ONNX Runtime loads a graph."""
     *better, last = onnxruntime_devices()
     for device in better:
-        with contextlib.suppress(RunnerError), onnxruntime_runner(graph.path, device=device):
+        with contextlib.suppress(RunnerError), isolated_onnxruntime(graph.path, device=device):
             return device
     return last
 

@@ -16,7 +16,7 @@ from mlflow_e2eai import graphs
 from mlflow_e2eai.artifacts import PRECISIONS, OnnxArtifact, Precision, TensorSpec
 from mlflow_e2eai.errors import ArtifactError, InvalidInputError, PrecisionError, RunnerError
 from mlflow_e2eai.files import written
-from mlflow_e2eai.runners import onnxruntime_runner
+from mlflow_e2eai.isolation import isolated_onnxruntime
 
 if TYPE_CHECKING:
     import onnx
@@ -71,7 +71,7 @@ def convert(
     with written(out) as temporary:
         try:
             graphs.write(model, temporary)
-            with onnxruntime_runner(temporary):
+            with isolated_onnxruntime(temporary):
                 pass
         except (ArtifactError, RunnerError) as error:
             msg = f"The fp16 graph does not load: {error} Keep this model in fp32."

@@ -7,10 +7,11 @@ import itertools
 import numpy as np
 import onnx
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlflow_e2eai import compare, convert, graphs
+from mlflow_e2eai import compare, convert, export, graphs
 from mlflow_e2eai.artifacts import PRECISIONS, Axis
 from mlflow_e2eai.errors import ArtifactError, InvalidInputError, PrecisionError
 from mlflow_e2eai.files import sha256_of
@@ -455,3 +456,19 @@ def test_every_node_gets_a_name_of_its_own_and_the_first_owner_keeps_its_name(no
     for own in {name for name, _ in nodes if name}:
         first = next(place for place, (name, _) in enumerate(nodes) if name == own)
         assert given_names[first] == own
+
+
+def test_a_graph_that_brings_onnx_runtime_down_is_refused_and_nothing_else_goes_down(tmp_path):
+    # ONNX Runtime 1.31 follows a pointer to nowhere when it loads a GRU in fp16 whose batch size
+    # is open.
+    torch.manual_seed(0)
+    raw = export(
+        torch.nn.GRU(4, 8, batch_first=True).eval(),
+        {"x": np.zeros((2, 3, 4), np.float32)},
+        out=tmp_path / "raw.onnx",
+        exporter="trace",
+        dynamic_axes={"x": {0: Axis("N", min=1, opt=2, max=4)}},
+    )
+    with pytest.raises(PrecisionError, match=r"Its process crashed .* while it was opened"):
+        convert(raw, "fp16", out=tmp_path / "half.onnx")
+    assert not (tmp_path / "half.onnx").exists()

@@ -106,6 +106,7 @@ def test_a_stage_runs_alone_on_what_the_demo_registered(demo, folder, client):
     assert run.data.tags["mlflow.project.entryPoint"] == "export"
 
 
+@pytest.mark.slow
 def test_what_bisect_finds_is_what_convert_keeps(demo, folder, client):
     """On a model of its own, whose weights fp16 cannot hold."""
     said = []

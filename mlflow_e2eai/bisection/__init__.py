@@ -28,9 +28,9 @@ from mlflow_e2eai.errors import (
     PrecisionError,
     RunnerError,
 )
+from mlflow_e2eai.isolation import isolated_onnxruntime
 from mlflow_e2eai.parity import compare
 from mlflow_e2eai.precision import check_precision, to_fp16
-from mlflow_e2eai.runners import onnxruntime_runner
 
 if TYPE_CHECKING:
     import onnx
@@ -53,7 +53,7 @@ def bisect(
     *,
     samples: Sequence[Tensors],
     reference: Infer | None = None,
-    run: Callable[[Path], AbstractContextManager[Infer]] = onnxruntime_runner,
+    run: Callable[[Path], AbstractContextManager[Infer]] = isolated_onnxruntime,
     tolerance: float | None = None,
     repeats: int = 1,
     max_evaluations: int | None = None,
@@ -65,7 +65,9 @@ def bisect(
         precision: The one in which it fails.
         samples: Named inputs on which it fails.
         reference: What gives the right answers; by default ONNX Runtime on `source`.
-        run: What runs an ONNX file. Give one that compiles it and runs the engine to search for
+        run: What runs an ONNX file; by default ONNX Runtime on the CPU, in a process of its own.
+            With ``functools.partial(isolated_onnxruntime, rounded=True)`` it rounds every value as
+            a GPU does. Give one that compiles it and runs the engine to search for
             what fails on a GPU: the engine is then built anew for each evaluation.
         tolerance: As `compare` takes it.
         repeats: As `compare` takes it; give more where answers differ from call to call.
@@ -89,7 +91,7 @@ def bisect(
     model = graphs.read(source.path)
     suspects = _suspects(model)
     with ExitStack() as stack:
-        right = reference or stack.enter_context(onnxruntime_runner(source.path))
+        right = reference or stack.enter_context(isolated_onnxruntime(source.path))
         for sample in samples:
             right(sample)  # from here on, what cannot run is the candidate
         path = Path(stack.enter_context(TemporaryDirectory()), "candidate.onnx")

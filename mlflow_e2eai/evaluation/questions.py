@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,9 +13,8 @@ from mlflow_e2eai.artifacts import Array, Infer, OnnxArtifact, Tensors
 from mlflow_e2eai.bundle import ADVISORY, Evidence
 from mlflow_e2eai.errors import InvalidInputError, RunnerError
 from mlflow_e2eai.evaluation.candidates import TORCH, Variant
-from mlflow_e2eai.isolation import Isolated, isolated
+from mlflow_e2eai.isolation import Isolated, isolated_onnxruntime
 from mlflow_e2eai.parity import REPEATS, ParityReport, compare
-from mlflow_e2eai.runners import onnxruntime_runner
 from mlflow_e2eai.samples import EvaluationData, edge_samples, scores
 from mlflow_e2eai.samples import calls as in_calls
 
@@ -141,7 +139,7 @@ def _rounding(variant: Variant, there: Isolated) -> Iterator[Isolated]:
     if not _is_rounded_late(variant):
         yield there
         return
-    with isolated(partial(onnxruntime_runner, variant.artifact.path, rounded=True)) as rounding:
+    with isolated_onnxruntime(variant.artifact.path, rounded=True) as rounding:
         yield rounding
 
 

@@ -9,6 +9,12 @@ worker      the other side
 note        what the worker is at, kept where its death does not take it
 """
 
-from mlflow_e2eai.isolation.caller import PATIENCE_S, Isolated, Opener, isolated
+from mlflow_e2eai.isolation.caller import (
+    PATIENCE_S,
+    Isolated,
+    Opener,
+    isolated,
+    isolated_onnxruntime,
+)
 
-__all__ = ["PATIENCE_S", "Isolated", "Opener", "isolated"]
+__all__ = ["PATIENCE_S", "Isolated", "Opener", "isolated", "isolated_onnxruntime"]

@@ -11,7 +11,9 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from multiprocessing import Pipe
+from pathlib import Path
 from typing import Any, Self, TypeAlias
 
 from mlflow_e2eai.artifacts import Infer, Tensors
@@ -19,6 +21,7 @@ from mlflow_e2eai.errors import RunnerError
 from mlflow_e2eai.isolation.note import SIZE, Note
 from mlflow_e2eai.latency import ColdStart, Throughput, Timing
 from mlflow_e2eai.parity import ParityReport
+from mlflow_e2eai.runners import Device, onnxruntime_runner
 
 Opener: TypeAlias = Callable[[], AbstractContextManager[Infer]]
 """Opens a runner. It is pickled: a function that can be imported, or a partial of one."""
@@ -52,6 +55,13 @@ def isolated(opener: Opener, *, patience_s: float = PATIENCE_S) -> Iterator[Isol
     """
     with Isolated(opener, patience_s=patience_s) as there:
         yield there
+
+
+def isolated_onnxruntime(
+    path: Path, *, device: Device = "cpu", rounded: bool = False
+) -> AbstractContextManager[Isolated]:
+    """`onnxruntime_runner` in a process of its own: a graph that it does not take may crash it."""
+    return isolated(partial(onnxruntime_runner, path, device=device, rounded=rounded))
 
 
 class Isolated:

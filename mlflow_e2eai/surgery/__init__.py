@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,8 +17,7 @@ from mlflow_e2eai import graphs
 from mlflow_e2eai.artifacts import Infer, OnnxArtifact, Tensors, TensorSpec
 from mlflow_e2eai.errors import ArtifactError, RunnerError, SurgeryError
 from mlflow_e2eai.files import written
-from mlflow_e2eai.isolation import isolated
-from mlflow_e2eai.runners import onnxruntime_runner
+from mlflow_e2eai.isolation import isolated_onnxruntime
 from mlflow_e2eai.surgery.outline import Outline, outline_of
 from mlflow_e2eai.surgery.plan import DEFAULT_PLAN, Step, plan_from
 from mlflow_e2eai.surgery.rules import RULES, Rule
@@ -228,7 +226,7 @@ def _keep_numbers(
 
         asked = [{inputs[name]: value for name, value in tensors.items()} for tensors in samples]
         try:
-            after = stack.enter_context(isolated(partial(onnxruntime_runner, out)))
+            after = stack.enter_context(isolated_onnxruntime(out))
             # ONNX Runtime is no suspect here, the rules are.
             report = after.compare(under_new_names, asked, precision=source.precision, repeats=1)
         except RunnerError as error:
@@ -246,7 +244,7 @@ def _keep_numbers(
 
 def _before(source: OnnxArtifact, stack: ExitStack) -> Infer:
     try:
-        return stack.enter_context(isolated(partial(onnxruntime_runner, source.path)))
+        return stack.enter_context(isolated_onnxruntime(source.path))
     except RunnerError as error:
         msg = f"The numbers before surgery cannot be had: {error} Give a reference."
         raise SurgeryError(msg) from error
@@ -259,7 +257,7 @@ def _export_was_wrong(
     if reference is None:
         return None
     try:
-        with isolated(partial(onnxruntime_runner, source.path)) as exported:
+        with isolated_onnxruntime(source.path) as exported:
             report = exported.compare(reference, samples, precision=source.precision, repeats=1)
     except RunnerError:
         return None
