@@ -1,14 +1,13 @@
 """A/A and A/B on this machine: is the same variant twice equal, and is a slow-down by a tenth seen?
 
 A small ONNX graph is run by ONNX Runtime, at calls of about 50 microseconds, half a millisecond and
-5 milliseconds. Five comparisons are tried over and over, each with the defaults of `benchmark`:
+5 milliseconds. Four comparisons are tried over and over, each with the defaults of `benchmark`:
 
 - one session against itself: equal is right;
 - the session against itself with a tenth of extra work behind each call: slower is right;
 - the session against a second one of the same file: their weights lie elsewhere in memory, which is
   a difference of a few per cent at times, and then rightly found;
-- the session in a process of its own, as variants are judged, against itself;
-- two such processes against each other.
+- two sessions of the same file in one other process, as variants are timed.
 
 Writes its section of BENCHMARKS.md when it tries all of them.
 
@@ -21,8 +20,9 @@ import argparse
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +30,7 @@ import page
 from onnx import TensorProto, helper, numpy_helper
 
 from mlflow_e2eai.artifacts import Infer, Tensors
-from mlflow_e2eai.isolation import isolated_onnxruntime
+from mlflow_e2eai.isolation import isolated_together
 from mlflow_e2eai.latency import LatencyReport, benchmark
 from mlflow_e2eai.runners import onnxruntime_runner
 
@@ -41,8 +41,7 @@ PAIRS = {
     "same": "A/A, one session",
     "slower": "A/B, a tenth slower",
     "sessions": "A/A, two sessions",
-    "isolated": "A/A, one session in a process of its own",
-    "processes": "A/A, two such processes",
+    "together": "A/A, two sessions in another process",
 }
 
 SLOWER = 0.1
@@ -108,14 +107,14 @@ def verdict(report: LatencyReport) -> str:
     return "slower" if ratio.low > 1 else "faster"
 
 
-def tried(baseline: Infer, candidate: Infer, sample: Tensors, tries: int) -> str:
-    """Compare two so often, and count what came out."""
+def tried(ask: Callable[[], LatencyReport], tries: int) -> str:
+    """Compare a baseline and a candidate so often, and count what came out."""
     found: Counter[str] = Counter()
     kinds: Counter[str] = Counter()
     values = []
     started = time.perf_counter()
     for _ in range(tries):
-        report = benchmark({"baseline": baseline, "candidate": candidate}, sample)
+        report = ask()
         found[verdict(report)] += 1
         kinds.update({finding.kind for finding in report.findings})
         values.append(report.ratio("candidate", "baseline").value)
@@ -137,17 +136,23 @@ def lines(tries: int, sizes: Sequence[str], pairs: Sequence[str]) -> Iterator[st
             path = Path(folder, "aa.onnx")
             path.write_bytes(graph(width, layers))
             infer, second = (stack.enter_context(onnxruntime_runner(path)) for _ in range(2))
-            there, other = (stack.enter_context(isolated_onnxruntime(path)) for _ in range(2))
+            opener = partial(onnxruntime_runner, path)
+            openers = {"baseline": opener, "candidate": opener}
+            there = stack.enter_context(isolated_together(openers))
             loops = loops_for(infer, sample, SLOWER) if "slower" in pairs else 0
             compared = {
                 "same": (working(infer, 0), working(infer, 0)),
                 "slower": (working(infer, 0), working(infer, loops)),
                 "sessions": (working(infer, 0), working(second, 0)),
-                "isolated": (there, there),
-                "processes": (there, other),
             }
             for name in pairs:
-                found = tried(*compared[name], sample, tries)
+                if name == "together":
+                    ask = partial(there.benchmark, dict.fromkeys(openers, sample))
+                else:
+                    ask = partial(
+                        benchmark, dict(zip(openers, compared[name], strict=True)), sample
+                    )
+                found = tried(ask, tries)
                 yield f"| {size} | {PAIRS[name]} | {found} |"
 
 

@@ -95,7 +95,15 @@ class EngineMismatchError(E2EAIError):
 
 
 class RunnerError(E2EAIError):
-    """A model could not be loaded, or could not be run where it was asked to."""
+    """A model could not be loaded, or could not be run where it was asked to.
+
+    Attributes:
+        runner: Which of several, where that can be told; else None.
+    """
+
+    def __init__(self, message: str, *, runner: str | None = None) -> None:
+        super().__init__(message)
+        self.runner = runner
 
 
 class ArtifactError(E2EAIError):

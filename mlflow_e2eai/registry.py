@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
@@ -19,8 +16,8 @@ from mlflow_e2eai.bundle import Evidence, Manifest
 from mlflow_e2eai.errors import ArtifactError, E2EAIError, InvalidInputError, TrackingError
 from mlflow_e2eai.files import to_json, verify
 from mlflow_e2eai.gates import Decision, Gate, decide, gates_from
-from mlflow_e2eai.isolation import Isolated, isolated
-from mlflow_e2eai.latency import BUDGET_S, Timing, benchmark
+from mlflow_e2eai.isolation import Together, isolated_together
+from mlflow_e2eai.latency import BUDGET_S
 from mlflow_e2eai.samples import profile_samples
 from mlflow_e2eai.variants import load
 
@@ -207,43 +204,20 @@ def _latency_ratio(challenger: Path, champion: Path) -> float:
     ]
     if not shared:
         return math.nan
+    openers = {role: partial(load, place) for role, place in places.items()}
     try:
-        with ExitStack() as stack:
-            stack.enter_context(warnings.catch_warnings())
-            # Both step down alike, and the caller asked for a comparison, not for an engine.
-            warnings.simplefilter("ignore")
-            models = {
-                role: stack.enter_context(isolated(partial(load, place)))
-                for role, place in places.items()
-            }
+        # Both step down alike to what runs here: the caller asked for a comparison, not an engine.
+        with isolated_together(openers) as models:
             return max(_upper_bound(models, samples, label) for label in shared)
     except E2EAIError:
         return math.nan
 
 
 def _upper_bound(
-    models: Mapping[str, Isolated], samples: Mapping[str, Mapping[str, Tensors]], label: str
+    models: Together, samples: Mapping[str, Mapping[str, Tensors]], label: str
 ) -> float:
-    asked = {role: _Asked(models[role], samples[role][label]) for role in models}
-    report = benchmark(asked, samples["challenger"][label], budget_s=BUDGET_S)
-    return report.ratio("challenger", "champion").high
-
-
-@dataclass(frozen=True, slots=True)
-class _Asked:
-    """A model that is asked its own sample, whatever it is asked."""
-
-    model: Isolated
-    sample: Tensors
-
-    def __call__(self, _: Tensors, /) -> Tensors:
-        return self.model(self.sample)
-
-    def timed(self, _: Tensors, /) -> Timing:
-        return self.model.timed(self.sample)
-
-    def series(self, _: Tensors, /, *, fill_ms: float, calls: int) -> list[float]:
-        return self.model.series(self.sample, fill_ms=fill_ms, calls=calls)
+    asked = {role: samples[role][label] for role in ("challenger", "champion")}
+    return models.benchmark(asked, budget_s=BUDGET_S).ratio("challenger", "champion").high
 
 
 def _items(sample: Mapping[str, Any]) -> int:

@@ -84,6 +84,15 @@ def is_slow_but_alive(*, seconds):
 
 
 @contextmanager
+def takes_a_millisecond_an_item():
+    def infer(tensors):
+        time.sleep(1e-3 * len(tensors["x"]))
+        return doubled(tensors)
+
+    yield infer
+
+
+@contextmanager
 def refuses(error):
     def infer(_):
         raise error

@@ -19,8 +19,7 @@ from mlflow_e2eai.errors import (
     RunnerError,
     SurgeryError,
 )
-from mlflow_e2eai.isolation import isolated
-from mlflow_e2eai.latency import benchmark
+from mlflow_e2eai.isolation import isolated, isolated_together
 from mlflow_e2eai.parity import compare
 
 
@@ -228,12 +227,67 @@ def test_a_comparison_there_finds_what_one_here_finds():
     assert {"stale", "tolerance"} <= {finding.kind for finding in there.findings}
 
 
-def test_the_time_is_taken_there():
-    with isolated(partial(misbehaving.is_slow_but_alive, seconds=0.02)) as slow:
-        report = benchmark({"slow": slow, "here": misbehaving.doubled}, sample(), rounds=12)
+def test_runners_take_turns_there_and_the_callers_own_among_them():
+    openers = {
+        "slow": partial(misbehaving.is_slow_but_alive, seconds=0.02),
+        "fast": misbehaving.healthy,
+    }
+    with isolated_together(openers) as there:
+        report = there.benchmark(
+            dict.fromkeys(openers, sample()), {"here": misbehaving.doubled}, rounds=30
+        )
+    assert [entry.name for entry in report.variants] == ["here", "slow", "fast"]
     assert 20 <= report["slow"].p50_ms < 40
     assert report["here"].p50_ms < 1
+    assert report["fast"].p50_ms < 1
     assert report.ratio("slow", "here").low > 1
+    assert report["slow"].settled
+
+
+def test_each_runner_may_have_a_sample_of_its_own():
+    openers = dict.fromkeys(("small", "large"), misbehaving.takes_a_millisecond_an_item)
+    with isolated_together(openers) as there:
+        report = there.benchmark({"small": sample(1), "large": sample(10)}, rounds=12)
+    assert report["large"].p50_ms > 5 * report["small"].p50_ms
+
+
+def test_of_several_runners_the_one_that_crashed_is_told():
+    openers = {
+        "sound": misbehaving.healthy,
+        "broken": partial(misbehaving.drops_dead, at_call=50, sign=signal.SIGSEGV),
+    }
+    with isolated_together(openers) as there, pytest.raises(RunnerError, match="SIGSEGV") as caught:
+        there.benchmark(dict.fromkeys(openers, sample()))
+    assert caught.value.runner == "broken"
+
+
+def test_of_several_runners_the_one_that_fails_is_told():
+    openers = {
+        "sound": misbehaving.healthy,
+        "broken": partial(misbehaving.refuses, ValueError("bad shape")),
+    }
+    with isolated_together(openers) as there, pytest.raises(RunnerError, match="bad") as caught:
+        there.benchmark(dict.fromkeys(openers, sample()))
+    assert caught.value.runner == "broken"
+
+
+def test_of_several_runners_the_one_that_crashes_while_it_opens_is_told():
+    openers = {"sound": misbehaving.healthy, "broken": misbehaving.crashes_while_it_opens}
+    opening = isolated_together(openers)
+    with pytest.raises(RunnerError, match="SIGABRT") as caught, opening:
+        pass
+    assert caught.value.runner == "broken"
+
+
+def test_an_error_of_the_callers_own_is_its_own_among_the_turns():
+    def mine(_):
+        raise LookupError
+
+    openers = {"sound": misbehaving.healthy}
+    with isolated_together(openers) as there:
+        with pytest.raises(LookupError):
+            there.benchmark({"sound": sample()}, {"mine": mine})
+        assert there.benchmark({"sound": sample()}, rounds=10)["sound"].p50_ms < 1
 
 
 def test_a_cold_start_counts_what_opening_took():

@@ -12,8 +12,8 @@ from mlflow_e2eai.errors import E2EAIError, EngineMismatchError, MissingDependen
 from mlflow_e2eai.evaluation.blame import blamed
 from mlflow_e2eai.evaluation.candidates import TORCH, Variant, variants_of
 from mlflow_e2eai.evaluation.questions import Questions, edges_of, magnitudes_of
-from mlflow_e2eai.isolation import Isolated, isolated
-from mlflow_e2eai.latency import BUDGET_S, LatencyReport, Touched, benchmark
+from mlflow_e2eai.isolation import Opener, isolated, isolated_together
+from mlflow_e2eai.latency import BUDGET_S, LatencyReport, benchmark
 from mlflow_e2eai.progress import progress
 from mlflow_e2eai.samples import EvaluationData, batch_samples, profile_samples
 
@@ -59,7 +59,7 @@ def evaluate(
         evaluation=evaluation,
     )
     variants = variants_of(graphs, engines, raw)
-    infers: dict[str, Infer] = {TORCH: Touched(reference)}
+    infers: dict[str, Infer] = {TORCH: reference}
     evidence = {TORCH: questions.of_the_reference()}
     with ExitStack() as stack:
         for name, variant in progress(variants.items(), "evaluate", unit="variants"):
@@ -71,7 +71,7 @@ def evaluate(
             before = infers.get(variant.before)
             evidence[name] = questions.of(variant, there, before)
             infers[name] = there
-        latency = _timed(infers, evidence, {**corners, **sizes})
+    latency = _timed(reference, variants, evidence, {**corners, **sizes})
     return blamed(evidence, variants), latency
 
 
@@ -82,7 +82,8 @@ def _not_measured(variant: Variant, error: E2EAIError) -> Evidence:
 
 
 def _timed(
-    infers: Mapping[str, Infer],
+    reference: Infer,
+    variants: Mapping[str, Variant],
     evidence: dict[str, Evidence],
     samples: Mapping[str, Tensors],
 ) -> dict[str, LatencyReport]:
@@ -91,15 +92,36 @@ def _timed(
     What gave wrong numbers is timed all the same.
     """
     latency: dict[str, LatencyReport] = {}
-    for label, sample in progress(samples.items(), "measure latency", unit="sizes"):
-        while label not in latency:
-            sound = {n: infer for n, infer in infers.items() if evidence[n].reason is None}
-            try:
-                latency[label] = benchmark(sound, sample, budget_s=BUDGET_S)
-            except RunnerError:
-                broken = {n: i.failure for n, i in sound.items() if isinstance(i, Isolated)}
-                if not any(broken.values()):
-                    raise
-                for name, reason in broken.items():
-                    evidence[name] = dataclasses.replace(evidence[name], reason=reason)
+    while len(latency) < len(samples):
+        left = {label: sample for label, sample in samples.items() if label not in latency}
+        sound = {
+            name: variant.opener
+            for name, variant in variants.items()
+            if evidence[name].measured and evidence[name].reason is None
+        }
+        try:
+            _together(reference, sound, left, latency)
+        except RunnerError as error:
+            if error.runner is None:
+                raise
+            broken = dataclasses.replace(evidence[error.runner], reason=str(error))
+            evidence[error.runner] = broken
     return latency
+
+
+def _together(
+    reference: Infer,
+    openers: Mapping[str, Opener],
+    samples: Mapping[str, Tensors],
+    latency: dict[str, LatencyReport],
+) -> None:
+    """Fill `latency` sample by sample, so that what was measured before a crash is kept."""
+    with isolated_together(openers) as there:
+        for label, sample in progress(samples.items(), "measure latency", unit="sizes"):
+            latency[label] = (
+                there.benchmark(
+                    dict.fromkeys(openers, sample), {TORCH: reference}, budget_s=BUDGET_S
+                )
+                if openers
+                else benchmark({TORCH: reference}, sample, budget_s=BUDGET_S)
+            )

@@ -4,7 +4,8 @@ A crash, a hang or a kill for memory ends that process, and reaches the caller a
 that says what was being asked. Whole pieces of work are done over there: a comparison runs beside
 the runner, and only samples and the reference's answers travel.
 
-caller      this side: starts the process, tells it what to do, and notices its end
+caller      runners in other processes, as their caller sees them
+process     this side of one: starts it, has work done there, and notices its end
 worker      the other side
 note        what the worker is at, kept where its death does not take it
 """
@@ -13,8 +14,18 @@ from mlflow_e2eai.isolation.caller import (
     PATIENCE_S,
     Isolated,
     Opener,
+    Together,
     isolated,
     isolated_onnxruntime,
+    isolated_together,
 )
 
-__all__ = ["PATIENCE_S", "Isolated", "Opener", "isolated", "isolated_onnxruntime"]
+__all__ = [
+    "PATIENCE_S",
+    "Isolated",
+    "Opener",
+    "Together",
+    "isolated",
+    "isolated_onnxruntime",
+    "isolated_together",
+]

@@ -5,24 +5,25 @@ from __future__ import annotations
 import resource
 import signal
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Never
 
-from mlflow_e2eai.artifacts import Tensors
+from mlflow_e2eai.artifacts import Infer, Tensors
 from mlflow_e2eai.errors import E2EAIError, RunnerError
 from mlflow_e2eai.isolation.note import Note
 from mlflow_e2eai.latency import (
     ColdStart,
+    LatencyReport,
     Opened,
     Throughput,
     Timing,
     Touched,
+    benchmark,
     opened,
     throughput,
-    timed,
 )
 from mlflow_e2eai.parity import ParityReport, compare
 
@@ -53,15 +54,13 @@ class Worker:
         self._note = note
         self._stack = stack
         self._opened: Opened
-        self._touched: Touched
-        self._held: Tensors = {}
+        self._runners: dict[str, Infer] = {}
         self._tasks: Mapping[str, Callable[..., Any]] = {
             "open": self.open,
+            "open_all": self.open_all,
             "infer": self.infer,
             "cold_start": self.cold_start,
-            "hold": self.hold,
-            "time": self.time,
-            "series": self.series,
+            "benchmark": self.benchmark,
             "throughput": self.throughput,
             "compare": self.compare,
         }
@@ -85,12 +84,17 @@ class Worker:
         self._caller.send(result)
 
     def open(self, opener: Callable[[], Any]) -> list[tuple[str, type[Warning]]]:
-        """Open the runner; what it warned of."""
+        """Open the runner; what that warned of."""
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             self._opened = self._stack.enter_context(opened(opener))
-        self._touched = Touched(self._opened.infer)
         return [(str(one.message), one.category) for one in caught]
+
+    def open_all(self, openers: Mapping[str, Callable[[], Any]]) -> None:
+        """Open runners that are to take turns."""
+        for name, opener in openers.items():
+            self._note.label(name)
+            self._runners[name] = self._stack.enter_context(opener())
 
     def infer(self, tensors: Tensors) -> Tensors:
         """Ask once."""
@@ -100,23 +104,17 @@ class Worker:
         """The first two answers."""
         return self._opened.cold_start(self._noted, tensors)
 
-    def hold(self, tensors: Tensors) -> None:
-        """Keep what is to be asked again and again."""
-        self._held = tensors
-        self._note.asking(tensors)
-
-    def time(self) -> Timing:
-        """Ask what is held, timed."""
-        return self._touched.timed(self._held)
-
-    def series(self, fill_ms: float, calls: int) -> list[float]:
-        """Ask what is held again and again."""
-        times: list[float] = []
-        filled_ms = 0.0
-        while len(times) < calls and filled_ms < fill_ms:
-            times.append(timed(self._opened.infer, self._held).host_ms)
-            filled_ms += times[-1]
-        return times
+    def benchmark(
+        self, own: Mapping[str, Tensors], order: Sequence[str], **options: Any
+    ) -> LatencyReport:
+        """Let runners that were opened together take turns, and the caller's among them."""
+        candidates = {
+            name: _Noted(self._runners[name], own[name], name, self._note)
+            if name in own
+            else _Foreign(self._ask, name)
+            for name in order
+        }
+        return benchmark(candidates, next(iter(own.values())), **options)
 
     def throughput(self, tensors: Tensors, **options: Any) -> Throughput:
         """Ask from many threads."""
@@ -146,6 +144,40 @@ class Worker:
         self._caller.send(("ask", name, arguments))
         kind, answer = self._caller.recv()
         return answer if kind == "answer" else _unwind()
+
+
+class _Noted:
+    """A runner that times itself, and leaves a note of what it is asked."""
+
+    def __init__(self, infer: Infer, sample: Tensors, name: str, note: Note) -> None:
+        self._touched = Touched(infer)
+        self._sample, self._name, self._note = sample, name, note
+
+    def __call__(self, _: Tensors, /) -> Tensors:
+        return self._touched(self._sample)
+
+    def timed(self, _: Tensors, /) -> Timing:
+        self._note.label(self._name)
+        self._note.asking(self._sample)
+        return self._touched.timed(self._sample)
+
+
+class _Foreign:
+    """A callable of the caller's, which is timed over there."""
+
+    def __init__(self, ask: Callable[..., Any], name: str) -> None:
+        self._ask, self._name = ask, name
+
+    def __call__(self, tensors: Tensors, /) -> Tensors:
+        raise NotImplementedError  # it is only ever timed
+
+    def timed(self, _: Tensors, /) -> Timing:
+        timing: Timing = self._ask("timed", self._name)
+        return timing
+
+    def series(self, _: Tensors, /, *, fill_ms: float, calls: int) -> list[float]:
+        times: list[float] = self._ask("series", self._name, fill_ms, calls)
+        return times
 
 
 def _unwind() -> Never:

@@ -13,6 +13,7 @@ from mlflow_e2eai.latency.measure import benchmark as benchmark
 from mlflow_e2eai.latency.ratios import Ratio as Ratio
 from mlflow_e2eai.latency.timing import TimesItself as TimesItself
 from mlflow_e2eai.latency.timing import Touched as Touched
+from mlflow_e2eai.latency.timing import series as series
 from mlflow_e2eai.latency.timing import timed as timed
 from mlflow_e2eai.latency.values import ColdStart as ColdStart
 from mlflow_e2eai.latency.values import GpuRecord as GpuRecord
@@ -44,6 +45,7 @@ __all__ = [
     "benchmark",
     "cold_start",
     "opened",
+    "series",
     "throughput",
     "timed",
 ]

@@ -71,6 +71,26 @@ def timed(
     return between(infer, sample, clock)[1]
 
 
+def series(infer: Infer, sample: Tensors, *, fill_ms: float, calls: int) -> list[float]:
+    """Make calls until they fill some time, and tell how long each took.
+
+    Args:
+        infer: The callable.
+        sample: What it is asked.
+        fill_ms: The time.
+        calls: Calls at most.
+
+    Returns:
+        Milliseconds of each on the host.
+    """
+    times: list[float] = []
+    filled_ms = 0.0
+    while len(times) < calls and filled_ms < fill_ms:
+        times.append(timed(infer, sample).host_ms)
+        filled_ms += times[-1]
+    return times
+
+
 def between(infer: Any, sample: Tensors, clock: Callable[[], float]) -> tuple[float, Timing, float]:
     """What `timed` gives, between the readings of the clock before and after the call."""
     itself: Callable[[Tensors], Timing] | None = getattr(infer, "timed", None)

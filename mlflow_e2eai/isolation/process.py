@@ -1,0 +1,138 @@
+"""This side of another process: starts it, has work done there, and notices its end."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from multiprocessing import Pipe
+from typing import Any
+
+from mlflow_e2eai.errors import RunnerError
+from mlflow_e2eai.isolation.note import SIZE, Note
+
+_BOOT = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+    "from mlflow_e2eai.isolation.worker import serve; serve(int(sys.argv[2]), int(sys.argv[3]))"
+)
+_LOOK_S = 0.5
+_GOODBYE_S = 5.0
+
+
+class Process:
+    """Another process that does what it is told.
+
+    Every task raises what is raised over there: an `E2EAIError` as it is, any other error as a
+    `RunnerError` with its text. When the process ends, that is a `RunnerError` too, now and for
+    every later task.
+
+    Args:
+        patience_s: Seconds without a sign of life after which it is killed.
+    """
+
+    def __init__(self, *, patience_s: float) -> None:
+        self._patience_s = patience_s
+        self._death: str | None = None
+        self._failure: str | None = None
+        with ExitStack() as stack:
+            self._log = stack.enter_context(tempfile.TemporaryFile())
+            paper = stack.enter_context(tempfile.TemporaryFile())
+            paper.truncate(SIZE)
+            self._note = Note(paper.fileno())
+            self._connection, theirs = Pipe()
+            with theirs:
+                self._process = _start(theirs.fileno(), paper.fileno(), self._log)
+            stack.callback(self._end)
+            self._stack = stack.pop_all()
+
+    @property
+    def failure(self) -> str | None:
+        """What was raised last over there, or how the process ended; None while all goes well."""
+        return self._failure
+
+    def close(self) -> None:
+        """End it."""
+        self._stack.close()
+
+    def do(self, task: str, here: Mapping[str, Callable[..., Any]], **options: Any) -> Any:
+        """Have a task done there; what it asks of `here` is answered meanwhile."""
+        if self._death is not None:
+            raise RunnerError(self._death, runner=self._note.labelled() or None)
+        failed: Exception | None = None
+        self._send((task, options))
+        while True:
+            kind, *said = self._receive()
+            if kind == "done":
+                return said[0]
+            if kind == "failed":
+                raise failed or self._failed(said[0])
+            name, arguments = said
+            try:
+                answer = ("answer", here[name](*arguments))
+            except Exception as error:  # noqa: BLE001 - raised again once the task has unwound
+                failed, answer = error, ("raise", None)
+            self._send(answer)
+
+    def _send(self, message: Any) -> None:
+        try:
+            self._connection.send(message)
+        except (BrokenPipeError, ConnectionResetError) as error:
+            raise self._ended(_how(self._process.wait())) from error
+
+    def _receive(self) -> Any:
+        seen, since = self._note.read(), time.monotonic()
+        while not self._connection.poll(_LOOK_S):
+            if (now := self._note.read()) != seen:
+                seen, since = now, time.monotonic()
+            if time.monotonic() - since > self._patience_s:
+                self._process.kill()
+                self._process.wait()
+                silent = f"gave no sign of life for {self._patience_s:g} s"
+                raise self._ended(silent)
+        try:
+            return self._connection.recv()
+        except (EOFError, ConnectionResetError) as error:
+            raise self._ended(_how(self._process.wait())) from error
+
+    def _ended(self, how: str) -> RunnerError:
+        self._log.seek(0)
+        lines = self._log.read().decode(errors="replace").strip().splitlines()
+        last = f" Its last words: {lines[-1].strip()}" if lines else ""
+        place = self._note.place() or "while it was opened"
+        self._failure = self._death = f"Its process {how} {place}.{last}"
+        return RunnerError(self._death, runner=self._note.labelled() or None)
+
+    def _failed(self, error: Exception) -> Exception:
+        self._failure = str(error)
+        if isinstance(error, RunnerError):
+            error.runner = self._note.labelled() or None
+        return error
+
+    def _end(self) -> None:
+        self._connection.close()
+        try:
+            self._process.wait(_GOODBYE_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+def _start(connection: int, note: int, log: Any) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-c", _BOOT, json.dumps(sys.path), str(connection), str(note)]
+    return subprocess.Popen(  # noqa: S603 - ourselves
+        command, pass_fds=(connection, note), stdin=subprocess.DEVNULL, stdout=log, stderr=log
+    )
+
+
+def _how(code: int) -> str:
+    """How a process ended, from its exit code."""
+    if code == -signal.SIGKILL:
+        return "was killed (SIGKILL, as Linux does when memory runs out)"
+    if code < 0:
+        return f"crashed ({signal.Signals(-code).name})"
+    return f"ended (exit code {code})"
