@@ -92,9 +92,12 @@ class Evidence:
     def passed(self) -> bool:
         """Whether it was measured to the end and every comparison passed but the advisory ones."""
         compared = self.measured and self.reason is None and bool(self.parity)
-        return compared and all(
-            report.passed for kind, report in self.parity.items() if kind not in ADVISORY
-        )
+        return compared and all(report.passed for report in self.judged.values())
+
+    @property
+    def judged(self) -> dict[str, ParityReport]:
+        """The comparisons that decide."""
+        return {kind: report for kind, report in self.parity.items() if kind not in ADVISORY}
 
     @property
     def findings(self) -> tuple[str, ...]:

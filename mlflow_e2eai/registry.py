@@ -138,7 +138,7 @@ def metrics_of(challenger: Path, champion: Path | None = None) -> dict[str, floa
     """
     new = bundle.read(challenger)
     measured = _measured(new)
-    reports = [report for entry in measured for report in entry.parity.values()]
+    reports = [report for entry in measured for report in entry.judged.values()]
     errors = [report.max_abs_error for report in reports]
     tasks = _worst_tasks(new)
     metrics = {

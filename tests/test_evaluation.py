@@ -328,3 +328,27 @@ def test_numbers_larger_than_any_known_are_shown_and_do_not_decide(tmp_path):
     assert not evidence[HALF].parity["large"].passed
     assert evidence[HALF].passed
     assert evidence[HALF].findings
+
+
+@contextmanager
+def answers_the_last_question(variant, graphs, engines):
+    """The true runner, but fp16 gives what it gave before whenever it was asked before."""
+    last = []
+    with runner(variant, graphs, engines) as infer:
+
+        def infer_late(tensors):
+            answer = infer(tensors)
+            last.append(answer)
+            return last[-2] if variant == HALF and len(last) > 1 else answer
+
+        yield infer_late
+
+
+def test_an_answer_from_the_call_before_is_seen_even_where_there_is_only_one_shape(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(candidates, "runner", answers_the_last_question)
+    mlflow_e2eai.save_model(net(), tmp_path / "model", input_example={"x": features()})
+    evidence = {entry.variant: entry for entry in read(tmp_path / "model" / "bundle").evidence}
+    assert evidence[CLEAN].passed
+    assert "stale" in {finding.kind for finding in evidence[HALF].parity["profile"].findings}

@@ -278,3 +278,14 @@ def test_a_package_that_came_from_a_repository_is_required_from_there(monkeypatc
     monkeypatch.setattr(mlmodel, "distribution", lambda _: Installed())
     first, *_ = flavor.get_default_pip_requirements()
     assert first == "mlflow_e2eai @ git+https://host/e2eai@abc123"
+
+
+def test_what_a_start_costs_and_what_many_callers_get_are_metrics(store):
+    with mlflow.start_run() as run:
+        log(precisions=("fp32",), targets=())
+    measured = children(store, store.get_run(run.info.run_id))["evaluate onnxruntime-cpu/fp32"]
+    assert measured.data.metrics["cold_start/first_call_ms"] > 0
+    assert measured.data.metrics["cold_start/peak_memory_bytes"] > 10e6
+    history = store.get_metric_history(measured.info.run_id, "concurrency/items_per_s")
+    assert sorted(point.step for point in history) == [1, 2, 4]
+    assert all(point.value > 0 for point in history)

@@ -15,7 +15,7 @@ from mlflow_e2eai.evaluation.questions import Questions, edges_of, magnitudes_of
 from mlflow_e2eai.isolation import Opener, isolated, isolated_together
 from mlflow_e2eai.latency import BUDGET_S, LatencyReport, benchmark
 from mlflow_e2eai.progress import progress
-from mlflow_e2eai.samples import EvaluationData, batch_samples, profile_samples
+from mlflow_e2eai.samples import EvaluationData, batch_samples, other_sample, profile_samples
 
 
 def evaluate(
@@ -53,6 +53,7 @@ def evaluate(
     questions = Questions(
         reference=reference,
         corners=corners,
+        other=other_sample(example, graphs[0], reference) if len(corners) == 1 else None,
         edges=edges_of(example, graphs[0], reference),
         usual=magnitudes_of(reference(next(iter(corners.values())))),
         graph=graphs[0],

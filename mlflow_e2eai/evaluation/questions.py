@@ -33,6 +33,7 @@ class Questions:
     Attributes:
         reference: Gives the right answers.
         corners: The input example at every corner of the profile.
+        other: Another sample, for where there is only one corner.
         edges: Edge samples by kind.
         usual: Largest magnitude of each floating output on the first corner. At an edge little may
             be left of an output, and an error is then a share of what it is as a rule.
@@ -42,6 +43,7 @@ class Questions:
 
     reference: Infer
     corners: Mapping[str, Tensors]
+    other: Tensors | None
     edges: Mapping[str, Sequence[Tensors]]
     usual: Mapping[str, float]
     graph: OnnxArtifact
@@ -97,7 +99,8 @@ class Questions:
     ) -> Iterator[tuple[str, Iterable[Tensors], dict[str, Any]]]:
         """Samples by kind, and how they are asked."""
         threads = 2 if variant.takes_threads else 1
-        yield "profile", self.corners.values(), {"repeats": REPEATS, "threads": threads}
+        asked = [*self.corners.values(), *([] if self.other is None else [self.other])]
+        yield "profile", asked, {"repeats": REPEATS, "threads": threads}
         if _is_rounded_late(variant):
             yield "rounded", self.corners.values(), {"repeats": 1}
         for kind, samples in self.edges.items():

@@ -1,7 +1,12 @@
 """What variants are asked: generated samples, the caller's data, and the metrics on its labels."""
 
 from mlflow_e2eai.samples.data import EvaluationData, calls
-from mlflow_e2eai.samples.generated import batch_samples, edge_samples, profile_samples
+from mlflow_e2eai.samples.generated import (
+    batch_samples,
+    edge_samples,
+    other_sample,
+    profile_samples,
+)
 from mlflow_e2eai.samples.metrics import Metrics, TaskMetric, accuracy, joined, scores
 
 __all__ = [
@@ -13,6 +18,7 @@ __all__ = [
     "calls",
     "edge_samples",
     "joined",
+    "other_sample",
     "profile_samples",
     "scores",
 ]

@@ -14,7 +14,7 @@ from mlflow_e2eai.artifacts import EngineArtifact, OnnxArtifact, Tensors
 from mlflow_e2eai.bundle import Evidence
 from mlflow_e2eai.errors import TrackingError
 from mlflow_e2eai.files import to_json
-from mlflow_e2eai.latency import LatencyReport
+from mlflow_e2eai.latency import Latency, LatencyReport
 from mlflow_e2eai.report import surgery_html
 from mlflow_e2eai.surgery import SurgeryReport
 from mlflow_e2eai.tracking.lineage import (
@@ -188,7 +188,7 @@ class MlflowStage:
         from mlflow import MlflowClient
 
         self.noted("evidence", evidence)
-        model_id = self.parents[0]
+        model_id = self.parents[0] if self.parents else None
         client = MlflowClient()
         verdict = {
             "e2eai.variant": evidence.variant,
@@ -203,27 +203,45 @@ class MlflowStage:
             verdict["e2eai.findings"] = "\n".join(evidence.findings)
         for key, value in verdict.items():
             client.set_tag(self.run_id, key, value)
-        log_metrics(parity_metrics(evidence), run_id=self.run_id, model_id=model_id)
-        for report in latency.values():
-            for entry in report.variants:
-                if entry.name == evidence.variant:
-                    metrics = {
-                        "latency/p50_ms": entry.p50_ms,
-                        "latency/p90_ms": entry.p90_ms,
-                        "latency/p99_ms": entry.p99_ms,
-                        "latency/mean_ms": entry.mean_ms,
-                        "latency/throughput_items_per_s": entry.throughput_items_per_s,
-                    }
-                    log_metrics(metrics, run_id=self.run_id, model_id=model_id, step=report.items)
+        metrics = {**parity_metrics(evidence), **start_metrics(evidence)}
+        log_metrics(metrics, run_id=self.run_id, model_id=model_id)
+        for step, found in stepped_metrics(evidence, latency):
+            log_metrics(found, run_id=self.run_id, model_id=model_id, step=step)
+
+
+def stepped_metrics(
+    evidence: Evidence, latency: Mapping[str, LatencyReport]
+) -> Iterator[tuple[int, dict[str, float]]]:
+    """What depends on a number, with it as the step: latency on items, throughput on callers."""
+    for load in () if evidence.loads is None else evidence.loads.loads:
+        yield load.threads, {"concurrency/items_per_s": load.items_per_s}
+    for report in latency.values():
+        for entry in report.variants:
+            if entry.name == evidence.variant:
+                yield report.items, latency_metrics(entry)
+
+
+def latency_metrics(entry: Latency) -> dict[str, float]:
+    """The numbers of one callable, under their MLflow names."""
+    metrics = {
+        "latency/p50_ms": entry.p50_ms,
+        "latency/p90_ms": entry.p90_ms,
+        "latency/p99_ms": entry.p99_ms,
+        "latency/mean_ms": entry.mean_ms,
+        "latency/throughput_items_per_s": entry.throughput_items_per_s,
+    }
+    if entry.device_p50_ms is not None:
+        metrics["latency/device_p50_ms"] = entry.device_p50_ms
+    return metrics
 
 
 def parity_metrics(evidence: Evidence) -> dict[str, float]:
     """The numbers of a variant's comparisons and task metrics, under their MLflow names.
 
-    Over several kinds of sample, the worst number counts.
+    Over several kinds of sample, the worst number counts; the advisory ones are left out.
     """
     metrics: dict[str, float] = {}
-    for report in evidence.parity.values():
+    for report in evidence.judged.values():
         for output in report.outputs:
             place = f"parity/{_safe(output.name)}"
             for choose, names in ((max, _SMALL_IS_GOOD), (min, _LARGE_IS_GOOD)):
@@ -237,6 +255,21 @@ def parity_metrics(evidence: Evidence) -> dict[str, float]:
     if evidence.measured:
         metrics["parity/passed"] = float(evidence.passed)
     return {**metrics, **{f"task/{_safe(name)}": value for name, value in evidence.task.items()}}
+
+
+def start_metrics(evidence: Evidence) -> dict[str, float]:
+    """What a variant's start cost, under MLflow names; empty where it was not measured."""
+    cold = evidence.cold_start
+    if cold is None:
+        return {}
+    metrics = {
+        "cold_start/load_s": cold.load_s,
+        "cold_start/first_call_ms": cold.first_call_ms,
+        "cold_start/peak_memory_bytes": float(cold.peak_memory_bytes),
+    }
+    if cold.device_memory_bytes is not None:
+        metrics["cold_start/device_memory_bytes"] = float(cold.device_memory_bytes)
+    return metrics
 
 
 def log_metrics(
