@@ -1,17 +1,16 @@
 """A/A and A/B on this machine: is the same variant twice equal, and is a slow-down by a tenth seen?
 
 A small ONNX graph is run by ONNX Runtime, at calls of about 50 microseconds, half a millisecond and
-5 milliseconds. Four comparisons are tried over and over, each with the defaults of `benchmark`:
+5 milliseconds. Three comparisons are tried over and over, each with the defaults of `benchmark`:
 
 - one session against itself: equal is right;
 - the session against itself with a tenth of extra work behind each call: slower is right;
-- the session against a second one of the same file: their weights lie elsewhere in memory, which is
-  a difference of a few per cent at times, and then rightly found;
-- two sessions of the same file in one other process, as variants are timed.
+- two sessions of the same file in one other process, as variants are timed: their weights lie
+  elsewhere in memory, which is a difference of some per cent at times, and then rightly found.
 
 Writes its section of BENCHMARKS.md when it tries all of them.
 
-    python benchmarks/aa.py [--tries 100] [--sizes 50us 500us 5ms] [--pairs same slower ...]
+    python benchmarks/aa.py [--tries 100] [--sizes 50us 500us 5ms] [--pairs same slower together]
 """
 
 from __future__ import annotations
@@ -40,7 +39,6 @@ SIZES = {"50us": (160, 6), "500us": (384, 12), "5ms": (768, 26)}
 PAIRS = {
     "same": "A/A, one session",
     "slower": "A/B, a tenth slower",
-    "sessions": "A/A, two sessions",
     "together": "A/A, two sessions in another process",
 }
 
@@ -135,15 +133,14 @@ def lines(tries: int, sizes: Sequence[str], pairs: Sequence[str]) -> Iterator[st
         with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
             path = Path(folder, "aa.onnx")
             path.write_bytes(graph(width, layers))
-            infer, second = (stack.enter_context(onnxruntime_runner(path)) for _ in range(2))
             opener = partial(onnxruntime_runner, path)
+            infer = stack.enter_context(opener())
             openers = {"baseline": opener, "candidate": opener}
             there = stack.enter_context(isolated_together(openers))
             loops = loops_for(infer, sample, SLOWER) if "slower" in pairs else 0
             compared = {
                 "same": (working(infer, 0), working(infer, 0)),
                 "slower": (working(infer, 0), working(infer, loops)),
-                "sessions": (working(infer, 0), working(second, 0)),
             }
             for name in pairs:
                 if name == "together":
