@@ -69,6 +69,9 @@ def paired_ratio(
     length that grows as the cube root of their number (Hall, Horowitz and Jing, On blocking rules
     for the bootstrap with dependent data, 1995).
 
+    What it is sure of are these two callables. A file that is opened again lies elsewhere in
+    memory, and on a CPU was seen to differ from itself by some per cent (benchmarks/aa.py).
+
     Args:
         times_ms: The calls of the one in question, a round each, in the orders of `turns`.
         baseline_ms: Those of the one that it is divided by.
