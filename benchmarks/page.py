@@ -35,6 +35,8 @@ def write(program: str, title: str, text: str) -> None:
     page = PAGE.read_text(encoding="utf-8") if PAGE.exists() else ""
     parts = re.split(r"^<!-- (\w+)\.py -->\n", page, flags=re.MULTILINE)
     sections = dict(zip(parts[1::2], parts[2::2], strict=True))
-    sections[program] = f"\n## {title}\n\nMachine: {machine()}.\n\n{text.strip()}\n\n"
-    written = "".join(f"<!-- {name}.py -->\n{sections[name]}" for name in ORDER if name in sections)
-    PAGE.write_text(f"{HEAD}\n{written.rstrip()}\n", encoding="utf-8")
+    sections[program] = f"## {title}\n\nMachine: {machine()}.\n\n{text}"
+    written = [HEAD] + [
+        f"<!-- {name}.py -->\n\n{sections[name].strip()}\n" for name in ORDER if name in sections
+    ]
+    PAGE.write_text("\n".join(written), encoding="utf-8")
