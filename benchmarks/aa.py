@@ -42,9 +42,10 @@ PAIRS = {
     "together": "A/A, two sessions in another process",
 }
 
-NOTE = """Verdicts of the shipped 99 % interval. The third line of each size is of one pair of sessions,
-the same in all tries: where its median ratio is not 1 the two do differ, by where their weights
-lie."""
+NOTE = """
+Verdicts of the shipped 99 % interval. The third line of each size is of one pair of sessions, the
+same in all tries: where its median ratio is not 1 the two do differ, by where their weights lie.
+""".strip()
 
 SLOWER = 0.1
 BATCH = 8
