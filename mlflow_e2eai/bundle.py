@@ -42,6 +42,15 @@ MANIFEST = "manifest.json"
 EXAMPLE = "input_example.npz"
 GRAPH = "model.onnx"
 
+SAMPLES: Mapping[str, str] = {
+    "profile": "corners of the profile",
+    "edges": "zeros and denormals",
+    "large": "large numbers",
+    "rounded": "rounded as a GPU rounds",
+    "data": "evaluation data",
+}
+"""Kinds of sample that variants are asked, in words."""
+
 ADVISORY = frozenset({"large"})
 """Kinds of sample that are shown and do not decide: how large numbers may become is the caller's to
 know, and fp16 has an end."""
@@ -101,9 +110,21 @@ class Evidence:
 
     @property
     def findings(self) -> tuple[str, ...]:
-        """What the comparisons found, a sentence each; the advisory ones last."""
+        """What the comparisons found, a sentence each, the advisory ones last.
+
+        It says on what kind of sample, where that was not the corners of the profile.
+        """
         kinds = sorted(self.parity, key=lambda kind: kind in ADVISORY)
-        return tuple(finding.sentence for kind in kinds for finding in self.parity[kind].findings)
+        return tuple(
+            on_what(kind, finding.sentence)
+            for kind in kinds
+            for finding in self.parity[kind].findings
+        )
+
+
+def on_what(kind: str, sentence: str) -> str:
+    """What a comparison found, with the kind of sample where that is not the usual one."""
+    return sentence if kind == "profile" else f"{sentence} ({SAMPLES.get(kind, kind)})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -357,7 +357,7 @@ def test_evidence_gathers_the_sentences_of_all_comparisons():
         variant="a/fp32", sha256=None, measured=True, parity={"profile": FAILED, "data": FAILED}
     )
 
-    assert evidence.findings == 2 * ("Too far off.",)
+    assert evidence.findings == ("Too far off.", "Too far off. (evaluation data)")
 
 
 # The model

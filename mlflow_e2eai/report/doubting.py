@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from mlflow_e2eai.bundle import ADVISORY, Evidence, Manifest
+from mlflow_e2eai.bundle import ADVISORY, Evidence, Manifest, on_what
 from mlflow_e2eai.latency import LatencyReport
 from mlflow_e2eai.report.facts import is_raw, outcome_of
 from mlflow_e2eai.report.figures import places
@@ -123,7 +123,8 @@ def findings_section(manifest: Manifest) -> Section | None:
             (wrong if entry.measured else unmeasured).add(entry.reason, entry.variant)
         for kind, report in entry.parity.items():
             for finding in report.findings:
-                (advisory if kind in ADVISORY else wrong).add(finding.sentence, entry.variant)
+                said = advisory if kind in ADVISORY else wrong
+                said.add(on_what(kind, finding.sentence), entry.variant)
     for place, timed in places(manifest.latency):
         for doubt in timed.findings:
             slow.add(f"{doubt.sentence} ({place})", doubt.variant or "the whole run")

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
-from mlflow_e2eai.bundle import ADVISORY, Evidence, Manifest
+from mlflow_e2eai.bundle import ADVISORY, SAMPLES, Evidence, Manifest
 from mlflow_e2eai.latency import GpuRecord, Latency, LatencyReport
 from mlflow_e2eai.parity import Element, OutputParity, ParityReport
 from mlflow_e2eai.report import tables
@@ -14,15 +13,6 @@ from mlflow_e2eai.report.facts import median_interval
 from mlflow_e2eai.report.figures import latency_figure, pareto_figure, places
 from mlflow_e2eai.report.markup import MINUS, NONE, TIMES, Markup, element, error_text, time_text
 from mlflow_e2eai.report.tables import Column, Section, cell, group, head, number, stack
-
-_KINDS: Mapping[str, str] = {
-    "profile": "corners of the profile",
-    "edges": "zeros and denormals",
-    "large": "large numbers",
-    "rounded": "rounded as a GPU rounds",
-    "data": "evaluation data",
-}
-
 
 # Latency
 
@@ -180,7 +170,7 @@ def _kind_rows(kind: str, report: ParityReport) -> list[tuple[Markup, ...]]:
     calls = f"{report.calls:,} answers" if report.calls else None
     threads = f"{report.threads} threads" if report.threads > 1 else None
     below = ", ".join(filter(None, (calls, threads))) or None
-    samples = cell(stack(_KINDS.get(kind, kind), asked, below), kind="place")
+    samples = cell(stack(SAMPLES.get(kind, kind), asked, below), kind="place")
     verdict = cell(tables.verdict(passed=report.passed, advisory=kind in ADVISORY))
     if not report.outputs:
         return [(samples, cell(NONE), verdict, cell("nothing could be compared", span=6))]
