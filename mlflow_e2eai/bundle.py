@@ -122,6 +122,20 @@ class Evidence:
         )
 
 
+def step_of(artifact: OnnxArtifact | EngineArtifact, runner: str) -> str:
+    """What made a variant of the one before it.
+
+    Args:
+        artifact: The file that it runs.
+        runner: What runs it, for example ``onnxruntime-cpu``, the plainest run of a graph.
+    """
+    if isinstance(artifact, EngineArtifact):
+        return f"compile {artifact.arithmetic} {artifact.target}"
+    if runner != "onnxruntime-cpu":
+        return f"run on {runner}"
+    return f"convert {artifact.precision}" if artifact.stage == "convert" else artifact.stage
+
+
 def on_what(kind: str, sentence: str) -> str:
     """What a comparison found, with the kind of sample where that is not the usual one."""
     return sentence if kind == "profile" else f"{sentence} ({SAMPLES.get(kind, kind)})"

@@ -162,9 +162,8 @@ def bisect(model_uri: str, *, precision: Precision = "fp16") -> tuple[Bisection,
     """Find the nodes of a chain's cleaned graph that must stay in fp32 for a precision to pass.
 
     ONNX Runtime runs it on the best device here; on the CPU with every value rounded to fp16, as a
-    GPU does. It is judged against the PyTorch model (where that cannot be
-    loaded, against the graph in fp32), at the corners of the profile and on the evaluation data
-    that was logged with the model.
+    GPU does. It is judged against the PyTorch model (where that cannot be loaded, against the graph
+    in fp32), at the corners of the profile and on the evaluation data that was logged with it.
 
     Args:
         model_uri: Any model of the chain, from the cleaned graph on.

@@ -17,7 +17,7 @@ from mlflow_e2eai.errors import ArtifactError, E2EAIError, InvalidInputError, Tr
 from mlflow_e2eai.files import to_json, verify
 from mlflow_e2eai.gates import Decision, Gate, decide, gates_from
 from mlflow_e2eai.isolation import Together, isolated_together
-from mlflow_e2eai.latency import BUDGET_S
+from mlflow_e2eai.latency import BUDGET_S, items_of
 from mlflow_e2eai.samples import profile_samples
 from mlflow_e2eai.variants import load
 
@@ -200,7 +200,7 @@ def _latency_ratio(challenger: Path, champion: Path) -> float:
     shared = [
         label
         for label in samples["challenger"].keys() & samples["champion"].keys()
-        if _items(samples["challenger"][label]) == _items(samples["champion"][label])
+        if items_of(samples["challenger"][label]) == items_of(samples["champion"][label])
     ]
     if not shared:
         return math.nan
@@ -218,11 +218,6 @@ def _upper_bound(
 ) -> float:
     asked = {role: samples[role][label] for role in ("challenger", "champion")}
     return models.benchmark(asked, budget_s=BUDGET_S).ratio("challenger", "champion").high
-
-
-def _items(sample: Mapping[str, Any]) -> int:
-    shape = next(iter(sample.values())).shape
-    return int(shape[0]) if shape else 1
 
 
 def _carry_out(

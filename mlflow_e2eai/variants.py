@@ -260,7 +260,7 @@ def new_names(raw: OnnxArtifact, cleaned: OnnxArtifact) -> dict[str, str]:
 
 def bridge(reference: Infer, raw: OnnxArtifact, cleaned: OnnxArtifact) -> Infer:
     """The reference under the names, and with the outputs, that surgery left."""
-    inputs = dict(zip((s.name for s in cleaned.inputs), (s.name for s in raw.inputs), strict=True))
+    inputs = {new: old for old, new in new_names(raw, cleaned).items()}
     if len(raw.outputs) == len(cleaned.outputs):
         raw_names = [spec.name for spec in raw.outputs]
         outputs = dict(zip((s.name for s in cleaned.outputs), raw_names, strict=True))

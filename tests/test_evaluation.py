@@ -243,6 +243,23 @@ def test_what_crashes_while_it_is_timed_is_left_out_and_the_others_are_timed(tmp
     assert [entry.name for entry in last.variants] == [TORCH, EXPORTED, CLEAN]
 
 
+@contextmanager
+def always_crashes(*_):
+    def infer(_):
+        os.kill(os.getpid(), signal.SIGSEGV)
+
+    yield infer
+
+
+def test_where_everything_crashes_the_module_is_timed_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(candidates, "runner", always_crashes)
+    monkeypatch.setattr(candidates, "raw_runner", always_crashes)
+    evidence = saved(net(), tmp_path / "model")
+    assert all("SIGSEGV" in evidence[name].reason for name in (EXPORTED, CLEAN, HALF))
+    for found in read(tmp_path / "model" / "bundle").latency.values():
+        assert [entry.name for entry in found.variants] == [TORCH]
+
+
 def test_a_model_with_a_variant_that_crashed_still_loads_with_another(tmp_path, monkeypatch):
     monkeypatch.setattr(candidates, "runner", partial(crashes, when=at_once))
     saved(net(), tmp_path / "model")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from mlflow_e2eai.artifacts import EngineArtifact, OnnxArtifact, variant_name
-from mlflow_e2eai.bundle import RAW
+from mlflow_e2eai.bundle import RAW, step_of
 from mlflow_e2eai.isolation import Opener
 from mlflow_e2eai.runners import onnxruntime_devices
 from mlflow_e2eai.variants import engine_variant, graph_variant, raw_runner, runner
@@ -69,14 +69,14 @@ def variants_of(
         plain[raw.sha256] = name
     for graph in graphs:
         before = plain.get(graph.parent_sha256 or "", TORCH)
-        step = f"convert {graph.precision}" if graph.stage == "convert" else "clean"
+        step = step_of(graph, "onnxruntime-cpu")
         step = "export or clean" if before == TORCH and step == "clean" else step
         add(graph_variant(graph, "cpu"), graph, step, before)
     for device in onnxruntime_devices():
         for graph in graphs if device != "cpu" else ():
-            step = f"run on onnxruntime-{device}"
+            step = step_of(graph, f"onnxruntime-{device}")
             add(graph_variant(graph, device), graph, step, plain[graph.sha256])
     for engine in engines:
-        step = f"compile {engine.arithmetic} {engine.target}"
+        step = step_of(engine, str(engine.target))
         add(engine_variant(engine), engine, step, plain.get(engine.parent_sha256, TORCH))
     return found

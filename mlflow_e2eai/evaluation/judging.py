@@ -100,6 +100,11 @@ def _timed(
             for name, variant in variants.items()
             if evidence[name].measured and evidence[name].reason is None
         }
+        if not sound:
+            return latency | {
+                label: benchmark({TORCH: reference}, sample, budget_s=BUDGET_S)
+                for label, sample in left.items()
+            }
         try:
             _together(reference, sound, left, latency)
         except RunnerError as error:
@@ -119,10 +124,6 @@ def _together(
     """Fill `latency` sample by sample, so that what was measured before a crash is kept."""
     with isolated_together(openers) as there:
         for label, sample in progress(samples.items(), "measure latency", unit="sizes"):
-            latency[label] = (
-                there.benchmark(
-                    dict.fromkeys(openers, sample), {TORCH: reference}, budget_s=BUDGET_S
-                )
-                if openers
-                else benchmark({TORCH: reference}, sample, budget_s=BUDGET_S)
+            latency[label] = there.benchmark(
+                dict.fromkeys(openers, sample), {TORCH: reference}, budget_s=BUDGET_S
             )

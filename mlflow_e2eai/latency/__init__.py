@@ -10,6 +10,7 @@ from mlflow_e2eai.latency.measure import MIN_WARMUP as MIN_WARMUP
 from mlflow_e2eai.latency.measure import ROUNDS as ROUNDS
 from mlflow_e2eai.latency.measure import WARMUP as WARMUP
 from mlflow_e2eai.latency.measure import benchmark as benchmark
+from mlflow_e2eai.latency.measure import items_of as items_of
 from mlflow_e2eai.latency.ratios import Ratio as Ratio
 from mlflow_e2eai.latency.timing import TimesItself as TimesItself
 from mlflow_e2eai.latency.timing import Touched as Touched
@@ -44,6 +45,7 @@ __all__ = [
     "Touched",
     "benchmark",
     "cold_start",
+    "items_of",
     "opened",
     "series",
     "throughput",

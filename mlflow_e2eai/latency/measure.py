@@ -19,12 +19,13 @@ from mlflow_e2eai.errors import InvalidInputError, RunnerError
 from mlflow_e2eai.latency import findings
 from mlflow_e2eai.latency.gpus import GpuWatch
 from mlflow_e2eai.latency.ratios import turns
-from mlflow_e2eai.latency.timing import between
+from mlflow_e2eai.latency.timing import between, filling
 from mlflow_e2eai.latency.values import (
     GpuRecord,
     Latency,
     LatencyFinding,
     LatencyReport,
+    Timing,
 )
 
 WARMUP = 100_000
@@ -146,6 +147,12 @@ class _Calls:
     host_ms: list[float] = field(default_factory=list)
     device_ms: list[float] = field(default_factory=list)
 
+    def add(self, timing: Timing) -> None:
+        """One more."""
+        self.host_ms.append(timing.host_ms)
+        if timing.device_ms is not None:
+            self.device_ms.append(timing.device_ms)
+
 
 @dataclass(slots=True, kw_only=True)
 class _Stopwatch:
@@ -160,15 +167,13 @@ class _Stopwatch:
         """What follows is not a gap between two calls: something else ran."""
         self._last = None
 
-    def time(self, infer: Infer, calls: _Calls) -> None:
-        """Make a call, and note how long it took."""
+    def time(self, infer: Infer) -> Timing:
+        """Make a call, and tell how long it took."""
         began, timing, ended = between(infer, self.sample, self.clock)
         if self._last is not None:
             self.gaps_s.append(began - self._last)
         self._last = ended
-        calls.host_ms.append(timing.host_ms)
-        if timing.device_ms is not None:
-            calls.device_ms.append(timing.device_ms)
+        return timing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -203,11 +208,7 @@ def _window(infer: Any, watch: _Stopwatch, calls: int) -> Sequence[float]:
         watch.pause()
         times: Sequence[float] = series(watch.sample, fill_ms=WINDOW_MS, calls=calls)
         return times
-    window, filled_ms = _Calls(), 0.0
-    while len(window.host_ms) < calls and filled_ms < WINDOW_MS:
-        watch.time(infer, window)
-        filled_ms += window.host_ms[-1]
-    return window.host_ms
+    return filling(lambda: watch.time(infer), fill_ms=WINDOW_MS, calls=calls)
 
 
 def _steady(windows_ms: Sequence[float]) -> bool:
@@ -233,7 +234,7 @@ def _rounds(
                 gpu.ask()
                 watch.pause()
             for at in orders[number % len(orders)]:
-                watch.time(infers[at], taken[at])
+                taken[at].add(watch.time(infers[at]))
         gpu.ask()
     finally:
         record = gpu.close()

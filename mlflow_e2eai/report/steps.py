@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 from mlflow_e2eai.artifacts import EngineArtifact, OnnxArtifact
-from mlflow_e2eai.bundle import Evidence, Manifest
+from mlflow_e2eai.bundle import Evidence, Manifest, step_of
 from mlflow_e2eai.parity import ParityReport
 from mlflow_e2eai.report import tables
 from mlflow_e2eai.report.facts import Ratios, is_raw
@@ -86,14 +86,7 @@ def step_name(entry: Evidence, files: Mapping[str, OnnxArtifact | EngineArtifact
     if is_raw(entry):
         return "export"
     file = files.get(entry.sha256)
-    runner = entry.variant.partition("/")[0]
-    if isinstance(file, EngineArtifact):
-        return f"compile {file.arithmetic} {file.target}"
-    if not runner.startswith("onnxruntime-cpu"):
-        return f"run on {runner}"
-    if file is None:
-        return NONE
-    return f"convert {file.precision}" if file.stage == "convert" else file.stage
+    return NONE if file is None else step_of(file, entry.variant.partition("/")[0])
 
 
 def _step(entry: Evidence, files: Mapping[str, OnnxArtifact | EngineArtifact]) -> Markup:
