@@ -58,7 +58,7 @@ def stages(work: Path) -> tuple[dict[str, float], Path]:
 
     axes = made["dynamic_axes"]
     mlflow_e2eai.export(model, example, out=work / "warm.onnx", dynamic_axes=axes)
-    raw = timed(
+    raw, _ = timed(
         "export (dynamo)",
         lambda: mlflow_e2eai.export(model, example, out=work / "raw.onnx", dynamic_axes=axes),
     )

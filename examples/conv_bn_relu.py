@@ -75,7 +75,7 @@ def batches(graph: OnnxArtifact) -> list[Tensors]:
 
 def cleaned(model: torch.nn.Module, exporter: str, folder: Path) -> OnnxArtifact:
     """Export a model by one exporter, clean the graph and say what it came to."""
-    raw = mlflow_e2eai.export(
+    raw, _ = mlflow_e2eai.export(
         model,
         images(),
         out=folder / f"{exporter}.onnx",

@@ -54,7 +54,7 @@ class WithFooOp(ConvBnRelu):
 
 def exported(model: torch.nn.Module, folder: Path) -> OnnxArtifact:
     """Export by trace, and show the nodes."""
-    raw = mlflow_e2eai.export(
+    raw, _ = mlflow_e2eai.export(
         model,
         images(),
         out=folder / "with_foo.onnx",

@@ -13,6 +13,7 @@ import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -53,6 +54,19 @@ _TORCHSCRIPT_MAX_OPSET = 20
 """Asked for more, the TorchScript exporter only stamps the number (torch 2.13)."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportReport:
+    """How a model was exported.
+
+    Attributes:
+        exporter: The one that wrote the graph.
+        refused: Why those that were tried before it were not taken, by name, in order.
+    """
+
+    exporter: Exporter
+    refused: Mapping[str, str] = field(default_factory=dict)
+
+
 def export(
     model: Any,
     input_example: Any,
@@ -62,7 +76,7 @@ def export(
     exporter: Exporter = "auto",
     opset: int = DEFAULT_OPSET,
     output_names: Sequence[str] | None = None,
-) -> OnnxArtifact:
+) -> tuple[OnnxArtifact, ExportReport]:
     """Write a PyTorch model as an ONNX file.
 
     Args:
@@ -80,7 +94,7 @@ def export(
             on for several, or the keys where ``forward`` returns a mapping.
 
     Returns:
-        The fp32 graph as the exporter wrote it.
+        The fp32 graph as the exporter wrote it, and how it came about.
 
     Raises:
         InvalidInputError: The model does not accept the example, returns something that is not
@@ -108,7 +122,8 @@ def export(
             write = _with_dynamo if chosen == "dynamo" else _with_torchscript
             write(module, example, temporary, specs, axes, names, opset, chosen)
             _hold_to_request(temporary, specs=specs, outputs=names, opset=opset, exporter=chosen)
-    return graphs.describe(out, stage="export", precision="fp32", axes=axes, parent_sha256=None)
+    made = graphs.describe(out, stage="export", precision="fp32", axes=axes, parent_sha256=None)
+    return made, ExportReport(exporter=chosen)
 
 
 def _choose(exporter: Exporter, module: torch.nn.Module, opset: int) -> Exporter:

@@ -101,7 +101,7 @@ def export(
     with job_on(model_uri, ("source",)) as job:
         source = source_of(job.model, job.folder, dynamic_axes)
         with job.recorder.stage("export", inputs=[]) as stage:
-            raw = export_graph(
+            raw, exported = export_graph(
                 source.module,
                 source.example,
                 out=job.folder / "raw.onnx",
@@ -110,6 +110,7 @@ def export(
                 opset=opset,
             )
             stage.made(raw, example=named_inputs(source.module, source.example))
+            stage.noted("export", exported)
         return job.recorder.models[raw.sha256]
 
 

@@ -153,7 +153,7 @@ def build(
         evaluation.check_names(example)
     roots = [] if source is None else [source]
     with recorder.stage("export", inputs=roots) as stage:
-        raw = export(
+        raw, exported = export(
             model,
             example,
             out=work / "raw.onnx",
@@ -163,6 +163,7 @@ def build(
             output_names=settings.output_names,
         )
         stage.made(raw, example=example)
+        stage.noted("export", exported)
     batch_samples(example, raw, settings.batch_sizes)  # a wrong size is told now, not at the end
     with reference_of(module, raw) as reference:
         with recorder.stage("clean", inputs=[raw.sha256]) as stage:

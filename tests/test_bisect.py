@@ -505,7 +505,7 @@ def face_net(request, mtcnn, tmp_path_factory):
     x = np.random.default_rng(0).uniform(-1, 1, (2, 3, size, size)).astype(np.float32)
     net = getattr(mtcnn, request.param)().eval()
     example = {"x": torch.from_numpy(x)}
-    raw = export(net, example, out=folder / "raw.onnx", dynamic_axes={"x": {0: N}})
+    raw, _ = export(net, example, out=folder / "raw.onnx", dynamic_axes={"x": {0: N}})
     made, _ = clean(raw, out=folder / "clean.onnx", samples=[{"x": x}])
     return graphs.read(made.path), {"x": x}
 
@@ -585,7 +585,7 @@ def minilm(tmp_path_factory):
     folder = tmp_path_factory.mktemp("minilm")
     ids = np.random.default_rng(0).integers(1000, 5000, (2, 8))
     sample = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
-    raw = export(
+    raw, _ = export(
         Hidden().eval(),
         {name: torch.from_numpy(value) for name, value in sample.items()},
         out=folder / "raw.onnx",

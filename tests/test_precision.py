@@ -472,7 +472,7 @@ class Recurrent(torch.nn.Module):
 
 def test_a_graph_that_brings_onnx_runtime_down_is_refused_and_nothing_else_goes_down(tmp_path):
     # ONNX Runtime 1.31 follows a pointer to nowhere when it loads this in fp16.
-    raw = export(
+    raw, _ = export(
         Recurrent().eval(),
         {"x": np.zeros((2, 3, 4), np.float32)},
         out=tmp_path / "raw.onnx",

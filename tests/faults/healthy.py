@@ -146,7 +146,7 @@ def runners(name, seed, folder):
 
     (own,) = inspect.signature(module.forward).parameters
     samples = [{own: sample["x"]} for sample in samples]
-    graph = mlflow_e2eai.export(
+    graph, _ = mlflow_e2eai.export(
         module, samples[0], out=folder / "m.onnx", dynamic_axes={own: {0: N}}, exporter=exporter
     )
     half = convert(graph, "fp16", out=folder / "half.onnx")

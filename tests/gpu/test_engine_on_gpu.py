@@ -59,7 +59,7 @@ def images(size, width):
 
 
 def graph_of(model, folder, batch, precision, width):
-    raw = export(
+    raw, _ = export(
         model, images(2, width), out=folder / "raw.onnx", dynamic_axes={"image": {0: batch}}
     )
     cleaned, _ = clean(raw, out=folder / "clean.onnx")
