@@ -28,7 +28,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = (
     {"__init__", "_compat"},
     {"errors"},
-    {"artifacts", "context", "factories", "files", "progress"},
+    {"artifacts", "context", "factories", "files", "progress", "weights"},
     {"arrays", "graphs", "modules"},
     {"runners", "parity", "latency", "gates", "samples"},
     {"isolation"},
