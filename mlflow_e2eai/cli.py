@@ -173,7 +173,9 @@ def _export_options(one: argparse.ArgumentParser) -> None:
 
 
 def _plan_option(one: argparse.ArgumentParser) -> None:
-    one.add_argument("--plan", default="default", help="a YAML file with rules, or 'default'")
+    one.add_argument(
+        "--plan", default="default", help="a YAML file or runs:/run_id/plan.yaml; or 'default'"
+    )
 
 
 def _keep_option(one: argparse.ArgumentParser) -> None:

@@ -11,10 +11,11 @@ import torch
 from models import AXES, N, build, build_overflowing, features, labelled, net
 
 import mlflow_e2eai
-from mlflow_e2eai import jobs, pipeline, tracking
+from mlflow_e2eai import jobs, pipeline, texts, tracking
 from mlflow_e2eai.bisection import Bisection
-from mlflow_e2eai.errors import ArtifactError, InvalidInputError, TrackingError
+from mlflow_e2eai.errors import ArtifactError, InvalidInputError, SurgeryError, TrackingError
 from mlflow_e2eai.files import from_json
+from mlflow_e2eai.surgery import plan_from
 
 
 @pytest.fixture
@@ -71,6 +72,25 @@ def test_the_nodes_that_bisect_finds_are_those_that_convert_must_keep(overflowin
     right = jobs.convert(overflowing, precision="fp16", keep_fp32=tracking.fetch_nodes(uri))
     assert not passed(failing)["onnxruntime-cpu/fp16"]
     assert passed(right)["onnxruntime-cpu/fp16"]
+
+
+def test_the_plan_that_a_run_kept_can_be_replayed(source):
+    raw = jobs.export(source)
+    plan = plan_from([{"bypass": {"op_type": "Relux"}}, "drop_unused"])
+    jobs.clean(raw, plan=plan)
+    kept = f"runs:/{run_named('clean').info.run_id}/plan.yaml"
+    assert texts.plan(kept) == plan
+
+
+def test_a_plan_that_misses_what_it_requires_logs_no_graph(source):
+    raw = jobs.export(source)
+    plan = plan_from([{"bypass": {"op_type": "Relux", "required": True}}])
+    with pytest.raises(SurgeryError, match="found nothing to edit"):
+        jobs.clean(raw, plan=plan)
+    assert {stage(m.model_id) for m in mlflow.search_logged_models(output_format="list")} == {
+        "source",
+        "export",
+    }
 
 
 def test_a_bisection_is_a_run_on_its_input_with_an_artifact_and_numbers(overflowing, store):

@@ -19,14 +19,23 @@ from mlflow_e2eai.errors import ArtifactError, RunnerError, SurgeryError
 from mlflow_e2eai.files import written
 from mlflow_e2eai.isolation import isolated_onnxruntime
 from mlflow_e2eai.surgery.outline import Outline, outline_of
-from mlflow_e2eai.surgery.plan import DEFAULT_PLAN, Step, plan_from
+from mlflow_e2eai.surgery.plan import DEFAULT_PLAN, Step, plan_from, plan_text
 from mlflow_e2eai.surgery.rules import RULES, Rule
 
 if TYPE_CHECKING:
     import onnx
     import onnx_graphsurgeon as gs
 
-__all__ = ["DEFAULT_PLAN", "RULES", "Outline", "Step", "SurgeryReport", "clean", "plan_from"]
+__all__ = [
+    "DEFAULT_PLAN",
+    "RULES",
+    "Outline",
+    "Step",
+    "SurgeryReport",
+    "clean",
+    "plan_from",
+    "plan_text",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +53,7 @@ class SurgeryReport:
         max_abs_error: Largest difference that the check of the numbers saw, over all outputs; None
             when there was nothing to check against.
         outline: Both graphs in one, for people to look at; None in reports of before it was drawn.
+        plan: The plan as YAML, to apply to another graph; None in reports of before it was kept.
     """
 
     edits: Mapping[str, int]
@@ -55,6 +65,7 @@ class SurgeryReport:
     size_after_bytes: int
     max_abs_error: float | None
     outline: Outline | None = None
+    plan: str | None = None
 
 
 def clean(
@@ -81,11 +92,13 @@ def clean(
 
     Raises:
         InvalidInputError: The plan names a rule or argument that there is not.
-        SurgeryError: A rule failed, or the result has another interface or other numbers.
+        SurgeryError: A rule failed or did not find what it must, or the result has another
+            interface or other numbers.
     """
     import onnx_graphsurgeon as gs
 
     rules = [(step, step.bound()) for step in plan]
+    text = plan_text(plan)
     before = graphs.read(source.path)
     graph = gs.import_onnx(before)
     _name_nodes(graph)
@@ -112,6 +125,7 @@ def clean(
         size_after_bytes=out.stat().st_size,
         max_abs_error=error,
         outline=outline_of(before, after),
+        plan=text,
     )
     artifact = graphs.describe(
         out,
@@ -138,13 +152,21 @@ def _name_nodes(graph: gs.Graph) -> None:
 
 def _apply(step: Step, rule: Rule, graph: gs.Graph) -> int:
     try:
-        return rule(graph)
+        edits = rule(graph)
     except SurgeryError as error:
         error.rule = step.rule
         raise
     except Exception as error:  # graphsurgeon and whatever it calls
         msg = f"Surgery rule {step.rule!r} failed: {type(error).__name__}: {error}"
         raise SurgeryError(msg, rule=step.rule) from error
+    if step.required and not edits:
+        given = ", ".join(f"{name}={value!r}" for name, value in step.arguments.items())
+        msg = (
+            f"Rule {step.rule!r} ({given or 'no arguments'}) found nothing to edit, but is "
+            f"required; check its arguments, or leave out required: true."
+        )
+        raise SurgeryError(msg, rule=step.rule)
+    return edits
 
 
 def _keep_interface(source: OnnxArtifact, after: onnx.ModelProto, plan: Sequence[Step]) -> None:

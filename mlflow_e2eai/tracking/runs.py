@@ -171,13 +171,15 @@ class MlflowStage:
         self.recorder.models[artifact.sha256] = model_id
 
     def noted(self, name: str, value: Any) -> None:
-        """Keep a report as a JSON artifact of the run, and what surgery did as a page too."""
+        """Keep a report as a JSON artifact of the run, and of surgery a page and the plan too."""
         from mlflow import MlflowClient
 
         client = MlflowClient()
         client.log_text(self.run_id, to_json(value), f"{name}.json")
         if isinstance(value, SurgeryReport):
             client.log_text(self.run_id, surgery_html(value), f"{name}.html")
+            if value.plan is not None:
+                client.log_text(self.run_id, value.plan, "plan.yaml")
 
     def kept(self, nodes: Sequence[str]) -> None:
         """Write on the run which nodes stay in fp32."""
