@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import itertools
-import re
 import sys
 import traceback
 from collections.abc import Iterator, Mapping
@@ -319,10 +318,9 @@ def root(error: BaseException) -> BaseException:
 
 
 def source_line(error: BaseException, model: torch.nn.Module) -> str | None:
-    """The line of a module's own code that an error comes from, as ``file:line``.
+    """The line of a module's own code that an error was raised from, as ``file:line``.
 
-    It is in a traceback where the code ran, and in the error's words where PyTorch had only read
-    it.
+    None where no code of the module ran, as when a graph of it is translated.
     """
     own = {sys.modules.get(type(part).__module__) for part in model.modules()}
     files = {
@@ -338,8 +336,5 @@ def source_line(error: BaseException, model: torch.nn.Module) -> str | None:
         for frame in traceback.extract_tb(now.__traceback__):
             if frame.filename in files:
                 found = (frame.filename, frame.lineno)
-        for file, line in re.findall(r'File:? "?([^":\n]+)"?(?:, line |:)(\d+)', str(now)):
-            if file in files:
-                found = (file, line)
         now = now.__cause__
     return None if found is None else f"{Path(found[0]).name}:{found[1]}"

@@ -168,7 +168,7 @@ def _exported(report: ExportReport | None) -> Markup | None:
     """Which exporter wrote the raw graph, and why others did not."""
     if report is None:
         return None
-    entries = [("Exporter", report.exporter)]
+    entries: list[tuple[str, str]] = [("Exporter", report.exporter)]
     if report.unverified is not None:
         entries.append(("Numbers not checked", report.unverified))
     entries += [(f"Refused: {name}", why) for name, why in report.refused.items()]

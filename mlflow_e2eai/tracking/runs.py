@@ -215,7 +215,7 @@ class MlflowStage:
 
 def export_tags(report: ExportReport) -> dict[str, str]:
     """Which exporter wrote a graph, and why others did not."""
-    tags = {"e2eai.exporter": report.exporter}
+    tags: dict[str, str] = {"e2eai.exporter": report.exporter}
     if report.unverified is not None:
         tags["e2eai.unverified"] = report.unverified
     return tags | {f"e2eai.refused.{name}": why for name, why in report.refused.items()}
