@@ -25,6 +25,7 @@ from mlflow_e2eai.errors import (
     ArtifactError,
     InvalidInputError,
 )
+from mlflow_e2eai.exporter import ExportReport
 from mlflow_e2eai.files import from_json, to_json, verify, written
 from mlflow_e2eai.latency import ColdStart, LatencyReport, Throughput
 from mlflow_e2eai.parity import ParityReport
@@ -155,6 +156,7 @@ class Manifest:
         evidence: One entry for each variant, the PyTorch module first.
         latency: Reports by corner of the profile; their variants took turns.
         environment: What was measured on: processor, GPU, versions.
+        export: How the raw graph came about; None in manifests of before it was kept.
     """
 
     format_version: int
@@ -166,6 +168,7 @@ class Manifest:
     evidence: tuple[Evidence, ...]
     latency: Mapping[str, LatencyReport]
     environment: Mapping[str, str]
+    export: ExportReport | None = None
 
     @property
     def files(self) -> tuple[OnnxArtifact | EngineArtifact, ...]:

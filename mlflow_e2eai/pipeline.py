@@ -27,7 +27,7 @@ from mlflow_e2eai.bundle import Evidence, Manifest
 from mlflow_e2eai.context import driver_version, gpu_name
 from mlflow_e2eai.engine import compile, resolve
 from mlflow_e2eai.evaluation import evaluate
-from mlflow_e2eai.exporter import DEFAULT_OPSET, Exporter, export
+from mlflow_e2eai.exporter import DEFAULT_OPSET, Exporter, ExportReport, export
 from mlflow_e2eai.latency import LatencyReport
 from mlflow_e2eai.modules import DynamicAxes, module_of, named_inputs
 from mlflow_e2eai.precision import check_precision, convert
@@ -193,7 +193,7 @@ def build(
             batch_sizes=settings.batch_sizes,
         )
         record(evidence, latency, recorder)
-    return _manifest(source, graphs, engines, surgery, evidence, latency), example
+    return _manifest(source, graphs, engines, surgery, evidence, latency, exported), example
 
 
 def _manifest(
@@ -203,6 +203,7 @@ def _manifest(
     surgery: SurgeryReport,
     evidence: Sequence[Evidence],
     latency: Mapping[str, LatencyReport],
+    exported: ExportReport,
 ) -> Manifest:
     return Manifest(
         format_version=bundle.FORMAT_VERSION,
@@ -214,6 +215,7 @@ def _manifest(
         evidence=tuple(evidence),
         latency=latency,
         environment=environment(),
+        export=exported,
     )
 
 

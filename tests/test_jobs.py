@@ -47,6 +47,23 @@ def test_the_stages_one_by_one_make_the_chain_that_the_pipeline_makes(source):
     assert not evidence["tensorrt_rtx-sm86/fp16"].measured
 
 
+class NormalisedRows(torch.nn.Module):
+    """The dynamo optimizer drops its constant, which changes the numbers at zero."""
+
+    def forward(self, x):
+        return x / (x.sum(-1, keepdim=True) + 1e-9)
+
+
+def test_the_run_says_which_exporter_was_taken_and_why_others_were_not(store, monkeypatch):
+    given = {"model": NormalisedRows().eval(), "input_example": np.ones((2, 3), dtype=np.float32)}
+    monkeypatch.setattr("models.build", lambda: given)
+    jobs.export(jobs.log("models:build", name="net"))
+    tags = run_named("export").data.tags
+    assert tags["e2eai.exporter"] == "dynamo"
+    assert "does not give the module's numbers" in tags["e2eai.refused.dynamo"]
+    assert "e2eai.refused.trace" not in tags
+
+
 @pytest.fixture
 def overflowing(store):
     """Id of the cleaned graph of a model that fails in fp16."""

@@ -3,6 +3,7 @@
 from mlflow_e2eai.samples.data import EvaluationData, calls
 from mlflow_e2eai.samples.generated import (
     batch_samples,
+    branch_samples,
     edge_samples,
     other_sample,
     profile_samples,
@@ -15,6 +16,7 @@ __all__ = [
     "TaskMetric",
     "accuracy",
     "batch_samples",
+    "branch_samples",
     "calls",
     "edge_samples",
     "joined",
