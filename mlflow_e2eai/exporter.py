@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from mlflow_e2eai import graphs
+from mlflow_e2eai import graphs, operators
 from mlflow_e2eai.arrays import corners, resize
 from mlflow_e2eai.artifacts import Axis, OnnxArtifact, Tensors, TensorSpec
 from mlflow_e2eai.errors import ExportError, InvalidInputError
@@ -177,20 +177,22 @@ def _with_dynamo(
         {position: size for position, size in enumerate(spec.shape) if isinstance(size, str)}
         for spec in specs
     )
-    program = torch.onnx.export(
-        _positional(module, tuple(example)),
-        tuple(tensors_for(module, example).values()),
-        dynamo=True,
-        opset_version=opset,
-        input_names=list(example),
-        output_names=list(outputs),
-        dynamic_shapes=(shapes,),
-        verbose=False,
-    )
+    with operators.kept("dynamo") as kept:
+        program = torch.onnx.export(
+            _positional(module, tuple(example)),
+            tuple(tensors_for(module, example).values()),
+            dynamo=True,
+            opset_version=opset,
+            input_names=list(example),
+            output_names=list(outputs),
+            dynamic_shapes=(shapes,),
+            verbose=False,
+        )
     if program is None:
         msg = "the exporter returned nothing"
         raise RuntimeError(msg)
     program.save(path, external_data=False)
+    kept.finish(path, opset=opset)
 
 
 def _with_torchscript(
@@ -210,21 +212,25 @@ def _with_torchscript(
         source = _positional(module, tuple(example))
     else:
         source = module if isinstance(module, torch.jit.ScriptModule) else torch.jit.script(module)
+        operators.refuse_scripted(source)
         names = [name for name in parameter_names(module) if name in tensors]
         tensors = {name: tensors[name] for name in names} or tensors
-    torch.onnx.export(
-        source,
-        tuple(tensors.values()),
-        path,
-        dynamo=False,
-        opset_version=opset,
-        input_names=list(tensors),
-        output_names=list(outputs),
-        dynamic_axes={
-            **{spec.name: _named(spec.shape) for spec in specs},
-            **_dynamic_outputs(module, example, specs, axes, outputs),
-        },
-    )
+    wanted = {
+        **{spec.name: _named(spec.shape) for spec in specs},
+        **_dynamic_outputs(module, example, specs, axes, outputs),
+    }
+    with operators.kept(exporter) as kept:
+        torch.onnx.export(
+            source,
+            tuple(tensors.values()),
+            path,
+            dynamo=False,
+            opset_version=opset,
+            input_names=list(tensors),
+            output_names=list(outputs),
+            dynamic_axes=wanted,
+        )
+    kept.finish(path, opset=opset)
 
 
 def _named(shape: Sequence[int | str]) -> dict[int, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -153,6 +153,21 @@ def unique_names(nodes: Iterable[tuple[str, str]]) -> list[str]:
 def node_names(model: onnx.ModelProto) -> list[str]:
     """The name by which each node of the main graph is known here, in order; see `unique_names`."""
     return unique_names((node.name, node.op_type) for node in model.graph.node)
+
+
+def nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+    """Every node of a model: of the main graph, of subgraphs at any depth, and of functions."""
+
+    def within(listed: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+        for node in listed:
+            yield node
+            for attribute in node.attribute:
+                for inner in (attribute.g, *attribute.graphs):
+                    yield from within(inner.node)
+
+    yield from within(model.graph.node)
+    for function in model.functions:
+        yield from within(function.node)
 
 
 def operators(model: onnx.ModelProto) -> dict[str, int]:

@@ -31,7 +31,7 @@ LAYERS = (
     {"artifacts", "context", "factories", "files", "progress"},
     {"arrays", "graphs", "modules"},
     {"runners", "parity", "latency", "gates", "samples"},
-    {"isolation"},
+    {"isolation", "operators"},
     {"exporter", "surgery", "precision", "engine"},
     {"bisection"},
     {"bundle"},
