@@ -2,9 +2,9 @@
 
 PyTorch has two ways to ONNX. The dynamo exporter (``torch.export``, PyTorch's default) takes
 modules and exported programs; the TorchScript exporter traces a module or takes a scripted one, and
-is the only way to opsets below 18 and to a ``torch.autograd.Function`` with ``symbolic``. Both keep
-quiet about some of what they could not do (an opset that was not reached, a dynamic axis that
-became static), so what was written is read back and held against what was asked.
+is the only way to opsets below 18. Both keep quiet about some of what they could not do (an opset
+that was not reached, a dynamic axis that became static), so what was written is read back and held
+against what was asked.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from mlflow_e2eai import graphs, operators
+from mlflow_e2eai import graphs
+from mlflow_e2eai import operators as custom
 from mlflow_e2eai.arrays import corners, resize
 from mlflow_e2eai.artifacts import Axis, OnnxArtifact, Tensors, TensorSpec
 from mlflow_e2eai.errors import ExportError, InvalidInputError
@@ -76,6 +77,7 @@ def export(
     exporter: Exporter = "auto",
     opset: int = DEFAULT_OPSET,
     output_names: Sequence[str] | None = None,
+    operators: Sequence[custom.Operator] = (),
 ) -> tuple[OnnxArtifact, ExportReport]:
     """Write a PyTorch model as an ONNX file.
 
@@ -92,6 +94,8 @@ def export(
         opset: Version of the ONNX operator set.
         output_names: Names for the outputs, in order; by default ``output``, or ``output_0`` and so
             on for several, or the keys where ``forward`` returns a mapping.
+        operators: What operators compute that are not ONNX's own; each becomes a model-local
+            function of the graph.
 
     Returns:
         The fp32 graph as the exporter wrote it, and how it came about.
@@ -121,6 +125,7 @@ def export(
         with written(out) as temporary, _failures_as_export_errors(chosen):
             write = _with_dynamo if chosen == "dynamo" else _with_torchscript
             write(module, example, temporary, specs, axes, names, opset, chosen)
+            custom.carry(temporary, operators)
             _hold_to_request(temporary, specs=specs, outputs=names, opset=opset, exporter=chosen)
     made = graphs.describe(out, stage="export", precision="fp32", axes=axes, parent_sha256=None)
     return made, ExportReport(exporter=chosen)
@@ -177,7 +182,7 @@ def _with_dynamo(
         {position: size for position, size in enumerate(spec.shape) if isinstance(size, str)}
         for spec in specs
     )
-    with operators.kept("dynamo") as kept:
+    with custom.kept("dynamo") as kept:
         program = torch.onnx.export(
             _positional(module, tuple(example)),
             tuple(tensors_for(module, example).values()),
@@ -212,14 +217,14 @@ def _with_torchscript(
         source = _positional(module, tuple(example))
     else:
         source = module if isinstance(module, torch.jit.ScriptModule) else torch.jit.script(module)
-        operators.refuse_scripted(source)
+        custom.refuse_scripted(source)
         names = [name for name in parameter_names(module) if name in tensors]
         tensors = {name: tensors[name] for name in names} or tensors
     wanted = {
         **{spec.name: _named(spec.shape) for spec in specs},
         **_dynamic_outputs(module, example, specs, axes, outputs),
     }
-    with operators.kept(exporter) as kept:
+    with custom.kept(exporter) as kept:
         torch.onnx.export(
             source,
             tuple(tensors.values()),

@@ -2,14 +2,20 @@
 
 import numpy as np
 import onnx
+import onnx.parser
 import onnx.reference
 import pytest
 import torch
 
 from mlflow_e2eai import graphs
 from mlflow_e2eai.artifacts import Axis
-from mlflow_e2eai.errors import ExportError
+from mlflow_e2eai.engine import compile
+from mlflow_e2eai.errors import EngineBuildError, ExportError, InvalidInputError
 from mlflow_e2eai.exporter import export
+from mlflow_e2eai.operators import Operator
+from mlflow_e2eai.precision import convert
+from mlflow_e2eai.runners import onnxruntime_runner
+from mlflow_e2eai.surgery import DEFAULT_PLAN, clean
 
 N = Axis("N", min=1, opt=3, max=8)
 KEEPING = ("dynamo", "trace")
@@ -223,5 +229,95 @@ def test_it_is_kept_within_a_function_without_symbolic(exporter, tmp_path):
 def test_an_operator_that_the_exporter_never_asked_for_is_named(tmp_path):
     with pytest.raises(ExportError, match="forward applies Foo, which defines symbolic"):
         exported(Unused(), tmp_path, "trace")
+
+    assert not (tmp_path / "model.onnx").exists()
+
+
+SCALE = """<domain: "devtech", opset_import: ["": 18]>
+Scale <alpha> (x) => (y) { a = Constant <value_float: float = @alpha> () y = Mul (x, a) }"""
+
+
+class Scale(torch.autograd.Function):
+    @staticmethod
+    def symbolic(g, x, alpha):
+        return g.op("devtech::Scale", x, alpha_f=alpha).setType(x.type())
+
+    @staticmethod
+    def forward(_ctx, x, alpha):
+        return x * alpha
+
+
+class WithScale(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(4, 4)
+
+    def forward(self, x):
+        return Scale.apply(self.linear(x), 0.5) + 1
+
+
+def scale(form):
+    text = onnx.parser.parse_function(SCALE)
+    return Operator(name="devtech::Scale", function=SCALE if form == "text" else text)
+
+
+def error_of(artifact, module):
+    x = np.linspace(-1, 1, 20, dtype=np.float32).reshape(5, 4)
+    wanted = module(torch.from_numpy(x)).detach().numpy()
+    with onnxruntime_runner(artifact.path) as infer:
+        return np.abs(infer({"x": x})["output"] - wanted).max()
+
+
+@pytest.mark.parametrize("form", ["text", "proto"])
+@pytest.mark.parametrize("exporter", KEEPING)
+def test_an_operator_carries_its_meaning_through_every_stage(exporter, form, tmp_path):
+    module = WithScale()
+    raw, model = exported(module, tmp_path, exporter, operators=[scale(form)])
+    cleaned, _ = clean(raw, DEFAULT_PLAN, out=tmp_path / "clean.onnx")
+    half = convert(cleaned, "fp16", out=tmp_path / "fp16.onnx")
+
+    assert [each.name for each in model.functions] == ["Scale"]
+    assert [each.op_type for each in custom(graphs.read(cleaned.path))] == ["Scale"]
+    assert error_of(raw, module) < 1e-6
+    assert error_of(cleaned, module) < 1e-6
+    assert error_of(half, module) < 5e-3
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_tensorrt_builds_what_an_operator_means(precision, tmp_path):
+    pytest.importorskip("tensorrt_rtx")
+    bare, _ = exported(WithScale(), tmp_path, "trace")
+    with pytest.raises(EngineBuildError, match="devtech::Scale"):
+        compile(bare, "sm86", out=tmp_path / "refused.engine")
+
+    raw, _ = exported(WithScale(), tmp_path, "trace", operators=[scale("text")])
+    graph = convert(raw, precision, out=tmp_path / "converted.onnx")
+
+    assert compile(graph, "sm86", out=tmp_path / "built.engine").size_bytes > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "error", "said"),
+    [
+        ("devtech::Scale", "Scale (x) => ", InvalidInputError, "devtech::Scale is not valid"),
+        ("devtech::Scale", 3, InvalidInputError, "devtech::Scale is not valid"),
+        ("devtech::Other", SCALE, InvalidInputError, "devtech::Other is named devtech::Scale"),
+        (
+            "devtech::Scale",
+            SCALE.replace("18", "17"),
+            InvalidInputError,
+            "for opset 17, but the graph is of opset 18",
+        ),
+        (
+            "devtech::Gone",
+            SCALE.replace("Scale", "Gone"),
+            ExportError,
+            "Gone is given, but the graph has no such node",
+        ),
+    ],
+)
+def test_a_function_that_cannot_be_meant_is_refused(name, text, error, said, tmp_path):
+    with pytest.raises(error, match=said):
+        exported(WithScale(), tmp_path, "trace", operators=[Operator(name=name, function=text)])
 
     assert not (tmp_path / "model.onnx").exists()
