@@ -3,8 +3,7 @@
 PyTorch has two ways to ONNX. The dynamo exporter (``torch.export``, PyTorch's default) takes
 modules and exported programs; the TorchScript exporter traces a module or takes a scripted one, and
 is the only way to opsets below 18. Both keep quiet about some of what they could not do (an opset
-that was not reached, a dynamic axis that became static), so what was written is read back and held
-against what was asked.
+that was not reached, a dynamic axis that became static), so that is held against what was asked.
 """
 
 from __future__ import annotations
@@ -45,7 +44,6 @@ if TYPE_CHECKING:
 
 Exporter: TypeAlias = Literal["auto", "dynamo", "trace", "script"]
 EXPORTERS: tuple[Exporter, ...] = ("auto", "dynamo", "trace", "script")
-
 
 DEFAULT_OPSET = 18
 """The one opset that both exporters write natively: dynamo's translations start there, and ONNX
@@ -94,8 +92,7 @@ def export(
         opset: Version of the ONNX operator set.
         output_names: Names for the outputs, in order; by default ``output``, or ``output_0`` and so
             on for several, or the keys where ``forward`` returns a mapping.
-        operators: What operators compute that are not ONNX's own; each becomes a model-local
-            function of the graph.
+        operators: What operators compute that are not ONNX's own, for model-local functions.
 
     Returns:
         The fp32 graph as the exporter wrote it, and how it came about.
@@ -182,7 +179,7 @@ def _with_dynamo(
         {position: size for position, size in enumerate(spec.shape) if isinstance(size, str)}
         for spec in specs
     )
-    with custom.kept("dynamo") as kept:
+    with custom.kept("dynamo", path, opset=opset):
         program = torch.onnx.export(
             _positional(module, tuple(example)),
             tuple(tensors_for(module, example).values()),
@@ -193,11 +190,10 @@ def _with_dynamo(
             dynamic_shapes=(shapes,),
             verbose=False,
         )
-    if program is None:
-        msg = "the exporter returned nothing"
-        raise RuntimeError(msg)
-    program.save(path, external_data=False)
-    kept.finish(path, opset=opset)
+        if program is None:
+            msg = "the exporter returned nothing"
+            raise RuntimeError(msg)
+        program.save(path, external_data=False)
 
 
 def _with_torchscript(
@@ -220,11 +216,9 @@ def _with_torchscript(
         custom.refuse_scripted(source)
         names = [name for name in parameter_names(module) if name in tensors]
         tensors = {name: tensors[name] for name in names} or tensors
-    wanted = {
-        **{spec.name: _named(spec.shape) for spec in specs},
-        **_dynamic_outputs(module, example, specs, axes, outputs),
-    }
-    with custom.kept(exporter) as kept:
+    dynamic = {spec.name: _named(spec.shape) for spec in specs}
+    dynamic |= _dynamic_outputs(module, example, specs, axes, outputs)
+    with custom.kept(exporter, path, opset=opset):
         torch.onnx.export(
             source,
             tuple(tensors.values()),
@@ -233,9 +227,8 @@ def _with_torchscript(
             opset_version=opset,
             input_names=list(tensors),
             output_names=list(outputs),
-            dynamic_axes=wanted,
+            dynamic_axes=dynamic,
         )
-    kept.finish(path, opset=opset)
 
 
 def _named(shape: Sequence[int | str]) -> dict[int, str]:
@@ -281,8 +274,7 @@ def _positional(module: torch.nn.Module, names: tuple[str, ...]) -> torch.nn.Mod
             return tuple(flatten(call(self.model, arguments)).values())
 
         def train(self, mode: bool = True) -> Positional:  # noqa: ARG002, FBT001, FBT002 - torch's
-            # The exporters set the mode of what they get, which is right already; a graph that
-            # torch.export wrote would refuse.
+            # The mode is right already, and a graph that torch.export wrote refuses to be set.
             return self
 
     wrapper = Positional()

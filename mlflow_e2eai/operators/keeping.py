@@ -1,19 +1,16 @@
-"""Operators of the user's own, kept through the export.
+"""Functions with ``symbolic``, kept by the exporters.
 
 A ``torch.autograd.Function`` with ``symbolic`` says what stands for it in an ONNX graph. Only the
 TorchScript exporter asks; the dynamo exporter looks into ``forward``, and the operator is gone
 without a word. Here it is kept under both: while dynamo looks, one placeholder stands for each
 application, and afterwards what the TorchScript exporter writes for that application takes the
 placeholder's place. So ``symbolic`` gets what it was written for, whatever it does.
-
-An operator can carry its meaning as a model-local function (`Operator`): what knows no such
-operator computes that instead.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from unittest import mock
 
 from mlflow_e2eai import graphs
-from mlflow_e2eai.errors import ExportError, InvalidInputError
+from mlflow_e2eai.errors import ExportError
 
 if TYPE_CHECKING:
     import onnx
@@ -32,77 +29,6 @@ _PLACEHOLDERS = "mlflow_e2eai.placeholders"
 
 _TORCHSCRIPT_MAX_OPSET = 20
 """The last opset that the TorchScript exporter writes (torch 2.13)."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Operator:
-    """An operator that is not ONNX's own, and what it computes.
-
-    Attributes:
-        name: Domain and operator, ``devtech::FooOp``.
-        function: What it computes, in operators that every runtime knows: an ``onnx.FunctionProto``
-            of that name, its text as ``onnx.parser`` reads it, or an onnxscript function.
-    """
-
-    name: str
-    function: Any
-
-    def proto(self) -> onnx.FunctionProto:
-        """The function as ONNX has it.
-
-        Raises:
-            InvalidInputError: It is something else, is not valid, or has another name.
-        """
-        import onnx.parser
-
-        function = self.function
-        try:
-            if isinstance(function, str):
-                function = onnx.parser.parse_function(function)
-            elif hasattr(function, "to_function_proto"):
-                function = function.to_function_proto()
-            onnx.checker.check_function(function)
-        except Exception as error:  # the parser's and the checker's errors share no base class
-            msg = (
-                f"The function of {self.name} is not valid: {' '.join(str(error).split())[:300]}; "
-                f"give an onnx.FunctionProto, its text, or an onnxscript function."
-            )
-            raise InvalidInputError(msg) from error
-        if (found := graphs.operator_name(function.domain, function.name)) != self.name:
-            msg = f"The function of {self.name} is named {found}; give both the same name."
-            raise InvalidInputError(msg)
-        return function
-
-
-def carry(path: Path, operators: Sequence[Operator]) -> None:
-    """Put the operators' functions into the graph at `path`.
-
-    Raises:
-        InvalidInputError: A function is not valid, or is written for another opset than the graph.
-        ExportError: The graph has no node of one of the operators.
-    """
-    if not operators:
-        return
-    model = graphs.read(path)
-    used = {graphs.operator_name(each.domain, each.op_type) for each in graphs.nodes(model)}
-    opset = graphs.opset_of(model)
-    for operator in operators:
-        function = operator.proto()
-        if operator.name not in used:
-            msg = (
-                f"The function of {operator.name} is given, but the graph has no such node; its "
-                f"operators are {', '.join(sorted(used))}."
-            )
-            raise ExportError(msg)
-        # onnx.inliner leaves a function of another opset where it is.
-        if (written := graphs.opset_of(function)) not in (0, opset):
-            msg = (
-                f"The function of {operator.name} is written for opset {written}, but the graph is "
-                f"of opset {opset}; write it for {opset}."
-            )
-            raise InvalidInputError(msg)
-        model.functions.append(function)
-    graphs.write(model, path)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,7 +52,7 @@ class _Like:
 
 
 @dataclass(slots=True)
-class Kept:
+class _Kept:
     """What was seen of the functions with ``symbolic`` during one export."""
 
     applied: set[type] = field(default_factory=set)
@@ -134,13 +60,8 @@ class Kept:
     placeholders: dict[str, _Application] = field(default_factory=dict)
     inside: bool = False
 
-    def finish(self, path: Path, *, opset: int) -> None:
-        """Put into the graph at `path` what the placeholders stand for.
-
-        Raises:
-            ExportError: A function was applied that the graph knows nothing of, or its
-                ``symbolic`` failed.
-        """
+    def settle(self, path: Path, opset: int) -> None:
+        """Put into the graph at `path` what the placeholders stand for, and miss nothing."""
         if self.placeholders:
             model = graphs.read(path)
             graphs.write(_filled(model, self.placeholders, opset), path)
@@ -170,15 +91,23 @@ def refuse_scripted(module: torch.jit.ScriptModule) -> None:
 
 
 @contextmanager
-def kept(exporter: Literal["auto", "dynamo", "trace", "script"]) -> Iterator[Kept]:
-    """Within this block, exporting keeps each Function with ``symbolic``.
+def kept(
+    exporter: Literal["auto", "dynamo", "trace", "script"], path: Path, *, opset: int
+) -> Iterator[None]:
+    """Within this block, exporting to `path` keeps each Function with ``symbolic``.
 
     Every class that defines ``symbolic`` is watched, and is as it was when the block ends.
 
     Args:
         exporter: The one that is used in the block.
+        path: The file that it has written when the block ends.
+        opset: The opset that it writes.
+
+    Raises:
+        ExportError: A function was applied that the graph knows nothing of, or its ``symbolic``
+            failed.
     """
-    found = Kept()
+    found = _Kept()
     with ExitStack() as stack:
         for function in _functions():
             watch = _standing_in if exporter == "dynamo" else _watched
@@ -186,7 +115,8 @@ def kept(exporter: Literal["auto", "dynamo", "trace", "script"]) -> Iterator[Kep
             if exporter != "dynamo":
                 changes["symbolic"] = staticmethod(_asked(function, found))
             stack.enter_context(mock.patch.multiple(function, **changes))
-        yield found
+        yield
+    found.settle(path, opset)
 
 
 def _functions() -> list[type[torch.autograd.Function]]:
@@ -203,7 +133,7 @@ def _functions() -> list[type[torch.autograd.Function]]:
     return found
 
 
-def _standing_in(function: type[torch.autograd.Function], found: Kept) -> Callable[..., Any]:
+def _standing_in(function: type[torch.autograd.Function], found: _Kept) -> Callable[..., Any]:
     """The function's ``forward`` for dynamo: a placeholder with the types that it answers in."""
     import torch
 
@@ -234,7 +164,7 @@ def _standing_in(function: type[torch.autograd.Function], found: Kept) -> Callab
     return stand_in
 
 
-def _watched(function: type[torch.autograd.Function], found: Kept) -> Callable[..., Any]:
+def _watched(function: type[torch.autograd.Function], found: _Kept) -> Callable[..., Any]:
     """The function's ``forward``, which says that it was called."""
     import torch
 
@@ -255,7 +185,7 @@ def _watched(function: type[torch.autograd.Function], found: Kept) -> Callable[.
     return watched
 
 
-def _asked(function: Any, found: Kept) -> Callable[..., Any]:
+def _asked(function: Any, found: _Kept) -> Callable[..., Any]:
     """The function's ``symbolic``, which says that it was asked."""
     symbolic = function.symbolic
 
