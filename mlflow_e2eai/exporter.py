@@ -2,9 +2,8 @@
 
 PyTorch has two ways to ONNX. The dynamo exporter (``torch.export``, PyTorch's default) takes
 modules and exported programs; the TorchScript exporter traces a module or takes a scripted one, and
-is the only way to opsets below 18 and to a ``torch.autograd.Function`` with ``symbolic``. Both keep
-quiet about some of what they could not do (an opset that was not reached, a dynamic axis that
-became static), so what was written is read back and held against what was asked.
+is the only way to opsets below 18. Both keep quiet about some of what they could not do (an opset
+that was not reached, a dynamic axis that became static), so that is held against what was asked.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from mlflow_e2eai import graphs
+from mlflow_e2eai import operators as custom
 from mlflow_e2eai.arrays import resize
 from mlflow_e2eai.artifacts import Axis, OnnxArtifact, Tensors, TensorSpec
 from mlflow_e2eai.errors import ExportError, InvalidInputError
@@ -46,7 +46,6 @@ if TYPE_CHECKING:
 
 Exporter: TypeAlias = Literal["auto", "dynamo", "trace", "script"]
 EXPORTERS: tuple[Exporter, ...] = ("auto", "dynamo", "trace", "script")
-
 
 DEFAULT_OPSET = 18
 """The one opset that both exporters write natively: dynamo's translations start there, and ONNX
@@ -85,6 +84,7 @@ def export(
     exporter: Exporter = "auto",
     opset: int = DEFAULT_OPSET,
     output_names: Sequence[str] | None = None,
+    operators: Sequence[custom.Operator] = (),
 ) -> tuple[OnnxArtifact, ExportReport]:
     """Write a PyTorch model as an ONNX file.
 
@@ -102,6 +102,7 @@ def export(
         opset: Version of the ONNX operator set.
         output_names: Names for the outputs, in order; by default ``output``, or ``output_0`` and so
             on for several, or the keys where ``forward`` returns a mapping.
+        operators: What operators compute that are not ONNX's own, for model-local functions.
 
     Returns:
         The fp32 graph as the exporter wrote it, and how it came about.
@@ -136,6 +137,7 @@ def export(
                 with written(out) as temporary, _failures_as_export_errors(rung, module) as warned:
                     write = _with_torchscript if rung in ("trace", "script") else _with_dynamo
                     write(module, example, temporary, specs, axes, names, opset, rung)
+                    custom.carry(temporary, operators)
                     check_interface(
                         temporary, specs=specs, outputs=names, opset=opset, exporter=rung
                     )
@@ -228,21 +230,22 @@ def _with_dynamo(
         {position: size for position, size in enumerate(spec.shape) if isinstance(size, str)}
         for spec in specs
     )
-    program = torch.onnx.export(
-        positional(module, tuple(example)),
-        tuple(tensors_for(module, example).values()),
-        dynamo=True,
-        opset_version=opset,
-        input_names=list(example),
-        output_names=list(outputs),
-        dynamic_shapes=(shapes,),
-        optimize=exporter != _PLAIN_DYNAMO,
-        verbose=False,
-    )
-    if program is None:
-        msg = "the exporter returned nothing"
-        raise RuntimeError(msg)
-    program.save(path, external_data=False)
+    with custom.kept("dynamo", path, opset=opset):
+        program = torch.onnx.export(
+            positional(module, tuple(example)),
+            tuple(tensors_for(module, example).values()),
+            dynamo=True,
+            opset_version=opset,
+            input_names=list(example),
+            output_names=list(outputs),
+            dynamic_shapes=(shapes,),
+            optimize=exporter != _PLAIN_DYNAMO,
+            verbose=False,
+        )
+        if program is None:
+            msg = "the exporter returned nothing"
+            raise RuntimeError(msg)
+        program.save(path, external_data=False)
 
 
 def _with_torchscript(
@@ -262,21 +265,22 @@ def _with_torchscript(
         source = positional(module, tuple(example))
     else:
         source = module if isinstance(module, torch.jit.ScriptModule) else torch.jit.script(module)
+        custom.refuse_scripted(source)
         names = [name for name in parameter_names(module) if name in tensors]
         tensors = {name: tensors[name] for name in names} or tensors
-    torch.onnx.export(
-        source,
-        tuple(tensors.values()),
-        path,
-        dynamo=False,
-        opset_version=opset,
-        input_names=list(tensors),
-        output_names=list(outputs),
-        dynamic_axes={
-            **{spec.name: _named(spec.shape) for spec in specs},
-            **_dynamic_outputs(module, example, specs, axes, outputs),
-        },
-    )
+    dynamic = {spec.name: _named(spec.shape) for spec in specs}
+    dynamic |= _dynamic_outputs(module, example, specs, axes, outputs)
+    with custom.kept(exporter, path, opset=opset):
+        torch.onnx.export(
+            source,
+            tuple(tensors.values()),
+            path,
+            dynamo=False,
+            opset_version=opset,
+            input_names=list(tensors),
+            output_names=list(outputs),
+            dynamic_axes=dynamic,
+        )
 
 
 def _named(shape: Sequence[int | str]) -> dict[int, str]:

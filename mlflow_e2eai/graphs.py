@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -116,8 +116,8 @@ def interface(model: onnx.ModelProto) -> tuple[tuple[TensorSpec, ...], tuple[Ten
     return inputs, tuple(_spec(value) for value in model.graph.output)
 
 
-def opset_of(model: onnx.ModelProto) -> int:
-    """Version of the default operator set that a graph uses."""
+def opset_of(model: onnx.ModelProto | onnx.FunctionProto) -> int:
+    """Version of the default operator set that a graph or function uses."""
     defaults = [entry for entry in model.opset_import if entry.domain in ("", "ai.onnx")]
     return max((int(entry.version) for entry in defaults), default=0)
 
@@ -151,6 +151,41 @@ def unique_names(nodes: Iterable[tuple[str, str]]) -> list[str]:
 def node_names(model: onnx.ModelProto) -> list[str]:
     """The name by which each node of the main graph is known here, in order; see `unique_names`."""
     return unique_names((node.name, node.op_type) for node in model.graph.node)
+
+
+def nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+    """Every node of a model: of the main graph, of subgraphs at any depth, and of functions."""
+
+    def within(listed: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+        for node in listed:
+            yield node
+            for attribute in node.attribute:
+                for inner in (attribute.g, *attribute.graphs):
+                    yield from within(inner.node)
+
+    yield from within(model.graph.node)
+    for function in model.functions:
+        yield from within(function.node)
+
+
+def inlined(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A model with the nodes of its model-local functions in the place of their calls.
+
+    A constant that is given as a float, which is how a function turns an attribute into a tensor,
+    becomes a tensor: ONNX Runtime's fp16 converter overlooks the other form.
+    """
+    if not model.functions:
+        return model
+    import numpy as np
+    import onnx.inliner
+
+    flat: onnx.ModelProto = onnx.inliner.inline_local_functions(model)
+    for node in nodes(flat):
+        if node.op_type == "Constant" and node.attribute[0].name in ("value_float", "value_floats"):
+            value = onnx.helper.get_attribute_value(node.attribute[0])
+            tensor = onnx.numpy_helper.from_array(np.asarray(value, np.float32))
+            node.attribute[0].CopyFrom(onnx.helper.make_attribute("value", tensor))
+    return flat
 
 
 def operators(model: onnx.ModelProto) -> dict[str, int]:

@@ -57,7 +57,7 @@ def convert(
         raise InvalidInputError(msg)
     if precision == "fp32":
         return source
-    before = graphs.read(source.path)
+    before = graphs.inlined(graphs.read(source.path))  # the converter leaves functions in fp32
     model = to_fp16(before, keep_fp32=keep_fp32)
     if not _has_fp16(model):
         msg = "The graph has nothing that fp16 could hold, so it would say fp16 and not be it."

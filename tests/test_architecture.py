@@ -31,7 +31,7 @@ LAYERS = (
     {"artifacts", "context", "factories", "files", "progress", "weights"},
     {"arrays", "graphs", "modules"},
     {"runners", "parity", "latency", "gates", "samples"},
-    {"isolation"},
+    {"isolation", "operators"},
     {"verification"},
     {"exporter", "surgery", "precision", "engine"},
     {"bisection"},
