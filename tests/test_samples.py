@@ -703,7 +703,7 @@ def test_other_values_for_a_branch_keep_masks_and_indices_in_their_range():
         "ids": np.array([[3, 0, 7]]),
         "mask": np.ones((1, 3), dtype=np.int64),
         "steps": np.array(3),
-        "flag": np.array(True),
+        "flag": np.ones((), dtype=bool),
     }
     made = branch_samples(given)
     assert list(made) == ["turned", "less one", "inverted"]
