@@ -234,6 +234,7 @@ SURGERY = values_of(
     size_after_bytes=COUNTS,
     max_abs_error=st.none() | FLOATS,
     outline=st.none() | OUTLINES,
+    plan=st.none() | TEXT,
 )
 VERDICTS = values_of(
     Verdict, metric=TEXT, found=st.none() | FLOATS, wanted=TEXT, passed=st.booleans()

@@ -736,6 +736,36 @@ def test_the_plan_is_to_blame_where_the_export_was_right(graph, out, monkeypatch
         clean(source, [Step(rule="bad")], out=out, samples=[{"x": X}], reference=right)
 
 
+@pytest.mark.parametrize(
+    "rule", [lies, loses_an_output, makes_an_output, loses_an_input, changes_a_type, breaks_an_edge]
+)
+def test_the_step_that_did_harm_is_named_among_others(rule, graph, out, monkeypatch):
+    monkeypatch.setitem(surgery.RULES, "bad", rule)
+    plan = [*DROP, Step(rule="bad"), Step(rule="merge_duplicates")]
+    with pytest.raises(SurgeryError, match="Step 'bad' is to blame") as caught:
+        clean(graph(nothing_but_foo(INNER)), plan, out=out, samples=[{"x": X}])
+    assert caught.value.rule == "bad"
+    assert not out.exists()
+
+
+def test_the_second_step_of_a_rule_is_told_from_the_first(graph, out):
+    plan = [
+        Step(rule="bypass", arguments={"op_type": "Nothing"}),
+        Step(rule="bypass", arguments={"op_type": "Neg"}),
+    ]
+    source = graph(nothing_but_foo(INNER))
+    with pytest.raises(SurgeryError, match="Step 'bypass #2' is to blame"):
+        clean(source, plan, out=out, samples=[{"x": X}])
+
+
+def test_no_step_is_to_blame_for_what_was_wrong_before_the_first(graph, out):
+    source = graph(nothing_but_foo(INNER))
+    with pytest.raises(SurgeryError, match="it is the export that is wrong") as caught:
+        clean(source, DROP, out=out, samples=[{"x": X}], reference=lambda t: {"y": t["x"] + 1})
+    assert caught.value.rule is None
+    assert "to blame" not in str(caught.value)
+
+
 def test_a_graph_that_still_cannot_run_is_refused(graph, out):
     reference = {"y": -np.maximum(X, 0)}
     with pytest.raises(SurgeryError, match="does not run after surgery"):

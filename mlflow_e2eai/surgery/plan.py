@@ -95,6 +95,13 @@ def plan_from(data: Any) -> tuple[Step, ...]:
     return tuple(steps)
 
 
+def step_name(plan: Sequence[Step], position: int) -> str:
+    """What a step is called in reports: ``rule``, or ``rule #2`` for the second of its rule."""
+    rule = plan[position].rule
+    earlier = sum(step.rule == rule for step in plan[:position])
+    return f"{rule} #{earlier + 1}" if earlier else rule
+
+
 def plan_text(plan: Sequence[Step]) -> str:
     """Write a plan as YAML that `plan_from` reads.
 
