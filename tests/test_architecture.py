@@ -39,7 +39,7 @@ LAYERS = (
     {"evaluation"},
     {"pipeline", "pyfunc", "report"},
     {"tracking"},
-    {"chain", "mlmodel", "registry"},
+    {"chain", "entry", "mlmodel", "registry"},
     {"flavor"},
     {"evaluator", "jobs", "texts"},
     {"cli"},
