@@ -227,7 +227,7 @@ def _export(arguments: argparse.Namespace) -> int:
 
 def _clean(arguments: argparse.Namespace) -> int:
     from mlflow_e2eai import jobs
-    from mlflow_e2eai.entry import log_onnx
+    from mlflow_e2eai.entry import clean_onnx
 
     uri, onnx, example = arguments.model_uri, arguments.onnx, arguments.input_example
     if (uri == "none") == (onnx == "none"):
@@ -236,8 +236,11 @@ def _clean(arguments: argparse.Namespace) -> int:
     steps = plan(arguments.plan)
     if onnx != "none":
         data = None if example == "none" else Path(example)
-        uri = log_onnx(Path(onnx), example=data, dynamic_axes=arguments.dynamic_axes)
-    print(f"models:/{jobs.clean(uri, plan=steps)}")
+        axes = arguments.dynamic_axes
+        model_id = clean_onnx(Path(onnx), example=data, dynamic_axes=axes, plan=steps)
+    else:
+        model_id = jobs.clean(uri, plan=steps)
+    print(f"models:/{model_id}")
     return DONE
 
 

@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mlflow_e2eai import graphs, tracking
+from mlflow_e2eai import graphs, jobs, tracking
 from mlflow_e2eai.arrays import feed, load_arrays
 from mlflow_e2eai.artifacts import Array, OnnxArtifact, TensorSpec
 from mlflow_e2eai.errors import InvalidInputError
 from mlflow_e2eai.isolation import isolated_onnxruntime
 from mlflow_e2eai.modules import DynamicAxes, axes_of
 from mlflow_e2eai.samples import profile_samples
+from mlflow_e2eai.surgery import DEFAULT_PLAN, Step
 
 if TYPE_CHECKING:
     import onnx
 
 
-def log_onnx(
-    path: Path, *, example: Path | None = None, dynamic_axes: DynamicAxes | None = None
+def clean_onnx(
+    path: Path,
+    *,
+    example: Path | None = None,
+    dynamic_axes: DynamicAxes | None = None,
+    plan: Sequence[Step] = DEFAULT_PLAN,
 ) -> str:
-    """Log an ONNX file as the raw graph of a chain that has no PyTorch model.
+    """Log an ONNX file as the raw graph of a chain without a PyTorch model, and clean it.
 
     What is made of it is judged against the file itself, run by ONNX Runtime. It is run once at
     every corner of its profile before anything is logged.
@@ -33,9 +39,10 @@ def log_onnx(
         example: An npz file with an array for each input. None makes them from the file's inputs:
             standard normal numbers for floats, else zeros.
         dynamic_axes: An axis for every size that the file leaves open.
+        plan: See `jobs.clean`.
 
     Returns:
-        Id of the raw ONNX LoggedModel.
+        Id of the cleaned ONNX LoggedModel.
 
     Raises:
         ArtifactError: A file is missing or broken.
@@ -54,9 +61,10 @@ def log_onnx(
             for sample in profile_samples(given, raw).values():
                 infer(sample)
         recorder = tracking.MlflowRecorder(name=path.stem, source=None)
-        with recorder.stage("import", inputs=[]) as stage:
-            stage.made(raw, example=given)
-        return recorder.models[raw.sha256]
+        with tracking.run("clean", nested=True, tags={tracking.STAGE: "clean"}):
+            with recorder.stage("import", inputs=[]) as stage:
+                stage.made(raw, example=given)
+            return jobs.clean(recorder.models[raw.sha256], plan=plan)
 
 
 def _name_axes(model: onnx.ModelProto, dynamic_axes: DynamicAxes) -> None:

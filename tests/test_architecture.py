@@ -39,9 +39,10 @@ LAYERS = (
     {"evaluation"},
     {"pipeline", "pyfunc", "report"},
     {"tracking"},
-    {"chain", "entry", "mlmodel", "registry"},
+    {"chain", "mlmodel", "registry"},
     {"flavor"},
     {"evaluator", "jobs", "texts"},
+    {"entry"},
     {"cli"},
 )
 RANKS = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms}

@@ -8,7 +8,7 @@ import onnx
 import pytest
 
 from mlflow_e2eai import Axis, cli, jobs, tracking
-from mlflow_e2eai.entry import log_onnx
+from mlflow_e2eai.entry import clean_onnx
 from mlflow_e2eai.errors import ArtifactError, InvalidInputError
 
 W = np.random.default_rng(0).standard_normal((8, 3)).astype(np.float32)
@@ -37,6 +37,10 @@ def test_an_onnx_file_goes_the_way_from_clean_on(store, path, capsys):
     assert (raw.name, cleaned.name) == ("given-raw", "given-clean")
     assert tracking.PARENT not in raw.tags
     assert tracking.SOURCE not in cleaned.tags
+    runs = mlflow.search_runs(output_format="list")
+    (top,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    children = {run.info.run_id for run in runs} - {top.info.run_id}
+    assert children == {raw.source_run_id, cleaned.source_run_id}
     half = jobs.convert(cleaned.model_id, precision="fp16")
     evidence = {entry.variant: entry for entry in jobs.evaluate(half)}
     assert evidence["onnxruntime-cpu/fp16"].passed
@@ -48,7 +52,7 @@ def test_an_onnx_file_goes_the_way_from_clean_on(store, path, capsys):
 def test_the_example_that_is_given_is_kept(store, path, tmp_path):
     x = np.full((4, 8), 2.5, np.float32)
     np.savez(tmp_path / "x.npz", x=x)
-    made = log_onnx(path, example=tmp_path / "x.npz", dynamic_axes=AXES)
+    made = clean_onnx(path, example=tmp_path / "x.npz", dynamic_axes=AXES)
     place = tracking.fetch(tracking.resolve(made), tmp_path / "fetched")
     np.testing.assert_array_equal(np.load(place / "input_example.npz")["x"], x)
 
@@ -56,7 +60,7 @@ def test_the_example_that_is_given_is_kept(store, path, tmp_path):
 def refused(path, match, *, kind=InvalidInputError, **options):
     """The file is refused in a sentence, and nothing is logged."""
     with pytest.raises(kind, match=match):
-        log_onnx(path, **options)
+        clean_onnx(path, **options)
     assert mlflow.search_logged_models(output_format="list") == []
     assert mlflow.search_runs(output_format="list") == []
 
