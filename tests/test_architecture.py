@@ -43,6 +43,7 @@ LAYERS = (
     {"chain", "mlmodel", "registry"},
     {"flavor"},
     {"evaluator", "jobs", "texts"},
+    {"entry"},
     {"cli"},
 )
 RANKS = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms}
