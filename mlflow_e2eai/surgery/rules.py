@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from mlflow_e2eai.errors import SurgeryError
 from mlflow_e2eai.graphs import operator_name
+from mlflow_e2eai.surgery.simplify import simplify
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
@@ -131,7 +132,7 @@ def rename(
 
 RULES: Mapping[str, Rule] = {
     rule.__name__: rule
-    for rule in (bypass, remove, drop_identities, fold_constants, drop_unused, rename)
+    for rule in (bypass, remove, drop_identities, fold_constants, simplify, drop_unused, rename)
 }
 
 
