@@ -596,7 +596,7 @@ def test_a_report_says_what_was_before_and_after(graph, out):
     assert (report.nodes_before, report.nodes_after) == (3, 2)
     assert report.size_before_bytes == source.path.stat().st_size
     assert report.size_after_bytes == made.path.stat().st_size
-    assert list(report.edits) == ["bypass", "drop_identities", "fold_constants", "drop_unused"]
+    assert list(report.edits) == ["bypass", "drop_identities", "simplify", "drop_unused"]
     assert report.max_abs_error is None  # there were no samples to see one on
 
 

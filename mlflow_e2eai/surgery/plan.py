@@ -52,7 +52,7 @@ class Step:
         return functools.partial(rule, **self.arguments)
 
 
-DEFAULT_PLAN = (Step(rule="drop_identities"), Step(rule="fold_constants"), Step(rule="drop_unused"))
+DEFAULT_PLAN = (Step(rule="drop_identities"), Step(rule="simplify"), Step(rule="drop_unused"))
 """What is always safe: it needs to know nothing about the model."""
 
 

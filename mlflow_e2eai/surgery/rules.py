@@ -15,6 +15,7 @@ from mlflow_e2eai.errors import SurgeryError
 from mlflow_e2eai.graphs import operator_name
 from mlflow_e2eai.surgery.edges import bypassed, can_vanish, is_output, matching
 from mlflow_e2eai.surgery.merging import merge_duplicates, merge_reshapes, merge_transposes
+from mlflow_e2eai.surgery.simplify import simplify
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
@@ -140,6 +141,7 @@ RULES: Mapping[str, Rule] = {
         remove,
         drop_identities,
         fold_constants,
+        simplify,
         drop_unused,
         merge_duplicates,
         merge_transposes,
