@@ -60,7 +60,7 @@ def test_bisect_prints_its_sentence_and_the_file_that_convert_takes(store, capsy
     assert cli.main(["bisect", "--model-uri", model]) == cli.DONE
     out, _ = said(capsys)
     sentence, uri = out.splitlines()
-    assert sentence.startswith("The variant passes when 1 of 5 nodes are kept as they were")
+    assert sentence.startswith("The variant passes when 1 of 4 nodes are kept as they were")
     words = ["convert", "--model-uri", model, "--precision", "fp16", "--keep-fp32"]
     for keep in (uri, "node_linear_1"):
         assert cli.main([*words, keep]) == cli.DONE

@@ -118,7 +118,7 @@ def test_a_bisection_is_a_run_on_its_input_with_an_artifact_and_numbers(overflow
     assert from_json(Bisection, mlflow.artifacts.load_text(uri)) == found
     assert run.data.metrics == {
         "bisect/nodes": 1,
-        "bisect/suspects": 5,
+        "bisect/suspects": 4,
         "bisect/evaluations": found.evaluations,
     }
     assert run.data.tags["e2eai.stage"] == "bisect fp16"
