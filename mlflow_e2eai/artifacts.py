@@ -78,12 +78,27 @@ class TensorSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WeightFile:
+    """A file of weights beside an ONNX file.
+
+    Attributes:
+        path: Relative to the folder of the ONNX file.
+        sha256: Digest of the file.
+        size_bytes: Its size.
+    """
+
+    path: Path
+    sha256: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class OnnxArtifact:
     """An ONNX file.
 
     Attributes:
-        path: The file; weights are inside it.
-        sha256: Digest of the file.
+        path: The file.
+        sha256: Digest of the file and of its weight files; see `weights.digest`.
         parent_sha256: Digest of the artifact that it was made from; None for a fresh export.
         stage: The stage that wrote it.
         precision: The type that its weights and activations are in.
@@ -91,6 +106,7 @@ class OnnxArtifact:
         inputs: The graph's inputs, in order.
         outputs: The graph's outputs, in order.
         axes: The dynamic axes that `inputs` name.
+        weights: Files beside it that hold its weights; none where they are inside.
     """
 
     path: Path
@@ -102,6 +118,7 @@ class OnnxArtifact:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     axes: tuple[Axis, ...]
+    weights: tuple[WeightFile, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,7 +21,6 @@ from mlflow_e2eai import operators as custom
 from mlflow_e2eai.arrays import resize
 from mlflow_e2eai.artifacts import Axis, OnnxArtifact, Tensors, TensorSpec
 from mlflow_e2eai.errors import ExportError, InvalidInputError
-from mlflow_e2eai.files import written
 from mlflow_e2eai.modules import (
     DynamicAxes,
     answer,
@@ -38,6 +37,7 @@ from mlflow_e2eai.modules import (
     tensors_for,
 )
 from mlflow_e2eai.verification import check_interface, check_numbers, questions
+from mlflow_e2eai.weights import is_large, staged
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -134,10 +134,12 @@ def export(
             if rung == _PLAIN_DYNAMO and not wrote:
                 continue  # it was not the optimizer that failed
             try:
-                with written(out) as temporary, _failures_as_export_errors(rung, module) as warned:
+                with staged(out) as temporary, _failures_as_export_errors(rung, module) as warned:
                     write = _with_torchscript if rung in ("trace", "script") else _with_dynamo
                     write(module, example, temporary, specs, axes, names, opset, rung)
                     custom.carry(temporary, operators)
+                    if is_large(module):
+                        graphs.write(graphs.read(temporary), temporary)  # as we name weight files
                     check_interface(
                         temporary, specs=specs, outputs=names, opset=opset, exporter=rung
                     )
@@ -245,7 +247,7 @@ def _with_dynamo(
         if program is None:
             msg = "the exporter returned nothing"
             raise RuntimeError(msg)
-        program.save(path, external_data=False)
+        program.save(path, external_data=is_large(module))
 
 
 def _with_torchscript(

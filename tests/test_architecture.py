@@ -28,7 +28,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = (
     {"__init__", "_compat"},
     {"errors"},
-    {"artifacts", "context", "factories", "files", "progress", "weights"},
+    {"artifacts", "context", "factories", "files", "progress"},
+    {"weights"},
     {"arrays", "graphs", "modules"},
     {"runners", "parity", "latency", "gates", "samples"},
     {"isolation", "operators"},

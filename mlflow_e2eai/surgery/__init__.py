@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING
 from mlflow_e2eai import graphs
 from mlflow_e2eai.artifacts import Infer, OnnxArtifact, Tensors, TensorSpec
 from mlflow_e2eai.errors import ArtifactError, RunnerError, SurgeryError
-from mlflow_e2eai.files import written
 from mlflow_e2eai.isolation import isolated_onnxruntime
 from mlflow_e2eai.surgery.blame import guilty_step
 from mlflow_e2eai.surgery.outline import Outline, outline_of
 from mlflow_e2eai.surgery.plan import DEFAULT_PLAN, Step, plan_from, plan_text, step_name
 from mlflow_e2eai.surgery.rules import RULES, Rule
+from mlflow_e2eai.weights import staged
 
 if TYPE_CHECKING:
     import onnx
@@ -114,43 +114,41 @@ def attempt(
     reference: Infer | None,
 ) -> tuple[OnnxArtifact, SurgeryReport]:
     """Do what `clean` does, without a search for the step to blame where the result is wrong."""
-    import onnx_graphsurgeon as gs
-
     rules = [(step, step.bound()) for step in plan]
     text = plan_text(plan)
     before = graphs.read(source.path)
-    graph = gs.import_onnx(before)
+    graph = graphs.to_graph(before)
     _name_nodes(graph)
     edits = {}
     for position, (step, rule) in enumerate(rules):
         edits[step_name(plan, position)] = _apply(step, rule, graph)
     after = graphs.to_onnx(graph, like=before)
     _keep_interface(source, after, plan)
-    with written(out) as temporary:
+    with staged(out) as temporary:
         try:
             graphs.write(after, temporary)
         except ArtifactError as broken:
             msg = f"The plan broke the graph: {broken}"
             raise SurgeryError(msg) from broken
         error = _keep_numbers(source, temporary, plan, samples, reference)
-    report = SurgeryReport(
-        edits=edits,
-        nodes_before=len(before.graph.node),
-        nodes_after=len(after.graph.node),
-        operators_before=graphs.operators(before),
-        operators_after=graphs.operators(after),
-        size_before_bytes=source.path.stat().st_size,
-        size_after_bytes=out.stat().st_size,
-        max_abs_error=error,
-        outline=outline_of(before, after),
-        plan=text,
-    )
     artifact = graphs.describe(
         out,
         stage="clean",
         precision=source.precision,
         axes=source.axes,
         parent_sha256=source.sha256,
+    )
+    report = SurgeryReport(
+        edits=edits,
+        nodes_before=len(before.graph.node),
+        nodes_after=len(after.graph.node),
+        operators_before=graphs.operators(before),
+        operators_after=graphs.operators(after),
+        size_before_bytes=graphs.size_of(source),
+        size_after_bytes=graphs.size_of(artifact),
+        max_abs_error=error,
+        outline=outline_of(before, after),
+        plan=text,
     )
     return artifact, report
 
