@@ -33,7 +33,7 @@ from mlflow_e2eai.exporter import DEFAULT_OPSET, Exporter
 from mlflow_e2eai.exporter import export as export_graph
 from mlflow_e2eai.factories import call
 from mlflow_e2eai.isolation import isolated_onnxruntime
-from mlflow_e2eai.modules import DynamicAxes, named_inputs
+from mlflow_e2eai.modules import DynamicAxes
 from mlflow_e2eai.precision import check_precision
 from mlflow_e2eai.precision import convert as convert_graph
 from mlflow_e2eai.runners import Device, onnxruntime_devices
@@ -109,7 +109,7 @@ def export(
                 exporter=exporter,
                 opset=opset,
             )
-            stage.made(raw, example=named_inputs(source.module, source.example))
+            stage.made(raw, example=source.example)
             stage.noted("export", exported)
         return job.recorder.models[raw.sha256]
 

@@ -17,9 +17,9 @@ import numpy as np
 from mlflow_e2eai import graphs
 from mlflow_e2eai.arrays import corners, resize
 from mlflow_e2eai.artifacts import Axis, Tensors, TensorSpec
+from mlflow_e2eai.calling import answer
 from mlflow_e2eai.errors import ExportError, InvalidInputError, RunnerError
 from mlflow_e2eai.isolation import isolated_onnxruntime
-from mlflow_e2eai.modules import answer
 from mlflow_e2eai.samples import branch_samples
 
 if TYPE_CHECKING:
