@@ -35,7 +35,7 @@ from mlflow_e2eai.precision import check_precision, convert
 from mlflow_e2eai.progress import progress
 from mlflow_e2eai.runners import torch_runner
 from mlflow_e2eai.samples import EvaluationData, batch_samples, profile_samples
-from mlflow_e2eai.surgery import DEFAULT_PLAN, Step, SurgeryReport, clean
+from mlflow_e2eai.surgery import DEFAULT_PLAN, Step, SurgeryReport, clean, named_in
 from mlflow_e2eai.variants import bridge, new_names, renamed
 
 
@@ -161,6 +161,7 @@ def build(
             exporter=settings.exporter,
             opset=settings.opset,
             output_names=settings.output_names,
+            deferred=named_in(settings.surgery),
         )
         stage.made(raw, example=example)
         stage.noted("export", exported)
