@@ -33,12 +33,12 @@ from mlflow_e2eai.exporter import DEFAULT_OPSET, Exporter
 from mlflow_e2eai.exporter import export as export_graph
 from mlflow_e2eai.factories import call
 from mlflow_e2eai.isolation import isolated_onnxruntime
-from mlflow_e2eai.modules import DynamicAxes, named_inputs
+from mlflow_e2eai.modules import DynamicAxes
 from mlflow_e2eai.precision import check_precision
 from mlflow_e2eai.precision import convert as convert_graph
 from mlflow_e2eai.runners import Device, onnxruntime_devices
 from mlflow_e2eai.samples import calls, profile_samples
-from mlflow_e2eai.surgery import DEFAULT_PLAN, Step
+from mlflow_e2eai.surgery import DEFAULT_PLAN, Step, named_in
 from mlflow_e2eai.surgery import clean as clean_graph
 from mlflow_e2eai.variants import new_names, renamed
 
@@ -86,6 +86,7 @@ def export(
     exporter: Exporter = "auto",
     opset: int = DEFAULT_OPSET,
     dynamic_axes: DynamicAxes | None = None,
+    plan: Sequence[Step] = DEFAULT_PLAN,
 ) -> str:
     """Export the PyTorch model of a chain.
 
@@ -94,6 +95,7 @@ def export(
         exporter: See `mlflow_e2eai.export`.
         opset: The same.
         dynamic_axes: The same; None takes those that the model was logged with.
+        plan: What `clean` will do: the operators that it names need no implementation.
 
     Returns:
         Id of the raw ONNX LoggedModel.
@@ -108,8 +110,9 @@ def export(
                 dynamic_axes=source.axes,
                 exporter=exporter,
                 opset=opset,
+                deferred=named_in(plan),
             )
-            stage.made(raw, example=named_inputs(source.module, source.example))
+            stage.made(raw, example=source.example)
             stage.noted("export", exported)
         return job.recorder.models[raw.sha256]
 

@@ -24,17 +24,18 @@ from mlflow_e2eai.artifacts import (
     Tensors,
 )
 from mlflow_e2eai.bundle import Evidence, Manifest
+from mlflow_e2eai.calling import flattened
 from mlflow_e2eai.context import driver_version, gpu_name
 from mlflow_e2eai.engine import compile, resolve
 from mlflow_e2eai.evaluation import evaluate
 from mlflow_e2eai.exporter import DEFAULT_OPSET, Exporter, ExportReport, export
 from mlflow_e2eai.latency import LatencyReport
-from mlflow_e2eai.modules import DynamicAxes, module_of, named_inputs
+from mlflow_e2eai.modules import DynamicAxes
 from mlflow_e2eai.precision import check_precision, convert
 from mlflow_e2eai.progress import progress
 from mlflow_e2eai.runners import torch_runner
 from mlflow_e2eai.samples import EvaluationData, batch_samples, profile_samples
-from mlflow_e2eai.surgery import DEFAULT_PLAN, Step, SurgeryReport, clean
+from mlflow_e2eai.surgery import DEFAULT_PLAN, Step, SurgeryReport, clean, named_in
 from mlflow_e2eai.variants import bridge, new_names, renamed
 
 
@@ -147,20 +148,20 @@ def build(
     Returns:
         The manifest, with the files still in `work`, and the input example by name.
     """
-    module = module_of(model)
-    example = named_inputs(module, input_example)
+    module, example = flattened(model, input_example)
     if evaluation is not None:
         evaluation.check_names(example)
     roots = [] if source is None else [source]
     with recorder.stage("export", inputs=roots) as stage:
         raw, exported = export(
-            model,
+            module,
             example,
             out=work / "raw.onnx",
             dynamic_axes=settings.dynamic_axes,
             exporter=settings.exporter,
             opset=settings.opset,
             output_names=settings.output_names,
+            deferred=named_in(settings.surgery),
         )
         stage.made(raw, example=example)
         stage.noted("export", exported)

@@ -42,6 +42,7 @@ from mlflow_e2eai.latency import (
 from mlflow_e2eai.parity import Element, Finding, OutputParity, ParityReport
 from mlflow_e2eai.surgery import SurgeryReport
 from mlflow_e2eai.surgery.outline import Outline, OutlineNode
+from mlflow_e2eai.trees import Tree
 
 TEXT = st.text(max_size=6)
 WORDS = st.text("NCHWxyz_", min_size=1, max_size=4)
@@ -224,11 +225,24 @@ OUTLINES = values_of(
     added=EDGES,
     beyond=st.dictionaries(STATES, COUNTS),
 )
+TREES = st.recursive(
+    st.builds(Tree, kind=st.sampled_from(["leaf", "float", "None"]), text=TEXT | st.just("NaN")),
+    lambda parts: values_of(
+        Tree,
+        kind=st.sampled_from(["mapping", "list", "object"]),
+        text=TEXT,
+        keys=few(TEXT | st.integers(0, 9)),
+        parts=few(parts),
+    ),
+    max_leaves=4,
+)
 EXPORTED = values_of(
     ExportReport,
     exporter=st.sampled_from(EXPORTERS),
     refused=named(TEXT),
     unverified=st.none() | TEXT,
+    inputs=st.none() | TREES,
+    outputs=st.none() | TREES,
 )
 SURGERY = values_of(
     SurgeryReport,
@@ -269,6 +283,7 @@ KINDS = {
     Outline: OUTLINES,
     OutlineNode: OUTLINE_NODES,
     ExportReport: EXPORTED,
+    Tree: TREES,
     SurgeryReport: SURGERY,
     Gate: values_of(
         Gate,
@@ -309,7 +324,7 @@ def spelled(value: object) -> object:
 
 
 def test_every_frozen_value_of_the_light_modules_is_tried_here():
-    modules = ("artifacts", "parity", "latency", "bundle", "gates", "surgery.outline")
+    modules = ("artifacts", "parity", "latency", "bundle", "gates", "surgery.outline", "trees")
     found = {
         value
         for name in modules

@@ -20,7 +20,7 @@ from mlflow_e2eai.errors import ArtifactError, RunnerError, SurgeryError
 from mlflow_e2eai.isolation import isolated_onnxruntime
 from mlflow_e2eai.surgery.blame import guilty_step
 from mlflow_e2eai.surgery.outline import Outline, outline_of
-from mlflow_e2eai.surgery.plan import DEFAULT_PLAN, Step, plan_from, plan_text, step_name
+from mlflow_e2eai.surgery.plan import DEFAULT_PLAN, Step, named_in, plan_from, plan_text, step_name
 from mlflow_e2eai.surgery.rules import RULES, Rule
 from mlflow_e2eai.weights import staged
 
@@ -35,6 +35,7 @@ __all__ = [
     "Step",
     "SurgeryReport",
     "clean",
+    "named_in",
     "plan_from",
     "plan_text",
 ]
