@@ -38,16 +38,18 @@ class Axis:
         min: Smallest size, at least 1.
         opt: The size that engines are tuned for.
         max: Largest size.
+        multiple: Every size is a multiple of this, as where a model merges pixels in groups.
 
     Raises:
-        InvalidInputError: The sizes are not ``1 <= min <= opt <= max``, or the name is no
-            identifier.
+        InvalidInputError: The sizes are not ``1 <= min <= opt <= max`` or no multiples, or the name
+            is no identifier.
     """
 
     name: str
     min: int = field(kw_only=True)
     opt: int = field(kw_only=True)
     max: int = field(kw_only=True)
+    multiple: int = field(default=1, kw_only=True)
 
     def __post_init__(self) -> None:
         if not self.name.isidentifier():
@@ -59,6 +61,21 @@ class Axis:
                 f"but 1 <= min <= opt <= max is wanted; put the three sizes in order."
             )
             raise InvalidInputError(msg)
+        if self.multiple < 1 or not all(map(self.admits, (self.min, self.opt, self.max))):
+            msg = (
+                f"Axis {self.name!r} has min={self.min}, opt={self.opt}, max={self.max}, but "
+                f"multiples of {self.multiple} are wanted; round them."
+            )
+            raise InvalidInputError(msg)
+
+    def admits(self, size: int) -> bool:
+        """Whether it may have a size."""
+        return self.min <= size <= self.max and size % self.multiple == 0
+
+    def __str__(self) -> str:
+        """The sizes that it admits, for people."""
+        steps = f" in steps of {self.multiple}" if self.multiple > 1 else ""
+        return f"{self.min} to {self.max}{steps}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -64,8 +64,18 @@ def values_of(kind: type, /, **fields: st.SearchStrategy) -> st.SearchStrategy:
     return st.builds(kind, **fields)
 
 
-AXES = st.tuples(WORDS, st.lists(st.integers(1, 5), min_size=3, max_size=3).map(sorted)).map(
-    lambda drawn: Axis(drawn[0], min=drawn[1][0], opt=drawn[1][1], max=drawn[1][2])
+AXES = st.builds(
+    lambda name, steps, multiple: Axis(
+        name,
+        **{
+            at: step * multiple
+            for at, step in zip(("min", "opt", "max"), sorted(steps), strict=True)
+        },
+        multiple=multiple,
+    ),
+    WORDS,
+    st.lists(st.integers(1, 5), min_size=3, max_size=3),
+    st.integers(1, 3),
 )
 SPECS = values_of(TensorSpec, name=TEXT, dtype=TEXT, shape=few(st.one_of(st.integers(0, 99), TEXT)))
 TARGETS = values_of(

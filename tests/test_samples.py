@@ -280,6 +280,7 @@ def test_every_variant_is_asked_the_whole_loader_anew(tmp_path):
         (Axis("N", min=1, opt=4, max=16), [40], [16, 16, 8], [16, 16, 8]),
         (Axis("N", min=4, opt=4, max=16), [17, 3], [16, 4, 4], [16, 1, 3]),
         (Axis("N", min=16, opt=16, max=16), [20], [16, 16], [16, 4]),
+        (Axis("N", min=4, opt=4, max=16, multiple=4), [21, 2], [16, 8, 4], [16, 5, 2]),
         (None, [6], [4, 4], [4, 2]),  # static: as many as the example
     ],
 )
