@@ -29,7 +29,7 @@ LAYERS = (
     {"__init__", "_compat"},
     {"errors"},
     {"artifacts", "context", "factories", "files", "progress", "weights"},
-    {"arrays", "graphs", "modules"},
+    {"arrays", "graphs", "modules", "origins"},
     {"runners", "parity", "latency", "gates", "samples"},
     {"isolation", "operators"},
     {"verification"},
