@@ -95,6 +95,46 @@ class TensorSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class InputOrigin:
+    """What an input of a cleaned graph was before surgery.
+
+    With `perm`, `scale` and `offset` the graph makes the old input of the new one:
+    ``old = transpose(cast(new), perm) * scale + offset``.
+
+    Attributes:
+        name: Its name before.
+        dtype: Its NumPy dtype name before.
+        perm: As ONNX Transpose takes it; empty where the axes are in the same order.
+        scale: One factor, or one for each channel (axis 1 before).
+        offset: One summand, or one for each channel.
+    """
+
+    name: str
+    dtype: str
+    perm: tuple[int, ...] = ()
+    scale: tuple[float, ...] = (1.0,)
+    offset: tuple[float, ...] = (0.0,)
+
+    @property
+    def is_scaled(self) -> bool:
+        """Whether the numbers are others."""
+        return (self.scale, self.offset) != ((1.0,), (0.0,))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origins:
+    """What a cleaned graph's inputs and outputs were before surgery, in their order.
+
+    Attributes:
+        inputs: One for each input.
+        outputs: The old name of each output.
+    """
+
+    inputs: tuple[InputOrigin, ...]
+    outputs: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class OnnxArtifact:
     """An ONNX file.
 
@@ -108,6 +148,8 @@ class OnnxArtifact:
         inputs: The graph's inputs, in order.
         outputs: The graph's outputs, in order.
         axes: The dynamic axes that `inputs` name.
+        origins: What inputs and outputs were before surgery; None before it, and for what was
+            stored before they were kept: then each is, by position, what it was.
     """
 
     path: Path
@@ -119,6 +161,7 @@ class OnnxArtifact:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     axes: tuple[Axis, ...]
+    origins: Origins | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -86,6 +86,7 @@ def export(
     opset: int = DEFAULT_OPSET,
     output_names: Sequence[str] | None = None,
     operators: Sequence[custom.Operator] = (),
+    deferred: Collection[str] = (),
 ) -> tuple[OnnxArtifact, ExportReport]:
     """Write a PyTorch model as an ONNX file.
 
@@ -104,6 +105,8 @@ def export(
         output_names: Names for the outputs, in order; by default ``output``, or ``output_0`` and so
             on for several, or the keys where ``forward`` returns a mapping.
         operators: What operators compute that are not ONNX's own, for model-local functions.
+        deferred: Operators that need no implementation yet, as ``devtech::FooOp`` or ``FooOp``: a
+            surgery plan takes them out later, or a TensorRT plugin has them.
 
     Returns:
         The fp32 graph as the exporter wrote it, and how it came about.
@@ -113,6 +116,7 @@ def export(
             tensors, or an argument is wrong.
         ExportError: PyTorch failed, or wrote something other than what was asked for, or a graph
             with other numbers than the module's; with a reason for each exporter that was tried.
+            Or nothing implements an operator of the graph; it names the node.
     """
     module, given = flattened(model, input_example)
     rungs = _rungs(exporter, module, opset)
@@ -144,9 +148,14 @@ def export(
                         temporary, specs=specs, outputs=names, opset=opset, exporter=rung
                     )
                     wrote = True
-                    unverified = check_numbers(temporary, asked, names, rung, warned)
+                    lacking = custom.unimplemented(temporary, deferred=deferred)
+                    unverified = check_numbers(
+                        temporary, asked, names, rung, warned, lacking=lacking
+                    )
                 break
             except ExportError as error:
+                if error.operator is not None:
+                    raise  # no exporter can help that
                 refused[rung] = error
         else:
             raise _none_left(refused)

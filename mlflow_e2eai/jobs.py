@@ -34,13 +34,13 @@ from mlflow_e2eai.exporter import export as export_graph
 from mlflow_e2eai.factories import call
 from mlflow_e2eai.isolation import isolated_onnxruntime
 from mlflow_e2eai.modules import DynamicAxes
+from mlflow_e2eai.origins import fitted
 from mlflow_e2eai.precision import check_precision
 from mlflow_e2eai.precision import convert as convert_graph
 from mlflow_e2eai.runners import Device, onnxruntime_devices
 from mlflow_e2eai.samples import calls, profile_samples
-from mlflow_e2eai.surgery import DEFAULT_PLAN, Step
+from mlflow_e2eai.surgery import DEFAULT_PLAN, Step, named_in
 from mlflow_e2eai.surgery import clean as clean_graph
-from mlflow_e2eai.variants import new_names, renamed
 
 if TYPE_CHECKING:
     from mlflow.models.model import ModelInfo
@@ -86,6 +86,7 @@ def export(
     exporter: Exporter = "auto",
     opset: int = DEFAULT_OPSET,
     dynamic_axes: DynamicAxes | None = None,
+    plan: Sequence[Step] = DEFAULT_PLAN,
 ) -> str:
     """Export the PyTorch model of a chain.
 
@@ -94,6 +95,7 @@ def export(
         exporter: See `mlflow_e2eai.export`.
         opset: The same.
         dynamic_axes: The same; None takes those that the model was logged with.
+        plan: What `clean` will do: the operators that it names need no implementation.
 
     Returns:
         Id of the raw ONNX LoggedModel.
@@ -108,6 +110,7 @@ def export(
                 dynamic_axes=source.axes,
                 exporter=exporter,
                 opset=opset,
+                deferred=named_in(plan),
             )
             stage.made(raw, example=source.example)
             stage.noted("export", exported)
@@ -130,7 +133,7 @@ def clean(model_uri: str, *, plan: Sequence[Step] = DEFAULT_PLAN) -> str:
                 samples=list(profile_samples(example, raw).values()),
                 reference=reference,
             )
-            stage.made(cleaned, example=renamed(example, raw, cleaned))
+            stage.made(cleaned, example=fitted(example, raw, cleaned))
             stage.noted("surgery", report)
         return job.recorder.models[cleaned.sha256]
 
@@ -187,7 +190,7 @@ def bisect(model_uri: str, *, precision: Precision = "fp16") -> tuple[Bisection,
         ):
             samples = [*profile_samples(example, graph).values()]
             if job.evaluation is not None:
-                data = job.evaluation.renamed(new_names(raw, graph))
+                data = job.evaluation.for_graph(raw, graph)
                 samples += [batch for batch, _, _ in calls(data, graph, samples[0])]
             found = bisect_graph(
                 graph,
@@ -245,7 +248,7 @@ def evaluate(model_uri: str, *, batch_sizes: Sequence[int] = ()) -> list[Evidenc
                 raise TrackingError(msg)
             evaluation = job.evaluation
             if evaluation is not None:
-                evaluation = evaluation.renamed(new_names(raw, graphs[0]))
+                evaluation = evaluation.for_graph(raw, graphs[0])
             evidence, latency = run_evaluation(
                 reference,
                 graphs,

@@ -12,6 +12,7 @@ import numpy as np
 from mlflow_e2eai.arrays import feed
 from mlflow_e2eai.artifacts import Array, Axis, OnnxArtifact, Tensors
 from mlflow_e2eai.errors import InvalidInputError
+from mlflow_e2eai.origins import converted
 from mlflow_e2eai.samples.given import arrays_of, check_lengths, check_names, pairs_of
 from mlflow_e2eai.samples.metrics import Metrics, TaskMetric, joined, task_metrics
 
@@ -93,9 +94,15 @@ class EvaluationData:
         """
         check_names(self.names, list(names))
 
-    def renamed(self, names: Mapping[str, str]) -> EvaluationData:
-        """The same data with each input under its new name."""
-        return dataclasses.replace(self, names=tuple(names[name] for name in self.names))
+    def for_graph(self, raw: OnnxArtifact, cleaned: OnnxArtifact) -> EvaluationData:
+        """The same data for the graph that surgery made of the one that it was given for."""
+
+        def read() -> Iterator[tuple[tuple[Array, ...], Array | None]]:
+            for arrays, labels in self.read():
+                made = converted(dict(zip(self.names, arrays, strict=True)), raw, cleaned)
+                yield tuple(made.values()), labels
+
+        return dataclasses.replace(self, names=tuple(s.name for s in cleaned.inputs), read=read)
 
     def whole(self, *, limit_bytes: int) -> tuple[Tensors, Array | None] | None:
         """All of it in one batch; None where that is larger than the limit, or does not fit.
