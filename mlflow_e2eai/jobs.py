@@ -34,13 +34,13 @@ from mlflow_e2eai.exporter import export as export_graph
 from mlflow_e2eai.factories import call
 from mlflow_e2eai.isolation import isolated_onnxruntime
 from mlflow_e2eai.modules import DynamicAxes
+from mlflow_e2eai.origins import fitted
 from mlflow_e2eai.precision import check_precision
 from mlflow_e2eai.precision import convert as convert_graph
 from mlflow_e2eai.runners import Device, onnxruntime_devices
 from mlflow_e2eai.samples import calls, profile_samples
 from mlflow_e2eai.surgery import DEFAULT_PLAN, Step, named_in
 from mlflow_e2eai.surgery import clean as clean_graph
-from mlflow_e2eai.variants import new_names, renamed
 
 if TYPE_CHECKING:
     from mlflow.models.model import ModelInfo
@@ -53,8 +53,9 @@ def log(factory: str, *, name: str) -> str:
 
     Args:
         factory: ``package.module:callable`` or ``path/to/file.py:callable``. It returns a mapping
-            with ``model`` and ``input_example``, and optionally ``dynamic_axes`` and
-            ``evaluation_data`` and ``metrics``, as `mlflow_e2eai.log_model` takes them.
+            with ``model`` and ``input_example``, and optionally ``dynamic_axes``,
+            ``operators``, ``evaluation_data`` and ``metrics``, as `mlflow_e2eai.log_model` takes
+            them.
         name: Name of the LoggedModel.
 
     Returns:
@@ -71,6 +72,7 @@ def log(factory: str, *, name: str) -> str:
             name=name,
             run_id=run_id,
             dynamic_axes=made.get("dynamic_axes"),
+            operators=made.get("operators", ()),
             evaluation=flavor.evaluation_of(
                 made["model"],
                 made["input_example"],
@@ -110,6 +112,7 @@ def export(
                 dynamic_axes=source.axes,
                 exporter=exporter,
                 opset=opset,
+                operators=source.operators,
                 deferred=named_in(plan),
             )
             stage.made(raw, example=source.example)
@@ -133,7 +136,7 @@ def clean(model_uri: str, *, plan: Sequence[Step] = DEFAULT_PLAN) -> str:
                 samples=list(profile_samples(example, raw).values()),
                 reference=reference,
             )
-            stage.made(cleaned, example=renamed(example, raw, cleaned))
+            stage.made(cleaned, example=fitted(example, raw, cleaned))
             stage.noted("surgery", report)
         return job.recorder.models[cleaned.sha256]
 
@@ -190,7 +193,7 @@ def bisect(model_uri: str, *, precision: Precision = "fp16") -> tuple[Bisection,
         ):
             samples = [*profile_samples(example, graph).values()]
             if job.evaluation is not None:
-                data = job.evaluation.renamed(new_names(raw, graph))
+                data = job.evaluation.for_graph(raw, graph)
                 samples += [batch for batch, _, _ in calls(data, graph, samples[0])]
             found = bisect_graph(
                 graph,
@@ -248,7 +251,7 @@ def evaluate(model_uri: str, *, batch_sizes: Sequence[int] = ()) -> list[Evidenc
                 raise TrackingError(msg)
             evaluation = job.evaluation
             if evaluation is not None:
-                evaluation = evaluation.renamed(new_names(raw, graphs[0]))
+                evaluation = evaluation.for_graph(raw, graphs[0])
             evidence, latency = run_evaluation(
                 reference,
                 graphs,
@@ -288,6 +291,7 @@ def package(
             dynamic_axes=source.axes,
             exporter=exporter,
             opset=opset,
+            operators=source.operators,
             surgery=plan,
             precisions=precisions,
             targets=targets,

@@ -82,6 +82,7 @@ def convert(
         stage="convert",
         precision=precision,
         axes=source.axes,
+        origins=source.origins,
         parent_sha256=source.sha256,
     )
 

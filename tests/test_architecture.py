@@ -30,7 +30,7 @@ LAYERS = (
     {"errors"},
     {"artifacts", "context", "factories", "files", "progress", "trees"},
     {"weights"},
-    {"arrays", "graphs", "modules"},
+    {"arrays", "graphs", "modules", "origins"},
     {"calling"},
     {"runners", "parity", "latency", "gates", "samples"},
     {"isolation", "operators"},
