@@ -17,8 +17,8 @@ from mlflow_e2eai.errors import TrackingError
 from mlflow_e2eai.isolation import isolated_onnxruntime
 from mlflow_e2eai.modules import DynamicAxes
 from mlflow_e2eai.operators import Operator
+from mlflow_e2eai.origins import bridge
 from mlflow_e2eai.samples import EvaluationData
-from mlflow_e2eai.variants import bridge
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel

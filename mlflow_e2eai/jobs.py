@@ -34,13 +34,13 @@ from mlflow_e2eai.exporter import export as export_graph
 from mlflow_e2eai.factories import call
 from mlflow_e2eai.isolation import isolated_onnxruntime
 from mlflow_e2eai.modules import DynamicAxes
+from mlflow_e2eai.origins import fitted
 from mlflow_e2eai.precision import check_precision
 from mlflow_e2eai.precision import convert as convert_graph
 from mlflow_e2eai.runners import Device, onnxruntime_devices
 from mlflow_e2eai.samples import calls, profile_samples
 from mlflow_e2eai.surgery import DEFAULT_PLAN, Step, named_in
 from mlflow_e2eai.surgery import clean as clean_graph
-from mlflow_e2eai.variants import new_names, renamed
 
 if TYPE_CHECKING:
     from mlflow.models.model import ModelInfo
@@ -136,7 +136,7 @@ def clean(model_uri: str, *, plan: Sequence[Step] = DEFAULT_PLAN) -> str:
                 samples=list(profile_samples(example, raw).values()),
                 reference=reference,
             )
-            stage.made(cleaned, example=renamed(example, raw, cleaned))
+            stage.made(cleaned, example=fitted(example, raw, cleaned))
             stage.noted("surgery", report)
         return job.recorder.models[cleaned.sha256]
 
@@ -193,7 +193,7 @@ def bisect(model_uri: str, *, precision: Precision = "fp16") -> tuple[Bisection,
         ):
             samples = [*profile_samples(example, graph).values()]
             if job.evaluation is not None:
-                data = job.evaluation.renamed(new_names(raw, graph))
+                data = job.evaluation.for_graph(raw, graph)
                 samples += [batch for batch, _, _ in calls(data, graph, samples[0])]
             found = bisect_graph(
                 graph,
@@ -251,7 +251,7 @@ def evaluate(model_uri: str, *, batch_sizes: Sequence[int] = ()) -> list[Evidenc
                 raise TrackingError(msg)
             evaluation = job.evaluation
             if evaluation is not None:
-                evaluation = evaluation.renamed(new_names(raw, graphs[0]))
+                evaluation = evaluation.for_graph(raw, graphs[0])
             evidence, latency = run_evaluation(
                 reference,
                 graphs,

@@ -32,12 +32,12 @@ from mlflow_e2eai.exporter import DEFAULT_OPSET, Exporter, ExportReport, export
 from mlflow_e2eai.latency import LatencyReport
 from mlflow_e2eai.modules import DynamicAxes
 from mlflow_e2eai.operators import Operator
+from mlflow_e2eai.origins import bridge, fitted
 from mlflow_e2eai.precision import check_precision, convert
 from mlflow_e2eai.progress import progress
 from mlflow_e2eai.runners import torch_runner
 from mlflow_e2eai.samples import EvaluationData, batch_samples, profile_samples
 from mlflow_e2eai.surgery import DEFAULT_PLAN, Step, SurgeryReport, clean, named_in
-from mlflow_e2eai.variants import bridge, new_names, renamed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,14 +183,14 @@ def build(
                 samples=samples,
                 reference=reference,
             )
-            stage.made(cleaned, example=renamed(example, raw, cleaned))
+            stage.made(cleaned, example=fitted(example, raw, cleaned))
             stage.noted("surgery", surgery)
-        example = renamed(example, raw, cleaned)
+        example = fitted(example, raw, cleaned)
         graphs = [cleaned, *_converted(cleaned, settings, work, recorder, example)]
         engines = _compiled(graphs, settings, work, recorder, example)
         under_new_names = bridge(reference, raw, cleaned)
         if evaluation is not None:
-            evaluation = evaluation.renamed(new_names(raw, cleaned))
+            evaluation = evaluation.for_graph(raw, cleaned)
         evidence, latency = evaluate(
             under_new_names,
             graphs,

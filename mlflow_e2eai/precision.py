@@ -81,6 +81,7 @@ def convert(
         stage="convert",
         precision=precision,
         axes=source.axes,
+        origins=source.origins,
         parent_sha256=source.sha256,
     )
 

@@ -19,6 +19,7 @@ from mlflow_e2eai.engine import engine_runner, why_not_here
 from mlflow_e2eai.errors import E2EAIError, EngineMismatchError, InvalidInputError, RunnerError
 from mlflow_e2eai.files import verify
 from mlflow_e2eai.latency import LatencyReport
+from mlflow_e2eai.origins import bridge
 from mlflow_e2eai.runners import onnxruntime_devices, onnxruntime_runner
 from mlflow_e2eai.trees import Tree
 
@@ -276,30 +277,3 @@ def raw_runner(raw: OnnxArtifact, cleaned: OnnxArtifact) -> Iterator[Infer]:
     """Run a graph as it was exported, under the names that surgery left."""
     with _verified(raw, "cpu") as infer:
         yield bridge(infer, raw, cleaned)
-
-
-def renamed(tensors: Tensors, raw: OnnxArtifact, cleaned: OnnxArtifact) -> dict[str, Array]:
-    """Inputs under the names that surgery gave them."""
-    names = new_names(raw, cleaned)
-    return {names[name]: value for name, value in tensors.items()}
-
-
-def new_names(raw: OnnxArtifact, cleaned: OnnxArtifact) -> dict[str, str]:
-    """The names that surgery gave the inputs, by the old ones; it keeps their order."""
-    return dict(zip((s.name for s in raw.inputs), (s.name for s in cleaned.inputs), strict=True))
-
-
-def bridge(reference: Infer, raw: OnnxArtifact, cleaned: OnnxArtifact) -> Infer:
-    """The reference under the names, and with the outputs, that surgery left."""
-    inputs = {new: old for old, new in new_names(raw, cleaned).items()}
-    if len(raw.outputs) == len(cleaned.outputs):
-        raw_names = [spec.name for spec in raw.outputs]
-        outputs = dict(zip((s.name for s in cleaned.outputs), raw_names, strict=True))
-    else:
-        outputs = {spec.name: spec.name for spec in cleaned.outputs}
-
-    def infer(tensors: Tensors) -> Tensors:
-        answer = reference({inputs[name]: value for name, value in tensors.items()})
-        return {new: answer[old] for new, old in outputs.items()}
-
-    return infer

@@ -29,7 +29,7 @@ LAYERS = (
     {"__init__", "_compat"},
     {"errors"},
     {"artifacts", "context", "factories", "files", "progress", "trees", "weights"},
-    {"arrays", "graphs", "modules"},
+    {"arrays", "graphs", "modules", "origins"},
     {"calling"},
     {"runners", "parity", "latency", "gates", "samples"},
     {"isolation", "operators"},

@@ -367,6 +367,32 @@ def test_an_axis_out_of_order_is_refused(sizes):
 
 
 @pytest.mark.parametrize(
+    ("sizes", "multiple"), [((1, 4, 8), 4), ((4, 6, 8), 4), ((4, 4, 9), 4), ((1, 2, 3), 0)]
+)
+def test_an_axis_whose_sizes_are_no_multiples_is_refused(sizes, multiple):
+    low, best, high = sizes
+    with pytest.raises(InvalidInputError, match=f"multiples of {multiple} are wanted"):
+        Axis("N", min=low, opt=best, max=high, multiple=multiple)
+
+
+@pytest.mark.parametrize("exporter", ["dynamo", "trace"])
+def test_an_axis_may_be_a_multiple_and_keeps_its_name_in_the_graph(exporter, out):
+    class Pools(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.reshape(x.shape[0], x.shape[1] // 4, 4).sum(-1)
+
+    length = Axis("L", min=4, opt=8, max=16, multiple=4)
+    x = np.arange(16, dtype=np.float32).reshape(2, 8)
+    made, report = export(
+        Pools().eval(), x, out=out, dynamic_axes={"x": {0: N, 1: length}}, exporter=exporter
+    )
+    assert made.inputs[0].shape == ("N", "L")
+    assert report.refused == {}
+    wide = np.ones((3, 12), dtype=np.float32)
+    np.testing.assert_array_equal(answer_of(made, x=wide)["output"], np.full((3, 3), 4))
+
+
+@pytest.mark.parametrize(
     ("answer", "found"),
     [("text", "str"), (("text",), "str"), ({"a": 3}, "int"), (None, "NoneType"), ((), "nothing")],
 )

@@ -226,6 +226,22 @@ def test_it_is_kept_within_a_function_without_symbolic(exporter, tmp_path):
     assert [each.op_type for each in custom(model)] == ["Foo"]
 
 
+class Once(Foo):
+    @staticmethod
+    def forward(_ctx, x, _alpha):
+        return x * 1  # PyTorch's own export of such a function fails
+
+
+def test_a_forward_that_the_torchscript_exporter_fails_on_is_no_matter(tmp_path):
+    class WithOnce(torch.nn.Module):
+        def forward(self, x):
+            return Once.apply(x + 1, 0.5)
+
+    _, model = exported(WithOnce(), tmp_path, "dynamo")
+
+    assert [each.op_type for each in custom(model)] == ["Foo"]
+
+
 def test_an_operator_that_the_exporter_never_asked_for_is_named(tmp_path):
     with pytest.raises(ExportError, match="forward applies Foo, which defines symbolic"):
         exported(Unused(), tmp_path, "trace")

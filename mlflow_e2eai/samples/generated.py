@@ -51,10 +51,10 @@ def batch_samples(
         )
         raise InvalidInputError(msg)
     for size in sizes:
-        if not leading.min <= size <= leading.max:
+        if not leading.admits(size):
             msg = (
                 f"The batch size {size} is not among those of the axis {leading.name!r}, "
-                f"{leading.min} to {leading.max}; leave it out, or widen the axis."
+                f"{leading}; leave it out, or widen the axis."
             )
             raise InvalidInputError(msg)
     opt = {axis.name: axis.opt for axis in graph.axes}

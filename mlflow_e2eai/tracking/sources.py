@@ -143,7 +143,10 @@ def _companions(
     save_arrays(folder / bundle.EXAMPLE, example)
     (folder / _TREE).write_text(to_json(tree), encoding="utf-8")
     axes = {
-        name: {str(at): [axis.name, axis.min, axis.opt, axis.max] for at, axis in positions.items()}
+        name: {
+            str(at): [axis.name, axis.min, axis.opt, axis.max, axis.multiple]
+            for at, axis in positions.items()
+        }
         for name, positions in (dynamic_axes or {}).items()
     }
     (folder / _AXES).write_text(json.dumps(axes), encoding="utf-8")
@@ -257,8 +260,8 @@ def _read_axes(path: Path) -> dict[str, dict[int, Axis]] | None:
         return None
     return {
         name: {
-            int(at): Axis(axis, min=low, opt=best, max=high)
-            for at, (axis, low, best, high) in positions.items()
+            int(at): Axis(axis, min=low, opt=best, max=high, multiple=(*multiple, 1)[0])
+            for at, (axis, low, best, high, *multiple) in positions.items()
         }
         for name, positions in json.loads(path.read_text(encoding="utf-8")).items()
     }
