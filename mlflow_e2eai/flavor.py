@@ -101,7 +101,9 @@ def save_model(  # noqa: D417 - the other arguments are log_model's, and describ
         if isinstance(model, str | Path):
             place = bundle.find(Path(model))
             manifest, example = bundle.read(place), bundle.read_example(place)
-            bundle.write(target / BUNDLE, bundle.located(manifest, place), example)
+            # Where MLflow calls, the target is a folder that is gone once it is uploaded.
+            copy = mlflow_model is None
+            bundle.write(target / BUNDLE, bundle.located(manifest, place), example, copy=copy)
         else:
             settings = _settings(locals())
             evaluation = evaluation_of(model, input_example, evaluation_data, metrics)
@@ -277,7 +279,9 @@ def _build(
     source: str | None,
 ) -> None:
     """Run the stages and leave a bundle at `place`."""
-    with tempfile.TemporaryDirectory() as work:
+    place.parent.mkdir(parents=True, exist_ok=True)
+    # Beside the bundle, on the same file system: large weights are linked.
+    with tempfile.TemporaryDirectory(dir=place.parent) as work:
         manifest, example = pipeline.build(
             model,
             input_example,
