@@ -87,6 +87,7 @@ def export(
     output_names: Sequence[str] | None = None,
     operators: Sequence[custom.Operator] = (),
     deferred: Collection[str] = (),
+    operator_libraries: Sequence[Path] = (),
 ) -> tuple[OnnxArtifact, ExportReport]:
     """Write a PyTorch model as an ONNX file.
 
@@ -107,6 +108,8 @@ def export(
         operators: What operators compute that are not ONNX's own, for model-local functions.
         deferred: Operators that need no implementation yet, as ``devtech::FooOp`` or ``FooOp``: a
             surgery plan takes them out later, or a TensorRT plugin has them.
+        operator_libraries: Shared libraries that implement operators of the graph for ONNX Runtime.
+            They are native code; to name them here is to allow that they are loaded.
 
     Returns:
         The fp32 graph as the exporter wrote it, and how it came about.
@@ -120,6 +123,7 @@ def export(
     """
     module, given = flattened(model, input_example)
     rungs = _rungs(exporter, module, opset)
+    libraries = custom.found(operator_libraries)
     specs = input_specs(given, dynamic_axes or {})
     axes = axes_of(dynamic_axes or {})
     example = resize(given, specs, {axis.name: axis.opt for axis in axes})
@@ -150,9 +154,17 @@ def export(
                         temporary, specs=specs, outputs=names, opset=opset, exporter=rung
                     )
                     wrote = True
-                    lacking = custom.unimplemented(temporary, deferred=deferred)
+                    lacking = custom.unimplemented(
+                        temporary, deferred=deferred, libraries=libraries
+                    )
                     unverified = check_numbers(
-                        temporary, asked, names, rung, warned, lacking=lacking
+                        temporary,
+                        asked,
+                        names,
+                        rung,
+                        warned,
+                        lacking=lacking,
+                        libraries=libraries,
                     )
                 break
             except ExportError as error:

@@ -132,6 +132,7 @@ def check_numbers(
     warned: Sequence[WarningMessage],
     *,
     lacking: Sequence[str] = (),
+    libraries: Sequence[Path] = (),
 ) -> str | None:
     """Hold a graph's numbers against the module's.
 
@@ -142,6 +143,7 @@ def check_numbers(
         exporter: Who wrote it.
         warned: What it warned of meanwhile.
         lacking: Operators of the graph that ONNX Runtime has not.
+        libraries: Shared libraries with operators of the graph.
 
     Returns:
         Why they could not be compared; None where they are the module's.
@@ -153,7 +155,7 @@ def check_numbers(
         return f"ONNX Runtime does not have {', '.join(lacking)}"
     if not asked:
         return "no answer of the module to any sample is finite"
-    wrong = _wrong(path, asked, outputs)
+    wrong = _wrong(path, asked, outputs, libraries)
     if wrong is None:
         return None
     # The tracer says where it took a value for a constant.
@@ -164,7 +166,12 @@ def check_numbers(
     raise ExportError(msg)
 
 
-def _wrong(path: Path, asked: tuple[Question, ...], outputs: tuple[str, ...]) -> str | None:
+def _wrong(
+    path: Path,
+    asked: tuple[Question, ...],
+    outputs: tuple[str, ...],
+    libraries: Sequence[Path],
+) -> str | None:
     """What is wrong; None where all numbers are right.
 
     ONNX Runtime is asked in a process of its own: a graph that it does not take may crash it.
@@ -178,7 +185,7 @@ def _wrong(path: Path, asked: tuple[Question, ...], outputs: tuple[str, ...]) ->
         return dict(zip(outputs, now.right, strict=True))
 
     try:
-        with isolated_onnxruntime(path) as candidate:
+        with isolated_onnxruntime(path, libraries=libraries) as candidate:
             report = candidate.compare(
                 reference,
                 [question.inputs for question in asked],

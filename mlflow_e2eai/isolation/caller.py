@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
 from functools import partial
 from pathlib import Path
@@ -70,10 +70,16 @@ def isolated_together(
 
 
 def isolated_onnxruntime(
-    path: Path, *, device: Device = "cpu", rounded: bool = False
+    path: Path,
+    *,
+    device: Device = "cpu",
+    rounded: bool = False,
+    libraries: Sequence[Path] = (),
 ) -> AbstractContextManager[Isolated]:
     """`onnxruntime_runner` in a process of its own: a graph that it does not take may crash it."""
-    return isolated(partial(onnxruntime_runner, path, device=device, rounded=rounded))
+    return isolated(
+        partial(onnxruntime_runner, path, device=device, rounded=rounded, libraries=libraries)
+    )
 
 
 class Isolated(Process):
