@@ -25,6 +25,7 @@ from mlflow_e2eai.calling import (
 )
 from mlflow_e2eai.errors import ExportError, InvalidInputError
 from mlflow_e2eai.files import written
+from mlflow_e2eai.isolation import onnxruntime_ahead
 from mlflow_e2eai.modules import (
     DynamicAxes,
     axes_of,
@@ -124,7 +125,7 @@ def export(
     axes = axes_of(dynamic_axes or {})
     example = resize(given, specs, {axis.name: axis.opt for axis in axes})
     refused: dict[str, ExportError] = {}
-    with evaluation_mode(module) as was_training:
+    with evaluation_mode(module) as was_training, onnxruntime_ahead() as opened:
         if was_training:
             warnings.warn(
                 "The model is in training mode: it is exported in evaluation mode, and its mode is "
@@ -144,13 +145,13 @@ def export(
                     write = with_torchscript if rung in ("trace", "script") else with_dynamo
                     write(module, example, temporary, specs, axes, names, opset, rung)
                     custom.carry(temporary, operators)
-                    check_interface(
-                        temporary, specs=specs, outputs=names, opset=opset, exporter=rung
-                    )
+                    model = graphs.read(temporary)
+                    graphs.check(temporary)
+                    check_interface(model, specs=specs, outputs=names, opset=opset, exporter=rung)
                     wrote = True
-                    lacking = custom.unimplemented(temporary, deferred=deferred)
+                    lacking = custom.unimplemented(model, deferred=deferred)
                     unverified = check_numbers(
-                        temporary, asked, names, rung, warned, lacking=lacking
+                        temporary, asked, names, rung, warned, lacking=lacking, opened=opened
                     )
                 break
             except ExportError as error:

@@ -15,17 +15,16 @@ if TYPE_CHECKING:
     import onnx
 
 
-def unimplemented(path: Path, *, deferred: Collection[str] = ()) -> tuple[str, ...]:
+def unimplemented(model: onnx.ModelProto, *, deferred: Collection[str] = ()) -> tuple[str, ...]:
     """The operators of a graph that ONNX Runtime lacks and no function of the graph explains.
 
     Args:
-        path: The graph.
+        model: The graph.
         deferred: Operators that need no implementation yet, with their domain or without.
 
     Raises:
         ExportError: One of the operators that are lacking is not deferred.
     """
-    model = graphs.read(path)
     versions = {entry.domain: entry.version for entry in model.opset_import}
     explained = {graphs.operator_name(each.domain, each.name) for each in model.functions}
     implemented: dict[str, bool] = {}
