@@ -24,6 +24,7 @@ from mlflow_e2eai.calling import (
     structured_answer,
 )
 from mlflow_e2eai.errors import ExportError, InvalidInputError
+from mlflow_e2eai.isolation import onnxruntime_ahead
 from mlflow_e2eai.modules import (
     DynamicAxes,
     axes_of,
@@ -128,7 +129,7 @@ def export(
     axes = axes_of(dynamic_axes or {})
     example = resize(given, specs, {axis.name: axis.opt for axis in axes})
     refused: dict[str, ExportError] = {}
-    with evaluation_mode(module) as was_training:
+    with evaluation_mode(module) as was_training, onnxruntime_ahead(libraries=libraries) as opened:
         if was_training:
             warnings.warn(
                 "The model is in training mode: it is exported in evaluation mode, and its mode is "
@@ -150,21 +151,13 @@ def export(
                     custom.carry(temporary, operators)
                     if is_large(module):
                         graphs.write(graphs.read(temporary), temporary)  # as we name weight files
-                    check_interface(
-                        temporary, specs=specs, outputs=names, opset=opset, exporter=rung
-                    )
+                    model = graphs.read(temporary)
+                    graphs.check(temporary)
+                    check_interface(model, specs=specs, outputs=names, opset=opset, exporter=rung)
                     wrote = True
-                    lacking = custom.unimplemented(
-                        temporary, deferred=deferred, libraries=libraries
-                    )
+                    lacking = custom.unimplemented(model, deferred=deferred, libraries=libraries)
                     unverified = check_numbers(
-                        temporary,
-                        asked,
-                        names,
-                        rung,
-                        warned,
-                        lacking=lacking,
-                        libraries=libraries,
+                        temporary, asked, names, rung, warned, lacking=lacking, opened=opened
                     )
                 break
             except ExportError as error:

@@ -35,19 +35,18 @@ def found(libraries: Sequence[Path]) -> tuple[Path, ...]:
 
 
 def unimplemented(
-    path: Path, *, deferred: Collection[str] = (), libraries: Sequence[Path] = ()
+    model: onnx.ModelProto, *, deferred: Collection[str] = (), libraries: Sequence[Path] = ()
 ) -> tuple[str, ...]:
     """The operators of a graph that ONNX Runtime lacks and no function of the graph explains.
 
     Args:
-        path: The graph.
+        model: The graph.
         deferred: Operators that need no implementation yet, with their domain or without.
         libraries: Shared libraries with operators for ONNX Runtime; they are loaded.
 
     Raises:
         ExportError: One of the operators that are lacking is not deferred.
     """
-    model = graphs.read(path)
     versions = {entry.domain: entry.version for entry in model.opset_import}
     explained = {graphs.operator_name(each.domain, each.name) for each in model.functions}
     implemented: dict[str, bool] = {}
