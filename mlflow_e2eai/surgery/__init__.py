@@ -27,6 +27,7 @@ from mlflow_e2eai.surgery.interface import Interface
 from mlflow_e2eai.surgery.outline import Outline, outline_of
 from mlflow_e2eai.surgery.plan import DEFAULT_PLAN, Step, named_in, plan_from, plan_text, step_name
 from mlflow_e2eai.surgery.rules import RULES, Rule
+from mlflow_e2eai.weights import beside, staged
 
 if TYPE_CHECKING:
     import onnx
@@ -130,7 +131,7 @@ def attempt(
     before, after, wanted = edited.before, edited.after, edited.interface
     inputs, outputs = graphs.interface(after)
     interface.check(source, inputs, outputs, wanted)
-    with written(out) as temporary:
+    with staged(out) as temporary:
         try:
             graphs.write(after, temporary)
         except ArtifactError as broken:
@@ -145,20 +146,21 @@ def attempt(
             origins=wanted.origins(outputs),
         )
         error = _keep_numbers(source, artifact, samples, reference)
+    artifact = replace(artifact, path=out)
     report = SurgeryReport(
         edits=edited.edits,
         nodes_before=len(before.graph.node),
         nodes_after=len(after.graph.node),
         operators_before=graphs.operators(before),
         operators_after=graphs.operators(after),
-        size_before_bytes=source.path.stat().st_size,
-        size_after_bytes=out.stat().st_size,
+        size_before_bytes=graphs.size_of(source),
+        size_after_bytes=graphs.size_of(artifact),
         max_abs_error=error,
         outline=outline_of(before, after),
         plan=text,
         seconds=edited.seconds,
     )
-    return replace(artifact, path=out), report
+    return artifact, report
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,11 +175,9 @@ class _Edited:
 
 
 def _edited(source: OnnxArtifact, plan: Sequence[Step]) -> _Edited:
-    import onnx_graphsurgeon as gs
-
     rules = [(step, step.bound()) for step in plan]
     before = graphs.read(source.path)
-    graph = gs.import_onnx(before)
+    graph = graphs.to_graph(before)
     _name_nodes(graph)
     edits, seconds = {}, {}
     wanted = Interface.of(source)
@@ -198,7 +198,7 @@ def _kept(source: OnnxArtifact, plan: Sequence[Step], guilty: int, keep: Path) -
     for name, steps in (("before.onnx", plan[:guilty]), ("after.onnx", plan[: guilty + 1])):
         with suppress(SurgeryError):
             made = _edited(source, steps).after
-            with written(keep / name) as temporary:
+            with beside(made, keep), written(keep / name) as temporary:
                 temporary.write_bytes(made.SerializeToString(deterministic=True))
             kept.append(keep / name)
     return tuple(kept)
