@@ -18,6 +18,7 @@ the attributes. A failed parity check or gate is no error: it is a result that s
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 
@@ -60,11 +61,13 @@ class SurgeryError(E2EAIError):
 
     Attributes:
         rule: Name of the rule, or None when the whole plan is meant.
+        graphs: Files with the graphs before and after the step to blame, where they were kept.
     """
 
     def __init__(self, message: str, *, rule: str | None = None) -> None:
         super().__init__(message)
         self.rule = rule
+        self.graphs: tuple[Path, ...] = ()
 
 
 class PrecisionError(E2EAIError):

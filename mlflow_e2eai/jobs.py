@@ -135,6 +135,7 @@ def clean(model_uri: str, *, plan: Sequence[Step] = DEFAULT_PLAN) -> str:
                 out=job.folder / "clean.onnx",
                 samples=list(profile_samples(example, raw).values()),
                 reference=reference,
+                keep=job.folder / "refused",
             )
             stage.made(cleaned, example=fitted(example, raw, cleaned))
             stage.noted("surgery", report)

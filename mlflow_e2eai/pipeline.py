@@ -182,6 +182,7 @@ def build(
                 out=work / "clean.onnx",
                 samples=samples,
                 reference=reference,
+                keep=work / "refused",
             )
             stage.made(cleaned, example=fitted(example, raw, cleaned))
             stage.noted("surgery", surgery)

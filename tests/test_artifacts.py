@@ -277,6 +277,7 @@ SURGERY = values_of(
     max_abs_error=st.none() | FLOATS,
     outline=st.none() | OUTLINES,
     plan=st.none() | TEXT,
+    seconds=named(FLOATS),
 )
 VERDICTS = values_of(
     Verdict, metric=TEXT, found=st.none() | FLOATS, wanted=TEXT, passed=st.booleans()

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+import tempfile
+from pathlib import Path
 
 import mlflow
 import numpy as np
+import onnx
 import pytest
 import torch
 from models import (
@@ -182,6 +185,30 @@ def test_a_plan_that_misses_what_it_requires_logs_no_graph(source):
         "source",
         "export",
     }
+
+
+def test_the_graphs_around_the_step_that_was_refused_are_on_the_failed_run(source):
+    raw = jobs.export(source)
+    with pytest.raises(SurgeryError, match="Step 'bypass' is to blame"):
+        jobs.clean(raw, plan=plan_from(["drop_unused", {"bypass": {"op_type": "Relu"}}]))
+    run = run_named("clean")
+    assert run.info.status == "FAILED"
+    with tempfile.TemporaryDirectory() as folder:
+        uri = f"runs:/{run.info.run_id}/refused"
+        place = Path(mlflow.artifacts.download_artifacts(uri, dst_path=folder))
+        counts = {
+            path.name: sum(node.op_type == "Relu" for node in onnx.load(path).graph.node)
+            for path in place.iterdir()
+        }
+    assert counts == {"before.onnx": 1, "after.onnx": 0}
+
+
+def test_a_graph_of_another_input_type_is_judged_against_the_module_in_every_precision(source):
+    convert = {"name": "x", "to": "bytes", "dtype": "int8", "scale": 1 / 32}
+    cleaned = jobs.clean(jobs.export(source), plan=plan_from([{"convert_input": convert}]))
+    half = jobs.convert(cleaned, precision="fp16")
+    assert passed(cleaned)["onnxruntime-cpu/fp32"]
+    assert passed(half)["onnxruntime-cpu/fp16"]
 
 
 def test_a_bisection_is_a_run_on_its_input_with_an_artifact_and_numbers(overflowing, store):

@@ -155,7 +155,11 @@ def artifact_of(text, path, *, header=HEADER):
 
 
 def operators(artifact):
-    return sorted(node.op_type for node in onnx.load(artifact.path).graph.node)
+    return operators_of(artifact.path)
+
+
+def operators_of(path):
+    return sorted(node.op_type for node in onnx.load(path).graph.node)
 
 
 def run(artifact, **inputs):
@@ -597,6 +601,8 @@ def test_a_report_says_what_was_before_and_after(graph, out):
     assert report.size_before_bytes == source.path.stat().st_size
     assert report.size_after_bytes == made.path.stat().st_size
     assert list(report.edits) == ["bypass", "drop_identities", "simplify", "drop_unused"]
+    assert list(report.seconds) == list(report.edits)
+    assert all(seconds > 0 for seconds in report.seconds.values())
     assert report.max_abs_error is None  # there were no samples to see one on
 
 
@@ -756,6 +762,37 @@ def test_the_second_step_of_a_rule_is_told_from_the_first(graph, out):
     source = graph(nothing_but_foo(INNER))
     with pytest.raises(SurgeryError, match="Step 'bypass #2' is to blame"):
         clean(source, plan, out=out, samples=[{"x": X}])
+
+
+def kept(folder):
+    return {path.name: operators_of(path) for path in folder.iterdir()} if folder.exists() else {}
+
+
+@pytest.mark.parametrize(
+    ("rule", "left"),
+    [
+        (lies, {"before.onnx": ["Neg", "Relu"], "after.onnx": ["Abs", "Relu"]}),
+        (breaks_an_edge, {"before.onnx": ["Neg", "Relu"], "after.onnx": ["Neg", "Relu"]}),
+        (fails, {"before.onnx": ["Neg", "Relu"]}),
+    ],
+)
+def test_the_graphs_around_the_step_to_blame_are_kept(
+    rule, left, graph, out, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(surgery.RULES, "bad", rule)
+    plan = [*DROP, Step(rule="bad"), Step(rule="bypass", arguments={"op_type": "Relu"})]
+    keep = tmp_path / "refused"
+    with pytest.raises(SurgeryError) as caught:
+        clean(graph(nothing_but_foo(INNER)), plan, out=out, samples=[{"x": X}], keep=keep)
+    assert kept(keep) == left
+    assert [path.name for path in caught.value.graphs] == list(left)
+    assert caught.value.rule == "bad"
+    assert not out.exists()
+
+
+def test_nothing_is_kept_of_a_plan_that_is_right(graph, out, tmp_path):
+    clean(graph(nothing_but_foo(INNER)), DROP, out=out, keep=tmp_path / "refused")
+    assert kept(tmp_path / "refused") == {}
 
 
 def test_no_step_is_to_blame_for_what_was_wrong_before_the_first(graph, out):

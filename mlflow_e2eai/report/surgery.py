@@ -7,7 +7,7 @@ from typing import Literal
 from mlflow_e2eai.report import tables
 from mlflow_e2eai.report.figures import bars
 from mlflow_e2eai.report.graph import graph
-from mlflow_e2eai.report.markup import MINUS, Markup, element, error_text, size_text
+from mlflow_e2eai.report.markup import MINUS, Markup, element, error_text, size_text, time_text
 from mlflow_e2eai.report.tables import Column, cell, head, number
 from mlflow_e2eai.surgery import SurgeryReport
 
@@ -76,10 +76,14 @@ def _legend() -> Markup:
 def _edits(report: SurgeryReport) -> Markup | None:
     if not report.edits:
         return None
-    rows = (
-        (head(element("code", rule)), number(f"{count:,}")) for rule, count in report.edits.items()
-    )
+    rows = [
+        [head(element("code", rule)), number(f"{count:,}")] for rule, count in report.edits.items()
+    ]
     columns = [Column("Rule"), Column("Edits", number=True)]
+    if report.seconds:
+        columns.append(Column("Time, ms", number=True))
+        for row, rule in zip(rows, report.edits, strict=True):
+            row.append(number(time_text(1000 * report.seconds[rule])))
     return tables.table(
         "edits",
         "Edits by each rule, in the plan's order",

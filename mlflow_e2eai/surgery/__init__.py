@@ -7,9 +7,10 @@ numbers, which ONNX Runtime checks on samples.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING
 from mlflow_e2eai import graphs
 from mlflow_e2eai.artifacts import Infer, OnnxArtifact, Tensors
 from mlflow_e2eai.errors import ArtifactError, RunnerError, SurgeryError
+from mlflow_e2eai.files import written
 from mlflow_e2eai.isolation import isolated_onnxruntime
 from mlflow_e2eai.origins import bridge, fitted
 from mlflow_e2eai.surgery import interface
@@ -25,9 +27,10 @@ from mlflow_e2eai.surgery.interface import Interface
 from mlflow_e2eai.surgery.outline import Outline, outline_of
 from mlflow_e2eai.surgery.plan import DEFAULT_PLAN, Step, named_in, plan_from, plan_text, step_name
 from mlflow_e2eai.surgery.rules import RULES, Rule
-from mlflow_e2eai.weights import staged
+from mlflow_e2eai.weights import beside, staged
 
 if TYPE_CHECKING:
+    import onnx
     import onnx_graphsurgeon as gs
 
 __all__ = [
@@ -59,6 +62,7 @@ class SurgeryReport:
             when there was nothing to check against.
         outline: Both graphs in one, for people to look at; None in reports of before it was drawn.
         plan: The plan as YAML, to apply to another graph; None in reports of before it was kept.
+        seconds: What each step took, named as in `edits`; empty in reports of before it was taken.
     """
 
     edits: Mapping[str, int]
@@ -71,6 +75,7 @@ class SurgeryReport:
     max_abs_error: float | None
     outline: Outline | None = None
     plan: str | None = None
+    seconds: Mapping[str, float] = field(default_factory=dict)
 
 
 def clean(
@@ -80,6 +85,7 @@ def clean(
     out: Path,
     samples: Sequence[Tensors] = (),
     reference: Infer | None = None,
+    keep: Path | None = None,
 ) -> tuple[OnnxArtifact, SurgeryReport]:
     """Apply a surgery plan to a graph.
 
@@ -91,6 +97,9 @@ def clean(
             the numbers are not checked.
         reference: What gave the numbers before; by default ONNX Runtime on `source`, which must
             then be able to run it (an operator that nothing implements needs a reference).
+        keep: A folder. Where the plan is refused, the graphs before and after the step to blame
+            are left there, as ``before.onnx`` and ``after.onnx``, and named in the error's
+            `graphs`. A step that failed outright has no graph after it.
 
     Returns:
         The cleaned graph, and what was done.
@@ -103,8 +112,8 @@ def clean(
     try:
         return attempt(source, plan, out=out, samples=samples, reference=reference)
     except SurgeryError as error:
-        if error.rule is None:
-            _blame(error, source, plan, samples=samples, reference=reference)
+        if error.rule is None or keep is not None:
+            _blame(error, source, plan, samples=samples, reference=reference, keep=keep)
         raise
 
 
@@ -117,17 +126,9 @@ def attempt(
     reference: Infer | None,
 ) -> tuple[OnnxArtifact, SurgeryReport]:
     """Do what `clean` does, without a search for the step to blame where the result is wrong."""
-    rules = [(step, step.bound()) for step in plan]
     text = plan_text(plan)
-    before = graphs.read(source.path)
-    graph = graphs.to_graph(before)
-    _name_nodes(graph)
-    edits = {}
-    wanted = Interface.of(source)
-    for position, (step, rule) in enumerate(rules):
-        edits[step_name(plan, position)] = _apply(step, rule, graph)
-        wanted = interface.after(RULES[step.rule], wanted, step.arguments)
-    after = graphs.to_onnx(graph, like=before)
+    edited = _edited(source, plan)
+    before, after, wanted = edited.before, edited.after, edited.interface
     inputs, outputs = graphs.interface(after)
     interface.check(source, inputs, outputs, wanted)
     with staged(out) as temporary:
@@ -147,7 +148,7 @@ def attempt(
         error = _keep_numbers(source, artifact, samples, reference)
     artifact = replace(artifact, path=out)
     report = SurgeryReport(
-        edits=edits,
+        edits=edited.edits,
         nodes_before=len(before.graph.node),
         nodes_after=len(after.graph.node),
         operators_before=graphs.operators(before),
@@ -157,8 +158,50 @@ def attempt(
         max_abs_error=error,
         outline=outline_of(before, after),
         plan=text,
+        seconds=edited.seconds,
     )
     return artifact, report
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Edited:
+    """A graph before and after a plan, which nobody has checked yet."""
+
+    before: onnx.ModelProto
+    after: onnx.ModelProto
+    interface: Interface
+    edits: Mapping[str, int]
+    seconds: Mapping[str, float]
+
+
+def _edited(source: OnnxArtifact, plan: Sequence[Step]) -> _Edited:
+    rules = [(step, step.bound()) for step in plan]
+    before = graphs.read(source.path)
+    graph = graphs.to_graph(before)
+    _name_nodes(graph)
+    edits, seconds = {}, {}
+    wanted = Interface.of(source)
+    for position, (step, rule) in enumerate(rules):
+        name = step_name(plan, position)
+        began = time.perf_counter()
+        edits[name] = _apply(step, rule, graph)
+        seconds[name] = time.perf_counter() - began
+        wanted = interface.after(RULES[step.rule], wanted, step.arguments)
+    after = graphs.to_onnx(graph, like=before)
+    return _Edited(before=before, after=after, interface=wanted, edits=edits, seconds=seconds)
+
+
+def _kept(source: OnnxArtifact, plan: Sequence[Step], guilty: int, keep: Path) -> tuple[Path, ...]:
+    """Write the graphs before and after a step, however broken they are."""
+    keep.mkdir(parents=True, exist_ok=True)
+    kept = []
+    for name, steps in (("before.onnx", plan[:guilty]), ("after.onnx", plan[: guilty + 1])):
+        with suppress(SurgeryError):
+            made = _edited(source, steps).after
+            with beside(made, keep), written(keep / name) as temporary:
+                temporary.write_bytes(made.SerializeToString(deterministic=True))
+            kept.append(keep / name)
+    return tuple(kept)
 
 
 def _blame(
@@ -168,6 +211,7 @@ def _blame(
     *,
     samples: Sequence[Tensors],
     reference: Infer | None,
+    keep: Path | None,
 ) -> None:
     """Write into an error which step of the plan it comes from, where that can be told."""
     with TemporaryDirectory() as folder:
@@ -186,7 +230,11 @@ def _blame(
             guilty = guilty_step(plan, replay)
         except SurgeryError:
             return  # it was wrong before the first step
-    if guilty is not None:
+    if guilty is None:
+        return
+    if keep is not None:
+        error.graphs = _kept(source, plan, guilty, keep)
+    if error.rule is None:
         error.rule = plan[guilty].rule
         error.args = (f"{error} Step {step_name(plan, guilty)!r} is to blame.",)
 

@@ -1,12 +1,14 @@
-"""A bundle's evidence as artifacts of a run: one page, and pictures."""
+"""What people look at as artifacts of a run: a bundle's evidence, and refused graphs."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from mlflow_e2eai.bundle import Manifest
+from mlflow_e2eai.errors import SurgeryError
 from mlflow_e2eai.gates import Decision
 from mlflow_e2eai.report import Origin, html, plots
 from mlflow_e2eai.tracking.server import address
@@ -51,3 +53,16 @@ def log_report(
         for file, content in plots(manifest).items():
             Path(folder, file).write_bytes(content)
         client.log_artifacts(run_id, folder)
+
+
+@contextmanager
+def refused_graphs_are_logged(run_id: str) -> Iterator[None]:
+    """Keep what a surgery error of the block left to look at, in the run's folder ``refused``."""
+    from mlflow import MlflowClient
+
+    try:
+        yield
+    except SurgeryError as error:
+        for path in error.graphs:
+            MlflowClient().log_artifact(run_id, str(path), "refused")
+        raise

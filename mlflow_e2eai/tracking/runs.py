@@ -28,6 +28,7 @@ from mlflow_e2eai.tracking.lineage import (
 )
 from mlflow_e2eai.tracking.models import log_artifact, stage_of, suffix_of
 from mlflow_e2eai.tracking.nodes import log_kept
+from mlflow_e2eai.tracking.reports import refused_graphs_are_logged
 from mlflow_e2eai.tracking.server import check_server
 
 NONFINITE = "e2eai.nonfinite"
@@ -140,7 +141,8 @@ class MlflowRecorder:
     @contextmanager
     def stage(self, name: str, *, inputs: Sequence[str]) -> Iterator[MlflowStage]:
         """A child run; its inputs are the models with these digests."""
-        with run(name, nested=True, tags={STAGE: name}) as run_id:
+        tags = {STAGE: name}
+        with run(name, nested=True, tags=tags) as run_id, refused_graphs_are_logged(run_id):
             known = [self.models[sha256] for sha256 in inputs if sha256 in self.models]
             ids = known or [self.source] if self.source is not None else known
             link_inputs(run_id, ids)
