@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -9,15 +11,21 @@ from typing import TYPE_CHECKING, Literal
 from mlflow_e2eai import weights
 from mlflow_e2eai.artifacts import Axis, OnnxArtifact, Origins, Precision, TensorSpec
 from mlflow_e2eai.errors import ArtifactError
-from mlflow_e2eai.files import sha256_of, written
+from mlflow_e2eai.files import written
 
 if TYPE_CHECKING:
     import onnx
     import onnx_graphsurgeon as gs
 
+_SMALL = 1024
+"""Elements of the largest constant that may say a shape, the axes of a tensor or its sizes."""
+
 
 def read(path: Path) -> onnx.ModelProto:
     """Read an ONNX file with its weights, those in other files of its folder included.
+
+    Above `weights.EXTERNAL_BYTES` the large ones stay in their files, and the tensors refer to them
+    there; `write` understands that, and `weights.values` gives their numbers.
 
     Raises:
         ArtifactError: It is missing, is no ONNX file, or breaks the ONNX rules; or a file of its
@@ -28,7 +36,7 @@ def read(path: Path) -> onnx.ModelProto:
     try:
         model = onnx.load(path, load_external_data=False)
         weights.fetch(model, path)
-        onnx.checker.check_model(model)
+        onnx.checker.check_model(weights.skeleton(model))
     except ArtifactError:
         raise
     except FileNotFoundError as error:
@@ -44,19 +52,37 @@ def read(path: Path) -> onnx.ModelProto:
 def write(model: onnx.ModelProto, out: Path) -> None:
     """Check a graph and write it, whole or not at all.
 
+    Above `weights.EXTERNAL_BYTES` its weights lie beside it, in files named by their content: those
+    that the model refers to, by hard link, and a new one for large weights that it holds itself.
+
     Raises:
-        ArtifactError: It breaks the ONNX rules, or is over protobuf's 2 GiB.
+        ArtifactError: It breaks the ONNX rules.
     """
     import onnx
 
-    weights.check_size(model.ByteSize())
-    try:
-        onnx.checker.check_model(model)
-    except onnx.checker.ValidationError as error:
-        msg = f"The graph for {out.name} is not valid ONNX: {str(error).strip().splitlines()[0]}"
-        raise ArtifactError(msg) from error
-    with written(out) as temporary:
-        temporary.write_bytes(model.SerializeToString(deterministic=True))
+    with weights.beside(model, out.parent):
+        try:
+            onnx.checker.check_model(weights.skeleton(model))
+        except onnx.checker.ValidationError as error:
+            reason = str(error).strip().splitlines()[0]
+            msg = f"The graph for {out.name} is not valid ONNX: {reason}"
+            raise ArtifactError(msg) from error
+        with written(out) as temporary:
+            temporary.write_bytes(model.SerializeToString(deterministic=True))
+
+
+def to_graph(model: onnx.ModelProto) -> gs.Graph:
+    """A model of `read` as a GraphSurgeon graph, whose rules may look at every constant."""
+    import onnx_graphsurgeon as gs
+
+    graph = gs.import_onnx(model)
+    for each in (graph, *graph.subgraphs(recursive=True)):
+        for tensor in each.tensors().values():
+            lazy = getattr(tensor, "_values", None)
+            if isinstance(lazy, gs.ir.tensor.LazyValues) and weights.is_reference(lazy.tensor):
+                # GraphSurgeon would look for the file in the working folder.
+                lazy.load = functools.partial(weights.values, lazy.tensor)
+    return graph
 
 
 def to_onnx(graph: gs.Graph, *, like: onnx.ModelProto) -> onnx.ModelProto:
@@ -69,6 +95,7 @@ def to_onnx(graph: gs.Graph, *, like: onnx.ModelProto) -> onnx.ModelProto:
 
     model: onnx.ModelProto = gs.export_onnx(graph.toposort())
     model.ir_version = like.ir_version
+    weights.settle(model)
     used = {node.domain for node in model.graph.node} | {
         node.domain for function in model.functions for node in function.node
     }
@@ -97,9 +124,10 @@ def describe(
     """Say what an ONNX file is, from the file itself."""
     model = read(path)
     inputs, outputs = interface(model)
+    files = weights.files_of(model)
     return OnnxArtifact(
         path=path,
-        sha256=sha256_of(path),
+        sha256=weights.digest(path, files),
         parent_sha256=parent_sha256,
         stage=stage,
         precision=precision,
@@ -108,7 +136,13 @@ def describe(
         outputs=outputs,
         axes=axes,
         origins=origins,
+        weights=files,
     )
+
+
+def size_of(graph: OnnxArtifact) -> int:
+    """Bytes of an ONNX file and of its weight files."""
+    return graph.path.stat().st_size + sum(file.size_bytes for file in graph.weights)
 
 
 def interface(model: onnx.ModelProto) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
@@ -216,18 +250,31 @@ def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
     return TensorSpec(name=value.name, dtype=dtype.name, shape=tuple(shape))
 
 
-def check(path: Path) -> None:
-    """Hold an ONNX file against all of the rules, with strict inference of types and shapes.
+def check(model: onnx.ModelProto) -> None:
+    """Hold a model of `read` against all of ONNX's rules, with strict inference of its shapes.
 
-    Nothing is known of operators outside ONNX's domains, so they pass.
+    Weights take part as inputs: the inference looks at the values of small constants only. Nothing
+    is known of operators outside ONNX's domains, so they pass.
 
     Raises:
         ArtifactError: It breaks one.
     """
     import onnx
 
+    bare = onnx.ModelProto()
+    bare.CopyFrom(model)
+    inputs = {value.name for value in model.graph.input}
+    constants: list[onnx.TensorProto] = []
+    for each in bare.graph.initializer:
+        if math.prod(each.dims) <= _SMALL and not weights.is_reference(each):
+            constants.append(each)
+        elif each.name not in inputs:
+            value = onnx.helper.make_tensor_value_info(each.name, each.data_type, each.dims)
+            bare.graph.input.append(value)
+    del bare.graph.initializer[:]
+    bare.graph.initializer.extend(constants)
     try:
-        onnx.checker.check_model(str(path), full_check=True)
+        onnx.checker.check_model(weights.skeleton(bare), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         msg = f"The graph does not pass ONNX's checker: {' '.join(str(error).split())[:300]}"
         raise ArtifactError(msg) from error
