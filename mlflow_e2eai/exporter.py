@@ -152,7 +152,7 @@ def export(
                     if is_large(module):
                         graphs.write(graphs.read(temporary), temporary)  # as we name weight files
                     model = graphs.read(temporary)
-                    graphs.check(temporary)
+                    graphs.check(model)
                     check_interface(model, specs=specs, outputs=names, opset=opset, exporter=rung)
                     wrote = True
                     lacking = custom.unimplemented(model, deferred=deferred, libraries=libraries)
