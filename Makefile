@@ -8,12 +8,12 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # MLflow's usage statistics go to its makers; a demo and a test suite have nothing to tell them.
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: demo test lint unit test-slow test-gpu bench bench-slow clean
+.PHONY: demo test lint unit large test-slow test-gpu bench bench-slow clean
 
 demo: $(VENV)/installed
 	mlflow run . --env-manager local --experiment-name digits
 
-test: lint unit
+test: lint unit large
 
 lint: $(VENV)/installed
 	ruff format --check .
@@ -22,6 +22,10 @@ lint: $(VENV)/installed
 
 unit: $(VENV)/models
 	HF_HUB_OFFLINE=1 pytest -n 2 -m "not gpu and not slow"
+
+# 2.5 GB of weights, alone: it takes 6 GB of memory and of disk.
+large: $(VENV)/models
+	HF_HUB_OFFLINE=1 pytest -m slow tests/test_large.py
 
 # What takes minutes, real models with real weights among it.
 test-slow: $(VENV)/models

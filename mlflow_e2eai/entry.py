@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mlflow_e2eai import graphs, jobs, tracking
+from mlflow_e2eai import graphs, jobs, tracking, weights
 from mlflow_e2eai.arrays import feed, load_arrays
 from mlflow_e2eai.artifacts import Array, OnnxArtifact, TensorSpec
 from mlflow_e2eai.errors import InvalidInputError
@@ -35,7 +35,7 @@ def clean_onnx(
     every corner of its profile before anything is logged.
 
     Args:
-        path: The file; weights in other files of its folder are brought into one.
+        path: The file, in fp32; its weights may lie in other files of its folder.
         example: An npz file with an array for each input. None makes them from the file's inputs:
             standard normal numbers for floats, else zeros.
         dynamic_axes: An axis for every size that the file leaves open.
@@ -46,10 +46,11 @@ def clean_onnx(
 
     Raises:
         ArtifactError: A file is missing or broken.
-        InvalidInputError: The axes or the example do not fit the file.
+        InvalidInputError: The axes or the example do not fit the file, or it is not in fp32.
         RunnerError: ONNX Runtime cannot load it, or run it.
     """
     model = graphs.read(path)
+    _hold_fp32(model, path)
     _name_axes(model, dynamic_axes or {})
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "raw.onnx")
@@ -65,6 +66,29 @@ def clean_onnx(
             with recorder.stage("import", inputs=[]) as stage:
                 stage.made(raw, example=given)
             return jobs.clean(recorder.models[raw.sha256], plan=plan)
+
+
+def _hold_fp32(model: onnx.ModelProto, path: Path) -> None:
+    """Refuse a graph with values in a narrower type, as all that follows is judged against it."""
+    import onnx
+
+    types = onnx.TensorProto
+    narrow: dict[int, str] = {int(types.FLOAT16): "fp16", int(types.BFLOAT16): "bf16"}
+    kinds: set[int] = {tensor.data_type for tensor in weights.tensors(model)}
+    kinds |= {value.type.tensor_type.elem_type for value in model.graph.input}
+    kinds |= {
+        attribute.i
+        for node in graphs.nodes(model)
+        if node.op_type == "Cast"
+        for attribute in node.attribute
+        if attribute.name == "to"
+    }
+    if found := sorted(narrow[kind] for kind in kinds & narrow.keys()):
+        msg = (
+            f"{path.name} computes in {found[0]} already, and would be the reference of all that "
+            f"is made of it; export the model in fp32."
+        )
+        raise InvalidInputError(msg)
 
 
 def _name_axes(model: onnx.ModelProto, dynamic_axes: DynamicAxes) -> None:

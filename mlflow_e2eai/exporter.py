@@ -24,6 +24,7 @@ from mlflow_e2eai.calling import (
     structured_answer,
 )
 from mlflow_e2eai.errors import ExportError, InvalidInputError
+from mlflow_e2eai.isolation import onnxruntime_ahead
 from mlflow_e2eai.modules import (
     DynamicAxes,
     axes_of,
@@ -87,6 +88,7 @@ def export(
     output_names: Sequence[str] | None = None,
     operators: Sequence[custom.Operator] = (),
     deferred: Collection[str] = (),
+    operator_libraries: Sequence[Path] = (),
 ) -> tuple[OnnxArtifact, ExportReport]:
     """Write a PyTorch model as an ONNX file.
 
@@ -107,6 +109,8 @@ def export(
         operators: What operators compute that are not ONNX's own, for model-local functions.
         deferred: Operators that need no implementation yet, as ``devtech::FooOp`` or ``FooOp``: a
             surgery plan takes them out later, or a TensorRT plugin has them.
+        operator_libraries: Shared libraries that implement operators of the graph for ONNX Runtime.
+            They are native code; to name them here is to allow that they are loaded.
 
     Returns:
         The fp32 graph as the exporter wrote it, and how it came about.
@@ -120,11 +124,12 @@ def export(
     """
     module, given = flattened(model, input_example)
     rungs = _rungs(exporter, module, opset)
+    libraries = custom.found(operator_libraries)
     specs = input_specs(given, dynamic_axes or {})
     axes = axes_of(dynamic_axes or {})
     example = resize(given, specs, {axis.name: axis.opt for axis in axes})
     refused: dict[str, ExportError] = {}
-    with evaluation_mode(module) as was_training:
+    with evaluation_mode(module) as was_training, onnxruntime_ahead(libraries=libraries) as opened:
         if was_training:
             warnings.warn(
                 "The model is in training mode: it is exported in evaluation mode, and its mode is "
@@ -146,13 +151,13 @@ def export(
                     custom.carry(temporary, operators)
                     if is_large(module):
                         graphs.write(graphs.read(temporary), temporary)  # as we name weight files
-                    check_interface(
-                        temporary, specs=specs, outputs=names, opset=opset, exporter=rung
-                    )
+                    model = graphs.read(temporary)
+                    graphs.check(temporary)
+                    check_interface(model, specs=specs, outputs=names, opset=opset, exporter=rung)
                     wrote = True
-                    lacking = custom.unimplemented(temporary, deferred=deferred)
+                    lacking = custom.unimplemented(model, deferred=deferred, libraries=libraries)
                     unverified = check_numbers(
-                        temporary, asked, names, rung, warned, lacking=lacking
+                        temporary, asked, names, rung, warned, lacking=lacking, opened=opened
                     )
                 break
             except ExportError as error:

@@ -244,3 +244,20 @@ def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
     ]
     dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)
     return TensorSpec(name=value.name, dtype=dtype.name, shape=tuple(shape))
+
+
+def check(path: Path) -> None:
+    """Hold an ONNX file against all of the rules, with strict inference of types and shapes.
+
+    Nothing is known of operators outside ONNX's domains, so they pass.
+
+    Raises:
+        ArtifactError: It breaks one.
+    """
+    import onnx
+
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        msg = f"The graph does not pass ONNX's checker: {' '.join(str(error).split())[:300]}"
+        raise ArtifactError(msg) from error

@@ -42,7 +42,11 @@ def onnxruntime_devices() -> tuple[Device, ...]:
 
 @contextmanager
 def onnxruntime_runner(
-    path: Path, *, device: Device = "cpu", rounded: bool = False
+    path: Path,
+    *,
+    device: Device = "cpu",
+    rounded: bool = False,
+    libraries: Sequence[Path] = (),
 ) -> Iterator[Infer]:
     """Run an ONNX file with ONNX Runtime.
 
@@ -52,12 +56,14 @@ def onnxruntime_runner(
         rounded: Have every fp16 value between nodes rounded to fp16, as a GPU does. On the CPU ONNX
             Runtime computes neighbours in fp32 and rounds behind them, which hides an overflow.
             It is slower, and all values are held at once.
+        libraries: Shared libraries with operators of the graph. They are native code, which this
+            process loads.
 
     Yields:
         The model as a callable on named arrays of the graph's dtypes and shapes.
 
     Raises:
-        RunnerError: ONNX Runtime cannot load the file, or cannot use the device.
+        RunnerError: ONNX Runtime cannot load the file or a library, or cannot use the device.
     """
     import onnxruntime
 
@@ -67,6 +73,12 @@ def onnxruntime_runner(
     options.log_severity_level = 4  # failures come back as exceptions
     # Idle workers that spin steal the cores of whatever is measured next.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    for library in libraries:
+        try:
+            options.register_custom_ops_library(str(library))
+        except Exception as error:  # onnxruntime's exceptions share no base class
+            msg = f"ONNX Runtime cannot load the library {library.name}: {_first_line(error)}"
+            raise RunnerError(msg) from error
     wanted = _PROVIDERS[device]
     # Rounding to TF32 is on by default; here fp32 means fp32.
     provider = (wanted, {"use_tf32": "0"}) if device == "cuda" else wanted

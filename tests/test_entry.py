@@ -77,6 +77,30 @@ def test_what_cannot_be_taken_leaves_nothing_logged(store, path, tmp_path):
     refused(path, "not a valid ONNX file", kind=ArtifactError, dynamic_axes=AXES)
 
 
+def test_a_file_that_is_in_fp16_already_is_refused(store, path, tmp_path):
+    half = onnx.load(path)
+    weight = onnx.numpy_helper.from_array(W.astype(np.float16), "w")
+    half.graph.initializer[0].CopyFrom(weight)
+    half.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
+    half.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
+    onnx.save(half, tmp_path / "half.onnx")
+    refused(tmp_path / "half.onnx", "computes in fp16 already", dynamic_axes=AXES)
+    inside = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 18]> g (float[N,8] x) => (float[N,8] y) '
+        "{h = Cast<to: int = 10>(x) r = Relu(h) y = Cast<to: int = 1>(r)}"
+    )
+    onnx.save(inside, tmp_path / "inside.onnx")
+    refused(tmp_path / "inside.onnx", "computes in fp16 already", dynamic_axes=AXES)
+
+
+def test_compile_and_bisect_take_a_chain_that_a_file_began(store, path):
+    cleaned = clean_onnx(path, dynamic_axes=AXES)
+    (engine,) = jobs.compile(cleaned, targets=["sm86"])
+    assert tracking.resolve(engine).tags[tracking.PARENT] == cleaned
+    found, _ = jobs.bisect(cleaned)
+    assert (found.nodes, found.suspects) == ((), 2)
+
+
 def test_clean_takes_a_chain_or_a_file(capsys):
     for words in ([], ["--model-uri", "m-1", "--onnx", "x.onnx"]):
         assert cli.main(["clean", *words]) == cli.ERROR

@@ -10,9 +10,9 @@ import onnx
 import pytest
 import torch
 
-from mlflow_e2eai import export, trees
+from mlflow_e2eai import export, graphs, trees
 from mlflow_e2eai.artifacts import Axis, TensorSpec
-from mlflow_e2eai.errors import ExportError, InvalidInputError
+from mlflow_e2eai.errors import ArtifactError, ExportError, InvalidInputError
 from mlflow_e2eai.runners import onnxruntime_runner
 
 N = Axis("N", min=1, opt=2, max=4)
@@ -732,3 +732,98 @@ def test_model_outputs_of_hugging_face_go_in_and_come_out(out):
     )
     assert isinstance(answer, outputs.BaseModelOutput)
     np.testing.assert_array_equal(answer.hidden_states[1], two_rows() + 1)
+
+
+class Largest(torch.nn.Module):
+    """Says where the largest are: of zeros, each is."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.topk(3, dim=-1).indices
+
+
+class LargestOfPositive(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.argmax(-1) if bool(x.sum() > 0) else x.argmin(-1)
+
+
+def test_a_tie_in_an_integer_output_refuses_no_graph(out):
+    x = np.random.default_rng(0).standard_normal((2, 64), dtype=np.float32)
+    made, report = export(Largest().eval(), x, out=out, dynamic_axes={"x": {0: N}})
+    assert (report.exporter, report.refused, report.unverified) == ("dynamo", {}, None)
+    zeros = np.zeros((2, 64), dtype=np.float32)
+    right = Largest()(torch.from_numpy(zeros)).numpy()
+    assert not np.array_equal(answer_of(made, x=zeros)["output"], right)  # either is right
+
+
+def test_a_branch_that_only_an_integer_output_shows_is_not_taken_for_a_tie(out):
+    with pytest.raises(ExportError, match="does not give the module's numbers"):
+        export(LargestOfPositive().eval(), {"x": two_rows()}, out=out, exporter="trace")
+
+
+class BySize(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.shape[0] > 3:
+            return x * 2
+        return x - 1
+
+
+@pytest.mark.parametrize("exporter", ["dynamo", "trace"])
+def test_an_axis_that_was_specialised_is_refused(exporter, out):
+    with pytest.raises(ExportError, match=r"'max'|specialized|constraint|\[2, 3\]|Constraint"):
+        export(BySize().eval(), two_rows(), out=out, dynamic_axes={"x": {0: N}}, exporter=exporter)
+    assert not out.exists()
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
+def test_a_branch_on_a_size_climbs_to_script(out):
+    made, report = export(BySize().eval(), two_rows(), out=out, dynamic_axes={"x": {0: N}})
+    assert (report.exporter, list(report.refused)[-1]) == ("script", "trace")
+    for size in (1, 3, 4):
+        x = np.ones((size, 3), dtype=np.float32)
+        right = BySize()(torch.from_numpy(x)).numpy()
+        np.testing.assert_array_equal(answer_of(made, x=x)["output"], right)
+
+
+def test_a_graph_whose_shapes_contradict_each_other_passes_only_the_plain_check(tmp_path):
+    values = [
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, size)
+        for name, size in (("x", [2, 3]), ("output", [3, 3]))
+    ]
+    node = onnx.helper.make_node("Relu", ["x"], ["output"])
+    graph = onnx.helper.make_graph([node], "wrong", values[:1], values[1:])
+    imports = [onnx.helper.make_opsetid("", 18)]
+    path = tmp_path / "wrong.onnx"
+    onnx.save(onnx.helper.make_model(graph, opset_imports=imports, ir_version=8), path)
+    graphs.read(path)
+    with pytest.raises(ArtifactError, match=r"does not pass ONNX's checker: .*Inferred shape"):
+        graphs.check(path)
+
+
+def test_every_result_is_checked_once(out, monkeypatch):
+    checked, check = [], graphs.check
+    monkeypatch.setattr(graphs, "check", lambda path: (checked.append(path), check(path)))
+    export(Linear().eval(), two_rows(), out=out)
+    assert len(checked) == 1
+
+
+class Recurrent(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lstm = torch.nn.LSTM(3, 5, batch_first=True)
+
+    def forward(self, x, state=None):
+        return self.lstm(x, state)
+
+
+@pytest.mark.parametrize("exporter", ["dynamo", "trace"])
+def test_a_recurrent_model_gives_its_nested_state(exporter, out):
+    x = np.random.default_rng(0).standard_normal((2, 4, 3), dtype=np.float32)
+    state = (torch.zeros(1, 2, 5), torch.ones(1, 2, 5))
+    model = Recurrent().eval()
+    made, report = export(model, {"x": x, "state": state}, out=out, exporter=exporter)
+    assert [spec.name for spec in made.inputs] == ["x", "state.0", "state.1"]
+    assert [spec.name for spec in made.outputs] == ["output_0", "output_1.0", "output_1.1"]
+    given = {"x": x, "state.0": state[0].numpy(), "state.1": state[1].numpy()}
+    _, (hidden, _) = trees.unflatten(report.outputs, answer_of(made, **given))
+    right = model(torch.from_numpy(x), state)[1][0].detach()
+    np.testing.assert_allclose(hidden, right, rtol=1e-4, atol=1e-6)

@@ -10,6 +10,7 @@ from functools import partial
 import misbehaving
 import numpy as np
 import pytest
+from models import features, net
 
 from mlflow_e2eai.errors import (
     EngineBuildError,
@@ -19,7 +20,8 @@ from mlflow_e2eai.errors import (
     RunnerError,
     SurgeryError,
 )
-from mlflow_e2eai.isolation import isolated, isolated_together
+from mlflow_e2eai.exporter import export
+from mlflow_e2eai.isolation import isolated, isolated_together, onnxruntime_ahead
 from mlflow_e2eai.parity import compare
 
 
@@ -303,3 +305,13 @@ def test_callers_at_once_are_over_there():
     with isolated(partial(misbehaving.is_slow_but_alive, seconds=0.02)) as infer:
         found = infer.throughput(sample(), threads=(1, 2), budget_s=0.3)
     assert found[2].items_per_s > 1.5 * found[1].items_per_s
+
+
+def test_a_process_that_started_ahead_takes_the_first_graph_and_others_the_next(tmp_path):
+    path, missing = tmp_path / "net.onnx", tmp_path / "none.onnx"
+    export(net(), {"x": features()}, out=path)
+    with onnxruntime_ahead() as opened:
+        with pytest.raises(RunnerError, match="cannot load"), opened(missing):
+            pass
+        with opened(path) as infer:
+            assert list(infer({"x": features()})) == ["output"]

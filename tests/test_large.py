@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import mlflow
@@ -9,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from memory import watched
 
 import mlflow_e2eai
 from mlflow_e2eai import bundle, graphs, jobs, tracking
@@ -184,3 +186,39 @@ def test_a_conversion_that_fails_leaves_no_weights(tmp_path, lowered, monkeypatc
     with pytest.raises(mlflow_e2eai.errors.PrecisionError, match="does not load"):
         mlflow_e2eai.convert(cleaned, "fp16", out=tmp_path / "b" / "half.onnx")
     assert list((tmp_path / "b").iterdir()) == []
+
+
+class Wide(torch.nn.Module):
+    """2.46 GB of weights in four layers."""
+
+    def __init__(self, words=120_000, width=3072, inner=40_000):
+        super().__init__()
+        self.embedding = torch.nn.Embedding(words, width)
+        self.up = torch.nn.Linear(width, inner)
+        self.down = torch.nn.Linear(inner, width)
+        self.out = torch.nn.Linear(width, 8)
+
+    def forward(self, ids):
+        return self.out(self.down(torch.relu(self.up(self.embedding(ids)))))
+
+
+@pytest.mark.slow
+def test_more_than_2_gb_go_the_way_as_one_file_in_two_and_a_half_times_their_memory(tmp_path):
+    torch.manual_seed(0)
+    wide = Wide().eval()
+    weights_bytes = sum(each.numel() * each.element_size() for each in wide.parameters())
+    assert weights_bytes > 2.4e9
+    with watched(os.getpid(), tmp_path, large_bytes=weights_bytes // 10) as seen:
+        mlflow_e2eai.save_model(
+            wide, tmp_path / "m", input_example=IDS, precisions=("fp32",), exporter="dynamo"
+        )
+    assert len(seen.inodes) == 1
+    assert weights_bytes < seen.peak_bytes <= 2.5 * weights_bytes
+    (file,) = weight_files(tmp_path)
+    assert (file.stat().st_ino in seen.inodes, file.stat().st_nlink) == (True, 1)
+    assert all(entry.passed for entry in bundle.read(tmp_path / "m" / "bundle").evidence)
+    with torch.no_grad():
+        wanted = wide(torch.from_numpy(IDS["ids"])).numpy()
+    with mlflow_e2eai.load_model(str(tmp_path / "m")) as model:
+        (answer,) = model(IDS).values()
+    np.testing.assert_allclose(answer, wanted, atol=1e-4)

@@ -1,5 +1,7 @@
 """Operators of the user's own: kept by every exporter that can, refused by the one that cannot."""
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import onnx.parser
@@ -226,6 +228,22 @@ def test_it_is_kept_within_a_function_without_symbolic(exporter, tmp_path):
     assert [each.op_type for each in custom(model)] == ["Foo"]
 
 
+class Once(Foo):
+    @staticmethod
+    def forward(_ctx, x, _alpha):
+        return x * 1  # PyTorch's own export of such a function fails
+
+
+def test_a_forward_that_the_torchscript_exporter_fails_on_is_no_matter(tmp_path):
+    class WithOnce(torch.nn.Module):
+        def forward(self, x):
+            return Once.apply(x + 1, 0.5)
+
+    _, model = exported(WithOnce(), tmp_path, "dynamo")
+
+    assert [each.op_type for each in custom(model)] == ["Foo"]
+
+
 def test_an_operator_that_the_exporter_never_asked_for_is_named(tmp_path):
     with pytest.raises(ExportError, match="forward applies Foo, which defines symbolic"):
         exported(Unused(), tmp_path, "trace")
@@ -399,3 +417,58 @@ def test_an_operator_within_a_function_needs_an_implementation_too(tmp_path):
 )
 def test_a_plan_names_the_operators_that_it_edits(plan, named):
     assert ("Foo" in named_in(plan_from(plan))) is named
+
+
+class NegPos(torch.autograd.Function):
+    """An operator of the library of onnxruntime-extensions: what is negative, and what is not."""
+
+    @staticmethod
+    def symbolic(g, x):
+        negative, positive = g.op("ai.onnx.contrib::NegPos", x, outputs=2)
+        return negative.setType(x.type()), positive.setType(x.type())
+
+    @staticmethod
+    def forward(_ctx, x):
+        return x.clamp(max=0), x.clamp(min=0)
+
+
+class Swapped(NegPos):
+    @staticmethod
+    def forward(_ctx, x):
+        return x.clamp(min=0), x.clamp(max=0)
+
+
+@pytest.fixture
+def library():
+    extensions = pytest.importorskip("onnxruntime_extensions")
+    return Path(extensions.get_library_path())
+
+
+@pytest.mark.parametrize("exporter", KEEPING)
+def test_an_operator_of_a_library_is_run_and_compared(exporter, library, tmp_path):
+    out, x = tmp_path / "model.onnx", torch.linspace(-1, 1, 8).reshape(2, 4)
+    arguments = {"out": out, "exporter": exporter}
+
+    with pytest.raises(ExportError, match=r"Nothing implements ai\.onnx\.contrib::NegPos"):
+        export(Applies(NegPos).eval(), x, **arguments)
+    made, report = export(Applies(NegPos).eval(), x, **arguments, operator_libraries=[library])
+
+    assert report.unverified is None
+    with onnxruntime_runner(made.path, libraries=[library]) as infer:
+        np.testing.assert_allclose(infer({"x": x.numpy()})["output_0"], (x * 1.5).clamp(max=0))
+    with pytest.raises(ExportError, match="does not give the module's numbers"):
+        export(Applies(Swapped).eval(), x, **arguments, operator_libraries=[library])
+
+
+def test_a_library_that_is_not_there_or_is_none_is_named(tmp_path):
+    text = tmp_path / "lib.so"
+    text.write_text("no library")
+
+    for path, said in [
+        (tmp_path / "gone.so", r"gone\.so is not there"),
+        (text, r"lib\.so cannot be loaded: .*"),
+    ]:
+        with pytest.raises(InvalidInputError, match=said):
+            exported(Applies(Gelu), tmp_path, "trace", operator_libraries=[path])
+
+    assert not (tmp_path / "model.onnx").exists()

@@ -18,6 +18,7 @@ from mlflow_e2eai.isolation.caller import (
     isolated,
     isolated_onnxruntime,
     isolated_together,
+    onnxruntime_ahead,
 )
 
 __all__ = [
@@ -28,4 +29,5 @@ __all__ = [
     "isolated",
     "isolated_onnxruntime",
     "isolated_together",
+    "onnxruntime_ahead",
 ]

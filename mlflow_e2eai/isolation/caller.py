@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
 from functools import partial
 from pathlib import Path
@@ -23,26 +23,50 @@ PATIENCE_S = 600.0
 graph on a GPU may compile for minutes; none was seen to take ten."""
 
 
-@contextmanager
-def isolated(opener: Opener, *, patience_s: float = PATIENCE_S) -> Iterator[Isolated]:
+def isolated(opener: Opener, *, patience_s: float = PATIENCE_S) -> AbstractContextManager[Isolated]:
     """Open a runner in a process of its own, for the block.
 
     Args:
         opener: Opens it there.
         patience_s: Seconds without a sign of life after which the process is killed.
 
-    Yields:
+    Returns:
         The runner, as an `Infer` that can also be told to work there.
 
     Raises:
         E2EAIError: What opening it raised there; a `RunnerError` where it crashed, hung or was
             killed, or where another library's error was raised.
     """
-    there = Isolated(patience_s=patience_s)
+    return _opened(partial(Isolated, patience_s=patience_s), opener)
+
+
+@contextmanager
+def _opened(start: Callable[[], Isolated], opener: Opener) -> Iterator[Isolated]:
+    there = start()
     with closing(there):
         for text, category in there.do("open", {}, opener=opener):
             warnings.warn(text, category, stacklevel=3)
         yield there
+
+
+@contextmanager
+def onnxruntime_ahead(
+    *, libraries: Sequence[Path] = ()
+) -> Iterator[Callable[[Path], AbstractContextManager[Isolated]]]:
+    """`isolated_onnxruntime` on the CPU, for graphs that are still to be made in the block.
+
+    The process for the first of them starts at once, so that nobody waits for it later.
+    """
+    waiting = [Isolated(patience_s=PATIENCE_S)]
+
+    def start() -> Isolated:
+        return waiting.pop() if waiting else Isolated(patience_s=PATIENCE_S)
+
+    try:
+        yield lambda path: _opened(start, partial(onnxruntime_runner, path, libraries=libraries))
+    finally:
+        for there in waiting:
+            there.close()
 
 
 @contextmanager
@@ -70,10 +94,16 @@ def isolated_together(
 
 
 def isolated_onnxruntime(
-    path: Path, *, device: Device = "cpu", rounded: bool = False
+    path: Path,
+    *,
+    device: Device = "cpu",
+    rounded: bool = False,
+    libraries: Sequence[Path] = (),
 ) -> AbstractContextManager[Isolated]:
     """`onnxruntime_runner` in a process of its own: a graph that it does not take may crash it."""
-    return isolated(partial(onnxruntime_runner, path, device=device, rounded=rounded))
+    return isolated(
+        partial(onnxruntime_runner, path, device=device, rounded=rounded, libraries=libraries)
+    )
 
 
 class Isolated(Process):

@@ -3,29 +3,50 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlflow_e2eai import graphs
-from mlflow_e2eai.errors import ExportError, RunnerError
+from mlflow_e2eai.errors import ExportError, InvalidInputError, RunnerError
 from mlflow_e2eai.runners import onnxruntime_runner
 
 if TYPE_CHECKING:
     import onnx
 
 
-def unimplemented(path: Path, *, deferred: Collection[str] = ()) -> tuple[str, ...]:
+def found(libraries: Sequence[Path]) -> tuple[Path, ...]:
+    """Where libraries are, for this process and others; each was loaded once.
+
+    Raises:
+        InvalidInputError: One is not there, or ONNX Runtime cannot load it.
+    """
+    import onnxruntime
+
+    places = tuple(Path(library).absolute() for library in libraries)
+    for place in places:
+        try:
+            onnxruntime.SessionOptions().register_custom_ops_library(str(place))
+        except Exception as error:  # onnxruntime's exceptions share no base class
+            what = f"cannot be loaded: {error}" if place.is_file() else "is not there"
+            msg = f"The operator library {place} {what}; give a shared library for ONNX Runtime."
+            raise InvalidInputError(msg) from error
+    return places
+
+
+def unimplemented(
+    model: onnx.ModelProto, *, deferred: Collection[str] = (), libraries: Sequence[Path] = ()
+) -> tuple[str, ...]:
     """The operators of a graph that ONNX Runtime lacks and no function of the graph explains.
 
     Args:
-        path: The graph.
+        model: The graph.
         deferred: Operators that need no implementation yet, with their domain or without.
+        libraries: Shared libraries with operators for ONNX Runtime; they are loaded.
 
     Raises:
         ExportError: One of the operators that are lacking is not deferred.
     """
-    model = graphs.read(path)
     versions = {entry.domain: entry.version for entry in model.opset_import}
     explained = {graphs.operator_name(each.domain, each.name) for each in model.functions}
     implemented: dict[str, bool] = {}
@@ -35,13 +56,13 @@ def unimplemented(path: Path, *, deferred: Collection[str] = ()) -> tuple[str, .
         if "::" not in name or name in explained:
             continue
         if name not in implemented:
-            implemented[name] = _is_registered(node, versions.get(node.domain, 1))
+            implemented[name] = _is_registered(node, versions.get(node.domain, 1), libraries)
         if not implemented[name] and not {name, node.op_type} & set(deferred):
             raise _nothing_implements(node, name)
     return tuple(sorted(name for name, known in implemented.items() if not known))
 
 
-def _is_registered(node: onnx.NodeProto, version: int) -> bool:
+def _is_registered(node: onnx.NodeProto, version: int, libraries: Sequence[Path]) -> bool:
     """Whether ONNX Runtime knows the operator: it is asked for a graph of one such node.
 
     What the node gets there is not what it needs, and that may be refused too, in other words.
@@ -62,7 +83,7 @@ def _is_registered(node: onnx.NodeProto, version: int) -> bool:
         path = Path(folder, "alone.onnx")
         onnx.save(model, path)
         try:
-            with onnxruntime_runner(path):
+            with onnxruntime_runner(path, libraries=libraries):
                 return True
         except RunnerError as error:
             return "is not a registered function/op" not in str(error)
@@ -72,7 +93,8 @@ def _nothing_implements(node: onnx.NodeProto, name: str) -> ExportError:
     msg = (
         f"Nothing implements {name}, the operator of node {node.name!r}. Say what it computes by a "
         f"function: operators=[Operator(name={name!r}, function=...)]; or let the surgery plan "
-        f"bypass, remove or replace it; or give the library that has it for ONNX Runtime or the "
-        f"plugin that has it for TensorRT, and export it with deferred=[{name!r}]."
+        f"bypass, remove or replace it; or give the library that has it for ONNX Runtime: "
+        f"operator_libraries=[...]; or, for a plugin of TensorRT, export it with "
+        f"deferred=[{name!r}]."
     )
     return ExportError(msg, node=node.name, operator=name)

@@ -319,6 +319,8 @@ def _exported_alone(application: _Application, opset: int) -> onnx.ModelProto:
             tuple(torch.ones(each.shape, dtype=each.dtype) for each in likes),
             path,
             dynamo=False,
+            # Inlining is for functions without symbolic; it fails on some forwards (torch 2.13).
+            autograd_inlining=False,
             opset_version=opset,
             input_names=names,
             dynamic_axes={

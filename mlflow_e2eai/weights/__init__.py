@@ -7,7 +7,7 @@ stage that leaves the weights alone hands them on by hard link.
 """
 
 from mlflow_e2eai.weights.content import digest, files_of, verify_graph
-from mlflow_e2eai.weights.places import is_reference, references, settle, size_of, values
+from mlflow_e2eai.weights.places import is_reference, references, settle, size_of, tensors, values
 from mlflow_e2eai.weights.reading import fetch, skeleton
 from mlflow_e2eai.weights.writing import beside, gathered, is_large, link, staged
 
@@ -25,6 +25,7 @@ __all__ = [
     "size_of",
     "skeleton",
     "staged",
+    "tensors",
     "values",
     "verify_graph",
 ]

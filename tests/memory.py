@@ -1,0 +1,72 @@
+"""What a process and all that it started hold, watched while a block runs."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import contextmanager
+from pathlib import Path
+
+
+class Watched:
+    """What was seen: the most memory, and every large file by its inode."""
+
+    def __init__(self):
+        self.peak_bytes = 0
+        self.inodes = set()
+
+
+@contextmanager
+def watched(pid, folder, *, large_bytes):
+    """Look every 0.1 s at the memory of a process and its descendants, and at a folder's files.
+
+    Memory is the sum of Pss (proportional set size, /proc/PID/smaps_rollup): a page that several
+    processes share, as of a file mapped by all, counts once, and its share of the cache counts as
+    long as it is mapped.
+    """
+    seen, done = Watched(), threading.Event()
+
+    def watch():
+        while not done.wait(0.1):
+            seen.peak_bytes = max(seen.peak_bytes, sum(map(_pss_bytes, _tree(pid))))
+            seen.inodes |= set(_large(folder, large_bytes))
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        done.set()
+        thread.join()
+
+
+def _tree(pid):
+    children = {}
+    for place in Path("/proc").iterdir():
+        if place.name.isdigit():
+            try:
+                parent = int((place / "stat").read_text().rsplit(")", 1)[1].split()[1])
+            except OSError:
+                continue  # it has ended
+            children.setdefault(parent, []).append(int(place.name))
+    found = [pid]
+    for each in found:
+        found += children.get(each, [])
+    return found
+
+
+def _pss_bytes(pid):
+    try:
+        text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) << 10 for line in text.splitlines() if line.startswith("Pss:"))
+
+
+def _large(folder, large_bytes):
+    for path in Path(folder).rglob("*"):
+        try:
+            said = path.stat()
+        except OSError:
+            continue
+        if path.is_file() and said.st_size >= large_bytes:
+            yield said.st_ino
