@@ -18,6 +18,7 @@ from mlflow_e2eai.errors import ArtifactError, InvalidInputError, SurgeryError
 from mlflow_e2eai.files import sha256_of
 from mlflow_e2eai.runners import onnxruntime_runner
 from mlflow_e2eai.surgery import DEFAULT_PLAN, RULES, Step, plan_from, plan_text
+from mlflow_e2eai.surgery.interface import changes, loses_outputs
 
 X = np.array([[-1, 2, -3], [4, -5, 6]], dtype=np.float32)
 AXES = (Axis("N", min=1, opt=2, max=4),)
@@ -548,6 +549,89 @@ def test_a_plan_that_could_not_be_read_again_is_refused(graph, out):
     with pytest.raises(InvalidInputError, match="cannot be written as YAML"):
         clean(graph(INNER), [step], out=out)
     assert not out.exists()
+
+
+def swaps(graph, *, old, new):
+    """A rule of a user's own."""
+    nodes = [node for node in graph.nodes if node.op == old]
+    for node in nodes:
+        node.op = new
+    return len(nodes)
+
+
+@pytest.mark.parametrize(
+    "step", [(swaps, {"old": "Relu", "new": "LeakyRelu"}), (swaps, {"old": "Abs", "new": "Neg"})]
+)
+def test_a_callable_is_a_rule_that_is_judged_like_any_other(step, graph, out):
+    source = graph(nothing_but_foo(INNER))
+    plan = plan_from([step, "drop_identities"])
+    if step[1]["old"] == "Relu":
+        with pytest.raises(SurgeryError, match="Step 'test_surgery:swaps' is to blame"):
+            clean(source, plan, out=out, samples=[{"x": X}])
+        return
+    _, report = clean(source, plan, out=out, samples=[{"x": X}])
+    assert report.edits == {"test_surgery:swaps": 0, "drop_identities": 1}
+
+
+def test_a_plan_with_a_callable_says_that_it_cannot_be_replayed(graph, out):
+    plan = plan_from([(swaps, {"old": "Neg", "new": "Abs", "required": True})])
+    assert plan[0].required
+    _, report = clean(graph(nothing_but_foo(INNER)), plan, out=out)
+    with pytest.raises(InvalidInputError, match="'test_surgery:swaps' was a callable, which"):
+        plan_from(yaml.safe_load(report.plan))
+
+
+def test_a_callable_may_declare_what_it_makes_of_the_interface(graph, out):
+    @changes(loses_outputs)
+    def loses(graph):
+        del graph.outputs[1:]
+        graph.cleanup()
+        return 1
+
+    def loses_unsaid(graph):
+        return loses(graph)
+
+    source = graph(PRODUCER_FEEDS_AN_OUTPUT_TOO)
+    with pytest.raises(SurgeryError, match="lost the output 'z'"):
+        clean(source, plan_from([loses_unsaid]), out=out)
+    made, _ = clean(source, plan_from([loses]), out=out)
+    assert [spec.name for spec in made.outputs] == ["y"]
+
+
+def test_a_callable_with_other_arguments_is_refused():
+    with pytest.raises(InvalidInputError, match="did you mean 'old'"):
+        plan_from([(swaps, {"old_": "Relu", "new": "Abs"})])
+
+
+def test_a_built_in_rule_that_is_passed_as_a_callable_keeps_its_name():
+    assert plan_from([(RULES["bypass"], {"op_type": "FooOp"})])[0].rule == "bypass"
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """Installs a package that offers a rule, and one that cannot be imported."""
+    info = tmp_path / "site" / "offers-1.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: offers\nVersion: 1\n")
+    offered = "[mlflow_e2eai.surgery_rules]\nswap_all = test_surgery:swaps\nbroken = offers:no\n"
+    (info / "entry_points.txt").write_text(offered)
+    monkeypatch.syspath_prepend(info.parent)
+
+
+def test_a_package_offers_rules_by_entry_points(package, graph, out):
+    plan = plan_from([{"swap_all": {"old": "Neg", "new": "Abs"}}])
+    _, report = clean(graph(nothing_but_foo(INNER)), plan, out=out)
+    assert report.edits == {"swap_all": 1}
+    assert plan_from(yaml.safe_load(report.plan)) == plan
+
+
+@pytest.mark.parametrize(
+    ("rule", "sentence"),
+    [("broken", r"'broken' \(offers:no\) cannot be loaded"), ("swap_al", "mean 'swap_all'")],
+)
+def test_a_rule_that_a_package_does_not_bring_is_refused(rule, sentence, package):
+    with pytest.raises(InvalidInputError, match=sentence):
+        plan_from([rule])
 
 
 @pytest.mark.parametrize("required", [True, False])

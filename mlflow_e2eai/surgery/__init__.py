@@ -186,7 +186,7 @@ def _edited(source: OnnxArtifact, plan: Sequence[Step]) -> _Edited:
         began = time.perf_counter()
         edits[name] = _apply(step, rule, graph)
         seconds[name] = time.perf_counter() - began
-        wanted = interface.after(RULES[step.rule], wanted, step.arguments)
+        wanted = interface.after(step.found(), wanted, step.arguments)
     after = graphs.to_onnx(graph, like=before)
     return _Edited(before=before, after=after, interface=wanted, edits=edits, seconds=seconds)
 

@@ -8,10 +8,14 @@ import inspect
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from importlib.metadata import entry_points
+from typing import Any, cast
 
 from mlflow_e2eai.errors import InvalidInputError
 from mlflow_e2eai.surgery.rules import RULES, Rule
+
+GROUP = "mlflow_e2eai.surgery_rules"
+"""The entry points by which a package offers rules: functions of a graph and keyword arguments."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,15 +23,26 @@ class Step:
     """One rule of a plan, with its arguments.
 
     Attributes:
-        rule: Name of the rule, a key of `RULES`.
+        rule: Name of the rule: a key of `RULES`, or of an entry point of the group `GROUP`. Of a
+            callable, its module and qualified name with a colon between.
         arguments: Its keyword arguments.
         required: Whether a rule that finds nothing to edit is an error. A plan with such a step
             says so too when it meets a graph that it was applied to before.
+        call: The rule itself, where the plan was given a callable.
     """
 
     rule: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
     required: bool = False
+    call: Rule | None = None
+
+    def found(self) -> Rule:
+        """The rule without its arguments.
+
+        Raises:
+            InvalidInputError: There is no such rule, or its entry point cannot be loaded.
+        """
+        return self.call or RULES.get(self.rule) or _installed(self.rule)
 
     def bound(self) -> Rule:
         """The rule with its arguments, ready for a graph.
@@ -35,11 +50,7 @@ class Step:
         Raises:
             InvalidInputError: There is no such rule, or it takes other arguments.
         """
-        if self.rule not in RULES:
-            hint = _nearest(self.rule, RULES) or f"the rules are {', '.join(RULES)}."
-            msg = f"There is no surgery rule {self.rule!r}; {hint}"
-            raise InvalidInputError(msg)
-        rule = RULES[self.rule]
+        rule = self.found()
         try:
             inspect.signature(rule).bind(None, **self.arguments)
         except TypeError as error:
@@ -67,7 +78,9 @@ def plan_from(data: Any) -> tuple[Step, ...]:
     """Read a plan as YAML or JSON gives it: a list of rule names, or of one-key mappings.
 
     ``[{"bypass": {"op_type": "FooOp", "required": True}}, "drop_unused"]`` is a plan of two steps,
-    the first of which must find something to do; see `Step`.
+    the first of which must find something to do; see `Step`. From Python, a callable or
+    ``(callable, arguments)`` stands for a rule of the caller's own; it takes a GraphSurgeon graph
+    and returns its number of edits.
 
     Raises:
         InvalidInputError: It is something else, or names a rule or argument that there is not.
@@ -80,6 +93,10 @@ def plan_from(data: Any) -> tuple[Step, ...]:
         match item:
             case Step():
                 step = item
+            case _ if callable(item):
+                step = Step(rule=_name_of(item), call=item)
+            case (call, Mapping() as arguments) if callable(call):
+                step = _step(_name_of(call), dict(arguments), call=call)
             case str():
                 step = Step(rule=item)
             case Mapping() if len(item) == 1:
@@ -143,9 +160,39 @@ def plan_text(plan: Sequence[Step]) -> str:
         raise InvalidInputError(msg) from error
 
 
-def _step(rule: str, arguments: dict[str, Any]) -> Step:
+def _name_of(call: Rule) -> str:
+    for name, rule in RULES.items():
+        if rule is call:
+            return name
+    module = getattr(call, "__module__", type(call).__module__)
+    return f"{module}:{getattr(call, '__qualname__', type(call).__qualname__)}"
+
+
+def _installed(name: str) -> Rule:
+    """A rule that an installed package offers."""
+    offered = {entry.name: entry for entry in entry_points(group=GROUP)}
+    if name in offered:
+        try:
+            rule = offered[name].load()
+        except Exception as error:  # whatever an import raises
+            msg = f"Surgery rule {name!r} ({offered[name].value}) cannot be loaded: {error}"
+            raise InvalidInputError(msg) from error
+        return cast("Rule", rule)
+    if ":" in name:
+        # A plan is data: it must not choose what code to import.
+        msg = (
+            f"Rule {name!r} was a callable, which a stored plan only names; pass the callable "
+            f"again, or give it an entry point of the group {GROUP!r}."
+        )
+        raise InvalidInputError(msg)
+    known = [*RULES, *offered]
+    msg = f"There is no surgery rule {name!r}; "
+    raise InvalidInputError(msg + (_nearest(name, known) or f"the rules are {', '.join(known)}."))
+
+
+def _step(rule: str, arguments: dict[str, Any], *, call: Rule | None = None) -> Step:
     required = arguments.pop("required", False)
     if not isinstance(required, bool):
         msg = f"Rule {rule!r} has required: {required!r}; write true or false."
         raise InvalidInputError(msg)
-    return Step(rule=rule, arguments=arguments, required=required)
+    return Step(rule=rule, arguments=arguments, required=required, call=call)
