@@ -118,7 +118,8 @@ def _is_weight(tensor: gs.Constant) -> bool:
 
 
 def _bytes_of(tensor: gs.Constant) -> int:
-    return math.prod(tensor.shape) * np.dtype(tensor.dtype).itemsize
+    size: int = math.prod(tensor.shape) * np.dtype(tensor.dtype).itemsize
+    return size
 
 
 def _take_over(graph: gs.Graph, made: gs.Graph) -> None:
