@@ -31,6 +31,7 @@ from mlflow_e2eai.evaluation import evaluate
 from mlflow_e2eai.exporter import DEFAULT_OPSET, Exporter, ExportReport, export
 from mlflow_e2eai.latency import LatencyReport
 from mlflow_e2eai.modules import DynamicAxes
+from mlflow_e2eai.operators import Operator
 from mlflow_e2eai.origins import bridge, fitted
 from mlflow_e2eai.precision import check_precision, convert
 from mlflow_e2eai.progress import progress
@@ -48,6 +49,7 @@ class Settings:
         exporter: See `mlflow_e2eai.export`.
         opset: The same.
         output_names: The same.
+        operators: The same.
         surgery: The cleaning plan.
         precisions: What to make graphs and engines in; fp32 is always made.
         targets: What to build engines for.
@@ -56,7 +58,8 @@ class Settings:
         batch_sizes: Sizes of the leading axis at which latency is measured too.
 
     Raises:
-        InvalidInputError: There is no such precision or target, or a target cannot be built here.
+        InvalidInputError: There is no such precision or target, a target cannot be built here, or
+            an operator's function is not valid.
         MissingDependencyError: A target's TensorRT is not installed.
     """
 
@@ -64,6 +67,7 @@ class Settings:
     exporter: Exporter = "auto"
     opset: int = DEFAULT_OPSET
     output_names: Sequence[str] | None = None
+    operators: Sequence[Operator] = ()
     surgery: Sequence[Step] = DEFAULT_PLAN
     precisions: Sequence[Precision] = ("fp32", "fp16")
     targets: Sequence[str] = ()
@@ -77,6 +81,8 @@ class Settings:
             check_precision(precision)
         for target in self.targets:
             resolve(target)
+        for operator in self.operators:
+            operator.proto()
         for step in self.surgery:
             step.bound()
 
@@ -161,6 +167,7 @@ def build(
             exporter=settings.exporter,
             opset=settings.opset,
             output_names=settings.output_names,
+            operators=settings.operators,
             deferred=named_in(settings.surgery),
         )
         stage.made(raw, example=example)

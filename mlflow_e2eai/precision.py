@@ -11,12 +11,13 @@ import warnings
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+from unittest import mock
 
 from mlflow_e2eai import graphs
 from mlflow_e2eai.artifacts import PRECISIONS, OnnxArtifact, Precision, TensorSpec
 from mlflow_e2eai.errors import ArtifactError, InvalidInputError, PrecisionError, RunnerError
-from mlflow_e2eai.files import written
 from mlflow_e2eai.isolation import isolated_onnxruntime
+from mlflow_e2eai.weights import staged
 
 if TYPE_CHECKING:
     import onnx
@@ -68,7 +69,7 @@ def convert(
         raise PrecisionError(msg)
     del model.graph.output[:]
     model.graph.output.extend(before.graph.output)  # sizes stay named as they are in the source
-    with written(out) as temporary:
+    with staged(out) as temporary:
         try:
             graphs.write(model, temporary)
             with isolated_onnxruntime(temporary):
@@ -138,15 +139,18 @@ def to_fp16(model: onnx.ModelProto, *, keep_fp32: Collection[str] = ()) -> onnx.
 
 
 def _converted(model: onnx.ModelProto, kept: Collection[str]) -> onnx.ModelProto:
-    from onnxruntime.transformers.float16 import convert_float_to_float16
+    from onnxruntime.transformers import float16
 
     chatter = logging.getLogger("onnxruntime.transformers.float16")
     level = chatter.level
     chatter.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        with (
+            warnings.catch_warnings(),
+            mock.patch.object(float16, "make_value_info_from_tensor", _value_info),
+        ):
             warnings.simplefilter("ignore")
-            converted: onnx.ModelProto = convert_float_to_float16(
+            converted: onnx.ModelProto = float16.convert_float_to_float16(
                 model, keep_io_types=True, node_block_list=sorted(kept)
             )
     except Exception as error:  # the converter raises whatever happened inside
@@ -155,6 +159,13 @@ def _converted(model: onnx.ModelProto, kept: Collection[str]) -> onnx.ModelProto
     finally:
         chatter.setLevel(level)
     return converted
+
+
+def _value_info(tensor: onnx.TensorProto) -> onnx.ValueInfoProto:
+    """Type and shape of a weight; the converter would load one from its file to see the shape."""
+    import onnx
+
+    return onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
 
 
 def _agree(outputs: Sequence[TensorSpec], wanted: Sequence[TensorSpec]) -> bool:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mlflow_e2eai import graphs
+from mlflow_e2eai import graphs, weights
 from mlflow_e2eai.errors import SurgeryError
 from mlflow_e2eai.surgery.edges import hand_over
 
@@ -47,6 +47,7 @@ def simplify(graph: gs.Graph) -> int:
     aside = _set_aside(graph)
     try:
         before = gs.export_onnx(graph.toposort())
+        weights.settle(before)
         after = _simplified(before)
         saved = len(before.graph.node) - len(after.graph.node)
         if saved <= 0:
@@ -59,7 +60,7 @@ def simplify(graph: gs.Graph) -> int:
         # onnxslim drops inputs that nothing reads, which callers go on giving.
         del after.graph.input[:]
         after.graph.input.extend(before.graph.input)
-        _take_over(graph, gs.import_onnx(after))
+        _take_over(graph, graphs.to_graph(after))
     finally:
         _put_back(graph, aside)
     return saved
@@ -69,13 +70,15 @@ def _simplified(model: onnx.ModelProto) -> onnx.ModelProto:
     import onnxsim
     import onnxslim
 
-    made, _ = onnxsim.simplify(model)
+    light, large = _without_files(model)
+    made, _ = onnxsim.simplify(light)
     # onnxsim makes Gemm of a MatMul of three dimensions too, with sizes and Reshapes around it.
-    if len(made.graph.node) > len(model.graph.node):
-        made = model
+    if len(made.graph.node) > len(light.graph.node):
+        made = light
     slim: onnx.ModelProto = onnxslim.slim(made)
-    if slim.ByteSize() > model.ByteSize() + _MAY_GROW_BYTES:
-        slim = onnxslim.slim(model, size_threshold=_MAY_GROW_BYTES)
+    if slim.ByteSize() > light.ByteSize() + _MAY_GROW_BYTES:
+        slim = onnxslim.slim(light, size_threshold=_MAY_GROW_BYTES)
+    slim.graph.initializer.extend(large)
     return slim
 
 
@@ -132,3 +135,30 @@ def _take_over(graph: gs.Graph, made: gs.Graph) -> None:
     names = graphs.unique_names((node.name or "", node.op) for node in graph.nodes)
     for node, name in zip(graph.nodes, names, strict=True):
         node.name = name
+
+
+def _without_files(
+    model: onnx.ModelProto,
+) -> tuple[onnx.ModelProto, list[onnx.TensorProto]]:
+    """A model whose weights in other files are inputs, and those weights.
+
+    The libraries would load them all, and fold what is read of them into the graph.
+    """
+    import onnx
+
+    large = [weight for weight in model.graph.initializer if weights.is_reference(weight)]
+    if not large:
+        return model, large
+    light = onnx.ModelProto()
+    light.CopyFrom(model)
+    names = {weight.name for weight in large}
+    kept = [weight for weight in light.graph.initializer if weight.name not in names]
+    del light.graph.initializer[:]
+    light.graph.initializer.extend(kept)
+    listed = {value.name for value in light.graph.input}
+    light.graph.input.extend(
+        onnx.helper.make_tensor_value_info(weight.name, weight.data_type, list(weight.dims))
+        for weight in large
+        if weight.name not in listed
+    )
+    return light, large
