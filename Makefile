@@ -35,8 +35,9 @@ test-slow: $(VENV)/models
 test-gpu: $(VENV)/installed
 	pytest tests/gpu --require-gpu
 
-bench: $(VENV)/installed
+bench: $(VENV)/models
 	python benchmarks/cpu.py
+	python benchmarks/models.py
 	python benchmarks/faults.py
 
 # Half an hour and more: comparing a million samples, and 600 comparisons of latencies.

@@ -8,13 +8,13 @@ import re
 from pathlib import Path
 
 PAGE = Path(__file__).parents[1] / "BENCHMARKS.md"
-ORDER = ("cpu", "faults", "aa", "parity")
+ORDER = ("cpu", "models", "faults", "aa", "parity")
 
 HEAD = """# Benchmarks
 
-`make bench` writes the first two sections, `make bench-slow` the others. Times on a shared machine
-are noisy: what is compared was measured in one run and in turns, and the ratios are what to look
-at. No figure here comes from a GPU: engines and CUDA are not measured yet.
+`make bench` writes the first three sections, `make bench-slow` the others. Times on a shared
+machine are noisy: what is compared was measured in one run and in turns, and the ratios are what to
+look at. No figure here comes from a GPU: engines and CUDA are not measured yet.
 """
 
 

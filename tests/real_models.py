@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import sys
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 from unittest.mock import patch
 
 import numpy as np
+import onnx_graphsurgeon as gs
+import onnxsim
+import onnxslim
 import pytest
 import torch
+from polygraphy.backend.onnx import fold_constants
 
 from mlflow_e2eai.artifacts import Axis
 from mlflow_e2eai.operators import Operator
+
+if TYPE_CHECKING:
+    import onnx
 
 N = Axis("N", min=1, opt=2, max=4)
 T = Axis("T", min=2, opt=5, max=9)
@@ -274,3 +283,15 @@ REAL_MODELS: Mapping[str, Callable[[], RealModel]] = {
     "ViT-B/16": vit_base,
 }
 SLOW_MODELS = ("ResNet-50", "ViT-B/16")
+
+NOT_TRACED = ("branch", "loop", "two axes")
+
+
+def peers(model: onnx.ModelProto) -> dict[str, int]:
+    """Nodes that each peer leaves of a graph."""
+    folded = gs.import_onnx(fold_constants(copy.deepcopy(model))).cleanup()
+    return {
+        "onnxslim": len(onnxslim.slim(copy.deepcopy(model)).graph.node),
+        "onnxsim": len(onnxsim.simplify(model)[0].graph.node),
+        "Polygraphy": len(folded.nodes),
+    }

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from mlflow_e2eai import graphs, weights
 from mlflow_e2eai.errors import SurgeryError
+from mlflow_e2eai.surgery.edges import hand_over
 
 if TYPE_CHECKING:
     import onnx
     import onnx_graphsurgeon as gs
 
-_MAY_GROW = 1.1
-"""Folded constants may make the file this much larger, beyond `_MAY_GROW_BYTES`."""
-
 _MAY_GROW_BYTES = 1 << 20
+"""Folded constants may make the file this much larger."""
+
+_WEIGHT_BYTES = 1 << 16
+"""Smaller constants cost nothing to hand over, and may be sizes, indices and bounds."""
+
+_WEIGHT_OF = {"Gather": 0, "MatMul": 1}
+"""Where these operators read a weight whose values no simplification looks at."""
 
 
 def simplify(graph: gs.Graph) -> int:
@@ -22,7 +30,11 @@ def simplify(graph: gs.Graph) -> int:
 
     Neither does all that the other does: onnxsim folds shapes and makes Gemm of MatMul and Add,
     onnxslim drops what only leads from a shape back to the same shape. Where both together make
-    the graph much larger (a giant tensor of equal values was written out), it stays as it was.
+    the graph much larger (a giant tensor of equal values was written out), onnxslim is asked alone,
+    which can be told to leave such a tensor as it is; onnxsim writes it out whatever it is told.
+
+    Both write and read the whole graph many times over, so tables and matrices, which are most of
+    a transformer's bytes, are inputs meanwhile.
 
     Args:
         graph: The graph.
@@ -32,31 +44,25 @@ def simplify(graph: gs.Graph) -> int:
     """
     import onnx_graphsurgeon as gs
 
-    before = gs.export_onnx(graph.toposort())
-    weights.settle(before)
-    after = _simplified(before)
-    allowed = before.ByteSize() * _MAY_GROW + _MAY_GROW_BYTES
-    saved = len(before.graph.node) - len(after.graph.node)
-    if saved <= 0 or after.ByteSize() > allowed:
-        return 0
-    wanted = [value.name for value in before.graph.output]
-    found = [value.name for value in after.graph.output]
-    if wanted != found:
-        msg = f"Simplification made the outputs {found} of {wanted}; leave out the rule."
-        raise SurgeryError(msg)
-    # onnxslim drops inputs that nothing reads, which callers go on giving.
-    del after.graph.input[:]
-    after.graph.input.extend(before.graph.input)
-    made = graphs.to_graph(after)
-    graph.nodes, graph.inputs, graph.outputs = made.nodes, made.inputs, made.outputs
-    graph.functions, graph.opset, graph.import_domains = (
-        made.functions,
-        made.opset,
-        made.import_domains,
-    )
-    names = graphs.unique_names((node.name or "", node.op) for node in graph.nodes)
-    for node, name in zip(graph.nodes, names, strict=True):
-        node.name = name
+    aside = _set_aside(graph)
+    try:
+        before = gs.export_onnx(graph.toposort())
+        weights.settle(before)
+        after = _simplified(before)
+        saved = len(before.graph.node) - len(after.graph.node)
+        if saved <= 0:
+            return 0
+        wanted = [value.name for value in before.graph.output]
+        found = [value.name for value in after.graph.output]
+        if wanted != found:
+            msg = f"Simplification made the outputs {found} of {wanted}; leave out the rule."
+            raise SurgeryError(msg)
+        # onnxslim drops inputs that nothing reads, which callers go on giving.
+        del after.graph.input[:]
+        after.graph.input.extend(before.graph.input)
+        _take_over(graph, graphs.to_graph(after))
+    finally:
+        _put_back(graph, aside)
     return saved
 
 
@@ -66,9 +72,69 @@ def _simplified(model: onnx.ModelProto) -> onnx.ModelProto:
 
     light, large = _without_files(model)
     made, _ = onnxsim.simplify(light)
+    # onnxsim makes Gemm of a MatMul of three dimensions too, with sizes and Reshapes around it.
+    if len(made.graph.node) > len(light.graph.node):
+        made = light
     slim: onnx.ModelProto = onnxslim.slim(made)
+    if slim.ByteSize() > light.ByteSize() + _MAY_GROW_BYTES:
+        slim = onnxslim.slim(light, size_threshold=_MAY_GROW_BYTES)
     slim.graph.initializer.extend(large)
     return slim
+
+
+def _set_aside(graph: gs.Graph) -> dict[str, gs.Constant]:
+    """Make inputs of the graph's weights; those weights, by name."""
+    import onnx_graphsurgeon as gs
+
+    aside = {
+        name: tensor
+        for name, tensor in graph.tensors().items()
+        if isinstance(tensor, gs.Constant) and _is_weight(tensor)
+    }
+    for name, weight in aside.items():
+        stand_in = gs.Variable(name, dtype=weight.dtype, shape=weight.shape)
+        hand_over(weight, stand_in)
+        graph.inputs.append(stand_in)
+    return aside
+
+
+def _put_back(graph: gs.Graph, aside: dict[str, gs.Constant]) -> None:
+    for tensor in graph.inputs:
+        if tensor.name in aside:
+            hand_over(tensor, aside[tensor.name])
+    graph.inputs = [tensor for tensor in graph.inputs if tensor.name not in aside]
+
+
+def _is_weight(tensor: gs.Constant) -> bool:
+    """Whether a constant is a large one that is only read where its values do not matter."""
+    import onnx_graphsurgeon as gs
+
+    if not isinstance(tensor.dtype, type | np.dtype) or _bytes_of(tensor) < _WEIGHT_BYTES:
+        return False
+    for node in tensor.outputs:
+        place = _WEIGHT_OF.get(node.op)
+        others = [other for other in node.inputs if other is not tensor]
+        alone = len(others) == 1 and not isinstance(others[0], gs.Constant)
+        if place is None or not alone or node.inputs[place] is not tensor:
+            return False
+    return True
+
+
+def _bytes_of(tensor: gs.Constant) -> int:
+    size: int = math.prod(tensor.shape) * np.dtype(tensor.dtype).itemsize
+    return size
+
+
+def _take_over(graph: gs.Graph, made: gs.Graph) -> None:
+    graph.nodes, graph.inputs, graph.outputs = made.nodes, made.inputs, made.outputs
+    graph.functions, graph.opset, graph.import_domains = (
+        made.functions,
+        made.opset,
+        made.import_domains,
+    )
+    names = graphs.unique_names((node.name or "", node.op) for node in graph.nodes)
+    for node, name in zip(graph.nodes, names, strict=True):
+        node.name = name
 
 
 def _without_files(
