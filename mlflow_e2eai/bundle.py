@@ -28,6 +28,7 @@ from mlflow_e2eai.errors import (
 from mlflow_e2eai.files import from_json, to_json, verify, written
 from mlflow_e2eai.latency import ColdStart, LatencyReport, Throughput
 from mlflow_e2eai.parity import ParityReport
+from mlflow_e2eai.precision import PrecisionReport
 from mlflow_e2eai.surgery import SurgeryReport
 
 Artifact = TypeVar("Artifact", OnnxArtifact, EngineArtifact)
@@ -155,6 +156,8 @@ class Manifest:
         evidence: One entry for each variant, the PyTorch module first.
         latency: Reports by corner of the profile; their variants took turns.
         environment: What was measured on: processor, GPU, versions.
+        conversions: What each conversion did, and which nodes stayed in fp32 and why; none in
+            bundles of before it was kept.
     """
 
     format_version: int
@@ -166,6 +169,7 @@ class Manifest:
     evidence: tuple[Evidence, ...]
     latency: Mapping[str, LatencyReport]
     environment: Mapping[str, str]
+    conversions: tuple[PrecisionReport, ...] = ()
 
     @property
     def files(self) -> tuple[OnnxArtifact | EngineArtifact, ...]:

@@ -15,7 +15,7 @@ from mlflow_e2eai.artifacts import Array, Axis, Infer, OnnxArtifact
 from mlflow_e2eai.errors import TrackingError
 from mlflow_e2eai.modules import DynamicAxes, module_of, named_inputs
 from mlflow_e2eai.samples import EvaluationData
-from mlflow_e2eai.variants import bridge
+from mlflow_e2eai.variants import bridge, new_names
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
@@ -66,6 +66,17 @@ class Job:
         self.evaluation = source.evaluation
         with pipeline.reference_of(source.module, raw) as infer:
             yield bridge(infer, raw, graph)
+
+    def data(self, graph: OnnxArtifact) -> EvaluationData | None:
+        """The evaluation data under a graph's names; None when there is none, or it cannot be had.
+
+        The module is loaded with it, as the data is kept beside it.
+        """
+        exported = tracking.ancestor(self.model, ("export",))
+        raw, _ = graph_of(exported, self.folder / "raw")
+        with self.reference(raw, graph):
+            found = self.evaluation
+        return None if found is None else found.renamed(new_names(raw, graph))
 
 
 @contextmanager

@@ -35,9 +35,8 @@ from mlflow_e2eai.factories import call
 from mlflow_e2eai.isolation import isolated_onnxruntime
 from mlflow_e2eai.modules import DynamicAxes, named_inputs
 from mlflow_e2eai.precision import check_precision
-from mlflow_e2eai.precision import convert as convert_graph
 from mlflow_e2eai.runners import Device, onnxruntime_devices
-from mlflow_e2eai.samples import calls, profile_samples
+from mlflow_e2eai.samples import all_samples, profile_samples
 from mlflow_e2eai.surgery import DEFAULT_PLAN, Step
 from mlflow_e2eai.surgery import clean as clean_graph
 from mlflow_e2eai.variants import new_names, renamed
@@ -138,6 +137,9 @@ def clean(model_uri: str, *, plan: Sequence[Step] = DEFAULT_PLAN) -> str:
 def convert(model_uri: str, *, precision: Precision, keep_fp32: Sequence[str] = ()) -> str:
     """Convert the cleaned graph of a chain.
 
+    It is guarded by the ranges seen at the corners of its profile and on the evaluation data that
+    was logged with the PyTorch model.
+
     Args:
         model_uri: Any model of the chain, from the cleaned graph on.
         precision: See `mlflow_e2eai.convert`.
@@ -150,12 +152,16 @@ def convert(model_uri: str, *, precision: Precision, keep_fp32: Sequence[str] = 
     with job_on(model_uri, ("clean",)) as job:
         graph, example = graph_of(job.model, job.folder)
         with job.stage(f"convert {precision}", graph) as stage:
-            if keep_fp32:
-                stage.kept(keep_fp32)
-            out = job.folder / f"{precision}.onnx"
-            made = convert_graph(graph, precision, out=out, keep_fp32=keep_fp32)
-            if made is not graph:
-                stage.made(made, example=example)
+            data = None if precision == "fp32" else job.data(graph)
+            made, _ = pipeline.convert_on(
+                stage,
+                graph,
+                precision,
+                out=job.folder / f"{precision}.onnx",
+                keep_fp32=keep_fp32,
+                example=example,
+                evaluation=data,
+            )
         return job.recorder.models[made.sha256]
 
 
@@ -185,10 +191,10 @@ def bisect(model_uri: str, *, precision: Precision = "fp16") -> tuple[Bisection,
             job.reference(raw, graph) as reference,
             job.stage(f"bisect {precision}", graph) as stage,
         ):
-            samples = [*profile_samples(example, graph).values()]
-            if job.evaluation is not None:
-                data = job.evaluation.renamed(new_names(raw, graph))
-                samples += [batch for batch, _, _ in calls(data, graph, samples[0])]
+            data = job.evaluation
+            if data is not None:
+                data = data.renamed(new_names(raw, graph))
+            samples = [*all_samples(example, graph, data)]
             found = bisect_graph(
                 graph,
                 precision,

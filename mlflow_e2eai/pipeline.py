@@ -6,6 +6,7 @@ a folder and logging to a server take the same way.
 
 from __future__ import annotations
 
+import dataclasses
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -30,10 +31,10 @@ from mlflow_e2eai.evaluation import evaluate
 from mlflow_e2eai.exporter import DEFAULT_OPSET, Exporter, export
 from mlflow_e2eai.latency import LatencyReport
 from mlflow_e2eai.modules import DynamicAxes, module_of, named_inputs
-from mlflow_e2eai.precision import check_precision, convert
+from mlflow_e2eai.precision import PrecisionReport, check_precision, convert
 from mlflow_e2eai.progress import progress
 from mlflow_e2eai.runners import torch_runner
-from mlflow_e2eai.samples import EvaluationData, batch_samples, profile_samples
+from mlflow_e2eai.samples import EvaluationData, all_samples, batch_samples, profile_samples
 from mlflow_e2eai.surgery import DEFAULT_PLAN, Step, SurgeryReport, clean
 from mlflow_e2eai.variants import bridge, new_names, renamed
 
@@ -178,11 +179,12 @@ def build(
             stage.made(cleaned, example=renamed(example, raw, cleaned))
             stage.noted("surgery", surgery)
         example = renamed(example, raw, cleaned)
-        graphs = [cleaned, *_converted(cleaned, settings, work, recorder, example)]
-        engines = _compiled(graphs, settings, work, recorder, example)
-        under_new_names = bridge(reference, raw, cleaned)
         if evaluation is not None:
             evaluation = evaluation.renamed(new_names(raw, cleaned))
+        converted = [*_converted(cleaned, settings, work, recorder, example, evaluation)]
+        graphs = [cleaned, *(graph for graph, _ in converted)]
+        engines = _compiled(graphs, settings, work, recorder, example)
+        under_new_names = bridge(reference, raw, cleaned)
         evidence, latency = evaluate(
             under_new_names,
             graphs,
@@ -193,7 +195,9 @@ def build(
             batch_sizes=settings.batch_sizes,
         )
         record(evidence, latency, recorder)
-    return _manifest(source, graphs, engines, surgery, evidence, latency), example
+    manifest = _manifest(source, graphs, engines, surgery, evidence, latency)
+    conversions = tuple(report for _, report in converted)
+    return dataclasses.replace(manifest, conversions=conversions), example
 
 
 def _manifest(
@@ -241,16 +245,53 @@ def _converted(
     work: Path,
     recorder: Recorder,
     example: Tensors,
-) -> Iterator[OnnxArtifact]:
+    evaluation: EvaluationData | None,
+) -> Iterator[tuple[OnnxArtifact, PrecisionReport]]:
     for precision in dict.fromkeys(settings.precisions):
         if precision != cleaned.precision:
             with recorder.stage(f"convert {precision}", inputs=[cleaned.sha256]) as stage:
-                if settings.keep_fp32:
-                    stage.kept(settings.keep_fp32)
-                out = work / f"{precision}.onnx"
-                graph = convert(cleaned, precision, out=out, keep_fp32=settings.keep_fp32)
-                stage.made(graph, example=example)
-            yield graph
+                yield convert_on(
+                    stage,
+                    cleaned,
+                    precision,
+                    out=work / f"{precision}.onnx",
+                    keep_fp32=settings.keep_fp32,
+                    example=example,
+                    evaluation=evaluation,
+                )
+
+
+def convert_on(
+    stage: Stage,
+    graph: OnnxArtifact,
+    precision: Precision,
+    *,
+    out: Path,
+    keep_fp32: Sequence[str],
+    example: Tensors,
+    evaluation: EvaluationData | None,
+) -> tuple[OnnxArtifact, PrecisionReport]:
+    """Convert a graph, guarded by its ranges on all that is known, and tell a stage.
+
+    Args:
+        stage: Who is told.
+        graph: See `mlflow_e2eai.convert`.
+        precision: The same.
+        out: The same.
+        keep_fp32: The same.
+        example: The input example under the graph's names.
+        evaluation: The data under the same names.
+    """
+    if keep_fp32:
+        stage.kept(keep_fp32)
+    samples = all_samples(example, graph, evaluation)
+    made, report = convert(graph, precision, out=out, keep_fp32=keep_fp32, samples=samples)
+    if made is not graph:
+        if report.kept:
+            stage.kept([kept.node for kept in report.kept])
+        stage.made(made, example=example)
+        stage.noted("precision", report)
+    return made, report
 
 
 def _compiled(

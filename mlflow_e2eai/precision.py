@@ -8,18 +8,39 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlflow_e2eai import graphs
-from mlflow_e2eai.artifacts import PRECISIONS, OnnxArtifact, Precision, TensorSpec
+from mlflow_e2eai.artifacts import PRECISIONS, OnnxArtifact, Precision, Tensors, TensorSpec
 from mlflow_e2eai.errors import ArtifactError, InvalidInputError, PrecisionError, RunnerError
 from mlflow_e2eai.files import written
 from mlflow_e2eai.isolation import isolated_onnxruntime
+from mlflow_e2eai.ranges import Kept, guard
 
 if TYPE_CHECKING:
     import onnx
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrecisionReport:
+    """What a conversion did.
+
+    Attributes:
+        precision: What the graph was brought to.
+        samples: How many samples the ranges were seen on; 0 where nothing guarded the graph.
+        nodes: Nodes in the main graph before.
+        casts: Casts that came in.
+        kept: The nodes that stay in fp32, in the graph's order.
+    """
+
+    precision: Precision
+    samples: int = 0
+    nodes: int = 0
+    casts: int = 0
+    kept: tuple[Kept, ...] = ()
 
 
 def convert(
@@ -28,7 +49,8 @@ def convert(
     *,
     out: Path,
     keep_fp32: Collection[str] = (),
-) -> OnnxArtifact:
+    samples: Iterable[Tensors] = (),
+) -> tuple[OnnxArtifact, PrecisionReport]:
     """Write a graph in another precision.
 
     The converter is ONNX Runtime's own (``onnxruntime.transformers.float16``). What it writes does
@@ -41,26 +63,34 @@ def convert(
         out: The file to write.
         keep_fp32: Nodes that stay in fp32, by the names that `graphs.node_names` gives them;
             `bisect` finds those that must. See `to_fp16` for what stays in fp32 with them.
+        samples: Inputs on which the ranges of all values are seen; the nodes that fp16 cannot hold
+            stay in fp32 too, see `ranges.guard`. Read once. None leave the graph unguarded.
 
     Returns:
-        The graph in that precision, with inputs and outputs of the same names, types and shapes.
+        The graph in that precision, with inputs and outputs of the same names, types and shapes;
+        and which nodes stayed in fp32, and why.
 
     Raises:
         InvalidInputError: The precision is unknown, `source` is not in fp32, or it has no such
             node to keep.
         PrecisionError: The converter failed, or wrote a graph that does not load, has another
-            interface, or has nothing in the precision asked for.
+            interface, or has nothing in the precision asked for; or `source` does not run on a
+            sample.
     """
     check_precision(precision)
     if source.precision != "fp32":
         msg = f"The graph is in {source.precision}, but one in fp32 is wanted; convert that one."
         raise InvalidInputError(msg)
     if precision == "fp32":
-        return source
+        return source, PrecisionReport(precision=precision)
     before = graphs.read(source.path)
-    model = to_fp16(before, keep_fp32=keep_fp32)
+    kept, count = _kept(before, keep_fp32, samples)
+    model = to_fp16(before, keep_fp32=[one.node for one in kept])
     if not _has_fp16(model):
-        msg = "The graph has nothing that fp16 could hold, so it would say fp16 and not be it."
+        why = f" {len(kept)} nodes stay in fp32." if kept else ""
+        msg = (
+            f"The graph has nothing that fp16 could hold, so it would say fp16 and not be it.{why}"
+        )
         raise PrecisionError(msg)
     inputs, outputs = graphs.interface(model)
     if inputs != source.inputs or not _agree(outputs, source.outputs):
@@ -76,13 +106,46 @@ def convert(
         except (ArtifactError, RunnerError) as error:
             msg = f"The fp16 graph does not load: {error} Keep this model in fp32."
             raise PrecisionError(msg) from error
-    return graphs.describe(
+    made = graphs.describe(
         out,
         stage="convert",
         precision=precision,
         axes=source.axes,
         parent_sha256=source.sha256,
     )
+    report = PrecisionReport(
+        precision=precision,
+        samples=count,
+        nodes=len(before.graph.node),
+        casts=graphs.operators(model).get("Cast", 0) - graphs.operators(before).get("Cast", 0),
+        kept=kept,
+    )
+    return made, report
+
+
+def _kept(
+    model: onnx.ModelProto, asked: Collection[str], samples: Iterable[Tensors]
+) -> tuple[tuple[Kept, ...], int]:
+    """The nodes that stay in fp32, in the graph's order, and how many samples said so."""
+    operators = {
+        name: graphs.operator_name(node.domain, node.op_type)
+        for node, name in zip(model.graph.node, graphs.node_names(model), strict=True)
+    }
+    if strange := sorted(set(asked).difference(operators)):
+        msg = f"The graph has no node {strange[0]!r} to keep in fp32; see graphs.node_names."
+        raise InvalidInputError(msg)
+    try:
+        seen, count = guard(model, samples)
+    except RunnerError as error:
+        msg = f"The ranges of the fp32 graph's values cannot be seen: {error}"
+        raise PrecisionError(msg) from error
+    found = {one.node: one for one in seen}
+    kept = {
+        name: found.get(name) or Kept(node=name, operator=operator, reason="asked for")
+        for name, operator in operators.items()
+        if name in found or name in asked
+    }
+    return tuple(kept.values()), count
 
 
 def check_precision(precision: str) -> None:

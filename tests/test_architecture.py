@@ -32,6 +32,7 @@ LAYERS = (
     {"arrays", "graphs", "modules"},
     {"runners", "parity", "latency", "gates", "samples"},
     {"isolation"},
+    {"ranges"},
     {"exporter", "surgery", "precision", "engine"},
     {"bisection"},
     {"bundle"},

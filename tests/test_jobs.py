@@ -15,6 +15,7 @@ from mlflow_e2eai import jobs, pipeline, tracking
 from mlflow_e2eai.bisection import Bisection
 from mlflow_e2eai.errors import ArtifactError, InvalidInputError, TrackingError
 from mlflow_e2eai.files import from_json
+from mlflow_e2eai.precision import PrecisionReport
 
 
 @pytest.fixture
@@ -63,7 +64,41 @@ def passed(model_id):
     return {entry.variant: entry.passed for entry in jobs.evaluate(model_id)}
 
 
-def test_the_nodes_that_bisect_finds_are_those_that_convert_must_keep(overflowing):
+@pytest.fixture
+def unguarded(monkeypatch):
+    """Have conversions see no samples, and so keep nothing by themselves."""
+    monkeypatch.setattr(pipeline, "all_samples", lambda *_: ())
+
+
+def test_a_conversion_keeps_what_fp16_cannot_hold_and_says_why(overflowing):
+    half = jobs.convert(overflowing, precision="fp16")
+    assert passed(half)["onnxruntime-cpu/fp16"]
+    run = run_named("convert fp16")
+    uri = f"runs:/{run.info.run_id}"
+    report = from_json(PrecisionReport, mlflow.artifacts.load_text(f"{uri}/precision.json"))
+    names = [kept.node for kept in report.kept]
+    assert names[0] == "node_linear_1"  # its weight; what follows reads its large output
+    assert len(names) == 2
+    assert {kept.reason for kept in report.kept} == {"overflow"}
+    assert tracking.fetch_nodes(f"{uri}/keep_fp32.json") == names
+
+
+def test_the_ranges_are_seen_on_the_logged_data_too(store, monkeypatch):
+    """The example is all zero: no value is large in it."""
+    given = build()
+    inputs, labels = labelled(given["model"])
+    silent = {"x": np.zeros_like(given["input_example"]["x"])}
+    loud = {"x": inputs["x"] * np.float32(1e5)}, labels
+    made = {**given, "input_example": silent, "evaluation_data": loud}
+    monkeypatch.setattr("models.build", lambda: made)
+    jobs.convert(jobs.clean(jobs.export(jobs.log("models:build", name="net"))), precision="fp16")
+    uri = f"runs:/{run_named('convert fp16').info.run_id}/precision.json"
+    report = from_json(PrecisionReport, mlflow.artifacts.load_text(uri))
+    assert report.samples > 3
+    assert {kept.value for kept in report.kept} >= {"x"}
+
+
+def test_the_nodes_that_bisect_finds_are_those_that_convert_must_keep(overflowing, unguarded):
     found, uri = jobs.bisect(overflowing)
     assert found.nodes == ("node_linear_1",)
     assert tracking.fetch_nodes(uri) == list(found.nodes)
@@ -115,7 +150,7 @@ def test_a_bisection_in_fp32_is_refused_on_its_run(overflowing):
     assert run_named("bisect fp32").info.status == "FAILED"
 
 
-def test_what_was_kept_in_fp32_is_on_the_run_that_converted(overflowing):
+def test_what_was_kept_in_fp32_is_on_the_run_that_converted(overflowing, unguarded):
     jobs.convert(overflowing, precision="fp16", keep_fp32=["node_linear_1"])
     run = run_named("convert fp16")
     assert run.data.tags["e2eai.keep_fp32"] == "node_linear_1"
@@ -174,7 +209,7 @@ class Listening(pipeline.Silent):
 
 
 @pytest.mark.parametrize(("keep", "right"), [((), False), (("node_linear_1",), True)])
-def test_the_pipeline_keeps_the_nodes_of_its_settings_in_fp32(keep, right, tmp_path):
+def test_the_pipeline_keeps_the_nodes_of_its_settings_in_fp32(keep, right, tmp_path, unguarded):
     given, recorder = build_overflowing(), Listening()
     manifest, _ = pipeline.build(
         given["model"],
@@ -185,7 +220,22 @@ def test_the_pipeline_keeps_the_nodes_of_its_settings_in_fp32(keep, right, tmp_p
     )
     (half,) = (e for e in manifest.evidence if e.variant == "onnxruntime-cpu/fp16")
     assert half.passed is right
-    assert recorder.heard == ([keep] if keep else [])
+    assert [*map(tuple, recorder.heard)] == ([keep, keep] if keep else [])
+
+
+def test_the_pipeline_guards_fp16_and_the_manifest_says_how(tmp_path):
+    given, recorder = build_overflowing(), Listening()
+    manifest, _ = pipeline.build(
+        given["model"],
+        given["input_example"],
+        pipeline.Settings(dynamic_axes=AXES),
+        work=tmp_path,
+        recorder=recorder,
+    )
+    (half,) = (e for e in manifest.evidence if e.variant == "onnxruntime-cpu/fp16")
+    assert half.passed
+    (report,) = manifest.conversions
+    assert recorder.heard == [[kept.node for kept in report.kept]] != [[]]
 
 
 def test_any_model_of_the_chain_will_do_for_any_stage(source):
