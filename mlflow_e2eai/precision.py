@@ -87,9 +87,9 @@ def convert(
     kept, count = _kept(before, keep_fp32, samples)
     model = to_fp16(before, keep_fp32=[one.node for one in kept])
     if not _has_fp16(model):
-        why = f" {len(kept)} nodes stay in fp32." if kept else ""
         msg = (
-            f"The graph has nothing that fp16 could hold, so it would say fp16 and not be it.{why}"
+            f"The graph has nothing that fp16 could hold, so it would say fp16 and not be it: "
+            f"{len(kept)} of its {len(before.graph.node)} nodes must stay in fp32; keep it in fp32."
         )
         raise PrecisionError(msg)
     inputs, outputs = graphs.interface(model)
