@@ -20,8 +20,8 @@ lint: $(VENV)/installed
 	ruff check .
 	mypy
 
-unit: $(VENV)/installed
-	pytest -n 2 -m "not gpu and not slow"
+unit: $(VENV)/models
+	HF_HUB_OFFLINE=1 pytest -n 2 -m "not gpu and not slow"
 
 # What takes minutes, real models with real weights among it.
 test-slow: $(VENV)/models

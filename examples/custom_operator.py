@@ -29,8 +29,8 @@ NOT_REFUSED = 2
 class FooOp(torch.autograd.Function):
     """Hands on what it gets, and stands in the ONNX graph as a node of its own.
 
-    The TorchScript exporter asks `symbolic` for that node. The dynamo exporter does not: it looks
-    into `forward`, finds nothing to compute, and the node would be gone unseen.
+    `symbolic` says what that node is; mlflow_e2eai keeps it under the dynamo exporter too, which of
+    itself would look into `forward`, find nothing to compute, and lose the node unseen.
     """
 
     @staticmethod

@@ -25,6 +25,7 @@ from mlflow_e2eai.errors import (
     ArtifactError,
     InvalidInputError,
 )
+from mlflow_e2eai.exporter import ExportReport
 from mlflow_e2eai.files import from_json, to_json, verify, written
 from mlflow_e2eai.latency import ColdStart, LatencyReport, Throughput
 from mlflow_e2eai.parity import ParityReport
@@ -156,6 +157,7 @@ class Manifest:
         evidence: One entry for each variant, the PyTorch module first.
         latency: Reports by corner of the profile; their variants took turns.
         environment: What was measured on: processor, GPU, versions.
+        export: How the raw graph came about; None in manifests of before it was kept.
         conversions: What each conversion did, and which nodes stayed in fp32 and why; none in
             bundles of before it was kept.
     """
@@ -169,6 +171,7 @@ class Manifest:
     evidence: tuple[Evidence, ...]
     latency: Mapping[str, LatencyReport]
     environment: Mapping[str, str]
+    export: ExportReport | None = None
     conversions: tuple[PrecisionReport, ...] = ()
 
     @property

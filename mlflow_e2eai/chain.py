@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from mlflow_e2eai import bundle, pipeline, tracking
 from mlflow_e2eai.artifacts import Array, Axis, Infer, OnnxArtifact
 from mlflow_e2eai.errors import TrackingError
+from mlflow_e2eai.isolation import isolated_onnxruntime
 from mlflow_e2eai.modules import DynamicAxes, module_of, named_inputs
 from mlflow_e2eai.samples import EvaluationData
 from mlflow_e2eai.variants import bridge, new_names
@@ -42,9 +43,12 @@ class Job:
     def __init__(self, model: LoggedModel, folder: Path) -> None:
         self.model = model
         self.folder = folder
-        self.source = tracking.ancestor(model, ("source",))
-        name = self.source.name.removesuffix("-source")
-        self.recorder = tracking.MlflowRecorder(name=name, source=self.source.model_id)
+        root = tracking.ancestor(model, ("source", "export"))
+        # A chain that an ONNX file began has no PyTorch model: its raw graph has no parent.
+        self.source = tracking.ancestor(root, ("source",)) if _has_module(root) else None
+        name = (self.source or root).name.removesuffix("-source" if self.source else "-raw")
+        source_id = None if self.source is None else self.source.model_id
+        self.recorder = tracking.MlflowRecorder(name=name, source=source_id)
         self.evaluation: EvaluationData | None = None
 
     @contextmanager
@@ -56,7 +60,14 @@ class Job:
 
     @contextmanager
     def reference(self, raw: OnnxArtifact, graph: OnnxArtifact) -> Iterator[Infer | None]:
-        """The PyTorch module under a graph's names; None when it cannot be loaded here."""
+        """The PyTorch module under a graph's names; None when it cannot be loaded here.
+
+        Where an ONNX file began the chain, that file run by ONNX Runtime.
+        """
+        if self.source is None:
+            with isolated_onnxruntime(raw.path) as infer:
+                yield bridge(infer, raw, graph)
+            return
         try:
             source = source_of(self.source, self.folder / "source", None)
         except TrackingError as error:
@@ -85,6 +96,10 @@ def job_on(model_uri: str, stages: Sequence[str]) -> Iterator[Job]:
     with tempfile.TemporaryDirectory() as folder:
         model = tracking.ancestor(tracking.resolve(model_uri), stages)
         yield Job(model, Path(folder))
+
+
+def _has_module(root: LoggedModel) -> bool:
+    return root.tags.get(tracking.STAGE) != "export" or tracking.PARENT in root.tags
 
 
 def source_of(model: LoggedModel, folder: Path, axes: DynamicAxes | None) -> Source:

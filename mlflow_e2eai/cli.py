@@ -9,6 +9,7 @@ import argparse
 import difflib
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from mlflow_e2eai import __version__
@@ -110,7 +111,10 @@ def parser() -> argparse.ArgumentParser:
     _export_options(one)
 
     one = verb("clean", _clean, "Apply a surgery plan to the raw graph of a chain.")
-    _model_uri(one)
+    one.add_argument("--model-uri", default="none", help="any model of the chain, or 'none'")
+    one.add_argument("--onnx", default="none", help="an ONNX file that begins a chain, or 'none'")
+    one.add_argument("--input-example", default="none", help="its inputs, an npz file, or 'none'")
+    _axes_option(one)
     _plan_option(one)
 
     one = verb("convert", _convert, "Convert the cleaned graph of a chain to another precision.")
@@ -164,6 +168,10 @@ def _model_uri(one: argparse.ArgumentParser) -> None:
 def _export_options(one: argparse.ArgumentParser) -> None:
     one.add_argument("--exporter", default="auto", help="auto, dynamo, trace or script")
     one.add_argument("--opset", default="18", type=typed(whole), help="ONNX operator set")
+    _axes_option(one)
+
+
+def _axes_option(one: argparse.ArgumentParser) -> None:
     one.add_argument(
         "--dynamic-axes",
         default="auto",
@@ -173,7 +181,9 @@ def _export_options(one: argparse.ArgumentParser) -> None:
 
 
 def _plan_option(one: argparse.ArgumentParser) -> None:
-    one.add_argument("--plan", default="default", help="a YAML file with rules, or 'default'")
+    one.add_argument(
+        "--plan", default="default", help="a YAML file or runs:/run_id/plan.yaml; or 'default'"
+    )
 
 
 def _keep_option(one: argparse.ArgumentParser) -> None:
@@ -219,8 +229,20 @@ def _export(arguments: argparse.Namespace) -> int:
 
 def _clean(arguments: argparse.Namespace) -> int:
     from mlflow_e2eai import jobs
+    from mlflow_e2eai.entry import clean_onnx
 
-    print(f"models:/{jobs.clean(arguments.model_uri, plan=plan(arguments.plan))}")
+    uri, onnx, example = arguments.model_uri, arguments.onnx, arguments.input_example
+    if (uri == "none") == (onnx == "none"):
+        msg = "clean takes one of model_uri and onnx; give the one that is to be cleaned."
+        raise InvalidInputError(msg)
+    steps = plan(arguments.plan)
+    if onnx != "none":
+        data = None if example == "none" else Path(example)
+        axes = arguments.dynamic_axes
+        model_id = clean_onnx(Path(onnx), example=data, dynamic_axes=axes, plan=steps)
+    else:
+        model_id = jobs.clean(uri, plan=steps)
+    print(f"models:/{model_id}")
     return DONE
 
 

@@ -2,9 +2,8 @@
 
 PyTorch has two ways to ONNX. The dynamo exporter (``torch.export``, PyTorch's default) takes
 modules and exported programs; the TorchScript exporter traces a module or takes a scripted one, and
-is the only way to opsets below 18 and to a ``torch.autograd.Function`` with ``symbolic``. Both keep
-quiet about some of what they could not do (an opset that was not reached, a dynamic axis that
-became static), so what was written is read back and held against what was asked.
+is the only way to opsets below 18. Both keep quiet about some of what they could not do (an opset
+that was not reached, a dynamic axis that became static), so that is held against what was asked.
 """
 
 from __future__ import annotations
@@ -18,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from mlflow_e2eai import graphs
-from mlflow_e2eai.arrays import corners, resize
+from mlflow_e2eai import operators as custom
+from mlflow_e2eai.arrays import resize
 from mlflow_e2eai.artifacts import Axis, OnnxArtifact, Tensors, TensorSpec
 from mlflow_e2eai.errors import ExportError, InvalidInputError
 from mlflow_e2eai.files import written
@@ -27,15 +27,17 @@ from mlflow_e2eai.modules import (
     answer,
     axes_of,
     brief,
-    call,
     evaluation_mode,
-    flatten,
     input_specs,
     module_of,
     named_inputs,
     parameter_names,
+    positional,
+    root,
+    source_line,
     tensors_for,
 )
+from mlflow_e2eai.verification import check_interface, check_numbers, questions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,13 +47,15 @@ if TYPE_CHECKING:
 Exporter: TypeAlias = Literal["auto", "dynamo", "trace", "script"]
 EXPORTERS: tuple[Exporter, ...] = ("auto", "dynamo", "trace", "script")
 
-
 DEFAULT_OPSET = 18
 """The one opset that both exporters write natively: dynamo's translations start there, and ONNX
 Runtime's CUDA provider lacks some of the later forms (Resize-19, ReduceMax-20)."""
 
 _TORCHSCRIPT_MAX_OPSET = 20
 """Asked for more, the TorchScript exporter only stamps the number (torch 2.13)."""
+
+_PLAIN_DYNAMO = "dynamo_unoptimized"
+"""The dynamo exporter without its optimizer, which drops a small constant such as ``+ 1e-9``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,11 +64,15 @@ class ExportReport:
 
     Attributes:
         exporter: The one that wrote the graph.
-        refused: Why those that were tried before it were not taken, by name, in order.
+        refused: Why those that were tried before it were not taken, by name, in order;
+            ``dynamo`` is the exporter with its optimizer, ``dynamo_unoptimized`` without.
+        unverified: Why the graph's numbers could not be held against the module's; None where they
+            are the module's on the samples of `questions`, or the report is older than the check.
     """
 
     exporter: Exporter
     refused: Mapping[str, str] = field(default_factory=dict)
+    unverified: str | None = None
 
 
 def export(
@@ -76,6 +84,7 @@ def export(
     exporter: Exporter = "auto",
     opset: int = DEFAULT_OPSET,
     output_names: Sequence[str] | None = None,
+    operators: Sequence[custom.Operator] = (),
 ) -> tuple[OnnxArtifact, ExportReport]:
     """Write a PyTorch model as an ONNX file.
 
@@ -87,11 +96,13 @@ def export(
             of ``forward``'s parameters do.
         out: The file to write.
         dynamic_axes: Axes whose size may vary, by input name and position.
-        exporter: ``dynamo``, ``trace`` or ``script``; ``auto`` is ``script`` for a ScriptModule and
-            ``dynamo`` for everything else.
+        exporter: ``dynamo``, ``trace`` or ``script``; ``auto`` takes the first of them, in this
+            order, whose graph gives the module's numbers: on the example at every corner of its
+            dynamic axes, and on other values. For a ScriptModule it is ``script``.
         opset: Version of the ONNX operator set.
         output_names: Names for the outputs, in order; by default ``output``, or ``output_0`` and so
             on for several, or the keys where ``forward`` returns a mapping.
+        operators: What operators compute that are not ONNX's own, for model-local functions.
 
     Returns:
         The fp32 graph as the exporter wrote it, and how it came about.
@@ -99,14 +110,16 @@ def export(
     Raises:
         InvalidInputError: The model does not accept the example, returns something that is not
             tensors, or an argument is wrong.
-        ExportError: PyTorch failed, or wrote something other than what was asked for.
+        ExportError: PyTorch failed, or wrote something other than what was asked for, or a graph
+            with other numbers than the module's; with a reason for each exporter that was tried.
     """
     module = module_of(model)
-    chosen = _choose(exporter, module, opset)
+    rungs = _rungs(exporter, module, opset)
     given = named_inputs(module, input_example)
     specs = input_specs(given, dynamic_axes or {})
     axes = axes_of(dynamic_axes or {})
     example = resize(given, specs, {axis.name: axis.opt for axis in axes})
+    refused: dict[str, ExportError] = {}
     with evaluation_mode(module) as was_training:
         if was_training:
             warnings.warn(
@@ -115,15 +128,55 @@ def export(
                 stacklevel=2,
             )
         names = _output_names(answer(module, given), output_names)
-        for corner, sizes in corners(axes).items() if axes else ():
-            what = f"the input example at the {corner} size of its dynamic axes"
-            answer(module, resize(given, specs, sizes), what=what)
-        with written(out) as temporary, _failures_as_export_errors(chosen):
-            write = _with_dynamo if chosen == "dynamo" else _with_torchscript
-            write(module, example, temporary, specs, axes, names, opset, chosen)
-            _hold_to_request(temporary, specs=specs, outputs=names, opset=opset, exporter=chosen)
+        asked = questions(module, given, specs, axes)
+        wrote = False
+        for rung in rungs:
+            if rung == _PLAIN_DYNAMO and not wrote:
+                continue  # it was not the optimizer that failed
+            try:
+                with written(out) as temporary, _failures_as_export_errors(rung, module) as warned:
+                    write = _with_torchscript if rung in ("trace", "script") else _with_dynamo
+                    write(module, example, temporary, specs, axes, names, opset, rung)
+                    custom.carry(temporary, operators)
+                    check_interface(
+                        temporary, specs=specs, outputs=names, opset=opset, exporter=rung
+                    )
+                    wrote = True
+                    unverified = check_numbers(temporary, asked, names, rung, warned)
+                break
+            except ExportError as error:
+                refused[rung] = error
+        else:
+            raise _none_left(refused)
     made = graphs.describe(out, stage="export", precision="fp32", axes=axes, parent_sha256=None)
-    return made, ExportReport(exporter=chosen)
+    return made, ExportReport(
+        exporter="dynamo" if rung == _PLAIN_DYNAMO else rung,
+        refused={name: str(error) for name, error in refused.items()},
+        unverified=unverified,
+    )
+
+
+def _rungs(exporter: Exporter, module: torch.nn.Module, opset: int) -> tuple[Any, ...]:
+    """What to try, in order."""
+    import torch
+
+    if exporter == "auto" and not isinstance(module, torch.jit.ScriptModule):
+        if opset < DEFAULT_OPSET:
+            return ("trace", "script")
+        late = opset > _TORCHSCRIPT_MAX_OPSET
+        return ("dynamo", _PLAIN_DYNAMO) if late else ("dynamo", _PLAIN_DYNAMO, "trace", "script")
+    chosen = _choose(exporter, module, opset)
+    return ("dynamo", _PLAIN_DYNAMO) if chosen == "dynamo" else (chosen,)
+
+
+def _none_left(refused: Mapping[str, ExportError]) -> ExportError:
+    first = next(iter(refused.values()))
+    if len(refused) == 1:
+        return first
+    reasons = " ".join(f"{name}: {error}" for name, error in refused.items())
+    error = ExportError(f"No exporter wrote the model. {reasons}")
+    error.__cause__ = first
+    return error
 
 
 def _choose(exporter: Exporter, module: torch.nn.Module, opset: int) -> Exporter:
@@ -169,7 +222,7 @@ def _with_dynamo(
     axes: tuple[Axis, ...],  # noqa: ARG001 - dynamo reads them off the specs
     outputs: tuple[str, ...],
     opset: int,
-    exporter: Exporter,  # noqa: ARG001 - one signature for both ways
+    exporter: str,
 ) -> None:
     import torch
 
@@ -177,20 +230,22 @@ def _with_dynamo(
         {position: size for position, size in enumerate(spec.shape) if isinstance(size, str)}
         for spec in specs
     )
-    program = torch.onnx.export(
-        _positional(module, tuple(example)),
-        tuple(tensors_for(module, example).values()),
-        dynamo=True,
-        opset_version=opset,
-        input_names=list(example),
-        output_names=list(outputs),
-        dynamic_shapes=(shapes,),
-        verbose=False,
-    )
-    if program is None:
-        msg = "the exporter returned nothing"
-        raise RuntimeError(msg)
-    program.save(path, external_data=False)
+    with custom.kept("dynamo", path, opset=opset):
+        program = torch.onnx.export(
+            positional(module, tuple(example)),
+            tuple(tensors_for(module, example).values()),
+            dynamo=True,
+            opset_version=opset,
+            input_names=list(example),
+            output_names=list(outputs),
+            dynamic_shapes=(shapes,),
+            optimize=exporter != _PLAIN_DYNAMO,
+            verbose=False,
+        )
+        if program is None:
+            msg = "the exporter returned nothing"
+            raise RuntimeError(msg)
+        program.save(path, external_data=False)
 
 
 def _with_torchscript(
@@ -201,30 +256,31 @@ def _with_torchscript(
     axes: tuple[Axis, ...],
     outputs: tuple[str, ...],
     opset: int,
-    exporter: Exporter,
+    exporter: str,
 ) -> None:
     import torch
 
     tensors = tensors_for(module, example)
     if exporter == "trace":
-        source = _positional(module, tuple(example))
+        source = positional(module, tuple(example))
     else:
         source = module if isinstance(module, torch.jit.ScriptModule) else torch.jit.script(module)
+        custom.refuse_scripted(source)
         names = [name for name in parameter_names(module) if name in tensors]
         tensors = {name: tensors[name] for name in names} or tensors
-    torch.onnx.export(
-        source,
-        tuple(tensors.values()),
-        path,
-        dynamo=False,
-        opset_version=opset,
-        input_names=list(tensors),
-        output_names=list(outputs),
-        dynamic_axes={
-            **{spec.name: _named(spec.shape) for spec in specs},
-            **_dynamic_outputs(module, example, specs, axes, outputs),
-        },
-    )
+    dynamic = {spec.name: _named(spec.shape) for spec in specs}
+    dynamic |= _dynamic_outputs(module, example, specs, axes, outputs)
+    with custom.kept(exporter, path, opset=opset):
+        torch.onnx.export(
+            source,
+            tuple(tensors.values()),
+            path,
+            dynamo=False,
+            opset_version=opset,
+            input_names=list(tensors),
+            output_names=list(outputs),
+            dynamic_axes=dynamic,
+        )
 
 
 def _named(shape: Sequence[int | str]) -> dict[int, str]:
@@ -256,31 +312,10 @@ def _dynamic_outputs(
     return found
 
 
-def _positional(module: torch.nn.Module, names: tuple[str, ...]) -> torch.nn.Module:
-    """A module that takes tensors in the order of `names` and returns a flat tuple of tensors."""
-    import torch
-
-    class Positional(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = module
-
-        def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            arguments = dict(zip(names, tensors, strict=True))
-            return tuple(flatten(call(self.model, arguments)).values())
-
-        def train(self, mode: bool = True) -> Positional:  # noqa: ARG002, FBT001, FBT002 - torch's
-            # The exporters set the mode of what they get, which is right already; a graph that
-            # torch.export wrote would refuse.
-            return self
-
-    wrapper = Positional()
-    wrapper.training = False
-    return wrapper
-
-
 @contextmanager
-def _failures_as_export_errors(exporter: Exporter) -> Iterator[None]:
+def _failures_as_export_errors(
+    exporter: str, module: torch.nn.Module
+) -> Iterator[list[warnings.WarningMessage]]:
     import torch
 
     # The exporters warn of their own internals and of TorchScript's age; what matters of it is
@@ -289,59 +324,18 @@ def _failures_as_export_errors(exporter: Exporter) -> Iterator[None]:
     level = chatter.level
     chatter.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")
-            yield
+        with warnings.catch_warnings(record=True) as warned, torch.no_grad():
+            warnings.simplefilter("always")
+            yield warned
     except (ExportError, InvalidInputError):
         raise
     except Exception as error:  # PyTorch's exporters raise whatever happened inside
+        place = source_line(error, module)
+        at = "" if place is None else f" at {place}"
         msg = (
-            f"The {exporter} exporter failed: {type(error).__name__}: {brief(_root(error))}; try "
-            f"another exporter, or change the part of forward that it names."
+            f"The {exporter} exporter failed{at}: {type(error).__name__}: {brief(root(error))}; "
+            f"try another exporter, or change the part of forward that it names."
         )
         raise ExportError(msg) from error
     finally:
         chatter.setLevel(level)
-
-
-def _hold_to_request(
-    path: Path,
-    *,
-    specs: tuple[TensorSpec, ...],
-    outputs: tuple[str, ...],
-    opset: int,
-    exporter: Exporter,
-) -> None:
-    """Compare what was written with what was asked for."""
-    model = graphs.read(path)
-    inputs, found_outputs = graphs.interface(model)
-    if (found := graphs.opset_of(model)) != opset:
-        msg = f"Opset {opset} was asked for, but the {exporter} exporter wrote opset {found}."
-        raise ExportError(msg)
-    names = tuple(spec.name for spec in found_outputs)
-    if names != outputs:
-        msg = f"The outputs are named {list(names)}, but {list(outputs)} was asked for."
-        raise ExportError(msg)
-    by_name = {spec.name: spec for spec in inputs}
-    for spec in specs:
-        written_spec = by_name.get(spec.name)
-        if written_spec is None:
-            msg = (
-                f"The {exporter} exporter dropped input {spec.name!r}: forward does not use it; "
-                f"leave it out of the input example."
-            )
-            raise ExportError(msg)
-        if written_spec.shape != spec.shape:
-            msg = (
-                f"Input {spec.name!r} has shape {list(written_spec.shape)} in the graph, but "
-                f"{list(spec.shape)} was asked for: forward fixes a size (or the {exporter} "
-                f"exporter did); make forward independent of it, or leave the axis static."
-            )
-            raise ExportError(msg)
-
-
-def _root(error: BaseException) -> BaseException:
-    """The innermost cause, which dynamo wraps in reports."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return error

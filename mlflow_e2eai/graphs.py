@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from mlflow_e2eai import weights
 from mlflow_e2eai.artifacts import Axis, OnnxArtifact, Precision, TensorSpec
 from mlflow_e2eai.errors import ArtifactError
 from mlflow_e2eai.files import sha256_of, written
@@ -14,26 +15,28 @@ if TYPE_CHECKING:
     import onnx
     import onnx_graphsurgeon as gs
 
-_LIMIT_BYTES = 2**31 - 1
-"""Protobuf's limit for one message, which an ONNX file with its weights inside is."""
-
 
 def read(path: Path) -> onnx.ModelProto:
-    """Read an ONNX file with its weights.
+    """Read an ONNX file with its weights, those in other files of its folder included.
 
     Raises:
-        ArtifactError: It is missing, is no ONNX file, or breaks the ONNX rules.
+        ArtifactError: It is missing, is no ONNX file, or breaks the ONNX rules; or a file of its
+            weights is missing, too short, or outside its folder.
     """
     import onnx
 
     try:
-        model = onnx.load(path)
+        model = onnx.load(path, load_external_data=False)
+        weights.fetch(model, path)
         onnx.checker.check_model(model)
+    except ArtifactError:
+        raise
     except FileNotFoundError as error:
         msg = f"There is no file {path}; check the path."
         raise ArtifactError(msg) from error
     except Exception as error:  # protobuf's and onnx's errors share no base class
-        msg = f"{path.name} is not a valid ONNX file: {str(error).strip().splitlines()[0]}"
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        msg = f"{path.name} is not a valid ONNX file: {reason}"
         raise ArtifactError(msg) from error
     return model
 
@@ -46,12 +49,7 @@ def write(model: onnx.ModelProto, out: Path) -> None:
     """
     import onnx
 
-    if (size := model.ByteSize()) > _LIMIT_BYTES:
-        msg = (
-            f"The graph takes {size / 2**30:.1f} GiB, but a single ONNX file holds 2 GiB at most, "
-            f"and weights in files of their own are not supported yet; use a smaller model."
-        )
-        raise ArtifactError(msg)
+    weights.check_size(model.ByteSize())
     try:
         onnx.checker.check_model(model)
     except onnx.checker.ValidationError as error:
@@ -113,13 +111,13 @@ def describe(
 
 def interface(model: onnx.ModelProto) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
     """A graph's inputs and outputs; initializers that are listed as inputs do not count."""
-    weights = {initializer.name for initializer in model.graph.initializer}
-    inputs = tuple(_spec(value) for value in model.graph.input if value.name not in weights)
+    constants = {initializer.name for initializer in model.graph.initializer}
+    inputs = tuple(_spec(value) for value in model.graph.input if value.name not in constants)
     return inputs, tuple(_spec(value) for value in model.graph.output)
 
 
-def opset_of(model: onnx.ModelProto) -> int:
-    """Version of the default operator set that a graph uses."""
+def opset_of(model: onnx.ModelProto | onnx.FunctionProto) -> int:
+    """Version of the default operator set that a graph or function uses."""
     defaults = [entry for entry in model.opset_import if entry.domain in ("", "ai.onnx")]
     return max((int(entry.version) for entry in defaults), default=0)
 
@@ -153,6 +151,41 @@ def unique_names(nodes: Iterable[tuple[str, str]]) -> list[str]:
 def node_names(model: onnx.ModelProto) -> list[str]:
     """The name by which each node of the main graph is known here, in order; see `unique_names`."""
     return unique_names((node.name, node.op_type) for node in model.graph.node)
+
+
+def nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+    """Every node of a model: of the main graph, of subgraphs at any depth, and of functions."""
+
+    def within(listed: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+        for node in listed:
+            yield node
+            for attribute in node.attribute:
+                for inner in (attribute.g, *attribute.graphs):
+                    yield from within(inner.node)
+
+    yield from within(model.graph.node)
+    for function in model.functions:
+        yield from within(function.node)
+
+
+def inlined(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A model with the nodes of its model-local functions in the place of their calls.
+
+    A constant that is given as a float, which is how a function turns an attribute into a tensor,
+    becomes a tensor: ONNX Runtime's fp16 converter overlooks the other form.
+    """
+    if not model.functions:
+        return model
+    import numpy as np
+    import onnx.inliner
+
+    flat: onnx.ModelProto = onnx.inliner.inline_local_functions(model)
+    for node in nodes(flat):
+        if node.op_type == "Constant" and node.attribute[0].name in ("value_float", "value_floats"):
+            value = onnx.helper.get_attribute_value(node.attribute[0])
+            tensor = onnx.numpy_helper.from_array(np.asarray(value, np.float32))
+            node.attribute[0].CopyFrom(onnx.helper.make_attribute("value", tensor))
+    return flat
 
 
 def operators(model: onnx.ModelProto) -> dict[str, int]:

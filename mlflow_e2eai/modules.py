@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import sys
+import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -278,7 +281,60 @@ def tensors_for(model: torch.nn.Module, example: Tensors) -> dict[str, torch.Ten
     return {name: torch.from_numpy(array.copy()).to(device) for name, array in example.items()}
 
 
+def positional(module: torch.nn.Module, names: tuple[str, ...]) -> torch.nn.Module:
+    """A module that takes tensors in the order of `names` and returns a flat tuple of tensors."""
+    import torch
+
+    class Positional(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = module
+
+        def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            arguments = dict(zip(names, tensors, strict=True))
+            return tuple(flatten(call(self.model, arguments)).values())
+
+        def train(self, mode: bool = True) -> Positional:  # noqa: ARG002, FBT001, FBT002 - torch's
+            # The exporters set the mode of what they get, which is right already; a graph that
+            # torch.export wrote would refuse.
+            return self
+
+    wrapper = Positional()
+    wrapper.training = False
+    return wrapper
+
+
 def brief(error: BaseException, limit: int = 300) -> str:
     """What an error says, on one line."""
     text = " ".join(str(error).split())
     return text if len(text) <= limit else f"{text[:limit]}…"
+
+
+def root(error: BaseException) -> BaseException:
+    """The innermost cause of an error."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def source_line(error: BaseException, model: torch.nn.Module) -> str | None:
+    """The line of a module's own code that an error was raised from, as ``file:line``.
+
+    None where no code of the module ran, as when a graph of it is translated.
+    """
+    own = {sys.modules.get(type(part).__module__) for part in model.modules()}
+    files = {
+        file
+        for where in own
+        if where is not None
+        and (file := getattr(where, "__file__", None))
+        and not where.__name__.startswith(("torch.", "mlflow_e2eai."))
+    }
+    found = None
+    now: BaseException | None = error
+    while now is not None:
+        for frame in traceback.extract_tb(now.__traceback__):
+            if frame.filename in files:
+                found = (frame.filename, frame.lineno)
+        now = now.__cause__
+    return None if found is None else f"{Path(found[0]).name}:{found[1]}"

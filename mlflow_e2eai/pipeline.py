@@ -16,19 +16,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mlflow_e2eai import __version__, bundle
-from mlflow_e2eai.artifacts import (
-    Array,
-    EngineArtifact,
-    Infer,
-    OnnxArtifact,
-    Precision,
-    Tensors,
-)
+from mlflow_e2eai.artifacts import Array, EngineArtifact, Infer, OnnxArtifact, Precision, Tensors
 from mlflow_e2eai.bundle import Evidence, Manifest
 from mlflow_e2eai.context import driver_version, gpu_name
 from mlflow_e2eai.engine import compile, resolve
+from mlflow_e2eai.errors import PrecisionError
 from mlflow_e2eai.evaluation import evaluate
-from mlflow_e2eai.exporter import DEFAULT_OPSET, Exporter, export
+from mlflow_e2eai.exporter import DEFAULT_OPSET, Exporter, ExportReport, export
 from mlflow_e2eai.latency import LatencyReport
 from mlflow_e2eai.modules import DynamicAxes, module_of, named_inputs
 from mlflow_e2eai.precision import PrecisionReport, check_precision, convert
@@ -182,7 +176,7 @@ def build(
         if evaluation is not None:
             evaluation = evaluation.renamed(new_names(raw, cleaned))
         converted = [*_converted(cleaned, settings, work, recorder, example, evaluation)]
-        graphs = [cleaned, *(graph for graph, _ in converted)]
+        graphs = [cleaned, *(graph for graph, _ in converted if graph is not None)]
         engines = _compiled(graphs, settings, work, recorder, example)
         under_new_names = bridge(reference, raw, cleaned)
         evidence, latency = evaluate(
@@ -195,7 +189,7 @@ def build(
             batch_sizes=settings.batch_sizes,
         )
         record(evidence, latency, recorder)
-    manifest = _manifest(source, graphs, engines, surgery, evidence, latency)
+    manifest = _manifest(source, graphs, engines, surgery, evidence, latency, exported)
     conversions = tuple(report for _, report in converted)
     return dataclasses.replace(manifest, conversions=conversions), example
 
@@ -207,6 +201,7 @@ def _manifest(
     surgery: SurgeryReport,
     evidence: Sequence[Evidence],
     latency: Mapping[str, LatencyReport],
+    exported: ExportReport,
 ) -> Manifest:
     return Manifest(
         format_version=bundle.FORMAT_VERSION,
@@ -218,6 +213,7 @@ def _manifest(
         evidence=tuple(evidence),
         latency=latency,
         environment=environment(),
+        export=exported,
     )
 
 
@@ -246,19 +242,25 @@ def _converted(
     recorder: Recorder,
     example: Tensors,
     evaluation: EvaluationData | None,
-) -> Iterator[tuple[OnnxArtifact, PrecisionReport]]:
+) -> Iterator[tuple[OnnxArtifact | None, PrecisionReport]]:
+    """Each precision's graph and report; where there can be none, the report says why."""
     for precision in dict.fromkeys(settings.precisions):
         if precision != cleaned.precision:
             with recorder.stage(f"convert {precision}", inputs=[cleaned.sha256]) as stage:
-                yield convert_on(
-                    stage,
-                    cleaned,
-                    precision,
-                    out=work / f"{precision}.onnx",
-                    keep_fp32=settings.keep_fp32,
-                    example=example,
-                    evaluation=evaluation,
-                )
+                made: tuple[OnnxArtifact | None, PrecisionReport]
+                try:
+                    made = convert_on(
+                        stage,
+                        cleaned,
+                        precision,
+                        out=work / f"{precision}.onnx",
+                        keep_fp32=settings.keep_fp32,
+                        example=example,
+                        evaluation=evaluation,
+                    )
+                except PrecisionError as error:
+                    made = None, error.report
+            yield made
 
 
 def convert_on(
@@ -281,11 +283,18 @@ def convert_on(
         keep_fp32: The same.
         example: The input example under the graph's names.
         evaluation: The data under the same names.
+
+    Raises:
+        PrecisionError: The graph cannot be had in that precision; the stage is told the report.
     """
     if keep_fp32:
         stage.kept(keep_fp32)
     samples = all_samples(example, graph, evaluation)
-    made, report = convert(graph, precision, out=out, keep_fp32=keep_fp32, samples=samples)
+    try:
+        made, report = convert(graph, precision, out=out, keep_fp32=keep_fp32, samples=samples)
+    except PrecisionError as error:
+        stage.noted("precision", error.report)
+        raise
     if made is not graph:
         if report.kept:
             stage.kept([kept.node for kept in report.kept])

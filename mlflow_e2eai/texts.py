@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlflow_e2eai.artifacts import PRECISIONS, Axis
@@ -44,18 +43,25 @@ def dynamic_axes(text: str) -> DynamicAxes | None:
 
 
 def plan(text: str) -> tuple[Step, ...]:
-    """Read a surgery plan from a YAML file, or ``default``."""
+    """Read a surgery plan: ``default``, a YAML file, or the URI of one that a run kept.
+
+    Raises:
+        E2EAIError: There is no such file, or it holds something else.
+    """
     import yaml
 
     from mlflow_e2eai.surgery import DEFAULT_PLAN, plan_from
+    from mlflow_e2eai.tracking import fetch_text
 
     if text == "default":
         return DEFAULT_PLAN
     try:
-        return plan_from(yaml.safe_load(Path(text).read_text(encoding="utf-8")))
-    except (OSError, yaml.YAMLError) as error:
-        msg = f"Cannot read a plan from {text}: {error}; give a YAML file with a list of rules."
+        data = yaml.safe_load(fetch_text(text))
+    except (ValueError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        msg = f"{text} is not YAML ({reason}); give a file with a list of rules."
         raise InvalidInputError(msg) from error
+    return plan_from(data)
 
 
 def typed(read: Callable[[str], Any]) -> Callable[[str], Any]:

@@ -28,11 +28,11 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = (
     {"__init__", "_compat"},
     {"errors"},
-    {"artifacts", "context", "factories", "files", "progress"},
+    {"artifacts", "context", "factories", "files", "progress", "weights"},
     {"arrays", "graphs", "modules"},
     {"runners", "parity", "latency", "gates", "samples"},
-    {"isolation"},
-    {"ranges"},
+    {"isolation", "operators"},
+    {"verification"},
     {"exporter", "surgery", "precision", "engine"},
     {"bisection"},
     {"bundle"},
@@ -43,6 +43,7 @@ LAYERS = (
     {"chain", "mlmodel", "registry"},
     {"flavor"},
     {"evaluator", "jobs", "texts"},
+    {"entry"},
     {"cli"},
 )
 RANKS = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms}

@@ -24,6 +24,7 @@ from mlflow_e2eai.artifacts import (
 )
 from mlflow_e2eai.bundle import Evidence, Manifest
 from mlflow_e2eai.errors import ArtifactError, InvalidInputError
+from mlflow_e2eai.exporter import EXPORTERS, ExportReport
 from mlflow_e2eai.files import from_json, sha256_of, to_json, verify, written
 from mlflow_e2eai.gates import Decision, Gate, Verdict
 from mlflow_e2eai.latency import (
@@ -223,6 +224,12 @@ OUTLINES = values_of(
     added=EDGES,
     beyond=st.dictionaries(STATES, COUNTS),
 )
+EXPORTED = values_of(
+    ExportReport,
+    exporter=st.sampled_from(EXPORTERS),
+    refused=named(TEXT),
+    unverified=st.none() | TEXT,
+)
 SURGERY = values_of(
     SurgeryReport,
     edits=named(COUNTS),
@@ -234,6 +241,7 @@ SURGERY = values_of(
     size_after_bytes=COUNTS,
     max_abs_error=st.none() | FLOATS,
     outline=st.none() | OUTLINES,
+    plan=st.none() | TEXT,
 )
 VERDICTS = values_of(
     Verdict, metric=TEXT, found=st.none() | FLOATS, wanted=TEXT, passed=st.booleans()
@@ -260,6 +268,7 @@ KINDS = {
     Evidence: EVIDENCE,
     Outline: OUTLINES,
     OutlineNode: OUTLINE_NODES,
+    ExportReport: EXPORTED,
     SurgeryReport: SURGERY,
     Gate: values_of(
         Gate,
@@ -280,6 +289,7 @@ KINDS = {
         evidence=few(EVIDENCE),
         latency=named(REPORTS),
         environment=named(TEXT),
+        export=st.none() | EXPORTED,
     ),
 }
 

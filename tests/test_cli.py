@@ -60,7 +60,7 @@ def test_bisect_prints_its_sentence_and_the_file_that_convert_takes(store, capsy
     assert cli.main(["bisect", "--model-uri", model]) == cli.DONE
     out, _ = said(capsys)
     sentence, uri = out.splitlines()
-    assert sentence.startswith("The variant passes when 1 of 5 nodes are kept as they were")
+    assert sentence.startswith("The variant passes when 1 of 4 nodes are kept as they were")
     words = ["convert", "--model-uri", model, "--precision", "fp16", "--keep-fp32"]
     for keep in (uri, "node_linear_1"):
         assert cli.main([*words, keep]) == cli.DONE
@@ -109,12 +109,12 @@ def test_promote_says_0_for_promoted_and_3_for_rejected(version, capsys, tmp_pat
         ("export --model-uri models:/nothing/1", "There is no model 'models:/nothing/1'"),
         ("export --model-uri x", "'x' names no model"),
         ("convert --model-uri x --precision fp12", "The precision is 'fp12', but one of fp32"),
-        ("convert --model-uri x --precision fp16 --keep-fp32 a.json", "The nodes in a.json cannot"),
+        ("convert --model-uri x --precision fp16 --keep-fp32 a.json", "a.json cannot be had"),
         ("bisect --model-uri x --precision fp12", "The precision is 'fp12', but one of fp32"),
         ("bisect --model-uri x", "'x' names no model"),
         ("compile --model-uri x --targets sm86,sm99", "The target is 'sm99', but one of local"),
         ("compile --model-uri x --targets sm86 --tf32 yes", "'yes' is neither true nor false"),
-        ("clean --model-uri x --plan missing.yaml", "Cannot read a plan from missing.yaml"),
+        ("clean --model-uri x --plan missing.yaml", "missing.yaml cannot be had"),
         ("promote --name net --version one", "'one' is no whole number of at least 1"),
         ("promote --name nothing --version 1", "There is no version 1 of 'nothing'"),
         ("log --model nothing --name x", "write package.module:callable"),

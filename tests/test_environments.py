@@ -37,6 +37,8 @@ def test_an_entry_point_runs_in_an_environment_that_mlflow_makes(store, tmp_path
         # uv reads none of pip's settings; where pip is told of a folder of wheels, so is uv.
         "UV_FIND_LINKS": os.environ.get("UV_FIND_LINKS", os.environ.get("PIP_FIND_LINKS", "")),
     }
+    # MLflow's own, set when an experiment is chosen; beside --experiment-name it is refused.
+    environment.pop("MLFLOW_EXPERIMENT_ID", None)
     done = subprocess.run(
         [Path(sys.executable).parent / "mlflow", "run", ROOT, "--experiment-name", "tests", *words],
         env=environment,

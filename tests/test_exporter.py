@@ -467,3 +467,99 @@ def test_an_output_axis_that_only_happens_to_be_as_long_is_not_dynamic(exporter,
         Square().eval(), two_rows(), out=out, dynamic_axes={"x": {0: N}}, exporter=exporter
     )
     assert made.outputs[0].shape == ("N", 2)
+
+
+class Branches(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.sum() > 0:
+            return x * 2
+        return x - 1
+
+
+class CountsSteps(torch.nn.Module):
+    def forward(self, x: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
+        for _ in range(int(steps)):
+            x = x * 2
+        return x + steps
+
+
+class NormalisedRows(torch.nn.Module):
+    """Divides 0 by 0 but for a constant that the dynamo optimizer drops."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x / (x.sum(-1, keepdim=True) + 1e-9)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
+def test_a_branch_on_the_data_climbs_to_script_with_the_reason_of_each_rung(out):
+    made, report = export(Branches().eval(), {"x": two_rows()}, out=out)
+    assert report.exporter == "script"
+    assert list(report.refused) == ["dynamo", "trace"]
+    assert all(re.search(r"test_exporter\.py:\d+", why) for why in report.refused.values())
+    assert "froze a value" in report.refused["trace"]
+    assert report.unverified is None
+    for x in (two_rows(), -two_rows()):
+        right = Branches()(torch.from_numpy(x)).numpy()
+        np.testing.assert_allclose(answer_of(made, x=x)["output"], right, rtol=1e-6)
+
+
+def test_a_trace_that_froze_a_branch_is_refused_with_the_line(out):
+    with pytest.raises(ExportError, match=r"trace exporter, which froze a value at test_exporter"):
+        export(Branches().eval(), {"x": two_rows()}, out=out, exporter="trace")
+    assert not out.exists()
+
+
+def test_a_trace_that_froze_the_length_of_a_loop_is_refused(out):
+    with pytest.raises(ExportError, match=r"froze a value .* 'less one'"):
+        export(
+            CountsSteps().eval(),
+            {"x": two_rows(), "steps": np.array(3)},
+            out=out,
+            exporter="trace",
+        )
+
+
+def test_numbers_that_the_optimizer_of_dynamo_changes_are_kept_without_it(out):
+    made, report = export(NormalisedRows().eval(), {"x": two_rows() + 1}, out=out)
+    assert report.exporter == "dynamo"
+    assert list(report.refused) == ["dynamo"]
+    assert "'zeros'" in report.refused["dynamo"]
+    zeros = np.zeros((2, 3), dtype=np.float32)
+    np.testing.assert_array_equal(answer_of(made, x=zeros)["output"], zeros)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
+def test_when_no_exporter_is_left_each_says_why(out):
+    class Eigenvalues(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.linalg.eigvalsh(x)
+
+    with pytest.raises(ExportError, match=r"dynamo: .* trace: .* script: ") as caught:
+        export(Eigenvalues().eval(), np.eye(3, dtype=np.float32), out=out)
+    assert "unoptimized" not in str(caught.value)
+
+
+def test_a_module_that_refuses_other_values_is_exported_all_the_same(out):
+    class Picky(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.sqrt(x)  # NaN for what is negative
+
+    assert export(Picky().eval(), {"x": two_rows()}, out=out)[1].exporter == "dynamo"
+
+
+def test_a_graph_of_operators_that_onnxruntime_lacks_is_not_verified_and_says_so(out):
+    class Foo(torch.autograd.Function):
+        @staticmethod
+        def forward(_, x):
+            return x * 2
+
+        @staticmethod
+        def symbolic(graph, x):
+            return graph.op("devtech::FooOp", x).setType(x.type())
+
+    class UsesFoo(torch.nn.Module):
+        def forward(self, x):
+            return Foo.apply(x)
+
+    _, report = export(UsesFoo().eval(), {"x": two_rows()}, out=out, exporter="trace")
+    assert report.unverified == "ONNX Runtime has no operators of devtech"

@@ -11,11 +11,18 @@ import torch
 from models import AXES, N, build, build_overflowing, features, labelled, net
 
 import mlflow_e2eai
-from mlflow_e2eai import jobs, pipeline, tracking
+from mlflow_e2eai import jobs, pipeline, texts, tracking
 from mlflow_e2eai.bisection import Bisection
-from mlflow_e2eai.errors import ArtifactError, InvalidInputError, PrecisionError, TrackingError
+from mlflow_e2eai.errors import (
+    ArtifactError,
+    InvalidInputError,
+    PrecisionError,
+    SurgeryError,
+    TrackingError,
+)
 from mlflow_e2eai.files import from_json
 from mlflow_e2eai.precision import PrecisionReport
+from mlflow_e2eai.surgery import plan_from
 
 
 @pytest.fixture
@@ -45,6 +52,23 @@ def test_the_stages_one_by_one_make_the_chain_that_the_pipeline_makes(source):
     assert evidence["onnxruntime-cpu/fp16"].passed
     assert evidence["onnxruntime-cpu/fp16"].task["accuracy"] > 0.9
     assert not evidence["tensorrt_rtx-sm86/fp16"].measured
+
+
+class NormalisedRows(torch.nn.Module):
+    """The dynamo optimizer drops its constant, which changes the numbers at zero."""
+
+    def forward(self, x):
+        return x / (x.sum(-1, keepdim=True) + 1e-9)
+
+
+def test_the_run_says_which_exporter_was_taken_and_why_others_were_not(store, monkeypatch):
+    given = {"model": NormalisedRows().eval(), "input_example": np.ones((2, 3), dtype=np.float32)}
+    monkeypatch.setattr("models.build", lambda: given)
+    jobs.export(jobs.log("models:build", name="net"))
+    tags = run_named("export").data.tags
+    assert tags["e2eai.exporter"] == "dynamo"
+    assert "does not give the module's numbers" in tags["e2eai.refused.dynamo"]
+    assert "e2eai.refused.trace" not in tags
 
 
 @pytest.fixture
@@ -94,6 +118,11 @@ def test_the_ranges_are_seen_on_the_logged_data_too(store, monkeypatch):
     cleaned = jobs.clean(jobs.export(jobs.log("models:build", name="net")))
     with pytest.raises(PrecisionError, match="3 of its 3 nodes must stay in fp32"):
         jobs.convert(cleaned, precision="fp16")
+    run = run_named("convert fp16")
+    text = mlflow.artifacts.load_text(f"runs:/{run.info.run_id}/precision.json")
+    report = from_json(PrecisionReport, text)
+    assert report.refused == run.data.tags["e2eai.error"]
+    assert len(report.kept) == 3
 
 
 def test_the_nodes_that_bisect_finds_are_those_that_convert_must_keep(overflowing, unguarded):
@@ -106,6 +135,25 @@ def test_the_nodes_that_bisect_finds_are_those_that_convert_must_keep(overflowin
     assert passed(right)["onnxruntime-cpu/fp16"]
 
 
+def test_the_plan_that_a_run_kept_can_be_replayed(source):
+    raw = jobs.export(source)
+    plan = plan_from([{"bypass": {"op_type": "Relux"}}, "drop_unused"])
+    jobs.clean(raw, plan=plan)
+    kept = f"runs:/{run_named('clean').info.run_id}/plan.yaml"
+    assert texts.plan(kept) == plan
+
+
+def test_a_plan_that_misses_what_it_requires_logs_no_graph(source):
+    raw = jobs.export(source)
+    plan = plan_from([{"bypass": {"op_type": "Relux", "required": True}}])
+    with pytest.raises(SurgeryError, match="found nothing to edit"):
+        jobs.clean(raw, plan=plan)
+    assert {stage(m.model_id) for m in mlflow.search_logged_models(output_format="list")} == {
+        "source",
+        "export",
+    }
+
+
 def test_a_bisection_is_a_run_on_its_input_with_an_artifact_and_numbers(overflowing, store):
     found, uri = jobs.bisect(overflowing)
     run = store.get_run(run_named("bisect fp16").info.run_id)  # a search leaves inputs out
@@ -114,7 +162,7 @@ def test_a_bisection_is_a_run_on_its_input_with_an_artifact_and_numbers(overflow
     assert from_json(Bisection, mlflow.artifacts.load_text(uri)) == found
     assert run.data.metrics == {
         "bisect/nodes": 1,
-        "bisect/suspects": 5,
+        "bisect/suspects": 4,
         "bisect/evaluations": found.evaluations,
     }
     assert run.data.tags["e2eai.stage"] == "bisect fp16"
@@ -234,6 +282,25 @@ def test_the_pipeline_guards_fp16_and_the_manifest_says_how(tmp_path):
     assert half.passed
     (report,) = manifest.conversions
     assert recorder.heard == [[kept.node for kept in report.kept]] != [[]]
+
+
+def test_a_precision_that_holds_no_node_is_refused_and_the_pipeline_goes_on(tmp_path):
+    given = build()
+    loud = {"x": np.full_like(given["input_example"]["x"], 1e5)}
+    manifest, _ = pipeline.build(
+        given["model"],
+        loud,
+        pipeline.Settings(dynamic_axes=AXES),
+        work=tmp_path,
+        recorder=pipeline.Silent(),
+    )
+    assert [graph.precision for graph in manifest.graphs] == ["fp32"]
+    assert "onnxruntime-cpu/fp32" in {entry.variant for entry in manifest.evidence if entry.passed}
+    (report,) = manifest.conversions
+    assert report.precision == "fp16"
+    assert "3 of its 3 nodes must stay in fp32" in report.refused
+    assert len(report.kept) == 3
+    assert not (tmp_path / "fp16.onnx").exists()
 
 
 def test_any_model_of_the_chain_will_do_for_any_stage(source):

@@ -15,8 +15,8 @@ from mlflow_e2eai import compare, convert, export, graphs
 from mlflow_e2eai.artifacts import PRECISIONS, Axis
 from mlflow_e2eai.errors import ArtifactError, InvalidInputError, PrecisionError
 from mlflow_e2eai.files import sha256_of
-from mlflow_e2eai.precision import to_fp16
-from mlflow_e2eai.ranges import guard
+from mlflow_e2eai.precision.fp16 import to_fp16
+from mlflow_e2eai.precision.ranges import Guarded, guard
 from mlflow_e2eai.runners import onnxruntime_runner
 
 AXES = (Axis("N", min=1, opt=2, max=4),)
@@ -374,6 +374,12 @@ REASONS = {
     "an input": ("y = Tanh(x)", 20000, "overflow", "x"),
     "headroom": ("y = Tanh(x)", 17000, "overflow", "x"),
     "squares inside": ("y = LpNormalization(x)", 200, "overflow", "x"),
+    "squares in fp16": (
+        "y = LayerNormalization <stash_type: int = 10> (x, one)",
+        200,
+        "overflow",
+        "x",
+    ),
     "a sum inside": ("y = ReduceMean <keepdims: int = 1> (x, rows)", 6000, "overflow", "y"),
 }
 
@@ -383,13 +389,110 @@ def test_a_node_is_kept_for_what_it_computes_with(case, graph):
     step, magnitude, reason, value = REASONS[case]
     source = graph(f"""
         main (float[N, 3] x) => (float[N, M] y)
-        <float large = {{20000}}, float tiny = {{1e-12}}, int64[1] rows = {{1}}> {{
+        <float large = {{20000}}, float[3] one = {{1, 1, 1}}, float tiny = {{1e-12}},
+         int64[1] rows = {{1}}> {{
             [step] {step}
         }}""")
     samples = [{"x": np.full((2, 3), magnitude, np.float32)}]
-    kept, _ = guard(graphs.read(source.path), samples)
-    (found,) = kept
+    (found,) = guard(graphs.read(source.path), samples).kept
     assert (found.reason, found.value) == (reason, value)
+
+
+def test_a_normalisation_that_squares_in_fp32_is_not_kept(graph):
+    source = graph("""
+        main (float[N, 3] x) => (float[N, 3] y) <float[3] one = {1, 1, 1}> {
+            y = LayerNormalization (x, one)
+        }""")
+    samples = [{"x": np.full((2, 3), 200, np.float32)}]
+    assert guard(graphs.read(source.path), samples).kept == ()
+
+
+MASKED = {
+    "Where": "m = Where(keep, zero, lowest)",
+    "Mul": "i = Cast <to: int = 1> (keep) j = Sub(one, i) m = Mul(lowest, j)",
+}
+LOWEST = float(np.finfo(np.float32).min)
+
+
+def masked(graph, made, more=""):
+    text = f"""
+        main (float[N, 3] x, bool[N, 3] keep) => (float[N, 3] y)
+        <float zero = {{0}}, float one = {{1}}, float lowest = {{0}}, float up = {{20000}}> {{
+            {made}
+            [sum] a = Add(x, m)
+            {more}
+            [rows] y = Softmax(a)
+        }}"""
+    model = graphs.read(graph(text).path)
+    (lowest,) = (one for one in model.graph.initializer if one.name == "lowest")
+    lowest.CopyFrom(onnx.numpy_helper.from_array(np.array(LOWEST, np.float32), "lowest"))
+    return model
+
+
+SOME = {"x": X[:2], "keep": np.array([[True, False, True], [False, False, True]])}
+
+
+@pytest.mark.parametrize("made", MASKED)
+def test_a_mask_may_saturate_before_a_softmax(made, graph, tmp_path):
+    model = masked(graph, MASKED[made])
+    found = guard(model, [SOME])
+    assert (found.kept, set(found.saturated)) == ((), {"lowest", "m", "a"})
+    answers = []
+    for name, one in (("before", model), ("after", to_fp16(model))):
+        graphs.write(one, tmp_path / name)
+        with onnxruntime_runner(tmp_path / name, rounded=name == "after") as infer:
+            answers.append(infer(SOME)["y"])
+    np.testing.assert_allclose(*answers, atol=1e-3)
+    assert np.array_equal(answers[1] == 0, ~SOME["keep"])
+
+
+def test_a_row_that_is_masked_whole_keeps_its_mask_in_fp32(graph):
+    """In fp32 its numbers are all the same; fp16 tells them apart."""
+    sample = {**SOME, "keep": np.array([[True, False, True], [False, False, False]])}
+    found = guard(masked(graph, MASKED["Where"]), [SOME, sample])
+    assert [kept.node for kept in found.kept] == ["Where_0", "sum", "rows"]
+    assert found.saturated == ()
+
+
+def test_a_mask_that_a_factor_brings_back_into_range_is_kept(graph):
+    """Saturated first, it would come out at nearly nothing."""
+    made = "i = Cast <to: int = 1> (keep) j = Sub(one, i) k = Div(j, up) l = Div(k, up) "
+    sample = {**SOME, "x": X[:2]}
+    made += "n = Div(l, up) p = Div(n, up) q = Div(p, up) [mask] m = Mul(lowest, q)"
+    found = guard(masked(graph, made), [sample])
+    assert ("mask", "lowest") in {(kept.node, kept.value) for kept in found.kept}
+
+
+def test_a_mask_that_something_else_reads_is_kept(graph):
+    found = guard(masked(graph, MASKED["Where"], more="b = Tanh(m)"), [SOME])
+    assert "Where_0" in {kept.node for kept in found.kept}
+
+
+def test_large_numbers_that_are_not_below_are_kept(graph):
+    found = guard(masked(graph, "m = Where(keep, up, zero)"), [SOME])
+    assert [kept.node for kept in found.kept] == ["Where_0", "sum", "rows"]
+
+
+@pytest.mark.parametrize("operator", ["If", "custom"])
+def test_a_value_of_no_element_or_no_number_has_no_range(operator, graph):
+    text = {
+        "If": """
+            main (float[N, 3] x, bool some) => (float[N, 3] y) {
+                y = If(some) <
+                    then_branch = one () => (float[N, 3] t) { t = Relu(x) },
+                    else_branch = two () => (float[N, 3] e) { e = Neg(x) }>
+            }""",
+        "custom": """
+            main (float[N, 3] x, bool some) => (float[N, 3] y) {
+                i = Cast <to: int = 7> (some)
+                [sum] z = SequenceConstruct(x, x)
+                y = SequenceAt(z, i)
+            }""",
+    }[operator]
+    model = graphs.read(graph(text).path)
+    empty = {"x": np.zeros((0, 3), np.float32), "some": np.ones((), bool)}
+    infinite = {"x": np.full((1, 3), np.inf, np.float32), "some": np.ones((), bool)}
+    assert guard(model, [empty, infinite]) == Guarded(samples=2)
 
 
 def test_what_fp16_holds_is_not_kept(graph):
@@ -399,13 +502,13 @@ def test_what_fp16_holds_is_not_kept(graph):
         {"x": np.zeros((1, 3), np.float32)},
         {"x": np.full((1, 3), -np.inf, np.float32)},
     ]
-    assert guard(model, samples) == ((), 3)
+    assert guard(model, samples) == Guarded(samples=3)
 
 
 def test_every_sample_is_seen_and_one_is_enough_to_keep_a_node(graph):
     model = graphs.read(graph(HIDDEN_OVERFLOW).path)
-    assert guard(model, [{"x": X}])[0] == ()
-    assert [one.node for one in guard(model, iter([{"x": X}, LARGE_SAMPLE, {"x": X}]))[0]] == [
+    assert guard(model, [{"x": X}]).kept == ()
+    assert [one.node for one in guard(model, iter([{"x": X}, LARGE_SAMPLE, {"x": X}])).kept] == [
         "up",
         "relu",
         "down",

@@ -1,3 +1,4 @@
+import dataclasses
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,9 +7,10 @@ import pytest
 
 from mlflow_e2eai.artifacts import OnnxArtifact, TensorSpec
 from mlflow_e2eai.bundle import FORMAT_VERSION, Evidence, Manifest
+from mlflow_e2eai.exporter import ExportReport
 from mlflow_e2eai.latency import Latency, LatencyReport
 from mlflow_e2eai.parity import Finding, OutputParity, ParityReport
-from mlflow_e2eai.report import markdown, table
+from mlflow_e2eai.report import html, markdown, table
 from mlflow_e2eai.surgery import SurgeryReport
 
 
@@ -230,3 +232,11 @@ def test_the_markdown_has_the_cells_of_the_table():
     shown = [table(found).splitlines()[0], *table(found).splitlines()[2:]]
     assert [" ".join(row).split() for row in cells] == [line.split() for line in shown]
     assert rule == "|" + len(cells[0]) * "---|"
+
+
+def test_the_page_says_which_exporter_was_taken_and_why_others_were_not():
+    exported = ExportReport(exporter="script", refused={"trace": "It froze <a branch>."})
+    page = html(dataclasses.replace(manifest(TORCH, CPU), export=exported))
+    assert "<dt>Exporter</dt><dd>script</dd>" in page
+    assert "<dt>Refused: trace</dt><dd>It froze &lt;a branch&gt;.</dd>" in page
+    assert "Refused:" not in html(manifest(TORCH, CPU))

@@ -21,7 +21,7 @@ from mlflow_e2eai import Axis
 from mlflow_e2eai.artifacts import OnnxArtifact, TensorSpec
 from mlflow_e2eai.bundle import read
 from mlflow_e2eai.errors import InvalidInputError
-from mlflow_e2eai.samples import EvaluationData, calls, edge_samples, scores
+from mlflow_e2eai.samples import EvaluationData, branch_samples, calls, edge_samples, scores
 from mlflow_e2eai.samples.metrics import accuracy, task_metrics
 from mlflow_e2eai.tracking import sources
 
@@ -696,3 +696,20 @@ def test_a_large_edge_beyond_the_dtype_is_left_out():
     huge = {"x": np.full((1, 8), 6e4, np.float16)}
     found = edge_samples(huge, graph(N, dtype="float16"), lambda _: {"y": np.ones(1)})
     assert list(found) == ["zeros", "denormal"]
+
+
+def test_other_values_for_a_branch_keep_masks_and_indices_in_their_range():
+    given = {
+        "ids": np.array([[3, 0, 7]]),
+        "mask": np.ones((1, 3), dtype=np.int64),
+        "steps": np.array(3),
+        "flag": np.ones((), dtype=bool),
+    }
+    made = branch_samples(given)
+    assert list(made) == ["turned", "less one", "inverted"]
+    np.testing.assert_array_equal(made["turned"]["ids"], [[7, 0, 3]])
+    assert made["less one"]["steps"] == 2
+    assert all(made["less one"][name] is given[name] for name in ("ids", "mask", "flag"))
+    assert made["inverted"]["flag"].shape == ()
+    assert not made["inverted"]["flag"]
+    assert list(branch_samples({"x": X[:2]})) == ["turned", "zeros", "negated", "large"]

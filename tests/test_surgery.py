@@ -8,15 +8,16 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlflow_e2eai import clean, compare, graphs, surgery
+from mlflow_e2eai import clean, compare, graphs, surgery, texts
 from mlflow_e2eai.artifacts import Axis
 from mlflow_e2eai.errors import ArtifactError, InvalidInputError, SurgeryError
 from mlflow_e2eai.files import sha256_of
 from mlflow_e2eai.runners import onnxruntime_runner
-from mlflow_e2eai.surgery import DEFAULT_PLAN, RULES, Step, plan_from
+from mlflow_e2eai.surgery import DEFAULT_PLAN, RULES, Step, plan_from, plan_text
 
 X = np.array([[-1, 2, -3], [4, -5, 6]], dtype=np.float32)
 AXES = (Axis("N", min=1, opt=2, max=4),)
@@ -505,12 +506,79 @@ def test_steps_go_through_a_plan_as_they_are():
         (["polish"], f"no surgery rule 'polish'; the rules are {', '.join(RULES)}"),
         ([{"bypass": {"operator": "FooOp"}}], r"takes op_type, domain, but got \['operator'\]"),
         (["bypass"], "takes op_type, domain, but got"),
+        (["drop_unuse"], "no surgery rule 'drop_unuse'; did you mean 'drop_unused'"),
+        ([{"bypass": {"optype": "FooOp"}}], r"got \['optype'\]: did you mean 'op_type'"),
+        ([{"drop_unused": {"required": "yes"}}], "required: 'yes'; write true or false"),
         ([{"drop_unused": {"op_type": "a"}}], "takes no arguments, but got"),
     ],
 )
 def test_a_plan_that_makes_no_sense_is_refused_with_what_does(data, sentence):
     with pytest.raises(InvalidInputError, match=sentence):
         plan_from(data)
+
+
+@given(
+    st.lists(
+        st.builds(
+            Step,
+            rule=st.just("bypass"),
+            arguments=st.fixed_dictionaries({"op_type": st.text(), "domain": st.text()}),
+            required=st.booleans(),
+        )
+        | st.builds(Step, rule=st.just("drop_unused"), required=st.booleans())
+    )
+)
+def test_a_plan_written_as_yaml_reads_as_it_was(plan):
+    assert plan_from(yaml.safe_load(plan_text(plan))) == tuple(plan)
+
+
+def test_the_plan_in_a_report_does_to_another_graph_what_it_did_to_the_first(graph, out, tmp_path):
+    _, report = clean(graph(INNER), [FOO, *DEFAULT_PLAN], out=out)
+    other = graph(TWO_IN_A_ROW, name="other.onnx")
+    made, _ = clean(other, plan_from(yaml.safe_load(report.plan)), out=tmp_path / "replayed.onnx")
+    assert operators(made) == ["Relu"]
+
+
+def test_a_plan_that_could_not_be_read_again_is_refused(graph, out):
+    step = Step(rule="bypass", arguments={"op_type": np.array(["FooOp"])})
+    with pytest.raises(InvalidInputError, match="cannot be written as YAML"):
+        clean(graph(INNER), [step], out=out)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("required", [True, False])
+def test_a_required_rule_that_finds_nothing_is_an_error(required, graph, out):
+    source = graph(INNER)
+    plan = plan_from([{"bypass": {"op_type": "Foo", "required": required}}])
+    if not required:
+        assert clean(source, plan, out=out)[1].edits == {"bypass": 0}
+        return
+    with pytest.raises(SurgeryError, match=r"'bypass' \(op_type='Foo'\) found nothing") as caught:
+        clean(source, plan, out=out)
+    assert caught.value.rule == "bypass"
+    assert not out.exists()
+
+
+def test_a_required_rule_that_finds_something_is_fine(graph, out):
+    plan = plan_from([{"bypass": {"op_type": "FooOp", "required": True}}])
+    assert operators(clean(graph(INNER), plan, out=out)[0]) == ["Neg", "Relu"]
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"- bypass: {op_type: FooOp", "is not YAML"),
+        (b"\xff\xfe\x00", "is not YAML"),
+        (b"", "is a list of rules, not a NoneType"),
+        (b"- bypas: {op_type: FooOp}", "did you mean 'bypass'"),
+    ],
+)
+def test_a_plan_file_that_is_broken_is_one_sentence(content, sentence, tmp_path):
+    path = tmp_path / "plan.yaml"
+    path.write_bytes(content)
+    with pytest.raises(InvalidInputError, match=sentence) as caught:
+        texts.plan(str(path))
+    assert "\n" not in str(caught.value)
 
 
 def test_an_unknown_rule_is_refused_before_anything_is_read(out, graph):
@@ -528,7 +596,7 @@ def test_a_report_says_what_was_before_and_after(graph, out):
     assert (report.nodes_before, report.nodes_after) == (3, 2)
     assert report.size_before_bytes == source.path.stat().st_size
     assert report.size_after_bytes == made.path.stat().st_size
-    assert list(report.edits) == ["bypass", "drop_identities", "fold_constants", "drop_unused"]
+    assert list(report.edits) == ["bypass", "drop_identities", "simplify", "drop_unused"]
     assert report.max_abs_error is None  # there were no samples to see one on
 
 
@@ -666,6 +734,36 @@ def test_the_plan_is_to_blame_where_the_export_was_right(graph, out, monkeypatch
     source = graph(nothing_but_foo(INNER))
     with onnxruntime_runner(source.path) as right, pytest.raises(SurgeryError, match="The plan"):
         clean(source, [Step(rule="bad")], out=out, samples=[{"x": X}], reference=right)
+
+
+@pytest.mark.parametrize(
+    "rule", [lies, loses_an_output, makes_an_output, loses_an_input, changes_a_type, breaks_an_edge]
+)
+def test_the_step_that_did_harm_is_named_among_others(rule, graph, out, monkeypatch):
+    monkeypatch.setitem(surgery.RULES, "bad", rule)
+    plan = [*DROP, Step(rule="bad"), Step(rule="merge_duplicates")]
+    with pytest.raises(SurgeryError, match="Step 'bad' is to blame") as caught:
+        clean(graph(nothing_but_foo(INNER)), plan, out=out, samples=[{"x": X}])
+    assert caught.value.rule == "bad"
+    assert not out.exists()
+
+
+def test_the_second_step_of_a_rule_is_told_from_the_first(graph, out):
+    plan = [
+        Step(rule="bypass", arguments={"op_type": "Nothing"}),
+        Step(rule="bypass", arguments={"op_type": "Neg"}),
+    ]
+    source = graph(nothing_but_foo(INNER))
+    with pytest.raises(SurgeryError, match="Step 'bypass #2' is to blame"):
+        clean(source, plan, out=out, samples=[{"x": X}])
+
+
+def test_no_step_is_to_blame_for_what_was_wrong_before_the_first(graph, out):
+    source = graph(nothing_but_foo(INNER))
+    with pytest.raises(SurgeryError, match="it is the export that is wrong") as caught:
+        clean(source, DROP, out=out, samples=[{"x": X}], reference=lambda t: {"y": t["x"] + 1})
+    assert caught.value.rule is None
+    assert "to blame" not in str(caught.value)
 
 
 def test_a_graph_that_still_cannot_run_is_refused(graph, out):

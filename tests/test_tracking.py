@@ -154,7 +154,11 @@ class Branches(torch.nn.Module):
     [
         ({"input_example": {"x": features()[:, :5]}}, InvalidInputError, "does not accept"),
         ({"model": NotTensors().eval()}, InvalidInputError, "'note'"),
-        ({"model": Branches().eval()}, ExportError, "dynamo exporter failed"),
+        (
+            {"model": Branches().eval(), "exporter": "dynamo"},
+            ExportError,
+            "dynamo exporter failed",
+        ),
         ({"model": net().half()}, InvalidInputError, "torch.float16, but torch.float32"),
         ({"evaluation_data": ({"x": features()}, features())}, InvalidInputError, "metrics="),
         ({"evaluation_data": ({"y": features()}, [0, 1, 2, 0])}, InvalidInputError, "['y']"),

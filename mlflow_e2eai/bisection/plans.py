@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 
 from mlflow_e2eai.artifacts import Infer, OnnxArtifact, Tensors
 from mlflow_e2eai.bisection.searching import Bisection, search
-from mlflow_e2eai.errors import InvalidInputError, RunnerError, SurgeryError
-from mlflow_e2eai.surgery import DEFAULT_PLAN, Step, clean
+from mlflow_e2eai.errors import InvalidInputError, SurgeryError
+from mlflow_e2eai.surgery import DEFAULT_PLAN, Step, attempt
+from mlflow_e2eai.surgery.blame import guilty_step
+from mlflow_e2eai.surgery.plan import step_name
 from mlflow_e2eai.surgery.rules import Rule
 
 if TYPE_CHECKING:
@@ -55,14 +57,12 @@ def bisect_plan(
     """
     with TemporaryDirectory() as folder:
         replay = _Replay(source, samples, reference, Path(folder, "candidate.onnx"))
-        guilty = _guilty_step(plan, replay)
+        guilty = guilty_step(plan, replay)
         if guilty is None:
             found = search((), lambda _: False)
             return replace(found, evaluations=replay.count)
         found = _within(plan, guilty, replay, max_evaluations)
-    rule = plan[guilty].rule
-    earlier = sum(step.rule == rule for step in plan[:guilty])
-    name = f"{rule} #{earlier + 1}" if earlier else rule
+    name = step_name(plan, guilty)
     which = f"; it should spare {', '.join(found.nodes)}" if found.nodes else " as a whole"
     return replace(
         found,
@@ -70,21 +70,6 @@ def bisect_plan(
         evaluations=replay.count,
         sentence=f"Step {name!r} broke the graph{which}. Seen in {replay.count} evaluations.",
     )
-
-
-def _guilty_step(plan: Sequence[Step], replay: _Replay) -> int | None:
-    """Position of the step to blame; None when the plan is right."""
-    wrong = 0
-    error: SurgeryError | None = None
-    for length in range(len(plan), -1, -1):
-        error = replay(plan[:length])
-        if error is None:
-            return None if length == len(plan) else length
-        if not isinstance(error.__cause__, RunnerError):
-            wrong = length
-    if error is not None and not wrong:
-        raise error
-    return wrong - 1
 
 
 def _within(
@@ -119,7 +104,9 @@ class _Replay:
     def __call__(self, steps: Sequence[Step]) -> SurgeryError | None:
         self.count += 1
         try:
-            clean(self.source, steps, out=self.out, samples=self.samples, reference=self.reference)
+            attempt(
+                self.source, steps, out=self.out, samples=self.samples, reference=self.reference
+            )
         except SurgeryError as error:
             return error
         return None

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from mlflow_e2eai.artifacts import EngineArtifact, OnnxArtifact, TensorSpec
 from mlflow_e2eai.bundle import Manifest
+from mlflow_e2eai.exporter import ExportReport
 from mlflow_e2eai.report import tables
 from mlflow_e2eai.report.markup import (
     NONE,
@@ -74,7 +75,12 @@ def lineage_section(manifest: Manifest, origin: Origin) -> Section:
     tree = element(
         "ul", element("li", root, element("ul", *branches) if branches else None), class_="tree"
     )
-    parts = [_whereabouts(origin), element("h3", "From the PyTorch model to each file"), tree]
+    parts = [
+        _whereabouts(origin),
+        _exported(manifest.export),
+        element("h3", "From the PyTorch model to each file"),
+        tree,
+    ]
     if manifest.files:
         parts += [element("h3", "Digests"), _digests(manifest)]
     return "lineage", "Files and lineage", element("div", *parts)
@@ -155,6 +161,21 @@ def _whereabouts(origin: Origin) -> Markup | None:
     if not entries:
         return None
     items = (element("div", element("dt", name), element("dd", value)) for name, value in entries)
+    return element("dl", *items, class_="pairs")
+
+
+def _exported(report: ExportReport | None) -> Markup | None:
+    """Which exporter wrote the raw graph, and why others did not."""
+    if report is None:
+        return None
+    entries: list[tuple[str, str]] = [("Exporter", report.exporter)]
+    if report.unverified is not None:
+        entries.append(("Numbers not checked", report.unverified))
+    entries += [(f"Refused: {name}", why) for name, why in report.refused.items()]
+    items = (
+        element("div", element("dt", name), element("dd", sentence(value)))
+        for name, value in entries
+    )
     return element("dl", *items, class_="pairs")
 
 

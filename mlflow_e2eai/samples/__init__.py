@@ -3,6 +3,7 @@
 from mlflow_e2eai.samples.data import EvaluationData, all_samples, calls
 from mlflow_e2eai.samples.generated import (
     batch_samples,
+    branch_samples,
     edge_samples,
     other_sample,
     profile_samples,
@@ -16,6 +17,7 @@ __all__ = [
     "accuracy",
     "all_samples",
     "batch_samples",
+    "branch_samples",
     "calls",
     "edge_samples",
     "joined",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -82,6 +82,54 @@ def other_sample(example: Tensors, graph: OnnxArtifact, reference: Infer) -> Ten
     turned = {name: np.ascontiguousarray(np.flip(array)) for name, array in whole.items()}
     same = all(np.array_equal(array, whole[name]) for name, array in turned.items())
     return None if same or not _is_sound(reference, turned) else turned
+
+
+def branch_samples(whole: Tensors) -> dict[str, Tensors]:
+    """The input example with other values, for a branch or a loop to go another way.
+
+    - ``turned``: every input turned round.
+    - ``zeros``: floating numbers are 0.
+    - ``negated``: floating numbers have the other sign.
+    - ``large``: `LARGE` times the floating numbers.
+    - ``less one``: integers that are all 2 or more, such as counts, are one less: an index stays in
+      its range, and a mask of ones is left alone.
+    - ``inverted``: single booleans are the other one.
+
+    Args:
+        whole: One array for each input.
+
+    Returns:
+        Samples by label; those that would be the example itself are left out. A model may refuse
+        some of them.
+    """
+    changes: dict[str, Callable[[Array], Array]] = {
+        "turned": lambda array: np.ascontiguousarray(np.flip(array)).reshape(array.shape),
+        "zeros": lambda array: np.zeros_like(array) if array.dtype.kind == "f" else array,
+        "negated": lambda array: np.negative(array) if array.dtype.kind == "f" else array,
+        "large": lambda array: _large(array) if array.dtype.kind == "f" else array,
+        "less one": _less_one,
+        "inverted": lambda array: (
+            np.logical_not(array, out=np.empty_like(array)) if _is_flag(array) else array
+        ),
+    }
+    made = {
+        label: {name: change(array) for name, array in whole.items()}
+        for label, change in changes.items()
+    }
+    return {
+        label: sample
+        for label, sample in made.items()
+        if not all(np.array_equal(array, whole[name]) for name, array in sample.items())
+    }
+
+
+def _less_one(array: Array) -> Array:
+    is_count = array.dtype.kind in "iu" and array.size > 0 and array.min() > 1
+    return np.asarray(array - array.dtype.type(1)) if is_count else array
+
+
+def _is_flag(array: Array) -> bool:
+    return array.dtype.kind == "b" and array.size == 1
 
 
 def edge_samples(example: Tensors, graph: OnnxArtifact, reference: Infer) -> dict[str, Tensors]:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from mlflow_e2eai import graphs
@@ -18,15 +19,25 @@ from mlflow_e2eai.artifacts import Infer, OnnxArtifact, Tensors, TensorSpec
 from mlflow_e2eai.errors import ArtifactError, RunnerError, SurgeryError
 from mlflow_e2eai.files import written
 from mlflow_e2eai.isolation import isolated_onnxruntime
+from mlflow_e2eai.surgery.blame import guilty_step
 from mlflow_e2eai.surgery.outline import Outline, outline_of
-from mlflow_e2eai.surgery.plan import DEFAULT_PLAN, Step, plan_from
+from mlflow_e2eai.surgery.plan import DEFAULT_PLAN, Step, plan_from, plan_text, step_name
 from mlflow_e2eai.surgery.rules import RULES, Rule
 
 if TYPE_CHECKING:
     import onnx
     import onnx_graphsurgeon as gs
 
-__all__ = ["DEFAULT_PLAN", "RULES", "Outline", "Step", "SurgeryReport", "clean", "plan_from"]
+__all__ = [
+    "DEFAULT_PLAN",
+    "RULES",
+    "Outline",
+    "Step",
+    "SurgeryReport",
+    "clean",
+    "plan_from",
+    "plan_text",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +55,7 @@ class SurgeryReport:
         max_abs_error: Largest difference that the check of the numbers saw, over all outputs; None
             when there was nothing to check against.
         outline: Both graphs in one, for people to look at; None in reports of before it was drawn.
+        plan: The plan as YAML, to apply to another graph; None in reports of before it was kept.
     """
 
     edits: Mapping[str, int]
@@ -55,6 +67,7 @@ class SurgeryReport:
     size_after_bytes: int
     max_abs_error: float | None
     outline: Outline | None = None
+    plan: str | None = None
 
 
 def clean(
@@ -81,18 +94,36 @@ def clean(
 
     Raises:
         InvalidInputError: The plan names a rule or argument that there is not.
-        SurgeryError: A rule failed, or the result has another interface or other numbers.
+        SurgeryError: A rule failed or did not find what it must, or the result has another
+            interface or other numbers; then the plan is replayed to name the step to blame.
     """
+    try:
+        return attempt(source, plan, out=out, samples=samples, reference=reference)
+    except SurgeryError as error:
+        if error.rule is None:
+            _blame(error, source, plan, samples=samples, reference=reference)
+        raise
+
+
+def attempt(
+    source: OnnxArtifact,
+    plan: Sequence[Step],
+    *,
+    out: Path,
+    samples: Sequence[Tensors],
+    reference: Infer | None,
+) -> tuple[OnnxArtifact, SurgeryReport]:
+    """Do what `clean` does, without a search for the step to blame where the result is wrong."""
     import onnx_graphsurgeon as gs
 
     rules = [(step, step.bound()) for step in plan]
+    text = plan_text(plan)
     before = graphs.read(source.path)
     graph = gs.import_onnx(before)
     _name_nodes(graph)
     edits = {}
     for position, (step, rule) in enumerate(rules):
-        earlier = sum(other.rule == step.rule for other, _ in rules[:position])
-        edits[f"{step.rule} #{earlier + 1}" if earlier else step.rule] = _apply(step, rule, graph)
+        edits[step_name(plan, position)] = _apply(step, rule, graph)
     after = graphs.to_onnx(graph, like=before)
     _keep_interface(source, after, plan)
     with written(out) as temporary:
@@ -112,6 +143,7 @@ def clean(
         size_after_bytes=out.stat().st_size,
         max_abs_error=error,
         outline=outline_of(before, after),
+        plan=text,
     )
     artifact = graphs.describe(
         out,
@@ -121,6 +153,36 @@ def clean(
         parent_sha256=source.sha256,
     )
     return artifact, report
+
+
+def _blame(
+    error: SurgeryError,
+    source: OnnxArtifact,
+    plan: Sequence[Step],
+    *,
+    samples: Sequence[Tensors],
+    reference: Infer | None,
+) -> None:
+    """Write into an error which step of the plan it comes from, where that can be told."""
+    with TemporaryDirectory() as folder:
+
+        def replay(steps: Sequence[Step]) -> SurgeryError | None:
+            if len(steps) == len(plan):
+                return error
+            out = Path(folder, "replayed.onnx")
+            try:
+                attempt(source, steps, out=out, samples=samples, reference=reference)
+            except SurgeryError as found:
+                return found
+            return None
+
+        try:
+            guilty = guilty_step(plan, replay)
+        except SurgeryError:
+            return  # it was wrong before the first step
+    if guilty is not None:
+        error.rule = plan[guilty].rule
+        error.args = (f"{error} Step {step_name(plan, guilty)!r} is to blame.",)
 
 
 def _name_nodes(graph: gs.Graph) -> None:
@@ -138,13 +200,21 @@ def _name_nodes(graph: gs.Graph) -> None:
 
 def _apply(step: Step, rule: Rule, graph: gs.Graph) -> int:
     try:
-        return rule(graph)
+        edits = rule(graph)
     except SurgeryError as error:
         error.rule = step.rule
         raise
     except Exception as error:  # graphsurgeon and whatever it calls
         msg = f"Surgery rule {step.rule!r} failed: {type(error).__name__}: {error}"
         raise SurgeryError(msg, rule=step.rule) from error
+    if step.required and not edits:
+        given = ", ".join(f"{name}={value!r}" for name, value in step.arguments.items())
+        msg = (
+            f"Rule {step.rule!r} ({given or 'no arguments'}) found nothing to edit, but is "
+            f"required; check its arguments, or leave out required: true."
+        )
+        raise SurgeryError(msg, rule=step.rule)
+    return edits
 
 
 def _keep_interface(source: OnnxArtifact, after: onnx.ModelProto, plan: Sequence[Step]) -> None:

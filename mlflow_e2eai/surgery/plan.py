@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,10 +20,13 @@ class Step:
     Attributes:
         rule: Name of the rule, a key of `RULES`.
         arguments: Its keyword arguments.
+        required: Whether a rule that finds nothing to edit is an error. A plan with such a step
+            says so too when it meets a graph that it was applied to before.
     """
 
     rule: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    required: bool = False
 
     def bound(self) -> Rule:
         """The rule with its arguments, ready for a graph.
@@ -31,26 +35,38 @@ class Step:
             InvalidInputError: There is no such rule, or it takes other arguments.
         """
         if self.rule not in RULES:
-            msg = f"There is no surgery rule {self.rule!r}; the rules are {', '.join(RULES)}."
+            hint = _nearest(self.rule, RULES) or f"the rules are {', '.join(RULES)}."
+            msg = f"There is no surgery rule {self.rule!r}; {hint}"
             raise InvalidInputError(msg)
         rule = RULES[self.rule]
         try:
             inspect.signature(rule).bind(None, **self.arguments)
         except TypeError as error:
-            takes = ", ".join(list(inspect.signature(rule).parameters)[1:]) or "no arguments"
-            msg = f"Rule {self.rule!r} takes {takes}, but got {sorted(self.arguments)}: {error}."
+            known = list(inspect.signature(rule).parameters)[1:]
+            strange = next((name for name in self.arguments if name not in known), "")
+            msg = (
+                f"Rule {self.rule!r} takes {', '.join(known) or 'no arguments'}, but got "
+                f"{sorted(self.arguments)}: {_nearest(strange, known) or f'{error}.'}"
+            )
             raise InvalidInputError(msg) from error
         return functools.partial(rule, **self.arguments)
 
 
-DEFAULT_PLAN = (Step(rule="drop_identities"), Step(rule="fold_constants"), Step(rule="drop_unused"))
+DEFAULT_PLAN = (Step(rule="drop_identities"), Step(rule="simplify"), Step(rule="drop_unused"))
 """What is always safe: it needs to know nothing about the model."""
+
+
+def _nearest(name: str, known: Iterable[str]) -> str | None:
+    """The question whether a known name was meant; None where none is near."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"did you mean {near[0]!r}?" if near else None
 
 
 def plan_from(data: Any) -> tuple[Step, ...]:
     """Read a plan as YAML or JSON gives it: a list of rule names, or of one-key mappings.
 
-    ``[{"bypass": {"op_type": "FooOp"}}, "drop_unused"]`` is a plan of two steps.
+    ``[{"bypass": {"op_type": "FooOp", "required": True}}, "drop_unused"]`` is a plan of two steps,
+    the first of which must find something to do; see `Step`.
 
     Raises:
         InvalidInputError: It is something else, or names a rule or argument that there is not.
@@ -70,10 +86,46 @@ def plan_from(data: Any) -> tuple[Step, ...]:
                 if not isinstance(arguments or {}, Mapping):
                     msg = f"Rule {rule!r} has {arguments!r} for arguments; give names and values."
                     raise InvalidInputError(msg)
-                step = Step(rule=str(rule), arguments=dict(arguments or {}))
+                step = _step(str(rule), dict(arguments or {}))
             case _:
                 msg = f"{item!r} is no step of a plan; write a rule's name, or {{rule: arguments}}."
                 raise InvalidInputError(msg)
         step.bound()
         steps.append(step)
     return tuple(steps)
+
+
+def step_name(plan: Sequence[Step], position: int) -> str:
+    """What a step is called in reports: ``rule``, or ``rule #2`` for the second of its rule."""
+    rule = plan[position].rule
+    earlier = sum(step.rule == rule for step in plan[:position])
+    return f"{rule} #{earlier + 1}" if earlier else rule
+
+
+def plan_text(plan: Sequence[Step]) -> str:
+    """Write a plan as YAML that `plan_from` reads.
+
+    Raises:
+        InvalidInputError: An argument is no plain data, so that the plan could not be read again.
+    """
+    import yaml
+
+    data = [
+        {step.rule: {**step.arguments, **({"required": True} if step.required else {})}}
+        if step.arguments or step.required
+        else step.rule
+        for step in plan
+    ]
+    try:
+        return yaml.safe_dump(data, sort_keys=False)
+    except yaml.YAMLError as error:
+        msg = f"The plan cannot be written as YAML: {error}; give texts, numbers and lists of them."
+        raise InvalidInputError(msg) from error
+
+
+def _step(rule: str, arguments: dict[str, Any]) -> Step:
+    required = arguments.pop("required", False)
+    if not isinstance(required, bool):
+        msg = f"Rule {rule!r} has required: {required!r}; write true or false."
+        raise InvalidInputError(msg)
+    return Step(rule=rule, arguments=arguments, required=required)

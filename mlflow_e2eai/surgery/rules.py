@@ -9,8 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, TypeAlias
 
+import numpy as np
+
 from mlflow_e2eai.errors import SurgeryError
 from mlflow_e2eai.graphs import operator_name
+from mlflow_e2eai.surgery.edges import bypassed, can_vanish, is_output, matching
+from mlflow_e2eai.surgery.merging import merge_duplicates, merge_reshapes, merge_transposes
+from mlflow_e2eai.surgery.simplify import simplify
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
@@ -29,7 +34,7 @@ def bypass(graph: gs.Graph, *, op_type: str, domain: str | None = None) -> int:
         op_type: Operator of the nodes, for example ``FooOp``.
         domain: Domain of the operator; None for any.
     """
-    nodes = _matching(graph, op_type, domain)
+    nodes = matching(graph, op_type, domain)
     for node in nodes:
         if not node.inputs or len(node.outputs) != 1:
             msg = (
@@ -37,7 +42,7 @@ def bypass(graph: gs.Graph, *, op_type: str, domain: str | None = None) -> int:
                 f"{len(node.outputs)} outputs, but bypass needs an input and exactly one output."
             )
             raise SurgeryError(msg)
-    return sum(_bypass(graph, node) for node in nodes)
+    return sum(bypassed(graph, node) for node in nodes)
 
 
 def remove(graph: gs.Graph, *, op_type: str, domain: str | None = None) -> int:
@@ -51,7 +56,7 @@ def remove(graph: gs.Graph, *, op_type: str, domain: str | None = None) -> int:
     Raises:
         SurgeryError: Another node still reads one of them, or no output would be left.
     """
-    nodes = _matching(graph, op_type, domain)
+    nodes = matching(graph, op_type, domain)
     doomed = {id(node) for node in nodes}
     for node in nodes:
         for tensor in node.outputs:
@@ -76,18 +81,18 @@ def remove(graph: gs.Graph, *, op_type: str, domain: str | None = None) -> int:
 
 
 def drop_identities(graph: gs.Graph) -> int:
-    """Bypass nodes that hand on what they get: Identity, and Dropout as inference runs it."""
+    """Bypass nodes that hand on what they get.
+
+    These are Identity, Dropout as inference runs it, and Cast to the type that is there already.
+    """
     edits = 0
-    for node in [*_matching(graph, "Identity", None), *_matching(graph, "Dropout", None)]:
-        mask_is_used = any(
-            tensor.outputs or _is_output(graph, tensor) for tensor in node.outputs[1:]
-        )
-        trains = len(node.inputs) > 2 and not _is_false(node.inputs[2])  # noqa: PLR2004 - ONNX Dropout's training_mode
-        if mask_is_used or trains or not _can_vanish(graph, node):
-            continue
-        while len(node.outputs) > 1:
-            node.outputs.pop()
-        edits += _bypass(graph, node)
+    # What a Cast reads may be known only once an Identity before it is gone.
+    while dropped := sum(
+        bypassed(graph, node)
+        for node in list(graph.nodes)
+        if _hands_on(graph, node) and can_vanish(graph, node)
+    ):
+        edits += dropped
     return edits
 
 
@@ -131,57 +136,19 @@ def rename(
 
 RULES: Mapping[str, Rule] = {
     rule.__name__: rule
-    for rule in (bypass, remove, drop_identities, fold_constants, drop_unused, rename)
+    for rule in (
+        bypass,
+        remove,
+        drop_identities,
+        fold_constants,
+        simplify,
+        drop_unused,
+        merge_duplicates,
+        merge_transposes,
+        merge_reshapes,
+        rename,
+    )
 }
-
-
-def _matching(graph: gs.Graph, op_type: str, domain: str | None) -> list[gs.Node]:
-    wanted = None if domain is None else operator_name(domain, op_type)
-    return [
-        node
-        for node in graph.nodes
-        if node.op == op_type and wanted in (None, operator_name(node.domain, node.op))
-    ]
-
-
-def _bypass(graph: gs.Graph, node: gs.Node) -> int:
-    """Take one node out of the way; 1 when something changed."""
-    source, result = node.inputs[0], node.outputs[0]
-    if not _is_output(graph, result):
-        for reader in list(result.outputs):
-            reader.inputs = [source if tensor is result else tensor for tensor in reader.inputs]
-    elif _can_take_name(graph, source):
-        # The output's name belongs to the caller, so its tensor stays and the inner one goes.
-        (producer,) = source.inputs
-        for reader in list(source.outputs):
-            if reader is not node:
-                reader.inputs = [result if tensor is source else tensor for tensor in reader.inputs]
-        node.outputs.clear()
-        producer.outputs = [result if tensor is source else tensor for tensor in producer.outputs]
-    elif node.op == "Identity":
-        return 0
-    else:
-        node.op, node.domain, node.attrs = "Identity", None, {}
-        node.inputs = [source]
-        return 1
-    node.inputs.clear()
-    node.outputs.clear()
-    graph.nodes.remove(node)
-    return 1
-
-
-def _can_vanish(graph: gs.Graph, node: gs.Node) -> bool:
-    return not _is_output(graph, node.outputs[0]) or _can_take_name(graph, node.inputs[0])
-
-
-def _can_take_name(graph: gs.Graph, tensor: gs.Tensor) -> bool:
-    """Whether a tensor is an inner one: made by one node of this graph and no output itself."""
-    made_here = len(tensor.inputs) == 1 and any(tensor.inputs[0] is node for node in graph.nodes)
-    return made_here and not _is_output(graph, tensor)
-
-
-def _is_output(graph: gs.Graph, tensor: gs.Tensor) -> bool:
-    return any(tensor is output for output in graph.outputs)
 
 
 def _is_false(tensor: gs.Tensor) -> bool:
@@ -208,3 +175,29 @@ def _rename(tensors: list[gs.Tensor], names: Mapping[str, str], taken: set[str],
         taken.add(new)
         edits += 1
     return edits
+
+
+def _hands_on(graph: gs.Graph, node: gs.Node) -> bool:
+    match operator_name(node.domain, node.op):
+        case "Identity":
+            return True
+        case "Dropout":
+            return not _drops(graph, node)
+        case "Cast":
+            return _casts_to_the_same(node)
+    return False
+
+
+def _drops(graph: gs.Graph, node: gs.Node) -> bool:
+    """Whether a Dropout does anything: it trains, or somebody reads its mask."""
+    mask_is_used = any(tensor.outputs or is_output(graph, tensor) for tensor in node.outputs[1:])
+    return mask_is_used or (len(node.inputs) > 2 and not _is_false(node.inputs[2]))  # noqa: PLR2004 - ONNX Dropout's training_mode
+
+
+def _casts_to_the_same(node: gs.Node) -> bool:
+    import onnx
+
+    dtype = node.inputs[0].dtype
+    if not isinstance(dtype, type | np.dtype):
+        return False  # unknown, or one that numpy lacks
+    return bool(int(onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))) == node.attrs["to"])

@@ -37,6 +37,7 @@ from mlflow_e2eai.tracking.runs import (
 )
 from mlflow_e2eai.tracking.server import check_server
 from mlflow_e2eai.tracking.sources import fetch_source, log_source, open_inputs
+from mlflow_e2eai.tracking.texts import fetch_text
 
 __all__ = [
     "ERROR",
@@ -57,6 +58,7 @@ __all__ = [
     "fetch_graph",
     "fetch_nodes",
     "fetch_source",
+    "fetch_text",
     "link_inputs",
     "link_output",
     "log_artifact",

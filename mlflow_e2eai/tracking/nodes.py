@@ -5,13 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection
-from pathlib import Path
 from typing import Any
 
 from mlflow_e2eai.bisection import Bisection
-from mlflow_e2eai.errors import ArtifactError, TrackingError
+from mlflow_e2eai.errors import ArtifactError
 from mlflow_e2eai.files import to_json
-from mlflow_e2eai.tracking.server import address
+from mlflow_e2eai.tracking.texts import fetch_text
 
 KEEP_FP32 = "e2eai.keep_fp32"
 """Tag of a run that converts: the nodes that stayed in fp32."""
@@ -66,7 +65,7 @@ def fetch_nodes(uri: str) -> list[str]:
         ArtifactError: It holds something else.
     """
     try:
-        data = json.loads(_text(uri))
+        data = json.loads(fetch_text(uri))
     except ValueError as error:
         msg = f"{uri} is not JSON ({error}); give a bisection.json or keep_fp32.json."
         raise ArtifactError(msg) from error
@@ -75,19 +74,6 @@ def fetch_nodes(uri: str) -> list[str]:
         msg = f"{uri} holds no list of 'nodes'; give a bisection.json or keep_fp32.json."
         raise ArtifactError(msg)
     return nodes
-
-
-def _text(uri: str) -> str:
-    import mlflow
-    from mlflow.exceptions import MlflowException
-
-    try:
-        if ":/" not in uri:
-            return Path(uri).read_text(encoding="utf-8")
-        return str(mlflow.artifacts.load_text(uri))
-    except (MlflowException, OSError) as error:
-        msg = f"The nodes in {uri} cannot be had, with MLflow at {address()}: {error}"
-        raise TrackingError(msg) from error
 
 
 def _brief(nodes: Collection[str]) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 from mlflow_e2eai.artifacts import EngineArtifact, OnnxArtifact, Tensors
 from mlflow_e2eai.bundle import Evidence
 from mlflow_e2eai.errors import TrackingError
+from mlflow_e2eai.exporter import ExportReport
 from mlflow_e2eai.files import to_json
 from mlflow_e2eai.latency import Latency, LatencyReport
 from mlflow_e2eai.report import surgery_html
@@ -171,13 +172,18 @@ class MlflowStage:
         self.recorder.models[artifact.sha256] = model_id
 
     def noted(self, name: str, value: Any) -> None:
-        """Keep a report as a JSON artifact of the run, and what surgery did as a page too."""
+        """Keep a report as a JSON artifact of the run, and of surgery a page and the plan too."""
         from mlflow import MlflowClient
 
         client = MlflowClient()
         client.log_text(self.run_id, to_json(value), f"{name}.json")
         if isinstance(value, SurgeryReport):
             client.log_text(self.run_id, surgery_html(value), f"{name}.html")
+            if value.plan is not None:
+                client.log_text(self.run_id, value.plan, "plan.yaml")
+        if isinstance(value, ExportReport):
+            for key, said in export_tags(value).items():
+                client.set_tag(self.run_id, key, said)
 
     def kept(self, nodes: Sequence[str]) -> None:
         """Write on the run which nodes stay in fp32."""
@@ -207,6 +213,14 @@ class MlflowStage:
         log_metrics(metrics, run_id=self.run_id, model_id=model_id)
         for step, found in stepped_metrics(evidence, latency):
             log_metrics(found, run_id=self.run_id, model_id=model_id, step=step)
+
+
+def export_tags(report: ExportReport) -> dict[str, str]:
+    """Which exporter wrote a graph, and why others did not."""
+    tags: dict[str, str] = {"e2eai.exporter": report.exporter}
+    if report.unverified is not None:
+        tags["e2eai.unverified"] = report.unverified
+    return tags | {f"e2eai.refused.{name}": why for name, why in report.refused.items()}
 
 
 def stepped_metrics(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -15,9 +14,10 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import numpy as np
 
 from mlflow_e2eai import graphs
-from mlflow_e2eai.artifacts import Array, Infer, Tensors
+from mlflow_e2eai.artifacts import Array, Tensors
 from mlflow_e2eai.isolation import isolated
-from mlflow_e2eai.runners import onnxruntime_runner
+from mlflow_e2eai.precision.masks import Masks, masks
+from mlflow_e2eai.precision.observing import STATISTICS, ranges_runner
 
 if TYPE_CHECKING:
     import onnx
@@ -39,6 +39,10 @@ _SQUARES = frozenset(
     }
 )
 """Operators that square their first input inside."""
+
+_STASHING = frozenset({"LayerNormalization", "RMSNormalization"})
+"""Those of them that square in fp32, whatever comes in, unless their `stash_type` says otherwise;
+by their definition in ONNX."""
 
 _AVERAGES = frozenset({"AveragePool", "GlobalAveragePool", "ReduceMean"})
 """Operators that sum their first input and divide: the sum is `size in / size out` times larger."""
@@ -68,37 +72,65 @@ class Kept:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Range:
-    """What was seen of a value: largest finite magnitude, and largest number of elements."""
+    """What was seen of a value. What was not asked of it stands at its worst.
+
+    Attributes:
+        magnitude: Largest finite magnitude.
+        size: Largest number of elements.
+        highest: Largest finite number.
+        least: Smallest magnitude above zero.
+        floor: Smallest of the largest numbers of its rows, along a Softmax's axis.
+    """
 
     magnitude: float
     size: int
+    highest: float = math.inf
+    least: float = 0.0
+    floor: float = -math.inf
 
 
-def guard(model: onnx.ModelProto, samples: Iterable[Tensors]) -> tuple[tuple[Kept, ...], int]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Guarded:
+    """What a guard found.
+
+    Attributes:
+        kept: The nodes that stay in fp32, in the graph's order; none without samples.
+        saturated: Values beyond fp16's range that may stop at its end, as they are masks; see
+            `masks.rows_below`.
+        samples: How many samples there were.
+    """
+
+    kept: tuple[Kept, ...] = ()
+    saturated: tuple[str, ...] = ()
+    samples: int = 0
+
+
+def guard(model: onnx.ModelProto, samples: Iterable[Tensors]) -> Guarded:
     """The nodes whose inputs, outputs, weights or sums leave fp16's range on samples.
 
-    Infinities do not count: fp16 has them too. A node with a subgraph is never named, as it cannot
-    stay in fp32 by itself; the parity of the result tells whether it should have.
+    Infinities do not count: fp16 has them too. Nor do the large negative numbers that masks have,
+    where a Softmax makes the same zeros of fp16's lowest number. A node with a subgraph is never
+    named, as it cannot stay in fp32 by itself; the parity of the result tells whether it should
+    have.
 
     Args:
         model: A graph in fp32.
         samples: Named arrays of its inputs' dtypes; read once, one at a time.
 
-    Returns:
-        The nodes in the graph's order, none without samples; and how many samples there were.
-
     Raises:
         RunnerError: ONNX Runtime cannot run the graph on a sample.
     """
-    seen, count = _ranges(model, samples)
-    kept: list[Kept] = []
+    mask = masks(model)
+    seen, count = _ranges(model, samples, mask)
     if not count:
-        return (), 0
+        return Guarded()
+    saturated = {name for name in mask.leads if _may_saturate(name, mask, seen)}
+    kept: list[Kept] = []
     for node, name in zip(model.graph.node, graphs.node_names(model), strict=True):
         if any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute):
             continue
         for value, magnitude in _magnitudes(node, seen):
-            if reason := _reason(magnitude):
+            if value not in saturated and (reason := _reason(magnitude)):
                 operator = graphs.operator_name(node.domain, node.op_type)
                 kept.append(
                     Kept(
@@ -110,13 +142,28 @@ def guard(model: onnx.ModelProto, samples: Iterable[Tensors]) -> tuple[tuple[Kep
                     )
                 )
                 break
-    return tuple(kept), count
+    return Guarded(kept=tuple(kept), saturated=tuple(sorted(saturated)), samples=count)
 
 
 def _reason(magnitude: float) -> Reason | None:
     if magnitude > LARGEST:
         return "overflow"
     return "underflow" if 0 < magnitude < SMALLEST else None
+
+
+def _may_saturate(name: str, mask: Masks, seen: Mapping[str, Range]) -> bool:
+    """Whether a value is out of range, and only where each Softmax behind it gives zero.
+
+    Every row of such a Softmax has a number above -LARGEST, and fp16's lowest is -65504: the
+    exponential of the difference is zero in fp32 and fp16 alike. A product that saturates must do
+    so by at least half of it.
+    """
+    one = seen.get(name)
+    if one is None or one.magnitude <= LARGEST or one.highest > LARGEST:
+        return False
+    return all(seen[row].floor >= -LARGEST for row in mask.leads[name]) and all(
+        seen[product].least >= one.magnitude / 2 for product in mask.products.get(name, ())
+    )
 
 
 def _magnitudes(node: onnx.NodeProto, seen: Mapping[str, Range]) -> Iterator[tuple[str, float]]:
@@ -128,13 +175,20 @@ def _magnitudes(node: onnx.NodeProto, seen: Mapping[str, Range]) -> Iterator[tup
     last = seen.get(node.output[0])
     if first is None or last is None:
         return
-    if node.op_type in _SQUARES:
+    if node.op_type in _SQUARES and not _squares_in_fp32(node):
         yield node.input[0], max(first.magnitude, first.magnitude**2)  # small squares are no loss
     if node.op_type in _AVERAGES:
         yield node.output[0], last.magnitude * first.size / max(last.size, 1)
 
 
-def _ranges(model: onnx.ModelProto, samples: Iterable[Tensors]) -> tuple[dict[str, Range], int]:
+def _squares_in_fp32(node: onnx.NodeProto) -> bool:
+    stash = next((one.i for one in node.attribute if one.name == "stash_type"), 1)
+    return node.op_type in _STASHING and stash == 1  # TensorProto.FLOAT
+
+
+def _ranges(
+    model: onnx.ModelProto, samples: Iterable[Tensors], mask: Masks
+) -> tuple[dict[str, Range], int]:
     """The range of every floating value and weight of the main graph; how many samples."""
     import onnx
 
@@ -147,25 +201,15 @@ def _ranges(model: onnx.ModelProto, samples: Iterable[Tensors]) -> tuple[dict[st
         for weight in model.graph.initializer
         if weight.data_type == onnx.TensorProto.FLOAT
     }
-    exposed = onnx.ModelProto()
-    exposed.CopyFrom(model)
-    known = {output.name for output in model.graph.output}
-    # Without a type: ONNX Runtime knows it, also where ONNX's own inference does not.
-    exposed.graph.output.extend(
-        onnx.ValueInfoProto(name=name)
-        for node in model.graph.node
-        for name in node.output
-        if name and name not in known
-    )
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "exposed.onnx")
-        path.write_bytes(exposed.SerializeToString())
-        with isolated(partial(_ranges_runner, path)) as infer:
+        path = Path(folder, "plain.onnx")
+        path.write_bytes(model.SerializeToString())
+        with isolated(partial(ranges_runner, path, mask)) as infer:
             for asked in chain([sample], rest):
                 count += 1
                 answers = {
-                    name: Range(magnitude=float(magnitude), size=int(size))
-                    for name, (magnitude, size) in infer(asked).items()
+                    name: Range(**dict(zip(STATISTICS, row.tolist(), strict=True)))
+                    for name, row in infer(asked).items()
                 }
                 given = {name: _range_of(a) for name, a in asked.items() if a.dtype == np.float32}
                 for name, one in (given | answers).items():
@@ -173,27 +217,21 @@ def _ranges(model: onnx.ModelProto, samples: Iterable[Tensors]) -> tuple[dict[st
     return found, count
 
 
-@contextmanager
-def _ranges_runner(path: Path) -> Iterator[Infer]:
-    """A graph that answers with the range of each float32 output: what crosses is small."""
-    with onnxruntime_runner(path) as infer:
-
-        def ranges(tensors: Tensors) -> Tensors:
-            found = {
-                name: _range_of(array)
-                for name, array in infer(tensors).items()
-                if isinstance(array, np.ndarray) and array.dtype == np.float32
-            }
-            return {name: np.array([one.magnitude, one.size]) for name, one in found.items()}
-
-        yield ranges
-
-
 def _range_of(array: Array) -> Range:
     magnitudes = np.abs(array, dtype=np.float32)
-    largest = float(np.max(magnitudes, initial=0.0, where=np.isfinite(magnitudes)))
-    return Range(magnitude=largest, size=int(math.prod(array.shape)))
+    finite = np.isfinite(magnitudes)
+    return Range(
+        magnitude=float(np.max(magnitudes, initial=0.0, where=finite)),
+        size=int(math.prod(array.shape)),
+        highest=float(np.max(array, initial=-np.inf, where=finite)),
+    )
 
 
 def _joined(one: Range, other: Range) -> Range:
-    return Range(magnitude=max(one.magnitude, other.magnitude), size=max(one.size, other.size))
+    return Range(
+        magnitude=max(one.magnitude, other.magnitude),
+        size=max(one.size, other.size),
+        highest=max(one.highest, other.highest),
+        least=min(one.least, other.least),
+        floor=min(one.floor, other.floor),
+    )

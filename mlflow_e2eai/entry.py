@@ -1,0 +1,121 @@
+"""An ONNX file that somebody else exported, as the start of a chain."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mlflow_e2eai import graphs, jobs, tracking
+from mlflow_e2eai.arrays import feed, load_arrays
+from mlflow_e2eai.artifacts import Array, OnnxArtifact, TensorSpec
+from mlflow_e2eai.errors import InvalidInputError
+from mlflow_e2eai.isolation import isolated_onnxruntime
+from mlflow_e2eai.modules import DynamicAxes, axes_of
+from mlflow_e2eai.samples import profile_samples
+from mlflow_e2eai.surgery import DEFAULT_PLAN, Step
+
+if TYPE_CHECKING:
+    import onnx
+
+
+def clean_onnx(
+    path: Path,
+    *,
+    example: Path | None = None,
+    dynamic_axes: DynamicAxes | None = None,
+    plan: Sequence[Step] = DEFAULT_PLAN,
+) -> str:
+    """Log an ONNX file as the raw graph of a chain without a PyTorch model, and clean it.
+
+    What is made of it is judged against the file itself, run by ONNX Runtime. It is run once at
+    every corner of its profile before anything is logged.
+
+    Args:
+        path: The file; weights in other files of its folder are brought into one.
+        example: An npz file with an array for each input. None makes them from the file's inputs:
+            standard normal numbers for floats, else zeros.
+        dynamic_axes: An axis for every size that the file leaves open.
+        plan: See `jobs.clean`.
+
+    Returns:
+        Id of the cleaned ONNX LoggedModel.
+
+    Raises:
+        ArtifactError: A file is missing or broken.
+        InvalidInputError: The axes or the example do not fit the file.
+        RunnerError: ONNX Runtime cannot load it, or run it.
+    """
+    model = graphs.read(path)
+    _name_axes(model, dynamic_axes or {})
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder, "raw.onnx")
+        graphs.write(model, out)
+        axes = axes_of(dynamic_axes or {})
+        raw = graphs.describe(out, stage="export", precision="fp32", axes=axes, parent_sha256=None)
+        given = _generated(raw) if example is None else feed(load_arrays(example), raw.inputs)
+        with isolated_onnxruntime(raw.path) as infer:
+            for sample in profile_samples(given, raw).values():
+                infer(sample)
+        recorder = tracking.MlflowRecorder(name=path.stem, source=None)
+        with tracking.run("clean", nested=True, tags={tracking.STAGE: "clean"}):
+            with recorder.stage("import", inputs=[]) as stage:
+                stage.made(raw, example=given)
+            return jobs.clean(recorder.models[raw.sha256], plan=plan)
+
+
+def _name_axes(model: onnx.ModelProto, dynamic_axes: DynamicAxes) -> None:
+    """Give the open sizes of the inputs the names of their axes, in the outputs too."""
+    renamed: dict[str, str] = {}
+    inputs = {spec.name: spec for spec in graphs.interface(model)[0]}
+    values = {value.name: value for value in model.graph.input}
+    for name, positions in dynamic_axes.items():
+        shape = inputs[name].shape if name in inputs else ()
+        for position, axis in positions.items():
+            if not 0 <= position < len(shape) or not isinstance(shape[position], str):
+                msg = (
+                    f"dynamic_axes names axis {position} of {name!r}, but the file leaves no such "
+                    f"size open; its inputs are {_words(inputs)}."
+                )
+                raise InvalidInputError(msg)
+            dim = values[name].type.tensor_type.shape.dim[position]
+            if dim.dim_param:
+                renamed[dim.dim_param] = axis.name
+            dim.dim_param = axis.name
+    _hold_all_named(inputs, dynamic_axes)
+    for value in (*model.graph.output, *model.graph.value_info):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param in renamed:
+                dim.dim_param = renamed[dim.dim_param]
+
+
+def _hold_all_named(inputs: dict[str, TensorSpec], dynamic_axes: DynamicAxes) -> None:
+    for name, spec in inputs.items():
+        for position, size in enumerate(spec.shape):
+            if isinstance(size, str) and position not in dynamic_axes.get(name, {}):
+                msg = (
+                    f"The file leaves size {position} of {name!r} open; say which sizes it will "
+                    f"meet, for example dynamic_axes={name}:{position}=N:1:8:64."
+                )
+                raise InvalidInputError(msg)
+
+
+def _words(inputs: dict[str, TensorSpec]) -> str:
+    return ", ".join(f"{name} {list(spec.shape)}" for name, spec in inputs.items())
+
+
+def _generated(graph: OnnxArtifact) -> dict[str, Array]:
+    """An input example from a graph's inputs, every axis at its opt."""
+    random = np.random.default_rng(0)
+    opt = {axis.name: axis.opt for axis in graph.axes}
+    found = {}
+    for spec in graph.inputs:
+        shape = [size if isinstance(size, int) else opt[size] for size in spec.shape]
+        dtype = np.dtype(spec.dtype)
+        is_float = dtype.kind == "f"
+        array = random.standard_normal(shape) if is_float else np.zeros(shape)
+        found[spec.name] = array.astype(dtype)
+    return found

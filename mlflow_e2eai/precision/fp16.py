@@ -1,0 +1,141 @@
+"""ONNX -> ONNX in fp16, but for the nodes that are to stay in fp32."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Collection, Iterator
+from typing import TYPE_CHECKING
+
+from mlflow_e2eai import graphs
+from mlflow_e2eai.errors import InvalidInputError, PrecisionError
+
+if TYPE_CHECKING:
+    import onnx
+
+
+def to_fp16(model: onnx.ModelProto, *, keep_fp32: Collection[str] = ()) -> onnx.ModelProto:
+    """A graph in fp16, but for the nodes that are to stay in fp32.
+
+    What such a node computes with stays in fp32 too: its weights, which it gets for itself where
+    nodes in fp16 use them as well, and the values that come to it from others of its kind or from
+    the graph's inputs. With every node kept, nothing is rounded. The converter alone does not do
+    this: it rounds every edge and every shared weight, and writes a graph that is not valid when
+    two of the nodes read the same value.
+
+    Args:
+        model: A graph in fp32, which is not changed.
+        keep_fp32: Names of nodes of the main graph, as `graphs.node_names` gives them. A node with
+            a subgraph inside that reads values from outside cannot be kept: the result does not
+            load.
+
+    Raises:
+        InvalidInputError: There is no node of that name.
+        PrecisionError: The converter failed.
+    """
+    import onnx
+    import onnx_graphsurgeon as gs
+
+    kept = frozenset(keep_fp32)
+    source = onnx.ModelProto()
+    source.CopyFrom(model)
+    names = graphs.node_names(source)
+    if strange := sorted(kept.difference(names)):
+        msg = f"The graph has no node {strange[0]!r} to keep in fp32; see graphs.node_names."
+        raise InvalidInputError(msg)
+    for node, name in zip(source.graph.node, names, strict=True):
+        node.name = name
+    for node in _inner_nodes(source.graph):
+        node.name = "" if node.name in kept else node.name  # the converter goes by names only
+    _give_own_weights(source.graph, kept)
+    converted = _converted(source, kept)
+    _join(converted.graph, frozenset(names))
+    # The converter appends its casts at the end, and nodes must stand in the order of their use.
+    return graphs.to_onnx(gs.import_onnx(converted), like=model)
+
+
+def _converted(model: onnx.ModelProto, kept: Collection[str]) -> onnx.ModelProto:
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    chatter = logging.getLogger("onnxruntime.transformers.float16")
+    level = chatter.level
+    chatter.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            converted: onnx.ModelProto = convert_float_to_float16(
+                model, keep_io_types=True, node_block_list=sorted(kept)
+            )
+    except Exception as error:  # the converter raises whatever happened inside
+        msg = f"The fp16 converter failed: {type(error).__name__}: {error}; keep it in fp32."
+        raise PrecisionError(msg) from error
+    finally:
+        chatter.setLevel(level)
+    return converted
+
+
+def _give_own_weights(graph: onnx.GraphProto, kept: Collection[str]) -> None:
+    """Give the kept nodes copies of the constants that the converter would round for others."""
+    import onnx
+
+    constants = {weight.name: weight for weight in graph.initializer}
+    constants |= {
+        node.output[0]: node.attribute[0].t
+        for node in graph.node
+        if node.op_type == "Constant" and node.attribute[0].name == "value"
+    }
+    copies: dict[str, str] = {}
+    for node in graph.node:
+        for position, name in enumerate(node.input if node.name in kept else ()):
+            if name in constants and constants[name].data_type == onnx.TensorProto.FLOAT:
+                copies.setdefault(name, f"{name}_in_fp32")
+                node.input[position] = copies[name]
+    for name, copy in copies.items():
+        weight = graph.initializer.add()
+        weight.CopyFrom(constants[name])
+        weight.name = copy
+
+
+def _join(graph: onnx.GraphProto, own: Collection[str]) -> None:
+    """Take out the converter's casts from fp32 to fp16 and back, and those that it wrote twice.
+
+    Args:
+        graph: What the converter wrote.
+        own: Names of the nodes that were there before; all others are its casts.
+    """
+    import onnx
+
+    half = onnx.TensorProto.FLOAT16
+    casts = {node.output[0]: node for node in graph.node if node.name not in own}
+    unrounded = {name: cast.input[0] for name, cast in casts.items() if cast.attribute[0].i == half}
+    back = {
+        name: unrounded[cast.input[0]]
+        for name, cast in casts.items()
+        if name not in unrounded and cast.input[0] in unrounded
+    }
+    for name in back.keys() & {value.name for value in graph.output}:
+        # The output keeps its name.
+        casts[name] = onnx.helper.make_node("Identity", [back.pop(name)], [name], casts[name].name)
+    nodes = [node for node in graph.node if node.name in own]
+    for node in nodes:
+        node.input[:] = [back.get(name, name) for name in node.input]
+    nodes += [cast for name, cast in casts.items() if name not in back]
+    read = {name for node in [*nodes, *_inner_nodes(graph)] for name in node.input}
+    read |= {value.name for each in [graph, *_inner_graphs(graph)] for value in each.output}
+    used = [node for node in nodes if node.name in own or node.output[0] in read]
+    del graph.node[:]
+    graph.node.extend(used)
+
+
+def _inner_graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """All graphs inside a graph's nodes, at any depth."""
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]:
+                yield inner
+                yield from _inner_graphs(inner)
+
+
+def _inner_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    for inner in _inner_graphs(graph):
+        yield from inner.node

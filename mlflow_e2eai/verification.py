@@ -1,0 +1,217 @@
+"""Whether an exported graph is the module: its interface, and its numbers on samples.
+
+An exporter that raises nothing may still have frozen a branch at what the example took, or a size
+at what the example had. That shows only on other samples.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mlflow_e2eai import graphs
+from mlflow_e2eai.arrays import corners, resize
+from mlflow_e2eai.artifacts import Axis, Tensors, TensorSpec
+from mlflow_e2eai.errors import ExportError, InvalidInputError, RunnerError
+from mlflow_e2eai.isolation import isolated_onnxruntime
+from mlflow_e2eai.modules import answer
+from mlflow_e2eai.samples import branch_samples
+
+if TYPE_CHECKING:
+    from warnings import WarningMessage
+
+    import onnx
+    import torch
+
+_STANDARD_DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """A sample, and the module's answer to it, outputs in order.
+
+    Attributes:
+        label: What kind of sample it is, for people.
+        inputs: The arrays.
+        right: What the module gave.
+    """
+
+    label: str
+    inputs: Tensors
+    right: tuple[np.ndarray, ...]
+
+
+def questions(
+    module: torch.nn.Module,
+    example: Tensors,
+    specs: tuple[TensorSpec, ...],
+    axes: tuple[Axis, ...],
+) -> tuple[Question, ...]:
+    """What a graph of a module is asked: the corners of its axes, then other values.
+
+    Answers that are not finite are left out: what a module makes of such numbers is its own. So are
+    samples with other values that it refuses.
+
+    Raises:
+        InvalidInputError: The module refuses the example at a corner of its axes.
+    """
+    asked = []
+    for label, sizes in corners(axes).items():
+        sample = resize(example, specs, sizes)
+        what = f"the input example at the {label} size of its dynamic axes"
+        asked.append(_asked(module, label, sample, what=what))
+    opt = resize(example, specs, {axis.name: axis.opt for axis in axes})
+    for label, sample in branch_samples(opt).items():
+        try:
+            asked.append(_asked(module, label, sample, what=label))
+        except InvalidInputError:
+            continue
+    return tuple(question for question in asked if _is_finite(question))
+
+
+def _asked(module: torch.nn.Module, label: str, sample: Tensors, *, what: str) -> Question:
+    right = tuple(
+        tensor.detach().cpu().numpy() for tensor in answer(module, sample, what=what).values()
+    )
+    return Question(label=label, inputs=sample, right=right)
+
+
+def _is_finite(question: Question) -> bool:
+    arrays = (*question.inputs.values(), *question.right)
+    return all(np.isfinite(array).all() for array in arrays if array.dtype.kind == "f")
+
+
+def check_interface(
+    path: Path,
+    *,
+    specs: tuple[TensorSpec, ...],
+    outputs: tuple[str, ...],
+    opset: int,
+    exporter: str,
+) -> None:
+    """Compare what was written with what was asked for.
+
+    Raises:
+        ExportError: The opset, an input or the outputs are others.
+    """
+    model = graphs.read(path)
+    inputs, found_outputs = graphs.interface(model)
+    if (found := graphs.opset_of(model)) != opset:
+        msg = f"Opset {opset} was asked for, but the {exporter} exporter wrote opset {found}."
+        raise ExportError(msg)
+    names = tuple(spec.name for spec in found_outputs)
+    if names != outputs:
+        msg = f"The outputs are named {list(names)}, but {list(outputs)} was asked for."
+        raise ExportError(msg)
+    by_name = {spec.name: spec for spec in inputs}
+    for spec in specs:
+        written_spec = by_name.get(spec.name)
+        if written_spec is None:
+            msg = (
+                f"The {exporter} exporter dropped input {spec.name!r}: forward does not use it, "
+                f"or only to choose a branch or a length that is now fixed; leave it out of the "
+                f"input example, or use exporter='script'."
+            )
+            raise ExportError(msg)
+        if written_spec.shape != spec.shape:
+            msg = (
+                f"Input {spec.name!r} has shape {list(written_spec.shape)} in the graph, but "
+                f"{list(spec.shape)} was asked for: forward fixes a size (or the {exporter} "
+                f"exporter did); make forward independent of it, or leave the axis static."
+            )
+            raise ExportError(msg)
+
+
+def check_numbers(
+    path: Path,
+    asked: tuple[Question, ...],
+    outputs: tuple[str, ...],
+    exporter: str,
+    warned: Sequence[WarningMessage],
+) -> str | None:
+    """Hold a graph's numbers against the module's.
+
+    Args:
+        path: The graph.
+        asked: See `questions`.
+        outputs: Names of the outputs, in order.
+        exporter: Who wrote it.
+        warned: What it warned of meanwhile.
+
+    Returns:
+        Why they could not be compared; None where they are the module's.
+
+    Raises:
+        ExportError: They are others, or the graph does not run.
+    """
+    wrong, unverified = _wrong(path, asked, outputs)
+    if wrong is None:
+        return unverified
+    # The tracer says where it took a value for a constant.
+    frozen = next((w for w in warned if w.category.__name__ == "TracerWarning"), None)
+    where = "" if frozen is None else f" at {Path(frozen.filename).name}:{frozen.lineno}"
+    what = "" if frozen is None else f", which froze a value{where},"
+    msg = f"The graph of the {exporter} exporter{what} does not give the module's numbers{wrong}"
+    raise ExportError(msg)
+
+
+def _wrong(
+    path: Path, asked: tuple[Question, ...], outputs: tuple[str, ...]
+) -> tuple[str | None, str | None]:
+    """What is wrong, and why nothing could be compared; both None where all numbers are right.
+
+    ONNX Runtime is asked in a process of its own: a graph that it does not take may crash it.
+    """
+    if not asked:
+        return None, "no answer of the module to any sample is finite"
+    right = iter(asked)
+    now: Question | None = None
+
+    def reference(_: Tensors) -> Tensors:
+        nonlocal now
+        now = next(right)
+        return dict(zip(outputs, now.right, strict=True))
+
+    try:
+        with isolated_onnxruntime(path) as candidate:
+            report = candidate.compare(
+                reference,
+                [question.inputs for question in asked],
+                repeats=1,
+                scales=_scales(asked, outputs),
+            )
+    except RunnerError as error:
+        if foreign := _foreign_domains(graphs.read(path)):
+            return None, f"ONNX Runtime has no operators of {', '.join(foreign)}"
+        return f"{_on(now)}: {error}", None
+    if report.passed:
+        return None, None
+    finding = report.findings[0]
+    question = None if finding.sample is None else asked[finding.sample]
+    return f"{_on(question)}: {finding.sentence}", None
+
+
+def _on(question: Question | None) -> str:
+    return "" if question is None else f" on the sample {question.label!r}"
+
+
+def _scales(asked: tuple[Question, ...], outputs: tuple[str, ...]) -> dict[str, float]:
+    """The magnitude of each floating output's first answer: of zeros there is no share."""
+    sizes = {
+        name: float(np.abs(array).max(initial=0))
+        for name, array in zip(outputs, asked[0].right, strict=True)
+        if array.dtype.kind == "f"
+    }
+    return {name: size for name, size in sizes.items() if size > 0 and math.isfinite(size)}
+
+
+def _foreign_domains(model: onnx.ModelProto) -> list[str]:
+    """Operator domains that are not ONNX's and that no function of the graph gives a meaning."""
+    own = {function.domain for function in model.functions}
+    used = {entry.domain for entry in model.opset_import}
+    return sorted(used - own - _STANDARD_DOMAINS)

@@ -1,0 +1,323 @@
+"""Operators of the user's own: kept by every exporter that can, refused by the one that cannot."""
+
+import numpy as np
+import onnx
+import onnx.parser
+import onnx.reference
+import pytest
+import torch
+
+from mlflow_e2eai import graphs
+from mlflow_e2eai.artifacts import Axis
+from mlflow_e2eai.engine import compile
+from mlflow_e2eai.errors import EngineBuildError, ExportError, InvalidInputError
+from mlflow_e2eai.exporter import export
+from mlflow_e2eai.operators import Operator
+from mlflow_e2eai.precision import convert
+from mlflow_e2eai.runners import onnxruntime_runner
+from mlflow_e2eai.surgery import DEFAULT_PLAN, clean
+
+N = Axis("N", min=1, opt=3, max=8)
+KEEPING = ("dynamo", "trace")
+
+
+class Foo(torch.autograd.Function):
+    """One node with an attribute of each kind."""
+
+    @staticmethod
+    def symbolic(g, x, alpha):
+        table = torch.tensor([1.0, 2.0])
+        return g.op(
+            "devtech::Foo",
+            x,
+            alpha_f=alpha,
+            rank_i=x.type().dim(),
+            axes_i=[0, 1],
+            mode_s="a",
+            table_t=table,
+        ).setType(x.type())
+
+    @staticmethod
+    def forward(_ctx, x, alpha):
+        return x * alpha
+
+
+class Split(torch.autograd.Function):
+    """Two outputs, context apart, with operators of ONNX itself and a constant before the node."""
+
+    @staticmethod
+    def symbolic(g, x, y):
+        two = g.op("Constant", value_t=torch.tensor(2.0))
+        return g.op("devtech::Split", g.op("Mul", x, two), y, outputs=2)
+
+    @staticmethod
+    def forward(x, y):
+        return x * 2 + y, y.sum(1)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+
+class Standard(torch.autograd.Function):
+    """Operators of ONNX itself only, so that there is a runtime for it."""
+
+    @staticmethod
+    def symbolic(g, x):
+        half = g.op("Constant", value_t=torch.tensor(0.5))
+        return g.op("Relu", g.op("Sub", x, half))
+
+    @staticmethod
+    def forward(_ctx, x):
+        return (x - 0.5).clamp(min=0)
+
+
+class Around(torch.autograd.Function):
+    """No symbolic of its own: what it computes is exported, Foo among it."""
+
+    @staticmethod
+    def forward(_ctx, x):
+        return Foo.apply(x, 0.5) + 1
+
+
+class Instead(torch.autograd.Function):
+    """Symbolic says all: the Foo that forward applies is not to be seen."""
+
+    @staticmethod
+    def symbolic(g, x):
+        return g.op("devtech::Instead", x).setType(x.type())
+
+    @staticmethod
+    def forward(_ctx, x):
+        return Foo.apply(x, 0.5)
+
+
+foo = Foo.apply  # bound before the export, as many do
+
+
+class WithFoo(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(4, 4)
+
+    def forward(self, x):
+        return foo(foo(self.linear(x), 0.5), 0.25) + 1
+
+
+class WithSplit(torch.nn.Module):
+    def forward(self, x):
+        return Split.apply(x, x + 1)
+
+
+class WithStandard(torch.nn.Module):
+    def forward(self, x):
+        return Standard.apply(x * 3)
+
+
+class WithInstead(torch.nn.Module):
+    def forward(self, x):
+        return Instead.apply(x * 3)
+
+
+class Unused(torch.nn.Module):
+    def forward(self, x):
+        Foo.apply(x, 0.5)
+        return x + 1
+
+
+class WithAround(torch.nn.Module):
+    def forward(self, x):
+        return Around.apply(x * 3)
+
+
+def exported(module, tmp_path, exporter, **arguments):
+    out = tmp_path / "model.onnx"
+    arguments = {"dynamic_axes": {"x": {0: N}}, **arguments}
+    made, _ = export(module.eval(), torch.ones(2, 4), out=out, exporter=exporter, **arguments)
+    return made, graphs.read(out)
+
+
+def attributes(node):
+    return {each.name: onnx.helper.get_attribute_value(each) for each in node.attribute}
+
+
+def custom(model):
+    return [each for each in graphs.nodes(model) if each.domain == "devtech"]
+
+
+@pytest.mark.parametrize("exporter", KEEPING)
+def test_a_function_with_symbolic_is_a_node_with_its_attributes(exporter, tmp_path):
+    made, model = exported(WithFoo(), tmp_path, exporter)
+
+    first, second = custom(model)
+    found = attributes(first)
+    table = onnx.numpy_helper.to_array(found.pop("table"))
+    assert found == {"alpha": 0.5, "rank": 2, "axes": [0, 1], "mode": b"a"}
+    assert table.tolist() == [1.0, 2.0]
+    assert attributes(second)["alpha"] == 0.25
+    assert second.input == first.output
+    assert made.outputs[0].shape == ("N", 4)
+    assert {entry.domain: entry.version for entry in model.opset_import} == {"": 18, "devtech": 1}
+
+
+@pytest.mark.parametrize("exporter", KEEPING)
+def test_several_outputs_constants_and_onnx_operators_within_symbolic(exporter, tmp_path):
+    made, model = exported(WithSplit(), tmp_path, exporter)
+
+    (node,) = custom(model)
+    assert list(node.output) == [each.name for each in made.outputs]
+    writers = {name: each for each in model.graph.node for name in each.output}
+    assert writers[node.input[0]].op_type == "Mul"
+    assert writers[node.input[1]].op_type == "Add"
+    assert [each.shape[0] for each in made.outputs] == ["N", "N"]
+
+
+@pytest.mark.parametrize("exporter", KEEPING)
+def test_what_symbolic_says_computes_what_forward_does(exporter, tmp_path):
+    _, model = exported(WithStandard(), tmp_path, exporter)
+
+    x = np.linspace(-1, 1, 20, dtype=np.float32).reshape(5, 4)
+    (found,) = onnx.reference.ReferenceEvaluator(model).run(None, {"x": x})
+    np.testing.assert_allclose(found, np.maximum(x * 3 - 0.5, 0), atol=1e-6)
+    assert [each.op_type for each in graphs.nodes(model)].count("Relu") == 1
+
+
+def test_the_classes_are_as_they_were_when_the_export_ends(tmp_path):
+    before = dict(vars(Foo)), dict(vars(Split))
+
+    exported(WithFoo(), tmp_path, "dynamo")
+    exported(WithFoo(), tmp_path, "trace")
+    with pytest.raises(ExportError):
+        exported(WithFoo(), tmp_path, "script")
+
+    assert (dict(vars(Foo)), dict(vars(Split))) == before
+
+
+@pytest.mark.parametrize("wrap", [lambda module: module, torch.jit.script])
+def test_the_script_exporter_says_that_it_cannot_keep_it(wrap, tmp_path):
+    with pytest.raises(ExportError, match="script exporter cannot keep Foo, which is Python"):
+        exported(wrap(WithFoo()), tmp_path, "script")
+
+    assert not (tmp_path / "model.onnx").exists()
+
+
+def test_a_later_opset_than_torchscripts_keeps_a_node_of_its_own(tmp_path):
+    _, model = exported(WithFoo(), tmp_path, "dynamo", opset=21)
+
+    assert len(custom(model)) == 2
+
+
+def test_a_later_opset_than_torchscripts_is_refused_for_operators_of_onnx(tmp_path):
+    with pytest.raises(ExportError, match=r"symbolic of Standard uses .* up to opset 20"):
+        exported(WithStandard(), tmp_path, "dynamo", opset=21)
+
+
+@pytest.mark.parametrize("exporter", KEEPING)
+def test_what_a_kept_function_applies_inside_is_its_own_affair(exporter, tmp_path):
+    _, model = exported(WithInstead(), tmp_path, exporter)
+
+    assert [each.op_type for each in custom(model)] == ["Instead"]
+
+
+@pytest.mark.parametrize("exporter", KEEPING)
+def test_it_is_kept_within_a_function_without_symbolic(exporter, tmp_path):
+    _, model = exported(WithAround(), tmp_path, exporter)
+
+    assert [each.op_type for each in custom(model)] == ["Foo"]
+
+
+def test_an_operator_that_the_exporter_never_asked_for_is_named(tmp_path):
+    with pytest.raises(ExportError, match="forward applies Foo, which defines symbolic"):
+        exported(Unused(), tmp_path, "trace")
+
+    assert not (tmp_path / "model.onnx").exists()
+
+
+SCALE = """<domain: "devtech", opset_import: ["": 18]>
+Scale <alpha> (x) => (y) { a = Constant <value_float: float = @alpha> () y = Mul (x, a) }"""
+
+
+class Scale(torch.autograd.Function):
+    @staticmethod
+    def symbolic(g, x, alpha):
+        return g.op("devtech::Scale", x, alpha_f=alpha).setType(x.type())
+
+    @staticmethod
+    def forward(_ctx, x, alpha):
+        return x * alpha
+
+
+class WithScale(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(4, 4)
+
+    def forward(self, x):
+        return Scale.apply(self.linear(x), 0.5) + 1
+
+
+def scale(form):
+    text = onnx.parser.parse_function(SCALE)
+    return Operator(name="devtech::Scale", function=SCALE if form == "text" else text)
+
+
+def error_of(artifact, module):
+    x = np.linspace(-1, 1, 20, dtype=np.float32).reshape(5, 4)
+    wanted = module(torch.from_numpy(x)).detach().numpy()
+    with onnxruntime_runner(artifact.path) as infer:
+        return np.abs(infer({"x": x})["output"] - wanted).max()
+
+
+@pytest.mark.parametrize("form", ["text", "proto"])
+@pytest.mark.parametrize("exporter", KEEPING)
+def test_an_operator_carries_its_meaning_through_every_stage(exporter, form, tmp_path):
+    module = WithScale()
+    raw, model = exported(module, tmp_path, exporter, operators=[scale(form)])
+    cleaned, _ = clean(raw, DEFAULT_PLAN, out=tmp_path / "clean.onnx")
+    half = convert(cleaned, "fp16", out=tmp_path / "fp16.onnx")
+
+    assert [each.name for each in model.functions] == ["Scale"]
+    assert [each.op_type for each in custom(graphs.read(cleaned.path))] == ["Scale"]
+    assert error_of(raw, module) < 1e-6
+    assert error_of(cleaned, module) < 1e-6
+    assert error_of(half, module) < 5e-3
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_tensorrt_builds_what_an_operator_means(precision, tmp_path):
+    pytest.importorskip("tensorrt_rtx")
+    bare, _ = exported(WithScale(), tmp_path, "trace")
+    with pytest.raises(EngineBuildError, match="devtech::Scale"):
+        compile(bare, "sm86", out=tmp_path / "refused.engine")
+
+    raw, _ = exported(WithScale(), tmp_path, "trace", operators=[scale("text")])
+    graph = convert(raw, precision, out=tmp_path / "converted.onnx")
+
+    assert compile(graph, "sm86", out=tmp_path / "built.engine").size_bytes > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "error", "said"),
+    [
+        ("devtech::Scale", "Scale (x) => ", InvalidInputError, "devtech::Scale is not valid"),
+        ("devtech::Scale", 3, InvalidInputError, "devtech::Scale is not valid"),
+        ("devtech::Other", SCALE, InvalidInputError, "devtech::Other is named devtech::Scale"),
+        (
+            "devtech::Scale",
+            SCALE.replace("18", "17"),
+            InvalidInputError,
+            "for opset 17, but the graph is of opset 18",
+        ),
+        (
+            "devtech::Gone",
+            SCALE.replace("Scale", "Gone"),
+            ExportError,
+            "Gone is given, but the graph has no such node",
+        ),
+    ],
+)
+def test_a_function_that_cannot_be_meant_is_refused(name, text, error, said, tmp_path):
+    with pytest.raises(error, match=said):
+        exported(WithScale(), tmp_path, "trace", operators=[Operator(name=name, function=text)])
+
+    assert not (tmp_path / "model.onnx").exists()
