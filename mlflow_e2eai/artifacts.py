@@ -38,16 +38,18 @@ class Axis:
         min: Smallest size, at least 1.
         opt: The size that engines are tuned for.
         max: Largest size.
+        multiple: Every size is a multiple of this, as where a model merges pixels in groups.
 
     Raises:
-        InvalidInputError: The sizes are not ``1 <= min <= opt <= max``, or the name is no
-            identifier.
+        InvalidInputError: The sizes are not ``1 <= min <= opt <= max`` or no multiples, or the name
+            is no identifier.
     """
 
     name: str
     min: int = field(kw_only=True)
     opt: int = field(kw_only=True)
     max: int = field(kw_only=True)
+    multiple: int = field(default=1, kw_only=True)
 
     def __post_init__(self) -> None:
         if not self.name.isidentifier():
@@ -59,6 +61,21 @@ class Axis:
                 f"but 1 <= min <= opt <= max is wanted; put the three sizes in order."
             )
             raise InvalidInputError(msg)
+        if self.multiple < 1 or not all(map(self.admits, (self.min, self.opt, self.max))):
+            msg = (
+                f"Axis {self.name!r} has min={self.min}, opt={self.opt}, max={self.max}, but "
+                f"multiples of {self.multiple} are wanted; round them."
+            )
+            raise InvalidInputError(msg)
+
+    def admits(self, size: int) -> bool:
+        """Whether it may have a size."""
+        return self.min <= size <= self.max and size % self.multiple == 0
+
+    def __str__(self) -> str:
+        """The sizes that it admits, for people."""
+        steps = f" in steps of {self.multiple}" if self.multiple > 1 else ""
+        return f"{self.min} to {self.max}{steps}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +95,46 @@ class TensorSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class InputOrigin:
+    """What an input of a cleaned graph was before surgery.
+
+    With `perm`, `scale` and `offset` the graph makes the old input of the new one:
+    ``old = transpose(cast(new), perm) * scale + offset``.
+
+    Attributes:
+        name: Its name before.
+        dtype: Its NumPy dtype name before.
+        perm: As ONNX Transpose takes it; empty where the axes are in the same order.
+        scale: One factor, or one for each channel (axis 1 before).
+        offset: One summand, or one for each channel.
+    """
+
+    name: str
+    dtype: str
+    perm: tuple[int, ...] = ()
+    scale: tuple[float, ...] = (1.0,)
+    offset: tuple[float, ...] = (0.0,)
+
+    @property
+    def is_scaled(self) -> bool:
+        """Whether the numbers are others."""
+        return (self.scale, self.offset) != ((1.0,), (0.0,))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origins:
+    """What a cleaned graph's inputs and outputs were before surgery, in their order.
+
+    Attributes:
+        inputs: One for each input.
+        outputs: The old name of each output.
+    """
+
+    inputs: tuple[InputOrigin, ...]
+    outputs: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class OnnxArtifact:
     """An ONNX file.
 
@@ -91,6 +148,8 @@ class OnnxArtifact:
         inputs: The graph's inputs, in order.
         outputs: The graph's outputs, in order.
         axes: The dynamic axes that `inputs` name.
+        origins: What inputs and outputs were before surgery; None before it, and for what was
+            stored before they were kept: then each is, by position, what it was.
     """
 
     path: Path
@@ -102,6 +161,7 @@ class OnnxArtifact:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     axes: tuple[Axis, ...]
+    origins: Origins | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

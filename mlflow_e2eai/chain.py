@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlflow_e2eai import bundle, pipeline, tracking
-from mlflow_e2eai.artifacts import Array, Axis, Infer, OnnxArtifact
+from mlflow_e2eai.artifacts import Array, Axis, Infer, OnnxArtifact, Tensors
+from mlflow_e2eai.calling import flattened
 from mlflow_e2eai.errors import TrackingError
 from mlflow_e2eai.isolation import isolated_onnxruntime
-from mlflow_e2eai.modules import DynamicAxes, module_of, named_inputs
+from mlflow_e2eai.modules import DynamicAxes
+from mlflow_e2eai.origins import bridge
 from mlflow_e2eai.samples import EvaluationData
-from mlflow_e2eai.variants import bridge, new_names
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
@@ -29,10 +30,10 @@ _DEFAULT_AXIS = Axis("N", min=1, opt=8, max=64)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """A PyTorch LoggedModel, loaded."""
+    """A PyTorch LoggedModel, loaded, as `flattened` gives it."""
 
     module: Any
-    example: Any
+    example: dict[str, Array]
     axes: DynamicAxes
     evaluation: EvaluationData | None
 
@@ -83,11 +84,13 @@ class Job:
 
         The module is loaded with it, as the data is kept beside it.
         """
+        if self.source is None:
+            return None
         exported = tracking.ancestor(self.model, ("export",))
         raw, _ = graph_of(exported, self.folder / "raw")
         with self.reference(raw, graph):
             found = self.evaluation
-        return None if found is None else found.renamed(new_names(raw, graph))
+        return None if found is None else found.for_graph(raw, graph)
 
 
 @contextmanager
@@ -105,19 +108,19 @@ def _has_module(root: LoggedModel) -> bool:
 def source_of(model: LoggedModel, folder: Path, axes: DynamicAxes | None) -> Source:
     """Load a PyTorch model; `axes` stand in for those that it was logged with, unless None."""
     folder.mkdir(exist_ok=True, parents=True)
-    module, example, kept, evaluation = tracking.fetch_source(model, folder)
+    loaded, given, kept, evaluation = tracking.fetch_source(model, folder)
+    module, example = flattened(loaded, given)
     if axes is None:
-        axes = kept if kept is not None else _open_axes(model, folder, module, example)
+        axes = kept if kept is not None else _open_axes(model, folder, example)
     return Source(module=module, example=example, axes=axes, evaluation=evaluation)
 
 
-def _open_axes(model: LoggedModel, folder: Path, module: Any, example: Any) -> DynamicAxes:
+def _open_axes(model: LoggedModel, folder: Path, example: Tensors) -> DynamicAxes:
     """The leading axis of every input whose signature leaves it open."""
     open_inputs = tracking.open_inputs(model, folder)
-    names = list(named_inputs(module_of(module), example))
     return {
         name: {0: _DEFAULT_AXIS}
-        for name, is_open in zip(names, open_inputs, strict=False)
+        for name, is_open in zip(example, open_inputs, strict=False)
         if is_open
     }
 

@@ -109,6 +109,7 @@ def parser() -> argparse.ArgumentParser:
     one = verb("export", _export, "Export the PyTorch model of a chain to ONNX.")
     _model_uri(one)
     _export_options(one)
+    _plan_option(one)
 
     one = verb("clean", _clean, "Apply a surgery plan to the raw graph of a chain.")
     one.add_argument("--model-uri", default="none", help="any model of the chain, or 'none'")
@@ -222,6 +223,7 @@ def _export(arguments: argparse.Namespace) -> int:
         exporter=arguments.exporter,
         opset=arguments.opset,
         dynamic_axes=arguments.dynamic_axes,
+        plan=plan(arguments.plan),
     )
     print(f"models:/{model_id}")
     return DONE

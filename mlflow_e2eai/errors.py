@@ -40,7 +40,19 @@ class InvalidInputError(E2EAIError, ValueError):
 
 
 class ExportError(E2EAIError):
-    """PyTorch could not write the model as ONNX, or wrote something other than asked."""
+    """PyTorch could not write the model as ONNX, or wrote something other than asked.
+
+    Attributes:
+        node: Name of the node whose operator nothing implements; None where that is not the matter.
+        operator: That operator with its domain, for example ``devtech::FooOp``.
+    """
+
+    def __init__(
+        self, message: str, *, node: str | None = None, operator: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.node = node
+        self.operator = operator
 
 
 class SurgeryError(E2EAIError):

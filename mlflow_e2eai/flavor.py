@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlflow_e2eai import _compat, bundle, pipeline, tracking
 from mlflow_e2eai.artifacts import Precision
+from mlflow_e2eai.calling import named_inputs
 from mlflow_e2eai.exporter import DEFAULT_OPSET, Exporter
 from mlflow_e2eai.files import sha256_of
 from mlflow_e2eai.mlmodel import (
@@ -26,7 +27,7 @@ from mlflow_e2eai.mlmodel import (
     get_default_conda_env,
     get_default_pip_requirements,
 )
-from mlflow_e2eai.modules import DynamicAxes, module_of, named_inputs
+from mlflow_e2eai.modules import DynamicAxes
 from mlflow_e2eai.pipeline import Settings
 from mlflow_e2eai.pyfunc import PyFunc
 from mlflow_e2eai.report import markdown
@@ -399,5 +400,5 @@ def evaluation_of(
     """Evaluation data with the inputs named as the example's are; None of None."""
     if data is None or isinstance(data, EvaluationData):
         return data
-    example = named_inputs(module_of(model), input_example)
+    example = named_inputs(model, input_example)
     return EvaluationData.of(data, example=example, metrics=metrics)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from mlflow_e2eai import weights
-from mlflow_e2eai.artifacts import Axis, OnnxArtifact, Precision, TensorSpec
+from mlflow_e2eai.artifacts import Axis, OnnxArtifact, Origins, Precision, TensorSpec
 from mlflow_e2eai.errors import ArtifactError
 from mlflow_e2eai.files import sha256_of, written
 
@@ -92,6 +92,7 @@ def describe(
     precision: Precision,
     axes: tuple[Axis, ...],
     parent_sha256: str | None,
+    origins: Origins | None = None,
 ) -> OnnxArtifact:
     """Say what an ONNX file is, from the file itself."""
     model = read(path)
@@ -106,6 +107,7 @@ def describe(
         inputs=inputs,
         outputs=outputs,
         axes=axes,
+        origins=origins,
     )
 
 

@@ -33,13 +33,13 @@ from mlflow_e2eai.exporter import DEFAULT_OPSET, Exporter
 from mlflow_e2eai.exporter import export as export_graph
 from mlflow_e2eai.factories import call
 from mlflow_e2eai.isolation import isolated_onnxruntime
-from mlflow_e2eai.modules import DynamicAxes, named_inputs
+from mlflow_e2eai.modules import DynamicAxes
+from mlflow_e2eai.origins import fitted
 from mlflow_e2eai.precision import check_precision
 from mlflow_e2eai.runners import Device, onnxruntime_devices
 from mlflow_e2eai.samples import all_samples, profile_samples
-from mlflow_e2eai.surgery import DEFAULT_PLAN, Step
+from mlflow_e2eai.surgery import DEFAULT_PLAN, Step, named_in
 from mlflow_e2eai.surgery import clean as clean_graph
-from mlflow_e2eai.variants import new_names, renamed
 
 if TYPE_CHECKING:
     from mlflow.models.model import ModelInfo
@@ -85,6 +85,7 @@ def export(
     exporter: Exporter = "auto",
     opset: int = DEFAULT_OPSET,
     dynamic_axes: DynamicAxes | None = None,
+    plan: Sequence[Step] = DEFAULT_PLAN,
 ) -> str:
     """Export the PyTorch model of a chain.
 
@@ -93,6 +94,7 @@ def export(
         exporter: See `mlflow_e2eai.export`.
         opset: The same.
         dynamic_axes: The same; None takes those that the model was logged with.
+        plan: What `clean` will do: the operators that it names need no implementation.
 
     Returns:
         Id of the raw ONNX LoggedModel.
@@ -107,8 +109,9 @@ def export(
                 dynamic_axes=source.axes,
                 exporter=exporter,
                 opset=opset,
+                deferred=named_in(plan),
             )
-            stage.made(raw, example=named_inputs(source.module, source.example))
+            stage.made(raw, example=source.example)
             stage.noted("export", exported)
         return job.recorder.models[raw.sha256]
 
@@ -129,7 +132,7 @@ def clean(model_uri: str, *, plan: Sequence[Step] = DEFAULT_PLAN) -> str:
                 samples=list(profile_samples(example, raw).values()),
                 reference=reference,
             )
-            stage.made(cleaned, example=renamed(example, raw, cleaned))
+            stage.made(cleaned, example=fitted(example, raw, cleaned))
             stage.noted("surgery", report)
         return job.recorder.models[cleaned.sha256]
 
@@ -193,7 +196,7 @@ def bisect(model_uri: str, *, precision: Precision = "fp16") -> tuple[Bisection,
         ):
             data = job.evaluation
             if data is not None:
-                data = data.renamed(new_names(raw, graph))
+                data = data.for_graph(raw, graph)
             samples = [*all_samples(example, graph, data)]
             found = bisect_graph(
                 graph,
@@ -251,7 +254,7 @@ def evaluate(model_uri: str, *, batch_sizes: Sequence[int] = ()) -> list[Evidenc
                 raise TrackingError(msg)
             evaluation = job.evaluation
             if evaluation is not None:
-                evaluation = evaluation.renamed(new_names(raw, graphs[0]))
+                evaluation = evaluation.for_graph(raw, graphs[0])
             evidence, latency = run_evaluation(
                 reference,
                 graphs,

@@ -1,4 +1,4 @@
-"""PyTorch modules as the rest of this package sees them: named tensors in, named tensors out."""
+"""PyTorch modules: what can be exported, its mode, its device, the lines of its code."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-import numpy as np
-
-from mlflow_e2eai.artifacts import Array, Axis, Tensors, TensorSpec
+from mlflow_e2eai.artifacts import Axis, Tensors, TensorSpec
 from mlflow_e2eai.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -48,40 +46,6 @@ def module_of(model: Any) -> torch.nn.Module:
             )
             raise InvalidInputError(msg)
     return model
-
-
-def named_inputs(model: torch.nn.Module, input_example: Any) -> dict[str, Array]:
-    """Name the arrays of an input example.
-
-    Raises:
-        InvalidInputError: It is empty, holds something other than tensors and arrays, or has more
-            of them than ``forward`` has parameters.
-    """
-    if isinstance(input_example, Mapping):
-        named = {str(name): value for name, value in input_example.items()}
-    else:
-        values = input_example if isinstance(input_example, tuple | list) else (input_example,)
-        names = parameter_names(model) or tuple(f"input_{i}" for i in range(len(values)))
-        if len(values) > len(names):
-            msg = (
-                f"The input example has {len(values)} inputs, but forward takes {list(names)}; "
-                f"give one array for each parameter."
-            )
-            raise InvalidInputError(msg)
-        named = dict(zip(names, values, strict=False))
-    if not named:
-        msg = "The input example is empty; give at least one tensor or array."
-        raise InvalidInputError(msg)
-    return as_arrays(named)
-
-
-def as_arrays(named: Mapping[str, Any]) -> dict[str, Array]:
-    """Tensors and arrays by name as contiguous arrays.
-
-    Raises:
-        InvalidInputError: One is something else, or holds no numbers.
-    """
-    return {name: _array(name, value) for name, value in named.items()}
 
 
 def input_specs(example: Tensors, dynamic_axes: DynamicAxes) -> tuple[TensorSpec, ...]:
@@ -132,31 +96,6 @@ def axes_of(dynamic_axes: DynamicAxes) -> tuple[Axis, ...]:
     return tuple(found.values())
 
 
-def answer(
-    model: torch.nn.Module, example: Tensors, *, what: str = "the input example"
-) -> dict[str, torch.Tensor]:
-    """Run a module once on an example, with no gradients.
-
-    Raises:
-        InvalidInputError: The module does not accept the example, or returns something that is not
-            tensors.
-    """
-    import torch
-
-    try:
-        with torch.no_grad():
-            return flatten(call(model, tensors_for(model, example)))
-    except InvalidInputError:
-        raise
-    except Exception as error:  # whatever the user's forward raises
-        given = {name: f"{array.dtype}{list(array.shape)}" for name, array in example.items()}
-        msg = (
-            f"The model does not accept {what}, {given}: {type(error).__name__}: "
-            f"{brief(error)}; give inputs of the dtypes and shapes that forward takes."
-        )
-        raise InvalidInputError(msg) from error
-
-
 @contextmanager
 def evaluation_mode(model: torch.nn.Module) -> Iterator[bool]:
     """Put a module into evaluation mode, and give each of its parts its own mode back.
@@ -186,32 +125,6 @@ def device_of(model: torch.nn.Module) -> torch.device:
     return torch.device("cpu") if first is None else first.device
 
 
-def call(model: torch.nn.Module, arguments: Mapping[str, torch.Tensor]) -> Any:
-    """Call a module with named tensors.
-
-    Names that are all parameters of ``forward`` are bound to them; names of which none is one go
-    in by position, in their order.
-
-    Raises:
-        InvalidInputError: Some of the names are parameters of ``forward`` and some are not.
-    """
-    parameters = parameter_names(model)
-    known = [name for name in parameters if name in arguments]
-    if not known:
-        return model(*arguments.values())
-    if len(known) < len(arguments):
-        strange = [name for name in arguments if name not in parameters]
-        msg = (
-            f"The input example names {strange}, but forward takes {list(parameters)}; name all "
-            f"inputs as forward does, or none."
-        )
-        raise InvalidInputError(msg)
-    # By position where that says the same: an exported program insists on how it was called.
-    if known == list(parameters[: len(known)]):
-        return model(*(arguments[name] for name in known))
-    return model(**arguments)
-
-
 def parameter_names(model: torch.nn.Module) -> tuple[str, ...]:
     """The names of ``forward``'s parameters, in order; empty where it hides them."""
     import torch
@@ -222,86 +135,6 @@ def parameter_names(model: torch.nn.Module) -> tuple[str, ...]:
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     parameters = inspect.signature(model.forward).parameters.values()
     return tuple(parameter.name for parameter in parameters if parameter.kind in kinds)
-
-
-def flatten(answer: Any) -> dict[str, torch.Tensor]:
-    """Name the tensors that ``forward`` returned.
-
-    Returns:
-        ``output`` for a single tensor, ``output_0``, ``output_1``, … for a tuple or list, and the
-        keys themselves for a mapping (which a Hugging Face ModelOutput is).
-
-    Raises:
-        InvalidInputError: Something in it is not a tensor.
-    """
-    import torch
-
-    match answer:
-        case torch.Tensor():
-            named = {"output": answer}
-        case Mapping():
-            named = {str(key): value for key, value in answer.items()}
-        case tuple() | list():
-            named = {f"output_{index}": value for index, value in enumerate(answer)}
-        case _:
-            named = {"output": answer}
-    for name, value in named.items():
-        if not isinstance(value, torch.Tensor):
-            msg = (
-                f"forward returned {type(value).__name__} as {name!r}, but a tensor, or a tuple, "
-                f"list or mapping of tensors is wanted; return tensors only."
-            )
-            raise InvalidInputError(msg)
-    if not named:
-        msg = "forward returned nothing, but at least one tensor is wanted; return a tensor."
-        raise InvalidInputError(msg)
-    return named
-
-
-def _array(name: str, value: Any) -> Array:
-    import torch
-
-    if isinstance(value, torch.Tensor):
-        value = value.detach().cpu().numpy()
-    if not isinstance(value, np.ndarray) or value.dtype.kind not in "fiub":
-        msg = (
-            f"Input {name!r} of the example is a {type(value).__name__}, but a tensor or a numeric "
-            f"NumPy array is wanted; convert it."
-        )
-        raise InvalidInputError(msg)
-    return np.ascontiguousarray(value) if value.ndim else value
-
-
-def tensors_for(model: torch.nn.Module, example: Tensors) -> dict[str, torch.Tensor]:
-    """An example as tensors on a module's device."""
-    import torch
-
-    device = device_of(model)
-    # A copy: a module that writes into its input must not change the caller's example.
-    return {name: torch.from_numpy(array.copy()).to(device) for name, array in example.items()}
-
-
-def positional(module: torch.nn.Module, names: tuple[str, ...]) -> torch.nn.Module:
-    """A module that takes tensors in the order of `names` and returns a flat tuple of tensors."""
-    import torch
-
-    class Positional(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = module
-
-        def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            arguments = dict(zip(names, tensors, strict=True))
-            return tuple(flatten(call(self.model, arguments)).values())
-
-        def train(self, mode: bool = True) -> Positional:  # noqa: ARG002, FBT001, FBT002 - torch's
-            # The exporters set the mode of what they get, which is right already; a graph that
-            # torch.export wrote would refuse.
-            return self
-
-    wrapper = Positional()
-    wrapper.training = False
-    return wrapper
 
 
 def brief(error: BaseException, limit: int = 300) -> str:

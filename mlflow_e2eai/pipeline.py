@@ -18,19 +18,20 @@ from typing import Any, Protocol
 from mlflow_e2eai import __version__, bundle
 from mlflow_e2eai.artifacts import Array, EngineArtifact, Infer, OnnxArtifact, Precision, Tensors
 from mlflow_e2eai.bundle import Evidence, Manifest
+from mlflow_e2eai.calling import flattened
 from mlflow_e2eai.context import driver_version, gpu_name
 from mlflow_e2eai.engine import compile, resolve
 from mlflow_e2eai.errors import PrecisionError
 from mlflow_e2eai.evaluation import evaluate
 from mlflow_e2eai.exporter import DEFAULT_OPSET, Exporter, ExportReport, export
 from mlflow_e2eai.latency import LatencyReport
-from mlflow_e2eai.modules import DynamicAxes, module_of, named_inputs
+from mlflow_e2eai.modules import DynamicAxes
+from mlflow_e2eai.origins import bridge, fitted
 from mlflow_e2eai.precision import PrecisionReport, check_precision, convert
 from mlflow_e2eai.progress import progress
 from mlflow_e2eai.runners import torch_runner
 from mlflow_e2eai.samples import EvaluationData, all_samples, batch_samples, profile_samples
-from mlflow_e2eai.surgery import DEFAULT_PLAN, Step, SurgeryReport, clean
-from mlflow_e2eai.variants import bridge, new_names, renamed
+from mlflow_e2eai.surgery import DEFAULT_PLAN, Step, SurgeryReport, clean, named_in
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,20 +143,20 @@ def build(
     Returns:
         The manifest, with the files still in `work`, and the input example by name.
     """
-    module = module_of(model)
-    example = named_inputs(module, input_example)
+    module, example = flattened(model, input_example)
     if evaluation is not None:
         evaluation.check_names(example)
     roots = [] if source is None else [source]
     with recorder.stage("export", inputs=roots) as stage:
         raw, exported = export(
-            model,
+            module,
             example,
             out=work / "raw.onnx",
             dynamic_axes=settings.dynamic_axes,
             exporter=settings.exporter,
             opset=settings.opset,
             output_names=settings.output_names,
+            deferred=named_in(settings.surgery),
         )
         stage.made(raw, example=example)
         stage.noted("export", exported)
@@ -170,11 +171,11 @@ def build(
                 samples=samples,
                 reference=reference,
             )
-            stage.made(cleaned, example=renamed(example, raw, cleaned))
+            stage.made(cleaned, example=fitted(example, raw, cleaned))
             stage.noted("surgery", surgery)
-        example = renamed(example, raw, cleaned)
+        example = fitted(example, raw, cleaned)
         if evaluation is not None:
-            evaluation = evaluation.renamed(new_names(raw, cleaned))
+            evaluation = evaluation.for_graph(raw, cleaned)
         converted = [*_converted(cleaned, settings, work, recorder, example, evaluation)]
         graphs = [cleaned, *(graph for graph, _ in converted if graph is not None)]
         engines = _compiled(graphs, settings, work, recorder, example)

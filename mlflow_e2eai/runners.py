@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from mlflow_e2eai import graphs
 from mlflow_e2eai.artifacts import Infer, Tensors
+from mlflow_e2eai.calling import call, output_tensors
 from mlflow_e2eai.context import has_gpu
 from mlflow_e2eai.errors import RunnerError
-from mlflow_e2eai.modules import call, device_of, evaluation_mode, flatten
+from mlflow_e2eai.modules import device_of, evaluation_mode
 
 if TYPE_CHECKING:
     import torch
@@ -117,7 +118,7 @@ def torch_runner(
     Args:
         model: The module; its mode is given back when the block ends.
         inputs: Names of the inputs, bound as `call` does.
-        outputs: Names for the outputs, in the order in which `flatten` gives them.
+        outputs: Names for the outputs, in the order in which `output_tensors` gives them.
     """
     import torch
 
@@ -126,7 +127,8 @@ def torch_runner(
     def infer(tensors: Tensors) -> Tensors:
         arguments = {name: torch.from_numpy(tensors[name].copy()).to(device) for name in inputs}
         with torch.no_grad():
-            arrays = [tensor.cpu().numpy() for tensor in flatten(call(model, arguments)).values()]
+            answers = output_tensors(call(model, arguments)).values()
+            arrays = [tensor.cpu().numpy() for tensor in answers]
         return dict(zip(outputs, arrays, strict=True))
 
     with evaluation_mode(model), _without_tf32(device):

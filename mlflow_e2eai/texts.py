@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 def dynamic_axes(text: str) -> DynamicAxes | None:
     """Read ``input:position=name:min:opt:max``, with commas between several.
 
+    A fifth part, ``:multiple``, may follow.
+
     Returns:
         The axes; none for ``none``, and None for ``auto``.
 
@@ -31,14 +33,16 @@ def dynamic_axes(text: str) -> DynamicAxes | None:
             place, sizes = part.split("=")
             name, position = place.rsplit(":", 1)
             axis, *numbers = sizes.split(":")
-            low, best, high = (int(number) for number in numbers)
+            low, best, high, *others = (int(number) for number in numbers)
+            (multiple,) = others or [1]
             index = int(position)
         except ValueError as error:
             msg = (
                 f"{part!r} is no dynamic axis; write input:position=name:min:opt:max (x:0=N:1:8:64)"
             )
             raise InvalidInputError(msg) from error
-        found.setdefault(name.strip(), {})[index] = Axis(axis, min=low, opt=best, max=high)
+        sizes_of = Axis(axis, min=low, opt=best, max=high, multiple=multiple)
+        found.setdefault(name.strip(), {})[index] = sizes_of
     return found
 
 

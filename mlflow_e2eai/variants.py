@@ -11,6 +11,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from mlflow_e2eai import trees
 from mlflow_e2eai.arrays import feed
 from mlflow_e2eai.artifacts import Array, EngineArtifact, Infer, OnnxArtifact, Tensors, variant_name
 from mlflow_e2eai.bundle import Manifest, located, read
@@ -18,7 +19,9 @@ from mlflow_e2eai.engine import engine_runner, why_not_here
 from mlflow_e2eai.errors import E2EAIError, EngineMismatchError, InvalidInputError, RunnerError
 from mlflow_e2eai.files import verify
 from mlflow_e2eai.latency import LatencyReport
+from mlflow_e2eai.origins import bridge
 from mlflow_e2eai.runners import onnxruntime_devices, onnxruntime_runner
+from mlflow_e2eai.trees import Tree
 
 
 def engine_variant(engine: EngineArtifact) -> str:
@@ -49,7 +52,8 @@ class Model:
         """Run the model.
 
         Args:
-            inputs: One array or tensor for the only input, or a mapping of names to them.
+            inputs: One array or tensor for the only input, or a mapping of names to them. Where
+                the PyTorch module took nested arguments, these will do too.
             **named: The same, by keyword.
 
         Returns:
@@ -65,6 +69,18 @@ class Model:
         answer = self._infer(feed(arrays, self.manifest.inputs))
         return dict(answer) if device is None else _as_tensors(answer, device)
 
+    def structured(self, outputs: Mapping[str, Any]) -> Any:
+        """Outputs in the Python shape in which the PyTorch module returned them.
+
+        A dataclass, named tuple or ModelOutput comes back as its class where the program has
+        imported it, else as a dict. None stands for an output that surgery removed. Of a bundle
+        from before the shape was kept, outputs come back as they are.
+        """
+        if self.manifest.export is None or self.manifest.export.outputs is None:
+            return dict(outputs)
+        now = [spec.name for spec in self.manifest.outputs]
+        return trees.unflatten(_under_names(self.manifest.export.outputs, now), outputs)
+
     def __repr__(self) -> str:
         """What it is, for a prompt."""
         inputs = ", ".join(f"{s.name}: {s.dtype}{list(s.shape)}" for s in self.manifest.inputs)
@@ -79,15 +95,31 @@ class Model:
         self._stack.close()
 
     def _named(self, inputs: Any, named: Mapping[str, Any]) -> dict[str, Any]:
+        names = [spec.name for spec in self.manifest.inputs]
+        tree = None if self.manifest.export is None else self.manifest.export.inputs
+        if tree is not None and not tree.is_plain:
+            given = {**(inputs if isinstance(inputs, Mapping) else {}), **named}
+            if set(given) == set(names):
+                return given
+            is_only = len(tree.keys) == 1 and inputs is not None and tree.keys[0] not in given
+            nested = {tree.keys[0]: inputs} if is_only else given
+            return trees.select(_under_names(tree, names), nested)
         if inputs is None:
             return dict(named)
         if isinstance(inputs, Mapping):
             return {**inputs, **named}
-        names = [spec.name for spec in self.manifest.inputs]
         if len(names) != 1 or named:
             msg = f"The model has the inputs {names}; give each by name."
             raise InvalidInputError(msg)
         return {names[0]: inputs}
+
+
+def _under_names(tree: Tree, names: Sequence[str]) -> Tree:
+    """A tree under the names that surgery left; it keeps the order of those that it keeps."""
+    old = trees.names(tree)
+    if len(old) != len(names):
+        return tree
+    return trees.renamed(tree, dict(zip(old, names, strict=True)))
 
 
 def _as_arrays(given: Mapping[str, Any]) -> tuple[Any, dict[str, Array]]:
@@ -245,30 +277,3 @@ def raw_runner(raw: OnnxArtifact, cleaned: OnnxArtifact) -> Iterator[Infer]:
     """Run a graph as it was exported, under the names that surgery left."""
     with _verified(raw, "cpu") as infer:
         yield bridge(infer, raw, cleaned)
-
-
-def renamed(tensors: Tensors, raw: OnnxArtifact, cleaned: OnnxArtifact) -> dict[str, Array]:
-    """Inputs under the names that surgery gave them."""
-    names = new_names(raw, cleaned)
-    return {names[name]: value for name, value in tensors.items()}
-
-
-def new_names(raw: OnnxArtifact, cleaned: OnnxArtifact) -> dict[str, str]:
-    """The names that surgery gave the inputs, by the old ones; it keeps their order."""
-    return dict(zip((s.name for s in raw.inputs), (s.name for s in cleaned.inputs), strict=True))
-
-
-def bridge(reference: Infer, raw: OnnxArtifact, cleaned: OnnxArtifact) -> Infer:
-    """The reference under the names, and with the outputs, that surgery left."""
-    inputs = {new: old for old, new in new_names(raw, cleaned).items()}
-    if len(raw.outputs) == len(cleaned.outputs):
-        raw_names = [spec.name for spec in raw.outputs]
-        outputs = dict(zip((s.name for s in cleaned.outputs), raw_names, strict=True))
-    else:
-        outputs = {spec.name: spec.name for spec in cleaned.outputs}
-
-    def infer(tensors: Tensors) -> Tensors:
-        answer = reference({inputs[name]: value for name, value in tensors.items()})
-        return {new: answer[old] for new, old in outputs.items()}
-
-    return infer

@@ -17,18 +17,15 @@ import numpy as np
 from mlflow_e2eai import graphs
 from mlflow_e2eai.arrays import corners, resize
 from mlflow_e2eai.artifacts import Axis, Tensors, TensorSpec
+from mlflow_e2eai.calling import answer
 from mlflow_e2eai.errors import ExportError, InvalidInputError, RunnerError
 from mlflow_e2eai.isolation import isolated_onnxruntime
-from mlflow_e2eai.modules import answer
 from mlflow_e2eai.samples import branch_samples
 
 if TYPE_CHECKING:
     from warnings import WarningMessage
 
-    import onnx
     import torch
-
-_STANDARD_DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,6 +130,8 @@ def check_numbers(
     outputs: tuple[str, ...],
     exporter: str,
     warned: Sequence[WarningMessage],
+    *,
+    lacking: Sequence[str] = (),
 ) -> str | None:
     """Hold a graph's numbers against the module's.
 
@@ -142,6 +141,7 @@ def check_numbers(
         outputs: Names of the outputs, in order.
         exporter: Who wrote it.
         warned: What it warned of meanwhile.
+        lacking: Operators of the graph that ONNX Runtime has not.
 
     Returns:
         Why they could not be compared; None where they are the module's.
@@ -149,9 +149,13 @@ def check_numbers(
     Raises:
         ExportError: They are others, or the graph does not run.
     """
-    wrong, unverified = _wrong(path, asked, outputs)
+    if lacking:
+        return f"ONNX Runtime does not have {', '.join(lacking)}"
+    if not asked:
+        return "no answer of the module to any sample is finite"
+    wrong = _wrong(path, asked, outputs)
     if wrong is None:
-        return unverified
+        return None
     # The tracer says where it took a value for a constant.
     frozen = next((w for w in warned if w.category.__name__ == "TracerWarning"), None)
     where = "" if frozen is None else f" at {Path(frozen.filename).name}:{frozen.lineno}"
@@ -160,15 +164,11 @@ def check_numbers(
     raise ExportError(msg)
 
 
-def _wrong(
-    path: Path, asked: tuple[Question, ...], outputs: tuple[str, ...]
-) -> tuple[str | None, str | None]:
-    """What is wrong, and why nothing could be compared; both None where all numbers are right.
+def _wrong(path: Path, asked: tuple[Question, ...], outputs: tuple[str, ...]) -> str | None:
+    """What is wrong; None where all numbers are right.
 
     ONNX Runtime is asked in a process of its own: a graph that it does not take may crash it.
     """
-    if not asked:
-        return None, "no answer of the module to any sample is finite"
     right = iter(asked)
     now: Question | None = None
 
@@ -186,14 +186,12 @@ def _wrong(
                 scales=_scales(asked, outputs),
             )
     except RunnerError as error:
-        if foreign := _foreign_domains(graphs.read(path)):
-            return None, f"ONNX Runtime has no operators of {', '.join(foreign)}"
-        return f"{_on(now)}: {error}", None
+        return f"{_on(now)}: {error}"
     if report.passed:
-        return None, None
+        return None
     finding = report.findings[0]
     question = None if finding.sample is None else asked[finding.sample]
-    return f"{_on(question)}: {finding.sentence}", None
+    return f"{_on(question)}: {finding.sentence}"
 
 
 def _on(question: Question | None) -> str:
@@ -208,10 +206,3 @@ def _scales(asked: tuple[Question, ...], outputs: tuple[str, ...]) -> dict[str, 
         if array.dtype.kind == "f"
     }
     return {name: size for name, size in sizes.items() if size > 0 and math.isfinite(size)}
-
-
-def _foreign_domains(model: onnx.ModelProto) -> list[str]:
-    """Operator domains that are not ONNX's and that no function of the graph gives a meaning."""
-    own = {function.domain for function in model.functions}
-    used = {entry.domain for entry in model.opset_import}
-    return sorted(used - own - _STANDARD_DOMAINS)

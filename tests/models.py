@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import torch
 
@@ -67,6 +69,45 @@ def build():
         "input_example": {"x": features()},
         "dynamic_axes": AXES,
         "evaluation_data": labelled(module),
+    }
+
+
+@dataclasses.dataclass
+class Tokens:
+    ids: torch.Tensor
+    mask: torch.Tensor | None = None
+
+
+@dataclasses.dataclass
+class Read:
+    score: torch.Tensor
+    layers: tuple[torch.Tensor, ...]
+
+
+class Reader(torch.nn.Module):
+    """Nested arguments and answers, with a constant and an optional argument among them."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = torch.nn.Embedding(8, 4)
+
+    def forward(self, tokens, scale=1.0, extra=None):
+        values = self.table(tokens.ids) * scale
+        if tokens.mask is not None:
+            values = values * tokens.mask
+        if extra is not None:
+            values = values + extra["bias"]
+        return Read(score=values.mean((1, 2)), layers=(values, {"next": values + 1}))
+
+
+def build_nested():
+    """The same for a model whose arguments and answers are nested."""
+    torch.manual_seed(0)
+    ids = torch.arange(6).reshape(2, 3)
+    return {
+        "model": Reader().eval(),
+        "input_example": {"tokens": Tokens(ids), "scale": 2.0, "extra": {"bias": torch.ones(4)}},
+        "dynamic_axes": {"tokens.ids": {0: N}},
     }
 
 

@@ -15,18 +15,30 @@ import pytest
 import torch
 
 from mlflow_e2eai.artifacts import Axis
+from mlflow_e2eai.operators import Operator
 
 N = Axis("N", min=1, opt=2, max=4)
+T = Axis("T", min=2, opt=5, max=9)
 FACE_NETS = ("PNet", "RNet", "ONet")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RealModel:
-    """What `export` is asked for, and samples that the graph must answer as the module does."""
+    """What `export` is asked for, and a sample that the graph must answer as the module does.
+
+    Attributes:
+        module: The model, in evaluation mode.
+        sample: Its inputs.
+        dynamic_axes: The axes that may vary.
+        rung: The exporter that `auto` must take.
+        operators: What operators compute that are not ONNX's own.
+    """
 
     module: torch.nn.Module
     sample: Mapping[str, np.ndarray]
     dynamic_axes: Mapping[str, Mapping[int, Axis]]
+    rung: str = "dynamo"
+    operators: tuple[Operator, ...] = ()
 
     @property
     def example(self) -> dict[str, torch.Tensor]:
@@ -89,18 +101,45 @@ class _Classes(torch.nn.Module):
         return self.model(pixel_values=pixels)[0]
 
 
-def resnet() -> RealModel:
-    """A ResNet of two stages with random weights."""
+def _classifier(kind: str, size: int, **settings) -> RealModel:
+    """An image classifier of transformers' with random weights, for images of `size`."""
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
-    config = transformers.ResNetConfig(
-        embedding_size=16, hidden_sizes=[32, 64], depths=[2, 2], num_labels=10
-    )
-    model = transformers.ResNetForImageClassification(config)
-    x = np.random.default_rng(0).standard_normal((2, 3, 64, 64)).astype(np.float32)
+    config = getattr(transformers, f"{kind}Config")(**settings)
+    model = getattr(transformers, f"{kind}ForImageClassification")(config)
+    x = np.random.default_rng(0).standard_normal((2, 3, size, size)).astype(np.float32)
     return RealModel(
         module=_Classes(model).eval(), sample={"pixels": x}, dynamic_axes={"pixels": {0: N}}
     )
+
+
+def resnet() -> RealModel:
+    """A ResNet of two stages."""
+    return _classifier("ResNet", 64, embedding_size=16, hidden_sizes=[32, 64], depths=[2, 2])
+
+
+def resnet50() -> RealModel:
+    """ResNet-50: 53 convolutions."""
+    return _classifier("ResNet", 64)
+
+
+def vit() -> RealModel:
+    """A ViT of two layers."""
+    return _classifier(
+        "ViT",
+        32,
+        image_size=32,
+        patch_size=8,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+    )
+
+
+def vit_base() -> RealModel:
+    """ViT-B/16: twelve layers of 768."""
+    return _classifier("ViT", 224, num_labels=1000)
 
 
 class _Lstm(torch.nn.Module):
@@ -120,9 +159,118 @@ def lstm() -> RealModel:
     return RealModel(module=_Lstm().eval(), sample={"x": x}, dynamic_axes={"x": {0: N}})
 
 
+class _Branch(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.bright = torch.nn.Linear(8, 4)
+        self.dark = torch.nn.Linear(8, 4)
+
+    def forward(self, x):
+        if x.mean() > 0:  # noqa: SIM108 - a branch as people write one
+            answer = torch.relu(self.bright(x))
+        else:
+            answer = torch.tanh(self.dark(x))
+        return answer * 2
+
+
+def branch() -> RealModel:
+    """Which of two layers answers depends on the numbers: only a script keeps both."""
+    torch.manual_seed(0)
+    x = np.random.default_rng(0).standard_normal((2, 8)).astype(np.float32)
+    return RealModel(
+        module=_Branch().eval(), sample={"x": x}, dynamic_axes={"x": {0: N}}, rung="script"
+    )
+
+
+class _Loop(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.cell = torch.nn.Linear(16, 8)
+
+    def forward(self, x):
+        state = torch.zeros(x.size(0), 8)
+        for step in range(x.size(1)):
+            state = torch.tanh(self.cell(torch.cat((x[:, step], state), 1)))
+        return state
+
+
+def loop() -> RealModel:
+    """A state that runs over a dynamic time axis: only a script keeps the loop."""
+    torch.manual_seed(0)
+    x = np.random.default_rng(0).standard_normal((2, 5, 8)).astype(np.float32)
+    return RealModel(
+        module=_Loop().eval(), sample={"x": x}, dynamic_axes={"x": {0: N, 1: T}}, rung="script"
+    )
+
+
+class _Shift(torch.autograd.Function):
+    @staticmethod
+    def symbolic(g, x):
+        return g.op("devtech::Shift", x).setType(x.type())
+
+    @staticmethod
+    def forward(_ctx, x):
+        return x * 2 + x
+
+
+class _Custom(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(8, 8)
+
+    def forward(self, x):
+        return torch.relu(_Shift.apply(self.linear(x))) + 1
+
+
+def custom() -> RealModel:
+    """An operator that is not ONNX's own, with its meaning."""
+    torch.manual_seed(0)
+    x = np.random.default_rng(0).standard_normal((2, 8)).astype(np.float32)
+    shift = Operator(
+        name="devtech::Shift",
+        function="""
+            <opset_import: ["" : 18], domain: "devtech">
+            Shift (x) => (y) { twice = Add(x, x) y = Add(twice, x) }
+        """,
+    )
+    return RealModel(
+        module=_Custom().eval(),
+        sample={"x": x},
+        dynamic_axes={"x": {0: N}},
+        operators=(shift,),
+    )
+
+
+class _Words(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table = torch.nn.Embedding(32, 16)
+        self.layer = torch.nn.TransformerEncoderLayer(16, 4, 32, batch_first=True)
+
+    def forward(self, ids):
+        return self.layer(self.table(ids)).mean(1)
+
+
+def two_axes() -> RealModel:
+    """A batch and a length that both vary."""
+    torch.manual_seed(0)
+    ids = np.random.default_rng(0).integers(0, 32, (2, 5))
+    return RealModel(
+        module=_Words().eval(), sample={"ids": ids}, dynamic_axes={"ids": {0: N, 1: T}}
+    )
+
+
 REAL_MODELS: Mapping[str, Callable[[], RealModel]] = {
     **{name: lambda name=name: face_net(name) for name in FACE_NETS},
     "MiniLM": minilm,
     "ResNet": resnet,
+    "ViT": vit,
     "LSTM": lstm,
+    "branch": branch,
+    "loop": loop,
+    "custom operator": custom,
+    "two axes": two_axes,
+    "ResNet-50": resnet50,
+    "ViT-B/16": vit_base,
 }
+SLOW_MODELS = ("ResNet-50", "ViT-B/16")

@@ -17,7 +17,9 @@ from mlflow_e2eai.artifacts import (
     PRECISIONS,
     Axis,
     EngineArtifact,
+    InputOrigin,
     OnnxArtifact,
+    Origins,
     Target,
     TensorSpec,
     variant_name,
@@ -42,6 +44,7 @@ from mlflow_e2eai.latency import (
 from mlflow_e2eai.parity import Element, Finding, OutputParity, ParityReport
 from mlflow_e2eai.surgery import SurgeryReport
 from mlflow_e2eai.surgery.outline import Outline, OutlineNode
+from mlflow_e2eai.trees import Tree
 
 TEXT = st.text(max_size=6)
 WORDS = st.text("NCHWxyz_", min_size=1, max_size=4)
@@ -63,8 +66,18 @@ def values_of(kind: type, /, **fields: st.SearchStrategy) -> st.SearchStrategy:
     return st.builds(kind, **fields)
 
 
-AXES = st.tuples(WORDS, st.lists(st.integers(1, 5), min_size=3, max_size=3).map(sorted)).map(
-    lambda drawn: Axis(drawn[0], min=drawn[1][0], opt=drawn[1][1], max=drawn[1][2])
+AXES = st.builds(
+    lambda name, steps, multiple: Axis(
+        name,
+        **{
+            at: step * multiple
+            for at, step in zip(("min", "opt", "max"), sorted(steps), strict=True)
+        },
+        multiple=multiple,
+    ),
+    WORDS,
+    st.lists(st.integers(1, 5), min_size=3, max_size=3),
+    st.integers(1, 3),
 )
 SPECS = values_of(TensorSpec, name=TEXT, dtype=TEXT, shape=few(st.one_of(st.integers(0, 99), TEXT)))
 TARGETS = values_of(
@@ -82,9 +95,15 @@ FILE = {
     "outputs": few(SPECS),
     "axes": few(AXES),
 }
+NUMBERS = few(st.floats(allow_nan=False, allow_infinity=False))
+INPUT_ORIGINS = values_of(
+    InputOrigin, name=TEXT, dtype=TEXT, perm=few(COUNTS), scale=NUMBERS, offset=NUMBERS
+)
+ORIGINS = values_of(Origins, inputs=few(INPUT_ORIGINS), outputs=few(TEXT))
 GRAPHS = values_of(
     OnnxArtifact,
     **FILE,
+    origins=st.none() | ORIGINS,
     parent_sha256=st.none() | TEXT,
     stage=st.sampled_from(["export", "clean", "convert"]),
     opset=COUNTS,
@@ -224,11 +243,24 @@ OUTLINES = values_of(
     added=EDGES,
     beyond=st.dictionaries(STATES, COUNTS),
 )
+TREES = st.recursive(
+    st.builds(Tree, kind=st.sampled_from(["leaf", "float", "None"]), text=TEXT | st.just("NaN")),
+    lambda parts: values_of(
+        Tree,
+        kind=st.sampled_from(["mapping", "list", "object"]),
+        text=TEXT,
+        keys=few(TEXT | st.integers(0, 9)),
+        parts=few(parts),
+    ),
+    max_leaves=4,
+)
 EXPORTED = values_of(
     ExportReport,
     exporter=st.sampled_from(EXPORTERS),
     refused=named(TEXT),
     unverified=st.none() | TEXT,
+    inputs=st.none() | TREES,
+    outputs=st.none() | TREES,
 )
 SURGERY = values_of(
     SurgeryReport,
@@ -249,6 +281,8 @@ VERDICTS = values_of(
 KINDS = {
     Axis: AXES,
     TensorSpec: SPECS,
+    InputOrigin: INPUT_ORIGINS,
+    Origins: ORIGINS,
     OnnxArtifact: GRAPHS,
     Target: TARGETS,
     EngineArtifact: ENGINES,
@@ -269,6 +303,7 @@ KINDS = {
     Outline: OUTLINES,
     OutlineNode: OUTLINE_NODES,
     ExportReport: EXPORTED,
+    Tree: TREES,
     SurgeryReport: SURGERY,
     Gate: values_of(
         Gate,
@@ -309,7 +344,7 @@ def spelled(value: object) -> object:
 
 
 def test_every_frozen_value_of_the_light_modules_is_tried_here():
-    modules = ("artifacts", "parity", "latency", "bundle", "gates", "surgery.outline")
+    modules = ("artifacts", "parity", "latency", "bundle", "gates", "surgery.outline", "trees")
     found = {
         value
         for name in modules
@@ -465,7 +500,7 @@ def test_a_value_with_one_strange_field_is_read_or_refused_but_breaks_nothing(fi
     except ArtifactError as error:
         assert field in str(error)  # noqa: PT017 - it may also be fine
     else:
-        assert json.loads(to_json(read)).keys() == GRAPH.keys()
+        assert json.loads(to_json(read)).keys() == {*GRAPH, "origins"}
 
 
 def test_a_field_that_a_later_version_added_is_no_error():

@@ -7,7 +7,7 @@ import pytest
 from models import AXES, N, features, labelled, net
 
 import mlflow_e2eai
-from mlflow_e2eai import cli, texts
+from mlflow_e2eai import Axis, cli, texts
 from mlflow_e2eai.errors import InvalidInputError
 
 
@@ -144,6 +144,8 @@ def test_the_run_that_mlflow_run_made_says_failed_and_why(store, monkeypatch, ca
 
 def test_dynamic_axes_are_read_from_one_word():
     assert texts.dynamic_axes("x:0=N:1:4:16") == {"x": {0: N}}
+    by_four = texts.dynamic_axes("x:1=T:4:8:16:4")
+    assert by_four == {"x": {1: Axis("T", min=4, opt=8, max=16, multiple=4)}}
     assert texts.dynamic_axes("none") == {}
     assert texts.dynamic_axes("auto") is None
     two = texts.dynamic_axes("ids:0=N:1:4:16,ids:1=S:8:8:32")

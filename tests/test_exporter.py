@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 
 import numpy as np
@@ -9,7 +10,7 @@ import onnx
 import pytest
 import torch
 
-from mlflow_e2eai import export
+from mlflow_e2eai import export, trees
 from mlflow_e2eai.artifacts import Axis, TensorSpec
 from mlflow_e2eai.errors import ExportError, InvalidInputError
 from mlflow_e2eai.runners import onnxruntime_runner
@@ -366,6 +367,32 @@ def test_an_axis_out_of_order_is_refused(sizes):
 
 
 @pytest.mark.parametrize(
+    ("sizes", "multiple"), [((1, 4, 8), 4), ((4, 6, 8), 4), ((4, 4, 9), 4), ((1, 2, 3), 0)]
+)
+def test_an_axis_whose_sizes_are_no_multiples_is_refused(sizes, multiple):
+    low, best, high = sizes
+    with pytest.raises(InvalidInputError, match=f"multiples of {multiple} are wanted"):
+        Axis("N", min=low, opt=best, max=high, multiple=multiple)
+
+
+@pytest.mark.parametrize("exporter", ["dynamo", "trace"])
+def test_an_axis_may_be_a_multiple_and_keeps_its_name_in_the_graph(exporter, out):
+    class Pools(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.reshape(x.shape[0], x.shape[1] // 4, 4).sum(-1)
+
+    length = Axis("L", min=4, opt=8, max=16, multiple=4)
+    x = np.arange(16, dtype=np.float32).reshape(2, 8)
+    made, report = export(
+        Pools().eval(), x, out=out, dynamic_axes={"x": {0: N, 1: length}}, exporter=exporter
+    )
+    assert made.inputs[0].shape == ("N", "L")
+    assert report.refused == {}
+    wide = np.ones((3, 12), dtype=np.float32)
+    np.testing.assert_array_equal(answer_of(made, x=wide)["output"], np.full((3, 3), 4))
+
+
+@pytest.mark.parametrize(
     ("answer", "found"),
     [("text", "str"), (("text",), "str"), ({"a": 3}, "int"), (None, "NoneType"), ((), "nothing")],
 )
@@ -561,5 +588,147 @@ def test_a_graph_of_operators_that_onnxruntime_lacks_is_not_verified_and_says_so
         def forward(self, x):
             return Foo.apply(x)
 
-    _, report = export(UsesFoo().eval(), {"x": two_rows()}, out=out, exporter="trace")
-    assert report.unverified == "ONNX Runtime has no operators of devtech"
+    _, report = export(
+        UsesFoo().eval(), {"x": two_rows()}, out=out, exporter="trace", deferred=["FooOp"]
+    )
+    assert report.unverified == "ONNX Runtime does not have devtech::FooOp"
+
+
+@dataclasses.dataclass
+class Tokens:
+    ids: torch.Tensor
+    mask: torch.Tensor | None = None
+
+
+@dataclasses.dataclass
+class Scored:
+    score: torch.Tensor
+    layers: tuple[torch.Tensor, ...]
+
+
+class Reader(torch.nn.Module):
+    """Nested in, nested out, with arguments that are not tensors."""
+
+    def forward(self, tokens, weights, mode="sum", extra=None, *, power=1):
+        values = tokens.ids.float() * weights["up"][0] ** power
+        if tokens.mask is not None:
+            values = values * tokens.mask
+        if extra is not None:
+            values = values + extra
+        score = values.sum() if mode == "sum" else values.mean()
+        return Scored(score=score, layers=({"first": values, "none": None}, values + 1))
+
+
+def reading(**others):
+    tokens = Tokens(ids=torch.arange(6).reshape(2, 3), mask=torch.ones(2, 3, dtype=torch.bool))
+    return {"tokens": tokens, "weights": {"up": [torch.tensor(3.0)]}, **others}
+
+
+@pytest.mark.parametrize("exporter", ["dynamo", "trace"])
+def test_nested_arguments_and_answers_get_their_paths_as_names(exporter, out):
+    axes = {name: {0: N} for name in ("tokens.ids", "tokens.mask")}
+    made, report = export(
+        Reader().eval(),
+        reading(mode="mean", power=2),
+        out=out,
+        dynamic_axes=axes,
+        exporter=exporter,
+    )
+    assert made.inputs == (
+        TensorSpec(name="tokens.ids", dtype="int64", shape=("N", 3)),
+        TensorSpec(name="tokens.mask", dtype="bool", shape=("N", 3)),
+        TensorSpec(name="weights.up.0", dtype="float32", shape=()),
+    )
+    assert [(spec.name, spec.shape) for spec in made.outputs] == [
+        ("score", ()),
+        ("layers.0.first", ("N", 3)),
+        ("layers.1", ("N", 3)),
+    ]
+    ids = np.array([[1, 2, 3]])
+    inputs = {"tokens.ids": ids, "tokens.mask": ids > 1, "weights.up.0": np.array(2, np.float32)}
+    answer = trees.unflatten(report.outputs, answer_of(made, **inputs))
+    assert isinstance(answer, Scored)
+    assert answer.score == pytest.approx(20 / 3)
+    assert answer.layers[0]["none"] is None
+    np.testing.assert_array_equal(answer.layers[1], [[1, 9, 13]])
+    given = trees.unflatten(report.inputs, inputs)
+    assert (given["mode"], given["power"], type(given["tokens"])) == ("mean", 2, Tokens)
+
+
+def test_an_optional_argument_that_is_none_is_no_input(out):
+    example = {**reading(extra=None), "tokens": Tokens(ids=torch.arange(6).reshape(2, 3))}
+    made, _ = export(Reader().eval(), example, out=out)
+    assert [spec.name for spec in made.inputs] == ["tokens.ids", "weights.up.0"]
+
+
+def test_the_only_argument_may_be_a_mapping_of_several_names(out):
+    class TakesBatch(torch.nn.Module):
+        def forward(self, batch):
+            return batch["x"] + batch["y"]
+
+    example = {"x": two_rows(), "y": two_rows()}
+    for given in (example, (example,), {"batch": example}):
+        made, _ = export(TakesBatch().eval(), given, out=out)
+        assert [spec.name for spec in made.inputs] == ["batch.x", "batch.y"]
+
+
+def test_keyword_arguments_of_any_name_are_given_by_name(out):
+    class TakesKeywords(torch.nn.Module):
+        def forward(self, x, **others):
+            return x - others["y"]
+
+    made, _ = export(TakesKeywords().eval(), {"y": two_rows(), "x": two_rows() * 2}, out=out)
+    assert [spec.name for spec in made.inputs] == ["y", "x"]
+    np.testing.assert_array_equal(
+        answer_of(made, x=two_rows() * 2, y=two_rows())["output"], two_rows()
+    )
+
+
+@pytest.mark.parametrize("exporter", ["dynamo", "trace"])
+def test_an_output_with_the_name_of_an_input_is_set_apart(exporter, out):
+    class Echo(torch.nn.Module):
+        def forward(self, x):
+            return {"x": x, "twice": x * 2, "same": x}
+
+    made, report = export(Echo().eval(), two_rows(), out=out, exporter=exporter)
+    assert [spec.name for spec in made.outputs] == ["output.x", "twice", "same"]
+    answer = trees.unflatten(report.outputs, answer_of(made, x=two_rows()))
+    assert list(answer) == ["x", "twice", "same"]
+    np.testing.assert_array_equal(answer["x"], two_rows())
+
+
+def test_an_output_may_not_be_named_as_an_input(out):
+    with pytest.raises(InvalidInputError, match=r"has \['x'\], which inputs are named"):
+        export(Linear().eval(), two_rows(), out=out, output_names=["x"])
+
+
+def test_a_dataclass_that_cannot_be_found_by_its_name_is_refused(out):
+    @dataclasses.dataclass
+    class Local:
+        ids: torch.Tensor
+
+    with pytest.raises(InvalidInputError, match="define the class at the top of a module"):
+        export(Reader().eval(), {"tokens": Local(torch.ones(2, 3))}, out=out)
+
+
+def test_model_outputs_of_hugging_face_go_in_and_come_out(out):
+    outputs = pytest.importorskip("transformers.modeling_outputs")
+
+    class Head(torch.nn.Module):
+        def forward(self, given):
+            hidden = given.last_hidden_state
+            return outputs.BaseModelOutput(hidden * 2, hidden_states=(hidden, hidden + 1))
+
+    example = outputs.BaseModelOutput(last_hidden_state=torch.from_numpy(two_rows()))
+    made, report = export(Head().eval(), example, out=out)
+    assert [spec.name for spec in made.inputs] == ["given.last_hidden_state"]
+    assert [spec.name for spec in made.outputs] == [
+        "last_hidden_state",
+        "hidden_states.0",
+        "hidden_states.1",
+    ]
+    answer = trees.unflatten(
+        report.outputs, answer_of(made, **{"given.last_hidden_state": two_rows()})
+    )
+    assert isinstance(answer, outputs.BaseModelOutput)
+    np.testing.assert_array_equal(answer.hidden_states[1], two_rows() + 1)

@@ -8,7 +8,17 @@ import mlflow
 import numpy as np
 import pytest
 import torch
-from models import AXES, N, build, build_overflowing, features, labelled, net
+from models import (
+    AXES,
+    N,
+    Read,
+    build,
+    build_nested,
+    build_overflowing,
+    features,
+    labelled,
+    net,
+)
 
 import mlflow_e2eai
 from mlflow_e2eai import jobs, pipeline, texts, tracking
@@ -71,6 +81,27 @@ def test_the_run_says_which_exporter_was_taken_and_why_others_were_not(store, mo
     assert "e2eai.refused.trace" not in tags
 
 
+def test_a_nested_model_goes_from_its_log_to_a_model_that_answers_in_its_shape(store):
+    source = jobs.log("models:build_nested", name="reader")
+    cleaned = jobs.clean(jobs.export(source))
+    graph = mlflow.onnx.load_model(f"models:/{cleaned}").graph
+    assert [each.name for each in graph.input] == ["tokens.ids", "extra.bias"]
+    assert passed(cleaned)["onnxruntime-cpu/fp32"]
+    info = jobs.package(f"models:/{source}", name="reader", precisions=["fp32"])
+    given = build_nested()
+    right = given["model"](**given["input_example"])
+    with mlflow_e2eai.load_model(info.model_uri) as model:
+        flat = model({"tokens.ids": np.arange(6).reshape(2, 3), "extra.bias": np.ones(4, "f4")})
+        nested = model(given["input_example"])
+        answer = model.structured(nested)
+        with pytest.raises(InvalidInputError, match=r"scale is fixed at 2\.0, but 3\.0 is given"):
+            model({**given["input_example"], "scale": 3.0})
+    assert isinstance(answer, Read)
+    torch.testing.assert_close(answer.score, right.score.detach())
+    torch.testing.assert_close(answer.layers[1]["next"], right.layers[1]["next"].detach())
+    np.testing.assert_array_equal(flat["score"], nested["score"])
+
+
 @pytest.fixture
 def overflowing(store):
     """Id of the cleaned graph of a model that fails in fp16."""
@@ -121,7 +152,9 @@ def test_the_ranges_are_seen_on_the_logged_data_too(store, monkeypatch):
     run = run_named("convert fp16")
     text = mlflow.artifacts.load_text(f"runs:/{run.info.run_id}/precision.json")
     report = from_json(PrecisionReport, text)
-    assert report.refused == run.data.tags["e2eai.error"]
+    assert report.refused == run.data.tags["e2eai.error"] == run.data.tags["e2eai.refused"]
+    page = mlflow.artifacts.load_text(f"runs:/{run.info.run_id}/precision.html")
+    assert page.count("too large for fp16") == 3
     assert len(report.kept) == 3
 
 

@@ -15,7 +15,7 @@ from mlflow_e2eai.exporter import export
 from mlflow_e2eai.operators import Operator
 from mlflow_e2eai.precision import convert
 from mlflow_e2eai.runners import onnxruntime_runner
-from mlflow_e2eai.surgery import DEFAULT_PLAN, clean
+from mlflow_e2eai.surgery import DEFAULT_PLAN, clean, named_in, plan_from
 
 N = Axis("N", min=1, opt=3, max=8)
 KEEPING = ("dynamo", "trace")
@@ -132,7 +132,7 @@ class WithAround(torch.nn.Module):
 
 def exported(module, tmp_path, exporter, **arguments):
     out = tmp_path / "model.onnx"
-    arguments = {"dynamic_axes": {"x": {0: N}}, **arguments}
+    arguments = {"dynamic_axes": {"x": {0: N}}, "deferred": ["Foo", "Split", "Instead"]} | arguments
     made, _ = export(module.eval(), torch.ones(2, 4), out=out, exporter=exporter, **arguments)
     return made, graphs.read(out)
 
@@ -256,9 +256,9 @@ class WithScale(torch.nn.Module):
         return Scale.apply(self.linear(x), 0.5) + 1
 
 
-def scale(form):
-    text = onnx.parser.parse_function(SCALE)
-    return Operator(name="devtech::Scale", function=SCALE if form == "text" else text)
+def scale(form, text=SCALE):
+    proto = onnx.parser.parse_function(text)
+    return Operator(name="devtech::Scale", function=text if form == "text" else proto)
 
 
 def error_of(artifact, module):
@@ -286,7 +286,7 @@ def test_an_operator_carries_its_meaning_through_every_stage(exporter, form, tmp
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_tensorrt_builds_what_an_operator_means(precision, tmp_path):
     pytest.importorskip("tensorrt_rtx")
-    bare, _ = exported(WithScale(), tmp_path, "trace")
+    bare, _ = exported(WithScale(), tmp_path, "trace", deferred=["Scale"])
     with pytest.raises(EngineBuildError, match="devtech::Scale"):
         compile(bare, "sm86", out=tmp_path / "refused.engine")
 
@@ -321,3 +321,81 @@ def test_a_function_that_cannot_be_meant_is_refused(name, text, error, said, tmp
         exported(WithScale(), tmp_path, "trace", operators=[Operator(name=name, function=text)])
 
     assert not (tmp_path / "model.onnx").exists()
+
+
+@pytest.mark.parametrize("exporter", ["auto", *KEEPING])
+def test_an_operator_that_nothing_implements_is_found_with_the_ways_out(exporter, tmp_path):
+    with pytest.raises(ExportError) as caught:
+        exported(WithFoo(), tmp_path, exporter, deferred=["devtech::Other"])
+
+    error = caught.value
+    assert error.operator == "devtech::Foo"
+    assert error.node
+    said = str(error)
+    assert said.startswith(f"Nothing implements devtech::Foo, the operator of node {error.node!r}")
+    assert all(way in said for way in ("function", "surgery plan", "library", "plugin"))
+    assert not (tmp_path / "model.onnx").exists()
+
+
+@pytest.mark.parametrize("name", ["Foo", "devtech::Foo"])
+def test_an_operator_that_is_deferred_is_named_on_the_report(name, tmp_path):
+    out = tmp_path / "model.onnx"
+
+    _, report = export(WithFoo().eval(), torch.ones(2, 4), out=out, deferred=[name])
+
+    assert report.unverified == "ONNX Runtime does not have devtech::Foo"
+
+
+class Gelu(torch.autograd.Function):
+    @staticmethod
+    def symbolic(g, x):
+        return g.op("com.microsoft::Gelu", x).setType(x.type())
+
+    @staticmethod
+    def forward(_ctx, x):
+        return torch.nn.functional.gelu(x)
+
+
+class Nope(Gelu):
+    @staticmethod
+    def symbolic(g, x):
+        return g.op("com.microsoft::Nope", x).setType(x.type())
+
+
+class Applies(torch.nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function.apply(x * 1.5)
+
+
+@pytest.mark.parametrize("exporter", KEEPING)
+def test_an_operator_that_onnxruntime_has_beside_onnx_is_run_and_compared(exporter, tmp_path):
+    out = tmp_path / "model.onnx"
+
+    _, report = export(Applies(Gelu).eval(), torch.ones(2, 4), out=out, exporter=exporter)
+
+    assert report.unverified is None
+    with pytest.raises(ExportError, match=r"implements com\.microsoft::Nope"):
+        export(Applies(Nope).eval(), torch.ones(2, 4), out=out, exporter=exporter)
+
+
+def test_an_operator_within_a_function_needs_an_implementation_too(tmp_path):
+    text = SCALE.replace('["": 18]', '["": 18, "other": 1]').replace("Mul (", "other.Times (")
+
+    with pytest.raises(ExportError, match="Nothing implements other::Times"):
+        exported(WithScale(), tmp_path, "trace", operators=[scale("text", text)])
+
+
+@pytest.mark.parametrize(
+    ("plan", "named"),
+    [
+        ([{"bypass": {"op_type": "Foo", "domain": "devtech"}}], True),
+        ([{"rename": {"inputs": {"x": "y"}}}, {"remove": {"op_type": "Foo"}}], True),
+        ([{"bypass": {"op_type": "FooOp"}}, "drop_unused"], False),
+    ],
+)
+def test_a_plan_names_the_operators_that_it_edits(plan, named):
+    assert ("Foo" in named_in(plan_from(plan))) is named

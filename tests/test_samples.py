@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import mlflow_e2eai
 from mlflow_e2eai import Axis
-from mlflow_e2eai.artifacts import OnnxArtifact, TensorSpec
+from mlflow_e2eai.artifacts import InputOrigin, OnnxArtifact, Origins, TensorSpec
 from mlflow_e2eai.bundle import read
 from mlflow_e2eai.errors import InvalidInputError
 from mlflow_e2eai.samples import EvaluationData, branch_samples, calls, edge_samples, scores
@@ -140,10 +140,16 @@ def test_inputs_without_names_are_taken_in_the_examples_order():
     np.testing.assert_array_equal(inputs["a"], X[:, :2])
 
 
-def test_renamed_data_has_its_inputs_under_the_new_names():
-    data = EvaluationData.of((X, LABELS), example=EXAMPLE).renamed({"x": "pixels"})
+def test_data_for_a_cleaned_graph_has_its_names_and_types():
+    before = InputOrigin(name="x", dtype="float32", scale=(0.25,))
+    spec = TensorSpec(name="pixels", dtype="uint8", shape=("N", 3))
+    origins = Origins(inputs=(before,), outputs=())
+    cleaned = dataclasses.replace(graph(N), inputs=(spec,), origins=origins)
+    x = np.array([[0, 0.5, 2]], np.float32)
+    data = EvaluationData.of(x, example={"x": x}).for_graph(graph(N), cleaned)
     data.check_names(["pixels"])
-    assert set(all_of(data)[0]) == {"pixels"}
+    ((inputs, _),) = data.batches()
+    np.testing.assert_array_equal(inputs["pixels"], np.array([[0, 2, 8]], np.uint8))
     with pytest.raises(InvalidInputError, match=r"\['pixels'\], but \['x'\] are wanted"):
         data.check_names(["x"])
 
@@ -280,6 +286,7 @@ def test_every_variant_is_asked_the_whole_loader_anew(tmp_path):
         (Axis("N", min=1, opt=4, max=16), [40], [16, 16, 8], [16, 16, 8]),
         (Axis("N", min=4, opt=4, max=16), [17, 3], [16, 4, 4], [16, 1, 3]),
         (Axis("N", min=16, opt=16, max=16), [20], [16, 16], [16, 4]),
+        (Axis("N", min=4, opt=4, max=16, multiple=4), [21, 2], [16, 8, 4], [16, 5, 2]),
         (None, [6], [4, 4], [4, 2]),  # static: as many as the example
     ],
 )

@@ -115,6 +115,7 @@ def convert(
         stage="convert",
         precision=precision,
         axes=source.axes,
+        origins=source.origins,
         parent_sha256=source.sha256,
     )
     casts = graphs.operators(model).get("Cast", 0) - graphs.operators(before).get("Cast", 0)

@@ -10,8 +10,9 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from mlflow_e2eai.arrays import feed
-from mlflow_e2eai.artifacts import Array, OnnxArtifact, Tensors
+from mlflow_e2eai.artifacts import Array, Axis, OnnxArtifact, Tensors
 from mlflow_e2eai.errors import InvalidInputError
+from mlflow_e2eai.origins import converted
 from mlflow_e2eai.samples.generated import profile_samples
 from mlflow_e2eai.samples.given import arrays_of, check_lengths, check_names, pairs_of
 from mlflow_e2eai.samples.metrics import Metrics, TaskMetric, joined, task_metrics
@@ -94,9 +95,15 @@ class EvaluationData:
         """
         check_names(self.names, list(names))
 
-    def renamed(self, names: Mapping[str, str]) -> EvaluationData:
-        """The same data with each input under its new name."""
-        return dataclasses.replace(self, names=tuple(names[name] for name in self.names))
+    def for_graph(self, raw: OnnxArtifact, cleaned: OnnxArtifact) -> EvaluationData:
+        """The same data for the graph that surgery made of the one that it was given for."""
+
+        def read() -> Iterator[tuple[tuple[Array, ...], Array | None]]:
+            for arrays, labels in self.read():
+                made = converted(dict(zip(self.names, arrays, strict=True)), raw, cleaned)
+                yield tuple(made.values()), labels
+
+        return dataclasses.replace(self, names=tuple(s.name for s in cleaned.inputs), read=read)
 
     def whole(self, *, limit_bytes: int) -> tuple[Tensors, Array | None] | None:
         """All of it in one batch; None where that is larger than the limit, or does not fit.
@@ -128,8 +135,8 @@ def calls(
 ) -> Iterator[tuple[Tensors, Array | None, int]]:
     """Evaluation data in calls that a profile admits.
 
-    A batch above the profile's max is split. What is left below its min is filled up by repeating
-    its items, and the filling does not count.
+    A batch above the profile's max is split. What is left below its min, or is no multiple that
+    the axis wants, is filled up by repeating its items, and the filling does not count.
 
     Args:
         data: The data, under the graph's names.
@@ -145,16 +152,18 @@ def calls(
         InvalidInputError: The data does not fit the graph: dtype, rank, or the size of an axis.
     """
     first = graph.inputs[0]
-    sizes = {axis.name: (axis.min, axis.max) for axis in graph.axes}
+    axes = {axis.name: axis for axis in graph.axes}
     static = len(np.atleast_1d(example[first.name]))
-    lowest, highest = sizes.get(str(first.shape[0]), (static, static))
+    fixed = Axis("static", min=static, opt=static, max=static)
+    leading = axes.get(str(first.shape[0]), fixed)
     for inputs, labels in data.batches():
         total = len(inputs[first.name])
-        for start in range(0, total, highest):
-            count = min(highest, total - start)
-            index = start + np.arange(max(count, lowest)) % count
+        for start in range(0, total, leading.max):
+            count = min(leading.max, total - start)
+            filled = -(-max(count, leading.min) // leading.multiple) * leading.multiple
+            index = start + np.arange(filled) % count
             asked = feed({name: array[index] for name, array in inputs.items()}, graph.inputs)
-            _check_sizes(asked, graph, sizes)
+            _check_sizes(asked, graph, axes)
             yield asked, None if labels is None else labels[start : start + count], count
 
 
@@ -173,15 +182,13 @@ def all_samples(
         yield from (batch for batch, _, _ in calls(data, graph, example))
 
 
-def _check_sizes(
-    tensors: Tensors, graph: OnnxArtifact, sizes: Mapping[str, tuple[int, int]]
-) -> None:
+def _check_sizes(tensors: Tensors, graph: OnnxArtifact, axes: Mapping[str, Axis]) -> None:
     for spec in graph.inputs:
-        for axis, found in zip(spec.shape, tensors[spec.name].shape, strict=True):
-            lowest, highest = sizes.get(str(axis), (found, found))
-            if not lowest <= found <= highest:
+        for name, found in zip(spec.shape, tensors[spec.name].shape, strict=True):
+            axis = axes.get(str(name))
+            if axis is not None and not axis.admits(found):
                 msg = (
-                    f"The evaluation data has {found} on axis {axis!r} of {spec.name!r}, but the "
-                    f"profile admits {lowest} to {highest}; cut or pad it, or widen the axis."
+                    f"The evaluation data has {found} on axis {name!r} of {spec.name!r}, but the "
+                    f"profile admits {axis}; cut or pad it, or widen the axis."
                 )
                 raise InvalidInputError(msg)

@@ -51,10 +51,10 @@ def batch_samples(
         )
         raise InvalidInputError(msg)
     for size in sizes:
-        if not leading.min <= size <= leading.max:
+        if not leading.admits(size):
             msg = (
                 f"The batch size {size} is not among those of the axis {leading.name!r}, "
-                f"{leading.min} to {leading.max}; leave it out, or widen the axis."
+                f"{leading}; leave it out, or widen the axis."
             )
             raise InvalidInputError(msg)
     opt = {axis.name: axis.opt for axis in graph.axes}
@@ -113,7 +113,7 @@ def branch_samples(whole: Tensors) -> dict[str, Tensors]:
         ),
     }
     made = {
-        label: {name: change(array) for name, array in whole.items()}
+        label: {name: np.asarray(change(array)) for name, array in whole.items()}
         for label, change in changes.items()
     }
     return {
@@ -156,7 +156,7 @@ def edge_samples(example: Tensors, graph: OnnxArtifact, reference: Infer) -> dic
     whole = resize(example, graph.inputs, {axis.name: axis.opt for axis in graph.axes})
     made = {
         edge: {
-            name: change(array) if array.dtype.kind == "f" else array
+            name: np.asarray(change(array)) if array.dtype.kind == "f" else array
             for name, array in whole.items()
         }
         for edge, change in (("zeros", np.zeros_like), ("denormal", _denormal), ("large", _large))

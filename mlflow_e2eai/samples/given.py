@@ -9,8 +9,10 @@ import numpy as np
 
 from mlflow_e2eai.arrays import from_frame
 from mlflow_e2eai.artifacts import Array, Tensors
+from mlflow_e2eai.calling import as_arrays
 from mlflow_e2eai.errors import InvalidInputError
-from mlflow_e2eai.modules import as_arrays, input_specs
+from mlflow_e2eai.modules import input_specs
+from mlflow_e2eai.trees import flatten
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -66,10 +68,10 @@ def arrays_of(inputs: Any, labels: Any, example: Tensors) -> tuple[tuple[Array, 
             name: _numbers(name, column, example[name]) for name, column in columns.items()
         }
     elif isinstance(inputs, Mapping):
-        check_names([str(name) for name in inputs], list(example))
-        named = {str(name): value for name, value in inputs.items()}
+        named = flatten(inputs)[1]
+        check_names(list(named), list(example))
     else:
-        values = inputs if isinstance(inputs, tuple | list) else (inputs,)
+        values = tuple(flatten(inputs)[1].values())
         if len(values) != len(example):
             msg = (
                 f"The evaluation data has {len(values)} inputs, but {list(example)} are wanted; "

@@ -9,23 +9,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from mlflow_e2eai import graphs
-from mlflow_e2eai.artifacts import Infer, OnnxArtifact, Tensors, TensorSpec
+from mlflow_e2eai.artifacts import Infer, OnnxArtifact, Tensors
 from mlflow_e2eai.errors import ArtifactError, RunnerError, SurgeryError
 from mlflow_e2eai.files import written
 from mlflow_e2eai.isolation import isolated_onnxruntime
+from mlflow_e2eai.origins import bridge, fitted
+from mlflow_e2eai.surgery import interface
 from mlflow_e2eai.surgery.blame import guilty_step
+from mlflow_e2eai.surgery.interface import Interface
 from mlflow_e2eai.surgery.outline import Outline, outline_of
-from mlflow_e2eai.surgery.plan import DEFAULT_PLAN, Step, plan_from, plan_text, step_name
+from mlflow_e2eai.surgery.plan import DEFAULT_PLAN, Step, named_in, plan_from, plan_text, step_name
 from mlflow_e2eai.surgery.rules import RULES, Rule
 
 if TYPE_CHECKING:
-    import onnx
     import onnx_graphsurgeon as gs
 
 __all__ = [
@@ -35,6 +37,7 @@ __all__ = [
     "Step",
     "SurgeryReport",
     "clean",
+    "named_in",
     "plan_from",
     "plan_text",
 ]
@@ -122,17 +125,28 @@ def attempt(
     graph = gs.import_onnx(before)
     _name_nodes(graph)
     edits = {}
+    wanted = Interface.of(source)
     for position, (step, rule) in enumerate(rules):
         edits[step_name(plan, position)] = _apply(step, rule, graph)
+        wanted = interface.after(RULES[step.rule], wanted, step.arguments)
     after = graphs.to_onnx(graph, like=before)
-    _keep_interface(source, after, plan)
+    inputs, outputs = graphs.interface(after)
+    interface.check(source, inputs, outputs, wanted)
     with written(out) as temporary:
         try:
             graphs.write(after, temporary)
         except ArtifactError as broken:
             msg = f"The plan broke the graph: {broken}"
             raise SurgeryError(msg) from broken
-        error = _keep_numbers(source, temporary, plan, samples, reference)
+        artifact = graphs.describe(
+            temporary,
+            stage="clean",
+            precision=source.precision,
+            axes=wanted.axes,
+            parent_sha256=source.sha256,
+            origins=wanted.origins(outputs),
+        )
+        error = _keep_numbers(source, artifact, samples, reference)
     report = SurgeryReport(
         edits=edits,
         nodes_before=len(before.graph.node),
@@ -145,14 +159,7 @@ def attempt(
         outline=outline_of(before, after),
         plan=text,
     )
-    artifact = graphs.describe(
-        out,
-        stage="clean",
-        precision=source.precision,
-        axes=source.axes,
-        parent_sha256=source.sha256,
-    )
-    return artifact, report
+    return replace(artifact, path=out), report
 
 
 def _blame(
@@ -217,62 +224,9 @@ def _apply(step: Step, rule: Rule, graph: gs.Graph) -> int:
     return edits
 
 
-def _keep_interface(source: OnnxArtifact, after: onnx.ModelProto, plan: Sequence[Step]) -> None:
-    inputs, outputs = graphs.interface(after)
-    renamed_inputs, renamed_outputs = _renames(source, plan)
-    _same(source.inputs, inputs, renamed_inputs, "input", may_lose=False)
-    may_lose = any(step.rule == "remove" for step in plan)
-    _same(source.outputs, outputs, renamed_outputs, "output", may_lose=may_lose)
-
-
-def _renames(source: OnnxArtifact, plan: Sequence[Step]) -> tuple[dict[str, str], dict[str, str]]:
-    """New name by old, for inputs and outputs, over all renaming steps of a plan."""
-    inputs = {spec.name: spec.name for spec in source.inputs}
-    outputs = {spec.name: spec.name for spec in source.outputs}
-    for step in plan:
-        if step.rule == "rename":
-            for names, key in ((inputs, "inputs"), (outputs, "outputs")):
-                mapping = step.arguments.get(key) or {}
-                names.update({old: mapping.get(now, now) for old, now in names.items()})
-    return inputs, outputs
-
-
-def _same(
-    before: tuple[TensorSpec, ...],
-    after: tuple[TensorSpec, ...],
-    renamed: Mapping[str, str],
-    kind: str,
-    *,
-    may_lose: bool,
-) -> None:
-    by_name = {spec.name: spec for spec in after}
-    wanted = {renamed[spec.name]: spec for spec in before}
-    if strange := set(by_name) - set(wanted):
-        msg = f"The plan made an {kind} {sorted(strange)} that the graph did not have."
-        raise SurgeryError(msg)
-    for name, spec in wanted.items():
-        found = by_name.get(name)
-        if found is None and may_lose:
-            continue
-        if found is None:
-            msg = f"The plan lost the {kind} {name!r}; bypass what fed it instead of removing it."
-            raise SurgeryError(msg)
-        # An output's sizes may become better known; an input's are what callers rely on.
-        fits = found.shape == spec.shape or (
-            kind == "output" and len(found.shape) == len(spec.shape)
-        )
-        if found.dtype != spec.dtype or not fits:
-            msg = (
-                f"The plan changed {kind} {name!r} from {spec.dtype}{list(spec.shape)} to "
-                f"{found.dtype}{list(found.shape)}; leave out the rule that did."
-            )
-            raise SurgeryError(msg)
-
-
 def _keep_numbers(
     source: OnnxArtifact,
-    out: Path,
-    plan: Sequence[Step],
+    cleaned: OnnxArtifact,
     samples: Sequence[Tensors],
     reference: Infer | None,
 ) -> float | None:
@@ -282,23 +236,13 @@ def _keep_numbers(
     """
     if not samples:
         return None
-    inputs, outputs = _renames(source, plan)
-    kept = {spec.name for spec in graphs.interface(graphs.read(out))[1]}
     with ExitStack() as stack:
-        before = reference or _before(source, stack)
-
-        def under_new_names(tensors: Tensors) -> Tensors:
-            old = {name: tensors[new] for name, new in inputs.items()}
-            answers = before(old)
-            return {
-                outputs[name]: value for name, value in answers.items() if outputs[name] in kept
-            }
-
-        asked = [{inputs[name]: value for name, value in tensors.items()} for tensors in samples]
+        before = bridge(reference or _before(source, stack), source, cleaned)
+        asked = [fitted(sample, source, cleaned) for sample in samples]
         try:
-            after = stack.enter_context(isolated_onnxruntime(out))
+            after = stack.enter_context(isolated_onnxruntime(cleaned.path))
             # ONNX Runtime is no suspect here, the rules are.
-            report = after.compare(under_new_names, asked, precision=source.precision, repeats=1)
+            report = after.compare(before, asked, precision=source.precision, repeats=1)
         except RunnerError as error:
             msg = f"The graph does not run after surgery: {error}"
             raise SurgeryError(msg) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -93,6 +94,25 @@ def plan_from(data: Any) -> tuple[Step, ...]:
         step.bound()
         steps.append(step)
     return tuple(steps)
+
+
+def named_in(plan: Sequence[Step]) -> frozenset[str]:
+    """Every word of the arguments of a plan, the operators that it edits among them.
+
+    Each rule has its own way to name an operator: ``FooOp``, ``devtech::FooOp``, or in a pattern.
+    """
+
+    def words(value: Any) -> set[str]:
+        match value:
+            case str():
+                return set(re.findall(r"\w+", value))
+            case Mapping():
+                return words([*value.keys(), *value.values()])
+            case Iterable():
+                return set().union(*map(words, value))
+        return set()
+
+    return frozenset(words([step.arguments for step in plan]))
 
 
 def step_name(plan: Sequence[Step], position: int) -> str:

@@ -13,7 +13,9 @@ import numpy as np
 
 from mlflow_e2eai.errors import SurgeryError
 from mlflow_e2eai.graphs import operator_name
+from mlflow_e2eai.surgery.boundary import convert_input, fix_axis, rename
 from mlflow_e2eai.surgery.edges import bypassed, can_vanish, is_output, matching
+from mlflow_e2eai.surgery.interface import changes, loses_outputs
 from mlflow_e2eai.surgery.merging import merge_duplicates, merge_reshapes, merge_transposes
 from mlflow_e2eai.surgery.simplify import simplify
 
@@ -45,6 +47,7 @@ def bypass(graph: gs.Graph, *, op_type: str, domain: str | None = None) -> int:
     return sum(bypassed(graph, node) for node in nodes)
 
 
+@changes(loses_outputs)
 def remove(graph: gs.Graph, *, op_type: str, domain: str | None = None) -> int:
     """Delete nodes together with the graph outputs that they feed, and whatever only they used.
 
@@ -111,29 +114,6 @@ def drop_unused(graph: gs.Graph) -> int:
     return before - len(graph.nodes)
 
 
-def rename(
-    graph: gs.Graph,
-    *,
-    inputs: Mapping[str, str] | None = None,
-    outputs: Mapping[str, str] | None = None,
-) -> int:
-    """Rename inputs and outputs of the graph.
-
-    Args:
-        graph: The graph.
-        inputs: New name by old. Names that the graph's inputs do not have are an error, unless
-            they were renamed already.
-        outputs: The same for outputs.
-
-    Raises:
-        SurgeryError: There is no such input or output, or the new name is taken.
-    """
-    taken = set(graph.tensors())
-    return _rename(graph.inputs, inputs or {}, taken, "input") + _rename(
-        graph.outputs, outputs or {}, taken, "output"
-    )
-
-
 RULES: Mapping[str, Rule] = {
     rule.__name__: rule
     for rule in (
@@ -147,6 +127,8 @@ RULES: Mapping[str, Rule] = {
         merge_transposes,
         merge_reshapes,
         rename,
+        fix_axis,
+        convert_input,
     )
 }
 
@@ -157,24 +139,6 @@ def _is_false(tensor: gs.Tensor) -> bool:
     if tensor.is_empty():
         return True
     return isinstance(tensor, gs.Constant) and not bool(tensor.values)
-
-
-def _rename(tensors: list[gs.Tensor], names: Mapping[str, str], taken: set[str], kind: str) -> int:
-    found = {tensor.name: tensor for tensor in tensors}
-    edits = 0
-    for old, new in names.items():
-        if old not in found and new in found:
-            continue
-        if old not in found:
-            msg = f"There is no {kind} {old!r} to rename; the {kind}s are {sorted(found)}."
-            raise SurgeryError(msg)
-        if new in taken:
-            msg = f"{kind.capitalize()} {old!r} cannot be named {new!r}: that name is taken."
-            raise SurgeryError(msg)
-        found[old].name = new
-        taken.add(new)
-        edits += 1
-    return edits
 
 
 def _hands_on(graph: gs.Graph, node: gs.Node) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import json
 import logging
 import shutil
@@ -11,22 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mlflow_e2eai import bundle
+from mlflow_e2eai import bundle, trees
 from mlflow_e2eai.arrays import load_arrays, resize, save_arrays
 from mlflow_e2eai.artifacts import Axis, Tensors, TensorSpec
+from mlflow_e2eai.calling import answer, flattened, input_tree
 from mlflow_e2eai.errors import TrackingError
-from mlflow_e2eai.modules import (
-    DynamicAxes,
-    answer,
-    axes_of,
-    evaluation_mode,
-    input_specs,
-    module_of,
-    named_inputs,
-)
+from mlflow_e2eai.files import from_json, to_json
+from mlflow_e2eai.modules import DynamicAxes, axes_of, evaluation_mode, input_specs, module_of
 from mlflow_e2eai.samples import EvaluationData, accuracy
 from mlflow_e2eai.tracking.lineage import STAGE, fetch
 from mlflow_e2eai.tracking.models import signature_of
+from mlflow_e2eai.trees import Tree
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
@@ -35,6 +32,7 @@ _log = logging.getLogger(__name__)
 
 _EVALUATION = "evaluation.npz"
 _AXES = "dynamic_axes.json"
+_TREE = "input_tree.json"
 
 _KEPT_BYTES = 256 << 20
 """Evaluation data up to this size is kept with the PyTorch model, and held in memory meanwhile. All
@@ -69,8 +67,8 @@ def log_source(
     """
     from mlflow.models import Model
 
-    module = module_of(model)
-    example = named_inputs(module, input_example)
+    module, example = flattened(model, input_example)
+    tree = input_tree(module, example)
     specs = input_specs(example, dynamic_axes or {})
     sizes = {axis.name: axis.opt for axis in axes_of(dynamic_axes or {})}
     # pt2 makes an axis of size 1 static for good.
@@ -82,7 +80,7 @@ def log_source(
         )
     signature = signature_of(specs, outputs, named=False)
     with tempfile.TemporaryDirectory() as folder, evaluation_mode(module):
-        files = _companions(Path(folder), example, dynamic_axes, evaluation)
+        files = _companions(Path(folder), example, tree, dynamic_axes, evaluation)
         info = Model.log(
             artifact_path=None,
             name=name,
@@ -90,9 +88,10 @@ def log_source(
             run_id=run_id,
             model_type="pytorch",
             tags={STAGE: "source"},
-            pytorch_model=module,
+            pytorch_model=module_of(model),
             signature=signature,
-            input_example=example,
+            # pt2 knows neither nested arguments nor constants.
+            input_example=example if tree.is_plain else None,
             extra_files=files,
             validate_serving_input=False,
         )
@@ -108,12 +107,12 @@ class _PyTorchFlavor:
         import torch
 
         kwargs.pop("validate_serving_input", None)
-        arrays = tuple(kwargs.pop("input_example").values())
+        arrays = tuple((kwargs.pop("input_example") or {}).values())
         example = arrays[0] if len(arrays) == 1 else arrays
         requirements = [f"torch=={torch.__version__.partition('+')[0]}"]
         common = {**kwargs, "path": path, "mlflow_model": mlflow_model}
         common["pip_requirements"] = requirements
-        if not isinstance(kwargs["pytorch_model"], torch.jit.ScriptModule):
+        if arrays and not isinstance(kwargs["pytorch_model"], torch.jit.ScriptModule):
             try:
                 mlflow.pytorch.save_model(
                     **common, input_example=example, serialization_format="pt2"
@@ -130,12 +129,17 @@ class _PyTorchFlavor:
 def _companions(
     folder: Path,
     example: Tensors,
+    tree: Tree,
     dynamic_axes: DynamicAxes | None,
     evaluation: EvaluationData | None,
 ) -> list[str]:
     save_arrays(folder / bundle.EXAMPLE, example)
+    (folder / _TREE).write_text(to_json(tree), encoding="utf-8")
     axes = {
-        name: {str(at): [axis.name, axis.min, axis.opt, axis.max] for at, axis in positions.items()}
+        name: {
+            str(at): [axis.name, axis.min, axis.opt, axis.max, axis.multiple]
+            for at, axis in positions.items()
+        }
         for name, positions in (dynamic_axes or {}).items()
     }
     (folder / _AXES).write_text(json.dumps(axes), encoding="utf-8")
@@ -188,7 +192,7 @@ def fetch_source(
         raise TrackingError(msg) from error
     extra = place / "extra_files"
     if (extra / bundle.EXAMPLE).is_file():
-        example = bundle.read_example(extra)
+        example = _read_structure(extra / _TREE, bundle.read_example(extra))
         return module, example, _read_axes(extra / _AXES), _read_evaluation(extra / _EVALUATION)
     return module, _mlflow_example(place, model), None, None
 
@@ -228,13 +232,24 @@ def _mlflow_example(place: Path, model: LoggedModel) -> Any:
     return tuple(arrays)
 
 
+def _read_structure(path: Path, arrays: Tensors) -> Any:
+    """The arrays where they stood; as they are where that was not kept."""
+    if not path.is_file():
+        return arrays
+    tree = from_json(Tree, path.read_bytes())
+    for part in trees.objects(tree):
+        with contextlib.suppress(ImportError):  # `flattened` says which class there is not
+            importlib.import_module(part.text.partition(":")[0])
+    return trees.unflatten(tree, arrays)
+
+
 def _read_axes(path: Path) -> dict[str, dict[int, Axis]] | None:
     if not path.is_file():
         return None
     return {
         name: {
-            int(at): Axis(axis, min=low, opt=best, max=high)
-            for at, (axis, low, best, high) in positions.items()
+            int(at): Axis(axis, min=low, opt=best, max=high, multiple=(*multiple, 1)[0])
+            for at, (axis, low, best, high, *multiple) in positions.items()
         }
         for name, positions in json.loads(path.read_text(encoding="utf-8")).items()
     }

@@ -1,0 +1,85 @@
+"""What a cleaned graph's inputs and outputs have to do with those of the graph before surgery."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mlflow_e2eai.artifacts import Array, Infer, InputOrigin, OnnxArtifact, Origins, Tensors
+
+
+def origins_of(cleaned: OnnxArtifact, raw: OnnxArtifact) -> Origins:
+    """A graph's origins; of one that was stored before they were kept, by position and name."""
+    if cleaned.origins is not None:
+        return cleaned.origins
+    inputs = tuple(InputOrigin(name=spec.name, dtype=spec.dtype) for spec in raw.inputs)
+    known = [spec.name for spec in raw.outputs]
+    if len(known) != len(cleaned.outputs):
+        known = [spec.name for spec in cleaned.outputs]
+    return Origins(inputs=inputs, outputs=tuple(known))
+
+
+def converted(tensors: Tensors, raw: OnnxArtifact, cleaned: OnnxArtifact) -> dict[str, Array]:
+    """Inputs of the graph before as the cleaned one takes them; their sizes stay as they are.
+
+    Numbers that an integer type cannot hold become the nearest that it can.
+    """
+    pairs = zip(cleaned.inputs, origins_of(cleaned, raw).inputs, strict=True)
+    return {spec.name: _new(tensors[old.name], old, spec.dtype) for spec, old in pairs}
+
+
+def fitted(tensors: Tensors, raw: OnnxArtifact, cleaned: OnnxArtifact) -> dict[str, Array]:
+    """The same, repeated or cut along the axes that surgery has fixed."""
+    made = converted(tensors, raw, cleaned)
+    for spec in cleaned.inputs:
+        array = made[spec.name]
+        for position, size in enumerate(spec.shape):
+            if isinstance(size, int) and array.shape[position] not in (0, size):
+                index = np.arange(size) % array.shape[position]
+                array = np.take(array, index, axis=position)
+        made[spec.name] = np.asarray(array, order="C")
+    return made
+
+
+def bridge(reference: Infer, raw: OnnxArtifact, cleaned: OnnxArtifact) -> Infer:
+    """What ran the graph before, with the inputs and outputs that surgery left."""
+    origins = origins_of(cleaned, raw)
+    inputs = list(zip(cleaned.inputs, origins.inputs, strict=True))
+    outputs = list(zip(cleaned.outputs, origins.outputs, strict=True))
+
+    def infer(tensors: Tensors) -> Tensors:
+        answer = reference({old.name: _old(tensors[spec.name], old) for spec, old in inputs})
+        return {spec.name: answer[name] for spec, name in outputs}
+
+    return infer
+
+
+def _new(array: Array, origin: InputOrigin, dtype: str) -> Array:
+    if not origin.is_scaled and dtype == origin.dtype:
+        return array if not origin.perm else array.transpose(np.argsort(origin.perm))
+    if origin.is_scaled:
+        wide = array.astype(np.float64)
+        array = (wide - along(origin.offset, array.ndim)) / along(origin.scale, array.ndim)
+    wanted = np.dtype(dtype)
+    if array.dtype != wanted and wanted.kind in "iu":
+        limits = np.iinfo(wanted)
+        array = np.clip(np.rint(array), limits.min, limits.max)
+    if origin.perm:
+        array = array.transpose(np.argsort(origin.perm))
+    return np.asarray(array.astype(wanted, copy=False), order="C")
+
+
+def _old(array: Array, origin: InputOrigin) -> Array:
+    """In the graph's own order of operations, so that both round alike."""
+    array = array.astype(origin.dtype, copy=False)
+    if origin.perm:
+        array = array.transpose(origin.perm)
+    if origin.is_scaled:
+        scale = along(origin.scale, array.ndim).astype(array.dtype)
+        array = array * scale + along(origin.offset, array.ndim).astype(array.dtype)
+    return np.asarray(array, order="C")
+
+
+def along(values: tuple[float, ...], rank: int) -> Array:
+    """One number for all, or one for each channel (the axis 1), for an array of that rank."""
+    array = np.asarray(values, np.float64)
+    return array.reshape(()) if len(values) == 1 else array.reshape(-1, *[1] * (rank - 2))

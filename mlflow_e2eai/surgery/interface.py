@@ -1,0 +1,196 @@
+"""What a plan makes of a graph's interface: what each rule may change, and how old maps to new."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias, TypeVar
+
+from mlflow_e2eai.artifacts import Axis, InputOrigin, OnnxArtifact, Origins, TensorSpec
+from mlflow_e2eai.errors import SurgeryError
+
+Change: TypeAlias = "Callable[..., Interface]"
+Marked = TypeVar("Marked", bound=Callable[..., int])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interface:
+    """Inputs and outputs as a plan should leave them.
+
+    Attributes:
+        inputs: The inputs, in order.
+        input_origins: What each was before the plan.
+        outputs: Each output's old name by its new one, in order.
+        axes: The dynamic axes.
+        may_lose_outputs: Whether any output may be gone.
+    """
+
+    inputs: tuple[TensorSpec, ...]
+    input_origins: tuple[InputOrigin, ...]
+    outputs: Mapping[str, str]
+    axes: tuple[Axis, ...]
+    may_lose_outputs: bool = False
+
+    @classmethod
+    def of(cls, graph: OnnxArtifact) -> Interface:
+        """The interface of a graph that no rule has touched."""
+        return cls(
+            inputs=graph.inputs,
+            input_origins=tuple(InputOrigin(name=s.name, dtype=s.dtype) for s in graph.inputs),
+            outputs={spec.name: spec.name for spec in graph.outputs},
+            axes=graph.axes,
+        )
+
+    def origins(self, found: tuple[TensorSpec, ...]) -> Origins:
+        """Origins of a graph that has these outputs."""
+        outputs = tuple(self.outputs[spec.name] for spec in found)
+        return Origins(inputs=self.input_origins, outputs=outputs)
+
+
+def changes(how: Change) -> Callable[[Marked], Marked]:
+    """Declare what a rule makes of the interface, which a rule without this must keep.
+
+    Args:
+        how: Takes the `Interface` before and the rule's keyword arguments, gives the one after.
+            Where the rule finds nothing left to do it gives the same one back.
+    """
+
+    def mark(rule: Marked) -> Marked:
+        rule.interface = how  # type: ignore[attr-defined]
+        return rule
+
+    return mark
+
+
+def after(rule: Callable[..., int], before: Interface, arguments: Mapping[str, Any]) -> Interface:
+    """The interface after a rule."""
+    how: Change | None = getattr(rule, "interface", None)
+    return before if how is None else how(before, **arguments)
+
+
+def check(
+    source: OnnxArtifact,
+    inputs: tuple[TensorSpec, ...],
+    outputs: tuple[TensorSpec, ...],
+    wanted: Interface,
+) -> None:
+    """Refuse an interface that the plan had no business to make.
+
+    Raises:
+        SurgeryError: An input or output is missing, strange, or of another type or shape.
+    """
+    _names("input", {s.name for s in wanted.inputs}, {s.name for s in inputs}, may_lose=False)
+    found = {spec.name: spec for spec in inputs}
+    for spec in wanted.inputs:
+        _same("input", spec, found[spec.name], exact=True)
+    may_lose = wanted.may_lose_outputs
+    _names("output", set(wanted.outputs), {s.name for s in outputs}, may_lose=may_lose)
+    before = {spec.name: spec for spec in source.outputs}
+    for spec in outputs:
+        # An output's sizes may become better known; an input's are what callers rely on.
+        old = replace(before[wanted.outputs[spec.name]], name=spec.name)
+        _same("output", old, spec, exact=False)
+
+
+def _names(kind: str, wanted: set[str], found: set[str], *, may_lose: bool) -> None:
+    if strange := found - wanted:
+        msg = f"The plan made an {kind} {sorted(strange)} that the graph did not have."
+        raise SurgeryError(msg)
+    if (lost := sorted(wanted - found)) and not may_lose:
+        msg = f"The plan lost the {kind} {lost[0]!r}; bypass what fed it instead of removing it."
+        raise SurgeryError(msg)
+
+
+def _same(kind: str, wanted: TensorSpec, found: TensorSpec, *, exact: bool) -> None:
+    fits = found.shape == wanted.shape if exact else len(found.shape) == len(wanted.shape)
+    if found.dtype != wanted.dtype or not fits:
+        msg = (
+            f"The plan changed {kind} {wanted.name!r} from {wanted.dtype}{list(wanted.shape)} to "
+            f"{found.dtype}{list(found.shape)}; leave out the rule that did."
+        )
+        raise SurgeryError(msg)
+
+
+def loses_outputs(before: Interface, **_: Any) -> Interface:
+    """Outputs may go."""
+    return replace(before, may_lose_outputs=True)
+
+
+def renames(
+    before: Interface,
+    *,
+    inputs: Mapping[str, str] | None = None,
+    outputs: Mapping[str, str] | None = None,
+    axes: Mapping[str, str] | None = None,
+) -> Interface:
+    """Inputs, outputs and axes get new names."""
+    named, sizes = inputs or {}, axes or {}
+
+    def renamed(spec: TensorSpec) -> TensorSpec:
+        shape = tuple(
+            sizes.get(size, size) if isinstance(size, str) else size for size in spec.shape
+        )
+        return replace(spec, name=named.get(spec.name, spec.name), shape=shape)
+
+    return replace(
+        before,
+        inputs=tuple(renamed(spec) for spec in before.inputs),
+        outputs={(outputs or {}).get(name, name): old for name, old in before.outputs.items()},
+        axes=tuple(replace(axis, name=sizes.get(axis.name, axis.name)) for axis in before.axes),
+    )
+
+
+def fixes_axis(before: Interface, *, name: str, size: int) -> Interface:
+    """An axis has one size from now on."""
+
+    def fixed(spec: TensorSpec) -> TensorSpec:
+        return replace(spec, shape=tuple(size if found == name else found for found in spec.shape))
+
+    for axis in before.axes:
+        if axis.name == name and not axis.min <= size <= axis.max:
+            msg = (
+                f"Axis {name!r} cannot be fixed at {size}: its sizes are {axis.min} to {axis.max}; "
+                f"take one of those, or export with a wider axis."
+            )
+            raise SurgeryError(msg, rule="fix_axis")
+    return replace(
+        before,
+        inputs=tuple(fixed(spec) for spec in before.inputs),
+        axes=tuple(axis for axis in before.axes if axis.name != name),
+    )
+
+
+def converts_input(
+    before: Interface,
+    *,
+    name: str,
+    to: str,
+    dtype: str | None = None,
+    perm: tuple[int, ...] | list[int] = (),
+    scale: float | list[float] = 1.0,
+    offset: float | list[float] = 0.0,
+) -> Interface:
+    """An input is of another type or layout; see the rule `convert_input`."""
+    names = [spec.name for spec in before.inputs]
+    if name not in names:
+        return before
+    at = names.index(name)
+    spec, origin = before.inputs[at], before.input_origins[at]
+    if origin.perm or origin.is_scaled or origin.dtype != spec.dtype:
+        msg = f"Input {name!r} was converted already; say all of it in one step."
+        raise SurgeryError(msg, rule="convert_input")
+    places = [list(perm).index(place) for place in range(len(perm))]
+    shape = tuple(spec.shape[place] for place in places) if perm else spec.shape
+    made = TensorSpec(name=to, dtype=dtype or spec.dtype, shape=shape)
+    made_origin = replace(origin, perm=tuple(perm), scale=numbers(scale), offset=numbers(offset))
+    return replace(
+        before,
+        inputs=(*before.inputs[:at], made, *before.inputs[at + 1 :]),
+        input_origins=(*before.input_origins[:at], made_origin, *before.input_origins[at + 1 :]),
+    )
+
+
+def numbers(value: float | list[float] | tuple[float, ...]) -> tuple[float, ...]:
+    """One number, or several, as a plan gives them."""
+    given = value if isinstance(value, list | tuple) else [value]
+    return tuple(float(number) for number in given)

@@ -1,0 +1,221 @@
+"""Inputs and outputs as Python has them <-> named leaves and a tree that is plain data.
+
+Everything downstream of the export works with named arrays. The tree says where each of them stood:
+in mappings, lists, tuples, dataclasses, named tuples and Hugging Face's ModelOutput, at any depth.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+from mlflow_e2eai.errors import InvalidInputError
+
+Kind: TypeAlias = Literal[
+    "leaf", "None", "bool", "int", "float", "str", "mapping", "list", "tuple", "object"
+]
+
+_CONSTANTS: Mapping[str, Callable[[str], Any]] = {
+    "None": lambda _: None,
+    "bool": lambda text: text == "True",
+    "int": int,
+    "float": float,
+    "str": str,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tree:
+    """Where leaves stand in a Python value.
+
+    Attributes:
+        kind: What stands here: a leaf, a constant of this type, or a container.
+        text: Name of a leaf; a constant as text; the class of an object as ``module:name``.
+        keys: Of a mapping's items or an object's fields, in order.
+        parts: What a container holds, in order.
+    """
+
+    kind: Kind
+    text: str = ""
+    keys: tuple[str | int, ...] = ()
+    parts: tuple[Tree, ...] = ()
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is a mapping of names to leaves of these names, as stages have them."""
+        return self.kind == "mapping" and all(
+            (part.kind, part.text) == ("leaf", key)
+            for key, part in zip(self.keys, self.parts, strict=True)
+        )
+
+
+def flatten(value: Any, *, root: str = "output") -> tuple[Tree, dict[str, Any]]:
+    """Take a value apart.
+
+    A leaf is named by its path, joined with dots: ``tokens.ids``. At the top, what stands in a
+    tuple or list is ``<root>_0``, ``<root>_1``, …, and a lone leaf is ``<root>``.
+
+    Returns:
+        The tree, and what is neither container nor constant (None, bool, int, float, str), by name.
+
+    Raises:
+        InvalidInputError: Two leaves get one name, or the key of a mapping is no string or integer.
+    """
+    leaves: dict[str, Any] = {}
+
+    def visit(part: Any, path: tuple[str, ...]) -> Tree:
+        kind, items = _opened(part)
+        if items is not None:
+            top = f"{root}_" if not path and kind in ("list", "tuple") else ""
+            inner = tuple(visit(item, (*path, f"{top}{key}")) for key, item in items)
+            if kind in ("list", "tuple"):
+                return Tree(kind=kind, parts=inner)
+            text = f"{type(part).__module__}:{type(part).__qualname__}" if kind == "object" else ""
+            return Tree(kind=kind, text=text, keys=tuple(key for key, _ in items), parts=inner)
+        if kind != "leaf":
+            return Tree(kind=kind, text="" if part is None else str(part))
+        name = ".".join(path) or root
+        if name in leaves:
+            msg = f"Two tensors would be named {name!r}; rename one of the keys on the way to them."
+            raise InvalidInputError(msg)
+        leaves[name] = part
+        return Tree(kind="leaf", text=name)
+
+    return visit(value, ()), leaves
+
+
+def unflatten(tree: Tree, leaves: Mapping[str, Any]) -> Any:
+    """Put a value together again.
+
+    An object comes back as its class where the program has imported it, else as a dict: nothing is
+    imported because a file says so. A leaf that there is not, such as an output that surgery
+    removed, is None.
+    """
+    if tree.kind == "leaf":
+        return leaves.get(tree.text)
+    if tree.kind in _CONSTANTS:
+        return _CONSTANTS[tree.kind](tree.text)
+    inner = [unflatten(part, leaves) for part in tree.parts]
+    if tree.kind in ("list", "tuple"):
+        return inner if tree.kind == "list" else tuple(inner)
+    items = dict(zip(tree.keys, inner, strict=True))
+    known = class_of(tree) if tree.kind == "object" else None
+    return items if known is None else known(**{str(key): item for key, item in items.items()})
+
+
+def select(tree: Tree, value: Any, *, place: str = "") -> dict[str, Any]:
+    """The leaves of a value that has a tree's shape; what stands in place of a leaf is one.
+
+    Constants may be left out.
+
+    Raises:
+        InvalidInputError: A container has another shape, or a constant is another.
+    """
+    if tree.kind == "leaf":
+        return {tree.text: value}
+    if tree.kind in _CONSTANTS:
+        fixed = unflatten(tree, {})
+        if type(value) is not type(fixed) or (value != fixed and str(value) != tree.text):
+            msg = f"{place} is fixed at {fixed!r}, but {value!r} is given; leave it out."
+            raise InvalidInputError(msg)
+        return {}
+    kind, items = _opened(value)
+    by_key = dict(items or ())
+    keys = tree.keys or tuple(range(len(tree.parts)))
+    found: dict[str, Any] = {}
+    for key, part in zip(keys, tree.parts, strict=True):
+        at = f"{place}.{key}" if place else str(key)
+        if key in by_key:
+            found |= select(part, by_key.pop(key), place=at)
+        elif names(part):
+            msg = f"{at} is missing; the inputs are {', '.join(names(tree))}."
+            raise InvalidInputError(msg)
+    if by_key or (items is None and tree.parts):
+        strange = sorted(map(str, by_key)) or kind
+        msg = f"{place or 'The input'} has {strange}; its parts are {list(keys)}."
+        raise InvalidInputError(msg)
+    return found
+
+
+def names(tree: Tree) -> list[str]:
+    """The names of a tree's leaves, in order."""
+    return [part.text for part in _walk(tree) if part.kind == "leaf"]
+
+
+def renamed(tree: Tree, new: Mapping[str, str]) -> Tree:
+    """The same tree with leaves under new names."""
+    if tree.kind == "leaf":
+        return dataclasses.replace(tree, text=new.get(tree.text, tree.text))
+    return dataclasses.replace(tree, parts=tuple(renamed(part, new) for part in tree.parts))
+
+
+def plain(leaves: Iterable[str]) -> Tree:
+    """The tree of a mapping of names to leaves."""
+    keys = tuple(leaves)
+    parts = tuple(Tree(kind="leaf", text=name) for name in keys)
+    return Tree(kind="mapping", keys=keys, parts=parts)
+
+
+def constants(tree: Tree) -> Iterator[Tree]:
+    """The constants in a tree."""
+    return (part for part in _walk(tree) if part.kind in _CONSTANTS)
+
+
+def objects(tree: Tree) -> Iterator[Tree]:
+    """The objects in a tree."""
+    return (part for part in _walk(tree) if part.kind == "object")
+
+
+def is_object(value: Any) -> bool:
+    """Whether a value is a dataclass or a named tuple."""
+    return _has_fields(type(value))
+
+
+def class_of(tree: Tree) -> type | None:
+    """The class of an object, if the program has imported it and it holds fields only."""
+    module, _, name = tree.text.partition(":")
+    found: Any = sys.modules.get(module)
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    return found if isinstance(found, type) and _has_fields(found) else None
+
+
+def _walk(tree: Tree) -> Iterator[Tree]:
+    yield tree
+    for part in tree.parts:
+        yield from _walk(part)
+
+
+def _has_fields(kind: type) -> bool:
+    return dataclasses.is_dataclass(kind) or (issubclass(kind, tuple) and hasattr(kind, "_fields"))
+
+
+def _opened(value: Any) -> tuple[Kind, list[tuple[Any, Any]] | None]:
+    """What a value is, and its items where it is a container."""
+    constant = "None" if value is None else type(value).__name__
+    if constant in _CONSTANTS and type(value).__module__ == "builtins":
+        return constant, None  # type: ignore[return-value]  # a key of _CONSTANTS is a Kind
+    if _has_fields(type(value)):
+        return "object", _fields(value)
+    if isinstance(value, Mapping):
+        items = list(value.items())
+        for key, _ in items:
+            if type(key) not in (str, int):
+                msg = f"A mapping has the key {key!r}; give strings or integers as keys."
+                raise InvalidInputError(msg)
+        return "mapping", items
+    if isinstance(value, list | tuple):
+        return ("list" if isinstance(value, list) else "tuple"), list(enumerate(value))
+    return "leaf", None
+
+
+def _fields(value: Any) -> list[tuple[Any, Any]]:
+    if isinstance(value, Mapping):  # a ModelOutput: a field that is None is no item
+        return list(value.items())
+    if isinstance(value, tuple):
+        return list(zip(value._fields, value, strict=True))  # type: ignore[attr-defined]
+    given = [field.name for field in dataclasses.fields(value) if field.init]
+    return [(name, getattr(value, name)) for name in given]
