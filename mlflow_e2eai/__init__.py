@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from mlflow_e2eai.flavor import log_model as log_model
     from mlflow_e2eai.flavor import save_model as save_model
     from mlflow_e2eai.latency import benchmark as benchmark
+    from mlflow_e2eai.operators import Operator as Operator
     from mlflow_e2eai.parity import compare as compare
     from mlflow_e2eai.precision import convert as convert
     from mlflow_e2eai.registry import promote as promote
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Axis": "artifacts",
+    "Operator": "operators",
     "benchmark": "latency",
     "bisect": "bisection",
     "clean": "surgery",

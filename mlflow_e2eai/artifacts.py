@@ -135,12 +135,27 @@ class Origins:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WeightFile:
+    """A file of weights beside an ONNX file.
+
+    Attributes:
+        path: Relative to the folder of the ONNX file.
+        sha256: Digest of the file.
+        size_bytes: Its size.
+    """
+
+    path: Path
+    sha256: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class OnnxArtifact:
     """An ONNX file.
 
     Attributes:
-        path: The file; weights are inside it.
-        sha256: Digest of the file.
+        path: The file.
+        sha256: Digest of the file and of its weight files; see `weights.digest`.
         parent_sha256: Digest of the artifact that it was made from; None for a fresh export.
         stage: The stage that wrote it.
         precision: The type that its weights and activations are in.
@@ -150,6 +165,7 @@ class OnnxArtifact:
         axes: The dynamic axes that `inputs` name.
         origins: What inputs and outputs were before surgery; None before it, and for what was
             stored before they were kept: then each is, by position, what it was.
+        weights: Files beside it that hold its weights; none where they are inside.
     """
 
     path: Path
@@ -162,6 +178,7 @@ class OnnxArtifact:
     outputs: tuple[TensorSpec, ...]
     axes: tuple[Axis, ...]
     origins: Origins | None = None
+    weights: tuple[WeightFile, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,6 +4,7 @@
       manifest.json        what there is, digests, evidence
       model.onnx           the cleaned fp32 graph
       model-fp16.onnx      the same in other precisions
+      <digest>.weights     weights of graphs that are too large for one file
       engines/             one file for each precision and target
       input_example.npz    one array for each input
 
@@ -31,6 +32,7 @@ from mlflow_e2eai.latency import ColdStart, LatencyReport, Throughput
 from mlflow_e2eai.parity import ParityReport
 from mlflow_e2eai.precision import PrecisionReport
 from mlflow_e2eai.surgery import SurgeryReport
+from mlflow_e2eai.weights import link, verify_graph
 
 Artifact = TypeVar("Artifact", OnnxArtifact, EngineArtifact)
 
@@ -203,13 +205,17 @@ class _Format:
     package_version: str
 
 
-def write(directory: Path, manifest: Manifest, example: Tensors) -> Manifest:
+def write(directory: Path, manifest: Manifest, example: Tensors, *, copy: bool = False) -> Manifest:
     """Copy a manifest's files into a directory and write the manifest there.
+
+    Large weights are linked, not copied.
 
     Args:
         directory: Where to; made if it is missing.
         manifest: Its paths say where the files are now.
         example: One array for each input.
+        copy: Copy large weights too, where both places are to stay: ONNX's own loader refuses a
+            file that is in two.
 
     Returns:
         The manifest with paths relative to the directory.
@@ -221,6 +227,9 @@ def write(directory: Path, manifest: Manifest, example: Tensors) -> Manifest:
         raise InvalidInputError(msg)
     graphs = tuple(_copied(graph, _graph_path(graph), directory) for graph in manifest.graphs)
     engines = tuple(_copied(engine, _engine_path(engine), directory) for engine in manifest.engines)
+    for graph in manifest.graphs:
+        for file in graph.weights:
+            link(graph.path.parent / file.path, directory, copy=copy)
     placed = dataclasses.replace(manifest, graphs=graphs, engines=engines)
     save_arrays(directory / EXAMPLE, example)
     with written(directory / MANIFEST) as temporary:
@@ -261,7 +270,8 @@ def read(directory: Path) -> Manifest:
         )
         raise ArtifactError(msg)
     manifest = from_json(Manifest, text)
-    for item in manifest.files:
+    weights = [file for graph in manifest.graphs for file in graph.weights]
+    for item in (*manifest.files, *weights):
         if item.path.is_absolute() or ".." in item.path.parts:
             msg = f"The manifest names {item.path}, which is outside the bundle; do not trust it."
             raise ArtifactError(msg)
@@ -291,7 +301,10 @@ def _engine_path(engine: EngineArtifact) -> Path:
 
 
 def _copied(artifact: Artifact, place: Path, directory: Path) -> Artifact:
-    verify(artifact.path, artifact.sha256)
+    if isinstance(artifact, OnnxArtifact):
+        verify_graph(artifact)
+    else:
+        verify(artifact.path, artifact.sha256)
     with written(directory / place) as temporary:
         shutil.copyfile(artifact.path, temporary)
     return dataclasses.replace(artifact, path=place)

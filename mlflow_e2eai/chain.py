@@ -16,6 +16,7 @@ from mlflow_e2eai.calling import flattened
 from mlflow_e2eai.errors import TrackingError
 from mlflow_e2eai.isolation import isolated_onnxruntime
 from mlflow_e2eai.modules import DynamicAxes
+from mlflow_e2eai.operators import Operator
 from mlflow_e2eai.origins import bridge
 from mlflow_e2eai.samples import EvaluationData
 
@@ -35,6 +36,7 @@ class Source:
     module: Any
     example: dict[str, Array]
     axes: DynamicAxes
+    operators: tuple[Operator, ...]
     evaluation: EvaluationData | None
 
 
@@ -108,11 +110,13 @@ def _has_module(root: LoggedModel) -> bool:
 def source_of(model: LoggedModel, folder: Path, axes: DynamicAxes | None) -> Source:
     """Load a PyTorch model; `axes` stand in for those that it was logged with, unless None."""
     folder.mkdir(exist_ok=True, parents=True)
-    loaded, given, kept, evaluation = tracking.fetch_source(model, folder)
+    loaded, given, kept, operators, evaluation = tracking.fetch_source(model, folder)
     module, example = flattened(loaded, given)
     if axes is None:
         axes = kept if kept is not None else _open_axes(model, folder, example)
-    return Source(module=module, example=example, axes=axes, evaluation=evaluation)
+    return Source(
+        module=module, example=example, axes=axes, operators=operators, evaluation=evaluation
+    )
 
 
 def _open_axes(model: LoggedModel, folder: Path, example: Tensors) -> DynamicAxes:

@@ -24,7 +24,6 @@ from mlflow_e2eai.calling import (
     structured_answer,
 )
 from mlflow_e2eai.errors import ExportError, InvalidInputError
-from mlflow_e2eai.files import written
 from mlflow_e2eai.modules import (
     DynamicAxes,
     axes_of,
@@ -39,6 +38,7 @@ from mlflow_e2eai.rungs import (
 )
 from mlflow_e2eai.trees import Tree
 from mlflow_e2eai.verification import check_interface, check_numbers, questions
+from mlflow_e2eai.weights import is_large, staged
 
 if TYPE_CHECKING:
     import torch
@@ -140,10 +140,12 @@ def export(
             if rung == PLAIN_DYNAMO and not wrote:
                 continue  # it was not the optimizer that failed
             try:
-                with written(out) as temporary, failures_as_export_errors(rung, module) as warned:
+                with staged(out) as temporary, failures_as_export_errors(rung, module) as warned:
                     write = with_torchscript if rung in ("trace", "script") else with_dynamo
                     write(module, example, temporary, specs, axes, names, opset, rung)
                     custom.carry(temporary, operators)
+                    if is_large(module):
+                        graphs.write(graphs.read(temporary), temporary)  # as we name weight files
                     check_interface(
                         temporary, specs=specs, outputs=names, opset=opset, exporter=rung
                     )

@@ -28,6 +28,7 @@ from mlflow_e2eai.mlmodel import (
     get_default_pip_requirements,
 )
 from mlflow_e2eai.modules import DynamicAxes
+from mlflow_e2eai.operators import Operator
 from mlflow_e2eai.pipeline import Settings
 from mlflow_e2eai.pyfunc import PyFunc
 from mlflow_e2eai.report import markdown
@@ -59,6 +60,7 @@ def save_model(  # noqa: D417 - the other arguments are log_model's, and describ
     exporter: Exporter = "auto",
     opset: int = DEFAULT_OPSET,
     output_names: Sequence[str] | None = None,
+    operators: Sequence[Operator] = (),
     surgery: Sequence[Any] = DEFAULT_PLAN,
     precisions: Sequence[Precision] = ("fp32", "fp16"),
     targets: Sequence[str] = (),
@@ -99,7 +101,9 @@ def save_model(  # noqa: D417 - the other arguments are log_model's, and describ
         if isinstance(model, str | Path):
             place = bundle.find(Path(model))
             manifest, example = bundle.read(place), bundle.read_example(place)
-            bundle.write(target / BUNDLE, bundle.located(manifest, place), example)
+            # Where MLflow calls, the target is a folder that is gone once it is uploaded.
+            copy = mlflow_model is None
+            bundle.write(target / BUNDLE, bundle.located(manifest, place), example, copy=copy)
         else:
             settings = _settings(locals())
             evaluation = evaluation_of(model, input_example, evaluation_data, metrics)
@@ -130,6 +134,7 @@ def log_model(
     exporter: Exporter = "auto",
     opset: int = DEFAULT_OPSET,
     output_names: Sequence[str] | None = None,
+    operators: Sequence[Operator] = (),
     surgery: Sequence[Any] = DEFAULT_PLAN,
     precisions: Sequence[Precision] = ("fp32", "fp16"),
     targets: Sequence[str] = (),
@@ -169,6 +174,7 @@ def log_model(
         exporter: ``auto``, ``dynamo``, ``trace`` or ``script``.
         opset: Version of the ONNX operator set.
         output_names: Names for the outputs, in order.
+        operators: What operators compute that are not ONNX's own; see `mlflow_e2eai.Operator`.
         surgery: The cleaning plan: steps, or a list as YAML gives it.
         precisions: What to make graphs and engines in.
         targets: What to build engines for: compute capabilities such as ``sm86``, or ``local``.
@@ -234,6 +240,7 @@ def log_model(
                     name=f"{name}-source",
                     run_id=run_id,
                     dynamic_axes=dynamic_axes,
+                    operators=operators,
                     evaluation=evaluation,
                 )
             )
@@ -272,7 +279,9 @@ def _build(
     source: str | None,
 ) -> None:
     """Run the stages and leave a bundle at `place`."""
-    with tempfile.TemporaryDirectory() as work:
+    place.parent.mkdir(parents=True, exist_ok=True)
+    # Beside the bundle, on the same file system: large weights are linked.
+    with tempfile.TemporaryDirectory(dir=place.parent) as work:
         manifest, example = pipeline.build(
             model,
             input_example,
@@ -385,6 +394,7 @@ def _settings(arguments: Mapping[str, Any]) -> Settings:
         **{
             **given,
             "dynamic_axes": given["dynamic_axes"] or {},
+            "operators": tuple(given["operators"]),
             "surgery": plan_from(given["surgery"]),
             "precisions": tuple(given["precisions"]),
             "targets": tuple(given["targets"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from mlflow_e2eai import weights
 from mlflow_e2eai.artifacts import Axis, OnnxArtifact, Origins, Precision, TensorSpec
 from mlflow_e2eai.errors import ArtifactError
-from mlflow_e2eai.files import sha256_of, written
+from mlflow_e2eai.files import written
 
 if TYPE_CHECKING:
     import onnx
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 
 def read(path: Path) -> onnx.ModelProto:
     """Read an ONNX file with its weights, those in other files of its folder included.
+
+    Above `weights.EXTERNAL_BYTES` the large ones stay in their files, and the tensors refer to them
+    there; `write` understands that, and `weights.values` gives their numbers.
 
     Raises:
         ArtifactError: It is missing, is no ONNX file, or breaks the ONNX rules; or a file of its
@@ -28,7 +32,7 @@ def read(path: Path) -> onnx.ModelProto:
     try:
         model = onnx.load(path, load_external_data=False)
         weights.fetch(model, path)
-        onnx.checker.check_model(model)
+        onnx.checker.check_model(weights.skeleton(model))
     except ArtifactError:
         raise
     except FileNotFoundError as error:
@@ -44,19 +48,37 @@ def read(path: Path) -> onnx.ModelProto:
 def write(model: onnx.ModelProto, out: Path) -> None:
     """Check a graph and write it, whole or not at all.
 
+    Above `weights.EXTERNAL_BYTES` its weights lie beside it, in files named by their content: those
+    that the model refers to, by hard link, and a new one for large weights that it holds itself.
+
     Raises:
-        ArtifactError: It breaks the ONNX rules, or is over protobuf's 2 GiB.
+        ArtifactError: It breaks the ONNX rules.
     """
     import onnx
 
-    weights.check_size(model.ByteSize())
-    try:
-        onnx.checker.check_model(model)
-    except onnx.checker.ValidationError as error:
-        msg = f"The graph for {out.name} is not valid ONNX: {str(error).strip().splitlines()[0]}"
-        raise ArtifactError(msg) from error
-    with written(out) as temporary:
-        temporary.write_bytes(model.SerializeToString(deterministic=True))
+    with weights.beside(model, out.parent):
+        try:
+            onnx.checker.check_model(weights.skeleton(model))
+        except onnx.checker.ValidationError as error:
+            reason = str(error).strip().splitlines()[0]
+            msg = f"The graph for {out.name} is not valid ONNX: {reason}"
+            raise ArtifactError(msg) from error
+        with written(out) as temporary:
+            temporary.write_bytes(model.SerializeToString(deterministic=True))
+
+
+def to_graph(model: onnx.ModelProto) -> gs.Graph:
+    """A model of `read` as a GraphSurgeon graph, whose rules may look at every constant."""
+    import onnx_graphsurgeon as gs
+
+    graph = gs.import_onnx(model)
+    for each in (graph, *graph.subgraphs(recursive=True)):
+        for tensor in each.tensors().values():
+            lazy = getattr(tensor, "_values", None)
+            if isinstance(lazy, gs.ir.tensor.LazyValues) and weights.is_reference(lazy.tensor):
+                # GraphSurgeon would look for the file in the working folder.
+                lazy.load = functools.partial(weights.values, lazy.tensor)
+    return graph
 
 
 def to_onnx(graph: gs.Graph, *, like: onnx.ModelProto) -> onnx.ModelProto:
@@ -69,6 +91,7 @@ def to_onnx(graph: gs.Graph, *, like: onnx.ModelProto) -> onnx.ModelProto:
 
     model: onnx.ModelProto = gs.export_onnx(graph.toposort())
     model.ir_version = like.ir_version
+    weights.settle(model)
     used = {node.domain for node in model.graph.node} | {
         node.domain for function in model.functions for node in function.node
     }
@@ -97,9 +120,10 @@ def describe(
     """Say what an ONNX file is, from the file itself."""
     model = read(path)
     inputs, outputs = interface(model)
+    files = weights.files_of(model)
     return OnnxArtifact(
         path=path,
-        sha256=sha256_of(path),
+        sha256=weights.digest(path, files),
         parent_sha256=parent_sha256,
         stage=stage,
         precision=precision,
@@ -108,7 +132,13 @@ def describe(
         outputs=outputs,
         axes=axes,
         origins=origins,
+        weights=files,
     )
+
+
+def size_of(graph: OnnxArtifact) -> int:
+    """Bytes of an ONNX file and of its weight files."""
+    return graph.path.stat().st_size + sum(file.size_bytes for file in graph.weights)
 
 
 def interface(model: onnx.ModelProto) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:

@@ -52,8 +52,9 @@ def log(factory: str, *, name: str) -> str:
 
     Args:
         factory: ``package.module:callable`` or ``path/to/file.py:callable``. It returns a mapping
-            with ``model`` and ``input_example``, and optionally ``dynamic_axes`` and
-            ``evaluation_data`` and ``metrics``, as `mlflow_e2eai.log_model` takes them.
+            with ``model`` and ``input_example``, and optionally ``dynamic_axes``,
+            ``operators``, ``evaluation_data`` and ``metrics``, as `mlflow_e2eai.log_model` takes
+            them.
         name: Name of the LoggedModel.
 
     Returns:
@@ -70,6 +71,7 @@ def log(factory: str, *, name: str) -> str:
             name=name,
             run_id=run_id,
             dynamic_axes=made.get("dynamic_axes"),
+            operators=made.get("operators", ()),
             evaluation=flavor.evaluation_of(
                 made["model"],
                 made["input_example"],
@@ -109,6 +111,7 @@ def export(
                 dynamic_axes=source.axes,
                 exporter=exporter,
                 opset=opset,
+                operators=source.operators,
                 deferred=named_in(plan),
             )
             stage.made(raw, example=source.example)
@@ -294,6 +297,7 @@ def package(
             dynamic_axes=source.axes,
             exporter=exporter,
             opset=opset,
+            operators=source.operators,
             surgery=plan,
             precisions=precisions,
             targets=targets,

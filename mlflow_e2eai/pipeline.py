@@ -26,6 +26,7 @@ from mlflow_e2eai.evaluation import evaluate
 from mlflow_e2eai.exporter import DEFAULT_OPSET, Exporter, ExportReport, export
 from mlflow_e2eai.latency import LatencyReport
 from mlflow_e2eai.modules import DynamicAxes
+from mlflow_e2eai.operators import Operator
 from mlflow_e2eai.origins import bridge, fitted
 from mlflow_e2eai.precision import PrecisionReport, check_precision, convert
 from mlflow_e2eai.progress import progress
@@ -43,6 +44,7 @@ class Settings:
         exporter: See `mlflow_e2eai.export`.
         opset: The same.
         output_names: The same.
+        operators: The same.
         surgery: The cleaning plan.
         precisions: What to make graphs and engines in; fp32 is always made.
         targets: What to build engines for.
@@ -51,7 +53,8 @@ class Settings:
         batch_sizes: Sizes of the leading axis at which latency is measured too.
 
     Raises:
-        InvalidInputError: There is no such precision or target, or a target cannot be built here.
+        InvalidInputError: There is no such precision or target, a target cannot be built here, or
+            an operator's function is not valid.
         MissingDependencyError: A target's TensorRT is not installed.
     """
 
@@ -59,6 +62,7 @@ class Settings:
     exporter: Exporter = "auto"
     opset: int = DEFAULT_OPSET
     output_names: Sequence[str] | None = None
+    operators: Sequence[Operator] = ()
     surgery: Sequence[Step] = DEFAULT_PLAN
     precisions: Sequence[Precision] = ("fp32", "fp16")
     targets: Sequence[str] = ()
@@ -72,6 +76,8 @@ class Settings:
             check_precision(precision)
         for target in self.targets:
             resolve(target)
+        for operator in self.operators:
+            operator.proto()
         for step in self.surgery:
             step.bound()
 
@@ -146,8 +152,7 @@ def build(
     module, example = flattened(model, input_example)
     if evaluation is not None:
         evaluation.check_names(example)
-    roots = [] if source is None else [source]
-    with recorder.stage("export", inputs=roots) as stage:
+    with recorder.stage("export", inputs=[] if source is None else [source]) as stage:
         raw, exported = export(
             module,
             example,
@@ -156,6 +161,7 @@ def build(
             exporter=settings.exporter,
             opset=settings.opset,
             output_names=settings.output_names,
+            operators=settings.operators,
             deferred=named_in(settings.surgery),
         )
         stage.made(raw, example=example)
@@ -179,9 +185,8 @@ def build(
         converted = [*_converted(cleaned, settings, work, recorder, example, evaluation)]
         graphs = [cleaned, *(graph for graph, _ in converted if graph is not None)]
         engines = _compiled(graphs, settings, work, recorder, example)
-        under_new_names = bridge(reference, raw, cleaned)
         evidence, latency = evaluate(
-            under_new_names,
+            bridge(reference, raw, cleaned),
             graphs,
             engines,
             example,
@@ -321,8 +326,7 @@ def _compiled(
         for resolved, text in targets.items()
     ]
     for graph, resolved, target in progress(wanted, "compile", unit="engines"):
-        name = f"compile {graph.precision} {target}"
-        with recorder.stage(name, inputs=[graph.sha256]) as stage:
+        with recorder.stage(f"compile {graph.precision} {target}", inputs=[graph.sha256]) as stage:
             out = work / f"{graph.precision}-{target}.engine"
             engine = compile(graph, resolved, out=out, tf32=settings.tf32)
             stage.made(engine, example=example)

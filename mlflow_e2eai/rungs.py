@@ -15,6 +15,7 @@ from mlflow_e2eai.artifacts import Axis, Tensors, TensorSpec
 from mlflow_e2eai.calling import answer, parameter_names, positional, tensors_for
 from mlflow_e2eai.errors import ExportError, InvalidInputError
 from mlflow_e2eai.modules import brief, root, source_line
+from mlflow_e2eai.weights import is_large
 
 if TYPE_CHECKING:
     import torch
@@ -55,7 +56,7 @@ def with_dynamo(
         if program is None:
             msg = "the exporter returned nothing"
             raise RuntimeError(msg)
-        program.save(path, external_data=False)
+        program.save(path, external_data=is_large(module))
 
 
 def with_torchscript(

@@ -18,6 +18,7 @@ from mlflow_e2eai.calling import call, output_tensors
 from mlflow_e2eai.context import has_gpu
 from mlflow_e2eai.errors import RunnerError
 from mlflow_e2eai.modules import device_of, evaluation_mode
+from mlflow_e2eai.weights import references
 
 if TYPE_CHECKING:
     import torch
@@ -69,6 +70,9 @@ def onnxruntime_runner(
     wanted = _PROVIDERS[device]
     # Rounding to TF32 is on by default; here fp32 means fp32.
     provider = (wanted, {"use_tf32": "0"}) if device == "cuda" else wanted
+    # Weights of a model that is given as bytes are looked for here.
+    folder = "session.model_external_initializers_file_folder_path"
+    options.add_session_config_entry(folder, str(path.parent))
     try:
         model = _with_fp16_values(path) if rounded else path
         session = onnxruntime.InferenceSession(model, options, providers=[provider])
@@ -99,6 +103,8 @@ def _with_fp16_values(path: Path) -> bytes:
     import onnx
 
     model = onnx.shape_inference.infer_shapes(graphs.read(path))
+    for tensor in references(model):
+        tensor.external_data[0].value = Path(tensor.external_data[0].value).name
     known = {output.name for output in model.graph.output}
     model.graph.output.extend(
         value

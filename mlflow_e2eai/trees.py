@@ -65,26 +65,28 @@ def flatten(value: Any, *, root: str = "output") -> tuple[Tree, dict[str, Any]]:
         InvalidInputError: Two leaves get one name, or the key of a mapping is no string or integer.
     """
     leaves: dict[str, Any] = {}
+    return _taken_apart(value, (), root, leaves), leaves
 
-    def visit(part: Any, path: tuple[str, ...]) -> Tree:
-        kind, items = _opened(part)
-        if items is not None:
-            top = f"{root}_" if not path and kind in ("list", "tuple") else ""
-            inner = tuple(visit(item, (*path, f"{top}{key}")) for key, item in items)
-            if kind in ("list", "tuple"):
-                return Tree(kind=kind, parts=inner)
-            text = f"{type(part).__module__}:{type(part).__qualname__}" if kind == "object" else ""
-            return Tree(kind=kind, text=text, keys=tuple(key for key, _ in items), parts=inner)
-        if kind != "leaf":
-            return Tree(kind=kind, text="" if part is None else str(part))
-        name = ".".join(path) or root
-        if name in leaves:
-            msg = f"Two tensors would be named {name!r}; rename one of the keys on the way to them."
-            raise InvalidInputError(msg)
-        leaves[name] = part
-        return Tree(kind="leaf", text=name)
 
-    return visit(value, ()), leaves
+def _taken_apart(part: Any, path: tuple[str, ...], root: str, leaves: dict[str, Any]) -> Tree:
+    kind, items = _opened(part)
+    if items is not None:
+        top = f"{root}_" if not path and kind in ("list", "tuple") else ""
+        inner = tuple(
+            _taken_apart(item, (*path, f"{top}{key}"), root, leaves) for key, item in items
+        )
+        if kind in ("list", "tuple"):
+            return Tree(kind=kind, parts=inner)
+        text = f"{type(part).__module__}:{type(part).__qualname__}" if kind == "object" else ""
+        return Tree(kind=kind, text=text, keys=tuple(key for key, _ in items), parts=inner)
+    if kind != "leaf":
+        return Tree(kind=kind, text="" if part is None else str(part))
+    name = ".".join(path) or root
+    if name in leaves:
+        msg = f"Two tensors would be named {name!r}; rename one of the keys on the way to them."
+        raise InvalidInputError(msg)
+    leaves[name] = part
+    return Tree(kind="leaf", text=name)
 
 
 def unflatten(tree: Tree, leaves: Mapping[str, Any]) -> Any:

@@ -17,11 +17,11 @@ from mlflow_e2eai.artifacts import Array, EngineArtifact, Infer, OnnxArtifact, T
 from mlflow_e2eai.bundle import Manifest, located, read
 from mlflow_e2eai.engine import engine_runner, why_not_here
 from mlflow_e2eai.errors import E2EAIError, EngineMismatchError, InvalidInputError, RunnerError
-from mlflow_e2eai.files import verify
 from mlflow_e2eai.latency import LatencyReport
 from mlflow_e2eai.origins import bridge
 from mlflow_e2eai.runners import onnxruntime_devices, onnxruntime_runner
 from mlflow_e2eai.trees import Tree
+from mlflow_e2eai.weights import verify_graph
 
 
 def engine_variant(engine: EngineArtifact) -> str:
@@ -248,7 +248,7 @@ def _open(manifest: Manifest, variant: str) -> Model:
 
 @contextmanager
 def _verified(graph: OnnxArtifact, device: Any) -> Iterator[Infer]:
-    verify(graph.path, graph.sha256)
+    verify_graph(graph)
     with onnxruntime_runner(graph.path, device=device) as infer:
         yield infer
 

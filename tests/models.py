@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import torch
 
-from mlflow_e2eai import Axis
+from mlflow_e2eai import Axis, Operator
 
 N = Axis("N", min=1, opt=4, max=16)
 AXES = {"x": {0: N}}
@@ -116,3 +116,41 @@ def build_overflowing():
     torch.manual_seed(0)
     module = Overflowing().eval()
     return {**build(), "model": module, "evaluation_data": labelled(module)}
+
+
+class Scale(torch.autograd.Function):
+    """A node of its own in the graph, which no runtime knows."""
+
+    @staticmethod
+    def symbolic(g, x, alpha):
+        return g.op("devtech::Scale", x, alpha_f=alpha).setType(x.type())
+
+    @staticmethod
+    def forward(_ctx, x, alpha):
+        return x * alpha
+
+
+SCALE = """<domain: "devtech", opset_import: ["": 18]>
+Scale <alpha> (x) => (y) { a = Constant <value_float: float = @alpha> () y = Mul (x, a) }"""
+
+
+class Scaled(Net):
+    """The net with an operator of its own."""
+
+    alpha = 0.5
+
+    def forward(self, x):
+        return Scale.apply(self.body(x), self.alpha)
+
+
+def build_scaled(alpha=0.5):
+    """A model with an operator, and what the operator means."""
+    torch.manual_seed(0)
+    module = Scaled().eval()
+    module.alpha = alpha
+    return {
+        "model": module,
+        "input_example": {"x": features()},
+        "dynamic_axes": AXES,
+        "operators": [Operator(name="devtech::Scale", function=SCALE)],
+    }

@@ -28,7 +28,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = (
     {"__init__", "_compat"},
     {"errors"},
-    {"artifacts", "context", "factories", "files", "progress", "trees", "weights"},
+    {"artifacts", "context", "factories", "files", "progress", "trees"},
+    {"weights"},
     {"arrays", "graphs", "modules", "origins"},
     {"calling"},
     {"runners", "parity", "latency", "gates", "samples"},

@@ -22,6 +22,7 @@ from mlflow_e2eai.artifacts import (
     Origins,
     Target,
     TensorSpec,
+    WeightFile,
     variant_name,
 )
 from mlflow_e2eai.bundle import Evidence, Manifest
@@ -100,10 +101,12 @@ INPUT_ORIGINS = values_of(
     InputOrigin, name=TEXT, dtype=TEXT, perm=few(COUNTS), scale=NUMBERS, offset=NUMBERS
 )
 ORIGINS = values_of(Origins, inputs=few(INPUT_ORIGINS), outputs=few(TEXT))
+WEIGHTS = values_of(WeightFile, path=PATHS, sha256=TEXT, size_bytes=COUNTS)
 GRAPHS = values_of(
     OnnxArtifact,
     **FILE,
     origins=st.none() | ORIGINS,
+    weights=few(WEIGHTS),
     parent_sha256=st.none() | TEXT,
     stage=st.sampled_from(["export", "clean", "convert"]),
     opset=COUNTS,
@@ -283,6 +286,7 @@ KINDS = {
     TensorSpec: SPECS,
     InputOrigin: INPUT_ORIGINS,
     Origins: ORIGINS,
+    WeightFile: WEIGHTS,
     OnnxArtifact: GRAPHS,
     Target: TARGETS,
     EngineArtifact: ENGINES,
@@ -500,7 +504,7 @@ def test_a_value_with_one_strange_field_is_read_or_refused_but_breaks_nothing(fi
     except ArtifactError as error:
         assert field in str(error)  # noqa: PT017 - it may also be fine
     else:
-        assert json.loads(to_json(read)).keys() == {*GRAPH, "origins"}
+        assert json.loads(to_json(read)).keys() == {*GRAPH, "origins", "weights"}
 
 
 def test_a_field_that_a_later_version_added_is_no_error():

@@ -15,6 +15,7 @@ from models import (
     build,
     build_nested,
     build_overflowing,
+    build_scaled,
     features,
     labelled,
     net,
@@ -25,6 +26,7 @@ from mlflow_e2eai import jobs, pipeline, texts, tracking
 from mlflow_e2eai.bisection import Bisection
 from mlflow_e2eai.errors import (
     ArtifactError,
+    ExportError,
     InvalidInputError,
     PrecisionError,
     SurgeryError,
@@ -100,6 +102,42 @@ def test_a_nested_model_goes_from_its_log_to_a_model_that_answers_in_its_shape(s
     torch.testing.assert_close(answer.score, right.score.detach())
     torch.testing.assert_close(answer.layers[1]["next"], right.layers[1]["next"].detach())
     np.testing.assert_array_equal(flat["score"], nested["score"])
+
+
+def operators_of(model_id):
+    return [each.op_type for each in mlflow.onnx.load_model(f"models:/{model_id}").graph.node]
+
+
+def test_an_operator_and_its_meaning_go_from_the_log_to_a_package(store):
+    source = jobs.log("models:build_scaled", name="net")
+    cleaned = jobs.clean(jobs.export(source))
+    assert "Scale" in operators_of(cleaned)
+    assert passed(cleaned)["onnxruntime-cpu/fp32"]
+    info = jobs.package(f"models:/{source}", name="net", precisions=["fp32"])
+    made = build_scaled()
+    with mlflow_e2eai.load_model(info.model_uri) as model, torch.no_grad():
+        right = made["model"](torch.from_numpy(made["input_example"]["x"])).numpy()
+        np.testing.assert_allclose(model(made["input_example"]["x"])["output"], right, atol=1e-5)
+
+
+def test_an_operator_without_a_meaning_is_refused_unless_the_plan_takes_it_out(store, monkeypatch):
+    given = {key: value for key, value in build_scaled(alpha=1.0).items() if key != "operators"}
+    monkeypatch.setattr("models.build_scaled", lambda: given)
+    source = jobs.log("models:build_scaled", name="net")
+    with pytest.raises(ExportError, match="Nothing implements devtech::Scale"):
+        jobs.export(source)
+    assert run_named("export").info.status == "FAILED"
+    plan = plan_from([{"bypass": {"op_type": "Scale"}}])
+    raw = jobs.export(source, plan=plan)
+    assert "Scale" in operators_of(raw)
+    assert "Scale" not in operators_of(jobs.clean(raw, plan=plan))
+
+
+def test_a_function_that_is_not_valid_is_refused_before_any_work(store):
+    operator = mlflow_e2eai.Operator(name="devtech::Scale", function="Scale (x) =>")
+    with pytest.raises(InvalidInputError, match="devtech::Scale is not valid"):
+        mlflow_e2eai.log_model(net(), "net", input_example=features(), operators=[operator])
+    assert mlflow.search_logged_models(output_format="list") == []
 
 
 @pytest.fixture
@@ -435,7 +473,7 @@ def test_a_factory_that_cannot_be_called_is_one_clear_sentence(store, factory, w
 
 
 def test_what_log_keeps_beside_the_model_comes_back_with_it(source, tmp_path):
-    module, example, axes, evaluation = tracking.fetch_source(tracking.resolve(source), tmp_path)
+    module, example, axes, _, evaluation = tracking.fetch_source(tracking.resolve(source), tmp_path)
     made = build()
     assert axes == AXES
     np.testing.assert_array_equal(example["x"], made["input_example"]["x"])

@@ -12,6 +12,7 @@ from mlflow_e2eai import graphs
 from mlflow_e2eai.artifacts import Axis, OnnxArtifact, Tensors
 from mlflow_e2eai.runners import onnxruntime_runner
 from mlflow_e2eai.samples import profile_samples
+from mlflow_e2eai.weights import beside
 
 if TYPE_CHECKING:
     import onnx
@@ -61,7 +62,9 @@ def observe(source: OnnxArtifact, samples: Sequence[Tensors]) -> Observed:
     asked = [*profile_samples(samples[0], source).values(), *samples]
     with TemporaryDirectory() as folder:
         path = Path(folder, "observed.onnx")
-        path.write_bytes(_telling(model, names, untyped).SerializeToString())
+        telling = _telling(model, names, untyped)
+        with beside(telling, path.parent):
+            path.write_bytes(telling.SerializeToString())
         with onnxruntime_runner(path) as run:
             answers = [run(sample) for sample in asked]
     return _described(source, names, known, answers)

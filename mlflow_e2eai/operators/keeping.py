@@ -117,6 +117,28 @@ def kept(exporter: str, path: Path, *, opset: int) -> Iterator[None]:
     found.settle(path, opset)
 
 
+@contextmanager
+def applied() -> Iterator[set[str]]:
+    """Within this block, note the functions with ``symbolic`` that are applied, by name."""
+    found: set[str] = set()
+
+    def noting(function: type[torch.autograd.Function]) -> Callable[..., Any]:
+        forward = function.forward
+
+        def noted(*given: Any) -> Any:
+            found.add(function.__name__)
+            return forward(*given)
+
+        return noted
+
+    with ExitStack() as stack:
+        for function in _functions():
+            stack.enter_context(
+                mock.patch.object(function, "forward", staticmethod(noting(function)))
+            )
+        yield found
+
+
 def _functions() -> list[type[torch.autograd.Function]]:
     """The classes with a ``symbolic`` that can be called, PyTorch's own left out."""
     import torch

@@ -83,3 +83,23 @@ def carry(path: Path, operators: Sequence[Operator]) -> None:
             raise InvalidInputError(msg)
         model.functions.append(function)
     graphs.write(model, path)
+
+
+def save(operators: Sequence[Operator], path: Path) -> None:
+    """Write operators down: an ONNX file of their functions, with no graph."""
+    import onnx
+
+    path.write_bytes(
+        onnx.ModelProto(functions=[each.proto() for each in operators]).SerializeToString()
+    )
+
+
+def load(path: Path) -> tuple[Operator, ...]:
+    """Read what `save` wrote."""
+    import onnx
+
+    functions = onnx.ModelProto.FromString(path.read_bytes()).functions
+    return tuple(
+        Operator(name=graphs.operator_name(each.domain, each.name), function=each)
+        for each in functions
+    )

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 from mlflow_e2eai import graphs
 from mlflow_e2eai.artifacts import PRECISIONS, OnnxArtifact, Precision, Tensors, TensorSpec
 from mlflow_e2eai.errors import ArtifactError, InvalidInputError, PrecisionError, RunnerError
-from mlflow_e2eai.files import written
 from mlflow_e2eai.isolation import isolated_onnxruntime
 from mlflow_e2eai.precision.fp16 import to_fp16
 from mlflow_e2eai.precision.ranges import Guarded, Kept, guard
+from mlflow_e2eai.weights import staged
 
 if TYPE_CHECKING:
     import onnx
@@ -99,7 +99,7 @@ def convert(
             samples=guarded.samples,
         )
         model = _checked(source, before, guarded.kept)
-        with written(out) as temporary:
+        with staged(out) as temporary:
             try:
                 graphs.write(model, temporary)
                 with isolated_onnxruntime(temporary):

@@ -6,6 +6,7 @@ import logging
 import warnings
 from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING
+from unittest import mock
 
 from mlflow_e2eai import graphs
 from mlflow_e2eai.errors import InvalidInputError, PrecisionError
@@ -55,15 +56,18 @@ def to_fp16(model: onnx.ModelProto, *, keep_fp32: Collection[str] = ()) -> onnx.
 
 
 def _converted(model: onnx.ModelProto, kept: Collection[str]) -> onnx.ModelProto:
-    from onnxruntime.transformers.float16 import convert_float_to_float16
+    from onnxruntime.transformers import float16
 
     chatter = logging.getLogger("onnxruntime.transformers.float16")
     level = chatter.level
     chatter.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        with (
+            warnings.catch_warnings(),
+            mock.patch.object(float16, "make_value_info_from_tensor", _value_info),
+        ):
             warnings.simplefilter("ignore")
-            converted: onnx.ModelProto = convert_float_to_float16(
+            converted: onnx.ModelProto = float16.convert_float_to_float16(
                 model, keep_io_types=True, node_block_list=sorted(kept)
             )
     except Exception as error:  # the converter raises whatever happened inside
@@ -72,6 +76,13 @@ def _converted(model: onnx.ModelProto, kept: Collection[str]) -> onnx.ModelProto
     finally:
         chatter.setLevel(level)
     return converted
+
+
+def _value_info(tensor: onnx.TensorProto) -> onnx.ValueInfoProto:
+    """Type and shape of a weight; the converter would load one from its file to see the shape."""
+    import onnx
+
+    return onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
 
 
 def _give_own_weights(graph: onnx.GraphProto, kept: Collection[str]) -> None:

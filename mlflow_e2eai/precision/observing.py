@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mlflow_e2eai import graphs
+from mlflow_e2eai import graphs, weights
 from mlflow_e2eai.artifacts import Array, Infer, Tensors
 from mlflow_e2eai.errors import RunnerError
 from mlflow_e2eai.precision.masks import Masks
@@ -43,7 +43,7 @@ def ranges_runner(path: Path, mask: Masks) -> Iterator[Infer]:
         RunnerError: ONNX Runtime cannot load the graph.
     """
     model = graphs.read(path)
-    values = _floating_values(model)
+    values = _floating_values(model, path.with_name("exposed.onnx"))
     outputs: list[tuple[str, int]] = []
     del model.graph.output[:]
     for position, name in enumerate(values):
@@ -51,7 +51,7 @@ def ranges_runner(path: Path, mask: Masks) -> Iterator[Infer]:
             model.graph.output.append(scalar)
             outputs.append((name, place))
     reduced = path.with_name("reduced.onnx")
-    reduced.write_bytes(model.SerializeToString())
+    _write(model, reduced)
     del model
     with onnxruntime_runner(reduced) as infer:
 
@@ -68,7 +68,7 @@ def ranges_runner(path: Path, mask: Masks) -> Iterator[Infer]:
         yield ranges
 
 
-def _floating_values(model: onnx.ModelProto) -> list[str]:
+def _floating_values(model: onnx.ModelProto, path: Path) -> list[str]:
     """What the nodes of the main graph make in float32, as ONNX Runtime has it.
 
     ONNX's own inference does not know the types behind operators that are not ONNX's.
@@ -81,17 +81,22 @@ def _floating_values(model: onnx.ModelProto) -> list[str]:
     made = dict.fromkeys(name for node in model.graph.node for name in node.output if name)
     del exposed.graph.output[:]
     exposed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in made)
+    _write(exposed, path)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
-        session = onnxruntime.InferenceSession(
-            exposed.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no base class
         msg = f"ONNX Runtime cannot load the graph: {str(error).strip().partition(chr(10))[0]}"
         raise RunnerError(msg) from error
     return [one.name for one in session.get_outputs() if one.type == "tensor(float)"]
+
+
+def _write(model: onnx.ModelProto, path: Path) -> None:
+    """Write a model that may have outputs without a type, which ONNX's checker refuses."""
+    with weights.beside(model, path.parent):
+        path.write_bytes(model.SerializeToString())
 
 
 def _reduce(

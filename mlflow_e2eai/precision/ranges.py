@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 
-from mlflow_e2eai import graphs
+from mlflow_e2eai import graphs, weights
 from mlflow_e2eai.artifacts import Array, Tensors
 from mlflow_e2eai.isolation import isolated
 from mlflow_e2eai.precision.masks import Masks, masks
@@ -197,13 +197,20 @@ def _ranges(
         return {}, 0
     count = 0
     found = {
-        weight.name: _range_of(onnx.numpy_helper.to_array(weight))
+        weight.name: _range_of(
+            weights.values(weight)
+            if weights.is_reference(weight)
+            else onnx.numpy_helper.to_array(weight)
+        )
         for weight in model.graph.initializer
         if weight.data_type == onnx.TensorProto.FLOAT
     }
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "plain.onnx")
-        path.write_bytes(model.SerializeToString())
+        own = onnx.ModelProto()
+        own.CopyFrom(model)  # what is large leaves a model that is written
+        graphs.write(own, path)
+        del own
         with isolated(partial(ranges_runner, path, mask)) as infer:
             for asked in chain([sample], rest):
                 count += 1

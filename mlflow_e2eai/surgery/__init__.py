@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 from mlflow_e2eai import graphs
 from mlflow_e2eai.artifacts import Infer, OnnxArtifact, Tensors
 from mlflow_e2eai.errors import ArtifactError, RunnerError, SurgeryError
-from mlflow_e2eai.files import written
 from mlflow_e2eai.isolation import isolated_onnxruntime
 from mlflow_e2eai.origins import bridge, fitted
 from mlflow_e2eai.surgery import interface
@@ -26,6 +25,7 @@ from mlflow_e2eai.surgery.interface import Interface
 from mlflow_e2eai.surgery.outline import Outline, outline_of
 from mlflow_e2eai.surgery.plan import DEFAULT_PLAN, Step, named_in, plan_from, plan_text, step_name
 from mlflow_e2eai.surgery.rules import RULES, Rule
+from mlflow_e2eai.weights import staged
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
@@ -117,12 +117,10 @@ def attempt(
     reference: Infer | None,
 ) -> tuple[OnnxArtifact, SurgeryReport]:
     """Do what `clean` does, without a search for the step to blame where the result is wrong."""
-    import onnx_graphsurgeon as gs
-
     rules = [(step, step.bound()) for step in plan]
     text = plan_text(plan)
     before = graphs.read(source.path)
-    graph = gs.import_onnx(before)
+    graph = graphs.to_graph(before)
     _name_nodes(graph)
     edits = {}
     wanted = Interface.of(source)
@@ -132,7 +130,7 @@ def attempt(
     after = graphs.to_onnx(graph, like=before)
     inputs, outputs = graphs.interface(after)
     interface.check(source, inputs, outputs, wanted)
-    with written(out) as temporary:
+    with staged(out) as temporary:
         try:
             graphs.write(after, temporary)
         except ArtifactError as broken:
@@ -147,19 +145,20 @@ def attempt(
             origins=wanted.origins(outputs),
         )
         error = _keep_numbers(source, artifact, samples, reference)
+    artifact = replace(artifact, path=out)
     report = SurgeryReport(
         edits=edits,
         nodes_before=len(before.graph.node),
         nodes_after=len(after.graph.node),
         operators_before=graphs.operators(before),
         operators_after=graphs.operators(after),
-        size_before_bytes=source.path.stat().st_size,
-        size_after_bytes=out.stat().st_size,
+        size_before_bytes=graphs.size_of(source),
+        size_after_bytes=graphs.size_of(artifact),
         max_abs_error=error,
         outline=outline_of(before, after),
         plan=text,
     )
-    return replace(artifact, path=out), report
+    return artifact, report
 
 
 def _blame(

@@ -10,6 +10,7 @@ import numpy as np
 
 from mlflow_e2eai.graphs import operator_name
 from mlflow_e2eai.surgery.edges import bypassed, hand_over, is_output, matching
+from mlflow_e2eai.weights import is_reference
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
@@ -86,13 +87,24 @@ def _merge_constants(graph: gs.Graph) -> int:
         # GraphSurgeon writes types that numpy lacks wrongly once their values were looked at.
         if not isinstance(tensor, gs.Constant) or tensor.name in named or not _is_plain(tensor):
             continue
-        values = np.ascontiguousarray(tensor.values)
-        key = values.dtype.str, tensor.values.shape, hashlib.sha256(values.data).digest()
+        key = _bytes_key(tensor)
         first = seen.setdefault(key, tensor)
         if first is not tensor:
             hand_over(tensor, first)
             edits += 1
     return edits
+
+
+def _bytes_key(tensor: gs.Constant) -> Hashable:
+    """Type, shape and bytes; of a weight in another file, where they lie: it is to stay there."""
+    import onnx_graphsurgeon as gs
+
+    lazy = tensor._values  # noqa: SLF001 - looking at its values would load them
+    if isinstance(lazy, gs.ir.tensor.LazyValues) and is_reference(lazy.tensor):
+        places = tuple(entry.value for entry in lazy.tensor.external_data)
+        return lazy.tensor.data_type, tuple(lazy.shape), places
+    values = np.ascontiguousarray(tensor.values)
+    return values.dtype.str, tensor.values.shape, hashlib.sha256(values.data).digest()
 
 
 def _is_plain(tensor: gs.Constant) -> bool:

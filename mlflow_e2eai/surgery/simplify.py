@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mlflow_e2eai import graphs
+from mlflow_e2eai import graphs, weights
 from mlflow_e2eai.errors import SurgeryError
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ def simplify(graph: gs.Graph) -> int:
     import onnx_graphsurgeon as gs
 
     before = gs.export_onnx(graph.toposort())
+    weights.settle(before)
     after = _simplified(before)
     allowed = before.ByteSize() * _MAY_GROW + _MAY_GROW_BYTES
     saved = len(before.graph.node) - len(after.graph.node)
@@ -46,7 +47,7 @@ def simplify(graph: gs.Graph) -> int:
     # onnxslim drops inputs that nothing reads, which callers go on giving.
     del after.graph.input[:]
     after.graph.input.extend(before.graph.input)
-    made = gs.import_onnx(after)
+    made = graphs.to_graph(after)
     graph.nodes, graph.inputs, graph.outputs = made.nodes, made.inputs, made.outputs
     graph.functions, graph.opset, graph.import_domains = (
         made.functions,
@@ -63,6 +64,35 @@ def _simplified(model: onnx.ModelProto) -> onnx.ModelProto:
     import onnxsim
     import onnxslim
 
-    made, _ = onnxsim.simplify(model)
+    light, large = _without_files(model)
+    made, _ = onnxsim.simplify(light)
     slim: onnx.ModelProto = onnxslim.slim(made)
+    slim.graph.initializer.extend(large)
     return slim
+
+
+def _without_files(
+    model: onnx.ModelProto,
+) -> tuple[onnx.ModelProto, list[onnx.TensorProto]]:
+    """A model whose weights in other files are inputs, and those weights.
+
+    The libraries would load them all, and fold what is read of them into the graph.
+    """
+    import onnx
+
+    large = [weight for weight in model.graph.initializer if weights.is_reference(weight)]
+    if not large:
+        return model, large
+    light = onnx.ModelProto()
+    light.CopyFrom(model)
+    names = {weight.name for weight in large}
+    kept = [weight for weight in light.graph.initializer if weight.name not in names]
+    del light.graph.initializer[:]
+    light.graph.initializer.extend(kept)
+    listed = {value.name for value in light.graph.input}
+    light.graph.input.extend(
+        onnx.helper.make_tensor_value_info(weight.name, weight.data_type, list(weight.dims))
+        for weight in large
+        if weight.name not in listed
+    )
+    return light, large

@@ -12,6 +12,7 @@ from mlflow_e2eai.artifacts import EngineArtifact, OnnxArtifact
 from mlflow_e2eai.errors import ArtifactError, InvalidInputError, TrackingError
 from mlflow_e2eai.files import from_json, verify
 from mlflow_e2eai.tracking.server import address, check_server
+from mlflow_e2eai.weights import verify_graph
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
@@ -146,8 +147,13 @@ def _fetch_artifact(kind: type[Artifact], model: LoggedModel, folder: Path) -> A
         msg = f"Model {model.model_id} holds no {ARTIFACT}; give the output of a stage."
         raise ArtifactError(msg)
     artifact = from_json(kind, (place / ARTIFACT).read_bytes())
-    verify(place / artifact.path, model.tags.get(SHA256, artifact.sha256))
-    return dataclasses.replace(artifact, path=place / artifact.path)
+    found = dataclasses.replace(artifact, path=place / artifact.path)
+    recorded = model.tags.get(SHA256, artifact.sha256)
+    if isinstance(found, OnnxArtifact):
+        verify_graph(found, recorded)
+    else:
+        verify(found.path, recorded)
+    return found
 
 
 def link_inputs(run_id: str, model_ids: Sequence[str]) -> None:

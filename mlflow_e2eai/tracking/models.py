@@ -16,6 +16,7 @@ from mlflow_e2eai.arrays import save_arrays
 from mlflow_e2eai.artifacts import EngineArtifact, OnnxArtifact, Tensors, TensorSpec
 from mlflow_e2eai.files import to_json
 from mlflow_e2eai.tracking.lineage import ARTIFACT, ERROR, SHA256, link_output, tag_model
+from mlflow_e2eai.weights import link
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
@@ -76,6 +77,8 @@ def _lay_out(
     is_graph = isinstance(artifact, OnnxArtifact)
     file = "model.onnx" if is_graph else "model.engine"
     shutil.copyfile(artifact.path, folder / file)
+    for weights in artifact.weights if isinstance(artifact, OnnxArtifact) else ():
+        link(artifact.path.parent / weights.path, folder)
     here = dataclasses.replace(artifact, path=Path(file))
     (folder / ARTIFACT).write_text(to_json(here), encoding="utf-8")
     save_arrays(folder / bundle.EXAMPLE, example)

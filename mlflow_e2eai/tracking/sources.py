@@ -8,12 +8,14 @@ import json
 import logging
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mlflow_e2eai import bundle, trees
+from mlflow_e2eai import operators as custom
 from mlflow_e2eai.arrays import load_arrays, resize, save_arrays
 from mlflow_e2eai.artifacts import Axis, Tensors, TensorSpec
 from mlflow_e2eai.calling import answer, flattened, input_tree
@@ -33,6 +35,7 @@ _log = logging.getLogger(__name__)
 _EVALUATION = "evaluation.npz"
 _AXES = "dynamic_axes.json"
 _TREE = "input_tree.json"
+_OPERATORS = "operators.onnx"
 
 _KEPT_BYTES = 256 << 20
 """Evaluation data up to this size is kept with the PyTorch model, and held in memory meanwhile. All
@@ -46,12 +49,14 @@ def log_source(
     name: str,
     run_id: str,
     dynamic_axes: DynamicAxes | None = None,
+    operators: Sequence[custom.Operator] = (),
     evaluation: EvaluationData | None = None,
 ) -> str:
     """Log a PyTorch model by mlflow.pytorch, with what the stages need to take it further.
 
     The format is MLflow's default, pt2, which runs no code when it is loaded; a model that
-    `torch.export` does not take (a ScriptModule, a data-dependent branch) is pickled instead.
+    `torch.export` does not take (a ScriptModule, a data-dependent branch), or in which it would
+    lose an operator (a ``torch.autograd.Function`` with ``symbolic``), is pickled instead.
 
     Args:
         model: A module, ScriptModule or ExportedProgram.
@@ -59,6 +64,7 @@ def log_source(
         name: Name of the LoggedModel.
         run_id: The run that it is an output of.
         dynamic_axes: Kept with the model, for `export`.
+        operators: The same.
         evaluation: Kept with the model, for `evaluate`, if it is small enough; the metrics' code
             is not.
 
@@ -73,14 +79,14 @@ def log_source(
     sizes = {axis.name: axis.opt for axis in axes_of(dynamic_axes or {})}
     # pt2 makes an axis of size 1 static for good.
     example = dict(resize(example, specs, {k: max(size, 2) for k, size in sizes.items()}))
-    with evaluation_mode(module):
+    with evaluation_mode(module), custom.applied() as functions:
         outputs = tuple(
             TensorSpec(name=key, dtype=value.cpu().numpy().dtype.name, shape=("?",) * value.ndim)
             for key, value in answer(module, example).items()
         )
     signature = signature_of(specs, outputs, named=False)
     with tempfile.TemporaryDirectory() as folder, evaluation_mode(module):
-        files = _companions(Path(folder), example, tree, dynamic_axes, evaluation)
+        files = _companions(Path(folder), example, tree, dynamic_axes, operators, evaluation)
         info = Model.log(
             artifact_path=None,
             name=name,
@@ -90,8 +96,8 @@ def log_source(
             tags={STAGE: "source"},
             pytorch_model=module_of(model),
             signature=signature,
-            # pt2 knows neither nested arguments nor constants.
-            input_example=example if tree.is_plain else None,
+            # pt2 knows neither nested arguments nor constants, nor operators by `symbolic`.
+            input_example=example if tree.is_plain and not functions else None,
             extra_files=files,
             validate_serving_input=False,
         )
@@ -131,6 +137,7 @@ def _companions(
     example: Tensors,
     tree: Tree,
     dynamic_axes: DynamicAxes | None,
+    operators: Sequence[custom.Operator],
     evaluation: EvaluationData | None,
 ) -> list[str]:
     save_arrays(folder / bundle.EXAMPLE, example)
@@ -143,6 +150,8 @@ def _companions(
         for name, positions in (dynamic_axes or {}).items()
     }
     (folder / _AXES).write_text(json.dumps(axes), encoding="utf-8")
+    if operators:
+        custom.save(operators, folder / _OPERATORS)
     if evaluation is not None:
         _keep(evaluation, folder / _EVALUATION)
     return [str(path) for path in sorted(folder.iterdir())]
@@ -172,8 +181,8 @@ def _keep(evaluation: EvaluationData, path: Path) -> None:
 
 def fetch_source(
     model: LoggedModel, folder: Path
-) -> tuple[Any, Any, DynamicAxes | None, EvaluationData | None]:
-    """Load a PyTorch LoggedModel with its input example, dynamic axes and evaluation data.
+) -> tuple[Any, Any, DynamicAxes | None, tuple[custom.Operator, ...], EvaluationData | None]:
+    """Load a PyTorch LoggedModel with its input example, dynamic axes, operators and data.
 
     The example is the one that this package kept, else MLflow's own, else random numbers in the
     shape of the signature. Axes and data that were not kept are None.
@@ -193,8 +202,11 @@ def fetch_source(
     extra = place / "extra_files"
     if (extra / bundle.EXAMPLE).is_file():
         example = _read_structure(extra / _TREE, bundle.read_example(extra))
-        return module, example, _read_axes(extra / _AXES), _read_evaluation(extra / _EVALUATION)
-    return module, _mlflow_example(place, model), None, None
+        kept = extra / _OPERATORS
+        operators = custom.load(kept) if kept.is_file() else ()
+        axes = _read_axes(extra / _AXES)
+        return module, example, axes, operators, _read_evaluation(extra / _EVALUATION)
+    return module, _mlflow_example(place, model), None, (), None
 
 
 def open_inputs(model: LoggedModel, folder: Path) -> list[bool]:
