@@ -10,8 +10,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from real_models import minilm
 
-from mlflow_e2eai import compare, convert, export, graphs
+from mlflow_e2eai import clean, compare, convert, export, graphs
 from mlflow_e2eai.artifacts import PRECISIONS, Axis
 from mlflow_e2eai.errors import ArtifactError, InvalidInputError, PrecisionError
 from mlflow_e2eai.files import sha256_of
@@ -444,6 +445,26 @@ def test_a_mask_may_saturate_before_a_softmax(made, graph, tmp_path):
             answers.append(infer(SOME)["y"])
     np.testing.assert_allclose(*answers, atol=1e-3)
     assert np.array_equal(answers[1] == 0, ~SOME["keep"])
+
+
+def test_minilm_stays_in_fp16_whole_with_a_padded_sample(tmp_path):
+    """Its mask is -3.4e38: 13 of its nodes would be kept for that alone."""
+    model = minilm()
+    raw, _ = export(
+        model.module, model.example, out=tmp_path / "raw.onnx", dynamic_axes=model.dynamic_axes
+    )
+    cleaned, _ = clean(raw, out=tmp_path / "clean.onnx")
+    padded = {name: value.copy() for name, value in model.sample.items()}
+    padded["attention_mask"][:, 5:] = 0
+    samples = [model.sample, padded]
+    made, report = convert(cleaned, "fp16", out=tmp_path / "half.onnx", samples=samples)
+    assert report.kept == ()
+    assert report.saturated
+    with (
+        onnxruntime_runner(cleaned.path) as reference,
+        onnxruntime_runner(made.path, rounded=True) as candidate,
+    ):
+        assert compare(reference, candidate, samples, precision="fp16", repeats=1).passed
 
 
 def test_a_row_that_is_masked_whole_keeps_its_mask_in_fp32(graph):
