@@ -30,6 +30,7 @@ from mlflow_e2eai.exporter import ExportReport
 from mlflow_e2eai.files import from_json, to_json, verify, written
 from mlflow_e2eai.latency import ColdStart, LatencyReport, Throughput
 from mlflow_e2eai.parity import ParityReport
+from mlflow_e2eai.precision import PrecisionReport
 from mlflow_e2eai.surgery import SurgeryReport
 from mlflow_e2eai.weights import link, verify_graph
 
@@ -159,6 +160,8 @@ class Manifest:
         latency: Reports by corner of the profile; their variants took turns.
         environment: What was measured on: processor, GPU, versions.
         export: How the raw graph came about; None in manifests of before it was kept.
+        conversions: What each conversion did, and which nodes stayed in fp32 and why; none in
+            bundles of before it was kept.
     """
 
     format_version: int
@@ -171,6 +174,7 @@ class Manifest:
     latency: Mapping[str, LatencyReport]
     environment: Mapping[str, str]
     export: ExportReport | None = None
+    conversions: tuple[PrecisionReport, ...] = ()
 
     @property
     def files(self) -> tuple[OnnxArtifact | EngineArtifact, ...]:

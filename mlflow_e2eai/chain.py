@@ -81,6 +81,19 @@ class Job:
         with pipeline.reference_of(source.module, raw) as infer:
             yield bridge(infer, raw, graph)
 
+    def data(self, graph: OnnxArtifact) -> EvaluationData | None:
+        """The evaluation data under a graph's names; None when there is none, or it cannot be had.
+
+        The module is loaded with it, as the data is kept beside it.
+        """
+        if self.source is None:
+            return None
+        exported = tracking.ancestor(self.model, ("export",))
+        raw, _ = graph_of(exported, self.folder / "raw")
+        with self.reference(raw, graph):
+            found = self.evaluation
+        return None if found is None else found.for_graph(raw, graph)
+
 
 @contextmanager
 def job_on(model_uri: str, stages: Sequence[str]) -> Iterator[Job]:

@@ -71,7 +71,16 @@ class SurgeryError(E2EAIError):
 
 
 class PrecisionError(E2EAIError):
-    """A graph could not be converted to another precision."""
+    """A graph could not be converted to another precision.
+
+    Attributes:
+        report: The `PrecisionReport` of what was found until then, which says why; None where
+            nothing was asked of the graph.
+    """
+
+    def __init__(self, message: str, *, report: Any = None) -> None:
+        super().__init__(message)
+        self.report = report
 
 
 class EngineBuildError(E2EAIError):

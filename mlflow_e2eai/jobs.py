@@ -36,9 +36,8 @@ from mlflow_e2eai.isolation import isolated_onnxruntime
 from mlflow_e2eai.modules import DynamicAxes
 from mlflow_e2eai.origins import fitted
 from mlflow_e2eai.precision import check_precision
-from mlflow_e2eai.precision import convert as convert_graph
 from mlflow_e2eai.runners import Device, onnxruntime_devices
-from mlflow_e2eai.samples import calls, profile_samples
+from mlflow_e2eai.samples import all_samples, profile_samples
 from mlflow_e2eai.surgery import DEFAULT_PLAN, Step, named_in
 from mlflow_e2eai.surgery import clean as clean_graph
 
@@ -145,6 +144,9 @@ def clean(model_uri: str, *, plan: Sequence[Step] = DEFAULT_PLAN) -> str:
 def convert(model_uri: str, *, precision: Precision, keep_fp32: Sequence[str] = ()) -> str:
     """Convert the cleaned graph of a chain.
 
+    It is guarded by the ranges seen at the corners of its profile and on the evaluation data that
+    was logged with the PyTorch model.
+
     Args:
         model_uri: Any model of the chain, from the cleaned graph on.
         precision: See `mlflow_e2eai.convert`.
@@ -157,12 +159,16 @@ def convert(model_uri: str, *, precision: Precision, keep_fp32: Sequence[str] = 
     with job_on(model_uri, ("clean",)) as job:
         graph, example = graph_of(job.model, job.folder)
         with job.stage(f"convert {precision}", graph) as stage:
-            if keep_fp32:
-                stage.kept(keep_fp32)
-            out = job.folder / f"{precision}.onnx"
-            made = convert_graph(graph, precision, out=out, keep_fp32=keep_fp32)
-            if made is not graph:
-                stage.made(made, example=example)
+            data = None if precision == "fp32" else job.data(graph)
+            made, _ = pipeline.convert_on(
+                stage,
+                graph,
+                precision,
+                out=job.folder / f"{precision}.onnx",
+                keep_fp32=keep_fp32,
+                example=example,
+                evaluation=data,
+            )
         return job.recorder.models[made.sha256]
 
 
@@ -192,10 +198,10 @@ def bisect(model_uri: str, *, precision: Precision = "fp16") -> tuple[Bisection,
             job.reference(raw, graph) as reference,
             job.stage(f"bisect {precision}", graph) as stage,
         ):
-            samples = [*profile_samples(example, graph).values()]
-            if job.evaluation is not None:
-                data = job.evaluation.for_graph(raw, graph)
-                samples += [batch for batch, _, _ in calls(data, graph, samples[0])]
+            data = job.evaluation
+            if data is not None:
+                data = data.for_graph(raw, graph)
+            samples = [*all_samples(example, graph, data)]
             found = bisect_graph(
                 graph,
                 precision,

@@ -6,6 +6,7 @@ a folder and logging to a server take the same way.
 
 from __future__ import annotations
 
+import dataclasses
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -15,28 +16,22 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mlflow_e2eai import __version__, bundle
-from mlflow_e2eai.artifacts import (
-    Array,
-    EngineArtifact,
-    Infer,
-    OnnxArtifact,
-    Precision,
-    Tensors,
-)
+from mlflow_e2eai.artifacts import Array, EngineArtifact, Infer, OnnxArtifact, Precision, Tensors
 from mlflow_e2eai.bundle import Evidence, Manifest
 from mlflow_e2eai.calling import flattened
 from mlflow_e2eai.context import driver_version, gpu_name
 from mlflow_e2eai.engine import compile, resolve
+from mlflow_e2eai.errors import PrecisionError
 from mlflow_e2eai.evaluation import evaluate
 from mlflow_e2eai.exporter import DEFAULT_OPSET, Exporter, ExportReport, export
 from mlflow_e2eai.latency import LatencyReport
 from mlflow_e2eai.modules import DynamicAxes
 from mlflow_e2eai.operators import Operator
 from mlflow_e2eai.origins import bridge, fitted
-from mlflow_e2eai.precision import check_precision, convert
+from mlflow_e2eai.precision import PrecisionReport, check_precision, convert
 from mlflow_e2eai.progress import progress
 from mlflow_e2eai.runners import torch_runner
-from mlflow_e2eai.samples import EvaluationData, batch_samples, profile_samples
+from mlflow_e2eai.samples import EvaluationData, all_samples, batch_samples, profile_samples
 from mlflow_e2eai.surgery import DEFAULT_PLAN, Step, SurgeryReport, clean, named_in
 
 
@@ -157,8 +152,7 @@ def build(
     module, example = flattened(model, input_example)
     if evaluation is not None:
         evaluation.check_names(example)
-    roots = [] if source is None else [source]
-    with recorder.stage("export", inputs=roots) as stage:
+    with recorder.stage("export", inputs=[] if source is None else [source]) as stage:
         raw, exported = export(
             module,
             example,
@@ -187,13 +181,13 @@ def build(
             stage.made(cleaned, example=fitted(example, raw, cleaned))
             stage.noted("surgery", surgery)
         example = fitted(example, raw, cleaned)
-        graphs = [cleaned, *_converted(cleaned, settings, work, recorder, example)]
-        engines = _compiled(graphs, settings, work, recorder, example)
-        under_new_names = bridge(reference, raw, cleaned)
         if evaluation is not None:
             evaluation = evaluation.for_graph(raw, cleaned)
+        converted = [*_converted(cleaned, settings, work, recorder, example, evaluation)]
+        graphs = [cleaned, *(graph for graph, _ in converted if graph is not None)]
+        engines = _compiled(graphs, settings, work, recorder, example)
         evidence, latency = evaluate(
-            under_new_names,
+            bridge(reference, raw, cleaned),
             graphs,
             engines,
             example,
@@ -202,7 +196,9 @@ def build(
             batch_sizes=settings.batch_sizes,
         )
         record(evidence, latency, recorder)
-    return _manifest(source, graphs, engines, surgery, evidence, latency, exported), example
+    manifest = _manifest(source, graphs, engines, surgery, evidence, latency, exported)
+    conversions = tuple(report for _, report in converted)
+    return dataclasses.replace(manifest, conversions=conversions), example
 
 
 def _manifest(
@@ -252,16 +248,66 @@ def _converted(
     work: Path,
     recorder: Recorder,
     example: Tensors,
-) -> Iterator[OnnxArtifact]:
+    evaluation: EvaluationData | None,
+) -> Iterator[tuple[OnnxArtifact | None, PrecisionReport]]:
+    """Each precision's graph and report; where there can be none, the report says why."""
     for precision in dict.fromkeys(settings.precisions):
         if precision != cleaned.precision:
             with recorder.stage(f"convert {precision}", inputs=[cleaned.sha256]) as stage:
-                if settings.keep_fp32:
-                    stage.kept(settings.keep_fp32)
-                out = work / f"{precision}.onnx"
-                graph = convert(cleaned, precision, out=out, keep_fp32=settings.keep_fp32)
-                stage.made(graph, example=example)
-            yield graph
+                made: tuple[OnnxArtifact | None, PrecisionReport]
+                try:
+                    made = convert_on(
+                        stage,
+                        cleaned,
+                        precision,
+                        out=work / f"{precision}.onnx",
+                        keep_fp32=settings.keep_fp32,
+                        example=example,
+                        evaluation=evaluation,
+                    )
+                except PrecisionError as error:
+                    made = None, error.report
+            yield made
+
+
+def convert_on(
+    stage: Stage,
+    graph: OnnxArtifact,
+    precision: Precision,
+    *,
+    out: Path,
+    keep_fp32: Sequence[str],
+    example: Tensors,
+    evaluation: EvaluationData | None,
+) -> tuple[OnnxArtifact, PrecisionReport]:
+    """Convert a graph, guarded by its ranges on all that is known, and tell a stage.
+
+    Args:
+        stage: Who is told.
+        graph: See `mlflow_e2eai.convert`.
+        precision: The same.
+        out: The same.
+        keep_fp32: The same.
+        example: The input example under the graph's names.
+        evaluation: The data under the same names.
+
+    Raises:
+        PrecisionError: The graph cannot be had in that precision; the stage is told the report.
+    """
+    if keep_fp32:
+        stage.kept(keep_fp32)
+    samples = all_samples(example, graph, evaluation)
+    try:
+        made, report = convert(graph, precision, out=out, keep_fp32=keep_fp32, samples=samples)
+    except PrecisionError as error:
+        stage.noted("precision", error.report)
+        raise
+    if made is not graph:
+        if report.kept:
+            stage.kept([kept.node for kept in report.kept])
+        stage.made(made, example=example)
+        stage.noted("precision", report)
+    return made, report
 
 
 def _compiled(
@@ -281,8 +327,7 @@ def _compiled(
         for resolved, text in targets.items()
     ]
     for graph, resolved, target in progress(wanted, "compile", unit="engines"):
-        name = f"compile {graph.precision} {target}"
-        with recorder.stage(name, inputs=[graph.sha256]) as stage:
+        with recorder.stage(f"compile {graph.precision} {target}", inputs=[graph.sha256]) as stage:
             out = work / f"{graph.precision}-{target}.engine"
             engine = compile(graph, resolved, out=out, tf32=settings.tf32)
             stage.made(engine, example=example)

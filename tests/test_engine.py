@@ -77,7 +77,7 @@ def mask_of(path):
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize("target", ["sm86", "sm89", "sm120"])
 def test_an_engine_is_built_for_a_gpu_that_is_not_here(target, precision, graph, out, tmp_path):
-    source = convert(graph(CONV), precision, out=tmp_path / "converted.onnx")
+    source, _ = convert(graph(CONV), precision, out=tmp_path / "converted.onnx")
     engine = compile(source, target, out=out)
     assert engine.target == Target(backend="tensorrt_rtx", compute_capability=target)
     assert str(engine.target) == f"tensorrt_rtx-{target}"
@@ -122,7 +122,7 @@ def test_weights_of_an_fp16_engine_take_half_the_space(graph, tmp_path):
     wide = np.random.default_rng(0).standard_normal((256, 512, 3, 3), dtype=np.float32)
     text = CONV.replace("[N, 3, 8, 8]", "[N, 512, 8, 8]").replace("[N, 4,", "[N, 256,")
     source = graph(text, {"w": wide})
-    half = convert(source, "fp16", out=tmp_path / "half.onnx")
+    half, _ = convert(source, "fp16", out=tmp_path / "half.onnx")
     sizes = [
         compile(item, "sm86", out=tmp_path / f"{item.precision}.engine").size_bytes
         for item in (source, half)

@@ -31,10 +31,12 @@ from mlflow_e2eai.errors import (
     ArtifactError,
     ExportError,
     InvalidInputError,
+    PrecisionError,
     SurgeryError,
     TrackingError,
 )
 from mlflow_e2eai.files import from_json
+from mlflow_e2eai.precision import PrecisionReport
 from mlflow_e2eai.surgery import plan_from
 
 
@@ -158,7 +160,46 @@ def passed(model_id):
     return {entry.variant: entry.passed for entry in jobs.evaluate(model_id)}
 
 
-def test_the_nodes_that_bisect_finds_are_those_that_convert_must_keep(overflowing):
+@pytest.fixture
+def unguarded(monkeypatch):
+    """Have conversions see no samples, and so keep nothing by themselves."""
+    monkeypatch.setattr(pipeline, "all_samples", lambda *_: ())
+
+
+def test_a_conversion_keeps_what_fp16_cannot_hold_and_says_why(overflowing):
+    half = jobs.convert(overflowing, precision="fp16")
+    assert passed(half)["onnxruntime-cpu/fp16"]
+    run = run_named("convert fp16")
+    uri = f"runs:/{run.info.run_id}"
+    report = from_json(PrecisionReport, mlflow.artifacts.load_text(f"{uri}/precision.json"))
+    names = [kept.node for kept in report.kept]
+    assert names[0] == "node_linear_1"  # its weight; what follows reads its large output
+    assert len(names) == 2
+    assert {kept.reason for kept in report.kept} == {"overflow"}
+    assert tracking.fetch_nodes(f"{uri}/keep_fp32.json") == names
+
+
+def test_the_ranges_are_seen_on_the_logged_data_too(store, monkeypatch):
+    """The example is all zero: no value is large in it."""
+    given = build()
+    inputs, labels = labelled(given["model"])
+    silent = {"x": np.zeros_like(given["input_example"]["x"])}
+    loud = {"x": inputs["x"] * np.float32(1e5)}, labels
+    made = {**given, "input_example": silent, "evaluation_data": loud}
+    monkeypatch.setattr("models.build", lambda: made)
+    cleaned = jobs.clean(jobs.export(jobs.log("models:build", name="net")))
+    with pytest.raises(PrecisionError, match="3 of its 3 nodes must stay in fp32"):
+        jobs.convert(cleaned, precision="fp16")
+    run = run_named("convert fp16")
+    text = mlflow.artifacts.load_text(f"runs:/{run.info.run_id}/precision.json")
+    report = from_json(PrecisionReport, text)
+    assert report.refused == run.data.tags["e2eai.error"] == run.data.tags["e2eai.refused"]
+    page = mlflow.artifacts.load_text(f"runs:/{run.info.run_id}/precision.html")
+    assert page.count("too large for fp16") == 3
+    assert len(report.kept) == 3
+
+
+def test_the_nodes_that_bisect_finds_are_those_that_convert_must_keep(overflowing, unguarded):
     found, uri = jobs.bisect(overflowing)
     assert found.nodes == ("node_linear_1",)
     assert tracking.fetch_nodes(uri) == list(found.nodes)
@@ -253,7 +294,7 @@ def test_a_bisection_in_fp32_is_refused_on_its_run(overflowing):
     assert run_named("bisect fp32").info.status == "FAILED"
 
 
-def test_what_was_kept_in_fp32_is_on_the_run_that_converted(overflowing):
+def test_what_was_kept_in_fp32_is_on_the_run_that_converted(overflowing, unguarded):
     jobs.convert(overflowing, precision="fp16", keep_fp32=["node_linear_1"])
     run = run_named("convert fp16")
     assert run.data.tags["e2eai.keep_fp32"] == "node_linear_1"
@@ -312,7 +353,7 @@ class Listening(pipeline.Silent):
 
 
 @pytest.mark.parametrize(("keep", "right"), [((), False), (("node_linear_1",), True)])
-def test_the_pipeline_keeps_the_nodes_of_its_settings_in_fp32(keep, right, tmp_path):
+def test_the_pipeline_keeps_the_nodes_of_its_settings_in_fp32(keep, right, tmp_path, unguarded):
     given, recorder = build_overflowing(), Listening()
     manifest, _ = pipeline.build(
         given["model"],
@@ -323,7 +364,41 @@ def test_the_pipeline_keeps_the_nodes_of_its_settings_in_fp32(keep, right, tmp_p
     )
     (half,) = (e for e in manifest.evidence if e.variant == "onnxruntime-cpu/fp16")
     assert half.passed is right
-    assert recorder.heard == ([keep] if keep else [])
+    assert [*map(tuple, recorder.heard)] == ([keep, keep] if keep else [])
+
+
+def test_the_pipeline_guards_fp16_and_the_manifest_says_how(tmp_path):
+    given, recorder = build_overflowing(), Listening()
+    manifest, _ = pipeline.build(
+        given["model"],
+        given["input_example"],
+        pipeline.Settings(dynamic_axes=AXES),
+        work=tmp_path,
+        recorder=recorder,
+    )
+    (half,) = (e for e in manifest.evidence if e.variant == "onnxruntime-cpu/fp16")
+    assert half.passed
+    (report,) = manifest.conversions
+    assert recorder.heard == [[kept.node for kept in report.kept]] != [[]]
+
+
+def test_a_precision_that_holds_no_node_is_refused_and_the_pipeline_goes_on(tmp_path):
+    given = build()
+    loud = {"x": np.full_like(given["input_example"]["x"], 1e5)}
+    manifest, _ = pipeline.build(
+        given["model"],
+        loud,
+        pipeline.Settings(dynamic_axes=AXES),
+        work=tmp_path,
+        recorder=pipeline.Silent(),
+    )
+    assert [graph.precision for graph in manifest.graphs] == ["fp32"]
+    assert "onnxruntime-cpu/fp32" in {entry.variant for entry in manifest.evidence if entry.passed}
+    (report,) = manifest.conversions
+    assert report.precision == "fp16"
+    assert "3 of its 3 nodes must stay in fp32" in report.refused
+    assert len(report.kept) == 3
+    assert not (tmp_path / "fp16.onnx").exists()
 
 
 def test_any_model_of_the_chain_will_do_for_any_stage(source):

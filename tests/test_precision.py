@@ -10,12 +10,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from real_models import minilm
 
-from mlflow_e2eai import compare, convert, export, graphs
+from mlflow_e2eai import clean, compare, convert, export, graphs
 from mlflow_e2eai.artifacts import PRECISIONS, Axis
 from mlflow_e2eai.errors import ArtifactError, InvalidInputError, PrecisionError
 from mlflow_e2eai.files import sha256_of
-from mlflow_e2eai.precision import to_fp16
+from mlflow_e2eai.precision.fp16 import to_fp16
+from mlflow_e2eai.precision.ranges import Guarded, guard
 from mlflow_e2eai.runners import onnxruntime_runner
 
 AXES = (Axis("N", min=1, opt=2, max=4),)
@@ -156,7 +158,7 @@ def report_on(source, made, *, precision):
 
 def test_fp16_keeps_the_interface_in_fp32(graph, out):
     source = graph(TWO_LAYERS)
-    made = convert(source, "fp16", out=out)
+    made, _ = convert(source, "fp16", out=out)
     assert (made.inputs, made.outputs) == (source.inputs, source.outputs)
     assert {spec.dtype for spec in made.inputs + made.outputs} == {"float32"}
     assert (made.stage, made.precision, made.opset) == ("convert", "fp16", source.opset)
@@ -175,7 +177,7 @@ main (float[N, 3] x) => (float[N, Divoutput_dim_1] y)
 def test_a_size_of_an_output_keeps_the_name_that_the_exporter_made_up(graph, out):
     """As tracing F.normalize gives; the converter infers that it is 2."""
     source = graph(SIZE_THAT_ONLY_HAS_A_NAME)
-    made = convert(source, "fp16", out=out)
+    made, _ = convert(source, "fp16", out=out)
     assert made.outputs == source.outputs
     assert made.outputs[0].shape == ("N", "Divoutput_dim_1")
 
@@ -218,7 +220,7 @@ def test_fp16_weights_are_in_fp16(graph, out):
 @pytest.mark.parametrize("text", [TWO_LAYERS, INTEGER_INPUT], ids=["matmul", "gather"])
 def test_fp16_has_the_numbers_of_fp16_and_not_of_fp32(text, graph, out):
     source = graph(text)
-    made = convert(source, "fp16", out=out)
+    made, _ = convert(source, "fp16", out=out)
     assert report_on(source, made, precision="fp16").passed
     assert report_on(source, made, precision="fp16").max_abs_error > 0
 
@@ -231,7 +233,7 @@ def test_the_source_is_left_alone(graph, out):
 
 def test_converting_twice_gives_the_same_bytes(graph, tmp_path):
     source = graph(TWO_LAYERS)
-    first, second = (convert(source, "fp16", out=tmp_path / name) for name in "ab")
+    first, second = (convert(source, "fp16", out=tmp_path / name)[0] for name in "ab")
     assert first.sha256 == second.sha256
 
 
@@ -246,7 +248,7 @@ def test_nodes_stand_in_the_order_of_their_use(graph, out):
 
 def test_fp32_is_the_graph_itself_and_writes_nothing(graph, out):
     source = graph(TWO_LAYERS)
-    assert convert(source, "fp32", out=out) is source
+    assert convert(source, "fp32", out=out)[0] is source
     assert not out.exists()
 
 
@@ -259,7 +261,7 @@ def test_an_unknown_precision_is_refused_with_the_choices(precision, graph, out)
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_a_graph_in_fp16_is_no_source(precision, graph, out, tmp_path):
-    made = convert(graph(TWO_LAYERS), "fp16", out=out)
+    made, _ = convert(graph(TWO_LAYERS), "fp16", out=out)
     with pytest.raises(InvalidInputError, match="is in fp16, but one in fp32 is wanted"):
         convert(made, precision, out=tmp_path / "again.onnx")
 
@@ -286,7 +288,7 @@ def test_what_converters_are_known_to_break_is_right_or_refused(text, graph, out
     """Converters of this kind write graphs that do not load; such a file must never be left."""
     source = graph(text)
     try:
-        made = convert(source, "fp16", out=out)
+        made, _ = convert(source, "fp16", out=out)
     except PrecisionError:
         assert list(out.parent.iterdir()) == [source.path]
     else:
@@ -297,7 +299,7 @@ def test_what_converters_are_known_to_break_is_right_or_refused(text, graph, out
 def test_a_weight_beyond_fp16_is_refused_or_seen_by_the_comparison(graph, out):
     source = graph(OVERFLOWS)
     try:
-        made = convert(source, "fp16", out=out)
+        made, _ = convert(source, "fp16", out=out)
     except PrecisionError:
         assert list(out.parent.iterdir()) == [source.path]
     else:
@@ -326,6 +328,228 @@ def test_a_converter_that_fails_leaves_no_file(fault, graph, out, monkeypatch):
     }
     with pytest.raises(PrecisionError, match=sentences[fault]):
         convert(source, "fp16", out=out)
+    assert list(out.parent.iterdir()) == [source.path]
+
+
+# Ranges seen on samples
+
+HIDDEN_OVERFLOW = """
+main (float[N, 3] x) => (float[N, 3] y)
+<float[3, 3] w = {1, 0.5, 0, 0, 1, 0, 0, 0, 1}, float up = {2000}, float down = {0.0005}> {
+    [first] a = MatMul(x, w)
+    [up] b = Mul(a, up)
+    [relu] c = Relu(b)
+    [down] d = Mul(c, down)
+    [last] y = MatMul(d, w)
+}"""
+LARGE_SAMPLE = {"x": np.array([[97.059, -3, 0.5], [1, 2, 3]], np.float32)}
+
+
+def test_activations_that_reach_194118_are_refused_unguarded_and_accepted_guarded(graph, tmp_path):
+    """ONNX Runtime alone lets the unguarded graph pass on the CPU: it rounds behind neighbours."""
+    source = graph(HIDDEN_OVERFLOW)
+    naive, _ = convert(source, "fp16", out=tmp_path / "naive.onnx")
+    samples = [LARGE_SAMPLE]
+    guarded, report = convert(source, "fp16", out=tmp_path / "guarded.onnx", samples=samples)
+
+    def passes(made):
+        with (
+            onnxruntime_runner(source.path) as reference,
+            onnxruntime_runner(made.path, rounded=True) as candidate,
+        ):
+            return compare(reference, candidate, samples, precision="fp16").passed
+
+    assert not passes(naive)
+    assert passes(guarded)
+    assert [kept.node for kept in report.kept] == ["up", "relu", "down"]
+    assert [kept.value for kept in report.kept] == ["b", "b", "c"]
+    assert report.kept[0].magnitude == pytest.approx(194118, rel=1e-5)
+    assert {kept.reason for kept in report.kept} == {"overflow"}
+    assert (report.samples, report.nodes) == (1, 5)
+    assert report.casts == graphs.operators(onnx.load(guarded.path))["Cast"]
+
+
+REASONS = {
+    "a weight": ("y = Mul(x, large)", 1, "overflow", "large"),
+    "a weight that is lost": ("y = Mul(x, tiny)", 1, "underflow", "tiny"),
+    "an input": ("y = Tanh(x)", 20000, "overflow", "x"),
+    "headroom": ("y = Tanh(x)", 17000, "overflow", "x"),
+    "squares inside": ("y = LpNormalization(x)", 200, "overflow", "x"),
+    "squares in fp16": (
+        "y = LayerNormalization <stash_type: int = 10> (x, one)",
+        200,
+        "overflow",
+        "x",
+    ),
+    "a sum inside": ("y = ReduceMean <keepdims: int = 1> (x, rows)", 6000, "overflow", "y"),
+}
+
+
+@pytest.mark.parametrize("case", REASONS)
+def test_a_node_is_kept_for_what_it_computes_with(case, graph):
+    step, magnitude, reason, value = REASONS[case]
+    source = graph(f"""
+        main (float[N, 3] x) => (float[N, M] y)
+        <float large = {{20000}}, float[3] one = {{1, 1, 1}}, float tiny = {{1e-12}},
+         int64[1] rows = {{1}}> {{
+            [step] {step}
+        }}""")
+    samples = [{"x": np.full((2, 3), magnitude, np.float32)}]
+    (found,) = guard(graphs.read(source.path), samples).kept
+    assert (found.reason, found.value) == (reason, value)
+
+
+def test_a_normalisation_that_squares_in_fp32_is_not_kept(graph):
+    source = graph("""
+        main (float[N, 3] x) => (float[N, 3] y) <float[3] one = {1, 1, 1}> {
+            y = LayerNormalization (x, one)
+        }""")
+    samples = [{"x": np.full((2, 3), 200, np.float32)}]
+    assert guard(graphs.read(source.path), samples).kept == ()
+
+
+MASKED = {
+    "Where": "m = Where(keep, zero, lowest)",
+    "Mul": "i = Cast <to: int = 1> (keep) j = Sub(one, i) m = Mul(lowest, j)",
+}
+LOWEST = float(np.finfo(np.float32).min)
+
+
+def masked(graph, made, more=""):
+    text = f"""
+        main (float[N, 3] x, bool[N, 3] keep) => (float[N, 3] y)
+        <float zero = {{0}}, float one = {{1}}, float lowest = {{0}}, float up = {{20000}}> {{
+            {made}
+            [sum] a = Add(x, m)
+            {more}
+            [rows] y = Softmax(a)
+        }}"""
+    model = graphs.read(graph(text).path)
+    (lowest,) = (one for one in model.graph.initializer if one.name == "lowest")
+    lowest.CopyFrom(onnx.numpy_helper.from_array(np.array(LOWEST, np.float32), "lowest"))
+    return model
+
+
+SOME = {"x": X[:2], "keep": np.array([[True, False, True], [False, False, True]])}
+
+
+@pytest.mark.parametrize("made", MASKED)
+def test_a_mask_may_saturate_before_a_softmax(made, graph, tmp_path):
+    model = masked(graph, MASKED[made])
+    found = guard(model, [SOME])
+    assert (found.kept, set(found.saturated)) == ((), {"lowest", "m", "a"})
+    answers = []
+    for name, one in (("before", model), ("after", to_fp16(model))):
+        graphs.write(one, tmp_path / name)
+        with onnxruntime_runner(tmp_path / name, rounded=name == "after") as infer:
+            answers.append(infer(SOME)["y"])
+    np.testing.assert_allclose(*answers, atol=1e-3)
+    assert np.array_equal(answers[1] == 0, ~SOME["keep"])
+
+
+def test_minilm_stays_in_fp16_whole_with_a_padded_sample(tmp_path):
+    """Its mask is -3.4e38: 13 of its nodes would be kept for that alone."""
+    model = minilm()
+    raw, _ = export(
+        model.module, model.example, out=tmp_path / "raw.onnx", dynamic_axes=model.dynamic_axes
+    )
+    cleaned, _ = clean(raw, out=tmp_path / "clean.onnx")
+    padded = {name: value.copy() for name, value in model.sample.items()}
+    padded["attention_mask"][:, 5:] = 0
+    samples = [model.sample, padded]
+    made, report = convert(cleaned, "fp16", out=tmp_path / "half.onnx", samples=samples)
+    assert report.kept == ()
+    assert report.saturated
+    with (
+        onnxruntime_runner(cleaned.path) as reference,
+        onnxruntime_runner(made.path, rounded=True) as candidate,
+    ):
+        assert compare(reference, candidate, samples, precision="fp16", repeats=1).passed
+
+
+def test_a_row_that_is_masked_whole_keeps_its_mask_in_fp32(graph):
+    """In fp32 its numbers are all the same; fp16 tells them apart."""
+    sample = {**SOME, "keep": np.array([[True, False, True], [False, False, False]])}
+    found = guard(masked(graph, MASKED["Where"]), [SOME, sample])
+    assert [kept.node for kept in found.kept] == ["Where_0", "sum", "rows"]
+    assert found.saturated == ()
+
+
+def test_a_mask_that_a_factor_brings_back_into_range_is_kept(graph):
+    """Saturated first, it would come out at nearly nothing."""
+    made = "i = Cast <to: int = 1> (keep) j = Sub(one, i) k = Div(j, up) l = Div(k, up) "
+    sample = {**SOME, "x": X[:2]}
+    made += "n = Div(l, up) p = Div(n, up) q = Div(p, up) [mask] m = Mul(lowest, q)"
+    found = guard(masked(graph, made), [sample])
+    assert ("mask", "lowest") in {(kept.node, kept.value) for kept in found.kept}
+
+
+def test_a_mask_that_something_else_reads_is_kept(graph):
+    found = guard(masked(graph, MASKED["Where"], more="b = Tanh(m)"), [SOME])
+    assert "Where_0" in {kept.node for kept in found.kept}
+
+
+def test_large_numbers_that_are_not_below_are_kept(graph):
+    found = guard(masked(graph, "m = Where(keep, up, zero)"), [SOME])
+    assert [kept.node for kept in found.kept] == ["Where_0", "sum", "rows"]
+
+
+@pytest.mark.parametrize("operator", ["If", "custom"])
+def test_a_value_of_no_element_or_no_number_has_no_range(operator, graph):
+    text = {
+        "If": """
+            main (float[N, 3] x, bool some) => (float[N, 3] y) {
+                y = If(some) <
+                    then_branch = one () => (float[N, 3] t) { t = Relu(x) },
+                    else_branch = two () => (float[N, 3] e) { e = Neg(x) }>
+            }""",
+        "custom": """
+            main (float[N, 3] x, bool some) => (float[N, 3] y) {
+                i = Cast <to: int = 7> (some)
+                [sum] z = SequenceConstruct(x, x)
+                y = SequenceAt(z, i)
+            }""",
+    }[operator]
+    model = graphs.read(graph(text).path)
+    empty = {"x": np.zeros((0, 3), np.float32), "some": np.ones((), bool)}
+    infinite = {"x": np.full((1, 3), np.inf, np.float32), "some": np.ones((), bool)}
+    assert guard(model, [empty, infinite]) == Guarded(samples=2)
+
+
+def test_what_fp16_holds_is_not_kept(graph):
+    model = graphs.read(graph(TWO_LAYERS).path)
+    samples = [
+        {"x": X},
+        {"x": np.zeros((1, 3), np.float32)},
+        {"x": np.full((1, 3), -np.inf, np.float32)},
+    ]
+    assert guard(model, samples) == Guarded(samples=3)
+
+
+def test_every_sample_is_seen_and_one_is_enough_to_keep_a_node(graph):
+    model = graphs.read(graph(HIDDEN_OVERFLOW).path)
+    assert guard(model, [{"x": X}]).kept == ()
+    assert [one.node for one in guard(model, iter([{"x": X}, LARGE_SAMPLE, {"x": X}])).kept] == [
+        "up",
+        "relu",
+        "down",
+    ]
+
+
+def test_names_add_to_what_the_ranges_keep(graph, out):
+    _, report = convert(
+        graph(HIDDEN_OVERFLOW), "fp16", out=out, samples=[LARGE_SAMPLE], keep_fp32=["last", "up"]
+    )
+    assert [(kept.node, kept.reason) for kept in report.kept] == [
+        *((name, "overflow") for name in ("up", "relu", "down")),
+        ("last", "asked for"),
+    ]
+
+
+def test_a_sample_that_does_not_fit_is_one_sentence_and_leaves_no_file(graph, out):
+    source = graph(TWO_LAYERS)
+    with pytest.raises(PrecisionError, match="ranges of the fp32 graph's values cannot be seen"):
+        convert(source, "fp16", out=out, samples=[{"x": np.zeros((2, 4), np.float32)}])
     assert list(out.parent.iterdir()) == [source.path]
 
 
@@ -387,7 +611,7 @@ def test_a_weight_that_only_kept_nodes_read_is_there_once(graph, out):
 
 def test_a_kept_node_has_its_constant_in_fp32(graph, out):
     source = graph(CONSTANT_NODE)
-    made = convert(source, "fp16", out=out, keep_fp32=["up"])
+    made, _ = convert(source, "fp16", out=out, keep_fp32=["up"])
     numbers = arrays(out, {"x": X})["y"]
     np.testing.assert_allclose(numbers, X * 100000 / 65504, rtol=1e-2)  # `down` has fp16's largest
     assert made.precision == "fp16"
@@ -395,7 +619,7 @@ def test_a_kept_node_has_its_constant_in_fp32(graph, out):
 
 def test_a_value_between_kept_nodes_is_never_in_fp16(graph, out):
     source = graph(LARGE_BETWEEN)
-    made = convert(source, "fp16", out=out, keep_fp32=["up", "down"])
+    made, _ = convert(source, "fp16", out=out, keep_fp32=["up", "down"])
     assert report_on(source, made, precision="fp16").passed
     model = onnx.load(out)
     (up,) = (node for node in model.graph.node if node.name == "up")
@@ -443,8 +667,8 @@ def test_a_node_that_there_is_not_cannot_be_kept(graph, out):
 def test_the_order_of_the_kept_nodes_does_not_matter(graph, tmp_path):
     source = graph(TWO_LAYERS)
     keep = ["MatMul_0", "Relu_1"]
-    one = convert(source, "fp16", out=tmp_path / "a", keep_fp32=keep)
-    other = convert(source, "fp16", out=tmp_path / "b", keep_fp32=keep[::-1])
+    one, _ = convert(source, "fp16", out=tmp_path / "a", keep_fp32=keep)
+    other, _ = convert(source, "fp16", out=tmp_path / "b", keep_fp32=keep[::-1])
     assert one.sha256 == other.sha256
 
 

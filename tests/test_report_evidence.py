@@ -21,7 +21,9 @@ from test_report_page import Page
 
 from mlflow_e2eai.bundle import Manifest
 from mlflow_e2eai.latency import LatencyReport
-from mlflow_e2eai.report import html, markdown, plots, surgery_html, table
+from mlflow_e2eai.precision import PrecisionReport
+from mlflow_e2eai.precision.ranges import Kept
+from mlflow_e2eai.report import html, markdown, plots, precision_html, surgery_html, table
 from mlflow_e2eai.report.facts import rows_of
 from mlflow_e2eai.report.figures import pareto_rows
 from mlflow_e2eai.report.steps import in_order
@@ -295,6 +297,34 @@ def test_without_cold_start_and_load_there_is_no_such_section():
     entries = tuple(dataclasses.replace(entry, cold_start=None, loads=None) for entry in evidence())
 
     assert ">Serving<" not in html(dataclasses.replace(shown(), evidence=entries))
+
+
+# Precision
+
+
+def test_a_conversion_says_which_nodes_stay_in_fp32_and_why():
+    large = Kept(node="/mul", operator="Mul", reason="overflow", value="h", magnitude=194118.0)
+    named = Kept(node="/last", operator="devtech::Foo", reason="asked for")
+    report = PrecisionReport(
+        precision="fp16", samples=12, nodes=1203, casts=4, kept=(large, named), saturated=("m",)
+    )
+    text = Page(html(dataclasses.replace(shown(), conversions=(report,)))).text()
+
+    assert "To fp16" in text
+    assert "2 of 1,203" in text
+    assert "on 12 samples" in text
+    assert "/mul Mul too large for fp16 h 1.9e+05" in text
+    assert "/last devtech::Foo asked for by name" in text
+    assert "Refused" not in text
+
+
+def test_a_refused_conversion_says_why():
+    report = PrecisionReport(precision="fp16", nodes=3, refused="All 3 nodes must stay in fp32.")
+    for page in (
+        html(dataclasses.replace(shown(), conversions=(report,))),
+        precision_html(report),
+    ):
+        assert "Refused: All 3 nodes must stay in fp32." in Page(page).text()
 
 
 # The graph before and after

@@ -17,10 +17,17 @@ from mlflow_e2eai.bundle import Evidence, Manifest
 from mlflow_e2eai.gates import Decision, Verdict
 from mlflow_e2eai.latency import GpuRecord, LatencyFinding
 from mlflow_e2eai.parity import Element, Finding
-from mlflow_e2eai.report import Origin, html, surgery_html
+from mlflow_e2eai.precision import PrecisionReport
+from mlflow_e2eai.precision.ranges import Kept
+from mlflow_e2eai.report import Origin, html, precision_html, surgery_html
 from mlflow_e2eai.surgery.outline import Outline, OutlineNode
 
 HOSTILE = "</title></style></code>'\"><script>document.title='owned'</script><img src=x onerror=a>"
+
+
+def refused(text: str) -> PrecisionReport:
+    node = Kept(node=text, operator=text, reason="overflow", value=text, magnitude=1e38)
+    return PrecisionReport(precision="fp16", nodes=1, samples=1, kept=(node,), refused=text)
 
 
 def pages() -> dict[str, str]:
@@ -28,6 +35,7 @@ def pages() -> dict[str, str]:
         "full": html(full(), REJECTED, origin=ORIGIN),
         "shown": html(shown(), REJECTED, origin=ORIGIN),
         "surgery": surgery_html(shown().surgery),
+        "precision": precision_html(refused(HOSTILE)),
         "bare": html(manifest()),
         "hostile": html(hostile(HOSTILE), origin=Origin(name=HOSTILE, version=HOSTILE)),
     }

@@ -30,7 +30,8 @@ from mlflow_e2eai.errors import (
 )
 from mlflow_e2eai.isolation import isolated_onnxruntime
 from mlflow_e2eai.parity import compare
-from mlflow_e2eai.precision import check_precision, to_fp16
+from mlflow_e2eai.precision import check_precision
+from mlflow_e2eai.precision.fp16 import to_fp16
 
 if TYPE_CHECKING:
     import onnx

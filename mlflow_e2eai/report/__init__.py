@@ -4,8 +4,8 @@ All of it is made from a manifest alone, so that the same evidence gives the sam
 """
 
 from mlflow_e2eai.report.origin import Origin
-from mlflow_e2eai.report.page import html, surgery_html
+from mlflow_e2eai.report.page import html, precision_html, surgery_html
 from mlflow_e2eai.report.pictures import plots
 from mlflow_e2eai.report.text import markdown, table
 
-__all__ = ["Origin", "html", "markdown", "plots", "surgery_html", "table"]
+__all__ = ["Origin", "html", "markdown", "plots", "precision_html", "surgery_html", "table"]

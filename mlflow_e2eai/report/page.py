@@ -8,10 +8,12 @@ from importlib.resources import files
 
 from mlflow_e2eai.bundle import Manifest
 from mlflow_e2eai.gates import Decision
+from mlflow_e2eai.precision import PrecisionReport
 from mlflow_e2eai.report import deciding, doubting, making, measuring, serving, steps, tables
 from mlflow_e2eai.report.facts import Ratios, ratios_of
 from mlflow_e2eai.report.markup import Markup, element
 from mlflow_e2eai.report.origin import Origin
+from mlflow_e2eai.report.precision import precision_part, precision_section
 from mlflow_e2eai.report.surgery import surgery_part
 from mlflow_e2eai.report.tables import Section
 from mlflow_e2eai.surgery import SurgeryReport
@@ -62,6 +64,19 @@ def surgery_html(report: SurgeryReport, *, title: str = "Surgery") -> str:
     return _document(title, _header(title), element("main", surgery_part(report, heading="h2")))
 
 
+def precision_html(report: PrecisionReport, *, title: str = "Precision") -> str:
+    """What a conversion did, as one page of the same kind.
+
+    Args:
+        report: What became of the graph.
+        title: What the page is headed with.
+
+    Returns:
+        The page's text, for a file in UTF-8.
+    """
+    return _document(title, _header(title), element("main", precision_part(report)))
+
+
 def _document(title: str, *content: Markup) -> str:
     body = element("body", *content)
     return f"<!DOCTYPE html>\n{element('html', _head(title), body, lang='en')}\n"
@@ -79,6 +94,7 @@ def _sections(manifest: Manifest, origin: Origin, ratios: Ratios) -> list[Sectio
         serving.serving_section(manifest),
         measuring.parity_section(manifest),
         ("surgery", "Surgery", surgery_part(manifest.surgery)),
+        precision_section(manifest),
         making.interface_section(manifest),
         making.lineage_section(manifest, origin),
         making.environment_section(manifest),

@@ -1,6 +1,6 @@
 """What variants are asked: generated samples, the caller's data, and the metrics on its labels."""
 
-from mlflow_e2eai.samples.data import EvaluationData, calls
+from mlflow_e2eai.samples.data import EvaluationData, all_samples, calls
 from mlflow_e2eai.samples.generated import (
     batch_samples,
     branch_samples,
@@ -15,6 +15,7 @@ __all__ = [
     "Metrics",
     "TaskMetric",
     "accuracy",
+    "all_samples",
     "batch_samples",
     "branch_samples",
     "calls",

@@ -13,6 +13,7 @@ from mlflow_e2eai.arrays import feed
 from mlflow_e2eai.artifacts import Array, Axis, OnnxArtifact, Tensors
 from mlflow_e2eai.errors import InvalidInputError
 from mlflow_e2eai.origins import converted
+from mlflow_e2eai.samples.generated import profile_samples
 from mlflow_e2eai.samples.given import arrays_of, check_lengths, check_names, pairs_of
 from mlflow_e2eai.samples.metrics import Metrics, TaskMetric, joined, task_metrics
 
@@ -164,6 +165,21 @@ def calls(
             asked = feed({name: array[index] for name, array in inputs.items()}, graph.inputs)
             _check_sizes(asked, graph, axes)
             yield asked, None if labels is None else labels[start : start + count], count
+
+
+def all_samples(
+    example: Tensors, graph: OnnxArtifact, data: EvaluationData | None
+) -> Iterator[Tensors]:
+    """The input example at every corner of a graph's profile, then the evaluation data.
+
+    Args:
+        example: One array for each input.
+        graph: Where the dynamic axes are.
+        data: The data, under the graph's names.
+    """
+    yield from profile_samples(example, graph).values()
+    if data is not None:
+        yield from (batch for batch, _, _ in calls(data, graph, example))
 
 
 def _check_sizes(tensors: Tensors, graph: OnnxArtifact, axes: Mapping[str, Axis]) -> None:

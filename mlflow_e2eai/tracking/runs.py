@@ -16,16 +16,10 @@ from mlflow_e2eai.errors import TrackingError
 from mlflow_e2eai.exporter import ExportReport
 from mlflow_e2eai.files import to_json
 from mlflow_e2eai.latency import Latency, LatencyReport
-from mlflow_e2eai.report import surgery_html
+from mlflow_e2eai.precision import PrecisionReport
+from mlflow_e2eai.report import precision_html, surgery_html
 from mlflow_e2eai.surgery import SurgeryReport
-from mlflow_e2eai.tracking.lineage import (
-    ERROR,
-    PARENT,
-    SOURCE,
-    STAGE,
-    link_inputs,
-    tag_model,
-)
+from mlflow_e2eai.tracking.lineage import ERROR, PARENT, SOURCE, STAGE, link_inputs, tag_model
 from mlflow_e2eai.tracking.models import log_artifact, stage_of, suffix_of
 from mlflow_e2eai.tracking.nodes import log_kept
 from mlflow_e2eai.tracking.reports import refused_graphs_are_logged
@@ -174,7 +168,7 @@ class MlflowStage:
         self.recorder.models[artifact.sha256] = model_id
 
     def noted(self, name: str, value: Any) -> None:
-        """Keep a report as a JSON artifact of the run, and of surgery a page and the plan too."""
+        """Keep a report as a JSON artifact of the run, of some a page and tags too."""
         from mlflow import MlflowClient
 
         client = MlflowClient()
@@ -183,6 +177,10 @@ class MlflowStage:
             client.log_text(self.run_id, surgery_html(value), f"{name}.html")
             if value.plan is not None:
                 client.log_text(self.run_id, value.plan, "plan.yaml")
+        if isinstance(value, PrecisionReport):
+            client.log_text(self.run_id, precision_html(value), f"{name}.html")
+            if value.refused is not None:
+                client.set_tag(self.run_id, "e2eai.refused", value.refused)
         if isinstance(value, ExportReport):
             for key, said in export_tags(value).items():
                 client.set_tag(self.run_id, key, said)

@@ -149,7 +149,7 @@ def runners(name, seed, folder):
     graph, _ = mlflow_e2eai.export(
         module, samples[0], out=folder / "m.onnx", dynamic_axes={own: {0: N}}, exporter=exporter
     )
-    half = convert(graph, "fp16", out=folder / "half.onnx")
+    half, _ = convert(graph, "fp16", out=folder / "half.onnx")
     outputs = [spec.name for spec in graph.outputs]
     with (
         torch_runner(module, inputs=[own], outputs=outputs) as reference,

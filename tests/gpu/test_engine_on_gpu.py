@@ -63,7 +63,8 @@ def graph_of(model, folder, batch, precision, width):
         model, images(2, width), out=folder / "raw.onnx", dynamic_axes={"image": {0: batch}}
     )
     cleaned, _ = clean(raw, out=folder / "clean.onnx")
-    return convert(cleaned, precision, out=folder / f"{precision}.onnx")
+    made, _ = convert(cleaned, precision, out=folder / f"{precision}.onnx")
+    return made
 
 
 def reference_of(model):

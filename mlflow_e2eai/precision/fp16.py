@@ -1,101 +1,18 @@
-"""ONNX -> ONNX in another precision, with the interface kept in fp32.
-
-Precision is a property of the graph, not a flag of the builder: TensorRT 11 and TensorRT-RTX build
-strongly typed networks only, and TensorRT 10 can be asked for the same.
-"""
+"""ONNX -> ONNX in fp16, but for the nodes that are to stay in fp32."""
 
 from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Collection, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING
 from unittest import mock
 
 from mlflow_e2eai import graphs
-from mlflow_e2eai.artifacts import PRECISIONS, OnnxArtifact, Precision, TensorSpec
-from mlflow_e2eai.errors import ArtifactError, InvalidInputError, PrecisionError, RunnerError
-from mlflow_e2eai.isolation import isolated_onnxruntime
-from mlflow_e2eai.weights import staged
+from mlflow_e2eai.errors import InvalidInputError, PrecisionError
 
 if TYPE_CHECKING:
     import onnx
-
-
-def convert(
-    source: OnnxArtifact,
-    precision: Precision,
-    *,
-    out: Path,
-    keep_fp32: Collection[str] = (),
-) -> OnnxArtifact:
-    """Write a graph in another precision.
-
-    The converter is ONNX Runtime's own (``onnxruntime.transformers.float16``). What it writes does
-    not count until ONNX Runtime has loaded it: converters of this kind are known to write graphs
-    that do not load when an output is also read inside the graph.
-
-    Args:
-        source: A graph in fp32; its file is not changed.
-        precision: ``fp16``, or ``fp32``, which gives `source` back as it is.
-        out: The file to write.
-        keep_fp32: Nodes that stay in fp32, by the names that `graphs.node_names` gives them;
-            `bisect` finds those that must. See `to_fp16` for what stays in fp32 with them.
-
-    Returns:
-        The graph in that precision, with inputs and outputs of the same names, types and shapes.
-
-    Raises:
-        InvalidInputError: The precision is unknown, `source` is not in fp32, or it has no such
-            node to keep.
-        PrecisionError: The converter failed, or wrote a graph that does not load, has another
-            interface, or has nothing in the precision asked for.
-    """
-    check_precision(precision)
-    if source.precision != "fp32":
-        msg = f"The graph is in {source.precision}, but one in fp32 is wanted; convert that one."
-        raise InvalidInputError(msg)
-    if precision == "fp32":
-        return source
-    before = graphs.inlined(graphs.read(source.path))  # the converter leaves functions in fp32
-    model = to_fp16(before, keep_fp32=keep_fp32)
-    if not _has_fp16(model):
-        msg = "The graph has nothing that fp16 could hold, so it would say fp16 and not be it."
-        raise PrecisionError(msg)
-    inputs, outputs = graphs.interface(model)
-    if inputs != source.inputs or not _agree(outputs, source.outputs):
-        msg = "The fp16 graph has other inputs or outputs than the fp32 graph; keep it in fp32."
-        raise PrecisionError(msg)
-    del model.graph.output[:]
-    model.graph.output.extend(before.graph.output)  # sizes stay named as they are in the source
-    with staged(out) as temporary:
-        try:
-            graphs.write(model, temporary)
-            with isolated_onnxruntime(temporary):
-                pass
-        except (ArtifactError, RunnerError) as error:
-            msg = f"The fp16 graph does not load: {error} Keep this model in fp32."
-            raise PrecisionError(msg) from error
-    return graphs.describe(
-        out,
-        stage="convert",
-        precision=precision,
-        axes=source.axes,
-        origins=source.origins,
-        parent_sha256=source.sha256,
-    )
-
-
-def check_precision(precision: str) -> None:
-    """Refuse a precision that there is not.
-
-    Raises:
-        InvalidInputError: It is not one of `PRECISIONS`.
-    """
-    if precision not in PRECISIONS:
-        msg = f"The precision is {precision!r}, but one of {', '.join(PRECISIONS)} is wanted."
-        raise InvalidInputError(msg)
 
 
 def to_fp16(model: onnx.ModelProto, *, keep_fp32: Collection[str] = ()) -> onnx.ModelProto:
@@ -166,35 +83,6 @@ def _value_info(tensor: onnx.TensorProto) -> onnx.ValueInfoProto:
     import onnx
 
     return onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
-
-
-def _agree(outputs: Sequence[TensorSpec], wanted: Sequence[TensorSpec]) -> bool:
-    """Whether outputs have the same names, types and ranks, and no fixed size contradicts another.
-
-    The converter infers shapes, and may know a size that the exporter only gave a name.
-    """
-    if [(o.name, o.dtype, len(o.shape)) for o in outputs] != [
-        (w.name, w.dtype, len(w.shape)) for w in wanted
-    ]:
-        return False
-    sizes = [
-        pair
-        for o, w in zip(outputs, wanted, strict=True)
-        for pair in zip(o.shape, w.shape, strict=True)
-    ]
-    return all(
-        one == other for one, other in sizes if isinstance(one, int) and isinstance(other, int)
-    )
-
-
-def _has_fp16(model: onnx.ModelProto) -> bool:
-    import onnx
-
-    half = onnx.TensorProto.FLOAT16
-    return any(weight.data_type == half for weight in model.graph.initializer) or any(
-        node.op_type == "Cast" and any(attribute.i == half for attribute in node.attribute)
-        for node in model.graph.node
-    )
 
 
 def _give_own_weights(graph: onnx.GraphProto, kept: Collection[str]) -> None:

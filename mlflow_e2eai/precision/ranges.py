@@ -1,0 +1,244 @@
+"""The ranges of a graph's values on samples, and the nodes that fp16 cannot hold them in."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+import numpy as np
+
+from mlflow_e2eai import graphs, weights
+from mlflow_e2eai.artifacts import Array, Tensors
+from mlflow_e2eai.isolation import isolated
+from mlflow_e2eai.precision.masks import Masks, masks
+from mlflow_e2eai.precision.observing import STATISTICS, ranges_runner
+
+if TYPE_CHECKING:
+    import onnx
+
+HEADROOM = 4.0
+"""How far above what was seen a value may go before it is out of range: later inputs are not the
+samples. A decision of ours: two of fp16's thirty binary orders of magnitude."""
+
+LARGEST = float(np.finfo(np.float16).max) / HEADROOM
+
+SMALLEST = 2.0**-25 / 0.01
+"""A largest magnitude below this loses more than 1 % in fp16, whose subnormal numbers lie 2^-24
+apart."""
+
+_SQUARES = frozenset(
+    {
+        *("GroupNormalization", "InstanceNormalization", "LayerNormalization"),
+        *("LpNormalization", "ReduceL2", "ReduceSumSquare", "RMSNormalization"),
+    }
+)
+"""Operators that square their first input inside."""
+
+_STASHING = frozenset({"LayerNormalization", "RMSNormalization"})
+"""Those of them that square in fp32, whatever comes in, unless their `stash_type` says otherwise;
+by their definition in ONNX."""
+
+_AVERAGES = frozenset({"AveragePool", "GlobalAveragePool", "ReduceMean"})
+"""Operators that sum their first input and divide: the sum is `size in / size out` times larger."""
+
+Reason: TypeAlias = Literal["asked for", "overflow", "underflow"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kept:
+    """A node that stays in fp32, and why.
+
+    Attributes:
+        node: Its name, as `graphs.node_names` gives it.
+        operator: What it computes.
+        reason: ``asked for`` by the caller; ``overflow`` where a number, `HEADROOM` times larger,
+            would be beyond fp16's 65504; ``underflow`` where all of a value is below `SMALLEST`.
+        value: The input, output or weight that says so; None where the caller asked.
+        magnitude: Its largest magnitude, or that of its squares or sum inside the node.
+    """
+
+    node: str
+    operator: str
+    reason: Reason
+    value: str | None = None
+    magnitude: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Range:
+    """What was seen of a value. What was not asked of it stands at its worst.
+
+    Attributes:
+        magnitude: Largest finite magnitude.
+        size: Largest number of elements.
+        highest: Largest finite number.
+        least: Smallest magnitude above zero.
+        floor: Smallest of the largest numbers of its rows, along a Softmax's axis.
+    """
+
+    magnitude: float
+    size: int
+    highest: float = math.inf
+    least: float = 0.0
+    floor: float = -math.inf
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Guarded:
+    """What a guard found.
+
+    Attributes:
+        kept: The nodes that stay in fp32, in the graph's order; none without samples.
+        saturated: Values beyond fp16's range that may stop at its end, as they are masks; see
+            `masks.rows_below`.
+        samples: How many samples there were.
+    """
+
+    kept: tuple[Kept, ...] = ()
+    saturated: tuple[str, ...] = ()
+    samples: int = 0
+
+
+def guard(model: onnx.ModelProto, samples: Iterable[Tensors]) -> Guarded:
+    """The nodes whose inputs, outputs, weights or sums leave fp16's range on samples.
+
+    Infinities do not count: fp16 has them too. Nor do the large negative numbers that masks have,
+    where a Softmax makes the same zeros of fp16's lowest number. A node with a subgraph is never
+    named, as it cannot stay in fp32 by itself; the parity of the result tells whether it should
+    have.
+
+    Args:
+        model: A graph in fp32.
+        samples: Named arrays of its inputs' dtypes; read once, one at a time.
+
+    Raises:
+        RunnerError: ONNX Runtime cannot run the graph on a sample.
+    """
+    mask = masks(model)
+    seen, count = _ranges(model, samples, mask)
+    if not count:
+        return Guarded()
+    saturated = {name for name in mask.leads if _may_saturate(name, mask, seen)}
+    kept: list[Kept] = []
+    for node, name in zip(model.graph.node, graphs.node_names(model), strict=True):
+        if any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute):
+            continue
+        for value, magnitude in _magnitudes(node, seen):
+            if value not in saturated and (reason := _reason(magnitude)):
+                operator = graphs.operator_name(node.domain, node.op_type)
+                kept.append(
+                    Kept(
+                        node=name,
+                        operator=operator,
+                        reason=reason,
+                        value=value,
+                        magnitude=magnitude,
+                    )
+                )
+                break
+    return Guarded(kept=tuple(kept), saturated=tuple(sorted(saturated)), samples=count)
+
+
+def _reason(magnitude: float) -> Reason | None:
+    if magnitude > LARGEST:
+        return "overflow"
+    return "underflow" if 0 < magnitude < SMALLEST else None
+
+
+def _may_saturate(name: str, mask: Masks, seen: Mapping[str, Range]) -> bool:
+    """Whether a value is out of range, and only where each Softmax behind it gives zero.
+
+    Every row of such a Softmax has a number above -LARGEST, and fp16's lowest is -65504: the
+    exponential of the difference is zero in fp32 and fp16 alike. A product that saturates must do
+    so by at least half of it.
+    """
+    one = seen.get(name)
+    if one is None or one.magnitude <= LARGEST or one.highest > LARGEST:
+        return False
+    return all(seen[row].floor >= -LARGEST for row in mask.leads[name]) and all(
+        seen[product].least >= one.magnitude / 2 for product in mask.products.get(name, ())
+    )
+
+
+def _magnitudes(node: onnx.NodeProto, seen: Mapping[str, Range]) -> Iterator[tuple[str, float]]:
+    """What a node computes with: its values, and what it has inside."""
+    for name in (*node.input, *node.output):
+        if name in seen:
+            yield name, seen[name].magnitude
+    first = seen.get(node.input[0]) if node.input else None
+    last = seen.get(node.output[0])
+    if first is None or last is None:
+        return
+    if node.op_type in _SQUARES and not _squares_in_fp32(node):
+        yield node.input[0], max(first.magnitude, first.magnitude**2)  # small squares are no loss
+    if node.op_type in _AVERAGES:
+        yield node.output[0], last.magnitude * first.size / max(last.size, 1)
+
+
+def _squares_in_fp32(node: onnx.NodeProto) -> bool:
+    stash = next((one.i for one in node.attribute if one.name == "stash_type"), 1)
+    return node.op_type in _STASHING and stash == 1  # TensorProto.FLOAT
+
+
+def _ranges(
+    model: onnx.ModelProto, samples: Iterable[Tensors], mask: Masks
+) -> tuple[dict[str, Range], int]:
+    """The range of every floating value and weight of the main graph; how many samples."""
+    import onnx
+
+    rest = iter(samples)
+    if (sample := next(rest, None)) is None:
+        return {}, 0
+    count = 0
+    found = {
+        weight.name: _range_of(
+            weights.values(weight)
+            if weights.is_reference(weight)
+            else onnx.numpy_helper.to_array(weight)
+        )
+        for weight in model.graph.initializer
+        if weight.data_type == onnx.TensorProto.FLOAT
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "plain.onnx")
+        own = onnx.ModelProto()
+        own.CopyFrom(model)  # what is large leaves a model that is written
+        graphs.write(own, path)
+        del own
+        with isolated(partial(ranges_runner, path, mask)) as infer:
+            for asked in chain([sample], rest):
+                count += 1
+                answers = {
+                    name: Range(**dict(zip(STATISTICS, row.tolist(), strict=True)))
+                    for name, row in infer(asked).items()
+                }
+                given = {name: _range_of(a) for name, a in asked.items() if a.dtype == np.float32}
+                for name, one in (given | answers).items():
+                    found[name] = _joined(found.get(name, one), one)
+    return found, count
+
+
+def _range_of(array: Array) -> Range:
+    magnitudes = np.abs(array, dtype=np.float32)
+    finite = np.isfinite(magnitudes)
+    return Range(
+        magnitude=float(np.max(magnitudes, initial=0.0, where=finite)),
+        size=int(math.prod(array.shape)),
+        highest=float(np.max(array, initial=-np.inf, where=finite)),
+    )
+
+
+def _joined(one: Range, other: Range) -> Range:
+    return Range(
+        magnitude=max(one.magnitude, other.magnitude),
+        size=max(one.size, other.size),
+        highest=max(one.highest, other.highest),
+        least=min(one.least, other.least),
+        floor=min(one.floor, other.floor),
+    )

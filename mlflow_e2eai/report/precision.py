@@ -1,0 +1,65 @@
+"""What conversions to another precision did, and why a node stays in fp32."""
+
+from __future__ import annotations
+
+from mlflow_e2eai.bundle import Manifest
+from mlflow_e2eai.precision import PrecisionReport
+from mlflow_e2eai.precision.ranges import Kept
+from mlflow_e2eai.report import tables
+from mlflow_e2eai.report.markup import NONE, Markup, element, error_text, join, sentence
+from mlflow_e2eai.report.tables import Column, Section, cell, head, number
+
+_REASONS = {
+    "overflow": "too large for fp16",
+    "underflow": "too small for fp16",
+    "asked for": "asked for by name",
+}
+
+
+def precision_section(manifest: Manifest) -> Section | None:
+    """Every conversion, also those that were refused."""
+    if not manifest.conversions:
+        return None
+    parts = [
+        join((element("h3", f"To {report.precision}"), precision_part(report)))
+        for report in manifest.conversions
+    ]
+    return "precision", "Precision", element("div", *parts)
+
+
+def precision_part(report: PrecisionReport) -> Markup:
+    """All that is known of a conversion."""
+    guarded = f"on {report.samples:,} samples" if report.samples else "no ranges were seen"
+    facts = (
+        ("Nodes in fp32", f"{len(report.kept):,} of {report.nodes:,}", guarded),
+        ("Casts", f"{report.casts:,}", "that came in"),
+        ("Masks", f"{len(report.saturated):,}", "values that may stop at fp16's lowest number"),
+    )
+    refused = (
+        None
+        if report.refused is None
+        else element("p", element("strong", "Refused: ", class_="wrong"), sentence(report.refused))
+    )
+    return element("div", refused, tables.facts(facts), _kept(report))
+
+
+def _kept(report: PrecisionReport) -> Markup | None:
+    if not report.kept:
+        return None
+    columns = [Column(name) for name in ("Node", "Operator", "Reason", "Value")]
+    return tables.table(
+        f"kept-{report.precision}",
+        "Nodes that stay in fp32, and the largest magnitude that was seen of what says so",
+        [*columns, Column("Magnitude", number=True)],
+        [tables.body(_row(one) for one in report.kept)],
+    )
+
+
+def _row(one: Kept) -> tuple[Markup, ...]:
+    return (
+        head(element("code", one.node)),
+        cell(element("code", one.operator)),
+        cell(_REASONS[one.reason]),
+        cell(NONE if one.value is None else element("code", one.value)),
+        number(error_text(one.magnitude), value=one.magnitude),
+    )
