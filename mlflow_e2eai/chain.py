@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlflow_e2eai import bundle, pipeline, tracking
-from mlflow_e2eai.artifacts import Array, Axis, Infer, OnnxArtifact, Tensors
+from mlflow_e2eai.artifacts import Array, Axis, Infer, Library, OnnxArtifact, Tensors
 from mlflow_e2eai.calling import flattened
 from mlflow_e2eai.errors import TrackingError
 from mlflow_e2eai.isolation import isolated_onnxruntime
@@ -37,6 +37,7 @@ class Source:
     example: dict[str, Array]
     axes: DynamicAxes
     operators: tuple[Operator, ...]
+    libraries: tuple[Library, ...]
     evaluation: EvaluationData | None
 
 
@@ -68,7 +69,7 @@ class Job:
         Where an ONNX file began the chain, that file run by ONNX Runtime.
         """
         if self.source is None:
-            with isolated_onnxruntime(raw.path) as infer:
+            with isolated_onnxruntime(raw.path, libraries=raw.libraries) as infer:
                 yield bridge(infer, raw, graph)
             return
         try:
@@ -110,12 +111,17 @@ def _has_module(root: LoggedModel) -> bool:
 def source_of(model: LoggedModel, folder: Path, axes: DynamicAxes | None) -> Source:
     """Load a PyTorch model; `axes` stand in for those that it was logged with, unless None."""
     folder.mkdir(exist_ok=True, parents=True)
-    loaded, given, kept, operators, evaluation = tracking.fetch_source(model, folder)
+    loaded, given, kept, operators, libraries, evaluation = tracking.fetch_source(model, folder)
     module, example = flattened(loaded, given)
     if axes is None:
         axes = kept if kept is not None else _open_axes(model, folder, example)
     return Source(
-        module=module, example=example, axes=axes, operators=operators, evaluation=evaluation
+        module=module,
+        example=example,
+        axes=axes,
+        operators=operators,
+        libraries=libraries,
+        evaluation=evaluation,
     )
 
 

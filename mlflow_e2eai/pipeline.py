@@ -25,6 +25,7 @@ from mlflow_e2eai.errors import PrecisionError
 from mlflow_e2eai.evaluation import evaluate
 from mlflow_e2eai.exporter import DEFAULT_OPSET, Exporter, ExportReport, export
 from mlflow_e2eai.latency import LatencyReport
+from mlflow_e2eai.libraries import named
 from mlflow_e2eai.modules import DynamicAxes
 from mlflow_e2eai.operators import Operator
 from mlflow_e2eai.origins import bridge, fitted
@@ -45,6 +46,7 @@ class Settings:
         opset: The same.
         output_names: The same.
         operators: The same.
+        operator_libraries: The same.
         surgery: The cleaning plan.
         precisions: What to make graphs and engines in; fp32 is always made.
         targets: What to build engines for.
@@ -53,8 +55,8 @@ class Settings:
         batch_sizes: Sizes of the leading axis at which latency is measured too.
 
     Raises:
-        InvalidInputError: There is no such precision or target, a target cannot be built here, or
-            an operator's function is not valid.
+        InvalidInputError: There is no such precision or target, a target cannot be built here, an
+            operator's function is not valid, or a library is not there.
         MissingDependencyError: A target's TensorRT is not installed.
     """
 
@@ -63,6 +65,7 @@ class Settings:
     opset: int = DEFAULT_OPSET
     output_names: Sequence[str] | None = None
     operators: Sequence[Operator] = ()
+    operator_libraries: Sequence[Path] = ()
     surgery: Sequence[Step] = DEFAULT_PLAN
     precisions: Sequence[Precision] = ("fp32", "fp16")
     targets: Sequence[str] = ()
@@ -78,6 +81,7 @@ class Settings:
             resolve(target)
         for operator in self.operators:
             operator.proto()
+        named(self.operator_libraries)
         for step in self.surgery:
             step.bound()
 
@@ -162,6 +166,7 @@ def build(
             opset=settings.opset,
             output_names=settings.output_names,
             operators=settings.operators,
+            operator_libraries=settings.operator_libraries,
             deferred=named_in(settings.surgery),
         )
         stage.made(raw, example=example)
