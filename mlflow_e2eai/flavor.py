@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlflow_e2eai import _compat, bundle, pipeline, tracking
+from mlflow_e2eai import _compat, bundle, pipeline, recording, tracking
 from mlflow_e2eai.artifacts import Precision
 from mlflow_e2eai.calling import named_inputs
 from mlflow_e2eai.exporter import DEFAULT_OPSET, Exporter
@@ -108,7 +108,7 @@ def save_model(  # noqa: D417 - the other arguments are log_model's, and describ
         else:
             settings = _settings(locals())
             evaluation = evaluation_of(model, input_example, evaluation_data, metrics)
-            silent = pipeline.Silent()
+            silent = recording.Silent()
             _build(model, input_example, settings, evaluation, target / BUNDLE, silent, None)
         describe(
             target,
@@ -280,7 +280,7 @@ def _build(
     settings: Settings,
     evaluation: EvaluationData | None,
     place: Path,
-    recorder: pipeline.Recorder,
+    recorder: recording.Recorder,
     source: str | None,
 ) -> None:
     """Run the stages and leave a bundle at `place`."""

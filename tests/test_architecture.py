@@ -38,7 +38,7 @@ LAYERS = (
     {"exporter", "surgery", "precision", "engine"},
     {"bisection"},
     {"bundle"},
-    {"variants"},
+    {"recording", "variants"},
     {"evaluation"},
     {"pipeline", "pyfunc", "report"},
     {"tracking"},
