@@ -144,6 +144,7 @@ def attempt(
             axes=wanted.axes,
             parent_sha256=source.sha256,
             origins=wanted.origins(outputs),
+            libraries=source.libraries,
         )
         error = _keep_numbers(source, artifact, samples, reference)
     artifact = replace(artifact, path=out)
@@ -287,7 +288,9 @@ def _keep_numbers(
         before = bridge(reference or _before(source, stack), source, cleaned)
         asked = [fitted(sample, source, cleaned) for sample in samples]
         try:
-            after = stack.enter_context(isolated_onnxruntime(cleaned.path))
+            after = stack.enter_context(
+                isolated_onnxruntime(cleaned.path, libraries=cleaned.libraries)
+            )
             # ONNX Runtime is no suspect here, the rules are.
             report = after.compare(before, asked, precision=source.precision, repeats=1)
         except RunnerError as error:
@@ -305,7 +308,7 @@ def _keep_numbers(
 
 def _before(source: OnnxArtifact, stack: ExitStack) -> Infer:
     try:
-        return stack.enter_context(isolated_onnxruntime(source.path))
+        return stack.enter_context(isolated_onnxruntime(source.path, libraries=source.libraries))
     except RunnerError as error:
         msg = f"The numbers before surgery cannot be had: {error} Give a reference."
         raise SurgeryError(msg) from error
@@ -318,7 +321,7 @@ def _export_was_wrong(
     if reference is None:
         return None
     try:
-        with isolated_onnxruntime(source.path) as exported:
+        with isolated_onnxruntime(source.path, libraries=source.libraries) as exported:
             report = exported.compare(reference, samples, precision=source.precision, repeats=1)
     except RunnerError:
         return None
