@@ -142,7 +142,8 @@ def _rounding(variant: Variant, there: Isolated) -> Iterator[Isolated]:
     if not _is_rounded_late(variant):
         yield there
         return
-    with isolated_onnxruntime(variant.artifact.path, rounded=True) as rounding:
+    graph = cast("OnnxArtifact", variant.artifact)  # an engine rounds as a GPU does
+    with isolated_onnxruntime(graph.path, rounded=True, libraries=graph.libraries) as rounding:
         yield rounding
 
 
