@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from mlflow_e2eai import bundle, load_model, save_model
+from mlflow_e2eai import bundle, load_model, log_model, promote, save_model, tracking
 from mlflow_e2eai.artifacts import Library
 from mlflow_e2eai.bisection import bisect
 from mlflow_e2eai.cli import main
@@ -203,13 +203,17 @@ class WithFoo(torch.nn.Module):
 
 def test_where_surgery_takes_the_operator_out_no_library_is_needed(tmp_path):
     raw, _ = export(
-        WithFoo(),
+        WithFoo().eval(),
         EXAMPLE,
         out=tmp_path / "raw.onnx",
         deferred=["Foo"],
         operator_libraries=[LIBRARY],
     )
-    cleaned, _ = clean(raw, plan_from([{"bypass": {"op_type": "Foo"}}]), out=tmp_path / "c.onnx")
+    cleaned, _ = clean(
+        raw,
+        plan_from([{"bypass": {"op_type": "Foo", "domain": "devtech"}}]),
+        out=tmp_path / "c.onnx",
+    )
 
     assert raw.libraries == named([LIBRARY])
     assert cleaned.libraries == ()
@@ -248,12 +252,12 @@ def test_every_stage_runs_by_its_verb_where_the_library_is_allowed(store, capsys
 def test_promote_measures_both_versions_where_the_library_is_allowed(store, saved):
     for _ in range(2):
         log_model(saved, registered_model_name="negpos")
-    gates = {"champion/latency_ratio": {"max": 1000}}
+    gates = {"gates": [{"metric": "champion/latency_ratio", "at_most": 1000}]}
 
     def decided(version, *names):
         return promote("negpos", version, gates=gates, allow_native=names)
 
-    assert promote("negpos", 1, gates={"parity/failed": {"max": 0}}).promoted
+    assert promote("negpos", 1).promoted
     assert not decided(2).promoted
     assert decided(2, NAME).promoted
 
