@@ -1,6 +1,5 @@
 """Libraries of operators: they travel with the model, and run only where the caller allows it."""
 
-import dataclasses
 import hashlib
 import json
 import logging
@@ -10,6 +9,7 @@ from pathlib import Path
 import mlflow
 import numpy as np
 import pytest
+import torch
 
 from mlflow_e2eai import bundle, load_model, log_model, promote, save_model, tracking
 from mlflow_e2eai.artifacts import Library
@@ -186,35 +186,89 @@ def test_the_stages_hand_libraries_on_as_values(raw, tmp_path):
     assert not any("NegPos" in node for node in found.nodes)
 
 
-def test_where_surgery_takes_the_operator_out_no_library_is_needed(raw, tmp_path):
-    bypassing = plan_from([{"replace_nothing": {}}]) if False else DEFAULT_PLAN
-    cleaned, _ = clean(raw, bypassing, out=tmp_path / "clean.onnx")
+class Foo(torch.autograd.Function):
+    @staticmethod
+    def symbolic(g, x):
+        return g.op("devtech::Foo", x).setType(x.type())
 
-    assert cleaned.libraries == raw.libraries
+    @staticmethod
+    def forward(_ctx, x):
+        return x * 1
+
+
+class WithFoo(torch.nn.Module):
+    def forward(self, x):
+        return Foo.apply(x + 1)
+
+
+def test_where_surgery_takes_the_operator_out_no_library_is_needed(tmp_path):
+    raw, _ = export(
+        WithFoo().eval(),
+        EXAMPLE,
+        out=tmp_path / "raw.onnx",
+        deferred=["Foo"],
+        operator_libraries=[LIBRARY],
+    )
+    cleaned, _ = clean(
+        raw,
+        plan_from([{"bypass": {"op_type": "Foo", "domain": "devtech"}}]),
+        out=tmp_path / "c.onnx",
+    )
+
+    assert raw.libraries == named([LIBRARY])
+    assert cleaned.libraries == ()
 
 
 FACTORY = Path(__file__).with_name("negpos.py")
 
 
 def test_every_stage_runs_by_its_verb_where_the_library_is_allowed(store, capsys):
-    def verb(name, *words, code=0):
+    def verb(name, *words, code=0, whole=False):
         capsys.readouterr()
         assert main([name, *words]) == code
         printed = capsys.readouterr()
-        return printed.out.split()[-1] if code == 0 else printed.err
+        if code:
+            return printed.err
+        return printed.out if whole else printed.out.split()[-1]
 
     allow = ("--allow-native", NAME)
     source = verb("log", "--model", f"{FACTORY}:make")
     for name in ("export", "pipeline"):
         assert f"needs the library {NAME}" in verb(name, "--model-uri", source, code=1)
     raw = verb("export", "--model-uri", source, *allow)
-    assert f"needs the library {NAME}" in verb("clean", "--model-uri", raw, code=1) or True
+    assert f"needs the library {NAME}" in verb("clean", "--model-uri", raw, code=1)
     cleaned = verb("clean", "--model-uri", raw, *allow)
     half = verb("convert", "--model-uri", cleaned, "--precision", "fp16", *allow)
     verb("bisect", "--model-uri", half, *allow)
-    assert verb("evaluate", "--model-uri", half, *allow)
-    package = verb(
-        "pipeline", "--model-uri", source, "--registered-model-name", "negpos", *allow
-    )
+    unasked = verb("evaluate", "--model-uri", half, whole=True)
+    assert f"onnxruntime-cpu/fp16: not measured (The model needs the library {NAME}" in unasked
+    asked = verb("evaluate", "--model-uri", half, *allow, whole=True)
+    assert "onnxruntime-cpu/fp16: passed" in asked
+    package = verb("pipeline", "--model-uri", source, "--registered-model-name", "negpos", *allow)
     with load_model(package, allow_native=[NAME]) as model:
         np.testing.assert_allclose(model(EXAMPLE.numpy())["output"], right(), atol=1e-6)
+
+
+def test_promote_measures_both_versions_where_the_library_is_allowed(store, saved):
+    for _ in range(2):
+        log_model(saved, registered_model_name="negpos")
+    gates = {"gates": [{"metric": "champion/latency_ratio", "at_most": 1000}]}
+
+    def decided(version, *names):
+        return promote("negpos", version, gates=gates, allow_native=names)
+
+    assert promote("negpos", 1).promoted
+    assert not decided(2).promoted
+    assert decided(2, NAME).promoted
+
+
+def test_an_onnx_file_with_such_operators_begins_a_chain(store, raw, capsys):
+    words = ["clean", "--onnx", str(raw.path), "--dynamic-axes", "x:0=N:1:3:8"]
+    assert main(words) == 1
+    assert "cannot load raw.onnx" in capsys.readouterr().err
+
+    assert main([*words, "--operator-libraries", LIBRARY]) == 0
+    model = tracking.resolve(capsys.readouterr().out.split()[-1])
+    with native_allowed([NAME]):
+        cleaned = tracking.fetch_graph(model, raw.path.parent / "cleaned")
+    assert loadable(cleaned.libraries)[0].read_bytes() == Path(LIBRARY).read_bytes()
