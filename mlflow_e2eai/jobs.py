@@ -16,13 +16,7 @@ from typing import TYPE_CHECKING
 
 from mlflow_e2eai import bundle, flavor, pipeline, tracking
 from mlflow_e2eai import engine as engines
-from mlflow_e2eai.artifacts import (
-    Array,
-    EngineArtifact,
-    OnnxArtifact,
-    Precision,
-    variant_name,
-)
+from mlflow_e2eai.artifacts import Array, EngineArtifact, OnnxArtifact, Precision, variant_name
 from mlflow_e2eai.bisection import Bisection
 from mlflow_e2eai.bisection import bisect as bisect_graph
 from mlflow_e2eai.bundle import Evidence
@@ -34,11 +28,10 @@ from mlflow_e2eai.exporter import export as export_graph
 from mlflow_e2eai.factories import call
 from mlflow_e2eai.isolation import isolated_onnxruntime
 from mlflow_e2eai.modules import DynamicAxes
-from mlflow_e2eai.origins import fitted
 from mlflow_e2eai.precision import check_precision
 from mlflow_e2eai.runners import Device, onnxruntime_devices
 from mlflow_e2eai.samples import all_samples, profile_samples
-from mlflow_e2eai.surgery import DEFAULT_PLAN, Step, named_in
+from mlflow_e2eai.surgery import DEFAULT_PLAN, Step, entering, named_in
 from mlflow_e2eai.surgery import clean as clean_graph
 
 if TYPE_CHECKING:
@@ -136,7 +129,8 @@ def clean(model_uri: str, *, plan: Sequence[Step] = DEFAULT_PLAN) -> str:
                 reference=reference,
                 keep=job.folder / "refused",
             )
-            stage.made(cleaned, example=fitted(example, raw, cleaned))
+            with entering(raw, cleaned) as fit:
+                stage.made(cleaned, example=fit(example))
             stage.noted("surgery", report)
         return job.recorder.models[cleaned.sha256]
 
@@ -267,6 +261,7 @@ def evaluate(model_uri: str, *, batch_sizes: Sequence[int] = ()) -> list[Evidenc
                 raw=raw,
                 evaluation=evaluation,
                 batch_sizes=batch_sizes,
+                timed=job.timed,
             )
             pipeline.record(evidence, latency, job.recorder)
         return evidence
