@@ -29,12 +29,11 @@ from mlflow_e2eai.factories import call
 from mlflow_e2eai.isolation import isolated_onnxruntime
 from mlflow_e2eai.libraries import loadable
 from mlflow_e2eai.modules import DynamicAxes
-from mlflow_e2eai.origins import fitted
 from mlflow_e2eai.precision import check_precision
 from mlflow_e2eai.recording import record
 from mlflow_e2eai.runners import Device, onnxruntime_devices
 from mlflow_e2eai.samples import all_samples, profile_samples
-from mlflow_e2eai.surgery import DEFAULT_PLAN, Step, named_in
+from mlflow_e2eai.surgery import DEFAULT_PLAN, Step, entering, named_in
 from mlflow_e2eai.surgery import clean as clean_graph
 
 if TYPE_CHECKING:
@@ -132,7 +131,8 @@ def clean(model_uri: str, *, plan: Sequence[Step] = DEFAULT_PLAN) -> str:
                 reference=reference,
                 keep=job.folder / "refused",
             )
-            stage.made(cleaned, example=fitted(example, raw, cleaned))
+            with entering(raw, cleaned) as fit:
+                stage.made(cleaned, example=fit(example))
             stage.noted("surgery", report)
         return job.recorder.models[cleaned.sha256]
 
@@ -268,6 +268,7 @@ def evaluate(model_uri: str, *, batch_sizes: Sequence[int] = ()) -> list[Evidenc
                 raw=raw,
                 evaluation=evaluation,
                 batch_sizes=batch_sizes,
+                timed=job.timed,
             )
             record(evidence, latency, job.recorder)
         return evidence

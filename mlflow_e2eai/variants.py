@@ -19,8 +19,8 @@ from mlflow_e2eai.engine import engine_runner, why_not_here
 from mlflow_e2eai.errors import E2EAIError, EngineMismatchError, InvalidInputError, RunnerError
 from mlflow_e2eai.latency import LatencyReport
 from mlflow_e2eai.libraries import native_allowed
-from mlflow_e2eai.origins import bridge
 from mlflow_e2eai.runners import onnxruntime_devices, onnxruntime_runner
+from mlflow_e2eai.surgery import answering
 from mlflow_e2eai.trees import Tree
 from mlflow_e2eai.weights import verify_graph
 
@@ -74,13 +74,19 @@ class Model:
         """Outputs in the Python shape in which the PyTorch module returned them.
 
         A dataclass, named tuple or ModelOutput comes back as its class where the program has
-        imported it, else as a dict. None stands for an output that surgery removed. Of a bundle
-        from before the shape was kept, outputs come back as they are.
+        imported it, else as a dict. None stands for an output that surgery removed, and what
+        it exposed is left out. Of a bundle from before the shape was kept, outputs come back as
+        they are.
         """
         if self.manifest.export is None or self.manifest.export.outputs is None:
             return dict(outputs)
+        tree, origins = self.manifest.export.outputs, self.manifest.graphs[0].origins
         now = [spec.name for spec in self.manifest.outputs]
-        return trees.unflatten(_under_names(self.manifest.export.outputs, now), outputs)
+        if origins is None:
+            return trees.unflatten(_under_names(tree, now), outputs)
+        new = dict(zip(origins.outputs, now, strict=True))
+        renamed = {name: new.get(name, "") for name in trees.names(tree)}
+        return trees.unflatten(trees.renamed(tree, renamed), outputs)
 
     def __repr__(self) -> str:
         """What it is, for a prompt."""
@@ -284,5 +290,8 @@ def runner(
 @contextmanager
 def raw_runner(raw: OnnxArtifact, cleaned: OnnxArtifact) -> Iterator[Infer]:
     """Run a graph as it was exported, under the names that surgery left."""
-    with _verified(raw, "cpu") as infer:
-        yield bridge(infer, raw, cleaned)
+    with (
+        _verified(raw, "cpu") as infer,
+        answering(infer, raw, cleaned, run=onnxruntime_runner) as answer,
+    ):
+        yield answer
