@@ -20,9 +20,9 @@ from mlflow_e2eai.texts import (
     nodes,
     plan,
     precision,
+    precision_of_engine,
     precisions,
     targets,
-    truth,
     typed,
     whole,
 )
@@ -132,7 +132,12 @@ def parser() -> argparse.ArgumentParser:
     one = verb("compile", _compile, "Build TensorRT engines of a graph of a chain.")
     _model_uri(one)
     one.add_argument("--targets", required=True, type=typed(targets), help="sm86,sm89 or local")
-    _tf32_option(one)
+    one.add_argument(
+        "--precision",
+        default="auto",
+        type=typed(precision_of_engine),
+        help="tf32 for the graph in fp32, or 'auto': the graph's own",
+    )
 
     one = verb("evaluate", _evaluate, "Judge a graph, engine or bundle on this machine.")
     _model_uri(one)
@@ -152,7 +157,6 @@ def parser() -> argparse.ArgumentParser:
     _plan_option(one)
     one.add_argument("--precisions", default="fp32,fp16", type=typed(precisions))
     one.add_argument("--targets", default="none", type=typed(targets), help="or 'none'")
-    _tf32_option(one)
     _keep_option(one)
     _batch_option(one)
     return top
@@ -202,10 +206,6 @@ def _batch_option(one: argparse.ArgumentParser) -> None:
         type=typed(batch_sizes),
         help="sizes to measure latency at beside min, opt and max, comma between; or 'none'",
     )
-
-
-def _tf32_option(one: argparse.ArgumentParser) -> None:
-    one.add_argument("--tf32", default="false", type=typed(truth), help="true or false")
 
 
 def _log(arguments: argparse.Namespace) -> int:
@@ -274,7 +274,7 @@ def _compile(arguments: argparse.Namespace) -> int:
     from mlflow_e2eai import jobs
 
     for model_id in jobs.compile(
-        arguments.model_uri, targets=arguments.targets, tf32=arguments.tf32
+        arguments.model_uri, targets=arguments.targets, precision=arguments.precision
     ):
         print(f"models:/{model_id}")
     return DONE
@@ -325,7 +325,6 @@ def _pipeline(arguments: argparse.Namespace) -> int:
         plan=plan(arguments.plan),
         precisions=arguments.precisions,
         targets=arguments.targets,
-        tf32=arguments.tf32,
         keep_fp32=nodes(arguments.keep_fp32),
         batch_sizes=arguments.batch_sizes,
     )
