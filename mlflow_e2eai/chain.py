@@ -11,14 +11,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlflow_e2eai import bundle, pipeline, tracking
-from mlflow_e2eai.artifacts import Array, Axis, EngineArtifact, Infer, OnnxArtifact, Tensors
+from mlflow_e2eai.artifacts import (
+    Array,
+    Axis,
+    EngineArtifact,
+    Infer,
+    Library,
+    OnnxArtifact,
+    Tensors,
+)
 from mlflow_e2eai.calling import flattened
 from mlflow_e2eai.errors import TrackingError
 from mlflow_e2eai.isolation import isolated_onnxruntime
 from mlflow_e2eai.modules import DynamicAxes
 from mlflow_e2eai.operators import Operator
-from mlflow_e2eai.origins import bridge
+from mlflow_e2eai.origins import begins_inside, bridge, hold_beginning
 from mlflow_e2eai.samples import EvaluationData
+from mlflow_e2eai.surgery import answering
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
@@ -40,6 +49,7 @@ class Source:
     example: dict[str, Array]
     axes: DynamicAxes
     operators: tuple[Operator, ...]
+    libraries: tuple[Library, ...]
     evaluation: EvaluationData | None
 
 
@@ -56,6 +66,7 @@ class Job:
         source_id = None if self.source is None else self.source.model_id
         self.recorder = tracking.MlflowRecorder(name=name, source=source_id)
         self.evaluation: EvaluationData | None = None
+        self.timed: Infer | None = None
 
     @contextmanager
     def stage(self, name: str, graph: OnnxArtifact) -> Iterator[tracking.MlflowStage]:
@@ -68,12 +79,18 @@ class Job:
     def reference(self, raw: OnnxArtifact, graph: OnnxArtifact) -> Iterator[Infer | None]:
         """The PyTorch module under a graph's names; None when it cannot be loaded here.
 
-        Where an ONNX file began the chain, that file run by ONNX Runtime.
+        Where an ONNX file began the chain, that file run by ONNX Runtime. Tensors that surgery
+        exposed come from ONNX Runtime on the raw graph; `timed` does without them.
         """
         if self.source is None:
-            with isolated_onnxruntime(raw.path) as infer:
-                yield bridge(infer, raw, graph)
+            with (
+                isolated_onnxruntime(raw.path, libraries=raw.libraries) as itself,
+                answering(itself, raw, graph) as answer,
+            ):
+                self.timed = bridge(itself, raw, graph)
+                yield answer
             return
+        hold_beginning(graph, raw)
         try:
             source = source_of(self.source, self.folder / "source", None)
         except TrackingError as error:
@@ -81,8 +98,12 @@ class Job:
             yield None
             return
         self.evaluation = source.evaluation
-        with pipeline.reference_of(source.module, raw) as infer:
-            yield bridge(infer, raw, graph)
+        with (
+            pipeline.reference_of(source.module, raw) as infer,
+            answering(infer, raw, graph) as answer,
+        ):
+            self.timed = bridge(infer, raw, graph)
+            yield answer
 
     def data(self, graph: OnnxArtifact) -> EvaluationData | None:
         """The evaluation data under a graph's names; None when there is none, or it cannot be had.
@@ -93,6 +114,8 @@ class Job:
             return None
         exported = tracking.ancestor(self.model, ("export",))
         raw, _ = graph_of(exported, self.folder / "raw")
+        if begins_inside(graph, raw):
+            return None
         with self.reference(raw, graph):
             found = self.evaluation
         return None if found is None else found.for_graph(raw, graph)
@@ -113,12 +136,17 @@ def _has_module(root: LoggedModel) -> bool:
 def source_of(model: LoggedModel, folder: Path, axes: DynamicAxes | None) -> Source:
     """Load a PyTorch model; `axes` stand in for those that it was logged with, unless None."""
     folder.mkdir(exist_ok=True, parents=True)
-    loaded, given, kept, operators, evaluation = tracking.fetch_source(model, folder)
+    loaded, given, kept, operators, libraries, evaluation = tracking.fetch_source(model, folder)
     module, example = flattened(loaded, given)
     if axes is None:
         axes = kept if kept is not None else _open_axes(model, folder, example)
     return Source(
-        module=module, example=example, axes=axes, operators=operators, evaluation=evaluation
+        module=module,
+        example=example,
+        axes=axes,
+        operators=operators,
+        libraries=libraries,
+        evaluation=evaluation,
     )
 
 

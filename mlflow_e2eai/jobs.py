@@ -27,13 +27,13 @@ from mlflow_e2eai.exporter import DEFAULT_OPSET, Exporter
 from mlflow_e2eai.exporter import export as export_graph
 from mlflow_e2eai.factories import call
 from mlflow_e2eai.isolation import isolated_onnxruntime
+from mlflow_e2eai.libraries import loadable
 from mlflow_e2eai.modules import DynamicAxes
-from mlflow_e2eai.origins import fitted
 from mlflow_e2eai.precision import check_graph_precision
 from mlflow_e2eai.recording import record
 from mlflow_e2eai.runners import Device, onnxruntime_devices
 from mlflow_e2eai.samples import all_samples, profile_samples
-from mlflow_e2eai.surgery import DEFAULT_PLAN, Step, named_in
+from mlflow_e2eai.surgery import DEFAULT_PLAN, Step, entering, named_in
 from mlflow_e2eai.surgery import clean as clean_graph
 
 if TYPE_CHECKING:
@@ -46,8 +46,8 @@ def log(factory: str, *, name: str) -> str:
     Args:
         factory: ``package.module:callable`` or ``path/to/file.py:callable``. It returns a mapping
             with ``model`` and ``input_example``, and optionally ``dynamic_axes``,
-            ``operators``, ``evaluation_data`` and ``metrics``, as `mlflow_e2eai.log_model` takes
-            them.
+            ``operators``, ``operator_libraries``, ``evaluation_data`` and ``metrics``, as
+            `mlflow_e2eai.log_model` takes them.
         name: Name of the LoggedModel.
 
     Returns:
@@ -65,6 +65,7 @@ def log(factory: str, *, name: str) -> str:
             run_id=run_id,
             dynamic_axes=made.get("dynamic_axes"),
             operators=made.get("operators", ()),
+            operator_libraries=made.get("operator_libraries", ()),
             evaluation=flavor.evaluation_of(
                 made["model"],
                 made["input_example"],
@@ -105,6 +106,7 @@ def export(
                 exporter=exporter,
                 opset=opset,
                 operators=source.operators,
+                operator_libraries=loadable(source.libraries),
                 deferred=named_in(plan),
             )
             stage.made(raw, example=source.example)
@@ -129,7 +131,8 @@ def clean(model_uri: str, *, plan: Sequence[Step] = DEFAULT_PLAN) -> str:
                 reference=reference,
                 keep=job.folder / "refused",
             )
-            stage.made(cleaned, example=fitted(example, raw, cleaned))
+            with entering(raw, cleaned) as fit:
+                stage.made(cleaned, example=fit(example))
             stage.noted("surgery", report)
         return job.recorder.models[cleaned.sha256]
 
@@ -200,7 +203,12 @@ def bisect(model_uri: str, *, precision: Precision = "fp16") -> tuple[Bisection,
                 precision,
                 samples=samples,
                 reference=reference,
-                run=functools.partial(isolated_onnxruntime, device=device, rounded=device == "cpu"),
+                run=functools.partial(
+                    isolated_onnxruntime,
+                    device=device,
+                    rounded=device == "cpu",
+                    libraries=graph.libraries,
+                ),
             )
             variant = variant_name(f"onnxruntime-{device}", precision)
             tracking.log_bisection(found, run_id=stage.run_id, variant=variant)
@@ -275,6 +283,7 @@ def evaluate(model_uri: str, *, batch_sizes: Sequence[int] = ()) -> list[Evidenc
                 raw=raw,
                 evaluation=evaluation,
                 batch_sizes=batch_sizes,
+                timed=job.timed,
             )
             record(evidence, latency, job.recorder)
         return evidence
@@ -306,6 +315,7 @@ def package(
             exporter=exporter,
             opset=opset,
             operators=source.operators,
+            operator_libraries=loadable(source.libraries),
             surgery=plan,
             precisions=precisions,
             targets=targets,
@@ -326,6 +336,9 @@ def _device_for(graph: OnnxArtifact) -> Device:
     """The best device here on which ONNX Runtime loads a graph."""
     *better, last = onnxruntime_devices()
     for device in better:
-        with contextlib.suppress(RunnerError), isolated_onnxruntime(graph.path, device=device):
+        with (
+            contextlib.suppress(RunnerError),
+            isolated_onnxruntime(graph.path, device=device, libraries=graph.libraries),
+        ):
             return device
     return last

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -29,15 +28,16 @@ from mlflow_e2eai.errors import InvalidInputError, PrecisionError
 from mlflow_e2eai.evaluation import evaluate
 from mlflow_e2eai.exporter import DEFAULT_OPSET, Exporter, ExportReport, export
 from mlflow_e2eai.latency import LatencyReport
+from mlflow_e2eai.libraries import named
 from mlflow_e2eai.modules import DynamicAxes
 from mlflow_e2eai.operators import Operator
-from mlflow_e2eai.origins import bridge, fitted
+from mlflow_e2eai.origins import bridge, fitted, hold_beginning
 from mlflow_e2eai.precision import PrecisionReport, check_precision, convert
 from mlflow_e2eai.progress import progress
 from mlflow_e2eai.recording import Recorder, Stage, record
 from mlflow_e2eai.runners import torch_runner
 from mlflow_e2eai.samples import EvaluationData, all_samples, batch_samples, profile_samples
-from mlflow_e2eai.surgery import DEFAULT_PLAN, Step, SurgeryReport, clean, named_in
+from mlflow_e2eai.surgery import DEFAULT_PLAN, Step, SurgeryReport, answering, clean, named_in
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +50,7 @@ class Settings:
         opset: The same.
         output_names: The same.
         operators: The same.
+        operator_libraries: The same.
         surgery: The cleaning plan.
         precisions: What to make graphs and engines in; the graph in fp32 is always made, and
             ``tf32`` makes engines of it.
@@ -59,7 +60,8 @@ class Settings:
 
     Raises:
         InvalidInputError: There is no such precision or target, a target cannot be built here,
-            tf32 is wanted without a target, or an operator's function is not valid.
+            tf32 is wanted without a target, an operator's function is not valid, or a library is
+            not there.
         MissingDependencyError: A target's TensorRT is not installed.
     """
 
@@ -68,6 +70,7 @@ class Settings:
     opset: int = DEFAULT_OPSET
     output_names: Sequence[str] | None = None
     operators: Sequence[Operator] = ()
+    operator_libraries: Sequence[Path] = ()
     surgery: Sequence[Step] = DEFAULT_PLAN
     precisions: Sequence[Precision] = ("fp32", "fp16")
     targets: Sequence[str] = ()
@@ -88,6 +91,7 @@ class Settings:
             raise InvalidInputError(msg)
         for operator in self.operators:
             operator.proto()
+        named(self.operator_libraries)
         for step in self.surgery:
             step.bound()
 
@@ -129,6 +133,7 @@ def build(
             opset=settings.opset,
             output_names=settings.output_names,
             operators=settings.operators,
+            operator_libraries=settings.operator_libraries,
             deferred=named_in(settings.surgery),
         )
         stage.made(raw, example=example)
@@ -136,36 +141,36 @@ def build(
     batch_samples(example, raw, settings.batch_sizes)  # a wrong size is told now, not at the end
     with reference_of(module, raw) as reference:
         with recorder.stage("clean", inputs=[raw.sha256]) as stage:
-            samples = list(profile_samples(example, raw).values())
             cleaned, surgery = clean(
                 raw,
                 settings.surgery,
                 out=work / "clean.onnx",
-                samples=samples,
+                samples=list(profile_samples(example, raw).values()),
                 reference=reference,
                 keep=work / "refused",
             )
-            stage.made(cleaned, example=fitted(example, raw, cleaned))
+            hold_beginning(cleaned, raw)
+            example = fitted(example, raw, cleaned)
+            stage.made(cleaned, example=example)
             stage.noted("surgery", surgery)
-        example = fitted(example, raw, cleaned)
-        if evaluation is not None:
-            evaluation = evaluation.for_graph(raw, cleaned)
+        evaluation = evaluation and evaluation.for_graph(raw, cleaned)
         converted = [*_converted(cleaned, settings, work, recorder, example, evaluation)]
         graphs = [cleaned, *(graph for graph, _ in converted if graph is not None)]
         engines = _compiled(graphs, settings, work, recorder, example)
-        evidence, latency = evaluate(
-            bridge(reference, raw, cleaned),
-            graphs,
-            engines,
-            example,
-            raw=raw,
-            evaluation=evaluation,
-            batch_sizes=settings.batch_sizes,
-        )
+        with answering(reference, raw, cleaned) as answer:
+            evidence, latency = evaluate(
+                answer,
+                graphs,
+                engines,
+                example,
+                raw=raw,
+                evaluation=evaluation,
+                batch_sizes=settings.batch_sizes,
+                timed=bridge(reference, raw, cleaned),
+            )
         record(evidence, latency, recorder)
     manifest = _manifest(source, graphs, engines, surgery, evidence, latency, exported)
-    conversions = tuple(report for _, report in converted)
-    return dataclasses.replace(manifest, conversions=conversions), example
+    return replace(manifest, conversions=tuple(report for _, report in converted)), example
 
 
 def _manifest(

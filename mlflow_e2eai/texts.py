@@ -88,6 +88,11 @@ def whole(text: str) -> int:
     return int(text)
 
 
+def names(text: str) -> list[str]:
+    """Read names with commas between; none for ``none``."""
+    return _listed(text)
+
+
 def _listed(text: str) -> list[str]:
     return [] if text == "none" else [part.strip() for part in text.split(",")]
 
