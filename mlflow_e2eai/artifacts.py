@@ -23,8 +23,8 @@ Tensors: TypeAlias = Mapping[str, Array]
 Infer: TypeAlias = Callable[[Tensors], Tensors]
 """The seam between whatever runs a model and whatever judges it."""
 
-Precision: TypeAlias = Literal["fp32", "fp16"]
-PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
+Precision: TypeAlias = Literal["fp32", "fp16", "int8", "fp8"]
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8", "fp8")
 
 
 @dataclass(frozen=True, slots=True)

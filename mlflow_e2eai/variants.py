@@ -249,7 +249,8 @@ def _open(manifest: Manifest, variant: str) -> Model:
 @contextmanager
 def _verified(graph: OnnxArtifact, device: Any) -> Iterator[Infer]:
     verify_graph(graph)
-    with onnxruntime_runner(graph.path, device=device) as infer:
+    fused = graph.precision != "fp8"
+    with onnxruntime_runner(graph.path, device=device, fused=fused) as infer:
         yield infer
 
 

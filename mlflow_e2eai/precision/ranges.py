@@ -47,7 +47,7 @@ by their definition in ONNX."""
 _AVERAGES = frozenset({"AveragePool", "GlobalAveragePool", "ReduceMean"})
 """Operators that sum their first input and divide: the sum is `size in / size out` times larger."""
 
-Reason: TypeAlias = Literal["asked for", "overflow", "underflow"]
+Reason: TypeAlias = Literal["asked for", "overflow", "underflow", "all zero"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +58,8 @@ class Kept:
         node: Its name, as `graphs.node_names` gives it.
         operator: What it computes.
         reason: ``asked for`` by the caller; ``overflow`` where a number, `HEADROOM` times larger,
-            would be beyond fp16's 65504; ``underflow`` where all of a value is below `SMALLEST`.
+            would be beyond fp16's 65504; ``underflow`` where all of a value is below `SMALLEST`;
+            ``all zero`` where no range could be found to quantise a value to.
         value: The input, output or weight that says so; None where the caller asked.
         magnitude: Its largest magnitude, or that of its squares or sum inside the node.
     """
