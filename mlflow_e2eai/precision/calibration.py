@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import numpy as np
 
 from mlflow_e2eai import weights
-from mlflow_e2eai.artifacts import Array, Infer, Tensors
+from mlflow_e2eai.artifacts import Array, Infer, Library, Tensors
 from mlflow_e2eai.isolation import isolated
 from mlflow_e2eai.runners import onnxruntime_runner
 
@@ -73,6 +73,7 @@ def calibrate(
     *,
     calibrator: Calibrator,
     steps: int,
+    libraries: Sequence[Library] = (),
 ) -> Calibration:
     """See values on all samples, and say to which range each is to be quantised.
 
@@ -86,6 +87,7 @@ def calibrate(
         samples: Named arrays of its inputs' dtypes.
         calibrator: See `Calibration`.
         steps: Steps from zero to the end of a range: 127 in int8.
+        libraries: Libraries with operators of the graph.
 
     Raises:
         RunnerError: ONNX Runtime cannot run the graph on a sample.
@@ -96,7 +98,7 @@ def calibrate(
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "observed.onnx")
         write_observed(model, values, path)
-        with isolated(partial(_histograms_runner, path, tuple(values))) as infer:
+        with isolated(partial(_histograms_runner, path, tuple(values), libraries)) as infer:
             for sample in samples:
                 count += 1
                 for name, row in infer(sample).items():
@@ -131,9 +133,11 @@ def write_observed(model: onnx.ModelProto, values: Sequence[str], path: Path) ->
 
 
 @contextmanager
-def _histograms_runner(path: Path, values: Sequence[str]) -> Iterator[Infer]:
+def _histograms_runner(
+    path: Path, values: Sequence[str], libraries: Sequence[Library]
+) -> Iterator[Infer]:
     """Run a graph and hand out, for each value, its histogram and last its largest magnitude."""
-    with onnxruntime_runner(path) as infer:
+    with onnxruntime_runner(path, libraries=libraries) as infer:
 
         def histograms(tensors: Tensors) -> Tensors:
             answers = infer(tensors).values()

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mlflow_e2eai import graphs, weights
-from mlflow_e2eai.artifacts import Array, Precision, Tensors
+from mlflow_e2eai.artifacts import Array, Library, Precision, Tensors
 from mlflow_e2eai.errors import PrecisionError
 from mlflow_e2eai.precision.calibration import Calibration, Calibrator, calibrate, limits_of
 from mlflow_e2eai.precision.ranges import Kept
@@ -73,6 +73,7 @@ def quantize(
     samples: Iterable[Tensors],
     *,
     keep_fp32: Collection[str] = (),
+    libraries: Sequence[Library] = (),
 ) -> QuantizedGraph:
     """Quantise what a graph multiplies by constants.
 
@@ -85,6 +86,7 @@ def quantize(
         precision: ``int8`` or ``fp8`` (E4M3).
         samples: Inputs to calibrate on; read once.
         keep_fp32: Names of nodes that stay in fp32, as `graphs.node_names` gives them.
+        libraries: Libraries with operators of the graph.
 
     Raises:
         PrecisionError: There is no sample, or nothing to quantise, or the graph's operator set
@@ -112,7 +114,12 @@ def quantize(
         raise PrecisionError(msg)
     values = list(dict.fromkeys(node.input[0] for node, _ in wanted))
     calibration = calibrate(
-        made, values, samples, calibrator=form.calibrator, steps=int(form.highest)
+        made,
+        values,
+        samples,
+        calibrator=form.calibrator,
+        steps=int(form.highest),
+        libraries=libraries,
     )
     if not calibration.samples:
         msg = (

@@ -14,6 +14,7 @@ _REASONS = {
     "underflow": "too small for fp16",
     "asked for": "asked for by name",
     "all zero": "nothing but zero was seen",
+    "library": "operator of a library",
 }
 
 

@@ -16,12 +16,12 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from mlflow_e2eai import graphs
-from mlflow_e2eai.artifacts import Infer, OnnxArtifact, Tensors
+from mlflow_e2eai.artifacts import Array, Infer, OnnxArtifact, Tensors
 from mlflow_e2eai.errors import ArtifactError, RunnerError, SurgeryError
 from mlflow_e2eai.files import written
 from mlflow_e2eai.isolation import isolated_onnxruntime
-from mlflow_e2eai.origins import bridge, fitted
 from mlflow_e2eai.surgery import interface
+from mlflow_e2eai.surgery.answers import answering, entering
 from mlflow_e2eai.surgery.blame import guilty_step
 from mlflow_e2eai.surgery.interface import Interface
 from mlflow_e2eai.surgery.outline import Outline, outline_of
@@ -39,7 +39,9 @@ __all__ = [
     "Outline",
     "Step",
     "SurgeryReport",
+    "answering",
     "clean",
+    "entering",
     "named_in",
     "plan_from",
     "plan_text",
@@ -144,6 +146,7 @@ def attempt(
             axes=wanted.axes,
             parent_sha256=source.sha256,
             origins=wanted.origins(outputs),
+            libraries=source.libraries,
         )
         error = _keep_numbers(source, artifact, samples, reference)
     artifact = replace(artifact, path=out)
@@ -186,7 +189,7 @@ def _edited(source: OnnxArtifact, plan: Sequence[Step]) -> _Edited:
         began = time.perf_counter()
         edits[name] = _apply(step, rule, graph)
         seconds[name] = time.perf_counter() - began
-        wanted = interface.after(step.found(), wanted, step.arguments)
+        wanted = interface.after(step.found(), wanted, step.arguments, graph)
     after = graphs.to_onnx(graph, like=before)
     return _Edited(before=before, after=after, interface=wanted, edits=edits, seconds=seconds)
 
@@ -284,10 +287,11 @@ def _keep_numbers(
     if not samples:
         return None
     with ExitStack() as stack:
-        before = bridge(reference or _before(source, stack), source, cleaned)
-        asked = [fitted(sample, source, cleaned) for sample in samples]
+        before, asked = _asked(source, cleaned, samples, reference, stack)
         try:
-            after = stack.enter_context(isolated_onnxruntime(cleaned.path))
+            after = stack.enter_context(
+                isolated_onnxruntime(cleaned.path, libraries=cleaned.libraries)
+            )
             # ONNX Runtime is no suspect here, the rules are.
             report = after.compare(before, asked, precision=source.precision, repeats=1)
         except RunnerError as error:
@@ -303,9 +307,21 @@ def _keep_numbers(
     return max((output.max_abs_error for output in report.outputs), default=0.0)
 
 
-def _before(source: OnnxArtifact, stack: ExitStack) -> Infer:
+def _asked(
+    source: OnnxArtifact,
+    cleaned: OnnxArtifact,
+    samples: Sequence[Tensors],
+    reference: Infer | None,
+    stack: ExitStack,
+) -> tuple[Infer, list[dict[str, Array]]]:
+    """What was before and the samples, both for the graph that is now."""
     try:
-        return stack.enter_context(isolated_onnxruntime(source.path))
+        told = reference or stack.enter_context(
+            isolated_onnxruntime(source.path, libraries=source.libraries)
+        )
+        before = stack.enter_context(answering(told, source, cleaned))
+        fit = stack.enter_context(entering(source, cleaned))
+        return before, [fit(sample) for sample in samples]
     except RunnerError as error:
         msg = f"The numbers before surgery cannot be had: {error} Give a reference."
         raise SurgeryError(msg) from error
@@ -318,7 +334,7 @@ def _export_was_wrong(
     if reference is None:
         return None
     try:
-        with isolated_onnxruntime(source.path) as exported:
+        with isolated_onnxruntime(source.path, libraries=source.libraries) as exported:
             report = exported.compare(reference, samples, precision=source.precision, repeats=1)
     except RunnerError:
         return None
