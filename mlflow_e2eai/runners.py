@@ -47,6 +47,7 @@ def onnxruntime_runner(
     *,
     device: Device = "cpu",
     rounded: bool = False,
+    fused: bool = True,
     libraries: Sequence[Library] = (),
 ) -> Iterator[Infer]:
     """Run an ONNX file with ONNX Runtime.
@@ -57,6 +58,8 @@ def onnxruntime_runner(
         rounded: Have every fp16 value between nodes rounded to fp16, as a GPU does. On the CPU ONNX
             Runtime computes neighbours in fp32 and rounds behind them, which hides an overflow.
             It is slower, and all values are held at once.
+        fused: Let it fuse nodes. A graph in fp8 must not be: ONNX Runtime 1.31 fuses Q/DQ pairs of
+            fp8 as if they were of int8, and refuses what comes of it, or drops a Relu before them.
         libraries: Shared libraries with operators of the graph. They are native code, which this
             process loads, if they are allowed and as they were recorded.
 
@@ -76,6 +79,8 @@ def onnxruntime_runner(
     options.log_severity_level = 4  # failures come back as exceptions
     # Idle workers that spin steal the cores of whatever is measured next.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if not fused:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     for library in loadable(libraries):
         try:
             options.register_custom_ops_library(str(library))

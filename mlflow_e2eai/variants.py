@@ -264,7 +264,10 @@ def _open(manifest: Manifest, variant: str) -> Model:
 @contextmanager
 def _verified(graph: OnnxArtifact, device: Any) -> Iterator[Infer]:
     verify_graph(graph)
-    with onnxruntime_runner(graph.path, device=device, libraries=graph.libraries) as infer:
+    fused = graph.precision != "fp8"
+    with onnxruntime_runner(
+        graph.path, device=device, fused=fused, libraries=graph.libraries
+    ) as infer:
         yield infer
 
 
