@@ -227,7 +227,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     for entry in jobs.evaluate(arguments.model_uri, batch_sizes=arguments.batch_sizes):
         outcome = "passed" if entry.passed else "failed" if entry.measured else "not measured"
         lost = entry.lost_at and f"lost at {entry.lost_at}"
-        reasons = "; ".join(filter(None, [lost, entry.reason, *entry.findings]))
+        reasons = "; ".join(filter(None, [lost, entry.reason, *entry.findings, entry.untimed]))
         print(f"{entry.variant}: {outcome}" + (f" ({reasons})" if reasons else ""))
     return DONE
 

@@ -119,6 +119,8 @@ def findings_section(manifest: Manifest) -> Section | None:
     advisory = _Said("advisory", "Shown, and does not decide")
     unmeasured = _Said("unmeasured", "Built, and not measured here")
     for entry in manifest.evidence:
+        if entry.untimed is not None:
+            unmeasured.add(entry.untimed, entry.variant)
         if entry.reason is not None:
             (wrong if entry.measured else unmeasured).add(entry.reason, entry.variant)
         for kind, report in entry.parity.items():
