@@ -117,7 +117,7 @@ def test_what_is_inside_a_subgraph_stays_in_fp32_and_reads_the_values_of_outside
     )
     graphs.write(to_bf16(model_of(text)), tmp_path / "if.onnx")
     with onnxruntime_runner(tmp_path / "if.onnx", rounded=True) as infer:
-        given = infer({"x": np.array([3.0], np.float32), "c": np.array(True)})["y"]
+        given = infer({"x": np.array([3.0], np.float32), "c": np.array(1, np.bool_)})["y"]
     np.testing.assert_array_equal(given, [9.0])
 
 
