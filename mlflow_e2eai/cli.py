@@ -100,7 +100,7 @@ def parser() -> argparse.ArgumentParser:
 
     one = verb("convert", _convert, "Convert the cleaned graph of a chain to another precision.")
     options.model_uri(one)
-    one.add_argument("--precision", required=True, type=typed(precision), help="fp32 or fp16")
+    one.add_argument("--precision", required=True, type=typed(precision), help="fp32, fp16 or bf16")
     options.keep_option(one)
 
     one = verb("bisect", _bisect, "Find the nodes that must stay in fp32 for a precision to pass.")
@@ -227,7 +227,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     for entry in jobs.evaluate(arguments.model_uri, batch_sizes=arguments.batch_sizes):
         outcome = "passed" if entry.passed else "failed" if entry.measured else "not measured"
         lost = entry.lost_at and f"lost at {entry.lost_at}"
-        reasons = "; ".join(filter(None, [lost, entry.reason, *entry.findings]))
+        reasons = "; ".join(filter(None, [lost, entry.reason, *entry.findings, entry.untimed]))
         print(f"{entry.variant}: {outcome}" + (f" ({reasons})" if reasons else ""))
     return DONE
 
