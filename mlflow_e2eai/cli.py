@@ -14,17 +14,24 @@ from typing import NoReturn
 
 from mlflow_e2eai import __version__
 from mlflow_e2eai.errors import E2EAIError, InvalidInputError
+from mlflow_e2eai.options import (
+    axes_option,
+    batch_option,
+    export_options,
+    keep_option,
+    model_uri,
+    plan_option,
+    promote_options,
+    show_options,
+    tf32_option,
+)
 from mlflow_e2eai.texts import (
-    batch_sizes,
-    dynamic_axes,
     nodes,
     plan,
     precision,
     precisions,
     targets,
-    truth,
     typed,
-    whole,
 )
 
 DONE, ERROR, REJECTED = 0, 1, 3
@@ -92,7 +99,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line: one verb for each entry point of MLproject but ``main``."""
+    """The command line: one verb for each entry point of MLproject but ``main``, and ``show``."""
     top = Parser(prog="mlflow_e2eai", description="From a PyTorch model to a promoted version.")
     top.add_argument("--version", action="version", version=__version__)
     verbs = top.add_subparsers(required=True, metavar="VERB", parser_class=Parser)
@@ -107,105 +114,53 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--name", default="model", help="name of the logged model")
 
     one = verb("export", _export, "Export the PyTorch model of a chain to ONNX.")
-    _model_uri(one)
-    _export_options(one)
-    _plan_option(one)
+    model_uri(one)
+    export_options(one)
+    plan_option(one)
 
     one = verb("clean", _clean, "Apply a surgery plan to the raw graph of a chain.")
     one.add_argument("--model-uri", default="none", help="any model of the chain, or 'none'")
     one.add_argument("--onnx", default="none", help="an ONNX file that begins a chain, or 'none'")
     one.add_argument("--input-example", default="none", help="its inputs, an npz file, or 'none'")
-    _axes_option(one)
-    _plan_option(one)
+    axes_option(one)
+    plan_option(one)
 
     one = verb("convert", _convert, "Convert the cleaned graph of a chain to another precision.")
-    _model_uri(one)
+    model_uri(one)
     one.add_argument("--precision", required=True, type=typed(precision), help="fp32 or fp16")
-    _keep_option(one)
+    keep_option(one)
 
     one = verb("bisect", _bisect, "Find the nodes that must stay in fp32 for a precision to pass.")
-    _model_uri(one)
+    model_uri(one)
     one.add_argument(
         "--precision", default="fp16", type=typed(precision), help="the one that fails"
     )
 
     one = verb("compile", _compile, "Build TensorRT engines of a graph of a chain.")
-    _model_uri(one)
+    model_uri(one)
     one.add_argument("--targets", required=True, type=typed(targets), help="sm86,sm89 or local")
-    _tf32_option(one)
+    tf32_option(one)
 
     one = verb("evaluate", _evaluate, "Judge a graph, engine or bundle on this machine.")
-    _model_uri(one)
-    _batch_option(one)
+    model_uri(one)
+    batch_option(one)
 
-    one = verb("promote", _promote, "Give a version an alias, if it passes the gates.")
-    one.add_argument("--name", required=True, help="the registered model")
-    one.add_argument("--version", required=True, type=typed(whole), help="its version")
-    one.add_argument("--alias", default="champion", help="the alias to give")
-    one.add_argument("--gates", default="default", help="a YAML file, or 'default'")
+    promote_options(verb("promote", _promote, "Give a version an alias, if it passes the gates."))
 
     one = verb("pipeline", _pipeline, "Take a logged PyTorch model from export to package.")
-    _model_uri(one)
+    model_uri(one)
     one.add_argument("--name", default="model", help="name of the logged model")
     one.add_argument("--registered-model-name", default="none", help="or 'none'")
-    _export_options(one)
-    _plan_option(one)
+    export_options(one)
+    plan_option(one)
     one.add_argument("--precisions", default="fp32,fp16", type=typed(precisions))
     one.add_argument("--targets", default="none", type=typed(targets), help="or 'none'")
-    _tf32_option(one)
-    _keep_option(one)
-    _batch_option(one)
+    tf32_option(one)
+    keep_option(one)
+    batch_option(one)
+
+    show_options(verb("show", _show, "Open a model's graph in Netron, until Ctrl-C."))
     return top
-
-
-def _model_uri(one: argparse.ArgumentParser) -> None:
-    one.add_argument(
-        "--model-uri",
-        required=True,
-        help="a LoggedModel id, models:/name/version, models:/name@alias or runs:/run_id/name",
-    )
-
-
-def _export_options(one: argparse.ArgumentParser) -> None:
-    one.add_argument("--exporter", default="auto", help="auto, dynamo, trace or script")
-    one.add_argument("--opset", default="18", type=typed(whole), help="ONNX operator set")
-    _axes_option(one)
-
-
-def _axes_option(one: argparse.ArgumentParser) -> None:
-    one.add_argument(
-        "--dynamic-axes",
-        default="auto",
-        type=typed(dynamic_axes),
-        help="input:position=name:min:opt:max, comma between; 'none', or 'auto' as logged",
-    )
-
-
-def _plan_option(one: argparse.ArgumentParser) -> None:
-    one.add_argument(
-        "--plan", default="default", help="a YAML file or runs:/run_id/plan.yaml; or 'default'"
-    )
-
-
-def _keep_option(one: argparse.ArgumentParser) -> None:
-    one.add_argument(
-        "--keep-fp32",
-        default="none",
-        help="nodes, comma between; 'none', or a file of them: runs:/run_id/bisection.json",
-    )
-
-
-def _batch_option(one: argparse.ArgumentParser) -> None:
-    one.add_argument(
-        "--batch-sizes",
-        default="none",
-        type=typed(batch_sizes),
-        help="sizes to measure latency at beside min, opt and max, comma between; or 'none'",
-    )
-
-
-def _tf32_option(one: argparse.ArgumentParser) -> None:
-    one.add_argument("--tf32", default="false", type=typed(truth), help="true or false")
 
 
 def _log(arguments: argparse.Namespace) -> int:
@@ -333,6 +288,15 @@ def _pipeline(arguments: argparse.Namespace) -> int:
     if info.registered_model_version is not None:
         print(f"models:/{registered}/{info.registered_model_version}")
     print(info.model_uri)
+    return DONE
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    from mlflow_e2eai.show import shown, wait
+
+    with shown(arguments.model, port=arguments.port, browser=not arguments.no_browser) as url:
+        print(url, flush=True)
+        wait()
     return DONE
 
 
