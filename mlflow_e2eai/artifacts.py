@@ -150,6 +150,22 @@ class WeightFile:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Library:
+    """A shared library with operators that ONNX has not.
+
+    Attributes:
+        path: The file; as stored, relative to the folder of the model that needs it.
+        sha256: Digest of the file, checked before it is loaded: it is native code.
+        allowed: Whether the caller allows that it is loaded. It is the caller's word in this
+            program, and never believed of a file.
+    """
+
+    path: Path
+    sha256: str
+    allowed: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class OnnxArtifact:
     """An ONNX file.
 
@@ -166,6 +182,7 @@ class OnnxArtifact:
         origins: What inputs and outputs were before surgery; None before it, and for what was
             stored before they were kept: then each is, by position, what it was.
         weights: Files beside it that hold its weights; none where they are inside.
+        libraries: Libraries with its operators for ONNX Runtime.
     """
 
     path: Path
@@ -179,6 +196,7 @@ class OnnxArtifact:
     axes: tuple[Axis, ...]
     origins: Origins | None = None
     weights: tuple[WeightFile, ...] = ()
+    libraries: tuple[Library, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -171,16 +171,17 @@ def _outputs(answer: Any) -> tuple[Tree, dict[str, torch.Tensor]]:
 
     tree, named = trees.flatten(answer)
     # A number here may follow from the inputs, and would be fixed without a word.
-    odd = [type(value) for value in named.values() if not isinstance(value, torch.Tensor)]
-    odd += [
-        type(trees.unflatten(part, {}))
-        for part in trees.constants(tree)
+    odd = {name: value for name, value in named.items() if not isinstance(value, torch.Tensor)}
+    odd |= {
+        name: trees.unflatten(part, {})
+        for name, part in trees.constants(tree)
         if part.kind != "None" or part is tree
-    ]
+    }
     if odd:
+        name, value = next(iter(odd.items()))
         msg = (
-            f"forward returned {odd[0].__name__}, but tensors are wanted, alone or in tuples, "
-            f"lists, mappings and dataclasses; return tensors only."
+            f"forward returned {type(value).__name__} as {name!r}, but tensors are wanted, alone "
+            f"or in tuples, lists, mappings and dataclasses; return tensors only."
         )
         raise InvalidInputError(msg)
     if not named:

@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlflow_e2eai import bundle, pipeline, tracking
-from mlflow_e2eai.artifacts import Array, Axis, Infer, OnnxArtifact, Tensors
+from mlflow_e2eai.artifacts import (
+    Array,
+    Axis,
+    EngineArtifact,
+    Infer,
+    Library,
+    OnnxArtifact,
+    Tensors,
+)
 from mlflow_e2eai.calling import flattened
 from mlflow_e2eai.errors import TrackingError
 from mlflow_e2eai.isolation import isolated_onnxruntime
@@ -23,6 +31,9 @@ from mlflow_e2eai.surgery import answering
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
+
+GRAPHS = ("clean", "convert")
+"""Stages whose graph is run, and made an engine of."""
 
 _log = logging.getLogger(__name__)
 
@@ -38,6 +49,7 @@ class Source:
     example: dict[str, Array]
     axes: DynamicAxes
     operators: tuple[Operator, ...]
+    libraries: tuple[Library, ...]
     evaluation: EvaluationData | None
 
 
@@ -72,7 +84,7 @@ class Job:
         """
         if self.source is None:
             with (
-                isolated_onnxruntime(raw.path) as itself,
+                isolated_onnxruntime(raw.path, libraries=raw.libraries) as itself,
                 answering(itself, raw, graph) as answer,
             ):
                 self.timed = bridge(itself, raw, graph)
@@ -124,12 +136,17 @@ def _has_module(root: LoggedModel) -> bool:
 def source_of(model: LoggedModel, folder: Path, axes: DynamicAxes | None) -> Source:
     """Load a PyTorch model; `axes` stand in for those that it was logged with, unless None."""
     folder.mkdir(exist_ok=True, parents=True)
-    loaded, given, kept, operators, evaluation = tracking.fetch_source(model, folder)
+    loaded, given, kept, operators, libraries, evaluation = tracking.fetch_source(model, folder)
     module, example = flattened(loaded, given)
     if axes is None:
         axes = kept if kept is not None else _open_axes(model, folder, example)
     return Source(
-        module=module, example=example, axes=axes, operators=operators, evaluation=evaluation
+        module=module,
+        example=example,
+        axes=axes,
+        operators=operators,
+        libraries=libraries,
+        evaluation=evaluation,
     )
 
 
@@ -148,3 +165,28 @@ def graph_of(model: LoggedModel, folder: Path) -> tuple[OnnxArtifact, dict[str, 
     folder.mkdir(exist_ok=True, parents=True)
     graph = tracking.fetch_graph(model, folder)
     return graph, bundle.read_example(graph.path.parent)
+
+
+def variants_in(
+    job: Job,
+) -> tuple[list[OnnxArtifact], list[EngineArtifact], dict[str, Array]]:
+    """The graphs and engines to judge, told to the recorder, and their input example."""
+    place = job.folder / "input"
+    place.mkdir()
+    stage = job.model.tags[tracking.STAGE]
+    if stage == "package":
+        directory = tracking.fetch(job.model, place) / "bundle"
+        manifest = bundle.located(bundle.read(directory), directory)
+        for item in manifest.files:
+            job.recorder.models[item.sha256] = job.model.model_id
+        return list(manifest.graphs), list(manifest.engines), bundle.read_example(directory)
+    if stage == "compile":
+        engine = tracking.fetch_engine(job.model, place)
+        job.recorder.models[engine.sha256] = job.model.model_id
+        parent = tracking.ancestor(job.model, GRAPHS)
+        graph, example = graph_of(parent, job.folder / "graph")
+        job.recorder.models[graph.sha256] = parent.model_id
+        return [graph], [engine], example
+    graph, example = graph_of(job.model, place)
+    job.recorder.models[graph.sha256] = job.model.model_id
+    return [graph], [], example

@@ -6,25 +6,13 @@ Exit codes: 0 done (for ``promote``: promoted), 1 error, 3 rejected.
 from __future__ import annotations
 
 import argparse
-import difflib
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
 
-from mlflow_e2eai import __version__
+from mlflow_e2eai import __version__, options
 from mlflow_e2eai.errors import E2EAIError, InvalidInputError
-from mlflow_e2eai.options import (
-    axes_option,
-    batch_option,
-    export_options,
-    keep_option,
-    model_uri,
-    plan_option,
-    promote_options,
-    show_options,
-    tf32_option,
-)
+from mlflow_e2eai.libraries import native_allowed
 from mlflow_e2eai.texts import (
     nodes,
     plan,
@@ -52,7 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments, strange = parser().parse_known_args(words)
         if strange:
             arguments.parser.refuse(strange[0])
-        code: int = arguments.verb(arguments)
+        with native_allowed(getattr(arguments, "allow_native", ())):
+            code: int = arguments.verb(arguments)
         return code
 
     return reported(run)
@@ -78,34 +67,18 @@ def reported(run: Callable[[], int]) -> int:
         return ERROR
 
 
-class Parser(argparse.ArgumentParser):
-    """A parser whose errors are ours."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise instead of leaving the process.
-
-        Raises:
-            InvalidInputError: Always.
-        """
-        verb = self.prog.partition(" ")[2]
-        raise InvalidInputError(f"{verb}: {message}" if verb else message)
-
-    def refuse(self, strange: str) -> NoReturn:
-        """Say that there is no such parameter, and which one may be meant."""
-        known = [text for action in self._actions for text in action.option_strings]
-        near = difflib.get_close_matches(strange, known, n=1)
-        hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(known)}."
-        self.error(f"there is no parameter {strange}{hint}")
-
-
 def parser() -> argparse.ArgumentParser:
     """The command line: one verb for each entry point of MLproject but ``main``, and ``show``."""
-    top = Parser(prog="mlflow_e2eai", description="From a PyTorch model to a promoted version.")
+    top = options.Parser(
+        prog="mlflow_e2eai", description="From a PyTorch model to a promoted version."
+    )
     top.add_argument("--version", action="version", version=__version__)
-    verbs = top.add_subparsers(required=True, metavar="VERB", parser_class=Parser)
+    verbs = top.add_subparsers(required=True, metavar="VERB", parser_class=options.Parser)
 
-    def verb(name: str, run: Callable[[argparse.Namespace], int], help: str) -> Parser:  # noqa: A002
-        added: Parser = verbs.add_parser(name, help=help, description=help, allow_abbrev=False)
+    def verb(name: str, run: Callable[[argparse.Namespace], int], help: str) -> options.Parser:  # noqa: A002
+        added: options.Parser = verbs.add_parser(
+            name, help=help, description=help, allow_abbrev=False
+        )
         added.set_defaults(verb=run, parser=added)
         return added
 
@@ -114,52 +87,50 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--name", default="model", help="name of the logged model")
 
     one = verb("export", _export, "Export the PyTorch model of a chain to ONNX.")
-    model_uri(one)
-    export_options(one)
-    plan_option(one)
+    options.model_uri(one)
+    options.export_options(one)
+    options.plan_option(one)
 
     one = verb("clean", _clean, "Apply a surgery plan to the raw graph of a chain.")
-    one.add_argument("--model-uri", default="none", help="any model of the chain, or 'none'")
-    one.add_argument("--onnx", default="none", help="an ONNX file that begins a chain, or 'none'")
-    one.add_argument("--input-example", default="none", help="its inputs, an npz file, or 'none'")
-    axes_option(one)
-    plan_option(one)
+    options.onnx_options(one)
+    options.axes_option(one)
+    options.plan_option(one)
 
     one = verb("convert", _convert, "Convert the cleaned graph of a chain to another precision.")
-    model_uri(one)
+    options.model_uri(one)
     one.add_argument("--precision", required=True, type=typed(precision), help="fp32 or fp16")
-    keep_option(one)
+    options.keep_option(one)
 
     one = verb("bisect", _bisect, "Find the nodes that must stay in fp32 for a precision to pass.")
-    model_uri(one)
+    options.model_uri(one)
     one.add_argument(
         "--precision", default="fp16", type=typed(precision), help="the one that fails"
     )
 
     one = verb("compile", _compile, "Build TensorRT engines of a graph of a chain.")
-    model_uri(one)
+    options.model_uri(one)
     one.add_argument("--targets", required=True, type=typed(targets), help="sm86,sm89 or local")
-    tf32_option(one)
+    options.tf32_option(one)
 
     one = verb("evaluate", _evaluate, "Judge a graph, engine or bundle on this machine.")
-    model_uri(one)
-    batch_option(one)
+    options.model_uri(one)
+    options.batch_option(one)
 
-    promote_options(verb("promote", _promote, "Give a version an alias, if it passes the gates."))
+    options.promote_options(verb("promote", _promote, "Give a version an alias, if it passes."))
 
     one = verb("pipeline", _pipeline, "Take a logged PyTorch model from export to package.")
-    model_uri(one)
+    options.model_uri(one)
     one.add_argument("--name", default="model", help="name of the logged model")
     one.add_argument("--registered-model-name", default="none", help="or 'none'")
-    export_options(one)
-    plan_option(one)
+    options.export_options(one)
+    options.plan_option(one)
     one.add_argument("--precisions", default="fp32,fp16", type=typed(precisions))
     one.add_argument("--targets", default="none", type=typed(targets), help="or 'none'")
-    tf32_option(one)
-    keep_option(one)
-    batch_option(one)
+    options.tf32_option(one)
+    options.keep_option(one)
+    options.batch_option(one)
 
-    show_options(verb("show", _show, "Open a model's graph in Netron, until Ctrl-C."))
+    options.show_options(verb("show", _show, "Open a model's graph in Netron, until Ctrl-C."))
     return top
 
 
@@ -196,7 +167,13 @@ def _clean(arguments: argparse.Namespace) -> int:
     if onnx != "none":
         data = None if example == "none" else Path(example)
         axes = arguments.dynamic_axes
-        model_id = clean_onnx(Path(onnx), example=data, dynamic_axes=axes, plan=steps)
+        model_id = clean_onnx(
+            Path(onnx),
+            example=data,
+            dynamic_axes=axes,
+            plan=steps,
+            operator_libraries=[Path(library) for library in arguments.operator_libraries],
+        )
     else:
         model_id = jobs.clean(uri, plan=steps)
     print(f"models:/{model_id}")
@@ -254,6 +231,7 @@ def _promote(arguments: argparse.Namespace) -> int:
         arguments.version,
         alias=arguments.alias,
         gates=None if arguments.gates == "default" else arguments.gates,
+        allow_native=arguments.allow_native,
     )
     for verdict in decision.verdicts:
         print(f"{'passed' if verdict.passed else 'FAILED'}  {verdict}")

@@ -14,21 +14,23 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlflow_e2eai import bundle, flavor, pipeline, tracking
 from mlflow_e2eai import engine as engines
-from mlflow_e2eai.artifacts import Array, EngineArtifact, OnnxArtifact, Precision, variant_name
+from mlflow_e2eai import flavor, pipeline, tracking
+from mlflow_e2eai.artifacts import OnnxArtifact, Precision, variant_name
 from mlflow_e2eai.bisection import Bisection
 from mlflow_e2eai.bisection import bisect as bisect_graph
 from mlflow_e2eai.bundle import Evidence
-from mlflow_e2eai.chain import Job, graph_of, job_on, source_of
+from mlflow_e2eai.chain import GRAPHS, graph_of, job_on, source_of, variants_in
 from mlflow_e2eai.errors import InvalidInputError, RunnerError, TrackingError
 from mlflow_e2eai.evaluation import evaluate as run_evaluation
 from mlflow_e2eai.exporter import DEFAULT_OPSET, Exporter
 from mlflow_e2eai.exporter import export as export_graph
 from mlflow_e2eai.factories import call
 from mlflow_e2eai.isolation import isolated_onnxruntime
+from mlflow_e2eai.libraries import loadable
 from mlflow_e2eai.modules import DynamicAxes
 from mlflow_e2eai.precision import check_precision
+from mlflow_e2eai.recording import record
 from mlflow_e2eai.runners import Device, onnxruntime_devices
 from mlflow_e2eai.samples import all_samples, profile_samples
 from mlflow_e2eai.surgery import DEFAULT_PLAN, Step, entering, named_in
@@ -37,8 +39,6 @@ from mlflow_e2eai.surgery import clean as clean_graph
 if TYPE_CHECKING:
     from mlflow.models.model import ModelInfo
 
-_GRAPHS = ("clean", "convert")
-
 
 def log(factory: str, *, name: str) -> str:
     """Log a PyTorch model that a callable makes, for the stages to take further.
@@ -46,8 +46,8 @@ def log(factory: str, *, name: str) -> str:
     Args:
         factory: ``package.module:callable`` or ``path/to/file.py:callable``. It returns a mapping
             with ``model`` and ``input_example``, and optionally ``dynamic_axes``,
-            ``operators``, ``evaluation_data`` and ``metrics``, as `mlflow_e2eai.log_model` takes
-            them.
+            ``operators``, ``operator_libraries``, ``evaluation_data`` and ``metrics``, as
+            `mlflow_e2eai.log_model` takes them.
         name: Name of the LoggedModel.
 
     Returns:
@@ -65,6 +65,7 @@ def log(factory: str, *, name: str) -> str:
             run_id=run_id,
             dynamic_axes=made.get("dynamic_axes"),
             operators=made.get("operators", ()),
+            operator_libraries=made.get("operator_libraries", ()),
             evaluation=flavor.evaluation_of(
                 made["model"],
                 made["input_example"],
@@ -105,6 +106,7 @@ def export(
                 exporter=exporter,
                 opset=opset,
                 operators=source.operators,
+                operator_libraries=loadable(source.libraries),
                 deferred=named_in(plan),
             )
             stage.made(raw, example=source.example)
@@ -201,7 +203,12 @@ def bisect(model_uri: str, *, precision: Precision = "fp16") -> tuple[Bisection,
                 precision,
                 samples=samples,
                 reference=reference,
-                run=functools.partial(isolated_onnxruntime, device=device, rounded=device == "cpu"),
+                run=functools.partial(
+                    isolated_onnxruntime,
+                    device=device,
+                    rounded=device == "cpu",
+                    libraries=graph.libraries,
+                ),
             )
             variant = variant_name(f"onnxruntime-{device}", precision)
             tracking.log_bisection(found, run_id=stage.run_id, variant=variant)
@@ -219,7 +226,7 @@ def compile(model_uri: str, *, targets: Sequence[str], tf32: bool = False) -> li
         raise InvalidInputError(msg)
     for target in targets:
         engines.resolve(target)
-    with _parent("compile"), job_on(model_uri, _GRAPHS) as job:
+    with _parent("compile"), job_on(model_uri, GRAPHS) as job:
         graph, example = graph_of(job.model, job.folder)
         made = []
         for target in targets:
@@ -241,8 +248,8 @@ def evaluate(model_uri: str, *, batch_sizes: Sequence[int] = ()) -> list[Evidenc
     Returns:
         Evidence for each variant, the PyTorch module first.
     """
-    with _parent("evaluate"), job_on(model_uri, (*_GRAPHS, "compile", "package")) as job:
-        graphs, built, example = _variants(job)
+    with _parent("evaluate"), job_on(model_uri, (*GRAPHS, "compile", "package")) as job:
+        graphs, built, example = variants_in(job)
         exported = tracking.ancestor(job.model, ("export",))
         raw, _ = graph_of(exported, job.folder / "raw")
         job.recorder.models[raw.sha256] = exported.model_id
@@ -263,7 +270,7 @@ def evaluate(model_uri: str, *, batch_sizes: Sequence[int] = ()) -> list[Evidenc
                 batch_sizes=batch_sizes,
                 timed=job.timed,
             )
-            pipeline.record(evidence, latency, job.recorder)
+            record(evidence, latency, job.recorder)
         return evidence
 
 
@@ -294,6 +301,7 @@ def package(
             exporter=exporter,
             opset=opset,
             operators=source.operators,
+            operator_libraries=loadable(source.libraries),
             surgery=plan,
             precisions=precisions,
             targets=targets,
@@ -315,31 +323,9 @@ def _device_for(graph: OnnxArtifact) -> Device:
     """The best device here on which ONNX Runtime loads a graph."""
     *better, last = onnxruntime_devices()
     for device in better:
-        with contextlib.suppress(RunnerError), isolated_onnxruntime(graph.path, device=device):
+        with (
+            contextlib.suppress(RunnerError),
+            isolated_onnxruntime(graph.path, device=device, libraries=graph.libraries),
+        ):
             return device
     return last
-
-
-def _variants(
-    job: Job,
-) -> tuple[list[OnnxArtifact], list[EngineArtifact], dict[str, Array]]:
-    """The graphs and engines to judge, told to the recorder, and their input example."""
-    place = job.folder / "input"
-    place.mkdir()
-    stage = job.model.tags[tracking.STAGE]
-    if stage == "package":
-        directory = tracking.fetch(job.model, place) / "bundle"
-        manifest = bundle.located(bundle.read(directory), directory)
-        for item in manifest.files:
-            job.recorder.models[item.sha256] = job.model.model_id
-        return list(manifest.graphs), list(manifest.engines), bundle.read_example(directory)
-    if stage == "compile":
-        engine = tracking.fetch_engine(job.model, place)
-        job.recorder.models[engine.sha256] = job.model.model_id
-        parent = tracking.ancestor(job.model, _GRAPHS)
-        graph, example = graph_of(parent, job.folder / "graph")
-        job.recorder.models[graph.sha256] = parent.model_id
-        return [graph], [engine], example
-    graph, example = graph_of(job.model, place)
-    job.recorder.models[graph.sha256] = job.model.model_id
-    return [graph], [], example

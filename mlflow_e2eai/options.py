@@ -1,30 +1,68 @@
-"""Options that verbs of the command line share, or that only one has."""
+"""The words of the command line: a parser whose errors are ours, and options that verbs share."""
 
 from __future__ import annotations
 
 import argparse
+import difflib
+from typing import NoReturn
 
-from mlflow_e2eai.texts import batch_sizes, dynamic_axes, truth, typed, whole
+from mlflow_e2eai.errors import InvalidInputError
+from mlflow_e2eai.texts import batch_sizes, dynamic_axes, names, truth, typed, whole
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are ours."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of leaving the process.
+
+        Raises:
+            InvalidInputError: Always.
+        """
+        verb = self.prog.partition(" ")[2]
+        raise InvalidInputError(f"{verb}: {message}" if verb else message)
+
+    def refuse(self, strange: str) -> NoReturn:
+        """Say that there is no such parameter, and which one may be meant."""
+        known = [text for action in self._actions for text in action.option_strings]
+        near = difflib.get_close_matches(strange, known, n=1)
+        hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(known)}."
+        self.error(f"there is no parameter {strange}{hint}")
 
 
 def model_uri(one: argparse.ArgumentParser) -> None:
-    """Take any model of a chain."""
+    """What every verb on a chain takes."""
     one.add_argument(
         "--model-uri",
         required=True,
         help="a LoggedModel id, models:/name/version, models:/name@alias or runs:/run_id/name",
     )
+    allow_option(one)
+
+
+def onnx_options(one: argparse.ArgumentParser) -> None:
+    """A model of a chain, or an ONNX file that begins one."""
+    one.add_argument("--model-uri", default="none", help="any model of the chain, or 'none'")
+    one.add_argument("--onnx", default="none", help="an ONNX file that begins a chain, or 'none'")
+    one.add_argument("--input-example", default="none", help="its inputs, an npz file, or 'none'")
+    one.add_argument(
+        "--operator-libraries",
+        default="none",
+        type=typed(names),
+        help="libraries with its operators for ONNX Runtime, comma between; or 'none'",
+    )
+    allow_option(one)
 
 
 def export_options(one: argparse.ArgumentParser) -> None:
-    """Take what export takes."""
+    """How to export."""
     one.add_argument("--exporter", default="auto", help="auto, dynamo, trace or script")
     one.add_argument("--opset", default="18", type=typed(whole), help="ONNX operator set")
     axes_option(one)
 
 
 def axes_option(one: argparse.ArgumentParser) -> None:
-    """Take dynamic axes."""
+    """Which sizes vary."""
     one.add_argument(
         "--dynamic-axes",
         default="auto",
@@ -34,14 +72,14 @@ def axes_option(one: argparse.ArgumentParser) -> None:
 
 
 def plan_option(one: argparse.ArgumentParser) -> None:
-    """Take a surgery plan."""
+    """What to clean."""
     one.add_argument(
         "--plan", default="default", help="a YAML file or runs:/run_id/plan.yaml; or 'default'"
     )
 
 
 def keep_option(one: argparse.ArgumentParser) -> None:
-    """Take nodes that stay in fp32."""
+    """What stays in fp32."""
     one.add_argument(
         "--keep-fp32",
         default="none",
@@ -49,8 +87,18 @@ def keep_option(one: argparse.ArgumentParser) -> None:
     )
 
 
+def allow_option(one: argparse.ArgumentParser) -> None:
+    """Which native code may be loaded."""
+    one.add_argument(
+        "--allow-native",
+        default="none",
+        type=typed(names),
+        help="libraries in the model that may be loaded, by file name, comma between; or 'none'",
+    )
+
+
 def batch_option(one: argparse.ArgumentParser) -> None:
-    """Take batch sizes."""
+    """Where latency is measured."""
     one.add_argument(
         "--batch-sizes",
         default="none",
@@ -60,20 +108,21 @@ def batch_option(one: argparse.ArgumentParser) -> None:
 
 
 def tf32_option(one: argparse.ArgumentParser) -> None:
-    """Take whether fp32 may be rounded to TF32."""
+    """Whether fp32 may round to TF32."""
     one.add_argument("--tf32", default="false", type=typed(truth), help="true or false")
 
 
-def show_options(one: argparse.ArgumentParser) -> None:
-    """Take what `show` takes."""
-    one.add_argument("model", metavar="MODEL", help="an ONNX file, a bundle, or a model's URI")
-    one.add_argument("--port", type=typed(whole), help="where; by default a free one")
-    one.add_argument("--no-browser", action="store_true", help="say the address only")
-
-
 def promote_options(one: argparse.ArgumentParser) -> None:
-    """Take what `promote` takes."""
+    """Which version, and by which gates."""
     one.add_argument("--name", required=True, help="the registered model")
     one.add_argument("--version", required=True, type=typed(whole), help="its version")
     one.add_argument("--alias", default="champion", help="the alias to give")
     one.add_argument("--gates", default="default", help="a YAML file, or 'default'")
+    allow_option(one)
+
+
+def show_options(one: argparse.ArgumentParser) -> None:
+    """Which graph, and where."""
+    one.add_argument("model", metavar="MODEL", help="an ONNX file, a bundle, or a model's URI")
+    one.add_argument("--port", type=typed(whole), help="where; by default a free one")
+    one.add_argument("--no-browser", action="store_true", help="say the address only")

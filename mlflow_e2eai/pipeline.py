@@ -1,18 +1,14 @@
-"""The stages in their order: a PyTorch model goes in, a bundle comes out.
-
-A `Recorder` is told of every stage; MLflow is one (tracking.py), and `Silent` is none. So saving to
-a folder and logging to a server take the same way.
-"""
+"""The stages in their order: a PyTorch model goes in, a bundle comes out."""
 
 from __future__ import annotations
 
 import platform
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from mlflow_e2eai import __version__, bundle
 from mlflow_e2eai.artifacts import Array, EngineArtifact, Infer, OnnxArtifact, Precision, Tensors
@@ -24,11 +20,13 @@ from mlflow_e2eai.errors import PrecisionError
 from mlflow_e2eai.evaluation import evaluate
 from mlflow_e2eai.exporter import DEFAULT_OPSET, Exporter, ExportReport, export
 from mlflow_e2eai.latency import LatencyReport
+from mlflow_e2eai.libraries import named
 from mlflow_e2eai.modules import DynamicAxes
 from mlflow_e2eai.operators import Operator
 from mlflow_e2eai.origins import bridge, fitted, hold_beginning
 from mlflow_e2eai.precision import PrecisionReport, check_precision, convert
 from mlflow_e2eai.progress import progress
+from mlflow_e2eai.recording import Recorder, Stage, record
 from mlflow_e2eai.runners import torch_runner
 from mlflow_e2eai.samples import EvaluationData, all_samples, batch_samples, profile_samples
 from mlflow_e2eai.surgery import DEFAULT_PLAN, Step, SurgeryReport, answering, clean, named_in
@@ -44,6 +42,7 @@ class Settings:
         opset: The same.
         output_names: The same.
         operators: The same.
+        operator_libraries: The same.
         surgery: The cleaning plan.
         precisions: What to make graphs and engines in; fp32 is always made.
         targets: What to build engines for.
@@ -52,8 +51,8 @@ class Settings:
         batch_sizes: Sizes of the leading axis at which latency is measured too.
 
     Raises:
-        InvalidInputError: There is no such precision or target, a target cannot be built here, or
-            an operator's function is not valid.
+        InvalidInputError: There is no such precision or target, a target cannot be built here, an
+            operator's function is not valid, or a library is not there.
         MissingDependencyError: A target's TensorRT is not installed.
     """
 
@@ -62,6 +61,7 @@ class Settings:
     opset: int = DEFAULT_OPSET
     output_names: Sequence[str] | None = None
     operators: Sequence[Operator] = ()
+    operator_libraries: Sequence[Path] = ()
     surgery: Sequence[Step] = DEFAULT_PLAN
     precisions: Sequence[Precision] = ("fp32", "fp16")
     targets: Sequence[str] = ()
@@ -77,51 +77,9 @@ class Settings:
             resolve(target)
         for operator in self.operators:
             operator.proto()
+        named(self.operator_libraries)
         for step in self.surgery:
             step.bound()
-
-
-class Stage(Protocol):
-    """What a stage tells its recorder."""
-
-    def made(self, artifact: OnnxArtifact | EngineArtifact, *, example: Tensors) -> None:
-        """An artifact is finished."""
-
-    def noted(self, name: str, value: Any) -> None:
-        """A report (a dataclass) is to be kept beside the stage."""
-
-    def kept(self, nodes: Sequence[str]) -> None:
-        """These nodes of the graph stay in fp32."""
-
-    def measured(self, evidence: Evidence, latency: Mapping[str, LatencyReport]) -> None:
-        """A variant was measured, or could not be."""
-
-
-class Recorder(Protocol):
-    """Who is told of the stages."""
-
-    def stage(self, name: str, *, inputs: Sequence[str]) -> AbstractContextManager[Stage]:
-        """A stage begins, on artifacts with these digests; it ends, well or not, with the block."""
-
-
-class Silent:
-    """A recorder, and a stage, that keeps nothing."""
-
-    def stage(self, name: str, *, inputs: Sequence[str]) -> AbstractContextManager[Stage]:  # noqa: ARG002
-        """Nobody is told."""
-        return nullcontext(self)
-
-    def made(self, artifact: OnnxArtifact | EngineArtifact, *, example: Tensors) -> None:
-        """Nobody is told."""
-
-    def noted(self, name: str, value: Any) -> None:
-        """Nobody is told."""
-
-    def kept(self, nodes: Sequence[str]) -> None:
-        """Nobody is told."""
-
-    def measured(self, evidence: Evidence, latency: Mapping[str, LatencyReport]) -> None:
-        """Nobody is told."""
 
 
 def build(
@@ -161,6 +119,7 @@ def build(
             opset=settings.opset,
             output_names=settings.output_names,
             operators=settings.operators,
+            operator_libraries=settings.operator_libraries,
             deferred=named_in(settings.surgery),
         )
         stage.made(raw, example=example)
@@ -221,16 +180,6 @@ def _manifest(
         environment=environment(),
         export=exported,
     )
-
-
-def record(
-    evidence: Sequence[Evidence], latency: Mapping[str, LatencyReport], recorder: Recorder
-) -> None:
-    """Tell a recorder what was measured, a stage for each variant: they were measured together."""
-    for entry in evidence:
-        inputs = [] if entry.sha256 is None else [entry.sha256]
-        with recorder.stage(f"evaluate {entry.variant}", inputs=inputs) as stage:
-            stage.measured(entry, latency)
 
 
 @contextmanager

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from mlflow_e2eai import graphs
-from mlflow_e2eai.artifacts import Infer, Tensors
+from mlflow_e2eai.artifacts import Infer, Library, Tensors
 from mlflow_e2eai.calling import call, output_tensors
 from mlflow_e2eai.context import has_gpu
 from mlflow_e2eai.errors import RunnerError
+from mlflow_e2eai.libraries import loadable
 from mlflow_e2eai.modules import device_of, evaluation_mode
 from mlflow_e2eai.weights import references
 
@@ -46,7 +47,7 @@ def onnxruntime_runner(
     *,
     device: Device = "cpu",
     rounded: bool = False,
-    libraries: Sequence[Path] = (),
+    libraries: Sequence[Library] = (),
 ) -> Iterator[Infer]:
     """Run an ONNX file with ONNX Runtime.
 
@@ -57,13 +58,15 @@ def onnxruntime_runner(
             Runtime computes neighbours in fp32 and rounds behind them, which hides an overflow.
             It is slower, and all values are held at once.
         libraries: Shared libraries with operators of the graph. They are native code, which this
-            process loads.
+            process loads, if they are allowed and as they were recorded.
 
     Yields:
         The model as a callable on named arrays of the graph's dtypes and shapes.
 
     Raises:
-        RunnerError: ONNX Runtime cannot load the file or a library, or cannot use the device.
+        RunnerError: ONNX Runtime cannot load the file or a library, or cannot use the device; or
+            a library is not allowed.
+        ArtifactError: A library is missing, or has changed since it was recorded.
     """
     import onnxruntime
 
@@ -73,7 +76,7 @@ def onnxruntime_runner(
     options.log_severity_level = 4  # failures come back as exceptions
     # Idle workers that spin steal the cores of whatever is measured next.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    for library in libraries:
+    for library in loadable(libraries):
         try:
             options.register_custom_ops_library(str(library))
         except Exception as error:  # onnxruntime's exceptions share no base class

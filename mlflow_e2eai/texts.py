@@ -96,6 +96,11 @@ def truth(text: str) -> bool:
     return text.lower() == "true"
 
 
+def names(text: str) -> list[str]:
+    """Read names with commas between; none for ``none``."""
+    return _listed(text)
+
+
 def _listed(text: str) -> list[str]:
     return [] if text == "none" else [part.strip() for part in text.split(",")]
 

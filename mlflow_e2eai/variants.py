@@ -18,6 +18,7 @@ from mlflow_e2eai.bundle import Manifest, located, read
 from mlflow_e2eai.engine import engine_runner, why_not_here
 from mlflow_e2eai.errors import E2EAIError, EngineMismatchError, InvalidInputError, RunnerError
 from mlflow_e2eai.latency import LatencyReport
+from mlflow_e2eai.libraries import native_allowed
 from mlflow_e2eai.runners import onnxruntime_devices, onnxruntime_runner
 from mlflow_e2eai.surgery import answering
 from mlflow_e2eai.trees import Tree
@@ -151,7 +152,13 @@ def _as_tensors(answer: Tensors, device: Any) -> dict[str, Any]:
     return {name: torch.from_numpy(np.asarray(value)).to(device) for name, value in answer.items()}
 
 
-def load(directory: Path, *, variant: str | None = None, fallback: bool = True) -> Model:
+def load(
+    directory: Path,
+    *,
+    variant: str | None = None,
+    fallback: bool = True,
+    allow_native: Sequence[str] = (),
+) -> Model:
     """Load a bundle with the best variant that this machine can run.
 
     The order is: an engine that fits this machine, ONNX Runtime on a GPU, ONNX Runtime on the CPU;
@@ -163,6 +170,7 @@ def load(directory: Path, *, variant: str | None = None, fallback: bool = True) 
         directory: The bundle.
         variant: The variant to run, by name; by default the best.
         fallback: Take the next variant when a better one cannot run. If False, that is an error.
+        allow_native: Libraries in the bundle that may be loaded, by file name.
 
     Raises:
         ArtifactError: The manifest or a file is missing or has changed.
@@ -171,7 +179,8 @@ def load(directory: Path, *, variant: str | None = None, fallback: bool = True) 
             falling back was refused.
         RunnerError: No variant can run here.
     """
-    placed = located(read(directory), directory)
+    with native_allowed(allow_native):
+        placed = located(read(directory), directory)
     if variant is not None:
         return _open(placed, _named_candidate(placed, variant))
     failures = _engines_that_cannot_be_used(placed)
@@ -255,7 +264,7 @@ def _open(manifest: Manifest, variant: str) -> Model:
 @contextmanager
 def _verified(graph: OnnxArtifact, device: Any) -> Iterator[Infer]:
     verify_graph(graph)
-    with onnxruntime_runner(graph.path, device=device) as infer:
+    with onnxruntime_runner(graph.path, device=device, libraries=graph.libraries) as infer:
         yield infer
 
 

@@ -25,7 +25,7 @@ from models import (
 )
 
 import mlflow_e2eai
-from mlflow_e2eai import jobs, pipeline, texts, tracking
+from mlflow_e2eai import jobs, pipeline, recording, texts, tracking
 from mlflow_e2eai.bisection import Bisection
 from mlflow_e2eai.errors import (
     ArtifactError,
@@ -362,7 +362,7 @@ def test_an_artifact_that_there_is_not_is_one_clear_sentence(store):
         tracking.fetch_nodes(f"runs:/{'0' * 32}/bisection.json")
 
 
-class Listening(pipeline.Silent):
+class Listening(recording.Silent):
     """A recorder, and a stage, that remembers which nodes were kept."""
 
     def __init__(self):
@@ -410,7 +410,7 @@ def test_a_precision_that_holds_no_node_is_refused_and_the_pipeline_goes_on(tmp_
         loud,
         pipeline.Settings(dynamic_axes=AXES),
         work=tmp_path,
-        recorder=pipeline.Silent(),
+        recorder=recording.Silent(),
     )
     assert [graph.precision for graph in manifest.graphs] == ["fp32"]
     assert "onnxruntime-cpu/fp32" in {entry.variant for entry in manifest.evidence if entry.passed}

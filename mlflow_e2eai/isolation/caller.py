@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Self, TypeAlias
 
-from mlflow_e2eai.artifacts import Infer, Tensors
+from mlflow_e2eai.artifacts import Infer, Library, Tensors
 from mlflow_e2eai.isolation.process import Process
 from mlflow_e2eai.latency import ColdStart, LatencyReport, Throughput, Touched, series
 from mlflow_e2eai.parity import ParityReport
@@ -51,7 +51,7 @@ def _opened(start: Callable[[], Isolated], opener: Opener) -> Iterator[Isolated]
 
 @contextmanager
 def onnxruntime_ahead(
-    *, libraries: Sequence[Path] = ()
+    *, libraries: Sequence[Library] = ()
 ) -> Iterator[Callable[[Path], AbstractContextManager[Isolated]]]:
     """`isolated_onnxruntime` on the CPU, for graphs that are still to be made in the block.
 
@@ -98,7 +98,7 @@ def isolated_onnxruntime(
     *,
     device: Device = "cpu",
     rounded: bool = False,
-    libraries: Sequence[Path] = (),
+    libraries: Sequence[Library] = (),
 ) -> AbstractContextManager[Isolated]:
     """`onnxruntime_runner` in a process of its own: a graph that it does not take may crash it."""
     return isolated(

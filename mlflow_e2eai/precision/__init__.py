@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlflow_e2eai import graphs
-from mlflow_e2eai.artifacts import PRECISIONS, OnnxArtifact, Precision, Tensors, TensorSpec
+from mlflow_e2eai.artifacts import PRECISIONS, Library, OnnxArtifact, Precision, Tensors, TensorSpec
 from mlflow_e2eai.errors import ArtifactError, InvalidInputError, PrecisionError, RunnerError
 from mlflow_e2eai.isolation import isolated_onnxruntime
-from mlflow_e2eai.precision.fp16 import to_fp16
-from mlflow_e2eai.precision.ranges import Guarded, Kept, guard
+from mlflow_e2eai.precision.fp16 import of_libraries, to_fp16
+from mlflow_e2eai.precision.ranges import Guarded, Kept, Reason, guard
 from mlflow_e2eai.weights import staged
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def convert(
     before = graphs.inlined(graphs.read(source.path))  # the converter leaves functions in fp32
     report = PrecisionReport(precision=precision, nodes=len(before.graph.node))
     try:
-        guarded = _guarded(before, keep_fp32, samples)
+        guarded = _guarded(before, keep_fp32, samples, source.libraries)
         report = dataclasses.replace(
             report,
             kept=guarded.kept,
@@ -102,7 +102,7 @@ def convert(
         with staged(out) as temporary:
             try:
                 graphs.write(model, temporary)
-                with isolated_onnxruntime(temporary):
+                with isolated_onnxruntime(temporary, libraries=source.libraries):
                     pass
             except (ArtifactError, RunnerError) as error:
                 msg = f"The fp16 graph does not load: {error} Keep this model in fp32."
@@ -117,6 +117,7 @@ def convert(
         axes=source.axes,
         origins=source.origins,
         parent_sha256=source.sha256,
+        libraries=source.libraries,
     )
     casts = graphs.operators(model).get("Cast", 0) - graphs.operators(before).get("Cast", 0)
     return made, dataclasses.replace(report, casts=casts)
@@ -142,7 +143,12 @@ def _checked(
     return model
 
 
-def _guarded(model: onnx.ModelProto, asked: Collection[str], samples: Iterable[Tensors]) -> Guarded:
+def _guarded(
+    model: onnx.ModelProto,
+    asked: Collection[str],
+    samples: Iterable[Tensors],
+    libraries: Sequence[Library],
+) -> Guarded:
     """What the ranges say, with the nodes that were asked for among the kept ones."""
     operators = {
         name: graphs.operator_name(node.domain, node.op_type)
@@ -152,15 +158,19 @@ def _guarded(model: onnx.ModelProto, asked: Collection[str], samples: Iterable[T
         msg = f"The graph has no node {strange[0]!r} to keep in fp32; see graphs.node_names."
         raise InvalidInputError(msg)
     try:
-        seen = guard(model, samples)
+        seen = guard(model, samples, libraries=libraries)
     except RunnerError as error:
         msg = f"The ranges of the fp32 graph's values cannot be seen: {error}"
         raise PrecisionError(msg) from error
     found = {one.node: one for one in seen.kept}
+    reasons: dict[str, Reason] = {
+        **dict.fromkeys(of_libraries(model, libraries), "library"),
+        **dict.fromkeys(asked, "asked for"),
+    }
     kept = {
-        name: found.get(name) or Kept(node=name, operator=operator, reason="asked for")
+        name: found.get(name) or Kept(node=name, operator=operator, reason=reasons[name])
         for name, operator in operators.items()
-        if name in found or name in asked
+        if name in found or name in reasons
     }
     return dataclasses.replace(seen, kept=tuple(kept.values()))
 

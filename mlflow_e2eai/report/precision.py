@@ -13,6 +13,7 @@ _REASONS = {
     "overflow": "too large for fp16",
     "underflow": "too small for fp16",
     "asked for": "asked for by name",
+    "library": "operator of a library",
 }
 
 

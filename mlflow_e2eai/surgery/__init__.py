@@ -146,6 +146,7 @@ def attempt(
             axes=wanted.axes,
             parent_sha256=source.sha256,
             origins=wanted.origins(outputs),
+            libraries=source.libraries,
         )
         error = _keep_numbers(source, artifact, samples, reference)
     artifact = replace(artifact, path=out)
@@ -288,7 +289,9 @@ def _keep_numbers(
     with ExitStack() as stack:
         before, asked = _asked(source, cleaned, samples, reference, stack)
         try:
-            after = stack.enter_context(isolated_onnxruntime(cleaned.path))
+            after = stack.enter_context(
+                isolated_onnxruntime(cleaned.path, libraries=cleaned.libraries)
+            )
             # ONNX Runtime is no suspect here, the rules are.
             report = after.compare(before, asked, precision=source.precision, repeats=1)
         except RunnerError as error:
@@ -313,7 +316,9 @@ def _asked(
 ) -> tuple[Infer, list[dict[str, Array]]]:
     """What was before and the samples, both for the graph that is now."""
     try:
-        told = reference or stack.enter_context(isolated_onnxruntime(source.path))
+        told = reference or stack.enter_context(
+            isolated_onnxruntime(source.path, libraries=source.libraries)
+        )
         before = stack.enter_context(answering(told, source, cleaned))
         fit = stack.enter_context(entering(source, cleaned))
         return before, [fit(sample) for sample in samples]
@@ -329,7 +334,7 @@ def _export_was_wrong(
     if reference is None:
         return None
     try:
-        with isolated_onnxruntime(source.path) as exported:
+        with isolated_onnxruntime(source.path, libraries=source.libraries) as exported:
             report = exported.compare(reference, samples, precision=source.precision, repeats=1)
     except RunnerError:
         return None

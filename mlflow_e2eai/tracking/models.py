@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mlflow_e2eai import bundle
+from mlflow_e2eai import bundle, libraries
 from mlflow_e2eai.arrays import save_arrays
 from mlflow_e2eai.artifacts import EngineArtifact, OnnxArtifact, Tensors, TensorSpec
 from mlflow_e2eai.files import to_json
@@ -80,6 +80,8 @@ def _lay_out(
     for weights in artifact.weights if isinstance(artifact, OnnxArtifact) else ():
         link(artifact.path.parent / weights.path, folder)
     here = dataclasses.replace(artifact, path=Path(file))
+    if isinstance(here, OnnxArtifact):
+        here = dataclasses.replace(here, libraries=libraries.copied(here.libraries, folder))
     (folder / ARTIFACT).write_text(to_json(here), encoding="utf-8")
     save_arrays(folder / bundle.EXAMPLE, example)
     meta = Model(

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mlflow_e2eai import bundle, trees
+from mlflow_e2eai import bundle, libraries, trees
 from mlflow_e2eai import operators as custom
 from mlflow_e2eai.arrays import load_arrays, resize, save_arrays
-from mlflow_e2eai.artifacts import Axis, Tensors, TensorSpec
+from mlflow_e2eai.artifacts import Axis, Library, Tensors, TensorSpec
 from mlflow_e2eai.calling import answer, flattened, input_tree
 from mlflow_e2eai.errors import TrackingError
 from mlflow_e2eai.files import from_json, to_json
@@ -36,6 +36,8 @@ _EVALUATION = "evaluation.npz"
 _AXES = "dynamic_axes.json"
 _TREE = "input_tree.json"
 _OPERATORS = "operators.onnx"
+_LIBRARIES = "libraries.json"
+"""Digests by file name, of the libraries beside it."""
 
 _KEPT_BYTES = 256 << 20
 """Evaluation data up to this size is kept with the PyTorch model, and held in memory meanwhile. All
@@ -50,6 +52,7 @@ def log_source(
     run_id: str,
     dynamic_axes: DynamicAxes | None = None,
     operators: Sequence[custom.Operator] = (),
+    operator_libraries: Sequence[Path] = (),
     evaluation: EvaluationData | None = None,
 ) -> str:
     """Log a PyTorch model by mlflow.pytorch, with what the stages need to take it further.
@@ -65,6 +68,7 @@ def log_source(
         run_id: The run that it is an output of.
         dynamic_axes: Kept with the model, for `export`.
         operators: The same.
+        operator_libraries: The same: the files, with their digests.
         evaluation: Kept with the model, for `evaluate`, if it is small enough; the metrics' code
             is not.
 
@@ -87,6 +91,11 @@ def log_source(
     signature = signature_of(specs, outputs, named=False)
     with tempfile.TemporaryDirectory() as folder, evaluation_mode(module):
         files = _companions(Path(folder), example, tree, dynamic_axes, operators, evaluation)
+        known = libraries.named(operator_libraries)
+        if known:
+            digests = {library.path.name: library.sha256 for library in known}
+            Path(folder, _LIBRARIES).write_text(json.dumps(digests), encoding="utf-8")
+            files += [str(Path(folder, _LIBRARIES)), *(str(library.path) for library in known)]
         info = Model.log(
             artifact_path=None,
             name=name,
@@ -181,8 +190,15 @@ def _keep(evaluation: EvaluationData, path: Path) -> None:
 
 def fetch_source(
     model: LoggedModel, folder: Path
-) -> tuple[Any, Any, DynamicAxes | None, tuple[custom.Operator, ...], EvaluationData | None]:
-    """Load a PyTorch LoggedModel with its input example, dynamic axes, operators and data.
+) -> tuple[
+    Any,
+    Any,
+    DynamicAxes | None,
+    tuple[custom.Operator, ...],
+    tuple[Library, ...],
+    EvaluationData | None,
+]:
+    """Load a PyTorch LoggedModel with its input example, axes, operators, libraries and data.
 
     The example is the one that this package kept, else MLflow's own, else random numbers in the
     shape of the signature. Axes and data that were not kept are None.
@@ -205,8 +221,9 @@ def fetch_source(
         kept = extra / _OPERATORS
         operators = custom.load(kept) if kept.is_file() else ()
         axes = _read_axes(extra / _AXES)
-        return module, example, axes, operators, _read_evaluation(extra / _EVALUATION)
-    return module, _mlflow_example(place, model), None, (), None
+        kept_data = _read_evaluation(extra / _EVALUATION)
+        return module, example, axes, operators, _read_libraries(extra), kept_data
+    return module, _mlflow_example(place, model), None, (), (), None
 
 
 def open_inputs(model: LoggedModel, folder: Path) -> list[bool]:
@@ -265,6 +282,14 @@ def _read_axes(path: Path) -> dict[str, dict[int, Axis]] | None:
         }
         for name, positions in json.loads(path.read_text(encoding="utf-8")).items()
     }
+
+
+def _read_libraries(extra: Path) -> tuple[Library, ...]:
+    if not (extra / _LIBRARIES).is_file():
+        return ()
+    digests = json.loads((extra / _LIBRARIES).read_text(encoding="utf-8"))
+    stored = [Library(path=Path(name), sha256=sha256) for name, sha256 in digests.items()]
+    return libraries.fetched(stored, extra)
 
 
 def _read_evaluation(path: Path) -> EvaluationData | None:
