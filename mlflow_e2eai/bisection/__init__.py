@@ -31,7 +31,7 @@ from mlflow_e2eai.errors import (
 )
 from mlflow_e2eai.isolation import isolated_onnxruntime
 from mlflow_e2eai.parity import compare
-from mlflow_e2eai.precision import check_precision
+from mlflow_e2eai.precision import check_graph_precision
 from mlflow_e2eai.precision.fp16 import of_libraries, to_fp16
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def bisect(
             then the fault is not in the precision.
         RunnerError: The reference cannot answer the samples.
     """
-    check_precision(precision)
+    check_graph_precision(precision)
     if precision == "fp32" or source.precision != "fp32":
         msg = f"From {source.precision} to {precision}; ask for fp32 to another precision."
         raise InvalidInputError(msg)

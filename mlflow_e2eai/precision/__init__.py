@@ -76,13 +76,13 @@ def convert(
         and which nodes stayed in fp32, and why.
 
     Raises:
-        InvalidInputError: The precision is unknown, `source` is not in fp32, or it has no such
-            node to keep.
+        InvalidInputError: There is no such precision of a graph, `source` is not in fp32, or it
+            has no such node to keep.
         PrecisionError: The converter failed, or wrote a graph that does not load, has another
             interface, or has nothing in the precision asked for; or `source` does not run on a
             sample. Its `report` says what was found until then.
     """
-    check_precision(precision)
+    check_graph_precision(precision)
     if source.precision != "fp32":
         msg = f"The graph is in {source.precision}, but one in fp32 is wanted; convert that one."
         raise InvalidInputError(msg)
@@ -183,6 +183,18 @@ def check_precision(precision: str) -> None:
     """
     if precision not in PRECISIONS:
         msg = f"The precision is {precision!r}, but one of {', '.join(PRECISIONS)} is wanted."
+        raise InvalidInputError(msg)
+
+
+def check_graph_precision(precision: str) -> None:
+    """Refuse a precision that no graph can be in.
+
+    Raises:
+        InvalidInputError: There is no such precision, or it is how an engine computes.
+    """
+    check_precision(precision)
+    if precision == "tf32":
+        msg = "No graph is in tf32, it is how an engine computes; compile the fp32 graph in tf32."
         raise InvalidInputError(msg)
 
 
