@@ -166,7 +166,9 @@ def export(
                 refused[rung] = error
         else:
             raise _none_left(refused)
-    made = graphs.describe(out, stage="export", precision="fp32", axes=axes, parent_sha256=None)
+    made = graphs.describe(
+        out, stage="export", precision="fp32", axes=axes, parent_sha256=None, model=model
+    )
     return made, ExportReport(
         exporter="dynamo" if rung == PLAIN_DYNAMO else rung,
         refused={name: str(error) for name, error in refused.items()},

@@ -19,7 +19,7 @@ from mlflow_e2eai import graphs
 from mlflow_e2eai.artifacts import Infer, OnnxArtifact, Tensors
 from mlflow_e2eai.errors import ArtifactError, RunnerError, SurgeryError
 from mlflow_e2eai.files import written
-from mlflow_e2eai.isolation import isolated_onnxruntime
+from mlflow_e2eai.isolation import Opened, isolated_onnxruntime, onnxruntime_ahead
 from mlflow_e2eai.origins import bridge, fitted
 from mlflow_e2eai.surgery import interface
 from mlflow_e2eai.surgery.blame import guilty_step
@@ -127,11 +127,19 @@ def attempt(
 ) -> tuple[OnnxArtifact, SurgeryReport]:
     """Do what `clean` does, without a search for the step to blame where the result is wrong."""
     text = plan_text(plan)
-    edited = _edited(source, plan)
-    before, after, wanted = edited.before, edited.after, edited.interface
-    inputs, outputs = graphs.interface(after)
-    interface.check(source, inputs, outputs, wanted)
-    with staged(out) as temporary:
+    for step in plan:
+        step.bound()  # refused before anything is read
+    before = graphs.read(source.path)
+    with ExitStack() as stack:
+        opened: Opened = isolated_onnxruntime
+        if samples:  # what runs the graphs gets ready while they are made
+            loaded = source.path if reference is None else None
+            opened = stack.enter_context(onnxruntime_ahead(loaded))
+        edited = _edited(source, before, plan)
+        after, wanted = edited.after, edited.interface
+        inputs, outputs = graphs.interface(after)
+        interface.check(source, inputs, outputs, wanted)
+        temporary = stack.enter_context(staged(out))
         try:
             graphs.write(after, temporary)
         except ArtifactError as broken:
@@ -144,8 +152,9 @@ def attempt(
             axes=wanted.axes,
             parent_sha256=source.sha256,
             origins=wanted.origins(outputs),
+            model=after,
         )
-        error = _keep_numbers(source, artifact, samples, reference)
+        error = _keep_numbers(source, artifact, samples, reference, opened)
     artifact = replace(artifact, path=out)
     report = SurgeryReport(
         edits=edited.edits,
@@ -165,18 +174,16 @@ def attempt(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Edited:
-    """A graph before and after a plan, which nobody has checked yet."""
+    """A graph after a plan, which nobody has checked yet."""
 
-    before: onnx.ModelProto
     after: onnx.ModelProto
     interface: Interface
     edits: Mapping[str, int]
     seconds: Mapping[str, float]
 
 
-def _edited(source: OnnxArtifact, plan: Sequence[Step]) -> _Edited:
+def _edited(source: OnnxArtifact, before: onnx.ModelProto, plan: Sequence[Step]) -> _Edited:
     rules = [(step, step.bound()) for step in plan]
-    before = graphs.read(source.path)
     graph = graphs.to_graph(before)
     _name_nodes(graph)
     edits, seconds = {}, {}
@@ -188,7 +195,7 @@ def _edited(source: OnnxArtifact, plan: Sequence[Step]) -> _Edited:
         seconds[name] = time.perf_counter() - began
         wanted = interface.after(step.found(), wanted, step.arguments)
     after = graphs.to_onnx(graph, like=before)
-    return _Edited(before=before, after=after, interface=wanted, edits=edits, seconds=seconds)
+    return _Edited(after=after, interface=wanted, edits=edits, seconds=seconds)
 
 
 def _kept(source: OnnxArtifact, plan: Sequence[Step], guilty: int, keep: Path) -> tuple[Path, ...]:
@@ -197,7 +204,7 @@ def _kept(source: OnnxArtifact, plan: Sequence[Step], guilty: int, keep: Path) -
     kept = []
     for name, steps in (("before.onnx", plan[:guilty]), ("after.onnx", plan[: guilty + 1])):
         with suppress(SurgeryError):
-            made = _edited(source, steps).after
+            made = _edited(source, graphs.read(source.path), steps).after
             with beside(made, keep), written(keep / name) as temporary:
                 temporary.write_bytes(made.SerializeToString(deterministic=True))
             kept.append(keep / name)
@@ -276,6 +283,7 @@ def _keep_numbers(
     cleaned: OnnxArtifact,
     samples: Sequence[Tensors],
     reference: Infer | None,
+    opened: Opened,
 ) -> float | None:
     """Largest difference seen between before and after; None when there are no samples.
 
@@ -284,10 +292,10 @@ def _keep_numbers(
     if not samples:
         return None
     with ExitStack() as stack:
-        before = bridge(reference or _before(source, stack), source, cleaned)
+        before = bridge(reference or _before(source, stack, opened), source, cleaned)
         asked = [fitted(sample, source, cleaned) for sample in samples]
         try:
-            after = stack.enter_context(isolated_onnxruntime(cleaned.path))
+            after = stack.enter_context(opened(cleaned.path))
             # ONNX Runtime is no suspect here, the rules are.
             report = after.compare(before, asked, precision=source.precision, repeats=1)
         except RunnerError as error:
@@ -303,9 +311,9 @@ def _keep_numbers(
     return max((output.max_abs_error for output in report.outputs), default=0.0)
 
 
-def _before(source: OnnxArtifact, stack: ExitStack) -> Infer:
+def _before(source: OnnxArtifact, stack: ExitStack, opened: Opened) -> Infer:
     try:
-        return stack.enter_context(isolated_onnxruntime(source.path))
+        return stack.enter_context(opened(source.path))
     except RunnerError as error:
         msg = f"The numbers before surgery cannot be had: {error} Give a reference."
         raise SurgeryError(msg) from error
