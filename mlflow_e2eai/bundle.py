@@ -6,6 +6,7 @@
       model-fp16.onnx      the same in other precisions
       <digest>.weights     weights of graphs that are too large for one file
       engines/             one file for each precision and target
+      libraries/           native code that graphs need; loaded only where the caller allows it
       input_example.npz    one array for each input
 
 Paths in the manifest are relative to the directory.
@@ -20,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+from mlflow_e2eai import libraries
 from mlflow_e2eai.arrays import load_arrays, save_arrays
 from mlflow_e2eai.artifacts import Array, Axis, EngineArtifact, OnnxArtifact, Tensors, TensorSpec
 from mlflow_e2eai.errors import (
@@ -227,6 +229,10 @@ def write(directory: Path, manifest: Manifest, example: Tensors, *, copy: bool =
         raise InvalidInputError(msg)
     graphs = tuple(_copied(graph, _graph_path(graph), directory) for graph in manifest.graphs)
     engines = tuple(_copied(engine, _engine_path(engine), directory) for engine in manifest.engines)
+    graphs = tuple(
+        dataclasses.replace(graph, libraries=libraries.copied(graph.libraries, directory))
+        for graph in graphs
+    )
     for graph in manifest.graphs:
         for file in graph.weights:
             link(graph.path.parent / file.path, directory, copy=copy)
@@ -279,10 +285,20 @@ def read(directory: Path) -> Manifest:
 
 
 def located(manifest: Manifest, directory: Path) -> Manifest:
-    """The same manifest with the paths of its files where the bundle lies."""
+    """The same manifest with the paths of its files where the bundle lies.
+
+    Libraries are allowed as `libraries.native_allowed` says.
+    """
     return dataclasses.replace(
         manifest,
-        graphs=tuple(dataclasses.replace(g, path=directory / g.path) for g in manifest.graphs),
+        graphs=tuple(
+            dataclasses.replace(
+                graph,
+                path=directory / graph.path,
+                libraries=libraries.fetched(graph.libraries, directory),
+            )
+            for graph in manifest.graphs
+        ),
         engines=tuple(dataclasses.replace(e, path=directory / e.path) for e in manifest.engines),
     )
 

@@ -11,17 +11,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlflow_e2eai import bundle, pipeline, tracking
-from mlflow_e2eai.artifacts import Array, Axis, Infer, OnnxArtifact, Tensors
+from mlflow_e2eai.artifacts import (
+    Array,
+    Axis,
+    EngineArtifact,
+    Infer,
+    Library,
+    OnnxArtifact,
+    Tensors,
+)
 from mlflow_e2eai.calling import flattened
 from mlflow_e2eai.errors import TrackingError
 from mlflow_e2eai.isolation import isolated_onnxruntime
 from mlflow_e2eai.modules import DynamicAxes
 from mlflow_e2eai.operators import Operator
-from mlflow_e2eai.origins import bridge
+from mlflow_e2eai.origins import begins_inside, bridge, hold_beginning
 from mlflow_e2eai.samples import EvaluationData
+from mlflow_e2eai.surgery import answering
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
+
+GRAPHS = ("clean", "convert")
+"""Stages whose graph is run, and made an engine of."""
 
 _log = logging.getLogger(__name__)
 
@@ -37,6 +49,7 @@ class Source:
     example: dict[str, Array]
     axes: DynamicAxes
     operators: tuple[Operator, ...]
+    libraries: tuple[Library, ...]
     evaluation: EvaluationData | None
 
 
@@ -53,6 +66,7 @@ class Job:
         source_id = None if self.source is None else self.source.model_id
         self.recorder = tracking.MlflowRecorder(name=name, source=source_id)
         self.evaluation: EvaluationData | None = None
+        self.timed: Infer | None = None
 
     @contextmanager
     def stage(self, name: str, graph: OnnxArtifact) -> Iterator[tracking.MlflowStage]:
@@ -65,12 +79,18 @@ class Job:
     def reference(self, raw: OnnxArtifact, graph: OnnxArtifact) -> Iterator[Infer | None]:
         """The PyTorch module under a graph's names; None when it cannot be loaded here.
 
-        Where an ONNX file began the chain, that file run by ONNX Runtime.
+        Where an ONNX file began the chain, that file run by ONNX Runtime. Tensors that surgery
+        exposed come from ONNX Runtime on the raw graph; `timed` does without them.
         """
         if self.source is None:
-            with isolated_onnxruntime(raw.path) as infer:
-                yield bridge(infer, raw, graph)
+            with (
+                isolated_onnxruntime(raw.path, libraries=raw.libraries) as itself,
+                answering(itself, raw, graph) as answer,
+            ):
+                self.timed = bridge(itself, raw, graph)
+                yield answer
             return
+        hold_beginning(graph, raw)
         try:
             source = source_of(self.source, self.folder / "source", None)
         except TrackingError as error:
@@ -78,8 +98,12 @@ class Job:
             yield None
             return
         self.evaluation = source.evaluation
-        with pipeline.reference_of(source.module, raw) as infer:
-            yield bridge(infer, raw, graph)
+        with (
+            pipeline.reference_of(source.module, raw) as infer,
+            answering(infer, raw, graph) as answer,
+        ):
+            self.timed = bridge(infer, raw, graph)
+            yield answer
 
     def data(self, graph: OnnxArtifact) -> EvaluationData | None:
         """The evaluation data under a graph's names; None when there is none, or it cannot be had.
@@ -90,6 +114,8 @@ class Job:
             return None
         exported = tracking.ancestor(self.model, ("export",))
         raw, _ = graph_of(exported, self.folder / "raw")
+        if begins_inside(graph, raw):
+            return None
         with self.reference(raw, graph):
             found = self.evaluation
         return None if found is None else found.for_graph(raw, graph)
@@ -110,12 +136,17 @@ def _has_module(root: LoggedModel) -> bool:
 def source_of(model: LoggedModel, folder: Path, axes: DynamicAxes | None) -> Source:
     """Load a PyTorch model; `axes` stand in for those that it was logged with, unless None."""
     folder.mkdir(exist_ok=True, parents=True)
-    loaded, given, kept, operators, evaluation = tracking.fetch_source(model, folder)
+    loaded, given, kept, operators, libraries, evaluation = tracking.fetch_source(model, folder)
     module, example = flattened(loaded, given)
     if axes is None:
         axes = kept if kept is not None else _open_axes(model, folder, example)
     return Source(
-        module=module, example=example, axes=axes, operators=operators, evaluation=evaluation
+        module=module,
+        example=example,
+        axes=axes,
+        operators=operators,
+        libraries=libraries,
+        evaluation=evaluation,
     )
 
 
@@ -134,3 +165,28 @@ def graph_of(model: LoggedModel, folder: Path) -> tuple[OnnxArtifact, dict[str, 
     folder.mkdir(exist_ok=True, parents=True)
     graph = tracking.fetch_graph(model, folder)
     return graph, bundle.read_example(graph.path.parent)
+
+
+def variants_in(
+    job: Job,
+) -> tuple[list[OnnxArtifact], list[EngineArtifact], dict[str, Array]]:
+    """The graphs and engines to judge, told to the recorder, and their input example."""
+    place = job.folder / "input"
+    place.mkdir()
+    stage = job.model.tags[tracking.STAGE]
+    if stage == "package":
+        directory = tracking.fetch(job.model, place) / "bundle"
+        manifest = bundle.located(bundle.read(directory), directory)
+        for item in manifest.files:
+            job.recorder.models[item.sha256] = job.model.model_id
+        return list(manifest.graphs), list(manifest.engines), bundle.read_example(directory)
+    if stage == "compile":
+        engine = tracking.fetch_engine(job.model, place)
+        job.recorder.models[engine.sha256] = job.model.model_id
+        parent = tracking.ancestor(job.model, GRAPHS)
+        graph, example = graph_of(parent, job.folder / "graph")
+        job.recorder.models[graph.sha256] = parent.model_id
+        return [graph], [engine], example
+    graph, example = graph_of(job.model, place)
+    job.recorder.models[graph.sha256] = job.model.model_id
+    return [graph], [], example

@@ -6,23 +6,20 @@ Exit codes: 0 done (for ``promote``: promoted), 1 error, 3 rejected.
 from __future__ import annotations
 
 import argparse
-import difflib
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
 
-from mlflow_e2eai import __version__
+from mlflow_e2eai import __version__, options
 from mlflow_e2eai.errors import E2EAIError, InvalidInputError
+from mlflow_e2eai.libraries import native_allowed
 from mlflow_e2eai.texts import (
-    batch_sizes,
-    dynamic_axes,
     nodes,
     plan,
     precision,
+    precision_of_engine,
     precisions,
     targets,
-    truth,
     typed,
     whole,
 )
@@ -45,7 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments, strange = parser().parse_known_args(words)
         if strange:
             arguments.parser.refuse(strange[0])
-        code: int = arguments.verb(arguments)
+        with native_allowed(getattr(arguments, "allow_native", ())):
+            code: int = arguments.verb(arguments)
         return code
 
     return reported(run)
@@ -71,34 +69,18 @@ def reported(run: Callable[[], int]) -> int:
         return ERROR
 
 
-class Parser(argparse.ArgumentParser):
-    """A parser whose errors are ours."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise instead of leaving the process.
-
-        Raises:
-            InvalidInputError: Always.
-        """
-        verb = self.prog.partition(" ")[2]
-        raise InvalidInputError(f"{verb}: {message}" if verb else message)
-
-    def refuse(self, strange: str) -> NoReturn:
-        """Say that there is no such parameter, and which one may be meant."""
-        known = [text for action in self._actions for text in action.option_strings]
-        near = difflib.get_close_matches(strange, known, n=1)
-        hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(known)}."
-        self.error(f"there is no parameter {strange}{hint}")
-
-
 def parser() -> argparse.ArgumentParser:
     """The command line: one verb for each entry point of MLproject but ``main``."""
-    top = Parser(prog="mlflow_e2eai", description="From a PyTorch model to a promoted version.")
+    top = options.Parser(
+        prog="mlflow_e2eai", description="From a PyTorch model to a promoted version."
+    )
     top.add_argument("--version", action="version", version=__version__)
-    verbs = top.add_subparsers(required=True, metavar="VERB", parser_class=Parser)
+    verbs = top.add_subparsers(required=True, metavar="VERB", parser_class=options.Parser)
 
-    def verb(name: str, run: Callable[[argparse.Namespace], int], help: str) -> Parser:  # noqa: A002
-        added: Parser = verbs.add_parser(name, help=help, description=help, allow_abbrev=False)
+    def verb(name: str, run: Callable[[argparse.Namespace], int], help: str) -> options.Parser:  # noqa: A002
+        added: options.Parser = verbs.add_parser(
+            name, help=help, description=help, allow_abbrev=False
+        )
         added.set_defaults(verb=run, parser=added)
         return added
 
@@ -107,105 +89,58 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--name", default="model", help="name of the logged model")
 
     one = verb("export", _export, "Export the PyTorch model of a chain to ONNX.")
-    _model_uri(one)
-    _export_options(one)
-    _plan_option(one)
+    options.model_uri(one)
+    options.export_options(one)
+    options.plan_option(one)
 
     one = verb("clean", _clean, "Apply a surgery plan to the raw graph of a chain.")
-    one.add_argument("--model-uri", default="none", help="any model of the chain, or 'none'")
-    one.add_argument("--onnx", default="none", help="an ONNX file that begins a chain, or 'none'")
-    one.add_argument("--input-example", default="none", help="its inputs, an npz file, or 'none'")
-    _axes_option(one)
-    _plan_option(one)
+    options.onnx_options(one)
+    options.axes_option(one)
+    options.plan_option(one)
 
     one = verb("convert", _convert, "Convert the cleaned graph of a chain to another precision.")
-    _model_uri(one)
+    options.model_uri(one)
     one.add_argument("--precision", required=True, type=typed(precision), help="fp32 or fp16")
-    _keep_option(one)
+    options.keep_option(one)
 
     one = verb("bisect", _bisect, "Find the nodes that must stay in fp32 for a precision to pass.")
-    _model_uri(one)
+    options.model_uri(one)
     one.add_argument(
         "--precision", default="fp16", type=typed(precision), help="the one that fails"
     )
 
     one = verb("compile", _compile, "Build TensorRT engines of a graph of a chain.")
-    _model_uri(one)
+    options.model_uri(one)
     one.add_argument("--targets", required=True, type=typed(targets), help="sm86,sm89 or local")
-    _tf32_option(one)
+    one.add_argument(
+        "--precision",
+        default="auto",
+        type=typed(precision_of_engine),
+        help="tf32 for the graph in fp32, or 'auto': the graph's own",
+    )
 
     one = verb("evaluate", _evaluate, "Judge a graph, engine or bundle on this machine.")
-    _model_uri(one)
-    _batch_option(one)
+    options.model_uri(one)
+    options.batch_option(one)
 
     one = verb("promote", _promote, "Give a version an alias, if it passes the gates.")
     one.add_argument("--name", required=True, help="the registered model")
     one.add_argument("--version", required=True, type=typed(whole), help="its version")
     one.add_argument("--alias", default="champion", help="the alias to give")
     one.add_argument("--gates", default="default", help="a YAML file, or 'default'")
+    options.allow_option(one)
 
     one = verb("pipeline", _pipeline, "Take a logged PyTorch model from export to package.")
-    _model_uri(one)
+    options.model_uri(one)
     one.add_argument("--name", default="model", help="name of the logged model")
     one.add_argument("--registered-model-name", default="none", help="or 'none'")
-    _export_options(one)
-    _plan_option(one)
+    options.export_options(one)
+    options.plan_option(one)
     one.add_argument("--precisions", default="fp32,fp16", type=typed(precisions))
     one.add_argument("--targets", default="none", type=typed(targets), help="or 'none'")
-    _tf32_option(one)
-    _keep_option(one)
-    _batch_option(one)
+    options.keep_option(one)
+    options.batch_option(one)
     return top
-
-
-def _model_uri(one: argparse.ArgumentParser) -> None:
-    one.add_argument(
-        "--model-uri",
-        required=True,
-        help="a LoggedModel id, models:/name/version, models:/name@alias or runs:/run_id/name",
-    )
-
-
-def _export_options(one: argparse.ArgumentParser) -> None:
-    one.add_argument("--exporter", default="auto", help="auto, dynamo, trace or script")
-    one.add_argument("--opset", default="18", type=typed(whole), help="ONNX operator set")
-    _axes_option(one)
-
-
-def _axes_option(one: argparse.ArgumentParser) -> None:
-    one.add_argument(
-        "--dynamic-axes",
-        default="auto",
-        type=typed(dynamic_axes),
-        help="input:position=name:min:opt:max, comma between; 'none', or 'auto' as logged",
-    )
-
-
-def _plan_option(one: argparse.ArgumentParser) -> None:
-    one.add_argument(
-        "--plan", default="default", help="a YAML file or runs:/run_id/plan.yaml; or 'default'"
-    )
-
-
-def _keep_option(one: argparse.ArgumentParser) -> None:
-    one.add_argument(
-        "--keep-fp32",
-        default="none",
-        help="nodes, comma between; 'none', or a file of them: runs:/run_id/bisection.json",
-    )
-
-
-def _batch_option(one: argparse.ArgumentParser) -> None:
-    one.add_argument(
-        "--batch-sizes",
-        default="none",
-        type=typed(batch_sizes),
-        help="sizes to measure latency at beside min, opt and max, comma between; or 'none'",
-    )
-
-
-def _tf32_option(one: argparse.ArgumentParser) -> None:
-    one.add_argument("--tf32", default="false", type=typed(truth), help="true or false")
 
 
 def _log(arguments: argparse.Namespace) -> int:
@@ -241,7 +176,13 @@ def _clean(arguments: argparse.Namespace) -> int:
     if onnx != "none":
         data = None if example == "none" else Path(example)
         axes = arguments.dynamic_axes
-        model_id = clean_onnx(Path(onnx), example=data, dynamic_axes=axes, plan=steps)
+        model_id = clean_onnx(
+            Path(onnx),
+            example=data,
+            dynamic_axes=axes,
+            plan=steps,
+            operator_libraries=[Path(library) for library in arguments.operator_libraries],
+        )
     else:
         model_id = jobs.clean(uri, plan=steps)
     print(f"models:/{model_id}")
@@ -274,7 +215,7 @@ def _compile(arguments: argparse.Namespace) -> int:
     from mlflow_e2eai import jobs
 
     for model_id in jobs.compile(
-        arguments.model_uri, targets=arguments.targets, tf32=arguments.tf32
+        arguments.model_uri, targets=arguments.targets, precision=arguments.precision
     ):
         print(f"models:/{model_id}")
     return DONE
@@ -299,6 +240,7 @@ def _promote(arguments: argparse.Namespace) -> int:
         arguments.version,
         alias=arguments.alias,
         gates=None if arguments.gates == "default" else arguments.gates,
+        allow_native=arguments.allow_native,
     )
     for verdict in decision.verdicts:
         print(f"{'passed' if verdict.passed else 'FAILED'}  {verdict}")
@@ -325,7 +267,6 @@ def _pipeline(arguments: argparse.Namespace) -> int:
         plan=plan(arguments.plan),
         precisions=arguments.precisions,
         targets=arguments.targets,
-        tf32=arguments.tf32,
         keep_fp32=nodes(arguments.keep_fp32),
         batch_sizes=arguments.batch_sizes,
     )

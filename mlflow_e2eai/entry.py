@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mlflow_e2eai import graphs, jobs, tracking, weights
+from mlflow_e2eai import graphs, jobs, operators, tracking, weights
 from mlflow_e2eai.arrays import feed, load_arrays
 from mlflow_e2eai.artifacts import Array, OnnxArtifact, TensorSpec
 from mlflow_e2eai.errors import InvalidInputError
 from mlflow_e2eai.isolation import isolated_onnxruntime
+from mlflow_e2eai.libraries import native_allowed
 from mlflow_e2eai.modules import DynamicAxes, axes_of
 from mlflow_e2eai.samples import profile_samples
 from mlflow_e2eai.surgery import DEFAULT_PLAN, Step
@@ -28,6 +29,7 @@ def clean_onnx(
     example: Path | None = None,
     dynamic_axes: DynamicAxes | None = None,
     plan: Sequence[Step] = DEFAULT_PLAN,
+    operator_libraries: Sequence[Path] = (),
 ) -> str:
     """Log an ONNX file as the raw graph of a chain without a PyTorch model, and clean it.
 
@@ -40,6 +42,7 @@ def clean_onnx(
             standard normal numbers for floats, else zeros.
         dynamic_axes: An axis for every size that the file leaves open.
         plan: See `jobs.clean`.
+        operator_libraries: Shared libraries that implement operators of it for ONNX Runtime.
 
     Returns:
         Id of the cleaned ONNX LoggedModel.
@@ -50,22 +53,31 @@ def clean_onnx(
         RunnerError: ONNX Runtime cannot load it, or run it.
     """
     model = graphs.read(path)
+    libraries = operators.found(operator_libraries)
     _hold_fp32(model, path)
     _name_axes(model, dynamic_axes or {})
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "raw.onnx")
         graphs.write(model, out)
         axes = axes_of(dynamic_axes or {})
-        raw = graphs.describe(out, stage="export", precision="fp32", axes=axes, parent_sha256=None)
+        raw = graphs.describe(
+            out,
+            stage="export",
+            precision="fp32",
+            axes=axes,
+            parent_sha256=None,
+            libraries=libraries,
+        )
         given = _generated(raw) if example is None else feed(load_arrays(example), raw.inputs)
-        with isolated_onnxruntime(raw.path) as infer:
+        with isolated_onnxruntime(raw.path, libraries=raw.libraries) as infer:
             for sample in profile_samples(given, raw).values():
                 infer(sample)
         recorder = tracking.MlflowRecorder(name=path.stem, source=None)
         with tracking.run("clean", nested=True, tags={tracking.STAGE: "clean"}):
             with recorder.stage("import", inputs=[]) as stage:
                 stage.made(raw, example=given)
-            return jobs.clean(recorder.models[raw.sha256], plan=plan)
+            with native_allowed([library.path.name for library in libraries]):
+                return jobs.clean(recorder.models[raw.sha256], plan=plan)
 
 
 def _hold_fp32(model: onnx.ModelProto, path: Path) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -21,6 +21,7 @@ from mlflow_e2eai.artifacts import OnnxArtifact
 from mlflow_e2eai.calling import (
     flattened,
     input_tree,
+    original,
     structured_answer,
 )
 from mlflow_e2eai.errors import ExportError, InvalidInputError
@@ -159,6 +160,15 @@ def export(
                     unverified = check_numbers(
                         temporary, asked, names, rung, warned, lacking=lacking, opened=opened
                     )
+                    made = graphs.describe(
+                        temporary,
+                        stage="export",
+                        precision="fp32",
+                        axes=axes,
+                        parent_sha256=None,
+                        libraries=libraries,
+                        model=model,
+                    )
                 break
             except ExportError as error:
                 if error.operator is not None:
@@ -166,10 +176,7 @@ def export(
                 refused[rung] = error
         else:
             raise _none_left(refused)
-    made = graphs.describe(
-        out, stage="export", precision="fp32", axes=axes, parent_sha256=None, model=model
-    )
-    return made, ExportReport(
+    return replace(made, path=out), ExportReport(
         exporter="dynamo" if rung == PLAIN_DYNAMO else rung,
         refused={name: str(error) for name, error in refused.items()},
         unverified=unverified,
@@ -182,7 +189,7 @@ def _rungs(exporter: Exporter, module: torch.nn.Module, opset: int) -> tuple[Any
     """What to try, in order."""
     import torch
 
-    if exporter == "auto" and not isinstance(module, torch.jit.ScriptModule):
+    if exporter == "auto" and not isinstance(original(module), torch.jit.ScriptModule):
         if opset < DEFAULT_OPSET:
             return ("trace", "script")
         late = opset > _TORCHSCRIPT_MAX_OPSET
@@ -207,11 +214,14 @@ def _choose(exporter: Exporter, module: torch.nn.Module, opset: int) -> Exporter
     if exporter not in EXPORTERS:
         msg = f"The exporter is {exporter!r}, but one of {', '.join(EXPORTERS)} is wanted."
         raise InvalidInputError(msg)
-    scripted = isinstance(module, torch.jit.ScriptModule)
+    scripted = isinstance(original(module), torch.jit.ScriptModule)
     if exporter == "auto":
         exporter = "script" if scripted else "dynamo"
-    if scripted and exporter == "dynamo":
-        msg = "The dynamo exporter takes no ScriptModule; use exporter='script'."
+    if scripted and exporter != "script":
+        msg = f"The {exporter} exporter takes no ScriptModule; use exporter='script'."
+        raise InvalidInputError(msg)
+    if exporter == "script" and isinstance(original(module), torch.fx.GraphModule):
+        msg = "The script exporter takes no ExportedProgram; use exporter='dynamo'."
         raise InvalidInputError(msg)
     if exporter == "dynamo" and opset < DEFAULT_OPSET:
         msg = (

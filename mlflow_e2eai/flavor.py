@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlflow_e2eai import _compat, bundle, pipeline, tracking
+from mlflow_e2eai import _compat, bundle, pipeline, recording, tracking
 from mlflow_e2eai.artifacts import Precision
 from mlflow_e2eai.calling import named_inputs
 from mlflow_e2eai.exporter import DEFAULT_OPSET, Exporter
@@ -61,10 +61,10 @@ def save_model(  # noqa: D417 - the other arguments are log_model's, and describ
     opset: int = DEFAULT_OPSET,
     output_names: Sequence[str] | None = None,
     operators: Sequence[Operator] = (),
+    operator_libraries: Sequence[Path] = (),
     surgery: Sequence[Any] = DEFAULT_PLAN,
     precisions: Sequence[Precision] = ("fp32", "fp16"),
     targets: Sequence[str] = (),
-    tf32: bool = False,
     keep_fp32: Sequence[str] = (),
     batch_sizes: Sequence[int] = (),
     evaluation_data: Any = None,
@@ -107,7 +107,7 @@ def save_model(  # noqa: D417 - the other arguments are log_model's, and describ
         else:
             settings = _settings(locals())
             evaluation = evaluation_of(model, input_example, evaluation_data, metrics)
-            silent = pipeline.Silent()
+            silent = recording.Silent()
             _build(model, input_example, settings, evaluation, target / BUNDLE, silent, None)
         describe(
             target,
@@ -135,10 +135,10 @@ def log_model(
     opset: int = DEFAULT_OPSET,
     output_names: Sequence[str] | None = None,
     operators: Sequence[Operator] = (),
+    operator_libraries: Sequence[Path] = (),
     surgery: Sequence[Any] = DEFAULT_PLAN,
     precisions: Sequence[Precision] = ("fp32", "fp16"),
     targets: Sequence[str] = (),
-    tf32: bool = False,
     keep_fp32: Sequence[str] = (),
     batch_sizes: Sequence[int] = (),
     evaluation_data: Any = None,
@@ -175,10 +175,12 @@ def log_model(
         opset: Version of the ONNX operator set.
         output_names: Names for the outputs, in order.
         operators: What operators compute that are not ONNX's own; see `mlflow_e2eai.Operator`.
+        operator_libraries: Shared libraries that implement operators for ONNX Runtime. They go into
+            the model with their digests; who loads it must allow them by name.
         surgery: The cleaning plan: steps, or a list as YAML gives it.
-        precisions: What to make graphs and engines in.
+        precisions: What to make graphs and engines in. ``tf32`` makes engines of the fp32 graph
+            that may round to TF32; else fp32 means fp32.
         targets: What to build engines for: compute capabilities such as ``sm86``, or ``local``.
-        tf32: Let fp32 engines round to TF32.
         keep_fp32: Nodes that stay in fp32 in the other precisions; `mlflow_e2eai.bisect` finds
             them.
         batch_sizes: Sizes of the leading axis at which latency is measured too, beside the corners
@@ -241,6 +243,7 @@ def log_model(
                     run_id=run_id,
                     dynamic_axes=dynamic_axes,
                     operators=operators,
+                    operator_libraries=operator_libraries,
                     evaluation=evaluation,
                 )
             )
@@ -275,7 +278,7 @@ def _build(
     settings: Settings,
     evaluation: EvaluationData | None,
     place: Path,
-    recorder: pipeline.Recorder,
+    recorder: recording.Recorder,
     source: str | None,
 ) -> None:
     """Run the stages and leave a bundle at `place`."""
@@ -349,6 +352,7 @@ def load_model(
     *,
     variant: str | None = None,
     fallback: bool = True,
+    allow_native: Sequence[str] = (),
 ) -> LoadedModel:
     """Load a model with the best variant that this machine can run.
 
@@ -357,6 +361,8 @@ def load_model(
         dst_path: An existing directory to download to.
         variant: The variant to run, for example ``onnxruntime-cpu/fp16``.
         fallback: Take the next variant when a better one cannot run; if False, that is an error.
+        allow_native: Libraries in the model that may be loaded, by file name, for example
+            ``libortextensions.so``: they are native code, and run what they like.
 
     Returns:
         A callable on named NumPy arrays or torch tensors; its attribute ``variant`` says what
@@ -369,7 +375,12 @@ def load_model(
     place = Path(_compat.download_artifact_from_uri(artifact_uri=model_uri, output_path=dst_path))
     configuration = _compat.get_flavor_configuration(model_path=place, flavor_name=FLAVOR_NAME)
     _compat.add_code_to_system_path(place, configuration)
-    return load(place / configuration.get("data", "."), variant=variant, fallback=fallback)
+    return load(
+        place / configuration.get("data", "."),
+        variant=variant,
+        fallback=fallback,
+        allow_native=allow_native,
+    )
 
 
 def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> PyFunc:
@@ -380,6 +391,7 @@ def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> Py
             Path(path),
             variant=configuration["variant"],
             fallback=bool(configuration["fallback"]),
+            allow_native=configuration["allow_native"],
         )
     )
 
@@ -395,6 +407,7 @@ def _settings(arguments: Mapping[str, Any]) -> Settings:
             **given,
             "dynamic_axes": given["dynamic_axes"] or {},
             "operators": tuple(given["operators"]),
+            "operator_libraries": tuple(given["operator_libraries"]),
             "surgery": plan_from(given["surgery"]),
             "precisions": tuple(given["precisions"]),
             "targets": tuple(given["targets"]),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from mlflow_e2eai import weights
-from mlflow_e2eai.artifacts import Axis, OnnxArtifact, Origins, Precision, TensorSpec
+from mlflow_e2eai.artifacts import Axis, Library, OnnxArtifact, Origins, Precision, TensorSpec
 from mlflow_e2eai.errors import ArtifactError
 from mlflow_e2eai.files import written
 
@@ -124,6 +124,7 @@ def describe(
     axes: tuple[Axis, ...],
     parent_sha256: str | None,
     origins: Origins | None = None,
+    libraries: tuple[Library, ...] = (),
     model: onnx.ModelProto | None = None,
 ) -> OnnxArtifact:
     """Say what an ONNX file is, from the file itself; `model` is what it holds, where known."""
@@ -142,6 +143,10 @@ def describe(
         axes=axes,
         origins=origins,
         weights=files,
+        # Where surgery took such operators out, nothing needs native code any more.
+        libraries=libraries
+        if any("::" in operator_name(n.domain, n.op_type) for n in nodes(model))
+        else (),
     )
 
 

@@ -14,37 +14,30 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlflow_e2eai import bundle, flavor, pipeline, tracking
 from mlflow_e2eai import engine as engines
-from mlflow_e2eai.artifacts import (
-    Array,
-    EngineArtifact,
-    OnnxArtifact,
-    Precision,
-    variant_name,
-)
+from mlflow_e2eai import flavor, pipeline, tracking
+from mlflow_e2eai.artifacts import OnnxArtifact, Precision, graph_precision, variant_name
 from mlflow_e2eai.bisection import Bisection
 from mlflow_e2eai.bisection import bisect as bisect_graph
 from mlflow_e2eai.bundle import Evidence
-from mlflow_e2eai.chain import Job, graph_of, job_on, source_of
+from mlflow_e2eai.chain import GRAPHS, graph_of, job_on, source_of, variants_in
 from mlflow_e2eai.errors import InvalidInputError, RunnerError, TrackingError
 from mlflow_e2eai.evaluation import evaluate as run_evaluation
 from mlflow_e2eai.exporter import DEFAULT_OPSET, Exporter
 from mlflow_e2eai.exporter import export as export_graph
 from mlflow_e2eai.factories import call
 from mlflow_e2eai.isolation import isolated_onnxruntime
+from mlflow_e2eai.libraries import loadable
 from mlflow_e2eai.modules import DynamicAxes
-from mlflow_e2eai.origins import fitted
-from mlflow_e2eai.precision import check_precision
+from mlflow_e2eai.precision import check_graph_precision
+from mlflow_e2eai.recording import record
 from mlflow_e2eai.runners import Device, onnxruntime_devices
 from mlflow_e2eai.samples import all_samples, profile_samples
-from mlflow_e2eai.surgery import DEFAULT_PLAN, Step, named_in
+from mlflow_e2eai.surgery import DEFAULT_PLAN, Step, entering, named_in
 from mlflow_e2eai.surgery import clean as clean_graph
 
 if TYPE_CHECKING:
     from mlflow.models.model import ModelInfo
-
-_GRAPHS = ("clean", "convert")
 
 
 def log(factory: str, *, name: str) -> str:
@@ -53,8 +46,8 @@ def log(factory: str, *, name: str) -> str:
     Args:
         factory: ``package.module:callable`` or ``path/to/file.py:callable``. It returns a mapping
             with ``model`` and ``input_example``, and optionally ``dynamic_axes``,
-            ``operators``, ``evaluation_data`` and ``metrics``, as `mlflow_e2eai.log_model` takes
-            them.
+            ``operators``, ``operator_libraries``, ``evaluation_data`` and ``metrics``, as
+            `mlflow_e2eai.log_model` takes them.
         name: Name of the LoggedModel.
 
     Returns:
@@ -72,6 +65,7 @@ def log(factory: str, *, name: str) -> str:
             run_id=run_id,
             dynamic_axes=made.get("dynamic_axes"),
             operators=made.get("operators", ()),
+            operator_libraries=made.get("operator_libraries", ()),
             evaluation=flavor.evaluation_of(
                 made["model"],
                 made["input_example"],
@@ -112,6 +106,7 @@ def export(
                 exporter=exporter,
                 opset=opset,
                 operators=source.operators,
+                operator_libraries=loadable(source.libraries),
                 deferred=named_in(plan),
             )
             stage.made(raw, example=source.example)
@@ -136,7 +131,8 @@ def clean(model_uri: str, *, plan: Sequence[Step] = DEFAULT_PLAN) -> str:
                 reference=reference,
                 keep=job.folder / "refused",
             )
-            stage.made(cleaned, example=fitted(example, raw, cleaned))
+            with entering(raw, cleaned) as fit:
+                stage.made(cleaned, example=fit(example))
             stage.noted("surgery", report)
         return job.recorder.models[cleaned.sha256]
 
@@ -155,7 +151,7 @@ def convert(model_uri: str, *, precision: Precision, keep_fp32: Sequence[str] = 
     Returns:
         Id of the converted ONNX LoggedModel; for fp32, of the cleaned one itself.
     """
-    check_precision(precision)
+    check_graph_precision(precision)
     with job_on(model_uri, ("clean",)) as job:
         graph, example = graph_of(job.model, job.folder)
         with job.stage(f"convert {precision}", graph) as stage:
@@ -189,7 +185,7 @@ def bisect(model_uri: str, *, precision: Precision = "fp16") -> tuple[Bisection,
     Raises:
         InvalidInputError: The precision is fp32, or unknown; or the graph fails in fp32 too.
     """
-    check_precision(precision)
+    check_graph_precision(precision)
     with job_on(model_uri, ("clean",)) as job:
         graph, example = graph_of(job.model, job.folder)
         raw, _ = graph_of(tracking.ancestor(job.model, ("export",)), job.folder / "raw")
@@ -207,31 +203,51 @@ def bisect(model_uri: str, *, precision: Precision = "fp16") -> tuple[Bisection,
                 precision,
                 samples=samples,
                 reference=reference,
-                run=functools.partial(isolated_onnxruntime, device=device, rounded=device == "cpu"),
+                run=functools.partial(
+                    isolated_onnxruntime,
+                    device=device,
+                    rounded=device == "cpu",
+                    libraries=graph.libraries,
+                ),
             )
             variant = variant_name(f"onnxruntime-{device}", precision)
             tracking.log_bisection(found, run_id=stage.run_id, variant=variant)
         return found, f"runs:/{stage.run_id}/bisection.json"
 
 
-def compile(model_uri: str, *, targets: Sequence[str], tf32: bool = False) -> list[str]:
+def compile(
+    model_uri: str, *, targets: Sequence[str], precision: Precision | None = None
+) -> list[str]:
     """Build engines of a graph of a chain: of the converted one if that is given, else the cleaned.
+
+    Args:
+        model_uri: Any model of the chain, from the cleaned graph on.
+        targets: See `mlflow_e2eai.log_model`.
+        precision: ``tf32`` for the graph in fp32; else None or the graph's own.
 
     Returns:
         Ids of the engine LoggedModels.
+
+    Raises:
+        InvalidInputError: There are no targets, or the graph is in another precision.
     """
     if not targets:
         msg = f"There are no targets; give one of {', '.join(engines.TARGETS)}, or several."
         raise InvalidInputError(msg)
     for target in targets:
         engines.resolve(target)
-    with _parent("compile"), job_on(model_uri, _GRAPHS) as job:
+    with _parent("compile"), job_on(model_uri, GRAPHS) as job:
         graph, example = graph_of(job.model, job.folder)
+        wanted = graph.precision if precision is None else precision
+        if graph_precision(wanted) != graph.precision:
+            msg = f"The graph is in {graph.precision}, but an engine in {wanted} is wanted; "
+            msg += f"give the graph in {graph_precision(wanted)}."
+            raise InvalidInputError(msg)
         made = []
         for target in targets:
-            with job.stage(f"compile {graph.precision} {target}", graph) as stage:
+            with job.stage(f"compile {wanted} {target}", graph) as stage:
                 out = job.folder / f"{target}.engine"
-                engine = engines.compile(graph, target, out=out, tf32=tf32)
+                engine = engines.compile(graph, target, out=out, tf32=wanted == "tf32")
                 stage.made(engine, example=example)
             made.append(job.recorder.models[engine.sha256])
         return made
@@ -247,8 +263,8 @@ def evaluate(model_uri: str, *, batch_sizes: Sequence[int] = ()) -> list[Evidenc
     Returns:
         Evidence for each variant, the PyTorch module first.
     """
-    with _parent("evaluate"), job_on(model_uri, (*_GRAPHS, "compile", "package")) as job:
-        graphs, built, example = _variants(job)
+    with _parent("evaluate"), job_on(model_uri, (*GRAPHS, "compile", "package")) as job:
+        graphs, built, example = variants_in(job)
         exported = tracking.ancestor(job.model, ("export",))
         raw, _ = graph_of(exported, job.folder / "raw")
         job.recorder.models[raw.sha256] = exported.model_id
@@ -267,8 +283,9 @@ def evaluate(model_uri: str, *, batch_sizes: Sequence[int] = ()) -> list[Evidenc
                 raw=raw,
                 evaluation=evaluation,
                 batch_sizes=batch_sizes,
+                timed=job.timed,
             )
-            pipeline.record(evidence, latency, job.recorder)
+            record(evidence, latency, job.recorder)
         return evidence
 
 
@@ -283,7 +300,6 @@ def package(
     plan: Sequence[Step] = DEFAULT_PLAN,
     precisions: Sequence[Precision] = ("fp32", "fp16"),
     targets: Sequence[str] = (),
-    tf32: bool = False,
     keep_fp32: Sequence[str] = (),
     batch_sizes: Sequence[int] = (),
 ) -> ModelInfo:
@@ -299,10 +315,10 @@ def package(
             exporter=exporter,
             opset=opset,
             operators=source.operators,
+            operator_libraries=loadable(source.libraries),
             surgery=plan,
             precisions=precisions,
             targets=targets,
-            tf32=tf32,
             keep_fp32=keep_fp32,
             batch_sizes=batch_sizes,
             evaluation_data=source.evaluation,
@@ -320,31 +336,9 @@ def _device_for(graph: OnnxArtifact) -> Device:
     """The best device here on which ONNX Runtime loads a graph."""
     *better, last = onnxruntime_devices()
     for device in better:
-        with contextlib.suppress(RunnerError), isolated_onnxruntime(graph.path, device=device):
+        with (
+            contextlib.suppress(RunnerError),
+            isolated_onnxruntime(graph.path, device=device, libraries=graph.libraries),
+        ):
             return device
     return last
-
-
-def _variants(
-    job: Job,
-) -> tuple[list[OnnxArtifact], list[EngineArtifact], dict[str, Array]]:
-    """The graphs and engines to judge, told to the recorder, and their input example."""
-    place = job.folder / "input"
-    place.mkdir()
-    stage = job.model.tags[tracking.STAGE]
-    if stage == "package":
-        directory = tracking.fetch(job.model, place) / "bundle"
-        manifest = bundle.located(bundle.read(directory), directory)
-        for item in manifest.files:
-            job.recorder.models[item.sha256] = job.model.model_id
-        return list(manifest.graphs), list(manifest.engines), bundle.read_example(directory)
-    if stage == "compile":
-        engine = tracking.fetch_engine(job.model, place)
-        job.recorder.models[engine.sha256] = job.model.model_id
-        parent = tracking.ancestor(job.model, _GRAPHS)
-        graph, example = graph_of(parent, job.folder / "graph")
-        job.recorder.models[graph.sha256] = parent.model_id
-        return [graph], [engine], example
-    graph, example = graph_of(job.model, place)
-    job.recorder.models[graph.sha256] = job.model.model_id
-    return [graph], [], example

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, distribution, version
@@ -17,12 +18,14 @@ from mlflow_e2eai.tracking import signature_of
 if TYPE_CHECKING:
     from mlflow.models import Model, ModelSignature
 
+_log = logging.getLogger(__name__)
+
 FLAVOR_NAME = "mlflow_e2eai"
 LOADER_MODULE = "mlflow_e2eai.flavor"
 BUNDLE = "bundle"
 """Folder of the bundle inside the model directory."""
 
-MODEL_CONFIG = {"variant": None, "fallback": True}
+MODEL_CONFIG: dict[str, Any] = {"variant": None, "fallback": True, "allow_native": []}
 """What a caller of `mlflow.pyfunc.load_model` may override; MLflow drops keys that are not here."""
 
 
@@ -91,13 +94,19 @@ def describe(
         code=code,
         model_config=MODEL_CONFIG,
     )
-    description.add_flavor(
-        "onnx",
-        onnx_version=onnx.__version__,
-        data=f"{BUNDLE}/{manifest.graphs[0].path.as_posix()}",
-        providers=["CUDAExecutionProvider", "CPUExecutionProvider"],
-        code=code,
-    )
+    if names := [library.path.name for library in manifest.graphs[0].libraries]:
+        _log.warning(
+            "The model has no flavor 'onnx': MLflow's own could not run its graph, which needs %s.",
+            ", ".join(names),
+        )
+    else:
+        description.add_flavor(
+            "onnx",
+            onnx_version=onnx.__version__,
+            data=f"{BUNDLE}/{manifest.graphs[0].path.as_posix()}",
+            providers=["CUDAExecutionProvider", "CPUExecutionProvider"],
+            code=code,
+        )
     description.add_flavor(
         FLAVOR_NAME,
         data=BUNDLE,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from mlflow_e2eai.artifacts import Array, Infer, InputOrigin, OnnxArtifact, Origins, Tensors
+from mlflow_e2eai.errors import InvalidInputError
 
 
 def origins_of(cleaned: OnnxArtifact, raw: OnnxArtifact) -> Origins:
@@ -16,6 +17,27 @@ def origins_of(cleaned: OnnxArtifact, raw: OnnxArtifact) -> Origins:
     if len(known) != len(cleaned.outputs):
         known = [spec.name for spec in cleaned.outputs]
     return Origins(inputs=inputs, outputs=tuple(known))
+
+
+def begins_inside(cleaned: OnnxArtifact, raw: OnnxArtifact) -> bool:
+    """Whether a graph begins at other tensors than the one before: what ran that cannot run it."""
+    names = {origin.name for origin in origins_of(cleaned, raw).inputs}
+    return names != {spec.name for spec in raw.inputs}
+
+
+def hold_beginning(cleaned: OnnxArtifact, raw: OnnxArtifact) -> None:
+    """Refuse a graph that begins inside the one before, where that one's inputs are given.
+
+    Raises:
+        InvalidInputError: It does.
+    """
+    if begins_inside(cleaned, raw):
+        msg = (
+            f"The plan lets the graph begin at {[spec.name for spec in cleaned.inputs]}, but the "
+            f"model takes {[spec.name for spec in raw.inputs]}, so it cannot be judged against the "
+            f"model; extract outputs only, or use `mlflow_e2eai.clean`, which judges the part."
+        )
+        raise InvalidInputError(msg)
 
 
 def converted(tensors: Tensors, raw: OnnxArtifact, cleaned: OnnxArtifact) -> dict[str, Array]:
@@ -41,14 +63,18 @@ def fitted(tensors: Tensors, raw: OnnxArtifact, cleaned: OnnxArtifact) -> dict[s
 
 
 def bridge(reference: Infer, raw: OnnxArtifact, cleaned: OnnxArtifact) -> Infer:
-    """What ran the graph before, with the inputs and outputs that surgery left."""
+    """What ran the graph before, with the inputs and outputs that surgery left.
+
+    Tensors that it does not answer, as surgery exposed them, are missing; `surgery.answering` has
+    them too.
+    """
     origins = origins_of(cleaned, raw)
     inputs = list(zip(cleaned.inputs, origins.inputs, strict=True))
     outputs = list(zip(cleaned.outputs, origins.outputs, strict=True))
 
     def infer(tensors: Tensors) -> Tensors:
         answer = reference({old.name: _old(tensors[spec.name], old) for spec, old in inputs})
-        return {spec.name: answer[name] for spec, name in outputs}
+        return {spec.name: answer[name] for spec, name in outputs if name in answer}
 
     return infer
 

@@ -1,38 +1,43 @@
-"""The stages in their order: a PyTorch model goes in, a bundle comes out.
-
-A `Recorder` is told of every stage; MLflow is one (tracking.py), and `Silent` is none. So saving to
-a folder and logging to a server take the same way.
-"""
+"""The stages in their order: a PyTorch model goes in, a bundle comes out."""
 
 from __future__ import annotations
 
-import dataclasses
 import platform
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from mlflow_e2eai import __version__, bundle
-from mlflow_e2eai.artifacts import Array, EngineArtifact, Infer, OnnxArtifact, Precision, Tensors
+from mlflow_e2eai.artifacts import (
+    Array,
+    EngineArtifact,
+    Infer,
+    OnnxArtifact,
+    Precision,
+    Tensors,
+    graph_precision,
+)
 from mlflow_e2eai.bundle import Evidence, Manifest
 from mlflow_e2eai.calling import flattened
 from mlflow_e2eai.context import driver_version, gpu_name
 from mlflow_e2eai.engine import compile, resolve
-from mlflow_e2eai.errors import PrecisionError
+from mlflow_e2eai.errors import InvalidInputError, PrecisionError
 from mlflow_e2eai.evaluation import evaluate
 from mlflow_e2eai.exporter import DEFAULT_OPSET, Exporter, ExportReport, export
 from mlflow_e2eai.latency import LatencyReport
+from mlflow_e2eai.libraries import named
 from mlflow_e2eai.modules import DynamicAxes
 from mlflow_e2eai.operators import Operator
-from mlflow_e2eai.origins import bridge, fitted
+from mlflow_e2eai.origins import bridge, fitted, hold_beginning
 from mlflow_e2eai.precision import PrecisionReport, check_precision, convert
 from mlflow_e2eai.progress import progress
+from mlflow_e2eai.recording import Recorder, Stage, record
 from mlflow_e2eai.runners import torch_runner
 from mlflow_e2eai.samples import EvaluationData, all_samples, batch_samples, profile_samples
-from mlflow_e2eai.surgery import DEFAULT_PLAN, Step, SurgeryReport, clean, named_in
+from mlflow_e2eai.surgery import DEFAULT_PLAN, Step, SurgeryReport, answering, clean, named_in
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,16 +50,18 @@ class Settings:
         opset: The same.
         output_names: The same.
         operators: The same.
+        operator_libraries: The same.
         surgery: The cleaning plan.
-        precisions: What to make graphs and engines in; fp32 is always made.
+        precisions: What to make graphs and engines in; the graph in fp32 is always made, and
+            ``tf32`` makes engines of it.
         targets: What to build engines for.
-        tf32: Whether fp32 engines may round to TF32.
         keep_fp32: Nodes that stay in fp32 in the other precisions; see `mlflow_e2eai.convert`.
         batch_sizes: Sizes of the leading axis at which latency is measured too.
 
     Raises:
-        InvalidInputError: There is no such precision or target, a target cannot be built here, or
-            an operator's function is not valid.
+        InvalidInputError: There is no such precision or target, a target cannot be built here,
+            tf32 is wanted without a target, an operator's function is not valid, or a library is
+            not there.
         MissingDependencyError: A target's TensorRT is not installed.
     """
 
@@ -63,10 +70,10 @@ class Settings:
     opset: int = DEFAULT_OPSET
     output_names: Sequence[str] | None = None
     operators: Sequence[Operator] = ()
+    operator_libraries: Sequence[Path] = ()
     surgery: Sequence[Step] = DEFAULT_PLAN
     precisions: Sequence[Precision] = ("fp32", "fp16")
     targets: Sequence[str] = ()
-    tf32: bool = False
     keep_fp32: Sequence[str] = ()
     batch_sizes: Sequence[int] = ()
 
@@ -76,53 +83,17 @@ class Settings:
             check_precision(precision)
         for target in self.targets:
             resolve(target)
+        if "tf32" in self.precisions and not self.targets:
+            msg = (
+                "precisions names tf32, which is how an engine computes, and there are no targets; "
+                "give targets to build engines for, or leave tf32 out."
+            )
+            raise InvalidInputError(msg)
         for operator in self.operators:
             operator.proto()
+        named(self.operator_libraries)
         for step in self.surgery:
             step.bound()
-
-
-class Stage(Protocol):
-    """What a stage tells its recorder."""
-
-    def made(self, artifact: OnnxArtifact | EngineArtifact, *, example: Tensors) -> None:
-        """An artifact is finished."""
-
-    def noted(self, name: str, value: Any) -> None:
-        """A report (a dataclass) is to be kept beside the stage."""
-
-    def kept(self, nodes: Sequence[str]) -> None:
-        """These nodes of the graph stay in fp32."""
-
-    def measured(self, evidence: Evidence, latency: Mapping[str, LatencyReport]) -> None:
-        """A variant was measured, or could not be."""
-
-
-class Recorder(Protocol):
-    """Who is told of the stages."""
-
-    def stage(self, name: str, *, inputs: Sequence[str]) -> AbstractContextManager[Stage]:
-        """A stage begins, on artifacts with these digests; it ends, well or not, with the block."""
-
-
-class Silent:
-    """A recorder, and a stage, that keeps nothing."""
-
-    def stage(self, name: str, *, inputs: Sequence[str]) -> AbstractContextManager[Stage]:  # noqa: ARG002
-        """Nobody is told."""
-        return nullcontext(self)
-
-    def made(self, artifact: OnnxArtifact | EngineArtifact, *, example: Tensors) -> None:
-        """Nobody is told."""
-
-    def noted(self, name: str, value: Any) -> None:
-        """Nobody is told."""
-
-    def kept(self, nodes: Sequence[str]) -> None:
-        """Nobody is told."""
-
-    def measured(self, evidence: Evidence, latency: Mapping[str, LatencyReport]) -> None:
-        """Nobody is told."""
 
 
 def build(
@@ -162,6 +133,7 @@ def build(
             opset=settings.opset,
             output_names=settings.output_names,
             operators=settings.operators,
+            operator_libraries=settings.operator_libraries,
             deferred=named_in(settings.surgery),
         )
         stage.made(raw, example=example)
@@ -169,36 +141,36 @@ def build(
     batch_samples(example, raw, settings.batch_sizes)  # a wrong size is told now, not at the end
     with reference_of(module, raw) as reference:
         with recorder.stage("clean", inputs=[raw.sha256]) as stage:
-            samples = list(profile_samples(example, raw).values())
             cleaned, surgery = clean(
                 raw,
                 settings.surgery,
                 out=work / "clean.onnx",
-                samples=samples,
+                samples=list(profile_samples(example, raw).values()),
                 reference=reference,
                 keep=work / "refused",
             )
-            stage.made(cleaned, example=fitted(example, raw, cleaned))
+            hold_beginning(cleaned, raw)
+            example = fitted(example, raw, cleaned)
+            stage.made(cleaned, example=example)
             stage.noted("surgery", surgery)
-        example = fitted(example, raw, cleaned)
-        if evaluation is not None:
-            evaluation = evaluation.for_graph(raw, cleaned)
+        evaluation = evaluation and evaluation.for_graph(raw, cleaned)
         converted = [*_converted(cleaned, settings, work, recorder, example, evaluation)]
         graphs = [cleaned, *(graph for graph, _ in converted if graph is not None)]
         engines = _compiled(graphs, settings, work, recorder, example)
-        evidence, latency = evaluate(
-            bridge(reference, raw, cleaned),
-            graphs,
-            engines,
-            example,
-            raw=raw,
-            evaluation=evaluation,
-            batch_sizes=settings.batch_sizes,
-        )
+        with answering(reference, raw, cleaned) as answer:
+            evidence, latency = evaluate(
+                answer,
+                graphs,
+                engines,
+                example,
+                raw=raw,
+                evaluation=evaluation,
+                batch_sizes=settings.batch_sizes,
+                timed=bridge(reference, raw, cleaned),
+            )
         record(evidence, latency, recorder)
     manifest = _manifest(source, graphs, engines, surgery, evidence, latency, exported)
-    conversions = tuple(report for _, report in converted)
-    return dataclasses.replace(manifest, conversions=conversions), example
+    return replace(manifest, conversions=tuple(report for _, report in converted)), example
 
 
 def _manifest(
@@ -224,16 +196,6 @@ def _manifest(
     )
 
 
-def record(
-    evidence: Sequence[Evidence], latency: Mapping[str, LatencyReport], recorder: Recorder
-) -> None:
-    """Tell a recorder what was measured, a stage for each variant: they were measured together."""
-    for entry in evidence:
-        inputs = [] if entry.sha256 is None else [entry.sha256]
-        with recorder.stage(f"evaluate {entry.variant}", inputs=inputs) as stage:
-            stage.measured(entry, latency)
-
-
 @contextmanager
 def reference_of(module: Any, raw: OnnxArtifact) -> Iterator[Infer]:
     """The PyTorch module under the names of its export: what is right."""
@@ -252,7 +214,7 @@ def _converted(
 ) -> Iterator[tuple[OnnxArtifact | None, PrecisionReport]]:
     """Each precision's graph and report; where there can be none, the report says why."""
     for precision in dict.fromkeys(settings.precisions):
-        if precision != cleaned.precision:
+        if graph_precision(precision) != cleaned.precision:
             with recorder.stage(f"convert {precision}", inputs=[cleaned.sha256]) as stage:
                 made: tuple[OnnxArtifact | None, PrecisionReport]
                 try:
@@ -321,15 +283,16 @@ def _compiled(
     # Two texts may name one target, as `local` and `sm86` on a machine with such a GPU.
     targets = {resolve(text): text for text in settings.targets}
     wanted = [
-        (graph, resolved, text)
+        (graph, precision, resolved, text)
         for graph in graphs
-        if graph.precision in settings.precisions
+        for precision in dict.fromkeys(settings.precisions)
+        if graph_precision(precision) == graph.precision
         for resolved, text in targets.items()
     ]
-    for graph, resolved, target in progress(wanted, "compile", unit="engines"):
-        with recorder.stage(f"compile {graph.precision} {target}", inputs=[graph.sha256]) as stage:
-            out = work / f"{graph.precision}-{target}.engine"
-            engine = compile(graph, resolved, out=out, tf32=settings.tf32)
+    for graph, precision, resolved, target in progress(wanted, "compile", unit="engines"):
+        with recorder.stage(f"compile {precision} {target}", inputs=[graph.sha256]) as stage:
+            out = work / f"{precision}-{target}.engine"
+            engine = compile(graph, resolved, out=out, tf32=precision == "tf32")
             stage.made(engine, example=example)
         engines.append(engine)
     return engines

@@ -39,6 +39,7 @@ def promote(
     *,
     alias: str = "champion",
     gates: Sequence[Gate] | Mapping[str, Any] | str | Path | None = None,
+    allow_native: Sequence[str] = (),
 ) -> Decision:
     """Decide whether a version of a registered model gets an alias, and give it on yes.
 
@@ -53,6 +54,8 @@ def promote(
         alias: The alias that it is to get.
         gates: Gates, or the path of a YAML file, or what that holds; by default those of
             ``gates.yaml`` in this package.
+        allow_native: Libraries in either version that may be loaded to measure it; see
+            `mlflow_e2eai.load_model`.
 
     Returns:
         The decision.
@@ -78,7 +81,7 @@ def promote(
             models = [tracking.resolve(_uri(v)) for v in (challenger, champion) if v is not None]
             tracking.link_inputs(run_id, [model.model_id for model in models])
             places = [_fetch(model, Path(folder, str(at))) for at, model in enumerate(models)]
-            metrics = metrics_of(*places)
+            metrics = metrics_of(*places, allow_native=allow_native)
             manifest = bundle.read(places[0])
         decision = decide(wanted, metrics, has_champion=champion is not None)
         tracking.log_metrics(metrics, run_id=run_id, model_id=models[0].model_id)
@@ -118,12 +121,15 @@ def read_gates(
         raise InvalidInputError(msg) from error
 
 
-def metrics_of(challenger: Path, champion: Path | None = None) -> dict[str, float]:
+def metrics_of(
+    challenger: Path, champion: Path | None = None, *, allow_native: Sequence[str] = ()
+) -> dict[str, float]:
     """The metrics that gates are held against.
 
     Args:
         challenger: A bundle.
         champion: The bundle that it wants to replace.
+        allow_native: Libraries in them that may be loaded.
 
     Returns:
         - ``parity/measured`` and ``parity/failed``: how many variants were measured, and how many
@@ -152,7 +158,9 @@ def metrics_of(challenger: Path, champion: Path | None = None) -> dict[str, floa
     }
     if champion is not None:
         metrics["champion/task_drop"] = _drop(_worst_tasks(bundle.read(champion)), tasks)
-        metrics["champion/latency_ratio"] = _latency_ratio(challenger, champion)
+        metrics["champion/latency_ratio"] = _latency_ratio(
+            challenger, champion, allow_native=allow_native
+        )
     return metrics
 
 
@@ -186,7 +194,7 @@ def _drop(before: Mapping[str, float], now: Mapping[str, float]) -> float:
     return math.nan if any(map(math.isnan, drops)) else max(drops, default=0.0)
 
 
-def _latency_ratio(challenger: Path, champion: Path) -> float:
+def _latency_ratio(challenger: Path, champion: Path, *, allow_native: Sequence[str]) -> float:
     """Upper bound of how many times as long the challenger takes; NaN when it cannot be told.
 
     Each is asked its own input example, resized to the corners that both profiles admit.
@@ -204,7 +212,9 @@ def _latency_ratio(challenger: Path, champion: Path) -> float:
     ]
     if not shared:
         return math.nan
-    openers = {role: partial(load, place) for role, place in places.items()}
+    openers = {
+        role: partial(load, place, allow_native=allow_native) for role, place in places.items()
+    }
     try:
         # Both step down alike to what runs here: the caller asked for a comparison, not an engine.
         with isolated_together(openers) as models:

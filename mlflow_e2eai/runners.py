@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from mlflow_e2eai import graphs
-from mlflow_e2eai.artifacts import Infer, Tensors
+from mlflow_e2eai.artifacts import Infer, Library, Tensors
 from mlflow_e2eai.calling import call, output_tensors
 from mlflow_e2eai.context import has_gpu
 from mlflow_e2eai.errors import RunnerError
+from mlflow_e2eai.libraries import loadable
 from mlflow_e2eai.modules import device_of, evaluation_mode
 from mlflow_e2eai.weights import references
 
@@ -46,7 +47,8 @@ def onnxruntime_runner(
     *,
     device: Device = "cpu",
     rounded: bool = False,
-    libraries: Sequence[Path] = (),
+    fused: bool = True,
+    libraries: Sequence[Library] = (),
 ) -> Iterator[Infer]:
     """Run an ONNX file with ONNX Runtime.
 
@@ -56,14 +58,18 @@ def onnxruntime_runner(
         rounded: Have every fp16 value between nodes rounded to fp16, as a GPU does. On the CPU ONNX
             Runtime computes neighbours in fp32 and rounds behind them, which hides an overflow.
             It is slower, and all values are held at once.
+        fused: Let it fuse nodes. A graph in fp8 must not be: ONNX Runtime 1.31 fuses Q/DQ pairs of
+            fp8 as if they were of int8, and refuses what comes of it, or drops a Relu before them.
         libraries: Shared libraries with operators of the graph. They are native code, which this
-            process loads.
+            process loads, if they are allowed and as they were recorded.
 
     Yields:
         The model as a callable on named arrays of the graph's dtypes and shapes.
 
     Raises:
-        RunnerError: ONNX Runtime cannot load the file or a library, or cannot use the device.
+        RunnerError: ONNX Runtime cannot load the file or a library, or cannot use the device; or
+            a library is not allowed.
+        ArtifactError: A library is missing, or has changed since it was recorded.
     """
     import onnxruntime
 
@@ -73,7 +79,9 @@ def onnxruntime_runner(
     options.log_severity_level = 4  # failures come back as exceptions
     # Idle workers that spin steal the cores of whatever is measured next.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    for library in libraries:
+    if not fused:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    for library in loadable(libraries):
         try:
             options.register_custom_ops_library(str(library))
         except Exception as error:  # onnxruntime's exceptions share no base class

@@ -161,9 +161,15 @@ def plain(leaves: Iterable[str]) -> Tree:
     return Tree(kind="mapping", keys=keys, parts=parts)
 
 
-def constants(tree: Tree) -> Iterator[Tree]:
-    """The constants in a tree."""
-    return (part for part in _walk(tree) if part.kind in _CONSTANTS)
+def constants(
+    tree: Tree, *, root: str = "output", path: tuple[str, ...] = ()
+) -> Iterator[tuple[str, Tree]]:
+    """The constants in a tree, each with the name that `flatten` would give a leaf in its place."""
+    if tree.kind in _CONSTANTS:
+        yield ".".join(path) or root, tree
+    top = f"{root}_" if not path and tree.kind in ("list", "tuple") else ""
+    for key, part in zip(tree.keys or range(len(tree.parts)), tree.parts, strict=True):
+        yield from constants(part, root=root, path=(*path, f"{top}{key}"))
 
 
 def objects(tree: Tree) -> Iterator[Tree]:

@@ -18,8 +18,9 @@ from mlflow_e2eai.bundle import Manifest, located, read
 from mlflow_e2eai.engine import engine_runner, why_not_here
 from mlflow_e2eai.errors import E2EAIError, EngineMismatchError, InvalidInputError, RunnerError
 from mlflow_e2eai.latency import LatencyReport
-from mlflow_e2eai.origins import bridge
+from mlflow_e2eai.libraries import native_allowed
 from mlflow_e2eai.runners import onnxruntime_devices, onnxruntime_runner
+from mlflow_e2eai.surgery import answering
 from mlflow_e2eai.trees import Tree
 from mlflow_e2eai.weights import verify_graph
 
@@ -73,13 +74,19 @@ class Model:
         """Outputs in the Python shape in which the PyTorch module returned them.
 
         A dataclass, named tuple or ModelOutput comes back as its class where the program has
-        imported it, else as a dict. None stands for an output that surgery removed. Of a bundle
-        from before the shape was kept, outputs come back as they are.
+        imported it, else as a dict. None stands for an output that surgery removed, and what
+        it exposed is left out. Of a bundle from before the shape was kept, outputs come back as
+        they are.
         """
         if self.manifest.export is None or self.manifest.export.outputs is None:
             return dict(outputs)
+        tree, origins = self.manifest.export.outputs, self.manifest.graphs[0].origins
         now = [spec.name for spec in self.manifest.outputs]
-        return trees.unflatten(_under_names(self.manifest.export.outputs, now), outputs)
+        if origins is None:
+            return trees.unflatten(_under_names(tree, now), outputs)
+        new = dict(zip(origins.outputs, now, strict=True))
+        renamed = {name: new.get(name, "") for name in trees.names(tree)}
+        return trees.unflatten(trees.renamed(tree, renamed), outputs)
 
     def __repr__(self) -> str:
         """What it is, for a prompt."""
@@ -145,7 +152,13 @@ def _as_tensors(answer: Tensors, device: Any) -> dict[str, Any]:
     return {name: torch.from_numpy(np.asarray(value)).to(device) for name, value in answer.items()}
 
 
-def load(directory: Path, *, variant: str | None = None, fallback: bool = True) -> Model:
+def load(
+    directory: Path,
+    *,
+    variant: str | None = None,
+    fallback: bool = True,
+    allow_native: Sequence[str] = (),
+) -> Model:
     """Load a bundle with the best variant that this machine can run.
 
     The order is: an engine that fits this machine, ONNX Runtime on a GPU, ONNX Runtime on the CPU;
@@ -157,6 +170,7 @@ def load(directory: Path, *, variant: str | None = None, fallback: bool = True) 
         directory: The bundle.
         variant: The variant to run, by name; by default the best.
         fallback: Take the next variant when a better one cannot run. If False, that is an error.
+        allow_native: Libraries in the bundle that may be loaded, by file name.
 
     Raises:
         ArtifactError: The manifest or a file is missing or has changed.
@@ -165,7 +179,8 @@ def load(directory: Path, *, variant: str | None = None, fallback: bool = True) 
             falling back was refused.
         RunnerError: No variant can run here.
     """
-    placed = located(read(directory), directory)
+    with native_allowed(allow_native):
+        placed = located(read(directory), directory)
     if variant is not None:
         return _open(placed, _named_candidate(placed, variant))
     failures = _engines_that_cannot_be_used(placed)
@@ -249,7 +264,10 @@ def _open(manifest: Manifest, variant: str) -> Model:
 @contextmanager
 def _verified(graph: OnnxArtifact, device: Any) -> Iterator[Infer]:
     verify_graph(graph)
-    with onnxruntime_runner(graph.path, device=device) as infer:
+    fused = graph.precision != "fp8"
+    with onnxruntime_runner(
+        graph.path, device=device, fused=fused, libraries=graph.libraries
+    ) as infer:
         yield infer
 
 
@@ -275,5 +293,8 @@ def runner(
 @contextmanager
 def raw_runner(raw: OnnxArtifact, cleaned: OnnxArtifact) -> Iterator[Infer]:
     """Run a graph as it was exported, under the names that surgery left."""
-    with _verified(raw, "cpu") as infer:
-        yield bridge(infer, raw, cleaned)
+    with (
+        _verified(raw, "cpu") as infer,
+        answering(infer, raw, cleaned, run=onnxruntime_runner) as answer,
+    ):
+        yield answer

@@ -25,7 +25,7 @@ from models import (
 )
 
 import mlflow_e2eai
-from mlflow_e2eai import jobs, pipeline, texts, tracking
+from mlflow_e2eai import jobs, pipeline, recording, texts, tracking
 from mlflow_e2eai.bisection import Bisection
 from mlflow_e2eai.errors import (
     ArtifactError,
@@ -67,6 +67,16 @@ def test_the_stages_one_by_one_make_the_chain_that_the_pipeline_makes(source):
     assert evidence["onnxruntime-cpu/fp16"].passed
     assert evidence["onnxruntime-cpu/fp16"].task["accuracy"] > 0.9
     assert not evidence["tensorrt_rtx-sm86/fp16"].measured
+
+
+def test_an_engine_in_tf32_is_built_of_the_graph_in_fp32_only(source):
+    cleaned = jobs.clean(jobs.export(source))
+    (engine,) = jobs.compile(cleaned, targets=["sm86"], precision="tf32")
+    model = tracking.resolve(engine)
+    assert (model.name, model.params["precision"]) == ("net-sm86-tf32", "tf32")
+    half = jobs.convert(cleaned, precision="fp16")
+    with pytest.raises(InvalidInputError, match="is in fp16, but an engine in tf32 is wanted"):
+        jobs.compile(half, targets=["sm86"], precision="tf32")
 
 
 class NormalisedRows(torch.nn.Module):
@@ -342,7 +352,7 @@ def test_an_artifact_that_there_is_not_is_one_clear_sentence(store):
         tracking.fetch_nodes(f"runs:/{'0' * 32}/bisection.json")
 
 
-class Listening(pipeline.Silent):
+class Listening(recording.Silent):
     """A recorder, and a stage, that remembers which nodes were kept."""
 
     def __init__(self):
@@ -390,7 +400,7 @@ def test_a_precision_that_holds_no_node_is_refused_and_the_pipeline_goes_on(tmp_
         loud,
         pipeline.Settings(dynamic_axes=AXES),
         work=tmp_path,
-        recorder=pipeline.Silent(),
+        recorder=recording.Silent(),
     )
     assert [graph.precision for graph in manifest.graphs] == ["fp32"]
     assert "onnxruntime-cpu/fp32" in {entry.variant for entry in manifest.evidence if entry.passed}

@@ -14,6 +14,7 @@ from mlflow_e2eai.artifacts import Axis
 from mlflow_e2eai.engine import compile
 from mlflow_e2eai.errors import EngineBuildError, ExportError, InvalidInputError
 from mlflow_e2eai.exporter import export
+from mlflow_e2eai.libraries import named
 from mlflow_e2eai.operators import Operator
 from mlflow_e2eai.precision import convert
 from mlflow_e2eai.runners import onnxruntime_runner
@@ -454,7 +455,7 @@ def test_an_operator_of_a_library_is_run_and_compared(exporter, library, tmp_pat
     made, report = export(Applies(NegPos).eval(), x, **arguments, operator_libraries=[library])
 
     assert report.unverified is None
-    with onnxruntime_runner(made.path, libraries=[library]) as infer:
+    with onnxruntime_runner(made.path, libraries=named([library])) as infer:
         np.testing.assert_allclose(infer({"x": x.numpy()})["output_0"], (x * 1.5).clamp(max=0))
     with pytest.raises(ExportError, match="does not give the module's numbers"):
         export(Applies(Swapped).eval(), x, **arguments, operator_libraries=[library])

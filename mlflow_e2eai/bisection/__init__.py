@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -30,8 +31,8 @@ from mlflow_e2eai.errors import (
 )
 from mlflow_e2eai.isolation import isolated_onnxruntime
 from mlflow_e2eai.parity import compare
-from mlflow_e2eai.precision import check_precision
-from mlflow_e2eai.precision.fp16 import to_fp16
+from mlflow_e2eai.precision import check_graph_precision
+from mlflow_e2eai.precision.fp16 import of_libraries, to_fp16
 
 if TYPE_CHECKING:
     import onnx
@@ -54,7 +55,7 @@ def bisect(
     *,
     samples: Sequence[Tensors],
     reference: Infer | None = None,
-    run: Callable[[Path], AbstractContextManager[Infer]] = isolated_onnxruntime,
+    run: Callable[[Path], AbstractContextManager[Infer]] | None = None,
     tolerance: float | None = None,
     repeats: int = 1,
     max_evaluations: int | None = None,
@@ -82,24 +83,28 @@ def bisect(
             then the fault is not in the precision.
         RunnerError: The reference cannot answer the samples.
     """
-    check_precision(precision)
-    if precision == "fp32" or source.precision != "fp32":
-        msg = f"From {source.precision} to {precision}; ask for fp32 to another precision."
+    check_graph_precision(precision)
+    if precision != "fp16" or source.precision != "fp32":
+        msg = f"From {source.precision} to {precision}; nodes are searched from fp32 to fp16 only."
         raise InvalidInputError(msg)
     if not samples:
         msg = "There are no samples to fail on; give those on which the variant failed."
         raise InvalidInputError(msg)
-    model = graphs.read(source.path)
-    suspects = _suspects(model)
+    model = graphs.inlined(graphs.read(source.path))  # as `convert` does
+    fixed = frozenset(of_libraries(model, source.libraries))
+    suspects = [name for name in _suspects(model) if name not in fixed]
+    run = run or partial(isolated_onnxruntime, libraries=source.libraries)
     with ExitStack() as stack:
-        right = reference or stack.enter_context(isolated_onnxruntime(source.path))
+        right = reference or stack.enter_context(
+            isolated_onnxruntime(source.path, libraries=source.libraries)
+        )
         for sample in samples:
             right(sample)  # from here on, what cannot run is the candidate
         path = Path(stack.enter_context(TemporaryDirectory()), "candidate.onnx")
 
         def fails(keep: frozenset[str]) -> bool:
             try:
-                graphs.write(to_fp16(model, keep_fp32=keep), path)
+                graphs.write(to_fp16(model, keep_fp32=keep | fixed), path)
                 with run(path) as candidate:
                     report = compare(
                         right,

@@ -84,6 +84,7 @@ def cut(
         precision=source.precision,
         axes=tuple(axis for axis in axes if axis.name in named),
         parent_sha256=source.sha256,
+        libraries=source.libraries,
     )
 
 

@@ -141,7 +141,7 @@ class _Trial:
             return "unknown"
 
     def _outcome(self, graph: OnnxArtifact, samples: Sequence[Tensors]) -> Outcome:
-        with onnxruntime_runner(graph.path) as right:
+        with onnxruntime_runner(graph.path, libraries=graph.libraries) as right:
             for sample in samples:
                 right(sample)  # from here on, what cannot run is the candidate
             try:
@@ -166,7 +166,7 @@ class _Trial:
         if not inner:
             return [{name: sample[name] for name in inputs} for sample in self.samples]
         before = self._cut(given, inner, "before.onnx")
-        with onnxruntime_runner(before.path) as run:
+        with onnxruntime_runner(before.path, libraries=before.libraries) as run:
             values = [{**sample, **run(sample)} for sample in self.samples]
         return [{name: value[name] for name in inputs} for value in values]
 

@@ -65,7 +65,7 @@ def observe(source: OnnxArtifact, samples: Sequence[Tensors]) -> Observed:
         telling = _telling(model, names, untyped)
         with beside(telling, path.parent):
             path.write_bytes(telling.SerializeToString())
-        with onnxruntime_runner(path) as run:
+        with onnxruntime_runner(path, libraries=source.libraries) as run:
             answers = [run(sample) for sample in asked]
     return _described(source, names, known, answers)
 

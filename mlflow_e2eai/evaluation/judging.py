@@ -27,6 +27,7 @@ def evaluate(
     raw: OnnxArtifact | None = None,
     evaluation: EvaluationData | None = None,
     batch_sizes: Sequence[int] = (),
+    timed: Infer | None = None,
 ) -> tuple[list[Evidence], dict[str, LatencyReport]]:
     """Judge every variant against the PyTorch module, and measure all of them together.
 
@@ -39,6 +40,7 @@ def evaluate(
         evaluation: Labelled data.
         batch_sizes: Sizes of the leading axis at which latency is measured beside the corners of
             the profile.
+        timed: The module alone, where the reference asks others for some of the outputs.
 
     Returns:
         Evidence for each variant, the PyTorch module first, and latency by corner of the profile
@@ -72,7 +74,7 @@ def evaluate(
             before = infers.get(variant.before)
             evidence[name] = questions.of(variant, there, before)
             infers[name] = there
-    latency = _timed(reference, variants, evidence, {**corners, **sizes})
+    latency = _timed(timed or reference, variants, evidence, {**corners, **sizes})
     return blamed(evidence, variants), latency
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -142,7 +142,8 @@ def _rounding(variant: Variant, there: Isolated) -> Iterator[Isolated]:
     if not _is_rounded_late(variant):
         yield there
         return
-    with isolated_onnxruntime(variant.artifact.path, rounded=True) as rounding:
+    graph = cast("OnnxArtifact", variant.artifact)  # an engine rounds as a GPU does
+    with isolated_onnxruntime(graph.path, rounded=True, libraries=graph.libraries) as rounding:
         yield rounding
 
 

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Self, TypeAlias
 
-from mlflow_e2eai.artifacts import Infer, Tensors
+from mlflow_e2eai.artifacts import Infer, Library, Tensors
 from mlflow_e2eai.isolation.process import Process
 from mlflow_e2eai.latency import ColdStart, LatencyReport, Throughput, Touched, series
 from mlflow_e2eai.parity import ParityReport
@@ -57,7 +57,7 @@ def _opened(
 
 @contextmanager
 def onnxruntime_ahead(
-    graph: Path | None = None, *, libraries: Sequence[Path] = ()
+    graph: Path | None = None, *, libraries: Sequence[Library] = ()
 ) -> Iterator[Opened]:
     """`isolated_onnxruntime` on the CPU, for graphs that are still to be made in the block.
 
@@ -118,11 +118,19 @@ def isolated_onnxruntime(
     *,
     device: Device = "cpu",
     rounded: bool = False,
-    libraries: Sequence[Path] = (),
+    fused: bool = True,
+    libraries: Sequence[Library] = (),
 ) -> AbstractContextManager[Isolated]:
     """`onnxruntime_runner` in a process of its own: a graph that it does not take may crash it."""
     return isolated(
-        partial(onnxruntime_runner, path, device=device, rounded=rounded, libraries=libraries)
+        partial(
+            onnxruntime_runner,
+            path,
+            device=device,
+            rounded=rounded,
+            fused=fused,
+            libraries=libraries,
+        )
     )
 
 

@@ -8,34 +8,38 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlflow_e2eai import graphs
+from mlflow_e2eai.artifacts import Library
 from mlflow_e2eai.errors import ExportError, InvalidInputError, RunnerError
+from mlflow_e2eai.libraries import named
 from mlflow_e2eai.runners import onnxruntime_runner
 
 if TYPE_CHECKING:
     import onnx
 
 
-def found(libraries: Sequence[Path]) -> tuple[Path, ...]:
-    """Where libraries are, for this process and others; each was loaded once.
+def found(libraries: Sequence[Path]) -> tuple[Library, ...]:
+    """The libraries that a caller names, for this process and others; each was loaded once.
 
     Raises:
         InvalidInputError: One is not there, or ONNX Runtime cannot load it.
     """
     import onnxruntime
 
-    places = tuple(Path(library).absolute() for library in libraries)
-    for place in places:
+    known = named(libraries)
+    for library in known:
         try:
-            onnxruntime.SessionOptions().register_custom_ops_library(str(place))
+            onnxruntime.SessionOptions().register_custom_ops_library(str(library.path))
         except Exception as error:  # onnxruntime's exceptions share no base class
-            what = f"cannot be loaded: {error}" if place.is_file() else "is not there"
-            msg = f"The operator library {place} {what}; give a shared library for ONNX Runtime."
+            msg = (
+                f"The operator library {library.path} cannot be loaded: {error}; give a shared "
+                f"library for ONNX Runtime."
+            )
             raise InvalidInputError(msg) from error
-    return places
+    return known
 
 
 def unimplemented(
-    model: onnx.ModelProto, *, deferred: Collection[str] = (), libraries: Sequence[Path] = ()
+    model: onnx.ModelProto, *, deferred: Collection[str] = (), libraries: Sequence[Library] = ()
 ) -> tuple[str, ...]:
     """The operators of a graph that ONNX Runtime lacks and no function of the graph explains.
 
@@ -62,7 +66,7 @@ def unimplemented(
     return tuple(sorted(name for name, known in implemented.items() if not known))
 
 
-def _is_registered(node: onnx.NodeProto, version: int, libraries: Sequence[Path]) -> bool:
+def _is_registered(node: onnx.NodeProto, version: int, libraries: Sequence[Library]) -> bool:
     """Whether ONNX Runtime knows the operator: it is asked for a graph of one such node.
 
     What the node gets there is not what it needs, and that may be refused too, in other words.

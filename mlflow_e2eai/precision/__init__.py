@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlflow_e2eai import graphs
-from mlflow_e2eai.artifacts import PRECISIONS, OnnxArtifact, Precision, Tensors, TensorSpec
+from mlflow_e2eai.artifacts import PRECISIONS, Library, OnnxArtifact, Precision, Tensors, TensorSpec
 from mlflow_e2eai.errors import ArtifactError, InvalidInputError, PrecisionError, RunnerError
 from mlflow_e2eai.isolation import isolated_onnxruntime
-from mlflow_e2eai.precision.fp16 import to_fp16
-from mlflow_e2eai.precision.ranges import Guarded, Kept, guard
+from mlflow_e2eai.precision.calibration import Calibration
+from mlflow_e2eai.precision.fp16 import of_libraries, to_fp16
+from mlflow_e2eai.precision.quantized import TYPES, quantize
+from mlflow_e2eai.precision.ranges import Guarded, Kept, Reason, guard
 from mlflow_e2eai.weights import staged
 
 if TYPE_CHECKING:
@@ -36,6 +38,9 @@ class PrecisionReport:
         kept: The nodes that stay in fp32, in the graph's order.
         saturated: Values beyond fp16's range that may stop at its end, as all they do is tell a
             Softmax what to leave out.
+        quantized: Nodes whose factors are in int8 or fp8.
+        pairs: Pairs of QuantizeLinear and DequantizeLinear that came in.
+        calibration: Where the ranges of quantised values come from; None in other precisions.
         refused: Why there is no graph in that precision; None where there is.
     """
 
@@ -45,6 +50,9 @@ class PrecisionReport:
     casts: int = 0
     kept: tuple[Kept, ...] = ()
     saturated: tuple[str, ...] = ()
+    quantized: int = 0
+    pairs: int = 0
+    calibration: Calibration | None = None
     refused: str | None = None
 
 
@@ -58,31 +66,33 @@ def convert(
 ) -> tuple[OnnxArtifact, PrecisionReport]:
     """Write a graph in another precision.
 
-    The converter is ONNX Runtime's own (``onnxruntime.transformers.float16``). What it writes does
-    not count until ONNX Runtime has loaded it: converters of this kind are known to write graphs
-    that do not load when an output is also read inside the graph.
+    The converter to fp16 is ONNX Runtime's own (``onnxruntime.transformers.float16``); for int8 and
+    fp8 see `quantized.quantize`. What they write does not count until ONNX Runtime has loaded it:
+    converters of this kind are known to write graphs that do not load when an output is also read
+    inside the graph.
 
     Args:
         source: A graph in fp32; its file is not changed.
-        precision: ``fp16``, or ``fp32``, which gives `source` back as it is.
+        precision: ``fp16``, ``int8`` or ``fp8``; or ``fp32``, which gives `source` back as it is.
         out: The file to write.
         keep_fp32: Nodes that stay in fp32, by the names that `graphs.node_names` gives them;
             `bisect` finds those that must. See `to_fp16` for what stays in fp32 with them.
         samples: Inputs on which the ranges of all values are seen; the nodes that fp16 cannot hold
-            stay in fp32 too, see `ranges.guard`. Read once. None leave the graph unguarded.
+            stay in fp32 too, see `ranges.guard`. Read once. None leave the graph unguarded. int8
+            and fp8 are calibrated on them, so there must be some.
 
     Returns:
         The graph in that precision, with inputs and outputs of the same names, types and shapes;
         and which nodes stayed in fp32, and why.
 
     Raises:
-        InvalidInputError: The precision is unknown, `source` is not in fp32, or it has no such
-            node to keep.
+        InvalidInputError: There is no such precision of a graph, `source` is not in fp32, or it
+            has no such node to keep.
         PrecisionError: The converter failed, or wrote a graph that does not load, has another
             interface, or has nothing in the precision asked for; or `source` does not run on a
             sample. Its `report` says what was found until then.
     """
-    check_precision(precision)
+    check_graph_precision(precision)
     if source.precision != "fp32":
         msg = f"The graph is in {source.precision}, but one in fp32 is wanted; convert that one."
         raise InvalidInputError(msg)
@@ -91,21 +101,25 @@ def convert(
     before = graphs.inlined(graphs.read(source.path))  # the converter leaves functions in fp32
     report = PrecisionReport(precision=precision, nodes=len(before.graph.node))
     try:
-        guarded = _guarded(before, keep_fp32, samples)
-        report = dataclasses.replace(
-            report,
-            kept=guarded.kept,
-            saturated=guarded.saturated,
-            samples=guarded.samples,
-        )
-        model = _checked(source, before, guarded.kept)
+        if precision in TYPES:
+            model, report = _quantized(before, keep_fp32, samples, report, source.libraries)
+        else:
+            guarded = _guarded(before, keep_fp32, samples, source.libraries)
+            report = dataclasses.replace(
+                report,
+                kept=guarded.kept,
+                saturated=guarded.saturated,
+                samples=guarded.samples,
+            )
+            model = _checked(source, before, guarded.kept)
         with staged(out) as temporary:
             try:
                 graphs.write(model, temporary)
-                with isolated_onnxruntime(temporary):
+                fused = precision != "fp8"
+                with isolated_onnxruntime(temporary, fused=fused, libraries=source.libraries):
                     pass
             except (ArtifactError, RunnerError) as error:
-                msg = f"The fp16 graph does not load: {error} Keep this model in fp32."
+                msg = f"The {precision} graph does not load: {error} Keep this model in fp32."
                 raise PrecisionError(msg) from error
     except PrecisionError as error:
         error.report = dataclasses.replace(report, refused=str(error))
@@ -117,9 +131,34 @@ def convert(
         axes=source.axes,
         origins=source.origins,
         parent_sha256=source.sha256,
+        libraries=source.libraries,
     )
     casts = graphs.operators(model).get("Cast", 0) - graphs.operators(before).get("Cast", 0)
     return made, dataclasses.replace(report, casts=casts)
+
+
+def _quantized(
+    before: onnx.ModelProto,
+    asked: Collection[str],
+    samples: Iterable[Tensors],
+    report: PrecisionReport,
+    libraries: Sequence[Library],
+) -> tuple[onnx.ModelProto, PrecisionReport]:
+    """The graph in int8 or fp8, and the report with all that is known of it."""
+    _check_names(before, asked)
+    try:
+        made = quantize(before, report.precision, samples, keep_fp32=asked, libraries=libraries)
+    except RunnerError as error:
+        msg = f"The fp32 graph cannot be calibrated: {error}"
+        raise PrecisionError(msg) from error
+    return made.model, dataclasses.replace(
+        report,
+        kept=made.kept,
+        samples=made.calibration.samples,
+        quantized=made.quantized,
+        pairs=made.pairs,
+        calibration=made.calibration,
+    )
 
 
 def _checked(
@@ -142,8 +181,34 @@ def _checked(
     return model
 
 
-def _guarded(model: onnx.ModelProto, asked: Collection[str], samples: Iterable[Tensors]) -> Guarded:
+def _guarded(
+    model: onnx.ModelProto,
+    asked: Collection[str],
+    samples: Iterable[Tensors],
+    libraries: Sequence[Library],
+) -> Guarded:
     """What the ranges say, with the nodes that were asked for among the kept ones."""
+    operators = _check_names(model, asked)
+    try:
+        seen = guard(model, samples, libraries=libraries)
+    except RunnerError as error:
+        msg = f"The ranges of the fp32 graph's values cannot be seen: {error}"
+        raise PrecisionError(msg) from error
+    found = {one.node: one for one in seen.kept}
+    reasons: dict[str, Reason] = {
+        **dict.fromkeys(of_libraries(model, libraries), "library"),
+        **dict.fromkeys(asked, "asked for"),
+    }
+    kept = {
+        name: found.get(name) or Kept(node=name, operator=operator, reason=reasons[name])
+        for name, operator in operators.items()
+        if name in found or name in reasons
+    }
+    return dataclasses.replace(seen, kept=tuple(kept.values()))
+
+
+def _check_names(model: onnx.ModelProto, asked: Collection[str]) -> dict[str, str]:
+    """Refuse names of nodes that there are not; the operator of each node, by name."""
     operators = {
         name: graphs.operator_name(node.domain, node.op_type)
         for node, name in zip(model.graph.node, graphs.node_names(model), strict=True)
@@ -151,18 +216,7 @@ def _guarded(model: onnx.ModelProto, asked: Collection[str], samples: Iterable[T
     if strange := sorted(set(asked).difference(operators)):
         msg = f"The graph has no node {strange[0]!r} to keep in fp32; see graphs.node_names."
         raise InvalidInputError(msg)
-    try:
-        seen = guard(model, samples)
-    except RunnerError as error:
-        msg = f"The ranges of the fp32 graph's values cannot be seen: {error}"
-        raise PrecisionError(msg) from error
-    found = {one.node: one for one in seen.kept}
-    kept = {
-        name: found.get(name) or Kept(node=name, operator=operator, reason="asked for")
-        for name, operator in operators.items()
-        if name in found or name in asked
-    }
-    return dataclasses.replace(seen, kept=tuple(kept.values()))
+    return operators
 
 
 def check_precision(precision: str) -> None:
@@ -173,6 +227,18 @@ def check_precision(precision: str) -> None:
     """
     if precision not in PRECISIONS:
         msg = f"The precision is {precision!r}, but one of {', '.join(PRECISIONS)} is wanted."
+        raise InvalidInputError(msg)
+
+
+def check_graph_precision(precision: str) -> None:
+    """Refuse a precision that no graph can be in.
+
+    Raises:
+        InvalidInputError: There is no such precision, or it is how an engine computes.
+    """
+    check_precision(precision)
+    if precision == "tf32":
+        msg = "No graph is in tf32, it is how an engine computes; compile the fp32 graph in tf32."
         raise InvalidInputError(msg)
 
 

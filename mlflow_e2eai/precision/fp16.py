@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING
 from unittest import mock
 
@@ -13,6 +13,8 @@ from mlflow_e2eai.errors import InvalidInputError, PrecisionError
 
 if TYPE_CHECKING:
     import onnx
+
+    from mlflow_e2eai.artifacts import Library
 
 
 def to_fp16(model: onnx.ModelProto, *, keep_fp32: Collection[str] = ()) -> onnx.ModelProto:
@@ -53,6 +55,17 @@ def to_fp16(model: onnx.ModelProto, *, keep_fp32: Collection[str] = ()) -> onnx.
     _join(converted.graph, frozenset(names))
     # The converter appends its casts at the end, and nodes must stand in the order of their use.
     return graphs.to_onnx(gs.import_onnx(converted), like=model)
+
+
+def of_libraries(model: onnx.ModelProto, libraries: Sequence[Library]) -> list[str]:
+    """The nodes that libraries may implement, by name: of fp16 they are not known to have any."""
+    if not libraries:
+        return []
+    return [
+        name
+        for node, name in zip(model.graph.node, graphs.node_names(model), strict=True)
+        if node.domain not in ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
+    ]
 
 
 def _converted(model: onnx.ModelProto, kept: Collection[str]) -> onnx.ModelProto:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mlflow_e2eai import graphs, weights
-from mlflow_e2eai.artifacts import Array, Infer, Tensors
+from mlflow_e2eai.artifacts import Array, Infer, Library, Tensors
 from mlflow_e2eai.errors import RunnerError
+from mlflow_e2eai.libraries import loadable
 from mlflow_e2eai.precision.masks import Masks
 from mlflow_e2eai.runners import onnxruntime_runner
 
@@ -26,7 +27,7 @@ _AXES_AS_INPUT = 18
 
 
 @contextmanager
-def ranges_runner(path: Path, mask: Masks) -> Iterator[Infer]:
+def ranges_runner(path: Path, mask: Masks, libraries: Sequence[Library] = ()) -> Iterator[Infer]:
     """Run a graph that reduces each of its values as soon as it is there.
 
     No value outlives its readers, so the memory is about that of the graph itself; what is handed
@@ -35,6 +36,7 @@ def ranges_runner(path: Path, mask: Masks) -> Iterator[Infer]:
     Args:
         path: The graph, in a folder where another can be put.
         mask: The values of which more is asked than their magnitude.
+        libraries: Libraries with operators of the graph.
 
     Yields:
         A callable from the graph's inputs to `STATISTICS` by value.
@@ -43,7 +45,7 @@ def ranges_runner(path: Path, mask: Masks) -> Iterator[Infer]:
         RunnerError: ONNX Runtime cannot load the graph.
     """
     model = graphs.read(path)
-    values = _floating_values(model, path.with_name("exposed.onnx"))
+    values = _floating_values(model, path.with_name("exposed.onnx"), libraries)
     outputs: list[tuple[str, int]] = []
     del model.graph.output[:]
     for position, name in enumerate(values):
@@ -53,7 +55,7 @@ def ranges_runner(path: Path, mask: Masks) -> Iterator[Infer]:
     reduced = path.with_name("reduced.onnx")
     _write(model, reduced)
     del model
-    with onnxruntime_runner(reduced) as infer:
+    with onnxruntime_runner(reduced, libraries=libraries) as infer:
 
         def ranges(tensors: Tensors) -> Tensors:
             found: dict[str, Array] = {
@@ -68,7 +70,7 @@ def ranges_runner(path: Path, mask: Masks) -> Iterator[Infer]:
         yield ranges
 
 
-def _floating_values(model: onnx.ModelProto, path: Path) -> list[str]:
+def _floating_values(model: onnx.ModelProto, path: Path, libraries: Sequence[Library]) -> list[str]:
     """What the nodes of the main graph make in float32, as ONNX Runtime has it.
 
     ONNX's own inference does not know the types behind operators that are not ONNX's.
@@ -85,6 +87,8 @@ def _floating_values(model: onnx.ModelProto, path: Path) -> list[str]:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    for library in loadable(libraries):
+        options.register_custom_ops_library(str(library))
     try:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no base class

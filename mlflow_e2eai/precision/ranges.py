@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import numpy as np
 
 from mlflow_e2eai import graphs, weights
-from mlflow_e2eai.artifacts import Array, Tensors
+from mlflow_e2eai.artifacts import Array, Library, Tensors
 from mlflow_e2eai.isolation import isolated
 from mlflow_e2eai.precision.masks import Masks, masks
 from mlflow_e2eai.precision.observing import STATISTICS, ranges_runner
@@ -47,7 +47,7 @@ by their definition in ONNX."""
 _AVERAGES = frozenset({"AveragePool", "GlobalAveragePool", "ReduceMean"})
 """Operators that sum their first input and divide: the sum is `size in / size out` times larger."""
 
-Reason: TypeAlias = Literal["asked for", "overflow", "underflow"]
+Reason: TypeAlias = Literal["asked for", "library", "overflow", "underflow", "all zero"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,8 +57,10 @@ class Kept:
     Attributes:
         node: Its name, as `graphs.node_names` gives it.
         operator: What it computes.
-        reason: ``asked for`` by the caller; ``overflow`` where a number, `HEADROOM` times larger,
-            would be beyond fp16's 65504; ``underflow`` where all of a value is below `SMALLEST`.
+        reason: ``asked for`` by the caller; ``library`` where a library has its operator, of
+            which no fp16 form is known; ``overflow`` where a number, `HEADROOM` times larger,
+            would be beyond fp16's 65504; ``underflow`` where all of a value is below `SMALLEST`;
+            ``all zero`` where no range could be found to quantise a value to.
         value: The input, output or weight that says so; None where the caller asked.
         magnitude: Its largest magnitude, or that of its squares or sum inside the node.
     """
@@ -105,7 +107,9 @@ class Guarded:
     samples: int = 0
 
 
-def guard(model: onnx.ModelProto, samples: Iterable[Tensors]) -> Guarded:
+def guard(
+    model: onnx.ModelProto, samples: Iterable[Tensors], *, libraries: Sequence[Library] = ()
+) -> Guarded:
     """The nodes whose inputs, outputs, weights or sums leave fp16's range on samples.
 
     Infinities do not count: fp16 has them too. Nor do the large negative numbers that masks have,
@@ -116,12 +120,13 @@ def guard(model: onnx.ModelProto, samples: Iterable[Tensors]) -> Guarded:
     Args:
         model: A graph in fp32.
         samples: Named arrays of its inputs' dtypes; read once, one at a time.
+        libraries: Libraries with operators of it.
 
     Raises:
         RunnerError: ONNX Runtime cannot run the graph on a sample.
     """
     mask = masks(model)
-    seen, count = _ranges(model, samples, mask)
+    seen, count = _ranges(model, samples, mask, libraries)
     if not count:
         return Guarded()
     saturated = {name for name in mask.leads if _may_saturate(name, mask, seen)}
@@ -187,7 +192,7 @@ def _squares_in_fp32(node: onnx.NodeProto) -> bool:
 
 
 def _ranges(
-    model: onnx.ModelProto, samples: Iterable[Tensors], mask: Masks
+    model: onnx.ModelProto, samples: Iterable[Tensors], mask: Masks, libraries: Sequence[Library]
 ) -> tuple[dict[str, Range], int]:
     """The range of every floating value and weight of the main graph; how many samples."""
     import onnx
@@ -211,7 +216,7 @@ def _ranges(
         own.CopyFrom(model)  # what is large leaves a model that is written
         graphs.write(own, path)
         del own
-        with isolated(partial(ranges_runner, path, mask)) as infer:
+        with isolated(partial(ranges_runner, path, mask, libraries)) as infer:
             for asked in chain([sample], rest):
                 count += 1
                 answers = {

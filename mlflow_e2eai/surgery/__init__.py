@@ -16,12 +16,12 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from mlflow_e2eai import graphs
-from mlflow_e2eai.artifacts import Infer, OnnxArtifact, Tensors
+from mlflow_e2eai.artifacts import Array, Infer, OnnxArtifact, Tensors
 from mlflow_e2eai.errors import ArtifactError, RunnerError, SurgeryError
 from mlflow_e2eai.files import written
 from mlflow_e2eai.isolation import Opened, isolated_onnxruntime, onnxruntime_ahead
-from mlflow_e2eai.origins import bridge, fitted
 from mlflow_e2eai.surgery import interface
+from mlflow_e2eai.surgery.answers import answering, entering
 from mlflow_e2eai.surgery.blame import guilty_step
 from mlflow_e2eai.surgery.interface import Interface
 from mlflow_e2eai.surgery.outline import Outline, outline_of
@@ -39,7 +39,9 @@ __all__ = [
     "Outline",
     "Step",
     "SurgeryReport",
+    "answering",
     "clean",
+    "entering",
     "named_in",
     "plan_from",
     "plan_text",
@@ -131,10 +133,9 @@ def attempt(
         step.bound()  # refused before anything is read
     before = graphs.read(source.path)
     with ExitStack() as stack:
-        opened: Opened = isolated_onnxruntime
-        if samples:  # what runs the graphs gets ready while they are made
-            loaded = source.path if reference is None else None
-            opened = stack.enter_context(onnxruntime_ahead(loaded))
+        loaded = None if reference else source.path  # over there, while the other is made
+        ahead = onnxruntime_ahead(loaded, libraries=source.libraries)
+        opened = stack.enter_context(ahead) if samples else None
         edited = _edited(source, before, plan)
         after, wanted = edited.after, edited.interface
         inputs, outputs = graphs.interface(after)
@@ -152,6 +153,7 @@ def attempt(
             axes=wanted.axes,
             parent_sha256=source.sha256,
             origins=wanted.origins(outputs),
+            libraries=source.libraries,
             model=after,
         )
         error = _keep_numbers(source, artifact, samples, reference, opened)
@@ -193,7 +195,7 @@ def _edited(source: OnnxArtifact, before: onnx.ModelProto, plan: Sequence[Step])
         began = time.perf_counter()
         edits[name] = _apply(step, rule, graph)
         seconds[name] = time.perf_counter() - began
-        wanted = interface.after(step.found(), wanted, step.arguments)
+        wanted = interface.after(step.found(), wanted, step.arguments, graph)
     after = graphs.to_onnx(graph, like=before)
     return _Edited(after=after, interface=wanted, edits=edits, seconds=seconds)
 
@@ -283,17 +285,16 @@ def _keep_numbers(
     cleaned: OnnxArtifact,
     samples: Sequence[Tensors],
     reference: Infer | None,
-    opened: Opened,
+    opened: Opened | None,
 ) -> float | None:
     """Largest difference seen between before and after; None when there are no samples.
 
     The graph runs in a process of its own: what a rule made of it may crash ONNX Runtime.
     """
-    if not samples:
+    if opened is None:
         return None
     with ExitStack() as stack:
-        before = bridge(reference or _before(source, stack, opened), source, cleaned)
-        asked = [fitted(sample, source, cleaned) for sample in samples]
+        before, asked = _asked(source, cleaned, samples, reference, stack, opened)
         try:
             after = stack.enter_context(opened(cleaned.path))
             # ONNX Runtime is no suspect here, the rules are.
@@ -311,9 +312,20 @@ def _keep_numbers(
     return max((output.max_abs_error for output in report.outputs), default=0.0)
 
 
-def _before(source: OnnxArtifact, stack: ExitStack, opened: Opened) -> Infer:
+def _asked(
+    source: OnnxArtifact,
+    cleaned: OnnxArtifact,
+    samples: Sequence[Tensors],
+    reference: Infer | None,
+    stack: ExitStack,
+    opened: Opened,
+) -> tuple[Infer, list[dict[str, Array]]]:
+    """What was before and the samples, both for the graph that is now."""
     try:
-        return stack.enter_context(opened(source.path))
+        told = reference or stack.enter_context(opened(source.path))
+        before = stack.enter_context(answering(told, source, cleaned))
+        fit = stack.enter_context(entering(source, cleaned))
+        return before, [fit(sample) for sample in samples]
     except RunnerError as error:
         msg = f"The numbers before surgery cannot be had: {error} Give a reference."
         raise SurgeryError(msg) from error
@@ -326,7 +338,7 @@ def _export_was_wrong(
     if reference is None:
         return None
     try:
-        with isolated_onnxruntime(source.path) as exported:
+        with isolated_onnxruntime(source.path, libraries=source.libraries) as exported:
             report = exported.compare(reference, samples, precision=source.precision, repeats=1)
     except RunnerError:
         return None

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+
+import numpy as np
 
 from mlflow_e2eai.artifacts import Axis, InputOrigin, OnnxArtifact, Origins, TensorSpec
 from mlflow_e2eai.errors import SurgeryError
+
+if TYPE_CHECKING:
+    import onnx_graphsurgeon as gs
 
 Change: TypeAlias = "Callable[..., Interface]"
 Marked = TypeVar("Marked", bound=Callable[..., int])
@@ -23,6 +28,8 @@ class Interface:
         outputs: Each output's old name by its new one, in order.
         axes: The dynamic axes.
         may_lose_outputs: Whether any output may be gone.
+        found: Inputs and outputs that the graph has after the rule, for a rule whose arguments do
+            not tell what it makes of them.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -30,6 +37,7 @@ class Interface:
     outputs: Mapping[str, str]
     axes: tuple[Axis, ...]
     may_lose_outputs: bool = False
+    found: tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]] = ((), ())
 
     @classmethod
     def of(cls, graph: OnnxArtifact) -> Interface:
@@ -62,10 +70,34 @@ def changes(how: Change) -> Callable[[Marked], Marked]:
     return mark
 
 
-def after(rule: Callable[..., int], before: Interface, arguments: Mapping[str, Any]) -> Interface:
-    """The interface after a rule."""
+def after(
+    rule: Callable[..., int], before: Interface, arguments: Mapping[str, Any], graph: gs.Graph
+) -> Interface:
+    """The interface after a rule, which left this graph."""
     how: Change | None = getattr(rule, "interface", None)
-    return before if how is None else how(before, **arguments)
+    if how is None:
+        return before
+    left = (specs(graph.inputs), specs(graph.outputs))
+    return how(replace(before, found=left), **arguments)
+
+
+def specs(tensors: Sequence[gs.Tensor]) -> tuple[TensorSpec, ...]:
+    """What inputs or outputs of a GraphSurgeon graph are."""
+    import onnx
+
+    def dtype(tensor: gs.Tensor) -> str:
+        if isinstance(tensor.dtype, int):  # a type of ONNX that numpy lacks
+            return str(onnx.helper.tensor_dtype_to_np_dtype(tensor.dtype).name)
+        return str(np.dtype(tensor.dtype).name)
+
+    return tuple(
+        TensorSpec(
+            name=tensor.name,
+            dtype=dtype(tensor),
+            shape=tuple(size if isinstance(size, int) else size or "?" for size in tensor.shape),
+        )
+        for tensor in tensors
+    )
 
 
 def check(
@@ -80,16 +112,17 @@ def check(
         SurgeryError: An input or output is missing, strange, or of another type or shape.
     """
     _names("input", {s.name for s in wanted.inputs}, {s.name for s in inputs}, may_lose=False)
-    found = {spec.name: spec for spec in inputs}
+    now = {spec.name: spec for spec in inputs}
     for spec in wanted.inputs:
-        _same("input", spec, found[spec.name], exact=True)
+        _same("input", spec, now[spec.name], exact=True)
     may_lose = wanted.may_lose_outputs
     _names("output", set(wanted.outputs), {s.name for s in outputs}, may_lose=may_lose)
     before = {spec.name: spec for spec in source.outputs}
     for spec in outputs:
+        old = before.get(wanted.outputs[spec.name])  # none of a tensor that the plan exposed
         # An output's sizes may become better known; an input's are what callers rely on.
-        old = replace(before[wanted.outputs[spec.name]], name=spec.name)
-        _same("output", old, spec, exact=False)
+        if old is not None:
+            _same("output", replace(old, name=spec.name), spec, exact=False)
 
 
 def _names(kind: str, wanted: set[str], found: set[str], *, may_lose: bool) -> None:
@@ -114,6 +147,34 @@ def _same(kind: str, wanted: TensorSpec, found: TensorSpec, *, exact: bool) -> N
 def loses_outputs(before: Interface, **_: Any) -> Interface:
     """Outputs may go."""
     return replace(before, may_lose_outputs=True)
+
+
+def adds_outputs(before: Interface, **_: Any) -> Interface:
+    """Inner tensors become outputs under their own names."""
+    outputs = before.found[1]
+    new = {spec.name: spec.name for spec in outputs if spec.name not in before.outputs}
+    return replace(before, outputs={**before.outputs, **new})
+
+
+def extracts(before: Interface, **_: Any) -> Interface:
+    """The graph begins and ends at other tensors."""
+    inputs, outputs = before.found
+    known = dict(zip((s.name for s in before.inputs), before.input_origins, strict=True))
+    new = {spec.name: InputOrigin(name=spec.name, dtype=spec.dtype) for spec in inputs}
+    named = {size for spec in inputs for size in spec.shape if isinstance(size, str)}
+    if strange := sorted(named - {axis.name for axis in before.axes}):
+        msg = (
+            f"The graph cannot begin at {[spec.name for spec in inputs]}: nobody knows which sizes "
+            f"{strange[0]!r} may have; fix the axes that it comes from first."
+        )
+        raise SurgeryError(msg, rule="extract")
+    return replace(
+        before,
+        inputs=inputs,
+        input_origins=tuple(known.get(name, origin) for name, origin in new.items()),
+        outputs={spec.name: before.outputs.get(spec.name, spec.name) for spec in outputs},
+        axes=tuple(axis for axis in before.axes if axis.name in named),
+    )
 
 
 def renames(

@@ -14,6 +14,7 @@ import numpy as np
 from mlflow_e2eai.errors import SurgeryError
 from mlflow_e2eai.graphs import operator_name
 from mlflow_e2eai.surgery.boundary import convert_input, fix_axis, rename
+from mlflow_e2eai.surgery.cutting import break_fusion, expose, extract
 from mlflow_e2eai.surgery.edges import bypassed, can_vanish, is_output, matching
 from mlflow_e2eai.surgery.interface import changes, loses_outputs
 from mlflow_e2eai.surgery.merging import merge_duplicates, merge_reshapes, merge_transposes
@@ -129,6 +130,9 @@ RULES: Mapping[str, Rule] = {
         rename,
         fix_axis,
         convert_input,
+        expose,
+        break_fusion,
+        extract,
     )
 }
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from mlflow_e2eai import libraries
 from mlflow_e2eai.artifacts import EngineArtifact, OnnxArtifact
 from mlflow_e2eai.errors import ArtifactError, InvalidInputError, TrackingError
 from mlflow_e2eai.files import from_json, verify
@@ -150,6 +151,7 @@ def _fetch_artifact(kind: type[Artifact], model: LoggedModel, folder: Path) -> A
     found = dataclasses.replace(artifact, path=place / artifact.path)
     recorded = model.tags.get(SHA256, artifact.sha256)
     if isinstance(found, OnnxArtifact):
+        found = dataclasses.replace(found, libraries=libraries.fetched(found.libraries, place))
         verify_graph(found, recorded)
     else:
         verify(found.path, recorded)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mlflow_e2eai import bundle
+from mlflow_e2eai import bundle, libraries
 from mlflow_e2eai.arrays import save_arrays
 from mlflow_e2eai.artifacts import EngineArtifact, OnnxArtifact, Tensors, TensorSpec
 from mlflow_e2eai.files import to_json
@@ -80,6 +80,8 @@ def _lay_out(
     for weights in artifact.weights if isinstance(artifact, OnnxArtifact) else ():
         link(artifact.path.parent / weights.path, folder)
     here = dataclasses.replace(artifact, path=Path(file))
+    if isinstance(here, OnnxArtifact):
+        here = dataclasses.replace(here, libraries=libraries.copied(here.libraries, folder))
     (folder / ARTIFACT).write_text(to_json(here), encoding="utf-8")
     save_arrays(folder / bundle.EXAMPLE, example)
     meta = Model(
@@ -132,14 +134,12 @@ def suffix_of(artifact: OnnxArtifact | EngineArtifact) -> str:
 
 
 def _facts(artifact: OnnxArtifact | EngineArtifact) -> dict[str, str]:
-    facts: dict[str, str] = {"precision": artifact.precision}
-    if artifact.parent_sha256 is not None:
-        facts["parent_sha256"] = artifact.parent_sha256
+    parent = {} if artifact.parent_sha256 is None else {"parent_sha256": artifact.parent_sha256}
     if isinstance(artifact, OnnxArtifact):
-        return {**facts, "opset": str(artifact.opset)}
+        return {"precision": artifact.precision, **parent, "opset": str(artifact.opset)}
     return {
-        **facts,
+        "precision": artifact.arithmetic,
+        **parent,
         "target": str(artifact.target),
         "tensorrt_version": artifact.backend_version,
-        "tf32": str(artifact.tf32).lower(),
     }

@@ -113,7 +113,7 @@ def project_run_says_why() -> Iterator[None]:
 
 
 class MlflowRecorder:
-    """A `pipeline.Recorder` that makes a child run of every stage, with LoggedModels in and out.
+    """A `recording.Recorder` that makes a child run of every stage, with LoggedModels in and out.
 
     Args:
         name: Name of the model; those of the stages add to it.
@@ -144,7 +144,7 @@ class MlflowRecorder:
 
 
 class MlflowStage:
-    """One child run, as a `pipeline.Stage`."""
+    """One child run, as a `recording.Stage`."""
 
     def __init__(
         self, recorder: MlflowRecorder, *, run_id: str, name: str, parents: Sequence[str]

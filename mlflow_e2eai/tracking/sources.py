@@ -8,17 +8,18 @@ import json
 import logging
 import shutil
 import tempfile
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mlflow_e2eai import bundle, trees
+from mlflow_e2eai import bundle, libraries, trees
 from mlflow_e2eai import operators as custom
 from mlflow_e2eai.arrays import load_arrays, resize, save_arrays
-from mlflow_e2eai.artifacts import Axis, Tensors, TensorSpec
-from mlflow_e2eai.calling import answer, flattened, input_tree
+from mlflow_e2eai.artifacts import Axis, Library, Tensors, TensorSpec
+from mlflow_e2eai.calling import answer, flattened, input_tree, positional
 from mlflow_e2eai.errors import TrackingError
 from mlflow_e2eai.files import from_json, to_json
 from mlflow_e2eai.modules import DynamicAxes, axes_of, evaluation_mode, input_specs, module_of
@@ -36,6 +37,8 @@ _EVALUATION = "evaluation.npz"
 _AXES = "dynamic_axes.json"
 _TREE = "input_tree.json"
 _OPERATORS = "operators.onnx"
+_LIBRARIES = "libraries.json"
+"""Digests by file name, of the libraries beside it."""
 
 _KEPT_BYTES = 256 << 20
 """Evaluation data up to this size is kept with the PyTorch model, and held in memory meanwhile. All
@@ -50,6 +53,7 @@ def log_source(
     run_id: str,
     dynamic_axes: DynamicAxes | None = None,
     operators: Sequence[custom.Operator] = (),
+    operator_libraries: Sequence[Path] = (),
     evaluation: EvaluationData | None = None,
 ) -> str:
     """Log a PyTorch model by mlflow.pytorch, with what the stages need to take it further.
@@ -65,16 +69,21 @@ def log_source(
         run_id: The run that it is an output of.
         dynamic_axes: Kept with the model, for `export`.
         operators: The same.
+        operator_libraries: The same: the files, with their digests.
         evaluation: Kept with the model, for `evaluate`, if it is small enough; the metrics' code
             is not.
 
     Returns:
         Its id.
     """
+    import torch
     from mlflow.models import Model
 
     module, example = flattened(model, input_example)
-    tree = input_tree(module, example)
+    kept, tree = module_of(model), input_tree(module, example)
+    if isinstance(kept, torch.fx.GraphModule) and not tree.is_plain:
+        # What torch.export wrote cannot be pickled; with its tensors in order it can be pt2 again.
+        kept, tree = positional(module, tuple(example), as_it_answers=True), trees.plain(example)
     specs = input_specs(example, dynamic_axes or {})
     sizes = {axis.name: axis.opt for axis in axes_of(dynamic_axes or {})}
     # pt2 makes an axis of size 1 static for good.
@@ -87,6 +96,11 @@ def log_source(
     signature = signature_of(specs, outputs, named=False)
     with tempfile.TemporaryDirectory() as folder, evaluation_mode(module):
         files = _companions(Path(folder), example, tree, dynamic_axes, operators, evaluation)
+        known = libraries.named(operator_libraries)
+        if known:
+            digests = {library.path.name: library.sha256 for library in known}
+            Path(folder, _LIBRARIES).write_text(json.dumps(digests), encoding="utf-8")
+            files += [str(Path(folder, _LIBRARIES)), *(str(library.path) for library in known)]
         info = Model.log(
             artifact_path=None,
             name=name,
@@ -94,7 +108,7 @@ def log_source(
             run_id=run_id,
             model_type="pytorch",
             tags={STAGE: "source"},
-            pytorch_model=module_of(model),
+            pytorch_model=kept,
             signature=signature,
             # pt2 knows neither nested arguments nor constants, nor operators by `symbolic`.
             input_example=example if tree.is_plain and not functions else None,
@@ -181,8 +195,15 @@ def _keep(evaluation: EvaluationData, path: Path) -> None:
 
 def fetch_source(
     model: LoggedModel, folder: Path
-) -> tuple[Any, Any, DynamicAxes | None, tuple[custom.Operator, ...], EvaluationData | None]:
-    """Load a PyTorch LoggedModel with its input example, dynamic axes, operators and data.
+) -> tuple[
+    Any,
+    Any,
+    DynamicAxes | None,
+    tuple[custom.Operator, ...],
+    tuple[Library, ...],
+    EvaluationData | None,
+]:
+    """Load a PyTorch LoggedModel with its input example, axes, operators, libraries and data.
 
     The example is the one that this package kept, else MLflow's own, else random numbers in the
     shape of the signature. Axes and data that were not kept are None.
@@ -195,7 +216,10 @@ def fetch_source(
 
     place = fetch(model, folder)
     try:
-        module = mlflow.pytorch.load_model(str(place))
+        with warnings.catch_warnings():
+            # A ScriptModule is read by torch.load, which would rather be called otherwise.
+            warnings.filterwarnings("ignore", message="'torch.load' received a zip file")
+            module = mlflow.pytorch.load_model(str(place))
     except (MlflowException, ImportError, AttributeError) as error:
         msg = f"Model {model.model_id} cannot be loaded by mlflow.pytorch: {error}"
         raise TrackingError(msg) from error
@@ -205,8 +229,9 @@ def fetch_source(
         kept = extra / _OPERATORS
         operators = custom.load(kept) if kept.is_file() else ()
         axes = _read_axes(extra / _AXES)
-        return module, example, axes, operators, _read_evaluation(extra / _EVALUATION)
-    return module, _mlflow_example(place, model), None, (), None
+        kept_data = _read_evaluation(extra / _EVALUATION)
+        return module, example, axes, operators, _read_libraries(extra), kept_data
+    return module, _mlflow_example(place, model), None, (), (), None
 
 
 def open_inputs(model: LoggedModel, folder: Path) -> list[bool]:
@@ -265,6 +290,14 @@ def _read_axes(path: Path) -> dict[str, dict[int, Axis]] | None:
         }
         for name, positions in json.loads(path.read_text(encoding="utf-8")).items()
     }
+
+
+def _read_libraries(extra: Path) -> tuple[Library, ...]:
+    if not (extra / _LIBRARIES).is_file():
+        return ()
+    digests = json.loads((extra / _LIBRARIES).read_text(encoding="utf-8"))
+    stored = [Library(path=Path(name), sha256=sha256) for name, sha256 in digests.items()]
+    return libraries.fetched(stored, extra)
 
 
 def _read_evaluation(path: Path) -> EvaluationData | None:

@@ -1,0 +1,107 @@
+"""The words of the command line: a parser whose errors are ours, and options that verbs share."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+from typing import NoReturn
+
+from mlflow_e2eai.errors import InvalidInputError
+from mlflow_e2eai.texts import batch_sizes, dynamic_axes, names, typed, whole
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are ours."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of leaving the process.
+
+        Raises:
+            InvalidInputError: Always.
+        """
+        verb = self.prog.partition(" ")[2]
+        raise InvalidInputError(f"{verb}: {message}" if verb else message)
+
+    def refuse(self, strange: str) -> NoReturn:
+        """Say that there is no such parameter, and which one may be meant."""
+        known = [text for action in self._actions for text in action.option_strings]
+        near = difflib.get_close_matches(strange, known, n=1)
+        hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(known)}."
+        self.error(f"there is no parameter {strange}{hint}")
+
+
+def model_uri(one: argparse.ArgumentParser) -> None:
+    """What every verb on a chain takes."""
+    one.add_argument(
+        "--model-uri",
+        required=True,
+        help="a LoggedModel id, models:/name/version, models:/name@alias or runs:/run_id/name",
+    )
+    allow_option(one)
+
+
+def onnx_options(one: argparse.ArgumentParser) -> None:
+    """A model of a chain, or an ONNX file that begins one."""
+    one.add_argument("--model-uri", default="none", help="any model of the chain, or 'none'")
+    one.add_argument("--onnx", default="none", help="an ONNX file that begins a chain, or 'none'")
+    one.add_argument("--input-example", default="none", help="its inputs, an npz file, or 'none'")
+    one.add_argument(
+        "--operator-libraries",
+        default="none",
+        type=typed(names),
+        help="libraries with its operators for ONNX Runtime, comma between; or 'none'",
+    )
+    allow_option(one)
+
+
+def export_options(one: argparse.ArgumentParser) -> None:
+    """How to export."""
+    one.add_argument("--exporter", default="auto", help="auto, dynamo, trace or script")
+    one.add_argument("--opset", default="18", type=typed(whole), help="ONNX operator set")
+    axes_option(one)
+
+
+def axes_option(one: argparse.ArgumentParser) -> None:
+    """Which sizes vary."""
+    one.add_argument(
+        "--dynamic-axes",
+        default="auto",
+        type=typed(dynamic_axes),
+        help="input:position=name:min:opt:max, comma between; 'none', or 'auto' as logged",
+    )
+
+
+def plan_option(one: argparse.ArgumentParser) -> None:
+    """What to clean."""
+    one.add_argument(
+        "--plan", default="default", help="a YAML file or runs:/run_id/plan.yaml; or 'default'"
+    )
+
+
+def keep_option(one: argparse.ArgumentParser) -> None:
+    """What stays in fp32."""
+    one.add_argument(
+        "--keep-fp32",
+        default="none",
+        help="nodes, comma between; 'none', or a file of them: runs:/run_id/bisection.json",
+    )
+
+
+def allow_option(one: argparse.ArgumentParser) -> None:
+    """Which native code may be loaded."""
+    one.add_argument(
+        "--allow-native",
+        default="none",
+        type=typed(names),
+        help="libraries in the model that may be loaded, by file name, comma between; or 'none'",
+    )
+
+
+def batch_option(one: argparse.ArgumentParser) -> None:
+    """Where latency is measured."""
+    one.add_argument(
+        "--batch-sizes",
+        default="none",
+        type=typed(batch_sizes),
+        help="sizes to measure latency at beside min, opt and max, comma between; or 'none'",
+    )
