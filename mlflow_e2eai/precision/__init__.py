@@ -18,6 +18,7 @@ from mlflow_e2eai.errors import ArtifactError, InvalidInputError, PrecisionError
 from mlflow_e2eai.isolation import isolated_onnxruntime
 from mlflow_e2eai.precision.bf16 import to_bf16
 from mlflow_e2eai.precision.fp16 import of_libraries, to_fp16
+from mlflow_e2eai.precision.losses import guard_losses
 from mlflow_e2eai.precision.ranges import Guarded, Kept, Reason, guard
 from mlflow_e2eai.weights import staged
 
@@ -75,7 +76,8 @@ def convert(
         keep_fp32: Nodes that stay in fp32, by the names that `graphs.node_names` gives them;
             `bisect` finds those that must. See `to_fp16` for what stays in fp32 with them.
         samples: Inputs on which the ranges of all values are seen; the nodes that fp16 cannot hold
-            stay in fp32 too, see `ranges.guard`. Read once. None leave the graph unguarded.
+            stay in fp32 too, see `ranges.guard`, and for bf16 those that lose too much, see
+            `losses.guard_losses`. Read once. None leave the graph unguarded.
 
     Returns:
         The graph in that precision, with inputs and outputs of the same names, types and shapes;
@@ -97,7 +99,7 @@ def convert(
     before = graphs.inlined(graphs.read(source.path))  # the converter leaves functions in fp32
     report = PrecisionReport(precision=precision, nodes=len(before.graph.node))
     try:
-        guarded = _guarded(before, keep_fp32, samples, source.libraries)
+        guarded = _guarded(precision, before, keep_fp32, samples, source.libraries)
         report = dataclasses.replace(
             report,
             kept=guarded.kept,
@@ -152,6 +154,7 @@ def _checked(
 
 
 def _guarded(
+    precision: Precision,
     model: onnx.ModelProto,
     asked: Collection[str],
     samples: Iterable[Tensors],
@@ -166,7 +169,8 @@ def _guarded(
         msg = f"The graph has no node {strange[0]!r} to keep in fp32; see graphs.node_names."
         raise InvalidInputError(msg)
     try:
-        seen = guard(model, samples, libraries=libraries)
+        guarding = guard_losses if precision == "bf16" else guard
+        seen = guarding(model, samples, libraries=libraries)
     except RunnerError as error:
         msg = f"The ranges of the fp32 graph's values cannot be seen: {error}"
         raise PrecisionError(msg) from error

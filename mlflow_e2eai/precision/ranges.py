@@ -47,7 +47,7 @@ by their definition in ONNX."""
 _AVERAGES = frozenset({"AveragePool", "GlobalAveragePool", "ReduceMean"})
 """Operators that sum their first input and divide: the sum is `size in / size out` times larger."""
 
-Reason: TypeAlias = Literal["asked for", "library", "overflow", "underflow"]
+Reason: TypeAlias = Literal["asked for", "library", "overflow", "underflow", "rounding"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,9 +59,11 @@ class Kept:
         operator: What it computes.
         reason: ``asked for`` by the caller; ``library`` where a library has its operator, of
             which no fp16 form is known; ``overflow`` where a number, `HEADROOM` times larger,
-            would be beyond fp16's 65504; ``underflow`` where all of a value is below `SMALLEST`.
+            would be beyond fp16's 65504; ``underflow`` where all of a value is below `SMALLEST`;
+            ``rounding`` where a value loses too much to bf16, see `losses.guard_losses`.
         value: The input, output or weight that says so; None where the caller asked.
         magnitude: Its largest magnitude, or that of its squares or sum inside the node.
+        loss: The share of it that rounding to bf16 takes away, as a root mean square.
     """
 
     node: str
@@ -69,6 +71,7 @@ class Kept:
     reason: Reason
     value: str | None = None
     magnitude: float | None = None
+    loss: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
