@@ -21,7 +21,6 @@ from mlflow_e2eai.texts import (
     precisions,
     targets,
     typed,
-    whole,
 )
 
 DONE, ERROR, REJECTED = 0, 1, 3
@@ -70,7 +69,7 @@ def reported(run: Callable[[], int]) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line: one verb for each entry point of MLproject but ``main``."""
+    """The command line: one verb for each entry point of MLproject but ``main``, and ``show``."""
     top = options.Parser(
         prog="mlflow_e2eai", description="From a PyTorch model to a promoted version."
     )
@@ -123,12 +122,7 @@ def parser() -> argparse.ArgumentParser:
     options.model_uri(one)
     options.batch_option(one)
 
-    one = verb("promote", _promote, "Give a version an alias, if it passes the gates.")
-    one.add_argument("--name", required=True, help="the registered model")
-    one.add_argument("--version", required=True, type=typed(whole), help="its version")
-    one.add_argument("--alias", default="champion", help="the alias to give")
-    one.add_argument("--gates", default="default", help="a YAML file, or 'default'")
-    options.allow_option(one)
+    options.promote_options(verb("promote", _promote, "Give a version an alias, if it passes."))
 
     one = verb("pipeline", _pipeline, "Take a logged PyTorch model from export to package.")
     options.model_uri(one)
@@ -140,6 +134,8 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--targets", default="none", type=typed(targets), help="or 'none'")
     options.keep_option(one)
     options.batch_option(one)
+
+    options.show_options(verb("show", _show, "Open a model's graph in Netron, until Ctrl-C."))
     return top
 
 
@@ -274,6 +270,15 @@ def _pipeline(arguments: argparse.Namespace) -> int:
     if info.registered_model_version is not None:
         print(f"models:/{registered}/{info.registered_model_version}")
     print(info.model_uri)
+    return DONE
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    from mlflow_e2eai.show import shown, wait
+
+    with shown(arguments.model, port=arguments.port, browser=not arguments.no_browser) as url:
+        print(url, flush=True)
+        wait()
     return DONE
 
 

@@ -46,6 +46,7 @@ def onnxruntime_runner(
     *,
     device: Device = "cpu",
     rounded: bool = False,
+    fused: bool = True,
     libraries: Sequence[Library] = (),
 ) -> Iterator[Infer]:
     """Run an ONNX file with ONNX Runtime.
@@ -56,6 +57,8 @@ def onnxruntime_runner(
         rounded: Have every fp16 or bf16 value between nodes rounded, as a GPU does; see
             `rounding`. It is slower, and of fp16 all values are held at once. Without it the CPU
             cannot run a graph in bf16.
+        fused: Let it fuse nodes. A graph in fp8 must not be: ONNX Runtime 1.31 fuses Q/DQ pairs of
+            fp8 as if they were of int8, and refuses what comes of it, or drops a Relu before them.
         libraries: Shared libraries with operators of the graph. They are native code, which this
             process loads, if they are allowed and as they were recorded.
 
@@ -75,6 +78,8 @@ def onnxruntime_runner(
     options.log_severity_level = 4  # failures come back as exceptions
     # Idle workers that spin steal the cores of whatever is measured next.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if not fused:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     for library in loadable(libraries):
         try:
             options.register_custom_ops_library(str(library))

@@ -273,9 +273,12 @@ def _open(manifest: Manifest, variant: str) -> Model:
 @contextmanager
 def _verified(graph: OnnxArtifact, device: Any) -> Iterator[Infer]:
     verify_graph(graph)
-    rounded = is_emulated(graph, device)
     with onnxruntime_runner(
-        graph.path, device=device, rounded=rounded, libraries=graph.libraries
+        graph.path,
+        device=device,
+        rounded=is_emulated(graph, device),
+        fused=graph.precision != "fp8",
+        libraries=graph.libraries,
     ) as infer:
         yield infer
 

@@ -84,8 +84,8 @@ def bisect(
         RunnerError: The reference cannot answer the samples.
     """
     check_graph_precision(precision)
-    if precision == "fp32" or source.precision != "fp32":
-        msg = f"From {source.precision} to {precision}; ask for fp32 to another precision."
+    if precision != "fp16" or source.precision != "fp32":
+        msg = f"From {source.precision} to {precision}; nodes are searched from fp32 to fp16 only."
         raise InvalidInputError(msg)
     if not samples:
         msg = "There are no samples to fail on; give those on which the variant failed."
