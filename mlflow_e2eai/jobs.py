@@ -27,7 +27,7 @@ from mlflow_e2eai.exporter import DEFAULT_OPSET, Exporter
 from mlflow_e2eai.exporter import export as export_graph
 from mlflow_e2eai.factories import call
 from mlflow_e2eai.isolation import isolated_onnxruntime
-from mlflow_e2eai.libraries import loadable
+from mlflow_e2eai.libraries import loadable, named
 from mlflow_e2eai.modules import DynamicAxes
 from mlflow_e2eai.precision import check_graph_precision
 from mlflow_e2eai.recording import record
@@ -216,7 +216,11 @@ def bisect(model_uri: str, *, precision: Precision = "fp16") -> tuple[Bisection,
 
 
 def compile(
-    model_uri: str, *, targets: Sequence[str], precision: Precision | None = None
+    model_uri: str,
+    *,
+    targets: Sequence[str],
+    precision: Precision | None = None,
+    plugin_libraries: Sequence[Path] = (),
 ) -> list[str]:
     """Build engines of a graph of a chain: of the converted one if that is given, else the cleaned.
 
@@ -224,6 +228,7 @@ def compile(
         model_uri: Any model of the chain, from the cleaned graph on.
         targets: See `mlflow_e2eai.log_model`.
         precision: ``tf32`` for the graph in fp32; else None or the graph's own.
+        plugin_libraries: See `mlflow_e2eai.compile`.
 
     Returns:
         Ids of the engine LoggedModels.
@@ -235,7 +240,7 @@ def compile(
         msg = f"There are no targets; give one of {', '.join(engines.TARGETS)}, or several."
         raise InvalidInputError(msg)
     for target in targets:
-        engines.resolve(target)
+        engines.check_plugins(engines.resolve(target), named(plugin_libraries))
     with _parent("compile"), job_on(model_uri, GRAPHS) as job:
         graph, example = graph_of(job.model, job.folder)
         wanted = graph.precision if precision is None else precision
@@ -247,7 +252,13 @@ def compile(
         for target in targets:
             with job.stage(f"compile {wanted} {target}", graph) as stage:
                 out = job.folder / f"{target}.engine"
-                engine = engines.compile(graph, target, out=out, tf32=wanted == "tf32")
+                engine = engines.compile(
+                    graph,
+                    target,
+                    out=out,
+                    tf32=wanted == "tf32",
+                    plugin_libraries=plugin_libraries,
+                )
                 stage.made(engine, example=example)
             made.append(job.recorder.models[engine.sha256])
         return made

@@ -105,3 +105,13 @@ def batch_option(one: argparse.ArgumentParser) -> None:
         type=typed(batch_sizes),
         help="sizes to measure latency at beside min, opt and max, comma between; or 'none'",
     )
+
+
+def plugins_option(one: argparse.ArgumentParser) -> None:
+    """Which plugins TensorRT gets."""
+    one.add_argument(
+        "--plugin-libraries",
+        default="none",
+        type=typed(names),
+        help="libraries with plugins for TensorRT, comma between; or 'none'",
+    )
