@@ -23,10 +23,10 @@ Tensors: TypeAlias = Mapping[str, Array]
 Infer: TypeAlias = Callable[[Tensors], Tensors]
 """The seam between whatever runs a model and whatever judges it."""
 
-Precision: TypeAlias = Literal["fp32", "tf32", "fp16"]
+Precision: TypeAlias = Literal["fp32", "tf32", "fp16", "bf16", "int8", "fp8"]
 """What a model computes in. No graph is in tf32: it is how an engine of the fp32 graph computes."""
 
-PRECISIONS: tuple[Precision, ...] = ("fp32", "tf32", "fp16")
+PRECISIONS: tuple[Precision, ...] = ("fp32", "tf32", "fp16", "bf16", "int8", "fp8")
 
 
 @dataclass(frozen=True, slots=True)

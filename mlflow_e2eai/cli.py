@@ -21,7 +21,6 @@ from mlflow_e2eai.texts import (
     precisions,
     targets,
     typed,
-    whole,
 )
 
 DONE, ERROR, REJECTED = 0, 1, 3
@@ -70,7 +69,7 @@ def reported(run: Callable[[], int]) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line: one verb for each entry point of MLproject but ``main``."""
+    """The command line: one verb for each entry point of MLproject but ``main``, and ``show``."""
     top = options.Parser(
         prog="mlflow_e2eai", description="From a PyTorch model to a promoted version."
     )
@@ -100,7 +99,7 @@ def parser() -> argparse.ArgumentParser:
 
     one = verb("convert", _convert, "Convert the cleaned graph of a chain to another precision.")
     options.model_uri(one)
-    one.add_argument("--precision", required=True, type=typed(precision), help="fp32 or fp16")
+    one.add_argument("--precision", required=True, type=typed(precision), help="fp32, fp16 or bf16")
     options.keep_option(one)
 
     one = verb("bisect", _bisect, "Find the nodes that must stay in fp32 for a precision to pass.")
@@ -124,12 +123,7 @@ def parser() -> argparse.ArgumentParser:
     options.model_uri(one)
     options.batch_option(one)
 
-    one = verb("promote", _promote, "Give a version an alias, if it passes the gates.")
-    one.add_argument("--name", required=True, help="the registered model")
-    one.add_argument("--version", required=True, type=typed(whole), help="its version")
-    one.add_argument("--alias", default="champion", help="the alias to give")
-    one.add_argument("--gates", default="default", help="a YAML file, or 'default'")
-    options.allow_option(one)
+    options.promote_options(verb("promote", _promote, "Give a version an alias, if it passes."))
 
     one = verb("pipeline", _pipeline, "Take a logged PyTorch model from export to package.")
     options.model_uri(one)
@@ -141,6 +135,8 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--targets", default="none", type=typed(targets), help="or 'none'")
     options.keep_option(one)
     options.batch_option(one)
+
+    options.show_options(verb("show", _show, "Open a model's graph in Netron, until Ctrl-C."))
     return top
 
 
@@ -231,7 +227,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     for entry in jobs.evaluate(arguments.model_uri, batch_sizes=arguments.batch_sizes):
         outcome = "passed" if entry.passed else "failed" if entry.measured else "not measured"
         lost = entry.lost_at and f"lost at {entry.lost_at}"
-        reasons = "; ".join(filter(None, [lost, entry.reason, *entry.findings]))
+        reasons = "; ".join(filter(None, [lost, entry.reason, *entry.findings, entry.untimed]))
         print(f"{entry.variant}: {outcome}" + (f" ({reasons})" if reasons else ""))
     return DONE
 
@@ -278,6 +274,15 @@ def _pipeline(arguments: argparse.Namespace) -> int:
     if info.registered_model_version is not None:
         print(f"models:/{registered}/{info.registered_model_version}")
     print(info.model_uri)
+    return DONE
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    from mlflow_e2eai.show import shown, wait
+
+    with shown(arguments.model, port=arguments.port, browser=not arguments.no_browser) as url:
+        print(url, flush=True)
+        wait()
     return DONE
 
 

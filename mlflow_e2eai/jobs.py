@@ -6,7 +6,6 @@ Any model of the chain will do for any stage: each walks up to the one that it n
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import tempfile
 from collections.abc import Sequence
@@ -16,12 +15,12 @@ from typing import TYPE_CHECKING
 
 from mlflow_e2eai import engine as engines
 from mlflow_e2eai import flavor, pipeline, tracking
-from mlflow_e2eai.artifacts import OnnxArtifact, Precision, graph_precision, variant_name
+from mlflow_e2eai.artifacts import Precision, graph_precision, variant_name
 from mlflow_e2eai.bisection import Bisection
 from mlflow_e2eai.bisection import bisect as bisect_graph
 from mlflow_e2eai.bundle import Evidence
-from mlflow_e2eai.chain import GRAPHS, graph_of, job_on, source_of, variants_in
-from mlflow_e2eai.errors import InvalidInputError, RunnerError, TrackingError
+from mlflow_e2eai.chain import GRAPHS, device_for, graph_of, job_on, source_of, variants_in
+from mlflow_e2eai.errors import InvalidInputError, TrackingError
 from mlflow_e2eai.evaluation import evaluate as run_evaluation
 from mlflow_e2eai.exporter import DEFAULT_OPSET, Exporter
 from mlflow_e2eai.exporter import export as export_graph
@@ -31,7 +30,6 @@ from mlflow_e2eai.libraries import loadable, named
 from mlflow_e2eai.modules import DynamicAxes
 from mlflow_e2eai.precision import check_graph_precision
 from mlflow_e2eai.recording import record
-from mlflow_e2eai.runners import Device, onnxruntime_devices
 from mlflow_e2eai.samples import all_samples, profile_samples
 from mlflow_e2eai.surgery import DEFAULT_PLAN, Step, entering, named_in
 from mlflow_e2eai.surgery import clean as clean_graph
@@ -189,7 +187,7 @@ def bisect(model_uri: str, *, precision: Precision = "fp16") -> tuple[Bisection,
     with job_on(model_uri, ("clean",)) as job:
         graph, example = graph_of(job.model, job.folder)
         raw, _ = graph_of(tracking.ancestor(job.model, ("export",)), job.folder / "raw")
-        device = _device_for(graph)
+        device = device_for(graph)
         with (
             job.reference(raw, graph) as reference,
             job.stage(f"bisect {precision}", graph) as stage,
@@ -341,15 +339,3 @@ def package(
 def _parent(name: str) -> AbstractContextManager[str]:
     """The run of a job that has a child for each engine or variant."""
     return tracking.run(name, nested=True, tags={tracking.STAGE: name})
-
-
-def _device_for(graph: OnnxArtifact) -> Device:
-    """The best device here on which ONNX Runtime loads a graph."""
-    *better, last = onnxruntime_devices()
-    for device in better:
-        with (
-            contextlib.suppress(RunnerError),
-            isolated_onnxruntime(graph.path, device=device, libraries=graph.libraries),
-        ):
-            return device
-    return last

@@ -115,3 +115,19 @@ def plugins_option(one: argparse.ArgumentParser) -> None:
         type=typed(names),
         help="libraries with plugins for TensorRT, comma between; or 'none'",
     )
+
+
+def promote_options(one: argparse.ArgumentParser) -> None:
+    """Which version, and by which gates."""
+    one.add_argument("--name", required=True, help="the registered model")
+    one.add_argument("--version", required=True, type=typed(whole), help="its version")
+    one.add_argument("--alias", default="champion", help="the alias to give")
+    one.add_argument("--gates", default="default", help="a YAML file, or 'default'")
+    allow_option(one)
+
+
+def show_options(one: argparse.ArgumentParser) -> None:
+    """Which graph, and where."""
+    one.add_argument("model", metavar="MODEL", help="an ONNX file, a bundle, or a model's URI")
+    one.add_argument("--port", type=typed(whole), help="where; by default a free one")
+    one.add_argument("--no-browser", action="store_true", help="say the address only")

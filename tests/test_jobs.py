@@ -262,6 +262,26 @@ def test_a_graph_of_another_input_type_is_judged_against_the_module_in_every_pre
     assert passed(half)["onnxruntime-cpu/fp16"]
 
 
+def test_a_tensor_that_a_plan_exposes_is_judged_in_every_precision(source):
+    plan = plan_from([{"break_fusion": {"first": "Gemm", "then": "Relu"}}])
+    cleaned = jobs.clean(jobs.export(source), plan=plan)
+    half = jobs.convert(cleaned, precision="fp16")
+    evidence = {entry.variant: entry for entry in jobs.evaluate(half)}
+    for name in ("onnxruntime-cpu/raw", "onnxruntime-cpu/fp16"):
+        assert evidence[name].passed
+        outputs = [output.name for output in evidence[name].parity["profile"].outputs]
+        assert outputs == ["output", "getitem"]
+
+
+def test_a_part_of_a_model_is_cleaned_and_converted_but_not_judged_against_the_module(source):
+    plan = plan_from([{"extract": {"inputs": ["relu"]}}])
+    cleaned = jobs.clean(jobs.export(source), plan=plan)
+    half = jobs.convert(cleaned, precision="fp16")
+    assert mlflow.onnx.load_model(f"models:/{half}").graph.input[0].name == "relu"
+    with pytest.raises(InvalidInputError, match="cannot be judged against the model"):
+        jobs.evaluate(half)
+
+
 def test_a_bisection_is_a_run_on_its_input_with_an_artifact_and_numbers(overflowing, store):
     found, uri = jobs.bisect(overflowing)
     run = store.get_run(run_named("bisect fp16").info.run_id)  # a search leaves inputs out
