@@ -17,6 +17,7 @@ from mlflow_e2eai.texts import (
     nodes,
     plan,
     precision,
+    precision_of_engine,
     precisions,
     targets,
     typed,
@@ -98,7 +99,7 @@ def parser() -> argparse.ArgumentParser:
 
     one = verb("convert", _convert, "Convert the cleaned graph of a chain to another precision.")
     options.model_uri(one)
-    one.add_argument("--precision", required=True, type=typed(precision), help="fp32 or fp16")
+    one.add_argument("--precision", required=True, type=typed(precision), help="fp32, fp16 or bf16")
     options.keep_option(one)
 
     one = verb("bisect", _bisect, "Find the nodes that must stay in fp32 for a precision to pass.")
@@ -110,7 +111,12 @@ def parser() -> argparse.ArgumentParser:
     one = verb("compile", _compile, "Build TensorRT engines of a graph of a chain.")
     options.model_uri(one)
     one.add_argument("--targets", required=True, type=typed(targets), help="sm86,sm89 or local")
-    options.tf32_option(one)
+    one.add_argument(
+        "--precision",
+        default="auto",
+        type=typed(precision_of_engine),
+        help="tf32 for the graph in fp32, or 'auto': the graph's own",
+    )
 
     one = verb("evaluate", _evaluate, "Judge a graph, engine or bundle on this machine.")
     options.model_uri(one)
@@ -126,7 +132,6 @@ def parser() -> argparse.ArgumentParser:
     options.plan_option(one)
     one.add_argument("--precisions", default="fp32,fp16", type=typed(precisions))
     one.add_argument("--targets", default="none", type=typed(targets), help="or 'none'")
-    options.tf32_option(one)
     options.keep_option(one)
     options.batch_option(one)
 
@@ -206,7 +211,7 @@ def _compile(arguments: argparse.Namespace) -> int:
     from mlflow_e2eai import jobs
 
     for model_id in jobs.compile(
-        arguments.model_uri, targets=arguments.targets, tf32=arguments.tf32
+        arguments.model_uri, targets=arguments.targets, precision=arguments.precision
     ):
         print(f"models:/{model_id}")
     return DONE
@@ -218,7 +223,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     for entry in jobs.evaluate(arguments.model_uri, batch_sizes=arguments.batch_sizes):
         outcome = "passed" if entry.passed else "failed" if entry.measured else "not measured"
         lost = entry.lost_at and f"lost at {entry.lost_at}"
-        reasons = "; ".join(filter(None, [lost, entry.reason, *entry.findings]))
+        reasons = "; ".join(filter(None, [lost, entry.reason, *entry.findings, entry.untimed]))
         print(f"{entry.variant}: {outcome}" + (f" ({reasons})" if reasons else ""))
     return DONE
 
@@ -258,7 +263,6 @@ def _pipeline(arguments: argparse.Namespace) -> int:
         plan=plan(arguments.plan),
         precisions=arguments.precisions,
         targets=arguments.targets,
-        tf32=arguments.tf32,
         keep_fp32=nodes(arguments.keep_fp32),
         batch_sizes=arguments.batch_sizes,
     )

@@ -7,7 +7,7 @@ import difflib
 from typing import NoReturn
 
 from mlflow_e2eai.errors import InvalidInputError
-from mlflow_e2eai.texts import batch_sizes, dynamic_axes, names, truth, typed, whole
+from mlflow_e2eai.texts import batch_sizes, dynamic_axes, names, typed, whole
 
 
 class Parser(argparse.ArgumentParser):
@@ -105,11 +105,6 @@ def batch_option(one: argparse.ArgumentParser) -> None:
         type=typed(batch_sizes),
         help="sizes to measure latency at beside min, opt and max, comma between; or 'none'",
     )
-
-
-def tf32_option(one: argparse.ArgumentParser) -> None:
-    """Whether fp32 may round to TF32."""
-    one.add_argument("--tf32", default="false", type=typed(truth), help="true or false")
 
 
 def promote_options(one: argparse.ArgumentParser) -> None:

@@ -31,7 +31,7 @@ LAYERS = (
     {"artifacts", "context", "factories", "files", "progress", "trees"},
     {"libraries", "weights"},
     {"arrays", "graphs", "modules", "origins"},
-    {"calling"},
+    {"calling", "rounding", "scripting"},
     {"runners", "parity", "latency", "gates", "samples"},
     {"isolation", "operators"},
     {"rungs", "verification"},

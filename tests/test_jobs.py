@@ -69,6 +69,16 @@ def test_the_stages_one_by_one_make_the_chain_that_the_pipeline_makes(source):
     assert not evidence["tensorrt_rtx-sm86/fp16"].measured
 
 
+def test_an_engine_in_tf32_is_built_of_the_graph_in_fp32_only(source):
+    cleaned = jobs.clean(jobs.export(source))
+    (engine,) = jobs.compile(cleaned, targets=["sm86"], precision="tf32")
+    model = tracking.resolve(engine)
+    assert (model.name, model.params["precision"]) == ("net-sm86-tf32", "tf32")
+    half = jobs.convert(cleaned, precision="fp16")
+    with pytest.raises(InvalidInputError, match="is in fp16, but an engine in tf32 is wanted"):
+        jobs.compile(half, targets=["sm86"], precision="tf32")
+
+
 class NormalisedRows(torch.nn.Module):
     """The dynamo optimizer drops its constant, which changes the numbers at zero."""
 
