@@ -89,6 +89,15 @@ def is_in_other_file(tensor: gs.Tensor) -> bool:
     return isinstance(lazy, gs.ir.tensor.LazyValues) and weights.is_reference(lazy.tensor)
 
 
+def sort(graph: gs.Graph) -> gs.Graph:
+    """Put the nodes of a graph, and of its subgraphs, after those that they read from.
+
+    Model-local functions stay as they came: GraphSurgeon's own default sorts them too, and never
+    ends where a node has a subgraph.
+    """
+    return graph.toposort(recurse_functions=False, mode="nodes")
+
+
 def to_onnx(graph: gs.Graph, *, like: onnx.ModelProto) -> onnx.ModelProto:
     """A GraphSurgeon graph as ONNX, sorted, with the source's IR version.
 
@@ -97,7 +106,7 @@ def to_onnx(graph: gs.Graph, *, like: onnx.ModelProto) -> onnx.ModelProto:
     """
     import onnx_graphsurgeon as gs
 
-    model: onnx.ModelProto = gs.export_onnx(graph.toposort())
+    model: onnx.ModelProto = gs.export_onnx(sort(graph))
     model.ir_version = like.ir_version
     weights.settle(model)
     used = {node.domain for node in model.graph.node} | {

@@ -46,7 +46,7 @@ def simplify(graph: gs.Graph) -> int:
 
     aside = _set_aside(graph)
     try:
-        before = gs.export_onnx(graph.toposort())
+        before = gs.export_onnx(graphs.sort(graph))
         weights.settle(before)
         after = _simplified(before)
         saved = len(before.graph.node) - len(after.graph.node)
