@@ -92,6 +92,7 @@ class Evidence:
             variant whose result fails while the one before passes.
         worth: Whether a quantised variant is kept; None for others. The file of one that is not
             stays out of the bundle.
+        untimed: Why there is no latency of it here; None where it was timed, or not measured.
     """
 
     variant: str
@@ -106,6 +107,7 @@ class Evidence:
     task: Mapping[str, float] = field(default_factory=dict)
     lost_at: str | None = None
     worth: Worth | None = None
+    untimed: str | None = None
 
     @property
     def passed(self) -> bool:

@@ -15,7 +15,7 @@ import numpy as np
 from mlflow_e2eai import trees
 from mlflow_e2eai.artifacts import Array, Tensors
 from mlflow_e2eai.errors import InvalidInputError
-from mlflow_e2eai.modules import brief, device_of, module_of
+from mlflow_e2eai.modules import brief, device_of, keyword_names, module_of
 from mlflow_e2eai.modules import parameter_names as declared_names
 from mlflow_e2eai.trees import Tree
 
@@ -68,6 +68,12 @@ def input_tree(module: torch.nn.Module, example: Tensors) -> Tree:
     """Where the inputs of what `flattened` gives stand in the arguments of ``forward``."""
     tree = getattr(module, "tree", None)
     return tree if isinstance(tree, Tree) else trees.plain(example)
+
+
+def original(module: torch.nn.Module) -> torch.nn.Module:
+    """The module that `flattened` wrapped, or else the module itself."""
+    wrapped = isinstance(getattr(module, "tree", None), Tree)
+    return module.get_submodule("model") if wrapped else module
 
 
 def _arguments(module: torch.nn.Module, example: Any) -> dict[str, Any]:
@@ -222,8 +228,12 @@ def call(model: torch.nn.Module, arguments: Mapping[str, Any]) -> Any:
         )
         raise InvalidInputError(msg)
     # By position where that says the same: an exported program insists on how it was called.
-    if known == list(parameters[: len(known)]):
-        return model(*(arguments[name] for name in known))
+    only_named = keyword_names(model)
+    ordered = [name for name in parameters if name not in only_named]
+    first = [name for name in ordered if name in arguments]
+    if first == ordered[: len(first)]:
+        named = {name: arguments[name] for name in known if name in only_named}
+        return model(*(arguments[name] for name in first), **named)
     return model(**arguments)
 
 
@@ -250,8 +260,16 @@ def tensors_for(model: torch.nn.Module, example: Tensors) -> dict[str, torch.Ten
     return {name: torch.from_numpy(array.copy()).to(device) for name, array in example.items()}
 
 
-def positional(module: torch.nn.Module, names: tuple[str, ...]) -> torch.nn.Module:
-    """A module that takes tensors in the order of `names` and returns a flat tuple of tensors."""
+def positional(
+    module: torch.nn.Module, names: tuple[str, ...], *, as_it_answers: bool = False
+) -> torch.nn.Module:
+    """A module that takes tensors in the order of `names` and returns a flat tuple of tensors.
+
+    Args:
+        module: What is called.
+        names: What the tensors are to it.
+        as_it_answers: Return what the module does, in its own shape.
+    """
     import torch
 
     class Positional(torch.nn.Module):
@@ -259,15 +277,21 @@ def positional(module: torch.nn.Module, names: tuple[str, ...]) -> torch.nn.Modu
             super().__init__()
             self.model = module
 
-        def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            arguments = dict(zip(names, tensors, strict=True))
-            return tuple(output_tensors(call(self.model, arguments)).values())
+        def forward(self, *tensors: torch.Tensor) -> Any:
+            answer = call(self.model, dict(zip(names, tensors, strict=True)))
+            return answer if as_it_answers else tuple(output_tensors(answer).values())
 
         def train(self, mode: bool = True) -> Positional:  # noqa: ARG002, FBT001, FBT002 - torch's
             # The exporters set the mode of what they get, which is right already; a graph that
             # torch.export wrote would refuse.
             return self
 
+    # torch.export counts inputs by the signature; of `*tensors` it makes a single one.
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    signed = [
+        inspect.Parameter(each, kind) for each in ("self", *(f"_{i}" for i in range(len(names))))
+    ]
+    Positional.forward.__signature__ = inspect.Signature(signed)  # type: ignore[attr-defined]
     wrapper = Positional()
     wrapper.training = False
     return wrapper

@@ -21,6 +21,7 @@ from mlflow_e2eai.artifacts import OnnxArtifact
 from mlflow_e2eai.calling import (
     flattened,
     input_tree,
+    original,
     structured_answer,
 )
 from mlflow_e2eai.errors import ExportError, InvalidInputError
@@ -187,7 +188,7 @@ def _rungs(exporter: Exporter, module: torch.nn.Module, opset: int) -> tuple[Any
     """What to try, in order."""
     import torch
 
-    if exporter == "auto" and not isinstance(module, torch.jit.ScriptModule):
+    if exporter == "auto" and not isinstance(original(module), torch.jit.ScriptModule):
         if opset < DEFAULT_OPSET:
             return ("trace", "script")
         late = opset > _TORCHSCRIPT_MAX_OPSET
@@ -212,11 +213,14 @@ def _choose(exporter: Exporter, module: torch.nn.Module, opset: int) -> Exporter
     if exporter not in EXPORTERS:
         msg = f"The exporter is {exporter!r}, but one of {', '.join(EXPORTERS)} is wanted."
         raise InvalidInputError(msg)
-    scripted = isinstance(module, torch.jit.ScriptModule)
+    scripted = isinstance(original(module), torch.jit.ScriptModule)
     if exporter == "auto":
         exporter = "script" if scripted else "dynamo"
-    if scripted and exporter == "dynamo":
-        msg = "The dynamo exporter takes no ScriptModule; use exporter='script'."
+    if scripted and exporter != "script":
+        msg = f"The {exporter} exporter takes no ScriptModule; use exporter='script'."
+        raise InvalidInputError(msg)
+    if exporter == "script" and isinstance(original(module), torch.fx.GraphModule):
+        msg = "The script exporter takes no ExportedProgram; use exporter='dynamo'."
         raise InvalidInputError(msg)
     if exporter == "dynamo" and opset < DEFAULT_OPSET:
         msg = (

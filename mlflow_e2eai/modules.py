@@ -137,6 +137,22 @@ def parameter_names(model: torch.nn.Module) -> tuple[str, ...]:
     return tuple(parameter.name for parameter in parameters if parameter.kind in kinds)
 
 
+def keyword_names(model: torch.nn.Module) -> frozenset[str]:
+    """The names of what ``forward`` takes by keyword only.
+
+    A graph that `torch.export` wrote takes by keyword what was given so when it was exported, which
+    its signature does not say.
+    """
+    import torch
+
+    if isinstance(model, torch.jit.ScriptModule):
+        return frozenset()  # TorchScript has no such parameters
+    if (exported := getattr(model, "_in_spec", None)) is not None:
+        return frozenset(exported.children()[1].context)
+    parameters = inspect.signature(model.forward).parameters.values()
+    return frozenset(each.name for each in parameters if each.kind is each.KEYWORD_ONLY)
+
+
 def brief(error: BaseException, limit: int = 300) -> str:
     """What an error says, on one line."""
     text = " ".join(str(error).split())

@@ -12,9 +12,17 @@ from typing import TYPE_CHECKING
 from mlflow_e2eai import operators as custom
 from mlflow_e2eai.arrays import resize
 from mlflow_e2eai.artifacts import Axis, Tensors, TensorSpec
-from mlflow_e2eai.calling import answer, parameter_names, positional, tensors_for
+from mlflow_e2eai.calling import (
+    answer,
+    input_tree,
+    original,
+    positional,
+    structured_answer,
+    tensors_for,
+)
 from mlflow_e2eai.errors import ExportError, InvalidInputError
 from mlflow_e2eai.modules import brief, root, source_line
+from mlflow_e2eai.scripting import flat_script
 from mlflow_e2eai.weights import is_large
 
 if TYPE_CHECKING:
@@ -49,7 +57,7 @@ def with_dynamo(
             opset_version=opset,
             input_names=list(example),
             output_names=list(outputs),
-            dynamic_shapes=(shapes,),
+            dynamic_shapes=shapes,
             optimize=exporter != PLAIN_DYNAMO,
             verbose=False,
         )
@@ -87,10 +95,11 @@ def with_torchscript(
     if exporter == "trace":
         source = positional(module, tuple(example))
     else:
-        source = module if isinstance(module, torch.jit.ScriptModule) else torch.jit.script(module)
-        custom.refuse_scripted(source)
-        names = [name for name in parameter_names(module) if name in tensors]
-        tensors = {name: tensors[name] for name in names} or tensors
+        own = original(module)
+        scripted = own if isinstance(own, torch.jit.ScriptModule) else torch.jit.script(own)
+        custom.refuse_scripted(scripted)
+        returned, _ = structured_answer(module, example)
+        source = flat_script(scripted, input_tree(module, example), returned)
     dynamic = {spec.name: _named(spec.shape) for spec in specs}
     dynamic |= _dynamic_outputs(module, example, specs, axes, outputs)
     with custom.kept(exporter, path, opset=opset):

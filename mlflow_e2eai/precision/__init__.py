@@ -16,6 +16,7 @@ from mlflow_e2eai import graphs
 from mlflow_e2eai.artifacts import PRECISIONS, Library, OnnxArtifact, Precision, Tensors, TensorSpec
 from mlflow_e2eai.errors import ArtifactError, InvalidInputError, PrecisionError, RunnerError
 from mlflow_e2eai.isolation import isolated_onnxruntime
+from mlflow_e2eai.precision.bf16 import to_bf16
 from mlflow_e2eai.precision.calibration import Calibration
 from mlflow_e2eai.precision.fp16 import of_libraries, to_fp16
 from mlflow_e2eai.precision.quantized import TYPES, quantize
@@ -24,6 +25,10 @@ from mlflow_e2eai.weights import staged
 
 if TYPE_CHECKING:
     import onnx
+
+
+CONVERTERS = {"fp16": (to_fp16, "FLOAT16"), "bf16": (to_bf16, "BFLOAT16")}
+"""What brings a graph to a precision, and ONNX's name of the type."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,14 +71,15 @@ def convert(
 ) -> tuple[OnnxArtifact, PrecisionReport]:
     """Write a graph in another precision.
 
-    The converter to fp16 is ONNX Runtime's own (``onnxruntime.transformers.float16``); for int8 and
-    fp8 see `quantized.quantize`. What they write does not count until ONNX Runtime has loaded it:
-    converters of this kind are known to write graphs that do not load when an output is also read
-    inside the graph.
+    To fp16 the converter is ONNX Runtime's own (``onnxruntime.transformers.float16``); to bf16 it
+    is ours, which raises the opset to 22; for int8 and fp8 see `quantized.quantize`. What they
+    write does not count until ONNX Runtime has loaded it: converters of this kind are known to
+    write graphs that do not load when an output is also read inside the graph.
 
     Args:
         source: A graph in fp32; its file is not changed.
-        precision: ``fp16``, ``int8`` or ``fp8``; or ``fp32``, which gives `source` back as it is.
+        precision: ``fp16``, ``bf16``, ``int8`` or ``fp8``; or ``fp32``, which gives `source` back
+            as it is.
         out: The file to write.
         keep_fp32: Nodes that stay in fp32, by the names that `graphs.node_names` gives them;
             `bisect` finds those that must. See `to_fp16` for what stays in fp32 with them.
@@ -86,13 +92,13 @@ def convert(
         and which nodes stayed in fp32, and why.
 
     Raises:
-        InvalidInputError: The precision is unknown, `source` is not in fp32, or it has no such
-            node to keep.
+        InvalidInputError: There is no such precision of a graph, `source` is not in fp32, or it
+            has no such node to keep.
         PrecisionError: The converter failed, or wrote a graph that does not load, has another
             interface, or has nothing in the precision asked for; or `source` does not run on a
             sample. Its `report` says what was found until then.
     """
-    check_precision(precision)
+    check_graph_precision(precision)
     if source.precision != "fp32":
         msg = f"The graph is in {source.precision}, but one in fp32 is wanted; convert that one."
         raise InvalidInputError(msg)
@@ -111,12 +117,16 @@ def convert(
                 saturated=guarded.saturated,
                 samples=guarded.samples,
             )
-            model = _checked(source, before, guarded.kept)
+            model = _checked(source, precision, before, guarded.kept)
         with staged(out) as temporary:
             try:
                 graphs.write(model, temporary)
-                fused = precision != "fp8"
-                with isolated_onnxruntime(temporary, fused=fused, libraries=source.libraries):
+                with isolated_onnxruntime(
+                    temporary,
+                    rounded=precision == "bf16",
+                    fused=precision != "fp8",
+                    libraries=source.libraries,
+                ):
                     pass
             except (ArtifactError, RunnerError) as error:
                 msg = f"The {precision} graph does not load: {error} Keep this model in fp32."
@@ -162,19 +172,20 @@ def _quantized(
 
 
 def _checked(
-    source: OnnxArtifact, before: onnx.ModelProto, kept: Sequence[Kept]
+    source: OnnxArtifact, precision: Precision, before: onnx.ModelProto, kept: Sequence[Kept]
 ) -> onnx.ModelProto:
-    """The graph in fp16, with the interface of the one before."""
-    model = to_fp16(before, keep_fp32=[one.node for one in kept])
-    if not _has_fp16(model):
+    """The graph in another precision, with the interface of the one before."""
+    to, kind = CONVERTERS[precision]
+    model = to(before, keep_fp32=[one.node for one in kept])
+    if not _has(kind, model):
         msg = (
-            f"The graph has nothing that fp16 could hold, so it would say fp16 and not be it: "
+            f"The graph has nothing that {precision} could hold, so it would only say {precision}: "
             f"{len(kept)} of its {len(before.graph.node)} nodes must stay in fp32; keep it in fp32."
         )
         raise PrecisionError(msg)
     inputs, outputs = graphs.interface(model)
     if inputs != source.inputs or not _agree(outputs, source.outputs):
-        msg = "The fp16 graph has other inputs or outputs than the fp32 graph; keep it in fp32."
+        msg = f"The {precision} graph has other inputs or outputs than the one in fp32; keep that."
         raise PrecisionError(msg)
     del model.graph.output[:]
     model.graph.output.extend(before.graph.output)  # sizes stay named as they are in the source
@@ -230,6 +241,18 @@ def check_precision(precision: str) -> None:
         raise InvalidInputError(msg)
 
 
+def check_graph_precision(precision: str) -> None:
+    """Refuse a precision that no graph can be in.
+
+    Raises:
+        InvalidInputError: There is no such precision, or it is how an engine computes.
+    """
+    check_precision(precision)
+    if precision == "tf32":
+        msg = "No graph is in tf32, it is how an engine computes; compile the fp32 graph in tf32."
+        raise InvalidInputError(msg)
+
+
 def _agree(outputs: Sequence[TensorSpec], wanted: Sequence[TensorSpec]) -> bool:
     """Whether outputs have the same names, types and ranks, and no fixed size contradicts another.
 
@@ -249,10 +272,10 @@ def _agree(outputs: Sequence[TensorSpec], wanted: Sequence[TensorSpec]) -> bool:
     )
 
 
-def _has_fp16(model: onnx.ModelProto) -> bool:
+def _has(kind: str, model: onnx.ModelProto) -> bool:
     import onnx
 
-    half = onnx.TensorProto.FLOAT16
+    half = onnx.TensorProto.DataType.Value(kind)
     return any(weight.data_type == half for weight in model.graph.initializer) or any(
         node.op_type == "Cast" and any(attribute.i == half for attribute in node.attribute)
         for node in model.graph.node

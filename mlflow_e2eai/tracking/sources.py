@@ -8,6 +8,7 @@ import json
 import logging
 import shutil
 import tempfile
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from mlflow_e2eai import bundle, libraries, trees
 from mlflow_e2eai import operators as custom
 from mlflow_e2eai.arrays import load_arrays, resize, save_arrays
 from mlflow_e2eai.artifacts import Axis, Library, Tensors, TensorSpec
-from mlflow_e2eai.calling import answer, flattened, input_tree
+from mlflow_e2eai.calling import answer, flattened, input_tree, positional
 from mlflow_e2eai.errors import TrackingError
 from mlflow_e2eai.files import from_json, to_json
 from mlflow_e2eai.modules import DynamicAxes, axes_of, evaluation_mode, input_specs, module_of
@@ -75,10 +76,14 @@ def log_source(
     Returns:
         Its id.
     """
+    import torch
     from mlflow.models import Model
 
     module, example = flattened(model, input_example)
-    tree = input_tree(module, example)
+    kept, tree = module_of(model), input_tree(module, example)
+    if isinstance(kept, torch.fx.GraphModule) and not tree.is_plain:
+        # What torch.export wrote cannot be pickled; with its tensors in order it can be pt2 again.
+        kept, tree = positional(module, tuple(example), as_it_answers=True), trees.plain(example)
     specs = input_specs(example, dynamic_axes or {})
     sizes = {axis.name: axis.opt for axis in axes_of(dynamic_axes or {})}
     # pt2 makes an axis of size 1 static for good.
@@ -103,7 +108,7 @@ def log_source(
             run_id=run_id,
             model_type="pytorch",
             tags={STAGE: "source"},
-            pytorch_model=module_of(model),
+            pytorch_model=kept,
             signature=signature,
             # pt2 knows neither nested arguments nor constants, nor operators by `symbolic`.
             input_example=example if tree.is_plain and not functions else None,
@@ -211,7 +216,10 @@ def fetch_source(
 
     place = fetch(model, folder)
     try:
-        module = mlflow.pytorch.load_model(str(place))
+        with warnings.catch_warnings():
+            # A ScriptModule is read by torch.load, which would rather be called otherwise.
+            warnings.filterwarnings("ignore", message="'torch.load' received a zip file")
+            module = mlflow.pytorch.load_model(str(place))
     except (MlflowException, ImportError, AttributeError) as error:
         msg = f"Model {model.model_id} cannot be loaded by mlflow.pytorch: {error}"
         raise TrackingError(msg) from error
