@@ -19,11 +19,12 @@ from mlflow_e2eai.artifacts import (
     Precision,
     Tensors,
     graph_precision,
+    variant_name,
 )
 from mlflow_e2eai.bundle import Evidence, Manifest
 from mlflow_e2eai.calling import flattened
 from mlflow_e2eai.context import driver_version, gpu_name
-from mlflow_e2eai.engine import compile, resolve
+from mlflow_e2eai.engine import compile, resolve, why_not_built
 from mlflow_e2eai.errors import InvalidInputError, PrecisionError
 from mlflow_e2eai.evaluation import evaluate
 from mlflow_e2eai.evaluation.worth import is_kept, quantized_gates, weighed
@@ -159,7 +160,7 @@ def build(
         evaluation = evaluation and evaluation.for_graph(raw, cleaned)
         converted = [*_converted(cleaned, settings, work, recorder, example, evaluation)]
         graphs = [cleaned, *(graph for graph, _ in converted if graph is not None)]
-        engines = _compiled(graphs, settings, work, recorder, example)
+        engines, unbuilt = _compiled(graphs, settings, work, recorder, example)
         with answering(reference, raw, cleaned) as answer:
             evidence, latency = evaluate(
                 answer,
@@ -173,6 +174,7 @@ def build(
             )
         evidence = weighed(evidence, latency, [*graphs, *engines], quantized_gates())
         record(evidence, latency, recorder)
+    evidence = [*evidence, *unbuilt]
     graphs = [graph for graph in graphs if is_kept(graph, evidence)]
     engines = [engine for engine in engines if is_kept(engine, evidence)]
     manifest = _manifest(source, graphs, engines, surgery, evidence, latency, exported)
@@ -293,8 +295,9 @@ def _compiled(
     work: Path,
     recorder: Recorder,
     example: Tensors,
-) -> list[EngineArtifact]:
-    engines = []
+) -> tuple[list[EngineArtifact], list[Evidence]]:
+    """The engines, and evidence for those that TensorRT is known not to build."""
+    engines, unbuilt = [], []
     # Two texts may name one target, as `local` and `sm86` on a machine with such a GPU.
     targets = {resolve(text): text for text in settings.targets}
     wanted = [
@@ -306,11 +309,17 @@ def _compiled(
     ]
     for graph, precision, resolved, target in progress(wanted, "compile", unit="engines"):
         with recorder.stage(f"compile {precision} {target}", inputs=[graph.sha256]) as stage:
+            if (reason := why_not_built(graph, resolved)) is not None:
+                name = variant_name(str(resolved), precision)
+                known = Evidence(variant=name, sha256=graph.sha256, measured=False, reason=reason)
+                unbuilt.append(known)
+                stage.measured(known, {})
+                continue
             out = work / f"{precision}-{target}.engine"
             engine = compile(graph, resolved, out=out, tf32=precision == "tf32")
             stage.made(engine, example=example)
         engines.append(engine)
-    return engines
+    return engines, unbuilt
 
 
 def environment() -> dict[str, str]:

@@ -196,3 +196,26 @@ def test_a_rejected_variant_is_not_in_the_bundle_and_its_evidence_is(tmp_path, m
         mlflow_e2eai.load_model(tmp_path / "m", variant="onnxruntime-cpu/int8")
     page = mlflow_e2eai.report.html(manifest)
     assert "Rejected: quantized/gain_ratio" in page
+
+
+def test_what_tensorrt_cannot_build_is_said_and_the_rest_is_made(tmp_path):
+    pytest.importorskip("tensorrt_rtx")
+    module = net()
+    mlflow_e2eai.save_model(
+        module,
+        tmp_path / "m",
+        input_example={"x": features()},
+        dynamic_axes=AXES,
+        precisions=("fp32", "fp8"),
+        targets=("sm86", "sm89"),
+        evaluation_data=labelled(module),
+    )
+    manifest = bundle.read(tmp_path / "m" / "bundle")
+    found = {entry.variant: entry for entry in manifest.evidence}
+    assert found["tensorrt_rtx-sm86/fp8"].reason.startswith("sm86 has no fp8")
+    assert not found["tensorrt_rtx-sm86/fp8"].measured
+    assert found["tensorrt_rtx-sm89/fp8"].worth is not None
+    held = [(e.precision, e.target.compute_capability) for e in manifest.engines]
+    assert ("fp32", "sm86") in held
+    assert ("fp8", "sm86") not in held
+    assert "sm86 has no fp8" in mlflow_e2eai.report.html(manifest)

@@ -2,6 +2,7 @@
 
 from mlflow_e2eai.engine.backends import TARGETS, resolve
 from mlflow_e2eai.engine.build import compile
+from mlflow_e2eai.engine.limits import why_not_built
 from mlflow_e2eai.engine.run import engine_runner, why_not_here
 
-__all__ = ["TARGETS", "compile", "engine_runner", "resolve", "why_not_here"]
+__all__ = ["TARGETS", "compile", "engine_runner", "resolve", "why_not_built", "why_not_here"]

@@ -10,6 +10,7 @@ from typing import Any
 from mlflow_e2eai import graphs
 from mlflow_e2eai.artifacts import EngineArtifact, OnnxArtifact, Target, TensorSpec
 from mlflow_e2eai.engine import backends
+from mlflow_e2eai.engine.limits import why_not_built
 from mlflow_e2eai.errors import EngineBuildError
 from mlflow_e2eai.files import sha256_of, written
 
@@ -40,6 +41,9 @@ def compile(
     """
     if isinstance(target, str):
         target = backends.resolve(target)
+    if (reason := why_not_built(source, target)) is not None:
+        msg = f"{source.path.name} cannot be built for {target}: {reason}."
+        raise EngineBuildError(msg, reason=reason)
     backend = backends.BACKENDS[target.backend]
     trt = backends.load(backend)
     log = _logger(trt)
