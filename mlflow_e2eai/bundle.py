@@ -30,6 +30,7 @@ from mlflow_e2eai.errors import (
 )
 from mlflow_e2eai.exporter import ExportReport
 from mlflow_e2eai.files import from_json, to_json, verify, written
+from mlflow_e2eai.gates import Worth
 from mlflow_e2eai.latency import ColdStart, LatencyReport, Throughput
 from mlflow_e2eai.parity import ParityReport
 from mlflow_e2eai.precision import PrecisionReport
@@ -89,6 +90,8 @@ class Evidence:
         task: Task metrics on the evaluation data, by name; greater is better.
         lost_at: The step that lost the accuracy, where it is lost: the first on the way to this
             variant whose result fails while the one before passes.
+        worth: Whether a quantised variant is kept; None for others. The file of one that is not
+            stays out of the bundle.
         untimed: Why there is no latency of it here; None where it was timed, or not measured.
     """
 
@@ -103,6 +106,7 @@ class Evidence:
     loads: Throughput | None = None
     task: Mapping[str, float] = field(default_factory=dict)
     lost_at: str | None = None
+    worth: Worth | None = None
     untimed: str | None = None
 
     @property
@@ -110,6 +114,11 @@ class Evidence:
         """Whether it was measured to the end and every comparison passed but the advisory ones."""
         compared = self.measured and self.reason is None and bool(self.parity)
         return compared and all(report.passed for report in self.judged.values())
+
+    @property
+    def rejected(self) -> bool:
+        """Whether it is a quantised variant that is not worth it; it is loaded by its name only."""
+        return self.worth is not None and not self.worth.kept
 
     @property
     def judged(self) -> dict[str, ParityReport]:

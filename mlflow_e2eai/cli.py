@@ -99,7 +99,7 @@ def parser() -> argparse.ArgumentParser:
 
     one = verb("convert", _convert, "Convert the cleaned graph of a chain to another precision.")
     options.model_uri(one)
-    one.add_argument("--precision", required=True, type=typed(precision), help="fp32, fp16 or bf16")
+    one.add_argument("--precision", required=True, type=typed(precision), help="all but tf32")
     options.keep_option(one)
 
     one = verb("bisect", _bisect, "Find the nodes that must stay in fp32 for a precision to pass.")

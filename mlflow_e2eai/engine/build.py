@@ -11,6 +11,7 @@ from typing import Any
 from mlflow_e2eai import graphs
 from mlflow_e2eai.artifacts import EngineArtifact, OnnxArtifact, Target, TensorSpec
 from mlflow_e2eai.engine import backends
+from mlflow_e2eai.engine.limits import why_not_built
 from mlflow_e2eai.errors import EngineBuildError
 from mlflow_e2eai.files import sha256_of, written
 from mlflow_e2eai.libraries import named
@@ -54,6 +55,9 @@ def compile(
         target = backends.resolve(target)
     libraries = named(plugin_libraries)
     backends.check_plugins(target, libraries)
+    if (reason := why_not_built(source, target)) is not None:
+        msg = f"{source.path.name} cannot be built for {target}: {reason}."
+        raise EngineBuildError(msg, reason=reason)
     backend = backends.BACKENDS[target.backend]
     trt = backends.load(backend)
     log = _logger(trt)
