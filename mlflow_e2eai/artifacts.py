@@ -23,8 +23,10 @@ Tensors: TypeAlias = Mapping[str, Array]
 Infer: TypeAlias = Callable[[Tensors], Tensors]
 """The seam between whatever runs a model and whatever judges it."""
 
-Precision: TypeAlias = Literal["fp32", "fp16"]
-PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
+Precision: TypeAlias = Literal["fp32", "tf32", "fp16", "bf16", "int8", "fp8"]
+"""What a model computes in. No graph is in tf32: it is how an engine of the fp32 graph computes."""
+
+PRECISIONS: tuple[Precision, ...] = ("fp32", "tf32", "fp16", "bf16", "int8", "fp8")
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +176,7 @@ class OnnxArtifact:
         sha256: Digest of the file and of its weight files; see `weights.digest`.
         parent_sha256: Digest of the artifact that it was made from; None for a fresh export.
         stage: The stage that wrote it.
-        precision: The type that its weights and activations are in.
+        precision: The type that its weights and activations are in; never tf32.
         opset: Version of the default ONNX operator set.
         inputs: The graph's inputs, in order.
         outputs: The graph's outputs, in order.
@@ -251,9 +253,14 @@ class EngineArtifact:
     size_bytes: int
 
     @property
-    def arithmetic(self) -> str:
-        """What it computes in, for people: ``tf32`` where fp32 may be rounded to that."""
+    def arithmetic(self) -> Precision:
+        """What it computes in: ``tf32`` where fp32 may be rounded to that."""
         return "tf32" if self.tf32 and self.precision == "fp32" else self.precision
+
+
+def graph_precision(precision: Precision) -> Precision:
+    """The precision of the graph that an engine in `precision` is built of."""
+    return "fp32" if precision == "tf32" else precision
 
 
 def variant_name(runner: str, precision: str) -> str:

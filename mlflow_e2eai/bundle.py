@@ -89,6 +89,7 @@ class Evidence:
         task: Task metrics on the evaluation data, by name; greater is better.
         lost_at: The step that lost the accuracy, where it is lost: the first on the way to this
             variant whose result fails while the one before passes.
+        untimed: Why there is no latency of it here; None where it was timed, or not measured.
     """
 
     variant: str
@@ -102,6 +103,7 @@ class Evidence:
     loads: Throughput | None = None
     task: Mapping[str, float] = field(default_factory=dict)
     lost_at: str | None = None
+    untimed: str | None = None
 
     @property
     def passed(self) -> bool:

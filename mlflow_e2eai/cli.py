@@ -17,10 +17,10 @@ from mlflow_e2eai.texts import (
     nodes,
     plan,
     precision,
+    precision_of_engine,
     precisions,
     targets,
     typed,
-    whole,
 )
 
 DONE, ERROR, REJECTED = 0, 1, 3
@@ -69,7 +69,7 @@ def reported(run: Callable[[], int]) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line: one verb for each entry point of MLproject but ``main``."""
+    """The command line: one verb for each entry point of MLproject but ``main``, and ``show``."""
     top = options.Parser(
         prog="mlflow_e2eai", description="From a PyTorch model to a promoted version."
     )
@@ -99,7 +99,7 @@ def parser() -> argparse.ArgumentParser:
 
     one = verb("convert", _convert, "Convert the cleaned graph of a chain to another precision.")
     options.model_uri(one)
-    one.add_argument("--precision", required=True, type=typed(precision), help="fp32 or fp16")
+    one.add_argument("--precision", required=True, type=typed(precision), help="fp32, fp16 or bf16")
     options.keep_option(one)
 
     one = verb("bisect", _bisect, "Find the nodes that must stay in fp32 for a precision to pass.")
@@ -111,18 +111,18 @@ def parser() -> argparse.ArgumentParser:
     one = verb("compile", _compile, "Build TensorRT engines of a graph of a chain.")
     options.model_uri(one)
     one.add_argument("--targets", required=True, type=typed(targets), help="sm86,sm89 or local")
-    options.tf32_option(one)
+    one.add_argument(
+        "--precision",
+        default="auto",
+        type=typed(precision_of_engine),
+        help="tf32 for the graph in fp32, or 'auto': the graph's own",
+    )
 
     one = verb("evaluate", _evaluate, "Judge a graph, engine or bundle on this machine.")
     options.model_uri(one)
     options.batch_option(one)
 
-    one = verb("promote", _promote, "Give a version an alias, if it passes the gates.")
-    one.add_argument("--name", required=True, help="the registered model")
-    one.add_argument("--version", required=True, type=typed(whole), help="its version")
-    one.add_argument("--alias", default="champion", help="the alias to give")
-    one.add_argument("--gates", default="default", help="a YAML file, or 'default'")
-    options.allow_option(one)
+    options.promote_options(verb("promote", _promote, "Give a version an alias, if it passes."))
 
     one = verb("pipeline", _pipeline, "Take a logged PyTorch model from export to package.")
     options.model_uri(one)
@@ -132,9 +132,10 @@ def parser() -> argparse.ArgumentParser:
     options.plan_option(one)
     one.add_argument("--precisions", default="fp32,fp16", type=typed(precisions))
     one.add_argument("--targets", default="none", type=typed(targets), help="or 'none'")
-    options.tf32_option(one)
     options.keep_option(one)
     options.batch_option(one)
+
+    options.show_options(verb("show", _show, "Open a model's graph in Netron, until Ctrl-C."))
     return top
 
 
@@ -210,7 +211,7 @@ def _compile(arguments: argparse.Namespace) -> int:
     from mlflow_e2eai import jobs
 
     for model_id in jobs.compile(
-        arguments.model_uri, targets=arguments.targets, tf32=arguments.tf32
+        arguments.model_uri, targets=arguments.targets, precision=arguments.precision
     ):
         print(f"models:/{model_id}")
     return DONE
@@ -222,7 +223,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     for entry in jobs.evaluate(arguments.model_uri, batch_sizes=arguments.batch_sizes):
         outcome = "passed" if entry.passed else "failed" if entry.measured else "not measured"
         lost = entry.lost_at and f"lost at {entry.lost_at}"
-        reasons = "; ".join(filter(None, [lost, entry.reason, *entry.findings]))
+        reasons = "; ".join(filter(None, [lost, entry.reason, *entry.findings, entry.untimed]))
         print(f"{entry.variant}: {outcome}" + (f" ({reasons})" if reasons else ""))
     return DONE
 
@@ -262,7 +263,6 @@ def _pipeline(arguments: argparse.Namespace) -> int:
         plan=plan(arguments.plan),
         precisions=arguments.precisions,
         targets=arguments.targets,
-        tf32=arguments.tf32,
         keep_fp32=nodes(arguments.keep_fp32),
         batch_sizes=arguments.batch_sizes,
     )
@@ -270,6 +270,15 @@ def _pipeline(arguments: argparse.Namespace) -> int:
     if info.registered_model_version is not None:
         print(f"models:/{registered}/{info.registered_model_version}")
     print(info.model_uri)
+    return DONE
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    from mlflow_e2eai.show import shown, wait
+
+    with shown(arguments.model, port=arguments.port, browser=not arguments.no_browser) as url:
+        print(url, flush=True)
+        wait()
     return DONE
 
 

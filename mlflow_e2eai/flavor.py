@@ -65,7 +65,6 @@ def save_model(  # noqa: D417 - the other arguments are log_model's, and describ
     surgery: Sequence[Any] = DEFAULT_PLAN,
     precisions: Sequence[Precision] = ("fp32", "fp16"),
     targets: Sequence[str] = (),
-    tf32: bool = False,
     keep_fp32: Sequence[str] = (),
     batch_sizes: Sequence[int] = (),
     evaluation_data: Any = None,
@@ -140,7 +139,6 @@ def log_model(
     surgery: Sequence[Any] = DEFAULT_PLAN,
     precisions: Sequence[Precision] = ("fp32", "fp16"),
     targets: Sequence[str] = (),
-    tf32: bool = False,
     keep_fp32: Sequence[str] = (),
     batch_sizes: Sequence[int] = (),
     evaluation_data: Any = None,
@@ -180,9 +178,9 @@ def log_model(
         operator_libraries: Shared libraries that implement operators for ONNX Runtime. They go into
             the model with their digests; who loads it must allow them by name.
         surgery: The cleaning plan: steps, or a list as YAML gives it.
-        precisions: What to make graphs and engines in.
+        precisions: What to make graphs and engines in. ``tf32`` makes engines of the fp32 graph
+            that may round to TF32; else fp32 means fp32.
         targets: What to build engines for: compute capabilities such as ``sm86``, or ``local``.
-        tf32: Let fp32 engines round to TF32.
         keep_fp32: Nodes that stay in fp32 in the other precisions; `mlflow_e2eai.bisect` finds
             them.
         batch_sizes: Sizes of the leading axis at which latency is measured too, beside the corners

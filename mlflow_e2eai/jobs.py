@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from mlflow_e2eai import engine as engines
 from mlflow_e2eai import flavor, pipeline, tracking
-from mlflow_e2eai.artifacts import OnnxArtifact, Precision, variant_name
+from mlflow_e2eai.artifacts import OnnxArtifact, Precision, graph_precision, variant_name
 from mlflow_e2eai.bisection import Bisection
 from mlflow_e2eai.bisection import bisect as bisect_graph
 from mlflow_e2eai.bundle import Evidence
@@ -29,7 +29,7 @@ from mlflow_e2eai.factories import call
 from mlflow_e2eai.isolation import isolated_onnxruntime
 from mlflow_e2eai.libraries import loadable
 from mlflow_e2eai.modules import DynamicAxes
-from mlflow_e2eai.precision import check_precision
+from mlflow_e2eai.precision import check_graph_precision
 from mlflow_e2eai.recording import record
 from mlflow_e2eai.runners import Device, onnxruntime_devices
 from mlflow_e2eai.samples import all_samples, profile_samples
@@ -151,7 +151,7 @@ def convert(model_uri: str, *, precision: Precision, keep_fp32: Sequence[str] = 
     Returns:
         Id of the converted ONNX LoggedModel; for fp32, of the cleaned one itself.
     """
-    check_precision(precision)
+    check_graph_precision(precision)
     with job_on(model_uri, ("clean",)) as job:
         graph, example = graph_of(job.model, job.folder)
         with job.stage(f"convert {precision}", graph) as stage:
@@ -185,7 +185,7 @@ def bisect(model_uri: str, *, precision: Precision = "fp16") -> tuple[Bisection,
     Raises:
         InvalidInputError: The precision is fp32, or unknown; or the graph fails in fp32 too.
     """
-    check_precision(precision)
+    check_graph_precision(precision)
     with job_on(model_uri, ("clean",)) as job:
         graph, example = graph_of(job.model, job.folder)
         raw, _ = graph_of(tracking.ancestor(job.model, ("export",)), job.folder / "raw")
@@ -215,11 +215,21 @@ def bisect(model_uri: str, *, precision: Precision = "fp16") -> tuple[Bisection,
         return found, f"runs:/{stage.run_id}/bisection.json"
 
 
-def compile(model_uri: str, *, targets: Sequence[str], tf32: bool = False) -> list[str]:
+def compile(
+    model_uri: str, *, targets: Sequence[str], precision: Precision | None = None
+) -> list[str]:
     """Build engines of a graph of a chain: of the converted one if that is given, else the cleaned.
+
+    Args:
+        model_uri: Any model of the chain, from the cleaned graph on.
+        targets: See `mlflow_e2eai.log_model`.
+        precision: ``tf32`` for the graph in fp32; else None or the graph's own.
 
     Returns:
         Ids of the engine LoggedModels.
+
+    Raises:
+        InvalidInputError: There are no targets, or the graph is in another precision.
     """
     if not targets:
         msg = f"There are no targets; give one of {', '.join(engines.TARGETS)}, or several."
@@ -228,11 +238,16 @@ def compile(model_uri: str, *, targets: Sequence[str], tf32: bool = False) -> li
         engines.resolve(target)
     with _parent("compile"), job_on(model_uri, GRAPHS) as job:
         graph, example = graph_of(job.model, job.folder)
+        wanted = graph.precision if precision is None else precision
+        if graph_precision(wanted) != graph.precision:
+            msg = f"The graph is in {graph.precision}, but an engine in {wanted} is wanted; "
+            msg += f"give the graph in {graph_precision(wanted)}."
+            raise InvalidInputError(msg)
         made = []
         for target in targets:
-            with job.stage(f"compile {graph.precision} {target}", graph) as stage:
+            with job.stage(f"compile {wanted} {target}", graph) as stage:
                 out = job.folder / f"{target}.engine"
-                engine = engines.compile(graph, target, out=out, tf32=tf32)
+                engine = engines.compile(graph, target, out=out, tf32=wanted == "tf32")
                 stage.made(engine, example=example)
             made.append(job.recorder.models[engine.sha256])
         return made
@@ -285,7 +300,6 @@ def package(
     plan: Sequence[Step] = DEFAULT_PLAN,
     precisions: Sequence[Precision] = ("fp32", "fp16"),
     targets: Sequence[str] = (),
-    tf32: bool = False,
     keep_fp32: Sequence[str] = (),
     batch_sizes: Sequence[int] = (),
 ) -> ModelInfo:
@@ -305,7 +319,6 @@ def package(
             surgery=plan,
             precisions=precisions,
             targets=targets,
-            tf32=tf32,
             keep_fp32=keep_fp32,
             batch_sizes=batch_sizes,
             evaluation_data=source.evaluation,

@@ -7,7 +7,7 @@ import difflib
 from typing import NoReturn
 
 from mlflow_e2eai.errors import InvalidInputError
-from mlflow_e2eai.texts import batch_sizes, dynamic_axes, names, truth, typed, whole
+from mlflow_e2eai.texts import batch_sizes, dynamic_axes, names, typed, whole
 
 
 class Parser(argparse.ArgumentParser):
@@ -107,6 +107,17 @@ def batch_option(one: argparse.ArgumentParser) -> None:
     )
 
 
-def tf32_option(one: argparse.ArgumentParser) -> None:
-    """Whether fp32 may round to TF32."""
-    one.add_argument("--tf32", default="false", type=typed(truth), help="true or false")
+def promote_options(one: argparse.ArgumentParser) -> None:
+    """Which version, and by which gates."""
+    one.add_argument("--name", required=True, help="the registered model")
+    one.add_argument("--version", required=True, type=typed(whole), help="its version")
+    one.add_argument("--alias", default="champion", help="the alias to give")
+    one.add_argument("--gates", default="default", help="a YAML file, or 'default'")
+    allow_option(one)
+
+
+def show_options(one: argparse.ArgumentParser) -> None:
+    """Which graph, and where."""
+    one.add_argument("model", metavar="MODEL", help="an ONNX file, a bundle, or a model's URI")
+    one.add_argument("--port", type=typed(whole), help="where; by default a free one")
+    one.add_argument("--no-browser", action="store_true", help="say the address only")

@@ -11,12 +11,20 @@ from pathlib import Path
 from typing import Any
 
 from mlflow_e2eai import __version__, bundle
-from mlflow_e2eai.artifacts import Array, EngineArtifact, Infer, OnnxArtifact, Precision, Tensors
+from mlflow_e2eai.artifacts import (
+    Array,
+    EngineArtifact,
+    Infer,
+    OnnxArtifact,
+    Precision,
+    Tensors,
+    graph_precision,
+)
 from mlflow_e2eai.bundle import Evidence, Manifest
 from mlflow_e2eai.calling import flattened
 from mlflow_e2eai.context import driver_version, gpu_name
 from mlflow_e2eai.engine import compile, resolve
-from mlflow_e2eai.errors import PrecisionError
+from mlflow_e2eai.errors import InvalidInputError, PrecisionError
 from mlflow_e2eai.evaluation import evaluate
 from mlflow_e2eai.exporter import DEFAULT_OPSET, Exporter, ExportReport, export
 from mlflow_e2eai.latency import LatencyReport
@@ -44,15 +52,16 @@ class Settings:
         operators: The same.
         operator_libraries: The same.
         surgery: The cleaning plan.
-        precisions: What to make graphs and engines in; fp32 is always made.
+        precisions: What to make graphs and engines in; the graph in fp32 is always made, and
+            ``tf32`` makes engines of it.
         targets: What to build engines for.
-        tf32: Whether fp32 engines may round to TF32.
         keep_fp32: Nodes that stay in fp32 in the other precisions; see `mlflow_e2eai.convert`.
         batch_sizes: Sizes of the leading axis at which latency is measured too.
 
     Raises:
-        InvalidInputError: There is no such precision or target, a target cannot be built here, an
-            operator's function is not valid, or a library is not there.
+        InvalidInputError: There is no such precision or target, a target cannot be built here,
+            tf32 is wanted without a target, an operator's function is not valid, or a library is
+            not there.
         MissingDependencyError: A target's TensorRT is not installed.
     """
 
@@ -65,7 +74,6 @@ class Settings:
     surgery: Sequence[Step] = DEFAULT_PLAN
     precisions: Sequence[Precision] = ("fp32", "fp16")
     targets: Sequence[str] = ()
-    tf32: bool = False
     keep_fp32: Sequence[str] = ()
     batch_sizes: Sequence[int] = ()
 
@@ -75,6 +83,12 @@ class Settings:
             check_precision(precision)
         for target in self.targets:
             resolve(target)
+        if "tf32" in self.precisions and not self.targets:
+            msg = (
+                "precisions names tf32, which is how an engine computes, and there are no targets; "
+                "give targets to build engines for, or leave tf32 out."
+            )
+            raise InvalidInputError(msg)
         for operator in self.operators:
             operator.proto()
         named(self.operator_libraries)
@@ -200,7 +214,7 @@ def _converted(
 ) -> Iterator[tuple[OnnxArtifact | None, PrecisionReport]]:
     """Each precision's graph and report; where there can be none, the report says why."""
     for precision in dict.fromkeys(settings.precisions):
-        if precision != cleaned.precision:
+        if graph_precision(precision) != cleaned.precision:
             with recorder.stage(f"convert {precision}", inputs=[cleaned.sha256]) as stage:
                 made: tuple[OnnxArtifact | None, PrecisionReport]
                 try:
@@ -269,15 +283,16 @@ def _compiled(
     # Two texts may name one target, as `local` and `sm86` on a machine with such a GPU.
     targets = {resolve(text): text for text in settings.targets}
     wanted = [
-        (graph, resolved, text)
+        (graph, precision, resolved, text)
         for graph in graphs
-        if graph.precision in settings.precisions
+        for precision in dict.fromkeys(settings.precisions)
+        if graph_precision(precision) == graph.precision
         for resolved, text in targets.items()
     ]
-    for graph, resolved, target in progress(wanted, "compile", unit="engines"):
-        with recorder.stage(f"compile {graph.precision} {target}", inputs=[graph.sha256]) as stage:
-            out = work / f"{graph.precision}-{target}.engine"
-            engine = compile(graph, resolved, out=out, tf32=settings.tf32)
+    for graph, precision, resolved, target in progress(wanted, "compile", unit="engines"):
+        with recorder.stage(f"compile {precision} {target}", inputs=[graph.sha256]) as stage:
+            out = work / f"{precision}-{target}.engine"
+            engine = compile(graph, resolved, out=out, tf32=precision == "tf32")
             stage.made(engine, example=example)
         engines.append(engine)
     return engines

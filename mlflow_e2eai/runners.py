@@ -12,14 +12,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from mlflow_e2eai import graphs
+from mlflow_e2eai import graphs, rounding
 from mlflow_e2eai.artifacts import Infer, Library, Tensors
 from mlflow_e2eai.calling import call, output_tensors
 from mlflow_e2eai.context import has_gpu
 from mlflow_e2eai.errors import RunnerError
 from mlflow_e2eai.libraries import loadable
 from mlflow_e2eai.modules import device_of, evaluation_mode
-from mlflow_e2eai.weights import lie_beside, references
+from mlflow_e2eai.weights import lie_beside
 
 if TYPE_CHECKING:
     import torch
@@ -47,6 +47,7 @@ def onnxruntime_runner(
     *,
     device: Device = "cpu",
     rounded: bool = False,
+    fused: bool = True,
     libraries: Sequence[Library] = (),
 ) -> Iterator[Infer]:
     """Run an ONNX file with ONNX Runtime.
@@ -60,9 +61,11 @@ def onnxruntime_runner(
     Args:
         path: The file.
         device: Where every supported node is to run.
-        rounded: Have every fp16 value between nodes rounded to fp16, as a GPU does. On the CPU ONNX
-            Runtime computes neighbours in fp32 and rounds behind them, which hides an overflow.
-            It is slower, and all values are held at once.
+        rounded: Have every fp16 or bf16 value between nodes rounded, as a GPU does; see
+            `rounding`. It is slower, and of fp16 all values are held at once. Without it the CPU
+            cannot run a graph in bf16.
+        fused: Let it fuse nodes. A graph in fp8 must not be: ONNX Runtime 1.31 fuses Q/DQ pairs of
+            fp8 as if they were of int8, and refuses what comes of it, or drops a Relu before them.
         libraries: Shared libraries with operators of the graph. They are native code, which this
             process loads, if they are allowed and as they were recorded.
 
@@ -84,6 +87,8 @@ def onnxruntime_runner(
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if lie_beside(path):
         options.add_session_config_entry("session.disable_prepacking", "1")
+    if not fused:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     for library in loadable(libraries):
         try:
             options.register_custom_ops_library(str(library))
@@ -97,7 +102,7 @@ def onnxruntime_runner(
     folder = "session.model_external_initializers_file_folder_path"
     options.add_session_config_entry(folder, str(path.parent))
     try:
-        model = _with_fp16_values(path) if rounded else path
+        model = rounding.rounded(path) if rounded else path
         session = onnxruntime.InferenceSession(model, options, providers=[provider])
     except Exception as error:  # onnxruntime's exceptions share no base class
         msg = f"ONNX Runtime cannot load {path.name} on {device}: {_first_line(error)}"
@@ -119,23 +124,6 @@ def onnxruntime_runner(
             raise RunnerError(msg) from error
 
     yield infer
-
-
-def _with_fp16_values(path: Path) -> bytes:
-    """A graph whose fp16 values are outputs too, behind its own, so that each is rounded."""
-    import onnx
-
-    model = onnx.shape_inference.infer_shapes(graphs.read(path))
-    for tensor in references(model):
-        tensor.external_data[0].value = Path(tensor.external_data[0].value).name
-    known = {output.name for output in model.graph.output}
-    model.graph.output.extend(
-        value
-        for value in model.graph.value_info
-        if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT16 and value.name not in known
-    )
-    found: bytes = model.SerializeToString()
-    return found
 
 
 @contextmanager

@@ -88,14 +88,6 @@ def whole(text: str) -> int:
     return int(text)
 
 
-def truth(text: str) -> bool:
-    """Read ``true`` or ``false``."""
-    if text.lower() not in ("true", "false"):
-        msg = f"{text!r} is neither true nor false"
-        raise InvalidInputError(msg)
-    return text.lower() == "true"
-
-
 def names(text: str) -> list[str]:
     """Read names with commas between; none for ``none``."""
     return _listed(text)
@@ -141,3 +133,8 @@ def precision(text: str) -> str:
 
     check_precision(text)
     return text
+
+
+def precision_of_engine(text: str) -> str | None:
+    """Read a precision; None for ``auto``."""
+    return None if text == "auto" else precision(text)

@@ -35,6 +35,14 @@ def graph_variant(graph: OnnxArtifact, device: str) -> str:
     return variant_name(f"onnxruntime-{device}", graph.precision)
 
 
+def is_emulated(graph: OnnxArtifact, device: str) -> bool:
+    """Whether ONNX Runtime has no kernels for a graph there, and fp32 kernels stand in for them.
+
+    Every value is rounded as a GPU rounds it, so that the numbers are a GPU's and the time is not.
+    """
+    return device == "cpu" and graph.precision == "bf16"
+
+
 class Model:
     """A bundle, loaded: named arrays or tensors in, named arrays or tensors out.
 
@@ -234,7 +242,8 @@ def _candidates(manifest: Manifest) -> Iterator[str]:
     engines = [engine_variant(e) for e in manifest.engines if why_not_here(e) is None]
     groups = [engines]
     groups += [
-        [graph_variant(g, device) for g in manifest.graphs] for device in onnxruntime_devices()
+        [graph_variant(g, device) for g in manifest.graphs if not is_emulated(g, device)]
+        for device in onnxruntime_devices()
     ]
     for group in groups:
         yield from _fastest_first([name for name in group if name not in failed], manifest.latency)
@@ -264,7 +273,13 @@ def _open(manifest: Manifest, variant: str) -> Model:
 @contextmanager
 def _verified(graph: OnnxArtifact, device: Any) -> Iterator[Infer]:
     verify_graph(graph)
-    with onnxruntime_runner(graph.path, device=device, libraries=graph.libraries) as infer:
+    with onnxruntime_runner(
+        graph.path,
+        device=device,
+        rounded=is_emulated(graph, device),
+        fused=graph.precision != "fp8",
+        libraries=graph.libraries,
+    ) as infer:
         yield infer
 
 

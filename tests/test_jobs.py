@@ -69,6 +69,16 @@ def test_the_stages_one_by_one_make_the_chain_that_the_pipeline_makes(source):
     assert not evidence["tensorrt_rtx-sm86/fp16"].measured
 
 
+def test_an_engine_in_tf32_is_built_of_the_graph_in_fp32_only(source):
+    cleaned = jobs.clean(jobs.export(source))
+    (engine,) = jobs.compile(cleaned, targets=["sm86"], precision="tf32")
+    model = tracking.resolve(engine)
+    assert (model.name, model.params["precision"]) == ("net-sm86-tf32", "tf32")
+    half = jobs.convert(cleaned, precision="fp16")
+    with pytest.raises(InvalidInputError, match="is in fp16, but an engine in tf32 is wanted"):
+        jobs.compile(half, targets=["sm86"], precision="tf32")
+
+
 class NormalisedRows(torch.nn.Module):
     """The dynamo optimizer drops its constant, which changes the numbers at zero."""
 
@@ -250,6 +260,26 @@ def test_a_graph_of_another_input_type_is_judged_against_the_module_in_every_pre
     half = jobs.convert(cleaned, precision="fp16")
     assert passed(cleaned)["onnxruntime-cpu/fp32"]
     assert passed(half)["onnxruntime-cpu/fp16"]
+
+
+def test_a_tensor_that_a_plan_exposes_is_judged_in_every_precision(source):
+    plan = plan_from([{"break_fusion": {"first": "Gemm", "then": "Relu"}}])
+    cleaned = jobs.clean(jobs.export(source), plan=plan)
+    half = jobs.convert(cleaned, precision="fp16")
+    evidence = {entry.variant: entry for entry in jobs.evaluate(half)}
+    for name in ("onnxruntime-cpu/raw", "onnxruntime-cpu/fp16"):
+        assert evidence[name].passed
+        outputs = [output.name for output in evidence[name].parity["profile"].outputs]
+        assert outputs == ["output", "getitem"]
+
+
+def test_a_part_of_a_model_is_cleaned_and_converted_but_not_judged_against_the_module(source):
+    plan = plan_from([{"extract": {"inputs": ["relu"]}}])
+    cleaned = jobs.clean(jobs.export(source), plan=plan)
+    half = jobs.convert(cleaned, precision="fp16")
+    assert mlflow.onnx.load_model(f"models:/{half}").graph.input[0].name == "relu"
+    with pytest.raises(InvalidInputError, match="cannot be judged against the model"):
+        jobs.evaluate(half)
 
 
 def test_a_bisection_is_a_run_on_its_input_with_an_artifact_and_numbers(overflowing, store):

@@ -10,12 +10,13 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from memory import watched
+from memory import tree, watched
 
 import mlflow_e2eai
 from mlflow_e2eai import bundle, graphs, jobs, tracking
 from mlflow_e2eai.bisection import bisect
 from mlflow_e2eai.errors import ArtifactError
+from mlflow_e2eai.isolation import isolated_onnxruntime
 from mlflow_e2eai.runners import onnxruntime_runner
 from mlflow_e2eai.surgery import plan_from
 from mlflow_e2eai.weights import places, references
@@ -188,9 +189,9 @@ def test_a_conversion_that_fails_leaves_no_weights(tmp_path, lowered, monkeypatc
     assert list((tmp_path / "b").iterdir()) == []
 
 
-def own_bytes():
-    """Memory that this process shares with nobody and that no file backs."""
-    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+def own_bytes(pid):
+    """Memory of a process that no file backs."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     return sum(int(line.split()[1]) << 10 for line in lines if line.startswith("Pss_Anon:"))
 
 
@@ -203,13 +204,13 @@ def test_a_session_uses_weights_that_lie_beside_where_they_are_mapped(tmp_path, 
     inlined = tmp_path / "whole" / "raw.onnx"
     inlined.parent.mkdir()
     onnx.save(onnx.load(raw.path), inlined)
-    grown, answers = [], []
+    held, answers, others = [], [], set(tree(os.getpid()))
     for path in (raw.path, inlined):
-        before = own_bytes()
-        with onnxruntime_runner(path) as infer:
+        with isolated_onnxruntime(path) as infer:
             answers.append(infer({"input": x})["output"])
-            grown.append(own_bytes() - before)
-    assert grown[0] < weights_bytes / 2 < weights_bytes <= grown[1]
+            (there,) = set(tree(os.getpid())) - others
+            held.append(own_bytes(there))
+    assert held[1] - held[0] > 0.9 * weights_bytes
     np.testing.assert_allclose(*answers, rtol=1e-4, atol=1e-5)
 
 

@@ -293,7 +293,7 @@ def test_an_operator_carries_its_meaning_through_every_stage(exporter, form, tmp
     module = WithScale()
     raw, model = exported(module, tmp_path, exporter, operators=[scale(form)])
     cleaned, _ = clean(raw, DEFAULT_PLAN, out=tmp_path / "clean.onnx")
-    half = convert(cleaned, "fp16", out=tmp_path / "fp16.onnx")
+    half, _ = convert(cleaned, "fp16", out=tmp_path / "fp16.onnx")
 
     assert [each.name for each in model.functions] == ["Scale"]
     assert [each.op_type for each in custom(graphs.read(cleaned.path))] == ["Scale"]
@@ -310,7 +310,7 @@ def test_tensorrt_builds_what_an_operator_means(precision, tmp_path):
         compile(bare, "sm86", out=tmp_path / "refused.engine")
 
     raw, _ = exported(WithScale(), tmp_path, "trace", operators=[scale("text")])
-    graph = convert(raw, precision, out=tmp_path / "converted.onnx")
+    graph, _ = convert(raw, precision, out=tmp_path / "converted.onnx")
 
     assert compile(graph, "sm86", out=tmp_path / "built.engine").size_bytes > 0
 

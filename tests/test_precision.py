@@ -252,18 +252,24 @@ def test_fp32_is_the_graph_itself_and_writes_nothing(graph, out):
     assert not out.exists()
 
 
-@pytest.mark.parametrize("precision", ["bf16", "FP16", "", "int8"])
+@pytest.mark.parametrize("precision", ["fp12", "FP16", ""])
 def test_an_unknown_precision_is_refused_with_the_choices(precision, graph, out):
     with pytest.raises(InvalidInputError, match=", ".join(PRECISIONS)):
         convert(graph(TWO_LAYERS), precision, out=out)
     assert not out.exists()
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", sorted({*PRECISIONS} - {"tf32"}))
 def test_a_graph_in_fp16_is_no_source(precision, graph, out, tmp_path):
     made, _ = convert(graph(TWO_LAYERS), "fp16", out=out)
     with pytest.raises(InvalidInputError, match="is in fp16, but one in fp32 is wanted"):
         convert(made, precision, out=tmp_path / "again.onnx")
+
+
+def test_no_graph_is_in_tf32(graph, out):
+    with pytest.raises(InvalidInputError, match="No graph is in tf32"):
+        convert(graph(TWO_LAYERS), "tf32", out=out)
+    assert not out.exists()
 
 
 def test_a_graph_with_nothing_for_fp16_to_hold_is_refused(graph, out):

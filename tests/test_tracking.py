@@ -267,9 +267,22 @@ def test_all_forms_of_a_uri_name_the_same_model(store):
 
 
 def test_an_engine_that_may_round_to_tf32_says_so_by_its_name(store):
-    info = log(precisions=("fp32",), tf32=True)
+    info = log(precisions=("fp32", "tf32"))
     manifest = mlflow_e2eai.load_model(info.model_uri).manifest
-    assert [e.variant for e in manifest.evidence][-1] == "tensorrt_rtx-sm86/tf32"
+    engines = ["tensorrt_rtx-sm86/fp32", "tensorrt_rtx-sm86/tf32"]
+    assert [e.variant for e in manifest.evidence][-2:] == engines
+    assert [graph.precision for graph in manifest.graphs] == ["fp32"]
+    everywhere = [one.experiment_id for one in store.search_experiments()]
+    models = store.search_logged_models(everywhere)
+    names = {model.name for model in models}
+    assert {"net-sm86-fp32", "net-sm86-tf32"} <= names
+
+
+def test_tf32_without_a_target_is_refused_before_anything_is_made(store):
+    with pytest.raises(InvalidInputError, match="tf32, which is how an engine computes"):
+        log(precisions=("fp32", "tf32"), targets=())
+    everywhere = [one.experiment_id for one in store.search_experiments()]
+    assert not store.search_logged_models(everywhere)
 
 
 def test_a_package_that_came_from_a_repository_is_required_from_there(monkeypatch):

@@ -31,8 +31,8 @@ from mlflow_e2eai.errors import (
 )
 from mlflow_e2eai.isolation import isolated_onnxruntime
 from mlflow_e2eai.parity import compare
-from mlflow_e2eai.precision import check_precision
-from mlflow_e2eai.precision.fp16 import of_libraries, to_fp16
+from mlflow_e2eai.precision import CONVERTERS, check_graph_precision
+from mlflow_e2eai.precision.fp16 import of_libraries
 
 if TYPE_CHECKING:
     import onnx
@@ -83,14 +83,15 @@ def bisect(
             then the fault is not in the precision.
         RunnerError: The reference cannot answer the samples.
     """
-    check_precision(precision)
-    if precision == "fp32" or source.precision != "fp32":
-        msg = f"From {source.precision} to {precision}; ask for fp32 to another precision."
+    check_graph_precision(precision)
+    if precision != "fp16" or source.precision != "fp32":
+        msg = f"From {source.precision} to {precision}; nodes are searched from fp32 to fp16 only."
         raise InvalidInputError(msg)
     if not samples:
         msg = "There are no samples to fail on; give those on which the variant failed."
         raise InvalidInputError(msg)
     model = graphs.inlined(graphs.read(source.path))  # as `convert` does
+    to, _ = CONVERTERS[precision]
     fixed = frozenset(of_libraries(model, source.libraries))
     suspects = [name for name in _suspects(model) if name not in fixed]
     run = run or partial(isolated_onnxruntime, libraries=source.libraries)
@@ -104,7 +105,7 @@ def bisect(
 
         def fails(keep: frozenset[str]) -> bool:
             try:
-                graphs.write(to_fp16(model, keep_fp32=keep | fixed), path)
+                graphs.write(to(model, keep_fp32=keep | fixed), path)
                 with run(path) as candidate:
                     report = compare(
                         right,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -10,10 +11,15 @@ from mlflow_e2eai.artifacts import EngineArtifact, OnnxArtifact, variant_name
 from mlflow_e2eai.bundle import RAW, step_of
 from mlflow_e2eai.isolation import Opener
 from mlflow_e2eai.runners import onnxruntime_devices
-from mlflow_e2eai.variants import engine_variant, graph_variant, raw_runner, runner
+from mlflow_e2eai.variants import engine_variant, graph_variant, is_emulated, raw_runner, runner
 
 EXPORT = "export"
 TORCH = variant_name("torch", "fp32")
+
+_EMULATED = (
+    "ONNX Runtime has no bf16 kernels for the CPU: its numbers here come from fp32 kernels with "
+    "every value rounded to bf16, and it was not timed."
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +32,7 @@ class Variant:
         step: What made it of the variant before.
         before: That variant.
         opener: Opens its runner.
+        untimed: Why its time says nothing; None where it is to be timed.
     """
 
     name: str
@@ -33,6 +40,7 @@ class Variant:
     step: str
     before: str
     opener: Opener
+    untimed: str | None = None
 
     @property
     def precision(self) -> str:
@@ -72,6 +80,9 @@ def variants_of(
         step = step_of(graph, "onnxruntime-cpu")
         step = "export or clean" if before == TORCH and step == "clean" else step
         add(graph_variant(graph, "cpu"), graph, step, before)
+        if is_emulated(graph, "cpu"):
+            name = graph_variant(graph, "cpu")
+            found[name] = dataclasses.replace(found[name], untimed=_EMULATED)
     for device in onnxruntime_devices():
         for graph in graphs if device != "cpu" else ():
             step = step_of(graph, f"onnxruntime-{device}")

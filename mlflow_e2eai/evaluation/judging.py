@@ -100,7 +100,9 @@ def _timed(
         sound = {
             name: variant.opener
             for name, variant in variants.items()
-            if evidence[name].measured and evidence[name].reason is None
+            if evidence[name].measured
+            and evidence[name].reason is None
+            and evidence[name].untimed is None
         }
         if not sound:
             return latency | {

@@ -78,7 +78,10 @@ class Questions:
     ) -> Iterator[dict[str, Any]]:
         """Fields of the evidence, as they become known."""
         sample = next(iter(self.corners.values()))
-        yield {"cold_start": there.cold_start(sample)}
+        if variant.untimed is None:
+            yield {"cold_start": there.cold_start(sample)}
+        else:
+            yield {"untimed": variant.untimed}
         parity: dict[str, ParityReport] = {}
         with _rounding(variant, there) as rounding:
             for kind, samples, options in self._comparisons(variant):
@@ -91,7 +94,7 @@ class Questions:
             yield {"against_before": self._against(before, variant, there)}
         if variant.shipped and self.evaluation is not None:
             yield {"task": self.task(there)}
-        if variant.shipped and variant.takes_threads:
+        if variant.shipped and variant.takes_threads and variant.untimed is None:
             yield {"loads": there.throughput(sample, budget_s=LOAD_S)}
 
     def _comparisons(

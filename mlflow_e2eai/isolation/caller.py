@@ -98,11 +98,19 @@ def isolated_onnxruntime(
     *,
     device: Device = "cpu",
     rounded: bool = False,
+    fused: bool = True,
     libraries: Sequence[Library] = (),
 ) -> AbstractContextManager[Isolated]:
     """`onnxruntime_runner` in a process of its own: a graph that it does not take may crash it."""
     return isolated(
-        partial(onnxruntime_runner, path, device=device, rounded=rounded, libraries=libraries)
+        partial(
+            onnxruntime_runner,
+            path,
+            device=device,
+            rounded=rounded,
+            fused=fused,
+            libraries=libraries,
+        )
     )
 
 

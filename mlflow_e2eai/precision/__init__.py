@@ -16,12 +16,19 @@ from mlflow_e2eai import graphs
 from mlflow_e2eai.artifacts import PRECISIONS, Library, OnnxArtifact, Precision, Tensors, TensorSpec
 from mlflow_e2eai.errors import ArtifactError, InvalidInputError, PrecisionError, RunnerError
 from mlflow_e2eai.isolation import isolated_onnxruntime
+from mlflow_e2eai.precision.bf16 import to_bf16
+from mlflow_e2eai.precision.calibration import Calibration
 from mlflow_e2eai.precision.fp16 import of_libraries, to_fp16
+from mlflow_e2eai.precision.quantized import TYPES, quantize
 from mlflow_e2eai.precision.ranges import Guarded, Kept, Reason, guard
 from mlflow_e2eai.weights import staged
 
 if TYPE_CHECKING:
     import onnx
+
+
+CONVERTERS = {"fp16": (to_fp16, "FLOAT16"), "bf16": (to_bf16, "BFLOAT16")}
+"""What brings a graph to a precision, and ONNX's name of the type."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +43,9 @@ class PrecisionReport:
         kept: The nodes that stay in fp32, in the graph's order.
         saturated: Values beyond fp16's range that may stop at its end, as all they do is tell a
             Softmax what to leave out.
+        quantized: Nodes whose factors are in int8 or fp8.
+        pairs: Pairs of QuantizeLinear and DequantizeLinear that came in.
+        calibration: Where the ranges of quantised values come from; None in other precisions.
         refused: Why there is no graph in that precision; None where there is.
     """
 
@@ -45,6 +55,9 @@ class PrecisionReport:
     casts: int = 0
     kept: tuple[Kept, ...] = ()
     saturated: tuple[str, ...] = ()
+    quantized: int = 0
+    pairs: int = 0
+    calibration: Calibration | None = None
     refused: str | None = None
 
 
@@ -58,31 +71,34 @@ def convert(
 ) -> tuple[OnnxArtifact, PrecisionReport]:
     """Write a graph in another precision.
 
-    The converter is ONNX Runtime's own (``onnxruntime.transformers.float16``). What it writes does
-    not count until ONNX Runtime has loaded it: converters of this kind are known to write graphs
-    that do not load when an output is also read inside the graph.
+    To fp16 the converter is ONNX Runtime's own (``onnxruntime.transformers.float16``); to bf16 it
+    is ours, which raises the opset to 22; for int8 and fp8 see `quantized.quantize`. What they
+    write does not count until ONNX Runtime has loaded it: converters of this kind are known to
+    write graphs that do not load when an output is also read inside the graph.
 
     Args:
         source: A graph in fp32; its file is not changed.
-        precision: ``fp16``, or ``fp32``, which gives `source` back as it is.
+        precision: ``fp16``, ``bf16``, ``int8`` or ``fp8``; or ``fp32``, which gives `source` back
+            as it is.
         out: The file to write.
         keep_fp32: Nodes that stay in fp32, by the names that `graphs.node_names` gives them;
             `bisect` finds those that must. See `to_fp16` for what stays in fp32 with them.
         samples: Inputs on which the ranges of all values are seen; the nodes that fp16 cannot hold
-            stay in fp32 too, see `ranges.guard`. Read once. None leave the graph unguarded.
+            stay in fp32 too, see `ranges.guard`. Read once. None leave the graph unguarded. int8
+            and fp8 are calibrated on them, so there must be some.
 
     Returns:
         The graph in that precision, with inputs and outputs of the same names, types and shapes;
         and which nodes stayed in fp32, and why.
 
     Raises:
-        InvalidInputError: The precision is unknown, `source` is not in fp32, or it has no such
-            node to keep.
+        InvalidInputError: There is no such precision of a graph, `source` is not in fp32, or it
+            has no such node to keep.
         PrecisionError: The converter failed, or wrote a graph that does not load, has another
             interface, or has nothing in the precision asked for; or `source` does not run on a
             sample. Its `report` says what was found until then.
     """
-    check_precision(precision)
+    check_graph_precision(precision)
     if source.precision != "fp32":
         msg = f"The graph is in {source.precision}, but one in fp32 is wanted; convert that one."
         raise InvalidInputError(msg)
@@ -91,21 +107,29 @@ def convert(
     before = graphs.inlined(graphs.read(source.path))  # the converter leaves functions in fp32
     report = PrecisionReport(precision=precision, nodes=len(before.graph.node))
     try:
-        guarded = _guarded(before, keep_fp32, samples, source.libraries)
-        report = dataclasses.replace(
-            report,
-            kept=guarded.kept,
-            saturated=guarded.saturated,
-            samples=guarded.samples,
-        )
-        model = _checked(source, before, guarded.kept)
+        if precision in TYPES:
+            model, report = _quantized(before, keep_fp32, samples, report, source.libraries)
+        else:
+            guarded = _guarded(before, keep_fp32, samples, source.libraries)
+            report = dataclasses.replace(
+                report,
+                kept=guarded.kept,
+                saturated=guarded.saturated,
+                samples=guarded.samples,
+            )
+            model = _checked(source, precision, before, guarded.kept)
         with staged(out) as temporary:
             try:
                 graphs.write(model, temporary)
-                with isolated_onnxruntime(temporary, libraries=source.libraries):
+                with isolated_onnxruntime(
+                    temporary,
+                    rounded=precision == "bf16",
+                    fused=precision != "fp8",
+                    libraries=source.libraries,
+                ):
                     pass
             except (ArtifactError, RunnerError) as error:
-                msg = f"The fp16 graph does not load: {error} Keep this model in fp32."
+                msg = f"The {precision} graph does not load: {error} Keep this model in fp32."
                 raise PrecisionError(msg) from error
     except PrecisionError as error:
         error.report = dataclasses.replace(report, refused=str(error))
@@ -123,20 +147,45 @@ def convert(
     return made, dataclasses.replace(report, casts=casts)
 
 
+def _quantized(
+    before: onnx.ModelProto,
+    asked: Collection[str],
+    samples: Iterable[Tensors],
+    report: PrecisionReport,
+    libraries: Sequence[Library],
+) -> tuple[onnx.ModelProto, PrecisionReport]:
+    """The graph in int8 or fp8, and the report with all that is known of it."""
+    _check_names(before, asked)
+    try:
+        made = quantize(before, report.precision, samples, keep_fp32=asked, libraries=libraries)
+    except RunnerError as error:
+        msg = f"The fp32 graph cannot be calibrated: {error}"
+        raise PrecisionError(msg) from error
+    return made.model, dataclasses.replace(
+        report,
+        kept=made.kept,
+        samples=made.calibration.samples,
+        quantized=made.quantized,
+        pairs=made.pairs,
+        calibration=made.calibration,
+    )
+
+
 def _checked(
-    source: OnnxArtifact, before: onnx.ModelProto, kept: Sequence[Kept]
+    source: OnnxArtifact, precision: Precision, before: onnx.ModelProto, kept: Sequence[Kept]
 ) -> onnx.ModelProto:
-    """The graph in fp16, with the interface of the one before."""
-    model = to_fp16(before, keep_fp32=[one.node for one in kept])
-    if not _has_fp16(model):
+    """The graph in another precision, with the interface of the one before."""
+    to, kind = CONVERTERS[precision]
+    model = to(before, keep_fp32=[one.node for one in kept])
+    if not _has(kind, model):
         msg = (
-            f"The graph has nothing that fp16 could hold, so it would say fp16 and not be it: "
+            f"The graph has nothing that {precision} could hold, so it would only say {precision}: "
             f"{len(kept)} of its {len(before.graph.node)} nodes must stay in fp32; keep it in fp32."
         )
         raise PrecisionError(msg)
     inputs, outputs = graphs.interface(model)
     if inputs != source.inputs or not _agree(outputs, source.outputs):
-        msg = "The fp16 graph has other inputs or outputs than the fp32 graph; keep it in fp32."
+        msg = f"The {precision} graph has other inputs or outputs than the one in fp32; keep that."
         raise PrecisionError(msg)
     del model.graph.output[:]
     model.graph.output.extend(before.graph.output)  # sizes stay named as they are in the source
@@ -150,13 +199,7 @@ def _guarded(
     libraries: Sequence[Library],
 ) -> Guarded:
     """What the ranges say, with the nodes that were asked for among the kept ones."""
-    operators = {
-        name: graphs.operator_name(node.domain, node.op_type)
-        for node, name in zip(model.graph.node, graphs.node_names(model), strict=True)
-    }
-    if strange := sorted(set(asked).difference(operators)):
-        msg = f"The graph has no node {strange[0]!r} to keep in fp32; see graphs.node_names."
-        raise InvalidInputError(msg)
+    operators = _check_names(model, asked)
     try:
         seen = guard(model, samples, libraries=libraries)
     except RunnerError as error:
@@ -175,6 +218,18 @@ def _guarded(
     return dataclasses.replace(seen, kept=tuple(kept.values()))
 
 
+def _check_names(model: onnx.ModelProto, asked: Collection[str]) -> dict[str, str]:
+    """Refuse names of nodes that there are not; the operator of each node, by name."""
+    operators = {
+        name: graphs.operator_name(node.domain, node.op_type)
+        for node, name in zip(model.graph.node, graphs.node_names(model), strict=True)
+    }
+    if strange := sorted(set(asked).difference(operators)):
+        msg = f"The graph has no node {strange[0]!r} to keep in fp32; see graphs.node_names."
+        raise InvalidInputError(msg)
+    return operators
+
+
 def check_precision(precision: str) -> None:
     """Refuse a precision that there is not.
 
@@ -183,6 +238,18 @@ def check_precision(precision: str) -> None:
     """
     if precision not in PRECISIONS:
         msg = f"The precision is {precision!r}, but one of {', '.join(PRECISIONS)} is wanted."
+        raise InvalidInputError(msg)
+
+
+def check_graph_precision(precision: str) -> None:
+    """Refuse a precision that no graph can be in.
+
+    Raises:
+        InvalidInputError: There is no such precision, or it is how an engine computes.
+    """
+    check_precision(precision)
+    if precision == "tf32":
+        msg = "No graph is in tf32, it is how an engine computes; compile the fp32 graph in tf32."
         raise InvalidInputError(msg)
 
 
@@ -205,10 +272,10 @@ def _agree(outputs: Sequence[TensorSpec], wanted: Sequence[TensorSpec]) -> bool:
     )
 
 
-def _has_fp16(model: onnx.ModelProto) -> bool:
+def _has(kind: str, model: onnx.ModelProto) -> bool:
     import onnx
 
-    half = onnx.TensorProto.FLOAT16
+    half = onnx.TensorProto.DataType.Value(kind)
     return any(weight.data_type == half for weight in model.graph.initializer) or any(
         node.op_type == "Cast" and any(attribute.i == half for attribute in node.attribute)
         for node in model.graph.node

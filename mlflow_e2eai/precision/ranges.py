@@ -47,7 +47,7 @@ by their definition in ONNX."""
 _AVERAGES = frozenset({"AveragePool", "GlobalAveragePool", "ReduceMean"})
 """Operators that sum their first input and divide: the sum is `size in / size out` times larger."""
 
-Reason: TypeAlias = Literal["asked for", "library", "overflow", "underflow"]
+Reason: TypeAlias = Literal["asked for", "library", "overflow", "underflow", "all zero"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +59,8 @@ class Kept:
         operator: What it computes.
         reason: ``asked for`` by the caller; ``library`` where a library has its operator, of
             which no fp16 form is known; ``overflow`` where a number, `HEADROOM` times larger,
-            would be beyond fp16's 65504; ``underflow`` where all of a value is below `SMALLEST`.
+            would be beyond fp16's 65504; ``underflow`` where all of a value is below `SMALLEST`;
+            ``all zero`` where no range could be found to quantise a value to.
         value: The input, output or weight that says so; None where the caller asked.
         magnitude: Its largest magnitude, or that of its squares or sum inside the node.
     """

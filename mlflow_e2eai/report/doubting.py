@@ -118,7 +118,10 @@ def findings_section(manifest: Manifest) -> Section | None:
     slow = _Said("doubtful", "What makes the times doubtful")
     advisory = _Said("advisory", "Shown, and does not decide")
     unmeasured = _Said("unmeasured", "Built, and not measured here")
+    untimed = _Said("untimed", "Judged, and not timed here")
     for entry in manifest.evidence:
+        if entry.untimed is not None:
+            untimed.add(entry.untimed, entry.variant)
         if entry.reason is not None:
             (wrong if entry.measured else unmeasured).add(entry.reason, entry.variant)
         for kind, report in entry.parity.items():
@@ -128,7 +131,7 @@ def findings_section(manifest: Manifest) -> Section | None:
     for place, timed in places(manifest.latency):
         for doubt in timed.findings:
             slow.add(f"{doubt.sentence} ({place})", doubt.variant or "the whole run")
-    parts = [_list(said) for said in (wrong, slow, advisory, unmeasured) if said.sentences]
+    parts = [_list(said) for said in (wrong, slow, advisory, unmeasured, untimed) if said.sentences]
     return ("findings", "Findings", element("div", *parts)) if parts else None
 
 

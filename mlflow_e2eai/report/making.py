@@ -260,7 +260,12 @@ def _commands(manifest: Manifest, origin: Origin) -> Iterator[tuple[str, list[st
             _verb(
                 "pipeline",
                 model_uri=manifest.source_model,
-                precisions=_listed(graph.precision for graph in manifest.graphs),
+                precisions=_listed(
+                    [
+                        *(graph.precision for graph in manifest.graphs),
+                        *(engine.arithmetic for engine in manifest.engines),
+                    ]
+                ),
                 targets=_listed(e.target.compute_capability for e in manifest.engines),
             ),
         )

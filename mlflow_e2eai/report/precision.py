@@ -13,6 +13,7 @@ _REASONS = {
     "overflow": "too large for fp16",
     "underflow": "too small for fp16",
     "asked for": "asked for by name",
+    "all zero": "nothing but zero was seen",
     "library": "operator of a library",
 }
 
@@ -31,17 +32,23 @@ def precision_section(manifest: Manifest) -> Section | None:
 def precision_part(report: PrecisionReport) -> Markup:
     """All that is known of a conversion."""
     guarded = f"on {report.samples:,} samples" if report.samples else "no ranges were seen"
-    facts = (
+    facts: tuple[tuple[str, str, str], ...] = (
         ("Nodes in fp32", f"{len(report.kept):,} of {report.nodes:,}", guarded),
         ("Casts", f"{report.casts:,}", "that came in"),
         ("Masks", f"{len(report.saturated):,}", "values that may stop at fp16's lowest number"),
     )
+    if report.calibration is not None:
+        calibrator = f"calibrated by {report.calibration.calibrator}, {guarded}"
+        facts = (
+            ("Nodes quantised", f"{report.quantized:,} of {report.nodes:,}", calibrator),
+            ("Q/DQ pairs", f"{report.pairs:,}", "that came in"),
+        )
     refused = (
         None
         if report.refused is None
         else element("p", element("strong", "Refused: ", class_="wrong"), sentence(report.refused))
     )
-    return element("div", refused, tables.facts(facts), _kept(report))
+    return element("div", refused, tables.facts(facts), _kept(report), _calibrated(report))
 
 
 def _kept(report: PrecisionReport) -> Markup | None:
@@ -53,6 +60,27 @@ def _kept(report: PrecisionReport) -> Markup | None:
         "Nodes that stay in fp32, and the largest magnitude that was seen of what says so",
         [*columns, Column("Magnitude", number=True)],
         [tables.body(_row(one) for one in report.kept)],
+    )
+
+
+def _calibrated(report: PrecisionReport) -> Markup | None:
+    if report.calibration is None:
+        return None
+    columns = [Column(name, number=True) for name in ("Largest seen", "Range", "Clipped")]
+    rows = [
+        (
+            head(element("code", one.value)),
+            number(error_text(one.magnitude), value=one.magnitude),
+            number(error_text(one.limit), value=one.limit),
+            number(f"{one.clipped:.2%}", value=one.clipped),
+        )
+        for one in report.calibration.values
+    ]
+    return tables.table(
+        f"calibrated-{report.precision}",
+        "Values that are quantised, the end of their range, and the share of numbers beyond it",
+        [Column("Value"), *columns],
+        [tables.body(rows)],
     )
 
 

@@ -15,7 +15,7 @@ from mlflow_e2eai.isolation import isolated_onnxruntime
 from mlflow_e2eai.origins import begins_inside, bridge, fitted, origins_of
 from mlflow_e2eai.surgery.cutting import extract
 
-Run: TypeAlias = Callable[[Path], AbstractContextManager[Infer]]
+Run: TypeAlias = Callable[..., AbstractContextManager[Infer]]
 
 
 @contextmanager
@@ -31,7 +31,7 @@ def answering(
         reference: What ran the graph before.
         raw: The graph before.
         cleaned: The graph after.
-        run: Opens ONNX Runtime on a file.
+        run: Opens ONNX Runtime on a file, with ``libraries``.
 
     Raises:
         RunnerError: ONNX Runtime cannot run that part of the graph before.
@@ -88,5 +88,5 @@ def _piece(
     with TemporaryDirectory() as folder:
         path = Path(folder, "piece.onnx")
         graphs.write(graphs.to_onnx(graph, like=model), path)
-        with run(path) as infer:
+        with run(path, libraries=raw.libraries) as infer:
             yield infer

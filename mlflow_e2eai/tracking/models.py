@@ -134,14 +134,12 @@ def suffix_of(artifact: OnnxArtifact | EngineArtifact) -> str:
 
 
 def _facts(artifact: OnnxArtifact | EngineArtifact) -> dict[str, str]:
-    facts: dict[str, str] = {"precision": artifact.precision}
-    if artifact.parent_sha256 is not None:
-        facts["parent_sha256"] = artifact.parent_sha256
+    parent = {} if artifact.parent_sha256 is None else {"parent_sha256": artifact.parent_sha256}
     if isinstance(artifact, OnnxArtifact):
-        return {**facts, "opset": str(artifact.opset)}
+        return {"precision": artifact.precision, **parent, "opset": str(artifact.opset)}
     return {
-        **facts,
+        "precision": artifact.arithmetic,
+        **parent,
         "target": str(artifact.target),
         "tensorrt_version": artifact.backend_version,
-        "tf32": str(artifact.tf32).lower(),
     }

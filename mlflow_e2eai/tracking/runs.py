@@ -201,8 +201,8 @@ class MlflowStage:
             "e2eai.measured": str(evidence.measured).lower(),
             "e2eai.passed": str(evidence.passed).lower(),
         }
-        if evidence.reason is not None:
-            verdict["e2eai.reason"] = evidence.reason
+        if reason := evidence.reason or evidence.untimed:
+            verdict["e2eai.reason"] = reason
         if evidence.lost_at is not None:
             verdict["e2eai.lost_at"] = evidence.lost_at
         if evidence.findings:
