@@ -181,7 +181,7 @@ def test_bisect_takes_a_large_graph(tmp_path, lowered):
 def test_a_conversion_that_fails_leaves_no_weights(tmp_path, lowered, monkeypatch):
     cleaned, _ = mlflow_e2eai.clean(exported(tmp_path / "a"), out=tmp_path / "a" / "clean.onnx")
     monkeypatch.setattr(
-        "mlflow_e2eai.precision.isolated_onnxruntime", lambda _: onnxruntime_runner(tmp_path)
+        "mlflow_e2eai.precision.isolated_onnxruntime", lambda *_, **__: onnxruntime_runner(tmp_path)
     )
     with pytest.raises(mlflow_e2eai.errors.PrecisionError, match="does not load"):
         mlflow_e2eai.convert(cleaned, "fp16", out=tmp_path / "b" / "half.onnx")
