@@ -148,7 +148,7 @@ def export(
             try:
                 with staged(out) as temporary, failures_as_export_errors(rung, module) as warned:
                     write = with_torchscript if rung in ("trace", "script") else with_dynamo
-                    write(module, example, temporary, specs, axes, names, opset, rung)
+                    write(module, example, temporary, specs, axes, names, opset, rung, operators)
                     custom.carry(temporary, operators)
                     if is_large(module):
                         graphs.write(graphs.read(temporary), temporary)  # as we name weight files

@@ -41,6 +41,7 @@ def with_dynamo(
     outputs: tuple[str, ...],
     opset: int,
     exporter: str,
+    operators: Sequence[custom.Operator] = (),
 ) -> None:
     """Write a module with ``torch.export``; arguments as `with_torchscript`."""
     import torch
@@ -49,7 +50,10 @@ def with_dynamo(
         {position: size for position, size in enumerate(spec.shape) if isinstance(size, str)}
         for spec in specs
     )
-    with custom.kept("dynamo", path, opset=opset):
+    with (
+        custom.kept("dynamo", path, opset=opset),
+        custom.translated(operators, "dynamo", opset=opset) as table,
+    ):
         program = torch.onnx.export(
             positional(module, tuple(example)),
             tuple(tensors_for(module, example).values()),
@@ -59,6 +63,7 @@ def with_dynamo(
             output_names=list(outputs),
             dynamic_shapes=shapes,
             optimize=exporter != PLAIN_DYNAMO,
+            custom_translation_table=table,
             verbose=False,
         )
         if program is None:
@@ -76,6 +81,7 @@ def with_torchscript(
     outputs: tuple[str, ...],
     opset: int,
     exporter: str,
+    operators: Sequence[custom.Operator] = (),
 ) -> None:
     """Write a module as it is traced, or as a script.
 
@@ -88,6 +94,7 @@ def with_torchscript(
         outputs: Names of the outputs, in order.
         opset: Version of the operator set.
         exporter: ``trace`` or ``script``.
+        operators: Those of ``torch.library`` among them are written as nodes.
     """
     import torch
 
@@ -102,7 +109,10 @@ def with_torchscript(
         source = flat_script(scripted, input_tree(module, example), returned)
     dynamic = {spec.name: _named(spec.shape) for spec in specs}
     dynamic |= _dynamic_outputs(module, example, specs, axes, outputs)
-    with custom.kept(exporter, path, opset=opset):
+    with (
+        custom.kept(exporter, path, opset=opset),
+        custom.translated(operators, exporter, opset=opset),
+    ):
         torch.onnx.export(
             source,
             tuple(tensors.values()),

@@ -15,7 +15,7 @@ from mlflow_e2eai.engine import compile
 from mlflow_e2eai.errors import EngineBuildError, ExportError, InvalidInputError
 from mlflow_e2eai.exporter import export
 from mlflow_e2eai.libraries import named
-from mlflow_e2eai.operators import Operator
+from mlflow_e2eai.operators import Operator, load, save
 from mlflow_e2eai.precision import convert
 from mlflow_e2eai.runners import onnxruntime_runner
 from mlflow_e2eai.surgery import DEFAULT_PLAN, clean, named_in, plan_from
@@ -331,7 +331,7 @@ def test_tensorrt_builds_what_an_operator_means(precision, tmp_path):
             "devtech::Gone",
             SCALE.replace("Scale", "Gone"),
             ExportError,
-            "Gone is given, but the graph has no such node",
+            "devtech::Gone is given, but the graph has no such node",
         ),
     ],
 )
@@ -473,3 +473,69 @@ def test_a_library_that_is_not_there_or_is_none_is_named(tmp_path):
             exported(Applies(Gelu), tmp_path, "trace", operator_libraries=[path])
 
     assert not (tmp_path / "model.onnx").exists()
+
+
+@torch.library.custom_op("mlflow_e2eai_tests::scaled", mutates_args=())
+def scaled(
+    x: torch.Tensor, alpha: float, axes: list[int], mode: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return x * alpha, x + alpha
+
+
+@scaled.register_fake
+def _(x, alpha, axes, mode):
+    return torch.empty_like(x), torch.empty_like(x)
+
+
+class WithScaled(torch.nn.Module):
+    def forward(self, x):
+        low, high = torch.ops.mlflow_e2eai_tests.scaled(x * 3, 0.5, [0, 1], "a")
+        return low + high
+
+
+SCALED = """<domain: "devtech", opset_import: ["": 18]>
+Scaled <alpha, axes, mode> (x) => (low, high) {
+    a = Constant <value_float: float = @alpha> ()
+    low = Mul (x, a)
+    high = Add (x, a)
+}"""
+TORCH_NAME = "mlflow_e2eai_tests::scaled"
+
+
+@pytest.mark.parametrize("exporter", ["dynamo", "trace", "script"])
+def test_an_operator_of_torch_library_is_a_node_by_one_declaration(exporter, tmp_path):
+    operator = Operator(name="devtech::Scaled", torch_name=TORCH_NAME, function=SCALED)
+    made, model = exported(WithScaled(), tmp_path, exporter, operators=[operator])
+
+    (node,) = [each for each in model.graph.node if each.domain == "devtech"]
+    assert attributes(node) == {"alpha": 0.5, "axes": [0, 1], "mode": b"a"}
+    assert made.outputs[0].shape[0] == "N"  # of a script, no other size is known
+    assert error_of(made, WithScaled()) < 1e-6
+
+
+def test_pytorch_forgets_the_operator_when_the_export_ends(tmp_path):
+    from torch.onnx._internal.torchscript_exporter.registration import registry
+
+    operator = Operator(name="devtech::Scaled", torch_name=TORCH_NAME)
+    exported(WithScaled(), tmp_path, "trace", operators=[operator], deferred=["Scaled"])
+
+    assert not registry.is_registered_op(TORCH_NAME, 18)
+
+
+def test_an_operator_that_pytorch_has_not_is_named(tmp_path):
+    operator = Operator(name="devtech::Scaled", torch_name="mlflow_e2eai_tests::gone")
+
+    with pytest.raises(InvalidInputError, match="no operator 'mlflow_e2eai_tests::gone'"):
+        exported(WithScaled(), tmp_path, "trace", operators=[operator])
+
+
+def test_operators_are_read_as_they_were_written(tmp_path):
+    path = tmp_path / "operators.onnx"
+    bare = Operator(name="devtech::Scaled", torch_name=TORCH_NAME)
+    both = Operator(name="devtech::Scaled", torch_name=TORCH_NAME, function=SCALED)
+    save([bare, both, scale("text")], path)
+
+    read = load(path)
+    assert read[0] == bare
+    assert [each.torch_name for each in read] == [TORCH_NAME, TORCH_NAME, None]
+    assert [each.function.name for each in read[1:]] == ["Scaled", "Scale"]

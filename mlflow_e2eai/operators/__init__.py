@@ -3,6 +3,7 @@
 from mlflow_e2eai.operators.implementing import found, unimplemented
 from mlflow_e2eai.operators.keeping import applied, kept, refuse_scripted
 from mlflow_e2eai.operators.meaning import Operator, carry, load, save
+from mlflow_e2eai.operators.translating import translated
 
 __all__ = [
     "Operator",
@@ -13,5 +14,6 @@ __all__ = [
     "load",
     "refuse_scripted",
     "save",
+    "translated",
     "unimplemented",
 ]

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     import onnx
 
 
+_TORCH_NAME = "torch_name"
+"""Key under which a function that is written down says what it stands for."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operator:
     """An operator that is not ONNX's own, and what it computes.
@@ -21,14 +25,18 @@ class Operator:
     Attributes:
         name: Domain and operator, ``devtech::FooOp``.
         function: What it computes, in operators that every runtime knows: an ``onnx.FunctionProto``
-            of that name, its text as ``onnx.parser`` reads it, or an onnxscript function.
+            of that name, its text as ``onnx.parser`` reads it, or an onnxscript function. None
+            where something else implements it.
+        torch_name: The operator of ``torch.library`` that it stands for, ``devtech::foo_op``; None
+            where ``symbolic`` of a ``torch.autograd.Function`` says what it stands for.
     """
 
     name: str
-    function: Any
+    function: Any = None
+    torch_name: str | None = None
 
-    def proto(self) -> onnx.FunctionProto:
-        """The function as ONNX has it.
+    def proto(self) -> onnx.FunctionProto | None:
+        """The function as ONNX has it; None where there is none.
 
         Raises:
             InvalidInputError: It is something else, is not valid, or has another name.
@@ -36,6 +44,8 @@ class Operator:
         import onnx.parser
 
         function = self.function
+        if function is None:
+            return None
         try:
             if isinstance(function, str):
                 function = onnx.parser.parse_function(function)
@@ -70,10 +80,12 @@ def carry(path: Path, operators: Sequence[Operator]) -> None:
         function = operator.proto()
         if operator.name not in used:
             msg = (
-                f"The function of {operator.name} is given, but the graph has no such node; its "
+                f"Operator {operator.name} is given, but the graph has no such node; its "
                 f"operators are {', '.join(sorted(used))}."
             )
             raise ExportError(msg)
+        if function is None:
+            continue
         # onnx.inliner leaves a function of another opset where it is.
         if (written := graphs.opset_of(function)) not in (0, opset):
             msg = (
@@ -89,9 +101,15 @@ def save(operators: Sequence[Operator], path: Path) -> None:
     """Write operators down: an ONNX file of their functions, with no graph."""
     import onnx
 
-    path.write_bytes(
-        onnx.ModelProto(functions=[each.proto() for each in operators]).SerializeToString()
-    )
+    model = onnx.ModelProto()
+    for each in operators:
+        domain, _, name = each.name.rpartition("::")
+        function = each.proto() or onnx.FunctionProto(domain=domain, name=name)
+        kept = model.functions.add()
+        kept.CopyFrom(function)
+        if each.torch_name is not None:
+            kept.metadata_props.add(key=_TORCH_NAME, value=each.torch_name)
+    path.write_bytes(model.SerializeToString())
 
 
 def load(path: Path) -> tuple[Operator, ...]:
@@ -100,6 +118,10 @@ def load(path: Path) -> tuple[Operator, ...]:
 
     functions = onnx.ModelProto.FromString(path.read_bytes()).functions
     return tuple(
-        Operator(name=graphs.operator_name(each.domain, each.name), function=each)
+        Operator(
+            name=graphs.operator_name(each.domain, each.name),
+            function=each if each.node else None,
+            torch_name={prop.key: prop.value for prop in each.metadata_props}.get(_TORCH_NAME),
+        )
         for each in functions
     )
