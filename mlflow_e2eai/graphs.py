@@ -128,14 +128,16 @@ def _annotate(model: onnx.ModelProto, like: onnx.ModelProto) -> None:
     A node of the main graph is known by its name and operator.
     """
 
-    def copy(old: Any, new: Any) -> None:
-        new.doc_string = old.doc_string
+    def copy(old: Any, new: Any, *fields: str) -> None:
+        for name in ("doc_string", *fields):
+            new.ClearField(name)
+            if old.HasField(name):  # one that is empty is not one that is not there
+                setattr(new, name, getattr(old, name))
         del new.metadata_props[:]
         new.metadata_props.extend(old.metadata_props)
 
-    copy(like, model)
+    copy(like, model, "domain", "model_version")
     copy(like.graph, model.graph)
-    model.domain, model.model_version = like.domain, like.model_version
     names = zip(node_names(like), like.graph.node, strict=True)
     written_on = {(name, node.op_type): node for name, node in names}
     for node in model.graph.node:
