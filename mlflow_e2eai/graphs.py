@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from mlflow_e2eai import weights
 from mlflow_e2eai.artifacts import Axis, Library, OnnxArtifact, Origins, Precision, TensorSpec
@@ -122,7 +122,35 @@ def to_onnx(graph: gs.Graph, *, like: onnx.ModelProto) -> onnx.ModelProto:
         kept = [entry for entry in model.opset_import if entry.domain in used | {"", "ai.onnx"}]
         del model.opset_import[:]
         model.opset_import.extend(kept)
+    _annotate(model, like)
     return model
+
+
+def _annotate(model: onnx.ModelProto, like: onnx.ModelProto) -> None:
+    """Give a model what people wrote on the one that it comes from: GraphSurgeon drops it.
+
+    A node of the main graph is known by its name and operator.
+    """
+
+    def copy(old: Any, new: Any, *fields: str) -> None:
+        for name in ("doc_string", *fields):
+            new.ClearField(name)
+            if old.HasField(name):  # one that is empty is not one that is not there
+                setattr(new, name, getattr(old, name))
+        del new.metadata_props[:]
+        new.metadata_props.extend(old.metadata_props)
+
+    copy(like, model, "domain", "model_version")
+    copy(like.graph, model.graph)
+    names = zip(node_names(like), like.graph.node, strict=True)
+    written_on = {(name, node.op_type): node for name, node in names}
+    for node in model.graph.node:
+        if (node.name, node.op_type) in written_on:
+            copy(written_on[node.name, node.op_type], node)
+    functions = {(each.domain, each.name): each for each in like.functions}
+    for function in model.functions:
+        if (function.domain, function.name) in functions:
+            copy(functions[function.domain, function.name], function)
 
 
 def describe(

@@ -697,6 +697,26 @@ def test_the_source_is_left_alone_and_named_as_parent(graph, out):
     assert (made.stage, made.precision, made.axes) == ("clean", "fp32", AXES)
 
 
+def test_what_people_wrote_on_a_model_stays(graph, out, tmp_path):
+    model = onnx.load(graph(nothing_but_foo(INNER)).path)
+    first, gone, last = model.graph.node
+    first.name, gone.name, last.name = "relu", "gone", "neg"
+    for number, each in enumerate((model, model.graph, first, gone, last)):
+        each.doc_string = f"written {number}"
+        onnx.helper.set_model_props(each, {"key": str(number)})
+    model.domain, model.model_version = "org.example", 7
+    graphs.write(model, tmp_path / "written.onnx")
+    source = graphs.describe(
+        tmp_path / "written.onnx", stage="export", precision="fp32", axes=AXES, parent_sha256=None
+    )
+    made = onnx.load(clean(source, DROP, out=out, samples=[{"x": X}])[0].path)
+    assert (made.domain, made.model_version) == ("org.example", 7)
+    left = [made, made.graph, *made.graph.node]
+    assert [each.doc_string for each in left] == [f"written {n}" for n in (0, 1, 2, 4)]
+    props = [{prop.key: prop.value for prop in each.metadata_props} for each in left]
+    assert props == [{"key": n} for n in "0124"]
+
+
 @pytest.mark.parametrize("ir_version", [7, 8, 10])
 def test_the_ir_version_stays(ir_version, graph, out):
     header = HEADER.replace("ir_version: 8", f"ir_version: {ir_version}")
