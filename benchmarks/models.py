@@ -6,6 +6,7 @@ call of PyTorch's exporter, as a ratio: absolute times on a shared machine say l
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 import statistics
@@ -33,9 +34,11 @@ def way(name: str, work: Path) -> str:
 
     from mlflow_e2eai import clean, compare, convert, export
     from mlflow_e2eai.arrays import corners, resize
+    from mlflow_e2eai.calling import flattened
     from mlflow_e2eai.runners import onnxruntime_runner, torch_runner
 
     real = REAL_MODELS[name]()
+    module, _ = flattened(real.module, real.example)
     started = time.perf_counter()
     raw, taken = export(
         real.module,
@@ -56,7 +59,7 @@ def way(name: str, work: Path) -> str:
     def error(path: Path, precision: Any) -> str:
         outputs = [spec.name for spec in raw.outputs]
         with (
-            torch_runner(real.module, inputs=list(real.sample), outputs=outputs) as reference,
+            torch_runner(module, inputs=list(real.sample), outputs=outputs) as reference,
             onnxruntime_runner(path, rounded=precision == "fp16") as candidate,
         ):
             found = compare(reference, candidate, samples, precision=precision, repeats=1)
@@ -121,14 +124,18 @@ def ratios(exporter: str, work: Path) -> str:
 
 def main() -> None:
     """Measure and write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--slow", action="store_true", help="with models that take minutes")
+    slow = parser.parse_args().slow
     os.environ["HF_HUB_OFFLINE"] = "1"
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
-    from real_models import REAL_MODELS
+    from real_models import REAL_MODELS, SLOW_MODELS
 
+    names = [name for name in REAL_MODELS if slow or name not in SLOW_MODELS]
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        table = [way(name, work) for name in REAL_MODELS]
+        table = [way(name, work) for name in names]
         times = [ratios(exporter, work) for exporter in ("dynamo", "trace")]
     columns = (
         "model",
@@ -139,7 +146,8 @@ def main() -> None:
         "s, clean",
     )
     lines = [
-        "`python benchmarks/models.py`. Nodes of the main graph; every peer is given the raw file.",
+        f"`python benchmarks/models.py{' --slow' * slow}`. Nodes of the main graph; every peer is",
+        "given the raw file.",
         "Errors are the largest absolute difference from the module, at every corner of the",
         "dynamic axes; fp16 is rounded between nodes, as a GPU does.",
         "",

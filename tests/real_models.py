@@ -9,7 +9,7 @@ import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 import numpy as np
@@ -41,6 +41,7 @@ class RealModel:
         dynamic_axes: The axes that may vary.
         rung: The exporter that `auto` must take.
         operators: What operators compute that are not ONNX's own.
+        nested: The inputs as ``forward`` takes them, where it does not take tensors by name.
     """
 
     module: torch.nn.Module
@@ -48,10 +49,11 @@ class RealModel:
     dynamic_axes: Mapping[str, Mapping[int, Axis]]
     rung: str = "dynamo"
     operators: tuple[Operator, ...] = ()
+    nested: Mapping[str, Any] | None = None
 
     @property
-    def example(self) -> dict[str, torch.Tensor]:
-        return {name: torch.from_numpy(value) for name, value in self.sample.items()}
+    def example(self) -> Mapping[str, Any]:
+        return self.nested or {name: torch.from_numpy(value) for name, value in self.sample.items()}
 
 
 def face_net(name: str) -> RealModel:
@@ -269,6 +271,34 @@ def two_axes() -> RealModel:
     )
 
 
+class _Nested(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table = torch.nn.Embedding(32, 8)
+        self.head = torch.nn.Linear(8, 4)
+
+    def forward(self, tokens, scale):
+        hidden = self.table(tokens["ids"]) * tokens["mask"].unsqueeze(-1)
+        return {"hidden": hidden, "scores": (self.head(hidden.mean(1)) * scale, hidden.amax(1))}
+
+
+def nested() -> RealModel:
+    """Mappings in, mappings and tuples out, and a number that is fixed."""
+    torch.manual_seed(0)
+    random = np.random.default_rng(0)
+    sample = {
+        "tokens.ids": random.integers(0, 32, (2, 5)),
+        "tokens.mask": random.uniform(size=(2, 5)).astype(np.float32),
+    }
+    tokens = {name.partition(".")[2]: torch.from_numpy(each) for name, each in sample.items()}
+    return RealModel(
+        module=_Nested().eval(),
+        sample=sample,
+        dynamic_axes={name: {0: N} for name in sample},
+        nested={"tokens": tokens, "scale": 2.0},
+    )
+
+
 REAL_MODELS: Mapping[str, Callable[[], RealModel]] = {
     **{name: lambda name=name: face_net(name) for name in FACE_NETS},
     "MiniLM": minilm,
@@ -279,6 +309,7 @@ REAL_MODELS: Mapping[str, Callable[[], RealModel]] = {
     "loop": loop,
     "custom operator": custom,
     "two axes": two_axes,
+    "nested": nested,
     "ResNet-50": resnet50,
     "ViT-B/16": vit_base,
 }
