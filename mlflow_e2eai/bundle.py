@@ -6,7 +6,7 @@
       model-fp16.onnx      the same in other precisions
       <digest>.weights     weights of graphs that are too large for one file
       engines/             one file for each precision and target
-      libraries/           native code that graphs need; loaded only where the caller allows it
+      libraries/           native code, loaded only where the caller allows it
       input_example.npz    one array for each input
 
 Paths in the manifest are relative to the directory.
@@ -30,6 +30,7 @@ from mlflow_e2eai.errors import (
 )
 from mlflow_e2eai.exporter import ExportReport
 from mlflow_e2eai.files import from_json, to_json, verify, written
+from mlflow_e2eai.gates import Worth
 from mlflow_e2eai.latency import ColdStart, LatencyReport, Throughput
 from mlflow_e2eai.parity import ParityReport
 from mlflow_e2eai.precision import PrecisionReport
@@ -89,6 +90,8 @@ class Evidence:
         task: Task metrics on the evaluation data, by name; greater is better.
         lost_at: The step that lost the accuracy, where it is lost: the first on the way to this
             variant whose result fails while the one before passes.
+        worth: Whether a quantised variant is kept; None for others. The file of one that is not
+            stays out of the bundle.
         untimed: Why there is no latency of it here; None where it was timed, or not measured.
     """
 
@@ -103,6 +106,7 @@ class Evidence:
     loads: Throughput | None = None
     task: Mapping[str, float] = field(default_factory=dict)
     lost_at: str | None = None
+    worth: Worth | None = None
     untimed: str | None = None
 
     @property
@@ -110,6 +114,11 @@ class Evidence:
         """Whether it was measured to the end and every comparison passed but the advisory ones."""
         compared = self.measured and self.reason is None and bool(self.parity)
         return compared and all(report.passed for report in self.judged.values())
+
+    @property
+    def rejected(self) -> bool:
+        """Whether it is a quantised variant that is not worth it; it is loaded by its name only."""
+        return self.worth is not None and not self.worth.kept
 
     @property
     def judged(self) -> dict[str, ParityReport]:
@@ -231,10 +240,6 @@ def write(directory: Path, manifest: Manifest, example: Tensors, *, copy: bool =
         raise InvalidInputError(msg)
     graphs = tuple(_copied(graph, _graph_path(graph), directory) for graph in manifest.graphs)
     engines = tuple(_copied(engine, _engine_path(engine), directory) for engine in manifest.engines)
-    graphs = tuple(
-        dataclasses.replace(graph, libraries=libraries.copied(graph.libraries, directory))
-        for graph in graphs
-    )
     for graph in manifest.graphs:
         for file in graph.weights:
             link(graph.path.parent / file.path, directory, copy=copy)
@@ -293,16 +298,14 @@ def located(manifest: Manifest, directory: Path) -> Manifest:
     """
     return dataclasses.replace(
         manifest,
-        graphs=tuple(
-            dataclasses.replace(
-                graph,
-                path=directory / graph.path,
-                libraries=libraries.fetched(graph.libraries, directory),
-            )
-            for graph in manifest.graphs
-        ),
-        engines=tuple(dataclasses.replace(e, path=directory / e.path) for e in manifest.engines),
+        graphs=tuple(_located(graph, directory) for graph in manifest.graphs),
+        engines=tuple(_located(engine, directory) for engine in manifest.engines),
     )
+
+
+def _located(artifact: Artifact, directory: Path) -> Artifact:
+    held = libraries.fetched(artifact.libraries, directory)
+    return dataclasses.replace(artifact, path=directory / artifact.path, libraries=held)
 
 
 def read_example(directory: Path) -> dict[str, Array]:
@@ -325,4 +328,5 @@ def _copied(artifact: Artifact, place: Path, directory: Path) -> Artifact:
         verify(artifact.path, artifact.sha256)
     with written(directory / place) as temporary:
         shutil.copyfile(artifact.path, temporary)
-    return dataclasses.replace(artifact, path=place)
+    held = libraries.copied(artifact.libraries, directory)
+    return dataclasses.replace(artifact, path=place, libraries=held)

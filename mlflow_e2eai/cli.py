@@ -99,7 +99,7 @@ def parser() -> argparse.ArgumentParser:
 
     one = verb("convert", _convert, "Convert the cleaned graph of a chain to another precision.")
     options.model_uri(one)
-    one.add_argument("--precision", required=True, type=typed(precision), help="fp32, fp16 or bf16")
+    one.add_argument("--precision", required=True, type=typed(precision), help="all but tf32")
     options.keep_option(one)
 
     one = verb("bisect", _bisect, "Find the nodes that must stay in fp32 for a precision to pass.")
@@ -117,6 +117,7 @@ def parser() -> argparse.ArgumentParser:
         type=typed(precision_of_engine),
         help="tf32 for the graph in fp32, or 'auto': the graph's own",
     )
+    options.plugins_option(one)
 
     one = verb("evaluate", _evaluate, "Judge a graph, engine or bundle on this machine.")
     options.model_uri(one)
@@ -211,7 +212,10 @@ def _compile(arguments: argparse.Namespace) -> int:
     from mlflow_e2eai import jobs
 
     for model_id in jobs.compile(
-        arguments.model_uri, targets=arguments.targets, precision=arguments.precision
+        arguments.model_uri,
+        targets=arguments.targets,
+        precision=arguments.precision,
+        plugin_libraries=[Path(library) for library in arguments.plugin_libraries],
     ):
         print(f"models:/{model_id}")
     return DONE

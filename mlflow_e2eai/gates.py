@@ -84,6 +84,30 @@ class Decision:
         return tuple(str(verdict) for verdict in self.verdicts if not verdict.passed)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Worth:
+    """Whether a quantised variant is kept.
+
+    Attributes:
+        metrics: What was measured, by name; see `evaluation.worth.weighed`.
+        decision: What the gates say of it.
+    """
+
+    metrics: Mapping[str, float]
+    decision: Decision
+
+    @property
+    def kept(self) -> bool:
+        """Whether it goes into the bundle, to be loaded."""
+        return self.decision.promoted
+
+
+def drop(before: Mapping[str, float], now: Mapping[str, float]) -> float:
+    """The most that was lost of any metric; NaN when one can no longer be told, 0 with none."""
+    drops = [value - now.get(name, math.nan) for name, value in before.items()]
+    return math.nan if any(map(math.isnan, drops)) else max(drops, default=0.0)
+
+
 def decide(gates: Sequence[Gate], metrics: Mapping[str, float], *, has_champion: bool) -> Decision:
     """Hold metrics against gates.
 
@@ -109,14 +133,19 @@ def decide(gates: Sequence[Gate], metrics: Mapping[str, float], *, has_champion:
     )
 
 
-def gates_from(data: Any) -> tuple[Gate, ...]:
+def gates_from(data: Any, key: str = "gates") -> tuple[Gate, ...]:
     """Read gates as YAML gives them: ``{"gates": [{"metric": name, "at_most": limit}, ...]}``.
+
+    Args:
+        data: What the file holds. Beside ``gates`` there may be ``quantized``, the gates that a
+            quantised variant must pass to be kept.
+        key: Which of the two to read.
 
     Raises:
         InvalidInputError: It is something else.
     """
-    known = isinstance(data, Mapping) and set(data) == {"gates"}
-    entries = data["gates"] if known else None
+    known = isinstance(data, Mapping) and {"gates"} <= set(data) <= {"gates", "quantized"}
+    entries = data.get(key, ()) if known else None
     if not isinstance(entries, Iterable) or isinstance(entries, str | Mapping):
         msg = "Gates are a mapping with the one key 'gates', which holds a list; see gates.yaml."
         raise InvalidInputError(msg)

@@ -19,13 +19,15 @@ from mlflow_e2eai.artifacts import (
     Precision,
     Tensors,
     graph_precision,
+    variant_name,
 )
 from mlflow_e2eai.bundle import Evidence, Manifest
 from mlflow_e2eai.calling import flattened
 from mlflow_e2eai.context import driver_version, gpu_name
-from mlflow_e2eai.engine import compile, resolve
+from mlflow_e2eai.engine import check_plugins, compile, resolve, why_not_built
 from mlflow_e2eai.errors import InvalidInputError, PrecisionError
 from mlflow_e2eai.evaluation import evaluate
+from mlflow_e2eai.evaluation.worth import is_kept, quantized_gates, weighed
 from mlflow_e2eai.exporter import DEFAULT_OPSET, Exporter, ExportReport, export
 from mlflow_e2eai.latency import LatencyReport
 from mlflow_e2eai.libraries import named
@@ -33,10 +35,11 @@ from mlflow_e2eai.modules import DynamicAxes
 from mlflow_e2eai.operators import Operator
 from mlflow_e2eai.origins import bridge, fitted, hold_beginning
 from mlflow_e2eai.precision import PrecisionReport, check_precision, convert
+from mlflow_e2eai.precision.quantized import TYPES, check_calibrated
 from mlflow_e2eai.progress import progress
 from mlflow_e2eai.recording import Recorder, Stage, record
 from mlflow_e2eai.runners import torch_runner
-from mlflow_e2eai.samples import EvaluationData, all_samples, batch_samples, profile_samples
+from mlflow_e2eai.samples import EvaluationData, all_samples, batch_samples, calls, profile_samples
 from mlflow_e2eai.surgery import DEFAULT_PLAN, Step, SurgeryReport, answering, clean, named_in
 
 
@@ -51,6 +54,8 @@ class Settings:
         output_names: The same.
         operators: The same.
         operator_libraries: The same.
+        plugin_libraries: See `mlflow_e2eai.compile`. ONNX Runtime knows no plugins, so their
+            operators need a function too.
         surgery: The cleaning plan.
         precisions: What to make graphs and engines in; the graph in fp32 is always made, and
             ``tf32`` makes engines of it.
@@ -71,6 +76,7 @@ class Settings:
     output_names: Sequence[str] | None = None
     operators: Sequence[Operator] = ()
     operator_libraries: Sequence[Path] = ()
+    plugin_libraries: Sequence[Path] = ()
     surgery: Sequence[Step] = DEFAULT_PLAN
     precisions: Sequence[Precision] = ("fp32", "fp16")
     targets: Sequence[str] = ()
@@ -82,7 +88,7 @@ class Settings:
         for precision in self.precisions:
             check_precision(precision)
         for target in self.targets:
-            resolve(target)
+            check_plugins(resolve(target), named(self.plugin_libraries))
         if "tf32" in self.precisions and not self.targets:
             msg = (
                 "precisions names tf32, which is how an engine computes, and there are no targets; "
@@ -121,6 +127,7 @@ def build(
         The manifest, with the files still in `work`, and the input example by name.
     """
     module, example = flattened(model, input_example)
+    check_calibrated(settings.precisions, evaluation)
     if evaluation is not None:
         evaluation.check_names(example)
     with recorder.stage("export", inputs=[] if source is None else [source]) as stage:
@@ -156,7 +163,7 @@ def build(
         evaluation = evaluation and evaluation.for_graph(raw, cleaned)
         converted = [*_converted(cleaned, settings, work, recorder, example, evaluation)]
         graphs = [cleaned, *(graph for graph, _ in converted if graph is not None)]
-        engines = _compiled(graphs, settings, work, recorder, example)
+        engines, unbuilt = _compiled(graphs, settings, work, recorder, example)
         with answering(reference, raw, cleaned) as answer:
             evidence, latency = evaluate(
                 answer,
@@ -168,7 +175,11 @@ def build(
                 batch_sizes=settings.batch_sizes,
                 timed=bridge(reference, raw, cleaned),
             )
+        evidence = weighed(evidence, latency, [*graphs, *engines], quantized_gates())
         record(evidence, latency, recorder)
+    evidence = [*evidence, *unbuilt]
+    graphs = [graph for graph in graphs if is_kept(graph, evidence)]
+    engines = [engine for engine in engines if is_kept(engine, evidence)]
     manifest = _manifest(source, graphs, engines, surgery, evidence, latency, exported)
     return replace(manifest, conversions=tuple(report for _, report in converted)), example
 
@@ -244,6 +255,9 @@ def convert_on(
 ) -> tuple[OnnxArtifact, PrecisionReport]:
     """Convert a graph, guarded by its ranges on all that is known, and tell a stage.
 
+    int8 and fp8 are calibrated on the evaluation data alone: the example at the corners of a
+    profile is one item many times over, and would outweigh it.
+
     Args:
         stage: Who is told.
         graph: See `mlflow_e2eai.convert`.
@@ -254,11 +268,17 @@ def convert_on(
         evaluation: The data under the same names.
 
     Raises:
+        InvalidInputError: int8 or fp8 is wanted, and there is no evaluation data.
         PrecisionError: The graph cannot be had in that precision; the stage is told the report.
     """
     if keep_fp32:
         stage.kept(keep_fp32)
-    samples = all_samples(example, graph, evaluation)
+    check_calibrated([precision], evaluation)
+    samples = (
+        all_samples(example, graph, evaluation)
+        if precision not in TYPES or evaluation is None
+        else (batch for batch, _, _ in calls(evaluation, graph, example))
+    )
     try:
         made, report = convert(graph, precision, out=out, keep_fp32=keep_fp32, samples=samples)
     except PrecisionError as error:
@@ -278,8 +298,9 @@ def _compiled(
     work: Path,
     recorder: Recorder,
     example: Tensors,
-) -> list[EngineArtifact]:
-    engines = []
+) -> tuple[list[EngineArtifact], list[Evidence]]:
+    """The engines, and evidence for those that TensorRT is known not to build."""
+    engines, unbuilt = [], []
     # Two texts may name one target, as `local` and `sm86` on a machine with such a GPU.
     targets = {resolve(text): text for text in settings.targets}
     wanted = [
@@ -291,11 +312,23 @@ def _compiled(
     ]
     for graph, precision, resolved, target in progress(wanted, "compile", unit="engines"):
         with recorder.stage(f"compile {precision} {target}", inputs=[graph.sha256]) as stage:
+            if (reason := why_not_built(graph, resolved)) is not None:
+                name = variant_name(str(resolved), precision)
+                known = Evidence(variant=name, sha256=graph.sha256, measured=False, reason=reason)
+                unbuilt.append(known)
+                stage.measured(known, {})
+                continue
             out = work / f"{precision}-{target}.engine"
-            engine = compile(graph, resolved, out=out, tf32=precision == "tf32")
+            engine = compile(
+                graph,
+                resolved,
+                out=out,
+                tf32=precision == "tf32",
+                plugin_libraries=settings.plugin_libraries,
+            )
             stage.made(engine, example=example)
         engines.append(engine)
-    return engines
+    return engines, unbuilt
 
 
 def environment() -> dict[str, str]:

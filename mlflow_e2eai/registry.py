@@ -15,7 +15,7 @@ from mlflow_e2eai.artifacts import Tensors
 from mlflow_e2eai.bundle import Evidence, Manifest
 from mlflow_e2eai.errors import ArtifactError, E2EAIError, InvalidInputError, TrackingError
 from mlflow_e2eai.files import to_json, verify
-from mlflow_e2eai.gates import Decision, Gate, decide, gates_from
+from mlflow_e2eai.gates import Decision, Gate, decide, drop, gates_from
 from mlflow_e2eai.isolation import Together, isolated_together
 from mlflow_e2eai.latency import BUDGET_S, items_of
 from mlflow_e2eai.samples import profile_samples
@@ -153,11 +153,11 @@ def metrics_of(
         "parity/max_abs_error": math.nan
         if any(map(math.isnan, errors))
         else max(errors, default=math.nan),
-        "task/drop": _drop(_reference_tasks(new), tasks),
+        "task/drop": drop(_reference_tasks(new), tasks),
         **{f"task/{name}": value for name, value in tasks.items()},
     }
     if champion is not None:
-        metrics["champion/task_drop"] = _drop(_worst_tasks(bundle.read(champion)), tasks)
+        metrics["champion/task_drop"] = drop(_worst_tasks(bundle.read(champion)), tasks)
         metrics["champion/latency_ratio"] = _latency_ratio(
             challenger, champion, allow_native=allow_native
         )
@@ -165,9 +165,13 @@ def metrics_of(
 
 
 def _measured(manifest: Manifest) -> list[Evidence]:
-    """The evidence of what was measured, of that which the bundle holds."""
+    """The evidence of what was measured, of that which the bundle holds and loads unasked."""
     held = {file.sha256 for file in manifest.files}
-    return [entry for entry in manifest.evidence if entry.measured and entry.sha256 in held]
+    return [
+        entry
+        for entry in manifest.evidence
+        if entry.measured and entry.sha256 in held and not entry.rejected
+    ]
 
 
 def _worst_tasks(manifest: Manifest) -> dict[str, float]:
@@ -186,12 +190,6 @@ def _reference_tasks(manifest: Manifest) -> Mapping[str, float]:
         if entry.sha256 is None:
             return entry.task
     return {}
-
-
-def _drop(before: Mapping[str, float], now: Mapping[str, float]) -> float:
-    """The most that was lost of any metric; NaN when one can no longer be told, 0 with none."""
-    drops = [value - now.get(name, math.nan) for name, value in before.items()]
-    return math.nan if any(map(math.isnan, drops)) else max(drops, default=0.0)
 
 
 def _latency_ratio(challenger: Path, champion: Path, *, allow_native: Sequence[str]) -> float:

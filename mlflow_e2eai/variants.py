@@ -234,7 +234,11 @@ def _engines_that_cannot_be_used(manifest: Manifest) -> list[E2EAIError]:
 
 
 def _failed(manifest: Manifest) -> set[str]:
-    return {entry.variant for entry in manifest.evidence if entry.measured and not entry.passed}
+    return {
+        entry.variant
+        for entry in manifest.evidence
+        if entry.rejected or (entry.measured and not entry.passed)
+    }
 
 
 def _candidates(manifest: Manifest) -> Iterator[str]:

@@ -542,3 +542,25 @@ def test_what_log_keeps_beside_the_model_comes_back_with_it(source, tmp_path):
         torch.testing.assert_close(
             module(torch.from_numpy(features())), net()(torch.from_numpy(features()))
         )
+
+
+def test_int8_is_calibrated_on_the_data_that_was_logged_with_the_model(source):
+    made = jobs.convert(jobs.clean(jobs.export(source)), precision="int8")
+    assert stage(made) == "convert"
+    run_id = tracking.resolve(made).source_run_id
+    text = mlflow.artifacts.load_text(f"runs:/{run_id}/precision.json")
+    report = from_json(PrecisionReport, text)
+    seen = np.abs(features(50)).max()
+    assert report.calibration.values[0].magnitude == pytest.approx(seen, abs=1e-6)
+    assert (report.samples, report.calibration.calibrator) == (4, "mse")
+    with pytest.raises(InvalidInputError, match="from fp32 to fp16 only"):
+        jobs.bisect(made, precision="int8")
+
+
+def test_int8_without_evaluation_data_is_one_sentence_and_makes_no_graph(store):
+    made = {**build(), "evaluation_data": None}
+    info = mlflow_e2eai.log_model(made.pop("model"), "silent", precisions=("fp32",), **made)
+    before = len(mlflow.search_logged_models(output_format="list"))
+    with pytest.raises(InvalidInputError, match=r"int8 is calibrated on data, .* leave int8 out"):
+        jobs.convert(info.model_uri, precision="int8")
+    assert len(mlflow.search_logged_models(output_format="list")) == before

@@ -10,7 +10,8 @@ from scipy.ndimage import gaussian_filter
 
 from mlflow_e2eai import bisect, clean, compare, convert, export, graphs
 from mlflow_e2eai.artifacts import Axis
-from mlflow_e2eai.errors import InvalidInputError, PrecisionError
+from mlflow_e2eai.engine import compile, resolve, why_not_built
+from mlflow_e2eai.errors import EngineBuildError, InvalidInputError, PrecisionError
 from mlflow_e2eai.precision.calibration import calibrate, histogram
 from mlflow_e2eai.runners import onnxruntime_runner
 
@@ -254,3 +255,41 @@ def test_a_face_net_is_a_quarter_of_its_size_and_close(precision, tmp_path):
     ):
         found = compare(right, infer, [sample(), sample()], precision=precision)
     assert found.passed, found.findings
+
+
+CONVOLUTION = """
+main (float[N, 3, 4, 4] x) => (float[N, 4, 4, 4] y)
+<float[4, 3, 1, 1] w = {WEIGHTS}> {
+    [conv] y = Conv(x, w)
+}"""
+
+
+def images():
+    rng = np.random.default_rng(0)
+    return [{"x": rng.standard_normal((2, 3, 4, 4)).astype(np.float32)}]
+
+
+@pytest.mark.parametrize(
+    ("text", "precision", "target", "samples", "reason"),
+    [
+        (CONVOLUTION, "int8", "sm89", images(), "cannot build convolutions in int8"),
+        (CONVOLUTION, "fp8", "sm86", images(), "sm86 has no fp8"),
+        (CONVOLUTION, "fp8", "sm89", images(), None),
+        (LAYERS, "int8", "sm86", batches(), None),
+    ],
+)
+def test_what_tensorrt_rtx_cannot_build_is_said_before_it_tries(
+    text, precision, target, samples, reason, graph, out
+):
+    rtx = pytest.importorskip("tensorrt_rtx")
+    if "convolutions" in str(reason) and not rtx.__version__.startswith("1.6"):
+        pytest.skip("TensorRT-RTX 1.7 builds them")
+    made, _ = convert(graph(text), precision, out=out, samples=samples)
+    assert (why_not_built(made, resolve(target)) is None) is (reason is None)
+    engine = out.with_suffix(".engine")
+    if reason is None:
+        assert compile(made, target, out=engine).precision == precision
+    else:
+        with pytest.raises(EngineBuildError, match=reason):
+            compile(made, target, out=engine)
+        assert not engine.exists()

@@ -10,7 +10,7 @@ import numpy as np
 
 from mlflow_e2eai import graphs, weights
 from mlflow_e2eai.artifacts import Array, Library, Precision, Tensors
-from mlflow_e2eai.errors import PrecisionError
+from mlflow_e2eai.errors import InvalidInputError, PrecisionError
 from mlflow_e2eai.precision.calibration import Calibration, Calibrator, calibrate, limits_of
 from mlflow_e2eai.precision.ranges import Kept
 
@@ -45,6 +45,21 @@ _PRODUCTS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 """Operators that TensorRT computes in int8 and fp8, where their second input is a constant: what a
 product of two activations loses, as in attention, is seldom worth it, and it makes no file smaller.
 """
+
+
+def check_calibrated(precisions: Iterable[str], data: object | None) -> None:
+    """Refuse to quantise without data to calibrate on; one example says too little of others.
+
+    Raises:
+        InvalidInputError: int8 or fp8 is among the precisions, and the data is None.
+    """
+    wanted = [precision for precision in precisions if precision in TYPES]
+    if wanted and data is None:
+        msg = (
+            f"{wanted[0]} is calibrated on data, and the input example alone is none; give "
+            f"evaluation_data with the model, with or without labels, or leave {wanted[0]} out."
+        )
+        raise InvalidInputError(msg)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from mlflow_e2eai.bundle import Manifest
+from collections.abc import Iterator, Sequence
+
+from mlflow_e2eai.bundle import Evidence, Manifest
 from mlflow_e2eai.precision import PrecisionReport
 from mlflow_e2eai.precision.ranges import Kept
 from mlflow_e2eai.report import tables
@@ -24,7 +26,13 @@ def precision_section(manifest: Manifest) -> Section | None:
     if not manifest.conversions:
         return None
     parts = [
-        join((element("h3", f"To {report.precision}"), precision_part(report)))
+        join(
+            (
+                element("h3", f"To {report.precision}"),
+                precision_part(report),
+                *_worths(report.precision, manifest.evidence),
+            )
+        )
         for report in manifest.conversions
     ]
     return "precision", "Precision", element("div", *parts)
@@ -50,6 +58,21 @@ def precision_part(report: PrecisionReport) -> Markup:
         else element("p", element("strong", "Refused: ", class_="wrong"), sentence(report.refused))
     )
     return element("div", refused, tables.facts(facts), _kept(report), _calibrated(report))
+
+
+def _worths(precision: str, evidence: Sequence[Evidence]) -> Iterator[Markup]:
+    """Whether each variant in a precision is kept, and what was measured for it."""
+    for entry in evidence:
+        if entry.worth is None or entry.variant.rpartition("/")[2] != precision:
+            continue
+        reasons = "; ".join(entry.worth.decision.reasons)
+        measured = ", ".join(f"{name} {value:.3g}" for name, value in entry.worth.metrics.items())
+        verdict = (
+            element("strong", "Kept. ")
+            if entry.worth.kept
+            else element("strong", f"Rejected: {reasons}. ", class_="wrong")
+        )
+        yield element("p", element("code", entry.variant), " ", verdict, sentence(measured))
 
 
 def _kept(report: PrecisionReport) -> Markup | None:

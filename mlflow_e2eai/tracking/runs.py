@@ -210,6 +210,10 @@ class MlflowStage:
         for key, value in verdict.items():
             client.set_tag(self.run_id, key, value)
         metrics = {**parity_metrics(evidence), **start_metrics(evidence)}
+        if evidence.worth is not None:
+            metrics |= evidence.worth.metrics
+            said = "; ".join(evidence.worth.decision.reasons) or "kept"
+            client.set_tag(self.run_id, "e2eai.worth", said)
         log_metrics(metrics, run_id=self.run_id, model_id=model_id)
         for step, found in stepped_metrics(evidence, latency):
             log_metrics(found, run_id=self.run_id, model_id=model_id, step=step)
