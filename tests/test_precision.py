@@ -16,6 +16,7 @@ from mlflow_e2eai import clean, compare, convert, export, graphs
 from mlflow_e2eai.artifacts import PRECISIONS, Axis
 from mlflow_e2eai.errors import ArtifactError, InvalidInputError, PrecisionError
 from mlflow_e2eai.files import sha256_of
+from mlflow_e2eai.precision import CONVERTERS
 from mlflow_e2eai.precision.fp16 import to_fp16
 from mlflow_e2eai.precision.ranges import Guarded, guard
 from mlflow_e2eai.runners import onnxruntime_runner
@@ -205,7 +206,7 @@ def test_an_output_that_is_another_one_is_refused(change, graph, out, monkeypatc
         change(made.graph.output[0])
         return made
 
-    monkeypatch.setattr("mlflow_e2eai.precision.to_fp16", changing)
+    monkeypatch.setitem(CONVERTERS, "fp16", (changing, "FLOAT16"))
     with pytest.raises(PrecisionError, match="other inputs or outputs"):
         convert(graph(TWO_LAYERS), "fp16", out=out)
     assert not out.exists()

@@ -8,7 +8,8 @@ import pytest
 import torch
 from onnx import TensorProto
 
-from mlflow_e2eai import compile, convert, graphs
+import mlflow_e2eai
+from mlflow_e2eai import bisect, compile, convert, graphs
 from mlflow_e2eai.artifacts import Axis
 from mlflow_e2eai.errors import InvalidInputError, PrecisionError
 from mlflow_e2eai.evaluation import evaluate
@@ -202,3 +203,35 @@ def test_large_numbers_alone_keep_no_node_in_fp32(tmp_path):
     x = np.full((2, 2), 3e9, np.float32)
     _, report = convert(source, "bf16", out=tmp_path / "bf16.onnx", samples=[{"x": x}])
     assert report.kept == ()
+
+
+def test_bisect_finds_what_must_stay_in_fp32(tmp_path):
+    source = cancelling(tmp_path)
+    x = np.random.default_rng(0).standard_normal((4, 2)).astype(np.float32)
+    found = bisect(source, "bf16", samples=[{"x": x}])
+    assert found.nodes
+    made, _ = convert(source, "bf16", out=tmp_path / "kept.onnx", keep_fp32=found.nodes)
+    with isolated_onnxruntime(source.path) as right:
+        wanted = right({"x": x})
+    with isolated_onnxruntime(made.path, rounded=True) as infer:
+        assert infer.compare(lambda _: wanted, [{"x": x}], precision="bf16").passed
+
+
+def test_a_bundle_with_bf16_is_loaded_with_what_runs_here_and_with_bf16_by_name_only(
+    small, tmp_path
+):
+    _, x, *_ = small
+    mlflow_e2eai.save_model(
+        Small().eval(),
+        tmp_path / "saved",
+        input_example={"x": x},
+        dynamic_axes={"x": {0: N}},
+        precisions=("bf16",),
+    )
+    place = tmp_path / "saved"
+    model = mlflow_e2eai.load_model(str(place))
+    assert model.variant == "onnxruntime-cpu/fp32"
+    assert [graph.precision for graph in model.manifest.graphs] == ["fp32", "bf16"]
+    named = mlflow_e2eai.load_model(str(place), variant="onnxruntime-cpu/bf16")
+    name = model.manifest.outputs[0].name
+    np.testing.assert_allclose(named(x=x)[name], model(x=x)[name], atol=0.05)

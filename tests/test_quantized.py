@@ -227,7 +227,7 @@ def test_the_operator_set_is_raised_where_the_type_needs_it(precision, opset, gr
 
 
 def test_nodes_are_not_searched_for_int8(graph):
-    with pytest.raises(InvalidInputError, match="from fp32 to fp16 only"):
+    with pytest.raises(InvalidInputError, match="from fp32 to fp16 and bf16"):
         bisect(graph(LAYERS), "int8", samples=batches(1))
 
 

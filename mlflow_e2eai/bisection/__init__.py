@@ -84,8 +84,11 @@ def bisect(
         RunnerError: The reference cannot answer the samples.
     """
     check_graph_precision(precision)
-    if precision != "fp16" or source.precision != "fp32":
-        msg = f"From {source.precision} to {precision}; nodes are searched from fp32 to fp16 only."
+    if precision not in CONVERTERS or source.precision != "fp32":
+        found = " and ".join(CONVERTERS)
+        msg = (
+            f"From {source.precision} to {precision}; nodes are searched from fp32 to {found} only."
+        )
         raise InvalidInputError(msg)
     if not samples:
         msg = "There are no samples to fail on; give those on which the variant failed."
@@ -94,7 +97,8 @@ def bisect(
     to, _ = CONVERTERS[precision]
     fixed = frozenset(of_libraries(model, source.libraries))
     suspects = [name for name in _suspects(model) if name not in fixed]
-    run = run or partial(isolated_onnxruntime, libraries=source.libraries)
+    is_emulated = precision == "bf16"  # the CPU cannot run it otherwise
+    run = run or partial(isolated_onnxruntime, rounded=is_emulated, libraries=source.libraries)
     with ExitStack() as stack:
         right = reference or stack.enter_context(
             isolated_onnxruntime(source.path, libraries=source.libraries)
