@@ -153,7 +153,7 @@ class WeightFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Library:
-    """A shared library with operators that ONNX has not.
+    """A shared library with operators that ONNX has not, or with plugins for TensorRT.
 
     Attributes:
         path: The file; as stored, relative to the folder of the model that needs it.
@@ -237,6 +237,7 @@ class EngineArtifact:
         axes: The dynamic axes, whose sizes are the engine's optimisation profile.
         build_s: Seconds that the build took.
         size_bytes: Size of the file.
+        libraries: Libraries with its plugins for TensorRT.
     """
 
     path: Path
@@ -251,6 +252,7 @@ class EngineArtifact:
     axes: tuple[Axis, ...]
     build_s: float
     size_bytes: int
+    libraries: tuple[Library, ...] = ()
 
     @property
     def arithmetic(self) -> Precision:

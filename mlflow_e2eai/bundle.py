@@ -6,7 +6,7 @@
       model-fp16.onnx      the same in other precisions
       <digest>.weights     weights of graphs that are too large for one file
       engines/             one file for each precision and target
-      libraries/           native code that graphs need; loaded only where the caller allows it
+      libraries/           native code, loaded only where the caller allows it
       input_example.npz    one array for each input
 
 Paths in the manifest are relative to the directory.
@@ -240,10 +240,6 @@ def write(directory: Path, manifest: Manifest, example: Tensors, *, copy: bool =
         raise InvalidInputError(msg)
     graphs = tuple(_copied(graph, _graph_path(graph), directory) for graph in manifest.graphs)
     engines = tuple(_copied(engine, _engine_path(engine), directory) for engine in manifest.engines)
-    graphs = tuple(
-        dataclasses.replace(graph, libraries=libraries.copied(graph.libraries, directory))
-        for graph in graphs
-    )
     for graph in manifest.graphs:
         for file in graph.weights:
             link(graph.path.parent / file.path, directory, copy=copy)
@@ -302,16 +298,14 @@ def located(manifest: Manifest, directory: Path) -> Manifest:
     """
     return dataclasses.replace(
         manifest,
-        graphs=tuple(
-            dataclasses.replace(
-                graph,
-                path=directory / graph.path,
-                libraries=libraries.fetched(graph.libraries, directory),
-            )
-            for graph in manifest.graphs
-        ),
-        engines=tuple(dataclasses.replace(e, path=directory / e.path) for e in manifest.engines),
+        graphs=tuple(_located(graph, directory) for graph in manifest.graphs),
+        engines=tuple(_located(engine, directory) for engine in manifest.engines),
     )
+
+
+def _located(artifact: Artifact, directory: Path) -> Artifact:
+    held = libraries.fetched(artifact.libraries, directory)
+    return dataclasses.replace(artifact, path=directory / artifact.path, libraries=held)
 
 
 def read_example(directory: Path) -> dict[str, Array]:
@@ -334,4 +328,5 @@ def _copied(artifact: Artifact, place: Path, directory: Path) -> Artifact:
         verify(artifact.path, artifact.sha256)
     with written(directory / place) as temporary:
         shutil.copyfile(artifact.path, temporary)
-    return dataclasses.replace(artifact, path=place)
+    held = libraries.copied(artifact.libraries, directory)
+    return dataclasses.replace(artifact, path=place, libraries=held)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -21,11 +22,12 @@ from mlflow_e2eai.artifacts import (
     Tensors,
 )
 from mlflow_e2eai.calling import flattened
-from mlflow_e2eai.errors import TrackingError
+from mlflow_e2eai.errors import RunnerError, TrackingError
 from mlflow_e2eai.isolation import isolated_onnxruntime
 from mlflow_e2eai.modules import DynamicAxes
 from mlflow_e2eai.operators import Operator
 from mlflow_e2eai.origins import begins_inside, bridge, hold_beginning
+from mlflow_e2eai.runners import Device, onnxruntime_devices
 from mlflow_e2eai.samples import EvaluationData
 from mlflow_e2eai.surgery import answering
 
@@ -190,3 +192,15 @@ def variants_in(
     graph, example = graph_of(job.model, place)
     job.recorder.models[graph.sha256] = job.model.model_id
     return [graph], [], example
+
+
+def device_for(graph: OnnxArtifact) -> Device:
+    """The best device here on which ONNX Runtime loads a graph."""
+    *better, last = onnxruntime_devices()
+    for device in better:
+        with (
+            contextlib.suppress(RunnerError),
+            isolated_onnxruntime(graph.path, device=device, libraries=graph.libraries),
+        ):
+            return device
+    return last

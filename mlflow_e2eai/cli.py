@@ -117,6 +117,7 @@ def parser() -> argparse.ArgumentParser:
         type=typed(precision_of_engine),
         help="tf32 for the graph in fp32, or 'auto': the graph's own",
     )
+    options.plugins_option(one)
 
     one = verb("evaluate", _evaluate, "Judge a graph, engine or bundle on this machine.")
     options.model_uri(one)
@@ -211,7 +212,10 @@ def _compile(arguments: argparse.Namespace) -> int:
     from mlflow_e2eai import jobs
 
     for model_id in jobs.compile(
-        arguments.model_uri, targets=arguments.targets, precision=arguments.precision
+        arguments.model_uri,
+        targets=arguments.targets,
+        precision=arguments.precision,
+        plugin_libraries=[Path(library) for library in arguments.plugin_libraries],
     ):
         print(f"models:/{model_id}")
     return DONE

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -160,6 +160,15 @@ def export(
                     unverified = check_numbers(
                         temporary, asked, names, rung, warned, lacking=lacking, opened=opened
                     )
+                    made = graphs.describe(
+                        temporary,
+                        stage="export",
+                        precision="fp32",
+                        axes=axes,
+                        parent_sha256=None,
+                        libraries=libraries,
+                        model=model,
+                    )
                 break
             except ExportError as error:
                 if error.operator is not None:
@@ -167,15 +176,7 @@ def export(
                 refused[rung] = error
         else:
             raise _none_left(refused)
-    made = graphs.describe(
-        out,
-        stage="export",
-        precision="fp32",
-        axes=axes,
-        parent_sha256=None,
-        libraries=libraries,
-    )
-    return made, ExportReport(
+    return replace(made, path=out), ExportReport(
         exporter="dynamo" if rung == PLAIN_DYNAMO else rung,
         refused={name: str(error) for name, error in refused.items()},
         unverified=unverified,

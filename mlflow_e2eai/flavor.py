@@ -62,6 +62,7 @@ def save_model(  # noqa: D417 - the other arguments are log_model's, and describ
     output_names: Sequence[str] | None = None,
     operators: Sequence[Operator] = (),
     operator_libraries: Sequence[Path] = (),
+    plugin_libraries: Sequence[Path] = (),
     surgery: Sequence[Any] = DEFAULT_PLAN,
     precisions: Sequence[Precision] = ("fp32", "fp16"),
     targets: Sequence[str] = (),
@@ -136,6 +137,7 @@ def log_model(
     output_names: Sequence[str] | None = None,
     operators: Sequence[Operator] = (),
     operator_libraries: Sequence[Path] = (),
+    plugin_libraries: Sequence[Path] = (),
     surgery: Sequence[Any] = DEFAULT_PLAN,
     precisions: Sequence[Precision] = ("fp32", "fp16"),
     targets: Sequence[str] = (),
@@ -177,6 +179,7 @@ def log_model(
         operators: What operators compute that are not ONNX's own; see `mlflow_e2eai.Operator`.
         operator_libraries: Shared libraries that implement operators for ONNX Runtime. They go into
             the model with their digests; who loads it must allow them by name.
+        plugin_libraries: The same for TensorRT, beside a function for ONNX Runtime.
         surgery: The cleaning plan: steps, or a list as YAML gives it.
         precisions: What to make graphs and engines in. ``tf32`` makes engines of the fp32 graph
             that may round to TF32; else fp32 means fp32.
@@ -408,6 +411,7 @@ def _settings(arguments: Mapping[str, Any]) -> Settings:
             "dynamic_axes": given["dynamic_axes"] or {},
             "operators": tuple(given["operators"]),
             "operator_libraries": tuple(given["operator_libraries"]),
+            "plugin_libraries": tuple(given["plugin_libraries"]),
             "surgery": plan_from(given["surgery"]),
             "precisions": tuple(given["precisions"]),
             "targets": tuple(given["targets"]),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -16,9 +15,6 @@ from mlflow_e2eai.files import written
 if TYPE_CHECKING:
     import onnx
     import onnx_graphsurgeon as gs
-
-_SMALL = 1024
-"""Elements of the largest constant that may say a shape, the axes of a tensor or its sizes."""
 
 
 def read(path: Path) -> onnx.ModelProto:
@@ -78,11 +74,28 @@ def to_graph(model: onnx.ModelProto) -> gs.Graph:
     graph = gs.import_onnx(model)
     for each in (graph, *graph.subgraphs(recursive=True)):
         for tensor in each.tensors().values():
-            lazy = getattr(tensor, "_values", None)
-            if isinstance(lazy, gs.ir.tensor.LazyValues) and weights.is_reference(lazy.tensor):
+            if is_in_other_file(tensor):
                 # GraphSurgeon would look for the file in the working folder.
+                lazy = tensor._values  # noqa: SLF001
                 lazy.load = functools.partial(weights.values, lazy.tensor)
     return graph
+
+
+def is_in_other_file(tensor: gs.Tensor) -> bool:
+    """Whether a tensor of `to_graph` is a constant that nothing has loaded from its file yet."""
+    import onnx_graphsurgeon as gs
+
+    lazy = getattr(tensor, "_values", None)
+    return isinstance(lazy, gs.ir.tensor.LazyValues) and weights.is_reference(lazy.tensor)
+
+
+def sort(graph: gs.Graph) -> gs.Graph:
+    """Put the nodes of a graph, and of its subgraphs, after those that they read from.
+
+    Model-local functions stay as they came: GraphSurgeon's own default sorts them too, and never
+    ends where a node has a subgraph.
+    """
+    return graph.toposort(recurse_functions=False, mode="nodes")
 
 
 def to_onnx(graph: gs.Graph, *, like: onnx.ModelProto) -> onnx.ModelProto:
@@ -93,7 +106,7 @@ def to_onnx(graph: gs.Graph, *, like: onnx.ModelProto) -> onnx.ModelProto:
     """
     import onnx_graphsurgeon as gs
 
-    model: onnx.ModelProto = gs.export_onnx(graph.toposort())
+    model: onnx.ModelProto = gs.export_onnx(sort(graph))
     model.ir_version = like.ir_version
     weights.settle(model)
     used = {node.domain for node in model.graph.node} | {
@@ -121,9 +134,10 @@ def describe(
     parent_sha256: str | None,
     origins: Origins | None = None,
     libraries: tuple[Library, ...] = (),
+    model: onnx.ModelProto | None = None,
 ) -> OnnxArtifact:
-    """Say what an ONNX file is, from the file itself."""
-    model = read(path)
+    """Say what an ONNX file is, from the file itself; `model` is what it holds, where known."""
+    model = model or read(path)
     inputs, outputs = interface(model)
     files = weights.files_of(model)
     return OnnxArtifact(
@@ -258,28 +272,15 @@ def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
 def check(model: onnx.ModelProto) -> None:
     """Hold a model of `read` against all of ONNX's rules, with strict inference of its shapes.
 
-    Weights take part as inputs: the inference looks at the values of small constants only. Nothing
-    is known of operators outside ONNX's domains, so they pass.
+    Nothing is known of operators outside ONNX's domains, so they pass.
 
     Raises:
         ArtifactError: It breaks one.
     """
     import onnx
 
-    bare = onnx.ModelProto()
-    bare.CopyFrom(model)
-    inputs = {value.name for value in model.graph.input}
-    constants: list[onnx.TensorProto] = []
-    for each in bare.graph.initializer:
-        if math.prod(each.dims) <= _SMALL and not weights.is_reference(each):
-            constants.append(each)
-        elif each.name not in inputs:
-            value = onnx.helper.make_tensor_value_info(each.name, each.data_type, each.dims)
-            bare.graph.input.append(value)
-    del bare.graph.initializer[:]
-    bare.graph.initializer.extend(constants)
     try:
-        onnx.checker.check_model(weights.skeleton(bare), full_check=True)
+        onnx.checker.check_model(weights.skeleton(model), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         msg = f"The graph does not pass ONNX's checker: {' '.join(str(error).split())[:300]}"
         raise ArtifactError(msg) from error

@@ -6,7 +6,6 @@ Any model of the chain will do for any stage: each walks up to the one that it n
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import tempfile
 from collections.abc import Sequence
@@ -16,22 +15,21 @@ from typing import TYPE_CHECKING
 
 from mlflow_e2eai import engine as engines
 from mlflow_e2eai import flavor, pipeline, tracking
-from mlflow_e2eai.artifacts import OnnxArtifact, Precision, graph_precision, variant_name
+from mlflow_e2eai.artifacts import Precision, graph_precision, variant_name
 from mlflow_e2eai.bisection import Bisection
 from mlflow_e2eai.bisection import bisect as bisect_graph
 from mlflow_e2eai.bundle import Evidence
-from mlflow_e2eai.chain import GRAPHS, graph_of, job_on, source_of, variants_in
-from mlflow_e2eai.errors import InvalidInputError, RunnerError, TrackingError
+from mlflow_e2eai.chain import GRAPHS, device_for, graph_of, job_on, source_of, variants_in
+from mlflow_e2eai.errors import InvalidInputError, TrackingError
 from mlflow_e2eai.evaluation import evaluate as run_evaluation
 from mlflow_e2eai.exporter import DEFAULT_OPSET, Exporter
 from mlflow_e2eai.exporter import export as export_graph
 from mlflow_e2eai.factories import call
 from mlflow_e2eai.isolation import isolated_onnxruntime
-from mlflow_e2eai.libraries import loadable
+from mlflow_e2eai.libraries import loadable, named
 from mlflow_e2eai.modules import DynamicAxes
 from mlflow_e2eai.precision import check_graph_precision
 from mlflow_e2eai.recording import record
-from mlflow_e2eai.runners import Device, onnxruntime_devices
 from mlflow_e2eai.samples import all_samples, profile_samples
 from mlflow_e2eai.surgery import DEFAULT_PLAN, Step, entering, named_in
 from mlflow_e2eai.surgery import clean as clean_graph
@@ -189,7 +187,7 @@ def bisect(model_uri: str, *, precision: Precision = "fp16") -> tuple[Bisection,
     with job_on(model_uri, ("clean",)) as job:
         graph, example = graph_of(job.model, job.folder)
         raw, _ = graph_of(tracking.ancestor(job.model, ("export",)), job.folder / "raw")
-        device = _device_for(graph)
+        device = device_for(graph)
         with (
             job.reference(raw, graph) as reference,
             job.stage(f"bisect {precision}", graph) as stage,
@@ -216,7 +214,11 @@ def bisect(model_uri: str, *, precision: Precision = "fp16") -> tuple[Bisection,
 
 
 def compile(
-    model_uri: str, *, targets: Sequence[str], precision: Precision | None = None
+    model_uri: str,
+    *,
+    targets: Sequence[str],
+    precision: Precision | None = None,
+    plugin_libraries: Sequence[Path] = (),
 ) -> list[str]:
     """Build engines of a graph of a chain: of the converted one if that is given, else the cleaned.
 
@@ -224,6 +226,7 @@ def compile(
         model_uri: Any model of the chain, from the cleaned graph on.
         targets: See `mlflow_e2eai.log_model`.
         precision: ``tf32`` for the graph in fp32; else None or the graph's own.
+        plugin_libraries: See `mlflow_e2eai.compile`.
 
     Returns:
         Ids of the engine LoggedModels.
@@ -235,7 +238,7 @@ def compile(
         msg = f"There are no targets; give one of {', '.join(engines.TARGETS)}, or several."
         raise InvalidInputError(msg)
     for target in targets:
-        engines.resolve(target)
+        engines.check_plugins(engines.resolve(target), named(plugin_libraries))
     with _parent("compile"), job_on(model_uri, GRAPHS) as job:
         graph, example = graph_of(job.model, job.folder)
         wanted = graph.precision if precision is None else precision
@@ -247,7 +250,13 @@ def compile(
         for target in targets:
             with job.stage(f"compile {wanted} {target}", graph) as stage:
                 out = job.folder / f"{target}.engine"
-                engine = engines.compile(graph, target, out=out, tf32=wanted == "tf32")
+                engine = engines.compile(
+                    graph,
+                    target,
+                    out=out,
+                    tf32=wanted == "tf32",
+                    plugin_libraries=plugin_libraries,
+                )
                 stage.made(engine, example=example)
             made.append(job.recorder.models[engine.sha256])
         return made
@@ -330,15 +339,3 @@ def package(
 def _parent(name: str) -> AbstractContextManager[str]:
     """The run of a job that has a child for each engine or variant."""
     return tracking.run(name, nested=True, tags={tracking.STAGE: name})
-
-
-def _device_for(graph: OnnxArtifact) -> Device:
-    """The best device here on which ONNX Runtime loads a graph."""
-    *better, last = onnxruntime_devices()
-    for device in better:
-        with (
-            contextlib.suppress(RunnerError),
-            isolated_onnxruntime(graph.path, device=device, libraries=graph.libraries),
-        ):
-            return device
-    return last

@@ -107,6 +107,16 @@ def batch_option(one: argparse.ArgumentParser) -> None:
     )
 
 
+def plugins_option(one: argparse.ArgumentParser) -> None:
+    """Which plugins TensorRT gets."""
+    one.add_argument(
+        "--plugin-libraries",
+        default="none",
+        type=typed(names),
+        help="libraries with plugins for TensorRT, comma between; or 'none'",
+    )
+
+
 def promote_options(one: argparse.ArgumentParser) -> None:
     """Which version, and by which gates."""
     one.add_argument("--name", required=True, help="the registered model")

@@ -24,7 +24,7 @@ from mlflow_e2eai.artifacts import (
 from mlflow_e2eai.bundle import Evidence, Manifest
 from mlflow_e2eai.calling import flattened
 from mlflow_e2eai.context import driver_version, gpu_name
-from mlflow_e2eai.engine import compile, resolve, why_not_built
+from mlflow_e2eai.engine import check_plugins, compile, resolve, why_not_built
 from mlflow_e2eai.errors import InvalidInputError, PrecisionError
 from mlflow_e2eai.evaluation import evaluate
 from mlflow_e2eai.evaluation.worth import is_kept, quantized_gates, weighed
@@ -54,6 +54,8 @@ class Settings:
         output_names: The same.
         operators: The same.
         operator_libraries: The same.
+        plugin_libraries: See `mlflow_e2eai.compile`. ONNX Runtime knows no plugins, so their
+            operators need a function too.
         surgery: The cleaning plan.
         precisions: What to make graphs and engines in; the graph in fp32 is always made, and
             ``tf32`` makes engines of it.
@@ -74,6 +76,7 @@ class Settings:
     output_names: Sequence[str] | None = None
     operators: Sequence[Operator] = ()
     operator_libraries: Sequence[Path] = ()
+    plugin_libraries: Sequence[Path] = ()
     surgery: Sequence[Step] = DEFAULT_PLAN
     precisions: Sequence[Precision] = ("fp32", "fp16")
     targets: Sequence[str] = ()
@@ -85,7 +88,7 @@ class Settings:
         for precision in self.precisions:
             check_precision(precision)
         for target in self.targets:
-            resolve(target)
+            check_plugins(resolve(target), named(self.plugin_libraries))
         if "tf32" in self.precisions and not self.targets:
             msg = (
                 "precisions names tf32, which is how an engine computes, and there are no targets; "
@@ -316,7 +319,13 @@ def _compiled(
                 stage.measured(known, {})
                 continue
             out = work / f"{precision}-{target}.engine"
-            engine = compile(graph, resolved, out=out, tf32=precision == "tf32")
+            engine = compile(
+                graph,
+                resolved,
+                out=out,
+                tf32=precision == "tf32",
+                plugin_libraries=settings.plugin_libraries,
+            )
             stage.made(engine, example=example)
         engines.append(engine)
     return engines, unbuilt

@@ -7,11 +7,10 @@ at what the example had. That shows only on other samples.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,7 +19,7 @@ from mlflow_e2eai.arrays import corners, resize
 from mlflow_e2eai.artifacts import Array, Axis, Tensors, TensorSpec
 from mlflow_e2eai.calling import answer
 from mlflow_e2eai.errors import ExportError, InvalidInputError, RunnerError
-from mlflow_e2eai.isolation import Isolated, isolated_onnxruntime
+from mlflow_e2eai.isolation import Opened, isolated_onnxruntime
 from mlflow_e2eai.parity.measure import is_exact
 from mlflow_e2eai.samples import branch_samples
 
@@ -29,8 +28,6 @@ if TYPE_CHECKING:
 
     import onnx
     import torch
-
-Opened: TypeAlias = Callable[[Path], AbstractContextManager[Isolated]]
 
 _NUDGE = 2.0**-20
 """Of the largest number: 16 times the unit roundoff of fp32, as a few layers leave it."""

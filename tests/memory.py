@@ -27,7 +27,7 @@ def watched(pid, folder, *, large_bytes):
 
     def watch():
         while not done.wait(0.1):
-            seen.peak_bytes = max(seen.peak_bytes, sum(map(_pss_bytes, _tree(pid))))
+            seen.peak_bytes = max(seen.peak_bytes, sum(map(_pss_bytes, tree(pid))))
             seen.inodes |= set(_large(folder, large_bytes))
 
     thread = threading.Thread(target=watch)
@@ -39,7 +39,8 @@ def watched(pid, folder, *, large_bytes):
         thread.join()
 
 
-def _tree(pid):
+def tree(pid):
+    """A process and its descendants, by id."""
     children = {}
     for place in Path("/proc").iterdir():
         if place.name.isdigit():

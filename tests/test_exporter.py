@@ -122,18 +122,12 @@ def test_outputs_of_a_tuple_are_numbered(exporter, out):
     np.testing.assert_array_equal(answer["output_0"] - answer["output_1"], np.full((2, 3), 2))
 
 
-@pytest.mark.parametrize("exporter", ["dynamo", "trace"])
+@pytest.mark.parametrize("exporter", EXPORTERS)
 def test_outputs_of_a_mapping_are_named_by_its_keys(exporter, out):
     made, _ = export(Named().eval(), two_rows(), out=out, exporter=exporter)
     answer = answer_of(made, x=two_rows())
     assert [spec.name for spec in made.outputs] == ["up", "down"]
     np.testing.assert_array_equal(answer["up"] - answer["down"], np.full((2, 3), 2))
-
-
-def test_a_mapping_is_beyond_the_script_exporter_and_refused(out):
-    with pytest.raises(ExportError, match="DictConstruct"):
-        export(Named().eval(), two_rows(), out=out, exporter="script")
-    assert not out.exists()
 
 
 @pytest.mark.parametrize("exporter", EXPORTERS)

@@ -10,12 +10,13 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from memory import watched
+from memory import tree, watched
 
 import mlflow_e2eai
 from mlflow_e2eai import bundle, graphs, jobs, tracking
 from mlflow_e2eai.bisection import bisect
 from mlflow_e2eai.errors import ArtifactError
+from mlflow_e2eai.isolation import isolated_onnxruntime
 from mlflow_e2eai.runners import onnxruntime_runner
 from mlflow_e2eai.surgery import plan_from
 from mlflow_e2eai.weights import places, references
@@ -181,17 +182,42 @@ def test_bisect_takes_a_large_graph(tmp_path, lowered):
 def test_a_conversion_that_fails_leaves_no_weights(tmp_path, lowered, monkeypatch):
     cleaned, _ = mlflow_e2eai.clean(exported(tmp_path / "a"), out=tmp_path / "a" / "clean.onnx")
     monkeypatch.setattr(
-        "mlflow_e2eai.precision.isolated_onnxruntime", lambda _: onnxruntime_runner(tmp_path)
+        "mlflow_e2eai.precision.isolated_onnxruntime", lambda *_, **__: onnxruntime_runner(tmp_path)
     )
     with pytest.raises(mlflow_e2eai.errors.PrecisionError, match="does not load"):
         mlflow_e2eai.convert(cleaned, "fp16", out=tmp_path / "b" / "half.onnx")
     assert list((tmp_path / "b").iterdir()) == []
 
 
-class Wide(torch.nn.Module):
-    """2.46 GB of weights in four layers."""
+def own_bytes(pid):
+    """Memory of a process that no file backs."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) << 10 for line in lines if line.startswith("Pss_Anon:"))
 
-    def __init__(self, words=120_000, width=3072, inner=40_000):
+
+def test_a_session_uses_weights_that_lie_beside_where_they_are_mapped(tmp_path, monkeypatch):
+    monkeypatch.setattr(places, "EXTERNAL_BYTES", 1 << 20)
+    torch.manual_seed(0)
+    layer, x = torch.nn.Linear(4096, 8192), np.ones((2, 4096), dtype=np.float32)
+    weights_bytes = layer.weight.numel() * 4
+    raw, _ = mlflow_e2eai.export(layer.eval(), {"input": x}, out=tmp_path / "beside" / "raw.onnx")
+    inlined = tmp_path / "whole" / "raw.onnx"
+    inlined.parent.mkdir()
+    onnx.save(onnx.load(raw.path), inlined)
+    held, answers, others = [], [], set(tree(os.getpid()))
+    for path in (raw.path, inlined):
+        with isolated_onnxruntime(path) as infer:
+            answers.append(infer({"input": x})["output"])
+            (there,) = set(tree(os.getpid())) - others
+            held.append(own_bytes(there))
+    assert held[1] - held[0] > 0.9 * weights_bytes
+    np.testing.assert_allclose(*answers, rtol=1e-4, atol=1e-5)
+
+
+class Wide(torch.nn.Module):
+    """2.46 GB of weights in four layers, nine tenths of them in two Linear."""
+
+    def __init__(self, words=20_000, width=3072, inner=90_000):
         super().__init__()
         self.embedding = torch.nn.Embedding(words, width)
         self.up = torch.nn.Linear(width, inner)
@@ -209,9 +235,7 @@ def test_more_than_2_gb_go_the_way_as_one_file_in_two_and_a_half_times_their_mem
     weights_bytes = sum(each.numel() * each.element_size() for each in wide.parameters())
     assert weights_bytes > 2.4e9
     with watched(os.getpid(), tmp_path, large_bytes=weights_bytes // 10) as seen:
-        mlflow_e2eai.save_model(
-            wide, tmp_path / "m", input_example=IDS, precisions=("fp32",), exporter="dynamo"
-        )
+        mlflow_e2eai.save_model(wide, tmp_path / "m", input_example=IDS, precisions=("fp32",))
     assert len(seen.inodes) == 1
     assert weights_bytes < seen.peak_bytes <= 2.5 * weights_bytes
     (file,) = weight_files(tmp_path)

@@ -1,5 +1,6 @@
 """Libraries of operators: they travel with the model, and run only where the caller allows it."""
 
+import dataclasses
 import hashlib
 import json
 import logging
@@ -12,12 +13,16 @@ import pytest
 import torch
 
 from mlflow_e2eai import bundle, load_model, log_model, promote, save_model, tracking
-from mlflow_e2eai.artifacts import Library
+from mlflow_e2eai.artifacts import EngineArtifact, Library, Target
 from mlflow_e2eai.bisection import bisect
 from mlflow_e2eai.cli import main
+from mlflow_e2eai.engine import compile
+from mlflow_e2eai.engine.backends import load_plugins
 from mlflow_e2eai.errors import ArtifactError, InvalidInputError, RunnerError
 from mlflow_e2eai.exporter import export
+from mlflow_e2eai.files import sha256_of
 from mlflow_e2eai.libraries import copied, fetched, loadable, named, native_allowed
+from mlflow_e2eai.pipeline import Settings
 from mlflow_e2eai.precision import convert
 from mlflow_e2eai.surgery import DEFAULT_PLAN, clean, plan_from
 
@@ -272,3 +277,87 @@ def test_an_onnx_file_with_such_operators_begins_a_chain(store, raw, capsys):
     with native_allowed([NAME]):
         cleaned = tracking.fetch_graph(model, raw.path.parent / "cleaned")
     assert loadable(cleaned.libraries)[0].read_bytes() == Path(LIBRARY).read_bytes()
+
+
+class Registry:
+    """A builder or runtime whose registry of plugins takes some libraries."""
+
+    def __init__(self, *known):
+        self.known, self.loaded = known, []
+
+    def get_plugin_registry(self):
+        return self
+
+    def load_library(self, path):
+        self.loaded.append(path)
+        return object() if path in self.known else None
+
+
+def test_plugins_are_loaded_into_the_registry_where_they_are_allowed(tmp_path):
+    registry = Registry(LIBRARY)
+    load_plugins(registry, named([LIBRARY]))
+    assert registry.loaded == [LIBRARY]
+
+    unasked = [Library(path=Path(LIBRARY), sha256=SHA256)]
+    with pytest.raises(RunnerError, match=NEEDS):
+        load_plugins(registry, unasked)
+    assert registry.loaded == [LIBRARY]
+    with pytest.raises(RunnerError, match=f"cannot load plugins from {NAME}"):
+        load_plugins(Registry(), named([LIBRARY]))
+
+
+def test_tensorrts_own_registry_is_asked_and_refuses_what_holds_no_plugins():
+    trt = pytest.importorskip("tensorrt_rtx")  # it has the interface of TensorRT's registry
+
+    with pytest.raises(RunnerError, match=f"cannot load plugins from {NAME}"):
+        load_plugins(trt.Builder(trt.Logger(trt.Logger.INTERNAL_ERROR)), named([LIBRARY]))
+
+
+def test_tensorrt_rtx_takes_no_plugins_which_is_said_before_any_work(tmp_path, raw, store, capsys):
+    pytest.importorskip("tensorrt_rtx")
+    said = f"TensorRT-RTX, which builds for sm86, takes no plugins, but {NAME} is named"
+
+    with pytest.raises(InvalidInputError, match=said):
+        compile(raw, "sm86", out=tmp_path / "out.engine", plugin_libraries=[LIBRARY])
+    with pytest.raises(InvalidInputError, match=said):
+        Settings(targets=["sm86"], plugin_libraries=[LIBRARY])
+    words = ["--model-uri", "m-0", "--targets", "sm86", "--plugin-libraries", LIBRARY]
+    assert main(["compile", *words]) == 1
+    assert said in capsys.readouterr().err
+
+
+def test_plugins_lie_in_the_bundle_and_are_allowed_by_name(saved, tmp_path):
+    manifest, example = (
+        bundle.located(bundle.read(saved / "bundle"), saved / "bundle"),
+        bundle.read_example(saved / "bundle"),
+    )
+    path = tmp_path / "some.engine"
+    path.write_bytes(b"engine")
+    plugin = tmp_path / "libplugin.so"
+    plugin.write_bytes(b"plugin")
+    engine = EngineArtifact(
+        path=path,
+        sha256=sha256_of(path),
+        parent_sha256=manifest.graphs[0].sha256,
+        target=Target(backend="tensorrt", compute_capability="sm90", gpu_name="H100"),
+        backend_version="10.16.1",
+        precision="fp32",
+        tf32=False,
+        inputs=manifest.inputs,
+        outputs=manifest.outputs,
+        axes=manifest.axes,
+        build_s=1.0,
+        size_bytes=6,
+        libraries=named([plugin]),
+    )
+    place = tmp_path / "bundle"
+    bundle.write(place, dataclasses.replace(manifest, engines=(engine,)), example)
+
+    (stored,) = bundle.read(place).engines
+    assert [library.path for library in stored.libraries] == [Path("libraries", "libplugin.so")]
+    with native_allowed(["libplugin.so"]):
+        (placed,) = bundle.located(bundle.read(place), place).engines
+    assert loadable(placed.libraries) == (place / "libraries" / "libplugin.so",)
+    (placed,) = bundle.located(bundle.read(place), place).engines
+    with pytest.raises(RunnerError, match=r"needs the library libplugin\.so"):
+        loadable(placed.libraries)

@@ -157,3 +157,48 @@ def test_on_a_cpu_bf16_is_judged_and_its_time_is_absent_with_the_reason(small):
     timed = {entry.name for report in latency.values() for entry in report.variants}
     assert "onnxruntime-cpu/bf16" not in timed
     assert "onnxruntime-cpu/fp32" in timed
+
+
+CANCELLING = """<ir_version: 10, opset_import: ["" : 18]> g (float[n, 2] x) => (float[n, 2] y)
+<float[1] large = {1000.0}, float[2, 2] w = {1.0, 0.5, 0.25, 1.0}> {
+    h = MatMul (x, w)
+    up = Add (h, large)
+    same = Identity (up)
+    down = Sub (same, large)
+    y = MatMul (down, w)
+}"""
+
+
+def cancelling(tmp_path):
+    path = tmp_path / "cancelling.onnx"
+    graphs.write(model_of(CANCELLING), path)
+    axes = (Axis("n", min=1, opt=2, max=4),)
+    return graphs.describe(path, stage="clean", precision="fp32", axes=axes, parent_sha256=None)
+
+
+def test_what_cancels_stays_in_fp32_with_what_feeds_it_and_the_graph_is_then_right(tmp_path):
+    source = cancelling(tmp_path)
+    x = np.random.default_rng(0).standard_normal((4, 2)).astype(np.float32)
+    naive, _ = convert(source, "bf16", out=tmp_path / "naive.onnx")
+    guarded, report = convert(source, "bf16", out=tmp_path / "guarded.onnx", samples=[{"x": x}])
+    with isolated_onnxruntime(source.path) as right:
+        wanted = right({"x": x})
+        reports = []
+        for made in (naive, guarded):
+            with isolated_onnxruntime(made.path, rounded=True) as infer:
+                reports.append(infer.compare(lambda _: wanted, [{"x": x}], precision="bf16"))
+    assert not reports[0].passed
+    assert reports[1].passed
+    assert [one.operator for one in report.kept] == ["Add", "Identity", "Sub"]
+    assert {one.reason for one in report.kept} == {"rounding"}
+    assert all(one.loss > 0.02 for one in report.kept)
+    assert report.samples == 1
+
+
+def test_large_numbers_alone_keep_no_node_in_fp32(tmp_path):
+    source = cancelling(tmp_path)
+    text = CANCELLING.replace("Sub (same", "Add (same").replace("1000.0", "1.0")
+    graphs.write(model_of(text), source.path)
+    x = np.full((2, 2), 3e9, np.float32)
+    _, report = convert(source, "bf16", out=tmp_path / "bf16.onnx", samples=[{"x": x}])
+    assert report.kept == ()

@@ -241,6 +241,18 @@ def test_the_table_says_that_the_raw_graph_is_not_in_the_bundle():
     assert "passed, not in the bundle |" in markdown(shown())
 
 
+def test_a_refused_precision_has_its_line_in_every_table_with_the_reason():
+    report = PrecisionReport(precision="bf16", refused="Nothing that bf16 could hold.")
+    manifest = dataclasses.replace(shown(), conversions=(report,))
+    for text in (table(manifest), markdown(manifest)):
+        (line,) = (one for one in text.splitlines() if one.strip("| ").endswith("refused"))
+        assert line.strip("| ").startswith("bf16")
+        assert "bf16 was refused: Nothing that bf16 could hold." in text
+    variants = section(manifest, "Variants")
+    assert "bf16 failed refused: Nothing that bf16 could hold." in variants
+    assert "refused" not in table(shown())
+
+
 # Latency, cold start, load
 
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, Literal
 
-from mlflow_e2eai.artifacts import Target
+from mlflow_e2eai.artifacts import Library, Target
 from mlflow_e2eai.context import gpu_name, has_gpu
-from mlflow_e2eai.errors import InvalidInputError, MissingDependencyError
+from mlflow_e2eai.errors import InvalidInputError, MissingDependencyError, RunnerError
+from mlflow_e2eai.libraries import loadable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +26,7 @@ class Backend:
         requirement: The distribution that a serving environment needs.
         cross_compiles: Whether it builds for a GPU that is not in this machine. An engine of a
             backend that does not is bound to the GPU model that built it.
+        takes_plugins: Whether its networks can hold plugins.
     """
 
     module: Literal["tensorrt", "tensorrt_rtx"]
@@ -32,6 +34,7 @@ class Backend:
     extra: str
     requirement: str
     cross_compiles: bool
+    takes_plugins: bool
 
 
 BACKENDS: Mapping[str, Backend] = {
@@ -41,6 +44,7 @@ BACKENDS: Mapping[str, Backend] = {
         extra="tensorrt",
         requirement="tensorrt-cu13",
         cross_compiles=False,
+        takes_plugins=True,
     ),
     "tensorrt_rtx": Backend(
         module="tensorrt_rtx",
@@ -48,6 +52,7 @@ BACKENDS: Mapping[str, Backend] = {
         extra="rtx",
         requirement="tensorrt-rtx-cu13",
         cross_compiles=True,
+        takes_plugins=False,
     ),
 }
 
@@ -124,6 +129,39 @@ def load(backend: Backend) -> Any:
         raise MissingDependencyError(
             package=backend.module, extra=backend.extra, purpose=f"A {backend.title} engine"
         ) from error
+
+
+def check_plugins(target: Target, libraries: Sequence[Library]) -> None:
+    """Refuse plugins for a target whose networks cannot hold any.
+
+    Raises:
+        InvalidInputError: It is such a target, and there are libraries.
+    """
+    backend = BACKENDS[target.backend]
+    if libraries and not backend.takes_plugins:
+        msg = (
+            f"{backend.title}, which builds for {target.compute_capability}, takes no plugins, but "
+            f"{libraries[0].path.name} is named; say what the operator computes by a function "
+            f"(operators=[Operator(...)]), or leave this target out."
+        )
+        raise InvalidInputError(msg)
+
+
+def load_plugins(owner: Any, libraries: Sequence[Library]) -> None:
+    """Load plugins into the registry of a builder or runtime, which must outlive what it makes.
+
+    Raises:
+        RunnerError: TensorRT cannot load a library, or the caller has not allowed it.
+        ArtifactError: A library is missing, or has changed since it was recorded.
+    """
+    registry: Any = owner.get_plugin_registry() if libraries else None
+    for path in loadable(libraries):
+        if registry.load_library(str(path)) is None:
+            msg = (
+                f"TensorRT cannot load plugins from {path.name}: it is no library of plugins, or "
+                f"one of its plugins is registered already."
+            )
+            raise RunnerError(msg)
 
 
 def compute_capability(trt: Any, name: str) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,16 @@ from mlflow_e2eai.engine import backends
 from mlflow_e2eai.engine.limits import why_not_built
 from mlflow_e2eai.errors import EngineBuildError
 from mlflow_e2eai.files import sha256_of, written
+from mlflow_e2eai.libraries import named
 
 
 def compile(
-    source: OnnxArtifact, target: Target | str, *, out: Path, tf32: bool = False
+    source: OnnxArtifact,
+    target: Target | str,
+    *,
+    out: Path,
+    tf32: bool = False,
+    plugin_libraries: Sequence[Path] = (),
 ) -> EngineArtifact:
     """Build a TensorRT engine.
 
@@ -29,18 +36,25 @@ def compile(
         out: The file to write.
         tf32: Let fp32 arithmetic be rounded to TF32, which TensorRT does by default at about 3e-3
             absolute error on unit-scale convolutions. Here fp32 means fp32 unless asked.
+        plugin_libraries: Shared libraries with plugins for operators of the graph. They are native
+            code; to name them here is to allow that they are loaded. Where an operator has a
+            function too, TensorRT takes the plugin.
 
     Returns:
         The engine.
 
     Raises:
-        InvalidInputError: There is no such target.
+        InvalidInputError: There is no such target, a library is not there, or the target's TensorRT
+            takes no plugins.
+        RunnerError: TensorRT cannot load a library.
         MissingDependencyError: The target's TensorRT is not installed.
         EngineBuildError: TensorRT refuses the graph: names the node, its operator and TensorRT's
             own words. Or the graph says fp16 and nothing in it computes in fp16.
     """
     if isinstance(target, str):
         target = backends.resolve(target)
+    libraries = named(plugin_libraries)
+    backends.check_plugins(target, libraries)
     if (reason := why_not_built(source, target)) is not None:
         msg = f"{source.path.name} cannot be built for {target}: {reason}."
         raise EngineBuildError(msg, reason=reason)
@@ -49,6 +63,7 @@ def compile(
     log = _logger(trt)
     started = time.perf_counter()
     builder = trt.Builder(log)
+    backends.load_plugins(builder, libraries)
     flag = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
     network = builder.create_network(flag)
     parser = trt.OnnxParser(network, log)
@@ -85,6 +100,7 @@ def compile(
         axes=source.axes,
         build_s=time.perf_counter() - started,
         size_bytes=out.stat().st_size,
+        libraries=libraries,
     )
 
 

@@ -55,14 +55,16 @@ def engine_runner(engine: EngineArtifact) -> Iterator[Infer]:
         ArtifactError: The file has changed since it was built.
         EngineMismatchError: It was built for another GPU or another TensorRT version.
         MissingDependencyError: Its TensorRT is not installed.
-        RunnerError: TensorRT cannot load or run it.
+        RunnerError: TensorRT cannot load or run it, or a library of its plugins is not allowed.
     """
     verify(engine.path, engine.sha256)
     if (reason := why_not_here(engine)) is not None:
         raise reason
     trt = backends.load(backends.BACKENDS[engine.target.backend])
     log = trt.Logger(trt.Logger.ERROR)
-    loaded = trt.Runtime(log).deserialize_cuda_engine(engine.path.read_bytes())
+    runtime = trt.Runtime(log)
+    backends.load_plugins(runtime, engine.libraries)
+    loaded = runtime.deserialize_cuda_engine(engine.path.read_bytes())
     if loaded is None:
         msg = f"TensorRT cannot load {engine.path.name}; compile it again on this machine."
         raise RunnerError(msg)

@@ -13,6 +13,7 @@ note        what the worker is at, kept where its death does not take it
 from mlflow_e2eai.isolation.caller import (
     PATIENCE_S,
     Isolated,
+    Opened,
     Opener,
     Together,
     isolated,
@@ -24,6 +25,7 @@ from mlflow_e2eai.isolation.caller import (
 __all__ = [
     "PATIENCE_S",
     "Isolated",
+    "Opened",
     "Opener",
     "Together",
     "isolated",

@@ -18,6 +18,9 @@ from mlflow_e2eai.runners import Device, onnxruntime_runner
 Opener: TypeAlias = Callable[[], AbstractContextManager[Infer]]
 """Opens a runner. It is pickled: a function that can be imported, or a partial of one."""
 
+Opened: TypeAlias = "Callable[[Path], AbstractContextManager[Isolated]]"
+"""Opens a graph with ONNX Runtime in a process of its own."""
+
 PATIENCE_S = 600.0
 """Seconds without a sign of life after which a process is taken to hang. The first call of a large
 graph on a GPU may compile for minutes; none was seen to take ten."""
@@ -41,31 +44,48 @@ def isolated(opener: Opener, *, patience_s: float = PATIENCE_S) -> AbstractConte
 
 
 @contextmanager
-def _opened(start: Callable[[], Isolated], opener: Opener) -> Iterator[Isolated]:
-    there = start()
-    with closing(there):
-        for text, category in there.do("open", {}, opener=opener):
+def _opened(
+    start: Callable[[], Isolated], opener: Opener, *, begun: bool = False
+) -> Iterator[Isolated]:
+    with closing(start()) as there:
+        if not begun:
+            there.begin("open", opener=opener)
+        for text, category in there.finish({}):
             warnings.warn(text, category, stacklevel=3)
         yield there
 
 
 @contextmanager
 def onnxruntime_ahead(
-    *, libraries: Sequence[Library] = ()
-) -> Iterator[Callable[[Path], AbstractContextManager[Isolated]]]:
+    graph: Path | None = None, *, libraries: Sequence[Library] = ()
+) -> Iterator[Opened]:
     """`isolated_onnxruntime` on the CPU, for graphs that are still to be made in the block.
 
     The process for the first of them starts at once, so that nobody waits for it later.
-    """
-    waiting = [Isolated(patience_s=PATIENCE_S)]
 
-    def start() -> Isolated:
-        return waiting.pop() if waiting else Isolated(patience_s=PATIENCE_S)
+    Args:
+        graph: One that is there already: a process of its own loads it meanwhile.
+        libraries: Libraries of operators, for all of them.
+    """
+    opener = partial(onnxruntime_runner, libraries=libraries)
+    waiting: dict[Path | None, Isolated] = {None: Isolated(patience_s=PATIENCE_S)}
+    if graph is not None:
+        waiting[graph] = Isolated(patience_s=PATIENCE_S)
+        waiting[graph].begin("open", opener=partial(opener, graph))
+
+    def opened(path: Path) -> AbstractContextManager[Isolated]:
+        begun = path in waiting
+
+        def start() -> Isolated:
+            there = waiting.pop(path if begun else None, None)
+            return there or Isolated(patience_s=PATIENCE_S)
+
+        return _opened(start, partial(opener, path), begun=begun)
 
     try:
-        yield lambda path: _opened(start, partial(onnxruntime_runner, path, libraries=libraries))
+        yield opened
     finally:
-        for there in waiting:
+        for there in waiting.values():
             there.close()
 
 

@@ -61,10 +61,18 @@ class Process:
 
     def do(self, task: str, here: Mapping[str, Callable[..., Any]], **options: Any) -> Any:
         """Have a task done there; what it asks of `here` is answered meanwhile."""
+        self.begin(task, **options)
+        return self.finish(here)
+
+    def begin(self, task: str, **options: Any) -> None:
+        """Have a task begun there, which `finish` waits for."""
         if self._death is not None:
             raise RunnerError(self._death, runner=self._note.labelled() or None)
-        failed: Exception | None = None
         self._send((task, options))
+
+    def finish(self, here: Mapping[str, Callable[..., Any]]) -> Any:
+        """Wait for what was begun; as `do`."""
+        failed: Exception | None = None
         while True:
             kind, *said = self._receive()
             if kind == "done":

@@ -19,6 +19,7 @@ from mlflow_e2eai.isolation import isolated_onnxruntime
 from mlflow_e2eai.precision.bf16 import to_bf16
 from mlflow_e2eai.precision.calibration import Calibration
 from mlflow_e2eai.precision.fp16 import of_libraries, to_fp16
+from mlflow_e2eai.precision.losses import guard_losses
 from mlflow_e2eai.precision.quantized import TYPES, quantize
 from mlflow_e2eai.precision.ranges import Guarded, Kept, Reason, guard
 from mlflow_e2eai.weights import staged
@@ -84,8 +85,9 @@ def convert(
         keep_fp32: Nodes that stay in fp32, by the names that `graphs.node_names` gives them;
             `bisect` finds those that must. See `to_fp16` for what stays in fp32 with them.
         samples: Inputs on which the ranges of all values are seen; the nodes that fp16 cannot hold
-            stay in fp32 too, see `ranges.guard`. Read once. None leave the graph unguarded. int8
-            and fp8 are calibrated on them, so there must be some.
+            stay in fp32 too, see `ranges.guard`, and for bf16 those that lose too much, see
+            `losses.guard_losses`. Read once. None leave the graph unguarded. int8 and fp8 are
+            calibrated on them, so there must be some.
 
     Returns:
         The graph in that precision, with inputs and outputs of the same names, types and shapes;
@@ -110,7 +112,7 @@ def convert(
         if precision in TYPES:
             model, report = _quantized(before, keep_fp32, samples, report, source.libraries)
         else:
-            guarded = _guarded(before, keep_fp32, samples, source.libraries)
+            guarded = _guarded(precision, before, keep_fp32, samples, source.libraries)
             report = dataclasses.replace(
                 report,
                 kept=guarded.kept,
@@ -193,6 +195,7 @@ def _checked(
 
 
 def _guarded(
+    precision: Precision,
     model: onnx.ModelProto,
     asked: Collection[str],
     samples: Iterable[Tensors],
@@ -201,7 +204,8 @@ def _guarded(
     """What the ranges say, with the nodes that were asked for among the kept ones."""
     operators = _check_names(model, asked)
     try:
-        seen = guard(model, samples, libraries=libraries)
+        guarding = guard_losses if precision == "bf16" else guard
+        seen = guarding(model, samples, libraries=libraries)
     except RunnerError as error:
         msg = f"The ranges of the fp32 graph's values cannot be seen: {error}"
         raise PrecisionError(msg) from error

@@ -45,7 +45,7 @@ def ranges_runner(path: Path, mask: Masks, libraries: Sequence[Library] = ()) ->
         RunnerError: ONNX Runtime cannot load the graph.
     """
     model = graphs.read(path)
-    values = _floating_values(model, path.with_name("exposed.onnx"), libraries)
+    values = floating_values(model, path.with_name("exposed.onnx"), libraries)
     outputs: list[tuple[str, int]] = []
     del model.graph.output[:]
     for position, name in enumerate(values):
@@ -53,7 +53,7 @@ def ranges_runner(path: Path, mask: Masks, libraries: Sequence[Library] = ()) ->
             model.graph.output.append(scalar)
             outputs.append((name, place))
     reduced = path.with_name("reduced.onnx")
-    _write(model, reduced)
+    write(model, reduced)
     del model
     with onnxruntime_runner(reduced, libraries=libraries) as infer:
 
@@ -70,7 +70,7 @@ def ranges_runner(path: Path, mask: Masks, libraries: Sequence[Library] = ()) ->
         yield ranges
 
 
-def _floating_values(model: onnx.ModelProto, path: Path, libraries: Sequence[Library]) -> list[str]:
+def floating_values(model: onnx.ModelProto, path: Path, libraries: Sequence[Library]) -> list[str]:
     """What the nodes of the main graph make in float32, as ONNX Runtime has it.
 
     ONNX's own inference does not know the types behind operators that are not ONNX's.
@@ -83,7 +83,7 @@ def _floating_values(model: onnx.ModelProto, path: Path, libraries: Sequence[Lib
     made = dict.fromkeys(name for node in model.graph.node for name in node.output if name)
     del exposed.graph.output[:]
     exposed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in made)
-    _write(exposed, path)
+    write(exposed, path)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -97,7 +97,7 @@ def _floating_values(model: onnx.ModelProto, path: Path, libraries: Sequence[Lib
     return [one.name for one in session.get_outputs() if one.type == "tensor(float)"]
 
 
-def _write(model: onnx.ModelProto, path: Path) -> None:
+def write(model: onnx.ModelProto, path: Path) -> None:
     """Write a model that may have outputs without a type, which ONNX's checker refuses."""
     with weights.beside(model, path.parent):
         path.write_bytes(model.SerializeToString())

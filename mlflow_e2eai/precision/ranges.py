@@ -47,7 +47,7 @@ by their definition in ONNX."""
 _AVERAGES = frozenset({"AveragePool", "GlobalAveragePool", "ReduceMean"})
 """Operators that sum their first input and divide: the sum is `size in / size out` times larger."""
 
-Reason: TypeAlias = Literal["asked for", "library", "overflow", "underflow", "all zero"]
+Reason: TypeAlias = Literal["asked for", "library", "overflow", "underflow", "rounding", "all zero"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,9 +60,11 @@ class Kept:
         reason: ``asked for`` by the caller; ``library`` where a library has its operator, of
             which no fp16 form is known; ``overflow`` where a number, `HEADROOM` times larger,
             would be beyond fp16's 65504; ``underflow`` where all of a value is below `SMALLEST`;
+            ``rounding`` where a value loses too much to bf16, see `losses.guard_losses`;
             ``all zero`` where no range could be found to quantise a value to.
         value: The input, output or weight that says so; None where the caller asked.
         magnitude: Its largest magnitude, or that of its squares or sum inside the node.
+        loss: The share of it that rounding to bf16 takes away, as a root mean square.
     """
 
     node: str
@@ -70,6 +72,7 @@ class Kept:
     reason: Reason
     value: str | None = None
     magnitude: float | None = None
+    loss: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

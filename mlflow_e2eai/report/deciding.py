@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from mlflow_e2eai.bundle import Manifest
 from mlflow_e2eai.gates import Decision, Verdict
 from mlflow_e2eai.latency import Ratio
+from mlflow_e2eai.precision import PrecisionReport
 from mlflow_e2eai.report import tables
 from mlflow_e2eai.report.doubting import doubts_part, tag
 from mlflow_e2eai.report.facts import (
@@ -15,12 +16,13 @@ from mlflow_e2eai.report.facts import (
     is_raw,
     outcome_of,
     reference_of,
+    refused,
     rows_of,
     task_names,
     tuned,
 )
 from mlflow_e2eai.report.figures import interval_glyphs
-from mlflow_e2eai.report.markup import NONE, Markup, element, error_text, time_text
+from mlflow_e2eai.report.markup import NONE, Markup, element, error_text, sentence, time_text
 from mlflow_e2eai.report.tables import Column, Section, cell, group, head, number, stack
 
 # Decision
@@ -175,8 +177,16 @@ def variants_section(manifest: Manifest, ratios: Mapping[str, Ratio]) -> Section
         )
         for row in rows_of(manifest)
     )
-    content = tables.table("variants-table", caption, columns, rows, kind="variants sortable")
+    bodies = (*rows, *(_no_graph(report, len(tasks)) for report in refused(manifest)))
+    content = tables.table("variants-table", caption, columns, bodies, kind="variants sortable")
     return "variants", "Variants", element("div", _filter(len(manifest.evidence)), content)
+
+
+def _no_graph(report: PrecisionReport, tasks: int) -> Markup:
+    """The line of a precision in which there is no graph, and why."""
+    refusal = stack(tables.verdict(passed=False), sentence(f"refused: {report.refused}"))
+    named = (head(element("code", report.precision)), cell(refusal))
+    return group(report.precision, [(*named, *[number(NONE)] * (tasks + 3), cell(""))])
 
 
 def _named(row: Row, lost_at: str | None) -> tuple[Markup, ...]:

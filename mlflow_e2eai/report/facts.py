@@ -12,6 +12,7 @@ import numpy as np
 
 from mlflow_e2eai.bundle import ADVISORY, RAW, Evidence, Manifest
 from mlflow_e2eai.latency import LatencyReport, Ratio
+from mlflow_e2eai.precision import PrecisionReport
 
 Outcome: TypeAlias = Literal["reference", "unsteady", "passed", "failed", "unmeasured"]
 
@@ -72,6 +73,11 @@ def _row(entry: Evidence, p50_ms: float | None) -> Row:
         task=entry.task,
         p50_ms=p50_ms,
     )
+
+
+def refused(manifest: Manifest) -> list[PrecisionReport]:
+    """The conversions that gave no graph."""
+    return [report for report in manifest.conversions if report.refused is not None]
 
 
 def outcome_of(entry: Evidence) -> Outcome:

@@ -15,6 +15,7 @@ _REASONS = {
     "overflow": "too large for fp16",
     "underflow": "too small for fp16",
     "asked for": "asked for by name",
+    "rounding": "loses too much to bf16",
     "all zero": "nothing but zero was seen",
     "library": "operator of a library",
 }
@@ -111,7 +112,7 @@ def _row(one: Kept) -> tuple[Markup, ...]:
     return (
         head(element("code", one.node)),
         cell(element("code", one.operator)),
-        cell(_REASONS[one.reason]),
+        cell(_REASONS[one.reason] + ("" if one.loss is None else f": {one.loss:.1%}")),
         cell(NONE if one.value is None else element("code", one.value)),
         number(error_text(one.magnitude), value=one.magnitude),
     )

@@ -5,18 +5,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mlflow_e2eai.bundle import Manifest
-from mlflow_e2eai.report.facts import OUTCOMES, rows_of, task_names, tuned
+from mlflow_e2eai.report.facts import OUTCOMES, refused, rows_of, task_names, tuned
 
 
 def table(manifest: Manifest) -> str:
-    """One line a variant: largest error, task metrics, median latency, what it came to."""
-    return _aligned(_cells(manifest))
+    """One line a variant: largest error, task metrics, median latency, what it came to.
+
+    A precision that was refused has its line too, and below the table its reason.
+    """
+    return "\n".join([_aligned(_cells(manifest)), *_reasons(manifest)])
 
 
 def markdown(manifest: Manifest) -> str:
     """The same as Markdown, which MLflow shows as a version's description."""
     head, *rows = (f"| {' | '.join(row)} |" for row in _cells(manifest))
-    return "\n".join([head, "|---" * head.count(" | ") + "|---|", *rows])
+    reasons = [part for reason in _reasons(manifest) for part in ("", reason)]
+    return "\n".join([head, "|---" * head.count(" | ") + "|---|", *rows, *reasons])
+
+
+def _reasons(manifest: Manifest) -> list[str]:
+    return [f"{one.precision} was refused: {one.refused}" for one in refused(manifest)]
 
 
 def _cells(manifest: Manifest) -> list[tuple[str, ...]]:
@@ -34,6 +42,8 @@ def _cells(manifest: Manifest) -> list[tuple[str, ...]]:
         )
         for row in rows_of(manifest)
     ]
+    nothing = ("-",) * (len(lines[0]) - 2)
+    lines += [(one.precision, *nothing, "refused") for one in refused(manifest)]
     return lines
 
 

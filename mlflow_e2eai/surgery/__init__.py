@@ -19,7 +19,7 @@ from mlflow_e2eai import graphs
 from mlflow_e2eai.artifacts import Array, Infer, OnnxArtifact, Tensors
 from mlflow_e2eai.errors import ArtifactError, RunnerError, SurgeryError
 from mlflow_e2eai.files import written
-from mlflow_e2eai.isolation import isolated_onnxruntime
+from mlflow_e2eai.isolation import Opened, isolated_onnxruntime, onnxruntime_ahead
 from mlflow_e2eai.surgery import interface
 from mlflow_e2eai.surgery.answers import answering, entering
 from mlflow_e2eai.surgery.blame import guilty_step
@@ -129,11 +129,18 @@ def attempt(
 ) -> tuple[OnnxArtifact, SurgeryReport]:
     """Do what `clean` does, without a search for the step to blame where the result is wrong."""
     text = plan_text(plan)
-    edited = _edited(source, plan)
-    before, after, wanted = edited.before, edited.after, edited.interface
-    inputs, outputs = graphs.interface(after)
-    interface.check(source, inputs, outputs, wanted)
-    with staged(out) as temporary:
+    for step in plan:
+        step.bound()  # refused before anything is read
+    before = graphs.read(source.path)
+    with ExitStack() as stack:
+        loaded = None if reference else source.path  # over there, while the other is made
+        ahead = onnxruntime_ahead(loaded, libraries=source.libraries)
+        opened = stack.enter_context(ahead) if samples else None
+        edited = _edited(source, before, plan)
+        after, wanted = edited.after, edited.interface
+        inputs, outputs = graphs.interface(after)
+        interface.check(source, inputs, outputs, wanted)
+        temporary = stack.enter_context(staged(out))
         try:
             graphs.write(after, temporary)
         except ArtifactError as broken:
@@ -147,8 +154,9 @@ def attempt(
             parent_sha256=source.sha256,
             origins=wanted.origins(outputs),
             libraries=source.libraries,
+            model=after,
         )
-        error = _keep_numbers(source, artifact, samples, reference)
+        error = _keep_numbers(source, artifact, samples, reference, opened)
     artifact = replace(artifact, path=out)
     report = SurgeryReport(
         edits=edited.edits,
@@ -168,18 +176,16 @@ def attempt(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Edited:
-    """A graph before and after a plan, which nobody has checked yet."""
+    """A graph after a plan, which nobody has checked yet."""
 
-    before: onnx.ModelProto
     after: onnx.ModelProto
     interface: Interface
     edits: Mapping[str, int]
     seconds: Mapping[str, float]
 
 
-def _edited(source: OnnxArtifact, plan: Sequence[Step]) -> _Edited:
+def _edited(source: OnnxArtifact, before: onnx.ModelProto, plan: Sequence[Step]) -> _Edited:
     rules = [(step, step.bound()) for step in plan]
-    before = graphs.read(source.path)
     graph = graphs.to_graph(before)
     _name_nodes(graph)
     edits, seconds = {}, {}
@@ -191,7 +197,7 @@ def _edited(source: OnnxArtifact, plan: Sequence[Step]) -> _Edited:
         seconds[name] = time.perf_counter() - began
         wanted = interface.after(step.found(), wanted, step.arguments, graph)
     after = graphs.to_onnx(graph, like=before)
-    return _Edited(before=before, after=after, interface=wanted, edits=edits, seconds=seconds)
+    return _Edited(after=after, interface=wanted, edits=edits, seconds=seconds)
 
 
 def _kept(source: OnnxArtifact, plan: Sequence[Step], guilty: int, keep: Path) -> tuple[Path, ...]:
@@ -200,7 +206,7 @@ def _kept(source: OnnxArtifact, plan: Sequence[Step], guilty: int, keep: Path) -
     kept = []
     for name, steps in (("before.onnx", plan[:guilty]), ("after.onnx", plan[: guilty + 1])):
         with suppress(SurgeryError):
-            made = _edited(source, steps).after
+            made = _edited(source, graphs.read(source.path), steps).after
             with beside(made, keep), written(keep / name) as temporary:
                 temporary.write_bytes(made.SerializeToString(deterministic=True))
             kept.append(keep / name)
@@ -279,19 +285,18 @@ def _keep_numbers(
     cleaned: OnnxArtifact,
     samples: Sequence[Tensors],
     reference: Infer | None,
+    opened: Opened | None,
 ) -> float | None:
     """Largest difference seen between before and after; None when there are no samples.
 
     The graph runs in a process of its own: what a rule made of it may crash ONNX Runtime.
     """
-    if not samples:
+    if opened is None:
         return None
     with ExitStack() as stack:
-        before, asked = _asked(source, cleaned, samples, reference, stack)
+        before, asked = _asked(source, cleaned, samples, reference, stack, opened)
         try:
-            after = stack.enter_context(
-                isolated_onnxruntime(cleaned.path, libraries=cleaned.libraries)
-            )
+            after = stack.enter_context(opened(cleaned.path))
             # ONNX Runtime is no suspect here, the rules are.
             report = after.compare(before, asked, precision=source.precision, repeats=1)
         except RunnerError as error:
@@ -313,12 +318,11 @@ def _asked(
     samples: Sequence[Tensors],
     reference: Infer | None,
     stack: ExitStack,
+    opened: Opened,
 ) -> tuple[Infer, list[dict[str, Array]]]:
     """What was before and the samples, both for the graph that is now."""
     try:
-        told = reference or stack.enter_context(
-            isolated_onnxruntime(source.path, libraries=source.libraries)
-        )
+        told = reference or stack.enter_context(opened(source.path))
         before = stack.enter_context(answering(told, source, cleaned))
         fit = stack.enter_context(entering(source, cleaned))
         return before, [fit(sample) for sample in samples]

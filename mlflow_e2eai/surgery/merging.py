@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mlflow_e2eai.graphs import operator_name
+from mlflow_e2eai.graphs import operator_name, sort
 from mlflow_e2eai.surgery.edges import bypassed, hand_over, is_output, matching
 from mlflow_e2eai.weights import is_reference
 
@@ -46,7 +46,7 @@ def merge_duplicates(graph: gs.Graph) -> int:
 
 def merge_transposes(graph: gs.Graph) -> int:
     """Make one Transpose of two in a row; none where the second undoes the first."""
-    graph.toposort()
+    sort(graph)
     edits = 0
     for node in matching(graph, "Transpose", ""):
         before = _writer(node, "Transpose")
@@ -67,7 +67,7 @@ def merge_reshapes(graph: gs.Graph) -> int:
     """
     import onnx_graphsurgeon as gs
 
-    graph.toposort()
+    sort(graph)
     edits = 0
     for node in matching(graph, "Reshape", ""):
         before, shape = _writer(node, "Reshape"), node.inputs[1]
@@ -117,7 +117,7 @@ def _is_plain(tensor: gs.Constant) -> bool:
 
 
 def _merge_nodes(graph: gs.Graph) -> int:
-    graph.toposort()
+    sort(graph)
     seen: dict[Hashable, gs.Node] = {}
     edits = 0
     for node in list(graph.nodes):

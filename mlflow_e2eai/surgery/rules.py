@@ -18,6 +18,7 @@ from mlflow_e2eai.surgery.cutting import break_fusion, expose, extract
 from mlflow_e2eai.surgery.edges import bypassed, can_vanish, is_output, matching
 from mlflow_e2eai.surgery.interface import changes, loses_outputs
 from mlflow_e2eai.surgery.merging import merge_duplicates, merge_reshapes, merge_transposes
+from mlflow_e2eai.surgery.replacing import replace
 from mlflow_e2eai.surgery.simplify import simplify
 
 if TYPE_CHECKING:
@@ -120,6 +121,7 @@ RULES: Mapping[str, Rule] = {
     for rule in (
         bypass,
         remove,
+        replace,
         drop_identities,
         fold_constants,
         simplify,

@@ -46,7 +46,7 @@ def simplify(graph: gs.Graph) -> int:
 
     aside = _set_aside(graph)
     try:
-        before = gs.export_onnx(graph.toposort())
+        before = gs.export_onnx(graphs.sort(graph))
         weights.settle(before)
         after = _simplified(before)
         saved = len(before.graph.node) - len(after.graph.node)
@@ -70,15 +70,13 @@ def _simplified(model: onnx.ModelProto) -> onnx.ModelProto:
     import onnxsim
     import onnxslim
 
-    light, large = _without_files(model)
-    made, _ = onnxsim.simplify(light)
+    made, _ = onnxsim.simplify(model)
     # onnxsim makes Gemm of a MatMul of three dimensions too, with sizes and Reshapes around it.
-    if len(made.graph.node) > len(light.graph.node):
-        made = light
+    if len(made.graph.node) > len(model.graph.node):
+        made = model
     slim: onnx.ModelProto = onnxslim.slim(made)
-    if slim.ByteSize() > light.ByteSize() + _MAY_GROW_BYTES:
-        slim = onnxslim.slim(light, size_threshold=_MAY_GROW_BYTES)
-    slim.graph.initializer.extend(large)
+    if slim.ByteSize() > model.ByteSize() + _MAY_GROW_BYTES:
+        slim = onnxslim.slim(model, size_threshold=_MAY_GROW_BYTES)
     return slim
 
 
@@ -106,9 +104,15 @@ def _put_back(graph: gs.Graph, aside: dict[str, gs.Constant]) -> None:
 
 
 def _is_weight(tensor: gs.Constant) -> bool:
-    """Whether a constant is a large one that is only read where its values do not matter."""
+    """Whether a constant is a large one that is only read where its values do not matter.
+
+    One in another file is taken for such: the libraries would load it, and fold what is read of it
+    into the graph.
+    """
     import onnx_graphsurgeon as gs
 
+    if graphs.is_in_other_file(tensor):
+        return True
     if not isinstance(tensor.dtype, type | np.dtype) or _bytes_of(tensor) < _WEIGHT_BYTES:
         return False
     for node in tensor.outputs:
@@ -135,30 +139,3 @@ def _take_over(graph: gs.Graph, made: gs.Graph) -> None:
     names = graphs.unique_names((node.name or "", node.op) for node in graph.nodes)
     for node, name in zip(graph.nodes, names, strict=True):
         node.name = name
-
-
-def _without_files(
-    model: onnx.ModelProto,
-) -> tuple[onnx.ModelProto, list[onnx.TensorProto]]:
-    """A model whose weights in other files are inputs, and those weights.
-
-    The libraries would load them all, and fold what is read of them into the graph.
-    """
-    import onnx
-
-    large = [weight for weight in model.graph.initializer if weights.is_reference(weight)]
-    if not large:
-        return model, large
-    light = onnx.ModelProto()
-    light.CopyFrom(model)
-    names = {weight.name for weight in large}
-    kept = [weight for weight in light.graph.initializer if weight.name not in names]
-    del light.graph.initializer[:]
-    light.graph.initializer.extend(kept)
-    listed = {value.name for value in light.graph.input}
-    light.graph.input.extend(
-        onnx.helper.make_tensor_value_info(weight.name, weight.data_type, list(weight.dims))
-        for weight in large
-        if weight.name not in listed
-    )
-    return light, large

@@ -148,10 +148,13 @@ def _fetch_artifact(kind: type[Artifact], model: LoggedModel, folder: Path) -> A
         msg = f"Model {model.model_id} holds no {ARTIFACT}; give the output of a stage."
         raise ArtifactError(msg)
     artifact = from_json(kind, (place / ARTIFACT).read_bytes())
-    found = dataclasses.replace(artifact, path=place / artifact.path)
+    found = dataclasses.replace(
+        artifact,
+        path=place / artifact.path,
+        libraries=libraries.fetched(artifact.libraries, place),
+    )
     recorded = model.tags.get(SHA256, artifact.sha256)
     if isinstance(found, OnnxArtifact):
-        found = dataclasses.replace(found, libraries=libraries.fetched(found.libraries, place))
         verify_graph(found, recorded)
     else:
         verify(found.path, recorded)

@@ -6,7 +6,7 @@ content (``<start of its sha256>.weights``). So graphs with the same weights sha
 stage that leaves the weights alone hands them on by hard link.
 """
 
-from mlflow_e2eai.weights.content import digest, files_of, verify_graph
+from mlflow_e2eai.weights.content import digest, files_of, lie_beside, verify_graph
 from mlflow_e2eai.weights.places import is_reference, references, settle, size_of, tensors, values
 from mlflow_e2eai.weights.reading import fetch, skeleton
 from mlflow_e2eai.weights.writing import beside, gathered, is_large, link, staged
@@ -19,6 +19,7 @@ __all__ = [
     "gathered",
     "is_large",
     "is_reference",
+    "lie_beside",
     "link",
     "references",
     "settle",

@@ -16,6 +16,8 @@ from mlflow_e2eai.weights.reading import inside
 if TYPE_CHECKING:
     import onnx
 
+_SUFFIX = ".weights"
+
 _digests: dict[tuple[int, int, int, int], str] = {}
 """Digests of weight files by device, inode, size and time of change: hard links share them."""
 
@@ -29,6 +31,15 @@ def files_of(model: onnx.ModelProto) -> tuple[WeightFile, ...]:
         )
         for file in sorted(files)
     )
+
+
+def lie_beside(path: Path) -> bool:
+    """Whether an ONNX file that this package wrote keeps weights in other files."""
+    import onnx
+
+    if not any(path.parent.glob(f"*{_SUFFIX}")):
+        return False  # a large file need not be read for that
+    return any(references(onnx.load(path, load_external_data=False)))
 
 
 def digest(path: Path, files: Iterable[WeightFile]) -> str:
@@ -71,7 +82,7 @@ def verify_graph(graph: OnnxArtifact, sha256: str | None = None) -> None:
 
 def name_of(sha256: str) -> str:
     """What a weight file is called."""
-    return f"{sha256[:16]}.weights"
+    return f"{sha256[:16]}{_SUFFIX}"
 
 
 def sha256_of_weights(file: Path) -> str:

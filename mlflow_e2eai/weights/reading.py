@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path, PureWindowsPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mlflow_e2eai.errors import ArtifactError
 from mlflow_e2eai.weights import places
-from mlflow_e2eai.weights.places import bytes_of, inside_again, place_of, refer, references, size_of
+from mlflow_e2eai.weights.places import (
+    bytes_of,
+    inside_again,
+    is_reference,
+    place_of,
+    refer,
+    references,
+    size_of,
+)
 
 if TYPE_CHECKING:
     import onnx
@@ -41,20 +49,40 @@ def fetch(model: onnx.ModelProto, path: Path) -> None:
 
 
 def skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A model whose tensors in other files are empty, for ONNX's checker, which would open them.
+    """A model whose large weights are inputs, for ONNX's checker.
 
-    It refuses files with several hard links, and those are how one copy serves several graphs.
+    The checker looks at the values of small constants only, and would be handed a copy of all
+    bytes. It would also open other files, and refuses those with several hard links, which is how
+    one copy of the weights serves several graphs.
     """
     import onnx
 
-    if not any(references(model)):
-        return model
-    bare = onnx.ModelProto()
-    bare.CopyFrom(model)
-    for tensor in references(bare):
+    bare: onnx.ModelProto = _without(model, "graph")
+    bare.graph.CopyFrom(_without(model.graph, "initializer"))
+    listed = {value.name for value in model.graph.input}
+    for tensor in model.graph.initializer:
+        if not is_reference(tensor) and len(tensor.raw_data) < places.SMALL_BYTES:
+            bare.graph.initializer.append(tensor)
+        elif tensor.name not in listed:
+            value = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+            bare.graph.input.append(value)
+    for tensor in references(bare):  # of subgraphs and attributes
         tensor.dims[:] = [0]
         inside_again(tensor)
     return bare
+
+
+def _without(message: Any, left: str) -> Any:
+    """A copy of a protobuf message that lacks a field, which may be too large to be copied."""
+    copied = type(message)()
+    for field, value in message.ListFields():
+        if field.name == left:
+            continue
+        if isinstance(value, str | bytes | int | float):
+            setattr(copied, field.name, value)
+        else:
+            getattr(copied, field.name).MergeFrom(value)
+    return copied
 
 
 def bring_in(tensor: onnx.TensorProto) -> None:
