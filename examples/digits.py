@@ -12,7 +12,8 @@ from sklearn.model_selection import train_test_split
 
 import mlflow_e2eai
 from mlflow_e2eai import Axis
-from mlflow_e2eai.cli import DONE, REJECTED, Parser, reported
+from mlflow_e2eai.cli import DONE, REJECTED, reported
+from mlflow_e2eai.options import Parser
 from mlflow_e2eai.report import table
 from mlflow_e2eai.texts import targets, typed, whole
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import mlflow
 import numpy as np
 import pytest
 from models import AXES, features, labelled, net
@@ -219,3 +220,26 @@ def test_what_tensorrt_cannot_build_is_said_and_the_rest_is_made(tmp_path):
     assert ("fp32", "sm86") in held
     assert ("fp8", "sm86") not in held
     assert "sm86 has no fp8" in mlflow_e2eai.report.html(manifest)
+
+
+def test_digits_in_int8_are_logged_kept_and_as_accurate(store, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "examples"))
+    digits = pytest.importorskip("digits")
+    made = digits.build(epochs=4)
+    info = mlflow_e2eai.log_model(
+        made.pop("model"), "digits", precisions=("fp32", "fp16", "int8"), **made
+    )
+    images, labels = made["evaluation_data"]
+    with mlflow_e2eai.load_model(info.model_uri, variant="onnxruntime-cpu/int8") as model:
+        (logits,) = model(images["x"][:64]).values()
+        (entry,) = [one for one in model.manifest.evidence if one.variant == model.variant]
+    accuracy = float(np.mean(logits.argmax(1) == labels[:64]))
+    assert accuracy > 0.9
+    assert entry.worth.metrics["quantized/size_ratio"] < 0.7
+    assert entry.worth.metrics["quantized/task_drop"] <= 0.01
+    runs = mlflow.search_runs(
+        filter_string="tags.`e2eai.variant` = 'onnxruntime-cpu/int8'", output_format="list"
+    )
+    (run,) = runs
+    assert run.data.tags["e2eai.worth"] == "kept"
+    assert run.data.metrics["quantized/size_ratio"] == entry.worth.metrics["quantized/size_ratio"]
