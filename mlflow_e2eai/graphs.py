@@ -126,10 +126,15 @@ def to_onnx(graph: gs.Graph, *, like: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
+_PYTORCHS = ("namespace", "pkg.torch.")
+"""How the metadata begins that torch.onnx's dynamo exporter writes on nodes (torch 2.13)."""
+
+
 def _annotate(model: onnx.ModelProto, like: onnx.ModelProto) -> None:
     """Give a model what people wrote on the one that it comes from: GraphSurgeon drops it.
 
-    A node of the main graph is known by its name and operator.
+    A node of the main graph is known by its name and operator. What PyTorch's exporter wrote for
+    those who debug it, paths of the machine among it, is left in the raw graph.
     """
 
     def copy(old: Any, new: Any, *fields: str) -> None:
@@ -138,7 +143,9 @@ def _annotate(model: onnx.ModelProto, like: onnx.ModelProto) -> None:
             if old.HasField(name):  # one that is empty is not one that is not there
                 setattr(new, name, getattr(old, name))
         del new.metadata_props[:]
-        new.metadata_props.extend(old.metadata_props)
+        new.metadata_props.extend(
+            each for each in old.metadata_props if not each.key.startswith(_PYTORCHS)
+        )
 
     copy(like, model, "domain", "model_version")
     copy(like.graph, model.graph)

@@ -703,7 +703,9 @@ def test_what_people_wrote_on_a_model_stays(graph, out, tmp_path):
     first.name, gone.name, last.name = "relu", "gone", "neg"
     for number, each in enumerate((model, model.graph, first, gone, last)):
         each.doc_string = f"written {number}"
-        onnx.helper.set_model_props(each, {"key": str(number)})
+        onnx.helper.set_model_props(
+            each, {"key": str(number), "pkg.torch.onnx.stack_trace": "/home/ann/net.py"}
+        )
     model.domain, model.model_version = "org.example", 7
     graphs.write(model, tmp_path / "written.onnx")
     source = graphs.describe(
