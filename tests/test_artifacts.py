@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from mlflow_e2eai.artifacts import (
     Axis,
     EngineArtifact,
     InputOrigin,
+    Library,
     OnnxArtifact,
     Origins,
     Target,
@@ -29,7 +31,7 @@ from mlflow_e2eai.bundle import Evidence, Manifest
 from mlflow_e2eai.errors import ArtifactError, InvalidInputError
 from mlflow_e2eai.exporter import EXPORTERS, ExportReport
 from mlflow_e2eai.files import from_json, sha256_of, to_json, verify, written
-from mlflow_e2eai.gates import Decision, Gate, Verdict
+from mlflow_e2eai.gates import Decision, Gate, Verdict, Worth
 from mlflow_e2eai.latency import (
     ColdStart,
     GpuRecord,
@@ -43,6 +45,9 @@ from mlflow_e2eai.latency import (
     Timing,
 )
 from mlflow_e2eai.parity import Element, Finding, OutputParity, ParityReport
+from mlflow_e2eai.precision import PrecisionReport
+from mlflow_e2eai.precision.calibration import Calibrated, Calibration, Calibrator
+from mlflow_e2eai.precision.ranges import Kept, Reason
 from mlflow_e2eai.surgery import SurgeryReport
 from mlflow_e2eai.surgery.outline import Outline, OutlineNode
 from mlflow_e2eai.trees import Tree
@@ -102,9 +107,12 @@ INPUT_ORIGINS = values_of(
 )
 ORIGINS = values_of(Origins, inputs=few(INPUT_ORIGINS), outputs=few(TEXT))
 WEIGHTS = values_of(WeightFile, path=PATHS, sha256=TEXT, size_bytes=COUNTS)
+# Whether a library is allowed is never believed of a file.
+LIBRARIES = values_of(Library, path=PATHS, sha256=TEXT, allowed=st.just(value=False))
 GRAPHS = values_of(
     OnnxArtifact,
     **FILE,
+    libraries=few(LIBRARIES),
     origins=st.none() | ORIGINS,
     weights=few(WEIGHTS),
     parent_sha256=st.none() | TEXT,
@@ -114,6 +122,7 @@ GRAPHS = values_of(
 ENGINES = values_of(
     EngineArtifact,
     **FILE,
+    libraries=few(LIBRARIES),
     parent_sha256=TEXT,
     target=TARGETS,
     backend_version=TEXT,
@@ -221,6 +230,11 @@ COLD_STARTS = values_of(
     peak_memory_growth_bytes=COUNTS,
     device_memory_bytes=st.none() | COUNTS,
 )
+VERDICTS = values_of(
+    Verdict, metric=TEXT, found=st.none() | FLOATS, wanted=TEXT, passed=st.booleans()
+)
+DECISIONS = values_of(Decision, verdicts=few(VERDICTS))
+WORTHS = values_of(Worth, metrics=named(FLOATS), decision=DECISIONS)
 EVIDENCE = values_of(
     Evidence,
     variant=TEXT,
@@ -234,6 +248,8 @@ EVIDENCE = values_of(
     loads=st.none() | THROUGHPUTS,
     task=named(FLOATS),
     lost_at=st.none() | TEXT,
+    untimed=st.none() | TEXT,
+    worth=st.none() | WORTHS,
 )
 STATES = st.sampled_from(["kept", "changed", "added", "removed"])
 OUTLINE_NODES = values_of(OutlineNode, name=TEXT, operator=TEXT, state=STATES)
@@ -279,8 +295,34 @@ SURGERY = values_of(
     plan=st.none() | TEXT,
     seconds=named(FLOATS),
 )
-VERDICTS = values_of(
-    Verdict, metric=TEXT, found=st.none() | FLOATS, wanted=TEXT, passed=st.booleans()
+NODES_KEPT = values_of(
+    Kept,
+    node=TEXT,
+    operator=TEXT,
+    reason=st.sampled_from(get_args(Reason)),
+    value=st.none() | TEXT,
+    magnitude=st.none() | FLOATS,
+    loss=st.none() | FLOATS,
+)
+CALIBRATED = values_of(Calibrated, value=TEXT, magnitude=FLOATS, limit=FLOATS, clipped=FLOATS)
+CALIBRATIONS = values_of(
+    Calibration,
+    calibrator=st.sampled_from(get_args(Calibrator)),
+    samples=COUNTS,
+    values=few(CALIBRATED),
+)
+CONVERSIONS = values_of(
+    PrecisionReport,
+    precision=st.sampled_from(PRECISIONS),
+    samples=COUNTS,
+    nodes=COUNTS,
+    casts=st.integers(),
+    kept=few(NODES_KEPT),
+    saturated=few(TEXT),
+    quantized=COUNTS,
+    pairs=COUNTS,
+    calibration=st.none() | CALIBRATIONS,
+    refused=st.none() | TEXT,
 )
 KINDS = {
     Axis: AXES,
@@ -288,6 +330,7 @@ KINDS = {
     InputOrigin: INPUT_ORIGINS,
     Origins: ORIGINS,
     WeightFile: WEIGHTS,
+    Library: LIBRARIES,
     OnnxArtifact: GRAPHS,
     Target: TARGETS,
     EngineArtifact: ENGINES,
@@ -317,7 +360,11 @@ KINDS = {
         limit=st.floats(allow_nan=False, allow_infinity=False),
     ),
     Verdict: VERDICTS,
-    Decision: values_of(Decision, verdicts=few(VERDICTS)),
+    Decision: DECISIONS,
+    Worth: WORTHS,
+    Calibrated: CALIBRATED,
+    Calibration: CALIBRATIONS,
+    PrecisionReport: CONVERSIONS,
     Manifest: values_of(
         Manifest,
         format_version=COUNTS,
@@ -330,6 +377,7 @@ KINDS = {
         latency=named(REPORTS),
         environment=named(TEXT),
         export=st.none() | EXPORTED,
+        conversions=few(CONVERSIONS),
     ),
 }
 
@@ -349,7 +397,16 @@ def spelled(value: object) -> object:
 
 
 def test_every_frozen_value_of_the_light_modules_is_tried_here():
-    modules = ("artifacts", "parity", "latency", "bundle", "gates", "surgery.outline", "trees")
+    modules = (
+        "artifacts",
+        "parity",
+        "latency",
+        "bundle",
+        "gates",
+        "precision.calibration",
+        "surgery.outline",
+        "trees",
+    )
     found = {
         value
         for name in modules
@@ -505,7 +562,7 @@ def test_a_value_with_one_strange_field_is_read_or_refused_but_breaks_nothing(fi
     except ArtifactError as error:
         assert field in str(error)  # noqa: PT017 - it may also be fine
     else:
-        assert json.loads(to_json(read)).keys() == {*GRAPH, "origins", "weights"}
+        assert json.loads(to_json(read)).keys() == {*GRAPH, "libraries", "origins", "weights"}
 
 
 def test_a_field_that_a_later_version_added_is_no_error():
