@@ -530,7 +530,8 @@ def test_a_factory_that_cannot_be_called_is_one_clear_sentence(store, factory, w
 
 
 def test_what_log_keeps_beside_the_model_comes_back_with_it(source, tmp_path):
-    module, example, axes, _, evaluation = tracking.fetch_source(tracking.resolve(source), tmp_path)
+    model = tracking.resolve(source)
+    module, example, axes, *_, evaluation = tracking.fetch_source(model, tmp_path)
     made = build()
     assert axes == AXES
     np.testing.assert_array_equal(example["x"], made["input_example"]["x"])
@@ -553,7 +554,7 @@ def test_int8_is_calibrated_on_the_data_that_was_logged_with_the_model(source):
     seen = np.abs(features(50)).max()
     assert report.calibration.values[0].magnitude == pytest.approx(seen, abs=1e-6)
     assert (report.samples, report.calibration.calibrator) == (4, "mse")
-    with pytest.raises(InvalidInputError, match="from fp32 to fp16 only"):
+    with pytest.raises(InvalidInputError, match="from fp32 to fp16 and bf16 only"):
         jobs.bisect(made, precision="int8")
 
 

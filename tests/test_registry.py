@@ -222,9 +222,9 @@ def test_an_alias_that_moves_during_the_judgement_is_not_overwritten(store, good
     mlflow_e2eai.promote("net", first, gates=FAST)
     judge = registry.metrics_of
 
-    def meanwhile(*places):
+    def meanwhile(*places, **options):
         store.set_registered_model_alias("net", "champion", third)
-        return judge(*places)
+        return judge(*places, **options)
 
     monkeypatch.setattr(registry, "metrics_of", meanwhile)
     with pytest.raises(TrackingError, match="moved to version 3"):
@@ -235,7 +235,7 @@ def test_an_alias_that_moves_during_the_judgement_is_not_overwritten(store, good
 def test_a_latency_ratio_that_cannot_be_told_does_not_pass(store, good, monkeypatch):
     first, second = register(good), register(good)
     mlflow_e2eai.promote("net", first)
-    monkeypatch.setattr(registry, "_latency_ratio", lambda *_: math.nan)
+    monkeypatch.setattr(registry, "_latency_ratio", lambda *_, **__: math.nan)
     decision = mlflow_e2eai.promote("net", second)
     assert not decision.promoted
     assert decision.reasons == ("champion/latency_ratio: found nan, wanted at most 1.25",)

@@ -164,7 +164,53 @@ main (int64[N] x) => (float[N, 400] y, float[N, 64] z) {
 
         monkeypatch.setattr(libraries, "_simplified", watch)
         clean(self.large(tmp_path), ONLY, out=tmp_path / "clean.onnx")
-        assert seen == [{"turn"}]
+        assert {name for names in seen for name in names} == {"turn"}
+
+    def test_three_that_one_tensor_is_multiplied_by_become_one(self, tmp_path):
+        names = ("query", "key", "value")
+        model = onnx.parser.parse_model(
+            HEADER
+            + """
+main (float[N, 128] x) => (float[N, 128] q, float[N, 128] k, float[N, 128] v) {
+    h = Relu(x)
+    q = MatMul(h, query)
+    k = MatMul(h, key)
+    v = MatMul(h, value)
+}"""
+        )
+        generator = np.random.default_rng(0)
+        for name in names:
+            values = generator.standard_normal((128, 128)).astype(np.float32)
+            model.graph.initializer.append(onnx.numpy_helper.from_array(values, name))
+        graphs.write(model, tmp_path / "raw.onnx")
+        raw = graphs.describe(
+            tmp_path / "raw.onnx", stage="export", precision="fp32", axes=(N,), parent_sha256=None
+        )
+        _, report = clean(raw, ONLY, out=tmp_path / "clean.onnx", samples=samples(128))
+        assert report.operators_after == {"Relu": 1, "MatMul": 1, "Split": 1}
+
+    def test_a_table_whose_rows_are_known_by_then_is_folded_at_once(self, tmp_path):
+        model = onnx.parser.parse_model(
+            HEADER
+            + """
+main (float[N, 128] x) => (float[N, 128] y)
+<int64[1] one = {1}, int64[2] shape = {1, 1}> {
+    zero = Sub(one, one)
+    index = Reshape(zero, shape)
+    row = Gather(table, index)
+    flat = Squeeze(row, zero)
+    y = Add(x, flat)
+}"""
+        )
+        table = np.random.default_rng(0).standard_normal((512, 128)).astype(np.float32)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(table, "table"))
+        graphs.write(model, tmp_path / "raw.onnx")
+        raw = graphs.describe(
+            tmp_path / "raw.onnx", stage="export", precision="fp32", axes=(N,), parent_sha256=None
+        )
+        made, report = clean(raw, ONLY, out=tmp_path / "clean.onnx", samples=samples(128))
+        assert report.operators_after == {"Add": 1}
+        assert clean(made, ONLY, out=tmp_path / "again.onnx")[1].edits == {"simplify": 0}
 
     def test_they_are_back_where_nothing_could_be_simplified(self, tmp_path, monkeypatch):
         monkeypatch.setattr(libraries, "_simplified", lambda model: model)

@@ -34,7 +34,8 @@ def simplify(graph: gs.Graph) -> int:
     which can be told to leave such a tensor as it is; onnxsim writes it out whatever it is told.
 
     Both write and read the whole graph many times over, so tables and matrices, which are most of
-    a transformer's bytes, are inputs meanwhile.
+    a transformer's bytes, are inputs meanwhile. They are asked until they find nothing: a table
+    whose indices were folded is no longer set aside, and is folded too.
 
     Args:
         graph: The graph.
@@ -42,6 +43,13 @@ def simplify(graph: gs.Graph) -> int:
     Raises:
         SurgeryError: They lost or renamed an output of the graph.
     """
+    found = 0
+    while saved := _simplify_once(graph):
+        found += saved
+    return found
+
+
+def _simplify_once(graph: gs.Graph) -> int:
     import onnx_graphsurgeon as gs
 
     aside = _set_aside(graph)
@@ -106,6 +114,9 @@ def _put_back(graph: gs.Graph, aside: dict[str, gs.Constant]) -> None:
 def _is_weight(tensor: gs.Constant) -> bool:
     """Whether a constant is a large one that is only read where its values do not matter.
 
+    onnxsim makes one MatMul of the three of an attention that read what nothing else reads: their
+    weights are handed over.
+
     One in another file is taken for such: the libraries would load it, and fold what is read of it
     into the graph.
     """
@@ -120,6 +131,8 @@ def _is_weight(tensor: gs.Constant) -> bool:
         others = [other for other in node.inputs if other is not tensor]
         alone = len(others) == 1 and not isinstance(others[0], gs.Constant)
         if place is None or not alone or node.inputs[place] is not tensor:
+            return False
+        if [reader.op for reader in others[0].outputs] == ["MatMul"] * 3:
             return False
     return True
 

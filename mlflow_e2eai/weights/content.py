@@ -35,10 +35,10 @@ def files_of(model: onnx.ModelProto) -> tuple[WeightFile, ...]:
 
 def lie_beside(path: Path) -> bool:
     """Whether an ONNX file that this package wrote keeps weights in other files."""
+    if not any(path.parent.glob(f"*{_SUFFIX}")):
+        return False  # a large file need not be read for that, nor onnx be imported
     import onnx
 
-    if not any(path.parent.glob(f"*{_SUFFIX}")):
-        return False  # a large file need not be read for that
     return any(references(onnx.load(path, load_external_data=False)))
 
 
