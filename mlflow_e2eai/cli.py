@@ -135,6 +135,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--targets", default="none", type=typed(targets), help="or 'none'")
     options.keep_option(one)
     options.batch_option(one)
+    options.plugins_option(one)
 
     options.show_options(verb("show", _show, "Open a model's graph in Netron, until Ctrl-C."))
     return top
@@ -269,6 +270,7 @@ def _pipeline(arguments: argparse.Namespace) -> int:
         targets=arguments.targets,
         keep_fp32=nodes(arguments.keep_fp32),
         batch_sizes=arguments.batch_sizes,
+        plugin_libraries=[Path(library) for library in arguments.plugin_libraries],
     )
     print(table(load_model(info.model_uri).manifest))
     if info.registered_model_version is not None:

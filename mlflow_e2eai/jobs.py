@@ -311,6 +311,7 @@ def package(
     targets: Sequence[str] = (),
     keep_fp32: Sequence[str] = (),
     batch_sizes: Sequence[int] = (),
+    plugin_libraries: Sequence[Path] = (),
 ) -> ModelInfo:
     """Take a logged PyTorch model from export to package."""
     with tracking.run(name), tempfile.TemporaryDirectory() as folder:
@@ -330,6 +331,7 @@ def package(
             targets=targets,
             keep_fp32=keep_fp32,
             batch_sizes=batch_sizes,
+            plugin_libraries=plugin_libraries,
             evaluation_data=source.evaluation,
             source_model=model.model_id,
             registered_model_name=registered_model_name,

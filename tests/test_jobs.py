@@ -565,3 +565,14 @@ def test_int8_without_evaluation_data_is_one_sentence_and_makes_no_graph(store):
     with pytest.raises(InvalidInputError, match=r"int8 is calibrated on data, .* leave int8 out"):
         jobs.convert(info.model_uri, precision="int8")
     assert len(mlflow.search_logged_models(output_format="list")) == before
+
+
+def test_the_pipeline_hands_plugins_to_the_compiler_which_refuses_them_before_any_work(
+    source, tmp_path
+):
+    plugin = tmp_path / "libplugin.so"
+    plugin.write_bytes(b"plugin")
+    before = len(mlflow.search_logged_models(output_format="list"))
+    with pytest.raises(InvalidInputError, match=r"takes no plugins, but libplugin\.so is named"):
+        jobs.package(source, name="net", targets=["sm86"], plugin_libraries=[plugin])
+    assert len(mlflow.search_logged_models(output_format="list")) == before

@@ -125,7 +125,7 @@ def test_what_bisect_finds_is_what_convert_keeps(demo, folder, client):
 
     assert done.returncode == 0, done.stderr
     sentence, uri = done.stdout.strip().splitlines()[-2:]
-    assert sentence.startswith("The variant passes when 1 of 5 nodes are kept")
+    assert sentence.startswith("The variant passes when 1 of 4 nodes are kept")
     run = client.get_run(uri.removeprefix("runs:/").partition("/")[0])
     assert (run.info.run_name, run.info.status) == ("bisect fp16", "FINISHED")
     assert run.data.tags["mlflow.project.entryPoint"] == "bisect"
