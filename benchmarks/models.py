@@ -6,7 +6,6 @@ call of PyTorch's exporter, as a ratio: absolute times on a shared machine say l
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 import statistics
@@ -51,8 +50,7 @@ def way(name: str, work: Path) -> str:
     samples = [resize(real.sample, raw.inputs, sizes) for sizes in corners(raw.axes).values()]
     made, report = clean(raw, out=work / "clean.onnx", samples=samples)
     cleaned = time.perf_counter()
-    half: Any = convert(made, "fp16", out=work / "half.onnx")
-    half = half[0] if isinstance(half, tuple) else half
+    half, _ = convert(made, "fp16", out=work / "half.onnx", samples=samples)
     left = peers(onnx.load(raw.path))
     nodes: Mapping[str, int] = {"raw": report.nodes_before, "ours": report.nodes_after, **left}
 
@@ -124,18 +122,14 @@ def ratios(exporter: str, work: Path) -> str:
 
 def main() -> None:
     """Measure and write."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--slow", action="store_true", help="with models that take minutes")
-    slow = parser.parse_args().slow
     os.environ["HF_HUB_OFFLINE"] = "1"
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
-    from real_models import REAL_MODELS, SLOW_MODELS
+    from real_models import REAL_MODELS
 
-    names = [name for name in REAL_MODELS if slow or name not in SLOW_MODELS]
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        table = [way(name, work) for name in names]
+        table = [way(name, work) for name in REAL_MODELS]
         times = [ratios(exporter, work) for exporter in ("dynamo", "trace")]
     columns = (
         "model",
@@ -146,8 +140,7 @@ def main() -> None:
         "s, clean",
     )
     lines = [
-        f"`python benchmarks/models.py{' --slow' * slow}`. Nodes of the main graph; every peer is",
-        "given the raw file.",
+        "`python benchmarks/models.py`. Nodes of the main graph; every peer is given the raw file.",
         "Errors are the largest absolute difference from the module, at every corner of the",
         "dynamic axes; fp16 is rounded between nodes, as a GPU does.",
         "",

@@ -25,6 +25,7 @@ from mlflow_e2eai.calling import (
     structured_answer,
 )
 from mlflow_e2eai.errors import ExportError, InvalidInputError
+from mlflow_e2eai.garbage import only_new_garbage
 from mlflow_e2eai.isolation import onnxruntime_ahead
 from mlflow_e2eai.modules import (
     DynamicAxes,
@@ -78,6 +79,7 @@ class ExportReport:
     outputs: Tree | None = None
 
 
+@only_new_garbage()
 def export(
     model: Any,
     input_example: Any,
@@ -152,6 +154,7 @@ def export(
                     custom.carry(temporary, operators)
                     if is_large(module):
                         graphs.write(graphs.read(temporary), temporary)  # as we name weight files
+                    opened.load(temporary)  # while it is read here
                     model = graphs.read(temporary)
                     graphs.check(model)
                     check_interface(model, specs=specs, outputs=names, opset=opset, exporter=rung)

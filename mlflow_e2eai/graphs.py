@@ -238,6 +238,17 @@ def unique_names(nodes: Iterable[tuple[str, str]]) -> list[str]:
     return names
 
 
+def name_nodes(graph: gs.Graph) -> None:
+    """Give every node of a graph a name of its own; those of its subgraphs are left as they are.
+
+    GraphSurgeon takes two nodes for one when their names, operators, inputs and outputs are equal,
+    and then unlinks the wrong one.
+    """
+    names = unique_names((node.name or "", node.op) for node in graph.nodes)
+    for node, name in zip(graph.nodes, names, strict=True):
+        node.name = name
+
+
 def node_names(model: onnx.ModelProto) -> list[str]:
     """The name by which each node of the main graph is known here, in order; see `unique_names`."""
     return unique_names((node.name, node.op_type) for node in model.graph.node)

@@ -28,7 +28,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = (
     {"__init__", "_compat"},
     {"errors"},
-    {"artifacts", "context", "factories", "files", "progress", "trees"},
+    {"artifacts", "context", "factories", "files", "garbage", "progress", "trees"},
     {"libraries", "weights"},
     {"arrays", "graphs", "modules", "origins"},
     {"calling", "rounding", "scripting"},

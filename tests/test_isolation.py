@@ -315,3 +315,19 @@ def test_a_process_that_started_ahead_takes_the_first_graph_and_others_the_next(
             pass
         with opened(path) as infer:
             assert list(infer({"x": features()})) == ["output"]
+
+
+def test_a_graph_that_is_loaded_ahead_is_opened_once_and_one_that_nobody_opens_leaves_nothing(
+    tmp_path,
+):
+    path, missing = tmp_path / "net.onnx", tmp_path / "none.onnx"
+    export(net(), {"x": features()}, out=path)
+    with onnxruntime_ahead(path) as opened:
+        with opened(path) as infer:
+            first = infer({"x": features()})["output"]
+        opened.load(path)
+        opened.load(missing)  # its failure waits for who opens it
+        with opened(path) as infer:
+            np.testing.assert_array_equal(infer({"x": features()})["output"], first)
+        unwanted = opened._loading[missing]
+    assert unwanted._process.poll() is not None

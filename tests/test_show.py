@@ -84,7 +84,10 @@ def test_any_model_of_a_chain_is_shown_by_its_uri(store):
 
 def test_the_command_says_the_address_and_ends_with_ctrl_c(path):
     command = [sys.executable, "-m", "mlflow_e2eai.cli", "show", str(path), "--no-browser"]
+    # A shell's background jobs ignore Ctrl-C, and so does what they start.
+    ignored = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=dict(os.environ))
+    signal.signal(signal.SIGINT, ignored)
     try:
         url = process.stdout.readline().strip()
         assert operators(graph_at(url)) == ["Relu"]

@@ -12,6 +12,7 @@ note        what the worker is at, kept where its death does not take it
 
 from mlflow_e2eai.isolation.caller import (
     PATIENCE_S,
+    Ahead,
     Isolated,
     Opened,
     Opener,
@@ -24,6 +25,7 @@ from mlflow_e2eai.isolation.caller import (
 
 __all__ = [
     "PATIENCE_S",
+    "Ahead",
     "Isolated",
     "Opened",
     "Opener",

@@ -19,46 +19,37 @@ Opener: TypeAlias = Callable[[], AbstractContextManager[Infer]]
 """Opens a runner. It is pickled: a function that can be imported, or a partial of one."""
 
 Opened: TypeAlias = "Callable[[Path], AbstractContextManager[Isolated]]"
-"""Opens a graph with ONNX Runtime in a process of its own."""
+"""Opens a graph with ONNX Runtime in a process of its own; an `Ahead` is one."""
 
 PATIENCE_S = 600.0
 """Seconds without a sign of life after which a process is taken to hang. The first call of a large
 graph on a GPU may compile for minutes; none was seen to take ten."""
 
 
-def isolated(opener: Opener, *, patience_s: float = PATIENCE_S) -> AbstractContextManager[Isolated]:
+@contextmanager
+def isolated(opener: Opener, *, patience_s: float = PATIENCE_S) -> Iterator[Isolated]:
     """Open a runner in a process of its own, for the block.
 
     Args:
         opener: Opens it there.
         patience_s: Seconds without a sign of life after which the process is killed.
 
-    Returns:
+    Yields:
         The runner, as an `Infer` that can also be told to work there.
 
     Raises:
         E2EAIError: What opening it raised there; a `RunnerError` where it crashed, hung or was
             killed, or where another library's error was raised.
     """
-    return _opened(partial(Isolated, patience_s=patience_s), opener)
-
-
-@contextmanager
-def _opened(
-    start: Callable[[], Isolated], opener: Opener, *, begun: bool = False
-) -> Iterator[Isolated]:
-    with closing(start()) as there:
-        if not begun:
-            there.begin("open", opener=opener)
-        for text, category in there.finish({}):
-            warnings.warn(text, category, stacklevel=3)
-        yield there
+    with closing(Isolated(patience_s=patience_s)) as there:
+        there.begin("open", opener=opener)
+        yield there.opened()
 
 
 @contextmanager
 def onnxruntime_ahead(
     graph: Path | None = None, *, libraries: Sequence[Library] = ()
-) -> Iterator[Opened]:
+) -> Iterator[Ahead]:
     """`isolated_onnxruntime` on the CPU, for graphs that are still to be made in the block.
 
     The process for the first of them starts at once, so that nobody waits for it later.
@@ -67,26 +58,50 @@ def onnxruntime_ahead(
         graph: One that is there already: a process of its own loads it meanwhile.
         libraries: Libraries of operators, for all of them.
     """
-    opener = partial(onnxruntime_runner, libraries=libraries)
-    waiting: dict[Path | None, Isolated] = {None: Isolated(patience_s=PATIENCE_S)}
-    if graph is not None:
-        waiting[graph] = Isolated(patience_s=PATIENCE_S)
-        waiting[graph].begin("open", opener=partial(opener, graph))
+    with closing(Ahead(partial(onnxruntime_runner, libraries=libraries))) as ahead:
+        if graph is not None:
+            ahead.load(graph)
+            ahead.start()
+        yield ahead
 
-    def opened(path: Path) -> AbstractContextManager[Isolated]:
-        begun = path in waiting
 
-        def start() -> Isolated:
-            there = waiting.pop(path if begun else None, None)
-            return there or Isolated(patience_s=PATIENCE_S)
+class Ahead:
+    """Opens graphs in processes that were started before they were wanted.
 
-        return _opened(start, partial(opener, path), begun=begun)
+    Args:
+        opener: Opens a graph over there.
+    """
 
-    try:
-        yield opened
-    finally:
-        for there in waiting.values():
+    def __init__(self, opener: Callable[[Path], AbstractContextManager[Infer]]) -> None:
+        self._opener = opener
+        self._idle: list[Isolated] = []
+        self._loading: dict[Path, Isolated] = {}
+        self.start()
+
+    def start(self) -> None:
+        """Start a process for a graph that is still to be made."""
+        self._idle.append(Isolated(patience_s=PATIENCE_S))
+
+    def load(self, graph: Path) -> None:
+        """Have a graph loaded over there while the caller does something else."""
+        self._loading[graph] = self._started()
+        self._loading[graph].begin("open", opener=partial(self._opener, graph))
+
+    @contextmanager
+    def __call__(self, graph: Path) -> Iterator[Isolated]:
+        """Open a graph, for the block, from where `load` left it."""
+        if graph not in self._loading:
+            self.load(graph)
+        with closing(self._loading.pop(graph)) as there:
+            yield there.opened()
+
+    def close(self) -> None:
+        """End the processes that nobody wanted."""
+        for there in (*self._idle, *self._loading.values()):
             there.close()
+
+    def _started(self) -> Isolated:
+        return self._idle.pop() if self._idle else Isolated(patience_s=PATIENCE_S)
 
 
 @contextmanager
@@ -136,6 +151,12 @@ def isolated_onnxruntime(
 
 class Isolated(Process):
     """A runner in another process; see `isolated`."""
+
+    def opened(self) -> Self:
+        """Wait until it is open, and pass on what that warned of."""
+        for text, category in self.finish({}):
+            warnings.warn(text, category, stacklevel=4)
+        return self
 
     def __call__(self, tensors: Tensors) -> Tensors:
         """Ask once."""

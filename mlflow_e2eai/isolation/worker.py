@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import signal
 import warnings
@@ -44,6 +45,7 @@ def serve(connection: int, note: int) -> None:
         with suppress(EOFError, BrokenPipeError, ConnectionResetError):
             while True:
                 worker.work()
+    os._exit(0)  # the runner is closed; taking the interpreter down would keep the caller waiting
 
 
 class Worker:

@@ -19,7 +19,8 @@ from mlflow_e2eai import graphs
 from mlflow_e2eai.artifacts import Array, Infer, OnnxArtifact, Tensors
 from mlflow_e2eai.errors import ArtifactError, RunnerError, SurgeryError
 from mlflow_e2eai.files import written
-from mlflow_e2eai.isolation import Opened, isolated_onnxruntime, onnxruntime_ahead
+from mlflow_e2eai.garbage import only_new_garbage
+from mlflow_e2eai.isolation import Ahead, Opened, isolated_onnxruntime, onnxruntime_ahead
 from mlflow_e2eai.surgery import interface
 from mlflow_e2eai.surgery.answers import answering, entering
 from mlflow_e2eai.surgery.blame import guilty_step
@@ -80,6 +81,7 @@ class SurgeryReport:
     seconds: Mapping[str, float] = field(default_factory=dict)
 
 
+@only_new_garbage()
 def clean(
     source: OnnxArtifact,
     plan: Sequence[Step] = DEFAULT_PLAN,
@@ -134,8 +136,8 @@ def attempt(
     before = graphs.read(source.path)
     with ExitStack() as stack:
         loaded = None if reference else source.path  # over there, while the other is made
-        ahead = onnxruntime_ahead(loaded, libraries=source.libraries)
-        opened = stack.enter_context(ahead) if samples else None
+        started = onnxruntime_ahead(loaded, libraries=source.libraries)
+        opened = stack.enter_context(started) if samples else None
         edited = _edited(source, before, plan)
         after, wanted = edited.after, edited.interface
         inputs, outputs = graphs.interface(after)
@@ -146,6 +148,8 @@ def attempt(
         except ArtifactError as broken:
             msg = f"The plan broke the graph: {broken}"
             raise SurgeryError(msg) from broken
+        if opened:
+            opened.load(temporary)  # while its digest is taken
         artifact = graphs.describe(
             temporary,
             stage="clean",
@@ -187,7 +191,8 @@ class _Edited:
 def _edited(source: OnnxArtifact, before: onnx.ModelProto, plan: Sequence[Step]) -> _Edited:
     rules = [(step, step.bound()) for step in plan]
     graph = graphs.to_graph(before)
-    _name_nodes(graph)
+    for each in (graph, *graph.subgraphs(recursive=True)):
+        graphs.name_nodes(each)
     edits, seconds = {}, {}
     wanted = Interface.of(source)
     for position, (step, rule) in enumerate(rules):
@@ -248,19 +253,6 @@ def _blame(
         error.args = (f"{error} Step {step_name(plan, guilty)!r} is to blame.",)
 
 
-def _name_nodes(graph: gs.Graph) -> None:
-    """Give every node a name of its own.
-
-    GraphSurgeon takes two nodes for one when their names, operators, inputs and outputs are equal,
-    and then unlinks the wrong one.
-    """
-    names = graphs.unique_names((node.name or "", node.op) for node in graph.nodes)
-    for node, name in zip(graph.nodes, names, strict=True):
-        node.name = name
-    for inner in graph.subgraphs():
-        _name_nodes(inner)
-
-
 def _apply(step: Step, rule: Rule, graph: gs.Graph) -> int:
     try:
         edits = rule(graph)
@@ -285,7 +277,7 @@ def _keep_numbers(
     cleaned: OnnxArtifact,
     samples: Sequence[Tensors],
     reference: Infer | None,
-    opened: Opened | None,
+    opened: Ahead | None,
 ) -> float | None:
     """Largest difference seen between before and after; None when there are no samples.
 

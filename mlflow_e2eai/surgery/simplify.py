@@ -149,6 +149,4 @@ def _take_over(graph: gs.Graph, made: gs.Graph) -> None:
         made.opset,
         made.import_domains,
     )
-    names = graphs.unique_names((node.name or "", node.op) for node in graph.nodes)
-    for node, name in zip(graph.nodes, names, strict=True):
-        node.name = name
+    graphs.name_nodes(graph)
