@@ -70,7 +70,8 @@ def graph(width: int, layers: int) -> bytes:
     ]
     made = helper.make_graph(nodes, "aa", ends[:1], ends[1:], weights)
     opsets = [helper.make_opsetid("", 18)]
-    return helper.make_model(made, opset_imports=opsets, ir_version=9).SerializeToString()
+    model = helper.make_model(made, opset_imports=opsets, ir_version=9)
+    return bytes(model.SerializeToString())
 
 
 def working(infer: Infer, loops: int) -> Infer:

@@ -17,8 +17,11 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import page
+
+Value = TypeVar("Value")
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "examples"))
@@ -50,7 +53,7 @@ def stages(work: Path) -> tuple[dict[str, float], Path]:
     model, example = made.pop("model"), made["input_example"]
     taken: dict[str, float] = {}
 
-    def timed(name: str, run: Callable[[], object]) -> object:
+    def timed(name: str, run: Callable[[], Value]) -> Value:
         started = time.perf_counter()
         result = run()
         taken[name] = time.perf_counter() - started
@@ -65,7 +68,7 @@ def stages(work: Path) -> tuple[dict[str, float], Path]:
     clean, _ = timed(
         "clean", lambda: mlflow_e2eai.clean(raw, out=work / "clean.onnx", samples=[example])
     )
-    half = timed(
+    half, _ = timed(
         "convert to fp16", lambda: mlflow_e2eai.convert(clean, "fp16", out=work / "h.onnx")
     )
     timed("compile fp16 for sm89", lambda: mlflow_e2eai.compile(half, "sm89", out=work / "e"))

@@ -137,7 +137,7 @@ def _passes(judge: Callable[..., bool], make: Callable[[], Iterable[object]]) ->
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            return peers.passes(judge, *make())
+            return bool(peers.passes(judge, *make()))
         except Exception:  # noqa: BLE001 - how a planted fault fails is its own matter
             return False
 
