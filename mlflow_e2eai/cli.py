@@ -118,6 +118,7 @@ def parser() -> argparse.ArgumentParser:
         help="tf32 for the graph in fp32, or 'auto': the graph's own",
     )
     options.plugins_option(one)
+    options.rebuild_option(one)
 
     one = verb("evaluate", _evaluate, "Judge a graph, engine or bundle on this machine.")
     options.model_uri(one)
@@ -136,6 +137,7 @@ def parser() -> argparse.ArgumentParser:
     options.keep_option(one)
     options.batch_option(one)
     options.plugins_option(one)
+    options.rebuild_option(one)
 
     options.show_options(verb("show", _show, "Open a model's graph in Netron, until Ctrl-C."))
     return top
@@ -217,6 +219,7 @@ def _compile(arguments: argparse.Namespace) -> int:
         targets=arguments.targets,
         precision=arguments.precision,
         plugin_libraries=[Path(library) for library in arguments.plugin_libraries],
+        rebuild=arguments.rebuild,
     ):
         print(f"models:/{model_id}")
     return DONE
@@ -271,6 +274,7 @@ def _pipeline(arguments: argparse.Namespace) -> int:
         keep_fp32=nodes(arguments.keep_fp32),
         batch_sizes=arguments.batch_sizes,
         plugin_libraries=[Path(library) for library in arguments.plugin_libraries],
+        rebuild=arguments.rebuild,
     )
     print(table(load_model(info.model_uri).manifest))
     if info.registered_model_version is not None:

@@ -68,6 +68,7 @@ def save_model(  # noqa: D417 - the other arguments are log_model's, and describ
     targets: Sequence[str] = (),
     keep_fp32: Sequence[str] = (),
     batch_sizes: Sequence[int] = (),
+    rebuild: bool = False,
     evaluation_data: Any = None,
     metrics: Metrics | None = None,
     mlflow_model: Model | None = None,
@@ -143,6 +144,7 @@ def log_model(
     targets: Sequence[str] = (),
     keep_fp32: Sequence[str] = (),
     batch_sizes: Sequence[int] = (),
+    rebuild: bool = False,
     evaluation_data: Any = None,
     metrics: Metrics | None = None,
     source_model: str | None = None,
@@ -188,6 +190,7 @@ def log_model(
             them.
         batch_sizes: Sizes of the leading axis at which latency is measured too, beside the corners
             of the profile.
+        rebuild: Build engines that the tracking server holds already; else they are linked.
         evaluation_data: What every variant is judged on: ``(inputs, labels)`` with inputs as in
             `input_example`, ``(frame, "label column")``, a torch DataLoader of such pairs, or an
             MLflow dataset; see `samples.EvaluationData.of`. Without labels, parity only.

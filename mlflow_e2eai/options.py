@@ -7,7 +7,7 @@ import difflib
 from typing import NoReturn
 
 from mlflow_e2eai.errors import InvalidInputError
-from mlflow_e2eai.texts import batch_sizes, dynamic_axes, names, typed, whole
+from mlflow_e2eai.texts import batch_sizes, dynamic_axes, names, typed, whole, yes_or_no
 
 
 class Parser(argparse.ArgumentParser):
@@ -114,6 +114,16 @@ def plugins_option(one: argparse.ArgumentParser) -> None:
         default="none",
         type=typed(names),
         help="libraries with plugins for TensorRT, comma between; or 'none'",
+    )
+
+
+def rebuild_option(one: argparse.ArgumentParser) -> None:
+    """Whether an engine that is there will do."""
+    one.add_argument(
+        "--rebuild",
+        default="no",
+        type=typed(yes_or_no),
+        help="'yes' builds engines that the tracking server holds already; or 'no'",
     )
 
 

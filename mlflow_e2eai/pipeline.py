@@ -19,12 +19,12 @@ from mlflow_e2eai.artifacts import (
     Precision,
     Tensors,
     graph_precision,
-    variant_name,
 )
 from mlflow_e2eai.bundle import Evidence, Manifest
 from mlflow_e2eai.calling import flattened
+from mlflow_e2eai.compiling import compile_all
 from mlflow_e2eai.context import driver_version, gpu_name
-from mlflow_e2eai.engine import check_plugins, compile, resolve, why_not_built
+from mlflow_e2eai.engine import check_plugins, resolve
 from mlflow_e2eai.errors import InvalidInputError, PrecisionError
 from mlflow_e2eai.evaluation import evaluate
 from mlflow_e2eai.evaluation.worth import is_kept, quantized_gates, weighed
@@ -36,7 +36,6 @@ from mlflow_e2eai.operators import Operator
 from mlflow_e2eai.origins import bridge, fitted, hold_beginning
 from mlflow_e2eai.precision import PrecisionReport, check_precision, convert
 from mlflow_e2eai.precision.quantized import TYPES, check_calibrated
-from mlflow_e2eai.progress import progress
 from mlflow_e2eai.recording import Recorder, Stage, record
 from mlflow_e2eai.runners import torch_runner
 from mlflow_e2eai.samples import EvaluationData, all_samples, batch_samples, calls, profile_samples
@@ -62,6 +61,7 @@ class Settings:
         targets: What to build engines for.
         keep_fp32: Nodes that stay in fp32 in the other precisions; see `mlflow_e2eai.convert`.
         batch_sizes: Sizes of the leading axis at which latency is measured too.
+        rebuild: Build engines that the tracking server holds already.
 
     Raises:
         InvalidInputError: There is no such precision or target, a target cannot be built here,
@@ -82,6 +82,7 @@ class Settings:
     targets: Sequence[str] = ()
     keep_fp32: Sequence[str] = ()
     batch_sizes: Sequence[int] = ()
+    rebuild: bool = False
 
     def __post_init__(self) -> None:
         # All of it before any work: nobody wants to learn of a typing error after the export.
@@ -163,7 +164,16 @@ def build(
         evaluation = evaluation and evaluation.for_graph(raw, cleaned)
         converted = [*_converted(cleaned, settings, work, recorder, example, evaluation)]
         graphs = [cleaned, *(graph for graph, _ in converted if graph is not None)]
-        engines, unbuilt = _compiled(graphs, settings, work, recorder, example)
+        engines, unbuilt = compile_all(
+            graphs,
+            precisions=settings.precisions,
+            targets=settings.targets,
+            plugin_libraries=settings.plugin_libraries,
+            rebuild=settings.rebuild,
+            work=work,
+            recorder=recorder,
+            example=example,
+        )
         with answering(reference, raw, cleaned) as answer:
             evidence, latency = evaluate(
                 answer,
@@ -290,45 +300,6 @@ def convert_on(
         stage.made(made, example=example)
         stage.noted("precision", report)
     return made, report
-
-
-def _compiled(
-    graphs: Sequence[OnnxArtifact],
-    settings: Settings,
-    work: Path,
-    recorder: Recorder,
-    example: Tensors,
-) -> tuple[list[EngineArtifact], list[Evidence]]:
-    """The engines, and evidence for those that TensorRT is known not to build."""
-    engines, unbuilt = [], []
-    # Two texts may name one target, as `local` and `sm86` on a machine with such a GPU.
-    targets = {resolve(text): text for text in settings.targets}
-    wanted = [
-        (graph, precision, resolved, text)
-        for graph in graphs
-        for precision in dict.fromkeys(settings.precisions)
-        if graph_precision(precision) == graph.precision
-        for resolved, text in targets.items()
-    ]
-    for graph, precision, resolved, target in progress(wanted, "compile", unit="engines"):
-        with recorder.stage(f"compile {precision} {target}", inputs=[graph.sha256]) as stage:
-            if (reason := why_not_built(graph, resolved)) is not None:
-                name = variant_name(str(resolved), precision)
-                known = Evidence(variant=name, sha256=graph.sha256, measured=False, reason=reason)
-                unbuilt.append(known)
-                stage.measured(known, {})
-                continue
-            out = work / f"{precision}-{target}.engine"
-            engine = compile(
-                graph,
-                resolved,
-                out=out,
-                tf32=precision == "tf32",
-                plugin_libraries=settings.plugin_libraries,
-            )
-            stage.made(engine, example=example)
-        engines.append(engine)
-    return engines, unbuilt
 
 
 def environment() -> dict[str, str]:

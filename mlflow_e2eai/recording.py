@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any, Protocol
 
 from mlflow_e2eai.artifacts import EngineArtifact, OnnxArtifact, Tensors
@@ -16,7 +17,13 @@ from mlflow_e2eai.latency import LatencyReport
 
 
 class Stage(Protocol):
-    """What a stage tells its recorder."""
+    """What a stage tells its recorder, and the one thing that it asks."""
+
+    def found(self, key: str, *, folder: Path) -> EngineArtifact | None:
+        """An engine with this key that was built before, put into a folder; None if there is none.
+
+        It is what the stage has made, as if it had been built now.
+        """
 
     def made(self, artifact: OnnxArtifact | EngineArtifact, *, example: Tensors) -> None:
         """An artifact is finished."""
@@ -44,6 +51,10 @@ class Silent:
     def stage(self, name: str, *, inputs: Sequence[str]) -> AbstractContextManager[Stage]:  # noqa: ARG002
         """Nobody is told."""
         return nullcontext(self)
+
+    def found(self, key: str, *, folder: Path) -> EngineArtifact | None:  # noqa: ARG002
+        """Nothing was kept."""
+        return None
 
     def made(self, artifact: OnnxArtifact | EngineArtifact, *, example: Tensors) -> None:
         """Nobody is told."""

@@ -88,6 +88,14 @@ def whole(text: str) -> int:
     return int(text)
 
 
+def yes_or_no(text: str) -> bool:
+    """Read ``yes`` or ``no``."""
+    if text not in ("yes", "no"):
+        msg = f"{text!r} is neither yes nor no"
+        raise InvalidInputError(msg)
+    return text == "yes"
+
+
 def names(text: str) -> list[str]:
     """Read names with commas between; none for ``none``."""
     return _listed(text)

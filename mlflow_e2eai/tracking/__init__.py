@@ -22,16 +22,14 @@ from mlflow_e2eai.tracking.lineage import (
     resolve,
     tag_model,
 )
+from mlflow_e2eai.tracking.metrics import NONFINITE, log_metrics, parity_metrics
 from mlflow_e2eai.tracking.models import log_artifact, signature_of
 from mlflow_e2eai.tracking.nodes import KEEP_FP32, fetch_nodes, log_bisection, log_kept
 from mlflow_e2eai.tracking.reports import log_report
 from mlflow_e2eai.tracking.runs import (
-    NONFINITE,
     MlflowRecorder,
     MlflowStage,
     failed_models_say_why,
-    log_metrics,
-    parity_metrics,
     project_run_says_why,
     run,
 )

@@ -1,0 +1,103 @@
+"""The engines of a pipeline: each is built once, by whoever is the first to want it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from mlflow_e2eai.artifacts import (
+    EngineArtifact,
+    OnnxArtifact,
+    Precision,
+    Target,
+    Tensors,
+    graph_precision,
+    variant_name,
+)
+from mlflow_e2eai.bundle import Evidence
+from mlflow_e2eai.engine import compile, key_for, resolve, why_not_built
+from mlflow_e2eai.libraries import named
+from mlflow_e2eai.progress import progress
+from mlflow_e2eai.recording import Recorder, Stage
+
+
+def compile_on(
+    stage: Stage,
+    graph: OnnxArtifact,
+    target: Target,
+    *,
+    out: Path,
+    example: Tensors,
+    tf32: bool = False,
+    plugin_libraries: Sequence[Path] = (),
+    rebuild: bool = False,
+) -> EngineArtifact:
+    """Build an engine and tell a stage, unless the stage knows where it has been built before.
+
+    Args:
+        stage: Who is asked and told.
+        graph: See `mlflow_e2eai.compile`.
+        target: The same.
+        out: The file to write, where it is built.
+        example: The input example under the graph's names.
+        tf32: See `mlflow_e2eai.compile`.
+        plugin_libraries: The same.
+        rebuild: Build it even so. Builds are not the same to the bit, so it is another engine.
+
+    Raises:
+        E2EAIError: As `mlflow_e2eai.compile`.
+    """
+    libraries = named(plugin_libraries)
+    if not rebuild:
+        key = key_for(graph, target, tf32=tf32, libraries=libraries)
+        if (engine := stage.found(key, folder=out.with_suffix(".found"))) is not None:
+            # By digest the same libraries; but these here the caller has allowed.
+            return dataclasses.replace(engine, libraries=libraries)
+    engine = compile(graph, target, out=out, tf32=tf32, plugin_libraries=plugin_libraries)
+    stage.made(engine, example=example)
+    return engine
+
+
+def compile_all(
+    graphs: Sequence[OnnxArtifact],
+    *,
+    precisions: Sequence[Precision],
+    targets: Sequence[str],
+    plugin_libraries: Sequence[Path],
+    rebuild: bool,
+    work: Path,
+    recorder: Recorder,
+    example: Tensors,
+) -> tuple[list[EngineArtifact], list[Evidence]]:
+    """The engines, and evidence for those that TensorRT is known not to build."""
+    engines, unbuilt = [], []
+    # Two texts may name one target, as `local` and `sm86` on a machine with such a GPU.
+    resolved = {resolve(text): text for text in targets}
+    wanted = [
+        (graph, precision, target, text)
+        for graph in graphs
+        for precision in dict.fromkeys(precisions)
+        if graph_precision(precision) == graph.precision
+        for target, text in resolved.items()
+    ]
+    for graph, precision, target, text in progress(wanted, "compile", unit="engines"):
+        with recorder.stage(f"compile {precision} {text}", inputs=[graph.sha256]) as stage:
+            if (reason := why_not_built(graph, target)) is not None:
+                name = variant_name(str(target), precision)
+                known = Evidence(variant=name, sha256=graph.sha256, measured=False, reason=reason)
+                unbuilt.append(known)
+                stage.measured(known, {})
+                continue
+            engine = compile_on(
+                stage,
+                graph,
+                target,
+                out=work / f"{precision}-{text}.engine",
+                example=example,
+                tf32=precision == "tf32",
+                plugin_libraries=plugin_libraries,
+                rebuild=rebuild,
+            )
+        engines.append(engine)
+    return engines, unbuilt
