@@ -44,6 +44,7 @@ LAYERS = (
     {"tracking"},
     {"chain", "mlmodel", "registry"},
     {"chained"},
+    {"fleet"},
     {"flavor"},
     {"evaluator", "jobs", "show", "texts"},
     {"entry", "options"},

@@ -22,6 +22,7 @@ from mlflow_e2eai.isolation.caller import (
     isolated_together,
     onnxruntime_ahead,
 )
+from mlflow_e2eai.isolation.process import Process
 
 __all__ = [
     "PATIENCE_S",
@@ -29,6 +30,7 @@ __all__ = [
     "Isolated",
     "Opened",
     "Opener",
+    "Process",
     "Together",
     "isolated",
     "isolated_onnxruntime",

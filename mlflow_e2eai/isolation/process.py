@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -54,6 +55,21 @@ class Process:
     def failure(self) -> str | None:
         """What was raised last over there, or how the process ended; None while all goes well."""
         return self._failure
+
+    @property
+    def ended(self) -> bool:
+        """Whether it was seen to end: no task will be done there any more."""
+        return self._death is not None
+
+    def log(self, since: int = 0) -> bytes:
+        """What it has written to stdout and stderr, from a byte on."""
+        # Its place in the file is ours too, and must stay where it is.
+        fileno = self._log.fileno()
+        return os.pread(fileno, os.fstat(fileno).st_size - since, since)
+
+    def kill(self) -> None:
+        """End it in the middle of what it does."""
+        self._process.kill()
 
     def close(self) -> None:
         """End it."""

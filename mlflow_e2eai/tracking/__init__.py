@@ -6,6 +6,7 @@ it makes carries the tags ``e2eai.derived_from`` (what it was made from), ``e2ea
 MLflow's own search. Run inputs alone would not do: `search_runs` leaves them out.
 """
 
+from mlflow_e2eai.tracking.elsewhere import TICKET, Place, end_attempt, place_under, working_at
 from mlflow_e2eai.tracking.lineage import (
     ERROR,
     PARENT,
@@ -45,11 +46,14 @@ __all__ = [
     "SHA256",
     "SOURCE",
     "STAGE",
+    "TICKET",
     "MlflowRecorder",
     "MlflowStage",
+    "Place",
     "ancestor",
     "check_server",
     "describe_version",
+    "end_attempt",
     "failed_models_say_why",
     "fetch",
     "fetch_engine",
@@ -67,9 +71,11 @@ __all__ = [
     "log_source",
     "open_inputs",
     "parity_metrics",
+    "place_under",
     "project_run_says_why",
     "resolve",
     "run",
     "signature_of",
     "tag_model",
+    "working_at",
 ]

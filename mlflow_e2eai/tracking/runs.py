@@ -18,6 +18,7 @@ from mlflow_e2eai.latency import LatencyReport
 from mlflow_e2eai.precision import PrecisionReport
 from mlflow_e2eai.report import precision_html, surgery_html
 from mlflow_e2eai.surgery import SurgeryReport
+from mlflow_e2eai.tracking.elsewhere import inherited
 from mlflow_e2eai.tracking.engines import FOUND, find_engine
 from mlflow_e2eai.tracking.lineage import (
     ERROR,
@@ -60,13 +61,15 @@ def run(name: str, *, nested: bool = False, tags: Mapping[str, str] | None = Non
     import mlflow
 
     active = mlflow.active_run()
-    if active is None or not nested:
+    above = inherited() if active is None else None
+    if above is None and (active is None or not nested):
         check_server()
     if active is not None and not nested:
         with _explained(active.info.run_id):
             yield active.info.run_id
         return
-    new = mlflow.start_run(run_name=name, nested=active is not None, tags=dict(tags or {}))
+    given = {**(above or {}), **(tags or {})}
+    new = mlflow.start_run(run_name=name, nested=active is not None, tags=given)
     with new, _explained(new.info.run_id):
         yield new.info.run_id
 

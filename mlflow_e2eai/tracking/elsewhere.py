@@ -1,0 +1,103 @@
+"""Runs of jobs that other processes do: begun over there, and ended from here where they die."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlflow_e2eai.tracking.lineage import ERROR
+
+TICKET = "e2eai.ticket"
+"""Tag of the runs of one attempt at a job."""
+
+_SQLITE = "sqlite:///"
+
+_INHERITED: ContextVar[Mapping[str, str] | None] = ContextVar("_INHERITED", default=None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where a job's run belongs.
+
+    Attributes:
+        tracking_uri: The store.
+        experiment_id: The experiment.
+        parent_run_id: The run that is its parent.
+    """
+
+    tracking_uri: str
+    experiment_id: str
+    parent_run_id: str
+
+
+def place_under(parent_run_id: str) -> Place:
+    """The place of jobs whose parent is an active run."""
+    import mlflow
+
+    uri = str(mlflow.get_tracking_uri())
+    if uri.startswith(_SQLITE):
+        # Relative to the working folder, which is another one elsewhere.
+        uri = _SQLITE + str(Path(uri.removeprefix(_SQLITE)).absolute())
+    experiment = mlflow.get_run(parent_run_id).info.experiment_id
+    return Place(tracking_uri=uri, experiment_id=experiment, parent_run_id=parent_run_id)
+
+
+@contextmanager
+def working_at(place: Place, ticket: str) -> Iterator[None]:
+    """Have runs that begin in the block, and in no other run, be children of the place's parent.
+
+    Args:
+        place: Where.
+        ticket: What they are found by should this process end before them.
+    """
+    import mlflow
+
+    mlflow.set_tracking_uri(place.tracking_uri)
+    os.environ["MLFLOW_EXPERIMENT_ID"] = place.experiment_id
+    token = _INHERITED.set({"mlflow.parentRunId": place.parent_run_id, TICKET: ticket})
+    try:
+        yield
+    finally:
+        _INHERITED.reset(token)
+
+
+def inherited() -> Mapping[str, str] | None:
+    """Tags that a run without an active one gets from `working_at`; None outside it."""
+    return _INHERITED.get()
+
+
+def end_attempt(place: Place, ticket: str, *, name: str, error: str, log: str) -> str:
+    """End the runs of an attempt that failed as FAILED, with its reason and its log.
+
+    Args:
+        place: Where they are.
+        ticket: What they are found by. Where there is none yet, one is made.
+        name: Name of that one.
+        error: The reason.
+        log: What the worker wrote; kept as ``job.log`` of the first of them.
+
+    Returns:
+        Id of the first of them.
+    """
+    from mlflow import MlflowClient
+
+    client = MlflowClient(place.tracking_uri)
+    begun = client.search_runs(
+        [place.experiment_id],
+        f"tags.`{TICKET}` = '{ticket}'",
+        order_by=["attributes.start_time ASC"],
+    )
+    tags = {"mlflow.parentRunId": place.parent_run_id, TICKET: ticket}
+    runs = [*begun] or [client.create_run(place.experiment_id, run_name=name, tags=tags)]
+    first = runs[0].info.run_id
+    if log:
+        client.log_text(first, log, "job.log")
+    for run in runs:
+        if run.info.status == "RUNNING":
+            client.set_tag(run.info.run_id, ERROR, error)
+            client.set_terminated(run.info.run_id, "FAILED")
+    return str(first)
