@@ -68,7 +68,8 @@ def evaluate(model_uri: str, *, batch_sizes: Sequence[int] = ()) -> list[Evidenc
                 graphs,
                 built,
                 example,
-                raw=raw,
+                name=job.reference_name,
+                raw=raw if job.source else None,  # else it is the reference
                 evaluation=evaluation,
                 batch_sizes=batch_sizes,
                 timed=job.timed,

@@ -19,7 +19,7 @@ from mlflow_e2eai.artifacts import Precision, variant_name
 from mlflow_e2eai.bisection import Bisection
 from mlflow_e2eai.bisection import bisect as bisect_graph
 from mlflow_e2eai.bundle import Evidence
-from mlflow_e2eai.chain import device_for, graph_of, job_on, source_of
+from mlflow_e2eai.chain import device_for, graph_of, job_on, source_of, whole_of
 from mlflow_e2eai.errors import InvalidInputError
 from mlflow_e2eai.exporter import DEFAULT_OPSET, Exporter
 from mlflow_e2eai.exporter import export as export_graph
@@ -281,19 +281,14 @@ def package(
     plugin_libraries: Sequence[Path] = (),
     rebuild: bool = False,
 ) -> ModelInfo:
-    """Take a logged PyTorch model from export to package."""
+    """Take a logged PyTorch model, or an ONNX file that a chain began with, the whole way."""
     with tracking.run(name), tempfile.TemporaryDirectory() as folder:
-        model = tracking.ancestor(tracking.resolve(model_uri), ("source",))
-        source = source_of(model, Path(folder), dynamic_axes)
+        given = whole_of(tracking.resolve(model_uri), Path(folder), dynamic_axes)
         return flavor.log_model(
-            source.module,
-            name,
-            input_example=source.example,
-            dynamic_axes=source.axes,
+            **given,
+            name=name,
             exporter=exporter,
             opset=opset,
-            operators=source.operators,
-            operator_libraries=loadable(source.libraries),
             surgery=plan,
             precisions=precisions,
             targets=targets,
@@ -301,8 +296,6 @@ def package(
             batch_sizes=batch_sizes,
             plugin_libraries=plugin_libraries,
             rebuild=rebuild,
-            evaluation_data=source.evaluation,
-            source_model=model.model_id,
             registered_model_name=registered_model_name,
         )
 
