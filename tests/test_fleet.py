@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import pickle
-import signal
-import threading
-import time
-from pathlib import Path
 
 import mlflow
 import pytest
 from chains import log_graph
+from fleets import children, compiling, engines, kill_when_building, workers
 
 from mlflow_e2eai import fleet, tracking
 from mlflow_e2eai.errors import InvalidInputError, RunnerError
@@ -20,29 +16,8 @@ from mlflow_e2eai.fleet import Job
 pytest.importorskip("tensorrt_rtx")
 
 
-def compiling(model_id, target="sm86", **arguments):
-    return Job(stage="compile", model_uri=model_id, arguments={"targets": [target], **arguments})
-
-
-def children(parent):
-    found = mlflow.MlflowClient().search_runs(
-        [parent.info.experiment_id],
-        f"tags.mlflow.parentRunId = '{parent.info.run_id}'",
-        order_by=["attributes.start_time ASC"],
-    )
-    return [mlflow.get_run(run.info.run_id) for run in found]
-
-
 def log_of(run_id):
     return mlflow.artifacts.load_text(f"runs:/{run_id}/job.log")
-
-
-def engines():
-    return [
-        model
-        for model in mlflow.search_logged_models(output_format="list")
-        if model.tags.get("e2eai.stage") == "compile"
-    ]
 
 
 def test_a_job_is_a_plain_value():
@@ -94,51 +69,12 @@ def test_equal_jobs_are_done_once(store, tmp_path):
     assert len(engines()) == 1
 
 
-def workers_of(parent_pid):
-    """Processes of the fleet, by their command line."""
-    found = []
-    for place in Path("/proc").iterdir():
-        if not place.name.isdigit():
-            continue
-        try:
-            status = (place / "stat").read_text().rpartition(")")[2].split()
-            words = (place / "cmdline").read_bytes()
-        except OSError:
-            continue
-        if int(status[1]) == parent_pid and b"isolation.worker" in words:
-            found.append(int(place.name))
-    return found
-
-
-def kill_when_building(*, times):
-    """Kill the worker of the first runs that begin to compile; in a thread, which is returned."""
-    client, killed = mlflow.MlflowClient(), []
-    experiment = mlflow.get_experiment_by_name("tests").experiment_id
-
-    def watch():
-        deadline = time.monotonic() + 120
-        while len(killed) < times and time.monotonic() < deadline:
-            running = client.search_runs(
-                [experiment], "attributes.status = 'RUNNING' AND tags.`e2eai.ticket` != ''"
-            )
-            fresh = [run for run in running if run.info.run_id not in killed]
-            if fresh:
-                for pid in workers_of(os.getpid()):
-                    os.kill(pid, signal.SIGKILL)
-                killed.append(fresh[0].info.run_id)
-            time.sleep(0.02)
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    return thread, killed
-
-
 def test_a_worker_that_is_killed_while_it_builds_ends_its_run_and_the_job_is_done_by_another(
     store, tmp_path
 ):
     graph = log_graph(tmp_path)
     with mlflow.start_run() as parent:
-        thread, killed = kill_when_building(times=1)
+        thread, killed = kill_when_building(workers)
         (outcome,) = fleet.run([compiling(graph)])
         thread.join()
     assert outcome.error is None
@@ -146,13 +82,13 @@ def test_a_worker_that_is_killed_while_it_builds_ends_its_run_and_the_job_is_don
     lost, done = children(parent)
     assert (lost.info.status, done.info.status) == ("FAILED", "FINISHED")
     assert "was killed (SIGKILL" in lost.data.tags["e2eai.error"]
-    assert [m.model_id for m in engines() if str(m.status) == "READY"] == list(outcome.models)
+    assert engines() == list(outcome.models)
 
 
 def test_a_job_that_is_lost_twice_is_given_up_and_the_others_go_on(store, tmp_path):
     graph = log_graph(tmp_path)
     with mlflow.start_run() as parent:
-        thread, killed = kill_when_building(times=2)
+        thread, killed = kill_when_building(workers, times=2)
         lost, done = fleet.run([compiling(graph), compiling(graph, "sm89")], workers=1)
         thread.join()
     assert list(lost.failed_runs) == killed
@@ -180,4 +116,4 @@ def test_an_evaluation_puts_its_evidence_under_the_parent(store, tmp_path):
 
 def test_workers_end_when_the_fleet_does(store, tmp_path):
     fleet.run([compiling(log_graph(tmp_path))])
-    assert workers_of(os.getpid()) == []
+    assert workers() == []

@@ -9,13 +9,10 @@ from contextlib import ExitStack, closing
 from queue import SimpleQueue
 from typing import TypeVar
 
-from mlflow_e2eai.fleet.values import Attempt
-from mlflow_e2eai.fleet.working import Order, Seat
+from mlflow_e2eai.fleet.values import Job
+from mlflow_e2eai.fleet.working import Attempting, Seat
 
-Work = TypeVar("Work")
 Result = TypeVar("Result")
-
-Attempting = Callable[[Order], Attempt]
 
 
 def cores() -> int:
@@ -24,16 +21,16 @@ def cores() -> int:
 
 
 def each(
-    works: Sequence[Work], do: Callable[[Work, Attempting], Result], *, workers: int
+    jobs: Sequence[Job], do: Callable[[Job, Attempting], Result], *, workers: int
 ) -> list[Result]:
-    """Do all of it, with so many processes; results are in the order of what was given.
+    """Do all jobs, with so many processes; results are in their order.
 
     Args:
-        works: What there is to do.
+        jobs: The jobs.
         do: Does one, given what attempts an order in a process.
         workers: Number of processes.
     """
-    count = min(workers, len(works))
+    count = min(workers, len(jobs))
     if not count:
         return []
     with ExitStack() as stack:
@@ -42,15 +39,15 @@ def each(
         for seat in seats:
             idle.put(seat)
 
-        def sit(work: Work) -> Result:
+        def sit(job: Job) -> Result:
             seat = idle.get()
             try:
-                return do(work, seat.attempt)
+                return do(job, seat.attempt)
             finally:
                 idle.put(seat)
 
         pool = stack.enter_context(ThreadPoolExecutor(count))
-        results = [pool.submit(sit, work) for work in works]
+        results = [pool.submit(sit, job) for job in jobs]
         try:
             return [result.result() for result in results]
         except BaseException:

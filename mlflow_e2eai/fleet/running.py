@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 from mlflow_e2eai import tracking
 from mlflow_e2eai.errors import InvalidInputError
-from mlflow_e2eai.fleet import local
+from mlflow_e2eai.fleet import cluster, local
 from mlflow_e2eai.fleet.values import EXECUTORS, Executor, Job, Outcome
-from mlflow_e2eai.fleet.working import Order
+from mlflow_e2eai.fleet.working import Attempting, Order
 from mlflow_e2eai.libraries import native_names
 
 LIMIT_S = 3600.0
@@ -44,7 +44,8 @@ def run(
         What came of each, in the order of the jobs.
 
     Raises:
-        InvalidInputError: There is no such executor, or fewer than one worker.
+        InvalidInputError: There is no such executor, fewer than one worker, or no node of the
+            cluster that has what a job needs.
         MissingDependencyError: Ray is wanted and not installed.
         TrackingError: The tracking server cannot be reached.
     """
@@ -60,7 +61,10 @@ def run(
         tries = _Tries(tracking.place_under(run_id), limit_s)
         for stage, most in (("compile", workers or local.cores()), ("evaluate", 1)):
             of_stage = [job for job in distinct if job.stage == stage]
-            found += local.each(of_stage, tries.done, workers=most)
+            if executor == "ray":
+                found += cluster.each(of_stage, tries.done)
+            else:
+                found += local.each(of_stage, tries.done, workers=most)
     return [next(outcome for outcome in found if outcome.job == job) for job in jobs]
 
 
@@ -72,7 +76,7 @@ class _Tries:
         self._limit_s = limit_s
         self._allowed = native_names()
 
-    def done(self, job: Job, attempt: local.Attempting) -> Outcome:
+    def done(self, job: Job, attempt: Attempting) -> Outcome:
         """What came of a job."""
         failed: list[str] = []
         while True:

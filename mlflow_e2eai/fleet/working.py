@@ -9,11 +9,12 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import socket
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 from mlflow_e2eai import chained, tracking
 from mlflow_e2eai.errors import E2EAIError
@@ -35,6 +36,7 @@ class Order:
         ticket: What the runs of this attempt are found by.
         allowed: Libraries in models that may be loaded, by file name.
         limit_s: Seconds after which the worker is taken to hang.
+        worker: Who does it; None for this machine.
     """
 
     job: Job
@@ -42,6 +44,11 @@ class Order:
     ticket: str
     allowed: frozenset[str]
     limit_s: float
+    worker: str | None = None
+
+
+Attempting: TypeAlias = Callable[[Order], Attempt]
+"""Has the job of an order done, once."""
 
 
 class Seat:
@@ -96,8 +103,12 @@ def work(order: Order, parent: int) -> tuple[str, ...]:
     """
     _end_with(parent)
     job = order.job
+    worker = order.worker or socket.gethostname()
     try:
-        with native_allowed(order.allowed), tracking.working_at(order.place, order.ticket):
+        with (
+            native_allowed(order.allowed),
+            tracking.working_at(order.place, order.ticket, worker=worker),
+        ):
             return _STAGES[job.stage](job.model_uri, job.arguments)
     except Exception:
         traceback.print_exc()  # into the log

@@ -14,6 +14,9 @@ from mlflow_e2eai.tracking.lineage import ERROR
 TICKET = "e2eai.ticket"
 """Tag of the runs of one attempt at a job."""
 
+WORKER = "e2eai.worker"
+"""Tag of the runs of a job: the machine, or the Ray node, that did it."""
+
 _SQLITE = "sqlite:///"
 
 _INHERITED: ContextVar[Mapping[str, str] | None] = ContextVar("_INHERITED", default=None)
@@ -47,18 +50,20 @@ def place_under(parent_run_id: str) -> Place:
 
 
 @contextmanager
-def working_at(place: Place, ticket: str) -> Iterator[None]:
+def working_at(place: Place, ticket: str, *, worker: str) -> Iterator[None]:
     """Have runs that begin in the block, and in no other run, be children of the place's parent.
 
     Args:
         place: Where.
         ticket: What they are found by should this process end before them.
+        worker: Who does the work, for people.
     """
     import mlflow
 
     mlflow.set_tracking_uri(place.tracking_uri)
     os.environ["MLFLOW_EXPERIMENT_ID"] = place.experiment_id
-    token = _INHERITED.set({"mlflow.parentRunId": place.parent_run_id, TICKET: ticket})
+    tags = {"mlflow.parentRunId": place.parent_run_id, TICKET: ticket, WORKER: worker}
+    token = _INHERITED.set(tags)
     try:
         yield
     finally:
