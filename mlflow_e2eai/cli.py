@@ -119,6 +119,7 @@ def parser() -> argparse.ArgumentParser:
     )
     options.plugins_option(one)
     options.rebuild_option(one)
+    options.executor_options(one)
 
     one = verb("evaluate", _evaluate, "Judge a graph, engine or bundle on this machine.")
     options.model_uri(one)
@@ -138,6 +139,7 @@ def parser() -> argparse.ArgumentParser:
     options.batch_option(one)
     options.plugins_option(one)
     options.rebuild_option(one)
+    options.executor_options(one)
 
     options.show_options(verb("show", _show, "Open a model's graph in Netron, until Ctrl-C."))
     return top
@@ -220,6 +222,8 @@ def _compile(arguments: argparse.Namespace) -> int:
         precision=arguments.precision,
         plugin_libraries=[Path(library) for library in arguments.plugin_libraries],
         rebuild=arguments.rebuild,
+        executor=arguments.executor,
+        workers=arguments.workers,
     ):
         print(f"models:/{model_id}")
     return DONE
@@ -275,6 +279,8 @@ def _pipeline(arguments: argparse.Namespace) -> int:
         batch_sizes=arguments.batch_sizes,
         plugin_libraries=[Path(library) for library in arguments.plugin_libraries],
         rebuild=arguments.rebuild,
+        executor=arguments.executor,
+        workers=arguments.workers,
     )
     print(table(load_model(info.model_uri).manifest))
     if info.registered_model_version is not None:

@@ -19,7 +19,7 @@ from mlflow_e2eai.bundle import Evidence
 from mlflow_e2eai.engine import compile, key_for, resolve, why_not_built
 from mlflow_e2eai.libraries import named
 from mlflow_e2eai.progress import progress
-from mlflow_e2eai.recording import Recorder, Stage
+from mlflow_e2eai.recording import Recorder, Stage, Wanted
 
 
 def compile_on(
@@ -70,32 +70,46 @@ def compile_all(
     recorder: Recorder,
     example: Tensors,
 ) -> tuple[list[EngineArtifact], list[Evidence]]:
-    """The engines, and evidence for those that TensorRT is known not to build."""
+    """The engines, and evidence for those that TensorRT does not build, or others failed to."""
     engines, unbuilt = [], []
     # Two texts may name one target, as `local` and `sm86` on a machine with such a GPU.
     resolved = {resolve(text): text for text in targets}
-    wanted = [
-        (graph, precision, target, text)
+    todo = {
+        Wanted(
+            graph=graph.sha256,
+            precision=precision,
+            target=text,
+            plugin_libraries=tuple(plugin_libraries),
+            rebuild=rebuild,
+        ): (graph, target, why_not_built(graph, target))
         for graph in graphs
         for precision in dict.fromkeys(precisions)
         if graph_precision(precision) == graph.precision
         for target, text in resolved.items()
-    ]
-    for graph, precision, target, text in progress(wanted, "compile", unit="engines"):
-        with recorder.stage(f"compile {precision} {text}", inputs=[graph.sha256]) as stage:
-            if (reason := why_not_built(graph, target)) is not None:
-                name = variant_name(str(target), precision)
-                known = Evidence(variant=name, sha256=graph.sha256, measured=False, reason=reason)
-                unbuilt.append(known)
-                stage.measured(known, {})
+    }
+    others = recorder.elsewhere(
+        [wanted for wanted, (_, _, reason) in todo.items() if reason is None], folder=work
+    )
+    for wanted, (graph, target, known) in progress(todo.items(), "compile", unit="engines"):
+        made = others.get(wanted, known)
+        if isinstance(made, EngineArtifact):
+            engines.append(dataclasses.replace(made, libraries=named(plugin_libraries)))
+            continue
+        name = f"compile {wanted.precision} {wanted.target}"
+        with recorder.stage(name, inputs=[graph.sha256]) as stage:
+            if made is not None:
+                variant = variant_name(str(target), wanted.precision)
+                said = Evidence(variant=variant, sha256=graph.sha256, measured=False, reason=made)
+                unbuilt.append(said)
+                stage.measured(said, {})
                 continue
             engine = compile_on(
                 stage,
                 graph,
                 target,
-                out=work / f"{precision}-{text}.engine",
+                out=work / f"{wanted.precision}-{wanted.target}.engine",
                 example=example,
-                tf32=precision == "tf32",
+                tf32=wanted.precision == "tf32",
                 plugin_libraries=plugin_libraries,
                 rebuild=rebuild,
             )

@@ -11,9 +11,9 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from mlflow_e2eai import chained, flavor, pipeline, tracking
+from mlflow_e2eai import chained, flavor, fleet, pipeline, tracking
 from mlflow_e2eai import engine as engines
 from mlflow_e2eai.artifacts import Precision, variant_name
 from mlflow_e2eai.bisection import Bisection
@@ -218,6 +218,8 @@ def compile(
     precision: Precision | None = None,
     plugin_libraries: Sequence[Path] = (),
     rebuild: bool = False,
+    executor: fleet.Executor | None = None,
+    workers: int | None = None,
 ) -> list[str]:
     """Build engines of a graph of a chain: of the converted one if that is given, else the cleaned.
 
@@ -229,26 +231,37 @@ def compile(
         precision: ``tf32`` for the graph in fp32; else None or the graph's own.
         plugin_libraries: See `mlflow_e2eai.compile`.
         rebuild: Build new ones even so.
+        executor: See `mlflow_e2eai.log_model`.
+        workers: The same.
 
     Returns:
         Ids of the engine LoggedModels.
 
     Raises:
         InvalidInputError: There are no targets, or the graph is in another precision.
+        RunnerError: Engines that an executor was to build failed; the others are built.
     """
     if not targets:
         msg = f"There are no targets; give one of {', '.join(engines.TARGETS)}, or several."
         raise InvalidInputError(msg)
     for target in targets:
         engines.check_plugins(engines.resolve(target), named(plugin_libraries))
+    arguments: dict[str, Any] = {
+        "precision": precision,
+        "plugin_libraries": plugin_libraries,
+        "rebuild": rebuild,
+    }
     with _parent("compile"):
-        return chained.compile(
-            model_uri,
-            targets=targets,
-            precision=precision,
-            plugin_libraries=plugin_libraries,
-            rebuild=rebuild,
-        )
+        if executor is None:
+            return chained.compile(model_uri, targets=targets, **arguments)
+        each = [
+            fleet.Job(
+                stage="compile", model_uri=model_uri, arguments={"targets": [target], **arguments}
+            )
+            for target in targets
+        ]
+        done = fleet.held(fleet.run(each, executor=executor, workers=workers))
+        return [outcome.models[0] for outcome in done]
 
 
 def evaluate(model_uri: str, *, batch_sizes: Sequence[int] = ()) -> list[Evidence]:
@@ -280,6 +293,8 @@ def package(
     batch_sizes: Sequence[int] = (),
     plugin_libraries: Sequence[Path] = (),
     rebuild: bool = False,
+    executor: fleet.Executor | None = None,
+    workers: int | None = None,
 ) -> ModelInfo:
     """Take a logged PyTorch model, or an ONNX file that a chain began with, the whole way."""
     with tracking.run(name), tempfile.TemporaryDirectory() as folder:
@@ -296,6 +311,8 @@ def package(
             batch_sizes=batch_sizes,
             plugin_libraries=plugin_libraries,
             rebuild=rebuild,
+            executor=executor,
+            workers=workers,
             registered_model_name=registered_model_name,
         )
 

@@ -7,7 +7,16 @@ import difflib
 from typing import NoReturn
 
 from mlflow_e2eai.errors import InvalidInputError
-from mlflow_e2eai.texts import batch_sizes, dynamic_axes, names, typed, whole, yes_or_no
+from mlflow_e2eai.texts import (
+    batch_sizes,
+    dynamic_axes,
+    executor,
+    names,
+    typed,
+    whole,
+    whole_or_auto,
+    yes_or_no,
+)
 
 
 class Parser(argparse.ArgumentParser):
@@ -124,6 +133,22 @@ def rebuild_option(one: argparse.ArgumentParser) -> None:
         default="no",
         type=typed(yes_or_no),
         help="'yes' builds engines that the tracking server holds already; or 'no'",
+    )
+
+
+def executor_options(one: argparse.ArgumentParser) -> None:
+    """Who builds."""
+    one.add_argument(
+        "--executor",
+        default="none",
+        type=typed(executor),
+        help="'local' builds in processes here, 'ray' on a Ray cluster; or 'none'",
+    )
+    one.add_argument(
+        "--workers",
+        default="auto",
+        type=typed(whole_or_auto),
+        help="processes here, or 'auto': one for each core",
     )
 
 

@@ -9,7 +9,8 @@ import pytest
 from chains import log_graph
 from fleets import children, compiling, engines, kill_when_building, workers
 
-from mlflow_e2eai import fleet, tracking
+import mlflow_e2eai
+from mlflow_e2eai import fleet, jobs, tracking
 from mlflow_e2eai.errors import InvalidInputError, RunnerError
 from mlflow_e2eai.fleet import Job
 
@@ -117,3 +118,40 @@ def test_an_evaluation_puts_its_evidence_under_the_parent(store, tmp_path):
 def test_workers_end_when_the_fleet_does(store, tmp_path):
     fleet.run([compiling(log_graph(tmp_path))])
     assert workers() == []
+
+
+def test_a_package_whose_engines_a_fleet_built_is_the_one_built_here(store):
+    source = jobs.log("models:build", name="net")
+    arguments = {"name": "net", "precisions": ["fp32"], "targets": ["sm86", "sm89"]}
+    with mlflow.start_run() as parent:
+        info = jobs.package(source, executor="local", workers=2, **arguments)
+    made = engines()
+    assert len(made) == 2
+    names = [run.info.run_name for run in children(parent)]
+    assert names.count("compile fp32 sm86") == names.count("compile fp32 sm89") == 1
+    with mlflow_e2eai.load_model(info.model_uri) as model:
+        built = {str(engine.target): engine.sha256 for engine in model.manifest.engines}
+    assert {tracking.resolve(one).tags["e2eai.sha256"] for one in made} == set(built.values())
+    jobs.package(source, **arguments)
+    assert sorted(engines()) == sorted(made)
+
+
+def test_an_engine_that_a_fleet_cannot_build_is_left_out_of_the_package_and_the_reason_is_kept(
+    store, monkeypatch
+):
+    source = jobs.log("models:build", name="net")
+    monkeypatch.setattr(fleet.run, "__kwdefaults__", {**fleet.run.__kwdefaults__, "limit_s": 0.05})
+    info = jobs.package(source, name="net", precisions=["fp32"], targets=["sm86"], executor="local")
+    with mlflow_e2eai.load_model(info.model_uri) as model:
+        assert model.manifest.engines == ()
+        (said,) = [e for e in model.manifest.evidence if e.variant == "tensorrt_rtx-sm86/fp32"]
+    assert not said.measured
+    assert "gave no sign of life for 0.05 s" in said.reason
+    assert engines() == []
+
+
+def test_the_job_compile_shares_its_targets_out(store, tmp_path):
+    graph = log_graph(tmp_path)
+    made = jobs.compile(graph, targets=["sm86", "sm89"], executor="local", workers=2)
+    targets = [tracking.resolve(one).tags["e2eai.target"] for one in made]
+    assert targets == ["tensorrt_rtx-sm86", "tensorrt_rtx-sm89"]

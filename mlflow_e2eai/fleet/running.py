@@ -49,12 +49,7 @@ def run(
         MissingDependencyError: Ray is wanted and not installed.
         TrackingError: The tracking server cannot be reached.
     """
-    if executor not in EXECUTORS:
-        msg = f"executor is {executor!r}, but one of {', '.join(EXECUTORS)} is wanted."
-        raise InvalidInputError(msg)
-    if workers is not None and workers < 1:
-        msg = f"workers is {workers}, but at least 1 is wanted."
-        raise InvalidInputError(msg)
+    check_executor(executor, workers)
     distinct = [job for at, job in enumerate(jobs) if job not in jobs[:at]]
     found: list[Outcome] = []
     with tracking.run("fleet") as run_id:
@@ -66,6 +61,20 @@ def run(
             else:
                 found += local.each(of_stage, tries.done, workers=most)
     return [next(outcome for outcome in found if outcome.job == job) for job in jobs]
+
+
+def check_executor(executor: str, workers: int | None) -> None:
+    """Refuse what `run` cannot use.
+
+    Raises:
+        InvalidInputError: There is no such executor, or fewer than one worker.
+    """
+    if executor not in EXECUTORS:
+        msg = f"executor is {executor!r}, but one of {', '.join(EXECUTORS)} is wanted."
+        raise InvalidInputError(msg)
+    if workers is not None and workers < 1:
+        msg = f"workers is {workers}, but at least 1 is wanted."
+        raise InvalidInputError(msg)
 
 
 class _Tries:

@@ -28,6 +28,7 @@ from mlflow_e2eai.tracking.models import log_artifact, signature_of
 from mlflow_e2eai.tracking.nodes import KEEP_FP32, fetch_nodes, log_bisection, log_kept
 from mlflow_e2eai.tracking.reports import log_report
 from mlflow_e2eai.tracking.runs import (
+    Builder,
     MlflowRecorder,
     MlflowStage,
     failed_models_say_why,
@@ -47,6 +48,7 @@ __all__ = [
     "SOURCE",
     "STAGE",
     "TICKET",
+    "Builder",
     "MlflowRecorder",
     "MlflowStage",
     "Place",

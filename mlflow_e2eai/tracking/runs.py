@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from mlflow_e2eai.artifacts import EngineArtifact, OnnxArtifact, Tensors
 from mlflow_e2eai.bundle import Evidence
@@ -16,6 +16,7 @@ from mlflow_e2eai.exporter import ExportReport
 from mlflow_e2eai.files import to_json
 from mlflow_e2eai.latency import LatencyReport
 from mlflow_e2eai.precision import PrecisionReport
+from mlflow_e2eai.recording import Wanted
 from mlflow_e2eai.report import precision_html, surgery_html
 from mlflow_e2eai.surgery import SurgeryReport
 from mlflow_e2eai.tracking.elsewhere import inherited
@@ -25,8 +26,10 @@ from mlflow_e2eai.tracking.lineage import (
     PARENT,
     SOURCE,
     STAGE,
+    fetch_engine,
     link_inputs,
     link_output,
+    resolve,
     tag_model,
 )
 from mlflow_e2eai.tracking.metrics import (
@@ -40,6 +43,8 @@ from mlflow_e2eai.tracking.models import log_artifact, stage_of, suffix_of
 from mlflow_e2eai.tracking.nodes import log_kept
 from mlflow_e2eai.tracking.reports import refused_graphs_are_logged
 from mlflow_e2eai.tracking.server import check_server
+
+Builder: TypeAlias = Callable[[Sequence[tuple[str, Wanted]]], Sequence[str | Exception]]
 
 _log = logging.getLogger(__name__)
 
@@ -121,10 +126,13 @@ class MlflowRecorder:
     Args:
         name: Name of the model; those of the stages add to it.
         source: Id of the PyTorch LoggedModel; None where it is not logged.
+        builder: Has engines built elsewhere, of the graphs with these ids: for each, the id of its
+            model, or an error. None has them all built here.
     """
 
-    def __init__(self, *, name: str, source: str | None) -> None:
+    def __init__(self, *, name: str, source: str | None, builder: Builder | None = None) -> None:
         self.name = name
+        self.builder = builder
         self.source = source
         # The PyTorch model has no digest: its id stands for it in `inputs`.
         self.models: dict[str, str] = {} if source is None else {source: source}
@@ -134,6 +142,25 @@ class MlflowRecorder:
         parent = self.models.get(sha256, self.source)
         tags = {PARENT: parent, SOURCE: self.source}
         return {key: value for key, value in tags.items() if value is not None}
+
+    def elsewhere(
+        self, wanted: Sequence[Wanted], *, folder: Path
+    ) -> Mapping[Wanted, EngineArtifact | str]:
+        """Engines that the builder had built, fetched and verified; or why one failed."""
+        if self.builder is None:
+            return {}
+        made: dict[Wanted, EngineArtifact | str] = {}
+        built = self.builder([(self.models[one.graph], one) for one in wanted])
+        for one, found in zip(wanted, built, strict=True):
+            if isinstance(found, Exception):
+                made[one] = str(found)
+                continue
+            place = folder / found
+            place.mkdir()
+            engine = fetch_engine(resolve(found), place)
+            self.models[engine.sha256] = found
+            made[one] = engine
+        return made
 
     @contextmanager
     def stage(self, name: str, *, inputs: Sequence[str]) -> Iterator[MlflowStage]:
