@@ -44,6 +44,7 @@ bench: $(VENV)/models
 	python benchmarks/cpu.py
 	python benchmarks/models.py
 	python benchmarks/faults.py
+	python benchmarks/fleet.py
 
 # Half an hour and more: comparing a million samples, and 600 comparisons of latencies.
 bench-slow: $(VENV)/installed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlflow_e2eai.tracking.lineage import ERROR
+from mlflow_e2eai.tracking.server import Known, experiments, knowing
 
 TICKET = "e2eai.ticket"
 """Tag of the runs of one attempt at a job."""
@@ -30,11 +32,13 @@ class Place:
         tracking_uri: The store.
         experiment_id: The experiment.
         parent_run_id: The run that is its parent.
+        known: What its job need not ask.
     """
 
     tracking_uri: str
     experiment_id: str
     parent_run_id: str
+    known: Known
 
 
 def place_under(parent_run_id: str) -> Place:
@@ -46,7 +50,12 @@ def place_under(parent_run_id: str) -> Place:
         # Relative to the working folder, which is another one elsewhere.
         uri = _SQLITE + str(Path(uri.removeprefix(_SQLITE)).absolute())
     experiment = mlflow.get_run(parent_run_id).info.experiment_id
-    return Place(tracking_uri=uri, experiment_id=experiment, parent_run_id=parent_run_id)
+    return Place(
+        tracking_uri=uri,
+        experiment_id=experiment,
+        parent_run_id=parent_run_id,
+        known=Known(experiments=experiments()),
+    )
 
 
 @contextmanager
@@ -58,16 +67,25 @@ def working_at(place: Place, ticket: str, *, worker: str) -> Iterator[None]:
         ticket: What they are found by should this process end before them.
         worker: Who does the work, for people.
     """
-    import mlflow
-
-    mlflow.set_tracking_uri(place.tracking_uri)
-    os.environ["MLFLOW_EXPERIMENT_ID"] = place.experiment_id
+    _enter(place.tracking_uri, place.experiment_id)
     tags = {"mlflow.parentRunId": place.parent_run_id, TICKET: ticket, WORKER: worker}
     token = _INHERITED.set(tags)
     try:
-        yield
+        with knowing(place.known):
+            yield
     finally:
         _INHERITED.reset(token)
+
+
+@functools.lru_cache(maxsize=1)
+def _enter(tracking_uri: str, experiment_id: str) -> None:
+    """Turn this process to an experiment, unless it is there since its last job."""
+    import mlflow
+
+    # MLflow would ask for every run that ends, to print where it can be seen.
+    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
+    mlflow.set_tracking_uri(tracking_uri)
+    mlflow.set_experiment(experiment_id=experiment_id)
 
 
 def inherited() -> Mapping[str, str] | None:

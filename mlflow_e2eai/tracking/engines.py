@@ -10,6 +10,7 @@ from mlflow_e2eai.artifacts import EngineArtifact
 from mlflow_e2eai.engine import key_of
 from mlflow_e2eai.errors import ArtifactError, TrackingError
 from mlflow_e2eai.tracking.lineage import fetch_engine
+from mlflow_e2eai.tracking.server import experiments
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
@@ -63,9 +64,8 @@ def _models(key: str) -> list[LoggedModel]:
     from mlflow.entities import LoggedModelStatus
 
     client = MlflowClient()
-    experiments = [each.experiment_id for each in client.search_experiments()]
     found = client.search_logged_models(
-        experiments,
+        list(experiments()),
         f"tags.`{KEY}` = '{key}'",
         order_by=[{"field_name": "creation_timestamp", "ascending": False}],
     )
