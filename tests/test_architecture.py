@@ -44,7 +44,7 @@ LAYERS = (
     {"tracking"},
     {"chain", "mlmodel", "registry"},
     {"flavor"},
-    {"evaluator", "jobs", "show", "texts"},
+    {"evaluator", "jobs", "show", "texts", "triton"},
     {"entry", "options"},
     {"cli"},
 )
@@ -295,8 +295,8 @@ VERBS = {
 }
 
 
-# What needs whoever calls it to sit there, so that a run of a project has no use for it.
-AT_THE_CONSOLE = {"show"}
+# What is for the machine of whoever calls it, so that a run of a project has no use for it.
+AT_THE_CONSOLE = {"export-triton", "show"}
 STEPS = VERBS.keys() - AT_THE_CONSOLE
 
 
