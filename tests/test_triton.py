@@ -250,7 +250,8 @@ def test_onnxruntime_is_told_what_a_precision_needs(
 
 
 def test_weights_that_lie_beside_the_graph_go_along(tmp_path, monkeypatch):
-    monkeypatch.setattr("mlflow_e2eai.weights.places.EXTERNAL_BYTES", 100)
+    monkeypatch.setattr("mlflow_e2eai.weights.places.EXTERNAL_BYTES", 1 << 11)
+    monkeypatch.setattr("mlflow_e2eai.weights.places.SMALL_BYTES", 1 << 8)
     module = torch.nn.Linear(8, 1024)
     path = saved(module, features(), {0: N}, tmp_path / "large")
     (place,) = export_triton(path, tmp_path / "repository")
@@ -481,6 +482,16 @@ def test_a_type_is_of_the_size_that_triton_gives_it(triton, dtype):
         else onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
     )
     assert next(size for end, size in sizes.items() if name.endswith(end)) == numpy.itemsize
+
+
+@pytest.mark.parametrize(
+    "shapes", [[("N", "N")], [("N", 2), (2, "N")], [("N", 2), ()], [("M", 2)], [(4, 2)]]
+)
+def test_an_axis_that_is_not_the_first_of_all_and_once_is_no_batch(shapes):
+    specs = [TensorSpec(name="x", dtype="float32", shape=shape) for shape in shapes]
+
+    assert config.batch_axis(specs, [N]) is None
+    assert config.batch_axis([TensorSpec(name="x", dtype="float32", shape=("N", "M"))], [N]) == N
 
 
 @pytest.mark.parametrize(
