@@ -51,7 +51,7 @@ LAYERS = (
 )
 RANKS = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms}
 
-KNOW_MLFLOW = {"tracking", "registry", "flavor", "mlmodel", "evaluator", "_compat"}
+KNOW_MLFLOW = {"tracking", "registry", "flavor", "mlmodel", "evaluator", "pyfunc", "_compat"}
 
 LONGEST = 350
 # Lines that a file may have all the same, and why.
