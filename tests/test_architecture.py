@@ -394,6 +394,7 @@ REQUIREMENTS = [
     Requirement(text)
     for text in (
         *SETTINGS["project"]["dependencies"],
+        *SETTINGS["project"]["optional-dependencies"]["torch"],
         *SETTINGS["project"]["optional-dependencies"]["rtx"],
         *SETTINGS["project"]["optional-dependencies"]["dev"],
     )

@@ -5,7 +5,11 @@ from __future__ import annotations
 import json
 import pickle
 import re
+import shutil
+import subprocess
 import urllib.error
+import venv
+from pathlib import Path
 
 import mlflow
 import numpy as np
@@ -17,6 +21,7 @@ from mlflow.exceptions import MlflowException
 import mlflow_e2eai
 from mlflow_e2eai.errors import E2EAIError, InvalidInputError, RunnerError
 
+ROOT = Path(__file__).parents[2]
 COLUMNS = ["sepal_length", "sepal_width", "petal_length", "petal_width"]
 X = [[5.1, 3.5, 1.4, 0.2], [6.2, 2.9, 4.3, 1.3]]
 
@@ -145,6 +150,43 @@ def test_a_signature_is_enforced(saved):
     for wrong in (np.ones((2, 3), np.float32), {"other": np.ones((2, 4), np.float32)}, X):
         with pytest.raises(MlflowException, match="Failed to enforce schema"):
             model.predict(wrong)
+
+
+@pytest.mark.slow
+def test_the_requirements_alone_make_an_environment_that_serves(saved, tmp_path, monkeypatch):
+    monkeypatch.delenv("PYTHONPATH", raising=False)  # or it would find this checkout
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("mlflow_e2eai", "pyproject.toml", "README.md", "LICENSE"):
+        place = ROOT / name
+        copy = shutil.copytree if place.is_dir() else shutil.copyfile
+        copy(place, source / name)
+    venv.create(tmp_path / "venv", with_pip=True)
+    python = tmp_path / "venv" / "bin" / "python"
+
+    def run(*words) -> str:
+        done = subprocess.run(
+            [python, *map(str, words)], capture_output=True, text=True, check=False, cwd=tmp_path
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        return done.stdout
+
+    run("-m", "pip", "wheel", "--quiet", "--no-deps", "-w", tmp_path / "wheels", source)
+    wanted = ["-r", saved.directory / "requirements.txt", "--find-links", tmp_path / "wheels"]
+    run("-m", "pip", "install", "--quiet", *wanted)
+
+    code = (
+        "import sys, json, importlib.util, mlflow_e2eai\n"
+        "model = mlflow_e2eai.load_model(sys.argv[1])\n"
+        "answer = model(json.loads(sys.argv[2]))['output'].tolist()\n"
+        "print(json.dumps([answer, importlib.util.find_spec('torch'), mlflow_e2eai.__file__]))"
+    )
+    answer, spec, file = json.loads(run("-c", code, saved.directory, json.dumps(X)))
+    assert_close(answer, answers(saved, X))
+    assert spec is None
+    assert Path(file).is_relative_to(tmp_path / "venv")
+    with serving(saved.directory, python=python) as address:
+        assert_close(post(address, {"inputs": X})["output"], answers(saved, X))
 
 
 def test_an_error_is_of_mlflows_kind_and_of_ours(saved_without_signature):
