@@ -33,7 +33,13 @@ from mlflow.utils import requirements_utils
 import mlflow_e2eai
 from mlflow_e2eai import bundle, compile, flavor, tracking
 from mlflow_e2eai.context import GpuContext
-from mlflow_e2eai.errors import ArtifactError, InvalidInputError, RunnerError, TrackingError
+from mlflow_e2eai.errors import (
+    ArtifactError,
+    InvalidInputError,
+    MissingDependencyError,
+    RunnerError,
+    TrackingError,
+)
 
 UNREADABLE_PROC = """
 import pathlib
@@ -373,6 +379,14 @@ def test_requirements_name_this_package_itself(saved):
     lines = lines_of(saved.directory / "requirements.txt")
 
     assert f"mlflow_e2eai=={version('mlflow_e2eai')}" in lines
+
+
+def test_without_torch_the_extra_is_named(saved, model_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+
+    with pytest.raises(MissingDependencyError, match=r"mlflow_e2eai\[torch\]"):
+        mlflow_e2eai.save_model(saved.module, model_path, **saved.options)
+    assert not Path(model_path).exists()
 
 
 def test_torch_is_required_where_an_engine_needs_it_and_nowhere_else(saved, model_path):
