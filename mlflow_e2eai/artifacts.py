@@ -203,21 +203,34 @@ class OnnxArtifact:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """What an engine is for.
+    """What an engine is for; `engine.parse` reads what it is written as.
 
     Attributes:
         backend: The library that builds and runs it.
-        compute_capability: NVIDIA's name of the GPU generation, for example ``sm86``.
+        compute_capability: NVIDIA's name of the GPU generation, for example ``sm86``; several with
+            ``+`` between; empty for every GPU from Ampere (``sm80``) on, later ones too.
         gpu_name: The one GPU model that the engine is bound to, or None when it runs on every GPU
             of the compute capability.
+        version: TensorRT's major version; None for TensorRT-RTX, and for what was stored before
+            it was kept.
+        compatible: Whether TensorRT gives up some speed so that the engine is bound to no model.
     """
 
     backend: Literal["tensorrt", "tensorrt_rtx"]
     compute_capability: str
     gpu_name: str | None = None
+    version: int | None = None
+    compatible: bool = False
+
+    @property
+    def capabilities(self) -> tuple[str, ...]:
+        """The compute capabilities one by one; none where it is for all from Ampere on."""
+        return tuple(part for part in self.compute_capability.split("+") if part)
 
     def __str__(self) -> str:
-        return f"{self.backend}-{self.compute_capability}"
+        version = "" if self.version is None else self.version
+        capability = f"-{self.compute_capability}" if self.compute_capability else ""
+        return f"{self.backend}{version}{capability}{'+compatible' if self.compatible else ''}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -99,7 +99,7 @@ def _listed(text: str) -> list[str]:
 
 def targets(text: str) -> list[str]:
     """Read targets with commas between; none for ``none``."""
-    from mlflow_e2eai.engine.backends import check_target
+    from mlflow_e2eai.engine.targets import check_target
 
     for target in _listed(text):
         check_target(target)

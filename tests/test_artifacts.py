@@ -91,6 +91,8 @@ TARGETS = values_of(
     backend=st.sampled_from(["tensorrt", "tensorrt_rtx"]),
     compute_capability=TEXT | st.just("NaN"),  # a word that is not to become a number
     gpu_name=st.none() | TEXT | st.just("Infinity"),
+    version=st.none() | COUNTS,
+    compatible=st.booleans(),
 )
 PATHS = st.lists(WORDS, min_size=1, max_size=3).map(lambda parts: Path(*parts))
 FILE = {
@@ -595,11 +597,30 @@ def test_the_three_sizes_of_an_axis_may_be_one():
     assert Axis("N", min=4, opt=4, max=4).min == 4
 
 
-def test_a_target_is_written_as_its_backend_and_compute_capability():
-    target = Target(backend="tensorrt", compute_capability="sm90", gpu_name="NVIDIA H100")
+@pytest.mark.parametrize(
+    ("text", "fields"),
+    [
+        ("tensorrt-sm90", {"compute_capability": "sm90", "gpu_name": "NVIDIA H100"}),
+        ("tensorrt11-sm90", {"compute_capability": "sm90", "version": 11}),
+        ("tensorrt10+compatible", {"compute_capability": "", "version": 10, "compatible": True}),
+        ("tensorrt_rtx-sm86", {"backend": "tensorrt_rtx", "compute_capability": "sm86"}),
+        ("tensorrt_rtx", {"backend": "tensorrt_rtx", "compute_capability": ""}),
+    ],
+)
+def test_a_target_is_written_as_its_backend_and_compute_capability(text, fields):
+    target = Target(**{"backend": "tensorrt", **fields})
+
+    assert str(target) == text
+    assert variant_name(str(target), "fp16") == f"{text}/fp16"
+
+
+def test_a_target_that_was_stored_before_versions_were_keeps_its_name():
+    stored = '{"backend": "tensorrt", "compute_capability": "sm90", "gpu_name": "NVIDIA H100"}'
+
+    target = from_json(Target, stored)
 
     assert str(target) == "tensorrt-sm90"
-    assert variant_name(str(target), "fp16") == "tensorrt-sm90/fp16"
+    assert target.capabilities == ("sm90",)
 
 
 N = Axis("N", min=1, opt=8, max=64)

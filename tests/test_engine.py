@@ -13,7 +13,7 @@ import torch
 
 from mlflow_e2eai import compile, convert, graphs
 from mlflow_e2eai.artifacts import Axis, EngineArtifact, Target
-from mlflow_e2eai.engine import TARGETS, backends, engine_runner, resolve, why_not_here
+from mlflow_e2eai.engine import TARGETS, backends, engine_runner, why_not_here
 from mlflow_e2eai.errors import (
     ArtifactError,
     EngineBuildError,
@@ -37,6 +37,8 @@ WEIGHTS = {"w": np.random.default_rng(0).standard_normal((4, 3, 3, 3), dtype=np.
 
 MASKS = {"sm75": 1 << 0, "sm80": 1 << 1, "sm86": 1 << 2, "sm89": 1 << 3, "sm120": 1 << 4}
 """Compute capabilities as TensorRT-RTX 1.6.1 writes them at byte 32 of a plan."""
+LATER = 1 << 6
+"""The same: every compute capability that comes after them."""
 
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="about machines without a GPU")
 
@@ -92,11 +94,25 @@ def test_an_engine_is_built_for_a_gpu_that_is_not_here(target, precision, graph,
     assert engine.build_s > 0
 
 
-@pytest.mark.parametrize("target", [target for target in TARGETS if target != "local"])
+@pytest.mark.parametrize("target", [name for name in TARGETS if name.startswith("sm")])
 def test_every_target_that_is_offered_can_be_built_for(target, graph, out):
     engine = compile(graph(CONV), target, out=out)
     assert mask_of(out).bit_count() == 1
     assert engine.target.gpu_name is None
+
+
+def test_one_engine_is_for_several_compute_capabilities(graph, out):
+    engine = compile(graph(CONV), "rtx:sm89+sm86", out=out)
+    assert str(engine.target) == "tensorrt_rtx-sm86+sm89"
+    assert mask_of(out) == MASKS["sm86"] | MASKS["sm89"]
+
+
+def test_with_no_compute_capability_the_engine_is_for_later_gpus_too(graph, out):
+    engine = compile(graph(CONV), "rtx", out=out)
+    assert str(engine.target) == "tensorrt_rtx"
+    assert mask_of(out) & LATER
+    assert not mask_of(out) & MASKS["sm75"]
+    assert all(mask_of(out) & MASKS[name] for name in ("sm80", "sm86", "sm89", "sm120"))
 
 
 def test_a_target_may_be_given_as_a_value(graph, out):
@@ -198,7 +214,9 @@ def test_an_operator_that_is_known_but_not_supported_gets_a_reason_in_words(grap
 def test_a_graph_that_parses_but_cannot_be_built_is_refused_in_tensorrts_words(graph, out):
     text = "main (float[N, 3] x) => (float[2, 3] y) { y = Add(x, w) }"
     never_two = (Axis("N", min=3, opt=3, max=4),)
-    with pytest.raises(EngineBuildError, match=r"cannot build model\.onnx for sm86") as caught:
+    with pytest.raises(
+        EngineBuildError, match=r"cannot build model\.onnx for tensorrt_rtx-sm86"
+    ) as caught:
         compile(
             graph(text, {"w": np.ones((2, 3), dtype=np.float32)}, axes=never_two), "sm86", out=out
         )
@@ -218,12 +236,6 @@ def test_for_a_gpu_that_this_version_does_not_list_the_engine_is_portable_and_an
         engine = compile(graph(CONV), target, out=out)
     assert engine.target == target
     assert mask_of(out) not in MASKS.values()
-
-
-@no_gpu
-def test_local_without_a_gpu_is_refused_with_what_can_be_named_instead():
-    with pytest.raises(InvalidInputError, match=r"none in this machine; name .*sm86, sm89"):
-        resolve("local")
 
 
 @pytest.mark.parametrize(
@@ -246,44 +258,12 @@ def test_without_tensorrt_its_own_extra_is_named(graph, out, monkeypatch):
     assert caught.value.extra == "tensorrt"
 
 
-# which backend builds for the GPU in this machine
-
-
 @pytest.fixture
 def an_h100(monkeypatch):
     """A machine with a GPU, as PyTorch and the driver tell of it."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
-    monkeypatch.setattr(backends, "gpu_name", lambda: "NVIDIA H100")
     monkeypatch.setattr(backends, "has_gpu", lambda: True)
-
-
-def installed(monkeypatch, *names):
-    monkeypatch.setattr(backends, "find_spec", lambda name: name if name in names else None)
-    for name in ("tensorrt", "tensorrt_rtx"):
-        monkeypatch.setitem(sys.modules, name, ModuleType(name) if name in names else None)
-
-
-@pytest.mark.usefixtures("an_h100")
-@pytest.mark.parametrize("names", [("tensorrt",), ("tensorrt", "tensorrt_rtx")])
-def test_local_is_for_tensorrt_where_it_is_installed_and_bound_to_the_gpu(names, monkeypatch):
-    installed(monkeypatch, *names)
-    assert resolve("local") == Target(
-        backend="tensorrt", compute_capability="sm90", gpu_name="NVIDIA H100"
-    )
-
-
-@pytest.mark.usefixtures("an_h100")
-def test_local_is_for_tensorrt_rtx_where_that_is_all_there_is(monkeypatch):
-    installed(monkeypatch, "tensorrt_rtx")
-    assert resolve("local") == Target(backend="tensorrt_rtx", compute_capability="sm90")
-
-
-@pytest.mark.usefixtures("an_h100")
-def test_local_with_no_tensorrt_at_all_names_an_extra(monkeypatch):
-    installed(monkeypatch)
-    with pytest.raises(MissingDependencyError, match=r"pip install 'mlflow_e2eai\["):
-        resolve("local")
 
 
 # what may run here
@@ -300,12 +280,21 @@ def test_no_engine_runs_on_a_machine_without_a_gpu(graph, out):
 
 
 def made_for(engine, **changes):
-    target = {name: changes.pop(name) for name in ("backend", "gpu_name") if name in changes}
+    fields = {"backend", "gpu_name", "compute_capability"} & changes.keys()
+    target = {"compute_capability": "sm90", **{name: changes.pop(name) for name in fields}}
     return dataclasses.replace(
-        engine,
-        target=dataclasses.replace(engine.target, compute_capability="sm90", **target),
-        **changes,
+        engine, target=dataclasses.replace(engine.target, **target), **changes
     )
+
+
+@pytest.mark.usefixtures("an_h100")
+def test_an_engine_for_later_gpus_is_not_for_older_ones(graph, out, monkeypatch):
+    engine = compile(graph(CONV), "rtx", out=out)
+    assert why_not_here(engine) is None
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
+    reason = why_not_here(engine)
+    assert isinstance(reason, EngineMismatchError)
+    assert (reason.wanted, reason.found) == ("a GPU of sm80 or later", "one of sm75")
 
 
 @pytest.mark.usefixtures("an_h100")
@@ -314,8 +303,11 @@ def test_an_engine_fits_the_gpu_and_the_version_that_it_was_built_for(graph, out
     engine = compile(graph(CONV), "sm86", out=out)
     assert why_not_here(made_for(engine)) is None
     assert why_not_here(made_for(engine, gpu_name="NVIDIA H100")) is None
+    assert why_not_here(made_for(engine, compute_capability="sm89+sm90")) is None
+    assert why_not_here(made_for(engine, compute_capability="")) is None
     for other, wanted, found in [
         (engine, "a GPU of sm86", "one of sm90"),
+        (made_for(engine, compute_capability="sm86+sm89"), "a GPU of sm86+sm89", "one of sm90"),
         (made_for(engine, gpu_name="NVIDIA H200"), "NVIDIA H200", "NVIDIA H100"),
         (made_for(engine, backend_version="1.5.0"), "TensorRT-RTX 1.5.0", trt.__version__),
     ]:

@@ -1,4 +1,4 @@
-"""What differs between TensorRT and TensorRT-RTX, in one table, and what targets there are."""
+"""What differs between TensorRT and TensorRT-RTX, in one table."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.util import find_spec
 from typing import Any, Literal
 
 from mlflow_e2eai.artifacts import Library, Target
-from mlflow_e2eai.context import gpu_name, has_gpu
+from mlflow_e2eai.context import has_gpu
 from mlflow_e2eai.errors import InvalidInputError, MissingDependencyError, RunnerError
 from mlflow_e2eai.libraries import loadable
 
@@ -56,52 +55,6 @@ BACKENDS: Mapping[str, Backend] = {
     ),
 }
 
-_RTX_CAPABILITIES = ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121")
-"""`tensorrt_rtx.ComputeCapability` of TensorRT-RTX 1.6.1, less NONE and CURRENT."""
-
-TARGETS: tuple[str, ...] = ("local", *_RTX_CAPABILITIES)
-"""What a caller may ask for: the GPU in this machine, or a compute capability that TensorRT-RTX
-compiles for without having it."""
-
-
-def check_target(text: str) -> None:
-    """Refuse a target that there is not.
-
-    Raises:
-        InvalidInputError: It is not one of `TARGETS`.
-    """
-    if text not in TARGETS:
-        msg = f"The target is {text!r}, but one of {', '.join(TARGETS)} is wanted."
-        raise InvalidInputError(msg)
-
-
-def resolve(text: str) -> Target:
-    """Say which engine a target asks for on this machine.
-
-    Args:
-        text: One of `TARGETS`. ``local`` is built with TensorRT where that is installed, else with
-            TensorRT-RTX.
-
-    Raises:
-        InvalidInputError: There is no such target, or ``local`` where there is no GPU.
-        MissingDependencyError: The backend that it needs is not installed.
-    """
-    check_target(text)
-    if text != "local":
-        load(BACKENDS["tensorrt_rtx"])
-        return Target(backend="tensorrt_rtx", compute_capability=text)
-    name = local_compute_capability()
-    if name is None:
-        msg = (
-            "The target 'local' needs a GPU, and there is none in this machine; name a compute "
-            f"capability instead: {', '.join(_RTX_CAPABILITIES)}."
-        )
-        raise InvalidInputError(msg)
-    if find_spec("tensorrt") is None and find_spec("tensorrt_rtx") is not None:
-        return Target(backend="tensorrt_rtx", compute_capability=name)
-    load(BACKENDS["tensorrt"])
-    return Target(backend="tensorrt", compute_capability=name, gpu_name=gpu_name())
-
 
 def local_compute_capability() -> str | None:
     """``sm90`` for the first GPU in this machine; None where PyTorch sees none."""
@@ -140,8 +93,8 @@ def check_plugins(target: Target, libraries: Sequence[Library]) -> None:
     backend = BACKENDS[target.backend]
     if libraries and not backend.takes_plugins:
         msg = (
-            f"{backend.title}, which builds for {target.compute_capability}, takes no plugins, but "
-            f"{libraries[0].path.name} is named; say what the operator computes by a function "
+            f"{backend.title} takes no plugins, but {libraries[0].path.name} is named, and the "
+            f"target {target}; say what the operator computes by a function "
             f"(operators=[Operator(...)]), or leave this target out."
         )
         raise InvalidInputError(msg)

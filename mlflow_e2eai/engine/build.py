@@ -12,6 +12,7 @@ from mlflow_e2eai import graphs
 from mlflow_e2eai.artifacts import EngineArtifact, OnnxArtifact, Target, TensorSpec
 from mlflow_e2eai.engine import backends
 from mlflow_e2eai.engine.limits import why_not_built
+from mlflow_e2eai.engine.targets import resolve
 from mlflow_e2eai.errors import EngineBuildError
 from mlflow_e2eai.files import sha256_of, written
 from mlflow_e2eai.libraries import named
@@ -52,7 +53,7 @@ def compile(
             own words. Or the graph says fp16 and nothing in it computes in fp16.
     """
     if isinstance(target, str):
-        target = backends.resolve(target)
+        target = resolve(target)
     libraries = named(plugin_libraries)
     backends.check_plugins(target, libraries)
     if (reason := why_not_built(source, target)) is not None:
@@ -73,15 +74,14 @@ def compile(
     config = builder.create_builder_config()
     if not tf32:
         config.clear_flag(trt.BuilderFlag.TF32)
-    if backend.cross_compiles:
-        _aim(config, trt, target, backend.title)
+    _aim(config, trt, target)
     if source.axes:
         _add_profile(builder, config, source)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         reason = "; ".join(log.errors) or "TensorRT gave no reason"
         msg = (
-            f"{backend.title} cannot build {source.path.name} for {target.compute_capability}: "
+            f"{backend.title} cannot build {source.path.name} for {target}: "
             f"{reason}; change the graph by surgery, or leave this target out."
         )
         raise EngineBuildError(msg, reason=reason)
@@ -125,22 +125,34 @@ def _check_precision(network: Any, trt: Any, source: OnnxArtifact) -> None:
         raise EngineBuildError(msg, reason=reason)
 
 
-def _aim(config: Any, trt: Any, target: Target, title: str) -> None:
-    """Build for one compute capability, or for no certain one where the backend does not list it.
+def _aim(config: Any, trt: Any, target: Target) -> None:
+    """Build for the target's GPUs.
 
-    Only the GPU in this machine can be one that is not listed. TensorRT-RTX 1.6.1 runs on an H100
-    (sm90), which it does not list, and was seen to answer wrongly there.
+    TensorRT-RTX takes compute capabilities, and with none it builds for all from Ampere on.
+    TensorRT builds for the GPU in the machine, and for others only where compatibility is asked.
     """
-    capability = backends.compute_capability(trt, target.compute_capability)
-    if capability is None:
+    backend = backends.BACKENDS[target.backend]
+    if not backend.cross_compiles:
+        if target.compatible:
+            levels = trt.HardwareCompatibilityLevel
+            config.hardware_compatibility_level = (
+                levels.SAME_COMPUTE_CAPABILITY if target.capabilities else levels.AMPERE_PLUS
+            )
+        return
+    found = {name: backends.compute_capability(trt, name) for name in target.capabilities}
+    if None in found.values():
+        # Only the GPU in this machine can be one that is not listed. TensorRT-RTX 1.6.1 runs on an
+        # H100 (sm90), which it does not list, and was seen to answer wrongly there.
         warnings.warn(
-            f"{title} {trt.__version__} does not list this GPU ({target.compute_capability}) as "
-            f"supported: the engine is built for no certain GPU, and may answer wrongly here.",
+            f"{backend.title} {trt.__version__} does not list this GPU "
+            f"({target.compute_capability}) as supported: the engine is built for no certain GPU, "
+            f"and may answer wrongly here.",
             stacklevel=3,
         )
         return
-    config.num_compute_capabilities = 1
-    config.set_compute_capability(capability, 0)
+    config.num_compute_capabilities = len(found)
+    for at, capability in enumerate(found.values()):
+        config.set_compute_capability(capability, at)
 
 
 def _logger(trt: Any) -> Any:

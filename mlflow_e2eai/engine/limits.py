@@ -21,8 +21,10 @@ def why_not_built(source: OnnxArtifact, target: Target) -> str | None:
     Raises:
         MissingDependencyError: The target's TensorRT is not installed.
     """
-    if source.precision == "fp8" and int(target.compute_capability[2:]) < _FIRST_WITH_FP8:
-        return f"{target.compute_capability} has no fp8; leave it out, or take sm89 or later"
+    if source.precision == "fp8":
+        for name in target.capabilities or ("sm80",):
+            if int(name.removeprefix("sm")) < _FIRST_WITH_FP8:
+                return f"{name} has no fp8; leave it out, or take sm89 or later"
     if source.precision != "int8" or target.backend != "tensorrt_rtx":
         return None
     trt: Any = backends.load(backends.BACKENDS[target.backend])

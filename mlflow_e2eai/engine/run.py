@@ -10,6 +10,7 @@ from typing import Any
 from mlflow_e2eai.artifacts import EngineArtifact, Infer, Tensors
 from mlflow_e2eai.context import gpu_name
 from mlflow_e2eai.engine import backends
+from mlflow_e2eai.engine.targets import covers
 from mlflow_e2eai.errors import EngineMismatchError, MissingDependencyError, RunnerError
 from mlflow_e2eai.files import verify
 from mlflow_e2eai.latency import Timing
@@ -20,12 +21,11 @@ def why_not_here(engine: EngineArtifact) -> EngineMismatchError | MissingDepende
     target = engine.target
     backend = backends.BACKENDS[target.backend]
     capability = backends.local_compute_capability()
+    wanted = f"a GPU of {target.compute_capability or 'sm80 or later'}"
     if capability is None:
-        return EngineMismatchError(wanted=f"a GPU of {target.compute_capability}", found="no GPU")
-    if capability != target.compute_capability:
-        return EngineMismatchError(
-            wanted=f"a GPU of {target.compute_capability}", found=f"one of {capability}"
-        )
+        return EngineMismatchError(wanted=wanted, found="no GPU")
+    if not covers(target, capability):
+        return EngineMismatchError(wanted=wanted, found=f"one of {capability}")
     if target.gpu_name is not None and target.gpu_name != gpu_name():
         return EngineMismatchError(wanted=f"an {target.gpu_name}", found=str(gpu_name()))
     try:

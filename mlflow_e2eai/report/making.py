@@ -266,7 +266,7 @@ def _commands(manifest: Manifest, origin: Origin) -> Iterator[tuple[str, list[st
                         *(engine.arithmetic for engine in manifest.engines),
                     ]
                 ),
-                targets=_listed(e.target.compute_capability for e in manifest.engines),
+                targets=_listed(str(e.target) for e in manifest.engines),
             ),
         )
 
