@@ -347,35 +347,7 @@ def test_an_engine_that_was_tampered_with_is_refused_before_anything_is_loaded(
         pass
 
 
-# the seam to TensorRT 10 and 11, of which only the names can be checked here
-
-
-@pytest.mark.parametrize(
-    ("owner", "names"),
-    [
-        (trt, ["__version__", "Builder", "OnnxParser", "Logger", "ILogger", "Runtime"]),
-        (trt.ILogger, ["log"]),
-        (trt.ILogger.Severity, ["ERROR", "INTERNAL_ERROR"]),
-        (trt.NetworkDefinitionCreationFlag, ["STRONGLY_TYPED"]),
-        (trt.BuilderFlag, ["TF32"]),
-        (trt.ComputeCapability, ["SM75", "SM80", "SM86", "SM89", "SM120", "SM121"]),
-        (trt.IBuilderConfig, ["num_compute_capabilities", "set_compute_capability"]),
-        (trt.Runtime, ["deserialize_cuda_engine"]),
-        (trt.ICudaEngine, ["create_execution_context"]),
-        (
-            trt.IExecutionContext,
-            [
-                "set_input_shape",
-                "infer_shapes",
-                "get_tensor_shape",
-                "set_tensor_address",
-                "execute_async_v3",
-            ],
-        ),
-    ],
-)
-def test_the_names_that_only_a_gpu_reaches_exist(owner, names):
-    assert [name for name in names if not hasattr(owner, name)] == []
+# the seam to TensorRT 10 and 11, whose names test_bindings.py holds
 
 
 def test_an_engine_for_tensorrt_is_built_like_one_for_tensorrt_rtx_but_for_the_capability(

@@ -115,11 +115,8 @@ def _check_precision(network: Any, trt: Any, source: OnnxArtifact) -> None:
     layers = [network.get_layer(at) for at in range(network.num_layers)]
     held = (trt.LayerType.CONSTANT, trt.LayerType.CAST, trt.LayerType.IDENTITY)
     computing = [layer for layer in layers if layer.type not in held]
-    if not any(
-        layer.get_output(at).dtype == trt.DataType.HALF
-        for layer in computing
-        for at in range(layer.num_outputs)
-    ):
+    made = [layer.get_output(at) for layer in computing for at in range(layer.num_outputs)]
+    if not any(result.dtype == trt.DataType.HALF for result in made):
         reason = f"none of its {len(computing)} layers computes in fp16"
         msg = f"{source.path.name} says fp16, but {reason}; convert the fp32 graph to fp16."
         raise EngineBuildError(msg, reason=reason)
@@ -132,11 +129,12 @@ def _aim(config: Any, trt: Any, target: Target) -> None:
     TensorRT builds for the GPU in the machine, and for others only where compatibility is asked.
     """
     backend = backends.BACKENDS[target.backend]
-    if not backend.cross_compiles:
+    if backend.capability_targets is None:
         if target.compatible:
-            levels = trt.HardwareCompatibilityLevel
             config.hardware_compatibility_level = (
-                levels.SAME_COMPUTE_CAPABILITY if target.capabilities else levels.AMPERE_PLUS
+                trt.HardwareCompatibilityLevel.SAME_COMPUTE_CAPABILITY
+                if target.capabilities
+                else trt.HardwareCompatibilityLevel.AMPERE_PLUS
             )
         return
     found = {name: backends.compute_capability(trt, name) for name in target.capabilities}

@@ -36,7 +36,7 @@ def portable(monkeypatch):
     trt = pytest.importorskip("tensorrt_rtx") if not has("tensorrt") else None
     if trt is None or listed(trt):
         return
-    rtx = dataclasses.replace(backends.BACKENDS["tensorrt_rtx"], cross_compiles=False)
+    rtx = dataclasses.replace(backends.BACKENDS["tensorrt_rtx"], capability_targets=None)
     monkeypatch.setitem(backends.BACKENDS, "tensorrt_rtx", rtx)
 
 
