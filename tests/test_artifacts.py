@@ -17,6 +17,7 @@ from mlflow_e2eai.arrays import corners, resize
 from mlflow_e2eai.artifacts import (
     PRECISIONS,
     Axis,
+    BuildSettings,
     EngineArtifact,
     InputOrigin,
     Library,
@@ -121,9 +122,19 @@ GRAPHS = values_of(
     stage=st.sampled_from(["export", "clean", "convert"]),
     opset=COUNTS,
 )
+SETTINGS = values_of(
+    BuildSettings,
+    optimization_level=st.integers(0, 5),
+    workspace_bytes=st.none() | st.integers(1, 2**70),
+    threads=st.none() | st.integers(1, 2**70),
+    time_limit_s=st.floats(0, exclude_min=True),
+    refit=st.booleans(),
+    strip_weights=st.booleans(),
+)
 ENGINES = values_of(
     EngineArtifact,
     **FILE,
+    settings=SETTINGS,
     libraries=few(LIBRARIES),
     parent_sha256=TEXT,
     target=TARGETS,
@@ -335,6 +346,7 @@ KINDS = {
     Library: LIBRARIES,
     OnnxArtifact: GRAPHS,
     Target: TARGETS,
+    BuildSettings: SETTINGS,
     EngineArtifact: ENGINES,
     Finding: FINDINGS,
     Element: ELEMENTS,
@@ -621,6 +633,22 @@ def test_a_target_that_was_stored_before_versions_were_keeps_its_name():
 
     assert str(target) == "tensorrt-sm90"
     assert target.capabilities == ("sm90",)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "wanted"),
+    [
+        ("optimization_level", 6, "0 to 5"),
+        ("optimization_level", -1, "0 to 5"),
+        ("workspace_bytes", 0, "more than 0"),
+        ("threads", 0, "more than 0"),
+        ("time_limit_s", 0.0, "more than 0"),
+        ("time_limit_s", math.nan, "more than 0"),
+    ],
+)
+def test_a_build_setting_out_of_its_range_is_refused(field, value, wanted):
+    with pytest.raises(InvalidInputError, match=rf"{field} is {value}, but {wanted} is wanted"):
+        BuildSettings(**{field: value})
 
 
 N = Axis("N", min=1, opt=8, max=64)

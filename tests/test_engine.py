@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from mlflow_e2eai import compile, convert, graphs
-from mlflow_e2eai.artifacts import Axis, EngineArtifact, Target
-from mlflow_e2eai.engine import TARGETS, backends, engine_runner, why_not_here
+from mlflow_e2eai.artifacts import Axis, BuildSettings, EngineArtifact, Target
+from mlflow_e2eai.engine import TARGETS, backends, build, engine_runner, why_not_here
 from mlflow_e2eai.errors import (
     ArtifactError,
     EngineBuildError,
@@ -163,6 +163,56 @@ def test_the_profile_reaches_from_min_over_opt_to_max(graph, out, monkeypatch):
     assert [tuple(shape) for shape in profile.get_shape("x")] == [(1, 2, 3), (2, 2, 5), (4, 2, 9)]
 
 
+def test_settings_are_kept_with_the_engine(graph, tmp_path):
+    source = graph(CONV)
+    settings = BuildSettings(optimization_level=1, workspace_bytes=1 << 26, threads=2)
+    engine = compile(source, "sm86", out=tmp_path / "set.engine", settings=settings)
+    assert engine.settings == settings
+    assert compile(source, "sm86", out=tmp_path / "plain.engine").settings == BuildSettings()
+
+
+def test_a_workspace_that_is_too_small_is_tensorrts_reason(graph, out):
+    with pytest.raises(EngineBuildError, match="within workspace limit"):
+        compile(graph(CONV), "sm86", out=out, settings=BuildSettings(workspace_bytes=1 << 10))
+
+
+def test_settings_reach_tensorrt():
+    config = trt.Builder(trt.Logger()).create_builder_config()
+    settings = BuildSettings(optimization_level=1, workspace_bytes=1 << 20, refit=True)
+    build.set_up(config, trt, settings)
+    assert config.builder_optimization_level == 1
+    assert config.get_memory_pool_limit(trt.MemoryPoolType.WORKSPACE) == 1 << 20
+    assert config.get_flag(trt.BuilderFlag.REFIT)
+    assert not config.get_flag(trt.BuilderFlag.STRIP_PLAN)
+
+
+def test_weights_that_are_stripped_will_be_given_back_as_they_were():
+    config = trt.Builder(trt.Logger()).create_builder_config()
+    build.set_up(config, trt, BuildSettings(strip_weights=True))
+    assert config.get_flag(trt.BuilderFlag.STRIP_PLAN)
+    assert config.get_flag(trt.BuilderFlag.REFIT_IDENTICAL)
+
+
+def test_the_default_settings_are_tensorrts_own():
+    ours, theirs = (trt.Builder(trt.Logger()).create_builder_config() for _ in range(2))
+    build.set_up(ours, trt, BuildSettings())
+    for read in (
+        lambda config: config.builder_optimization_level,
+        lambda config: config.get_memory_pool_limit(trt.MemoryPoolType.WORKSPACE),
+        lambda config: config.flags,
+    ):
+        assert read(ours) == read(theirs)
+
+
+@no_gpu
+@pytest.mark.parametrize("name", ["refit", "strip_weights"])
+def test_weights_that_change_need_a_gpu_which_is_said_before_the_build(name, graph, out):
+    with pytest.raises(EngineBuildError, match="need a GPU, and there is none") as caught:
+        compile(graph(CONV), "sm86", out=out, settings=BuildSettings(**{name: True}))
+    assert caught.value.node is None
+    assert not out.exists()
+
+
 def test_a_graph_with_no_dynamic_axes_needs_no_profile(graph, out):
     text = "main (float[2, 3] x) => (float[2, 3] y) { y = Relu(x) }"
     engine = compile(graph(text, {}, axes=()), "sm86", out=out)
@@ -309,6 +359,7 @@ def test_an_engine_fits_the_gpu_and_the_version_that_it_was_built_for(graph, out
         (engine, "a GPU of sm86", "one of sm90"),
         (made_for(engine, compute_capability="sm86+sm89"), "a GPU of sm86+sm89", "one of sm90"),
         (made_for(engine, gpu_name="NVIDIA H200"), "NVIDIA H200", "NVIDIA H100"),
+        (made_for(engine, settings=BuildSettings(strip_weights=True)), "weights", "none"),
         (made_for(engine, backend_version="1.5.0"), "TensorRT-RTX 1.5.0", trt.__version__),
     ]:
         reason = why_not_here(other)

@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from mlflow_e2eai import graphs
-from mlflow_e2eai.artifacts import EngineArtifact, OnnxArtifact, Target, TensorSpec
+from mlflow_e2eai.artifacts import BuildSettings, EngineArtifact, OnnxArtifact, Target, TensorSpec
 from mlflow_e2eai.engine import backends
 from mlflow_e2eai.engine.limits import why_not_built
 from mlflow_e2eai.engine.targets import resolve
 from mlflow_e2eai.errors import EngineBuildError
 from mlflow_e2eai.files import sha256_of, written
 from mlflow_e2eai.libraries import named
+
+_DEFAULT = BuildSettings()
 
 
 def compile(
@@ -25,6 +27,7 @@ def compile(
     out: Path,
     tf32: bool = False,
     plugin_libraries: Sequence[Path] = (),
+    settings: BuildSettings = _DEFAULT,
 ) -> EngineArtifact:
     """Build a TensorRT engine.
 
@@ -40,6 +43,7 @@ def compile(
         plugin_libraries: Shared libraries with plugins for operators of the graph. They are native
             code; to name them here is to allow that they are loaded. Where an operator has a
             function too, TensorRT takes the plugin.
+        settings: How to build.
 
     Returns:
         The engine.
@@ -56,7 +60,7 @@ def compile(
         target = resolve(target)
     libraries = named(plugin_libraries)
     backends.check_plugins(target, libraries)
-    if (reason := why_not_built(source, target)) is not None:
+    if (reason := why_not_built(source, target, settings)) is not None:
         msg = f"{source.path.name} cannot be built for {target}: {reason}."
         raise EngineBuildError(msg, reason=reason)
     backend = backends.BACKENDS[target.backend]
@@ -64,6 +68,8 @@ def compile(
     log = _logger(trt)
     started = time.perf_counter()
     builder = trt.Builder(log)
+    if settings.threads is not None:
+        builder.max_threads = settings.threads
     backends.load_plugins(builder, libraries)
     flag = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
     network = builder.create_network(flag)
@@ -74,6 +80,7 @@ def compile(
     config = builder.create_builder_config()
     if not tf32:
         config.clear_flag(trt.BuilderFlag.TF32)
+    set_up(config, trt, settings)
     _aim(config, trt, target)
     if source.axes:
         _add_profile(builder, config, source)
@@ -101,6 +108,7 @@ def compile(
         build_s=time.perf_counter() - started,
         size_bytes=out.stat().st_size,
         libraries=libraries,
+        settings=settings,
     )
 
 
@@ -120,6 +128,19 @@ def _check_precision(network: Any, trt: Any, source: OnnxArtifact) -> None:
         reason = f"none of its {len(computing)} layers computes in fp16"
         msg = f"{source.path.name} says fp16, but {reason}; convert the fp32 graph to fp16."
         raise EngineBuildError(msg, reason=reason)
+
+
+def set_up(config: Any, trt: Any, settings: BuildSettings) -> None:
+    """Tell a builder's configuration how to build."""
+    config.builder_optimization_level = settings.optimization_level
+    if settings.workspace_bytes is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, settings.workspace_bytes)
+    if settings.refit:
+        config.set_flag(trt.BuilderFlag.REFIT)
+    if settings.strip_weights:
+        config.set_flag(trt.BuilderFlag.STRIP_PLAN)
+        if not settings.refit:  # nothing but the same weights will be given back
+            config.set_flag(trt.BuilderFlag.REFIT_IDENTICAL)
 
 
 def _aim(config: Any, trt: Any, target: Target) -> None:

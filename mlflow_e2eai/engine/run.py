@@ -18,26 +18,32 @@ from mlflow_e2eai.latency import Timing
 
 def why_not_here(engine: EngineArtifact) -> EngineMismatchError | MissingDependencyError | None:
     """Why this machine cannot run an engine; None when nothing speaks against it."""
+    return next(_reasons(engine), None)
+
+
+def _reasons(engine: EngineArtifact) -> Iterator[EngineMismatchError | MissingDependencyError]:
     target = engine.target
     backend = backends.BACKENDS[target.backend]
     capability = backends.local_compute_capability()
     wanted = f"a GPU of {target.compute_capability or 'sm80 or later'}"
     if capability is None:
-        return EngineMismatchError(wanted=wanted, found="no GPU")
-    if not covers(target, capability):
-        return EngineMismatchError(wanted=wanted, found=f"one of {capability}")
+        yield EngineMismatchError(wanted=wanted, found="no GPU")
+    elif not covers(target, capability):
+        yield EngineMismatchError(wanted=wanted, found=f"one of {capability}")
     if target.gpu_name is not None and target.gpu_name != gpu_name():
-        return EngineMismatchError(wanted=f"an {target.gpu_name}", found=str(gpu_name()))
+        yield EngineMismatchError(wanted=f"an {target.gpu_name}", found=str(gpu_name()))
+    if engine.settings.strip_weights:
+        yield EngineMismatchError(wanted="its weights, which were stripped", found="none of them")
     try:
         trt = backends.load(backend)
     except MissingDependencyError as error:
-        return error
+        yield error
+        return
     if str(trt.__version__) != engine.backend_version:
-        return EngineMismatchError(
+        yield EngineMismatchError(
             wanted=f"{backend.title} {engine.backend_version}",
             found=f"{backend.title} {trt.__version__}",
         )
-    return None
 
 
 @contextmanager
