@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import re
+import signal
 import sys
+import time
+from pathlib import Path
 from types import ModuleType
 
 import numpy as np
@@ -13,7 +18,7 @@ import torch
 
 from mlflow_e2eai import compile, convert, graphs
 from mlflow_e2eai.artifacts import Axis, BuildSettings, EngineArtifact, Target
-from mlflow_e2eai.engine import TARGETS, backends, build, engine_runner, why_not_here
+from mlflow_e2eai.engine import TARGETS, backends, engine_runner, plan, why_not_here
 from mlflow_e2eai.errors import (
     ArtifactError,
     EngineBuildError,
@@ -39,6 +44,8 @@ MASKS = {"sm75": 1 << 0, "sm80": 1 << 1, "sm86": 1 << 2, "sm89": 1 << 3, "sm120"
 """Compute capabilities as TensorRT-RTX 1.6.1 writes them at byte 32 of a plan."""
 LATER = 1 << 6
 """The same: every compute capability that comes after them."""
+
+RTX86 = Target(backend="tensorrt_rtx", compute_capability="sm86")
 
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="about machines without a GPU")
 
@@ -66,6 +73,20 @@ def graph(tmp_path):
 @pytest.fixture
 def out(tmp_path):
     return tmp_path / "model.engine"
+
+
+def built_here(source, target, out):
+    """Build in this process, where the test has its hands on TensorRT."""
+    plan.write_plan(
+        lambda _: None,
+        lambda *_: None,
+        source=source,
+        target=target,
+        tf32=False,
+        libraries=(),
+        settings=BuildSettings(),
+        out=out,
+    )
 
 
 def mask_of(path):
@@ -158,7 +179,7 @@ def test_the_profile_reaches_from_min_over_opt_to_max(graph, out, monkeypatch):
     monkeypatch.setattr(trt, "Builder", Builder)
     width = Axis("W", min=3, opt=5, max=9)
     text = "main (float[N, 2, W] x) => (float[N, 2, W] y) { y = Relu(x) }"
-    compile(graph(text, {}, axes=(N, width)), "sm86", out=out)
+    built_here(graph(text, {}, axes=(N, width)), RTX86, out)
     (profile,) = seen
     assert [tuple(shape) for shape in profile.get_shape("x")] == [(1, 2, 3), (2, 2, 5), (4, 2, 9)]
 
@@ -179,7 +200,7 @@ def test_a_workspace_that_is_too_small_is_tensorrts_reason(graph, out):
 def test_settings_reach_tensorrt():
     config = trt.Builder(trt.Logger()).create_builder_config()
     settings = BuildSettings(optimization_level=1, workspace_bytes=1 << 20, refit=True)
-    build.set_up(config, trt, settings)
+    plan.set_up(config, trt, settings)
     assert config.builder_optimization_level == 1
     assert config.get_memory_pool_limit(trt.MemoryPoolType.WORKSPACE) == 1 << 20
     assert config.get_flag(trt.BuilderFlag.REFIT)
@@ -188,14 +209,14 @@ def test_settings_reach_tensorrt():
 
 def test_weights_that_are_stripped_will_be_given_back_as_they_were():
     config = trt.Builder(trt.Logger()).create_builder_config()
-    build.set_up(config, trt, BuildSettings(strip_weights=True))
+    plan.set_up(config, trt, BuildSettings(strip_weights=True))
     assert config.get_flag(trt.BuilderFlag.STRIP_PLAN)
     assert config.get_flag(trt.BuilderFlag.REFIT_IDENTICAL)
 
 
 def test_the_default_settings_are_tensorrts_own():
     ours, theirs = (trt.Builder(trt.Logger()).create_builder_config() for _ in range(2))
-    build.set_up(ours, trt, BuildSettings())
+    plan.set_up(ours, trt, BuildSettings())
     for read in (
         lambda config: config.builder_optimization_level,
         lambda config: config.get_memory_pool_limit(trt.MemoryPoolType.WORKSPACE),
@@ -398,6 +419,88 @@ def test_an_engine_that_was_tampered_with_is_refused_before_anything_is_loaded(
         pass
 
 
+# a builder that comes to grief
+
+
+def builders():
+    """Processes that this one has started to work in."""
+    for task in Path("/proc/self/task").iterdir():
+        for pid in (task / "children").read_text().split():
+            if b"isolation.worker" in Path("/proc", pid, "cmdline").read_bytes():
+                yield int(pid)
+
+
+def struck(sign):
+    """Sends a signal to the builder as soon as it builds."""
+
+    def step(_phase, _done, _of):
+        for pid in builders():
+            os.kill(pid, sign)
+
+    return step
+
+
+@pytest.mark.parametrize(
+    ("sign", "limit_s", "how"),
+    [
+        (signal.SIGSEGV, 60, r"crashed \(SIGSEGV\)"),
+        (signal.SIGKILL, 60, r"was killed \(SIGKILL, as Linux does when memory runs out\)"),
+        (signal.SIGSTOP, 3, r"was not done within 3 s"),
+    ],
+)
+def test_a_builder_that_dies_or_hangs_is_an_error_of_the_build(sign, limit_s, how, graph, out):
+    settings = BuildSettings(time_limit_s=limit_s)
+    with pytest.raises(EngineBuildError, match=f"{how} in the phase '") as caught:
+        compile(graph(CONV), "sm86", out=out, settings=settings, step=struck(sign))
+    assert re.search(how, caught.value.reason)
+    assert "tensorrt_rtx-sm86" in str(caught.value)
+    assert list(builders()) == []
+    assert [path.name for path in out.parent.iterdir()] == ["model.onnx"]
+
+
+def test_a_time_limit_holds_while_the_builder_tells_of_its_progress(graph, out):
+    def slowly(_phase, _done, _of):
+        time.sleep(0.2)
+
+    settings = BuildSettings(time_limit_s=0.6)
+    with pytest.raises(EngineBuildError, match="raise time_limit_s"):
+        compile(graph(CONV), "sm86", out=out, settings=settings, step=slowly)
+
+
+def test_a_build_tells_how_far_it_is(graph, out):
+    told = []
+    compile(graph(CONV), "sm86", out=out, step=lambda *words: told.append(words))
+    assert all(0 <= done <= of for _, done, of in told)
+    ends = {phase for phase, done, of in told if done == of}
+    assert {phase for phase, _, _ in told} == ends
+    assert len(ends) > 1
+
+
+@pytest.mark.parametrize("error", [LookupError, KeyboardInterrupt])
+def test_a_build_can_be_stopped_and_leaves_nothing(error, graph, out):
+    def enough(_phase, _done, _of):
+        raise error
+
+    with pytest.raises(error):
+        compile(graph(CONV), "sm86", out=out, step=enough)
+    assert list(builders()) == []
+    assert [path.name for path in out.parent.iterdir()] == ["model.onnx"]
+
+
+def test_ctrl_c_ends_the_builder_at_once(graph, out):
+    began = []
+
+    def interrupt(_phase, _done, _of):
+        began.append(time.monotonic())
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(10)
+
+    with pytest.raises(KeyboardInterrupt):
+        compile(graph(CONV), "sm86", out=out, step=interrupt)
+    assert time.monotonic() - began[0] < 3
+    assert list(builders()) == []
+
+
 # the seam to TensorRT 10 and 11, whose names test_bindings.py holds
 
 
@@ -411,6 +514,5 @@ def test_an_engine_for_tensorrt_is_built_like_one_for_tensorrt_rtx_but_for_the_c
     )
     monkeypatch.setitem(sys.modules, "tensorrt", here)
     target = Target(backend="tensorrt", compute_capability="sm90", gpu_name="NVIDIA H100")
-    engine = compile(graph(CONV), target, out=out)
-    assert engine.target == target
+    built_here(graph(CONV), target, out)
     assert mask_of(out) not in MASKS.values()

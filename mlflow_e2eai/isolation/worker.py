@@ -65,6 +65,7 @@ class Worker:
             "benchmark": self.benchmark,
             "throughput": self.throughput,
             "compare": self.compare,
+            "call": self.call,
         }
 
     def work(self) -> None:
@@ -132,6 +133,10 @@ class Worker:
             progress=self._note.sample,
             **options,
         )
+
+    def call(self, function: Callable[..., Any]) -> Any:
+        """Call a function with what it tells of itself, and what it asks of the caller, by."""
+        return function(self._note.doing, self._ask)
 
     def _samples(self) -> Iterator[Tensors]:
         while (sample := self._ask("sample")) is not None:
