@@ -43,10 +43,11 @@ class Axis:
         opt: The size that engines are tuned for.
         max: Largest size.
         multiple: Every size is a multiple of this, as where a model merges pixels in groups.
+        buckets: Sizes that engines are tuned for one by one, beside all from min to max.
 
     Raises:
-        InvalidInputError: The sizes are not ``1 <= min <= opt <= max`` or no multiples, or the name
-            is no identifier.
+        InvalidInputError: The sizes are not ``1 <= min <= opt <= max`` or no multiples, the buckets
+            are not in order and among them, or the name is no identifier.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Axis:
     opt: int = field(kw_only=True)
     max: int = field(kw_only=True)
     multiple: int = field(default=1, kw_only=True)
+    buckets: tuple[int, ...] = field(default=(), kw_only=True)
 
     def __post_init__(self) -> None:
         if not self.name.isidentifier():
@@ -69,6 +71,12 @@ class Axis:
             msg = (
                 f"Axis {self.name!r} has min={self.min}, opt={self.opt}, max={self.max}, but "
                 f"multiples of {self.multiple} are wanted; round them."
+            )
+            raise InvalidInputError(msg)
+        if list(self.buckets) != sorted(filter(self.admits, set(self.buckets))):
+            msg = (
+                f"Axis {self.name!r} has the buckets {list(self.buckets)}, but sizes of {self}, "
+                f"each once and in order, are wanted."
             )
             raise InvalidInputError(msg)
 

@@ -74,17 +74,21 @@ def values_of(kind: type, /, **fields: st.SearchStrategy) -> st.SearchStrategy:
 
 
 AXES = st.builds(
-    lambda name, steps, multiple: Axis(
+    lambda name, steps, multiple, buckets: Axis(
         name,
         **{
             at: step * multiple
             for at, step in zip(("min", "opt", "max"), sorted(steps), strict=True)
         },
         multiple=multiple,
+        buckets=tuple(
+            multiple * step for step in sorted(buckets) if min(steps) <= step <= max(steps)
+        ),
     ),
     WORDS,
     st.lists(st.integers(1, 5), min_size=3, max_size=3),
     st.integers(1, 3),
+    st.sets(st.integers(1, 5)),
 )
 SPECS = values_of(TensorSpec, name=TEXT, dtype=TEXT, shape=few(st.one_of(st.integers(0, 99), TEXT)))
 TARGETS = values_of(
@@ -605,6 +609,12 @@ def test_an_axis_is_named_by_an_identifier(name):
         Axis(name, min=1, opt=1, max=1)
 
 
+@pytest.mark.parametrize("buckets", [(0,), (65,), (8, 1), (8, 8), (3,)])
+def test_buckets_that_are_no_sizes_of_the_axis_are_refused(buckets):
+    with pytest.raises(InvalidInputError, match=r"has the buckets \[.*in steps of 2, each once"):
+        Axis("N", min=2, opt=8, max=64, multiple=2, buckets=buckets)
+
+
 def test_the_three_sizes_of_an_axis_may_be_one():
     assert Axis("N", min=4, opt=4, max=4).min == 4
 
@@ -663,6 +673,12 @@ def test_a_profile_of_one_axis_has_three_corners():
     assert corners((N,)) == {"min": {"N": 1}, "opt": {"N": 8}, "max": {"N": 64}}
 
 
+def test_a_bucket_is_a_corner_of_its_own():
+    axis = Axis("N", min=1, opt=8, max=64, buckets=(1, 8, 32))
+    assert corners((axis, T))["N=32"] == {"N": 32, "T": 16}
+    assert list(corners((axis,))) == ["opt", "min", "max", "N=32"]
+
+
 def test_a_profile_of_two_axes_has_the_mixed_corners_too():
     assert corners((N, T)) == {
         "min": {"N": 1, "T": 2},
@@ -681,7 +697,7 @@ def test_corners_are_in_the_profile_and_reach_each_bound_of_each_axis_once(axes)
     found = corners(axes)
 
     reached = {axis.name: {sizes[axis.name] for sizes in found.values()} for axis in axes}
-    assert reached == {axis.name: {axis.min, axis.opt, axis.max} for axis in axes}
+    assert reached == {axis.name: {axis.min, axis.opt, axis.max, *axis.buckets} for axis in axes}
     assert all(sizes.keys() == reached.keys() for sizes in found.values())
     unique = {tuple(sizes.items()) for sizes in found.values()}
     assert len(unique) == len(found)

@@ -184,6 +184,32 @@ def test_the_profile_reaches_from_min_over_opt_to_max(graph, out, monkeypatch):
     assert [tuple(shape) for shape in profile.get_shape("x")] == [(1, 2, 3), (2, 2, 5), (4, 2, 9)]
 
 
+def test_every_bucket_has_a_profile_of_its_own_and_the_weights_are_there_once(graph, tmp_path):
+    wide = np.random.default_rng(0).standard_normal((256, 512, 3, 3), dtype=np.float32)
+    text = CONV.replace("[N, 3, 8, 8]", "[N, 512, 8, 8]").replace("[N, 4,", "[N, 256,")
+    buckets = Axis("N", min=1, opt=2, max=4, buckets=(1, 2, 4))
+    sizes = [
+        compile(graph(text, {"w": wide}, axes=(axis,)), "sm86", out=tmp_path / "e").size_bytes
+        for axis in (N, buckets)
+    ]
+    assert wide.nbytes < sizes[0] < sizes[1] < sizes[0] + wide.nbytes / 2
+
+
+def test_buckets_reach_tensorrt_as_static_profiles(graph, out, monkeypatch):
+    seen = []
+
+    class Builder(trt.Builder):
+        def create_optimization_profile(self):
+            seen.append(super().create_optimization_profile())
+            return seen[-1]
+
+    monkeypatch.setattr(trt, "Builder", Builder)
+    axis = Axis("N", min=1, opt=2, max=4, buckets=(1, 4))
+    built_here(graph(CONV, axes=(axis,)), RTX86, out)
+    leading = [[shape[0] for shape in profile.get_shape("x")] for profile in seen]
+    assert leading == [[1, 2, 4], [1, 1, 1], [4, 4, 4]]
+
+
 def test_settings_are_kept_with_the_engine(graph, tmp_path):
     source = graph(CONV)
     settings = BuildSettings(optimization_level=1, workspace_bytes=1 << 26, threads=2)
@@ -445,7 +471,7 @@ def struck(sign):
     [
         (signal.SIGSEGV, 60, r"crashed \(SIGSEGV\)"),
         (signal.SIGKILL, 60, r"was killed \(SIGKILL, as Linux does when memory runs out\)"),
-        (signal.SIGSTOP, 3, r"was not done within 3 s"),
+        (signal.SIGSTOP, 8, r"was not done within 8 s"),
     ],
 )
 def test_a_builder_that_dies_or_hangs_is_an_error_of_the_build(sign, limit_s, how, graph, out):

@@ -11,6 +11,7 @@ from typing import Any
 from mlflow_e2eai import graphs
 from mlflow_e2eai.artifacts import BuildSettings, Library, OnnxArtifact, Target, TensorSpec
 from mlflow_e2eai.engine import backends
+from mlflow_e2eai.engine.profiles import Profile, profiles
 from mlflow_e2eai.errors import EngineBuildError, RunnerError
 
 _BETWEEN_STEPS_S = 0.1
@@ -68,7 +69,7 @@ def write_plan(
     config.progress_monitor = monitor = _monitor(trt, say, ask)
     _aim(config, trt, target)
     if source.axes:
-        _add_profile(builder, config, source)
+        _add_profiles(builder, config, source)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         if monitor.failure is not None:
@@ -216,16 +217,15 @@ def _parse_error(parser: Any, source: OnnxArtifact, title: str) -> EngineBuildEr
     return EngineBuildError(msg, node=node or None, operator=operator, reason=reason)
 
 
-def _add_profile(builder: Any, config: Any, source: OnnxArtifact) -> None:
-    profile = builder.create_optimization_profile()
-    for spec in source.inputs:
-        lowest, best, highest = (_shape(spec, source, bound) for bound in ("min", "opt", "max"))
-        profile.set_shape(spec.name, lowest, best, highest)
-    if config.add_optimization_profile(profile) < 0:
-        msg = f"TensorRT refuses the profile of {source.path.name}: {source.axes}."
-        raise EngineBuildError(msg, reason="add_optimization_profile gave -1")
+def _add_profiles(builder: Any, config: Any, source: OnnxArtifact) -> None:
+    for sizes in profiles(source.axes):
+        profile = builder.create_optimization_profile()
+        for spec in source.inputs:
+            profile.set_shape(spec.name, *(_shape(spec, sizes, bound) for bound in range(3)))
+        if config.add_optimization_profile(profile) < 0:
+            msg = f"TensorRT refuses the profile {sizes} of {source.path.name}."
+            raise EngineBuildError(msg, reason="add_optimization_profile gave -1")
 
 
-def _shape(spec: TensorSpec, source: OnnxArtifact, bound: str) -> tuple[int, ...]:
-    sizes = {axis.name: int(getattr(axis, bound)) for axis in source.axes}
-    return tuple(size if isinstance(size, int) else sizes[size] for size in spec.shape)
+def _shape(spec: TensorSpec, sizes: Profile, bound: int) -> tuple[int, ...]:
+    return tuple(size if isinstance(size, int) else sizes[size][bound] for size in spec.shape)

@@ -35,6 +35,7 @@ def interface_section(manifest: Manifest) -> Section | None:
         return None
     axes = {
         axis.name: f"{axis.name} from {axis.min} to {axis.max}, tuned for {axis.opt}"
+        + (f", each of {', '.join(map(str, axis.buckets))} by itself" if axis.buckets else "")
         for axis in manifest.axes
     }
     rows = (
