@@ -62,7 +62,7 @@ def variants_of(
     graphs: Sequence[OnnxArtifact],
     engines: Sequence[EngineArtifact],
     raw: OnnxArtifact | None,
-    reference: str,
+    reference: str = TORCH,
 ) -> dict[str, Variant]:
     """All variants by name, each after the one that it was made of, the reference before all."""
     plain = {graph.sha256: graph_variant(graph, "cpu") for graph in graphs}
