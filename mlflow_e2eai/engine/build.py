@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import partial
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -113,17 +114,17 @@ def _built(
     step: Callable[[str, int, int], None] | None,
 ) -> float:
     """Have a plan written by another process; the seconds that it took."""
-    with closing(Process(patience_s=limit_s, limit_s=limit_s)) as there, steps(title) as bar:
+    with closing(Process(patience_s=inf, limit_s=limit_s)) as there, steps(title) as bar:
         try:
-            build_s: float = there.do("call", {"step": step or bar}, function=write)
+            build_s: float = there.do("watched", {"step": step or bar}, function=write)
         except RunnerError as error:
-            if there.death is None:
+            if not there.ended:
                 raise
             msg = (
-                f"TensorRT did not finish {title}. {there.death} Build it on a machine with more "
+                f"TensorRT did not finish {title}. {error} Build it on a machine with more "
                 f"memory, raise time_limit_s, or leave this target out."
             )
-            raise EngineBuildError(msg, reason=there.death) from error
+            raise EngineBuildError(msg, reason=str(error)) from error
         except BaseException:  # Ctrl-C: nobody wants what it is at
             there.kill()
             raise

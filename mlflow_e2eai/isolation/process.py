@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import signal
 import subprocess
 import sys
@@ -59,9 +60,15 @@ class Process:
         return self._failure
 
     @property
-    def death(self) -> str | None:
-        """How the process ended; None while it lives."""
-        return self._death
+    def ended(self) -> bool:
+        """Whether it was seen to end: no task will be done there any more."""
+        return self._death is not None
+
+    def log(self, since: int = 0) -> bytes:
+        """What it has written to stdout and stderr, from a byte on."""
+        # Its place in the file is ours too, and must stay where it is.
+        fileno = self._log.fileno()
+        return os.pread(fileno, os.fstat(fileno).st_size - since, since)
 
     def kill(self) -> None:
         """End it in the middle of what it does."""
