@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from mlflow_e2eai.artifacts import Axis as Axis
+    from mlflow_e2eai.artifacts import BuildSettings as BuildSettings
     from mlflow_e2eai.bisection import bisect as bisect
     from mlflow_e2eai.engine import compile as compile
     from mlflow_e2eai.exporter import export as export
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Axis": "artifacts",
+    "BuildSettings": "artifacts",
     "Operator": "operators",
     "benchmark": "latency",
     "bisect": "bisection",

@@ -68,7 +68,8 @@ def axes_option(one: argparse.ArgumentParser) -> None:
         "--dynamic-axes",
         default="auto",
         type=typed(dynamic_axes),
-        help="input:position=name:min:opt:max, comma between; 'none', or 'auto' as logged",
+        help="input:position=name:min:opt:max, with buckets x:0=N:1:8:64@1+8+32, comma between; "
+        "'none', or 'auto' as logged",
     )
 
 
