@@ -25,7 +25,7 @@ from mlflow_e2eai.files import sha256_of
 from mlflow_e2eai.latency import Latency, LatencyReport
 from mlflow_e2eai.parity import Finding, ParityReport
 from mlflow_e2eai.surgery import SurgeryReport
-from mlflow_e2eai.variants import Model, load
+from mlflow_e2eai.variants import Model, choosing, load, running
 
 N = Axis("N", min=1, opt=2, max=4)
 X = np.array([[1, 2, 3], [4, 5, 6]], np.float32)
@@ -132,7 +132,7 @@ def timed(latency: Mapping[str, Sequence[float]]) -> LatencyReport:
 
 @pytest.fixture(autouse=True)
 def a_machine_without_a_gpu(monkeypatch):
-    monkeypatch.setattr(variants, "onnxruntime_devices", lambda: ("cpu",))
+    monkeypatch.setattr(choosing, "onnxruntime_devices", lambda: ("cpu",))
 
 
 @pytest.fixture
@@ -493,9 +493,9 @@ def fitting(monkeypatch, precisions: Sequence[str] = ("fp32", "fp16")) -> None:
 
     mismatch = EngineMismatchError(wanted="a GPU of sm00", found="no GPU")
     monkeypatch.setattr(
-        variants, "why_not_here", lambda e: None if e.precision in precisions else mismatch
+        choosing, "why_not_here", lambda e: None if e.precision in precisions else mismatch
     )
-    monkeypatch.setattr(variants, "engine_runner", runner)
+    monkeypatch.setattr(running, "engine_runner", runner)
 
 
 def quietly(directory: Path, **settings: object) -> str:
@@ -567,7 +567,7 @@ def test_an_engine_that_breaks_down_is_announced_once_and_passed_over(make, monk
         msg = "TensorRT cannot load it"
         raise RunnerError(msg)
 
-    monkeypatch.setattr(variants, "engine_runner", broken)
+    monkeypatch.setattr(running, "engine_runner", broken)
     directory = make(engines=["fp32", "fp16"])
     with pytest.warns(UserWarning, match="TensorRT cannot load it") as caught:
         assert load(directory).variant == CPU32

@@ -1,10 +1,12 @@
 """Variants: what can run a bundle, which of them to run here, and the callable that does.
 
 running   their names, and what runs each
+choosing  which of them to run here, and why not the others
 model     the callable
-loading   which of them to run here
+loading   opening the one that was chosen
 """
 
+from mlflow_e2eai.variants.choosing import Choice, Goal, PassedOver
 from mlflow_e2eai.variants.loading import load
 from mlflow_e2eai.variants.model import Model
 from mlflow_e2eai.variants.running import (
@@ -16,7 +18,10 @@ from mlflow_e2eai.variants.running import (
 )
 
 __all__ = [
+    "Choice",
+    "Goal",
     "Model",
+    "PassedOver",
     "engine_variant",
     "graph_variant",
     "is_emulated",

@@ -15,6 +15,7 @@ from mlflow_e2eai.artifacts import Array, Infer, Tensors
 from mlflow_e2eai.bundle import Manifest
 from mlflow_e2eai.errors import InvalidInputError
 from mlflow_e2eai.trees import Tree
+from mlflow_e2eai.variants.choosing import Choice
 
 
 class Model:
@@ -25,9 +26,10 @@ class Model:
         manifest: What the bundle holds.
     """
 
-    def __init__(self, manifest: Manifest, variant: str, infer: Infer, stack: ExitStack) -> None:
+    def __init__(self, manifest: Manifest, choice: Choice, infer: Infer, stack: ExitStack) -> None:
         self.manifest = manifest
-        self.variant = variant
+        self.variant = choice.variant
+        self._choice = choice
         self._infer = infer
         self._stack = stack
         self._is_exact = exactly(manifest.inputs)
@@ -61,6 +63,10 @@ class Model:
         device, arrays = _as_arrays(given)
         answer = self._infer(feed(arrays, self.manifest.inputs))
         return dict(answer) if device is None else _as_tensors(answer, device)
+
+    def explain(self) -> Choice:
+        """What was chosen to run, and why each other variant was not; as text, a line for each."""
+        return self._choice
 
     def structured(self, outputs: Mapping[str, Any]) -> Any:
         """Outputs in the Python shape in which the PyTorch module returned them.

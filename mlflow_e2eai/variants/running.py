@@ -64,13 +64,27 @@ def runner(
     Raises:
         InvalidInputError: None of the graphs and engines is that variant.
     """
+    artifact = artifact_of(variant, graphs, engines)
+    if isinstance(artifact, EngineArtifact):
+        return engine_runner(artifact)
+    device = "cpu" if graph_variant(artifact, "cpu") == variant else "cuda"
+    return _verified(artifact, device, spinning=spinning)
+
+
+def artifact_of(
+    variant: str, graphs: Sequence[OnnxArtifact], engines: Sequence[EngineArtifact]
+) -> OnnxArtifact | EngineArtifact:
+    """What a variant runs.
+
+    Raises:
+        InvalidInputError: None of the graphs and engines is that variant.
+    """
     for engine in engines:
         if engine_variant(engine) == variant:
-            return engine_runner(engine)
+            return engine
     for graph in graphs:
-        for device in ("cuda", "cpu"):
-            if graph_variant(graph, device) == variant:
-                return _verified(graph, device, spinning=spinning)
+        if variant in (graph_variant(graph, "cuda"), graph_variant(graph, "cpu")):
+            return graph
     msg = f"There is no variant {variant!r} among these graphs and engines."
     raise InvalidInputError(msg)
 
