@@ -549,6 +549,24 @@ def test_engines_that_do_not_fit_are_announced_once_and_passed_over(make):
     assert loaded.variant == CPU32
 
 
+def test_a_loaded_model_explains_what_runs_it_and_why_its_engines_do_not(make):
+    with pytest.warns(UserWarning, match="instead"):
+        choice = load(make(engines=["fp32"])).explain()
+
+    assert choice.variant == CPU32
+    assert f"not {ENGINE32}: " in str(choice)
+    assert isinstance(choice.others[0].error, EngineMismatchError)
+
+
+def test_a_goal_decides_what_runs(make):
+    slow = {CPU32: 20 * [1.0], CPU16: 20 * [2.0]}
+    directory = make(latency=slow)
+
+    assert quietly(directory, goal="latency@2") == CPU32
+    with pytest.raises(InvalidInputError, match="goal 'speed' is not known"):
+        load(directory, goal="speed")
+
+
 def test_engines_that_do_not_fit_are_an_error_when_falling_back_is_refused(make):
     with pytest.raises(EngineMismatchError) as caught:
         load(make(engines=["fp32", "fp16"]), fallback=False)
@@ -659,7 +677,9 @@ def test_a_precision_that_was_never_timed_is_not_chosen(make):
     assert quietly(make(latency={CPU32: 20 * [2.0]})) == CPU32
 
 
-def test_a_faster_graph_does_not_come_before_an_engine(make, monkeypatch):
+def test_a_graph_that_was_faster_on_another_machine_does_not_come_before_an_engine(
+    make, monkeypatch
+):
     fitting(monkeypatch)
     latency = {ENGINE32: 20 * [2.0], CPU32: 20 * [1.0], CPU16: 20 * [0.5]}
 

@@ -114,10 +114,10 @@ class Candidates:
         ]
         self.names = [name for names in self._runners for name in names]
         self.errors = _errors(manifest)
-        self.ranked = _ranked(
-            [name for name in self.names if name not in self.errors],
-            functools.cache(self._is_better),
-        )
+        # What was measured on such a machine comes before what only stands first in order.
+        fitting = [name for name in self.names if name not in self.errors]
+        fitting.sort(key=lambda name: not self._counts_here(name))
+        self.ranked = _ranked(fitting, functools.cache(self._is_better))
 
     def choice(self, variant: str, failures: Mapping[str, E2EAIError]) -> Choice:
         """Say why one that was opened runs, and why each other does not.
@@ -171,8 +171,8 @@ class Candidates:
     def _behind(self, name: str, chosen: str) -> str:
         if not self._compares(name, chosen):
             return (
-                f"it comes after {chosen} in order, and was not measured against it on such a "
-                f"machine for {self._goal}."
+                f"it was not measured against {chosen} on such a machine for {self._goal}, and "
+                f"comes after it."
             )
         verdict = "worse" if self._is_better(chosen, name) else "no better"
         return f"measured to be {verdict} for {self._goal}{self._of(name)}{self._of(chosen)}."
@@ -180,6 +180,13 @@ class Candidates:
     def _of(self, name: str) -> str:
         value = self._measured(name)
         return "" if value is None else f", {name} {value:.4g} {_UNITS[self._goal.aim]}"
+
+    def _counts_here(self, name: str) -> bool:
+        """Whether a variant was measured for the goal on this GPU, or on this CPU without one."""
+        there = self._manifest.environment
+        known = there.get("gpu") or there.get("processor")
+        is_here = there.get("gpu") == gpu_name() and known in (gpu_name(), processor_name())
+        return known is not None and is_here and self._measured(name) is not None
 
     def _compares(self, one: str, other: str) -> bool:
         """Whether there is evidence that counts here to compare two variants by.
