@@ -23,7 +23,15 @@ from typing import TypeVar
 
 from mlflow_e2eai import libraries
 from mlflow_e2eai.arrays import load_arrays, save_arrays
-from mlflow_e2eai.artifacts import Array, Axis, EngineArtifact, OnnxArtifact, Tensors, TensorSpec
+from mlflow_e2eai.artifacts import (
+    Array,
+    Axis,
+    EngineArtifact,
+    OnnxArtifact,
+    Tensors,
+    TensorSpec,
+    variant_name,
+)
 from mlflow_e2eai.errors import (
     ArtifactError,
     InvalidInputError,
@@ -65,6 +73,12 @@ know, and fp16 has an end."""
 RAW = "raw"
 """Stands for the precision in the name of the variant that runs the graph as it was exported. It is
 measured to tell what export and what cleaning did, and is not in the bundle."""
+
+TORCH = variant_name("torch", "fp32")
+"""The variant that is the reference of all others: the PyTorch module."""
+
+FILE = variant_name("onnxruntime-cpu", RAW)
+"""The same where somebody else's ONNX file began the chain: that file, as it came."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

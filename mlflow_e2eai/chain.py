@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlflow_e2eai import bundle, pipeline, tracking
+from mlflow_e2eai import bundle, tracking
 from mlflow_e2eai.artifacts import (
     Array,
     Axis,
@@ -21,9 +21,11 @@ from mlflow_e2eai.artifacts import (
     OnnxArtifact,
     Tensors,
 )
+from mlflow_e2eai.beginning import reference_of
 from mlflow_e2eai.calling import flattened
-from mlflow_e2eai.errors import RunnerError, TrackingError
+from mlflow_e2eai.errors import InvalidInputError, RunnerError, TrackingError
 from mlflow_e2eai.isolation import isolated_onnxruntime
+from mlflow_e2eai.libraries import loadable
 from mlflow_e2eai.modules import DynamicAxes
 from mlflow_e2eai.operators import Operator
 from mlflow_e2eai.origins import begins_inside, bridge, hold_beginning
@@ -67,6 +69,7 @@ class Job:
         name = (self.source or root).name.removesuffix("-source" if self.source else "-raw")
         source_id = None if self.source is None else self.source.model_id
         self.recorder = tracking.MlflowRecorder(name=name, source=source_id)
+        self.reference_name = bundle.TORCH if self.source else bundle.FILE
         self.evaluation: EvaluationData | None = None
         self.timed: Infer | None = None
 
@@ -101,7 +104,7 @@ class Job:
             return
         self.evaluation = source.evaluation
         with (
-            pipeline.reference_of(source.module, raw) as infer,
+            reference_of(source.module, raw) as infer,
             answering(infer, raw, graph) as answer,
         ):
             self.timed = bridge(infer, raw, graph)
@@ -150,6 +153,35 @@ def source_of(model: LoggedModel, folder: Path, axes: DynamicAxes | None) -> Sou
         libraries=libraries,
         evaluation=evaluation,
     )
+
+
+def whole_of(model: LoggedModel, folder: Path, axes: DynamicAxes | None) -> dict[str, Any]:
+    """What began a chain, as arguments of `mlflow_e2eai.log_model`.
+
+    Raises:
+        InvalidInputError: Axes are given for an ONNX file, whose axes are known.
+    """
+    root = tracking.ancestor(model, ("source", "export"))
+    if not _has_module(root):
+        if axes is not None:
+            msg = (
+                "The axes of an ONNX file are named when it comes in, by clean; leave dynamic_axes "
+                "out, or clean the file again with others."
+            )
+            raise InvalidInputError(msg)
+        graph, example = graph_of(root, folder)
+        return {"model": graph, "input_example": example, "source_model": root.model_id}
+    origin = tracking.ancestor(root, ("source",))
+    source = source_of(origin, folder, axes)
+    return {
+        "model": source.module,
+        "input_example": source.example,
+        "dynamic_axes": source.axes,
+        "operators": source.operators,
+        "operator_libraries": loadable(source.libraries),
+        "evaluation_data": source.evaluation,
+        "source_model": origin.model_id,
+    }
 
 
 def _open_axes(model: LoggedModel, folder: Path, example: Tensors) -> DynamicAxes:

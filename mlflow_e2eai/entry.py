@@ -5,22 +5,13 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import numpy as np
-
-from mlflow_e2eai import graphs, jobs, operators, tracking, weights
-from mlflow_e2eai.arrays import feed, load_arrays
-from mlflow_e2eai.artifacts import Array, OnnxArtifact, TensorSpec
-from mlflow_e2eai.errors import InvalidInputError
-from mlflow_e2eai.isolation import isolated_onnxruntime
+from mlflow_e2eai import jobs, tracking
+from mlflow_e2eai.arrays import load_arrays
+from mlflow_e2eai.imported import imported
 from mlflow_e2eai.libraries import native_allowed
-from mlflow_e2eai.modules import DynamicAxes, axes_of
-from mlflow_e2eai.samples import profile_samples
+from mlflow_e2eai.modules import DynamicAxes
 from mlflow_e2eai.surgery import DEFAULT_PLAN, Step
-
-if TYPE_CHECKING:
-    import onnx
 
 
 def clean_onnx(
@@ -33,125 +24,32 @@ def clean_onnx(
 ) -> str:
     """Log an ONNX file as the raw graph of a chain without a PyTorch model, and clean it.
 
-    What is made of it is judged against the file itself, run by ONNX Runtime. It is run once at
-    every corner of its profile before anything is logged.
+    Nothing is logged before the file has been run.
 
     Args:
-        path: The file, in fp32; its weights may lie in other files of its folder.
-        example: An npz file with an array for each input. None makes them from the file's inputs:
-            standard normal numbers for floats, else zeros.
-        dynamic_axes: An axis for every size that the file leaves open.
+        path: See `imported`.
+        example: An npz file with an array for each input; by default see `imported`.
+        dynamic_axes: See `imported`.
         plan: See `jobs.clean`.
-        operator_libraries: Shared libraries that implement operators of it for ONNX Runtime.
+        operator_libraries: See `imported`.
 
     Returns:
         Id of the cleaned ONNX LoggedModel.
 
     Raises:
-        ArtifactError: A file is missing or broken.
-        InvalidInputError: The axes or the example do not fit the file, or it is not in fp32.
-        RunnerError: ONNX Runtime cannot load it, or run it.
+        E2EAIError: See `imported`.
     """
-    model = graphs.read(path)
-    libraries = operators.found(operator_libraries)
-    _hold_fp32(model, path)
-    _name_axes(model, dynamic_axes or {})
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder, "raw.onnx")
-        graphs.write(model, out)
-        axes = axes_of(dynamic_axes or {})
-        raw = graphs.describe(
-            out,
-            stage="export",
-            precision="fp32",
-            axes=axes,
-            parent_sha256=None,
-            libraries=libraries,
+        raw, given = imported(
+            path,
+            out=Path(folder, "raw.onnx"),
+            example=None if example is None else load_arrays(example),
+            dynamic_axes=dynamic_axes,
+            operator_libraries=operator_libraries,
         )
-        given = _generated(raw) if example is None else feed(load_arrays(example), raw.inputs)
-        with isolated_onnxruntime(raw.path, libraries=raw.libraries) as infer:
-            for sample in profile_samples(given, raw).values():
-                infer(sample)
         recorder = tracking.MlflowRecorder(name=path.stem, source=None)
         with tracking.run("clean", nested=True, tags={tracking.STAGE: "clean"}):
             with recorder.stage("import", inputs=[]) as stage:
                 stage.made(raw, example=given)
-            with native_allowed([library.path.name for library in libraries]):
+            with native_allowed([library.path.name for library in raw.libraries]):
                 return jobs.clean(recorder.models[raw.sha256], plan=plan)
-
-
-def _hold_fp32(model: onnx.ModelProto, path: Path) -> None:
-    """Refuse a graph with values in a narrower type, as all that follows is judged against it."""
-    import onnx
-
-    types = onnx.TensorProto
-    narrow: dict[int, str] = {int(types.FLOAT16): "fp16", int(types.BFLOAT16): "bf16"}
-    kinds: set[int] = {tensor.data_type for tensor in weights.tensors(model)}
-    kinds |= {value.type.tensor_type.elem_type for value in model.graph.input}
-    kinds |= {
-        attribute.i
-        for node in graphs.nodes(model)
-        if node.op_type == "Cast"
-        for attribute in node.attribute
-        if attribute.name == "to"
-    }
-    if found := sorted(narrow[kind] for kind in kinds & narrow.keys()):
-        msg = (
-            f"{path.name} computes in {found[0]} already, and would be the reference of all that "
-            f"is made of it; export the model in fp32."
-        )
-        raise InvalidInputError(msg)
-
-
-def _name_axes(model: onnx.ModelProto, dynamic_axes: DynamicAxes) -> None:
-    """Give the open sizes of the inputs the names of their axes, in the outputs too."""
-    renamed: dict[str, str] = {}
-    inputs = {spec.name: spec for spec in graphs.interface(model)[0]}
-    values = {value.name: value for value in model.graph.input}
-    for name, positions in dynamic_axes.items():
-        shape = inputs[name].shape if name in inputs else ()
-        for position, axis in positions.items():
-            if not 0 <= position < len(shape) or not isinstance(shape[position], str):
-                msg = (
-                    f"dynamic_axes names axis {position} of {name!r}, but the file leaves no such "
-                    f"size open; its inputs are {_words(inputs)}."
-                )
-                raise InvalidInputError(msg)
-            dim = values[name].type.tensor_type.shape.dim[position]
-            if dim.dim_param:
-                renamed[dim.dim_param] = axis.name
-            dim.dim_param = axis.name
-    _hold_all_named(inputs, dynamic_axes)
-    for value in (*model.graph.output, *model.graph.value_info):
-        for dim in value.type.tensor_type.shape.dim:
-            if dim.dim_param in renamed:
-                dim.dim_param = renamed[dim.dim_param]
-
-
-def _hold_all_named(inputs: dict[str, TensorSpec], dynamic_axes: DynamicAxes) -> None:
-    for name, spec in inputs.items():
-        for position, size in enumerate(spec.shape):
-            if isinstance(size, str) and position not in dynamic_axes.get(name, {}):
-                msg = (
-                    f"The file leaves size {position} of {name!r} open; say which sizes it will "
-                    f"meet, for example dynamic_axes={name}:{position}=N:1:8:64."
-                )
-                raise InvalidInputError(msg)
-
-
-def _words(inputs: dict[str, TensorSpec]) -> str:
-    return ", ".join(f"{name} {list(spec.shape)}" for name, spec in inputs.items())
-
-
-def _generated(graph: OnnxArtifact) -> dict[str, Array]:
-    """An input example from a graph's inputs, every axis at its opt."""
-    random = np.random.default_rng(0)
-    opt = {axis.name: axis.opt for axis in graph.axes}
-    found = {}
-    for spec in graph.inputs:
-        shape = [size if isinstance(size, int) else opt[size] for size in spec.shape]
-        dtype = np.dtype(spec.dtype)
-        is_float = dtype.kind == "f"
-        array = random.standard_normal(shape) if is_float else np.zeros(shape)
-        found[spec.name] = array.astype(dtype)
-    return found

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlflow_e2eai import _compat, bundle, pipeline, recording, tracking
-from mlflow_e2eai.artifacts import Precision
+from mlflow_e2eai.artifacts import OnnxArtifact, Precision
 from mlflow_e2eai.calling import named_inputs
 from mlflow_e2eai.exporter import DEFAULT_OPSET, Exporter
 from mlflow_e2eai.files import sha256_of
@@ -29,10 +29,10 @@ from mlflow_e2eai.mlmodel import (
 )
 from mlflow_e2eai.modules import DynamicAxes
 from mlflow_e2eai.operators import Operator
-from mlflow_e2eai.pipeline import Settings
 from mlflow_e2eai.pyfunc import PyFunc
 from mlflow_e2eai.report import markdown
 from mlflow_e2eai.samples import EvaluationData, Metrics
+from mlflow_e2eai.settings import Settings
 from mlflow_e2eai.surgery import DEFAULT_PLAN, plan_from
 from mlflow_e2eai.variants import Model as LoadedModel
 from mlflow_e2eai.variants import load
@@ -98,9 +98,10 @@ def save_model(  # noqa: D417 - the other arguments are log_model's, and describ
     _compat.validate_env_arguments(conda_env, pip_requirements, extra_pip_requirements)
     target = Path(path).absolute()
     _compat.prepare_target_path(str(target))
+    model = Path(model) if isinstance(model, str) else model
     try:
-        if isinstance(model, str | Path):
-            place = bundle.find(Path(model))
+        if _is_made(model):
+            place = bundle.find(model)
             manifest, example = bundle.read(place), bundle.read_example(place)
             # Where MLflow calls, the target is a folder that is gone once it is uploaded.
             copy = mlflow_model is None
@@ -167,8 +168,9 @@ def log_model(
     output of the parent and of the child ``package``.
 
     Args:
-        model: A ``torch.nn.Module``, ScriptModule or ExportedProgram; or the path of a bundle or of
-            a saved model, which is then logged as it is.
+        model: A ``torch.nn.Module``, ScriptModule or ExportedProgram; or the path of an ONNX file
+            (``.onnx``), which ONNX Runtime then runs as the reference; or the path of a bundle or
+            of a saved model, which is then logged as it is.
         name: Name of the logged model.
         input_example: Inputs that the model accepts: a mapping of names to tensors or arrays, a
             tuple of them, or a single one. The names become the ONNX names.
@@ -223,23 +225,24 @@ def log_model(
         TrackingError: The tracking server cannot be reached.
     """
     name = name or registered_model_name or "model"
+    model = Path(model) if isinstance(model, str) else model
     with (
         tracking.run(name) as run_id,
         tracking.failed_models_say_why(run_id, model_id),
         tempfile.TemporaryDirectory() as folder,
     ):
         _compat.validate_env_arguments(conda_env, pip_requirements, extra_pip_requirements)
-        if isinstance(model, str | Path):
-            place = bundle.find(Path(model))
-            source = tracking.resolve(source_model).model_id if source_model is not None else None
-            recorder = tracking.MlflowRecorder(name=name, source=source)
+        source = None if source_model is None else tracking.resolve(source_model).model_id
+        recorder = tracking.MlflowRecorder(name=name, source=source)
+        if _is_made(model):
+            place = bundle.find(model)
         else:
             settings = _settings(locals())
             evaluation = evaluation_of(model, input_example, evaluation_data, metrics)
-            source = (
-                tracking.resolve(source_model).model_id
-                if source_model is not None
-                else tracking.log_source(
+            if isinstance(model, OnnxArtifact) and source is not None:
+                recorder.models[model.sha256], recorder.source = source, None
+            elif not isinstance(model, Path) and source is None:
+                source = recorder.source = tracking.log_source(
                     model,
                     input_example,
                     name=f"{name}-source",
@@ -249,10 +252,8 @@ def log_model(
                     operator_libraries=operator_libraries,
                     evaluation=evaluation,
                 )
-            )
-            recorder = tracking.MlflowRecorder(name=name, source=source)
             place = Path(folder, BUNDLE)
-            _build(model, input_example, settings, evaluation, place, recorder, source)
+            _build(model, input_example, settings, evaluation, place, recorder, recorder.source)
         return _package(
             place,
             recorder,
@@ -273,6 +274,11 @@ def log_model(
             step=step,
             model_id=model_id,
         )
+
+
+def _is_made(model: Any) -> bool:
+    """Whether a model is the path of a bundle, or of what holds one."""
+    return isinstance(model, Path) and model.suffix != ".onnx"
 
 
 def _build(
@@ -383,13 +389,7 @@ def load_model(
         E2EAIError: See `bundle.load`.
     """
     files = tracking.ModelFiles(model_uri, dst_path)
-    configuration = _compat.get_flavor_configuration(
-        model_path=files.directory, flavor_name=FLAVOR_NAME
-    )
-    if (code := configuration.get("code")) is not None:
-        files.fetch(code)
-    _compat.add_code_to_system_path(files.directory, configuration)
-    data = configuration.get("data", ".")
+    data = files.configuration(FLAVOR_NAME).get("data", ".")
     return load(
         files.directory / data,
         variant=variant,
@@ -402,16 +402,8 @@ def load_model(
 
 def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> PyFunc:
     """Load the bundle for `mlflow.pyfunc.load_model`, which calls this."""
-    configuration = {**MODEL_CONFIG, **(model_config or {})}
-    return PyFunc(
-        load(
-            Path(path),
-            variant=configuration["variant"],
-            goal=configuration["goal"],
-            fallback=bool(configuration["fallback"]),
-            allow_native=configuration["allow_native"],
-        )
-    )
+    # The names of the configuration are those of `load`'s arguments.
+    return PyFunc(load(Path(path), **{**MODEL_CONFIG, **(model_config or {})}))
 
 
 def _settings(arguments: Mapping[str, Any]) -> Settings:
@@ -442,5 +434,5 @@ def evaluation_of(
     """Evaluation data with the inputs named as the example's are; None of None."""
     if data is None or isinstance(data, EvaluationData):
         return data
-    example = named_inputs(model, input_example)
+    example = input_example if isinstance(model, Path) else named_inputs(model, input_example)
     return EvaluationData.of(data, example=example, metrics=metrics)

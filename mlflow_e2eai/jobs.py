@@ -19,7 +19,15 @@ from mlflow_e2eai.artifacts import Precision, graph_precision, variant_name
 from mlflow_e2eai.bisection import Bisection
 from mlflow_e2eai.bisection import bisect as bisect_graph
 from mlflow_e2eai.bundle import Evidence
-from mlflow_e2eai.chain import GRAPHS, device_for, graph_of, job_on, source_of, variants_in
+from mlflow_e2eai.chain import (
+    GRAPHS,
+    device_for,
+    graph_of,
+    job_on,
+    source_of,
+    variants_in,
+    whole_of,
+)
 from mlflow_e2eai.errors import InvalidInputError, TrackingError
 from mlflow_e2eai.evaluation import evaluate as run_evaluation
 from mlflow_e2eai.exporter import DEFAULT_OPSET, Exporter
@@ -289,7 +297,8 @@ def evaluate(model_uri: str, *, batch_sizes: Sequence[int] = ()) -> list[Evidenc
                 graphs,
                 built,
                 example,
-                raw=raw,
+                name=job.reference_name,
+                raw=raw if job.source else None,  # else it is the reference
                 evaluation=evaluation,
                 batch_sizes=batch_sizes,
                 timed=job.timed,
@@ -313,27 +322,20 @@ def package(
     batch_sizes: Sequence[int] = (),
     plugin_libraries: Sequence[Path] = (),
 ) -> ModelInfo:
-    """Take a logged PyTorch model from export to package."""
+    """Take a logged PyTorch model, or an ONNX file that a chain began with, the whole way."""
     with tracking.run(name), tempfile.TemporaryDirectory() as folder:
-        model = tracking.ancestor(tracking.resolve(model_uri), ("source",))
-        source = source_of(model, Path(folder), dynamic_axes)
+        given = whole_of(tracking.resolve(model_uri), Path(folder), dynamic_axes)
         return flavor.log_model(
-            source.module,
-            name,
-            input_example=source.example,
-            dynamic_axes=source.axes,
+            **given,
+            name=name,
             exporter=exporter,
             opset=opset,
-            operators=source.operators,
-            operator_libraries=loadable(source.libraries),
             surgery=plan,
             precisions=precisions,
             targets=targets,
             keep_fp32=keep_fp32,
             batch_sizes=batch_sizes,
             plugin_libraries=plugin_libraries,
-            evaluation_data=source.evaluation,
-            source_model=model.model_id,
             registered_model_name=registered_model_name,
         )
 

@@ -1,11 +1,10 @@
-"""The stages in their order: a PyTorch model goes in, a bundle comes out."""
+"""The stages in their order: a model goes in, a bundle comes out."""
 
 from __future__ import annotations
 
 import platform
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -14,92 +13,29 @@ from mlflow_e2eai import __version__, bundle
 from mlflow_e2eai.artifacts import (
     Array,
     EngineArtifact,
-    Infer,
     OnnxArtifact,
     Precision,
     Tensors,
     graph_precision,
     variant_name,
 )
-from mlflow_e2eai.bundle import Evidence, Manifest
-from mlflow_e2eai.calling import flattened
+from mlflow_e2eai.beginning import begun
+from mlflow_e2eai.bundle import TORCH, Evidence, Manifest
 from mlflow_e2eai.context import driver_version, gpu_name, processor_name
-from mlflow_e2eai.engine import check_plugins, compile, resolve, why_not_built
-from mlflow_e2eai.errors import InvalidInputError, PrecisionError
+from mlflow_e2eai.engine import compile, resolve, why_not_built
+from mlflow_e2eai.errors import PrecisionError
 from mlflow_e2eai.evaluation import evaluate
 from mlflow_e2eai.evaluation.worth import is_kept, quantized_gates, weighed
-from mlflow_e2eai.exporter import DEFAULT_OPSET, Exporter, ExportReport, export
+from mlflow_e2eai.exporter import ExportReport
 from mlflow_e2eai.latency import LatencyReport
-from mlflow_e2eai.libraries import named
-from mlflow_e2eai.modules import DynamicAxes
-from mlflow_e2eai.operators import Operator
 from mlflow_e2eai.origins import bridge, fitted, hold_beginning
-from mlflow_e2eai.precision import PrecisionReport, check_precision, convert
+from mlflow_e2eai.precision import PrecisionReport, convert
 from mlflow_e2eai.precision.quantized import TYPES, check_calibrated
 from mlflow_e2eai.progress import progress
 from mlflow_e2eai.recording import Recorder, Stage, record
-from mlflow_e2eai.runners import torch_runner
 from mlflow_e2eai.samples import EvaluationData, all_samples, batch_samples, calls, profile_samples
-from mlflow_e2eai.surgery import DEFAULT_PLAN, Step, SurgeryReport, answering, clean, named_in
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """What to make of a model.
-
-    Attributes:
-        dynamic_axes: Axes whose size may vary, by input name and position.
-        exporter: See `mlflow_e2eai.export`.
-        opset: The same.
-        output_names: The same.
-        operators: The same.
-        operator_libraries: The same.
-        plugin_libraries: See `mlflow_e2eai.compile`. ONNX Runtime knows no plugins, so their
-            operators need a function too.
-        surgery: The cleaning plan.
-        precisions: What to make graphs and engines in; the graph in fp32 is always made, and
-            ``tf32`` makes engines of it.
-        targets: What to build engines for.
-        keep_fp32: Nodes that stay in fp32 in the other precisions; see `mlflow_e2eai.convert`.
-        batch_sizes: Sizes of the leading axis at which latency is measured too.
-
-    Raises:
-        InvalidInputError: There is no such precision or target, a target cannot be built here,
-            tf32 is wanted without a target, an operator's function is not valid, or a library is
-            not there.
-        MissingDependencyError: A target's TensorRT is not installed.
-    """
-
-    dynamic_axes: DynamicAxes = field(default_factory=dict)
-    exporter: Exporter = "auto"
-    opset: int = DEFAULT_OPSET
-    output_names: Sequence[str] | None = None
-    operators: Sequence[Operator] = ()
-    operator_libraries: Sequence[Path] = ()
-    plugin_libraries: Sequence[Path] = ()
-    surgery: Sequence[Step] = DEFAULT_PLAN
-    precisions: Sequence[Precision] = ("fp32", "fp16")
-    targets: Sequence[str] = ()
-    keep_fp32: Sequence[str] = ()
-    batch_sizes: Sequence[int] = ()
-
-    def __post_init__(self) -> None:
-        # All of it before any work: nobody wants to learn of a typing error after the export.
-        for precision in self.precisions:
-            check_precision(precision)
-        for target in self.targets:
-            check_plugins(resolve(target), named(self.plugin_libraries))
-        if "tf32" in self.precisions and not self.targets:
-            msg = (
-                "precisions names tf32, which is how an engine computes, and there are no targets; "
-                "give targets to build engines for, or leave tf32 out."
-            )
-            raise InvalidInputError(msg)
-        for operator in self.operators:
-            operator.proto()
-        named(self.operator_libraries)
-        for step in self.surgery:
-            step.bound()
+from mlflow_e2eai.settings import Settings
+from mlflow_e2eai.surgery import SurgeryReport, answering, clean
 
 
 def build(
@@ -115,8 +51,8 @@ def build(
     """Take a model through export, clean, convert, compile and evaluate.
 
     Args:
-        model: A ``torch.nn.Module``, ScriptModule or ExportedProgram.
-        input_example: Inputs that it accepts.
+        model: See `beginning.begun`.
+        input_example: The same.
         settings: What to make of it.
         work: A folder for the files.
         recorder: Who is told of the stages.
@@ -126,27 +62,14 @@ def build(
     Returns:
         The manifest, with the files still in `work`, and the input example by name.
     """
-    module, example = flattened(model, input_example)
     check_calibrated(settings.precisions, evaluation)
-    if evaluation is not None:
-        evaluation.check_names(example)
-    with recorder.stage("export", inputs=[] if source is None else [source]) as stage:
-        raw, exported = export(
-            module,
-            example,
-            out=work / "raw.onnx",
-            dynamic_axes=settings.dynamic_axes,
-            exporter=settings.exporter,
-            opset=settings.opset,
-            output_names=settings.output_names,
-            operators=settings.operators,
-            operator_libraries=settings.operator_libraries,
-            deferred=named_in(settings.surgery),
-        )
-        stage.made(raw, example=example)
-        stage.noted("export", exported)
-    batch_samples(example, raw, settings.batch_sizes)  # a wrong size is told now, not at the end
-    with reference_of(module, raw) as reference:
+    with begun(
+        model, input_example, settings, work=work, recorder=recorder, source=source, data=evaluation
+    ) as beginning:
+        raw, example = beginning.raw, beginning.example
+        reference = beginning.reference
+        # A wrong size is told now, not at the end.
+        batch_samples(example, raw, settings.batch_sizes)
         with recorder.stage("clean", inputs=[raw.sha256]) as stage:
             cleaned, surgery = clean(
                 raw,
@@ -170,7 +93,8 @@ def build(
                 graphs,
                 engines,
                 example,
-                raw=raw,
+                name=beginning.name,
+                raw=raw if beginning.name == TORCH else None,  # else it is the reference
                 evaluation=evaluation,
                 batch_sizes=settings.batch_sizes,
                 timed=bridge(reference, raw, cleaned),
@@ -180,7 +104,7 @@ def build(
     evidence = [*evidence, *unbuilt]
     graphs = [graph for graph in graphs if is_kept(graph, evidence)]
     engines = [engine for engine in engines if is_kept(engine, evidence)]
-    manifest = _manifest(source, graphs, engines, surgery, evidence, latency, exported)
+    manifest = _manifest(source, graphs, engines, surgery, evidence, latency, beginning.exported)
     return replace(manifest, conversions=tuple(report for _, report in converted)), example
 
 
@@ -191,7 +115,7 @@ def _manifest(
     surgery: SurgeryReport,
     evidence: Sequence[Evidence],
     latency: Mapping[str, LatencyReport],
-    exported: ExportReport,
+    exported: ExportReport | None,
 ) -> Manifest:
     return Manifest(
         format_version=bundle.FORMAT_VERSION,
@@ -205,14 +129,6 @@ def _manifest(
         environment=environment(),
         export=exported,
     )
-
-
-@contextmanager
-def reference_of(module: Any, raw: OnnxArtifact) -> Iterator[Infer]:
-    """The PyTorch module under the names of its export: what is right."""
-    names = [spec.name for spec in raw.inputs]
-    with torch_runner(module, inputs=names, outputs=[spec.name for spec in raw.outputs]) as infer:
-        yield infer
 
 
 def _converted(

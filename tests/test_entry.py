@@ -7,9 +7,12 @@ import numpy as np
 import onnx
 import pytest
 
+import mlflow_e2eai
 from mlflow_e2eai import Axis, cli, jobs, tracking
+from mlflow_e2eai.bundle import FILE
 from mlflow_e2eai.entry import clean_onnx
 from mlflow_e2eai.errors import ArtifactError, InvalidInputError
+from mlflow_e2eai.report import html
 
 W = np.random.default_rng(0).standard_normal((8, 3)).astype(np.float32)
 AXES = {"x": {0: Axis("N", min=1, opt=4, max=16)}}
@@ -42,8 +45,10 @@ def test_an_onnx_file_goes_the_way_from_clean_on(store, path, capsys):
     children = {run.info.run_id for run in runs} - {top.info.run_id}
     assert children == {raw.source_run_id, cleaned.source_run_id}
     half = jobs.convert(cleaned.model_id, precision="fp16")
-    evidence = {entry.variant: entry for entry in jobs.evaluate(half)}
-    assert evidence["onnxruntime-cpu/fp16"].passed
+    first, second = jobs.evaluate(half)
+    assert (first.variant, first.sha256) == ("onnxruntime-cpu/raw", None)  # the reference
+    assert (second.variant, second.before) == ("onnxruntime-cpu/fp16", "onnxruntime-cpu/raw")
+    assert second.passed
     graph = mlflow.onnx.load_model(cleaned.model_uri).graph
     assert [node.op_type for node in graph.node] == ["MatMul", "Relu"]
     assert graph.output[0].type.tensor_type.shape.dim[0].dim_param == "N"
@@ -99,6 +104,78 @@ def test_compile_and_bisect_take_a_chain_that_a_file_began(store, path):
     assert tracking.resolve(engine).tags[tracking.PARENT] == cleaned
     found, _ = jobs.bisect(cleaned)
     assert (found.nodes, found.suspects) == ((), 2)
+
+
+def numbers(model):
+    x = np.random.default_rng(1).standard_normal((5, 8)).astype(np.float32)
+    return model({"x": x})["y"], np.maximum(x @ W, 0)
+
+
+def test_a_chain_that_a_file_began_ends_in_a_version(store, path, capsys):
+    cleaned = clean_onnx(path, dynamic_axes=AXES)
+    words = ["--model-uri", cleaned, "--registered-model-name", "given", "--targets", "sm86"]
+    assert cli.main(["pipeline", *words]) == cli.DONE
+    assert "models:/given/1" in capsys.readouterr().out.splitlines()
+    model = mlflow_e2eai.load_model("models:/given/1")
+    np.testing.assert_allclose(*numbers(model), rtol=1e-5)
+    manifest = model.manifest
+    assert (manifest.source_model, manifest.export) == (None, None)
+    assert manifest.graphs[0].parent_sha256 == tracking.resolve(cleaned).tags["e2eai.parent_sha256"]
+    assert [entry.variant for entry in manifest.evidence if entry.sha256 is None] == [FILE]
+    page = html(manifest)
+    assert "From the ONNX file to each file" in page
+    assert "PyTorch" not in page
+    assert mlflow_e2eai.promote("given", "1").promoted
+    # What comes after stands on the raw graph that is there, which is not logged again.
+    raws = [
+        logged
+        for logged in mlflow.search_logged_models(output_format="list")
+        if logged.tags[tracking.STAGE] == "export"
+    ]
+    assert len(raws) == 1
+
+
+def test_a_file_is_logged_by_its_path_and_saved(store, path, tmp_path):
+    info = mlflow_e2eai.log_model(str(path), "given", dynamic_axes=AXES, precisions=("fp32",))
+    np.testing.assert_allclose(*numbers(mlflow_e2eai.load_model(info.model_uri)), rtol=1e-5)
+    package = tracking.resolve(info.model_uri)
+    raw = tracking.ancestor(package, ("export",))
+    assert (raw.name, tracking.PARENT in raw.tags) == ("given-raw", False)
+    mlflow_e2eai.save_model(path, tmp_path / "saved", dynamic_axes=AXES, precisions=("fp32",))
+    np.testing.assert_allclose(*numbers(mlflow_e2eai.load_model(tmp_path / "saved")), rtol=1e-5)
+
+
+def test_evaluation_data_judges_what_a_file_began(store, path):
+    x = np.random.default_rng(2).standard_normal((40, 8)).astype(np.float32)
+    info = mlflow_e2eai.log_model(
+        path,
+        "given",
+        input_example={"x": x[:4]},
+        dynamic_axes=AXES,
+        precisions=("fp32",),
+        evaluation_data=({"x": x}, np.argmax(np.maximum(x @ W, 0), 1)),
+    )
+    evidence = mlflow_e2eai.load_model(info.model_uri).manifest.evidence
+    assert {entry.variant: entry.task["accuracy"] for entry in evidence if entry.task} == {
+        FILE: 1.0,
+        "onnxruntime-cpu/fp32": 1.0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"exporter": "trace"}, "exporter is for PyTorch models"),
+        ({"opset": 20}, "opset is for PyTorch models"),
+        ({"dynamic_axes": AXES}, "axes of an ONNX file are named when it comes in"),
+    ],
+)
+def test_what_only_an_exporter_heeds_is_refused_for_a_file(store, path, options, words):
+    cleaned = clean_onnx(path, dynamic_axes=AXES)
+    before = len(mlflow.search_logged_models(output_format="list"))
+    with pytest.raises(InvalidInputError, match=words):
+        jobs.package(cleaned, name="given", **options)
+    assert len(mlflow.search_logged_models(output_format="list")) == before
 
 
 def test_clean_takes_a_chain_or_a_file(capsys):

@@ -37,6 +37,7 @@ from mlflow_e2eai.errors import (
 )
 from mlflow_e2eai.files import from_json
 from mlflow_e2eai.precision import PrecisionReport
+from mlflow_e2eai.settings import Settings
 from mlflow_e2eai.surgery import plan_from
 
 
@@ -388,7 +389,7 @@ def test_the_pipeline_keeps_the_nodes_of_its_settings_in_fp32(keep, right, tmp_p
     manifest, _ = pipeline.build(
         given["model"],
         given["input_example"],
-        pipeline.Settings(dynamic_axes=AXES, keep_fp32=keep),
+        Settings(dynamic_axes=AXES, keep_fp32=keep),
         work=tmp_path,
         recorder=recorder,
     )
@@ -402,7 +403,7 @@ def test_the_pipeline_guards_fp16_and_the_manifest_says_how(tmp_path):
     manifest, _ = pipeline.build(
         given["model"],
         given["input_example"],
-        pipeline.Settings(dynamic_axes=AXES),
+        Settings(dynamic_axes=AXES),
         work=tmp_path,
         recorder=recorder,
     )
@@ -418,7 +419,7 @@ def test_a_precision_that_holds_no_node_is_refused_and_the_pipeline_goes_on(tmp_
     manifest, _ = pipeline.build(
         given["model"],
         loud,
-        pipeline.Settings(dynamic_axes=AXES),
+        Settings(dynamic_axes=AXES),
         work=tmp_path,
         recorder=recording.Silent(),
     )

@@ -22,8 +22,8 @@ from mlflow_e2eai.errors import ArtifactError, InvalidInputError, RunnerError
 from mlflow_e2eai.exporter import export
 from mlflow_e2eai.files import sha256_of
 from mlflow_e2eai.libraries import copied, fetched, loadable, named, native_allowed
-from mlflow_e2eai.pipeline import Settings
 from mlflow_e2eai.precision import convert
+from mlflow_e2eai.settings import Settings
 from mlflow_e2eai.surgery import DEFAULT_PLAN, clean, plan_from
 
 pytest.importorskip("onnxruntime_extensions")

@@ -125,8 +125,8 @@ def test_what_is_advisory_is_shown_and_does_not_count():
         "large numbers",
         "evaluation data",
         "2.4e-06 mean 2.7e-07 6.0e-07 limit 1.0e-03 129 RMSE 3.4e-07",
-        "2.13% of 7,300 91.00% top 5 100% 1.0e-08 PyTorch 0",
-        "First wrong element: sample 2, [0, 3] is -4.75; PyTorch has 1.25.",
+        "2.13% of 7,300 91.00% top 5 100% 1.0e-08 reference 0",
+        "First wrong element: sample 2, [0, 3] is -4.75; the reference has 1.25.",
     ],
 )
 def test_every_number_of_a_comparison_is_there(words):

@@ -262,7 +262,7 @@ def test_the_surgery_is_counted():
 def test_lineage_goes_from_the_pytorch_model_to_every_file():
     text = Page(html(full(), origin=ORIGIN)).text()
 
-    order = ["PyTorch model m-source", "raw graph", "model.onnx ONNX in fp32", "m-graph"]
+    order = ["PyTorch module m-source", "raw graph", "model.onnx ONNX in fp32", "m-graph"]
     order += ["engines/rtx.engine engine in fp32 for tensorrt_rtx-sm86, 1.6", "m-engine"]
     at = [text.index(part) for part in order]
     assert at == sorted(at)

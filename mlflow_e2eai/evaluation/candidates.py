@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from functools import partial
 
 from mlflow_e2eai.artifacts import EngineArtifact, OnnxArtifact, variant_name
-from mlflow_e2eai.bundle import RAW, step_of
+from mlflow_e2eai.bundle import RAW, TORCH, step_of
 from mlflow_e2eai.isolation import Opener
 from mlflow_e2eai.runners import onnxruntime_devices
 from mlflow_e2eai.variants import engine_variant, graph_variant, is_emulated, raw_runner, runner
 
 EXPORT = "export"
-TORCH = variant_name("torch", "fp32")
 
 _EMULATED = (
     "ONNX Runtime has no bf16 kernels for the CPU: its numbers here come from fp32 kernels with "
@@ -60,9 +59,12 @@ class Variant:
 
 
 def variants_of(
-    graphs: Sequence[OnnxArtifact], engines: Sequence[EngineArtifact], raw: OnnxArtifact | None
+    graphs: Sequence[OnnxArtifact],
+    engines: Sequence[EngineArtifact],
+    raw: OnnxArtifact | None,
+    reference: str,
 ) -> dict[str, Variant]:
-    """All variants by name, each after the one that it was made of."""
+    """All variants by name, each after the one that it was made of, the reference before all."""
     plain = {graph.sha256: graph_variant(graph, "cpu") for graph in graphs}
     found: dict[str, Variant] = {}
 
@@ -73,10 +75,10 @@ def variants_of(
     if raw is not None:
         name = variant_name("onnxruntime-cpu", RAW)
         opener = partial(raw_runner, raw, graphs[0])
-        found[name] = Variant(name=name, artifact=raw, step=EXPORT, before=TORCH, opener=opener)
+        found[name] = Variant(name=name, artifact=raw, step=EXPORT, before=reference, opener=opener)
         plain[raw.sha256] = name
     for graph in graphs:
-        before = plain.get(graph.parent_sha256 or "", TORCH)
+        before = plain.get(graph.parent_sha256 or "", reference)
         step = step_of(graph, "onnxruntime-cpu")
         step = "export or clean" if before == TORCH and step == "clean" else step
         add(graph_variant(graph, "cpu"), graph, step, before)
@@ -89,5 +91,5 @@ def variants_of(
             add(graph_variant(graph, device), graph, step, plain[graph.sha256])
     for engine in engines:
         step = step_of(engine, str(engine.target))
-        add(engine_variant(engine), engine, step, plain.get(engine.parent_sha256, TORCH))
+        add(engine_variant(engine), engine, step, plain.get(engine.parent_sha256, reference))
     return found

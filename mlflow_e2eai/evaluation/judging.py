@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 
 from mlflow_e2eai.artifacts import EngineArtifact, Infer, OnnxArtifact, Tensors
-from mlflow_e2eai.bundle import Evidence
+from mlflow_e2eai.bundle import TORCH, Evidence
 from mlflow_e2eai.errors import E2EAIError, EngineMismatchError, MissingDependencyError, RunnerError
 from mlflow_e2eai.evaluation.blame import blamed
-from mlflow_e2eai.evaluation.candidates import TORCH, Variant, variants_of
+from mlflow_e2eai.evaluation.candidates import Variant, variants_of
 from mlflow_e2eai.evaluation.questions import Questions, edges_of, magnitudes_of
 from mlflow_e2eai.isolation import Opener, isolated, isolated_together
 from mlflow_e2eai.latency import BUDGET_S, LatencyReport, benchmark
@@ -24,18 +24,20 @@ def evaluate(
     engines: Sequence[EngineArtifact],
     example: Tensors,
     *,
+    name: str = TORCH,
     raw: OnnxArtifact | None = None,
     evaluation: EvaluationData | None = None,
     batch_sizes: Sequence[int] = (),
     timed: Infer | None = None,
 ) -> tuple[list[Evidence], dict[str, LatencyReport]]:
-    """Judge every variant against the PyTorch module, and measure all of them together.
+    """Judge every variant against a reference, and measure all of them together.
 
     Args:
-        reference: The PyTorch module, under the names of the graphs.
+        reference: The PyTorch module, as a rule, under the names of the graphs.
         graphs: The graphs; ONNX Runtime runs each on every device that it has here.
         engines: Engines. One that this machine cannot run is recorded as not measured.
         example: One array for each input.
+        name: The variant that is the reference.
         raw: The graph as it was exported, to tell what export did from what cleaning did.
         evaluation: Labelled data.
         batch_sizes: Sizes of the leading axis at which latency is measured beside the corners of
@@ -43,16 +45,17 @@ def evaluate(
         timed: The module alone, where the reference asks others for some of the outputs.
 
     Returns:
-        Evidence for each variant, the PyTorch module first, and latency by corner of the profile
+        Evidence for each variant, the reference first, and latency by corner of the profile
         and by batch size.
 
     Raises:
         InvalidInputError: The profile does not admit a batch size, or a task metric does not take
-            what the PyTorch module answers.
+            what the reference answers.
     """
     sizes = batch_samples(example, graphs[0], batch_sizes)
     corners = profile_samples(example, graphs[0])
     questions = Questions(
+        name=name,
         reference=reference,
         corners=corners,
         other=other_sample(example, graphs[0], reference) if len(corners) == 1 else None,
@@ -61,20 +64,20 @@ def evaluate(
         graph=graphs[0],
         evaluation=evaluation,
     )
-    variants = variants_of(graphs, engines, raw)
-    infers: dict[str, Infer] = {TORCH: reference}
-    evidence = {TORCH: questions.of_the_reference()}
+    variants = variants_of(graphs, engines, raw, name)
+    infers: dict[str, Infer] = {name: reference}
+    evidence = {name: questions.of_the_reference()}
     with ExitStack() as stack:
-        for name, variant in progress(variants.items(), "evaluate", unit="variants"):
+        for each, variant in progress(variants.items(), "evaluate", unit="variants"):
             try:
                 there = stack.enter_context(isolated(variant.opener))
             except (EngineMismatchError, MissingDependencyError, RunnerError) as error:
-                evidence[name] = _not_measured(variant, error)
+                evidence[each] = _not_measured(variant, error)
                 continue
             before = infers.get(variant.before)
-            evidence[name] = questions.of(variant, there, before)
-            infers[name] = there
-    latency = _timed(timed or reference, variants, evidence, {**corners, **sizes})
+            evidence[each] = questions.of(variant, there, before)
+            infers[each] = there
+    latency = _timed({name: timed or reference}, variants, evidence, {**corners, **sizes})
     return blamed(evidence, variants), latency
 
 
@@ -85,7 +88,7 @@ def _not_measured(variant: Variant, error: E2EAIError) -> Evidence:
 
 
 def _timed(
-    reference: Infer,
+    reference: Mapping[str, Infer],
     variants: Mapping[str, Variant],
     evidence: dict[str, Evidence],
     samples: Mapping[str, Tensors],
@@ -106,7 +109,7 @@ def _timed(
         }
         if not sound:
             return latency | {
-                label: benchmark({TORCH: reference}, sample, budget_s=BUDGET_S)
+                label: benchmark(reference, sample, budget_s=BUDGET_S)
                 for label, sample in left.items()
             }
         try:
@@ -120,7 +123,7 @@ def _timed(
 
 
 def _together(
-    reference: Infer,
+    reference: Mapping[str, Infer],
     openers: Mapping[str, Opener],
     samples: Mapping[str, Tensors],
     latency: dict[str, LatencyReport],
@@ -129,5 +132,5 @@ def _together(
     with isolated_together(openers) as there:
         for label, sample in progress(samples.items(), "measure latency", unit="sizes"):
             latency[label] = there.benchmark(
-                dict.fromkeys(openers, sample), {TORCH: reference}, budget_s=BUDGET_S
+                dict.fromkeys(openers, sample), reference, budget_s=BUDGET_S
             )

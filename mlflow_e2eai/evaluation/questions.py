@@ -12,7 +12,7 @@ import numpy as np
 from mlflow_e2eai.artifacts import Array, Infer, OnnxArtifact, Tensors
 from mlflow_e2eai.bundle import ADVISORY, Evidence
 from mlflow_e2eai.errors import InvalidInputError, RunnerError
-from mlflow_e2eai.evaluation.candidates import TORCH, Variant
+from mlflow_e2eai.evaluation.candidates import Variant
 from mlflow_e2eai.isolation import Isolated, isolated_onnxruntime
 from mlflow_e2eai.parity import REPEATS, ParityReport, compare
 from mlflow_e2eai.samples import EvaluationData, edge_samples, scores
@@ -31,6 +31,7 @@ class Questions:
     """What every variant is asked.
 
     Attributes:
+        name: The variant that is the reference.
         reference: Gives the right answers.
         corners: The input example at every corner of the profile.
         other: Another sample, for where there is only one corner.
@@ -41,6 +42,7 @@ class Questions:
         evaluation: Labelled data.
     """
 
+    name: str
     reference: Infer
     corners: Mapping[str, Tensors]
     other: Tensors | None
@@ -50,12 +52,12 @@ class Questions:
     evaluation: EvaluationData | None
 
     def of_the_reference(self) -> Evidence:
-        """The module against itself tells whether it answers one question the same way twice."""
+        """The reference against itself tells whether it answers one question the same way twice."""
         report = compare(
             self.reference, self.reference, self.corners.values(), repeats=2, threads=1
         )
         return Evidence(
-            variant=TORCH,
+            variant=self.name,
             sha256=None,
             measured=True,
             parity={"profile": report},
@@ -90,7 +92,7 @@ class Questions:
                     self.reference, samples, precision=variant.precision, **options
                 )
                 yield {"parity": dict(parity)}
-        if variant.before != TORCH and before is not None:
+        if variant.before != self.name and before is not None:
             yield {"against_before": self._against(before, variant, there)}
         if variant.shipped and self.evaluation is not None:
             yield {"task": self.task(there)}

@@ -122,7 +122,7 @@ def _key_facts(manifest: Manifest, ratios: Mapping[str, Ratio]) -> Markup | None
         if ratio is not None:
             facts.append(
                 (
-                    "Its time against PyTorch's",
+                    "Its time against the reference's",
                     tables.factor_text(ratio.value),
                     tables.bounds_text(ratio),
                 )
@@ -145,7 +145,7 @@ def variants_section(manifest: Manifest, ratios: Mapping[str, Ratio]) -> Section
     glyphs = interval_glyphs(ratios)
     size = "" if report is None else f" at {report.items}"
     reference = reference_of(manifest)
-    against = "the PyTorch module" if reference is None else reference
+    against = "the reference" if reference is None else reference
     columns = [
         Column("Variant"),
         Column("Outcome"),

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from mlflow_e2eai.bundle import ADVISORY, Evidence, Manifest, on_what
 from mlflow_e2eai.latency import LatencyReport
-from mlflow_e2eai.report.facts import is_raw, outcome_of
+from mlflow_e2eai.report.facts import is_raw, outcome_of, subject_of
 from mlflow_e2eai.report.figures import places
 from mlflow_e2eai.report.markup import Markup, element, join, sentence
 from mlflow_e2eai.report.tables import Section, icon
@@ -46,7 +46,8 @@ def doubts_part(manifest: Manifest) -> Markup | None:
 def _doubts(manifest: Manifest) -> Iterator[object]:
     outcomes = [outcome_of(entry) for entry in manifest.evidence]
     if "unsteady" in outcomes:
-        yield "The PyTorch module does not agree with itself: what is held against it means little."
+        subject = subject_of(manifest)
+        yield f"The {subject} does not agree with itself: what is held against it means little."
     if any(is_raw(entry) and not entry.passed for entry in manifest.evidence):
         yield "The graph differs from the PyTorch module as it was exported, before any other step."
     if count := outcomes.count("unmeasured"):

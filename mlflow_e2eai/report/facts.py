@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from mlflow_e2eai.bundle import ADVISORY, RAW, Evidence, Manifest
+from mlflow_e2eai.bundle import ADVISORY, FILE, RAW, Evidence, Manifest
 from mlflow_e2eai.latency import LatencyReport, Ratio
 from mlflow_e2eai.precision import PrecisionReport
 
@@ -91,7 +91,7 @@ def outcome_of(entry: Evidence) -> Outcome:
 
 def is_raw(entry: Evidence) -> bool:
     """Whether it is of the graph as it was exported, which the bundle does not hold."""
-    return entry.variant.rpartition("/")[2] == RAW
+    return entry.sha256 is not None and entry.variant.rpartition("/")[2] == RAW
 
 
 def task_names(manifest: Manifest) -> list[str]:
@@ -107,6 +107,11 @@ def tuned(manifest: Manifest) -> LatencyReport | None:
 def reference_of(manifest: Manifest) -> str | None:
     """The variant that all others are held against, if there is evidence of it."""
     return next((entry.variant for entry in manifest.evidence if entry.sha256 is None), None)
+
+
+def subject_of(manifest: Manifest) -> str:
+    """What that is, in words."""
+    return "ONNX file" if reference_of(manifest) == FILE else "PyTorch module"
 
 
 class Ratios:
@@ -143,7 +148,7 @@ class Ratios:
 
 
 def ratios_of(manifest: Manifest, ratios: Ratios) -> dict[str, Ratio]:
-    """How many times as long as the PyTorch module each variant takes, where that can be told."""
+    """How many times as long as the reference each variant takes, where that can be told."""
     reference = reference_of(manifest)
     found = {entry.variant: ratios.of(entry.variant, reference) for entry in manifest.evidence}
     return {name: ratio for name, ratio in found.items() if ratio is not None}

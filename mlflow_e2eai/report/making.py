@@ -9,6 +9,7 @@ from mlflow_e2eai.artifacts import EngineArtifact, OnnxArtifact, TensorSpec
 from mlflow_e2eai.bundle import Manifest
 from mlflow_e2eai.exporter import ExportReport
 from mlflow_e2eai.report import tables
+from mlflow_e2eai.report.facts import subject_of
 from mlflow_e2eai.report.markup import (
     NONE,
     Markup,
@@ -64,8 +65,9 @@ def _shape(spec: TensorSpec) -> str:
 
 
 def lineage_section(manifest: Manifest, origin: Origin) -> Section:
-    """From the PyTorch model to every file, and each file's digest."""
-    root = _node("PyTorch model", None, manifest.source_model, origin)
+    """From what was given to every file, and each file's digest."""
+    subject = subject_of(manifest)
+    root = _node(subject, None, manifest.source_model, origin)
     known = {file.sha256 for file in manifest.files}
     roots: dict[str | None, list[OnnxArtifact | EngineArtifact]] = {}
     for file in manifest.files:
@@ -78,7 +80,7 @@ def lineage_section(manifest: Manifest, origin: Origin) -> Section:
     parts = [
         _whereabouts(origin),
         _exported(manifest.export),
-        element("h3", "From the PyTorch model to each file"),
+        element("h3", f"From the {subject} to each file"),
         tree,
     ]
     if manifest.files:

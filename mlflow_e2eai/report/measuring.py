@@ -9,7 +9,7 @@ from mlflow_e2eai.latency import GpuRecord, Latency, LatencyReport
 from mlflow_e2eai.parity import Element, OutputParity, ParityReport
 from mlflow_e2eai.report import tables
 from mlflow_e2eai.report.doubting import tag
-from mlflow_e2eai.report.facts import median_interval
+from mlflow_e2eai.report.facts import median_interval, subject_of
 from mlflow_e2eai.report.figures import latency_figure, pareto_figure, places
 from mlflow_e2eai.report.markup import MINUS, NONE, TIMES, Markup, element, error_text, time_text
 from mlflow_e2eai.report.tables import Column, Section, cell, group, head, number, stack
@@ -127,7 +127,8 @@ def pareto_section(manifest: Manifest) -> Section | None:
         "pareto",
         pareto_figure(manifest),
         "Lower left is better. The line joins what passed and no other beats in both error and "
-        "latency; a cross marks what failed. The PyTorch module is the measure, and not drawn.",
+        f"latency; a cross marks what failed. The {subject_of(manifest)} is the measure, and not "
+        "drawn.",
     )
     return None if picture is None else ("pareto", "Error against latency", picture)
 
@@ -136,7 +137,7 @@ def pareto_section(manifest: Manifest) -> Section | None:
 
 
 def parity_section(manifest: Manifest) -> Section | None:
-    """How each output differs from the PyTorch module's, by kind of sample."""
+    """How each output differs from the reference's, by kind of sample."""
     compared = [entry for entry in manifest.evidence if entry.parity]
     if not compared:
         return None
@@ -146,11 +147,11 @@ def parity_section(manifest: Manifest) -> Section | None:
         *(Column(name, number=True) for name in names),
     ]
     caption = (
-        "Differences from the PyTorch module's answers. “Relative” is the largest one as a share "
-        "of the largest magnitude in its sample, and what the limit is on; “outside” is the share "
-        "of elements beyond the limit; “noise” is what two answers to one question differ by. The "
-        "corners of the profile are the input example at its smallest, usual and largest sizes. "
-        "Large numbers are shown, and do not decide."
+        f"Differences from the {subject_of(manifest)}'s answers. “Relative” is the largest one as "
+        "a share of the largest magnitude in its sample, and what the limit is on; “outside” is "
+        "the share of elements beyond the limit; “noise” is what two answers to one question "
+        "differ by. The corners of the profile are the input example at its smallest, usual and "
+        "largest sizes. Large numbers are shown, and do not decide."
     )
     return (
         "parity",
@@ -187,7 +188,7 @@ def _output(output: OutputParity, tolerance: float) -> tuple[Markup, ...]:
     limit = tolerance if math.isnan(output.tolerance) else output.tolerance
     strange = output.reference_nonfinite or output.candidate_nonfinite or output.nonfinite_count
     nonfinite = (
-        f"not finite: {output.candidate_nonfinite:,}, PyTorch {output.reference_nonfinite:,}"
+        f"not finite: {output.candidate_nonfinite:,}, reference {output.reference_nonfinite:,}"
         if strange
         else None
     )
@@ -205,7 +206,7 @@ def _output(output: OutputParity, tolerance: float) -> tuple[Markup, ...]:
         ),
         number(stack(_share(output.outside_share), f"of {output.elements:,}", nonfinite)),
         number(stack(_share(output.argmax_agreement), _top5(output))),
-        number(stack(error_text(output.noise), f"PyTorch {error_text(output.reference_noise)}")),
+        number(stack(error_text(output.noise), f"reference {error_text(output.reference_noise)}")),
     )
 
 
@@ -235,6 +236,6 @@ def _share(value: float | None) -> str:
 def _element(found: Element) -> str:
     place = ", ".join(map(str, found.index))
     return (
-        f"First wrong element: sample {found.sample}, [{place}] is {found.candidate}; PyTorch has "
-        f"{found.reference}."
+        f"First wrong element: sample {found.sample}, [{place}] is {found.candidate}; the "
+        f"reference has {found.reference}."
     )

@@ -57,7 +57,7 @@ def plots(manifest: Manifest) -> dict[str, bytes]:
     Returns:
         ``latency.png``, the median latency of each variant against the size of a call,
         ``pareto.png``, its largest error against its latency, and ``steps.png``, the largest error
-        of each step against the PyTorch module and against the step before.
+        of each step against the reference and against the step before.
     """
     found = {
         "latency.png": _latency(manifest),
@@ -166,7 +166,7 @@ def _steps(manifest: Manifest) -> bytes | None:
     files = {file.sha256: file for file in manifest.files}
     entries = [e for e in in_order(manifest.evidence) if e.against_before][:_MOST_STEPS]
     series = {
-        "against PyTorch": _errors([entry.parity.get("profile") for entry in entries]),
+        "against the reference": _errors([entry.parity.get("profile") for entry in entries]),
         "against the step before": _errors([entry.against_before for entry in entries]),
     }
     scale = log_scale([error for points in series.values() for _, error, _ in points], 0, 1)

@@ -6,17 +6,17 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 from mlflow_e2eai.artifacts import EngineArtifact, OnnxArtifact
-from mlflow_e2eai.bundle import Evidence, Manifest, step_of
+from mlflow_e2eai.bundle import FILE, Evidence, Manifest, step_of
 from mlflow_e2eai.parity import ParityReport
 from mlflow_e2eai.report import tables
-from mlflow_e2eai.report.facts import Ratios, is_raw
+from mlflow_e2eai.report.facts import Ratios, is_raw, subject_of
 from mlflow_e2eai.report.figures import interval_glyphs
 from mlflow_e2eai.report.markup import NONE, Markup, element, error_text, sentence
 from mlflow_e2eai.report.tables import Column, Section, cell, group, head, number, stack
 
 
 def steps_section(manifest: Manifest, ratios: Ratios) -> Section | None:
-    """Each step on the way to a variant, held against PyTorch and against the step before it."""
+    """Each step on the way to a variant, held against the reference and the step before it."""
     entries = [entry for entry in in_order(manifest.evidence) if entry.measured]
     if not any(entry.before for entry in entries):
         return None
@@ -26,7 +26,7 @@ def steps_section(manifest: Manifest, ratios: Ratios) -> Section | None:
     columns = [
         Column("Step"),
         Column("Variant"),
-        Column("Against PyTorch"),
+        Column("Against the reference"),
         Column("Largest error", number=True),
         Column("Step before"),
         Column("Against it"),
@@ -36,8 +36,8 @@ def steps_section(manifest: Manifest, ratios: Ratios) -> Section | None:
     ]
     caption = (
         "What each step did, on the corners of the profile: its answers against those of the "
-        "PyTorch module, and against those of the step before it, with the 99 % interval of the "
-        "ratio of their times; “equal” where it holds 1."
+        f"{subject_of(manifest)}, and against those of the step before it, with the 99 % interval "
+        "of the ratio of their times; “equal” where it holds 1."
     )
     bodies = (
         group(
@@ -82,7 +82,7 @@ def step_name(entry: Evidence, files: Mapping[str, OnnxArtifact | EngineArtifact
         files: The files of the bundle by digest.
     """
     if entry.sha256 is None:
-        return "PyTorch module"
+        return "ONNX file" if entry.variant == FILE else "PyTorch module"
     if is_raw(entry):
         return "export"
     file = files.get(entry.sha256)

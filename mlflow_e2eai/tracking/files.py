@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from mlflow_e2eai.errors import ArtifactError
 from mlflow_e2eai.tracking.lineage import resolve
@@ -41,6 +42,20 @@ class ModelFiles:
         self._repository = get_artifact_repository(str(uri))
         target = None if directory is None else str(directory)
         self.directory = Path(self._repository.download_artifacts("MLmodel", target)).parent
+
+    def configuration(self, flavor: str) -> dict[str, Any]:
+        """What MLmodel says of a flavor; code that comes with it can be imported from then on.
+
+        Raises:
+            mlflow.exceptions.MlflowException: The model is not of that flavor.
+        """
+        from mlflow_e2eai import _compat
+
+        found: dict[str, Any] = _compat.get_flavor_configuration(self.directory, flavor)
+        if (code := found.get("code")) is not None:
+            self.fetch(code)
+        _compat.add_code_to_system_path(self.directory, found)
+        return found
 
     def fetch(self, path: str) -> None:
         """Bring a file or folder, named relative to the model, into the directory.

@@ -1,0 +1,76 @@
+"""What to make of a model, checked before anything is made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mlflow_e2eai.artifacts import Precision
+from mlflow_e2eai.engine import check_plugins, resolve
+from mlflow_e2eai.errors import InvalidInputError
+from mlflow_e2eai.exporter import DEFAULT_OPSET, Exporter
+from mlflow_e2eai.libraries import named
+from mlflow_e2eai.modules import DynamicAxes
+from mlflow_e2eai.operators import Operator
+from mlflow_e2eai.precision import check_precision
+from mlflow_e2eai.surgery import DEFAULT_PLAN, Step
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What to make of a model.
+
+    Attributes:
+        dynamic_axes: Axes whose size may vary, by input name and position.
+        exporter: See `mlflow_e2eai.export`.
+        opset: The same.
+        output_names: The same.
+        operators: The same.
+        operator_libraries: The same.
+        plugin_libraries: See `mlflow_e2eai.compile`. ONNX Runtime knows no plugins, so their
+            operators need a function too.
+        surgery: The cleaning plan.
+        precisions: What to make graphs and engines in; the graph in fp32 is always made, and
+            ``tf32`` makes engines of it.
+        targets: What to build engines for.
+        keep_fp32: Nodes that stay in fp32 in the other precisions; see `mlflow_e2eai.convert`.
+        batch_sizes: Sizes of the leading axis at which latency is measured too.
+
+    Raises:
+        InvalidInputError: There is no such precision or target, a target cannot be built here,
+            tf32 is wanted without a target, an operator's function is not valid, or a library is
+            not there.
+        MissingDependencyError: A target's TensorRT is not installed.
+    """
+
+    dynamic_axes: DynamicAxes = field(default_factory=dict)
+    exporter: Exporter = "auto"
+    opset: int = DEFAULT_OPSET
+    output_names: Sequence[str] | None = None
+    operators: Sequence[Operator] = ()
+    operator_libraries: Sequence[Path] = ()
+    plugin_libraries: Sequence[Path] = ()
+    surgery: Sequence[Step] = DEFAULT_PLAN
+    precisions: Sequence[Precision] = ("fp32", "fp16")
+    targets: Sequence[str] = ()
+    keep_fp32: Sequence[str] = ()
+    batch_sizes: Sequence[int] = ()
+
+    def __post_init__(self) -> None:
+        # All of it before any work: nobody wants to learn of a typing error after the export.
+        for precision in self.precisions:
+            check_precision(precision)
+        for target in self.targets:
+            check_plugins(resolve(target), named(self.plugin_libraries))
+        if "tf32" in self.precisions and not self.targets:
+            msg = (
+                "precisions names tf32, which is how an engine computes, and there are no targets; "
+                "give targets to build engines for, or leave tf32 out."
+            )
+            raise InvalidInputError(msg)
+        for operator in self.operators:
+            operator.proto()
+        named(self.operator_libraries)
+        for step in self.surgery:
+            step.bound()
