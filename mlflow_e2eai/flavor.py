@@ -361,6 +361,7 @@ def load_model(
     *,
     variant: str | None = None,
     goal: str = "latency",
+    split: bool = False,
     fallback: bool = True,
     allow_native: Sequence[str] = (),
 ) -> LoadedModel:
@@ -374,8 +375,8 @@ def load_model(
         dst_path: An existing directory to download to.
         variant: The variant to run, for example ``onnxruntime-cpu/fp16``; by default the best.
         goal: What it is to be best at: ``latency``, ``latency@8`` for calls of 8 items,
-            ``throughput`` or ``memory``; see `variants.load`, also for the order where nothing was
-            measured on such a machine.
+            ``throughput`` or ``memory``; see `variants.load`, also for where nothing was measured.
+        split: Cut batches that are too large for the profile, and fill those that are too small.
         fallback: Take the next variant when a better one cannot run; if False, that is an error.
         allow_native: Libraries in the model that may be loaded, by file name, for example
             ``libortextensions.so``: they are native code, and run what they like.
@@ -394,6 +395,7 @@ def load_model(
         files.directory / data,
         variant=variant,
         goal=goal,
+        split=split,
         fallback=fallback,
         allow_native=allow_native,
         fetch=lambda path: files.fetch(Path(data, path).as_posix()),

@@ -28,6 +28,7 @@ BUNDLE = "bundle"
 MODEL_CONFIG: dict[str, Any] = {
     "variant": None,
     "goal": "latency",
+    "split": False,
     "fallback": True,
     "allow_native": [],
 }

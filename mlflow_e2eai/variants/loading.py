@@ -11,6 +11,7 @@ from mlflow_e2eai.artifacts import EngineArtifact, OnnxArtifact
 from mlflow_e2eai.bundle import MANIFEST, Manifest, located, read
 from mlflow_e2eai.errors import E2EAIError, EngineMismatchError, RunnerError
 from mlflow_e2eai.libraries import native_allowed
+from mlflow_e2eai.variants.batching import within
 from mlflow_e2eai.variants.choosing import Candidates, Choice, Goal
 from mlflow_e2eai.variants.model import Model
 from mlflow_e2eai.variants.running import artifact_of, engine_variant, runner
@@ -21,6 +22,7 @@ def load(
     *,
     variant: str | None = None,
     goal: str = "latency",
+    split: bool = False,
     fallback: bool = True,
     allow_native: Sequence[str] = (),
     fetch: Callable[[Path], object] = lambda _: None,
@@ -38,6 +40,10 @@ def load(
         variant: The variant to run, by name; by default the best.
         goal: What it is to be best at: ``latency``, ``latency@8`` for calls of 8 items,
             ``throughput`` or ``memory``; see `Goal`.
+        split: Cut batches that are larger than the profile's max, and fill those below its min,
+            where the first axis of every input and output is the same dynamic one; see
+            `batching.within`. If False, an engine refuses such a batch, and ONNX Runtime, which
+            has no profile, runs it as it is.
         fallback: Take the next variant when a better one cannot run. If False, that is an error.
         allow_native: Libraries in the bundle that may be loaded, by file name.
         fetch: Called with each file, relative to the directory, before it is read, to bring it
@@ -60,7 +66,7 @@ def load(
     def opened(choice: Choice) -> Model:
         for path in _files(artifact_of(choice.variant, manifest.graphs, manifest.engines)):
             fetch(path)
-        return _open(placed, choice)
+        return _open(placed, choice, split=split)
 
     if variant is not None:
         return opened(candidates.named(variant))
@@ -101,8 +107,11 @@ def _files(artifact: OnnxArtifact | EngineArtifact) -> list[Path]:
     return [artifact.path, *weights, *libraries]
 
 
-def _open(manifest: Manifest, choice: Choice) -> Model:
+def _open(manifest: Manifest, choice: Choice, *, split: bool) -> Model:
+    artifact = artifact_of(choice.variant, manifest.graphs, manifest.engines)
     with ExitStack() as stack:
         opened = runner(choice.variant, manifest.graphs, manifest.engines, spinning=True)
         infer = stack.enter_context(opened)
+        if split or isinstance(artifact, EngineArtifact):
+            infer = within(infer, manifest.inputs, manifest.outputs, artifact.axes, split=split)
         return Model(manifest, choice, infer, stack.pop_all())

@@ -40,8 +40,10 @@ class Model:
         """Run the model.
 
         Args:
-            inputs: One array or tensor for the only input, or a mapping of names to them. Where
-                the PyTorch module took nested arguments, these will do too.
+            inputs: One array or tensor for the only input, or a mapping of names to them: NumPy
+                arrays, torch tensors on any device, and what else speaks DLPack on the CPU, none
+                of which is copied there. Where the PyTorch module took nested arguments, these
+                will do too.
             **named: The same, by keyword.
 
         Returns:
@@ -141,9 +143,11 @@ def _as_arrays(given: Mapping[str, Any]) -> tuple[Any, dict[str, Array]]:
             if torch is not None and isinstance(value, torch.Tensor):
                 device = value.device
                 arrays[name] = value.detach().cpu().numpy()
+            elif hasattr(value, "__dlpack__") and not isinstance(value, np.ndarray):
+                arrays[name] = np.from_dlpack(value)
             else:
                 arrays[name] = np.asarray(value)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RuntimeError, BufferError) as error:
             msg = f"Input {name!r} is no array of numbers: {error}; convert it to one."
             raise InvalidInputError(msg) from error
     return device, arrays
