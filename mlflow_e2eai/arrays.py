@@ -19,11 +19,12 @@ if TYPE_CHECKING:
 
 
 def corners(axes: tuple[Axis, ...]) -> dict[str, dict[str, int]]:
-    """The corners of a profile: each axis at its min, all at opt, each axis at its max.
+    """The corners of a profile: each axis at min, all at opt, each at max, and each at its buckets.
 
     Returns:
         Sizes by axis name, under a label. Two axes give ``min``, ``opt``, ``max`` and the mixed
-        corners; a profile with no axes gives ``static``.
+        corners; a bucket gives ``N=32``, with the other axes at opt; a profile with no axes gives
+        ``static``.
     """
     if not axes:
         return {"static": {}}
@@ -33,6 +34,8 @@ def corners(axes: tuple[Axis, ...]) -> dict[str, dict[str, int]]:
     for axis in axes:
         if len(axes) > 1:
             found[f"max {axis.name}, min others"] = {**found["min"], axis.name: axis.max}
+        for size in axis.buckets:
+            found[f"{axis.name}={size}"] = {**found["opt"], axis.name: size}
     unique: dict[str, dict[str, int]] = {}
     for label, sizes in found.items():
         if sizes not in unique.values():

@@ -20,7 +20,7 @@ from mlflow_e2eai.artifacts import (
     variant_name,
 )
 from mlflow_e2eai.beginning import begun
-from mlflow_e2eai.bundle import TORCH, Evidence, Manifest
+from mlflow_e2eai.bundle import Evidence, Manifest
 from mlflow_e2eai.context import driver_version, gpu_name, processor_name
 from mlflow_e2eai.engine import compile, resolve, why_not_built
 from mlflow_e2eai.errors import PrecisionError
@@ -94,7 +94,7 @@ def build(
                 engines,
                 example,
                 name=beginning.name,
-                raw=raw if beginning.name == TORCH else None,  # else it is the reference
+                raw=raw,
                 evaluation=evaluation,
                 batch_sizes=settings.batch_sizes,
                 timed=bridge(reference, raw, cleaned),

@@ -1,4 +1,4 @@
-"""A runner in a process of its own: what native code does there is a result, not an end.
+"""Native code in a process of its own: what it does there is a result, not an end.
 
 A crash, a hang or a kill for memory ends that process, and reaches the caller as a `RunnerError`
 that says what was being asked. Whole pieces of work are done over there: a comparison runs beside
@@ -22,6 +22,7 @@ from mlflow_e2eai.isolation.caller import (
     isolated_together,
     onnxruntime_ahead,
 )
+from mlflow_e2eai.isolation.process import Process
 
 __all__ = [
     "PATIENCE_S",
@@ -29,6 +30,7 @@ __all__ = [
     "Isolated",
     "Opened",
     "Opener",
+    "Process",
     "Together",
     "isolated",
     "isolated_onnxruntime",
