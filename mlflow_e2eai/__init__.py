@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from mlflow_e2eai.artifacts import Axis as Axis
+    from mlflow_e2eai.artifacts import BuildSettings as BuildSettings
     from mlflow_e2eai.bisection import bisect as bisect
     from mlflow_e2eai.engine import compile as compile
     from mlflow_e2eai.exporter import export as export
@@ -26,9 +27,11 @@ if TYPE_CHECKING:
     from mlflow_e2eai.precision import convert as convert
     from mlflow_e2eai.registry import promote as promote
     from mlflow_e2eai.surgery import clean as clean
+    from mlflow_e2eai.triton import export_triton as export_triton
 
 _HOMES = {
     "Axis": "artifacts",
+    "BuildSettings": "artifacts",
     "Operator": "operators",
     "benchmark": "latency",
     "bisect": "bisection",
@@ -37,6 +40,7 @@ _HOMES = {
     "compile": "engine",
     "convert": "precision",
     "export": "exporter",
+    "export_triton": "triton",
     "load_model": "flavor",
     "log_model": "flavor",
     "promote": "registry",

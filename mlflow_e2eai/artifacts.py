@@ -26,6 +26,8 @@ Infer: TypeAlias = Callable[[Tensors], Tensors]
 Precision: TypeAlias = Literal["fp32", "tf32", "fp16", "bf16", "int8", "fp8"]
 """What a model computes in. No graph is in tf32: it is how an engine of the fp32 graph computes."""
 
+_HIGHEST_LEVEL = 5  # of `IBuilderConfig.builder_optimization_level`
+
 PRECISIONS: tuple[Precision, ...] = ("fp32", "tf32", "fp16", "bf16", "int8", "fp8")
 
 
@@ -41,10 +43,11 @@ class Axis:
         opt: The size that engines are tuned for.
         max: Largest size.
         multiple: Every size is a multiple of this, as where a model merges pixels in groups.
+        buckets: Sizes that engines are tuned for one by one, beside all from min to max.
 
     Raises:
-        InvalidInputError: The sizes are not ``1 <= min <= opt <= max`` or no multiples, or the name
-            is no identifier.
+        InvalidInputError: The sizes are not ``1 <= min <= opt <= max`` or no multiples, the buckets
+            are not in order and among them, or the name is no identifier.
     """
 
     name: str
@@ -52,6 +55,7 @@ class Axis:
     opt: int = field(kw_only=True)
     max: int = field(kw_only=True)
     multiple: int = field(default=1, kw_only=True)
+    buckets: tuple[int, ...] = field(default=(), kw_only=True)
 
     def __post_init__(self) -> None:
         if not self.name.isidentifier():
@@ -67,6 +71,12 @@ class Axis:
             msg = (
                 f"Axis {self.name!r} has min={self.min}, opt={self.opt}, max={self.max}, but "
                 f"multiples of {self.multiple} are wanted; round them."
+            )
+            raise InvalidInputError(msg)
+        if list(self.buckets) != sorted(filter(self.admits, set(self.buckets))):
+            msg = (
+                f"Axis {self.name!r} has the buckets {list(self.buckets)}, but sizes of {self}, "
+                f"each once and in order, are wanted."
             )
             raise InvalidInputError(msg)
 
@@ -203,21 +213,78 @@ class OnnxArtifact:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """What an engine is for.
+    """What an engine is for; `engine.parse` reads what it is written as.
 
     Attributes:
         backend: The library that builds and runs it.
-        compute_capability: NVIDIA's name of the GPU generation, for example ``sm86``.
+        compute_capability: NVIDIA's name of the GPU generation, for example ``sm86``; several with
+            ``+`` between; empty for every GPU from Ampere (``sm80``) on, later ones too.
         gpu_name: The one GPU model that the engine is bound to, or None when it runs on every GPU
             of the compute capability.
+        version: TensorRT's major version; None for TensorRT-RTX, and for what was stored before
+            it was kept.
+        compatible: Whether TensorRT gives up some speed so that the engine is bound to no model.
     """
 
     backend: Literal["tensorrt", "tensorrt_rtx"]
     compute_capability: str
     gpu_name: str | None = None
+    version: int | None = None
+    compatible: bool = False
+
+    @property
+    def capabilities(self) -> tuple[str, ...]:
+        """The compute capabilities one by one; none where it is for all from Ampere on."""
+        return tuple(part for part in self.compute_capability.split("+") if part)
 
     def __str__(self) -> str:
-        return f"{self.backend}-{self.compute_capability}"
+        version = "" if self.version is None else self.version
+        capability = f"-{self.compute_capability}" if self.compute_capability else ""
+        return f"{self.backend}{version}{capability}{'+compatible' if self.compatible else ''}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildSettings:
+    """How TensorRT builds an engine; what it computes in is the graph's precision, and `tf32`.
+
+    Attributes:
+        optimization_level: How long it looks for fast kernels, 0 to 5; 3 is TensorRT's own.
+            TensorRT-RTX 1.6.1 made the same engine at 0 and at 5.
+        workspace_bytes: Memory that a kernel may use beside its inputs and outputs; None for
+            TensorRT's own limit, all of the GPU's. Less shuts fast kernels out.
+        threads: Threads that build; None for as many as TensorRT takes by itself.
+        time_limit_s: Seconds after which the build is stopped as one that hangs. Real models took
+            TensorRT-RTX up to 12 s; TensorRT times kernels, which takes minutes.
+        refit: Whether the engine's weights can be replaced; it cannot fuse what depends on them.
+        strip_weights: Whether the weights are left out of the engine, to be given back from the
+            same graph by TensorRT's refitter before it runs; this package does not run it. Like
+            `refit` it needs a GPU where it is built, with TensorRT-RTX too.
+
+    Raises:
+        InvalidInputError: A number is out of its range.
+    """
+
+    optimization_level: int = 3
+    workspace_bytes: int | None = None
+    threads: int | None = None
+    time_limit_s: float = 3600.0
+    refit: bool = False
+    strip_weights: bool = False
+
+    def __post_init__(self) -> None:
+        for name, wanted, fits in (
+            ("optimization_level", "0 to 5", 0 <= self.optimization_level <= _HIGHEST_LEVEL),
+            (
+                "workspace_bytes",
+                "more than 0",
+                self.workspace_bytes is None or self.workspace_bytes > 0,
+            ),
+            ("threads", "more than 0", self.threads is None or self.threads > 0),
+            ("time_limit_s", "more than 0", self.time_limit_s > 0),
+        ):
+            if not fits:
+                msg = f"{name} is {getattr(self, name)!r}, but {wanted} is wanted."
+                raise InvalidInputError(msg)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -238,6 +305,7 @@ class EngineArtifact:
         build_s: Seconds that the build took.
         size_bytes: Size of the file.
         libraries: Libraries with its plugins for TensorRT.
+        settings: How it was built.
     """
 
     path: Path
@@ -253,6 +321,7 @@ class EngineArtifact:
     build_s: float
     size_bytes: int
     libraries: tuple[Library, ...] = ()
+    settings: BuildSettings = BuildSettings()
 
     @property
     def arithmetic(self) -> Precision:

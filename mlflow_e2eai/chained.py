@@ -69,7 +69,7 @@ def evaluate(model_uri: str, *, batch_sizes: Sequence[int] = ()) -> list[Evidenc
                 built,
                 example,
                 name=job.reference_name,
-                raw=raw if job.source else None,  # else it is the reference
+                raw=raw,
                 evaluation=evaluation,
                 batch_sizes=batch_sizes,
                 timed=job.timed,

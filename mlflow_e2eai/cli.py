@@ -69,7 +69,7 @@ def reported(run: Callable[[], int]) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line: one verb for each entry point of MLproject but ``main``, and ``show``."""
+    """The command line: one verb for each entry point of MLproject but ``main``, and a few more."""
     top = options.Parser(
         prog="mlflow_e2eai", description="From a PyTorch model to a promoted version."
     )
@@ -118,8 +118,7 @@ def parser() -> argparse.ArgumentParser:
         help="tf32 for the graph in fp32, or 'auto': the graph's own",
     )
     options.plugins_option(one)
-    options.rebuild_option(one)
-    options.executor_options(one)
+    options.build_options(one)
 
     one = verb("evaluate", _evaluate, "Judge a graph, engine or bundle on this machine.")
     options.model_uri(one)
@@ -138,9 +137,11 @@ def parser() -> argparse.ArgumentParser:
     options.keep_option(one)
     options.batch_option(one)
     options.plugins_option(one)
-    options.rebuild_option(one)
-    options.executor_options(one)
+    options.build_options(one)
 
+    options.triton_options(
+        verb("export-triton", _export_triton, "Write a model repository for Triton's server.")
+    )
     options.show_options(verb("show", _show, "Open a model's graph in Netron, until Ctrl-C."))
     return top
 
@@ -286,6 +287,17 @@ def _pipeline(arguments: argparse.Namespace) -> int:
     if info.registered_model_version is not None:
         print(f"models:/{registered}/{info.registered_model_version}")
     print(info.model_uri)
+    return DONE
+
+
+def _export_triton(arguments: argparse.Namespace) -> int:
+    from mlflow_e2eai.triton import export_triton
+
+    name = None if arguments.name == "none" else arguments.name
+    for place in export_triton(
+        arguments.model, arguments.repository, name=name, replace=arguments.replace
+    ):
+        print(place)
     return DONE
 
 

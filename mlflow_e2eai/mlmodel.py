@@ -25,7 +25,13 @@ LOADER_MODULE = "mlflow_e2eai.flavor"
 BUNDLE = "bundle"
 """Folder of the bundle inside the model directory."""
 
-MODEL_CONFIG: dict[str, Any] = {"variant": None, "fallback": True, "allow_native": []}
+MODEL_CONFIG: dict[str, Any] = {
+    "variant": None,
+    "goal": "latency",
+    "split": False,
+    "fallback": True,
+    "allow_native": [],
+}
 """What a caller of `mlflow.pyfunc.load_model` may override; MLflow drops keys that are not here."""
 
 
@@ -36,9 +42,12 @@ def get_default_pip_requirements(manifest: Manifest | None = None) -> list[str]:
     package, and reads a uv.lock that happens to lie in the working folder.
 
     Args:
-        manifest: The bundle; with engines in it, the TensorRT that built them is needed.
+        manifest: The bundle; with engines in it, the TensorRT that built them is needed, and
+            PyTorch, whose memory and streams they run with.
     """
     names = [_onnxruntime_distribution(), "numpy"]
+    if manifest and manifest.engines:
+        names.append("torch")
     requirements = [_own_requirement(), *(f"{name}=={_version(name)}" for name in names)]
     for engine in manifest.engines if manifest else ():
         backend = BACKENDS[engine.target.backend]
@@ -171,7 +180,8 @@ def _onnxruntime_distribution() -> str:
 
 def _version(name: str) -> str:
     try:
-        return version(name)
+        # No registry has what stands behind a plus: it says which build of a version this is.
+        return version(name).partition("+")[0]
     except PackageNotFoundError:
         warnings.warn(f"{name} is not installed; its version is not known.", stacklevel=2)
         return "*"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from mlflow_e2eai.artifacts import Axis, Tensors, TensorSpec
-from mlflow_e2eai.errors import InvalidInputError
+from mlflow_e2eai.errors import InvalidInputError, MissingDependencyError
 
 if TYPE_CHECKING:
     import torch
@@ -27,8 +27,13 @@ def module_of(model: Any) -> torch.nn.Module:
     Raises:
         InvalidInputError: It is not a module, ScriptModule or ExportedProgram, or its weights are
             not in fp32: a graph is exported in fp32, and converted afterwards.
+        MissingDependencyError: PyTorch is not installed.
     """
-    import torch
+    try:
+        import torch
+    except ImportError as error:
+        purpose = "Taking a model from export to package"
+        raise MissingDependencyError(package="torch", extra="torch", purpose=purpose) from error
 
     if isinstance(model, torch.export.ExportedProgram):
         model = model.module()

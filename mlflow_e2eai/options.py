@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+from pathlib import Path
 from typing import NoReturn
 
 from mlflow_e2eai.errors import InvalidInputError
@@ -76,7 +77,8 @@ def axes_option(one: argparse.ArgumentParser) -> None:
         "--dynamic-axes",
         default="auto",
         type=typed(dynamic_axes),
-        help="input:position=name:min:opt:max, comma between; 'none', or 'auto' as logged",
+        help="input:position=name:min:opt:max, with buckets x:0=N:1:8:64@1+8+32, comma between; "
+        "'none', or 'auto' as logged",
     )
 
 
@@ -126,18 +128,14 @@ def plugins_option(one: argparse.ArgumentParser) -> None:
     )
 
 
-def rebuild_option(one: argparse.ArgumentParser) -> None:
-    """Whether an engine that is there will do."""
+def build_options(one: argparse.ArgumentParser) -> None:
+    """Whether an engine that is there will do, and who builds."""
     one.add_argument(
         "--rebuild",
         default="no",
         type=typed(yes_or_no),
         help="'yes' builds engines that the tracking server holds already; or 'no'",
     )
-
-
-def executor_options(one: argparse.ArgumentParser) -> None:
-    """Who builds."""
     one.add_argument(
         "--executor",
         default="none",
@@ -158,6 +156,15 @@ def promote_options(one: argparse.ArgumentParser) -> None:
     one.add_argument("--version", required=True, type=typed(whole), help="its version")
     one.add_argument("--alias", default="champion", help="the alias to give")
     one.add_argument("--gates", default="default", help="a YAML file, or 'default'")
+    allow_option(one)
+
+
+def triton_options(one: argparse.ArgumentParser) -> None:
+    """What Triton serves, and from where."""
+    one.add_argument("model", metavar="MODEL", help="a bundle, or a model's URI")
+    one.add_argument("--repository", required=True, type=Path, help="the folder of Triton's models")
+    one.add_argument("--name", default="none", help="how their names begin; or 'none', as it is")
+    one.add_argument("--replace", action="store_true", help="replace models that are there")
     allow_option(one)
 
 

@@ -19,9 +19,9 @@ from mlflow_e2eai.artifacts import (
     graph_precision,
 )
 from mlflow_e2eai.beginning import begun
-from mlflow_e2eai.bundle import TORCH, Evidence, Manifest
+from mlflow_e2eai.bundle import Evidence, Manifest
 from mlflow_e2eai.compiling import compile_all
-from mlflow_e2eai.context import driver_version, gpu_name
+from mlflow_e2eai.context import driver_version, gpu_name, processor_name
 from mlflow_e2eai.errors import PrecisionError
 from mlflow_e2eai.evaluation import evaluate
 from mlflow_e2eai.evaluation.worth import is_kept, quantized_gates, weighed
@@ -101,7 +101,7 @@ def build(
                 engines,
                 example,
                 name=beginning.name,
-                raw=raw if beginning.name == TORCH else None,  # else it is the reference
+                raw=raw,
                 evaluation=evaluation,
                 batch_sizes=settings.batch_sizes,
                 timed=bridge(reference, raw, cleaned),
@@ -220,6 +220,7 @@ def environment() -> dict[str, str]:
     found: dict[str, str | None] = {
         "python": platform.python_version(),
         "machine": platform.machine(),
+        "processor": processor_name(),
         "gpu": gpu_name(),
         "driver": driver_version(),
     }

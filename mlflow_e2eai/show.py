@@ -59,7 +59,7 @@ def wait() -> None:
 
 
 def _graph(model: str, stack: ExitStack) -> Path:
-    if ":/" in model or model.startswith("m-"):
+    if tracking.is_uri(model):
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         stages = ("export", "clean", "convert", "package")
         found = tracking.ancestor(tracking.resolve(model), stages)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def dynamic_axes(text: str) -> DynamicAxes | None:
     """Read ``input:position=name:min:opt:max``, with commas between several.
 
-    A fifth part, ``:multiple``, may follow.
+    A fifth part, ``:multiple``, may follow, and buckets, as ``@1+8+32``.
 
     Returns:
         The axes; none for ``none``, and None for ``auto``.
@@ -32,16 +32,18 @@ def dynamic_axes(text: str) -> DynamicAxes | None:
         try:
             place, sizes = part.split("=")
             name, position = place.rsplit(":", 1)
+            sizes, _, buckets = sizes.partition("@")
             axis, *numbers = sizes.split(":")
             low, best, high, *others = (int(number) for number in numbers)
             (multiple,) = others or [1]
             index = int(position)
+            tuned = tuple(int(size) for size in buckets.split("+")) if buckets else ()
         except ValueError as error:
             msg = (
                 f"{part!r} is no dynamic axis; write input:position=name:min:opt:max (x:0=N:1:8:64)"
             )
             raise InvalidInputError(msg) from error
-        sizes_of = Axis(axis, min=low, opt=best, max=high, multiple=multiple)
+        sizes_of = Axis(axis, min=low, opt=best, max=high, multiple=multiple, buckets=tuned)
         found.setdefault(name.strip(), {})[index] = sizes_of
     return found
 
@@ -122,7 +124,7 @@ def _listed(text: str) -> list[str]:
 
 def targets(text: str) -> list[str]:
     """Read targets with commas between; none for ``none``."""
-    from mlflow_e2eai.engine.backends import check_target
+    from mlflow_e2eai.engine.targets import check_target
 
     for target in _listed(text):
         check_target(target)

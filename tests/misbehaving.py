@@ -146,3 +146,8 @@ def says_who_it_is():
         return {"y": np.array([os.getpid()])}
 
     yield infer
+
+
+def tells_who_it_is_and_sleeps(path, _say, _ask):
+    path.write_text(str(os.getpid()))
+    time.sleep(600)

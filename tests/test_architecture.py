@@ -47,13 +47,13 @@ LAYERS = (
     {"chained"},
     {"fleet"},
     {"flavor"},
-    {"evaluator", "jobs", "show", "texts"},
+    {"evaluator", "jobs", "show", "texts", "triton"},
     {"entry", "options"},
     {"cli"},
 )
 RANKS = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms}
 
-KNOW_MLFLOW = {"tracking", "registry", "flavor", "mlmodel", "evaluator", "_compat"}
+KNOW_MLFLOW = {"tracking", "registry", "flavor", "mlmodel", "evaluator", "pyfunc", "_compat"}
 
 LONGEST = 350
 # Lines that a file may have all the same, and why.
@@ -298,8 +298,8 @@ VERBS = {
 }
 
 
-# What needs whoever calls it to sit there, so that a run of a project has no use for it.
-AT_THE_CONSOLE = {"show"}
+# What is for the machine of whoever calls it, so that a run of a project has no use for it.
+AT_THE_CONSOLE = {"export-triton", "show"}
 STEPS = VERBS.keys() - AT_THE_CONSOLE
 
 
@@ -396,6 +396,7 @@ REQUIREMENTS = [
     Requirement(text)
     for text in (
         *SETTINGS["project"]["dependencies"],
+        *SETTINGS["project"]["optional-dependencies"]["torch"],
         *SETTINGS["project"]["optional-dependencies"]["rtx"],
         *SETTINGS["project"]["optional-dependencies"]["ray"],
         *SETTINGS["project"]["optional-dependencies"]["dev"],

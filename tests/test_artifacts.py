@@ -17,6 +17,7 @@ from mlflow_e2eai.arrays import corners, resize
 from mlflow_e2eai.artifacts import (
     PRECISIONS,
     Axis,
+    BuildSettings,
     EngineArtifact,
     InputOrigin,
     Library,
@@ -73,17 +74,21 @@ def values_of(kind: type, /, **fields: st.SearchStrategy) -> st.SearchStrategy:
 
 
 AXES = st.builds(
-    lambda name, steps, multiple: Axis(
+    lambda name, steps, multiple, buckets: Axis(
         name,
         **{
             at: step * multiple
             for at, step in zip(("min", "opt", "max"), sorted(steps), strict=True)
         },
         multiple=multiple,
+        buckets=tuple(
+            multiple * step for step in sorted(buckets) if min(steps) <= step <= max(steps)
+        ),
     ),
     WORDS,
     st.lists(st.integers(1, 5), min_size=3, max_size=3),
     st.integers(1, 3),
+    st.sets(st.integers(1, 5)),
 )
 SPECS = values_of(TensorSpec, name=TEXT, dtype=TEXT, shape=few(st.one_of(st.integers(0, 99), TEXT)))
 TARGETS = values_of(
@@ -91,6 +96,8 @@ TARGETS = values_of(
     backend=st.sampled_from(["tensorrt", "tensorrt_rtx"]),
     compute_capability=TEXT | st.just("NaN"),  # a word that is not to become a number
     gpu_name=st.none() | TEXT | st.just("Infinity"),
+    version=st.none() | COUNTS,
+    compatible=st.booleans(),
 )
 PATHS = st.lists(WORDS, min_size=1, max_size=3).map(lambda parts: Path(*parts))
 FILE = {
@@ -119,9 +126,19 @@ GRAPHS = values_of(
     stage=st.sampled_from(["export", "clean", "convert"]),
     opset=COUNTS,
 )
+SETTINGS = values_of(
+    BuildSettings,
+    optimization_level=st.integers(0, 5),
+    workspace_bytes=st.none() | st.integers(1, 2**70),
+    threads=st.none() | st.integers(1, 2**70),
+    time_limit_s=st.floats(0, exclude_min=True),
+    refit=st.booleans(),
+    strip_weights=st.booleans(),
+)
 ENGINES = values_of(
     EngineArtifact,
     **FILE,
+    settings=SETTINGS,
     libraries=few(LIBRARIES),
     parent_sha256=TEXT,
     target=TARGETS,
@@ -333,6 +350,7 @@ KINDS = {
     Library: LIBRARIES,
     OnnxArtifact: GRAPHS,
     Target: TARGETS,
+    BuildSettings: SETTINGS,
     EngineArtifact: ENGINES,
     Finding: FINDINGS,
     Element: ELEMENTS,
@@ -591,15 +609,56 @@ def test_an_axis_is_named_by_an_identifier(name):
         Axis(name, min=1, opt=1, max=1)
 
 
+@pytest.mark.parametrize("buckets", [(0,), (65,), (8, 1), (8, 8), (3,)])
+def test_buckets_that_are_no_sizes_of_the_axis_are_refused(buckets):
+    with pytest.raises(InvalidInputError, match=r"has the buckets \[.*in steps of 2, each once"):
+        Axis("N", min=2, opt=8, max=64, multiple=2, buckets=buckets)
+
+
 def test_the_three_sizes_of_an_axis_may_be_one():
     assert Axis("N", min=4, opt=4, max=4).min == 4
 
 
-def test_a_target_is_written_as_its_backend_and_compute_capability():
-    target = Target(backend="tensorrt", compute_capability="sm90", gpu_name="NVIDIA H100")
+@pytest.mark.parametrize(
+    ("text", "fields"),
+    [
+        ("tensorrt-sm90", {"compute_capability": "sm90", "gpu_name": "NVIDIA H100"}),
+        ("tensorrt11-sm90", {"compute_capability": "sm90", "version": 11}),
+        ("tensorrt10+compatible", {"compute_capability": "", "version": 10, "compatible": True}),
+        ("tensorrt_rtx-sm86", {"backend": "tensorrt_rtx", "compute_capability": "sm86"}),
+        ("tensorrt_rtx", {"backend": "tensorrt_rtx", "compute_capability": ""}),
+    ],
+)
+def test_a_target_is_written_as_its_backend_and_compute_capability(text, fields):
+    target = Target(**{"backend": "tensorrt", **fields})
+
+    assert str(target) == text
+    assert variant_name(str(target), "fp16") == f"{text}/fp16"
+
+
+def test_a_target_that_was_stored_before_versions_were_keeps_its_name():
+    stored = '{"backend": "tensorrt", "compute_capability": "sm90", "gpu_name": "NVIDIA H100"}'
+
+    target = from_json(Target, stored)
 
     assert str(target) == "tensorrt-sm90"
-    assert variant_name(str(target), "fp16") == "tensorrt-sm90/fp16"
+    assert target.capabilities == ("sm90",)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "wanted"),
+    [
+        ("optimization_level", 6, "0 to 5"),
+        ("optimization_level", -1, "0 to 5"),
+        ("workspace_bytes", 0, "more than 0"),
+        ("threads", 0, "more than 0"),
+        ("time_limit_s", 0.0, "more than 0"),
+        ("time_limit_s", math.nan, "more than 0"),
+    ],
+)
+def test_a_build_setting_out_of_its_range_is_refused(field, value, wanted):
+    with pytest.raises(InvalidInputError, match=rf"{field} is {value}, but {wanted} is wanted"):
+        BuildSettings(**{field: value})
 
 
 N = Axis("N", min=1, opt=8, max=64)
@@ -612,6 +671,12 @@ def test_a_profile_without_axes_has_the_one_corner_static():
 
 def test_a_profile_of_one_axis_has_three_corners():
     assert corners((N,)) == {"min": {"N": 1}, "opt": {"N": 8}, "max": {"N": 64}}
+
+
+def test_a_bucket_is_a_corner_of_its_own():
+    axis = Axis("N", min=1, opt=8, max=64, buckets=(1, 8, 32))
+    assert corners((axis, T))["N=32"] == {"N": 32, "T": 16}
+    assert list(corners((axis,))) == ["opt", "min", "max", "N=32"]
 
 
 def test_a_profile_of_two_axes_has_the_mixed_corners_too():
@@ -632,7 +697,7 @@ def test_corners_are_in_the_profile_and_reach_each_bound_of_each_axis_once(axes)
     found = corners(axes)
 
     reached = {axis.name: {sizes[axis.name] for sizes in found.values()} for axis in axes}
-    assert reached == {axis.name: {axis.min, axis.opt, axis.max} for axis in axes}
+    assert reached == {axis.name: {axis.min, axis.opt, axis.max, *axis.buckets} for axis in axes}
     assert all(sizes.keys() == reached.keys() for sizes in found.values())
     unique = {tuple(sizes.items()) for sizes in found.values()}
     assert len(unique) == len(found)

@@ -147,6 +147,8 @@ def test_dynamic_axes_are_read_from_one_word():
     assert texts.dynamic_axes("x:0=N:1:4:16") == {"x": {0: N}}
     by_four = texts.dynamic_axes("x:1=T:4:8:16:4")
     assert by_four == {"x": {1: Axis("T", min=4, opt=8, max=16, multiple=4)}}
+    tuned = texts.dynamic_axes("x:0=N:1:8:64@1+8+32")
+    assert tuned == {"x": {0: Axis("N", min=1, opt=8, max=64, buckets=(1, 8, 32))}}
     assert texts.dynamic_axes("none") == {}
     assert texts.dynamic_axes("auto") is None
     two = texts.dynamic_axes("ids:0=N:1:4:16,ids:1=S:8:8:32")

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import re
+import signal
 import sys
+import time
+from pathlib import Path
 from types import ModuleType
 
 import numpy as np
@@ -12,8 +17,8 @@ import pytest
 import torch
 
 from mlflow_e2eai import compile, convert, graphs
-from mlflow_e2eai.artifacts import Axis, EngineArtifact, Target
-from mlflow_e2eai.engine import TARGETS, backends, engine_runner, resolve, why_not_here
+from mlflow_e2eai.artifacts import Axis, BuildSettings, EngineArtifact, Target
+from mlflow_e2eai.engine import TARGETS, backends, engine_runner, plan, why_not_here
 from mlflow_e2eai.errors import (
     ArtifactError,
     EngineBuildError,
@@ -37,6 +42,10 @@ WEIGHTS = {"w": np.random.default_rng(0).standard_normal((4, 3, 3, 3), dtype=np.
 
 MASKS = {"sm75": 1 << 0, "sm80": 1 << 1, "sm86": 1 << 2, "sm89": 1 << 3, "sm120": 1 << 4}
 """Compute capabilities as TensorRT-RTX 1.6.1 writes them at byte 32 of a plan."""
+LATER = 1 << 6
+"""The same: every compute capability that comes after them."""
+
+RTX86 = Target(backend="tensorrt_rtx", compute_capability="sm86")
 
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="about machines without a GPU")
 
@@ -66,6 +75,20 @@ def out(tmp_path):
     return tmp_path / "model.engine"
 
 
+def built_here(source, target, out):
+    """Build in this process, where the test has its hands on TensorRT."""
+    plan.write_plan(
+        lambda _: None,
+        lambda *_: None,
+        source=source,
+        target=target,
+        tf32=False,
+        libraries=(),
+        settings=BuildSettings(),
+        out=out,
+    )
+
+
 def mask_of(path):
     """The compute capabilities that a plan's header names."""
     return int.from_bytes(path.read_bytes()[32:40], "little")
@@ -92,11 +115,25 @@ def test_an_engine_is_built_for_a_gpu_that_is_not_here(target, precision, graph,
     assert engine.build_s > 0
 
 
-@pytest.mark.parametrize("target", [target for target in TARGETS if target != "local"])
+@pytest.mark.parametrize("target", [name for name in TARGETS if name.startswith("sm")])
 def test_every_target_that_is_offered_can_be_built_for(target, graph, out):
     engine = compile(graph(CONV), target, out=out)
     assert mask_of(out).bit_count() == 1
     assert engine.target.gpu_name is None
+
+
+def test_one_engine_is_for_several_compute_capabilities(graph, out):
+    engine = compile(graph(CONV), "rtx:sm89+sm86", out=out)
+    assert str(engine.target) == "tensorrt_rtx-sm86+sm89"
+    assert mask_of(out) == MASKS["sm86"] | MASKS["sm89"]
+
+
+def test_with_no_compute_capability_the_engine_is_for_later_gpus_too(graph, out):
+    engine = compile(graph(CONV), "rtx", out=out)
+    assert str(engine.target) == "tensorrt_rtx"
+    assert mask_of(out) & LATER
+    assert not mask_of(out) & MASKS["sm75"]
+    assert all(mask_of(out) & MASKS[name] for name in ("sm80", "sm86", "sm89", "sm120"))
 
 
 def test_a_target_may_be_given_as_a_value(graph, out):
@@ -142,9 +179,85 @@ def test_the_profile_reaches_from_min_over_opt_to_max(graph, out, monkeypatch):
     monkeypatch.setattr(trt, "Builder", Builder)
     width = Axis("W", min=3, opt=5, max=9)
     text = "main (float[N, 2, W] x) => (float[N, 2, W] y) { y = Relu(x) }"
-    compile(graph(text, {}, axes=(N, width)), "sm86", out=out)
+    built_here(graph(text, {}, axes=(N, width)), RTX86, out)
     (profile,) = seen
     assert [tuple(shape) for shape in profile.get_shape("x")] == [(1, 2, 3), (2, 2, 5), (4, 2, 9)]
+
+
+def test_every_bucket_has_a_profile_of_its_own_and_the_weights_are_there_once(graph, tmp_path):
+    wide = np.random.default_rng(0).standard_normal((256, 512, 3, 3), dtype=np.float32)
+    text = CONV.replace("[N, 3, 8, 8]", "[N, 512, 8, 8]").replace("[N, 4,", "[N, 256,")
+    buckets = Axis("N", min=1, opt=2, max=4, buckets=(1, 2, 4))
+    sizes = [
+        compile(graph(text, {"w": wide}, axes=(axis,)), "sm86", out=tmp_path / "e").size_bytes
+        for axis in (N, buckets)
+    ]
+    assert wide.nbytes < sizes[0] < sizes[1] < sizes[0] + wide.nbytes / 2
+
+
+def test_buckets_reach_tensorrt_as_static_profiles(graph, out, monkeypatch):
+    seen = []
+
+    class Builder(trt.Builder):
+        def create_optimization_profile(self):
+            seen.append(super().create_optimization_profile())
+            return seen[-1]
+
+    monkeypatch.setattr(trt, "Builder", Builder)
+    axis = Axis("N", min=1, opt=2, max=4, buckets=(1, 4))
+    built_here(graph(CONV, axes=(axis,)), RTX86, out)
+    leading = [[shape[0] for shape in profile.get_shape("x")] for profile in seen]
+    assert leading == [[1, 2, 4], [1, 1, 1], [4, 4, 4]]
+
+
+def test_settings_are_kept_with_the_engine(graph, tmp_path):
+    source = graph(CONV)
+    settings = BuildSettings(optimization_level=1, workspace_bytes=1 << 26, threads=2)
+    engine = compile(source, "sm86", out=tmp_path / "set.engine", settings=settings)
+    assert engine.settings == settings
+    assert compile(source, "sm86", out=tmp_path / "plain.engine").settings == BuildSettings()
+
+
+def test_a_workspace_that_is_too_small_is_tensorrts_reason(graph, out):
+    with pytest.raises(EngineBuildError, match="within workspace limit"):
+        compile(graph(CONV), "sm86", out=out, settings=BuildSettings(workspace_bytes=1 << 10))
+
+
+def test_settings_reach_tensorrt():
+    config = trt.Builder(trt.Logger()).create_builder_config()
+    settings = BuildSettings(optimization_level=1, workspace_bytes=1 << 20, refit=True)
+    plan.set_up(config, trt, settings)
+    assert config.builder_optimization_level == 1
+    assert config.get_memory_pool_limit(trt.MemoryPoolType.WORKSPACE) == 1 << 20
+    assert config.get_flag(trt.BuilderFlag.REFIT)
+    assert not config.get_flag(trt.BuilderFlag.STRIP_PLAN)
+
+
+def test_weights_that_are_stripped_will_be_given_back_as_they_were():
+    config = trt.Builder(trt.Logger()).create_builder_config()
+    plan.set_up(config, trt, BuildSettings(strip_weights=True))
+    assert config.get_flag(trt.BuilderFlag.STRIP_PLAN)
+    assert config.get_flag(trt.BuilderFlag.REFIT_IDENTICAL)
+
+
+def test_the_default_settings_are_tensorrts_own():
+    ours, theirs = (trt.Builder(trt.Logger()).create_builder_config() for _ in range(2))
+    plan.set_up(ours, trt, BuildSettings())
+    for read in (
+        lambda config: config.builder_optimization_level,
+        lambda config: config.get_memory_pool_limit(trt.MemoryPoolType.WORKSPACE),
+        lambda config: config.flags,
+    ):
+        assert read(ours) == read(theirs)
+
+
+@no_gpu
+@pytest.mark.parametrize("name", ["refit", "strip_weights"])
+def test_weights_that_change_need_a_gpu_which_is_said_before_the_build(name, graph, out):
+    with pytest.raises(EngineBuildError, match="need a GPU, and there is none") as caught:
+        compile(graph(CONV), "sm86", out=out, settings=BuildSettings(**{name: True}))
+    assert caught.value.node is None
+    assert not out.exists()
 
 
 def test_a_graph_with_no_dynamic_axes_needs_no_profile(graph, out):
@@ -198,7 +311,9 @@ def test_an_operator_that_is_known_but_not_supported_gets_a_reason_in_words(grap
 def test_a_graph_that_parses_but_cannot_be_built_is_refused_in_tensorrts_words(graph, out):
     text = "main (float[N, 3] x) => (float[2, 3] y) { y = Add(x, w) }"
     never_two = (Axis("N", min=3, opt=3, max=4),)
-    with pytest.raises(EngineBuildError, match=r"cannot build model\.onnx for sm86") as caught:
+    with pytest.raises(
+        EngineBuildError, match=r"cannot build model\.onnx for tensorrt_rtx-sm86"
+    ) as caught:
         compile(
             graph(text, {"w": np.ones((2, 3), dtype=np.float32)}, axes=never_two), "sm86", out=out
         )
@@ -218,12 +333,6 @@ def test_for_a_gpu_that_this_version_does_not_list_the_engine_is_portable_and_an
         engine = compile(graph(CONV), target, out=out)
     assert engine.target == target
     assert mask_of(out) not in MASKS.values()
-
-
-@no_gpu
-def test_local_without_a_gpu_is_refused_with_what_can_be_named_instead():
-    with pytest.raises(InvalidInputError, match=r"none in this machine; name .*sm86, sm89"):
-        resolve("local")
 
 
 @pytest.mark.parametrize(
@@ -246,44 +355,12 @@ def test_without_tensorrt_its_own_extra_is_named(graph, out, monkeypatch):
     assert caught.value.extra == "tensorrt"
 
 
-# which backend builds for the GPU in this machine
-
-
 @pytest.fixture
 def an_h100(monkeypatch):
     """A machine with a GPU, as PyTorch and the driver tell of it."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
-    monkeypatch.setattr(backends, "gpu_name", lambda: "NVIDIA H100")
     monkeypatch.setattr(backends, "has_gpu", lambda: True)
-
-
-def installed(monkeypatch, *names):
-    monkeypatch.setattr(backends, "find_spec", lambda name: name if name in names else None)
-    for name in ("tensorrt", "tensorrt_rtx"):
-        monkeypatch.setitem(sys.modules, name, ModuleType(name) if name in names else None)
-
-
-@pytest.mark.usefixtures("an_h100")
-@pytest.mark.parametrize("names", [("tensorrt",), ("tensorrt", "tensorrt_rtx")])
-def test_local_is_for_tensorrt_where_it_is_installed_and_bound_to_the_gpu(names, monkeypatch):
-    installed(monkeypatch, *names)
-    assert resolve("local") == Target(
-        backend="tensorrt", compute_capability="sm90", gpu_name="NVIDIA H100"
-    )
-
-
-@pytest.mark.usefixtures("an_h100")
-def test_local_is_for_tensorrt_rtx_where_that_is_all_there_is(monkeypatch):
-    installed(monkeypatch, "tensorrt_rtx")
-    assert resolve("local") == Target(backend="tensorrt_rtx", compute_capability="sm90")
-
-
-@pytest.mark.usefixtures("an_h100")
-def test_local_with_no_tensorrt_at_all_names_an_extra(monkeypatch):
-    installed(monkeypatch)
-    with pytest.raises(MissingDependencyError, match=r"pip install 'mlflow_e2eai\["):
-        resolve("local")
 
 
 # what may run here
@@ -300,12 +377,21 @@ def test_no_engine_runs_on_a_machine_without_a_gpu(graph, out):
 
 
 def made_for(engine, **changes):
-    target = {name: changes.pop(name) for name in ("backend", "gpu_name") if name in changes}
+    fields = {"backend", "gpu_name", "compute_capability"} & changes.keys()
+    target = {"compute_capability": "sm90", **{name: changes.pop(name) for name in fields}}
     return dataclasses.replace(
-        engine,
-        target=dataclasses.replace(engine.target, compute_capability="sm90", **target),
-        **changes,
+        engine, target=dataclasses.replace(engine.target, **target), **changes
     )
+
+
+@pytest.mark.usefixtures("an_h100")
+def test_an_engine_for_later_gpus_is_not_for_older_ones(graph, out, monkeypatch):
+    engine = compile(graph(CONV), "rtx", out=out)
+    assert why_not_here(engine) is None
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
+    reason = why_not_here(engine)
+    assert isinstance(reason, EngineMismatchError)
+    assert (reason.wanted, reason.found) == ("a GPU of sm80 or later", "one of sm75")
 
 
 @pytest.mark.usefixtures("an_h100")
@@ -314,9 +400,13 @@ def test_an_engine_fits_the_gpu_and_the_version_that_it_was_built_for(graph, out
     engine = compile(graph(CONV), "sm86", out=out)
     assert why_not_here(made_for(engine)) is None
     assert why_not_here(made_for(engine, gpu_name="NVIDIA H100")) is None
+    assert why_not_here(made_for(engine, compute_capability="sm89+sm90")) is None
+    assert why_not_here(made_for(engine, compute_capability="")) is None
     for other, wanted, found in [
         (engine, "a GPU of sm86", "one of sm90"),
+        (made_for(engine, compute_capability="sm86+sm89"), "a GPU of sm86+sm89", "one of sm90"),
         (made_for(engine, gpu_name="NVIDIA H200"), "NVIDIA H200", "NVIDIA H100"),
+        (made_for(engine, settings=BuildSettings(strip_weights=True)), "weights", "none"),
         (made_for(engine, backend_version="1.5.0"), "TensorRT-RTX 1.5.0", trt.__version__),
     ]:
         reason = why_not_here(other)
@@ -355,35 +445,89 @@ def test_an_engine_that_was_tampered_with_is_refused_before_anything_is_loaded(
         pass
 
 
-# the seam to TensorRT 10 and 11, of which only the names can be checked here
+# a builder that comes to grief
+
+
+def builders():
+    """Processes that this one has started to work in."""
+    for task in Path("/proc/self/task").iterdir():
+        for pid in (task / "children").read_text().split():
+            if b"isolation.worker" in Path("/proc", pid, "cmdline").read_bytes():
+                yield int(pid)
+
+
+def struck(sign):
+    """Sends a signal to the builder as soon as it builds."""
+
+    def step(_phase, _done, _of):
+        for pid in builders():
+            os.kill(pid, sign)
+
+    return step
 
 
 @pytest.mark.parametrize(
-    ("owner", "names"),
+    ("sign", "limit_s", "how"),
     [
-        (trt, ["__version__", "Builder", "OnnxParser", "Logger", "ILogger", "Runtime"]),
-        (trt.ILogger, ["log"]),
-        (trt.ILogger.Severity, ["ERROR", "INTERNAL_ERROR"]),
-        (trt.NetworkDefinitionCreationFlag, ["STRONGLY_TYPED"]),
-        (trt.BuilderFlag, ["TF32"]),
-        (trt.ComputeCapability, ["SM75", "SM80", "SM86", "SM89", "SM120", "SM121"]),
-        (trt.IBuilderConfig, ["num_compute_capabilities", "set_compute_capability"]),
-        (trt.Runtime, ["deserialize_cuda_engine"]),
-        (trt.ICudaEngine, ["create_execution_context"]),
-        (
-            trt.IExecutionContext,
-            [
-                "set_input_shape",
-                "infer_shapes",
-                "get_tensor_shape",
-                "set_tensor_address",
-                "execute_async_v3",
-            ],
-        ),
+        (signal.SIGSEGV, 60, r"crashed \(SIGSEGV\)"),
+        (signal.SIGKILL, 60, r"was killed \(SIGKILL, as Linux does when memory runs out\)"),
+        (signal.SIGSTOP, 8, r"was not done within 8 s"),
     ],
 )
-def test_the_names_that_only_a_gpu_reaches_exist(owner, names):
-    assert [name for name in names if not hasattr(owner, name)] == []
+def test_a_builder_that_dies_or_hangs_is_an_error_of_the_build(sign, limit_s, how, graph, out):
+    settings = BuildSettings(time_limit_s=limit_s)
+    with pytest.raises(EngineBuildError, match=f"{how} in the phase '") as caught:
+        compile(graph(CONV), "sm86", out=out, settings=settings, step=struck(sign))
+    assert re.search(how, caught.value.reason)
+    assert "tensorrt_rtx-sm86" in str(caught.value)
+    assert list(builders()) == []
+    assert [path.name for path in out.parent.iterdir()] == ["model.onnx"]
+
+
+def test_a_time_limit_holds_while_the_builder_tells_of_its_progress(graph, out):
+    def slowly(_phase, _done, _of):
+        time.sleep(0.2)
+
+    settings = BuildSettings(time_limit_s=0.6)
+    with pytest.raises(EngineBuildError, match="raise time_limit_s"):
+        compile(graph(CONV), "sm86", out=out, settings=settings, step=slowly)
+
+
+def test_a_build_tells_how_far_it_is(graph, out):
+    told = []
+    compile(graph(CONV), "sm86", out=out, step=lambda *words: told.append(words))
+    assert all(0 <= done <= of for _, done, of in told)
+    ends = {phase for phase, done, of in told if done == of}
+    assert {phase for phase, _, _ in told} == ends
+    assert len(ends) > 1
+
+
+@pytest.mark.parametrize("error", [LookupError, KeyboardInterrupt])
+def test_a_build_can_be_stopped_and_leaves_nothing(error, graph, out):
+    def enough(_phase, _done, _of):
+        raise error
+
+    with pytest.raises(error):
+        compile(graph(CONV), "sm86", out=out, step=enough)
+    assert list(builders()) == []
+    assert [path.name for path in out.parent.iterdir()] == ["model.onnx"]
+
+
+def test_ctrl_c_ends_the_builder_at_once(graph, out):
+    began = []
+
+    def interrupt(_phase, _done, _of):
+        began.append(time.monotonic())
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(10)
+
+    with pytest.raises(KeyboardInterrupt):
+        compile(graph(CONV), "sm86", out=out, step=interrupt)
+    assert time.monotonic() - began[0] < 3
+    assert list(builders()) == []
+
+
+# the seam to TensorRT 10 and 11, whose names test_bindings.py holds
 
 
 def test_an_engine_for_tensorrt_is_built_like_one_for_tensorrt_rtx_but_for_the_capability(
@@ -396,6 +540,5 @@ def test_an_engine_for_tensorrt_is_built_like_one_for_tensorrt_rtx_but_for_the_c
     )
     monkeypatch.setitem(sys.modules, "tensorrt", here)
     target = Target(backend="tensorrt", compute_capability="sm90", gpu_name="NVIDIA H100")
-    engine = compile(graph(CONV), target, out=out)
-    assert engine.target == target
+    built_here(graph(CONV), target, out)
     assert mask_of(out) not in MASKS.values()

@@ -11,7 +11,14 @@ import pytest
 from chains import log_graph
 
 from mlflow_e2eai import jobs, tracking
-from mlflow_e2eai.artifacts import Axis, EngineArtifact, Library, OnnxArtifact, Target
+from mlflow_e2eai.artifacts import (
+    Axis,
+    BuildSettings,
+    EngineArtifact,
+    Library,
+    OnnxArtifact,
+    Target,
+)
 from mlflow_e2eai.engine import key_for, key_of
 
 pytest.importorskip("tensorrt_rtx")
@@ -89,6 +96,8 @@ def test_the_key_of_a_built_engine_is_the_one_it_was_known_by_before(store, tmp_
         {"target": dataclasses.replace(SM86, gpu_name="NVIDIA A10")},
         {"tf32": True},
         {"libraries": (PLUGINS,)},
+        {"settings": BuildSettings(optimization_level=5)},
+        {"settings": BuildSettings(refit=True)},
     ],
     ids=lambda change: next(iter(change)),
 )
@@ -112,7 +121,7 @@ def test_where_files_lie_is_no_part_of_the_key():
     assert there == key_for(GRAPH, SM86, libraries=(PLUGINS,))
 
 
-ASKED = {"parent_sha256", "target", "backend_version", "tf32", "axes", "libraries"}
+ASKED = {"parent_sha256", "target", "backend_version", "tf32", "axes", "libraries", "settings"}
 CAME_OUT = {"path", "sha256", "build_s", "size_bytes"}
 OF_THE_GRAPH = {"precision", "inputs", "outputs"}
 

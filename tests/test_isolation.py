@@ -3,9 +3,12 @@
 import os
 import pickle
 import signal
+import subprocess
+import sys
 import time
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 
 import misbehaving
 import numpy as np
@@ -137,6 +140,37 @@ def test_memory_that_is_not_there_is_an_error_of_the_runner():
         pytest.raises(RunnerError, match="MemoryError"),
     ):
         infer(sample())
+
+
+def test_watched_work_ends_with_a_caller_that_is_killed(tmp_path):
+    """As a builder must: nobody would wait for it, and it holds the GPU."""
+    script = (
+        "import misbehaving, sys; from functools import partial; from pathlib import Path\n"
+        "from mlflow_e2eai.isolation import Process\n"
+        "work = partial(misbehaving.tells_who_it_is_and_sleeps, Path(sys.argv[1]))\n"
+        "Process(patience_s=600).do('watched', {}, function=work)\n"
+    )
+    path = tmp_path / "pid"
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    caller = subprocess.Popen([sys.executable, "-c", script, path], env=env)
+    wait_for(lambda: path.exists() and path.read_text())
+    os.kill(caller.pid, signal.SIGKILL)
+    caller.wait()
+    wait_for(lambda: not running(int(path.read_text())))
+
+
+def running(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def wait_for(condition):
+    until = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.05)
 
 
 # Errors

@@ -1,9 +1,10 @@
 """Progress of long work: a bar in a terminal, silence in a log."""
 
 import io
+import re
 import sys
 
-from mlflow_e2eai.progress import progress
+from mlflow_e2eai.progress import progress, steps
 
 
 class Terminal(io.StringIO):
@@ -27,3 +28,12 @@ def test_a_terminal_shows_what_is_done_and_how_much_of_it(monkeypatch):
 
 def test_a_log_stays_quiet(monkeypatch):
     assert worked_through(monkeypatch, io.StringIO()) == ""
+
+
+def test_work_that_says_how_far_it_is_has_a_bar_too(monkeypatch):
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with steps("net.onnx for sm86") as show:
+        show("tactics", 3, 7)
+    assert re.search("net.onnx for sm86.*3/7.*tactics", terminal.getvalue())

@@ -1,4 +1,4 @@
-"""What differs between TensorRT and TensorRT-RTX, in one table, and what targets there are."""
+"""What differs between TensorRT and TensorRT-RTX, in one table."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.util import find_spec
 from typing import Any, Literal
 
 from mlflow_e2eai.artifacts import Library, Target
-from mlflow_e2eai.context import gpu_name, has_gpu
+from mlflow_e2eai.context import has_gpu
 from mlflow_e2eai.errors import InvalidInputError, MissingDependencyError, RunnerError
 from mlflow_e2eai.libraries import loadable
 
@@ -19,22 +18,46 @@ from mlflow_e2eai.libraries import loadable
 class Backend:
     """A library that builds and runs engines.
 
+    What one has and the other lacks stands here by its name in the Python bindings, or None. Of
+    what is not here, only what all `versions` of both have is used. Sources: the bindings
+    themselves (tensorrt-cu13-bindings 10.16.1.11 and 11.4.0.106, tensorrt-rtx 1.6.1.120), which
+    tests/test_bindings.py holds this table and all of this folder against.
+
+    Two differences need no entry. A strongly typed network is bit 1 of the creation flags in
+    TensorRT 10 and bit 0 in the others, and other flags and enumerations are numbered differently
+    too: they are always taken by name. The builder flags for precisions, which TensorRT 11 and
+    TensorRT-RTX lack, are never used: the precision is the graph's.
+
     Attributes:
         module: Its Python module.
         title: Its name, for people.
         extra: The extra of this package that brings it.
         requirement: The distribution that a serving environment needs.
-        cross_compiles: Whether it builds for a GPU that is not in this machine. An engine of a
-            backend that does not is bound to the GPU model that built it.
-        takes_plugins: Whether its networks can hold plugins.
+        versions: The major versions that it is known in.
+        capability_targets: Sets compute capabilities of GPUs that need not be in this machine;
+            where there is none, engines are for the GPU that builds them.
+        compatibility: Frees an engine from the GPU model that builds it. TensorRT-RTX has it and
+            says that it is not supported there.
+        plugins: Puts a plugin into a network.
+        validity: Says, from its first bytes, whether an engine fits the machine. TensorRT says so
+            only by loading it.
+        graph_capture: Has the library capture CUDA graphs by itself, one a shape. With TensorRT
+            the caller captures the stream.
+        kernel_specialisation: When kernels for a dynamic profile's shapes are compiled. TensorRT
+            compiles at build time only.
     """
 
     module: Literal["tensorrt", "tensorrt_rtx"]
     title: str
     extra: str
     requirement: str
-    cross_compiles: bool
-    takes_plugins: bool
+    versions: tuple[int, ...]
+    capability_targets: str | None = None
+    compatibility: str | None = None
+    plugins: str | None = None
+    validity: str | None = None
+    graph_capture: str | None = None
+    kernel_specialisation: str | None = None
 
 
 BACKENDS: Mapping[str, Backend] = {
@@ -43,64 +66,22 @@ BACKENDS: Mapping[str, Backend] = {
         title="TensorRT",
         extra="tensorrt",
         requirement="tensorrt-cu13",
-        cross_compiles=False,
-        takes_plugins=True,
+        versions=(10, 11),
+        compatibility="IBuilderConfig.hardware_compatibility_level",
+        plugins="INetworkDefinition.add_plugin_v3",
     ),
     "tensorrt_rtx": Backend(
         module="tensorrt_rtx",
         title="TensorRT-RTX",
         extra="rtx",
         requirement="tensorrt-rtx-cu13",
-        cross_compiles=True,
-        takes_plugins=False,
+        versions=(1,),
+        capability_targets="IBuilderConfig.set_compute_capability",
+        validity="Runtime.get_engine_validity",
+        graph_capture="IRuntimeConfig.cuda_graph_strategy",
+        kernel_specialisation="IRuntimeConfig.dynamic_shapes_kernel_specialization_strategy",
     ),
 }
-
-_RTX_CAPABILITIES = ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121")
-"""`tensorrt_rtx.ComputeCapability` of TensorRT-RTX 1.6.1, less NONE and CURRENT."""
-
-TARGETS: tuple[str, ...] = ("local", *_RTX_CAPABILITIES)
-"""What a caller may ask for: the GPU in this machine, or a compute capability that TensorRT-RTX
-compiles for without having it."""
-
-
-def check_target(text: str) -> None:
-    """Refuse a target that there is not.
-
-    Raises:
-        InvalidInputError: It is not one of `TARGETS`.
-    """
-    if text not in TARGETS:
-        msg = f"The target is {text!r}, but one of {', '.join(TARGETS)} is wanted."
-        raise InvalidInputError(msg)
-
-
-def resolve(text: str) -> Target:
-    """Say which engine a target asks for on this machine.
-
-    Args:
-        text: One of `TARGETS`. ``local`` is built with TensorRT where that is installed, else with
-            TensorRT-RTX.
-
-    Raises:
-        InvalidInputError: There is no such target, or ``local`` where there is no GPU.
-        MissingDependencyError: The backend that it needs is not installed.
-    """
-    check_target(text)
-    if text != "local":
-        load(BACKENDS["tensorrt_rtx"])
-        return Target(backend="tensorrt_rtx", compute_capability=text)
-    name = local_compute_capability()
-    if name is None:
-        msg = (
-            "The target 'local' needs a GPU, and there is none in this machine; name a compute "
-            f"capability instead: {', '.join(_RTX_CAPABILITIES)}."
-        )
-        raise InvalidInputError(msg)
-    if find_spec("tensorrt") is None and find_spec("tensorrt_rtx") is not None:
-        return Target(backend="tensorrt_rtx", compute_capability=name)
-    load(BACKENDS["tensorrt"])
-    return Target(backend="tensorrt", compute_capability=name, gpu_name=gpu_name())
 
 
 def local_compute_capability() -> str | None:
@@ -138,10 +119,10 @@ def check_plugins(target: Target, libraries: Sequence[Library]) -> None:
         InvalidInputError: It is such a target, and there are libraries.
     """
     backend = BACKENDS[target.backend]
-    if libraries and not backend.takes_plugins:
+    if libraries and backend.plugins is None:
         msg = (
-            f"{backend.title}, which builds for {target.compute_capability}, takes no plugins, but "
-            f"{libraries[0].path.name} is named; say what the operator computes by a function "
+            f"{backend.title} takes no plugins, but {libraries[0].path.name} is named, and the "
+            f"target {target}; say what the operator computes by a function "
             f"(operators=[Operator(...)]), or leave this target out."
         )
         raise InvalidInputError(msg)
@@ -170,4 +151,4 @@ def compute_capability(trt: Any, name: str) -> Any:
     Returns:
         The member; None where this version of the backend does not list it.
     """
-    return trt.ComputeCapability.__members__.get(name.upper())
+    return getattr(trt.ComputeCapability, name.upper(), None)

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from functools import partial
+from math import inf
 from pathlib import Path
 from typing import Any
 
-from mlflow_e2eai import graphs
-from mlflow_e2eai.artifacts import EngineArtifact, OnnxArtifact, Target, TensorSpec
+from mlflow_e2eai.artifacts import BuildSettings, EngineArtifact, OnnxArtifact, Target
 from mlflow_e2eai.engine import backends
 from mlflow_e2eai.engine.limits import why_not_built
-from mlflow_e2eai.errors import EngineBuildError
+from mlflow_e2eai.engine.plan import write_plan
+from mlflow_e2eai.engine.targets import resolve
+from mlflow_e2eai.errors import EngineBuildError, RunnerError
 from mlflow_e2eai.files import sha256_of, written
+from mlflow_e2eai.isolation import Process
 from mlflow_e2eai.libraries import named
+from mlflow_e2eai.progress import steps
+
+_DEFAULT = BuildSettings()
 
 
 def compile(
@@ -24,8 +31,10 @@ def compile(
     out: Path,
     tf32: bool = False,
     plugin_libraries: Sequence[Path] = (),
+    settings: BuildSettings = _DEFAULT,
+    step: Callable[[str, int, int], None] | None = None,
 ) -> EngineArtifact:
-    """Build a TensorRT engine.
+    """Build a TensorRT engine, in a process of its own: a builder may crash, hang or be killed.
 
     The network is strongly typed: the engine computes in the types of the graph. Its optimisation
     profile is the graph's dynamic axes, from min over opt to max.
@@ -39,6 +48,10 @@ def compile(
         plugin_libraries: Shared libraries with plugins for operators of the graph. They are native
             code; to name them here is to allow that they are loaded. Where an operator has a
             function too, TensorRT takes the plugin.
+        settings: How to build.
+        step: Called while it builds with the name of a phase, how many of its steps are done, and
+            how many there are; to raise from it stops the build. By default there is a bar on
+            stderr where that is a terminal.
 
     Returns:
         The engine.
@@ -49,44 +62,33 @@ def compile(
         RunnerError: TensorRT cannot load a library.
         MissingDependencyError: The target's TensorRT is not installed.
         EngineBuildError: TensorRT refuses the graph: names the node, its operator and TensorRT's
-            own words. Or the graph says fp16 and nothing in it computes in fp16.
+            own words. Or the graph says fp16 and nothing in it computes in fp16; or the builder
+            crashed, was killed, or took longer than its time limit.
     """
     if isinstance(target, str):
-        target = backends.resolve(target)
+        target = resolve(target)
     libraries = named(plugin_libraries)
     backends.check_plugins(target, libraries)
-    if (reason := why_not_built(source, target)) is not None:
+    if (reason := why_not_built(source, target, settings)) is not None:
         msg = f"{source.path.name} cannot be built for {target}: {reason}."
         raise EngineBuildError(msg, reason=reason)
-    backend = backends.BACKENDS[target.backend]
-    trt = backends.load(backend)
-    log = _logger(trt)
-    started = time.perf_counter()
-    builder = trt.Builder(log)
-    backends.load_plugins(builder, libraries)
-    flag = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
-    network = builder.create_network(flag)
-    parser = trt.OnnxParser(network, log)
-    if not parser.parse_from_file(str(source.path)):
-        raise _parse_error(parser, source, backend.title)
-    _check_precision(network, trt, source)
-    config = builder.create_builder_config()
-    if not tf32:
-        config.clear_flag(trt.BuilderFlag.TF32)
-    if backend.cross_compiles:
-        _aim(config, trt, target, backend.title)
-    if source.axes:
-        _add_profile(builder, config, source)
-    plan = builder.build_serialized_network(network, config)
-    if plan is None:
-        reason = "; ".join(log.errors) or "TensorRT gave no reason"
-        msg = (
-            f"{backend.title} cannot build {source.path.name} for {target.compute_capability}: "
-            f"{reason}; change the graph by surgery, or leave this target out."
-        )
-        raise EngineBuildError(msg, reason=reason)
+    trt = backends.load(backends.BACKENDS[target.backend])
+    _warn_of_unlisted(target, trt)
     with written(out) as temporary:
-        temporary.write_bytes(memoryview(plan))
+        build_s = _built(
+            partial(
+                write_plan,
+                source=source,
+                target=target,
+                tf32=tf32,
+                libraries=libraries,
+                settings=settings,
+                out=temporary,
+            ),
+            f"{source.path.name} for {target}",
+            settings.time_limit_s,
+            step,
+        )
     return EngineArtifact(
         path=out,
         sha256=sha256_of(out),
@@ -98,102 +100,50 @@ def compile(
         inputs=source.inputs,
         outputs=source.outputs,
         axes=source.axes,
-        build_s=time.perf_counter() - started,
+        build_s=build_s,
         size_bytes=out.stat().st_size,
         libraries=libraries,
+        settings=settings,
     )
 
 
-def _check_precision(network: Any, trt: Any, source: OnnxArtifact) -> None:
-    """Refuse a graph that says fp16 and computes nothing in it.
+def _built(
+    write: Callable[..., float],
+    title: str,
+    limit_s: float,
+    step: Callable[[str, int, int], None] | None,
+) -> float:
+    """Have a plan written by another process; the seconds that it took."""
+    with closing(Process(patience_s=inf, limit_s=limit_s)) as there, steps(title) as bar:
+        try:
+            build_s: float = there.do("watched", {"step": step or bar}, function=write)
+        except RunnerError as error:
+            if not there.ended:
+                raise
+            msg = (
+                f"TensorRT did not finish {title}. {error} Build it on a machine with more "
+                f"memory, raise time_limit_s, or leave this target out."
+            )
+            raise EngineBuildError(msg, reason=str(error)) from error
+        except BaseException:  # Ctrl-C: nobody wants what it is at
+            there.kill()
+            raise
+    return build_s
 
-    The network is strongly typed, so the engine computes in the network's types. What an engine
-    holds can be asked of it only where there is a GPU to load it.
-    """
-    if source.precision != "fp16":
-        return
-    layers = [network.get_layer(at) for at in range(network.num_layers)]
-    held = (trt.LayerType.CONSTANT, trt.LayerType.CAST, trt.LayerType.IDENTITY)
-    computing = [layer for layer in layers if layer.type not in held]
-    if not any(
-        layer.get_output(at).dtype == trt.DataType.HALF
-        for layer in computing
-        for at in range(layer.num_outputs)
-    ):
-        reason = f"none of its {len(computing)} layers computes in fp16"
-        msg = f"{source.path.name} says fp16, but {reason}; convert the fp32 graph to fp16."
-        raise EngineBuildError(msg, reason=reason)
 
-
-def _aim(config: Any, trt: Any, target: Target, title: str) -> None:
-    """Build for one compute capability, or for no certain one where the backend does not list it.
+def _warn_of_unlisted(target: Target, trt: Any) -> None:
+    """Say that an engine will be for no certain GPU.
 
     Only the GPU in this machine can be one that is not listed. TensorRT-RTX 1.6.1 runs on an H100
     (sm90), which it does not list, and was seen to answer wrongly there.
     """
-    capability = backends.compute_capability(trt, target.compute_capability)
-    if capability is None:
+    backend = backends.BACKENDS[target.backend]
+    if backend.capability_targets is None:
+        return
+    if any(backends.compute_capability(trt, name) is None for name in target.capabilities):
         warnings.warn(
-            f"{title} {trt.__version__} does not list this GPU ({target.compute_capability}) as "
-            f"supported: the engine is built for no certain GPU, and may answer wrongly here.",
+            f"{backend.title} {trt.__version__} does not list this GPU "
+            f"({target.compute_capability}) as supported: the engine is built for no certain GPU, "
+            f"and may answer wrongly here.",
             stacklevel=3,
         )
-        return
-    config.num_compute_capabilities = 1
-    config.set_compute_capability(capability, 0)
-
-
-def _logger(trt: Any) -> Any:
-    """A TensorRT logger that keeps errors for the exception and stays quiet."""
-
-    class Log(trt.ILogger):  # type: ignore[misc]  # the bindings ship no types
-        def __init__(self) -> None:
-            super().__init__()
-            self.errors: list[str] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
-                self.errors.append(" ".join(message.split()))
-
-    return Log()
-
-
-def _parse_error(parser: Any, source: OnnxArtifact, title: str) -> EngineBuildError:
-    """The first node that the parser refused, with its domain, which the parser loses."""
-    errors = [parser.get_error(index) for index in range(parser.num_errors)]
-    nodes = graphs.read(source.path).graph.node
-    if not errors:
-        msg = f"{title} cannot parse {source.path.name} and gave no reason."
-        return EngineBuildError(msg, reason="no parser error was recorded")
-    first = errors[0]
-    node, operator = first.node_name(), first.node_operator()
-    reason = " ".join(str(first.desc()).split())
-    # For an operator that it knows but cannot build, TensorRT 10 and later say just 'false'.
-    if not reason or reason == "false":
-        reason = f"{operator} is not supported"
-    # By number: a name may be empty, or taken twice. Nodes of subgraphs are numbered apart.
-    at = first.node()
-    inside = 0 <= at < len(nodes) and nodes[at].op_type == operator
-    domain = nodes[at].domain if inside else None
-    operator = graphs.operator_name(domain, operator) if operator else None
-    others = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-    msg = (
-        f"{title} refuses node {node!r}, operator {operator}{others}: {reason}; bypass, remove or "
-        f"replace it by surgery."
-    )
-    return EngineBuildError(msg, node=node or None, operator=operator, reason=reason)
-
-
-def _add_profile(builder: Any, config: Any, source: OnnxArtifact) -> None:
-    profile = builder.create_optimization_profile()
-    for spec in source.inputs:
-        lowest, best, highest = (_shape(spec, source, bound) for bound in ("min", "opt", "max"))
-        profile.set_shape(spec.name, lowest, best, highest)
-    if config.add_optimization_profile(profile) < 0:
-        msg = f"TensorRT refuses the profile of {source.path.name}: {source.axes}."
-        raise EngineBuildError(msg, reason="add_optimization_profile gave -1")
-
-
-def _shape(spec: TensorSpec, source: OnnxArtifact, bound: str) -> tuple[int, ...]:
-    sizes = {axis.name: int(getattr(axis, bound)) for axis in source.axes}
-    return tuple(size if isinstance(size, int) else sizes[size] for size in spec.shape)

@@ -8,12 +8,26 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from mlflow_e2eai.artifacts import Axis, EngineArtifact, Library, OnnxArtifact, Target
+from mlflow_e2eai.artifacts import (
+    Axis,
+    BuildSettings,
+    EngineArtifact,
+    Library,
+    OnnxArtifact,
+    Target,
+)
 from mlflow_e2eai.engine import backends
+
+_DEFAULT = BuildSettings()
 
 
 def key_for(
-    source: OnnxArtifact, target: Target, *, tf32: bool = False, libraries: Sequence[Library] = ()
+    source: OnnxArtifact,
+    target: Target,
+    *,
+    tf32: bool = False,
+    libraries: Sequence[Library] = (),
+    settings: BuildSettings = _DEFAULT,
 ) -> str:
     """The key of the engine that `compile` would build here.
 
@@ -22,6 +36,7 @@ def key_for(
         target: What to build for.
         tf32: See `compile`.
         libraries: Libraries with plugins.
+        settings: See `compile`.
 
     Returns:
         Hexadecimal sha256 of the graph with its weights, the settings, the target, and the backend
@@ -31,7 +46,7 @@ def key_for(
         MissingDependencyError: The target's TensorRT is not installed.
     """
     trt = backends.load(backends.BACKENDS[target.backend])
-    return _key(source.sha256, target, str(trt.__version__), tf32, source.axes, libraries)
+    return _key(source.sha256, target, str(trt.__version__), tf32, source.axes, libraries, settings)
 
 
 def key_of(engine: EngineArtifact) -> str:
@@ -43,6 +58,7 @@ def key_of(engine: EngineArtifact) -> str:
         engine.tf32,
         engine.axes,
         engine.libraries,
+        engine.settings,
     )
 
 
@@ -53,6 +69,7 @@ def _key(
     tf32: bool,  # noqa: FBT001 - both callers are above
     axes: Sequence[Axis],
     libraries: Sequence[Library],
+    settings: BuildSettings,
 ) -> str:
     asked: dict[str, Any] = {
         "onnx": onnx_sha256,
@@ -63,4 +80,6 @@ def _key(
         # Where a library lies is not the engine's matter, nor in which order they are named.
         "libraries": sorted(library.sha256 for library in libraries),
     }
+    asked["settings"] = dataclasses.asdict(settings)
+    del asked["settings"]["time_limit_s"]  # it ends a build, and changes none
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()

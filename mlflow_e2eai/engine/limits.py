@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mlflow_e2eai import graphs
-from mlflow_e2eai.artifacts import OnnxArtifact, Target
+from mlflow_e2eai.artifacts import BuildSettings, OnnxArtifact, Target
 from mlflow_e2eai.engine import backends
 
 _FIRST_WITH_FP8 = 89
@@ -15,14 +15,27 @@ _FIRST_WITH_INT8_CONVOLUTIONS = (1, 7)
 """Version of TensorRT-RTX: 1.6.1 fails an assertion on every one, 1.7.1 builds them."""
 
 
-def why_not_built(source: OnnxArtifact, target: Target) -> str | None:
-    """Why a target cannot have an engine of a quantised graph; None where nothing is known.
+_DEFAULT = BuildSettings()
+
+
+def why_not_built(
+    source: OnnxArtifact, target: Target, settings: BuildSettings = _DEFAULT
+) -> str | None:
+    """Why a target cannot have an engine of a graph from this machine; None if nothing is known.
 
     Raises:
         MissingDependencyError: The target's TensorRT is not installed.
     """
-    if source.precision == "fp8" and int(target.compute_capability[2:]) < _FIRST_WITH_FP8:
-        return f"{target.compute_capability} has no fp8; leave it out, or take sm89 or later"
+    # TensorRT-RTX 1.6.1 and 1.7.1 end such builds with CHECK(status == CUDA_SUCCESS).
+    if (settings.refit or settings.strip_weights) and backends.local_compute_capability() is None:
+        return (
+            "refit and strip_weights need a GPU, and there is none in this machine; leave them "
+            "out, or compile it on a machine that has one"
+        )
+    if source.precision == "fp8":
+        for name in target.capabilities or ("sm80",):
+            if int(name.removeprefix("sm")) < _FIRST_WITH_FP8:
+                return f"{name} has no fp8; leave it out, or take sm89 or later"
     if source.precision != "int8" or target.backend != "tensorrt_rtx":
         return None
     trt: Any = backends.load(backends.BACKENDS[target.backend])

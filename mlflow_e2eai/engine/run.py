@@ -10,6 +10,8 @@ from typing import Any
 from mlflow_e2eai.artifacts import EngineArtifact, Infer, Tensors
 from mlflow_e2eai.context import gpu_name
 from mlflow_e2eai.engine import backends
+from mlflow_e2eai.engine.profiles import profile_of, sizes_of
+from mlflow_e2eai.engine.targets import covers
 from mlflow_e2eai.errors import EngineMismatchError, MissingDependencyError, RunnerError
 from mlflow_e2eai.files import verify
 from mlflow_e2eai.latency import Timing
@@ -17,27 +19,32 @@ from mlflow_e2eai.latency import Timing
 
 def why_not_here(engine: EngineArtifact) -> EngineMismatchError | MissingDependencyError | None:
     """Why this machine cannot run an engine; None when nothing speaks against it."""
+    return next(_reasons(engine), None)
+
+
+def _reasons(engine: EngineArtifact) -> Iterator[EngineMismatchError | MissingDependencyError]:
     target = engine.target
     backend = backends.BACKENDS[target.backend]
     capability = backends.local_compute_capability()
+    wanted = f"a GPU of {target.compute_capability or 'sm80 or later'}"
     if capability is None:
-        return EngineMismatchError(wanted=f"a GPU of {target.compute_capability}", found="no GPU")
-    if capability != target.compute_capability:
-        return EngineMismatchError(
-            wanted=f"a GPU of {target.compute_capability}", found=f"one of {capability}"
-        )
+        yield EngineMismatchError(wanted=wanted, found="no GPU")
+    elif not covers(target, capability):
+        yield EngineMismatchError(wanted=wanted, found=f"one of {capability}")
     if target.gpu_name is not None and target.gpu_name != gpu_name():
-        return EngineMismatchError(wanted=f"an {target.gpu_name}", found=str(gpu_name()))
+        yield EngineMismatchError(wanted=f"an {target.gpu_name}", found=str(gpu_name()))
+    if engine.settings.strip_weights:
+        yield EngineMismatchError(wanted="its weights, which were stripped", found="none of them")
     try:
         trt = backends.load(backend)
     except MissingDependencyError as error:
-        return error
+        yield error
+        return
     if str(trt.__version__) != engine.backend_version:
-        return EngineMismatchError(
+        yield EngineMismatchError(
             wanted=f"{backend.title} {engine.backend_version}",
             found=f"{backend.title} {trt.__version__}",
         )
-    return None
 
 
 @contextmanager
@@ -68,21 +75,36 @@ def engine_runner(engine: EngineArtifact) -> Iterator[Infer]:
     if loaded is None:
         msg = f"TensorRT cannot load {engine.path.name}; compile it again on this machine."
         raise RunnerError(msg)
-    context = loaded.create_execution_context()
-    if context is None:
-        msg = f"TensorRT cannot start {engine.path.name}; is the GPU's memory full?"
-        raise RunnerError(msg)
-    yield _Call(engine, loaded, context)
+    yield _Call(engine, loaded)
 
 
 class _Call:
-    """One execution context, its stream, and the steps of a call."""
+    """A stream, an execution context for each profile that was asked for, and a call's steps."""
 
-    def __init__(self, engine: EngineArtifact, loaded: Any, context: Any) -> None:
+    def __init__(self, engine: EngineArtifact, loaded: Any) -> None:
         import torch
 
-        self._engine, self._loaded, self._context = engine, loaded, context
+        self._engine, self._loaded = engine, loaded
         self._stream = torch.cuda.Stream()
+        self._contexts: dict[int, Any] = {}
+        opt = {axis.name: axis.opt for axis in engine.axes}
+        self._context = self._context_at(profile_of(engine.axes, opt))
+
+    def _context_at(self, profile: int) -> Any:
+        """The context for a profile, made when it is first needed: each takes device memory."""
+        if profile not in self._contexts:
+            context = self._loaded.create_execution_context()
+            if context is None:
+                msg = f"TensorRT cannot start {self._engine.path.name}; is the GPU's memory full?"
+                raise RunnerError(msg)
+            # A context begins with the first profile.
+            if profile and not context.set_optimization_profile_async(
+                profile, self._stream.cuda_stream
+            ):
+                msg = f"TensorRT does not take profile {profile} of {self._engine.path.name}."
+                raise RunnerError(msg)
+            self._contexts[profile] = context
+        return self._contexts[profile]
 
     def __call__(self, tensors: Tensors) -> Tensors:
         """Answer."""
@@ -124,13 +146,15 @@ class _Call:
         import torch
 
         held = []
+        sizes = sizes_of(self._engine.inputs, tensors)
+        self._context = self._context_at(profile_of(self._engine.axes, sizes))
         for spec in self._engine.inputs:
             tensor = torch.from_numpy(tensors[spec.name]).cuda(non_blocking=True).contiguous()
             if not self._context.set_input_shape(spec.name, tuple(tensor.shape)):
-                sizes = ", ".join(f"{a.name} from {a.min} to {a.max}" for a in self._engine.axes)
+                axes = ", ".join(f"{a.name} from {a.min} to {a.max}" for a in self._engine.axes)
                 msg = (
                     f"The engine does not take {spec.name!r} of shape {list(tensor.shape)}; its "
-                    f"profile has {list(spec.shape)} with {sizes or 'no dynamic axes'}."
+                    f"profile has {list(spec.shape)} with {axes or 'no dynamic axes'}."
                 )
                 raise RunnerError(msg)
             self._context.set_tensor_address(spec.name, tensor.data_ptr())

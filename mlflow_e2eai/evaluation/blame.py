@@ -13,7 +13,7 @@ def blamed(evidence: Mapping[str, Evidence], variants: Mapping[str, Variant]) ->
     """The evidence, with the step that lost the accuracy for each variant that failed."""
     return [
         dataclasses.replace(entry, lost_at=lost_at(name, variants, evidence))
-        if name in variants and entry.measured and not entry.passed
+        if entry.sha256 is not None and entry.measured and not entry.passed
         else entry
         for name, entry in evidence.items()
     ]

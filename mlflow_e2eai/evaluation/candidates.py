@@ -64,7 +64,7 @@ def variants_of(
     raw: OnnxArtifact | None,
     reference: str = TORCH,
 ) -> dict[str, Variant]:
-    """All variants by name, each after the one that it was made of, the reference before all."""
+    """All variants by name, each after the one that it was made of, or else the reference."""
     plain = {graph.sha256: graph_variant(graph, "cpu") for graph in graphs}
     found: dict[str, Variant] = {}
 
@@ -75,7 +75,7 @@ def variants_of(
     if raw is not None:
         name = variant_name("onnxruntime-cpu", RAW)
         opener = partial(raw_runner, raw, graphs[0])
-        found[name] = Variant(name=name, artifact=raw, step=EXPORT, before=reference, opener=opener)
+        found[name] = Variant(name=name, artifact=raw, step=EXPORT, before=TORCH, opener=opener)
         plain[raw.sha256] = name
     for graph in graphs:
         before = plain.get(graph.parent_sha256 or "", reference)

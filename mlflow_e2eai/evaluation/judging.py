@@ -37,7 +37,7 @@ def evaluate(
         graphs: The graphs; ONNX Runtime runs each on every device that it has here.
         engines: Engines. One that this machine cannot run is recorded as not measured.
         example: One array for each input.
-        name: The variant that is the reference.
+        name: The variant that is the reference: `bundle.FILE` where that is ONNX Runtime on `raw`.
         raw: The graph as it was exported, to tell what export did from what cleaning did.
         evaluation: Labelled data.
         batch_sizes: Sizes of the leading axis at which latency is measured beside the corners of
@@ -69,6 +69,8 @@ def evaluate(
     evidence = {name: questions.of_the_reference()}
     with ExitStack() as stack:
         for each, variant in progress(variants.items(), "evaluate", unit="variants"):
+            if each == name:
+                continue  # a file, which is only timed with the others
             try:
                 there = stack.enter_context(isolated(variant.opener))
             except (EngineMismatchError, MissingDependencyError, RunnerError) as error:
@@ -77,7 +79,8 @@ def evaluate(
             before = infers.get(variant.before)
             evidence[each] = questions.of(variant, there, before)
             infers[each] = there
-    latency = _timed({name: timed or reference}, variants, evidence, {**corners, **sizes})
+    here = {} if name in variants else {name: timed or reference}
+    latency = _timed(here, variants, evidence, {**corners, **sizes})
     return blamed(evidence, variants), latency
 
 

@@ -1,4 +1,4 @@
-"""A runner in a process of its own: what native code does there is a result, not an end.
+"""Native code in a process of its own: what it does there is a result, not an end.
 
 A crash, a hang or a kill for memory ends that process, and reaches the caller as a `RunnerError`
 that says what was being asked. Whole pieces of work are done over there: a comparison runs beside

@@ -38,6 +38,11 @@ class Note:
         which = "" if self._sample is None else f"sample {self._sample}, "
         self._write(f"on {which}{sizes}")
 
+    def doing(self, text: str) -> None:
+        """Something else than a call begins."""
+        self._calls += 1
+        self._write(text)
+
     def _write(self, text: str) -> None:
         # The count tells calls apart, so that a long series of one kind is seen to go on.
         line = f"{self._calls}|{self._label}|{text}".encode()[: SIZE - 1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -34,10 +35,12 @@ class Process:
 
     Args:
         patience_s: Seconds without a sign of life after which it is killed.
+        limit_s: Seconds after which it is killed whatever it does.
     """
 
-    def __init__(self, *, patience_s: float) -> None:
+    def __init__(self, *, patience_s: float, limit_s: float = math.inf) -> None:
         self._patience_s = patience_s
+        self._limit_s, self._began = limit_s, time.monotonic()
         self._death: str | None = None
         self._failure: str | None = None
         with ExitStack() as stack:
@@ -110,18 +113,26 @@ class Process:
 
     def _receive(self) -> Any:
         seen, since = self._note.read(), time.monotonic()
-        while not self._connection.poll(_LOOK_S):
+        while True:
+            if time.monotonic() - self._began > self._limit_s:
+                late = f"was not done within {self._limit_s:g} s"
+                raise self._stopped(late)
+            if self._connection.poll(_LOOK_S):
+                break
             if (now := self._note.read()) != seen:
                 seen, since = now, time.monotonic()
             if time.monotonic() - since > self._patience_s:
-                self._process.kill()
-                self._process.wait()
                 silent = f"gave no sign of life for {self._patience_s:g} s"
-                raise self._ended(silent)
+                raise self._stopped(silent)
         try:
             return self._connection.recv()
         except (EOFError, ConnectionResetError) as error:
             raise self._ended(_how(self._process.wait())) from error
+
+    def _stopped(self, why: str) -> RunnerError:
+        self._process.kill()
+        self._process.wait()
+        return self._ended(why)
 
     def _ended(self, how: str) -> RunnerError:
         self._log.seek(0)

@@ -35,6 +35,7 @@ def interface_section(manifest: Manifest) -> Section | None:
         return None
     axes = {
         axis.name: f"{axis.name} from {axis.min} to {axis.max}, tuned for {axis.opt}"
+        + (f", each of {', '.join(map(str, axis.buckets))} by itself" if axis.buckets else "")
         for axis in manifest.axes
     }
     rows = (
@@ -268,7 +269,7 @@ def _commands(manifest: Manifest, origin: Origin) -> Iterator[tuple[str, list[st
                         *(engine.arithmetic for engine in manifest.engines),
                     ]
                 ),
-                targets=_listed(e.target.compute_capability for e in manifest.engines),
+                targets=_listed(str(e.target) for e in manifest.engines),
             ),
         )
 

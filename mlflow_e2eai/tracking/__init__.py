@@ -7,6 +7,7 @@ MLflow's own search. Run inputs alone would not do: `search_runs` leaves them ou
 """
 
 from mlflow_e2eai.tracking.elsewhere import TICKET, Place, end_attempt, place_under, working_at
+from mlflow_e2eai.tracking.files import ModelFiles
 from mlflow_e2eai.tracking.lineage import (
     ERROR,
     PARENT,
@@ -18,6 +19,7 @@ from mlflow_e2eai.tracking.lineage import (
     fetch,
     fetch_engine,
     fetch_graph,
+    is_uri,
     link_inputs,
     link_output,
     resolve,
@@ -51,6 +53,7 @@ __all__ = [
     "Builder",
     "MlflowRecorder",
     "MlflowStage",
+    "ModelFiles",
     "Place",
     "ancestor",
     "check_server",
@@ -63,6 +66,7 @@ __all__ = [
     "fetch_nodes",
     "fetch_source",
     "fetch_text",
+    "is_uri",
     "link_inputs",
     "link_output",
     "log_artifact",

@@ -42,6 +42,11 @@ Artifact = TypeVar("Artifact", OnnxArtifact, EngineArtifact)
 _MODEL_ID = re.compile(r"m-[0-9a-f]{32}")
 
 
+def is_uri(text: str) -> bool:
+    """Whether a text is for `resolve`, and no path of a file or folder."""
+    return ":/" in text or _MODEL_ID.fullmatch(text) is not None
+
+
 def resolve(uri: str) -> LoggedModel:
     """The LoggedModel that a URI names.
 

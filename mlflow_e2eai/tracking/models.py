@@ -129,7 +129,8 @@ def stage_of(artifact: OnnxArtifact | EngineArtifact) -> str:
 def suffix_of(artifact: OnnxArtifact | EngineArtifact) -> str:
     """What an artifact's model is named after the whole's name."""
     if isinstance(artifact, EngineArtifact):
-        return f"{artifact.target.compute_capability}-{artifact.arithmetic}"
+        target = str(artifact.target).removeprefix("tensorrt_rtx-")
+        return f"{target}-{artifact.arithmetic}"
     return {"export": "raw", "clean": "clean"}.get(artifact.stage, artifact.precision)
 
 

@@ -158,7 +158,7 @@ def _companions(
     (folder / _TREE).write_text(to_json(tree), encoding="utf-8")
     axes = {
         name: {
-            str(at): [axis.name, axis.min, axis.opt, axis.max, axis.multiple]
+            str(at): [axis.name, axis.min, axis.opt, axis.max, axis.multiple, *axis.buckets]
             for at, axis in positions.items()
         }
         for name, positions in (dynamic_axes or {}).items()
@@ -285,8 +285,10 @@ def _read_axes(path: Path) -> dict[str, dict[int, Axis]] | None:
         return None
     return {
         name: {
-            int(at): Axis(axis, min=low, opt=best, max=high, multiple=(*multiple, 1)[0])
-            for at, (axis, low, best, high, *multiple) in positions.items()
+            int(at): Axis(
+                axis, min=low, opt=best, max=high, multiple=(*more, 1)[0], buckets=tuple(more[1:])
+            )
+            for at, (axis, low, best, high, *more) in positions.items()
         }
         for name, positions in json.loads(path.read_text(encoding="utf-8")).items()
     }

@@ -173,10 +173,10 @@ def free_port() -> int:
 
 
 @contextmanager
-def serving(model_path) -> Iterator[str]:
-    """`mlflow models serve`, for the block."""
+def serving(model_path, *, python=sys.executable) -> Iterator[str]:
+    """`mlflow models serve`, for the block, by the MLflow of an interpreter."""
     options = ["--model-uri", str(model_path), "--env-manager", "local"]
-    with _started(["models", "serve", *options], path="/ping") as address:
+    with _started(["models", "serve", *options], path="/ping", python=python) as address:
         yield address
 
 
@@ -190,14 +190,14 @@ def tracking_server(folder) -> Iterator[str]:
 
 
 @contextmanager
-def _started(arguments, *, path) -> Iterator[str]:
+def _started(arguments, *, path, python=sys.executable) -> Iterator[str]:
     """An MLflow command that serves on a free port of this machine, once it answers."""
     address = f"http://127.0.0.1:{(port := free_port())}"
-    command = [sys.executable, "-m", "mlflow", *arguments, "--host", "127.0.0.1"]
+    command = [python, "-m", "mlflow", *arguments, "--host", "127.0.0.1"]
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(
             [*command, "--port", str(port)],
-            env=_environment(MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false"),
+            env=_environment(python, MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false"),
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # it has children, and they are stopped with it
@@ -209,9 +209,9 @@ def _started(arguments, *, path) -> Iterator[str]:
             _stop(process)
 
 
-def _environment(**more) -> dict[str, str]:
+def _environment(python=sys.executable, **more) -> dict[str, str]:
     """This process's, in which MLflow also finds what is installed beside the interpreter."""
-    beside = str(Path(sys.executable).parent)
+    beside = str(Path(python).parent)
     return {**os.environ, "PATH": f"{beside}{os.pathsep}{os.environ['PATH']}", **more}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -30,9 +31,15 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils import requirements_utils
 
 import mlflow_e2eai
-from mlflow_e2eai import tracking
+from mlflow_e2eai import bundle, compile, flavor, tracking
 from mlflow_e2eai.context import GpuContext
-from mlflow_e2eai.errors import ArtifactError, InvalidInputError, RunnerError, TrackingError
+from mlflow_e2eai.errors import (
+    ArtifactError,
+    InvalidInputError,
+    MissingDependencyError,
+    RunnerError,
+    TrackingError,
+)
 
 UNREADABLE_PROC = """
 import pathlib
@@ -372,6 +379,31 @@ def test_requirements_name_this_package_itself(saved):
     lines = lines_of(saved.directory / "requirements.txt")
 
     assert f"mlflow_e2eai=={version('mlflow_e2eai')}" in lines
+
+
+def test_without_torch_the_extra_is_named(saved, model_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+
+    with pytest.raises(MissingDependencyError, match=r"mlflow_e2eai\[torch\]"):
+        mlflow_e2eai.save_model(saved.module, model_path, **saved.options)
+    assert not Path(model_path).exists()
+
+
+def test_torch_is_required_where_an_engine_needs_it_and_nowhere_else(saved, model_path):
+    place = saved.bundle
+    manifest = bundle.located(bundle.read(place), place)
+    (graph,) = manifest.graphs
+    engine = compile(graph, "sm86", out=Path(model_path, "engine"))
+    manifest = dataclasses.replace(manifest, engines=(engine,))
+    wanted = ["mlflow_e2eai", "onnxruntime-gpu", "numpy"]
+
+    def names(lines) -> list[str]:
+        return [line.partition("==")[0] for line in lines]
+
+    assert names(lines_of(saved.directory / "requirements.txt")) == ["mlflow", *wanted]
+    needed = flavor.get_default_pip_requirements(manifest)
+    assert names(needed) == [*wanted, "torch", "tensorrt-rtx-cu13"]
+    assert not any("+" in line for line in needed)
 
 
 def test_a_uv_project_in_the_working_folder_changes_no_requirements(saved, model_path, tmp_path):

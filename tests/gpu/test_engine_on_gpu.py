@@ -36,7 +36,7 @@ def portable(monkeypatch):
     trt = pytest.importorskip("tensorrt_rtx") if not has("tensorrt") else None
     if trt is None or listed(trt):
         return
-    rtx = dataclasses.replace(backends.BACKENDS["tensorrt_rtx"], cross_compiles=False)
+    rtx = dataclasses.replace(backends.BACKENDS["tensorrt_rtx"], capability_targets=None)
     monkeypatch.setitem(backends.BACKENDS, "tensorrt_rtx", rtx)
 
 
@@ -132,6 +132,17 @@ def test_a_batch_beyond_the_profile_is_an_error_that_names_the_profile(cnn, batc
         with pytest.raises(RunnerError, match="N from 1 to 64"):
             infer(images(65, 32))
         assert infer(images(8, 32))["output"].shape == (8, 10)
+
+
+def test_an_engine_with_buckets_answers_at_them_and_between_them(cnn, batch, tmp_path):
+    buckets = dataclasses.replace(batch, buckets=(1, 8, 32))
+    graph = graph_of(cnn, tmp_path, buckets, "fp16", 32)
+    engine = compile(graph, "local", out=tmp_path / "local.engine")
+    with reference_of(cnn) as reference, engine_runner(engine) as infer:
+        samples = [images(size, 32) for size in (1, 5, 8, 32, 64, 8, 1)]
+        report = compare(reference, infer, samples, precision="fp16", threads=1)
+    if supported():
+        assert report.passed, report.findings
 
 
 def by_hand_ms(engine, sample):

@@ -1,0 +1,215 @@
+"""Targets: how people say them, and which of them this machine can build for."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from importlib.util import find_spec
+from typing import Literal, TypeAlias
+
+from mlflow_e2eai.artifacts import Target
+from mlflow_e2eai.context import gpu_name
+from mlflow_e2eai.engine.backends import BACKENDS, load, local_compute_capability
+from mlflow_e2eai.errors import InvalidInputError
+
+_Backend: TypeAlias = Literal["tensorrt", "tensorrt_rtx"]
+
+_SAID: dict[str, tuple[_Backend, int | None]] = {
+    "rtx": ("tensorrt_rtx", None),
+    "trt": ("tensorrt", None),
+    "trt10": ("tensorrt", 10),
+    "trt11": ("tensorrt", 11),
+}
+"""How a backend is said, and its major version."""
+
+_WRITTEN = {f"{backend}{version or ''}": said for said, (backend, version) in _SAID.items()}
+"""How `Target.__str__` writes a backend, to how it is said."""
+
+_CAPABILITIES: dict[_Backend, tuple[str, ...]] = {
+    # `tensorrt_rtx.ComputeCapability` of TensorRT-RTX 1.6.1, less NONE and CURRENT.
+    "tensorrt_rtx": ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121"),
+    # Turing and newer of https://developer.nvidia.com/cuda/gpus, as TensorRT's support matrix.
+    "tensorrt": (
+        "sm75",
+        "sm80",
+        "sm86",
+        "sm87",
+        "sm88",
+        "sm89",
+        "sm90",
+        "sm100",
+        "sm103",
+        "sm110",
+        "sm120",
+        "sm121",
+    ),
+}
+
+_OLDEST = 80
+"""Ampere, the oldest that an engine for no certain compute capability runs on: see
+`IBuilderConfig.num_compute_capabilities` of TensorRT-RTX, and `HardwareCompatibilityLevel`."""
+
+TARGETS: tuple[str, ...] = ("local", "rtx", *_CAPABILITIES["tensorrt_rtx"])
+"""What a caller may ask for on any machine, ``local`` on one with a GPU. There are more: see
+`parse`."""
+
+_KNOWN = (
+    *TARGETS,
+    *(f"{said}:{name}" for said in _SAID for name in _CAPABILITIES[_SAID[said][0]]),
+    *(f"{said}:{name}+compatible" for said in ("trt10", "trt11") for name in ("sm80", "sm90")),
+    "trt10+compatible",
+    "trt11+compatible",
+)
+
+
+def parse(text: str) -> Target:
+    """Read a target, whether this machine can build for it or not.
+
+    Args:
+        text: One of
+
+            - ``sm89`` or ``rtx:sm89``: TensorRT-RTX, every GPU of one compute capability;
+            - ``rtx:sm86+sm89``: of several;
+            - ``rtx``: every GPU from Ampere on, later ones too;
+            - ``trt11:sm90``, ``trt10:sm80``: TensorRT of that major version, for the GPU model
+              that builds it; ``trt:sm90``: of the version that is installed;
+            - ``trt11:sm90+compatible``: every GPU of that compute capability, at some cost in
+              speed; ``trt11+compatible``: every GPU from Ampere on;
+            - what `Target` is written as, for example ``tensorrt11-sm90``.
+
+    Returns:
+        The target; its `gpu_name` is known only where it is built.
+
+    Raises:
+        InvalidInputError: It is something else, or names what a backend has not.
+    """
+    bare = text.removesuffix("+compatible")
+    said, separator, capability = re.fullmatch(r"([^:-]*)([:-]?)(.*)", bare, re.DOTALL).groups()  # type: ignore[union-attr]
+    if re.fullmatch(r"sm\d.*", bare, re.DOTALL):
+        said, separator, capability = "rtx", ":", bare
+    said = _WRITTEN.get(said, said)
+    if said not in _SAID or bool(separator) != bool(capability):
+        raise _unknown(text)
+    backend, version = _SAID[said]
+    names = sorted(set(capability.split("+")) if capability else (), key=lambda n: (len(n), n))
+    if not set(names) <= set(_CAPABILITIES[backend]):
+        raise _unknown(text)
+    target = Target(
+        backend=backend,
+        compute_capability="+".join(names),
+        version=version,
+        compatible=bare != text,
+    )
+    if (reason := _why_none(target)) is not None:
+        msg = f"There is no target {text!r}: {reason}."
+        raise InvalidInputError(msg)
+    return target
+
+
+def _why_none(target: Target) -> str | None:
+    """Why no engine is like that; None where there are such."""
+    if target.backend == "tensorrt_rtx":
+        if target.compatible:
+            return "an engine of TensorRT-RTX is bound to no GPU model; leave '+compatible' out"
+        return None
+    if len(target.capabilities) > 1:
+        return "TensorRT builds for one compute capability; name one, or several targets"
+    if not target.capabilities and not target.compatible:
+        return "TensorRT builds for one compute capability; name it, or add '+compatible'"
+    return None
+
+
+def _unknown(text: str) -> InvalidInputError:
+    near = difflib.get_close_matches(text, _KNOWN, n=1)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    if text in _CAPABILITIES["tensorrt"]:  # and not in TensorRT-RTX's
+        hint = f" For {text} there are trt11:{text}, which is built on such a GPU, and rtx."
+    return InvalidInputError(
+        f"The target is {text!r}, but one of {', '.join(TARGETS)} is wanted, several as "
+        f"rtx:sm86+sm89, or TensorRT's own as trt11:sm90 or trt11:sm90+compatible.{hint}"
+    )
+
+
+def check_target(text: str) -> None:
+    """Refuse a target that there is not, on whatever machine.
+
+    Raises:
+        InvalidInputError: It is neither ``local`` nor what `parse` reads.
+    """
+    if text != "local":
+        parse(text)
+
+
+def resolve(text: str) -> Target:
+    """Say which engine a target asks for on this machine, which must be able to build it.
+
+    Args:
+        text: What `parse` reads; or ``local``, the GPU in this machine, which is built for with
+            TensorRT where that is installed, else with TensorRT-RTX.
+
+    Raises:
+        InvalidInputError: There is no such target, or this machine cannot build for it.
+        MissingDependencyError: The backend that it needs is not installed.
+    """
+    if text == "local":
+        target = _local()
+    else:
+        target = parse(text)
+        if target.backend == "tensorrt":
+            _check_gpu(text, target)
+    module = load(BACKENDS[target.backend])
+    if target.backend == "tensorrt_rtx":
+        return target
+    return _built_here(text, target, str(module.__version__))
+
+
+def _local() -> Target:
+    name = local_compute_capability()
+    if name is None:
+        msg = (
+            "The target 'local' needs a GPU, and there is none in this machine; name what "
+            f"TensorRT-RTX builds for without one: {', '.join(TARGETS[1:])}."
+        )
+        raise InvalidInputError(msg)
+    rtx = find_spec("tensorrt") is None and find_spec("tensorrt_rtx") is not None
+    return Target(backend="tensorrt_rtx" if rtx else "tensorrt", compute_capability=name)
+
+
+def _check_gpu(text: str, target: Target) -> None:
+    """Refuse a target that TensorRT builds only on another GPU."""
+    here = local_compute_capability()
+    fits = here is not None and covers(target, here)
+    if not fits:
+        found = "there is no GPU" if here is None else f"the GPU is of {here}"
+        wanted = target.compute_capability or f"sm{_OLDEST} or later"
+        msg = (
+            f"TensorRT builds {text!r} on a GPU of {wanted} itself, but in this machine {found}; "
+            f"compile it on a machine that has one, or take a target of TensorRT-RTX, which needs "
+            f"none: {', '.join(TARGETS[1:])}."
+        )
+        raise InvalidInputError(msg)
+
+
+def _built_here(text: str, target: Target, version: str) -> Target:
+    """A target of TensorRT with what only the machine that builds it knows."""
+    major = int(version.split(".", maxsplit=1)[0])
+    if target.version not in (None, major):
+        msg = (
+            f"The target {text!r} needs TensorRT {target.version}, but {version} is installed; "
+            f"compile it where 'tensorrt-cu13=={target.version}.*' is."
+        )
+        raise InvalidInputError(msg)
+    return Target(
+        backend=target.backend,
+        compute_capability=target.compute_capability,
+        gpu_name=None if target.compatible else gpu_name(),
+        version=major,
+        compatible=target.compatible,
+    )
+
+
+def covers(target: Target, capability: str) -> bool:
+    """Whether engines for a target are for GPUs of a compute capability."""
+    if target.capabilities:
+        return capability in target.capabilities
+    return int(capability.removeprefix("sm")) >= _OLDEST

@@ -1,0 +1,73 @@
+"""Optimisation profiles: what an engine is tuned for, and which of them a call takes."""
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlflow_e2eai.artifacts import Axis, TensorSpec
+from mlflow_e2eai.engine.profiles import profile_of, profiles, sizes_of
+
+N = Axis("N", min=1, opt=8, max=64, buckets=(1, 8, 32))
+T = Axis("T", min=16, opt=64, max=128)
+
+
+def test_an_axis_without_buckets_has_the_dynamic_profile_alone():
+    assert profiles((T,)) == ({"T": (16, 64, 128)},)
+    assert profiles(()) == ({},)
+
+
+def test_each_bucket_has_a_static_profile_after_the_dynamic_one():
+    assert profiles((N,)) == (
+        {"N": (1, 8, 64)},
+        {"N": (1, 1, 1)},
+        {"N": (8, 8, 8)},
+        {"N": (32, 32, 32)},
+    )
+
+
+def test_other_axes_stay_dynamic_and_buckets_of_two_are_combined():
+    assert profiles((N, T))[1] == {"N": (1, 1, 1), "T": (16, 64, 128)}
+    two = Axis("T", min=16, opt=64, max=128, buckets=(32, 64))
+    static = [(p["N"][0], p["T"][0]) for p in profiles((N, two))[1:]]
+    assert static == [(1, 32), (1, 64), (8, 32), (8, 64), (32, 32), (32, 64)]
+
+
+def test_a_call_takes_its_exact_bucket_else_the_dynamic_profile():
+    assert [profile_of((N,), {"N": size}) for size in (1, 8, 32, 2, 64)] == [1, 2, 3, 0, 0]
+    assert profile_of((N, T), {"N": 8, "T": 17}) == 2
+    assert profile_of((), {}) == 0
+
+
+def test_sizes_that_no_profile_has_are_for_the_dynamic_one_to_refuse():
+    assert profile_of((N,), {"N": 65}) == 0
+    assert profile_of((N, T), {"N": 8, "T": 129}) == 0
+
+
+@st.composite
+def axes_and_sizes(draw):
+    axes, sizes = [], {}
+    for name in draw(st.lists(st.sampled_from("NTW"), unique=True)):
+        low, best, high = sorted(draw(st.tuples(*[st.integers(1, 9)] * 3)))
+        buckets = tuple(sorted(draw(st.sets(st.integers(low, high), max_size=3))))
+        axes.append(Axis(name, min=low, opt=best, max=high, buckets=buckets))
+        sizes[name] = draw(st.integers(low, high))
+    return tuple(axes), sizes
+
+
+@given(axes_and_sizes())
+def test_the_profile_of_a_call_admits_it_and_is_static_wherever_one_is(given_):
+    axes, sizes = given_
+    chosen = profile_of(axes, sizes)
+    profile = profiles(axes)[chosen]
+    assert all(low <= sizes[name] <= high for name, (low, _, high) in profile.items())
+    tuned = [axis for axis in axes if axis.buckets]
+    assert (chosen > 0) == bool(tuned and all(sizes[axis.name] in axis.buckets for axis in tuned))
+
+
+def test_the_sizes_of_a_call_are_those_of_its_arrays():
+    specs = (
+        TensorSpec(name="x", dtype="float32", shape=("N", 3, "T")),
+        TensorSpec(name="y", dtype="float32", shape=(2,)),
+    )
+    arrays = {"x": np.zeros((5, 3, 7)), "y": np.zeros(2)}
+    assert sizes_of(specs, arrays) == {"N": 5, "T": 7}
