@@ -68,6 +68,13 @@ def workers():
     return [p for p, words in descendants(os.getpid()).items() if b"isolation.worker" in words]
 
 
+def building():
+    """Those of them that TensorRT builds for now, in a process of its own."""
+    found = workers()
+    above = {parent_of(pid) for pid in found}
+    return [pid for pid in found if pid in above]
+
+
 def kill_when_building(found, *, times=1):
     """Kill what `found` finds as soon as a job's run has begun.
 
@@ -84,8 +91,9 @@ def kill_when_building(found, *, times=1):
                 [experiment], "attributes.status = 'RUNNING' AND tags.`e2eai.ticket` != ''"
             )
             fresh = [run.info.run_id for run in running if run.info.run_id not in killed]
-            if fresh:
-                for pid in found():
+            victims = found() if fresh else []
+            if victims:
+                for pid in victims:
                     os.kill(pid, signal.SIGKILL)
                 killed.append(fresh[0])
             time.sleep(0.02)

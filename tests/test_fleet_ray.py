@@ -7,7 +7,7 @@ import sys
 import mlflow
 import pytest
 from chains import log_graph
-from fleets import children, compiling, engines, kill_when_building, parent_of, workers
+from fleets import building, children, compiling, engines, kill_when_building, parent_of
 
 from mlflow_e2eai import fleet, tracking
 from mlflow_e2eai.errors import InvalidInputError, MissingDependencyError
@@ -100,7 +100,7 @@ def test_what_is_killed_while_it_builds_is_built_elsewhere_and_nothing_twice(
     store, tmp_path, cluster, whose
 ):
     def victims():
-        for builder in workers()[:1]:
+        for builder in building()[:1]:
             worker = parent_of(builder)
             # The builder is a child of Ray's worker, which is a child of the node's raylet.
             found = {"builder": [builder], "Ray worker": [worker]}
