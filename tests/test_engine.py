@@ -445,6 +445,20 @@ def test_an_engine_that_was_tampered_with_is_refused_before_anything_is_loaded(
         pass
 
 
+def test_the_backend_says_why_a_plan_cannot_be_loaded():
+    runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
+    rtx, full = backends.BACKENDS["tensorrt_rtx"], backends.BACKENDS["tensorrt"]
+    assert backends.why_invalid(rtx, trt, runtime, bytes(64)) == "MALFORMED_ENGINE"
+    assert backends.why_invalid(full, trt, runtime, bytes(64)) == ""
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "int8", "fp8"])
+def test_a_graph_that_says_a_precision_and_computes_in_fp32_is_refused(precision, graph, out):
+    source = dataclasses.replace(graph(CONV), precision=precision)
+    with pytest.raises(EngineBuildError, match=f"none of its .* computes in {precision}"):
+        built_here(source, RTX86, out)
+
+
 # a builder that comes to grief
 
 

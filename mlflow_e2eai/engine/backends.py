@@ -152,3 +152,12 @@ def compute_capability(trt: Any, name: str) -> Any:
         The member; None where this version of the backend does not list it.
     """
     return getattr(trt.ComputeCapability, name.upper(), None)
+
+
+def why_invalid(backend: Backend, trt: Any, runtime: Any, plan: bytes) -> str:
+    """Why a plan cannot be loaded on this machine, in the backend's words; empty if it has none."""
+    if backend.validity is None:
+        return ""
+    _, found = runtime.get_engine_validity(plan)
+    reasons = trt.EngineInvalidityDiagnostics.__members__.items()
+    return ", ".join(name for name, bit in reasons if found & int(bit))
