@@ -25,6 +25,7 @@ from mlflow_e2eai.errors import (
     EngineMismatchError,
     InvalidInputError,
     MissingDependencyError,
+    RunnerError,
 )
 from mlflow_e2eai.files import from_json, sha256_of, to_json
 
@@ -413,6 +414,18 @@ def test_an_engine_fits_the_gpu_and_the_version_that_it_was_built_for(graph, out
         assert isinstance(reason, EngineMismatchError)
         assert wanted in reason.wanted
         assert found in reason.found
+
+
+@no_gpu
+@pytest.mark.usefixtures("an_h100")
+def test_an_engine_for_later_gpus_is_announced_on_one_that_its_backend_does_not_list(graph, out):
+    engine = compile(graph(CONV), "rtx", out=out)
+    with (
+        pytest.warns(UserWarning, match=r"does not list this GPU \(sm90\) .* may answer wrongly"),
+        pytest.raises(RunnerError, match="cannot load"),
+        engine_runner(engine),
+    ):
+        pass
 
 
 @pytest.mark.usefixtures("an_h100")

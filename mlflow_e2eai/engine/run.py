@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -69,6 +70,13 @@ def engine_runner(engine: EngineArtifact) -> Iterator[Infer]:
         raise reason
     backend = backends.BACKENDS[engine.target.backend]
     trt = backends.load(backend)
+    here = backends.local_compute_capability()
+    if here is not None and not backends.lists(backend, trt, [here]):
+        warnings.warn(
+            f"{backend.title} {trt.__version__} does not list this GPU ({here}) as supported: "
+            f"{engine.path.name} may answer wrongly here.",
+            stacklevel=3,
+        )
     log = trt.Logger(trt.Logger.ERROR)
     runtime = trt.Runtime(log)
     backends.load_plugins(runtime, engine.libraries)
