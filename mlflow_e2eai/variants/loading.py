@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from mlflow_e2eai.artifacts import EngineArtifact, OnnxArtifact
+from mlflow_e2eai.artifacts import EngineArtifact, Infer, OnnxArtifact, Tensors
 from mlflow_e2eai.bundle import MANIFEST, Manifest, located, read
 from mlflow_e2eai.errors import E2EAIError, EngineMismatchError, RunnerError
 from mlflow_e2eai.libraries import native_allowed
@@ -112,6 +113,19 @@ def _open(manifest: Manifest, choice: Choice, *, split: bool) -> Model:
     with ExitStack() as stack:
         opened = runner(choice.variant, manifest.graphs, manifest.engines, spinning=True)
         infer = stack.enter_context(opened)
+        if isinstance(artifact, EngineArtifact):
+            infer = _one_at_a_time(infer)
         if split or isinstance(artifact, EngineArtifact):
             infer = within(infer, manifest.inputs, manifest.outputs, artifact.axes, split=split)
         return Model(manifest, choice, infer, stack.pop_all())
+
+
+def _one_at_a_time(infer: Infer) -> Infer:
+    """Let callers of several threads wait for each other: an engine's runner is for one."""
+    lock = threading.Lock()
+
+    def answer(tensors: Tensors) -> Tensors:
+        with lock:
+            return infer(tensors)
+
+    return answer
