@@ -36,6 +36,12 @@ def driver_version(driver: Path = _DRIVER) -> str | None:
 
 
 @functools.cache
+def processor_name(file: Path = Path("/proc/cpuinfo")) -> str | None:
+    """Name of this machine's processor, as the kernel gives it; None where it does not say."""
+    return _search(r"^model name\s*:\s*(\S.*)$", file)
+
+
+@functools.cache
 def has_gpu() -> bool:
     """Whether the driver sees an NVIDIA GPU. Not for tags: this loads the driver's library."""
     try:

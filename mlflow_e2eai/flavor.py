@@ -360,15 +360,23 @@ def load_model(
     dst_path: str | None = None,
     *,
     variant: str | None = None,
+    goal: str = "latency",
+    split: bool = False,
     fallback: bool = True,
     allow_native: Sequence[str] = (),
 ) -> LoadedModel:
     """Load a model with the best variant that this machine can run.
 
+    Of a model that is not on this machine, only the files of that variant are downloaded. Its
+    `explain` says what was chosen, and why each other variant was not.
+
     Args:
         model_uri: A local path or any URI of a model that MLflow knows.
         dst_path: An existing directory to download to.
-        variant: The variant to run, for example ``onnxruntime-cpu/fp16``.
+        variant: The variant to run, for example ``onnxruntime-cpu/fp16``; by default the best.
+        goal: What it is to be best at: ``latency``, ``latency@8`` for calls of 8 items,
+            ``throughput`` or ``memory``; see `variants.load`, also for where nothing was measured.
+        split: Cut batches that are too large for the profile, and fill those that are too small.
         fallback: Take the next variant when a better one cannot run; if False, that is an error.
         allow_native: Libraries in the model that may be loaded, by file name, for example
             ``libortextensions.so``: they are native code, and run what they like.
@@ -381,28 +389,23 @@ def load_model(
         mlflow.exceptions.MlflowException: There is no such model, or it is of another flavor.
         E2EAIError: See `bundle.load`.
     """
-    place = Path(_compat.download_artifact_from_uri(artifact_uri=model_uri, output_path=dst_path))
-    configuration = _compat.get_flavor_configuration(model_path=place, flavor_name=FLAVOR_NAME)
-    _compat.add_code_to_system_path(place, configuration)
+    files = tracking.ModelFiles(model_uri, dst_path)
+    data = files.configuration(FLAVOR_NAME).get("data", ".")
     return load(
-        place / configuration.get("data", "."),
+        files.directory / data,
         variant=variant,
+        goal=goal,
+        split=split,
         fallback=fallback,
         allow_native=allow_native,
+        fetch=lambda path: files.fetch(Path(data, path).as_posix()),
     )
 
 
 def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> PyFunc:
     """Load the bundle for `mlflow.pyfunc.load_model`, which calls this."""
-    configuration = {**MODEL_CONFIG, **(model_config or {})}
-    return PyFunc(
-        load(
-            Path(path),
-            variant=configuration["variant"],
-            fallback=bool(configuration["fallback"]),
-            allow_native=configuration["allow_native"],
-        )
-    )
+    # The names of the configuration are those of `load`'s arguments.
+    return PyFunc(load(Path(path), **{**MODEL_CONFIG, **(model_config or {})}))
 
 
 def _settings(arguments: Mapping[str, Any]) -> Settings:

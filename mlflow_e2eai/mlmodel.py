@@ -25,7 +25,13 @@ LOADER_MODULE = "mlflow_e2eai.flavor"
 BUNDLE = "bundle"
 """Folder of the bundle inside the model directory."""
 
-MODEL_CONFIG: dict[str, Any] = {"variant": None, "fallback": True, "allow_native": []}
+MODEL_CONFIG: dict[str, Any] = {
+    "variant": None,
+    "goal": "latency",
+    "split": False,
+    "fallback": True,
+    "allow_native": [],
+}
 """What a caller of `mlflow.pyfunc.load_model` may override; MLflow drops keys that are not here."""
 
 

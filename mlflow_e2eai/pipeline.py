@@ -21,7 +21,7 @@ from mlflow_e2eai.artifacts import (
 )
 from mlflow_e2eai.beginning import begun
 from mlflow_e2eai.bundle import Evidence, Manifest
-from mlflow_e2eai.context import driver_version, gpu_name
+from mlflow_e2eai.context import driver_version, gpu_name, processor_name
 from mlflow_e2eai.engine import compile, resolve, why_not_built
 from mlflow_e2eai.errors import PrecisionError
 from mlflow_e2eai.evaluation import evaluate
@@ -252,6 +252,7 @@ def environment() -> dict[str, str]:
     found: dict[str, str | None] = {
         "python": platform.python_version(),
         "machine": platform.machine(),
+        "processor": processor_name(),
         "gpu": gpu_name(),
         "driver": driver_version(),
     }

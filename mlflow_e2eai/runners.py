@@ -48,6 +48,7 @@ def onnxruntime_runner(
     device: Device = "cpu",
     rounded: bool = False,
     fused: bool = True,
+    spinning: bool = False,
     libraries: Sequence[Library] = (),
 ) -> Iterator[Infer]:
     """Run an ONNX file with ONNX Runtime.
@@ -66,6 +67,9 @@ def onnxruntime_runner(
             cannot run a graph in bf16.
         fused: Let it fuse nodes. A graph in fp8 must not be: ONNX Runtime 1.31 fuses Q/DQ pairs of
             fp8 as if they were of int8, and refuses what comes of it, or drops a Relu before them.
+        spinning: Let idle workers spin for a while after a call, which is ONNX Runtime's own
+            default: they answer the next call sooner, and take their cores from whatever else runs
+            until then. A measure that takes turns must not have it.
         libraries: Shared libraries with operators of the graph. They are native code, which this
             process loads, if they are allowed and as they were recorded.
 
@@ -83,8 +87,7 @@ def onnxruntime_runner(
         onnxruntime.preload_dlls()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # failures come back as exceptions
-    # Idle workers that spin steal the cores of whatever is measured next.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
     if lie_beside(path):
         options.add_session_config_entry("session.disable_prepacking", "1")
     if not fused:
@@ -113,12 +116,13 @@ def onnxruntime_runner(
             f"CUDA libraries, or ask for device 'cpu'."
         )
         raise RunnerError(msg)
-    names = [output.name for output in session.get_outputs()]
-    own = names if not rounded else [output.name for output in graphs.read(path).graph.output]
+    # Rounding adds outputs to the graph's own.
+    outputs = graphs.read(path).graph.output if rounded else session.get_outputs()
+    own = [output.name for output in outputs]
 
     def infer(tensors: Tensors) -> Tensors:
         try:
-            return dict(zip(own, session.run(names, dict(tensors))[: len(own)], strict=True))
+            return dict(zip(own, session.run(own, dict(tensors)), strict=True))
         except Exception as error:
             msg = f"ONNX Runtime cannot run {path.name} on these inputs: {_first_line(error)}"
             raise RunnerError(msg) from error

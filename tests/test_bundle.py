@@ -25,7 +25,7 @@ from mlflow_e2eai.files import sha256_of
 from mlflow_e2eai.latency import Latency, LatencyReport
 from mlflow_e2eai.parity import Finding, ParityReport
 from mlflow_e2eai.surgery import SurgeryReport
-from mlflow_e2eai.variants import Model, load
+from mlflow_e2eai.variants import Model, choosing, load, running
 
 N = Axis("N", min=1, opt=2, max=4)
 X = np.array([[1, 2, 3], [4, 5, 6]], np.float32)
@@ -132,7 +132,7 @@ def timed(latency: Mapping[str, Sequence[float]]) -> LatencyReport:
 
 @pytest.fixture(autouse=True)
 def a_machine_without_a_gpu(monkeypatch):
-    monkeypatch.setattr(variants, "onnxruntime_devices", lambda: ("cpu",))
+    monkeypatch.setattr(choosing, "onnxruntime_devices", lambda: ("cpu",))
 
 
 @pytest.fixture
@@ -493,9 +493,9 @@ def fitting(monkeypatch, precisions: Sequence[str] = ("fp32", "fp16")) -> None:
 
     mismatch = EngineMismatchError(wanted="a GPU of sm00", found="no GPU")
     monkeypatch.setattr(
-        variants, "why_not_here", lambda e: None if e.precision in precisions else mismatch
+        choosing, "why_not_here", lambda e: None if e.precision in precisions else mismatch
     )
-    monkeypatch.setattr(variants, "engine_runner", runner)
+    monkeypatch.setattr(running, "engine_runner", runner)
 
 
 def quietly(directory: Path, **settings: object) -> str:
@@ -549,6 +549,24 @@ def test_engines_that_do_not_fit_are_announced_once_and_passed_over(make):
     assert loaded.variant == CPU32
 
 
+def test_a_loaded_model_explains_what_runs_it_and_why_its_engines_do_not(make):
+    with pytest.warns(UserWarning, match="instead"):
+        choice = load(make(engines=["fp32"])).explain()
+
+    assert choice.variant == CPU32
+    assert f"not {ENGINE32}: " in str(choice)
+    assert isinstance(choice.others[0].error, EngineMismatchError)
+
+
+def test_a_goal_decides_what_runs(make):
+    slow = {CPU32: 20 * [1.0], CPU16: 20 * [2.0]}
+    directory = make(latency=slow)
+
+    assert quietly(directory, goal="latency@2") == CPU32
+    with pytest.raises(InvalidInputError, match="goal 'speed' is not known"):
+        load(directory, goal="speed")
+
+
 def test_engines_that_do_not_fit_are_an_error_when_falling_back_is_refused(make):
     with pytest.raises(EngineMismatchError) as caught:
         load(make(engines=["fp32", "fp16"]), fallback=False)
@@ -567,7 +585,7 @@ def test_an_engine_that_breaks_down_is_announced_once_and_passed_over(make, monk
         msg = "TensorRT cannot load it"
         raise RunnerError(msg)
 
-    monkeypatch.setattr(variants, "engine_runner", broken)
+    monkeypatch.setattr(running, "engine_runner", broken)
     directory = make(engines=["fp32", "fp16"])
     with pytest.warns(UserWarning, match="TensorRT cannot load it") as caught:
         assert load(directory).variant == CPU32
@@ -659,7 +677,9 @@ def test_a_precision_that_was_never_timed_is_not_chosen(make):
     assert quietly(make(latency={CPU32: 20 * [2.0]})) == CPU32
 
 
-def test_a_faster_graph_does_not_come_before_an_engine(make, monkeypatch):
+def test_a_graph_that_was_faster_on_another_machine_does_not_come_before_an_engine(
+    make, monkeypatch
+):
     fitting(monkeypatch)
     latency = {ENGINE32: 20 * [2.0], CPU32: 20 * [1.0], CPU16: 20 * [0.5]}
 

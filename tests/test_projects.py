@@ -133,7 +133,8 @@ def test_what_bisect_finds_is_what_convert_keeps(demo, folder, client):
     done = mlflow_run(folder, *words)
     assert done.returncode == 0, done.stderr
     half = client.get_logged_model(done.stdout.strip().splitlines()[-1].removeprefix("models:/"))
-    assert client.get_run(half.source_run_id).data.tags["e2eai.keep_fp32"] == "node_linear_1"
+    kept = client.get_run(half.source_run_id).data.tags["e2eai.keep_fp32"]
+    assert kept.split(", ")[0] == "node_linear_1"  # convert's own guard may keep others
 
 
 def test_a_wrong_parameter_is_one_sentence_and_a_failed_run_that_says_why(demo, folder, client):

@@ -6,6 +6,7 @@ it makes carries the tags ``e2eai.derived_from`` (what it was made from), ``e2ea
 MLflow's own search. Run inputs alone would not do: `search_runs` leaves them out.
 """
 
+from mlflow_e2eai.tracking.files import ModelFiles
 from mlflow_e2eai.tracking.lineage import (
     ERROR,
     PARENT,
@@ -50,6 +51,7 @@ __all__ = [
     "STAGE",
     "MlflowRecorder",
     "MlflowStage",
+    "ModelFiles",
     "ancestor",
     "check_server",
     "describe_version",

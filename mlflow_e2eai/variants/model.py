@@ -1,0 +1,159 @@
+"""A bundle, loaded: the callable."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any, Self
+
+import numpy as np
+
+from mlflow_e2eai import trees
+from mlflow_e2eai.arrays import exactly, feed
+from mlflow_e2eai.artifacts import Array, Infer, Tensors
+from mlflow_e2eai.bundle import Manifest
+from mlflow_e2eai.errors import InvalidInputError
+from mlflow_e2eai.trees import Tree
+from mlflow_e2eai.variants.choosing import Choice
+
+
+class Model:
+    """A bundle, loaded: named arrays or tensors in, named arrays or tensors out.
+
+    Attributes:
+        variant: What runs it, for example ``onnxruntime-cpu/fp32``.
+        manifest: What the bundle holds.
+    """
+
+    def __init__(self, manifest: Manifest, choice: Choice, infer: Infer, stack: ExitStack) -> None:
+        self.manifest = manifest
+        self.variant = choice.variant
+        self._choice = choice
+        self._infer = infer
+        self._stack = stack
+        self._is_exact = exactly(manifest.inputs)
+        is_plain = manifest.export is None or _is_plain(manifest.export.inputs)
+        self._only = manifest.inputs[0].name if len(manifest.inputs) == 1 and is_plain else None
+
+    def __call__(self, inputs: Any = None, /, **named: Any) -> dict[str, Any]:
+        """Run the model.
+
+        Args:
+            inputs: One array or tensor for the only input, or a mapping of names to them: NumPy
+                arrays, torch tensors on any device, and what else speaks DLPack on the CPU, none
+                of which is copied there. Where the PyTorch module took nested arguments, these
+                will do too.
+            **named: The same, by keyword.
+
+        Returns:
+            Outputs by name: torch tensors on the inputs' device when the inputs were tensors, else
+            NumPy arrays.
+
+        Raises:
+            InvalidInputError: A name, dtype or shape does not fit, and what does is said.
+            RunnerError: The model could not be run.
+        """
+        if not named:
+            # The quick way for what is right already; all else is converted, or explained.
+            if type(inputs) is dict:
+                if self._is_exact(inputs):
+                    return dict(self._infer(inputs))
+            elif self._only is not None and self._is_exact(only := {self._only: inputs}):
+                return dict(self._infer(only))
+        given = self._named(inputs, named)
+        device, arrays = _as_arrays(given)
+        answer = self._infer(feed(arrays, self.manifest.inputs))
+        return dict(answer) if device is None else _as_tensors(answer, device)
+
+    def explain(self) -> Choice:
+        """What was chosen to run, and why each other variant was not; as text, a line for each."""
+        return self._choice
+
+    def structured(self, outputs: Mapping[str, Any]) -> Any:
+        """Outputs in the Python shape in which the PyTorch module returned them.
+
+        A dataclass, named tuple or ModelOutput comes back as its class where the program has
+        imported it, else as a dict. None stands for an output that surgery removed, and what
+        it exposed is left out. Of a bundle from before the shape was kept, outputs come back as
+        they are.
+        """
+        if self.manifest.export is None or self.manifest.export.outputs is None:
+            return dict(outputs)
+        tree, origins = self.manifest.export.outputs, self.manifest.graphs[0].origins
+        now = [spec.name for spec in self.manifest.outputs]
+        if origins is None:
+            return trees.unflatten(_under_names(tree, now), outputs)
+        new = dict(zip(origins.outputs, now, strict=True))
+        renamed = {name: new.get(name, "") for name in trees.names(tree)}
+        return trees.unflatten(trees.renamed(tree, renamed), outputs)
+
+    def __repr__(self) -> str:
+        """What it is, for a prompt."""
+        inputs = ", ".join(f"{s.name}: {s.dtype}{list(s.shape)}" for s in self.manifest.inputs)
+        return f"<mlflow_e2eai.Model {self.variant} ({inputs})>"
+
+    def __enter__(self) -> Self:
+        """Use it in a with block, to give its memory back at the end."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Give back what the runner holds."""
+        self._stack.close()
+
+    def _named(self, inputs: Any, named: Mapping[str, Any]) -> dict[str, Any]:
+        names = [spec.name for spec in self.manifest.inputs]
+        tree = None if self.manifest.export is None else self.manifest.export.inputs
+        if tree is not None and not _is_plain(tree):
+            given = {**(inputs if isinstance(inputs, Mapping) else {}), **named}
+            if set(given) == set(names):
+                return given
+            is_only = len(tree.keys) == 1 and inputs is not None and tree.keys[0] not in given
+            nested = {tree.keys[0]: inputs} if is_only else given
+            return trees.select(_under_names(tree, names), nested)
+        if inputs is None:
+            return dict(named)
+        if isinstance(inputs, Mapping):
+            return {**inputs, **named}
+        if len(names) != 1 or named:
+            msg = f"The model has the inputs {names}; give each by name."
+            raise InvalidInputError(msg)
+        return {names[0]: inputs}
+
+
+def _is_plain(tree: Tree | None) -> bool:
+    """Whether the PyTorch module took named tensors only; so it was before the tree was kept."""
+    return tree is None or tree.is_plain
+
+
+def _under_names(tree: Tree, names: Sequence[str]) -> Tree:
+    """A tree under the names that surgery left; it keeps the order of those that it keeps."""
+    old = trees.names(tree)
+    if len(old) != len(names):
+        return tree
+    return trees.renamed(tree, dict(zip(old, names, strict=True)))
+
+
+def _as_arrays(given: Mapping[str, Any]) -> tuple[Any, dict[str, Array]]:
+    """The inputs as arrays, and the device of the torch tensors among them, if there are any."""
+    torch = sys.modules.get("torch")
+    device, arrays = None, {}
+    for name, value in given.items():
+        try:
+            if torch is not None and isinstance(value, torch.Tensor):
+                device = value.device
+                arrays[name] = value.detach().cpu().numpy()
+            elif hasattr(value, "__dlpack__") and not isinstance(value, np.ndarray):
+                arrays[name] = np.from_dlpack(value)
+            else:
+                arrays[name] = np.asarray(value)
+        except (TypeError, ValueError, RuntimeError, BufferError) as error:
+            msg = f"Input {name!r} is no array of numbers: {error}; convert it to one."
+            raise InvalidInputError(msg) from error
+    return device, arrays
+
+
+def _as_tensors(answer: Tensors, device: Any) -> dict[str, Any]:
+    import torch
+
+    return {name: torch.from_numpy(np.asarray(value)).to(device) for name, value in answer.items()}
