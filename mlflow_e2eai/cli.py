@@ -120,6 +120,7 @@ def parser() -> argparse.ArgumentParser:
         help="tf32 for the graph in fp32, or 'auto': the graph's own",
     )
     options.plugins_option(one)
+    options.build_options(one)
 
     one = verb("evaluate", _evaluate, "Judge a graph, engine or bundle on this machine.")
     options.model_uri(one)
@@ -138,6 +139,7 @@ def parser() -> argparse.ArgumentParser:
     options.keep_option(one)
     options.batch_option(one)
     options.plugins_option(one)
+    options.build_options(one)
 
     options.triton_options(
         verb("export-triton", _export_triton, "Write a model repository for Triton's server.")
@@ -222,6 +224,9 @@ def _compile(arguments: argparse.Namespace) -> int:
         targets=arguments.targets,
         precision=arguments.precision,
         plugin_libraries=[Path(library) for library in arguments.plugin_libraries],
+        rebuild=arguments.rebuild,
+        executor=arguments.executor,
+        workers=arguments.workers,
     ):
         print(f"models:/{model_id}")
     return DONE
@@ -276,6 +281,9 @@ def _pipeline(arguments: argparse.Namespace) -> int:
         keep_fp32=nodes(arguments.keep_fp32),
         batch_sizes=arguments.batch_sizes,
         plugin_libraries=[Path(library) for library in arguments.plugin_libraries],
+        rebuild=arguments.rebuild,
+        executor=arguments.executor,
+        workers=arguments.workers,
     )
     print(table(load_model(info.model_uri).manifest))
     if info.registered_model_version is not None:

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlflow_e2eai import _compat, bundle, pipeline, recording, tracking
+from mlflow_e2eai import _compat, bundle, fleet, pipeline, recording, tracking
 from mlflow_e2eai.artifacts import OnnxArtifact, Precision
 from mlflow_e2eai.calling import named_inputs
 from mlflow_e2eai.exporter import DEFAULT_OPSET, Exporter
@@ -68,6 +68,7 @@ def save_model(  # noqa: D417 - the other arguments are log_model's, and describ
     targets: Sequence[str] = (),
     keep_fp32: Sequence[str] = (),
     batch_sizes: Sequence[int] = (),
+    rebuild: bool = False,
     evaluation_data: Any = None,
     metrics: Metrics | None = None,
     mlflow_model: Model | None = None,
@@ -144,6 +145,9 @@ def log_model(
     targets: Sequence[str] = (),
     keep_fp32: Sequence[str] = (),
     batch_sizes: Sequence[int] = (),
+    rebuild: bool = False,
+    executor: fleet.Executor | None = None,
+    workers: int | None = None,
     evaluation_data: Any = None,
     metrics: Metrics | None = None,
     source_model: str | None = None,
@@ -190,6 +194,10 @@ def log_model(
             them.
         batch_sizes: Sizes of the leading axis at which latency is measured too, beside the corners
             of the profile.
+        rebuild: Build engines that the tracking server holds already; else they are linked.
+        executor: Who builds the engines: None this process, ``local`` processes here, ``ray`` a Ray
+            cluster. One that fails is then left out, with the reason as its evidence.
+        workers: Processes for ``local``; by default one for each core.
         evaluation_data: What every variant is judged on: ``(inputs, labels)`` with inputs as in
             `input_example`, ``(frame, "label column")``, a torch DataLoader of such pairs, or an
             MLflow dataset; see `samples.EvaluationData.of`. Without labels, parity only.
@@ -233,7 +241,8 @@ def log_model(
     ):
         _compat.validate_env_arguments(conda_env, pip_requirements, extra_pip_requirements)
         source = None if source_model is None else tracking.resolve(source_model).model_id
-        recorder = tracking.MlflowRecorder(name=name, source=source)
+        builder = fleet.builder(executor, workers)
+        recorder = tracking.MlflowRecorder(name=name, source=source, builder=builder)
         if _is_made(model):
             place = bundle.find(model)
         else:

@@ -11,25 +11,16 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from mlflow_e2eai import chained, flavor, fleet, pipeline, tracking
 from mlflow_e2eai import engine as engines
-from mlflow_e2eai import flavor, pipeline, tracking
-from mlflow_e2eai.artifacts import Precision, graph_precision, variant_name
+from mlflow_e2eai.artifacts import Precision, variant_name
 from mlflow_e2eai.bisection import Bisection
 from mlflow_e2eai.bisection import bisect as bisect_graph
 from mlflow_e2eai.bundle import Evidence
-from mlflow_e2eai.chain import (
-    GRAPHS,
-    device_for,
-    graph_of,
-    job_on,
-    source_of,
-    variants_in,
-    whole_of,
-)
-from mlflow_e2eai.errors import InvalidInputError, TrackingError
-from mlflow_e2eai.evaluation import evaluate as run_evaluation
+from mlflow_e2eai.chain import device_for, graph_of, job_on, source_of, whole_of
+from mlflow_e2eai.errors import InvalidInputError
 from mlflow_e2eai.exporter import DEFAULT_OPSET, Exporter
 from mlflow_e2eai.exporter import export as export_graph
 from mlflow_e2eai.factories import call
@@ -37,7 +28,6 @@ from mlflow_e2eai.isolation import isolated_onnxruntime
 from mlflow_e2eai.libraries import loadable, named
 from mlflow_e2eai.modules import DynamicAxes
 from mlflow_e2eai.precision import check_graph_precision
-from mlflow_e2eai.recording import record
 from mlflow_e2eai.samples import all_samples, profile_samples
 from mlflow_e2eai.surgery import DEFAULT_PLAN, Step, entering, named_in
 from mlflow_e2eai.surgery import clean as clean_graph
@@ -227,47 +217,51 @@ def compile(
     targets: Sequence[str],
     precision: Precision | None = None,
     plugin_libraries: Sequence[Path] = (),
+    rebuild: bool = False,
+    executor: fleet.Executor | None = None,
+    workers: int | None = None,
 ) -> list[str]:
     """Build engines of a graph of a chain: of the converted one if that is given, else the cleaned.
+
+    An engine that anybody has built before under this tracking server is found and linked instead.
 
     Args:
         model_uri: Any model of the chain, from the cleaned graph on.
         targets: See `mlflow_e2eai.log_model`.
         precision: ``tf32`` for the graph in fp32; else None or the graph's own.
         plugin_libraries: See `mlflow_e2eai.compile`.
+        rebuild: Build new ones even so.
+        executor: See `mlflow_e2eai.log_model`.
+        workers: The same.
 
     Returns:
         Ids of the engine LoggedModels.
 
     Raises:
         InvalidInputError: There are no targets, or the graph is in another precision.
+        RunnerError: Engines that an executor was to build failed; the others are built.
     """
     if not targets:
         msg = f"There are no targets; give one of {', '.join(engines.TARGETS)}, or several."
         raise InvalidInputError(msg)
     for target in targets:
         engines.check_plugins(engines.resolve(target), named(plugin_libraries))
-    with _parent("compile"), job_on(model_uri, GRAPHS) as job:
-        graph, example = graph_of(job.model, job.folder)
-        wanted = graph.precision if precision is None else precision
-        if graph_precision(wanted) != graph.precision:
-            msg = f"The graph is in {graph.precision}, but an engine in {wanted} is wanted; "
-            msg += f"give the graph in {graph_precision(wanted)}."
-            raise InvalidInputError(msg)
-        made = []
-        for target in targets:
-            with job.stage(f"compile {wanted} {target}", graph) as stage:
-                out = job.folder / f"{target}.engine"
-                engine = engines.compile(
-                    graph,
-                    target,
-                    out=out,
-                    tf32=wanted == "tf32",
-                    plugin_libraries=plugin_libraries,
-                )
-                stage.made(engine, example=example)
-            made.append(job.recorder.models[engine.sha256])
-        return made
+    arguments: dict[str, Any] = {
+        "precision": precision,
+        "plugin_libraries": plugin_libraries,
+        "rebuild": rebuild,
+    }
+    with _parent("compile"):
+        if executor is None:
+            return chained.compile(model_uri, targets=targets, **arguments)
+        each = [
+            fleet.Job(
+                stage="compile", model_uri=model_uri, arguments={"targets": [target], **arguments}
+            )
+            for target in targets
+        ]
+        done = fleet.held(fleet.run(each, executor=executor, workers=workers))
+        return [outcome.models[0] for outcome in done]
 
 
 def evaluate(model_uri: str, *, batch_sizes: Sequence[int] = ()) -> list[Evidence]:
@@ -280,31 +274,8 @@ def evaluate(model_uri: str, *, batch_sizes: Sequence[int] = ()) -> list[Evidenc
     Returns:
         Evidence for each variant, the PyTorch module first.
     """
-    with _parent("evaluate"), job_on(model_uri, (*GRAPHS, "compile", "package")) as job:
-        graphs, built, example = variants_in(job)
-        exported = tracking.ancestor(job.model, ("export",))
-        raw, _ = graph_of(exported, job.folder / "raw")
-        job.recorder.models[raw.sha256] = exported.model_id
-        with job.reference(raw, graphs[0]) as reference:
-            if reference is None:
-                msg = "Nothing can be judged without the PyTorch model; see the warning above."
-                raise TrackingError(msg)
-            evaluation = job.evaluation
-            if evaluation is not None:
-                evaluation = evaluation.for_graph(raw, graphs[0])
-            evidence, latency = run_evaluation(
-                reference,
-                graphs,
-                built,
-                example,
-                name=job.reference_name,
-                raw=raw,
-                evaluation=evaluation,
-                batch_sizes=batch_sizes,
-                timed=job.timed,
-            )
-            record(evidence, latency, job.recorder)
-        return evidence
+    with _parent("evaluate"):
+        return chained.evaluate(model_uri, batch_sizes=batch_sizes)
 
 
 def package(
@@ -321,6 +292,9 @@ def package(
     keep_fp32: Sequence[str] = (),
     batch_sizes: Sequence[int] = (),
     plugin_libraries: Sequence[Path] = (),
+    rebuild: bool = False,
+    executor: fleet.Executor | None = None,
+    workers: int | None = None,
 ) -> ModelInfo:
     """Take a logged PyTorch model, or an ONNX file that a chain began with, the whole way."""
     with tracking.run(name), tempfile.TemporaryDirectory() as folder:
@@ -336,6 +310,9 @@ def package(
             keep_fp32=keep_fp32,
             batch_sizes=batch_sizes,
             plugin_libraries=plugin_libraries,
+            rebuild=rebuild,
+            executor=executor,
+            workers=workers,
             registered_model_name=registered_model_name,
         )
 

@@ -43,6 +43,11 @@ def native_allowed(names: Collection[str]) -> Iterator[None]:
         _ALLOWED.reset(token)
 
 
+def native_names() -> frozenset[str]:
+    """What `native_allowed` allows now, for whoever works on in another process."""
+    return _ALLOWED.get()
+
+
 def named(paths: Iterable[str | Path]) -> tuple[Library, ...]:
     """The libraries that a caller names, which allows that they are loaded.
 

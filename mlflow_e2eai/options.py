@@ -8,7 +8,16 @@ from pathlib import Path
 from typing import NoReturn
 
 from mlflow_e2eai.errors import InvalidInputError
-from mlflow_e2eai.texts import batch_sizes, dynamic_axes, names, typed, whole
+from mlflow_e2eai.texts import (
+    batch_sizes,
+    dynamic_axes,
+    executor,
+    names,
+    typed,
+    whole,
+    whole_or_auto,
+    yes_or_no,
+)
 
 
 class Parser(argparse.ArgumentParser):
@@ -116,6 +125,28 @@ def plugins_option(one: argparse.ArgumentParser) -> None:
         default="none",
         type=typed(names),
         help="libraries with plugins for TensorRT, comma between; or 'none'",
+    )
+
+
+def build_options(one: argparse.ArgumentParser) -> None:
+    """Whether an engine that is there will do, and who builds."""
+    one.add_argument(
+        "--rebuild",
+        default="no",
+        type=typed(yes_or_no),
+        help="'yes' builds engines that the tracking server holds already; or 'no'",
+    )
+    one.add_argument(
+        "--executor",
+        default="none",
+        type=typed(executor),
+        help="'local' builds in processes here, 'ray' on a Ray cluster; or 'none'",
+    )
+    one.add_argument(
+        "--workers",
+        default="auto",
+        type=typed(whole_or_auto),
+        help="processes here, or 'auto': one for each core",
     )
 
 

@@ -17,12 +17,11 @@ from mlflow_e2eai.artifacts import (
     Precision,
     Tensors,
     graph_precision,
-    variant_name,
 )
 from mlflow_e2eai.beginning import begun
 from mlflow_e2eai.bundle import Evidence, Manifest
+from mlflow_e2eai.compiling import compile_all
 from mlflow_e2eai.context import driver_version, gpu_name, processor_name
-from mlflow_e2eai.engine import compile, resolve, why_not_built
 from mlflow_e2eai.errors import PrecisionError
 from mlflow_e2eai.evaluation import evaluate
 from mlflow_e2eai.evaluation.worth import is_kept, quantized_gates, weighed
@@ -31,7 +30,6 @@ from mlflow_e2eai.latency import LatencyReport
 from mlflow_e2eai.origins import bridge, fitted, hold_beginning
 from mlflow_e2eai.precision import PrecisionReport, convert
 from mlflow_e2eai.precision.quantized import TYPES, check_calibrated
-from mlflow_e2eai.progress import progress
 from mlflow_e2eai.recording import Recorder, Stage, record
 from mlflow_e2eai.samples import EvaluationData, all_samples, batch_samples, calls, profile_samples
 from mlflow_e2eai.settings import Settings
@@ -86,7 +84,16 @@ def build(
         evaluation = evaluation and evaluation.for_graph(raw, cleaned)
         converted = [*_converted(cleaned, settings, work, recorder, example, evaluation)]
         graphs = [cleaned, *(graph for graph, _ in converted if graph is not None)]
-        engines, unbuilt = _compiled(graphs, settings, work, recorder, example)
+        engines, unbuilt = compile_all(
+            graphs,
+            precisions=settings.precisions,
+            targets=settings.targets,
+            plugin_libraries=settings.plugin_libraries,
+            rebuild=settings.rebuild,
+            work=work,
+            recorder=recorder,
+            example=example,
+        )
         with answering(reference, raw, cleaned) as answer:
             evidence, latency = evaluate(
                 answer,
@@ -206,45 +213,6 @@ def convert_on(
         stage.made(made, example=example)
         stage.noted("precision", report)
     return made, report
-
-
-def _compiled(
-    graphs: Sequence[OnnxArtifact],
-    settings: Settings,
-    work: Path,
-    recorder: Recorder,
-    example: Tensors,
-) -> tuple[list[EngineArtifact], list[Evidence]]:
-    """The engines, and evidence for those that TensorRT is known not to build."""
-    engines, unbuilt = [], []
-    # Two texts may name one target, as `local` and `sm86` on a machine with such a GPU.
-    targets = {resolve(text): text for text in settings.targets}
-    wanted = [
-        (graph, precision, resolved, text)
-        for graph in graphs
-        for precision in dict.fromkeys(settings.precisions)
-        if graph_precision(precision) == graph.precision
-        for resolved, text in targets.items()
-    ]
-    for graph, precision, resolved, target in progress(wanted, "compile", unit="engines"):
-        with recorder.stage(f"compile {precision} {target}", inputs=[graph.sha256]) as stage:
-            if (reason := why_not_built(graph, resolved)) is not None:
-                name = variant_name(str(resolved), precision)
-                known = Evidence(variant=name, sha256=graph.sha256, measured=False, reason=reason)
-                unbuilt.append(known)
-                stage.measured(known, {})
-                continue
-            out = work / f"{precision}-{target}.engine"
-            engine = compile(
-                graph,
-                resolved,
-                out=out,
-                tf32=precision == "tf32",
-                plugin_libraries=settings.plugin_libraries,
-            )
-            stage.made(engine, example=example)
-        engines.append(engine)
-    return engines, unbuilt
 
 
 def environment() -> dict[str, str]:

@@ -36,6 +36,7 @@ class Settings:
         targets: What to build engines for.
         keep_fp32: Nodes that stay in fp32 in the other precisions; see `mlflow_e2eai.convert`.
         batch_sizes: Sizes of the leading axis at which latency is measured too.
+        rebuild: Build engines that the tracking server holds already.
 
     Raises:
         InvalidInputError: There is no such precision or target, a target cannot be built here,
@@ -56,6 +57,7 @@ class Settings:
     targets: Sequence[str] = ()
     keep_fp32: Sequence[str] = ()
     batch_sizes: Sequence[int] = ()
+    rebuild: bool = False
 
     def __post_init__(self) -> None:
         # All of it before any work: nobody wants to learn of a typing error after the export.

@@ -90,6 +90,29 @@ def whole(text: str) -> int:
     return int(text)
 
 
+def yes_or_no(text: str) -> bool:
+    """Read ``yes`` or ``no``."""
+    if text not in ("yes", "no"):
+        msg = f"{text!r} is neither yes nor no"
+        raise InvalidInputError(msg)
+    return text == "yes"
+
+
+def executor(text: str) -> str | None:
+    """Read an executor; None for ``none``."""
+    from mlflow_e2eai.fleet import EXECUTORS
+
+    if text not in (*EXECUTORS, "none"):
+        msg = f"{text!r} is none of {', '.join(EXECUTORS)} and 'none'"
+        raise InvalidInputError(msg)
+    return None if text == "none" else text
+
+
+def whole_or_auto(text: str) -> int | None:
+    """Read a whole number of at least 1; None for ``auto``."""
+    return None if text == "auto" else whole(text)
+
+
 def names(text: str) -> list[str]:
     """Read names with commas between; none for ``none``."""
     return _listed(text)

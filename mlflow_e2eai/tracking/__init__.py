@@ -6,6 +6,7 @@ it makes carries the tags ``e2eai.derived_from`` (what it was made from), ``e2ea
 MLflow's own search. Run inputs alone would not do: `search_runs` leaves them out.
 """
 
+from mlflow_e2eai.tracking.elsewhere import TICKET, Place, end_attempt, place_under, working_at
 from mlflow_e2eai.tracking.files import ModelFiles
 from mlflow_e2eai.tracking.lineage import (
     ERROR,
@@ -24,16 +25,15 @@ from mlflow_e2eai.tracking.lineage import (
     resolve,
     tag_model,
 )
+from mlflow_e2eai.tracking.metrics import NONFINITE, log_metrics, parity_metrics
 from mlflow_e2eai.tracking.models import log_artifact, signature_of
 from mlflow_e2eai.tracking.nodes import KEEP_FP32, fetch_nodes, log_bisection, log_kept
 from mlflow_e2eai.tracking.reports import log_report
 from mlflow_e2eai.tracking.runs import (
-    NONFINITE,
+    Builder,
     MlflowRecorder,
     MlflowStage,
     failed_models_say_why,
-    log_metrics,
-    parity_metrics,
     project_run_says_why,
     run,
 )
@@ -49,12 +49,16 @@ __all__ = [
     "SHA256",
     "SOURCE",
     "STAGE",
+    "TICKET",
+    "Builder",
     "MlflowRecorder",
     "MlflowStage",
     "ModelFiles",
+    "Place",
     "ancestor",
     "check_server",
     "describe_version",
+    "end_attempt",
     "failed_models_say_why",
     "fetch",
     "fetch_engine",
@@ -73,9 +77,11 @@ __all__ = [
     "log_source",
     "open_inputs",
     "parity_metrics",
+    "place_under",
     "project_run_says_why",
     "resolve",
     "run",
     "signature_of",
     "tag_model",
+    "working_at",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from mlflow_e2eai import libraries
 from mlflow_e2eai.artifacts import EngineArtifact, OnnxArtifact
 from mlflow_e2eai.errors import ArtifactError, InvalidInputError, TrackingError
 from mlflow_e2eai.files import from_json, verify
-from mlflow_e2eai.tracking.server import address, check_server
+from mlflow_e2eai.tracking.server import address, check_server, known
 from mlflow_e2eai.weights import verify_graph
 
 if TYPE_CHECKING:
@@ -114,11 +115,21 @@ def ancestor(model: LoggedModel, stages: Sequence[str]) -> LoggedModel:
                 f"it was made from is a {' or '.join(stages)}; give the output of that stage."
             )
             raise TrackingError(msg)
-        at = resolve(parent)
+        at = _made(parent)
         if stage == at.tags.get(STAGE, "source") and at.model_id == model.model_id:
             msg = f"Model {model.model_id} is its own parent; its tags were changed."
             raise TrackingError(msg)
     return at
+
+
+def _made(model_id: str) -> LoggedModel:
+    """A model that another was made from; a worker asks for it once, for all jobs on its chain."""
+    return resolve(model_id) if known() is None else _kept(address(), model_id)
+
+
+@functools.lru_cache(maxsize=64)
+def _kept(uri: str, model_id: str) -> LoggedModel:  # noqa: ARG001 - one id may be in two stores
+    return resolve(model_id)
 
 
 def fetch(model: LoggedModel, folder: Path) -> Path:
@@ -131,7 +142,9 @@ def fetch(model: LoggedModel, folder: Path) -> Path:
     from mlflow.exceptions import MlflowException
 
     try:
-        return Path(mlflow.artifacts.download_artifacts(model.model_uri, dst_path=str(folder)))
+        # Its URI would be looked up once more.
+        place = mlflow.artifacts.download_artifacts(model.artifact_location, dst_path=str(folder))
+        return Path(place)
     except (MlflowException, OSError) as error:
         msg = f"The files of model {model.model_id} cannot be had from {address()}: {error}"
         raise TrackingError(msg) from error

@@ -14,6 +14,7 @@ import numpy as np
 from mlflow_e2eai import bundle, libraries
 from mlflow_e2eai.arrays import save_arrays
 from mlflow_e2eai.artifacts import EngineArtifact, OnnxArtifact, Tensors, TensorSpec
+from mlflow_e2eai.engine import key_of
 from mlflow_e2eai.files import to_json
 from mlflow_e2eai.tracking.lineage import ARTIFACT, ERROR, SHA256, link_output, tag_model
 from mlflow_e2eai.weights import link
@@ -142,4 +143,5 @@ def _facts(artifact: OnnxArtifact | EngineArtifact) -> dict[str, str]:
         **parent,
         "target": str(artifact.target),
         "tensorrt_version": artifact.backend_version,
+        "engine_key": key_of(artifact),
     }

@@ -3,42 +3,48 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeAlias
 
 from mlflow_e2eai.artifacts import EngineArtifact, OnnxArtifact, Tensors
 from mlflow_e2eai.bundle import Evidence
 from mlflow_e2eai.errors import TrackingError
 from mlflow_e2eai.exporter import ExportReport
 from mlflow_e2eai.files import to_json
-from mlflow_e2eai.latency import Latency, LatencyReport
+from mlflow_e2eai.latency import LatencyReport
 from mlflow_e2eai.precision import PrecisionReport
+from mlflow_e2eai.recording import Wanted
 from mlflow_e2eai.report import precision_html, surgery_html
 from mlflow_e2eai.surgery import SurgeryReport
-from mlflow_e2eai.tracking.lineage import ERROR, PARENT, SOURCE, STAGE, link_inputs, tag_model
+from mlflow_e2eai.tracking.elsewhere import inherited
+from mlflow_e2eai.tracking.engines import FOUND, find_engine
+from mlflow_e2eai.tracking.lineage import (
+    ERROR,
+    PARENT,
+    SOURCE,
+    STAGE,
+    fetch_engine,
+    link_inputs,
+    link_output,
+    resolve,
+    tag_model,
+)
+from mlflow_e2eai.tracking.metrics import (
+    export_tags,
+    log_metrics,
+    parity_metrics,
+    start_metrics,
+    stepped_metrics,
+)
 from mlflow_e2eai.tracking.models import log_artifact, stage_of, suffix_of
 from mlflow_e2eai.tracking.nodes import log_kept
 from mlflow_e2eai.tracking.reports import refused_graphs_are_logged
 from mlflow_e2eai.tracking.server import check_server
 
-NONFINITE = "e2eai.nonfinite"
-"""Tag of a run: the metrics that were not finite, and so were not stored as numbers."""
-
-_SMALL_IS_GOOD = (
-    "max_abs_error",
-    "max_rel_error",
-    "mean_abs_error",
-    "rmse",
-    "max_elementwise_error",
-    "mean_elementwise_error",
-    "outside_share",
-    "noise",
-)
-_LARGE_IS_GOOD = ("cosine", "snr_db", "argmax_agreement", "top5_agreement")
+Builder: TypeAlias = Callable[[Sequence[tuple[str, Wanted]]], Sequence[str | Exception]]
 
 _log = logging.getLogger(__name__)
 
@@ -60,13 +66,15 @@ def run(name: str, *, nested: bool = False, tags: Mapping[str, str] | None = Non
     import mlflow
 
     active = mlflow.active_run()
-    if active is None or not nested:
+    above = inherited() if active is None else None
+    if above is None and (active is None or not nested):
         check_server()
     if active is not None and not nested:
         with _explained(active.info.run_id):
             yield active.info.run_id
         return
-    new = mlflow.start_run(run_name=name, nested=active is not None, tags=dict(tags or {}))
+    given = {**(above or {}), **(tags or {})}
+    new = mlflow.start_run(run_name=name, nested=active is not None, tags=given)
     with new, _explained(new.info.run_id):
         yield new.info.run_id
 
@@ -118,10 +126,13 @@ class MlflowRecorder:
     Args:
         name: Name of the model; those of the stages add to it.
         source: Id of the PyTorch LoggedModel; None where it is not logged.
+        builder: Has engines built elsewhere, of the graphs with these ids: for each, the id of its
+            model, or an error. None has them all built here.
     """
 
-    def __init__(self, *, name: str, source: str | None) -> None:
+    def __init__(self, *, name: str, source: str | None, builder: Builder | None = None) -> None:
         self.name = name
+        self.builder = builder
         self.source = source
         # The PyTorch model has no digest: its id stands for it in `inputs`.
         self.models: dict[str, str] = {} if source is None else {source: source}
@@ -131,6 +142,25 @@ class MlflowRecorder:
         parent = self.models.get(sha256, self.source)
         tags = {PARENT: parent, SOURCE: self.source}
         return {key: value for key, value in tags.items() if value is not None}
+
+    def elsewhere(
+        self, wanted: Sequence[Wanted], *, folder: Path
+    ) -> Mapping[Wanted, EngineArtifact | str]:
+        """Engines that the builder had built, fetched and verified; or why one failed."""
+        if self.builder is None:
+            return {}
+        made: dict[Wanted, EngineArtifact | str] = {}
+        built = self.builder([(self.models[one.graph], one) for one in wanted])
+        for one, found in zip(wanted, built, strict=True):
+            if isinstance(found, Exception):
+                made[one] = str(found)
+                continue
+            place = folder / found
+            place.mkdir()
+            engine = fetch_engine(resolve(found), place)
+            self.models[engine.sha256] = found
+            made[one] = engine
+        return made
 
     @contextmanager
     def stage(self, name: str, *, inputs: Sequence[str]) -> Iterator[MlflowStage]:
@@ -166,6 +196,18 @@ class MlflowStage:
             tags=tags,
         )
         self.recorder.models[artifact.sha256] = model_id
+
+    def found(self, key: str, *, folder: Path) -> EngineArtifact | None:
+        """The engine that anybody logged under this key, verified, as this run's output."""
+        from mlflow import MlflowClient
+
+        if (known := find_engine(key, folder)) is None:
+            return None
+        engine, model_id = known
+        link_output(self.run_id, model_id)
+        MlflowClient().set_tag(self.run_id, FOUND, model_id)
+        self.recorder.models[engine.sha256] = model_id
+        return engine
 
     def noted(self, name: str, value: Any) -> None:
         """Keep a report as a JSON artifact of the run, of some a page and tags too."""
@@ -219,97 +261,6 @@ class MlflowStage:
             log_metrics(found, run_id=self.run_id, model_id=model_id, step=step)
 
 
-def export_tags(report: ExportReport) -> dict[str, str]:
-    """Which exporter wrote a graph, and why others did not."""
-    tags: dict[str, str] = {"e2eai.exporter": report.exporter}
-    if report.unverified is not None:
-        tags["e2eai.unverified"] = report.unverified
-    return tags | {f"e2eai.refused.{name}": why for name, why in report.refused.items()}
-
-
-def stepped_metrics(
-    evidence: Evidence, latency: Mapping[str, LatencyReport]
-) -> Iterator[tuple[int, dict[str, float]]]:
-    """What depends on a number, with it as the step: latency on items, throughput on callers."""
-    for load in () if evidence.loads is None else evidence.loads.loads:
-        yield load.threads, {"concurrency/items_per_s": load.items_per_s}
-    for report in latency.values():
-        for entry in report.variants:
-            if entry.name == evidence.variant:
-                yield report.items, latency_metrics(entry)
-
-
-def latency_metrics(entry: Latency) -> dict[str, float]:
-    """The numbers of one callable, under their MLflow names."""
-    metrics = {
-        "latency/p50_ms": entry.p50_ms,
-        "latency/p90_ms": entry.p90_ms,
-        "latency/p99_ms": entry.p99_ms,
-        "latency/mean_ms": entry.mean_ms,
-        "latency/throughput_items_per_s": entry.throughput_items_per_s,
-    }
-    if entry.device_p50_ms is not None:
-        metrics["latency/device_p50_ms"] = entry.device_p50_ms
-    return metrics
-
-
-def parity_metrics(evidence: Evidence) -> dict[str, float]:
-    """The numbers of a variant's comparisons and task metrics, under their MLflow names.
-
-    Over several kinds of sample, the worst number counts; the advisory ones are left out.
-    """
-    metrics: dict[str, float] = {}
-    for report in evidence.judged.values():
-        for output in report.outputs:
-            place = f"parity/{_safe(output.name)}"
-            for choose, names in ((max, _SMALL_IS_GOOD), (min, _LARGE_IS_GOOD)):
-                for name in names:
-                    # A field that says nothing of this output is None.
-                    if (value := getattr(output, name)) is not None:
-                        key = f"{place}/{name}"
-                        metrics[key] = _worst(metrics.get(key), value, choose)
-            count = f"{place}/nonfinite_count"
-            metrics[count] = metrics.get(count, 0) + output.nonfinite_count
-    if evidence.measured:
-        metrics["parity/passed"] = float(evidence.passed)
-    return {**metrics, **{f"task/{_safe(name)}": value for name, value in evidence.task.items()}}
-
-
-def start_metrics(evidence: Evidence) -> dict[str, float]:
-    """What a variant's start cost, under MLflow names; empty where it was not measured."""
-    cold = evidence.cold_start
-    if cold is None:
-        return {}
-    metrics = {
-        "cold_start/load_s": cold.load_s,
-        "cold_start/first_call_ms": cold.first_call_ms,
-        "cold_start/peak_memory_bytes": float(cold.peak_memory_bytes),
-    }
-    if cold.device_memory_bytes is not None:
-        metrics["cold_start/device_memory_bytes"] = float(cold.device_memory_bytes)
-    return metrics
-
-
-def log_metrics(
-    metrics: Mapping[str, float], *, run_id: str, model_id: str | None = None, step: int = 0
-) -> None:
-    """Log metrics on a run and its model; one that is not finite is never stored as a number.
-
-    A LoggedModel would store NaN as 0.0 and minus infinity as a number that passes any upper bound.
-    Their names go into the tag ``e2eai.nonfinite`` of the run instead.
-    """
-    import mlflow
-    from mlflow import MlflowClient
-
-    finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
-    if finite:
-        mlflow.log_metrics(finite, step=step, run_id=run_id, model_id=model_id)
-    if strange := sorted(metrics.keys() - finite.keys()):
-        client = MlflowClient()
-        before = client.get_run(run_id).data.tags.get(NONFINITE)
-        client.set_tag(run_id, NONFINITE, ", ".join(filter(None, [before, *strange])))
-
-
 @contextmanager
 def failed_models_say_why(run_id: str, model_id: str | None = None) -> Iterator[None]:
     """Write an error of the block on the models that it leaves FAILED.
@@ -335,15 +286,3 @@ def failed_models_say_why(run_id: str, model_id: str | None = None) -> Iterator[
             if str(model.status) == "FAILED" and ERROR not in model.tags:
                 tag_model(model.model_id, {ERROR: str(error)})
         raise
-
-
-def _worst(before: float | None, now: float, choose: Any) -> float:
-    # NaN must win, and max() and min() let it lose.
-    if before is None or math.isnan(now):
-        return now
-    return before if math.isnan(before) else float(choose(before, now))
-
-
-def _safe(name: str) -> str:
-    """A name as MLflow admits it in a metric."""
-    return re.sub(r"[^A-Za-z0-9_. :/-]", "_", name)

@@ -4,10 +4,51 @@ from __future__ import annotations
 
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 
 from mlflow_e2eai.errors import TrackingError
 
 _PING_S = 10
+
+_KNOWN: ContextVar[Known | None] = ContextVar("_KNOWN", default=None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Known:
+    """What a job need not ask the server, as whoever sent it has asked already.
+
+    Attributes:
+        experiments: Ids of the experiments that there were when the jobs began.
+    """
+
+    experiments: tuple[str, ...]
+
+
+@contextmanager
+def knowing(known: Known) -> Iterator[None]:
+    """Ask the server for none of this in the block, nor whether it answers."""
+    token = _KNOWN.set(known)
+    try:
+        yield
+    finally:
+        _KNOWN.reset(token)
+
+
+def known() -> Known | None:
+    """What is known in a block of `knowing`; None outside."""
+    return _KNOWN.get()
+
+
+def experiments() -> tuple[str, ...]:
+    """Ids of all experiments."""
+    from mlflow import MlflowClient
+
+    if (here := known()) is not None:
+        return here.experiments
+    return tuple(each.experiment_id for each in MlflowClient().search_experiments())
 
 
 def check_server() -> None:
@@ -21,6 +62,8 @@ def check_server() -> None:
     """
     import mlflow
 
+    if known() is not None:
+        return
     uri = mlflow.get_tracking_uri()
     if not uri.startswith(("http://", "https://")):
         return

@@ -1,0 +1,78 @@
+"""Compile and evaluate on a chain, each in the active run: what many machines can share out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from mlflow_e2eai import tracking
+from mlflow_e2eai.artifacts import Precision, graph_precision
+from mlflow_e2eai.bundle import Evidence
+from mlflow_e2eai.chain import GRAPHS, graph_of, job_on, variants_in
+from mlflow_e2eai.compiling import compile_on
+from mlflow_e2eai.engine import resolve
+from mlflow_e2eai.errors import InvalidInputError, TrackingError
+from mlflow_e2eai.evaluation import evaluate as judge
+from mlflow_e2eai.recording import record
+
+
+def compile(
+    model_uri: str,
+    *,
+    targets: Sequence[str],
+    precision: Precision | None = None,
+    plugin_libraries: Sequence[Path] = (),
+    rebuild: bool = False,
+) -> list[str]:
+    """Build engines of a graph of a chain, a run for each; see `jobs.compile`."""
+    with job_on(model_uri, GRAPHS) as job:
+        graph, example = graph_of(job.model, job.folder)
+        wanted = graph.precision if precision is None else precision
+        if graph_precision(wanted) != graph.precision:
+            msg = f"The graph is in {graph.precision}, but an engine in {wanted} is wanted; "
+            msg += f"give the graph in {graph_precision(wanted)}."
+            raise InvalidInputError(msg)
+        made = []
+        for target in targets:
+            with job.stage(f"compile {wanted} {target}", graph) as stage:
+                engine = compile_on(
+                    stage,
+                    graph,
+                    resolve(target),
+                    out=job.folder / f"{target}.engine",
+                    example=example,
+                    tf32=wanted == "tf32",
+                    plugin_libraries=plugin_libraries,
+                    rebuild=rebuild,
+                )
+            made.append(job.recorder.models[engine.sha256])
+        return made
+
+
+def evaluate(model_uri: str, *, batch_sizes: Sequence[int] = ()) -> list[Evidence]:
+    """Judge a graph, an engine or a bundle on this machine, a run for each variant."""
+    with job_on(model_uri, (*GRAPHS, "compile", "package")) as job:
+        graphs, built, example = variants_in(job)
+        exported = tracking.ancestor(job.model, ("export",))
+        raw, _ = graph_of(exported, job.folder / "raw")
+        job.recorder.models[raw.sha256] = exported.model_id
+        with job.reference(raw, graphs[0]) as reference:
+            if reference is None:
+                msg = "Nothing can be judged without the PyTorch model; see the warning above."
+                raise TrackingError(msg)
+            evaluation = job.evaluation
+            if evaluation is not None:
+                evaluation = evaluation.for_graph(raw, graphs[0])
+            evidence, latency = judge(
+                reference,
+                graphs,
+                built,
+                example,
+                name=job.reference_name,
+                raw=raw,
+                evaluation=evaluation,
+                batch_sizes=batch_sizes,
+                timed=job.timed,
+            )
+            record(evidence, latency, job.recorder)
+        return evidence

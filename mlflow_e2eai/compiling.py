@@ -1,0 +1,117 @@
+"""The engines of a pipeline: each is built once, by whoever is the first to want it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from mlflow_e2eai.artifacts import (
+    EngineArtifact,
+    OnnxArtifact,
+    Precision,
+    Target,
+    Tensors,
+    graph_precision,
+    variant_name,
+)
+from mlflow_e2eai.bundle import Evidence
+from mlflow_e2eai.engine import compile, key_for, resolve, why_not_built
+from mlflow_e2eai.libraries import named
+from mlflow_e2eai.progress import progress
+from mlflow_e2eai.recording import Recorder, Stage, Wanted
+
+
+def compile_on(
+    stage: Stage,
+    graph: OnnxArtifact,
+    target: Target,
+    *,
+    out: Path,
+    example: Tensors,
+    tf32: bool = False,
+    plugin_libraries: Sequence[Path] = (),
+    rebuild: bool = False,
+) -> EngineArtifact:
+    """Build an engine and tell a stage, unless the stage knows where it has been built before.
+
+    Args:
+        stage: Who is asked and told.
+        graph: See `mlflow_e2eai.compile`.
+        target: The same.
+        out: The file to write, where it is built.
+        example: The input example under the graph's names.
+        tf32: See `mlflow_e2eai.compile`.
+        plugin_libraries: The same.
+        rebuild: Build it even so. Builds are not the same to the bit, so it is another engine.
+
+    Raises:
+        E2EAIError: As `mlflow_e2eai.compile`.
+    """
+    libraries = named(plugin_libraries)
+    if not rebuild:
+        key = key_for(graph, target, tf32=tf32, libraries=libraries)
+        if (engine := stage.found(key, folder=out.with_suffix(".found"))) is not None:
+            # By digest the same libraries; but these here the caller has allowed.
+            return dataclasses.replace(engine, libraries=libraries)
+    engine = compile(graph, target, out=out, tf32=tf32, plugin_libraries=plugin_libraries)
+    stage.made(engine, example=example)
+    return engine
+
+
+def compile_all(
+    graphs: Sequence[OnnxArtifact],
+    *,
+    precisions: Sequence[Precision],
+    targets: Sequence[str],
+    plugin_libraries: Sequence[Path],
+    rebuild: bool,
+    work: Path,
+    recorder: Recorder,
+    example: Tensors,
+) -> tuple[list[EngineArtifact], list[Evidence]]:
+    """The engines, and evidence for those that TensorRT does not build, or others failed to."""
+    engines, unbuilt = [], []
+    # Two texts may name one target, as `local` and `sm86` on a machine with such a GPU.
+    resolved = {resolve(text): text for text in targets}
+    todo = {
+        Wanted(
+            graph=graph.sha256,
+            precision=precision,
+            target=text,
+            plugin_libraries=tuple(plugin_libraries),
+            rebuild=rebuild,
+        ): (graph, target, why_not_built(graph, target))
+        for graph in graphs
+        for precision in dict.fromkeys(precisions)
+        if graph_precision(precision) == graph.precision
+        for target, text in resolved.items()
+    }
+    others = recorder.elsewhere(
+        [wanted for wanted, (_, _, reason) in todo.items() if reason is None], folder=work
+    )
+    for wanted, (graph, target, known) in progress(todo.items(), "compile", unit="engines"):
+        made = others.get(wanted, known)
+        if isinstance(made, EngineArtifact):
+            engines.append(dataclasses.replace(made, libraries=named(plugin_libraries)))
+            continue
+        name = f"compile {wanted.precision} {wanted.target}"
+        with recorder.stage(name, inputs=[graph.sha256]) as stage:
+            if made is not None:
+                variant = variant_name(str(target), wanted.precision)
+                said = Evidence(variant=variant, sha256=graph.sha256, measured=False, reason=made)
+                unbuilt.append(said)
+                stage.measured(said, {})
+                continue
+            engine = compile_on(
+                stage,
+                graph,
+                target,
+                out=work / f"{wanted.precision}-{wanted.target}.engine",
+                example=example,
+                tf32=wanted.precision == "tf32",
+                plugin_libraries=plugin_libraries,
+                rebuild=rebuild,
+            )
+        engines.append(engine)
+    return engines, unbuilt

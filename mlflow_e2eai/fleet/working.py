@@ -1,0 +1,138 @@
+"""One attempt at a job, in a process of its own beside whoever asked for it.
+
+A builder is native code that may crash, hang or take all memory. It does so in a process that
+leaves its log and its death behind, and that is kept for the next job where it lives.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import socket
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeAlias
+
+from mlflow_e2eai import chained, tracking
+from mlflow_e2eai.errors import E2EAIError
+from mlflow_e2eai.fleet.values import Attempt, Job
+from mlflow_e2eai.isolation import Process
+from mlflow_e2eai.libraries import native_allowed
+
+_PR_SET_PDEATHSIG = 1
+"""From Linux's ``prctl.h``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """All that a worker is told of a job.
+
+    Attributes:
+        job: The job.
+        place: Where its run belongs.
+        ticket: What the runs of this attempt are found by.
+        allowed: Libraries in models that may be loaded, by file name.
+        limit_s: Seconds after which the worker is taken to hang.
+        worker: Who does it; None for this machine.
+    """
+
+    job: Job
+    place: tracking.Place
+    ticket: str
+    allowed: frozenset[str]
+    limit_s: float
+    worker: str | None = None
+
+
+Attempting: TypeAlias = Callable[[Order], Attempt]
+"""Has the job of an order done, once."""
+
+
+class Seat:
+    """A process for jobs, and the next one where that has ended."""
+
+    def __init__(self) -> None:
+        self._process: Process | None = None
+        self._limit_s = 0.0
+        self._stopped = False
+
+    def attempt(self, order: Order) -> Attempt:
+        """Have a job done, once."""
+        there = self._sit(order.limit_s)
+        since = len(there.log())
+        try:
+            models = there.do("call", {}, function=partial(work, order, os.getpid()))
+        except E2EAIError as error:
+            log = there.log(since).decode(errors="replace")
+            return Attempt(error=str(error), lost=there.ended and not self._stopped, log=log)
+        return Attempt(models=models)
+
+    def stop(self) -> None:
+        """End what is being done, for good."""
+        self._stopped = True
+        if self._process is not None:
+            self._process.kill()
+
+    def close(self) -> None:
+        """End the process."""
+        if self._process is not None:
+            self._process.close()
+            self._process = None
+
+    def _sit(self, limit_s: float) -> Process:
+        if self._process is not None and (self._process.ended or self._limit_s != limit_s):
+            self.close()
+        if self._process is None:
+            self._process = Process(patience_s=limit_s)
+            self._limit_s = limit_s
+        return self._process
+
+
+def work(order: Order, parent: int) -> tuple[str, ...]:
+    """Do a job: the other side of `Seat.attempt`.
+
+    Args:
+        order: The job.
+        parent: The process that waits for it.
+
+    Returns:
+        Ids of the engines, for ``compile``.
+    """
+    _end_with(parent)
+    job = order.job
+    worker = order.worker or socket.gethostname()
+    try:
+        with (
+            native_allowed(order.allowed),
+            tracking.working_at(order.place, order.ticket, worker=worker),
+        ):
+            return _STAGES[job.stage](job.model_uri, job.arguments)
+    except Exception:
+        traceback.print_exc()  # into the log
+        raise
+
+
+def _end_with(parent: int) -> None:
+    """End this process with its parent: nobody would wait for what it makes, or know of it."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def _compile(model_uri: str, arguments: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(chained.compile(model_uri, **arguments))
+
+
+def _evaluate(model_uri: str, arguments: Mapping[str, Any]) -> tuple[str, ...]:
+    with tracking.run("evaluate", nested=True, tags={tracking.STAGE: "evaluate"}):
+        chained.evaluate(model_uri, **arguments)
+    return ()
+
+
+_STAGES: Mapping[str, Callable[[str, Mapping[str, Any]], tuple[str, ...]]] = {
+    "compile": _compile,
+    "evaluate": _evaluate,
+}

@@ -1,0 +1,126 @@
+"""Runs of jobs that other processes do: begun over there, and ended from here where they die."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlflow_e2eai.tracking.lineage import ERROR
+from mlflow_e2eai.tracking.server import Known, experiments, knowing
+
+TICKET = "e2eai.ticket"
+"""Tag of the runs of one attempt at a job."""
+
+WORKER = "e2eai.worker"
+"""Tag of the runs of a job: the machine, or the Ray node, that did it."""
+
+_SQLITE = "sqlite:///"
+
+_INHERITED: ContextVar[Mapping[str, str] | None] = ContextVar("_INHERITED", default=None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where a job's run belongs.
+
+    Attributes:
+        tracking_uri: The store.
+        experiment_id: The experiment.
+        parent_run_id: The run that is its parent.
+        known: What its job need not ask.
+    """
+
+    tracking_uri: str
+    experiment_id: str
+    parent_run_id: str
+    known: Known
+
+
+def place_under(parent_run_id: str) -> Place:
+    """The place of jobs whose parent is an active run."""
+    import mlflow
+
+    uri = str(mlflow.get_tracking_uri())
+    if uri.startswith(_SQLITE):
+        # Relative to the working folder, which is another one elsewhere.
+        uri = _SQLITE + str(Path(uri.removeprefix(_SQLITE)).absolute())
+    experiment = mlflow.get_run(parent_run_id).info.experiment_id
+    return Place(
+        tracking_uri=uri,
+        experiment_id=experiment,
+        parent_run_id=parent_run_id,
+        known=Known(experiments=experiments()),
+    )
+
+
+@contextmanager
+def working_at(place: Place, ticket: str, *, worker: str) -> Iterator[None]:
+    """Have runs that begin in the block, and in no other run, be children of the place's parent.
+
+    Args:
+        place: Where.
+        ticket: What they are found by should this process end before them.
+        worker: Who does the work, for people.
+    """
+    _enter(place.tracking_uri, place.experiment_id)
+    tags = {"mlflow.parentRunId": place.parent_run_id, TICKET: ticket, WORKER: worker}
+    token = _INHERITED.set(tags)
+    try:
+        with knowing(place.known):
+            yield
+    finally:
+        _INHERITED.reset(token)
+
+
+@functools.lru_cache(maxsize=1)
+def _enter(tracking_uri: str, experiment_id: str) -> None:
+    """Turn this process to an experiment, unless it is there since its last job."""
+    import mlflow
+
+    # MLflow would ask for every run that ends, to print where it can be seen.
+    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
+    mlflow.set_tracking_uri(tracking_uri)
+    mlflow.set_experiment(experiment_id=experiment_id)
+
+
+def inherited() -> Mapping[str, str] | None:
+    """Tags that a run without an active one gets from `working_at`; None outside it."""
+    return _INHERITED.get()
+
+
+def end_attempt(place: Place, ticket: str, *, name: str, error: str, log: str) -> str:
+    """End the runs of an attempt that failed as FAILED, with its reason and its log.
+
+    Args:
+        place: Where they are.
+        ticket: What they are found by. Where there is none yet, one is made.
+        name: Name of that one.
+        error: The reason.
+        log: What the worker wrote; kept as ``job.log`` of the first of them.
+
+    Returns:
+        Id of the first of them.
+    """
+    from mlflow import MlflowClient
+
+    client = MlflowClient(place.tracking_uri)
+    begun = client.search_runs(
+        [place.experiment_id],
+        f"tags.`{TICKET}` = '{ticket}'",
+        order_by=["attributes.start_time ASC"],
+    )
+    tags = {"mlflow.parentRunId": place.parent_run_id, TICKET: ticket}
+    runs = [*begun] or [client.create_run(place.experiment_id, run_name=name, tags=tags)]
+    first = runs[0].info.run_id
+    if log:
+        client.log_text(first, log, "job.log")
+    for run in runs:
+        if run.info.status == "RUNNING":
+            client.set_tag(run.info.run_id, ERROR, error)
+            client.set_terminated(run.info.run_id, "FAILED")
+    return str(first)

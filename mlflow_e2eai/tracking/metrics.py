@@ -1,0 +1,130 @@
+"""Evidence -> tags and metrics, under their MLflow names."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from mlflow_e2eai.bundle import Evidence
+from mlflow_e2eai.exporter import ExportReport
+from mlflow_e2eai.latency import Latency, LatencyReport
+
+NONFINITE = "e2eai.nonfinite"
+"""Tag of a run: the metrics that were not finite, and so were not stored as numbers."""
+
+_SMALL_IS_GOOD = (
+    "max_abs_error",
+    "max_rel_error",
+    "mean_abs_error",
+    "rmse",
+    "max_elementwise_error",
+    "mean_elementwise_error",
+    "outside_share",
+    "noise",
+)
+_LARGE_IS_GOOD = ("cosine", "snr_db", "argmax_agreement", "top5_agreement")
+
+
+def export_tags(report: ExportReport) -> dict[str, str]:
+    """Which exporter wrote a graph, and why others did not."""
+    tags: dict[str, str] = {"e2eai.exporter": report.exporter}
+    if report.unverified is not None:
+        tags["e2eai.unverified"] = report.unverified
+    return tags | {f"e2eai.refused.{name}": why for name, why in report.refused.items()}
+
+
+def stepped_metrics(
+    evidence: Evidence, latency: Mapping[str, LatencyReport]
+) -> Iterator[tuple[int, dict[str, float]]]:
+    """What depends on a number, with it as the step: latency on items, throughput on callers."""
+    for load in () if evidence.loads is None else evidence.loads.loads:
+        yield load.threads, {"concurrency/items_per_s": load.items_per_s}
+    for report in latency.values():
+        for entry in report.variants:
+            if entry.name == evidence.variant:
+                yield report.items, latency_metrics(entry)
+
+
+def latency_metrics(entry: Latency) -> dict[str, float]:
+    """The numbers of one callable, under their MLflow names."""
+    metrics = {
+        "latency/p50_ms": entry.p50_ms,
+        "latency/p90_ms": entry.p90_ms,
+        "latency/p99_ms": entry.p99_ms,
+        "latency/mean_ms": entry.mean_ms,
+        "latency/throughput_items_per_s": entry.throughput_items_per_s,
+    }
+    if entry.device_p50_ms is not None:
+        metrics["latency/device_p50_ms"] = entry.device_p50_ms
+    return metrics
+
+
+def parity_metrics(evidence: Evidence) -> dict[str, float]:
+    """The numbers of a variant's comparisons and task metrics, under their MLflow names.
+
+    Over several kinds of sample, the worst number counts; the advisory ones are left out.
+    """
+    metrics: dict[str, float] = {}
+    for report in evidence.judged.values():
+        for output in report.outputs:
+            place = f"parity/{_safe(output.name)}"
+            for choose, names in ((max, _SMALL_IS_GOOD), (min, _LARGE_IS_GOOD)):
+                for name in names:
+                    # A field that says nothing of this output is None.
+                    if (value := getattr(output, name)) is not None:
+                        key = f"{place}/{name}"
+                        metrics[key] = _worst(metrics.get(key), value, choose)
+            count = f"{place}/nonfinite_count"
+            metrics[count] = metrics.get(count, 0) + output.nonfinite_count
+    if evidence.measured:
+        metrics["parity/passed"] = float(evidence.passed)
+    return {**metrics, **{f"task/{_safe(name)}": value for name, value in evidence.task.items()}}
+
+
+def start_metrics(evidence: Evidence) -> dict[str, float]:
+    """What a variant's start cost, under MLflow names; empty where it was not measured."""
+    cold = evidence.cold_start
+    if cold is None:
+        return {}
+    metrics = {
+        "cold_start/load_s": cold.load_s,
+        "cold_start/first_call_ms": cold.first_call_ms,
+        "cold_start/peak_memory_bytes": float(cold.peak_memory_bytes),
+    }
+    if cold.device_memory_bytes is not None:
+        metrics["cold_start/device_memory_bytes"] = float(cold.device_memory_bytes)
+    return metrics
+
+
+def log_metrics(
+    metrics: Mapping[str, float], *, run_id: str, model_id: str | None = None, step: int = 0
+) -> None:
+    """Log metrics on a run and its model; one that is not finite is never stored as a number.
+
+    A LoggedModel would store NaN as 0.0 and minus infinity as a number that passes any upper bound.
+    Their names go into the tag ``e2eai.nonfinite`` of the run instead.
+    """
+    import mlflow
+    from mlflow import MlflowClient
+
+    finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
+    if finite:
+        mlflow.log_metrics(finite, step=step, run_id=run_id, model_id=model_id)
+    if strange := sorted(metrics.keys() - finite.keys()):
+        client = MlflowClient()
+        before = client.get_run(run_id).data.tags.get(NONFINITE)
+        client.set_tag(run_id, NONFINITE, ", ".join(filter(None, [before, *strange])))
+
+
+def _worst(before: float | None, now: float, choose: Any) -> float:
+    # NaN must win, and max() and min() let it lose.
+    if before is None or math.isnan(now):
+        return now
+    return before if math.isnan(before) else float(choose(before, now))
+
+
+def _safe(name: str) -> str:
+    """A name as MLflow admits it in a metric."""
+    return re.sub(r"[^A-Za-z0-9_. :/-]", "_", name)

@@ -1,0 +1,44 @@
+"""Chains in a tracking store that hold a small graph and nothing that takes long to make."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+
+from mlflow_e2eai import graphs, tracking
+from mlflow_e2eai.artifacts import Axis
+
+TEXT = """
+<ir_version: 10, opset_import: ["" : 18]>
+g (float[N,4] x) => (float[N,3] y) <float[4,3] w = {SCALE,2,3,4,5,6,7,8,9,10,11,12}> {
+    y = MatMul (x, w)
+}
+"""
+EXAMPLE = {"x": np.ones((2, 4), dtype=np.float32)}
+
+
+def log_graph(folder, *, scale=1, name="net"):
+    """Id of a cleaned graph whose chain an ONNX file began."""
+    path = folder / f"{name}-{scale}.onnx"
+    onnx.save(onnx.parser.parse_model(TEXT.replace("SCALE", str(scale))), path)
+    raw = graphs.describe(
+        path,
+        stage="export",
+        precision="fp32",
+        axes=(Axis("N", min=1, opt=2, max=8),),
+        parent_sha256=None,
+    )
+    # Cleaning would keep the file as it is; a graph is known by its digest, so it gets another.
+    model = onnx.load(path)
+    model.doc_string = "clean"
+    clean = path.with_suffix(".clean.onnx")
+    onnx.save(model, clean)
+    cleaned = graphs.describe(
+        clean, stage="clean", precision="fp32", axes=raw.axes, parent_sha256=raw.sha256
+    )
+    recorder = tracking.MlflowRecorder(name=name, source=None)
+    for artifact in (raw, cleaned):
+        parents = [] if artifact.parent_sha256 is None else [artifact.parent_sha256]
+        with recorder.stage(artifact.stage, inputs=parents) as stage:
+            stage.made(artifact, example=EXAMPLE)
+    return recorder.models[cleaned.sha256]

@@ -1,0 +1,95 @@
+"""Jobs of a fleet, what came of them in the store, and their worker processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import mlflow
+
+from mlflow_e2eai.fleet import Job
+
+
+def compiling(model_id, target="sm86", *, resources=None, accelerator=None, **arguments):
+    return Job(
+        stage="compile",
+        model_uri=model_id,
+        arguments={"targets": [target], **arguments},
+        resources=resources or {},
+        accelerator=accelerator,
+    )
+
+
+def children(parent):
+    found = mlflow.MlflowClient().search_runs(
+        [parent.info.experiment_id],
+        f"tags.mlflow.parentRunId = '{parent.info.run_id}'",
+        order_by=["attributes.start_time ASC"],
+    )
+    return [mlflow.get_run(run.info.run_id) for run in found]
+
+
+def engines():
+    """Ids of the finished engines."""
+    return [
+        model.model_id
+        for model in mlflow.search_logged_models(output_format="list")
+        if model.tags.get("e2eai.stage") == "compile" and str(model.status) == "READY"
+    ]
+
+
+def parent_of(pid):
+    """The number of a process's parent."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def descendants(pid):
+    """A process's children, and theirs, as numbers and command lines."""
+    known = {}
+    for place in Path("/proc").iterdir():
+        if place.name.isdigit():
+            try:
+                words = (place / "cmdline").read_bytes()
+                known[int(place.name)] = parent_of(place.name), words
+            except OSError:
+                continue
+    found, level = {}, {pid}
+    while level:
+        level = {each for each, (above, _) in known.items() if above in level}
+        found |= {each: known[each][1] for each in level}
+    return found
+
+
+def workers():
+    """Processes of the fleet that this process, or a cluster that it began, is waiting for."""
+    return [p for p, words in descendants(os.getpid()).items() if b"isolation.worker" in words]
+
+
+def kill_when_building(found, *, times=1):
+    """Kill what `found` finds as soon as a job's run has begun.
+
+    Returns:
+        The thread that does it, and a list that it fills with the runs.
+    """
+    client, killed = mlflow.MlflowClient(), []
+    experiment = mlflow.get_experiment_by_name("tests").experiment_id
+
+    def watch():
+        deadline = time.monotonic() + 120
+        while len(killed) < times and time.monotonic() < deadline:
+            running = client.search_runs(
+                [experiment], "attributes.status = 'RUNNING' AND tags.`e2eai.ticket` != ''"
+            )
+            fresh = [run.info.run_id for run in running if run.info.run_id not in killed]
+            if fresh:
+                for pid in found():
+                    os.kill(pid, signal.SIGKILL)
+                killed.append(fresh[0])
+            time.sleep(0.02)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    return thread, killed

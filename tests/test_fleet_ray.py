@@ -1,0 +1,122 @@
+"""Jobs on a real Ray cluster of this machine, whose nodes say that they have GPUs."""
+
+from __future__ import annotations
+
+import sys
+
+import mlflow
+import pytest
+from chains import log_graph
+from fleets import children, compiling, engines, kill_when_building, parent_of, workers
+
+from mlflow_e2eai import fleet, tracking
+from mlflow_e2eai.errors import InvalidInputError, MissingDependencyError
+from mlflow_e2eai.fleet import Job
+
+pytest.importorskip("tensorrt_rtx")
+
+
+def test_without_ray_the_extra_that_brings_it_is_named(store, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(MissingDependencyError, match=r"needs ray.*'mlflow_e2eai\[ray\]'"):
+        fleet.run([compiling("m-1")], executor="ray")
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """A head without work, two nodes with an A10 and one with an H100, by their word."""
+    pytest.importorskip("ray", reason="install the extra ray: `make test-ray` does")
+    import ray
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    for kind in ("A10", "A10", "H100"):
+        known = {f"accelerator_type:{kind}": 1, "rack": 1}
+        cluster.add_node(num_cpus=1, num_gpus=1, resources=known)
+    ray.init(address=cluster.address, log_to_driver=False)
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+
+
+def kind_of(run):
+    """The accelerator of the node that did a job."""
+    import ray
+
+    (found,) = [node for node in ray.nodes() if node["NodeID"] in run.data.tags["e2eai.worker"]]
+    (kind,) = [key for key in found["Resources"] if key.startswith("accelerator_type:")]
+    return kind.partition(":")[2]
+
+
+@pytest.mark.slow
+def test_each_job_goes_where_its_gpu_type_is_and_its_run_under_the_one_parent(
+    store, tmp_path, cluster
+):
+    graph = log_graph(tmp_path)
+    given = [
+        compiling(graph, "sm86", accelerator="A10"),
+        compiling(graph, "sm120", accelerator="H100", resources={"rack": 1}),
+        compiling(graph, precision="fp16", accelerator="A10"),
+        Job(stage="evaluate", model_uri=graph, accelerator="H100"),
+    ]
+    with mlflow.start_run() as parent:
+        small, large, failed, judged = fleet.run(given, executor="ray")
+    assert [small.error, large.error, judged.error] == [None] * 3
+    targets = [tracking.resolve(one.models[0]).tags["e2eai.target"] for one in (small, large)]
+    assert targets == ["tensorrt_rtx-sm86", "tensorrt_rtx-sm120"]
+    kinds = {
+        run.info.run_name: kind_of(run) for run in children(parent) if run.info.status == "FINISHED"
+    }
+    assert kinds == {
+        "compile fp32 sm86": "A10",
+        "compile fp32 sm120": "H100",
+        "evaluate": "H100",
+    }
+    assert "The graph is in fp32" in failed.error
+    log = mlflow.artifacts.load_text(f"runs:/{failed.failed_runs[0]}/job.log")
+    assert "InvalidInputError: The graph is in fp32" in log
+    assert sorted((run.info.run_name, run.info.status) for run in children(parent)) == [
+        ("compile fp32 sm120", "FINISHED"),
+        ("compile fp32 sm86", "FINISHED"),
+        ("compile sm86", "FAILED"),
+        ("evaluate", "FINISHED"),
+    ]
+
+
+@pytest.mark.slow
+def test_what_no_node_has_is_said_before_anything_begins(store, tmp_path, cluster):
+    graph = log_graph(tmp_path)
+    given = [compiling(graph), compiling(graph, accelerator="B200")]
+    with mlflow.start_run() as parent, pytest.raises(InvalidInputError) as caught:
+        fleet.run(given, executor="ray")
+    assert "has what compile sm86 needs (CPU 1, accelerator_type:B200" in str(caught.value)
+    assert "there are CPU, GPU, accelerator_type:A10, accelerator_type:H100, " in str(caught.value)
+    assert children(parent) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("whose", ["builder", "Ray worker", "node"])
+def test_what_is_killed_while_it_builds_is_built_elsewhere_and_nothing_twice(
+    store, tmp_path, cluster, whose
+):
+    def victims():
+        for builder in workers()[:1]:
+            worker = parent_of(builder)
+            # The builder is a child of Ray's worker, which is a child of the node's raylet.
+            found = {"builder": [builder], "Ray worker": [worker]}
+            return found.get(whose, [parent_of(worker), worker])
+        return []
+
+    graph = log_graph(tmp_path)
+    wanted = ["sm75", "sm80", "sm86", "sm89", "sm120", "sm121"]
+    given = [compiling(graph, target, accelerator="A10") for target in wanted]
+    with mlflow.start_run():
+        thread, killed = kill_when_building(victims)
+        outcomes = fleet.run(given, executor="ray")
+        thread.join()
+    fleet.held(outcomes)
+    assert len(killed) == 1
+    assert len([run for one in outcomes for run in one.failed_runs]) == 1
+    made = [model for one in outcomes for model in one.models]
+    assert sorted(made) == sorted(engines())
+    assert len(set(made)) == len(wanted)
