@@ -37,7 +37,7 @@ from mlflow_e2eai.errors import (
     InvalidInputError,
 )
 from mlflow_e2eai.exporter import ExportReport
-from mlflow_e2eai.files import from_json, to_json, verify, written
+from mlflow_e2eai.files import from_json, sealed, to_json, unsealed, verify, written
 from mlflow_e2eai.gates import Worth
 from mlflow_e2eai.latency import ColdStart, LatencyReport, Throughput
 from mlflow_e2eai.parity import ParityReport
@@ -260,7 +260,7 @@ def write(directory: Path, manifest: Manifest, example: Tensors, *, copy: bool =
     placed = dataclasses.replace(manifest, graphs=graphs, engines=engines)
     save_arrays(directory / EXAMPLE, example)
     with written(directory / MANIFEST) as temporary:
-        temporary.write_text(to_json(placed), encoding="utf-8")
+        temporary.write_text(sealed(to_json(placed)), encoding="utf-8")
     return placed
 
 
@@ -281,13 +281,13 @@ def read(directory: Path) -> Manifest:
     """Read a bundle's manifest.
 
     Raises:
-        ArtifactError: There is none, or another version of this package wrote it.
+        ArtifactError: There is none, it has changed, or another version of this package wrote it.
     """
     path = directory / MANIFEST
     if not path.is_file():
         msg = f"{directory} holds no {MANIFEST}; give a model that mlflow_e2eai.log_model made."
         raise ArtifactError(msg)
-    text = path.read_bytes()
+    text = unsealed(path)
     said = from_json(_Format, text)
     if said.format_version != FORMAT_VERSION:
         msg = (

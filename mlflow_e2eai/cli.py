@@ -110,7 +110,9 @@ def parser() -> argparse.ArgumentParser:
 
     one = verb("compile", _compile, "Build TensorRT engines of a graph of a chain.")
     options.model_uri(one)
-    one.add_argument("--targets", required=True, type=typed(targets), help="sm86,sm89 or local")
+    one.add_argument(
+        "--targets", required=True, type=typed(targets), help="sm86,rtx,trt11:sm90 or local"
+    )
     one.add_argument(
         "--precision",
         default="auto",

@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,11 +40,14 @@ def verify(path: Path, sha256: str) -> None:
         ArtifactError: The file is missing or its digest differs.
     """
     if (found := sha256_of(path)) != sha256:
-        msg = (
-            f"{path.name} has sha256 {found[:12]}…, but {sha256[:12]}… was recorded: the file has "
-            f"changed since it was made; download it again, or make it again."
-        )
-        raise ArtifactError(msg)
+        raise _changed(path, found, sha256)
+
+
+def _changed(path: Path, found: str, recorded: str) -> ArtifactError:
+    return ArtifactError(
+        f"{path.name} has sha256 {found[:12]}…, but {recorded[:12]}… was recorded: the file has "
+        f"changed since it was made; download it again, or make it again."
+    )
 
 
 @contextmanager
@@ -63,6 +67,30 @@ def written(out: Path) -> Iterator[Path]:
         temporary.replace(out)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+_SEAL = re.compile(rb',\n  "sha256": "([0-9a-f]{64})"\n}\Z')
+
+
+def sealed(text: str) -> str:
+    """A JSON object of `to_json` with its own digest as the last field."""
+    seal = hashlib.sha256(text.encode()).hexdigest()
+    return text.removesuffix("\n}") + f',\n  "sha256": "{seal}"\n}}'
+
+
+def unsealed(path: Path) -> bytes:
+    """What a file holds that was written `sealed`; all of it where it has no digest, as once.
+
+    Raises:
+        ArtifactError: It has changed since it was written.
+    """
+    text = path.read_bytes()
+    if (seal := _SEAL.search(text, max(len(text) - 100, 0))) is None:
+        return text
+    plain = text[: seal.start()] + b"\n}"
+    if (found := hashlib.sha256(plain).hexdigest()) != seal[1].decode():
+        raise _changed(path, found, seal[1].decode())
+    return plain
 
 
 def to_json(value: object) -> str:

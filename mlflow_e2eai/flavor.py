@@ -189,7 +189,7 @@ def log_model(
         surgery: The cleaning plan: steps, or a list as YAML gives it.
         precisions: What to make graphs and engines in. ``tf32`` makes engines of the fp32 graph
             that may round to TF32; else fp32 means fp32.
-        targets: What to build engines for: compute capabilities such as ``sm86``, or ``local``.
+        targets: What to build engines for: ``sm86``, ``local``, and all that `engine.parse` reads.
         keep_fp32: Nodes that stay in fp32 in the other precisions; `mlflow_e2eai.bisect` finds
             them.
         batch_sizes: Sizes of the leading axis at which latency is measured too, beside the corners

@@ -200,7 +200,11 @@ def size_of(graph: OnnxArtifact) -> int:
 
 
 def interface(model: onnx.ModelProto) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-    """A graph's inputs and outputs; initializers that are listed as inputs do not count."""
+    """A graph's inputs and outputs; initializers that are listed as inputs do not count.
+
+    Raises:
+        ArtifactError: One is no tensor, but a sequence for example.
+    """
     constants = {initializer.name for initializer in model.graph.initializer}
     inputs = tuple(_spec(value) for value in model.graph.input if value.name not in constants)
     return inputs, tuple(_spec(value) for value in model.graph.output)
@@ -311,7 +315,11 @@ def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
         dim.dim_value if dim.HasField("dim_value") else (dim.dim_param or "?")
         for dim in kind.shape.dim
     ]
-    dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)
+    try:
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)
+    except KeyError as error:
+        msg = f"{value.name!r} is no tensor of a type that ONNX has; inputs and outputs must be."
+        raise ArtifactError(msg) from error
     return TensorSpec(name=value.name, dtype=dtype.name, shape=tuple(shape))
 
 

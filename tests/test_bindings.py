@@ -61,10 +61,14 @@ CLASSES = {
 
 ONLY_RTX = {
     "ComputeCapability",
+    "EngineInvalidityDiagnostics",
+    "EngineInvalidityDiagnostics.__members__",
+    "EngineInvalidityDiagnostics.__members__.items",
     "IBuilderConfig.num_compute_capabilities",
     "IBuilderConfig.set_compute_capability",
+    "Runtime.get_engine_validity",
 }
-"""What the code names for TensorRT-RTX alone, behind `Backend.capability_targets`."""
+"""What the code names for TensorRT-RTX alone, where the table says that it has it."""
 
 
 def names_in(path):

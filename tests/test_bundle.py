@@ -704,6 +704,7 @@ def test_a_runner_of_none_of_the_files_is_refused(make):
 def test_a_manifest_that_names_a_file_outside_the_bundle_is_refused(make, place):
     directory = make()
     path = directory / "manifest.json"
-    path.write_text(path.read_text().replace('"model.onnx"', f'"{place}"'))
+    text = path.read_text().replace('"model.onnx"', f'"{place}"')
+    path.write_text(json.dumps(json.loads(text)))  # without its digest, as once
     with pytest.raises(ArtifactError, match="outside the bundle"):
         bundle.read(directory)

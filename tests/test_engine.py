@@ -25,6 +25,7 @@ from mlflow_e2eai.errors import (
     EngineMismatchError,
     InvalidInputError,
     MissingDependencyError,
+    RunnerError,
 )
 from mlflow_e2eai.files import from_json, sha256_of, to_json
 
@@ -415,6 +416,18 @@ def test_an_engine_fits_the_gpu_and_the_version_that_it_was_built_for(graph, out
         assert found in reason.found
 
 
+@no_gpu
+@pytest.mark.usefixtures("an_h100")
+def test_an_engine_for_later_gpus_is_announced_on_one_that_its_backend_does_not_list(graph, out):
+    engine = compile(graph(CONV), "rtx", out=out)
+    with (
+        pytest.warns(UserWarning, match=r"does not list this GPU \(sm90\) .* may answer wrongly"),
+        pytest.raises(RunnerError, match="cannot load"),
+        engine_runner(engine),
+    ):
+        pass
+
+
 @pytest.mark.usefixtures("an_h100")
 def test_an_engine_of_a_backend_that_is_not_installed_does_not_fit(graph, out, monkeypatch):
     engine = made_for(compile(graph(CONV), "sm86", out=out))
@@ -443,6 +456,20 @@ def test_an_engine_that_was_tampered_with_is_refused_before_anything_is_loaded(
     monkeypatch.setattr(trt, "Runtime", load)
     with pytest.raises(ArtifactError), engine_runner(engine):
         pass
+
+
+def test_the_backend_says_why_a_plan_cannot_be_loaded():
+    runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
+    rtx, full = backends.BACKENDS["tensorrt_rtx"], backends.BACKENDS["tensorrt"]
+    assert backends.why_invalid(rtx, trt, runtime, bytes(64)) == "MALFORMED_ENGINE"
+    assert backends.why_invalid(full, trt, runtime, bytes(64)) == ""
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "int8", "fp8"])
+def test_a_graph_that_says_a_precision_and_computes_in_fp32_is_refused(precision, graph, out):
+    source = dataclasses.replace(graph(CONV), precision=precision)
+    with pytest.raises(EngineBuildError, match=f"none of its .* computes in {precision}"):
+        built_here(source, RTX86, out)
 
 
 # a builder that comes to grief

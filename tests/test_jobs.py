@@ -26,6 +26,7 @@ from models import (
 
 import mlflow_e2eai
 from mlflow_e2eai import jobs, pipeline, recording, texts, tracking
+from mlflow_e2eai.artifacts import Axis
 from mlflow_e2eai.bisection import Bisection
 from mlflow_e2eai.errors import (
     ArtifactError,
@@ -78,6 +79,18 @@ def test_an_engine_in_tf32_is_built_of_the_graph_in_fp32_only(source):
     half = jobs.convert(cleaned, precision="fp16")
     with pytest.raises(InvalidInputError, match="is in fp16, but an engine in tf32 is wanted"):
         jobs.compile(half, targets=["sm86"], precision="tf32")
+
+
+def test_buckets_go_with_the_model_to_its_engine_and_its_evidence(store, monkeypatch):
+    tuned = Axis("N", min=1, opt=4, max=16, buckets=(1, 8))
+    given = {**build(), "dynamic_axes": {"x": {0: tuned}}}
+    monkeypatch.setattr("models.build", lambda: given)
+    source = jobs.log("models:build", name="net")
+    info = jobs.package(f"models:/{source}", name="net", precisions=["fp32"], targets=["sm86"])
+    with mlflow_e2eai.load_model(info.model_uri) as model:
+        manifest = model.manifest
+    assert manifest.engines[0].axes == (tuned,)
+    assert set(manifest.latency) == {"opt", "min", "max", "N=8"}
 
 
 class NormalisedRows(torch.nn.Module):

@@ -274,7 +274,10 @@ def images():
     [
         (CONVOLUTION, "int8", "sm89", images(), "cannot build convolutions in int8"),
         (CONVOLUTION, "fp8", "sm86", images(), "sm86 has no fp8"),
+        (CONVOLUTION, "fp8", "rtx:sm86+sm89", images(), "sm86 has no fp8"),
+        (CONVOLUTION, "fp8", "rtx", images(), "sm80 has no fp8"),
         (CONVOLUTION, "fp8", "sm89", images(), None),
+        (CONVOLUTION, "fp8", "rtx:sm89+sm120", images(), None),
         (LAYERS, "int8", "sm86", batches(), None),
     ],
 )

@@ -19,7 +19,7 @@ from models import AXES, N, features, net
 
 import mlflow_e2eai
 from mlflow_e2eai import Axis, bundle, cli
-from mlflow_e2eai.artifacts import EngineArtifact, Library, Target, TensorSpec
+from mlflow_e2eai.artifacts import BuildSettings, EngineArtifact, Library, Target, TensorSpec
 from mlflow_e2eai.errors import ArtifactError, InvalidInputError, RunnerError, TrackingError
 from mlflow_e2eai.files import sha256_of
 from mlflow_e2eai.triton import config, export_triton
@@ -194,6 +194,37 @@ def test_each_compute_capability_gets_its_engine(altered, tmp_path, read, triton
     assert len(said.model_warmup) == 3
 
 
+def test_an_engine_for_several_capabilities_or_all_lies_there_once(altered, tmp_path, read):
+    path = altered(with_engines(capability("sm86+sm89"), capability("")))
+    with pytest.warns(UserWarning, match="needs TensorRT"):
+        place, *_ = export_triton(str(path), tmp_path / "repository")
+    said = read(place)
+
+    assert dict(said.cc_model_filenames) == {"8.6": "sm86+sm89.plan", "8.9": "sm86+sm89.plan"}
+    assert said.default_model_filename == "ampere+.plan"
+    assert {file.name: file.read_bytes() for file in (place / "1").iterdir()} == {
+        "sm86+sm89.plan": b"engine 0",
+        "ampere+.plan": b"engine 1",
+    }
+
+
+def test_each_bucket_is_a_profile_that_is_warmed_up_and_preferred(altered, tmp_path, read):
+    axes = (dataclasses.replace(N, buckets=(1, 8)),)
+
+    def change(manifest, folder):
+        graphs = [dataclasses.replace(graph, axes=axes) for graph in manifest.graphs]
+        made = engine(folder, graphs[0], 0)
+        return dataclasses.replace(manifest, graphs=tuple(graphs), engines=(made,))
+
+    with pytest.warns(UserWarning, match="needs TensorRT"):
+        place, *_ = export_triton(str(altered(change)), tmp_path / "repository")
+    said = read(place)
+
+    assert list(said.instance_group[0].profile) == ["0", "1", "2"]
+    assert list(said.dynamic_batching.preferred_batch_size) == [1, 8]
+    assert {request.batch_size for request in said.model_warmup} == {1, 4, 8, 16}
+
+
 @pytest.mark.parametrize(
     ("others", "reason"),
     [
@@ -201,6 +232,14 @@ def test_each_compute_capability_gets_its_engine(altered, tmp_path, read, triton
         (
             [{**capability("sm89"), "backend_version": "10.9.0.34"}],
             "tensorrt-sm89/fp32 was built by TensorRT 10.9.0.34, and a server has one",
+        ),
+        (
+            [{**capability("sm89"), "settings": BuildSettings(strip_weights=True)}],
+            "tensorrt-sm89/fp32 has no weights, which Triton cannot give back",
+        ),
+        (
+            [capability("sm86+sm89")],
+            "tensorrt-sm86+sm89/fp32 is the second engine for compute capability 8.6, by which",
         ),
     ],
 )

@@ -152,3 +152,23 @@ def compute_capability(trt: Any, name: str) -> Any:
         The member; None where this version of the backend does not list it.
     """
     return getattr(trt.ComputeCapability, name.upper(), None)
+
+
+def lists(backend: Backend, trt: Any, names: Sequence[str]) -> bool:
+    """Whether this version of a backend says that it supports compute capabilities.
+
+    TensorRT says so only by building. TensorRT-RTX 1.6.1 runs on an H100 (sm90), which it does not
+    list, and was seen to answer wrongly there.
+    """
+    return backend.capability_targets is None or all(
+        compute_capability(trt, name) is not None for name in names
+    )
+
+
+def why_invalid(backend: Backend, trt: Any, runtime: Any, plan: bytes) -> str:
+    """Why a plan cannot be loaded on this machine, in the backend's words; empty if it has none."""
+    if backend.validity is None:
+        return ""
+    _, found = runtime.get_engine_validity(plan)
+    reasons = trt.EngineInvalidityDiagnostics.__members__.items()
+    return ", ".join(name for name, bit in reasons if found & int(bit))

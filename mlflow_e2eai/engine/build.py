@@ -8,7 +8,6 @@ from contextlib import closing
 from functools import partial
 from math import inf
 from pathlib import Path
-from typing import Any
 
 from mlflow_e2eai.artifacts import BuildSettings, EngineArtifact, OnnxArtifact, Target
 from mlflow_e2eai.engine import backends
@@ -72,8 +71,15 @@ def compile(
     if (reason := why_not_built(source, target, settings)) is not None:
         msg = f"{source.path.name} cannot be built for {target}: {reason}."
         raise EngineBuildError(msg, reason=reason)
-    trt = backends.load(backends.BACKENDS[target.backend])
-    _warn_of_unlisted(target, trt)
+    backend = backends.BACKENDS[target.backend]
+    trt = backends.load(backend)
+    if not backends.lists(backend, trt, target.capabilities):
+        warnings.warn(
+            f"{backend.title} {trt.__version__} does not list this GPU "
+            f"({target.compute_capability}) as supported: the engine is built for no certain GPU, "
+            f"and may answer wrongly here.",
+            stacklevel=2,
+        )
     with written(out) as temporary:
         build_s = _built(
             partial(
@@ -129,21 +135,3 @@ def _built(
             there.kill()
             raise
     return build_s
-
-
-def _warn_of_unlisted(target: Target, trt: Any) -> None:
-    """Say that an engine will be for no certain GPU.
-
-    Only the GPU in this machine can be one that is not listed. TensorRT-RTX 1.6.1 runs on an H100
-    (sm90), which it does not list, and was seen to answer wrongly there.
-    """
-    backend = backends.BACKENDS[target.backend]
-    if backend.capability_targets is None:
-        return
-    if any(backends.compute_capability(trt, name) is None for name in target.capabilities):
-        warnings.warn(
-            f"{backend.title} {trt.__version__} does not list this GPU "
-            f"({target.compute_capability}) as supported: the engine is built for no certain GPU, "
-            f"and may answer wrongly here.",
-            stacklevel=3,
-        )

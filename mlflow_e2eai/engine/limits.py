@@ -33,6 +33,7 @@ def why_not_built(
             "out, or compile it on a machine that has one"
         )
     if source.precision == "fp8":
+        # Without a named capability TensorRT-RTX 1.6.1 builds it, and says that it is for sm80 too.
         for name in target.capabilities or ("sm80",):
             if int(name.removeprefix("sm")) < _FIRST_WITH_FP8:
                 return f"{name} has no fp8; leave it out, or take sm89 or later"

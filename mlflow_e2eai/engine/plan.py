@@ -85,20 +85,27 @@ def write_plan(
 
 
 def _check_precision(network: Any, trt: Any, source: OnnxArtifact) -> None:
-    """Refuse a graph that says fp16 and computes nothing in it.
+    """Refuse a graph that says a precision and computes nothing in it.
 
     The network is strongly typed, so the engine computes in the network's types. What an engine
     holds can be asked of it only where there is a GPU to load it.
     """
-    if source.precision != "fp16":
+    types = {
+        "fp16": trt.DataType.HALF,
+        "bf16": trt.DataType.BF16,
+        "int8": trt.DataType.INT8,
+        "fp8": trt.DataType.FP8,
+    }
+    if source.precision not in types:
         return
     layers = [network.get_layer(at) for at in range(network.num_layers)]
     held = (trt.LayerType.CONSTANT, trt.LayerType.CAST, trt.LayerType.IDENTITY)
     computing = [layer for layer in layers if layer.type not in held]
     made = [layer.get_output(at) for layer in computing for at in range(layer.num_outputs)]
-    if not any(result.dtype == trt.DataType.HALF for result in made):
-        reason = f"none of its {len(computing)} layers computes in fp16"
-        msg = f"{source.path.name} says fp16, but {reason}; convert the fp32 graph to fp16."
+    if not any(result.dtype == types[source.precision] for result in made):
+        wanted = source.precision
+        reason = f"none of its {len(computing)} layers computes in {wanted}"
+        msg = f"{source.path.name} says {wanted}, but {reason}; convert the fp32 graph to {wanted}."
         raise EngineBuildError(msg, reason=reason)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from mlflow_e2eai.artifacts import EngineArtifact, Infer, Tensors
 from mlflow_e2eai.context import gpu_name
 from mlflow_e2eai.engine import backends
-from mlflow_e2eai.engine.profiles import profile_of, sizes_of
+from mlflow_e2eai.engine.profiles import profile_of, profiles, sizes_of
 from mlflow_e2eai.engine.targets import covers
 from mlflow_e2eai.errors import EngineMismatchError, MissingDependencyError, RunnerError
 from mlflow_e2eai.files import verify
@@ -67,15 +68,45 @@ def engine_runner(engine: EngineArtifact) -> Iterator[Infer]:
     verify(engine.path, engine.sha256)
     if (reason := why_not_here(engine)) is not None:
         raise reason
-    trt = backends.load(backends.BACKENDS[engine.target.backend])
+    backend = backends.BACKENDS[engine.target.backend]
+    trt = backends.load(backend)
+    here = backends.local_compute_capability()
+    if here is not None and not backends.lists(backend, trt, [here]):
+        warnings.warn(
+            f"{backend.title} {trt.__version__} does not list this GPU ({here}) as supported: "
+            f"{engine.path.name} may answer wrongly here.",
+            stacklevel=3,
+        )
     log = trt.Logger(trt.Logger.ERROR)
     runtime = trt.Runtime(log)
     backends.load_plugins(runtime, engine.libraries)
-    loaded = runtime.deserialize_cuda_engine(engine.path.read_bytes())
+    plan = engine.path.read_bytes()
+    loaded = runtime.deserialize_cuda_engine(plan)
     if loaded is None:
-        msg = f"TensorRT cannot load {engine.path.name}; compile it again on this machine."
+        reasons = backends.why_invalid(backend, trt, runtime, plan)
+        why = f" ({reasons})" if reasons else ""
+        msg = f"TensorRT cannot load {engine.path.name}{why}; compile it again on this machine."
         raise RunnerError(msg)
+    _check_interface(engine, loaded)
     yield _Call(engine, loaded)
+
+
+def _check_interface(engine: EngineArtifact, loaded: Any) -> None:
+    """Refuse an engine that is not what was recorded of it.
+
+    Raises:
+        RunnerError: Its inputs and outputs, or the number of its profiles, are others.
+    """
+    names = {loaded.get_tensor_name(at) for at in range(loaded.num_io_tensors)}
+    recorded = {spec.name for spec in (*engine.inputs, *engine.outputs)}
+    found, wanted = f"the inputs and outputs {sorted(names)}", str(sorted(recorded))
+    if names == recorded:
+        count = len(profiles(engine.axes))
+        if not engine.axes or loaded.num_optimization_profiles == count:
+            return
+        found, wanted = f"{loaded.num_optimization_profiles} profiles", str(count)
+    msg = f"{engine.path.name} has {found}, but {wanted} are recorded; compile it again."
+    raise RunnerError(msg)
 
 
 class _Call:

@@ -21,9 +21,10 @@ from mlflow_e2eai.artifacts import (
     variant_name,
 )
 from mlflow_e2eai.bundle import Manifest
+from mlflow_e2eai.engine.profiles import profiles
 from mlflow_e2eai.files import verify
 from mlflow_e2eai.libraries import loadable
-from mlflow_e2eai.samples.generated import profile_samples
+from mlflow_e2eai.samples.generated import batch_samples, profile_samples
 from mlflow_e2eai.triton import config
 from mlflow_e2eai.triton.batching import why_items_mix
 from mlflow_e2eai.triton.config import Message, Word
@@ -129,13 +130,16 @@ def _engines(
                 f"{name} was built by TensorRT {engine.backend_version}, and a server has one "
                 f"TensorRT: others here are for {newest}"
             )
-        elif (capability := _capability(engine)) in (same := found.get(engine.arithmetic, {})):
+        elif engine.settings.strip_weights:
+            reasons.append(f"{name} has no weights, which Triton cannot give back")
+        elif twice := _keys(engine) & (same := found.get(engine.arithmetic, {})).keys():
+            which = min(twice) or "8.0 and newer"
             reasons.append(
-                f"{name} is the second engine for compute capability {capability}, by which alone "
+                f"{name} is the second engine for compute capability {which}, by which alone "
                 f"Triton chooses"
             )
         else:
-            found[engine.arithmetic] = {**same, capability: engine}
+            found[engine.arithmetic] = {**same, **dict.fromkeys(_keys(engine), engine)}
     return found, reasons
 
 
@@ -143,20 +147,26 @@ def _parts(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", version))
 
 
-def _capability(engine: EngineArtifact) -> str:
-    """Triton's key for an engine: ``8.6`` for sm86, ``12.0`` for sm120."""
-    number = engine.target.compute_capability.removeprefix("sm")
-    return f"{number[:-1]}.{number[-1]}"
+def _keys(engine: EngineArtifact) -> set[str]:
+    """Triton's keys for an engine: ``8.6`` for sm86, ``12.0`` for sm120; empty for all others."""
+    numbers = [name.removeprefix("sm") for name in engine.target.capabilities]
+    return {f"{number[:-1]}.{number[-1]}" for number in numbers} or {""}
 
 
 def _of_engines(name: str, engines: Mapping[str, EngineArtifact], shared: _Shared) -> TritonModel:
     files: dict[str, Path | bytes] = {}
     plans, notes = [], []
     libraries: dict[str, Library] = {}
-    for capability, engine in engines.items():
+    default: dict[str, str] = {}
+    for capability, engine in sorted(engines.items()):
+        plan = f"{engine.target.compute_capability or 'ampere+'}.plan"
+        if capability:
+            plans.append({"key": capability, "value": plan})
+        else:
+            default = {"default_model_filename": plan}
+        if f"1/{plan}" in files:
+            continue
         verify(engine.path, engine.sha256)
-        plan = f"{engine.target.compute_capability}.plan"
-        plans.append({"key": capability, "value": plan})
         files[f"1/{plan}"] = engine.path
         bound = f", on {json.dumps(engine.target.gpu_name)} only" if engine.target.gpu_name else ""
         notes.append(f"{plan}: sha256 {engine.sha256}{bound}.")
@@ -174,13 +184,20 @@ def _of_engines(name: str, engines: Mapping[str, EngineArtifact], shared: _Share
             "name": name,
             "backend": "tensorrt",
             **shared.interface,
-            "instance_group": [{"count": 1, "kind": Word("KIND_GPU")}],
+            "instance_group": [{"count": 1, "kind": Word("KIND_GPU"), **_profiles(engines)}],
+            **default,
             "cc_model_filenames": plans,
         },
         files={**files, **shared.warmup},
         notes=(*notes, *(f"The server needs {need}." for need in needs)),
         needs=tuple(needs),
     )
+
+
+def _profiles(engines: Mapping[str, EngineArtifact]) -> Message:
+    """The profiles that all have and Triton may choose from; by itself it takes the first only."""
+    count = min(len(profiles(engine.axes)) for engine in engines.values())
+    return {"profile": [str(at) for at in range(count)]} if count > 1 else {}
 
 
 def _of_graph(name: str, graph: OnnxArtifact, shared: _Shared) -> TritonModel:
@@ -232,7 +249,9 @@ def _as_measured(graph: OnnxArtifact) -> Message:
 def _shared(graph: OnnxArtifact, example: Tensors, batch: Axis | None) -> _Shared:
     """What a client gives and gets, and the input example at the corners of the profile."""
     requests, files = [], {}
-    for label, sample in profile_samples(example, graph).items():
+    buckets = batch.buckets if batch else ()
+    samples = {**profile_samples(example, graph), **batch_samples(example, graph, buckets)}
+    for label, sample in samples.items():
         inputs: list[dict[str, Any]] = []
         for at, spec in enumerate(graph.inputs):
             array = sample[spec.name]
@@ -247,11 +266,12 @@ def _shared(graph: OnnxArtifact, example: Tensors, batch: Axis | None) -> _Share
             inputs.append({"key": spec.name, "value": value})
         size = array.shape[0] if batch else 1
         requests.append({"name": label, "batch_size": size, "inputs": inputs})
+    preferred = {"preferred_batch_size": list(buckets)} if buckets else {}
     interface = {
         "max_batch_size": batch.max if batch else 0,
         "input": config.tensors(graph.inputs, batch),
         "output": config.tensors(graph.outputs, batch),
-        **({"dynamic_batching": {}} if batch else {}),
+        **({"dynamic_batching": preferred} if batch else {}),
         "model_warmup": requests,
     }
     return _Shared(interface=interface, warmup=files)

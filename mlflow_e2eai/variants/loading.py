@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
-from mlflow_e2eai.artifacts import EngineArtifact, OnnxArtifact
+from mlflow_e2eai.artifacts import EngineArtifact, Infer, OnnxArtifact, Tensors
 from mlflow_e2eai.bundle import MANIFEST, Manifest, located, read
 from mlflow_e2eai.errors import E2EAIError, EngineMismatchError, RunnerError
 from mlflow_e2eai.libraries import native_allowed
@@ -63,13 +65,14 @@ def load(
         placed = located(manifest, directory)
     candidates = Candidates(placed, aim)
 
-    def opened(choice: Choice) -> Model:
-        for path in _files(artifact_of(choice.variant, manifest.graphs, manifest.engines)):
+    def opened(name: str, explain: Callable[[], Choice]) -> Model:
+        for path in _files(artifact_of(name, manifest.graphs, manifest.engines)):
             fetch(path)
-        return _open(placed, choice, split=split)
+        return _open(placed, name, explain, split=split)
 
     if variant is not None:
-        return opened(candidates.named(variant))
+        named = candidates.named(variant)
+        return opened(variant, lambda: named)
     failures: dict[str, E2EAIError] = {}
     unfit = _why_no_engine(placed, candidates)
     for name in candidates.ranked:
@@ -77,7 +80,8 @@ def load(
         if reason is not None and not fallback:
             raise reason
         try:
-            model = opened(candidates.choice(name, failures))
+            # To compare variants takes milliseconds, which nobody pays who does not ask.
+            model = opened(name, partial(candidates.choice, name, dict(failures)))
         except (RunnerError, EngineMismatchError) as error:
             failures[name] = error
             continue
@@ -107,11 +111,24 @@ def _files(artifact: OnnxArtifact | EngineArtifact) -> list[Path]:
     return [artifact.path, *weights, *libraries]
 
 
-def _open(manifest: Manifest, choice: Choice, *, split: bool) -> Model:
-    artifact = artifact_of(choice.variant, manifest.graphs, manifest.engines)
+def _open(manifest: Manifest, variant: str, explain: Callable[[], Choice], *, split: bool) -> Model:
+    artifact = artifact_of(variant, manifest.graphs, manifest.engines)
     with ExitStack() as stack:
-        opened = runner(choice.variant, manifest.graphs, manifest.engines, spinning=True)
+        opened = runner(variant, manifest.graphs, manifest.engines, spinning=True)
         infer = stack.enter_context(opened)
+        if isinstance(artifact, EngineArtifact):
+            infer = _one_at_a_time(infer)
         if split or isinstance(artifact, EngineArtifact):
             infer = within(infer, manifest.inputs, manifest.outputs, artifact.axes, split=split)
-        return Model(manifest, choice, infer, stack.pop_all())
+        return Model(manifest, variant, explain, infer, stack.pop_all())
+
+
+def _one_at_a_time(infer: Infer) -> Infer:
+    """Let callers of several threads wait for each other: an engine's runner is for one."""
+    lock = threading.Lock()
+
+    def answer(tensors: Tensors) -> Tensors:
+        with lock:
+            return infer(tensors)
+
+    return answer

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, Self
 
@@ -26,10 +26,17 @@ class Model:
         manifest: What the bundle holds.
     """
 
-    def __init__(self, manifest: Manifest, choice: Choice, infer: Infer, stack: ExitStack) -> None:
+    def __init__(
+        self,
+        manifest: Manifest,
+        variant: str,
+        explain: Callable[[], Choice],
+        infer: Infer,
+        stack: ExitStack,
+    ) -> None:
         self.manifest = manifest
-        self.variant = choice.variant
-        self._choice = choice
+        self.variant = variant
+        self._explain = explain
         self._infer = infer
         self._stack = stack
         self._is_exact = exactly(manifest.inputs)
@@ -68,7 +75,7 @@ class Model:
 
     def explain(self) -> Choice:
         """What was chosen to run, and why each other variant was not; as text, a line for each."""
-        return self._choice
+        return self._explain()
 
     def structured(self, outputs: Mapping[str, Any]) -> Any:
         """Outputs in the Python shape in which the PyTorch module returned them.
