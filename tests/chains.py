@@ -15,12 +15,30 @@ g (float[N,4] x) => (float[N,3] y) <float[4,3] w = {SCALE,2,3,4,5,6,7,8,9,10,11,
 }
 """
 EXAMPLE = {"x": np.ones((2, 4), dtype=np.float32)}
+STEPS = 60
 
 
-def log_graph(folder, *, scale=1, name="net"):
+def slow_to_build():
+    """A graph of which an engine takes seconds: long enough to be killed while it is built."""
+    steps, last = [], "x"
+    for at in range(STEPS):
+        steps += [
+            f"a{at} = MatMul({last}, w)",
+            f"b{at} = Softmax(a{at})",
+            f"c{at} = MatMul(b{at}, w)",
+        ]
+        last = f"d{at}" if at < STEPS - 1 else "y"
+        steps.append(f"{last} = Sin(c{at})")
+    head, _, tail = TEXT.partition("y = MatMul (x, w)")
+    square = head.replace("float[N,3]", "float[N,4]").replace("float[4,3]", "float[4,4]")
+    weight = square.replace("SCALE", "1").replace("12}", "12,13,14,15,16}")
+    return onnx.parser.parse_model(weight + "\n".join(steps) + tail)
+
+
+def log_graph(folder, *, scale=1, name="net", model=None):
     """Id of a cleaned graph whose chain an ONNX file began."""
     path = folder / f"{name}-{scale}.onnx"
-    onnx.save(onnx.parser.parse_model(TEXT.replace("SCALE", str(scale))), path)
+    onnx.save(model or onnx.parser.parse_model(TEXT.replace("SCALE", str(scale))), path)
     raw = graphs.describe(
         path,
         stage="export",

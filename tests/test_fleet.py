@@ -6,7 +6,7 @@ import pickle
 
 import mlflow
 import pytest
-from chains import log_graph
+from chains import log_graph, slow_to_build
 from fleets import children, compiling, engines, kill_when_building, workers
 
 import mlflow_e2eai
@@ -73,7 +73,7 @@ def test_equal_jobs_are_done_once(store, tmp_path):
 def test_a_worker_that_is_killed_while_it_builds_ends_its_run_and_the_job_is_done_by_another(
     store, tmp_path
 ):
-    graph = log_graph(tmp_path)
+    graph = log_graph(tmp_path, model=slow_to_build())
     with mlflow.start_run() as parent:
         thread, killed = kill_when_building(workers)
         (outcome,) = fleet.run([compiling(graph)])
@@ -87,7 +87,7 @@ def test_a_worker_that_is_killed_while_it_builds_ends_its_run_and_the_job_is_don
 
 
 def test_a_job_that_is_lost_twice_is_given_up_and_the_others_go_on(store, tmp_path):
-    graph = log_graph(tmp_path)
+    graph = log_graph(tmp_path, model=slow_to_build())
     with mlflow.start_run() as parent:
         thread, killed = kill_when_building(workers, times=2)
         lost, done = fleet.run([compiling(graph), compiling(graph, "sm89")], workers=1)

@@ -33,6 +33,8 @@ class ModelFiles:
             TrackingError: There is no such model of a run.
             OSError: There is none at that path.
         """
+        from mlflow.exceptions import MlflowException
+        from mlflow.protos.databricks_pb2 import ErrorCode
         from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
         if str(uri).startswith("runs:/"):
@@ -41,7 +43,11 @@ class ModelFiles:
         self._uri, self._is_copied = uri, directory is not None
         self._repository = get_artifact_repository(str(uri))
         target = None if directory is None else str(directory)
-        self.directory = Path(self._repository.download_artifacts("MLmodel", target)).parent
+        try:
+            self.directory = Path(self._repository.download_artifacts("MLmodel", target)).parent
+        except MlflowException as error:
+            msg = f"There is no MLflow model at {uri}: {error.message}"
+            raise MlflowException(msg, error_code=ErrorCode.Value(error.error_code)) from error
 
     def configuration(self, flavor: str) -> dict[str, Any]:
         """What MLmodel says of a flavor; code that comes with it can be imported from then on.
@@ -70,5 +76,6 @@ class ModelFiles:
         try:
             self._repository.download_artifacts(path, str(self.directory))
         except (MlflowException, OSError) as error:
-            msg = f"{path} of {self._uri} cannot be had: {error}; log the model again."
+            reason = str(error).strip().splitlines()[-1]  # before it MLflow counts its failures
+            msg = f"{path} of {self._uri} cannot be had: {reason}; log the model again."
             raise ArtifactError(msg) from error
