@@ -78,7 +78,7 @@ TORCH = variant_name("torch", "fp32")
 """The variant that is the reference of all others: the PyTorch module."""
 
 FILE = variant_name("onnxruntime-cpu", RAW)
-"""The same where somebody else's ONNX file began the chain: that file, as it came."""
+"""ONNX Runtime on the raw graph; the reference where somebody else's ONNX file began the chain."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

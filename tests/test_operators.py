@@ -8,6 +8,7 @@ import onnx.parser
 import onnx.reference
 import pytest
 import torch
+from negpos import LIBRARY, NegPos
 
 from mlflow_e2eai import graphs
 from mlflow_e2eai.artifacts import Axis
@@ -420,19 +421,6 @@ def test_a_plan_names_the_operators_that_it_edits(plan, named):
     assert ("Foo" in named_in(plan_from(plan))) is named
 
 
-class NegPos(torch.autograd.Function):
-    """An operator of the library of onnxruntime-extensions: what is negative, and what is not."""
-
-    @staticmethod
-    def symbolic(g, x):
-        negative, positive = g.op("ai.onnx.contrib::NegPos", x, outputs=2)
-        return negative.setType(x.type()), positive.setType(x.type())
-
-    @staticmethod
-    def forward(_ctx, x):
-        return x.clamp(max=0), x.clamp(min=0)
-
-
 class Swapped(NegPos):
     @staticmethod
     def forward(_ctx, x):
@@ -441,8 +429,7 @@ class Swapped(NegPos):
 
 @pytest.fixture
 def library():
-    extensions = pytest.importorskip("onnxruntime_extensions")
-    return Path(extensions.get_library_path())
+    return Path(LIBRARY)
 
 
 @pytest.mark.parametrize("exporter", KEEPING)

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from mlflow_e2eai.artifacts import EngineArtifact, OnnxArtifact, variant_name
-from mlflow_e2eai.bundle import RAW, TORCH, step_of
+from mlflow_e2eai.artifacts import EngineArtifact, OnnxArtifact
+from mlflow_e2eai.bundle import FILE, TORCH, step_of
 from mlflow_e2eai.isolation import Opener
 from mlflow_e2eai.runners import onnxruntime_devices
 from mlflow_e2eai.variants import engine_variant, graph_variant, is_emulated, raw_runner, runner
@@ -73,10 +73,9 @@ def variants_of(
         found[name] = Variant(name=name, artifact=artifact, step=step, before=before, opener=opener)
 
     if raw is not None:
-        name = variant_name("onnxruntime-cpu", RAW)
         opener = partial(raw_runner, raw, graphs[0])
-        found[name] = Variant(name=name, artifact=raw, step=EXPORT, before=TORCH, opener=opener)
-        plain[raw.sha256] = name
+        found[FILE] = Variant(name=FILE, artifact=raw, step=EXPORT, before=TORCH, opener=opener)
+        plain[raw.sha256] = FILE
     for graph in graphs:
         before = plain.get(graph.parent_sha256 or "", reference)
         step = step_of(graph, "onnxruntime-cpu")
