@@ -12,7 +12,11 @@ from mlflow_e2eai import Axis, cli, jobs, tracking
 from mlflow_e2eai.bundle import FILE
 from mlflow_e2eai.entry import clean_onnx
 from mlflow_e2eai.errors import ArtifactError, InvalidInputError
+from mlflow_e2eai.evaluation import evaluate
+from mlflow_e2eai.imported import imported
 from mlflow_e2eai.report import html
+from mlflow_e2eai.runners import onnxruntime_runner
+from mlflow_e2eai.surgery import clean
 
 W = np.random.default_rng(0).standard_normal((8, 3)).astype(np.float32)
 AXES = {"x": {0: Axis("N", min=1, opt=4, max=16)}}
@@ -135,6 +139,20 @@ def test_a_chain_that_a_file_began_ends_in_a_version(store, path, capsys):
         if logged.tags[tracking.STAGE] == "export"
     ]
     assert len(raws) == 1
+
+
+def test_a_file_that_is_the_reference_is_timed_where_the_others_are(path, tmp_path):
+    raw, example = imported(path, out=tmp_path / "raw.onnx", dynamic_axes=AXES)
+    cleaned, _ = clean(raw, out=tmp_path / "clean.onnx")
+
+    def across_a_pipe(_):
+        pytest.fail("the file was timed in another process than what is made of it")
+
+    with onnxruntime_runner(raw.path) as itself:
+        _, latency = evaluate(
+            itself, [cleaned], [], example, name=FILE, raw=raw, timed=across_a_pipe
+        )
+    assert FILE in [entry.name for entry in latency["opt"].variants]
 
 
 def test_a_file_is_logged_by_its_path_and_saved(store, path, tmp_path):
