@@ -8,7 +8,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # MLflow's usage statistics go to its makers; a demo and a test suite have nothing to tell them.
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: demo test lint unit large test-slow test-ray test-gpu bench bench-slow clean
+.PHONY: demo test lint unit large test-slow test-ray test-gpu bench bench-gpu bench-slow clean
 
 demo: $(VENV)/installed
 	mlflow run . --env-manager local --experiment-name digits
@@ -45,6 +45,10 @@ bench: $(VENV)/models
 	python benchmarks/models.py
 	python benchmarks/faults.py
 	python benchmarks/fleet.py
+
+# On a machine with an NVIDIA GPU, within 8 minutes; torchvision and transformers are its models.
+bench-gpu: $(VENV)/installed
+	python benchmarks/gpu.py
 
 # Half an hour and more: comparing a million samples, and 600 comparisons of latencies.
 bench-slow: $(VENV)/installed
