@@ -17,7 +17,7 @@ from mlflow_e2eai.artifacts import (
 )
 from mlflow_e2eai.building import DEFAULT_BUILD, BuildSettings
 from mlflow_e2eai.bundle import Evidence
-from mlflow_e2eai.engine import compile, key_for, resolve, why_not_built
+from mlflow_e2eai.engine import compile, key_for, parse, resolve, why_not_built, why_nowhere
 from mlflow_e2eai.libraries import named
 from mlflow_e2eai.progress import progress
 from mlflow_e2eai.recording import Recorder, Stage, Wanted
@@ -83,8 +83,6 @@ def compile_all(
 ) -> tuple[list[EngineArtifact], list[Evidence]]:
     """The engines, and evidence for those that TensorRT does not build, or others failed to."""
     engines, unbuilt = [], []
-    # Two texts may name one target, as `local` and `sm86` on a machine with such a GPU.
-    resolved = {resolve(text): text for text in targets}
     todo = {
         Wanted(
             graph=graph.sha256,
@@ -93,11 +91,11 @@ def compile_all(
             plugin_libraries=tuple(plugin_libraries),
             build_settings=build_settings,
             rebuild=rebuild,
-        ): (graph, target, why_not_built(graph, target, build_settings))
+        ): (graph, target, _why_not(graph, target, build_settings, recorder))
         for graph in graphs
         for precision in dict.fromkeys(precisions)
         if graph_precision(precision) == graph.precision
-        for target, text in resolved.items()
+        for text, target in _aims(targets, recorder).items()
     }
     others = recorder.elsewhere(
         [wanted for wanted, (_, _, reason) in todo.items() if reason is None], folder=work
@@ -110,7 +108,7 @@ def compile_all(
         name = f"compile {wanted.precision} {wanted.target}"
         with recorder.stage(name, inputs=[graph.sha256]) as stage:
             if made is not None:
-                variant = variant_name(str(target), wanted.precision)
+                variant = variant_name(str(target or wanted.target), wanted.precision)
                 said = Evidence(variant=variant, sha256=graph.sha256, measured=False, reason=made)
                 unbuilt.append(said)
                 stage.measured(said, {})
@@ -118,7 +116,7 @@ def compile_all(
             engine = compile_on(
                 stage,
                 graph,
-                target,
+                target or resolve(wanted.target),
                 out=work / f"{wanted.precision}-{wanted.target}.engine",
                 example=example,
                 tf32=wanted.precision == "tf32",
@@ -127,4 +125,26 @@ def compile_all(
                 rebuild=rebuild,
             )
         engines.append(engine)
-    return engines, unbuilt
+    # Elsewhere, too, two texts may name one target.
+    return list({engine.sha256: engine for engine in engines}.values()), unbuilt
+
+
+def _aims(texts: Sequence[str], recorder: Recorder) -> dict[str, Target | None]:
+    """What each text names; None for the GPU of another machine, which only that one knows."""
+    aims = {
+        (None if text == "local" else parse(text)) if recorder.away else resolve(text): text
+        for text in texts
+    }
+    # Two texts may name one target, as `local` and `sm86` on a machine with such a GPU.
+    return {text: target for target, text in aims.items()}
+
+
+def _why_not(
+    graph: OnnxArtifact, target: Target | None, settings: BuildSettings, recorder: Recorder
+) -> str | None:
+    """Why an engine is not even tried; None where it is."""
+    if target is None:
+        return None
+    if recorder.away:
+        return why_nowhere(graph, target)
+    return why_not_built(graph, target, settings)

@@ -62,7 +62,13 @@ class Wanted:
 
 
 class Recorder(Protocol):
-    """Who is told of the stages."""
+    """Who is told of the stages.
+
+    Attributes:
+        away: Whether other machines build the engines, which may have GPUs that this one lacks.
+    """
+
+    away: bool
 
     def elsewhere(
         self, wanted: Sequence[Wanted], *, folder: Path
@@ -78,6 +84,8 @@ class Recorder(Protocol):
 
 class Silent:
     """A recorder, and a stage, that keeps nothing."""
+
+    away = False
 
     def stage(self, name: str, *, inputs: Sequence[str]) -> AbstractContextManager[Stage]:  # noqa: ARG002
         """Nobody is told."""

@@ -1,15 +1,15 @@
 """ONNX and a target -> TensorRT engine; an engine -> `Infer`. The only importers of TensorRT."""
 
-from mlflow_e2eai.engine.backends import check_plugins
 from mlflow_e2eai.engine.build import compile
 from mlflow_e2eai.engine.keys import key_for, key_of
-from mlflow_e2eai.engine.limits import why_not_built
+from mlflow_e2eai.engine.limits import check_anywhere, check_here, why_not_built, why_nowhere
 from mlflow_e2eai.engine.run import engine_runner, why_not_here
 from mlflow_e2eai.engine.targets import TARGETS, covers, parse, resolve
 
 __all__ = [
     "TARGETS",
-    "check_plugins",
+    "check_anywhere",
+    "check_here",
     "compile",
     "covers",
     "engine_runner",
@@ -19,4 +19,5 @@ __all__ = [
     "resolve",
     "why_not_built",
     "why_not_here",
+    "why_nowhere",
 ]

@@ -128,11 +128,15 @@ class MlflowRecorder:
         source: Id of the PyTorch LoggedModel; None where it is not logged.
         builder: Has engines built elsewhere, of the graphs with these ids: for each, the id of its
             model, or an error. None has them all built here.
+        away: Whether the builder's machines are others.
     """
 
-    def __init__(self, *, name: str, source: str | None, builder: Builder | None = None) -> None:
+    def __init__(
+        self, *, name: str, source: str | None, builder: Builder | None = None, away: bool = False
+    ) -> None:
         self.name = name
         self.builder = builder
+        self.away = away
         self.source = source
         # The PyTorch model has no digest: its id stands for it in `inputs`.
         self.models: dict[str, str] = {} if source is None else {source: source}
@@ -156,7 +160,7 @@ class MlflowRecorder:
                 made[one] = str(found)
                 continue
             place = folder / found
-            place.mkdir()
+            place.mkdir(exist_ok=True)  # two texts may name one target
             engine = fetch_engine(resolve(found), place)
             self.models[engine.sha256] = found
             made[one] = engine
