@@ -22,7 +22,7 @@ lint: $(VENV)/installed
 	mypy --disable-error-code=import-not-found benchmarks/*.py
 
 unit: $(VENV)/models $(VENV)/bindings
-	HF_HUB_OFFLINE=1 pytest -n 2 -m "not gpu and not slow"
+	HF_HUB_OFFLINE=1 pytest -n 2 --dist worksteal -m "not gpu and not slow"
 
 # 2.5 GB of weights, alone: it takes 6 GB of memory and of disk.
 large: $(VENV)/models
