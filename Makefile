@@ -8,7 +8,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # MLflow's usage statistics go to its makers; a demo and a test suite have nothing to tell them.
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: demo test lint unit large test-slow test-ray test-gpu bench bench-slow clean
+.PHONY: demo test lint unit large test-slow test-ray test-gpu bench bench-gpu bench-slow clean
 
 demo: $(VENV)/installed
 	mlflow run . --env-manager local --experiment-name digits
@@ -22,7 +22,7 @@ lint: $(VENV)/installed
 	mypy --disable-error-code=import-not-found benchmarks/*.py
 
 unit: $(VENV)/models $(VENV)/bindings
-	HF_HUB_OFFLINE=1 pytest -n 2 -m "not gpu and not slow"
+	HF_HUB_OFFLINE=1 pytest -n 2 --dist worksteal -m "not gpu and not slow"
 
 # 2.5 GB of weights, alone: it takes 6 GB of memory and of disk.
 large: $(VENV)/models
@@ -45,6 +45,10 @@ bench: $(VENV)/models
 	python benchmarks/models.py
 	python benchmarks/faults.py
 	python benchmarks/fleet.py
+
+# On a machine with an NVIDIA GPU, within 8 minutes; torchvision and transformers are its models.
+bench-gpu: $(VENV)/installed
+	python benchmarks/gpu.py
 
 # Half an hour and more: comparing a million samples, and 600 comparisons of latencies.
 bench-slow: $(VENV)/installed

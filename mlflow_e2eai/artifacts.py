@@ -287,6 +287,9 @@ class BuildSettings:
                 raise InvalidInputError(msg)
 
 
+DEFAULT_BUILD = BuildSettings()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineArtifact:
     """A serialised TensorRT engine.
@@ -321,7 +324,7 @@ class EngineArtifact:
     build_s: float
     size_bytes: int
     libraries: tuple[Library, ...] = ()
-    settings: BuildSettings = BuildSettings()
+    settings: BuildSettings = DEFAULT_BUILD
 
     @property
     def arithmetic(self) -> Precision:

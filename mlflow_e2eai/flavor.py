@@ -6,39 +6,37 @@ A model directory is a bundle (bundle.py) with MLflow's files beside it. It has 
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from mlflow_e2eai import _compat, bundle, fleet, pipeline, recording, tracking
-from mlflow_e2eai.artifacts import OnnxArtifact, Precision
+from mlflow_e2eai.artifacts import OnnxArtifact
 from mlflow_e2eai.calling import named_inputs
-from mlflow_e2eai.exporter import DEFAULT_OPSET, Exporter
 from mlflow_e2eai.files import sha256_of
+from mlflow_e2eai.keywords import parted, shows
 from mlflow_e2eai.mlmodel import (
     BUNDLE,
     FLAVOR_NAME,
     MODEL_CONFIG,
+    Description,
+    DescriptionArguments,
     describe,
     get_default_conda_env,
     get_default_pip_requirements,
 )
-from mlflow_e2eai.modules import DynamicAxes
-from mlflow_e2eai.operators import Operator
 from mlflow_e2eai.pyfunc import PyFunc
 from mlflow_e2eai.report import markdown
 from mlflow_e2eai.samples import EvaluationData, Metrics
-from mlflow_e2eai.settings import Settings
-from mlflow_e2eai.surgery import DEFAULT_PLAN, plan_from
+from mlflow_e2eai.settings import Settings, SettingsArguments
 from mlflow_e2eai.variants import Model as LoadedModel
 from mlflow_e2eai.variants import load
 
 if TYPE_CHECKING:
-    from mlflow.models import Model, ModelSignature
+    from mlflow.models import Model
     from mlflow.models.model import ModelInfo
 
 __all__ = [
@@ -51,52 +49,43 @@ __all__ = [
 ]
 
 
-def save_model(  # noqa: D417 - the other arguments are log_model's, and described there
+class Arguments(SettingsArguments, DescriptionArguments, total=False):
+    """What `save_model` and `log_model` take beside the model and what it is judged on."""
+
+
+@shows(Settings, Description)
+def save_model(
     model: Any,
     path: str | Path,
     *,
     input_example: Any = None,
-    dynamic_axes: DynamicAxes | None = None,
-    exporter: Exporter = "auto",
-    opset: int = DEFAULT_OPSET,
-    output_names: Sequence[str] | None = None,
-    operators: Sequence[Operator] = (),
-    operator_libraries: Sequence[Path] = (),
-    plugin_libraries: Sequence[Path] = (),
-    surgery: Sequence[Any] = DEFAULT_PLAN,
-    precisions: Sequence[Precision] = ("fp32", "fp16"),
-    targets: Sequence[str] = (),
-    keep_fp32: Sequence[str] = (),
-    batch_sizes: Sequence[int] = (),
-    rebuild: bool = False,
     evaluation_data: Any = None,
     metrics: Metrics | None = None,
     mlflow_model: Model | None = None,
-    signature: ModelSignature | bool | None = None,
-    conda_env: Mapping[str, Any] | str | None = None,
-    pip_requirements: Sequence[str] | str | None = None,
-    extra_pip_requirements: Sequence[str] | str | None = None,
-    code_paths: Sequence[str] | None = None,
-    extra_files: Sequence[str] | None = None,
-    metadata: Mapping[str, Any] | None = None,
-    validate_serving_input: bool = False,
+    validate_serving_input: bool = False,  # noqa: ARG001 - MLflow hands over what log_model said
+    **arguments: Unpack[Arguments],
 ) -> None:
     """Take a PyTorch model from export to package, and save it as an MLflow model.
 
-    No tracking server is needed or told. For arguments that are not described here, see
-    `log_model`.
+    No tracking server is needed or told.
 
     Args:
         model: As in `log_model`.
         path: Where to; an empty or new directory.
+        input_example: As in `log_model`.
+        evaluation_data: As in `log_model`.
+        metrics: As in `log_model`.
         mlflow_model: MLflow's description to add the flavors to.
+        validate_serving_input: As in MLflow's flavors; every variant is run on the example anyway.
+        **arguments: The others of `log_model`, but for those that concern a tracking server.
 
     Raises:
         mlflow.exceptions.MlflowException: The path is taken, or the arguments for the environment
             contradict each other.
         E2EAIError: See `log_model`.
     """
-    _compat.validate_env_arguments(conda_env, pip_requirements, extra_pip_requirements)
+    settings, description = parted(arguments, Settings, Description)
+    said = Description(**description)
     target = Path(path).absolute()
     _compat.prepare_target_path(str(target))
     model = Path(model) if isinstance(model, str) else model
@@ -108,63 +97,35 @@ def save_model(  # noqa: D417 - the other arguments are log_model's, and describ
             copy = mlflow_model is None
             bundle.write(target / BUNDLE, bundle.located(manifest, place), example, copy=copy)
         else:
-            settings = _settings(locals())
+            asked = Settings(**settings)
             evaluation = evaluation_of(model, input_example, evaluation_data, metrics)
             silent = recording.Silent()
-            _build(model, input_example, settings, evaluation, target / BUNDLE, silent, None)
-        describe(
-            target,
-            mlflow_model=mlflow_model,
-            signature=signature,
-            conda_env=conda_env,
-            pip_requirements=pip_requirements,
-            extra_pip_requirements=extra_pip_requirements,
-            code_paths=code_paths,
-            extra_files=extra_files,
-            metadata=metadata,
-        )
+            _build(model, input_example, asked, evaluation, target / BUNDLE, silent, None)
+        describe(target, said, mlflow_model=mlflow_model)
     except BaseException:
         shutil.rmtree(target, ignore_errors=True)  # it was empty or new
         raise
 
 
+@shows(Settings, Description)
 def log_model(
     model: Any,
     name: str | None = None,
     *,
     input_example: Any = None,
-    dynamic_axes: DynamicAxes | None = None,
-    exporter: Exporter = "auto",
-    opset: int = DEFAULT_OPSET,
-    output_names: Sequence[str] | None = None,
-    operators: Sequence[Operator] = (),
-    operator_libraries: Sequence[Path] = (),
-    plugin_libraries: Sequence[Path] = (),
-    surgery: Sequence[Any] = DEFAULT_PLAN,
-    precisions: Sequence[Precision] = ("fp32", "fp16"),
-    targets: Sequence[str] = (),
-    keep_fp32: Sequence[str] = (),
-    batch_sizes: Sequence[int] = (),
-    rebuild: bool = False,
-    executor: fleet.Executor | None = None,
-    workers: int | None = None,
     evaluation_data: Any = None,
     metrics: Metrics | None = None,
+    executor: fleet.Executor | None = None,
+    workers: int | None = None,
     source_model: str | None = None,
     registered_model_name: str | None = None,
     await_registration_for: int | None = 300,
-    signature: ModelSignature | bool | None = None,
-    conda_env: Mapping[str, Any] | str | None = None,
-    pip_requirements: Sequence[str] | str | None = None,
-    extra_pip_requirements: Sequence[str] | str | None = None,
-    code_paths: Sequence[str] | None = None,
-    extra_files: Sequence[str] | None = None,
-    metadata: Mapping[str, Any] | None = None,
     params: Mapping[str, Any] | None = None,
     tags: Mapping[str, Any] | None = None,
     model_type: str | None = None,
     step: int = 0,
     model_id: str | None = None,
+    **arguments: Unpack[Arguments],
 ) -> ModelInfo:
     """Take a PyTorch model the whole way, and log what comes out as one MLflow model.
 
@@ -178,6 +139,26 @@ def log_model(
         name: Name of the logged model.
         input_example: Inputs that the model accepts: a mapping of names to tensors or arrays, a
             tuple of them, or a single one. The names become the ONNX names.
+        evaluation_data: What every variant is judged on: ``(inputs, labels)`` with inputs as in
+            `input_example`, ``(frame, "label column")``, a torch DataLoader of such pairs, or an
+            MLflow dataset; see `samples.EvaluationData.of`. Without labels, parity only.
+        metrics: Task metrics: callables on (outputs by name, labels), of which more is better, by
+            name; or MLflow's, which may be a list. One where less is better is recorded negated,
+            as ``neg_<name>``. By default ``accuracy`` of the first output's argmax.
+        executor: Who builds the engines: None this process, ``local`` processes here, ``ray`` a Ray
+            cluster. One that fails is then left out, with the reason as its evidence.
+        workers: Processes for ``local``; by default one for each core.
+        source_model: URI of the PyTorch model, if it is logged already; else it is logged here.
+        registered_model_name: Also make a version of this registered model.
+        await_registration_for: Seconds to wait for the version to be ready.
+        params: As in MLflow's flavors.
+        tags: As in MLflow's flavors.
+        model_type: As in MLflow's flavors.
+        step: As in MLflow's flavors.
+        model_id: As in MLflow's flavors.
+        **arguments: What to make of it; and of MLflow's own, as in its flavors: signature (by
+            default the graph's own, with False none), conda_env, pip_requirements,
+            extra_pip_requirements, code_paths, extra_files, metadata.
         dynamic_axes: Axes whose size may vary: ``{input: {position: Axis}}``.
         exporter: ``auto``, ``dynamo``, ``trace`` or ``script``.
         opset: Version of the ONNX operator set.
@@ -194,31 +175,8 @@ def log_model(
             them.
         batch_sizes: Sizes of the leading axis at which latency is measured too, beside the corners
             of the profile.
+        build_settings: How TensorRT builds: `mlflow_e2eai.BuildSettings`.
         rebuild: Build engines that the tracking server holds already; else they are linked.
-        executor: Who builds the engines: None this process, ``local`` processes here, ``ray`` a Ray
-            cluster. One that fails is then left out, with the reason as its evidence.
-        workers: Processes for ``local``; by default one for each core.
-        evaluation_data: What every variant is judged on: ``(inputs, labels)`` with inputs as in
-            `input_example`, ``(frame, "label column")``, a torch DataLoader of such pairs, or an
-            MLflow dataset; see `samples.EvaluationData.of`. Without labels, parity only.
-        metrics: Task metrics: callables on (outputs by name, labels), of which more is better, by
-            name; or MLflow's, which may be a list. One where less is better is recorded negated,
-            as ``neg_<name>``. By default ``accuracy`` of the first output's argmax.
-        source_model: URI of the PyTorch model, if it is logged already; else it is logged here.
-        registered_model_name: Also make a version of this registered model.
-        await_registration_for: Seconds to wait for the version to be ready.
-        signature: MLflow signature; by default the graph's own, with False none.
-        conda_env: As in MLflow's flavors.
-        pip_requirements: As in MLflow's flavors.
-        extra_pip_requirements: As in MLflow's flavors.
-        code_paths: As in MLflow's flavors.
-        extra_files: As in MLflow's flavors.
-        metadata: As in MLflow's flavors.
-        params: As in MLflow's flavors.
-        tags: As in MLflow's flavors.
-        model_type: As in MLflow's flavors.
-        step: As in MLflow's flavors.
-        model_id: As in MLflow's flavors.
 
     Returns:
         MLflow's description of the logged model.
@@ -232,6 +190,7 @@ def log_model(
         MissingDependencyError: A target's TensorRT is not installed.
         TrackingError: The tracking server cannot be reached.
     """
+    settings, description = parted(arguments, Settings, Description)
     name = name or registered_model_name or "model"
     model = Path(model) if isinstance(model, str) else model
     with (
@@ -239,14 +198,14 @@ def log_model(
         tracking.failed_models_say_why(run_id, model_id),
         tempfile.TemporaryDirectory() as folder,
     ):
-        _compat.validate_env_arguments(conda_env, pip_requirements, extra_pip_requirements)
+        Description(**description)  # what is wrong with it is told before anything is made
         source = None if source_model is None else tracking.resolve(source_model).model_id
         builder = fleet.builder(executor, workers)
         recorder = tracking.MlflowRecorder(name=name, source=source, builder=builder)
         if _is_made(model):
             place = bundle.find(model)
         else:
-            settings = _settings(locals())
+            asked = Settings(**settings)
             evaluation = evaluation_of(model, input_example, evaluation_data, metrics)
             if isinstance(model, OnnxArtifact) and source is not None:
                 recorder.models[model.sha256], recorder.source = source, None
@@ -256,32 +215,26 @@ def log_model(
                     input_example,
                     name=f"{name}-source",
                     run_id=run_id,
-                    dynamic_axes=dynamic_axes,
-                    operators=operators,
-                    operator_libraries=operator_libraries,
+                    dynamic_axes=asked.dynamic_axes,
+                    operators=asked.operators,
+                    operator_libraries=asked.operator_libraries,
                     evaluation=evaluation,
                 )
             place = Path(folder, BUNDLE)
-            _build(model, input_example, settings, evaluation, place, recorder, recorder.source)
+            _build(model, input_example, asked, evaluation, place, recorder, recorder.source)
         return _package(
             place,
             recorder,
             run_id,
-            name=name,
             registered_model_name=registered_model_name,
-            await_registration_for=await_registration_for,
-            signature=signature,
-            conda_env=conda_env,
-            pip_requirements=pip_requirements,
-            extra_pip_requirements=extra_pip_requirements,
-            code_paths=code_paths,
-            extra_files=extra_files,
-            metadata=metadata,
-            params=params,
             tags=tags,
-            model_type=model_type,
             step=step,
             model_id=model_id,
+            name=name,
+            await_registration_for=await_registration_for,
+            params=params,
+            model_type=model_type,
+            **description,
         )
 
 
@@ -320,12 +273,24 @@ def _package(
     recorder: tracking.MlflowRecorder,
     run_id: str,
     *,
+    registered_model_name: str | None,
     tags: Mapping[str, Any] | None,
     step: int,
     model_id: str | None,
     **arguments: Any,
 ) -> ModelInfo:
-    """Log a bundle: the model belongs to the parent run, and is an output of the child too."""
+    """Log a bundle: the model belongs to the parent run, and is an output of the child too.
+
+    Args:
+        place: The bundle.
+        recorder: Who was told of the stages.
+        run_id: The parent run.
+        registered_model_name: See `log_model`.
+        tags: The same.
+        step: The same.
+        model_id: The same.
+        **arguments: The others of MLflow's `Model.log` and of `save_model`.
+    """
     from mlflow.models import Model
 
     manifest = bundle.read(place)
@@ -339,6 +304,7 @@ def _package(
             artifact_path=None,
             flavor=sys.modules[__name__],
             run_id=run_id,
+            registered_model_name=registered_model_name,
             tags={**(tags or {}), **origin},
             step=step,
             model_id=model_id,
@@ -350,13 +316,13 @@ def _package(
         if model_id is not None:
             tracking.tag_model(model_id, origin)  # MLflow leaves tags out for a model that exists
         tracking.link_output(stage.run_id, info.model_id, step=step)
-        version, registered = info.registered_model_version, arguments["registered_model_name"]
-        if version is not None:
-            tracking.describe_version(registered, version, markdown(manifest))
+        version = info.registered_model_version
+        if registered_model_name is not None and version is not None:
+            tracking.describe_version(registered_model_name, version, markdown(manifest))
         tracking.log_report(
             manifest,
             run_id=run_id,
-            name=registered or recorder.name,
+            name=registered_model_name or recorder.name,
             version=version,
             model_id=info.model_id,
             model_ids=recorder.models,
@@ -415,28 +381,6 @@ def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> Py
     """Load the bundle for `mlflow.pyfunc.load_model`, which calls this."""
     # The names of the configuration are those of `load`'s arguments.
     return PyFunc(load(Path(path), **{**MODEL_CONFIG, **(model_config or {})}))
-
-
-def _settings(arguments: Mapping[str, Any]) -> Settings:
-    """The settings among the arguments of `save_model` or `log_model`, where they have their names.
-
-    Read from ``locals()``, so that a setting which an entry point lacks is found at once.
-    """
-    given = {field.name: arguments[field.name] for field in dataclasses.fields(Settings)}
-    return Settings(
-        **{
-            **given,
-            "dynamic_axes": given["dynamic_axes"] or {},
-            "operators": tuple(given["operators"]),
-            "operator_libraries": tuple(given["operator_libraries"]),
-            "plugin_libraries": tuple(given["plugin_libraries"]),
-            "surgery": plan_from(given["surgery"]),
-            "precisions": tuple(given["precisions"]),
-            "targets": tuple(given["targets"]),
-            "keep_fp32": tuple(given["keep_fp32"]),
-            "batch_sizes": tuple(given["batch_sizes"]),
-        }
-    )
 
 
 def evaluation_of(

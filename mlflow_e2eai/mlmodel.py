@@ -6,9 +6,10 @@ import json
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from mlflow_e2eai import __version__, _compat, bundle
 from mlflow_e2eai.bundle import Manifest
@@ -63,37 +64,63 @@ def get_default_conda_env() -> dict[str, Any]:
     return env
 
 
-def describe(
-    path: Path,
-    *,
-    mlflow_model: Model | None,
-    signature: ModelSignature | bool | None,
-    conda_env: Mapping[str, Any] | str | None,
-    pip_requirements: Sequence[str] | str | None,
-    extra_pip_requirements: Sequence[str] | str | None,
-    code_paths: Sequence[str] | None,
-    extra_files: Sequence[str] | None,
-    metadata: Mapping[str, Any] | None,
-) -> None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Description:
+    """What MLflow's own files say of a model; each is as in MLflow's flavors.
+
+    Raises:
+        mlflow.exceptions.MlflowException: The arguments for the environment contradict each other.
+    """
+
+    signature: ModelSignature | bool | None = None
+    conda_env: Mapping[str, Any] | str | None = None
+    pip_requirements: Sequence[str] | str | None = None
+    extra_pip_requirements: Sequence[str] | str | None = None
+    code_paths: Sequence[str] | None = None
+    extra_files: Sequence[str] | None = None
+    metadata: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        _compat.validate_env_arguments(
+            self.conda_env, self.pip_requirements, self.extra_pip_requirements
+        )
+
+
+class DescriptionArguments(TypedDict, total=False):
+    """The fields of `Description`, as a caller gives them."""
+
+    signature: ModelSignature | bool | None
+    conda_env: Mapping[str, Any] | str | None
+    pip_requirements: Sequence[str] | str | None
+    extra_pip_requirements: Sequence[str] | str | None
+    code_paths: Sequence[str] | None
+    extra_files: Sequence[str] | None
+    metadata: Mapping[str, Any] | None
+
+
+def describe(path: Path, said: Description, *, mlflow_model: Model | None) -> None:
     """Write MLflow's own files beside the bundle in ``path / BUNDLE``.
 
-    For the arguments, see `mlflow_e2eai.log_model`.
+    Args:
+        path: The model directory.
+        said: What the caller says.
+        mlflow_model: MLflow's description to add the flavors to.
     """
     import onnx
     from mlflow import pyfunc
     from mlflow.models import Model
 
     manifest, example = bundle.read(path / BUNDLE), bundle.read_example(path / BUNDLE)
-    code = _compat.validate_and_copy_code_paths(code_paths, str(path))
+    code = _compat.validate_and_copy_code_paths(said.code_paths, str(path))
     description = Model() if mlflow_model is None else mlflow_model
-    if signature is None:
+    if said.signature is None:
         description.signature = signature_of(manifest.inputs, manifest.outputs)
-    elif not isinstance(signature, bool):
-        description.signature = signature
+    elif not isinstance(said.signature, bool):
+        description.signature = said.signature
     _compat.save_example(description, dict(example), str(path))
-    if metadata is not None:
-        description.metadata = dict(metadata)
-    extra = _compat.copy_extra_files(extra_files, str(path))
+    if said.metadata is not None:
+        description.metadata = dict(said.metadata)
+    extra = _compat.copy_extra_files(said.extra_files, str(path))
     pyfunc.add_to_model(
         description,
         loader_module=LOADER_MODULE,
@@ -126,25 +153,20 @@ def describe(
     )
     description.model_size_bytes = sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
     description.save(str(path / "MLmodel"))
-    _write_environment(path, manifest, conda_env, pip_requirements, extra_pip_requirements)
+    _write_environment(path, manifest, said)
 
 
-def _write_environment(
-    path: Path,
-    manifest: Manifest,
-    conda_env: Mapping[str, Any] | str | None,
-    pip_requirements: Sequence[str] | str | None,
-    extra_pip_requirements: Sequence[str] | str | None,
-) -> None:
+def _write_environment(path: Path, manifest: Manifest, said: Description) -> None:
     import yaml
 
-    if conda_env is None:
-        default = None if pip_requirements is not None else get_default_pip_requirements(manifest)
+    if said.conda_env is None:
+        given = said.pip_requirements
+        default = None if given is not None else get_default_pip_requirements(manifest)
         environment, requirements, constraints = _compat.process_pip_requirements(
-            default, pip_requirements, extra_pip_requirements
+            default, given, said.extra_pip_requirements
         )
     else:
-        environment, requirements, constraints = _compat.process_conda_env(conda_env)
+        environment, requirements, constraints = _compat.process_conda_env(said.conda_env)
     (path / _compat.CONDA_ENV_FILE).write_text(yaml.safe_dump(environment, sort_keys=False))
     (path / _compat.REQUIREMENTS_FILE).write_text("\n".join(requirements))
     if constraints:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypedDict
 
-from mlflow_e2eai.artifacts import Precision
+from mlflow_e2eai.artifacts import DEFAULT_BUILD, BuildSettings, Precision
 from mlflow_e2eai.engine import check_plugins, resolve
 from mlflow_e2eai.errors import InvalidInputError
 from mlflow_e2eai.exporter import DEFAULT_OPSET, Exporter
@@ -14,7 +15,7 @@ from mlflow_e2eai.libraries import named
 from mlflow_e2eai.modules import DynamicAxes
 from mlflow_e2eai.operators import Operator
 from mlflow_e2eai.precision import check_precision
-from mlflow_e2eai.surgery import DEFAULT_PLAN, Step
+from mlflow_e2eai.surgery import DEFAULT_PLAN, Step, plan_from
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,12 +31,13 @@ class Settings:
         operator_libraries: The same.
         plugin_libraries: See `mlflow_e2eai.compile`. ONNX Runtime knows no plugins, so their
             operators need a function too.
-        surgery: The cleaning plan.
+        surgery: The cleaning plan: steps, or a list as YAML gives it.
         precisions: What to make graphs and engines in; the graph in fp32 is always made, and
             ``tf32`` makes engines of it.
         targets: What to build engines for.
         keep_fp32: Nodes that stay in fp32 in the other precisions; see `mlflow_e2eai.convert`.
         batch_sizes: Sizes of the leading axis at which latency is measured too.
+        build_settings: How engines are built.
         rebuild: Build engines that the tracking server holds already.
 
     Raises:
@@ -45,7 +47,7 @@ class Settings:
         MissingDependencyError: A target's TensorRT is not installed.
     """
 
-    dynamic_axes: DynamicAxes = field(default_factory=dict)
+    dynamic_axes: DynamicAxes | None = None
     exporter: Exporter = "auto"
     opset: int = DEFAULT_OPSET
     output_names: Sequence[str] | None = None
@@ -57,9 +59,13 @@ class Settings:
     targets: Sequence[str] = ()
     keep_fp32: Sequence[str] = ()
     batch_sizes: Sequence[int] = ()
+    build_settings: BuildSettings = DEFAULT_BUILD
     rebuild: bool = False
 
     def __post_init__(self) -> None:
+        for name in _SEVERAL:
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        object.__setattr__(self, "surgery", plan_from(self.surgery))
         # All of it before any work: nobody wants to learn of a typing error after the export.
         for precision in self.precisions:
             check_precision(precision)
@@ -76,3 +82,34 @@ class Settings:
         named(self.operator_libraries)
         for step in self.surgery:
             step.bound()
+
+
+_SEVERAL = (
+    "operators",
+    "operator_libraries",
+    "plugin_libraries",
+    "precisions",
+    "targets",
+    "keep_fp32",
+    "batch_sizes",
+)
+"""Fields that a caller may give as any sequence."""
+
+
+class SettingsArguments(TypedDict, total=False):
+    """The fields of `Settings`, as a caller gives them."""
+
+    dynamic_axes: DynamicAxes | None
+    exporter: Exporter
+    opset: int
+    output_names: Sequence[str] | None
+    operators: Sequence[Operator]
+    operator_libraries: Sequence[Path]
+    plugin_libraries: Sequence[Path]
+    surgery: Sequence[Any]
+    precisions: Sequence[Precision]
+    targets: Sequence[str]
+    keep_fp32: Sequence[str]
+    batch_sizes: Sequence[int]
+    build_settings: BuildSettings
+    rebuild: bool

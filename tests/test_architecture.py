@@ -28,7 +28,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = (
     {"__init__", "_compat"},
     {"errors"},
-    {"artifacts", "context", "factories", "files", "garbage", "progress", "trees"},
+    {"artifacts", "context", "factories", "files", "garbage", "keywords", "progress", "trees"},
     {"libraries", "weights"},
     {"arrays", "graphs", "modules", "origins"},
     {"calling", "rounding", "scripting"},
@@ -57,7 +57,7 @@ KNOW_MLFLOW = {"tracking", "registry", "flavor", "mlmodel", "evaluator", "pyfunc
 
 LONGEST = 350
 # Lines that a file may have all the same, and why.
-LONGER = {"flavor.py": (450, "the words of log_model's arguments")}
+LONGER = {"flavor.py": (400, "the words of log_model's arguments")}
 
 
 class Import(NamedTuple):

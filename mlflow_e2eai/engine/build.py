@@ -9,7 +9,13 @@ from functools import partial
 from math import inf
 from pathlib import Path
 
-from mlflow_e2eai.artifacts import BuildSettings, EngineArtifact, OnnxArtifact, Target
+from mlflow_e2eai.artifacts import (
+    DEFAULT_BUILD,
+    BuildSettings,
+    EngineArtifact,
+    OnnxArtifact,
+    Target,
+)
 from mlflow_e2eai.engine import backends
 from mlflow_e2eai.engine.limits import why_not_built
 from mlflow_e2eai.engine.plan import write_plan
@@ -20,8 +26,6 @@ from mlflow_e2eai.isolation import Process
 from mlflow_e2eai.libraries import named
 from mlflow_e2eai.progress import steps
 
-_DEFAULT = BuildSettings()
-
 
 def compile(
     source: OnnxArtifact,
@@ -30,7 +34,7 @@ def compile(
     out: Path,
     tf32: bool = False,
     plugin_libraries: Sequence[Path] = (),
-    settings: BuildSettings = _DEFAULT,
+    settings: BuildSettings = DEFAULT_BUILD,
     step: Callable[[str, int, int], None] | None = None,
 ) -> EngineArtifact:
     """Build a TensorRT engine, in a process of its own: a builder may crash, hang or be killed.

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mlflow_e2eai.artifacts import (
+    DEFAULT_BUILD,
     Axis,
     BuildSettings,
     EngineArtifact,
@@ -18,8 +19,6 @@ from mlflow_e2eai.artifacts import (
 )
 from mlflow_e2eai.engine import backends
 
-_DEFAULT = BuildSettings()
-
 
 def key_for(
     source: OnnxArtifact,
@@ -27,7 +26,7 @@ def key_for(
     *,
     tf32: bool = False,
     libraries: Sequence[Library] = (),
-    settings: BuildSettings = _DEFAULT,
+    settings: BuildSettings = DEFAULT_BUILD,
 ) -> str:
     """The key of the engine that `compile` would build here.
 

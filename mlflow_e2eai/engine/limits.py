@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mlflow_e2eai import graphs
-from mlflow_e2eai.artifacts import BuildSettings, OnnxArtifact, Target
+from mlflow_e2eai.artifacts import DEFAULT_BUILD, BuildSettings, OnnxArtifact, Target
 from mlflow_e2eai.engine import backends
 
 _FIRST_WITH_FP8 = 89
@@ -15,11 +15,8 @@ _FIRST_WITH_INT8_CONVOLUTIONS = (1, 7)
 """Version of TensorRT-RTX: 1.6.1 fails an assertion on every one, 1.7.1 builds them."""
 
 
-_DEFAULT = BuildSettings()
-
-
 def why_not_built(
-    source: OnnxArtifact, target: Target, settings: BuildSettings = _DEFAULT
+    source: OnnxArtifact, target: Target, settings: BuildSettings = DEFAULT_BUILD
 ) -> str | None:
     """Why a target cannot have an engine of a graph from this machine; None if nothing is known.
 
