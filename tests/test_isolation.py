@@ -365,3 +365,108 @@ def test_a_graph_that_is_loaded_ahead_is_opened_once_and_one_that_nobody_opens_l
             np.testing.assert_array_equal(infer({"x": features()})["output"], first)
         unwanted = opened._loading[missing]
     assert unwanted._process.poll() is not None
+
+
+# The fork server
+
+
+def told():
+    with isolated(misbehaving.tells_what_it_has) as infer:
+        return {name: array.tolist() for name, array in infer(sample()).items()}
+
+
+def test_a_worker_has_the_folder_the_environment_and_the_path_of_now(tmp_path, monkeypatch):
+    before = told()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("E2EAI_WORD", "now")
+    monkeypatch.syspath_prepend(tmp_path / "more")
+
+    after = told()
+
+    assert (before["word"], after["word"]) == ("none", "now")
+    assert after["folder"] == str(tmp_path)
+    assert after["path"] == sys.path
+    assert after["server"] == before["server"] != os.getpid()
+
+
+def test_what_is_read_when_a_process_starts_asks_for_another_server(monkeypatch):
+    before = told()
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert told()["server"] != before["server"]
+
+
+def test_a_worker_runs_on_the_cores_of_its_caller():
+    cores = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(cores)})
+        assert told()["cores"] == [min(cores)]
+    finally:
+        os.sched_setaffinity(0, cores)
+    assert told()["cores"] == sorted(cores)
+
+
+def test_workers_begin_with_no_runtime_and_draw_numbers_of_their_own():
+    first, second = told(), told()
+    assert first["server"] == second["server"]
+    assert first["draw"] != second["draw"]
+    assert not {"mlflow", "onnxruntime", "tensorrt_rtx", "torch"} & set(first["modules"])
+
+
+def test_a_worker_whose_server_is_killed_is_dead_and_the_next_one_has_another():
+    with isolated(misbehaving.tells_what_it_has) as infer:
+        server = int(infer(sample())["server"])
+        os.kill(server, signal.SIGKILL)
+        wait_for(lambda: not running(server))
+        again = told()
+    assert again["server"] != server
+    assert again["word"] == "none"
+
+
+def test_one_that_is_told_to_die_after_its_server_is_gone_is_ended():
+    with isolated(misbehaving.says_who_it_is) as infer:
+        (pid,) = infer(sample())["y"]
+        server = told()["server"]
+        os.kill(server, signal.SIGKILL)
+        infer._process.kill()
+        wait_for(lambda: not running(pid))
+        with pytest.raises(RunnerError, match="was killed"):
+            infer(sample())
+
+
+SCRIPT = """
+import misbehaving, os, sys, time
+from pathlib import Path
+import numpy as np
+from mlflow_e2eai.isolation import isolated
+
+with isolated(misbehaving.says_who_it_is) as infer:
+    worker = int(infer({"x": np.zeros(1)})["y"][0])
+    server = int(Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()[1])
+    print(worker, server, flush=True)
+    if sys.argv[1] == "waits":
+        time.sleep(600)
+if sys.argv[1] == "forks":
+    if (child := os.fork()) == 0:
+        with isolated(misbehaving.says_who_it_is) as infer:
+            infer({"x": np.zeros(1)})
+        sys.exit()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    with isolated(misbehaving.says_who_it_is) as infer:
+        infer({"x": np.zeros(1)})
+"""
+
+
+@pytest.mark.parametrize("what", ["ends", "forks", "waits"])
+def test_the_server_ends_with_its_caller_whose_script_runs_once(what):
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-W", "error::ResourceWarning", "-c", SCRIPT, what]
+    caller = subprocess.Popen(
+        command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    pids = [int(pid) for pid in caller.stdout.readline().split()]
+    if what == "waits":
+        caller.kill()
+    out, err = caller.communicate(timeout=60)
+    assert (out, err) == ("", "")
+    assert caller.returncode == (-signal.SIGKILL if what == "waits" else 0)
+    wait_for(lambda: not any(running(pid) for pid in pids))
