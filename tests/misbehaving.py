@@ -3,11 +3,9 @@
 import ctypes
 import os
 import signal
-import sys
 import time
 import warnings
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 
@@ -146,22 +144,6 @@ def uses_one_buffer_for_all():
 def says_who_it_is():
     def infer(_):
         return {"y": np.array([os.getpid()])}
-
-    yield infer
-
-
-@contextmanager
-def tells_what_it_has():
-    def infer(_):
-        return {
-            "folder": np.array(str(Path.cwd())),
-            "word": np.array(os.environ.get("E2EAI_WORD", "none")),
-            "path": np.array(sys.path),
-            "modules": np.array(sorted({name.partition(".")[0] for name in sys.modules})),
-            "draw": np.random.random(4),  # noqa: NPY002 - the state that all of NumPy shares
-            "cores": np.array(sorted(os.sched_getaffinity(0))),
-            "server": np.array(os.getppid()),
-        }
 
     yield infer
 

@@ -6,7 +6,6 @@ the runner, and only samples and the reference's answers travel.
 
 caller      runners in other processes, as their caller sees them
 process     this side of one: starts it, has work done there, and notices its end
-forkserver  what processes for runners are forked from
 worker      the other side
 note        what the worker is at, kept where its death does not take it
 """

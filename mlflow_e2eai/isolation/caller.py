@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Self, TypeAlias
 
 from mlflow_e2eai.artifacts import Infer, Library, Tensors
-from mlflow_e2eai.isolation.process import ForkedProcess
+from mlflow_e2eai.isolation.process import Process
 from mlflow_e2eai.latency import ColdStart, LatencyReport, Throughput, Touched, series
 from mlflow_e2eai.parity import ParityReport
 from mlflow_e2eai.runners import Device, onnxruntime_runner
@@ -149,7 +149,7 @@ def isolated_onnxruntime(
     )
 
 
-class Isolated(ForkedProcess):
+class Isolated(Process):
     """A runner in another process; see `isolated`."""
 
     def opened(self) -> Self:
@@ -184,7 +184,7 @@ class Isolated(ForkedProcess):
         return report
 
 
-class Together(ForkedProcess):
+class Together(Process):
     """Runners in one other process; see `isolated_together`."""
 
     def opened(self, openers: Mapping[str, Opener]) -> Self:

@@ -16,7 +16,6 @@ from multiprocessing import Pipe
 from typing import Any
 
 from mlflow_e2eai.errors import RunnerError
-from mlflow_e2eai.isolation.forkserver import Forked, forked
 from mlflow_e2eai.isolation.note import SIZE, Note
 
 _BOOT = (
@@ -51,7 +50,7 @@ class Process:
             self._note = Note(paper.fileno())
             self._connection, theirs = Pipe()
             with theirs:
-                self._process = self._start(theirs.fileno(), paper.fileno(), self._log)
+                self._process = _start(theirs.fileno(), paper.fileno(), self._log)
             stack.callback(self._end)
             self._stack = stack.pop_all()
 
@@ -149,12 +148,6 @@ class Process:
             error.runner = self._note.labelled() or None
         return error
 
-    def _start(self, connection: int, note: int, log: Any) -> subprocess.Popen[bytes] | Forked:
-        command = [sys.executable, "-c", _BOOT, json.dumps(sys.path), str(connection), str(note)]
-        return subprocess.Popen(  # noqa: S603 - ourselves
-            command, pass_fds=(connection, note), stdin=subprocess.DEVNULL, stdout=log, stderr=log
-        )
-
     def _end(self) -> None:
         self._connection.close()
         try:
@@ -164,11 +157,11 @@ class Process:
             self._process.wait()
 
 
-class ForkedProcess(Process):
-    """The same, forked from a fork server: it begins at once."""
-
-    def _start(self, connection: int, note: int, log: Any) -> Forked:
-        return forked(connection, note, log)
+def _start(connection: int, note: int, log: Any) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-c", _BOOT, json.dumps(sys.path), str(connection), str(note)]
+    return subprocess.Popen(  # noqa: S603 - ourselves
+        command, pass_fds=(connection, note), stdin=subprocess.DEVNULL, stdout=log, stderr=log
+    )
 
 
 def _how(code: int) -> str:
