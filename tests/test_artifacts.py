@@ -139,6 +139,7 @@ ENGINES = values_of(
     EngineArtifact,
     **FILE,
     settings=SETTINGS,
+    checked=st.none() | few(TEXT),
     libraries=few(LIBRARIES),
     parent_sha256=TEXT,
     target=TARGETS,

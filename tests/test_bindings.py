@@ -49,6 +49,7 @@ CLASSES = {
     "config": "IBuilderConfig",
     "execution": "IExecutionContext",
     "first": "ParserError",
+    "inspector": "EngineInspector",
     "layer": "ILayer",
     "loaded": "ICudaEngine",
     "network": "INetworkDefinition",

@@ -13,7 +13,7 @@ from mlflow_e2eai.artifacts import EngineArtifact, OnnxArtifact, Target
 from mlflow_e2eai.building import DEFAULT_BUILD, BuildSettings
 from mlflow_e2eai.engine import backends
 from mlflow_e2eai.engine.limits import why_not_built
-from mlflow_e2eai.engine.plan import write_plan
+from mlflow_e2eai.engine.plan import Built, write_plan
 from mlflow_e2eai.engine.targets import resolve
 from mlflow_e2eai.errors import EngineBuildError, RunnerError
 from mlflow_e2eai.files import sha256_of, written
@@ -60,8 +60,9 @@ def compile(
         RunnerError: TensorRT cannot load a library.
         MissingDependencyError: The target's TensorRT is not installed.
         EngineBuildError: TensorRT refuses the graph: names the node, its operator and TensorRT's
-            own words. Or the graph says fp16 and nothing in it computes in fp16; or the builder
-            crashed, was killed, or took longer than its time limit.
+            own words. Or the graph says fp16 and nothing in it, or in the engine that came of it,
+            computes in fp16; or the builder crashed, was killed, or took longer than its time
+            limit.
     """
     if isinstance(target, str):
         target = resolve(target)
@@ -80,7 +81,7 @@ def compile(
             stacklevel=2,
         )
     with written(out) as temporary:
-        build_s = _built(
+        built = _built(
             partial(
                 write_plan,
                 source=source,
@@ -105,23 +106,24 @@ def compile(
         inputs=source.inputs,
         outputs=source.outputs,
         axes=source.axes,
-        build_s=build_s,
+        build_s=built.build_s,
         size_bytes=out.stat().st_size,
         libraries=libraries,
         settings=settings,
+        checked=built.checked,
     )
 
 
 def _built(
-    write: Callable[..., float],
+    write: Callable[..., Built],
     title: str,
     limit_s: float,
     step: Callable[[str, int, int], None] | None,
-) -> float:
-    """Have a plan written by another process; the seconds that it took."""
+) -> Built:
+    """Have a plan written by another process."""
     with closing(Process(patience_s=inf, limit_s=limit_s)) as there, steps(title) as bar:
         try:
-            build_s: float = there.do("watched", {"step": step or bar}, function=write)
+            built: Built = there.do("watched", {"step": step or bar}, function=write)
         except RunnerError as error:
             if not there.ended:
                 raise
@@ -133,4 +135,4 @@ def _built(
         except BaseException:  # Ctrl-C: nobody wants what it is at
             there.kill()
             raise
-    return build_s
+    return built
