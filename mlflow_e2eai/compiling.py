@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from mlflow_e2eai.artifacts import (
@@ -17,7 +18,15 @@ from mlflow_e2eai.artifacts import (
 )
 from mlflow_e2eai.building import DEFAULT_BUILD, BuildSettings
 from mlflow_e2eai.bundle import Evidence
-from mlflow_e2eai.engine import compile, key_for, parse, resolve, why_not_built, why_nowhere
+from mlflow_e2eai.engine import (
+    compile,
+    key_for,
+    parse,
+    resolve,
+    timings_key,
+    why_not_built,
+    why_nowhere,
+)
 from mlflow_e2eai.libraries import named
 from mlflow_e2eai.progress import progress
 from mlflow_e2eai.recording import Recorder, Stage, Wanted
@@ -57,16 +66,33 @@ def compile_on(
         if (engine := stage.found(key, folder=out.with_suffix(".found"))) is not None:
             # By digest the same libraries; but these here the caller has allowed.
             return dataclasses.replace(engine, libraries=libraries)
-    engine = compile(
-        graph,
-        target,
-        out=out,
-        tf32=tf32,
-        plugin_libraries=plugin_libraries,
-        settings=build_settings,
-    )
+    with _timings(stage, target, build_settings, out.with_suffix(".timings")) as timings:
+        engine = compile(
+            graph,
+            target,
+            out=out,
+            tf32=tf32,
+            plugin_libraries=plugin_libraries,
+            settings=build_settings,
+            timing_cache=timings,
+        )
     stage.made(engine, example=example)
     return engine
+
+
+@contextmanager
+def _timings(
+    stage: Stage, target: Target, settings: BuildSettings, folder: Path
+) -> Iterator[Path | None]:
+    """A folder with the timings that a stage knows of, which gets what a build leaves there."""
+    key = timings_key(target, settings)
+    if key is None:
+        yield None
+        return
+    folder.mkdir()
+    stage.timings(key, folder=folder)
+    yield folder
+    stage.timed(key, folder=folder)
 
 
 def compile_all(

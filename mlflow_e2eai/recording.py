@@ -27,6 +27,12 @@ class Stage(Protocol):
         It is what the stage has made, as if it had been built now.
         """
 
+    def timings(self, key: str, *, folder: Path) -> None:
+        """Timings of kernels with this key are wanted in a folder; see `engine.timings_key`."""
+
+    def timed(self, key: str, *, folder: Path) -> None:
+        """A build has left its timings in that folder."""
+
     def made(self, artifact: OnnxArtifact | EngineArtifact, *, example: Tensors) -> None:
         """An artifact is finished."""
 
@@ -103,6 +109,12 @@ class Silent:
     def found(self, key: str, *, folder: Path) -> EngineArtifact | None:  # noqa: ARG002
         """Nothing was kept."""
         return None
+
+    def timings(self, key: str, *, folder: Path) -> None:
+        """Nothing was kept."""
+
+    def timed(self, key: str, *, folder: Path) -> None:
+        """Nobody is told."""
 
     def made(self, artifact: OnnxArtifact | EngineArtifact, *, example: Tensors) -> None:
         """Nobody is told."""

@@ -87,6 +87,7 @@ def built_here(source, target, out):
         tf32=False,
         libraries=(),
         settings=BuildSettings(),
+        timing_cache=None,
         out=out,
     )
 

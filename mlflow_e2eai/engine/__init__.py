@@ -5,9 +5,12 @@ from mlflow_e2eai.engine.keys import key_for, key_of
 from mlflow_e2eai.engine.limits import check_anywhere, check_here, why_not_built, why_nowhere
 from mlflow_e2eai.engine.run import engine_runner, why_not_here
 from mlflow_e2eai.engine.targets import TARGETS, covers, parse, resolve
+from mlflow_e2eai.engine.timings import SUFFIX as TIMINGS_SUFFIX
+from mlflow_e2eai.engine.timings import timings_key
 
 __all__ = [
     "TARGETS",
+    "TIMINGS_SUFFIX",
     "check_anywhere",
     "check_here",
     "compile",
@@ -17,6 +20,7 @@ __all__ = [
     "key_of",
     "parse",
     "resolve",
+    "timings_key",
     "why_not_built",
     "why_not_here",
     "why_nowhere",

@@ -15,6 +15,7 @@ from mlflow_e2eai.building import BuildSettings
 from mlflow_e2eai.engine import backends
 from mlflow_e2eai.engine.inspecting import inspected
 from mlflow_e2eai.engine.profiles import profiles, shape_at
+from mlflow_e2eai.engine.timings import given, keep
 from mlflow_e2eai.errors import EngineBuildError, RunnerError
 
 _BETWEEN_STEPS_S = 0.1
@@ -28,10 +29,12 @@ class Built:
     Attributes:
         build_s: Seconds that TensorRT took.
         checked: What of it was checked; see `inspected`.
+        refused: Names of the files of timings that did not fit.
     """
 
     build_s: float
     checked: tuple[str, ...]
+    refused: tuple[str, ...] = ()
 
 
 def write_plan(
@@ -43,6 +46,7 @@ def write_plan(
     tf32: bool,
     libraries: Sequence[Library],
     settings: BuildSettings,
+    timing_cache: Path | None,
     out: Path,
 ) -> Built:
     """Build an engine, hold it to what was asked for, and write it.
@@ -56,6 +60,7 @@ def write_plan(
         tf32: See `compile`.
         libraries: Libraries of plugins.
         settings: See `compile`.
+        timing_cache: A folder of timings that fit; see `timings`.
         out: The file to write.
 
     Returns:
@@ -85,6 +90,7 @@ def write_plan(
     # Else the inspector says names only. Of ResNet-50 TensorRT-RTX 1.6.1 wrote 52,249,156 bytes in
     # 0.5 s of CPU time with and without.
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    timings = None if timing_cache is None else given(config, timing_cache)
     config.progress_monitor = monitor = _monitor(trt, say, ask)
     _aim(config, trt, target)
     if source.axes:
@@ -102,7 +108,11 @@ def write_plan(
     build_s = time.perf_counter() - started
     checked = inspected(trt, log, plan, source=source, target=target)
     out.write_bytes(memoryview(plan))
-    return Built(build_s=build_s, checked=checked)
+    if timings is None or timing_cache is None:
+        return Built(build_s=build_s, checked=checked)
+    keep(timings, timing_cache)
+    refused = tuple(path.name for path in timings.refused)
+    return Built(build_s=build_s, checked=checked, refused=refused)
 
 
 def _check_precision(network: Any, trt: Any, source: OnnxArtifact) -> None:

@@ -43,6 +43,7 @@ from mlflow_e2eai.tracking.models import log_artifact, stage_of, suffix_of
 from mlflow_e2eai.tracking.nodes import log_kept
 from mlflow_e2eai.tracking.reports import refused_graphs_are_logged
 from mlflow_e2eai.tracking.server import check_server
+from mlflow_e2eai.tracking.timings import fetch_timings, log_timings
 
 Builder: TypeAlias = Callable[[Sequence[tuple[str, Wanted]]], Sequence[str | Exception]]
 
@@ -187,6 +188,7 @@ class MlflowStage:
         self.run_id = run_id
         self.name = name
         self.parents = parents
+        self._fetched: tuple[str, ...] = ()
 
     def made(self, artifact: OnnxArtifact | EngineArtifact, *, example: Tensors) -> None:
         """Log an artifact as a LoggedModel, and as this run's output."""
@@ -211,6 +213,14 @@ class MlflowStage:
         if chosen := engine.settings.chosen:
             said = [Param(f"build/{name}", str(value)) for name, value in chosen.items()]
             MlflowClient().log_batch(self.run_id, params=said)
+
+    def timings(self, key: str, *, folder: Path) -> None:
+        """Fetch the timings of all earlier builds."""
+        self._fetched = fetch_timings(key, folder)
+
+    def timed(self, key: str, *, folder: Path) -> None:
+        """Keep a build's timings with this run."""
+        log_timings(key, folder, run_id=self.run_id, fetched=self._fetched)
 
     def found(self, key: str, *, folder: Path) -> EngineArtifact | None:
         """The engine that anybody logged under this key, verified, as this run's output."""
