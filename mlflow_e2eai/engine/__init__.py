@@ -1,5 +1,6 @@
 """ONNX and a target -> TensorRT engine; an engine -> `Infer`. The only importers of TensorRT."""
 
+from mlflow_e2eai.engine.buckets import choose_buckets
 from mlflow_e2eai.engine.build import compile
 from mlflow_e2eai.engine.keys import key_for, key_of
 from mlflow_e2eai.engine.limits import check_anywhere, check_here, why_not_built, why_nowhere
@@ -13,6 +14,7 @@ __all__ = [
     "TIMINGS_SUFFIX",
     "check_anywhere",
     "check_here",
+    "choose_buckets",
     "compile",
     "covers",
     "engine_runner",
