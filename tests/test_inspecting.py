@@ -153,5 +153,19 @@ def test_what_only_moves_numbers_is_no_computation():
         layers_checked(json.dumps(mixed), GRAPH)
 
 
+def test_a_layer_that_takes_int8_computes_in_it_whatever_it_gives():
+    engine = json.loads(said("Half"))
+    engine["Layers"][0]["Inputs"] = [{"Name": "x", "Format/Datatype": "Int8"}]
+    assert layers_checked(json.dumps(engine), dataclasses.replace(GRAPH, precision="int8"))
+
+
+def test_an_input_that_does_not_vary_needs_no_profile(an_a10):
+    fixed = TensorSpec(name="z", dtype="float32", shape=(2, 3))
+    source = dataclasses.replace(GRAPH, inputs=(*GRAPH.inputs, fixed))
+    loaded = Loaded(names=("x", "y", "z"))
+    loaded.num_io_tensors = 3
+    assert "profiles" in hold(loaded, source)
+
+
 def test_fp32_is_whatever_the_network_was_typed_as():
     assert layers_checked(said("Float"), dataclasses.replace(GRAPH, precision="fp32"))

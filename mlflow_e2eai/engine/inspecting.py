@@ -84,12 +84,16 @@ def _check_tensors(trt: Any, loaded: Any, source: OnnxArtifact) -> None:
 
 def _check_profiles(loaded: Any, source: OnnxArtifact) -> None:
     for at, sizes in enumerate(profiles(source.axes) if source.axes else ()):
-        for spec in source.inputs:
+        for spec in (spec for spec in source.inputs if not all(map(_is_fixed, spec.shape))):
             wanted = [shape_at(spec, sizes, bound) for bound in range(3)]
             found = [tuple(shape) for shape in loaded.get_tensor_profile_shape(spec.name, at)]
             if found != wanted:
                 reason = f"profile {at} of the engine has {spec.name!r} from {found}, not {wanted}"
                 raise _wrong(source, reason)
+
+
+def _is_fixed(size: int | str) -> bool:
+    return isinstance(size, int)
 
 
 def layers_checked(said: str, source: OnnxArtifact) -> bool:
@@ -105,21 +109,24 @@ def layers_checked(said: str, source: OnnxArtifact) -> bool:
     Raises:
         EngineBuildError: None computes in the graph's precision.
     """
-    made = list(_types(said))
+    types = list(_types(said))
     wanted = _SAID.get(source.precision)
-    if wanted is not None and made and not any(map(wanted.search, made)):
-        others = ", ".join(sorted(set(made)))
+    if wanted is not None and types and not any(map(wanted.search, types)):
+        others = ", ".join(sorted(set(types)))
         reason = f"none of the engine's layers computes in it, but in {others}"
         raise _wrong(source, reason)
-    return bool(made)
+    return bool(types)
 
 
 def _types(said: str) -> Iterator[str]:
-    """What the layers that compute give; nothing of layers that are only named."""
+    """What the layers that compute take and give; nothing of layers that are only named.
+
+    A convolution in int8 may take that and give fp16, where its dequantisation is fused into it.
+    """
     for each in json.loads(said).get("Layers", ()):
         if isinstance(each, dict) and each.get("LayerType") not in _MOVING:
-            for made in each.get("Outputs", ()):
-                yield made["Format/Datatype"]
+            for tensor in (*each.get("Inputs", ()), *each.get("Outputs", ())):
+                yield tensor["Format/Datatype"]
 
 
 def _wrong(source: OnnxArtifact, reason: str) -> EngineBuildError:

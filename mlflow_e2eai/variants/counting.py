@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TypeAlias
 
-from mlflow_e2eai.artifacts import Axis, Infer, Tensors, TensorSpec
+from mlflow_e2eai.artifacts import Infer, Tensors, TensorSpec
 
 Sizes: TypeAlias = dict[str, dict[int, int]]
 """By the name of a dynamic axis: by size, the number of calls."""
 
 
-def counted(
-    infer: Infer, inputs: Sequence[TensorSpec], axes: Sequence[Axis]
-) -> tuple[Infer, Sizes]:
+def counted(infer: Infer, inputs: Sequence[TensorSpec], sizes: Sizes) -> Infer:
     """Have the sizes of a callable's calls counted.
 
     It takes no lock: of threads that call at the very same moment with one size, one count may be
@@ -22,12 +20,11 @@ def counted(
     Args:
         infer: The callable.
         inputs: Its inputs.
-        axes: Its dynamic axes.
+        sizes: Where to; it has the names of the axes.
 
     Returns:
-        The callable to call instead, and the numbers, which grow as it is called.
+        The callable to call instead.
     """
-    sizes: Sizes = {axis.name: {} for axis in axes}
     # An axis has one size in all inputs: the first tells it.
     places = {
         size: (spec.name, at)
@@ -37,7 +34,7 @@ def counted(
     }
     told = [(*place, sizes[axis]) for axis, place in places.items()]
     if not told:
-        return infer, sizes
+        return infer
 
     def answer(tensors: Tensors) -> Tensors:
         for name, at, counts in told:
@@ -45,4 +42,4 @@ def counted(
             counts[size] = counts.get(size, 0) + 1
         return infer(tensors)
 
-    return answer, sizes
+    return answer

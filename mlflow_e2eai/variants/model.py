@@ -16,7 +16,7 @@ from mlflow_e2eai.bundle import Manifest
 from mlflow_e2eai.errors import InvalidInputError
 from mlflow_e2eai.trees import Tree
 from mlflow_e2eai.variants.choosing import Choice
-from mlflow_e2eai.variants.counting import counted
+from mlflow_e2eai.variants.counting import Sizes, counted
 
 
 class Model:
@@ -45,7 +45,8 @@ class Model:
         self._is_exact = exactly(manifest.inputs)
         is_plain = manifest.export is None or _is_plain(manifest.export.inputs)
         self._only = manifest.inputs[0].name if len(manifest.inputs) == 1 and is_plain else None
-        self._infer, self.sizes = counted(infer, manifest.inputs, manifest.axes)
+        self.sizes: Sizes = {axis.name: {} for axis in manifest.axes}
+        self._infer = counted(infer, manifest.inputs, self.sizes)
 
     def __call__(self, inputs: Any = None, /, **named: Any) -> dict[str, Any]:
         """Run the model.
