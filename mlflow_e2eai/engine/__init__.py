@@ -4,7 +4,7 @@ from mlflow_e2eai.engine.backends import check_plugins
 from mlflow_e2eai.engine.build import compile
 from mlflow_e2eai.engine.keys import key_for, key_of
 from mlflow_e2eai.engine.limits import why_not_built
-from mlflow_e2eai.engine.run import engine_runner, why_not_here
+from mlflow_e2eai.engine.run import engine_runner, graph_of, why_not_here
 from mlflow_e2eai.engine.targets import TARGETS, covers, parse, resolve
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "compile",
     "covers",
     "engine_runner",
+    "graph_of",
     "key_for",
     "key_of",
     "parse",

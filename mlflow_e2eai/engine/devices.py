@@ -9,18 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from mlflow_e2eai.arrays import is_on_gpu
 from mlflow_e2eai.artifacts import TensorSpec
 from mlflow_e2eai.engine.contexts import Context, Shape
 from mlflow_e2eai.errors import InvalidInputError
-
-_ON_GPU = (2, 13)
-"""kDLCUDA and kDLCUDAManaged of DLPack's DLDeviceType, see dlpack.h."""
-
-
-def is_on_gpu(value: Any) -> bool:
-    """Whether a value says by DLPack that it lies in the memory of an NVIDIA GPU."""
-    device = getattr(value, "__dlpack_device__", None)
-    return device is not None and device()[0] in _ON_GPU
 
 
 def answer(
@@ -154,7 +146,6 @@ class _Packed:
         dtype = np.dtype(spec.dtype)
         size = max(1, math.prod(shape)) * dtype.itemsize
         buffer = self._context.device.allocate(size, stream=self._theirs)
-        self._context.after(self._theirs)
         return StridedMemoryView.from_buffer(buffer, shape, dtype=dtype), int(buffer.handle)
 
     def end(self) -> None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import threading
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
-from mlflow_e2eai.artifacts import EngineArtifact, Infer, OnnxArtifact, Tensors
+from mlflow_e2eai.artifacts import EngineArtifact, OnnxArtifact
 from mlflow_e2eai.bundle import MANIFEST, Manifest, located, read
+from mlflow_e2eai.engine import graph_of
 from mlflow_e2eai.errors import E2EAIError, EngineMismatchError, RunnerError
 from mlflow_e2eai.libraries import native_allowed
 from mlflow_e2eai.variants.batching import within
@@ -66,7 +66,7 @@ def load(
     candidates = Candidates(placed, aim)
 
     def opened(name: str, explain: Callable[[], Choice]) -> Model:
-        for path in _files(artifact_of(name, manifest.graphs, manifest.engines)):
+        for path in _files(artifact_of(name, manifest.graphs, manifest.engines), manifest.graphs):
             fetch(path)
         return _open(placed, name, explain, split=split)
 
@@ -102,11 +102,12 @@ def _why_no_engine(manifest: Manifest, candidates: Candidates) -> E2EAIError | N
     return next((candidates.errors[name] for name in names), None)
 
 
-def _files(artifact: OnnxArtifact | EngineArtifact) -> list[Path]:
+def _files(artifact: OnnxArtifact | EngineArtifact, graphs: Sequence[OnnxArtifact]) -> list[Path]:
     """The files of a variant, relative to the bundle."""
     libraries = [library.path for library in artifact.libraries]
     if isinstance(artifact, EngineArtifact):
-        return [artifact.path, *libraries]
+        graph = graph_of(artifact, graphs) if artifact.settings.strip_weights else None
+        return [artifact.path, *libraries, *([] if graph is None else _files(graph, ()))]
     weights = [artifact.path.parent / file.path for file in artifact.weights]
     return [artifact.path, *weights, *libraries]
 
@@ -114,21 +115,17 @@ def _files(artifact: OnnxArtifact | EngineArtifact) -> list[Path]:
 def _open(manifest: Manifest, variant: str, explain: Callable[[], Choice], *, split: bool) -> Model:
     artifact = artifact_of(variant, manifest.graphs, manifest.engines)
     with ExitStack() as stack:
-        opened = runner(variant, manifest.graphs, manifest.engines, spinning=True)
+        opened = runner(variant, manifest.graphs, manifest.engines, serving=True)
         infer = stack.enter_context(opened)
-        if isinstance(artifact, EngineArtifact):
-            infer = _one_at_a_time(infer)
+        on_device = getattr(infer, "on_device", None)
         if split or isinstance(artifact, EngineArtifact):
-            infer = within(infer, manifest.inputs, manifest.outputs, artifact.axes, split=split)
-        return Model(manifest, variant, explain, infer, stack.pop_all())
-
-
-def _one_at_a_time(infer: Infer) -> Infer:
-    """Let callers of several threads wait for each other: an engine's runner is for one."""
-    lock = threading.Lock()
-
-    def answer(tensors: Tensors) -> Tensors:
-        with lock:
-            return infer(tensors)
-
-    return answer
+            bounded = partial(
+                within,
+                inputs=manifest.inputs,
+                outputs=manifest.outputs,
+                axes=artifact.axes,
+                split=split,
+            )
+            infer = bounded(infer)
+            on_device = on_device and bounded(on_device)
+        return Model(manifest, variant, explain, infer, stack.pop_all(), on_device=on_device)
