@@ -43,7 +43,7 @@ class Half(torch.nn.Module):
 
     def forward(self, *inputs: Any) -> Any:
         """Answer in float32."""
-        halves = (x.half() if x.is_floating_point() else x for x in inputs)
+        halves = [x.half() if x.is_floating_point() else x for x in inputs]
         return self.module(*halves).float()
 
 
@@ -148,7 +148,8 @@ class Plan:
 
     def __init__(self, engine: EngineArtifact) -> None:
         self._trt: Any = import_module(engine.target.backend)
-        self._runtime = self._trt.Runtime(self._trt.Logger(self._trt.Logger.ERROR))
+        self._log = self._trt.Logger(self._trt.Logger.ERROR)
+        self._runtime = self._trt.Runtime(self._log)
         self._engine = self._runtime.deserialize_cuda_engine(engine.path.read_bytes())
         self.output = engine.outputs[0].name
 

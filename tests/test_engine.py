@@ -17,7 +17,8 @@ import pytest
 import torch
 
 from mlflow_e2eai import compile, convert, graphs
-from mlflow_e2eai.artifacts import Axis, BuildSettings, EngineArtifact, Target
+from mlflow_e2eai.artifacts import Axis, EngineArtifact, Target
+from mlflow_e2eai.building import BuildSettings
 from mlflow_e2eai.engine import TARGETS, backends, engine_runner, plan, why_not_here
 from mlflow_e2eai.errors import (
     ArtifactError,

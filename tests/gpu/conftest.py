@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
+from unlisted import allow_this_gpu, images
 
+from mlflow_e2eai import save_model
 from mlflow_e2eai.artifacts import Axis
 
 BATCH = Axis("N", min=1, opt=8, max=64)
@@ -88,3 +92,25 @@ def cnn():
 @pytest.fixture(scope="session")
 def resnet():
     return resnet50()
+
+
+@pytest.fixture(autouse=True)
+def portable(monkeypatch):
+    allow_this_gpu(monkeypatch)
+
+
+@pytest.fixture(scope="session")
+def saved(cnn, tmp_path_factory):
+    """The small network with engines for this GPU in two precisions, judged here."""
+    place = tmp_path_factory.mktemp("saved") / "model"
+    buckets = dataclasses.replace(BATCH, buckets=(1, 8))
+    with pytest.MonkeyPatch.context() as patch:
+        allow_this_gpu(patch)
+        save_model(
+            cnn,
+            place,
+            input_example=images(2),
+            dynamic_axes={"image": {0: buckets}},
+            targets=("local",),
+        )
+    return place

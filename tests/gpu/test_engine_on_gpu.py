@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from importlib.util import find_spec
 
 import numpy as np
 import onnxruntime
@@ -42,7 +43,7 @@ def portable(monkeypatch):
 
 
 def has(module):
-    return backends.find_spec(module) is not None
+    return find_spec(module) is not None
 
 
 def listed(trt):
