@@ -94,7 +94,7 @@ def within(
                 raise InvalidInputError(_refusal(name, at, size, axis, is_batch=axis is batch))
         if batch is None or batch.admits(sizes[batch.name]):
             return infer(tensors)
-        return _in_pieces(infer, tensors, pieces(sizes[batch.name], batch))
+        return in_pieces(infer, tensors, pieces(sizes[batch.name], batch))
 
     return answer
 
@@ -111,7 +111,12 @@ def _refusal(name: str, at: int, size: int, axis: Axis, *, is_batch: bool) -> st
     )
 
 
-def _in_pieces(infer: Infer, tensors: Tensors, cut: Sequence[Piece]) -> Tensors:
+def in_pieces(infer: Infer, tensors: Tensors, cut: Sequence[Piece]) -> Tensors:
+    """Ask for the pieces of a batch one by one, and put the answers together.
+
+    Raises:
+        InvalidInputError: A tensor is neither an array nor a torch tensor, and cannot be cut.
+    """
     if strange := [name for name, array in tensors.items() if not hasattr(array, "__getitem__")]:
         msg = f"Input {strange[0]!r} cannot be cut; give an array or a torch tensor."
         raise InvalidInputError(msg)
