@@ -201,6 +201,15 @@ class EngineRunner:
         specs = self._engine.inputs, self._engine.outputs
         return self._with_context(tensors, lambda c, s: devices.answer(c, tensors, s, *specs))
 
+    @property
+    def profile_memory_bytes(self) -> tuple[int, ...]:
+        """What a context takes of the GPU's memory for each profile, as TensorRT says."""
+        loaded = self._opened.engine
+        return tuple(
+            int(loaded.get_device_memory_size_for_profile_v2(profile))
+            for profile in range(loaded.num_optimization_profiles)
+        )
+
     def close(self) -> None:
         """Keep what was compiled, and give the GPU's memory back."""
         if self._kernels is not None:

@@ -6,6 +6,7 @@ import sys
 import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from mlflow_e2eai.errors import (
     MissingDependencyError,
     RunnerError,
 )
+from mlflow_e2eai.latency import cold_start
 
 STRIPPED = BuildSettings(strip_weights=True, refit=True)
 PICKED = """
@@ -336,3 +338,9 @@ def test_pytorch_is_not_needed(run, ask):
     assert N.buckets
     assert WEIGHT.any()
     assert "torch" not in sys.modules
+
+
+def test_what_each_profile_takes_of_the_gpu_is_told_with_the_cold_start(engine):
+    made, _ = engine()
+    found = cold_start(partial(engine_runner, made), {"x": rows(2)})
+    assert found.profile_memory_bytes == (1000, 2000, 3000)
