@@ -14,12 +14,12 @@ import pytest
 
 from mlflow_e2eai.artifacts import (
     Axis,
-    BuildSettings,
     EngineArtifact,
     OnnxArtifact,
     Target,
     TensorSpec,
 )
+from mlflow_e2eai.building import BuildSettings
 from mlflow_e2eai.engine import engine_runner
 from mlflow_e2eai.engine.profiles import profiles
 from mlflow_e2eai.files import sha256_of

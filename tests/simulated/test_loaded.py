@@ -10,7 +10,7 @@ from test_bundle import manifest
 from test_devices import OnGpu, on_host
 
 from mlflow_e2eai import bundle
-from mlflow_e2eai.artifacts import BuildSettings
+from mlflow_e2eai.building import BuildSettings
 from mlflow_e2eai.errors import InvalidInputError
 from mlflow_e2eai.variants import load
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from conftest import WEIGHT, N, assert_right, rows
 
-from mlflow_e2eai.artifacts import BuildSettings
+from mlflow_e2eai.building import BuildSettings
 from mlflow_e2eai.context import has_gpu, local_compute_capability
 from mlflow_e2eai.engine import engine_runner, why_not_here
 from mlflow_e2eai.engine import run as running
