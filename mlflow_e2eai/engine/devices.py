@@ -43,7 +43,7 @@ def answer(
         RunnerError: The profile does not cover the shapes, or TensorRT cannot run.
     """
     context.device.set_current()
-    context.take(shapes)
+    context.take(shapes, tensors)
     torch = sys.modules.get("torch")
     kind = () if torch is None else torch.Tensor
     lead = next((t for t in tensors.values() if isinstance(t, kind) and t.is_cuda), None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mlflow_e2eai.artifacts import EngineArtifact, OnnxArtifact, Tensors
@@ -30,8 +31,8 @@ if TYPE_CHECKING:
 Answer = TypeVar("Answer")
 
 MOST_CONTEXTS = 4
-"""Execution contexts for one profile. Each takes device memory, and one GPU does little more at
-once than two streams keep it busy with; the others are for callers that copy meanwhile."""
+"""Execution contexts for one profile: calls that are under way at once. Each takes device memory
+(see `EngineRunner.profile_memory_bytes`); how many are best on which GPU was not measured."""
 
 _MOST_REMEMBERED = 256
 """Shapes of calls whose profile is remembered."""
@@ -69,11 +70,22 @@ def _reasons(
     except MissingDependencyError as error:
         yield error
         return
+    if not _has_cuda_core():
+        yield MissingDependencyError(
+            package="cuda-core", extra=backend.extra, purpose=f"To run a {backend.title} engine"
+        )
     if str(trt.__version__) != engine.backend_version:
         yield EngineMismatchError(
             wanted=f"{backend.title} {engine.backend_version}",
             found=f"{backend.title} {trt.__version__}",
         )
+
+
+def _has_cuda_core() -> bool:
+    try:
+        return find_spec("cuda.core") is not None
+    except ModuleNotFoundError:  # not even the folder that it shares with others
+        return False
 
 
 def graph_of(engine: EngineArtifact, graphs: Sequence[OnnxArtifact]) -> OnnxArtifact | None:
@@ -107,26 +119,16 @@ def engine_runner(
     verify(engine.path, engine.sha256)
     if (reason := why_not_here(engine, graphs)) is not None:
         raise reason
+    from cuda.core import Device
+
     with opened(engine, graph_of(engine, graphs)) as found:
-        runner = EngineRunner(engine, found, _device(engine), poisoned=poisoned)
+        device = Device(0)  # the first that the driver shows, as for all that is asked of it here
+        device.set_current()
+        runner = EngineRunner(engine, found, device, poisoned=poisoned)
         try:
             yield runner
         finally:
             runner.close()
-
-
-def _device(engine: EngineArtifact) -> Device:
-    """The GPU that engines run on: the first that the driver shows."""
-    backend = backends.BACKENDS[engine.target.backend]
-    try:
-        from cuda.core import Device
-    except ImportError as error:
-        raise MissingDependencyError(
-            package="cuda-core", extra=backend.extra, purpose=f"To run a {backend.title} engine"
-        ) from error
-    device = Device(0)
-    device.set_current()
-    return device
 
 
 class EngineRunner:

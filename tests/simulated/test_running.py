@@ -220,6 +220,24 @@ def test_a_broken_cache_is_ignored_and_written_anew(engine, ask, tmp_path):
     assert file.read_bytes() == good
 
 
+def test_a_cache_that_others_could_have_written_is_not_read(
+    engine, ask, tmp_path, monkeypatch, trt
+):
+    made, _ = engine()
+    with engine_runner(made) as infer:
+        ask(infer, 3)
+    (file,) = kept(tmp_path)
+    read = []
+    monkeypatch.setattr(trt.IRuntimeCache, "deserialize", lambda _, content: read.append(content))
+    with engine_runner(made) as infer:
+        ask(infer, 3)
+    assert len(read) == 1
+    file.chmod(0o666)
+    with engine_runner(made) as infer:
+        ask(infer, 3)
+    assert len(read) == 1
+
+
 def test_a_cache_that_cannot_be_written_stops_nobody(engine, ask, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
@@ -239,6 +257,18 @@ def test_an_output_may_be_as_large_as_the_data_make_it(backend, engine):
             answer = infer({"x": x.astype(np.float32)})
             np.testing.assert_array_equal(answer["at"], np.array(np.nonzero(x)))
             np.testing.assert_array_equal(answer["z"], x)
+
+
+@pytest.mark.parametrize("backend", ["tensorrt", "tensorrt_rtx"])
+def test_an_input_may_decide_shapes(backend, engine):
+    """TensorRT reads such a one on the host: an address on the GPU would end the process."""
+    text = "main (float[N, 3] x, int64[2] to) => (float[a, b] y) { y = Reshape(x, to) }"
+    made, _ = engine(text, backend=backend, weights={}, on_host=["to"])
+    with engine_runner(made) as infer:
+        for to in ([3, 4], [4, 3], [12, 1], [3, 4], [3, 4]):
+            x = rows(4)
+            found = infer({"x": x, "to": np.array(to, np.int64)})["y"]
+            np.testing.assert_array_equal(found, x.reshape(to))
 
 
 # weights
@@ -329,6 +359,9 @@ def test_an_engine_of_another_version_is_refused_before_it_is_loaded(engine, trt
 
 def test_without_cuda_core_the_extra_is_named(engine, monkeypatch):
     monkeypatch.setitem(sys.modules, "cuda.core", None)
+    reason = why_not_here(engine()[0])
+    assert isinstance(reason, MissingDependencyError)
+    assert (reason.package, reason.extra) == ("cuda-core", "rtx")
     with pytest.raises(MissingDependencyError, match=r"mlflow_e2eai\[rtx\]"):
         engine_runner(engine()[0]).__enter__()
 
