@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from mlflow_e2eai.artifacts import Axis as Axis
     from mlflow_e2eai.bisection import bisect as bisect
     from mlflow_e2eai.building import BuildSettings as BuildSettings
+    from mlflow_e2eai.engine import choose_buckets as choose_buckets
     from mlflow_e2eai.engine import compile as compile
     from mlflow_e2eai.exporter import export as export
     from mlflow_e2eai.flavor import load_model as load_model
@@ -35,6 +36,7 @@ _HOMES = {
     "Operator": "operators",
     "benchmark": "latency",
     "bisect": "bisection",
+    "choose_buckets": "engine",
     "clean": "surgery",
     "compare": "parity",
     "compile": "engine",

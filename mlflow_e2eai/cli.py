@@ -145,6 +145,9 @@ def parser() -> argparse.ArgumentParser:
     options.triton_options(
         verb("export-triton", _export_triton, "Write a model repository for Triton's server.")
     )
+    options.buckets_options(
+        verb("choose-buckets", _choose_buckets, "Choose buckets from sizes that were seen.")
+    )
     options.show_options(verb("show", _show, "Open a model's graph in Netron, until Ctrl-C."))
     return top
 
@@ -303,6 +306,13 @@ def _export_triton(arguments: argparse.Namespace) -> int:
         arguments.model, arguments.repository, name=name, replace=arguments.replace
     ):
         print(place)
+    return DONE
+
+
+def _choose_buckets(arguments: argparse.Namespace) -> int:
+    from mlflow_e2eai.engine import choose_buckets
+
+    print("+".join(map(str, choose_buckets(arguments.sizes, arguments.count))))
     return DONE
 
 

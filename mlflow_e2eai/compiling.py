@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from mlflow_e2eai.artifacts import (
@@ -17,7 +18,15 @@ from mlflow_e2eai.artifacts import (
 )
 from mlflow_e2eai.building import DEFAULT_BUILD, BuildSettings
 from mlflow_e2eai.bundle import Evidence
-from mlflow_e2eai.engine import compile, key_for, resolve, why_not_built
+from mlflow_e2eai.engine import (
+    compile,
+    key_for,
+    parse,
+    resolve,
+    timings_key,
+    why_not_built,
+    why_nowhere,
+)
 from mlflow_e2eai.libraries import named
 from mlflow_e2eai.progress import progress
 from mlflow_e2eai.recording import Recorder, Stage, Wanted
@@ -57,16 +66,33 @@ def compile_on(
         if (engine := stage.found(key, folder=out.with_suffix(".found"))) is not None:
             # By digest the same libraries; but these here the caller has allowed.
             return dataclasses.replace(engine, libraries=libraries)
-    engine = compile(
-        graph,
-        target,
-        out=out,
-        tf32=tf32,
-        plugin_libraries=plugin_libraries,
-        settings=build_settings,
-    )
+    with _timings(stage, target, build_settings, out.with_suffix(".timings")) as timings:
+        engine = compile(
+            graph,
+            target,
+            out=out,
+            tf32=tf32,
+            plugin_libraries=plugin_libraries,
+            settings=build_settings,
+            timing_cache=timings,
+        )
     stage.made(engine, example=example)
     return engine
+
+
+@contextmanager
+def _timings(
+    stage: Stage, target: Target, settings: BuildSettings, folder: Path
+) -> Iterator[Path | None]:
+    """A folder with the timings that a stage knows of, which gets what a build leaves there."""
+    key = timings_key(target, settings)
+    if key is None:
+        yield None
+        return
+    folder.mkdir()
+    stage.timings(key, folder=folder)
+    yield folder
+    stage.timed(key, folder=folder)
 
 
 def compile_all(
@@ -83,8 +109,6 @@ def compile_all(
 ) -> tuple[list[EngineArtifact], list[Evidence]]:
     """The engines, and evidence for those that TensorRT does not build, or others failed to."""
     engines, unbuilt = [], []
-    # Two texts may name one target, as `local` and `sm86` on a machine with such a GPU.
-    resolved = {resolve(text): text for text in targets}
     todo = {
         Wanted(
             graph=graph.sha256,
@@ -93,11 +117,11 @@ def compile_all(
             plugin_libraries=tuple(plugin_libraries),
             build_settings=build_settings,
             rebuild=rebuild,
-        ): (graph, target, why_not_built(graph, target, build_settings))
+        ): (graph, target, _why_not(graph, target, build_settings, recorder))
         for graph in graphs
         for precision in dict.fromkeys(precisions)
         if graph_precision(precision) == graph.precision
-        for target, text in resolved.items()
+        for text, target in _aims(targets, recorder).items()
     }
     others = recorder.elsewhere(
         [wanted for wanted, (_, _, reason) in todo.items() if reason is None], folder=work
@@ -110,7 +134,7 @@ def compile_all(
         name = f"compile {wanted.precision} {wanted.target}"
         with recorder.stage(name, inputs=[graph.sha256]) as stage:
             if made is not None:
-                variant = variant_name(str(target), wanted.precision)
+                variant = variant_name(str(target or wanted.target), wanted.precision)
                 said = Evidence(variant=variant, sha256=graph.sha256, measured=False, reason=made)
                 unbuilt.append(said)
                 stage.measured(said, {})
@@ -118,7 +142,7 @@ def compile_all(
             engine = compile_on(
                 stage,
                 graph,
-                target,
+                target or resolve(wanted.target),
                 out=work / f"{wanted.precision}-{wanted.target}.engine",
                 example=example,
                 tf32=wanted.precision == "tf32",
@@ -127,4 +151,26 @@ def compile_all(
                 rebuild=rebuild,
             )
         engines.append(engine)
-    return engines, unbuilt
+    # Elsewhere, too, two texts may name one target.
+    return list({engine.sha256: engine for engine in engines}.values()), unbuilt
+
+
+def _aims(texts: Sequence[str], recorder: Recorder) -> dict[str, Target | None]:
+    """What each text names; None for the GPU of another machine, which only that one knows."""
+    aims = {
+        (None if text == "local" else parse(text)) if recorder.away else resolve(text): text
+        for text in texts
+    }
+    # Two texts may name one target, as `local` and `sm86` on a machine with such a GPU.
+    return {text: target for target, text in aims.items()}
+
+
+def _why_not(
+    graph: OnnxArtifact, target: Target | None, settings: BuildSettings, recorder: Recorder
+) -> str | None:
+    """Why an engine is not even tried; None where it is."""
+    if target is None:
+        return None
+    if recorder.away:
+        return why_nowhere(graph, target)
+    return why_not_built(graph, target, settings)

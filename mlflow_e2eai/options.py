@@ -13,6 +13,7 @@ from mlflow_e2eai.texts import (
     dynamic_axes,
     executor,
     names,
+    seen,
     typed,
     whole,
     whole_or_auto,
@@ -171,6 +172,17 @@ def triton_options(one: argparse.ArgumentParser) -> None:
     one.add_argument("--name", default="none", help="how their names begin; or 'none', as it is")
     one.add_argument("--replace", action="store_true", help="replace models that are there")
     allow_option(one)
+
+
+def buckets_options(one: argparse.ArgumentParser) -> None:
+    """What was seen, and how many to choose."""
+    one.add_argument(
+        "sizes",
+        metavar="SIZES",
+        type=typed(seen),
+        help="sizes or size:times, comma between, as 1,8:120,32; or a JSON file of times by size",
+    )
+    one.add_argument("--count", required=True, type=typed(whole), help="how many, at most")
 
 
 def show_options(one: argparse.ArgumentParser) -> None:

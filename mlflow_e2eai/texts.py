@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlflow_e2eai.artifacts import PRECISIONS, Axis
@@ -185,6 +187,27 @@ def precisions(text: str) -> list[str]:
 def batch_sizes(text: str) -> list[int]:
     """Read batch sizes with commas between; none for ``none``."""
     return [whole(part) for part in _listed(text)]
+
+
+def seen(text: str) -> dict[int, int]:
+    """Read sizes that were seen, each as ``size`` or ``size:times``, or a JSON file of them.
+
+    Raises:
+        InvalidInputError: It is something else, or there is no such file.
+    """
+    try:
+        if text.endswith(".json"):
+            given = [*json.loads(Path(text).read_text(encoding="utf-8")).items()]
+        else:
+            parts = (part.partition(":") for part in text.split(","))
+            given = [(size, times or "1") for size, _, times in parts]
+        found: dict[int, int] = {}
+        for size, times in given:
+            found[int(size)] = found.get(int(size), 0) + int(times)
+    except (OSError, AttributeError, TypeError, ValueError) as error:
+        msg = f'{text} holds no sizes ({error}); write 1,8:120,32 or give a file as {{"8": 120}}'
+        raise InvalidInputError(msg) from error
+    return found
 
 
 def nodes(text: str) -> list[str]:

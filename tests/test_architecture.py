@@ -300,7 +300,7 @@ VERBS = {
 
 
 # What is for the machine of whoever calls it, so that a run of a project has no use for it.
-AT_THE_CONSOLE = {"export-triton", "show"}
+AT_THE_CONSOLE = {"choose-buckets", "export-triton", "show"}
 STEPS = VERBS.keys() - AT_THE_CONSOLE
 
 

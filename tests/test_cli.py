@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import mlflow
 import pytest
 from models import AXES, N, features, labelled, net
@@ -165,6 +167,25 @@ def test_build_settings_are_read_from_one_word_or_a_file(tmp_path):
     file = tmp_path / "build.yaml"
     file.write_text("optimization_level: 5\nrefit: yes\ntime_limit_s: 90.5\n")
     assert texts.build_settings(str(file)) == wanted
+
+
+def test_buckets_are_chosen_from_sizes_in_one_word_or_a_file(tmp_path, capsys):
+    assert texts.seen("1,8:120,1,32:5") == {1: 2, 8: 120, 32: 5}
+    file = tmp_path / "sizes.json"
+    file.write_text(json.dumps({1: 900, 7: 40, 8: 300, 30: 5, 32: 60}))
+    assert cli.main(["choose-buckets", str(file), "--count", "3"]) == cli.DONE
+    out, _ = said(capsys)
+    assert out == "1+8+32"
+    axes = texts.dynamic_axes(f"x:0=N:1:8:64@{out}")
+    assert axes["x"][0].buckets == (1, 8, 32)
+
+
+@pytest.mark.parametrize("text", ["", "one", "1:two", "missing.json", "1;2"])
+def test_what_holds_no_sizes_is_refused(text, capsys):
+    assert cli.main(["choose-buckets", text, "--count", "3"]) == cli.ERROR
+    _, err = said(capsys)
+    assert "holds no sizes" in err
+    assert len(err.splitlines()) == 1
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,17 @@
 """Optimisation profiles: what an engine is tuned for, and which of them a call takes."""
 
+from itertools import combinations
+from math import sqrt
+
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mlflow_e2eai import choose_buckets
 from mlflow_e2eai.artifacts import Axis, TensorSpec
 from mlflow_e2eai.engine.profiles import profile_of, profiles, sizes_of
+from mlflow_e2eai.errors import InvalidInputError
 
 N = Axis("N", min=1, opt=8, max=64, buckets=(1, 8, 32))
 T = Axis("T", min=16, opt=64, max=128)
@@ -71,3 +77,62 @@ def test_the_sizes_of_a_call_are_those_of_its_arrays():
     )
     arrays = {"x": np.zeros((5, 3, 7)), "y": np.zeros(2)}
     assert sizes_of(specs, arrays) == {"N": 5, "T": 7}
+
+
+# buckets that are chosen
+
+
+def spent(seen, buckets, cost):
+    """What calls cost that are filled up to the next bucket."""
+    return sum(
+        times * cost(min(bucket for bucket in buckets if bucket >= size))
+        for size, times in seen.items()
+    )
+
+
+COSTS = st.sampled_from([float, lambda size: 5.0 + size, lambda size: float(-(-size // 8)), sqrt])
+
+
+@given(
+    st.dictionaries(st.integers(1, 10), st.integers(1, 50), min_size=1, max_size=7),
+    st.integers(1, 4),
+    COSTS,
+)
+def test_no_other_buckets_would_cost_less(seen, count, cost):
+    chosen = choose_buckets(seen, count, cost=cost)
+    assert list(chosen) == sorted(set(chosen))
+    assert len(chosen) <= count
+    assert chosen[-1] == max(seen)
+    least = min(
+        spent(seen, (*others, max(seen)), cost)
+        for number in range(count)
+        for others in combinations(range(1, max(seen)), number)
+    )
+    assert spent(seen, chosen, cost) == pytest.approx(least)
+
+
+def test_buckets_are_where_the_calls_are_and_are_what_an_axis_takes():
+    seen = [1] * 900 + [7] * 40 + [8] * 300 + [30] * 5 + [32] * 60
+    assert choose_buckets(seen, 1) == (32,)
+    assert choose_buckets(seen, 2) == (8, 32)
+    assert choose_buckets(seen, 9) == (1, 7, 8, 30, 32)
+    assert choose_buckets({5: 1}, 3) == (5,)
+    assert Axis("N", min=1, opt=8, max=64, buckets=choose_buckets(seen, 3)) == N
+
+
+def test_what_a_size_costs_decides_which_buckets_are_worth_it():
+    seen = {1: 100, 8: 100, 9: 100}
+    assert choose_buckets(seen, 2) == (1, 9)
+    # Measured: up to 8 items take as long as one.
+    assert choose_buckets(seen, 2, cost=lambda size: 1.0 if size <= 8 else 2.0) == (8, 9)
+
+
+@pytest.mark.parametrize("seen", [[], {}, [0, 3], {4: 0}])
+def test_buckets_are_not_chosen_from_nothing(seen):
+    with pytest.raises(InvalidInputError, match="chosen from sizes that were seen, but"):
+        choose_buckets(seen, 2)
+
+
+def test_at_least_one_bucket_is_chosen():
+    with pytest.raises(InvalidInputError, match="count is 0, but at least one bucket is wanted"):
+        choose_buckets([1], 0)

@@ -16,6 +16,7 @@ from mlflow_e2eai.bundle import Manifest
 from mlflow_e2eai.errors import InvalidInputError
 from mlflow_e2eai.trees import Tree
 from mlflow_e2eai.variants.choosing import Choice
+from mlflow_e2eai.variants.counting import counted
 
 
 class Model:
@@ -24,6 +25,8 @@ class Model:
     Attributes:
         variant: What runs it, for example ``onnxruntime-cpu/fp32``.
         manifest: What the bundle holds.
+        sizes: How often it was called with each size, by the name of a dynamic axis: what
+            `mlflow_e2eai.choose_buckets` chooses from.
     """
 
     def __init__(
@@ -45,6 +48,7 @@ class Model:
         self._is_exact = exactly(manifest.inputs)
         is_plain = manifest.export is None or _is_plain(manifest.export.inputs)
         self._only = manifest.inputs[0].name if len(manifest.inputs) == 1 and is_plain else None
+        self._infer, self.sizes = counted(infer, manifest.inputs, manifest.axes)
 
     def __call__(self, inputs: Any = None, /, **named: Any) -> dict[str, Any]:
         """Run the model.
