@@ -28,6 +28,7 @@ DynamicShapesKernelSpecializationStrategy = tensorrt_rtx.DynamicShapesKernelSpec
 EngineInvalidityDiagnostics = tensorrt_rtx.EngineInvalidityDiagnostics
 ExecutionContextAllocationStrategy = tensorrt_rtx.ExecutionContextAllocationStrategy
 ComputeCapability = tensorrt_rtx.ComputeCapability
+LayerInformationFormat = tensorrt_rtx.LayerInformationFormat
 TensorLocation = tensorrt_rtx.TensorLocation
 
 CALLS = collections.Counter()
@@ -36,10 +37,10 @@ CALLS = collections.Counter()
 FAILURES = []
 """What callers did that TensorRT does not forgive, and what went wrong where nobody could hear."""
 
-REFUSED = EngineInvalidityDiagnostics.__members__
-SETTINGS = {"invalid": 0, "contexts": 1000, "skips": frozenset(), "slow_s": 0.0}
-"""``invalid``: why no engine loads, as bits. ``contexts``: how many there is memory for.
-``skips``: outputs that are not written. ``slow_s``: seconds that a call takes at least."""
+SETTINGS = {"layers": [], "invalid": 0, "contexts": 1000, "skips": frozenset(), "slow_s": 0.0}
+"""``layers``: what the inspector says of them. ``invalid``: why no engine loads, as bits.
+``contexts``: how many there is memory for. ``skips``: outputs that are not written. ``slow_s``:
+seconds that a call takes at least."""
 
 DRIVER = ctypes.CDLL("libcuda.so.1")
 DRIVER.simulated_limit.argtypes = (ctypes.c_size_t,)
@@ -150,6 +151,9 @@ class ICudaEngine:
     def get_device_memory_size_for_profile_v2(self, profile):
         return 1000 * (profile + 1)
 
+    def create_engine_inspector(self):
+        return EngineInspector()
+
     def create_runtime_config(self):
         return IRuntimeConfig()
 
@@ -159,6 +163,12 @@ class ICudaEngine:
         self.contexts += 1
         CALLS["create_execution_context"] += 1
         return IExecutionContext(self, config)
+
+
+class EngineInspector:
+    def get_engine_information(self, form):
+        assert form == LayerInformationFormat.JSON
+        return json.dumps({"Layers": SETTINGS["layers"]})
 
 
 class IExecutionContext:

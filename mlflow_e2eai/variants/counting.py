@@ -12,7 +12,11 @@ Sizes: TypeAlias = dict[str, dict[int, int]]
 
 
 def counted(
-    infer: Infer, inputs: Sequence[TensorSpec], axes: Sequence[Axis]
+    infer: Infer,
+    inputs: Sequence[TensorSpec],
+    axes: Sequence[Axis],
+    *,
+    into: Sizes | None = None,
 ) -> tuple[Infer, Sizes]:
     """Have the sizes of a callable's calls counted.
 
@@ -23,11 +27,12 @@ def counted(
         infer: The callable.
         inputs: Its inputs.
         axes: Its dynamic axes.
+        into: What was counted of another way to ask the same; by default nothing was.
 
     Returns:
         The callable to call instead, and the numbers, which grow as it is called.
     """
-    sizes: Sizes = {axis.name: {} for axis in axes}
+    sizes: Sizes = {axis.name: {} for axis in axes} if into is None else into
     # An axis has one size in all inputs: the first tells it.
     places = {
         size: (spec.name, at)

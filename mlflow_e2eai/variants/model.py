@@ -42,13 +42,15 @@ class Model:
         self.manifest = manifest
         self.variant = variant
         self._explain = explain
-        self._infer = infer
         self._on_device = on_device
         self._stack = stack
         self._is_exact = exactly(manifest.inputs)
         is_plain = manifest.export is None or _is_plain(manifest.export.inputs)
         self._only = manifest.inputs[0].name if len(manifest.inputs) == 1 and is_plain else None
         self._infer, self.sizes = counted(infer, manifest.inputs, manifest.axes)
+        if on_device is not None:
+            asked = counted(on_device, manifest.inputs, manifest.axes, into=self.sizes)
+            self._on_device, _ = asked
 
     def __call__(self, inputs: Any = None, /, **named: Any) -> dict[str, Any]:
         """Run the model.

@@ -43,6 +43,7 @@ def test_tensors_on_the_gpu_are_answered_there(directory, engine, calls):
         answer = model(tensor)
         assert calls("cuMemcpyAsync") - before == 1  # by the one who made it
         assert_right({name: on_host(each) for name, each in answer.items()}, rows(3))
+        assert model.sizes == {"N": {3: 1}}
 
 
 @pytest.mark.parametrize(

@@ -350,6 +350,30 @@ def test_tensorrts_own_reasons_become_one_sentence(reason, advice, engine, trt):
         engine_runner(engine()[0]).__enter__()
 
 
+HALF, FLOAT = (
+    {"LayerType": "gemm", "Outputs": [{"Name": "y", "Format/Datatype": said}]}
+    for said in ("Half", "Float")
+)
+
+
+@pytest.mark.parametrize("layers", [[HALF], [FLOAT, HALF], ["only its name"]])
+def test_an_engine_that_computes_in_its_precision_or_does_not_tell_is_taken(
+    layers, engine, trt, ask
+):
+    trt.SETTINGS["layers"] = layers
+    with engine_runner(dataclasses.replace(engine()[0], precision="fp16")) as infer:
+        ask(infer, 2)
+
+
+def test_an_engine_that_says_a_precision_and_computes_in_another_is_refused(engine, trt):
+    trt.SETTINGS["layers"] = [FLOAT]
+    made = dataclasses.replace(engine()[0], precision="fp16")
+    with pytest.raises(
+        RunnerError, match=r"says fp16, but none of .* computes in it, but in Float"
+    ):
+        engine_runner(made).__enter__()
+
+
 def test_an_engine_of_another_version_is_refused_before_it_is_loaded(engine, trt):
     made = dataclasses.replace(engine()[0], backend_version="1.5.0")
     with pytest.raises(EngineMismatchError, match=r"TensorRT-RTX 1\.5\.0"):
