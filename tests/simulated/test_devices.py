@@ -198,6 +198,16 @@ def test_torch_tensors_are_answered_in_the_order_of_pytorchs_stream(backend, eng
             assert_right(found, rows(count))
 
 
+def test_an_array_beside_a_torch_tensor_is_read_before_the_next_takes_its_place(engine, torch):
+    text = "main (float[N, 3] a, float[N, 3] b) => (float[N, 3] c) { c = Add(a, b) }"
+    with engine_runner(engine(text, weights={})[0]) as infer:
+        asked = [rows(3), -rows(3), 2 * rows(3)]
+        answers = [infer.on_device({"a": a, "b": given(torch, 3)})["c"] for a in asked]
+        torch.current.sync()
+        for a, answer in zip(asked, answers, strict=True):
+            np.testing.assert_allclose(on_host(answer), a + rows(3), rtol=1e-6)
+
+
 def test_calls_on_one_context_come_after_each_other_though_nobody_waits(engine, torch):
     with engine_runner(engine()[0]) as infer:
         asked = [3, 5, 3, 7, 3]
