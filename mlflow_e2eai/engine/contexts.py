@@ -178,9 +178,7 @@ class Context:
             raise RunnerError(msg)
 
     def sized(self) -> dict[str, View]:
-        """The outputs whose shape depends on the data, which is known once the GPU is done."""
-        if self._unsized:
-            self.wait()
+        """The outputs whose shape depends on the data, which TensorRT told while it was asked."""
         return {name: self._places[name].view(found.shape) for name, found in self._unsized.items()}
 
     @property
