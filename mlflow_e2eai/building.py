@@ -28,8 +28,8 @@ class BuildSettings:
             build shorter; an engine that was built without is not another one.
         refit: Whether the engine's weights can be replaced; it cannot fuse what depends on them.
         strip_weights: Whether the weights are left out of the engine, to be given back from the
-            same graph by TensorRT's refitter before it runs; this package does not run it. Like
-            `refit` it needs a GPU where it is built, with TensorRT-RTX too.
+            same graph by TensorRT's refitter when it is loaded. Like `refit` it needs a GPU where
+            it is built, with TensorRT-RTX too.
 
     Raises:
         InvalidInputError: A value is of another type, or out of its range.

@@ -95,7 +95,7 @@ def graph_of(engine: EngineArtifact, graphs: Sequence[OnnxArtifact]) -> OnnxArti
 
 @contextmanager
 def engine_runner(
-    engine: EngineArtifact, *, graphs: Sequence[OnnxArtifact] = (), poisoned: bool = True
+    engine: EngineArtifact, *, graphs: Sequence[OnnxArtifact] = (), serving: bool = False
 ) -> Iterator[EngineRunner]:
     """Run an engine on this machine's GPU.
 
@@ -103,8 +103,9 @@ def engine_runner(
         engine: The engine; its digest is checked before it is loaded, as it is native code.
         graphs: Graphs that are at hand: an engine that was stripped of its weights gets them from
             its own.
-        poisoned: Fill output buffers with NaN before every call, so that an output that the engine
-            did not write is seen.
+        serving: Whether it answers callers. Otherwise it is judged: output buffers are filled with
+            NaN before every call, so that an output that the engine did not write is seen, and it
+            starts as on a machine that never ran it, with no kernels that were kept.
 
     Yields:
         The engine as a callable on named arrays, for any number of threads, which returns when its
@@ -124,7 +125,7 @@ def engine_runner(
     with opened(engine, graph_of(engine, graphs)) as found:
         device = Device(0)  # the first that the driver shows, as for all that is asked of it here
         device.set_current()
-        runner = EngineRunner(engine, found, device, poisoned=poisoned)
+        runner = EngineRunner(engine, found, device, serving=serving)
         try:
             yield runner
         finally:
@@ -135,10 +136,10 @@ class EngineRunner:
     """An engine as a callable: arrays in, arrays out, from any number of threads."""
 
     def __init__(
-        self, engine: EngineArtifact, opened: Opened, device: Device, *, poisoned: bool
+        self, engine: EngineArtifact, opened: Opened, device: Device, *, serving: bool
     ) -> None:
         self._engine, self._opened, self._device = engine, opened, device
-        self._poisoned = poisoned
+        self._serving = serving
         self._names = [spec.name for spec in engine.inputs]
         self._profiles: dict[tuple[Shape, ...], int] = {}
         self._config, self._kernels = self._configured()
@@ -163,6 +164,8 @@ class EngineRunner:
         runtime_config.dynamic_shapes_kernel_specialization_strategy = (
             trt.DynamicShapesKernelSpecializationStrategy.EAGER
         )
+        if not self._serving:
+            return runtime_config, None
         capability = backends.local_compute_capability() or ""
         return runtime_config, Kernels(runtime_config, kept_at(self._engine, capability))
 
@@ -179,7 +182,7 @@ class EngineRunner:
             trt=self._opened.trt,
             device=self._device,
             replays=self._opened.backend.graph_capture is None,
-            poisoned=self._poisoned,
+            poisoned=not self._serving,
         )
 
     def __call__(self, tensors: Tensors) -> Tensors:

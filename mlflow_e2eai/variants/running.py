@@ -60,14 +60,14 @@ def runner(
         graphs: Graphs that it may run.
         engines: Engines that it may run.
         serving: Whether it answers callers and is not judged: then idle workers of ONNX Runtime
-            may spin (see `onnxruntime_runner`), and an engine's outputs are not poisoned.
+            may spin (see `onnxruntime_runner`), and for an engine see `engine_runner`.
 
     Raises:
         InvalidInputError: None of the graphs and engines is that variant.
     """
     artifact = artifact_of(variant, graphs, engines)
     if isinstance(artifact, EngineArtifact):
-        return engine_runner(artifact, graphs=graphs, poisoned=not serving)
+        return engine_runner(artifact, graphs=graphs, serving=serving)
     device = "cpu" if graph_variant(artifact, "cpu") == variant else "cuda"
     return _verified(artifact, device, spinning=serving)
 

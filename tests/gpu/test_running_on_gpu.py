@@ -84,7 +84,7 @@ def test_an_engine_runs_without_pytorch(engine, reference, tmp_path):
 
 def test_sixteen_threads_at_buckets_and_between_them_get_the_answers_that_one_gets(engine):
     sizes = (1, 2, 8, 20, 32, 64)
-    with engine_runner(engine, poisoned=False) as infer:
+    with engine_runner(engine, serving=True) as infer:
         alone = {size: infer(images(size))["output"] for size in sizes}
 
         def ask(at):
@@ -105,7 +105,7 @@ def test_many_answers_from_several_threads_are_right(engine, reference):
 def test_cuda_tensors_are_answered_in_the_order_of_the_stream_that_is_current(engine, reference):
     """The input is what long work in a stream of its own comes to, and nobody waits for it."""
     wanted = reference(images(8))["output"]
-    with engine_runner(engine, poisoned=False) as infer:
+    with engine_runner(engine, serving=True) as infer:
         infer.on_device({"image": torch.zeros(8, 3, 32, 32, device="cuda")})
         large = torch.randn(4096, 4096, device="cuda")
         image = torch.from_numpy(images(8)["image"]).cuda()
@@ -124,7 +124,7 @@ def test_cuda_tensors_are_answered_in_the_order_of_the_stream_that_is_current(en
 
 
 def test_answers_on_the_gpu_are_the_callers_to_keep(engine, reference):
-    with engine_runner(engine, poisoned=False) as infer:
+    with engine_runner(engine, serving=True) as infer:
         asked = [images(8)["image"] * factor for factor in (1, -1, 0.5, 2)]
         answers = [infer.on_device({"image": torch.from_numpy(x).cuda()})["output"] for x in asked]
         torch.cuda.synchronize()
@@ -148,7 +148,7 @@ def test_what_speaks_dlpack_on_the_gpu_is_answered_there(engine, reference):
             return self.tensor.__dlpack__(**named)
 
     given = Plain(torch.from_numpy(images(8)["image"]).cuda())
-    with engine_runner(engine, poisoned=False) as infer:
+    with engine_runner(engine, serving=True) as infer:
         answer = infer.on_device({"image": given})["output"]
         assert isinstance(answer, StridedMemoryView)
         found = torch.from_dlpack(answer).cpu().numpy()
@@ -169,7 +169,7 @@ def test_a_cuda_tensor_that_does_not_fit_is_refused(engine):
 
 def test_the_second_start_is_not_slower_and_finds_the_kernels_of_the_first(engine, tmp_path):
     def first_call_s():
-        with engine_runner(engine, poisoned=False) as infer:
+        with engine_runner(engine, serving=True) as infer:
             began = time.perf_counter()
             infer(images(20))  # between buckets: kernels for its shape are compiled
             return time.perf_counter() - began

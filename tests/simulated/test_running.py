@@ -67,13 +67,13 @@ def test_memory_goes_back_when_the_engine_is_closed(engine, trt, ask):
     assert trt.DRIVER.simulated_used() == before
 
 
-@pytest.mark.parametrize("poisoned", [True, False])
-def test_an_output_that_the_engine_leaves_is_seen_where_it_is_judged(poisoned, engine, trt, ask):
-    with engine_runner(engine()[0], poisoned=poisoned) as infer:
+@pytest.mark.parametrize("serving", [True, False])
+def test_an_output_that_the_engine_leaves_is_seen_where_it_is_judged(serving, engine, trt, ask):
+    with engine_runner(engine()[0], serving=serving) as infer:
         ask(infer, 2)
         trt.SETTINGS["skips"] = {"y"}
         answer = infer({"x": rows(2)})
-    assert np.isnan(answer["y"]).all() == poisoned
+    assert np.isnan(answer["y"]).all() == (not serving)
     assert not np.isnan(answer["z"]).any()
 
 
@@ -194,7 +194,7 @@ def kept(tmp_path):
 
 def test_what_was_compiled_is_there_at_the_second_start(engine, ask, tmp_path):
     made, _ = engine()
-    with engine_runner(made) as infer:
+    with engine_runner(made, serving=True) as infer:
         ask(infer, 3)
         (file,) = kept(tmp_path)  # written by then: a process that is killed closes nothing
         ask(infer, 4)
@@ -202,7 +202,7 @@ def test_what_was_compiled_is_there_at_the_second_start(engine, ask, tmp_path):
     assert file.name == f"{made.sha256}-sm89-tensorrt_rtx-{made.backend_version}"
     assert "(3, 3)" in first
     assert "(4, 3)" in first
-    with engine_runner(made) as infer:
+    with engine_runner(made, serving=True) as infer:
         ask(infer, 5)
     assert set(re.findall(r"\((\d+), 3\)", file.read_text())) == {"3", "4", "5"}
     assert kept(tmp_path) == [file]
@@ -210,12 +210,12 @@ def test_what_was_compiled_is_there_at_the_second_start(engine, ask, tmp_path):
 
 def test_a_broken_cache_is_ignored_and_written_anew(engine, ask, tmp_path):
     made, _ = engine()
-    with engine_runner(made) as infer:
+    with engine_runner(made, serving=True) as infer:
         ask(infer, 3)
     (file,) = kept(tmp_path)
     good = file.read_bytes()
     file.write_bytes(good[:-5])
-    with engine_runner(made) as infer:
+    with engine_runner(made, serving=True) as infer:
         ask(infer, 3)
     assert file.read_bytes() == good
 
@@ -224,16 +224,16 @@ def test_a_cache_that_others_could_have_written_is_not_read(
     engine, ask, tmp_path, monkeypatch, trt
 ):
     made, _ = engine()
-    with engine_runner(made) as infer:
+    with engine_runner(made, serving=True) as infer:
         ask(infer, 3)
     (file,) = kept(tmp_path)
     read = []
     monkeypatch.setattr(trt.IRuntimeCache, "deserialize", lambda _, content: read.append(content))
-    with engine_runner(made) as infer:
+    with engine_runner(made, serving=True) as infer:
         ask(infer, 3)
     assert len(read) == 1
     file.chmod(0o666)
-    with engine_runner(made) as infer:
+    with engine_runner(made, serving=True) as infer:
         ask(infer, 3)
     assert len(read) == 1
 
@@ -241,8 +241,14 @@ def test_a_cache_that_others_could_have_written_is_not_read(
 def test_a_cache_that_cannot_be_written_stops_nobody(engine, ask, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with engine_runner(engine()[0], serving=True) as infer:
+        ask(infer, 3)
+
+
+def test_what_is_judged_starts_cold(engine, ask, tmp_path):
     with engine_runner(engine()[0]) as infer:
         ask(infer, 3)
+    assert kept(tmp_path) == []
 
 
 # outputs whose shape depends on the data
