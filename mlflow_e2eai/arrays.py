@@ -17,6 +17,9 @@ from mlflow_e2eai.files import written
 if TYPE_CHECKING:
     import pandas as pd
 
+_ON_GPU = (2, 13)
+"""kDLCUDA and kDLCUDAManaged of DLPack's DLDeviceType, see dlpack.h."""
+
 
 def corners(axes: tuple[Axis, ...]) -> dict[str, dict[str, int]]:
     """The corners of a profile: each axis at min, all at opt, each at max, and each at its buckets.
@@ -117,10 +120,7 @@ def feed(tensors: Tensors, specs: Sequence[TensorSpec]) -> dict[str, Array]:
     Raises:
         InvalidInputError: A name is missing or strange, or a dtype or rank does not fit.
     """
-    names = [spec.name for spec in specs]
-    if set(tensors) != set(names):
-        msg = f"The inputs are named {sorted(tensors)}, but the model wants {names}; rename them."
-        raise InvalidInputError(msg)
+    check_names(tensors, specs)
     return {spec.name: _fit(np.asarray(tensors[spec.name]), spec) for spec in specs}
 
 
@@ -161,17 +161,46 @@ def exactly(specs: Sequence[TensorSpec]) -> Callable[[Mapping[str, Any]], bool]:
     return test
 
 
-def _fit(array: Array, spec: TensorSpec) -> Array:
+def check_names(tensors: Mapping[str, Any], specs: Sequence[TensorSpec]) -> None:
+    """Refuse inputs that are not named as a model's.
+
+    Raises:
+        InvalidInputError: A name is missing or strange.
+    """
+    names = [spec.name for spec in specs]
+    if set(tensors) != set(names):
+        msg = f"The inputs are named {sorted(tensors)}, but the model wants {names}; rename them."
+        raise InvalidInputError(msg)
+
+
+def check_shape(shape: Sequence[int], spec: TensorSpec) -> None:
+    """Refuse an input whose rank or fixed sizes are not a model's.
+
+    Raises:
+        InvalidInputError: It is so.
+    """
     fixed = [size if isinstance(size, int) else None for size in spec.shape]
-    fits = array.ndim == len(fixed) and all(
-        want in (None, have) for want, have in zip(fixed, array.shape, strict=True)
+    fits = len(shape) == len(fixed) and all(
+        want in (None, have) for want, have in zip(fixed, shape, strict=True)
     )
     if not fits:
         msg = (
-            f"Input {spec.name!r} has shape {list(array.shape)}, but {list(spec.shape)} is wanted; "
+            f"Input {spec.name!r} has shape {list(shape)}, but {list(spec.shape)} is wanted; "
             f"reshape it."
         )
         raise InvalidInputError(msg)
+
+
+def is_on_gpu(value: Any) -> bool:
+    """Whether a value says that it lies in the memory of an NVIDIA GPU."""
+    if (is_cuda := getattr(value, "is_cuda", None)) is not None:
+        return bool(is_cuda)  # PyTorch's, which is quicker
+    device = getattr(value, "__dlpack_device__", None)
+    return device is not None and device()[0] in _ON_GPU
+
+
+def _fit(array: Array, spec: TensorSpec) -> Array:
+    check_shape(array.shape, spec)
     wanted = np.dtype(spec.dtype)
     if array.dtype == wanted:
         return np.asarray(array, order="C")

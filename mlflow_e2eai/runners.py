@@ -19,6 +19,7 @@ from mlflow_e2eai.context import has_gpu
 from mlflow_e2eai.errors import RunnerError
 from mlflow_e2eai.libraries import loadable
 from mlflow_e2eai.modules import device_of, evaluation_mode
+from mlflow_e2eai.sessions import GpuSession
 from mlflow_e2eai.weights import lie_beside
 
 if TYPE_CHECKING:
@@ -74,7 +75,8 @@ def onnxruntime_runner(
             process loads, if they are allowed and as they were recorded.
 
     Yields:
-        The model as a callable on named arrays of the graph's dtypes and shapes.
+        The model as a callable on named arrays of the graph's dtypes and shapes; on a GPU, a
+        `GpuSession`.
 
     Raises:
         RunnerError: ONNX Runtime cannot load the file or a library, or cannot use the device; or
@@ -127,7 +129,7 @@ def onnxruntime_runner(
             msg = f"ONNX Runtime cannot run {path.name} on these inputs: {_first_line(error)}"
             raise RunnerError(msg) from error
 
-    yield infer
+    yield infer if device == "cpu" else GpuSession(session, infer, own)
 
 
 @contextmanager

@@ -200,7 +200,7 @@ int cuStreamSynchronize(void *handle) {
     drain(stream, stream->queued);
     return OK;
 }
-int cuStreamDestroy(void *handle) { return cuStreamSynchronize(handle); }
+int cuStreamDestroy(Stream *stream) { drain(stream, stream->queued); return OK; }
 int cuStreamQuery(void *handle) {
     return stream_of(handle)->done == stream_of(handle)->queued ? OK : NOT_READY;
 }

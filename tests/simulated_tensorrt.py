@@ -28,6 +28,7 @@ DynamicShapesKernelSpecializationStrategy = tensorrt_rtx.DynamicShapesKernelSpec
 EngineInvalidityDiagnostics = tensorrt_rtx.EngineInvalidityDiagnostics
 ExecutionContextAllocationStrategy = tensorrt_rtx.ExecutionContextAllocationStrategy
 ComputeCapability = tensorrt_rtx.ComputeCapability
+LayerInformationFormat = tensorrt_rtx.LayerInformationFormat
 TensorLocation = tensorrt_rtx.TensorLocation
 
 CALLS = collections.Counter()
@@ -36,10 +37,10 @@ CALLS = collections.Counter()
 FAILURES = []
 """What callers did that TensorRT does not forgive, and what went wrong where nobody could hear."""
 
-REFUSED = EngineInvalidityDiagnostics.__members__
-SETTINGS = {"invalid": 0, "contexts": 1000, "skips": frozenset(), "slow_s": 0.0}
-"""``invalid``: why no engine loads, as bits. ``contexts``: how many there is memory for.
-``skips``: outputs that are not written. ``slow_s``: seconds that a call takes at least."""
+SETTINGS = {"layers": [], "invalid": 0, "contexts": 1000, "skips": frozenset(), "slow_s": 0.0}
+"""``layers``: what the inspector says of them. ``invalid``: why no engine loads, as bits.
+``contexts``: how many there is memory for. ``skips``: outputs that are not written. ``slow_s``:
+seconds that a call takes at least."""
 
 DRIVER = ctypes.CDLL("libcuda.so.1")
 DRIVER.simulated_limit.argtypes = (ctypes.c_size_t,)
@@ -48,7 +49,7 @@ HOST_FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 _KEPT = []  # callbacks must outlive the graphs that they were captured in
 
 
-def plan(model, profiles, *, stripped=False, bytes_for_profile=1000):
+def plan(model, profiles, *, stripped=False, on_host=()):
     """A plan of the simulation's own: a model, and min, opt and max by axis for each profile."""
     inside = io.BytesIO()
     weights = {w.name: onnx.numpy_helper.to_array(w) for w in model.graph.initializer}
@@ -62,7 +63,7 @@ def plan(model, profiles, *, stripped=False, bytes_for_profile=1000):
     facts = {
         "profiles": profiles,
         "missing": sorted(weights) if stripped else [],
-        "bytes": bytes_for_profile,
+        "on_host": list(on_host),
     }
     with zipfile.ZipFile(inside, "w") as archive:
         archive.writestr("model.onnx", model.SerializeToString())
@@ -119,7 +120,7 @@ class IRuntimeConfig:
 class ICudaEngine:
     def __init__(self, model, facts):
         self.model, self.profiles, self.missing = model, facts["profiles"], set(facts["missing"])
-        self.bytes = facts["bytes"]
+        self.on_host = facts["on_host"]
         self.inputs = {v.name: self._dims(v) for v in model.graph.input}
         self.outputs = {v.name: self._dims(v) for v in model.graph.output}
         self.names = [*self.inputs, *self.outputs]
@@ -144,8 +145,14 @@ class ICudaEngine:
     def get_tensor_name(self, at):
         return self.names[at]
 
+    def get_tensor_location(self, name):
+        return TensorLocation.HOST if name in self.on_host else TensorLocation.DEVICE
+
     def get_device_memory_size_for_profile_v2(self, profile):
-        return self.bytes * (profile + 1)
+        return 1000 * (profile + 1)
+
+    def create_engine_inspector(self):
+        return EngineInspector()
 
     def create_runtime_config(self):
         return IRuntimeConfig()
@@ -156,6 +163,12 @@ class ICudaEngine:
         self.contexts += 1
         CALLS["create_execution_context"] += 1
         return IExecutionContext(self, config)
+
+
+class EngineInspector:
+    def get_engine_information(self, form):
+        assert form == LayerInformationFormat.JSON
+        return json.dumps({"Layers": SETTINGS["layers"]})
 
 
 class IExecutionContext:
@@ -205,8 +218,8 @@ class IExecutionContext:
         )
 
     def set_tensor_address(self, name, address):
-        if DRIVER.simulated_kind(address) != 2:
-            FAILURES.append(f"{name} is not on the GPU")
+        if DRIVER.simulated_kind(address) != (1 if name in self.engine.on_host else 2):
+            FAILURES.append(f"{name} is not where it is to be")
         self.addresses[name] = address
         return True
 

@@ -32,7 +32,7 @@ LAYERS = (
     {"artifacts", "context", "factories", "files", "garbage", "keywords", "progress", "trees"},
     {"libraries", "weights"},
     {"arrays", "graphs", "modules", "origins"},
-    {"calling", "rounding", "scripting"},
+    {"calling", "rounding", "scripting", "sessions"},
     {"runners", "parity", "latency", "gates", "samples"},
     {"isolation", "operators"},
     {"rungs", "verification"},

@@ -248,6 +248,7 @@ COLD_STARTS = values_of(
     peak_memory_bytes=COUNTS,
     peak_memory_growth_bytes=COUNTS,
     device_memory_bytes=st.none() | COUNTS,
+    profile_memory_bytes=few(COUNTS),
 )
 VERDICTS = values_of(
     Verdict, metric=TEXT, found=st.none() | FLOATS, wanted=TEXT, passed=st.booleans()

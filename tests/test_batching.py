@@ -2,9 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -14,9 +12,9 @@ from hypothesis import strategies as st
 from test_bundle import ENGINE32, TIMES, X, engine, fitting, graph, manifest
 
 from mlflow_e2eai import bundle
-from mlflow_e2eai.artifacts import Axis, Infer, Tensors, TensorSpec
+from mlflow_e2eai.artifacts import Axis, TensorSpec
 from mlflow_e2eai.errors import InvalidInputError
-from mlflow_e2eai.variants import choosing, load, running
+from mlflow_e2eai.variants import choosing, load
 from mlflow_e2eai.variants.batching import batch_axis, pieces, within
 
 ITEMS = Axis("N", min=2, opt=4, max=6, multiple=2)
@@ -187,32 +185,6 @@ def test_what_lies_on_a_device_that_numpy_cannot_read_is_refused(directory):
 
 
 # Many callers
-
-
-def test_callers_of_an_engine_wait_for_each_other(directory, monkeypatch):
-    """Its runner is for one thread at a time, as a TensorRT execution context is."""
-    fitting(monkeypatch)
-    held = {}
-
-    @contextmanager
-    def runner(_: object) -> Iterator[Infer]:
-        def answer(tensors: Tensors) -> Tensors:
-            held["x"] = tensors["x"]
-            time.sleep(0.001)
-            return {"y": 100 * held["x"]}
-
-        yield answer
-
-    monkeypatch.setattr(running, "engine_runner", runner)
-    model = load(directory, split=True)
-    asked = [np.full((size, 3), size, np.float32) for size in range(1, 10)]
-
-    def call(at: int) -> bool:
-        x = asked[at % len(asked)]
-        return np.array_equal(model(x)["y"], 100 * x)
-
-    with ThreadPoolExecutor(16) as threads:
-        assert all(threads.map(call, range(200)))
 
 
 LAYERS = """

@@ -488,12 +488,12 @@ def fitting(monkeypatch, precisions: Sequence[str] = ("fp32", "fp16")) -> None:
     """Make engines of these precisions run here: they multiply by a hundred."""
 
     @contextmanager
-    def runner(_: EngineArtifact) -> Iterator[Infer]:
+    def runner(_: EngineArtifact, **__: object) -> Iterator[Infer]:
         yield lambda tensors: {"y": 100 * tensors["x"]}
 
     mismatch = EngineMismatchError(wanted="a GPU of sm00", found="no GPU")
     monkeypatch.setattr(
-        choosing, "why_not_here", lambda e: None if e.precision in precisions else mismatch
+        choosing, "why_not_here", lambda e, _: None if e.precision in precisions else mismatch
     )
     monkeypatch.setattr(running, "engine_runner", runner)
 
@@ -581,7 +581,7 @@ def test_an_engine_that_is_named_and_does_not_fit_is_an_error(make):
 def test_an_engine_that_breaks_down_is_announced_once_and_passed_over(make, monkeypatch):
     fitting(monkeypatch)
 
-    def broken(_: EngineArtifact) -> None:
+    def broken(_: EngineArtifact, **__: object) -> None:
         msg = "TensorRT cannot load it"
         raise RunnerError(msg)
 

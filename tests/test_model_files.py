@@ -113,7 +113,7 @@ def fits(monkeypatch, gpu: str) -> None:
     """Make the engines for one GPU run here: they multiply by a hundred."""
 
     @contextmanager
-    def runner(artifact) -> Iterator[Infer]:
+    def runner(artifact, **_) -> Iterator[Infer]:
         assert sha256_of(artifact.path) == artifact.sha256
         yield lambda tensors: {"y": 100 * tensors["x"]}
 
@@ -121,7 +121,7 @@ def fits(monkeypatch, gpu: str) -> None:
     monkeypatch.setattr(
         choosing,
         "why_not_here",
-        lambda e: None if e.target.compute_capability == gpu else real(e),
+        lambda e, _: None if e.target.compute_capability == gpu else real(e),
     )
     monkeypatch.setattr(running, "engine_runner", runner)
 

@@ -305,6 +305,19 @@ def test_cold_start_and_load_have_their_numbers():
     assert "1 caller 2 callers 4 callers 8 callers" in text
 
 
+def test_an_engine_tells_what_each_profile_takes_of_the_gpu():
+    def told(entry):
+        if entry.variant != ENGINE:
+            return entry
+        sizes = (273_000_000, 44_000_000)
+        cold_start = dataclasses.replace(entry.cold_start, profile_memory_bytes=sizes)
+        return dataclasses.replace(entry, cold_start=cold_start)
+
+    text = section(dataclasses.replace(shown(), evidence=tuple(map(told, evidence()))), "Serving")
+
+    assert "1.25 GB 273 MB, 44 MB" in text
+
+
 def test_without_cold_start_and_load_there_is_no_such_section():
     entries = tuple(dataclasses.replace(entry, cold_start=None, loads=None) for entry in evidence())
 

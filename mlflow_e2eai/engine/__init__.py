@@ -4,7 +4,7 @@ from mlflow_e2eai.engine.buckets import choose_buckets
 from mlflow_e2eai.engine.build import compile
 from mlflow_e2eai.engine.keys import key_for, key_of
 from mlflow_e2eai.engine.limits import check_anywhere, check_here, why_not_built, why_nowhere
-from mlflow_e2eai.engine.run import engine_runner, why_not_here
+from mlflow_e2eai.engine.run import engine_runner, graph_of, why_not_here
 from mlflow_e2eai.engine.targets import TARGETS, covers, parse, resolve
 from mlflow_e2eai.engine.timings import SUFFIX as TIMINGS_SUFFIX
 from mlflow_e2eai.engine.timings import timings_key
@@ -18,6 +18,7 @@ __all__ = [
     "compile",
     "covers",
     "engine_runner",
+    "graph_of",
     "key_for",
     "key_of",
     "parse",

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mlflow_e2eai.arrays import is_on_gpu
 from mlflow_e2eai.artifacts import Array, EngineArtifact, Tensors
 from mlflow_e2eai.engine.memory import Place, View
 from mlflow_e2eai.engine.replaying import Replays
 from mlflow_e2eai.engine.unsized import allocator
-from mlflow_e2eai.errors import RunnerError
+from mlflow_e2eai.errors import InvalidInputError, RunnerError
 
 if TYPE_CHECKING:
     from cuda.core import Device, Event, Stream
@@ -63,7 +64,13 @@ class Context:
             if "?" in spec.shape:
                 self._unsized[spec.name] = allocator(trt, self._places[spec.name])
                 execution.set_output_allocator(spec.name, self._unsized[spec.name])
-        in_graphs = replays and not self._unsized
+        # What decides shapes is read by the host, and is part of what a graph would hold.
+        self._on_host = {
+            spec.name
+            for spec in engine.inputs
+            if execution.engine.get_tensor_location(spec.name) == trt.TensorLocation.HOST
+        }
+        in_graphs = replays and not self._unsized and not self._on_host
         self._replays = Replays(self.stream, engine.path.name) if in_graphs else None
         self._addresses: dict[str, int] = {}
         self._shapes: tuple[Shape, ...] | None = None
@@ -81,7 +88,7 @@ class Context:
             events: None, or two that tell the time.
         """
         self.device.set_current()
-        self.take(shapes)
+        self.take(shapes, tensors)
         for spec, shape in zip(self._engine.inputs, shapes, strict=True):
             self.bring(spec.name, tensors[spec.name], shape)
         views = self.make_room()
@@ -92,15 +99,23 @@ class Context:
         self.wait()
         return {spec.name: views[spec.name].array.copy() for spec in self._engine.outputs}
 
-    def take(self, shapes: tuple[Shape, ...]) -> None:
-        """Set the shapes of a call's inputs, which give those of its outputs.
+    def take(self, shapes: tuple[Shape, ...], tensors: Mapping[str, Any]) -> None:
+        """Set the shapes of a call's inputs, and the values of those that decide shapes.
 
         Raises:
+            InvalidInputError: A value that decides shapes is on the GPU.
             RunnerError: The profile does not cover them.
         """
-        if shapes == self._shapes:
+        if shapes == self._shapes and not self._on_host:
             return
         self._shapes = None
+        for name in self._on_host:
+            if is_on_gpu(tensors[name]):
+                msg = f"Input {name!r} decides shapes, which the host reads; give an array."
+                raise InvalidInputError(msg)
+            view = self._places[name].view(tensors[name].shape)
+            np.copyto(view.array, tensors[name])
+            self.lies_at(name, int(view.pinned.handle))
         for spec, shape in zip(self._engine.inputs, shapes, strict=True):
             if not self._execution.set_input_shape(spec.name, shape):
                 axes = ", ".join(f"{a.name} from {a.min} to {a.max}" for a in self._engine.axes)
@@ -120,7 +135,9 @@ class Context:
         self._shapes = shapes
 
     def bring(self, name: str, array: Array, shape: Shape) -> None:
-        """Copy an input to the GPU."""
+        """Copy an input to the GPU, unless it is for the host."""
+        if name in self._on_host:
+            return
         if self._in_flight:  # a call before may still read the pinned memory
             self.wait()
         view = self._places[name].view(shape)
@@ -161,9 +178,7 @@ class Context:
             raise RunnerError(msg)
 
     def sized(self) -> dict[str, View]:
-        """The outputs whose shape depends on the data, which is known once the GPU is done."""
-        if self._unsized:
-            self.wait()
+        """The outputs whose shape depends on the data, which TensorRT told while it was asked."""
         return {name: self._places[name].view(found.shape) for name, found in self._unsized.items()}
 
     @property

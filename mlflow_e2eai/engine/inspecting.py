@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mlflow_e2eai.artifacts import OnnxArtifact, Precision, Target
+from mlflow_e2eai.artifacts import EngineArtifact, OnnxArtifact, Precision, Target
 from mlflow_e2eai.engine import backends
 from mlflow_e2eai.engine.profiles import profiles, shape_at
 from mlflow_e2eai.engine.targets import covers
@@ -96,12 +96,12 @@ def _is_fixed(size: int | str) -> bool:
     return isinstance(size, int)
 
 
-def layers_checked(said: str, source: OnnxArtifact) -> bool:
+def layers_checked(said: str, source: OnnxArtifact | EngineArtifact) -> bool:
     """Hold what the engine inspector says of the layers against a graph's precision.
 
     Args:
         said: The engine, as the inspector writes it in JSON.
-        source: The graph.
+        source: The graph, or what was recorded of the engine.
 
     Returns:
         Whether it says what they compute in.
@@ -129,7 +129,7 @@ def _types(said: str) -> Iterator[str]:
                 yield tensor["Format/Datatype"]
 
 
-def _wrong(source: OnnxArtifact, reason: str) -> EngineBuildError:
+def _wrong(source: OnnxArtifact | EngineArtifact, reason: str) -> EngineBuildError:
     msg = (
         f"{source.path.name} in {source.precision} was built, but {reason}; leave this precision "
         f"or this target out, and report it."

@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 from mlflow_e2eai.artifacts import EngineArtifact, OnnxArtifact
 from mlflow_e2eai.engine import backends
 from mlflow_e2eai.engine.backends import Backend
+from mlflow_e2eai.engine.inspecting import layers_checked
 from mlflow_e2eai.engine.profiles import profiles
 from mlflow_e2eai.engine.refitting import refit
-from mlflow_e2eai.errors import RunnerError
+from mlflow_e2eai.errors import EngineBuildError, RunnerError
 
 _ADVICE = {
     "OLD_CUDA_DRIVER": "the driver is too old for it: install a newer one",
@@ -72,9 +73,27 @@ def opened(engine: EngineArtifact, graph: OnnxArtifact | None) -> Iterator[Opene
         msg = f"TensorRT cannot load {engine.path.name}{why}; {what}."
         raise RunnerError(msg)
     _check_interface(engine, loaded)
+    _check_precision(engine, trt, loaded)
     if engine.settings.strip_weights and graph is not None:
         refit(engine, loaded, graph, trt=trt, log=log)
     yield Opened(backend, trt, loaded)
+
+
+def _check_precision(engine: EngineArtifact, trt: Any, loaded: Any) -> None:
+    """Refuse an engine that says a precision and computes nothing in it, where it tells its layers.
+
+    Raises:
+        RunnerError: It is such an engine.
+    """
+    if engine.precision == "fp32":
+        return
+    inspector = loaded.create_engine_inspector()
+    said = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
+    try:
+        layers_checked(said, engine)
+    except EngineBuildError as error:
+        msg = f"{engine.path.name} says {engine.precision}, but {error.reason}; compile it again."
+        raise RunnerError(msg) from error
 
 
 def _check_interface(engine: EngineArtifact, loaded: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mlflow_e2eai.artifacts import EngineArtifact, OnnxArtifact, Tensors
@@ -30,8 +31,8 @@ if TYPE_CHECKING:
 Answer = TypeVar("Answer")
 
 MOST_CONTEXTS = 4
-"""Execution contexts for one profile. Each takes device memory, and one GPU does little more at
-once than two streams keep it busy with; the others are for callers that copy meanwhile."""
+"""Execution contexts for one profile: calls that are under way at once. Each takes device memory
+(see `EngineRunner.profile_memory_bytes`); how many are best on which GPU was not measured."""
 
 _MOST_REMEMBERED = 256
 """Shapes of calls whose profile is remembered."""
@@ -69,11 +70,22 @@ def _reasons(
     except MissingDependencyError as error:
         yield error
         return
+    if not _has_cuda_core():
+        yield MissingDependencyError(
+            package="cuda-core", extra=backend.extra, purpose=f"To run a {backend.title} engine"
+        )
     if str(trt.__version__) != engine.backend_version:
         yield EngineMismatchError(
             wanted=f"{backend.title} {engine.backend_version}",
             found=f"{backend.title} {trt.__version__}",
         )
+
+
+def _has_cuda_core() -> bool:
+    try:
+        return find_spec("cuda.core") is not None
+    except ModuleNotFoundError:  # not even the folder that it shares with others
+        return False
 
 
 def graph_of(engine: EngineArtifact, graphs: Sequence[OnnxArtifact]) -> OnnxArtifact | None:
@@ -83,7 +95,7 @@ def graph_of(engine: EngineArtifact, graphs: Sequence[OnnxArtifact]) -> OnnxArti
 
 @contextmanager
 def engine_runner(
-    engine: EngineArtifact, *, graphs: Sequence[OnnxArtifact] = (), poisoned: bool = True
+    engine: EngineArtifact, *, graphs: Sequence[OnnxArtifact] = (), serving: bool = False
 ) -> Iterator[EngineRunner]:
     """Run an engine on this machine's GPU.
 
@@ -91,8 +103,9 @@ def engine_runner(
         engine: The engine; its digest is checked before it is loaded, as it is native code.
         graphs: Graphs that are at hand: an engine that was stripped of its weights gets them from
             its own.
-        poisoned: Fill output buffers with NaN before every call, so that an output that the engine
-            did not write is seen.
+        serving: Whether it answers callers. Otherwise it is judged: output buffers are filled with
+            NaN before every call, so that an output that the engine did not write is seen, and it
+            starts as on a machine that never ran it, with no kernels that were kept.
 
     Yields:
         The engine as a callable on named arrays, for any number of threads, which returns when its
@@ -107,36 +120,26 @@ def engine_runner(
     verify(engine.path, engine.sha256)
     if (reason := why_not_here(engine, graphs)) is not None:
         raise reason
+    from cuda.core import Device
+
     with opened(engine, graph_of(engine, graphs)) as found:
-        runner = EngineRunner(engine, found, _device(engine), poisoned=poisoned)
+        device = Device(0)  # the first that the driver shows, as for all that is asked of it here
+        device.set_current()
+        runner = EngineRunner(engine, found, device, serving=serving)
         try:
             yield runner
         finally:
             runner.close()
 
 
-def _device(engine: EngineArtifact) -> Device:
-    """The GPU that engines run on: the first that the driver shows."""
-    backend = backends.BACKENDS[engine.target.backend]
-    try:
-        from cuda.core import Device
-    except ImportError as error:
-        raise MissingDependencyError(
-            package="cuda-core", extra=backend.extra, purpose=f"To run a {backend.title} engine"
-        ) from error
-    device = Device(0)
-    device.set_current()
-    return device
-
-
 class EngineRunner:
     """An engine as a callable: arrays in, arrays out, from any number of threads."""
 
     def __init__(
-        self, engine: EngineArtifact, opened: Opened, device: Device, *, poisoned: bool
+        self, engine: EngineArtifact, opened: Opened, device: Device, *, serving: bool
     ) -> None:
         self._engine, self._opened, self._device = engine, opened, device
-        self._poisoned = poisoned
+        self._serving = serving
         self._names = [spec.name for spec in engine.inputs]
         self._profiles: dict[tuple[Shape, ...], int] = {}
         self._config, self._kernels = self._configured()
@@ -161,6 +164,8 @@ class EngineRunner:
         runtime_config.dynamic_shapes_kernel_specialization_strategy = (
             trt.DynamicShapesKernelSpecializationStrategy.EAGER
         )
+        if not self._serving:
+            return runtime_config, None
         capability = backends.local_compute_capability() or ""
         return runtime_config, Kernels(runtime_config, kept_at(self._engine, capability))
 
@@ -177,7 +182,7 @@ class EngineRunner:
             trt=self._opened.trt,
             device=self._device,
             replays=self._opened.backend.graph_capture is None,
-            poisoned=self._poisoned,
+            poisoned=not self._serving,
         )
 
     def __call__(self, tensors: Tensors) -> Tensors:
@@ -200,6 +205,15 @@ class EngineRunner:
         """Answer on tensors that are on the GPU, where the answer stays; see `devices.answer`."""
         specs = self._engine.inputs, self._engine.outputs
         return self._with_context(tensors, lambda c, s: devices.answer(c, tensors, s, *specs))
+
+    @property
+    def profile_memory_bytes(self) -> tuple[int, ...]:
+        """What a context takes of the GPU's memory for each profile, as TensorRT says."""
+        loaded = self._opened.engine
+        return tuple(
+            int(loaded.get_device_memory_size_for_profile_v2(profile))
+            for profile in range(loaded.num_optimization_profiles)
+        )
 
     def close(self) -> None:
         """Keep what was compiled, and give the GPU's memory back."""

@@ -11,7 +11,8 @@ def allocator(trt: Any, place: Place) -> Any:
     """An output allocator that gives a place's memory, and keeps the shape that TensorRT found.
 
     Returns:
-        An ``IOutputAllocator``; its `shape` is right once the call's work is done.
+        An ``IOutputAllocator``; its `shape` is right when ``execute_async_v3`` returns, until
+        which TensorRT calls ``notify_shape`` (NvInferRuntime.h, ``IOutputAllocator``).
     """
 
     class Allocator(trt.IOutputAllocator):  # type: ignore[misc]  # the bindings ship no types

@@ -52,11 +52,6 @@ class Variant:
         """Whether it goes into the bundle; the graph as it was exported does not."""
         return self.step != EXPORT
 
-    @property
-    def takes_threads(self) -> bool:
-        """ONNX Runtime does; an engine has one execution context."""
-        return isinstance(self.artifact, OnnxArtifact)
-
 
 def variants_of(
     graphs: Sequence[OnnxArtifact],

@@ -96,16 +96,15 @@ class Questions:
             yield {"against_before": self._against(before, variant, there)}
         if variant.shipped and self.evaluation is not None:
             yield {"task": self.task(there)}
-        if variant.shipped and variant.takes_threads and variant.untimed is None:
+        if variant.shipped and variant.untimed is None:
             yield {"loads": there.throughput(sample, budget_s=LOAD_S)}
 
     def _comparisons(
         self, variant: Variant
     ) -> Iterator[tuple[str, Iterable[Tensors], dict[str, Any]]]:
         """Samples by kind, and how they are asked."""
-        threads = 2 if variant.takes_threads else 1
         asked = [*self.corners.values(), *([] if self.other is None else [self.other])]
-        yield "profile", asked, {"repeats": REPEATS, "threads": threads}
+        yield "profile", asked, {"repeats": REPEATS, "threads": 2}
         if _is_rounded_late(variant):
             yield "rounded", self.corners.values(), {"repeats": 1}
         for kind, samples in self.edges.items():

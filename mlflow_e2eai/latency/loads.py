@@ -155,6 +155,7 @@ class Opened:
             peak_memory_bytes=peak,
             peak_memory_growth_bytes=max(peak - self.memory_before_bytes, 0),
             device_memory_bytes=None if used is None or before is None else max(used - before, 0),
+            profile_memory_bytes=getattr(self.infer, "profile_memory_bytes", ()),
         )
 
 

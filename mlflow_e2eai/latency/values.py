@@ -197,6 +197,8 @@ class ColdStart:
         peak_memory_growth_bytes: How much of that the loading and calling added to the peak of
             before. 0 where the process had held as much already: ask a fresh process.
         device_memory_bytes: What it took of the GPU's memory; None where there is no GPU.
+        profile_memory_bytes: What an execution context of an engine takes of it for each profile,
+            the dynamic one first, its inputs and outputs apart; empty for what has no profiles.
     """
 
     load_s: float
@@ -205,3 +207,4 @@ class ColdStart:
     peak_memory_bytes: int
     peak_memory_growth_bytes: int
     device_memory_bytes: int | None = None
+    profile_memory_bytes: tuple[int, ...] = ()

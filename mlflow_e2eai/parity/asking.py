@@ -75,8 +75,7 @@ def compare(
             reference's own differ by. At 1 the candidate is no suspect: each sample is asked once,
             from this thread.
         threads: Threads that ask the first samples at once, a few times, where all was right so
-            far. Give 1 for a candidate that is made for one thread, as a TensorRT execution context
-            is.
+            far. Give 1 for a candidate that is made for one thread.
         stop_when_failed: Stop at the first thing that is wrong; the numbers are of what was asked.
         scales: By output, a magnitude that errors are a share of where the reference's own in the
             sample is smaller, such as that of its usual answers: of zeros there is little to be a

@@ -29,7 +29,9 @@ def _cold(evidence: Sequence[Evidence]) -> Markup | None:
     columns = [Column("Variant"), *(Column(name, number=True) for name in names)]
     caption = (
         "Cold start: what loading and the first answer cost a fresh process. Its memory is the "
-        "most that it ever held, and below that what loading and calling added."
+        "most that it ever held, and below that what loading and calling added. Below an engine's "
+        "device memory is what one execution context takes of it for each profile, the dynamic "
+        "one first."
     )
     bodies = (
         group(variant, [(head(element("code", variant)), *_started(start))])
@@ -54,7 +56,13 @@ def _started(start: ColdStart) -> tuple[Markup, ...]:
             ),
             value=start.peak_memory_bytes,
         ),
-        number(NONE if device is None else size_text(device), value=device),
+        number(
+            stack(
+                NONE if device is None else size_text(device),
+                ", ".join(map(size_text, start.profile_memory_bytes)) or None,
+            ),
+            value=device,
+        ),
     )
 
 

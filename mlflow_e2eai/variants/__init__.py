@@ -3,6 +3,7 @@
 running   their names, and what runs each
 choosing  which of them to run here, and why not the others
 batching  sizes that a profile does not admit
+padding   sizes between buckets
 model     the callable
 loading   opening the one that was chosen
 """

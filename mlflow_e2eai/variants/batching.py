@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -93,7 +94,7 @@ def within(
                 raise InvalidInputError(_refusal(name, at, size, axis, is_batch=axis is batch))
         if batch is None or batch.admits(sizes[batch.name]):
             return infer(tensors)
-        return _in_pieces(infer, tensors, pieces(sizes[batch.name], batch))
+        return in_pieces(infer, tensors, pieces(sizes[batch.name], batch))
 
     return answer
 
@@ -110,16 +111,33 @@ def _refusal(name: str, at: int, size: int, axis: Axis, *, is_batch: bool) -> st
     )
 
 
-def _in_pieces(infer: Infer, tensors: Tensors, cut: Sequence[Piece]) -> Tensors:
+def in_pieces(infer: Infer, tensors: Tensors, cut: Sequence[Piece]) -> Tensors:
+    """Ask for the pieces of a batch one by one, and put the answers together.
+
+    Raises:
+        InvalidInputError: A tensor is neither an array nor a torch tensor, and cannot be cut.
+    """
+    if strange := [name for name, array in tensors.items() if not hasattr(array, "__getitem__")]:
+        msg = f"Input {strange[0]!r} cannot be cut; give an array or a torch tensor."
+        raise InvalidInputError(msg)
     answers = []
     for piece in cut:
         count = piece.stop - piece.start
         answer = infer({name: _filled(array, piece) for name, array in tensors.items()})
         answers.append({name: array[:count] for name, array in answer.items()})
-    return {name: np.concatenate([answer[name] for answer in answers]) for name in answers[0]}
+    return {name: _joined([answer[name] for answer in answers]) for name in answers[0]}
 
 
 def _filled(array: Array, piece: Piece) -> Array:
     items = array[piece.start : piece.stop]
     missing = piece.size - len(items)
-    return np.concatenate([items, np.repeat(items[-1:], missing, axis=0)]) if missing else items
+    return _joined([items, *[items[-1:]] * missing]) if missing else items
+
+
+def _joined(parts: Sequence[Any]) -> Any:
+    """Arrays, or torch tensors, one after the other along the first axis."""
+    if all(isinstance(part, np.ndarray) for part in parts):
+        return np.concatenate(parts)
+    import torch
+
+    return torch.cat(list(parts))

@@ -240,7 +240,8 @@ def _errors(manifest: Manifest) -> dict[str, E2EAIError]:
     evidence = {entry.variant: entry for entry in manifest.evidence}
     for engine in manifest.engines:
         name = engine_variant(engine)
-        if (error := why_not_here(engine) or _distrust(evidence.get(name))) is not None:
+        error = why_not_here(engine, manifest.graphs) or _distrust(evidence.get(name))
+        if error is not None:
             found[name] = error
     for graph in manifest.graphs:
         for device in ("cuda", "cpu"):

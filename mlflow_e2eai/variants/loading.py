@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import threading
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
-from mlflow_e2eai.artifacts import EngineArtifact, Infer, OnnxArtifact, Tensors
+from mlflow_e2eai.artifacts import EngineArtifact, Infer, OnnxArtifact
 from mlflow_e2eai.bundle import MANIFEST, Manifest, located, read
+from mlflow_e2eai.engine import graph_of
 from mlflow_e2eai.errors import E2EAIError, EngineMismatchError, RunnerError
 from mlflow_e2eai.libraries import native_allowed
 from mlflow_e2eai.variants.batching import within
 from mlflow_e2eai.variants.choosing import Candidates, Choice, Goal
 from mlflow_e2eai.variants.model import Model
+from mlflow_e2eai.variants.padding import quickest
 from mlflow_e2eai.variants.running import artifact_of, engine_variant, runner
 
 
@@ -42,9 +43,10 @@ def load(
         variant: The variant to run, by name; by default the best.
         goal: What it is to be best at: ``latency``, ``latency@8`` for calls of 8 items,
             ``throughput`` or ``memory``; see `Goal`.
-        split: Cut batches that are larger than the profile's max, and fill those below its min,
-            where the first axis of every input and output is the same dynamic one; see
-            `batching.within`. If False, an engine refuses such a batch, and ONNX Runtime, which
+        split: Cut batches that are larger than the profile's max, fill those below its min, and
+            fill those between an engine's buckets where that is quicker, where the first axis of
+            every input and output is the same dynamic one; see `batching.within` and
+            `padding.quickest`. If False, an engine refuses such a batch, and ONNX Runtime, which
             has no profile, runs it as it is.
         fallback: Take the next variant when a better one cannot run. If False, that is an error.
         allow_native: Libraries in the bundle that may be loaded, by file name.
@@ -66,7 +68,7 @@ def load(
     candidates = Candidates(placed, aim)
 
     def opened(name: str, explain: Callable[[], Choice]) -> Model:
-        for path in _files(artifact_of(name, manifest.graphs, manifest.engines)):
+        for path in _files(artifact_of(name, manifest.graphs, manifest.engines), manifest.graphs):
             fetch(path)
         return _open(placed, name, explain, split=split)
 
@@ -102,11 +104,12 @@ def _why_no_engine(manifest: Manifest, candidates: Candidates) -> E2EAIError | N
     return next((candidates.errors[name] for name in names), None)
 
 
-def _files(artifact: OnnxArtifact | EngineArtifact) -> list[Path]:
+def _files(artifact: OnnxArtifact | EngineArtifact, graphs: Sequence[OnnxArtifact]) -> list[Path]:
     """The files of a variant, relative to the bundle."""
     libraries = [library.path for library in artifact.libraries]
     if isinstance(artifact, EngineArtifact):
-        return [artifact.path, *libraries]
+        graph = graph_of(artifact, graphs) if artifact.settings.strip_weights else None
+        return [artifact.path, *libraries, *([] if graph is None else _files(graph, ()))]
     weights = [artifact.path.parent / file.path for file in artifact.weights]
     return [artifact.path, *weights, *libraries]
 
@@ -114,21 +117,22 @@ def _files(artifact: OnnxArtifact | EngineArtifact) -> list[Path]:
 def _open(manifest: Manifest, variant: str, explain: Callable[[], Choice], *, split: bool) -> Model:
     artifact = artifact_of(variant, manifest.graphs, manifest.engines)
     with ExitStack() as stack:
-        opened = runner(variant, manifest.graphs, manifest.engines, spinning=True)
+        opened = runner(variant, manifest.graphs, manifest.engines, serving=True)
         infer = stack.enter_context(opened)
-        if isinstance(artifact, EngineArtifact):
-            infer = _one_at_a_time(infer)
-        if split or isinstance(artifact, EngineArtifact):
-            infer = within(infer, manifest.inputs, manifest.outputs, artifact.axes, split=split)
-        return Model(manifest, variant, explain, infer, stack.pop_all())
+        bounded = partial(_bounded, manifest=manifest, artifact=artifact, split=split)
+        on_device = getattr(infer, "on_device", None)
+        if on_device is not None:
+            on_device = bounded(on_device)
+        infer = bounded(infer)
+        return Model(manifest, variant, explain, infer, stack.pop_all(), on_device=on_device)
 
 
-def _one_at_a_time(infer: Infer) -> Infer:
-    """Let callers of several threads wait for each other: an engine's runner is for one."""
-    lock = threading.Lock()
-
-    def answer(tensors: Tensors) -> Tensors:
-        with lock:
-            return infer(tensors)
-
-    return answer
+def _bounded(
+    infer: Infer, *, manifest: Manifest, artifact: OnnxArtifact | EngineArtifact, split: bool
+) -> Infer:
+    """Ask what has a profile only for what is in it, and what may be cut or filled in pieces."""
+    about = manifest.inputs, manifest.outputs, artifact.axes
+    has_profile = isinstance(artifact, EngineArtifact)
+    if split and has_profile:
+        infer = quickest(infer, *about)
+    return within(infer, *about, split=split) if split or has_profile else infer

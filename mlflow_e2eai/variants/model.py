@@ -10,7 +10,7 @@ from typing import Any, Self
 import numpy as np
 
 from mlflow_e2eai import trees
-from mlflow_e2eai.arrays import exactly, feed
+from mlflow_e2eai.arrays import check_names, check_shape, exactly, feed, is_on_gpu
 from mlflow_e2eai.artifacts import Array, Infer, Tensors
 from mlflow_e2eai.bundle import Manifest
 from mlflow_e2eai.errors import InvalidInputError
@@ -36,31 +36,37 @@ class Model:
         explain: Callable[[], Choice],
         infer: Infer,
         stack: ExitStack,
+        *,
+        on_device: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
     ) -> None:
         self.manifest = manifest
         self.variant = variant
         self._explain = explain
-        self._infer = infer
+        self._on_device = on_device
         self._stack = stack
         self._is_exact = exactly(manifest.inputs)
         is_plain = manifest.export is None or _is_plain(manifest.export.inputs)
         self._only = manifest.inputs[0].name if len(manifest.inputs) == 1 and is_plain else None
         self.sizes: Sizes = {axis.name: {} for axis in manifest.axes}
         self._infer = counted(infer, manifest.inputs, self.sizes)
+        if on_device is not None:
+            self._on_device = counted(on_device, manifest.inputs, self.sizes)
 
     def __call__(self, inputs: Any = None, /, **named: Any) -> dict[str, Any]:
         """Run the model.
 
         Args:
             inputs: One array or tensor for the only input, or a mapping of names to them: NumPy
-                arrays, torch tensors on any device, and what else speaks DLPack on the CPU, none
-                of which is copied there. Where the PyTorch module took nested arguments, these
-                will do too.
+                arrays, torch tensors on any device, and what else speaks DLPack. What runs on a
+                GPU takes what is there where it is; what runs on the CPU takes what is in the
+                host's memory so. Where the PyTorch module took nested arguments, these will do
+                too.
             **named: The same, by keyword.
 
         Returns:
-            Outputs by name: torch tensors on the inputs' device when the inputs were tensors, else
-            NumPy arrays.
+            Outputs by name: torch tensors on the inputs' device when the inputs were tensors, for
+            others on a GPU objects that speak DLPack there, else NumPy arrays. A torch tensor on a
+            GPU is ready in the order of PyTorch's current stream, as PyTorch's own answers are.
 
         Raises:
             InvalidInputError: A name, dtype or shape does not fit, and what does is said.
@@ -74,6 +80,8 @@ class Model:
             elif self._only is not None and self._is_exact(only := {self._only: inputs}):
                 return dict(self._infer(only))
         given = self._named(inputs, named)
+        if self._on_device is not None and any(map(is_on_gpu, given.values())):
+            return dict(self._on_device(self._checked(given)))
         device, arrays = _as_arrays(given)
         answer = self._infer(feed(arrays, self.manifest.inputs))
         return dict(answer) if device is None else _as_tensors(answer, device)
@@ -112,6 +120,17 @@ class Model:
     def __exit__(self, *_: object) -> None:
         """Give back what the runner holds."""
         self._stack.close()
+
+    def _checked(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Inputs some of which are on a GPU; the others as arrays that the model takes."""
+        specs = self.manifest.inputs
+        check_names(given, specs)
+        elsewhere = [spec for spec in specs if not is_on_gpu(given[spec.name])]
+        _, arrays = _as_arrays({spec.name: given[spec.name] for spec in elsewhere})
+        found = {**given, **feed(arrays, elsewhere)}
+        for spec in specs:
+            check_shape(found[spec.name].shape, spec)
+        return found
 
     def _named(self, inputs: Any, named: Mapping[str, Any]) -> dict[str, Any]:
         names = [spec.name for spec in self.manifest.inputs]

@@ -51,7 +51,7 @@ def runner(
     graphs: Sequence[OnnxArtifact],
     engines: Sequence[EngineArtifact],
     *,
-    spinning: bool = False,
+    serving: bool = False,
 ) -> AbstractContextManager[Infer]:
     """What runs a variant, after its file's digest was checked.
 
@@ -59,16 +59,17 @@ def runner(
         variant: Its name.
         graphs: Graphs that it may run.
         engines: Engines that it may run.
-        spinning: Whether idle workers of ONNX Runtime may spin; see `onnxruntime_runner`.
+        serving: Whether it answers callers and is not judged: then idle workers of ONNX Runtime
+            may spin (see `onnxruntime_runner`), and for an engine see `engine_runner`.
 
     Raises:
         InvalidInputError: None of the graphs and engines is that variant.
     """
     artifact = artifact_of(variant, graphs, engines)
     if isinstance(artifact, EngineArtifact):
-        return engine_runner(artifact)
+        return engine_runner(artifact, graphs=graphs, serving=serving)
     device = "cpu" if graph_variant(artifact, "cpu") == variant else "cuda"
-    return _verified(artifact, device, spinning=spinning)
+    return _verified(artifact, device, spinning=serving)
 
 
 def artifact_of(

@@ -14,12 +14,12 @@ import pytest
 
 from mlflow_e2eai.artifacts import (
     Axis,
-    BuildSettings,
     EngineArtifact,
     OnnxArtifact,
     Target,
     TensorSpec,
 )
+from mlflow_e2eai.building import BuildSettings
 from mlflow_e2eai.engine import engine_runner
 from mlflow_e2eai.engine.profiles import profiles
 from mlflow_e2eai.files import sha256_of
@@ -88,6 +88,7 @@ def engine(trt, tmp_path):
         axes=(N,),
         weights=None,
         settings=DEFAULT,
+        on_host=(),
     ) -> tuple[EngineArtifact, OnnxArtifact]:
         model = onnx.parser.parse_model(HEADER + text)
         for name, array in ({"w": WEIGHT} if weights is None else weights).items():
@@ -111,7 +112,7 @@ def engine(trt, tmp_path):
         )
         path = tmp_path / "model.engine"
         bounds = [dict(each) for each in profiles(axes)]
-        path.write_bytes(trt.plan(model, bounds, stripped=settings.strip_weights))
+        path.write_bytes(trt.plan(model, bounds, stripped=settings.strip_weights, on_host=on_host))
         made = EngineArtifact(
             path=path,
             sha256=sha256_of(path),

@@ -6,12 +6,13 @@ import sys
 import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import pytest
 from conftest import WEIGHT, N, assert_right, rows
 
-from mlflow_e2eai.artifacts import BuildSettings
+from mlflow_e2eai.building import BuildSettings
 from mlflow_e2eai.context import has_gpu, local_compute_capability
 from mlflow_e2eai.engine import engine_runner, why_not_here
 from mlflow_e2eai.engine import run as running
@@ -21,6 +22,7 @@ from mlflow_e2eai.errors import (
     MissingDependencyError,
     RunnerError,
 )
+from mlflow_e2eai.latency import cold_start
 
 STRIPPED = BuildSettings(strip_weights=True, refit=True)
 PICKED = """
@@ -65,13 +67,13 @@ def test_memory_goes_back_when_the_engine_is_closed(engine, trt, ask):
     assert trt.DRIVER.simulated_used() == before
 
 
-@pytest.mark.parametrize("poisoned", [True, False])
-def test_an_output_that_the_engine_leaves_is_seen_where_it_is_judged(poisoned, engine, trt, ask):
-    with engine_runner(engine()[0], poisoned=poisoned) as infer:
+@pytest.mark.parametrize("serving", [True, False])
+def test_an_output_that_the_engine_leaves_is_seen_where_it_is_judged(serving, engine, trt, ask):
+    with engine_runner(engine()[0], serving=serving) as infer:
         ask(infer, 2)
         trt.SETTINGS["skips"] = {"y"}
         answer = infer({"x": rows(2)})
-    assert np.isnan(answer["y"]).all() == poisoned
+    assert np.isnan(answer["y"]).all() == (not serving)
     assert not np.isnan(answer["z"]).any()
 
 
@@ -192,7 +194,7 @@ def kept(tmp_path):
 
 def test_what_was_compiled_is_there_at_the_second_start(engine, ask, tmp_path):
     made, _ = engine()
-    with engine_runner(made) as infer:
+    with engine_runner(made, serving=True) as infer:
         ask(infer, 3)
         (file,) = kept(tmp_path)  # written by then: a process that is killed closes nothing
         ask(infer, 4)
@@ -200,7 +202,7 @@ def test_what_was_compiled_is_there_at_the_second_start(engine, ask, tmp_path):
     assert file.name == f"{made.sha256}-sm89-tensorrt_rtx-{made.backend_version}"
     assert "(3, 3)" in first
     assert "(4, 3)" in first
-    with engine_runner(made) as infer:
+    with engine_runner(made, serving=True) as infer:
         ask(infer, 5)
     assert set(re.findall(r"\((\d+), 3\)", file.read_text())) == {"3", "4", "5"}
     assert kept(tmp_path) == [file]
@@ -208,21 +210,45 @@ def test_what_was_compiled_is_there_at_the_second_start(engine, ask, tmp_path):
 
 def test_a_broken_cache_is_ignored_and_written_anew(engine, ask, tmp_path):
     made, _ = engine()
-    with engine_runner(made) as infer:
+    with engine_runner(made, serving=True) as infer:
         ask(infer, 3)
     (file,) = kept(tmp_path)
     good = file.read_bytes()
     file.write_bytes(good[:-5])
-    with engine_runner(made) as infer:
+    with engine_runner(made, serving=True) as infer:
         ask(infer, 3)
     assert file.read_bytes() == good
+
+
+def test_a_cache_that_others_could_have_written_is_not_read(
+    engine, ask, tmp_path, monkeypatch, trt
+):
+    made, _ = engine()
+    with engine_runner(made, serving=True) as infer:
+        ask(infer, 3)
+    (file,) = kept(tmp_path)
+    read = []
+    monkeypatch.setattr(trt.IRuntimeCache, "deserialize", lambda _, content: read.append(content))
+    with engine_runner(made, serving=True) as infer:
+        ask(infer, 3)
+    assert len(read) == 1
+    file.chmod(0o666)
+    with engine_runner(made, serving=True) as infer:
+        ask(infer, 3)
+    assert len(read) == 1
 
 
 def test_a_cache_that_cannot_be_written_stops_nobody(engine, ask, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with engine_runner(engine()[0], serving=True) as infer:
+        ask(infer, 3)
+
+
+def test_what_is_judged_starts_cold(engine, ask, tmp_path):
     with engine_runner(engine()[0]) as infer:
         ask(infer, 3)
+    assert kept(tmp_path) == []
 
 
 # outputs whose shape depends on the data
@@ -237,6 +263,18 @@ def test_an_output_may_be_as_large_as_the_data_make_it(backend, engine):
             answer = infer({"x": x.astype(np.float32)})
             np.testing.assert_array_equal(answer["at"], np.array(np.nonzero(x)))
             np.testing.assert_array_equal(answer["z"], x)
+
+
+@pytest.mark.parametrize("backend", ["tensorrt", "tensorrt_rtx"])
+def test_an_input_may_decide_shapes(backend, engine):
+    """TensorRT reads such a one on the host: an address on the GPU would end the process."""
+    text = "main (float[N, 3] x, int64[2] to) => (float[a, b] y) { y = Reshape(x, to) }"
+    made, _ = engine(text, backend=backend, weights={}, on_host=["to"])
+    with engine_runner(made) as infer:
+        for to in ([3, 4], [4, 3], [12, 1], [3, 4], [3, 4]):
+            x = rows(4)
+            found = infer({"x": x, "to": np.array(to, np.int64)})["y"]
+            np.testing.assert_array_equal(found, x.reshape(to))
 
 
 # weights
@@ -318,6 +356,30 @@ def test_tensorrts_own_reasons_become_one_sentence(reason, advice, engine, trt):
         engine_runner(engine()[0]).__enter__()
 
 
+HALF, FLOAT = (
+    {"LayerType": "gemm", "Outputs": [{"Name": "y", "Format/Datatype": said}]}
+    for said in ("Half", "Float")
+)
+
+
+@pytest.mark.parametrize("layers", [[HALF], [FLOAT, HALF], ["only its name"]])
+def test_an_engine_that_computes_in_its_precision_or_does_not_tell_is_taken(
+    layers, engine, trt, ask
+):
+    trt.SETTINGS["layers"] = layers
+    with engine_runner(dataclasses.replace(engine()[0], precision="fp16")) as infer:
+        ask(infer, 2)
+
+
+def test_an_engine_that_says_a_precision_and_computes_in_another_is_refused(engine, trt):
+    trt.SETTINGS["layers"] = [FLOAT]
+    made = dataclasses.replace(engine()[0], precision="fp16")
+    with pytest.raises(
+        RunnerError, match=r"says fp16, but none of .* computes in it, but in Float"
+    ):
+        engine_runner(made).__enter__()
+
+
 def test_an_engine_of_another_version_is_refused_before_it_is_loaded(engine, trt):
     made = dataclasses.replace(engine()[0], backend_version="1.5.0")
     with pytest.raises(EngineMismatchError, match=r"TensorRT-RTX 1\.5\.0"):
@@ -327,6 +389,9 @@ def test_an_engine_of_another_version_is_refused_before_it_is_loaded(engine, trt
 
 def test_without_cuda_core_the_extra_is_named(engine, monkeypatch):
     monkeypatch.setitem(sys.modules, "cuda.core", None)
+    reason = why_not_here(engine()[0])
+    assert isinstance(reason, MissingDependencyError)
+    assert (reason.package, reason.extra) == ("cuda-core", "rtx")
     with pytest.raises(MissingDependencyError, match=r"mlflow_e2eai\[rtx\]"):
         engine_runner(engine()[0]).__enter__()
 
@@ -336,3 +401,9 @@ def test_pytorch_is_not_needed(run, ask):
     assert N.buckets
     assert WEIGHT.any()
     assert "torch" not in sys.modules
+
+
+def test_what_each_profile_takes_of_the_gpu_is_told_with_the_cold_start(engine):
+    made, _ = engine()
+    found = cold_start(partial(engine_runner, made), {"x": rows(2)})
+    assert found.profile_memory_bytes == (1000, 2000, 3000)
