@@ -273,4 +273,4 @@ class Pool:
 
 def shapes_of(names: Sequence[str], tensors: Mapping[str, Any]) -> tuple[Shape, ...]:
     """The shapes of a call's inputs, in the order of the engine's."""
-    return tuple([tensors[name].shape for name in names])
+    return tuple([tuple(tensors[name].shape) for name in names])
