@@ -250,7 +250,7 @@ class Pool:
             except BaseException as error:
                 with self._changed:
                     self._made[profile] -= 1
-                    self._changed.notify()
+                    self._changed.notify_all()
                     if not self._made[profile] or not isinstance(error, Exception):
                         raise
                     self._bounds[profile] = self._made[profile]
@@ -262,7 +262,7 @@ class Pool:
         """Give a context back."""
         with self._changed:
             self._free.setdefault(profile, []).append(context)
-            self._changed.notify()
+            self._changed.notify_all()
 
     def close(self) -> None:
         """Give back the memory of all contexts, none of which may be in use."""
@@ -273,4 +273,4 @@ class Pool:
 
 def shapes_of(names: Sequence[str], tensors: Mapping[str, Any]) -> tuple[Shape, ...]:
     """The shapes of a call's inputs, in the order of the engine's."""
-    return tuple([tensors[name].shape for name in names])
+    return tuple([tuple(tensors[name].shape) for name in names])

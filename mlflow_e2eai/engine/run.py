@@ -193,6 +193,7 @@ class EngineRunner:
         """Answer, timed: all of it here, and what the engine itself took by the GPU's clock."""
         from cuda.core import EventOptions
 
+        self._device.set_current()  # in this thread
         began, ended = (
             self._device.create_event(EventOptions(timing_enabled=True)) for _ in range(2)
         )

@@ -81,6 +81,8 @@ def test_a_call_is_timed_by_the_clock_of_the_gpu(run, trt):
     trt.SETTINGS["slow_s"] = 0.02
     timing = run.timed({"x": rows(2)})
     assert 20 <= timing.device_ms <= timing.host_ms
+    with ThreadPoolExecutor(1) as other:
+        assert other.submit(run.timed, {"x": rows(2)}).result().device_ms >= 20
 
 
 def test_sixteen_threads_of_mixed_sizes_get_the_answers_that_one_gets(run):
