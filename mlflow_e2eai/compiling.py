@@ -17,10 +17,10 @@ from mlflow_e2eai.artifacts import (
 )
 from mlflow_e2eai.building import DEFAULT_BUILD, BuildSettings
 from mlflow_e2eai.bundle import Evidence
-from mlflow_e2eai.engine import compile, key_for, resolve, why_not_built
+from mlflow_e2eai.engine import compile, key_for, resolve, version_for, why_not_built
 from mlflow_e2eai.libraries import named
 from mlflow_e2eai.progress import progress
-from mlflow_e2eai.recording import Recorder, Stage, Wanted
+from mlflow_e2eai.recording import Planned, Recorder, Stage, Wanted
 
 
 def compile_on(
@@ -52,21 +52,31 @@ def compile_on(
         E2EAIError: As `mlflow_e2eai.compile`.
     """
     libraries = named(plugin_libraries)
-    if not rebuild:
-        key = key_for(graph, target, tf32=tf32, libraries=libraries, settings=build_settings)
-        if (engine := stage.found(key, folder=out.with_suffix(".found"))) is not None:
-            # By digest the same libraries; but these here the caller has allowed.
-            return dataclasses.replace(engine, libraries=libraries)
-    engine = compile(
-        graph,
-        target,
-        out=out,
-        tf32=tf32,
-        plugin_libraries=plugin_libraries,
+    planned = Planned(
+        key=key_for(graph, target, tf32=tf32, libraries=libraries, settings=build_settings),
+        parent_sha256=graph.sha256,
+        target=target,
+        arithmetic="tf32" if tf32 else graph.precision,
+        backend_version=version_for(target),
         settings=build_settings,
     )
-    stage.made(engine, example=example)
-    return engine
+    others = None if rebuild else stage.found(planned, folder=out.with_suffix(".found"))
+    if others is None:
+        engine = compile(
+            graph,
+            target,
+            out=out,
+            tf32=tf32,
+            plugin_libraries=plugin_libraries,
+            settings=build_settings,
+        )
+        # Once more: what another began at the same moment may have come to light only now.
+        others = None if rebuild else stage.found(planned, folder=out.with_suffix(".found"))
+        if others is None:
+            stage.made(engine, example=example)
+            return engine
+    # By digest the same libraries; but these here the caller has allowed.
+    return dataclasses.replace(others, libraries=libraries)
 
 
 def compile_all(

@@ -41,6 +41,13 @@ def engines():
     ]
 
 
+def claims(run):
+    """The models of a run, finished or not."""
+    return mlflow.search_logged_models(
+        filter_string=f"source_run_id = '{run.info.run_id}'", output_format="list"
+    )
+
+
 def parent_of(pid):
     """The number of a process's parent."""
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])

@@ -7,7 +7,15 @@ import pickle
 import mlflow
 import pytest
 from chains import log_graph, slow_to_build
-from fleets import children, compiling, engines, kill_when_building, workers
+from fleets import (
+    building,
+    children,
+    claims,
+    compiling,
+    engines,
+    kill_when_building,
+    workers,
+)
 
 import mlflow_e2eai
 from mlflow_e2eai import fleet, jobs, tracking
@@ -75,7 +83,7 @@ def test_a_worker_that_is_killed_while_it_builds_ends_its_run_and_the_job_is_don
 ):
     graph = log_graph(tmp_path, model=slow_to_build())
     with mlflow.start_run() as parent:
-        thread, killed = kill_when_building(workers)
+        thread, killed = kill_when_building(building)
         (outcome,) = fleet.run([compiling(graph)])
         thread.join()
     assert outcome.error is None
@@ -84,6 +92,9 @@ def test_a_worker_that_is_killed_while_it_builds_ends_its_run_and_the_job_is_don
     assert (lost.info.status, done.info.status) == ("FAILED", "FINISHED")
     assert "was killed (SIGKILL" in lost.data.tags["e2eai.error"]
     assert engines() == list(outcome.models)
+    (claim,) = claims(lost)
+    assert str(claim.status) == "FAILED"
+    assert "was killed (SIGKILL" in claim.tags["e2eai.error"]
 
 
 def test_a_job_that_is_lost_twice_is_given_up_and_the_others_go_on(store, tmp_path):

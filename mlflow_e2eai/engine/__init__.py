@@ -2,7 +2,7 @@
 
 from mlflow_e2eai.engine.backends import check_plugins
 from mlflow_e2eai.engine.build import compile
-from mlflow_e2eai.engine.keys import key_for, key_of
+from mlflow_e2eai.engine.keys import key_for, key_of, version_for
 from mlflow_e2eai.engine.limits import why_not_built
 from mlflow_e2eai.engine.run import engine_runner, why_not_here
 from mlflow_e2eai.engine.targets import TARGETS, covers, parse, resolve
@@ -17,6 +17,7 @@ __all__ = [
     "key_of",
     "parse",
     "resolve",
+    "version_for",
     "why_not_built",
     "why_not_here",
 ]

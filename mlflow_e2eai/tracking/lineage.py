@@ -13,7 +13,7 @@ from mlflow_e2eai import libraries
 from mlflow_e2eai.artifacts import EngineArtifact, OnnxArtifact
 from mlflow_e2eai.errors import ArtifactError, InvalidInputError, TrackingError
 from mlflow_e2eai.files import from_json, verify
-from mlflow_e2eai.tracking.server import address, check_server, known
+from mlflow_e2eai.tracking.server import address, check_server, is_at_work
 from mlflow_e2eai.weights import verify_graph
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def ancestor(model: LoggedModel, stages: Sequence[str]) -> LoggedModel:
 
 def _made(model_id: str) -> LoggedModel:
     """A model that another was made from; a worker asks for it once, for all jobs on its chain."""
-    return resolve(model_id) if known() is None else _kept(address(), model_id)
+    return _kept(address(), model_id) if is_at_work() else resolve(model_id)
 
 
 @functools.lru_cache(maxsize=64)
