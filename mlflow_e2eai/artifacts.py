@@ -261,6 +261,9 @@ class EngineArtifact:
         size_bytes: Size of the file.
         libraries: Libraries with its plugins for TensorRT.
         settings: How it was built.
+        checked: What of it was held against what was asked for when it had been built, as it says
+            itself: ``inputs and outputs``, ``profiles``, ``layers``. Nothing where no such GPU was
+            there, and its network alone was checked; None for what was stored before.
     """
 
     path: Path
@@ -277,6 +280,7 @@ class EngineArtifact:
     size_bytes: int
     libraries: tuple[Library, ...] = ()
     settings: BuildSettings = DEFAULT_BUILD
+    checked: tuple[str, ...] | None = None
 
     @property
     def arithmetic(self) -> Precision:

@@ -24,6 +24,8 @@ class BuildSettings:
         threads: Threads that build; None for as many as TensorRT takes by itself.
         time_limit_s: Seconds after which the build is stopped as one that hangs. Real models took
             TensorRT-RTX up to 12 s; TensorRT times kernels, which takes minutes.
+        timing_cache: Whether TensorRT takes timings of kernels from earlier builds, which makes a
+            build shorter; an engine that was built without is not another one.
         refit: Whether the engine's weights can be replaced; it cannot fuse what depends on them.
         strip_weights: Whether the weights are left out of the engine, to be given back from the
             same graph by TensorRT's refitter before it runs; this package does not run it. Like
@@ -37,6 +39,7 @@ class BuildSettings:
     workspace_bytes: int | None = None
     threads: int | None = None
     time_limit_s: float = 3600.0
+    timing_cache: bool = True
     refit: bool = False
     strip_weights: bool = False
 
@@ -47,6 +50,7 @@ class BuildSettings:
             ("workspace_bytes", _SOME, _is_some_or_none(self.workspace_bytes)),
             ("threads", _SOME, _is_some_or_none(self.threads)),
             ("time_limit_s", "a number of seconds", isinstance(limit, float | int) and limit > 0),
+            ("timing_cache", "True or False", isinstance(self.timing_cache, bool)),
             ("refit", "True or False", isinstance(self.refit, bool)),
             ("strip_weights", "True or False", isinstance(self.strip_weights, bool)),
         ):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from mlflow_e2eai.artifacts import (
@@ -17,7 +18,16 @@ from mlflow_e2eai.artifacts import (
 )
 from mlflow_e2eai.building import DEFAULT_BUILD, BuildSettings
 from mlflow_e2eai.bundle import Evidence
-from mlflow_e2eai.engine import compile, key_for, resolve, version_for, why_not_built
+from mlflow_e2eai.engine import (
+    compile,
+    key_for,
+    parse,
+    resolve,
+    timings_key,
+    version_for,
+    why_not_built,
+    why_nowhere,
+)
 from mlflow_e2eai.libraries import named
 from mlflow_e2eai.progress import progress
 from mlflow_e2eai.recording import Planned, Recorder, Stage, Wanted
@@ -62,14 +72,16 @@ def compile_on(
     )
     others = None if rebuild else stage.found(planned, folder=out.with_suffix(".found"))
     if others is None:
-        engine = compile(
-            graph,
-            target,
-            out=out,
-            tf32=tf32,
-            plugin_libraries=plugin_libraries,
-            settings=build_settings,
-        )
+        with _timings(stage, target, build_settings, out.with_suffix(".timings")) as timings:
+            engine = compile(
+                graph,
+                target,
+                out=out,
+                tf32=tf32,
+                plugin_libraries=plugin_libraries,
+                settings=build_settings,
+                timing_cache=timings,
+            )
         # Once more: what another began at the same moment may have come to light only now.
         others = None if rebuild else stage.found(planned, folder=out.with_suffix(".found"))
         if others is None:
@@ -77,6 +89,21 @@ def compile_on(
             return engine
     # By digest the same libraries; but these here the caller has allowed.
     return dataclasses.replace(others, libraries=libraries)
+
+
+@contextmanager
+def _timings(
+    stage: Stage, target: Target, settings: BuildSettings, folder: Path
+) -> Iterator[Path | None]:
+    """A folder with the timings that a stage knows of, which gets what a build leaves there."""
+    key = timings_key(target, settings)
+    if key is None:
+        yield None
+        return
+    folder.mkdir()
+    stage.timings(key, folder=folder)
+    yield folder
+    stage.timed(key, folder=folder)
 
 
 def compile_all(
@@ -93,8 +120,6 @@ def compile_all(
 ) -> tuple[list[EngineArtifact], list[Evidence]]:
     """The engines, and evidence for those that TensorRT does not build, or others failed to."""
     engines, unbuilt = [], []
-    # Two texts may name one target, as `local` and `sm86` on a machine with such a GPU.
-    resolved = {resolve(text): text for text in targets}
     todo = {
         Wanted(
             graph=graph.sha256,
@@ -103,11 +128,11 @@ def compile_all(
             plugin_libraries=tuple(plugin_libraries),
             build_settings=build_settings,
             rebuild=rebuild,
-        ): (graph, target, why_not_built(graph, target, build_settings))
+        ): (graph, target, _why_not(graph, target, build_settings, recorder))
         for graph in graphs
         for precision in dict.fromkeys(precisions)
         if graph_precision(precision) == graph.precision
-        for target, text in resolved.items()
+        for text, target in _aims(targets, recorder).items()
     }
     others = recorder.elsewhere(
         [wanted for wanted, (_, _, reason) in todo.items() if reason is None], folder=work
@@ -120,7 +145,7 @@ def compile_all(
         name = f"compile {wanted.precision} {wanted.target}"
         with recorder.stage(name, inputs=[graph.sha256]) as stage:
             if made is not None:
-                variant = variant_name(str(target), wanted.precision)
+                variant = variant_name(str(target or wanted.target), wanted.precision)
                 said = Evidence(variant=variant, sha256=graph.sha256, measured=False, reason=made)
                 unbuilt.append(said)
                 stage.measured(said, {})
@@ -128,7 +153,7 @@ def compile_all(
             engine = compile_on(
                 stage,
                 graph,
-                target,
+                target or resolve(wanted.target),
                 out=work / f"{wanted.precision}-{wanted.target}.engine",
                 example=example,
                 tf32=wanted.precision == "tf32",
@@ -137,4 +162,26 @@ def compile_all(
                 rebuild=rebuild,
             )
         engines.append(engine)
-    return engines, unbuilt
+    # Elsewhere, too, two texts may name one target.
+    return list({engine.sha256: engine for engine in engines}.values()), unbuilt
+
+
+def _aims(texts: Sequence[str], recorder: Recorder) -> dict[str, Target | None]:
+    """What each text names; None for the GPU of another machine, which only that one knows."""
+    aims = {
+        (None if text == "local" else parse(text)) if recorder.away else resolve(text): text
+        for text in texts
+    }
+    # Two texts may name one target, as `local` and `sm86` on a machine with such a GPU.
+    return {text: target for target, text in aims.items()}
+
+
+def _why_not(
+    graph: OnnxArtifact, target: Target | None, settings: BuildSettings, recorder: Recorder
+) -> str | None:
+    """Why an engine is not even tried; None where it is."""
+    if target is None:
+        return None
+    if recorder.away:
+        return why_nowhere(graph, target)
+    return why_not_built(graph, target, settings)

@@ -98,6 +98,7 @@ def save_model(
             bundle.write(target / BUNDLE, bundle.located(manifest, place), example, copy=copy)
         else:
             asked = Settings(**settings)
+            asked.check_here()
             evaluation = evaluation_of(model, input_example, evaluation_data, metrics)
             silent = recording.Silent()
             _build(model, input_example, asked, evaluation, target / BUNDLE, silent, None)
@@ -200,12 +201,14 @@ def log_model(
     ):
         Description(**description)  # what is wrong with it is told before anything is made
         source = None if source_model is None else tracking.resolve(source_model).model_id
-        builder = fleet.builder(executor, workers)
-        recorder = tracking.MlflowRecorder(name=name, source=source, builder=builder)
+        builder, away = fleet.builder(executor, workers), fleet.is_away(executor)
+        recorder = tracking.MlflowRecorder(name=name, source=source, builder=builder, away=away)
         if _is_made(model):
             place = bundle.find(model)
         else:
             asked = Settings(**settings)
+            if not away:
+                asked.check_here()
             evaluation = evaluation_of(model, input_example, evaluation_data, metrics)
             if isinstance(model, OnnxArtifact) and source is not None:
                 recorder.models[model.sha256], recorder.source = source, None

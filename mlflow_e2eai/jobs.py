@@ -248,8 +248,11 @@ def compile(
     if not targets:
         msg = f"There are no targets; give one of {', '.join(engines.TARGETS)}, or several."
         raise InvalidInputError(msg)
-    for target in targets:
-        engines.check_plugins(engines.resolve(target), named(plugin_libraries))
+    libraries = named(plugin_libraries)
+    if fleet.is_away(executor):
+        engines.check_anywhere(targets, libraries=libraries)
+    else:
+        engines.check_here(targets, settings=build_settings, libraries=libraries)
     arguments: dict[str, Any] = {
         "precision": precision,
         "plugin_libraries": plugin_libraries,

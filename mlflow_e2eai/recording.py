@@ -49,6 +49,12 @@ class Stage(Protocol):
         then on the others wait for the one that this stage makes.
         """
 
+    def timings(self, key: str, *, folder: Path) -> None:
+        """Timings of kernels with this key are wanted in a folder; see `engine.timings_key`."""
+
+    def timed(self, key: str, *, folder: Path) -> None:
+        """A build has left its timings in that folder."""
+
     def made(self, artifact: OnnxArtifact | EngineArtifact, *, example: Tensors) -> None:
         """An artifact is finished."""
 
@@ -84,7 +90,13 @@ class Wanted:
 
 
 class Recorder(Protocol):
-    """Who is told of the stages."""
+    """Who is told of the stages.
+
+    Attributes:
+        away: Whether other machines build the engines, which may have GPUs that this one lacks.
+    """
+
+    away: bool
 
     def elsewhere(
         self, wanted: Sequence[Wanted], *, folder: Path
@@ -100,6 +112,8 @@ class Recorder(Protocol):
 
 class Silent:
     """A recorder, and a stage, that keeps nothing."""
+
+    away = False
 
     def stage(self, name: str, *, inputs: Sequence[str]) -> AbstractContextManager[Stage]:  # noqa: ARG002
         """Nobody is told."""
@@ -117,6 +131,12 @@ class Silent:
     def found(self, planned: Planned, *, folder: Path) -> EngineArtifact | None:  # noqa: ARG002
         """Nothing was kept."""
         return None
+
+    def timings(self, key: str, *, folder: Path) -> None:
+        """Nothing was kept."""
+
+    def timed(self, key: str, *, folder: Path) -> None:
+        """Nobody is told."""
 
     def made(self, artifact: OnnxArtifact | EngineArtifact, *, example: Tensors) -> None:
         """Nobody is told."""

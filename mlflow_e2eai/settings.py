@@ -9,7 +9,7 @@ from typing import Any, TypedDict
 
 from mlflow_e2eai.artifacts import Precision
 from mlflow_e2eai.building import DEFAULT_BUILD, BuildSettings
-from mlflow_e2eai.engine import check_plugins, resolve
+from mlflow_e2eai.engine import check_anywhere, check_here
 from mlflow_e2eai.errors import InvalidInputError
 from mlflow_e2eai.exporter import DEFAULT_OPSET, Exporter
 from mlflow_e2eai.libraries import named
@@ -42,10 +42,9 @@ class Settings:
         rebuild: Build engines that the tracking server holds already.
 
     Raises:
-        InvalidInputError: There is no such precision or target, a target cannot be built here,
-            tf32 is wanted without a target, an operator's function is not valid, or a library is
-            not there.
-        MissingDependencyError: A target's TensorRT is not installed.
+        InvalidInputError: There is no such precision or target, a target takes no plugins, tf32 is
+            wanted without a target, an operator's function is not valid, or a library is not
+            there.
     """
 
     dynamic_axes: DynamicAxes | None = None
@@ -70,8 +69,7 @@ class Settings:
         # All of it before any work: nobody wants to learn of a typing error after the export.
         for precision in self.precisions:
             check_precision(precision)
-        for target in self.targets:
-            check_plugins(resolve(target), named(self.plugin_libraries))
+        check_anywhere(self.targets, libraries=named(self.plugin_libraries))
         if "tf32" in self.precisions and not self.targets:
             msg = (
                 "precisions names tf32, which is how an engine computes, and there are no targets; "
@@ -83,6 +81,16 @@ class Settings:
         named(self.operator_libraries)
         for step in self.surgery:
             step.bound()
+
+    def check_here(self) -> None:
+        """Refuse engines that this machine cannot build.
+
+        Raises:
+            InvalidInputError: It cannot build for a target, or not with these build settings.
+            MissingDependencyError: A target's TensorRT is not installed.
+        """
+        libraries = named(self.plugin_libraries)
+        check_here(self.targets, settings=self.build_settings, libraries=libraries)
 
 
 _SEVERAL = (

@@ -132,6 +132,7 @@ SETTINGS = values_of(
     workspace_bytes=st.none() | st.integers(1, 2**70),
     threads=st.none() | st.integers(1, 2**70),
     time_limit_s=st.floats(0, exclude_min=True),
+    timing_cache=st.booleans(),
     refit=st.booleans(),
     strip_weights=st.booleans(),
 )
@@ -139,6 +140,7 @@ ENGINES = values_of(
     EngineArtifact,
     **FILE,
     settings=SETTINGS,
+    checked=st.none() | few(TEXT),
     libraries=few(LIBRARIES),
     parent_sha256=TEXT,
     target=TARGETS,

@@ -116,7 +116,7 @@ def test_where_files_lie_is_no_part_of_the_key():
 
 
 ASKED = {"parent_sha256", "target", "backend_version", "tf32", "axes", "libraries", "settings"}
-CAME_OUT = {"path", "sha256", "build_s", "size_bytes"}
+CAME_OUT = {"path", "sha256", "build_s", "size_bytes", "checked"}
 OF_THE_GRAPH = {"precision", "inputs", "outputs"}
 
 

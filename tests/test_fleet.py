@@ -16,9 +16,11 @@ from fleets import (
     kill_when_building,
     workers,
 )
+from models import build
 
 import mlflow_e2eai
 from mlflow_e2eai import fleet, jobs, tracking
+from mlflow_e2eai.building import BuildSettings
 from mlflow_e2eai.errors import InvalidInputError, RunnerError
 from mlflow_e2eai.fleet import Job
 
@@ -158,6 +160,55 @@ def test_an_engine_that_a_fleet_cannot_build_is_left_out_of_the_package_and_the_
         (said,) = [e for e in model.manifest.evidence if e.variant == "tensorrt_rtx-sm86/fp32"]
     assert not said.measured
     assert "gave no sign of life for 0.05 s" in said.reason
+    assert engines() == []
+
+
+def test_targets_that_only_other_machines_know_are_built_there_or_left_out_with_the_reason(
+    store, monkeypatch
+):
+    """Processes here stand for machines elsewhere: the caller must not judge for them."""
+    monkeypatch.setattr(fleet, "is_away", lambda executor: executor == "local")
+    source = jobs.log("models:build", name="net")
+    targets = ["local", "trt11:sm90", "rtx:sm86", "sm86"]
+    info = jobs.package(
+        source, name="net", precisions=["fp32"], targets=targets, executor="local", workers=1
+    )
+    with mlflow_e2eai.load_model(info.model_uri) as model:
+        assert [str(engine.target) for engine in model.manifest.engines] == ["tensorrt_rtx-sm86"]
+        reasons = {entry.variant: entry.reason for entry in model.manifest.evidence}
+    assert "'local' needs a GPU, and there is none" in reasons["local/fp32"]
+    assert "on a GPU of sm90 itself" in reasons["tensorrt11-sm90/fp32"]
+    (made,) = engines()
+    cleaned = tracking.ancestor(tracking.resolve(made), ["clean"]).model_id
+    with pytest.raises(RunnerError, match="needs a GPU"):
+        jobs.compile(cleaned, targets=["local"], executor="local")
+    for wrong in ("sm99", "rtx:sm86+compatible"):
+        with pytest.raises(InvalidInputError, match="target"):
+            jobs.compile(cleaned, targets=[wrong], executor="local")
+
+
+@pytest.mark.parametrize("targets", [["local"], ["sm86", "trt11:sm90"]])
+def test_what_this_machine_cannot_build_is_said_before_anything_is_made(store, targets):
+    given = build()
+    options = {"dynamic_axes": given["dynamic_axes"], "input_example": given["input_example"]}
+    for executor in (None, "local"):
+        with pytest.raises(InvalidInputError, match="GPU"):
+            mlflow_e2eai.log_model(given["model"], targets=targets, executor=executor, **options)
+    assert mlflow.search_logged_models(output_format="list") == []
+
+
+def test_build_settings_that_need_a_gpu_are_refused_before_anything_is_made(store, tmp_path):
+    given = build()
+    options = {"input_example": given["input_example"], "targets": ["sm86"]}
+    options["build_settings"] = BuildSettings(strip_weights=True)
+    refused = r"are strip_weights=yes, but refit and strip_weights need a GPU, .* that has one\."
+    with pytest.raises(InvalidInputError, match=refused):
+        mlflow_e2eai.log_model(given["model"], **options)
+    with pytest.raises(InvalidInputError, match=refused):
+        mlflow_e2eai.save_model(given["model"], tmp_path / "net", **options)
+    graph = log_graph(tmp_path)
+    with pytest.raises(InvalidInputError, match=refused):
+        jobs.compile(graph, targets=["sm86"], build_settings=options["build_settings"])
     assert engines() == []
 
 

@@ -284,6 +284,21 @@ def test_how_an_engine_was_built_is_said_where_it_was_chosen_and_made_again_so()
     assert "--build-settings" not in Page(html(whole)).text()
 
 
+@pytest.mark.parametrize(
+    ("checked", "said"),
+    [
+        (("inputs and outputs", "layers"), "checked after the build: inputs and outputs, layers"),
+        ((), "checked after the build: its network alone, as the builder has no such GPU"),
+    ],
+)
+def test_what_was_checked_of_a_built_engine_is_said(checked, said):
+    whole = full()
+    engines = tuple(dataclasses.replace(one, checked=checked) for one in whole.engines)
+
+    assert said in Page(html(dataclasses.replace(whole, engines=engines))).text()
+    assert "checked after the build" not in Page(html(whole)).text()
+
+
 def test_files_that_claim_to_descend_from_each_other_end():
     found = full()
     graph = dataclasses.replace(found.graphs[0], parent_sha256=found.graphs[0].sha256)

@@ -41,6 +41,8 @@ class Backend:
         plugins: Puts a plugin into a network.
         validity: Says, from its first bytes, whether an engine fits the machine. TensorRT says so
             only by loading it.
+        timing_cache: Keeps timings of kernels from build to build. TensorRT-RTX has it, says that
+            it is deprecated, and does nothing: it times kernels where they run.
         graph_capture: Has the library capture CUDA graphs by itself, one a shape. With TensorRT
             the caller captures the stream.
         kernel_specialisation: When kernels for a dynamic profile's shapes are compiled. TensorRT
@@ -56,6 +58,7 @@ class Backend:
     compatibility: str | None = None
     plugins: str | None = None
     validity: str | None = None
+    timing_cache: str | None = None
     graph_capture: str | None = None
     kernel_specialisation: str | None = None
 
@@ -68,6 +71,7 @@ BACKENDS: Mapping[str, Backend] = {
         requirement="tensorrt-cu13",
         versions=(10, 11),
         compatibility="IBuilderConfig.hardware_compatibility_level",
+        timing_cache="IBuilderConfig.set_timing_cache",
         plugins="INetworkDefinition.add_plugin_v3",
     ),
     "tensorrt_rtx": Backend(

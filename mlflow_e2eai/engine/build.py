@@ -13,8 +13,9 @@ from mlflow_e2eai.artifacts import EngineArtifact, OnnxArtifact, Target
 from mlflow_e2eai.building import DEFAULT_BUILD, BuildSettings
 from mlflow_e2eai.engine import backends
 from mlflow_e2eai.engine.limits import why_not_built
-from mlflow_e2eai.engine.plan import write_plan
+from mlflow_e2eai.engine.plan import Built, write_plan
 from mlflow_e2eai.engine.targets import resolve
+from mlflow_e2eai.engine.timings import timings_key
 from mlflow_e2eai.errors import EngineBuildError, RunnerError
 from mlflow_e2eai.files import sha256_of, written
 from mlflow_e2eai.isolation import Process
@@ -30,6 +31,7 @@ def compile(
     tf32: bool = False,
     plugin_libraries: Sequence[Path] = (),
     settings: BuildSettings = DEFAULT_BUILD,
+    timing_cache: Path | None = None,
     step: Callable[[str, int, int], None] | None = None,
 ) -> EngineArtifact:
     """Build a TensorRT engine, in a process of its own: a builder may crash, hang or be killed.
@@ -47,6 +49,9 @@ def compile(
             code; to name them here is to allow that they are loaded. Where an operator has a
             function too, TensorRT takes the plugin.
         settings: How to build.
+        timing_cache: A folder in which timings of kernels are kept from build to build; made if
+            need be. It is for TensorRT, which times kernels where it builds, and not for
+            TensorRT-RTX. Timings of another GPU or version are ignored with a warning.
         step: Called while it builds with the name of a phase, how many of its steps are done, and
             how many there are; to raise from it stops the build. By default there is a bar on
             stderr where that is a terminal.
@@ -60,8 +65,9 @@ def compile(
         RunnerError: TensorRT cannot load a library.
         MissingDependencyError: The target's TensorRT is not installed.
         EngineBuildError: TensorRT refuses the graph: names the node, its operator and TensorRT's
-            own words. Or the graph says fp16 and nothing in it computes in fp16; or the builder
-            crashed, was killed, or took longer than its time limit.
+            own words. Or the graph says fp16 and nothing in it, or in the engine that came of it,
+            computes in fp16; or the builder crashed, was killed, or took longer than its time
+            limit.
     """
     if isinstance(target, str):
         target = resolve(target)
@@ -79,8 +85,12 @@ def compile(
             f"and may answer wrongly here.",
             stacklevel=2,
         )
+    if timings_key(target, settings) is None:
+        timing_cache = None
+    elif timing_cache is not None:
+        timing_cache.mkdir(parents=True, exist_ok=True)
     with written(out) as temporary:
-        build_s = _built(
+        built = _built(
             partial(
                 write_plan,
                 source=source,
@@ -88,11 +98,18 @@ def compile(
                 tf32=tf32,
                 libraries=libraries,
                 settings=settings,
+                timing_cache=timing_cache,
                 out=temporary,
             ),
             f"{source.path.name} for {target}",
             settings.time_limit_s,
             step,
+        )
+    if built.refused:
+        warnings.warn(
+            f"Timings were ignored, as they are damaged or of another GPU or version than "
+            f"{backend.title} {trt.__version__} here: {', '.join(built.refused)}.",
+            stacklevel=2,
         )
     return EngineArtifact(
         path=out,
@@ -105,23 +122,24 @@ def compile(
         inputs=source.inputs,
         outputs=source.outputs,
         axes=source.axes,
-        build_s=build_s,
+        build_s=built.build_s,
         size_bytes=out.stat().st_size,
         libraries=libraries,
         settings=settings,
+        checked=built.checked,
     )
 
 
 def _built(
-    write: Callable[..., float],
+    write: Callable[..., Built],
     title: str,
     limit_s: float,
     step: Callable[[str, int, int], None] | None,
-) -> float:
-    """Have a plan written by another process; the seconds that it took."""
+) -> Built:
+    """Have a plan written by another process."""
     with closing(Process(patience_s=inf, limit_s=limit_s)) as there, steps(title) as bar:
         try:
-            build_s: float = there.do("watched", {"step": step or bar}, function=write)
+            built: Built = there.do("watched", {"step": step or bar}, function=write)
         except RunnerError as error:
             if not there.ended:
                 raise
@@ -133,4 +151,4 @@ def _built(
         except BaseException:  # Ctrl-C: nobody wants what it is at
             there.kill()
             raise
-    return build_s
+    return built

@@ -12,6 +12,9 @@ from mlflow_e2eai.artifacts import Axis, EngineArtifact, Library, OnnxArtifact, 
 from mlflow_e2eai.building import DEFAULT_BUILD, BuildSettings
 from mlflow_e2eai.engine import backends
 
+_WITHOUT_EFFECT = ("time_limit_s", "timing_cache")
+"""Settings that end a build or make it shorter, and ask for no other engine."""
+
 
 def key_for(
     source: OnnxArtifact,
@@ -82,5 +85,6 @@ def _key(
         "libraries": sorted(library.sha256 for library in libraries),
     }
     asked["settings"] = dataclasses.asdict(settings)
-    del asked["settings"]["time_limit_s"]  # it ends a build, and changes none
+    for name in _WITHOUT_EFFECT:
+        del asked["settings"][name]
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()

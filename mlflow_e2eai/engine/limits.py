@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from mlflow_e2eai import graphs
-from mlflow_e2eai.artifacts import OnnxArtifact, Target
+from mlflow_e2eai.artifacts import Library, OnnxArtifact, Target
 from mlflow_e2eai.building import DEFAULT_BUILD, BuildSettings
 from mlflow_e2eai.engine import backends
+from mlflow_e2eai.engine.targets import check_target, parse, resolve
+from mlflow_e2eai.errors import InvalidInputError
 
 _FIRST_WITH_FP8 = 89
 """Compute capability 8.9; TensorRT-RTX 1.6.1 says that sm86 has no fp8_e4m3."""
@@ -24,17 +27,8 @@ def why_not_built(
     Raises:
         MissingDependencyError: The target's TensorRT is not installed.
     """
-    # TensorRT-RTX 1.6.1 and 1.7.1 end such builds with CHECK(status == CUDA_SUCCESS).
-    if (settings.refit or settings.strip_weights) and backends.local_compute_capability() is None:
-        return (
-            "refit and strip_weights need a GPU, and there is none in this machine; leave them "
-            "out, or compile it on a machine that has one"
-        )
-    if source.precision == "fp8":
-        # Without a named capability TensorRT-RTX 1.6.1 builds it, and says that it is for sm80 too.
-        for name in target.capabilities or ("sm80",):
-            if int(name.removeprefix("sm")) < _FIRST_WITH_FP8:
-                return f"{name} has no fp8; leave it out, or take sm89 or later"
+    if (reason := why_not_so(settings) or why_nowhere(source, target)) is not None:
+        return reason
     if source.precision != "int8" or target.backend != "tensorrt_rtx":
         return None
     trt: Any = backends.load(backends.BACKENDS[target.backend])
@@ -46,6 +40,65 @@ def why_not_built(
         f"TensorRT-RTX {version} cannot build convolutions in int8; install 1.7 or later, take fp8 "
         f"(sm89 or later) or keep the Conv nodes in fp32"
     )
+
+
+def why_not_so(settings: BuildSettings) -> str | None:
+    """Why nothing can be built with some settings on this machine; None if nothing is known."""
+    # TensorRT-RTX 1.6.1 and 1.7.1 end such builds with CHECK(status == CUDA_SUCCESS).
+    if (settings.refit or settings.strip_weights) and backends.local_compute_capability() is None:
+        return (
+            "refit and strip_weights need a GPU, and there is none in this machine; leave them "
+            "out, or compile it on a machine that has one"
+        )
+    return None
+
+
+def why_nowhere(source: OnnxArtifact, target: Target) -> str | None:
+    """Why a target cannot have an engine of a graph from any machine; None if nothing is known."""
+    if source.precision != "fp8":
+        return None
+    # Without a named capability TensorRT-RTX 1.6.1 builds it, and says that it is for sm80 too.
+    for name in target.capabilities or ("sm80",):
+        if int(name.removeprefix("sm")) < _FIRST_WITH_FP8:
+            return f"{name} has no fp8; leave it out, or take sm89 or later"
+    return None
+
+
+def check_here(
+    texts: Sequence[str],
+    *,
+    settings: BuildSettings = DEFAULT_BUILD,
+    libraries: Sequence[Library] = (),
+) -> None:
+    """Refuse targets that this machine cannot build.
+
+    Args:
+        texts: As `resolve` takes them.
+        settings: How they are to be built.
+        libraries: Libraries with plugins.
+
+    Raises:
+        InvalidInputError: There is no such target, this machine cannot build for it or not with
+            these settings, or it takes no plugins.
+        MissingDependencyError: The target's TensorRT is not installed.
+    """
+    for text in texts:
+        backends.check_plugins(resolve(text), libraries)
+    if texts and (reason := why_not_so(settings)) is not None:
+        msg = f"The build settings are {settings}, but {reason}."
+        raise InvalidInputError(msg)
+
+
+def check_anywhere(texts: Sequence[str], *, libraries: Sequence[Library] = ()) -> None:
+    """Refuse targets that no machine can build.
+
+    Raises:
+        InvalidInputError: There is no such target, or it takes no plugins.
+    """
+    for text in texts:
+        check_target(text)
+        if text != "local":
+            backends.check_plugins(parse(text), libraries)
 
 
 def _convolves_in_int8(source: OnnxArtifact) -> bool:

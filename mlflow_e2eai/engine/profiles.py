@@ -26,6 +26,11 @@ def profiles(axes: tuple[Axis, ...]) -> tuple[Profile, ...]:
     return (dynamic, *static)
 
 
+def shape_at(spec: TensorSpec, sizes: Profile, bound: int) -> tuple[int, ...]:
+    """The shape of an input at the min (0), opt (1) or max (2) of a profile."""
+    return tuple(size if isinstance(size, int) else sizes[size][bound] for size in spec.shape)
+
+
 def profile_of(axes: tuple[Axis, ...], sizes: Mapping[str, int]) -> int:
     """Which profile a call takes: the exact bucket's, else the dynamic one.
 

@@ -10,6 +10,6 @@ building    a pipeline's engines as such jobs
 
 from mlflow_e2eai.fleet.building import builder
 from mlflow_e2eai.fleet.running import run
-from mlflow_e2eai.fleet.values import EXECUTORS, Executor, Job, Outcome, held
+from mlflow_e2eai.fleet.values import EXECUTORS, Executor, Job, Outcome, held, is_away
 
-__all__ = ["EXECUTORS", "Executor", "Job", "Outcome", "builder", "held", "run"]
+__all__ = ["EXECUTORS", "Executor", "Job", "Outcome", "builder", "held", "is_away", "run"]

@@ -13,6 +13,11 @@ Executor: TypeAlias = Literal["local", "ray"]
 EXECUTORS: tuple[Executor, ...] = ("local", "ray")
 
 
+def is_away(executor: Executor | None) -> bool:
+    """Whether other machines do the jobs, which may build what this one cannot."""
+    return executor == "ray"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     """One job of a stage, plain enough to be sent anywhere.

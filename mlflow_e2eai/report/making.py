@@ -127,6 +127,9 @@ def _said(file: OnnxArtifact | EngineArtifact) -> Markup:
         note = f"engine in {file.arithmetic} for {file.target}{gpu}, {file.backend_version}"
         if file.settings.chosen:
             note += f", built with {file.settings}"
+        if file.checked is not None:
+            held = ", ".join(file.checked) or "its network alone, as the builder has no such GPU"
+            note += f"; checked after the build: {held}"
     return join((element("code", _name(file)), " ", element("span", note, class_="note")))
 
 

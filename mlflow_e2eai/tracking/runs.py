@@ -43,6 +43,7 @@ from mlflow_e2eai.tracking.models import facts_of, log_artifact, stage_of, suffi
 from mlflow_e2eai.tracking.nodes import log_kept
 from mlflow_e2eai.tracking.reports import refused_graphs_are_logged
 from mlflow_e2eai.tracking.server import check_server
+from mlflow_e2eai.tracking.timings import fetch_timings, log_timings
 
 Builder: TypeAlias = Callable[[Sequence[tuple[str, Wanted]]], Sequence[str | Exception]]
 
@@ -128,11 +129,15 @@ class MlflowRecorder:
         source: Id of the PyTorch LoggedModel; None where it is not logged.
         builder: Has engines built elsewhere, of the graphs with these ids: for each, the id of its
             model, or an error. None has them all built here.
+        away: Whether the builder's machines are others.
     """
 
-    def __init__(self, *, name: str, source: str | None, builder: Builder | None = None) -> None:
+    def __init__(
+        self, *, name: str, source: str | None, builder: Builder | None = None, away: bool = False
+    ) -> None:
         self.name = name
         self.builder = builder
+        self.away = away
         self.source = source
         # The PyTorch model has no digest: its id stands for it in `inputs`.
         self.models: dict[str, str] = {} if source is None else {source: source}
@@ -156,7 +161,7 @@ class MlflowRecorder:
                 made[one] = str(found)
                 continue
             place = folder / found
-            place.mkdir()
+            place.mkdir(exist_ok=True)  # two texts may name one target
             engine = fetch_engine(resolve(found), place)
             self.models[engine.sha256] = found
             made[one] = engine
@@ -185,6 +190,7 @@ class MlflowStage:
         self.run_id = run_id
         self.name = name
         self.parents = parents
+        self._fetched: tuple[str, ...] = ()
         self._claim: Claim | None = None
 
     @contextmanager
@@ -224,6 +230,14 @@ class MlflowStage:
         if chosen := engine.settings.chosen:
             said = [Param(f"build/{name}", str(value)) for name, value in chosen.items()]
             MlflowClient().log_batch(self.run_id, params=said)
+
+    def timings(self, key: str, *, folder: Path) -> None:
+        """Fetch the timings of all earlier builds."""
+        self._fetched = fetch_timings(key, folder)
+
+    def timed(self, key: str, *, folder: Path) -> None:
+        """Keep a build's timings with this run."""
+        log_timings(key, folder, run_id=self.run_id, fetched=self._fetched)
 
     def found(self, planned: Planned, *, folder: Path) -> EngineArtifact | None:
         """The engine that anybody logged under this key, verified, as this run's output."""
