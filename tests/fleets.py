@@ -82,6 +82,12 @@ def building():
     return [pid for pid in found if pid in above]
 
 
+def claiming():
+    """Those of them that build, if an engine is claimed."""
+    found = mlflow.search_logged_models(output_format="list")
+    return building() if "PENDING" in [str(model.status) for model in found] else []
+
+
 def kill_when_building(found, *, times=1):
     """Kill what `found` finds as soon as a job's run has begun.
 

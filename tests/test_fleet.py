@@ -8,8 +8,8 @@ import mlflow
 import pytest
 from chains import log_graph, slow_to_build
 from fleets import (
-    building,
     children,
+    claiming,
     claims,
     compiling,
     engines,
@@ -85,7 +85,7 @@ def test_a_worker_that_is_killed_while_it_builds_ends_its_run_and_the_job_is_don
 ):
     graph = log_graph(tmp_path, model=slow_to_build())
     with mlflow.start_run() as parent:
-        thread, killed = kill_when_building(building)
+        thread, killed = kill_when_building(claiming)
         (outcome,) = fleet.run([compiling(graph)])
         thread.join()
     assert outcome.error is None

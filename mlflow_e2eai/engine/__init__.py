@@ -1,6 +1,7 @@
 """ONNX and a target -> TensorRT engine; an engine -> `Infer`. The only importers of TensorRT."""
 
 from mlflow_e2eai.engine.build import compile
+from mlflow_e2eai.engine.builders import keep_builder
 from mlflow_e2eai.engine.keys import key_for, key_of, version_for
 from mlflow_e2eai.engine.limits import check_anywhere, check_here, why_not_built, why_nowhere
 from mlflow_e2eai.engine.run import engine_runner, why_not_here
@@ -16,6 +17,7 @@ __all__ = [
     "compile",
     "covers",
     "engine_runner",
+    "keep_builder",
     "key_for",
     "key_of",
     "parse",

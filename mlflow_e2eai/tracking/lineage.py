@@ -58,6 +58,18 @@ def resolve(uri: str) -> LoggedModel:
         InvalidInputError: It is none of these.
         TrackingError: There is no such model.
     """
+    path = uri.removeprefix("models:/")
+    if is_at_work() and _MODEL_ID.fullmatch(path):
+        return _kept(address(), path)  # once, for all jobs on its chain
+    return _resolved(uri)
+
+
+@functools.lru_cache(maxsize=64)
+def _kept(uri: str, model_id: str) -> LoggedModel:  # noqa: ARG001 - one id may be in two stores
+    return _resolved(model_id)
+
+
+def _resolved(uri: str) -> LoggedModel:
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
@@ -115,21 +127,11 @@ def ancestor(model: LoggedModel, stages: Sequence[str]) -> LoggedModel:
                 f"it was made from is a {' or '.join(stages)}; give the output of that stage."
             )
             raise TrackingError(msg)
-        at = _made(parent)
+        at = resolve(parent)
         if stage == at.tags.get(STAGE, "source") and at.model_id == model.model_id:
             msg = f"Model {model.model_id} is its own parent; its tags were changed."
             raise TrackingError(msg)
     return at
-
-
-def _made(model_id: str) -> LoggedModel:
-    """A model that another was made from; a worker asks for it once, for all jobs on its chain."""
-    return _kept(address(), model_id) if is_at_work() else resolve(model_id)
-
-
-@functools.lru_cache(maxsize=64)
-def _kept(uri: str, model_id: str) -> LoggedModel:  # noqa: ARG001 - one id may be in two stores
-    return resolve(model_id)
 
 
 def fetch(model: LoggedModel, folder: Path) -> Path:
