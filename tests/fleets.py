@@ -88,6 +88,14 @@ def claiming():
     return building() if "PENDING" in [str(model.status) for model in found] else []
 
 
+def claimed_builders():
+    """The processes that they build in, a while after an engine is claimed."""
+    above = claiming()
+    if above:
+        time.sleep(0.5)
+    return [pid for pid in workers() if parent_of(pid) in above]
+
+
 def kill_when_building(found, *, times=1):
     """Kill what `found` finds as soon as a job's run has begun.
 
