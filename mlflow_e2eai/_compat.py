@@ -3,7 +3,13 @@
 All of them are imported here and nowhere else, so that a new MLflow breaks one file.
 """
 
+from collections.abc import Mapping
+from pathlib import Path
+
+from mlflow.entities import LoggedModel
 from mlflow.models.utils import _save_example as save_example
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from mlflow.tracking._tracking_service.client import TrackingServiceClient
 from mlflow.tracking.artifact_utils import (
     _download_artifact_from_uri as download_artifact_from_uri,
 )
@@ -71,8 +77,20 @@ __all__ = [
     "process_conda_env",
     "process_pip_requirements",
     "save_example",
+    "set_model_tags",
+    "upload",
     "validate_alias",
     "validate_alias_is_free",
     "validate_and_copy_code_paths",
     "validate_env_arguments",
 ]
+
+
+def set_model_tags(model_id: str, tags: Mapping[str, str], tracking_uri: str) -> None:
+    """Put tags on a LoggedModel; MlflowClient would ask for the model first, each time."""
+    TrackingServiceClient(tracking_uri).set_logged_model_tags(model_id, dict(tags))
+
+
+def upload(model: LoggedModel, folder: Path) -> None:
+    """Put files into a LoggedModel; MlflowClient would ask where they belong."""
+    get_artifact_repository(model.artifact_location).log_artifacts(str(folder))

@@ -24,12 +24,13 @@ from mlflow_e2eai.engine import (
     parse,
     resolve,
     timings_key,
+    version_for,
     why_not_built,
     why_nowhere,
 )
 from mlflow_e2eai.libraries import named
 from mlflow_e2eai.progress import progress
-from mlflow_e2eai.recording import Recorder, Stage, Wanted
+from mlflow_e2eai.recording import Planned, Recorder, Stage, Wanted
 
 
 def compile_on(
@@ -61,23 +62,33 @@ def compile_on(
         E2EAIError: As `mlflow_e2eai.compile`.
     """
     libraries = named(plugin_libraries)
-    if not rebuild:
-        key = key_for(graph, target, tf32=tf32, libraries=libraries, settings=build_settings)
-        if (engine := stage.found(key, folder=out.with_suffix(".found"))) is not None:
-            # By digest the same libraries; but these here the caller has allowed.
-            return dataclasses.replace(engine, libraries=libraries)
-    with _timings(stage, target, build_settings, out.with_suffix(".timings")) as timings:
-        engine = compile(
-            graph,
-            target,
-            out=out,
-            tf32=tf32,
-            plugin_libraries=plugin_libraries,
-            settings=build_settings,
-            timing_cache=timings,
-        )
-    stage.made(engine, example=example)
-    return engine
+    planned = Planned(
+        key=key_for(graph, target, tf32=tf32, libraries=libraries, settings=build_settings),
+        parent_sha256=graph.sha256,
+        target=target,
+        arithmetic="tf32" if tf32 else graph.precision,
+        backend_version=version_for(target),
+        settings=build_settings,
+    )
+    others = None if rebuild else stage.found(planned, folder=out.with_suffix(".found"))
+    if others is None:
+        with _timings(stage, target, build_settings, out.with_suffix(".timings")) as timings:
+            engine = compile(
+                graph,
+                target,
+                out=out,
+                tf32=tf32,
+                plugin_libraries=plugin_libraries,
+                settings=build_settings,
+                timing_cache=timings,
+            )
+        # Once more: what another began at the same moment may have come to light only now.
+        others = None if rebuild else stage.found(planned, folder=out.with_suffix(".found"))
+        if others is None:
+            stage.made(engine, example=example)
+            return engine
+    # By digest the same libraries; but these here the caller has allowed.
+    return dataclasses.replace(others, libraries=libraries)
 
 
 @contextmanager

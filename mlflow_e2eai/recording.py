@@ -12,19 +12,41 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from mlflow_e2eai.artifacts import EngineArtifact, OnnxArtifact, Precision, Tensors
+from mlflow_e2eai.artifacts import EngineArtifact, OnnxArtifact, Precision, Target, Tensors
 from mlflow_e2eai.building import DEFAULT_BUILD, BuildSettings
 from mlflow_e2eai.bundle import Evidence
 from mlflow_e2eai.latency import LatencyReport
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Planned:
+    """What is known of an engine before it is built.
+
+    Attributes:
+        key: See `engine.key_for`.
+        parent_sha256: Digest of its graph.
+        target: What it is for.
+        arithmetic: What it computes in.
+        backend_version: The exact version of TensorRT.
+        settings: How it is built.
+    """
+
+    key: str
+    parent_sha256: str
+    target: Target
+    arithmetic: Precision
+    backend_version: str
+    settings: BuildSettings
+
+
 class Stage(Protocol):
     """What a stage tells its recorder, and the one thing that it asks."""
 
-    def found(self, key: str, *, folder: Path) -> EngineArtifact | None:
-        """An engine with this key that was built before, put into a folder; None if there is none.
+    def found(self, planned: Planned, *, folder: Path) -> EngineArtifact | None:
+        """The same engine built by others, put into a folder; waited for while they build it.
 
-        It is what the stage has made, as if it had been built now.
+        It is what the stage has made, as if it had been built now. None where there is none: from
+        then on the others wait for the one that this stage makes.
         """
 
     def timings(self, key: str, *, folder: Path) -> None:
@@ -106,7 +128,7 @@ class Silent:
         """Nobody builds."""
         return {}
 
-    def found(self, key: str, *, folder: Path) -> EngineArtifact | None:  # noqa: ARG002
+    def found(self, planned: Planned, *, folder: Path) -> EngineArtifact | None:  # noqa: ARG002
         """Nothing was kept."""
         return None
 

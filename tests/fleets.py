@@ -41,6 +41,13 @@ def engines():
     ]
 
 
+def claims(run):
+    """The models of a run, finished or not."""
+    return mlflow.search_logged_models(
+        filter_string=f"source_run_id = '{run.info.run_id}'", output_format="list"
+    )
+
+
 def parent_of(pid):
     """The number of a process's parent."""
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
@@ -73,6 +80,20 @@ def building():
     found = workers()
     above = {parent_of(pid) for pid in found}
     return [pid for pid in found if pid in above]
+
+
+def claiming():
+    """Those of them that build, if an engine is claimed."""
+    found = mlflow.search_logged_models(output_format="list")
+    return building() if "PENDING" in [str(model.status) for model in found] else []
+
+
+def claimed_builders():
+    """The processes that they build in, a while after an engine is claimed."""
+    above = claiming()
+    if above:
+        time.sleep(0.5)
+    return [pid for pid in workers() if parent_of(pid) in above]
 
 
 def kill_when_building(found, *, times=1):

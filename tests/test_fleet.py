@@ -7,7 +7,16 @@ import pickle
 import mlflow
 import pytest
 from chains import log_graph, slow_to_build
-from fleets import children, compiling, engines, kill_when_building, workers
+from fleets import (
+    children,
+    claimed_builders,
+    claiming,
+    claims,
+    compiling,
+    engines,
+    kill_when_building,
+    workers,
+)
 from models import build
 
 import mlflow_e2eai
@@ -77,7 +86,7 @@ def test_a_worker_that_is_killed_while_it_builds_ends_its_run_and_the_job_is_don
 ):
     graph = log_graph(tmp_path, model=slow_to_build())
     with mlflow.start_run() as parent:
-        thread, killed = kill_when_building(workers)
+        thread, killed = kill_when_building(claiming)
         (outcome,) = fleet.run([compiling(graph)])
         thread.join()
     assert outcome.error is None
@@ -86,6 +95,39 @@ def test_a_worker_that_is_killed_while_it_builds_ends_its_run_and_the_job_is_don
     assert (lost.info.status, done.info.status) == ("FAILED", "FINISHED")
     assert "was killed (SIGKILL" in lost.data.tags["e2eai.error"]
     assert engines() == list(outcome.models)
+    (claim,) = claims(lost)
+    assert str(claim.status) == "FAILED"
+    assert "was killed (SIGKILL" in claim.tags["e2eai.error"]
+
+
+@pytest.mark.parametrize(
+    ("limit_s", "said"),
+    [
+        (3600.0, r"was killed (SIGKILL, as Linux does when memory runs out)"),
+        (0.2, "was not done within 0.2 s"),
+    ],
+    ids=["killed", "hangs"],
+)
+def test_a_builder_that_dies_fails_its_job_alone(store, tmp_path, limit_s, said):
+    slow, quick = log_graph(tmp_path, model=slow_to_build()), log_graph(tmp_path, scale=2)
+    given = [compiling(slow, build_settings=BuildSettings(time_limit_s=limit_s)), compiling(quick)]
+    with mlflow.start_run() as parent:
+        if limit_s > 1:
+            thread, _ = kill_when_building(claimed_builders)
+            failed, done = fleet.run(given, workers=1)
+            thread.join()
+        else:
+            failed, done = fleet.run(given, workers=1)
+    assert "TensorRT did not finish" in failed.error
+    assert said in failed.error
+    assert done.error is None
+    runs = children(parent)
+    assert [run.info.status for run in runs] == ["FAILED", "FINISHED"]
+    assert runs[0].data.tags["e2eai.error"] == failed.error
+    assert [run.info.run_id for run in runs[:1]] == list(failed.failed_runs)
+    assert "TensorRT did not finish" in log_of(runs[0].info.run_id)
+    (claim,) = claims(runs[0])
+    assert (str(claim.status), claim.tags["e2eai.error"]) == ("FAILED", failed.error)
 
 
 def test_a_job_that_is_lost_twice_is_given_up_and_the_others_go_on(store, tmp_path):

@@ -12,6 +12,7 @@ from fleets import building, children, compiling, engines, kill_when_building, p
 from mlflow_e2eai import fleet, tracking
 from mlflow_e2eai.errors import InvalidInputError, MissingDependencyError
 from mlflow_e2eai.fleet import Job
+from mlflow_e2eai.fleet import cluster as cluster_of
 
 pytest.importorskip("tensorrt_rtx")
 
@@ -20,6 +21,38 @@ def test_without_ray_the_extra_that_brings_it_is_named(store, tmp_path, monkeypa
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(MissingDependencyError, match=r"needs ray.*'mlflow_e2eai\[ray\]'"):
         fleet.run([compiling("m-1")], executor="ray")
+
+
+H100 = {"CPU": 8.0, "GPU": 1.0, "accelerator_type:H100": 1.0}
+BY_HAND = {"CPU": 8.0, "GPU": 1.0, "e2eai_sm90": 1.0}
+PLAIN = {"CPU": 8.0}
+
+
+@pytest.mark.parametrize(
+    ("target", "nodes", "gpus", "resources"),
+    [
+        ("trt11:sm90", [PLAIN, H100], 1, {"accelerator_type:H100": 0.001}),
+        ("trt11:sm90+compatible", [PLAIN, H100], 1, {"accelerator_type:H100": 0.001}),
+        ("trt11:sm90", [PLAIN, H100, BY_HAND], 1, {"e2eai_sm90": 0.001}),
+        ("local", [PLAIN, H100], 1, {}),
+        ("sm89", [PLAIN], 0, {}),
+    ],
+)
+def test_a_target_says_on_which_gpu_it_is_built(target, nodes, gpus, resources):
+    options = cluster_of._wanted(compiling("m-1", target), nodes)
+    assert (options["num_gpus"], options["resources"]) == (gpus, resources)
+
+
+def test_a_gpu_that_no_node_has_is_named_with_all_that_would_do():
+    said = r"compile trt11:sm90 needs \(CPU 1, e2eai_sm90 0.001, GPU 1 or CPU 1, accelerator_type"
+    with pytest.raises(InvalidInputError, match=said):
+        cluster_of._wanted(compiling("m-1", "trt11:sm90"), [PLAIN])
+
+
+def test_the_accelerator_types_are_rays():
+    known = pytest.importorskip("ray.util.accelerators.accelerators")
+    names = {name for kinds in cluster_of.ACCELERATORS.values() for name in kinds}
+    assert names <= {value for value in vars(known).values() if isinstance(value, str)}
 
 
 @pytest.fixture(scope="module")

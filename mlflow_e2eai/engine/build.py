@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from functools import partial
-from math import inf
 from pathlib import Path
 
 from mlflow_e2eai.artifacts import EngineArtifact, OnnxArtifact, Target
 from mlflow_e2eai.building import DEFAULT_BUILD, BuildSettings
 from mlflow_e2eai.engine import backends
+from mlflow_e2eai.engine.builders import builder
 from mlflow_e2eai.engine.limits import why_not_built
 from mlflow_e2eai.engine.plan import Built, write_plan
 from mlflow_e2eai.engine.targets import resolve
 from mlflow_e2eai.engine.timings import timings_key
 from mlflow_e2eai.errors import EngineBuildError, RunnerError
 from mlflow_e2eai.files import sha256_of, written
-from mlflow_e2eai.isolation import Process
 from mlflow_e2eai.libraries import named
 from mlflow_e2eai.progress import steps
 
@@ -104,6 +102,7 @@ def compile(
             f"{source.path.name} for {target}",
             settings.time_limit_s,
             step,
+            anew=bool(libraries),
         )
     if built.refused:
         warnings.warn(
@@ -135,9 +134,11 @@ def _built(
     title: str,
     limit_s: float,
     step: Callable[[str, int, int], None] | None,
+    *,
+    anew: bool,
 ) -> Built:
     """Have a plan written by another process."""
-    with closing(Process(patience_s=inf, limit_s=limit_s)) as there, steps(title) as bar:
+    with builder(limit_s, anew=anew) as there, steps(title) as bar:
         try:
             built: Built = there.do("watched", {"step": step or bar}, function=write)
         except RunnerError as error:

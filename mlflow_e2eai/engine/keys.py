@@ -40,8 +40,17 @@ def key_for(
     Raises:
         MissingDependencyError: The target's TensorRT is not installed.
     """
-    trt = backends.load(backends.BACKENDS[target.backend])
-    return _key(source.sha256, target, str(trt.__version__), tf32, source.axes, libraries, settings)
+    version = version_for(target)
+    return _key(source.sha256, target, version, tf32, source.axes, libraries, settings)
+
+
+def version_for(target: Target) -> str:
+    """The exact version of a target's TensorRT here.
+
+    Raises:
+        MissingDependencyError: It is not installed.
+    """
+    return str(backends.load(backends.BACKENDS[target.backend]).__version__)
 
 
 def key_of(engine: EngineArtifact) -> str:

@@ -25,6 +25,27 @@ _MOST_AT_ONCE = 256
 _ACCELERATOR = "accelerator_type:"
 """How Ray writes a node's accelerator type among its resources."""
 
+_CAPABILITY = "e2eai_"
+"""Begins the name of a custom resource that says a node's compute capability by hand, for example
+``e2eai_sm90``, where Ray knows no type of its GPU."""
+
+_SOME = 0.001
+"""How much of such a resource a job takes, as Ray does of an accelerator type: the GPU itself is
+counted beside it."""
+
+ACCELERATORS: Mapping[str, tuple[str, ...]] = {
+    "sm75": ("T4",),
+    "sm80": ("A100", "A100-40G", "A100-80G"),
+    "sm86": ("A10G",),
+    "sm89": ("L4", "L40S"),
+    "sm90": ("H100", "H200", "H20"),
+    "sm100": ("B200", "GB200"),
+    "sm103": ("B300", "GB300"),
+    "sm120": ("RTX-PRO-6000",),
+}
+"""Accelerator types of each compute capability: the names are those of ``ray.util.accelerators``
+of Ray 2.60, the capabilities those of https://developer.nvidia.com/cuda/gpus."""
+
 
 def each(jobs: Sequence[Job], do: Callable[[Job, Attempting], Result]) -> list[Result]:
     """Do all jobs, as many at once as the cluster has room for; results are in their order.
@@ -85,13 +106,14 @@ def _wanted(job: Job, nodes: Sequence[Mapping[str, float]]) -> dict[str, Any]:
     Raises:
         InvalidInputError: No node has that; Ray itself would wait for one for ever.
     """
-    needs = {"CPU": 1.0, **job.resources}
-    if job.accelerator is not None:
-        needs |= {f"{_ACCELERATOR}{job.accelerator}": 0.001, "GPU": 1.0}
-    fit = [node for node in nodes if all(node.get(key, 0) >= much for key, much in needs.items())]
+    ways = _ways(job)
+    found = [(way, [node for node in nodes if _has(node, way)]) for way in ways]
+    needs, fit = next(((way, fit) for way, fit in found if fit), (ways[0], []))
     if not fit:
         known = {key for node in nodes for key in node if not key.startswith("node:")}
-        wanted = ", ".join(f"{key} {much:g}" for key, much in needs.items())
+        wanted = " or ".join(
+            ", ".join(f"{key} {much:g}" for key, much in way.items()) for way in ways
+        )
         msg = f"No node of the Ray cluster has what {job.name} needs ({wanted}); there are "
         msg += f"{', '.join(sorted(known))}."
         raise InvalidInputError(msg)
@@ -100,9 +122,28 @@ def _wanted(job: Job, nodes: Sequence[Mapping[str, float]]) -> dict[str, Any]:
     return {
         "num_cpus": alone if job.stage == "evaluate" else 1,
         "num_gpus": needs.get("GPU", 0),
-        "accelerator_type": job.accelerator,
-        "resources": dict(job.resources),
+        # Ray takes an accelerator type as the resource that it is.
+        "resources": {key: much for key, much in needs.items() if key not in ("CPU", "GPU")},
     }
+
+
+def _ways(job: Job) -> list[dict[str, float]]:
+    """The resources that a job needs; of several, one will do, the first there is."""
+    needs = {"CPU": 1.0, **job.resources}
+    if job.accelerator is not None:
+        kinds = [f"{_ACCELERATOR}{job.accelerator}"]
+    elif job.capability is None:
+        return [needs]
+    elif job.capability == "":
+        return [{**needs, "GPU": 1.0}]
+    else:
+        known = ACCELERATORS.get(job.capability, ())
+        kinds = [f"{_CAPABILITY}{job.capability}", *(f"{_ACCELERATOR}{kind}" for kind in known)]
+    return [{**needs, kind: _SOME, "GPU": 1.0} for kind in kinds]
+
+
+def _has(node: Mapping[str, float], needs: Mapping[str, float]) -> bool:
+    return all(node.get(key, 0) >= much for key, much in needs.items())
 
 
 def _attempt(order: Order) -> Attempt:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
+from mlflow_e2eai.engine import parse
 from mlflow_e2eai.errors import InvalidInputError, RunnerError
 
 Executor: TypeAlias = Literal["local", "ray"]
@@ -26,8 +27,8 @@ class Job:
         stage: The stage.
         model_uri: What it works on; see `jobs.compile` and `jobs.evaluate`.
         arguments: Their other arguments.
-        accelerator: Ray's accelerator type that it needs, for example ``H100``; None for a job
-            that needs no GPU.
+        accelerator: Ray's accelerator type that it needs, for example ``H100``; None for one that
+            has the compute capability of its target, where that is built on such a GPU only.
         resources: Custom resources of Ray that it needs, by name.
     """
 
@@ -41,6 +42,20 @@ class Job:
         if self.stage not in ("compile", "evaluate"):
             msg = f"A job's stage is {self.stage!r}, but compile or evaluate is wanted."
             raise InvalidInputError(msg)
+
+    @property
+    def capability(self) -> str | None:
+        """Compute capability of the GPU that it needs: empty for any GPU, None for no GPU.
+
+        TensorRT builds an engine on a GPU like the one that it is for, TensorRT-RTX on any machine.
+        """
+        for text in self.arguments.get("targets", ()):
+            if text == "local":
+                return ""
+            target = parse(text)
+            if target.backend == "tensorrt":
+                return target.compute_capability
+        return None
 
     @property
     def name(self) -> str:

@@ -17,6 +17,7 @@ from functools import partial
 from typing import Any, TypeAlias
 
 from mlflow_e2eai import chained, tracking
+from mlflow_e2eai.engine import keep_builder
 from mlflow_e2eai.errors import E2EAIError
 from mlflow_e2eai.fleet.values import Attempt, Job
 from mlflow_e2eai.isolation import Process
@@ -103,6 +104,8 @@ def work(order: Order, parent: int) -> tuple[str, ...]:
     """
     _end_with(parent)
     job = order.job
+    if job.stage == "compile":
+        keep_builder()
     worker = order.worker or socket.gethostname()
     try:
         with (

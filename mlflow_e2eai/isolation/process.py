@@ -74,6 +74,10 @@ class Process:
         """End it in the middle of what it does."""
         self._process.kill()
 
+    def limit(self, seconds: float) -> None:
+        """Kill it so many seconds from now, whatever it does then."""
+        self._limit_s, self._began = seconds, time.monotonic()
+
     def close(self) -> None:
         """End it."""
         self._stack.close()

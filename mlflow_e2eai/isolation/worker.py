@@ -61,6 +61,7 @@ class Worker:
         self._stack = stack
         self._opened: Opened
         self._runners: dict[str, Infer] = {}
+        self._watching = False
         self._tasks: Mapping[str, Callable[..., Any]] = {
             "open": self.open,
             "open_all": self.open_all,
@@ -113,7 +114,9 @@ class Worker:
 
         It ends with the caller, even where it neither says nor asks anything.
         """
-        threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+        if not self._watching:
+            self._watching = True
+            threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
         return function(self._note.doing, self._ask)
 
     def cold_start(self, tensors: Tensors) -> ColdStart:

@@ -10,8 +10,9 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 
+from mlflow_e2eai.tracking.engines import fail_claims
 from mlflow_e2eai.tracking.lineage import ERROR
-from mlflow_e2eai.tracking.server import Known, experiments, knowing
+from mlflow_e2eai.tracking.server import at_work
 
 TICKET = "e2eai.ticket"
 """Tag of the runs of one attempt at a job."""
@@ -32,13 +33,11 @@ class Place:
         tracking_uri: The store.
         experiment_id: The experiment.
         parent_run_id: The run that is its parent.
-        known: What its job need not ask.
     """
 
     tracking_uri: str
     experiment_id: str
     parent_run_id: str
-    known: Known
 
 
 def place_under(parent_run_id: str) -> Place:
@@ -54,7 +53,6 @@ def place_under(parent_run_id: str) -> Place:
         tracking_uri=uri,
         experiment_id=experiment,
         parent_run_id=parent_run_id,
-        known=Known(experiments=experiments()),
     )
 
 
@@ -71,7 +69,7 @@ def working_at(place: Place, ticket: str, *, worker: str) -> Iterator[None]:
     tags = {"mlflow.parentRunId": place.parent_run_id, TICKET: ticket, WORKER: worker}
     token = _INHERITED.set(tags)
     try:
-        with knowing(place.known):
+        with at_work():
             yield
     finally:
         _INHERITED.reset(token)
@@ -121,6 +119,7 @@ def end_attempt(place: Place, ticket: str, *, name: str, error: str, log: str) -
         client.log_text(first, log, "job.log")
     for run in runs:
         if run.info.status == "RUNNING":
+            fail_claims(run.info.run_id, place.experiment_id, error)
             client.set_tag(run.info.run_id, ERROR, error)
             client.set_terminated(run.info.run_id, "FAILED")
     return str(first)

@@ -1,16 +1,26 @@
-"""Engines that were built before, found by their key."""
+"""Engines that several may want: each is built by the one whose claim is the earliest.
+
+A claim is the engine's own LoggedModel, made before the engine is: PENDING, with the engine's key,
+while its builder lives and its heart beats. MLflow has no lock, but it keeps what it is told: all
+who want an engine put their claim first and look at the others' then, so that of two at least one
+sees the other, and all order them alike.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import threading
+import time
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlflow_e2eai.artifacts import EngineArtifact
 from mlflow_e2eai.engine import key_of
 from mlflow_e2eai.errors import ArtifactError, TrackingError
-from mlflow_e2eai.tracking.lineage import fetch_engine
-from mlflow_e2eai.tracking.server import experiments
+from mlflow_e2eai.tracking.lineage import ERROR, fetch_engine
+from mlflow_e2eai.tracking.server import address, experiments
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
@@ -21,33 +31,157 @@ KEY = "e2eai.engine_key"
 FOUND = "e2eai.engine_found"
 """Tag of a run that built no engine: id of the model that held it already."""
 
+HEARTBEAT = "e2eai.heartbeat"
+"""Tag of a claim: a number that grows while its builder lives."""
 
-def find_engine(key: str, folder: Path) -> tuple[EngineArtifact, str] | None:
-    """The newest finished engine with a key, in any experiment of the tracking server.
+BEAT_S = 10.0
+"""Seconds between two heartbeats."""
 
-    One that cannot be had, or is not what its record says, is announced as a warning and passed
-    over.
+DEAD_S = 60.0
+"""Seconds without a heartbeat, by the watch of who waits, after which a builder is taken for dead:
+several beats, as a server may be slow to take one."""
+
+LOOK_S = 1.0
+"""Seconds between two looks at an earlier claim."""
+
+
+class Claim:
+    """A claim on an engine; its heart beats until it is `close`d.
 
     Args:
-        key: As `engine.key_for` gives it.
-        folder: Where to put it; made if need be.
-
-    Returns:
-        The engine, verified, and the id of its LoggedModel; None if there is none.
+        key: The engine's key; among the tags too.
+        name: Name of its model.
+        run_id: The run that is to build it.
+        params: Parameters of the model.
+        tags: Tags of the model.
     """
-    for model in _models(key):
+
+    def __init__(
+        self,
+        key: str,
+        *,
+        name: str,
+        run_id: str,
+        params: Mapping[str, str],
+        tags: Mapping[str, str],
+    ) -> None:
+        import mlflow
+
+        self._key = key
+        self._refused: set[str] = set()
+        self._heard: dict[str, tuple[str, float]] = {}
+        self.model: LoggedModel = mlflow.initialize_logged_model(
+            name=name,
+            source_run_id=run_id,
+            model_type="tensorrt",
+            params=dict(params),
+            tags={**tags, HEARTBEAT: "0"},
+        )
+        self._closed = threading.Event()
+        threading.Thread(target=self._beat, args=(address(),), daemon=True).start()
+
+    def settled(self, folder: Path) -> tuple[EngineArtifact, str] | None:
+        """Wait until it is known who builds the engine.
+
+        A finished one that cannot be had, or is not what its record says, is announced as a
+        warning and passed over; so is an earlier claim whose builder is dead, which is marked
+        FAILED.
+
+        Args:
+            folder: Where to put the engine; made if need be.
+
+        Returns:
+            The engine, verified, and the id of its model, where another has built it: the claim is
+            then withdrawn. None where it is for this one to build.
+        """
+        from mlflow import MlflowClient
+
+        while True:
+            models = _with_key(self._key)
+            for model in (each for each in models if str(each.status) == "READY"):
+                if (engine := self._taken(model, folder)) is not None:
+                    self.close()
+                    MlflowClient().delete_logged_model(self.model.model_id)
+                    return engine, str(model.model_id)
+            if not any(self._precedes(model) and self._lives(model) for model in models):
+                return None
+            time.sleep(LOOK_S)
+
+    def failed(self, error: BaseException) -> None:
+        """Give it up, and say why."""
+        self.close()
+        _fail(str(self.model.model_id), str(error))
+
+    def close(self) -> None:
+        """Let its heart stop: it is finished, or given up."""
+        self._closed.set()
+
+    def _taken(self, model: LoggedModel, folder: Path) -> EngineArtifact | None:
+        """A finished engine, unless it was refused before, or is now."""
+        if model.model_id in self._refused:
+            return None
         place = folder / str(model.model_id)
         place.mkdir(parents=True)
         try:
-            engine = _fetched(model, place, key)
+            return _fetched(model, place, self._key)
         except (ArtifactError, TrackingError) as error:
+            self._refused.add(model.model_id)
             warnings.warn(
                 f"The engine that was built before ({model.model_id}) cannot be taken: {error}",
-                stacklevel=2,
+                stacklevel=3,
             )
-            continue
-        return engine, str(model.model_id)
-    return None
+            return None
+
+    def _precedes(self, model: LoggedModel) -> bool:
+        """Whether a model is another's claim, and earlier."""
+        return (
+            str(model.status) == "PENDING"
+            and HEARTBEAT in model.tags
+            and _order(model) < _order(self.model)
+        )
+
+    def _lives(self, model: LoggedModel) -> bool:
+        """Whether a claim's heart still beats; it is marked FAILED where it does not."""
+        beat, now = model.tags[HEARTBEAT], time.monotonic()
+        before, since = self._heard.setdefault(model.model_id, (beat, now))
+        if beat != before:
+            self._heard[model.model_id] = beat, now
+        elif now - since > DEAD_S:
+            _fail(model.model_id, f"Its builder gave no sign of life for {DEAD_S:g} s.")
+            return False
+        return True
+
+    def _beat(self, uri: str) -> None:
+        from mlflow_e2eai import _compat
+
+        beats = 0
+        while not self._closed.wait(BEAT_S):
+            beats += 1
+            with contextlib.suppress(Exception):  # the next one may arrive
+                _compat.set_model_tags(self.model.model_id, {HEARTBEAT: str(beats)}, uri)
+
+
+def fail_claims(run_id: str, experiment_id: str, error: str) -> None:
+    """Give up the claims of a run whose process is gone."""
+    from mlflow import MlflowClient
+
+    found = MlflowClient().search_logged_models([experiment_id], f"source_run_id = '{run_id}'")
+    for model in found:
+        if str(model.status) == "PENDING" and HEARTBEAT in model.tags:
+            _fail(model.model_id, error)
+
+
+def _fail(model_id: str, error: str) -> None:
+    from mlflow import MlflowClient
+
+    from mlflow_e2eai import _compat
+
+    _compat.set_model_tags(model_id, {ERROR: error}, address())
+    MlflowClient().finalize_logged_model(model_id, "FAILED")
+
+
+def _order(model: LoggedModel) -> tuple[int, str]:
+    return int(model.creation_timestamp), str(model.model_id)
 
 
 def _fetched(model: LoggedModel, folder: Path, key: str) -> EngineArtifact:
@@ -58,16 +192,15 @@ def _fetched(model: LoggedModel, folder: Path, key: str) -> EngineArtifact:
     return engine
 
 
-def _models(key: str) -> list[LoggedModel]:
-    """The finished ones with a key, the newest first."""
-    from mlflow import MlflowClient
-    from mlflow.entities import LoggedModelStatus
+def _with_key(key: str) -> list[LoggedModel]:
+    """All with a key, in any experiment of the tracking server, the newest first."""
+    import mlflow
 
-    client = MlflowClient()
-    found = client.search_logged_models(
-        list(experiments()),
-        f"tags.`{KEY}` = '{key}'",
-        order_by=[{"field_name": "creation_timestamp", "ascending": False}],
-    )
     # MLflow's filter knows `status`, but finds nothing by it.
-    return [model for model in found if model.status == LoggedModelStatus.READY]
+    found: list[LoggedModel] = mlflow.search_logged_models(
+        experiment_ids=list(experiments()),
+        filter_string=f"tags.`{KEY}` = '{key}'",
+        order_by=[{"field_name": "creation_timestamp", "ascending": False}],
+        output_format="list",
+    )
+    return found

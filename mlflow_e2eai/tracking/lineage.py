@@ -13,7 +13,7 @@ from mlflow_e2eai import libraries
 from mlflow_e2eai.artifacts import EngineArtifact, OnnxArtifact
 from mlflow_e2eai.errors import ArtifactError, InvalidInputError, TrackingError
 from mlflow_e2eai.files import from_json, verify
-from mlflow_e2eai.tracking.server import address, check_server, known
+from mlflow_e2eai.tracking.server import address, check_server, is_at_work
 from mlflow_e2eai.weights import verify_graph
 
 if TYPE_CHECKING:
@@ -58,6 +58,18 @@ def resolve(uri: str) -> LoggedModel:
         InvalidInputError: It is none of these.
         TrackingError: There is no such model.
     """
+    path = uri.removeprefix("models:/")
+    if is_at_work() and _MODEL_ID.fullmatch(path):
+        return _kept(address(), path)  # once, for all jobs on its chain
+    return _resolved(uri)
+
+
+@functools.lru_cache(maxsize=64)
+def _kept(uri: str, model_id: str) -> LoggedModel:  # noqa: ARG001 - one id may be in two stores
+    return _resolved(model_id)
+
+
+def _resolved(uri: str) -> LoggedModel:
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
@@ -115,21 +127,11 @@ def ancestor(model: LoggedModel, stages: Sequence[str]) -> LoggedModel:
                 f"it was made from is a {' or '.join(stages)}; give the output of that stage."
             )
             raise TrackingError(msg)
-        at = _made(parent)
+        at = resolve(parent)
         if stage == at.tags.get(STAGE, "source") and at.model_id == model.model_id:
             msg = f"Model {model.model_id} is its own parent; its tags were changed."
             raise TrackingError(msg)
     return at
-
-
-def _made(model_id: str) -> LoggedModel:
-    """A model that another was made from; a worker asks for it once, for all jobs on its chain."""
-    return resolve(model_id) if known() is None else _kept(address(), model_id)
-
-
-@functools.lru_cache(maxsize=64)
-def _kept(uri: str, model_id: str) -> LoggedModel:  # noqa: ARG001 - one id may be in two stores
-    return resolve(model_id)
 
 
 def fetch(model: LoggedModel, folder: Path) -> Path:

@@ -16,7 +16,10 @@ from mlflow_e2eai.arrays import save_arrays
 from mlflow_e2eai.artifacts import EngineArtifact, OnnxArtifact, Tensors, TensorSpec
 from mlflow_e2eai.engine import key_of
 from mlflow_e2eai.files import to_json
+from mlflow_e2eai.recording import Planned
+from mlflow_e2eai.tracking.engines import Claim
 from mlflow_e2eai.tracking.lineage import ARTIFACT, ERROR, SHA256, link_output, tag_model
+from mlflow_e2eai.tracking.server import address
 from mlflow_e2eai.weights import link
 
 if TYPE_CHECKING:
@@ -31,10 +34,19 @@ def log_artifact(
     run_id: str,
     example: Tensors,
     tags: Mapping[str, str],
+    claim: Claim | None = None,
 ) -> str:
     """Log one file as a LoggedModel and as an output of a run.
 
     An ONNX file gets MLflow's onnx flavor, so that `mlflow.onnx.load_model` reads it.
+
+    Args:
+        artifact: The file.
+        name: Name of the model.
+        run_id: The run.
+        example: The input example.
+        tags: Tags for the model.
+        claim: The claim whose model it becomes; None for a new one.
 
     Returns:
         The LoggedModel's id.
@@ -43,20 +55,26 @@ def log_artifact(
     from mlflow import MlflowClient
     from mlflow.entities import LoggedModelStatus
 
-    facts = _facts(artifact)
-    model = mlflow.initialize_logged_model(
-        name=name,
-        source_run_id=run_id,
-        model_type="onnx" if isinstance(artifact, OnnxArtifact) else "tensorrt",
-        params=facts,
-        tags={**tags, SHA256: artifact.sha256, **{f"e2eai.{k}": v for k, v in facts.items()}},
-    )
+    from mlflow_e2eai import _compat
+
+    if claim is None:
+        facts = facts_of(artifact)
+        model = mlflow.initialize_logged_model(
+            name=name,
+            source_run_id=run_id,
+            model_type="onnx" if isinstance(artifact, OnnxArtifact) else "tensorrt",
+            params=facts,
+            tags={**tags, SHA256: artifact.sha256, **tags_of(facts)},
+        )
+    else:
+        model = claim.model
+        _compat.set_model_tags(model.model_id, {SHA256: artifact.sha256}, address())
     client = MlflowClient()
     link_output(run_id, model.model_id)
     try:
         with tempfile.TemporaryDirectory() as folder:
             _lay_out(artifact, Path(folder), model, run_id, example)
-            client.log_model_artifacts(model.model_id, folder)
+            _compat.upload(model, Path(folder))
     except BaseException as error:
         tag_model(model.model_id, {ERROR: str(error)})
         client.finalize_logged_model(model.model_id, LoggedModelStatus.FAILED)
@@ -126,15 +144,16 @@ def stage_of(artifact: OnnxArtifact | EngineArtifact) -> str:
     return artifact.stage if isinstance(artifact, OnnxArtifact) else "compile"
 
 
-def suffix_of(artifact: OnnxArtifact | EngineArtifact) -> str:
+def suffix_of(artifact: OnnxArtifact | EngineArtifact | Planned) -> str:
     """What an artifact's model is named after the whole's name."""
-    if isinstance(artifact, EngineArtifact):
-        target = str(artifact.target).removeprefix("tensorrt_rtx-")
-        return f"{target}-{artifact.arithmetic}"
-    return {"export": "raw", "clean": "clean"}.get(artifact.stage, artifact.precision)
+    if isinstance(artifact, OnnxArtifact):
+        return {"export": "raw", "clean": "clean"}.get(artifact.stage, artifact.precision)
+    target = str(artifact.target).removeprefix("tensorrt_rtx-")
+    return f"{target}-{artifact.arithmetic}"
 
 
-def _facts(artifact: OnnxArtifact | EngineArtifact) -> dict[str, str]:
+def facts_of(artifact: OnnxArtifact | EngineArtifact | Planned) -> dict[str, str]:
+    """What an artifact's model shows of it as parameters."""
     parent = {} if artifact.parent_sha256 is None else {"parent_sha256": artifact.parent_sha256}
     if isinstance(artifact, OnnxArtifact):
         return {"precision": artifact.precision, **parent, "opset": str(artifact.opset)}
@@ -143,6 +162,11 @@ def _facts(artifact: OnnxArtifact | EngineArtifact) -> dict[str, str]:
         **parent,
         "target": str(artifact.target),
         "tensorrt_version": artifact.backend_version,
-        "engine_key": key_of(artifact),
+        "engine_key": artifact.key if isinstance(artifact, Planned) else key_of(artifact),
         "build_settings": str(artifact.settings),
     }
+
+
+def tags_of(facts: Mapping[str, str]) -> dict[str, str]:
+    """The same as tags, which can be searched for."""
+    return {f"e2eai.{name}": said for name, said in facts.items()}

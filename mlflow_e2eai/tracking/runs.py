@@ -16,11 +16,11 @@ from mlflow_e2eai.exporter import ExportReport
 from mlflow_e2eai.files import to_json
 from mlflow_e2eai.latency import LatencyReport
 from mlflow_e2eai.precision import PrecisionReport
-from mlflow_e2eai.recording import Wanted
+from mlflow_e2eai.recording import Planned, Wanted
 from mlflow_e2eai.report import precision_html, surgery_html
 from mlflow_e2eai.surgery import SurgeryReport
 from mlflow_e2eai.tracking.elsewhere import inherited
-from mlflow_e2eai.tracking.engines import FOUND, find_engine
+from mlflow_e2eai.tracking.engines import FOUND, Claim
 from mlflow_e2eai.tracking.lineage import (
     ERROR,
     PARENT,
@@ -39,7 +39,7 @@ from mlflow_e2eai.tracking.metrics import (
     start_metrics,
     stepped_metrics,
 )
-from mlflow_e2eai.tracking.models import log_artifact, stage_of, suffix_of
+from mlflow_e2eai.tracking.models import facts_of, log_artifact, stage_of, suffix_of, tags_of
 from mlflow_e2eai.tracking.nodes import log_kept
 from mlflow_e2eai.tracking.reports import refused_graphs_are_logged
 from mlflow_e2eai.tracking.server import check_server
@@ -175,7 +175,9 @@ class MlflowRecorder:
             known = [self.models[sha256] for sha256 in inputs if sha256 in self.models]
             ids = known or [self.source] if self.source is not None else known
             link_inputs(run_id, ids)
-            yield MlflowStage(self, run_id=run_id, name=name, parents=ids)
+            stage = MlflowStage(self, run_id=run_id, name=name, parents=ids)
+            with stage.claiming():
+                yield stage
 
 
 class MlflowStage:
@@ -189,6 +191,17 @@ class MlflowStage:
         self.name = name
         self.parents = parents
         self._fetched: tuple[str, ...] = ()
+        self._claim: Claim | None = None
+
+    @contextmanager
+    def claiming(self) -> Iterator[None]:
+        """Give up what was claimed in the block and is not finished at its end."""
+        try:
+            yield
+        except BaseException as error:
+            if self._claim is not None:
+                self._claim.failed(error)
+            raise
 
     def made(self, artifact: OnnxArtifact | EngineArtifact, *, example: Tensors) -> None:
         """Log an artifact as a LoggedModel, and as this run's output."""
@@ -200,7 +213,11 @@ class MlflowStage:
             run_id=self.run_id,
             example=example,
             tags=tags,
+            claim=self._claim,
         )
+        if self._claim is not None:
+            self._claim.close()
+            self._claim = None
         self.recorder.models[artifact.sha256] = model_id
         if isinstance(artifact, EngineArtifact):
             self._built(artifact)
@@ -222,18 +239,32 @@ class MlflowStage:
         """Keep a build's timings with this run."""
         log_timings(key, folder, run_id=self.run_id, fetched=self._fetched)
 
-    def found(self, key: str, *, folder: Path) -> EngineArtifact | None:
+    def found(self, planned: Planned, *, folder: Path) -> EngineArtifact | None:
         """The engine that anybody logged under this key, verified, as this run's output."""
         from mlflow import MlflowClient
 
-        if (known := find_engine(key, folder)) is None:
+        if self._claim is None:
+            self._claim = self._claimed(planned)
+        if (known := self._claim.settled(folder)) is None:
             return None
+        self._claim = None
         engine, model_id = known
         link_output(self.run_id, model_id)
         MlflowClient().set_tag(self.run_id, FOUND, model_id)
-        self.recorder.models[engine.sha256] = model_id
         self._built(engine)
+        self.recorder.models[engine.sha256] = model_id
         return engine
+
+    def _claimed(self, planned: Planned) -> Claim:
+        facts = facts_of(planned)
+        origin = self.recorder.origin(planned.parent_sha256)
+        return Claim(
+            planned.key,
+            name=f"{self.recorder.name}-{suffix_of(planned)}",
+            run_id=self.run_id,
+            params=facts,
+            tags={STAGE: "compile", **origin, **tags_of(facts)},
+        )
 
     def noted(self, name: str, value: Any) -> None:
         """Keep a report as a JSON artifact of the run, of some a page and tags too."""

@@ -2,52 +2,51 @@
 
 from __future__ import annotations
 
+import functools
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
 
 from mlflow_e2eai.errors import TrackingError
 
 _PING_S = 10
 
-_KNOWN: ContextVar[Known | None] = ContextVar("_KNOWN", default=None)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Known:
-    """What a job need not ask the server, as whoever sent it has asked already.
-
-    Attributes:
-        experiments: Ids of the experiments that there were when the jobs began.
-    """
-
-    experiments: tuple[str, ...]
+_AT_WORK: ContextVar[bool] = ContextVar("_AT_WORK", default=False)
 
 
 @contextmanager
-def knowing(known: Known) -> Iterator[None]:
-    """Ask the server for none of this in the block, nor whether it answers."""
-    token = _KNOWN.set(known)
+def at_work() -> Iterator[None]:
+    """Ask the server for no more than a job must in the block, as whoever sent it has asked."""
+    token = _AT_WORK.set(True)
     try:
         yield
     finally:
-        _KNOWN.reset(token)
+        _AT_WORK.reset(token)
 
 
-def known() -> Known | None:
-    """What is known in a block of `knowing`; None outside."""
-    return _KNOWN.get()
+def is_at_work() -> bool:
+    """Whether this is a block of `at_work`."""
+    return _AT_WORK.get()
 
 
 def experiments() -> tuple[str, ...]:
-    """Ids of all experiments."""
+    """Ids of all experiments; at work they are asked for once a minute."""
+    if is_at_work():
+        return _of_minute(address(), time.monotonic() // 60)
+    return _asked()
+
+
+@functools.lru_cache(maxsize=1)
+def _of_minute(uri: str, minute: float) -> tuple[str, ...]:  # noqa: ARG001 - what they are known by
+    return _asked()
+
+
+def _asked() -> tuple[str, ...]:
     from mlflow import MlflowClient
 
-    if (here := known()) is not None:
-        return here.experiments
     return tuple(each.experiment_id for each in MlflowClient().search_experiments())
 
 
@@ -62,7 +61,7 @@ def check_server() -> None:
     """
     import mlflow
 
-    if known() is not None:
+    if is_at_work():
         return
     uri = mlflow.get_tracking_uri()
     if not uri.startswith(("http://", "https://")):
