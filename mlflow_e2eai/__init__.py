@@ -14,8 +14,8 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from mlflow_e2eai.artifacts import Axis as Axis
-    from mlflow_e2eai.artifacts import BuildSettings as BuildSettings
     from mlflow_e2eai.bisection import bisect as bisect
+    from mlflow_e2eai.building import BuildSettings as BuildSettings
     from mlflow_e2eai.engine import compile as compile
     from mlflow_e2eai.exporter import export as export
     from mlflow_e2eai.flavor import load_model as load_model
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Axis": "artifacts",
-    "BuildSettings": "artifacts",
+    "BuildSettings": "building",
     "Operator": "operators",
     "benchmark": "latency",
     "bisect": "bisection",

@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeAlias
 
 from numpy.typing import NDArray
 
+from mlflow_e2eai.building import DEFAULT_BUILD, BuildSettings
 from mlflow_e2eai.errors import InvalidInputError
 
 Array: TypeAlias = NDArray[Any]
@@ -25,8 +26,6 @@ Infer: TypeAlias = Callable[[Tensors], Tensors]
 
 Precision: TypeAlias = Literal["fp32", "tf32", "fp16", "bf16", "int8", "fp8"]
 """What a model computes in. No graph is in tf32: it is how an engine of the fp32 graph computes."""
-
-_HIGHEST_LEVEL = 5  # of `IBuilderConfig.builder_optimization_level`
 
 PRECISIONS: tuple[Precision, ...] = ("fp32", "tf32", "fp16", "bf16", "int8", "fp8")
 
@@ -241,53 +240,6 @@ class Target:
         version = "" if self.version is None else self.version
         capability = f"-{self.compute_capability}" if self.compute_capability else ""
         return f"{self.backend}{version}{capability}{'+compatible' if self.compatible else ''}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BuildSettings:
-    """How TensorRT builds an engine; what it computes in is the graph's precision, and `tf32`.
-
-    Attributes:
-        optimization_level: How long it looks for fast kernels, 0 to 5; 3 is TensorRT's own.
-            TensorRT-RTX 1.6.1 made the same engine at 0 and at 5.
-        workspace_bytes: Memory that a kernel may use beside its inputs and outputs; None for
-            TensorRT's own limit, all of the GPU's. Less shuts fast kernels out.
-        threads: Threads that build; None for as many as TensorRT takes by itself.
-        time_limit_s: Seconds after which the build is stopped as one that hangs. Real models took
-            TensorRT-RTX up to 12 s; TensorRT times kernels, which takes minutes.
-        refit: Whether the engine's weights can be replaced; it cannot fuse what depends on them.
-        strip_weights: Whether the weights are left out of the engine, to be given back from the
-            same graph by TensorRT's refitter before it runs; this package does not run it. Like
-            `refit` it needs a GPU where it is built, with TensorRT-RTX too.
-
-    Raises:
-        InvalidInputError: A number is out of its range.
-    """
-
-    optimization_level: int = 3
-    workspace_bytes: int | None = None
-    threads: int | None = None
-    time_limit_s: float = 3600.0
-    refit: bool = False
-    strip_weights: bool = False
-
-    def __post_init__(self) -> None:
-        for name, wanted, fits in (
-            ("optimization_level", "0 to 5", 0 <= self.optimization_level <= _HIGHEST_LEVEL),
-            (
-                "workspace_bytes",
-                "more than 0",
-                self.workspace_bytes is None or self.workspace_bytes > 0,
-            ),
-            ("threads", "more than 0", self.threads is None or self.threads > 0),
-            ("time_limit_s", "more than 0", self.time_limit_s > 0),
-        ):
-            if not fits:
-                msg = f"{name} is {getattr(self, name)!r}, but {wanted} is wanted."
-                raise InvalidInputError(msg)
-
-
-DEFAULT_BUILD = BuildSettings()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mlflow_e2eai import tracking
 from mlflow_e2eai.artifacts import Precision, graph_precision
+from mlflow_e2eai.building import DEFAULT_BUILD, BuildSettings
 from mlflow_e2eai.bundle import Evidence
 from mlflow_e2eai.chain import GRAPHS, graph_of, job_on, variants_in
 from mlflow_e2eai.compiling import compile_on
@@ -22,6 +23,7 @@ def compile(
     targets: Sequence[str],
     precision: Precision | None = None,
     plugin_libraries: Sequence[Path] = (),
+    build_settings: BuildSettings = DEFAULT_BUILD,
     rebuild: bool = False,
 ) -> list[str]:
     """Build engines of a graph of a chain, a run for each; see `jobs.compile`."""
@@ -43,6 +45,7 @@ def compile(
                     example=example,
                     tf32=wanted == "tf32",
                     plugin_libraries=plugin_libraries,
+                    build_settings=build_settings,
                     rebuild=rebuild,
                 )
             made.append(job.recorder.models[engine.sha256])

@@ -14,6 +14,7 @@ from mlflow_e2eai import __version__, options
 from mlflow_e2eai.errors import E2EAIError, InvalidInputError
 from mlflow_e2eai.libraries import native_allowed
 from mlflow_e2eai.texts import (
+    build_settings,
     nodes,
     plan,
     precision,
@@ -224,6 +225,7 @@ def _compile(arguments: argparse.Namespace) -> int:
         targets=arguments.targets,
         precision=arguments.precision,
         plugin_libraries=[Path(library) for library in arguments.plugin_libraries],
+        build_settings=build_settings(arguments.build_settings),
         rebuild=arguments.rebuild,
         executor=arguments.executor,
         workers=arguments.workers,
@@ -275,12 +277,13 @@ def _pipeline(arguments: argparse.Namespace) -> int:
         exporter=arguments.exporter,
         opset=arguments.opset,
         dynamic_axes=arguments.dynamic_axes,
-        plan=plan(arguments.plan),
+        surgery=plan(arguments.plan),
         precisions=arguments.precisions,
         targets=arguments.targets,
         keep_fp32=nodes(arguments.keep_fp32),
         batch_sizes=arguments.batch_sizes,
         plugin_libraries=[Path(library) for library in arguments.plugin_libraries],
+        build_settings=build_settings(arguments.build_settings),
         rebuild=arguments.rebuild,
         executor=arguments.executor,
         workers=arguments.workers,

@@ -15,6 +15,7 @@ from mlflow_e2eai.artifacts import (
     graph_precision,
     variant_name,
 )
+from mlflow_e2eai.building import DEFAULT_BUILD, BuildSettings
 from mlflow_e2eai.bundle import Evidence
 from mlflow_e2eai.engine import compile, key_for, resolve, why_not_built
 from mlflow_e2eai.libraries import named
@@ -31,6 +32,7 @@ def compile_on(
     example: Tensors,
     tf32: bool = False,
     plugin_libraries: Sequence[Path] = (),
+    build_settings: BuildSettings = DEFAULT_BUILD,
     rebuild: bool = False,
 ) -> EngineArtifact:
     """Build an engine and tell a stage, unless the stage knows where it has been built before.
@@ -43,6 +45,7 @@ def compile_on(
         example: The input example under the graph's names.
         tf32: See `mlflow_e2eai.compile`.
         plugin_libraries: The same.
+        build_settings: Its `settings`.
         rebuild: Build it even so. Builds are not the same to the bit, so it is another engine.
 
     Raises:
@@ -50,11 +53,18 @@ def compile_on(
     """
     libraries = named(plugin_libraries)
     if not rebuild:
-        key = key_for(graph, target, tf32=tf32, libraries=libraries)
+        key = key_for(graph, target, tf32=tf32, libraries=libraries, settings=build_settings)
         if (engine := stage.found(key, folder=out.with_suffix(".found"))) is not None:
             # By digest the same libraries; but these here the caller has allowed.
             return dataclasses.replace(engine, libraries=libraries)
-    engine = compile(graph, target, out=out, tf32=tf32, plugin_libraries=plugin_libraries)
+    engine = compile(
+        graph,
+        target,
+        out=out,
+        tf32=tf32,
+        plugin_libraries=plugin_libraries,
+        settings=build_settings,
+    )
     stage.made(engine, example=example)
     return engine
 
@@ -65,6 +75,7 @@ def compile_all(
     precisions: Sequence[Precision],
     targets: Sequence[str],
     plugin_libraries: Sequence[Path],
+    build_settings: BuildSettings,
     rebuild: bool,
     work: Path,
     recorder: Recorder,
@@ -80,8 +91,9 @@ def compile_all(
             precision=precision,
             target=text,
             plugin_libraries=tuple(plugin_libraries),
+            build_settings=build_settings,
             rebuild=rebuild,
-        ): (graph, target, why_not_built(graph, target))
+        ): (graph, target, why_not_built(graph, target, build_settings))
         for graph in graphs
         for precision in dict.fromkeys(precisions)
         if graph_precision(precision) == graph.precision
@@ -111,6 +123,7 @@ def compile_all(
                 example=example,
                 tf32=wanted.precision == "tf32",
                 plugin_libraries=plugin_libraries,
+                build_settings=build_settings,
                 rebuild=rebuild,
             )
         engines.append(engine)

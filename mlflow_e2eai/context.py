@@ -14,6 +14,8 @@ import re
 from pathlib import Path
 
 _DRIVER = Path("/proc/driver/nvidia")
+_CAPABILITY = (75, 76)
+"""CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR of cuda.h."""
 
 
 @functools.cache
@@ -42,15 +44,26 @@ def processor_name(file: Path = Path("/proc/cpuinfo")) -> str | None:
 
 
 @functools.cache
-def has_gpu() -> bool:
-    """Whether the driver sees an NVIDIA GPU. Not for tags: this loads the driver's library."""
+def local_compute_capability() -> str | None:
+    """``sm90`` for the first GPU that the driver shows; None where there is no driver, or no GPU.
+
+    Not for tags: this loads the driver's library.
+    """
+    found = [ctypes.c_int() for _ in _CAPABILITY]
+    device = ctypes.c_int()
     try:
         cuda = ctypes.CDLL("libcuda.so.1")
-        count = ctypes.c_int()
-        failed = cuda.cuInit(0) or cuda.cuDeviceGetCount(ctypes.byref(count))
+        failed = cuda.cuInit(0) or cuda.cuDeviceGet(ctypes.byref(device), 0)
+        for value, attribute in zip(found, _CAPABILITY, strict=True):
+            failed = failed or cuda.cuDeviceGetAttribute(ctypes.byref(value), attribute, device)
     except (OSError, AttributeError):
-        return False
-    return not failed and count.value > 0
+        return None
+    return None if failed else "sm" + "".join(str(value.value) for value in found)
+
+
+def has_gpu() -> bool:
+    """Whether the driver sees an NVIDIA GPU. Not for tags: this loads the driver's library."""
+    return local_compute_capability() is not None
 
 
 def _search(pattern: str, path: Path) -> str | None:

@@ -11,13 +11,14 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from mlflow_e2eai import chained, flavor, fleet, pipeline, tracking
 from mlflow_e2eai import engine as engines
 from mlflow_e2eai.artifacts import Precision, variant_name
 from mlflow_e2eai.bisection import Bisection
 from mlflow_e2eai.bisection import bisect as bisect_graph
+from mlflow_e2eai.building import DEFAULT_BUILD, BuildSettings
 from mlflow_e2eai.bundle import Evidence
 from mlflow_e2eai.chain import device_for, graph_of, job_on, source_of, whole_of
 from mlflow_e2eai.errors import InvalidInputError
@@ -29,6 +30,7 @@ from mlflow_e2eai.libraries import loadable, named
 from mlflow_e2eai.modules import DynamicAxes
 from mlflow_e2eai.precision import check_graph_precision
 from mlflow_e2eai.samples import all_samples, profile_samples
+from mlflow_e2eai.settings import SettingsArguments
 from mlflow_e2eai.surgery import DEFAULT_PLAN, Step, entering, named_in
 from mlflow_e2eai.surgery import clean as clean_graph
 
@@ -217,6 +219,7 @@ def compile(
     targets: Sequence[str],
     precision: Precision | None = None,
     plugin_libraries: Sequence[Path] = (),
+    build_settings: BuildSettings = DEFAULT_BUILD,
     rebuild: bool = False,
     executor: fleet.Executor | None = None,
     workers: int | None = None,
@@ -230,6 +233,7 @@ def compile(
         targets: See `mlflow_e2eai.log_model`.
         precision: ``tf32`` for the graph in fp32; else None or the graph's own.
         plugin_libraries: See `mlflow_e2eai.compile`.
+        build_settings: Its `settings`.
         rebuild: Build new ones even so.
         executor: See `mlflow_e2eai.log_model`.
         workers: The same.
@@ -249,6 +253,7 @@ def compile(
     arguments: dict[str, Any] = {
         "precision": precision,
         "plugin_libraries": plugin_libraries,
+        "build_settings": build_settings,
         "rebuild": rebuild,
     }
     with _parent("compile"):
@@ -283,34 +288,28 @@ def package(
     *,
     name: str,
     registered_model_name: str | None = None,
-    exporter: Exporter = "auto",
-    opset: int = DEFAULT_OPSET,
-    dynamic_axes: DynamicAxes | None = None,
-    plan: Sequence[Step] = DEFAULT_PLAN,
-    precisions: Sequence[Precision] = ("fp32", "fp16"),
-    targets: Sequence[str] = (),
-    keep_fp32: Sequence[str] = (),
-    batch_sizes: Sequence[int] = (),
-    plugin_libraries: Sequence[Path] = (),
-    rebuild: bool = False,
     executor: fleet.Executor | None = None,
     workers: int | None = None,
+    **settings: Unpack[SettingsArguments],
 ) -> ModelInfo:
-    """Take a logged PyTorch model, or an ONNX file that a chain began with, the whole way."""
+    """Take a logged PyTorch model, or an ONNX file that a chain began with, the whole way.
+
+    Args:
+        model_uri: Any model of the chain.
+        name: See `mlflow_e2eai.log_model`.
+        registered_model_name: The same.
+        executor: The same.
+        workers: The same.
+        **settings: The same, but for what was logged with the model; dynamic_axes stand in for
+            those that it was logged with, unless None.
+    """
     with tracking.run(name), tempfile.TemporaryDirectory() as folder:
-        given = whole_of(tracking.resolve(model_uri), Path(folder), dynamic_axes)
+        axes = settings.get("dynamic_axes")
+        given = whole_of(tracking.resolve(model_uri), Path(folder), axes)
+        arguments: dict[str, Any] = {**settings, "dynamic_axes": None, **given}
         return flavor.log_model(
-            **given,
+            **arguments,
             name=name,
-            exporter=exporter,
-            opset=opset,
-            surgery=plan,
-            precisions=precisions,
-            targets=targets,
-            keep_fp32=keep_fp32,
-            batch_sizes=batch_sizes,
-            plugin_libraries=plugin_libraries,
-            rebuild=rebuild,
             executor=executor,
             workers=workers,
             registered_model_name=registered_model_name,

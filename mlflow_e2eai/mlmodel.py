@@ -44,11 +44,11 @@ def get_default_pip_requirements(manifest: Manifest | None = None) -> list[str]:
 
     Args:
         manifest: The bundle; with engines in it, the TensorRT that built them is needed, and
-            PyTorch, whose memory and streams they run with.
+            cuda-core, by which they have memory and streams; not PyTorch.
     """
     names = [_onnxruntime_distribution(), "numpy"]
     if manifest and manifest.engines:
-        names.append("torch")
+        names += ["cuda-core", "cuda-bindings"]
     requirements = [_own_requirement(), *(f"{name}=={_version(name)}" for name in names)]
     for engine in manifest.engines if manifest else ():
         backend = BACKENDS[engine.target.backend]

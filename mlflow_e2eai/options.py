@@ -129,7 +129,12 @@ def plugins_option(one: argparse.ArgumentParser) -> None:
 
 
 def build_options(one: argparse.ArgumentParser) -> None:
-    """Whether an engine that is there will do, and who builds."""
+    """How engines are built, whether one that is there will do, and who builds."""
+    one.add_argument(
+        "--build-settings",
+        default="default",
+        help="how TensorRT builds: optimization_level=5,threads=2, or a YAML file; or 'default'",
+    )
     one.add_argument(
         "--rebuild",
         default="no",

@@ -89,6 +89,7 @@ def build(
             precisions=settings.precisions,
             targets=settings.targets,
             plugin_libraries=settings.plugin_libraries,
+            build_settings=settings.build_settings,
             rebuild=settings.rebuild,
             work=work,
             recorder=recorder,

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mlflow_e2eai.artifacts import EngineArtifact, OnnxArtifact, Precision, Tensors
+from mlflow_e2eai.building import DEFAULT_BUILD, BuildSettings
 from mlflow_e2eai.bundle import Evidence
 from mlflow_e2eai.latency import LatencyReport
 
@@ -48,6 +49,7 @@ class Wanted:
         precision: What it computes in.
         target: What it is for, as the caller says it.
         plugin_libraries: Libraries with its plugins.
+        build_settings: How it is built.
         rebuild: Whether it is built even where there is one.
     """
 
@@ -55,6 +57,7 @@ class Wanted:
     precision: Precision
     target: str
     plugin_libraries: tuple[Path, ...] = ()
+    build_settings: BuildSettings = DEFAULT_BUILD
     rebuild: bool = False
 
 

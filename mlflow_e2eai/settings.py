@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
 
-from mlflow_e2eai.artifacts import DEFAULT_BUILD, BuildSettings, Precision
+from mlflow_e2eai.artifacts import Precision
+from mlflow_e2eai.building import DEFAULT_BUILD, BuildSettings
 from mlflow_e2eai.engine import check_plugins, resolve
 from mlflow_e2eai.errors import InvalidInputError
 from mlflow_e2eai.exporter import DEFAULT_OPSET, Exporter

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import difflib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from mlflow_e2eai.artifacts import PRECISIONS, Axis
+from mlflow_e2eai.building import DEFAULT_BUILD, BuildSettings
 from mlflow_e2eai.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -54,20 +57,63 @@ def plan(text: str) -> tuple[Step, ...]:
     Raises:
         E2EAIError: There is no such file, or it holds something else.
     """
+    from mlflow_e2eai.surgery import DEFAULT_PLAN, plan_from
+
+    return DEFAULT_PLAN if text == "default" else plan_from(_yaml(text, "a list of rules"))
+
+
+def build_settings(text: str) -> BuildSettings:
+    """Read how TensorRT builds: ``default``, ``name=value`` with commas between, or a YAML file.
+
+    Raises:
+        E2EAIError: There is no such file, it holds something else, or a setting is wrong.
+    """
+    if text == "default":
+        return DEFAULT_BUILD
+    wanted = "settings as optimization_level: 5"
+    if text.endswith((".yaml", ".yml")):
+        given = _yaml(text, wanted)
+    else:
+        given = dict(_pair(part, wanted) for part in text.split(","))
+    if not isinstance(given, dict):
+        msg = f"{text} holds no settings by name; give {wanted}."
+        raise InvalidInputError(msg)
+    known = [field.name for field in dataclasses.fields(BuildSettings)]
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}."
+            msg = f"There is no build setting {name!r}; {hint}"
+            raise InvalidInputError(msg)
+    return BuildSettings(**given)
+
+
+def _pair(text: str, wanted: str) -> tuple[str, Any]:
+    """A name and its value, read as YAML reads it."""
     import yaml
 
-    from mlflow_e2eai.surgery import DEFAULT_PLAN, plan_from
+    name, separator, value = text.partition("=")
+    try:
+        if separator:
+            return name.strip(), yaml.safe_load(value)
+    except yaml.YAMLError:
+        pass
+    msg = f"{text!r} is no build setting; write name=value, or a YAML file with {wanted}."
+    raise InvalidInputError(msg)
+
+
+def _yaml(text: str, wanted: str) -> Any:
+    """What a YAML file holds: a path, or the URI of one that a run kept."""
+    import yaml
+
     from mlflow_e2eai.tracking import fetch_text
 
-    if text == "default":
-        return DEFAULT_PLAN
     try:
-        data = yaml.safe_load(fetch_text(text))
+        return yaml.safe_load(fetch_text(text))
     except (ValueError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
-        msg = f"{text} is not YAML ({reason}); give a file with a list of rules."
+        msg = f"{text} is not YAML ({reason}); give a file with {wanted}."
         raise InvalidInputError(msg) from error
-    return plan_from(data)
 
 
 def typed(read: Callable[[str], Any]) -> Callable[[str], Any]:

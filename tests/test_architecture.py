@@ -28,6 +28,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = (
     {"__init__", "_compat"},
     {"errors"},
+    {"building"},
     {"artifacts", "context", "factories", "files", "garbage", "keywords", "progress", "trees"},
     {"libraries", "weights"},
     {"arrays", "graphs", "modules", "origins"},

@@ -17,7 +17,6 @@ from mlflow_e2eai.arrays import corners, resize
 from mlflow_e2eai.artifacts import (
     PRECISIONS,
     Axis,
-    BuildSettings,
     EngineArtifact,
     InputOrigin,
     Library,
@@ -28,6 +27,7 @@ from mlflow_e2eai.artifacts import (
     WeightFile,
     variant_name,
 )
+from mlflow_e2eai.building import BuildSettings
 from mlflow_e2eai.bundle import Evidence, Manifest
 from mlflow_e2eai.errors import ArtifactError, InvalidInputError
 from mlflow_e2eai.exporter import EXPORTERS, ExportReport
@@ -429,7 +429,9 @@ def test_every_frozen_value_of_the_light_modules_is_tried_here():
         value
         for name in modules
         for value in vars(importlib.import_module(f"mlflow_e2eai.{name}")).values()
-        if dataclasses.is_dataclass(value) and not value.__name__.startswith("_")
+        if isinstance(value, type)
+        and dataclasses.is_dataclass(value)
+        and not value.__name__.startswith("_")
         # A runner that was opened is no value that flows.
         if value is not Opened
     }
@@ -650,15 +652,27 @@ def test_a_target_that_was_stored_before_versions_were_keeps_its_name():
     [
         ("optimization_level", 6, "0 to 5"),
         ("optimization_level", -1, "0 to 5"),
-        ("workspace_bytes", 0, "more than 0"),
-        ("threads", 0, "more than 0"),
-        ("time_limit_s", 0.0, "more than 0"),
-        ("time_limit_s", math.nan, "more than 0"),
+        ("optimization_level", True, "0 to 5"),
+        ("workspace_bytes", 0, "a whole number of at least 1"),
+        ("workspace_bytes", "1GB", "a whole number of at least 1"),
+        ("threads", 0, "a whole number of at least 1"),
+        ("threads", 1.5, "a whole number of at least 1"),
+        ("time_limit_s", 0.0, "a number of seconds"),
+        ("time_limit_s", math.nan, "a number of seconds"),
+        ("time_limit_s", "soon", "a number of seconds"),
+        ("refit", "yes", "True or False"),
+        ("strip_weights", 1, "True or False"),
     ],
 )
 def test_a_build_setting_out_of_its_range_is_refused(field, value, wanted):
-    with pytest.raises(InvalidInputError, match=rf"{field} is {value}, but {wanted} is wanted"):
+    with pytest.raises(InvalidInputError, match=rf"{field} is {value!r}, but {wanted} is wanted"):
         BuildSettings(**{field: value})
+
+
+def test_build_settings_say_what_was_chosen():
+    assert str(BuildSettings()) == "default"
+    assert BuildSettings(threads=2, optimization_level=3).chosen == {"threads": 2}
+    assert str(BuildSettings(threads=2, refit=True)) == "threads=2,refit=yes"
 
 
 N = Axis("N", min=1, opt=8, max=64)

@@ -7,7 +7,7 @@ import pytest
 from models import AXES, N, features, labelled, net
 
 import mlflow_e2eai
-from mlflow_e2eai import Axis, cli, texts
+from mlflow_e2eai import Axis, BuildSettings, cli, texts
 from mlflow_e2eai.errors import InvalidInputError
 
 
@@ -115,6 +115,7 @@ def test_promote_says_0_for_promoted_and_3_for_rejected(version, capsys, tmp_pat
         ("compile --model-uri x --targets sm86,sm99", "The target is 'sm99', but one of local"),
         ("compile --model-uri x --targets sm86 --precision fp3", "The precision is 'fp3', but one"),
         ("compile --model-uri x --targets sm86 --tf32 true", "there is no parameter --tf32"),
+        ("compile --model-uri x --targets sm86 --build-settings threads=0", "threads is 0, but"),
         ("clean --model-uri x --plan missing.yaml", "missing.yaml cannot be had"),
         ("promote --name net --version one", "'one' is no whole number of at least 1"),
         ("promote --name nothing --version 1", "There is no version 1 of 'nothing'"),
@@ -154,6 +155,40 @@ def test_dynamic_axes_are_read_from_one_word():
     two = texts.dynamic_axes("ids:0=N:1:4:16,ids:1=S:8:8:32")
     assert {at: axis.name for at, axis in two["ids"].items()} == {0: "N", 1: "S"}
     assert two["ids"][1].max == 32
+
+
+def test_build_settings_are_read_from_one_word_or_a_file(tmp_path):
+    wanted = BuildSettings(optimization_level=5, refit=True, time_limit_s=90.5)
+    assert texts.build_settings("optimization_level=5, refit=yes,time_limit_s=90.5") == wanted
+    assert texts.build_settings(str(wanted)) == wanted
+    assert texts.build_settings("default") == BuildSettings() == texts.build_settings("threads=")
+    file = tmp_path / "build.yaml"
+    file.write_text("optimization_level: 5\nrefit: yes\ntime_limit_s: 90.5\n")
+    assert texts.build_settings(str(file)) == wanted
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("", "'' is no build setting; write name=value"),
+        ("threads", "'threads' is no build setting"),
+        ("threads=[", r"'threads=\[' is no build setting"),
+        ("optimisation_level=5", r"no build setting 'optimisation_level'; did you mean opt"),
+        ("fast=yes", "no build setting 'fast'; there are optimization_level, workspace_bytes"),
+        ("threads=two", "threads is 'two', but a whole number of at least 1 is wanted"),
+        ("refit=1", "refit is 1, but True or False is wanted"),
+    ],
+)
+def test_what_is_no_build_setting_is_refused(text, sentence):
+    with pytest.raises(InvalidInputError, match=sentence):
+        texts.build_settings(text)
+
+
+def test_a_file_without_build_settings_is_refused(tmp_path):
+    file = tmp_path / "build.yaml"
+    file.write_text("- threads\n")
+    with pytest.raises(InvalidInputError, match=r"build\.yaml holds no settings by name"):
+        texts.build_settings(str(file))
 
 
 @pytest.mark.parametrize(

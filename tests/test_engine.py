@@ -17,7 +17,8 @@ import pytest
 import torch
 
 from mlflow_e2eai import compile, convert, graphs
-from mlflow_e2eai.artifacts import Axis, BuildSettings, EngineArtifact, Target
+from mlflow_e2eai.artifacts import Axis, EngineArtifact, Target
+from mlflow_e2eai.building import BuildSettings
 from mlflow_e2eai.engine import TARGETS, backends, engine_runner, plan, why_not_here
 from mlflow_e2eai.errors import (
     ArtifactError,
@@ -358,10 +359,8 @@ def test_without_tensorrt_its_own_extra_is_named(graph, out, monkeypatch):
 
 @pytest.fixture
 def an_h100(monkeypatch):
-    """A machine with a GPU, as PyTorch and the driver tell of it."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
-    monkeypatch.setattr(backends, "has_gpu", lambda: True)
+    """A machine with a GPU, as the driver tells of it."""
+    monkeypatch.setattr(backends, "local_compute_capability", lambda: "sm90")
 
 
 # what may run here
@@ -389,7 +388,7 @@ def made_for(engine, **changes):
 def test_an_engine_for_later_gpus_is_not_for_older_ones(graph, out, monkeypatch):
     engine = compile(graph(CONV), "rtx", out=out)
     assert why_not_here(engine) is None
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
+    monkeypatch.setattr(backends, "local_compute_capability", lambda: "sm75")
     reason = why_not_here(engine)
     assert isinstance(reason, EngineMismatchError)
     assert (reason.wanted, reason.found) == ("a GPU of sm80 or later", "one of sm75")

@@ -11,14 +11,8 @@ import pytest
 from chains import log_graph
 
 from mlflow_e2eai import jobs, tracking
-from mlflow_e2eai.artifacts import (
-    Axis,
-    BuildSettings,
-    EngineArtifact,
-    Library,
-    OnnxArtifact,
-    Target,
-)
+from mlflow_e2eai.artifacts import Axis, EngineArtifact, Library, OnnxArtifact, Target
+from mlflow_e2eai.building import BuildSettings
 from mlflow_e2eai.engine import key_for, key_of
 
 pytest.importorskip("tensorrt_rtx")

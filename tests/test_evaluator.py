@@ -78,7 +78,7 @@ def test_a_data_frame_is_asked_as_it_is(torch_model):
 
 def test_a_number_that_is_not_finite_is_not_given_to_mlflow_to_store(torch_model):
     class Broken(mlflow.pyfunc.PythonModel):
-        def predict(self, context, model_input):  # noqa: ARG002 - MLflow names them
+        def predict(self, context, model_input):
             return np.full((len(model_input), 3), np.nan, np.float32)
 
     with mlflow.start_run() as run:

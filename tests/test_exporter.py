@@ -51,7 +51,7 @@ class HardCodedBatch(torch.nn.Module):
 
 
 class IgnoresSecond(torch.nn.Module):
-    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         return x * 2
 
 
@@ -392,7 +392,7 @@ def test_an_axis_may_be_a_multiple_and_keeps_its_name_in_the_graph(exporter, out
 )
 def test_a_forward_that_returns_something_other_than_tensors_is_refused(answer, found, out):
     class Odd(torch.nn.Module):
-        def forward(self, x):  # noqa: ARG002
+        def forward(self, x):
             return answer
 
     with pytest.raises(InvalidInputError, match=f"forward returned {found}"):

@@ -28,6 +28,7 @@ import mlflow_e2eai
 from mlflow_e2eai import jobs, pipeline, recording, texts, tracking
 from mlflow_e2eai.artifacts import Axis
 from mlflow_e2eai.bisection import Bisection
+from mlflow_e2eai.building import BuildSettings
 from mlflow_e2eai.errors import (
     ArtifactError,
     ExportError,
@@ -79,6 +80,28 @@ def test_an_engine_in_tf32_is_built_of_the_graph_in_fp32_only(source):
     half = jobs.convert(cleaned, precision="fp16")
     with pytest.raises(InvalidInputError, match="is in fp16, but an engine in tf32 is wanted"):
         jobs.compile(half, targets=["sm86"], precision="tf32")
+
+
+@pytest.mark.parametrize("executor", [None, "local"])
+def test_build_settings_go_with_a_model_to_its_engine_its_key_and_its_run(store, executor):
+    source = jobs.log("models:build", name="net")
+    chosen = BuildSettings(optimization_level=1, threads=2)
+    options = {"name": "net", "precisions": ["fp32"], "targets": ["sm86"], "executor": executor}
+    info = jobs.package(f"models:/{source}", **options, build_settings=chosen)
+    with mlflow_e2eai.load_model(info.model_uri) as model:
+        (engine,) = model.manifest.engines
+    assert engine.settings == chosen
+    run = newest("compile fp32 sm86")
+    assert run.data.params == {"build/optimization_level": "1", "build/threads": "2"}
+    (made,) = run.outputs.model_outputs
+    facts = tracking.resolve(made.model_id).params
+    assert facts["build_settings"] == "optimization_level=1,threads=2"
+    cleaned = tracking.ancestor(tracking.resolve(made.model_id), ["clean"]).model_id
+    again = jobs.compile(cleaned, targets=["sm86"], executor=executor, build_settings=chosen)
+    assert again == [made.model_id]
+    assert newest("compile fp32 sm86").data.params == run.data.params
+    assert jobs.compile(cleaned, targets=["sm86"], executor=executor) != again
+    assert newest("compile fp32 sm86").data.params == {}
 
 
 def test_buckets_go_with_the_model_to_its_engine_and_its_evidence(store, monkeypatch):
@@ -178,6 +201,15 @@ def run_named(name):
         filter_string=f"attributes.run_name = '{name}'", output_format="list"
     )
     return run
+
+
+def newest(name):
+    found = mlflow.search_runs(
+        filter_string=f"attributes.run_name = '{name}'",
+        order_by=["attributes.start_time DESC"],
+        output_format="list",
+    )
+    return mlflow.get_run(found[0].info.run_id)
 
 
 def passed(model_id):

@@ -33,7 +33,7 @@ def test_the_fields_are_shown_with_their_defaults_and_can_be_given():
 
 
 def test_what_is_no_field_is_refused_with_what_may_be_meant():
-    with pytest.raises(TypeError, match="no argument 'heigth'; did you mean height?"):
+    with pytest.raises(TypeError, match=r"no argument 'heigth'; did you mean height\?"):
         parted({"heigth": 1}, Size)
 
 
@@ -63,6 +63,6 @@ def test_every_argument_of_log_model_is_described():
 
 
 def test_a_typing_error_is_told_before_a_run_begins(store):
-    with pytest.raises(TypeError, match="no argument 'presisions'; did you mean precisions?"):
+    with pytest.raises(TypeError, match=r"no argument 'presisions'; did you mean precisions\?"):
         mlflow_e2eai.log_model(None, presisions=["fp16"])
     assert mlflow.search_runs(search_all_experiments=True).empty

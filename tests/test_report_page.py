@@ -12,6 +12,7 @@ import pytest
 from test_report import CPU, ENGINE, HALF, TORCH, compared, manifest, measured
 
 from mlflow_e2eai.artifacts import Axis, EngineArtifact, Target
+from mlflow_e2eai.building import BuildSettings
 from mlflow_e2eai.bundle import Manifest
 from mlflow_e2eai.gates import Decision, Verdict
 from mlflow_e2eai.latency import LatencyReport
@@ -268,6 +269,19 @@ def test_lineage_goes_from_the_pytorch_model_to_every_file():
     assert at == sorted(at)
     assert "ef" * 32 in text
     assert "4.2 MB" in text
+
+
+def test_how_an_engine_was_built_is_said_where_it_was_chosen_and_made_again_so():
+    whole = full()
+    chosen = BuildSettings(optimization_level=5, refit=True)
+    engines = tuple(dataclasses.replace(one, settings=chosen) for one in whole.engines)
+    said = "optimization_level=5,refit=yes"
+
+    text = Page(html(dataclasses.replace(whole, engines=engines))).text()
+
+    assert f"built with {said}" in text
+    assert f"--build-settings {said}" in text
+    assert "--build-settings" not in Page(html(whole)).text()
 
 
 def test_files_that_claim_to_descend_from_each_other_end():

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlflow_e2eai.artifacts import Target
-from mlflow_e2eai.engine import TARGETS, backends, covers, parse, resolve, targets
+from mlflow_e2eai.engine import TARGETS, covers, parse, resolve, targets
 from mlflow_e2eai.errors import InvalidInputError, MissingDependencyError
 
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="about machines without a GPU")
@@ -125,10 +125,8 @@ def test_rtx_needs_no_gpu_and_is_what_it_was_parsed_as(text):
 @pytest.fixture
 def an_h100(monkeypatch):
     """A machine with a GPU, as PyTorch and the driver tell of it."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    monkeypatch.setattr(targets, "local_compute_capability", lambda: "sm90")
     monkeypatch.setattr(targets, "gpu_name", lambda: "NVIDIA H100")
-    monkeypatch.setattr(backends, "has_gpu", lambda: True)
 
 
 def installed(monkeypatch, **versions):

@@ -19,7 +19,8 @@ from models import AXES, N, features, net
 
 import mlflow_e2eai
 from mlflow_e2eai import Axis, bundle, cli
-from mlflow_e2eai.artifacts import BuildSettings, EngineArtifact, Library, Target, TensorSpec
+from mlflow_e2eai.artifacts import EngineArtifact, Library, Target, TensorSpec
+from mlflow_e2eai.building import BuildSettings
 from mlflow_e2eai.errors import ArtifactError, InvalidInputError, RunnerError, TrackingError
 from mlflow_e2eai.files import sha256_of
 from mlflow_e2eai.triton import config, export_triton

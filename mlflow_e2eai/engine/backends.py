@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import Any, Literal
 
 from mlflow_e2eai.artifacts import Library, Target
-from mlflow_e2eai.context import has_gpu
+from mlflow_e2eai.context import local_compute_capability as local_compute_capability  # noqa: PLC0414
 from mlflow_e2eai.errors import InvalidInputError, MissingDependencyError, RunnerError
 from mlflow_e2eai.libraries import loadable
 
@@ -82,18 +82,6 @@ BACKENDS: Mapping[str, Backend] = {
         kernel_specialisation="IRuntimeConfig.dynamic_shapes_kernel_specialization_strategy",
     ),
 }
-
-
-def local_compute_capability() -> str | None:
-    """``sm90`` for the first GPU in this machine; None where PyTorch sees none."""
-    if not has_gpu():
-        return None  # without importing PyTorch, which takes seconds
-    import torch
-
-    if not torch.cuda.is_available():
-        return None
-    major, minor = torch.cuda.get_device_capability(0)
-    return f"sm{major}{minor}"
 
 
 def load(backend: Backend) -> Any:

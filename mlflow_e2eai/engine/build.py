@@ -9,13 +9,8 @@ from functools import partial
 from math import inf
 from pathlib import Path
 
-from mlflow_e2eai.artifacts import (
-    DEFAULT_BUILD,
-    BuildSettings,
-    EngineArtifact,
-    OnnxArtifact,
-    Target,
-)
+from mlflow_e2eai.artifacts import EngineArtifact, OnnxArtifact, Target
+from mlflow_e2eai.building import DEFAULT_BUILD, BuildSettings
 from mlflow_e2eai.engine import backends
 from mlflow_e2eai.engine.limits import why_not_built
 from mlflow_e2eai.engine.plan import write_plan

@@ -8,15 +8,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from mlflow_e2eai.artifacts import (
-    DEFAULT_BUILD,
-    Axis,
-    BuildSettings,
-    EngineArtifact,
-    Library,
-    OnnxArtifact,
-    Target,
-)
+from mlflow_e2eai.artifacts import Axis, EngineArtifact, Library, OnnxArtifact, Target
+from mlflow_e2eai.building import DEFAULT_BUILD, BuildSettings
 from mlflow_e2eai.engine import backends
 
 

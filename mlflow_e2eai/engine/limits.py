@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from mlflow_e2eai import graphs
-from mlflow_e2eai.artifacts import DEFAULT_BUILD, BuildSettings, OnnxArtifact, Target
+from mlflow_e2eai.artifacts import OnnxArtifact, Target
+from mlflow_e2eai.building import DEFAULT_BUILD, BuildSettings
 from mlflow_e2eai.engine import backends
 
 _FIRST_WITH_FP8 = 89

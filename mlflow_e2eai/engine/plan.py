@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from mlflow_e2eai import graphs
-from mlflow_e2eai.artifacts import BuildSettings, Library, OnnxArtifact, Target, TensorSpec
+from mlflow_e2eai.artifacts import Library, OnnxArtifact, Target, TensorSpec
+from mlflow_e2eai.building import BuildSettings
 from mlflow_e2eai.engine import backends
 from mlflow_e2eai.engine.profiles import Profile, profiles
 from mlflow_e2eai.errors import EngineBuildError, RunnerError

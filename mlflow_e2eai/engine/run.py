@@ -3,27 +3,55 @@
 from __future__ import annotations
 
 import time
-import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from mlflow_e2eai.artifacts import EngineArtifact, Infer, Tensors
+from mlflow_e2eai.artifacts import EngineArtifact, OnnxArtifact, Tensors
 from mlflow_e2eai.context import gpu_name
-from mlflow_e2eai.engine import backends
-from mlflow_e2eai.engine.profiles import profile_of, profiles, sizes_of
+from mlflow_e2eai.engine import backends, devices
+from mlflow_e2eai.engine.contexts import Context, Pool, Shape, shapes_of
+from mlflow_e2eai.engine.kernels import Kernels, kept_at
+from mlflow_e2eai.engine.opening import Opened, opened
+from mlflow_e2eai.engine.profiles import profile_of, sizes_of
 from mlflow_e2eai.engine.targets import covers
-from mlflow_e2eai.errors import EngineMismatchError, MissingDependencyError, RunnerError
+from mlflow_e2eai.errors import (
+    E2EAIError,
+    EngineMismatchError,
+    MissingDependencyError,
+    RunnerError,
+)
 from mlflow_e2eai.files import verify
 from mlflow_e2eai.latency import Timing
 
+if TYPE_CHECKING:
+    from cuda.core import Device
 
-def why_not_here(engine: EngineArtifact) -> EngineMismatchError | MissingDependencyError | None:
-    """Why this machine cannot run an engine; None when nothing speaks against it."""
-    return next(_reasons(engine), None)
+Answer = TypeVar("Answer")
+
+MOST_CONTEXTS = 4
+"""Execution contexts for one profile. Each takes device memory, and one GPU does little more at
+once than two streams keep it busy with; the others are for callers that copy meanwhile."""
+
+_MOST_REMEMBERED = 256
+"""Shapes of calls whose profile is remembered."""
 
 
-def _reasons(engine: EngineArtifact) -> Iterator[EngineMismatchError | MissingDependencyError]:
+def why_not_here(
+    engine: EngineArtifact, graphs: Sequence[OnnxArtifact] = ()
+) -> EngineMismatchError | MissingDependencyError | None:
+    """Why this machine cannot run an engine; None when nothing speaks against it.
+
+    Args:
+        engine: The engine.
+        graphs: Graphs that are at hand; one that was stripped of its weights needs its own.
+    """
+    return next(_reasons(engine, graphs), None)
+
+
+def _reasons(
+    engine: EngineArtifact, graphs: Sequence[OnnxArtifact]
+) -> Iterator[EngineMismatchError | MissingDependencyError]:
     target = engine.target
     backend = backends.BACKENDS[target.backend]
     capability = backends.local_compute_capability()
@@ -34,7 +62,7 @@ def _reasons(engine: EngineArtifact) -> Iterator[EngineMismatchError | MissingDe
         yield EngineMismatchError(wanted=wanted, found=f"one of {capability}")
     if target.gpu_name is not None and target.gpu_name != gpu_name():
         yield EngineMismatchError(wanted=f"an {target.gpu_name}", found=str(gpu_name()))
-    if engine.settings.strip_weights:
+    if engine.settings.strip_weights and graph_of(engine, graphs) is None:
         yield EngineMismatchError(wanted="its weights, which were stripped", found="none of them")
     try:
         trt = backends.load(backend)
@@ -48,159 +76,183 @@ def _reasons(engine: EngineArtifact) -> Iterator[EngineMismatchError | MissingDe
         )
 
 
-@contextmanager
-def engine_runner(engine: EngineArtifact) -> Iterator[Infer]:
-    """Run an engine on this machine's GPU.
+def graph_of(engine: EngineArtifact, graphs: Sequence[OnnxArtifact]) -> OnnxArtifact | None:
+    """The graph that an engine was built from, where it is at hand."""
+    return next((graph for graph in graphs if graph.sha256 == engine.parent_sha256), None)
 
-    Memory and the stream are PyTorch's. Output buffers are poisoned with NaN before every call, so
-    that an output that the engine did not write is seen. The callable returns when its answer is
-    on the host. It is for one thread at a time.
+
+@contextmanager
+def engine_runner(
+    engine: EngineArtifact, *, graphs: Sequence[OnnxArtifact] = (), poisoned: bool = True
+) -> Iterator[EngineRunner]:
+    """Run an engine on this machine's GPU.
 
     Args:
         engine: The engine; its digest is checked before it is loaded, as it is native code.
+        graphs: Graphs that are at hand: an engine that was stripped of its weights gets them from
+            its own.
+        poisoned: Fill output buffers with NaN before every call, so that an output that the engine
+            did not write is seen.
+
+    Yields:
+        The engine as a callable on named arrays, for any number of threads, which returns when its
+        answer is on the host. `EngineRunner.on_device` takes tensors that are on the GPU.
 
     Raises:
         ArtifactError: The file has changed since it was built.
         EngineMismatchError: It was built for another GPU or another TensorRT version.
-        MissingDependencyError: Its TensorRT is not installed.
+        MissingDependencyError: Its TensorRT, or cuda.core, is not installed.
         RunnerError: TensorRT cannot load or run it, or a library of its plugins is not allowed.
     """
     verify(engine.path, engine.sha256)
-    if (reason := why_not_here(engine)) is not None:
+    if (reason := why_not_here(engine, graphs)) is not None:
         raise reason
+    with opened(engine, graph_of(engine, graphs)) as found:
+        runner = EngineRunner(engine, found, _device(engine), poisoned=poisoned)
+        try:
+            yield runner
+        finally:
+            runner.close()
+
+
+def _device(engine: EngineArtifact) -> Device:
+    """The GPU that engines run on: the first that the driver shows."""
     backend = backends.BACKENDS[engine.target.backend]
-    trt = backends.load(backend)
-    here = backends.local_compute_capability()
-    if here is not None and not backends.lists(backend, trt, [here]):
-        warnings.warn(
-            f"{backend.title} {trt.__version__} does not list this GPU ({here}) as supported: "
-            f"{engine.path.name} may answer wrongly here.",
-            stacklevel=3,
-        )
-    log = trt.Logger(trt.Logger.ERROR)
-    runtime = trt.Runtime(log)
-    backends.load_plugins(runtime, engine.libraries)
-    plan = engine.path.read_bytes()
-    loaded = runtime.deserialize_cuda_engine(plan)
-    if loaded is None:
-        reasons = backends.why_invalid(backend, trt, runtime, plan)
-        why = f" ({reasons})" if reasons else ""
-        msg = f"TensorRT cannot load {engine.path.name}{why}; compile it again on this machine."
-        raise RunnerError(msg)
-    _check_interface(engine, loaded)
-    yield _Call(engine, loaded)
+    try:
+        from cuda.core import Device
+    except ImportError as error:
+        raise MissingDependencyError(
+            package="cuda-core", extra=backend.extra, purpose=f"To run a {backend.title} engine"
+        ) from error
+    device = Device(0)
+    device.set_current()
+    return device
 
 
-def _check_interface(engine: EngineArtifact, loaded: Any) -> None:
-    """Refuse an engine that is not what was recorded of it.
+class EngineRunner:
+    """An engine as a callable: arrays in, arrays out, from any number of threads."""
 
-    Raises:
-        RunnerError: Its inputs and outputs, or the number of its profiles, are others.
-    """
-    names = {loaded.get_tensor_name(at) for at in range(loaded.num_io_tensors)}
-    recorded = {spec.name for spec in (*engine.inputs, *engine.outputs)}
-    found, wanted = f"the inputs and outputs {sorted(names)}", str(sorted(recorded))
-    if names == recorded:
-        count = len(profiles(engine.axes))
-        if not engine.axes or loaded.num_optimization_profiles == count:
-            return
-        found, wanted = f"{loaded.num_optimization_profiles} profiles", str(count)
-    msg = f"{engine.path.name} has {found}, but {wanted} are recorded; compile it again."
-    raise RunnerError(msg)
-
-
-class _Call:
-    """A stream, an execution context for each profile that was asked for, and a call's steps."""
-
-    def __init__(self, engine: EngineArtifact, loaded: Any) -> None:
-        import torch
-
-        self._engine, self._loaded = engine, loaded
-        self._stream = torch.cuda.Stream()
-        self._contexts: dict[int, Any] = {}
+    def __init__(
+        self, engine: EngineArtifact, opened: Opened, device: Device, *, poisoned: bool
+    ) -> None:
+        self._engine, self._opened, self._device = engine, opened, device
+        self._poisoned = poisoned
+        self._names = [spec.name for spec in engine.inputs]
+        self._profiles: dict[tuple[Shape, ...], int] = {}
+        self._config, self._kernels = self._configured()
+        self._pool = Pool(self._context, MOST_CONTEXTS)
+        # What cannot start is to fail now, and at its opt, which is what is asked most.
         opt = {axis.name: axis.opt for axis in engine.axes}
-        self._context = self._context_at(profile_of(engine.axes, opt))
+        profile = profile_of(engine.axes, opt)
+        self._pool.give(profile, self._told(self._pool.take, profile))
 
-    def _context_at(self, profile: int) -> Any:
-        """The context for a profile, made when it is first needed: each takes device memory."""
-        if profile not in self._contexts:
-            context = self._loaded.create_execution_context()
-            if context is None:
-                msg = f"TensorRT cannot start {self._engine.path.name}; is the GPU's memory full?"
-                raise RunnerError(msg)
-            # A context begins with the first profile.
-            if profile and not context.set_optimization_profile_async(
-                profile, self._stream.cuda_stream
-            ):
-                msg = f"TensorRT does not take profile {profile} of {self._engine.path.name}."
-                raise RunnerError(msg)
-            self._contexts[profile] = context
-        return self._contexts[profile]
+    def _configured(self) -> tuple[Any, Kernels | None]:
+        """How contexts are to run, and the kernels kept, where the backend has such settings."""
+        backend, trt = self._opened.backend, self._opened.trt
+        loaded = self._opened.engine
+        runtime_config = loaded.create_runtime_config()
+        # Else each context takes the memory of the largest profile.
+        strategy = trt.ExecutionContextAllocationStrategy.ON_PROFILE_CHANGE
+        runtime_config.set_execution_context_allocation_strategy(strategy)
+        if backend.graph_capture is None:
+            return runtime_config, None
+        if not any("?" in spec.shape for spec in self._engine.outputs):
+            runtime_config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        runtime_config.dynamic_shapes_kernel_specialization_strategy = (
+            trt.DynamicShapesKernelSpecializationStrategy.EAGER
+        )
+        capability = backends.local_compute_capability() or ""
+        return runtime_config, Kernels(runtime_config, kept_at(self._engine, capability))
+
+    def _context(self, profile: int) -> Context:
+        self._device.set_current()
+        loaded = self._opened.engine
+        execution = loaded.create_execution_context(self._config)
+        if execution is None:
+            raise RunnerError(_memory_is_full(self._engine))
+        return Context(
+            self._engine,
+            execution,
+            profile,
+            trt=self._opened.trt,
+            device=self._device,
+            replays=self._opened.backend.graph_capture is None,
+            poisoned=self._poisoned,
+        )
 
     def __call__(self, tensors: Tensors) -> Tensors:
         """Answer."""
-        return self._answer(tensors)
+        return self._with_context(tensors, lambda c, shapes: c.answer(tensors, shapes))
 
     def timed(self, tensors: Tensors) -> Timing:
         """Answer, timed: all of it here, and what the engine itself took by the GPU's clock."""
-        import torch
+        from cuda.core import EventOptions
 
-        began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        began, ended = (
+            self._device.create_event(EventOptions(timing_enabled=True)) for _ in range(2)
+        )
         started = time.perf_counter()
-        self._answer(tensors, began, ended)
+        self._with_context(tensors, lambda c, shapes: c.answer(tensors, shapes, (began, ended)))
         host_ms = 1e3 * (time.perf_counter() - started)
-        return Timing(host_ms=host_ms, device_ms=float(began.elapsed_time(ended)))
+        return Timing(host_ms=host_ms, device_ms=float(ended - began))
 
-    def _answer(self, tensors: Tensors, began: Any = None, ended: Any = None) -> Tensors:
-        """Copy in, run between two CUDA events where they are given, copy out."""
-        import torch
+    def on_device(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
+        """Answer on tensors that are on the GPU, where the answer stays; see `devices.answer`."""
+        specs = self._engine.inputs, self._engine.outputs
+        return self._with_context(tensors, lambda c, s: devices.answer(c, tensors, s, *specs))
 
-        with torch.cuda.stream(self._stream):
-            held = self._inputs(tensors)
-            if missing := self._context.infer_shapes():
-                msg = f"The shapes of {missing} are missing; give every input."
-                raise RunnerError(msg)
-            outputs = self._outputs()
-            if began is not None:
-                began.record(self._stream)
-            if not self._context.execute_async_v3(self._stream.cuda_stream):
-                msg = f"TensorRT cannot run {self._engine.path.name}; see its log."
-                raise RunnerError(msg)
-            if ended is not None:
-                ended.record(self._stream)
-            answer = {name: tensor.cpu().numpy() for name, tensor in outputs.items()}
-        self._stream.synchronize()
-        del held  # the engine reads them until the stream is done
+    def close(self) -> None:
+        """Keep what was compiled, and give the GPU's memory back."""
+        if self._kernels is not None:
+            self._kernels.keep()
+        self._pool.close()
+
+    def _with_context(
+        self, tensors: Mapping[str, Any], ask: Callable[[Context, tuple[Shape, ...]], Answer]
+    ) -> Answer:
+        shapes = shapes_of(self._names, tensors)
+        profile = self._profiles.get(shapes)
+        if is_new := profile is None:
+            profile = self._profile_of(shapes, tensors)
+        context = self._told(self._pool.take, profile)
+        try:
+            answer = self._told(ask, context, shapes)
+        finally:
+            self._pool.give(profile, context)
+        if is_new and self._kernels is not None:
+            self._kernels.keep()
         return answer
 
-    def _inputs(self, tensors: Tensors) -> list[Any]:
-        import torch
-
-        held = []
+    def _profile_of(self, shapes: tuple[Shape, ...], tensors: Mapping[str, Any]) -> int:
+        """Find the profile for shapes that are new, and remember it."""
         sizes = sizes_of(self._engine.inputs, tensors)
-        self._context = self._context_at(profile_of(self._engine.axes, sizes))
-        for spec in self._engine.inputs:
-            tensor = torch.from_numpy(tensors[spec.name]).cuda(non_blocking=True).contiguous()
-            if not self._context.set_input_shape(spec.name, tuple(tensor.shape)):
-                axes = ", ".join(f"{a.name} from {a.min} to {a.max}" for a in self._engine.axes)
-                msg = (
-                    f"The engine does not take {spec.name!r} of shape {list(tensor.shape)}; its "
-                    f"profile has {list(spec.shape)} with {axes or 'no dynamic axes'}."
-                )
-                raise RunnerError(msg)
-            self._context.set_tensor_address(spec.name, tensor.data_ptr())
-            held.append(tensor)
-        return held
+        profile = profile_of(self._engine.axes, sizes)
+        if len(self._profiles) >= _MOST_REMEMBERED:
+            self._profiles = {}
+        self._profiles[shapes] = profile
+        return profile
 
-    def _outputs(self) -> dict[str, Any]:
-        import torch
+    def _told(self, do: Callable[..., Answer], *arguments: Any) -> Answer:
+        """Do something with CUDA, whose errors come out as ours.
 
-        outputs = {}
-        for spec in self._engine.outputs:
-            shape = tuple(self._context.get_tensor_shape(spec.name))
-            tensor = torch.empty(shape, dtype=getattr(torch, spec.dtype), device="cuda")
-            if tensor.is_floating_point():
-                tensor.fill_(float("nan"))
-            self._context.set_tensor_address(spec.name, tensor.data_ptr())
-            outputs[spec.name] = tensor
-        return outputs
+        Raises:
+            RunnerError: CUDA refused it.
+        """
+        try:
+            return do(*arguments)
+        except E2EAIError:
+            raise
+        except Exception as error:
+            if type(error).__name__ != "CUDAError":
+                raise
+            if "OUT_OF_MEMORY" in str(error):
+                raise RunnerError(_memory_is_full(self._engine)) from error
+            msg = f"The GPU cannot run {self._engine.path.name}: {error}"
+            raise RunnerError(msg) from error
+
+
+def _memory_is_full(engine: EngineArtifact) -> str:
+    return (
+        f"TensorRT cannot start {engine.path.name}: the GPU's memory is full; end what else runs "
+        f"on it, ask for fewer items at once, or compile for a smaller max."
+    )

@@ -43,6 +43,7 @@ def _job(model_id: str, wanted: Wanted) -> Job:
             "targets": [wanted.target],
             "precision": wanted.precision,
             "plugin_libraries": list(wanted.plugin_libraries),
+            "build_settings": wanted.build_settings,
             "rebuild": wanted.rebuild,
         },
     )

@@ -125,6 +125,8 @@ def _said(file: OnnxArtifact | EngineArtifact) -> Markup:
     else:
         gpu = "" if file.target.gpu_name is None else f" on {file.target.gpu_name}"
         note = f"engine in {file.arithmetic} for {file.target}{gpu}, {file.backend_version}"
+        if file.settings.chosen:
+            note += f", built with {file.settings}"
     return join((element("code", _name(file)), " ", element("span", note, class_="note")))
 
 
@@ -270,8 +272,15 @@ def _commands(manifest: Manifest, origin: Origin) -> Iterator[tuple[str, list[st
                     ]
                 ),
                 targets=_listed(str(e.target) for e in manifest.engines),
+                **_built(manifest.engines),
             ),
         )
+
+
+def _built(engines: Sequence[EngineArtifact]) -> dict[str, str]:
+    """How they were built, where it is not as by default."""
+    said = {str(engine.settings) for engine in engines if engine.settings.chosen}
+    return {"build_settings": min(said)} if said else {}
 
 
 def _listed(names: Iterable[str]) -> str:

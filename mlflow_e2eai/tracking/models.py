@@ -144,4 +144,5 @@ def _facts(artifact: OnnxArtifact | EngineArtifact) -> dict[str, str]:
         "target": str(artifact.target),
         "tensorrt_version": artifact.backend_version,
         "engine_key": key_of(artifact),
+        "build_settings": str(artifact.settings),
     }

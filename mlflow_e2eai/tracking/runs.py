@@ -196,6 +196,17 @@ class MlflowStage:
             tags=tags,
         )
         self.recorder.models[artifact.sha256] = model_id
+        if isinstance(artifact, EngineArtifact):
+            self._built(artifact)
+
+    def _built(self, engine: EngineArtifact) -> None:
+        """Show what was chosen of how an engine was built among the run's parameters."""
+        from mlflow import MlflowClient
+        from mlflow.entities import Param
+
+        if chosen := engine.settings.chosen:
+            said = [Param(f"build/{name}", str(value)) for name, value in chosen.items()]
+            MlflowClient().log_batch(self.run_id, params=said)
 
     def found(self, key: str, *, folder: Path) -> EngineArtifact | None:
         """The engine that anybody logged under this key, verified, as this run's output."""
@@ -207,6 +218,7 @@ class MlflowStage:
         link_output(self.run_id, model_id)
         MlflowClient().set_tag(self.run_id, FOUND, model_id)
         self.recorder.models[engine.sha256] = model_id
+        self._built(engine)
         return engine
 
     def noted(self, name: str, value: Any) -> None:

@@ -389,7 +389,7 @@ def test_without_torch_the_extra_is_named(saved, model_path, monkeypatch):
     assert not Path(model_path).exists()
 
 
-def test_torch_is_required_where_an_engine_needs_it_and_nowhere_else(saved, model_path):
+def test_cuda_core_is_required_where_an_engine_needs_it_and_nowhere_else(saved, model_path):
     place = saved.bundle
     manifest = bundle.located(bundle.read(place), place)
     (graph,) = manifest.graphs
@@ -402,7 +402,7 @@ def test_torch_is_required_where_an_engine_needs_it_and_nowhere_else(saved, mode
 
     assert names(lines_of(saved.directory / "requirements.txt")) == ["mlflow", *wanted]
     needed = flavor.get_default_pip_requirements(manifest)
-    assert names(needed) == [*wanted, "torch", "tensorrt-rtx-cu13"]
+    assert names(needed) == [*wanted, "cuda-core", "cuda-bindings", "tensorrt-rtx-cu13"]
     assert not any("+" in line for line in needed)
 
 
@@ -495,7 +495,7 @@ def test_a_stage_that_fails_leaves_the_logged_model_that_was_given_failed(store)
 
 def test_a_stage_that_fails_says_why_on_its_run_and_on_the_parent(store):
     class UnusedInput(torch.nn.Module):
-        def forward(self, x, unused):  # noqa: ARG002 - that is the fault
+        def forward(self, x, unused):
             return x * 2
 
     example = {"x": torch.ones(2, 4), "unused": torch.ones(2, 4)}

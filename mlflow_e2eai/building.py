@@ -1,0 +1,84 @@
+"""How TensorRT is asked to build an engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from mlflow_e2eai.errors import InvalidInputError
+
+_HIGHEST_LEVEL = 5  # of `IBuilderConfig.builder_optimization_level`
+
+_SOME = "a whole number of at least 1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildSettings:
+    """How TensorRT builds an engine; what it computes in is the graph's precision, and `tf32`.
+
+    Attributes:
+        optimization_level: How long it looks for fast kernels, 0 to 5; 3 is TensorRT's own.
+            TensorRT-RTX 1.6.1 made the same engine at 0 and at 5.
+        workspace_bytes: Memory that a kernel may use beside its inputs and outputs; None for
+            TensorRT's own limit, all of the GPU's. Less shuts fast kernels out.
+        threads: Threads that build; None for as many as TensorRT takes by itself.
+        time_limit_s: Seconds after which the build is stopped as one that hangs. Real models took
+            TensorRT-RTX up to 12 s; TensorRT times kernels, which takes minutes.
+        refit: Whether the engine's weights can be replaced; it cannot fuse what depends on them.
+        strip_weights: Whether the weights are left out of the engine, to be given back from the
+            same graph by TensorRT's refitter before it runs; this package does not run it. Like
+            `refit` it needs a GPU where it is built, with TensorRT-RTX too.
+
+    Raises:
+        InvalidInputError: A value is of another type, or out of its range.
+    """
+
+    optimization_level: int = 3
+    workspace_bytes: int | None = None
+    threads: int | None = None
+    time_limit_s: float = 3600.0
+    refit: bool = False
+    strip_weights: bool = False
+
+    def __post_init__(self) -> None:
+        level, limit = self.optimization_level, self.time_limit_s
+        for name, wanted, fits in (
+            ("optimization_level", "0 to 5", _is_whole(level) and 0 <= level <= _HIGHEST_LEVEL),
+            ("workspace_bytes", _SOME, _is_some_or_none(self.workspace_bytes)),
+            ("threads", _SOME, _is_some_or_none(self.threads)),
+            ("time_limit_s", "a number of seconds", isinstance(limit, float | int) and limit > 0),
+            ("refit", "True or False", isinstance(self.refit, bool)),
+            ("strip_weights", "True or False", isinstance(self.strip_weights, bool)),
+        ):
+            if not fits:
+                msg = f"{name} is {getattr(self, name)!r}, but {wanted} is wanted."
+                raise InvalidInputError(msg)
+
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """What is not as by default, by name."""
+        return {
+            each.name: getattr(self, each.name)
+            for each in fields(self)
+            if getattr(self, each.name) != each.default
+        }
+
+    def __str__(self) -> str:
+        """What is not as by default, as the command line takes it."""
+        said = {True: "yes", False: "no"}
+        given = (
+            f"{name}={said[value] if isinstance(value, bool) else value}"
+            for name, value in self.chosen.items()
+        )
+        return ",".join(given) or "default"
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_some_or_none(value: int | None) -> bool:
+    return value is None or (_is_whole(value) and value > 0)
+
+
+DEFAULT_BUILD = BuildSettings()
