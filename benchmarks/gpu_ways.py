@@ -218,7 +218,7 @@ def pinned(plan: Plan, question: Question) -> Call:
     """
     from cuda.core import Device, LegacyPinnedMemoryResource
 
-    device = Device(torch.cuda.current_device())
+    device = Device(0)
     device.set_current()
     stream, memory = device.create_stream(), LegacyPinnedMemoryResource()
     handle = int(stream.handle)

@@ -147,6 +147,13 @@ class ICudaEngine:
     def get_device_memory_size_for_profile_v2(self, profile):
         return self.bytes * (profile + 1)
 
+    def get_tensor_profile_shape(self, name, profile):
+        bounds = self.profiles[profile]
+        return [
+            tuple(bounds[d][which] if isinstance(d, str) else d for d in self.inputs[name])
+            for which in range(3)
+        ]
+
     def create_runtime_config(self):
         return IRuntimeConfig()
 
