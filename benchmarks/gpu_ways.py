@@ -97,6 +97,7 @@ def eager(module: torch.nn.Module, question: Question) -> Call:
 
 def compiled(module: torch.nn.Module, question: Question) -> Call:
     """torch.compile, which captures CUDA graphs by itself."""
+    torch._dynamo.reset()  # noqa: SLF001 - after eight shapes of one code it would go on uncompiled
     fast = torch.compile(module, mode="reduce-overhead", dynamic=False)
 
     def call() -> Mapping[str, Any]:

@@ -175,6 +175,45 @@ def test_when_the_time_is_up_the_cells_that_are_left_say_so(pages, program, tmp_
     assert from_json(pages.Results, (tmp_path / "gpu.json").read_text()) == results
 
 
+def test_what_fails_is_told_and_the_others_go_on(program, tmp_path, monkeypatch):
+    tries = []
+
+    def fails(model, *_):
+        tries.append(model)
+        return f"not saved, {model} is too large"
+
+    monkeypatch.setattr(program, "saved", fails)
+    results = program.run(program.CELLS, 1.0, tmp_path / "gpu.json")
+    assert tries == list(program.MODELS)
+    assert {cell.reason for cell in results.cells} == {
+        "not saved, ResNet-50 is too large",
+        "not saved, BERT-base is too large",
+    }
+
+
+def test_a_new_model_is_begun_only_where_the_time_for_its_saving_is_left(
+    program, tmp_path, monkeypatch
+):
+    """It takes 100 s to save a model and 10 s for a cell, and of 250 s 10 are left for a cell."""
+    now = [0.0]
+
+    def takes(seconds, result):
+        def run(*_):
+            now[0] += seconds
+            return result
+
+        return run
+
+    monkeypatch.setattr(program.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(program, "saved", takes(100, object()))
+    monkeypatch.setattr(
+        program, "measured", takes(10, program.Cell(model="", precision="", batch=1))
+    )
+    cells = [(name, "fp16", 1) for name in ("a", "a", "a", "b", "c", "b")]
+    results = program.run(cells, 250 / 60, tmp_path / "gpu.json")
+    assert [bool(cell.reason) for cell in results.cells] == [False] * 4 + [True, False]
+
+
 def test_figures_taken_elsewhere_are_written_to_the_page(pages, program, tmp_path, monkeypatch):
     page = tmp_path / "BENCHMARKS.md"
     page.write_text("<!-- cpu.py -->\n\n## What it costs\n\nMuch.\n")
