@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from models import AXES, features, net
 
+from mlflow_e2eai import bundle, load_model, save_model
 from mlflow_e2eai.context import has_gpu
 from mlflow_e2eai.files import from_json, to_json
 from mlflow_e2eai.latency import Latency, LatencyReport, Ratio
@@ -224,6 +226,17 @@ def test_figures_taken_elsewhere_are_written_to_the_page(pages, program, tmp_pat
     text = page.read_text()
     assert "<!-- gpu.py -->\n\n## Engines on a GPU\n\nMachine: A GPU, driver 1.2.\n" in text
     assert "## What it costs\n\nMuch." in text
+
+
+@pytest.mark.skipif(has_gpu(), reason="on a GPU there is more to judge")
+def test_what_is_built_for_it_is_not_judged_on_the_cpu(program, tmp_path):
+    made = importlib.import_module("gpu_made")
+    with made.on_this_gpu():
+        save_model(net(), tmp_path / "model", input_example=features(), dynamic_axes=AXES)
+    manifest = bundle.read(bundle.find(tmp_path / "model"))
+    assert [entry.variant for entry in manifest.evidence] == [bundle.TORCH]
+    with load_model(str(tmp_path / "model"), variant="onnxruntime-cpu/fp16") as model:
+        assert model(features())["output"].shape == (4, 3)
 
 
 @pytest.mark.skipif(has_gpu(), reason="it would measure for minutes here")
