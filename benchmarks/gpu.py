@@ -13,6 +13,7 @@ import argparse
 import dataclasses
 import logging
 import math
+import os
 import shlex
 import sys
 import tempfile
@@ -187,6 +188,7 @@ def run(cells: Sequence[tuple[str, str, int]], minutes: float, out: Path) -> Res
     )
     slowest = Slowest()
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        os.environ["XDG_CACHE_HOME"] = str(Path(folder, "cache"))  # no kernels of an earlier run
         made: dict[str, Made | str] = {}
         for model, precision, batch in cells:
             began = time.monotonic()
