@@ -97,6 +97,7 @@ def eager(module: torch.nn.Module, question: Question) -> Call:
 
 def compiled(module: torch.nn.Module, question: Question) -> Call:
     """torch.compile, which captures CUDA graphs by itself."""
+    torch._dynamo.reset()  # noqa: SLF001 - after eight shapes of one code it would go on uncompiled
     fast = torch.compile(module, mode="reduce-overhead", dynamic=False)
 
     def call() -> Mapping[str, Any]:
@@ -218,7 +219,7 @@ def pinned(plan: Plan, question: Question) -> Call:
     """
     from cuda.core import Device, LegacyPinnedMemoryResource
 
-    device = Device(torch.cuda.current_device())
+    device = Device(0)
     device.set_current()
     stream, memory = device.create_stream(), LegacyPinnedMemoryResource()
     handle = int(stream.handle)

@@ -154,6 +154,13 @@ class ICudaEngine:
     def create_engine_inspector(self):
         return EngineInspector()
 
+    def get_tensor_profile_shape(self, name, profile):
+        bounds = self.profiles[profile]
+        return [
+            tuple(bounds[d][which] if isinstance(d, str) else d for d in self.inputs[name])
+            for which in range(3)
+        ]
+
     def create_runtime_config(self):
         return IRuntimeConfig()
 

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from models import AXES, features, net
 
+from mlflow_e2eai import bundle, load_model, save_model
 from mlflow_e2eai.context import has_gpu
 from mlflow_e2eai.files import from_json, to_json
 from mlflow_e2eai.latency import Latency, LatencyReport, Ratio
@@ -25,6 +27,7 @@ def pages(monkeypatch):
 @pytest.fixture
 def program(monkeypatch):
     monkeypatch.syspath_prepend(BENCHMARKS)
+    monkeypatch.setenv("XDG_CACHE_HOME", "")  # which a run changes; it comes back after the test
     return importlib.import_module("gpu")
 
 
@@ -175,6 +178,45 @@ def test_when_the_time_is_up_the_cells_that_are_left_say_so(pages, program, tmp_
     assert from_json(pages.Results, (tmp_path / "gpu.json").read_text()) == results
 
 
+def test_what_fails_is_told_and_the_others_go_on(program, tmp_path, monkeypatch):
+    tries = []
+
+    def fails(model, *_):
+        tries.append(model)
+        return f"not saved, {model} is too large"
+
+    monkeypatch.setattr(program, "saved", fails)
+    results = program.run(program.CELLS, 1.0, tmp_path / "gpu.json")
+    assert tries == list(program.MODELS)
+    assert {cell.reason for cell in results.cells} == {
+        "not saved, ResNet-50 is too large",
+        "not saved, BERT-base is too large",
+    }
+
+
+def test_a_new_model_is_begun_only_where_the_time_for_its_saving_is_left(
+    program, tmp_path, monkeypatch
+):
+    """It takes 100 s to save a model and 10 s for a cell, and of 250 s 10 are left for a cell."""
+    now = [0.0]
+
+    def takes(seconds, result):
+        def run(*_):
+            now[0] += seconds
+            return result
+
+        return run
+
+    monkeypatch.setattr(program.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(program, "saved", takes(100, object()))
+    monkeypatch.setattr(
+        program, "measured", takes(10, program.Cell(model="", precision="", batch=1))
+    )
+    cells = [(name, "fp16", 1) for name in ("a", "a", "a", "b", "c", "b")]
+    results = program.run(cells, 250 / 60, tmp_path / "gpu.json")
+    assert [bool(cell.reason) for cell in results.cells] == [False] * 4 + [True, False]
+
+
 def test_figures_taken_elsewhere_are_written_to_the_page(pages, program, tmp_path, monkeypatch):
     page = tmp_path / "BENCHMARKS.md"
     page.write_text("<!-- cpu.py -->\n\n## What it costs\n\nMuch.\n")
@@ -185,6 +227,17 @@ def test_figures_taken_elsewhere_are_written_to_the_page(pages, program, tmp_pat
     text = page.read_text()
     assert "<!-- gpu.py -->\n\n## Engines on a GPU\n\nMachine: A GPU, driver 1.2.\n" in text
     assert "## What it costs\n\nMuch." in text
+
+
+@pytest.mark.skipif(has_gpu(), reason="on a GPU there is more to judge")
+def test_what_is_built_for_it_is_not_judged_on_the_cpu(program, tmp_path):
+    made = importlib.import_module("gpu_made")
+    with made.on_this_gpu():
+        save_model(net(), tmp_path / "model", input_example=features(), dynamic_axes=AXES)
+    manifest = bundle.read(bundle.find(tmp_path / "model"))
+    assert [entry.variant for entry in manifest.evidence] == [bundle.TORCH]
+    with load_model(str(tmp_path / "model"), variant="onnxruntime-cpu/fp16") as model:
+        assert model(features())["output"].shape == (4, 3)
 
 
 @pytest.mark.skipif(has_gpu(), reason="it would measure for minutes here")

@@ -2,10 +2,12 @@
 
 import dataclasses
 import importlib.util
+import os
 import re
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -24,6 +26,7 @@ from mlflow_e2eai.building import BuildSettings
 from mlflow_e2eai.errors import ArtifactError, InvalidInputError, RunnerError, TrackingError
 from mlflow_e2eai.files import sha256_of
 from mlflow_e2eai.triton import config, export_triton
+from mlflow_e2eai.triton.nearest import passed_by
 
 TRITONCLIENT = "tritonclient==2.73.0"
 
@@ -224,6 +227,54 @@ def test_each_bucket_is_a_profile_that_is_warmed_up_and_preferred(altered, tmp_p
     assert list(said.instance_group[0].profile) == ["0", "1", "2"]
     assert list(said.dynamic_batching.preferred_batch_size) == [1, 8]
     assert {request.batch_size for request in said.model_warmup} == {1, 4, 8, 16}
+
+
+def test_a_bucket_that_triton_passes_by_is_named(altered, tmp_path):
+    """It takes the first of two profiles whose opt is as near, and the dynamic one is the first."""
+    axes = (dataclasses.replace(N, buckets=(1, N.opt)),)
+    change = with_engines({"axes": axes})
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        export_triton(str(altered(change)), tmp_path / "repository", name="digits")
+
+    said = str(heard[0].message)
+    assert f"digits-tensorrt-fp32 on the static profile for N={N.opt}: Triton takes" in said
+    assert "N=1:" not in said
+
+
+IDS = TensorSpec(name="ids", dtype="int64", shape=("N", "S"))
+BATCH = Axis("N", min=1, opt=8, max=64, buckets=(1, 8, 32))
+
+
+@pytest.mark.parametrize(
+    ("axes", "batch", "found"),
+    [
+        ([BATCH], BATCH, ["N=8"]),
+        ([dataclasses.replace(BATCH, opt=16)], BATCH, []),
+        ([dataclasses.replace(BATCH, buckets=())], BATCH, []),
+        # Held against the batch of 8: static 128 is 120 away and dynamic 100 only 92, static 64 56.
+        (
+            [
+                dataclasses.replace(BATCH, buckets=()),
+                Axis("S", min=16, opt=100, max=512, buckets=(64, 128)),
+            ],
+            BATCH,
+            ["S=128"],
+        ),
+        # Held against N's 8 too: 16 is as far away as the dynamic 16, and 128 farther.
+        (
+            [
+                dataclasses.replace(BATCH, buckets=()),
+                Axis("S", min=16, opt=16, max=512, buckets=(16, 128)),
+            ],
+            None,
+            ["S=16", "S=128"],
+        ),
+    ],
+)
+def test_the_profile_is_the_one_that_triton_finds_nearest(axes, batch, found):
+    only = axes if len(axes) > 1 else [*axes, Axis("S", min=1, opt=1, max=1)]
+    assert passed_by([IDS], tuple(only), batch) == found
 
 
 @pytest.mark.parametrize(
@@ -484,6 +535,47 @@ def test_libraries_go_along_where_they_are_allowed(altered, tmp_path, read):
         )
     assert (place / "1" / "libplugin.so").read_bytes() == b"native code"
     assert read(place).cc_model_filenames["8.6"] == "sm86.plan"
+
+
+def test_operators_of_a_library_are_found_as_the_server_is_told(tmp_path, read):
+    """ONNX Runtime is given the bare name, as by Triton's backend, and finds it on the path."""
+    negpos = pytest.importorskip("negpos")
+    library = Path(negpos.LIBRARY).name
+    made = negpos.make()
+    mlflow_e2eai.save_model(made.pop("model").eval(), tmp_path / "model", **made)
+    with pytest.raises(RunnerError, match="allow it by name: allow_native="):
+        export_triton(str(tmp_path / "model"), tmp_path / "repository", name="net")
+
+    path = re.escape(
+        f"LD_LIBRARY_PATH=<repository>/net-onnxruntime-fp32/1, where it finds {library}"
+    )
+    with pytest.warns(UserWarning, match=path):
+        places = export_triton(
+            str(tmp_path / "model"), tmp_path / "repository", name="net", allow_native=[library]
+        )
+    assert [list(read(place).model_operations.op_library_filename) for place in places] == [
+        [library],
+        [library],
+    ]
+    program = f"""
+import numpy, onnxruntime
+options = onnxruntime.SessionOptions()
+options.register_custom_ops_library({library!r})
+session = onnxruntime.InferenceSession("model.onnx", options, ["CPUExecutionProvider"])
+numpy.save("answer.npy", session.run(None, {{"x": numpy.load("x.npy")}})[0])
+"""
+    folder = places[0] / "1"
+    np.save(folder / "x.npy", negpos.EXAMPLE.numpy())
+    found = {**os.environ, "LD_LIBRARY_PATH": str(folder)}
+    subprocess.run([sys.executable, "-c", program], cwd=folder, env=found, check=True)
+    right = negpos.WithNegPos()(negpos.EXAMPLE).detach().numpy()
+    np.testing.assert_allclose(np.load(folder / "answer.npy"), right, atol=1e-6)
+
+    lost = {**os.environ, "LD_LIBRARY_PATH": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env=lost, capture_output=True, check=False
+    )
+    assert library.encode() in done.stderr
 
 
 # The text

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from mlflow_e2eai.samples.generated import batch_samples, profile_samples
 from mlflow_e2eai.triton import config
 from mlflow_e2eai.triton.batching import why_items_mix
 from mlflow_e2eai.triton.config import Message, Word
+from mlflow_e2eai.triton.nearest import passed_by
 from mlflow_e2eai.weights import verify_graph
 
 
@@ -83,7 +84,9 @@ def models_of(
     models = []
     by_precision, reasons = _engines(manifest.engines, wrong)
     for precision, engines in by_precision.items():
-        models.append(_of_engines(f"{prefix}-tensorrt-{precision}", engines, shared))
+        name = f"{prefix}-tensorrt-{precision}"
+        models.append(_of_engines(name, engines, shared))
+        reasons += [f"{name} {reason}" for reason in _passed_by(engines.values(), batch)]
     for each in manifest.graphs:
         if each.sha256 in wrong:
             reasons.append(f"{variant_name('onnxruntime', each.precision)} {wrong[each.sha256]}")
@@ -198,6 +201,16 @@ def _profiles(engines: Mapping[str, EngineArtifact]) -> Message:
     """The profiles that all have and Triton may choose from; by itself it takes the first only."""
     count = min(len(profiles(engine.axes)) for engine in engines.values())
     return {"profile": [str(at) for at in range(count)]} if count > 1 else {}
+
+
+def _passed_by(engines: Iterable[EngineArtifact], batch: Axis | None) -> list[str]:
+    """Why some sizes do not get the static profile that was built for them."""
+    buckets = {size for each in engines for size in passed_by(each.inputs, each.axes, batch)}
+    return [
+        f"on the static profile for {size}: Triton takes the first of those whose opt it finds "
+        f"nearest, which is another; where the bucket is the axis's opt, give it another opt"
+        for size in sorted(buckets)
+    ]
 
 
 def _of_graph(name: str, graph: OnnxArtifact, shared: _Shared) -> TritonModel:

@@ -95,8 +95,10 @@ def resnet():
 
 
 @pytest.fixture(autouse=True)
-def portable(monkeypatch):
+def portable(monkeypatch, tmp_path):
+    """Engines for this GPU, whose compiled kernels are kept nowhere."""
     allow_this_gpu(monkeypatch)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import shutil
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -126,13 +127,9 @@ def test_a_batch_that_no_profile_has_is_refused_with_the_profile(saved, cnn):
         assert model(images(65))["output"].shape == (65, 10)
 
 
-def test_a_gpu_without_memory_is_an_error_and_works_when_there_is_some_again(
-    resnet, batch, tmp_path
-):
-    sample = images(2, 224)
-    raw, _ = export(resnet, sample, out=tmp_path / "raw.onnx", dynamic_axes={"image": {0: batch}})
-    graph, _ = clean(raw, out=tmp_path / "clean.onnx")
-    engine = compile(graph, "local", out=tmp_path / "local.engine")
+@contextmanager
+def full_memory():
+    """Take all of the GPU's memory that can be had, for the block."""
     held, size = [], 2**34
     while size >= SMALLEST:
         try:
@@ -140,10 +137,30 @@ def test_a_gpu_without_memory_is_an_error_and_works_when_there_is_some_again(
         except torch.OutOfMemoryError:
             size //= 2
     try:
-        with pytest.raises(RunnerError, match="memory"), engine_runner(engine) as infer:
-            infer(images(64, 224))
+        yield
     finally:
         held.clear()
         torch.cuda.empty_cache()
-    with engine_runner(engine) as infer:
+
+
+@pytest.fixture
+def large(resnet, batch, tmp_path):
+    """An engine that needs memory to speak of."""
+    example = images(2, 224)
+    raw, _ = export(resnet, example, out=tmp_path / "raw.onnx", dynamic_axes={"image": {0: batch}})
+    graph, _ = clean(raw, out=tmp_path / "clean.onnx")
+    return compile(graph, "local", out=tmp_path / "local.engine")
+
+
+def test_an_engine_for_which_there_is_no_memory_is_an_error_until_there_is(large):
+    with full_memory(), pytest.raises(RunnerError, match="memory"), engine_runner(large):
+        pass
+    with engine_runner(large) as infer:
         assert np.isfinite(infer(images(8, 224))["output"]).all()
+
+
+def test_a_call_for_which_there_is_no_memory_is_an_error_until_there_is(large):
+    with engine_runner(large) as infer:
+        with full_memory(), pytest.raises(RunnerError, match="memory"):
+            infer(images(64, 224))
+        assert np.isfinite(infer(images(64, 224))["output"]).all()
