@@ -114,10 +114,30 @@ def store(empty_store, isolated, tmp_path):
     return mlflow.MlflowClient()
 
 
-@pytest.fixture(autouse=True)
-def timed_for_a_moment(request, monkeypatch):
+@pytest.fixture(scope="session")
+def budgets():
+    """Seconds for which models are timed, by the name that holds them."""
+    from mlflow_e2eai.evaluation import questions
+    from mlflow_e2eai.latency import BUDGET_S
+
+    return {
+        "mlflow_e2eai.evaluation.judging.BUDGET_S": (BUDGET_S, 0.05),
+        "mlflow_e2eai.registry.BUDGET_S": (BUDGET_S, 0.5),
+        "mlflow_e2eai.evaluation.questions.LOAD_S": (questions.LOAD_S, 0.02),
+    }
+
+
+@pytest.fixture(scope="session", autouse=True)
+def timed_for_a_moment(budgets):
     """Every logged model is timed; here what comes out of that matters, not how exact it is."""
-    if request.node.get_closest_marker("gpu") is None:
-        monkeypatch.setattr("mlflow_e2eai.evaluation.judging.BUDGET_S", 0.05)
-        monkeypatch.setattr("mlflow_e2eai.registry.BUDGET_S", 0.5)
-        monkeypatch.setattr("mlflow_e2eai.evaluation.questions.LOAD_S", 0.02)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, (_, moment) in budgets.items():
+            patch.setattr(name, moment)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def timed_in_full_on_a_gpu(request, budgets, monkeypatch):
+    if request.node.get_closest_marker("gpu") is not None:
+        for name, (whole, _) in budgets.items():
+            monkeypatch.setattr(name, whole)
