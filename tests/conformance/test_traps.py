@@ -40,6 +40,7 @@ from mlflow_e2eai.errors import (
     RunnerError,
     TrackingError,
 )
+from mlflow_e2eai.evaluation import judging
 
 UNREADABLE_PROC = """
 import pathlib
@@ -198,6 +199,8 @@ def test_digests_are_the_same_in_another_process(saved_in_two_precisions, tmp_pa
     np.savez(tmp_path / "example.npz", **made.options["input_example"])
     program = f"""
 import numpy, torch, mlflow_e2eai
+from mlflow_e2eai.evaluation import judging
+judging.BUDGET_S = {judging.BUDGET_S}
 mlflow_e2eai.save_model(
     torch.load({str(tmp_path / "module.pt")!r}, weights_only=False),
     {str(tmp_path / "model")!r},
