@@ -21,8 +21,9 @@ class Replays:
     """The CUDA graphs of an execution context.
 
     A graph holds the addresses that it was captured with. So there is one for each shape and set
-    of addresses, captured when they come a second time: TensorRT wants one plain call of a shape
-    before a capture, and addresses that never come again are not worth one.
+    of addresses, captured when they come a second time: addresses that never come again are not
+    worth one. Right before a capture is a plain call of the same, as TensorRT wants it whenever
+    shapes were set.
 
     Args:
         stream: The context's stream.
@@ -42,18 +43,18 @@ class Replays:
             key: The shapes and addresses of the call.
             enqueue: Puts the engine's work into the stream of a handle.
         """
-        graph = self._graphs.get(key)
-        if graph is None and key in self._seen and self._is_possible:
-            graph = self._captured(key, enqueue)
-        if graph is not None:
+        if (graph := self._graphs.get(key)) is not None:
             graph.launch(self._stream)
             return
         enqueue(self._handle)
+        if key in self._seen and self._is_possible:
+            self._capture(key, enqueue)
         self._seen[key] = None
         if len(self._seen) > _MOST_SEEN:
             del self._seen[next(iter(self._seen))]
 
-    def _captured(self, key: Hashable, enqueue: Callable[[int], None]) -> Graph | None:
+    def _capture(self, key: Hashable, enqueue: Callable[[int], None]) -> None:
+        """Capture what was put into the stream right before, for the calls to come."""
         capture = self._stream.create_graph_builder()
         try:
             capture.begin_building()
@@ -63,12 +64,11 @@ class Replays:
                 capture.end_building()
             graph = capture.complete()
             graph.upload(self._stream)
-        except Exception as error:  # noqa: BLE001  # the plain call tells what is truly wrong
+        except Exception as error:  # noqa: BLE001  # the plain calls go on
             self._is_possible = False
             msg = f"{self._name} runs without a CUDA graph, as it cannot be captured: {error}"
             warnings.warn(msg, stacklevel=2)
-            return None
+            return
         if len(self._graphs) == _MOST:
             del self._graphs[next(iter(self._graphs))]
         self._graphs[key] = graph
-        return graph
