@@ -106,6 +106,22 @@ def test_a_build_that_measures_nothing_new_keeps_what_there_is(tmp_path):
     assert known(tmp_path) == {"conv"}
 
 
+def test_timings_that_another_build_takes_away_meanwhile_are_passed_over(tmp_path):
+    first, second = begun(tmp_path), begun(tmp_path)
+    ended(first, tmp_path, "conv")
+    ended(second, tmp_path, "gemm")
+    one, other = sorted(tmp_path.iterdir())
+
+    class Meanwhile(Config):
+        def create_timing_cache(self, serialized_timing_cache):
+            other.unlink(missing_ok=True)
+            return super().create_timing_cache(serialized_timing_cache)
+
+    found = given(Meanwhile(), tmp_path)
+    assert found.used == (one,)
+    assert found.refused == ()
+
+
 @pytest.mark.parametrize("first", ["0", "z"])
 def test_what_does_not_fit_is_refused_and_stays_for_others(first, tmp_path):
     ended(begun(tmp_path, "NVIDIA A10"), tmp_path, "theirs")
@@ -156,9 +172,11 @@ def test_a_real_builder_takes_the_calls_and_what_was_refused_is_a_warning(
         compile(graph, "sm86", out=tmp_path / "one.engine", timing_cache=folder)
         assert len(list(folder.iterdir())) == 1
     real = build._built
-    monkeypatch.setattr(
-        build, "_built", lambda *given: dataclasses.replace(real(*given), refused=("old.timings",))
-    )
+
+    def refusing(*given, **named):
+        return dataclasses.replace(real(*given, **named), refused=("old.timings",))
+
+    monkeypatch.setattr(build, "_built", refusing)
     with pytest.warns(UserWarning, match=rf"ignored, .* {trt.__version__} here: old\.timings"):
         compile(graph, "sm86", out=tmp_path / "two.engine", timing_cache=folder)
 
