@@ -76,16 +76,18 @@ def workers():
 
 
 def building():
-    """Those of them that TensorRT builds for now, in a process of its own."""
+    """Those of them that have a process to build in, busy or not."""
     found = workers()
     above = {parent_of(pid) for pid in found}
     return [pid for pid in found if pid in above]
 
 
 def claiming():
-    """Those of them that build, if an engine is claimed."""
-    found = mlflow.search_logged_models(output_format="list")
-    return building() if "PENDING" in [str(model.status) for model in found] else []
+    """Those of them that build, once each of them has claimed an engine: none is idle."""
+    models = mlflow.search_logged_models(output_format="list")
+    claimed = [model for model in models if str(model.status) == "PENDING"]
+    found = building()
+    return found if claimed and len(claimed) >= len(found) else []
 
 
 def claimed_builders():

@@ -50,6 +50,14 @@ def test_the_next_engine_is_built_by_the_same_process_and_is_as_good(kept, tmp_p
     assert one.target == other.target
 
 
+def test_one_that_is_killed_while_it_has_nothing_to_do_is_replaced(kept, tmp_path):
+    graph = graph_in(tmp_path, onnx.parser.parse_model(TEXT.replace("SCALE", "1")))
+    first = kept()
+    os.kill(first, signal.SIGKILL)
+    compile(graph, "sm86", out=tmp_path / "one.engine")
+    assert kept() != first
+
+
 def test_one_that_is_killed_fails_its_engine_alone(kept, tmp_path):
     graph = graph_in(tmp_path, slow_to_build())
     first = kept()

@@ -6,8 +6,8 @@ import sys
 
 import mlflow
 import pytest
-from chains import log_graph
-from fleets import building, children, compiling, engines, kill_when_building, parent_of
+from chains import log_graph, slow_to_build
+from fleets import children, claiming, compiling, engines, kill_when_building, parent_of
 
 from mlflow_e2eai import fleet, tracking
 from mlflow_e2eai.errors import InvalidInputError, MissingDependencyError
@@ -133,14 +133,14 @@ def test_what_is_killed_while_it_builds_is_built_elsewhere_and_nothing_twice(
     store, tmp_path, cluster, whose
 ):
     def victims():
-        for builder in building()[:1]:
+        for builder in claiming()[:1]:
             worker = parent_of(builder)
             # The builder is a child of Ray's worker, which is a child of the node's raylet.
             found = {"builder": [builder], "Ray worker": [worker]}
             return found.get(whose, [parent_of(worker), worker])
         return []
 
-    graph = log_graph(tmp_path)
+    graph = log_graph(tmp_path, model=slow_to_build())
     wanted = ["sm75", "sm80", "sm86", "sm89", "sm120", "sm121"]
     given = [compiling(graph, target, accelerator="A10") for target in wanted]
     with mlflow.start_run():

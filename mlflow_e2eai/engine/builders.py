@@ -7,7 +7,7 @@ from contextlib import closing, contextmanager, suppress
 from math import inf
 
 from mlflow_e2eai.engine import backends
-from mlflow_e2eai.errors import MissingDependencyError
+from mlflow_e2eai.errors import MissingDependencyError, RunnerError
 from mlflow_e2eai.isolation import Process
 
 
@@ -42,14 +42,12 @@ def builder(limit_s: float, *, anew: bool) -> Iterator[Process]:
         limit_s: Seconds after which it is killed.
         anew: Whether only a new one will do, as it is to load libraries.
     """
-    there = None if anew else _Kept.idle
+    there = None if anew else _taken()
     if there is None:
         with closing(Process(patience_s=inf, limit_s=limit_s)) as fresh:
             yield fresh
         return
-    _Kept.idle = None
     try:
-        there.finish({})  # what was begun when it was put there
         there.limit(limit_s)
         yield there
         there.begin("call", function=_import)
@@ -58,6 +56,19 @@ def builder(limit_s: float, *, anew: bool) -> Iterator[Process]:
         keep_builder()
         raise
     _Kept.idle = there
+
+
+def _taken() -> Process | None:
+    """The builder that is kept, once it has imported; another where it died meanwhile."""
+    there, _Kept.idle = _Kept.idle, None
+    if there is None:
+        return None
+    try:
+        there.finish({})  # what was begun when it was put there
+    except RunnerError:
+        there.close()
+        return Process(patience_s=inf)
+    return there
 
 
 def _import() -> None:
