@@ -70,7 +70,11 @@ def compile_on(
         backend_version=version_for(target),
         settings=build_settings,
     )
-    others = None if rebuild else stage.found(planned, folder=out.with_suffix(".found"))
+
+    def found() -> EngineArtifact | None:
+        return None if rebuild else stage.found(planned, folder=out.with_suffix(".found"))
+
+    others = found()
     if others is None:
         with _timings(stage, target, build_settings, out.with_suffix(".timings")) as timings:
             engine = compile(
@@ -83,7 +87,7 @@ def compile_on(
                 timing_cache=timings,
             )
         # Once more: what another began at the same moment may have come to light only now.
-        others = None if rebuild else stage.found(planned, folder=out.with_suffix(".found"))
+        others = found()
         if others is None:
             stage.made(engine, example=example)
             return engine

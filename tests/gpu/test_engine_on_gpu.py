@@ -11,6 +11,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from unlisted import images
 
 from mlflow_e2eai import benchmark, clean, compare, compile, convert, export, load_model, save_model
 from mlflow_e2eai.arrays import resize
@@ -29,19 +30,6 @@ EXACT = 1e-4
 """Below what TF32 does to these networks, far above what fp32 does."""
 
 
-@pytest.fixture(autouse=True)
-def portable(monkeypatch):
-    """Let TensorRT-RTX build for GPUs that it does not list, where its portable engines run.
-
-    An H100 is one. With no compute capability set, the engine is for all of them.
-    """
-    trt = pytest.importorskip("tensorrt_rtx") if not has("tensorrt") else None
-    if trt is None or listed(trt):
-        return
-    rtx = dataclasses.replace(backends.BACKENDS["tensorrt_rtx"], capability_targets=None)
-    monkeypatch.setitem(backends.BACKENDS, "tensorrt_rtx", rtx)
-
-
 def has(module):
     return find_spec(module) is not None
 
@@ -53,11 +41,6 @@ def listed(trt):
 def supported():
     """Whether what `local` builds with says that it supports this GPU."""
     return has("tensorrt") or listed(pytest.importorskip("tensorrt_rtx"))
-
-
-def images(size, width):
-    noise = np.random.default_rng(size).standard_normal((size, 3, width, width), dtype=np.float32)
-    return {"image": noise}
 
 
 def graph_of(model, folder, batch, precision, width):

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from unlisted import allow_this_gpu, images
+from unlisted import images
 
 from mlflow_e2eai import clean, compare, compile, convert, export, graphs, load_model, save_model
 from mlflow_e2eai.artifacts import Axis
@@ -41,12 +41,6 @@ engine = from_json(EngineArtifact, Path(sys.argv[1]).read_text())
 with engine_runner(engine) as infer:
     np.save(sys.argv[3], infer({"image": np.load(sys.argv[2])})["output"])
 """
-
-
-@pytest.fixture(autouse=True)
-def portable(monkeypatch, tmp_path):
-    allow_this_gpu(monkeypatch)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 @pytest.fixture
