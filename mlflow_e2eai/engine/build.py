@@ -126,6 +126,7 @@ def compile(
         libraries=libraries,
         settings=settings,
         checked=built.checked,
+        dynamic_last=True,
     )
 
 
