@@ -58,6 +58,7 @@ def opened(engine: EngineArtifact, graph: OnnxArtifact | None) -> Iterator[Opene
         warnings.warn(
             f"{backend.title} {trt.__version__} does not list this GPU ({here}) as supported: "
             f"{engine.path.name} may answer wrongly here.",
+            backends.UnlistedGPUWarning,
             stacklevel=5,
         )
     log = trt.Logger(trt.Logger.ERROR)
