@@ -6,7 +6,7 @@ it makes carries the tags ``e2eai.derived_from`` (what it was made from), ``e2ea
 MLflow's own search. Run inputs alone would not do: `search_runs` leaves them out.
 """
 
-from mlflow_e2eai.tracking.elsewhere import TICKET, Place, end_attempt, place_under, working_at
+from mlflow_e2eai.tracking.elsewhere import TICKET, Place, end_attempt, place_here, working_at
 from mlflow_e2eai.tracking.files import ModelFiles
 from mlflow_e2eai.tracking.lineage import (
     ERROR,
@@ -77,7 +77,7 @@ __all__ = [
     "log_source",
     "open_inputs",
     "parity_metrics",
-    "place_under",
+    "place_here",
     "project_run_says_why",
     "resolve",
     "run",
