@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import os
 import shutil
 import sys
@@ -28,6 +29,11 @@ def pytest_addoption(parser):
         "--require-gpu",
         action="store_true",
         help="fail tests marked gpu that would be skipped: for machines that are there to run them",
+    )
+    parser.addoption(
+        "--processes",
+        action="store_true",
+        help="start a process for every runner, as the package does, in tests that use threads too",
     )
 
 
@@ -72,6 +78,27 @@ def pytest_runtest_makereport(item):
         report.outcome = "failed"
         report.longrepr = f"skipped under --require-gpu: {str(reason).removeprefix('Skipped: ')}"
     return report
+
+
+@pytest.fixture(scope="module")
+def on_threads(request):
+    """Runners work on threads, not in processes of their own, whose start takes 0.2 s of CPU each.
+
+    For tests of what is asked and answered. What a crash does, and what loading native code does to
+    the caller, needs the processes.
+    """
+    import threads
+
+    from mlflow_e2eai.isolation import Isolated, Together
+
+    with pytest.MonkeyPatch.context() as patch:
+        if not request.config.getoption("--processes"):
+            # Each collects garbage before it opens a runner: over all that PyTorch holds, in 0.1 s.
+            gc.collect()
+            gc.freeze()
+            threads.instead_of_processes(patch, Isolated)
+            threads.instead_of_processes(patch, Together)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -38,6 +38,7 @@ LAYERS = (
     {"rungs", "verification"},
     {"exporter", "surgery", "precision", "engine"},
     {"bisection", "imported", "settings"},
+    {"evidence"},
     {"bundle"},
     {"recording", "variants"},
     {"compiling", "evaluation"},

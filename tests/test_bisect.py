@@ -45,6 +45,8 @@ from mlflow_e2eai.files import from_json, to_json
 from mlflow_e2eai.runners import onnxruntime_runner
 from mlflow_e2eai.surgery import Step
 
+pytestmark = pytest.mark.usefixtures("on_threads")
+
 
 def names(count):
     return [f"node_{number}" for number in range(count)]

@@ -63,6 +63,14 @@ class Backend:
     kernel_specialisation: str | None = None
 
 
+class UnlistedGPUWarning(UserWarning):
+    """A backend does not say that it supports the GPU that an engine is built for, or runs on.
+
+    Such an engine is built portable and judged as any other, and this is said of it each time.
+    Whoever trusts the evidence turns it off as any warning, by this class.
+    """
+
+
 BACKENDS: Mapping[str, Backend] = {
     "tensorrt": Backend(
         module="tensorrt",

@@ -11,7 +11,7 @@ from mlflow_e2eai.artifacts import EngineArtifact, OnnxArtifact
 from mlflow_e2eai.engine import backends
 from mlflow_e2eai.engine.backends import Backend
 from mlflow_e2eai.engine.inspecting import layers_checked
-from mlflow_e2eai.engine.profiles import profiles
+from mlflow_e2eai.engine.profiles import profiles_of
 from mlflow_e2eai.engine.refitting import refit
 from mlflow_e2eai.errors import EngineBuildError, RunnerError
 
@@ -58,6 +58,7 @@ def opened(engine: EngineArtifact, graph: OnnxArtifact | None) -> Iterator[Opene
         warnings.warn(
             f"{backend.title} {trt.__version__} does not list this GPU ({here}) as supported: "
             f"{engine.path.name} may answer wrongly here.",
+            backends.UnlistedGPUWarning,
             stacklevel=5,
         )
     log = trt.Logger(trt.Logger.ERROR)
@@ -106,7 +107,7 @@ def _check_interface(engine: EngineArtifact, loaded: Any) -> None:
     recorded = {spec.name for spec in (*engine.inputs, *engine.outputs)}
     found, wanted = f"the inputs and outputs {sorted(names)}", str(sorted(recorded))
     if names == recorded:
-        count = len(profiles(engine.axes))
+        count = len(profiles_of(engine))
         if not engine.axes or loaded.num_optimization_profiles == count:
             return
         found, wanted = f"{loaded.num_optimization_profiles} profiles", str(count)

@@ -14,7 +14,7 @@ from mlflow_e2eai.engine import backends, devices
 from mlflow_e2eai.engine.contexts import Context, Pool, Shape, shapes_of
 from mlflow_e2eai.engine.kernels import Kernels, kept_at
 from mlflow_e2eai.engine.opening import Opened, opened
-from mlflow_e2eai.engine.profiles import profile_of, sizes_of
+from mlflow_e2eai.engine.profiles import dynamic_of, profile_of, profiles_of, sizes_of
 from mlflow_e2eai.engine.targets import covers
 from mlflow_e2eai.errors import (
     E2EAIError,
@@ -141,12 +141,13 @@ class EngineRunner:
         self._engine, self._opened, self._device = engine, opened, device
         self._serving = serving
         self._names = [spec.name for spec in engine.inputs]
-        self._profiles: dict[tuple[Shape, ...], int] = {}
+        self._profiles = profiles_of(engine)
+        self._chosen: dict[tuple[Shape, ...], int] = {}
         self._config, self._kernels = self._configured()
         self._pool = Pool(self._context, MOST_CONTEXTS)
         # What cannot start is to fail now, and at its opt, which is what is asked most.
         opt = {axis.name: axis.opt for axis in engine.axes}
-        profile = profile_of(engine.axes, opt)
+        profile = profile_of(self._profiles, opt)
         self._pool.give(profile, self._told(self._pool.take, profile))
 
     def _configured(self) -> tuple[Any, Kernels | None]:
@@ -209,12 +210,10 @@ class EngineRunner:
 
     @property
     def profile_memory_bytes(self) -> tuple[int, ...]:
-        """What a context takes of the GPU's memory for each profile, as TensorRT says."""
-        loaded = self._opened.engine
-        return tuple(
-            int(loaded.get_device_memory_size_for_profile_v2(profile))
-            for profile in range(loaded.num_optimization_profiles)
-        )
+        """What a context takes of the GPU's memory for each profile, the dynamic one first."""
+        loaded, dynamic = self._opened.engine, dynamic_of(self._profiles)
+        order = sorted(range(loaded.num_optimization_profiles), key=lambda at: at != dynamic)
+        return tuple(int(loaded.get_device_memory_size_for_profile_v2(at)) for at in order)
 
     def close(self) -> None:
         """Keep what was compiled, and give the GPU's memory back."""
@@ -226,7 +225,7 @@ class EngineRunner:
         self, tensors: Mapping[str, Any], ask: Callable[[Context, tuple[Shape, ...]], Answer]
     ) -> Answer:
         shapes = shapes_of(self._names, tensors)
-        profile = self._profiles.get(shapes)
+        profile = self._chosen.get(shapes)
         if is_new := profile is None:
             profile = self._profile_of(shapes, tensors)
         context = self._told(self._pool.take, profile)
@@ -241,10 +240,10 @@ class EngineRunner:
     def _profile_of(self, shapes: tuple[Shape, ...], tensors: Mapping[str, Any]) -> int:
         """Find the profile for shapes that are new, and remember it."""
         sizes = sizes_of(self._engine.inputs, tensors)
-        profile = profile_of(self._engine.axes, sizes)
-        if len(self._profiles) >= _MOST_REMEMBERED:
-            self._profiles = {}
-        self._profiles[shapes] = profile
+        profile = profile_of(self._profiles, sizes)
+        if len(self._chosen) >= _MOST_REMEMBERED:
+            self._chosen = {}
+        self._chosen[shapes] = profile
         return profile
 
     def _told(self, do: Callable[..., Answer], *arguments: Any) -> Answer:

@@ -50,9 +50,15 @@ class Process:
             self._note = Note(paper.fileno())
             self._connection, theirs = Pipe()
             with theirs:
-                self._process = _start(theirs.fileno(), paper.fileno(), self._log)
+                self._process = self._started(theirs.fileno(), paper.fileno(), self._log)
             stack.callback(self._end)
             self._stack = stack.pop_all()
+
+    def _started(self, connection: int, note: int, log: Any) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-c", _BOOT, json.dumps(sys.path), str(connection), str(note)]
+        return subprocess.Popen(  # noqa: S603 - ourselves
+            command, pass_fds=(connection, note), stdin=subprocess.DEVNULL, stdout=log, stderr=log
+        )
 
     @property
     def failure(self) -> str | None:
@@ -159,13 +165,6 @@ class Process:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-
-
-def _start(connection: int, note: int, log: Any) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-c", _BOOT, json.dumps(sys.path), str(connection), str(note)]
-    return subprocess.Popen(  # noqa: S603 - ourselves
-        command, pass_fds=(connection, note), stdin=subprocess.DEVNULL, stdout=log, stderr=log
-    )
 
 
 def _how(code: int) -> str:

@@ -21,7 +21,7 @@ from mlflow_e2eai.artifacts import (
 )
 from mlflow_e2eai.building import BuildSettings
 from mlflow_e2eai.engine import engine_runner
-from mlflow_e2eai.engine.profiles import profiles
+from mlflow_e2eai.engine.profiles import profiles_of
 from mlflow_e2eai.files import sha256_of
 
 if "SIMULATED_GPUS" not in os.environ:
@@ -89,6 +89,7 @@ def engine(trt, tmp_path):
         weights=None,
         settings=DEFAULT,
         on_host=(),
+        dynamic_last=True,
     ) -> tuple[EngineArtifact, OnnxArtifact]:
         model = onnx.parser.parse_model(HEADER + text)
         for name, array in ({"w": WEIGHT} if weights is None else weights).items():
@@ -111,11 +112,9 @@ def engine(trt, tmp_path):
             **common,
         )
         path = tmp_path / "model.engine"
-        bounds = [dict(each) for each in profiles(axes)]
-        path.write_bytes(trt.plan(model, bounds, stripped=settings.strip_weights, on_host=on_host))
         made = EngineArtifact(
             path=path,
-            sha256=sha256_of(path),
+            sha256="",
             parent_sha256=graph.sha256,
             target=Target(
                 backend=backend,
@@ -126,11 +125,15 @@ def engine(trt, tmp_path):
             precision="fp32",
             tf32=False,
             build_s=0.0,
-            size_bytes=path.stat().st_size,
+            size_bytes=0,
             settings=settings,
+            dynamic_last=dynamic_last,
             **common,
         )
-        return made, graph
+        bounds = [dict(each) for each in profiles_of(made)]
+        path.write_bytes(trt.plan(model, bounds, stripped=settings.strip_weights, on_host=on_host))
+        about = {"sha256": sha256_of(path), "size_bytes": path.stat().st_size}
+        return dataclasses.replace(made, **about), graph
 
     return write
 
