@@ -175,8 +175,7 @@ def _measured(manifest: Manifest) -> list[Evidence]:
     held = {file.sha256 for file in manifest.files}
     return [
         entry
-        for there in manifest.by_machine
-        for entry in there.evidence
+        for entry in manifest.all_evidence
         if entry.measured and entry.sha256 in held and not entry.rejected
     ]
 
