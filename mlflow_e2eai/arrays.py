@@ -12,7 +12,7 @@ import numpy as np
 
 from mlflow_e2eai.artifacts import Array, Axis, Tensors, TensorSpec
 from mlflow_e2eai.errors import ArtifactError, InvalidInputError
-from mlflow_e2eai.files import written
+from mlflow_e2eai.files import why_unread, written
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -238,5 +238,9 @@ def load_arrays(path: Path) -> dict[str, Array]:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
     except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
-        msg = f"Cannot read {path.name} in {path.parent}: {error}; download it again."
+        reason = "it is empty" if isinstance(error, EOFError) else why_unread(error)
+        msg = (
+            f"Cannot read {path.name} in {path.parent}: {reason}; give an npz file of arrays, or "
+            f"download it again."
+        )
         raise ArtifactError(msg) from error

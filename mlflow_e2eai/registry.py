@@ -14,7 +14,7 @@ from mlflow_e2eai import bundle, tracking
 from mlflow_e2eai.artifacts import Tensors
 from mlflow_e2eai.bundle import Evidence, Manifest
 from mlflow_e2eai.errors import ArtifactError, E2EAIError, InvalidInputError, TrackingError
-from mlflow_e2eai.files import to_json, verify
+from mlflow_e2eai.files import to_json, verify, why_unread
 from mlflow_e2eai.gates import Decision, Gate, decide, drop, gates_from
 from mlflow_e2eai.isolation import Together, isolated_together
 from mlflow_e2eai.latency import BUDGET_S, items_of
@@ -116,8 +116,9 @@ def read_gates(
     source = files("mlflow_e2eai") / "gates.yaml" if gates is None else Path(gates)
     try:
         return gates_from(yaml.safe_load(source.read_text(encoding="utf-8")))
-    except (OSError, yaml.YAMLError) as error:
-        msg = f"Cannot read gates from {source}: {error}; give a YAML file such as gates.yaml."
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = why_unread(error)
+        msg = f"Cannot read gates from {source}: {reason}; give a YAML file such as gates.yaml."
         raise InvalidInputError(msg) from error
 
 

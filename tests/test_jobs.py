@@ -402,7 +402,7 @@ def test_a_node_to_keep_that_there_is_not_is_an_error_on_the_run(overflowing):
         ("[1]", ArtifactError, "holds no list of 'nodes'"),
         ('{"nodes": "a"}', ArtifactError, "holds no list of 'nodes'"),
         ('{"nodes": [1]}', ArtifactError, "holds no list of 'nodes'"),
-        (None, TrackingError, "cannot be had"),
+        (None, TrackingError, "Cannot read .*bisection.json: No such file"),
     ],
 )
 def test_a_file_that_holds_no_nodes_is_one_clear_sentence(store, tmp_path, text, error, words):

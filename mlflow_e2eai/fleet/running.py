@@ -52,8 +52,8 @@ def run(
     check_executor(executor, workers)
     distinct = [job for at, job in enumerate(jobs) if job not in jobs[:at]]
     found: list[Outcome] = []
-    with tracking.run("fleet") as run_id:
-        tries = _Tries(tracking.place_under(run_id), limit_s)
+    with tracking.run("fleet"):
+        tries = _Tries(tracking.place_here(), limit_s)
         for stage, most in (("compile", workers or local.cores()), ("evaluate", 1)):
             of_stage = [job for job in distinct if job.stage == stage]
             if executor == "ray":

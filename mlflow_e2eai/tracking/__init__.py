@@ -14,7 +14,7 @@ from mlflow_e2eai.tracking.elsewhere import (
     end_attempt,
     fetch_found,
     log_found,
-    place_under,
+    place_here,
     working_at,
 )
 from mlflow_e2eai.tracking.files import ModelFiles
@@ -89,7 +89,7 @@ __all__ = [
     "log_source",
     "open_inputs",
     "parity_metrics",
-    "place_under",
+    "place_here",
     "project_run_says_why",
     "resolve",
     "run",

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from mlflow_e2eai.artifacts import EngineArtifact, OnnxArtifact, Target
 from mlflow_e2eai.evidence import MachineEvidence
@@ -42,7 +41,9 @@ engines of each machine, the run that holds what it found, or an error."""
 
 _SQLITE = "sqlite:///"
 
-_INHERITED: ContextVar[Mapping[str, str] | None] = ContextVar("_INHERITED", default=None)
+_INHERITED: ContextVar[tuple[str, Mapping[str, str]] | None] = ContextVar(
+    "_INHERITED", default=None
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,19 +61,19 @@ class Place:
     parent_run_id: str
 
 
-def place_under(parent_run_id: str) -> Place:
-    """The place of jobs whose parent is an active run."""
+def place_here() -> Place:
+    """The place of jobs whose parent is the active run."""
     import mlflow
 
     uri = str(mlflow.get_tracking_uri())
     if uri.startswith(_SQLITE):
         # Relative to the working folder, which is another one elsewhere.
         uri = _SQLITE + str(Path(uri.removeprefix(_SQLITE)).absolute())
-    experiment = mlflow.get_run(parent_run_id).info.experiment_id
+    active: Any = mlflow.active_run()
     return Place(
         tracking_uri=uri,
-        experiment_id=experiment,
-        parent_run_id=parent_run_id,
+        experiment_id=active.info.experiment_id,
+        parent_run_id=active.info.run_id,
     )
 
 
@@ -85,9 +86,14 @@ def working_at(place: Place, ticket: str, *, worker: str) -> Iterator[None]:
         ticket: What they are found by should this process end before them.
         worker: Who does the work, for people.
     """
-    _enter(place.tracking_uri, place.experiment_id)
+    import mlflow
+
+    # MLflow would ask for every run that ends, to print where it can be seen.
+    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
+    mlflow.set_tracking_uri(place.tracking_uri)
     tags = {"mlflow.parentRunId": place.parent_run_id, TICKET: ticket, WORKER: worker}
-    token = _INHERITED.set(tags)
+    # MLflow's own active experiment would be asked for.
+    token = _INHERITED.set((place.experiment_id, tags))
     try:
         with at_work():
             yield
@@ -95,19 +101,8 @@ def working_at(place: Place, ticket: str, *, worker: str) -> Iterator[None]:
         _INHERITED.reset(token)
 
 
-@functools.lru_cache(maxsize=1)
-def _enter(tracking_uri: str, experiment_id: str) -> None:
-    """Turn this process to an experiment, unless it is there since its last job."""
-    import mlflow
-
-    # MLflow would ask for every run that ends, to print where it can be seen.
-    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
-    mlflow.set_tracking_uri(tracking_uri)
-    mlflow.set_experiment(experiment_id=experiment_id)
-
-
-def inherited() -> Mapping[str, str] | None:
-    """Tags that a run without an active one gets from `working_at`; None outside it."""
+def inherited() -> tuple[str, Mapping[str, str]] | None:
+    """The experiment and tags of a run without an active one in `working_at`; None outside it."""
     return _INHERITED.get()
 
 

@@ -70,8 +70,15 @@ def run(name: str, *, nested: bool = False, tags: Mapping[str, str] | None = Non
         with _explained(active.info.run_id):
             yield active.info.run_id
         return
-    given = {**(above or {}), **(tags or {})}
-    new = mlflow.start_run(run_name=name, nested=active is not None, tags=given)
+    home, given = above or (None, {})
+    if active is not None:
+        home = active.info.experiment_id
+    new = mlflow.start_run(
+        run_name=name,
+        nested=active is not None,
+        tags={**given, **(tags or {})},
+        experiment_id=home,
+    )
     with new, _explained(new.info.run_id):
         yield new.info.run_id
 
@@ -222,16 +229,18 @@ class MlflowStage:
             self._claim = None
         self.recorder.models[artifact.sha256] = model_id
         if isinstance(artifact, EngineArtifact):
-            self._built(artifact)
+            self._built(artifact, {})
 
-    def _built(self, engine: EngineArtifact) -> None:
-        """Show what was chosen of how an engine was built among the run's parameters."""
+    def _built(self, engine: EngineArtifact, tags: Mapping[str, str]) -> None:
+        """Put tags on the run, and what was chosen of how its engine was built as parameters."""
         from mlflow import MlflowClient
-        from mlflow.entities import Param
+        from mlflow.entities import Param, RunTag
 
-        if chosen := engine.settings.chosen:
-            said = [Param(f"build/{name}", str(value)) for name, value in chosen.items()]
-            MlflowClient().log_batch(self.run_id, params=said)
+        chosen = engine.settings.chosen.items()
+        params = [Param(f"build/{name}", str(value)) for name, value in chosen]
+        if params or tags:
+            said = [RunTag(key, value) for key, value in tags.items()]
+            MlflowClient().log_batch(self.run_id, params=params, tags=said)
 
     def timings(self, key: str, *, folder: Path) -> None:
         """Fetch the timings of all earlier builds."""
@@ -243,17 +252,13 @@ class MlflowStage:
 
     def found(self, planned: Planned, *, folder: Path) -> EngineArtifact | None:
         """The engine that anybody logged under this key, verified, as this run's output."""
-        from mlflow import MlflowClient
-
-        if self._claim is None:
-            self._claim = self._claimed(planned)
+        self._claim = self._claimed(planned)
         if (known := self._claim.settled(folder)) is None:
             return None
         self._claim = None
         engine, model_id = known
         link_output(self.run_id, model_id)
-        MlflowClient().set_tag(self.run_id, FOUND, model_id)
-        self._built(engine)
+        self._built(engine, {FOUND: model_id})
         self.recorder.models[engine.sha256] = model_id
         return engine
 
