@@ -45,7 +45,7 @@ def run(
 
     Raises:
         InvalidInputError: There is no such executor, fewer than one worker, or no node of the
-            cluster that has what a job needs.
+            cluster that has what a compile job needs.
         MissingDependencyError: Ray is wanted and not installed.
         TrackingError: The tracking server cannot be reached.
     """
@@ -99,7 +99,12 @@ class _Tries:
             )
             tried = attempt(order)
             if tried.error is None:
-                return Outcome(job=job, models=tried.models, failed_runs=tuple(failed))
+                return Outcome(
+                    job=job,
+                    models=tried.models,
+                    run_id=tried.run_id,
+                    failed_runs=tuple(failed),
+                )
             failed.append(
                 tracking.end_attempt(
                     self._place, ticket, name=job.name, error=tried.error, log=tried.log

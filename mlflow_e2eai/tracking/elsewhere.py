@@ -3,22 +3,41 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
+from mlflow_e2eai.artifacts import EngineArtifact, OnnxArtifact, Target
+from mlflow_e2eai.evidence import MachineEvidence
+from mlflow_e2eai.files import from_json, to_json
+from mlflow_e2eai.libraries import native_allowed
+from mlflow_e2eai.recording import Wanted
 from mlflow_e2eai.tracking.engines import fail_claims
-from mlflow_e2eai.tracking.lineage import ERROR
+from mlflow_e2eai.tracking.lineage import ERROR, fetch_engine, resolve
 from mlflow_e2eai.tracking.server import at_work
+from mlflow_e2eai.tracking.texts import fetch_text
 
 TICKET = "e2eai.ticket"
 """Tag of the runs of one attempt at a job."""
 
 WORKER = "e2eai.worker"
 """Tag of the runs of a job: the machine, or the Ray node, that did it."""
+
+FOUND = "machine_evidence.json"
+"""File of an evaluation's run that holds what its machine found."""
+
+Builder: TypeAlias = Callable[[Sequence[tuple[str, Wanted]]], Sequence[str | Exception]]
+"""Has engines built, each of the graph with an id: for each, the id of its model, or an error."""
+
+Judge: TypeAlias = Callable[
+    [Sequence[str], Mapping[str, Target], Sequence[int]],
+    Sequence[tuple[Sequence[str], str | Exception]],
+]
+"""Has engines judged, given the ids of graphs, engines' targets by id, and batch sizes: for the
+engines of each machine, the run that holds what it found, or an error."""
 
 _SQLITE = "sqlite:///"
 
@@ -87,6 +106,84 @@ def inherited() -> tuple[str, Mapping[str, str]] | None:
     return _INHERITED.get()
 
 
+def built_by(
+    builder: Builder, wanted: Sequence[Wanted], models: dict[str, str], folder: Path
+) -> Mapping[Wanted, EngineArtifact | str]:
+    """Engines that a builder had built, fetched and verified; or why one failed.
+
+    Args:
+        builder: It.
+        wanted: What it is to have built.
+        models: Ids of models by the digests of their files; those of the engines come to them.
+        folder: Where to put the engines.
+    """
+    made: dict[Wanted, EngineArtifact | str] = {}
+    built = builder([(models[one.graph], one) for one in wanted])
+    for one, found in zip(wanted, built, strict=True):
+        if isinstance(found, Exception):
+            made[one] = str(found)
+            continue
+        place = folder / found
+        place.mkdir(exist_ok=True)  # two texts may name one target
+        engine = fetch_engine(resolve(found), place)
+        models[engine.sha256] = found
+        made[one] = engine
+    return made
+
+
+def judged_by(
+    judge: Judge,
+    graphs: Sequence[OnnxArtifact],
+    engines: Sequence[EngineArtifact],
+    batch_sizes: Sequence[int],
+    models: Mapping[str, str],
+) -> tuple[list[MachineEvidence], dict[str, str]]:
+    """What a judge's machines found; and why engines were judged nowhere, by digest.
+
+    Args:
+        judge: It.
+        graphs: What is judged beside the engines; the libraries of all are allowed there.
+        engines: The engines.
+        batch_sizes: See `mlflow_e2eai.log_model`.
+        models: Ids of models by the digests of their files.
+    """
+    named = {models[engine.sha256]: engine for engine in engines}
+    libraries = [each for graph in graphs for each in graph.libraries]
+    libraries += [each for engine in engines for each in engine.libraries]
+    with native_allowed({each.path.name for each in libraries if each.allowed}):
+        judged = judge(
+            [models[graph.sha256] for graph in graphs],
+            {model_id: engine.target for model_id, engine in named.items()},
+            batch_sizes,
+        )
+    machines = [fetch_found(run_id) for _, run_id in judged if isinstance(run_id, str)]
+    asked = {entry.sha256 for machine in machines for entry in machine.evidence}
+    failed = {
+        named[model_id].sha256: str(error)
+        for held, error in judged
+        for model_id in held
+        if isinstance(error, Exception)
+    }
+    return machines, {sha256: why for sha256, why in failed.items() if sha256 not in asked}
+
+
+def log_found(found: MachineEvidence, run_id: str) -> None:
+    """Keep what a machine found with the run of its evaluation."""
+    from mlflow import MlflowClient
+
+    MlflowClient().log_text(run_id, to_json(found), FOUND)
+
+
+def fetch_found(run_id: str) -> MachineEvidence:
+    """What the machine of an evaluation found.
+
+    Raises:
+        ArtifactError: It was changed.
+        TrackingError: It is not there.
+    """
+    return from_json(MachineEvidence, fetch_text(f"runs:/{run_id}/{FOUND}"))
+
+
 def end_attempt(place: Place, ticket: str, *, name: str, error: str, log: str) -> str:
     """End the runs of an attempt that failed as FAILED, with its reason and its log.
 
@@ -113,7 +210,14 @@ def end_attempt(place: Place, ticket: str, *, name: str, error: str, log: str) -
     first = runs[0].info.run_id
     if log:
         client.log_text(first, log, "job.log")
-    for run in runs:
+    below = [
+        run
+        for above in begun
+        for run in client.search_runs(
+            [place.experiment_id], f"tags.`mlflow.parentRunId` = '{above.info.run_id}'"
+        )
+    ]
+    for run in [*runs, *below]:
         if run.info.status == "RUNNING":
             fail_claims(run.info.run_id, place.experiment_id, error)
             client.set_tag(run.info.run_id, ERROR, error)

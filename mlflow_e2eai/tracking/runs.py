@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from mlflow_e2eai.artifacts import EngineArtifact, OnnxArtifact, Tensors
-from mlflow_e2eai.bundle import Evidence
+from mlflow_e2eai.bundle import Evidence, MachineEvidence
 from mlflow_e2eai.errors import TrackingError
 from mlflow_e2eai.exporter import ExportReport
 from mlflow_e2eai.files import to_json
@@ -19,17 +19,15 @@ from mlflow_e2eai.precision import PrecisionReport
 from mlflow_e2eai.recording import Planned, Wanted
 from mlflow_e2eai.report import precision_html, surgery_html
 from mlflow_e2eai.surgery import SurgeryReport
-from mlflow_e2eai.tracking.elsewhere import inherited
+from mlflow_e2eai.tracking.elsewhere import Builder, Judge, built_by, inherited, judged_by
 from mlflow_e2eai.tracking.engines import FOUND, Claim
 from mlflow_e2eai.tracking.lineage import (
     ERROR,
     PARENT,
     SOURCE,
     STAGE,
-    fetch_engine,
     link_inputs,
     link_output,
-    resolve,
     tag_model,
 )
 from mlflow_e2eai.tracking.metrics import (
@@ -44,8 +42,6 @@ from mlflow_e2eai.tracking.nodes import log_kept
 from mlflow_e2eai.tracking.reports import refused_graphs_are_logged
 from mlflow_e2eai.tracking.server import check_server
 from mlflow_e2eai.tracking.timings import fetch_timings, log_timings
-
-Builder: TypeAlias = Callable[[Sequence[tuple[str, Wanted]]], Sequence[str | Exception]]
 
 _log = logging.getLogger(__name__)
 
@@ -134,16 +130,23 @@ class MlflowRecorder:
     Args:
         name: Name of the model; those of the stages add to it.
         source: Id of the PyTorch LoggedModel; None where it is not logged.
-        builder: Has engines built elsewhere, of the graphs with these ids: for each, the id of its
-            model, or an error. None has them all built here.
-        away: Whether the builder's machines are others.
+        builder: Has engines built elsewhere; see `elsewhere.Builder`. None has them all built here.
+        judge: Has engines judged elsewhere; see `elsewhere.Judge`. None has them all judged here.
+        away: Whether their machines are others.
     """
 
     def __init__(
-        self, *, name: str, source: str | None, builder: Builder | None = None, away: bool = False
+        self,
+        *,
+        name: str,
+        source: str | None,
+        builder: Builder | None = None,
+        judge: Judge | None = None,
+        away: bool = False,
     ) -> None:
         self.name = name
         self.builder = builder
+        self.judge = judge
         self.away = away
         self.source = source
         # The PyTorch model has no digest: its id stands for it in `inputs`.
@@ -159,20 +162,19 @@ class MlflowRecorder:
         self, wanted: Sequence[Wanted], *, folder: Path
     ) -> Mapping[Wanted, EngineArtifact | str]:
         """Engines that the builder had built, fetched and verified; or why one failed."""
-        if self.builder is None:
-            return {}
-        made: dict[Wanted, EngineArtifact | str] = {}
-        built = self.builder([(self.models[one.graph], one) for one in wanted])
-        for one, found in zip(wanted, built, strict=True):
-            if isinstance(found, Exception):
-                made[one] = str(found)
-                continue
-            place = folder / found
-            place.mkdir(exist_ok=True)  # two texts may name one target
-            engine = fetch_engine(resolve(found), place)
-            self.models[engine.sha256] = found
-            made[one] = engine
-        return made
+        return {} if self.builder is None else built_by(self.builder, wanted, self.models, folder)
+
+    def judged(
+        self,
+        graphs: Sequence[OnnxArtifact],
+        engines: Sequence[EngineArtifact],
+        *,
+        batch_sizes: Sequence[int],
+    ) -> tuple[list[MachineEvidence], Mapping[str, str]]:
+        """What the judge's machines found; and why engines were judged nowhere, by digest."""
+        if self.judge is None or not engines:
+            return [], {}
+        return judged_by(self.judge, graphs, engines, batch_sizes, self.models)
 
     @contextmanager
     def stage(self, name: str, *, inputs: Sequence[str]) -> Iterator[MlflowStage]:
