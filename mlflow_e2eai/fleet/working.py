@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from mlflow_e2eai import chained, tracking
 from mlflow_e2eai.engine import keep_builder
@@ -65,11 +65,11 @@ class Seat:
         there = self._sit(order.limit_s)
         since = len(there.log())
         try:
-            models = there.do("call", {}, function=partial(work, order, os.getpid()))
+            done: Attempt = there.do("call", {}, function=partial(work, order, os.getpid()))
         except E2EAIError as error:
             log = there.log(since).decode(errors="replace")
             return Attempt(error=str(error), lost=there.ended and not self._stopped, log=log)
-        return Attempt(models=models)
+        return done
 
     def stop(self) -> None:
         """End what is being done, for good."""
@@ -92,7 +92,7 @@ class Seat:
         return self._process
 
 
-def work(order: Order, parent: int) -> tuple[str, ...]:
+def work(order: Order, parent: int) -> Attempt:
     """Do a job: the other side of `Seat.attempt`.
 
     Args:
@@ -100,7 +100,7 @@ def work(order: Order, parent: int) -> tuple[str, ...]:
         parent: The process that waits for it.
 
     Returns:
-        Ids of the engines, for ``compile``.
+        What came of it, where it did not fail.
     """
     _end_with(parent)
     job = order.job
@@ -112,7 +112,7 @@ def work(order: Order, parent: int) -> tuple[str, ...]:
             native_allowed(order.allowed),
             tracking.working_at(order.place, order.ticket, worker=worker),
         ):
-            return _STAGES[job.stage](job.model_uri, job.arguments)
+            return _STAGES[job.stage](job)
     except Exception:
         traceback.print_exc()  # into the log
         raise
@@ -125,17 +125,14 @@ def _end_with(parent: int) -> None:
         os._exit(1)
 
 
-def _compile(model_uri: str, arguments: Mapping[str, Any]) -> tuple[str, ...]:
-    return tuple(chained.compile(model_uri, **arguments))
+def _compile(job: Job) -> Attempt:
+    return Attempt(models=tuple(chained.compile(job.model_uri, **job.arguments)))
 
 
-def _evaluate(model_uri: str, arguments: Mapping[str, Any]) -> tuple[str, ...]:
-    with tracking.run("evaluate", nested=True, tags={tracking.STAGE: "evaluate"}):
-        chained.evaluate(model_uri, **arguments)
-    return ()
+def _evaluate(job: Job) -> Attempt:
+    with tracking.run(job.name, nested=True, tags={tracking.STAGE: "evaluate"}) as run_id:
+        tracking.log_found(chained.evaluate(job.model_uri, **job.arguments), run_id)
+    return Attempt(run_id=run_id)
 
 
-_STAGES: Mapping[str, Callable[[str, Mapping[str, Any]], tuple[str, ...]]] = {
-    "compile": _compile,
-    "evaluate": _evaluate,
-}
+_STAGES: Mapping[str, Callable[[Job], Attempt]] = {"compile": _compile, "evaluate": _evaluate}

@@ -6,7 +6,17 @@ it makes carries the tags ``e2eai.derived_from`` (what it was made from), ``e2ea
 MLflow's own search. Run inputs alone would not do: `search_runs` leaves them out.
 """
 
-from mlflow_e2eai.tracking.elsewhere import TICKET, Place, end_attempt, place_under, working_at
+from mlflow_e2eai.tracking.elsewhere import (
+    TICKET,
+    Builder,
+    Judge,
+    Place,
+    end_attempt,
+    fetch_found,
+    log_found,
+    place_here,
+    working_at,
+)
 from mlflow_e2eai.tracking.files import ModelFiles
 from mlflow_e2eai.tracking.lineage import (
     ERROR,
@@ -30,7 +40,6 @@ from mlflow_e2eai.tracking.models import log_artifact, signature_of
 from mlflow_e2eai.tracking.nodes import KEEP_FP32, fetch_nodes, log_bisection, log_kept
 from mlflow_e2eai.tracking.reports import log_report
 from mlflow_e2eai.tracking.runs import (
-    Builder,
     MlflowRecorder,
     MlflowStage,
     failed_models_say_why,
@@ -51,6 +60,7 @@ __all__ = [
     "STAGE",
     "TICKET",
     "Builder",
+    "Judge",
     "MlflowRecorder",
     "MlflowStage",
     "ModelFiles",
@@ -62,6 +72,7 @@ __all__ = [
     "failed_models_say_why",
     "fetch",
     "fetch_engine",
+    "fetch_found",
     "fetch_graph",
     "fetch_nodes",
     "fetch_source",
@@ -71,13 +82,14 @@ __all__ = [
     "link_output",
     "log_artifact",
     "log_bisection",
+    "log_found",
     "log_kept",
     "log_metrics",
     "log_report",
     "log_source",
     "open_inputs",
     "parity_metrics",
-    "place_under",
+    "place_here",
     "project_run_says_why",
     "resolve",
     "run",

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from mlflow_e2eai.artifacts import EngineArtifact, OnnxArtifact, Tensors
-from mlflow_e2eai.bundle import Evidence
+from mlflow_e2eai.bundle import Evidence, MachineEvidence
 from mlflow_e2eai.errors import TrackingError
 from mlflow_e2eai.exporter import ExportReport
 from mlflow_e2eai.files import to_json
@@ -19,17 +19,15 @@ from mlflow_e2eai.precision import PrecisionReport
 from mlflow_e2eai.recording import Planned, Wanted
 from mlflow_e2eai.report import precision_html, surgery_html
 from mlflow_e2eai.surgery import SurgeryReport
-from mlflow_e2eai.tracking.elsewhere import inherited
+from mlflow_e2eai.tracking.elsewhere import Builder, Judge, built_by, inherited, judged_by
 from mlflow_e2eai.tracking.engines import FOUND, Claim
 from mlflow_e2eai.tracking.lineage import (
     ERROR,
     PARENT,
     SOURCE,
     STAGE,
-    fetch_engine,
     link_inputs,
     link_output,
-    resolve,
     tag_model,
 )
 from mlflow_e2eai.tracking.metrics import (
@@ -44,8 +42,6 @@ from mlflow_e2eai.tracking.nodes import log_kept
 from mlflow_e2eai.tracking.reports import refused_graphs_are_logged
 from mlflow_e2eai.tracking.server import check_server
 from mlflow_e2eai.tracking.timings import fetch_timings, log_timings
-
-Builder: TypeAlias = Callable[[Sequence[tuple[str, Wanted]]], Sequence[str | Exception]]
 
 _log = logging.getLogger(__name__)
 
@@ -74,8 +70,15 @@ def run(name: str, *, nested: bool = False, tags: Mapping[str, str] | None = Non
         with _explained(active.info.run_id):
             yield active.info.run_id
         return
-    given = {**(above or {}), **(tags or {})}
-    new = mlflow.start_run(run_name=name, nested=active is not None, tags=given)
+    home, given = above or (None, {})
+    if active is not None:
+        home = active.info.experiment_id
+    new = mlflow.start_run(
+        run_name=name,
+        nested=active is not None,
+        tags={**given, **(tags or {})},
+        experiment_id=home,
+    )
     with new, _explained(new.info.run_id):
         yield new.info.run_id
 
@@ -127,16 +130,23 @@ class MlflowRecorder:
     Args:
         name: Name of the model; those of the stages add to it.
         source: Id of the PyTorch LoggedModel; None where it is not logged.
-        builder: Has engines built elsewhere, of the graphs with these ids: for each, the id of its
-            model, or an error. None has them all built here.
-        away: Whether the builder's machines are others.
+        builder: Has engines built elsewhere; see `elsewhere.Builder`. None has them all built here.
+        judge: Has engines judged elsewhere; see `elsewhere.Judge`. None has them all judged here.
+        away: Whether their machines are others.
     """
 
     def __init__(
-        self, *, name: str, source: str | None, builder: Builder | None = None, away: bool = False
+        self,
+        *,
+        name: str,
+        source: str | None,
+        builder: Builder | None = None,
+        judge: Judge | None = None,
+        away: bool = False,
     ) -> None:
         self.name = name
         self.builder = builder
+        self.judge = judge
         self.away = away
         self.source = source
         # The PyTorch model has no digest: its id stands for it in `inputs`.
@@ -152,20 +162,19 @@ class MlflowRecorder:
         self, wanted: Sequence[Wanted], *, folder: Path
     ) -> Mapping[Wanted, EngineArtifact | str]:
         """Engines that the builder had built, fetched and verified; or why one failed."""
-        if self.builder is None:
-            return {}
-        made: dict[Wanted, EngineArtifact | str] = {}
-        built = self.builder([(self.models[one.graph], one) for one in wanted])
-        for one, found in zip(wanted, built, strict=True):
-            if isinstance(found, Exception):
-                made[one] = str(found)
-                continue
-            place = folder / found
-            place.mkdir(exist_ok=True)  # two texts may name one target
-            engine = fetch_engine(resolve(found), place)
-            self.models[engine.sha256] = found
-            made[one] = engine
-        return made
+        return {} if self.builder is None else built_by(self.builder, wanted, self.models, folder)
+
+    def judged(
+        self,
+        graphs: Sequence[OnnxArtifact],
+        engines: Sequence[EngineArtifact],
+        *,
+        batch_sizes: Sequence[int],
+    ) -> tuple[list[MachineEvidence], Mapping[str, str]]:
+        """What the judge's machines found; and why engines were judged nowhere, by digest."""
+        if self.judge is None or not engines:
+            return [], {}
+        return judged_by(self.judge, graphs, engines, batch_sizes, self.models)
 
     @contextmanager
     def stage(self, name: str, *, inputs: Sequence[str]) -> Iterator[MlflowStage]:
@@ -220,16 +229,18 @@ class MlflowStage:
             self._claim = None
         self.recorder.models[artifact.sha256] = model_id
         if isinstance(artifact, EngineArtifact):
-            self._built(artifact)
+            self._built(artifact, {})
 
-    def _built(self, engine: EngineArtifact) -> None:
-        """Show what was chosen of how an engine was built among the run's parameters."""
+    def _built(self, engine: EngineArtifact, tags: Mapping[str, str]) -> None:
+        """Put tags on the run, and what was chosen of how its engine was built as parameters."""
         from mlflow import MlflowClient
-        from mlflow.entities import Param
+        from mlflow.entities import Param, RunTag
 
-        if chosen := engine.settings.chosen:
-            said = [Param(f"build/{name}", str(value)) for name, value in chosen.items()]
-            MlflowClient().log_batch(self.run_id, params=said)
+        chosen = engine.settings.chosen.items()
+        params = [Param(f"build/{name}", str(value)) for name, value in chosen]
+        if params or tags:
+            said = [RunTag(key, value) for key, value in tags.items()]
+            MlflowClient().log_batch(self.run_id, params=params, tags=said)
 
     def timings(self, key: str, *, folder: Path) -> None:
         """Fetch the timings of all earlier builds."""
@@ -241,17 +252,13 @@ class MlflowStage:
 
     def found(self, planned: Planned, *, folder: Path) -> EngineArtifact | None:
         """The engine that anybody logged under this key, verified, as this run's output."""
-        from mlflow import MlflowClient
-
-        if self._claim is None:
-            self._claim = self._claimed(planned)
+        self._claim = self._claimed(planned)
         if (known := self._claim.settled(folder)) is None:
             return None
         self._claim = None
         engine, model_id = known
         link_output(self.run_id, model_id)
-        MlflowClient().set_tag(self.run_id, FOUND, model_id)
-        self._built(engine)
+        self._built(engine, {FOUND: model_id})
         self.recorder.models[engine.sha256] = model_id
         return engine
 
