@@ -80,6 +80,10 @@ def test_the_largest_error_says_where_it_was():
             "Of 3 variants, 1 passed and 2 failed.",
         ),
         (ENGINE, "Of 3 variants, 1 passed and 1 failed; 1 built and not measured here."),
+        (
+            dataclasses.replace(HALF, parity={"profile": compared(0.0)}),
+            "Of 3 variants, 1 passed and 1 failed; 1 built and not measured here.",
+        ),
     ],
 )
 def test_a_variant_counts_once_by_what_was_measured_anywhere(entry, said):
