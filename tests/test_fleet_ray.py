@@ -7,7 +7,17 @@ import sys
 import mlflow
 import pytest
 from chains import log_graph, slow_to_build
-from fleets import children, claiming, compiling, engines, kill_when_building, parent_of
+from fleets import (
+    DEATHS,
+    children,
+    claiming,
+    claims,
+    compiling,
+    dying,
+    engines,
+    kill_when_building,
+    parent_of,
+)
 
 from mlflow_e2eai import fleet, tracking
 from mlflow_e2eai.errors import InvalidInputError, MissingDependencyError
@@ -153,3 +163,27 @@ def test_what_is_killed_while_it_builds_is_built_elsewhere_and_nothing_twice(
     made = [model for one in outcomes for model in one.models]
     assert sorted(made) == sorted(engines())
     assert len(set(made)) == len(wanted)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["crashed", "hanging"])
+def test_a_builder_that_dies_fails_its_job_alone(store, tmp_path, cluster, how):
+    _, said = DEATHS[how]
+    graph = log_graph(tmp_path, model=slow_to_build())
+    with mlflow.start_run() as parent, dying(how) as settings:
+        given = [
+            compiling(graph, "sm86", accelerator="A10", build_settings=settings),
+            compiling(graph, "sm89", accelerator="A10"),
+        ]
+        outcomes = fleet.run(given, executor="ray")
+    (failed,) = [outcome for outcome in outcomes if outcome.error is not None]
+    assert said in failed.error
+    (failed_run,) = failed.failed_runs
+    runs = {run.info.run_id: run for run in children(parent)}
+    assert sorted(run.info.status for run in runs.values()) == ["FAILED", "FINISHED"]
+    assert runs[failed_run].data.tags["e2eai.error"] == failed.error
+    assert said in mlflow.artifacts.load_text(f"runs:/{failed_run}/job.log")
+    (claim,) = claims(runs[failed_run])
+    assert (str(claim.status), claim.tags["e2eai.error"]) == ("FAILED", failed.error)
+    (made,) = engines()
+    assert made in [model for outcome in outcomes for model in outcome.models]
