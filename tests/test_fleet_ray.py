@@ -8,9 +8,12 @@ import mlflow
 import pytest
 from chains import log_graph, slow_to_build
 from fleets import (
+    DEATHS,
     children,
     claiming,
+    claims,
     compiling,
+    dying,
     engines,
     kill_when_building,
     parent_of,
@@ -242,3 +245,27 @@ def test_what_is_killed_while_it_judges_is_judged_elsewhere_and_nothing_twice(
     for one in outcomes:
         names = [entry.variant for entry in tracking.fetch_found(one.run_id).evidence]
         assert names == ["onnxruntime-cpu/raw", "onnxruntime-cpu/fp32"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["crashed", "hanging"])
+def test_a_builder_that_dies_fails_its_job_alone(store, tmp_path, cluster, how):
+    _, said = DEATHS[how]
+    graph = log_graph(tmp_path, model=slow_to_build())
+    with mlflow.start_run() as parent, dying(how) as settings:
+        given = [
+            compiling(graph, "sm86", accelerator="A10", build_settings=settings),
+            compiling(graph, "sm89", accelerator="A10"),
+        ]
+        outcomes = fleet.run(given, executor="ray")
+    (failed,) = [outcome for outcome in outcomes if outcome.error is not None]
+    assert said in failed.error
+    (failed_run,) = failed.failed_runs
+    runs = {run.info.run_id: run for run in children(parent)}
+    assert sorted(run.info.status for run in runs.values()) == ["FAILED", "FINISHED"]
+    assert runs[failed_run].data.tags["e2eai.error"] == failed.error
+    assert said in mlflow.artifacts.load_text(f"runs:/{failed_run}/job.log")
+    (claim,) = claims(runs[failed_run])
+    assert (str(claim.status), claim.tags["e2eai.error"]) == ("FAILED", failed.error)
+    (made,) = engines()
+    assert made in [model for outcome in outcomes for model in outcome.models]

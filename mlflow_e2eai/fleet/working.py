@@ -12,8 +12,11 @@ import signal
 import socket
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TypeAlias
 
 from mlflow_e2eai import chained, tracking
@@ -57,6 +60,8 @@ class Seat:
 
     def __init__(self) -> None:
         self._process: Process | None = None
+        self._folder = Path()
+        self._stack = ExitStack()
         self._limit_s = 0.0
         self._stopped = False
 
@@ -64,8 +69,9 @@ class Seat:
         """Have a job done, once."""
         there = self._sit(order.limit_s)
         since = len(there.log())
+        task = partial(work, order, os.getpid(), self._folder)
         try:
-            done: Attempt = there.do("call", {}, function=partial(work, order, os.getpid()))
+            done: Attempt = there.do("call", {}, function=task)
         except E2EAIError as error:
             log = there.log(since).decode(errors="replace")
             return Attempt(error=str(error), lost=there.ended and not self._stopped, log=log)
@@ -79,25 +85,26 @@ class Seat:
 
     def close(self) -> None:
         """End the process."""
-        if self._process is not None:
-            self._process.close()
-            self._process = None
+        self._process = None
+        self._stack.close()
 
     def _sit(self, limit_s: float) -> Process:
         if self._process is not None and (self._process.ended or self._limit_s != limit_s):
             self.close()
         if self._process is None:
-            self._process = Process(patience_s=limit_s)
+            self._folder = Path(self._stack.enter_context(TemporaryDirectory()))
+            self._process = self._stack.enter_context(closing(Process(patience_s=limit_s)))
             self._limit_s = limit_s
         return self._process
 
 
-def work(order: Order, parent: int) -> Attempt:
+def work(order: Order, parent: int, folder: Path) -> Attempt:
     """Do a job: the other side of `Seat.attempt`.
 
     Args:
         order: The job.
         parent: The process that waits for it.
+        folder: What this process keeps for its next job is there.
 
     Returns:
         What came of it, where it did not fail.
@@ -110,7 +117,7 @@ def work(order: Order, parent: int) -> Attempt:
     try:
         with (
             native_allowed(order.allowed),
-            tracking.working_at(order.place, order.ticket, worker=worker),
+            tracking.working_at(order.place, order.ticket, worker=worker, folder=folder),
         ):
             return _STAGES[job.stage](job)
     except Exception:

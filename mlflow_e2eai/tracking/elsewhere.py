@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from mlflow_e2eai.files import from_json, to_json
 from mlflow_e2eai.libraries import native_allowed
 from mlflow_e2eai.recording import Wanted
 from mlflow_e2eai.tracking.engines import fail_claims
-from mlflow_e2eai.tracking.lineage import ERROR, fetch_engine, resolve
+from mlflow_e2eai.tracking.lineage import ERROR, Shelf, fetch_engine, resolve
 from mlflow_e2eai.tracking.server import at_work
 from mlflow_e2eai.tracking.texts import fetch_text
 
@@ -78,13 +79,14 @@ def place_here() -> Place:
 
 
 @contextmanager
-def working_at(place: Place, ticket: str, *, worker: str) -> Iterator[None]:
+def working_at(place: Place, ticket: str, *, worker: str, folder: Path) -> Iterator[None]:
     """Have runs that begin in the block, and in no other run, be children of the place's parent.
 
     Args:
         place: Where.
         ticket: What they are found by should this process end before them.
         worker: Who does the work, for people.
+        folder: Where this process keeps the graphs of its jobs.
     """
     import mlflow
 
@@ -95,10 +97,15 @@ def working_at(place: Place, ticket: str, *, worker: str) -> Iterator[None]:
     # MLflow's own active experiment would be asked for.
     token = _INHERITED.set((place.experiment_id, tags))
     try:
-        with at_work():
+        with at_work(), _shelf(folder).at_hand():
             yield
     finally:
         _INHERITED.reset(token)
+
+
+@functools.cache
+def _shelf(folder: Path) -> Shelf:
+    return Shelf(folder)
 
 
 def inherited() -> tuple[str, Mapping[str, str]] | None:

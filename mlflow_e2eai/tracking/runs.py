@@ -39,9 +39,7 @@ def run(name: str, *, nested: bool = False, tags: Mapping[str, str] | None = Non
         with _explained(active.info.run_id):
             yield active.info.run_id
         return
-    home, given = above or (None, {})
-    if active is not None:
-        home = active.info.experiment_id
+    home, given = above or (None if active is None else active.info.experiment_id, {})
     new = mlflow.start_run(
         run_name=name,
         nested=active is not None,
