@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -18,16 +16,14 @@ import torch
 
 import mlflow_e2eai
 from mlflow_e2eai.artifacts import Axis, Tensors
-from mlflow_e2eai.engine import backends
 from mlflow_e2eai.evaluation import candidates, judging
 from mlflow_e2eai.variants import engine_variant
 
 
 @contextmanager
 def on_this_gpu() -> Iterator[None]:
-    """Build where the GPU is not one that TensorRT-RTX lists, and judge on the GPU alone.
+    """Judge on the GPU alone.
 
-    An H100 is not listed by 1.6.1: with no compute capability named, the engine is for all GPUs.
     On the CPU BERT-base takes minutes that a lent GPU does not have, and no figure here is of it.
     """
 
@@ -35,12 +31,7 @@ def on_this_gpu() -> Iterator[None]:
         found = candidates.variants_of(*arguments)
         return {name: it for name, it in found.items() if not name.startswith("onnxruntime-cpu")}
 
-    rtx = backends.BACKENDS["tensorrt_rtx"]
-    here = [str(backends.local_compute_capability())]
-    if find_spec("tensorrt") is None and not backends.lists(rtx, backends.load(rtx), here):
-        rtx = dataclasses.replace(rtx, capability_targets=None)
     with (
-        mock.patch.dict(backends.BACKENDS, {"tensorrt_rtx": rtx}),
         mock.patch.object(judging, "variants_of", variants_of),
         mock.patch.object(judging, "BUDGET_S", 1.0),
     ):

@@ -177,14 +177,18 @@ class Plan:
         return context
 
     def _profile(self, shapes: Mapping[str, Sequence[int]]) -> int:
+        """The narrowest profile that covers some shapes."""
+        widths = {}
         for at in range(self._engine.num_optimization_profiles):
             bounds = {name: self._engine.get_tensor_profile_shape(name, at) for name in shapes}
-            if all(
-                tuple(least) == tuple(most) == tuple(shapes[name])
+            sizes = [
+                size
                 for name, (least, _, most) in bounds.items()
-            ):
-                return at
-        return 0
+                for size in zip(least, shapes[name], most, strict=True)
+            ]
+            if all(low <= size <= high for low, size, high in sizes):
+                widths[at] = sum(high - low for low, _, high in sizes)
+        return min(widths, key=widths.__getitem__, default=0)
 
 
 def bare(plan: Plan, question: Question, *, graph: bool) -> Call:

@@ -264,6 +264,8 @@ class EngineArtifact:
         checked: What of it was held against what was asked for when it had been built, as it says
             itself: ``inputs and outputs``, ``profiles``, ``layers``. Nothing where no such GPU was
             there, and its network alone was checked; None for what was stored before.
+        dynamic_last: Whether its dynamic profile comes after the static ones. In what was stored
+            before it comes first.
     """
 
     path: Path
@@ -281,6 +283,7 @@ class EngineArtifact:
     libraries: tuple[Library, ...] = ()
     settings: BuildSettings = DEFAULT_BUILD
     checked: tuple[str, ...] | None = None
+    dynamic_last: bool = False
 
     @property
     def arithmetic(self) -> Precision:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -36,11 +36,15 @@ from mlflow_e2eai.errors import (
     ArtifactError,
     InvalidInputError,
 )
+from mlflow_e2eai.evidence import ADVISORY as ADVISORY  # noqa: PLC0414 - parts of the manifest
+from mlflow_e2eai.evidence import SAMPLES as SAMPLES  # noqa: PLC0414
+from mlflow_e2eai.evidence import Evidence as Evidence  # noqa: PLC0414
+from mlflow_e2eai.evidence import MachineEvidence as MachineEvidence  # noqa: PLC0414
+from mlflow_e2eai.evidence import machine_name as machine_name  # noqa: PLC0414
+from mlflow_e2eai.evidence import on_what as on_what  # noqa: PLC0414
 from mlflow_e2eai.exporter import ExportReport
 from mlflow_e2eai.files import from_json, sealed, to_json, unsealed, verify, written
-from mlflow_e2eai.gates import Worth
-from mlflow_e2eai.latency import ColdStart, LatencyReport, Throughput
-from mlflow_e2eai.parity import ParityReport
+from mlflow_e2eai.latency import LatencyReport
 from mlflow_e2eai.precision import PrecisionReport
 from mlflow_e2eai.surgery import SurgeryReport
 from mlflow_e2eai.weights import link, verify_graph
@@ -57,19 +61,6 @@ MANIFEST = "manifest.json"
 EXAMPLE = "input_example.npz"
 GRAPH = "model.onnx"
 
-SAMPLES: Mapping[str, str] = {
-    "profile": "corners of the profile",
-    "edges": "zeros and denormals",
-    "large": "large numbers",
-    "rounded": "rounded as a GPU rounds",
-    "data": "evaluation data",
-}
-"""Kinds of sample that variants are asked, in words."""
-
-ADVISORY = frozenset({"large"})
-"""Kinds of sample that are shown and do not decide: how large numbers may become is the caller's to
-know, and fp16 has an end."""
-
 RAW = "raw"
 """Stands for the precision in the name of the variant that runs the graph as it was exported. It is
 measured to tell what export and what cleaning did, and is not in the bundle."""
@@ -79,78 +70,6 @@ TORCH = variant_name("torch", "fp32")
 
 FILE = variant_name("onnxruntime-cpu", RAW)
 """ONNX Runtime on the raw graph; the reference where somebody else's ONNX file began the chain."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Evidence:
-    """What is known of one variant.
-
-    Attributes:
-        variant: A runner and what it runs, for example ``onnxruntime-cpu/fp16``.
-        sha256: Digest of the file that it runs; None for the PyTorch module.
-        measured: Whether it was run here. What was not measured has not passed.
-        reason: Why it was not measured, or how it broke down when it was; None when all went well.
-        parity: Against the PyTorch module, by kind of sample: ``profile`` for the input example at
-            every corner of the profile, ``edges`` for zeros and denormal numbers in its place,
-            ``large`` for numbers larger than any in it, ``rounded`` for the corners again with
-            every fp16 value rounded to fp16, as a GPU does and the CPU does not, ``data`` for the
-            caller's evaluation data.
-        before: The variant whose file this one's was made from, run as plainly as can be: what
-            came before the last step. None for the PyTorch module and where that did not run.
-        against_before: The same comparison on the profile's corners, with `before` as the
-            reference.
-        cold_start: What loading it and its first answer cost a fresh process.
-        loads: Items a second by number of callers at once, at the profile's opt.
-        task: Task metrics on the evaluation data, by name; greater is better.
-        lost_at: The step that lost the accuracy, where it is lost: the first on the way to this
-            variant whose result fails while the one before passes.
-        worth: Whether a quantised variant is kept; None for others. The file of one that is not
-            stays out of the bundle.
-        untimed: Why there is no latency of it here; None where it was timed, or not measured.
-    """
-
-    variant: str
-    sha256: str | None
-    measured: bool
-    reason: str | None = None
-    parity: Mapping[str, ParityReport] = field(default_factory=dict)
-    before: str | None = None
-    against_before: ParityReport | None = None
-    cold_start: ColdStart | None = None
-    loads: Throughput | None = None
-    task: Mapping[str, float] = field(default_factory=dict)
-    lost_at: str | None = None
-    worth: Worth | None = None
-    untimed: str | None = None
-
-    @property
-    def passed(self) -> bool:
-        """Whether it was measured to the end and every comparison passed but the advisory ones."""
-        compared = self.measured and self.reason is None and bool(self.parity)
-        return compared and all(report.passed for report in self.judged.values())
-
-    @property
-    def rejected(self) -> bool:
-        """Whether it is a quantised variant that is not worth it; it is loaded by its name only."""
-        return self.worth is not None and not self.worth.kept
-
-    @property
-    def judged(self) -> dict[str, ParityReport]:
-        """The comparisons that decide."""
-        return {kind: report for kind, report in self.parity.items() if kind not in ADVISORY}
-
-    @property
-    def findings(self) -> tuple[str, ...]:
-        """What the comparisons found, a sentence each, the advisory ones last.
-
-        It says on what kind of sample, where that was not the corners of the profile.
-        """
-        kinds = sorted(self.parity, key=lambda kind: kind in ADVISORY)
-        return tuple(
-            on_what(kind, finding.sentence)
-            for kind in kinds
-            for finding in self.parity[kind].findings
-        )
 
 
 def step_of(artifact: OnnxArtifact | EngineArtifact, runner: str) -> str:
@@ -167,11 +86,6 @@ def step_of(artifact: OnnxArtifact | EngineArtifact, runner: str) -> str:
     return f"convert {artifact.precision}" if artifact.stage == "convert" else artifact.stage
 
 
-def on_what(kind: str, sentence: str) -> str:
-    """What a comparison found, with the kind of sample where that is not the usual one."""
-    return sentence if kind == "profile" else f"{sentence} ({SAMPLES.get(kind, kind)})"
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
     """What a bundle holds.
@@ -183,12 +97,14 @@ class Manifest:
         graphs: ONNX files, the cleaned fp32 one first.
         engines: Engines.
         surgery: What cleaning did.
-        evidence: One entry for each variant, the PyTorch module first.
-        latency: Reports by corner of the profile; their variants took turns.
-        environment: What was measured on: processor, GPU, versions.
+        evidence: One entry for each variant, the PyTorch module first, as the machine found it that
+            packaged the bundle.
+        latency: Its reports by corner of the profile; their variants took turns.
+        environment: That machine: processor, GPU, versions.
         export: How the raw graph came about; None in manifests of before it was kept.
         conversions: What each conversion did, and which nodes stayed in fp32 and why; none in
             bundles of before it was kept.
+        elsewhere: What other machines found.
     """
 
     format_version: int
@@ -202,6 +118,36 @@ class Manifest:
     environment: Mapping[str, str]
     export: ExportReport | None = None
     conversions: tuple[PrecisionReport, ...] = ()
+    elsewhere: tuple[MachineEvidence, ...] = ()
+
+    @property
+    def by_machine(self) -> tuple[Manifest, ...]:
+        """The bundle as each machine alone found it, the one that packaged it first."""
+        return tuple(
+            dataclasses.replace(
+                self,
+                environment=found.environment,
+                evidence=found.evidence,
+                latency=found.latency,
+                elsewhere=(),
+            )
+            for found in (
+                MachineEvidence(
+                    environment=self.environment, evidence=self.evidence, latency=self.latency
+                ),
+                *self.elsewhere,
+            )
+        )
+
+    @property
+    def all_evidence(self) -> tuple[Evidence, ...]:
+        """What all machines found: a variant has an entry for each that was asked of it."""
+        return tuple(entry for there in self.by_machine for entry in there.evidence)
+
+    @property
+    def machine(self) -> str:
+        """Name of the machine that packaged it."""
+        return machine_name(self.environment)
 
     @property
     def files(self) -> tuple[OnnxArtifact | EngineArtifact, ...]:

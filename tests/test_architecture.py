@@ -38,6 +38,7 @@ LAYERS = (
     {"rungs", "verification"},
     {"exporter", "surgery", "precision", "engine"},
     {"bisection", "imported", "settings"},
+    {"evidence"},
     {"bundle"},
     {"recording", "variants"},
     {"compiling", "evaluation"},
@@ -48,7 +49,7 @@ LAYERS = (
     {"chained"},
     {"fleet"},
     {"flavor"},
-    {"evaluator", "jobs", "show", "texts", "triton"},
+    {"evaluator", "jobs", "ondemand", "show", "texts", "triton"},
     {"entry", "options"},
     {"cli"},
 )

@@ -28,7 +28,7 @@ from mlflow_e2eai.artifacts import (
     variant_name,
 )
 from mlflow_e2eai.building import BuildSettings
-from mlflow_e2eai.bundle import Evidence, Manifest
+from mlflow_e2eai.bundle import Evidence, MachineEvidence, Manifest
 from mlflow_e2eai.errors import ArtifactError, InvalidInputError
 from mlflow_e2eai.exporter import EXPORTERS, ExportReport
 from mlflow_e2eai.files import from_json, sha256_of, to_json, verify, written
@@ -141,6 +141,7 @@ ENGINES = values_of(
     **FILE,
     settings=SETTINGS,
     checked=st.none() | few(TEXT),
+    dynamic_last=st.booleans(),
     libraries=few(LIBRARIES),
     parent_sha256=TEXT,
     target=TARGETS,
@@ -344,6 +345,13 @@ CONVERSIONS = values_of(
     calibration=st.none() | CALIBRATIONS,
     refused=st.none() | TEXT,
 )
+MACHINES = values_of(
+    MachineEvidence,
+    environment=named(TEXT),
+    evidence=few(EVIDENCE),
+    latency=named(REPORTS),
+)
+
 KINDS = {
     Axis: AXES,
     TensorSpec: SPECS,
@@ -369,6 +377,7 @@ KINDS = {
     Timing: values_of(Timing, host_ms=FLOATS, device_ms=st.none() | FLOATS),
     Ratio: values_of(Ratio, value=FLOATS, low=FLOATS, high=FLOATS),
     Evidence: EVIDENCE,
+    MachineEvidence: MACHINES,
     Outline: OUTLINES,
     OutlineNode: OUTLINE_NODES,
     ExportReport: EXPORTED,
@@ -399,6 +408,7 @@ KINDS = {
         environment=named(TEXT),
         export=st.none() | EXPORTED,
         conversions=few(CONVERSIONS),
+        elsewhere=few(MACHINES),
     ),
 }
 

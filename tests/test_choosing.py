@@ -20,7 +20,7 @@ from test_bundle import (
     timed,
 )
 
-from mlflow_e2eai.bundle import Evidence, Manifest
+from mlflow_e2eai.bundle import Evidence, MachineEvidence, Manifest
 from mlflow_e2eai.errors import InvalidInputError
 from mlflow_e2eai.latency import ColdStart, Load, Throughput
 from mlflow_e2eai.variants import choosing
@@ -118,6 +118,48 @@ def test_what_another_processor_was_good_at_is_no_evidence(made, monkeypatch):
     assert best(made(None, CPU, latency=faster)) == CPU16
     assert best(made(None, OTHER_CPU, latency=faster)) == CPU32
     assert best(made(None, None, latency=faster)) == CPU16  # from before it was recorded
+
+
+def found_elsewhere(evidence=(), latency=(), **environment: str) -> MachineEvidence:
+    reports = {"opt": timed(latency)} if latency else {}
+    return MachineEvidence(environment=environment, evidence=tuple(evidence), latency=reports)
+
+
+def test_evidence_of_another_machine_counts_where_its_gpu_is_this_one(made):
+    launcher = made(None, CPU, latency=always(cpu=1))
+    faster = always(engine=2, cuda=1)
+    here = found_elsewhere(latency=faster, gpu=GPU)
+    there = found_elsewhere(latency=always(engine=1, cuda=2), gpu=OTHER_GPU)
+
+    assert best(dataclasses.replace(launcher, elsewhere=(there,))) == ENGINE32  # the first in order
+    both = dataclasses.replace(launcher, elsewhere=(there, here))
+    assert best(both) == CUDA32
+    assert "2 ms" in Candidates(both, Goal()).choice(CUDA32, {}).others[0].reason
+
+
+def test_times_of_two_machines_are_never_compared(made):
+    launcher = made(GPU, CPU, latency=always(engine=2))
+    there = found_elsewhere(latency=always(cuda=1), gpu=GPU)
+
+    candidates = Candidates(dataclasses.replace(launcher, elsewhere=(there,)), Goal())
+
+    assert candidates.ranked[0] == ENGINE32
+    behind = {each.variant: each.reason for each in candidates.choice(ENGINE32, {}).others}
+    assert "was not measured against" in behind[CUDA32]
+
+
+def test_a_variant_is_trusted_by_what_such_a_machine_found(made):
+    passed = proof(ENGINE32)
+    failed = dataclasses.replace(passed, parity={"profile": FAILED})
+    launcher = made(None, CPU)
+    there, here = (
+        found_elsewhere([one], gpu=gpu) for one, gpu in ((failed, OTHER_GPU), (passed, GPU))
+    )
+
+    both = dataclasses.replace(launcher, elsewhere=(there, here))
+    assert ENGINE32 not in Candidates(both, Goal()).errors
+    only_there = dataclasses.replace(launcher, elsewhere=(there,))
+    assert "failed its comparison" in str(Candidates(only_there, Goal()).errors[ENGINE32])
 
 
 def test_latency_is_looked_up_at_the_number_of_items_that_was_asked_for(made):

@@ -19,7 +19,14 @@ import torch
 from mlflow_e2eai import compile, convert, graphs
 from mlflow_e2eai.artifacts import Axis, EngineArtifact, Target
 from mlflow_e2eai.building import BuildSettings
-from mlflow_e2eai.engine import TARGETS, backends, engine_runner, plan, why_not_here
+from mlflow_e2eai.engine import (
+    TARGETS,
+    UnlistedGPUWarning,
+    backends,
+    engine_runner,
+    plan,
+    why_not_here,
+)
 from mlflow_e2eai.errors import (
     ArtifactError,
     EngineBuildError,
@@ -211,7 +218,7 @@ def test_buckets_reach_tensorrt_as_static_profiles(graph, out, monkeypatch):
     axis = Axis("N", min=1, opt=2, max=4, buckets=(1, 4))
     built_here(graph(CONV, axes=(axis,)), RTX86, out)
     leading = [[shape[0] for shape in profile.get_shape("x")] for profile in seen]
-    assert leading == [[1, 2, 4], [1, 1, 1], [4, 4, 4]]
+    assert leading == [[1, 1, 1], [4, 4, 4], [1, 2, 4]]
 
 
 def test_settings_are_kept_with_the_engine(graph, tmp_path):
@@ -333,7 +340,7 @@ def test_an_unknown_target_is_refused_with_the_choices(target, graph, out):
 
 def test_for_a_gpu_that_this_version_does_not_list_the_engine_is_portable_and_announced(graph, out):
     target = Target(backend="tensorrt_rtx", compute_capability="sm90")
-    with pytest.warns(UserWarning, match=r"does not list this GPU \(sm90\) as supported"):
+    with pytest.warns(UnlistedGPUWarning, match=r"does not list this GPU \(sm90\) as supported"):
         engine = compile(graph(CONV), target, out=out)
     assert engine.target == target
     assert mask_of(out) not in MASKS.values()
@@ -422,8 +429,8 @@ def test_an_engine_fits_the_gpu_and_the_version_that_it_was_built_for(graph, out
 def test_an_engine_for_later_gpus_is_announced_on_one_that_its_backend_does_not_list(graph, out):
     engine = compile(graph(CONV), "rtx", out=out)
     with (
-        pytest.warns(UserWarning, match=r"does not list this GPU \(sm90\) .* may answer wrongly"),
-        pytest.raises(RunnerError, match="cannot load"),
+        pytest.warns(UnlistedGPUWarning, match=r"\(sm90\) as supported: .* may answer wrongly"),
+        pytest.raises(RunnerError, match=r"CUDA cannot be used here: .*nvidia-smi"),
         engine_runner(engine),
     ):
         pass

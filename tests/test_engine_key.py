@@ -13,7 +13,7 @@ from chains import log_graph
 from mlflow_e2eai import jobs, tracking
 from mlflow_e2eai.artifacts import Axis, EngineArtifact, Library, OnnxArtifact, Target
 from mlflow_e2eai.building import BuildSettings
-from mlflow_e2eai.engine import key_for, key_of
+from mlflow_e2eai.engine import key_for, key_of, version_for
 
 pytestmark = pytest.mark.usefixtures("on_threads")
 
@@ -117,14 +117,41 @@ def test_where_files_lie_is_no_part_of_the_key():
     assert there == key_for(GRAPH, SM86, libraries=(PLUGINS,))
 
 
+def test_engines_of_before_are_found_where_their_profiles_are_in_the_order_of_today():
+    def key(axis, **fields):
+        return key_of(
+            EngineArtifact(
+                path=Path("model.engine"),
+                sha256="d" * 64,
+                parent_sha256=GRAPH.sha256,
+                target=SM86,
+                backend_version=version_for(SM86),
+                precision="fp32",
+                tf32=False,
+                inputs=(),
+                outputs=(),
+                axes=(axis,),
+                build_s=1.0,
+                size_bytes=1,
+                **fields,
+            )
+        )
+
+    tuned = dataclasses.replace(N, buckets=(2,))
+    assert key(N) == key(N, dynamic_last=True) == key_for(GRAPH, SM86)
+    assert key(tuned, dynamic_last=True) != key(tuned)
+    assert key(tuned, dynamic_last=True) == key_for(dataclasses.replace(GRAPH, axes=(tuned,)), SM86)
+
+
 ASKED = {"parent_sha256", "target", "backend_version", "tf32", "axes", "libraries", "settings"}
+OF_THE_BUILDER = {"dynamic_last"}
 CAME_OUT = {"path", "sha256", "build_s", "size_bytes", "checked"}
 OF_THE_GRAPH = {"precision", "inputs", "outputs"}
 
 
-def test_every_field_of_an_engine_was_asked_for_or_came_out_or_is_its_graphs():
+def test_every_field_of_an_engine_was_asked_for_or_came_out_or_is_its_builders_or_graphs():
     fields = {field.name for field in dataclasses.fields(EngineArtifact)}
-    assert fields == ASKED | CAME_OUT | OF_THE_GRAPH
+    assert fields == ASKED | OF_THE_BUILDER | CAME_OUT | OF_THE_GRAPH
 
 
 # built once

@@ -30,7 +30,7 @@ GRAPH = OnnxArtifact(
     outputs=(TensorSpec(name="y", dtype="float32", shape=("N", 2)),),
     axes=(Axis("N", min=1, opt=4, max=8, buckets=(2,)),),
 )
-PROFILES = {("x", 0): [(1, 3), (4, 3), (8, 3)], ("x", 1): [(2, 3), (2, 3), (2, 3)]}
+PROFILES = {("x", 0): [(2, 3), (2, 3), (2, 3)], ("x", 1): [(1, 3), (4, 3), (8, 3)]}
 
 
 def said(*layers, kind="CaskConvolution"):
@@ -114,7 +114,7 @@ def test_without_a_gpu_nothing_is_loaded(monkeypatch):
         (Loaded(dtype=trt.DataType.HALF), "the engine has 'x' in DataType.HALF, not in float32"),
         (
             Loaded(profiles={**PROFILES, ("x", 1): PROFILES["x", 0]}),
-            r"profile 1 of the engine has 'x' from .*, not \[\(2, 3\), \(2, 3\), \(2, 3\)\]",
+            r"profile 1 of the engine has 'x' from .*, not \[\(1, 3\), \(4, 3\), \(8, 3\)\]",
         ),
     ],
 )

@@ -23,6 +23,7 @@ import mlflow_e2eai
 from mlflow_e2eai import Axis, bundle, cli
 from mlflow_e2eai.artifacts import EngineArtifact, Library, Target, TensorSpec
 from mlflow_e2eai.building import BuildSettings
+from mlflow_e2eai.engine.profiles import profiles
 from mlflow_e2eai.errors import ArtifactError, InvalidInputError, RunnerError, TrackingError
 from mlflow_e2eai.files import sha256_of
 from mlflow_e2eai.triton import config, export_triton
@@ -231,16 +232,18 @@ def test_each_bucket_is_a_profile_that_is_warmed_up_and_preferred(altered, tmp_p
     assert {request.batch_size for request in said.model_warmup} == {1, 4, 8, 16}
 
 
-def test_a_bucket_that_triton_passes_by_is_named(altered, tmp_path):
-    """It takes the first of two profiles whose opt is as near, and the dynamic one is the first."""
+@pytest.mark.parametrize("dynamic_last", [False, True])
+def test_a_bucket_that_triton_passes_by_is_named(altered, tmp_path, dynamic_last):
+    """It takes the first of two profiles whose opt is as near: the dynamic one of old engines."""
     axes = (dataclasses.replace(N, buckets=(1, N.opt)),)
-    change = with_engines({"axes": axes})
+    change = with_engines({"axes": axes, "dynamic_last": dynamic_last})
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
         export_triton(str(altered(change)), tmp_path / "repository", name="digits")
 
     said = str(heard[0].message)
-    assert f"digits-tensorrt-fp32 on the static profile for N={N.opt}: Triton takes" in said
+    passed_by = f"digits-tensorrt-fp32 on the static profile for N={N.opt}: Triton takes"
+    assert (passed_by in said) == ("compile it again" in said) == (not dynamic_last)
     assert "N=1:" not in said
 
 
@@ -251,7 +254,7 @@ BATCH = Axis("N", min=1, opt=8, max=64, buckets=(1, 8, 32))
 @pytest.mark.parametrize(
     ("axes", "batch", "found"),
     [
-        ([BATCH], BATCH, ["N=8"]),
+        ([BATCH], BATCH, []),
         ([dataclasses.replace(BATCH, opt=16)], BATCH, []),
         ([dataclasses.replace(BATCH, buckets=())], BATCH, []),
         # Held against the batch of 8: static 128 is 120 away and dynamic 100 only 92, static 64 56.
@@ -263,20 +266,20 @@ BATCH = Axis("N", min=1, opt=8, max=64, buckets=(1, 8, 32))
             BATCH,
             ["S=128"],
         ),
-        # Held against N's 8 too: 16 is as far away as the dynamic 16, and 128 farther.
+        # Held against N's 8 too: 16 is as far away as the dynamic 16 and comes first, 128 farther.
         (
             [
                 dataclasses.replace(BATCH, buckets=()),
                 Axis("S", min=16, opt=16, max=512, buckets=(16, 128)),
             ],
             None,
-            ["S=16", "S=128"],
+            ["S=128"],
         ),
     ],
 )
 def test_the_profile_is_the_one_that_triton_finds_nearest(axes, batch, found):
     only = axes if len(axes) > 1 else [*axes, Axis("S", min=1, opt=1, max=1)]
-    assert passed_by([IDS], tuple(only), batch) == found
+    assert passed_by([IDS], profiles(tuple(only)), batch) == found
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """ONNX and a target -> TensorRT engine; an engine -> `Infer`. The only importers of TensorRT."""
 
+from mlflow_e2eai.engine.backends import UnlistedGPUWarning
 from mlflow_e2eai.engine.buckets import choose_buckets
 from mlflow_e2eai.engine.build import compile
 from mlflow_e2eai.engine.builders import keep_builder
@@ -13,6 +14,7 @@ from mlflow_e2eai.engine.timings import timings_key
 __all__ = [
     "TARGETS",
     "TIMINGS_SUFFIX",
+    "UnlistedGPUWarning",
     "check_anywhere",
     "check_here",
     "choose_buckets",

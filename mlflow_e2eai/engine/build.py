@@ -81,6 +81,7 @@ def compile(
             f"{backend.title} {trt.__version__} does not list this GPU "
             f"({target.compute_capability}) as supported: the engine is built for no certain GPU, "
             f"and may answer wrongly here.",
+            backends.UnlistedGPUWarning,
             stacklevel=2,
         )
     if timings_key(target, settings) is None:
@@ -126,6 +127,7 @@ def compile(
         libraries=libraries,
         settings=settings,
         checked=built.checked,
+        dynamic_last=True,
     )
 
 

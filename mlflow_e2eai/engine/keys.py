@@ -41,7 +41,16 @@ def key_for(
         MissingDependencyError: The target's TensorRT is not installed.
     """
     version = version_for(target)
-    return _key(source.sha256, target, version, tf32, source.axes, libraries, settings)
+    return _key(
+        source.sha256,
+        target,
+        version,
+        tf32,
+        source.axes,
+        libraries,
+        settings,
+        dynamic_last=True,
+    )
 
 
 def version_for(target: Target) -> str:
@@ -63,6 +72,7 @@ def key_of(engine: EngineArtifact) -> str:
         engine.axes,
         engine.libraries,
         engine.settings,
+        dynamic_last=engine.dynamic_last,
     )
 
 
@@ -74,6 +84,8 @@ def _key(
     axes: Sequence[Axis],
     libraries: Sequence[Library],
     settings: BuildSettings,
+    *,
+    dynamic_last: bool,
 ) -> str:
     asked: dict[str, Any] = {
         "onnx": onnx_sha256,
@@ -85,6 +97,9 @@ def _key(
         "libraries": sorted(library.sha256 for library in libraries),
     }
     asked["settings"] = dataclasses.asdict(settings)
+    # With one profile there is no order, and what was built before is what would be built now.
+    if dynamic_last and any(axis.buckets for axis in axes):
+        asked["profiles"] = "dynamic last"
     for name in _WITHOUT_EFFECT:
         del asked["settings"][name]
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()

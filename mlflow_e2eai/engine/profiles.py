@@ -1,29 +1,36 @@
-"""Optimisation profiles: a dynamic one for all sizes, and a static one for each bucket."""
+"""Optimisation profiles: a static one for each bucket, and a dynamic one for all sizes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import TypeAlias
 
-from mlflow_e2eai.artifacts import Axis, Tensors, TensorSpec
+from mlflow_e2eai.artifacts import Axis, EngineArtifact, Tensors, TensorSpec
 
 Profile: TypeAlias = Mapping[str, tuple[int, int, int]]
 """min, opt and max by the name of an axis."""
 
 
 def profiles(axes: tuple[Axis, ...]) -> tuple[Profile, ...]:
-    """The profiles of an engine, in its order.
+    """The profiles that an engine is built with, in its order.
 
-    The first is the dynamic one: TensorRT takes it where none is chosen, and it is for all sizes.
-    The others have each axis with buckets at one of them. Where several axes have buckets, there
-    is one for every combination. A static profile ran 1.1 to 1.9 times faster than the dynamic one
-    at its own size on an H100, and the engine holds its weights once for all of them.
+    Those before the last have each axis with buckets at one of them. Where several axes have
+    buckets, there is one for every combination. A static profile ran 1.1 to 1.9 times faster than
+    the dynamic one at its own size on an H100, and the engine holds its weights once for all of
+    them. The last is the dynamic one, for all sizes: of two profiles whose opt is as near to a
+    request, Triton takes the first, which is to be the static one (see `triton.nearest`).
     """
     dynamic = {axis.name: (axis.min, axis.opt, axis.max) for axis in axes}
     fixed = [[(axis.name, (size,) * 3) for size in axis.buckets] for axis in axes if axis.buckets]
     static = [{**dynamic, **dict(sizes)} for sizes in product(*fixed)] if fixed else []
-    return (dynamic, *static)
+    return (*static, dynamic)
+
+
+def profiles_of(engine: EngineArtifact) -> tuple[Profile, ...]:
+    """The profiles that an engine has, in its order."""
+    *static, dynamic = profiles(engine.axes)
+    return (*static, dynamic) if engine.dynamic_last else (dynamic, *static)
 
 
 def shape_at(spec: TensorSpec, sizes: Profile, bound: int) -> tuple[int, ...]:
@@ -31,20 +38,32 @@ def shape_at(spec: TensorSpec, sizes: Profile, bound: int) -> tuple[int, ...]:
     return tuple(size if isinstance(size, int) else sizes[size][bound] for size in spec.shape)
 
 
-def profile_of(axes: tuple[Axis, ...], sizes: Mapping[str, int]) -> int:
+def admits(bounds: Profile, sizes: Mapping[str, int]) -> bool:
+    """Whether a profile is for some sizes, by the name of an axis."""
+    return all(low <= sizes[name] <= high for name, (low, _, high) in bounds.items())
+
+
+def profile_of(every: Sequence[Profile], sizes: Mapping[str, int]) -> int:
     """Which profile a call takes: the exact bucket's, else the dynamic one.
 
     Args:
-        axes: The axes that the engine was built for.
+        every: The engine's profiles, in its order.
         sizes: The call's, by the name of an axis.
 
     Returns:
-        The place in `profiles`. Sizes that no profile has are the dynamic one's to refuse.
+        Its place among them. Sizes that no profile has are the dynamic one's to refuse.
     """
-    for at, bounds in enumerate(profiles(axes)[1:], start=1):
-        if all(low <= sizes[name] <= high for name, (low, _, high) in bounds.items()):
-            return at
-    return 0
+    fitting = [at for at, bounds in enumerate(every) if admits(bounds, sizes)]
+    return min(fitting, key=lambda at: _width(every[at]), default=dynamic_of(every))
+
+
+def dynamic_of(every: Sequence[Profile]) -> int:
+    """The place of the dynamic profile among an engine's: it is the widest."""
+    return max(range(len(every)), key=lambda at: _width(every[at]))
+
+
+def _width(bounds: Profile) -> int:
+    return sum(high - low for low, _, high in bounds.values())
 
 
 def sizes_of(inputs: tuple[TensorSpec, ...], tensors: Tensors) -> dict[str, int]:

@@ -122,8 +122,12 @@ def _why_none(target: Target) -> str | None:
 def _unknown(text: str) -> InvalidInputError:
     near = difflib.get_close_matches(text, _KNOWN, n=1)
     hint = f" Did you mean {near[0]}?" if near else ""
-    if text in _CAPABILITIES["tensorrt"]:  # and not in TensorRT-RTX's
-        hint = f" For {text} there are trt11:{text}, which is built on such a GPU, and rtx."
+    capability = text.removeprefix("rtx:")
+    if capability in _CAPABILITIES["tensorrt"]:  # and not in TensorRT-RTX's
+        hint = (
+            f" TensorRT-RTX does not list {capability}: for it there are trt11:{capability}, which "
+            f"is built on such a GPU, and local there or rtx, which are tried and judged on it."
+        )
     return InvalidInputError(
         f"The target is {text!r}, but one of {', '.join(TARGETS)} is wanted, several as "
         f"rtx:sm86+sm89, or TensorRT's own as trt11:sm90 or trt11:sm90+compatible.{hint}"

@@ -21,7 +21,7 @@ from mlflow_e2eai.artifacts import (
     variant_name,
 )
 from mlflow_e2eai.bundle import Manifest
-from mlflow_e2eai.engine.profiles import profiles
+from mlflow_e2eai.engine.profiles import profiles_of
 from mlflow_e2eai.files import verify
 from mlflow_e2eai.libraries import loadable
 from mlflow_e2eai.samples.generated import batch_samples, profile_samples
@@ -106,7 +106,7 @@ def _batch(graph: OnnxArtifact, example: Tensors) -> tuple[Axis | None, str | No
 def _wrong(manifest: Manifest) -> dict[str, str]:
     """Why not, by the digest of each file that is not to be served unasked."""
     found = {}
-    for entry in manifest.evidence:
+    for entry in manifest.all_evidence:
         if entry.sha256 is not None and entry.measured and not entry.passed:
             found[entry.sha256] = "failed its comparison with the PyTorch model"
         elif entry.sha256 is not None and entry.rejected:
@@ -199,17 +199,21 @@ def _of_engines(name: str, engines: Mapping[str, EngineArtifact], shared: _Share
 
 def _profiles(engines: Mapping[str, EngineArtifact]) -> Message:
     """The profiles that all have and Triton may choose from; by itself it takes the first only."""
-    count = min(len(profiles(engine.axes)) for engine in engines.values())
+    count = min(len(profiles_of(engine)) for engine in engines.values())
     return {"profile": [str(at) for at in range(count)]} if count > 1 else {}
 
 
 def _passed_by(engines: Iterable[EngineArtifact], batch: Axis | None) -> list[str]:
     """Why some sizes do not get the static profile that was built for them."""
-    buckets = {size for each in engines for size in passed_by(each.inputs, each.axes, batch)}
+    cures = {
+        size: "" if each.dynamic_last else "; compile it again, and the dynamic one comes last"
+        for each in engines
+        for size in passed_by(each.inputs, profiles_of(each), batch)
+    }
     return [
         f"on the static profile for {size}: Triton takes the first of those whose opt it finds "
-        f"nearest, which is another; where the bucket is the axis's opt, give it another opt"
-        for size in sorted(buckets)
+        f"nearest, which is the dynamic one{cure}"
+        for size, cure in sorted(cures.items())
     ]
 
 

@@ -1,7 +1,8 @@
 """Which of an engine's profiles Triton takes for a request.
 
-It takes the one whose opt is nearest, and of several that are as near the first: the function
-EvaluateTensorRTContext of its TensorRT backend, read in July 2026. In a batch it holds the axes
+It takes the one whose opt is nearest, and of several that are as near the first in the engine,
+whatever order its configuration names them in: GetMostOptimizedProfile and EvaluateTensorRTContext
+of its TensorRT backend (src/instance_state.cc at e2ef6d7, July 2026). In a batch it holds the axes
 after the first against those of the request one place too early, so that it can pass a static
 profile by for one that is nearer by mistake.
 """
@@ -11,32 +12,29 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from mlflow_e2eai.artifacts import Axis, TensorSpec
-from mlflow_e2eai.engine.profiles import Profile, profiles
+from mlflow_e2eai.engine.profiles import Profile, admits, dynamic_of
 
 
 def passed_by(
-    inputs: Sequence[TensorSpec], axes: tuple[Axis, ...], batch: Axis | None
+    inputs: Sequence[TensorSpec], every: Sequence[Profile], batch: Axis | None
 ) -> list[str]:
     """The buckets whose static profiles Triton never takes, as ``N=8``.
 
     Args:
         inputs: The engine's inputs.
-        axes: Its axes.
+        every: Its profiles, in its order.
         batch: The axis along which Triton puts requests together.
     """
-    every = profiles(axes)
-    bucketed = [axis.name for axis in axes if axis.buckets]
+    dynamic = dynamic_of(every)
     found = []
-    for at, profile in enumerate(every[1:], start=1):
+    for at, profile in enumerate(every):
         sizes = {name: opt for name, (_, opt, _) in profile.items()}
-        fitting = [other for other, bounds in enumerate(every) if _admits(bounds, sizes)]
-        if min(fitting, key=lambda each: _distance(inputs, every[each], sizes, batch)) != at:
-            found.append(", ".join(f"{name}={sizes[name]}" for name in bucketed))
+        fitting = [other for other, bounds in enumerate(every) if admits(bounds, sizes)]
+        nearest = min(fitting, key=lambda each: _distance(inputs, every[each], sizes, batch))
+        if at not in (nearest, dynamic):
+            fixed = [name for name in sizes if profile[name] != every[dynamic][name]]
+            found.append(", ".join(f"{name}={sizes[name]}" for name in fixed))
     return found
-
-
-def _admits(bounds: Profile, sizes: Mapping[str, int]) -> bool:
-    return all(low <= sizes[name] <= high for name, (low, _, high) in bounds.items())
 
 
 def _distance(

@@ -8,10 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, cast
 
-from mlflow_e2eai.bundle import Evidence, Manifest
+from mlflow_e2eai.bundle import Manifest
 from mlflow_e2eai.context import gpu_name, processor_name
 from mlflow_e2eai.engine import why_not_here
 from mlflow_e2eai.errors import E2EAIError, InvalidInputError, RunnerError
+from mlflow_e2eai.evidence import Evidence
 from mlflow_e2eai.latency import LatencyReport
 from mlflow_e2eai.runners import onnxruntime_devices
 from mlflow_e2eai.variants.running import engine_variant, graph_variant, is_emulated
@@ -106,14 +107,15 @@ class Candidates:
     """
 
     def __init__(self, manifest: Manifest, goal: Goal) -> None:
-        self._manifest, self._goal = manifest, goal
+        self._goal = goal
+        self._machines = manifest.by_machine
         self._runners = [
             [engine_variant(engine) for engine in manifest.engines],
             [graph_variant(graph, "cuda") for graph in manifest.graphs],
             [graph_variant(graph, "cpu") for graph in manifest.graphs],
         ]
         self.names = [name for names in self._runners for name in names]
-        self.errors = _errors(manifest)
+        self.errors = _errors(manifest, self._machines)
         # What was measured on such a machine comes before what only stands first in order.
         fitting = [name for name in self.names if name not in self.errors]
         fitting.sort(key=lambda name: not self._counts_here(name))
@@ -135,10 +137,14 @@ class Candidates:
             if name != variant
         )
         rivals = [
-            o.variant for o in others if o.error is None and self._compares(o.variant, variant)
+            there
+            for other in others
+            if other.error is None
+            and (there := self._machine_for(other.variant, variant)) is not None
         ]
         if rivals:
-            reason = f"the best of {1 + len(rivals)} measured for {self._goal}{self._of(variant)}."
+            said = self._of(rivals[0], variant)
+            reason = f"the best of {1 + len(rivals)} measured for {self._goal}{said}."
         elif any(other.error is None for other in others):
             reason = (
                 "the first in order; no other that could run here was measured against it here."
@@ -169,78 +175,91 @@ class Candidates:
         return Choice(variant=variant, reason=reason, goal=None, others=others)
 
     def _behind(self, name: str, chosen: str) -> str:
-        if not self._compares(name, chosen):
+        there = self._machine_for(name, chosen)
+        if there is None:
             return (
                 f"it was not measured against {chosen} on such a machine for {self._goal}, and "
                 f"comes after it."
             )
         verdict = "worse" if self._is_better(chosen, name) else "no better"
-        return f"measured to be {verdict} for {self._goal}{self._of(name)}{self._of(chosen)}."
+        said = f"{self._of(there, name)}{self._of(there, chosen)}"
+        return f"measured to be {verdict} for {self._goal}{said}."
 
-    def _of(self, name: str) -> str:
-        value = self._measured(name)
+    def _of(self, there: Manifest, name: str) -> str:
+        value = self._measured(there, name)
         return "" if value is None else f", {name} {value:.4g} {_UNITS[self._goal.aim]}"
 
     def _counts_here(self, name: str) -> bool:
         """Whether a variant was measured for the goal on this GPU, or on this CPU without one."""
-        there = self._manifest.environment
-        known = there.get("gpu") or there.get("processor")
-        is_here = there.get("gpu") == gpu_name() and known in (gpu_name(), processor_name())
-        return known is not None and is_here and self._measured(name) is not None
+        return any(
+            there.environment.get("gpu") == gpu_name()
+            and _is_alike(there, on_cpu=gpu_name() is None)
+            and self._measured(there, name) is not None
+            for there in self._machines
+        )
 
-    def _compares(self, one: str, other: str) -> bool:
-        """Whether there is evidence that counts here to compare two variants by.
+    def _machine_for(self, one: str, other: str) -> Manifest | None:
+        """The bundle as that machine found it whose evidence compares two variants for this one.
 
-        What the bundle was measured on must be this GPU, or this processor where both variants run
-        on one. Where it does not say, as bundles of before do not, that counts among variants of
-        one runner only.
+        It must have this GPU, or this processor where both variants run on one, and have run both.
+        Where it does not say, as bundles of before do not, that counts among variants of one runner
+        only.
         """
-        there = self._manifest.environment
         is_on_cpu = {one, other} <= set(self._runners[-1])
-        known = there.get("processor" if is_on_cpu else "gpu")
-        here = processor_name() if is_on_cpu else gpu_name()
         is_one_runner = any({one, other} <= set(names) for names in self._runners)
-        if known != here if known is not None else not is_one_runner:
-            return False
-        return None not in (self._measured(one, other), self._measured(other, one))
+        for there in self._machines:
+            is_alike = _is_alike(there, on_cpu=is_on_cpu)
+            counts = is_one_runner if is_alike is None else is_alike
+            ran = self._measured(there, one, other), self._measured(there, other, one)
+            if counts and None not in ran:
+                return there
+        return None
 
     def _is_better(self, one: str, other: str) -> bool:
         """Whether the evidence says that one is better than another, and not by chance."""
-        mine, theirs = self._measured(one, other), self._measured(other, one)
-        if mine is None or theirs is None or not self._compares(one, other):
+        there = self._machine_for(one, other)
+        if there is None:
+            return False
+        mine, theirs = self._measured(there, one, other), self._measured(there, other, one)
+        if mine is None or theirs is None:
             return False
         if self._goal.aim != "latency":
             return mine > theirs if self._goal.aim == "throughput" else mine < theirs
-        report = self._report
+        report = self._report(there)
         return mine < theirs and report is not None and report.ratio(one, other).high < 1
 
-    @property
-    def _report(self) -> LatencyReport | None:
+    def _report(self, there: Manifest) -> LatencyReport | None:
         """The latency that the goal asks for."""
-        reports = self._manifest.latency
+        reports = there.latency
         if self._goal.items is None:
             return reports.get("opt") or reports.get("static")
         fitting = [report for report in reports.values() if report.items == self._goal.items]
         return fitting[0] if fitting else None
 
-    def _measured(self, name: str, other: str | None = None) -> float | None:
-        """What the goal is about, of one variant, in a form that fits another's."""
+    def _measured(self, there: Manifest, name: str, other: str | None = None) -> float | None:
+        """What the goal is about, of one variant on a machine, in a form that fits another's."""
         if self._goal.aim == "latency":
-            return None if self._report is None else _p50_ms(self._report, name)
-        evidence = {entry.variant: entry for entry in self._manifest.evidence}
+            report = self._report(there)
+            return None if report is None else _p50_ms(report, name)
+        evidence = {entry.variant: entry for entry in there.evidence}
         if self._goal.aim == "throughput":
-            return _most_items_per_s(evidence.get(name), self._manifest.latency, name)
+            return _most_items_per_s(evidence.get(name), there.latency, name)
         return _memory_mb(evidence.get(name), evidence.get(other or name))
 
 
-def _errors(manifest: Manifest) -> dict[str, E2EAIError]:
+def _is_alike(there: Manifest, *, on_cpu: bool) -> bool | None:
+    """Whether a machine has this GPU, or this processor; None where it does not say."""
+    known = there.environment.get("processor" if on_cpu else "gpu")
+    return None if known is None else known == (processor_name() if on_cpu else gpu_name())
+
+
+def _errors(manifest: Manifest, machines: Sequence[Manifest]) -> dict[str, E2EAIError]:
     """What stands against each variant that cannot be chosen here unasked."""
     found: dict[str, E2EAIError] = {}
     devices = onnxruntime_devices()
-    evidence = {entry.variant: entry for entry in manifest.evidence}
     for engine in manifest.engines:
         name = engine_variant(engine)
-        error = why_not_here(engine, manifest.graphs) or _distrust(evidence.get(name))
+        error = why_not_here(engine, manifest.graphs) or _distrust(name, machines)
         if error is not None:
             found[name] = error
     for graph in manifest.graphs:
@@ -251,19 +270,24 @@ def _errors(manifest: Manifest) -> dict[str, E2EAIError]:
             elif is_emulated(graph, device):
                 msg = f"ONNX Runtime only emulates {graph.precision} on the CPU; name it to run it."
                 found[name] = RunnerError(msg)
-            elif (error := _distrust(evidence.get(name))) is not None:
+            elif (error := _distrust(name, machines, on_cpu=device == "cpu")) is not None:
                 found[name] = error
     return found
 
 
-def _distrust(entry: Evidence | None) -> RunnerError | None:
-    """Why a variant's own evidence speaks against it."""
-    if entry is None:
-        return None
-    if entry.rejected:
-        return RunnerError(f"{entry.variant} was measured not to be worth it; name it to run it.")
-    if entry.measured and not entry.passed:
-        return RunnerError(f"{entry.variant} failed its comparison with the PyTorch model.")
+def _distrust(
+    variant: str, machines: Sequence[Manifest], *, on_cpu: bool = False
+) -> RunnerError | None:
+    """Why a variant's own evidence speaks against it: that of such a machine, else of any."""
+    told = [
+        (there, entry) for there in machines for entry in there.evidence if entry.variant == variant
+    ]
+    here = [entry for there, entry in told if entry.measured and _is_alike(there, on_cpu=on_cpu)]
+    for entry in here[:1] or [entry for _, entry in told]:
+        if entry.rejected:
+            return RunnerError(f"{variant} was measured not to be worth it; name it to run it.")
+        if entry.measured and not entry.passed:
+            return RunnerError(f"{variant} failed its comparison with the PyTorch model.")
     return None
 
 

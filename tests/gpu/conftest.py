@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
-from unlisted import allow_this_gpu, images
+from images import images
 
 from mlflow_e2eai import save_model
 from mlflow_e2eai.artifacts import Axis
@@ -95,12 +96,19 @@ def resnet():
     return resnet50()
 
 
+def pytest_collection_modifyitems(items):
+    """TensorRT-RTX 1.6.1 does not list an H100, and is tried there all the same."""
+    unlisted = pytest.mark.filterwarnings("ignore::mlflow_e2eai.engine.UnlistedGPUWarning")
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(unlisted)
+
+
 @pytest.fixture(autouse=True)
-def portable(monkeypatch, tmp_path):
-    """Engines for this GPU, whose compiled kernels are kept nowhere."""
+def unkept(monkeypatch, tmp_path):
+    """Kernels that are compiled are kept nowhere."""
     if find_spec("tensorrt") is None:
         pytest.importorskip("tensorrt_rtx")
-    allow_this_gpu(monkeypatch)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
@@ -109,13 +117,11 @@ def saved(cnn, tmp_path_factory):
     """The small network with engines for this GPU in two precisions, judged here."""
     place = tmp_path_factory.mktemp("saved") / "model"
     buckets = dataclasses.replace(BATCH, buckets=(1, 8))
-    with pytest.MonkeyPatch.context() as patch:
-        allow_this_gpu(patch)
-        save_model(
-            cnn,
-            place,
-            input_example=images(2),
-            dynamic_axes={"image": {0: buckets}},
-            targets=("local",),
-        )
+    save_model(
+        cnn,
+        place,
+        input_example=images(2),
+        dynamic_axes={"image": {0: buckets}},
+        targets=("local",),
+    )
     return place

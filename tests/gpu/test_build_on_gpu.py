@@ -10,10 +10,7 @@ import pytest
 from mlflow_e2eai import BuildSettings, clean, compile, convert, export
 from mlflow_e2eai.engine import backends
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.filterwarnings("ignore:.*does not list this GPU"),
-]
+pytestmark = pytest.mark.gpu
 
 
 def graph_of(model, folder, batch, precision):

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
-from unlisted import images
+from images import images
 
 from mlflow_e2eai import bundle, clean, compile, export, load_model
 from mlflow_e2eai.engine import engine_runner

@@ -11,7 +11,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from unlisted import images
+from images import images
 
 from mlflow_e2eai import benchmark, clean, compare, compile, convert, export, load_model, save_model
 from mlflow_e2eai.arrays import resize

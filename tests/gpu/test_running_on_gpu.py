@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from unlisted import images
+from images import images
 
 from mlflow_e2eai import clean, compare, compile, convert, export, graphs, load_model, save_model
 from mlflow_e2eai.artifacts import Axis

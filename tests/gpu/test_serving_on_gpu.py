@@ -9,7 +9,7 @@ from contextlib import ExitStack
 import numpy as np
 import pytest
 import torch
-from unlisted import images
+from images import images
 
 from mlflow_e2eai import benchmark, load_model
 
