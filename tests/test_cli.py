@@ -14,6 +14,8 @@ import mlflow_e2eai
 from mlflow_e2eai import Axis, BuildSettings, cli, texts
 from mlflow_e2eai.errors import InvalidInputError
 
+pytestmark = pytest.mark.usefixtures("on_threads")
+
 
 @pytest.fixture
 def version(store):

@@ -42,6 +42,8 @@ from mlflow_e2eai.precision import PrecisionReport
 from mlflow_e2eai.settings import Settings
 from mlflow_e2eai.surgery import plan_from
 
+pytestmark = pytest.mark.usefixtures("on_threads")
+
 
 @pytest.fixture
 def source(store):

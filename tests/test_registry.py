@@ -17,6 +17,8 @@ from mlflow_e2eai.errors import ArtifactError, InvalidInputError, TrackingError
 from mlflow_e2eai.files import to_json
 from mlflow_e2eai.gates import Gate
 
+pytestmark = pytest.mark.usefixtures("on_threads")
+
 FAST = (Gate(metric="parity/failed", bound="at_most", limit=0),)
 
 

@@ -20,6 +20,8 @@ from mlflow_e2eai.runners import onnxruntime_runner
 from mlflow_e2eai.surgery import DEFAULT_PLAN, RULES, Step, plan_from, plan_text
 from mlflow_e2eai.surgery.interface import changes, loses_outputs
 
+pytestmark = pytest.mark.usefixtures("on_threads")
+
 X = np.array([[-1, 2, -3], [4, -5, 6]], dtype=np.float32)
 AXES = (Axis("N", min=1, opt=2, max=4),)
 HEADER = '<ir_version: 8, opset_import: ["" : 18, "devtech" : 1]>'
