@@ -19,10 +19,12 @@ from mlflow_e2eai.artifacts import (
     Infer,
     Library,
     OnnxArtifact,
+    Target,
     Tensors,
 )
 from mlflow_e2eai.beginning import reference_of
 from mlflow_e2eai.calling import flattened
+from mlflow_e2eai.engine import parse
 from mlflow_e2eai.errors import InvalidInputError, RunnerError, TrackingError
 from mlflow_e2eai.isolation import isolated_onnxruntime
 from mlflow_e2eai.libraries import loadable
@@ -202,9 +204,14 @@ def graph_of(model: LoggedModel, folder: Path) -> tuple[OnnxArtifact, dict[str, 
 
 
 def variants_in(
-    job: Job,
+    job: Job, beside: Sequence[str] = ()
 ) -> tuple[list[OnnxArtifact], list[EngineArtifact], dict[str, Array]]:
-    """The graphs and engines to judge, told to the recorder, and their input example."""
+    """The graphs and engines to judge, told to the recorder, and their input example.
+
+    Args:
+        job: The job.
+        beside: Ids of graphs and engines that are judged beside its input, where that is a graph.
+    """
     place = job.folder / "input"
     place.mkdir()
     stage = job.model.tags[tracking.STAGE]
@@ -223,7 +230,32 @@ def variants_in(
         return [graph], [engine], example
     graph, example = graph_of(job.model, place)
     job.recorder.models[graph.sha256] = job.model.model_id
-    return [graph], [], example
+    graphs, engines = [graph], []
+    for model_id in beside:
+        model = tracking.resolve(model_id)
+        folder = job.folder / model_id
+        folder.mkdir()
+        if model.tags[tracking.STAGE] == "compile":
+            engines.append(tracking.fetch_engine(model, folder))
+            job.recorder.models[engines[-1].sha256] = model_id
+        else:
+            graphs.append(tracking.fetch_graph(model, folder))
+            job.recorder.models[graphs[-1].sha256] = model_id
+    return graphs, engines, example
+
+
+def engines_in(model: LoggedModel) -> dict[str, Target]:
+    """Targets of the engines that `variants_in` finds in a model, by digest."""
+    stage = model.tags[tracking.STAGE]
+    if stage == "compile":
+        return {model.tags[tracking.SHA256]: parse(model.tags["e2eai.target"])}
+    if stage != "package":
+        return {}
+    with tempfile.TemporaryDirectory() as folder:
+        files = tracking.ModelFiles(model.model_uri, folder)
+        files.fetch(f"bundle/{bundle.MANIFEST}")
+        manifest = bundle.read(files.directory / "bundle")
+    return {engine.sha256: engine.target for engine in manifest.engines}
 
 
 def device_for(graph: OnnxArtifact) -> Device:

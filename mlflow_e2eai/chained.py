@@ -8,13 +8,18 @@ from pathlib import Path
 from mlflow_e2eai import tracking
 from mlflow_e2eai.artifacts import Precision, graph_precision
 from mlflow_e2eai.building import DEFAULT_BUILD, BuildSettings
-from mlflow_e2eai.bundle import Evidence
+from mlflow_e2eai.bundle import MachineEvidence
 from mlflow_e2eai.chain import GRAPHS, graph_of, job_on, variants_in
 from mlflow_e2eai.compiling import compile_on
+from mlflow_e2eai.context import environment
 from mlflow_e2eai.engine import resolve
 from mlflow_e2eai.errors import InvalidInputError, TrackingError
 from mlflow_e2eai.evaluation import evaluate as judge
+from mlflow_e2eai.evaluation.worth import quantized_gates, weighed
 from mlflow_e2eai.recording import record
+
+JUDGED = (*GRAPHS, "compile", "package")
+"""Stages whose output can be judged."""
 
 
 def compile(
@@ -52,10 +57,24 @@ def compile(
         return made
 
 
-def evaluate(model_uri: str, *, batch_sizes: Sequence[int] = ()) -> list[Evidence]:
-    """Judge a graph, an engine or a bundle on this machine, a run for each variant."""
-    with job_on(model_uri, (*GRAPHS, "compile", "package")) as job:
-        graphs, built, example = variants_in(job)
+def evaluate(
+    model_uri: str,
+    *,
+    beside: Sequence[str] = (),
+    engines: Sequence[str] | None = None,
+    batch_sizes: Sequence[int] = (),
+) -> MachineEvidence:
+    """Judge a graph, an engine or a bundle on this machine, a run for each variant.
+
+    Args:
+        model_uri: It.
+        beside: More graphs and engines of its chain, by the ids of their models.
+        engines: Digests of a bundle's engines that are asked; None for all.
+        batch_sizes: See `mlflow_e2eai.log_model`.
+    """
+    with job_on(model_uri, JUDGED) as job:
+        graphs, built, example = variants_in(job, beside)
+        built = [one for one in built if engines is None or one.sha256 in engines]
         exported = tracking.ancestor(job.model, ("export",))
         raw, _ = graph_of(exported, job.folder / "raw")
         job.recorder.models[raw.sha256] = exported.model_id
@@ -77,5 +96,6 @@ def evaluate(model_uri: str, *, batch_sizes: Sequence[int] = ()) -> list[Evidenc
                 batch_sizes=batch_sizes,
                 timed=job.timed,
             )
-            record(evidence, latency, job.recorder)
-        return evidence
+        evidence = weighed(evidence, latency, [*graphs, *built], quantized_gates())
+        record(evidence, latency, job.recorder)
+    return MachineEvidence(environment=environment(), evidence=tuple(evidence), latency=latency)

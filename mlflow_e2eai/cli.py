@@ -123,9 +123,8 @@ def parser() -> argparse.ArgumentParser:
     options.plugins_option(one)
     options.build_options(one)
 
-    one = verb("evaluate", _evaluate, "Judge a graph, engine or bundle on this machine.")
-    options.model_uri(one)
-    options.batch_option(one)
+    one = verb("evaluate", _evaluate, "Judge a graph, engine or bundle, here or where its GPU is.")
+    options.evaluate_options(one)
 
     options.promote_options(verb("promote", _promote, "Give a version an alias, if it passes."))
 
@@ -239,12 +238,22 @@ def _compile(arguments: argparse.Namespace) -> int:
 
 def _evaluate(arguments: argparse.Namespace) -> int:
     from mlflow_e2eai import jobs
+    from mlflow_e2eai.evidence import machine_name
 
-    for entry in jobs.evaluate(arguments.model_uri, batch_sizes=arguments.batch_sizes):
-        outcome = "passed" if entry.passed else "failed" if entry.measured else "not measured"
-        lost = entry.lost_at and f"lost at {entry.lost_at}"
-        reasons = "; ".join(filter(None, [lost, entry.reason, *entry.findings, entry.untimed]))
-        print(f"{entry.variant}: {outcome}" + (f" ({reasons})" if reasons else ""))
+    machines = jobs.evaluate(
+        arguments.model_uri,
+        batch_sizes=arguments.batch_sizes,
+        executor=arguments.executor,
+        workers=arguments.workers,
+    )
+    for there in machines:
+        if arguments.executor is not None:
+            print(f"{machine_name(there.environment)}:")
+        for entry in there.evidence:
+            outcome = "passed" if entry.passed else "failed" if entry.measured else "not measured"
+            lost = entry.lost_at and f"lost at {entry.lost_at}"
+            reasons = "; ".join(filter(None, [lost, entry.reason, *entry.findings, entry.untimed]))
+            print(f"{entry.variant}: {outcome}" + (f" ({reasons})" if reasons else ""))
     return DONE
 
 

@@ -70,29 +70,23 @@ def compile_on(
         backend_version=version_for(target),
         settings=build_settings,
     )
-
-    def found() -> EngineArtifact | None:
-        return None if rebuild else stage.found(planned, folder=out.with_suffix(".found"))
-
-    others = found()
-    if others is None:
-        with _timings(stage, target, build_settings, out.with_suffix(".timings")) as timings:
-            engine = compile(
-                graph,
-                target,
-                out=out,
-                tf32=tf32,
-                plugin_libraries=plugin_libraries,
-                settings=build_settings,
-                timing_cache=timings,
-            )
-        # Once more: what another began at the same moment may have come to light only now.
-        others = found()
-        if others is None:
-            stage.made(engine, example=example)
-            return engine
-    # By digest the same libraries; but these here the caller has allowed.
-    return dataclasses.replace(others, libraries=libraries)
+    if not rebuild:
+        others = stage.found(planned, folder=out.with_suffix(".found"))
+        if others is not None:
+            # By digest the same libraries; but these here the caller has allowed.
+            return dataclasses.replace(others, libraries=libraries)
+    with _timings(stage, target, build_settings, out.with_suffix(".timings")) as timings:
+        engine = compile(
+            graph,
+            target,
+            out=out,
+            tf32=tf32,
+            plugin_libraries=plugin_libraries,
+            settings=build_settings,
+            timing_cache=timings,
+        )
+    stage.made(engine, example=example)
+    return engine
 
 
 @contextmanager

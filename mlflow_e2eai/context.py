@@ -10,12 +10,24 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import platform
 import re
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 _DRIVER = Path("/proc/driver/nvidia")
 _CAPABILITY = (75, 76)
 """CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR of cuda.h."""
+
+_LIBRARIES = (
+    "torch",
+    "onnx",
+    "onnxruntime-gpu",
+    "onnxruntime",
+    "tensorrt-cu13",
+    "tensorrt-rtx-cu13",
+)
+"""Distributions whose version goes with what is measured."""
 
 
 @functools.cache
@@ -64,6 +76,30 @@ def local_compute_capability() -> str | None:
 def has_gpu() -> bool:
     """Whether the driver sees an NVIDIA GPU. Not for tags: this loads the driver's library."""
     return local_compute_capability() is not None
+
+
+def environment() -> dict[str, str]:
+    """What this machine and its libraries are; only what is known.
+
+    Not for tags: this loads the driver's library.
+    """
+    found = {
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "processor": processor_name(),
+        "gpu": gpu_name(),
+        "compute_capability": local_compute_capability(),
+        "driver": driver_version(),
+        **{package: _version(package) for package in _LIBRARIES},
+    }
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def _search(pattern: str, path: Path) -> str | None:

@@ -147,7 +147,8 @@ def log_model(
             name; or MLflow's, which may be a list. One where less is better is recorded negated,
             as ``neg_<name>``. By default ``accuracy`` of the first output's argmax.
         executor: Who builds the engines: None this process, ``local`` processes here, ``ray`` a Ray
-            cluster. One that fails is then left out, with the reason as its evidence.
+            cluster, which judges them too where this machine cannot. What fails there leaves an
+            engine out, or not measured, and the reason as its evidence.
         workers: Processes for ``local``; by default one for each core.
         source_model: URI of the PyTorch model, if it is logged already; else it is logged here.
         registered_model_name: Also make a version of this registered model.
@@ -201,8 +202,11 @@ def log_model(
     ):
         Description(**description)  # what is wrong with it is told before anything is made
         source = None if source_model is None else tracking.resolve(source_model).model_id
-        builder, away = fleet.builder(executor, workers), fleet.is_away(executor)
-        recorder = tracking.MlflowRecorder(name=name, source=source, builder=builder, away=away)
+        away, builder = fleet.is_away(executor), fleet.builder(executor, workers)
+        judge = fleet.judge(executor, workers)
+        recorder = tracking.MlflowRecorder(
+            name=name, source=source, builder=builder, judge=judge, away=away
+        )
         if _is_made(model):
             place = bundle.find(model)
         else:
@@ -382,8 +386,8 @@ def load_model(
 
 def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> PyFunc:
     """Load the bundle for `mlflow.pyfunc.load_model`, which calls this."""
-    # The names of the configuration are those of `load`'s arguments.
-    return PyFunc(load(Path(path), **{**MODEL_CONFIG, **(model_config or {})}))
+    how = {**MODEL_CONFIG, **(model_config or {})}  # by the names of the arguments of `load`
+    return PyFunc(load(Path(path), fetch=tracking.fetcher(Path(path)), **how))
 
 
 def evaluation_of(

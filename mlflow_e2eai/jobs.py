@@ -19,8 +19,8 @@ from mlflow_e2eai.artifacts import Precision, variant_name
 from mlflow_e2eai.bisection import Bisection
 from mlflow_e2eai.bisection import bisect as bisect_graph
 from mlflow_e2eai.building import DEFAULT_BUILD, BuildSettings
-from mlflow_e2eai.bundle import Evidence
-from mlflow_e2eai.chain import device_for, graph_of, job_on, source_of, whole_of
+from mlflow_e2eai.bundle import MachineEvidence
+from mlflow_e2eai.chain import device_for, engines_in, graph_of, job_on, source_of, whole_of
 from mlflow_e2eai.errors import InvalidInputError
 from mlflow_e2eai.exporter import DEFAULT_OPSET, Exporter
 from mlflow_e2eai.exporter import export as export_graph
@@ -272,18 +272,37 @@ def compile(
         return [outcome.models[0] for outcome in done]
 
 
-def evaluate(model_uri: str, *, batch_sizes: Sequence[int] = ()) -> list[Evidence]:
-    """Judge a graph, an engine, or all of a bundle against the PyTorch model, on this machine.
+def evaluate(
+    model_uri: str,
+    *,
+    batch_sizes: Sequence[int] = (),
+    executor: fleet.Executor | None = None,
+    workers: int | None = None,
+) -> list[MachineEvidence]:
+    """Judge a graph, an engine, or all of a bundle against the PyTorch model.
 
     Args:
         model_uri: The graph, engine or bundle.
         batch_sizes: See `mlflow_e2eai.log_model`.
+        executor: The same. None judges on this machine, ``ray`` each engine on a node that has its
+            GPU, the graphs beside it.
+        workers: The same.
 
     Returns:
-        Evidence for each variant, the PyTorch module first.
+        What each machine found: evidence for each variant, the PyTorch module first.
+
+    Raises:
+        RunnerError: Engines that an executor was to have judged were not; the others are.
     """
     with _parent("evaluate"):
-        return chained.evaluate(model_uri, batch_sizes=batch_sizes)
+        if executor is None:
+            return [chained.evaluate(model_uri, batch_sizes=batch_sizes)]
+        model = tracking.ancestor(tracking.resolve(model_uri), chained.JUDGED)
+        each = fleet.evaluations(
+            model.model_id, engines_in(model), executor=executor, batch_sizes=list(batch_sizes)
+        )
+        done = fleet.held(fleet.run(each, executor=executor, workers=workers))
+        return [tracking.fetch_found(str(outcome.run_id)) for outcome in done]
 
 
 def package(

@@ -142,11 +142,23 @@ def build_options(one: argparse.ArgumentParser) -> None:
         type=typed(yes_or_no),
         help="'yes' builds engines that the tracking server holds already; or 'no'",
     )
+    executor_options(one)
+
+
+def evaluate_options(one: argparse.ArgumentParser) -> None:
+    """What is judged, at which sizes, and by whom."""
+    model_uri(one)
+    batch_option(one)
+    executor_options(one)
+
+
+def executor_options(one: argparse.ArgumentParser) -> None:
+    """Who does the jobs."""
     one.add_argument(
         "--executor",
         default="none",
         type=typed(executor),
-        help="'local' builds in processes here, 'ray' on a Ray cluster; or 'none'",
+        help="who does it: 'local' processes here, 'ray' a Ray cluster; or 'none'",
     )
     one.add_argument(
         "--workers",

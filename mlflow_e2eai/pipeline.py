@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,8 @@ from mlflow_e2eai.artifacts import (
 from mlflow_e2eai.beginning import begun
 from mlflow_e2eai.bundle import Evidence, Manifest
 from mlflow_e2eai.compiling import compile_all
-from mlflow_e2eai.context import driver_version, gpu_name, processor_name
+from mlflow_e2eai.context import environment
+from mlflow_e2eai.engine import why_not_here
 from mlflow_e2eai.errors import PrecisionError
 from mlflow_e2eai.evaluation import evaluate
 from mlflow_e2eai.evaluation.worth import is_kept, quantized_gates, weighed
@@ -34,6 +33,7 @@ from mlflow_e2eai.recording import Recorder, Stage, record
 from mlflow_e2eai.samples import EvaluationData, all_samples, batch_samples, calls, profile_samples
 from mlflow_e2eai.settings import Settings
 from mlflow_e2eai.surgery import SurgeryReport, answering, clean
+from mlflow_e2eai.variants import engine_variant
 
 
 def build(
@@ -95,11 +95,14 @@ def build(
             recorder=recorder,
             example=example,
         )
+        foreign = _foreign(engines, graphs, recorder)
+        elsewhere, unjudged = recorder.judged(graphs, foreign, batch_sizes=settings.batch_sizes)
+        gone = {*unjudged, *(entry.sha256 for there in elsewhere for entry in there.evidence)}
         with answering(reference, raw, cleaned) as answer:
             evidence, latency = evaluate(
                 answer,
                 graphs,
-                engines,
+                [engine for engine in engines if engine.sha256 not in gone],
                 example,
                 name=beginning.name,
                 raw=raw,
@@ -107,13 +110,37 @@ def build(
                 batch_sizes=settings.batch_sizes,
                 timed=bridge(reference, raw, cleaned),
             )
+        evidence += [
+            Evidence(
+                variant=engine_variant(engine),
+                sha256=engine.sha256,
+                measured=False,
+                reason=unjudged[engine.sha256],
+            )
+            for engine in engines
+            if engine.sha256 in unjudged
+        ]
         evidence = weighed(evidence, latency, [*graphs, *engines], quantized_gates())
         record(evidence, latency, recorder)
     evidence = [*evidence, *unbuilt]
-    graphs = [graph for graph in graphs if is_kept(graph, evidence)]
-    engines = [engine for engine in engines if is_kept(engine, evidence)]
+    told = [*evidence, *(entry for there in elsewhere for entry in there.evidence)]
+    graphs = [graph for graph in graphs if is_kept(graph, told)]
+    engines = [engine for engine in engines if is_kept(engine, told)]
     manifest = _manifest(source, graphs, engines, surgery, evidence, latency, beginning.exported)
-    return replace(manifest, conversions=tuple(report for _, report in converted)), example
+    return replace(
+        manifest,
+        conversions=tuple(report for _, report in converted),
+        elsewhere=tuple(elsewhere),
+    ), example
+
+
+def _foreign(
+    engines: Sequence[EngineArtifact], graphs: Sequence[OnnxArtifact], recorder: Recorder
+) -> list[EngineArtifact]:
+    """The engines that only other machines can run."""
+    if not recorder.away:
+        return []
+    return [engine for engine in engines if why_not_here(engine, graphs) is not None]
 
 
 def _manifest(
@@ -214,20 +241,3 @@ def convert_on(
         stage.made(made, example=example)
         stage.noted("precision", report)
     return made, report
-
-
-def environment() -> dict[str, str]:
-    """What this machine and its libraries are; only what is known."""
-    found: dict[str, str | None] = {
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "processor": processor_name(),
-        "gpu": gpu_name(),
-        "driver": driver_version(),
-    }
-    for package in ("torch", "onnx", "onnxruntime-gpu", "onnxruntime", "tensorrt-rtx-cu13"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return {key: value for key, value in found.items() if value is not None}

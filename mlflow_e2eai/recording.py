@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from mlflow_e2eai.artifacts import EngineArtifact, OnnxArtifact, Precision, Target, Tensors
 from mlflow_e2eai.building import DEFAULT_BUILD, BuildSettings
-from mlflow_e2eai.bundle import Evidence
+from mlflow_e2eai.bundle import Evidence, MachineEvidence
 from mlflow_e2eai.latency import LatencyReport
 
 
@@ -106,6 +106,20 @@ class Recorder(Protocol):
         What is not in it is built here.
         """
 
+    def judged(
+        self,
+        graphs: Sequence[OnnxArtifact],
+        engines: Sequence[EngineArtifact],
+        *,
+        batch_sizes: Sequence[int],
+    ) -> tuple[list[MachineEvidence], Mapping[str, str]]:
+        """What other machines found of engines that this one cannot run, and of the graphs there.
+
+        Returns:
+            That, and why engines were judged nowhere, by digest. What is in neither is left to this
+            machine.
+        """
+
     def stage(self, name: str, *, inputs: Sequence[str]) -> AbstractContextManager[Stage]:
         """A stage begins, on artifacts with these digests; it ends, well or not, with the block."""
 
@@ -127,6 +141,16 @@ class Silent:
     ) -> Mapping[Wanted, EngineArtifact | str]:
         """Nobody builds."""
         return {}
+
+    def judged(
+        self,
+        graphs: Sequence[OnnxArtifact],  # noqa: ARG002
+        engines: Sequence[EngineArtifact],  # noqa: ARG002
+        *,
+        batch_sizes: Sequence[int],  # noqa: ARG002
+    ) -> tuple[list[MachineEvidence], Mapping[str, str]]:
+        """Nobody judges."""
+        return [], {}
 
     def found(self, planned: Planned, *, folder: Path) -> EngineArtifact | None:  # noqa: ARG002
         """Nothing was kept."""

@@ -6,10 +6,12 @@ import os
 import signal
 import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import mlflow
 
+from mlflow_e2eai.building import BuildSettings
 from mlflow_e2eai.fleet import Job
 
 
@@ -98,8 +100,8 @@ def claimed_builders():
     return [pid for pid in workers() if parent_of(pid) in above]
 
 
-def kill_when_building(found, *, times=1):
-    """Kill what `found` finds as soon as a job's run has begun.
+def kill_when_building(found, *, times=1, by=signal.SIGKILL):
+    """Kill what `found` finds by a signal as soon as a job's run has begun.
 
     Returns:
         The thread that does it, and a list that it fills with the runs.
@@ -117,10 +119,35 @@ def kill_when_building(found, *, times=1):
             victims = found() if fresh else []
             if victims:
                 for pid in victims:
-                    os.kill(pid, signal.SIGKILL)
+                    os.kill(pid, by)
                 killed.append(fresh[0])
             time.sleep(0.02)
 
     thread = threading.Thread(target=watch)
     thread.start()
     return thread, killed
+
+
+DEATHS = {
+    "killed": (signal.SIGKILL, "was killed (SIGKILL, as Linux does when memory runs out)"),
+    "crashed": (signal.SIGSEGV, "crashed (SIGSEGV)"),
+    "hanging": (None, "was not done within 0.2 s"),
+}
+"""Ways in which a builder dies: by which signal, if by one, and what is said of it."""
+
+
+@contextmanager
+def dying(how):
+    """Have one builder die in the block, if by a signal.
+
+    Yields:
+        The settings of its job.
+    """
+    by, _ = DEATHS[how]
+    if by is None:
+        yield BuildSettings(time_limit_s=0.2)
+        return
+    thread, killed = kill_when_building(lambda: claimed_builders()[:1], by=by)
+    yield BuildSettings()
+    thread.join()
+    assert len(killed) == 1

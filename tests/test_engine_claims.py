@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import mlflow
@@ -202,26 +203,56 @@ def test_a_rebuild_waits_for_nobody(store, tmp_path, monkeypatch):
     assert [model.model_id for model in made("READY")] == [built]
 
 
-def test_what_comes_to_light_while_it_is_built_is_taken_instead(store, tmp_path, monkeypatch):
+def waits(claim):
+    return tracking.resolve(claim.model.model_id).tags.get("e2eai.waits")
+
+
+def test_of_two_who_see_each_other_the_later_says_that_it_waits_and_is_the_heir(
+    store, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(engines, "LOOK_S", 0.05)
     graph = log_graph(tmp_path)
-    real, theirs = compiling.compile, []
+    first, second = sorted((a_claim(graph), a_claim(graph)), key=lambda c: engines._order(c.model))
+    with ThreadPoolExecutor() as pool:
+        building = pool.submit(first.settled, tmp_path / "first")
+        wait_until(lambda: first._heard)  # it has seen the other, which has said nothing yet
+        assert not building.done()
+        waiting = pool.submit(second.settled, tmp_path / "second")
+        assert building.result(timeout=60) is None
+        assert waits(second) == "yes"
+        assert not waiting.done()
+        first.failed(RuntimeError("No."))
+        assert waiting.result(timeout=60) is None
+    assert waits(second) == "no"
+    second.close()
 
-    def slow(*arguments, **options):
-        engine = real(*arguments, **options)
-        if not theirs:  # another finishes the same engine meanwhile
-            theirs.append(None)
-            theirs[:] = jobs.compile(graph, targets=["sm86"])
-        return engine
 
-    looks = []
+def test_an_earlier_claim_that_was_stored_late_waits_for_the_later_one_that_builds(
+    store, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(engines, "LOOK_S", 0.05)
+    graph = log_graph(tmp_path)
+    early, looks = a_claim(graph), []
+    compiled, with_key = compiling.compile, engines._with_key
 
-    def sees(key, seen=engines._with_key):
+    def sees(key):
         looks.append(key)
-        found = seen(key)
-        hidden = len(looks) in (1, 2, 3)  # the other's claim is the earlier one, but stored late
-        return [model for model in found if str(model.status) != "PENDING"] if hidden else found
+        hidden = early.model.model_id if len(looks) == 1 else None
+        return [model for model in with_key(key) if model.model_id != hidden]
 
-    monkeypatch.setattr(compiling, "compile", slow)
-    monkeypatch.setattr(engines, "_with_key", sees)
-    assert jobs.compile(graph, targets=["sm86"]) == theirs
-    assert [model.model_id for model in made()] == theirs
+    with ThreadPoolExecutor() as pool:
+        settled = []
+
+        def slow(*arguments, **options):
+            settled.append(pool.submit(early.settled, tmp_path / "early"))
+            wait_until(lambda: len(looks) > 3)
+            assert not settled[0].done()
+            return compiled(*arguments, **options)
+
+        monkeypatch.setattr(engines, "_with_key", sees)
+        monkeypatch.setattr(compiling, "compile", slow)
+        (built,) = jobs.compile(graph, targets=["sm86"])
+        engine, taken = settled[0].result(timeout=60)
+    assert taken == built
+    assert engine.sha256 == tracking.resolve(built).tags["e2eai.sha256"]
+    assert [model.model_id for model in made()] == [built]

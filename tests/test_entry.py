@@ -49,7 +49,8 @@ def test_an_onnx_file_goes_the_way_from_clean_on(store, path, capsys):
     children = {run.info.run_id for run in runs} - {top.info.run_id}
     assert children == {raw.source_run_id, cleaned.source_run_id}
     half = jobs.convert(cleaned.model_id, precision="fp16")
-    first, second = jobs.evaluate(half)
+    (found,) = jobs.evaluate(half)
+    first, second = found.evidence
     assert (first.variant, first.sha256) == ("onnxruntime-cpu/raw", None)  # the reference
     assert (second.variant, second.before) == ("onnxruntime-cpu/fp16", "onnxruntime-cpu/raw")
     assert second.passed

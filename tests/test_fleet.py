@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import pickle
+import tempfile
 
 import mlflow
 import pytest
 from chains import log_graph, slow_to_build
 from fleets import (
+    DEATHS,
     children,
-    claimed_builders,
     claiming,
     claims,
     compiling,
+    dying,
     engines,
     kill_when_building,
     workers,
@@ -24,6 +26,7 @@ from mlflow_e2eai import fleet, jobs, tracking
 from mlflow_e2eai.building import BuildSettings
 from mlflow_e2eai.errors import InvalidInputError, RunnerError
 from mlflow_e2eai.fleet import Job
+from mlflow_e2eai.tracking.lineage import Shelf
 
 pytest.importorskip("tensorrt_rtx")
 
@@ -100,24 +103,13 @@ def test_a_worker_that_is_killed_while_it_builds_ends_its_run_and_the_job_is_don
     assert "was killed (SIGKILL" in claim.tags["e2eai.error"]
 
 
-@pytest.mark.parametrize(
-    ("limit_s", "said"),
-    [
-        (3600.0, r"was killed (SIGKILL, as Linux does when memory runs out)"),
-        (0.2, "was not done within 0.2 s"),
-    ],
-    ids=["killed", "hangs"],
-)
-def test_a_builder_that_dies_fails_its_job_alone(store, tmp_path, limit_s, said):
+@pytest.mark.parametrize("how", DEATHS)
+def test_a_builder_that_dies_fails_its_job_alone(store, tmp_path, how):
+    _, said = DEATHS[how]
     slow, quick = log_graph(tmp_path, model=slow_to_build()), log_graph(tmp_path, scale=2)
-    given = [compiling(slow, build_settings=BuildSettings(time_limit_s=limit_s)), compiling(quick)]
-    with mlflow.start_run() as parent:
-        if limit_s > 1:
-            thread, _ = kill_when_building(claimed_builders)
-            failed, done = fleet.run(given, workers=1)
-            thread.join()
-        else:
-            failed, done = fleet.run(given, workers=1)
+    with mlflow.start_run() as parent, dying(how) as settings:
+        given = [compiling(slow, build_settings=settings), compiling(quick)]
+        failed, done = fleet.run(given, workers=1)
     assert "TensorRT did not finish" in failed.error
     assert said in failed.error
     assert done.error is None
@@ -159,9 +151,28 @@ def test_an_evaluation_puts_its_evidence_under_the_parent(store, tmp_path):
     assert "evaluate onnxruntime-cpu/fp32" in [child.info.run_name for child in children(run)]
 
 
-def test_workers_end_when_the_fleet_does(store, tmp_path):
+def test_workers_end_when_the_fleet_does_and_leave_nothing(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
     fleet.run([compiling(log_graph(tmp_path))])
     assert workers() == []
+    assert list((tmp_path / "temporary").iterdir()) == []
+
+
+def test_a_graph_stays_for_the_next_job_and_goes_when_a_job_did_without_it(store, tmp_path):
+    first, other = (tracking.resolve(log_graph(tmp_path, scale=scale)) for scale in (1, 2))
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    shelf = Shelf(kept)
+    with shelf.at_hand():
+        graph = tracking.fetch_graph(first, tmp_path)
+    with shelf.at_hand():
+        assert tracking.fetch_graph(first, tmp_path) is graph
+    with shelf.at_hand():
+        another = tracking.fetch_graph(other, tmp_path)
+    assert list(kept.rglob("*.onnx")) == [another.path]
+    with shelf.at_hand():
+        assert tracking.fetch_graph(first, tmp_path).sha256 == graph.sha256
 
 
 def test_a_package_whose_engines_a_fleet_built_is_the_one_built_here(store):

@@ -128,7 +128,7 @@ def test_every_stage_reads_what_the_one_before_logged(store, lowered, tmp_path):
     cleaned = tracking.ancestor(model, ("clean",))
     again = jobs.clean(cleaned.model_id)
     half = jobs.convert(again, precision="fp16")
-    passed = {entry.variant: entry.passed for entry in jobs.evaluate(half)}
+    passed = {entry.variant: entry.passed for entry in jobs.evaluate(half)[0].evidence}
     assert passed["onnxruntime-cpu/fp16"]
     for each in (cleaned.model_id, again, half):
         assert mlflow.onnx.load_model(f"models:/{each}").graph.initializer

@@ -657,7 +657,7 @@ def test_a_required_rule_that_finds_something_is_fine(graph, out):
     [
         (b"- bypass: {op_type: FooOp", "is not YAML"),
         (b"\xff\xfe\x00", "is not YAML"),
-        (b"", "is a list of rules, not a NoneType"),
+        (b"", "is empty; give a file with a list of rules"),
         (b"- bypas: {op_type: FooOp}", "did you mean 'bypass'"),
     ],
 )

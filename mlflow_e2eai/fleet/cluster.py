@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+from mlflow_e2eai.engine import covers, parse
 from mlflow_e2eai.errors import InvalidInputError, MissingDependencyError
 from mlflow_e2eai.fleet.values import Attempt, Job
 from mlflow_e2eai.fleet.working import Attempting, Order, Seat
@@ -58,7 +59,7 @@ def each(jobs: Sequence[Job], do: Callable[[Job, Attempting], Result]) -> list[R
         do: Does one, given what attempts an order on the cluster.
 
     Raises:
-        InvalidInputError: No node has what a job needs.
+        InvalidInputError: No node has what a compile job needs.
         MissingDependencyError: Ray is not installed.
     """
     if not jobs:
@@ -66,11 +67,15 @@ def each(jobs: Sequence[Job], do: Callable[[Job, Attempting], Result]) -> list[R
     with _connected() as ray:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         for job in jobs:
-            _wanted(job, nodes)  # all of them, before any begins
+            if job.stage == "compile":
+                _wanted(job, nodes)  # all of them, before any begins
         remote = ray.remote(_attempt)
 
         def attempt(order: Order) -> Attempt:
-            options = _wanted(order.job, nodes)
+            try:
+                options = _wanted(order.job, nodes)
+            except InvalidInputError as error:  # what it would judge is built, so it fails alone
+                return Attempt(error=str(error))
             try:
                 tried: Attempt = ray.get(remote.options(max_retries=0, **options).remote(order))
             except ray.exceptions.RayError as error:
@@ -134,12 +139,23 @@ def _ways(job: Job) -> list[dict[str, float]]:
         kinds = [f"{_ACCELERATOR}{job.accelerator}"]
     elif job.capability is None:
         return [needs]
-    elif job.capability == "":
-        return [{**needs, "GPU": 1.0}]
     else:
-        known = ACCELERATORS.get(job.capability, ())
-        kinds = [f"{_CAPABILITY}{job.capability}", *(f"{_ACCELERATOR}{kind}" for kind in known)]
-    return [{**needs, kind: _SOME, "GPU": 1.0} for kind in kinds]
+        kinds = [kind for name in _capabilities(job) for kind in _kinds(name)]
+    ways = [{**needs, kind: _SOME, "GPU": 1.0} for kind in kinds]
+    return ways if job.accelerator or job.capability else [*ways, {**needs, "GPU": 1.0}]
+
+
+def _capabilities(job: Job) -> list[str]:
+    """Those that a job's GPU may have; of any, what an engine for all GPUs runs on goes first."""
+    if job.capability:
+        return job.capability.split("+")
+    rtx = parse("rtx")
+    return [name for name in ACCELERATORS if job.stage == "evaluate" and covers(rtx, name)]
+
+
+def _kinds(capability: str) -> list[str]:
+    known = ACCELERATORS.get(capability, ())
+    return [f"{_CAPABILITY}{capability}", *(f"{_ACCELERATOR}{kind}" for kind in known)]
 
 
 def _has(node: Mapping[str, float], needs: Mapping[str, float]) -> bool:

@@ -45,15 +45,15 @@ def run(
 
     Raises:
         InvalidInputError: There is no such executor, fewer than one worker, or no node of the
-            cluster that has what a job needs.
+            cluster that has what a compile job needs.
         MissingDependencyError: Ray is wanted and not installed.
         TrackingError: The tracking server cannot be reached.
     """
     check_executor(executor, workers)
     distinct = [job for at, job in enumerate(jobs) if job not in jobs[:at]]
     found: list[Outcome] = []
-    with tracking.run("fleet") as run_id:
-        tries = _Tries(tracking.place_under(run_id), limit_s)
+    with tracking.run("fleet"):
+        tries = _Tries(tracking.place_here(), limit_s)
         for stage, most in (("compile", workers or local.cores()), ("evaluate", 1)):
             of_stage = [job for job in distinct if job.stage == stage]
             if executor == "ray":
@@ -99,7 +99,12 @@ class _Tries:
             )
             tried = attempt(order)
             if tried.error is None:
-                return Outcome(job=job, models=tried.models, failed_runs=tuple(failed))
+                return Outcome(
+                    job=job,
+                    models=tried.models,
+                    run_id=tried.run_id,
+                    failed_runs=tuple(failed),
+                )
             failed.append(
                 tracking.end_attempt(
                     self._place, ticket, name=job.name, error=tried.error, log=tried.log

@@ -29,6 +29,8 @@ class Job:
         arguments: Their other arguments.
         accelerator: Ray's accelerator type that it needs, for example ``H100``; None for one that
             has the compute capability of its target, where that is built on such a GPU only.
+        gpu: Compute capability of the GPU that an evaluation needs, written as in
+            `Target.compute_capability`; None where it needs no GPU.
         resources: Custom resources of Ray that it needs, by name.
     """
 
@@ -36,6 +38,7 @@ class Job:
     model_uri: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
     accelerator: str | None = None
+    gpu: str | None = None
     resources: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -49,6 +52,8 @@ class Job:
 
         TensorRT builds an engine on a GPU like the one that it is for, TensorRT-RTX on any machine.
         """
+        if self.stage == "evaluate":
+            return self.gpu
         for text in self.arguments.get("targets", ()):
             if text == "local":
                 return ""
@@ -60,7 +65,8 @@ class Job:
     @property
     def name(self) -> str:
         """What its run is called until its stage says more."""
-        return " ".join([self.stage, *self.arguments.get("targets", ())])
+        gpu = () if self.gpu is None else (self.gpu or "rtx",)
+        return " ".join([self.stage, *self.arguments.get("targets", ()), *gpu])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,12 +75,14 @@ class Attempt:
 
     Attributes:
         models: Ids of the engines, for ``compile``.
+        run_id: The run that holds what was found, for ``evaluate``.
         error: Why it failed; None if it did not.
         lost: Whether its worker ended, so that another may do better.
         log: What the worker wrote, where it failed.
     """
 
     models: tuple[str, ...] = ()
+    run_id: str | None = None
     error: str | None = None
     lost: bool = False
     log: str = ""
@@ -87,12 +95,14 @@ class Outcome:
     Attributes:
         job: The job.
         models: Ids of the engines, for ``compile``.
+        run_id: The run that holds what was found, for ``evaluate``.
         error: Why it failed; None if it did not.
         failed_runs: The run of each attempt that failed: a lost job is tried again once.
     """
 
     job: Job
     models: tuple[str, ...] = ()
+    run_id: str | None = None
     error: str | None = None
     failed_runs: tuple[str, ...] = ()
 

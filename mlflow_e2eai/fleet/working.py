@@ -12,9 +12,12 @@ import signal
 import socket
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeAlias
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TypeAlias
 
 from mlflow_e2eai import chained, tracking
 from mlflow_e2eai.engine import keep_builder
@@ -57,6 +60,8 @@ class Seat:
 
     def __init__(self) -> None:
         self._process: Process | None = None
+        self._folder = Path()
+        self._stack = ExitStack()
         self._limit_s = 0.0
         self._stopped = False
 
@@ -64,12 +69,13 @@ class Seat:
         """Have a job done, once."""
         there = self._sit(order.limit_s)
         since = len(there.log())
+        task = partial(work, order, os.getpid(), self._folder)
         try:
-            models = there.do("call", {}, function=partial(work, order, os.getpid()))
+            done: Attempt = there.do("call", {}, function=task)
         except E2EAIError as error:
             log = there.log(since).decode(errors="replace")
             return Attempt(error=str(error), lost=there.ended and not self._stopped, log=log)
-        return Attempt(models=models)
+        return done
 
     def stop(self) -> None:
         """End what is being done, for good."""
@@ -79,28 +85,29 @@ class Seat:
 
     def close(self) -> None:
         """End the process."""
-        if self._process is not None:
-            self._process.close()
-            self._process = None
+        self._process = None
+        self._stack.close()
 
     def _sit(self, limit_s: float) -> Process:
         if self._process is not None and (self._process.ended or self._limit_s != limit_s):
             self.close()
         if self._process is None:
-            self._process = Process(patience_s=limit_s)
+            self._folder = Path(self._stack.enter_context(TemporaryDirectory()))
+            self._process = self._stack.enter_context(closing(Process(patience_s=limit_s)))
             self._limit_s = limit_s
         return self._process
 
 
-def work(order: Order, parent: int) -> tuple[str, ...]:
+def work(order: Order, parent: int, folder: Path) -> Attempt:
     """Do a job: the other side of `Seat.attempt`.
 
     Args:
         order: The job.
         parent: The process that waits for it.
+        folder: What this process keeps for its next job is there.
 
     Returns:
-        Ids of the engines, for ``compile``.
+        What came of it, where it did not fail.
     """
     _end_with(parent)
     job = order.job
@@ -110,9 +117,9 @@ def work(order: Order, parent: int) -> tuple[str, ...]:
     try:
         with (
             native_allowed(order.allowed),
-            tracking.working_at(order.place, order.ticket, worker=worker),
+            tracking.working_at(order.place, order.ticket, worker=worker, folder=folder),
         ):
-            return _STAGES[job.stage](job.model_uri, job.arguments)
+            return _STAGES[job.stage](job)
     except Exception:
         traceback.print_exc()  # into the log
         raise
@@ -125,17 +132,14 @@ def _end_with(parent: int) -> None:
         os._exit(1)
 
 
-def _compile(model_uri: str, arguments: Mapping[str, Any]) -> tuple[str, ...]:
-    return tuple(chained.compile(model_uri, **arguments))
+def _compile(job: Job) -> Attempt:
+    return Attempt(models=tuple(chained.compile(job.model_uri, **job.arguments)))
 
 
-def _evaluate(model_uri: str, arguments: Mapping[str, Any]) -> tuple[str, ...]:
-    with tracking.run("evaluate", nested=True, tags={tracking.STAGE: "evaluate"}):
-        chained.evaluate(model_uri, **arguments)
-    return ()
+def _evaluate(job: Job) -> Attempt:
+    with tracking.run(job.name, nested=True, tags={tracking.STAGE: "evaluate"}) as run_id:
+        tracking.log_found(chained.evaluate(job.model_uri, **job.arguments), run_id)
+    return Attempt(run_id=run_id)
 
 
-_STAGES: Mapping[str, Callable[[str, Mapping[str, Any]], tuple[str, ...]]] = {
-    "compile": _compile,
-    "evaluate": _evaluate,
-}
+_STAGES: Mapping[str, Callable[[Job], Attempt]] = {"compile": _compile, "evaluate": _evaluate}

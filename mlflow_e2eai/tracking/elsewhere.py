@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeAlias
 
+from mlflow_e2eai.artifacts import EngineArtifact, OnnxArtifact, Target
+from mlflow_e2eai.evidence import MachineEvidence
+from mlflow_e2eai.files import from_json, to_json
+from mlflow_e2eai.libraries import native_allowed
+from mlflow_e2eai.recording import Wanted
 from mlflow_e2eai.tracking.engines import fail_claims
-from mlflow_e2eai.tracking.lineage import ERROR
+from mlflow_e2eai.tracking.lineage import ERROR, Shelf, fetch_engine, resolve
 from mlflow_e2eai.tracking.server import at_work
+from mlflow_e2eai.tracking.texts import fetch_text
 
 TICKET = "e2eai.ticket"
 """Tag of the runs of one attempt at a job."""
@@ -20,9 +27,24 @@ TICKET = "e2eai.ticket"
 WORKER = "e2eai.worker"
 """Tag of the runs of a job: the machine, or the Ray node, that did it."""
 
+FOUND = "machine_evidence.json"
+"""File of an evaluation's run that holds what its machine found."""
+
+Builder: TypeAlias = Callable[[Sequence[tuple[str, Wanted]]], Sequence[str | Exception]]
+"""Has engines built, each of the graph with an id: for each, the id of its model, or an error."""
+
+Judge: TypeAlias = Callable[
+    [Sequence[str], Mapping[str, Target], Sequence[int]],
+    Sequence[tuple[Sequence[str], str | Exception]],
+]
+"""Has engines judged, given the ids of graphs, engines' targets by id, and batch sizes: for the
+engines of each machine, the run that holds what it found, or an error."""
+
 _SQLITE = "sqlite:///"
 
-_INHERITED: ContextVar[Mapping[str, str] | None] = ContextVar("_INHERITED", default=None)
+_INHERITED: ContextVar[tuple[str, Mapping[str, str]] | None] = ContextVar(
+    "_INHERITED", default=None
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,55 +62,133 @@ class Place:
     parent_run_id: str
 
 
-def place_under(parent_run_id: str) -> Place:
-    """The place of jobs whose parent is an active run."""
+def place_here() -> Place:
+    """The place of jobs whose parent is the active run."""
     import mlflow
 
     uri = str(mlflow.get_tracking_uri())
     if uri.startswith(_SQLITE):
         # Relative to the working folder, which is another one elsewhere.
         uri = _SQLITE + str(Path(uri.removeprefix(_SQLITE)).absolute())
-    experiment = mlflow.get_run(parent_run_id).info.experiment_id
+    active: Any = mlflow.active_run()
     return Place(
         tracking_uri=uri,
-        experiment_id=experiment,
-        parent_run_id=parent_run_id,
+        experiment_id=active.info.experiment_id,
+        parent_run_id=active.info.run_id,
     )
 
 
 @contextmanager
-def working_at(place: Place, ticket: str, *, worker: str) -> Iterator[None]:
+def working_at(place: Place, ticket: str, *, worker: str, folder: Path) -> Iterator[None]:
     """Have runs that begin in the block, and in no other run, be children of the place's parent.
 
     Args:
         place: Where.
         ticket: What they are found by should this process end before them.
         worker: Who does the work, for people.
+        folder: Where this process keeps the graphs of its jobs.
     """
-    _enter(place.tracking_uri, place.experiment_id)
+    import mlflow
+
+    # MLflow would ask for every run that ends, to print where it can be seen.
+    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
+    mlflow.set_tracking_uri(place.tracking_uri)
     tags = {"mlflow.parentRunId": place.parent_run_id, TICKET: ticket, WORKER: worker}
-    token = _INHERITED.set(tags)
+    # MLflow's own active experiment would be asked for.
+    token = _INHERITED.set((place.experiment_id, tags))
     try:
-        with at_work():
+        with at_work(), _shelf(folder).at_hand():
             yield
     finally:
         _INHERITED.reset(token)
 
 
-@functools.lru_cache(maxsize=1)
-def _enter(tracking_uri: str, experiment_id: str) -> None:
-    """Turn this process to an experiment, unless it is there since its last job."""
-    import mlflow
-
-    # MLflow would ask for every run that ends, to print where it can be seen.
-    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
-    mlflow.set_tracking_uri(tracking_uri)
-    mlflow.set_experiment(experiment_id=experiment_id)
+@functools.cache
+def _shelf(folder: Path) -> Shelf:
+    return Shelf(folder)
 
 
-def inherited() -> Mapping[str, str] | None:
-    """Tags that a run without an active one gets from `working_at`; None outside it."""
+def inherited() -> tuple[str, Mapping[str, str]] | None:
+    """The experiment and tags of a run without an active one in `working_at`; None outside it."""
     return _INHERITED.get()
+
+
+def built_by(
+    builder: Builder, wanted: Sequence[Wanted], models: dict[str, str], folder: Path
+) -> Mapping[Wanted, EngineArtifact | str]:
+    """Engines that a builder had built, fetched and verified; or why one failed.
+
+    Args:
+        builder: It.
+        wanted: What it is to have built.
+        models: Ids of models by the digests of their files; those of the engines come to them.
+        folder: Where to put the engines.
+    """
+    made: dict[Wanted, EngineArtifact | str] = {}
+    built = builder([(models[one.graph], one) for one in wanted])
+    for one, found in zip(wanted, built, strict=True):
+        if isinstance(found, Exception):
+            made[one] = str(found)
+            continue
+        place = folder / found
+        place.mkdir(exist_ok=True)  # two texts may name one target
+        engine = fetch_engine(resolve(found), place)
+        models[engine.sha256] = found
+        made[one] = engine
+    return made
+
+
+def judged_by(
+    judge: Judge,
+    graphs: Sequence[OnnxArtifact],
+    engines: Sequence[EngineArtifact],
+    batch_sizes: Sequence[int],
+    models: Mapping[str, str],
+) -> tuple[list[MachineEvidence], dict[str, str]]:
+    """What a judge's machines found; and why engines were judged nowhere, by digest.
+
+    Args:
+        judge: It.
+        graphs: What is judged beside the engines; the libraries of all are allowed there.
+        engines: The engines.
+        batch_sizes: See `mlflow_e2eai.log_model`.
+        models: Ids of models by the digests of their files.
+    """
+    named = {models[engine.sha256]: engine for engine in engines}
+    libraries = [each for graph in graphs for each in graph.libraries]
+    libraries += [each for engine in engines for each in engine.libraries]
+    with native_allowed({each.path.name for each in libraries if each.allowed}):
+        judged = judge(
+            [models[graph.sha256] for graph in graphs],
+            {model_id: engine.target for model_id, engine in named.items()},
+            batch_sizes,
+        )
+    machines = [fetch_found(run_id) for _, run_id in judged if isinstance(run_id, str)]
+    asked = {entry.sha256 for machine in machines for entry in machine.evidence}
+    failed = {
+        named[model_id].sha256: str(error)
+        for held, error in judged
+        for model_id in held
+        if isinstance(error, Exception)
+    }
+    return machines, {sha256: why for sha256, why in failed.items() if sha256 not in asked}
+
+
+def log_found(found: MachineEvidence, run_id: str) -> None:
+    """Keep what a machine found with the run of its evaluation."""
+    from mlflow import MlflowClient
+
+    MlflowClient().log_text(run_id, to_json(found), FOUND)
+
+
+def fetch_found(run_id: str) -> MachineEvidence:
+    """What the machine of an evaluation found.
+
+    Raises:
+        ArtifactError: It was changed.
+        TrackingError: It is not there.
+    """
+    return from_json(MachineEvidence, fetch_text(f"runs:/{run_id}/{FOUND}"))
 
 
 def end_attempt(place: Place, ticket: str, *, name: str, error: str, log: str) -> str:
@@ -117,7 +217,14 @@ def end_attempt(place: Place, ticket: str, *, name: str, error: str, log: str) -
     first = runs[0].info.run_id
     if log:
         client.log_text(first, log, "job.log")
-    for run in runs:
+    below = [
+        run
+        for above in begun
+        for run in client.search_runs(
+            [place.experiment_id], f"tags.`mlflow.parentRunId` = '{above.info.run_id}'"
+        )
+    ]
+    for run in [*runs, *below]:
         if run.info.status == "RUNNING":
             fail_claims(run.info.run_id, place.experiment_id, error)
             client.set_tag(run.info.run_id, ERROR, error)

@@ -1,9 +1,13 @@
-"""Engines that several may want: each is built by the one whose claim is the earliest.
+"""Engines that several may want: each is built once, by one of them.
 
 A claim is the engine's own LoggedModel, made before the engine is: PENDING, with the engine's key,
 while its builder lives and its heart beats. MLflow has no lock, but it keeps what it is told: all
 who want an engine put their claim first and look at the others' then, so that of two at least one
-sees the other, and all order them alike.
+sees the other. Whoever sees an earlier claim says that it waits, and waits. Whoever sees later ones
+waits too, until each of them says so: one that does not may have begun before the earlier claim,
+though that was made first, came to be stored. So whoever sees no other claim builds after one look,
+and no two ever build. (It is Lamport's bakery, https://doi.org/10.1145/361082.361093, in which a
+number is a time that the server gives; all interleavings of four were tried, with deaths.)
 """
 
 from __future__ import annotations
@@ -34,6 +38,9 @@ FOUND = "e2eai.engine_found"
 HEARTBEAT = "e2eai.heartbeat"
 """Tag of a claim: a number that grows while its builder lives."""
 
+WAITS = "e2eai.waits"
+"""Tag of a claim: ``yes`` while it gives way to an earlier one."""
+
 BEAT_S = 10.0
 """Seconds between two heartbeats."""
 
@@ -42,7 +49,7 @@ DEAD_S = 60.0
 several beats, as a server may be slow to take one."""
 
 LOOK_S = 1.0
-"""Seconds between two looks at an earlier claim."""
+"""Seconds between two looks at others' claims."""
 
 
 class Claim:
@@ -70,6 +77,7 @@ class Claim:
         self._key = key
         self._refused: set[str] = set()
         self._heard: dict[str, tuple[str, float]] = {}
+        self._waits = "no"
         self.model: LoggedModel = mlflow.initialize_logged_model(
             name=name,
             source_run_id=run_id,
@@ -84,8 +92,7 @@ class Claim:
         """Wait until it is known who builds the engine.
 
         A finished one that cannot be had, or is not what its record says, is announced as a
-        warning and passed over; so is an earlier claim whose builder is dead, which is marked
-        FAILED.
+        warning and passed over; so is a claim whose builder is dead, which is marked FAILED.
 
         Args:
             folder: Where to put the engine; made if need be.
@@ -103,9 +110,23 @@ class Claim:
                     self.close()
                     MlflowClient().delete_logged_model(self.model.model_id)
                     return engine, str(model.model_id)
-            if not any(self._precedes(model) and self._lives(model) for model in models):
-                return None
+            others = [model for model in models if self._rivals(model) and self._lives(model)]
+            if any(_order(model) < _order(self.model) for model in others):
+                self._say("yes")
+            elif all(model.tags.get(WAITS) == "yes" for model in others):
+                if self._waits == "no":
+                    return None
+                self._say("no")
+                continue  # somebody may have relied on it meanwhile
             time.sleep(LOOK_S)
+
+    def _say(self, waits: str) -> None:
+        """Say whether it gives way, unless that is said."""
+        from mlflow_e2eai import _compat
+
+        if waits != self._waits:
+            _compat.set_model_tags(str(self.model.model_id), {WAITS: waits}, address())
+            self._waits = waits
 
     def failed(self, error: BaseException) -> None:
         """Give it up, and say why."""
@@ -132,12 +153,12 @@ class Claim:
             )
             return None
 
-    def _precedes(self, model: LoggedModel) -> bool:
-        """Whether a model is another's claim, and earlier."""
+    def _rivals(self, model: LoggedModel) -> bool:
+        """Whether a model is another's claim."""
         return (
             str(model.status) == "PENDING"
             and HEARTBEAT in model.tags
-            and _order(model) < _order(self.model)
+            and model.model_id != self.model.model_id
         )
 
     def _lives(self, model: LoggedModel) -> bool:

@@ -5,7 +5,11 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from collections.abc import Mapping, Sequence
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -152,9 +156,47 @@ def fetch(model: LoggedModel, folder: Path) -> Path:
         raise TrackingError(msg) from error
 
 
+class Shelf:
+    """Graphs that a process fetched for its jobs: those of the last one stay for the next.
+
+    Args:
+        folder: An empty folder to have them in.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._last: dict[str, OnnxArtifact] = {}
+        self._now: dict[str, OnnxArtifact] = {}
+
+    @contextmanager
+    def at_hand(self) -> Iterator[None]:
+        """Let the job in the block take its graphs from here."""
+        token = _SHELF.set(self)
+        try:
+            yield
+        finally:
+            _SHELF.reset(token)
+            for graph in self._last.values():
+                shutil.rmtree(graph.path.parent)
+            self._last, self._now = self._now, {}
+
+    def graph(self, model: LoggedModel) -> OnnxArtifact:
+        """A model's graph; downloaded, and its digest checked, unless it is here."""
+        found = self._now.get(model.model_id) or self._last.pop(model.model_id, None)
+        if found is None:
+            folder = tempfile.mkdtemp(dir=self._folder)
+            found = _fetch_artifact(OnnxArtifact, model, Path(folder))
+        self._now[model.model_id] = found
+        return found
+
+
+_SHELF: ContextVar[Shelf | None] = ContextVar("_SHELF", default=None)
+
+
 def fetch_graph(model: LoggedModel, folder: Path) -> OnnxArtifact:
-    """Download an ONNX artifact and check its digest."""
-    return _fetch_artifact(OnnxArtifact, model, folder)
+    """Download an ONNX artifact and check its digest, unless it is at hand."""
+    shelf = _SHELF.get()
+    return _fetch_artifact(OnnxArtifact, model, folder) if shelf is None else shelf.graph(model)
 
 
 def fetch_engine(model: LoggedModel, folder: Path) -> EngineArtifact:

@@ -427,7 +427,9 @@ def test_what_tensorrt_refuses_is_told_in_its_own_words_and_the_next_call_is_ans
     asks, run, ask, trt, caplog
 ):
     trt.SETTINGS["refuses"] = {asks: "Error Code 3: API Usage Error (why)\n and more"}
-    with pytest.raises(RunnerError, match=r"run model\.engine: Error Code 3: .*\(why\) and more$"):
+    with pytest.raises(
+        RunnerError, match=r"cannot run model\.engine: Error Code 3: .*\(why\) and more$"
+    ):
         ask(run, 8)
     assert "TensorRT: Error Code 3" in caplog.text
     trt.SETTINGS["refuses"] = {}
