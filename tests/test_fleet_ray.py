@@ -10,7 +10,7 @@ from chains import log_graph, slow_to_build
 from fleets import (
     DEATHS,
     children,
-    claiming,
+    claimed_builders,
     claims,
     compiling,
     dying,
@@ -150,7 +150,7 @@ def test_what_is_killed_while_it_builds_is_built_elsewhere_and_nothing_twice(
     store, tmp_path, cluster, whose
 ):
     def victims():
-        for builder in claiming()[:1]:
+        for builder in map(parent_of, claimed_builders()[:1]):
             worker = parent_of(builder)
             # The builder is a child of Ray's worker, which is a child of the node's raylet.
             found = {"builder": [builder], "Ray worker": [worker]}
