@@ -8,8 +8,9 @@ from chains import log_graph
 from fleets import building, children, kill_when_building
 
 import mlflow_e2eai
-from mlflow_e2eai import fleet, jobs, pipeline, tracking
+from mlflow_e2eai import cli, fleet, jobs, pipeline, tracking
 from mlflow_e2eai.engine import parse
+from mlflow_e2eai.evidence import machine_name
 from mlflow_e2eai.fleet import Job, cluster
 from mlflow_e2eai.fleet.judging import by_gpu
 
@@ -69,24 +70,31 @@ def outcomes(found):
     return {entry.variant: entry.passed for entry in found.evidence}
 
 
-def test_a_worker_judges_what_it_can_and_says_why_not_the_rest(store, tmp_path):
+def test_a_worker_judges_what_it_can_and_says_why_not_the_rest(store, tmp_path, capsys):
     graph = log_graph(tmp_path)
     (engine,) = jobs.compile(graph, targets=["sm86"])
+    words = ["evaluate", "--model-uri", engine, "--executor", "local", "--batch-sizes", "4"]
     with mlflow.start_run() as parent:
-        (found,) = jobs.evaluate(engine, executor="local", batch_sizes=[4])
+        assert cli.main(words) == cli.DONE
+    (above,) = children(parent)
+    (run,) = children(above)
+    found = tracking.fetch_found(run.info.run_id)
     assert outcomes(found) == {FILE: True, GRAPH: True, ENGINE: False}
     reasons = {entry.variant: entry.reason for entry in found.evidence if not entry.measured}
     assert list(reasons) == [ENGINE]
     assert "needs a GPU of sm86" in reasons[ENGINE]
     assert {one.items for one in found.latency.values()} == {1, 2, 4, 8}
     assert found.environment["python"]
-    (above,) = children(parent)
-    (run,) = children(above)
     assert run.data.tags["e2eai.worker"]
-    assert tracking.fetch_found(run.info.run_id) == found
     below = {each.info.run_name: each.data.tags for each in children(run)}
     assert set(below) == {f"evaluate {variant}" for variant in outcomes(found)}
     assert below[f"evaluate {ENGINE}"]["e2eai.reason"] == reasons[ENGINE]
+    assert capsys.readouterr().out.splitlines() == [
+        f"{machine_name(found.environment)}:",
+        f"{FILE}: passed",
+        f"{GRAPH}: passed",
+        f"{ENGINE}: not measured ({reasons[ENGINE]})",
+    ]
 
 
 def test_a_worker_that_is_killed_while_it_judges_leaves_the_job_to_another(store, tmp_path):
@@ -145,6 +153,9 @@ def test_a_pipeline_has_the_engines_judged_that_it_cannot_run_and_keeps_what_eac
     assert len(manifest.engines) == len(ENGINES)
     names = [run.info.run_name for run in runs]
     assert names.count("evaluate sm86") == 1
+    above = runs[0].data.tags["mlflow.parentRunId"]
+    kept = {file.path for file in mlflow.MlflowClient().list_artifacts(above)}
+    assert {"report.html", "report-2.html", "latency.png", "latency-2.png"} <= kept
     assert [name for name in names if name.startswith("evaluate ")][1:] == [
         f"evaluate {entry.variant}" for entry in manifest.evidence
     ]
