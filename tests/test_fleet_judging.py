@@ -8,7 +8,8 @@ from chains import log_graph
 from fleets import building, children, kill_when_building
 
 import mlflow_e2eai
-from mlflow_e2eai import cli, fleet, jobs, pipeline, tracking
+from mlflow_e2eai import chained, cli, fleet, jobs, pipeline, tracking
+from mlflow_e2eai.chain import engines_in
 from mlflow_e2eai.engine import parse
 from mlflow_e2eai.evidence import machine_name
 from mlflow_e2eai.fleet import Job, cluster
@@ -156,6 +157,13 @@ def test_a_pipeline_has_the_engines_judged_that_it_cannot_run_and_keeps_what_eac
     above = runs[0].data.tags["mlflow.parentRunId"]
     kept = {file.path for file in mlflow.MlflowClient().list_artifacts(above)}
     assert {"report.html", "report-2.html", "latency.png", "latency-2.png"} <= kept
+    digests = {str(engine.target): engine.sha256 for engine in manifest.engines}
+    models = mlflow.search_logged_models(output_format="list")
+    (model,) = [one for one in models if one.tags["e2eai.stage"] == "package"]
+    (job,) = fleet.evaluations(model.model_id, engines_in(model), executor="local", batch_sizes=[])
+    assert (job.gpu, set(job.arguments["engines"])) == ("sm86", set(digests.values()))
+    again = chained.evaluate(model.model_id, engines=[digests["tensorrt_rtx-sm86"]])
+    assert list(outcomes(again)) == ["torch/fp32", FILE, GRAPH, ENGINE]
     assert [name for name in names if name.startswith("evaluate ")][1:] == [
         f"evaluate {entry.variant}" for entry in manifest.evidence
     ]
