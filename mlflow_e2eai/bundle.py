@@ -140,6 +140,11 @@ class Manifest:
         )
 
     @property
+    def all_evidence(self) -> tuple[Evidence, ...]:
+        """What all machines found: a variant has an entry for each that was asked of it."""
+        return tuple(entry for there in self.by_machine for entry in there.evidence)
+
+    @property
     def machine(self) -> str:
         """Name of the machine that packaged it."""
         return machine_name(self.environment)

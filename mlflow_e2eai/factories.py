@@ -38,6 +38,9 @@ def call(factory: str) -> Mapping[str, Any]:
 def _module(place: str) -> Any:
     if not place.endswith(".py"):
         return importlib.import_module(place)
+    if not Path(place).is_file():
+        msg = f"there is no file {place}"
+        raise ImportError(msg)
     specification = importlib.util.spec_from_file_location(Path(place).stem, place)
     if specification is None or specification.loader is None:
         msg = f"{place} is no Python file"

@@ -33,8 +33,18 @@ def sha256_of(path: Path) -> str:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        msg = f"Cannot read {path}: {error.strerror}; check the path, or make the artifact again."
+        msg = (
+            f"Cannot read {path}: {why_unread(error)}; check the path, or make the artifact again."
+        )
         raise ArtifactError(msg) from error
+
+
+def why_unread(error: Exception) -> str:
+    """Why a file cannot be read, in one line and without the number that an OSError begins with."""
+    if isinstance(error, UnicodeDecodeError):
+        return "it is no text in UTF-8"
+    reason = error.strerror if isinstance(error, OSError) else None
+    return reason or " ".join(str(error).split())
 
 
 def verify(path: Path, sha256: str) -> None:

@@ -386,8 +386,8 @@ def load_model(
 
 def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> PyFunc:
     """Load the bundle for `mlflow.pyfunc.load_model`, which calls this."""
-    # The names of the configuration are those of `load`'s arguments.
-    return PyFunc(load(Path(path), **{**MODEL_CONFIG, **(model_config or {})}))
+    how = {**MODEL_CONFIG, **(model_config or {})}  # by the names of the arguments of `load`
+    return PyFunc(load(Path(path), fetch=tracking.fetcher(Path(path)), **how))
 
 
 def evaluation_of(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from mlflow_e2eai import weights
 from mlflow_e2eai.artifacts import Axis, Library, OnnxArtifact, Origins, Precision, TensorSpec
 from mlflow_e2eai.errors import ArtifactError
-from mlflow_e2eai.files import written
+from mlflow_e2eai.files import why_unread, written
 
 if TYPE_CHECKING:
     import onnx
@@ -38,8 +38,13 @@ def read(path: Path) -> onnx.ModelProto:
     except FileNotFoundError as error:
         msg = f"There is no file {path}; check the path."
         raise ArtifactError(msg) from error
+    except OSError as error:
+        msg = f"Cannot read {path}: {why_unread(error)}; give an ONNX file."
+        raise ArtifactError(msg) from error
     except Exception as error:  # protobuf's and onnx's errors share no base class
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        is_empty = path.stat().st_size == 0
+        said = "it is empty" if is_empty else str(error).strip() or type(error).__name__
+        reason = said.splitlines()[0]
         msg = f"{path.name} is not a valid ONNX file: {reason}"
         raise ArtifactError(msg) from error
     return model

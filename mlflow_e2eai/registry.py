@@ -14,7 +14,7 @@ from mlflow_e2eai import bundle, tracking
 from mlflow_e2eai.artifacts import Tensors
 from mlflow_e2eai.bundle import Evidence, Manifest
 from mlflow_e2eai.errors import ArtifactError, E2EAIError, InvalidInputError, TrackingError
-from mlflow_e2eai.files import to_json, verify
+from mlflow_e2eai.files import to_json, verify, why_unread
 from mlflow_e2eai.gates import Decision, Gate, decide, drop, gates_from
 from mlflow_e2eai.isolation import Together, isolated_together
 from mlflow_e2eai.latency import BUDGET_S, items_of
@@ -116,8 +116,9 @@ def read_gates(
     source = files("mlflow_e2eai") / "gates.yaml" if gates is None else Path(gates)
     try:
         return gates_from(yaml.safe_load(source.read_text(encoding="utf-8")))
-    except (OSError, yaml.YAMLError) as error:
-        msg = f"Cannot read gates from {source}: {error}; give a YAML file such as gates.yaml."
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = why_unread(error)
+        msg = f"Cannot read gates from {source}: {reason}; give a YAML file such as gates.yaml."
         raise InvalidInputError(msg) from error
 
 
@@ -133,10 +134,11 @@ def metrics_of(
 
     Returns:
         - ``parity/measured`` and ``parity/failed``: how many variants were measured, and how many
-          of those gave wrong numbers or broke down.
+          of those gave wrong numbers or broke down, on whatever machine.
         - ``parity/max_abs_error``: the largest.
         - ``task/<name>``: each task metric of the worst variant.
-        - ``task/drop``: the most that a variant lost of one against the PyTorch module.
+        - ``task/drop``: the most that a variant lost of one against the PyTorch module on its own
+          machine.
         - ``champion/task_drop``: the most that the worst variant lost of one against the
           champion's worst.
         - ``champion/latency_ratio``: how many times as long as the champion it takes, the upper
@@ -148,12 +150,12 @@ def metrics_of(
     errors = [report.max_abs_error for report in reports]
     tasks = _worst_tasks(new)
     metrics = {
-        "parity/measured": float(len(measured)),
-        "parity/failed": float(sum(not entry.passed for entry in measured)),
-        "parity/max_abs_error": math.nan
-        if any(map(math.isnan, errors))
-        else max(errors, default=math.nan),
-        "task/drop": drop(_reference_tasks(new), tasks),
+        "parity/measured": float(len({entry.variant for entry in measured})),
+        "parity/failed": float(len({entry.variant for entry in measured if not entry.passed})),
+        "parity/max_abs_error": _worst(errors),
+        "task/drop": _worst(
+            [drop(_reference_tasks(there), _worst_tasks(there)) for there in new.by_machine]
+        ),
         **{f"task/{name}": value for name, value in tasks.items()},
     }
     if champion is not None:
@@ -164,12 +166,17 @@ def metrics_of(
     return metrics
 
 
+def _worst(values: Sequence[float]) -> float:
+    """The largest; NaN where one is, or where there is none."""
+    return math.nan if any(map(math.isnan, values)) else max(values, default=math.nan)
+
+
 def _measured(manifest: Manifest) -> list[Evidence]:
-    """The evidence of what was measured, of that which the bundle holds and loads unasked."""
+    """The evidence of what was measured anywhere, of what the bundle holds and loads unasked."""
     held = {file.sha256 for file in manifest.files}
     return [
         entry
-        for entry in manifest.evidence
+        for entry in manifest.all_evidence
         if entry.measured and entry.sha256 in held and not entry.rejected
     ]
 

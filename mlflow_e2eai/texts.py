@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from mlflow_e2eai.artifacts import PRECISIONS, Axis
 from mlflow_e2eai.building import DEFAULT_BUILD, BuildSettings
 from mlflow_e2eai.errors import InvalidInputError
+from mlflow_e2eai.files import why_unread
 
 if TYPE_CHECKING:
     from mlflow_e2eai.modules import DynamicAxes
@@ -111,11 +112,14 @@ def _yaml(text: str, wanted: str) -> Any:
     from mlflow_e2eai.tracking import fetch_text
 
     try:
-        return yaml.safe_load(fetch_text(text))
+        found = yaml.safe_load(fetch_text(text))
     except (ValueError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        msg = f"{text} is not YAML ({reason}); give a file with {wanted}."
+        msg = f"{text} is not YAML ({why_unread(error)}); give a file with {wanted}."
         raise InvalidInputError(msg) from error
+    if found is None:
+        msg = f"{text} is empty; give a file with {wanted}."
+        raise InvalidInputError(msg)
+    return found
 
 
 def typed(read: Callable[[str], Any]) -> Callable[[str], Any]:
@@ -195,6 +199,7 @@ def seen(text: str) -> dict[int, int]:
     Raises:
         InvalidInputError: It is something else, or there is no such file.
     """
+    wanted = 'write 1,8:120,32 or give a JSON file as {"8": 120}'
     try:
         if text.endswith(".json"):
             given = [*json.loads(Path(text).read_text(encoding="utf-8")).items()]
@@ -204,8 +209,11 @@ def seen(text: str) -> dict[int, int]:
         found: dict[int, int] = {}
         for size, times in given:
             found[int(size)] = found.get(int(size), 0) + int(times)
-    except (OSError, AttributeError, TypeError, ValueError) as error:
-        msg = f'{text} holds no sizes ({error}); write 1,8:120,32 or give a file as {{"8": 120}}'
+    except (OSError, UnicodeDecodeError) as error:
+        msg = f"Cannot read {text}: {why_unread(error)}; {wanted}"
+        raise InvalidInputError(msg) from error
+    except (AttributeError, TypeError, ValueError) as error:
+        msg = f"{text!r} holds no sizes; {wanted}"
         raise InvalidInputError(msg) from error
     return found
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
-import gc
 import os
 import shutil
+import sqlite3
 import sys
 from importlib.metadata import PackageNotFoundError, version
 
@@ -89,20 +89,37 @@ def on_threads(request):
     """
     import threads
 
-    from mlflow_e2eai.isolation import Isolated, Together
-
     with pytest.MonkeyPatch.context() as patch:
         if not request.config.getoption("--processes"):
-            # Each collects garbage before it opens a runner: over all that PyTorch holds, in 0.1 s.
-            gc.collect()
-            gc.freeze()
-            threads.instead_of_processes(patch, Isolated)
-            threads.instead_of_processes(patch, Together)
+            threads.instead_of_processes(patch)
         yield
 
 
+@pytest.fixture
+def in_processes(on_threads, monkeypatch):
+    """Runners work in processes of their own after all, in a file where others do not."""
+    import threads
+
+    threads.processes_again(monkeypatch)
+
+
 @pytest.fixture(scope="session")
-def empty_store(tmp_path_factory):
+def unsynced():
+    """SQLite does not wait for the disk: a store that a test makes need not outlive the machine."""
+    from sqlalchemy import event
+    from sqlalchemy.engine import Engine
+
+    def relax(connection, _):
+        if isinstance(connection, sqlite3.Connection):
+            connection.execute("PRAGMA synchronous = OFF")
+
+    event.listen(Engine, "connect", relax)
+    yield
+    event.remove(Engine, "connect", relax)
+
+
+@pytest.fixture(scope="session")
+def empty_store(unsynced, tmp_path_factory):
     """A database with MLflow's tables: making them takes seconds, copying them does not."""
     import mlflow
 
@@ -112,7 +129,7 @@ def empty_store(tmp_path_factory):
 
 
 @pytest.fixture
-def isolated(tmp_path, monkeypatch):
+def isolated(unsynced, tmp_path, monkeypatch):
     """Nothing is read from or written to the working folder or the store of whoever runs this."""
     import mlflow
 

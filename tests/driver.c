@@ -12,8 +12,12 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
-enum { OK, INVALID_VALUE, OUT_OF_MEMORY, NOT_FOUND = 500, NOT_READY = 600, CAPTURING = 900 };
+enum {
+    OK, INVALID_VALUE, OUT_OF_MEMORY, NOT_INITIALIZED, INVALID_CONTEXT = 201, NOT_FOUND = 500,
+    NOT_READY = 600, ILLEGAL_ADDRESS = 700, CAPTURING = 900
+};
 enum { DEVICE_MEMORY = 2, HOST_MEMORY = 1 };
 typedef uint64_t Address;
 typedef void (*Function)(void *);
@@ -45,10 +49,14 @@ typedef struct Block { Address at; size_t size; int kind; struct Block *next; } 
 
 static pthread_mutex_t table = PTHREAD_MUTEX_INITIALIZER;
 static Block *blocks;
-static size_t used, limit = (size_t)1 << 40;
+static size_t used, reserved, limit = (size_t)1 << 40;
 static struct { const char *name; long calls; } counted[256];
 static Stream defaults[3];
-static int context, fails_captures;
+static char contexts[8], pools[8]; /* one a GPU */
+static __thread void *current[8];  /* the context that a thread has, and those below it */
+static __thread int depth;
+static int fails_captures, sticks;
+static pid_t initialised;
 
 /* What tests ask and set. */
 
@@ -62,6 +70,15 @@ static void count(const char *name) {
 }
 #define COUNT count(__func__)
 
+/* What makes something in the current context needs one, and a process that was forked after cuInit
+   has none; an error that spoils the context is every later call's. See cuCtxSetCurrent, cuInit and
+   CUresult in NVIDIA's CUDA driver API. */
+static int unusable(void) {
+    if (initialised != getpid()) return NOT_INITIALIZED;
+    return sticks ? sticks : current[depth] ? OK : INVALID_CONTEXT;
+}
+#define USABLE do { int error = unusable(); if (error) return error; } while (0)
+
 long simulated_calls(const char *name) {
     for (int at = 0; counted[at].name; at++)
         if (!strcmp(counted[at].name, name)) return counted[at].calls;
@@ -69,7 +86,10 @@ long simulated_calls(const char *name) {
 }
 void simulated_limit(size_t bytes) { limit = bytes; }
 size_t simulated_used(void) { return used; }
+size_t simulated_reserved(void) { return reserved; }
 void simulated_capture_fails(int yes) { fails_captures = yes; }
+void simulated_sticks(int error) { sticks = error; }
+int simulated_device(void) { return current[depth] ? (int)((char *)current[depth] - contexts) : -1; }
 int simulated_kind(Address at) {
     int kind = 0;
     pthread_mutex_lock(&table);
@@ -85,6 +105,7 @@ static int allocate(Address *at, size_t size, int kind) {
     pthread_mutex_lock(&table);
     int full = kind == DEVICE_MEMORY && used + size > limit;
     if (!full && kind == DEVICE_MEMORY) used += size;
+    if (used > reserved) reserved = used; /* a pool keeps what it has until it is trimmed */
     pthread_mutex_unlock(&table);
     if (full) return OUT_OF_MEMORY;
     Block *block = malloc(sizeof *block);
@@ -189,6 +210,7 @@ static int put(void *handle, Op op) {
 
 int cuStreamCreateWithPriority(void **made, unsigned flags, int priority) {
     COUNT;
+    USABLE;
     begin_stream(*made = malloc(sizeof(Stream)));
     return OK;
 }
@@ -196,6 +218,7 @@ int cuStreamCreate(void **made, unsigned flags) { return cuStreamCreateWithPrior
 int cuStreamSynchronize(void *handle) {
     COUNT;
     Stream *stream = stream_of(handle);
+    if (sticks) return sticks;
     if (stream->captured) return CAPTURING;
     drain(stream, stream->queued);
     return OK;
@@ -211,7 +234,7 @@ int cuStreamWaitEvent(void *handle, Event *event, unsigned flags) {
 }
 int cuStreamGetFlags(void *handle, unsigned *flags) { *flags = 1; return OK; }
 int cuStreamGetPriority(void *handle, int *priority) { *priority = 0; return OK; }
-int cuStreamGetCtx(void *handle, void **found) { *found = &context; return OK; }
+int cuStreamGetCtx(void *handle, void **found) { *found = contexts; return OK; }
 int cuStreamGetDevice(void *handle, int *device) { *device = 0; return OK; }
 int cuStreamIsCapturing(void *handle, int *status) {
     *status = stream_of(handle)->captured != 0;
@@ -228,7 +251,12 @@ int cuThreadExchangeStreamCaptureMode(int *mode) { return OK; }
 
 /* Events */
 
-int cuEventCreate(Event **made, unsigned flags) { COUNT; *made = calloc(1, sizeof **made); return OK; }
+int cuEventCreate(Event **made, unsigned flags) {
+    COUNT;
+    USABLE;
+    *made = calloc(1, sizeof **made);
+    return OK;
+}
 int cuEventDestroy(Event *event) { return OK; /* one that is recorded may be waited for still */ }
 int cuEventRecord(Event *event, void *handle) {
     COUNT;
@@ -285,6 +313,7 @@ int cuLaunchHostFunc(void *stream, Function function, void *argument) {
 
 int cuMemAllocFromPoolAsync(Address *at, size_t size, void *pool, void *stream) {
     COUNT;
+    if (sticks) return sticks;
     return allocate(at, size, DEVICE_MEMORY);
 }
 int cuMemAllocAsync(Address *at, size_t size, void *stream) {
@@ -294,9 +323,9 @@ int cuMemFreeAsync(Address at, void *stream) {
     COUNT;
     return put(stream, (Op){.kind = FREE, .to = at});
 }
-int cuMemAlloc(Address *at, size_t size) { COUNT; return allocate(at, size, DEVICE_MEMORY); }
+int cuMemAlloc(Address *at, size_t size) { COUNT; USABLE; return allocate(at, size, DEVICE_MEMORY); }
 int cuMemFree(Address at) { return release(at); }
-int cuMemAllocHost(Address *at, size_t size) { COUNT; return allocate(at, size, HOST_MEMORY); }
+int cuMemAllocHost(Address *at, size_t size) { COUNT; USABLE; return allocate(at, size, HOST_MEMORY); }
 int cuMemHostAlloc(Address *at, size_t size, unsigned flags) { return cuMemAllocHost(at, size); }
 int cuMemFreeHost(Address at) { return release(at); }
 int cuMemGetInfo(size_t *left, size_t *all) { *left = limit - used; *all = limit; return OK; }
@@ -313,9 +342,9 @@ int cuPointerGetAttributes(unsigned count, int *attributes, void **found, Addres
     }
     return OK;
 }
-int cuDeviceGetDefaultMemPool(void **pool, int device) { *pool = &limit; return OK; }
-int cuDeviceGetMemPool(void **pool, int device) { *pool = &limit; return OK; }
-int cuMemGetMemPool(void **pool, ...) { *pool = &limit; return OK; }
+int cuDeviceGetDefaultMemPool(void **pool, int device) { *pool = pools + device; return OK; }
+int cuDeviceGetMemPool(void **pool, int device) { *pool = pools + device; return OK; }
+int cuMemGetMemPool(void **pool, ...) { *pool = pools; return OK; }
 int cuMemPoolGetAttribute(void *pool, int attribute, void *value) {
     *(uint64_t *)value = 0;
     return OK;
@@ -323,9 +352,9 @@ int cuMemPoolGetAttribute(void *pool, int attribute, void *value) {
 int cuMemPoolSetAttribute(void *pool, int attribute, void *value) { return OK; }
 int cuMemPoolSetAccess(void *pool, void *map, size_t count) { return OK; }
 int cuMemPoolGetAccess(int *flags, void *pool, void *location) { *flags = 3; return OK; }
-int cuMemPoolCreate(void **pool, void *how) { *pool = &limit; return OK; }
+int cuMemPoolCreate(void **pool, void *how) { *pool = pools; return OK; }
 int cuMemPoolDestroy(void *pool) { return OK; }
-int cuMemPoolTrimTo(void *pool, size_t kept) { return OK; }
+int cuMemPoolTrimTo(void *pool, size_t kept) { COUNT; reserved = used; return OK; }
 
 /* Graphs */
 
@@ -366,12 +395,15 @@ int cuGraphExecUpdate(Graph *graph, ...) { return INVALID_VALUE; }
 int cuGraphNodeFindInClone(void **found, ...) { return INVALID_VALUE; }
 int cuGraphChildGraphNodeGetGraph(void *node, ...) { return INVALID_VALUE; }
 int cuGraphRetainUserObject(Graph *graph, ...) { return OK; }
-int cuUserObjectCreate(void **made, ...) { *made = &context; return OK; }
+int cuUserObjectCreate(void **made, ...) { *made = contexts; return OK; }
 int cuUserObjectRelease(void *object, unsigned count) { return OK; }
 
 /* The device */
 
-int cuInit(unsigned flags) { return OK; }
+int cuInit(unsigned flags) {
+    if (!initialised) initialised = getpid();
+    return initialised == getpid() ? OK : NOT_INITIALIZED;
+}
 int cuDriverGetVersion(int *version) { *version = 13000; return OK; }
 int cuDeviceGetCount(int *found) {
     const char *said = getenv("SIMULATED_GPUS");
@@ -399,13 +431,27 @@ int cuDeviceGetAttribute(int *value, int attribute, int device) {
     }
     return OK;
 }
-int cuDevicePrimaryCtxRetain(void **found, int device) { *found = &context; return OK; }
+int cuDevicePrimaryCtxRetain(void **found, int device) {
+    if (initialised != getpid()) return NOT_INITIALIZED;
+    *found = contexts + device;
+    return OK;
+}
 int cuDevicePrimaryCtxRelease(int device) { return OK; }
-int cuCtxGetCurrent(void **found) { *found = &context; return OK; }
-int cuCtxSetCurrent(void *given) { return OK; }
-int cuCtxPushCurrent(void *given) { return OK; }
-int cuCtxPopCurrent(void **found) { *found = &context; return OK; }
-int cuCtxGetDevice(int *device) { *device = 0; return OK; }
+int cuCtxGetCurrent(void **found) {
+    *found = current[depth];
+    return initialised == getpid() ? OK : NOT_INITIALIZED;
+}
+int cuCtxSetCurrent(void *given) {
+    COUNT;
+    current[depth] = given;
+    return initialised == getpid() ? OK : NOT_INITIALIZED;
+}
+int cuCtxPushCurrent(void *given) { current[++depth] = given; return OK; }
+int cuCtxPopCurrent(void **found) { *found = current[depth--]; return OK; }
+int cuCtxGetDevice(int *device) {
+    *device = simulated_device();
+    return *device < 0 ? INVALID_CONTEXT : OK;
+}
 int cuCtxSynchronize(void) {
     for (int at = 0; at < 3; at++) drain(&defaults[at], defaults[at].queued);
     return OK;
@@ -413,7 +459,13 @@ int cuCtxSynchronize(void) {
 int cuCtxGetStreamPriorityRange(int *least, int *greatest) { *least = *greatest = 0; return OK; }
 int cuCtxGetId(void *given, uint64_t *id) { *id = 1; return OK; }
 int cuGetErrorName(int error, const char **text) {
-    *text = error == OUT_OF_MEMORY ? "CUDA_ERROR_OUT_OF_MEMORY" : "CUDA_ERROR_SIMULATED";
+    switch (error) {
+    case OUT_OF_MEMORY: *text = "CUDA_ERROR_OUT_OF_MEMORY"; break;
+    case NOT_INITIALIZED: *text = "CUDA_ERROR_NOT_INITIALIZED"; break;
+    case INVALID_CONTEXT: *text = "CUDA_ERROR_INVALID_CONTEXT"; break;
+    case ILLEGAL_ADDRESS: *text = "CUDA_ERROR_ILLEGAL_ADDRESS"; break;
+    default: *text = "CUDA_ERROR_SIMULATED";
+    }
     return OK;
 }
 int cuGetErrorString(int error, const char **text) { return cuGetErrorName(error, text); }

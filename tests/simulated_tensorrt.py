@@ -22,6 +22,7 @@ import onnxruntime
 import tensorrt_rtx
 
 __version__ = tensorrt_rtx.__version__
+ILogger = tensorrt_rtx.ILogger
 Logger = tensorrt_rtx.Logger
 CudaGraphStrategy = tensorrt_rtx.CudaGraphStrategy
 DynamicShapesKernelSpecializationStrategy = tensorrt_rtx.DynamicShapesKernelSpecializationStrategy
@@ -37,16 +38,48 @@ CALLS = collections.Counter()
 FAILURES = []
 """What callers did that TensorRT does not forgive, and what went wrong where nobody could hear."""
 
-SETTINGS = {"layers": [], "invalid": 0, "contexts": 1000, "skips": frozenset(), "slow_s": 0.0}
+SETTINGS = {
+    "layers": [],
+    "invalid": 0,
+    "contexts": 1000,
+    "skips": frozenset(),
+    "slow_s": 0.0,
+    "refuses": {},
+}
 """``layers``: what the inspector says of them. ``invalid``: why no engine loads, as bits.
 ``contexts``: how many there is memory for. ``skips``: outputs that are not written. ``slow_s``:
-seconds that a call takes at least."""
+seconds that a call takes at least. ``refuses``: what is refused, by the name of the method, and
+what the log is told."""
 
 DRIVER = ctypes.CDLL("libcuda.so.1")
 DRIVER.simulated_limit.argtypes = (ctypes.c_size_t,)
 DRIVER.simulated_kind.argtypes = (ctypes.c_uint64,)
 HOST_FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 _KEPT = []  # callbacks must outlive the graphs that they were captured in
+
+
+ALIGNMENT = 256
+"""Of an address that `IExecutionContext.set_tensor_address` takes: NvInferRuntime.h says so."""
+
+
+def _primary_context(device=0):
+    found = ctypes.c_void_p()
+    DRIVER.cuInit(0)
+    DRIVER.cuDevicePrimaryCtxRetain(ctypes.byref(found), device)
+    return found
+
+
+def _refuses(name, log):
+    if (why := SETTINGS["refuses"].get(name)) is None:
+        return False
+    log.log(ILogger.ERROR, why)
+    return True
+
+
+def _capturing(stream):
+    found = ctypes.c_int()
+    DRIVER.cuStreamIsCapturing(ctypes.c_void_p(stream), ctypes.byref(found))
+    return bool(found.value)
 
 
 def plan(model, profiles, *, stripped=False, on_host=()):
@@ -82,9 +115,11 @@ class Runtime:
         CALLS["deserialize_cuda_engine"] += 1
         if SETTINGS["invalid"]:
             return None
+        if DRIVER.simulated_device() < 0:  # as the CUDA runtime does at its first call of a thread
+            DRIVER.cuCtxSetCurrent(_primary_context())
         with zipfile.ZipFile(io.BytesIO(plan)) as archive:
             model = onnx.load_from_string(archive.read("model.onnx"))
-            return ICudaEngine(model, json.loads(archive.read("facts.json")))
+            return ICudaEngine(model, json.loads(archive.read("facts.json")), self.log)
 
 
 class IRuntimeCache:
@@ -118,7 +153,8 @@ class IRuntimeConfig:
 
 
 class ICudaEngine:
-    def __init__(self, model, facts):
+    def __init__(self, model, facts, log):
+        self._log = log
         self.model, self.profiles, self.missing = model, facts["profiles"], set(facts["missing"])
         self.on_host = facts["on_host"]
         self.inputs = {v.name: self._dims(v) for v in model.graph.input}
@@ -127,6 +163,7 @@ class ICudaEngine:
         self.num_io_tensors = len(self.names)
         self.num_optimization_profiles = len(self.profiles)
         self.contexts = 0
+        self.device = DRIVER.simulated_device()
         self._begin()
 
     def _begin(self):
@@ -164,8 +201,17 @@ class ICudaEngine:
     def create_runtime_config(self):
         return IRuntimeConfig()
 
+    def _on_its_gpu(self):
+        """An engine is for the GPU that was current when it was loaded."""
+        if DRIVER.simulated_device() != self.device:
+            FAILURES.append(f"GPU {DRIVER.simulated_device()} is current, not {self.device}")
+
     def create_execution_context(self, config):
+        self._on_its_gpu()
         if self.contexts >= SETTINGS["contexts"]:
+            self._log.log(ILogger.ERROR, "Error Code 2: OutOfMemory (Requested size was 1 bytes.)")
+            return None
+        if _refuses("create_execution_context", self._log):
             return None
         self.contexts += 1
         CALLS["create_execution_context"] += 1
@@ -183,6 +229,7 @@ class IExecutionContext:
         self.engine, self.config = engine, config
         self.profile, self.shapes, self.addresses, self.allocators = 0, {}, {}, {}
         self.busy = threading.Lock()
+        self.is_settled, self.profile_stream = False, None
 
     @contextlib.contextmanager
     def _alone(self):
@@ -197,7 +244,11 @@ class IExecutionContext:
 
     def set_optimization_profile_async(self, profile, stream):
         CALLS["set_optimization_profile_async"] += 1
-        self.profile = profile
+        self.engine._on_its_gpu()
+        self.profile, self.shapes = profile, {}  # which are to be set again
+        self.is_settled, self.profile_stream = False, stream
+        if _refuses("set_optimization_profile_async", self.engine._log):
+            raise RuntimeError  # as pyCore.cpp of the bindings does
         return profile < len(self.engine.profiles)
 
     def set_input_shape(self, name, shape):
@@ -208,10 +259,12 @@ class IExecutionContext:
                 low, _, high = bounds[wanted] if isinstance(wanted, str) else (wanted,) * 3
                 if not low <= size <= high:
                     return False
-            self.shapes[name] = tuple(shape)
+            self.shapes[name], self.is_settled = tuple(shape), False
             return True
 
     def infer_shapes(self):
+        if _refuses("infer_shapes", self.engine._log):
+            raise RuntimeError  # as pyCore.cpp of the bindings does
         return [name for name in self.engine.inputs if name not in self.shapes]
 
     def get_tensor_shape(self, name):
@@ -225,6 +278,9 @@ class IExecutionContext:
         )
 
     def set_tensor_address(self, name, address):
+        if address % ALIGNMENT:
+            FAILURES.append(f"the address of {name} is not a multiple of {ALIGNMENT}")
+            return False
         if DRIVER.simulated_kind(address) != (1 if name in self.engine.on_host else 2):
             FAILURES.append(f"{name} is not where it is to be")
         self.addresses[name] = address
@@ -237,6 +293,14 @@ class IExecutionContext:
     def execute_async_v3(self, stream):
         with self._alone():
             CALLS["execute_async_v3"] += 1
+            self.engine._on_its_gpu()
+            if self.profile_stream not in (None, stream):
+                FAILURES.append("the profile was set in another stream, which nobody waited for")
+            if _capturing(stream) and not self.is_settled:
+                FAILURES.append("shapes were set, and captured before a call that was not")
+            self.is_settled = True
+            if _refuses("execute_async_v3", self.engine._log):
+                return False
             shapes, addresses = dict(self.shapes), dict(self.addresses)
             wanted = {*self.engine.inputs, *self.engine.outputs} - set(self.allocators)
             if unset := wanted - set(addresses):
@@ -254,7 +318,15 @@ class IExecutionContext:
         DRIVER.cuStreamSynchronize(ctypes.c_void_p(stream))
         for name, array in self._answers(shapes, addresses).items():
             if (allocator := self.allocators.get(name)) is not None:
-                address = allocator.reallocate_output_async(name, 0, array.nbytes, 256, stream)
+                try:
+                    # "Always positive, even for an empty tensor", says NvInferRuntime.h.
+                    size = max(1, array.nbytes)
+                    address = allocator.reallocate_output_async(name, 0, size, ALIGNMENT, stream)
+                except Exception:  # noqa: BLE001  # the bindings print it, and go on with nullptr
+                    FAILURES.append("an allocator raised where nobody can hear it")
+                    address = None
+                if not address:
+                    return False
                 allocator.notify_shape(name, array.shape)
             else:
                 address = addresses[name]

@@ -49,7 +49,7 @@ LAYERS = (
     {"chained"},
     {"fleet"},
     {"flavor"},
-    {"evaluator", "jobs", "show", "texts", "triton"},
+    {"evaluator", "jobs", "ondemand", "show", "texts", "triton"},
     {"entry", "options"},
     {"cli"},
 )

@@ -112,7 +112,13 @@ def test_a_column_of_numbers_may_be_an_axis_of_length_one():
     ("frame", "specs", "words"),
     [
         (TABLE, [spec("float32"), spec("float32", name="y")], "column for each of"),
-        (pd.DataFrame({"x": [[1, 2], [1]]}), [spec("float32")], "cells of one shape"),
+        (pd.DataFrame({"x": [[1, 2], [1]]}), [spec("float32")], "'x' differ in shape; give cells"),
+        (
+            pd.DataFrame({"x": [np.ones((2, 2)), np.ones((2, 3))]}),
+            [spec("float32", ("N", 2, 2))],
+            "'x' differ in shape; give cells",
+        ),
+        (pd.DataFrame({"x": []}), [spec("float32")], "'x' is empty; give at least one row"),
     ],
 )
 def test_a_table_that_does_not_fit_is_refused_with_the_way_out(frame, specs, words):

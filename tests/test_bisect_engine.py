@@ -22,6 +22,8 @@ from mlflow_e2eai.errors import EngineBuildError, InvalidInputError, RunnerError
 from mlflow_e2eai.files import sha256_of
 from mlflow_e2eai.runners import onnxruntime_runner
 
+pytestmark = pytest.mark.usefixtures("on_threads")
+
 
 class Oracle:
     """Fails where its rule says so; counts how often it is asked."""

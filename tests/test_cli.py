@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import mlflow
 import pytest
@@ -11,6 +13,8 @@ from models import AXES, N, features, labelled, net
 import mlflow_e2eai
 from mlflow_e2eai import Axis, BuildSettings, cli, texts
 from mlflow_e2eai.errors import InvalidInputError
+
+pytestmark = pytest.mark.usefixtures("on_threads")
 
 
 @pytest.fixture
@@ -111,14 +115,17 @@ def test_promote_says_0_for_promoted_and_3_for_rejected(version, capsys, tmp_pat
         ("export --model-uri models:/nothing/1", "There is no model 'models:/nothing/1'"),
         ("export --model-uri x", "'x' names no model"),
         ("convert --model-uri x --precision fp12", "The precision is 'fp12', but one of fp32"),
-        ("convert --model-uri x --precision fp16 --keep-fp32 a.json", "a.json cannot be had"),
+        (
+            "convert --model-uri x --precision fp16 --keep-fp32 a.json",
+            "Cannot read a.json: No such file",
+        ),
         ("bisect --model-uri x --precision fp12", "The precision is 'fp12', but one of fp32"),
         ("bisect --model-uri x", "'x' names no model"),
         ("compile --model-uri x --targets sm86,sm99", "The target is 'sm99', but one of local"),
         ("compile --model-uri x --targets sm86 --precision fp3", "The precision is 'fp3', but one"),
         ("compile --model-uri x --targets sm86 --tf32 true", "there is no parameter --tf32"),
         ("compile --model-uri x --targets sm86 --build-settings threads=0", "threads is 0, but"),
-        ("clean --model-uri x --plan missing.yaml", "missing.yaml cannot be had"),
+        ("clean --model-uri x --plan missing.yaml", "Cannot read missing.yaml: No such file"),
         ("promote --name net --version one", "'one' is no whole number of at least 1"),
         ("promote --name nothing --version 1", "There is no version 1 of 'nothing'"),
         ("log --model nothing --name x", "write package.module:callable"),
@@ -180,11 +187,59 @@ def test_buckets_are_chosen_from_sizes_in_one_word_or_a_file(tmp_path, capsys):
     assert axes["x"][0].buckets == (1, 8, 32)
 
 
-@pytest.mark.parametrize("text", ["", "one", "1:two", "missing.json", "1;2"])
+@pytest.mark.parametrize("text", ["", "one", "1:two", "folder", "1;2"])
 def test_what_holds_no_sizes_is_refused(text, capsys):
     assert cli.main(["choose-buckets", text, "--count", "3"]) == cli.ERROR
     _, err = said(capsys)
-    assert "holds no sizes" in err
+    assert "holds no sizes; write 1,8:120,32 or give" in err
+    assert len(err.splitlines()) == 1
+
+
+ABSENT, FOLDER, EMPTY, BINARY = "absent", "folder", b"", b"\xff\xfe\x00"
+
+
+@pytest.mark.parametrize(
+    ("words", "content", "sentence"),
+    [
+        ("choose-buckets FILE.json --count 2", ABSENT, "FILE.json: No such file or directory; wri"),
+        ("choose-buckets FILE.json --count 2", FOLDER, "FILE.json: Is a directory; write 1,8:120"),
+        ("choose-buckets FILE.json --count 2", EMPTY, "'FILE.json' holds no sizes; write"),
+        ("choose-buckets FILE.json --count 2", BINARY, "FILE.json: it is no text in UTF-8; write"),
+        ("log --model FILE.py:make", ABSENT, "cannot be made: there is no file FILE.py; check"),
+        ("log --model FILE.py:make", FOLDER, "cannot be made: there is no file FILE.py; check"),
+        ("log --model FILE.py:make", EMPTY, "'FILE' has no attribute 'make'; check"),
+        ("export --model-uri x --plan FILE.yaml", FOLDER, "Cannot read FILE.yaml: Is a directory;"),
+        ("export --model-uri x --plan FILE.yaml", EMPTY, "FILE.yaml is empty; give a file with a"),
+        ("export --model-uri x --plan FILE.yaml", BINARY, "(it is no text in UTF-8); give a file"),
+        ("promote --name x --version 1 --gates FILE.yaml", ABSENT, "FILE.yaml: No such file or d"),
+        ("promote --name x --version 1 --gates FILE.yaml", FOLDER, "FILE.yaml: Is a directory;"),
+        ("promote --name x --version 1 --gates FILE.yaml", BINARY, "it is no text in UTF-8; give"),
+        ("promote --name x --version 1 --gates FILE.yaml", b"a: [\n", "found '<stream end>'"),
+        ("clean --onnx FILE.onnx", ABSENT, "There is no file FILE.onnx; check the path."),
+        ("clean --onnx FILE.onnx", FOLDER, "Cannot read FILE.onnx: Is a directory; give an ONNX"),
+        ("clean --onnx FILE.onnx", EMPTY, "FILE.onnx is not a valid ONNX file: it is empty"),
+        ("clean --onnx n.onnx --input-example FILE.npz", ABSENT, "No such file or directory; give"),
+        ("clean --onnx n.onnx --input-example FILE.npz", FOLDER, "Is a directory; give an npz"),
+        ("clean --onnx n.onnx --input-example FILE.npz", EMPTY, "it is empty; give an npz file"),
+        ("show FILE.onnx --no-browser", FOLDER, "There is no bundle at FILE.onnx; give what"),
+        ("show FILE.onnx --no-browser", EMPTY, "FILE.onnx is not a valid ONNX file: it is empty"),
+        ("export-triton FILE --repository r", ABSENT, "There is no bundle at FILE; give what"),
+        ("export-triton FILE --repository r", FOLDER, "There is no bundle at FILE; give what"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_one_sentence(
+    words, content, sentence, store, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    (name,) = re.findall(r"FILE[.a-z]*", words)
+    if content == FOLDER:
+        Path(name).mkdir()
+    elif content != ABSENT:
+        Path(name).write_bytes(content)
+    assert cli.main(words.split()) == cli.ERROR
+    _, err = said(capsys)
+    assert sentence in err
+    assert "Errno" not in err
     assert len(err.splitlines()) == 1
 
 

@@ -16,6 +16,8 @@ from mlflow_e2eai import bundle, graphs
 from mlflow_e2eai.errors import ArtifactError, E2EAIError, EngineMismatchError
 from mlflow_e2eai.variants import load
 
+pytestmark = pytest.mark.usefixtures("on_threads")
+
 VARIANTS = {
     "model.onnx": "onnxruntime-cpu/fp32",
     "model-fp16.onnx": "onnxruntime-cpu/fp16",

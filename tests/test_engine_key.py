@@ -15,6 +15,8 @@ from mlflow_e2eai.artifacts import Axis, EngineArtifact, Library, OnnxArtifact, 
 from mlflow_e2eai.building import BuildSettings
 from mlflow_e2eai.engine import key_for, key_of, version_for
 
+pytestmark = pytest.mark.usefixtures("on_threads")
+
 pytest.importorskip("tensorrt_rtx")
 
 SM86 = Target(backend="tensorrt_rtx", compute_capability="sm86")

@@ -18,6 +18,8 @@ from mlflow_e2eai.report import html
 from mlflow_e2eai.runners import onnxruntime_runner
 from mlflow_e2eai.surgery import clean
 
+pytestmark = pytest.mark.usefixtures("on_threads")
+
 W = np.random.default_rng(0).standard_normal((8, 3)).astype(np.float32)
 AXES = {"x": {0: Axis("N", min=1, opt=4, max=16)}}
 TEXT = (

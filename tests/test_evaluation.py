@@ -167,8 +167,15 @@ def test_each_variant_comes_after_the_one_that_it_was_made_of():
 # A whole evaluation
 
 
-def test_every_stage_is_held_against_the_one_before(tmp_path):
-    evidence = saved(net(), tmp_path / "model")
+@pytest.fixture(scope="module")
+def whole(on_threads, tmp_path_factory):
+    """The folder of a model, and what its evaluation found."""
+    place = tmp_path_factory.mktemp("whole") / "model"
+    return place, saved(net(), place)
+
+
+def test_every_stage_is_held_against_the_one_before(whole):
+    _, evidence = whole
     assert list(evidence) == [TORCH, EXPORTED, CLEAN, HALF]
     assert evidence[EXPORTED].before == TORCH
     for name, before in ((CLEAN, EXPORTED), (HALF, CLEAN)):
@@ -179,14 +186,14 @@ def test_every_stage_is_held_against_the_one_before(tmp_path):
     assert evidence[HALF].against_before.max_abs_error > 0
 
 
-def test_what_export_and_clean_did_to_the_latency_can_be_told(tmp_path):
-    saved(net(), tmp_path / "model")
-    for found in read(tmp_path / "model" / "bundle").latency.values():
+def test_what_export_and_clean_did_to_the_latency_can_be_told(whole):
+    place, _ = whole
+    for found in read(place / "bundle").latency.values():
         assert [entry.name for entry in found.variants] == [TORCH, EXPORTED, CLEAN, HALF]
 
 
-def test_every_variant_says_what_its_start_costs_and_what_it_gives_to_many(tmp_path):
-    evidence = saved(net(), tmp_path / "model")
+def test_every_variant_says_what_its_start_costs_and_what_it_gives_to_many(whole):
+    _, evidence = whole
     for name in (CLEAN, HALF):
         assert evidence[name].cold_start.first_call_ms > 0
         assert evidence[name].cold_start.peak_memory_bytes > 10e6
@@ -197,33 +204,36 @@ def test_every_variant_says_what_its_start_costs_and_what_it_gives_to_many(tmp_p
 # Native code that breaks down
 
 
+_PLACES = itertools.count()
+"""How many runners this process opened before: none, unless they are timed together."""
+
+
 @contextmanager
 def crashes(variant, graphs, engines, *, when):
     """The true runner, but fp16 ends its process where `when` says so."""
-    calls = itertools.count()
+    calls, place = itertools.count(), next(_PLACES)
     with runner(variant, graphs, engines) as infer:
 
         def infer_or_crash(tensors):
-            if variant == HALF and when(next(calls), len(tensors["x"])):
+            if variant == HALF and when(next(calls), len(tensors["x"]), place):
                 os.kill(os.getpid(), signal.SIGSEGV)
             return infer(tensors)
 
         yield infer_or_crash
 
 
-def at_the_largest_batch(call, items):
+def at_the_largest_batch(call, items, place):
     return items == N.max
 
 
-def after_so_many_calls(call, items):
-    return call > 5000
+def while_it_is_timed(call, items, place):
+    return place > 0 and call > 10
 
 
-def at_once(call, items):
-    return True
-
-
-def test_a_crash_at_one_corner_is_a_result_that_says_where(tmp_path, monkeypatch):
+@pytest.mark.usefixtures("in_processes")
+def test_a_crash_at_one_corner_is_a_result_that_says_where_and_another_variant_is_loaded(
+    tmp_path, monkeypatch
+):
     monkeypatch.setattr(candidates, "runner", partial(crashes, when=at_the_largest_batch))
     evidence = saved(net(), tmp_path / "model")
     assert evidence[HALF].measured
@@ -231,10 +241,12 @@ def test_a_crash_at_one_corner_is_a_result_that_says_where(tmp_path, monkeypatch
     assert "crashed (SIGSEGV) on sample 2, x [16, 8]" in evidence[HALF].reason
     assert evidence[HALF].cold_start is not None
     assert evidence[CLEAN].passed
+    assert mlflow_e2eai.load_model(tmp_path / "model").variant == CLEAN
 
 
+@pytest.mark.usefixtures("in_processes")
 def test_what_crashes_while_it_is_timed_is_left_out_and_the_others_are_timed(tmp_path, monkeypatch):
-    monkeypatch.setattr(candidates, "runner", partial(crashes, when=after_so_many_calls))
+    monkeypatch.setattr(candidates, "runner", partial(crashes, when=while_it_is_timed))
     evidence = saved(net(), tmp_path / "model")
     assert "crashed (SIGSEGV)" in evidence[HALF].reason
     assert evidence[HALF].parity["profile"].passed
@@ -251,6 +263,7 @@ def always_crashes(*_):
     yield infer
 
 
+@pytest.mark.usefixtures("in_processes")
 def test_where_everything_crashes_the_module_is_timed_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(candidates, "runner", always_crashes)
     monkeypatch.setattr(candidates, "raw_runner", always_crashes)
@@ -258,12 +271,6 @@ def test_where_everything_crashes_the_module_is_timed_alone(tmp_path, monkeypatc
     assert all("SIGSEGV" in evidence[name].reason for name in (EXPORTED, CLEAN, HALF))
     for found in read(tmp_path / "model" / "bundle").latency.values():
         assert [entry.name for entry in found.variants] == [TORCH]
-
-
-def test_a_model_with_a_variant_that_crashed_still_loads_with_another(tmp_path, monkeypatch):
-    monkeypatch.setattr(candidates, "runner", partial(crashes, when=at_once))
-    saved(net(), tmp_path / "model")
-    assert mlflow_e2eai.load_model(tmp_path / "model").variant == CLEAN
 
 
 def test_a_last_call_below_the_profile_is_filled_up_and_the_filling_does_not_count(tmp_path):

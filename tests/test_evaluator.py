@@ -15,6 +15,8 @@ from models import AXES, features, net
 import mlflow_e2eai
 from mlflow_e2eai.errors import InvalidInputError
 
+pytestmark = pytest.mark.usefixtures("on_threads")
+
 
 @pytest.fixture
 def torch_model(store):

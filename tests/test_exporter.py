@@ -15,6 +15,8 @@ from mlflow_e2eai.artifacts import Axis, TensorSpec
 from mlflow_e2eai.errors import ArtifactError, ExportError, InvalidInputError
 from mlflow_e2eai.runners import onnxruntime_runner
 
+pytestmark = pytest.mark.usefixtures("on_threads")
+
 N = Axis("N", min=1, opt=2, max=4)
 EXPORTERS = ["dynamo", "trace", "script"]
 

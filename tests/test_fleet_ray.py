@@ -17,9 +17,11 @@ from fleets import (
     engines,
     kill_when_building,
     parent_of,
+    workers,
 )
 
-from mlflow_e2eai import fleet, tracking
+import mlflow_e2eai
+from mlflow_e2eai import fleet, jobs, tracking
 from mlflow_e2eai.errors import InvalidInputError, MissingDependencyError
 from mlflow_e2eai.fleet import Job
 from mlflow_e2eai.fleet import cluster as cluster_of
@@ -67,7 +69,10 @@ def test_the_accelerator_types_are_rays():
 
 @pytest.fixture(scope="module")
 def cluster():
-    """A head without work, two nodes with an A10 and one with an H100, by their word."""
+    """A head without work, two nodes with an A10 and one with an H100, by their word.
+
+    They have no GPU: engines that they are to judge come back with that as the reason.
+    """
     pytest.importorskip("ray", reason="install the extra ray: `make test-ray` does")
     import ray
     from ray.cluster_utils import Cluster
@@ -75,6 +80,8 @@ def cluster():
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     for kind in ("A10", "A10", "H100"):
         known = {f"accelerator_type:{kind}": 1, "rack": 1}
+        if kind == "A10":  # which Ray has no name for
+            known["e2eai_sm86"] = 1
         cluster.add_node(num_cpus=1, num_gpus=1, resources=known)
     ray.init(address=cluster.address, log_to_driver=False)
     yield cluster
@@ -163,6 +170,81 @@ def test_what_is_killed_while_it_builds_is_built_elsewhere_and_nothing_twice(
     made = [model for one in outcomes for model in one.models]
     assert sorted(made) == sorted(engines())
     assert len(set(made)) == len(wanted)
+
+
+@pytest.mark.slow
+def test_engines_are_judged_where_their_gpu_is_and_one_that_no_node_has_says_so(
+    store, tmp_path, cluster
+):
+    graph = log_graph(tmp_path)
+    targets = ["sm86", "rtx", "sm120"]
+    with mlflow.start_run() as parent:
+        info = jobs.package(graph, name="net", precisions=["fp32"], targets=targets, executor="ray")
+    with mlflow_e2eai.load_model(info.model_uri) as model:
+        manifest = model.manifest
+    assert len(manifest.engines) == len(targets)
+    here = {entry.variant: entry for entry in manifest.evidence}
+    (there,) = manifest.elsewhere
+    ran = [f"onnxruntime-cpu/{precision}" for precision in ("raw", "fp32")]
+    engines = [f"tensorrt_rtx{capability}/fp32" for capability in ("-sm86", "")]
+    assert {entry.variant: entry.passed for entry in there.evidence} == {
+        **dict.fromkeys(ran, True),
+        **dict.fromkeys(engines, False),
+    }
+    reasons = {entry.variant: entry.reason for entry in there.evidence}
+    assert "needs a GPU of sm86" in reasons[engines[0]]
+    assert set(here) == {*ran, "tensorrt_rtx-sm120/fp32"}
+    assert "has what evaluate sm120 needs" in here["tensorrt_rtx-sm120/fp32"].reason
+    runs = {run.info.run_name: run for run in children(parent)}
+    assert runs["evaluate sm120"].info.status == "FAILED"
+    assert kind_of(runs["evaluate sm86"]) == "A10"
+    assert len(children(runs["evaluate sm86"])) == len(there.evidence)
+
+
+@pytest.mark.slow
+def test_the_job_evaluate_goes_where_the_gpu_of_its_engine_is(store, tmp_path, cluster):
+    (engine,) = jobs.compile(log_graph(tmp_path), targets=["sm86"])
+    with mlflow.start_run() as parent:
+        (found,) = jobs.evaluate(engine, executor="ray")
+    assert sum(entry.passed for entry in found.evidence) == 2
+    (above,) = children(parent)
+    (run,) = children(above)
+    assert (run.info.run_name, kind_of(run)) == ("evaluate sm86", "A10")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("whose", ["evaluator", "Ray worker", "node"])
+def test_what_is_killed_while_it_judges_is_judged_elsewhere_and_nothing_twice(
+    store, tmp_path, cluster, whose
+):
+    before = set(workers())
+
+    def victims():
+        found = workers()
+        # What runs a variant is new, and a child of who judges it; a kept builder is not new.
+        above = [parent_of(pid) for pid in found if pid not in before and parent_of(pid) in found]
+        for evaluator in above[:1]:
+            worker = parent_of(evaluator)
+            each = {"evaluator": [evaluator], "Ray worker": [worker]}
+            return each.get(whose, [parent_of(worker), worker])
+        return []
+
+    graphs = [log_graph(tmp_path, scale=scale) for scale in (1, 2)]
+    given = [Job(stage="evaluate", model_uri=graph) for graph in graphs]
+    with mlflow.start_run() as parent:
+        thread, killed = kill_when_building(victims)
+        outcomes = fleet.run(given, executor="ray")
+        thread.join()
+    fleet.held(outcomes)
+    assert len(killed) == 1
+    lost = [run for one in outcomes for run in one.failed_runs]
+    assert len(lost) == 1
+    states = sorted((run.info.run_id, run.info.status) for run in children(parent))
+    done = [(one.run_id, "FINISHED") for one in outcomes]
+    assert states == sorted([*done, (lost[0], "FAILED")])
+    for one in outcomes:
+        names = [entry.variant for entry in tracking.fetch_found(one.run_id).evidence]
+        assert names == ["onnxruntime-cpu/raw", "onnxruntime-cpu/fp32"]
 
 
 @pytest.mark.slow

@@ -42,6 +42,8 @@ from mlflow_e2eai.precision import PrecisionReport
 from mlflow_e2eai.settings import Settings
 from mlflow_e2eai.surgery import plan_from
 
+pytestmark = pytest.mark.usefixtures("on_threads")
+
 
 @pytest.fixture
 def source(store):
@@ -402,7 +404,7 @@ def test_a_node_to_keep_that_there_is_not_is_an_error_on_the_run(overflowing):
         ("[1]", ArtifactError, "holds no list of 'nodes'"),
         ('{"nodes": "a"}', ArtifactError, "holds no list of 'nodes'"),
         ('{"nodes": [1]}', ArtifactError, "holds no list of 'nodes'"),
-        (None, TrackingError, "cannot be had"),
+        (None, TrackingError, "Cannot read .*bisection.json: No such file"),
     ],
 )
 def test_a_file_that_holds_no_nodes_is_one_clear_sentence(store, tmp_path, text, error, words):

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+import tomllib
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,13 +17,17 @@ from pathlib import Path
 import mlflow
 import numpy as np
 import pytest
+from mlflow.store.artifact.artifact_repository_registry import (
+    get_registered_artifact_repositories,
+)
 from test_bundle import CPU32, TIMES, X, engine, graph, manifest
 
 import mlflow_e2eai
 from mlflow_e2eai import bundle, flavor
 from mlflow_e2eai.artifacts import Infer, Target
-from mlflow_e2eai.errors import ArtifactError, TrackingError
+from mlflow_e2eai.errors import ArtifactError, InvalidInputError, TrackingError
 from mlflow_e2eai.files import sha256_of
+from mlflow_e2eai.ondemand import OnDemand
 from mlflow_e2eai.variants import choosing, running
 
 GPUS = [f"sm{number:02}" for number in range(12)]
@@ -173,6 +178,90 @@ def test_pyfunc_loads_the_whole_model(client):
         loaded = mlflow.pyfunc.load_model(client)
 
     assert np.array_equal(loaded.predict({"x": X})["y"], 2 * X)
+
+
+@pytest.fixture
+def scheme(monkeypatch):
+    """What the entry point registers where the package is installed."""
+    monkeypatch.setitem(get_registered_artifact_repositories(), "e2eai", OnDemand)
+
+
+def on_demand(uri: str) -> str:
+    return uri.replace("models:/", "e2eai:/")
+
+
+def test_mlflow_finds_the_scheme_by_an_entry_point_that_imports_nothing_else():
+    project = tomllib.loads(Path(__file__).parents[1].joinpath("pyproject.toml").read_text())
+    found = project["project"]["entry-points"]["mlflow.artifact_repository"]
+    assert found == {"e2eai": f"{OnDemand.__module__}:{OnDemand.__qualname__}"}
+    code = (
+        "import sys; before = set(sys.modules); import mlflow_e2eai.ondemand;"
+        "new = {name.partition('.')[0] for name in set(sys.modules) - before};"
+        "print(*sorted(new - sys.stdlib_module_names))"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["mlflow_e2eai"]
+
+
+@pytest.mark.usefixtures("scheme")
+def test_pyfunc_downloads_one_of_twelve_engines_on_demand(client, served, monkeypatch, tmp_path):
+    fits(monkeypatch, "sm07")
+    with downloads(served[1]) as asked:
+        loaded = mlflow.pyfunc.load_model(on_demand(client), dst_path=tmp_path)
+
+    assert np.array_equal(loaded.predict({"x": X})["y"], 100 * X)
+    assert loaded.get_raw_model().variant == "tensorrt_rtx-sm07/fp32"
+    assert loaded.metadata.signature is not None
+    there = [path for path in asked if path.startswith("bundle/")]
+    assert there == ["bundle/manifest.json", "bundle/engines/tensorrt_rtx-sm07-fp32.engine"]
+    assert {"requirements.txt", "python_env.yaml"} <= set(asked)
+    asked.clear()
+    with downloads(served[1]) as asked:
+        again = mlflow.pyfunc.load_model(str(tmp_path), model_config={"variant": CPU32})
+    assert np.array_equal(again.predict({"x": X})["y"], 2 * X)
+    assert [path for path in asked if path != "MLmodel"] == ["bundle/model.onnx"]
+
+
+@pytest.mark.usefixtures("scheme")
+def test_every_name_of_a_model_has_its_files_on_demand(client, served, tmp_path):
+    store = mlflow.MlflowClient()
+    name, version = client.removeprefix("models:/").split("/")
+    store.set_registered_model_alias(name, "here", version)
+    model_id = store.get_model_version(name, version).source.removeprefix("models:/")
+    for uri in (f"{name}/{version}", f"{name}@here", model_id):
+        with downloads(served[1]) as asked:
+            path = mlflow.artifacts.download_artifacts(f"e2eai:/{uri}/bundle/manifest.json")
+            info = mlflow.models.get_model_info(f"e2eai:/{uri}")
+        assert bundle.read(Path(path).parent).engines
+        assert info.model_id == model_id
+        assert not [each for each in asked if each.endswith((".engine", ".onnx"))]
+
+
+@pytest.mark.usefixtures("scheme")
+def test_what_is_on_demand_is_verified(client, served):
+    (graph,) = served[1].parent.rglob("model.onnx")
+    whole = graph.read_bytes()
+    graph.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    try:
+        with pytest.raises(ArtifactError, match=r"model.onnx has sha256 .* but .* was recorded"):
+            mlflow.pyfunc.load_model(on_demand(client), model_config={"variant": CPU32})
+    finally:
+        graph.write_bytes(whole)
+
+
+@pytest.mark.usefixtures("scheme", "client")
+@pytest.mark.parametrize(
+    ("uri", "error", "words"),
+    [
+        ("e2eai:/nothing/1", TrackingError, "There is no model 'models:/nothing/1'"),
+        ("e2eai:/net@nobody", TrackingError, "There is no model 'models:/net@nobody'"),
+        ("e2eai:/net", InvalidInputError, "'models:/net' names no model"),
+    ],
+)
+def test_what_names_no_model_has_no_files_on_demand(uri, error, words):
+    with pytest.raises(error, match=words):
+        mlflow.pyfunc.load_model(uri)
 
 
 def test_a_file_that_the_server_lost_is_named(client, served):

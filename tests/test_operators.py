@@ -21,6 +21,8 @@ from mlflow_e2eai.precision import convert
 from mlflow_e2eai.runners import onnxruntime_runner
 from mlflow_e2eai.surgery import DEFAULT_PLAN, clean, named_in, plan_from
 
+pytestmark = pytest.mark.usefixtures("on_threads")
+
 N = Axis("N", min=1, opt=3, max=8)
 KEEPING = ("dynamo", "trace")
 

@@ -21,6 +21,8 @@ from mlflow_e2eai.precision.fp16 import to_fp16
 from mlflow_e2eai.precision.ranges import Guarded, guard
 from mlflow_e2eai.runners import onnxruntime_runner
 
+pytestmark = pytest.mark.usefixtures("on_threads")
+
 AXES = (Axis("N", min=1, opt=2, max=4),)
 X = np.array([[1, -2, 3], [-4, 5, -6]], dtype=np.float32) / 8
 HEADER = '<ir_version: 8, opset_import: ["" : 18]>'
@@ -701,6 +703,7 @@ class Recurrent(torch.nn.Module):
         return self.head(self.recurrent(x)[0])
 
 
+@pytest.mark.usefixtures("in_processes")
 def test_a_graph_that_brings_onnx_runtime_down_is_refused_and_nothing_else_goes_down(tmp_path):
     # ONNX Runtime 1.31 follows a pointer to nowhere when it loads this in fp16.
     raw, _ = export(

@@ -18,6 +18,8 @@ from mlflow_e2eai.isolation import isolated_onnxruntime
 from mlflow_e2eai.precision.bf16 import to_bf16
 from mlflow_e2eai.runners import onnxruntime_runner, torch_runner
 
+pytestmark = pytest.mark.usefixtures("on_threads")
+
 N = Axis("N", min=1, opt=2, max=4)
 
 

@@ -15,6 +15,8 @@ from mlflow_e2eai.errors import EngineBuildError, InvalidInputError, PrecisionEr
 from mlflow_e2eai.precision.calibration import calibrate, histogram
 from mlflow_e2eai.runners import onnxruntime_runner
 
+pytestmark = pytest.mark.usefixtures("on_threads")
+
 AXES = (Axis("N", min=1, opt=2, max=64),)
 QUANTIZED = ("int8", "fp8")
 WEIGHTS = np.random.default_rng(3).standard_normal((3, 4)).astype(np.float32)

@@ -9,6 +9,8 @@ from real_models import NOT_TRACED, REAL_MODELS, SLOW_MODELS, peers
 from mlflow_e2eai import clean, export, graphs
 from mlflow_e2eai.arrays import corners, resize
 
+pytestmark = pytest.mark.usefixtures("on_threads")
+
 NAMES = [
     pytest.param(name, marks=pytest.mark.slow) if name in SLOW_MODELS else name
     for name in REAL_MODELS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 
@@ -15,6 +16,8 @@ from mlflow_e2eai import bundle, flavor, registry
 from mlflow_e2eai.errors import ArtifactError, InvalidInputError, TrackingError
 from mlflow_e2eai.files import to_json
 from mlflow_e2eai.gates import Gate
+
+pytestmark = pytest.mark.usefixtures("on_threads")
 
 FAST = (Gate(metric="parity/failed", bound="at_most", limit=0),)
 
@@ -138,6 +141,39 @@ def test_bad_evidence_is_rejected_the_alias_stays_and_the_tags_say_why(
     assert tags["e2eai.decision"] == "rejected"
     assert metric in tags["e2eai.reason"]
     assert tags[f"e2eai.gate.{metric}"].startswith(metric)
+
+
+def also_elsewhere(change):
+    """Another machine found the same, but for a change."""
+
+    def add(data):
+        found = copy.deepcopy({key: data[key] for key in ("environment", "evidence", "latency")})
+        change(found)
+        data["elsewhere"] = [found]
+
+    return add
+
+
+def less_of_everything(data):
+    for entry in data["evidence"]:
+        entry["task"] = {name: value - 0.25 for name, value in entry["task"].items()}
+
+
+@pytest.mark.parametrize(
+    ("change", "differs"),
+    [
+        (dict, {}),  # the same
+        (fail_fp16, {"parity/failed": 1.0}),
+        (lose_accuracy, {"task/drop": 0.5, "task/accuracy": 0.5}),
+        (measure_nothing, {"task/drop": math.nan}),
+        # Every machine's variants are held against its own reference.
+        (less_of_everything, {"task/accuracy": 0.75}),
+    ],
+)
+def test_what_other_machines_found_counts_and_nothing_twice(good, tmp_path, change, differs):
+    here = registry.metrics_of(bundle.find(good))
+    place = altered(good, tmp_path, also_elsewhere(change))
+    assert registry.metrics_of(place) == pytest.approx(here | differs, nan_ok=True)
 
 
 def test_a_champion_that_was_better_at_the_task_keeps_the_alias(store, good, tmp_path):

@@ -13,7 +13,7 @@ from shown import shown
 from test_report import CPU, HALF, TORCH, compared, manifest
 from test_report_page import ORIGIN, REJECTED, Page, full, timed
 
-from mlflow_e2eai.bundle import Evidence, Manifest
+from mlflow_e2eai.bundle import Evidence, MachineEvidence, Manifest
 from mlflow_e2eai.gates import Decision, Verdict
 from mlflow_e2eai.latency import GpuRecord, LatencyFinding
 from mlflow_e2eai.parity import Element, Finding
@@ -38,10 +38,19 @@ def pages() -> dict[str, str]:
         "precision": precision_html(refused(HOSTILE)),
         "bare": html(manifest()),
         "hostile": html(hostile(HOSTILE), origin=Origin(name=HOSTILE, version=HOSTILE)),
+        "machines": html(elsewhere_too(shown(), HOSTILE), REJECTED, origin=ORIGIN),
     }
 
 
-@pytest.fixture(params=["full", "shown", "bare", "hostile"])
+def elsewhere_too(found: Manifest, gpu: str) -> Manifest:
+    """Another machine, twice, found the same."""
+    there = MachineEvidence(
+        environment={"gpu": gpu}, evidence=found.evidence, latency=found.latency
+    )
+    return dataclasses.replace(found, elsewhere=(there, there))
+
+
+@pytest.fixture(params=["full", "shown", "bare", "hostile", "machines"])
 def page(request):
     return Page(pages()[request.param])
 

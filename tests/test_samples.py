@@ -25,6 +25,8 @@ from mlflow_e2eai.samples import EvaluationData, branch_samples, calls, edge_sam
 from mlflow_e2eai.samples.metrics import accuracy, task_metrics
 from mlflow_e2eai.tracking import sources
 
+pytestmark = pytest.mark.usefixtures("on_threads")
+
 X = features(40)
 LABELS = np.arange(40) % 3
 EXAMPLE = {"x": X[:4]}

@@ -15,6 +15,8 @@ from mlflow_e2eai.engine import compile
 from mlflow_e2eai.surgery import Step
 from mlflow_e2eai.surgery import simplify as libraries
 
+pytestmark = pytest.mark.usefixtures("on_threads")
+
 N = Axis("N", min=1, opt=2, max=4)
 HEADER = '<ir_version: 8, opset_import: ["" : 18, "devtech" : 1]>'
 ONLY = (Step(rule="simplify"),)

@@ -37,7 +37,7 @@ def test_on_a_simulated_gpu(name, driver, tmp_path):
         env={
             **os.environ,
             "LD_LIBRARY_PATH": str(driver),
-            "SIMULATED_GPUS": "1",
+            "SIMULATED_GPUS": "2",
             "PYTHONPATH": os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")]),
         },
         cwd=HERE.parent,

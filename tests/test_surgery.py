@@ -20,6 +20,8 @@ from mlflow_e2eai.runners import onnxruntime_runner
 from mlflow_e2eai.surgery import DEFAULT_PLAN, RULES, Step, plan_from, plan_text
 from mlflow_e2eai.surgery.interface import changes, loses_outputs
 
+pytestmark = pytest.mark.usefixtures("on_threads")
+
 X = np.array([[-1, 2, -3], [4, -5, 6]], dtype=np.float32)
 AXES = (Axis("N", min=1, opt=2, max=4),)
 HEADER = '<ir_version: 8, opset_import: ["" : 18, "devtech" : 1]>'
@@ -657,7 +659,7 @@ def test_a_required_rule_that_finds_something_is_fine(graph, out):
     [
         (b"- bypass: {op_type: FooOp", "is not YAML"),
         (b"\xff\xfe\x00", "is not YAML"),
-        (b"", "is a list of rules, not a NoneType"),
+        (b"", "is empty; give a file with a list of rules"),
         (b"- bypas: {op_type: FooOp}", "did you mean 'bypass'"),
     ],
 )

@@ -16,6 +16,8 @@ from mlflow_e2eai.runners import onnxruntime_runner
 from mlflow_e2eai.surgery import Step, plan_from
 from mlflow_e2eai.surgery.interface import adds_outputs, changes
 
+pytestmark = pytest.mark.usefixtures("on_threads")
+
 HEADER = '<ir_version: 8, opset_import: ["" : 18, "devtech" : 1]>'
 CHAIN = """
 main (float[N, 3] x) => (float[N, 3] y) {

@@ -16,6 +16,8 @@ from mlflow_e2eai.origins import bridge, fitted
 from mlflow_e2eai.runners import onnxruntime_runner
 from mlflow_e2eai.surgery import plan_from
 
+pytestmark = pytest.mark.usefixtures("on_threads")
+
 HEADER = '<ir_version: 8, opset_import: ["" : 18]>'
 PIXELS = """
 main (float[N, 2, H, 3] x) => (float[N, 2, H, 3] y) {

@@ -14,6 +14,8 @@ from mlflow_e2eai.origins import fitted
 from mlflow_e2eai.runners import onnxruntime_runner
 from mlflow_e2eai.surgery import RULES, answering, plan_from
 
+pytestmark = pytest.mark.usefixtures("on_threads")
+
 SWISH = "(x) => (y) { a = Neg(x) y = Abs(a) }"
 ALWAYS_THERE = {
     "drop_identities": {},

@@ -15,6 +15,8 @@ from mlflow_e2eai import clean, compare, graphs
 from mlflow_e2eai.runners import onnxruntime_runner
 from mlflow_e2eai.surgery import Step
 
+pytestmark = pytest.mark.usefixtures("on_threads")
+
 X = np.array([[-1, 2, -3], [4, -5, 6]], dtype=np.float32)
 HEADER = '<ir_version: 8, opset_import: ["" : 18, "devtech" : 1]>'
 RULES = ("drop_identities", "merge_duplicates", "merge_transposes", "merge_reshapes")

@@ -11,6 +11,8 @@ from mlflow_e2eai.artifacts import Axis
 from mlflow_e2eai.errors import SurgeryError
 from mlflow_e2eai.surgery import plan_from
 
+pytestmark = pytest.mark.usefixtures("on_threads")
+
 X = np.array([[-1, 2, -3], [4, -5, 6]], dtype=np.float32)
 HEADER = '<ir_version: 8, opset_import: ["" : 18, "devtech" : 1]>'
 SWISH = "(x) => (y) { s = Sigmoid(x) y = Mul(x, s) }"

@@ -14,6 +14,8 @@ import mlflow_e2eai
 from mlflow_e2eai import flavor, mlmodel, tracking
 from mlflow_e2eai.errors import E2EAIError, ExportError, InvalidInputError, TrackingError
 
+pytestmark = pytest.mark.usefixtures("on_threads")
+
 
 def log(module=None, **options):
     return mlflow_e2eai.log_model(

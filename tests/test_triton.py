@@ -29,6 +29,8 @@ from mlflow_e2eai.files import sha256_of
 from mlflow_e2eai.triton import config, export_triton
 from mlflow_e2eai.triton.nearest import passed_by
 
+pytestmark = pytest.mark.usefixtures("on_threads")
+
 TRITONCLIENT = "tritonclient==2.73.0"
 
 

@@ -19,6 +19,8 @@ from mlflow_e2eai.gates import Gate, gates_from
 from mlflow_e2eai.latency import Latency, LatencyReport
 from mlflow_e2eai.parity import compare
 
+pytestmark = pytest.mark.usefixtures("on_threads")
+
 RIGHT = {"y": np.ones((2, 3), np.float32)}
 
 

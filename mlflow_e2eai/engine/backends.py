@@ -23,6 +23,12 @@ class Backend:
     themselves (tensorrt-cu13-bindings 10.16.1.11 and 11.4.0.106, tensorrt-rtx 1.6.1.120), which
     tests/test_bindings.py holds this table and all of this folder against.
 
+    Engines for other versions of TensorRT are not in it. To run a plan that was built with
+    VERSION_COMPATIBLE a later TensorRT loads the lean runtime of the version that built it: out of
+    the plan, which is host code in a model, or, with EXCLUDE_LEAN_RUNTIME, from a library "built
+    with the same version" (NvInferRuntime.h, ``IRuntime::loadRuntime``). Where that must be
+    installed, so can TensorRT of that version be, without the kernels that the lean one lacks.
+
     Two differences need no entry. A strongly typed network is bit 1 of the creation flags in
     TensorRT 10 and bit 0 in the others, and other flags and enumerations are numbered differently
     too: they are always taken by name. The builder flags for precisions, which TensorRT 11 and

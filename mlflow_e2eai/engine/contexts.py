@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from mlflow_e2eai.arrays import is_on_gpu
 from mlflow_e2eai.artifacts import Array, EngineArtifact, Tensors
 from mlflow_e2eai.engine.memory import Place, View
+from mlflow_e2eai.engine.refusing import refused
 from mlflow_e2eai.engine.replaying import Replays
 from mlflow_e2eai.engine.unsized import allocator
 from mlflow_e2eai.errors import InvalidInputError, RunnerError
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
     from cuda.core import Device, Event, Stream
 
 Shape = tuple[int, ...]
+Answer = TypeVar("Answer")
+
+_ALIGNMENT = 256
+"""Of an address that TensorRT takes (NvInferRuntime.h, ``IExecutionContext::setTensorAddress``)."""
 
 _POISON = 0xFF  # in every byte: NaN in all floating-point types, -1 in signed integers
 
@@ -31,7 +36,8 @@ class Context:
         execution: TensorRT's execution context, at its first profile.
         profile: The profile that it is to have.
         trt: TensorRT.
-        device: The GPU.
+        log: Its log; see `log.logger`.
+        device: The GPU, which is current wherever the context is made or asked.
         replays: Whether calls are captured as CUDA graphs here, as TensorRT does not by itself.
         poisoned: Whether outputs are filled with NaN before each call.
     """
@@ -43,6 +49,7 @@ class Context:
         profile: int,
         *,
         trt: Any,
+        log: Any,
         device: Device,
         replays: bool,
         poisoned: bool,
@@ -50,27 +57,23 @@ class Context:
         from cuda.core import StreamOptions
 
         self._engine, self._execution, self._poisoned = engine, execution, poisoned
+        self._log, self._allocator = log, partial(allocator, trt)
         self.device = device
         self.stream = device.create_stream(options=StreamOptions(nonblocking=True))
         self.handle = int(self.stream.handle)
         self._event = device.create_event()
-        if profile and not execution.set_optimization_profile_async(profile, self.handle):
-            msg = f"TensorRT does not take profile {profile} of {engine.path.name}."
-            raise RunnerError(msg)
+        if profile:
+            self._asked(execution.set_optimization_profile_async, profile, self.handle)
         specs = (*engine.inputs, *engine.outputs)
         self._places = {spec.name: Place(device, self.stream, spec.dtype) for spec in specs}
         self._unsized: dict[str, Any] = {}
-        for spec in engine.outputs:
-            if "?" in spec.shape:
-                self._unsized[spec.name] = allocator(trt, self._places[spec.name])
-                execution.set_output_allocator(spec.name, self._unsized[spec.name])
         # What decides shapes is read by the host, and is part of what a graph would hold.
         self._on_host = {
             spec.name
             for spec in engine.inputs
             if execution.engine.get_tensor_location(spec.name) == trt.TensorLocation.HOST
         }
-        in_graphs = replays and not self._unsized and not self._on_host
+        in_graphs = replays and not self._on_host
         self._replays = Replays(self.stream, engine.path.name) if in_graphs else None
         self._addresses: dict[str, int] = {}
         self._shapes: tuple[Shape, ...] | None = None
@@ -87,7 +90,6 @@ class Context:
             shapes: Theirs, in the order of the engine's inputs.
             events: None, or two that tell the time.
         """
-        self.device.set_current()
         self.take(shapes, tensors)
         for spec, shape in zip(self._engine.inputs, shapes, strict=True):
             self.bring(spec.name, tensors[spec.name], shape)
@@ -110,12 +112,7 @@ class Context:
             return
         self._shapes = None
         for name in self._on_host:
-            if is_on_gpu(tensors[name]):
-                msg = f"Input {name!r} decides shapes, which the host reads; give an array."
-                raise InvalidInputError(msg)
-            view = self._places[name].view(tensors[name].shape)
-            np.copyto(view.array, tensors[name])
-            self.lies_at(name, int(view.pinned.handle))
+            self._tell_host(name, tensors[name])
         for spec, shape in zip(self._engine.inputs, shapes, strict=True):
             if not self._execution.set_input_shape(spec.name, shape):
                 axes = ", ".join(f"{a.name} from {a.min} to {a.max}" for a in self._engine.axes)
@@ -124,15 +121,54 @@ class Context:
                     f"profile has {list(spec.shape)} with {axes or 'no dynamic axes'}."
                 )
                 raise RunnerError(msg)
-        if missing := self._execution.infer_shapes():
+        if missing := self._asked(self._execution.infer_shapes):
             msg = f"The shapes of {missing} are missing; give every input."
             raise RunnerError(msg)
-        self._outputs = [
-            (spec.name, tuple(self._execution.get_tensor_shape(spec.name)))
-            for spec in self._engine.outputs
-            if spec.name not in self._unsized
-        ]
+        self._outputs = []
+        for spec in self._engine.outputs:
+            found = tuple(self._execution.get_tensor_shape(spec.name))
+            if spec.name in self._unsized or min(found, default=0) < 0:
+                self._size_later(spec.name)
+            else:
+                self._outputs.append((spec.name, found))
         self._shapes = shapes
+
+    def _tell_host(self, name: str, value: Any) -> None:
+        """Give TensorRT a value that decides shapes."""
+        if is_on_gpu(value):
+            msg = f"Input {name!r} decides shapes, which the host reads; give an array."
+            raise InvalidInputError(msg)
+        if self._in_flight:  # a call before may still read it
+            self.wait()
+        view = self._places[name].view(value.shape)
+        np.copyto(view.array, value)
+        self._addresses.pop(name, None)  # what is there is new, and TensorRT is to hear of it
+        self.lies_at(name, int(view.pinned.handle))
+
+    def _size_later(self, name: str) -> None:
+        """Have TensorRT ask for an output's memory, as its shape depends on the data.
+
+        It is as ``setTensorAddress`` in NvInferRuntime.h wants it of an output with a size of -1
+        when all inputs have their shapes. Asking cannot be part of a CUDA graph.
+        """
+        if name not in self._unsized:
+            self._unsized[name] = self._allocator(self._places[name])
+            self._execution.set_output_allocator(name, self._unsized[name])
+            self._replays = None
+
+    def _asked(self, do: Callable[..., Answer], *arguments: Any) -> Answer:
+        """Ask TensorRT, whose bindings refuse some things by a RuntimeError.
+
+        Raises:
+            RunnerError: It refuses.
+        """
+        try:
+            return do(*arguments)
+        except RuntimeError as error:
+            raise self._refused() from error
+
+    def _refused(self) -> RunnerError:
+        return refused(self._engine, self._log.why())
 
     def bring(self, name: str, array: Array, shape: Shape) -> None:
         """Copy an input to the GPU, unless it is for the host."""
@@ -157,7 +193,8 @@ class Context:
     def lies_at(self, name: str, address: int) -> None:
         """Tell TensorRT where a tensor is."""
         if self._addresses.get(name) != address:
-            self._execution.set_tensor_address(name, address)
+            if not self._execution.set_tensor_address(name, address):
+                raise self._refused()
             self._addresses[name] = address
 
     def run(self, events: Sequence[Event] = ()) -> None:
@@ -174,8 +211,11 @@ class Context:
 
     def _enqueue(self, stream: int) -> None:
         if not self._execution.execute_async_v3(stream):
-            msg = f"TensorRT cannot run {self._engine.path.name}; see its log."
-            raise RunnerError(msg)
+            for asked in self._unsized.values():
+                if (error := asked.error) is not None:
+                    asked.error = None
+                    raise error
+            raise self._refused()
 
     def sized(self) -> dict[str, View]:
         """The outputs whose shape depends on the data, which TensorRT told while it was asked."""
@@ -197,11 +237,33 @@ class Context:
         self.stream.record(self._event)
         stream.wait(self._event)
 
+    def reads(self, name: str, address: int, shape: Shape) -> None:
+        """Take an input that lies on the GPU, from where it is unless TensorRT cannot.
+
+        A part of a larger tensor may begin anywhere, and PyTorch's empty tensors are at 0.
+        """
+        if address and not address % _ALIGNMENT:
+            self.lies_at(name, address)
+            return
+        from cuda.core import Buffer
+
+        view = self._places[name].view(shape)
+        if view.array.nbytes:
+            view.buffer.copy_from(
+                Buffer.from_handle(address, view.array.nbytes), stream=self.stream
+            )
+        self.lies_at(name, view.address)
+
+    def writes(self, name: str, address: int, shape: Shape) -> None:
+        """Have an output written to somewhere on the GPU; an empty one may be nowhere."""
+        self.lies_at(name, address or self._places[name].view(shape).address)
+
     def copy(self, view: View, address: int) -> None:
         """Copy a tensor of the context's own to somewhere else on the GPU."""
         from cuda.core import Buffer
 
-        view.buffer.copy_to(Buffer.from_handle(address, view.buffer.size), stream=self.stream)
+        if size := view.array.nbytes:
+            view.buffer.copy_to(Buffer.from_handle(address, size), stream=self.stream)
 
     def wait(self) -> None:
         """Wait until the GPU has done all that was asked of this context."""
@@ -210,65 +272,11 @@ class Context:
 
     def close(self) -> None:
         """Give the memory back, once nothing uses it."""
-        self.device.set_current()
         self.wait()
         self._replays = None
         self._places.clear()
         self._execution = None
-
-
-class Pool:
-    """Contexts, made when they are first needed; who finds all in use waits for one.
-
-    Args:
-        make: Makes one for a profile.
-        most: Contexts for one profile. There are fewer where the GPU's memory does not take them.
-    """
-
-    def __init__(self, make: Callable[[int], Context], most: int) -> None:
-        self._make, self._most = make, most
-        self._free: dict[int, list[Context]] = {}
-        self._made: dict[int, int] = {}
-        self._bounds: dict[int, int] = {}
-        self._changed = threading.Condition()
-
-    def take(self, profile: int) -> Context:
-        """A context that nobody else uses, until it is given back.
-
-        Raises:
-            RunnerError: There is none yet, and none can be made.
-            CUDAError: The same.
-        """
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._free.get(profile) or self._may_make(profile))
-                if free := self._free.get(profile):
-                    return free.pop()
-                self._made[profile] = self._made.get(profile, 0) + 1
-            try:
-                return self._make(profile)
-            except BaseException as error:
-                with self._changed:
-                    self._made[profile] -= 1
-                    self._changed.notify_all()
-                    if not self._made[profile] or not isinstance(error, Exception):
-                        raise
-                    self._bounds[profile] = self._made[profile]
-
-    def _may_make(self, profile: int) -> bool:
-        return self._made.get(profile, 0) < self._bounds.get(profile, self._most)
-
-    def give(self, profile: int, context: Context) -> None:
-        """Give a context back."""
-        with self._changed:
-            self._free.setdefault(profile, []).append(context)
-            self._changed.notify_all()
-
-    def close(self) -> None:
-        """Give back the memory of all contexts, none of which may be in use."""
-        for contexts in self._free.values():
-            while contexts:
-                contexts.pop().close()
+        self.wait()  # which is when memory is free
 
 
 def shapes_of(names: Sequence[str], tensors: Mapping[str, Any]) -> tuple[Shape, ...]:

@@ -46,23 +46,25 @@ def answer(
         InvalidInputError: A tensor is on another GPU, of another dtype, or not contiguous.
         RunnerError: The profile does not cover the shapes, or TensorRT cannot run.
     """
-    context.device.set_current()
     context.take(shapes, tensors)
     torch = sys.modules.get("torch")
     kind = () if torch is None else torch.Tensor
     lead = next((t for t in tensors.values() if isinstance(t, kind) and t.is_cuda), None)
     ours = _Packed(context) if lead is None else _Torch(torch, lead, context)
-    ours.begin()
-    held = [_bring(context, spec, tensors[spec.name], shapes[at]) for at, spec in enumerate(inputs)]
-    found = {}
+    # Memory first: what others asked of it before it was free is then waited for too.
+    found, addresses = {}, {}
     for spec, shape in zip(outputs, context.output_shapes, strict=True):
         if shape is not None:
-            found[spec.name], address = ours.empty(spec, shape)
-            context.lies_at(spec.name, address)
+            found[spec.name], addresses[spec.name] = ours.empty(spec, shape)
+    ours.begin()
+    held = [_bring(context, spec, tensors[spec.name], shapes[at]) for at, spec in enumerate(inputs)]
+    for name, address in addresses.items():
+        context.writes(name, address, tuple(found[name].shape))
     context.run()
     for name, view in context.sized().items():
         spec = next(spec for spec in outputs if spec.name == name)
         found[name], address = ours.empty(spec, view.array.shape)
+        ours.begin()
         context.copy(view, address)
     ours.end()
     del held  # whoever made them has been told, or the work is done
@@ -117,7 +119,7 @@ def _bring(context: Context, spec: TensorSpec, value: Any, shape: Shape) -> Any:
             f"example by .contiguous()."
         )
         raise InvalidInputError(msg)
-    context.lies_at(spec.name, found.address)
+    context.reads(spec.name, found.address, shape)
     return found.held
 
 
@@ -169,10 +171,12 @@ class _Packed:
         self._context, self._theirs = context, LEGACY_DEFAULT_STREAM
 
     def begin(self) -> None:
-        pass  # each tensor was told our stream when it was asked for
+        # Each tensor was told our stream when it was asked for; memory of an answer that was given
+        # back may still be read in the default stream.
+        self._context.after(self._theirs)
 
     def empty(self, spec: TensorSpec, shape: Shape) -> tuple[Any, int]:
-        """Memory of the default stream's, which waits for others before it takes it back."""
+        """Memory of the default stream's, which waits for streams that block before it is free."""
         from cuda.core.utils import StridedMemoryView
 
         dtype = np.dtype(spec.dtype)

@@ -11,6 +11,7 @@ from mlflow_e2eai.artifacts import EngineArtifact, OnnxArtifact
 from mlflow_e2eai.engine import backends
 from mlflow_e2eai.engine.backends import Backend
 from mlflow_e2eai.engine.inspecting import layers_checked
+from mlflow_e2eai.engine.log import logger
 from mlflow_e2eai.engine.profiles import profiles_of
 from mlflow_e2eai.engine.refitting import refit
 from mlflow_e2eai.errors import EngineBuildError, RunnerError
@@ -31,11 +32,27 @@ class Opened(NamedTuple):
         backend: What loaded it.
         trt: Its module.
         engine: The engine.
+        log: TensorRT's log; see `log.logger`.
     """
 
     backend: Backend
     trt: Any
     engine: Any
+    log: Any
+
+
+def announce(engine: EngineArtifact, *, stacklevel: int) -> None:
+    """Warn where an engine's backend does not say that it supports this GPU."""
+    backend = backends.BACKENDS[engine.target.backend]
+    trt = backends.load(backend)
+    here = backends.local_compute_capability()
+    if here is not None and not backends.lists(backend, trt, [here]):
+        warnings.warn(
+            f"{backend.title} {trt.__version__} does not list this GPU ({here}) as supported: "
+            f"{engine.path.name} may answer wrongly here.",
+            backends.UnlistedGPUWarning,
+            stacklevel=stacklevel,
+        )
 
 
 @contextmanager
@@ -53,15 +70,7 @@ def opened(engine: EngineArtifact, graph: OnnxArtifact | None) -> Iterator[Opene
     """
     backend = backends.BACKENDS[engine.target.backend]
     trt = backends.load(backend)
-    here = backends.local_compute_capability()
-    if here is not None and not backends.lists(backend, trt, [here]):
-        warnings.warn(
-            f"{backend.title} {trt.__version__} does not list this GPU ({here}) as supported: "
-            f"{engine.path.name} may answer wrongly here.",
-            backends.UnlistedGPUWarning,
-            stacklevel=5,
-        )
-    log = trt.Logger(trt.Logger.ERROR)
+    log = logger(trt)
     runtime = trt.Runtime(log)
     backends.load_plugins(runtime, engine.libraries)
     plan = engine.path.read_bytes()
@@ -69,15 +78,15 @@ def opened(engine: EngineArtifact, graph: OnnxArtifact | None) -> Iterator[Opene
     if loaded is None:
         found = backends.why_invalid(backend, trt, runtime, plan)
         advice = next((_ADVICE[name] for name in found.split(", ") if name in _ADVICE), None)
-        why = f" ({found})" if found else ""
+        why = found or log.why()
         what = advice or "compile it again on this machine"
-        msg = f"TensorRT cannot load {engine.path.name}{why}; {what}."
+        msg = f"TensorRT cannot load {engine.path.name} ({why}); {what}."
         raise RunnerError(msg)
     _check_interface(engine, loaded)
     _check_precision(engine, trt, loaded)
     if engine.settings.strip_weights and graph is not None:
         refit(engine, loaded, graph, trt=trt, log=log)
-    yield Opened(backend, trt, loaded)
+    yield Opened(backend, trt, loaded, log)
 
 
 def _check_precision(engine: EngineArtifact, trt: Any, loaded: Any) -> None:

@@ -14,6 +14,7 @@ from mlflow_e2eai.artifacts import Library, OnnxArtifact, Target
 from mlflow_e2eai.building import BuildSettings
 from mlflow_e2eai.engine import backends
 from mlflow_e2eai.engine.inspecting import inspected
+from mlflow_e2eai.engine.log import logger
 from mlflow_e2eai.engine.profiles import profiles, shape_at
 from mlflow_e2eai.engine.timings import given, keep
 from mlflow_e2eai.errors import EngineBuildError, RunnerError
@@ -71,7 +72,7 @@ def write_plan(
     """
     backend = backends.BACKENDS[target.backend]
     trt = backends.load(backend)
-    log = _logger(trt)
+    log = logger(trt, is_quiet=True)
     started = time.perf_counter()
     builder = trt.Builder(log)
     if settings.threads is not None:
@@ -99,7 +100,7 @@ def write_plan(
     if plan is None:
         if monitor.failure is not None:
             raise monitor.failure
-        reason = "; ".join(log.errors) or "TensorRT gave no reason"
+        reason = log.why()
         msg = (
             f"{backend.title} cannot build {source.path.name} for {target}: "
             f"{reason}; change the graph by surgery, or leave this target out."
@@ -175,21 +176,6 @@ def _aim(config: Any, trt: Any, target: Target) -> None:
     config.num_compute_capabilities = len(found)
     for at, capability in enumerate(found):
         config.set_compute_capability(capability, at)
-
-
-def _logger(trt: Any) -> Any:
-    """A TensorRT logger that keeps errors for the exception and stays quiet."""
-
-    class Log(trt.ILogger):  # type: ignore[misc]  # the bindings ship no types
-        def __init__(self) -> None:
-            super().__init__()
-            self.errors: list[str] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
-                self.errors.append(" ".join(message.split()))
-
-    return Log()
 
 
 def _monitor(trt: Any, say: Callable[[str], None], ask: Callable[..., None]) -> Any:

@@ -17,7 +17,7 @@ def refit(engine: EngineArtifact, loaded: Any, graph: OnnxArtifact, *, trt: Any,
         loaded: It, as TensorRT loaded it.
         graph: The graph that it was built from; its digest is checked.
         trt: TensorRT.
-        log: TensorRT's logger.
+        log: TensorRT's log; see `log.logger`.
 
     Raises:
         ArtifactError: The graph has changed since it was recorded.
@@ -28,7 +28,11 @@ def refit(engine: EngineArtifact, loaded: Any, graph: OnnxArtifact, *, trt: Any,
     reader = trt.OnnxParserRefitter(refitter, log)
     if not reader.refit_from_file(str(graph.path)) or not refitter.refit_cuda_engine():
         missing = [str(name) for name in refitter.get_missing_weights()]
-        what = f"{len(missing)} are missing, {missing[0]!r} first" if missing else "see its log"
+        what = (
+            f"{len(missing)} are missing, {missing[0]!r} first"
+            if missing
+            else log.why() or "it does not say why"
+        )
         msg = (
             f"TensorRT cannot give {engine.path.name} the weights of {graph.path.name}: {what}; "
             f"compile it again from this graph."

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from mlflow_e2eai.artifacts import EngineArtifact, OnnxArtifact, Tensors
 from mlflow_e2eai.context import gpu_name
 from mlflow_e2eai.engine import backends, devices
-from mlflow_e2eai.engine.contexts import Context, Pool, Shape, shapes_of
+from mlflow_e2eai.engine.contexts import Context, Shape, shapes_of
+from mlflow_e2eai.engine.gpu import Gpu
 from mlflow_e2eai.engine.kernels import Kernels, kept_at
-from mlflow_e2eai.engine.opening import Opened, opened
+from mlflow_e2eai.engine.opening import Opened, announce, opened
+from mlflow_e2eai.engine.pool import Pool
 from mlflow_e2eai.engine.profiles import dynamic_of, profile_of, profiles_of, sizes_of
+from mlflow_e2eai.engine.refusing import failed, refused
 from mlflow_e2eai.engine.targets import covers
+from mlflow_e2eai.engine.unsized import may_be_unsized
 from mlflow_e2eai.errors import (
     E2EAIError,
     EngineMismatchError,
@@ -25,10 +30,9 @@ from mlflow_e2eai.errors import (
 from mlflow_e2eai.files import verify
 from mlflow_e2eai.latency import Timing
 
-if TYPE_CHECKING:
-    from cuda.core import Device
-
 Answer = TypeVar("Answer")
+
+_log = logging.getLogger(__name__)
 
 MOST_CONTEXTS = 4
 """Execution contexts for one profile: calls that are under way at once. Each takes device memory
@@ -120,25 +124,22 @@ def engine_runner(
     verify(engine.path, engine.sha256)
     if (reason := why_not_here(engine, graphs)) is not None:
         raise reason
-    from cuda.core import Device
-
-    with opened(engine, graph_of(engine, graphs)) as found:
-        device = Device(0)  # the first that the driver shows, as for all that is asked of it here
-        device.set_current()
-        runner = EngineRunner(engine, found, device, serving=serving)
-        try:
-            yield runner
-        finally:
-            runner.close()
+    announce(engine, stacklevel=4)
+    gpu = Gpu()
+    with ExitStack() as stack:
+        # TensorRT loads an engine onto the GPU that is current.
+        with gpu.current():
+            found = stack.enter_context(opened(engine, graph_of(engine, graphs)))
+            runner = EngineRunner(engine, found, gpu, serving=serving)
+        stack.callback(runner.close)
+        yield runner
 
 
 class EngineRunner:
     """An engine as a callable: arrays in, arrays out, from any number of threads."""
 
-    def __init__(
-        self, engine: EngineArtifact, opened: Opened, device: Device, *, serving: bool
-    ) -> None:
-        self._engine, self._opened, self._device = engine, opened, device
+    def __init__(self, engine: EngineArtifact, opened: Opened, gpu: Gpu, *, serving: bool) -> None:
+        self._engine, self._opened, self._gpu = engine, opened, gpu
         self._serving = serving
         self._names = [spec.name for spec in engine.inputs]
         self._profiles = profiles_of(engine)
@@ -160,7 +161,7 @@ class EngineRunner:
         runtime_config.set_execution_context_allocation_strategy(strategy)
         if backend.graph_capture is None:
             return runtime_config, None
-        if not any("?" in spec.shape for spec in self._engine.outputs):
+        if not may_be_unsized(self._engine.outputs, self._engine.axes):
             runtime_config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
         runtime_config.dynamic_shapes_kernel_specialization_strategy = (
             trt.DynamicShapesKernelSpecializationStrategy.EAGER
@@ -171,17 +172,17 @@ class EngineRunner:
         return runtime_config, Kernels(runtime_config, kept_at(self._engine, capability))
 
     def _context(self, profile: int) -> Context:
-        self._device.set_current()
         loaded = self._opened.engine
         execution = loaded.create_execution_context(self._config)
         if execution is None:
-            raise RunnerError(_memory_is_full(self._engine))
+            raise refused(self._engine, self._opened.log.why())
         return Context(
             self._engine,
             execution,
             profile,
             trt=self._opened.trt,
-            device=self._device,
+            log=self._opened.log,
+            device=self._gpu.device,
             replays=self._opened.backend.graph_capture is None,
             poisoned=not self._serving,
         )
@@ -194,10 +195,11 @@ class EngineRunner:
         """Answer, timed: all of it here, and what the engine itself took by the GPU's clock."""
         from cuda.core import EventOptions
 
-        self._device.set_current()  # in this thread
-        began, ended = (
-            self._device.create_event(EventOptions(timing_enabled=True)) for _ in range(2)
-        )
+        device = self._gpu.device
+        with self._gpu.current():
+            began, ended = (
+                device.create_event(EventOptions(timing_enabled=True)) for _ in range(2)
+            )
         started = time.perf_counter()
         self._with_context(tensors, lambda c, shapes: c.answer(tensors, shapes, (began, ended)))
         host_ms = 1e3 * (time.perf_counter() - started)
@@ -217,9 +219,14 @@ class EngineRunner:
 
     def close(self) -> None:
         """Keep what was compiled, and give the GPU's memory back."""
-        if self._kernels is not None:
-            self._kernels.keep()
-        self._pool.close()
+        try:
+            with self._gpu.current():
+                if self._kernels is not None:
+                    self._kernels.keep()
+                self._told(self._pool.close)
+                self._gpu.trim()
+        except RunnerError as error:  # a GPU that failed has been told of in a call
+            _log.info("The memory of %s is given back by the process: %s", self._engine.path, error)
 
     def _with_context(
         self, tensors: Mapping[str, Any], ask: Callable[[Context, tuple[Shape, ...]], Answer]
@@ -228,13 +235,17 @@ class EngineRunner:
         profile = self._chosen.get(shapes)
         if is_new := profile is None:
             profile = self._profile_of(shapes, tensors)
-        context = self._told(self._pool.take, profile)
+        before = self._gpu.enter()
         try:
-            answer = self._told(ask, context, shapes)
+            context = self._told(self._pool.take, profile)
+            try:
+                answer = self._told(ask, context, shapes)
+            finally:
+                self._pool.give(profile, context)
+            if is_new and self._kernels is not None:
+                self._kernels.keep()
         finally:
-            self._pool.give(profile, context)
-        if is_new and self._kernels is not None:
-            self._kernels.keep()
+            self._gpu.leave(before)
         return answer
 
     def _profile_of(self, shapes: tuple[Shape, ...], tensors: Mapping[str, Any]) -> int:
@@ -259,14 +270,4 @@ class EngineRunner:
         except Exception as error:
             if type(error).__name__ != "CUDAError":
                 raise
-            if "OUT_OF_MEMORY" in str(error):
-                raise RunnerError(_memory_is_full(self._engine)) from error
-            msg = f"The GPU cannot run {self._engine.path.name}: {error}"
-            raise RunnerError(msg) from error
-
-
-def _memory_is_full(engine: EngineArtifact) -> str:
-    return (
-        f"TensorRT cannot start {engine.path.name}: the GPU's memory is full; end what else runs "
-        f"on it, ask for fewer items at once, or compile for a smaller max."
-    )
+            raise failed(self._engine, error) from error

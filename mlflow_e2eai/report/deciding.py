@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from mlflow_e2eai.bundle import Manifest
 from mlflow_e2eai.gates import Decision, Verdict
@@ -12,9 +12,12 @@ from mlflow_e2eai.precision import PrecisionReport
 from mlflow_e2eai.report import tables
 from mlflow_e2eai.report.doubting import doubts_part, tag
 from mlflow_e2eai.report.facts import (
+    Ratios,
     Row,
+    came_to,
     is_raw,
-    outcome_of,
+    on_machines,
+    ratios_of,
     reference_of,
     refused,
     rows_of,
@@ -62,11 +65,8 @@ def _all(count: int) -> str:
 
 
 def _summary(manifest: Manifest) -> str:
-    outcomes = [
-        outcome_of(entry)
-        for entry in manifest.evidence
-        if entry.sha256 is not None and not is_raw(entry)
-    ]
+    judged = (e for e in manifest.all_evidence if e.sha256 is not None and not is_raw(e))
+    outcomes = [*came_to(judged).values()]
     passed, failed = outcomes.count("passed"), outcomes.count("failed")
     open_ = outcomes.count("unmeasured")
     if not outcomes:
@@ -105,31 +105,44 @@ def _found(value: float) -> str:
 
 def _key_facts(manifest: Manifest, ratios: Mapping[str, Ratio]) -> Markup | None:
     """Three numbers that say how it stands."""
-    rows = [row for row in rows_of(manifest) if row.outcome in ("passed", "failed")]
-    facts: list[tuple[str, object, object]] = []
-    wrong = [row for row in rows if row.max_abs_error is not None]
-    if wrong:
-        worst = max(wrong, key=lambda row: _badness(row.max_abs_error))
-        facts.append(("Largest error", error_text(worst.max_abs_error), worst.variant))
-    timed = [
-        row for row in rows if row.outcome == "passed" and row.in_bundle and row.p50_ms is not None
+    wrong = [
+        (row, where)
+        for there, where in on_machines(manifest)
+        for row in rows_of(there)
+        if row.outcome in ("passed", "failed") and row.max_abs_error is not None
     ]
-    if timed:
-        best = min(timed, key=lambda row: row.p50_ms or 0.0)
-        note = stack(best.variant, tag(tuned(manifest), best.variant))
-        facts.append(("Fastest that passed", f"{time_text(best.p50_ms)} ms", note))
-        ratio = ratios.get(best.variant)
-        if ratio is not None:
-            facts.append(
-                (
-                    "Its time against the reference's",
-                    tables.factor_text(ratio.value),
-                    tables.bounds_text(ratio),
-                )
-            )
+    facts: list[tuple[str, object, object]] = []
+    if wrong:
+        worst, where = max(wrong, key=lambda found: _badness(found[0].max_abs_error))
+        said = error_text(worst.max_abs_error)
+        facts.append(("Largest error", said, f"{worst.variant}{where}"))
+    for at, (there, where) in enumerate(on_machines(manifest)):
+        facts += _fastest(there, ratios_of(there, Ratios(there)) if at else ratios, where)
     if not facts:
         return None
     return tables.facts(facts)
+
+
+def _fastest(
+    manifest: Manifest, ratios: Mapping[str, Ratio], where: str
+) -> list[tuple[str, object, object]]:
+    """The shortest time of a machine, and what it is of the reference's there."""
+    timed = [
+        row
+        for row in rows_of(manifest)
+        if row.outcome == "passed" and row.in_bundle and row.p50_ms is not None
+    ]
+    if not timed:
+        return []
+    best = min(timed, key=lambda row: row.p50_ms or 0.0)
+    note = stack(best.variant, tag(tuned(manifest), best.variant))
+    found: list[tuple[str, object, object]] = [
+        (f"Fastest that passed{where}", f"{time_text(best.p50_ms)} ms", note)
+    ]
+    if (ratio := ratios.get(best.variant)) is not None:
+        said = tables.factor_text(ratio.value), tables.bounds_text(ratio)
+        found.append(("Its time against the reference's", *said))
+    return found
 
 
 def _badness(error: float | None) -> float:
@@ -140,7 +153,26 @@ def _badness(error: float | None) -> float:
 
 
 def variants_section(manifest: Manifest, ratios: Mapping[str, Ratio]) -> Section:
-    """Every variant in one line."""
+    """Every variant in one line, with a table for each machine that it was asked on."""
+    first, *others = on_machines(manifest)
+    missing = [_no_graph(report, len(task_names(first[0]))) for report in refused(manifest)]
+    found = [_variants(*first, ratios, "variants-table", missing)]
+    found += [
+        _variants(there, where, ratios_of(there, Ratios(there)), f"variants-table-{at}", [])
+        for at, (there, where) in enumerate(others, 2)
+    ]
+    names = {entry.variant for entry in manifest.all_evidence}
+    return "variants", "Variants", element("div", _filter(len(names)), *found)
+
+
+def _variants(
+    manifest: Manifest,
+    where: str,
+    ratios: Mapping[str, Ratio],
+    key: str,
+    more: Sequence[Markup],
+) -> Markup:
+    """The variants of a machine; no time of another's is held against one of them."""
     tasks, report = task_names(manifest), tuned(manifest)
     glyphs = interval_glyphs(ratios)
     size = "" if report is None else f" at {report.items}"
@@ -158,6 +190,7 @@ def variants_section(manifest: Manifest, ratios: Mapping[str, Ratio]) -> Section
     caption = (
         f"Largest absolute error over all comparisons, and latency{size} against {against}, with "
         "the 99 % interval of the ratio; “equal” where it holds 1."
+        f"{f' Measured{where}.' if where else ''}"
     )
     lost = {entry.variant: entry.lost_at for entry in manifest.evidence}
     rows = (
@@ -177,9 +210,7 @@ def variants_section(manifest: Manifest, ratios: Mapping[str, Ratio]) -> Section
         )
         for row in rows_of(manifest)
     )
-    bodies = (*rows, *(_no_graph(report, len(tasks)) for report in refused(manifest)))
-    content = tables.table("variants-table", caption, columns, bodies, kind="variants sortable")
-    return "variants", "Variants", element("div", _filter(len(manifest.evidence)), content)
+    return tables.table(key, caption, columns, (*rows, *more), kind="variants sortable")
 
 
 def _no_graph(report: PrecisionReport, tasks: int) -> Markup:

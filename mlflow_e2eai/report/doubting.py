@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from mlflow_e2eai.bundle import ADVISORY, Evidence, Manifest, on_what
 from mlflow_e2eai.latency import LatencyReport
-from mlflow_e2eai.report.facts import is_raw, outcome_of, subject_of
+from mlflow_e2eai.report.facts import came_to, is_raw, on_machines, subject_of
 from mlflow_e2eai.report.figures import places
 from mlflow_e2eai.report.markup import Markup, element, join, sentence
 from mlflow_e2eai.report.tables import Section, icon
@@ -44,22 +44,24 @@ def doubts_part(manifest: Manifest) -> Markup | None:
 
 
 def _doubts(manifest: Manifest) -> Iterator[object]:
-    outcomes = [outcome_of(entry) for entry in manifest.evidence]
+    evidence = manifest.all_evidence
+    outcomes = [*came_to(evidence).values()]
     if "unsteady" in outcomes:
         subject = subject_of(manifest)
         yield f"The {subject} does not agree with itself: what is held against it means little."
-    if any(is_raw(entry) and not entry.passed for entry in manifest.evidence):
+    if any(is_raw(entry) and not entry.passed for entry in evidence):
         yield "The graph differs from the PyTorch module as it was exported, before any other step."
     if count := outcomes.count("unmeasured"):
         verb = "was" if count == 1 else "were"
-        yield f"{_variants(count)} {verb} built and not measured on this machine."
-    if count := sum(_differs_advisedly(entry) for entry in manifest.evidence):
+        where = "any" if manifest.elsewhere else "this"
+        yield f"{_variants(count)} {verb} built and not measured on {where} machine."
+    if count := len({entry.variant for entry in evidence if _differs_advisedly(entry)}):
         verb = "differs" if count == 1 else "differ"
         yield (
             f"{_variants(count)} {verb} on numbers larger than those of the input example; this is "
             "shown, and does not decide."
         )
-    yield from _timing(manifest.latency)
+    yield from _timing(report for there in manifest.by_machine for report in there.latency.values())
 
 
 def _variants(count: int) -> str:
@@ -70,10 +72,10 @@ def _differs_advisedly(entry: Evidence) -> bool:
     return any(not report.passed for kind, report in entry.parity.items() if kind in ADVISORY)
 
 
-def _timing(latency: Mapping[str, LatencyReport]) -> Iterator[object]:
+def _timing(reports: Iterable[LatencyReport]) -> Iterator[object]:
     """One line for each kind of doubt about the times."""
     found: dict[str, set[str | None]] = {}
-    for report in latency.values():
+    for report in reports:
         for finding in report.findings:
             found.setdefault(finding.kind, set()).add(finding.variant)
     for kind, variants in found.items():
@@ -120,18 +122,21 @@ def findings_section(manifest: Manifest) -> Section | None:
     advisory = _Said("advisory", "Shown, and does not decide")
     unmeasured = _Said("unmeasured", "Built, and not measured here")
     untimed = _Said("untimed", "Judged, and not timed here")
-    for entry in manifest.evidence:
-        if entry.untimed is not None:
-            untimed.add(entry.untimed, entry.variant)
-        if entry.reason is not None:
-            (wrong if entry.measured else unmeasured).add(entry.reason, entry.variant)
-        for kind, report in entry.parity.items():
-            for finding in report.findings:
-                said = advisory if kind in ADVISORY else wrong
-                said.add(on_what(kind, finding.sentence), entry.variant)
-    for place, timed in places(manifest.latency):
-        for doubt in timed.findings:
-            slow.add(f"{doubt.sentence} ({place})", doubt.variant or "the whole run")
+    for there, where in on_machines(manifest):
+        for entry in there.evidence:
+            name = f"{entry.variant}{where}"
+            if entry.untimed is not None:
+                untimed.add(entry.untimed, name)
+            if entry.reason is not None:
+                (wrong if entry.measured else unmeasured).add(entry.reason, name)
+            for kind, report in entry.parity.items():
+                for finding in report.findings:
+                    said = advisory if kind in ADVISORY else wrong
+                    said.add(on_what(kind, finding.sentence), name)
+        for place, timed in places(there.latency):
+            for doubt in timed.findings:
+                name = f"{doubt.variant or 'the whole run'}{where}"
+                slow.add(f"{doubt.sentence} ({place})", name)
     parts = [_list(said) for said in (wrong, slow, advisory, unmeasured, untimed) if said.sentences]
     return ("findings", "Findings", element("div", *parts)) if parts else None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -75,6 +75,15 @@ def _row(entry: Evidence, p50_ms: float | None) -> Row:
     )
 
 
+def on_machines(manifest: Manifest) -> list[tuple[Manifest, str]]:
+    """The bundle as each machine found it, and what tells a variant of it from others' of its name.
+
+    That is nothing where only one machine was asked.
+    """
+    machines = manifest.by_machine
+    return [(one, f" on {one.machine}" if manifest.elsewhere else "") for one in machines]
+
+
 def refused(manifest: Manifest) -> list[PrecisionReport]:
     """The conversions that gave no graph."""
     return [report for report in manifest.conversions if report.refused is not None]
@@ -89,6 +98,19 @@ def outcome_of(entry: Evidence) -> Outcome:
     return "passed" if entry.passed else "failed"
 
 
+_BY_WEIGHT: tuple[Outcome, ...] = ("unmeasured", "reference", "passed", "unsteady", "failed")
+
+
+def came_to(evidence: Iterable[Evidence]) -> dict[str, Outcome]:
+    """What each variant came to where it was measured, on several machines the worst of it."""
+    found: dict[str, Outcome] = {}
+    for entry in evidence:
+        outcome = outcome_of(entry)
+        before = found.setdefault(entry.variant, outcome)
+        found[entry.variant] = max(before, outcome, key=_BY_WEIGHT.index)
+    return found
+
+
 def is_raw(entry: Evidence) -> bool:
     """Whether it is of the graph as it was exported, which the bundle does not hold."""
     return entry.sha256 is not None and entry.variant.rpartition("/")[2] == RAW
@@ -96,7 +118,7 @@ def is_raw(entry: Evidence) -> bool:
 
 def task_names(manifest: Manifest) -> list[str]:
     """Task metrics that any variant has."""
-    return sorted({name for entry in manifest.evidence for name in entry.task})
+    return sorted({name for entry in manifest.all_evidence for name in entry.task})
 
 
 def tuned(manifest: Manifest) -> LatencyReport | None:

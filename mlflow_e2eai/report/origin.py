@@ -20,6 +20,7 @@ class Origin:
         model_ids: Ids of the stages' models by the digest of their file.
         tracking_uri: Address of the tracking server. Only http and https are linked, without a
             user or password that they may hold.
+        machine: The machine that a page is of, where each of several has one.
     """
 
     name: str | None = None
@@ -29,13 +30,14 @@ class Origin:
     experiment_id: str | None = None
     model_ids: Mapping[str, str] = field(default_factory=dict)
     tracking_uri: str | None = None
+    machine: str | None = None
 
     @property
     def title(self) -> str:
         """What the report is of."""
-        if self.name is None:
-            return "Model report"
-        return self.name if self.version is None else f"{self.name} version {self.version}"
+        name = "Model report" if self.name is None else self.name
+        version = "" if self.name is None or self.version is None else f" version {self.version}"
+        return f"{name}{version}{'' if self.machine is None else f' on {self.machine}'}"
 
     @property
     def uri(self) -> str | None:

@@ -12,6 +12,7 @@ from mlflow_e2eai.report.charts import drawable, family, log_scale, number_text,
 from mlflow_e2eai.report.facts import (
     Row,
     median_interval,
+    on_machines,
     reference_of,
     rows_of,
     tuned,
@@ -57,17 +58,21 @@ def plots(manifest: Manifest) -> dict[str, bytes]:
     Returns:
         ``latency.png``, the median latency of each variant against the size of a call,
         ``pareto.png``, its largest error against its latency, and ``steps.png``, the largest error
-        of each step against the reference and against the step before.
+        of each step against the reference and against the step before. What the second machine
+        found is in ``latency-2.png`` and so on: no picture is of two.
     """
-    found = {
-        "latency.png": _latency(manifest),
-        "pareto.png": _pareto(manifest),
-        "steps.png": _steps(manifest),
-    }
+    found: dict[str, bytes | None] = {}
+    for at, (there, where) in enumerate(on_machines(manifest), 1):
+        suffix = "" if at == 1 else f"-{at}"
+        found |= {
+            f"latency{suffix}.png": _latency(there, where),
+            f"pareto{suffix}.png": _pareto(there, where),
+            f"steps{suffix}.png": _steps(there, where),
+        }
     return {name: content for name, content in found.items() if content is not None}
 
 
-def _latency(manifest: Manifest) -> bytes | None:
+def _latency(manifest: Manifest, where: str) -> bytes | None:
     series: dict[str, list[tuple[int, float, float, float]]] = {}
     for report in sorted(manifest.latency.values(), key=lambda report: report.items):
         for entry in report.variants:
@@ -84,7 +89,7 @@ def _latency(manifest: Manifest) -> bytes | None:
     sizes = sorted({report.items for report in manifest.latency.values() if report.items > 0})
     axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
     _upward(axes, [bound for points in series.values() for point in points for bound in point[1:]])
-    axes.set_title("Latency against the size of a call", loc="left")
+    _title(axes, f"Latency against the size of a call{where}")
     return _png(figure, axes)
 
 
@@ -119,7 +124,7 @@ def _name(variant: str) -> str:
     return " " * variant.startswith("_") + shortened(clean(variant)).replace("$", r"\$")
 
 
-def _pareto(manifest: Manifest) -> bytes | None:
+def _pareto(manifest: Manifest, where: str) -> bytes | None:
     report, reference = tuned(manifest), reference_of(manifest)
     rows = [
         row
@@ -148,7 +153,7 @@ def _pareto(manifest: Manifest) -> bytes | None:
     if across is not None:
         axes.set_xlim(across.low, across.high)
         axes.set_xticks(across.numbers(), list(map(number_text, across.numbers())))
-    axes.set_title("Error against latency; lower left is better", loc="left")
+    _title(axes, f"Error against latency{where}; lower left is better")
     return _png(figure, axes)
 
 
@@ -162,7 +167,7 @@ def _spot(axes: Axes, row: Row, *, quiet: bool) -> None:
         axes.plot(*place, "x", color=_FAILED, markersize=5 if quiet else 11)
 
 
-def _steps(manifest: Manifest) -> bytes | None:
+def _steps(manifest: Manifest, where: str) -> bytes | None:
     files = {file.sha256: file for file in manifest.files}
     entries = [e for e in in_order(manifest.evidence) if e.against_before][:_MOST_STEPS]
     series = {
@@ -186,7 +191,7 @@ def _steps(manifest: Manifest) -> bytes | None:
                 axes.plot(error, row, "x", color=_FAILED, markersize=12)
     axes.set_xlim(scale.low, scale.high)
     axes.set_xticks(scale.numbers(), list(map(number_text, scale.numbers())))
-    axes.set_title("Error step by step; a cross marks what failed", loc="left")
+    _title(axes, f"Error step by step{where}; a cross marks what failed")
     return _png(figure, axes)
 
 
@@ -214,6 +219,10 @@ def _canvas(across: str, up: str) -> tuple[Figure, Axes]:
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
+
+
+def _title(axes: Axes, text: str) -> None:
+    axes.set_title(clean(text).replace("$", r"\$"), loc="left")
 
 
 def _upward(axes: Axes, values: Sequence[float]) -> None:

@@ -31,16 +31,19 @@ def _cells(manifest: Manifest) -> list[tuple[str, ...]]:
     tasks = task_names(manifest)
     report = tuned(manifest)
     batch = "" if report is None else f" at {report.items}"
-    lines = [("variant", "max abs error", *tasks, f"p50 ms{batch}", "decision")]
+    machine = ("machine",) if manifest.elsewhere else ()
+    lines = [("variant", *machine, "max abs error", *tasks, f"p50 ms{batch}", "decision")]
     lines += [
         (
             row.variant,
+            *([there.machine] if machine else []),
             "-" if row.max_abs_error is None else f"{row.max_abs_error:.1e}",
             *(f"{row.task[name]:.4f}" if name in row.task else "-" for name in tasks),
             "-" if row.p50_ms is None else f"{row.p50_ms:.3f}",
             OUTCOMES[row.outcome] + ("" if row.in_bundle else ", not in the bundle"),
         )
-        for row in rows_of(manifest)
+        for there in manifest.by_machine
+        for row in rows_of(there)
     ]
     nothing = ("-",) * (len(lines[0]) - 2)
     lines += [(one.precision, *nothing, "refused") for one in refused(manifest)]

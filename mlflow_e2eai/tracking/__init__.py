@@ -38,14 +38,10 @@ from mlflow_e2eai.tracking.lineage import (
 from mlflow_e2eai.tracking.metrics import NONFINITE, log_metrics, parity_metrics
 from mlflow_e2eai.tracking.models import log_artifact, signature_of
 from mlflow_e2eai.tracking.nodes import KEEP_FP32, fetch_nodes, log_bisection, log_kept
+from mlflow_e2eai.tracking.ondemand import download, fetcher
+from mlflow_e2eai.tracking.recorder import MlflowRecorder, MlflowStage
 from mlflow_e2eai.tracking.reports import log_report
-from mlflow_e2eai.tracking.runs import (
-    MlflowRecorder,
-    MlflowStage,
-    failed_models_say_why,
-    project_run_says_why,
-    run,
-)
+from mlflow_e2eai.tracking.runs import failed_models_say_why, project_run_says_why, run
 from mlflow_e2eai.tracking.server import check_server
 from mlflow_e2eai.tracking.sources import fetch_source, log_source, open_inputs
 from mlflow_e2eai.tracking.texts import fetch_text
@@ -68,6 +64,7 @@ __all__ = [
     "ancestor",
     "check_server",
     "describe_version",
+    "download",
     "end_attempt",
     "failed_models_say_why",
     "fetch",
@@ -77,6 +74,7 @@ __all__ = [
     "fetch_nodes",
     "fetch_source",
     "fetch_text",
+    "fetcher",
     "is_uri",
     "link_inputs",
     "link_output",

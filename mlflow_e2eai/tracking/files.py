@@ -63,6 +63,10 @@ class ModelFiles:
         _compat.add_code_to_system_path(self.directory, found)
         return found
 
+    def names(self) -> list[str]:
+        """The files and folders that are at the top of the model."""
+        return [str(found.path) for found in self._repository.list_artifacts("")]
+
     def fetch(self, path: str) -> None:
         """Bring a file or folder, named relative to the model, into the directory.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from mlflow_e2eai.bundle import Manifest
@@ -25,6 +26,8 @@ def log_report(
     model_ids: Mapping[str, str] | None = None,
 ) -> None:
     """Write ``report.html`` and the plots on a run.
+
+    Where other machines measured too, ``report-2.html`` and so on are what each of them found.
 
     Args:
         manifest: The bundle.
@@ -48,8 +51,12 @@ def log_report(
         tracking_uri=address(),
     )
     with tempfile.TemporaryDirectory() as folder:
-        page = html(manifest, decision, origin=origin)
-        Path(folder, "report.html").write_text(page, encoding="utf-8")
+        pages = {"report.html": html(manifest, decision, origin=origin)}
+        for at, there in enumerate(manifest.by_machine[1:], 2):
+            page = html(there, decision, origin=replace(origin, machine=there.machine))
+            pages[f"report-{at}.html"] = page
+        for file, page in pages.items():
+            Path(folder, file).write_text(page, encoding="utf-8")
         for file, content in plots(manifest).items():
             Path(folder, file).write_bytes(content)
         client.log_artifacts(run_id, folder)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mlflow_e2eai.errors import TrackingError
+from mlflow_e2eai.files import why_unread
 from mlflow_e2eai.tracking.server import address
 
 
@@ -22,9 +23,13 @@ def fetch_text(uri: str) -> str:
     import mlflow
     from mlflow.exceptions import MlflowException
 
-    try:
-        if ":/" not in uri:
+    if ":/" not in uri:
+        try:
             return Path(uri).read_text(encoding="utf-8")
+        except OSError as error:
+            msg = f"Cannot read {uri}: {why_unread(error)}; check the path."
+            raise TrackingError(msg) from error
+    try:
         return str(mlflow.artifacts.load_text(uri))
     except (MlflowException, OSError) as error:
         msg = f"{uri} cannot be had, with MLflow at {address()}: {error}; check the path."

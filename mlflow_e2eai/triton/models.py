@@ -106,7 +106,7 @@ def _batch(graph: OnnxArtifact, example: Tensors) -> tuple[Axis | None, str | No
 def _wrong(manifest: Manifest) -> dict[str, str]:
     """Why not, by the digest of each file that is not to be served unasked."""
     found = {}
-    for entry in manifest.evidence:
+    for entry in manifest.all_evidence:
         if entry.sha256 is not None and entry.measured and not entry.passed:
             found[entry.sha256] = "failed its comparison with the PyTorch model"
         elif entry.sha256 is not None and entry.rejected:

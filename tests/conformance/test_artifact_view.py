@@ -5,8 +5,8 @@ import pytest
 from browsing import Heard, chromium, needs_chromium
 from shown import HALF, REJECTED, shown
 
+from mlflow_e2eai.tracking.recorder import MlflowRecorder
 from mlflow_e2eai.tracking.reports import log_report
-from mlflow_e2eai.tracking.runs import MlflowRecorder
 
 pytestmark = needs_chromium
 

@@ -49,6 +49,8 @@ from mlflow.tracking._model_registry import fluent
 import mlflow_e2eai
 from mlflow_e2eai import flavor
 
+pytestmark = pytest.mark.usefixtures("on_threads")
+
 
 def watched_register():
     """MLflow's own registering, with a record of what it was asked."""

@@ -42,6 +42,8 @@ from mlflow_e2eai.errors import (
 )
 from mlflow_e2eai.evaluation import judging
 
+pytestmark = pytest.mark.usefixtures("on_threads")
+
 UNREADABLE_PROC = """
 import pathlib
 def unreadable(self):

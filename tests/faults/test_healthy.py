@@ -8,6 +8,8 @@ from healthy import MODELS, runners
 
 from mlflow_e2eai.parity import compare
 
+pytestmark = pytest.mark.usefixtures("on_threads")
+
 
 @pytest.mark.parametrize(
     ("name", "seed"),

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from cuda.core import Device, LegacyPinnedMemoryResource
 
 from mlflow_e2eai.artifacts import (
     Axis,
@@ -52,6 +53,7 @@ def trt(monkeypatch, tmp_path):
     module.SETTINGS.update(before)
     module.DRIVER.simulated_limit(1 << 40)
     module.DRIVER.simulated_capture_fails(0)
+    module.DRIVER.simulated_sticks(0)
     failures = list(module.FAILURES)
     module.FAILURES.clear()
     assert failures == []
@@ -63,15 +65,12 @@ def calls(trt):
     return lambda name: trt.DRIVER.simulated_calls(name.encode())
 
 
-def specs_of(values, named):
+def specs_of(values):
     return tuple(
         TensorSpec(
             name=value.name,
             dtype=onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type).name,
-            shape=tuple(
-                d.dim_value or (d.dim_param if d.dim_param in named else "?")
-                for d in value.type.tensor_type.shape.dim
-            ),
+            shape=tuple(d.dim_value or d.dim_param for d in value.type.tensor_type.shape.dim),
         )
         for value in values
     )
@@ -96,10 +95,9 @@ def engine(trt, tmp_path):
             model.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
         source = tmp_path / "model.onnx"
         onnx.save(model, source)
-        named = {axis.name for axis in axes}
         common = {
-            "inputs": specs_of(model.graph.input, named),
-            "outputs": specs_of(model.graph.output, named),
+            "inputs": specs_of(model.graph.input),
+            "outputs": specs_of(model.graph.output),
             "axes": axes,
         }
         graph = OnnxArtifact(
@@ -160,6 +158,15 @@ def assert_right(answer, x):
         np.testing.assert_allclose(answer[name], array, rtol=1e-5, atol=1e-6)
 
 
+def bytes_at(buffer):
+    """What lies on the GPU, read in the order of no stream: whoever gave it must have waited."""
+    pinned = LegacyPinnedMemoryResource().allocate(buffer.size)
+    stream = Device(0).create_stream()
+    buffer.copy_to(pinned, stream=stream)
+    stream.sync()
+    return np.from_dlpack(pinned).tobytes()
+
+
 @pytest.fixture
 def ask():
     """Asks a callable for some rows, and checks the answer."""
@@ -171,4 +178,15 @@ def ask():
     return ask_for
 
 
-__all__ = ["HEADER", "MODEL", "WEIGHT", "N", "Path", "assert_right", "dataclasses", "right", "rows"]
+__all__ = [
+    "HEADER",
+    "MODEL",
+    "WEIGHT",
+    "N",
+    "Path",
+    "assert_right",
+    "bytes_at",
+    "dataclasses",
+    "right",
+    "rows",
+]

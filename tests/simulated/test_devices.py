@@ -5,8 +5,8 @@ import types
 
 import numpy as np
 import pytest
-from conftest import N, assert_right, rows
-from cuda.core import Buffer, Device, LegacyPinnedMemoryResource
+from conftest import N, assert_right, bytes_at, rows
+from cuda.core import LEGACY_DEFAULT_STREAM, Buffer, Device, LegacyPinnedMemoryResource
 from cuda.core.utils import StridedMemoryView
 
 from mlflow_e2eai.engine import engine_runner
@@ -52,11 +52,8 @@ def on_host(tensor):
     view = StridedMemoryView.from_dlpack(tensor, stream_ptr=-1)
     if not view.size:
         return np.empty(view.shape, view.dtype)
-    pinned = LegacyPinnedMemoryResource().allocate(view.size * view.dtype.itemsize)
-    stream = Device(0).create_stream()
-    Buffer.from_handle(view.ptr, pinned.size).copy_to(pinned, stream=stream)
-    stream.sync()
-    return np.from_dlpack(pinned).view(view.dtype).reshape(view.shape).copy()
+    held = bytes_at(Buffer.from_handle(view.ptr, view.size * view.dtype.itemsize))
+    return np.frombuffer(held, view.dtype).reshape(view.shape)
 
 
 def test_tensors_with_dlpack_are_answered_on_the_gpu(run):
@@ -71,6 +68,53 @@ def test_tensors_on_the_gpu_are_neither_copied_nor_moved(run, calls):
     for tensor in tensors:
         run.on_device({"x": tensor})
     assert calls("cuMemcpyAsync") == before
+
+
+class Part:
+    """All rows but the first of a tensor, which begin where TensorRT takes no tensor."""
+
+    def __init__(self, whole):
+        shape = (whole.shape[0] - 1, *whole.shape[1:])
+        size = 4 * int(np.prod(shape))
+        at = int(whole.buffer.handle) + 4 * int(np.prod(shape[1:]))
+        self.held = Buffer.from_handle(at, size, owner=whole.buffer)
+        self.view = StridedMemoryView.from_buffer(self.held, shape, dtype=np.dtype(np.float32))
+        self.shape, self.whole = shape, whole
+
+    def __dlpack_device__(self):
+        return self.view.__dlpack_device__()
+
+    def __dlpack__(self, *, stream=None, **_):
+        self.whole.__dlpack__(stream=stream)
+        return self.view.__dlpack__()
+
+
+def test_a_part_of_a_tensor_that_begins_where_tensorrt_takes_none_is_answered(run):
+    for count in (4, 5, 4):
+        answer = run.on_device({"x": Part(OnGpu(rows(count)))})
+        assert_right({name: on_host(each) for name, each in answer.items()}, rows(count)[1:])
+
+
+def test_memory_for_an_answer_that_is_still_used_is_waited_for(run, monkeypatch):
+    """A pool gives memory again as soon as it is free in the order of a stream."""
+    fresh = Device.allocate
+
+    def used(self, size, *, stream):
+        buffer = fresh(self, size, stream=stream)
+        buffer.fill(0xAB, stream=stream)
+        return buffer
+
+    monkeypatch.setattr(Device, "allocate", used)
+    answer = run.on_device({"x": OnGpu(rows(3))})
+    LEGACY_DEFAULT_STREAM.sync()
+    assert_right({name: on_host(each) for name, each in answer.items()}, rows(3))
+
+
+def test_a_tensor_on_another_gpu_is_refused(run, monkeypatch):
+    tensor = OnGpu(rows(3))
+    monkeypatch.setattr(type(run._gpu.device), "device_id", 1)
+    with pytest.raises(InvalidInputError, match="is on GPU 0, but the engine runs on GPU 1; move"):
+        run.on_device({"x": tensor})
 
 
 def test_answers_on_the_gpu_are_the_callers_to_keep(run):
@@ -141,8 +185,12 @@ class Tensor:
 
     def __init__(self, shape, current, dtype=np.float32):
         self.shape = shape
-        self.buffer = Device(0).allocate(4 * int(np.prod(shape)), stream=current)
-        self.view = StridedMemoryView.from_buffer(self.buffer, shape, dtype=np.dtype(dtype))
+        self.buffer = None  # of an empty tensor, as with PyTorch
+        if size := np.dtype(dtype).itemsize * int(np.prod(shape)):
+            self.buffer = Device(0).allocate(size, stream=current)
+            # Whoever had this memory before may still have work under way with it.
+            self.buffer.fill(0xAB, stream=current)
+            self.view = StridedMemoryView.from_buffer(self.buffer, shape, dtype=np.dtype(dtype))
 
     def written(self, array, current):
         PINNED.append(LegacyPinnedMemoryResource().allocate(array.nbytes))
@@ -151,7 +199,7 @@ class Tensor:
         return self
 
     def data_ptr(self):
-        return int(self.buffer.handle)
+        return int(self.buffer.handle) if self.buffer is not None else 0
 
     def is_contiguous(self):
         return True
@@ -174,6 +222,7 @@ def torch(monkeypatch):
     module = types.SimpleNamespace(
         Tensor=Tensor,
         float32=np.float32,
+        int64=np.int64,
         current=current,
         cuda=types.SimpleNamespace(
             current_stream=lambda _: types.SimpleNamespace(cuda_stream=int(current.handle))
@@ -196,6 +245,40 @@ def test_torch_tensors_are_answered_in_the_order_of_pytorchs_stream(backend, eng
             torch.current.sync()
             found = {name: on_host(tensor) for name, tensor in answer.items()}
             assert_right(found, rows(count))
+
+
+def test_an_empty_torch_tensor_has_no_address_and_is_answered(engine, torch):
+    text = """main (float[N, 3] x) => (float[N, 0] none, float[N, 3] z, int64[2, found] at) {
+        zero = Constant<value_ints = [0]>()
+        one = Constant<value_ints = [1]>()
+        none = Slice(x, zero, zero, one)
+        z = Relu(x)
+        at = NonZero(x)
+    }"""
+    with engine_runner(engine(text, weights={})[0]) as infer:
+        tensor = Tensor((2, 3), torch.current).written(np.zeros((2, 3), np.float32), torch.current)
+        answer = infer.on_device({"x": tensor})
+        torch.current.sync()
+        assert answer["none"].shape == (2, 0)
+        assert answer["at"].shape == (2, 0)
+        assert not on_host(answer["z"]).any()
+
+
+def test_what_decides_shapes_stays_until_the_call_before_has_read_it(engine, torch):
+    text = """main (float[N, 3] x, int64[1] from, int64[1] to) => (float[2, 3] y) {
+        y = Slice(x, from, to)
+    }"""
+    made, _ = engine(text, weights={}, on_host=["from", "to"])
+    with engine_runner(made) as infer:
+        answers = [
+            infer.on_device(
+                {"x": given(torch, 9), "from": np.array([at]), "to": np.array([at + 2])}
+            )
+            for at in (0, 5, 7)
+        ]
+        torch.current.sync()
+        for at, answer in zip((0, 5, 7), answers, strict=True):
+            np.testing.assert_array_equal(on_host(answer["y"]), rows(9)[at : at + 2])
 
 
 def test_an_array_beside_a_torch_tensor_is_read_before_the_next_takes_its_place(engine, torch):

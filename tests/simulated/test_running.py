@@ -1,6 +1,7 @@
 """Engines on a simulated GPU: memory, streams, profiles, threads, CUDA graphs, and errors."""
 
 import dataclasses
+import os
 import re
 import sys
 import threading
@@ -11,6 +12,7 @@ from functools import partial
 import numpy as np
 import pytest
 from conftest import WEIGHT, N, assert_right, rows
+from cuda.core import Device
 
 from mlflow_e2eai.building import BuildSettings
 from mlflow_e2eai.context import has_gpu, local_compute_capability
@@ -60,12 +62,51 @@ def test_an_answer_is_the_callers_to_keep(run):
 
 
 def test_memory_goes_back_when_the_engine_is_closed(engine, trt, ask):
-    before = trt.DRIVER.simulated_used()
+    trt.DRIVER.cuMemPoolTrimTo(None, 0)
+    before = trt.DRIVER.simulated_reserved()
     with engine_runner(engine()[0]) as infer:
         ask(infer, 16)
-        assert trt.DRIVER.simulated_used() > before
-    del infer
-    assert trt.DRIVER.simulated_used() == before
+        assert trt.DRIVER.simulated_reserved() > before
+    assert trt.DRIVER.simulated_reserved() == before
+    with pytest.raises(RunnerError, match="was closed; load it again"):
+        ask(infer, 16)
+
+
+def test_what_is_closed_in_a_call_goes_back_when_the_call_is_done(engine, trt, ask):
+    with ThreadPoolExecutor(8) as threads:
+        with engine_runner(engine()[0]) as infer:
+            ask(infer, 2)
+            before = trt.DRIVER.simulated_used()
+            trt.SETTINGS["slow_s"] = 0.1
+            calls = [threads.submit(ask, infer, 2) for _ in range(8)]
+            while trt.CALLS["execute_async_v3"] < 3:
+                pass
+        errors = [call.exception() for call in calls]
+    assert {type(error) for error in errors} <= {type(None), RunnerError}
+    assert errors.count(None) >= 2
+    assert trt.DRIVER.simulated_used() < before
+
+
+def test_the_gpu_that_a_caller_works_on_stays_current(run, ask):
+    """PyTorch would go on where we have been."""
+    Device(1).set_current()
+    try:
+        ask(run, 3)
+        run.timed({"x": rows(3)})
+        assert Device().device_id == 1
+    finally:
+        Device(0).set_current()
+
+
+def test_an_engine_is_loaded_onto_the_first_gpu_whichever_is_current(engine, ask):
+    Device(1).set_current()
+    try:
+        with engine_runner(engine()[0]) as infer:
+            assert Device().device_id == 1
+            ask(infer, 3)
+        assert Device().device_id == 1
+    finally:
+        Device(0).set_current()
 
 
 @pytest.mark.parametrize("serving", [True, False])
@@ -276,7 +317,7 @@ def test_what_is_judged_starts_cold(engine, ask, tmp_path):
 @pytest.mark.parametrize("backend", ["tensorrt", "tensorrt_rtx"])
 def test_an_output_may_be_as_large_as_the_data_make_it(backend, engine):
     made, _ = engine(PICKED, backend=backend, weights={})
-    assert made.outputs[0].shape == (2, "?")
+    assert made.outputs[0].shape == (2, "found")
     with engine_runner(made) as infer:
         for x in (np.eye(3), np.zeros((2, 3)), np.ones((16, 3)), np.eye(3)[:2], np.ones((1, 3))):
             answer = infer({"x": x.astype(np.float32)})
@@ -294,6 +335,25 @@ def test_an_input_may_decide_shapes(backend, engine):
             x = rows(4)
             found = infer({"x": x, "to": np.array(to, np.int64)})["y"]
             np.testing.assert_array_equal(found, x.reshape(to))
+
+
+def test_an_output_for_which_there_is_no_memory_is_told_and_the_next_call_is_answered(engine, trt):
+    with engine_runner(engine(PICKED, weights={})[0]) as infer:
+        infer({"x": np.eye(3, dtype=np.float32)})
+        infer({"x": np.zeros((16, 3), np.float32)})
+        trt.DRIVER.simulated_limit(trt.DRIVER.simulated_used() + 16)
+        with pytest.raises(RunnerError, match="the GPU's memory is full"):
+            infer({"x": np.ones((16, 3), np.float32)})
+        trt.DRIVER.simulated_limit(1 << 40)
+        assert infer({"x": np.ones((16, 3), np.float32)})["at"].shape == (2, 48)
+
+
+@pytest.mark.parametrize(("size", "captures"), [("N", True), ("M", False)])
+def test_tensorrt_rtx_captures_where_the_sizes_of_outputs_are_known(size, captures, engine, trt):
+    text = f"main (float[N, 3] x) => (float[{size}, 3] z) {{ z = Relu(x) }}"
+    with engine_runner(engine(text, weights={})[0]) as infer:
+        whole = infer._config.cuda_graph_strategy == trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+    assert whole == captures
 
 
 # weights
@@ -358,6 +418,56 @@ def test_a_gpu_that_is_full_in_a_call_is_told_and_the_next_call_is_answered(run,
     ask(run, 1)
     trt.DRIVER.simulated_limit(1 << 40)
     ask(run, 16)
+
+
+@pytest.mark.parametrize(
+    "asks", ["set_optimization_profile_async", "infer_shapes", "execute_async_v3"]
+)
+def test_what_tensorrt_refuses_is_told_in_its_own_words_and_the_next_call_is_answered(
+    asks, run, ask, trt, caplog
+):
+    trt.SETTINGS["refuses"] = {asks: "Error Code 3: API Usage Error (why)\n and more"}
+    with pytest.raises(
+        RunnerError, match=r"cannot run model\.engine: Error Code 3: .*\(why\) and more$"
+    ):
+        ask(run, 8)
+    assert "TensorRT: Error Code 3" in caplog.text
+    trt.SETTINGS["refuses"] = {}
+    ask(run, 8)
+
+
+def test_a_context_that_cannot_be_made_for_another_reason_than_memory_says_it(engine, trt):
+    trt.SETTINGS["refuses"] = {"create_execution_context": "no such strategy"}
+    with pytest.raises(RunnerError, match=r"cannot run model\.engine: no such strategy"):
+        engine_runner(engine()[0]).__enter__()
+
+
+def test_a_failure_after_which_cuda_does_no_more_says_that_the_process_is_to_be_started_again(
+    engine, trt, ask
+):
+    with engine_runner(engine()[0]) as infer:
+        ask(infer, 2)
+        trt.DRIVER.simulated_sticks(700)
+        for _ in range(2):
+            with pytest.raises(RunnerError, match=r"ILLEGAL_ADDRESS\), and does no more .* again"):
+                ask(infer, 2)
+
+
+def test_a_forked_process_is_told_that_cuda_does_not_go_there(run, ask):
+    ask(run, 2)
+    reader, writer = os.pipe()
+    if (child := os.fork()) == 0:
+        try:
+            ask(run, 2)
+        except RunnerError as error:
+            os.write(writer, str(error).encode())
+        finally:
+            os._exit(0)
+    os.close(writer)
+    os.waitpid(child, 0)
+    assert b"was forked from one that uses the GPU" in os.read(reader, 1000)
+    os.close(reader)
+    ask(run, 2)
 
 
 @pytest.mark.parametrize(
