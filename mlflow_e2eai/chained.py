@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
+from typing import Any
 
 from mlflow_e2eai import tracking
 from mlflow_e2eai.artifacts import Precision, graph_precision
-from mlflow_e2eai.building import DEFAULT_BUILD, BuildSettings
 from mlflow_e2eai.bundle import MachineEvidence
 from mlflow_e2eai.chain import GRAPHS, graph_of, job_on, variants_in
 from mlflow_e2eai.compiling import compile_on
@@ -16,43 +15,36 @@ from mlflow_e2eai.engine import resolve
 from mlflow_e2eai.errors import InvalidInputError, TrackingError
 from mlflow_e2eai.evaluation import evaluate as judge
 from mlflow_e2eai.evaluation.worth import quantized_gates, weighed
-from mlflow_e2eai.recording import record
+from mlflow_e2eai.recording import Wanted, record
 
 JUDGED = (*GRAPHS, "compile", "package")
 """Stages whose output can be judged."""
 
 
 def compile(
-    model_uri: str,
-    *,
-    targets: Sequence[str],
-    precision: Precision | None = None,
-    plugin_libraries: Sequence[Path] = (),
-    build_settings: BuildSettings = DEFAULT_BUILD,
-    rebuild: bool = False,
+    model_uri: str, *, targets: Sequence[str], precision: Precision | None = None, **how: Any
 ) -> list[str]:
-    """Build engines of a graph of a chain, a run for each; see `jobs.compile`."""
+    """Build engines of a graph of a chain, a run for each; see `jobs.compile`.
+
+    Args:
+        model_uri: See there.
+        targets: The same.
+        precision: The same.
+        **how: The other fields of `Wanted`.
+    """
     with job_on(model_uri, GRAPHS) as job:
         graph, example = graph_of(job.model, job.folder)
-        wanted = graph.precision if precision is None else precision
-        if graph_precision(wanted) != graph.precision:
-            msg = f"The graph is in {graph.precision}, but an engine in {wanted} is wanted; "
-            msg += f"give the graph in {graph_precision(wanted)}."
+        precision = graph.precision if precision is None else precision
+        if graph_precision(precision) != graph.precision:
+            msg = f"The graph is in {graph.precision}, but an engine in {precision} is wanted; "
+            msg += f"give the graph in {graph_precision(precision)}."
             raise InvalidInputError(msg)
         made = []
         for target in targets:
-            with job.stage(f"compile {wanted} {target}", graph) as stage:
-                engine = compile_on(
-                    stage,
-                    graph,
-                    resolve(target),
-                    out=job.folder / f"{target}.engine",
-                    example=example,
-                    tf32=wanted == "tf32",
-                    plugin_libraries=plugin_libraries,
-                    build_settings=build_settings,
-                    rebuild=rebuild,
-                )
+            wanted = Wanted(graph=graph.sha256, precision=precision, target=target, **how)
+            with job.stage(f"compile {precision} {target}", graph) as stage:
+                out = job.folder / f"{target}.engine"
+                engine = compile_on(stage, graph, resolve(target), wanted, out=out, example=example)
             made.append(job.recorder.models[engine.sha256])
         return made
 

@@ -16,7 +16,7 @@ from mlflow_e2eai.artifacts import (
     graph_precision,
     variant_name,
 )
-from mlflow_e2eai.building import DEFAULT_BUILD, BuildSettings
+from mlflow_e2eai.building import BuildSettings
 from mlflow_e2eai.bundle import Evidence
 from mlflow_e2eai.engine import (
     compile,
@@ -37,13 +37,10 @@ def compile_on(
     stage: Stage,
     graph: OnnxArtifact,
     target: Target,
+    wanted: Wanted,
     *,
     out: Path,
     example: Tensors,
-    tf32: bool = False,
-    plugin_libraries: Sequence[Path] = (),
-    build_settings: BuildSettings = DEFAULT_BUILD,
-    rebuild: bool = False,
 ) -> EngineArtifact:
     """Build an engine and tell a stage, unless the stage knows where it has been built before.
 
@@ -51,38 +48,37 @@ def compile_on(
         stage: Who is asked and told.
         graph: See `mlflow_e2eai.compile`.
         target: The same.
+        wanted: The rest of it. Builds are not the same to the bit, so that to rebuild makes another
+            engine.
         out: The file to write, where it is built.
         example: The input example under the graph's names.
-        tf32: See `mlflow_e2eai.compile`.
-        plugin_libraries: The same.
-        build_settings: Its `settings`.
-        rebuild: Build it even so. Builds are not the same to the bit, so it is another engine.
 
     Raises:
         E2EAIError: As `mlflow_e2eai.compile`.
     """
-    libraries = named(plugin_libraries)
+    libraries, settings = named(wanted.plugin_libraries), wanted.build_settings
+    tf32 = wanted.precision == "tf32"
     planned = Planned(
-        key=key_for(graph, target, tf32=tf32, libraries=libraries, settings=build_settings),
+        key=key_for(graph, target, tf32=tf32, libraries=libraries, settings=settings),
         parent_sha256=graph.sha256,
         target=target,
-        arithmetic="tf32" if tf32 else graph.precision,
+        arithmetic=wanted.precision,
         backend_version=version_for(target),
-        settings=build_settings,
+        settings=settings,
     )
-    if not rebuild:
+    if not wanted.rebuild:
         others = stage.found(planned, folder=out.with_suffix(".found"))
         if others is not None:
             # By digest the same libraries; but these here the caller has allowed.
             return dataclasses.replace(others, libraries=libraries)
-    with _timings(stage, target, build_settings, out.with_suffix(".timings")) as timings:
+    with _timings(stage, target, settings, out.with_suffix(".timings")) as timings:
         engine = compile(
             graph,
             target,
             out=out,
             tf32=tf32,
-            plugin_libraries=plugin_libraries,
-            settings=build_settings,
+            plugin_libraries=wanted.plugin_libraries,
+            settings=settings,
             timing_cache=timings,
         )
     stage.made(engine, example=example)
@@ -123,7 +119,7 @@ def compile_all(
             graph=graph.sha256,
             precision=precision,
             target=text,
-            plugin_libraries=tuple(plugin_libraries),
+            plugin_libraries=plugin_libraries,
             build_settings=build_settings,
             rebuild=rebuild,
         ): (graph, target, _why_not(graph, target, build_settings, recorder))
@@ -152,12 +148,9 @@ def compile_all(
                 stage,
                 graph,
                 target or resolve(wanted.target),
+                wanted,
                 out=work / f"{wanted.precision}-{wanted.target}.engine",
                 example=example,
-                tf32=wanted.precision == "tf32",
-                plugin_libraries=plugin_libraries,
-                build_settings=build_settings,
-                rebuild=rebuild,
             )
         engines.append(engine)
     # Elsewhere, too, two texts may name one target.

@@ -253,7 +253,7 @@ def compile(
         engines.check_anywhere(targets, libraries=libraries)
     else:
         engines.check_here(targets, settings=build_settings, libraries=libraries)
-    arguments: dict[str, Any] = {
+    how: dict[str, Any] = {
         "precision": precision,
         "plugin_libraries": plugin_libraries,
         "build_settings": build_settings,
@@ -261,11 +261,9 @@ def compile(
     }
     with _parent("compile"):
         if executor is None:
-            return chained.compile(model_uri, targets=targets, **arguments)
+            return chained.compile(model_uri, targets=targets, **how)
         each = [
-            fleet.Job(
-                stage="compile", model_uri=model_uri, arguments={"targets": [target], **arguments}
-            )
+            fleet.Job(stage="compile", model_uri=model_uri, arguments={"targets": [target], **how})
             for target in targets
         ]
         done = fleet.held(fleet.run(each, executor=executor, workers=workers))

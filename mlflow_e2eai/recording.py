@@ -84,9 +84,12 @@ class Wanted:
     graph: str
     precision: Precision
     target: str
-    plugin_libraries: tuple[Path, ...] = ()
+    plugin_libraries: Sequence[Path] = ()
     build_settings: BuildSettings = DEFAULT_BUILD
     rebuild: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "plugin_libraries", tuple(self.plugin_libraries))
 
 
 class Recorder(Protocol):

@@ -93,11 +93,25 @@ def claiming():
 
 
 def claimed_builders():
-    """The processes that they build in, a while after an engine is claimed."""
-    above = claiming()
-    if above:
-        time.sleep(0.5)
-    return [pid for pid in workers() if parent_of(pid) in above]
+    """Processes that build an engine that is claimed: busy for longer than imports take."""
+    models = mlflow.search_logged_models(output_format="list")
+    if not any(str(model.status) == "PENDING" for model in models):
+        return []
+    began = {pid: cpu_s(pid) for pid in workers() if parent_of(pid) in building()}
+    found, deadline = [], time.monotonic() + 30
+    while not found and time.monotonic() < deadline:
+        time.sleep(0.1)
+        found = [pid for pid, before in began.items() if cpu_s(pid) - before > 1.5]
+    return found
+
+
+def cpu_s(pid):
+    """Seconds that a process has kept a core busy; 0 where it has ended."""
+    try:
+        said = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(said[11]) + int(said[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def kill_when_building(found, *, times=1, by=signal.SIGKILL):

@@ -1,5 +1,6 @@
 """Optimisation profiles: what an engine is tuned for, and which of them a call takes."""
 
+import json
 from itertools import combinations
 from math import sqrt
 from pathlib import Path
@@ -13,6 +14,7 @@ from mlflow_e2eai import choose_buckets
 from mlflow_e2eai.artifacts import Axis, EngineArtifact, Target, TensorSpec
 from mlflow_e2eai.engine.profiles import profile_of, profiles, profiles_of, sizes_of
 from mlflow_e2eai.errors import InvalidInputError
+from mlflow_e2eai.files import from_json, to_json
 
 N = Axis("N", min=1, opt=8, max=64, buckets=(1, 8, 32))
 T = Axis("T", min=16, opt=64, max=128)
@@ -54,6 +56,9 @@ def test_each_bucket_has_a_static_profile_before_the_dynamic_one():
 def test_an_engine_that_was_stored_before_has_the_dynamic_one_first():
     static = profiles((N,))[:-1]
     assert profiles_of(engine(N)) == ({"N": (1, 8, 64)}, *static)
+    said = json.loads(to_json(engine(N, dynamic_last=True)))
+    del said["dynamic_last"]  # as it was written then
+    assert profiles_of(from_json(EngineArtifact, json.dumps(said))) == profiles_of(engine(N))
     assert profiles_of(engine(N, dynamic_last=True)) == profiles((N,))
     assert profiles_of(engine()) == profiles_of(engine(dynamic_last=True)) == ({},)
 

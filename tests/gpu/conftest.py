@@ -113,15 +113,18 @@ def unkept(monkeypatch, tmp_path):
 
 
 @pytest.fixture(scope="session")
-def saved(cnn, tmp_path_factory):
-    """The small network with engines for this GPU in two precisions, judged here."""
+def saved(cnn, budgets, tmp_path_factory):
+    """The small network with engines for this GPU in two precisions, judged here, in full."""
     place = tmp_path_factory.mktemp("saved") / "model"
     buckets = dataclasses.replace(BATCH, buckets=(1, 8))
-    save_model(
-        cnn,
-        place,
-        input_example=images(2),
-        dynamic_axes={"image": {0: buckets}},
-        targets=("local",),
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        for name, (whole, _) in budgets.items():
+            patch.setattr(name, whole)
+        save_model(
+            cnn,
+            place,
+            input_example=images(2),
+            dynamic_axes={"image": {0: buckets}},
+            targets=("local",),
+        )
     return place

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from importlib.util import find_spec
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from mlflow_e2eai import BuildSettings, clean, compile, convert, export
 from mlflow_e2eai.engine import backends
+from mlflow_e2eai.engine.opening import opened
 
 pytestmark = pytest.mark.gpu
 
@@ -44,6 +46,15 @@ def test_an_engine_is_loaded_after_its_build_and_is_what_was_asked_for(
         return
     assert engine.checked[:2] == ("inputs and outputs", "profiles")
     assert "layers" in engine.checked or find_spec("tensorrt") is None
+
+
+def test_the_dynamic_profile_is_the_last(cnn, batch, tmp_path):
+    buckets = dataclasses.replace(batch, buckets=(1, 8))
+    graph = graph_of(cnn, tmp_path, buckets, "fp32")
+    engine = compile(graph, "local", out=tmp_path / "local.engine")
+    with opened(engine, None) as found:
+        bounds = [found.engine.get_tensor_profile_shape("image", at) for at in range(3)]
+    assert [[shape[0] for shape in each] for each in bounds] == [[1] * 3, [8] * 3, [1, 8, 64]]
 
 
 def test_an_engine_without_its_weights_is_smaller(cnn, batch, tmp_path):

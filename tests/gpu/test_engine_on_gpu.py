@@ -13,7 +13,7 @@ import pytest
 import torch
 from images import images
 
-from mlflow_e2eai import benchmark, clean, compare, compile, convert, export, load_model, save_model
+from mlflow_e2eai import benchmark, clean, compare, compile, convert, export, load_model
 from mlflow_e2eai.arrays import resize
 from mlflow_e2eai.engine import backends, engine_runner, why_not_here
 from mlflow_e2eai.errors import RunnerError
@@ -250,15 +250,8 @@ def test_pytorch_on_cuda_is_a_reference_in_fp32(cnn):
 
 
 @pytest.fixture
-def loaded(cnn, batch, tmp_path):
-    save_model(
-        cnn,
-        tmp_path / "model",
-        input_example=images(2, 32),
-        dynamic_axes={"image": {0: batch}},
-        targets=("local",),
-    )
-    with load_model(str(tmp_path / "model")) as model:
+def loaded(saved):
+    with load_model(str(saved)) as model:
         yield model
 
 
@@ -277,16 +270,8 @@ def test_of_what_passed_its_comparison_nothing_was_measured_to_be_faster_than_wh
         assert passed >= {entry.variant for entry in engines}
 
 
-def test_sixteen_threads_of_mixed_batches_get_the_answers_that_one_gets(cnn, batch, tmp_path):
-    place = tmp_path / "model"
-    save_model(
-        cnn,
-        place,
-        input_example=images(2, 32),
-        dynamic_axes={"image": {0: batch}},
-        targets=("local",),
-    )
-    with load_model(str(place), split=True) as model:
+def test_sixteen_threads_of_mixed_batches_get_the_answers_that_one_gets(saved, batch):
+    with load_model(str(saved), split=True) as model:
         asked = [images(size, 32)["image"] for size in (1, 2, 3, batch.max, batch.max + 3)]
         alone = [model(image)["output"] for image in asked]
         with ThreadPoolExecutor(16) as threads:
