@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from shown import shown
 from test_report import CPU, HALF, TORCH, compared, manifest
@@ -249,6 +249,8 @@ def shape(text: str) -> list[tuple[str, tuple[str, ...]]]:
 )
 @settings(max_examples=40, deadline=None)
 def test_no_name_changes_what_the_page_is_built_of(name):
+    # A variant's name ends in its precision, which has its own line; the raw graph is not shipped.
+    assume(not name.endswith(("/fp32", "/raw")))
     text = hostile_page(name)
 
     assert shape(text) == shape(hostile_page("x"))
