@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+from pathlib import Path
 
 import mlflow
 import pytest
@@ -16,6 +17,8 @@ from mlflow_e2eai import bundle, flavor, registry
 from mlflow_e2eai.errors import ArtifactError, InvalidInputError, TrackingError
 from mlflow_e2eai.files import to_json
 from mlflow_e2eai.gates import Gate
+from mlflow_e2eai.report import plots
+from mlflow_e2eai.tracking import reports
 
 pytestmark = pytest.mark.usefixtures("on_threads")
 
@@ -72,6 +75,27 @@ def test_a_version_that_passes_every_gate_gets_the_alias(store, good):
     tags = store.get_model_version("net", version).tags
     assert tags["e2eai.decision"] == "promoted"
     assert tags["e2eai.gate.parity/failed"] == "passed"
+
+
+def test_a_promotion_shows_the_plots_that_were_logged_and_does_not_draw_them_again(
+    store, good, monkeypatch
+):
+    reports._plots.cache_clear()
+    drawn = []
+    monkeypatch.setattr(
+        reports, "plots", lambda manifest: drawn.append(manifest) or plots(manifest)
+    )
+    mlflow_e2eai.promote("net", register(good))
+    assert len(drawn) == 1
+    runs = mlflow.search_runs(search_all_experiments=True, output_format="list")
+    pictures = [
+        Path(mlflow.artifacts.download_artifacts(run_id=run.info.run_id, artifact_path=file.path))
+        for run in runs
+        for file in store.list_artifacts(run.info.run_id)
+        if file.path == "latency.png"
+    ]
+    assert len(pictures) == 2
+    assert pictures[0].read_bytes() == pictures[1].read_bytes()
 
 
 def test_the_second_version_is_held_against_the_first_which_is_remembered(store, good):

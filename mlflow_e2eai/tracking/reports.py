@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from mlflow_e2eai.bundle import Manifest
 from mlflow_e2eai.errors import SurgeryError
+from mlflow_e2eai.files import from_json, to_json
 from mlflow_e2eai.gates import Decision
 from mlflow_e2eai.report import Origin, html, plots
 from mlflow_e2eai.tracking.server import address
@@ -57,9 +59,15 @@ def log_report(
             pages[f"report-{at}.html"] = page
         for file, page in pages.items():
             Path(folder, file).write_text(page, encoding="utf-8")
-        for file, content in plots(manifest).items():
+        for file, content in _plots(to_json(manifest)).items():
             Path(folder, file).write_bytes(content)
         client.log_artifacts(run_id, folder)
+
+
+@functools.lru_cache(maxsize=1)
+def _plots(manifest: str) -> Mapping[str, bytes]:
+    """A manifest's plots: what has just logged a model often promotes it, and shows them again."""
+    return plots(from_json(Manifest, manifest))
 
 
 @contextmanager
