@@ -106,6 +106,8 @@ def plan(model, profiles, *, stripped=False, on_host=()):
 
 class Runtime:
     def __init__(self, log):
+        if _refuses("Runtime", log):
+            raise TypeError  # as pybind11 does of a null pointer that a factory returns
         self.log = log
 
     def get_engine_validity(self, plan):

@@ -473,6 +473,16 @@ def test_the_backend_says_why_a_plan_cannot_be_loaded():
     assert backends.why_invalid(full, trt, runtime, bytes(64)) == ""
 
 
+def test_a_builder_that_does_not_start_is_told_with_the_driver(graph, out, monkeypatch):
+    def starts(log):
+        log.log(trt.ILogger.Severity.ERROR, "CUDA initialization failure with error: 35")
+        raise TypeError  # as pybind11 does of a null pointer that a factory returns
+
+    monkeypatch.setattr(trt, "Builder", starts)
+    with pytest.raises(RunnerError, match=r"does not start .* error: 35; see whether the driver"):
+        built_here(graph(CONV), RTX86, out)
+
+
 @pytest.mark.parametrize("precision", ["fp16", "bf16", "int8", "fp8"])
 def test_a_graph_that_says_a_precision_and_computes_in_fp32_is_refused(precision, graph, out):
     source = dataclasses.replace(graph(CONV), precision=precision)

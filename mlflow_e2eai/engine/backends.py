@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from mlflow_e2eai.artifacts import Library, Target
 from mlflow_e2eai.context import local_compute_capability as local_compute_capability  # noqa: PLC0414
 from mlflow_e2eai.errors import InvalidInputError, MissingDependencyError, RunnerError
 from mlflow_e2eai.libraries import loadable
+
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +118,28 @@ def load(backend: Backend) -> Any:
         raise MissingDependencyError(
             package=backend.module, extra=backend.extra, purpose=f"A {backend.title} engine"
         ) from error
+
+
+def started(make: Callable[[Any], Answer], log: Any, backend: Backend) -> Answer:
+    """Start TensorRT's builder or runtime.
+
+    Args:
+        make: TensorRT's class.
+        log: Its log; see `log.logger`.
+        backend: The backend.
+
+    Raises:
+        RunnerError: It does not start, as where the driver is too old for its CUDA: the bindings
+            then say only that a factory returned a null pointer.
+    """
+    try:
+        return make(log)
+    except TypeError as error:
+        msg = (
+            f"{backend.title} does not start on this machine: {log.why()}; see whether the driver "
+            f"that `nvidia-smi` shows is new enough for it."
+        )
+        raise RunnerError(msg) from error
 
 
 def check_plugins(target: Target, libraries: Sequence[Library]) -> None:

@@ -71,7 +71,7 @@ def opened(engine: EngineArtifact, graph: OnnxArtifact | None) -> Iterator[Opene
     backend = backends.BACKENDS[engine.target.backend]
     trt = backends.load(backend)
     log = logger(trt)
-    runtime = trt.Runtime(log)
+    runtime = backends.started(trt.Runtime, log, backend)
     backends.load_plugins(runtime, engine.libraries)
     plan = engine.path.read_bytes()
     loaded = runtime.deserialize_cuda_engine(plan)

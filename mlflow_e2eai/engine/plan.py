@@ -74,7 +74,7 @@ def write_plan(
     trt = backends.load(backend)
     log = logger(trt, is_quiet=True)
     started = time.perf_counter()
-    builder = trt.Builder(log)
+    builder = backends.started(trt.Builder, log, backend)
     if settings.threads is not None:
         builder.max_threads = settings.threads
     backends.load_plugins(builder, libraries)

@@ -436,6 +436,13 @@ def test_what_tensorrt_refuses_is_told_in_its_own_words_and_the_next_call_is_ans
     ask(run, 8)
 
 
+def test_a_tensorrt_that_does_not_start_is_told_with_the_driver(engine, trt):
+    said = "CUDA initialization failure with error: 35"
+    trt.SETTINGS["refuses"] = {"Runtime": said}
+    with pytest.raises(RunnerError, match=rf"does not start .*: {said}; see whether the driver"):
+        engine_runner(engine()[0]).__enter__()
+
+
 def test_a_context_that_cannot_be_made_for_another_reason_than_memory_says_it(engine, trt):
     trt.SETTINGS["refuses"] = {"create_execution_context": "no such strategy"}
     with pytest.raises(RunnerError, match=r"cannot run model\.engine: no such strategy"):
