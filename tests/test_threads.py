@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
+from contextlib import closing
 from functools import partial
 from subprocess import Popen
 
@@ -52,15 +53,13 @@ def test_what_is_raised_here_is_itself_among_the_turns():
 
 
 def test_a_warning_of_the_callers_is_its_own_while_a_runner_is_loaded():
-    there = Isolated(patience_s=60)
-    try:
+    def load_and_warn():
         there.begin("open", opener=misbehaving.opens_slowly)
         time.sleep(0.1)  # it would be opening by now
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            warnings.warn("mine", UserWarning, stacklevel=1)
-        assert [str(each.message) for each in caught] == ["mine"]
+        warnings.warn("mine", UserWarning, stacklevel=1)
+
+    with closing(Isolated(patience_s=60)) as there:
+        with pytest.warns(UserWarning, match="mine"):
+            load_and_warn()
         there.opened()
         assert list(there({"x": np.ones(1)})) == ["y"]
-    finally:
-        there.close()
