@@ -127,6 +127,12 @@ def warns():
 
 
 @contextmanager
+def opens_slowly():
+    time.sleep(0.3)
+    yield doubled
+
+
+@contextmanager
 def prints():
     print("a library says hello")  # noqa: T201 - that is what it does
     yield doubled

@@ -4,12 +4,15 @@ import json
 
 import mlflow
 import numpy as np
+import pytest
 import torch
 
 import mlflow_e2eai
 from mlflow_e2eai import Axis, choose_buckets
 from mlflow_e2eai.artifacts import TensorSpec
 from mlflow_e2eai.variants.counting import counted
+
+pytestmark = pytest.mark.usefixtures("on_threads")
 
 N = Axis("N", min=1, opt=2, max=8)
 X = TensorSpec(name="x", dtype="float32", shape=("N", 3, "T"))

@@ -20,6 +20,7 @@ from mlflow_e2eai.scripting import flat_script
 N = Axis("N", min=1, opt=2, max=4)
 
 pytestmark = [
+    pytest.mark.usefixtures("on_threads"),
     pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:Converting a tensor to a Python:torch.jit.TracerWarning"),
 ]
