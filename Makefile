@@ -28,9 +28,11 @@ unit: $(VENV)/models $(VENV)/bindings
 large: $(VENV)/models
 	HF_HUB_OFFLINE=1 pytest -m slow tests/test_large.py
 
-# What takes minutes, real models with real weights among it.
-test-slow: $(VENV)/models
+# What takes minutes, real models with real weights among it; then what `make test` runs in a short
+# form: every runner in a process of its own, and laws on more examples.
+test-slow: $(VENV)/models $(VENV)/bindings
 	HF_HUB_OFFLINE=1 pytest -m slow
+	HF_HUB_OFFLINE=1 pytest -n 2 --dist worksteal -m "not gpu and not slow" --processes --hypothesis-profile long
 
 # On a Ray cluster that the tests start on this machine.
 test-ray: $(VENV)/ray

@@ -19,9 +19,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # wait: training the demo's model beside other tests took 13 to 27 s of CPU, and 3 s with one.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# A busy machine is no failure.
-settings.register_profile("no deadline", deadline=None)
-settings.load_profile("no deadline")
+# A busy machine is no failure. `make test-slow` looks longer.
+settings.register_profile("short", deadline=None, max_examples=40)
+settings.register_profile("long", deadline=None, max_examples=500)
+settings.load_profile("short")
 
 
 def pytest_addoption(parser):
@@ -148,10 +149,17 @@ def isolated(unsynced, tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def store(empty_store, isolated, tmp_path):
-    """A tracking store of the test's own, with an experiment that is active."""
+def store(empty_store, isolated, tmp_path, monkeypatch):
+    """A tracking store of the test's own, with an experiment that is active.
+
+    Pictures of what is logged are made up to the drawing, which takes a third of a second each;
+    tests/test_report_pictures.py has them drawn, and so have the demo and the tests of the page.
+    """
     import mlflow
 
+    from mlflow_e2eai.report import pictures
+
+    monkeypatch.setattr(pictures, "_png", lambda *_: b"\x89PNG\r\n\x1a\n")
     shutil.copyfile(empty_store, tmp_path / "mlflow.db")
     mlflow.create_experiment("tests", artifact_location=(tmp_path / "artifacts").as_uri())
     mlflow.set_experiment("tests")

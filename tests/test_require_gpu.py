@@ -7,32 +7,43 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 
+TWICE = """
+import pytest
+words = ["tests/gpu", "-k", "fp32 and local", "-p", "no:cacheprovider"]
+for options in ([], ["--require-gpu"]):
+    print("exit code", int(pytest.main([*words, *options])), flush=True)
+    print("-- next --", flush=True)
+"""
 
-def run(*options):
-    """One GPU test on a machine whose GPUs, if any, are hidden."""
-    command = [sys.executable, "-m", "pytest", "tests/gpu", "-k", "fp32 and local", *options]
-    return subprocess.run(
-        [*command, "-p", "no:cacheprovider"],
+
+@pytest.fixture(scope="module")
+def said():
+    """By one GPU test, plainly and where a GPU is required, on a machine whose GPUs are hidden."""
+    done = subprocess.run(
+        [sys.executable, "-c", TWICE],
         cwd=ROOT,
         env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,
-        check=False,
-        timeout=120,
+        check=True,
+        timeout=300,
     )
+    return done.stdout.split("-- next --")
 
 
-def test_without_a_gpu_a_gpu_test_is_skipped_with_the_reason():
-    done = run()
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "needs an NVIDIA GPU, and PyTorch sees none" in done.stdout
-    assert "1 skipped" in done.stdout
+def test_without_a_gpu_a_gpu_test_is_skipped_with_the_reason(said):
+    plainly = said[0]
+    assert "exit code 0" in plainly, plainly
+    assert "needs an NVIDIA GPU, and PyTorch sees none" in plainly
+    assert "1 skipped" in plainly
 
 
-def test_under_require_gpu_a_skip_is_a_failure():
-    done = run("--require-gpu")
-    assert done.returncode == 1, done.stdout + done.stderr
-    assert "skipped under --require-gpu: " in done.stdout
-    assert "needs an NVIDIA GPU" in done.stdout
+def test_under_require_gpu_a_skip_is_a_failure(said):
+    required = said[1]
+    assert "exit code 1" in required, required
+    assert "skipped under --require-gpu: " in required
+    assert "needs an NVIDIA GPU" in required

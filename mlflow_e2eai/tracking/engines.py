@@ -41,10 +41,10 @@ HEARTBEAT = "e2eai.heartbeat"
 WAITS = "e2eai.waits"
 """Tag of a claim: ``yes`` while it gives way to an earlier one."""
 
-BEAT_S = 10.0
-"""Seconds between two heartbeats."""
+BEAT_S = 30.0
+"""Seconds between two heartbeats: most builds end before the first, which each cost a request."""
 
-DEAD_S = 60.0
+DEAD_S = 120.0
 """Seconds without a heartbeat, by the watch of who waits, after which a builder is taken for dead:
 several beats, as a server may be slow to take one."""
 
