@@ -115,7 +115,7 @@ class Runtime:
 
     def deserialize_cuda_engine(self, plan):
         CALLS["deserialize_cuda_engine"] += 1
-        if SETTINGS["invalid"]:
+        if SETTINGS["invalid"] or _refuses("deserialize_cuda_engine", self.log):
             return None
         if DRIVER.simulated_device() < 0:  # as the CUDA runtime does at its first call of a thread
             DRIVER.cuCtxSetCurrent(_primary_context())

@@ -14,6 +14,7 @@ from mlflow_e2eai.engine.inspecting import layers_checked
 from mlflow_e2eai.engine.log import logger
 from mlflow_e2eai.engine.profiles import profiles_of
 from mlflow_e2eai.engine.refitting import refit
+from mlflow_e2eai.engine.refusing import is_full, refused
 from mlflow_e2eai.errors import EngineBuildError, RunnerError
 
 _ADVICE = {
@@ -79,6 +80,8 @@ def opened(engine: EngineArtifact, graph: OnnxArtifact | None) -> Iterator[Opene
         found = backends.why_invalid(backend, trt, runtime, plan)
         advice = next((_ADVICE[name] for name in found.split(", ") if name in _ADVICE), None)
         why = found or log.why()
+        if is_full(why):
+            raise refused(engine, why)
         what = advice or "compile it again on this machine"
         msg = f"TensorRT cannot load {engine.path.name} ({why}); {what}."
         raise RunnerError(msg)

@@ -32,6 +32,9 @@ class Pool:
             RunnerError: There is none yet, and none can be made; or they were all given back.
             CUDAError: None can be made.
         """
+        with self._changed:
+            if free := self._free.get(profile):  # what is usual takes no more than this
+                return free.pop()
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._is_closed or self._may_take(profile))

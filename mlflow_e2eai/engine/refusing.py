@@ -15,9 +15,14 @@ _STAYS = "terminated and relaunched"
 see ``CUresult``, for example of CUDA_ERROR_ILLEGAL_ADDRESS. cuda.core quotes it."""
 
 
+def is_full(why: str) -> bool:
+    """Whether it was for want of memory on the GPU."""
+    return _IS_FULL.search(why) is not None
+
+
 def refused(engine: EngineArtifact, why: str) -> RunnerError:
     """The error for what TensorRT did not do, by what its log says."""
-    if _IS_FULL.search(why):
+    if is_full(why):
         return RunnerError(
             f"TensorRT cannot run {engine.path.name}: the GPU's memory is full; end what else runs "
             f"on it, ask for fewer items at once, or compile for a smaller max."
@@ -28,7 +33,7 @@ def refused(engine: EngineArtifact, why: str) -> RunnerError:
 def failed(engine: EngineArtifact, error: Exception) -> RunnerError:
     """The error for one of CUDA's."""
     said = str(error)
-    if _IS_FULL.search(said):
+    if is_full(said):
         return refused(engine, said)
     if _STAYS in said:
         name = said.partition(":")[0]

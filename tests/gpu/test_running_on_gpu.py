@@ -29,6 +29,9 @@ pytestmark = pytest.mark.gpu
 
 LIMIT = TOLERANCES["fp16"]
 
+KEPT = 16 * 2**20
+"""Bytes by which a GPU's free memory may differ: CUDA takes it in pieces of 2 MiB and more."""
+
 WITHOUT_TORCH = """
 import sys
 sys.modules["torch"] = None
@@ -147,6 +150,29 @@ def test_what_speaks_dlpack_on_the_gpu_is_answered_there(engine, reference):
         assert isinstance(answer, StridedMemoryView)
         found = torch.from_dlpack(answer).cpu().numpy()
     assert_close(found, reference(images(8))["output"])
+
+
+def test_a_part_of_a_cuda_tensor_that_begins_anywhere_is_answered(engine, reference):
+    """TensorRT wants addresses that are multiples of 256."""
+    image = images(8)["image"]
+    held = torch.empty(image.size + 1, device="cuda")
+    part = held[1:].view(image.shape)
+    part.copy_(torch.from_numpy(image))
+    with engine_runner(engine, serving=True) as infer:
+        answer = infer.on_device({"image": part})["output"]
+    assert_close(answer.cpu().numpy(), reference(images(8))["output"])
+
+
+def test_what_is_closed_gives_its_memory_back(engine):
+    """The first time CUDA loads what it keeps for the process."""
+
+    def free_after_closing():
+        with engine_runner(engine) as infer:
+            infer(images(64))
+        return torch.cuda.mem_get_info()[0]
+
+    first = free_after_closing()
+    assert [free for free in (free_after_closing() for _ in range(5)) if first - free > KEPT] == []
 
 
 def test_a_cuda_tensor_that_does_not_fit_is_refused(engine):

@@ -436,6 +436,16 @@ def test_what_tensorrt_refuses_is_told_in_its_own_words_and_the_next_call_is_ans
     ask(run, 8)
 
 
+def test_an_engine_that_does_not_load_is_told_in_tensorrts_words_or_for_want_of_memory(engine, trt):
+    made, _ = engine(backend="tensorrt")
+    trt.SETTINGS["refuses"] = {"deserialize_cuda_engine": "Version tag does not match"}
+    with pytest.raises(RunnerError, match=r"load model.engine \(Version tag .*compile it again"):
+        engine_runner(made).__enter__()
+    trt.SETTINGS["refuses"] = {"deserialize_cuda_engine": "Error Code 2: OutOfMemory (...)"}
+    with pytest.raises(RunnerError, match="the GPU's memory is full; end what else runs"):
+        engine_runner(made).__enter__()
+
+
 def test_a_tensorrt_that_does_not_start_is_told_with_the_driver(engine, trt):
     said = "CUDA initialization failure with error: 35"
     trt.SETTINGS["refuses"] = {"Runtime": said}
