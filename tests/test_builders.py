@@ -50,10 +50,14 @@ def test_the_next_engine_is_built_by_the_same_process_and_is_as_good(kept, tmp_p
     assert one.target == other.target
 
 
-def test_one_that_is_killed_while_it_has_nothing_to_do_is_replaced(kept, tmp_path):
+@pytest.mark.parametrize("when", ["imports", "has imported"])
+def test_one_that_is_killed_while_it_has_nothing_to_do_is_replaced(kept, tmp_path, when):
     graph = graph_in(tmp_path, onnx.parser.parse_model(TEXT.replace("SCALE", "1")))
     first = kept()
+    if when == "has imported":
+        assert builders._Kept.idle._connection.poll(60)  # its answer is there
     os.kill(first, signal.SIGKILL)
+    os.waitid(os.P_PID, first, os.WEXITED | os.WNOWAIT)
     compile(graph, "sm86", out=tmp_path / "one.engine")
     assert kept() != first
 

@@ -63,12 +63,12 @@ def _taken() -> Process | None:
     there, _Kept.idle = _Kept.idle, None
     if there is None:
         return None
-    try:
+    with suppress(RunnerError):
         there.finish({})  # what was begun when it was put there
-    except RunnerError:
-        there.close()
-        return Process(patience_s=inf)
-    return there
+        if not there.ended:
+            return there
+    there.close()
+    return Process(patience_s=inf)
 
 
 def _import() -> None:

@@ -67,8 +67,8 @@ class Process:
 
     @property
     def ended(self) -> bool:
-        """Whether it was seen to end: no task will be done there any more."""
-        return self._death is not None
+        """Whether it has ended: no task will be done there any more."""
+        return self._death is not None or self._process.poll() is not None
 
     def log(self, since: int = 0) -> bytes:
         """What it has written to stdout and stderr, from a byte on."""

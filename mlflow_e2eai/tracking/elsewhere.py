@@ -185,7 +185,7 @@ def fetch_found(run_id: str) -> MachineEvidence:
     """What the machine of an evaluation found.
 
     Raises:
-        ArtifactError: It was changed.
+        ArtifactError: It is not what `log_found` writes.
         TrackingError: It is not there.
     """
     return from_json(MachineEvidence, fetch_text(f"runs:/{run_id}/{FOUND}"))
