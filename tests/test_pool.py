@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from mlflow_e2eai.engine.contexts import Pool
+from mlflow_e2eai.engine.pool import Pool
 
 
 class Context:
