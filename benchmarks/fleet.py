@@ -96,7 +96,7 @@ class Engines:
 ALL = (
     Engines(name="24 Conv", network=convolutions, shape=(2, 3, 32, 32), jobs=32, rounds=3),
     Engines(name="24 Conv", network=convolutions, shape=(2, 3, 32, 32), jobs=8, rounds=1),
-    Engines(name="160 fused", network=fused, shape=(2, 4), jobs=8, rounds=1),
+    Engines(name="160 fused", network=fused, shape=(2, 4), jobs=32, rounds=1),
 )
 
 
