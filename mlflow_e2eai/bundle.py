@@ -123,7 +123,7 @@ class Manifest:
     @property
     def by_machine(self) -> tuple[Manifest, ...]:
         """The bundle as each machine alone found it, the one that packaged it first."""
-        return tuple(
+        others = (
             dataclasses.replace(
                 self,
                 environment=found.environment,
@@ -131,13 +131,9 @@ class Manifest:
                 latency=found.latency,
                 elsewhere=(),
             )
-            for found in (
-                MachineEvidence(
-                    environment=self.environment, evidence=self.evidence, latency=self.latency
-                ),
-                *self.elsewhere,
-            )
+            for found in self.elsewhere
         )
+        return (dataclasses.replace(self, elsewhere=()), *others)
 
     @property
     def all_evidence(self) -> tuple[Evidence, ...]:

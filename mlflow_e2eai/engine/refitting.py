@@ -28,11 +28,7 @@ def refit(engine: EngineArtifact, loaded: Any, graph: OnnxArtifact, *, trt: Any,
     reader = trt.OnnxParserRefitter(refitter, log)
     if not reader.refit_from_file(str(graph.path)) or not refitter.refit_cuda_engine():
         missing = [str(name) for name in refitter.get_missing_weights()]
-        what = (
-            f"{len(missing)} are missing, {missing[0]!r} first"
-            if missing
-            else log.why() or "it does not say why"
-        )
+        what = f"{len(missing)} are missing, {missing[0]!r} first" if missing else log.why()
         msg = (
             f"TensorRT cannot give {engine.path.name} the weights of {graph.path.name}: {what}; "
             f"compile it again from this graph."

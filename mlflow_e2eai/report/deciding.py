@@ -12,12 +12,10 @@ from mlflow_e2eai.precision import PrecisionReport
 from mlflow_e2eai.report import tables
 from mlflow_e2eai.report.doubting import doubts_part, tag
 from mlflow_e2eai.report.facts import (
-    Ratios,
     Row,
     came_to,
     is_raw,
     on_machines,
-    ratios_of,
     reference_of,
     refused,
     rows_of,
@@ -32,15 +30,21 @@ from mlflow_e2eai.report.tables import Column, Section, cell, group, head, numbe
 
 
 def decision_part(
-    manifest: Manifest, decision: Decision | None, ratios: Mapping[str, Ratio]
+    manifest: Manifest, decision: Decision | None, against: Sequence[Mapping[str, Ratio]]
 ) -> Markup:
-    """The answer in a word and a sentence, what it rests on, and each gate."""
+    """The answer in a word and a sentence, what it rests on, and each gate.
+
+    Args:
+        manifest: The bundle's manifest.
+        decision: What its gates said, if they were asked.
+        against: For each machine, how many times as long as its reference each variant takes.
+    """
     word, kind, why = _answer(manifest, decision)
     parts = [
         element("p", tables.icon(kind), element("strong", word), class_=f"answer {kind}"),
         element("p", why, class_="lead"),
         doubts_part(manifest),
-        _key_facts(manifest, ratios),
+        _key_facts(manifest, against),
     ]
     if decision is not None and decision.verdicts:
         parts.append(_gates(decision))
@@ -103,7 +107,7 @@ def _found(value: float) -> str:
     return f"{value:.4g}" if math.isfinite(value) else "infinite"
 
 
-def _key_facts(manifest: Manifest, ratios: Mapping[str, Ratio]) -> Markup | None:
+def _key_facts(manifest: Manifest, against: Sequence[Mapping[str, Ratio]]) -> Markup | None:
     """Three numbers that say how it stands."""
     wrong = [
         (row, where)
@@ -116,8 +120,8 @@ def _key_facts(manifest: Manifest, ratios: Mapping[str, Ratio]) -> Markup | None
         worst, where = max(wrong, key=lambda found: _badness(found[0].max_abs_error))
         said = error_text(worst.max_abs_error)
         facts.append(("Largest error", said, f"{worst.variant}{where}"))
-    for at, (there, where) in enumerate(on_machines(manifest)):
-        facts += _fastest(there, ratios_of(there, Ratios(there)) if at else ratios, where)
+    for (there, where), ratios in zip(on_machines(manifest), against, strict=True):
+        facts += _fastest(there, ratios, where)
     if not facts:
         return None
     return tables.facts(facts)
@@ -152,15 +156,19 @@ def _badness(error: float | None) -> float:
 # Variants
 
 
-def variants_section(manifest: Manifest, ratios: Mapping[str, Ratio]) -> Section:
-    """Every variant in one line, with a table for each machine that it was asked on."""
-    first, *others = on_machines(manifest)
-    missing = [_no_graph(report, len(task_names(first[0]))) for report in refused(manifest)]
-    found = [_variants(*first, ratios, "variants-table", missing)]
-    found += [
-        _variants(there, where, ratios_of(there, Ratios(there)), f"variants-table-{at}", [])
-        for at, (there, where) in enumerate(others, 2)
-    ]
+def variants_section(manifest: Manifest, against: Sequence[Mapping[str, Ratio]]) -> Section:
+    """Every variant in one line, with a table for each machine that it was asked on.
+
+    Args:
+        manifest: The bundle's manifest.
+        against: See `decision_part`.
+    """
+    found = []
+    for at, (there, where) in enumerate(on_machines(manifest)):
+        tasks = len(task_names(there))
+        missing = [] if at else [_no_graph(report, tasks) for report in refused(manifest)]
+        key = f"variants-table-{at + 1}" if at else "variants-table"
+        found.append(_variants(there, where, against[at], key, missing))
     names = {entry.variant for entry in manifest.all_evidence}
     return "variants", "Variants", element("div", _filter(len(names)), *found)
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 
 from mlflow_e2eai.bundle import Manifest
 from mlflow_e2eai.gates import Decision
+from mlflow_e2eai.latency import Ratio
 from mlflow_e2eai.precision import PrecisionReport
 from mlflow_e2eai.report import deciding, doubting, making, measuring, serving, steps, tables
 from mlflow_e2eai.report.facts import Ratios, ratios_of
@@ -36,9 +38,10 @@ def html(
         The page's text, for a file in UTF-8.
     """
     origin = origin or Origin()
-    ratios = Ratios(manifest)
-    parts = _sections(manifest, origin, ratios)
-    decided = deciding.decision_part(manifest, decision, ratios_of(manifest, ratios))
+    ratios = [Ratios(there) for there in manifest.by_machine]
+    against = [ratios_of(*each) for each in zip(manifest.by_machine, ratios, strict=True)]
+    parts = _sections(manifest, origin, ratios[0], against)
+    decided = deciding.decision_part(manifest, decision, against)
     return _document(
         f"{origin.title} · evidence",
         element("a", "To the evidence", href="#decision", class_="skip"),
@@ -82,11 +85,11 @@ def _document(title: str, *content: Markup) -> str:
     return f"<!DOCTYPE html>\n{element('html', _head(title), body, lang='en')}\n"
 
 
-def _sections(manifest: Manifest, origin: Origin, ratios: Ratios) -> list[Section]:
+def _sections(
+    manifest: Manifest, origin: Origin, ratios: Ratios, against: Sequence[Mapping[str, Ratio]]
+) -> list[Section]:
     found = (
-        deciding.variants_section(manifest, ratios_of(manifest, ratios))
-        if manifest.evidence
-        else None,
+        deciding.variants_section(manifest, against) if manifest.evidence else None,
         doubting.findings_section(manifest),
         steps.steps_section(manifest, ratios),
         measuring.latency_section(manifest),
