@@ -36,12 +36,7 @@ from mlflow_e2eai.errors import (
     ArtifactError,
     InvalidInputError,
 )
-from mlflow_e2eai.evidence import ADVISORY as ADVISORY  # noqa: PLC0414 - parts of the manifest
-from mlflow_e2eai.evidence import SAMPLES as SAMPLES  # noqa: PLC0414
-from mlflow_e2eai.evidence import Evidence as Evidence  # noqa: PLC0414
-from mlflow_e2eai.evidence import MachineEvidence as MachineEvidence  # noqa: PLC0414
-from mlflow_e2eai.evidence import machine_name as machine_name  # noqa: PLC0414
-from mlflow_e2eai.evidence import on_what as on_what  # noqa: PLC0414
+from mlflow_e2eai.evidence import Evidence, MachineEvidence, machine_name
 from mlflow_e2eai.exporter import ExportReport
 from mlflow_e2eai.files import from_json, sealed, to_json, unsealed, verify, written
 from mlflow_e2eai.latency import LatencyReport
@@ -56,6 +51,9 @@ FORMAT_VERSION = 1
 
 1 (2026-11): the first.
 """
+
+FOLDER = "bundle"
+"""Folder of a bundle in its MLflow model."""
 
 MANIFEST = "manifest.json"
 EXAMPLE = "input_example.npz"
@@ -212,7 +210,7 @@ def find(path: Path) -> Path:
     Raises:
         ArtifactError: There is neither.
     """
-    for place in (path, path / "bundle"):
+    for place in (path, path / FOLDER):
         if (place / MANIFEST).is_file():
             return place
     msg = f"There is no bundle at {path}; give what mlflow_e2eai.save_model wrote."

@@ -216,7 +216,7 @@ def variants_in(
     place.mkdir()
     stage = job.model.tags[tracking.STAGE]
     if stage == "package":
-        directory = tracking.fetch(job.model, place) / "bundle"
+        directory = tracking.fetch(job.model, place) / bundle.FOLDER
         manifest = bundle.located(bundle.read(directory), directory)
         for item in manifest.files:
             job.recorder.models[item.sha256] = job.model.model_id
@@ -253,8 +253,8 @@ def engines_in(model: LoggedModel) -> dict[str, Target]:
         return {}
     with tempfile.TemporaryDirectory() as folder:
         files = tracking.ModelFiles(model.model_uri, folder)
-        files.fetch(f"bundle/{bundle.MANIFEST}")
-        manifest = bundle.read(files.directory / "bundle")
+        files.fetch(f"{bundle.FOLDER}/{bundle.MANIFEST}")
+        manifest = bundle.read(files.directory / bundle.FOLDER)
     return {engine.sha256: engine.target for engine in manifest.engines}
 
 

@@ -7,7 +7,6 @@ from typing import Any
 
 from mlflow_e2eai import tracking
 from mlflow_e2eai.artifacts import Precision, graph_precision
-from mlflow_e2eai.bundle import MachineEvidence
 from mlflow_e2eai.chain import GRAPHS, graph_of, job_on, variants_in
 from mlflow_e2eai.compiling import compile_on
 from mlflow_e2eai.context import environment
@@ -15,6 +14,7 @@ from mlflow_e2eai.engine import resolve
 from mlflow_e2eai.errors import InvalidInputError, TrackingError
 from mlflow_e2eai.evaluation import evaluate as judge
 from mlflow_e2eai.evaluation.worth import quantized_gates, weighed
+from mlflow_e2eai.evidence import MachineEvidence
 from mlflow_e2eai.recording import Wanted, record
 
 JUDGED = (*GRAPHS, "compile", "package")

@@ -17,7 +17,6 @@ from mlflow_e2eai.artifacts import (
     variant_name,
 )
 from mlflow_e2eai.building import BuildSettings
-from mlflow_e2eai.bundle import Evidence
 from mlflow_e2eai.engine import (
     compile,
     key_for,
@@ -28,6 +27,7 @@ from mlflow_e2eai.engine import (
     why_not_built,
     why_nowhere,
 )
+from mlflow_e2eai.evidence import Evidence
 from mlflow_e2eai.libraries import named
 from mlflow_e2eai.progress import progress
 from mlflow_e2eai.recording import Planned, Recorder, Stage, Wanted

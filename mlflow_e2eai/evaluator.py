@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from mlflow.models import EvaluationResult
 
     from mlflow_e2eai.artifacts import Infer, Tensors
-    from mlflow_e2eai.bundle import Evidence
+    from mlflow_e2eai.evidence import Evidence
 
 
 class ParityEvaluator:
@@ -111,7 +111,7 @@ def _infer(model: Any, ask: Callable[..., Any]) -> Infer:
 def _compared(
     infers: Mapping[str, Infer], sample: Tensors, configuration: Mapping[str, Any]
 ) -> Evidence:
-    from mlflow_e2eai.bundle import Evidence
+    from mlflow_e2eai.evidence import Evidence
     from mlflow_e2eai.parity import compare
 
     options = {

@@ -19,7 +19,6 @@ from mlflow_e2eai.calling import named_inputs
 from mlflow_e2eai.files import sha256_of
 from mlflow_e2eai.keywords import parted, shows
 from mlflow_e2eai.mlmodel import (
-    BUNDLE,
     FLAVOR_NAME,
     MODEL_CONFIG,
     Description,
@@ -87,6 +86,7 @@ def save_model(
     settings, description = parted(arguments, Settings, Description)
     said = Description(**description)
     target = Path(path).absolute()
+    out = target / bundle.FOLDER
     _compat.prepare_target_path(str(target))
     model = Path(model) if isinstance(model, str) else model
     try:
@@ -95,13 +95,13 @@ def save_model(
             manifest, example = bundle.read(place), bundle.read_example(place)
             # Where MLflow calls, the target is a folder that is gone once it is uploaded.
             copy = mlflow_model is None
-            bundle.write(target / BUNDLE, bundle.located(manifest, place), example, copy=copy)
+            bundle.write(out, bundle.located(manifest, place), example, copy=copy)
         else:
             asked = Settings(**settings)
             asked.check_here()
             evaluation = evaluation_of(model, input_example, evaluation_data, metrics)
             silent = recording.Silent()
-            _build(model, input_example, asked, evaluation, target / BUNDLE, silent, None)
+            _build(model, input_example, asked, evaluation, out, silent, None)
         describe(target, said, mlflow_model=mlflow_model)
     except BaseException:
         shutil.rmtree(target, ignore_errors=True)  # it was empty or new
@@ -227,7 +227,7 @@ def log_model(
                     operator_libraries=asked.operator_libraries,
                     evaluation=evaluation,
                 )
-            place = Path(folder, BUNDLE)
+            place = Path(folder, bundle.FOLDER)
             _build(model, input_example, asked, evaluation, place, recorder, recorder.source)
         return _package(
             place,

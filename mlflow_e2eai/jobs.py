@@ -19,9 +19,9 @@ from mlflow_e2eai.artifacts import Precision, variant_name
 from mlflow_e2eai.bisection import Bisection
 from mlflow_e2eai.bisection import bisect as bisect_graph
 from mlflow_e2eai.building import DEFAULT_BUILD, BuildSettings
-from mlflow_e2eai.bundle import MachineEvidence
 from mlflow_e2eai.chain import device_for, engines_in, graph_of, job_on, source_of, whole_of
 from mlflow_e2eai.errors import InvalidInputError
+from mlflow_e2eai.evidence import MachineEvidence
 from mlflow_e2eai.exporter import DEFAULT_OPSET, Exporter
 from mlflow_e2eai.exporter import export as export_graph
 from mlflow_e2eai.factories import call

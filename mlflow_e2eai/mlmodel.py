@@ -23,8 +23,6 @@ _log = logging.getLogger(__name__)
 
 FLAVOR_NAME = "mlflow_e2eai"
 LOADER_MODULE = "mlflow_e2eai.flavor"
-BUNDLE = "bundle"
-"""Folder of the bundle inside the model directory."""
 
 MODEL_CONFIG: dict[str, Any] = {
     "variant": None,
@@ -99,7 +97,7 @@ class DescriptionArguments(TypedDict, total=False):
 
 
 def describe(path: Path, said: Description, *, mlflow_model: Model | None) -> None:
-    """Write MLflow's own files beside the bundle in ``path / BUNDLE``.
+    """Write MLflow's own files beside the bundle in ``path / bundle.FOLDER``.
 
     Args:
         path: The model directory.
@@ -110,7 +108,7 @@ def describe(path: Path, said: Description, *, mlflow_model: Model | None) -> No
     from mlflow import pyfunc
     from mlflow.models import Model
 
-    manifest, example = bundle.read(path / BUNDLE), bundle.read_example(path / BUNDLE)
+    manifest, example = bundle.read(path / bundle.FOLDER), bundle.read_example(path / bundle.FOLDER)
     code = _compat.validate_and_copy_code_paths(said.code_paths, str(path))
     description = Model() if mlflow_model is None else mlflow_model
     if said.signature is None:
@@ -124,7 +122,7 @@ def describe(path: Path, said: Description, *, mlflow_model: Model | None) -> No
     pyfunc.add_to_model(
         description,
         loader_module=LOADER_MODULE,
-        data=BUNDLE,
+        data=bundle.FOLDER,
         conda_env=_compat.CONDA_ENV_FILE,
         python_env=_compat.PYTHON_ENV_FILE,
         code=code,
@@ -139,13 +137,13 @@ def describe(path: Path, said: Description, *, mlflow_model: Model | None) -> No
         description.add_flavor(
             "onnx",
             onnx_version=onnx.__version__,
-            data=f"{BUNDLE}/{manifest.graphs[0].path.as_posix()}",
+            data=f"{bundle.FOLDER}/{manifest.graphs[0].path.as_posix()}",
             providers=["CUDAExecutionProvider", "CPUExecutionProvider"],
             code=code,
         )
     description.add_flavor(
         FLAVOR_NAME,
-        data=BUNDLE,
+        data=bundle.FOLDER,
         format_version=manifest.format_version,
         package_version=__version__,
         code=code,

@@ -17,13 +17,14 @@ from mlflow_e2eai.artifacts import (
     graph_precision,
 )
 from mlflow_e2eai.beginning import begun
-from mlflow_e2eai.bundle import Evidence, Manifest
+from mlflow_e2eai.bundle import Manifest
 from mlflow_e2eai.compiling import compile_all
 from mlflow_e2eai.context import environment
 from mlflow_e2eai.engine import why_not_here
 from mlflow_e2eai.errors import PrecisionError
 from mlflow_e2eai.evaluation import evaluate
 from mlflow_e2eai.evaluation.worth import is_kept, quantized_gates, weighed
+from mlflow_e2eai.evidence import Evidence
 from mlflow_e2eai.exporter import ExportReport
 from mlflow_e2eai.latency import LatencyReport
 from mlflow_e2eai.origins import bridge, fitted, hold_beginning

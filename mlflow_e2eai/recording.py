@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from mlflow_e2eai.artifacts import EngineArtifact, OnnxArtifact, Precision, Target, Tensors
 from mlflow_e2eai.building import DEFAULT_BUILD, BuildSettings
-from mlflow_e2eai.bundle import Evidence, MachineEvidence
+from mlflow_e2eai.evidence import Evidence, MachineEvidence
 from mlflow_e2eai.latency import LatencyReport
 
 

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from mlflow_e2eai import bundle, tracking
 from mlflow_e2eai.artifacts import Tensors
-from mlflow_e2eai.bundle import Evidence, Manifest
+from mlflow_e2eai.bundle import Manifest
 from mlflow_e2eai.errors import ArtifactError, E2EAIError, InvalidInputError, TrackingError
+from mlflow_e2eai.evidence import Evidence
 from mlflow_e2eai.files import to_json, verify, why_unread
 from mlflow_e2eai.gates import Decision, Gate, decide, drop, gates_from
 from mlflow_e2eai.isolation import Together, isolated_together
@@ -317,7 +318,7 @@ def _uri(version: ModelVersion) -> str:
 def _fetch(model: LoggedModel, folder: Path) -> Path:
     """Download a version's bundle and check that its evidence is what was logged."""
     folder.mkdir()
-    place = tracking.fetch(model, folder) / "bundle"
+    place = tracking.fetch(model, folder) / bundle.FOLDER
     recorded = model.tags.get(tracking.SHA256)
     if not (place / bundle.MANIFEST).is_file() or recorded is None:
         msg = f"Model {model.model_id} is no bundle; promote what mlflow_e2eai.log_model made."

@@ -8,7 +8,8 @@ import numpy as np
 from test_report import manifest
 
 from mlflow_e2eai.artifacts import Axis, EngineArtifact, OnnxArtifact, Target
-from mlflow_e2eai.bundle import Evidence, Manifest
+from mlflow_e2eai.bundle import Manifest
+from mlflow_e2eai.evidence import Evidence
 from mlflow_e2eai.gates import Decision, Verdict
 from mlflow_e2eai.latency import (
     ColdStart,

@@ -28,8 +28,9 @@ from mlflow_e2eai.artifacts import (
     variant_name,
 )
 from mlflow_e2eai.building import BuildSettings
-from mlflow_e2eai.bundle import Evidence, MachineEvidence, Manifest
+from mlflow_e2eai.bundle import Manifest
 from mlflow_e2eai.errors import ArtifactError, InvalidInputError
+from mlflow_e2eai.evidence import Evidence, MachineEvidence
 from mlflow_e2eai.exporter import EXPORTERS, ExportReport
 from mlflow_e2eai.files import from_json, sha256_of, to_json, verify, written
 from mlflow_e2eai.gates import Decision, Gate, Verdict, Worth

@@ -14,13 +14,14 @@ import torch
 
 from mlflow_e2eai import bundle, graphs, variants
 from mlflow_e2eai.artifacts import Axis, EngineArtifact, Infer, OnnxArtifact, Target
-from mlflow_e2eai.bundle import EXAMPLE, FORMAT_VERSION, GRAPH, MANIFEST, Evidence, Manifest
+from mlflow_e2eai.bundle import EXAMPLE, FORMAT_VERSION, GRAPH, MANIFEST, Manifest
 from mlflow_e2eai.errors import (
     ArtifactError,
     EngineMismatchError,
     InvalidInputError,
     RunnerError,
 )
+from mlflow_e2eai.evidence import Evidence
 from mlflow_e2eai.files import sha256_of
 from mlflow_e2eai.latency import Latency, LatencyReport
 from mlflow_e2eai.parity import Finding, ParityReport

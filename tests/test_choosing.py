@@ -20,8 +20,9 @@ from test_bundle import (
     timed,
 )
 
-from mlflow_e2eai.bundle import Evidence, MachineEvidence, Manifest
+from mlflow_e2eai.bundle import Manifest
 from mlflow_e2eai.errors import InvalidInputError
+from mlflow_e2eai.evidence import Evidence, MachineEvidence
 from mlflow_e2eai.latency import ColdStart, Load, Throughput
 from mlflow_e2eai.variants import choosing
 from mlflow_e2eai.variants.choosing import Candidates, Goal

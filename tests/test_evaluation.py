@@ -15,10 +15,11 @@ from models import AXES, N, features, labelled, net
 
 import mlflow_e2eai
 from mlflow_e2eai.artifacts import EngineArtifact, OnnxArtifact, Target, TensorSpec
-from mlflow_e2eai.bundle import Evidence, read
+from mlflow_e2eai.bundle import read
 from mlflow_e2eai.evaluation import candidates
 from mlflow_e2eai.evaluation.blame import lost_at
 from mlflow_e2eai.evaluation.candidates import variants_of
+from mlflow_e2eai.evidence import Evidence
 from mlflow_e2eai.parity import Finding, ParityReport
 from mlflow_e2eai.variants import runner
 

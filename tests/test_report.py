@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from mlflow_e2eai.artifacts import OnnxArtifact, TensorSpec
-from mlflow_e2eai.bundle import FORMAT_VERSION, Evidence, Manifest
+from mlflow_e2eai.bundle import FORMAT_VERSION, Manifest
+from mlflow_e2eai.evidence import Evidence
 from mlflow_e2eai.exporter import ExportReport
 from mlflow_e2eai.latency import Latency, LatencyReport
 from mlflow_e2eai.parity import Finding, OutputParity, ParityReport

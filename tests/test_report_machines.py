@@ -7,7 +7,7 @@ import pytest
 from test_report import CPU, ENGINE, HALF, TORCH, compared, manifest
 from test_report_page import REJECTED, Page, timed
 
-from mlflow_e2eai.bundle import MachineEvidence
+from mlflow_e2eai.evidence import MachineEvidence
 from mlflow_e2eai.latency import LatencyFinding
 from mlflow_e2eai.report import Origin, html, markdown, plots, table
 

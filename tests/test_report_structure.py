@@ -13,7 +13,8 @@ from shown import shown
 from test_report import CPU, HALF, TORCH, compared, manifest
 from test_report_page import ORIGIN, REJECTED, Page, full, timed
 
-from mlflow_e2eai.bundle import Evidence, MachineEvidence, Manifest
+from mlflow_e2eai.bundle import Manifest
+from mlflow_e2eai.evidence import Evidence, MachineEvidence
 from mlflow_e2eai.gates import Decision, Verdict
 from mlflow_e2eai.latency import GpuRecord, LatencyFinding
 from mlflow_e2eai.parity import Element, Finding

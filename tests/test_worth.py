@@ -12,9 +12,9 @@ from models import AXES, features, labelled, net
 import mlflow_e2eai
 from mlflow_e2eai import bundle, pipeline
 from mlflow_e2eai.artifacts import EngineArtifact, OnnxArtifact, Target
-from mlflow_e2eai.bundle import Evidence
 from mlflow_e2eai.errors import InvalidInputError
 from mlflow_e2eai.evaluation.worth import is_kept, quantized_gates, weighed
+from mlflow_e2eai.evidence import Evidence
 from mlflow_e2eai.gates import Gate, gates_from
 from mlflow_e2eai.latency import Latency, LatencyReport
 from mlflow_e2eai.parity import compare

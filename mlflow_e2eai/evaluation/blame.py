@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-from mlflow_e2eai.bundle import Evidence
 from mlflow_e2eai.evaluation.candidates import Variant
+from mlflow_e2eai.evidence import Evidence
 
 
 def blamed(evidence: Mapping[str, Evidence], variants: Mapping[str, Variant]) -> list[Evidence]:

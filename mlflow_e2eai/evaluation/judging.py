@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 
 from mlflow_e2eai.artifacts import EngineArtifact, Infer, OnnxArtifact, Tensors
-from mlflow_e2eai.bundle import TORCH, Evidence
+from mlflow_e2eai.bundle import TORCH
 from mlflow_e2eai.errors import E2EAIError, EngineMismatchError, MissingDependencyError, RunnerError
 from mlflow_e2eai.evaluation.blame import blamed
 from mlflow_e2eai.evaluation.candidates import Variant, variants_of
 from mlflow_e2eai.evaluation.questions import Questions, edges_of, magnitudes_of
+from mlflow_e2eai.evidence import Evidence
 from mlflow_e2eai.isolation import Opener, isolated, isolated_together
 from mlflow_e2eai.latency import BUDGET_S, LatencyReport, benchmark
 from mlflow_e2eai.progress import progress

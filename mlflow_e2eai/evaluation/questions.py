@@ -10,9 +10,9 @@ from typing import Any, cast
 import numpy as np
 
 from mlflow_e2eai.artifacts import Array, Infer, OnnxArtifact, Tensors
-from mlflow_e2eai.bundle import ADVISORY, Evidence
 from mlflow_e2eai.errors import InvalidInputError, RunnerError
 from mlflow_e2eai.evaluation.candidates import Variant
+from mlflow_e2eai.evidence import ADVISORY, Evidence
 from mlflow_e2eai.isolation import Isolated, isolated_onnxruntime
 from mlflow_e2eai.parity import REPEATS, ParityReport, compare
 from mlflow_e2eai.samples import EvaluationData, edge_samples, scores

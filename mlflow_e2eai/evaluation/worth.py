@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from importlib.resources import files
 
 from mlflow_e2eai.artifacts import EngineArtifact, OnnxArtifact
-from mlflow_e2eai.bundle import Evidence
+from mlflow_e2eai.evidence import Evidence
 from mlflow_e2eai.gates import Gate, Worth, decide, drop, gates_from
 from mlflow_e2eai.graphs import size_of
 from mlflow_e2eai.latency import LatencyReport

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from mlflow_e2eai.bundle import ADVISORY, Evidence, Manifest, on_what
+from mlflow_e2eai.bundle import Manifest
+from mlflow_e2eai.evidence import ADVISORY, Evidence, on_what
 from mlflow_e2eai.latency import LatencyReport
 from mlflow_e2eai.report.facts import came_to, is_raw, on_machines, subject_of
 from mlflow_e2eai.report.figures import places

@@ -10,7 +10,8 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from mlflow_e2eai.bundle import ADVISORY, FILE, RAW, Evidence, Manifest
+from mlflow_e2eai.bundle import FILE, RAW, Manifest
+from mlflow_e2eai.evidence import ADVISORY, Evidence
 from mlflow_e2eai.latency import LatencyReport, Ratio
 from mlflow_e2eai.precision import PrecisionReport
 

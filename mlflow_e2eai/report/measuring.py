@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-from mlflow_e2eai.bundle import ADVISORY, SAMPLES, Evidence, Manifest
+from mlflow_e2eai.bundle import Manifest
+from mlflow_e2eai.evidence import ADVISORY, SAMPLES, Evidence
 from mlflow_e2eai.latency import GpuRecord, Latency, LatencyReport
 from mlflow_e2eai.parity import Element, OutputParity, ParityReport
 from mlflow_e2eai.report import tables

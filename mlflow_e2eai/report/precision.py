@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from mlflow_e2eai.bundle import Evidence, Manifest
+from mlflow_e2eai.bundle import Manifest
+from mlflow_e2eai.evidence import Evidence
 from mlflow_e2eai.precision import PrecisionReport
 from mlflow_e2eai.precision.ranges import Kept
 from mlflow_e2eai.report import tables

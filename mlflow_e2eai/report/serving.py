@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mlflow_e2eai.bundle import Evidence, Manifest
+from mlflow_e2eai.bundle import Manifest
+from mlflow_e2eai.evidence import Evidence
 from mlflow_e2eai.latency import ColdStart, Throughput
 from mlflow_e2eai.report import tables
 from mlflow_e2eai.report.charts import drawable

@@ -6,7 +6,8 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 from mlflow_e2eai.artifacts import EngineArtifact, OnnxArtifact
-from mlflow_e2eai.bundle import FILE, Evidence, Manifest, step_of
+from mlflow_e2eai.bundle import FILE, Manifest, step_of
+from mlflow_e2eai.evidence import Evidence
 from mlflow_e2eai.parity import ParityReport
 from mlflow_e2eai.report import tables
 from mlflow_e2eai.report.facts import Ratios, is_raw, subject_of

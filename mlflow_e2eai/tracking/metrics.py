@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mlflow_e2eai.bundle import Evidence
+from mlflow_e2eai.evidence import Evidence
 from mlflow_e2eai.exporter import ExportReport
 from mlflow_e2eai.latency import Latency, LatencyReport
 

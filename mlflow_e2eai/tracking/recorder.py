@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mlflow_e2eai.artifacts import EngineArtifact, OnnxArtifact, Tensors
-from mlflow_e2eai.bundle import Evidence, MachineEvidence
+from mlflow_e2eai.evidence import Evidence, MachineEvidence
 from mlflow_e2eai.exporter import ExportReport
 from mlflow_e2eai.files import to_json
 from mlflow_e2eai.latency import LatencyReport
