@@ -26,7 +26,7 @@ unit: $(VENV)/models $(VENV)/bindings
 
 # 2.5 GB of weights, alone: it takes 6 GB of memory and of disk.
 large: $(VENV)/models
-	HF_HUB_OFFLINE=1 pytest -m slow tests/test_large.py
+	HF_HUB_OFFLINE=1 pytest -m slow tests/project/test_large.py
 
 # What takes minutes, real models with real weights among it; then what `make test` runs in a short
 # form: every runner in a process of its own, and laws on more examples.
@@ -36,7 +36,7 @@ test-slow: $(VENV)/models $(VENV)/bindings
 
 # On a Ray cluster that the tests start on this machine.
 test-ray: $(VENV)/ray
-	RAY_USAGE_STATS_ENABLED=0 pytest tests/test_fleet_ray.py
+	RAY_USAGE_STATS_ENABLED=0 pytest tests/fleet/test_ray.py
 
 # On a machine with an NVIDIA GPU; a skipped test fails here.
 test-gpu: $(VENV)/installed

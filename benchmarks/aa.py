@@ -28,10 +28,11 @@ import numpy as np
 import page
 from onnx import TensorProto, helper, numpy_helper
 
-from mlflow_e2eai.artifacts import Infer, Tensors
-from mlflow_e2eai.isolation import isolated_together
-from mlflow_e2eai.latency import LatencyReport, benchmark
-from mlflow_e2eai.runners import onnxruntime_runner
+from mlflow_e2eai.artifacts.values import Infer, Tensors
+from mlflow_e2eai.latency.measure import benchmark
+from mlflow_e2eai.latency.report import LatencyReport
+from mlflow_e2eai.runtime.isolation import isolated_together
+from mlflow_e2eai.runtime.ort import onnxruntime_runner
 
 SIZES = {"50us": (160, 6), "500us": (384, 12), "5ms": (768, 26)}
 """Width and layers of the graph by about how long a call takes."""

@@ -24,8 +24,10 @@ from typing import Any, TypeVar
 import numpy as np
 import page
 
-from mlflow_e2eai.artifacts import Tensors
-from mlflow_e2eai.latency import Timing, benchmark, series
+from mlflow_e2eai.artifacts.values import Tensors
+from mlflow_e2eai.latency.measure import benchmark
+from mlflow_e2eai.latency.report import Timing
+from mlflow_e2eai.latency.timing import series
 
 Value = TypeVar("Value")
 
@@ -66,7 +68,8 @@ def stages(work: Path) -> tuple[dict[str, float], Path]:
     import mlflow
 
     import mlflow_e2eai
-    from mlflow_e2eai.runners import onnxruntime_runner, torch_runner
+    from mlflow_e2eai.pytorch.runner import torch_runner
+    from mlflow_e2eai.runtime.ort import onnxruntime_runner
 
     made = digits.build()
     model, example = made.pop("model"), made["input_example"]

@@ -26,7 +26,7 @@ from planted import FAULTS
 from staged import STAGED
 from timed import HEALTHY, TIMED, healthy
 
-from mlflow_e2eai.parity import compare
+from mlflow_e2eai.parity.comparison import compare
 
 SEEDS = 10
 

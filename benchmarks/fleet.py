@@ -26,8 +26,9 @@ import onnx
 import page
 from onnx import TensorProto, helper, numpy_helper
 
-from mlflow_e2eai import fleet, graphs, tracking
-from mlflow_e2eai.artifacts import Axis
+from mlflow_e2eai import fleet, tracking
+from mlflow_e2eai.artifacts import graphs
+from mlflow_e2eai.artifacts.values import Axis
 
 KINDS = ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121")
 TARGETS = ("rtx", *KINDS, *("rtx:" + "+".join(pair) for pair in itertools.combinations(KINDS, 2)))

@@ -33,11 +33,12 @@ import numpy as np
 import page
 from gpu_page import Cell, Pair, Results, Way
 
-from mlflow_e2eai.artifacts import Tensors
-from mlflow_e2eai.context import driver_version, gpu_name, has_gpu
-from mlflow_e2eai.files import from_json, to_json
-from mlflow_e2eai.latency import LatencyReport, benchmark
-from mlflow_e2eai.parity import TOLERANCES
+from mlflow_e2eai.artifacts.files import from_json, to_json
+from mlflow_e2eai.artifacts.machine import driver_version, gpu_name, has_gpu
+from mlflow_e2eai.artifacts.values import Tensors
+from mlflow_e2eai.latency.measure import benchmark
+from mlflow_e2eai.latency.report import LatencyReport
+from mlflow_e2eai.parity.tolerances import TOLERANCES
 
 if TYPE_CHECKING:
     from gpu_made import Made

@@ -15,9 +15,10 @@ import gpu_ways
 import torch
 
 import mlflow_e2eai
-from mlflow_e2eai.artifacts import Axis, Tensors
-from mlflow_e2eai.evaluation import candidates, judging
-from mlflow_e2eai.variants import engine_variant
+from mlflow_e2eai.artifacts.values import Axis, Tensors
+from mlflow_e2eai.evaluation import stage as evaluation_stage
+from mlflow_e2eai.evaluation import variants
+from mlflow_e2eai.evaluation.variants import engine_variant
 
 
 @contextmanager
@@ -28,12 +29,12 @@ def on_this_gpu() -> Iterator[None]:
     """
 
     def variants_of(*arguments: Any) -> dict[str, Any]:
-        found = candidates.variants_of(*arguments)
+        found = variants.variants_of(*arguments)
         return {name: it for name, it in found.items() if not name.startswith("onnxruntime-cpu")}
 
     with (
-        mock.patch.object(judging, "variants_of", variants_of),
-        mock.patch.object(judging, "BUDGET_S", 1.0),
+        mock.patch.object(evaluation_stage, "variants_of", variants_of),
+        mock.patch.object(evaluation_stage, "BUDGET_S", 1.0),
     ):
         yield
 

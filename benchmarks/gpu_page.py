@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from mlflow_e2eai.latency import Ratio
+from mlflow_e2eai.latency.ratios import Ratio
 
 EAGER = "PyTorch, eager"
 COMPILED = "torch.compile, reduce-overhead"

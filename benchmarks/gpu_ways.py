@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 
-from mlflow_e2eai.artifacts import Array, EngineArtifact, Tensors
+from mlflow_e2eai.artifacts.values import Array, EngineArtifact, Tensors
 
 Call: TypeAlias = Callable[[], Mapping[str, Any]]
 """Answers what `Question` holds. The answer of a way on device tensors may still be on its way."""

@@ -20,7 +20,7 @@ from typing import Any
 import page
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(ROOT / "tests" / "support"))
 ROUNDS = 3
 HEADS = ("raw", "ours", "onnxslim", "onnxsim", "Polygraphy")
 
@@ -29,12 +29,13 @@ def way(name: str, work: Path) -> str:
     """A row of the table: one model, its rung, nodes, errors and seconds."""
     import onnx
     import torch
-    from real_models import REAL_MODELS, peers
+    from trained_models import REAL_MODELS, peers
 
     from mlflow_e2eai import clean, compare, convert, export
-    from mlflow_e2eai.arrays import corners, resize
-    from mlflow_e2eai.calling import flattened
-    from mlflow_e2eai.runners import onnxruntime_runner, torch_runner
+    from mlflow_e2eai.artifacts.axes import corners, resize
+    from mlflow_e2eai.pytorch.flat_module import flattened
+    from mlflow_e2eai.pytorch.runner import torch_runner
+    from mlflow_e2eai.runtime.ort import onnxruntime_runner
 
     real = REAL_MODELS[name]()
     module, _ = flattened(real.module, real.example)
@@ -73,10 +74,10 @@ def way(name: str, work: Path) -> str:
 def ratios(exporter: str, work: Path) -> str:
     """A row: MiniLM from PyTorch to a clean graph, against the bare call of the exporter."""
     import torch
-    from real_models import REAL_MODELS
+    from trained_models import REAL_MODELS
 
     from mlflow_e2eai import clean, export
-    from mlflow_e2eai.arrays import corners, resize
+    from mlflow_e2eai.artifacts.axes import corners, resize
 
     real = REAL_MODELS["MiniLM"]()
     arguments = tuple(real.example.values())
@@ -125,7 +126,7 @@ def main() -> None:
     os.environ["HF_HUB_OFFLINE"] = "1"
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
-    from real_models import REAL_MODELS
+    from trained_models import REAL_MODELS
 
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)

@@ -25,9 +25,9 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import page
 
-from mlflow_e2eai.artifacts import Array, Infer, Tensors
-from mlflow_e2eai.parity import REPEATS, TOLERANCES, compare
-from mlflow_e2eai.parity.tolerances import FLOOR
+from mlflow_e2eai.artifacts.values import Array, Infer, Tensors
+from mlflow_e2eai.parity.comparison import REPEATS, compare
+from mlflow_e2eai.parity.tolerances import FLOOR, TOLERANCES
 
 SAMPLES, WIDTH, TURNS = int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000, 384, 10
 HELD = 6400

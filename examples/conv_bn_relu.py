@@ -14,11 +14,12 @@ import torch
 
 import mlflow_e2eai
 from mlflow_e2eai import Axis
-from mlflow_e2eai.arrays import resize
-from mlflow_e2eai.artifacts import OnnxArtifact, Tensors
-from mlflow_e2eai.engine import engine_runner, why_not_here
+from mlflow_e2eai.artifacts.axes import resize
+from mlflow_e2eai.artifacts.values import OnnxArtifact, Tensors
+from mlflow_e2eai.engine.runner import engine_runner, why_not_here
 from mlflow_e2eai.errors import E2EAIError, MissingDependencyError
-from mlflow_e2eai.runners import onnxruntime_runner, torch_runner
+from mlflow_e2eai.pytorch.runner import torch_runner
+from mlflow_e2eai.runtime.ort import onnxruntime_runner
 
 OPSET = 13
 TARGET = "sm86"

@@ -15,11 +15,12 @@ import torch
 from conv_bn_relu import BATCH, OPSET, TARGET, ConvBnRelu, batches, images, seeded
 
 import mlflow_e2eai
-from mlflow_e2eai import graphs
-from mlflow_e2eai.artifacts import OnnxArtifact
+from mlflow_e2eai.artifacts import graphs
+from mlflow_e2eai.artifacts.values import OnnxArtifact
 from mlflow_e2eai.errors import E2EAIError, EngineBuildError, MissingDependencyError
-from mlflow_e2eai.runners import onnxruntime_runner, torch_runner
-from mlflow_e2eai.surgery import DEFAULT_PLAN, plan_from
+from mlflow_e2eai.pytorch.runner import torch_runner
+from mlflow_e2eai.runtime.ort import onnxruntime_runner
+from mlflow_e2eai.surgery.plan import DEFAULT_PLAN, plan_from
 
 PLAN = plan_from([{"bypass": {"op_type": "FooOp", "domain": "devtech"}}, *DEFAULT_PLAN])
 DIFFERENT = 1

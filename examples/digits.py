@@ -12,10 +12,10 @@ from sklearn.model_selection import train_test_split
 
 import mlflow_e2eai
 from mlflow_e2eai import Axis
-from mlflow_e2eai.cli import DONE, REJECTED, reported
-from mlflow_e2eai.options import Parser
-from mlflow_e2eai.report import table
-from mlflow_e2eai.texts import targets, typed, whole
+from mlflow_e2eai.cli.main import DONE, REJECTED, reported
+from mlflow_e2eai.cli.options import Parser
+from mlflow_e2eai.cli.types import targets, typed, whole
+from mlflow_e2eai.report.text import table
 
 
 class DigitsNet(torch.nn.Module):

@@ -10,43 +10,43 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from mlflow_e2eai._version import __version__
 
 if TYPE_CHECKING:
-    from mlflow_e2eai.artifacts import Axis as Axis
-    from mlflow_e2eai.bisection import bisect as bisect
-    from mlflow_e2eai.building import BuildSettings as BuildSettings
-    from mlflow_e2eai.engine import choose_buckets as choose_buckets
-    from mlflow_e2eai.engine import compile as compile
-    from mlflow_e2eai.exporter import export as export
-    from mlflow_e2eai.flavor import load_model as load_model
-    from mlflow_e2eai.flavor import log_model as log_model
-    from mlflow_e2eai.flavor import save_model as save_model
-    from mlflow_e2eai.latency import benchmark as benchmark
-    from mlflow_e2eai.operators import Operator as Operator
-    from mlflow_e2eai.parity import compare as compare
-    from mlflow_e2eai.precision import convert as convert
-    from mlflow_e2eai.registry import promote as promote
-    from mlflow_e2eai.surgery import clean as clean
-    from mlflow_e2eai.triton import export_triton as export_triton
+    from mlflow_e2eai.artifacts.build_settings import BuildSettings as BuildSettings
+    from mlflow_e2eai.artifacts.values import Axis as Axis
+    from mlflow_e2eai.engine.profiles import choose_buckets as choose_buckets
+    from mlflow_e2eai.engine.stage import compile as compile
+    from mlflow_e2eai.evaluation.bisection.nodes import bisect as bisect
+    from mlflow_e2eai.flavor.api import load_model as load_model
+    from mlflow_e2eai.flavor.api import log_model as log_model
+    from mlflow_e2eai.flavor.api import save_model as save_model
+    from mlflow_e2eai.flavor.triton import export_triton as export_triton
+    from mlflow_e2eai.latency.measure import benchmark as benchmark
+    from mlflow_e2eai.parity.comparison import compare as compare
+    from mlflow_e2eai.precision.stage import convert as convert
+    from mlflow_e2eai.promotion.stage import promote as promote
+    from mlflow_e2eai.pytorch.operators.operator import Operator as Operator
+    from mlflow_e2eai.pytorch.stage import export as export
+    from mlflow_e2eai.surgery.stage import clean as clean
 
 _HOMES = {
-    "Axis": "artifacts",
-    "BuildSettings": "building",
-    "Operator": "operators",
-    "benchmark": "latency",
-    "bisect": "bisection",
-    "choose_buckets": "engine",
-    "clean": "surgery",
-    "compare": "parity",
-    "compile": "engine",
-    "convert": "precision",
-    "export": "exporter",
-    "export_triton": "triton",
-    "load_model": "flavor",
-    "log_model": "flavor",
-    "promote": "registry",
-    "save_model": "flavor",
+    "Axis": "artifacts.values",
+    "BuildSettings": "artifacts.build_settings",
+    "Operator": "pytorch.operators.operator",
+    "benchmark": "latency.measure",
+    "bisect": "evaluation.bisection.nodes",
+    "choose_buckets": "engine.profiles",
+    "clean": "surgery.stage",
+    "compare": "parity.comparison",
+    "compile": "engine.stage",
+    "convert": "precision.stage",
+    "export": "pytorch.stage",
+    "export_triton": "flavor.triton",
+    "load_model": "flavor.api",
+    "log_model": "flavor.api",
+    "promote": "promotion.stage",
+    "save_model": "flavor.api",
 }
 
 __all__ = [*sorted(_HOMES), "__version__"]  # noqa: PLE0604 - built from the one table

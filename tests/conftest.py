@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 import pytest
 from hypothesis import settings
 
-from mlflow_e2eai.context import driver_version, gpu_name
+from mlflow_e2eai.artifacts.machine import driver_version, gpu_name
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Threads of several processes that share the cores wait for each other, and compute while they
@@ -88,20 +88,20 @@ def on_threads(request):
     For tests of what is asked and answered. What a crash does, and what loading native code does to
     the caller, needs the processes.
     """
-    import threads
+    import threaded_workers
 
     with pytest.MonkeyPatch.context() as patch:
         if not request.config.getoption("--processes"):
-            threads.instead_of_processes(patch)
+            threaded_workers.instead_of_processes(patch)
         yield
 
 
 @pytest.fixture
 def in_processes(on_threads, monkeypatch):
     """Runners work in processes of their own after all, in a file where others do not."""
-    import threads
+    import threaded_workers
 
-    threads.processes_again(monkeypatch)
+    threaded_workers.processes_again(monkeypatch)
 
 
 @pytest.fixture(scope="session")
@@ -153,13 +153,13 @@ def store(empty_store, isolated, tmp_path, monkeypatch):
     """A tracking store of the test's own, with an experiment that is active.
 
     Pictures of what is logged are made up to the drawing, which takes a third of a second each;
-    tests/test_report_pictures.py has them drawn, and so have the demo and the tests of the page.
+    tests/report/test_plots.py has them drawn, and so have the demo and the tests of the page.
     """
     import mlflow
 
-    from mlflow_e2eai.report import pictures
+    from mlflow_e2eai.report import plots
 
-    monkeypatch.setattr(pictures, "_png", lambda *_: b"\x89PNG\r\n\x1a\n")
+    monkeypatch.setattr(plots, "_png", lambda *_: b"\x89PNG\r\n\x1a\n")
     shutil.copyfile(empty_store, tmp_path / "mlflow.db")
     mlflow.create_experiment("tests", artifact_location=(tmp_path / "artifacts").as_uri())
     mlflow.set_experiment("tests")
@@ -170,11 +170,11 @@ def store(empty_store, isolated, tmp_path, monkeypatch):
 def budgets():
     """Seconds for which models are timed, by the name that holds them."""
     from mlflow_e2eai.evaluation import questions
-    from mlflow_e2eai.latency import BUDGET_S
+    from mlflow_e2eai.latency.measure import BUDGET_S
 
     return {
-        "mlflow_e2eai.evaluation.judging.BUDGET_S": (BUDGET_S, 0.05),
-        "mlflow_e2eai.registry.BUDGET_S": (BUDGET_S, 0.5),
+        "mlflow_e2eai.evaluation.stage.BUDGET_S": (BUDGET_S, 0.05),
+        "mlflow_e2eai.promotion.stage.BUDGET_S": (BUDGET_S, 0.5),
         "mlflow_e2eai.evaluation.questions.LOAD_S": (questions.LOAD_S, 0.02),
     }
 

@@ -1,65 +1,49 @@
-"""What holds the rooms apart: who may import whom, and which texts must say the same."""
+"""The house rules: layers, sizes and names of files, who imports which library."""
 
-import argparse
 import ast
 import re
-import shlex
 import subprocess
 import sys
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-import yaml
-from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
 
 import mlflow_e2eai
-from mlflow_e2eai.cli import parser
 
 PACKAGE = Path(mlflow_e2eai.__file__).parent
-ROOT = PACKAGE.parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-# A room imports from the lines above its own only. `__init__` (for `__version__`) and `_compat`
-# import nothing of ours.
+# Ground first. A room, which is a folder or a file at the top of the package, imports from the
+# layers below its own only.
 LAYERS = (
-    {"__init__", "_compat"},
-    {"errors"},
-    {"building"},
-    {"artifacts", "context", "factories", "files", "garbage", "keywords", "progress", "trees"},
-    {"libraries", "weights"},
-    {"arrays", "graphs", "modules", "origins"},
-    {"calling", "rounding", "scripting", "sessions"},
-    {"runners", "parity", "latency", "gates", "samples"},
-    {"isolation", "operators"},
-    {"rungs", "verification"},
-    {"exporter", "surgery", "precision", "engine"},
-    {"bisection", "imported", "settings"},
-    {"evidence"},
+    {"errors", "_version"},
+    {"artifacts"},
+    {"parity", "latency"},
+    {"runtime"},
+    {"pytorch", "surgery", "precision", "engine"},
+    {"evaluation"},
     {"bundle"},
-    {"recording", "variants"},
-    {"compiling", "evaluation"},
-    {"beginning"},
-    {"pipeline", "pyfunc", "report"},
+    {"report"},
     {"tracking"},
-    {"chain", "mlmodel", "registry"},
-    {"chained"},
-    {"fleet"},
+    {"pipeline"},
+    {"fleet", "promotion"},
     {"flavor"},
-    {"evaluator", "jobs", "ondemand", "show", "texts", "triton"},
-    {"entry", "options"},
     {"cli"},
+    {"__init__", "__main__"},
 )
 RANKS = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms}
 
-KNOW_MLFLOW = {"tracking", "registry", "flavor", "mlmodel", "evaluator", "pyfunc", "_compat"}
+MOST_AT_THE_TOP = 21
+MOST_FILES = 18
+MOST_LINES = 400
 
-LONGEST = 350
-# Lines that a file may have all the same, and why.
-LONGER = {"flavor.py": (400, "the words of log_model's arguments")}
+# One basename is one idea, but for these, which each stage has.
+SHARED_NAMES = {
+    *("__init__", "batching", "engines", "measure", "metrics", "models", "report", "runner"),
+    *("stage", "worker"),
+}
 
 
 class Import(NamedTuple):
@@ -106,12 +90,12 @@ every_file = pytest.mark.parametrize(
 )
 
 
-def rooms_that_import(*libraries: str) -> set[str]:
-    """The rooms that import a library at run time."""
+def files_that_import(*libraries: str) -> set[str]:
+    """The files that import a library at run time."""
     return {
-        room_of(path)
-        for path, found in IMPORTS.items()
-        for module, at_run_time in found
+        path.relative_to(PACKAGE).as_posix()
+        for path, imported in IMPORTS.items()
+        for module, at_run_time in imported
         if at_run_time and module.partition(".")[0] in libraries
     }
 
@@ -137,33 +121,37 @@ def test_the_imports_of_a_file_are_seen_wherever_they_hide():
     }
 
 
-def test_every_room_has_its_line():
+# Layers
+
+
+def test_every_room_has_its_layer():
     assert {room_of(path) for path in FILES} == set(RANKS)
     assert sum(map(len, LAYERS)) == len(RANKS)
 
 
 @every_file
-def test_imports_go_one_way(path):
+def test_a_file_imports_from_lower_layers_and_its_own_room_only(path):
     room = room_of(path)
-    rooms = {
+    imported = {
         module.split(".")[1]
         for module, at_run_time in IMPORTS[path]
         if module.startswith("mlflow_e2eai.") and (at_run_time or room != "__init__")
     }
-    # A folder may import within itself; `__version__` is what `__init__` gives.
-    others = {"__init__" if name == "__version__" else name for name in rooms - {room}}
 
-    assert {name for name in others if RANKS[name] >= RANKS[room]} == set()
-    if (PACKAGE / f"{room}.py").exists():
-        assert room not in rooms
+    assert {name for name in imported - {room} if RANKS[name] >= RANKS[room]} == set()
+
+
+# Libraries
 
 
 def test_only_engine_imports_tensorrt():
-    assert rooms_that_import("tensorrt", "tensorrt_rtx") <= {"engine"}
+    assert {name.split("/")[0] for name in files_that_import("tensorrt", "tensorrt_rtx")} <= {
+        "engine"
+    }
 
 
 @every_file
-def test_only_engine_asks_for_a_tensorrt_module_by_name(path):
+def test_only_engine_looks_a_tensorrt_module_up_by_name(path):
     calls = [
         ast.unparse(node)
         for node in ast.walk(ast.parse(path.read_text("utf-8")))
@@ -175,41 +163,71 @@ def test_only_engine_asks_for_a_tensorrt_module_by_name(path):
     assert room_of(path) == "engine" or calls == []
 
 
-def test_only_those_who_must_import_mlflow():
-    assert rooms_that_import("mlflow") == KNOW_MLFLOW
+def test_only_these_import_pytorch():
+    elsewhere = {"bundle/batching.py", "bundle/model.py", "tracking/sources.py"}
+
+    assert {n for n in files_that_import("torch") if not n.startswith("pytorch/")} == elsewhere
+
+
+def test_only_these_import_mlflow():
+    rooms = ("tracking/", "promotion/", "flavor/")
+    elsewhere = {"pipeline/publish.py"}
+
+    assert {n for n in files_that_import("mlflow") if not n.startswith(rooms)} == elsewhere
 
 
 def test_the_private_helpers_of_mlflow_are_imported_in_one_place():
-    pattern = re.compile(r"^\s*from mlflow\.\S+ import \(?\s*_|^\s*from mlflow\S*\._", re.MULTILINE)
+    pattern = re.compile(r"^\s*from mlflow(\.\w+)*( import \(?\s*_|\._)", re.MULTILINE)
 
-    assert [p.name for p in FILES if pattern.search(p.read_text("utf-8"))] == ["_compat.py"]
+    assert [p.name for p in FILES if pattern.search(p.read_text("utf-8"))] == ["_mlflow.py"]
 
 
-def test_only_those_who_know_mlflow_know_its_private_helpers():
-    users = {
-        room_of(path)
-        for path, found in IMPORTS.items()
-        if any(module.startswith("mlflow_e2eai._compat") for module, _ in found)
-    }
-
-    assert users
-    assert users <= KNOW_MLFLOW
+# Files and folders
 
 
 @every_file
 def test_a_file_fits_on_a_few_screens(path):
-    name = path.relative_to(PACKAGE).as_posix()
-    limit, _ = LONGER.get(name, (LONGEST, ""))
-
-    assert len(path.read_text("utf-8").splitlines()) <= limit
+    assert len(path.read_text("utf-8").splitlines()) <= MOST_LINES
 
 
-def test_a_file_that_was_split_is_no_longer_excused():
-    excused = {name for name in LONGER if (PACKAGE / name).exists()}
-    short = {n for n in excused if len((PACKAGE / n).read_text("utf-8").splitlines()) <= LONGEST}
+@pytest.mark.parametrize("folder", sorted({path.parent for path in FILES}), ids=lambda f: f.name)
+def test_a_folder_fits_on_one_listing(folder):
+    entries = [e for e in folder.iterdir() if e.suffix == ".py" or (e / "__init__.py").exists()]
 
-    assert excused == set(LONGER)
-    assert short == set()
+    assert len(entries) <= (MOST_AT_THE_TOP if folder == PACKAGE else MOST_FILES)
+
+
+def test_two_files_have_one_name_only_where_each_stage_has_it():
+    names = [path.stem for path in FILES]
+
+    assert {name for name in names if names.count(name) > 1} <= SHARED_NAMES
+
+
+def test_no_file_has_the_name_of_a_public_function():
+    assert {path.stem for path in FILES} & set(mlflow_e2eai.__all__) <= {"export"}
+
+
+@every_file
+def test_a_file_is_named_by_a_noun(path):
+    allowed = {"batching", "loading", "mapping", "serving", "timing", "distributed"}
+
+    assert not path.stem.endswith(("ing", "ed")) or path.stem in allowed
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in FILES if path.name == "__init__.py"], ids=lambda p: p.parent.name
+)
+def test_an_init_hands_on_and_does_nothing_else(path):
+    lazy = {PACKAGE, PACKAGE / "flavor"}  # MLflow imports the second while it is being imported
+    others = [
+        node
+        for node in ast.parse(path.read_text("utf-8")).body
+        if not isinstance(node, ast.Import | ast.ImportFrom)
+        and not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))
+    ]
+
+    assert path.parent in lazy or others == []
+    assert len(path.read_text("utf-8").splitlines()) <= 70
 
 
 # The public face
@@ -222,6 +240,7 @@ def offered(path: Path) -> dict[str, str]:
         for node in ast.walk(ast.parse(path.read_text("utf-8")))
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("mlflow_e2eai.")
         for alias in node.names
+        if alias.name != "__version__"
     }
 
 
@@ -246,19 +265,6 @@ def test_a_name_that_there_is_not_is_an_attribute_error():
         mlflow_e2eai.nothing  # noqa: B018 - to ask is the point
 
 
-@pytest.mark.parametrize("folder", ["engine", "tracking"])
-def test_a_folder_offers_what_its_init_imports(folder):
-    path = PACKAGE / folder / "__init__.py"
-    (listed,) = (
-        ast.literal_eval(node.value)
-        for node in ast.parse(path.read_text("utf-8")).body
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
-    )
-
-    assert sorted(listed) == sorted(offered(path))
-    assert len(set(listed)) == len(listed)
-
-
 HEAVY = {
     *("mlflow", "onnx", "onnx_graphsurgeon", "onnxruntime", "onnxscript", "pandas"),
     *("tensorrt", "tensorrt_rtx", "torch"),
@@ -270,9 +276,9 @@ HEAVY = {
     [
         ("mlflow_e2eai", set()),
         ("mlflow_e2eai.errors", set()),
-        ("mlflow_e2eai.gates", set()),
-        ("mlflow_e2eai.context", set()),
-        ("mlflow_e2eai.cli", {"numpy"}),
+        ("mlflow_e2eai.evaluation.gates", {"numpy"}),
+        ("mlflow_e2eai.flavor.run_context", set()),
+        ("mlflow_e2eai.cli.main", {"numpy"}),
         ("mlflow_e2eai.report", {"numpy"}),
         ("mlflow_e2eai.pipeline", {"numpy"}),
         ("mlflow_e2eai.tracking", {"numpy"}),
@@ -285,143 +291,3 @@ def test_importing_brings_nothing_heavy(module, allowed):
     )
 
     assert set(done.stdout.split()) & (HEAVY | {"numpy"}) <= allowed
-
-
-# Texts that must say the same
-
-PROJECT = yaml.safe_load((ROOT / "MLproject").read_text("utf-8"))
-SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
-ENTRY_POINTS = PROJECT["entry_points"]
-VERBS = {
-    name: verb
-    for action in parser()._actions
-    if isinstance(action, argparse._SubParsersAction)
-    for name, verb in action.choices.items()
-}
-
-
-# What is for the machine of whoever calls it, so that a run of a project has no use for it.
-AT_THE_CONSOLE = {"choose-buckets", "export-triton", "show"}
-STEPS = VERBS.keys() - AT_THE_CONSOLE
-
-
-def options_of(verb: argparse.ArgumentParser) -> dict[str, argparse.Action]:
-    """Options by the name that their parameter has in MLproject."""
-    return {
-        text.removeprefix("--").replace("-", "_"): action
-        for action in verb._actions
-        for text in action.option_strings
-        if text.startswith("--") and text != "--help"
-    }
-
-
-def given(command: str) -> dict[str, str]:
-    """What a command gives to each of its options."""
-    words = shlex.split(command)
-    first = next(at for at, word in enumerate(words) if word.startswith("--"))
-    return dict(zip(words[first::2], words[first + 1 :: 2], strict=True))
-
-
-def test_each_step_is_an_entry_point_and_each_other_entry_point_is_main():
-    assert set(ENTRY_POINTS) == {*STEPS, "main"}
-    assert set(VERBS) >= AT_THE_CONSOLE
-
-
-@pytest.mark.parametrize("name", sorted(STEPS))
-def test_an_entry_point_has_its_verbs_options_for_parameters(name):
-    assert set(ENTRY_POINTS[name]["parameters"]) == set(options_of(VERBS[name]))
-
-
-@pytest.mark.parametrize("name", sorted(STEPS))
-def test_a_verb_takes_no_positional_arguments(name):
-    assert all(action.option_strings for action in VERBS[name]._actions)
-
-
-@pytest.mark.parametrize("name", ENTRY_POINTS)
-def test_a_command_hands_each_parameter_to_its_option(name):
-    entry = ENTRY_POINTS[name]
-
-    assert given(entry["command"]) == {
-        f"--{parameter.replace('_', '-')}": f"{{{parameter}}}" for parameter in entry["parameters"]
-    }
-
-
-@pytest.mark.parametrize("name", sorted(STEPS))
-def test_a_command_calls_its_verb(name):
-    assert shlex.split(ENTRY_POINTS[name]["command"])[:2] == ["mlflow_e2eai", name]
-
-
-@pytest.mark.parametrize("name", sorted(STEPS))
-def test_a_parameter_has_the_default_of_its_option(name):
-    options = options_of(VERBS[name])
-    for parameter, settings in ENTRY_POINTS[name]["parameters"].items():
-        if options[parameter].required:
-            continue  # the project may know a good one where the command line asks
-        assert settings["default"] == options[parameter].default, parameter
-
-
-@pytest.mark.parametrize("name", ENTRY_POINTS)
-def test_a_parameter_is_text_which_mlflow_leaves_alone(name):
-    for settings in ENTRY_POINTS[name]["parameters"].values():
-        assert settings["type"] == "string"
-        assert isinstance(settings.get("default", ""), str)
-
-
-def test_main_gives_the_digits_example_its_options_and_their_defaults():
-    entry = ENTRY_POINTS["main"]
-    python, script = shlex.split(entry["command"])[:2]
-    calls = [
-        node
-        for node in ast.walk(ast.parse((ROOT / script).read_text("utf-8")))
-        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(".add_argument")
-    ]
-    defaults = {
-        call.args[0].value.removeprefix("--").replace("-", "_"): str(keyword.value.value)
-        for call in calls
-        for keyword in call.keywords
-        if keyword.arg == "default"
-    }
-
-    assert (python, script) == ("python", "examples/digits.py")
-    assert {name: found["default"] for name, found in entry["parameters"].items()} == defaults
-    assert len(calls) == len(defaults)
-
-
-CONSTRAINTS = {
-    canonicalize_name(name): version
-    for name, version in re.findall(
-        r"^([\w.-]+)==(\S+)$", (ROOT / "constraints.txt").read_text("utf-8"), re.MULTILINE
-    )
-}
-# What `make` installs.
-REQUIREMENTS = [
-    Requirement(text)
-    for text in (
-        *SETTINGS["project"]["dependencies"],
-        *SETTINGS["project"]["optional-dependencies"]["torch"],
-        *SETTINGS["project"]["optional-dependencies"]["rtx"],
-        *SETTINGS["project"]["optional-dependencies"]["ray"],
-        *SETTINGS["project"]["optional-dependencies"]["dev"],
-    )
-]
-
-
-@pytest.mark.parametrize("requirement", REQUIREMENTS, ids=lambda requirement: requirement.name)
-def test_what_the_package_needs_is_pinned_to_a_version_that_it_allows(requirement):
-    assert requirement.specifier.contains(CONSTRAINTS[canonicalize_name(requirement.name)])
-
-
-def test_nothing_is_pinned_twice():
-    names = re.findall(r"^([\w.-]+)==", (ROOT / "constraints.txt").read_text("utf-8"), re.MULTILINE)
-
-    assert len({canonicalize_name(name) for name in names}) == len(names)
-
-
-def test_the_version_is_the_same_in_both_places():
-    assert SETTINGS["project"]["version"] == mlflow_e2eai.__version__
-
-
-def test_the_rules_for_ruff_let_only_those_import_mlflow_who_may():
-    message = SETTINGS["tool"]["ruff"]["lint"]["flake8-tidy-imports"]["banned-api"]["mlflow"]["msg"]
-
-    assert set(re.findall(r"(\w+)(?:\.py|/)", message)) == KNOW_MLFLOW

@@ -1,35 +1,35 @@
-"""ONNX and a target -> TensorRT engine; an engine -> `Infer`. The only importers of TensorRT."""
+"""ONNX and a target -> TensorRT engine; an engine -> `Infer`. The only importers of TensorRT.
+
+stage           `compile`
+builder         one build
+targets         the GPUs that engines are for, and what can be built where
+backends        TensorRT and TensorRT-RTX: their differences in one table
+request         what engine is wanted, and its key
+profiles        optimisation profiles and buckets
+runner          an engine as a runner
+context         execution contexts, CUDA graphs
+memory          device memory, streams, outputs sized by the data
+device_tensors  tensors that are on the GPU already
+loading         deserialisation, refit, and the reasons why not
+inspection      what the builder chose
+timing_cache    timing caches of TensorRT
+kernel_cache    compiled kernels of TensorRT-RTX
+"""
 
 from mlflow_e2eai.engine.backends import UnlistedGPUWarning
-from mlflow_e2eai.engine.buckets import choose_buckets
-from mlflow_e2eai.engine.build import compile
-from mlflow_e2eai.engine.builders import keep_builder
-from mlflow_e2eai.engine.keys import key_for, key_of, version_for
-from mlflow_e2eai.engine.limits import check_anywhere, check_here, why_not_built, why_nowhere
-from mlflow_e2eai.engine.run import engine_runner, graph_of, why_not_here
-from mlflow_e2eai.engine.targets import TARGETS, covers, parse, resolve
-from mlflow_e2eai.engine.timings import SUFFIX as TIMINGS_SUFFIX
-from mlflow_e2eai.engine.timings import timings_key
-
-__all__ = [
-    "TARGETS",
-    "TIMINGS_SUFFIX",
-    "UnlistedGPUWarning",
-    "check_anywhere",
-    "check_here",
-    "choose_buckets",
-    "compile",
-    "covers",
-    "engine_runner",
-    "graph_of",
-    "keep_builder",
-    "key_for",
-    "key_of",
-    "parse",
-    "resolve",
-    "timings_key",
-    "version_for",
-    "why_not_built",
-    "why_not_here",
-    "why_nowhere",
-]
+from mlflow_e2eai.engine.profiles import choose_buckets
+from mlflow_e2eai.engine.request import key_for, key_of, version_for
+from mlflow_e2eai.engine.runner import engine_runner, graph_of, why_not_here
+from mlflow_e2eai.engine.stage import compile, keep_builder
+from mlflow_e2eai.engine.targets import (
+    TARGETS,
+    check_anywhere,
+    check_here,
+    covers,
+    parse,
+    resolve,
+    why_not_built,
+    why_nowhere,
+)
+from mlflow_e2eai.engine.timing_cache import SUFFIX as TIMINGS_SUFFIX
+from mlflow_e2eai.engine.timing_cache import timings_key

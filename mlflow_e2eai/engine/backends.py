@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Literal, TypeVar
 
-from mlflow_e2eai.artifacts import Library, Target
-from mlflow_e2eai.context import local_compute_capability as local_compute_capability  # noqa: PLC0414
+from mlflow_e2eai.artifacts.libraries import loadable
+from mlflow_e2eai.artifacts.machine import local_compute_capability as local_compute_capability  # noqa: PLC0414
+from mlflow_e2eai.artifacts.values import Library, Target
 from mlflow_e2eai.errors import InvalidInputError, MissingDependencyError, RunnerError
-from mlflow_e2eai.libraries import loadable
 
 Answer = TypeVar("Answer")
 
@@ -23,7 +25,7 @@ class Backend:
     What one has and the other lacks stands here by its name in the Python bindings, or None. Of
     what is not here, only what all `versions` of both have is used. Sources: the bindings
     themselves (tensorrt-cu13-bindings 10.16.1.11 and 11.4.0.106, tensorrt-rtx 1.6.1.120), which
-    tests/test_bindings.py holds this table and all of this folder against.
+    tests/engine/test_bindings.py holds this table and all of this folder against.
 
     Engines for other versions of TensorRT are not in it. To run a plan that was built with
     VERSION_COMPATIBLE a later TensorRT loads the lean runtime of the version that built it: out of
@@ -202,3 +204,42 @@ def why_invalid(backend: Backend, trt: Any, runtime: Any, plan: bytes) -> str:
     _, found = runtime.get_engine_validity(plan)
     reasons = trt.EngineInvalidityDiagnostics.__members__.items()
     return ", ".join(name for name, bit in reasons if found & int(bit))
+
+
+# What TensorRT says when it refuses: it returns None or False, and tells its log why.
+
+
+_log = logging.getLogger(__name__)
+
+_MOST = 16
+"""Errors that are kept: the last ones."""
+
+
+def logger(trt: Any, *, is_quiet: bool = False) -> Any:
+    """A logger of TensorRT's, which keeps errors for who has to tell why.
+
+    Args:
+        trt: TensorRT.
+        is_quiet: Whether nothing else is made of them; else they are Python's warnings too.
+
+    Returns:
+        An ``ILogger``, for any thread; its `why` gives the errors since it was asked last.
+    """
+
+    class Log(trt.ILogger):  # type: ignore[misc]  # the bindings ship no types
+        def __init__(self) -> None:
+            super().__init__()
+            self._errors: deque[str] = deque(maxlen=_MOST)
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
+                self._errors.append(said := " ".join(message.split()))
+                if not is_quiet:
+                    _log.warning("TensorRT: %s", said)
+
+        def why(self) -> str:
+            said = "; ".join(self._errors) or "TensorRT gave no reason"
+            self._errors.clear()
+            return said
+
+    return Log()

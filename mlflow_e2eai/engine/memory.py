@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from mlflow_e2eai.artifacts import Array
+from mlflow_e2eai.artifacts.values import Array, Axis, TensorSpec
+from mlflow_e2eai.errors import RunnerError
 
 if TYPE_CHECKING:
     from cuda.core import Buffer, Device, Stream
+
 
 _MOST_VIEWS = 64
 """Views that a place keeps: one for each shape that was asked for."""
@@ -82,3 +87,127 @@ class Place:
             self._pinned = self._host.allocate(max(1, size))
             self._size = max(1, size)
         return int(self._buffer.handle)
+
+
+# The GPU of an engine: made a thread's current one for a call, and given back after it.
+
+
+class Gpu:
+    """The first GPU that the driver shows, as for all that is asked of it here.
+
+    CUDA keeps a current GPU for each thread, which PyTorch goes by too. A caller's, where it is
+    another, is current again after the block.
+
+    Attributes:
+        device: It.
+
+    Raises:
+        RunnerError: CUDA's driver cannot be used.
+    """
+
+    def __init__(self) -> None:
+        from cuda.bindings import driver
+        from cuda.core import Device
+
+        try:
+            self.device = Device(0)
+        except Exception as error:
+            what = str(error).strip().partition("\n")[0].rstrip(".")
+            msg = f"CUDA cannot be used here: {what}; see what `nvidia-smi` says of the driver."
+            raise RunnerError(msg) from error
+        self._current, self._set_current = driver.cuCtxGetCurrent, driver.cuCtxSetCurrent
+        self._trim = driver.cuMemPoolTrimTo
+        self._own = 0
+
+    def enter(self) -> Any:
+        """Make it current.
+
+        Returns:
+            What was before, for `leave`.
+
+        Raises:
+            RunnerError: This process was forked from one that used the GPU.
+        """
+        error, before = self._current()
+        if error.name == "CUDA_ERROR_NOT_INITIALIZED":  # which it was in the process before
+            msg = (
+                "This process was forked from one that uses the GPU, which CUDA does not allow; "
+                "load the model after the fork, or start processes by spawn."
+            )
+            raise RunnerError(msg)
+        if (found := int(before)) and found == self._own:
+            return None
+        self.device.set_current()
+        self._own = int(self._current()[1])
+        # A thread that had none may keep this one: nobody has chosen another there.
+        return before if found not in (0, self._own) else None
+
+    def leave(self, before: Any) -> None:
+        """Make current again what was."""
+        if before is not None:
+            self._set_current(before)
+
+    def trim(self) -> None:
+        """Give back the memory that cuda.core keeps for allocations to come."""
+        pool = getattr(self.device.memory_resource, "handle", None)
+        if pool is not None:  # not every GPU has pools
+            self._trim(pool, 0)
+
+    @contextmanager
+    def current(self) -> Iterator[None]:
+        """It is current in the block."""
+        before = self.enter()
+        try:
+            yield
+        finally:
+            self.leave(before)
+
+
+# Outputs whose shape depends on the data: TensorRT asks for their memory while it runs.
+
+
+def may_be_unsized(outputs: Sequence[TensorSpec], axes: Sequence[Axis]) -> bool:
+    """Whether a size of an output is named, and not after an axis: the graph tells no more.
+
+    ``found`` may be what ``NonZero`` found; ``floor(H/2)`` is known when ``H`` is.
+    """
+    names = {axis.name for axis in axes}
+    return any(
+        isinstance(size, str) and names.isdisjoint(re.findall(r"\w+", size))
+        for spec in outputs
+        for size in spec.shape
+    )
+
+
+def allocator(trt: Any, place: Place) -> Any:
+    """An output allocator that gives a place's memory, and keeps the shape that TensorRT found.
+
+    Returns:
+        An ``IOutputAllocator``; its `shape` is right when ``execute_async_v3`` returns, until
+        which TensorRT calls ``notify_shape`` (NvInferRuntime.h, ``IOutputAllocator``). Its
+        `error` is why there was no memory: nothing can be raised through TensorRT.
+    """
+
+    class Allocator(trt.IOutputAllocator):  # type: ignore[misc]  # the bindings ship no types
+        def __init__(self) -> None:
+            super().__init__()
+            self.shape: tuple[int, ...] = ()
+            self.error: Exception | None = None
+
+        def reallocate_output(self, name: str, memory: int, size: int, alignment: int) -> int:  # noqa: ARG002
+            try:
+                return place.at_least(size)
+            except Exception as error:  # noqa: BLE001  # raised once TensorRT has returned
+                self.error = error
+                return 0
+
+        def reallocate_output_async(
+            self, name: str, memory: int, size: int, alignment: int, stream: int
+        ) -> int:
+            del stream  # the memory is there already when this returns
+            return self.reallocate_output(name, memory, size, alignment)
+
+        def notify_shape(self, name: str, shape: Any) -> None:  # noqa: ARG002
+            self.shape = tuple(shape)
+
+    return Allocator()

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Sequence
 from importlib.util import find_spec
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
-from mlflow_e2eai.artifacts import Target
-from mlflow_e2eai.context import gpu_name
-from mlflow_e2eai.engine.backends import BACKENDS, load, local_compute_capability
+from mlflow_e2eai.artifacts import graphs
+from mlflow_e2eai.artifacts.build_settings import DEFAULT_BUILD, BuildSettings
+from mlflow_e2eai.artifacts.machine import gpu_name, local_compute_capability
+from mlflow_e2eai.artifacts.values import Library, OnnxArtifact, Target
+from mlflow_e2eai.engine import backends
+from mlflow_e2eai.engine.backends import BACKENDS, load
 from mlflow_e2eai.errors import InvalidInputError
 
 _Backend: TypeAlias = Literal["tensorrt", "tensorrt_rtx"]
@@ -217,3 +221,103 @@ def covers(target: Target, capability: str) -> bool:
     if target.capabilities:
         return capability in target.capabilities
     return int(capability.removeprefix("sm")) >= _OLDEST
+
+
+# What TensorRT is known not to build, said before it is tried.
+
+
+_FIRST_WITH_FP8 = 89
+"""Compute capability 8.9; TensorRT-RTX 1.6.1 says that sm86 has no fp8_e4m3."""
+
+_FIRST_WITH_INT8_CONVOLUTIONS = (1, 7)
+"""Version of TensorRT-RTX: 1.6.1 fails an assertion on every one, 1.7.1 builds them."""
+
+
+def why_not_built(
+    source: OnnxArtifact, target: Target, settings: BuildSettings = DEFAULT_BUILD
+) -> str | None:
+    """Why a target cannot have an engine of a graph from this machine; None if nothing is known.
+
+    Raises:
+        MissingDependencyError: The target's TensorRT is not installed.
+    """
+    if (reason := why_not_so(settings) or why_nowhere(source, target)) is not None:
+        return reason
+    if source.precision != "int8" or target.backend != "tensorrt_rtx":
+        return None
+    trt: Any = backends.load(backends.BACKENDS[target.backend])
+    version = str(trt.__version__)
+    found = tuple(int(part) for part in version.split(".")[:2])
+    if found >= _FIRST_WITH_INT8_CONVOLUTIONS or not _convolves_in_int8(source):
+        return None
+    return (
+        f"TensorRT-RTX {version} cannot build convolutions in int8; install 1.7 or later, take fp8 "
+        f"(sm89 or later) or keep the Conv nodes in fp32"
+    )
+
+
+def why_not_so(settings: BuildSettings) -> str | None:
+    """Why nothing can be built with some settings on this machine; None if nothing is known."""
+    # TensorRT-RTX 1.6.1 and 1.7.1 end such builds with CHECK(status == CUDA_SUCCESS).
+    if (settings.refit or settings.strip_weights) and backends.local_compute_capability() is None:
+        return (
+            "refit and strip_weights need a GPU, and there is none in this machine; leave them "
+            "out, or compile it on a machine that has one"
+        )
+    return None
+
+
+def why_nowhere(source: OnnxArtifact, target: Target) -> str | None:
+    """Why a target cannot have an engine of a graph from any machine; None if nothing is known."""
+    if source.precision != "fp8":
+        return None
+    # Without a named capability TensorRT-RTX 1.6.1 builds it, and says that it is for sm80 too.
+    for name in target.capabilities or ("sm80",):
+        if int(name.removeprefix("sm")) < _FIRST_WITH_FP8:
+            return f"{name} has no fp8; leave it out, or take sm89 or later"
+    return None
+
+
+def check_here(
+    texts: Sequence[str],
+    *,
+    settings: BuildSettings = DEFAULT_BUILD,
+    libraries: Sequence[Library] = (),
+) -> None:
+    """Refuse targets that this machine cannot build.
+
+    Args:
+        texts: As `resolve` takes them.
+        settings: How they are to be built.
+        libraries: Libraries with plugins.
+
+    Raises:
+        InvalidInputError: There is no such target, this machine cannot build for it or not with
+            these settings, or it takes no plugins.
+        MissingDependencyError: The target's TensorRT is not installed.
+    """
+    for text in texts:
+        backends.check_plugins(resolve(text), libraries)
+    if texts and (reason := why_not_so(settings)) is not None:
+        msg = f"The build settings are {settings}, but {reason}."
+        raise InvalidInputError(msg)
+
+
+def check_anywhere(texts: Sequence[str], *, libraries: Sequence[Library] = ()) -> None:
+    """Refuse targets that no machine can build.
+
+    Raises:
+        InvalidInputError: There is no such target, or it takes no plugins.
+    """
+    for text in texts:
+        check_target(text)
+        if text != "local":
+            backends.check_plugins(parse(text), libraries)
+
+
+def _convolves_in_int8(source: OnnxArtifact) -> bool:
+    nodes = graphs.read(source.path).graph.node
+    dequantised = {node.output[0] for node in nodes if node.op_type == "DequantizeLinear"}
+    return any(
+        node.op_type in ("Conv", "ConvTranspose") and node.input[0] in dequantised for node in nodes
+    )

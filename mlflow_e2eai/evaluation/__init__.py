@@ -1,15 +1,16 @@
-"""Samples, labelled data and variants -> evidence.
+"""Variants, samples and labelled data -> evidence.
 
-What a variant's native code does to its process is a result: each runs in one of its own
-(isolation/), where it is loaded, compared and timed. The PyTorch module stays here, as the
-reference of all.
+Each variant's native code runs in a worker process (runtime/), where it is loaded, compared and
+timed. The PyTorch module stays here, as the reference of all.
 
-candidates  what is to be judged
-questions   what each is asked
-judging     all of them, one after the other and then in turns
-blame       which step lost the accuracy
+stage            `evaluate`: each variant by itself, then all in turns
+variants         names of variants, and their runners
+questions        what runs in each worker
+data             the caller's evaluation data, batch by batch
+data_forms       the forms that it may have
+metrics          task metrics on labels
+evidence         what was measured
+gates            gates -> decision
+quantized_gates  whether a quantised variant is worth its error
+bisection/       which nodes, or which step, made a variant fail
 """
-
-from mlflow_e2eai.evaluation.judging import evaluate
-
-__all__ = ["evaluate"]

@@ -9,14 +9,17 @@ from typing import Any, cast
 
 import numpy as np
 
-from mlflow_e2eai.artifacts import Array, Infer, OnnxArtifact, Tensors
+from mlflow_e2eai.artifacts.values import Array, Infer, OnnxArtifact, Tensors
 from mlflow_e2eai.errors import InvalidInputError, RunnerError
-from mlflow_e2eai.evaluation.candidates import Variant
-from mlflow_e2eai.evidence import ADVISORY, Evidence
-from mlflow_e2eai.isolation import Isolated, isolated_onnxruntime
-from mlflow_e2eai.parity import REPEATS, ParityReport, compare
-from mlflow_e2eai.samples import EvaluationData, edge_samples, scores
-from mlflow_e2eai.samples import calls as in_calls
+from mlflow_e2eai.evaluation.data import EvaluationData
+from mlflow_e2eai.evaluation.data import calls as in_calls
+from mlflow_e2eai.evaluation.evidence import ADVISORY, Evidence
+from mlflow_e2eai.evaluation.metrics import scores
+from mlflow_e2eai.evaluation.variants import Variant
+from mlflow_e2eai.parity.comparison import REPEATS, compare
+from mlflow_e2eai.parity.report import ParityReport
+from mlflow_e2eai.parity.samples import edge_samples
+from mlflow_e2eai.runtime.isolation import Isolated, isolated_onnxruntime
 
 ROUNDED = frozenset({"rounded", "edges", "large"})
 """Kinds of sample that are asked with every value rounded as a GPU rounds it: they are to show what

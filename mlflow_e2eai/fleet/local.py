@@ -9,8 +9,8 @@ from contextlib import ExitStack, closing
 from queue import SimpleQueue
 from typing import TypeVar
 
-from mlflow_e2eai.fleet.values import Job
-from mlflow_e2eai.fleet.working import Attempting, Seat
+from mlflow_e2eai.fleet.job import Job
+from mlflow_e2eai.fleet.worker import Attempting, Seat
 
 Result = TypeVar("Result")
 

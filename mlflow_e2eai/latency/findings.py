@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from mlflow_e2eai.artifacts import Array
-from mlflow_e2eai.latency.values import GpuRecord, LatencyFinding
+from mlflow_e2eai.artifacts.values import Array
+from mlflow_e2eai.latency.report import GpuRecord, LatencyFinding
 
 GAP_S = 0.25
 """Seconds between two calls, in which nothing ran, that no scheduler explains."""
@@ -35,9 +35,9 @@ _BLOCKS = 10
 _ENDS = 4
 
 _MIN_BLOCK = 4
-"""Calls in a block at least. Of 300 runs on the simulated machine of tests/test_latency_faults.py,
-noise looked like a drift of one callable in 48 with 20 rounds in blocks of 2, in 14 with 40 rounds
-and in none with 400."""
+"""Calls in a block at least. Of 300 runs on the simulated machine of tests/latency/, noise looked
+like a drift of one callable in 48 with 20 rounds in blocks of 2, in 14 with 40 rounds and in none
+with 400."""
 
 
 def fence(values_ms: Sequence[float]) -> float:

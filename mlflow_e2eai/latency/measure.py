@@ -14,19 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from mlflow_e2eai.artifacts import Infer, Tensors
+from mlflow_e2eai.artifacts.values import Infer, Tensors
 from mlflow_e2eai.errors import InvalidInputError, RunnerError
 from mlflow_e2eai.latency import findings
-from mlflow_e2eai.latency.gpus import GpuWatch
+from mlflow_e2eai.latency.gpu_monitor import GpuWatch
 from mlflow_e2eai.latency.ratios import turns
+from mlflow_e2eai.latency.report import GpuRecord, Latency, LatencyFinding, LatencyReport, Timing
 from mlflow_e2eai.latency.timing import between, filling
-from mlflow_e2eai.latency.values import (
-    GpuRecord,
-    Latency,
-    LatencyFinding,
-    LatencyReport,
-    Timing,
-)
 
 WARMUP = 100_000
 """Calls of each callable at most that are not counted. Long before that the warm-up has settled,

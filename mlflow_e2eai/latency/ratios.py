@@ -10,7 +10,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from mlflow_e2eai.artifacts import Array
+from mlflow_e2eai.artifacts.values import Array
 
 _CONFIDENCE = 0.99
 _RESAMPLES = 2000

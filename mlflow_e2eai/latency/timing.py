@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from mlflow_e2eai.artifacts import Infer, Tensors
+from mlflow_e2eai.artifacts.values import Infer, Tensors
 from mlflow_e2eai.errors import InvalidInputError
-from mlflow_e2eai.latency.values import Timing
+from mlflow_e2eai.latency.report import Timing
 
 TOUCH_MS = 1.0
 """A call shorter than this feels what ran before it; see `Touched`."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mlflow_e2eai.artifacts import Array
+from mlflow_e2eai.artifacts.values import Array
 from mlflow_e2eai.parity.measure import Measure
 
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from mlflow_e2eai.artifacts import Array
+from mlflow_e2eai.artifacts.values import Array
+from mlflow_e2eai.parity.report import Element, OutputParity
 from mlflow_e2eai.parity.tolerances import FLOOR, MAX_SNR_DB, TINY
-from mlflow_e2eai.parity.values import Element, OutputParity
 
 BLOCK = 12288
 """Elements taken at a time: three buffers of float64 and one of ones then stay in a core's own

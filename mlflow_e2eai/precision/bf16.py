@@ -10,7 +10,8 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from mlflow_e2eai import graphs, weights
+from mlflow_e2eai.artifacts import external_data as weights
+from mlflow_e2eai.artifacts import graphs
 from mlflow_e2eai.errors import InvalidInputError, PrecisionError
 
 if TYPE_CHECKING:

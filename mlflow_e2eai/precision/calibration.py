@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 
-from mlflow_e2eai import weights
-from mlflow_e2eai.artifacts import Array, Infer, Library, Tensors
-from mlflow_e2eai.isolation import isolated
-from mlflow_e2eai.runners import onnxruntime_runner
+from mlflow_e2eai.artifacts import weight_files as weights
+from mlflow_e2eai.artifacts.values import Array, Infer, Library, Tensors
+from mlflow_e2eai.runtime.isolation import isolated
+from mlflow_e2eai.runtime.ort import onnxruntime_runner
 
 if TYPE_CHECKING:
     import onnx

@@ -8,13 +8,13 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING
 from unittest import mock
 
-from mlflow_e2eai import graphs
+from mlflow_e2eai.artifacts import graphs
 from mlflow_e2eai.errors import InvalidInputError, PrecisionError
 
 if TYPE_CHECKING:
     import onnx
 
-    from mlflow_e2eai.artifacts import Library
+    from mlflow_e2eai.artifacts.values import Library
 
 
 def to_fp16(model: onnx.ModelProto, *, keep_fp32: Collection[str] = ()) -> onnx.ModelProto:

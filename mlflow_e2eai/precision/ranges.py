@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 
-from mlflow_e2eai import graphs, weights
-from mlflow_e2eai.artifacts import Array, Library, Tensors
-from mlflow_e2eai.isolation import isolated
-from mlflow_e2eai.precision.masks import Masks, masks
-from mlflow_e2eai.precision.observing import STATISTICS, ranges_runner
+from mlflow_e2eai.artifacts import external_data as weights
+from mlflow_e2eai.artifacts import graphs
+from mlflow_e2eai.artifacts.values import Array, Library, Tensors
+from mlflow_e2eai.precision.statistics import STATISTICS, Masks, masks, ranges_runner
+from mlflow_e2eai.runtime.isolation import isolated
 
 if TYPE_CHECKING:
     import onnx

@@ -3,9 +3,7 @@
 All of it is made from a manifest alone, so that the same evidence gives the same page anywhere.
 """
 
-from mlflow_e2eai.report.origin import Origin
+from mlflow_e2eai.report.facts import Origin
 from mlflow_e2eai.report.page import html, precision_html, surgery_html
-from mlflow_e2eai.report.pictures import plots
+from mlflow_e2eai.report.plots import plots
 from mlflow_e2eai.report.text import markdown, table
-
-__all__ = ["Origin", "html", "markdown", "plots", "precision_html", "surgery_html", "table"]

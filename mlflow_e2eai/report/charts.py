@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from mlflow_e2eai.report.markup import Markup, element, join
+from mlflow_e2eai.report.html import Markup, element, join
 
 Tick: TypeAlias = tuple[float, str]
 

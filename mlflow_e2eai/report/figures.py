@@ -6,8 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from mlflow_e2eai.bundle import Manifest
-from mlflow_e2eai.latency import LatencyReport, Ratio
+from mlflow_e2eai.bundle.manifest import Manifest
+from mlflow_e2eai.latency.ratios import Ratio
+from mlflow_e2eai.latency.report import LatencyReport
 from mlflow_e2eai.report.charts import (
     HEIGHT,
     LETTER,
@@ -26,7 +27,7 @@ from mlflow_e2eai.report.charts import (
     spread,
 )
 from mlflow_e2eai.report.facts import Row, median_interval, reference_of, rows_of, tuned
-from mlflow_e2eai.report.markup import Markup, element, error_text, join, time_text
+from mlflow_e2eai.report.html import Markup, element, error_text, join, time_text
 
 _LABELLED = 12
 """Variants that a picture names; of more, the reference and the fastest that passed."""

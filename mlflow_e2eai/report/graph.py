@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from mlflow_e2eai.report.charts import shortened
-from mlflow_e2eai.report.markup import Markup, element, join
+from mlflow_e2eai.report.html import Markup, element, join
 from mlflow_e2eai.surgery.outline import Edge, Outline, OutlineNode, State
 
 _EdgeKind: TypeAlias = Literal["removed", "added", "kept"]

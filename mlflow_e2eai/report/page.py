@@ -7,18 +7,18 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 
-from mlflow_e2eai.bundle import Manifest
-from mlflow_e2eai.gates import Decision
-from mlflow_e2eai.latency import Ratio
-from mlflow_e2eai.precision import PrecisionReport
-from mlflow_e2eai.report import deciding, doubting, making, measuring, serving, steps, tables
-from mlflow_e2eai.report.facts import Ratios, ratios_of
-from mlflow_e2eai.report.markup import Markup, element
-from mlflow_e2eai.report.origin import Origin
-from mlflow_e2eai.report.precision import precision_part, precision_section
-from mlflow_e2eai.report.surgery import surgery_part
-from mlflow_e2eai.report.tables import Section
-from mlflow_e2eai.surgery import SurgeryReport
+from mlflow_e2eai.bundle.manifest import Manifest
+from mlflow_e2eai.evaluation.gates import Decision
+from mlflow_e2eai.latency.ratios import Ratio
+from mlflow_e2eai.precision.stage import PrecisionReport
+from mlflow_e2eai.report import html as report_html
+from mlflow_e2eai.report.facts import Origin, Ratios, ratios_of
+from mlflow_e2eai.report.html import Markup, Section, element
+from mlflow_e2eai.report.sections import decision as sections_decision
+from mlflow_e2eai.report.sections import doubts, measurements, provenance, serving, steps
+from mlflow_e2eai.report.sections.precision import precision_part, precision_section
+from mlflow_e2eai.report.sections.surgery import surgery_part
+from mlflow_e2eai.surgery.stage import SurgeryReport
 
 
 def html(
@@ -41,11 +41,11 @@ def html(
     ratios = [Ratios(there) for there in manifest.by_machine]
     against = [ratios_of(*each) for each in zip(manifest.by_machine, ratios, strict=True)]
     parts = _sections(manifest, origin, ratios[0], against)
-    decided = deciding.decision_part(manifest, decision, against)
+    decided = sections_decision.decision_part(manifest, decision, against)
     return _document(
         f"{origin.title} · evidence",
         element("a", "To the evidence", href="#decision", class_="skip"),
-        tables.icons(),
+        report_html.icons(),
         _header(origin.title, element("section", decided, id="decision", aria_label="Decision")),
         _navigation(parts),
         element("main", *(_section(*part) for part in parts)),
@@ -89,19 +89,19 @@ def _sections(
     manifest: Manifest, origin: Origin, ratios: Ratios, against: Sequence[Mapping[str, Ratio]]
 ) -> list[Section]:
     found = (
-        deciding.variants_section(manifest, against) if manifest.evidence else None,
-        doubting.findings_section(manifest),
+        sections_decision.variants_section(manifest, against) if manifest.evidence else None,
+        doubts.findings_section(manifest),
         steps.steps_section(manifest, ratios),
-        measuring.latency_section(manifest),
-        measuring.pareto_section(manifest),
+        measurements.latency_section(manifest),
+        measurements.pareto_section(manifest),
         serving.serving_section(manifest),
-        measuring.parity_section(manifest),
+        measurements.parity_section(manifest),
         ("surgery", "Surgery", surgery_part(manifest.surgery)),
         precision_section(manifest),
-        making.interface_section(manifest),
-        making.lineage_section(manifest, origin),
-        making.environment_section(manifest),
-        making.reproduce_section(manifest, origin),
+        provenance.interface_section(manifest),
+        provenance.lineage_section(manifest, origin),
+        provenance.environment_section(manifest),
+        provenance.reproduce_section(manifest, origin),
     )
     return [section for section in found if section is not None]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mlflow_e2eai.bundle import Manifest
+from mlflow_e2eai.bundle.manifest import Manifest
 from mlflow_e2eai.report.facts import OUTCOMES, refused, rows_of, task_names, tuned
 
 

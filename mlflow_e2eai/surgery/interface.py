@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
 
-from mlflow_e2eai.artifacts import Axis, InputOrigin, OnnxArtifact, Origins, TensorSpec
+from mlflow_e2eai.artifacts.values import Axis, InputOrigin, OnnxArtifact, Origins, TensorSpec
 from mlflow_e2eai.errors import SurgeryError
 
 if TYPE_CHECKING:

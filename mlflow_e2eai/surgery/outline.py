@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from mlflow_e2eai import graphs
+from mlflow_e2eai.artifacts import graphs
 
 if TYPE_CHECKING:
     import onnx

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
+from mlflow_e2eai.artifacts.graphs import operator_name
 from mlflow_e2eai.errors import SurgeryError
-from mlflow_e2eai.graphs import operator_name
-from mlflow_e2eai.surgery.boundary import convert_input, fix_axis, rename
-from mlflow_e2eai.surgery.cutting import break_fusion, expose, extract
-from mlflow_e2eai.surgery.edges import bypassed, can_vanish, is_output, matching
+from mlflow_e2eai.surgery.deduplication import merge_duplicates, merge_reshapes, merge_transposes
+from mlflow_e2eai.surgery.extraction import break_fusion, expose, extract
 from mlflow_e2eai.surgery.interface import changes, loses_outputs
-from mlflow_e2eai.surgery.merging import merge_duplicates, merge_reshapes, merge_transposes
-from mlflow_e2eai.surgery.replacing import replace
+from mlflow_e2eai.surgery.interface_rules import convert_input, fix_axis, rename
+from mlflow_e2eai.surgery.node_edits import bypassed, can_vanish, is_output, matching
+from mlflow_e2eai.surgery.pattern import replace
 from mlflow_e2eai.surgery.simplify import simplify
 
 if TYPE_CHECKING:

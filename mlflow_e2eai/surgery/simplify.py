@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mlflow_e2eai import graphs, weights
+from mlflow_e2eai.artifacts import external_data as weights
+from mlflow_e2eai.artifacts import graphs
 from mlflow_e2eai.errors import SurgeryError
-from mlflow_e2eai.surgery.edges import hand_over
+from mlflow_e2eai.surgery.node_edits import hand_over
 
 if TYPE_CHECKING:
     import onnx

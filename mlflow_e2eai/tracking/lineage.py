@@ -13,12 +13,12 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from mlflow_e2eai import libraries
-from mlflow_e2eai.artifacts import EngineArtifact, OnnxArtifact
+from mlflow_e2eai.artifacts import libraries
+from mlflow_e2eai.artifacts.files import from_json, verify
+from mlflow_e2eai.artifacts.values import EngineArtifact, OnnxArtifact
+from mlflow_e2eai.artifacts.weight_files import verify_graph
 from mlflow_e2eai.errors import ArtifactError, InvalidInputError, TrackingError
-from mlflow_e2eai.files import from_json, verify
 from mlflow_e2eai.tracking.server import address, check_server, is_at_work
-from mlflow_e2eai.weights import verify_graph
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel

@@ -7,9 +7,9 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mlflow_e2eai.evidence import Evidence
-from mlflow_e2eai.exporter import ExportReport
-from mlflow_e2eai.latency import Latency, LatencyReport
+from mlflow_e2eai.evaluation.evidence import Evidence
+from mlflow_e2eai.latency.report import Latency, LatencyReport
+from mlflow_e2eai.pytorch.stage import ExportReport
 
 NONFINITE = "e2eai.nonfinite"
 """Tag of a run: the metrics that were not finite, and so were not stored as numbers."""

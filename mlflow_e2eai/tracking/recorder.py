@@ -1,77 +1,67 @@
-"""What a pipeline tells of its stages, as child runs with LoggedModels in and out."""
+"""Who is told of the stages.
+
+A `Recorder` is told of every stage; MLflow is one (tracking), and `Silent` is none. So saving to a
+folder and logging to a server take the same way.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from mlflow_e2eai.artifacts import EngineArtifact, OnnxArtifact, Tensors
-from mlflow_e2eai.evidence import Evidence, MachineEvidence
-from mlflow_e2eai.exporter import ExportReport
-from mlflow_e2eai.files import to_json
-from mlflow_e2eai.latency import LatencyReport
-from mlflow_e2eai.precision import PrecisionReport
-from mlflow_e2eai.recording import Planned, Wanted
-from mlflow_e2eai.report import precision_html, surgery_html
-from mlflow_e2eai.surgery import SurgeryReport
-from mlflow_e2eai.tracking.elsewhere import Builder, Judge, built_by, judged_by
-from mlflow_e2eai.tracking.engines import FOUND, Claim
-from mlflow_e2eai.tracking.lineage import PARENT, SOURCE, STAGE, link_inputs, link_output
-from mlflow_e2eai.tracking.metrics import (
-    export_tags,
-    log_metrics,
-    parity_metrics,
-    start_metrics,
-    stepped_metrics,
-)
-from mlflow_e2eai.tracking.models import facts_of, log_artifact, stage_of, suffix_of, tags_of
-from mlflow_e2eai.tracking.nodes import log_kept
-from mlflow_e2eai.tracking.reports import refused_graphs_are_logged
-from mlflow_e2eai.tracking.runs import run
-from mlflow_e2eai.tracking.timings import fetch_timings, log_timings
+from mlflow_e2eai.artifacts.values import EngineArtifact, OnnxArtifact, Tensors
+from mlflow_e2eai.engine.request import Planned, Wanted
+from mlflow_e2eai.evaluation.evidence import Evidence, MachineEvidence
+from mlflow_e2eai.latency.report import LatencyReport
 
 
-class MlflowRecorder:
-    """A `recording.Recorder` that makes a child run of every stage, with LoggedModels in and out.
+class Stage(Protocol):
+    """What a stage tells its recorder, and the one thing that it asks."""
 
-    Args:
-        name: Name of the model; those of the stages add to it.
-        source: Id of the PyTorch LoggedModel; None where it is not logged.
-        builder: Has engines built elsewhere; see `elsewhere.Builder`. None has them all built here.
-        judge: Has engines judged elsewhere; see `elsewhere.Judge`. None has them all judged here.
-        away: Whether their machines are others.
+    def found(self, planned: Planned, *, folder: Path) -> EngineArtifact | None:
+        """The same engine built by others, put into a folder; waited for while they build it.
+
+        It is what the stage has made, as if it had been built now. None where there is none: from
+        then on the others wait for the one that this stage makes.
+        """
+
+    def timings(self, key: str, *, folder: Path) -> None:
+        """Timings of kernels with this key are wanted in a folder; see `engine.timings_key`."""
+
+    def timed(self, key: str, *, folder: Path) -> None:
+        """A build has left its timings in that folder."""
+
+    def made(self, artifact: OnnxArtifact | EngineArtifact, *, example: Tensors) -> None:
+        """An artifact is finished."""
+
+    def noted(self, name: str, value: Any) -> None:
+        """A report (a dataclass) is to be kept beside the stage."""
+
+    def kept(self, nodes: Sequence[str]) -> None:
+        """These nodes of the graph stay in fp32."""
+
+    def measured(self, evidence: Evidence, latency: Mapping[str, LatencyReport]) -> None:
+        """A variant was measured, or could not be."""
+
+
+class Recorder(Protocol):
+    """Who is told of the stages.
+
+    Attributes:
+        away: Whether other machines build the engines, which may have GPUs that this one lacks.
     """
 
-    def __init__(
-        self,
-        *,
-        name: str,
-        source: str | None,
-        builder: Builder | None = None,
-        judge: Judge | None = None,
-        away: bool = False,
-    ) -> None:
-        self.name = name
-        self.builder = builder
-        self.judge = judge
-        self.away = away
-        self.source = source
-        # The PyTorch model has no digest: its id stands for it in `inputs`.
-        self.models: dict[str, str] = {} if source is None else {source: source}
-
-    def origin(self, sha256: str) -> dict[str, str]:
-        """Tags that say where a model made from the artifact with this digest comes from."""
-        parent = self.models.get(sha256, self.source)
-        tags = {PARENT: parent, SOURCE: self.source}
-        return {key: value for key, value in tags.items() if value is not None}
+    away: bool
 
     def elsewhere(
         self, wanted: Sequence[Wanted], *, folder: Path
     ) -> Mapping[Wanted, EngineArtifact | str]:
-        """Engines that the builder had built, fetched and verified; or why one failed."""
-        return {} if self.builder is None else built_by(self.builder, wanted, self.models, folder)
+        """Engines that others have built, put into a folder; or why one failed.
+
+        What is not in it is built here.
+        """
 
     def judged(
         self,
@@ -80,155 +70,73 @@ class MlflowRecorder:
         *,
         batch_sizes: Sequence[int],
     ) -> tuple[list[MachineEvidence], Mapping[str, str]]:
-        """What the judge's machines found; and why engines were judged nowhere, by digest."""
-        if self.judge is None or not engines:
-            return [], {}
-        return judged_by(self.judge, graphs, engines, batch_sizes, self.models)
+        """What other machines found of engines that this one cannot run, and of the graphs there.
 
-    @contextmanager
-    def stage(self, name: str, *, inputs: Sequence[str]) -> Iterator[MlflowStage]:
-        """A child run; its inputs are the models with these digests."""
-        tags = {STAGE: name}
-        with run(name, nested=True, tags=tags) as run_id, refused_graphs_are_logged(run_id):
-            known = [self.models[sha256] for sha256 in inputs if sha256 in self.models]
-            ids = known or [self.source] if self.source is not None else known
-            link_inputs(run_id, ids)
-            stage = MlflowStage(self, run_id=run_id, name=name, parents=ids)
-            with stage.claiming():
-                yield stage
+        Returns:
+            That, and why engines were judged nowhere, by digest. What is in neither is left to this
+            machine.
+        """
+
+    def stage(self, name: str, *, inputs: Sequence[str]) -> AbstractContextManager[Stage]:
+        """A stage begins, on artifacts with these digests; it ends, well or not, with the block."""
 
 
-class MlflowStage:
-    """One child run, as a `recording.Stage`."""
+class Silent:
+    """A recorder, and a stage, that keeps nothing."""
 
-    def __init__(
-        self, recorder: MlflowRecorder, *, run_id: str, name: str, parents: Sequence[str]
-    ) -> None:
-        self.recorder = recorder
-        self.run_id = run_id
-        self.name = name
-        self.parents = parents
-        self._fetched: tuple[str, ...] = ()
-        self._claim: Claim | None = None
+    away = False
 
-    @contextmanager
-    def claiming(self) -> Iterator[None]:
-        """Give up what was claimed in the block and is not finished at its end."""
-        try:
-            yield
-        except BaseException as error:
-            if self._claim is not None:
-                self._claim.failed(error)
-            raise
+    def stage(self, name: str, *, inputs: Sequence[str]) -> AbstractContextManager[Stage]:  # noqa: ARG002
+        """Nobody is told."""
+        return nullcontext(self)
 
-    def made(self, artifact: OnnxArtifact | EngineArtifact, *, example: Tensors) -> None:
-        """Log an artifact as a LoggedModel, and as this run's output."""
-        origin = self.recorder.origin(artifact.parent_sha256 or "")
-        tags = {STAGE: stage_of(artifact), **origin}
-        model_id = log_artifact(
-            artifact,
-            name=f"{self.recorder.name}-{suffix_of(artifact)}",
-            run_id=self.run_id,
-            example=example,
-            tags=tags,
-            claim=self._claim,
-        )
-        if self._claim is not None:
-            self._claim.close()
-            self._claim = None
-        self.recorder.models[artifact.sha256] = model_id
-        if isinstance(artifact, EngineArtifact):
-            self._built(artifact, {})
+    def elsewhere(
+        self,
+        wanted: Sequence[Wanted],  # noqa: ARG002
+        *,
+        folder: Path,  # noqa: ARG002
+    ) -> Mapping[Wanted, EngineArtifact | str]:
+        """Nobody builds."""
+        return {}
 
-    def _built(self, engine: EngineArtifact, tags: Mapping[str, str]) -> None:
-        """Put tags on the run, and what was chosen of how its engine was built as parameters."""
-        from mlflow import MlflowClient
-        from mlflow.entities import Param, RunTag
+    def judged(
+        self,
+        graphs: Sequence[OnnxArtifact],  # noqa: ARG002
+        engines: Sequence[EngineArtifact],  # noqa: ARG002
+        *,
+        batch_sizes: Sequence[int],  # noqa: ARG002
+    ) -> tuple[list[MachineEvidence], Mapping[str, str]]:
+        """Nobody judges."""
+        return [], {}
 
-        chosen = engine.settings.chosen.items()
-        params = [Param(f"build/{name}", str(value)) for name, value in chosen]
-        if params or tags:
-            said = [RunTag(key, value) for key, value in tags.items()]
-            MlflowClient().log_batch(self.run_id, params=params, tags=said)
+    def found(self, planned: Planned, *, folder: Path) -> EngineArtifact | None:  # noqa: ARG002
+        """Nothing was kept."""
+        return None
 
     def timings(self, key: str, *, folder: Path) -> None:
-        """Fetch the timings of all earlier builds."""
-        self._fetched = fetch_timings(key, folder)
+        """Nothing was kept."""
 
     def timed(self, key: str, *, folder: Path) -> None:
-        """Keep a build's timings with this run."""
-        log_timings(key, folder, run_id=self.run_id, fetched=self._fetched)
+        """Nobody is told."""
 
-    def found(self, planned: Planned, *, folder: Path) -> EngineArtifact | None:
-        """The engine that anybody logged under this key, verified, as this run's output."""
-        self._claim = self._claimed(planned)
-        if (known := self._claim.settled(folder)) is None:
-            return None
-        self._claim = None
-        engine, model_id = known
-        link_output(self.run_id, model_id)
-        self._built(engine, {FOUND: model_id})
-        self.recorder.models[engine.sha256] = model_id
-        return engine
-
-    def _claimed(self, planned: Planned) -> Claim:
-        facts = facts_of(planned)
-        origin = self.recorder.origin(planned.parent_sha256)
-        return Claim(
-            planned.key,
-            name=f"{self.recorder.name}-{suffix_of(planned)}",
-            run_id=self.run_id,
-            params=facts,
-            tags={STAGE: "compile", **origin, **tags_of(facts)},
-        )
+    def made(self, artifact: OnnxArtifact | EngineArtifact, *, example: Tensors) -> None:
+        """Nobody is told."""
 
     def noted(self, name: str, value: Any) -> None:
-        """Keep a report as a JSON artifact of the run, of some a page and tags too."""
-        from mlflow import MlflowClient
-
-        client = MlflowClient()
-        client.log_text(self.run_id, to_json(value), f"{name}.json")
-        if isinstance(value, SurgeryReport):
-            client.log_text(self.run_id, surgery_html(value), f"{name}.html")
-            if value.plan is not None:
-                client.log_text(self.run_id, value.plan, "plan.yaml")
-        if isinstance(value, PrecisionReport):
-            client.log_text(self.run_id, precision_html(value), f"{name}.html")
-            if value.refused is not None:
-                client.set_tag(self.run_id, "e2eai.refused", value.refused)
-        if isinstance(value, ExportReport):
-            for key, said in export_tags(value).items():
-                client.set_tag(self.run_id, key, said)
+        """Nobody is told."""
 
     def kept(self, nodes: Sequence[str]) -> None:
-        """Write on the run which nodes stay in fp32."""
-        log_kept(nodes, run_id=self.run_id)
+        """Nobody is told."""
 
     def measured(self, evidence: Evidence, latency: Mapping[str, LatencyReport]) -> None:
-        """Write what was measured on the run and on the model, batch sizes as steps."""
-        from mlflow import MlflowClient
+        """Nobody is told."""
 
-        self.noted("evidence", evidence)
-        model_id = self.parents[0] if self.parents else None
-        client = MlflowClient()
-        verdict = {
-            "e2eai.variant": evidence.variant,
-            "e2eai.measured": str(evidence.measured).lower(),
-            "e2eai.passed": str(evidence.passed).lower(),
-        }
-        if reason := evidence.reason or evidence.untimed:
-            verdict["e2eai.reason"] = reason
-        if evidence.lost_at is not None:
-            verdict["e2eai.lost_at"] = evidence.lost_at
-        if evidence.findings:
-            verdict["e2eai.findings"] = "\n".join(evidence.findings)
-        for key, value in verdict.items():
-            client.set_tag(self.run_id, key, value)
-        metrics = {**parity_metrics(evidence), **start_metrics(evidence)}
-        if evidence.worth is not None:
-            metrics |= evidence.worth.metrics
-            said = "; ".join(evidence.worth.decision.reasons) or "kept"
-            client.set_tag(self.run_id, "e2eai.worth", said)
-        log_metrics(metrics, run_id=self.run_id, model_id=model_id)
-        for step, found in stepped_metrics(evidence, latency):
-            log_metrics(found, run_id=self.run_id, model_id=model_id, step=step)
+
+def record(
+    evidence: Sequence[Evidence], latency: Mapping[str, LatencyReport], recorder: Recorder
+) -> None:
+    """Tell a recorder what was measured, a stage for each variant: they were measured together."""
+    for entry in evidence:
+        inputs = [] if entry.sha256 is None else [entry.sha256]
+        with recorder.stage(f"evaluate {entry.variant}", inputs=inputs) as stage:
+            stage.measured(entry, latency)

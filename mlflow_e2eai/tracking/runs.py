@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from mlflow_e2eai.errors import TrackingError
-from mlflow_e2eai.tracking.elsewhere import inherited
 from mlflow_e2eai.tracking.lineage import ERROR, tag_model
+from mlflow_e2eai.tracking.remote_jobs import inherited
 from mlflow_e2eai.tracking.server import check_server
 
 _log = logging.getLogger(__name__)

@@ -15,18 +15,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mlflow_e2eai import bundle, libraries, trees
-from mlflow_e2eai import operators as custom
-from mlflow_e2eai.arrays import load_arrays, resize, save_arrays
-from mlflow_e2eai.artifacts import Axis, Library, Tensors, TensorSpec
-from mlflow_e2eai.calling import answer, flattened, input_tree, positional
+from mlflow_e2eai import bundle
+from mlflow_e2eai.artifacts import libraries
+from mlflow_e2eai.artifacts.arrays import load_arrays, save_arrays
+from mlflow_e2eai.artifacts.axes import DynamicAxes, axes_of, input_specs, resize
+from mlflow_e2eai.artifacts.files import from_json, to_json
+from mlflow_e2eai.artifacts.values import Axis, Library, Tensors, TensorSpec
 from mlflow_e2eai.errors import TrackingError
-from mlflow_e2eai.files import from_json, to_json
-from mlflow_e2eai.modules import DynamicAxes, axes_of, evaluation_mode, input_specs, module_of
-from mlflow_e2eai.samples import EvaluationData, accuracy
+from mlflow_e2eai.evaluation.data import EvaluationData
+from mlflow_e2eai.evaluation.metrics import accuracy
+from mlflow_e2eai.pytorch import operators as custom
+from mlflow_e2eai.pytorch import pytree
+from mlflow_e2eai.pytorch.flat_module import answer, flattened, input_tree, positional
+from mlflow_e2eai.pytorch.module import evaluation_mode, module_of
+from mlflow_e2eai.pytorch.pytree import Tree
 from mlflow_e2eai.tracking.lineage import STAGE, fetch
 from mlflow_e2eai.tracking.models import signature_of
-from mlflow_e2eai.trees import Tree
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
@@ -83,7 +87,7 @@ def log_source(
     kept, tree = module_of(model), input_tree(module, example)
     if isinstance(kept, torch.fx.GraphModule) and not tree.is_plain:
         # What torch.export wrote cannot be pickled; with its tensors in order it can be pt2 again.
-        kept, tree = positional(module, tuple(example), as_it_answers=True), trees.plain(example)
+        kept, tree = positional(module, tuple(example), as_it_answers=True), pytree.plain(example)
     specs = input_specs(example, dynamic_axes or {})
     sizes = {axis.name: axis.opt for axis in axes_of(dynamic_axes or {})}
     # pt2 makes an axis of size 1 static for good.
@@ -274,10 +278,10 @@ def _read_structure(path: Path, arrays: Tensors) -> Any:
     if not path.is_file():
         return arrays
     tree = from_json(Tree, path.read_bytes())
-    for part in trees.objects(tree):
+    for part in pytree.objects(tree):
         with contextlib.suppress(ImportError):  # `flattened` says which class there is not
             importlib.import_module(part.text.partition(":")[0])
-    return trees.unflatten(tree, arrays)
+    return pytree.unflatten(tree, arrays)
 
 
 def _read_axes(path: Path) -> dict[str, dict[int, Axis]] | None:

@@ -2,11 +2,11 @@
 
 import mlflow
 import pytest
-from browsing import Heard, chromium, needs_chromium
-from shown import HALF, REJECTED, shown
+from browser import Heard, chromium, needs_chromium
+from example_manifest import HALF, REJECTED, shown
 
-from mlflow_e2eai.tracking.recorder import MlflowRecorder
-from mlflow_e2eai.tracking.reports import log_report
+from mlflow_e2eai.pipeline.publish import log_report
+from mlflow_e2eai.tracking.mlflow_recorder import MlflowRecorder
 
 pytestmark = needs_chromium
 

@@ -37,8 +37,8 @@ from mlflow.entities import LoggedModelStatus
 from mlflow.exceptions import MlflowException
 
 import mlflow_e2eai
-from mlflow_e2eai import flavor
 from mlflow_e2eai.errors import ArtifactError, InvalidInputError
+from mlflow_e2eai.flavor import api
 
 pytestmark = pytest.mark.usefixtures("on_threads")
 
@@ -245,7 +245,7 @@ def extra_files(tmp_path) -> list[str]:
 
 
 def _assert_extra_files(model_uri):
-    listed = flavor_configuration(model_uri, flavor.FLAVOR_NAME)["extra_files"]
+    listed = flavor_configuration(model_uri, api.FLAVOR_NAME)["extra_files"]
     assert [item["path"] for item in listed] == [
         "extra_files/extra_1.txt",
         "extra_files/extra_2.txt",
@@ -293,7 +293,7 @@ def test_save_model_with_pip_requirements(saved, tmp_path):
 def test_save_model_with_extra_pip_requirements(saved, tmp_path):
     file = tmp_path / "requirements.txt"
     file.write_text("a")
-    default = flavor.get_default_pip_requirements()
+    default = api.get_default_pip_requirements()
     for number, given in enumerate([str(file), [f"-r {file}"], ["a"]]):
         place = tmp_path / str(number)
         mlflow_e2eai.save_model(saved.bundle, place, extra_pip_requirements=given)

@@ -31,8 +31,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils import requirements_utils
 
 import mlflow_e2eai
-from mlflow_e2eai import bundle, compile, flavor, tracking
-from mlflow_e2eai.context import GpuContext
+from mlflow_e2eai import bundle, compile, tracking
 from mlflow_e2eai.errors import (
     ArtifactError,
     InvalidInputError,
@@ -40,7 +39,9 @@ from mlflow_e2eai.errors import (
     RunnerError,
     TrackingError,
 )
-from mlflow_e2eai.evaluation import judging
+from mlflow_e2eai.evaluation import stage as evaluation_stage
+from mlflow_e2eai.flavor import api
+from mlflow_e2eai.flavor.run_context import GpuContext
 
 pytestmark = pytest.mark.usefixtures("on_threads")
 
@@ -54,11 +55,11 @@ for name in ("glob", "iterdir", "open", "read_text", "read_bytes"):
         unreadable(self) if str(self).startswith("/proc") else way(self, *a, **k)))
 """
 BROKEN_TAGS = """
-import mlflow_e2eai.context
+import mlflow_e2eai.flavor.run_context
 def broken(self):
     raise OSError("the driver is gone")
-mlflow_e2eai.context.GpuContext.in_context = broken
-mlflow_e2eai.context.GpuContext.tags = broken
+mlflow_e2eai.flavor.run_context.GpuContext.in_context = broken
+mlflow_e2eai.flavor.run_context.GpuContext.tags = broken
 """
 REPRODUCIBLE = ["model.onnx", "model-fp16.onnx", "input_example.npz"]
 
@@ -202,7 +203,7 @@ def test_digests_are_the_same_in_another_process(saved_in_two_precisions, tmp_pa
     program = f"""
 import numpy, torch, mlflow_e2eai
 from mlflow_e2eai.evaluation import judging
-judging.BUDGET_S = {judging.BUDGET_S}
+judging.BUDGET_S = {evaluation_stage.BUDGET_S}
 mlflow_e2eai.save_model(
     torch.load({str(tmp_path / "module.pt")!r}, weights_only=False),
     {str(tmp_path / "model")!r},
@@ -345,7 +346,7 @@ import warnings
 warnings.simplefilter("error", UserWarning)
 {breakage}
 import mlflow
-from mlflow_e2eai.context import GpuContext
+from mlflow_e2eai.flavor.run_context import GpuContext
 mlflow.set_experiment("tests")
 with mlflow.start_run() as run:
     print(run.info.run_id)
@@ -358,13 +359,13 @@ with mlflow.start_run() as run:
 
 def test_a_driver_that_cannot_be_read_is_no_gpu(tmp_path):
     program = f"""{UNREADABLE_PROC}
-from mlflow_e2eai.context import GpuContext
+from mlflow_e2eai.flavor.run_context import GpuContext
 print(GpuContext().in_context(), GpuContext().tags())
 """
     assert run_python(program, cwd=tmp_path).strip() == "False {}"
 
 
-@pytest.mark.parametrize("module", ["mlflow_e2eai", "mlflow_e2eai.context"])
+@pytest.mark.parametrize("module", ["mlflow_e2eai", "mlflow_e2eai.flavor.run_context"])
 def test_the_package_and_its_plugin_import_the_standard_library_only(tmp_path, module):
     program = f"""
 import sys
@@ -406,7 +407,7 @@ def test_cuda_core_is_required_where_an_engine_needs_it_and_nowhere_else(saved, 
         return [line.partition("==")[0] for line in lines]
 
     assert names(lines_of(saved.directory / "requirements.txt")) == ["mlflow", *wanted]
-    needed = flavor.get_default_pip_requirements(manifest)
+    needed = api.get_default_pip_requirements(manifest)
     assert names(needed) == [*wanted, "cuda-core", "cuda-bindings", "tensorrt-rtx-cu13"]
     assert not any("+" in line for line in needed)
 

@@ -11,8 +11,9 @@ from torch import nn
 
 import mlflow_e2eai
 from mlflow_e2eai import Axis
-from mlflow_e2eai.precision import convert
-from mlflow_e2eai.runners import onnxruntime_runner, torch_runner
+from mlflow_e2eai.precision.stage import convert
+from mlflow_e2eai.pytorch.runner import torch_runner
+from mlflow_e2eai.runtime.ort import onnxruntime_runner
 
 N = Axis("N", min=1, opt=4, max=8)
 SIZES = (4, 1, 8)

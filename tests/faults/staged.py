@@ -11,11 +11,12 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 import mlflow_e2eai
-from mlflow_e2eai import Axis, graphs
-from mlflow_e2eai.context import has_gpu
-from mlflow_e2eai.engine import engine_runner
+from mlflow_e2eai import Axis
+from mlflow_e2eai.artifacts import graphs
+from mlflow_e2eai.artifacts.machine import has_gpu
+from mlflow_e2eai.engine.runner import engine_runner
 from mlflow_e2eai.errors import E2EAIError
-from mlflow_e2eai.runners import onnxruntime_runner
+from mlflow_e2eai.runtime.ort import onnxruntime_runner
 
 WIDTH = 32
 N = Axis("N", min=1, opt=4, max=8)

@@ -7,7 +7,7 @@ from planted import FAULTS
 from staged import STAGED
 from timed import TIMED
 
-from mlflow_e2eai.parity import compare
+from mlflow_e2eai.parity.comparison import compare
 
 AT_LEAST = (
     "one weight off by one ulp of fp16",

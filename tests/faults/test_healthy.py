@@ -6,7 +6,7 @@ import pytest
 from harmless import HARMLESS
 from healthy import MODELS, runners
 
-from mlflow_e2eai.parity import compare
+from mlflow_e2eai.parity.comparison import compare
 
 pytestmark = pytest.mark.usefixtures("on_threads")
 

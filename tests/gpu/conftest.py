@@ -11,7 +11,7 @@ import torch
 from images import images
 
 from mlflow_e2eai import save_model
-from mlflow_e2eai.artifacts import Axis
+from mlflow_e2eai.artifacts.values import Axis
 
 BATCH = Axis("N", min=1, opt=8, max=64)
 

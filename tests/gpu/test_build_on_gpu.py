@@ -10,7 +10,7 @@ import pytest
 
 from mlflow_e2eai import BuildSettings, clean, compile, convert, export
 from mlflow_e2eai.engine import backends
-from mlflow_e2eai.engine.opening import opened
+from mlflow_e2eai.engine.loading import opened
 
 pytestmark = pytest.mark.gpu
 

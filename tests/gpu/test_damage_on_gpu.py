@@ -14,16 +14,11 @@ import torch
 from images import images
 
 from mlflow_e2eai import bundle, clean, compile, export, load_model
-from mlflow_e2eai.engine import engine_runner
-from mlflow_e2eai.errors import (
-    ArtifactError,
-    EngineMismatchError,
-    InvalidInputError,
-    RunnerError,
-)
-from mlflow_e2eai.files import sealed, to_json
-from mlflow_e2eai.parity import TOLERANCES
-from mlflow_e2eai.variants import engine_variant
+from mlflow_e2eai.artifacts.files import sealed, to_json
+from mlflow_e2eai.engine.runner import engine_runner
+from mlflow_e2eai.errors import ArtifactError, EngineMismatchError, InvalidInputError, RunnerError
+from mlflow_e2eai.evaluation.variants import engine_variant
+from mlflow_e2eai.parity.tolerances import TOLERANCES
 
 pytestmark = pytest.mark.gpu
 

@@ -14,12 +14,14 @@ import torch
 from images import images
 
 from mlflow_e2eai import benchmark, clean, compare, compile, convert, export, load_model
-from mlflow_e2eai.arrays import resize
-from mlflow_e2eai.engine import backends, engine_runner, why_not_here
+from mlflow_e2eai.artifacts.axes import resize
+from mlflow_e2eai.engine import backends
+from mlflow_e2eai.engine.runner import engine_runner, why_not_here
 from mlflow_e2eai.errors import RunnerError
-from mlflow_e2eai.isolation import isolated, isolated_together
-from mlflow_e2eai.parity import TOLERANCES
-from mlflow_e2eai.runners import onnxruntime_runner, torch_runner
+from mlflow_e2eai.parity.tolerances import TOLERANCES
+from mlflow_e2eai.pytorch.runner import torch_runner
+from mlflow_e2eai.runtime.isolation import isolated, isolated_together
+from mlflow_e2eai.runtime.ort import onnxruntime_runner
 
 pytestmark = pytest.mark.gpu
 

@@ -15,15 +15,17 @@ import pytest
 import torch
 from images import images
 
-from mlflow_e2eai import clean, compare, compile, convert, export, graphs, load_model, save_model
-from mlflow_e2eai.artifacts import Axis
-from mlflow_e2eai.building import BuildSettings
-from mlflow_e2eai.engine import engine_runner, why_not_here
+from mlflow_e2eai import clean, compare, compile, convert, export, load_model, save_model
+from mlflow_e2eai.artifacts import graphs
+from mlflow_e2eai.artifacts.build_settings import BuildSettings
+from mlflow_e2eai.artifacts.files import to_json
+from mlflow_e2eai.artifacts.values import Axis
+from mlflow_e2eai.engine.runner import engine_runner, why_not_here
 from mlflow_e2eai.errors import EngineMismatchError, InvalidInputError, RunnerError
-from mlflow_e2eai.files import to_json
-from mlflow_e2eai.latency import cold_start
-from mlflow_e2eai.parity import TOLERANCES
-from mlflow_e2eai.runners import onnxruntime_runner, torch_runner
+from mlflow_e2eai.latency.concurrency import cold_start
+from mlflow_e2eai.parity.tolerances import TOLERANCES
+from mlflow_e2eai.pytorch.runner import torch_runner
+from mlflow_e2eai.runtime.ort import onnxruntime_runner
 
 pytestmark = pytest.mark.gpu
 
@@ -39,7 +41,7 @@ import numpy as np
 from pathlib import Path
 from mlflow_e2eai.artifacts import EngineArtifact
 from mlflow_e2eai.engine import backends, engine_runner
-from mlflow_e2eai.files import from_json
+from mlflow_e2eai.artifacts.files import from_json
 engine = from_json(EngineArtifact, Path(sys.argv[1]).read_text())
 with engine_runner(engine) as infer:
     np.save(sys.argv[3], infer({"image": np.load(sys.argv[2])})["output"])

@@ -1,4 +1,4 @@
-"""A GPU that is simulated. These tests run in a process of their own: tests/test_simulated.py."""
+"""A GPU that is simulated. tests/engine/test_simulated.py runs these tests in a process."""
 
 from __future__ import annotations
 
@@ -13,17 +13,11 @@ import onnx
 import pytest
 from cuda.core import Device, LegacyPinnedMemoryResource
 
-from mlflow_e2eai.artifacts import (
-    Axis,
-    EngineArtifact,
-    OnnxArtifact,
-    Target,
-    TensorSpec,
-)
-from mlflow_e2eai.building import BuildSettings
-from mlflow_e2eai.engine import engine_runner
+from mlflow_e2eai.artifacts.build_settings import BuildSettings
+from mlflow_e2eai.artifacts.files import sha256_of
+from mlflow_e2eai.artifacts.values import Axis, EngineArtifact, OnnxArtifact, Target, TensorSpec
 from mlflow_e2eai.engine.profiles import profiles_of
-from mlflow_e2eai.files import sha256_of
+from mlflow_e2eai.engine.runner import engine_runner
 
 if "SIMULATED_GPUS" not in os.environ:
     collect_ignore_glob = ["test_*.py"]

@@ -9,9 +9,9 @@ from conftest import N, assert_right, bytes_at, rows
 from cuda.core import LEGACY_DEFAULT_STREAM, Buffer, Device, LegacyPinnedMemoryResource
 from cuda.core.utils import StridedMemoryView
 
-from mlflow_e2eai.engine import engine_runner
+from mlflow_e2eai.bundle.batching import within
+from mlflow_e2eai.engine.runner import engine_runner
 from mlflow_e2eai.errors import InvalidInputError, RunnerError
-from mlflow_e2eai.variants.batching import within
 
 
 class OnGpu:

@@ -10,9 +10,9 @@ from test_bundle import manifest
 from test_devices import OnGpu, on_host
 
 from mlflow_e2eai import bundle
-from mlflow_e2eai.building import BuildSettings
+from mlflow_e2eai.artifacts.build_settings import BuildSettings
+from mlflow_e2eai.bundle.load import load
 from mlflow_e2eai.errors import InvalidInputError
-from mlflow_e2eai.variants import load
 
 STRIPPED = BuildSettings(strip_weights=True)
 ENGINE = "tensorrt_rtx-sm89/fp32"

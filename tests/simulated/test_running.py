@@ -14,18 +14,18 @@ import pytest
 from conftest import WEIGHT, N, assert_right, rows
 from cuda.core import Device
 
-from mlflow_e2eai.building import BuildSettings
-from mlflow_e2eai.context import has_gpu, local_compute_capability
-from mlflow_e2eai.engine import engine_runner, why_not_here
-from mlflow_e2eai.engine import run as running
+from mlflow_e2eai.artifacts.build_settings import BuildSettings
+from mlflow_e2eai.artifacts.machine import has_gpu, local_compute_capability
+from mlflow_e2eai.engine import runner as running
 from mlflow_e2eai.engine.profiles import profiles_of
+from mlflow_e2eai.engine.runner import engine_runner, why_not_here
 from mlflow_e2eai.errors import (
     ArtifactError,
     EngineMismatchError,
     MissingDependencyError,
     RunnerError,
 )
-from mlflow_e2eai.latency import cold_start
+from mlflow_e2eai.latency.concurrency import cold_start
 
 STRIPPED = BuildSettings(strip_weights=True, refit=True)
 PICKED = """

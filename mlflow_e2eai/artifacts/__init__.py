@@ -1,0 +1,13 @@
+"""What passes between stages: values, arrays, files, graphs, weights.
+
+values          the frozen values that stages take and return
+axes            dynamic axes: their corners, specs and text form
+arrays          NumPy arrays: samples, checks, comparison
+files           JSON and files, written whole or not at all
+graphs          ONNX files: read, checked, written
+external_data   tensors that an ONNX file keeps in other files
+weight_files    those files: checked, referred to, written once
+libraries       shared libraries with operators or plugins
+build_settings  how engines are built
+machine         what this machine is
+"""

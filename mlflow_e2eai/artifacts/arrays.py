@@ -1,0 +1,204 @@
+"""Named arrays: at the sizes that a profile admits, from DataFrames, for a model, and on disk."""
+
+from __future__ import annotations
+
+import math
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mlflow_e2eai.artifacts.files import why_unread, written
+from mlflow_e2eai.artifacts.values import Array, Tensors, TensorSpec
+from mlflow_e2eai.errors import ArtifactError, InvalidInputError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_ON_GPU = (2, 13)
+"""kDLCUDA and kDLCUDAManaged of DLPack's DLDeviceType, see dlpack.h."""
+
+
+def from_frame(frame: pd.DataFrame, specs: Sequence[TensorSpec]) -> dict[str, Array]:
+    """Arrays from a DataFrame whose rows are items.
+
+    Args:
+        frame: A column for each input, of numbers or, as MLflow stores tensors, of arrays or lists;
+            other columns are left alone. For the only input of a model, all columns will do: one
+            column of whatever name is it, several are the numbers of each item in order, which get
+            the input's shape.
+        specs: The inputs.
+
+    Raises:
+        InvalidInputError: A column is missing, or holds something else.
+    """
+    if all(spec.name in frame.columns for spec in specs):
+        return {spec.name: _column(frame[spec.name], spec) for spec in specs}
+    if len(specs) != 1:
+        names = [spec.name for spec in specs]
+        msg = (
+            f"The DataFrame has {list(frame.columns)}, but a column for each of {names} is wanted."
+        )
+        raise InvalidInputError(msg)
+    (spec,) = specs
+    if len(frame.columns) == 1:
+        return {spec.name: _column(frame[frame.columns[0]], spec)}
+    values = frame.to_numpy()
+    sizes = [size for size in spec.shape[1:] if isinstance(size, int)]
+    if len(sizes) == len(spec.shape) - 1 and math.prod(sizes) == values.shape[1]:
+        # Rows of flat items, as a table holds images.
+        values = values.reshape(len(frame), *sizes)
+    return {spec.name: values}
+
+
+def _column(cells: pd.Series[Any], spec: TensorSpec) -> Array:
+    if not len(cells):
+        msg = f"The column for {spec.name!r} is empty; give at least one row."
+        raise InvalidInputError(msg)
+    try:
+        # For 64 arrays of 64 numbers np.stack takes 25 us, and this 11.
+        array = np.array([np.asarray(cell) for cell in cells.to_list()])
+    except ValueError as error:
+        msg = f"The cells of the column for {spec.name!r} differ in shape; give cells of one shape."
+        raise InvalidInputError(msg) from error
+    # One number a row is how a table shows an axis of length one.
+    is_flat = array.ndim == 1 and len(spec.shape) == 2  # noqa: PLR2004
+    return array.reshape(-1, 1) if is_flat else array
+
+
+def feed(tensors: Tensors, specs: Sequence[TensorSpec]) -> dict[str, Array]:
+    """Check named arrays against a model's inputs, and hand them over as the model wants them.
+
+    float64, which NumPy and JSON make of everything, is narrowed to float32 and float16, and
+    int64, which they make of every integer, to smaller integers that hold its values; any other
+    difference is an error.
+
+    Raises:
+        InvalidInputError: A name is missing or strange, or a dtype or rank does not fit.
+    """
+    check_names(tensors, specs)
+    return {spec.name: _fit(np.asarray(tensors[spec.name]), spec) for spec in specs}
+
+
+def exactly(specs: Sequence[TensorSpec]) -> Callable[[Mapping[str, Any]], bool]:
+    """A test whether named values are arrays that `feed` would hand over as they are.
+
+    It costs half a microsecond an input, and says only yes or no: whoever hears no asks `feed`.
+    """
+    wanted = [
+        (
+            spec.name,
+            np.dtype(spec.dtype),
+            len(spec.shape),
+            [(at, size) for at, size in enumerate(spec.shape) if isinstance(size, int)],
+        )
+        for spec in specs
+    ]
+    array_type, count = np.ndarray, len(wanted)
+
+    def test(tensors: Mapping[str, Any]) -> bool:
+        if len(tensors) != count:
+            return False
+        for name, dtype, rank, fixed in wanted:
+            array = tensors.get(name)
+            if (
+                type(array) is not array_type
+                or array.dtype != dtype
+                or array.ndim != rank
+                or not array.flags.c_contiguous
+            ):
+                return False
+            shape = array.shape
+            for at, size in fixed:
+                if shape[at] != size:
+                    return False
+        return True
+
+    return test
+
+
+def check_names(tensors: Mapping[str, Any], specs: Sequence[TensorSpec]) -> None:
+    """Refuse inputs that are not named as a model's.
+
+    Raises:
+        InvalidInputError: A name is missing or strange.
+    """
+    names = [spec.name for spec in specs]
+    if set(tensors) != set(names):
+        msg = f"The inputs are named {sorted(tensors)}, but the model wants {names}; rename them."
+        raise InvalidInputError(msg)
+
+
+def check_shape(shape: Sequence[int], spec: TensorSpec) -> None:
+    """Refuse an input whose rank or fixed sizes are not a model's.
+
+    Raises:
+        InvalidInputError: It is so.
+    """
+    fixed = [size if isinstance(size, int) else None for size in spec.shape]
+    fits = len(shape) == len(fixed) and all(
+        want in (None, have) for want, have in zip(fixed, shape, strict=True)
+    )
+    if not fits:
+        msg = (
+            f"Input {spec.name!r} has shape {list(shape)}, but {list(spec.shape)} is wanted; "
+            f"reshape it."
+        )
+        raise InvalidInputError(msg)
+
+
+def is_on_gpu(value: Any) -> bool:
+    """Whether a value says that it lies in the memory of an NVIDIA GPU."""
+    if (is_cuda := getattr(value, "is_cuda", None)) is not None:
+        return bool(is_cuda)  # PyTorch's, which is quicker
+    device = getattr(value, "__dlpack_device__", None)
+    return device is not None and device()[0] in _ON_GPU
+
+
+def _fit(array: Array, spec: TensorSpec) -> Array:
+    check_shape(array.shape, spec)
+    wanted = np.dtype(spec.dtype)
+    if array.dtype == wanted:
+        return np.asarray(array, order="C")
+    if array.dtype == np.float64 and wanted.kind == "f":
+        return array.astype(wanted)
+    if array.dtype == np.int64 and wanted.kind in "iu":
+        narrowed = array.astype(wanted)
+        if np.array_equal(narrowed, array):
+            return narrowed
+    msg = (
+        f"Input {spec.name!r} is {array.dtype}, but {spec.dtype} is wanted; convert it, for "
+        f"example with .astype('{spec.dtype}')."
+    )
+    raise InvalidInputError(msg)
+
+
+def save_arrays(path: Path, arrays: Tensors) -> None:
+    """Write arrays as NumPy's npz, whole or not at all, with equal bytes for equal arrays.
+
+    Not by `numpy.savez`: an array may be named as one of its parameters.
+    """
+    with written(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)
+
+
+def load_arrays(path: Path) -> dict[str, Array]:
+    """Read arrays; pickled objects are refused.
+
+    Raises:
+        ArtifactError: The file is missing or broken.
+    """
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
+        reason = "it is empty" if isinstance(error, EOFError) else why_unread(error)
+        msg = (
+            f"Cannot read {path.name} in {path.parent}: {reason}; give an npz file of arrays, or "
+            f"download it again."
+        )
+        raise ArtifactError(msg) from error

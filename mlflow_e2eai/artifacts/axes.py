@@ -1,0 +1,143 @@
+"""Dynamic axes: their corners, the specs that they make of an example, and their text form."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TypeAlias
+
+import numpy as np
+
+from mlflow_e2eai.artifacts.values import Axis, Tensors, TensorSpec
+from mlflow_e2eai.errors import InvalidInputError
+
+
+def corners(axes: tuple[Axis, ...]) -> dict[str, dict[str, int]]:
+    """The corners of a profile: each axis at min, all at opt, each at max, and each at its buckets.
+
+    Returns:
+        Sizes by axis name, under a label. Two axes give ``min``, ``opt``, ``max`` and the mixed
+        corners; a bucket gives ``N=32``, with the other axes at opt; a profile with no axes gives
+        ``static``.
+    """
+    if not axes:
+        return {"static": {}}
+    found: dict[str, dict[str, int]] = {
+        bound: {axis.name: getattr(axis, bound) for axis in axes} for bound in ("opt", "min", "max")
+    }
+    for axis in axes:
+        if len(axes) > 1:
+            found[f"max {axis.name}, min others"] = {**found["min"], axis.name: axis.max}
+        for size in axis.buckets:
+            found[f"{axis.name}={size}"] = {**found["opt"], axis.name: size}
+    unique: dict[str, dict[str, int]] = {}
+    for label, sizes in found.items():
+        if sizes not in unique.values():
+            unique[label] = sizes
+    return unique
+
+
+def resize(tensors: Tensors, specs: tuple[TensorSpec, ...], sizes: Mapping[str, int]) -> Tensors:
+    """Repeat or cut arrays along their dynamic axes until they have the sizes asked for.
+
+    Repeating the caller's own data keeps its range, which random data would not.
+
+    Args:
+        tensors: One array for each spec.
+        specs: Where the dynamic axes are.
+        sizes: Wanted size by axis name; axes that it does not name stay as they are.
+    """
+    resized = {}
+    for spec in specs:
+        array = tensors[spec.name]
+        for position, size in enumerate(spec.shape):
+            if isinstance(size, str) and size in sizes:
+                index = np.arange(sizes[size]) % array.shape[position]
+                array = np.take(array, index, axis=position)
+        resized[spec.name] = np.asarray(array, order="C")
+    return resized
+
+
+DynamicAxes: TypeAlias = Mapping[str, Mapping[int, Axis]]
+"""Dynamic axes by input name and position."""
+
+
+def input_specs(example: Tensors, dynamic_axes: DynamicAxes) -> tuple[TensorSpec, ...]:
+    """The inputs of an example, with its dynamic axes named.
+
+    Raises:
+        InvalidInputError: `dynamic_axes` names an input or position that the example lacks, or one
+            name stands for two different sets of sizes.
+    """
+    axes_of(dynamic_axes)
+    if strange := set(dynamic_axes) - set(example):
+        msg = (
+            f"dynamic_axes names {sorted(strange)}, but the inputs are {list(example)}; use the "
+            f"names of the input example."
+        )
+        raise InvalidInputError(msg)
+    specs = []
+    for name, array in example.items():
+        shape: list[int | str] = list(array.shape)
+        for position, axis in dynamic_axes.get(name, {}).items():
+            if not 0 <= position < array.ndim:
+                msg = (
+                    f"dynamic_axes names axis {position} of {name!r}, which has {array.ndim} axes; "
+                    f"count from 0."
+                )
+                raise InvalidInputError(msg)
+            shape[position] = axis.name
+        specs.append(TensorSpec(name=name, dtype=array.dtype.name, shape=tuple(shape)))
+    return tuple(specs)
+
+
+def axes_of(dynamic_axes: DynamicAxes) -> tuple[Axis, ...]:
+    """The different axes of a request, in order.
+
+    Raises:
+        InvalidInputError: Something is not an Axis, or one name stands for two different sets of
+            sizes.
+    """
+    found: dict[str, Axis] = {}
+    for name, positions in dynamic_axes.items():
+        for axis in positions.values():
+            if not isinstance(axis, Axis):
+                msg = f"dynamic_axes[{name!r}] holds {axis!r}; give an Axis('N', min=, opt=, max=)."
+                raise InvalidInputError(msg)
+            if found.setdefault(axis.name, axis) != axis:
+                msg = f"Axis {axis.name!r} is given twice with different sizes; rename one of them."
+                raise InvalidInputError(msg)
+    return tuple(found.values())
+
+
+def dynamic_axes(text: str) -> DynamicAxes | None:
+    """Read ``input:position=name:min:opt:max``, with commas between several.
+
+    A fifth part, ``:multiple``, may follow, and buckets, as ``@1+8+32``.
+
+    Returns:
+        The axes; none for ``none``, and None for ``auto``.
+
+    Raises:
+        InvalidInputError: It is something else, or an axis has its sizes out of order.
+    """
+    if text == "auto":
+        return None
+    found: dict[str, dict[int, Axis]] = {}
+    for part in [] if text == "none" else text.split(","):
+        try:
+            place, sizes = part.split("=")
+            name, position = place.rsplit(":", 1)
+            sizes, _, buckets = sizes.partition("@")
+            axis, *numbers = sizes.split(":")
+            low, best, high, *others = (int(number) for number in numbers)
+            (multiple,) = others or [1]
+            index = int(position)
+            tuned = tuple(int(size) for size in buckets.split("+")) if buckets else ()
+        except ValueError as error:
+            msg = (
+                f"{part!r} is no dynamic axis; write input:position=name:min:opt:max (x:0=N:1:8:64)"
+            )
+            raise InvalidInputError(msg) from error
+        sizes_of = Axis(axis, min=low, opt=best, max=high, multiple=multiple, buckets=tuned)
+        found.setdefault(name.strip(), {})[index] = sizes_of
+    return found

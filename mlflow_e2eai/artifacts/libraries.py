@@ -1,0 +1,128 @@
+"""Shared libraries with operators that ONNX has not: native code, loaded only when allowed.
+
+Whoever loads one runs whatever is in it. So a library that came with a model is loaded only where
+the caller has named it, and only if its digest is the one that was recorded.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+
+from mlflow_e2eai.artifacts.files import sha256_of, verify, written
+from mlflow_e2eai.artifacts.values import Library
+from mlflow_e2eai.errors import ArtifactError, InvalidInputError, RunnerError
+
+FOLDER = "libraries"
+"""Where libraries lie beside the model that needs them."""
+
+_ALLOWED: ContextVar[frozenset[str]] = ContextVar("_ALLOWED", default=frozenset())
+
+
+@contextmanager
+def native_allowed(names: Collection[str]) -> Iterator[None]:
+    """Allow in this block that the libraries of models that it fetches are loaded.
+
+    Args:
+        names: File names, for example ``libortextensions.so``.
+
+    Raises:
+        InvalidInputError: It is one text, or a path.
+    """
+    if isinstance(names, str) or any("/" in name for name in names):
+        msg = f"allow_native is {names!r}; give a list of file names, without folders."
+        raise InvalidInputError(msg)
+    token = _ALLOWED.set(_ALLOWED.get() | frozenset(names))
+    try:
+        yield
+    finally:
+        _ALLOWED.reset(token)
+
+
+def native_names() -> frozenset[str]:
+    """What `native_allowed` allows now, for whoever works on in another process."""
+    return _ALLOWED.get()
+
+
+def named(paths: Iterable[str | Path]) -> tuple[Library, ...]:
+    """The libraries that a caller names, which allows that they are loaded.
+
+    Raises:
+        InvalidInputError: One is not there, or two have one name.
+    """
+    found: dict[str, Library] = {}
+    for given in paths:
+        path = Path(given).absolute()
+        if not path.is_file():
+            msg = f"The library {path} is not there; give the path of a shared library."
+            raise InvalidInputError(msg)
+        library = Library(path=path, sha256=sha256_of(path), allowed=True)
+        if found.setdefault(path.name, library).sha256 != library.sha256:
+            msg = f"Two libraries are named {path.name}; rename one, as they are allowed by name."
+            raise InvalidInputError(msg)
+    return tuple(found.values())
+
+
+def copied(libraries: Iterable[Library], directory: Path) -> tuple[Library, ...]:
+    """Copy libraries beside a model; they come back with paths relative to its directory.
+
+    Raises:
+        ArtifactError: A library has changed since it was recorded.
+        InvalidInputError: Another one of that name is there.
+    """
+    placed = []
+    for library in libraries:
+        place = Path(FOLDER, library.path.name)
+        if not (directory / place).is_file():
+            verify(library.path, library.sha256)
+            with written(directory / place) as temporary:
+                shutil.copyfile(library.path, temporary)
+        elif sha256_of(directory / place) != library.sha256:
+            msg = f"Two libraries are named {place.name}; rename one, as they are allowed by name."
+            raise InvalidInputError(msg)
+        placed.append(Library(path=place, sha256=library.sha256))
+    return tuple(placed)
+
+
+def fetched(libraries: Iterable[Library], directory: Path) -> tuple[Library, ...]:
+    """The libraries beside a model that was fetched; allowed are those of `native_allowed`.
+
+    Raises:
+        ArtifactError: A library lies elsewhere.
+    """
+    found = []
+    for library in libraries:
+        if library.path.is_absolute() or ".." in library.path.parts:
+            msg = (
+                f"The model names the library {library.path}, which is outside it; do not trust it."
+            )
+            raise ArtifactError(msg)
+        is_allowed = library.path.name in _ALLOWED.get()
+        found.append(
+            dataclasses.replace(library, path=directory / library.path, allowed=is_allowed)
+        )
+    return tuple(found)
+
+
+def loadable(libraries: Sequence[Library]) -> tuple[Path, ...]:
+    """Where libraries are, for whoever loads them now.
+
+    Raises:
+        RunnerError: The caller has not allowed one: it says how to.
+        ArtifactError: One is missing, or has changed since it was recorded.
+    """
+    for library in libraries:
+        name = library.path.name
+        if not library.allowed:
+            msg = (
+                f"The model needs the library {name} (sha256 {library.sha256}), native code that "
+                f"came with it; if you trust it, allow it by name: allow_native=[{name!r}], or "
+                f"allow_native={name} on the command line."
+            )
+            raise RunnerError(msg)
+        verify(library.path, library.sha256)
+    return tuple(library.path for library in libraries)

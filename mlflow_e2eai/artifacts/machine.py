@@ -1,0 +1,110 @@
+"""What this machine is: tags that MLflow puts on every run and model that is made here.
+
+MLflow imports this module during `import mlflow`, and any error at its import would break
+`import mlflow` for the whole environment. So it holds the standard library only, reads what the
+driver writes into /proc instead of loading the driver's library, and says nothing where it is not
+sure.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import platform
+import re
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+_DRIVER = Path("/proc/driver/nvidia")
+_CAPABILITY = (75, 76)
+"""CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR of cuda.h."""
+
+_LIBRARIES = (
+    "torch",
+    "onnx",
+    "onnxruntime-gpu",
+    "onnxruntime",
+    "tensorrt-cu13",
+    "tensorrt-rtx-cu13",
+)
+"""Distributions whose version goes with what is measured."""
+
+
+@functools.cache
+def gpu_name(driver: Path = _DRIVER) -> str | None:
+    """Name of this machine's first NVIDIA GPU, as its driver gives it; None where there is none."""
+    try:
+        files = sorted(driver.glob("gpus/*/information"))
+    except OSError:
+        return None
+    for information in files:
+        if found := _search(r"^Model:[^\S\n]*(\S.*)$", information):
+            return found
+    return None
+
+
+@functools.cache
+def driver_version(driver: Path = _DRIVER) -> str | None:
+    """Version of the NVIDIA driver; None where there is none."""
+    return _search(r"Kernel Module\s.*?\s?(\d+(?:\.\d+)+)\s", driver / "version")
+
+
+@functools.cache
+def processor_name(file: Path = Path("/proc/cpuinfo")) -> str | None:
+    """Name of this machine's processor, as the kernel gives it; None where it does not say."""
+    return _search(r"^model name\s*:\s*(\S.*)$", file)
+
+
+@functools.cache
+def local_compute_capability() -> str | None:
+    """``sm90`` for the first GPU that the driver shows; None where there is no driver, or no GPU.
+
+    Not for tags: this loads the driver's library.
+    """
+    found = [ctypes.c_int() for _ in _CAPABILITY]
+    device = ctypes.c_int()
+    try:
+        cuda = ctypes.CDLL("libcuda.so.1")
+        failed = cuda.cuInit(0) or cuda.cuDeviceGet(ctypes.byref(device), 0)
+        for value, attribute in zip(found, _CAPABILITY, strict=True):
+            failed = failed or cuda.cuDeviceGetAttribute(ctypes.byref(value), attribute, device)
+    except (OSError, AttributeError):
+        return None
+    return None if failed else "sm" + "".join(str(value.value) for value in found)
+
+
+def has_gpu() -> bool:
+    """Whether the driver sees an NVIDIA GPU. Not for tags: this loads the driver's library."""
+    return local_compute_capability() is not None
+
+
+def environment() -> dict[str, str]:
+    """What this machine and its libraries are; only what is known.
+
+    Not for tags: this loads the driver's library.
+    """
+    found = {
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "processor": processor_name(),
+        "gpu": gpu_name(),
+        "compute_capability": local_compute_capability(),
+        "driver": driver_version(),
+        **{package: _version(package) for package in _LIBRARIES},
+    }
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _search(pattern: str, path: Path) -> str | None:
+    try:
+        found = re.search(pattern, path.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
+    except OSError:
+        return None
+    return found.group(1).strip() if found else None

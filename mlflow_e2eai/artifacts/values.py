@@ -1,0 +1,301 @@
+"""The frozen values that flow between stages.
+
+A value says what a file is; the file lies beside it. Identity is content: every artifact knows the
+sha256 of its file and of the artifact that it was made from, so that a chain of stages can be
+checked anywhere, with no tracking server.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from numpy.typing import NDArray
+
+from mlflow_e2eai.artifacts.build_settings import DEFAULT_BUILD, BuildSettings
+from mlflow_e2eai.errors import InvalidInputError
+
+Array: TypeAlias = NDArray[Any]
+Tensors: TypeAlias = Mapping[str, Array]
+"""Named arrays: what a model is asked, and what it answers."""
+
+Infer: TypeAlias = Callable[[Tensors], Tensors]
+"""The seam between whatever runs a model and whatever judges it."""
+
+Precision: TypeAlias = Literal["fp32", "tf32", "fp16", "bf16", "int8", "fp8"]
+"""What a model computes in. No graph is in tf32: it is how an engine of the fp32 graph computes."""
+
+PRECISIONS: tuple[Precision, ...] = ("fp32", "tf32", "fp16", "bf16", "int8", "fp8")
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """A dynamic axis: its name in the ONNX graph and the sizes that it may take.
+
+    The same name on several inputs means that they share their size.
+
+    Attributes:
+        name: ONNX symbolic dimension, for example ``N``.
+        min: Smallest size, at least 1.
+        opt: The size that engines are tuned for.
+        max: Largest size.
+        multiple: Every size is a multiple of this, as where a model merges pixels in groups.
+        buckets: Sizes that engines are tuned for one by one, beside all from min to max.
+
+    Raises:
+        InvalidInputError: The sizes are not ``1 <= min <= opt <= max`` or no multiples, the buckets
+            are not in order and among them, or the name is no identifier.
+    """
+
+    name: str
+    min: int = field(kw_only=True)
+    opt: int = field(kw_only=True)
+    max: int = field(kw_only=True)
+    multiple: int = field(default=1, kw_only=True)
+    buckets: tuple[int, ...] = field(default=(), kw_only=True)
+
+    def __post_init__(self) -> None:
+        if not self.name.isidentifier():
+            msg = f"The axis name {self.name!r} is not an identifier; use a name such as 'N'."
+            raise InvalidInputError(msg)
+        if not 1 <= self.min <= self.opt <= self.max:
+            msg = (
+                f"Axis {self.name!r} has min={self.min}, opt={self.opt}, max={self.max}, "
+                f"but 1 <= min <= opt <= max is wanted; put the three sizes in order."
+            )
+            raise InvalidInputError(msg)
+        if self.multiple < 1 or not all(map(self.admits, (self.min, self.opt, self.max))):
+            msg = (
+                f"Axis {self.name!r} has min={self.min}, opt={self.opt}, max={self.max}, but "
+                f"multiples of {self.multiple} are wanted; round them."
+            )
+            raise InvalidInputError(msg)
+        if list(self.buckets) != sorted(filter(self.admits, set(self.buckets))):
+            msg = (
+                f"Axis {self.name!r} has the buckets {list(self.buckets)}, but sizes of {self}, "
+                f"each once and in order, are wanted."
+            )
+            raise InvalidInputError(msg)
+
+    def admits(self, size: int) -> bool:
+        """Whether it may have a size."""
+        return self.min <= size <= self.max and size % self.multiple == 0
+
+    def __str__(self) -> str:
+        """The sizes that it admits, for people."""
+        steps = f" in steps of {self.multiple}" if self.multiple > 1 else ""
+        return f"{self.min} to {self.max}{steps}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorSpec:
+    """One input or output of a graph.
+
+    Attributes:
+        name: Its ONNX name.
+        dtype: Its NumPy dtype name, for example ``float32``.
+        shape: One entry an axis: a size, the name of a dynamic axis, or ``?`` where the graph
+            does not say (a size that depends on the data).
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InputOrigin:
+    """What an input of a cleaned graph was before surgery.
+
+    With `perm`, `scale` and `offset` the graph makes the old input of the new one:
+    ``old = transpose(cast(new), perm) * scale + offset``.
+
+    Attributes:
+        name: Its name before.
+        dtype: Its NumPy dtype name before.
+        perm: As ONNX Transpose takes it; empty where the axes are in the same order.
+        scale: One factor, or one for each channel (axis 1 before).
+        offset: One summand, or one for each channel.
+    """
+
+    name: str
+    dtype: str
+    perm: tuple[int, ...] = ()
+    scale: tuple[float, ...] = (1.0,)
+    offset: tuple[float, ...] = (0.0,)
+
+    @property
+    def is_scaled(self) -> bool:
+        """Whether the numbers are others."""
+        return (self.scale, self.offset) != ((1.0,), (0.0,))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origins:
+    """What a cleaned graph's inputs and outputs were before surgery, in their order.
+
+    Attributes:
+        inputs: One for each input.
+        outputs: The old name of each output.
+    """
+
+    inputs: tuple[InputOrigin, ...]
+    outputs: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightFile:
+    """A file of weights beside an ONNX file.
+
+    Attributes:
+        path: Relative to the folder of the ONNX file.
+        sha256: Digest of the file.
+        size_bytes: Its size.
+    """
+
+    path: Path
+    sha256: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Library:
+    """A shared library with operators that ONNX has not, or with plugins for TensorRT.
+
+    Attributes:
+        path: The file; as stored, relative to the folder of the model that needs it.
+        sha256: Digest of the file, checked before it is loaded: it is native code.
+        allowed: Whether the caller allows that it is loaded. It is the caller's word in this
+            program, and never believed of a file.
+    """
+
+    path: Path
+    sha256: str
+    allowed: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OnnxArtifact:
+    """An ONNX file.
+
+    Attributes:
+        path: The file.
+        sha256: Digest of the file and of its weight files; see `weights.digest`.
+        parent_sha256: Digest of the artifact that it was made from; None for a fresh export.
+        stage: The stage that wrote it.
+        precision: The type that its weights and activations are in; never tf32.
+        opset: Version of the default ONNX operator set.
+        inputs: The graph's inputs, in order.
+        outputs: The graph's outputs, in order.
+        axes: The dynamic axes that `inputs` name.
+        origins: What inputs and outputs were before surgery; None before it, and for what was
+            stored before they were kept: then each is, by position, what it was.
+        weights: Files beside it that hold its weights; none where they are inside.
+        libraries: Libraries with its operators for ONNX Runtime.
+    """
+
+    path: Path
+    sha256: str
+    parent_sha256: str | None
+    stage: Literal["export", "clean", "convert"]
+    precision: Precision
+    opset: int
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    axes: tuple[Axis, ...]
+    origins: Origins | None = None
+    weights: tuple[WeightFile, ...] = ()
+    libraries: tuple[Library, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """What an engine is for; `engine.parse` reads what it is written as.
+
+    Attributes:
+        backend: The library that builds and runs it.
+        compute_capability: NVIDIA's name of the GPU generation, for example ``sm86``; several with
+            ``+`` between; empty for every GPU from Ampere (``sm80``) on, later ones too.
+        gpu_name: The one GPU model that the engine is bound to, or None when it runs on every GPU
+            of the compute capability.
+        version: TensorRT's major version; None for TensorRT-RTX, and for what was stored before
+            it was kept.
+        compatible: Whether TensorRT gives up some speed so that the engine is bound to no model.
+    """
+
+    backend: Literal["tensorrt", "tensorrt_rtx"]
+    compute_capability: str
+    gpu_name: str | None = None
+    version: int | None = None
+    compatible: bool = False
+
+    @property
+    def capabilities(self) -> tuple[str, ...]:
+        """The compute capabilities one by one; none where it is for all from Ampere on."""
+        return tuple(part for part in self.compute_capability.split("+") if part)
+
+    def __str__(self) -> str:
+        version = "" if self.version is None else self.version
+        capability = f"-{self.compute_capability}" if self.compute_capability else ""
+        return f"{self.backend}{version}{capability}{'+compatible' if self.compatible else ''}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineArtifact:
+    """A serialised TensorRT engine.
+
+    Attributes:
+        path: The file.
+        sha256: Digest of the file, checked before the engine is loaded: an engine is native code.
+        parent_sha256: Digest of the ONNX file that it was built from.
+        target: What it was built for.
+        backend_version: The exact version that built it; no other version may run it.
+        precision: Precision of the ONNX file, which a strongly typed engine keeps.
+        tf32: Whether fp32 arithmetic may be rounded to TF32.
+        inputs: The engine's inputs.
+        outputs: The engine's outputs.
+        axes: The dynamic axes, whose sizes are the engine's optimisation profile.
+        build_s: Seconds that the build took.
+        size_bytes: Size of the file.
+        libraries: Libraries with its plugins for TensorRT.
+        settings: How it was built.
+        checked: What of it was held against what was asked for when it had been built, as it says
+            itself: ``inputs and outputs``, ``profiles``, ``layers``. Nothing where no such GPU was
+            there, and its network alone was checked; None for what was stored before.
+        dynamic_last: Whether its dynamic profile comes after the static ones. In what was stored
+            before it comes first.
+    """
+
+    path: Path
+    sha256: str
+    parent_sha256: str
+    target: Target
+    backend_version: str
+    precision: Precision
+    tf32: bool
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    axes: tuple[Axis, ...]
+    build_s: float
+    size_bytes: int
+    libraries: tuple[Library, ...] = ()
+    settings: BuildSettings = DEFAULT_BUILD
+    checked: tuple[str, ...] | None = None
+    dynamic_last: bool = False
+
+    @property
+    def arithmetic(self) -> Precision:
+        """What it computes in: ``tf32`` where fp32 may be rounded to that."""
+        return "tf32" if self.tf32 and self.precision == "fp32" else self.precision
+
+
+def graph_precision(precision: Precision) -> Precision:
+    """The precision of the graph that an engine in `precision` is built of."""
+    return "fp32" if precision == "tf32" else precision
+
+
+def variant_name(runner: str, precision: str) -> str:
+    """What is measured: a runner and what it runs, for example ``onnxruntime-cpu/fp16``."""
+    return f"{runner}/{precision}"

@@ -1,0 +1,300 @@
+"""Weights that an ONNX file keeps in other files: checked, written once, then linked.
+
+Up to `EXTERNAL_BYTES` a graph is one file. Above that, in memory each large tensor only refers to
+its bytes, by the absolute path of their file; on disk that file lies beside the graph, named by its
+content (``<start of its sha256>.weights``). So graphs with the same weights share one file, and a
+stage that leaves the weights alone hands them on by hard link.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mlflow_e2eai.artifacts import external_data
+from mlflow_e2eai.artifacts.external_data import (
+    bring_in,
+    bytes_of,
+    inside,
+    inside_again,
+    place_of,
+    refer,
+    references,
+    size_of,
+    tensors,
+)
+from mlflow_e2eai.artifacts.files import sha256_of, verify, written
+from mlflow_e2eai.artifacts.values import OnnxArtifact, WeightFile
+from mlflow_e2eai.errors import ArtifactError
+
+if TYPE_CHECKING:
+    import onnx
+    import torch
+
+
+_ALIGNED_TO = 1 << 16
+"""Offsets are multiples of this, so that every system can map a tensor into memory; see ONNX's
+ExternalData.md."""
+
+_PIECE = 1 << 22
+"""Numbers that are rounded at a time; the converter holds several copies of them."""
+
+_STRING = 8
+"""ONNX's number for texts, which cannot lie in another file."""
+
+
+@contextmanager
+def beside(model: onnx.ModelProto, folder: Path) -> Iterator[None]:
+    """Within this block a model can be written into a folder: its weight files lie there.
+
+    Above `EXTERNAL_BYTES` what is large leaves the model for a file, for good.
+    """
+    _round(model, folder.absolute())
+    if size_of(model) <= external_data.EXTERNAL_BYTES:
+        for tensor in list(references(model)):
+            bring_in(tensor)
+    elif size_of(model, inside=True) > external_data.EXTERNAL_BYTES:
+        own = [
+            tensor
+            for tensor in tensors(model)
+            if not tensor.external_data
+            and bytes_of(tensor) >= external_data.SMALL_BYTES
+            and tensor.data_type != _STRING
+        ]
+        with gathered(folder.absolute()) as append:
+            for tensor in own:
+                append(tensor, [_own_bytes(tensor)])
+    spots = [(tensor, *place_of(tensor)) for tensor in references(model)]
+    names = {
+        file: link(file, folder.absolute()) for file in dict.fromkeys(spot[1] for spot in spots)
+    }
+    try:
+        for tensor, file, offset, length in spots:
+            refer(tensor, Path(names[file]), offset, length)
+        yield
+    finally:
+        for tensor, file, offset, length in spots:
+            refer(tensor, file, offset, length)
+
+
+def link(file: Path, folder: Path, *, copy: bool = False) -> str:
+    """Have a weight file in a folder under the name of its content, without a second copy.
+
+    Where the file system has no hard links, or is another, it is copied.
+
+    Returns:
+        The name.
+    """
+    name = name_of(sha256_of_weights(file))
+    place = folder / name
+    if place.exists() and sha256_of_weights(place) == sha256_of_weights(file):
+        return name
+    folder.mkdir(parents=True, exist_ok=True)
+    place.unlink(missing_ok=True)
+    if not copy and _linked(file, place):
+        return name
+    with written(place) as temporary:
+        shutil.copyfile(file, temporary)
+    return name
+
+
+def _linked(file: Path, place: Path) -> bool:
+    try:
+        os.link(file, place)
+    except OSError:
+        return False
+    return True
+
+
+def is_large(module: torch.nn.Module) -> bool:
+    """Whether a module's weights will lie outside the graph's file."""
+    held = [*module.parameters(), *module.buffers()]
+    return sum(each.numel() * each.element_size() for each in held) > external_data.EXTERNAL_BYTES
+
+
+@contextmanager
+def staged(out: Path) -> Iterator[Path]:
+    """Give a path for an ONNX file in a folder of its own, beside `out`.
+
+    When the block ends well, the file moves to `out`, and its weight files beside it. A stage that
+    is killed or fails leaves nothing that looks finished.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
+        temporary = Path(folder, out.name)
+        yield temporary
+        for name in _named_by(temporary):
+            link(Path(folder, name), out.parent)
+        temporary.chmod(0o644)
+        temporary.replace(out)
+
+
+@contextmanager
+def gathered(folder: Path) -> Iterator[Callable[[onnx.TensorProto, Iterable[np.ndarray]], None]]:
+    """Write one new weight file into a folder, piece by piece.
+
+    Yields:
+        A function that appends pieces, and has a tensor refer to them; its type and shape are the
+        caller's to set.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    sha256 = hashlib.sha256()
+    spots: list[tuple[onnx.TensorProto, int, int]] = []
+    with written(folder / "new.weights") as temporary, temporary.open("wb") as file:
+
+        def append(tensor: onnx.TensorProto, pieces: Iterable[np.ndarray]) -> None:
+            padding = np.zeros(-file.tell() % _ALIGNED_TO, np.uint8)
+            offset = file.tell() + padding.size
+            for piece in itertools.chain([padding], pieces):
+                plain = np.ascontiguousarray(piece).reshape(-1).view(np.uint8)
+                sha256.update(plain.data)
+                file.write(plain.data)
+            spots.append((tensor, offset, file.tell() - offset))
+            refer(tensor, temporary, offset, file.tell() - offset)
+
+        yield append
+    final = (folder / "new.weights").rename(folder / name_of(sha256.hexdigest()))
+    remember(final, sha256.hexdigest())
+    for tensor, offset, length in spots:
+        refer(tensor, final, offset, length)
+
+
+def _round(model: onnx.ModelProto, folder: Path) -> None:
+    """Make fp16 of the bytes of tensors that say fp16 and refer to fp32.
+
+    That is what ONNX Runtime's fp16 converter leaves of them: it changes the type, and the bytes
+    only where they are in the model. A piece at a time, as the whole is large.
+    """
+    fp16 = [t for t in references(model) if place_of(t)[2] == 2 * bytes_of(t)]
+    if fp16 and size_of(model) <= external_data.EXTERNAL_BYTES:
+        for tensor in fp16:
+            data = b"".join(piece.tobytes() for piece in _rounded(tensor))
+            inside_again(tensor)
+            tensor.raw_data = data
+    elif fp16:
+        with gathered(folder) as append:
+            for tensor in fp16:
+                append(tensor, _rounded(tensor))
+
+
+def _rounded(tensor: onnx.TensorProto) -> Iterator[np.ndarray]:
+    from onnxruntime.transformers.float16 import convert_np_to_float16
+
+    file, offset, length = place_of(tensor)
+    values = np.memmap(file, np.float32, mode="r", offset=offset, shape=(length // 4,))
+    for start in range(0, values.size, _PIECE):
+        yield convert_np_to_float16(values[start : start + _PIECE])
+
+
+def _named_by(path: Path) -> set[str]:
+    """The weight files that an ONNX file names."""
+    import onnx
+
+    if not any(path.parent.glob("*.weights")):
+        return set()  # the graph may be large, and need not be read
+    model = onnx.load(path, load_external_data=False)
+    return {entry.value for tensor in references(model) for entry in tensor.external_data[:1]}
+
+
+def _own_bytes(tensor: onnx.TensorProto) -> np.ndarray:
+    import onnx
+
+    if tensor.HasField("raw_data"):
+        return np.frombuffer(tensor.raw_data, np.uint8)
+    packed = onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor))
+    return np.frombuffer(packed.raw_data, np.uint8)
+
+
+_SUFFIX = ".weights"
+
+_digests: dict[tuple[int, int, int, int], str] = {}
+"""Digests of weight files by device, inode, size and time of change: hard links share them."""
+
+
+def files_of(model: onnx.ModelProto) -> tuple[WeightFile, ...]:
+    """The files that a model of `fetch` refers to."""
+    files = {place_of(tensor)[0] for tensor in references(model)}
+    return tuple(
+        WeightFile(
+            path=Path(file.name), sha256=sha256_of_weights(file), size_bytes=file.stat().st_size
+        )
+        for file in sorted(files)
+    )
+
+
+def lie_beside(path: Path) -> bool:
+    """Whether an ONNX file that this package wrote keeps weights in other files."""
+    if not any(path.parent.glob(f"*{_SUFFIX}")):
+        return False  # a large file need not be read for that, nor onnx be imported
+    import onnx
+
+    return any(references(onnx.load(path, load_external_data=False)))
+
+
+def digest(path: Path, files: Iterable[WeightFile]) -> str:
+    """What identifies an ONNX file with its weights.
+
+    Without weight files it is the sha256 of the file. With some it is the sha256 of the lines
+    ``<sha256 of the file>`` and, for each weight file in order, ``<its sha256>  <its name>``.
+    """
+    lines = [sha256_of(path), *(f"{file.sha256}  {file.path.as_posix()}" for file in files)]
+    if len(lines) == 1:
+        return lines[0]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def verify_graph(graph: OnnxArtifact, sha256: str | None = None) -> None:
+    """Check that an ONNX file and its weight files are those that were recorded.
+
+    Args:
+        graph: What was recorded.
+        sha256: Its digest as somebody else recorded it; by default `graph`'s own.
+
+    Raises:
+        ArtifactError: One is missing or has changed, or a weight file is outside the folder.
+    """
+    for file in graph.weights:
+        location = file.path.as_posix()
+        subject = f"{graph.path.name} keeps weights in {location!r}"
+        place = inside(location, graph.path.parent, subject)
+        if sha256_of_weights(place) != file.sha256:
+            verify(place, file.sha256)
+    if not graph.weights:
+        verify(graph.path, sha256 or graph.sha256)
+    elif digest(graph.path, graph.weights) != (sha256 or graph.sha256):
+        msg = (
+            f"{graph.path.name} has changed since its digest was recorded; download it again, or "
+            f"make it again."
+        )
+        raise ArtifactError(msg)
+
+
+def name_of(sha256: str) -> str:
+    """What a weight file is called."""
+    return f"{sha256[:16]}{_SUFFIX}"
+
+
+def sha256_of_weights(file: Path) -> str:
+    """The digest of a weight file, read once in this process as long as it does not change."""
+    if (key := _key(file)) not in _digests:
+        _digests[key] = sha256_of(file)
+    return _digests[key]
+
+
+def remember(file: Path, sha256: str) -> None:
+    """Say the digest of a weight file that was just written."""
+    _digests[_key(file)] = sha256
+
+
+def _key(file: Path) -> tuple[int, int, int, int]:
+    said = file.stat()
+    return said.st_dev, said.st_ino, said.st_size, said.st_mtime_ns

@@ -1,0 +1,22 @@
+"""One folder with a manifest: graphs, engines and their evidence.
+
+manifest   the manifest, written and read with its digests
+load       opens the variant that was selected
+selection  which variant to run here, and why not the others
+model      the callable
+batching   sizes that a profile does not admit, or that are quicker padded
+triton/    a model repository for NVIDIA's Triton Inference Server
+"""
+
+from mlflow_e2eai.bundle.manifest import (
+    EXAMPLE,
+    FOLDER,
+    FORMAT_VERSION,
+    MANIFEST,
+    Manifest,
+    find,
+    located,
+    read,
+    read_example,
+    write,
+)

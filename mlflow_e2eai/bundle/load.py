@@ -1,0 +1,137 @@
+"""Opening the variant of a bundle that is best here."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+
+from mlflow_e2eai.artifacts.libraries import native_allowed
+from mlflow_e2eai.artifacts.values import EngineArtifact, Infer, OnnxArtifact
+from mlflow_e2eai.bundle.batching import quickest, within
+from mlflow_e2eai.bundle.manifest import MANIFEST, Manifest, located, read
+from mlflow_e2eai.bundle.model import Model
+from mlflow_e2eai.bundle.selection import Candidates, Choice, Goal
+from mlflow_e2eai.engine.runner import graph_of
+from mlflow_e2eai.errors import E2EAIError, EngineMismatchError, RunnerError
+from mlflow_e2eai.evaluation.variants import artifact_of, engine_variant, runner
+
+
+def load(
+    directory: Path,
+    *,
+    variant: str | None = None,
+    goal: str = "latency",
+    split: bool = False,
+    fallback: bool = True,
+    allow_native: Sequence[str] = (),
+    fetch: Callable[[Path], object] = lambda _: None,
+) -> Model:
+    """Load a bundle with the best variant that this machine can run.
+
+    The best is what was measured to be, for the goal, on this kind of GPU, or where there is none
+    on this kind of processor. Without such evidence the order is: an engine that fits this machine,
+    ONNX Runtime on a GPU, ONNX Runtime on the CPU; among variants of one runner, fp32, unless
+    another precision was measured to be better anywhere. What failed its comparison with the
+    PyTorch module is never chosen unasked. Each step down is announced by a warning.
+
+    Args:
+        directory: The bundle.
+        variant: The variant to run, by name; by default the best.
+        goal: What it is to be best at: ``latency``, ``latency@8`` for calls of 8 items,
+            ``throughput`` or ``memory``; see `Goal`.
+        split: Cut batches that are larger than the profile's max, fill those below its min, and
+            fill those between an engine's buckets where that is quicker, where the first axis of
+            every input and output is the same dynamic one; see `batching.within` and
+            `padding.quickest`. If False, an engine refuses such a batch, and ONNX Runtime, which
+            has no profile, runs it as it is.
+        fallback: Take the next variant when a better one cannot run. If False, that is an error.
+        allow_native: Libraries in the bundle that may be loaded, by file name.
+        fetch: Called with each file, relative to the directory, before it is read, to bring it
+            there. Only files that are needed are asked for.
+
+    Raises:
+        ArtifactError: The manifest or a file is missing or has changed.
+        InvalidInputError: There is no such variant, or the goal is not known.
+        EngineMismatchError: The engine asked for is for another machine, or no engine fits and
+            falling back was refused.
+        RunnerError: No variant can run here.
+    """
+    aim = Goal.parse(goal)
+    fetch(Path(MANIFEST))
+    manifest = read(directory)
+    with native_allowed(allow_native):
+        placed = located(manifest, directory)
+    candidates = Candidates(placed, aim)
+
+    def opened(name: str, explain: Callable[[], Choice]) -> Model:
+        for path in _files(artifact_of(name, manifest.graphs, manifest.engines), manifest.graphs):
+            fetch(path)
+        return _open(placed, name, explain, split=split)
+
+    if variant is not None:
+        named = candidates.named(variant)
+        return opened(variant, lambda: named)
+    failures: dict[str, E2EAIError] = {}
+    unfit = _why_no_engine(placed, candidates)
+    for name in candidates.ranked:
+        reason = unfit or next(iter(failures.values()), None)
+        if reason is not None and not fallback:
+            raise reason
+        try:
+            # To compare variants takes milliseconds, which nobody pays who does not ask.
+            model = opened(name, partial(candidates.choice, name, dict(failures)))
+        except (RunnerError, EngineMismatchError) as error:
+            failures[name] = error
+            continue
+        if reason is not None:
+            warnings.warn(f"Running {name} instead: {reason}", stacklevel=2)
+        return model
+    if reason := unfit or next(iter(failures.values()), None):
+        raise reason
+    msg = "No variant of this bundle passed its comparison with the PyTorch model; name one to run."
+    raise RunnerError(msg)
+
+
+def _why_no_engine(manifest: Manifest, candidates: Candidates) -> E2EAIError | None:
+    """Why not, where the bundle has engines and none can be used here."""
+    names = [engine_variant(engine) for engine in manifest.engines]
+    if not all(name in candidates.errors for name in names):
+        return None
+    return next((candidates.errors[name] for name in names), None)
+
+
+def _files(artifact: OnnxArtifact | EngineArtifact, graphs: Sequence[OnnxArtifact]) -> list[Path]:
+    """The files of a variant, relative to the bundle."""
+    libraries = [library.path for library in artifact.libraries]
+    if isinstance(artifact, EngineArtifact):
+        graph = graph_of(artifact, graphs) if artifact.settings.strip_weights else None
+        return [artifact.path, *libraries, *([] if graph is None else _files(graph, ()))]
+    weights = [artifact.path.parent / file.path for file in artifact.weights]
+    return [artifact.path, *weights, *libraries]
+
+
+def _open(manifest: Manifest, variant: str, explain: Callable[[], Choice], *, split: bool) -> Model:
+    artifact = artifact_of(variant, manifest.graphs, manifest.engines)
+    with ExitStack() as stack:
+        opened = runner(variant, manifest.graphs, manifest.engines, serving=True)
+        infer = stack.enter_context(opened)
+        bounded = partial(_bounded, manifest=manifest, artifact=artifact, split=split)
+        on_device = getattr(infer, "on_device", None)
+        if on_device is not None:
+            on_device = bounded(on_device)
+        infer = bounded(infer)
+        return Model(manifest, variant, explain, infer, stack.pop_all(), on_device=on_device)
+
+
+def _bounded(
+    infer: Infer, *, manifest: Manifest, artifact: OnnxArtifact | EngineArtifact, split: bool
+) -> Infer:
+    """Ask what has a profile only for what is in it, and what may be cut or filled in pieces."""
+    about = manifest.inputs, manifest.outputs, artifact.axes
+    has_profile = isinstance(artifact, EngineArtifact)
+    if split and has_profile:
+        infer = quickest(infer, *about)
+    return within(infer, *about, split=split) if split or has_profile else infer

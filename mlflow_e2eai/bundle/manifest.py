@@ -1,0 +1,258 @@
+"""The directory on disk: one manifest beside the files that it names, and how it is run.
+
+    bundle/
+      manifest.json        what there is, digests, evidence
+      model.onnx           the cleaned fp32 graph
+      model-fp16.onnx      the same in other precisions
+      <digest>.weights     weights of graphs that are too large for one file
+      engines/             one file for each precision and target
+      libraries/           native code, loaded only where the caller allows it
+      input_example.npz    one array for each input
+
+Paths in the manifest are relative to the directory.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from mlflow_e2eai.artifacts import libraries
+from mlflow_e2eai.artifacts.arrays import load_arrays, save_arrays
+from mlflow_e2eai.artifacts.files import from_json, sealed, to_json, unsealed, verify, written
+from mlflow_e2eai.artifacts.values import (
+    Array,
+    Axis,
+    EngineArtifact,
+    OnnxArtifact,
+    Tensors,
+    TensorSpec,
+)
+from mlflow_e2eai.artifacts.weight_files import link, verify_graph
+from mlflow_e2eai.errors import ArtifactError, InvalidInputError
+from mlflow_e2eai.evaluation.evidence import Evidence, MachineEvidence, machine_name
+from mlflow_e2eai.latency.report import LatencyReport
+from mlflow_e2eai.precision.stage import PrecisionReport
+from mlflow_e2eai.pytorch.stage import ExportReport
+from mlflow_e2eai.surgery.stage import SurgeryReport
+
+Artifact = TypeVar("Artifact", OnnxArtifact, EngineArtifact)
+
+FORMAT_VERSION = 1
+"""Version of the manifest. Raise it when a reader of the version before would misread a new one.
+
+1 (2026-11): the first.
+"""
+
+FOLDER = "bundle"
+"""Folder of a bundle in its MLflow model."""
+
+MANIFEST = "manifest.json"
+EXAMPLE = "input_example.npz"
+GRAPH = "model.onnx"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """What a bundle holds.
+
+    Attributes:
+        format_version: See `FORMAT_VERSION`.
+        package_version: Version of this package that wrote it.
+        source_model: MLflow id of the PyTorch model, where it is logged.
+        graphs: ONNX files, the cleaned fp32 one first.
+        engines: Engines.
+        surgery: What cleaning did.
+        evidence: One entry for each variant, the PyTorch module first, as the machine found it that
+            packaged the bundle.
+        latency: Its reports by corner of the profile; their variants took turns.
+        environment: That machine: processor, GPU, versions.
+        export: How the raw graph came about; None in manifests of before it was kept.
+        conversions: What each conversion did, and which nodes stayed in fp32 and why; none in
+            bundles of before it was kept.
+        elsewhere: What other machines found.
+    """
+
+    format_version: int
+    package_version: str
+    source_model: str | None
+    graphs: tuple[OnnxArtifact, ...]
+    engines: tuple[EngineArtifact, ...]
+    surgery: SurgeryReport
+    evidence: tuple[Evidence, ...]
+    latency: Mapping[str, LatencyReport]
+    environment: Mapping[str, str]
+    export: ExportReport | None = None
+    conversions: tuple[PrecisionReport, ...] = ()
+    elsewhere: tuple[MachineEvidence, ...] = ()
+
+    @property
+    def by_machine(self) -> tuple[Manifest, ...]:
+        """The bundle as each machine alone found it, the one that packaged it first."""
+        others = (
+            dataclasses.replace(
+                self,
+                environment=found.environment,
+                evidence=found.evidence,
+                latency=found.latency,
+                elsewhere=(),
+            )
+            for found in self.elsewhere
+        )
+        return (dataclasses.replace(self, elsewhere=()), *others)
+
+    @property
+    def all_evidence(self) -> tuple[Evidence, ...]:
+        """What all machines found: a variant has an entry for each that was asked of it."""
+        return tuple(entry for there in self.by_machine for entry in there.evidence)
+
+    @property
+    def machine(self) -> str:
+        """Name of the machine that packaged it."""
+        return machine_name(self.environment)
+
+    @property
+    def files(self) -> tuple[OnnxArtifact | EngineArtifact, ...]:
+        """Everything that it names a file of."""
+        return (*self.graphs, *self.engines)
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """What the model takes."""
+        return self.graphs[0].inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """What the model gives."""
+        return self.graphs[0].outputs
+
+    @property
+    def axes(self) -> tuple[Axis, ...]:
+        """The dynamic axes."""
+        return self.graphs[0].axes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Format:
+    """What every version of the manifest says of itself."""
+
+    format_version: int
+    package_version: str
+
+
+def write(directory: Path, manifest: Manifest, example: Tensors, *, copy: bool = False) -> Manifest:
+    """Copy a manifest's files into a directory and write the manifest there.
+
+    Large weights are linked, not copied.
+
+    Args:
+        directory: Where to; made if it is missing.
+        manifest: Its paths say where the files are now.
+        example: One array for each input.
+        copy: Copy large weights too, where both places are to stay: ONNX's own loader refuses a
+            file that is in two.
+
+    Returns:
+        The manifest with paths relative to the directory.
+    """
+    places = [*map(_graph_path, manifest.graphs), *map(_engine_path, manifest.engines)]
+    if len(set(places)) < len(places):
+        twice = sorted({str(place) for place in places if places.count(place) > 1})
+        msg = f"Several files would be {', '.join(twice)}; give each precision and target once."
+        raise InvalidInputError(msg)
+    graphs = tuple(_copied(graph, _graph_path(graph), directory) for graph in manifest.graphs)
+    engines = tuple(_copied(engine, _engine_path(engine), directory) for engine in manifest.engines)
+    for graph in manifest.graphs:
+        for file in graph.weights:
+            link(graph.path.parent / file.path, directory, copy=copy)
+    placed = dataclasses.replace(manifest, graphs=graphs, engines=engines)
+    save_arrays(directory / EXAMPLE, example)
+    with written(directory / MANIFEST) as temporary:
+        temporary.write_text(sealed(to_json(placed)), encoding="utf-8")
+    return placed
+
+
+def find(path: Path) -> Path:
+    """The bundle at a path, or inside the MLflow model at it.
+
+    Raises:
+        ArtifactError: There is neither.
+    """
+    for place in (path, path / FOLDER):
+        if (place / MANIFEST).is_file():
+            return place
+    msg = f"There is no bundle at {path}; give what mlflow_e2eai.save_model wrote."
+    raise ArtifactError(msg)
+
+
+def read(directory: Path) -> Manifest:
+    """Read a bundle's manifest.
+
+    Raises:
+        ArtifactError: There is none, it has changed, or another version of this package wrote it.
+    """
+    path = directory / MANIFEST
+    if not path.is_file():
+        msg = f"{directory} holds no {MANIFEST}; give a model that mlflow_e2eai.log_model made."
+        raise ArtifactError(msg)
+    text = unsealed(path)
+    said = from_json(_Format, text)
+    if said.format_version != FORMAT_VERSION:
+        msg = (
+            f"The bundle has format {said.format_version}, written by mlflow_e2eai "
+            f"{said.package_version}, but this version reads format {FORMAT_VERSION}; install "
+            f"that version."
+        )
+        raise ArtifactError(msg)
+    manifest = from_json(Manifest, text)
+    weights = [file for graph in manifest.graphs for file in graph.weights]
+    for item in (*manifest.files, *weights):
+        if item.path.is_absolute() or ".." in item.path.parts:
+            msg = f"The manifest names {item.path}, which is outside the bundle; do not trust it."
+            raise ArtifactError(msg)
+    return manifest
+
+
+def located(manifest: Manifest, directory: Path) -> Manifest:
+    """The same manifest with the paths of its files where the bundle lies.
+
+    Libraries are allowed as `libraries.native_allowed` says.
+    """
+    return dataclasses.replace(
+        manifest,
+        graphs=tuple(_located(graph, directory) for graph in manifest.graphs),
+        engines=tuple(_located(engine, directory) for engine in manifest.engines),
+    )
+
+
+def _located(artifact: Artifact, directory: Path) -> Artifact:
+    held = libraries.fetched(artifact.libraries, directory)
+    return dataclasses.replace(artifact, path=directory / artifact.path, libraries=held)
+
+
+def read_example(directory: Path) -> dict[str, Array]:
+    """The input example of a bundle: one array for each input."""
+    return load_arrays(directory / EXAMPLE)
+
+
+def _graph_path(graph: OnnxArtifact) -> Path:
+    return Path(GRAPH if graph.precision == "fp32" else f"model-{graph.precision}.onnx")
+
+
+def _engine_path(engine: EngineArtifact) -> Path:
+    return Path("engines", f"{engine.target}-{engine.arithmetic}.engine")
+
+
+def _copied(artifact: Artifact, place: Path, directory: Path) -> Artifact:
+    if isinstance(artifact, OnnxArtifact):
+        verify_graph(artifact)
+    else:
+        verify(artifact.path, artifact.sha256)
+    with written(directory / place) as temporary:
+        shutil.copyfile(artifact.path, temporary)
+    held = libraries.copied(artifact.libraries, directory)
+    return dataclasses.replace(artifact, path=place, libraries=held)

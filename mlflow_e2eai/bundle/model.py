@@ -1,0 +1,230 @@
+"""A bundle, loaded: the callable."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any, Self, TypeAlias
+
+import numpy as np
+
+from mlflow_e2eai.artifacts.arrays import check_names, check_shape, exactly, feed, is_on_gpu
+from mlflow_e2eai.artifacts.values import Array, Infer, Tensors, TensorSpec
+from mlflow_e2eai.bundle.manifest import Manifest
+from mlflow_e2eai.bundle.selection import Choice
+from mlflow_e2eai.errors import InvalidInputError
+from mlflow_e2eai.pytorch import pytree
+from mlflow_e2eai.pytorch.pytree import Tree
+
+
+class Model:
+    """A bundle, loaded: named arrays or tensors in, named arrays or tensors out.
+
+    Attributes:
+        variant: What runs it, for example ``onnxruntime-cpu/fp32``.
+        manifest: What the bundle holds.
+        sizes: How often it was called with each size, by the name of a dynamic axis: what
+            `mlflow_e2eai.choose_buckets` chooses from.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        variant: str,
+        explain: Callable[[], Choice],
+        infer: Infer,
+        stack: ExitStack,
+        *,
+        on_device: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
+    ) -> None:
+        self.manifest = manifest
+        self.variant = variant
+        self._explain = explain
+        self._on_device = on_device
+        self._stack = stack
+        self._is_exact = exactly(manifest.inputs)
+        is_plain = manifest.export is None or _is_plain(manifest.export.inputs)
+        self._only = manifest.inputs[0].name if len(manifest.inputs) == 1 and is_plain else None
+        self.sizes: Sizes = {axis.name: {} for axis in manifest.axes}
+        self._infer = counted(infer, manifest.inputs, self.sizes)
+        if on_device is not None:
+            self._on_device = counted(on_device, manifest.inputs, self.sizes)
+
+    def __call__(self, inputs: Any = None, /, **named: Any) -> dict[str, Any]:
+        """Run the model.
+
+        Args:
+            inputs: One array or tensor for the only input, or a mapping of names to them: NumPy
+                arrays, torch tensors on any device, and what else speaks DLPack. What runs on a
+                GPU takes what is there where it is; what runs on the CPU takes what is in the
+                host's memory so. Where the PyTorch module took nested arguments, these will do
+                too.
+            **named: The same, by keyword.
+
+        Returns:
+            Outputs by name: torch tensors on the inputs' device when the inputs were tensors, for
+            others on a GPU objects that speak DLPack there, else NumPy arrays. A torch tensor on a
+            GPU is ready in the order of PyTorch's current stream, as PyTorch's own answers are.
+
+        Raises:
+            InvalidInputError: A name, dtype or shape does not fit, and what does is said.
+            RunnerError: The model could not be run.
+        """
+        if not named:
+            # The quick way for what is right already; all else is converted, or explained.
+            if type(inputs) is dict:
+                if self._is_exact(inputs):
+                    return dict(self._infer(inputs))
+            elif self._only is not None and self._is_exact(only := {self._only: inputs}):
+                return dict(self._infer(only))
+        given = self._named(inputs, named)
+        if self._on_device is not None and any(map(is_on_gpu, given.values())):
+            return dict(self._on_device(self._checked(given)))
+        device, arrays = _as_arrays(given)
+        answer = self._infer(feed(arrays, self.manifest.inputs))
+        return dict(answer) if device is None else _as_tensors(answer, device)
+
+    def explain(self) -> Choice:
+        """What was chosen to run, and why each other variant was not; as text, a line for each."""
+        return self._explain()
+
+    def structured(self, outputs: Mapping[str, Any]) -> Any:
+        """Outputs in the Python shape in which the PyTorch module returned them.
+
+        A dataclass, named tuple or ModelOutput comes back as its class where the program has
+        imported it, else as a dict. None stands for an output that surgery removed, and what
+        it exposed is left out. Of a bundle from before the shape was kept, outputs come back as
+        they are.
+        """
+        if self.manifest.export is None or self.manifest.export.outputs is None:
+            return dict(outputs)
+        tree, origins = self.manifest.export.outputs, self.manifest.graphs[0].origins
+        now = [spec.name for spec in self.manifest.outputs]
+        if origins is None:
+            return pytree.unflatten(_under_names(tree, now), outputs)
+        new = dict(zip(origins.outputs, now, strict=True))
+        renamed = {name: new.get(name, "") for name in pytree.names(tree)}
+        return pytree.unflatten(pytree.renamed(tree, renamed), outputs)
+
+    def __repr__(self) -> str:
+        """What it is, for a prompt."""
+        inputs = ", ".join(f"{s.name}: {s.dtype}{list(s.shape)}" for s in self.manifest.inputs)
+        return f"<mlflow_e2eai.Model {self.variant} ({inputs})>"
+
+    def __enter__(self) -> Self:
+        """Use it in a with block, to give its memory back at the end."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Give back what the runner holds."""
+        self._stack.close()
+
+    def _checked(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Inputs some of which are on a GPU; the others as arrays that the model takes."""
+        specs = self.manifest.inputs
+        check_names(given, specs)
+        elsewhere = [spec for spec in specs if not is_on_gpu(given[spec.name])]
+        _, arrays = _as_arrays({spec.name: given[spec.name] for spec in elsewhere})
+        found = {**given, **feed(arrays, elsewhere)}
+        for spec in specs:
+            check_shape(found[spec.name].shape, spec)
+        return found
+
+    def _named(self, inputs: Any, named: Mapping[str, Any]) -> dict[str, Any]:
+        names = [spec.name for spec in self.manifest.inputs]
+        tree = None if self.manifest.export is None else self.manifest.export.inputs
+        if tree is not None and not _is_plain(tree):
+            given = {**(inputs if isinstance(inputs, Mapping) else {}), **named}
+            if set(given) == set(names):
+                return given
+            is_only = len(tree.keys) == 1 and inputs is not None and tree.keys[0] not in given
+            nested = {tree.keys[0]: inputs} if is_only else given
+            return pytree.select(_under_names(tree, names), nested)
+        if inputs is None:
+            return dict(named)
+        if isinstance(inputs, Mapping):
+            return {**inputs, **named}
+        if len(names) != 1 or named:
+            msg = f"The model has the inputs {names}; give each by name."
+            raise InvalidInputError(msg)
+        return {names[0]: inputs}
+
+
+def _is_plain(tree: Tree | None) -> bool:
+    """Whether the PyTorch module took named tensors only; so it was before the tree was kept."""
+    return tree is None or tree.is_plain
+
+
+def _under_names(tree: Tree, names: Sequence[str]) -> Tree:
+    """A tree under the names that surgery left; it keeps the order of those that it keeps."""
+    old = pytree.names(tree)
+    if len(old) != len(names):
+        return tree
+    return pytree.renamed(tree, dict(zip(old, names, strict=True)))
+
+
+def _as_arrays(given: Mapping[str, Any]) -> tuple[Any, dict[str, Array]]:
+    """The inputs as arrays, and the device of the torch tensors among them, if there are any."""
+    torch = sys.modules.get("torch")
+    device, arrays = None, {}
+    for name, value in given.items():
+        try:
+            if torch is not None and isinstance(value, torch.Tensor):
+                device = value.device
+                arrays[name] = value.detach().cpu().numpy()
+            elif hasattr(value, "__dlpack__") and not isinstance(value, np.ndarray):
+                arrays[name] = np.from_dlpack(value)
+            else:
+                arrays[name] = np.asarray(value)
+        except (TypeError, ValueError, RuntimeError, BufferError) as error:
+            msg = f"Input {name!r} is no array of numbers: {error}; convert it to one."
+            raise InvalidInputError(msg) from error
+    return device, arrays
+
+
+def _as_tensors(answer: Tensors, device: Any) -> dict[str, Any]:
+    import torch
+
+    return {name: torch.from_numpy(np.asarray(value)).to(device) for name, value in answer.items()}
+
+
+# How often a loaded model was asked for each size: what buckets are chosen from.
+
+
+Sizes: TypeAlias = dict[str, dict[int, int]]
+"""By the name of a dynamic axis: by size, the number of calls."""
+
+
+def counted(infer: Infer, inputs: Sequence[TensorSpec], sizes: Sizes) -> Infer:
+    """Have the sizes of a callable's calls counted.
+
+    It takes no lock: of threads that call at the very same moment with one size, one count may be
+    lost.
+
+    Args:
+        infer: The callable.
+        inputs: Its inputs.
+        sizes: Where to; it has the names of the axes.
+
+    Returns:
+        The callable to call instead.
+    """
+    # An axis has one size in all inputs: the first tells it.
+    places = {
+        size: (spec.name, at)
+        for spec in reversed(inputs)
+        for at, size in reversed([*enumerate(spec.shape)])
+        if isinstance(size, str) and size in sizes
+    }
+    told = [(*place, sizes[axis]) for axis, place in places.items()]
+    if not told:
+        return infer
+
+    def answer(tensors: Tensors) -> Tensors:
+        for name, at, counts in told:
+            size = tensors[name].shape[at]
+            counts[size] = counts.get(size, 0) + 1
+        return infer(tensors)
+
+    return answer

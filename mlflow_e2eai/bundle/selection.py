@@ -1,0 +1,331 @@
+"""Which variants of a bundle this machine could run, the best one first, and why not the others."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, cast
+
+from mlflow_e2eai.artifacts.machine import gpu_name, processor_name
+from mlflow_e2eai.bundle.manifest import Manifest
+from mlflow_e2eai.engine.runner import why_not_here
+from mlflow_e2eai.errors import E2EAIError, InvalidInputError, RunnerError
+from mlflow_e2eai.evaluation.evidence import Evidence
+from mlflow_e2eai.evaluation.variants import engine_variant, graph_variant, is_emulated
+from mlflow_e2eai.latency.report import LatencyReport
+from mlflow_e2eai.runtime.ort import onnxruntime_devices
+
+Aim: TypeAlias = Literal["latency", "throughput", "memory"]
+
+_UNITS: Mapping[Aim, str] = {"latency": "ms", "throughput": "items/s", "memory": "MB"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Goal:
+    """What the best variant is best at.
+
+    Attributes:
+        aim: ``latency``: the shortest median time of a call. ``throughput``: the most items a
+            second that it was ever measured to give. ``memory``: the least, of the GPU where both
+            of two variants take some there, else of the process that ran it, at its peak.
+        items: Items in that call; by default as many as the profile's opt. For latency only.
+    """
+
+    aim: Aim = "latency"
+    items: int | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Goal:
+        """A goal as people say it: ``latency``, ``latency@8``, ``throughput``, ``memory``.
+
+        Raises:
+            InvalidInputError: It is none of these.
+        """
+        found = re.fullmatch(r"(latency|throughput|memory)|latency@([1-9]\d*)", text)
+        if found is None:
+            msg = (
+                f"The goal {text!r} is not known; give 'latency', 'latency@8' for calls of 8 "
+                f"items, 'throughput' or 'memory'."
+            )
+            raise InvalidInputError(msg)
+        if found.group(2) is not None:
+            return cls(items=int(found.group(2)))
+        return cls(aim=cast("Aim", found.group(1)))
+
+    def __str__(self) -> str:
+        """As `parse` takes it."""
+        return self.aim if self.items is None else f"{self.aim}@{self.items}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PassedOver:
+    """A variant that was not chosen.
+
+    Attributes:
+        variant: Its name.
+        reason: Why not, as a sentence.
+        error: What stands against running it here; None where it could run, and another is better.
+    """
+
+    variant: str
+    reason: str
+    error: E2EAIError | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """Which variant runs, and why each other does not.
+
+    Attributes:
+        variant: What was chosen.
+        reason: Why, as a sentence.
+        goal: What for; None where the caller named the variant.
+        others: All other variants of the bundle, in the order engines, ONNX Runtime on a GPU, on
+            the CPU.
+    """
+
+    variant: str
+    reason: str
+    goal: Goal | None
+    others: tuple[PassedOver, ...]
+
+    def __str__(self) -> str:
+        """A line for each variant, the chosen one first."""
+        lines = [f"{self.variant} was chosen: {self.reason}"]
+        return "\n".join(lines + [f"not {each.variant}: {each.reason}" for each in self.others])
+
+
+class Candidates:
+    """The variants of a bundle, as this machine sees them.
+
+    Attributes:
+        names: All variants: engines, graphs with ONNX Runtime on a GPU, on the CPU.
+        errors: What stands against one, for those that cannot be chosen here unasked.
+        ranked: The others, the best one first.
+    """
+
+    def __init__(self, manifest: Manifest, goal: Goal) -> None:
+        self._goal = goal
+        self._machines = manifest.by_machine
+        self._runners = [
+            [engine_variant(engine) for engine in manifest.engines],
+            [graph_variant(graph, "cuda") for graph in manifest.graphs],
+            [graph_variant(graph, "cpu") for graph in manifest.graphs],
+        ]
+        self.names = [name for names in self._runners for name in names]
+        self.errors = _errors(manifest, self._machines)
+        # What was measured on such a machine comes before what only stands first in order.
+        fitting = [name for name in self.names if name not in self.errors]
+        fitting.sort(key=lambda name: not self._counts_here(name))
+        self.ranked = _ranked(fitting, functools.cache(self._is_better))
+
+    def choice(self, variant: str, failures: Mapping[str, E2EAIError]) -> Choice:
+        """Say why one that was opened runs, and why each other does not.
+
+        Args:
+            variant: It.
+            failures: Those that were tried before it, and how they failed.
+        """
+        errors = {**self.errors, **failures}
+        others = tuple(
+            PassedOver(variant=name, reason=str(errors[name]), error=errors[name])
+            if name in errors
+            else PassedOver(variant=name, reason=self._behind(name, variant))
+            for name in self.names
+            if name != variant
+        )
+        rivals = [
+            there
+            for other in others
+            if other.error is None
+            and (there := self._machine_for(other.variant, variant)) is not None
+        ]
+        if rivals:
+            said = self._of(rivals[0], variant)
+            reason = f"the best of {1 + len(rivals)} measured for {self._goal}{said}."
+        elif any(other.error is None for other in others):
+            reason = (
+                "the first in order; no other that could run here was measured against it here."
+            )
+        else:
+            reason = "no other variant can run here."
+        return Choice(variant=variant, reason=reason, goal=self._goal, others=others)
+
+    def named(self, variant: str) -> Choice:
+        """Say that the caller asked for one.
+
+        Raises:
+            InvalidInputError: There is no such variant.
+        """
+        if variant not in self.names:
+            msg = f"There is no variant {variant!r}; this bundle has {', '.join(self.names)}."
+            raise InvalidInputError(msg)
+        others = tuple(
+            PassedOver(
+                variant=name,
+                reason=str(self.errors.get(name, "it was not asked for.")),
+                error=self.errors.get(name),
+            )
+            for name in self.names
+            if name != variant
+        )
+        reason = "the caller named it."
+        return Choice(variant=variant, reason=reason, goal=None, others=others)
+
+    def _behind(self, name: str, chosen: str) -> str:
+        there = self._machine_for(name, chosen)
+        if there is None:
+            return (
+                f"it was not measured against {chosen} on such a machine for {self._goal}, and "
+                f"comes after it."
+            )
+        verdict = "worse" if self._is_better(chosen, name) else "no better"
+        said = f"{self._of(there, name)}{self._of(there, chosen)}"
+        return f"measured to be {verdict} for {self._goal}{said}."
+
+    def _of(self, there: Manifest, name: str) -> str:
+        value = self._measured(there, name)
+        return "" if value is None else f", {name} {value:.4g} {_UNITS[self._goal.aim]}"
+
+    def _counts_here(self, name: str) -> bool:
+        """Whether a variant was measured for the goal on this GPU, or on this CPU without one."""
+        return any(
+            there.environment.get("gpu") == gpu_name()
+            and _is_alike(there, on_cpu=gpu_name() is None)
+            and self._measured(there, name) is not None
+            for there in self._machines
+        )
+
+    def _machine_for(self, one: str, other: str) -> Manifest | None:
+        """The bundle as that machine found it whose evidence compares two variants for this one.
+
+        It must have this GPU, or this processor where both variants run on one, and have run both.
+        Where it does not say, as bundles of before do not, that counts among variants of one runner
+        only.
+        """
+        is_on_cpu = {one, other} <= set(self._runners[-1])
+        is_one_runner = any({one, other} <= set(names) for names in self._runners)
+        for there in self._machines:
+            is_alike = _is_alike(there, on_cpu=is_on_cpu)
+            counts = is_one_runner if is_alike is None else is_alike
+            ran = self._measured(there, one, other), self._measured(there, other, one)
+            if counts and None not in ran:
+                return there
+        return None
+
+    def _is_better(self, one: str, other: str) -> bool:
+        """Whether the evidence says that one is better than another, and not by chance."""
+        there = self._machine_for(one, other)
+        if there is None:
+            return False
+        mine, theirs = self._measured(there, one, other), self._measured(there, other, one)
+        if mine is None or theirs is None:
+            return False
+        if self._goal.aim != "latency":
+            return mine > theirs if self._goal.aim == "throughput" else mine < theirs
+        report = self._report(there)
+        return mine < theirs and report is not None and report.ratio(one, other).high < 1
+
+    def _report(self, there: Manifest) -> LatencyReport | None:
+        """The latency that the goal asks for."""
+        reports = there.latency
+        if self._goal.items is None:
+            return reports.get("opt") or reports.get("static")
+        fitting = [report for report in reports.values() if report.items == self._goal.items]
+        return fitting[0] if fitting else None
+
+    def _measured(self, there: Manifest, name: str, other: str | None = None) -> float | None:
+        """What the goal is about, of one variant on a machine, in a form that fits another's."""
+        if self._goal.aim == "latency":
+            report = self._report(there)
+            return None if report is None else _p50_ms(report, name)
+        evidence = {entry.variant: entry for entry in there.evidence}
+        if self._goal.aim == "throughput":
+            return _most_items_per_s(evidence.get(name), there.latency, name)
+        return _memory_mb(evidence.get(name), evidence.get(other or name))
+
+
+def _is_alike(there: Manifest, *, on_cpu: bool) -> bool | None:
+    """Whether a machine has this GPU, or this processor; None where it does not say."""
+    known = there.environment.get("processor" if on_cpu else "gpu")
+    return None if known is None else known == (processor_name() if on_cpu else gpu_name())
+
+
+def _errors(manifest: Manifest, machines: Sequence[Manifest]) -> dict[str, E2EAIError]:
+    """What stands against each variant that cannot be chosen here unasked."""
+    found: dict[str, E2EAIError] = {}
+    devices = onnxruntime_devices()
+    for engine in manifest.engines:
+        name = engine_variant(engine)
+        error = why_not_here(engine, manifest.graphs) or _distrust(name, machines)
+        if error is not None:
+            found[name] = error
+    for graph in manifest.graphs:
+        for device in ("cuda", "cpu"):
+            name = graph_variant(graph, device)
+            if device not in devices:
+                found[name] = RunnerError("ONNX Runtime has no GPU to use here.")
+            elif is_emulated(graph, device):
+                msg = f"ONNX Runtime only emulates {graph.precision} on the CPU; name it to run it."
+                found[name] = RunnerError(msg)
+            elif (error := _distrust(name, machines, on_cpu=device == "cpu")) is not None:
+                found[name] = error
+    return found
+
+
+def _distrust(
+    variant: str, machines: Sequence[Manifest], *, on_cpu: bool = False
+) -> RunnerError | None:
+    """Why a variant's own evidence speaks against it: that of such a machine, else of any."""
+    told = [
+        (there, entry) for there in machines for entry in there.evidence if entry.variant == variant
+    ]
+    here = [entry for there, entry in told if entry.measured and _is_alike(there, on_cpu=on_cpu)]
+    for entry in here[:1] or [entry for _, entry in told]:
+        if entry.rejected:
+            return RunnerError(f"{variant} was measured not to be worth it; name it to run it.")
+        if entry.measured and not entry.passed:
+            return RunnerError(f"{variant} failed its comparison with the PyTorch model.")
+    return None
+
+
+def _ranked(names: Sequence[str], is_better: Callable[[str, str], bool]) -> list[str]:
+    """The names in order, but each only after those that are better."""
+    left, found = list(names), []
+    while left:
+        first = next(
+            (name for name in left if not any(is_better(other, name) for other in left)), left[0]
+        )
+        left.remove(first)
+        found.append(first)
+    return found
+
+
+def _p50_ms(report: LatencyReport, name: str) -> float | None:
+    return next((entry.p50_ms for entry in report.variants if entry.name == name), None)
+
+
+def _most_items_per_s(
+    evidence: Evidence | None, latency: Mapping[str, LatencyReport], name: str
+) -> float | None:
+    found = [
+        entry.throughput_items_per_s
+        for report in latency.values()
+        for entry in report.variants
+        if entry.name == name
+    ]
+    if evidence is not None and evidence.loads is not None:
+        found += [load.items_per_s for load in evidence.loads.loads]
+    return max(found, default=None)
+
+
+def _memory_mb(evidence: Evidence | None, other: Evidence | None) -> float | None:
+    """Of the GPU where both took some there; of the process where neither did."""
+    if evidence is None or evidence.cold_start is None or other is None or other.cold_start is None:
+        return None
+    on_gpu = evidence.cold_start.device_memory_bytes
+    if (on_gpu is None) != (other.cold_start.device_memory_bytes is None):
+        return None
+    return (evidence.cold_start.peak_memory_bytes if on_gpu is None else on_gpu) / 1e6

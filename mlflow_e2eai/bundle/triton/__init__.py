@@ -1,0 +1,1 @@
+"""A bundle -> a model repository that NVIDIA's Triton Inference Server serves."""

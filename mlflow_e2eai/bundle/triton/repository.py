@@ -1,0 +1,55 @@
+"""The model repository: one Triton model for each precision of each runner.
+
+repository/
+  digits-tensorrt-fp16/
+    config.pbtxt
+    1/sm86.plan  1/sm89.plan     Triton takes the one for its GPU's compute capability
+    warmup/                      what each instance is asked before it serves
+  digits-onnxruntime-fp32/
+    config.pbtxt
+    1/model.onnx                 with its weight files and libraries beside it
+    warmup/
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from mlflow_e2eai._version import __version__
+from mlflow_e2eai.bundle.triton.config import text
+from mlflow_e2eai.bundle.triton.models import TritonModel
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+
+
+def _write(models: Sequence[TritonModel], repository: Path, origin: str) -> None:
+    """Write models beside the repository and move them in: a server that watches sees no halves."""
+    repository.mkdir(parents=True, exist_ok=True)
+    beside = repository if repository.is_mount() else repository.parent
+    with tempfile.TemporaryDirectory(dir=beside, prefix=f".{repository.name}.") as work:
+        new, old = Path(work, "new"), Path(work, "old")
+        for model in models:
+            _write_model(model, new / model.name, origin)
+        old.mkdir()
+        for model in models:
+            place = repository / model.name
+            if place.exists():
+                place.rename(old / model.name)
+            (new / model.name).rename(place)
+
+
+def _write_model(model: TritonModel, folder: Path, origin: str) -> None:
+    for place, source in model.files.items():
+        (folder / place).parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(source, bytes):
+            (folder / place).write_bytes(source)
+        else:
+            shutil.copyfile(source, folder / place)
+    said = [f"Written by mlflow_e2eai {__version__} from {json.dumps(origin)}.", *model.notes]
+    head = "".join(f"# {line}\n" for line in said)
+    (folder / "config.pbtxt").write_text(head + text(model.config), encoding="utf-8")

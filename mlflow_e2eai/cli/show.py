@@ -1,0 +1,81 @@
+"""A model's graph in Netron, which a browser opens."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from mlflow_e2eai import bundle, tracking
+from mlflow_e2eai.artifacts import graphs
+from mlflow_e2eai.artifacts.weight_files import verify_graph
+from mlflow_e2eai.errors import MissingDependencyError, RunnerError
+
+_HOST = "127.0.0.1"
+"""A graph is for who asked, not for the network."""
+
+
+@contextmanager
+def shown(model: str, *, port: int | None = None, browser: bool = False) -> Iterator[str]:
+    """Serve a graph with Netron on this machine, for the block.
+
+    Args:
+        model: An ONNX file, a bundle, or the URI of a model of a chain: of a bundle its cleaned
+            graph is taken, of an engine the graph that it was built from.
+        port: Where; None for a free port.
+        browser: Open it there.
+
+    Yields:
+        The page's URL.
+
+    Raises:
+        ArtifactError: A file is missing or broken.
+        InvalidInputError: The URI names no model.
+        MissingDependencyError: Netron is not installed.
+        RunnerError: The port is taken.
+        TrackingError: There is no such model, or it has no graph.
+    """
+    try:
+        import netron
+    except ImportError as error:
+        purpose = "Showing a graph"
+        raise MissingDependencyError(package="netron", extra="show", purpose=purpose) from error
+    with ExitStack() as stack:
+        path = _graph(model, stack)
+        try:
+            address = netron.start(str(path), address=(_HOST, port or 0), browse=browser)
+        except OSError as error:
+            msg = f"Netron cannot listen at port {port}: {error}; give another, or none."
+            raise RunnerError(msg) from error
+        stack.callback(netron.stop, address)
+        yield f"http://{_HOST}:{address[1]}"
+
+
+def wait() -> None:
+    """Wait until whoever looks has seen enough, and presses Ctrl-C."""
+    import netron
+
+    netron.wait()
+
+
+def _graph(model: str, stack: ExitStack) -> Path:
+    if tracking.is_uri(model):
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        stages = ("export", "clean", "convert", "package")
+        found = tracking.ancestor(tracking.resolve(model), stages)
+        if found.tags[tracking.STAGE] != "package":
+            return tracking.fetch_graph(found, folder).path
+        return _cleaned(tracking.fetch(found, folder))
+    path = Path(model)
+    if path.is_dir():
+        return _cleaned(path)
+    graphs.read(path)
+    return path
+
+
+def _cleaned(place: Path) -> Path:
+    directory = bundle.find(place)
+    graph = bundle.located(bundle.read(directory), directory).graphs[0]
+    verify_graph(graph)
+    return graph.path

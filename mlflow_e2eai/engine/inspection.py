@@ -1,0 +1,137 @@
+"""A built engine, loaded where it was built and held against what was asked for."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from mlflow_e2eai.artifacts.values import EngineArtifact, OnnxArtifact, Precision, Target
+from mlflow_e2eai.engine import backends
+from mlflow_e2eai.engine.profiles import profiles, shape_at
+from mlflow_e2eai.engine.targets import covers
+from mlflow_e2eai.errors import EngineBuildError
+
+_MOVING = ("Reformat", "Constant", "Cast", "NoOp", "Shuffle")
+"""Types of layers, as the engine inspector says them, that compute nothing."""
+
+_SAID: Mapping[Precision, re.Pattern[str]] = {
+    "fp16": re.compile(r"\b(half|fp16)\b", re.IGNORECASE),
+    "bf16": re.compile(r"\b(bf16|bfloat16)\b", re.IGNORECASE),
+    "int8": re.compile(r"\bint8\b", re.IGNORECASE),
+    "fp8": re.compile(r"\b(fp8|float8)", re.IGNORECASE),
+}
+"""How the engine inspector says types in ``Format/Datatype``: ``Half``, or ``Row major linear FP16
+format``. Source: "Engine Inspector" in NVIDIA's TensorRT documentation."""
+
+
+def inspected(
+    trt: Any, log: Any, plan: Any, *, source: OnnxArtifact, target: Target
+) -> tuple[str, ...]:
+    """Load a plan in this process, if this GPU is one that it is for, and hold it to its graph.
+
+    Args:
+        trt: The backend's module.
+        log: A logger of the backend.
+        plan: The serialised engine.
+        source: The graph that it was built of.
+        target: What it was built for.
+
+    Returns:
+        What was checked: ``inputs and outputs``, ``profiles``, ``layers``. Nothing where there is
+        no such GPU here; no layers where the backend does not say what they compute in.
+
+    Raises:
+        EngineBuildError: It does not load where it was built, or is not what was asked for.
+    """
+    here = backends.local_compute_capability()
+    backend = backends.BACKENDS[target.backend]
+    if here is None or not covers(target, here) or not backends.lists(backend, trt, [here]):
+        return ()
+    runtime = trt.Runtime(log)
+    loaded = runtime.deserialize_cuda_engine(plan)
+    if loaded is None:
+        raise _wrong(source, f"{backend.title} cannot load what it has built")
+    checks = ("inputs and outputs", "profiles")
+    _check_tensors(trt, loaded, source)
+    _check_profiles(loaded, source)
+    inspector = loaded.create_engine_inspector()
+    said = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
+    return (*checks, "layers") if layers_checked(said, source) else checks
+
+
+def _check_tensors(trt: Any, loaded: Any, source: OnnxArtifact) -> None:
+    types = {
+        "float32": trt.DataType.FLOAT,
+        "float16": trt.DataType.HALF,
+        "bfloat16": trt.DataType.BF16,
+        "int8": trt.DataType.INT8,
+        "int32": trt.DataType.INT32,
+        "int64": trt.DataType.INT64,
+        "uint8": trt.DataType.UINT8,
+        "bool": trt.DataType.BOOL,
+    }
+    names = [loaded.get_tensor_name(at) for at in range(loaded.num_io_tensors)]
+    specs = (*source.inputs, *source.outputs)
+    if sorted(names) != sorted(spec.name for spec in specs):
+        raise _wrong(source, f"the engine has the inputs and outputs {sorted(names)}")
+    for spec in specs:
+        found = loaded.get_tensor_dtype(spec.name)
+        if spec.dtype in types and found != types[spec.dtype]:
+            raise _wrong(source, f"the engine has {spec.name!r} in {found}, not in {spec.dtype}")
+
+
+def _check_profiles(loaded: Any, source: OnnxArtifact) -> None:
+    for at, sizes in enumerate(profiles(source.axes) if source.axes else ()):
+        for spec in (spec for spec in source.inputs if not all(map(_is_fixed, spec.shape))):
+            wanted = [shape_at(spec, sizes, bound) for bound in range(3)]
+            found = [tuple(shape) for shape in loaded.get_tensor_profile_shape(spec.name, at)]
+            if found != wanted:
+                reason = f"profile {at} of the engine has {spec.name!r} from {found}, not {wanted}"
+                raise _wrong(source, reason)
+
+
+def _is_fixed(size: int | str) -> bool:
+    return isinstance(size, int)
+
+
+def layers_checked(said: str, source: OnnxArtifact | EngineArtifact) -> bool:
+    """Hold what the engine inspector says of the layers against a graph's precision.
+
+    Args:
+        said: The engine, as the inspector writes it in JSON.
+        source: The graph, or what was recorded of the engine.
+
+    Returns:
+        Whether it says what they compute in.
+
+    Raises:
+        EngineBuildError: None computes in the graph's precision.
+    """
+    types = list(_types(said))
+    wanted = _SAID.get(source.precision)
+    if wanted is not None and types and not any(map(wanted.search, types)):
+        others = ", ".join(sorted(set(types)))
+        reason = f"none of the engine's layers computes in it, but in {others}"
+        raise _wrong(source, reason)
+    return bool(types)
+
+
+def _types(said: str) -> Iterator[str]:
+    """What the layers that compute take and give; nothing of layers that are only named.
+
+    A convolution in int8 may take that and give fp16, where its dequantisation is fused into it.
+    """
+    for each in json.loads(said).get("Layers", ()):
+        if isinstance(each, dict) and each.get("LayerType") not in _MOVING:
+            for tensor in (*each.get("Inputs", ()), *each.get("Outputs", ())):
+                yield tensor["Format/Datatype"]
+
+
+def _wrong(source: OnnxArtifact | EngineArtifact, reason: str) -> EngineBuildError:
+    msg = (
+        f"{source.path.name} in {source.precision} was built, but {reason}; leave this precision "
+        f"or this target out, and report it."
+    )
+    return EngineBuildError(msg, reason=reason)

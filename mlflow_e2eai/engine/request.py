@@ -1,0 +1,159 @@
+"""What an engine is known by before it is built: all that was asked for, in one digest."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlflow_e2eai.artifacts.build_settings import DEFAULT_BUILD, BuildSettings
+from mlflow_e2eai.artifacts.values import (
+    Axis,
+    EngineArtifact,
+    Library,
+    OnnxArtifact,
+    Precision,
+    Target,
+)
+from mlflow_e2eai.engine import backends
+
+_WITHOUT_EFFECT = ("time_limit_s", "timing_cache")
+"""Settings that end a build or make it shorter, and ask for no other engine."""
+
+
+def key_for(
+    source: OnnxArtifact,
+    target: Target,
+    *,
+    tf32: bool = False,
+    libraries: Sequence[Library] = (),
+    settings: BuildSettings = DEFAULT_BUILD,
+) -> str:
+    """The key of the engine that `compile` would build here.
+
+    Args:
+        source: The graph.
+        target: What to build for.
+        tf32: See `compile`.
+        libraries: Libraries with plugins.
+        settings: See `compile`.
+
+    Returns:
+        Hexadecimal sha256 of the graph with its weights, the settings, the target, and the backend
+        with its exact version.
+
+    Raises:
+        MissingDependencyError: The target's TensorRT is not installed.
+    """
+    version = version_for(target)
+    return _key(
+        source.sha256,
+        target,
+        version,
+        tf32,
+        source.axes,
+        libraries,
+        settings,
+        dynamic_last=True,
+    )
+
+
+def version_for(target: Target) -> str:
+    """The exact version of a target's TensorRT here.
+
+    Raises:
+        MissingDependencyError: It is not installed.
+    """
+    return str(backends.load(backends.BACKENDS[target.backend]).__version__)
+
+
+def key_of(engine: EngineArtifact) -> str:
+    """The key of an engine that was built."""
+    return _key(
+        engine.parent_sha256,
+        engine.target,
+        engine.backend_version,
+        engine.tf32,
+        engine.axes,
+        engine.libraries,
+        engine.settings,
+        dynamic_last=engine.dynamic_last,
+    )
+
+
+def _key(
+    onnx_sha256: str,
+    target: Target,
+    backend_version: str,
+    tf32: bool,  # noqa: FBT001 - both callers are above
+    axes: Sequence[Axis],
+    libraries: Sequence[Library],
+    settings: BuildSettings,
+    *,
+    dynamic_last: bool,
+) -> str:
+    asked: dict[str, Any] = {
+        "onnx": onnx_sha256,
+        "target": dataclasses.asdict(target),
+        "version": backend_version,
+        "tf32": tf32,
+        "axes": [dataclasses.asdict(axis) for axis in axes],
+        # Where a library lies is not the engine's matter, nor in which order they are named.
+        "libraries": sorted(library.sha256 for library in libraries),
+    }
+    asked["settings"] = dataclasses.asdict(settings)
+    # With one profile there is no order, and what was built before is what would be built now.
+    if dynamic_last and any(axis.buckets for axis in axes):
+        asked["profiles"] = "dynamic last"
+    for name in _WITHOUT_EFFECT:
+        del asked["settings"][name]
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Planned:
+    """What is known of an engine before it is built.
+
+    Attributes:
+        key: See `engine.key_for`.
+        parent_sha256: Digest of its graph.
+        target: What it is for.
+        arithmetic: What it computes in.
+        backend_version: The exact version of TensorRT.
+        settings: How it is built.
+    """
+
+    key: str
+    parent_sha256: str
+    target: Target
+    arithmetic: Precision
+    backend_version: str
+    settings: BuildSettings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """An engine that is to be built.
+
+    Attributes:
+        graph: Digest of its graph.
+        precision: What it computes in.
+        target: What it is for, as the caller says it.
+        plugin_libraries: Libraries with its plugins.
+        build_settings: How it is built.
+        rebuild: Whether it is built even where there is one.
+    """
+
+    graph: str
+    precision: Precision
+    target: str
+    plugin_libraries: Sequence[Path] = ()
+    build_settings: BuildSettings = DEFAULT_BUILD
+    rebuild: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "plugin_libraries", tuple(self.plugin_libraries))

@@ -1,0 +1,228 @@
+"""ONNX and a target -> engine."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
+from functools import partial
+from math import inf
+from pathlib import Path
+
+from mlflow_e2eai.artifacts.build_settings import DEFAULT_BUILD, BuildSettings
+from mlflow_e2eai.artifacts.files import sha256_of, written
+from mlflow_e2eai.artifacts.libraries import named
+from mlflow_e2eai.artifacts.values import EngineArtifact, OnnxArtifact, Target
+from mlflow_e2eai.engine import backends
+from mlflow_e2eai.engine.builder import Built, write_plan
+from mlflow_e2eai.engine.targets import resolve, why_not_built
+from mlflow_e2eai.engine.timing_cache import timings_key
+from mlflow_e2eai.errors import EngineBuildError, MissingDependencyError, RunnerError
+from mlflow_e2eai.runtime.process import Process
+from mlflow_e2eai.runtime.progress import steps
+
+
+def compile(
+    source: OnnxArtifact,
+    target: Target | str,
+    *,
+    out: Path,
+    tf32: bool = False,
+    plugin_libraries: Sequence[Path] = (),
+    settings: BuildSettings = DEFAULT_BUILD,
+    timing_cache: Path | None = None,
+    step: Callable[[str, int, int], None] | None = None,
+) -> EngineArtifact:
+    """Build a TensorRT engine, in a process of its own: a builder may crash, hang or be killed.
+
+    The network is strongly typed: the engine computes in the types of the graph. Its optimisation
+    profile is the graph's dynamic axes, from min over opt to max.
+
+    Args:
+        source: The graph; its precision is the engine's.
+        target: What to build for: a Target, or the text that names one (see `resolve`).
+        out: The file to write.
+        tf32: Let fp32 arithmetic be rounded to TF32, which TensorRT does by default at about 3e-3
+            absolute error on unit-scale convolutions. Here fp32 means fp32 unless asked.
+        plugin_libraries: Shared libraries with plugins for operators of the graph. They are native
+            code; to name them here is to allow that they are loaded. Where an operator has a
+            function too, TensorRT takes the plugin.
+        settings: How to build.
+        timing_cache: A folder in which timings of kernels are kept from build to build; made if
+            need be. It is for TensorRT, which times kernels where it builds, and not for
+            TensorRT-RTX. Timings of another GPU or version are ignored with a warning.
+        step: Called while it builds with the name of a phase, how many of its steps are done, and
+            how many there are; to raise from it stops the build. By default there is a bar on
+            stderr where that is a terminal.
+
+    Returns:
+        The engine.
+
+    Raises:
+        InvalidInputError: There is no such target, a library is not there, or the target's TensorRT
+            takes no plugins.
+        RunnerError: TensorRT cannot load a library.
+        MissingDependencyError: The target's TensorRT is not installed.
+        EngineBuildError: TensorRT refuses the graph: names the node, its operator and TensorRT's
+            own words. Or the graph says fp16 and nothing in it, or in the engine that came of it,
+            computes in fp16; or the builder crashed, was killed, or took longer than its time
+            limit.
+    """
+    if isinstance(target, str):
+        target = resolve(target)
+    libraries = named(plugin_libraries)
+    backends.check_plugins(target, libraries)
+    if (reason := why_not_built(source, target, settings)) is not None:
+        msg = f"{source.path.name} cannot be built for {target}: {reason}."
+        raise EngineBuildError(msg, reason=reason)
+    backend = backends.BACKENDS[target.backend]
+    trt = backends.load(backend)
+    if not backends.lists(backend, trt, target.capabilities):
+        warnings.warn(
+            f"{backend.title} {trt.__version__} does not list this GPU "
+            f"({target.compute_capability}) as supported: the engine is built for no certain GPU, "
+            f"and may answer wrongly here.",
+            backends.UnlistedGPUWarning,
+            stacklevel=2,
+        )
+    if timings_key(target, settings) is None:
+        timing_cache = None
+    elif timing_cache is not None:
+        timing_cache.mkdir(parents=True, exist_ok=True)
+    with written(out) as temporary:
+        built = _built(
+            partial(
+                write_plan,
+                source=source,
+                target=target,
+                tf32=tf32,
+                libraries=libraries,
+                settings=settings,
+                timing_cache=timing_cache,
+                out=temporary,
+            ),
+            f"{source.path.name} for {target}",
+            settings.time_limit_s,
+            step,
+            anew=bool(libraries),
+        )
+    if built.refused:
+        warnings.warn(
+            f"Timings were ignored, as they are damaged or of another GPU or version than "
+            f"{backend.title} {trt.__version__} here: {', '.join(built.refused)}.",
+            stacklevel=2,
+        )
+    return EngineArtifact(
+        path=out,
+        sha256=sha256_of(out),
+        parent_sha256=source.sha256,
+        target=target,
+        backend_version=str(trt.__version__),
+        precision=source.precision,
+        tf32=tf32,
+        inputs=source.inputs,
+        outputs=source.outputs,
+        axes=source.axes,
+        build_s=built.build_s,
+        size_bytes=out.stat().st_size,
+        libraries=libraries,
+        settings=settings,
+        checked=built.checked,
+        dynamic_last=True,
+    )
+
+
+def _built(
+    write: Callable[..., Built],
+    title: str,
+    limit_s: float,
+    step: Callable[[str, int, int], None] | None,
+    *,
+    anew: bool,
+) -> Built:
+    """Have a plan written by another process."""
+    with builder(limit_s, anew=anew) as there, steps(title) as bar:
+        try:
+            built: Built = there.do("watched", {"step": step or bar}, function=write)
+        except RunnerError as error:
+            if not there.ended:
+                raise
+            msg = (
+                f"TensorRT did not finish {title}. {error} Build it on a machine with more "
+                f"memory, raise time_limit_s, or leave this target out."
+            )
+            raise EngineBuildError(msg, reason=str(error)) from error
+        except BaseException:  # Ctrl-C: nobody wants what it is at
+            there.kill()
+            raise
+    return built
+
+
+# The process that builds engines: one for each, or one for many where a worker builds many.
+
+
+class _Kept:
+    """The idle builder of a process that keeps one.
+
+    Attributes:
+        keeps: Whether it does.
+        idle: The builder, which may still be importing.
+    """
+
+    keeps = False
+    idle: Process | None = None
+
+
+def keep_builder() -> None:
+    """Have the builder of this process kept for its next engine, and the first one started now.
+
+    It takes half a second to import what it needs, of which a small engine takes less to build.
+    """
+    _Kept.keeps = True
+    if _Kept.idle is None or _Kept.idle.ended:
+        _Kept.idle = Process(patience_s=inf)
+        _Kept.idle.begin("call", function=_import)
+
+
+@contextmanager
+def builder(limit_s: float, *, anew: bool) -> Iterator[Process]:
+    """A process to build an engine in, for the block.
+
+    Args:
+        limit_s: Seconds after which it is killed.
+        anew: Whether only a new one will do, as it is to load libraries.
+    """
+    there = None if anew else _taken()
+    if there is None:
+        with closing(Process(patience_s=inf, limit_s=limit_s)) as fresh:
+            yield fresh
+        return
+    try:
+        there.limit(limit_s)
+        yield there
+        there.begin("call", function=_import)
+    except BaseException:  # who knows in what state it is
+        there.close()
+        keep_builder()
+        raise
+    _Kept.idle = there
+
+
+def _taken() -> Process | None:
+    """The builder that is kept, once it has imported; another where it died meanwhile."""
+    there, _Kept.idle = _Kept.idle, None
+    if there is None:
+        return None
+    with suppress(RunnerError):
+        there.finish({})  # what was begun when it was put there
+        if not there.ended:
+            return there
+    there.close()
+    return Process(patience_s=inf)
+
+
+def _import() -> None:
+
+    for backend in backends.BACKENDS.values():
+        with suppress(MissingDependencyError):
+            backends.load(backend)

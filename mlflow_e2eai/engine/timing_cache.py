@@ -1,0 +1,89 @@
+"""Timings of kernels, kept from build to build: what TensorRT has measured it need not again.
+
+They lie in a folder, each file complete in itself. A build reads all of them, and writes all that
+it read and measured as one new file, before it takes away those that it read: builders that share
+a folder lose nothing of each other's, and need no lock.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from mlflow_e2eai.artifacts.build_settings import BuildSettings
+from mlflow_e2eai.artifacts.files import written
+from mlflow_e2eai.artifacts.machine import gpu_name
+from mlflow_e2eai.artifacts.values import Target
+from mlflow_e2eai.engine import backends
+
+SUFFIX = ".timings"
+
+
+def timings_key(target: Target, settings: BuildSettings) -> str | None:
+    """What timings are for: the GPU model in this machine, and the backend's exact version.
+
+    Returns:
+        Both, for people; None where the backend keeps no timings, or none are wanted.
+
+    Raises:
+        MissingDependencyError: The target's TensorRT is not installed.
+    """
+    backend, gpu = backends.BACKENDS[target.backend], gpu_name()
+    if not settings.timing_cache or backend.timing_cache is None or gpu is None:
+        return None
+    return f"{gpu}, {backend.title} {backends.load(backend).__version__}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timings:
+    """The timings of one build.
+
+    Attributes:
+        measured: TensorRT's own, which must outlive the build.
+        used: The files that are in it.
+        refused: The files that TensorRT refused: of another GPU or version, or damaged.
+    """
+
+    measured: Any
+    used: tuple[Path, ...]
+    refused: tuple[Path, ...]
+
+
+def given(config: Any, folder: Path) -> Timings:
+    """Give a builder's configuration all timings of a folder that fit."""
+    measured: Any = None
+    used: list[Path] = []
+    refused: list[Path] = []
+    for path in sorted(folder.glob(f"*{SUFFIX}")):
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            continue  # another build has just taken it into its own
+        other = config.create_timing_cache(data)
+        if other is None:
+            fits = False
+        elif measured is None:
+            # To set it is what holds it against the GPU in this machine.
+            fits = config.set_timing_cache(other, ignore_mismatch=False)
+            measured = other if fits else None
+        else:
+            fits = measured.combine(other, ignore_mismatch=False)
+        (used if fits else refused).append(path)
+    if measured is None:
+        measured = config.create_timing_cache(b"")
+        config.set_timing_cache(measured, ignore_mismatch=False)
+    return Timings(measured=measured, used=tuple(used), refused=tuple(refused))
+
+
+def keep(timings: Timings, folder: Path) -> None:
+    """Write what a build was given and has measured, and take away the files that it was given."""
+    measured = timings.measured
+    data = bytes(memoryview(measured.serialize()))
+    place = folder / f"{sha256(data).hexdigest()[:16]}{SUFFIX}"
+    with written(place) as temporary:
+        temporary.write_bytes(data)
+    for path in timings.used:
+        if path != place:
+            path.unlink(missing_ok=True)  # another build may have been given it too

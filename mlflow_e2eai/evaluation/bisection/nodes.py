@@ -1,0 +1,138 @@
+"""Which nodes? The smallest set of ONNX nodes that explains why a variant failed.
+
+Nothing is marked as an output inside the suspect graph: that changes what is fused, and the fault
+goes away (NVIDIA/TensorRT issue 4338). Whole graphs are judged instead, by their own outputs, with
+other nodes in fp32 each time; or, for surgery, with other nodes spared; or, for an engine, pieces
+that are cut out and built by themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+from mlflow_e2eai.artifacts import graphs
+from mlflow_e2eai.artifacts.values import Infer, OnnxArtifact, Precision, Tensors
+from mlflow_e2eai.errors import (
+    ArtifactError,
+    EngineBuildError,
+    InvalidInputError,
+    PrecisionError,
+    RunnerError,
+)
+from mlflow_e2eai.evaluation.bisection.engines import bisect_engine, built_here
+from mlflow_e2eai.evaluation.bisection.pieces import cut
+from mlflow_e2eai.evaluation.bisection.plans import bisect_plan
+from mlflow_e2eai.evaluation.bisection.search import Bisection, narrow, search
+from mlflow_e2eai.parity.comparison import compare
+from mlflow_e2eai.precision.fp16 import of_libraries
+from mlflow_e2eai.precision.stage import CONVERTERS, check_graph_precision
+from mlflow_e2eai.runtime.isolation import isolated_onnxruntime
+
+if TYPE_CHECKING:
+    import onnx
+
+__all__ = [
+    "Bisection",
+    "bisect",
+    "bisect_engine",
+    "bisect_plan",
+    "built_here",
+    "cut",
+    "narrow",
+    "search",
+]
+
+
+def bisect(
+    source: OnnxArtifact,
+    precision: Precision = "fp16",
+    *,
+    samples: Sequence[Tensors],
+    reference: Infer | None = None,
+    run: Callable[[Path], AbstractContextManager[Infer]] | None = None,
+    tolerance: float | None = None,
+    repeats: int = 1,
+    max_evaluations: int | None = None,
+) -> Bisection:
+    """Find the nodes that must stay in fp32 for a graph to pass in another precision.
+
+    Args:
+        source: The graph in fp32.
+        precision: The one in which it fails.
+        samples: Named inputs on which it fails.
+        reference: What gives the right answers; by default ONNX Runtime on `source`.
+        run: What runs an ONNX file; by default ONNX Runtime on the CPU, in a process of its own.
+            With ``functools.partial(isolated_onnxruntime, rounded=True)`` it rounds every value as
+            a GPU does. Give one that compiles it and runs the engine to search for
+            what fails on a GPU: the engine is then built anew for each evaluation.
+        tolerance: As `compare` takes it.
+        repeats: As `compare` takes it; give more where answers differ from call to call.
+        max_evaluations: When to stop with what is known. One node among n takes about log2(n) + 4.
+
+    Returns:
+        The nodes, as `convert` takes them for `keep_fp32`. See `search` for what is promised.
+
+    Raises:
+        InvalidInputError: There are no samples, or the graph fails with every node in fp32 too:
+            then the fault is not in the precision.
+        RunnerError: The reference cannot answer the samples.
+    """
+    check_graph_precision(precision)
+    if precision not in CONVERTERS or source.precision != "fp32":
+        found = " and ".join(CONVERTERS)
+        msg = (
+            f"From {source.precision} to {precision}; nodes are searched from fp32 to {found} only."
+        )
+        raise InvalidInputError(msg)
+    if not samples:
+        msg = "There are no samples to fail on; give those on which the variant failed."
+        raise InvalidInputError(msg)
+    model = graphs.inlined(graphs.read(source.path))  # as `convert` does
+    to, _ = CONVERTERS[precision]
+    fixed = frozenset(of_libraries(model, source.libraries))
+    suspects = [name for name in _suspects(model) if name not in fixed]
+    is_emulated = precision == "bf16"  # the CPU cannot run it otherwise
+    run = run or partial(isolated_onnxruntime, rounded=is_emulated, libraries=source.libraries)
+    with ExitStack() as stack:
+        right = reference or stack.enter_context(
+            isolated_onnxruntime(source.path, libraries=source.libraries)
+        )
+        for sample in samples:
+            right(sample)  # from here on, what cannot run is the candidate
+        path = Path(stack.enter_context(TemporaryDirectory()), "candidate.onnx")
+
+        def fails(keep: frozenset[str]) -> bool:
+            try:
+                graphs.write(to(model, keep_fp32=keep | fixed), path)
+                with run(path) as candidate:
+                    report = compare(
+                        right,
+                        candidate,
+                        samples,
+                        precision=precision,
+                        tolerance=tolerance,
+                        repeats=repeats,
+                    )
+            except (PrecisionError, ArtifactError, EngineBuildError, RunnerError):
+                return True  # what does not load, build or run explains nothing
+            return not report.passed
+
+        return search(suspects, fails, max_evaluations=max_evaluations)
+
+
+def _suspects(model: onnx.ModelProto) -> list[str]:
+    """Nodes of the main graph that can be kept in fp32 one by one, in topological order.
+
+    A constant goes with the nodes that read it, and a node with a subgraph cannot be kept.
+    """
+    return [
+        name
+        for node, name in zip(model.graph.node, graphs.node_names(model), strict=True)
+        if node.op_type != "Constant"
+        and not any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute)
+    ]

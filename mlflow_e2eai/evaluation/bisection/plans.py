@@ -1,0 +1,143 @@
+"""Which step of a surgery plan broke the graph, and which nodes should it have spared?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+from mlflow_e2eai.artifacts.values import Infer, OnnxArtifact, Tensors
+from mlflow_e2eai.errors import InvalidInputError, SurgeryError
+from mlflow_e2eai.evaluation.bisection.search import Bisection, search
+from mlflow_e2eai.surgery.plan import DEFAULT_PLAN, Step, step_name
+from mlflow_e2eai.surgery.rules import Rule
+from mlflow_e2eai.surgery.stage import attempt, guilty_step
+
+if TYPE_CHECKING:
+    import onnx_graphsurgeon as gs
+
+_NODE_BY_NODE = {"bypass", "remove", "drop_identities"}
+"""The rules that take nodes by their operator, so that a node with another one is spared."""
+
+
+def bisect_plan(
+    source: OnnxArtifact,
+    plan: Sequence[Step] = DEFAULT_PLAN,
+    *,
+    samples: Sequence[Tensors],
+    reference: Infer | None = None,
+    max_evaluations: int | None = None,
+) -> Bisection:
+    """Find the step of a surgery plan that broke a graph, and the nodes that it should have spared.
+
+    The plan is replayed, one step shorter each time, until the graph is right: the step that was
+    left out last is to blame. Where a step edits nodes one by one (`bypass`, `remove`,
+    `drop_identities`), the smallest set of nodes that it must spare is searched for. A beginning of
+    the plan whose graph does not run, as before the step that bypasses an operator that nothing
+    implements, says nothing; where no beginning is right, the first step with a wrong graph is to
+    blame.
+
+    Args:
+        source: The graph before surgery.
+        plan: The plan that failed.
+        samples: As `clean` takes them; with none, only the interface is judged.
+        reference: As `clean` takes it; by default ONNX Runtime on `source`.
+        max_evaluations: As `search` takes it, for the nodes within the step.
+
+    Returns:
+        The step in `rule`, and the nodes in `nodes`; those are empty where the step is to blame as
+        a whole.
+
+    Raises:
+        InvalidInputError: The plan names a rule or argument that there is not.
+        SurgeryError: No beginning of the plan gives a graph that could be judged.
+    """
+    with TemporaryDirectory() as folder:
+        replay = _Replay(source, samples, reference, Path(folder, "candidate.onnx"))
+        guilty = guilty_step(plan, replay)
+        if guilty is None:
+            found = search((), lambda _: False)
+            return replace(found, evaluations=replay.count)
+        found = _within(plan, guilty, replay, max_evaluations)
+    name = step_name(plan, guilty)
+    which = f"; it should spare {', '.join(found.nodes)}" if found.nodes else " as a whole"
+    return replace(
+        found,
+        rule=name,
+        evaluations=replay.count,
+        sentence=f"Step {name!r} broke the graph{which}. Seen in {replay.count} evaluations.",
+    )
+
+
+def _within(
+    plan: Sequence[Step], guilty: int, replay: _Replay, max_evaluations: int | None
+) -> Bisection:
+    """The nodes that a step should have spared; none where it is to blame as a whole."""
+    step, edited = plan[guilty], list[str]()
+
+    def fails(keep: frozenset[str]) -> bool:
+        sparing = _Sparing(rule=step.rule, arguments=step.arguments, spared=keep, edited=edited)
+        return replay([*plan[:guilty], sparing]) is not None
+
+    if step.rule in _NODE_BY_NODE:
+        fails(frozenset())  # tells which nodes it edits
+        try:
+            return search(tuple(edited), fails, max_evaluations=max_evaluations)
+        except InvalidInputError:
+            pass  # sparing all of them does not help
+    return Bisection(nodes=(), minimal=True, suspects=len(edited), evaluations=0, sentence="")
+
+
+@dataclass(slots=True)
+class _Replay:
+    """Applies the beginning of a plan, and counts how often."""
+
+    source: OnnxArtifact
+    samples: Sequence[Tensors]
+    reference: Infer | None
+    out: Path
+    count: int = 0
+
+    def __call__(self, steps: Sequence[Step]) -> SurgeryError | None:
+        self.count += 1
+        try:
+            attempt(
+                self.source, steps, out=self.out, samples=self.samples, reference=self.reference
+            )
+        except SurgeryError as error:
+            return error
+        return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Sparing(Step):
+    """A step that leaves some nodes alone, and says which it edited.
+
+    Attributes:
+        spared: Names of the nodes to leave alone.
+        edited: Filled with the names of the nodes that went or became another operator.
+    """
+
+    spared: frozenset[str]
+    edited: list[str]
+
+    def bound(self) -> Rule:
+        """The rule, with the spared nodes under an operator that it does not look for."""
+        rule = Step.bound(self)
+
+        def spare(graph: gs.Graph) -> int:
+            before = [(node.name, node.op) for node in graph.nodes]
+            self.edited[:] = [name for name, _ in before]  # should the rule fail, it may be any
+            spared = [node for node in graph.nodes if node.name in self.spared]
+            for node in spared:
+                node.op = f"spared {node.op}"
+            edits = rule(graph)
+            for node in spared:
+                node.op = node.op.removeprefix("spared ")
+            after = {(node.name, node.op) for node in graph.nodes}
+            self.edited[:] = [name for name, op in before if (name, op) not in after]
+            return edits
+
+        return spare

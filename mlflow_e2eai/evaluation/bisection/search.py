@@ -1,0 +1,293 @@
+"""Nodes and an oracle -> the smallest set, or the shortest run, that explains a failure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from mlflow_e2eai.errors import InvalidInputError
+
+Fails: TypeAlias = Callable[[frozenset[str]], bool]
+"""Whether the variant still fails when these nodes are kept as they were."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bisection:
+    """Which nodes explain a failure.
+
+    Attributes:
+        nodes: Names of the nodes, in the graph's order. Keeping them makes the variant pass; for a
+            failure of fp16 they are what `convert` takes as `keep_fp32`. For an engine, the piece
+            that is wrong when it is built by itself. Empty when the variant did not fail, or when a
+            surgery rule is to blame as a whole.
+        minimal: Whether each of them is needed: without any one of them the variant fails; for an
+            engine, the piece is right without its first and without its last. False when the
+            evaluations ran out first.
+        suspects: Number of nodes among which was searched.
+        evaluations: Number of variants that were made and judged.
+        rule: For surgery, the step that broke the graph, as ``rule`` or ``rule #2``; else None.
+        sentence: All this for people.
+    """
+
+    nodes: tuple[str, ...]
+    minimal: bool
+    suspects: int
+    evaluations: int
+    rule: str | None = None
+    sentence: str
+
+
+def search(nodes: Sequence[str], fails: Fails, *, max_evaluations: int | None = None) -> Bisection:
+    """Find a smallest set of nodes that makes the failure go away when it is kept.
+
+    The shortest beginning of the sequence that passes when it is kept ends with a node that is
+    needed; it is found by halving, and the search goes on among the nodes before it, with that one
+    kept, until those found are enough: the dichotomic search of Hemery, Lecoutre, Sais and
+    Boussemart, "Extracting MUCs from Constraint Networks", ECAI 2006. At last each one is left out
+    once, and stays out where that passes too.
+
+    What is promised, as long as the same nodes always get the same verdict: the result passes, and
+    fails without any one of its nodes. Where keeping more never makes a variant worse, no smaller
+    part of the result passes either, and k nodes among n take at most k·(⌈log2 n⌉ + 2) + 1
+    evaluations. Rounding errors may cancel, so that keeping more can be worse. Then the result
+    still passes and needs each of its nodes, but two of them may be dispensable together, and
+    leaving out may take up to k² evaluations more. Of several smallest sets, one is found.
+
+    Args:
+        nodes: Names, each once, in topological order.
+        fails: Whether the variant fails with these kept; asked once for each set.
+        max_evaluations: When to stop. What passed last is the result then, and is not minimal.
+
+    Raises:
+        InvalidInputError: A name is there twice, `max_evaluations` is under 2, or the variant
+            fails even with every node kept.
+    """
+    asked = _SetSearch(nodes, fails, max_evaluations)
+    if asked.passes(frozenset()):
+        return Bisection(
+            nodes=(),
+            minimal=True,
+            suspects=len(nodes),
+            evaluations=asked.count,
+            sentence="The variant passes as it is: there is nothing to explain.",
+        )
+    if not asked.passes(frozenset(nodes)):
+        msg = (
+            f"The variant fails even with all {len(nodes)} nodes kept as they were, so no set of "
+            f"them explains it; look at the stage before, at the runner or at the reference."
+        )
+        raise InvalidInputError(msg)
+    try:
+        _shorten(asked)
+        _thin_out(asked)
+    except _SpentError:
+        return asked.result(minimal=False)
+    return asked.result(minimal=True)
+
+
+@dataclass(slots=True)
+class _SetSearch:
+    """The verdicts so far, and the smallest set that passed: `needed` and `rest` together."""
+
+    nodes: Sequence[str]
+    fails: Fails
+    limit: int | None
+    needed: frozenset[str] = frozenset()
+    rest: Sequence[str] = ()
+    verdicts: dict[frozenset[str], bool] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.rest = tuple(self.nodes)
+        if len(set(self.nodes)) != len(self.nodes):
+            msg = "A node is there twice; give each a name of its own (graphs.node_names does)."
+            raise InvalidInputError(msg)
+        if self.limit is not None and self.limit < 2:  # noqa: PLR2004 - nothing kept, all kept
+            msg = f"max_evaluations={self.limit}; give at least 2, or None."
+            raise InvalidInputError(msg)
+
+    @property
+    def count(self) -> int:
+        return len(self.verdicts)
+
+    def passes(self, keep: frozenset[str]) -> bool:
+        if keep not in self.verdicts:
+            if self.limit is not None and self.count >= self.limit:
+                raise _SpentError
+            self.verdicts[keep] = not self.fails(keep)
+        return self.verdicts[keep]
+
+    def result(self, *, minimal: bool) -> Bisection:
+        found = self.needed.union(self.rest)
+        names = tuple(name for name in self.nodes if name in found)
+        shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")  # noqa: PLR2004 - what fits a line
+        why = (
+            "without any one of them it fails"
+            if minimal
+            else "fewer may do, but the evaluations ran out"
+        )
+        return Bisection(
+            nodes=names,
+            minimal=minimal,
+            suspects=len(self.nodes),
+            evaluations=self.count,
+            sentence=(
+                f"The variant passes when {len(names)} of {len(self.nodes)} nodes are kept as they "
+                f"were ({shown}); {why}. Seen in {self.count} evaluations."
+            ),
+        )
+
+
+class _SpentError(Exception):
+    """There are no evaluations left; it never leaves this file."""
+
+
+def _shorten(asked: _SetSearch) -> None:
+    """Find the needed nodes from the last to the first; `needed` and `rest` pass throughout."""
+    while not asked.passes(asked.needed):
+        low = 0  # so many of the rest are not enough
+        while len(asked.rest) - low > 1:
+            middle = (low + len(asked.rest)) // 2
+            if asked.passes(asked.needed.union(asked.rest[:middle])):
+                asked.rest = asked.rest[:middle]
+            else:
+                low = middle
+        asked.needed |= {asked.rest[-1]}
+        asked.rest = asked.rest[:-1]
+    asked.rest = ()
+
+
+def _thin_out(asked: _SetSearch) -> None:
+    """Leave out what is not needed after all, until each one is."""
+    while spare := next(
+        (
+            name
+            for name in asked.nodes
+            if name in asked.needed and asked.passes(asked.needed - {name})
+        ),
+        None,
+    ):
+        asked.needed -= {spare}
+
+
+# The search for a run of neighbours: how many there are and an oracle -> the shortest run.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """Neighbours among a sequence that fail together.
+
+    Attributes:
+        first: Position of the first of them.
+        end: Position behind the last of them; equal to `first` where nothing fails.
+        minimal: Whether it passes without the first, and without the last of them.
+        evaluations: How often the oracle was asked.
+    """
+
+    first: int
+    end: int
+    minimal: bool
+    evaluations: int
+
+
+def narrow(
+    count: int, fails: Callable[[int, int], bool], *, max_evaluations: int | None = None
+) -> Run:
+    """Find a shortest run of neighbours that fails by itself.
+
+    It is halved for as long as one half fails by itself, the earlier half first. Where neither does
+    and both together do, the end is drawn in, by halving again, for as long as the run fails, and
+    then the start.
+
+    What is promised, as long as the same run always gets the same verdict: the result fails, and
+    passes without its first and without its last. Where every run that holds a failing one fails
+    too, no shorter part of it fails, and it takes at most 2·⌈log2 count⌉ + 4 evaluations; a single
+    one that fails by itself takes at most 2·⌈log2 count⌉ + 1. Where an error is lost again further
+    on, the promise about the result still holds, for more evaluations. Of several shortest runs,
+    one is found.
+
+    Args:
+        count: Length of the sequence.
+        fails: Whether the run from one position up to another fails; asked once for each.
+        max_evaluations: When to stop. The last run that failed is the result then, and not minimal.
+
+    Raises:
+        InvalidInputError: `max_evaluations` is under 1.
+    """
+    asked = _RunSearch(fails, max_evaluations, end=count)
+    if not asked.fails_from(0, count):
+        return Run(first=0, end=0, minimal=True, evaluations=asked.count)
+    try:
+        _halve(asked)
+        _draw_in(asked)
+        _trim(asked)
+    except _SpentError:
+        return asked.result(minimal=False)
+    return asked.result(minimal=True)
+
+
+@dataclass(slots=True)
+class _RunSearch:
+    """The verdicts so far, and the shortest run that failed, from `first` up to `end`."""
+
+    fails: Callable[[int, int], bool]
+    limit: int | None
+    end: int
+    first: int = 0
+    verdicts: dict[tuple[int, int], bool] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            msg = f"max_evaluations={self.limit}; give at least 1, or None."
+            raise InvalidInputError(msg)
+
+    @property
+    def count(self) -> int:
+        return len(self.verdicts)
+
+    @property
+    def length(self) -> int:
+        return self.end - self.first
+
+    def fails_from(self, first: int, end: int) -> bool:
+        """Whether a run fails; if so, it is the shortest so far."""
+        if (first, end) not in self.verdicts:
+            if self.limit is not None and self.count >= self.limit:
+                raise _SpentError
+            self.verdicts[first, end] = self.fails(first, end)
+        if self.verdicts[first, end]:
+            self.first, self.end = first, end
+        return self.verdicts[first, end]
+
+    def result(self, *, minimal: bool) -> Run:
+        return Run(first=self.first, end=self.end, minimal=minimal, evaluations=self.count)
+
+
+def _halve(asked: _RunSearch) -> None:
+    while asked.length > 1:
+        middle = (asked.first + asked.end) // 2
+        if not (asked.fails_from(asked.first, middle) or asked.fails_from(middle, asked.end)):
+            return
+
+
+def _draw_in(asked: _RunSearch) -> None:
+    """Move the end, then the start, towards the middle that neither half could do without."""
+    middle = (asked.first + asked.end) // 2
+    low = middle  # up to here it passes
+    while asked.end - low > 1:
+        at = (low + asked.end) // 2
+        if not asked.fails_from(asked.first, at):
+            low = at
+    high = middle  # from here on it passes
+    while high - asked.first > 1:
+        at = (asked.first + high) // 2
+        if not asked.fails_from(at, asked.end):
+            high = at
+
+
+def _trim(asked: _RunSearch) -> None:
+    """Leave out the last or the first for as long as the rest fails."""
+    while asked.length > 1 and (
+        asked.fails_from(asked.first, asked.end - 1) or asked.fails_from(asked.first + 1, asked.end)
+    ):
+        pass

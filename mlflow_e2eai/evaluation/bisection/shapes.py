@@ -1,0 +1,142 @@
+"""What types and shapes the values inside a graph have, by running it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+from mlflow_e2eai.artifacts import graphs
+from mlflow_e2eai.artifacts.values import Axis, OnnxArtifact, Tensors
+from mlflow_e2eai.artifacts.weight_files import beside
+from mlflow_e2eai.parity.samples import profile_samples
+from mlflow_e2eai.runtime.ort import onnxruntime_runner
+
+if TYPE_CHECKING:
+    import onnx
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observed:
+    """The values of a graph, to cut it at any of them.
+
+    Attributes:
+        values: Type and shape of each value, the graph's inputs among them, in the graph's order.
+        axes: The dynamic axes inside the graph that are none of its own: sizes that vary with
+            those, under names made up here.
+    """
+
+    values: Mapping[str, onnx.ValueInfoProto]
+    axes: tuple[Axis, ...]
+
+
+def observe(source: OnnxArtifact, samples: Sequence[Tensors]) -> Observed:
+    """See which type and shape every value of a graph has, at the corners of its profile.
+
+    ONNX infers no shapes behind an operator that it does not know, or where a size is computed. So
+    ONNX Runtime runs the graph, with the shape of each value as one more output: of the values
+    themselves only those are kept whose type is not known.
+
+    A size that is the same at every corner and in every sample is fixed; one that ONNX knows by the
+    name of an axis of the graph keeps that name; any other becomes an axis of its own, from its
+    least to its largest, and its size at the profile's opt.
+
+    Args:
+        source: The graph; its file is not changed.
+        samples: Named inputs, at least one; the first is resized to the corners.
+
+    Raises:
+        RunnerError: ONNX Runtime cannot run the graph.
+    """
+    model = graphs.read(source.path)
+    known = inferred(model)
+    # Lists and optional values have no one shape, and are no place to cut at.
+    names = [
+        name
+        for name in _values(model)
+        if name not in known or known[name].type.HasField("tensor_type")
+    ]
+    untyped = {n for n in names if n not in known or not known[n].type.tensor_type.elem_type}
+    asked = [*profile_samples(samples[0], source).values(), *samples]
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "observed.onnx")
+        telling = _telling(model, names, untyped)
+        with beside(telling, path.parent):
+            path.write_bytes(telling.SerializeToString())
+        with onnxruntime_runner(path, libraries=source.libraries) as run:
+            answers = [run(sample) for sample in asked]
+    return _described(source, names, known, answers)
+
+
+def inferred(model: onnx.ModelProto) -> dict[str, onnx.ValueInfoProto]:
+    """Values of the main graph by name, with the types and shapes that ONNX infers."""
+    import onnx
+
+    graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+    return {value.name: value for value in [*graph.input, *graph.value_info, *graph.output]}
+
+
+def _values(model: onnx.ModelProto) -> list[str]:
+    weights = {weight.name for weight in model.graph.initializer}
+    made = [name for node in model.graph.node for name in node.output if name]
+    return [*(v.name for v in model.graph.input if v.name not in weights), *made]
+
+
+def _shape_of(name: str) -> str:
+    return f"shape of {name}"
+
+
+def _telling(model: onnx.ModelProto, names: Sequence[str], untyped: set[str]) -> onnx.ModelProto:
+    """The graph with the shapes of values, and the values of no known type, for its outputs."""
+    import onnx
+
+    telling = onnx.ModelProto()
+    telling.CopyFrom(model)
+    graph = telling.graph
+    del graph.output[:]
+    for name in names:
+        shape = _shape_of(name)
+        graph.node.append(onnx.helper.make_node("Shape", [name], [shape]))
+        graph.output.append(
+            onnx.helper.make_tensor_value_info(shape, onnx.TensorProto.INT64, [None])
+        )
+    graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name in untyped)
+    return telling
+
+
+def _described(
+    source: OnnxArtifact,
+    names: Sequence[str],
+    known: Mapping[str, onnx.ValueInfoProto],
+    answers: Sequence[Tensors],
+) -> Observed:
+    import onnx
+
+    own = {axis.name for axis in source.axes}
+    values: dict[str, onnx.ValueInfoProto] = {}
+    axes: list[Axis] = []
+    for number, name in enumerate(names):
+        kind = known[name].type.tensor_type if name in known else onnx.TypeProto.Tensor()
+        dims = list(kind.shape.dim)
+        shape: list[int | str] = []
+        for position, sizes in enumerate(zip(*(a[_shape_of(name)] for a in answers), strict=True)):
+            parameter = dims[position].dim_param if position < len(dims) else ""
+            if parameter in own or len(set(sizes)) == 1:
+                shape.append(parameter if parameter in own else int(sizes[0]))
+                continue
+            axis = Axis(
+                f"size_{number}_{position}",
+                min=max(int(min(sizes)), 1),
+                opt=max(int(sizes[0]), 1),  # the profile's opt is asked first
+                max=max(int(max(sizes)), 1),
+            )
+            axes.append(axis)
+            shape.append(axis.name)
+        values[name] = onnx.helper.make_tensor_value_info(
+            name,
+            kind.elem_type or onnx.helper.np_dtype_to_tensor_dtype(answers[0][name].dtype),
+            shape,
+        )
+    return Observed(values=values, axes=tuple(axes))

@@ -1,0 +1,120 @@
+"""What is known of variants, and on which machine it was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from mlflow_e2eai.evaluation.gates import Worth
+from mlflow_e2eai.latency.report import ColdStart, LatencyReport, Throughput
+from mlflow_e2eai.parity.report import ParityReport
+
+SAMPLES: Mapping[str, str] = {
+    "profile": "corners of the profile",
+    "edges": "zeros and denormals",
+    "large": "large numbers",
+    "rounded": "rounded as a GPU rounds",
+    "data": "evaluation data",
+}
+"""Kinds of sample that variants are asked, in words."""
+
+ADVISORY = frozenset({"large"})
+"""Kinds of sample that are shown and do not decide: how large numbers may become is the caller's to
+know, and fp16 has an end."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """What is known of one variant.
+
+    Attributes:
+        variant: A runner and what it runs, for example ``onnxruntime-cpu/fp16``.
+        sha256: Digest of the file that it runs; None for the PyTorch module.
+        measured: Whether it was run here. What was not measured has not passed.
+        reason: Why it was not measured, or how it broke down when it was; None when all went well.
+        parity: Against the PyTorch module, by kind of sample: ``profile`` for the input example at
+            every corner of the profile, ``edges`` for zeros and denormal numbers in its place,
+            ``large`` for numbers larger than any in it, ``rounded`` for the corners again with
+            every fp16 value rounded to fp16, as a GPU does and the CPU does not, ``data`` for the
+            caller's evaluation data.
+        before: The variant whose file this one's was made from, run as plainly as can be: what
+            came before the last step. None for the PyTorch module and where that did not run.
+        against_before: The same comparison on the profile's corners, with `before` as the
+            reference.
+        cold_start: What loading it and its first answer cost a fresh process.
+        loads: Items a second by number of callers at once, at the profile's opt.
+        task: Task metrics on the evaluation data, by name; greater is better.
+        lost_at: The step that lost the accuracy, where it is lost: the first on the way to this
+            variant whose result fails while the one before passes.
+        worth: Whether a quantised variant is kept; None for others. The file of one that is not
+            stays out of the bundle.
+        untimed: Why there is no latency of it here; None where it was timed, or not measured.
+    """
+
+    variant: str
+    sha256: str | None
+    measured: bool
+    reason: str | None = None
+    parity: Mapping[str, ParityReport] = field(default_factory=dict)
+    before: str | None = None
+    against_before: ParityReport | None = None
+    cold_start: ColdStart | None = None
+    loads: Throughput | None = None
+    task: Mapping[str, float] = field(default_factory=dict)
+    lost_at: str | None = None
+    worth: Worth | None = None
+    untimed: str | None = None
+
+    @property
+    def passed(self) -> bool:
+        """Whether it was measured to the end and every comparison passed but the advisory ones."""
+        compared = self.measured and self.reason is None and bool(self.parity)
+        return compared and all(report.passed for report in self.judged.values())
+
+    @property
+    def rejected(self) -> bool:
+        """Whether it is a quantised variant that is not worth it; it is loaded by its name only."""
+        return self.worth is not None and not self.worth.kept
+
+    @property
+    def judged(self) -> dict[str, ParityReport]:
+        """The comparisons that decide."""
+        return {kind: report for kind, report in self.parity.items() if kind not in ADVISORY}
+
+    @property
+    def findings(self) -> tuple[str, ...]:
+        """What the comparisons found, a sentence each, the advisory ones last.
+
+        It says on what kind of sample, where that was not the corners of the profile.
+        """
+        kinds = sorted(self.parity, key=lambda kind: kind in ADVISORY)
+        return tuple(
+            on_what(kind, finding.sentence)
+            for kind in kinds
+            for finding in self.parity[kind].findings
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MachineEvidence:
+    """What was measured together on one machine, and is compared with nothing of another's.
+
+    Attributes:
+        environment: The machine: processor, GPU, versions; see `context.environment`.
+        evidence: One entry for each variant that was asked there, the reference first.
+        latency: Reports by corner of the profile and by batch size; their variants took turns.
+    """
+
+    environment: Mapping[str, str]
+    evidence: tuple[Evidence, ...]
+    latency: Mapping[str, LatencyReport]
+
+
+def machine_name(environment: Mapping[str, str]) -> str:
+    """A machine for people: its GPU, or its processor where it has none."""
+    return environment.get("gpu") or environment.get("processor") or "a machine that is not known"
+
+
+def on_what(kind: str, sentence: str) -> str:
+    """What a comparison found, with the kind of sample where that is not the usual one."""
+    return sentence if kind == "profile" else f"{sentence} ({SAMPLES.get(kind, kind)})"

@@ -1,0 +1,115 @@
+"""Is a quantised variant faster or smaller by enough, and as accurate as it must be?"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+
+from mlflow_e2eai.artifacts.graphs import size_of
+from mlflow_e2eai.artifacts.values import EngineArtifact, OnnxArtifact
+from mlflow_e2eai.evaluation.evidence import Evidence
+from mlflow_e2eai.evaluation.gates import Gate, Worth, decide, drop, gates_from
+from mlflow_e2eai.latency.report import LatencyReport
+from mlflow_e2eai.precision.quantize import TYPES
+
+
+def quantized_gates() -> tuple[Gate, ...]:
+    """The gates under ``quantized`` in ``gates.yaml`` of this package."""
+    import yaml
+
+    text = (files("mlflow_e2eai.evaluation") / "gates.yaml").read_text(encoding="utf-8")
+    return gates_from(yaml.safe_load(text), "quantized")
+
+
+def weighed(
+    evidence: Sequence[Evidence],
+    latency: Mapping[str, LatencyReport],
+    artifacts: Sequence[OnnxArtifact | EngineArtifact],
+    gates: Sequence[Gate],
+) -> list[Evidence]:
+    """The evidence, with the decision on each quantised variant that has others beside it.
+
+    It is compared with all variants of the same runner that are not quantised, and must be better
+    than each of them. The metrics are:
+
+    - ``quantized/failed``: 1 where it did not pass its comparison with the PyTorch module. An
+      engine that was not run here is as accurate as ONNX Runtime was with its graph.
+    - ``quantized/task_drop``: the most that it lost of a task metric.
+    - ``quantized/size_ratio``: its file against the smallest of theirs.
+    - ``quantized/latency_ratio``: its time at the profile's opt against the fastest of theirs, the
+      upper bound of the interval.
+    - ``quantized/gain_ratio``: the smaller of the two.
+
+    Args:
+        evidence: One entry for each variant, the PyTorch module first.
+        latency: What the variants took, in turns.
+        artifacts: The files.
+        gates: What must hold.
+    """
+    by_sha = {artifact.sha256: artifact for artifact in artifacts}
+    report = latency.get("opt") or latency.get("static")
+    found = []
+    for entry in evidence:
+        artifact = by_sha.get(entry.sha256 or "")
+        runner = entry.variant.rpartition("/")[0]
+        plain = [
+            other
+            for other in evidence
+            if other.sha256 in by_sha
+            and by_sha[other.sha256].precision not in TYPES
+            and other.variant.rpartition("/")[0] == runner
+        ]
+        if artifact is None or artifact.precision not in TYPES or not plain:
+            found.append(entry)
+            continue
+        accuracy = entry if entry.measured else _of_its_graph(artifact, evidence)
+        sizes = [_size(by_sha[other.sha256 or ""]) for other in plain]
+        metrics = {
+            "quantized/failed": float(not accuracy.passed),
+            "quantized/task_drop": drop(evidence[0].task, accuracy.task),
+            "quantized/size_ratio": _size(artifact) / min(sizes),
+            "quantized/latency_ratio": _latency_ratio(report, entry, plain),
+        }
+        ratios = (metrics["quantized/size_ratio"], metrics["quantized/latency_ratio"])
+        metrics["quantized/gain_ratio"] = min(one for one in ratios if not math.isnan(one))
+        metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        decision = decide(gates, metrics, has_champion=False)
+        found.append(dataclasses.replace(entry, worth=Worth(metrics=metrics, decision=decision)))
+    return found
+
+
+def is_kept(artifact: OnnxArtifact | EngineArtifact, evidence: Sequence[Evidence]) -> bool:
+    """Whether a variant of a file is worth it; so is every file on which nothing was decided."""
+    decided = [
+        entry.worth.kept
+        for entry in evidence
+        if entry.sha256 == artifact.sha256 and entry.worth is not None
+    ]
+    return not decided or any(decided)
+
+
+def _of_its_graph(
+    artifact: OnnxArtifact | EngineArtifact, evidence: Sequence[Evidence]
+) -> Evidence:
+    """What is known of the graph that an engine was built from, or of nothing where that is so."""
+    known = [entry for entry in evidence if entry.sha256 == artifact.parent_sha256]
+    return known[0] if known else Evidence(variant="", sha256=None, measured=False)
+
+
+def _size(artifact: OnnxArtifact | EngineArtifact) -> int:
+    return artifact.size_bytes if isinstance(artifact, EngineArtifact) else size_of(artifact)
+
+
+def _latency_ratio(
+    report: LatencyReport | None, entry: Evidence, plain: Sequence[Evidence]
+) -> float:
+    """The largest of the ratios; NaN where it, or none of the others, was measured."""
+    names = set() if report is None else {variant.name for variant in report.variants}
+    if report is None or entry.variant not in names:
+        return math.nan
+    ratios = [
+        report.ratio(entry.variant, other.variant).high for other in plain if other.variant in names
+    ]
+    return max(ratios, default=math.nan)

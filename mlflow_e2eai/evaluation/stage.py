@@ -1,0 +1,162 @@
+"""Every variant, asked everything and timed in turns."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+
+from mlflow_e2eai.artifacts.values import EngineArtifact, Infer, OnnxArtifact, Tensors
+from mlflow_e2eai.errors import E2EAIError, EngineMismatchError, MissingDependencyError, RunnerError
+from mlflow_e2eai.evaluation.data import EvaluationData
+from mlflow_e2eai.evaluation.evidence import Evidence
+from mlflow_e2eai.evaluation.questions import Questions, edges_of, magnitudes_of
+from mlflow_e2eai.evaluation.variants import TORCH, Variant, variants_of
+from mlflow_e2eai.latency.measure import BUDGET_S, benchmark
+from mlflow_e2eai.latency.report import LatencyReport
+from mlflow_e2eai.parity.samples import batch_samples, other_sample, profile_samples
+from mlflow_e2eai.runtime.isolation import Opener, isolated, isolated_together
+from mlflow_e2eai.runtime.progress import progress
+
+
+def evaluate(
+    reference: Infer,
+    graphs: Sequence[OnnxArtifact],
+    engines: Sequence[EngineArtifact],
+    example: Tensors,
+    *,
+    name: str = TORCH,
+    raw: OnnxArtifact | None = None,
+    evaluation: EvaluationData | None = None,
+    batch_sizes: Sequence[int] = (),
+    timed: Infer | None = None,
+) -> tuple[list[Evidence], dict[str, LatencyReport]]:
+    """Judge every variant against a reference, and measure all of them together.
+
+    Args:
+        reference: The PyTorch module, as a rule, under the names of the graphs.
+        graphs: The graphs; ONNX Runtime runs each on every device that it has here.
+        engines: Engines. One that this machine cannot run is recorded as not measured.
+        example: One array for each input.
+        name: The variant that is the reference: `bundle.FILE` where that is ONNX Runtime on `raw`.
+        raw: The graph as it was exported, to tell what export did from what cleaning did.
+        evaluation: Labelled data.
+        batch_sizes: Sizes of the leading axis at which latency is measured beside the corners of
+            the profile.
+        timed: The module alone, where the reference asks others for some of the outputs.
+
+    Returns:
+        Evidence for each variant, the reference first, and latency by corner of the profile
+        and by batch size.
+
+    Raises:
+        InvalidInputError: The profile does not admit a batch size, or a task metric does not take
+            what the reference answers.
+    """
+    sizes = batch_samples(example, graphs[0], batch_sizes)
+    corners = profile_samples(example, graphs[0])
+    questions = Questions(
+        name=name,
+        reference=reference,
+        corners=corners,
+        other=other_sample(example, graphs[0], reference) if len(corners) == 1 else None,
+        edges=edges_of(example, graphs[0], reference),
+        usual=magnitudes_of(reference(next(iter(corners.values())))),
+        graph=graphs[0],
+        evaluation=evaluation,
+    )
+    variants = variants_of(graphs, engines, raw, name)
+    infers: dict[str, Infer] = {name: reference}
+    evidence = {name: questions.of_the_reference()}
+    with ExitStack() as stack:
+        for each, variant in progress(variants.items(), "evaluate", unit="variants"):
+            if each == name:
+                continue  # a file, which is only timed with the others
+            try:
+                there = stack.enter_context(isolated(variant.opener))
+            except (EngineMismatchError, MissingDependencyError, RunnerError) as error:
+                evidence[each] = _not_measured(variant, error)
+                continue
+            before = infers.get(variant.before)
+            evidence[each] = questions.of(variant, there, before)
+            infers[each] = there
+    here = {} if name in variants else {name: timed or reference}
+    latency = _timed(here, variants, evidence, {**corners, **sizes})
+    return blamed(evidence, variants), latency
+
+
+def _not_measured(variant: Variant, error: E2EAIError) -> Evidence:
+    return Evidence(
+        variant=variant.name, sha256=variant.artifact.sha256, measured=False, reason=str(error)
+    )
+
+
+def _timed(
+    reference: Mapping[str, Infer],
+    variants: Mapping[str, Variant],
+    evidence: dict[str, Evidence],
+    samples: Mapping[str, Tensors],
+) -> dict[str, LatencyReport]:
+    """Measure all that did not break down; what breaks down here is left out from then on.
+
+    What gave wrong numbers is timed all the same.
+    """
+    latency: dict[str, LatencyReport] = {}
+    while len(latency) < len(samples):
+        left = {label: sample for label, sample in samples.items() if label not in latency}
+        sound = {
+            name: variant.opener
+            for name, variant in variants.items()
+            if evidence[name].measured
+            and evidence[name].reason is None
+            and evidence[name].untimed is None
+        }
+        if not sound:
+            return latency | {
+                label: benchmark(reference, sample, budget_s=BUDGET_S)
+                for label, sample in left.items()
+            }
+        try:
+            _together(reference, sound, left, latency)
+        except RunnerError as error:
+            if error.runner is None:
+                raise
+            broken = dataclasses.replace(evidence[error.runner], reason=str(error))
+            evidence[error.runner] = broken
+    return latency
+
+
+def _together(
+    reference: Mapping[str, Infer],
+    openers: Mapping[str, Opener],
+    samples: Mapping[str, Tensors],
+    latency: dict[str, LatencyReport],
+) -> None:
+    """Fill `latency` sample by sample, so that what was measured before a crash is kept."""
+    with isolated_together(openers) as there:
+        for label, sample in progress(samples.items(), "measure latency", unit="sizes"):
+            latency[label] = there.benchmark(
+                dict.fromkeys(openers, sample), reference, budget_s=BUDGET_S
+            )
+
+
+# Which step lost the accuracy?
+
+
+def blamed(evidence: Mapping[str, Evidence], variants: Mapping[str, Variant]) -> list[Evidence]:
+    """The evidence, with the step that lost the accuracy for each variant that failed."""
+    return [
+        dataclasses.replace(entry, lost_at=lost_at(name, variants, evidence))
+        if entry.sha256 is not None and entry.measured and not entry.passed
+        else entry
+        for name, entry in evidence.items()
+    ]
+
+
+def lost_at(name: str, variants: Mapping[str, Variant], evidence: Mapping[str, Evidence]) -> str:
+    """Walk back from a variant that failed to the first step whose input still passed."""
+    step, before = variants[name].step, variants[name].before
+    if before not in variants or evidence[before].passed:
+        return step
+    earlier = lost_at(before, variants, evidence)
+    return earlier if evidence[before].measured else f"{earlier} or {step}"

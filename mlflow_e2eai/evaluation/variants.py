@@ -1,0 +1,212 @@
+"""The names of variants, and what runs each."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from mlflow_e2eai.artifacts.values import (
+    EngineArtifact,
+    Infer,
+    OnnxArtifact,
+    variant_name,
+)
+from mlflow_e2eai.artifacts.weight_files import verify_graph
+from mlflow_e2eai.engine.runner import engine_runner
+from mlflow_e2eai.errors import InvalidInputError
+from mlflow_e2eai.runtime.isolation import Opener
+from mlflow_e2eai.runtime.ort import onnxruntime_devices, onnxruntime_runner
+from mlflow_e2eai.surgery.mapping import answering
+
+RAW = "raw"
+"""Stands for the precision in the name of the variant that runs the graph as it was exported. It is
+measured to tell what export and what cleaning did, and is not in the bundle."""
+
+TORCH = variant_name("torch", "fp32")
+"""The variant that is the reference of all others: the PyTorch module."""
+
+FILE = variant_name("onnxruntime-cpu", RAW)
+"""ONNX Runtime on the raw graph; the reference where somebody else's ONNX file began the chain."""
+
+
+def step_of(artifact: OnnxArtifact | EngineArtifact, runner: str) -> str:
+    """What made a variant of the one before it.
+
+    Args:
+        artifact: The file that it runs.
+        runner: What runs it, for example ``onnxruntime-cpu``, the plainest run of a graph.
+    """
+    if isinstance(artifact, EngineArtifact):
+        return f"compile {artifact.arithmetic} {artifact.target}"
+    if runner != "onnxruntime-cpu":
+        return f"run on {runner}"
+    return f"convert {artifact.precision}" if artifact.stage == "convert" else artifact.stage
+
+
+def engine_variant(engine: EngineArtifact) -> str:
+    """Name of the variant that runs an engine."""
+    return variant_name(str(engine.target), engine.arithmetic)
+
+
+def graph_variant(graph: OnnxArtifact, device: str) -> str:
+    """Name of the variant that runs a graph with ONNX Runtime."""
+    return variant_name(f"onnxruntime-{device}", graph.precision)
+
+
+def is_emulated(graph: OnnxArtifact, device: str) -> bool:
+    """Whether ONNX Runtime has no kernels for a graph there, and fp32 kernels stand in for them.
+
+    Every value is rounded as a GPU rounds it, so that the numbers are a GPU's and the time is not.
+    """
+    return device == "cpu" and graph.precision == "bf16"
+
+
+@contextmanager
+def _verified(graph: OnnxArtifact, device: Any, *, spinning: bool = False) -> Iterator[Infer]:
+    verify_graph(graph)
+    with onnxruntime_runner(
+        graph.path,
+        device=device,
+        rounded=is_emulated(graph, device),
+        fused=graph.precision != "fp8",
+        spinning=spinning,
+        libraries=graph.libraries,
+    ) as infer:
+        yield infer
+
+
+def runner(
+    variant: str,
+    graphs: Sequence[OnnxArtifact],
+    engines: Sequence[EngineArtifact],
+    *,
+    serving: bool = False,
+) -> AbstractContextManager[Infer]:
+    """What runs a variant, after its file's digest was checked.
+
+    Args:
+        variant: Its name.
+        graphs: Graphs that it may run.
+        engines: Engines that it may run.
+        serving: Whether it answers callers and is not judged: then idle workers of ONNX Runtime
+            may spin (see `onnxruntime_runner`), and for an engine see `engine_runner`.
+
+    Raises:
+        InvalidInputError: None of the graphs and engines is that variant.
+    """
+    artifact = artifact_of(variant, graphs, engines)
+    if isinstance(artifact, EngineArtifact):
+        return engine_runner(artifact, graphs=graphs, serving=serving)
+    device = "cpu" if graph_variant(artifact, "cpu") == variant else "cuda"
+    return _verified(artifact, device, spinning=serving)
+
+
+def artifact_of(
+    variant: str, graphs: Sequence[OnnxArtifact], engines: Sequence[EngineArtifact]
+) -> OnnxArtifact | EngineArtifact:
+    """What a variant runs.
+
+    Raises:
+        InvalidInputError: None of the graphs and engines is that variant.
+    """
+    for engine in engines:
+        if engine_variant(engine) == variant:
+            return engine
+    for graph in graphs:
+        if variant in (graph_variant(graph, "cuda"), graph_variant(graph, "cpu")):
+            return graph
+    msg = f"There is no variant {variant!r} among these graphs and engines."
+    raise InvalidInputError(msg)
+
+
+@contextmanager
+def raw_runner(raw: OnnxArtifact, cleaned: OnnxArtifact) -> Iterator[Infer]:
+    """Run a graph as it was exported, under the names that surgery left."""
+    with (
+        _verified(raw, "cpu") as infer,
+        answering(infer, raw, cleaned, run=onnxruntime_runner) as answer,
+    ):
+        yield answer
+
+
+# What is to be judged: every variant, and the one that it was made of.
+
+
+EXPORT = "export"
+
+_EMULATED = (
+    "ONNX Runtime has no bf16 kernels for the CPU: its numbers here come from fp32 kernels with "
+    "every value rounded to bf16, and it was not timed."
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variant:
+    """What is to be judged, and where it comes from.
+
+    Attributes:
+        name: A runner and what it runs.
+        artifact: The file.
+        step: What made it of the variant before.
+        before: That variant.
+        opener: Opens its runner.
+        untimed: Why its time says nothing; None where it is to be timed.
+    """
+
+    name: str
+    artifact: OnnxArtifact | EngineArtifact
+    step: str
+    before: str
+    opener: Opener
+    untimed: str | None = None
+
+    @property
+    def precision(self) -> str:
+        """The one whose tolerance it is held to."""
+        artifact = self.artifact
+        return artifact.arithmetic if isinstance(artifact, EngineArtifact) else artifact.precision
+
+    @property
+    def shipped(self) -> bool:
+        """Whether it goes into the bundle; the graph as it was exported does not."""
+        return self.step != EXPORT
+
+
+def variants_of(
+    graphs: Sequence[OnnxArtifact],
+    engines: Sequence[EngineArtifact],
+    raw: OnnxArtifact | None,
+    reference: str = TORCH,
+) -> dict[str, Variant]:
+    """All variants by name, each after the one that it was made of, or else the reference."""
+    plain = {graph.sha256: graph_variant(graph, "cpu") for graph in graphs}
+    found: dict[str, Variant] = {}
+
+    def add(name: str, artifact: OnnxArtifact | EngineArtifact, step: str, before: str) -> None:
+        opener = partial(runner, name, graphs, engines)
+        found[name] = Variant(name=name, artifact=artifact, step=step, before=before, opener=opener)
+
+    if raw is not None:
+        opener = partial(raw_runner, raw, graphs[0])
+        found[FILE] = Variant(name=FILE, artifact=raw, step=EXPORT, before=TORCH, opener=opener)
+        plain[raw.sha256] = FILE
+    for graph in graphs:
+        before = plain.get(graph.parent_sha256 or "", reference)
+        step = step_of(graph, "onnxruntime-cpu")
+        step = "export or clean" if before == TORCH and step == "clean" else step
+        add(graph_variant(graph, "cpu"), graph, step, before)
+        if is_emulated(graph, "cpu"):
+            name = graph_variant(graph, "cpu")
+            found[name] = dataclasses.replace(found[name], untimed=_EMULATED)
+    for device in onnxruntime_devices():
+        for graph in graphs if device != "cpu" else ():
+            step = step_of(graph, f"onnxruntime-{device}")
+            add(graph_variant(graph, device), graph, step, plain[graph.sha256])
+    for engine in engines:
+        step = step_of(engine, str(engine.target))
+        add(engine_variant(engine), engine, step, plain.get(engine.parent_sha256, reference))
+    return found

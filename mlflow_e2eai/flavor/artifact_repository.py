@@ -1,0 +1,55 @@
+"""`mlflow.pyfunc.load_model("e2eai:/digits@champion")`: only the files that are needed come here.
+
+MLflow downloads whole models, and asks whoever registered a URI's scheme for them. It loads this
+module while it is being imported itself, so it imports nothing but the standard library until it
+is asked for a model.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+
+class OnDemand:
+    """An MLflow artifact repository (entry-point group ``mlflow.artifact_repository``).
+
+    ``e2eai:/`` stands for ``models:/``. A model that is downloaded by it lacks its graphs and
+    engines, and says where they are: loading it brings those of the variant that is run. Whoever
+    wants all, as an image that is to start without a tracking server, says ``models:/``.
+
+    MLflow asks only for the method below where it loads a model; deriving from its class would
+    import MLflow.
+    """
+
+    def __init__(
+        self, artifact_uri: str, tracking_uri: str | None = None, registry_uri: str | None = None
+    ) -> None:
+        """As MLflow calls it; the servers are those that it is set to.
+
+        Args:
+            artifact_uri: ``e2eai:/`` and what begins the name of a model or of a file of it.
+            tracking_uri: Left alone.
+            registry_uri: The same.
+        """
+        del tracking_uri, registry_uri
+        self._uri = artifact_uri
+
+    def download_artifacts(self, artifact_path: str, dst_path: str | None = None, **_: Any) -> str:
+        """Bring a model, or one file or folder of it, to a folder here.
+
+        Args:
+            artifact_path: What follows the URI.
+            dst_path: The folder, which exists; by default a new temporary one.
+
+        Returns:
+            Where it is.
+
+        Raises:
+            E2EAIError: It cannot be had.
+        """
+        from mlflow_e2eai.tracking.downloads import download
+
+        name = f"{self._uri.rstrip('/')}/{artifact_path}".partition(":")[2].strip("/")
+        return str(download(f"models:/{name}", Path(dst_path or tempfile.mkdtemp())))

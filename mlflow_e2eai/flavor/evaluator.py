@@ -1,0 +1,150 @@
+"""`mlflow.models.evaluate(..., evaluators="e2eai")`: parity and latency of any two models.
+
+MLflow loads this module while it is being imported itself, so it imports nothing but the standard
+library until it is asked to evaluate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mlflow.models import EvaluationResult
+
+    from mlflow_e2eai.artifacts.values import Infer, Tensors
+    from mlflow_e2eai.evaluation.evidence import Evidence
+
+
+class ParityEvaluator:
+    """An MLflow model evaluator (entry-point group ``mlflow.model_evaluator``, name ``e2eai``).
+
+    Its configuration:
+
+    - ``reference`` (required): URI of the model that is right.
+    - ``samples``: named arrays to ask both; without it, the data that MLflow was given, which can
+      be 2-D arrays and DataFrames only.
+    - ``precision``, ``tolerance``, ``repeats``, ``threads``: as `mlflow_e2eai.compare` takes them.
+
+    MLflow asks only for the two methods below; deriving from its class would import MLflow.
+    """
+
+    @classmethod
+    def can_evaluate(
+        cls, *, model_type: str | None, evaluator_config: Mapping[str, Any], **_: Any
+    ) -> bool:
+        """Whether there is a reference to compare with; any type of model will do."""
+        del model_type
+        return "reference" in (evaluator_config or {})
+
+    def evaluate(
+        self,
+        *,
+        model_type: str | None,
+        dataset: Any,
+        run_id: str,
+        evaluator_config: Mapping[str, Any],
+        model: Any = None,
+        **_: Any,
+    ) -> EvaluationResult:
+        """Compare and measure a model against the reference.
+
+        Returns:
+            Metrics ``parity/...`` and ``latency/...`` (the candidate's, and its ratio to the
+            reference with the bounds of a 99 % interval), those that are finite. The whole reports
+            are the artifacts ``evidence.json`` and ``latency.json`` of the run.
+
+        Raises:
+            InvalidInputError: There is no model to compare, or the configuration is wrong.
+        """
+        import mlflow
+        from mlflow.models import EvaluationResult
+
+        from mlflow_e2eai.errors import InvalidInputError
+        from mlflow_e2eai.latency.measure import benchmark
+
+        del model_type
+        if model is None:
+            msg = "The evaluator 'e2eai' compares models, but none was given; pass model=."
+            raise InvalidInputError(msg)
+        reference = mlflow.pyfunc.load_model(evaluator_config["reference"])
+        sample, ask = _question(dataset, evaluator_config.get("samples"))
+        infers = {"reference": _infer(reference, ask), "candidate": _infer(model, ask)}
+        evidence = _compared(infers, sample, evaluator_config)
+        latency = benchmark(infers, sample)
+        metrics = _logged(evidence, latency, run_id)
+        return EvaluationResult(metrics=metrics, artifacts={}, run_id=run_id)
+
+
+def _question(
+    dataset: Any, samples: Mapping[str, Any] | None
+) -> tuple[Tensors, Callable[..., Any]]:
+    """What to ask, as named arrays, and how a model's ``predict`` takes it."""
+    import numpy as np
+    import pandas as pd
+
+    if samples is not None:
+        return {name: np.asarray(value) for name, value in samples.items()}, dict
+    features = dataset.features_data
+    if isinstance(features, pd.DataFrame):
+        return {"features": features.to_numpy()}, lambda _: features
+    return {"features": np.asarray(features)}, lambda tensors: tensors["features"]
+
+
+def _infer(model: Any, ask: Callable[..., Any]) -> Infer:
+    """A pyfunc model as a callable on named arrays; a single output has one name for all models."""
+    import numpy as np
+    import pandas as pd
+
+    def infer(tensors: Tensors) -> Tensors:
+        answer = model.predict(ask(tensors))
+        if isinstance(answer, pd.DataFrame):
+            answer = {str(name): np.array(answer[name].to_list()) for name in answer}
+        if not isinstance(answer, Mapping):
+            answer = {"output": answer}
+        arrays = {str(name): np.asarray(value) for name, value in answer.items()}
+        return {"output": next(iter(arrays.values()))} if len(arrays) == 1 else arrays
+
+    return infer
+
+
+def _compared(
+    infers: Mapping[str, Infer], sample: Tensors, configuration: Mapping[str, Any]
+) -> Evidence:
+    from mlflow_e2eai.evaluation.evidence import Evidence
+    from mlflow_e2eai.parity.comparison import compare
+
+    options = {
+        k: configuration[k]
+        for k in ("precision", "tolerance", "repeats", "threads")
+        if k in configuration
+    }
+    report = compare(infers["reference"], infers["candidate"], [sample], **options)
+    return Evidence(variant="candidate", sha256=None, measured=True, parity={"data": report})
+
+
+def _logged(evidence: Evidence, latency: Any, run_id: str) -> dict[str, float]:
+    """Write the reports on the run; MLflow logs the metrics itself, so only finite ones go back."""
+    import math
+
+    from mlflow import MlflowClient
+
+    from mlflow_e2eai import tracking
+    from mlflow_e2eai.artifacts.files import to_json
+
+    client = MlflowClient()
+    client.log_text(run_id, to_json(evidence), "evidence.json")
+    client.log_text(run_id, to_json(latency), "latency.json")
+    ratio = latency.ratio("candidate", "reference")
+    metrics = {
+        **tracking.parity_metrics(evidence),
+        "latency/p50_ms": latency["candidate"].p50_ms,
+        "latency/throughput_items_per_s": latency["candidate"].throughput_items_per_s,
+        "latency/ratio": ratio.value,
+        "latency/ratio_low": ratio.low,
+        "latency/ratio_high": ratio.high,
+    }
+    finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
+    if strange := sorted(metrics.keys() - finite.keys()):
+        client.set_tag(run_id, tracking.NONFINITE, ", ".join(strange))
+    return finite

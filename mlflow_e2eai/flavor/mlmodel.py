@@ -1,0 +1,209 @@
+"""MLflow's own files beside a bundle: MLmodel, the example, the environment."""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, distribution, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict
+
+from mlflow_e2eai import bundle
+from mlflow_e2eai._version import __version__
+from mlflow_e2eai.bundle.manifest import Manifest
+from mlflow_e2eai.engine.backends import BACKENDS
+from mlflow_e2eai.tracking import _mlflow
+from mlflow_e2eai.tracking.models import signature_of
+
+if TYPE_CHECKING:
+    from mlflow.models import Model, ModelSignature
+
+_log = logging.getLogger(__name__)
+
+FLAVOR_NAME = "mlflow_e2eai"
+LOADER_MODULE = "mlflow_e2eai.flavor"
+
+MODEL_CONFIG: dict[str, Any] = {
+    "variant": None,
+    "goal": "latency",
+    "split": False,
+    "fallback": True,
+    "allow_native": [],
+}
+"""What a caller of `mlflow.pyfunc.load_model` may override; MLflow drops keys that are not here."""
+
+
+def get_default_pip_requirements(manifest: Manifest | None = None) -> list[str]:
+    """What a serving environment needs, pinned to what is installed here.
+
+    Written out and never inferred: inference loads the model in another process, misses this
+    package, and reads a uv.lock that happens to lie in the working folder.
+
+    Args:
+        manifest: The bundle; with engines in it, the TensorRT that built them is needed, and
+            cuda-core, by which they have memory and streams; not PyTorch.
+    """
+    names = [_onnxruntime_distribution(), "numpy"]
+    if manifest and manifest.engines:
+        names += ["cuda-core", "cuda-bindings"]
+    requirements = [_own_requirement(), *(f"{name}=={_version(name)}" for name in names)]
+    for engine in manifest.engines if manifest else ():
+        backend = BACKENDS[engine.target.backend]
+        requirements.append(f"{backend.requirement}=={engine.backend_version}")
+    return list(dict.fromkeys(requirements))
+
+
+def get_default_conda_env() -> dict[str, Any]:
+    """The default conda environment, with `get_default_pip_requirements` in it."""
+    env: dict[str, Any] = _mlflow.mlflow_conda_env(
+        additional_pip_deps=get_default_pip_requirements()
+    )
+    return env
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Description:
+    """What MLflow's own files say of a model; each is as in MLflow's flavors.
+
+    Raises:
+        mlflow.exceptions.MlflowException: The arguments for the environment contradict each other.
+    """
+
+    signature: ModelSignature | bool | None = None
+    conda_env: Mapping[str, Any] | str | None = None
+    pip_requirements: Sequence[str] | str | None = None
+    extra_pip_requirements: Sequence[str] | str | None = None
+    code_paths: Sequence[str] | None = None
+    extra_files: Sequence[str] | None = None
+    metadata: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        _mlflow.validate_env_arguments(
+            self.conda_env, self.pip_requirements, self.extra_pip_requirements
+        )
+
+
+class DescriptionArguments(TypedDict, total=False):
+    """The fields of `Description`, as a caller gives them."""
+
+    signature: ModelSignature | bool | None
+    conda_env: Mapping[str, Any] | str | None
+    pip_requirements: Sequence[str] | str | None
+    extra_pip_requirements: Sequence[str] | str | None
+    code_paths: Sequence[str] | None
+    extra_files: Sequence[str] | None
+    metadata: Mapping[str, Any] | None
+
+
+def describe(path: Path, said: Description, *, mlflow_model: Model | None) -> None:
+    """Write MLflow's own files beside the bundle in ``path / bundle.FOLDER``.
+
+    Args:
+        path: The model directory.
+        said: What the caller says.
+        mlflow_model: MLflow's description to add the flavors to.
+    """
+    import onnx
+    from mlflow import pyfunc
+    from mlflow.models import Model
+
+    manifest, example = bundle.read(path / bundle.FOLDER), bundle.read_example(path / bundle.FOLDER)
+    code = _mlflow.validate_and_copy_code_paths(said.code_paths, str(path))
+    description = Model() if mlflow_model is None else mlflow_model
+    if said.signature is None:
+        description.signature = signature_of(manifest.inputs, manifest.outputs)
+    elif not isinstance(said.signature, bool):
+        description.signature = said.signature
+    _mlflow.save_example(description, dict(example), str(path))
+    if said.metadata is not None:
+        description.metadata = dict(said.metadata)
+    extra = _mlflow.copy_extra_files(said.extra_files, str(path))
+    pyfunc.add_to_model(
+        description,
+        loader_module=LOADER_MODULE,
+        data=bundle.FOLDER,
+        conda_env=_mlflow.CONDA_ENV_FILE,
+        python_env=_mlflow.PYTHON_ENV_FILE,
+        code=code,
+        model_config=MODEL_CONFIG,
+    )
+    if names := [library.path.name for library in manifest.graphs[0].libraries]:
+        _log.warning(
+            "The model has no flavor 'onnx': MLflow's own could not run its graph, which needs %s.",
+            ", ".join(names),
+        )
+    else:
+        description.add_flavor(
+            "onnx",
+            onnx_version=onnx.__version__,
+            data=f"{bundle.FOLDER}/{manifest.graphs[0].path.as_posix()}",
+            providers=["CUDAExecutionProvider", "CPUExecutionProvider"],
+            code=code,
+        )
+    description.add_flavor(
+        FLAVOR_NAME,
+        data=bundle.FOLDER,
+        format_version=manifest.format_version,
+        package_version=__version__,
+        code=code,
+        **extra,
+    )
+    description.model_size_bytes = sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
+    description.save(str(path / "MLmodel"))
+    _write_environment(path, manifest, said)
+
+
+def _write_environment(path: Path, manifest: Manifest, said: Description) -> None:
+    import yaml
+
+    if said.conda_env is None:
+        given = said.pip_requirements
+        default = None if given is not None else get_default_pip_requirements(manifest)
+        environment, requirements, constraints = _mlflow.process_pip_requirements(
+            default, given, said.extra_pip_requirements
+        )
+    else:
+        environment, requirements, constraints = _mlflow.process_conda_env(said.conda_env)
+    (path / _mlflow.CONDA_ENV_FILE).write_text(yaml.safe_dump(environment, sort_keys=False))
+    (path / _mlflow.REQUIREMENTS_FILE).write_text("\n".join(requirements))
+    if constraints:
+        (path / _mlflow.CONSTRAINTS_FILE).write_text("\n".join(constraints))
+    _mlflow.PythonEnv.current().to_yaml(str(path / _mlflow.PYTHON_ENV_FILE))
+
+
+def _own_requirement() -> str:
+    """This package, as it was installed: from a repository at a commit, or else by its version.
+
+    The origin is what pip records in direct_url.json (PEP 610).
+    """
+    try:
+        recorded = distribution("mlflow_e2eai").read_text("direct_url.json")
+    except PackageNotFoundError:
+        recorded = None
+    origin = json.loads(recorded) if recorded else {}
+    if (vcs := origin.get("vcs_info")) is not None:
+        return f"mlflow_e2eai @ {vcs['vcs']}+{origin['url']}@{vcs['commit_id']}"
+    return f"mlflow_e2eai=={__version__}"
+
+
+def _onnxruntime_distribution() -> str:
+    """Either distribution brings the same module; the GPU one is named where both are missing."""
+    for name in ("onnxruntime-gpu", "onnxruntime"):
+        try:
+            version(name)
+        except PackageNotFoundError:
+            continue
+        return name
+    return "onnxruntime-gpu"
+
+
+def _version(name: str) -> str:
+    try:
+        # No registry has what stands behind a plus: it says which build of a version this is.
+        return version(name).partition("+")[0]
+    except PackageNotFoundError:
+        warnings.warn(f"{name} is not installed; its version is not known.", stacklevel=2)
+        return "*"

@@ -1,0 +1,91 @@
+"""A logged bundle -> a model repository of NVIDIA's Triton Inference Server."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from mlflow_e2eai import bundle, tracking
+from mlflow_e2eai.artifacts.libraries import native_allowed
+from mlflow_e2eai.bundle.triton.models import models_of
+from mlflow_e2eai.bundle.triton.repository import _NAME, _write
+from mlflow_e2eai.errors import InvalidInputError
+
+
+def export_triton(
+    model_uri: str,
+    repository: str | Path,
+    *,
+    name: str | None = None,
+    replace: bool = False,
+    allow_native: Sequence[str] = (),
+) -> tuple[Path, ...]:
+    """Write a model repository for NVIDIA's Triton Inference Server.
+
+    There is one Triton model for each precision that TensorRT engines are in and one for each
+    graph, which ONNX Runtime runs: ``digits-tensorrt-fp16``, ``digits-onnxruntime-fp32``. What
+    failed its comparison with the PyTorch module is left out, as is what Triton cannot serve; one
+    warning says what and why, and another which options the server needs.
+
+    Triton puts requests together along the first axis where it is the same dynamic axis of all
+    inputs and outputs and an item's answer was found not to depend on the other items; else a
+    request is a whole batch, with the first axis among its dimensions.
+
+    Args:
+        model_uri: A bundle's folder, or any URI of a model that MLflow knows.
+        repository: The folder with Triton's models; made if it is missing.
+        name: What the names of the Triton models begin with; by default the registered model's
+            name, else the logged model's, else the folder's.
+        replace: Replace Triton models that are there under these names.
+        allow_native: Libraries with operators in the model that Triton may load, by file name.
+
+    Returns:
+        The folders of the Triton models.
+
+    Raises:
+        InvalidInputError: Nothing of it can be served, a Triton model of that name is there, or
+            the folder cannot be written.
+        ArtifactError: A file is missing or has changed.
+        RunnerError: A library that it needs is not allowed.
+        TrackingError: There is no such model.
+    """
+    place = Path(repository).absolute()
+    with tempfile.TemporaryDirectory() as folder, native_allowed(allow_native):
+        directory, own_name = _bundle(model_uri, Path(folder))
+        prefix = own_name if name is None else name
+        if not _NAME.fullmatch(prefix):
+            msg = f"The name {prefix!r} is no name for Triton; give letters, digits and _ . - only."
+            raise InvalidInputError(msg)
+        manifest = bundle.located(bundle.read(directory), directory)
+        models, left_out = models_of(manifest, bundle.read_example(directory), prefix)
+        if left_out:
+            msg = f"Triton cannot serve all of {model_uri}: {'; '.join(left_out)}."
+            if not models:
+                raise InvalidInputError(msg)
+            warnings.warn(msg, stacklevel=2)
+        places = tuple(place / model.name for model in models)
+        if not replace and (taken := [each.name for each in places if each.exists()]):
+            msg = f"{place} has {', '.join(taken)}; replace them (replace=True), or name them else."
+            raise InvalidInputError(msg)
+        try:
+            _write(models, place, model_uri)
+        except OSError as error:
+            msg = f"The repository {place} cannot be written: {error}; give another folder."
+            raise InvalidInputError(msg) from error
+    if needs := [f"{model.name} needs {need}" for model in models for need in model.needs]:
+        warnings.warn(f"Of Triton's server, {'; '.join(needs)}.", stacklevel=2)
+    return places
+
+
+def _bundle(model: str, folder: Path) -> tuple[Path, str]:
+    """The folder of a bundle, and the name that its model has."""
+    if not tracking.is_uri(model):
+        path = Path(model)
+        return bundle.find(path), path.absolute().name
+    found = tracking.ancestor(tracking.resolve(model), ("package",))
+    registered = re.fullmatch(r"models:/(.+)(?:@|/)[^@/]+", model)
+    place = bundle.find(tracking.fetch(found, folder))
+    return place, registered[1] if registered else str(found.name)

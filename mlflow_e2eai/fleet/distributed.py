@@ -1,0 +1,110 @@
+"""`compile` and `evaluate` of a logged model, here or by an executor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mlflow_e2eai import engine as engines
+from mlflow_e2eai import fleet, tracking
+from mlflow_e2eai.artifacts.build_settings import DEFAULT_BUILD, BuildSettings
+from mlflow_e2eai.artifacts.libraries import named
+from mlflow_e2eai.artifacts.values import Precision
+from mlflow_e2eai.errors import InvalidInputError
+from mlflow_e2eai.evaluation.evidence import MachineEvidence
+from mlflow_e2eai.pipeline import jobs
+from mlflow_e2eai.pipeline.job_inputs import (
+    engines_in,
+)
+from mlflow_e2eai.pipeline.jobs import _parent
+
+
+def compile(
+    model_uri: str,
+    *,
+    targets: Sequence[str],
+    precision: Precision | None = None,
+    plugin_libraries: Sequence[Path] = (),
+    build_settings: BuildSettings = DEFAULT_BUILD,
+    rebuild: bool = False,
+    executor: fleet.Executor | None = None,
+    workers: int | None = None,
+) -> list[str]:
+    """Build engines of a graph of a chain: of the converted one if that is given, else the cleaned.
+
+    An engine that anybody has built before under this tracking server is found and linked instead.
+
+    Args:
+        model_uri: Any model of the chain, from the cleaned graph on.
+        targets: See `mlflow_e2eai.log_model`.
+        precision: ``tf32`` for the graph in fp32; else None or the graph's own.
+        plugin_libraries: See `mlflow_e2eai.compile`.
+        build_settings: Its `settings`.
+        rebuild: Build new ones even so.
+        executor: See `mlflow_e2eai.log_model`.
+        workers: The same.
+
+    Returns:
+        Ids of the engine LoggedModels.
+
+    Raises:
+        InvalidInputError: There are no targets, or the graph is in another precision.
+        RunnerError: Engines that an executor was to build failed; the others are built.
+    """
+    if not targets:
+        msg = f"There are no targets; give one of {', '.join(engines.TARGETS)}, or several."
+        raise InvalidInputError(msg)
+    libraries = named(plugin_libraries)
+    if fleet.is_away(executor):
+        engines.check_anywhere(targets, libraries=libraries)
+    else:
+        engines.check_here(targets, settings=build_settings, libraries=libraries)
+    how: dict[str, Any] = {
+        "precision": precision,
+        "plugin_libraries": plugin_libraries,
+        "build_settings": build_settings,
+        "rebuild": rebuild,
+    }
+    with _parent("compile"):
+        if executor is None:
+            return jobs.compile(model_uri, targets=targets, **how)
+        each = [
+            fleet.Job(stage="compile", model_uri=model_uri, arguments={"targets": [target], **how})
+            for target in targets
+        ]
+        done = fleet.held(fleet.run(each, executor=executor, workers=workers))
+        return [outcome.models[0] for outcome in done]
+
+
+def evaluate(
+    model_uri: str,
+    *,
+    batch_sizes: Sequence[int] = (),
+    executor: fleet.Executor | None = None,
+    workers: int | None = None,
+) -> list[MachineEvidence]:
+    """Judge a graph, an engine, or all of a bundle against the PyTorch model.
+
+    Args:
+        model_uri: The graph, engine or bundle.
+        batch_sizes: See `mlflow_e2eai.log_model`.
+        executor: The same. None judges on this machine, ``ray`` each engine on a node that has its
+            GPU, the graphs beside it.
+        workers: The same.
+
+    Returns:
+        What each machine found: evidence for each variant, the PyTorch module first.
+
+    Raises:
+        RunnerError: Engines that an executor was to have judged were not; the others are.
+    """
+    with _parent("evaluate"):
+        if executor is None:
+            return [jobs.evaluate(model_uri, batch_sizes=batch_sizes)]
+        model = tracking.ancestor(tracking.resolve(model_uri), jobs.JUDGED)
+        each = fleet.evaluations(
+            model.model_id, engines_in(model), executor=executor, batch_sizes=list(batch_sizes)
+        )
+        done = fleet.held(fleet.run(each, executor=executor, workers=workers))
+        return [tracking.fetch_found(str(outcome.run_id)) for outcome in done]

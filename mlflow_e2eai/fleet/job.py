@@ -1,0 +1,124 @@
+"""A job, and what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+from mlflow_e2eai.engine.targets import parse
+from mlflow_e2eai.errors import InvalidInputError, RunnerError
+
+Executor: TypeAlias = Literal["local", "ray"]
+
+EXECUTORS: tuple[Executor, ...] = ("local", "ray")
+
+
+def is_away(executor: Executor | None) -> bool:
+    """Whether other machines do the jobs, which may build what this one cannot."""
+    return executor == "ray"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One job of a stage, plain enough to be sent anywhere.
+
+    Attributes:
+        stage: The stage.
+        model_uri: What it works on; see `jobs.compile` and `jobs.evaluate`.
+        arguments: Their other arguments.
+        accelerator: Ray's accelerator type that it needs, for example ``H100``; None for one that
+            has the compute capability of its target, where that is built on such a GPU only.
+        gpu: Compute capability of the GPU that an evaluation needs, written as in
+            `Target.compute_capability`; None where it needs no GPU.
+        resources: Custom resources of Ray that it needs, by name.
+    """
+
+    stage: Literal["compile", "evaluate"]
+    model_uri: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    accelerator: str | None = None
+    gpu: str | None = None
+    resources: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.stage not in ("compile", "evaluate"):
+            msg = f"A job's stage is {self.stage!r}, but compile or evaluate is wanted."
+            raise InvalidInputError(msg)
+
+    @property
+    def capability(self) -> str | None:
+        """Compute capability of the GPU that it needs: empty for any GPU, None for no GPU.
+
+        TensorRT builds an engine on a GPU like the one that it is for, TensorRT-RTX on any machine.
+        """
+        if self.stage == "evaluate":
+            return self.gpu
+        for text in self.arguments.get("targets", ()):
+            if text == "local":
+                return ""
+            target = parse(text)
+            if target.backend == "tensorrt":
+                return target.compute_capability
+        return None
+
+    @property
+    def name(self) -> str:
+        """What its run is called until its stage says more."""
+        gpu = () if self.gpu is None else (self.gpu or "rtx",)
+        return " ".join([self.stage, *self.arguments.get("targets", ()), *gpu])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """What came of one attempt.
+
+    Attributes:
+        models: Ids of the engines, for ``compile``.
+        run_id: The run that holds what was found, for ``evaluate``.
+        error: Why it failed; None if it did not.
+        lost: Whether its worker ended, so that another may do better.
+        log: What the worker wrote, where it failed.
+    """
+
+    models: tuple[str, ...] = ()
+    run_id: str | None = None
+    error: str | None = None
+    lost: bool = False
+    log: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What came of a job.
+
+    Attributes:
+        job: The job.
+        models: Ids of the engines, for ``compile``.
+        run_id: The run that holds what was found, for ``evaluate``.
+        error: Why it failed; None if it did not.
+        failed_runs: The run of each attempt that failed: a lost job is tried again once.
+    """
+
+    job: Job
+    models: tuple[str, ...] = ()
+    run_id: str | None = None
+    error: str | None = None
+    failed_runs: tuple[str, ...] = ()
+
+
+def held(outcomes: Sequence[Outcome]) -> Sequence[Outcome]:
+    """The outcomes, if no job failed.
+
+    Raises:
+        RunnerError: Some failed: says which, why, and where their logs are.
+    """
+    failed = [outcome for outcome in outcomes if outcome.error is not None]
+    if failed:
+        said = "; ".join(
+            f"{outcome.job.name} (run {outcome.failed_runs[-1]}): {outcome.error}"
+            for outcome in failed
+        )
+        msg = f"{len(failed)} of {len(outcomes)} jobs failed, and the others are done: {said}"
+        raise RunnerError(msg)
+    return outcomes

@@ -1,0 +1,134 @@
+"""What a GPU does while it is measured: clock, power, temperature, throttling.
+
+NVML is asked through the optional package nvidia-ml-py (module pynvml), between rounds and never in
+one. Whatever is missing, the package, the driver or one of its answers, is None.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+from mlflow_e2eai.latency.report import GpuRecord
+
+PERIOD_S = 0.2
+"""Seconds between two questions at least: NVML itself refreshes power every 25 to 100 ms."""
+
+_REASONS = {
+    0x04: "software power cap",
+    0x08: "hardware slowdown",
+    0x20: "software thermal slowdown",
+    0x40: "hardware thermal slowdown",
+    0x80: "hardware power brake",
+}
+"""NVML's nvmlClocksEventReason bits (nvml.h) that mean the GPU is slower than it was asked to be.
+The others (idle, application or display clocks, sync boost) are settings."""
+
+
+class GpuWatch:
+    """Asks the GPU now and then, and says at the end what it heard."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._nvml, self._handle = _opened()
+        self._last: float | None = None
+        self._samples: list[tuple[float | None, float | None, float | None, int | None]] = []
+
+    @property
+    def due(self) -> bool:
+        """Whether there is a GPU, and it has not been asked for a while."""
+        if self._nvml is None:
+            return False
+        return self._last is None or self._clock() - self._last >= PERIOD_S
+
+    def ask(self) -> None:
+        """Ask it once."""
+        if self._nvml is None:
+            return
+        nvml, handle = self._nvml, self._handle
+        reasons = _asked(nvml, "nvmlDeviceGetCurrentClocksEventReasons", handle)
+        if reasons is None:  # its name before driver 535
+            reasons = _asked(nvml, "nvmlDeviceGetCurrentClocksThrottleReasons", handle)
+        power_mw = _asked(nvml, "nvmlDeviceGetPowerUsage", handle)
+        # 1 is NVML_CLOCK_SM, 0 is NVML_TEMPERATURE_GPU.
+        clock_mhz = _asked(nvml, "nvmlDeviceGetClockInfo", handle, 1)
+        celsius = _asked(nvml, "nvmlDeviceGetTemperature", handle, 0)
+        watts = None if power_mw is None else power_mw / 1e3
+        self._samples.append((clock_mhz, watts, celsius, reasons))
+        self._last = self._clock()
+
+    def close(self) -> GpuRecord | None:
+        """What it did; None where it could not be asked."""
+        if self._nvml is None:
+            return None
+        name = _asked(self._nvml, "nvmlDeviceGetName", self._handle)
+        _asked(self._nvml, "nvmlShutdown")
+        self._nvml = None
+        clocks, powers, heats, reasons = (
+            [value for value in column if value is not None]
+            for column in (zip(*self._samples, strict=True) if self._samples else 4 * [()])
+        )
+        said = [int(bits) for bits in reasons]
+        return GpuRecord(
+            name=name.decode() if isinstance(name, bytes) else name,
+            samples=len(self._samples),
+            sm_clock_min_mhz=min(map(float, clocks), default=None),
+            sm_clock_max_mhz=max(map(float, clocks), default=None),
+            power_max_w=max(map(float, powers), default=None),
+            temperature_max_c=max(map(float, heats), default=None),
+            throttle_reasons=tuple(
+                word for bit, word in _REASONS.items() if any(bits & bit for bits in said)
+            )
+            if said
+            else None,
+        )
+
+
+def used_memory_bytes() -> int | None:
+    """Memory in use on the first GPU that this process may use, by all who use it; None if unknown.
+
+    NVML is asked, as it tells this without taking any of it: a CUDA context takes hundreds of MB.
+    """
+    nvml, handle = _opened()
+    if nvml is None:
+        return None
+    memory = _asked(nvml, "nvmlDeviceGetMemoryInfo", handle)
+    _asked(nvml, "nvmlShutdown")
+    return None if memory is None else int(memory.used)
+
+
+def _opened() -> tuple[Any, Any]:
+    """NVML and the first GPU that this process may use, or two times None."""
+    try:
+        nvml = import_module("pynvml")
+    except ImportError:
+        return None, None
+    try:
+        nvml.nvmlInit()
+    except Exception:  # noqa: BLE001 - no driver, no GPU, no permission: nothing to record
+        return None, None
+    handle = _first(nvml)
+    if handle is None:
+        _asked(nvml, "nvmlShutdown")
+        return None, None
+    return nvml, handle
+
+
+def _first(nvml: Any) -> Any:
+    """NVML counts all GPUs of the machine, CUDA only those that the process may see."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
+    if visible.startswith("GPU-"):
+        return _asked(nvml, "nvmlDeviceGetHandleByUUID", visible)
+    if not visible.isdecimal():  # hidden on purpose, or a part of one
+        return None
+    return _asked(nvml, "nvmlDeviceGetHandleByIndex", int(visible))
+
+
+def _asked(nvml: Any, function: str, *arguments: Any) -> Any:
+    """NVML's answer, or None where this driver or GPU gives none."""
+    try:
+        return getattr(nvml, function)(*arguments)
+    except Exception:  # noqa: BLE001 - NVMLError, and names that an old package lacks
+        return None

@@ -1,0 +1,183 @@
+"""Samples made from the input example: the corners of the profile, and the edges of arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from mlflow_e2eai.artifacts.axes import corners, resize
+from mlflow_e2eai.artifacts.values import Array, Infer, OnnxArtifact, Tensors
+from mlflow_e2eai.errors import InvalidInputError
+
+LARGE = 16
+"""How many times the example's numbers the edge ``large`` has. A power of two: it changes exponents
+and rounds nothing. Standardised data, of which the largest is about 4, becomes 64: far more than a
+model was trained on, yet a thousandth of fp16's end (65504), so that what overflows is the model's
+arithmetic and not its input."""
+
+
+def profile_samples(example: Tensors, graph: OnnxArtifact) -> dict[str, Tensors]:
+    """The input example at every corner of a graph's profile, by corner."""
+    return {
+        label: resize(example, graph.inputs, sizes) for label, sizes in corners(graph.axes).items()
+    }
+
+
+def batch_samples(
+    example: Tensors, graph: OnnxArtifact, sizes: Sequence[int]
+) -> dict[str, Tensors]:
+    """The input example at further sizes of its leading axis, all other axes at opt.
+
+    Args:
+        example: One array for each input.
+        graph: Where the dynamic axes are.
+        sizes: Of the first input's first axis.
+
+    Returns:
+        Samples by label, such as ``N=16``, in the order of their size.
+
+    Raises:
+        InvalidInputError: That axis is not dynamic, or does not admit a size.
+    """
+    if not sizes:
+        return {}
+    first = graph.inputs[0]
+    leading = next((axis for axis in graph.axes if first.shape[:1] == (axis.name,)), None)
+    if leading is None:
+        msg = (
+            f"The leading axis of {first.name!r} is not dynamic, so there are no batch sizes to "
+            f"choose; leave them out, or give the axis in dynamic_axes."
+        )
+        raise InvalidInputError(msg)
+    for size in sizes:
+        if not leading.admits(size):
+            msg = (
+                f"The batch size {size} is not among those of the axis {leading.name!r}, "
+                f"{leading}; leave it out, or widen the axis."
+            )
+            raise InvalidInputError(msg)
+    opt = {axis.name: axis.opt for axis in graph.axes}
+    return {
+        f"{leading.name}={size}": resize(example, graph.inputs, {**opt, leading.name: size})
+        for size in sorted(set(sizes))
+    }
+
+
+def other_sample(example: Tensors, graph: OnnxArtifact, reference: Infer) -> Tensors | None:
+    """The input example at opt with every input turned round: other numbers of the same kind.
+
+    Where only one question is ever asked, an answer that was kept from the last call is the right
+    one. A profile without dynamic axes has only one corner.
+
+    Args:
+        example: One array for each input.
+        graph: Where the dynamic axes are, and their opt sizes.
+        reference: The model that is right.
+
+    Returns:
+        The sample; None where the model refuses it, or it is the example itself.
+    """
+    whole = resize(example, graph.inputs, {axis.name: axis.opt for axis in graph.axes})
+    turned = {name: np.ascontiguousarray(np.flip(array)) for name, array in whole.items()}
+    same = all(np.array_equal(array, whole[name]) for name, array in turned.items())
+    return None if same or not _is_sound(reference, turned) else turned
+
+
+def branch_samples(whole: Tensors) -> dict[str, Tensors]:
+    """The input example with other values, for a branch or a loop to go another way.
+
+    - ``turned``: every input turned round.
+    - ``zeros``: floating numbers are 0.
+    - ``negated``: floating numbers have the other sign.
+    - ``large``: `LARGE` times the floating numbers.
+    - ``less one``: integers that are all 2 or more, such as counts, are one less: an index stays in
+      its range, and a mask of ones is left alone.
+    - ``inverted``: single booleans are the other one.
+
+    Args:
+        whole: One array for each input.
+
+    Returns:
+        Samples by label; those that would be the example itself are left out. A model may refuse
+        some of them.
+    """
+    changes: dict[str, Callable[[Array], Array]] = {
+        "turned": lambda array: np.ascontiguousarray(np.flip(array)).reshape(array.shape),
+        "zeros": lambda array: np.zeros_like(array) if array.dtype.kind == "f" else array,
+        "negated": lambda array: np.negative(array) if array.dtype.kind == "f" else array,
+        "large": lambda array: _large(array) if array.dtype.kind == "f" else array,
+        "less one": _less_one,
+        "inverted": lambda array: (
+            np.logical_not(array, out=np.empty_like(array)) if _is_flag(array) else array
+        ),
+    }
+    made = {
+        label: {name: np.asarray(change(array)) for name, array in whole.items()}
+        for label, change in changes.items()
+    }
+    return {
+        label: sample
+        for label, sample in made.items()
+        if not all(np.array_equal(array, whole[name]) for name, array in sample.items())
+    }
+
+
+def _less_one(array: Array) -> Array:
+    is_count = array.dtype.kind in "iu" and array.size > 0 and array.min() > 1
+    return np.asarray(array - array.dtype.type(1)) if is_count else array
+
+
+def _is_flag(array: Array) -> bool:
+    return array.dtype.kind == "b" and array.size == 1
+
+
+def edge_samples(example: Tensors, graph: OnnxArtifact, reference: Infer) -> dict[str, Tensors]:
+    """The input example at the profile's opt sizes, with its floating numbers at an edge.
+
+    - ``zeros``: all are 0.
+    - ``denormal``: half the smallest normal number of float32 (of float16 where the input is that),
+      with the example's signs: what flushes them to zero, or divides by them, shows.
+    - ``large``: `LARGE` times the example's numbers.
+
+    Integers, token ids for instance, stay as they are.
+
+    Args:
+        example: One array for each input.
+        graph: Where the dynamic axes are, and their opt sizes.
+        reference: The model that is right. An edge that it refuses, or answers with NaN or an
+            infinity, is left out: what it makes of such numbers says nothing of a variant.
+
+    Returns:
+        Samples by edge; none for a model with no floating input.
+    """
+    if not any(array.dtype.kind == "f" for array in example.values()):
+        return {}
+    whole = resize(example, graph.inputs, {axis.name: axis.opt for axis in graph.axes})
+    made = {
+        edge: {
+            name: np.asarray(change(array)) if array.dtype.kind == "f" else array
+            for name, array in whole.items()
+        }
+        for edge, change in (("zeros", np.zeros_like), ("denormal", _denormal), ("large", _large))
+    }
+    return {edge: sample for edge, sample in made.items() if _is_sound(reference, sample)}
+
+
+def _denormal(array: Array) -> Array:
+    smallest = max(np.finfo(kind).smallest_normal.item() for kind in (array.dtype, np.float32))
+    return np.copysign(np.full_like(array, smallest / 2), array)
+
+
+def _large(array: Array) -> Array:
+    with np.errstate(over="ignore"):  # an infinity is seen and left out
+        return np.asarray(array * array.dtype.type(LARGE))
+
+
+def _is_sound(reference: Infer, sample: Tensors) -> bool:
+    try:
+        answer = reference(sample)
+    except Exception:  # noqa: BLE001 - whatever the user's forward raises on numbers that we made
+        return False
+    arrays = (*sample.values(), *answer.values())
+    return all(np.isfinite(array).all() for array in arrays if array.dtype.kind == "f")

@@ -1,0 +1,355 @@
+"""One stage alone, on what an earlier one logged: fetch, run the stage, log what it made.
+
+Any model of the chain will do for any stage: each walks up to the one that it needs, so that
+``export`` of a registered bundle exports the PyTorch model that the bundle was made from.
+"""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from mlflow_e2eai import tracking
+from mlflow_e2eai.artifacts.arrays import load_arrays
+from mlflow_e2eai.artifacts.axes import DynamicAxes
+from mlflow_e2eai.artifacts.libraries import loadable, native_allowed
+from mlflow_e2eai.artifacts.machine import environment
+from mlflow_e2eai.artifacts.values import Precision, graph_precision, variant_name
+from mlflow_e2eai.engine.request import Wanted
+from mlflow_e2eai.engine.targets import resolve
+from mlflow_e2eai.errors import InvalidInputError, TrackingError
+from mlflow_e2eai.evaluation import data as evaluation_data
+from mlflow_e2eai.evaluation.bisection.nodes import bisect as bisect_graph
+from mlflow_e2eai.evaluation.bisection.search import Bisection
+from mlflow_e2eai.evaluation.data import all_samples
+from mlflow_e2eai.evaluation.evidence import MachineEvidence
+from mlflow_e2eai.evaluation.quantized_gates import quantized_gates, weighed
+from mlflow_e2eai.evaluation.stage import evaluate as judge
+from mlflow_e2eai.parity.samples import profile_samples
+from mlflow_e2eai.pipeline import build
+from mlflow_e2eai.pipeline.engines import compile_on
+from mlflow_e2eai.pipeline.job_inputs import (
+    GRAPHS,
+    device_for,
+    graph_of,
+    job_on,
+    source_of,
+    variants_in,
+)
+from mlflow_e2eai.pipeline.model_factory import call
+from mlflow_e2eai.pipeline.onnx_file import imported
+from mlflow_e2eai.precision.stage import check_graph_precision
+from mlflow_e2eai.pytorch.stage import DEFAULT_OPSET, Exporter
+from mlflow_e2eai.pytorch.stage import export as export_graph
+from mlflow_e2eai.runtime.isolation import isolated_onnxruntime
+from mlflow_e2eai.surgery.mapping import entering
+from mlflow_e2eai.surgery.plan import DEFAULT_PLAN, Step, named_in
+from mlflow_e2eai.surgery.stage import clean as clean_graph
+from mlflow_e2eai.tracking.recorder import record
+
+
+def log(factory: str, *, name: str) -> str:
+    """Log a PyTorch model that a callable makes, for the stages to take further.
+
+    Args:
+        factory: ``package.module:callable`` or ``path/to/file.py:callable``. It returns a mapping
+            with ``model`` and ``input_example``, and optionally ``dynamic_axes``,
+            ``operators``, ``operator_libraries``, ``evaluation_data`` and ``metrics``, as
+            `mlflow_e2eai.log_model` takes them.
+        name: Name of the LoggedModel.
+
+    Returns:
+        Its id.
+
+    Raises:
+        InvalidInputError: There is no such callable, or it returns something else.
+    """
+    with tracking.run("log", nested=True, tags={tracking.STAGE: "log"}) as run_id:
+        made = call(factory)
+        return tracking.log_source(
+            made["model"],
+            made["input_example"],
+            name=name,
+            run_id=run_id,
+            dynamic_axes=made.get("dynamic_axes"),
+            operators=made.get("operators", ()),
+            operator_libraries=made.get("operator_libraries", ()),
+            evaluation=evaluation_data.evaluation_of(
+                made["model"],
+                made["input_example"],
+                made.get("evaluation_data"),
+                made.get("metrics"),
+            ),
+        )
+
+
+def export(
+    model_uri: str,
+    *,
+    exporter: Exporter = "auto",
+    opset: int = DEFAULT_OPSET,
+    dynamic_axes: DynamicAxes | None = None,
+    plan: Sequence[Step] = DEFAULT_PLAN,
+) -> str:
+    """Export the PyTorch model of a chain.
+
+    Args:
+        model_uri: Any model of the chain.
+        exporter: See `mlflow_e2eai.export`.
+        opset: The same.
+        dynamic_axes: The same; None takes those that the model was logged with.
+        plan: What `clean` will do: the operators that it names need no implementation.
+
+    Returns:
+        Id of the raw ONNX LoggedModel.
+    """
+    with job_on(model_uri, ("source",)) as job:
+        source = source_of(job.model, job.folder, dynamic_axes)
+        with job.recorder.stage("export", inputs=[]) as stage:
+            raw, exported = export_graph(
+                source.module,
+                source.example,
+                out=job.folder / "raw.onnx",
+                dynamic_axes=source.axes,
+                exporter=exporter,
+                opset=opset,
+                operators=source.operators,
+                operator_libraries=loadable(source.libraries),
+                deferred=named_in(plan),
+            )
+            stage.made(raw, example=source.example)
+            stage.noted("export", exported)
+        return job.recorder.models[raw.sha256]
+
+
+def clean(model_uri: str, *, plan: Sequence[Step] = DEFAULT_PLAN) -> str:
+    """Apply a surgery plan to the raw graph of a chain.
+
+    Returns:
+        Id of the cleaned ONNX LoggedModel.
+    """
+    with job_on(model_uri, ("export",)) as job:
+        raw, example = graph_of(job.model, job.folder)
+        with job.reference(raw, raw) as reference, job.stage("clean", raw) as stage:
+            cleaned, report = clean_graph(
+                raw,
+                plan,
+                out=job.folder / "clean.onnx",
+                samples=list(profile_samples(example, raw).values()),
+                reference=reference,
+                keep=job.folder / "refused",
+            )
+            with entering(raw, cleaned) as fit:
+                stage.made(cleaned, example=fit(example))
+            stage.noted("surgery", report)
+        return job.recorder.models[cleaned.sha256]
+
+
+def convert(model_uri: str, *, precision: Precision, keep_fp32: Sequence[str] = ()) -> str:
+    """Convert the cleaned graph of a chain.
+
+    It is guarded by the ranges seen at the corners of its profile and on the evaluation data that
+    was logged with the PyTorch model.
+
+    Args:
+        model_uri: Any model of the chain, from the cleaned graph on.
+        precision: See `mlflow_e2eai.convert`.
+        keep_fp32: The same.
+
+    Returns:
+        Id of the converted ONNX LoggedModel; for fp32, of the cleaned one itself.
+    """
+    check_graph_precision(precision)
+    with job_on(model_uri, ("clean",)) as job:
+        graph, example = graph_of(job.model, job.folder)
+        with job.stage(f"convert {precision}", graph) as stage:
+            data = None if precision == "fp32" else job.data(graph)
+            made, _ = build.convert_on(
+                stage,
+                graph,
+                precision,
+                out=job.folder / f"{precision}.onnx",
+                keep_fp32=keep_fp32,
+                example=example,
+                evaluation=data,
+            )
+        return job.recorder.models[made.sha256]
+
+
+def bisect(model_uri: str, *, precision: Precision = "fp16") -> tuple[Bisection, str]:
+    """Find the nodes of a chain's cleaned graph that must stay in fp32 for a precision to pass.
+
+    ONNX Runtime runs it on the best device here; on the CPU with every value rounded to fp16, as a
+    GPU does. It is judged against the PyTorch model (where that cannot be loaded, against the graph
+    in fp32), at the corners of the profile and on the evaluation data that was logged with it.
+
+    Args:
+        model_uri: Any model of the chain, from the cleaned graph on.
+        precision: The one in which it fails.
+
+    Returns:
+        What `mlflow_e2eai.bisect` found, and the URI of its ``bisection.json`` on the run.
+
+    Raises:
+        InvalidInputError: The precision is fp32, or unknown; or the graph fails in fp32 too.
+    """
+    check_graph_precision(precision)
+    with job_on(model_uri, ("clean",)) as job:
+        graph, example = graph_of(job.model, job.folder)
+        raw, _ = graph_of(tracking.ancestor(job.model, ("export",)), job.folder / "raw")
+        device = device_for(graph)
+        with (
+            job.reference(raw, graph) as reference,
+            job.stage(f"bisect {precision}", graph) as stage,
+        ):
+            data = job.evaluation
+            if data is not None:
+                data = data.for_graph(raw, graph)
+            samples = [*all_samples(example, graph, data)]
+            found = bisect_graph(
+                graph,
+                precision,
+                samples=samples,
+                reference=reference,
+                run=functools.partial(
+                    isolated_onnxruntime,
+                    device=device,
+                    rounded=device == "cpu",
+                    libraries=graph.libraries,
+                ),
+            )
+            variant = variant_name(f"onnxruntime-{device}", precision)
+            tracking.log_bisection(found, run_id=stage.run_id, variant=variant)
+        return found, f"runs:/{stage.run_id}/bisection.json"
+
+
+def _parent(name: str) -> AbstractContextManager[str]:
+    """The run of a job that has a child for each engine or variant."""
+    return tracking.run(name, nested=True, tags={tracking.STAGE: name})
+
+
+# Compile and evaluate on a chain, each in the active run: what many machines can share out.
+
+
+JUDGED = (*GRAPHS, "compile", "package")
+"""Stages whose output can be judged."""
+
+
+def compile(
+    model_uri: str, *, targets: Sequence[str], precision: Precision | None = None, **how: Any
+) -> list[str]:
+    """Build engines of a graph of a chain, a run for each; see `jobs.compile`.
+
+    Args:
+        model_uri: See there.
+        targets: The same.
+        precision: The same.
+        **how: The other fields of `Wanted`.
+    """
+    with job_on(model_uri, GRAPHS) as job:
+        graph, example = graph_of(job.model, job.folder)
+        precision = graph.precision if precision is None else precision
+        if graph_precision(precision) != graph.precision:
+            msg = f"The graph is in {graph.precision}, but an engine in {precision} is wanted; "
+            msg += f"give the graph in {graph_precision(precision)}."
+            raise InvalidInputError(msg)
+        made = []
+        for target in targets:
+            wanted = Wanted(graph=graph.sha256, precision=precision, target=target, **how)
+            with job.stage(f"compile {precision} {target}", graph) as stage:
+                out = job.folder / f"{target}.engine"
+                engine = compile_on(stage, graph, resolve(target), wanted, out=out, example=example)
+            made.append(job.recorder.models[engine.sha256])
+        return made
+
+
+def evaluate(
+    model_uri: str,
+    *,
+    beside: Sequence[str] = (),
+    engines: Sequence[str] | None = None,
+    batch_sizes: Sequence[int] = (),
+) -> MachineEvidence:
+    """Judge a graph, an engine or a bundle on this machine, a run for each variant.
+
+    Args:
+        model_uri: It.
+        beside: More graphs and engines of its chain, by the ids of their models.
+        engines: Digests of a bundle's engines that are asked; None for all.
+        batch_sizes: See `mlflow_e2eai.log_model`.
+    """
+    with job_on(model_uri, JUDGED) as job:
+        graphs, built, example = variants_in(job, beside)
+        built = [one for one in built if engines is None or one.sha256 in engines]
+        exported = tracking.ancestor(job.model, ("export",))
+        raw, _ = graph_of(exported, job.folder / "raw")
+        job.recorder.models[raw.sha256] = exported.model_id
+        with job.reference(raw, graphs[0]) as reference:
+            if reference is None:
+                msg = "Nothing can be judged without the PyTorch model; see the warning above."
+                raise TrackingError(msg)
+            evaluation = job.evaluation
+            if evaluation is not None:
+                evaluation = evaluation.for_graph(raw, graphs[0])
+            evidence, latency = judge(
+                reference,
+                graphs,
+                built,
+                example,
+                name=job.reference_name,
+                raw=raw,
+                evaluation=evaluation,
+                batch_sizes=batch_sizes,
+                timed=job.timed,
+            )
+        evidence = weighed(evidence, latency, [*graphs, *built], quantized_gates())
+        record(evidence, latency, job.recorder)
+    return MachineEvidence(environment=environment(), evidence=tuple(evidence), latency=latency)
+
+
+# An ONNX file that somebody else exported, as the start of a chain.
+
+
+def clean_onnx(
+    path: Path,
+    *,
+    example: Path | None = None,
+    dynamic_axes: DynamicAxes | None = None,
+    plan: Sequence[Step] = DEFAULT_PLAN,
+    operator_libraries: Sequence[Path] = (),
+) -> str:
+    """Log an ONNX file as the raw graph of a chain without a PyTorch model, and clean it.
+
+    Nothing is logged before the file has been run.
+
+    Args:
+        path: See `imported`.
+        example: An npz file with an array for each input; by default see `imported`.
+        dynamic_axes: See `imported`.
+        plan: See `jobs.clean`.
+        operator_libraries: See `imported`.
+
+    Returns:
+        Id of the cleaned ONNX LoggedModel.
+
+    Raises:
+        E2EAIError: See `imported`.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        raw, given = imported(
+            path,
+            out=Path(folder, "raw.onnx"),
+            example=None if example is None else load_arrays(example),
+            dynamic_axes=dynamic_axes,
+            operator_libraries=operator_libraries,
+        )
+        recorder = tracking.MlflowRecorder(name=path.stem, source=None)
+        with tracking.run("clean", nested=True, tags={tracking.STAGE: "clean"}):
+            with recorder.stage("import", inputs=[]) as stage:
+                stage.made(raw, example=given)
+            with native_allowed([library.path.name for library in raw.libraries]):
+                return clean(recorder.models[raw.sha256], plan=plan)

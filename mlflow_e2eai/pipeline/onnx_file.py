@@ -1,0 +1,148 @@
+"""An ONNX file that somebody else exported, as a raw graph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mlflow_e2eai.artifacts import external_data as weights
+from mlflow_e2eai.artifacts import graphs
+from mlflow_e2eai.artifacts.arrays import feed
+from mlflow_e2eai.artifacts.axes import DynamicAxes, axes_of
+from mlflow_e2eai.artifacts.values import Array, OnnxArtifact, TensorSpec
+from mlflow_e2eai.errors import InvalidInputError
+from mlflow_e2eai.parity.samples import profile_samples
+from mlflow_e2eai.pytorch import operators
+from mlflow_e2eai.runtime.isolation import isolated_onnxruntime
+
+if TYPE_CHECKING:
+    import onnx
+
+
+def imported(
+    path: Path,
+    *,
+    out: Path,
+    example: Mapping[str, Any] | None = None,
+    dynamic_axes: DynamicAxes | None = None,
+    operator_libraries: Sequence[Path] = (),
+) -> tuple[OnnxArtifact, dict[str, Array]]:
+    """Take an ONNX file as the raw graph of a chain without a PyTorch model.
+
+    What is made of it is judged against the file itself, run by ONNX Runtime: it is run once at
+    every corner of its profile.
+
+    Args:
+        path: The file, in fp32; its weights may lie in other files of its folder.
+        out: The file to write.
+        example: An array for each input. None makes them from the file's inputs: standard normal
+            numbers for floats, else zeros.
+        dynamic_axes: An axis for every size that the file leaves open.
+        operator_libraries: Shared libraries that implement operators of it for ONNX Runtime.
+
+    Returns:
+        The graph, and the input example by name.
+
+    Raises:
+        ArtifactError: A file is missing or broken.
+        InvalidInputError: The axes or the example do not fit the file, or it is not in fp32.
+        RunnerError: ONNX Runtime cannot load it, or run it.
+    """
+    model = graphs.read(path)
+    libraries = operators.found(operator_libraries)
+    _hold_fp32(model, path)
+    _name_axes(model, dynamic_axes or {})
+    graphs.write(model, out)
+    raw = graphs.describe(
+        out,
+        stage="export",
+        precision="fp32",
+        axes=axes_of(dynamic_axes or {}),
+        parent_sha256=None,
+        libraries=libraries,
+    )
+    given = _generated(raw) if example is None else feed(example, raw.inputs)
+    with isolated_onnxruntime(raw.path, libraries=raw.libraries) as infer:
+        for sample in profile_samples(given, raw).values():
+            infer(sample)
+    return raw, given
+
+
+def _hold_fp32(model: onnx.ModelProto, path: Path) -> None:
+    """Refuse a graph with values in a narrower type, as all that follows is judged against it."""
+    import onnx
+
+    types = onnx.TensorProto
+    narrow: dict[int, str] = {int(types.FLOAT16): "fp16", int(types.BFLOAT16): "bf16"}
+    kinds: set[int] = {tensor.data_type for tensor in weights.tensors(model)}
+    kinds |= {value.type.tensor_type.elem_type for value in model.graph.input}
+    kinds |= {
+        attribute.i
+        for node in graphs.nodes(model)
+        if node.op_type == "Cast"
+        for attribute in node.attribute
+        if attribute.name == "to"
+    }
+    if found := sorted(narrow[kind] for kind in kinds & narrow.keys()):
+        msg = (
+            f"{path.name} computes in {found[0]} already, and would be the reference of all that "
+            f"is made of it; export the model in fp32."
+        )
+        raise InvalidInputError(msg)
+
+
+def _name_axes(model: onnx.ModelProto, dynamic_axes: DynamicAxes) -> None:
+    """Give the open sizes of the inputs the names of their axes, in the outputs too."""
+    renamed: dict[str, str] = {}
+    inputs = {spec.name: spec for spec in graphs.interface(model)[0]}
+    values = {value.name: value for value in model.graph.input}
+    for name, positions in dynamic_axes.items():
+        shape = inputs[name].shape if name in inputs else ()
+        for position, axis in positions.items():
+            if not 0 <= position < len(shape) or not isinstance(shape[position], str):
+                msg = (
+                    f"dynamic_axes names axis {position} of {name!r}, but the file leaves no such "
+                    f"size open; its inputs are {_words(inputs)}."
+                )
+                raise InvalidInputError(msg)
+            dim = values[name].type.tensor_type.shape.dim[position]
+            if dim.dim_param:
+                renamed[dim.dim_param] = axis.name
+            dim.dim_param = axis.name
+    _hold_all_named(inputs, dynamic_axes)
+    for value in (*model.graph.output, *model.graph.value_info):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param in renamed:
+                dim.dim_param = renamed[dim.dim_param]
+
+
+def _hold_all_named(inputs: dict[str, TensorSpec], dynamic_axes: DynamicAxes) -> None:
+    for name, spec in inputs.items():
+        for position, size in enumerate(spec.shape):
+            if isinstance(size, str) and position not in dynamic_axes.get(name, {}):
+                msg = (
+                    f"The file leaves size {position} of {name!r} open; say which sizes it will "
+                    f"meet, for example dynamic_axes={name}:{position}=N:1:8:64."
+                )
+                raise InvalidInputError(msg)
+
+
+def _words(inputs: dict[str, TensorSpec]) -> str:
+    return ", ".join(f"{name} {list(spec.shape)}" for name, spec in inputs.items())
+
+
+def _generated(graph: OnnxArtifact) -> dict[str, Array]:
+    """An input example from a graph's inputs, every axis at its opt."""
+    random = np.random.default_rng(0)
+    opt = {axis.name: axis.opt for axis in graph.axes}
+    found = {}
+    for spec in graph.inputs:
+        shape = [size if isinstance(size, int) else opt[size] for size in spec.shape]
+        dtype = np.dtype(spec.dtype)
+        is_float = dtype.kind == "f"
+        array = random.standard_normal(shape) if is_float else np.zeros(shape)
+        found[spec.name] = array.astype(dtype)
+    return found

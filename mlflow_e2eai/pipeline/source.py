@@ -1,0 +1,133 @@
+"""Where the way begins: at a PyTorch model, or at an ONNX file that somebody else exported."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlflow_e2eai.artifacts.values import Array, Infer, OnnxArtifact
+from mlflow_e2eai.errors import InvalidInputError
+from mlflow_e2eai.evaluation.data import EvaluationData
+from mlflow_e2eai.evaluation.variants import FILE, TORCH
+from mlflow_e2eai.pipeline.onnx_file import imported
+from mlflow_e2eai.pipeline.settings import Settings
+from mlflow_e2eai.pytorch.flat_module import flattened
+from mlflow_e2eai.pytorch.runner import torch_runner
+from mlflow_e2eai.pytorch.stage import ExportReport, export
+from mlflow_e2eai.runtime.isolation import isolated_onnxruntime
+from mlflow_e2eai.surgery.plan import named_in
+from mlflow_e2eai.tracking.recorder import Recorder
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Beginning:
+    """A raw graph, and what is right for all that is made of it.
+
+    Attributes:
+        raw: The graph.
+        example: An array for each of its inputs.
+        reference: What gives the right numbers, under the graph's names.
+        name: The variant that the reference is: `bundle.TORCH`, or `bundle.FILE`.
+        exported: How the graph came about; None of a file.
+    """
+
+    raw: OnnxArtifact
+    example: dict[str, Array]
+    reference: Infer
+    name: str
+    exported: ExportReport | None = None
+
+
+@contextmanager
+def begun(
+    model: Any,
+    input_example: Any,
+    settings: Settings,
+    *,
+    work: Path,
+    recorder: Recorder,
+    source: str | None = None,
+    data: EvaluationData | None = None,
+) -> Iterator[Beginning]:
+    """Have a raw graph and its reference, for the block.
+
+    Args:
+        model: A ``torch.nn.Module``, ScriptModule or ExportedProgram; the path of an ONNX file; or
+            the raw graph of one that the recorder knows.
+        input_example: Inputs that it accepts. For a file a mapping of names to arrays, or None.
+        settings: What to make of it.
+        work: A folder for the files.
+        recorder: Who is told of the stages.
+        source: What stands for the model in the recorder's inputs.
+        data: Evaluation data, whose names are checked before any work.
+
+    Raises:
+        InvalidInputError: The example or the data does not fit the model.
+        E2EAIError: See `export` and `imported`.
+    """
+    if not isinstance(model, OnnxArtifact | Path):
+        module, example = flattened(model, input_example)
+        _check_names(data, example)
+        with recorder.stage("export", inputs=[] if source is None else [source]) as stage:
+            raw, exported = export(
+                module,
+                example,
+                out=work / "raw.onnx",
+                dynamic_axes=settings.dynamic_axes,
+                exporter=settings.exporter,
+                opset=settings.opset,
+                output_names=settings.output_names,
+                operators=settings.operators,
+                operator_libraries=settings.operator_libraries,
+                deferred=named_in(settings.surgery),
+            )
+            stage.made(raw, example=example)
+            stage.noted("export", exported)
+        with reference_of(module, raw) as right:
+            yield Beginning(
+                raw=raw, example=example, reference=right, name=TORCH, exported=exported
+            )
+        return
+    _check_nothing_to_export(settings)
+    if isinstance(model, OnnxArtifact):
+        raw, example = model, input_example
+    else:
+        raw, example = imported(
+            model,
+            out=work / "raw.onnx",
+            example=input_example,
+            dynamic_axes=settings.dynamic_axes,
+            operator_libraries=settings.operator_libraries,
+        )
+        with recorder.stage("import", inputs=[]) as stage:
+            stage.made(raw, example=example)
+    _check_names(data, example)
+    with isolated_onnxruntime(raw.path, libraries=raw.libraries) as itself:
+        yield Beginning(raw=raw, example=example, reference=itself, name=FILE)
+
+
+@contextmanager
+def reference_of(module: Any, raw: OnnxArtifact) -> Iterator[Infer]:
+    """The PyTorch module under the names of its export: what is right."""
+    names = [spec.name for spec in raw.inputs]
+    with torch_runner(module, inputs=names, outputs=[spec.name for spec in raw.outputs]) as infer:
+        yield infer
+
+
+def _check_names(data: EvaluationData | None, example: dict[str, Array]) -> None:
+    if data is not None:
+        data.check_names(example)
+
+
+def _check_nothing_to_export(settings: Settings) -> None:
+    """Refuse what only an exporter heeds."""
+    usual = Settings()
+    for name in ("exporter", "opset", "output_names", "operators"):
+        if getattr(settings, name) != getattr(usual, name):
+            msg = (
+                f"{name} is for PyTorch models, but an ONNX file is exported already; leave it out."
+            )
+            raise InvalidInputError(msg)

@@ -1,0 +1,340 @@
+"""ONNX -> ONNX that multiplies in int8 or fp8, by QuantizeLinear and DequantizeLinear."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mlflow_e2eai.artifacts import external_data as weights
+from mlflow_e2eai.artifacts import graphs
+from mlflow_e2eai.artifacts.values import Array, Library, Precision, Tensors
+from mlflow_e2eai.errors import InvalidInputError, PrecisionError
+from mlflow_e2eai.precision.calibration import Calibration, Calibrator, calibrate, limits_of
+from mlflow_e2eai.precision.ranges import Kept
+
+if TYPE_CHECKING:
+    import onnx
+
+
+@dataclass(frozen=True, slots=True)
+class _Type:
+    """What numbers of a quantised type are.
+
+    Attributes:
+        onnx_type: Name of the member of ``TensorProto``.
+        highest: Its largest number that is used. Of int8 -128 is left out, so that zero is zero:
+            TensorRT takes symmetric ranges only.
+        opset: The first whose QuantizeLinear has it, with a scale for each channel.
+        calibrator: What ends its ranges. fp8's steps grow with the number, so clipping saves none.
+    """
+
+    onnx_type: str
+    highest: float
+    opset: int
+    calibrator: Calibrator
+
+
+TYPES: Mapping[str, _Type] = {
+    "int8": _Type("INT8", 127.0, 13, "mse"),
+    "fp8": _Type("FLOAT8E4M3FN", 448.0, 19, "max"),
+}
+
+_PRODUCTS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+"""Operators that TensorRT computes in int8 and fp8, where their second input is a constant: what a
+product of two activations loses, as in attention, is seldom worth it, and it makes no file smaller.
+"""
+
+
+def check_calibrated(precisions: Iterable[str], data: object | None) -> None:
+    """Refuse to quantise without data to calibrate on; one example says too little of others.
+
+    Raises:
+        InvalidInputError: int8 or fp8 is among the precisions, and the data is None.
+    """
+    wanted = [precision for precision in precisions if precision in TYPES]
+    if wanted and data is None:
+        msg = (
+            f"{wanted[0]} is calibrated on data, and the input example alone is none; give "
+            f"evaluation_data with the model, with or without labels, or leave {wanted[0]} out."
+        )
+        raise InvalidInputError(msg)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuantizedGraph:
+    """A graph with its products quantised.
+
+    Attributes:
+        model: The graph.
+        calibration: Where the ranges come from.
+        kept: The products that stay in fp32, in the graph's order.
+        quantized: How many do not.
+        pairs: Pairs of QuantizeLinear and DequantizeLinear; a weight is stored quantised, and its
+            DequantizeLinear counts as one.
+    """
+
+    model: onnx.ModelProto
+    calibration: Calibration
+    kept: tuple[Kept, ...]
+    quantized: int
+    pairs: int
+
+
+def quantize(
+    model: onnx.ModelProto,
+    precision: Precision,
+    samples: Iterable[Tensors],
+    *,
+    keep_fp32: Collection[str] = (),
+    libraries: Sequence[Library] = (),
+) -> QuantizedGraph:
+    """Quantise what a graph multiplies by constants.
+
+    Both factors of a product get a symmetric range: a weight one for each output channel, stored
+    quantised; an activation one for the whole, from calibration. Bias, and all that is no product,
+    stays in fp32. It is what TensorRT reads as int8 and fp8 layers, and ONNX Runtime runs it.
+
+    Args:
+        model: A graph in fp32 without model-local functions, which is not changed.
+        precision: ``int8`` or ``fp8`` (E4M3).
+        samples: Inputs to calibrate on; read once.
+        keep_fp32: Names of nodes that stay in fp32, as `graphs.node_names` gives them.
+        libraries: Libraries with operators of the graph.
+
+    Raises:
+        PrecisionError: There is no sample, or nothing to quantise, or the graph's operator set
+            cannot be raised to one that has the type.
+        RunnerError: ONNX Runtime cannot run the graph on a sample.
+    """
+    form = TYPES[precision]
+    made = _raised(model, form.opset, precision)
+    constants = _constants(made)
+    names = graphs.node_names(made)
+    products = [
+        (node, name)
+        for node, name in zip(made.graph.node, names, strict=True)
+        if node.op_type in _PRODUCTS
+        and node.domain in ("", "ai.onnx")
+        and node.input[1] in constants
+        and node.input[0] not in constants
+    ]
+    wanted = [(node, name) for node, name in products if name not in keep_fp32]
+    if not wanted:
+        msg = (
+            f"The graph has no {', '.join(sorted(_PRODUCTS))} with a constant weight that "
+            f"{precision} may hold; keep it in fp32."
+        )
+        raise PrecisionError(msg)
+    values = list(dict.fromkeys(node.input[0] for node, _ in wanted))
+    calibration = calibrate(
+        made,
+        values,
+        samples,
+        calibrator=form.calibrator,
+        steps=int(form.highest),
+        libraries=libraries,
+    )
+    if not calibration.samples:
+        msg = (
+            f"{precision} is calibrated on data, and there is none; give evaluation_data, with or "
+            f"without labels."
+        )
+        raise PrecisionError(msg)
+    limits = limits_of(calibration)
+    kept = tuple(_kept(node, name, keep_fp32, limits) for node, name in products)
+    chosen = [node for node, name in wanted if limits[node.input[0]] > 0]
+    if not chosen:
+        msg = "All that the graph's products read is zero on the samples; give other data."
+        raise PrecisionError(msg)
+    pairs = _Pairs(made, form, constants, limits)
+    for node in chosen:
+        node.input[1] = pairs.weight(node)
+        node.input[0] = pairs.activation(node.input[0])
+    count = pairs.place()
+    return QuantizedGraph(
+        model=made,
+        calibration=calibration,
+        kept=tuple(one for one in kept if one is not None),
+        quantized=len(chosen),
+        pairs=count,
+    )
+
+
+def _kept(
+    node: onnx.NodeProto, name: str, asked: Collection[str], limits: Mapping[str, float]
+) -> Kept | None:
+    if name in asked:
+        return Kept(node=name, operator=node.op_type, reason="asked for")
+    if limits[node.input[0]] > 0:
+        return None
+    value = node.input[0]
+    return Kept(node=name, operator=node.op_type, reason="all zero", value=value, magnitude=0.0)
+
+
+def _raised(model: onnx.ModelProto, opset: int, precision: str) -> onnx.ModelProto:
+    """A copy of a model, with at least this operator set."""
+    import onnx
+
+    made = onnx.ModelProto()
+    if graphs.opset_of(model) >= opset:
+        made.CopyFrom(model)
+        return made
+    try:
+        made.CopyFrom(onnx.version_converter.convert_version(model, opset))
+    except Exception as error:  # the converter is native code, whose errors share no base class
+        msg = (
+            f"{precision} takes opset {opset}, and the graph cannot be raised to it from "
+            f"{graphs.opset_of(model)}: {str(error).strip().splitlines()[0]} Export it with "
+            f"opset={opset}."
+        )
+        raise PrecisionError(msg) from error
+    return made
+
+
+def _constants(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
+    """The constants of the main graph in fp32, by name."""
+    import onnx
+
+    found = {weight.name: weight for weight in model.graph.initializer}
+    found |= {
+        node.output[0]: node.attribute[0].t
+        for node in model.graph.node
+        if node.op_type == "Constant" and node.attribute[0].name == "value"
+    }
+    return {
+        name: tensor
+        for name, tensor in found.items()
+        if tensor.data_type == onnx.TensorProto.FLOAT and len(tensor.dims) > 1
+    }
+
+
+class _Pairs:
+    """The nodes that quantise, one pair for each value however many read it."""
+
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        form: _Type,
+        constants: Mapping[str, onnx.TensorProto],
+        limits: Mapping[str, float],
+    ) -> None:
+        self._model = model
+        self._graph = model.graph
+        self._form = form
+        self._constants = constants
+        self._limits = limits
+        self._activations: dict[str, list[onnx.NodeProto]] = {}
+        self._weights: dict[tuple[str, int | None], onnx.NodeProto] = {}
+
+    def activation(self, name: str) -> str:
+        """The value behind its pair."""
+        import onnx
+
+        if name not in self._activations:
+            scale = self._add(f"{name}_scale", np.float32(self._limits[name] / self._form.highest))
+            zero = self._zero(f"{name}_zero", ())
+            rounded, back = f"{name}_quantized", f"{name}_dequantized"
+            self._activations[name] = [
+                onnx.helper.make_node(
+                    "QuantizeLinear", [name, scale, zero], [rounded], name=f"{name}_quantize"
+                ),
+                onnx.helper.make_node(
+                    "DequantizeLinear", [rounded, scale, zero], [back], name=f"{name}_dequantize"
+                ),
+            ]
+        return str(self._activations[name][-1].output[0])
+
+    def weight(self, node: onnx.NodeProto) -> str:
+        """A node's weight, stored quantised, behind its DequantizeLinear."""
+        import onnx
+
+        name = node.input[1]
+        axis = _channel_axis(node, len(self._constants[name].dims))
+        key = (name, axis)
+        if key not in self._weights:
+            numbers = _numbers(self._constants[name])
+            stem = name if axis in (None, 0) else f"{name}_{axis}"
+            others = None if axis is None else tuple(a for a in range(numbers.ndim) if a != axis)
+            largest = np.max(np.abs(numbers), axis=others, keepdims=True)
+            scales = np.where(largest > 0, largest / self._form.highest, 1.0).astype(np.float32)
+            stored = self._tensor(f"{stem}_quantized", numbers / scales)
+            self._graph.initializer.append(stored)
+            scale = self._add(f"{stem}_scale", scales.reshape(() if axis is None else (-1,)))
+            zero = self._zero(f"{stem}_zero", () if axis is None else (scales.size,))
+            attributes: dict[str, Any] = {} if axis is None else {"axis": axis}
+            self._weights[key] = onnx.helper.make_node(
+                "DequantizeLinear",
+                [stored.name, scale, zero],
+                [f"{stem}_dequantized"],
+                name=f"{stem}_dequantize",
+                **attributes,
+            )
+        return str(self._weights[key].output[0])
+
+    def place(self) -> int:
+        """Put the nodes where what they read is there, drop what nothing reads; how many pairs."""
+        nodes = list(self._graph.node)
+        del self._graph.node[:]
+        self._graph.node.extend(self._weights.values())
+        waiting = dict(self._activations)
+        for value in self._graph.input:
+            self._graph.node.extend(waiting.pop(value.name, ()))
+        for node in nodes:
+            self._graph.node.append(node)
+            for name in node.output:
+                self._graph.node.extend(waiting.pop(name, ()))
+        self._drop_unread()
+        return len(self._activations) + len(self._weights)
+
+    def _drop_unread(self) -> None:
+        read = {name for node in graphs.nodes(self._model) for name in node.input}
+        read |= {value.name for value in self._graph.output}
+        unread = {name for name, _ in self._weights} - read
+        for weight in [one for one in self._graph.initializer if one.name in unread]:
+            self._graph.initializer.remove(weight)
+        for node in [one for one in self._graph.node if set(one.output) & unread]:
+            self._graph.node.remove(node)
+
+    def _tensor(self, name: str, numbers: Array) -> onnx.TensorProto:
+        import onnx
+
+        kind = getattr(onnx.TensorProto, self._form.onnx_type)
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(kind)
+        ends = np.clip(numbers, -self._form.highest, self._form.highest)
+        rounded = np.rint(ends) if self._form.onnx_type == "INT8" else ends
+        return onnx.numpy_helper.from_array(rounded.astype(dtype), name)
+
+    def _zero(self, name: str, shape: tuple[int, ...]) -> str:
+        self._graph.initializer.append(self._tensor(name, np.zeros(shape, np.float32)))
+        return name
+
+    def _add(self, name: str, numbers: Array | np.float32) -> str:
+        import onnx
+
+        self._graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(numbers), name))
+        return name
+
+
+def _numbers(tensor: onnx.TensorProto) -> Array:
+    import onnx
+
+    if weights.is_reference(tensor):
+        return weights.values(tensor)
+    found: Array = onnx.numpy_helper.to_array(tensor)
+    return found
+
+
+def _channel_axis(node: onnx.NodeProto, rank: int) -> int | None:
+    """The axis of a product's weight along which its output channels lie; None for none."""
+    attributes = {one.name: one.i for one in node.attribute}
+    if node.op_type == "Conv":
+        return 0
+    if node.op_type == "ConvTranspose":
+        # Of several groups, each has its own channels on one axis.
+        return 1 if attributes.get("group", 1) == 1 else None
+    if node.op_type == "Gemm":
+        return 0 if attributes.get("transB", 0) else 1
+    return 1 if rank == 2 else None  # noqa: PLR2004 - a matrix

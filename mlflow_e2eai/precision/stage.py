@@ -1,0 +1,293 @@
+"""ONNX -> ONNX in another precision, with the interface kept in fp32.
+
+Precision is a property of the graph, not a flag of the builder: TensorRT 11 and TensorRT-RTX build
+strongly typed networks only, and TensorRT 10 can be asked for the same.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mlflow_e2eai.artifacts import graphs
+from mlflow_e2eai.artifacts.values import (
+    PRECISIONS,
+    Library,
+    OnnxArtifact,
+    Precision,
+    Tensors,
+    TensorSpec,
+)
+from mlflow_e2eai.artifacts.weight_files import staged
+from mlflow_e2eai.errors import ArtifactError, InvalidInputError, PrecisionError, RunnerError
+from mlflow_e2eai.precision.bf16 import to_bf16
+from mlflow_e2eai.precision.bf16_losses import guard_losses
+from mlflow_e2eai.precision.calibration import Calibration
+from mlflow_e2eai.precision.fp16 import of_libraries, to_fp16
+from mlflow_e2eai.precision.quantize import TYPES, quantize
+from mlflow_e2eai.precision.ranges import Guarded, Kept, Reason, guard
+from mlflow_e2eai.runtime.isolation import isolated_onnxruntime
+
+if TYPE_CHECKING:
+    import onnx
+
+
+CONVERTERS = {"fp16": (to_fp16, "FLOAT16"), "bf16": (to_bf16, "BFLOAT16")}
+"""What brings a graph to a precision, and ONNX's name of the type."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrecisionReport:
+    """What a conversion did.
+
+    Attributes:
+        precision: What the graph was brought to.
+        samples: How many samples the ranges were seen on; 0 where nothing guarded the graph.
+        nodes: Nodes in the main graph before.
+        casts: Casts that came in.
+        kept: The nodes that stay in fp32, in the graph's order.
+        saturated: Values beyond fp16's range that may stop at its end, as all they do is tell a
+            Softmax what to leave out.
+        quantized: Nodes whose factors are in int8 or fp8.
+        pairs: Pairs of QuantizeLinear and DequantizeLinear that came in.
+        calibration: Where the ranges of quantised values come from; None in other precisions.
+        refused: Why there is no graph in that precision; None where there is.
+    """
+
+    precision: Precision
+    samples: int = 0
+    nodes: int = 0
+    casts: int = 0
+    kept: tuple[Kept, ...] = ()
+    saturated: tuple[str, ...] = ()
+    quantized: int = 0
+    pairs: int = 0
+    calibration: Calibration | None = None
+    refused: str | None = None
+
+
+def convert(
+    source: OnnxArtifact,
+    precision: Precision,
+    *,
+    out: Path,
+    keep_fp32: Collection[str] = (),
+    samples: Iterable[Tensors] = (),
+) -> tuple[OnnxArtifact, PrecisionReport]:
+    """Write a graph in another precision.
+
+    To fp16 the converter is ONNX Runtime's own (``onnxruntime.transformers.float16``); to bf16 it
+    is ours, which raises the opset to 22; for int8 and fp8 see `quantized.quantize`. What they
+    write does not count until ONNX Runtime has loaded it: converters of this kind are known to
+    write graphs that do not load when an output is also read inside the graph.
+
+    Args:
+        source: A graph in fp32; its file is not changed.
+        precision: ``fp16``, ``bf16``, ``int8`` or ``fp8``; or ``fp32``, which gives `source` back
+            as it is.
+        out: The file to write.
+        keep_fp32: Nodes that stay in fp32, by the names that `graphs.node_names` gives them;
+            `bisect` finds those that must. See `to_fp16` for what stays in fp32 with them.
+        samples: Inputs on which the ranges of all values are seen; the nodes that fp16 cannot hold
+            stay in fp32 too, see `ranges.guard`, and for bf16 those that lose too much, see
+            `losses.guard_losses`. Read once. None leave the graph unguarded. int8 and fp8 are
+            calibrated on them, so there must be some.
+
+    Returns:
+        The graph in that precision, with inputs and outputs of the same names, types and shapes;
+        and which nodes stayed in fp32, and why.
+
+    Raises:
+        InvalidInputError: There is no such precision of a graph, `source` is not in fp32, or it
+            has no such node to keep.
+        PrecisionError: The converter failed, or wrote a graph that does not load, has another
+            interface, or has nothing in the precision asked for; or `source` does not run on a
+            sample. Its `report` says what was found until then.
+    """
+    check_graph_precision(precision)
+    if source.precision != "fp32":
+        msg = f"The graph is in {source.precision}, but one in fp32 is wanted; convert that one."
+        raise InvalidInputError(msg)
+    if precision == "fp32":
+        return source, PrecisionReport(precision=precision)
+    before = graphs.inlined(graphs.read(source.path))  # the converter leaves functions in fp32
+    report = PrecisionReport(precision=precision, nodes=len(before.graph.node))
+    try:
+        if precision in TYPES:
+            model, report = _quantized(before, keep_fp32, samples, report, source.libraries)
+        else:
+            guarded = _guarded(precision, before, keep_fp32, samples, source.libraries)
+            report = dataclasses.replace(
+                report,
+                kept=guarded.kept,
+                saturated=guarded.saturated,
+                samples=guarded.samples,
+            )
+            model = _checked(source, precision, before, guarded.kept)
+        with staged(out) as temporary:
+            try:
+                graphs.write(model, temporary)
+                with isolated_onnxruntime(
+                    temporary,
+                    rounded=precision == "bf16",
+                    fused=precision != "fp8",
+                    libraries=source.libraries,
+                ):
+                    pass
+            except (ArtifactError, RunnerError) as error:
+                msg = f"The {precision} graph does not load: {error} Keep this model in fp32."
+                raise PrecisionError(msg) from error
+    except PrecisionError as error:
+        error.report = dataclasses.replace(report, refused=str(error))
+        raise
+    made = graphs.describe(
+        out,
+        stage="convert",
+        precision=precision,
+        axes=source.axes,
+        origins=source.origins,
+        parent_sha256=source.sha256,
+        libraries=source.libraries,
+    )
+    casts = graphs.operators(model).get("Cast", 0) - graphs.operators(before).get("Cast", 0)
+    return made, dataclasses.replace(report, casts=casts)
+
+
+def _quantized(
+    before: onnx.ModelProto,
+    asked: Collection[str],
+    samples: Iterable[Tensors],
+    report: PrecisionReport,
+    libraries: Sequence[Library],
+) -> tuple[onnx.ModelProto, PrecisionReport]:
+    """The graph in int8 or fp8, and the report with all that is known of it."""
+    _check_names(before, asked)
+    try:
+        made = quantize(before, report.precision, samples, keep_fp32=asked, libraries=libraries)
+    except RunnerError as error:
+        msg = f"The fp32 graph cannot be calibrated: {error}"
+        raise PrecisionError(msg) from error
+    return made.model, dataclasses.replace(
+        report,
+        kept=made.kept,
+        samples=made.calibration.samples,
+        quantized=made.quantized,
+        pairs=made.pairs,
+        calibration=made.calibration,
+    )
+
+
+def _checked(
+    source: OnnxArtifact, precision: Precision, before: onnx.ModelProto, kept: Sequence[Kept]
+) -> onnx.ModelProto:
+    """The graph in another precision, with the interface of the one before."""
+    to, kind = CONVERTERS[precision]
+    model = to(before, keep_fp32=[one.node for one in kept])
+    if not _has(kind, model):
+        msg = (
+            f"The graph has nothing that {precision} could hold, so it would only say {precision}: "
+            f"{len(kept)} of its {len(before.graph.node)} nodes must stay in fp32; keep it in fp32."
+        )
+        raise PrecisionError(msg)
+    inputs, outputs = graphs.interface(model)
+    if inputs != source.inputs or not _agree(outputs, source.outputs):
+        msg = f"The {precision} graph has other inputs or outputs than the one in fp32; keep that."
+        raise PrecisionError(msg)
+    del model.graph.output[:]
+    model.graph.output.extend(before.graph.output)  # sizes stay named as they are in the source
+    return model
+
+
+def _guarded(
+    precision: Precision,
+    model: onnx.ModelProto,
+    asked: Collection[str],
+    samples: Iterable[Tensors],
+    libraries: Sequence[Library],
+) -> Guarded:
+    """What the ranges say, with the nodes that were asked for among the kept ones."""
+    operators = _check_names(model, asked)
+    try:
+        guarding = guard_losses if precision == "bf16" else guard
+        seen = guarding(model, samples, libraries=libraries)
+    except RunnerError as error:
+        msg = f"The ranges of the fp32 graph's values cannot be seen: {error}"
+        raise PrecisionError(msg) from error
+    found = {one.node: one for one in seen.kept}
+    reasons: dict[str, Reason] = {
+        **dict.fromkeys(of_libraries(model, libraries), "library"),
+        **dict.fromkeys(asked, "asked for"),
+    }
+    kept = {
+        name: found.get(name) or Kept(node=name, operator=operator, reason=reasons[name])
+        for name, operator in operators.items()
+        if name in found or name in reasons
+    }
+    return dataclasses.replace(seen, kept=tuple(kept.values()))
+
+
+def _check_names(model: onnx.ModelProto, asked: Collection[str]) -> dict[str, str]:
+    """Refuse names of nodes that there are not; the operator of each node, by name."""
+    operators = {
+        name: graphs.operator_name(node.domain, node.op_type)
+        for node, name in zip(model.graph.node, graphs.node_names(model), strict=True)
+    }
+    if strange := sorted(set(asked).difference(operators)):
+        msg = f"The graph has no node {strange[0]!r} to keep in fp32; see graphs.node_names."
+        raise InvalidInputError(msg)
+    return operators
+
+
+def check_precision(precision: str) -> None:
+    """Refuse a precision that there is not.
+
+    Raises:
+        InvalidInputError: It is not one of `PRECISIONS`.
+    """
+    if precision not in PRECISIONS:
+        msg = f"The precision is {precision!r}, but one of {', '.join(PRECISIONS)} is wanted."
+        raise InvalidInputError(msg)
+
+
+def check_graph_precision(precision: str) -> None:
+    """Refuse a precision that no graph can be in.
+
+    Raises:
+        InvalidInputError: There is no such precision, or it is how an engine computes.
+    """
+    check_precision(precision)
+    if precision == "tf32":
+        msg = "No graph is in tf32, it is how an engine computes; compile the fp32 graph in tf32."
+        raise InvalidInputError(msg)
+
+
+def _agree(outputs: Sequence[TensorSpec], wanted: Sequence[TensorSpec]) -> bool:
+    """Whether outputs have the same names, types and ranks, and no fixed size contradicts another.
+
+    The converter infers shapes, and may know a size that the exporter only gave a name.
+    """
+    if [(o.name, o.dtype, len(o.shape)) for o in outputs] != [
+        (w.name, w.dtype, len(w.shape)) for w in wanted
+    ]:
+        return False
+    sizes = [
+        pair
+        for o, w in zip(outputs, wanted, strict=True)
+        for pair in zip(o.shape, w.shape, strict=True)
+    ]
+    return all(
+        one == other for one, other in sizes if isinstance(one, int) and isinstance(other, int)
+    )
+
+
+def _has(kind: str, model: onnx.ModelProto) -> bool:
+    import onnx
+
+    half = onnx.TensorProto.DataType.Value(kind)
+    return any(weight.data_type == half for weight in model.graph.initializer) or any(
+        node.op_type == "Cast" and any(attribute.i == half for attribute in node.attribute)
+        for node in model.graph.node
+    )

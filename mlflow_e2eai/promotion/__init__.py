@@ -1,0 +1,3 @@
+"""A registered version, its evidence and gates -> a decision, and an alias if it passes."""
+
+from mlflow_e2eai.promotion.stage import promote

@@ -1,0 +1,328 @@
+"""Decision -> alias and tags on a registered version."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Mapping, Sequence
+from functools import partial
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlflow_e2eai import bundle, tracking
+from mlflow_e2eai.artifacts.files import to_json, verify, why_unread
+from mlflow_e2eai.artifacts.values import Tensors
+from mlflow_e2eai.bundle.load import load
+from mlflow_e2eai.bundle.manifest import Manifest
+from mlflow_e2eai.errors import ArtifactError, E2EAIError, InvalidInputError, TrackingError
+from mlflow_e2eai.evaluation.evidence import Evidence
+from mlflow_e2eai.evaluation.gates import Decision, Gate, decide, drop, gates_from
+from mlflow_e2eai.latency.measure import BUDGET_S, items_of
+from mlflow_e2eai.parity.samples import profile_samples
+from mlflow_e2eai.pipeline.publish import log_report
+from mlflow_e2eai.runtime.isolation import Together, isolated_together
+
+if TYPE_CHECKING:
+    from mlflow.entities import LoggedModel
+    from mlflow.entities.model_registry import ModelVersion
+
+DECISION, REASON, DECIDED_BY, PREVIOUS = (
+    "e2eai.decision",
+    "e2eai.reason",
+    "e2eai.decision_run",
+    "e2eai.previous",
+)
+
+
+def promote(
+    name: str,
+    version: int | str,
+    *,
+    alias: str = "champion",
+    gates: Sequence[Gate] | Mapping[str, Any] | str | Path | None = None,
+    allow_native: Sequence[str] = (),
+) -> Decision:
+    """Decide whether a version of a registered model gets an alias, and give it on yes.
+
+    The version's own evidence is judged, from its bundle, whose digest is checked: MLflow's metrics
+    are for looking at. Where another version holds the alias, both are loaded and measured here and
+    now, turn by turn. The decision is a run with both as inputs; the version's tags say what it was
+    and why.
+
+    Args:
+        name: Name of the registered model.
+        version: Its version, the challenger.
+        alias: The alias that it is to get.
+        gates: Gates, or the path of a YAML file, or what that holds; by default those of
+            ``gates.yaml`` in this package.
+        allow_native: Libraries in either version that may be loaded to measure it; see
+            `mlflow_e2eai.load_model`.
+
+    Returns:
+        The decision.
+
+    Raises:
+        InvalidInputError: The gates or the alias are wrong.
+        ArtifactError: The version is no bundle of this package, or has changed since it was logged.
+        TrackingError: There is no such version, the server cannot be reached, or somebody moved the
+            alias meanwhile.
+    """
+    from mlflow import MlflowClient
+
+    with tracking.run(
+        f"promote {name} {version}", nested=True, tags={tracking.STAGE: "promote"}
+    ) as run_id:
+        wanted = read_gates(gates)
+        _check_alias(alias)
+        challenger = _version(name, version)
+        champion = _holder(name, alias)
+        if champion is not None and str(champion.version) == str(challenger.version):
+            champion = None  # it holds the alias already, and is judged on its own
+        with tempfile.TemporaryDirectory() as folder:
+            models = [tracking.resolve(_uri(v)) for v in (challenger, champion) if v is not None]
+            tracking.link_inputs(run_id, [model.model_id for model in models])
+            places = [_fetch(model, Path(folder, str(at))) for at, model in enumerate(models)]
+            metrics = metrics_of(*places, allow_native=allow_native)
+            manifest = bundle.read(places[0])
+        decision = decide(wanted, metrics, has_champion=champion is not None)
+        tracking.log_metrics(metrics, run_id=run_id, model_id=models[0].model_id)
+        client = MlflowClient()
+        client.log_text(run_id, to_json(decision), "decision.json")
+        log_report(
+            manifest,
+            decision,
+            run_id=run_id,
+            name=name,
+            version=challenger.version,
+            model_id=models[0].model_id,
+        )
+        _carry_out(decision, challenger, champion, alias=alias, run_id=run_id)
+    return decision
+
+
+def read_gates(
+    gates: Sequence[Gate] | Mapping[str, Any] | str | Path | None,
+) -> tuple[Gate, ...]:
+    """Gates from wherever they come.
+
+    Raises:
+        InvalidInputError: The file cannot be read, or holds no gates.
+    """
+    import yaml
+
+    if isinstance(gates, Sequence) and not isinstance(gates, str):
+        return tuple(gates)
+    if isinstance(gates, Mapping):
+        return gates_from(gates)
+    source = files("mlflow_e2eai.evaluation") / "gates.yaml" if gates is None else Path(gates)
+    try:
+        return gates_from(yaml.safe_load(source.read_text(encoding="utf-8")))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = why_unread(error)
+        msg = f"Cannot read gates from {source}: {reason}; give a YAML file such as gates.yaml."
+        raise InvalidInputError(msg) from error
+
+
+def metrics_of(
+    challenger: Path, champion: Path | None = None, *, allow_native: Sequence[str] = ()
+) -> dict[str, float]:
+    """The metrics that gates are held against.
+
+    Args:
+        challenger: A bundle.
+        champion: The bundle that it wants to replace.
+        allow_native: Libraries in them that may be loaded.
+
+    Returns:
+        - ``parity/measured`` and ``parity/failed``: how many variants were measured, and how many
+          of those gave wrong numbers or broke down, on whatever machine.
+        - ``parity/max_abs_error``: the largest.
+        - ``task/<name>``: each task metric of the worst variant.
+        - ``task/drop``: the most that a variant lost of one against the PyTorch module on its own
+          machine.
+        - ``champion/task_drop``: the most that the worst variant lost of one against the
+          champion's worst.
+        - ``champion/latency_ratio``: how many times as long as the champion it takes, the upper
+          bound of the interval, at the worst of the corners that both admit.
+    """
+    new = bundle.read(challenger)
+    measured = _measured(new)
+    reports = [report for entry in measured for report in entry.judged.values()]
+    errors = [report.max_abs_error for report in reports]
+    tasks = _worst_tasks(new)
+    metrics = {
+        "parity/measured": float(len({entry.variant for entry in measured})),
+        "parity/failed": float(len({entry.variant for entry in measured if not entry.passed})),
+        "parity/max_abs_error": _worst(errors),
+        "task/drop": _worst(
+            [drop(_reference_tasks(there), _worst_tasks(there)) for there in new.by_machine]
+        ),
+        **{f"task/{name}": value for name, value in tasks.items()},
+    }
+    if champion is not None:
+        metrics["champion/task_drop"] = drop(_worst_tasks(bundle.read(champion)), tasks)
+        metrics["champion/latency_ratio"] = _latency_ratio(
+            challenger, champion, allow_native=allow_native
+        )
+    return metrics
+
+
+def _worst(values: Sequence[float]) -> float:
+    """The largest; NaN where one is, or where there is none."""
+    return math.nan if any(map(math.isnan, values)) else max(values, default=math.nan)
+
+
+def _measured(manifest: Manifest) -> list[Evidence]:
+    """The evidence of what was measured anywhere, of what the bundle holds and loads unasked."""
+    held = {file.sha256 for file in manifest.files}
+    return [
+        entry
+        for entry in manifest.all_evidence
+        if entry.measured and entry.sha256 in held and not entry.rejected
+    ]
+
+
+def _worst_tasks(manifest: Manifest) -> dict[str, float]:
+    """Each task metric of the variant that has the least of it; NaN where a variant lacks it."""
+    measured = _measured(manifest)
+    names = {name for entry in measured for name in entry.task}
+    worst = {}
+    for name in sorted(names):
+        values = [entry.task.get(name, math.nan) for entry in measured]
+        worst[name] = math.nan if any(map(math.isnan, values)) else min(values)
+    return worst
+
+
+def _reference_tasks(manifest: Manifest) -> Mapping[str, float]:
+    for entry in manifest.evidence:
+        if entry.sha256 is None:
+            return entry.task
+    return {}
+
+
+def _latency_ratio(challenger: Path, champion: Path, *, allow_native: Sequence[str]) -> float:
+    """Upper bound of how many times as long the challenger takes; NaN when it cannot be told.
+
+    Each is asked its own input example, resized to the corners that both profiles admit.
+    """
+    places = {"challenger": challenger, "champion": champion}
+    manifests = {role: bundle.read(place) for role, place in places.items()}
+    samples = {
+        role: profile_samples(bundle.read_example(place), manifests[role].graphs[0])
+        for role, place in places.items()
+    }
+    shared = [
+        label
+        for label in samples["challenger"].keys() & samples["champion"].keys()
+        if items_of(samples["challenger"][label]) == items_of(samples["champion"][label])
+    ]
+    if not shared:
+        return math.nan
+    openers = {
+        role: partial(load, place, allow_native=allow_native) for role, place in places.items()
+    }
+    try:
+        # Both step down alike to what runs here: the caller asked for a comparison, not an engine.
+        with isolated_together(openers) as models:
+            return max(_upper_bound(models, samples, label) for label in shared)
+    except E2EAIError:
+        return math.nan
+
+
+def _upper_bound(
+    models: Together, samples: Mapping[str, Mapping[str, Tensors]], label: str
+) -> float:
+    asked = {role: samples[role][label] for role in ("challenger", "champion")}
+    return models.benchmark(asked, budget_s=BUDGET_S).ratio("challenger", "champion").high
+
+
+def _carry_out(
+    decision: Decision,
+    challenger: ModelVersion,
+    champion: ModelVersion | None,
+    *,
+    alias: str,
+    run_id: str,
+) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient()
+    name, version = challenger.name, str(challenger.version)
+    tags = {
+        DECISION: "promoted" if decision.promoted else "rejected",
+        REASON: "; ".join(decision.reasons) or "every gate passed",
+        DECIDED_BY: run_id,
+    }
+    if champion is not None:
+        tags[PREVIOUS] = str(champion.version)
+    for verdict in decision.verdicts:
+        tags[f"e2eai.gate.{verdict.metric}"] = "passed" if verdict.passed else str(verdict)
+    if decision.promoted:
+        # MLflow has no compare-and-set: the holder is read once more, right before the alias moves.
+        now = _holder(name, alias)
+        before = version if champion is None else str(champion.version)
+        if now is not None and str(now.version) not in (version, before):
+            msg = (
+                f"Alias {alias!r} of {name!r} moved to version {now.version} while version "
+                f"{version} was being judged; promote it again."
+            )
+            raise TrackingError(msg)
+        client.set_registered_model_alias(name, alias, version)
+    for key, value in tags.items():
+        client.set_model_version_tag(name, version, key, value)
+    for key in (DECISION, REASON):
+        client.set_tag(run_id, key, tags[key])
+
+
+def _check_alias(alias: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    from mlflow_e2eai.tracking import _mlflow
+
+    try:
+        _mlflow.validate_alias(alias)
+        _mlflow.validate_alias_is_free(alias)
+    except MlflowException as error:
+        msg = f"MLflow does not take the alias {alias!r}: {error.message}"
+        raise InvalidInputError(msg) from error
+
+
+def _version(name: str, version: int | str) -> ModelVersion:
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return MlflowClient().get_model_version(name, str(version))
+    except MlflowException as error:
+        msg = f"There is no version {version} of {name!r}: {error.message}; see the registry."
+        raise TrackingError(msg) from error
+
+
+def _holder(name: str, alias: str) -> ModelVersion | None:
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return MlflowClient().get_model_version_by_alias(name, alias)
+    except MlflowException as error:
+        if "not found" in str(error.message).lower():
+            return None
+        msg = f"Alias {alias!r} of {name!r} cannot be read: {error.message}"
+        raise TrackingError(msg) from error
+
+
+def _uri(version: ModelVersion) -> str:
+    return f"models:/{version.name}/{version.version}"
+
+
+def _fetch(model: LoggedModel, folder: Path) -> Path:
+    """Download a version's bundle and check that its evidence is what was logged."""
+    folder.mkdir()
+    place = tracking.fetch(model, folder) / bundle.FOLDER
+    recorded = model.tags.get(tracking.SHA256)
+    if not (place / bundle.MANIFEST).is_file() or recorded is None:
+        msg = f"Model {model.model_id} is no bundle; promote what mlflow_e2eai.log_model made."
+        raise ArtifactError(msg)
+    verify(place / bundle.MANIFEST, recorded)
+    return place

@@ -1,0 +1,11 @@
+"""PyTorch module -> ONNX. The only importers of PyTorch.
+
+stage        `export`: the first exporter whose graph computes the module's numbers
+exporters    dynamo, TorchScript trace and script
+verify       the exported graph against the module
+flat_module  a module that takes and returns tensors by name
+module       what can be read off a module: names, device, mode
+pytree       nested arguments and outputs
+runner       the module as a runner
+operators/   operators that are not ONNX's own
+"""

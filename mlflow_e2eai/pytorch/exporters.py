@@ -1,0 +1,276 @@
+"""PyTorch's ways to ONNX, each a function that writes a file, and their failures in one form."""
+
+from __future__ import annotations
+
+import logging
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlflow_e2eai.artifacts.axes import resize
+from mlflow_e2eai.artifacts.values import Axis, Tensors, TensorSpec
+from mlflow_e2eai.artifacts.weight_files import is_large
+from mlflow_e2eai.errors import ExportError, InvalidInputError
+from mlflow_e2eai.pytorch import operators as custom
+from mlflow_e2eai.pytorch import pytree
+from mlflow_e2eai.pytorch.flat_module import (
+    answer,
+    input_tree,
+    original,
+    positional,
+    structured_answer,
+    tensors_for,
+)
+from mlflow_e2eai.pytorch.module import brief, root, source_line
+from mlflow_e2eai.pytorch.pytree import Tree
+
+if TYPE_CHECKING:
+    import torch
+
+
+PLAIN_DYNAMO = "dynamo_unoptimized"
+"""The dynamo exporter without its optimizer, which drops a small constant such as ``+ 1e-9``."""
+
+
+def with_dynamo(
+    module: torch.nn.Module,
+    example: Tensors,
+    path: Path,
+    specs: tuple[TensorSpec, ...],
+    axes: tuple[Axis, ...],  # noqa: ARG001 - dynamo reads them off the specs
+    outputs: tuple[str, ...],
+    opset: int,
+    exporter: str,
+    operators: Sequence[custom.Operator] = (),
+) -> None:
+    """Write a module with ``torch.export``; arguments as `with_torchscript`."""
+    import torch
+
+    shapes = tuple(
+        {position: size for position, size in enumerate(spec.shape) if isinstance(size, str)}
+        for spec in specs
+    )
+    with (
+        custom.kept("dynamo", path, opset=opset),
+        custom.translated(operators, "dynamo", opset=opset) as table,
+    ):
+        program = torch.onnx.export(
+            positional(module, tuple(example)),
+            tuple(tensors_for(module, example).values()),
+            dynamo=True,
+            opset_version=opset,
+            input_names=list(example),
+            output_names=list(outputs),
+            dynamic_shapes=shapes,
+            optimize=exporter != PLAIN_DYNAMO,
+            custom_translation_table=table,
+            verbose=False,
+        )
+        if program is None:
+            msg = "the exporter returned nothing"
+            raise RuntimeError(msg)
+        program.save(path, external_data=is_large(module))
+
+
+def with_torchscript(
+    module: torch.nn.Module,
+    example: Tensors,
+    path: Path,
+    specs: tuple[TensorSpec, ...],
+    axes: tuple[Axis, ...],
+    outputs: tuple[str, ...],
+    opset: int,
+    exporter: str,
+    operators: Sequence[custom.Operator] = (),
+) -> None:
+    """Write a module as it is traced, or as a script.
+
+    Args:
+        module: The module, in evaluation mode; what `flattened` gives.
+        example: An array for each input, every dynamic axis at opt.
+        path: The file.
+        specs: The inputs, with their dynamic axes.
+        axes: The dynamic axes.
+        outputs: Names of the outputs, in order.
+        opset: Version of the operator set.
+        exporter: ``trace`` or ``script``.
+        operators: Those of ``torch.library`` among them are written as nodes.
+    """
+    import torch
+
+    tensors = tensors_for(module, example)
+    if exporter == "trace":
+        source = positional(module, tuple(example))
+    else:
+        own = original(module)
+        scripted = own if isinstance(own, torch.jit.ScriptModule) else torch.jit.script(own)
+        custom.refuse_scripted(scripted)
+        returned, _ = structured_answer(module, example)
+        source = flat_script(scripted, input_tree(module, example), returned)
+    dynamic = {spec.name: _named(spec.shape) for spec in specs}
+    dynamic |= _dynamic_outputs(module, example, specs, axes, outputs)
+    with (
+        custom.kept(exporter, path, opset=opset),
+        custom.translated(operators, exporter, opset=opset),
+    ):
+        torch.onnx.export(
+            source,
+            tuple(tensors.values()),
+            path,
+            dynamo=False,
+            opset_version=opset,
+            input_names=list(tensors),
+            output_names=list(outputs),
+            dynamic_axes=dynamic,
+        )
+
+
+def _named(shape: Sequence[int | str]) -> dict[int, str]:
+    return {position: size for position, size in enumerate(shape) if isinstance(size, str)}
+
+
+def _dynamic_outputs(
+    module: torch.nn.Module,
+    example: Tensors,
+    specs: tuple[TensorSpec, ...],
+    axes: tuple[Axis, ...],
+    outputs: tuple[str, ...],
+) -> dict[str, dict[int, str]]:
+    """Which output axes follow which dynamic axis, found by changing one size at a time.
+
+    The TorchScript exporter wants to be told, and invents names for those it was not told of.
+    """
+    found: dict[str, dict[int, str]] = {name: {} for name in outputs}
+    before = [tensor.shape for tensor in answer(module, example).values()]
+    for axis in axes:
+        other = axis.max if axis.max != axis.opt else axis.min
+        if other == axis.opt:
+            continue
+        changed = answer(module, resize(example, specs, {axis.name: other})).values()
+        for name, shape, tensor in zip(outputs, before, changed, strict=True):
+            for position, (old, new) in enumerate(zip(shape, tensor.shape, strict=True)):
+                if (old, new) == (axis.opt, other):
+                    found[name][position] = axis.name
+    return found
+
+
+@contextmanager
+def failures_as_export_errors(
+    exporter: str, module: torch.nn.Module
+) -> Iterator[list[warnings.WarningMessage]]:
+    """Raise what PyTorch raises in the block as an `ExportError` with the line of the module.
+
+    Yields:
+        What was warned of meanwhile.
+    """
+    import torch
+
+    # The exporters warn of their own internals and of TorchScript's age; what matters of it is
+    # checked on what they wrote.
+    chatter = logging.getLogger("torch.onnx")
+    level = chatter.level
+    chatter.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(record=True) as warned, torch.no_grad():
+            warnings.simplefilter("always")
+            yield warned
+    except (ExportError, InvalidInputError):
+        raise
+    except Exception as error:  # PyTorch's exporters raise whatever happened inside
+        place = source_line(error, module)
+        at = "" if place is None else f" at {place}"
+        msg = (
+            f"The {exporter} exporter failed{at}: {type(error).__name__}: {brief(root(error))}; "
+            f"try another exporter, or change the part of forward that it names."
+        )
+        raise ExportError(msg) from error
+    finally:
+        chatter.setLevel(level)
+
+
+# TorchScript of a module that takes and gives tensors by position, as ONNX does.
+#
+# The TorchScript exporter takes no mapping of a scripted module, and names of nested inputs as it
+# likes. So a script around the module is compiled from source, made of the trees of its inputs and
+# outputs.
+#
+
+
+def flat_script(
+    module: torch.jit.ScriptModule, inputs: Tree, outputs: Tree
+) -> torch.jit.ScriptModule:
+    """A scripted module around another, from tensors in order to a tensor or a tuple of them.
+
+    Args:
+        module: What is called.
+        inputs: The mapping of its arguments by name; names that it does not have go by position.
+        outputs: What it returns.
+
+    Raises:
+        ExportError: An object with fields stands in the inputs.
+    """
+    import torch
+
+    class Flat(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = module
+
+    leaves = {name: f"tensor_{i}" for i, name in enumerate(pytree.names(inputs))}
+    schema: Any = module.forward.schema  # type: ignore[attr-defined]  # torch does not say
+    types = {argument.name: argument.type for argument in schema.arguments[1:]}
+    arguments = []
+    for name, part in zip(inputs.keys, inputs.parts, strict=True):
+        value = _expression(part, leaves)
+        if name in types:
+            annotation = types[name].annotation_str
+            if part.parts and "__torch__" not in annotation:  # such a class has no name in source
+                value = f"torch.jit.annotate({annotation}, {value})"
+            value = f"{name}={value}"
+        arguments.append(value)
+    taken = [f"torch.jit._unwrap_optional({place})" for place in _places(outputs, "returned")]
+    lines = (
+        f"def forward(self, {', '.join(f'{leaf}: Tensor' for leaf in leaves.values())}):",
+        f"    returned = self.model.forward({', '.join(arguments)})",
+        f"    return {', '.join(taken)}\n",
+    )
+    script: torch.jit.ScriptModule = torch.jit.script(Flat().eval())
+    script.define("\n".join(lines))
+    return script
+
+
+def _expression(tree: Tree, leaves: dict[str, str]) -> str:
+    """A value as TorchScript writes it."""
+    if tree.kind == "leaf":
+        return leaves[tree.text]
+    inner = [_expression(part, leaves) for part in tree.parts]
+    if tree.kind == "mapping":
+        items = (f"{key!r}: {part}" for key, part in zip(tree.keys, inner, strict=True))
+        return f"{{{', '.join(items)}}}"
+    if tree.kind == "list":
+        return f"[{', '.join(inner)}]"
+    if tree.kind == "tuple":
+        return f"({', '.join(inner)}{',' if len(inner) == 1 else ''})"
+    if tree.kind == "object":
+        msg = (
+            f"The script exporter takes tensors in mappings, lists and tuples, but the input "
+            f"example holds a {tree.text.partition(':')[2]}; have forward take its fields."
+        )
+        raise ExportError(msg)
+    value = pytree.unflatten(tree, {})
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"float({tree.text!r})"
+    return repr(value)
+
+
+def _places(tree: Tree, at: str) -> list[str]:
+    """Where the leaves are found in what stands at a place, in order."""
+    if tree.kind == "leaf":
+        return [at]
+    keys = tree.keys or tuple(range(len(tree.parts)))
+    steps = [f".{key}" if tree.kind == "object" else f"[{key!r}]" for key in keys]
+    inner = zip(steps, tree.parts, strict=True)
+    return [place for step, part in inner for place in _places(part, f"{at}{step}")]

@@ -1,0 +1,297 @@
+"""Calling a module: named tensors in, named tensors out, whatever its ``forward`` takes and gives.
+
+A module whose arguments are nested, or are not all tensors, is wrapped once, by `flattened`, into
+one that takes the tensors among them by name. Everything else then works with flat named arrays.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mlflow_e2eai.artifacts.values import Array, Tensors
+from mlflow_e2eai.errors import InvalidInputError
+from mlflow_e2eai.pytorch import pytree
+from mlflow_e2eai.pytorch.module import brief, device_of, keyword_names, module_of
+from mlflow_e2eai.pytorch.module import parameter_names as declared_names
+from mlflow_e2eai.pytorch.pytree import Tree
+
+if TYPE_CHECKING:
+    import torch
+
+
+def flattened(model: Any, input_example: Any) -> tuple[torch.nn.Module, dict[str, Array]]:
+    """A module and its input example as one that takes named tensors, and these.
+
+    Args:
+        model: A module, ScriptModule or ExportedProgram; or what this function made of one.
+        input_example: What it accepts. A mapping is arguments by name, a tuple or list arguments by
+            position, anything else the only argument; a mapping of several names that are no
+            parameters is the only argument of a ``forward`` with one. Each may be an array, a
+            tensor, a constant (None, bool, int, float, str), which is then fixed, or a mapping,
+            list, tuple, dataclass, named tuple or ModelOutput of such. Names are those of `trees`.
+
+    Returns:
+        The module itself where all its arguments are tensors, else a wrapper of it; and arrays.
+
+    Raises:
+        InvalidInputError: It cannot be exported (see `module_of`); or the example has no arrays,
+            holds something else, or has more arguments than ``forward`` has parameters.
+    """
+    module = module_of(model)
+    tree, leaves = pytree.flatten(_arguments(module, input_example))
+    arrays = as_arrays(leaves)
+    if not arrays:
+        msg = "The input example is empty; give at least one tensor or array."
+        raise InvalidInputError(msg)
+    if tree.is_plain:
+        return module, arrays
+    for part in pytree.objects(tree):
+        if pytree.class_of(part) is None:
+            msg = (
+                f"The input example holds a {part.text.partition(':')[2]}, which cannot be found "
+                f"by that name; define the class at the top of a module."
+            )
+            raise InvalidInputError(msg)
+    return _structured(module, tree), arrays
+
+
+def named_inputs(model: Any, input_example: Any) -> dict[str, Array]:
+    """The arrays of an input example, by name; see `flattened`."""
+    return flattened(model, input_example)[1]
+
+
+def input_tree(module: torch.nn.Module, example: Tensors) -> Tree:
+    """Where the inputs of what `flattened` gives stand in the arguments of ``forward``."""
+    tree = getattr(module, "tree", None)
+    return tree if isinstance(tree, Tree) else pytree.plain(example)
+
+
+def original(module: torch.nn.Module) -> torch.nn.Module:
+    """The module that `flattened` wrapped, or else the module itself."""
+    wrapped = isinstance(getattr(module, "tree", None), Tree)
+    return module.get_submodule("model") if wrapped else module
+
+
+def _arguments(module: torch.nn.Module, example: Any) -> dict[str, Any]:
+    parameters = parameter_names(module)
+    if isinstance(example, Mapping) and not pytree.is_object(example):
+        named = {str(name): value for name, value in example.items()}
+        if len(parameters) == 1 < len(named) and not _takes_keywords(module):
+            return named if parameters[0] in named else {parameters[0]: named}
+        return named
+    is_several = isinstance(example, tuple | list) and not pytree.is_object(example)
+    values = example if is_several else (example,)
+    names = parameters or tuple(f"input_{i}" for i in range(len(values)))
+    if len(values) > len(names):
+        msg = (
+            f"The input example has {len(values)} inputs, but forward takes {list(names)}; "
+            f"give one for each parameter."
+        )
+        raise InvalidInputError(msg)
+    return dict(zip(names, values, strict=False))
+
+
+def parameter_names(module: torch.nn.Module) -> tuple[str, ...]:
+    """The names of what a module takes; see `modules.parameter_names`."""
+    tree = getattr(module, "tree", None)
+    return tuple(pytree.names(tree)) if isinstance(tree, Tree) else declared_names(module)
+
+
+def _takes_keywords(module: torch.nn.Module) -> bool:
+    """Whether ``forward`` takes keyword arguments of any name, and none by position."""
+    kinds = {each.kind for each in inspect.signature(module.forward).parameters.values()}
+    return inspect.Parameter.VAR_KEYWORD in kinds and inspect.Parameter.VAR_POSITIONAL not in kinds
+
+
+def _structured(module: torch.nn.Module, arguments: Tree) -> torch.nn.Module:
+    """A module that takes the leaves of its arguments, by name or in order."""
+    import torch
+
+    class Structured(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = module
+            self.tree = arguments
+
+        def forward(self, *tensors: torch.Tensor, **named: torch.Tensor) -> Any:
+            leaves = dict(zip(pytree.names(arguments), tensors, strict=False)) | named
+            return call(self.model, pytree.unflatten(arguments, leaves))
+
+    wrapper = Structured()
+    wrapper.training = module.training
+    return wrapper
+
+
+def answer(
+    model: torch.nn.Module, example: Tensors, *, what: str = "the input example"
+) -> dict[str, torch.Tensor]:
+    """Run a module once on an example, with no gradients; see `output_tensors`.
+
+    Raises:
+        InvalidInputError: The module does not accept the example, or returns something that is not
+            tensors.
+    """
+    return structured_answer(model, example, what=what)[1]
+
+
+def structured_answer(
+    model: torch.nn.Module, example: Tensors, *, what: str = "the input example"
+) -> tuple[Tree, dict[str, torch.Tensor]]:
+    """As `answer`, with the tree of what ``forward`` returned."""
+    import torch
+
+    try:
+        with torch.no_grad():
+            return _outputs(call(model, tensors_for(model, example)))
+    except InvalidInputError:
+        raise
+    except Exception as error:  # whatever the user's forward raises
+        given = {name: f"{array.dtype}{list(array.shape)}" for name, array in example.items()}
+        msg = (
+            f"The model does not accept {what}, {given}: {type(error).__name__}: "
+            f"{brief(error)}; give inputs of the dtypes and shapes that forward takes."
+        )
+        raise InvalidInputError(msg) from error
+
+
+def output_tensors(answer: Any) -> dict[str, torch.Tensor]:
+    """Name the tensors that ``forward`` returned.
+
+    Returns:
+        ``output`` for a single tensor, ``output_0``, ``output_1``, … for a tuple or list, the keys
+        themselves for a mapping (which a Hugging Face ModelOutput is) and the fields for a
+        dataclass; what lies deeper by its path, such as ``boxes.0``. None is left out.
+
+    Raises:
+        InvalidInputError: Something in it is neither a tensor nor None.
+    """
+    return _outputs(answer)[1]
+
+
+def _outputs(answer: Any) -> tuple[Tree, dict[str, torch.Tensor]]:
+    import torch
+
+    tree, named = pytree.flatten(answer)
+    # A number here may follow from the inputs, and would be fixed without a word.
+    odd = {name: value for name, value in named.items() if not isinstance(value, torch.Tensor)}
+    odd |= {
+        name: pytree.unflatten(part, {})
+        for name, part in pytree.constants(tree)
+        if part.kind != "None" or part is tree
+    }
+    if odd:
+        name, value = next(iter(odd.items()))
+        msg = (
+            f"forward returned {type(value).__name__} as {name!r}, but tensors are wanted, alone "
+            f"or in tuples, lists, mappings and dataclasses; return tensors only."
+        )
+        raise InvalidInputError(msg)
+    if not named:
+        msg = "forward returned nothing, but at least one tensor is wanted; return a tensor."
+        raise InvalidInputError(msg)
+    return tree, named
+
+
+def as_arrays(named: Mapping[str, Any]) -> dict[str, Array]:
+    """Tensors and arrays by name as contiguous arrays.
+
+    Raises:
+        InvalidInputError: One is something else, or holds no numbers.
+    """
+    return {name: _array(name, value) for name, value in named.items()}
+
+
+def call(model: torch.nn.Module, arguments: Mapping[str, Any]) -> Any:
+    """Call a module with named arguments.
+
+    Names that are all parameters of ``forward`` are bound to them; names of which none is one go
+    in by position, in their order.
+
+    Raises:
+        InvalidInputError: Some of the names are parameters of ``forward`` and some are not.
+    """
+    parameters = parameter_names(model)
+    known = [name for name in parameters if name in arguments]
+    if len(known) < len(arguments) and _takes_keywords(model):
+        return model(**arguments)
+    if not known:
+        return model(*arguments.values())
+    if len(known) < len(arguments):
+        strange = [name for name in arguments if name not in parameters]
+        msg = (
+            f"The input example names {strange}, but forward takes {list(parameters)}; name all "
+            f"inputs as forward does, or none."
+        )
+        raise InvalidInputError(msg)
+    # By position where that says the same: an exported program insists on how it was called.
+    only_named = keyword_names(model)
+    ordered = [name for name in parameters if name not in only_named]
+    first = [name for name in ordered if name in arguments]
+    if first == ordered[: len(first)]:
+        named = {name: arguments[name] for name in known if name in only_named}
+        return model(*(arguments[name] for name in first), **named)
+    return model(**arguments)
+
+
+def _array(name: str, value: Any) -> Array:
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        value = value.detach().cpu().numpy()
+    if not isinstance(value, np.ndarray) or value.dtype.kind not in "fiub":
+        msg = (
+            f"Input {name!r} of the example is a {type(value).__name__}, but a tensor or a numeric "
+            f"NumPy array is wanted; convert it."
+        )
+        raise InvalidInputError(msg)
+    return np.ascontiguousarray(value) if value.ndim else value
+
+
+def tensors_for(model: torch.nn.Module, example: Tensors) -> dict[str, torch.Tensor]:
+    """An example as tensors on a module's device."""
+    import torch
+
+    device = device_of(model)
+    # A copy: a module that writes into its input must not change the caller's example.
+    return {name: torch.from_numpy(array.copy()).to(device) for name, array in example.items()}
+
+
+def positional(
+    module: torch.nn.Module, names: tuple[str, ...], *, as_it_answers: bool = False
+) -> torch.nn.Module:
+    """A module that takes tensors in the order of `names` and returns a flat tuple of tensors.
+
+    Args:
+        module: What is called.
+        names: What the tensors are to it.
+        as_it_answers: Return what the module does, in its own shape.
+    """
+    import torch
+
+    class Positional(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = module
+
+        def forward(self, *tensors: torch.Tensor) -> Any:
+            answer = call(self.model, dict(zip(names, tensors, strict=True)))
+            return answer if as_it_answers else tuple(output_tensors(answer).values())
+
+        def train(self, mode: bool = True) -> Positional:  # noqa: ARG002, FBT001, FBT002 - torch's
+            # The exporters set the mode of what they get, which is right already; a graph that
+            # torch.export wrote would refuse.
+            return self
+
+    # torch.export counts inputs by the signature; of `*tensors` it makes a single one.
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    signed = [
+        inspect.Parameter(each, kind) for each in ("self", *(f"_{i}" for i in range(len(names))))
+    ]
+    Positional.forward.__signature__ = inspect.Signature(signed)  # type: ignore[attr-defined]
+    wrapper = Positional()
+    wrapper.training = False
+    return wrapper

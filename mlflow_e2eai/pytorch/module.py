@@ -1,0 +1,142 @@
+"""PyTorch modules: what can be exported, its mode, its device, the lines of its code."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlflow_e2eai.errors import InvalidInputError, MissingDependencyError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def module_of(model: Any) -> torch.nn.Module:
+    """The module of whatever can be exported.
+
+    Raises:
+        InvalidInputError: It is not a module, ScriptModule or ExportedProgram, or its weights are
+            not in fp32: a graph is exported in fp32, and converted afterwards.
+        MissingDependencyError: PyTorch is not installed.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        purpose = "Taking a model from export to package"
+        raise MissingDependencyError(package="torch", extra="torch", purpose=purpose) from error
+
+    if isinstance(model, torch.export.ExportedProgram):
+        model = model.module()
+    if not isinstance(model, torch.nn.Module):
+        msg = (
+            f"The model is a {type(model).__name__}, but a torch.nn.Module, ScriptModule or "
+            f"ExportedProgram is wanted; pass the module itself."
+        )
+        raise InvalidInputError(msg)
+    for name, weight in model.named_parameters():
+        if weight.is_floating_point() and weight.dtype != torch.float32:
+            msg = (
+                f"Parameter {name!r} is {weight.dtype}, but torch.float32 is wanted; call "
+                f"model.float(), and ask for another precision by precisions=."
+            )
+            raise InvalidInputError(msg)
+    return model
+
+
+@contextmanager
+def evaluation_mode(model: torch.nn.Module) -> Iterator[bool]:
+    """Put a module into evaluation mode, and give each of its parts its own mode back.
+
+    Yields:
+        Whether the module was in training mode. A graph that `torch.export` wrote says that it is
+        training and refuses `eval`: its mode was fixed when it was written, and is left alone.
+    """
+    modes = [(part, part.training) for part in model.modules()]
+    try:
+        model.eval()
+    except NotImplementedError:
+        yield False
+        return
+    try:
+        yield any(training for _, training in modes)
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
+def device_of(model: torch.nn.Module) -> torch.device:
+    """The device of a module's first parameter or buffer; the CPU for a module with neither."""
+    import torch
+
+    first = next(itertools.chain(model.parameters(), model.buffers()), None)
+    return torch.device("cpu") if first is None else first.device
+
+
+def parameter_names(model: torch.nn.Module) -> tuple[str, ...]:
+    """The names of ``forward``'s parameters, in order; empty where it hides them."""
+    import torch
+
+    if isinstance(model, torch.jit.ScriptModule):
+        schema: Any = model.forward.schema  # type: ignore[attr-defined]  # torch does not say
+        return tuple(argument.name for argument in schema.arguments[1:])
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    parameters = inspect.signature(model.forward).parameters.values()
+    return tuple(parameter.name for parameter in parameters if parameter.kind in kinds)
+
+
+def keyword_names(model: torch.nn.Module) -> frozenset[str]:
+    """The names of what ``forward`` takes by keyword only.
+
+    A graph that `torch.export` wrote takes by keyword what was given so when it was exported, which
+    its signature does not say.
+    """
+    import torch
+
+    if isinstance(model, torch.jit.ScriptModule):
+        return frozenset()  # TorchScript has no such parameters
+    if (exported := getattr(model, "_in_spec", None)) is not None:
+        return frozenset(exported.children()[1].context)
+    parameters = inspect.signature(model.forward).parameters.values()
+    return frozenset(each.name for each in parameters if each.kind is each.KEYWORD_ONLY)
+
+
+def brief(error: BaseException, limit: int = 300) -> str:
+    """What an error says, on one line."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= limit else f"{text[:limit]}…"
+
+
+def root(error: BaseException) -> BaseException:
+    """The innermost cause of an error."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def source_line(error: BaseException, model: torch.nn.Module) -> str | None:
+    """The line of a module's own code that an error was raised from, as ``file:line``.
+
+    None where no code of the module ran, as when a graph of it is translated.
+    """
+    own = {sys.modules.get(type(part).__module__) for part in model.modules()}
+    files = {
+        file
+        for where in own
+        if where is not None
+        and (file := getattr(where, "__file__", None))
+        and not where.__name__.startswith(("torch.", "mlflow_e2eai."))
+    }
+    found = None
+    now: BaseException | None = error
+    while now is not None:
+        for frame in traceback.extract_tb(now.__traceback__):
+            if frame.filename in files:
+                found = (frame.filename, frame.lineno)
+        now = now.__cause__
+    return None if found is None else f"{Path(found[0]).name}:{found[1]}"

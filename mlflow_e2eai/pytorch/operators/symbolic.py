@@ -1,0 +1,332 @@
+"""Functions with ``symbolic``, kept by the exporters.
+
+A ``torch.autograd.Function`` with ``symbolic`` says what stands for it in an ONNX graph. Only the
+TorchScript exporter asks; the dynamo exporter looks into ``forward``, and the operator is gone
+without a word. Here it is kept under both: while dynamo looks, one placeholder stands for each
+application, and afterwards what the TorchScript exporter writes for that application takes the
+placeholder's place. So ``symbolic`` gets what it was written for, whatever it does.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from unittest import mock
+
+from mlflow_e2eai.artifacts import graphs
+from mlflow_e2eai.errors import ExportError
+
+if TYPE_CHECKING:
+    import onnx
+    import torch
+
+_PLACEHOLDERS = "mlflow_e2eai.placeholders"
+"""Domain of the placeholders: no graph that leaves this file holds a node of it."""
+
+_TORCHSCRIPT_MAX_OPSET = 20
+"""The last opset that the TorchScript exporter writes (torch 2.13)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Application:
+    """One call of a Function: all that is needed to export it alone."""
+
+    function: type[torch.autograd.Function]
+    arguments: tuple[Any, ...]
+
+    def tensors(self) -> tuple[_Like, ...]:
+        return tuple(argument for argument in self.arguments if isinstance(argument, _Like))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Like:
+    """A tensor's type: sizes as the example has them, and the positions of those that may vary."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    dynamic: tuple[int, ...]
+
+
+@dataclass(slots=True)
+class _Kept:
+    """What was seen of the functions with ``symbolic`` during one export."""
+
+    applied: set[type] = field(default_factory=set)
+    asked: set[type] = field(default_factory=set)
+    placeholders: dict[str, _Application] = field(default_factory=dict)
+    inside: bool = False
+
+    def settle(self, path: Path, opset: int) -> None:
+        """Put into the graph at `path` what the placeholders stand for, and miss nothing."""
+        if self.placeholders:
+            model = graphs.read(path)
+            graphs.write(_filled(model, self.placeholders, opset), path)
+            self.asked |= {each.function for each in self.placeholders.values()}
+        if lost := sorted(each.__name__ for each in self.applied - self.asked):
+            msg = (
+                f"forward applies {lost[0]}, which defines symbolic, but the exporter never asked "
+                f"for it: the operator is not in the graph; use its result, or another exporter."
+            )
+            raise ExportError(msg)
+
+
+def refuse_scripted(module: torch.jit.ScriptModule) -> None:
+    """Refuse a scripted module that calls Python, as it does for each ``torch.autograd.Function``.
+
+    Raises:
+        ExportError: It does: names the function.
+    """
+    graph: Any = module.inlined_graph  # its nodes live no longer than it does
+    calls = graph.findAllNodes("prim::PythonOp", recurse=True)
+    if calls:
+        msg = (
+            f"The script exporter cannot keep {calls[0].pyname()}, which is Python; use "
+            f"exporter='dynamo' or exporter='trace' on the module before it is scripted."
+        )
+        raise ExportError(msg)
+
+
+@contextmanager
+def kept(exporter: str, path: Path, *, opset: int) -> Iterator[None]:
+    """Within this block, exporting to `path` keeps each Function with ``symbolic``.
+
+    Every class that defines ``symbolic`` is watched, and is as it was when the block ends.
+
+    Args:
+        exporter: The one that is used in the block.
+        path: The file that it has written when the block ends.
+        opset: The opset that it writes.
+
+    Raises:
+        ExportError: A function was applied that the graph knows nothing of, or its ``symbolic``
+            failed.
+    """
+    found = _Kept()
+    with ExitStack() as stack:
+        for function in _functions():
+            watch = _standing_in if exporter == "dynamo" else _watched
+            changes: dict[str, Any] = {"forward": staticmethod(watch(function, found))}
+            if exporter != "dynamo":
+                changes["symbolic"] = staticmethod(_asked(function, found))
+            stack.enter_context(mock.patch.multiple(function, **changes))
+        yield
+    found.settle(path, opset)
+
+
+@contextmanager
+def applied() -> Iterator[set[str]]:
+    """Within this block, note the functions with ``symbolic`` that are applied, by name."""
+    found: set[str] = set()
+
+    def noting(function: type[torch.autograd.Function]) -> Callable[..., Any]:
+        forward = function.forward
+
+        def noted(*given: Any) -> Any:
+            found.add(function.__name__)
+            return forward(*given)
+
+        return noted
+
+    with ExitStack() as stack:
+        for function in _functions():
+            stack.enter_context(
+                mock.patch.object(function, "forward", staticmethod(noting(function)))
+            )
+        yield found
+
+
+def _functions() -> list[type[torch.autograd.Function]]:
+    """The classes with a ``symbolic`` that can be called, PyTorch's own left out."""
+    import torch
+
+    waiting, found = [torch.autograd.Function], []
+    while waiting:
+        for each in waiting.pop().__subclasses__():
+            waiting.append(each)
+            own = each.__module__.partition(".")[0] != "torch"
+            if own and each not in found and callable(getattr(each, "symbolic", None)):
+                found.append(each)
+    return found
+
+
+def _standing_in(function: type[torch.autograd.Function], found: _Kept) -> Callable[..., Any]:
+    """The function's ``forward`` for dynamo: a placeholder with the types that it answers in."""
+    import torch
+
+    forward = function.forward
+    with_context = function.setup_context is torch.autograd.Function.setup_context
+
+    def stand_in(*given: Any) -> Any:
+        answer = forward(*given)
+        if not torch.onnx.is_in_onnx_export():
+            return answer
+        found.applied.add(function)
+        arguments = given[1:] if with_context else given
+        name = f"{function.__name__}_{len(found.placeholders)}"
+        found.placeholders[name] = _Application(
+            function=function,
+            arguments=tuple(_like(each) for each in arguments),
+        )
+        outputs = answer if isinstance(answer, tuple) else (answer,)
+        placed = torch.onnx.ops.symbolic_multi_out(
+            f"{_PLACEHOLDERS}::{name}",
+            tuple(each for each in arguments if isinstance(each, torch.Tensor)),
+            dtypes=tuple(each.dtype for each in outputs),
+            shapes=tuple(each.shape for each in outputs),
+            version=1,
+        )
+        return tuple(placed) if isinstance(answer, tuple) else placed[0]
+
+    return stand_in
+
+
+def _watched(function: type[torch.autograd.Function], found: _Kept) -> Callable[..., Any]:
+    """The function's ``forward``, which says that it was called."""
+    import torch
+
+    forward = function.forward
+
+    def watched(*given: Any) -> Any:
+        # What a kept function applies inside its forward is its own affair.
+        inner = found.inside or not torch.onnx.is_in_onnx_export()
+        if inner:
+            return forward(*given)
+        found.applied.add(function)
+        found.inside = True
+        try:
+            return forward(*given)
+        finally:
+            found.inside = False
+
+    return watched
+
+
+def _asked(function: Any, found: _Kept) -> Callable[..., Any]:
+    """The function's ``symbolic``, which says that it was asked."""
+    symbolic = function.symbolic
+
+    def asked(*given: Any) -> Any:
+        found.asked.add(function)
+        return symbolic(*given)
+
+    return asked
+
+
+def _like(argument: Any) -> Any:
+    """A tensor as its type; everything else as it is."""
+    import torch
+
+    if not isinstance(argument, torch.Tensor):
+        return argument
+    return _Like(
+        dtype=argument.dtype,
+        # `int` of a symbolic size would make it static.
+        shape=tuple(
+            size.node.hint if isinstance(size, torch.SymInt) else size for size in argument.shape
+        ),
+        dynamic=tuple(
+            position
+            for position, size in enumerate(argument.shape)
+            if isinstance(size, torch.SymInt)
+        ),
+    )
+
+
+def _filled(
+    model: onnx.ModelProto, placeholders: dict[str, _Application], opset: int
+) -> onnx.ModelProto:
+    """A graph with what stands for each application in the place of its placeholder."""
+    import onnx.inliner
+
+    used = [each.op_type for each in graphs.nodes(model) if each.domain == _PLACEHOLDERS]
+    domains = {entry.domain for entry in model.opset_import}
+    for name in used:
+        body = _body(name, placeholders[name], opset)
+        model.functions.append(body)
+        for entry in body.opset_import:
+            if entry.domain not in domains:
+                domains.add(entry.domain)
+                model.opset_import.append(entry)
+    filled: onnx.ModelProto = onnx.inliner.inline_selected_functions(
+        model, [(_PLACEHOLDERS, name) for name in used]
+    )
+    imports = [entry for entry in filled.opset_import if entry.domain != _PLACEHOLDERS]
+    del filled.opset_import[:]
+    filled.opset_import.extend(imports)
+    return filled
+
+
+def _body(name: str, application: _Application, opset: int) -> onnx.FunctionProto:
+    """What the TorchScript exporter writes for one application alone, as a function."""
+    import onnx
+
+    function = application.function.__name__
+    try:
+        model = _exported_alone(application, min(opset, _TORCHSCRIPT_MAX_OPSET))
+    except Exception as error:  # whatever symbolic or the exporter raises
+        msg = (
+            f"symbolic of {function} failed: {type(error).__name__}: "
+            f"{' '.join(str(error).split())[:300]}; correct symbolic."
+        )
+        raise ExportError(msg) from error
+    standard = [node.op_type for node in model.graph.node if not node.domain]
+    if opset > _TORCHSCRIPT_MAX_OPSET and standard:
+        msg = (
+            f"symbolic of {function} uses {standard[0]} of ONNX itself, which is written up to "
+            f"opset {_TORCHSCRIPT_MAX_OPSET}, but opset {opset} was asked for; ask for an earlier "
+            f"one."
+        )
+        raise ExportError(msg)
+    constants = [
+        onnx.helper.make_node("Constant", [], [each.name], value=each)
+        for each in model.graph.initializer
+    ]
+    imports = [entry for entry in model.opset_import if entry.domain]
+    return onnx.helper.make_function(
+        _PLACEHOLDERS,
+        name,
+        [each.name for each in model.graph.input],
+        [each.name for each in model.graph.output],
+        [*constants, *model.graph.node],
+        [onnx.helper.make_opsetid("", opset), *imports],
+    )
+
+
+def _exported_alone(application: _Application, opset: int) -> onnx.ModelProto:
+    import onnx
+    import torch
+
+    class Alone(torch.nn.Module):
+        def forward(self, *tensors: torch.Tensor) -> Any:
+            given = iter(tensors)
+            return application.function.apply(
+                *(
+                    next(given) if isinstance(each, _Like) else each
+                    for each in application.arguments
+                )
+            )
+
+    likes = application.tensors()
+    names = [f"input_{at}" for at in range(len(likes))]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "alone.onnx")
+        torch.onnx.export(
+            Alone().eval(),
+            tuple(torch.ones(each.shape, dtype=each.dtype) for each in likes),
+            path,
+            dynamo=False,
+            # Inlining is for functions without symbolic; it fails on some forwards (torch 2.13).
+            autograd_inlining=False,
+            opset_version=opset,
+            input_names=names,
+            dynamic_axes={
+                name: list(each.dynamic)
+                for name, each in zip(names, likes, strict=True)
+                if each.dynamic
+            },
+        )
+        return onnx.load(path)

@@ -1,0 +1,62 @@
+"""A PyTorch module as a runner."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from mlflow_e2eai.artifacts.values import Infer, Tensors
+from mlflow_e2eai.pytorch.flat_module import call, output_tensors
+from mlflow_e2eai.pytorch.module import device_of, evaluation_mode
+
+if TYPE_CHECKING:
+    import torch
+
+
+@contextmanager
+def torch_runner(
+    model: torch.nn.Module, *, inputs: Sequence[str], outputs: Sequence[str]
+) -> Iterator[Infer]:
+    """Run a PyTorch module, in evaluation mode and without gradients.
+
+    Args:
+        model: The module; its mode is given back when the block ends.
+        inputs: Names of the inputs, bound as `call` does.
+        outputs: Names for the outputs, in the order in which `output_tensors` gives them.
+    """
+    import torch
+
+    device = device_of(model)
+
+    def infer(tensors: Tensors) -> Tensors:
+        arguments = {name: torch.from_numpy(tensors[name].copy()).to(device) for name in inputs}
+        with torch.no_grad():
+            answers = output_tensors(call(model, arguments)).values()
+            arrays = [tensor.cpu().numpy() for tensor in answers]
+        return dict(zip(outputs, arrays, strict=True))
+
+    with evaluation_mode(model), _without_tf32(device):
+        yield infer
+
+
+@contextmanager
+def _without_tf32(device: torch.device) -> Iterator[None]:
+    """PyTorch rounds convolutions on CUDA to TF32 unless told not to; a reference must not."""
+    import torch
+
+    if device.type != "cuda":
+        yield
+        return
+    cudnn, matmul = torch.backends.cudnn, torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with cudnn.flags(
+            enabled=cudnn.enabled,
+            benchmark=cudnn.benchmark,
+            deterministic=cudnn.deterministic,
+            allow_tf32=False,
+        ):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(matmul)

@@ -1,0 +1,13 @@
+"""Where graphs run: ONNX Runtime, here or in a worker process.
+
+ort        ONNX Runtime sessions and runners
+emulation  precisions that ONNX Runtime has no CPU kernels for, by rounding
+process    a worker process: start it, run functions in it, notice its end
+worker     the other side of it
+isolation  runners in worker processes
+progress   progress bars
+
+Native code runs in a process of its own: a crash, a hang or a kill for memory ends that process,
+and reaches the caller as a `RunnerError` that names the call. Comparisons run in the worker too, so
+that only samples and the reference's outputs travel.
+"""

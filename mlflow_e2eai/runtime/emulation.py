@@ -1,0 +1,101 @@
+"""Graphs whose values are rounded as a GPU rounds them, for ONNX Runtime on the CPU.
+
+Of fp16 neighbours it computes in fp32 and rounds behind them, which hides an overflow; of bf16 it
+has hardly a kernel. Its casts to both types are exact: to the nearest, ties to even.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mlflow_e2eai.artifacts import external_data as weights
+from mlflow_e2eai.artifacts import graphs
+
+if TYPE_CHECKING:
+    import onnx
+
+
+def rounded(path: Path) -> bytes:
+    """A graph that gives what `path` gives on a GPU; it may have more outputs, behind its own."""
+    import onnx
+
+    model = graphs.read(path)
+    for tensor in weights.references(model):
+        tensor.external_data[0].value = Path(tensor.external_data[0].value).name
+    if _computes_in_bf16(model):
+        _emulate_bf16(model)
+    else:
+        _hand_out_fp16(onnx.shape_inference.infer_shapes(model), model)
+    found: bytes = model.SerializeToString()
+    return found
+
+
+def _hand_out_fp16(inferred: onnx.ModelProto, model: onnx.ModelProto) -> None:
+    """Have every fp16 value handed out, so that each is rounded."""
+    import onnx
+
+    known = {output.name for output in model.graph.output}
+    model.graph.output.extend(
+        value
+        for value in inferred.graph.value_info
+        if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT16 and value.name not in known
+    )
+
+
+def _computes_in_bf16(model: onnx.ModelProto) -> bool:
+    import onnx
+
+    narrow = onnx.TensorProto.BFLOAT16
+    return any(tensor.data_type == narrow for tensor in weights.tensors(model)) or any(
+        node.op_type == "Cast"
+        and any(one.name == "to" and one.i == narrow for one in node.attribute)
+        for node in model.graph.node
+    )
+
+
+def _emulate_bf16(model: onnx.ModelProto) -> None:
+    """Compute in fp32 what is in bf16, and round what every node gives to bf16 and back.
+
+    A GPU does the same: it multiplies bf16, sums in fp32, and rounds what comes out.
+    """
+    import onnx
+
+    narrow, wide = onnx.TensorProto.BFLOAT16, onnx.TensorProto.FLOAT
+    inferred = onnx.shape_inference.infer_shapes(model).graph
+    types = {value.name: value.type.tensor_type.elem_type for value in inferred.value_info}
+    types |= {value.name: value.type.tensor_type.elem_type for value in inferred.output}
+    del model.graph.value_info[:]
+    for weight in model.graph.initializer:
+        if weight.data_type == narrow:
+            weight.CopyFrom(_widened(weight))
+    nodes: list[onnx.NodeProto] = []
+    for node in model.graph.node:
+        nodes.append(node)
+        for attribute in node.attribute:
+            if node.op_type == "Cast" and attribute.name == "to" and attribute.i == narrow:
+                attribute.i = wide
+        for place, name in enumerate(node.output):
+            if types.get(name) == narrow:
+                node.output[place] = f"{name}_exact"
+                nodes += _there_and_back(node.output[place], name)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+
+
+def _there_and_back(source: str, name: str) -> Iterable[onnx.NodeProto]:
+    import onnx
+
+    between = f"{name}_rounded"
+    yield onnx.helper.make_node("Cast", [source], [between], to=onnx.TensorProto.BFLOAT16)
+    yield onnx.helper.make_node("Cast", [between], [name], to=onnx.TensorProto.FLOAT)
+
+
+def _widened(weight: onnx.TensorProto) -> onnx.TensorProto:
+    import numpy as np
+    import onnx
+
+    is_there = weights.is_reference(weight)
+    array = weights.values(weight) if is_there else onnx.numpy_helper.to_array(weight)
+    return onnx.numpy_helper.from_array(array.astype(np.float32), weight.name)

@@ -1,0 +1,139 @@
+"""Rules that make inner tensors inputs or outputs of the graph."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from mlflow_e2eai.errors import SurgeryError
+from mlflow_e2eai.surgery.interface import adds_outputs, changes, extracts
+from mlflow_e2eai.surgery.node_edits import is_output, matching
+
+if TYPE_CHECKING:
+    import onnx_graphsurgeon as gs
+
+
+@changes(adds_outputs)
+def expose(graph: gs.Graph, *, tensors: Sequence[str]) -> int:
+    """Make inner tensors outputs of the graph too, after those that it has.
+
+    Args:
+        graph: The graph.
+        tensors: Their names, which the outputs then have.
+
+    Raises:
+        SurgeryError: A node of the main graph makes no such tensor, or its type is not known.
+    """
+    return _exposed(graph, [_made(graph, name, "expose") for name in tensors])
+
+
+@changes(adds_outputs)
+def break_fusion(graph: gs.Graph, *, first: str, then: str) -> int:
+    """Keep a runtime from fusing two operators: what passes between them becomes an output.
+
+    Args:
+        graph: The graph.
+        first: Operator of the node that makes it, for example ``Conv``.
+        then: Operator of a node that reads it, for example ``Relu``.
+    """
+    between = [
+        tensor
+        for node in matching(graph, first, None)
+        for tensor in node.outputs
+        if any(reader.op == then for reader in tensor.outputs)
+    ]
+    return _exposed(graph, between)
+
+
+@changes(extracts)
+def extract(
+    graph: gs.Graph, *, inputs: Sequence[str] | None = None, outputs: Sequence[str] | None = None
+) -> int:
+    """Keep only what lies between named tensors.
+
+    Args:
+        graph: The graph.
+        inputs: Where it is to begin, at all that it needs; None for the inputs that it has.
+        outputs: Where it is to end; None for the outputs that it has.
+
+    Raises:
+        SurgeryError: There is no such tensor, its type is not known, or the outputs need more than
+            these inputs.
+    """
+    known = {tensor.name: tensor for tensor in graph.inputs}
+    begin = [known.get(name) or _made(graph, name, "begin at") for name in _or(inputs, known)]
+    known = {tensor.name: tensor for tensor in graph.outputs}
+    end = [known.get(name) or _made(graph, name, "end at") for name in _or(outputs, known)]
+    if _same(begin, graph.inputs) and _same(end, graph.outputs):
+        return 0
+    _hold_known(graph, [*begin, *end])
+    before = len(graph.nodes)
+    for tensor in begin:
+        tensor.inputs.clear()
+    graph.inputs, graph.outputs = begin, end
+    graph.cleanup(remove_unused_graph_inputs=False)
+    _hold_computable(graph)
+    return max(1, before - len(graph.nodes))
+
+
+def _or(given: Sequence[str] | None, known: dict[str, gs.Tensor]) -> Sequence[str]:
+    return list(known) if given is None else given
+
+
+def _same(some: Sequence[gs.Tensor], others: Sequence[gs.Tensor]) -> bool:
+    return [id(tensor) for tensor in some] == [id(tensor) for tensor in others]
+
+
+def _made(graph: gs.Graph, name: str, verb: str) -> gs.Tensor:
+    """A tensor that a node of the main graph makes."""
+    made = {tensor.name: tensor for node in graph.nodes for tensor in node.outputs}
+    if name not in made:
+        near = difflib.get_close_matches(name, made, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else "`mlflow_e2eai show` shows their names."
+        msg = f"No node makes a tensor {name!r} to {verb}; {hint}"
+        raise SurgeryError(msg)
+    return made[name]
+
+
+def _exposed(graph: gs.Graph, tensors: Sequence[gs.Tensor]) -> int:
+    new = {id(tensor): tensor for tensor in tensors if not is_output(graph, tensor)}
+    _hold_known(graph, [*new.values()])
+    graph.outputs = [*graph.outputs, *new.values()]
+    return len(new)
+
+
+def _hold_known(graph: gs.Graph, tensors: Sequence[gs.Tensor]) -> None:
+    """Let ONNX infer types and shapes that nobody has written down; a type there must be."""
+    import onnx
+    import onnx_graphsurgeon as gs
+
+    unknown = [tensor for tensor in tensors if tensor.dtype is None or tensor.shape is None]
+    if not unknown:
+        return
+    inferred = onnx.shape_inference.infer_shapes(gs.export_onnx(graph), data_prop=True).graph
+    values = {value.name: value for value in inferred.value_info}
+    for tensor in unknown:
+        value = values.get(tensor.name)
+        if value is None or not value.type.tensor_type.elem_type:
+            msg = (
+                f"Nobody knows the type of {tensor.name!r}, so it can be no input or output; take "
+                f"a tensor that a node of ONNX itself makes."
+            )
+            raise SurgeryError(msg)
+        made = gs.importers.onnx_importer.OnnxImporter.import_tensor(value)
+        tensor.dtype, tensor.shape = made.dtype, made.shape
+
+
+def _hold_computable(graph: gs.Graph) -> None:
+    import onnx_graphsurgeon as gs
+
+    given = {id(tensor) for tensor in graph.inputs}
+    for tensor in graph.tensors().values():
+        is_known = tensor.inputs or id(tensor) in given or tensor.is_empty()
+        if not is_known and not isinstance(tensor, gs.Constant):
+            msg = (
+                f"Between {[t.name for t in graph.inputs]} and {[t.name for t in graph.outputs]} "
+                f"{tensor.name!r} is needed too; begin there as well."
+            )
+            raise SurgeryError(msg)

@@ -1,0 +1,200 @@
+"""What a cleaned graph's inputs and outputs have to do with those of the graph before surgery."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TypeAlias
+
+import numpy as np
+
+from mlflow_e2eai.artifacts import graphs
+from mlflow_e2eai.artifacts.values import Array, Infer, InputOrigin, OnnxArtifact, Origins, Tensors
+from mlflow_e2eai.errors import InvalidInputError, SurgeryError
+from mlflow_e2eai.runtime.isolation import isolated_onnxruntime
+from mlflow_e2eai.surgery.extraction import extract
+
+
+def origins_of(cleaned: OnnxArtifact, raw: OnnxArtifact) -> Origins:
+    """A graph's origins; of one that was stored before they were kept, by position and name."""
+    if cleaned.origins is not None:
+        return cleaned.origins
+    inputs = tuple(InputOrigin(name=spec.name, dtype=spec.dtype) for spec in raw.inputs)
+    known = [spec.name for spec in raw.outputs]
+    if len(known) != len(cleaned.outputs):
+        known = [spec.name for spec in cleaned.outputs]
+    return Origins(inputs=inputs, outputs=tuple(known))
+
+
+def begins_inside(cleaned: OnnxArtifact, raw: OnnxArtifact) -> bool:
+    """Whether a graph begins at other tensors than the one before: what ran that cannot run it."""
+    names = {origin.name for origin in origins_of(cleaned, raw).inputs}
+    return names != {spec.name for spec in raw.inputs}
+
+
+def hold_beginning(cleaned: OnnxArtifact, raw: OnnxArtifact) -> None:
+    """Refuse a graph that begins inside the one before, where that one's inputs are given.
+
+    Raises:
+        InvalidInputError: It does.
+    """
+    if begins_inside(cleaned, raw):
+        msg = (
+            f"The plan lets the graph begin at {[spec.name for spec in cleaned.inputs]}, but the "
+            f"model takes {[spec.name for spec in raw.inputs]}, so it cannot be judged against the "
+            f"model; extract outputs only, or use `mlflow_e2eai.clean`, which judges the part."
+        )
+        raise InvalidInputError(msg)
+
+
+def converted(tensors: Tensors, raw: OnnxArtifact, cleaned: OnnxArtifact) -> dict[str, Array]:
+    """Inputs of the graph before as the cleaned one takes them; their sizes stay as they are.
+
+    Numbers that an integer type cannot hold become the nearest that it can.
+    """
+    pairs = zip(cleaned.inputs, origins_of(cleaned, raw).inputs, strict=True)
+    return {spec.name: _new(tensors[old.name], old, spec.dtype) for spec, old in pairs}
+
+
+def fitted(tensors: Tensors, raw: OnnxArtifact, cleaned: OnnxArtifact) -> dict[str, Array]:
+    """The same, repeated or cut along the axes that surgery has fixed."""
+    made = converted(tensors, raw, cleaned)
+    for spec in cleaned.inputs:
+        array = made[spec.name]
+        for position, size in enumerate(spec.shape):
+            if isinstance(size, int) and array.shape[position] not in (0, size):
+                index = np.arange(size) % array.shape[position]
+                array = np.take(array, index, axis=position)
+        made[spec.name] = np.asarray(array, order="C")
+    return made
+
+
+def bridge(reference: Infer, raw: OnnxArtifact, cleaned: OnnxArtifact) -> Infer:
+    """What ran the graph before, with the inputs and outputs that surgery left.
+
+    Tensors that it does not answer, as surgery exposed them, are missing; `surgery.answering` has
+    them too.
+    """
+    origins = origins_of(cleaned, raw)
+    inputs = list(zip(cleaned.inputs, origins.inputs, strict=True))
+    outputs = list(zip(cleaned.outputs, origins.outputs, strict=True))
+
+    def infer(tensors: Tensors) -> Tensors:
+        answer = reference({old.name: _old(tensors[spec.name], old) for spec, old in inputs})
+        return {spec.name: answer[name] for spec, name in outputs if name in answer}
+
+    return infer
+
+
+def _new(array: Array, origin: InputOrigin, dtype: str) -> Array:
+    if not origin.is_scaled and dtype == origin.dtype:
+        return array if not origin.perm else array.transpose(np.argsort(origin.perm))
+    if origin.is_scaled:
+        wide = array.astype(np.float64)
+        array = (wide - along(origin.offset, array.ndim)) / along(origin.scale, array.ndim)
+    wanted = np.dtype(dtype)
+    if array.dtype != wanted and wanted.kind in "iu":
+        limits = np.iinfo(wanted)
+        array = np.clip(np.rint(array), limits.min, limits.max)
+    if origin.perm:
+        array = array.transpose(np.argsort(origin.perm))
+    return np.asarray(array.astype(wanted, copy=False), order="C")
+
+
+def _old(array: Array, origin: InputOrigin) -> Array:
+    """In the graph's own order of operations, so that both round alike."""
+    array = array.astype(origin.dtype, copy=False)
+    if origin.perm:
+        array = array.transpose(origin.perm)
+    if origin.is_scaled:
+        scale = along(origin.scale, array.ndim).astype(array.dtype)
+        array = array * scale + along(origin.offset, array.ndim).astype(array.dtype)
+    return np.asarray(array, order="C")
+
+
+def along(values: tuple[float, ...], rank: int) -> Array:
+    """One number for all, or one for each channel (the axis 1), for an array of that rank."""
+    array = np.asarray(values, np.float64)
+    return array.reshape(()) if len(values) == 1 else array.reshape(-1, *[1] * (rank - 2))
+
+
+# What is right for a cleaned graph, where the model that was exported cannot tell all of it.
+
+
+Run: TypeAlias = Callable[..., AbstractContextManager[Infer]]
+
+
+@contextmanager
+def answering(
+    reference: Infer, raw: OnnxArtifact, cleaned: OnnxArtifact, *, run: Run = isolated_onnxruntime
+) -> Iterator[Infer]:
+    """What ran the graph before surgery, with the inputs and outputs that surgery left.
+
+    It knows nothing of the tensors that surgery exposed: those come from ONNX Runtime on the graph
+    before. Where the graph begins inside the one before, all do.
+
+    Args:
+        reference: What ran the graph before.
+        raw: The graph before.
+        cleaned: The graph after.
+        run: Opens ONNX Runtime on a file, with ``libraries``.
+
+    Raises:
+        RunnerError: ONNX Runtime cannot run that part of the graph before.
+        SurgeryError: The graph before has no such tensor.
+    """
+    origins = origins_of(cleaned, raw)
+    known = set() if begins_inside(cleaned, raw) else {spec.name for spec in raw.outputs}
+    if unknown := [name for name in origins.outputs if name not in known]:
+        inputs = [origin.name for origin in origins.inputs]
+        with _piece(raw, inputs, unknown, run) as inner:
+
+            def infer(tensors: Tensors) -> Tensors:
+                told = reference(tensors) if known else {}
+                return {**told, **inner(tensors)}
+
+            yield bridge(infer, raw, cleaned)
+    else:
+        yield bridge(reference, raw, cleaned)
+
+
+@contextmanager
+def entering(
+    raw: OnnxArtifact, cleaned: OnnxArtifact
+) -> Iterator[Callable[[Tensors], dict[str, Array]]]:
+    """What makes inputs of the cleaned graph of those of the graph before; see `fitted`.
+
+    Where the graph begins inside the one before, ONNX Runtime on that computes what comes there.
+    """
+    given = {spec.name for spec in raw.inputs}
+    names = [origin.name for origin in origins_of(cleaned, raw).inputs]
+    with ExitStack() as stack:
+        inner: Infer = lambda _: {}  # noqa: E731 - nothing to compute
+        if strange := [name for name in names if name not in given]:
+            piece = _piece(raw, None, strange, isolated_onnxruntime)
+            inner = stack.enter_context(piece)
+        yield lambda tensors: fitted({**tensors, **inner(tensors)}, raw, cleaned)
+
+
+@contextmanager
+def _piece(
+    raw: OnnxArtifact, inputs: Sequence[str] | None, outputs: Sequence[str], run: Run
+) -> Iterator[Infer]:
+    """The graph before surgery between some of its tensors."""
+    model = graphs.read(raw.path)
+    graph = graphs.to_graph(model)
+    try:
+        extract(graph, inputs=inputs, outputs=outputs)
+    except SurgeryError as error:
+        msg = (
+            f"The graph before the plan does not tell what is right at {list(outputs)}: {error} "
+            f"Expose or extract before the steps that make new tensors."
+        )
+        raise SurgeryError(msg) from error
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "piece.onnx")
+        graphs.write(graphs.to_onnx(graph, like=model), path)
+        with run(path, libraries=raw.libraries) as infer:
+            yield infer

@@ -1,0 +1,358 @@
+"""ONNX -> cleaner ONNX, by rules.
+
+A plan is data: a list of rules with arguments, as YAML or Python writes it. Whatever it does, the
+result keeps its interface, but for the names and outputs that the plan itself changes, and its
+numbers, which ONNX Runtime checks on samples.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+from mlflow_e2eai.artifacts import graphs
+from mlflow_e2eai.artifacts.files import written
+from mlflow_e2eai.artifacts.graphs import only_new_garbage
+from mlflow_e2eai.artifacts.values import Array, Infer, OnnxArtifact, Tensors
+from mlflow_e2eai.artifacts.weight_files import beside, staged
+from mlflow_e2eai.errors import ArtifactError, RunnerError, SurgeryError
+from mlflow_e2eai.runtime.isolation import Ahead, Opened, isolated_onnxruntime, onnxruntime_ahead
+from mlflow_e2eai.surgery import interface
+from mlflow_e2eai.surgery.interface import Interface
+from mlflow_e2eai.surgery.mapping import answering, entering
+from mlflow_e2eai.surgery.outline import Outline, outline_of
+from mlflow_e2eai.surgery.plan import DEFAULT_PLAN, Step, plan_text, step_name
+from mlflow_e2eai.surgery.rules import Rule
+
+if TYPE_CHECKING:
+    import onnx
+    import onnx_graphsurgeon as gs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SurgeryReport:
+    """What a plan did.
+
+    Attributes:
+        edits: Number of edits by each step, in the plan's order, as ``rule`` or ``rule #2``.
+        nodes_before: Nodes in the main graph before.
+        nodes_after: And after.
+        operators_before: Nodes of each operator before.
+        operators_after: And after.
+        size_before_bytes: Size of the file before.
+        size_after_bytes: And after.
+        max_abs_error: Largest difference that the check of the numbers saw, over all outputs; None
+            when there was nothing to check against.
+        outline: Both graphs in one, for people to look at; None in reports of before it was drawn.
+        plan: The plan as YAML, to apply to another graph; None in reports of before it was kept.
+        seconds: What each step took, named as in `edits`; empty in reports of before it was taken.
+    """
+
+    edits: Mapping[str, int]
+    nodes_before: int
+    nodes_after: int
+    operators_before: Mapping[str, int]
+    operators_after: Mapping[str, int]
+    size_before_bytes: int
+    size_after_bytes: int
+    max_abs_error: float | None
+    outline: Outline | None = None
+    plan: str | None = None
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+
+@only_new_garbage()
+def clean(
+    source: OnnxArtifact,
+    plan: Sequence[Step] = DEFAULT_PLAN,
+    *,
+    out: Path,
+    samples: Sequence[Tensors] = (),
+    reference: Infer | None = None,
+    keep: Path | None = None,
+) -> tuple[OnnxArtifact, SurgeryReport]:
+    """Apply a surgery plan to a graph.
+
+    Args:
+        source: The graph; its file is not changed.
+        plan: The rules, in order.
+        out: The file to write.
+        samples: Inputs on which the result must give the numbers that it gave before. With none,
+            the numbers are not checked.
+        reference: What gave the numbers before; by default ONNX Runtime on `source`, which must
+            then be able to run it (an operator that nothing implements needs a reference).
+        keep: A folder. Where the plan is refused, the graphs before and after the step to blame
+            are left there, as ``before.onnx`` and ``after.onnx``, and named in the error's
+            `graphs`. A step that failed outright has no graph after it.
+
+    Returns:
+        The cleaned graph, and what was done.
+
+    Raises:
+        InvalidInputError: The plan names a rule or argument that there is not.
+        SurgeryError: A rule failed or did not find what it must, or the result has another
+            interface or other numbers; then the plan is replayed to name the step to blame.
+    """
+    try:
+        return attempt(source, plan, out=out, samples=samples, reference=reference)
+    except SurgeryError as error:
+        if error.rule is None or keep is not None:
+            _blame(error, source, plan, samples=samples, reference=reference, keep=keep)
+        raise
+
+
+def attempt(
+    source: OnnxArtifact,
+    plan: Sequence[Step],
+    *,
+    out: Path,
+    samples: Sequence[Tensors],
+    reference: Infer | None,
+) -> tuple[OnnxArtifact, SurgeryReport]:
+    """Do what `clean` does, without a search for the step to blame where the result is wrong."""
+    text = plan_text(plan)
+    for step in plan:
+        step.bound()  # refused before anything is read
+    before = graphs.read(source.path)
+    with ExitStack() as stack:
+        loaded = None if reference else source.path  # over there, while the other is made
+        started = onnxruntime_ahead(loaded, libraries=source.libraries)
+        opened = stack.enter_context(started) if samples else None
+        edited = _edited(source, before, plan)
+        after, wanted = edited.after, edited.interface
+        inputs, outputs = graphs.interface(after)
+        interface.check(source, inputs, outputs, wanted)
+        temporary = stack.enter_context(staged(out))
+        try:
+            graphs.write(after, temporary)
+        except ArtifactError as broken:
+            msg = f"The plan broke the graph: {broken}"
+            raise SurgeryError(msg) from broken
+        if opened:
+            opened.load(temporary)  # while its digest is taken
+        artifact = graphs.describe(
+            temporary,
+            stage="clean",
+            precision=source.precision,
+            axes=wanted.axes,
+            parent_sha256=source.sha256,
+            origins=wanted.origins(outputs),
+            libraries=source.libraries,
+            model=after,
+        )
+        error = _keep_numbers(source, artifact, samples, reference, opened)
+    artifact = replace(artifact, path=out)
+    report = SurgeryReport(
+        edits=edited.edits,
+        nodes_before=len(before.graph.node),
+        nodes_after=len(after.graph.node),
+        operators_before=graphs.operators(before),
+        operators_after=graphs.operators(after),
+        size_before_bytes=graphs.size_of(source),
+        size_after_bytes=graphs.size_of(artifact),
+        max_abs_error=error,
+        outline=outline_of(before, after),
+        plan=text,
+        seconds=edited.seconds,
+    )
+    return artifact, report
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Edited:
+    """A graph after a plan, which nobody has checked yet."""
+
+    after: onnx.ModelProto
+    interface: Interface
+    edits: Mapping[str, int]
+    seconds: Mapping[str, float]
+
+
+def _edited(source: OnnxArtifact, before: onnx.ModelProto, plan: Sequence[Step]) -> _Edited:
+    rules = [(step, step.bound()) for step in plan]
+    graph = graphs.to_graph(before)
+    for each in (graph, *graph.subgraphs(recursive=True)):
+        graphs.name_nodes(each)
+    edits, seconds = {}, {}
+    wanted = Interface.of(source)
+    for position, (step, rule) in enumerate(rules):
+        name = step_name(plan, position)
+        began = time.perf_counter()
+        edits[name] = _apply(step, rule, graph)
+        seconds[name] = time.perf_counter() - began
+        wanted = interface.after(step.found(), wanted, step.arguments, graph)
+    after = graphs.to_onnx(graph, like=before)
+    return _Edited(after=after, interface=wanted, edits=edits, seconds=seconds)
+
+
+def _kept(source: OnnxArtifact, plan: Sequence[Step], guilty: int, keep: Path) -> tuple[Path, ...]:
+    """Write the graphs before and after a step, however broken they are."""
+    keep.mkdir(parents=True, exist_ok=True)
+    kept = []
+    for name, steps in (("before.onnx", plan[:guilty]), ("after.onnx", plan[: guilty + 1])):
+        with suppress(SurgeryError):
+            made = _edited(source, graphs.read(source.path), steps).after
+            with beside(made, keep), written(keep / name) as temporary:
+                temporary.write_bytes(made.SerializeToString(deterministic=True))
+            kept.append(keep / name)
+    return tuple(kept)
+
+
+def _blame(
+    error: SurgeryError,
+    source: OnnxArtifact,
+    plan: Sequence[Step],
+    *,
+    samples: Sequence[Tensors],
+    reference: Infer | None,
+    keep: Path | None,
+) -> None:
+    """Write into an error which step of the plan it comes from, where that can be told."""
+    with TemporaryDirectory() as folder:
+
+        def replay(steps: Sequence[Step]) -> SurgeryError | None:
+            if len(steps) == len(plan):
+                return error
+            out = Path(folder, "replayed.onnx")
+            try:
+                attempt(source, steps, out=out, samples=samples, reference=reference)
+            except SurgeryError as found:
+                return found
+            return None
+
+        try:
+            guilty = guilty_step(plan, replay)
+        except SurgeryError:
+            return  # it was wrong before the first step
+    if guilty is None:
+        return
+    if keep is not None:
+        error.graphs = _kept(source, plan, guilty, keep)
+    if error.rule is None:
+        error.rule = plan[guilty].rule
+        error.args = (f"{error} Step {step_name(plan, guilty)!r} is to blame.",)
+
+
+def _apply(step: Step, rule: Rule, graph: gs.Graph) -> int:
+    try:
+        edits = rule(graph)
+    except SurgeryError as error:
+        error.rule = step.rule
+        raise
+    except Exception as error:  # graphsurgeon and whatever it calls
+        msg = f"Surgery rule {step.rule!r} failed: {type(error).__name__}: {error}"
+        raise SurgeryError(msg, rule=step.rule) from error
+    if step.required and not edits:
+        given = ", ".join(f"{name}={value!r}" for name, value in step.arguments.items())
+        msg = (
+            f"Rule {step.rule!r} ({given or 'no arguments'}) found nothing to edit, but is "
+            f"required; check its arguments, or leave out required: true."
+        )
+        raise SurgeryError(msg, rule=step.rule)
+    return edits
+
+
+def _keep_numbers(
+    source: OnnxArtifact,
+    cleaned: OnnxArtifact,
+    samples: Sequence[Tensors],
+    reference: Infer | None,
+    opened: Ahead | None,
+) -> float | None:
+    """Largest difference seen between before and after; None when there are no samples.
+
+    The graph runs in a process of its own: what a rule made of it may crash ONNX Runtime.
+    """
+    if opened is None:
+        return None
+    with ExitStack() as stack:
+        before, asked = _asked(source, cleaned, samples, reference, stack, opened)
+        try:
+            after = stack.enter_context(opened(cleaned.path))
+            # ONNX Runtime is no suspect here, the rules are.
+            report = after.compare(before, asked, precision=source.precision, repeats=1)
+        except RunnerError as error:
+            msg = f"The graph does not run after surgery: {error}"
+            raise SurgeryError(msg) from error
+    if not report.passed:
+        wrong = report.findings[0].sentence
+        msg = (
+            _export_was_wrong(source, samples, reference)
+            or f"The plan changed the numbers: {wrong}"
+        )
+        raise SurgeryError(msg)
+    return max((output.max_abs_error for output in report.outputs), default=0.0)
+
+
+def _asked(
+    source: OnnxArtifact,
+    cleaned: OnnxArtifact,
+    samples: Sequence[Tensors],
+    reference: Infer | None,
+    stack: ExitStack,
+    opened: Opened,
+) -> tuple[Infer, list[dict[str, Array]]]:
+    """What was before and the samples, both for the graph that is now."""
+    try:
+        told = reference or stack.enter_context(opened(source.path))
+        before = stack.enter_context(answering(told, source, cleaned))
+        fit = stack.enter_context(entering(source, cleaned))
+        return before, [fit(sample) for sample in samples]
+    except RunnerError as error:
+        msg = f"The numbers before surgery cannot be had: {error} Give a reference."
+        raise SurgeryError(msg) from error
+
+
+def _export_was_wrong(
+    source: OnnxArtifact, samples: Sequence[Tensors], reference: Infer | None
+) -> str | None:
+    """Why the plan is not to blame; None where it is, or where the graph before does not run."""
+    if reference is None:
+        return None
+    try:
+        with isolated_onnxruntime(source.path, libraries=source.libraries) as exported:
+            report = exported.compare(reference, samples, precision=source.precision, repeats=1)
+    except RunnerError:
+        return None
+    if report.passed:
+        return None
+    return (
+        f"The graph gave other numbers than the model before any surgery, so it is the export that "
+        f"is wrong: {report.findings[0].sentence}"
+    )
+
+
+# Which step of a plan made a graph wrong.
+
+
+def guilty_step(
+    plan: Sequence[Step], replay: Callable[[Sequence[Step]], SurgeryError | None]
+) -> int | None:
+    """Position of the step to blame; None when the plan is right.
+
+    The plan is replayed, one step shorter each time, until the graph is right. A beginning whose
+    graph does not run says nothing.
+
+    Args:
+        plan: The plan.
+        replay: Applies the beginning of a plan; what is wrong with the graph, or None.
+
+    Raises:
+        SurgeryError: The graph was wrong before the first step, or no beginning could be judged.
+    """
+    wrong = 0
+    error: SurgeryError | None = None
+    for length in range(len(plan), -1, -1):
+        error = replay(plan[:length])
+        if error is None:
+            return None if length == len(plan) else length
+        if not isinstance(error.__cause__, RunnerError):
+            wrong = length
+    if error is not None and not wrong:
+        raise error
+    return wrong - 1

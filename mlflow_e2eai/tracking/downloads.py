@@ -1,0 +1,195 @@
+"""Files of a model, downloaded one by one as they are needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlflow_e2eai.artifacts.files import from_json, to_json, why_unread, written
+from mlflow_e2eai.bundle.manifest import MANIFEST
+from mlflow_e2eai.errors import ArtifactError, TrackingError
+from mlflow_e2eai.tracking.lineage import is_uri, resolve
+from mlflow_e2eai.tracking.server import address
+
+
+class ModelFiles:
+    """A model's directory here, into which its files come when they are asked for.
+
+    MLflow downloads whole models, but its artifact repositories give single files too, through a
+    tracking server's proxy as from a store of one's own.
+
+    Attributes:
+        directory: The model itself where it lies on this machine, else where its files come. It
+            holds MLmodel from the start.
+    """
+
+    def __init__(self, uri: str, directory: str | Path | None = None) -> None:
+        """Find a model.
+
+        Args:
+            uri: A local path or any URI of a model that MLflow knows.
+            directory: An existing directory for its files; by default the model itself where it is
+                on this machine, and else a new temporary one.
+
+        Raises:
+            mlflow.exceptions.MlflowException: There is no such model.
+            TrackingError: There is no such model of a run.
+            OSError: There is none at that path.
+        """
+        from mlflow.exceptions import MlflowException
+        from mlflow.protos.databricks_pb2 import ErrorCode
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        if str(uri).startswith("runs:/"):
+            # A run's repository puts each file into a folder of the model's name.
+            uri = resolve(uri).model_uri
+        self._uri, self._is_copied = uri, directory is not None
+        self._repository = get_artifact_repository(str(uri))
+        target = None if directory is None else str(directory)
+        try:
+            self.directory = Path(self._repository.download_artifacts("MLmodel", target)).parent
+        except MlflowException as error:
+            msg = f"There is no MLflow model at {uri}: {error.message}"
+            raise MlflowException(msg, error_code=ErrorCode.Value(error.error_code)) from error
+
+    def configuration(self, flavor: str) -> dict[str, Any]:
+        """What MLmodel says of a flavor; code that comes with it can be imported from then on.
+
+        Raises:
+            mlflow.exceptions.MlflowException: The model is not of that flavor.
+        """
+        from mlflow_e2eai.tracking import _mlflow
+
+        found: dict[str, Any] = _mlflow.get_flavor_configuration(self.directory, flavor)
+        if (code := found.get("code")) is not None:
+            self.fetch(code)
+        _mlflow.add_code_to_system_path(self.directory, found)
+        return found
+
+    def names(self) -> list[str]:
+        """The files and folders that are at the top of the model."""
+        return [str(found.path) for found in self._repository.list_artifacts("")]
+
+    def fetch(self, path: str) -> None:
+        """Bring a file or folder, named relative to the model, into the directory.
+
+        Raises:
+            ArtifactError: It cannot be had.
+        """
+        from mlflow.exceptions import MlflowException
+
+        if not self._is_copied and (self.directory / path).exists():
+            return
+        try:
+            self._repository.download_artifacts(path, str(self.directory))
+        except (MlflowException, OSError) as error:
+            reason = str(error).strip().splitlines()[-1]  # before it MLflow counts its failures
+            msg = f"{path} of {self._uri} cannot be had: {reason}; log the model again."
+            raise ArtifactError(msg) from error
+
+
+# Models without their graphs and engines, which come when they are loaded.
+
+
+ORIGIN = "e2eai_origin.json"
+"""File of a model that says where its other files are."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """Where a model's other files are.
+
+    Attributes:
+        uri: The model, by the id of its LoggedModel.
+    """
+
+    uri: str
+
+
+def download(uri: str, directory: Path) -> Path:
+    """Download a model but for what its variants are made of, or a file or folder of it.
+
+    Args:
+        uri: ``models:/`` and a LoggedModel's id, a name and version, or a name and alias; with the
+            path of a file or folder after it or not.
+        directory: Where to; it exists.
+
+    Returns:
+        The model, which says where its other files are; or the file or folder.
+
+    Raises:
+        InvalidInputError: It names no model.
+        TrackingError: There is no such model.
+        ArtifactError: A file of it cannot be had.
+        mlflow.exceptions.MlflowException: It is no pyfunc.
+    """
+    from mlflow_e2eai.tracking import _mlflow
+
+    parts = uri.removeprefix("models:/").split("/")
+    count = 1 if "@" in parts[0] or is_uri(parts[0]) else 2
+    # By its id: an alias may have moved on when the other files are asked for.
+    origin = str(resolve("models:/" + "/".join(parts[:count])).model_uri)
+    files = ModelFiles(origin, directory)
+    if path := "/".join(parts[count:]):
+        files.fetch(path)
+        return directory / path
+    data = _mlflow.get_flavor_configuration(directory, "python_function")["data"]
+    for name in files.names():
+        if name != data:
+            files.fetch(name)
+    files.fetch(f"{data}/{MANIFEST}")
+    with written(directory / ORIGIN) as out:
+        out.write_text(to_json(Origin(uri=origin)), encoding="utf-8")
+    return directory
+
+
+def fetcher(bundle: Path) -> Callable[[Path], None]:
+    """What brings a file of a bundle to where it is to be, if it is not there.
+
+    Args:
+        bundle: The folder, in that of its model.
+    """
+    model = bundle.parent
+    try:
+        said = (model / ORIGIN).read_bytes()
+    except FileNotFoundError:  # it is whole
+        return lambda _: None
+    files = ModelFiles(from_json(Origin, said).uri, model)
+
+    def fetch(path: Path) -> None:
+        if not (bundle / path).exists():
+            files.fetch((bundle / path).relative_to(model).as_posix())
+
+    return fetch
+
+
+# Texts that a run kept, or that lie on disk.
+
+
+def fetch_text(uri: str) -> str:
+    """Read a text.
+
+    Args:
+        uri: A path, or what MLflow takes for the URI of an artifact, as
+            ``runs:/run_id/bisection.json``.
+
+    Raises:
+        TrackingError: There is no such file.
+        UnicodeDecodeError: It is no text.
+    """
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    if ":/" not in uri:
+        try:
+            return Path(uri).read_text(encoding="utf-8")
+        except OSError as error:
+            msg = f"Cannot read {uri}: {why_unread(error)}; check the path."
+            raise TrackingError(msg) from error
+    try:
+        return str(mlflow.artifacts.load_text(uri))
+    except (MlflowException, OSError) as error:
+        msg = f"{uri} cannot be had, with MLflow at {address()}: {error}; check the path."
+        raise TrackingError(msg) from error

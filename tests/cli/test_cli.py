@@ -1,0 +1,278 @@
+"""The command line: texts become values, errors become one sentence and an exit code."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import mlflow
+import pytest
+from small_models import AXES, N, features, labelled, net
+
+import mlflow_e2eai
+from mlflow_e2eai import Axis, BuildSettings
+from mlflow_e2eai.artifacts import axes as artifacts_axes
+from mlflow_e2eai.cli import main, types
+from mlflow_e2eai.engine import profiles
+from mlflow_e2eai.errors import InvalidInputError
+
+pytestmark = pytest.mark.usefixtures("on_threads")
+
+
+@pytest.fixture
+def version(store):
+    """Version 1 of the registered model `net`."""
+    module = net()
+    mlflow_e2eai.log_model(
+        module,
+        "net",
+        input_example={"x": features()},
+        dynamic_axes=AXES,
+        evaluation_data=labelled(module),
+        precisions=("fp32",),
+        registered_model_name="net",
+    )
+    return "1"
+
+
+def said(capsys):
+    captured = capsys.readouterr()
+    return captured.out.strip(), captured.err.strip()
+
+
+def test_each_verb_prints_the_model_that_it_made_for_the_next_one_to_take(version, capsys):
+    assert main.main(["export", "--model-uri", "models:/net/1"]) == main.DONE
+    raw, _ = said(capsys)
+    assert main.main(["clean", "--model-uri", raw]) == main.DONE
+    cleaned, _ = said(capsys)
+    assert main.main(["convert", "--model-uri", cleaned, "--precision", "fp16"]) == main.DONE
+    half, _ = said(capsys)
+    assert main.main(["compile", "--model-uri", half, "--targets", "sm86,sm120"]) == main.DONE
+    engines, _ = said(capsys)
+    assert len(engines.splitlines()) == 2
+    assert main.main(["evaluate", "--model-uri", half]) == main.DONE
+    out, _ = said(capsys)
+    assert out.splitlines() == [
+        "torch/fp32: passed",
+        "onnxruntime-cpu/raw: passed",
+        "onnxruntime-cpu/fp16: passed",
+    ]
+
+
+def test_bisect_prints_its_sentence_and_the_file_that_convert_takes(store, capsys):
+    assert main.main(["log", "--model", "small_models:build_overflowing"]) == main.DONE
+    model, _ = said(capsys)
+    for verb in ("export", "clean"):
+        assert main.main([verb, "--model-uri", model]) == main.DONE
+        model, _ = said(capsys)
+    assert main.main(["bisect", "--model-uri", model]) == main.DONE
+    out, _ = said(capsys)
+    sentence, uri = out.splitlines()
+    assert sentence.startswith("The variant passes when 1 of 4 nodes are kept as they were")
+    words = ["convert", "--model-uri", model, "--precision", "fp16", "--keep-fp32"]
+    for keep in (uri, "node_linear_1"):
+        assert main.main([*words, keep]) == main.DONE
+        half, _ = said(capsys)
+        assert main.main(["evaluate", "--model-uri", half]) == main.DONE
+        out, _ = said(capsys)
+        assert out.splitlines()[-1] == "onnxruntime-cpu/fp16: passed"
+
+
+def test_bisect_says_so_where_there_is_nothing_to_explain(version, capsys):
+    assert main.main(["bisect", "--model-uri", "models:/net/1"]) == main.DONE
+    out, _ = said(capsys)
+    assert out == "The variant passes as it is: there is nothing to explain."
+
+
+def test_nodes_are_read_from_one_word_or_a_file(tmp_path):
+    path = tmp_path / "mine.json"
+    path.write_text('{"nodes": ["a,b", "/c/MatMul"]}')
+    assert types.nodes("none") == []
+    assert types.nodes("a, /c/MatMul") == ["a", "/c/MatMul"]
+    assert types.nodes(str(path)) == ["a,b", "/c/MatMul"]
+
+
+def test_promote_says_0_for_promoted_and_3_for_rejected(version, capsys, tmp_path):
+    assert main.main(["promote", "--name", "net", "--version", "1"]) == main.DONE
+    out, _ = said(capsys)
+    assert out.endswith("promoted: net 1 is champion")
+    gates = tmp_path / "gates.yaml"
+    gates.write_text("gates: [{metric: task/accuracy, at_least: 2}]")
+    words = ["promote", "--name", "net", "--version", "1", "--gates", str(gates)]
+    assert main.main(words) == main.REJECTED
+    out, _ = said(capsys)
+    assert out.splitlines()[-1] == "rejected: task/accuracy: found 1, wanted at least 2"
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("exprt", "argument VERB: invalid choice: 'exprt'"),
+        ("export", "export: the following arguments are required: --model-uri"),
+        ("export --model-uri x --opset banana", "export: argument --opset: 'banana' is no whole"),
+        ("export --model-uri x --opset 0", "export: argument --opset: '0' is no whole number"),
+        ("export --model-uri x --opzet 3", "there is no parameter --opzet; did you mean --opset?"),
+        ("export --model-uri x --dynamic-axes x=N", "'x=N' is no dynamic axis"),
+        ("export --model-uri x --dynamic-axes x:0=N:8:1:64", "min=8, opt=1, max=64"),
+        ("export --model-uri models:/nothing/1", "There is no model 'models:/nothing/1'"),
+        ("export --model-uri x", "'x' names no model"),
+        ("convert --model-uri x --precision fp12", "The precision is 'fp12', but one of fp32"),
+        (
+            "convert --model-uri x --precision fp16 --keep-fp32 a.json",
+            "Cannot read a.json: No such file",
+        ),
+        ("bisect --model-uri x --precision fp12", "The precision is 'fp12', but one of fp32"),
+        ("bisect --model-uri x", "'x' names no model"),
+        ("compile --model-uri x --targets sm86,sm99", "The target is 'sm99', but one of local"),
+        ("compile --model-uri x --targets sm86 --precision fp3", "The precision is 'fp3', but one"),
+        ("compile --model-uri x --targets sm86 --tf32 true", "there is no parameter --tf32"),
+        ("compile --model-uri x --targets sm86 --build-settings threads=0", "threads is 0, but"),
+        ("clean --model-uri x --plan missing.yaml", "Cannot read missing.yaml: No such file"),
+        ("promote --name net --version one", "'one' is no whole number of at least 1"),
+        ("promote --name nothing --version 1", "There is no version 1 of 'nothing'"),
+        ("log --model nothing --name x", "write package.module:callable"),
+    ],
+)
+def test_a_wrong_word_is_one_sentence_exit_code_1_and_no_traceback(store, capsys, words, sentence):
+    assert main.main(words.split()) == main.ERROR
+    out, err = said(capsys)
+    assert out == ""
+    assert err.startswith("mlflow_e2eai: ")
+    assert sentence in err
+    assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("words", ["export --model-uri x --opset banana", "export --model-uri x"])
+def test_the_run_that_mlflow_run_made_says_failed_and_why(store, monkeypatch, capsys, words):
+    experiment = mlflow.get_experiment_by_name("tests").experiment_id
+    run = store.create_run(experiment)
+    assert run.info.status == "RUNNING"
+    monkeypatch.setenv("MLFLOW_RUN_ID", run.info.run_id)
+    assert main.main(words.split()) == main.ERROR
+    _, err = said(capsys)
+    after = store.get_run(run.info.run_id)
+    assert after.info.status == "FAILED"
+    assert err == f"mlflow_e2eai: {after.data.tags['e2eai.error']}"
+
+
+def test_dynamic_axes_are_read_from_one_word():
+    assert artifacts_axes.dynamic_axes("x:0=N:1:4:16") == {"x": {0: N}}
+    by_four = artifacts_axes.dynamic_axes("x:1=T:4:8:16:4")
+    assert by_four == {"x": {1: Axis("T", min=4, opt=8, max=16, multiple=4)}}
+    tuned = artifacts_axes.dynamic_axes("x:0=N:1:8:64@1+8+32")
+    assert tuned == {"x": {0: Axis("N", min=1, opt=8, max=64, buckets=(1, 8, 32))}}
+    assert artifacts_axes.dynamic_axes("none") == {}
+    assert artifacts_axes.dynamic_axes("auto") is None
+    two = artifacts_axes.dynamic_axes("ids:0=N:1:4:16,ids:1=S:8:8:32")
+    assert {at: axis.name for at, axis in two["ids"].items()} == {0: "N", 1: "S"}
+    assert two["ids"][1].max == 32
+
+
+def test_build_settings_are_read_from_one_word_or_a_file(tmp_path):
+    wanted = BuildSettings(optimization_level=5, refit=True, time_limit_s=90.5)
+    assert types.build_settings("optimization_level=5, refit=yes,time_limit_s=90.5") == wanted
+    assert types.build_settings(str(wanted)) == wanted
+    assert types.build_settings("default") == BuildSettings() == types.build_settings("threads=")
+    file = tmp_path / "build.yaml"
+    file.write_text("optimization_level: 5\nrefit: yes\ntime_limit_s: 90.5\n")
+    assert types.build_settings(str(file)) == wanted
+
+
+def test_buckets_are_chosen_from_sizes_in_one_word_or_a_file(tmp_path, capsys):
+    assert profiles.seen("1,8:120,1,32:5") == {1: 2, 8: 120, 32: 5}
+    file = tmp_path / "sizes.json"
+    file.write_text(json.dumps({1: 900, 7: 40, 8: 300, 30: 5, 32: 60}))
+    assert main.main(["choose-buckets", str(file), "--count", "3"]) == main.DONE
+    out, _ = said(capsys)
+    assert out == "1+8+32"
+    axes = artifacts_axes.dynamic_axes(f"x:0=N:1:8:64@{out}")
+    assert axes["x"][0].buckets == (1, 8, 32)
+
+
+@pytest.mark.parametrize("text", ["", "one", "1:two", "folder", "1;2"])
+def test_what_holds_no_sizes_is_refused(text, capsys):
+    assert main.main(["choose-buckets", text, "--count", "3"]) == main.ERROR
+    _, err = said(capsys)
+    assert "holds no sizes; write 1,8:120,32 or give" in err
+    assert len(err.splitlines()) == 1
+
+
+ABSENT, FOLDER, EMPTY, BINARY = "absent", "folder", b"", b"\xff\xfe\x00"
+
+
+@pytest.mark.parametrize(
+    ("words", "content", "sentence"),
+    [
+        ("choose-buckets FILE.json --count 2", ABSENT, "FILE.json: No such file or directory; wri"),
+        ("choose-buckets FILE.json --count 2", FOLDER, "FILE.json: Is a directory; write 1,8:120"),
+        ("choose-buckets FILE.json --count 2", EMPTY, "'FILE.json' holds no sizes; write"),
+        ("choose-buckets FILE.json --count 2", BINARY, "FILE.json: it is no text in UTF-8; write"),
+        ("log --model FILE.py:make", ABSENT, "cannot be made: there is no file FILE.py; check"),
+        ("log --model FILE.py:make", FOLDER, "cannot be made: there is no file FILE.py; check"),
+        ("log --model FILE.py:make", EMPTY, "'FILE' has no attribute 'make'; check"),
+        ("export --model-uri x --plan FILE.yaml", FOLDER, "Cannot read FILE.yaml: Is a directory;"),
+        ("export --model-uri x --plan FILE.yaml", EMPTY, "FILE.yaml is empty; give a file with a"),
+        ("export --model-uri x --plan FILE.yaml", BINARY, "(it is no text in UTF-8); give a file"),
+        ("promote --name x --version 1 --gates FILE.yaml", ABSENT, "FILE.yaml: No such file or d"),
+        ("promote --name x --version 1 --gates FILE.yaml", FOLDER, "FILE.yaml: Is a directory;"),
+        ("promote --name x --version 1 --gates FILE.yaml", BINARY, "it is no text in UTF-8; give"),
+        ("promote --name x --version 1 --gates FILE.yaml", b"a: [\n", "found '<stream end>'"),
+        ("clean --onnx FILE.onnx", ABSENT, "There is no file FILE.onnx; check the path."),
+        ("clean --onnx FILE.onnx", FOLDER, "Cannot read FILE.onnx: Is a directory; give an ONNX"),
+        ("clean --onnx FILE.onnx", EMPTY, "FILE.onnx is not a valid ONNX file: it is empty"),
+        ("clean --onnx n.onnx --input-example FILE.npz", ABSENT, "No such file or directory; give"),
+        ("clean --onnx n.onnx --input-example FILE.npz", FOLDER, "Is a directory; give an npz"),
+        ("clean --onnx n.onnx --input-example FILE.npz", EMPTY, "it is empty; give an npz file"),
+        ("show FILE.onnx --no-browser", FOLDER, "There is no bundle at FILE.onnx; give what"),
+        ("show FILE.onnx --no-browser", EMPTY, "FILE.onnx is not a valid ONNX file: it is empty"),
+        ("export-triton FILE --repository r", ABSENT, "There is no bundle at FILE; give what"),
+        ("export-triton FILE --repository r", FOLDER, "There is no bundle at FILE; give what"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_one_sentence(
+    words, content, sentence, store, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    (name,) = re.findall(r"FILE[.a-z]*", words)
+    if content == FOLDER:
+        Path(name).mkdir()
+    elif content != ABSENT:
+        Path(name).write_bytes(content)
+    assert main.main(words.split()) == main.ERROR
+    _, err = said(capsys)
+    assert sentence in err
+    assert "Errno" not in err
+    assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("", "'' is no build setting; write name=value"),
+        ("threads", "'threads' is no build setting"),
+        ("threads=[", r"'threads=\[' is no build setting"),
+        ("optimisation_level=5", r"no build setting 'optimisation_level'; did you mean opt"),
+        ("fast=yes", "no build setting 'fast'; there are optimization_level, workspace_bytes"),
+        ("threads=two", "threads is 'two', but a whole number of at least 1 is wanted"),
+        ("refit=1", "refit is 1, but True or False is wanted"),
+    ],
+)
+def test_what_is_no_build_setting_is_refused(text, sentence):
+    with pytest.raises(InvalidInputError, match=sentence):
+        types.build_settings(text)
+
+
+def test_a_file_without_build_settings_is_refused(tmp_path):
+    file = tmp_path / "build.yaml"
+    file.write_text("- threads\n")
+    with pytest.raises(InvalidInputError, match=r"build\.yaml holds no settings by name"):
+        types.build_settings(str(file))
+
+
+@pytest.mark.parametrize(
+    "text", ["", "x", "x:0", "x:0=N", "x:0=N:1:2", "x:a=N:1:2:3", "x:0=N:1:2:c"]
+)
+def test_what_is_no_dynamic_axis_is_refused(text):
+    with pytest.raises(InvalidInputError, match="is no dynamic axis"):
+        artifacts_axes.dynamic_axes(text)

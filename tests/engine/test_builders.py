@@ -1,0 +1,85 @@
+"""A worker's builder is kept for its next engine, unless it died or is told to load libraries."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+
+import onnx
+import pytest
+from logged_graphs import TEXT, slow_to_build
+
+from mlflow_e2eai import compile
+from mlflow_e2eai.artifacts import graphs
+from mlflow_e2eai.artifacts.values import Axis
+from mlflow_e2eai.engine import stage as engine_stage
+from mlflow_e2eai.engine.stage import keep_builder
+from mlflow_e2eai.errors import EngineBuildError
+
+pytest.importorskip("tensorrt_rtx")
+
+
+@pytest.fixture
+def kept(monkeypatch):
+    """Says which process is kept."""
+    monkeypatch.setattr(engine_stage._Kept, "keeps", False)
+    monkeypatch.setattr(engine_stage._Kept, "idle", None)
+    keep_builder()
+    yield lambda: engine_stage._Kept.idle._process.pid
+    engine_stage._Kept.idle.close()
+
+
+def graph_in(folder, model):
+    onnx.save(model, folder / "model.onnx")
+    return graphs.describe(
+        folder / "model.onnx",
+        stage="clean",
+        precision="fp32",
+        axes=(Axis("N", min=1, opt=2, max=8),),
+        parent_sha256=None,
+    )
+
+
+def test_the_next_engine_is_built_by_the_same_process_and_is_as_good(kept, tmp_path):
+    graph = graph_in(tmp_path, onnx.parser.parse_model(TEXT.replace("SCALE", "1")))
+    first = kept()
+    one = compile(graph, "sm86", out=tmp_path / "one.engine")
+    assert kept() == first
+    other = compile(graph, "sm86", out=tmp_path / "other.engine")
+    assert kept() == first
+    assert (tmp_path / "other.engine").stat().st_size == other.size_bytes
+    assert one.target == other.target
+
+
+@pytest.mark.parametrize("when", ["imports", "has imported"])
+def test_one_that_is_killed_while_it_has_nothing_to_do_is_replaced(kept, tmp_path, when):
+    graph = graph_in(tmp_path, onnx.parser.parse_model(TEXT.replace("SCALE", "1")))
+    first = kept()
+    if when == "has imported":
+        assert engine_stage._Kept.idle._connection.poll(60)  # its answer is there
+    os.kill(first, signal.SIGKILL)
+    os.waitid(os.P_PID, first, os.WEXITED | os.WNOWAIT)
+    compile(graph, "sm86", out=tmp_path / "one.engine")
+    assert kept() != first
+
+
+def test_one_that_is_killed_fails_its_engine_alone(kept, tmp_path):
+    graph = graph_in(tmp_path, slow_to_build())
+    first = kept()
+    threading.Timer(1.5, os.kill, [first, signal.SIGKILL]).start()
+    with pytest.raises(EngineBuildError, match=r"was killed \(SIGKILL, as Linux does when memory"):
+        compile(graph, "sm86", out=tmp_path / "one.engine")
+    assert kept() != first
+    compile(graph, "sm86", out=tmp_path / "other.engine")
+
+
+def test_the_limit_counts_from_when_the_build_begins(kept, tmp_path):
+    from mlflow_e2eai.artifacts.build_settings import BuildSettings
+
+    graph = graph_in(tmp_path, slow_to_build())
+    first = kept()
+    with pytest.raises(EngineBuildError, match=r"was not done within 0\.5 s"):
+        compile(graph, "sm86", out=tmp_path / "e", settings=BuildSettings(time_limit_s=0.5))
+    assert kept() != first
+    compile(graph, "sm86", out=tmp_path / "e", settings=BuildSettings(time_limit_s=300))

@@ -1,0 +1,247 @@
+import ast
+import inspect
+import math
+import sys
+from importlib.resources import files
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlflow_e2eai.errors import InvalidInputError
+from mlflow_e2eai.evaluation import gates as module
+from mlflow_e2eai.evaluation.gates import Decision, Gate, decide, gates_from
+
+NAMES = st.sampled_from(["parity/failed", "task/drop", "champion/task_drop", "champion/ratio"])
+FINITE = st.floats(-1e300, 1e300)
+POSITIVE = st.floats(0, 1e300)
+GATES_ALONE = st.builds(
+    Gate, metric=NAMES, bound=st.sampled_from(["at_most", "at_least"]), limit=FINITE
+)
+GATES = st.lists(GATES_ALONE)
+METRICS = st.dictionaries(NAMES, st.floats())
+
+
+def shipped() -> tuple[Gate, ...]:
+    return gates_from(
+        yaml.safe_load(files("mlflow_e2eai").joinpath("gates.yaml").read_text("utf-8"))
+    )
+
+
+def test_the_module_knows_the_standard_library_and_our_errors_only():
+    tree = ast.parse(inspect.getsource(module))
+    names = {alias.name for n in ast.walk(tree) if isinstance(n, ast.Import) for alias in n.names}
+    names |= {n.module or "" for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
+
+    assert "mlflow_e2eai.errors" in names
+    strange = {name for name in names if name.partition(".")[0] not in sys.stdlib_module_names}
+    assert strange == {"mlflow_e2eai.errors"}
+
+
+@pytest.mark.parametrize(
+    ("bound", "found", "passed"),
+    [
+        ("at_most", 0.5, True),
+        ("at_most", 1.0, True),
+        ("at_most", 1.5, False),
+        ("at_least", 0.5, False),
+        ("at_least", 1.0, True),
+        ("at_least", 1.5, True),
+    ],
+)
+def test_the_limit_itself_passes_and_what_is_beyond_it_does_not(bound, found, passed):
+    assert Gate(metric="m", bound=bound, limit=1.0).passes(found) is passed
+
+
+@pytest.mark.parametrize("limit", [math.nan, math.inf, -math.inf])
+def test_a_limit_is_a_finite_number(limit):
+    with pytest.raises(InvalidInputError, match="'m' has the limit"):
+        Gate(metric="m", bound="at_most", limit=limit)
+
+
+@given(
+    passing=st.lists(st.tuples(GATES_ALONE, POSITIVE), min_size=1, unique_by=lambda p: p[0].metric),
+    has_champion=st.booleans(),
+    number=st.integers(min_value=0),
+    better=POSITIVE,
+)
+def test_improving_a_metric_never_loses_a_promotion(passing, has_champion, number, better):
+    gates = [gate for gate, _ in passing]
+    sign = {"at_most": -1, "at_least": 1}
+    metrics = {gate.metric: gate.limit + sign[gate.bound] * slack for gate, slack in passing}
+    promoted = decide(gates, metrics, has_champion=has_champion).promoted
+    gate = gates[number % len(gates)]
+    improved = {**metrics, gate.metric: metrics[gate.metric] + sign[gate.bound] * better}
+
+    assert promoted or not has_champion
+    assert decide(gates, improved, has_champion=has_champion).promoted is promoted
+
+
+@given(
+    gates=GATES,
+    metrics=METRICS,
+    has_champion=st.booleans(),
+    bad=st.sampled_from([None, math.nan, math.inf, -math.inf]),
+)
+def test_a_missing_or_non_finite_metric_never_wins_a_promotion(gates, metrics, has_champion, bad):
+    for verdict in decide(gates, metrics, has_champion=has_champion).verdicts:
+        spoilt = {name: found for name, found in metrics.items() if name != verdict.metric}
+        if bad is not None:
+            spoilt[verdict.metric] = bad
+        assert not decide(gates, spoilt, has_champion=has_champion).promoted
+
+
+@given(metrics=METRICS, has_champion=st.booleans())
+def test_without_gates_nothing_is_promoted(metrics, has_champion):
+    decision = decide([], metrics, has_champion=has_champion)
+
+    assert not decision.promoted
+    assert decision.reasons
+
+
+def test_gates_against_the_champion_apply_only_when_there_is_one():
+    gates = [
+        Gate(metric="parity/failed", bound="at_most", limit=0),
+        Gate(metric="champion/task_drop", bound="at_most", limit=0.01),
+    ]
+    metrics = {"parity/failed": 0.0}
+
+    assert decide(gates, metrics, has_champion=False).promoted
+    assert not decide(gates, metrics, has_champion=True).promoted
+    assert decide(gates, {**metrics, "champion/task_drop": 0.0}, has_champion=True).promoted
+
+
+def test_a_metric_that_only_sounds_like_the_champion_is_always_needed():
+    gates = [Gate(metric="championship", bound="at_least", limit=1)]
+
+    assert not decide(gates, {}, has_champion=False).promoted
+
+
+def test_gates_that_all_compare_with_a_champion_promote_nothing_without_one():
+    gates = [Gate(metric="champion/task_drop", bound="at_most", limit=1)]
+
+    assert not decide(gates, {"champion/task_drop": 0.0}, has_champion=False).promoted
+
+
+def test_every_gate_must_pass_and_each_that_does_not_says_why():
+    gates = [
+        Gate(metric="a", bound="at_most", limit=1),
+        Gate(metric="b", bound="at_least", limit=2),
+        Gate(metric="c", bound="at_most", limit=3),
+    ]
+    decision = decide(gates, {"a": 0.5, "b": 1.5}, has_champion=True)
+
+    assert [verdict.passed for verdict in decision.verdicts] == [True, False, False]
+    assert decision.reasons == (
+        "b: found 1.5, wanted at least 2",
+        "c: found not measured, wanted at most 3",
+    )
+
+
+def test_what_is_promoted_has_no_reasons_against_it():
+    decision = decide([Gate(metric="a", bound="at_most", limit=1)], {"a": 1.0}, has_champion=False)
+
+    assert isinstance(decision, Decision)
+    assert decision.promoted
+    assert decision.reasons == ()
+
+
+def test_gates_are_read_as_yaml_gives_them():
+    found = gates_from(
+        yaml.safe_load("gates:\n- {metric: a, at_most: 1}\n- {metric: b, at_least: 0.5}\n")
+    )
+
+    assert found == (
+        Gate(metric="a", bound="at_most", limit=1.0),
+        Gate(metric="b", bound="at_least", limit=0.5),
+    )
+
+
+def test_no_entries_are_no_gates():
+    assert gates_from({"gates": []}) == ()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        None,
+        [],
+        "gates",
+        5,
+        {},
+        {"gates": None},
+        {"gates": "metric"},
+        {"gates": {"metric": "a", "at_most": 1}},
+        {"gates": [], "champion_gates": [{"metric": "a", "at_most": 1}]},
+        {"Gates": []},
+    ],
+    ids=str,
+)
+def test_what_is_no_list_of_gates_under_the_one_key_is_refused(data):
+    with pytest.raises(InvalidInputError, match="the one key 'gates'"):
+        gates_from(data)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"metric": "a"},
+        {"at_most": 1},
+        {"metric": "a", "at_most": "1"},
+        {"metric": "a", "at_most": None},
+        {"metric": "a", "at_most": True},
+        {"metric": "a", "at_least": False},
+        {"metric": "a", "at_most": [1]},
+        {"metric": 1, "at_most": 1},
+        {"metric": "a", "below": 1},
+        {"metric": "a", "at_most": 1, "at_least": 0},
+        {"metric": "a", "at_most": 1, "note": "x"},
+        {"metric": "a", "at_most": math.nan},
+        {"metric": "a", "at_most": math.inf},
+        {"metric": "a", "at_most": 10**400},
+        "a <= 1",
+        ["a", "at_most", 1],
+        None,
+    ],
+    ids=lambda entry: str(entry)[:40],
+)
+def test_what_is_no_gate_is_refused(entry):
+    with pytest.raises(InvalidInputError):
+        gates_from({"gates": [entry]})
+
+
+def test_the_shipped_gates_can_be_read_and_name_each_metric_once():
+    names = [gate.metric for gate in shipped()]
+
+    assert names
+    assert len(set(names)) == len(names)
+
+
+def test_the_shipped_gates_promote_a_good_first_version():
+    metrics = {"parity/failed": 0.0, "parity/measured": 3.0, "task/drop": 0.0}
+
+    assert decide(shipped(), metrics, has_champion=False).promoted
+
+
+@pytest.mark.parametrize(
+    ("metric", "bad"),
+    [
+        ("parity/failed", 1.0),
+        ("parity/measured", 0.0),
+        ("task/drop", 0.5),
+        ("champion/task_drop", 0.5),
+        ("champion/latency_ratio", 2.0),
+    ],
+)
+def test_each_shipped_gate_alone_can_stop_a_promotion(metric, bad):
+    good = {
+        "parity/failed": 0.0,
+        "parity/measured": 3.0,
+        "task/drop": 0.0,
+        "champion/task_drop": 0.0,
+        "champion/latency_ratio": 1.0,
+    }
+
+    assert decide(shipped(), good, has_champion=True).promoted
+    assert not decide(shipped(), {**good, metric: bad}, has_champion=True).promoted

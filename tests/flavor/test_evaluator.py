@@ -1,0 +1,113 @@
+"""MLflow's own `evaluate` with this package's evaluator: any two models, parity and latency."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+from small_models import AXES, features, net
+
+import mlflow_e2eai
+from mlflow_e2eai.errors import InvalidInputError
+
+pytestmark = pytest.mark.usefixtures("on_threads")
+
+
+@pytest.fixture
+def torch_model(store):
+    """A PyTorch model that mlflow.pytorch logged."""
+    with mlflow.start_run():
+        info = mlflow.pytorch.log_model(
+            net(), name="torch", input_example=features(), pip_requirements=[]
+        )
+    return info.model_uri
+
+
+def bundle_of(module):
+    info = mlflow_e2eai.log_model(
+        module,
+        "net",
+        input_example={"x": features()},
+        dynamic_axes=AXES,
+        precisions=("fp32",),
+        signature=False,
+    )
+    return info.model_uri
+
+
+def evaluate(model, data=None, **configuration):
+    return mlflow.models.evaluate(
+        model=model,
+        data=features() if data is None else data,
+        model_type="parity",
+        evaluators="e2eai",
+        evaluator_config=configuration,
+    )
+
+
+def test_a_bundle_is_compared_with_the_model_that_mlflow_pytorch_logged(torch_model):
+    with mlflow.start_run() as run:
+        metrics = evaluate(bundle_of(net()), reference=torch_model).metrics
+    assert metrics["parity/passed"] == 1
+    assert metrics["parity/output/max_abs_error"] < 1e-5
+    assert metrics["latency/p50_ms"] > 0
+    assert metrics["latency/ratio_low"] <= metrics["latency/ratio"] <= metrics["latency/ratio_high"]
+    evidence = json.loads(mlflow.artifacts.load_text(f"{run.info.artifact_uri}/evidence.json"))
+    assert evidence["parity"]["data"]["samples"] == 1
+
+
+def test_another_model_does_not_pass(torch_model):
+    metrics = evaluate(bundle_of(net(seed=1)), reference=torch_model).metrics
+    assert metrics["parity/passed"] == 0
+
+
+def test_named_samples_of_any_rank_go_round_what_mlflow_takes_for_data(torch_model):
+    uri = bundle_of(net())
+    metrics = evaluate(uri, reference=uri, samples={"x": features(9)}).metrics
+    assert metrics["parity/output/max_abs_error"] == 0
+
+
+def test_a_data_frame_is_asked_as_it_is(torch_model):
+    frame = pd.DataFrame(features())
+    metrics = evaluate(bundle_of(net()), data=frame, reference=bundle_of(net())).metrics
+    assert metrics["parity/passed"] == 1
+
+
+def test_a_number_that_is_not_finite_is_not_given_to_mlflow_to_store(torch_model):
+    class Broken(mlflow.pyfunc.PythonModel):
+        def predict(self, context, model_input):
+            return np.full((len(model_input), 3), np.nan, np.float32)
+
+    with mlflow.start_run() as run:
+        broken = mlflow.pyfunc.log_model(name="broken", python_model=Broken(), pip_requirements=[])
+        metrics = evaluate(broken.model_uri, reference=torch_model).metrics
+    assert metrics["parity/passed"] == 0
+    assert "parity/output/max_abs_error" not in metrics
+    tags = mlflow.get_run(run.info.run_id).data.tags
+    assert "parity/output/max_abs_error" in tags["e2eai.nonfinite"]
+
+
+def test_without_a_model_or_a_reference_there_is_nothing_to_compare(torch_model):
+    with pytest.raises(mlflow.exceptions.MlflowException, match="could not be evaluated"):
+        evaluate(torch_model)
+    frame = pd.DataFrame({"x": [1.0], "prediction": [1.0]})
+    with pytest.raises(InvalidInputError, match="pass model="):
+        mlflow.models.evaluate(
+            data=frame,
+            predictions="prediction",
+            model_type="parity",
+            evaluators="e2eai",
+            evaluator_config={"reference": torch_model},
+        )
+
+
+def test_mlflow_can_load_the_evaluator_while_it_is_being_imported():
+    heavy = ["mlflow", "torch", "numpy", "pandas", "onnxruntime"]
+    code = f"import sys, mlflow_e2eai.evaluator; print([m for m in {heavy} if m in sys.modules])"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert said.stdout.strip() == "[]"

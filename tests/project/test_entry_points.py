@@ -1,0 +1,179 @@
+"""`mlflow run .` as a user types it: a real launcher, a real process for every entry point."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import mlflow
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def mlflow_run(folder, *words):
+    """Run the project on a store of its own, with this environment's programs first."""
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+    }
+    for name in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID"):
+        environment.pop(name, None)
+    return subprocess.run(
+        ["mlflow", "run", str(ROOT), "--env-manager", "local", "--experiment-name", "p", *words],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(empty_store, tmp_path_factory):
+    place = tmp_path_factory.mktemp("project")
+    (place / "mlflow.db").write_bytes(empty_store.read_bytes())
+    client = mlflow.MlflowClient(f"sqlite:///{place}/mlflow.db")
+    client.create_experiment("p", artifact_location=(place / "artifacts").as_uri())
+    return place
+
+
+@pytest.fixture(scope="module")
+def client(folder):
+    return mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db")
+
+
+DEMO = ("-P", "epochs=4", "-P", "targets=sm86")
+
+
+@pytest.fixture(scope="module")
+def demo(folder):
+    return mlflow_run(folder, *DEMO)
+
+
+def runs(client):
+    experiment = client.get_experiment_by_name("p").experiment_id
+    return client.search_runs([experiment], max_results=500)
+
+
+def test_the_demo_ends_with_a_table_a_version_and_the_way_to_the_ui(demo, folder):
+    assert demo.returncode == 0, demo.stderr
+    lines = demo.stdout.splitlines()
+    header = next(line for line in lines if line.startswith("variant"))
+    assert re.split(r"\s{2,}", header) == [
+        "variant",
+        "max abs error",
+        "accuracy",
+        "p50 ms at 8",
+        "decision",
+    ]
+    rows = {re.split(r"\s{2,}", line)[0]: re.split(r"\s{2,}", line) for line in lines}
+    assert rows["torch/fp32"][-1] == "reference"
+    assert rows["onnxruntime-cpu/fp32"][-1] == "passed"
+    assert float(rows["onnxruntime-cpu/fp32"][1]) < 1e-3
+    assert float(rows["onnxruntime-cpu/fp16"][2]) > 0.9
+    assert rows["tensorrt_rtx-sm86/fp16"][1:] == ["-", "-", "-", "built, not measured here"]
+    assert "digits version 1 is the champion: models:/digits/1" in lines
+    ui = f"See it with: mlflow ui --backend-store-uri sqlite:///{folder}/mlflow.db"
+    assert ui in lines
+
+
+def test_a_stage_runs_alone_on_what_the_demo_registered(demo, folder, client):
+    done = mlflow_run(folder, "-e", "export", "-P", "model_uri=models:/digits/1")
+    assert done.returncode == 0, done.stderr
+    model_id = done.stdout.strip().splitlines()[-1].removeprefix("models:/")
+    model = client.get_logged_model(model_id)
+    assert model.tags["e2eai.stage"] == "export"
+    run = client.get_run(model.source_run_id)
+    assert (run.info.run_name, run.info.status) == ("export", "FINISHED")
+    assert run.data.tags["mlflow.project.entryPoint"] == "export"
+
+
+@pytest.mark.slow
+def test_what_bisect_finds_is_what_convert_keeps(demo, folder, client):
+    """On a model of its own, whose weights fp16 cannot hold."""
+    said = []
+    model = f"{ROOT}/tests/support/small_models.py:build_overflowing"
+    for words in (
+        ["-e", "log", "-P", f"model={model}"],
+        ["-e", "export", "-P", "model_uri={}"],
+        ["-e", "clean", "-P", "model_uri={}"],
+    ):
+        done = mlflow_run(folder, *(word.format(*said[-1:]) for word in words))
+        assert done.returncode == 0, done.stderr
+        said.append(done.stdout.strip().splitlines()[-1])
+    cleaned = said[-1]
+
+    done = mlflow_run(folder, "-e", "bisect", "-P", f"model_uri={cleaned}")
+
+    assert done.returncode == 0, done.stderr
+    sentence, uri = done.stdout.strip().splitlines()[-2:]
+    assert sentence.startswith("The variant passes when 1 of 4 nodes are kept")
+    run = client.get_run(uri.removeprefix("runs:/").partition("/")[0])
+    assert (run.info.run_name, run.info.status) == ("bisect fp16", "FINISHED")
+    assert run.data.tags["mlflow.project.entryPoint"] == "bisect"
+    words = ["-e", "convert", "-P", f"model_uri={cleaned}", "-P", f"keep_fp32={uri}"]
+    done = mlflow_run(folder, *words)
+    assert done.returncode == 0, done.stderr
+    half = client.get_logged_model(done.stdout.strip().splitlines()[-1].removeprefix("models:/"))
+    kept = client.get_run(half.source_run_id).data.tags["e2eai.keep_fp32"]
+    assert kept.split(", ")[0] == "node_linear_1"  # convert's own guard may keep others
+
+
+def test_a_wrong_parameter_is_one_sentence_and_a_failed_run_that_says_why(demo, folder, client):
+    done = mlflow_run(folder, "-e", "export", "-P", "model_uri=models:/digits/1", "-P", "opset=x")
+    assert done.returncode == 1
+    sentence = "export: argument --opset: 'x' is no whole number of at least 1"
+    assert f"mlflow_e2eai: {sentence}" in done.stderr
+    assert "Traceback" not in done.stderr
+    (run,) = [run for run in runs(client) if run.data.tags.get("e2eai.error") == sentence]
+    assert run.info.status == "FAILED"
+
+
+def test_a_wrong_parameter_of_the_demo_is_one_sentence_too(demo, folder, client):
+    done = mlflow_run(folder, "-P", "epochs=many")
+    sentence = "argument --epochs: 'many' is no whole number of at least 1"
+    assert f"mlflow_e2eai: {sentence}" in done.stderr
+    (run,) = [run for run in runs(client) if run.data.tags.get("e2eai.error") == sentence]
+    assert run.info.status == "FAILED"
+
+
+def test_a_rejection_is_a_failed_project_run_so_that_a_pipeline_stops_there(demo, folder, client):
+    gates = folder / "gates.yaml"
+    gates.write_text("gates: [{metric: task/accuracy, at_least: 2}]")
+    words = ["-e", "promote", "-P", "name=digits", "-P", "version=1", "-P", f"gates={gates}"]
+    done = mlflow_run(folder, *words)
+    assert done.returncode == 1
+    assert "rejected: task/accuracy" in done.stdout
+    (run,) = [run for run in runs(client) if run.data.tags.get("e2eai.decision") == "rejected"][:1]
+    assert run.info.status == "FAILED"
+
+
+@pytest.mark.slow
+def test_a_second_demo_makes_version_2_and_compares_it_with_version_1(demo, folder, client):
+    """What is compared, and how, is tested in tests/promotion/test_promote.py in less time."""
+    second = mlflow_run(folder, *DEMO, "-P", "seed=2")
+    # Whether it is promoted is for two trainings and the clock to say; that it is compared is not.
+    assert "digits version 2 " in second.stdout
+    assert "champion/latency_ratio: found" in second.stdout
+    tags = client.get_model_version("digits", "2").tags
+    assert tags["e2eai.previous"] == "1"
+    assert tags["e2eai.decision"] in ("promoted", "rejected")
+
+
+def test_no_run_is_left_that_says_running(demo, client):
+    assert {run.info.status for run in runs(client)} <= {"FINISHED", "FAILED"}
+
+
+def test_a_missing_parameter_makes_no_run_at_all(demo, folder, client):
+    before = len(runs(client))
+    done = mlflow_run(folder, "-e", "export")
+    assert done.returncode != 0
+    assert "model_uri" in done.stderr
+    assert len(runs(client)) == before

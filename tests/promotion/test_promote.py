@@ -1,0 +1,342 @@
+"""Promotion: gates on a version's own evidence, against the version that holds the alias now."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from pathlib import Path
+
+import mlflow
+import pytest
+import torch
+from small_models import AXES, features, labelled, net
+
+import mlflow_e2eai
+from mlflow_e2eai import bundle
+from mlflow_e2eai.artifacts.files import to_json
+from mlflow_e2eai.errors import ArtifactError, InvalidInputError, TrackingError
+from mlflow_e2eai.evaluation.gates import Gate
+from mlflow_e2eai.flavor import api
+from mlflow_e2eai.pipeline import publish
+from mlflow_e2eai.promotion import stage
+from mlflow_e2eai.report.plots import plots
+
+pytestmark = pytest.mark.usefixtures("on_threads")
+
+FAST = (Gate(metric="parity/failed", bound="at_most", limit=0),)
+
+
+@pytest.fixture(scope="session")
+def good(tmp_path_factory):
+    """A bundle whose variants are right on data that the model itself labelled."""
+    place = tmp_path_factory.mktemp("good") / "model"
+    module = net()
+    mlflow_e2eai.save_model(
+        module,
+        place,
+        input_example={"x": features()},
+        dynamic_axes=AXES,
+        evaluation_data=labelled(module),
+    )
+    return place
+
+
+def altered(place, tmp_path, change):
+    """A copy of a saved model with other evidence in its manifest."""
+    directory = bundle.find(place)
+    manifest = bundle.located(bundle.read(directory), directory)
+    data = json.loads(to_json(manifest))
+    change(data)
+    made = bundle.from_json(bundle.Manifest, json.dumps(data))
+    bundle.write(tmp_path / "altered", made, bundle.read_example(directory))
+    return tmp_path / "altered"
+
+
+def register(place, name="net"):
+    return str(api.log_model(place, name, registered_model_name=name).registered_model_version)
+
+
+def holder(client, alias="champion"):
+    try:
+        return str(client.get_model_version_by_alias("net", alias).version)
+    except mlflow.exceptions.MlflowException:
+        return None
+
+
+def test_a_version_that_passes_every_gate_gets_the_alias(store, good):
+    version = register(good)
+    decision = mlflow_e2eai.promote("net", version)
+    assert decision.promoted
+    assert [v.metric for v in decision.verdicts] == [
+        "parity/failed",
+        "parity/measured",
+        "task/drop",
+    ]
+    assert holder(store) == version
+    tags = store.get_model_version("net", version).tags
+    assert tags["e2eai.decision"] == "promoted"
+    assert tags["e2eai.gate.parity/failed"] == "passed"
+
+
+def test_a_promotion_shows_the_plots_that_were_logged_and_does_not_draw_them_again(
+    store, good, monkeypatch
+):
+    publish._plots.cache_clear()
+    drawn = []
+    monkeypatch.setattr(
+        publish, "plots", lambda manifest: drawn.append(manifest) or plots(manifest)
+    )
+    mlflow_e2eai.promote("net", register(good))
+    assert len(drawn) == 1
+    runs = mlflow.search_runs(search_all_experiments=True, output_format="list")
+    pictures = [
+        Path(mlflow.artifacts.download_artifacts(run_id=run.info.run_id, artifact_path=file.path))
+        for run in runs
+        for file in store.list_artifacts(run.info.run_id)
+        if file.path == "latency.png"
+    ]
+    assert len(pictures) == 2
+    assert pictures[0].read_bytes() == pictures[1].read_bytes()
+
+
+def test_the_second_version_is_held_against_the_first_which_is_remembered(store, good):
+    first, second = register(good), register(good)
+    mlflow_e2eai.promote("net", first)
+    generous = {"gates": [{"metric": "champion/latency_ratio", "at_most": 20}]}
+    decision = mlflow_e2eai.promote("net", second, gates=generous)
+    (verdict,) = decision.verdicts
+    assert verdict.passed
+    assert 0.02 < verdict.found < 20
+    assert holder(store) == second
+    assert store.get_model_version("net", second).tags["e2eai.previous"] == first
+
+
+def fail_fp16(data):
+    for entry in data["evidence"]:
+        if entry["variant"] == "onnxruntime-cpu/fp16":
+            entry["parity"]["profile"]["findings"] = [
+                {
+                    "kind": "tolerance",
+                    "output": "output",
+                    "sample": 0,
+                    "index": [0, 0],
+                    "sentence": "wrong",
+                }
+            ]
+
+
+def lose_accuracy(data):
+    for entry in data["evidence"]:
+        if entry["variant"] == "onnxruntime-cpu/fp16":
+            entry["task"]["accuracy"] -= 0.5
+
+
+def measure_nothing(data):
+    for entry in data["evidence"]:
+        if entry["sha256"] is not None:
+            entry.update(measured=False, parity={}, task={}, reason="no time")
+
+
+def nan_accuracy(data):
+    for entry in data["evidence"]:
+        if entry["variant"] == "onnxruntime-cpu/fp16":
+            entry["task"]["accuracy"] = "NaN"
+
+
+@pytest.mark.parametrize(
+    ("change", "metric"),
+    [
+        (fail_fp16, "parity/failed"),
+        (lose_accuracy, "task/drop"),
+        (measure_nothing, "parity/measured"),
+        (nan_accuracy, "task/drop"),
+    ],
+)
+def test_bad_evidence_is_rejected_the_alias_stays_and_the_tags_say_why(
+    store, good, tmp_path, change, metric
+):
+    champion = register(good)
+    mlflow_e2eai.promote("net", champion)
+    version = register(altered(good, tmp_path, change))
+    decision = mlflow_e2eai.promote("net", version)
+    assert not decision.promoted
+    assert any(metric in reason for reason in decision.reasons)
+    assert holder(store) == champion
+    tags = store.get_model_version("net", version).tags
+    assert tags["e2eai.decision"] == "rejected"
+    assert metric in tags["e2eai.reason"]
+    assert tags[f"e2eai.gate.{metric}"].startswith(metric)
+
+
+def also_elsewhere(change):
+    """Another machine found the same, but for a change."""
+
+    def add(data):
+        found = copy.deepcopy({key: data[key] for key in ("environment", "evidence", "latency")})
+        change(found)
+        data["elsewhere"] = [found]
+
+    return add
+
+
+def less_of_everything(data):
+    for entry in data["evidence"]:
+        entry["task"] = {name: value - 0.25 for name, value in entry["task"].items()}
+
+
+@pytest.mark.parametrize(
+    ("change", "differs"),
+    [
+        (dict, {}),  # the same
+        (fail_fp16, {"parity/failed": 1.0}),
+        (lose_accuracy, {"task/drop": 0.5, "task/accuracy": 0.5}),
+        (measure_nothing, {"task/drop": math.nan}),
+        # Every machine's variants are held against its own reference.
+        (less_of_everything, {"task/accuracy": 0.75}),
+    ],
+)
+def test_what_other_machines_found_counts_and_nothing_twice(good, tmp_path, change, differs):
+    here = stage.metrics_of(bundle.find(good))
+    place = altered(good, tmp_path, also_elsewhere(change))
+    assert stage.metrics_of(place) == pytest.approx(here | differs, nan_ok=True)
+
+
+def test_a_champion_that_was_better_at_the_task_keeps_the_alias(store, good, tmp_path):
+    champion = register(good)
+    mlflow_e2eai.promote("net", champion)
+
+    def worse(data):
+        for entry in data["evidence"]:
+            entry["task"] = {name: value - 0.2 for name, value in entry["task"].items()}
+
+    version = register(altered(good, tmp_path, worse))
+    gates = {"gates": [{"metric": "champion/task_drop", "at_most": 0.01}]}
+    decision = mlflow_e2eai.promote("net", version, gates=gates)
+    assert decision.verdicts[0].found == pytest.approx(0.2)
+    assert holder(store) == champion
+
+
+class Slow(torch.nn.Module):
+    """The same interface, and a thousand times the work."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = torch.nn.Linear(8, 3)
+        self.body = torch.nn.Sequential(*(torch.nn.Linear(1024, 1024) for _ in range(8)))
+
+    def forward(self, x):
+        wide = torch.nn.functional.pad(x, (0, 1016))
+        return self.head(x) + self.body(wide)[:, :3]
+
+
+def test_a_version_that_is_measured_to_be_much_slower_is_rejected(store, good):
+    mlflow_e2eai.promote("net", register(good))
+    info = mlflow_e2eai.log_model(
+        Slow().eval(),
+        "net",
+        input_example={"x": features()},
+        dynamic_axes=AXES,
+        precisions=("fp32",),
+        registered_model_name="net",
+    )
+    gates = {"gates": [{"metric": "champion/latency_ratio", "at_most": 1.25}]}
+    decision = mlflow_e2eai.promote("net", info.registered_model_version, gates=gates)
+    assert not decision.promoted
+    assert decision.verdicts[0].found > 2
+
+
+def test_the_decision_is_a_run_with_both_versions_as_inputs(store, good):
+    first, second = register(good), register(good)
+    mlflow_e2eai.promote("net", first, gates=FAST)
+    mlflow_e2eai.promote("net", second, gates=FAST)
+    run_id = store.get_model_version("net", second).tags["e2eai.decision_run"]
+    run = store.get_run(run_id)
+    wanted = {
+        store.get_model_version("net", v).source.removeprefix("models:/") for v in (first, second)
+    }
+    assert {link.model_id for link in run.inputs.model_inputs} == wanted
+    assert run.data.tags["e2eai.decision"] == "promoted"
+    stored = json.loads(mlflow.artifacts.load_text(f"{run.info.artifact_uri}/decision.json"))
+    assert stored["verdicts"][0]["metric"] == "parity/failed"
+
+
+def test_promoting_the_holder_again_judges_it_on_its_own_and_changes_nothing(store, good):
+    version = register(good)
+    assert mlflow_e2eai.promote("net", version).promoted
+    again = mlflow_e2eai.promote("net", version)
+    assert again.promoted
+    assert not any(verdict.metric.startswith("champion/") for verdict in again.verdicts)
+    assert holder(store) == version
+
+
+def test_evidence_that_was_changed_after_logging_is_refused(store, good, tmp_path):
+    info = api.log_model(good, "net", registered_model_name="net")
+    place = next((tmp_path / "artifacts").rglob(f"*{info.model_id}*/**/manifest.json"))
+    place.write_text(place.read_text().replace('"measured": true', '"measured": false', 1))
+    with pytest.raises(ArtifactError, match=r"manifest.json has sha256"):
+        mlflow_e2eai.promote("net", info.registered_model_version)
+    assert holder(store) is None
+
+
+def test_an_alias_that_moves_during_the_judgement_is_not_overwritten(store, good, monkeypatch):
+    first, second, third = register(good), register(good), register(good)
+    mlflow_e2eai.promote("net", first, gates=FAST)
+    judge = stage.metrics_of
+
+    def meanwhile(*places, **options):
+        store.set_registered_model_alias("net", "champion", third)
+        return judge(*places, **options)
+
+    monkeypatch.setattr(stage, "metrics_of", meanwhile)
+    with pytest.raises(TrackingError, match="moved to version 3"):
+        mlflow_e2eai.promote("net", second, gates=FAST)
+    assert holder(store) == third
+
+
+def test_a_latency_ratio_that_cannot_be_told_does_not_pass(store, good, monkeypatch):
+    first, second = register(good), register(good)
+    mlflow_e2eai.promote("net", first)
+    monkeypatch.setattr(stage, "_latency_ratio", lambda *_, **__: math.nan)
+    decision = mlflow_e2eai.promote("net", second)
+    assert not decision.promoted
+    assert decision.reasons == ("champion/latency_ratio: found nan, wanted at most 1.25",)
+
+
+def test_another_alias_and_gates_from_a_file(store, good, tmp_path):
+    version = register(good)
+    path = tmp_path / "gates.yaml"
+    path.write_text("gates:\n  - {metric: task/accuracy, at_least: 1.1}\n")
+    assert not mlflow_e2eai.promote("net", version, alias="edge", gates=path).promoted
+    path.write_text("gates:\n  - {metric: task/accuracy, at_least: 0.5}\n")
+    assert mlflow_e2eai.promote("net", version, alias="edge", gates=str(path)).promoted
+    assert holder(store, "edge") == version
+    assert holder(store) is None
+
+
+def test_bad_requests_are_one_clear_sentence_and_move_nothing(store, good, tmp_path):
+    version = register(good)
+    with pytest.raises(TrackingError, match="There is no version 9 of 'net'"):
+        mlflow_e2eai.promote("net", 9)
+    with pytest.raises(TrackingError, match="There is no version 1 of 'other'"):
+        mlflow_e2eai.promote("other", 1)
+    with pytest.raises(InvalidInputError, match="Cannot read gates"):
+        mlflow_e2eai.promote("net", version, gates=tmp_path / "missing.yaml")
+    with pytest.raises(InvalidInputError, match="is no gate"):
+        mlflow_e2eai.promote("net", version, gates={"gates": [{"metric": "x"}]})
+    with pytest.raises(InvalidInputError, match="v7"):
+        mlflow_e2eai.promote("net", version, alias="v7")
+    assert holder(store) is None
+
+
+def test_a_version_of_another_flavor_is_refused(store):
+    with mlflow.start_run():
+        mlflow.pytorch.log_model(
+            net(),
+            name="other",
+            input_example=features(),
+            registered_model_name="other",
+            pip_requirements=[],
+        )
+    with pytest.raises(ArtifactError, match="is no bundle"):
+        mlflow_e2eai.promote("other", 1)

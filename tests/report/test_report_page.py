@@ -1,0 +1,411 @@
+"""What the HTML page says."""
+
+import dataclasses
+import math
+import shlex
+import subprocess
+from collections.abc import Mapping
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from test_report import CPU, ENGINE, HALF, TORCH, compared, manifest, measured
+
+from mlflow_e2eai.artifacts.build_settings import BuildSettings
+from mlflow_e2eai.artifacts.values import Axis, EngineArtifact, Target
+from mlflow_e2eai.bundle.manifest import Manifest
+from mlflow_e2eai.evaluation.gates import Decision, Verdict
+from mlflow_e2eai.latency.report import LatencyReport
+from mlflow_e2eai.parity.report import Finding
+from mlflow_e2eai.report.facts import Origin, median_interval
+from mlflow_e2eai.report.page import html
+
+VOID = {"br", "img", "input", "link", "meta"}
+
+
+class Page(HTMLParser):
+    """What a parser makes of a page; fails on a tag that is not closed where it was opened."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[tuple[tuple[str, ...], str]] = []
+        self.open: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        assert len(dict(attrs)) == len(attrs), (tag, attrs)
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.texts.append((tuple(self.open), data))
+
+    def all(self, *names: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name in names]
+
+    def text(self, *without: str) -> str:
+        """What people read, in one line."""
+        kept = [data for path, data in self.texts if not {"style", "script", *without} & set(path)]
+        return " ".join(" ".join(kept).split())
+
+
+def timed(times: Mapping[str, list[float]], items: int = 8) -> LatencyReport:
+    report = measured({name: sorted(rounds)[len(rounds) // 2] for name, rounds in times.items()})
+    variants = tuple(
+        dataclasses.replace(entry, rounds_ms=tuple(times[entry.name])) for entry in report.variants
+    )
+    return dataclasses.replace(report, items=items, variants=variants)
+
+
+def engine(found: Manifest) -> EngineArtifact:
+    graph = found.graphs[0]
+    return EngineArtifact(
+        path=Path("engines/rtx.engine"),
+        sha256="ef" * 32,
+        parent_sha256=graph.sha256,
+        target=Target(backend="tensorrt_rtx", compute_capability="sm86"),
+        backend_version="1.6",
+        precision="fp32",
+        tf32=False,
+        inputs=graph.inputs,
+        outputs=graph.outputs,
+        axes=(),
+        build_s=1.5,
+        size_bytes=4_200_000,
+    )
+
+
+def full() -> Manifest:
+    """Something in every section."""
+    names = [TORCH.variant, CPU.variant, HALF.variant]
+    latency = {
+        label: timed({name: [factor * at * items] * 20 for at, name in enumerate(names, 1)}, items)
+        for label, items, factor in (("opt", 8, 0.5), ("min", 1, 1.0), ("max", 64, 0.25))
+    }
+    found = manifest(TORCH, CPU, HALF, ENGINE, latency=latency)
+    graph = dataclasses.replace(
+        found.graphs[0], parent_sha256="01" * 32, axes=(Axis("N", min=1, opt=8, max=64),)
+    )
+    surgery = dataclasses.replace(
+        found.surgery,
+        edits={"fold_constants": 3},
+        nodes_before=10,
+        nodes_after=7,
+        operators_before={"Conv": 7, "Shape": 3},
+        operators_after={"Conv": 7},
+        max_abs_error=1e-6,
+    )
+    return dataclasses.replace(
+        found,
+        graphs=(graph,),
+        engines=(engine(found),),
+        surgery=surgery,
+        source_model="m-source",
+        environment={"python": "3.11", "gpu_name": "none"},
+    )
+
+
+REJECTED = Decision(
+    verdicts=(
+        Verdict(metric="task/drop", found=0.0, wanted="at most 0.01", passed=True),
+        Verdict(metric="parity/failed", found=1.0, wanted="at most 0", passed=False),
+        Verdict(metric="champion/latency_ratio", found=math.nan, wanted="at most 1", passed=False),
+        Verdict(metric="parity/measured", found=None, wanted="at least 1", passed=False),
+    )
+)
+PROMOTED = Decision(verdicts=REJECTED.verdicts[:1])
+ORIGIN = Origin(
+    name="digits",
+    version="3",
+    model_id="m-bundle",
+    run_id="r1",
+    experiment_id="7",
+    model_ids={"ab": "m-graph", "ef" * 32: "m-engine"},
+    tracking_uri="https://me:secret@mlflow.example.com/base/",
+)
+
+# What it says
+
+
+@pytest.mark.parametrize(
+    ("decision", "sentence"),
+    [
+        (None, "Not decided yet No gates were held against this. Of 3 variants, 1 passed"),
+        (PROMOTED, "Promoted The only gate passed."),
+        (REJECTED, "Rejected 3 of 4 gates did not pass."),
+        (Decision(verdicts=()), "Rejected There are no gates, and without any nothing is promoted"),
+    ],
+)
+def test_the_decision_comes_first(decision, sentence):
+    assert (
+        Page(html(full(), decision))
+        .text("title")
+        .startswith(f"To the evidence Model report {sentence}")
+    )
+
+
+def test_each_gate_is_shown_and_those_that_did_not_pass_come_first():
+    text = Page(html(full(), REJECTED)).text()
+
+    for line in (
+        "parity/failed failed 1 at most 0",
+        "champion/latency_ratio failed NaN (could not be told) at most 1",
+        "parity/measured failed not measured at least 1",
+        "task/drop passed 0 at most 0.01",
+    ):
+        assert line in text
+    assert text.index("parity/failed") < text.index("task/drop")
+
+
+def test_each_variant_has_its_numbers_and_what_it_came_to():
+    text = Page(html(full())).text()
+
+    dash = "\N{EN DASH}"
+    assert f"torch/fp32 reference 0 0.9750 4.00 {dash}" in text
+    assert (
+        "onnxruntime-cpu/fp32 passed 1.0e-06 0.9750 8.00 2.00 \N{MULTIPLICATION SIGN} 2.00 to 2.00"
+        in text
+    )
+    assert "onnxruntime-cpu/fp16 failed 5.0e-01 0.1000" in text
+    assert f"tensorrt_rtx-sm86/fp32 built, not measured here {dash} {dash} {dash} {dash}" in text
+
+
+def test_a_ratio_whose_interval_holds_1_is_called_equal():
+    rounds = [1.0, 1.2, 0.9, 1.1] * 10
+    latency = {"opt": timed({"torch/fp32": rounds, CPU.variant: rounds[1:] + rounds[:1]})}
+
+    assert ", equal" in Page(html(manifest(TORCH, CPU, latency=latency))).text()
+    assert ", equal" not in Page(html(full())).text()
+
+
+def test_a_sentence_of_several_variants_is_said_once_with_all_of_them():
+    other = dataclasses.replace(ENGINE, variant="tensorrt_rtx-sm86/fp16")
+    text = Page(html(manifest(TORCH, HALF, ENGINE, other))).text()
+
+    assert text.count("There is no GPU.") == 1
+    assert "tensorrt_rtx-sm86/fp32 tensorrt_rtx-sm86/fp16 There is no GPU." in text
+    assert "What is wrong onnxruntime-cpu/fp16 Too far off." in text
+
+
+def test_every_kind_of_sample_and_output_has_its_line():
+    text = Page(html(manifest(TORCH, CPU))).text()
+
+    assert "corners of the profile 1 \N{MULTIPLICATION SIGN} 1 asked y passed 2.5e-07" in text
+    assert "evaluation data 1 \N{MULTIPLICATION SIGN} 1 asked y passed 1.0e-06" in text
+
+
+def test_a_comparison_that_compared_nothing_says_so():
+    nothing = dataclasses.replace(compared(0.0), outputs=())
+    entry = dataclasses.replace(CPU, parity={"profile": nothing})
+
+    assert "nothing could be compared" in Page(html(manifest(entry))).text()
+
+
+def test_errors_that_are_no_numbers_are_said_and_drawn():
+    odd = [
+        dataclasses.replace(CPU, variant=f"v{at}/fp32", parity={"data": compared(error)})
+        for at, error in enumerate((math.nan, math.inf, 0.0, 5e-324, 1e308))
+    ]
+    times = {"torch/fp32": 1.0, **{entry.variant: 1.0 for entry in odd}}
+    text = Page(html(manifest(TORCH, *odd, latency={"opt": measured(times)}))).text()
+
+    assert "v0/fp32 passed NaN" in text
+    assert "v1/fp32 passed infinite" in text
+    assert "not finite" in text
+
+
+@pytest.mark.parametrize("p50", [0.0, math.inf, math.nan, 1e-300])
+def test_a_latency_that_has_no_logarithm_breaks_nothing(p50):
+    entries = tuple(
+        dataclasses.replace(entry, p50_ms=p50, mean_ms=p50, rounds_ms=rounds)
+        for entry, rounds in zip(
+            measured({"torch/fp32": 1.0, CPU.variant: 1.0}).variants, ((p50,) * 3, ()), strict=True
+        )
+    )
+    report = LatencyReport(items=0, warmup=0, variants=entries)
+
+    assert (
+        "onnxruntime-cpu/fp32" in Page(html(manifest(TORCH, CPU, latency={"opt": report}))).text()
+    )
+
+
+def test_sizes_that_do_not_tell_benchmarks_apart_stand_side_by_side():
+    latency = {name: measured({"torch/fp32": 1.0}) for name in ("opt", "max S, min others")}
+
+    assert (
+        "corner of the profile (items in one call)"
+        in Page(html(manifest(TORCH, latency=latency))).text()
+    )
+
+
+def test_without_evidence_the_page_says_so():
+    page = Page(html(manifest()))
+
+    assert "There is no evidence of any variant." in page.text()
+    assert not page.all("input")
+
+
+def test_the_surgery_is_counted():
+    text = Page(html(full())).text()
+
+    assert "10 \N{RIGHTWARDS ARROW} 7 \N{MINUS SIGN}30 %" in text
+    assert "fold_constants 3" in text
+    assert "Shape 3 0" in text
+
+
+def test_lineage_goes_from_the_pytorch_model_to_every_file():
+    text = Page(html(full(), origin=ORIGIN)).text()
+
+    order = ["PyTorch module m-source", "raw graph", "model.onnx ONNX in fp32", "m-graph"]
+    order += ["engines/rtx.engine engine in fp32 for tensorrt_rtx-sm86, 1.6", "m-engine"]
+    at = [text.index(part) for part in order]
+    assert at == sorted(at)
+    assert "ef" * 32 in text
+    assert "4.2 MB" in text
+
+
+def test_how_an_engine_was_built_is_said_where_it_was_chosen_and_made_again_so():
+    whole = full()
+    chosen = BuildSettings(optimization_level=5, refit=True)
+    engines = tuple(dataclasses.replace(one, settings=chosen) for one in whole.engines)
+    said = "optimization_level=5,refit=yes"
+
+    text = Page(html(dataclasses.replace(whole, engines=engines))).text()
+
+    assert f"built with {said}" in text
+    assert f"--build-settings {said}" in text
+    assert "--build-settings" not in Page(html(whole)).text()
+
+
+@pytest.mark.parametrize(
+    ("checked", "said"),
+    [
+        (("inputs and outputs", "layers"), "checked after the build: inputs and outputs, layers"),
+        ((), "checked after the build: its network alone, as the builder has no such GPU"),
+    ],
+)
+def test_what_was_checked_of_a_built_engine_is_said(checked, said):
+    whole = full()
+    engines = tuple(dataclasses.replace(one, checked=checked) for one in whole.engines)
+
+    assert said in Page(html(dataclasses.replace(whole, engines=engines))).text()
+    assert "checked after the build" not in Page(html(whole)).text()
+
+
+def test_files_that_claim_to_descend_from_each_other_end():
+    found = full()
+    graph = dataclasses.replace(found.graphs[0], parent_sha256=found.graphs[0].sha256)
+    twin = dataclasses.replace(graph, path=Path("twin.onnx"), sha256="t", parent_sha256="ab")
+    graph = dataclasses.replace(graph, parent_sha256="t")
+    odd = dataclasses.replace(found, graphs=(graph, twin))
+
+    assert "twin.onnx" in Page(html(odd)).text()
+
+
+def test_ids_are_linked_where_there_is_a_server_and_its_password_is_not_shown():
+    text = html(full(), origin=ORIGIN)
+    links = {link["href"] for link in Page(text).all("a") if not link["href"].startswith("#")}
+
+    assert links == {
+        f"https://mlflow.example.com/base/#/{path}"
+        for path in (
+            "models/digits/versions/3",
+            "experiments/7/runs/r1",
+            *(f"experiments/7/models/m-{name}" for name in ("bundle", "source", "graph", "engine")),
+        )
+    }
+    assert "secret" not in text
+
+
+@pytest.mark.parametrize(
+    "address",
+    [None, "", "sqlite:///mlflow.db", "javascript:alert(1)", "http://[", "https://", "file:///x"],
+)
+def test_only_a_web_server_is_linked(address):
+    origin = dataclasses.replace(ORIGIN, tracking_uri=address)
+    page = Page(html(full(), origin=origin))
+
+    assert all(link["href"].startswith("#") for link in page.all("a"))
+    assert "m-bundle" in page.text()
+
+
+def test_the_commands_are_quoted_for_the_shell():
+    name = "it's; rm -rf $(echo \n x)"
+    found = dataclasses.replace(
+        full(), package_version="1 && x", source_model="m'\nevil", graphs=full().graphs
+    )
+    page = Page(html(found, origin=dataclasses.replace(ORIGIN, name=name)))
+    commands = "".join(data for path, data in page.texts if "pre" in path)
+
+    shown = name.replace("\n", "\ufffd")
+    assert shlex.join(["mlflow_e2eai", "promote", "--name", shown, "--version", "3"]) in commands
+    assert "\nevil" not in commands
+    assert "pip install 'mlflow_e2eai==1 && x'" in commands
+
+
+def test_the_digests_of_the_page_are_what_sha256sum_checks(tmp_path):
+    found = full()
+    (tmp_path / "engines").mkdir()
+    (tmp_path / "engines" / "rtx.engine").write_bytes(b"engine")
+    (tmp_path / "model.onnx").write_bytes(b"graph")
+    digest = {
+        path: subprocess.check_output(["sha256sum", tmp_path / path], text=True).split()[0]
+        for path in ("model.onnx", "engines/rtx.engine")
+    }
+    found = dataclasses.replace(
+        found,
+        graphs=(dataclasses.replace(found.graphs[0], sha256=digest["model.onnx"]),),
+        engines=(dataclasses.replace(found.engines[0], sha256=digest["engines/rtx.engine"]),),
+    )
+    blocks = [data for path, data in Page(html(found)).texts if "pre" in path]
+    (check,) = [block for block in blocks if block.startswith("sha256sum")]
+
+    done = subprocess.run(
+        ["bash", "-c", check], cwd=tmp_path, check=True, capture_output=True, text=True
+    )
+    assert done.stdout == "model.onnx: OK\nengines/rtx.engine: OK\n"
+
+
+def test_the_folders_of_a_machine_are_not_in_the_page(tmp_path):
+    said = (
+        f"Cannot read {tmp_path}/deep/model.onnx, /home/someone/x.py or C:\\Users\\me\\y.py: gone"
+    )
+    broken = dataclasses.replace(CPU, reason=said)
+    found = manifest(TORCH, broken)
+    graph = dataclasses.replace(found.graphs[0], path=tmp_path / "model.onnx")
+    text = html(dataclasses.replace(found, graphs=(graph,), environment={"home": str(tmp_path)}))
+
+    assert str(tmp_path.parent) not in text
+    assert "someone" not in text
+    assert "Users" not in text
+    assert "/model.onnx, …/x.py or …/y.py: gone" in Page(text).text()
+
+
+def test_the_names_of_nodes_are_no_folders():
+    finding = Finding(
+        kind="tolerance", sentence="Output '/layer1/conv/Conv_output_0' of a/b is off."
+    )
+    report = dataclasses.replace(compared(1.0), findings=(finding,))
+    entry = dataclasses.replace(CPU, parity={"data": report})
+
+    assert finding.sentence in Page(html(manifest(entry))).text()
+
+
+def test_the_same_evidence_gives_the_same_page():
+    assert html(full(), REJECTED, origin=ORIGIN) == html(full(), REJECTED, origin=ORIGIN)
+
+
+@pytest.mark.parametrize(
+    ("count", "bounds"),
+    [(1, (1, 1)), (7, (1, 7)), (8, (1, 8)), (11, (1, 11)), (12, (2, 11)), (100, (37, 64))],
+)
+def test_the_interval_of_the_median_is_the_one_of_the_binomial_table(count, bounds):
+    """Conover, table A3, at 99 %: ranks from below and above."""
+    assert median_interval([float(number) for number in range(count, 0, -1)]) == bounds

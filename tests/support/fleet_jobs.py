@@ -1,0 +1,167 @@
+"""Jobs of a fleet, what came of them in the store, and their worker processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import mlflow
+
+from mlflow_e2eai.artifacts.build_settings import BuildSettings
+from mlflow_e2eai.fleet.job import Job
+
+
+def compiling(model_id, target="sm86", *, resources=None, accelerator=None, **arguments):
+    return Job(
+        stage="compile",
+        model_uri=model_id,
+        arguments={"targets": [target], **arguments},
+        resources=resources or {},
+        accelerator=accelerator,
+    )
+
+
+def children(parent):
+    found = mlflow.MlflowClient().search_runs(
+        [parent.info.experiment_id],
+        f"tags.mlflow.parentRunId = '{parent.info.run_id}'",
+        order_by=["attributes.start_time ASC"],
+    )
+    return [mlflow.get_run(run.info.run_id) for run in found]
+
+
+def engines():
+    """Ids of the finished engines."""
+    return [
+        model.model_id
+        for model in mlflow.search_logged_models(output_format="list")
+        if model.tags.get("e2eai.stage") == "compile" and str(model.status) == "READY"
+    ]
+
+
+def claims(run):
+    """The models of a run, finished or not."""
+    return mlflow.search_logged_models(
+        filter_string=f"source_run_id = '{run.info.run_id}'", output_format="list"
+    )
+
+
+def parent_of(pid):
+    """The number of a process's parent."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def descendants(pid):
+    """A process's children, and theirs, as numbers and command lines."""
+    known = {}
+    for place in Path("/proc").iterdir():
+        if place.name.isdigit():
+            try:
+                words = (place / "cmdline").read_bytes()
+                known[int(place.name)] = parent_of(place.name), words
+            except OSError:
+                continue
+    found, level = {}, {pid}
+    while level:
+        level = {each for each, (above, _) in known.items() if above in level}
+        found |= {each: known[each][1] for each in level}
+    return found
+
+
+def workers():
+    """Processes of the fleet that this process, or a cluster that it began, is waiting for."""
+    return [p for p, words in descendants(os.getpid()).items() if b"isolation.worker" in words]
+
+
+def building():
+    """Those of them that have a process to build in, busy or not."""
+    found = workers()
+    above = {parent_of(pid) for pid in found}
+    return [pid for pid in found if pid in above]
+
+
+def claiming():
+    """Those of them that build, once each of them has claimed an engine: none is idle."""
+    models = mlflow.search_logged_models(output_format="list")
+    claimed = [model for model in models if str(model.status) == "PENDING"]
+    found = building()
+    return found if claimed and len(claimed) >= len(found) else []
+
+
+def claimed_builders():
+    """Processes that build an engine that is claimed: busy for longer than imports take."""
+    models = mlflow.search_logged_models(output_format="list")
+    if not any(str(model.status) == "PENDING" for model in models):
+        return []
+    began = {pid: cpu_s(pid) for pid in workers() if parent_of(pid) in building()}
+    found, deadline = [], time.monotonic() + 30
+    while not found and time.monotonic() < deadline:
+        time.sleep(0.1)
+        found = [pid for pid, before in began.items() if cpu_s(pid) - before > 1.5]
+    return found
+
+
+def cpu_s(pid):
+    """Seconds that a process has kept a core busy; 0 where it has ended."""
+    try:
+        said = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(said[11]) + int(said[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def kill_when_building(found, *, times=1, by=signal.SIGKILL):
+    """Kill what `found` finds by a signal as soon as a job's run has begun.
+
+    Returns:
+        The thread that does it, and a list that it fills with the runs.
+    """
+    client, killed = mlflow.MlflowClient(), []
+    experiment = mlflow.get_experiment_by_name("tests").experiment_id
+
+    def watch():
+        deadline = time.monotonic() + 120
+        while len(killed) < times and time.monotonic() < deadline:
+            running = client.search_runs(
+                [experiment], "attributes.status = 'RUNNING' AND tags.`e2eai.ticket` != ''"
+            )
+            fresh = [run.info.run_id for run in running if run.info.run_id not in killed]
+            victims = found() if fresh else []
+            if victims:
+                for pid in victims:
+                    os.kill(pid, by)
+                killed.append(fresh[0])
+            time.sleep(0.02)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    return thread, killed
+
+
+DEATHS = {
+    "killed": (signal.SIGKILL, "was killed (SIGKILL, as Linux does when memory runs out)"),
+    "crashed": (signal.SIGSEGV, "crashed (SIGSEGV)"),
+    "hanging": (None, "was not done within 0.2 s"),
+}
+"""Ways in which a builder dies: by which signal, if by one, and what is said of it."""
+
+
+@contextmanager
+def dying(how):
+    """Have one builder die in the block, if by a signal.
+
+    Yields:
+        The settings of its job.
+    """
+    by, _ = DEATHS[how]
+    if by is None:
+        yield BuildSettings(time_limit_s=0.2)
+        return
+    thread, killed = kill_when_building(lambda: claimed_builders()[:1], by=by)
+    yield BuildSettings()
+    thread.join()
+    assert len(killed) == 1

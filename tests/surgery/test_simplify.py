@@ -1,0 +1,234 @@
+"""Generic simplification: what it folds, what it leaves, and who takes the result."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx.parser
+import onnxsim
+import onnxslim
+import pytest
+
+from mlflow_e2eai import clean
+from mlflow_e2eai.artifacts import graphs
+from mlflow_e2eai.artifacts.values import Axis
+from mlflow_e2eai.engine.stage import compile
+from mlflow_e2eai.surgery import simplify as libraries
+from mlflow_e2eai.surgery.plan import Step
+
+pytestmark = pytest.mark.usefixtures("on_threads")
+
+N = Axis("N", min=1, opt=2, max=4)
+HEADER = '<ir_version: 8, opset_import: ["" : 18, "devtech" : 1]>'
+ONLY = (Step(rule="simplify"),)
+
+# What leads from a shape to the same shape goes, whatever is around it.
+ROUND = "s = Shape(x) r = Reshape(x, s)"
+
+GIANT = f"""
+main (float[N, 1024] x) => (float[N, 1024] y)
+<int64[2] sizes = {{1024, 1024}}, float one = {{1.0}}>
+{{
+    {ROUND}
+    zeros = ConstantOfShape(sizes)
+    ones = Expand(one, sizes)
+    matrix = Add(zeros, ones)
+    y = MatMul(r, matrix)
+}}"""
+
+BRANCHES = f"""
+main (float[N, 4] x) => (float[N, 4] y)
+<float[4] one = {{1.0, 1.0, 1.0, 1.0}}>
+{{
+    {ROUND}
+    total = ReduceSum <keepdims = 0> (r)
+    zero = Constant <value = float {{0.0}}> ()
+    positive = Greater(total, zero)
+    y = If (positive) <
+        then_branch = then () => (float[N, 4] a) {{
+            two = Add(one, one)
+            a = Mul(r, two)
+        }},
+        else_branch = otherwise () => (float[N, 4] b) {{ b = Neg(r) }}
+    >
+}}"""
+
+FUNCTION = f"""
+main (float[N, 4] x) => (float[N, 4] y)
+<float[4] one = {{1.0, 1.0, 1.0, 1.0}}>
+{{
+    {ROUND}
+    two = Add(one, one)
+    f = devtech.Twice(r)
+    y = Mul(f, two)
+}}
+<domain: "devtech", opset_import: ["" : 18]>
+Twice (a) => (b) {{ b = Add(a, a) }}
+"""
+
+
+def artifact(body, folder, axes=(N,)):
+    model = onnx.parser.parse_model(HEADER + body)
+    path = folder / "raw.onnx"
+    graphs.write(model, path)
+    return graphs.describe(path, stage="export", precision="fp32", axes=axes, parent_sha256=None)
+
+
+def samples(width):
+    generator = np.random.default_rng(0)
+    return [
+        {"x": sign * generator.uniform(0.5, 1, (size, width)).astype(np.float32)}
+        for size in (1, 2, 4)
+        for sign in (1, -1)
+    ]
+
+
+def operators(path):
+    return sorted(node.op_type for node in graphs.nodes(graphs.read(path)))
+
+
+def test_a_giant_tensor_is_not_written_out_and_the_rest_is_simplified(tmp_path):
+    raw = artifact(GIANT, tmp_path)
+    written_out = onnxslim.slim(onnxsim.simplify(onnx.load(raw.path))[0])
+    assert written_out.ByteSize() > 4 << 20
+
+    made, report = clean(raw, ONLY, out=tmp_path / "clean.onnx", samples=samples(1024))
+
+    assert report.size_after_bytes < report.size_before_bytes + (1 << 20)
+    assert not {"Shape", "Reshape"} & set(operators(made.path))
+    assert report.edits["simplify"] >= 2
+
+
+def test_a_small_tensor_is_written_out(tmp_path):
+    raw = artifact(GIANT.replace("1024", "64"), tmp_path)
+    made, _ = clean(raw, ONLY, out=tmp_path / "clean.onnx", samples=samples(64))
+    assert operators(made.path) == ["MatMul"]
+
+
+def test_both_branches_of_an_if_stay_and_give_their_numbers(tmp_path):
+    raw = artifact(BRANCHES, tmp_path)
+    made, report = clean(raw, ONLY, out=tmp_path / "clean.onnx", samples=samples(4))
+    assert {"If", "Mul", "Neg"} <= set(operators(made.path))
+    assert "Reshape" not in operators(made.path)
+    assert report.max_abs_error == 0
+
+
+def test_a_local_function_is_still_called_by_name(tmp_path):
+    raw = artifact(FUNCTION, tmp_path)
+    made, _ = clean(raw, ONLY, out=tmp_path / "clean.onnx", samples=samples(4))
+    model = graphs.read(made.path)
+    assert [node.op_type for node in model.graph.node] == ["Twice", "Mul"]
+    assert [function.name for function in model.functions] == ["Twice"]
+
+
+class TestWeights:
+    """Tables and matrices stay out of the libraries' sight, and come back as they were."""
+
+    def large(self, folder):
+        generator = np.random.default_rng(0)
+        table, matrix = (generator.standard_normal((400, 64)).astype(np.float32) for _ in range(2))
+        model = onnx.parser.parse_model(
+            HEADER
+            + """
+main (int64[N] x) => (float[N, 400] y, float[N, 64] z) {
+    rows = Gather(table, x)
+    s = Shape(rows)
+    z = Reshape(rows, s)
+    turned = Transpose <perm = [1, 0]> (turn)
+    a = MatMul(z, matrix)
+    b = MatMul(z, turned)
+    y = Add(a, b)
+}"""
+        )
+        for name, values in (("table", table), ("matrix", matrix.T.copy()), ("turn", matrix)):
+            model.graph.initializer.append(onnx.numpy_helper.from_array(values, name))
+        path = folder / "raw.onnx"
+        graphs.write(model, path)
+        return graphs.describe(
+            path, stage="export", precision="fp32", axes=(N,), parent_sha256=None
+        )
+
+    def test_they_are_there_again_and_the_numbers_too(self, tmp_path):
+        raw = self.large(tmp_path)
+        asked = [{"x": np.arange(size) * 90} for size in (1, 4)]
+        made, report = clean(raw, ONLY, out=tmp_path / "clean.onnx", samples=asked)
+        # The Transpose is folded: its weight is not one that only a MatMul reads.
+        assert {"Shape", "Transpose"}.isdisjoint(operators(made.path))
+        assert [spec.name for spec in made.inputs] == ["x"]
+        assert report.max_abs_error == 0
+
+    def test_the_libraries_are_given_the_others_only(self, tmp_path, monkeypatch):
+        seen = []
+        simplified = libraries._simplified
+
+        def watch(model):
+            seen.append({tensor.name for tensor in model.graph.initializer})
+            return simplified(model)
+
+        monkeypatch.setattr(libraries, "_simplified", watch)
+        clean(self.large(tmp_path), ONLY, out=tmp_path / "clean.onnx")
+        assert {name for names in seen for name in names} == {"turn"}
+
+    def test_three_that_one_tensor_is_multiplied_by_become_one(self, tmp_path):
+        names = ("query", "key", "value")
+        model = onnx.parser.parse_model(
+            HEADER
+            + """
+main (float[N, 128] x) => (float[N, 128] q, float[N, 128] k, float[N, 128] v) {
+    h = Relu(x)
+    q = MatMul(h, query)
+    k = MatMul(h, key)
+    v = MatMul(h, value)
+}"""
+        )
+        generator = np.random.default_rng(0)
+        for name in names:
+            values = generator.standard_normal((128, 128)).astype(np.float32)
+            model.graph.initializer.append(onnx.numpy_helper.from_array(values, name))
+        graphs.write(model, tmp_path / "raw.onnx")
+        raw = graphs.describe(
+            tmp_path / "raw.onnx", stage="export", precision="fp32", axes=(N,), parent_sha256=None
+        )
+        _, report = clean(raw, ONLY, out=tmp_path / "clean.onnx", samples=samples(128))
+        assert report.operators_after == {"Relu": 1, "MatMul": 1, "Split": 1}
+
+    def test_a_table_whose_rows_are_known_by_then_is_folded_at_once(self, tmp_path):
+        model = onnx.parser.parse_model(
+            HEADER
+            + """
+main (float[N, 128] x) => (float[N, 128] y)
+<int64[1] one = {1}, int64[2] shape = {1, 1}> {
+    zero = Sub(one, one)
+    index = Reshape(zero, shape)
+    row = Gather(table, index)
+    flat = Squeeze(row, zero)
+    y = Add(x, flat)
+}"""
+        )
+        table = np.random.default_rng(0).standard_normal((512, 128)).astype(np.float32)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(table, "table"))
+        graphs.write(model, tmp_path / "raw.onnx")
+        raw = graphs.describe(
+            tmp_path / "raw.onnx", stage="export", precision="fp32", axes=(N,), parent_sha256=None
+        )
+        made, report = clean(raw, ONLY, out=tmp_path / "clean.onnx", samples=samples(128))
+        assert report.operators_after == {"Add": 1}
+        assert clean(made, ONLY, out=tmp_path / "again.onnx")[1].edits == {"simplify": 0}
+
+    def test_they_are_back_where_nothing_could_be_simplified(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(libraries, "_simplified", lambda model: model)
+        raw = self.large(tmp_path)
+        made, report = clean(raw, ONLY, out=tmp_path / "clean.onnx")
+        assert report.edits["simplify"] == 0
+        names = {tensor.name for tensor in graphs.read(made.path).graph.initializer}
+        assert names == {"table", "matrix", "turn"}
+
+
+@pytest.mark.parametrize("body", [GIANT, BRANCHES, FUNCTION])
+def test_tensorrt_rtx_builds_an_engine_of_what_comes_out(body, tmp_path):
+    pytest.importorskip("tensorrt_rtx")
+    width = 1024 if body is GIANT else 4
+    made, _ = clean(
+        artifact(body, tmp_path), ONLY, out=tmp_path / "clean.onnx", samples=samples(width)
+    )
+    assert compile(made, "sm86", out=tmp_path / "engine").path.stat().st_size > 0

@@ -1,0 +1,311 @@
+"""What MLflow holds after the way: linked runs and models, and numbers that cannot lie."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import mlflow
+import pytest
+import torch
+from small_models import AXES, features, labelled, net
+
+import mlflow_e2eai
+from mlflow_e2eai import tracking
+from mlflow_e2eai.errors import E2EAIError, ExportError, InvalidInputError, TrackingError
+from mlflow_e2eai.flavor import api, mlmodel
+
+pytestmark = pytest.mark.usefixtures("on_threads")
+
+
+def log(module=None, **options):
+    return mlflow_e2eai.log_model(
+        module or net(),
+        "net",
+        input_example={"x": features()},
+        dynamic_axes=AXES,
+        **{"targets": ("sm86",), **options},
+    )
+
+
+def children(client, parent):
+    runs = client.search_runs([parent.info.experiment_id], max_results=100)
+    mine = [r for r in runs if r.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    return {run.info.run_name: client.get_run(run.info.run_id) for run in mine}
+
+
+def ids(links):
+    return [link.model_id for link in links]
+
+
+def test_every_stage_is_a_child_run_whose_inputs_and_outputs_are_the_models_it_read_and_made(store):
+    with mlflow.start_run() as run:
+        info = log()
+    parent = store.get_run(run.info.run_id)
+    stages = children(store, parent)
+    assert set(stages) == {
+        "export",
+        "clean",
+        "convert fp16",
+        "compile fp32 sm86",
+        "compile fp16 sm86",
+        "evaluate torch/fp32",
+        "evaluate onnxruntime-cpu/raw",
+        "evaluate onnxruntime-cpu/fp32",
+        "evaluate onnxruntime-cpu/fp16",
+        "evaluate tensorrt_rtx-sm86/fp32",
+        "evaluate tensorrt_rtx-sm86/fp16",
+        "package",
+    }
+    assert {stage.info.status for stage in stages.values()} == {"FINISHED"}
+
+    def read(name):
+        return ids(stages[name].inputs.model_inputs)
+
+    def made(name):
+        (model_id,) = ids(stages[name].outputs.model_outputs)
+        return model_id
+
+    source, bundle = sorted(
+        ids(parent.outputs.model_outputs), key=lambda model_id: model_id == info.model_id
+    )
+    assert bundle == info.model_id
+    assert read("export") == [source]
+    assert read("clean") == [made("export")]
+    assert read("convert fp16") == [made("clean")]
+    assert read("compile fp32 sm86") == [made("clean")]
+    assert read("compile fp16 sm86") == [made("convert fp16")]
+    assert read("evaluate onnxruntime-cpu/fp16") == [made("convert fp16")]
+    assert read("evaluate torch/fp32") == [source]
+    assert made("package") == info.model_id
+    assert set(read("package")) == {
+        made("clean"),
+        made("convert fp16"),
+        made("compile fp32 sm86"),
+        made("compile fp16 sm86"),
+    }
+
+
+def test_engines_are_found_from_the_pytorch_model_and_the_pytorch_model_from_an_engine(store):
+    log()
+    (source,) = mlflow.search_logged_models(
+        filter_string="model_type = 'pytorch'", output_format="list"
+    )
+    engines = mlflow.search_logged_models(
+        filter_string=f"tags.`e2eai.source_model` = '{source.model_id}' "
+        "AND model_type = 'tensorrt'",
+        output_format="list",
+    )
+    assert {engine.params["target"] for engine in engines} == {"tensorrt_rtx-sm86"}
+    assert {engine.params["precision"] for engine in engines} == {"fp32", "fp16"}
+    assert tracking.ancestor(engines[0], ("source",)).model_id == source.model_id
+    assert [tracking.ancestor(engines[0], ("export",)).tags["e2eai.stage"]] == ["export"]
+
+
+def test_metrics_sit_on_the_model_they_are_about_with_the_batch_size_as_step(store):
+    module = net()
+    log(module, targets=(), evaluation_data=labelled(module))
+    (half,) = mlflow.search_logged_models(filter_string="name = 'net-fp16'", output_format="list")
+    steps = {metric.step for metric in half.metrics if metric.key == "latency/p50_ms"}
+    assert steps == {1, 4, 16}
+    values = {metric.key: metric.value for metric in half.metrics}
+    assert values["parity/passed"] == 1
+    assert 0 < values["parity/output/max_abs_error"] < 1e-2
+    assert values["task/accuracy"] >= 0.9
+
+
+def test_an_engine_that_cannot_run_here_is_built_and_not_measured_and_never_passed(store):
+    with mlflow.start_run() as run:
+        log()
+    stages = children(store, store.get_run(run.info.run_id))
+    tags = stages["evaluate tensorrt_rtx-sm86/fp16"].data.tags
+    assert tags["e2eai.measured"] == "false"
+    assert tags["e2eai.passed"] == "false"
+    assert "no GPU" in tags["e2eai.reason"]
+    (engine, *_) = mlflow.search_logged_models(
+        filter_string="name = 'net-sm86-fp16'", output_format="list"
+    )
+    assert not engine.metrics
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_metric_that_is_not_finite_is_named_in_a_tag_and_stored_nowhere_as_a_number(store, value):
+    with mlflow.start_run() as run:
+        model = mlflow.initialize_logged_model("m")
+        tracking.log_metrics(
+            {"bad": value, "good": 1.0}, run_id=run.info.run_id, model_id=model.model_id
+        )
+        tracking.log_metrics({"worse": value}, run_id=run.info.run_id, model_id=model.model_id)
+    found = store.get_run(run.info.run_id).data
+    assert found.metrics == {"good": 1.0}
+    assert found.tags["e2eai.nonfinite"] == "bad, worse"
+    assert [m.key for m in store.get_logged_model(model.model_id).metrics] == ["good"]
+
+
+class NotTensors(torch.nn.Module):
+    def forward(self, x):
+        return {"y": x, "note": "text"}
+
+
+class Branches(torch.nn.Module):
+    def forward(self, x):
+        return x * 2 if x.sum() > 0 else x
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"input_example": {"x": features()[:, :5]}}, InvalidInputError, "does not accept"),
+        ({"model": NotTensors().eval()}, InvalidInputError, "'note'"),
+        (
+            {"model": Branches().eval(), "exporter": "dynamo"},
+            ExportError,
+            "dynamo exporter failed",
+        ),
+        ({"model": net().half()}, InvalidInputError, "torch.float16, but torch.float32"),
+        ({"evaluation_data": ({"x": features()}, features())}, InvalidInputError, "metrics="),
+        ({"evaluation_data": ({"y": features()}, [0, 1, 2, 0])}, InvalidInputError, "['y']"),
+        ({"targets": ("sm99",)}, InvalidInputError, "'sm99'"),
+        ({"targets": ("local",)}, InvalidInputError, "needs a GPU"),
+        ({"precisions": ("fp12",)}, InvalidInputError, "'fp12'"),
+        ({"surgery": ["bypas"]}, InvalidInputError, "'bypas'"),
+        ({"dynamic_axes": {"y": AXES["x"]}}, InvalidInputError, "['y']"),
+        ({"source_model": "models:/nothing/1"}, TrackingError, "'models:/nothing/1'"),
+    ],
+)
+def test_bad_input_fails_its_run_with_the_reason_and_leaves_no_model_or_version_half_made(
+    store, options, error, words
+):
+    given = {"model": net(), "input_example": {"x": features()}, "dynamic_axes": AXES, **options}
+    with pytest.raises(error) as raised:
+        mlflow_e2eai.log_model(given.pop("model"), "net", registered_model_name="net", **given)
+    assert words in str(raised.value)
+    runs = store.search_runs([mlflow.get_experiment_by_name("tests").experiment_id])
+    assert {run.info.status for run in runs} == {"FAILED"}
+    assert {run.data.tags["e2eai.error"] for run in runs} == {str(raised.value)}
+    assert store.search_registered_models() == []
+    left = mlflow.search_logged_models(output_format="list")
+    assert all(model.status == "READY" for model in left)
+    assert all(model.tags.get("e2eai.stage") == "source" for model in left)
+
+
+def test_a_failure_while_packaging_leaves_the_model_failed_and_says_why(store):
+    with pytest.raises(Exception, match="no-such-requirements"):
+        log(targets=(), precisions=("fp32",), pip_requirements="no-such-requirements.txt")
+    (model,) = mlflow.search_logged_models(filter_string="name = 'net'", output_format="list")
+    assert model.status == "FAILED"
+    assert "no-such-requirements" in model.tags["e2eai.error"]
+
+
+def test_a_model_in_training_mode_is_logged_in_evaluation_mode_and_gets_its_mode_back(store):
+    module = net().train()
+    module.body[1].eval()  # a batch norm that was frozen on purpose
+    with pytest.warns(UserWarning, match="training mode"):
+        info = log(module, targets=(), precisions=("fp32",))
+    assert module.training
+    assert module.body[3].training
+    assert not module.body[1].training
+    loaded = mlflow_e2eai.load_model(info.model_uri)
+    with torch.no_grad():
+        wanted = module.eval()(torch.from_numpy(features()))
+    assert torch.allclose(loaded(torch.from_numpy(features()))["output"], wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["script", "exported"])
+def test_a_script_module_and_an_exported_program_go_the_whole_way(store, kind):
+    module = net()
+    if kind == "script":
+        with pytest.warns(DeprecationWarning, match="script"):
+            given = torch.jit.script(module)
+    else:
+        batch = torch.export.Dim("batch", min=1, max=16)
+        example = (torch.from_numpy(features()),)
+        given = torch.export.export(module, example, dynamic_shapes=({0: batch},))
+    info = log(given, targets=(), precisions=("fp32",))
+    with torch.no_grad():
+        wanted = module(torch.from_numpy(features())).numpy()
+    found = mlflow_e2eai.load_model(info.model_uri)({"x": features()})
+    assert abs(found["output"] - wanted).max() < 1e-5
+
+
+def test_an_unreachable_server_is_said_within_seconds_and_not_retried_for_minutes(monkeypatch):
+    monkeypatch.setattr(mlflow.tracking.fluent, "_active_experiment_id", None)
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri("http://127.0.0.1:9")
+    try:
+        with pytest.raises(TrackingError, match=r"http://127.0.0.1:9 cannot be reached"):
+            log()
+    finally:
+        mlflow.set_tracking_uri(before)
+
+
+@pytest.mark.parametrize(
+    ("uri", "words"),
+    [
+        ("models:/nothing/1", "There is no model"),
+        ("models:/nothing@champion", "There is no model"),
+        ("models:/m-00000000000000000000000000000000", "There is no model"),
+        ("runs:/0123456789abcdef0123456789abcdef/net", "There is no model"),
+        ("net", "names no model"),
+        ("s3://bucket/net", "names no model"),
+    ],
+)
+def test_a_uri_that_names_no_model_is_one_clear_sentence(store, uri, words):
+    with pytest.raises(E2EAIError, match=words):
+        tracking.resolve(uri)
+
+
+def test_all_forms_of_a_uri_name_the_same_model(store):
+    with mlflow.start_run() as run:
+        info = log(targets=(), precisions=("fp32",), registered_model_name="net")
+    store.set_registered_model_alias("net", "best", "1")
+    uris = [
+        info.model_id,
+        info.model_uri,
+        "models:/net/1",
+        "models:/net@best",
+        f"runs:/{run.info.run_id}/net",
+    ]
+    assert {tracking.resolve(uri).model_id for uri in uris} == {info.model_id}
+
+
+def test_an_engine_that_may_round_to_tf32_says_so_by_its_name(store):
+    info = log(precisions=("fp32", "tf32"))
+    manifest = mlflow_e2eai.load_model(info.model_uri).manifest
+    engines = ["tensorrt_rtx-sm86/fp32", "tensorrt_rtx-sm86/tf32"]
+    assert [e.variant for e in manifest.evidence][-2:] == engines
+    assert [graph.precision for graph in manifest.graphs] == ["fp32"]
+    everywhere = [one.experiment_id for one in store.search_experiments()]
+    models = store.search_logged_models(everywhere)
+    names = {model.name for model in models}
+    assert {"net-sm86-fp32", "net-sm86-tf32"} <= names
+
+
+def test_tf32_without_a_target_is_refused_before_anything_is_made(store):
+    with pytest.raises(InvalidInputError, match="tf32, which is how an engine computes"):
+        log(precisions=("fp32", "tf32"), targets=())
+    everywhere = [one.experiment_id for one in store.search_experiments()]
+    assert not store.search_logged_models(everywhere)
+
+
+def test_a_package_that_came_from_a_repository_is_required_from_there(monkeypatch):
+    origin = {"url": "https://host/e2eai", "vcs_info": {"vcs": "git", "commit_id": "abc123"}}
+
+    class Installed:
+        def read_text(self, name):
+            return json.dumps(origin) if name == "direct_url.json" else None
+
+    monkeypatch.setattr(mlmodel, "distribution", lambda _: Installed())
+    first, *_ = api.get_default_pip_requirements()
+    assert first == "mlflow_e2eai @ git+https://host/e2eai@abc123"
+
+
+def test_what_a_start_costs_and_what_many_callers_get_are_metrics(store):
+    with mlflow.start_run() as run:
+        log(precisions=("fp32",), targets=())
+    measured = children(store, store.get_run(run.info.run_id))["evaluate onnxruntime-cpu/fp32"]
+    assert measured.data.metrics["cold_start/first_call_ms"] > 0
+    assert measured.data.metrics["cold_start/peak_memory_bytes"] > 10e6
+    history = store.get_metric_history(measured.info.run_id, "concurrency/items_per_s")
+    assert sorted(point.step for point in history) == [1, 2, 4]
+    assert all(point.value > 0 for point in history)
