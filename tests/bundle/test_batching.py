@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from test_bundle import ENGINE32, TIMES, X, engine, fitting, graph, manifest
+from multiplying_bundles import ENGINE32, TIMES, X, engine, fitting, graph, manifest
 
 from mlflow_e2eai import bundle
 from mlflow_e2eai.artifacts.values import Axis, TensorSpec

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_bundle import (
+from multiplying_bundles import (
     CPU16,
     CPU32,
     ENGINE16,

@@ -546,7 +546,7 @@ def test_libraries_go_along_where_they_are_allowed(altered, tmp_path, read):
 
 def test_operators_of_a_library_are_found_as_the_server_is_told(tmp_path, read):
     """ONNX Runtime is given the bare name, as by Triton's backend, and finds it on the path."""
-    negpos = pytest.importorskip("negpos")
+    negpos = pytest.importorskip("negpos_model")
     library = Path(negpos.LIBRARY).name
     made = negpos.make()
     mlflow_e2eai.save_model(made.pop("model").eval(), tmp_path / "model", **made)

@@ -20,7 +20,7 @@ import pytest
 from mlflow.store.artifact.artifact_repository_registry import (
     get_registered_artifact_repositories,
 )
-from test_bundle import CPU32, TIMES, X, engine, graph, manifest
+from multiplying_bundles import CPU32, TIMES, X, engine, graph, manifest
 
 import mlflow_e2eai
 from mlflow_e2eai import bundle

@@ -9,7 +9,7 @@ import onnxruntime
 import pandas as pd
 import pytest
 import torch
-from test_bundle import TIMES, X, graph, manifest
+from multiplying_bundles import TIMES, X, graph, manifest
 
 import mlflow_e2eai
 from mlflow_e2eai import bundle

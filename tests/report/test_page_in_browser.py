@@ -3,7 +3,7 @@
 import pytest
 from browser import Heard, chromium, needs_chromium
 from example_manifest import CPU, ENGINE, HALF, OTHER, RAW, REJECTED, TORCH, shown
-from test_report_structure import HOSTILE, hostile_page
+from hostile_manifest import HOSTILE, hostile_page
 
 from mlflow_e2eai.report.facts import Origin
 from mlflow_e2eai.report.page import html, surgery_html

@@ -5,7 +5,7 @@ import math
 import struct
 
 import pytest
-from test_report import CPU, HALF, TORCH, compared, manifest, measured
+from small_manifest import CPU, HALF, TORCH, compared, manifest, measured
 
 from mlflow_e2eai.report.plots import plots
 

@@ -17,7 +17,7 @@ from example_manifest import (
     shown,
     timed,
 )
-from test_report_page import Page
+from parsed_page import Page
 
 from mlflow_e2eai.bundle.manifest import Manifest
 from mlflow_e2eai.latency.report import LatencyReport

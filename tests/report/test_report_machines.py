@@ -4,8 +4,8 @@ import dataclasses
 import re
 
 import pytest
-from test_report import CPU, ENGINE, HALF, TORCH, compared, manifest
-from test_report_page import REJECTED, Page, timed
+from parsed_page import Page
+from small_manifest import CPU, ENGINE, HALF, REJECTED, TORCH, compared, manifest, timed
 
 from mlflow_e2eai.evaluation.evidence import MachineEvidence
 from mlflow_e2eai.latency.report import LatencyFinding

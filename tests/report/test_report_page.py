@@ -4,132 +4,31 @@ import dataclasses
 import math
 import shlex
 import subprocess
-from collections.abc import Mapping
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from test_report import CPU, ENGINE, HALF, TORCH, compared, manifest, measured
+from parsed_page import Page
+from small_manifest import (
+    CPU,
+    ENGINE,
+    HALF,
+    ORIGIN,
+    PROMOTED,
+    REJECTED,
+    TORCH,
+    compared,
+    full,
+    manifest,
+    measured,
+    timed,
+)
 
 from mlflow_e2eai.artifacts.build_settings import BuildSettings
-from mlflow_e2eai.artifacts.values import Axis, EngineArtifact, Target
-from mlflow_e2eai.bundle.manifest import Manifest
-from mlflow_e2eai.evaluation.gates import Decision, Verdict
+from mlflow_e2eai.evaluation.gates import Decision
 from mlflow_e2eai.latency.report import LatencyReport
 from mlflow_e2eai.parity.report import Finding
-from mlflow_e2eai.report.facts import Origin, median_interval
+from mlflow_e2eai.report.facts import median_interval
 from mlflow_e2eai.report.page import html
-
-VOID = {"br", "img", "input", "link", "meta"}
-
-
-class Page(HTMLParser):
-    """What a parser makes of a page; fails on a tag that is not closed where it was opened."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.texts: list[tuple[tuple[str, ...], str]] = []
-        self.open: list[str] = []
-        self.feed(text)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag, attrs):
-        assert len(dict(attrs)) == len(attrs), (tag, attrs)
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.texts.append((tuple(self.open), data))
-
-    def all(self, *names: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.tags if name in names]
-
-    def text(self, *without: str) -> str:
-        """What people read, in one line."""
-        kept = [data for path, data in self.texts if not {"style", "script", *without} & set(path)]
-        return " ".join(" ".join(kept).split())
-
-
-def timed(times: Mapping[str, list[float]], items: int = 8) -> LatencyReport:
-    report = measured({name: sorted(rounds)[len(rounds) // 2] for name, rounds in times.items()})
-    variants = tuple(
-        dataclasses.replace(entry, rounds_ms=tuple(times[entry.name])) for entry in report.variants
-    )
-    return dataclasses.replace(report, items=items, variants=variants)
-
-
-def engine(found: Manifest) -> EngineArtifact:
-    graph = found.graphs[0]
-    return EngineArtifact(
-        path=Path("engines/rtx.engine"),
-        sha256="ef" * 32,
-        parent_sha256=graph.sha256,
-        target=Target(backend="tensorrt_rtx", compute_capability="sm86"),
-        backend_version="1.6",
-        precision="fp32",
-        tf32=False,
-        inputs=graph.inputs,
-        outputs=graph.outputs,
-        axes=(),
-        build_s=1.5,
-        size_bytes=4_200_000,
-    )
-
-
-def full() -> Manifest:
-    """Something in every section."""
-    names = [TORCH.variant, CPU.variant, HALF.variant]
-    latency = {
-        label: timed({name: [factor * at * items] * 20 for at, name in enumerate(names, 1)}, items)
-        for label, items, factor in (("opt", 8, 0.5), ("min", 1, 1.0), ("max", 64, 0.25))
-    }
-    found = manifest(TORCH, CPU, HALF, ENGINE, latency=latency)
-    graph = dataclasses.replace(
-        found.graphs[0], parent_sha256="01" * 32, axes=(Axis("N", min=1, opt=8, max=64),)
-    )
-    surgery = dataclasses.replace(
-        found.surgery,
-        edits={"fold_constants": 3},
-        nodes_before=10,
-        nodes_after=7,
-        operators_before={"Conv": 7, "Shape": 3},
-        operators_after={"Conv": 7},
-        max_abs_error=1e-6,
-    )
-    return dataclasses.replace(
-        found,
-        graphs=(graph,),
-        engines=(engine(found),),
-        surgery=surgery,
-        source_model="m-source",
-        environment={"python": "3.11", "gpu_name": "none"},
-    )
-
-
-REJECTED = Decision(
-    verdicts=(
-        Verdict(metric="task/drop", found=0.0, wanted="at most 0.01", passed=True),
-        Verdict(metric="parity/failed", found=1.0, wanted="at most 0", passed=False),
-        Verdict(metric="champion/latency_ratio", found=math.nan, wanted="at most 1", passed=False),
-        Verdict(metric="parity/measured", found=None, wanted="at least 1", passed=False),
-    )
-)
-PROMOTED = Decision(verdicts=REJECTED.verdicts[:1])
-ORIGIN = Origin(
-    name="digits",
-    version="3",
-    model_id="m-bundle",
-    run_id="r1",
-    experiment_id="7",
-    model_ids={"ab": "m-graph", "ef" * 32: "m-engine"},
-    tracking_uri="https://me:secret@mlflow.example.com/base/",
-)
 
 # What it says
 

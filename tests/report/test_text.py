@@ -1,114 +1,16 @@
+"""The table for the terminal and for Markdown."""
+
 import dataclasses
 import math
-from collections.abc import Mapping
-from pathlib import Path
 
 import pytest
+from small_manifest import CPU, ENGINE, HALF, TORCH, compared, manifest, measured
 
-from mlflow_e2eai.artifacts.values import OnnxArtifact, TensorSpec
-from mlflow_e2eai.bundle.manifest import FORMAT_VERSION, Manifest
 from mlflow_e2eai.evaluation.evidence import Evidence
-from mlflow_e2eai.latency.report import Latency, LatencyReport
-from mlflow_e2eai.parity.report import Finding, OutputParity, ParityReport
+from mlflow_e2eai.parity.report import ParityReport
 from mlflow_e2eai.pytorch.stage import ExportReport
 from mlflow_e2eai.report.page import html
 from mlflow_e2eai.report.text import markdown, table
-from mlflow_e2eai.surgery.stage import SurgeryReport
-
-
-def compared(error: float, *, passed: bool = True) -> ParityReport:
-    output = OutputParity(
-        name="y",
-        max_abs_error=error,
-        max_rel_error=error,
-        mean_abs_error=error,
-        rmse=error,
-        cosine=1,
-        nonfinite_count=0,
-        elements=1,
-    )
-    findings = () if passed else (Finding(kind="tolerance", sentence="Too far off."),)
-    return ParityReport(outputs=(output,), findings=findings, samples=1, repeats=1, tolerance=1)
-
-
-def measured(times: Mapping[str, float], items: int = 8) -> LatencyReport:
-    variants = (
-        Latency(
-            name=name,
-            p50_ms=p50,
-            p90_ms=p50,
-            p95_ms=p50,
-            p99_ms=p50,
-            mean_ms=p50,
-            std_ms=0,
-            throughput_items_per_s=1e3 * items / p50,
-            rounds_ms=(p50,),
-        )
-        for name, p50 in times.items()
-    )
-    return LatencyReport(items=items, warmup=0, variants=tuple(variants))
-
-
-def manifest(*evidence: Evidence, latency: Mapping[str, LatencyReport] | None = None) -> Manifest:
-    spec = TensorSpec(name="x", dtype="float32", shape=("N",))
-    graph = OnnxArtifact(
-        path=Path("model.onnx"),
-        sha256="ab",
-        parent_sha256=None,
-        stage="clean",
-        precision="fp32",
-        opset=18,
-        inputs=(spec,),
-        outputs=(spec,),
-        axes=(),
-    )
-    surgery = SurgeryReport(
-        edits={},
-        nodes_before=1,
-        nodes_after=1,
-        operators_before={},
-        operators_after={},
-        size_before_bytes=1,
-        size_after_bytes=1,
-        max_abs_error=None,
-    )
-    return Manifest(
-        format_version=FORMAT_VERSION,
-        package_version="0",
-        source_model=None,
-        graphs=(graph,),
-        engines=(),
-        surgery=surgery,
-        evidence=evidence,
-        latency=latency or {},
-        environment={},
-    )
-
-
-TORCH = Evidence(
-    variant="torch/fp32",
-    sha256=None,
-    measured=True,
-    parity={"profile": compared(0.0)},
-    task={"accuracy": 0.975},
-)
-CPU = Evidence(
-    variant="onnxruntime-cpu/fp32",
-    sha256="ab",
-    measured=True,
-    parity={"profile": compared(2.5e-7), "data": compared(1e-6)},
-    task={"accuracy": 0.975},
-)
-HALF = Evidence(
-    variant="onnxruntime-cpu/fp16",
-    sha256="cd",
-    measured=True,
-    parity={"profile": compared(0.5, passed=False)},
-    task={"accuracy": 0.1},
-)
-ENGINE = Evidence(
-    variant="tensorrt_rtx-sm86/fp32", sha256="ef", measured=False, reason="There is no GPU."
-)
 
 
 def rows(text: str) -> dict[str, str]:

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from conftest import assert_right, rows
-from test_bundle import manifest
+from multiplying_bundles import manifest
 from test_devices import OnGpu, on_host
 
 from mlflow_e2eai import bundle

@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 
 import numpy as np
-from test_report import manifest
+from small_manifest import manifest
 
 from mlflow_e2eai.artifacts.values import Axis, EngineArtifact, OnnxArtifact, Target
 from mlflow_e2eai.bundle.manifest import Manifest
