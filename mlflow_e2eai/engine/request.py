@@ -115,27 +115,6 @@ def _key(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Planned:
-    """What is known of an engine before it is built.
-
-    Attributes:
-        key: See `engine.key_for`.
-        parent_sha256: Digest of its graph.
-        target: What it is for.
-        arithmetic: What it computes in.
-        backend_version: The exact version of TensorRT.
-        settings: How it is built.
-    """
-
-    key: str
-    parent_sha256: str
-    target: Target
-    arithmetic: Precision
-    backend_version: str
-    settings: BuildSettings
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
     """An engine that is to be built.
 

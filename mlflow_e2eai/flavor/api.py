@@ -31,7 +31,7 @@ from mlflow_e2eai.pipeline.publish import log_report
 from mlflow_e2eai.pipeline.settings import Settings, SettingsArguments
 from mlflow_e2eai.report.text import markdown
 from mlflow_e2eai.tracking import _mlflow
-from mlflow_e2eai.tracking import recorder as tracking_recorder
+from mlflow_e2eai.tracking.recorder import MemoryRecorder, Recorder
 
 if TYPE_CHECKING:
     from mlflow.models import Model
@@ -91,8 +91,7 @@ def save_model(
             asked = Settings(**settings)
             asked.check_here()
             evaluation = evaluation_of(model, input_example, evaluation_data, metrics)
-            silent = tracking_recorder.Silent()
-            _build(model, input_example, asked, evaluation, out, silent, None)
+            _build(model, input_example, asked, evaluation, out, MemoryRecorder())
         describe(target, said, mlflow_model=mlflow_model)
     except BaseException:
         shutil.rmtree(target, ignore_errors=True)  # it was empty or new
@@ -193,16 +192,17 @@ def log_model(
     ):
         Description(**description)  # what is wrong with it is told before anything is made
         source = None if source_model is None else tracking.resolve(source_model).model_id
-        away, builder = fleet.is_away(executor), fleet.builder(executor, workers)
-        judge = fleet.judge(executor, workers)
-        recorder = tracking.MlflowRecorder(
-            name=name, source=source, builder=builder, judge=judge, away=away
+        recorder = tracking.MlflowRecorder(name=name, source=source)
+        remote = (
+            None
+            if executor is None
+            else fleet.EngineJobs(executor, workers, models=recorder.models)
         )
         if _is_made(model):
             place = bundle.find(model)
         else:
             asked = Settings(**settings)
-            if not away:
+            if remote is None or not remote.other_machines:
                 asked.check_here()
             evaluation = evaluation_of(model, input_example, evaluation_data, metrics)
             if isinstance(model, OnnxArtifact) and source is not None:
@@ -219,7 +219,17 @@ def log_model(
                     evaluation=evaluation,
                 )
             place = Path(folder, bundle.FOLDER)
-            _build(model, input_example, asked, evaluation, place, recorder, recorder.source)
+            _build(
+                model,
+                input_example,
+                asked,
+                evaluation,
+                place,
+                recorder,
+                cache=recorder,
+                remote=remote,
+                source=recorder.source,
+            )
         return _package(
             place,
             recorder,
@@ -247,8 +257,8 @@ def _build(
     settings: Settings,
     evaluation: EvaluationData | None,
     place: Path,
-    recorder: tracking_recorder.Recorder,
-    source: str | None,
+    recorder: Recorder,
+    **options: Any,
 ) -> None:
     """Run the stages and leave a bundle at `place`."""
     place.parent.mkdir(parents=True, exist_ok=True)
@@ -260,8 +270,8 @@ def _build(
             settings,
             work=Path(work),
             recorder=recorder,
-            source=source,
             evaluation=evaluation,
+            **options,
         )
         bundle.write(place, manifest, example)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 from mlflow_e2eai import fleet, tracking
 from mlflow_e2eai.flavor import api
 from mlflow_e2eai.pipeline.job_inputs import (
-    whole_of,
+    root_arguments,
 )
 from mlflow_e2eai.pipeline.settings import SettingsArguments
 
@@ -39,7 +39,7 @@ def package(
     """
     with tracking.run(name), tempfile.TemporaryDirectory() as folder:
         axes = settings.get("dynamic_axes")
-        given = whole_of(tracking.resolve(model_uri), Path(folder), axes)
+        given = root_arguments(tracking.resolve(model_uri), Path(folder), axes)
         arguments: dict[str, Any] = {**settings, "dynamic_axes": None, **given}
         return api.log_model(
             **arguments,

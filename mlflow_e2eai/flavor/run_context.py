@@ -1,8 +1,13 @@
-"""The GPU of this machine as tags of each run."""
+"""The GPU of this machine as tags of each run.
+
+MLflow imports this module during `import mlflow`, and any error at its import would break
+`import mlflow` for the whole environment: it imports the standard library only, through
+artifacts/machine.py, which says nothing where it is not sure.
+"""
 
 from __future__ import annotations
 
-from mlflow_e2eai.artifacts.machine import driver_version, gpu_name
+from mlflow_e2eai.artifacts import machine
 
 
 class GpuContext:
@@ -14,9 +19,10 @@ class GpuContext:
 
     def in_context(self) -> bool:
         """Whether there is anything to say."""
-        return gpu_name() is not None or driver_version() is not None
+        return machine.gpu_name() is not None or machine.driver_version() is not None
 
     def tags(self) -> dict[str, str]:
         """``e2eai.gpu_name`` and ``e2eai.driver_version``, where they are known."""
-        found = {"e2eai.gpu_name": gpu_name(), "e2eai.driver_version": driver_version()}
-        return {key: value for key, value in found.items() if value is not None}
+        gpu, driver = machine.gpu_name(), machine.driver_version()
+        tags = {"e2eai.gpu_name": gpu, "e2eai.driver_version": driver}
+        return {key: value for key, value in tags.items() if value is not None}

@@ -9,6 +9,6 @@ local        workers here
 ray          workers of a Ray cluster
 """
 
-from mlflow_e2eai.fleet.engine_jobs import builder, evaluations, judge
+from mlflow_e2eai.fleet.engine_jobs import EngineJobs, evaluations
 from mlflow_e2eai.fleet.job import EXECUTORS, Executor, Job, Outcome, held, is_away
 from mlflow_e2eai.fleet.run import run

@@ -102,7 +102,7 @@ def evaluate(
     with _parent("evaluate"):
         if executor is None:
             return [jobs.evaluate(model_uri, batch_sizes=batch_sizes)]
-        model = tracking.ancestor(tracking.resolve(model_uri), jobs.JUDGED)
+        model = tracking.ancestor(tracking.resolve(model_uri), jobs.EVALUATED)
         each = fleet.evaluations(
             model.model_id, engines_in(model), executor=executor, batch_sizes=list(batch_sizes)
         )

@@ -1,4 +1,4 @@
-"""What a stage on its own needs of the chain that its input stands in, fetched."""
+"""The input of a stage on its own, fetched from the lineage that it stands in."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ from mlflow_e2eai.errors import InvalidInputError, RunnerError, TrackingError
 from mlflow_e2eai.evaluation.data import EvaluationData
 from mlflow_e2eai.evaluation.variants import FILE, TORCH
 from mlflow_e2eai.pipeline.source import reference_of
+from mlflow_e2eai.pipeline.stages import Reference
 from mlflow_e2eai.pytorch.flat_module import flattened
 from mlflow_e2eai.pytorch.operators.operator import Operator
 from mlflow_e2eai.runtime.isolation import isolated_onnxruntime
@@ -48,8 +49,8 @@ _DEFAULT_AXIS = Axis("N", min=1, opt=8, max=64)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
-    """A PyTorch LoggedModel, loaded, as `flattened` gives it."""
+class LoadedSource:
+    """A PyTorch LoggedModel, loaded, as `flattened` returns it."""
 
     module: Any
     example: dict[str, Array]
@@ -60,77 +61,126 @@ class Source:
 
 
 class Job:
-    """What a stage on its own needs: its input, a folder, a recorder, the PyTorch model."""
+    """The input of a stage on its own, and the lineage that it stands in.
+
+    Attributes:
+        model: The input.
+        folder: A folder for the files.
+        recorder: Logs the stage.
+        evaluation: The evaluation data that was logged with the PyTorch model, once `reference` is
+            open.
+    """
 
     def __init__(self, model: LoggedModel, folder: Path) -> None:
         self.model = model
         self.folder = folder
         root = tracking.ancestor(model, ("source", "export"))
-        # A chain that an ONNX file began has no PyTorch model: its raw graph has no parent.
-        self.source = tracking.ancestor(root, ("source",)) if _has_module(root) else None
-        name = (self.source or root).name.removesuffix("-source" if self.source else "-raw")
-        source_id = None if self.source is None else self.source.model_id
+        # A lineage that an ONNX file began has no PyTorch model: its raw graph has no parent.
+        self._source = tracking.ancestor(root, ("source",)) if _has_module(root) else None
+        name = (self._source or root).name.removesuffix("-source" if self._source else "-raw")
+        source_id = None if self._source is None else self._source.model_id
         self.recorder = tracking.MlflowRecorder(name=name, source=source_id)
-        self.reference_name = TORCH if self.source else FILE
         self.evaluation: EvaluationData | None = None
-        self.timed: Infer | None = None
 
-    @contextmanager
-    def stage(self, name: str, graph: OnnxArtifact) -> Iterator[tracking.MlflowStage]:
-        """The run of this job, on the graph that it was given."""
+    def fetch_graph(self) -> tuple[OnnxArtifact, dict[str, Array]]:
+        """Fetch the input, where it is a graph, and its input example."""
+        graph, example = fetch_graph(self.model, self.folder)
         self.recorder.models[graph.sha256] = self.model.model_id
-        with self.recorder.stage(name, inputs=[graph.sha256]) as stage:
-            yield stage
+        return graph, example
 
     @contextmanager
-    def reference(self, raw: OnnxArtifact, graph: OnnxArtifact) -> Iterator[Infer | None]:
+    def reference(self, raw: OnnxArtifact, graph: OnnxArtifact) -> Iterator[Reference | None]:
         """The PyTorch module under a graph's names; None when it cannot be loaded here.
 
-        Where an ONNX file began the chain, that file run by ONNX Runtime. Tensors that surgery
-        exposed come from ONNX Runtime on the raw graph; `timed` does without them.
+        Where an ONNX file began the lineage, that file run by ONNX Runtime. Tensors that surgery
+        exposed come from ONNX Runtime on the raw graph.
         """
-        if self.source is None:
-            with (
-                isolated_onnxruntime(raw.path, libraries=raw.libraries) as itself,
-                answering(itself, raw, graph) as answer,
-            ):
-                self.timed = bridge(itself, raw, graph)
-                yield answer
+        with self._model(raw, graph) as infer:
+            if infer is None:
+                yield None
+                return
+            name = TORCH if self._source else FILE
+            with answering(infer, raw, graph) as whole:
+                yield Reference(infer=whole, alone=bridge(infer, raw, graph), name=name)
+
+    @contextmanager
+    def _model(self, raw: OnnxArtifact, graph: OnnxArtifact) -> Iterator[Infer | None]:
+        """The model at the root of the lineage, under the raw graph's names."""
+        if self._source is None:
+            with isolated_onnxruntime(raw.path, libraries=raw.libraries) as infer:
+                yield infer
             return
         hold_beginning(graph, raw)
         try:
-            source = source_of(self.source, self.folder / "source", None)
+            source = load_source(self._source, self.folder / "source", None)
         except TrackingError as error:
             _log.warning("The PyTorch model cannot be the reference: %s", error)
             yield None
             return
         self.evaluation = source.evaluation
-        with (
-            reference_of(source.module, raw) as infer,
-            answering(infer, raw, graph) as answer,
-        ):
-            self.timed = bridge(infer, raw, graph)
-            yield answer
+        with reference_of(source.module, raw) as infer:
+            yield infer
 
-    def data(self, graph: OnnxArtifact) -> EvaluationData | None:
+    def load_evaluation_data(self, graph: OnnxArtifact) -> EvaluationData | None:
         """The evaluation data under a graph's names; None when there is none, or it cannot be had.
 
-        The module is loaded with it, as the data is kept beside it.
+        The module is loaded with it, as the data is logged with it.
         """
-        if self.source is None:
+        if self._source is None:
             return None
         exported = tracking.ancestor(self.model, ("export",))
-        raw, _ = graph_of(exported, self.folder / "raw")
+        raw, _ = fetch_graph(exported, self.folder / "raw")
         if begins_inside(graph, raw):
             return None
         with self.reference(raw, graph):
-            found = self.evaluation
-        return None if found is None else found.for_graph(raw, graph)
+            data = self.evaluation
+        return None if data is None else data.for_graph(raw, graph)
+
+    def fetch_variants(
+        self, beside: Sequence[str] = ()
+    ) -> tuple[list[OnnxArtifact], list[EngineArtifact], dict[str, Array]]:
+        """Fetch the graphs and engines to evaluate, and their input example.
+
+        Args:
+            beside: Ids of graphs and engines that are evaluated with the input, where that is a
+                graph.
+        """
+        path = self.folder / "input"
+        path.mkdir()
+        models = self.recorder.models
+        stage = self.model.tags[tracking.STAGE]
+        if stage == "package":
+            directory = tracking.fetch(self.model, path) / bundle.FOLDER
+            manifest = bundle.located(bundle.read(directory), directory)
+            models |= {item.sha256: self.model.model_id for item in manifest.files}
+            return list(manifest.graphs), list(manifest.engines), bundle.read_example(directory)
+        if stage == "compile":
+            engine = tracking.fetch_engine(self.model, path)
+            parent = tracking.ancestor(self.model, GRAPHS)
+            graph, example = fetch_graph(parent, self.folder / "graph")
+            models |= {engine.sha256: self.model.model_id, graph.sha256: parent.model_id}
+            return [graph], [engine], example
+        graph, example = fetch_graph(self.model, path)
+        models[graph.sha256] = self.model.model_id
+        graphs, engines = [graph], []
+        for model_id in beside:
+            model = tracking.resolve(model_id)
+            folder = self.folder / model_id
+            folder.mkdir()
+            artifact: OnnxArtifact | EngineArtifact
+            if model.tags[tracking.STAGE] == "compile":
+                artifact = tracking.fetch_engine(model, folder)
+                engines.append(artifact)
+            else:
+                artifact = tracking.fetch_graph(model, folder)
+                graphs.append(artifact)
+            models[artifact.sha256] = model_id
+        return graphs, engines, example
 
 
 @contextmanager
 def job_on(model_uri: str, stages: Sequence[str]) -> Iterator[Job]:
-    """Find a job's input; an error before the job's own run began is told by the caller."""
+    """Open a job on the nearest model of a lineage that one of the stages made."""
     with tempfile.TemporaryDirectory() as folder:
         model = tracking.ancestor(tracking.resolve(model_uri), stages)
         yield Job(model, Path(folder))
@@ -140,14 +190,14 @@ def _has_module(root: LoggedModel) -> bool:
     return root.tags.get(tracking.STAGE) != "export" or tracking.PARENT in root.tags
 
 
-def source_of(model: LoggedModel, folder: Path, axes: DynamicAxes | None) -> Source:
+def load_source(model: LoggedModel, folder: Path, axes: DynamicAxes | None) -> LoadedSource:
     """Load a PyTorch model; `axes` stand in for those that it was logged with, unless None."""
     folder.mkdir(exist_ok=True, parents=True)
     loaded, given, kept, operators, libraries, evaluation = tracking.fetch_source(model, folder)
     module, example = flattened(loaded, given)
     if axes is None:
         axes = kept if kept is not None else _open_axes(model, folder, example)
-    return Source(
+    return LoadedSource(
         module=module,
         example=example,
         axes=axes,
@@ -157,8 +207,8 @@ def source_of(model: LoggedModel, folder: Path, axes: DynamicAxes | None) -> Sou
     )
 
 
-def whole_of(model: LoggedModel, folder: Path, axes: DynamicAxes | None) -> dict[str, Any]:
-    """What began a chain, as arguments of `mlflow_e2eai.log_model`.
+def root_arguments(model: LoggedModel, folder: Path, axes: DynamicAxes | None) -> dict[str, Any]:
+    """The PyTorch model or ONNX file at the root of a lineage, as arguments of `log_model`.
 
     Raises:
         InvalidInputError: Axes are given for an ONNX file, whose axes are known.
@@ -171,10 +221,10 @@ def whole_of(model: LoggedModel, folder: Path, axes: DynamicAxes | None) -> dict
                 "out, or clean the file again with others."
             )
             raise InvalidInputError(msg)
-        graph, example = graph_of(root, folder)
+        graph, example = fetch_graph(root, folder)
         return {"model": graph, "input_example": example, "source_model": root.model_id}
     origin = tracking.ancestor(root, ("source",))
-    source = source_of(origin, folder, axes)
+    source = load_source(origin, folder, axes)
     return {
         "model": source.module,
         "input_example": source.example,
@@ -196,56 +246,15 @@ def _open_axes(model: LoggedModel, folder: Path, example: Tensors) -> DynamicAxe
     }
 
 
-def graph_of(model: LoggedModel, folder: Path) -> tuple[OnnxArtifact, dict[str, Array]]:
+def fetch_graph(model: LoggedModel, folder: Path) -> tuple[OnnxArtifact, dict[str, Array]]:
     """Fetch an ONNX graph and its input example into a folder."""
     folder.mkdir(exist_ok=True, parents=True)
     graph = tracking.fetch_graph(model, folder)
     return graph, bundle.read_example(graph.path.parent)
 
 
-def variants_in(
-    job: Job, beside: Sequence[str] = ()
-) -> tuple[list[OnnxArtifact], list[EngineArtifact], dict[str, Array]]:
-    """The graphs and engines to judge, told to the recorder, and their input example.
-
-    Args:
-        job: The job.
-        beside: Ids of graphs and engines that are judged beside its input, where that is a graph.
-    """
-    place = job.folder / "input"
-    place.mkdir()
-    stage = job.model.tags[tracking.STAGE]
-    if stage == "package":
-        directory = tracking.fetch(job.model, place) / bundle.FOLDER
-        manifest = bundle.located(bundle.read(directory), directory)
-        for item in manifest.files:
-            job.recorder.models[item.sha256] = job.model.model_id
-        return list(manifest.graphs), list(manifest.engines), bundle.read_example(directory)
-    if stage == "compile":
-        engine = tracking.fetch_engine(job.model, place)
-        job.recorder.models[engine.sha256] = job.model.model_id
-        parent = tracking.ancestor(job.model, GRAPHS)
-        graph, example = graph_of(parent, job.folder / "graph")
-        job.recorder.models[graph.sha256] = parent.model_id
-        return [graph], [engine], example
-    graph, example = graph_of(job.model, place)
-    job.recorder.models[graph.sha256] = job.model.model_id
-    graphs, engines = [graph], []
-    for model_id in beside:
-        model = tracking.resolve(model_id)
-        folder = job.folder / model_id
-        folder.mkdir()
-        if model.tags[tracking.STAGE] == "compile":
-            engines.append(tracking.fetch_engine(model, folder))
-            job.recorder.models[engines[-1].sha256] = model_id
-        else:
-            graphs.append(tracking.fetch_graph(model, folder))
-            job.recorder.models[graphs[-1].sha256] = model_id
-    return graphs, engines, example
-
-
 def engines_in(model: LoggedModel) -> dict[str, Target]:
-    """Targets of the engines that `variants_in` finds in a model, by digest."""
+    """Targets of the engines in a model, by digest."""
     stage = model.tags[tracking.STAGE]
     if stage == "compile":
         return {model.tags[tracking.SHA256]: parse(model.tags["e2eai.target"])}

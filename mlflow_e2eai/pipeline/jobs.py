@@ -27,29 +27,28 @@ from mlflow_e2eai.evaluation.bisection.nodes import bisect as bisect_graph
 from mlflow_e2eai.evaluation.bisection.search import Bisection
 from mlflow_e2eai.evaluation.data import all_samples
 from mlflow_e2eai.evaluation.evidence import MachineEvidence
-from mlflow_e2eai.evaluation.quantized_gates import quantized_gates, weighed
-from mlflow_e2eai.evaluation.stage import evaluate as judge
-from mlflow_e2eai.parity.samples import profile_samples
-from mlflow_e2eai.pipeline import build
-from mlflow_e2eai.pipeline.engines import compile_on
 from mlflow_e2eai.pipeline.job_inputs import (
     GRAPHS,
     device_for,
-    graph_of,
+    fetch_graph,
     job_on,
-    source_of,
-    variants_in,
+    load_source,
 )
 from mlflow_e2eai.pipeline.model_factory import call
 from mlflow_e2eai.pipeline.onnx_file import imported
+from mlflow_e2eai.pipeline.settings import Settings
+from mlflow_e2eai.pipeline.stages import (
+    clean_on,
+    compile_on,
+    convert_on,
+    evaluate_on,
+    export_on,
+)
 from mlflow_e2eai.precision.stage import check_graph_precision
 from mlflow_e2eai.pytorch.stage import DEFAULT_OPSET, Exporter
-from mlflow_e2eai.pytorch.stage import export as export_graph
 from mlflow_e2eai.runtime.isolation import isolated_onnxruntime
-from mlflow_e2eai.surgery.mapping import entering
-from mlflow_e2eai.surgery.plan import DEFAULT_PLAN, Step, named_in
-from mlflow_e2eai.surgery.stage import clean as clean_graph
-from mlflow_e2eai.tracking.recorder import record
+from mlflow_e2eai.surgery.plan import DEFAULT_PLAN, Step
+from mlflow_e2eai.tracking.recorder import Output
 
 
 def log(factory: str, *, name: str) -> str:
@@ -108,21 +107,18 @@ def export(
         Id of the raw ONNX LoggedModel.
     """
     with job_on(model_uri, ("source",)) as job:
-        source = source_of(job.model, job.folder, dynamic_axes)
-        with job.recorder.stage("export", inputs=[]) as stage:
-            raw, exported = export_graph(
-                source.module,
-                source.example,
-                out=job.folder / "raw.onnx",
-                dynamic_axes=source.axes,
-                exporter=exporter,
-                opset=opset,
-                operators=source.operators,
-                operator_libraries=loadable(source.libraries),
-                deferred=named_in(plan),
-            )
-            stage.made(raw, example=source.example)
-            stage.noted("export", exported)
+        source = load_source(job.model, job.folder, dynamic_axes)
+        settings = Settings(
+            dynamic_axes=source.axes,
+            exporter=exporter,
+            opset=opset,
+            operators=source.operators,
+            operator_libraries=loadable(source.libraries),
+            surgery=plan,
+        )
+        with job.recorder.stage("export", inputs=[]) as log:
+            out = job.folder / "raw.onnx"
+            raw, _ = export_on(log, source.module, source.example, settings, out=out)
         return job.recorder.models[raw.sha256]
 
 
@@ -133,19 +129,19 @@ def clean(model_uri: str, *, plan: Sequence[Step] = DEFAULT_PLAN) -> str:
         Id of the cleaned ONNX LoggedModel.
     """
     with job_on(model_uri, ("export",)) as job:
-        raw, example = graph_of(job.model, job.folder)
-        with job.reference(raw, raw) as reference, job.stage("clean", raw) as stage:
-            cleaned, report = clean_graph(
+        raw, example = job.fetch_graph()
+        with (
+            job.reference(raw, raw) as reference,
+            job.recorder.stage("clean", inputs=[raw.sha256]) as log,
+        ):
+            cleaned, _, _ = clean_on(
+                log,
                 raw,
                 plan,
-                out=job.folder / "clean.onnx",
-                samples=list(profile_samples(example, raw).values()),
-                reference=reference,
-                keep=job.folder / "refused",
+                example=example,
+                reference=None if reference is None else reference.infer,
+                folder=job.folder,
             )
-            with entering(raw, cleaned) as fit:
-                stage.made(cleaned, example=fit(example))
-            stage.noted("surgery", report)
         return job.recorder.models[cleaned.sha256]
 
 
@@ -165,19 +161,18 @@ def convert(model_uri: str, *, precision: Precision, keep_fp32: Sequence[str] = 
     """
     check_graph_precision(precision)
     with job_on(model_uri, ("clean",)) as job:
-        graph, example = graph_of(job.model, job.folder)
-        with job.stage(f"convert {precision}", graph) as stage:
-            data = None if precision == "fp32" else job.data(graph)
-            made, _ = build.convert_on(
-                stage,
+        graph, example = job.fetch_graph()
+        with job.recorder.stage(f"convert {precision}", inputs=[graph.sha256]) as log:
+            converted, _ = convert_on(
+                log,
                 graph,
                 precision,
                 out=job.folder / f"{precision}.onnx",
                 keep_fp32=keep_fp32,
                 example=example,
-                evaluation=data,
+                evaluation=None if precision == "fp32" else job.load_evaluation_data(graph),
             )
-        return job.recorder.models[made.sha256]
+        return job.recorder.models[converted.sha256]
 
 
 def bisect(model_uri: str, *, precision: Precision = "fp16") -> tuple[Bisection, str]:
@@ -199,22 +194,21 @@ def bisect(model_uri: str, *, precision: Precision = "fp16") -> tuple[Bisection,
     """
     check_graph_precision(precision)
     with job_on(model_uri, ("clean",)) as job:
-        graph, example = graph_of(job.model, job.folder)
-        raw, _ = graph_of(tracking.ancestor(job.model, ("export",)), job.folder / "raw")
+        graph, example = job.fetch_graph()
+        raw, _ = fetch_graph(tracking.ancestor(job.model, ("export",)), job.folder / "raw")
         device = device_for(graph)
         with (
             job.reference(raw, graph) as reference,
-            job.stage(f"bisect {precision}", graph) as stage,
+            job.recorder.stage(f"bisect {precision}", inputs=[graph.sha256]) as stage,
         ):
             data = job.evaluation
             if data is not None:
                 data = data.for_graph(raw, graph)
-            samples = [*all_samples(example, graph, data)]
-            found = bisect_graph(
+            bisection = bisect_graph(
                 graph,
                 precision,
-                samples=samples,
-                reference=reference,
+                samples=[*all_samples(example, graph, data)],
+                reference=None if reference is None else reference.infer,
                 run=functools.partial(
                     isolated_onnxruntime,
                     device=device,
@@ -223,48 +217,56 @@ def bisect(model_uri: str, *, precision: Precision = "fp16") -> tuple[Bisection,
                 ),
             )
             variant = variant_name(f"onnxruntime-{device}", precision)
-            tracking.log_bisection(found, run_id=stage.run_id, variant=variant)
-        return found, f"runs:/{stage.run_id}/bisection.json"
+            tracking.log_bisection(bisection, run_id=stage.run_id, variant=variant)
+        return bisection, f"runs:/{stage.run_id}/bisection.json"
 
 
 def _parent(name: str) -> AbstractContextManager[str]:
-    """The run of a job that has a child for each engine or variant."""
+    """A run with a child for each engine or variant."""
     return tracking.run(name, nested=True, tags={tracking.STAGE: name})
 
 
-# Compile and evaluate on a chain, each in the active run: what many machines can share out.
-
-
-JUDGED = (*GRAPHS, "compile", "package")
-"""Stages whose output can be judged."""
+EVALUATED = (*GRAPHS, "compile", "package")
+"""Stages whose output can be evaluated."""
 
 
 def compile(
-    model_uri: str, *, targets: Sequence[str], precision: Precision | None = None, **how: Any
+    model_uri: str, *, targets: Sequence[str], precision: Precision | None = None, **options: Any
 ) -> list[str]:
-    """Build engines of a graph of a chain, a run for each; see `jobs.compile`.
+    """Build engines of a graph of a lineage on this machine, a run for each.
 
     Args:
-        model_uri: See there.
-        targets: The same.
-        precision: The same.
-        **how: The other fields of `Wanted`.
+        model_uri: Any model of the lineage, from the cleaned graph on.
+        targets: See `mlflow_e2eai.log_model`.
+        precision: ``tf32`` for the graph in fp32; else None or the graph's own.
+        **options: The other fields of `Wanted`.
+
+    Returns:
+        Ids of the engine LoggedModels.
     """
     with job_on(model_uri, GRAPHS) as job:
-        graph, example = graph_of(job.model, job.folder)
+        graph, example = job.fetch_graph()
         precision = graph.precision if precision is None else precision
         if graph_precision(precision) != graph.precision:
             msg = f"The graph is in {graph.precision}, but an engine in {precision} is wanted; "
             msg += f"give the graph in {graph_precision(precision)}."
             raise InvalidInputError(msg)
-        made = []
+        model_ids = []
         for target in targets:
-            wanted = Wanted(graph=graph.sha256, precision=precision, target=target, **how)
-            with job.stage(f"compile {precision} {target}", graph) as stage:
-                out = job.folder / f"{target}.engine"
-                engine = compile_on(stage, graph, resolve(target), wanted, out=out, example=example)
-            made.append(job.recorder.models[engine.sha256])
-        return made
+            wanted = Wanted(graph=graph.sha256, precision=precision, target=target, **options)
+            name = f"compile {precision} {target}"
+            with job.recorder.stage(name, inputs=[graph.sha256]) as log:
+                engine = compile_on(
+                    log,
+                    job.recorder,
+                    graph,
+                    resolve(target),
+                    wanted,
+                    out=job.folder / f"{target}.engine",
+                    example=example,
+                )
+            model_ids.append(job.recorder.models[engine.sha256])
+        return model_ids
 
 
 def evaluate(
@@ -274,44 +276,36 @@ def evaluate(
     engines: Sequence[str] | None = None,
     batch_sizes: Sequence[int] = (),
 ) -> MachineEvidence:
-    """Judge a graph, an engine or a bundle on this machine, a run for each variant.
+    """Evaluate a graph, an engine or a bundle on this machine, a run for each variant.
 
     Args:
-        model_uri: It.
-        beside: More graphs and engines of its chain, by the ids of their models.
-        engines: Digests of a bundle's engines that are asked; None for all.
+        model_uri: The graph, engine or bundle.
+        beside: More graphs and engines of its lineage, by the ids of their models.
+        engines: Digests of the bundle's engines that are evaluated; None for all.
         batch_sizes: See `mlflow_e2eai.log_model`.
     """
-    with job_on(model_uri, JUDGED) as job:
-        graphs, built, example = variants_in(job, beside)
-        built = [one for one in built if engines is None or one.sha256 in engines]
+    with job_on(model_uri, EVALUATED) as job:
+        graphs, built, example = job.fetch_variants(beside)
+        built = [engine for engine in built if engines is None or engine.sha256 in engines]
         exported = tracking.ancestor(job.model, ("export",))
-        raw, _ = graph_of(exported, job.folder / "raw")
+        raw, _ = fetch_graph(exported, job.folder / "raw")
         job.recorder.models[raw.sha256] = exported.model_id
         with job.reference(raw, graphs[0]) as reference:
             if reference is None:
                 msg = "Nothing can be judged without the PyTorch model; see the warning above."
                 raise TrackingError(msg)
-            evaluation = job.evaluation
-            if evaluation is not None:
-                evaluation = evaluation.for_graph(raw, graphs[0])
-            evidence, latency = judge(
+            data = job.evaluation
+            evidence, latency = evaluate_on(
+                job.recorder,
                 reference,
                 graphs,
                 built,
                 example,
-                name=job.reference_name,
                 raw=raw,
-                evaluation=evaluation,
+                evaluation=None if data is None else data.for_graph(raw, graphs[0]),
                 batch_sizes=batch_sizes,
-                timed=job.timed,
             )
-        evidence = weighed(evidence, latency, [*graphs, *built], quantized_gates())
-        record(evidence, latency, job.recorder)
     return MachineEvidence(environment=environment(), evidence=tuple(evidence), latency=latency)
-
-
-# An ONNX file that somebody else exported, as the start of a chain.
 
 
 def clean_onnx(
@@ -349,7 +343,7 @@ def clean_onnx(
         )
         recorder = tracking.MlflowRecorder(name=path.stem, source=None)
         with tracking.run("clean", nested=True, tags={tracking.STAGE: "clean"}):
-            with recorder.stage("import", inputs=[]) as stage:
-                stage.made(raw, example=given)
+            with recorder.stage("import", inputs=[]) as log:
+                log(Output(artifact=raw, example=given))
             with native_allowed([library.path.name for library in raw.libraries]):
                 return clean(recorder.models[raw.sha256], plan=plan)

@@ -1,4 +1,4 @@
-"""Where the way begins: at a PyTorch model, or at an ONNX file that somebody else exported."""
+"""The source of a pipeline: a PyTorch model, or an ONNX file that somebody else exported."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from mlflow_e2eai.evaluation.data import EvaluationData
 from mlflow_e2eai.evaluation.variants import FILE, TORCH
 from mlflow_e2eai.pipeline.onnx_file import imported
 from mlflow_e2eai.pipeline.settings import Settings
+from mlflow_e2eai.pipeline.stages import export_on
 from mlflow_e2eai.pytorch.flat_module import flattened
 from mlflow_e2eai.pytorch.runner import torch_runner
-from mlflow_e2eai.pytorch.stage import ExportReport, export
+from mlflow_e2eai.pytorch.stage import ExportReport
 from mlflow_e2eai.runtime.isolation import isolated_onnxruntime
-from mlflow_e2eai.surgery.plan import named_in
-from mlflow_e2eai.tracking.recorder import Recorder
+from mlflow_e2eai.tracking.recorder import Output, Recorder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Beginning:
-    """A raw graph, and what is right for all that is made of it.
+class Source:
+    """A raw graph, and the model that it comes from.
 
     Attributes:
         raw: The graph.
         example: An array for each of its inputs.
-        reference: What gives the right numbers, under the graph's names.
-        name: The variant that the reference is: `bundle.TORCH`, or `bundle.FILE`.
-        exported: How the graph came about; None of a file.
+        reference: The model, under the graph's names.
+        name: The variant that the reference is: `TORCH`, or `FILE`.
+        exported: The report of the export; None for a file.
     """
 
     raw: OnnxArtifact
@@ -42,7 +42,7 @@ class Beginning:
 
 
 @contextmanager
-def begun(
+def open_source(
     model: Any,
     input_example: Any,
     settings: Settings,
@@ -51,8 +51,8 @@ def begun(
     recorder: Recorder,
     source: str | None = None,
     data: EvaluationData | None = None,
-) -> Iterator[Beginning]:
-    """Have a raw graph and its reference, for the block.
+) -> Iterator[Source]:
+    """Export a model, or read an ONNX file, and open its reference for the block.
 
     Args:
         model: A ``torch.nn.Module``, ScriptModule or ExportedProgram; the path of an ONNX file; or
@@ -60,7 +60,7 @@ def begun(
         input_example: Inputs that it accepts. For a file a mapping of names to arrays, or None.
         settings: What to make of it.
         work: A folder for the files.
-        recorder: Who is told of the stages.
+        recorder: Logs the stages.
         source: What stands for the model in the recorder's inputs.
         data: Evaluation data, whose names are checked before any work.
 
@@ -71,24 +71,11 @@ def begun(
     if not isinstance(model, OnnxArtifact | Path):
         module, example = flattened(model, input_example)
         _check_names(data, example)
-        with recorder.stage("export", inputs=[] if source is None else [source]) as stage:
-            raw, exported = export(
-                module,
-                example,
-                out=work / "raw.onnx",
-                dynamic_axes=settings.dynamic_axes,
-                exporter=settings.exporter,
-                opset=settings.opset,
-                output_names=settings.output_names,
-                operators=settings.operators,
-                operator_libraries=settings.operator_libraries,
-                deferred=named_in(settings.surgery),
-            )
-            stage.made(raw, example=example)
-            stage.noted("export", exported)
-        with reference_of(module, raw) as right:
-            yield Beginning(
-                raw=raw, example=example, reference=right, name=TORCH, exported=exported
+        with recorder.stage("export", inputs=[] if source is None else [source]) as log:
+            raw, exported = export_on(log, module, example, settings, out=work / "raw.onnx")
+        with reference_of(module, raw) as reference:
+            yield Source(
+                raw=raw, example=example, reference=reference, name=TORCH, exported=exported
             )
         return
     _check_nothing_to_export(settings)
@@ -102,16 +89,16 @@ def begun(
             dynamic_axes=settings.dynamic_axes,
             operator_libraries=settings.operator_libraries,
         )
-        with recorder.stage("import", inputs=[]) as stage:
-            stage.made(raw, example=example)
+        with recorder.stage("import", inputs=[]) as log:
+            log(Output(artifact=raw, example=example))
     _check_names(data, example)
-    with isolated_onnxruntime(raw.path, libraries=raw.libraries) as itself:
-        yield Beginning(raw=raw, example=example, reference=itself, name=FILE)
+    with isolated_onnxruntime(raw.path, libraries=raw.libraries) as infer:
+        yield Source(raw=raw, example=example, reference=infer, name=FILE)
 
 
 @contextmanager
 def reference_of(module: Any, raw: OnnxArtifact) -> Iterator[Infer]:
-    """The PyTorch module under the names of its export: what is right."""
+    """Run the PyTorch module under the names of its export."""
     names = [spec.name for spec in raw.inputs]
     with torch_runner(module, inputs=names, outputs=[spec.name for spec in raw.outputs]) as infer:
         yield infer

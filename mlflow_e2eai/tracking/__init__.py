@@ -36,8 +36,6 @@ from mlflow_e2eai.tracking.models import (
 )
 from mlflow_e2eai.tracking.remote_jobs import (
     TICKET,
-    Builder,
-    Judge,
     Place,
     end_attempt,
     fetch_found,

@@ -1,22 +1,18 @@
-"""Engines that several may want: each is built once, by one of them.
+"""Engines, and timings of kernels, that earlier builds left in the tracking store.
 
-A claim is the engine's own LoggedModel, made before the engine is: PENDING, with the engine's key,
-while its builder lives and its heart beats. MLflow has no lock, but it keeps what it is told: all
-who want an engine put their claim first and look at the others' then, so that of two at least one
-sees the other. Whoever sees an earlier claim says that it waits, and waits. Whoever sees later ones
-waits too, until each of them says so: one that does not may have begun before the earlier claim,
-though that was made first, came to be stored. So whoever sees no other claim builds after one look,
-and no two ever build. (It is Lamport's bakery, https://doi.org/10.1145/361082.361093, in which a
-number is a time that the server gives; all interleavings of four were tried, with deaths.)
+Two pipelines that build the same engine at the same time both build it, which harms nobody: a lock
+over MLflow's tags would cost every build several requests.
+
+A run's timings are never changed: each build fetches those of all runs and logs them with its own
+as new ones, so that two builds at once lose nothing. A run names the runs whose timings its own
+hold, and those are not fetched again. Timings are for TensorRT 10 and 11 only, which this code has
+never met on their hardware.
 """
 
 from __future__ import annotations
 
-import contextlib
-import threading
-import time
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,209 +28,71 @@ if TYPE_CHECKING:
 
 
 KEY = "e2eai.engine_key"
-"""Tag of an engine's model: what it is known by before it is built; see `engine.key_for`."""
+"""Tag of an engine's model: the key that is known before the build; see `engine.key_for`."""
 
 FOUND = "e2eai.engine_found"
 """Tag of a run that built no engine: id of the model that held it already."""
 
-HEARTBEAT = "e2eai.heartbeat"
-"""Tag of a claim: a number that grows while its builder lives."""
 
-WAITS = "e2eai.waits"
-"""Tag of a claim: ``yes`` while it gives way to an earlier one."""
+def find_engine(key: str, folder: Path) -> tuple[EngineArtifact, str] | None:
+    """Fetch the newest finished engine with a key, from any experiment of the tracking server.
 
-BEAT_S = 30.0
-"""Seconds between two heartbeats: most builds end before the first, which each cost a request."""
-
-DEAD_S = 120.0
-"""Seconds without a heartbeat, by the watch of who waits, after which a builder is taken for dead:
-several beats, as a server may be slow to take one."""
-
-LOOK_S = 1.0
-"""Seconds between two looks at others' claims."""
-
-
-class Claim:
-    """A claim on an engine; its heart beats until it is `close`d.
+    One that cannot be fetched, or is not what its record says, is announced as a warning and passed
+    over.
 
     Args:
-        key: The engine's key; among the tags too.
-        name: Name of its model.
-        run_id: The run that is to build it.
-        params: Parameters of the model.
-        tags: Tags of the model.
+        key: The key.
+        folder: A folder for the engine; made if need be.
+
+    Returns:
+        The engine, verified, and the id of its model; None if there is none.
     """
-
-    def __init__(
-        self,
-        key: str,
-        *,
-        name: str,
-        run_id: str,
-        params: Mapping[str, str],
-        tags: Mapping[str, str],
-    ) -> None:
-        import mlflow
-
-        self._key = key
-        self._refused: set[str] = set()
-        self._heard: dict[str, tuple[str, float]] = {}
-        self._waits = "no"
-        self.model: LoggedModel = mlflow.initialize_logged_model(
-            name=name,
-            source_run_id=run_id,
-            model_type="tensorrt",
-            params=dict(params),
-            tags={**tags, HEARTBEAT: "0"},
-        )
-        self._closed = threading.Event()
-        threading.Thread(target=self._beat, args=(address(),), daemon=True).start()
-
-    def settled(self, folder: Path) -> tuple[EngineArtifact, str] | None:
-        """Wait until it is known who builds the engine.
-
-        A finished one that cannot be had, or is not what its record says, is announced as a
-        warning and passed over; so is a claim whose builder is dead, which is marked FAILED.
-
-        Args:
-            folder: Where to put the engine; made if need be.
-
-        Returns:
-            The engine, verified, and the id of its model, where another has built it: the claim is
-            then withdrawn. None where it is for this one to build.
-        """
-        from mlflow import MlflowClient
-
-        while True:
-            models = _with_key(self._key)
-            for model in (each for each in models if str(each.status) == "READY"):
-                if (engine := self._taken(model, folder)) is not None:
-                    self.close()
-                    MlflowClient().delete_logged_model(self.model.model_id)
-                    return engine, str(model.model_id)
-            others = [model for model in models if self._rivals(model) and self._lives(model)]
-            if any(_order(model) < _order(self.model) for model in others):
-                self._say("yes")
-            elif all(model.tags.get(WAITS) == "yes" for model in others):
-                if self._waits == "no":
-                    return None
-                self._say("no")
-                continue  # somebody may have relied on it meanwhile
-            time.sleep(LOOK_S)
-
-    def _say(self, waits: str) -> None:
-        """Say whether it gives way, unless that is said."""
-        from mlflow_e2eai.tracking import _mlflow
-
-        if waits != self._waits:
-            _mlflow.set_model_tags(str(self.model.model_id), {WAITS: waits}, address())
-            self._waits = waits
-
-    def failed(self, error: BaseException) -> None:
-        """Give it up, and say why."""
-        self.close()
-        _fail(str(self.model.model_id), str(error))
-
-    def close(self) -> None:
-        """Let its heart stop: it is finished, or given up."""
-        self._closed.set()
-
-    def _taken(self, model: LoggedModel, folder: Path) -> EngineArtifact | None:
-        """A finished engine, unless it was refused before, or is now."""
-        if model.model_id in self._refused:
-            return None
-        place = folder / str(model.model_id)
-        place.mkdir(parents=True)
+    for model in _models_with_key(key):
+        path = folder / str(model.model_id)
+        path.mkdir(parents=True)
         try:
-            return _fetched(model, place, self._key)
+            return _fetch(model, path, key), str(model.model_id)
         except (ArtifactError, TrackingError) as error:
-            self._refused.add(model.model_id)
             warnings.warn(
                 f"The engine that was built before ({model.model_id}) cannot be taken: {error}",
-                stacklevel=3,
+                stacklevel=2,
             )
-            return None
-
-    def _rivals(self, model: LoggedModel) -> bool:
-        """Whether a model is another's claim."""
-        return (
-            str(model.status) == "PENDING"
-            and HEARTBEAT in model.tags
-            and model.model_id != self.model.model_id
-        )
-
-    def _lives(self, model: LoggedModel) -> bool:
-        """Whether a claim's heart still beats; it is marked FAILED where it does not."""
-        beat, now = model.tags[HEARTBEAT], time.monotonic()
-        before, since = self._heard.setdefault(model.model_id, (beat, now))
-        if beat != before:
-            self._heard[model.model_id] = beat, now
-        elif now - since > DEAD_S:
-            _fail(model.model_id, f"Its builder gave no sign of life for {DEAD_S:g} s.")
-            return False
-        return True
-
-    def _beat(self, uri: str) -> None:
-        from mlflow_e2eai.tracking import _mlflow
-
-        beats = 0
-        while not self._closed.wait(BEAT_S):
-            beats += 1
-            with contextlib.suppress(Exception):  # the next one may arrive
-                _mlflow.set_model_tags(self.model.model_id, {HEARTBEAT: str(beats)}, uri)
+    return None
 
 
-def fail_claims(run_id: str, experiment_id: str, error: str) -> None:
-    """Give up the claims of a run whose process is gone."""
-    from mlflow import MlflowClient
-
-    found = MlflowClient().search_logged_models([experiment_id], f"source_run_id = '{run_id}'")
-    for model in found:
-        if str(model.status) == "PENDING" and HEARTBEAT in model.tags:
-            _fail(model.model_id, error)
-
-
-def _fail(model_id: str, error: str) -> None:
-    from mlflow import MlflowClient
-
-    from mlflow_e2eai.tracking import _mlflow
-
-    _mlflow.set_model_tags(model_id, {ERROR: error}, address())
-    MlflowClient().finalize_logged_model(model_id, "FAILED")
-
-
-def _order(model: LoggedModel) -> tuple[int, str]:
-    return int(model.creation_timestamp), str(model.model_id)
-
-
-def _fetched(model: LoggedModel, folder: Path, key: str) -> EngineArtifact:
+def _fetch(model: LoggedModel, folder: Path, key: str) -> EngineArtifact:
     engine = fetch_engine(model, folder)
-    if (found := key_of(engine)) != key:
-        msg = f"it is the engine of another key, {found[:12]}…"
+    if (own := key_of(engine)) != key:
+        msg = f"it is the engine of another key, {own[:12]}…"
         raise ArtifactError(msg)
     return engine
 
 
-def _with_key(key: str) -> list[LoggedModel]:
-    """All with a key, in any experiment of the tracking server, the newest first."""
+def _models_with_key(key: str) -> list[LoggedModel]:
+    """The finished models with a key, the newest first."""
     import mlflow
 
-    # MLflow's filter knows `status`, but finds nothing by it.
-    found: list[LoggedModel] = mlflow.search_logged_models(
+    models = mlflow.search_logged_models(
         experiment_ids=list(experiments()),
         filter_string=f"tags.`{KEY}` = '{key}'",
         order_by=[{"field_name": "creation_timestamp", "ascending": False}],
         output_format="list",
     )
-    return found
+    # MLflow's filter knows `status`, but finds nothing by it.
+    return [model for model in models if str(model.status) == "READY"]
 
 
-# Timings of kernels, kept with the runs of the builds that measured them.
-#
-# A run's timings are never changed: who builds takes those of all runs and keeps them with its own
-# as new ones, so that two builders at once lose nothing. A run says whose timings its own hold, and
-# those are not fetched again.
-#
+def fail_unfinished_models(run_id: str, experiment_id: str, error: str) -> None:
+    """Mark the models that a run left unfinished as FAILED, with the reason."""
+    from mlflow import MlflowClient
+
+    from mlflow_e2eai.tracking import _mlflow
+
+    client = MlflowClient()
+    for model in client.search_logged_models([experiment_id], f"source_run_id = '{run_id}'"):
+        if str(model.status) == "PENDING":
+            _mlflow.set_model_tags(model.model_id, {ERROR: error}, address())
+            client.finalize_logged_model(model.model_id, "FAILED")
 
 
 TIMINGS = "e2eai.timings"

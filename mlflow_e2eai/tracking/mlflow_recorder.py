@@ -1,4 +1,4 @@
-"""What a pipeline tells of its stages, as child runs with LoggedModels in and out."""
+"""Stages as child runs with LoggedModels in and out, and the engines that such runs have logged."""
 
 from __future__ import annotations
 
@@ -8,16 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from mlflow_e2eai.artifacts.files import to_json
-from mlflow_e2eai.artifacts.values import EngineArtifact, OnnxArtifact, Tensors
-from mlflow_e2eai.engine.request import Planned, Wanted
+from mlflow_e2eai.artifacts.values import EngineArtifact
 from mlflow_e2eai.errors import SurgeryError
-from mlflow_e2eai.evaluation.evidence import Evidence, MachineEvidence
-from mlflow_e2eai.latency.report import LatencyReport
+from mlflow_e2eai.evaluation.evidence import Evidence
 from mlflow_e2eai.precision.stage import PrecisionReport
 from mlflow_e2eai.pytorch.stage import ExportReport
 from mlflow_e2eai.report.page import precision_html, surgery_html
 from mlflow_e2eai.surgery.stage import SurgeryReport
-from mlflow_e2eai.tracking.engine_store import FOUND, Claim, fetch_timings, log_timings
+from mlflow_e2eai.tracking.engine_store import FOUND, fetch_timings, find_engine, log_timings
 from mlflow_e2eai.tracking.lineage import PARENT, SOURCE, STAGE, link_inputs, link_output
 from mlflow_e2eai.tracking.metrics import (
     export_tags,
@@ -26,222 +24,176 @@ from mlflow_e2eai.tracking.metrics import (
     start_metrics,
     stepped_metrics,
 )
-from mlflow_e2eai.tracking.models import (
-    facts_of,
-    log_artifact,
-    log_kept,
-    stage_of,
-    suffix_of,
-    tags_of,
-)
-from mlflow_e2eai.tracking.remote_jobs import Builder, Judge, built_by, judged_by
+from mlflow_e2eai.tracking.models import log_artifact, log_kept, stage_of, suffix_of
+from mlflow_e2eai.tracking.recorder import Fp32Nodes, KernelTimings, Measurement, Output
 from mlflow_e2eai.tracking.runs import run
 
 
 class MlflowRecorder:
-    """A `recording.Recorder` that makes a child run of every stage, with LoggedModels in and out.
+    """A `Recorder` that makes a child run of every stage; an `EngineCache` of all that is logged.
 
-    Args:
+    Attributes:
         name: Name of the model; those of the stages add to it.
         source: Id of the PyTorch LoggedModel; None where it is not logged.
-        builder: Has engines built elsewhere; see `elsewhere.Builder`. None has them all built here.
-        judge: Has engines judged elsewhere; see `elsewhere.Judge`. None has them all judged here.
-        away: Whether their machines are others.
+        models: Ids of LoggedModels by the digests of their files.
     """
 
-    def __init__(
-        self,
-        *,
-        name: str,
-        source: str | None,
-        builder: Builder | None = None,
-        judge: Judge | None = None,
-        away: bool = False,
-    ) -> None:
+    def __init__(self, *, name: str, source: str | None) -> None:
         self.name = name
-        self.builder = builder
-        self.judge = judge
-        self.away = away
         self.source = source
         # The PyTorch model has no digest: its id stands for it in `inputs`.
         self.models: dict[str, str] = {} if source is None else {source: source}
 
     def origin(self, sha256: str) -> dict[str, str]:
-        """Tags that say where a model made from the artifact with this digest comes from."""
+        """Tags of the lineage of a model that is made from the artifact with this digest."""
         parent = self.models.get(sha256, self.source)
         tags = {PARENT: parent, SOURCE: self.source}
         return {key: value for key, value in tags.items() if value is not None}
 
-    def elsewhere(
-        self, wanted: Sequence[Wanted], *, folder: Path
-    ) -> Mapping[Wanted, EngineArtifact | str]:
-        """Engines that the builder had built, fetched and verified; or why one failed."""
-        return {} if self.builder is None else built_by(self.builder, wanted, self.models, folder)
-
-    def judged(
-        self,
-        graphs: Sequence[OnnxArtifact],
-        engines: Sequence[EngineArtifact],
-        *,
-        batch_sizes: Sequence[int],
-    ) -> tuple[list[MachineEvidence], Mapping[str, str]]:
-        """What the judge's machines found; and why engines were judged nowhere, by digest."""
-        if self.judge is None or not engines:
-            return [], {}
-        return judged_by(self.judge, graphs, engines, batch_sizes, self.models)
-
     @contextmanager
     def stage(self, name: str, *, inputs: Sequence[str]) -> Iterator[MlflowStage]:
         """A child run; its inputs are the models with these digests."""
-        tags = {STAGE: name}
-        with run(name, nested=True, tags=tags) as run_id, refused_graphs_are_logged(run_id):
+        with (
+            run(name, nested=True, tags={STAGE: name}) as run_id,
+            refused_graphs_are_logged(run_id),
+        ):
             known = [self.models[sha256] for sha256 in inputs if sha256 in self.models]
             ids = known or [self.source] if self.source is not None else known
             link_inputs(run_id, ids)
-            stage = MlflowStage(self, run_id=run_id, name=name, parents=ids)
-            with stage.claiming():
-                yield stage
+            yield MlflowStage(self, run_id=run_id, parents=ids)
+
+    def get(self, key: str, *, folder: Path) -> EngineArtifact | None:
+        """Fetch the newest engine with this key that anybody logged, verified."""
+        logged = find_engine(key, folder)
+        if logged is None:
+            return None
+        engine, model_id = logged
+        self.models[engine.sha256] = model_id
+        return engine
+
+    def get_timings(self, key: str, *, folder: Path) -> tuple[str, ...]:
+        """Fetch the timings of all earlier builds."""
+        return fetch_timings(key, folder)
 
 
 class MlflowStage:
-    """One child run, as a `recording.Stage`."""
+    """One child run; calling it logs a value.
 
-    def __init__(
-        self, recorder: MlflowRecorder, *, run_id: str, name: str, parents: Sequence[str]
-    ) -> None:
-        self.recorder = recorder
+    Attributes:
+        run_id: The run.
+    """
+
+    def __init__(self, recorder: MlflowRecorder, *, run_id: str, parents: Sequence[str]) -> None:
         self.run_id = run_id
-        self.name = name
-        self.parents = parents
-        self._fetched: tuple[str, ...] = ()
-        self._claim: Claim | None = None
+        self._recorder = recorder
+        self._parents = parents
 
-    @contextmanager
-    def claiming(self) -> Iterator[None]:
-        """Give up what was claimed in the block and is not finished at its end."""
-        try:
-            yield
-        except BaseException as error:
-            if self._claim is not None:
-                self._claim.failed(error)
-            raise
+    def __call__(self, value: Any) -> None:
+        """Log a value of `tracking.recorder`, or a stage's report as JSON, HTML and tags."""
+        match value:
+            case Output():
+                self._log_output(value)
+            case Fp32Nodes(nodes=nodes):
+                log_kept(nodes, run_id=self.run_id)
+            case Measurement():
+                self._log_measurement(value)
+            case KernelTimings(key=key, folder=folder, fetched=fetched):
+                log_timings(key, folder, run_id=self.run_id, fetched=fetched)
+            case ExportReport():
+                self._log_text("export.json", to_json(value))
+                self._set_tags(export_tags(value))
+            case SurgeryReport():
+                self._log_text("surgery.json", to_json(value))
+                self._log_text("surgery.html", surgery_html(value))
+                if value.plan is not None:
+                    self._log_text("plan.yaml", value.plan)
+            case PrecisionReport():
+                self._log_text("precision.json", to_json(value))
+                self._log_text("precision.html", precision_html(value))
+                if value.refused is not None:
+                    self._set_tags({"e2eai.refused": value.refused})
+            case _:
+                msg = f"A {type(value).__name__} is not a value of a stage."
+                raise TypeError(msg)
 
-    def made(self, artifact: OnnxArtifact | EngineArtifact, *, example: Tensors) -> None:
-        """Log an artifact as a LoggedModel, and as this run's output."""
-        origin = self.recorder.origin(artifact.parent_sha256 or "")
-        tags = {STAGE: stage_of(artifact), **origin}
-        model_id = log_artifact(
-            artifact,
-            name=f"{self.recorder.name}-{suffix_of(artifact)}",
-            run_id=self.run_id,
-            example=example,
-            tags=tags,
-            claim=self._claim,
-        )
-        if self._claim is not None:
-            self._claim.close()
-            self._claim = None
-        self.recorder.models[artifact.sha256] = model_id
+    def _log_output(self, output: Output) -> None:
+        """Log an artifact as a LoggedModel and this run's output; link one that is logged."""
+        artifact, recorder = output.artifact, self._recorder
+        tags: dict[str, str] = {}
+        if artifact.sha256 in recorder.models:
+            tags[FOUND] = recorder.models[artifact.sha256]
+            link_output(self.run_id, tags[FOUND])
+        else:
+            recorder.models[artifact.sha256] = log_artifact(
+                artifact,
+                name=f"{recorder.name}-{suffix_of(artifact)}",
+                run_id=self.run_id,
+                example=output.example,
+                tags={
+                    STAGE: stage_of(artifact),
+                    **recorder.origin(artifact.parent_sha256 or ""),
+                },
+            )
         if isinstance(artifact, EngineArtifact):
-            self._built(artifact, {})
+            self._log_build(artifact, tags)
 
-    def _built(self, engine: EngineArtifact, tags: Mapping[str, str]) -> None:
-        """Put tags on the run, and what was chosen of how its engine was built as parameters."""
+    def _log_build(self, engine: EngineArtifact, tags: Mapping[str, str]) -> None:
+        """Log the build settings of an engine that are not the default as parameters."""
         from mlflow import MlflowClient
         from mlflow.entities import Param, RunTag
 
         chosen = engine.settings.chosen.items()
         params = [Param(f"build/{name}", str(value)) for name, value in chosen]
         if params or tags:
-            said = [RunTag(key, value) for key, value in tags.items()]
-            MlflowClient().log_batch(self.run_id, params=params, tags=said)
+            MlflowClient().log_batch(
+                self.run_id, params=params, tags=[RunTag(key, tags[key]) for key in tags]
+            )
 
-    def timings(self, key: str, *, folder: Path) -> None:
-        """Fetch the timings of all earlier builds."""
-        self._fetched = fetch_timings(key, folder)
-
-    def timed(self, key: str, *, folder: Path) -> None:
-        """Keep a build's timings with this run."""
-        log_timings(key, folder, run_id=self.run_id, fetched=self._fetched)
-
-    def found(self, planned: Planned, *, folder: Path) -> EngineArtifact | None:
-        """The engine that anybody logged under this key, verified, as this run's output."""
-        self._claim = self._claimed(planned)
-        if (known := self._claim.settled(folder)) is None:
-            return None
-        self._claim = None
-        engine, model_id = known
-        link_output(self.run_id, model_id)
-        self._built(engine, {FOUND: model_id})
-        self.recorder.models[engine.sha256] = model_id
-        return engine
-
-    def _claimed(self, planned: Planned) -> Claim:
-        facts = facts_of(planned)
-        origin = self.recorder.origin(planned.parent_sha256)
-        return Claim(
-            planned.key,
-            name=f"{self.recorder.name}-{suffix_of(planned)}",
-            run_id=self.run_id,
-            params=facts,
-            tags={STAGE: "compile", **origin, **tags_of(facts)},
-        )
-
-    def noted(self, name: str, value: Any) -> None:
-        """Keep a report as a JSON artifact of the run, of some a page and tags too."""
-        from mlflow import MlflowClient
-
-        client = MlflowClient()
-        client.log_text(self.run_id, to_json(value), f"{name}.json")
-        if isinstance(value, SurgeryReport):
-            client.log_text(self.run_id, surgery_html(value), f"{name}.html")
-            if value.plan is not None:
-                client.log_text(self.run_id, value.plan, "plan.yaml")
-        if isinstance(value, PrecisionReport):
-            client.log_text(self.run_id, precision_html(value), f"{name}.html")
-            if value.refused is not None:
-                client.set_tag(self.run_id, "e2eai.refused", value.refused)
-        if isinstance(value, ExportReport):
-            for key, said in export_tags(value).items():
-                client.set_tag(self.run_id, key, said)
-
-    def kept(self, nodes: Sequence[str]) -> None:
-        """Write on the run which nodes stay in fp32."""
-        log_kept(nodes, run_id=self.run_id)
-
-    def measured(self, evidence: Evidence, latency: Mapping[str, LatencyReport]) -> None:
-        """Write what was measured on the run and on the model, batch sizes as steps."""
-        from mlflow import MlflowClient
-
-        self.noted("evidence", evidence)
-        model_id = self.parents[0] if self.parents else None
-        client = MlflowClient()
-        verdict = {
-            "e2eai.variant": evidence.variant,
-            "e2eai.measured": str(evidence.measured).lower(),
-            "e2eai.passed": str(evidence.passed).lower(),
-        }
-        if reason := evidence.reason or evidence.untimed:
-            verdict["e2eai.reason"] = reason
-        if evidence.lost_at is not None:
-            verdict["e2eai.lost_at"] = evidence.lost_at
-        if evidence.findings:
-            verdict["e2eai.findings"] = "\n".join(evidence.findings)
-        for key, value in verdict.items():
-            client.set_tag(self.run_id, key, value)
+    def _log_measurement(self, measurement: Measurement) -> None:
+        """Log the numbers on the run and on the model, batch sizes as steps."""
+        evidence = measurement.evidence
+        self._log_text("evidence.json", to_json(evidence))
+        self._set_tags(_verdict_tags(evidence))
         metrics = {**parity_metrics(evidence), **start_metrics(evidence)}
         if evidence.worth is not None:
             metrics |= evidence.worth.metrics
-            said = "; ".join(evidence.worth.decision.reasons) or "kept"
-            client.set_tag(self.run_id, "e2eai.worth", said)
+        model_id = self._parents[0] if self._parents else None
         log_metrics(metrics, run_id=self.run_id, model_id=model_id)
-        for step, found in stepped_metrics(evidence, latency):
-            log_metrics(found, run_id=self.run_id, model_id=model_id, step=step)
+        for step, numbers in stepped_metrics(evidence, measurement.latency):
+            log_metrics(numbers, run_id=self.run_id, model_id=model_id, step=step)
+
+    def _log_text(self, file: str, text: str) -> None:
+        from mlflow import MlflowClient
+
+        MlflowClient().log_text(self.run_id, text, file)
+
+    def _set_tags(self, tags: Mapping[str, str]) -> None:
+        from mlflow import MlflowClient
+
+        for key, value in tags.items():
+            MlflowClient().set_tag(self.run_id, key, value)
+
+
+def _verdict_tags(evidence: Evidence) -> dict[str, str]:
+    tags = {
+        "e2eai.variant": evidence.variant,
+        "e2eai.measured": str(evidence.measured).lower(),
+        "e2eai.passed": str(evidence.passed).lower(),
+    }
+    if reason := evidence.reason or evidence.untimed:
+        tags["e2eai.reason"] = reason
+    if evidence.lost_at is not None:
+        tags["e2eai.lost_at"] = evidence.lost_at
+    if evidence.findings:
+        tags["e2eai.findings"] = "\n".join(evidence.findings)
+    if evidence.worth is not None:
+        tags["e2eai.worth"] = "; ".join(evidence.worth.decision.reasons) or "kept"
+    return tags
 
 
 @contextmanager
 def refused_graphs_are_logged(run_id: str) -> Iterator[None]:
-    """Keep what a surgery error of the block left to look at, in the run's folder ``refused``."""
+    """Log the graphs that a surgery error of the block names, in the run's folder ``refused``."""
     from mlflow import MlflowClient
 
     try:

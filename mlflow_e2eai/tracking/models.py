@@ -19,13 +19,11 @@ from mlflow_e2eai.artifacts.arrays import save_arrays
 from mlflow_e2eai.artifacts.files import to_json
 from mlflow_e2eai.artifacts.values import EngineArtifact, OnnxArtifact, Tensors, TensorSpec
 from mlflow_e2eai.artifacts.weight_files import link
-from mlflow_e2eai.engine.request import Planned, key_of
+from mlflow_e2eai.engine.request import key_of
 from mlflow_e2eai.errors import ArtifactError
 from mlflow_e2eai.evaluation.bisection.search import Bisection
 from mlflow_e2eai.tracking.downloads import fetch_text
-from mlflow_e2eai.tracking.engine_store import Claim
 from mlflow_e2eai.tracking.lineage import ARTIFACT, ERROR, SHA256, link_output, tag_model
-from mlflow_e2eai.tracking.server import address
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
@@ -39,7 +37,6 @@ def log_artifact(
     run_id: str,
     example: Tensors,
     tags: Mapping[str, str],
-    claim: Claim | None = None,
 ) -> str:
     """Log one file as a LoggedModel and as an output of a run.
 
@@ -51,7 +48,6 @@ def log_artifact(
         run_id: The run.
         example: The input example.
         tags: Tags for the model.
-        claim: The claim whose model it becomes; None for a new one.
 
     Returns:
         The LoggedModel's id.
@@ -62,18 +58,18 @@ def log_artifact(
 
     from mlflow_e2eai.tracking import _mlflow
 
-    if claim is None:
-        facts = facts_of(artifact)
-        model = mlflow.initialize_logged_model(
-            name=name,
-            source_run_id=run_id,
-            model_type="onnx" if isinstance(artifact, OnnxArtifact) else "tensorrt",
-            params=facts,
-            tags={**tags, SHA256: artifact.sha256, **tags_of(facts)},
-        )
-    else:
-        model = claim.model
-        _mlflow.set_model_tags(model.model_id, {SHA256: artifact.sha256}, address())
+    facts = facts_of(artifact)
+    model = mlflow.initialize_logged_model(
+        name=name,
+        source_run_id=run_id,
+        model_type="onnx" if isinstance(artifact, OnnxArtifact) else "tensorrt",
+        params=facts,
+        tags={
+            **tags,
+            SHA256: artifact.sha256,
+            **{f"e2eai.{name}": value for name, value in facts.items()},
+        },
+    )
     client = MlflowClient()
     link_output(run_id, model.model_id)
     try:
@@ -149,7 +145,7 @@ def stage_of(artifact: OnnxArtifact | EngineArtifact) -> str:
     return artifact.stage if isinstance(artifact, OnnxArtifact) else "compile"
 
 
-def suffix_of(artifact: OnnxArtifact | EngineArtifact | Planned) -> str:
+def suffix_of(artifact: OnnxArtifact | EngineArtifact) -> str:
     """What an artifact's model is named after the whole's name."""
     if isinstance(artifact, OnnxArtifact):
         return {"export": "raw", "clean": "clean"}.get(artifact.stage, artifact.precision)
@@ -157,8 +153,8 @@ def suffix_of(artifact: OnnxArtifact | EngineArtifact | Planned) -> str:
     return f"{target}-{artifact.arithmetic}"
 
 
-def facts_of(artifact: OnnxArtifact | EngineArtifact | Planned) -> dict[str, str]:
-    """What an artifact's model shows of it as parameters."""
+def facts_of(artifact: OnnxArtifact | EngineArtifact) -> dict[str, str]:
+    """Parameters of an artifact's model; they are tags too, which can be searched for."""
     parent = {} if artifact.parent_sha256 is None else {"parent_sha256": artifact.parent_sha256}
     if isinstance(artifact, OnnxArtifact):
         return {"precision": artifact.precision, **parent, "opset": str(artifact.opset)}
@@ -167,14 +163,9 @@ def facts_of(artifact: OnnxArtifact | EngineArtifact | Planned) -> dict[str, str
         **parent,
         "target": str(artifact.target),
         "tensorrt_version": artifact.backend_version,
-        "engine_key": artifact.key if isinstance(artifact, Planned) else key_of(artifact),
+        "engine_key": key_of(artifact),
         "build_settings": str(artifact.settings),
     }
-
-
-def tags_of(facts: Mapping[str, str]) -> dict[str, str]:
-    """The same as tags, which can be searched for."""
-    return {f"e2eai.{name}": said for name, said in facts.items()}
 
 
 # Lists of nodes <-> artifacts of runs.

@@ -1,142 +1,125 @@
-"""Who is told of the stages.
+"""Three small protocols between the stages and what logs, stores and distributes their work.
 
-A `Recorder` is told of every stage; MLflow is one (tracking), and `Silent` is none. So saving to a
-folder and logging to a server take the same way.
+Recorder     logs the values of a stage
+EngineCache  finds engines that were built before
+RemoteJobs   builds and evaluates engines on other machines
+
+A recorder's fake is a list: `MemoryRecorder` appends what it is given, and saving to a folder, with
+no tracking server, needs no more.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from mlflow_e2eai.artifacts.values import EngineArtifact, OnnxArtifact, Tensors
-from mlflow_e2eai.engine.request import Planned, Wanted
+from mlflow_e2eai.engine.request import Wanted
 from mlflow_e2eai.evaluation.evidence import Evidence, MachineEvidence
 from mlflow_e2eai.latency.report import LatencyReport
 
+Log: TypeAlias = Callable[[Any], None]
+"""Logs one value of a stage: one of the four below, or the stage's report."""
 
-class Stage(Protocol):
-    """What a stage tells its recorder, and the one thing that it asks."""
 
-    def found(self, planned: Planned, *, folder: Path) -> EngineArtifact | None:
-        """The same engine built by others, put into a folder; waited for while they build it.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Output:
+    """A finished artifact, and the input example under its names."""
 
-        It is what the stage has made, as if it had been built now. None where there is none: from
-        then on the others wait for the one that this stage makes.
-        """
+    artifact: OnnxArtifact | EngineArtifact
+    example: Tensors
 
-    def timings(self, key: str, *, folder: Path) -> None:
-        """Timings of kernels with this key are wanted in a folder; see `engine.timings_key`."""
 
-    def timed(self, key: str, *, folder: Path) -> None:
-        """A build has left its timings in that folder."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fp32Nodes:
+    """Names of the nodes that stay in fp32."""
 
-    def made(self, artifact: OnnxArtifact | EngineArtifact, *, example: Tensors) -> None:
-        """An artifact is finished."""
+    nodes: tuple[str, ...]
 
-    def noted(self, name: str, value: Any) -> None:
-        """A report (a dataclass) is to be kept beside the stage."""
 
-    def kept(self, nodes: Sequence[str]) -> None:
-        """These nodes of the graph stay in fp32."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """The evidence of one variant, and the latency of all that were measured with it."""
 
-    def measured(self, evidence: Evidence, latency: Mapping[str, LatencyReport]) -> None:
-        """A variant was measured, or could not be."""
+    evidence: Evidence
+    latency: Mapping[str, LatencyReport]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelTimings:
+    """Timings of kernels that a build left in a folder.
+
+    Attributes:
+        key: The builds that they are for; see `engine.timings_key`.
+        folder: Their files.
+        fetched: Names of the files that `EngineCache.get_timings` put there.
+    """
+
+    key: str
+    folder: Path
+    fetched: tuple[str, ...]
 
 
 class Recorder(Protocol):
-    """Who is told of the stages.
+    """Logs the values of stages."""
+
+    def stage(self, name: str, *, inputs: Sequence[str]) -> AbstractContextManager[Log]:
+        """A stage on artifacts with these digests; it ends, well or not, with the block."""
+
+
+class EngineCache(Protocol):
+    """Finds what earlier builds have left."""
+
+    def get(self, key: str, *, folder: Path) -> EngineArtifact | None:
+        """Fetch an engine with this key (see `engine.key_for`) into a folder; None without one."""
+
+    def get_timings(self, key: str, *, folder: Path) -> tuple[str, ...]:
+        """Fetch timings of kernels into a folder; returns the names of their files."""
+
+
+class RemoteJobs(Protocol):
+    """Builds and evaluates engines on other machines, or in other processes of this one.
 
     Attributes:
-        away: Whether other machines build the engines, which may have GPUs that this one lacks.
+        other_machines: Whether they are other machines, which may have GPUs that this one lacks.
     """
 
-    away: bool
+    other_machines: bool
 
-    def elsewhere(
+    def build(
         self, wanted: Sequence[Wanted], *, folder: Path
     ) -> Mapping[Wanted, EngineArtifact | str]:
-        """Engines that others have built, put into a folder; or why one failed.
+        """Build engines, and fetch them into a folder; for one that failed, the reason."""
 
-        What is not in it is built here.
-        """
-
-    def judged(
+    def evaluate(
         self,
         graphs: Sequence[OnnxArtifact],
         engines: Sequence[EngineArtifact],
         *,
         batch_sizes: Sequence[int],
     ) -> tuple[list[MachineEvidence], Mapping[str, str]]:
-        """What other machines found of engines that this one cannot run, and of the graphs there.
+        """Evaluate engines, and the graphs with them, on machines with their GPUs.
 
         Returns:
-            That, and why engines were judged nowhere, by digest. What is in neither is left to this
-            machine.
+            The evidence of each machine; and by digest of an engine, why none evaluated it. An
+            engine in neither is left to this machine.
         """
 
-    def stage(self, name: str, *, inputs: Sequence[str]) -> AbstractContextManager[Stage]:
-        """A stage begins, on artifacts with these digests; it ends, well or not, with the block."""
 
+@dataclass(frozen=True, slots=True)
+class MemoryRecorder:
+    """A recorder that appends to a list.
 
-class Silent:
-    """A recorder, and a stage, that keeps nothing."""
+    Attributes:
+        values: Each value after the name of its stage.
+    """
 
-    away = False
+    values: list[tuple[str, Any]] = field(default_factory=list)
 
-    def stage(self, name: str, *, inputs: Sequence[str]) -> AbstractContextManager[Stage]:  # noqa: ARG002
-        """Nobody is told."""
-        return nullcontext(self)
-
-    def elsewhere(
-        self,
-        wanted: Sequence[Wanted],  # noqa: ARG002
-        *,
-        folder: Path,  # noqa: ARG002
-    ) -> Mapping[Wanted, EngineArtifact | str]:
-        """Nobody builds."""
-        return {}
-
-    def judged(
-        self,
-        graphs: Sequence[OnnxArtifact],  # noqa: ARG002
-        engines: Sequence[EngineArtifact],  # noqa: ARG002
-        *,
-        batch_sizes: Sequence[int],  # noqa: ARG002
-    ) -> tuple[list[MachineEvidence], Mapping[str, str]]:
-        """Nobody judges."""
-        return [], {}
-
-    def found(self, planned: Planned, *, folder: Path) -> EngineArtifact | None:  # noqa: ARG002
-        """Nothing was kept."""
-        return None
-
-    def timings(self, key: str, *, folder: Path) -> None:
-        """Nothing was kept."""
-
-    def timed(self, key: str, *, folder: Path) -> None:
-        """Nobody is told."""
-
-    def made(self, artifact: OnnxArtifact | EngineArtifact, *, example: Tensors) -> None:
-        """Nobody is told."""
-
-    def noted(self, name: str, value: Any) -> None:
-        """Nobody is told."""
-
-    def kept(self, nodes: Sequence[str]) -> None:
-        """Nobody is told."""
-
-    def measured(self, evidence: Evidence, latency: Mapping[str, LatencyReport]) -> None:
-        """Nobody is told."""
-
-
-def record(
-    evidence: Sequence[Evidence], latency: Mapping[str, LatencyReport], recorder: Recorder
-) -> None:
-    """Tell a recorder what was measured, a stage for each variant: they were measured together."""
-    for entry in evidence:
-        inputs = [] if entry.sha256 is None else [entry.sha256]
-        with recorder.stage(f"evaluate {entry.variant}", inputs=inputs) as stage:
-            stage.measured(entry, latency)
+    @contextmanager
+    def stage(self, name: str, *, inputs: Sequence[str]) -> Iterator[Log]:  # noqa: ARG002 - no lineage in a list
+        """A stage, whose values are appended."""
+        yield lambda value: self.values.append((name, value))

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from mlflow_e2eai.artifacts.files import from_json, to_json
-from mlflow_e2eai.artifacts.libraries import native_allowed
-from mlflow_e2eai.artifacts.values import EngineArtifact, OnnxArtifact, Target
-from mlflow_e2eai.engine.request import Wanted
 from mlflow_e2eai.evaluation.evidence import MachineEvidence
 from mlflow_e2eai.tracking.downloads import fetch_text
-from mlflow_e2eai.tracking.engine_store import fail_claims
-from mlflow_e2eai.tracking.lineage import ERROR, Shelf, fetch_engine, resolve
+from mlflow_e2eai.tracking.engine_store import fail_unfinished_models
+from mlflow_e2eai.tracking.lineage import ERROR, Shelf
 from mlflow_e2eai.tracking.server import at_work
 
 TICKET = "e2eai.ticket"
@@ -29,16 +26,6 @@ WORKER = "e2eai.worker"
 
 FOUND = "machine_evidence.json"
 """File of an evaluation's run that holds what its machine found."""
-
-Builder: TypeAlias = Callable[[Sequence[tuple[str, Wanted]]], Sequence[str | Exception]]
-"""Has engines built, each of the graph with an id: for each, the id of its model, or an error."""
-
-Judge: TypeAlias = Callable[
-    [Sequence[str], Mapping[str, Target], Sequence[int]],
-    Sequence[tuple[Sequence[str], str | Exception]],
-]
-"""Has engines judged, given the ids of graphs, engines' targets by id, and batch sizes: for the
-engines of each machine, the run that holds what it found, or an error."""
 
 _SQLITE = "sqlite:///"
 
@@ -113,67 +100,6 @@ def inherited() -> tuple[str, Mapping[str, str]] | None:
     return _INHERITED.get()
 
 
-def built_by(
-    builder: Builder, wanted: Sequence[Wanted], models: dict[str, str], folder: Path
-) -> Mapping[Wanted, EngineArtifact | str]:
-    """Engines that a builder had built, fetched and verified; or why one failed.
-
-    Args:
-        builder: It.
-        wanted: What it is to have built.
-        models: Ids of models by the digests of their files; those of the engines come to them.
-        folder: Where to put the engines.
-    """
-    made: dict[Wanted, EngineArtifact | str] = {}
-    built = builder([(models[one.graph], one) for one in wanted])
-    for one, found in zip(wanted, built, strict=True):
-        if isinstance(found, Exception):
-            made[one] = str(found)
-            continue
-        place = folder / found
-        place.mkdir(exist_ok=True)  # two texts may name one target
-        engine = fetch_engine(resolve(found), place)
-        models[engine.sha256] = found
-        made[one] = engine
-    return made
-
-
-def judged_by(
-    judge: Judge,
-    graphs: Sequence[OnnxArtifact],
-    engines: Sequence[EngineArtifact],
-    batch_sizes: Sequence[int],
-    models: Mapping[str, str],
-) -> tuple[list[MachineEvidence], dict[str, str]]:
-    """What a judge's machines found; and why engines were judged nowhere, by digest.
-
-    Args:
-        judge: It.
-        graphs: What is judged beside the engines; the libraries of all are allowed there.
-        engines: The engines.
-        batch_sizes: See `mlflow_e2eai.log_model`.
-        models: Ids of models by the digests of their files.
-    """
-    named = {models[engine.sha256]: engine for engine in engines}
-    libraries = [each for graph in graphs for each in graph.libraries]
-    libraries += [each for engine in engines for each in engine.libraries]
-    with native_allowed({each.path.name for each in libraries if each.allowed}):
-        judged = judge(
-            [models[graph.sha256] for graph in graphs],
-            {model_id: engine.target for model_id, engine in named.items()},
-            batch_sizes,
-        )
-    machines = [fetch_found(run_id) for _, run_id in judged if isinstance(run_id, str)]
-    asked = {entry.sha256 for machine in machines for entry in machine.evidence}
-    failed = {
-        named[model_id].sha256: str(error)
-        for held, error in judged
-        for model_id in held
-        if isinstance(error, Exception)
-    }
-    return machines, {sha256: why for sha256, why in failed.items() if sha256 not in asked}
-
-
 def log_found(found: MachineEvidence, run_id: str) -> None:
     """Keep what a machine found with the run of its evaluation."""
     from mlflow import MlflowClient
@@ -226,7 +152,7 @@ def end_attempt(place: Place, ticket: str, *, name: str, error: str, log: str) -
     ]
     for run in [*runs, *below]:
         if run.info.status == "RUNNING":
-            fail_claims(run.info.run_id, place.experiment_id, error)
+            fail_unfinished_models(run.info.run_id, place.experiment_id, error)
             client.set_tag(run.info.run_id, ERROR, error)
             client.set_terminated(run.info.run_id, "FAILED")
     return str(first)

@@ -430,14 +430,16 @@ def spelled(value: object) -> object:
 
 def test_every_frozen_value_of_the_light_modules_is_tried_here():
     modules = (
-        "artifacts",
-        "parity",
-        "latency",
-        "bundle",
-        "gates",
+        "artifacts.values",
+        "artifacts.build_settings",
+        "parity.report",
+        "latency.report",
+        "latency.ratios",
+        "bundle.manifest",
+        "evaluation.gates",
         "precision.calibration",
         "surgery.outline",
-        "trees",
+        "pytorch.pytree",
     )
     found = {
         value

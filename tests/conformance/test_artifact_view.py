@@ -55,7 +55,7 @@ def test_the_page_works_inside_mlflows_artifact_view(view, run_id):
 def test_what_surgery_did_is_a_page_of_the_clean_run(view, remote_store):
     recorder = MlflowRecorder(name="digits", source=None)
     with mlflow.start_run(), recorder.stage("clean", inputs=[]) as stage:
-        stage.noted("surgery", shown().surgery)
+        stage(shown().surgery)
 
     frame = view(stage.run_id, "surgery.html")
     assert frame.locator("li.removed").count() == 2

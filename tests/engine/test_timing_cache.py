@@ -20,7 +20,7 @@ from mlflow_e2eai.engine import stage as engine_stage
 from mlflow_e2eai.engine import timing_cache as engine_timing_cache
 from mlflow_e2eai.engine.timing_cache import given, keep, timings_key
 from mlflow_e2eai.fleet import distributed
-from mlflow_e2eai.pipeline import engines
+from mlflow_e2eai.pipeline import stages as engines
 from mlflow_e2eai.tracking.engine_store import fetch_timings, log_timings
 
 TRT = Target(backend="tensorrt", compute_capability="sm90", version=11)

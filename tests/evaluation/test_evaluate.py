@@ -339,7 +339,7 @@ class Overflows(torch.nn.Module):
 
 
 def test_an_overflow_that_the_cpu_hides_is_seen(tmp_path, monkeypatch):
-    monkeypatch.setattr("mlflow_e2eai.pipeline.build.all_samples", lambda *_: ())  # nothing guards
+    monkeypatch.setattr("mlflow_e2eai.pipeline.stages.all_samples", lambda *_: ())  # nothing guards
     evidence = saved(Overflows(60000.0).eval(), tmp_path / "model")
     assert evidence[HALF].parity["profile"].passed
     assert not evidence[HALF].parity["rounded"].passed

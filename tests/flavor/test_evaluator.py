@@ -108,6 +108,7 @@ def test_without_a_model_or_a_reference_there_is_nothing_to_compare(torch_model)
 
 def test_mlflow_can_load_the_evaluator_while_it_is_being_imported():
     heavy = ["mlflow", "torch", "numpy", "pandas", "onnxruntime"]
-    code = f"import sys, mlflow_e2eai.evaluator; print([m for m in {heavy} if m in sys.modules])"
+    code = "import sys, mlflow_e2eai.flavor.evaluator; "
+    code += f"print([m for m in {heavy} if m in sys.modules])"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert said.stdout.strip() == "[]"

@@ -42,11 +42,11 @@ from mlflow_e2eai.evaluation.bisection.search import Bisection
 from mlflow_e2eai.flavor import repackage
 from mlflow_e2eai.fleet import distributed
 from mlflow_e2eai.pipeline import build as pipeline_build
-from mlflow_e2eai.pipeline import jobs
+from mlflow_e2eai.pipeline import jobs, stages
 from mlflow_e2eai.pipeline.settings import Settings
 from mlflow_e2eai.precision.stage import PrecisionReport
 from mlflow_e2eai.surgery.plan import plan_from
-from mlflow_e2eai.tracking import recorder as tracking_recorder
+from mlflow_e2eai.tracking.recorder import Fp32Nodes, MemoryRecorder
 
 pytestmark = pytest.mark.usefixtures("on_threads")
 
@@ -115,7 +115,7 @@ def test_build_settings_go_with_a_model_to_its_engine_its_key_and_its_run(store,
 def test_buckets_go_with_the_model_to_its_engine_and_its_evidence(store, monkeypatch):
     tuned = Axis("N", min=1, opt=4, max=16, buckets=(1, 8))
     given = {**build(), "dynamic_axes": {"x": {0: tuned}}}
-    monkeypatch.setattr("models.build", lambda: given)
+    monkeypatch.setattr("small_models.build", lambda: given)
     source = jobs.log("small_models:build", name="net")
     info = repackage.package(f"models:/{source}", name="net", precisions=["fp32"], targets=["sm86"])
     with mlflow_e2eai.load_model(info.model_uri) as model:
@@ -133,7 +133,7 @@ class NormalisedRows(torch.nn.Module):
 
 def test_the_run_says_which_exporter_was_taken_and_why_others_were_not(store, monkeypatch):
     given = {"model": NormalisedRows().eval(), "input_example": np.ones((2, 3), dtype=np.float32)}
-    monkeypatch.setattr("models.build", lambda: given)
+    monkeypatch.setattr("small_models.build", lambda: given)
     jobs.export(jobs.log("small_models:build", name="net"))
     tags = run_named("export").data.tags
     assert tags["e2eai.exporter"] == "dynamo"
@@ -180,7 +180,7 @@ def test_an_operator_and_its_meaning_go_from_the_log_to_a_package(store):
 
 def test_an_operator_without_a_meaning_is_refused_unless_the_plan_takes_it_out(store, monkeypatch):
     given = {key: value for key, value in build_scaled(alpha=1.0).items() if key != "operators"}
-    monkeypatch.setattr("models.build_scaled", lambda: given)
+    monkeypatch.setattr("small_models.build_scaled", lambda: given)
     source = jobs.log("small_models:build_scaled", name="net")
     with pytest.raises(ExportError, match="Nothing implements devtech::Scale"):
         jobs.export(source)
@@ -227,7 +227,7 @@ def passed(model_id):
 @pytest.fixture
 def unguarded(monkeypatch):
     """Have conversions see no samples, and so keep nothing by themselves."""
-    monkeypatch.setattr(pipeline_build, "all_samples", lambda *_: ())
+    monkeypatch.setattr(stages, "all_samples", lambda *_: ())
 
 
 def test_a_conversion_keeps_what_fp16_cannot_hold_and_says_why(overflowing):
@@ -250,7 +250,7 @@ def test_the_ranges_are_seen_on_the_logged_data_too(store, monkeypatch):
     silent = {"x": np.zeros_like(given["input_example"]["x"])}
     loud = {"x": inputs["x"] * np.float32(1e5)}, labels
     made = {**given, "input_example": silent, "evaluation_data": loud}
-    monkeypatch.setattr("models.build", lambda: made)
+    monkeypatch.setattr("small_models.build", lambda: made)
     cleaned = jobs.clean(jobs.export(jobs.log("small_models:build", name="net")))
     with pytest.raises(PrecisionError, match="3 of its 3 nodes must stay in fp32"):
         jobs.convert(cleaned, precision="fp16")
@@ -364,7 +364,9 @@ def test_what_fails_on_the_logged_data_only_is_found(store, monkeypatch):
     """At the corners this model gets the example's numbers, which are all zero."""
     given = build_overflowing()
     silent = {"x": np.zeros_like(given["input_example"]["x"])}
-    monkeypatch.setattr("models.build_overflowing", lambda: {**given, "input_example": silent})
+    monkeypatch.setattr(
+        "small_models.build_overflowing", lambda: {**given, "input_example": silent}
+    )
     with torch.no_grad():
         given["model"].first.bias.zero_()
     cleaned = jobs.clean(jobs.export(jobs.log("small_models:build_overflowing", name="net")))
@@ -426,19 +428,13 @@ def test_an_artifact_that_there_is_not_is_one_clear_sentence(store):
         tracking.fetch_nodes(f"runs:/{'0' * 32}/bisection.json")
 
 
-class Listening(tracking_recorder.Silent):
-    """A recorder, and a stage, that remembers which nodes were kept."""
-
-    def __init__(self):
-        self.heard = []
-
-    def kept(self, nodes):
-        self.heard.append(nodes)
+def fp32_nodes(recorder):
+    return [value.nodes for _, value in recorder.values if isinstance(value, Fp32Nodes)]
 
 
 @pytest.mark.parametrize(("keep", "right"), [((), False), (("node_linear_1",), True)])
 def test_the_pipeline_keeps_the_nodes_of_its_settings_in_fp32(keep, right, tmp_path, unguarded):
-    given, recorder = build_overflowing(), Listening()
+    given, recorder = build_overflowing(), MemoryRecorder()
     manifest, _ = pipeline_build.build(
         given["model"],
         given["input_example"],
@@ -448,11 +444,11 @@ def test_the_pipeline_keeps_the_nodes_of_its_settings_in_fp32(keep, right, tmp_p
     )
     (half,) = (e for e in manifest.evidence if e.variant == "onnxruntime-cpu/fp16")
     assert half.passed is right
-    assert [*map(tuple, recorder.heard)] == ([keep, keep] if keep else [])
+    assert fp32_nodes(recorder) == ([keep, keep] if keep else [])
 
 
 def test_the_pipeline_guards_fp16_and_the_manifest_says_how(tmp_path):
-    given, recorder = build_overflowing(), Listening()
+    given, recorder = build_overflowing(), MemoryRecorder()
     manifest, _ = pipeline_build.build(
         given["model"],
         given["input_example"],
@@ -463,7 +459,7 @@ def test_the_pipeline_guards_fp16_and_the_manifest_says_how(tmp_path):
     (half,) = (e for e in manifest.evidence if e.variant == "onnxruntime-cpu/fp16")
     assert half.passed
     (report,) = manifest.conversions
-    assert recorder.heard == [[kept.node for kept in report.kept]] != [[]]
+    assert fp32_nodes(recorder) == [tuple(kept.node for kept in report.kept)] != [()]
 
 
 def test_a_precision_that_holds_no_node_is_refused_and_the_pipeline_goes_on(tmp_path):
@@ -474,7 +470,7 @@ def test_a_precision_that_holds_no_node_is_refused_and_the_pipeline_goes_on(tmp_
         loud,
         Settings(dynamic_axes=AXES),
         work=tmp_path,
-        recorder=tracking_recorder.Silent(),
+        recorder=MemoryRecorder(),
     )
     assert [graph.precision for graph in manifest.graphs] == ["fp32"]
     assert "onnxruntime-cpu/fp32" in {entry.variant for entry in manifest.evidence if entry.passed}
@@ -572,10 +568,10 @@ def test_changed_files_of_a_stage_are_refused(source, tmp_path):
     ("factory", "words"),
     [
         ("models", "write package.module:callable"),
-        ("models:nothing", "cannot be made"),
+        ("small_models:nothing", "cannot be made"),
         ("no_such_module:build", "cannot be made"),
         ("no/such/file.py:build", "cannot be made"),
-        ("models:net", "returned no mapping"),
+        ("small_models:net", "returned no mapping"),
     ],
 )
 def test_a_factory_that_cannot_be_called_is_one_clear_sentence(store, factory, words):

@@ -8,6 +8,7 @@ import onnx
 from mlflow_e2eai import tracking
 from mlflow_e2eai.artifacts import graphs
 from mlflow_e2eai.artifacts.values import Axis
+from mlflow_e2eai.tracking.recorder import Output
 
 TEXT = """
 <ir_version: 10, opset_import: ["" : 18]>
@@ -58,6 +59,6 @@ def log_graph(folder, *, scale=1, name="net", model=None):
     recorder = tracking.MlflowRecorder(name=name, source=None)
     for artifact in (raw, cleaned):
         parents = [] if artifact.parent_sha256 is None else [artifact.parent_sha256]
-        with recorder.stage(artifact.stage, inputs=parents) as stage:
-            stage.made(artifact, example=EXAMPLE)
+        with recorder.stage(artifact.stage, inputs=parents) as log:
+            log(Output(artifact=artifact, example=EXAMPLE))
     return recorder.models[cleaned.sha256]

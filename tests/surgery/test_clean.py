@@ -11,11 +11,11 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from random_graphs import AXES, HEADER, X, artifact_of, random_graphs
 
 from mlflow_e2eai import clean, compare
 from mlflow_e2eai.artifacts import graphs
 from mlflow_e2eai.artifacts.files import sha256_of
-from mlflow_e2eai.artifacts.values import Axis
 from mlflow_e2eai.cli import types
 from mlflow_e2eai.errors import ArtifactError, InvalidInputError, SurgeryError
 from mlflow_e2eai.runtime.ort import onnxruntime_runner
@@ -26,9 +26,6 @@ from mlflow_e2eai.surgery.rules import RULES
 
 pytestmark = pytest.mark.usefixtures("on_threads")
 
-X = np.array([[-1, 2, -3], [4, -5, 6]], dtype=np.float32)
-AXES = (Axis("N", min=1, opt=2, max=4),)
-HEADER = '<ir_version: 8, opset_import: ["" : 18, "devtech" : 1]>'
 FOO = Step(rule="bypass", arguments={"op_type": "FooOp", "domain": "devtech"})
 
 INNER = """
@@ -154,11 +151,6 @@ def graph(tmp_path):
 @pytest.fixture
 def out(tmp_path):
     return tmp_path / "clean.onnx"
-
-
-def artifact_of(text, path, *, header=HEADER):
-    graphs.write(onnx.parser.parse_model(header + text), path)
-    return graphs.describe(path, stage="export", precision="fp32", axes=AXES, parent_sha256=None)
 
 
 def operators(artifact):
@@ -572,18 +564,18 @@ def test_a_callable_is_a_rule_that_is_judged_like_any_other(step, graph, out):
     source = graph(nothing_but_foo(INNER))
     plan = plan_from([step, "drop_identities"])
     if step[1]["old"] == "Relu":
-        with pytest.raises(SurgeryError, match="Step 'test_surgery:swaps' is to blame"):
+        with pytest.raises(SurgeryError, match="Step 'test_clean:swaps' is to blame"):
             clean(source, plan, out=out, samples=[{"x": X}])
         return
     _, report = clean(source, plan, out=out, samples=[{"x": X}])
-    assert report.edits == {"test_surgery:swaps": 0, "drop_identities": 1}
+    assert report.edits == {"test_clean:swaps": 0, "drop_identities": 1}
 
 
 def test_a_plan_with_a_callable_says_that_it_cannot_be_replayed(graph, out):
     plan = plan_from([(swaps, {"old": "Neg", "new": "Abs", "required": True})])
     assert plan[0].required
     _, report = clean(graph(nothing_but_foo(INNER)), plan, out=out)
-    with pytest.raises(InvalidInputError, match="'test_surgery:swaps' was a callable, which"):
+    with pytest.raises(InvalidInputError, match="'test_clean:swaps' was a callable, which"):
         plan_from(yaml.safe_load(report.plan))
 
 
@@ -619,7 +611,7 @@ def package(tmp_path, monkeypatch):
     info = tmp_path / "site" / "offers-1.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: offers\nVersion: 1\n")
-    offered = "[mlflow_e2eai.surgery_rules]\nswap_all = test_surgery:swaps\nbroken = offers:no\n"
+    offered = "[mlflow_e2eai.surgery_rules]\nswap_all = test_clean:swaps\nbroken = offers:no\n"
     (info / "entry_points.txt").write_text(offered)
     monkeypatch.syspath_prepend(info.parent)
 
@@ -937,27 +929,6 @@ def test_nodes_without_names_that_do_the_same_are_told_apart(graph, out):
     made, report = clean(graph(text), out=out, samples=[{"x": X}])
     assert operators(made) == ["Relu"]
     assert report.nodes_after == 1
-
-
-UNARY = ["Relu", "Neg", "Abs", "Identity", "Dropout"]
-BINARY = ["Add", "Mul", "Max"]
-
-
-@st.composite
-def random_graphs(draw):
-    """ONNX text: some nodes on an input and a constant, each reading whatever was there before."""
-    known = ["x", "c"]
-    lines = []
-    for number in range(draw(st.integers(1, 7))):
-        operator = draw(st.sampled_from(UNARY + BINARY))
-        read = [draw(st.sampled_from(known)) for _ in range(1 if operator in UNARY else 2)]
-        lines.append(f"t{number} = {operator}({', '.join(read)})")
-        known.append(f"t{number}")
-    made = known[2:]
-    chosen = draw(st.lists(st.sampled_from(made), min_size=1, max_size=3, unique=True))
-    outputs = ", ".join(f"float[a{i}, b{i}] {name}" for i, name in enumerate(chosen))
-    body = "\n".join(lines)
-    return f"main (float[N, 3] x) => ({outputs})\n<float[1, 3] c = {{1, -2, 3}}> {{\n{body}\n}}"
 
 
 @given(random_graphs())

@@ -120,7 +120,7 @@ def test_a_wrong_exposed_tensor_is_seen(graph, out):
         next(n for n in graph.nodes if n.op == "Neg").op = "Identity"
         return 1
 
-    with pytest.raises(SurgeryError, match=r"'c'.*Step 'test_surgery_cutting:.*lies' is to blame"):
+    with pytest.raises(SurgeryError, match=r"'c'.*Step 'test_extraction:.*lies' is to blame"):
         clean(graph(CHAIN), plan_from([lies]), out=out, samples=[{"x": X}])
     assert not out.exists()
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
-from test_surgery import X, artifact_of, random_graphs
+from random_graphs import X, artifact_of, random_graphs
 
 from mlflow_e2eai import clean, compare
 from mlflow_e2eai.runtime.ort import onnxruntime_runner

@@ -39,16 +39,16 @@ PLUGINS = Library(path=Path("plugins.so"), sha256="b" * 64, allowed=True)
 @pytest.fixture
 def builds(monkeypatch):
     """The graphs and targets that were really built."""
-    from mlflow_e2eai.pipeline import engines
+    from mlflow_e2eai.pipeline import stages
 
     seen = []
-    real = engines.compile
+    real = stages.compile
 
     def counted(graph, target, **options):
         seen.append((graph.sha256, str(target)))
         return real(graph, target, **options)
 
-    monkeypatch.setattr(engines, "compile", counted)
+    monkeypatch.setattr(stages, "compile", counted)
     return seen
 
 

@@ -13,7 +13,7 @@ from small_models import AXES, features, labelled, net
 import mlflow_e2eai
 from mlflow_e2eai import tracking
 from mlflow_e2eai.errors import E2EAIError, ExportError, InvalidInputError, TrackingError
-from mlflow_e2eai.flavor import api, mlmodel
+from mlflow_e2eai.flavor import mlmodel
 
 pytestmark = pytest.mark.usefixtures("on_threads")
 
@@ -296,7 +296,7 @@ def test_a_package_that_came_from_a_repository_is_required_from_there(monkeypatc
             return json.dumps(origin) if name == "direct_url.json" else None
 
     monkeypatch.setattr(mlmodel, "distribution", lambda _: Installed())
-    first, *_ = api.get_default_pip_requirements()
+    first, *_ = mlmodel.get_default_pip_requirements()
     assert first == "mlflow_e2eai @ git+https://host/e2eai@abc123"
 
 

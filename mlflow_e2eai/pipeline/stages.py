@@ -1,0 +1,306 @@
+"""Each stage with its log: run it, log its output and report; the same in pipeline and jobs.
+
+A caller opens the stage on a recorder, so that it decides what a refusal means: an end for a job,
+one variant less for a pipeline.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlflow_e2eai.artifacts.build_settings import BuildSettings
+from mlflow_e2eai.artifacts.libraries import named
+from mlflow_e2eai.artifacts.values import (
+    Array,
+    EngineArtifact,
+    Infer,
+    OnnxArtifact,
+    Precision,
+    Target,
+    Tensors,
+)
+from mlflow_e2eai.engine.request import Wanted, key_for
+from mlflow_e2eai.engine.stage import compile
+from mlflow_e2eai.engine.timing_cache import timings_key
+from mlflow_e2eai.errors import PrecisionError
+from mlflow_e2eai.evaluation.data import EvaluationData, all_samples, calls
+from mlflow_e2eai.evaluation.evidence import Evidence
+from mlflow_e2eai.evaluation.quantized_gates import quantized_gates, weighed
+from mlflow_e2eai.evaluation.stage import evaluate
+from mlflow_e2eai.evaluation.variants import engine_variant
+from mlflow_e2eai.latency.report import LatencyReport
+from mlflow_e2eai.parity.samples import profile_samples
+from mlflow_e2eai.pipeline.settings import Settings
+from mlflow_e2eai.precision.quantize import TYPES, check_calibrated
+from mlflow_e2eai.precision.stage import PrecisionReport, convert
+from mlflow_e2eai.pytorch.stage import ExportReport, export
+from mlflow_e2eai.surgery.mapping import entering, hold_beginning
+from mlflow_e2eai.surgery.plan import Step, named_in
+from mlflow_e2eai.surgery.stage import SurgeryReport, clean
+from mlflow_e2eai.tracking.recorder import (
+    EngineCache,
+    Fp32Nodes,
+    KernelTimings,
+    Log,
+    Measurement,
+    Output,
+    Recorder,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reference:
+    """The model that the variants are compared with, under the names of the cleaned graph.
+
+    Attributes:
+        infer: The model.
+        alone: The same without the tensors that surgery exposed, which ONNX Runtime computes: the
+            callable whose latency is measured.
+        name: Its variant: `TORCH`, or `FILE`.
+    """
+
+    infer: Infer
+    alone: Infer
+    name: str
+
+
+def export_on(
+    log: Log, module: object, example: Tensors, settings: Settings, *, out: Path
+) -> tuple[OnnxArtifact, ExportReport]:
+    """Export a module, and log the graph and the report.
+
+    Args:
+        log: The stage's log.
+        module: A module of `flattened`.
+        example: An array for each of its inputs.
+        settings: The axes, the exporter and its options, the operators; and the surgery plan, as
+            operators that it names need no implementation yet.
+        out: The file to write.
+    """
+    raw, report = export(
+        module,
+        example,
+        out=out,
+        dynamic_axes=settings.dynamic_axes,
+        exporter=settings.exporter,
+        opset=settings.opset,
+        output_names=settings.output_names,
+        operators=settings.operators,
+        operator_libraries=settings.operator_libraries,
+        deferred=named_in(settings.surgery),
+    )
+    log(Output(artifact=raw, example=example))
+    log(report)
+    return raw, report
+
+
+def clean_on(
+    log: Log,
+    raw: OnnxArtifact,
+    plan: Sequence[Step],
+    *,
+    example: Tensors,
+    reference: Infer | None,
+    folder: Path,
+    same_inputs: bool = False,
+) -> tuple[OnnxArtifact, dict[str, Array], SurgeryReport]:
+    """Apply a surgery plan to a graph, and log the cleaned graph and the report.
+
+    Args:
+        log: The stage's log.
+        raw: The graph.
+        plan: The plan.
+        example: An array for each input of the graph.
+        reference: The model under the graph's names, if there is one.
+        folder: A folder for the files.
+        same_inputs: Refuse a cleaned graph that begins inside the raw one.
+
+    Returns:
+        The cleaned graph, the example under its names, and the report.
+    """
+    cleaned, report = clean(
+        raw,
+        plan,
+        out=folder / "clean.onnx",
+        samples=list(profile_samples(example, raw).values()),
+        reference=reference,
+        keep=folder / "refused",
+    )
+    if same_inputs:
+        hold_beginning(cleaned, raw)
+    with entering(raw, cleaned) as fit:
+        fitted = fit(example)
+    log(Output(artifact=cleaned, example=fitted))
+    log(report)
+    return cleaned, fitted, report
+
+
+def convert_on(
+    log: Log,
+    graph: OnnxArtifact,
+    precision: Precision,
+    *,
+    out: Path,
+    keep_fp32: Sequence[str],
+    example: Tensors,
+    evaluation: EvaluationData | None,
+) -> tuple[OnnxArtifact, PrecisionReport]:
+    """Convert a graph, guarded by its ranges on all that is known, and log graph and report.
+
+    int8 and fp8 are calibrated on the evaluation data alone: the example at the corners of a
+    profile is one item many times over, and would outweigh it.
+
+    Args:
+        log: The stage's log.
+        graph: The graph in fp32.
+        precision: The precision.
+        out: The file to write.
+        keep_fp32: Names of nodes that stay in fp32.
+        example: An array for each input of the graph.
+        evaluation: Evaluation data under the graph's names.
+
+    Raises:
+        InvalidInputError: The precision is int8 or fp8, and there is no evaluation data.
+        PrecisionError: The graph cannot be had in that precision; the report is logged.
+    """
+    if keep_fp32:
+        log(Fp32Nodes(nodes=tuple(keep_fp32)))
+    check_calibrated([precision], evaluation)
+    samples = (
+        all_samples(example, graph, evaluation)
+        if precision not in TYPES or evaluation is None
+        else (batch for batch, _, _ in calls(evaluation, graph, example))
+    )
+    try:
+        converted, report = convert(graph, precision, out=out, keep_fp32=keep_fp32, samples=samples)
+    except PrecisionError as error:
+        log(error.report)
+        raise
+    if converted is not graph:
+        if report.kept:
+            log(Fp32Nodes(nodes=tuple(kept.node for kept in report.kept)))
+        log(Output(artifact=converted, example=example))
+        log(report)
+    return converted, report
+
+
+def compile_on(
+    log: Log,
+    cache: EngineCache | None,
+    graph: OnnxArtifact,
+    target: Target,
+    wanted: Wanted,
+    *,
+    out: Path,
+    example: Tensors,
+) -> EngineArtifact:
+    """Take an engine from the cache, or build it, and log it.
+
+    Args:
+        log: The stage's log.
+        cache: The engines that were built before, if any are known.
+        graph: The graph.
+        target: The GPUs that it is for.
+        wanted: The rest of the request. Builds are not the same to the bit, so that to rebuild
+            makes another engine.
+        out: The file to write, where it is built.
+        example: An array for each input of the graph.
+
+    Raises:
+        E2EAIError: See `mlflow_e2eai.compile`.
+    """
+    libraries, settings = named(wanted.plugin_libraries), wanted.build_settings
+    tf32 = wanted.precision == "tf32"
+    if cache is not None and not wanted.rebuild:
+        key = key_for(graph, target, tf32=tf32, libraries=libraries, settings=settings)
+        cached = cache.get(key, folder=out.with_suffix(".cached"))
+        if cached is not None:
+            log(Output(artifact=cached, example=example))
+            # By digest the same libraries; but these here the caller has allowed.
+            return dataclasses.replace(cached, libraries=libraries)
+    with _timings(log, cache, target, settings, out.with_suffix(".timings")) as timings:
+        engine = compile(
+            graph,
+            target,
+            out=out,
+            tf32=tf32,
+            plugin_libraries=wanted.plugin_libraries,
+            settings=settings,
+            timing_cache=timings,
+        )
+    log(Output(artifact=engine, example=example))
+    return engine
+
+
+@contextmanager
+def _timings(
+    log: Log, cache: EngineCache | None, target: Target, settings: BuildSettings, folder: Path
+) -> Iterator[Path | None]:
+    """A folder with the timings of earlier builds; what this build leaves there is logged."""
+    key = timings_key(target, settings)
+    if key is None:
+        yield None
+        return
+    folder.mkdir()
+    fetched = () if cache is None else cache.get_timings(key, folder=folder)
+    yield folder
+    log(KernelTimings(key=key, folder=folder, fetched=fetched))
+
+
+def evaluate_on(
+    recorder: Recorder,
+    reference: Reference,
+    graphs: Sequence[OnnxArtifact],
+    engines: Sequence[EngineArtifact],
+    example: Tensors,
+    *,
+    raw: OnnxArtifact,
+    evaluation: EvaluationData | None,
+    batch_sizes: Sequence[int],
+    not_evaluated: Sequence[tuple[EngineArtifact, str]] = (),
+) -> tuple[list[Evidence], Mapping[str, LatencyReport]]:
+    """Evaluate every variant, and log what was measured, a stage for each variant.
+
+    Args:
+        recorder: The recorder: the variants are measured together, so that their stages come after.
+        reference: The model that they are compared with.
+        graphs: The cleaned graph and the converted ones.
+        engines: The engines.
+        example: An array for each input of the graphs.
+        raw: The graph as it was exported.
+        evaluation: Evaluation data under the names of the graphs.
+        batch_sizes: See `mlflow_e2eai.log_model`.
+        not_evaluated: Engines that are not evaluated, with the reason.
+    """
+    evidence, latency = evaluate(
+        reference.infer,
+        graphs,
+        engines,
+        example,
+        name=reference.name,
+        raw=raw,
+        evaluation=evaluation,
+        batch_sizes=batch_sizes,
+        timed=reference.alone,
+    )
+    evidence += [
+        Evidence(
+            variant=engine_variant(engine), sha256=engine.sha256, measured=False, reason=reason
+        )
+        for engine, reason in not_evaluated
+    ]
+    files: list[OnnxArtifact | EngineArtifact] = [
+        *graphs,
+        *engines,
+        *(engine for engine, _ in not_evaluated),
+    ]
+    evidence = weighed(evidence, latency, files, quantized_gates())
+    for entry in evidence:
+        inputs = [] if entry.sha256 is None else [entry.sha256]
+        with recorder.stage(f"evaluate {entry.variant}", inputs=inputs) as log:
+            log(Measurement(evidence=entry, latency=latency))
+    return evidence, latency
