@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
+from mlflow_e2eai.artifacts.files import Real
 from mlflow_e2eai.errors import InvalidInputError
 
 _HIGHEST_LEVEL = 5  # of `IBuilderConfig.builder_optimization_level`
@@ -38,7 +39,7 @@ class BuildSettings:
     optimization_level: int = 3
     workspace_bytes: int | None = None
     threads: int | None = None
-    time_limit_s: float = 3600.0
+    time_limit_s: Real = 3600.0
     timing_cache: bool = True
     refit: bool = False
     strip_weights: bool = False

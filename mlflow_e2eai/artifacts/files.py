@@ -5,15 +5,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import json
-import math
 import os
 import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, TypeVar
 
 from mlflow_e2eai.errors import ArtifactError
 
@@ -53,13 +51,13 @@ def verify(path: Path, sha256: str) -> None:
     Raises:
         ArtifactError: The file is missing or its digest differs.
     """
-    if (found := sha256_of(path)) != sha256:
-        raise _changed(path, found, sha256)
+    if (digest := sha256_of(path)) != sha256:
+        raise _changed(path, digest, sha256)
 
 
-def _changed(path: Path, found: str, recorded: str) -> ArtifactError:
+def _changed(path: Path, digest: str, recorded: str) -> ArtifactError:
     return ArtifactError(
-        f"{path.name} has sha256 {found[:12]}…, but {recorded[:12]}… was recorded: the file has "
+        f"{path.name} has sha256 {digest[:12]}…, but {recorded[:12]}… was recorded: the file has "
         f"changed since it was made; download it again, or make it again."
     )
 
@@ -93,26 +91,44 @@ def sealed(text: str) -> str:
 
 
 def unsealed(path: Path) -> bytes:
-    """What a file holds that was written `sealed`; all of it where it has no digest, as once.
+    """Read the JSON of a file that was written `sealed`, after checking its digest.
 
     Raises:
-        ArtifactError: It has changed since it was written.
+        ArtifactError: It has changed since it was written, or has no digest.
     """
     text = path.read_bytes()
     if (seal := _SEAL.search(text, max(len(text) - 100, 0))) is None:
-        return text
+        msg = f"{path.name} ends with no digest of itself; make the artifact again."
+        raise ArtifactError(msg)
     plain = text[: seal.start()] + b"\n}"
-    if (found := hashlib.sha256(plain).hexdigest()) != seal[1].decode():
-        raise _changed(path, found, seal[1].decode())
+    if (digest := hashlib.sha256(plain).hexdigest()) != seal[1].decode():
+        raise _changed(path, digest, seal[1].decode())
     return plain
+
+
+class _AlsoNotFinite:
+    """Has pydantic read the strings NaN, Infinity and -Infinity as a float, which JSON lacks."""
+
+    def __get_pydantic_core_schema__(self, source: type, handler: Any) -> Any:
+        from pydantic_core import core_schema
+
+        words = core_schema.literal_schema(["NaN", "Infinity", "-Infinity"])
+        as_float = core_schema.no_info_after_validator_function(float, words)
+        return core_schema.union_schema([handler(source), as_float])
+
+
+Real: TypeAlias = Annotated[float, _AlsoNotFinite()]
+"""A float of a value that is stored as JSON: it may be NaN or infinite."""
 
 
 def to_json(value: object) -> str:
     """Write a frozen value as JSON; numbers that JSON lacks (NaN, infinities) become strings."""
+    from pydantic_core import to_json as dump
+
     if not dataclasses.is_dataclass(value) or isinstance(value, type):
         msg = f"{type(value).__name__} is not a dataclass instance."
         raise TypeError(msg)
-    return json.dumps(_plain(dataclasses.asdict(value)), indent=2, allow_nan=False)
+    return dump(value, indent=2, inf_nan_mode="strings").decode()
 
 
 def from_json(kind: type[Value], text: str | bytes) -> Value:
@@ -124,19 +140,15 @@ def from_json(kind: type[Value], text: str | bytes) -> Value:
     from pydantic import ValidationError
 
     try:
-        data = json.loads(text)
-        value: Value = _reader(kind).validate_python(data)  # type: ignore[arg-type]  # it has a hash
+        value: Value = _reader(kind).validate_json(text, strict=True)  # type: ignore[arg-type]  # it has a hash
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or "the whole"
-        msg = f"This is not a {kind.__name__}: at {place}, {first['msg']}."
+        if first["type"] == "json_invalid":
+            msg = f"The text is not JSON ({first['ctx']['error']}); a {kind.__name__} was wanted."
+            raise ArtifactError(msg) from error
+        path = ".".join(str(part) for part in first["loc"]) or "the whole"
+        msg = f"This is not a {kind.__name__}: at {path}, {first['msg']}."
         raise ArtifactError(msg) from error
-    except (ValueError, RecursionError) as error:
-        msg = f"The text is not JSON ({error}); a {kind.__name__} was wanted."
-        raise ArtifactError(msg) from error
-    for place, found in _reread(data, json.loads(to_json(value))):
-        msg = f"This is not a {kind.__name__}: at {place}, {found!r} is of another type."
-        raise ArtifactError(msg)
     return value
 
 
@@ -146,32 +158,3 @@ def _reader(kind: type[Any]) -> TypeAdapter[Any]:
     from pydantic import TypeAdapter
 
     return TypeAdapter(kind)
-
-
-def _reread(given: Any, read: Any, *place: str) -> Iterator[tuple[str, Any]]:
-    """Where pydantic made one type of another, as 1 of true."""
-    match given, read:
-        case dict(), dict():
-            for key in given.keys() & read.keys():
-                yield from _reread(given[key], read[key], *place, key)
-        case list(), list():
-            for index, (old, new) in enumerate(zip(given, read, strict=True)):
-                yield from _reread(old, new, *place, str(index))
-        case (int(), float()) if not isinstance(given, bool):
-            return
-        case _ if type(given) is not type(read):
-            yield ".".join(place), given
-
-
-def _plain(value: Any) -> Any:
-    """The same value in JSON's own types."""
-    match value:
-        case Path():
-            return value.as_posix()
-        case float() if not math.isfinite(value):
-            return "NaN" if math.isnan(value) else ("Infinity" if value > 0 else "-Infinity")
-        case dict():
-            return {str(key): _plain(item) for key, item in value.items()}
-        case list() | tuple():
-            return [_plain(item) for item in value]
-    return value

@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeAlias
 from numpy.typing import NDArray
 
 from mlflow_e2eai.artifacts.build_settings import DEFAULT_BUILD, BuildSettings
+from mlflow_e2eai.artifacts.files import Real
 from mlflow_e2eai.errors import InvalidInputError
 
 Array: TypeAlias = NDArray[Any]
@@ -123,8 +124,8 @@ class InputOrigin:
     name: str
     dtype: str
     perm: tuple[int, ...] = ()
-    scale: tuple[float, ...] = (1.0,)
-    offset: tuple[float, ...] = (0.0,)
+    scale: tuple[Real, ...] = (1.0,)
+    offset: tuple[Real, ...] = (0.0,)
 
     @property
     def is_scaled(self) -> bool:
@@ -278,7 +279,7 @@ class EngineArtifact:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     axes: tuple[Axis, ...]
-    build_s: float
+    build_s: Real
     size_bytes: int
     libraries: tuple[Library, ...] = ()
     settings: BuildSettings = DEFAULT_BUILD

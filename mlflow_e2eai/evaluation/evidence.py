@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from mlflow_e2eai.artifacts.files import Real
 from mlflow_e2eai.evaluation.gates import Worth
 from mlflow_e2eai.latency.report import ColdStart, LatencyReport, Throughput
 from mlflow_e2eai.parity.report import ParityReport
@@ -60,7 +61,7 @@ class Evidence:
     against_before: ParityReport | None = None
     cold_start: ColdStart | None = None
     loads: Throughput | None = None
-    task: Mapping[str, float] = field(default_factory=dict)
+    task: Mapping[str, Real] = field(default_factory=dict)
     lost_at: str | None = None
     worth: Worth | None = None
     untimed: str | None = None

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from mlflow_e2eai.artifacts.files import Real
 from mlflow_e2eai.errors import InvalidInputError
 
 AGAINST_CHAMPION = "champion/"
@@ -26,7 +27,7 @@ class Gate:
 
     metric: str
     bound: Literal["at_most", "at_least"]
-    limit: float
+    limit: Real
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.limit):
@@ -52,7 +53,7 @@ class Verdict:
     """
 
     metric: str
-    found: float | None
+    found: Real | None
     wanted: str
     passed: bool
 
@@ -93,7 +94,7 @@ class Worth:
         decision: What the gates say of it.
     """
 
-    metrics: Mapping[str, float]
+    metrics: Mapping[str, Real]
     decision: Decision
 
     @property

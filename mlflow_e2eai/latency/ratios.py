@@ -10,6 +10,7 @@ from statistics import NormalDist
 
 import numpy as np
 
+from mlflow_e2eai.artifacts.files import Real
 from mlflow_e2eai.artifacts.values import Array
 
 _CONFIDENCE = 0.99
@@ -30,9 +31,9 @@ class Ratio:
         high: Upper bound.
     """
 
-    value: float
-    low: float
-    high: float
+    value: Real
+    low: Real
+    high: Real
 
     @property
     def equal(self) -> bool:

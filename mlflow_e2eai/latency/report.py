@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from mlflow_e2eai.artifacts.files import Real
 from mlflow_e2eai.latency.ratios import Ratio, paired_ratio
 
 FindingKind: TypeAlias = Literal["unsettled", "drift", "stall", "clock_jump", "throttled"]
@@ -38,8 +39,8 @@ class Timing:
         device_ms: On the device's own clock, copies not included; None where there is none.
     """
 
-    host_ms: float
-    device_ms: float | None = None
+    host_ms: Real
+    device_ms: Real | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,19 +67,19 @@ class Latency:
     """
 
     name: str
-    p50_ms: float
-    p90_ms: float
-    p95_ms: float
-    p99_ms: float
-    mean_ms: float
-    std_ms: float
-    throughput_items_per_s: float
-    rounds_ms: tuple[float, ...]
+    p50_ms: Real
+    p90_ms: Real
+    p95_ms: Real
+    p99_ms: Real
+    mean_ms: Real
+    std_ms: Real
+    throughput_items_per_s: Real
+    rounds_ms: tuple[Real, ...]
     outliers: int = 0
     warmup_calls: int = 0
     settled: bool = False
-    device_p50_ms: float | None = None
-    device_rounds_ms: tuple[float, ...] = ()
+    device_p50_ms: Real | None = None
+    device_rounds_ms: tuple[Real, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,10 +98,10 @@ class GpuRecord:
 
     name: str | None
     samples: int
-    sm_clock_min_mhz: float | None
-    sm_clock_max_mhz: float | None
-    power_max_w: float | None
-    temperature_max_c: float | None
+    sm_clock_min_mhz: Real | None
+    sm_clock_max_mhz: Real | None
+    power_max_w: Real | None
+    temperature_max_c: Real | None
     throttle_reasons: tuple[str, ...] | None
 
 
@@ -160,8 +161,8 @@ class Load:
 
     threads: int
     calls: int
-    seconds: float
-    items_per_s: float
+    seconds: Real
+    items_per_s: Real
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,9 +202,9 @@ class ColdStart:
             the dynamic one first, its inputs and outputs apart; empty for what has no profiles.
     """
 
-    load_s: float
-    first_call_ms: float
-    second_call_ms: float
+    load_s: Real
+    first_call_ms: Real
+    second_call_ms: Real
     peak_memory_bytes: int
     peak_memory_growth_bytes: int
     device_memory_bytes: int | None = None

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from mlflow_e2eai.artifacts.files import Real
+
 Kind: TypeAlias = Literal[
     "no_samples",
     "no_outputs",
@@ -110,24 +112,24 @@ class OutputParity:
     """
 
     name: str
-    max_abs_error: float
-    max_rel_error: float
-    mean_abs_error: float
-    rmse: float
-    cosine: float
+    max_abs_error: Real
+    max_rel_error: Real
+    mean_abs_error: Real
+    rmse: Real
+    cosine: Real
     nonfinite_count: int
     elements: int
-    tolerance: float = math.nan
-    max_elementwise_error: float = math.nan
-    mean_elementwise_error: float = math.nan
-    snr_db: float = math.nan
-    outside_share: float = math.nan
-    argmax_agreement: float | None = None
-    top5_agreement: float | None = None
+    tolerance: Real = math.nan
+    max_elementwise_error: Real = math.nan
+    mean_elementwise_error: Real = math.nan
+    snr_db: Real = math.nan
+    outside_share: Real = math.nan
+    argmax_agreement: Real | None = None
+    top5_agreement: Real | None = None
     reference_nonfinite: int = 0
     candidate_nonfinite: int = 0
-    noise: float = 0.0
-    reference_noise: float = 0.0
+    noise: Real = 0.0
+    reference_noise: Real = 0.0
     first_wrong: Element | None = None
 
 
@@ -149,7 +151,7 @@ class ParityReport:
     findings: tuple[Finding, ...]
     samples: int
     repeats: int
-    tolerance: float
+    tolerance: Real
     calls: int = 0
     threads: int = 1
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import numpy as np
 
 from mlflow_e2eai.artifacts import weight_files as weights
+from mlflow_e2eai.artifacts.files import Real
 from mlflow_e2eai.artifacts.values import Array, Infer, Library, Tensors
 from mlflow_e2eai.runtime.isolation import isolated
 from mlflow_e2eai.runtime.ort import onnxruntime_runner
@@ -45,9 +46,9 @@ class Calibrated:
     """
 
     value: str
-    magnitude: float
-    limit: float
-    clipped: float
+    magnitude: Real
+    limit: Real
+    clipped: Real
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

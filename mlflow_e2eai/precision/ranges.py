@@ -15,6 +15,7 @@ import numpy as np
 
 from mlflow_e2eai.artifacts import external_data as weights
 from mlflow_e2eai.artifacts import graphs
+from mlflow_e2eai.artifacts.files import Real
 from mlflow_e2eai.artifacts.values import Array, Library, Tensors
 from mlflow_e2eai.precision.statistics import STATISTICS, Masks, masks, ranges_runner
 from mlflow_e2eai.runtime.isolation import isolated
@@ -71,8 +72,8 @@ class Kept:
     operator: str
     reason: Reason
     value: str | None = None
-    magnitude: float | None = None
-    loss: float | None = None
+    magnitude: Real | None = None
+    loss: Real | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,11 +88,11 @@ class Range:
         floor: Smallest of the largest numbers of its rows, along a Softmax's axis.
     """
 
-    magnitude: float
+    magnitude: Real
     size: int
-    highest: float = math.inf
-    least: float = 0.0
-    floor: float = -math.inf
+    highest: Real = math.inf
+    least: Real = 0.0
+    floor: Real = -math.inf
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

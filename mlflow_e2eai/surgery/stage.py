@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from mlflow_e2eai.artifacts import graphs
-from mlflow_e2eai.artifacts.files import written
+from mlflow_e2eai.artifacts.files import Real, written
 from mlflow_e2eai.artifacts.graphs import only_new_garbage
 from mlflow_e2eai.artifacts.values import Array, Infer, OnnxArtifact, Tensors
 from mlflow_e2eai.artifacts.weight_files import beside, staged
@@ -60,10 +60,10 @@ class SurgeryReport:
     operators_after: Mapping[str, int]
     size_before_bytes: int
     size_after_bytes: int
-    max_abs_error: float | None
+    max_abs_error: Real | None
     outline: Outline | None = None
     plan: str | None = None
-    seconds: Mapping[str, float] = field(default_factory=dict)
+    seconds: Mapping[str, Real] = field(default_factory=dict)
 
 
 @only_new_garbage()

@@ -14,7 +14,7 @@ from small_models import AXES, features, labelled, net
 
 import mlflow_e2eai
 from mlflow_e2eai import bundle
-from mlflow_e2eai.artifacts.files import to_json
+from mlflow_e2eai.artifacts.files import from_json, to_json
 from mlflow_e2eai.errors import ArtifactError, InvalidInputError, TrackingError
 from mlflow_e2eai.evaluation.gates import Gate
 from mlflow_e2eai.flavor import api
@@ -48,7 +48,7 @@ def altered(place, tmp_path, change):
     manifest = bundle.located(bundle.read(directory), directory)
     data = json.loads(to_json(manifest))
     change(data)
-    made = bundle.from_json(bundle.Manifest, json.dumps(data))
+    made = from_json(bundle.Manifest, json.dumps(data))
     bundle.write(tmp_path / "altered", made, bundle.read_example(directory))
     return tmp_path / "altered"
 
