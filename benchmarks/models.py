@@ -33,12 +33,12 @@ def way(name: str, work: Path) -> str:
 
     from mlflow_e2eai import clean, compare, convert, export
     from mlflow_e2eai.artifacts.axes import corners, resize
-    from mlflow_e2eai.pytorch.flat_module import flattened
+    from mlflow_e2eai.pytorch.flat_module import flatten_module
     from mlflow_e2eai.pytorch.runner import torch_runner
     from mlflow_e2eai.runtime.ort import onnxruntime_runner
 
     real = REAL_MODELS[name]()
-    module, _ = flattened(real.module, real.example)
+    module, _ = flatten_module(real.module, real.example)
     started = time.perf_counter()
     raw, taken = export(
         real.module,

@@ -169,13 +169,13 @@ def store(empty_store, isolated, tmp_path, monkeypatch):
 @pytest.fixture(scope="session")
 def budgets():
     """Seconds for which models are timed, by the name that holds them."""
-    from mlflow_e2eai.evaluation import questions
+    from mlflow_e2eai.evaluation import examination
     from mlflow_e2eai.latency.measure import BUDGET_S
 
     return {
         "mlflow_e2eai.evaluation.stage.BUDGET_S": (BUDGET_S, 0.05),
         "mlflow_e2eai.promotion.stage.BUDGET_S": (BUDGET_S, 0.5),
-        "mlflow_e2eai.evaluation.questions.LOAD_S": (questions.LOAD_S, 0.02),
+        "mlflow_e2eai.evaluation.examination.LOAD_S": (examination.LOAD_S, 0.02),
     }
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mlflow_e2eai.artifacts.files import why_unread, written
+from mlflow_e2eai.artifacts.files import atomic_write, reading_error
 from mlflow_e2eai.artifacts.values import Array, Tensors, TensorSpec
 from mlflow_e2eai.errors import ArtifactError, InvalidInputError
 
@@ -69,7 +69,7 @@ def _column(cells: pd.Series[Any], spec: TensorSpec) -> Array:
 
 
 def feed(tensors: Tensors, specs: Sequence[TensorSpec]) -> dict[str, Array]:
-    """Check named arrays against a model's inputs, and hand them over as the model wants them.
+    """Check named arrays against a model's inputs, and convert them as the model takes them.
 
     float64, which NumPy and JSON make of everything, is narrowed to float32 and float16, and
     int64, which they make of every integer, to smaller integers that hold its values; any other
@@ -180,7 +180,7 @@ def save_arrays(path: Path, arrays: Tensors) -> None:
 
     Not by `numpy.savez`: an array may be named as one of its parameters.
     """
-    with written(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+    with atomic_write(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
         for name, array in arrays.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)
@@ -196,7 +196,7 @@ def load_arrays(path: Path) -> dict[str, Array]:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
     except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
-        reason = "it is empty" if isinstance(error, EOFError) else why_unread(error)
+        reason = "it is empty" if isinstance(error, EOFError) else reading_error(error)
         msg = (
             f"Cannot read {path.name} in {path.parent}: {reason}; give an npz file of arrays, or "
             f"download it again."

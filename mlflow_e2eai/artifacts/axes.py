@@ -12,7 +12,7 @@ from mlflow_e2eai.errors import InvalidInputError
 
 
 def corners(axes: tuple[Axis, ...]) -> dict[str, dict[str, int]]:
-    """The corners of a profile: each axis at min, all at opt, each at max, and each at its buckets.
+    """Sizes at the corners of a profile: each axis at min, opt and max, and at its buckets.
 
     Returns:
         Sizes by axis name, under a label. Two axes give ``min``, ``opt``, ``max`` and the mixed

@@ -15,7 +15,7 @@ _SOME = "a whole number of at least 1"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildSettings:
-    """How TensorRT builds an engine; what it computes in is the graph's precision, and `tf32`.
+    """Settings of an engine build.
 
     Attributes:
         optimization_level: How long it looks for fast kernels, 0 to 5; 3 is TensorRT's own.
@@ -60,8 +60,8 @@ class BuildSettings:
                 raise InvalidInputError(msg)
 
     @property
-    def chosen(self) -> dict[str, Any]:
-        """What is not as by default, by name."""
+    def not_default(self) -> dict[str, Any]:
+        """The settings that differ from the default, by name."""
         return {
             each.name: getattr(self, each.name)
             for each in fields(self)
@@ -69,11 +69,11 @@ class BuildSettings:
         }
 
     def __str__(self) -> str:
-        """What is not as by default, as the command line takes it."""
+        """The settings that differ from the default, as the command line takes them."""
         said = {True: "yes", False: "no"}
         given = (
             f"{name}={said[value] if isinstance(value, bool) else value}"
-            for name, value in self.chosen.items()
+            for name, value in self.not_default.items()
         )
         return ",".join(given) or "default"
 

@@ -45,7 +45,7 @@ def values(tensor: onnx.TensorProto) -> np.ndarray:
     """
     import onnx
 
-    file, offset, _ = place_of(tensor)
+    file, offset, _ = location_of(tensor)
     dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
     return np.memmap(file, dtype, mode="c", offset=offset, shape=tuple(tensor.dims))
 
@@ -71,7 +71,7 @@ def bytes_of(tensor: onnx.TensorProto) -> int:
     return size
 
 
-def place_of(tensor: onnx.TensorProto) -> tuple[Path, int, int]:
+def location_of(tensor: onnx.TensorProto) -> tuple[Path, int, int]:
     """File, offset and length of a tensor that `_refer` wrote."""
     entries = {entry.key: entry.value for entry in tensor.external_data}
     return Path(entries["location"]), int(entries["offset"]), int(entries["length"])
@@ -202,7 +202,7 @@ def _without(message: Any, left: str) -> Any:
 
 def bring_in(tensor: onnx.TensorProto) -> None:
     """Take the bytes that a tensor refers to into it."""
-    path, offset, length = place_of(tensor)
+    path, offset, length = location_of(tensor)
     with path.open("rb") as file:
         file.seek(offset)
         data = file.read(length)

@@ -31,14 +31,13 @@ def sha256_of(path: Path) -> str:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        msg = (
-            f"Cannot read {path}: {why_unread(error)}; check the path, or make the artifact again."
-        )
+        reason = reading_error(error)
+        msg = f"Cannot read {path}: {reason}; check the path, or make the artifact again."
         raise ArtifactError(msg) from error
 
 
-def why_unread(error: Exception) -> str:
-    """Why a file cannot be read, in one line and without the number that an OSError begins with."""
+def reading_error(error: Exception) -> str:
+    """The reason why a file cannot be read, on one line and without an error number."""
     if isinstance(error, UnicodeDecodeError):
         return "it is no text in UTF-8"
     reason = error.strerror if isinstance(error, OSError) else None
@@ -52,10 +51,10 @@ def verify(path: Path, sha256: str) -> None:
         ArtifactError: The file is missing or its digest differs.
     """
     if (digest := sha256_of(path)) != sha256:
-        raise _changed(path, digest, sha256)
+        raise _changed_error(path, digest, sha256)
 
 
-def _changed(path: Path, digest: str, recorded: str) -> ArtifactError:
+def _changed_error(path: Path, digest: str, recorded: str) -> ArtifactError:
     return ArtifactError(
         f"{path.name} has sha256 {digest[:12]}…, but {recorded[:12]}… was recorded: the file has "
         f"changed since it was made; download it again, or make it again."
@@ -63,8 +62,8 @@ def _changed(path: Path, digest: str, recorded: str) -> ArtifactError:
 
 
 @contextmanager
-def written(out: Path) -> Iterator[Path]:
-    """Give a temporary path in the folder of `out`, moved to `out` when the block ends well.
+def atomic_write(out: Path) -> Iterator[Path]:
+    """Yield a temporary path in the folder of `out`; move it to `out` when the block ends well.
 
     A stage that is killed or fails leaves nothing that looks finished.
     """
@@ -84,14 +83,14 @@ def written(out: Path) -> Iterator[Path]:
 _SEAL = re.compile(rb',\n  "sha256": "([0-9a-f]{64})"\n}\Z')
 
 
-def sealed(text: str) -> str:
-    """A JSON object of `to_json` with its own digest as the last field."""
+def seal(text: str) -> str:
+    """Append the digest of a JSON object of `to_json` to it, as its last field."""
     seal = hashlib.sha256(text.encode()).hexdigest()
     return text.removesuffix("\n}") + f',\n  "sha256": "{seal}"\n}}'
 
 
-def unsealed(path: Path) -> bytes:
-    """Read the JSON of a file that was written `sealed`, after checking its digest.
+def read_sealed(path: Path) -> bytes:
+    """Read the JSON of a file that `seal` closed, after checking its digest.
 
     Raises:
         ArtifactError: It has changed since it was written, or has no digest.
@@ -102,7 +101,7 @@ def unsealed(path: Path) -> bytes:
         raise ArtifactError(msg)
     plain = text[: seal.start()] + b"\n}"
     if (digest := hashlib.sha256(plain).hexdigest()) != seal[1].decode():
-        raise _changed(path, digest, seal[1].decode())
+        raise _changed_error(path, digest, seal[1].decode())
     return plain
 
 

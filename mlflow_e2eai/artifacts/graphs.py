@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from mlflow_e2eai.artifacts import external_data, weight_files
-from mlflow_e2eai.artifacts.files import why_unread, written
+from mlflow_e2eai.artifacts.files import atomic_write, reading_error
 from mlflow_e2eai.artifacts.values import (
     Axis,
     Library,
@@ -48,7 +48,7 @@ def read(path: Path) -> onnx.ModelProto:
         msg = f"There is no file {path}; check the path."
         raise ArtifactError(msg) from error
     except OSError as error:
-        msg = f"Cannot read {path}: {why_unread(error)}; give an ONNX file."
+        msg = f"Cannot read {path}: {reading_error(error)}; give an ONNX file."
         raise ArtifactError(msg) from error
     except Exception as error:  # protobuf's and onnx's errors share no base class
         is_empty = path.stat().st_size == 0
@@ -70,14 +70,14 @@ def write(model: onnx.ModelProto, out: Path) -> None:
     """
     import onnx
 
-    with weight_files.beside(model, out.parent):
+    with weight_files.weights_linked(model, out.parent):
         try:
             onnx.checker.check_model(external_data.skeleton(model))
         except onnx.checker.ValidationError as error:
             reason = str(error).strip().splitlines()[0]
             msg = f"The graph for {out.name} is not valid ONNX: {reason}"
             raise ArtifactError(msg) from error
-        with written(out) as temporary:
+        with atomic_write(out) as temporary:
             temporary.write_bytes(model.SerializeToString(deterministic=True))
 
 
@@ -287,8 +287,8 @@ def nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
         yield from within(function.node)
 
 
-def inlined(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A model with the nodes of its model-local functions in the place of their calls.
+def inline_functions(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Replace the calls of model-local functions by the nodes of the functions.
 
     A constant that is given as a float, which is how a function turns an attribute into a tensor,
     becomes a tensor: ONNX Runtime's fp16 converter overlooks the other form.
@@ -308,7 +308,7 @@ def inlined(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def operators(model: onnx.ModelProto) -> dict[str, int]:
-    """How many nodes of each operator the main graph has."""
+    """Number of nodes of each operator in the main graph."""
     found: dict[str, int] = {}
     for node in model.graph.node:
         name = operator_name(node.domain, node.op_type)

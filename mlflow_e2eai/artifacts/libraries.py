@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 
-from mlflow_e2eai.artifacts.files import sha256_of, verify, written
+from mlflow_e2eai.artifacts.files import atomic_write, sha256_of, verify
 from mlflow_e2eai.artifacts.values import Library
 from mlflow_e2eai.errors import ArtifactError, InvalidInputError, RunnerError
 
@@ -43,13 +43,13 @@ def native_allowed(names: Collection[str]) -> Iterator[None]:
         _ALLOWED.reset(token)
 
 
-def native_names() -> frozenset[str]:
-    """What `native_allowed` allows now, for whoever works on in another process."""
+def allowed_names() -> frozenset[str]:
+    """The names that `native_allowed` allows now, to hand on to another process."""
     return _ALLOWED.get()
 
 
-def named(paths: Iterable[str | Path]) -> tuple[Library, ...]:
-    """The libraries that a caller names, which allows that they are loaded.
+def describe_libraries(paths: Iterable[str | Path]) -> tuple[Library, ...]:
+    """Describe the libraries at these paths, which the caller thereby allows.
 
     Raises:
         InvalidInputError: One is not there, or two have one name.
@@ -67,8 +67,8 @@ def named(paths: Iterable[str | Path]) -> tuple[Library, ...]:
     return tuple(found.values())
 
 
-def copied(libraries: Iterable[Library], directory: Path) -> tuple[Library, ...]:
-    """Copy libraries beside a model; they come back with paths relative to its directory.
+def copy_libraries(libraries: Iterable[Library], directory: Path) -> tuple[Library, ...]:
+    """Copy libraries next to a model; the result has paths relative to its directory.
 
     Raises:
         ArtifactError: A library has changed since it was recorded.
@@ -79,7 +79,7 @@ def copied(libraries: Iterable[Library], directory: Path) -> tuple[Library, ...]
         place = Path(FOLDER, library.path.name)
         if not (directory / place).is_file():
             verify(library.path, library.sha256)
-            with written(directory / place) as temporary:
+            with atomic_write(directory / place) as temporary:
                 shutil.copyfile(library.path, temporary)
         elif sha256_of(directory / place) != library.sha256:
             msg = f"Two libraries are named {place.name}; rename one, as they are allowed by name."
@@ -88,8 +88,8 @@ def copied(libraries: Iterable[Library], directory: Path) -> tuple[Library, ...]
     return tuple(placed)
 
 
-def fetched(libraries: Iterable[Library], directory: Path) -> tuple[Library, ...]:
-    """The libraries beside a model that was fetched; allowed are those of `native_allowed`.
+def resolve_libraries(libraries: Iterable[Library], directory: Path) -> tuple[Library, ...]:
+    """The libraries next to a fetched model, allowed where `native_allowed` names them.
 
     Raises:
         ArtifactError: A library lies elsewhere.

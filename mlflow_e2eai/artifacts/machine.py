@@ -57,7 +57,7 @@ def processor_name(file: Path = Path("/proc/cpuinfo")) -> str | None:
 
 @functools.cache
 def local_compute_capability() -> str | None:
-    """``sm90`` for the first GPU that the driver shows; None where there is no driver, or no GPU.
+    """Compute capability of the first GPU, such as ``sm90``; None without driver or GPU.
 
     Not for tags: this loads the driver's library.
     """
@@ -79,7 +79,7 @@ def has_gpu() -> bool:
 
 
 def environment() -> dict[str, str]:
-    """What this machine and its libraries are; only what is known.
+    """Versions, processor, GPU and driver of this machine, as far as they are known.
 
     Not for tags: this loads the driver's library.
     """

@@ -108,7 +108,7 @@ class TensorSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InputOrigin:
-    """What an input of a cleaned graph was before surgery.
+    """The input of the raw graph that an input of a cleaned graph comes from.
 
     With `perm`, `scale` and `offset` the graph makes the old input of the new one:
     ``old = transpose(cast(new), perm) * scale + offset``.
@@ -135,7 +135,7 @@ class InputOrigin:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Origins:
-    """What a cleaned graph's inputs and outputs were before surgery, in their order.
+    """The inputs and outputs of the raw graph that those of a cleaned graph come from.
 
     Attributes:
         inputs: One for each input.
@@ -191,8 +191,8 @@ class OnnxArtifact:
         inputs: The graph's inputs, in order.
         outputs: The graph's outputs, in order.
         axes: The dynamic axes that `inputs` name.
-        origins: What inputs and outputs were before surgery; None before it, and for what was
-            stored before they were kept: then each is, by position, what it was.
+        origins: The inputs and outputs of the raw graph that its own come from; None for a raw
+            graph.
         weights: Files beside it that hold its weights; none where they are inside.
         libraries: Libraries with its operators for ONNX Runtime.
     """
@@ -213,7 +213,7 @@ class OnnxArtifact:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """What an engine is for; `engine.parse` reads what it is written as.
+    """The GPUs and the backend that an engine is built for; `engine.parse` reads its text.
 
     Attributes:
         backend: The library that builds and runs it.
@@ -221,8 +221,7 @@ class Target:
             ``+`` between; empty for every GPU from Ampere (``sm80``) on, later ones too.
         gpu_name: The one GPU model that the engine is bound to, or None when it runs on every GPU
             of the compute capability.
-        version: TensorRT's major version; None for TensorRT-RTX, and for what was stored before
-            it was kept.
+        version: TensorRT's major version; None for TensorRT-RTX.
         compatible: Whether TensorRT gives up some speed so that the engine is bound to no model.
     """
 
@@ -262,9 +261,9 @@ class EngineArtifact:
         size_bytes: Size of the file.
         libraries: Libraries with its plugins for TensorRT.
         settings: How it was built.
-        checked: What of it was held against what was asked for when it had been built, as it says
-            itself: ``inputs and outputs``, ``profiles``, ``layers``. Nothing where no such GPU was
-            there, and its network alone was checked; None for what was stored before.
+        checked: The parts of the built engine that were compared with the request, by its own
+            record: ``inputs and outputs``, ``profiles``, ``layers``. None of them without such a
+            GPU, where only its network is checked.
         dynamic_last: Whether its dynamic profile comes after the static ones. In what was stored
             before it comes first.
     """
@@ -288,7 +287,7 @@ class EngineArtifact:
 
     @property
     def arithmetic(self) -> Precision:
-        """What it computes in: ``tf32`` where fp32 may be rounded to that."""
+        """Precision of the arithmetic: ``tf32`` where fp32 may be rounded to that."""
         return "tf32" if self.tf32 and self.precision == "fp32" else self.precision
 
 
@@ -298,5 +297,5 @@ def graph_precision(precision: Precision) -> Precision:
 
 
 def variant_name(runner: str, precision: str) -> str:
-    """What is measured: a runner and what it runs, for example ``onnxruntime-cpu/fp16``."""
+    """Name of a variant: a runner and a precision, such as ``onnxruntime-cpu/fp16``."""
     return f"{runner}/{precision}"

@@ -26,13 +26,13 @@ from mlflow_e2eai.artifacts.external_data import (
     bytes_of,
     inside,
     inside_again,
-    place_of,
+    location_of,
     refer,
     references,
     size_of,
     tensors,
 )
-from mlflow_e2eai.artifacts.files import sha256_of, verify, written
+from mlflow_e2eai.artifacts.files import atomic_write, sha256_of, verify
 from mlflow_e2eai.artifacts.values import OnnxArtifact, WeightFile
 from mlflow_e2eai.errors import ArtifactError
 
@@ -53,8 +53,8 @@ _STRING = 8
 
 
 @contextmanager
-def beside(model: onnx.ModelProto, folder: Path) -> Iterator[None]:
-    """Within this block a model can be written into a folder: its weight files lie there.
+def weights_linked(model: onnx.ModelProto, folder: Path) -> Iterator[None]:
+    """Link the weight files of a model into a folder, so that it can be written there.
 
     Above `EXTERNAL_BYTES` what is large leaves the model for a file, for good.
     """
@@ -70,10 +70,10 @@ def beside(model: onnx.ModelProto, folder: Path) -> Iterator[None]:
             and bytes_of(tensor) >= external_data.SMALL_BYTES
             and tensor.data_type != _STRING
         ]
-        with gathered(folder.absolute()) as append:
+        with new_weight_file(folder.absolute()) as append:
             for tensor in own:
                 append(tensor, [_own_bytes(tensor)])
-    spots = [(tensor, *place_of(tensor)) for tensor in references(model)]
+    spots = [(tensor, *location_of(tensor)) for tensor in references(model)]
     names = {
         file: link(file, folder.absolute()) for file in dict.fromkeys(spot[1] for spot in spots)
     }
@@ -100,14 +100,14 @@ def link(file: Path, folder: Path, *, copy: bool = False) -> str:
         return name
     folder.mkdir(parents=True, exist_ok=True)
     place.unlink(missing_ok=True)
-    if not copy and _linked(file, place):
+    if not copy and _is_hard_link(file, place):
         return name
-    with written(place) as temporary:
+    with atomic_write(place) as temporary:
         shutil.copyfile(file, temporary)
     return name
 
 
-def _linked(file: Path, place: Path) -> bool:
+def _is_hard_link(file: Path, place: Path) -> bool:
     try:
         os.link(file, place)
     except OSError:
@@ -122,8 +122,8 @@ def is_large(module: torch.nn.Module) -> bool:
 
 
 @contextmanager
-def staged(out: Path) -> Iterator[Path]:
-    """Give a path for an ONNX file in a folder of its own, beside `out`.
+def staging_path(out: Path) -> Iterator[Path]:
+    """Yield a path for an ONNX file in a temporary folder next to `out`.
 
     When the block ends well, the file moves to `out`, and its weight files beside it. A stage that
     is killed or fails leaves nothing that looks finished.
@@ -139,7 +139,9 @@ def staged(out: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def gathered(folder: Path) -> Iterator[Callable[[onnx.TensorProto, Iterable[np.ndarray]], None]]:
+def new_weight_file(
+    folder: Path,
+) -> Iterator[Callable[[onnx.TensorProto, Iterable[np.ndarray]], None]]:
     """Write one new weight file into a folder, piece by piece.
 
     Yields:
@@ -149,7 +151,7 @@ def gathered(folder: Path) -> Iterator[Callable[[onnx.TensorProto, Iterable[np.n
     folder.mkdir(parents=True, exist_ok=True)
     sha256 = hashlib.sha256()
     spots: list[tuple[onnx.TensorProto, int, int]] = []
-    with written(folder / "new.weights") as temporary, temporary.open("wb") as file:
+    with atomic_write(folder / "new.weights") as temporary, temporary.open("wb") as file:
 
         def append(tensor: onnx.TensorProto, pieces: Iterable[np.ndarray]) -> None:
             padding = np.zeros(-file.tell() % _ALIGNED_TO, np.uint8)
@@ -174,22 +176,22 @@ def _round(model: onnx.ModelProto, folder: Path) -> None:
     That is what ONNX Runtime's fp16 converter leaves of them: it changes the type, and the bytes
     only where they are in the model. A piece at a time, as the whole is large.
     """
-    fp16 = [t for t in references(model) if place_of(t)[2] == 2 * bytes_of(t)]
+    fp16 = [t for t in references(model) if location_of(t)[2] == 2 * bytes_of(t)]
     if fp16 and size_of(model) <= external_data.EXTERNAL_BYTES:
         for tensor in fp16:
-            data = b"".join(piece.tobytes() for piece in _rounded(tensor))
+            data = b"".join(piece.tobytes() for piece in _round_to_fp16(tensor))
             inside_again(tensor)
             tensor.raw_data = data
     elif fp16:
-        with gathered(folder) as append:
+        with new_weight_file(folder) as append:
             for tensor in fp16:
-                append(tensor, _rounded(tensor))
+                append(tensor, _round_to_fp16(tensor))
 
 
-def _rounded(tensor: onnx.TensorProto) -> Iterator[np.ndarray]:
+def _round_to_fp16(tensor: onnx.TensorProto) -> Iterator[np.ndarray]:
     from onnxruntime.transformers.float16 import convert_np_to_float16
 
-    file, offset, length = place_of(tensor)
+    file, offset, length = location_of(tensor)
     values = np.memmap(file, np.float32, mode="r", offset=offset, shape=(length // 4,))
     for start in range(0, values.size, _PIECE):
         yield convert_np_to_float16(values[start : start + _PIECE])
@@ -222,7 +224,7 @@ _digests: dict[tuple[int, int, int, int], str] = {}
 
 def files_of(model: onnx.ModelProto) -> tuple[WeightFile, ...]:
     """The files that a model of `fetch` refers to."""
-    files = {place_of(tensor)[0] for tensor in references(model)}
+    files = {location_of(tensor)[0] for tensor in references(model)}
     return tuple(
         WeightFile(
             path=Path(file.name), sha256=sha256_of_weights(file), size_bytes=file.stat().st_size
@@ -231,7 +233,7 @@ def files_of(model: onnx.ModelProto) -> tuple[WeightFile, ...]:
     )
 
 
-def lie_beside(path: Path) -> bool:
+def has_weight_files(path: Path) -> bool:
     """Whether an ONNX file that this package wrote keeps weights in other files."""
     if not any(path.parent.glob(f"*{_SUFFIX}")):
         return False  # a large file need not be read for that, nor onnx be imported
@@ -241,7 +243,7 @@ def lie_beside(path: Path) -> bool:
 
 
 def digest(path: Path, files: Iterable[WeightFile]) -> str:
-    """What identifies an ONNX file with its weights.
+    """Digest of an ONNX file together with its weight files.
 
     Without weight files it is the sha256 of the file. With some it is the sha256 of the lines
     ``<sha256 of the file>`` and, for each weight file in order, ``<its sha256>  <its name>``.
@@ -279,7 +281,7 @@ def verify_graph(graph: OnnxArtifact, sha256: str | None = None) -> None:
 
 
 def name_of(sha256: str) -> str:
-    """What a weight file is called."""
+    """File name of a weight file with this digest."""
     return f"{sha256[:16]}{_SUFFIX}"
 
 

@@ -16,7 +16,7 @@ from mlflow_e2eai.bundle.model import Model
 from mlflow_e2eai.bundle.selection import Candidates, Choice, Goal
 from mlflow_e2eai.engine.runner import graph_of
 from mlflow_e2eai.errors import E2EAIError, EngineMismatchError, RunnerError
-from mlflow_e2eai.evaluation.variants import artifact_of, engine_variant, runner
+from mlflow_e2eai.evaluation.variants import artifact_of, engine_variant, open_variant
 
 
 def load(
@@ -116,7 +116,7 @@ def _files(artifact: OnnxArtifact | EngineArtifact, graphs: Sequence[OnnxArtifac
 def _open(manifest: Manifest, variant: str, explain: Callable[[], Choice], *, split: bool) -> Model:
     artifact = artifact_of(variant, manifest.graphs, manifest.engines)
     with ExitStack() as stack:
-        opened = runner(variant, manifest.graphs, manifest.engines, serving=True)
+        opened = open_variant(variant, manifest.graphs, manifest.engines, serving=True)
         infer = stack.enter_context(opened)
         bounded = partial(_bounded, manifest=manifest, artifact=artifact, split=split)
         on_device = getattr(infer, "on_device", None)

@@ -23,7 +23,7 @@ from typing import TypeVar
 
 from mlflow_e2eai.artifacts import libraries
 from mlflow_e2eai.artifacts.arrays import load_arrays, save_arrays
-from mlflow_e2eai.artifacts.files import from_json, sealed, to_json, unsealed, verify, written
+from mlflow_e2eai.artifacts.files import atomic_write, from_json, read_sealed, seal, to_json, verify
 from mlflow_e2eai.artifacts.values import (
     Array,
     Axis,
@@ -171,8 +171,8 @@ def write(directory: Path, manifest: Manifest, example: Tensors, *, copy: bool =
             link(graph.path.parent / file.path, directory, copy=copy)
     placed = dataclasses.replace(manifest, graphs=graphs, engines=engines)
     save_arrays(directory / EXAMPLE, example)
-    with written(directory / MANIFEST) as temporary:
-        temporary.write_text(sealed(to_json(placed)), encoding="utf-8")
+    with atomic_write(directory / MANIFEST) as temporary:
+        temporary.write_text(seal(to_json(placed)), encoding="utf-8")
     return placed
 
 
@@ -199,7 +199,7 @@ def read(directory: Path) -> Manifest:
     if not path.is_file():
         msg = f"{directory} holds no {MANIFEST}; give a model that mlflow_e2eai.log_model made."
         raise ArtifactError(msg)
-    text = unsealed(path)
+    text = read_sealed(path)
     said = from_json(_Format, text)
     if said.format_version != FORMAT_VERSION:
         msg = (
@@ -230,7 +230,7 @@ def located(manifest: Manifest, directory: Path) -> Manifest:
 
 
 def _located(artifact: Artifact, directory: Path) -> Artifact:
-    held = libraries.fetched(artifact.libraries, directory)
+    held = libraries.resolve_libraries(artifact.libraries, directory)
     return dataclasses.replace(artifact, path=directory / artifact.path, libraries=held)
 
 
@@ -252,7 +252,7 @@ def _copied(artifact: Artifact, place: Path, directory: Path) -> Artifact:
         verify_graph(artifact)
     else:
         verify(artifact.path, artifact.sha256)
-    with written(directory / place) as temporary:
+    with atomic_write(directory / place) as temporary:
         shutil.copyfile(artifact.path, temporary)
-    held = libraries.copied(artifact.libraries, directory)
+    held = libraries.copy_libraries(artifact.libraries, directory)
     return dataclasses.replace(artifact, path=place, libraries=held)

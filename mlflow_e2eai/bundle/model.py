@@ -105,7 +105,7 @@ class Model:
             return pytree.unflatten(_under_names(tree, now), outputs)
         new = dict(zip(origins.outputs, now, strict=True))
         renamed = {name: new.get(name, "") for name in pytree.names(tree)}
-        return pytree.unflatten(pytree.renamed(tree, renamed), outputs)
+        return pytree.unflatten(pytree.rename_leaves(tree, renamed), outputs)
 
     def __repr__(self) -> str:
         """What it is, for a prompt."""
@@ -161,7 +161,7 @@ def _under_names(tree: Tree, names: Sequence[str]) -> Tree:
     old = pytree.names(tree)
     if len(old) != len(names):
         return tree
-    return pytree.renamed(tree, dict(zip(old, names, strict=True)))
+    return pytree.rename_leaves(tree, dict(zip(old, names, strict=True)))
 
 
 def _as_arrays(given: Mapping[str, Any]) -> tuple[Any, dict[str, Array]]:

@@ -220,7 +220,10 @@ class Candidates:
         there = self._machine_for(one, other)
         if there is None:
             return False
-        mine, theirs = self._measured(there, one, other), self._measured(there, other, one)
+        mine, theirs = (
+            self._measured(there, one, other),
+            self._measured(there, other, one),
+        )
         if mine is None or theirs is None:
             return False
         if self._goal.aim != "latency":

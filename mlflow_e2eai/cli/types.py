@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from mlflow_e2eai.artifacts.build_settings import DEFAULT_BUILD, BuildSettings
-from mlflow_e2eai.artifacts.files import why_unread
+from mlflow_e2eai.artifacts.files import reading_error
 from mlflow_e2eai.artifacts.values import PRECISIONS
 from mlflow_e2eai.errors import InvalidInputError
 
@@ -77,7 +77,7 @@ def _yaml(text: str, wanted: str) -> Any:
     try:
         found = yaml.safe_load(fetch_text(text))
     except (ValueError, yaml.YAMLError) as error:
-        msg = f"{text} is not YAML ({why_unread(error)}); give a file with {wanted}."
+        msg = f"{text} is not YAML ({reading_error(error)}); give a file with {wanted}."
         raise InvalidInputError(msg) from error
     if found is None:
         msg = f"{text} is empty; give a file with {wanted}."

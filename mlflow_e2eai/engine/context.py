@@ -64,7 +64,7 @@ class Context:
         self.handle = int(self.stream.handle)
         self._event = device.create_event()
         if profile:
-            self._asked(execution.set_optimization_profile_async, profile, self.handle)
+            self._compare_all(execution.set_optimization_profile_async, profile, self.handle)
         specs = (*engine.inputs, *engine.outputs)
         self._places = {spec.name: Place(device, self.stream, spec.dtype) for spec in specs}
         self._unsized: dict[str, Any] = {}
@@ -122,7 +122,7 @@ class Context:
                     f"profile has {list(spec.shape)} with {axes or 'no dynamic axes'}."
                 )
                 raise RunnerError(msg)
-        if missing := self._asked(self._execution.infer_shapes):
+        if missing := self._compare_all(self._execution.infer_shapes):
             msg = f"The shapes of {missing} are missing; give every input."
             raise RunnerError(msg)
         self._outputs = []
@@ -157,7 +157,7 @@ class Context:
             self._execution.set_output_allocator(name, self._unsized[name])
             self._replays = None
 
-    def _asked(self, do: Callable[..., Answer], *arguments: Any) -> Answer:
+    def _compare_all(self, do: Callable[..., Answer], *arguments: Any) -> Answer:
         """Ask TensorRT, whose bindings refuse some things by a RuntimeError.
 
         Raises:

@@ -9,7 +9,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from mlflow_e2eai.artifacts.files import written
+from mlflow_e2eai.artifacts.files import atomic_write
 from mlflow_e2eai.artifacts.values import EngineArtifact
 
 _log = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ class Kernels:
                 return
             try:
                 self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-                with written(self._path) as temporary:
+                with atomic_write(self._path) as temporary:
                     temporary.write_bytes(content)
             except OSError as error:
                 _log.info("Compiled kernels are not kept in %s: %s", self._path, error)

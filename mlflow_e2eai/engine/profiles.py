@@ -9,7 +9,7 @@ from itertools import accumulate, product
 from pathlib import Path
 from typing import TypeAlias
 
-from mlflow_e2eai.artifacts.files import why_unread
+from mlflow_e2eai.artifacts.files import reading_error
 from mlflow_e2eai.artifacts.values import Axis, EngineArtifact, Tensors, TensorSpec
 from mlflow_e2eai.errors import InvalidInputError
 
@@ -156,7 +156,7 @@ def seen(text: str) -> dict[int, int]:
         for size, times in given:
             found[int(size)] = found.get(int(size), 0) + int(times)
     except (OSError, UnicodeDecodeError) as error:
-        msg = f"Cannot read {text}: {why_unread(error)}; {wanted}"
+        msg = f"Cannot read {text}: {reading_error(error)}; {wanted}"
         raise InvalidInputError(msg) from error
     except (AttributeError, TypeError, ValueError) as error:
         msg = f"{text!r} holds no sizes; {wanted}"

@@ -10,8 +10,8 @@ from math import inf
 from pathlib import Path
 
 from mlflow_e2eai.artifacts.build_settings import DEFAULT_BUILD, BuildSettings
-from mlflow_e2eai.artifacts.files import sha256_of, written
-from mlflow_e2eai.artifacts.libraries import named
+from mlflow_e2eai.artifacts.files import atomic_write, sha256_of
+from mlflow_e2eai.artifacts.libraries import describe_libraries
 from mlflow_e2eai.artifacts.values import EngineArtifact, OnnxArtifact, Target
 from mlflow_e2eai.engine import backends
 from mlflow_e2eai.engine.builder import Built, write_plan
@@ -70,7 +70,7 @@ def compile(
     """
     if isinstance(target, str):
         target = resolve(target)
-    libraries = named(plugin_libraries)
+    libraries = describe_libraries(plugin_libraries)
     backends.check_plugins(target, libraries)
     if (reason := why_not_built(source, target, settings)) is not None:
         msg = f"{source.path.name} cannot be built for {target}: {reason}."
@@ -89,7 +89,7 @@ def compile(
         timing_cache = None
     elif timing_cache is not None:
         timing_cache.mkdir(parents=True, exist_ok=True)
-    with written(out) as temporary:
+    with atomic_write(out) as temporary:
         built = _built(
             partial(
                 write_plan,

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mlflow_e2eai.artifacts.build_settings import BuildSettings
-from mlflow_e2eai.artifacts.files import written
+from mlflow_e2eai.artifacts.files import atomic_write
 from mlflow_e2eai.artifacts.machine import gpu_name
 from mlflow_e2eai.artifacts.values import Target
 from mlflow_e2eai.engine import backends
@@ -82,7 +82,7 @@ def keep(timings: Timings, folder: Path) -> None:
     measured = timings.measured
     data = bytes(memoryview(measured.serialize()))
     place = folder / f"{sha256(data).hexdigest()[:16]}{SUFFIX}"
-    with written(place) as temporary:
+    with atomic_write(place) as temporary:
         temporary.write_bytes(data)
     for path in timings.used:
         if path != place:

@@ -5,7 +5,7 @@ timed. The PyTorch module stays here, as the reference of all.
 
 stage            `evaluate`: each variant by itself, then all in turns
 variants         names of variants, and their runners
-questions        what runs in each worker
+examination      what runs in each worker
 data             the caller's evaluation data, batch by batch
 data_forms       the forms that it may have
 metrics          task metrics on labels

@@ -14,10 +14,10 @@ from mlflow_e2eai.artifacts.arrays import feed
 from mlflow_e2eai.artifacts.values import Array, Axis, OnnxArtifact, Tensors
 from mlflow_e2eai.errors import InvalidInputError
 from mlflow_e2eai.evaluation.data_forms import arrays_of, check_lengths, check_names, pairs_of
-from mlflow_e2eai.evaluation.metrics import Metrics, TaskMetric, joined, task_metrics
+from mlflow_e2eai.evaluation.metrics import Metrics, TaskMetric, join_parts, task_metrics
 from mlflow_e2eai.parity.samples import profile_samples
 from mlflow_e2eai.pytorch.flat_module import named_inputs
-from mlflow_e2eai.surgery.mapping import converted
+from mlflow_e2eai.surgery.mapping import convert_inputs
 
 Read: TypeAlias = Callable[[], Iterator[tuple[tuple[Array, ...], Array | None]]]
 """Starts a pass over the data: batches of one array for each input, and labels."""
@@ -102,7 +102,7 @@ class EvaluationData:
 
         def read() -> Iterator[tuple[tuple[Array, ...], Array | None]]:
             for arrays, labels in self.read():
-                made = converted(dict(zip(self.names, arrays, strict=True)), raw, cleaned)
+                made = convert_inputs(dict(zip(self.names, arrays, strict=True)), cleaned)
                 yield tuple(made.values()), labels
 
         return dataclasses.replace(self, names=tuple(s.name for s in cleaned.inputs), read=read)
@@ -123,12 +123,12 @@ class EvaluationData:
         counts = [len(next(iter(inputs.values()))) for inputs, _ in batches]
         found: dict[str, Array] = {}
         for name in self.names:
-            column = joined([inputs[name] for inputs, _ in batches], counts)
+            column = join_parts([inputs[name] for inputs, _ in batches], counts)
             if isinstance(column, list):
                 return None
             found[name] = column
         known = [labels for _, labels in batches if labels is not None]
-        truth = joined(known, counts) if known else None
+        truth = join_parts(known, counts) if known else None
         return None if isinstance(truth, list) else (found, truth)
 
 

@@ -22,7 +22,7 @@ _ROWS = 4096
 
 
 def pairs_of(given: Any) -> Callable[[], Iterator[tuple[Any, Any]]]:
-    """How to start a pass over what a caller gave: pairs of inputs and labels, in any form.
+    """A function that starts a pass over evaluation data of any form: inputs and labels.
 
     Raises:
         InvalidInputError: It is in no form that is known, or can be read only once.

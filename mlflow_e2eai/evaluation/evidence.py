@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from mlflow_e2eai.artifacts.files import Real
-from mlflow_e2eai.evaluation.gates import Worth
+from mlflow_e2eai.evaluation.gates import QuantizationVerdict
 from mlflow_e2eai.latency.report import ColdStart, LatencyReport, Throughput
 from mlflow_e2eai.parity.report import ParityReport
 
@@ -26,7 +26,7 @@ know, and fp16 has an end."""
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
-    """What is known of one variant.
+    """The evidence of one variant.
 
     Attributes:
         variant: A runner and what it runs, for example ``onnxruntime-cpu/fp16``.
@@ -63,34 +63,34 @@ class Evidence:
     loads: Throughput | None = None
     task: Mapping[str, Real] = field(default_factory=dict)
     lost_at: str | None = None
-    worth: Worth | None = None
+    worth: QuantizationVerdict | None = None
     untimed: str | None = None
 
     @property
     def passed(self) -> bool:
-        """Whether it was measured to the end and every comparison passed but the advisory ones."""
+        """Whether it was measured to the end and every deciding comparison passed."""
         compared = self.measured and self.reason is None and bool(self.parity)
-        return compared and all(report.passed for report in self.judged.values())
+        return compared and all(report.passed for report in self.deciding.values())
 
     @property
     def rejected(self) -> bool:
-        """Whether it is a quantised variant that is not worth it; it is loaded by its name only."""
-        return self.worth is not None and not self.worth.kept
+        """Whether it is a quantised variant that is not worth it; it is loaded by name only."""
+        return self.worth is not None and not self.worth.retained
 
     @property
-    def judged(self) -> dict[str, ParityReport]:
+    def deciding(self) -> dict[str, ParityReport]:
         """The comparisons that decide."""
         return {kind: report for kind, report in self.parity.items() if kind not in ADVISORY}
 
     @property
     def findings(self) -> tuple[str, ...]:
-        """What the comparisons found, a sentence each, the advisory ones last.
+        """The findings of the comparisons, a sentence each, the advisory ones last.
 
         It says on what kind of sample, where that was not the corners of the profile.
         """
         kinds = sorted(self.parity, key=lambda kind: kind in ADVISORY)
         return tuple(
-            on_what(kind, finding.sentence)
+            prefix_kind(kind, finding.sentence)
             for kind in kinds
             for finding in self.parity[kind].findings
         )
@@ -98,7 +98,7 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MachineEvidence:
-    """What was measured together on one machine, and is compared with nothing of another's.
+    """Evidence that was measured together on one machine.
 
     Attributes:
         environment: The machine: processor, GPU, versions; see `context.environment`.
@@ -116,6 +116,6 @@ def machine_name(environment: Mapping[str, str]) -> str:
     return environment.get("gpu") or environment.get("processor") or "a machine that is not known"
 
 
-def on_what(kind: str, sentence: str) -> str:
-    """What a comparison found, with the kind of sample where that is not the usual one."""
+def prefix_kind(kind: str, sentence: str) -> str:
+    """A finding, with the kind of sample in front where it is not the usual one."""
     return sentence if kind == "profile" else f"{sentence} ({SAMPLES.get(kind, kind)})"

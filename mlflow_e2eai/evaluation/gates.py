@@ -43,7 +43,7 @@ class Gate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """What one gate says.
+    """Result of one gate.
 
     Attributes:
         metric: The gate's metric.
@@ -86,8 +86,8 @@ class Decision:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Worth:
-    """Whether a quantised variant is kept.
+class QuantizationVerdict:
+    """Whether a quantised variant is retained.
 
     Attributes:
         metrics: What was measured, by name; see `evaluation.worth.weighed`.
@@ -98,7 +98,7 @@ class Worth:
     decision: Decision
 
     @property
-    def kept(self) -> bool:
+    def retained(self) -> bool:
         """Whether it goes into the bundle, to be loaded."""
         return self.decision.promoted
 

@@ -107,13 +107,13 @@ def scores(
             answers.setdefault(name, []).append(array[:count] if _rows(array) == asked else array)
         labels.append(known)
         counts.append(count)
-    outputs = {name: joined(parts, counts) for name, parts in answers.items()}
-    truth = joined(labels, counts)
+    outputs = {name: join_parts(parts, counts) for name, parts in answers.items()}
+    truth = join_parts(labels, counts)
     return {name: _number_of(name, metric, outputs, truth) for name, metric in metrics.items()}
 
 
-def joined(parts: list[Array], counts: Sequence[int]) -> Array | list[Array]:
-    """One array of all items where each part has a row for each of its items; else the parts."""
+def join_parts(parts: list[Array], counts: Sequence[int]) -> Array | list[Array]:
+    """One array of all items if each part has a row for each item; else the parts."""
     fits = (
         all(_rows(part) == count for part, count in zip(parts, counts, strict=True))
         and len({part.shape[1:] for part in parts}) == 1
@@ -156,7 +156,7 @@ def _more_is_better(name: str, metric: Any) -> tuple[str, TaskMetric]:
 
 
 def _arguments(metric: Any, outputs: Mapping[str, Any], labels: Any) -> list[Any]:
-    """What MLflow's default evaluator would call a metric with.
+    """Arguments of a metric as MLflow's default evaluator passes them.
 
     ``predictions`` is the first output, one entry for each item; its argmax along the last axis
     where the metric says ``metric_metadata={"predictions": "argmax"}``, as classes need. Other

@@ -10,7 +10,7 @@ from importlib.resources import files
 from mlflow_e2eai.artifacts.graphs import size_of
 from mlflow_e2eai.artifacts.values import EngineArtifact, OnnxArtifact
 from mlflow_e2eai.evaluation.evidence import Evidence
-from mlflow_e2eai.evaluation.gates import Gate, Worth, decide, drop, gates_from
+from mlflow_e2eai.evaluation.gates import Gate, QuantizationVerdict, decide, drop, gates_from
 from mlflow_e2eai.latency.report import LatencyReport
 from mlflow_e2eai.precision.quantize import TYPES
 
@@ -23,13 +23,13 @@ def quantized_gates() -> tuple[Gate, ...]:
     return gates_from(yaml.safe_load(text), "quantized")
 
 
-def weighed(
+def decide_quantized(
     evidence: Sequence[Evidence],
     latency: Mapping[str, LatencyReport],
     artifacts: Sequence[OnnxArtifact | EngineArtifact],
     gates: Sequence[Gate],
 ) -> list[Evidence]:
-    """The evidence, with the decision on each quantised variant that has others beside it.
+    """The evidence, with the decision on each quantised variant that has others to beat.
 
     It is compared with all variants of the same runner that are not quantised, and must be better
     than each of them. The metrics are:
@@ -64,7 +64,7 @@ def weighed(
         if artifact is None or artifact.precision not in TYPES or not plain:
             found.append(entry)
             continue
-        accuracy = entry if entry.measured else _of_its_graph(artifact, evidence)
+        accuracy = entry if entry.measured else _graph_evidence(artifact, evidence)
         sizes = [_size(by_sha[other.sha256 or ""]) for other in plain]
         metrics = {
             "quantized/failed": float(not accuracy.passed),
@@ -76,24 +76,28 @@ def weighed(
         metrics["quantized/gain_ratio"] = min(one for one in ratios if not math.isnan(one))
         metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
         decision = decide(gates, metrics, has_champion=False)
-        found.append(dataclasses.replace(entry, worth=Worth(metrics=metrics, decision=decision)))
+        found.append(
+            dataclasses.replace(
+                entry, worth=QuantizationVerdict(metrics=metrics, decision=decision)
+            )
+        )
     return found
 
 
-def is_kept(artifact: OnnxArtifact | EngineArtifact, evidence: Sequence[Evidence]) -> bool:
-    """Whether a variant of a file is worth it; so is every file on which nothing was decided."""
+def is_retained(artifact: OnnxArtifact | EngineArtifact, evidence: Sequence[Evidence]) -> bool:
+    """Whether no decision, or a good one, was taken on the variants of a file."""
     decided = [
-        entry.worth.kept
+        entry.worth.retained
         for entry in evidence
         if entry.sha256 == artifact.sha256 and entry.worth is not None
     ]
     return not decided or any(decided)
 
 
-def _of_its_graph(
+def _graph_evidence(
     artifact: OnnxArtifact | EngineArtifact, evidence: Sequence[Evidence]
 ) -> Evidence:
-    """What is known of the graph that an engine was built from, or of nothing where that is so."""
+    """Evidence of the graph that an engine was built from; empty if there is none."""
     known = [entry for entry in evidence if entry.sha256 == artifact.parent_sha256]
     return known[0] if known else Evidence(variant="", sha256=None, measured=False)
 

@@ -10,7 +10,7 @@ from mlflow_e2eai.artifacts.values import EngineArtifact, Infer, OnnxArtifact, T
 from mlflow_e2eai.errors import E2EAIError, EngineMismatchError, MissingDependencyError, RunnerError
 from mlflow_e2eai.evaluation.data import EvaluationData
 from mlflow_e2eai.evaluation.evidence import Evidence
-from mlflow_e2eai.evaluation.questions import Questions, edges_of, magnitudes_of
+from mlflow_e2eai.evaluation.examination import Examination, edges_of, magnitudes_of
 from mlflow_e2eai.evaluation.variants import TORCH, Variant, variants_of
 from mlflow_e2eai.latency.measure import BUDGET_S, benchmark
 from mlflow_e2eai.latency.report import LatencyReport
@@ -55,7 +55,7 @@ def evaluate(
     """
     sizes = batch_samples(example, graphs[0], batch_sizes)
     corners = profile_samples(example, graphs[0])
-    questions = Questions(
+    questions = Examination(
         name=name,
         reference=reference,
         corners=corners,
@@ -81,8 +81,8 @@ def evaluate(
             evidence[each] = questions.of(variant, there, before)
             infers[each] = there
     here = {} if name in variants else {name: timed or reference}
-    latency = _timed(here, variants, evidence, {**corners, **sizes})
-    return blamed(evidence, variants), latency
+    latency = _measure_latency(here, variants, evidence, {**corners, **sizes})
+    return name_lossy_steps(evidence, variants), latency
 
 
 def _not_measured(variant: Variant, error: E2EAIError) -> Evidence:
@@ -91,13 +91,13 @@ def _not_measured(variant: Variant, error: E2EAIError) -> Evidence:
     )
 
 
-def _timed(
+def _measure_latency(
     reference: Mapping[str, Infer],
     variants: Mapping[str, Variant],
     evidence: dict[str, Evidence],
     samples: Mapping[str, Tensors],
 ) -> dict[str, LatencyReport]:
-    """Measure all that did not break down; what breaks down here is left out from then on.
+    """Measure all variants that work; one that fails is left out from then on.
 
     What gave wrong numbers is timed all the same.
     """
@@ -143,7 +143,9 @@ def _together(
 # Which step lost the accuracy?
 
 
-def blamed(evidence: Mapping[str, Evidence], variants: Mapping[str, Variant]) -> list[Evidence]:
+def name_lossy_steps(
+    evidence: Mapping[str, Evidence], variants: Mapping[str, Variant]
+) -> list[Evidence]:
     """The evidence, with the step that lost the accuracy for each variant that failed."""
     return [
         dataclasses.replace(entry, lost_at=lost_at(name, variants, evidence))

@@ -20,7 +20,7 @@ from mlflow_e2eai.engine.runner import engine_runner
 from mlflow_e2eai.errors import InvalidInputError
 from mlflow_e2eai.runtime.isolation import Opener
 from mlflow_e2eai.runtime.ort import onnxruntime_devices, onnxruntime_runner
-from mlflow_e2eai.surgery.mapping import answering
+from mlflow_e2eai.surgery.mapping import full_reference
 
 RAW = "raw"
 """Stands for the precision in the name of the variant that runs the graph as it was exported. It is
@@ -34,7 +34,7 @@ FILE = variant_name("onnxruntime-cpu", RAW)
 
 
 def step_of(artifact: OnnxArtifact | EngineArtifact, runner: str) -> str:
-    """What made a variant of the one before it.
+    """The step that made a variant of the one before it.
 
     Args:
         artifact: The file that it runs.
@@ -66,7 +66,9 @@ def is_emulated(graph: OnnxArtifact, device: str) -> bool:
 
 
 @contextmanager
-def _verified(graph: OnnxArtifact, device: Any, *, spinning: bool = False) -> Iterator[Infer]:
+def _verified_runner(
+    graph: OnnxArtifact, device: Any, *, spinning: bool = False
+) -> Iterator[Infer]:
     verify_graph(graph)
     with onnxruntime_runner(
         graph.path,
@@ -79,14 +81,14 @@ def _verified(graph: OnnxArtifact, device: Any, *, spinning: bool = False) -> It
         yield infer
 
 
-def runner(
+def open_variant(
     variant: str,
     graphs: Sequence[OnnxArtifact],
     engines: Sequence[EngineArtifact],
     *,
     serving: bool = False,
 ) -> AbstractContextManager[Infer]:
-    """What runs a variant, after its file's digest was checked.
+    """Open the runner of a variant, after its file's digest was checked.
 
     Args:
         variant: Its name.
@@ -102,13 +104,13 @@ def runner(
     if isinstance(artifact, EngineArtifact):
         return engine_runner(artifact, graphs=graphs, serving=serving)
     device = "cpu" if graph_variant(artifact, "cpu") == variant else "cuda"
-    return _verified(artifact, device, spinning=serving)
+    return _verified_runner(artifact, device, spinning=serving)
 
 
 def artifact_of(
     variant: str, graphs: Sequence[OnnxArtifact], engines: Sequence[EngineArtifact]
 ) -> OnnxArtifact | EngineArtifact:
-    """What a variant runs.
+    """The file that a variant runs.
 
     Raises:
         InvalidInputError: None of the graphs and engines is that variant.
@@ -127,8 +129,8 @@ def artifact_of(
 def raw_runner(raw: OnnxArtifact, cleaned: OnnxArtifact) -> Iterator[Infer]:
     """Run a graph as it was exported, under the names that surgery left."""
     with (
-        _verified(raw, "cpu") as infer,
-        answering(infer, raw, cleaned, run=onnxruntime_runner) as answer,
+        _verified_runner(raw, "cpu") as infer,
+        full_reference(infer, raw, cleaned, run=onnxruntime_runner) as answer,
     ):
         yield answer
 
@@ -146,7 +148,7 @@ _EMULATED = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Variant:
-    """What is to be judged, and where it comes from.
+    """A variant to evaluate, and its origin.
 
     Attributes:
         name: A runner and what it runs.
@@ -187,7 +189,7 @@ def variants_of(
     found: dict[str, Variant] = {}
 
     def add(name: str, artifact: OnnxArtifact | EngineArtifact, step: str, before: str) -> None:
-        opener = partial(runner, name, graphs, engines)
+        opener = partial(open_variant, name, graphs, engines)
         found[name] = Variant(name=name, artifact=artifact, step=step, before=before, opener=opener)
 
     if raw is not None:

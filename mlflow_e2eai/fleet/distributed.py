@@ -9,7 +9,7 @@ from typing import Any
 from mlflow_e2eai import engine as engines
 from mlflow_e2eai import fleet, tracking
 from mlflow_e2eai.artifacts.build_settings import DEFAULT_BUILD, BuildSettings
-from mlflow_e2eai.artifacts.libraries import named
+from mlflow_e2eai.artifacts.libraries import describe_libraries
 from mlflow_e2eai.artifacts.values import Precision
 from mlflow_e2eai.errors import InvalidInputError
 from mlflow_e2eai.evaluation.evidence import MachineEvidence
@@ -55,7 +55,7 @@ def compile(
     if not targets:
         msg = f"There are no targets; give one of {', '.join(engines.TARGETS)}, or several."
         raise InvalidInputError(msg)
-    libraries = named(plugin_libraries)
+    libraries = describe_libraries(plugin_libraries)
     if fleet.is_away(executor):
         engines.check_anywhere(targets, libraries=libraries)
     else:

@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Sequence
 
 from mlflow_e2eai import tracking
-from mlflow_e2eai.artifacts.libraries import native_names
+from mlflow_e2eai.artifacts.libraries import allowed_names
 from mlflow_e2eai.errors import InvalidInputError
 from mlflow_e2eai.fleet import local, ray
 from mlflow_e2eai.fleet.job import EXECUTORS, Executor, Job, Outcome
@@ -83,7 +83,7 @@ class _Tries:
     def __init__(self, place: tracking.Place, limit_s: float) -> None:
         self._place = place
         self._limit_s = limit_s
-        self._allowed = native_names()
+        self._allowed = allowed_names()
 
     def done(self, job: Job, attempt: Attempting) -> Outcome:
         """What came of a job."""

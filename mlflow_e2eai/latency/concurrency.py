@@ -67,7 +67,7 @@ def throughput(
 
 @dataclass(slots=True, kw_only=True)
 class _Race:
-    """What the callers share: the common start, and the time when it was."""
+    """The common start of all callers, and its time."""
 
     callers: int
     clock: Callable[[], float]
@@ -160,12 +160,12 @@ class Opened:
 
 
 @contextmanager
-def opened(
+def timed_open(
     opener: Callable[[], AbstractContextManager[Infer]],
     *,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Iterator[Opened]:
-    """Open a runner for the block, and measure what that costs.
+    """Open a runner for the block, and measure the cost of opening it.
 
     Args:
         opener: Opens it, for example ``lambda: onnxruntime_runner(path)``.
@@ -201,7 +201,7 @@ def cold_start(
     Returns:
         Seconds to load, milliseconds of the first calls, and the process's memory.
     """
-    with opened(opener, clock=clock) as runner:
+    with timed_open(opener, clock=clock) as runner:
         return runner.cold_start(runner.infer, sample, clock=clock)
 
 

@@ -51,7 +51,7 @@ def fence(values_ms: Sequence[float]) -> float:
 
 
 def outliers(values_ms: Sequence[float]) -> int:
-    """How many calls are above the fence."""
+    """Number of calls above the outer fence."""
     return int(np.count_nonzero(np.asarray(values_ms) > fence(values_ms)))
 
 
@@ -74,8 +74,8 @@ def drift(values_ms: Sequence[float]) -> float | None:
     return factor if max(factor, 1 / factor) > 1 + DRIFT else None
 
 
-def unsettled(name: str, *, calls: int, windows_ms: Sequence[float]) -> LatencyFinding:
-    """The warm-up of a callable ended before it was steady."""
+def unsteady_warmup(name: str, *, calls: int, windows_ms: Sequence[float]) -> LatencyFinding:
+    """The finding that a warm-up ended before its calls were steady; None if it did not."""
     if windows_ms:
         seen = ", ".join(f"{value:.3g}" for value in windows_ms[-3:])
         what = f"the medians of its last windows were {seen} ms"
@@ -153,8 +153,8 @@ def clock_jumps(gaps_s: Sequence[float]) -> Iterator[LatencyFinding]:
         yield LatencyFinding(kind="clock_jump", variant=None, sentence=sentence)
 
 
-def throttling(gpu: GpuRecord | None) -> Iterator[LatencyFinding]:
-    """A GPU that held its clock down."""
+def throttled_clock(gpu: GpuRecord | None) -> Iterator[LatencyFinding]:
+    """The finding that a GPU held its clock down; None if it did not."""
     if gpu is not None and gpu.throttle_reasons:
         reasons = ", ".join(gpu.throttle_reasons)
         sentence = f"The GPU held its clock down while it was measured: {reasons}."

@@ -32,7 +32,7 @@ class GpuWatch:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._nvml, self._handle = _opened()
+        self._nvml, self._handle = _open_nvml()
         self._last: float | None = None
         self._samples: list[tuple[float | None, float | None, float | None, int | None]] = []
 
@@ -48,13 +48,13 @@ class GpuWatch:
         if self._nvml is None:
             return
         nvml, handle = self._nvml, self._handle
-        reasons = _asked(nvml, "nvmlDeviceGetCurrentClocksEventReasons", handle)
+        reasons = _query(nvml, "nvmlDeviceGetCurrentClocksEventReasons", handle)
         if reasons is None:  # its name before driver 535
-            reasons = _asked(nvml, "nvmlDeviceGetCurrentClocksThrottleReasons", handle)
-        power_mw = _asked(nvml, "nvmlDeviceGetPowerUsage", handle)
+            reasons = _query(nvml, "nvmlDeviceGetCurrentClocksThrottleReasons", handle)
+        power_mw = _query(nvml, "nvmlDeviceGetPowerUsage", handle)
         # 1 is NVML_CLOCK_SM, 0 is NVML_TEMPERATURE_GPU.
-        clock_mhz = _asked(nvml, "nvmlDeviceGetClockInfo", handle, 1)
-        celsius = _asked(nvml, "nvmlDeviceGetTemperature", handle, 0)
+        clock_mhz = _query(nvml, "nvmlDeviceGetClockInfo", handle, 1)
+        celsius = _query(nvml, "nvmlDeviceGetTemperature", handle, 0)
         watts = None if power_mw is None else power_mw / 1e3
         self._samples.append((clock_mhz, watts, celsius, reasons))
         self._last = self._clock()
@@ -63,8 +63,8 @@ class GpuWatch:
         """What it did; None where it could not be asked."""
         if self._nvml is None:
             return None
-        name = _asked(self._nvml, "nvmlDeviceGetName", self._handle)
-        _asked(self._nvml, "nvmlShutdown")
+        name = _query(self._nvml, "nvmlDeviceGetName", self._handle)
+        _query(self._nvml, "nvmlShutdown")
         self._nvml = None
         clocks, powers, heats, reasons = (
             [value for value in column if value is not None]
@@ -87,20 +87,20 @@ class GpuWatch:
 
 
 def used_memory_bytes() -> int | None:
-    """Memory in use on the first GPU that this process may use, by all who use it; None if unknown.
+    """Memory in use on the first GPU, by all processes; None if unknown.
 
     NVML is asked, as it tells this without taking any of it: a CUDA context takes hundreds of MB.
     """
-    nvml, handle = _opened()
+    nvml, handle = _open_nvml()
     if nvml is None:
         return None
-    memory = _asked(nvml, "nvmlDeviceGetMemoryInfo", handle)
-    _asked(nvml, "nvmlShutdown")
+    memory = _query(nvml, "nvmlDeviceGetMemoryInfo", handle)
+    _query(nvml, "nvmlShutdown")
     return None if memory is None else int(memory.used)
 
 
-def _opened() -> tuple[Any, Any]:
-    """NVML and the first GPU that this process may use, or two times None."""
+def _open_nvml() -> tuple[Any, Any]:
+    """NVML and the first GPU that this process may use, or twice None."""
     try:
         nvml = import_module("pynvml")
     except ImportError:
@@ -111,7 +111,7 @@ def _opened() -> tuple[Any, Any]:
         return None, None
     handle = _first(nvml)
     if handle is None:
-        _asked(nvml, "nvmlShutdown")
+        _query(nvml, "nvmlShutdown")
         return None, None
     return nvml, handle
 
@@ -120,14 +120,14 @@ def _first(nvml: Any) -> Any:
     """NVML counts all GPUs of the machine, CUDA only those that the process may see."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
     if visible.startswith("GPU-"):
-        return _asked(nvml, "nvmlDeviceGetHandleByUUID", visible)
+        return _query(nvml, "nvmlDeviceGetHandleByUUID", visible)
     if not visible.isdecimal():  # hidden on purpose, or a part of one
         return None
-    return _asked(nvml, "nvmlDeviceGetHandleByIndex", int(visible))
+    return _query(nvml, "nvmlDeviceGetHandleByIndex", int(visible))
 
 
-def _asked(nvml: Any, function: str, *arguments: Any) -> Any:
-    """NVML's answer, or None where this driver or GPU gives none."""
+def _query(nvml: Any, function: str, *arguments: Any) -> Any:
+    """The result of an NVML function, or None where this driver or GPU has none."""
     try:
         return getattr(nvml, function)(*arguments)
     except Exception:  # noqa: BLE001 - NVMLError, and names that an old package lacks

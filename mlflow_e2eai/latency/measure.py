@@ -20,7 +20,7 @@ from mlflow_e2eai.latency import findings
 from mlflow_e2eai.latency.gpu_monitor import GpuWatch
 from mlflow_e2eai.latency.ratios import turns
 from mlflow_e2eai.latency.report import GpuRecord, Latency, LatencyFinding, LatencyReport, Timing
-from mlflow_e2eai.latency.timing import between, filling
+from mlflow_e2eai.latency.timing import fill_series, time_on_host
 
 WARMUP = 100_000
 """Calls of each callable at most that are not counted. Long before that the warm-up has settled,
@@ -103,7 +103,7 @@ def benchmark(
         for name, infer in candidates.items()
     }
     found = [
-        findings.unsettled(name, calls=seen.calls, windows_ms=seen.windows_ms)
+        findings.unsteady_warmup(name, calls=seen.calls, windows_ms=seen.windows_ms)
         for name, seen in warm.items()
         if not seen.settled
     ]
@@ -115,7 +115,7 @@ def benchmark(
         _latency(name, calls, items, warm[name])
         for name, calls in zip(candidates, taken, strict=True)
     )
-    found += _found(variants, watch.gaps_s, gpu)
+    found += _findings(variants, watch.gaps_s, gpu)
     return LatencyReport(
         items=items, warmup=warmup, variants=variants, findings=tuple(found), gpu=gpu
     )
@@ -163,7 +163,7 @@ class _Stopwatch:
 
     def time(self, infer: Infer) -> Timing:
         """Make a call, and tell how long it took."""
-        began, timing, ended = between(infer, self.sample, self.clock)
+        began, timing, ended = time_on_host(infer, self.sample, self.clock)
         if self._last is not None:
             self.gaps_s.append(began - self._last)
         self._last = ended
@@ -171,15 +171,15 @@ class _Stopwatch:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Warm:
-    """How a warm-up went: its calls, the medians of its windows and whether they were steady."""
+class _WarmUp:
+    """The calls of a warm-up, the medians of its windows, and whether they were steady."""
 
     calls: int
     windows_ms: tuple[float, ...]
     settled: bool
 
 
-def _warm_up(infer: Infer, watch: _Stopwatch, *, calls: int, budget_s: float) -> _Warm:
+def _warm_up(infer: Infer, watch: _Stopwatch, *, calls: int, budget_s: float) -> _WarmUp:
     windows: list[float] = []
     fill_ms = min(WINDOW_MS, 1e3 * budget_s / _WINDOWS)
     started = watch.clock()
@@ -194,7 +194,7 @@ def _warm_up(infer: Infer, watch: _Stopwatch, *, calls: int, budget_s: float) ->
             windows.append(float(np.median(window)))
             settled = _steady(windows)
     watch.pause()
-    return _Warm(calls=made, windows_ms=tuple(windows), settled=settled)
+    return _WarmUp(calls=made, windows_ms=tuple(windows), settled=settled)
 
 
 def _window(infer: Any, watch: _Stopwatch, calls: int, fill_ms: float) -> Sequence[float]:
@@ -203,7 +203,7 @@ def _window(infer: Any, watch: _Stopwatch, calls: int, fill_ms: float) -> Sequen
         watch.pause()
         times: Sequence[float] = series(watch.sample, fill_ms=fill_ms, calls=calls)
         return times
-    return filling(lambda: watch.time(infer), fill_ms=fill_ms, calls=calls)
+    return fill_series(lambda: watch.time(infer), fill_ms=fill_ms, calls=calls)
 
 
 def _steady(windows_ms: Sequence[float]) -> bool:
@@ -236,18 +236,18 @@ def _rounds(
     return taken, record
 
 
-def _found(
+def _findings(
     variants: Sequence[Latency], gaps_s: Sequence[float], gpu: GpuRecord | None
 ) -> list[LatencyFinding]:
     return [
         *findings.drifts({variant.name: variant.rounds_ms for variant in variants}),
         *(one for variant in variants for one in findings.stalls(variant.name, variant.rounds_ms)),
         *findings.clock_jumps(gaps_s),
-        *findings.throttling(gpu),
+        *findings.throttled_clock(gpu),
     ]
 
 
-def _latency(name: str, calls: _Calls, items: int, warm: _Warm) -> Latency:
+def _latency(name: str, calls: _Calls, items: int, warm: _WarmUp) -> Latency:
     values = calls.host_ms
     p50, p90, p95, p99 = (float(p) for p in np.percentile(values, [50, 90, 95, 99]))
     mean = float(np.mean(values))

@@ -23,7 +23,7 @@ is sure of anything."""
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ratio:
-    """How many times as long one callable takes as another.
+    """Ratio of the latencies of two callables, with a confidence interval.
 
     Attributes:
         value: The typical ratio of a round.
@@ -58,7 +58,7 @@ def turns(size: int) -> tuple[tuple[int, ...], ...]:
 def paired_ratio(
     times_ms: Sequence[float], baseline_ms: Sequence[float], *, places: tuple[int, int], size: int
 ) -> Ratio:
-    """How many times as long one callable takes as another, from rounds in which both were called.
+    """Ratio of the latencies of two callables, from rounds in which both were called.
 
     What the machine does in a round falls on both, so it is the rounds' ratios that are looked at.
     Their median is taken apart for the rounds in which the one went first and those in which the
@@ -98,7 +98,7 @@ def paired_ratio(
     means = np.median(rows[:, _blocks(count, length)], axis=2).mean(axis=0)
     tail = 50 * (1 - _CONFIDENCE)
     low, high = np.percentile(means, [tail, 100 - tail]) - value
-    wider = _widening(count / length)
+    wider = _student_factor(count / length)
     # Ten rounds or more that all lie on one side of the truth are rarer than the interval's error.
     least, most = float(logs.min()), float(logs.max())
     return Ratio(
@@ -108,8 +108,8 @@ def paired_ratio(
     )
 
 
-def _widening(blocks: float) -> float:
-    """How much too short a percentile interval of so many blocks is: as normal against Student.
+def _student_factor(blocks: float) -> float:
+    """Factor by which a percentile interval of so many blocks is too short.
 
     This is the expanded percentile interval of T. Hesterberg, What Teachers Should Know About the
     Bootstrap, 2015, as a factor; Student's quantile is the expansion 26.7.5 of Abramowitz and
@@ -133,7 +133,7 @@ def _log_ratios(times: Array, baseline: Array) -> Array:
 
 @functools.lru_cache(maxsize=8)
 def _blocks(count: int, length: int) -> Array:
-    """What each resample draws, [resamples, count]: blocks of neighbours, in a circle."""
+    """Positions that each resample draws, [resamples, count]: circular blocks of neighbours."""
     size = (_RESAMPLES, math.ceil(count / length), 1)
     starts = np.random.default_rng(0).integers(count, size=size)
     drawn: Array = (starts + np.arange(length)).reshape(_RESAMPLES, -1)[:, :count] % count

@@ -32,7 +32,7 @@ class LatencyFinding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
-    """How long one call took.
+    """Duration of one call.
 
     Attributes:
         host_ms: On the clock of the processor that made it, copies to and from the device included.
@@ -45,7 +45,7 @@ class Timing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Latency:
-    """How long the calls of one callable took, on the host's clock, copies included.
+    """Durations of the calls of one callable, on the host's clock, copies included.
 
     Attributes:
         name: The callable.
@@ -60,7 +60,7 @@ class Latency:
         outliers: How many of them are above the outer fence; see `findings.fence`.
         warmup_calls: Calls that were made before the first that counted.
         settled: Whether the warm-up ended because the calls had become steady. False also where it
-            was too short to tell, and in reports of before it was looked at.
+            was too short to tell.
         device_p50_ms: Median of `device_rounds_ms`.
         device_rounds_ms: Every call on the device's own clock, copies not included; empty where the
             callable does not tell.
@@ -84,7 +84,7 @@ class Latency:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuRecord:
-    """What a GPU did while it was measured, as NVML tells it.
+    """State of a GPU during a measurement, by NVML.
 
     Attributes:
         name: The GPU; like all that follows, None where it does not say.
@@ -107,7 +107,7 @@ class GpuRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LatencyReport:
-    """What a benchmark saw.
+    """Result of `benchmark`.
 
     Attributes:
         items: Items in one call.
@@ -150,7 +150,7 @@ class LatencyReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """What so many callers at once get.
+    """Throughput and latency under a number of concurrent callers.
 
     Attributes:
         threads: Callers, a thread each.
@@ -167,7 +167,7 @@ class Load:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Throughput:
-    """What a concurrency sweep saw.
+    """Result of a concurrency sweep.
 
     Attributes:
         items: Items in one call.
@@ -187,7 +187,7 @@ class Throughput:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ColdStart:
-    """What the first answer of a freshly opened runner cost.
+    """Cost of the first outputs of a freshly opened runner.
 
     Attributes:
         load_s: Seconds from nothing to a callable.

@@ -68,7 +68,7 @@ def timed(
     Raises:
         InvalidInputError: The clock went backwards in it.
     """
-    return between(infer, sample, clock)[1]
+    return time_on_host(infer, sample, clock)[1]
 
 
 def series(infer: Infer, sample: Tensors, *, fill_ms: float, calls: int) -> list[float]:
@@ -83,11 +83,11 @@ def series(infer: Infer, sample: Tensors, *, fill_ms: float, calls: int) -> list
     Returns:
         Milliseconds of each on the host.
     """
-    return filling(lambda: timed(infer, sample), fill_ms=fill_ms, calls=calls)
+    return fill_series(lambda: timed(infer, sample), fill_ms=fill_ms, calls=calls)
 
 
-def filling(call: Callable[[], Timing], *, fill_ms: float, calls: int) -> list[float]:
-    """What `series` gives, of calls that are made and timed in a way of their own."""
+def fill_series(call: Callable[[], Timing], *, fill_ms: float, calls: int) -> list[float]:
+    """A series of calls whose timing the caller defines."""
     times: list[float] = []
     filled_ms = 0.0
     while len(times) < calls and filled_ms < fill_ms:
@@ -96,8 +96,10 @@ def filling(call: Callable[[], Timing], *, fill_ms: float, calls: int) -> list[f
     return times
 
 
-def between(infer: Any, sample: Tensors, clock: Callable[[], float]) -> tuple[float, Timing, float]:
-    """What `timed` gives, between the readings of the clock before and after the call."""
+def time_on_host(
+    infer: Any, sample: Tensors, clock: Callable[[], float]
+) -> tuple[float, Timing, float]:
+    """Time a call by the readings of the clock before and after it."""
     itself: Callable[[Tensors], Timing] | None = getattr(infer, "timed", None)
     timing = None
     before = clock()

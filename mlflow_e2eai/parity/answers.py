@@ -14,8 +14,8 @@ from mlflow_e2eai.parity.measure import Measure
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """One output as it was given, copied.
+class OutputCopy:
+    """A copy of one output of a call.
 
     Attributes:
         array: Its elements; those of a ragged output one after the other.
@@ -26,7 +26,7 @@ class Answer:
     items: tuple[tuple[int, ...], ...] | None
 
     @classmethod
-    def of(cls, value: Any) -> Answer:
+    def of(cls, value: Any) -> OutputCopy:
         """Copy an array, or a list of arrays whose shapes may differ."""
         if not _is_ragged(value):
             return cls(np.array(value), None)
@@ -41,12 +41,12 @@ class Answer:
             return str(list(self.array.shape))
         return f"[{', '.join(str(list(item)) for item in self.items)}]"
 
-    def fits(self, other: Answer) -> bool:
+    def fits(self, other: OutputCopy) -> bool:
         """Whether both have the same shape."""
         return self.array.shape == other.array.shape and self.items == other.items
 
-    def place(self, position: int) -> tuple[int, ...]:
-        """The index of an element, from its position in the flattened array."""
+    def index_of(self, position: int) -> tuple[int, ...]:
+        """Index of an element, from its position in the flattened array."""
         if self.items is None:
             return tuple(int(i) for i in np.unravel_index(position, self.array.shape))
         for number, shape in enumerate(self.items):
@@ -62,8 +62,8 @@ class Answer:
 
 
 @dataclass(slots=True)
-class Question:
-    """What was asked with one sample: the right answers, and the first that the candidate gave.
+class Comparison:
+    """One sample with the reference's outputs and the candidate's first ones.
 
     The sample is not kept: there may be many questions whose answers are yet to be judged.
 
@@ -74,13 +74,13 @@ class Question:
     """
 
     number: int
-    right: Mapping[str, Answer]
-    first: dict[str, tuple[Answer, Measure]] = field(default_factory=dict)
+    right: Mapping[str, OutputCopy]
+    first: dict[str, tuple[OutputCopy, Measure]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Circumstances:
-    """What surrounded one call of the candidate.
+    """The circumstances of one call of the candidate.
 
     Attributes:
         before: The right answers to the question that it was asked before, if that was another.
@@ -88,7 +88,7 @@ class Circumstances:
         threads: Threads that asked at once.
     """
 
-    before: Mapping[str, Answer] = field(default_factory=dict)
+    before: Mapping[str, OutputCopy] = field(default_factory=dict)
     poisoned: frozenset[str] = frozenset()
     threads: int = 1
 

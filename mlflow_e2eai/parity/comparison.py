@@ -14,8 +14,8 @@ import numpy as np
 
 from mlflow_e2eai.artifacts.values import Infer, Tensors
 from mlflow_e2eai.errors import InvalidInputError
-from mlflow_e2eai.parity.answers import Answer, Circumstances, Question
-from mlflow_e2eai.parity.judge import Judge, poison
+from mlflow_e2eai.parity.answers import Circumstances, Comparison, OutputCopy
+from mlflow_e2eai.parity.judge import OutputComparer, poison
 from mlflow_e2eai.parity.measure import BLOCK, same_bits
 from mlflow_e2eai.parity.report import ParityReport
 from mlflow_e2eai.parity.tolerances import limits_for
@@ -30,7 +30,7 @@ THREADED_ROUNDS = 4
 """Times that all threads ask at once."""
 
 Progress: TypeAlias = Callable[[int], None]
-Asked: TypeAlias = tuple[Tensors, Question]
+Asked: TypeAlias = tuple[Tensors, Comparison]
 
 
 def compare(
@@ -95,8 +95,8 @@ def compare(
     if repeats < 1 or threads < 1:
         msg = f"repeats={repeats} and threads={threads}; give at least 1."
         raise InvalidInputError(msg)
-    judge = Judge(limits, stop_when_failed=stop_when_failed)
-    asker = _Asker(candidate, judge, progress or _ignore)
+    judge = OutputComparer(limits, stop_when_failed=stop_when_failed)
+    asker = _Caller(candidate, judge, progress or _ignore)
     at_once = threads if repeats > 1 else 1
     count = 0
     for window in _windows(reference, samples, judge, WINDOW if repeats > 1 else 1):
@@ -107,9 +107,9 @@ def compare(
         if count == len(window) and at_once > 1 and not judge.findings:
             asker.ask_at_once(window, at_once)
         window.clear()  # or it would be held while the next is read
-        if judge.done:
+        if judge.is_decided:
             break
-    asker.stack.judge_held()
+    asker.stack.flush()
     outputs = judge.results()
     if not count:
         judge.add("no_samples", sentence="There were no samples, so nothing was compared.")
@@ -127,55 +127,55 @@ def compare(
 
 
 def _windows(
-    reference: Infer, samples: Iterable[Tensors], judge: Judge, size: int
+    reference: Infer, samples: Iterable[Tensors], judge: OutputComparer, size: int
 ) -> Iterator[list[Asked]]:
     """Samples in lists, with the reference's answers; asked twice where there is to be noise."""
     numbered = enumerate(samples)
     while window := [
-        (sample, Question(number, _answers(reference(_copies(sample)))))
+        (sample, Comparison(number, _copy_outputs(reference(_copies(sample)))))
         for number, sample in itertools.islice(numbered, size)
     ]:
         if size > 1:
             for sample, question in window:
-                judge.reference(question, _answers(reference(_copies(sample))))
+                judge.reference(question, _copy_outputs(reference(_copies(sample))))
             del sample, question
         yield window
 
 
 @dataclass(slots=True)
-class _Asker:
+class _Caller:
     """Asks the candidate, and keeps what the next call may be caught at."""
 
     candidate: Infer
-    judge: Judge
+    judge: OutputComparer
     progress: Progress
-    stack: Stack = field(init=False)
-    before: tuple[int, Mapping[str, Answer]] = (-1, MappingProxyType({}))
+    stack: Batch = field(init=False)
+    before: tuple[int, Mapping[str, OutputCopy]] = (-1, MappingProxyType({}))
     raw: Tensors = field(default_factory=dict)
-    given: Mapping[str, Answer] = field(default_factory=dict)
+    given: Mapping[str, OutputCopy] = field(default_factory=dict)
     reused: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
-        self.stack = Stack(self.judge)
+        self.stack = Batch(self.judge)
 
     def ask_in_turns(self, window: Sequence[Asked], repeats: int) -> None:
         """Ask every question `repeats` times, there and back."""
-        judge = self.stack.answer if repeats == 1 else self.judge.answer
+        judge = self.stack.add_outputs if repeats == 1 else self.judge.add_call
         for turn in range(repeats):
             for sample, question in window if turn % 2 == 0 else reversed(window):
-                if not self.judge.done:
+                if not self.judge.is_decided:
                     judge(question, *self.ask(sample, question))
 
     def ask(
-        self, sample: Tensors, question: Question
-    ) -> tuple[Mapping[str, Answer], Circumstances]:
+        self, sample: Tensors, question: Comparison
+    ) -> tuple[Mapping[str, OutputCopy], Circumstances]:
         """Ask once."""
         for name in self.reused:
             self.raw[name].fill(poison(self.raw[name]))
         inputs = _copies(sample)
         self.progress(question.number)
         raw = self.candidate(inputs)
-        given = _answers(raw)
+        given = _copy_outputs(raw)
         self._check_inputs(question.number, sample, inputs)
         number, right = self.before
         around = Circumstances(right if number != question.number else {}, self.reused)
@@ -225,7 +225,7 @@ class _Asker:
                 if any(error is not None for error in errors):
                     return
                 for (_, question), future in zip(asked, futures, strict=True):
-                    self.judge.answer(question, _answers(future.result()), around)
+                    self.judge.add_call(question, _copy_outputs(future.result()), around)
 
     def _ask_together(self, sample: Tensors, together: threading.Barrier) -> Tensors:
         inputs = _copies(sample)
@@ -241,8 +241,8 @@ def _copies(sample: Tensors) -> dict[str, Any]:
     return {name: np.array(value) for name, value in sample.items()}
 
 
-def _answers(raw: Tensors) -> dict[str, Answer]:
-    return {name: Answer.of(value) for name, value in raw.items()}
+def _copy_outputs(raw: Tensors) -> dict[str, OutputCopy]:
+    return {name: OutputCopy.of(value) for name, value in raw.items()}
 
 
 # Small answers, held to be judged in one go: a call of NumPy costs more than their numbers.
@@ -256,48 +256,50 @@ Form = tuple[tuple[str, Any, tuple[int, ...]], ...]
 
 
 @dataclass(slots=True)
-class Stack:
-    """Holds answers of one form until they fill a block.
+class Batch:
+    """Collects small outputs of one form until they fill a block, to compare them in one go.
 
     What is judged together is only whether all of them are right. Where one is not, each is judged
     on its own, so that nothing of what is said depends on what was held.
     """
 
-    judge: Judge
-    held: list[tuple[Question, Mapping[str, Answer], Circumstances]] = field(default_factory=list)
+    judge: OutputComparer
+    held: list[tuple[Comparison, Mapping[str, OutputCopy], Circumstances]] = field(
+        default_factory=list
+    )
     form: Form | None = None
     most: int = 1
 
-    def answer(
-        self, question: Question, given: Mapping[str, Answer], around: Circumstances
+    def add_outputs(
+        self, question: Comparison, given: Mapping[str, OutputCopy], around: Circumstances
     ) -> None:
-        """Have an answer judged, now or with those that follow."""
+        """Collect the outputs of one call, and compare them once the block is full."""
         form = _form(question.right, given)
         if form != self.form:
-            self.judge_held()
+            self.flush()
             self.form = form
             self.most = self._room(question)
         self.held.append((question, given, around))
         if len(self.held) >= self.most:
-            self.judge_held()
+            self.flush()
 
-    def judge_held(self) -> None:
-        """Judge all that is held."""
+    def flush(self) -> None:
+        """Compare all outputs that are collected."""
         held, self.held = self.held, []
         if len(held) < 2 or not self.judge.all_right(held):  # noqa: PLR2004 - one is not several
             for each in held:
-                self.judge.answer(*each)
+                self.judge.add_call(*each)
 
-    def _room(self, question: Question) -> int:
-        """How many answers of this form are held together."""
+    def _room(self, question: Comparison) -> int:
+        """Number of outputs of this form that fit a block."""
         if self.form is None or self.judge.stop_when_failed:
             return 1
         largest = max((answer.array.size for answer in question.right.values()), default=0)
         return min(BLOCK // max(largest, 1), MOST)
 
 
-def _form(right: Mapping[str, Answer], given: Mapping[str, Answer]) -> Form | None:
-    """What both sides are alike in; None where they are not, or cannot be put one after another."""
+def _form(right: Mapping[str, OutputCopy], given: Mapping[str, OutputCopy]) -> Form | None:
+    """Names, dtypes and shapes that both sides share; None if they cannot be stacked."""
     if right.keys() != given.keys():
         return None
     for name, answer in right.items():

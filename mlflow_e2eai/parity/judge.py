@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from mlflow_e2eai.artifacts.values import Array
-from mlflow_e2eai.parity.answers import Answer, Circumstances, Question
+from mlflow_e2eai.parity.answers import Circumstances, Comparison, OutputCopy
 from mlflow_e2eai.parity.measure import Measure, is_exact, measure, same_bits
 from mlflow_e2eai.parity.report import Element, Finding, Kind, OutputParity
 from mlflow_e2eai.parity.tolerances import FEW, NOISE_FACTOR, NOISE_SHARE, Limits
@@ -33,8 +33,8 @@ class _Totals:
 
 
 @dataclass(slots=True)
-class Judge:
-    """Sums over one comparison, so that samples need not be kept."""
+class OutputComparer:
+    """Running sums of one comparison, so that samples need not be kept."""
 
     limits: Limits
     stop_when_failed: bool = False
@@ -44,8 +44,8 @@ class Judge:
     calls: int = 0
 
     @property
-    def done(self) -> bool:
-        """Whether nothing more is to be asked."""
+    def is_decided(self) -> bool:
+        """Whether no further call can change the result."""
         return self.stop_when_failed and bool(self.findings)
 
     def add(
@@ -61,7 +61,7 @@ class Judge:
         finding = Finding(kind=kind, output=output, sample=sample, index=index, sentence=sentence)
         self.findings.setdefault((kind, output), finding)
 
-    def reference(self, question: Question, again: Mapping[str, Answer]) -> None:
+    def reference(self, question: Comparison, again: Mapping[str, OutputCopy]) -> None:
         """Hold the reference's second answer against its first: the scale of all noise."""
         for name, right in question.right.items():
             least = self.limits.scale_of(name)
@@ -74,10 +74,10 @@ class Judge:
                 )
                 self.add("noisy_reference", output=name, sample=question.number, sentence=sentence)
 
-    def answer(
-        self, question: Question, given: Mapping[str, Answer], around: Circumstances
+    def add_call(
+        self, question: Comparison, given: Mapping[str, OutputCopy], around: Circumstances
     ) -> None:
-        """Hold one answer of the candidate against the reference's, and against its own first."""
+        """Compare one call's outputs with the reference's, and with the candidate's own first."""
         self.calls += 1
         number, right = question.number, question.right
         for name in right.keys() - given.keys():
@@ -91,7 +91,7 @@ class Judge:
                 self._output(question, name, given, around)
 
     def all_right(
-        self, held: Sequence[tuple[Question, Mapping[str, Answer], Circumstances]]
+        self, held: Sequence[tuple[Comparison, Mapping[str, OutputCopy], Circumstances]]
     ) -> bool:
         """Take in answers of one form to different questions, if all are right; else none."""
         found: dict[str, Measure] = {}
@@ -141,7 +141,11 @@ class Judge:
         self.add("snr", output=name, sentence=sentence)
 
     def _output(
-        self, question: Question, name: str, given: Mapping[str, Answer], around: Circumstances
+        self,
+        question: Comparison,
+        name: str,
+        given: Mapping[str, OutputCopy],
+        around: Circumstances,
     ) -> None:
         right, answer, number = question.right[name], given[name], question.number
         if right.array.dtype != answer.array.dtype:
@@ -153,7 +157,7 @@ class Judge:
             self.add("shape", output=name, sample=number, sentence=sentence)
             found = None
         else:
-            found = self._measured(question, name, answer, around)
+            found = self._measure_output(question, name, answer, around)
             self._wrong(question, name, answer, found)
         if question.first.get(name, (answer,))[0] is not answer:
             self._again(question, name, answer)
@@ -162,8 +166,8 @@ class Judge:
                 sentence = f"Sample {number}, output {name!r}: {reason}."
                 self.add(kind, output=name, sample=number, sentence=sentence)
 
-    def _measured(
-        self, question: Question, name: str, answer: Answer, around: Circumstances
+    def _measure_output(
+        self, question: Comparison, name: str, answer: OutputCopy, around: Circumstances
     ) -> Measure:
         right = question.right[name].array
         first, found = question.first.get(name, (None, None))
@@ -177,12 +181,12 @@ class Judge:
         (totals.sums if around.threads == 1 else totals.at_once).add(found)
         return found
 
-    def _totals(self, name: str, right: Answer) -> _Totals:
+    def _totals(self, name: str, right: OutputCopy) -> _Totals:
         if name not in self.totals:
             self.totals[name] = _Totals(exact=is_exact(right.array))
         return self.totals[name]
 
-    def _wrong(self, question: Question, name: str, answer: Answer, found: Measure) -> None:
+    def _wrong(self, question: Comparison, name: str, answer: OutputCopy, found: Measure) -> None:
         """Say which elements are wrong."""
         right, number, limit = question.right[name], question.number, self.limits.of(name)
         totals = self.totals[name]
@@ -190,7 +194,7 @@ class Judge:
         if first and totals.first_wrong is None:
             totals.first_wrong = Element(
                 sample=number,
-                index=answer.place(min(first)),
+                index=answer.index_of(min(first)),
                 reference=str(right.value(min(first))),
                 candidate=str(answer.value(min(first))),
             )
@@ -201,7 +205,7 @@ class Judge:
         for kind, position in places.items():
             if position is None:
                 continue
-            place = answer.place(position)
+            place = answer.index_of(position)
             values = f"{_text(answer.value(position))}, not {_text(right.value(position))}"
             sentence = (
                 f"Sample {number}, output {name!r} at {list(place)}: {values} (limit {limit:g} of "
@@ -209,7 +213,7 @@ class Judge:
             )
             self.add(kind, output=name, sample=number, index=place, sentence=sentence)
 
-    def _again(self, question: Question, name: str, answer: Answer) -> None:
+    def _again(self, question: Comparison, name: str, answer: OutputCopy) -> None:
         """Hold an answer against the candidate's own first one to the same question."""
         first, _ = question.first[name]
         noise = _noise(first, answer, self.limits.scale_of(name))
@@ -226,7 +230,7 @@ class Judge:
             self.add("nondeterministic", output=name, sample=question.number, sentence=sentence)
 
 
-def _noise(one: Answer, other: Answer, least: float) -> float:
+def _noise(one: OutputCopy, other: OutputCopy, least: float) -> float:
     """Largest difference as a share of the largest magnitude; infinite for other shapes."""
     if not one.fits(other):
         return math.inf
@@ -242,14 +246,14 @@ def _text(value: Any) -> str:
 # How a wrong answer came to be wrong, where its numbers tell.
 
 
-def _close(one: Answer, other: Answer, limit: float) -> bool:
+def _close(one: OutputCopy, other: OutputCopy, limit: float) -> bool:
     return one.fits(other) and measure(one.array, other.array, limit).right
 
 
 def reasons(
-    rights: Mapping[str, Answer],
+    rights: Mapping[str, OutputCopy],
     name: str,
-    given: Mapping[str, Answer],
+    given: Mapping[str, OutputCopy],
     around: Circumstances,
     limit: float,
 ) -> Iterator[tuple[Kind, str]]:
@@ -275,12 +279,12 @@ def reasons(
             yield "swapped", f"the numbers of output {other!r}"
     if right.items is None and answer.items is None and right.array.ndim == answer.array.ndim:
         for one, two in itertools.combinations(range(right.array.ndim), 2):
-            if _close(Answer(right.array.swapaxes(one, two), None), answer, limit):
+            if _close(OutputCopy(right.array.swapaxes(one, two), None), answer, limit):
                 yield "transposed", f"axes {one} and {two} change places"
 
 
 def poison(array: Array) -> Any:
-    """What an output buffer is filled with: NaN, or the largest integer."""
+    """The value that fills an output buffer before a call: NaN, or the largest integer."""
     if array.dtype.kind in "fc":
         return np.nan
     return np.iinfo(array.dtype).max if array.dtype.kind in "iu" else True

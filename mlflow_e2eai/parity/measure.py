@@ -25,7 +25,7 @@ NO_NUMBERS = "OSUTMmV"
 
 @dataclass(slots=True)
 class Measure:
-    """How one answer, or several, differ from the reference.
+    """Differences of one output, or of several, from the reference.
 
     Attributes are sums but for those that start with ``max``; `worst`, `first` and `bad` are
     positions in the flattened output: of the largest difference, of the first that is outside the
@@ -211,7 +211,7 @@ def _block(
     np.subtract(wide_given, wide_right, out=difference)
     squares = _dots(buffers, buffers)
     if not math.isfinite(squares[2]):
-        _strange(found, buffers, start)
+        _count_nonfinite(found, buffers, start)
         squares = _dots(buffers, buffers)
     found.reference_squared += squares[0]
     found.candidate_squared += squares[1]
@@ -248,8 +248,8 @@ def _dots(rows: Array, others: Array) -> list[float]:
     return list((first + np.vecdot(rows[:, half:], others[..., half:])).tolist())
 
 
-def _strange(found: Measure, buffers: Array, start: int) -> None:
-    """Count what is not finite on either side, and put zeros in its place."""
+def _count_nonfinite(found: Measure, buffers: Array, start: int) -> None:
+    """Count values that are not finite on either side, and replace them by zeros."""
     right, given, _ = buffers
     strange_right, strange_given = ~np.isfinite(right), ~np.isfinite(given)
     strange = strange_right | strange_given

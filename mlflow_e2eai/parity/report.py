@@ -77,7 +77,7 @@ class Element:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutputParity:
-    """How one output of the candidate differs from the reference, over all samples and repeats.
+    """Differences of one output from the reference, over all samples and repeats.
 
     Attributes:
         name: The output.
@@ -157,7 +157,7 @@ class ParityReport:
 
     @property
     def passed(self) -> bool:
-        """Whether there is nothing wrong."""
+        """Whether there are no findings."""
         return not self.findings
 
     @property

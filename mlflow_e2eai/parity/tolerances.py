@@ -76,7 +76,7 @@ MAX_SNR_DB = 20 * math.log10(2**53)
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one comparison allows.
+    """The limits of one comparison.
 
     Attributes:
         default: Limit on the relative error where an output has none of its own.

@@ -21,7 +21,7 @@ from mlflow_e2eai.engine.runner import why_not_here
 from mlflow_e2eai.errors import PrecisionError
 from mlflow_e2eai.evaluation.data import EvaluationData
 from mlflow_e2eai.evaluation.evidence import Evidence, MachineEvidence
-from mlflow_e2eai.evaluation.quantized_gates import is_kept
+from mlflow_e2eai.evaluation.quantized_gates import is_retained
 from mlflow_e2eai.parity.samples import batch_samples
 from mlflow_e2eai.pipeline.engines import compile_all
 from mlflow_e2eai.pipeline.settings import Settings
@@ -29,7 +29,7 @@ from mlflow_e2eai.pipeline.source import open_source
 from mlflow_e2eai.pipeline.stages import Reference, clean_on, convert_on, evaluate_on
 from mlflow_e2eai.precision.quantize import check_calibrated
 from mlflow_e2eai.precision.stage import PrecisionReport
-from mlflow_e2eai.surgery.mapping import answering, bridge
+from mlflow_e2eai.surgery.mapping import full_reference, wrap_reference
 from mlflow_e2eai.tracking.recorder import EngineCache, Recorder, RemoteJobs
 
 Artifact = TypeVar("Artifact", OnnxArtifact, EngineArtifact)
@@ -101,11 +101,13 @@ def build(
             machines, failed = remote.evaluate(graphs, others, batch_sizes=settings.batch_sizes)
         remote_evidence = [entry for machine in machines for entry in machine.evidence]
         evaluated = {entry.sha256 for entry in remote_evidence}
-        with answering(opened.reference, raw, cleaned) as infer:
+        with full_reference(opened.reference, raw, cleaned) as infer:
             evidence, latency = evaluate_on(
                 recorder,
                 Reference(
-                    infer=infer, alone=bridge(opened.reference, raw, cleaned), name=opened.name
+                    infer=infer,
+                    alone=wrap_reference(opened.reference, cleaned),
+                    name=opened.name,
                 ),
                 graphs,
                 [engine for engine in engines if engine.sha256 not in {*evaluated, *failed}],
@@ -137,7 +139,7 @@ def build(
 
 def _worth_it(artifacts: Sequence[Artifact], evidence: Sequence[Evidence]) -> tuple[Artifact, ...]:
     """The artifacts but for quantised ones that are not worth their error."""
-    return tuple(artifact for artifact in artifacts if is_kept(artifact, evidence))
+    return tuple(artifact for artifact in artifacts if is_retained(artifact, evidence))
 
 
 def _convert_all(

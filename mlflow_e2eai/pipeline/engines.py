@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mlflow_e2eai.artifacts.build_settings import BuildSettings
-from mlflow_e2eai.artifacts.libraries import named
+from mlflow_e2eai.artifacts.libraries import describe_libraries
 from mlflow_e2eai.artifacts.values import (
     EngineArtifact,
     OnnxArtifact,
@@ -49,7 +49,7 @@ def compile_all(
     for wanted, plan in progress(plans.items(), "compile", unit="engines"):
         outcome = built.get(wanted, plan.refusal)
         if isinstance(outcome, EngineArtifact):
-            libraries = named(settings.plugin_libraries)
+            libraries = describe_libraries(settings.plugin_libraries)
             engines.append(dataclasses.replace(outcome, libraries=libraries))
             continue
         name = f"compile {wanted.precision} {wanted.target}"

@@ -30,11 +30,16 @@ from mlflow_e2eai.evaluation.data import EvaluationData
 from mlflow_e2eai.evaluation.variants import FILE, TORCH
 from mlflow_e2eai.pipeline.source import reference_of
 from mlflow_e2eai.pipeline.stages import Reference
-from mlflow_e2eai.pytorch.flat_module import flattened
+from mlflow_e2eai.pytorch.flat_module import flatten_module
 from mlflow_e2eai.pytorch.operators.operator import Operator
 from mlflow_e2eai.runtime.isolation import isolated_onnxruntime
 from mlflow_e2eai.runtime.ort import Device, onnxruntime_devices
-from mlflow_e2eai.surgery.mapping import answering, begins_inside, bridge, hold_beginning
+from mlflow_e2eai.surgery.mapping import (
+    full_reference,
+    require_same_inputs,
+    starts_inside,
+    wrap_reference,
+)
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
@@ -50,7 +55,7 @@ _DEFAULT_AXIS = Axis("N", min=1, opt=8, max=64)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedSource:
-    """A PyTorch LoggedModel, loaded, as `flattened` returns it."""
+    """A PyTorch LoggedModel, loaded, as `flatten_module` returns it."""
 
     module: Any
     example: dict[str, Array]
@@ -100,8 +105,8 @@ class Job:
                 yield None
                 return
             name = TORCH if self._source else FILE
-            with answering(infer, raw, graph) as whole:
-                yield Reference(infer=whole, alone=bridge(infer, raw, graph), name=name)
+            with full_reference(infer, raw, graph) as whole:
+                yield Reference(infer=whole, alone=wrap_reference(infer, graph), name=name)
 
     @contextmanager
     def _model(self, raw: OnnxArtifact, graph: OnnxArtifact) -> Iterator[Infer | None]:
@@ -110,7 +115,7 @@ class Job:
             with isolated_onnxruntime(raw.path, libraries=raw.libraries) as infer:
                 yield infer
             return
-        hold_beginning(graph, raw)
+        require_same_inputs(graph, raw)
         try:
             source = load_source(self._source, self.folder / "source", None)
         except TrackingError as error:
@@ -130,7 +135,7 @@ class Job:
             return None
         exported = tracking.ancestor(self.model, ("export",))
         raw, _ = fetch_graph(exported, self.folder / "raw")
-        if begins_inside(graph, raw):
+        if starts_inside(graph, raw):
             return None
         with self.reference(raw, graph):
             data = self.evaluation
@@ -194,7 +199,7 @@ def load_source(model: LoggedModel, folder: Path, axes: DynamicAxes | None) -> L
     """Load a PyTorch model; `axes` stand in for those that it was logged with, unless None."""
     folder.mkdir(exist_ok=True, parents=True)
     loaded, given, kept, operators, libraries, evaluation = tracking.fetch_source(model, folder)
-    module, example = flattened(loaded, given)
+    module, example = flatten_module(loaded, given)
     if axes is None:
         axes = kept if kept is not None else _open_axes(model, folder, example)
     return LoadedSource(

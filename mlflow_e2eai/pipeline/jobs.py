@@ -35,7 +35,7 @@ from mlflow_e2eai.pipeline.job_inputs import (
     load_source,
 )
 from mlflow_e2eai.pipeline.model_factory import call
-from mlflow_e2eai.pipeline.onnx_file import imported
+from mlflow_e2eai.pipeline.onnx_file import import_onnx
 from mlflow_e2eai.pipeline.settings import Settings
 from mlflow_e2eai.pipeline.stages import (
     clean_on,
@@ -321,20 +321,20 @@ def clean_onnx(
     Nothing is logged before the file has been run.
 
     Args:
-        path: See `imported`.
-        example: An npz file with an array for each input; by default see `imported`.
-        dynamic_axes: See `imported`.
+        path: See `import_onnx`.
+        example: An npz file with an array for each input; by default see `import_onnx`.
+        dynamic_axes: See `import_onnx`.
         plan: See `jobs.clean`.
-        operator_libraries: See `imported`.
+        operator_libraries: See `import_onnx`.
 
     Returns:
         Id of the cleaned ONNX LoggedModel.
 
     Raises:
-        E2EAIError: See `imported`.
+        E2EAIError: See `import_onnx`.
     """
     with tempfile.TemporaryDirectory() as folder:
-        raw, given = imported(
+        raw, given = import_onnx(
             path,
             out=Path(folder, "raw.onnx"),
             example=None if example is None else load_arrays(example),

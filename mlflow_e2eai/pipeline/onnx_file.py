@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import onnx
 
 
-def imported(
+def import_onnx(
     path: Path,
     *,
     out: Path,
@@ -30,7 +30,7 @@ def imported(
     dynamic_axes: DynamicAxes | None = None,
     operator_libraries: Sequence[Path] = (),
 ) -> tuple[OnnxArtifact, dict[str, Array]]:
-    """Take an ONNX file as the raw graph of a chain without a PyTorch model.
+    """Read an ONNX file as the raw graph of a lineage without a PyTorch model.
 
     What is made of it is judged against the file itself, run by ONNX Runtime: it is run once at
     every corner of its profile.
@@ -52,8 +52,8 @@ def imported(
         RunnerError: ONNX Runtime cannot load it, or run it.
     """
     model = graphs.read(path)
-    libraries = operators.found(operator_libraries)
-    _hold_fp32(model, path)
+    libraries = operators.load_libraries(operator_libraries)
+    _require_fp32(model, path)
     _name_axes(model, dynamic_axes or {})
     graphs.write(model, out)
     raw = graphs.describe(
@@ -64,15 +64,15 @@ def imported(
         parent_sha256=None,
         libraries=libraries,
     )
-    given = _generated(raw) if example is None else feed(example, raw.inputs)
+    given = _random_example(raw) if example is None else feed(example, raw.inputs)
     with isolated_onnxruntime(raw.path, libraries=raw.libraries) as infer:
         for sample in profile_samples(given, raw).values():
             infer(sample)
     return raw, given
 
 
-def _hold_fp32(model: onnx.ModelProto, path: Path) -> None:
-    """Refuse a graph with values in a narrower type, as all that follows is judged against it."""
+def _require_fp32(model: onnx.ModelProto, path: Path) -> None:
+    """Refuse a graph with values in a narrower type: it is the reference of all variants."""
     import onnx
 
     types = onnx.TensorProto
@@ -112,14 +112,14 @@ def _name_axes(model: onnx.ModelProto, dynamic_axes: DynamicAxes) -> None:
             if dim.dim_param:
                 renamed[dim.dim_param] = axis.name
             dim.dim_param = axis.name
-    _hold_all_named(inputs, dynamic_axes)
+    _require_named_axes(inputs, dynamic_axes)
     for value in (*model.graph.output, *model.graph.value_info):
         for dim in value.type.tensor_type.shape.dim:
             if dim.dim_param in renamed:
                 dim.dim_param = renamed[dim.dim_param]
 
 
-def _hold_all_named(inputs: dict[str, TensorSpec], dynamic_axes: DynamicAxes) -> None:
+def _require_named_axes(inputs: dict[str, TensorSpec], dynamic_axes: DynamicAxes) -> None:
     for name, spec in inputs.items():
         for position, size in enumerate(spec.shape):
             if isinstance(size, str) and position not in dynamic_axes.get(name, {}):
@@ -134,7 +134,7 @@ def _words(inputs: dict[str, TensorSpec]) -> str:
     return ", ".join(f"{name} {list(spec.shape)}" for name, spec in inputs.items())
 
 
-def _generated(graph: OnnxArtifact) -> dict[str, Array]:
+def _random_example(graph: OnnxArtifact) -> dict[str, Array]:
     """An input example from a graph's inputs, every axis at its opt."""
     random = np.random.default_rng(0)
     opt = {axis.name: axis.opt for axis in graph.axes}

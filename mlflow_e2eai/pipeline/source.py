@@ -12,10 +12,10 @@ from mlflow_e2eai.artifacts.values import Array, Infer, OnnxArtifact
 from mlflow_e2eai.errors import InvalidInputError
 from mlflow_e2eai.evaluation.data import EvaluationData
 from mlflow_e2eai.evaluation.variants import FILE, TORCH
-from mlflow_e2eai.pipeline.onnx_file import imported
+from mlflow_e2eai.pipeline.onnx_file import import_onnx
 from mlflow_e2eai.pipeline.settings import Settings
 from mlflow_e2eai.pipeline.stages import export_on
-from mlflow_e2eai.pytorch.flat_module import flattened
+from mlflow_e2eai.pytorch.flat_module import flatten_module
 from mlflow_e2eai.pytorch.runner import torch_runner
 from mlflow_e2eai.pytorch.stage import ExportReport
 from mlflow_e2eai.runtime.isolation import isolated_onnxruntime
@@ -66,10 +66,10 @@ def open_source(
 
     Raises:
         InvalidInputError: The example or the data does not fit the model.
-        E2EAIError: See `export` and `imported`.
+        E2EAIError: See `export` and `import_onnx`.
     """
     if not isinstance(model, OnnxArtifact | Path):
-        module, example = flattened(model, input_example)
+        module, example = flatten_module(model, input_example)
         _check_names(data, example)
         with recorder.stage("export", inputs=[] if source is None else [source]) as log:
             raw, exported = export_on(log, module, example, settings, out=work / "raw.onnx")
@@ -82,7 +82,7 @@ def open_source(
     if isinstance(model, OnnxArtifact):
         raw, example = model, input_example
     else:
-        raw, example = imported(
+        raw, example = import_onnx(
             model,
             out=work / "raw.onnx",
             example=input_example,

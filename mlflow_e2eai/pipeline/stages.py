@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlflow_e2eai.artifacts.build_settings import BuildSettings
-from mlflow_e2eai.artifacts.libraries import named
+from mlflow_e2eai.artifacts.libraries import describe_libraries
 from mlflow_e2eai.artifacts.values import (
     Array,
     EngineArtifact,
@@ -29,7 +29,7 @@ from mlflow_e2eai.engine.timing_cache import timings_key
 from mlflow_e2eai.errors import PrecisionError
 from mlflow_e2eai.evaluation.data import EvaluationData, all_samples, calls
 from mlflow_e2eai.evaluation.evidence import Evidence
-from mlflow_e2eai.evaluation.quantized_gates import quantized_gates, weighed
+from mlflow_e2eai.evaluation.quantized_gates import decide_quantized, quantized_gates
 from mlflow_e2eai.evaluation.stage import evaluate
 from mlflow_e2eai.evaluation.variants import engine_variant
 from mlflow_e2eai.latency.report import LatencyReport
@@ -38,7 +38,7 @@ from mlflow_e2eai.pipeline.settings import Settings
 from mlflow_e2eai.precision.quantize import TYPES, check_calibrated
 from mlflow_e2eai.precision.stage import PrecisionReport, convert
 from mlflow_e2eai.pytorch.stage import ExportReport, export
-from mlflow_e2eai.surgery.mapping import entering, hold_beginning
+from mlflow_e2eai.surgery.mapping import input_mapper, require_same_inputs
 from mlflow_e2eai.surgery.plan import Step, named_in
 from mlflow_e2eai.surgery.stage import SurgeryReport, clean
 from mlflow_e2eai.tracking.recorder import (
@@ -131,8 +131,8 @@ def clean_on(
         keep=folder / "refused",
     )
     if same_inputs:
-        hold_beginning(cleaned, raw)
-    with entering(raw, cleaned) as fit:
+        require_same_inputs(cleaned, raw)
+    with input_mapper(raw, cleaned) as fit:
         fitted = fit(example)
     log(Output(artifact=cleaned, example=fitted))
     log(report)
@@ -213,7 +213,7 @@ def compile_on(
     Raises:
         E2EAIError: See `mlflow_e2eai.compile`.
     """
-    libraries, settings = named(wanted.plugin_libraries), wanted.build_settings
+    libraries, settings = describe_libraries(wanted.plugin_libraries), wanted.build_settings
     tf32 = wanted.precision == "tf32"
     if cache is not None and not wanted.rebuild:
         key = key_for(graph, target, tf32=tf32, libraries=libraries, settings=settings)
@@ -298,7 +298,7 @@ def evaluate_on(
         *engines,
         *(engine for engine, _ in not_evaluated),
     ]
-    evidence = weighed(evidence, latency, files, quantized_gates())
+    evidence = decide_quantized(evidence, latency, files, quantized_gates())
     for entry in evidence:
         inputs = [] if entry.sha256 is None else [entry.sha256]
         with recorder.stage(f"evaluate {entry.variant}", inputs=inputs) as log:

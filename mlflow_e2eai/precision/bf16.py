@@ -45,7 +45,7 @@ def to_bf16(model: onnx.ModelProto, *, keep_fp32: Collection[str] = ()) -> onnx.
     if strange := sorted(set(keep_fp32).difference(names)):
         msg = f"The graph has no node {strange[0]!r} to keep in fp32; see graphs.node_names."
         raise InvalidInputError(msg)
-    raised = _raised(model)
+    raised = _with_opset(model)
     for node, name in zip(raised.graph.node, names, strict=True):
         node.name = name
     _move_constants(raised.graph)
@@ -57,7 +57,7 @@ def to_bf16(model: onnx.ModelProto, *, keep_fp32: Collection[str] = ()) -> onnx.
     return raised
 
 
-def _raised(model: onnx.ModelProto) -> onnx.ModelProto:
+def _with_opset(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy in operator set `OPSET` at least, with the same nodes in the same order."""
     import onnx
 
@@ -171,7 +171,7 @@ class _Retyping:
         return read, given
 
     def _as(self, name: str, narrow: bool, made: str | None = None) -> str:  # noqa: FBT001
-        """What a value is called in one of the types, after a cast where it is not there yet."""
+        """Name of a value in one of the two types, after a cast where one is needed."""
         import onnx
 
         if name not in self.floats:
@@ -180,7 +180,7 @@ class _Retyping:
             return self.named[name, narrow]
         if name in self.weights:
             if narrow:
-                self.model.graph.initializer.append(_rounded(self.weights[name]))
+                self.model.graph.initializer.append(_round_weight(self.weights[name]))
             self.named[name, narrow] = f"{name}_in_bf16" if narrow else name
             return self.named[name, narrow]
         source = self.named.get((name, not narrow), name)
@@ -222,7 +222,7 @@ def _inner_outputs(nodes: Iterable[onnx.NodeProto]) -> list[onnx.ValueInfoProto]
     return found
 
 
-def _rounded(weight: onnx.TensorProto) -> onnx.TensorProto:
+def _round_weight(weight: onnx.TensorProto) -> onnx.TensorProto:
     import ml_dtypes
     import onnx
 

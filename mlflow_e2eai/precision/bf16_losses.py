@@ -19,7 +19,7 @@ import numpy as np
 from mlflow_e2eai.artifacts import graphs
 from mlflow_e2eai.artifacts.values import Infer, Library, Tensors
 from mlflow_e2eai.parity.tolerances import NOISE_TO_SIGNAL
-from mlflow_e2eai.precision.ranges import Guarded, Kept
+from mlflow_e2eai.precision.ranges import Fp32Node, Guarded
 from mlflow_e2eai.precision.statistics import floating_values, write
 from mlflow_e2eai.runtime.isolation import isolated
 from mlflow_e2eai.runtime.ort import onnxruntime_runner
@@ -74,16 +74,16 @@ def guard_losses(
         del own
         with isolated(partial(losses_runner, path, libraries)) as infer:
             for sample in chain([first], rest):
-                totals = _added(totals, infer(sample))
+                totals = _accumulate(totals, infer(sample))
                 count += 1
     shares = {
         name: float(np.sqrt(noise / signal)) if signal else 0.0
         for name, (noise, signal) in totals.items()
     }
-    return Guarded(kept=_kept(model, shares), samples=count)
+    return Guarded(kept=_fp32_nodes(model, shares), samples=count)
 
 
-def _added(
+def _accumulate(
     totals: Mapping[str, tuple[float, float]], answers: Tensors
 ) -> dict[str, tuple[float, float]]:
     found = {}
@@ -93,8 +93,8 @@ def _added(
     return found
 
 
-def _kept(model: onnx.ModelProto, shares: Mapping[str, float]) -> tuple[Kept, ...]:
-    """The nodes that lose too much, with those that make what they read, in the graph's order."""
+def _fp32_nodes(model: onnx.ModelProto, shares: Mapping[str, float]) -> tuple[Fp32Node, ...]:
+    """The nodes that lose too much, with those that write their inputs, in graph order."""
     names = graphs.node_names(model)
     makers = {
         made: (node, name)
@@ -123,7 +123,7 @@ def _kept(model: onnx.ModelProto, shares: Mapping[str, float]) -> tuple[Kept, ..
             keep(node, name, value, loss)
             feed(node, value, loss)
     return tuple(
-        Kept(
+        Fp32Node(
             node=name,
             operator=graphs.operator_name(node.domain, node.op_type),
             reason="rounding",

@@ -53,7 +53,7 @@ class Calibrated:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
-    """What the ranges of a quantised graph's values come from.
+    """The ranges of a quantised graph's values, and their origin.
 
     Attributes:
         calibrator: ``max`` ends each range at the largest magnitude; ``mse`` where the mean square
@@ -109,7 +109,7 @@ def calibrate(
         calibrator=calibrator,
         samples=count,
         values=tuple(
-            _calibrated(name, totals[name], largest[name], calibrator, steps) for name in values
+            _range_of(name, totals[name], largest[name], calibrator, steps) for name in values
         ),
     )
 
@@ -129,7 +129,7 @@ def write_observed(model: onnx.ModelProto, values: Sequence[str], path: Path) ->
             made.graph.node.append(onnx.helper.make_node("Identity", [name], [output]))
         kind = onnx.helper.make_tensor_value_info(output, onnx.TensorProto.FLOAT, None)
         made.graph.output.append(kind)
-    with weights.beside(made, path.parent):
+    with weights.weights_linked(made, path.parent):
         path.write_bytes(made.SerializeToString())
 
 
@@ -148,7 +148,7 @@ def _histograms_runner(
 
 
 def histogram(array: Array) -> Array:
-    """How many magnitudes fall into each bin, and after the bins the largest finite one.
+    """Number of magnitudes in each bin, followed by the largest finite magnitude.
 
     A float's bits, read as a whole number, grow with its magnitude: the upper ones tell the bin.
     """
@@ -158,7 +158,7 @@ def histogram(array: Array) -> Array:
     return np.append(bins.astype(np.float64), float(largest))
 
 
-def _calibrated(
+def _range_of(
     name: str, counts: Array, largest: float, calibrator: Calibrator, steps: int
 ) -> Calibrated:
     exact = calibrator == "max" or not largest

@@ -51,7 +51,7 @@ def to_fp16(model: onnx.ModelProto, *, keep_fp32: Collection[str] = ()) -> onnx.
     for node in _inner_nodes(source.graph):
         node.name = "" if node.name in kept else node.name  # the converter goes by names only
     _give_own_weights(source.graph, kept)
-    converted = _converted(source, kept)
+    converted = _convert_nodes(source, kept)
     _join(converted.graph, frozenset(names))
     # The converter appends its casts at the end, and nodes must stand in the order of their use.
     return graphs.to_onnx(gs.import_onnx(converted), like=model)
@@ -68,7 +68,7 @@ def of_libraries(model: onnx.ModelProto, libraries: Sequence[Library]) -> list[s
     ]
 
 
-def _converted(model: onnx.ModelProto, kept: Collection[str]) -> onnx.ModelProto:
+def _convert_nodes(model: onnx.ModelProto, kept: Collection[str]) -> onnx.ModelProto:
     from onnxruntime.transformers import float16
 
     chatter = logging.getLogger("onnxruntime.transformers.float16")

@@ -1,4 +1,11 @@
-"""ONNX -> ONNX that multiplies in int8 or fp8, by QuantizeLinear and DequantizeLinear."""
+"""ONNX -> ONNX that multiplies in int8 or fp8, by QuantizeLinear and DequantizeLinear.
+
+ONNX Runtime's own writer (onnxruntime.quantization 1.31) was tried and is not used: it gives one
+weight that two products read along two axes the scales of one of them (a thousand times too coarse
+for some channels of the other), leaves the weight of a Constant node in fp32 with one scale for
+all, calibrates fp8 by standard deviation only, and infers shapes on a copy of the whole model on
+disk, with weights that lie in files of their own.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +20,15 @@ from mlflow_e2eai.artifacts import graphs
 from mlflow_e2eai.artifacts.values import Array, Library, Precision, Tensors
 from mlflow_e2eai.errors import InvalidInputError, PrecisionError
 from mlflow_e2eai.precision.calibration import Calibration, Calibrator, calibrate, limits_of
-from mlflow_e2eai.precision.ranges import Kept
+from mlflow_e2eai.precision.ranges import Fp32Node
 
 if TYPE_CHECKING:
     import onnx
 
 
 @dataclass(frozen=True, slots=True)
-class _Type:
-    """What numbers of a quantised type are.
+class _QuantizedType:
+    """Numbers of a quantised type.
 
     Attributes:
         onnx_type: Name of the member of ``TensorProto``.
@@ -37,9 +44,9 @@ class _Type:
     calibrator: Calibrator
 
 
-TYPES: Mapping[str, _Type] = {
-    "int8": _Type("INT8", 127.0, 13, "mse"),
-    "fp8": _Type("FLOAT8E4M3FN", 448.0, 19, "max"),
+TYPES: Mapping[str, _QuantizedType] = {
+    "int8": _QuantizedType("INT8", 127.0, 13, "mse"),
+    "fp8": _QuantizedType("FLOAT8E4M3FN", 448.0, 19, "max"),
 }
 
 _PRODUCTS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
@@ -78,7 +85,7 @@ class QuantizedGraph:
 
     model: onnx.ModelProto
     calibration: Calibration
-    kept: tuple[Kept, ...]
+    kept: tuple[Fp32Node, ...]
     quantized: int
     pairs: int
 
@@ -110,7 +117,7 @@ def quantize(
         RunnerError: ONNX Runtime cannot run the graph on a sample.
     """
     form = TYPES[precision]
-    made = _raised(model, form.opset, precision)
+    made = _with_opset(model, form.opset, precision)
     constants = _constants(made)
     names = graphs.node_names(made)
     products = [
@@ -144,7 +151,7 @@ def quantize(
         )
         raise PrecisionError(msg)
     limits = limits_of(calibration)
-    kept = tuple(_kept(node, name, keep_fp32, limits) for node, name in products)
+    kept = tuple(_fp32_node(node, name, keep_fp32, limits) for node, name in products)
     chosen = [node for node, name in wanted if limits[node.input[0]] > 0]
     if not chosen:
         msg = "All that the graph's products read is zero on the samples; give other data."
@@ -153,7 +160,7 @@ def quantize(
     for node in chosen:
         node.input[1] = pairs.weight(node)
         node.input[0] = pairs.activation(node.input[0])
-    count = pairs.place()
+    count = pairs.insert()
     return QuantizedGraph(
         model=made,
         calibration=calibration,
@@ -163,18 +170,18 @@ def quantize(
     )
 
 
-def _kept(
+def _fp32_node(
     node: onnx.NodeProto, name: str, asked: Collection[str], limits: Mapping[str, float]
-) -> Kept | None:
+) -> Fp32Node | None:
     if name in asked:
-        return Kept(node=name, operator=node.op_type, reason="asked for")
+        return Fp32Node(node=name, operator=node.op_type, reason="asked for")
     if limits[node.input[0]] > 0:
         return None
     value = node.input[0]
-    return Kept(node=name, operator=node.op_type, reason="all zero", value=value, magnitude=0.0)
+    return Fp32Node(node=name, operator=node.op_type, reason="all zero", value=value, magnitude=0.0)
 
 
-def _raised(model: onnx.ModelProto, opset: int, precision: str) -> onnx.ModelProto:
+def _with_opset(model: onnx.ModelProto, opset: int, precision: str) -> onnx.ModelProto:
     """A copy of a model, with at least this operator set."""
     import onnx
 
@@ -217,7 +224,7 @@ class _Pairs:
     def __init__(
         self,
         model: onnx.ModelProto,
-        form: _Type,
+        form: _QuantizedType,
         constants: Mapping[str, onnx.TensorProto],
         limits: Mapping[str, float],
     ) -> None:
@@ -274,8 +281,8 @@ class _Pairs:
             )
         return str(self._weights[key].output[0])
 
-    def place(self) -> int:
-        """Put the nodes where what they read is there, drop what nothing reads; how many pairs."""
+    def insert(self) -> int:
+        """Insert the nodes after their inputs, drop unread weights; returns the number of pairs."""
         nodes = list(self._graph.node)
         del self._graph.node[:]
         self._graph.node.extend(self._weights.values())

@@ -52,8 +52,8 @@ Reason: TypeAlias = Literal["asked for", "library", "overflow", "underflow", "ro
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Kept:
-    """A node that stays in fp32, and why.
+class Fp32Node:
+    """A node that stays in fp32, and the reason.
 
     Attributes:
         node: Its name, as `graphs.node_names` gives it.
@@ -78,7 +78,7 @@ class Kept:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Range:
-    """What was seen of a value. What was not asked of it stands at its worst.
+    """Range of a value on samples; fields that were not measured hold the worst case.
 
     Attributes:
         magnitude: Largest finite magnitude.
@@ -97,7 +97,7 @@ class Range:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Guarded:
-    """What a guard found.
+    """Result of a guard.
 
     Attributes:
         kept: The nodes that stay in fp32, in the graph's order; none without samples.
@@ -106,7 +106,7 @@ class Guarded:
         samples: How many samples there were.
     """
 
-    kept: tuple[Kept, ...] = ()
+    kept: tuple[Fp32Node, ...] = ()
     saturated: tuple[str, ...] = ()
     samples: int = 0
 
@@ -134,7 +134,7 @@ def guard(
     if not count:
         return Guarded()
     saturated = {name for name in mask.leads if _may_saturate(name, mask, seen)}
-    kept: list[Kept] = []
+    kept: list[Fp32Node] = []
     for node, name in zip(model.graph.node, graphs.node_names(model), strict=True):
         if any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute):
             continue
@@ -142,7 +142,7 @@ def guard(
             if value not in saturated and (reason := _reason(magnitude)):
                 operator = graphs.operator_name(node.domain, node.op_type)
                 kept.append(
-                    Kept(
+                    Fp32Node(
                         node=name,
                         operator=operator,
                         reason=reason,
@@ -176,7 +176,7 @@ def _may_saturate(name: str, mask: Masks, seen: Mapping[str, Range]) -> bool:
 
 
 def _magnitudes(node: onnx.NodeProto, seen: Mapping[str, Range]) -> Iterator[tuple[str, float]]:
-    """What a node computes with: its values, and what it has inside."""
+    """Magnitudes that a node computes with: of its inputs, outputs and constants."""
     for name in (*node.input, *node.output):
         if name in seen:
             yield name, seen[name].magnitude
@@ -229,7 +229,7 @@ def _ranges(
                 }
                 given = {name: _range_of(a) for name, a in asked.items() if a.dtype == np.float32}
                 for name, one in (given | answers).items():
-                    found[name] = _joined(found.get(name, one), one)
+                    found[name] = _union(found.get(name, one), one)
     return found, count
 
 
@@ -243,7 +243,7 @@ def _range_of(array: Array) -> Range:
     )
 
 
-def _joined(one: Range, other: Range) -> Range:
+def _union(one: Range, other: Range) -> Range:
     return Range(
         magnitude=max(one.magnitude, other.magnitude),
         size=max(one.size, other.size),

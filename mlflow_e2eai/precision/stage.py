@@ -21,14 +21,14 @@ from mlflow_e2eai.artifacts.values import (
     Tensors,
     TensorSpec,
 )
-from mlflow_e2eai.artifacts.weight_files import staged
+from mlflow_e2eai.artifacts.weight_files import staging_path
 from mlflow_e2eai.errors import ArtifactError, InvalidInputError, PrecisionError, RunnerError
 from mlflow_e2eai.precision.bf16 import to_bf16
 from mlflow_e2eai.precision.bf16_losses import guard_losses
 from mlflow_e2eai.precision.calibration import Calibration
 from mlflow_e2eai.precision.fp16 import of_libraries, to_fp16
 from mlflow_e2eai.precision.quantize import TYPES, quantize
-from mlflow_e2eai.precision.ranges import Guarded, Kept, Reason, guard
+from mlflow_e2eai.precision.ranges import Fp32Node, Guarded, Reason, guard
 from mlflow_e2eai.runtime.isolation import isolated_onnxruntime
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ CONVERTERS = {"fp16": (to_fp16, "FLOAT16"), "bf16": (to_bf16, "BFLOAT16")}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrecisionReport:
-    """What a conversion did.
+    """Result of a conversion.
 
     Attributes:
         precision: What the graph was brought to.
@@ -61,7 +61,7 @@ class PrecisionReport:
     samples: int = 0
     nodes: int = 0
     casts: int = 0
-    kept: tuple[Kept, ...] = ()
+    kept: tuple[Fp32Node, ...] = ()
     saturated: tuple[str, ...] = ()
     quantized: int = 0
     pairs: int = 0
@@ -113,21 +113,23 @@ def convert(
         raise InvalidInputError(msg)
     if precision == "fp32":
         return source, PrecisionReport(precision=precision)
-    before = graphs.inlined(graphs.read(source.path))  # the converter leaves functions in fp32
+    before = graphs.inline_functions(
+        graphs.read(source.path)
+    )  # the converter leaves functions in fp32
     report = PrecisionReport(precision=precision, nodes=len(before.graph.node))
     try:
         if precision in TYPES:
-            model, report = _quantized(before, keep_fp32, samples, report, source.libraries)
+            model, report = _quantize(before, keep_fp32, samples, report, source.libraries)
         else:
-            guarded = _guarded(precision, before, keep_fp32, samples, source.libraries)
+            guarded = _guard(precision, before, keep_fp32, samples, source.libraries)
             report = dataclasses.replace(
                 report,
                 kept=guarded.kept,
                 saturated=guarded.saturated,
                 samples=guarded.samples,
             )
-            model = _checked(source, precision, before, guarded.kept)
-        with staged(out) as temporary:
+            model = _check_conversion(source, precision, before, guarded.kept)
+        with staging_path(out) as temporary:
             try:
                 graphs.write(model, temporary)
                 with isolated_onnxruntime(
@@ -156,14 +158,14 @@ def convert(
     return made, dataclasses.replace(report, casts=casts)
 
 
-def _quantized(
+def _quantize(
     before: onnx.ModelProto,
     asked: Collection[str],
     samples: Iterable[Tensors],
     report: PrecisionReport,
     libraries: Sequence[Library],
 ) -> tuple[onnx.ModelProto, PrecisionReport]:
-    """The graph in int8 or fp8, and the report with all that is known of it."""
+    """The graph in int8 or fp8, and its report."""
     _check_names(before, asked)
     try:
         made = quantize(before, report.precision, samples, keep_fp32=asked, libraries=libraries)
@@ -180,8 +182,8 @@ def _quantized(
     )
 
 
-def _checked(
-    source: OnnxArtifact, precision: Precision, before: onnx.ModelProto, kept: Sequence[Kept]
+def _check_conversion(
+    source: OnnxArtifact, precision: Precision, before: onnx.ModelProto, kept: Sequence[Fp32Node]
 ) -> onnx.ModelProto:
     """The graph in another precision, with the interface of the one before."""
     to, kind = CONVERTERS[precision]
@@ -201,14 +203,14 @@ def _checked(
     return model
 
 
-def _guarded(
+def _guard(
     precision: Precision,
     model: onnx.ModelProto,
     asked: Collection[str],
     samples: Iterable[Tensors],
     libraries: Sequence[Library],
 ) -> Guarded:
-    """What the ranges say, with the nodes that were asked for among the kept ones."""
+    """The result of the guard, with the nodes that the caller keeps in fp32."""
     operators = _check_names(model, asked)
     try:
         guarding = guard_losses if precision == "bf16" else guard
@@ -222,7 +224,7 @@ def _guarded(
         **dict.fromkeys(asked, "asked for"),
     }
     kept = {
-        name: found.get(name) or Kept(node=name, operator=operator, reason=reasons[name])
+        name: found.get(name) or Fp32Node(node=name, operator=operator, reason=reasons[name])
         for name, operator in operators.items()
         if name in found or name in reasons
     }
@@ -265,7 +267,7 @@ def check_graph_precision(precision: str) -> None:
 
 
 def _agree(outputs: Sequence[TensorSpec], wanted: Sequence[TensorSpec]) -> bool:
-    """Whether outputs have the same names, types and ranks, and no fixed size contradicts another.
+    """Whether two lists of outputs have the same names, types, ranks and fixed sizes.
 
     The converter infers shapes, and may know a size that the exporter only gave a name.
     """

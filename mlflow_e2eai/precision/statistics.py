@@ -74,7 +74,7 @@ def ranges_runner(path: Path, mask: Masks, libraries: Sequence[Library] = ()) ->
 
 
 def floating_values(model: onnx.ModelProto, path: Path, libraries: Sequence[Library]) -> list[str]:
-    """What the nodes of the main graph make in float32, as ONNX Runtime has it.
+    """Float32 values that nodes of the main graph write, by ONNX Runtime's inference.
 
     ONNX's own inference does not know the types behind operators that are not ONNX's.
     """
@@ -102,7 +102,7 @@ def floating_values(model: onnx.ModelProto, path: Path, libraries: Sequence[Libr
 
 def write(model: onnx.ModelProto, path: Path) -> None:
     """Write a model that may have outputs without a type, which ONNX's checker refuses."""
-    with weights.beside(model, path.parent):
+    with weights.weights_linked(model, path.parent):
         path.write_bytes(model.SerializeToString())
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlflow_e2eai import bundle, tracking
-from mlflow_e2eai.artifacts.files import to_json, verify, why_unread
+from mlflow_e2eai.artifacts.files import reading_error, to_json, verify
 from mlflow_e2eai.artifacts.values import Tensors
 from mlflow_e2eai.bundle.load import load
 from mlflow_e2eai.bundle.manifest import Manifest
@@ -119,7 +119,7 @@ def read_gates(
     try:
         return gates_from(yaml.safe_load(source.read_text(encoding="utf-8")))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = why_unread(error)
+        reason = reading_error(error)
         msg = f"Cannot read gates from {source}: {reason}; give a YAML file such as gates.yaml."
         raise InvalidInputError(msg) from error
 
@@ -148,7 +148,7 @@ def metrics_of(
     """
     new = bundle.read(challenger)
     measured = _measured(new)
-    reports = [report for entry in measured for report in entry.judged.values()]
+    reports = [report for entry in measured for report in entry.deciding.values()]
     errors = [report.max_abs_error for report in reports]
     tasks = _worst_tasks(new)
     metrics = {

@@ -17,11 +17,11 @@ from mlflow_e2eai.errors import ExportError, InvalidInputError
 from mlflow_e2eai.pytorch import operators as custom
 from mlflow_e2eai.pytorch import pytree
 from mlflow_e2eai.pytorch.flat_module import (
-    answer,
     input_tree,
     original,
     positional,
-    structured_answer,
+    run_module,
+    run_with_tree,
     tensors_for,
 )
 from mlflow_e2eai.pytorch.module import brief, root, source_line
@@ -54,8 +54,8 @@ def with_dynamo(
         for spec in specs
     )
     with (
-        custom.kept("dynamo", path, opset=opset),
-        custom.translated(operators, "dynamo", opset=opset) as table,
+        custom.keep_symbolic("dynamo", path, opset=opset),
+        custom.translate_operators(operators, "dynamo", opset=opset) as table,
     ):
         program = torch.onnx.export(
             positional(module, tuple(example)),
@@ -107,14 +107,14 @@ def with_torchscript(
     else:
         own = original(module)
         scripted = own if isinstance(own, torch.jit.ScriptModule) else torch.jit.script(own)
-        custom.refuse_scripted(scripted)
-        returned, _ = structured_answer(module, example)
+        custom.check_no_python(scripted)
+        returned, _ = run_with_tree(module, example)
         source = flat_script(scripted, input_tree(module, example), returned)
-    dynamic = {spec.name: _named(spec.shape) for spec in specs}
+    dynamic = {spec.name: _dimension_names(spec.shape) for spec in specs}
     dynamic |= _dynamic_outputs(module, example, specs, axes, outputs)
     with (
-        custom.kept(exporter, path, opset=opset),
-        custom.translated(operators, exporter, opset=opset),
+        custom.keep_symbolic(exporter, path, opset=opset),
+        custom.translate_operators(operators, exporter, opset=opset),
     ):
         torch.onnx.export(
             source,
@@ -128,7 +128,7 @@ def with_torchscript(
         )
 
 
-def _named(shape: Sequence[int | str]) -> dict[int, str]:
+def _dimension_names(shape: Sequence[int | str]) -> dict[int, str]:
     return {position: size for position, size in enumerate(shape) if isinstance(size, str)}
 
 
@@ -144,12 +144,12 @@ def _dynamic_outputs(
     The TorchScript exporter wants to be told, and invents names for those it was not told of.
     """
     found: dict[str, dict[int, str]] = {name: {} for name in outputs}
-    before = [tensor.shape for tensor in answer(module, example).values()]
+    before = [tensor.shape for tensor in run_module(module, example).values()]
     for axis in axes:
         other = axis.max if axis.max != axis.opt else axis.min
         if other == axis.opt:
             continue
-        changed = answer(module, resize(example, specs, {axis.name: other})).values()
+        changed = run_module(module, resize(example, specs, {axis.name: other})).values()
         for name, shape, tensor in zip(outputs, before, changed, strict=True):
             for position, (old, new) in enumerate(zip(shape, tensor.shape, strict=True)):
                 if (old, new) == (axis.opt, other):

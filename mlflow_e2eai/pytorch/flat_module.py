@@ -1,7 +1,7 @@
 """Calling a module: named tensors in, named tensors out, whatever its ``forward`` takes and gives.
 
-A module whose arguments are nested, or are not all tensors, is wrapped once, by `flattened`, into
-one that takes the tensors among them by name. Everything else then works with flat named arrays.
+A module whose arguments are nested, or are not all tensors, is wrapped once, by `flatten_module`,
+into one that takes the tensors among them by name. All else works with flat named arrays.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     import torch
 
 
-def flattened(model: Any, input_example: Any) -> tuple[torch.nn.Module, dict[str, Array]]:
-    """A module and its input example as one that takes named tensors, and these.
+def flatten_module(model: Any, input_example: Any) -> tuple[torch.nn.Module, dict[str, Array]]:
+    """A module and its example as a module that takes named tensors, and arrays by name.
 
     Args:
         model: A module, ScriptModule or ExportedProgram; or what this function made of one.
@@ -56,22 +56,22 @@ def flattened(model: Any, input_example: Any) -> tuple[torch.nn.Module, dict[str
                 f"by that name; define the class at the top of a module."
             )
             raise InvalidInputError(msg)
-    return _structured(module, tree), arrays
+    return _wrap(module, tree), arrays
 
 
 def named_inputs(model: Any, input_example: Any) -> dict[str, Array]:
-    """The arrays of an input example, by name; see `flattened`."""
-    return flattened(model, input_example)[1]
+    """The arrays of an input example, by name; see `flatten_module`."""
+    return flatten_module(model, input_example)[1]
 
 
 def input_tree(module: torch.nn.Module, example: Tensors) -> Tree:
-    """Where the inputs of what `flattened` gives stand in the arguments of ``forward``."""
+    """Where the inputs of what `flatten_module` gives stand in the arguments of ``forward``."""
     tree = getattr(module, "tree", None)
     return tree if isinstance(tree, Tree) else pytree.plain(example)
 
 
 def original(module: torch.nn.Module) -> torch.nn.Module:
-    """The module that `flattened` wrapped, or else the module itself."""
+    """The module that `flatten_module` wrapped, or else the module itself."""
     wrapped = isinstance(getattr(module, "tree", None), Tree)
     return module.get_submodule("model") if wrapped else module
 
@@ -107,8 +107,8 @@ def _takes_keywords(module: torch.nn.Module) -> bool:
     return inspect.Parameter.VAR_KEYWORD in kinds and inspect.Parameter.VAR_POSITIONAL not in kinds
 
 
-def _structured(module: torch.nn.Module, arguments: Tree) -> torch.nn.Module:
-    """A module that takes the leaves of its arguments, by name or in order."""
+def _wrap(module: torch.nn.Module, arguments: Tree) -> torch.nn.Module:
+    """Wrap a module into one that takes the leaves of its arguments, by name or in order."""
     import torch
 
     class Structured(torch.nn.Module):
@@ -126,7 +126,7 @@ def _structured(module: torch.nn.Module, arguments: Tree) -> torch.nn.Module:
     return wrapper
 
 
-def answer(
+def run_module(
     model: torch.nn.Module, example: Tensors, *, what: str = "the input example"
 ) -> dict[str, torch.Tensor]:
     """Run a module once on an example, with no gradients; see `output_tensors`.
@@ -135,13 +135,13 @@ def answer(
         InvalidInputError: The module does not accept the example, or returns something that is not
             tensors.
     """
-    return structured_answer(model, example, what=what)[1]
+    return run_with_tree(model, example, what=what)[1]
 
 
-def structured_answer(
+def run_with_tree(
     model: torch.nn.Module, example: Tensors, *, what: str = "the input example"
 ) -> tuple[Tree, dict[str, torch.Tensor]]:
-    """As `answer`, with the tree of what ``forward`` returned."""
+    """Run a module as `run_module` does; return the tree of its outputs too."""
     import torch
 
     try:

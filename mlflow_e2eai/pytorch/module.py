@@ -107,7 +107,7 @@ def keyword_names(model: torch.nn.Module) -> frozenset[str]:
 
 
 def brief(error: BaseException, limit: int = 300) -> str:
-    """What an error says, on one line."""
+    """The message of an error on one line."""
     text = " ".join(str(error).split())
     return text if len(text) <= limit else f"{text[:limit]}…"
 

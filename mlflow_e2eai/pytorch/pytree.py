@@ -69,7 +69,7 @@ def flatten(value: Any, *, root: str = "output") -> tuple[Tree, dict[str, Any]]:
 
 
 def _taken_apart(part: Any, path: tuple[str, ...], root: str, leaves: dict[str, Any]) -> Tree:
-    kind, items = _opened(part)
+    kind, items = _kind_and_items(part)
     if items is not None:
         top = f"{root}_" if not path and kind in ("list", "tuple") else ""
         inner = tuple(
@@ -124,7 +124,7 @@ def select(tree: Tree, value: Any, *, place: str = "") -> dict[str, Any]:
             msg = f"{place} is fixed at {fixed!r}, but {value!r} is given; leave it out."
             raise InvalidInputError(msg)
         return {}
-    kind, items = _opened(value)
+    kind, items = _kind_and_items(value)
     by_key = dict(items or ())
     keys = tree.keys or tuple(range(len(tree.parts)))
     found: dict[str, Any] = {}
@@ -147,11 +147,11 @@ def names(tree: Tree) -> list[str]:
     return [part.text for part in _walk(tree) if part.kind == "leaf"]
 
 
-def renamed(tree: Tree, new: Mapping[str, str]) -> Tree:
+def rename_leaves(tree: Tree, new: Mapping[str, str]) -> Tree:
     """The same tree with leaves under new names."""
     if tree.kind == "leaf":
         return dataclasses.replace(tree, text=new.get(tree.text, tree.text))
-    return dataclasses.replace(tree, parts=tuple(renamed(part, new) for part in tree.parts))
+    return dataclasses.replace(tree, parts=tuple(rename_leaves(part, new) for part in tree.parts))
 
 
 def plain(leaves: Iterable[str]) -> Tree:
@@ -201,8 +201,8 @@ def _has_fields(kind: type) -> bool:
     return dataclasses.is_dataclass(kind) or (issubclass(kind, tuple) and hasattr(kind, "_fields"))
 
 
-def _opened(value: Any) -> tuple[Kind, list[tuple[Any, Any]] | None]:
-    """What a value is, and its items where it is a container."""
+def _kind_and_items(value: Any) -> tuple[Kind, list[tuple[Any, Any]] | None]:
+    """Kind of a value, and its items where it is a container."""
     constant = "None" if value is None else type(value).__name__
     if constant in _CONSTANTS and type(value).__module__ == "builtins":
         return constant, None  # type: ignore[return-value]  # a key of _CONSTANTS is a Kind

@@ -18,7 +18,7 @@ from mlflow_e2eai.artifacts import graphs
 from mlflow_e2eai.artifacts.axes import DynamicAxes, axes_of, input_specs, resize
 from mlflow_e2eai.artifacts.graphs import only_new_garbage
 from mlflow_e2eai.artifacts.values import OnnxArtifact
-from mlflow_e2eai.artifacts.weight_files import is_large, staged
+from mlflow_e2eai.artifacts.weight_files import is_large, staging_path
 from mlflow_e2eai.errors import ExportError, InvalidInputError
 from mlflow_e2eai.pytorch import operators as custom
 from mlflow_e2eai.pytorch import pytree
@@ -28,10 +28,10 @@ from mlflow_e2eai.pytorch.exporters import (
     with_dynamo,
     with_torchscript,
 )
-from mlflow_e2eai.pytorch.flat_module import flattened, input_tree, original, structured_answer
+from mlflow_e2eai.pytorch.flat_module import flatten_module, input_tree, original, run_with_tree
 from mlflow_e2eai.pytorch.module import evaluation_mode
 from mlflow_e2eai.pytorch.pytree import Tree
-from mlflow_e2eai.pytorch.verify import check_interface, check_numbers, questions
+from mlflow_e2eai.pytorch.verify import check_interface, check_numbers, test_samples
 from mlflow_e2eai.runtime.isolation import onnxruntime_ahead
 
 if TYPE_CHECKING:
@@ -50,17 +50,16 @@ _TORCHSCRIPT_MAX_OPSET = 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportReport:
-    """How a model was exported.
+    """Result of an export.
 
     Attributes:
         exporter: The one that wrote the graph.
         refused: Why those that were tried before it were not taken, by name, in order;
             ``dynamo`` is the exporter with its optimizer, ``dynamo_unoptimized`` without.
-        unverified: Why the graph's numbers could not be held against the module's; None where they
-            are the module's on the samples of `questions`, or the report is older than the check.
-        inputs: Where the graph's inputs stand in the arguments of ``forward``; None in reports of
-            before it was kept.
-        outputs: Where its outputs stand in what ``forward`` returns; the same.
+        unverified: Why the graph's numbers could not be compared with the module's; None where they
+            are the module's on the samples of `test_samples`.
+        inputs: Positions of the graph's inputs in the arguments of ``forward``.
+        outputs: Positions of its outputs in the value that ``forward`` returns.
     """
 
     exporter: Exporter
@@ -116,9 +115,9 @@ def export(
             with other numbers than the module's; with a reason for each exporter that was tried.
             Or nothing implements an operator of the graph; it names the node.
     """
-    module, given = flattened(model, input_example)
-    rungs = _rungs(exporter, module, opset)
-    libraries = custom.found(operator_libraries)
+    module, given = flatten_module(model, input_example)
+    rungs = _attempts(exporter, module, opset)
+    libraries = custom.load_libraries(operator_libraries)
     specs = input_specs(given, dynamic_axes or {})
     axes = axes_of(dynamic_axes or {})
     example = resize(given, specs, {axis.name: axis.opt for axis in axes})
@@ -130,16 +129,19 @@ def export(
                 "given back afterwards.",
                 stacklevel=2,
             )
-        returned, _ = structured_answer(module, given)
-        returned = pytree.renamed(returned, _output_names(returned, output_names, given))
+        returned, _ = run_with_tree(module, given)
+        returned = pytree.rename_leaves(returned, _output_names(returned, output_names, given))
         names = tuple(pytree.names(returned))
-        asked = questions(module, given, specs, axes)
+        asked = test_samples(module, given, specs, axes)
         wrote = False
         for rung in rungs:
             if rung == PLAIN_DYNAMO and not wrote:
                 continue  # it was not the optimizer that failed
             try:
-                with staged(out) as temporary, failures_as_export_errors(rung, module) as warned:
+                with (
+                    staging_path(out) as temporary,
+                    failures_as_export_errors(rung, module) as warned,
+                ):
                     write = with_torchscript if rung in ("trace", "script") else with_dynamo
                     write(module, example, temporary, specs, axes, names, opset, rung, operators)
                     custom.carry(temporary, operators)
@@ -150,7 +152,9 @@ def export(
                     graphs.check(model)
                     check_interface(model, specs=specs, outputs=names, opset=opset, exporter=rung)
                     wrote = True
-                    lacking = custom.unimplemented(model, deferred=deferred, libraries=libraries)
+                    lacking = custom.unimplemented_operators(
+                        model, deferred=deferred, libraries=libraries
+                    )
                     unverified = check_numbers(
                         temporary, asked, names, rung, warned, lacking=lacking, opened=opened
                     )
@@ -169,7 +173,7 @@ def export(
                     raise  # no exporter can help that
                 refused[rung] = error
         else:
-            raise _none_left(refused)
+            raise _no_exporter_error(refused)
     return replace(made, path=out), ExportReport(
         exporter="dynamo" if rung == PLAIN_DYNAMO else rung,
         refused={name: str(error) for name, error in refused.items()},
@@ -179,8 +183,8 @@ def export(
     )
 
 
-def _rungs(exporter: Exporter, module: torch.nn.Module, opset: int) -> tuple[Any, ...]:
-    """What to try, in order."""
+def _attempts(exporter: Exporter, module: torch.nn.Module, opset: int) -> tuple[Any, ...]:
+    """The exporters to try, in order."""
     import torch
 
     if exporter == "auto" and not isinstance(original(module), torch.jit.ScriptModule):
@@ -192,7 +196,7 @@ def _rungs(exporter: Exporter, module: torch.nn.Module, opset: int) -> tuple[Any
     return ("dynamo", PLAIN_DYNAMO) if chosen == "dynamo" else (chosen,)
 
 
-def _none_left(refused: Mapping[str, ExportError]) -> ExportError:
+def _no_exporter_error(refused: Mapping[str, ExportError]) -> ExportError:
     first = next(iter(refused.values()))
     if len(refused) == 1:
         return first
@@ -235,7 +239,7 @@ def _choose(exporter: Exporter, module: torch.nn.Module, opset: int) -> Exporter
 def _output_names(
     returned: Tree, wanted: Sequence[str] | None, inputs: Collection[str]
 ) -> dict[str, str]:
-    """What each output is to be called; one that has an input's name is set apart from it."""
+    """Name of each output; one that equals an input's name gets a suffix."""
     own = pytree.names(returned)
     names = [f"output.{name}" if name in inputs else name for name in own]
     names = names if wanted is None else list(wanted)

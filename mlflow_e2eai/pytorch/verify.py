@@ -20,7 +20,7 @@ from mlflow_e2eai.artifacts.values import Array, Axis, Tensors, TensorSpec
 from mlflow_e2eai.errors import ExportError, InvalidInputError, RunnerError
 from mlflow_e2eai.parity.measure import is_exact
 from mlflow_e2eai.parity.samples import branch_samples
-from mlflow_e2eai.pytorch.flat_module import answer
+from mlflow_e2eai.pytorch.flat_module import run_module
 from mlflow_e2eai.runtime.isolation import Opened, isolated_onnxruntime
 
 if TYPE_CHECKING:
@@ -48,13 +48,13 @@ class Question:
     right: tuple[np.ndarray, ...]
 
 
-def questions(
+def test_samples(
     module: torch.nn.Module,
     example: Tensors,
     specs: tuple[TensorSpec, ...],
     axes: tuple[Axis, ...],
 ) -> tuple[Question, ...]:
-    """What a graph of a module is asked: the corners of its axes, then other values.
+    """The samples to verify a graph on: the corners of its axes, then other values.
 
     Answers that are not finite are left out: what a module makes of such numbers is its own. So are
     samples with other values that it refuses, and ties: where a rounding error in the inputs
@@ -67,19 +67,19 @@ def questions(
     for label, sizes in corners(axes).items():
         sample = resize(example, specs, sizes)
         what = f"the input example at the {label} size of its dynamic axes"
-        asked.append(_asked(module, label, sample, what=what))
+        asked.append(_run_sample(module, label, sample, what=what))
     opt = resize(example, specs, {axis.name: axis.opt for axis in axes})
     for label, sample in branch_samples(opt).items():
         try:
-            asked.append(_asked(module, label, sample, what=label))
+            asked.append(_run_sample(module, label, sample, what=label))
         except InvalidInputError:
             continue
     return tuple(each for each in asked if _is_finite(each) and not _is_tie(module, each))
 
 
-def _asked(module: torch.nn.Module, label: str, sample: Tensors, *, what: str) -> Question:
+def _run_sample(module: torch.nn.Module, label: str, sample: Tensors, *, what: str) -> Question:
     right = tuple(
-        tensor.detach().cpu().numpy() for tensor in answer(module, sample, what=what).values()
+        tensor.detach().cpu().numpy() for tensor in run_module(module, sample, what=what).values()
     )
     return Question(label=label, inputs=sample, right=right)
 
@@ -94,9 +94,9 @@ def _is_tie(module: torch.nn.Module, question: Question) -> bool:
         return False
     random = np.random.default_rng(0)
     for _ in range(2):
-        nudged = {name: _nudged(array, random) for name, array in question.inputs.items()}
+        nudged = {name: _perturb(array, random) for name, array in question.inputs.items()}
         try:
-            again = _asked(module, question.label, nudged, what=question.label).right
+            again = _run_sample(module, question.label, nudged, what=question.label).right
         except InvalidInputError:
             return True
         for before, after in zip(question.right, again, strict=True):
@@ -105,8 +105,8 @@ def _is_tie(module: torch.nn.Module, question: Question) -> bool:
     return False
 
 
-def _nudged(array: Array, random: np.random.Generator) -> Array:
-    """An array with its floating numbers off by about a rounding error of fp32."""
+def _perturb(array: Array, random: np.random.Generator) -> Array:
+    """An array whose floating-point numbers are off by about a rounding error of fp32."""
     if array.dtype.kind != "f":
         return array
     scale = float(np.abs(array).max(initial=0)) or 1.0
@@ -167,7 +167,7 @@ def check_numbers(
 
     Args:
         path: The graph.
-        asked: See `questions`.
+        asked: See `test_samples`.
         outputs: Names of the outputs, in order.
         exporter: Who wrote it.
         warned: What it warned of meanwhile.
@@ -184,7 +184,7 @@ def check_numbers(
         return f"ONNX Runtime does not have {', '.join(lacking)}"
     if not asked:
         return "no answer of the module to any sample is finite and free of ties"
-    wrong = _wrong(path, asked, outputs, opened)
+    wrong = _difference(path, asked, outputs, opened)
     if wrong is None:
         return None
     # The tracer says where it took a value for a constant.
@@ -195,10 +195,10 @@ def check_numbers(
     raise ExportError(msg)
 
 
-def _wrong(
+def _difference(
     path: Path, asked: tuple[Question, ...], outputs: tuple[str, ...], opened: Opened
 ) -> str | None:
-    """What is wrong; None where all numbers are right.
+    """The first wrong output as a sentence; None where all numbers are right.
 
     ONNX Runtime is asked in a process of its own: a graph that it does not take may crash it.
     """

@@ -20,7 +20,7 @@ from mlflow_e2eai.artifacts.arrays import is_on_gpu
 from mlflow_e2eai.artifacts.libraries import loadable
 from mlflow_e2eai.artifacts.machine import has_gpu
 from mlflow_e2eai.artifacts.values import Infer, Library, Tensors
-from mlflow_e2eai.artifacts.weight_files import lie_beside
+from mlflow_e2eai.artifacts.weight_files import has_weight_files
 from mlflow_e2eai.errors import InvalidInputError, RunnerError
 from mlflow_e2eai.runtime import emulation
 
@@ -89,7 +89,7 @@ def onnxruntime_runner(
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # failures come back as exceptions
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
-    if lie_beside(path):
+    if has_weight_files(path):
         options.add_session_config_entry("session.disable_prepacking", "1")
     if not fused:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC

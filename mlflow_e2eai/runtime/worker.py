@@ -16,7 +16,7 @@ from typing import Any, Never
 
 from mlflow_e2eai.artifacts.values import Infer, Tensors
 from mlflow_e2eai.errors import E2EAIError, RunnerError
-from mlflow_e2eai.latency.concurrency import Opened, opened, throughput
+from mlflow_e2eai.latency.concurrency import Opened, throughput, timed_open
 from mlflow_e2eai.latency.measure import benchmark
 from mlflow_e2eai.latency.report import ColdStart, LatencyReport, Throughput, Timing
 from mlflow_e2eai.latency.timing import Touched
@@ -90,7 +90,7 @@ class Worker:
         """Open the runner; what that warned of."""
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            self._opened = self._stack.enter_context(opened(opener))
+            self._opened = self._stack.enter_context(timed_open(opener))
         return [(str(one.message), one.category) for one in caught]
 
     def open_all(self, openers: Mapping[str, Callable[[], Any]]) -> None:

@@ -1,4 +1,9 @@
-"""Rules that make one of several: nodes and constants that do what another does already."""
+"""Rules that merge nodes and constants that compute what another computes already.
+
+onnx_ir's `CommonSubexpressionEliminationPass` (1.1.0) was tried and is not used: it merges two
+draws of Bernoulli or of an operator that it does not know, which changes the numbers, and its
+`DeduplicateInitializersPass` reads every weight, those in files of their own too.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +15,7 @@ import numpy as np
 
 from mlflow_e2eai.artifacts.external_data import is_reference
 from mlflow_e2eai.artifacts.graphs import operator_name, sort
-from mlflow_e2eai.surgery.node_edits import bypassed, hand_over, is_output, matching
+from mlflow_e2eai.surgery.node_edits import bypass_node, hand_over, is_output, nodes_of
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
@@ -48,7 +53,7 @@ def merge_transposes(graph: gs.Graph) -> int:
     """Make one Transpose of two in a row; none where the second undoes the first."""
     sort(graph)
     edits = 0
-    for node in matching(graph, "Transpose", ""):
+    for node in nodes_of(graph, "Transpose", ""):
         before = _writer(node, "Transpose")
         perm = node.attrs.get("perm")
         if before is not None and perm is not None and before.attrs.get("perm") is not None:
@@ -56,7 +61,7 @@ def merge_transposes(graph: gs.Graph) -> int:
             _read_past(graph, node, before)
             edits += 1
         if perm is not None and list(perm) == list(range(len(perm))):
-            edits += bypassed(graph, node)
+            edits += bypass_node(graph, node)
     return edits
 
 
@@ -69,7 +74,7 @@ def merge_reshapes(graph: gs.Graph) -> int:
 
     sort(graph)
     edits = 0
-    for node in matching(graph, "Reshape", ""):
+    for node in nodes_of(graph, "Reshape", ""):
         before, shape = _writer(node, "Reshape"), node.inputs[1]
         if before is not None and isinstance(shape, gs.Constant) and 0 not in shape.values:
             _read_past(graph, node, before)
@@ -121,7 +126,7 @@ def _merge_nodes(graph: gs.Graph) -> int:
     seen: dict[Hashable, gs.Node] = {}
     edits = 0
     for node in list(graph.nodes):
-        key = _meaning(node)
+        key = _node_key(node)
         first = node if key is None else seen.setdefault(key, node)
         if first is node:
             continue
@@ -138,8 +143,8 @@ def _merge_nodes(graph: gs.Graph) -> int:
     return edits
 
 
-def _meaning(node: gs.Node) -> Hashable:
-    """What a node computes; None where that cannot be told."""
+def _node_key(node: gs.Node) -> Hashable:
+    """Key of the computation of a node; None where it is not known."""
     if operator_name(node.domain, node.op) != node.op or node.op in _RANDOM:
         return None
     plain = (int, float, str, bytes, list)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from mlflow_e2eai.errors import SurgeryError
 from mlflow_e2eai.surgery.interface import adds_outputs, changes, extracts
-from mlflow_e2eai.surgery.node_edits import is_output, matching
+from mlflow_e2eai.surgery.node_edits import is_output, nodes_of
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
@@ -25,7 +25,7 @@ def expose(graph: gs.Graph, *, tensors: Sequence[str]) -> int:
     Raises:
         SurgeryError: A node of the main graph makes no such tensor, or its type is not known.
     """
-    return _exposed(graph, [_made(graph, name, "expose") for name in tensors])
+    return _as_outputs(graph, [_inner_tensor(graph, name, "expose") for name in tensors])
 
 
 @changes(adds_outputs)
@@ -39,11 +39,11 @@ def break_fusion(graph: gs.Graph, *, first: str, then: str) -> int:
     """
     between = [
         tensor
-        for node in matching(graph, first, None)
+        for node in nodes_of(graph, first, None)
         for tensor in node.outputs
         if any(reader.op == then for reader in tensor.outputs)
     ]
-    return _exposed(graph, between)
+    return _as_outputs(graph, between)
 
 
 @changes(extracts)
@@ -62,18 +62,20 @@ def extract(
             these inputs.
     """
     known = {tensor.name: tensor for tensor in graph.inputs}
-    begin = [known.get(name) or _made(graph, name, "begin at") for name in _or(inputs, known)]
+    begin = [
+        known.get(name) or _inner_tensor(graph, name, "begin at") for name in _or(inputs, known)
+    ]
     known = {tensor.name: tensor for tensor in graph.outputs}
-    end = [known.get(name) or _made(graph, name, "end at") for name in _or(outputs, known)]
+    end = [known.get(name) or _inner_tensor(graph, name, "end at") for name in _or(outputs, known)]
     if _same(begin, graph.inputs) and _same(end, graph.outputs):
         return 0
-    _hold_known(graph, [*begin, *end])
+    _infer_types(graph, [*begin, *end])
     before = len(graph.nodes)
     for tensor in begin:
         tensor.inputs.clear()
     graph.inputs, graph.outputs = begin, end
     graph.cleanup(remove_unused_graph_inputs=False)
-    _hold_computable(graph)
+    _require_computable(graph)
     return max(1, before - len(graph.nodes))
 
 
@@ -85,8 +87,8 @@ def _same(some: Sequence[gs.Tensor], others: Sequence[gs.Tensor]) -> bool:
     return [id(tensor) for tensor in some] == [id(tensor) for tensor in others]
 
 
-def _made(graph: gs.Graph, name: str, verb: str) -> gs.Tensor:
-    """A tensor that a node of the main graph makes."""
+def _inner_tensor(graph: gs.Graph, name: str, verb: str) -> gs.Tensor:
+    """A tensor that a node of the main graph writes."""
     made = {tensor.name: tensor for node in graph.nodes for tensor in node.outputs}
     if name not in made:
         near = difflib.get_close_matches(name, made, n=1)
@@ -96,15 +98,15 @@ def _made(graph: gs.Graph, name: str, verb: str) -> gs.Tensor:
     return made[name]
 
 
-def _exposed(graph: gs.Graph, tensors: Sequence[gs.Tensor]) -> int:
+def _as_outputs(graph: gs.Graph, tensors: Sequence[gs.Tensor]) -> int:
     new = {id(tensor): tensor for tensor in tensors if not is_output(graph, tensor)}
-    _hold_known(graph, [*new.values()])
+    _infer_types(graph, [*new.values()])
     graph.outputs = [*graph.outputs, *new.values()]
     return len(new)
 
 
-def _hold_known(graph: gs.Graph, tensors: Sequence[gs.Tensor]) -> None:
-    """Let ONNX infer types and shapes that nobody has written down; a type there must be."""
+def _infer_types(graph: gs.Graph, tensors: Sequence[gs.Tensor]) -> None:
+    """Have ONNX infer missing types and shapes; refuse a tensor without a type."""
     import onnx
     import onnx_graphsurgeon as gs
 
@@ -125,7 +127,7 @@ def _hold_known(graph: gs.Graph, tensors: Sequence[gs.Tensor]) -> None:
         tensor.dtype, tensor.shape = made.dtype, made.shape
 
 
-def _hold_computable(graph: gs.Graph) -> None:
+def _require_computable(graph: gs.Graph) -> None:
     import onnx_graphsurgeon as gs
 
     given = {id(tensor) for tensor in graph.inputs}

@@ -82,7 +82,7 @@ def after(
 
 
 def specs(tensors: Sequence[gs.Tensor]) -> tuple[TensorSpec, ...]:
-    """What inputs or outputs of a GraphSurgeon graph are."""
+    """Names, dtypes and shapes of inputs or outputs of a GraphSurgeon graph."""
     import onnx
 
     def dtype(tensor: gs.Tensor) -> str:

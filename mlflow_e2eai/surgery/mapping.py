@@ -17,30 +17,29 @@ from mlflow_e2eai.runtime.isolation import isolated_onnxruntime
 from mlflow_e2eai.surgery.extraction import extract
 
 
-def origins_of(cleaned: OnnxArtifact, raw: OnnxArtifact) -> Origins:
-    """A graph's origins; of one that was stored before they were kept, by position and name."""
-    if cleaned.origins is not None:
-        return cleaned.origins
-    inputs = tuple(InputOrigin(name=spec.name, dtype=spec.dtype) for spec in raw.inputs)
-    known = [spec.name for spec in raw.outputs]
-    if len(known) != len(cleaned.outputs):
-        known = [spec.name for spec in cleaned.outputs]
-    return Origins(inputs=inputs, outputs=tuple(known))
+def origins_of(graph: OnnxArtifact) -> Origins:
+    """The origins of a graph; those of a raw graph are its own inputs and outputs."""
+    if graph.origins is not None:
+        return graph.origins
+    return Origins(
+        inputs=tuple(InputOrigin(name=spec.name, dtype=spec.dtype) for spec in graph.inputs),
+        outputs=tuple(spec.name for spec in graph.outputs),
+    )
 
 
-def begins_inside(cleaned: OnnxArtifact, raw: OnnxArtifact) -> bool:
-    """Whether a graph begins at other tensors than the one before: what ran that cannot run it."""
-    names = {origin.name for origin in origins_of(cleaned, raw).inputs}
+def starts_inside(cleaned: OnnxArtifact, raw: OnnxArtifact) -> bool:
+    """Whether a cleaned graph starts at inner tensors of the raw one."""
+    names = {origin.name for origin in origins_of(cleaned).inputs}
     return names != {spec.name for spec in raw.inputs}
 
 
-def hold_beginning(cleaned: OnnxArtifact, raw: OnnxArtifact) -> None:
-    """Refuse a graph that begins inside the one before, where that one's inputs are given.
+def require_same_inputs(cleaned: OnnxArtifact, raw: OnnxArtifact) -> None:
+    """Refuse a cleaned graph that starts at inner tensors of the raw one.
 
     Raises:
         InvalidInputError: It does.
     """
-    if begins_inside(cleaned, raw):
+    if starts_inside(cleaned, raw):
         msg = (
             f"The plan lets the graph begin at {[spec.name for spec in cleaned.inputs]}, but the "
             f"model takes {[spec.name for spec in raw.inputs]}, so it cannot be judged against the "
@@ -49,18 +48,18 @@ def hold_beginning(cleaned: OnnxArtifact, raw: OnnxArtifact) -> None:
         raise InvalidInputError(msg)
 
 
-def converted(tensors: Tensors, raw: OnnxArtifact, cleaned: OnnxArtifact) -> dict[str, Array]:
-    """Inputs of the graph before as the cleaned one takes them; their sizes stay as they are.
+def convert_inputs(tensors: Tensors, cleaned: OnnxArtifact) -> dict[str, Array]:
+    """Inputs of the raw graph as the cleaned one takes them; their sizes stay.
 
     Numbers that an integer type cannot hold become the nearest that it can.
     """
-    pairs = zip(cleaned.inputs, origins_of(cleaned, raw).inputs, strict=True)
+    pairs = zip(cleaned.inputs, origins_of(cleaned).inputs, strict=True)
     return {spec.name: _new(tensors[old.name], old, spec.dtype) for spec, old in pairs}
 
 
-def fitted(tensors: Tensors, raw: OnnxArtifact, cleaned: OnnxArtifact) -> dict[str, Array]:
-    """The same, repeated or cut along the axes that surgery has fixed."""
-    made = converted(tensors, raw, cleaned)
+def map_inputs(tensors: Tensors, cleaned: OnnxArtifact) -> dict[str, Array]:
+    """Inputs of the raw graph as the cleaned one takes them, fitted to its fixed sizes."""
+    made = convert_inputs(tensors, cleaned)
     for spec in cleaned.inputs:
         array = made[spec.name]
         for position, size in enumerate(spec.shape):
@@ -71,13 +70,13 @@ def fitted(tensors: Tensors, raw: OnnxArtifact, cleaned: OnnxArtifact) -> dict[s
     return made
 
 
-def bridge(reference: Infer, raw: OnnxArtifact, cleaned: OnnxArtifact) -> Infer:
-    """What ran the graph before, with the inputs and outputs that surgery left.
+def wrap_reference(reference: Infer, cleaned: OnnxArtifact) -> Infer:
+    """A reference of the raw graph under the inputs and outputs of the cleaned one.
 
     Tensors that it does not answer, as surgery exposed them, are missing; `surgery.answering` has
     them too.
     """
-    origins = origins_of(cleaned, raw)
+    origins = origins_of(cleaned)
     inputs = list(zip(cleaned.inputs, origins.inputs, strict=True))
     outputs = list(zip(cleaned.outputs, origins.outputs, strict=True))
 
@@ -127,10 +126,10 @@ Run: TypeAlias = Callable[..., AbstractContextManager[Infer]]
 
 
 @contextmanager
-def answering(
+def full_reference(
     reference: Infer, raw: OnnxArtifact, cleaned: OnnxArtifact, *, run: Run = isolated_onnxruntime
 ) -> Iterator[Infer]:
-    """What ran the graph before surgery, with the inputs and outputs that surgery left.
+    """A reference for all outputs of the cleaned graph, those that surgery exposed too.
 
     It knows nothing of the tensors that surgery exposed: those come from ONNX Runtime on the graph
     before. Where the graph begins inside the one before, all do.
@@ -145,8 +144,8 @@ def answering(
         RunnerError: ONNX Runtime cannot run that part of the graph before.
         SurgeryError: The graph before has no such tensor.
     """
-    origins = origins_of(cleaned, raw)
-    known = set() if begins_inside(cleaned, raw) else {spec.name for spec in raw.outputs}
+    origins = origins_of(cleaned)
+    known = set() if starts_inside(cleaned, raw) else {spec.name for spec in raw.outputs}
     if unknown := [name for name in origins.outputs if name not in known]:
         inputs = [origin.name for origin in origins.inputs]
         with _piece(raw, inputs, unknown, run) as inner:
@@ -155,27 +154,27 @@ def answering(
                 told = reference(tensors) if known else {}
                 return {**told, **inner(tensors)}
 
-            yield bridge(infer, raw, cleaned)
+            yield wrap_reference(infer, cleaned)
     else:
-        yield bridge(reference, raw, cleaned)
+        yield wrap_reference(reference, cleaned)
 
 
 @contextmanager
-def entering(
+def input_mapper(
     raw: OnnxArtifact, cleaned: OnnxArtifact
 ) -> Iterator[Callable[[Tensors], dict[str, Array]]]:
-    """What makes inputs of the cleaned graph of those of the graph before; see `fitted`.
+    """Open a function that maps inputs of the raw graph to those of the cleaned one.
 
     Where the graph begins inside the one before, ONNX Runtime on that computes what comes there.
     """
     given = {spec.name for spec in raw.inputs}
-    names = [origin.name for origin in origins_of(cleaned, raw).inputs]
+    names = [origin.name for origin in origins_of(cleaned).inputs]
     with ExitStack() as stack:
         inner: Infer = lambda _: {}  # noqa: E731 - nothing to compute
         if strange := [name for name in names if name not in given]:
             piece = _piece(raw, None, strange, isolated_onnxruntime)
             inner = stack.enter_context(piece)
-        yield lambda tensors: fitted({**tensors, **inner(tensors)}, raw, cleaned)
+        yield lambda tensors: map_inputs({**tensors, **inner(tensors)}, cleaned)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
 
 
-def matching(graph: gs.Graph, op_type: str, domain: str | None) -> list[gs.Node]:
+def nodes_of(graph: gs.Graph, op_type: str, domain: str | None) -> list[gs.Node]:
     """The nodes of an operator; domain None for any."""
     wanted = None if domain is None else operator_name(domain, op_type)
     return [
@@ -20,8 +20,8 @@ def matching(graph: gs.Graph, op_type: str, domain: str | None) -> list[gs.Node]
     ]
 
 
-def bypassed(graph: gs.Graph, node: gs.Node) -> int:
-    """Take one node out of the way; 1 when something changed."""
+def bypass_node(graph: gs.Graph, node: gs.Node) -> int:
+    """Remove one node, so that its readers read its input; 1 when something changed."""
     source, result = node.inputs[0], node.outputs[0]
     if not is_output(graph, result):
         hand_over(result, source)

@@ -74,7 +74,7 @@ def outline_of(before: onnx.ModelProto, after: onnx.ModelProto) -> Outline:
     """
     old, new = _nodes(before), _nodes(after)
     edges_before, edges_after = _edges(old), _edges(new)
-    order = _order(old, new, edges_before | edges_after)
+    order = _merged_order(old, new, edges_before | edges_after)
     states = {key: _state(old.get(key), new.get(key)) for key in order}
     places = {key: at for at, key in enumerate(order[:MOST])}
 
@@ -119,12 +119,12 @@ def _read(node: onnx.NodeProto) -> Iterator[str]:
                 yield from _read(child)
 
 
-def _order(
+def _merged_order(
     old: Mapping[_Key, onnx.NodeProto],
     new: Mapping[_Key, onnx.NodeProto],
     edges: set[tuple[_Key, _Key]],
 ) -> list[_Key]:
-    """All nodes, each after what it reads and else as near to the order before as can be."""
+    """All nodes, each after what it reads, else close to the order before."""
     ranks = _ranks(old, new)
     readers: dict[_Key, list[_Key]] = {key: [] for key in ranks}
     for writer, reader in edges:
@@ -171,7 +171,7 @@ def _state(before: onnx.NodeProto | None, after: onnx.NodeProto | None) -> State
 
 
 def _attributes(node: onnx.NodeProto) -> dict[str, object]:
-    """Attributes by name, in a form that can be compared; one graph inside is as good as another.
+    """Attributes by name, in a comparable form; one subgraph equals another.
 
     The same tensor can be written in several ways, and a graph inside is named anew.
     """

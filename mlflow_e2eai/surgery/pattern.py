@@ -50,7 +50,7 @@ def replace(
         SurgeryError: The pattern is not valid, would match what it is replaced by, or the operator
             has another meaning already.
     """
-    wanted = _parsed(graph, pattern, op_type, domain)
+    wanted = _parse_nodes(graph, pattern, op_type, domain)
     edits = 0
     for each in (graph, *graph.subgraphs(recursive=True)):
         for node in list(each.nodes):
@@ -79,7 +79,7 @@ class _Match:
     nodes: list[gs.Node]
 
 
-def _parsed(graph: gs.Graph, text: str, op_type: str, domain: str) -> _Pattern:
+def _parse_nodes(graph: gs.Graph, text: str, op_type: str, domain: str) -> _Pattern:
     import onnx
 
     head = f'<domain: "{domain}", opset_import: ["" : {graph.opset}]> {op_type} '

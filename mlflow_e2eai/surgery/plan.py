@@ -36,13 +36,13 @@ class Step:
     required: bool = False
     call: Rule | None = None
 
-    def found(self) -> Rule:
-        """The rule without its arguments.
+    def resolve(self) -> Rule:
+        """The rule, without its arguments.
 
         Raises:
             InvalidInputError: There is no such rule, or its entry point cannot be loaded.
         """
-        return self.call or RULES.get(self.rule) or _installed(self.rule)
+        return self.call or RULES.get(self.rule) or _installed_rule(self.rule)
 
     def bound(self) -> Rule:
         """The rule with its arguments, ready for a graph.
@@ -50,7 +50,7 @@ class Step:
         Raises:
             InvalidInputError: There is no such rule, or it takes other arguments.
         """
-        rule = self.found()
+        rule = self.resolve()
         try:
             inspect.signature(rule).bind(None, **self.arguments)
         except TypeError as error:
@@ -133,7 +133,7 @@ def named_in(plan: Sequence[Step]) -> frozenset[str]:
 
 
 def step_name(plan: Sequence[Step], position: int) -> str:
-    """What a step is called in reports: ``rule``, or ``rule #2`` for the second of its rule."""
+    """Name of a step in reports: ``rule``, or ``rule #2`` for the second of its rule."""
     rule = plan[position].rule
     earlier = sum(step.rule == rule for step in plan[:position])
     return f"{rule} #{earlier + 1}" if earlier else rule
@@ -168,7 +168,7 @@ def _name_of(call: Rule) -> str:
     return f"{module}:{getattr(call, '__qualname__', type(call).__qualname__)}"
 
 
-def _installed(name: str) -> Rule:
+def _installed_rule(name: str) -> Rule:
     """A rule that an installed package offers."""
     offered = {entry.name: entry for entry in entry_points(group=GROUP)}
     if name in offered:

@@ -17,7 +17,7 @@ from mlflow_e2eai.surgery.deduplication import merge_duplicates, merge_reshapes,
 from mlflow_e2eai.surgery.extraction import break_fusion, expose, extract
 from mlflow_e2eai.surgery.interface import changes, loses_outputs
 from mlflow_e2eai.surgery.interface_rules import convert_input, fix_axis, rename
-from mlflow_e2eai.surgery.node_edits import bypassed, can_vanish, is_output, matching
+from mlflow_e2eai.surgery.node_edits import bypass_node, can_vanish, is_output, nodes_of
 from mlflow_e2eai.surgery.pattern import replace
 from mlflow_e2eai.surgery.simplify import simplify
 
@@ -28,7 +28,7 @@ Rule: TypeAlias = Callable[..., int]
 
 
 def bypass(graph: gs.Graph, *, op_type: str, domain: str | None = None) -> int:
-    """Take nodes out of the way: whoever read their first output reads their first input instead.
+    """Remove nodes: readers of their first output read their first input instead.
 
     A graph output keeps its name. Where that takes a node of its own (the input is itself an input
     or output of the graph, or a constant), the node becomes an Identity.
@@ -38,7 +38,7 @@ def bypass(graph: gs.Graph, *, op_type: str, domain: str | None = None) -> int:
         op_type: Operator of the nodes, for example ``FooOp``.
         domain: Domain of the operator; None for any.
     """
-    nodes = matching(graph, op_type, domain)
+    nodes = nodes_of(graph, op_type, domain)
     for node in nodes:
         if not node.inputs or len(node.outputs) != 1:
             msg = (
@@ -46,7 +46,7 @@ def bypass(graph: gs.Graph, *, op_type: str, domain: str | None = None) -> int:
                 f"{len(node.outputs)} outputs, but bypass needs an input and exactly one output."
             )
             raise SurgeryError(msg)
-    return sum(bypassed(graph, node) for node in nodes)
+    return sum(bypass_node(graph, node) for node in nodes)
 
 
 @changes(loses_outputs)
@@ -61,7 +61,7 @@ def remove(graph: gs.Graph, *, op_type: str, domain: str | None = None) -> int:
     Raises:
         SurgeryError: Another node still reads one of them, or no output would be left.
     """
-    nodes = matching(graph, op_type, domain)
+    nodes = nodes_of(graph, op_type, domain)
     doomed = {id(node) for node in nodes}
     for node in nodes:
         for tensor in node.outputs:
@@ -93,7 +93,7 @@ def drop_identities(graph: gs.Graph) -> int:
     edits = 0
     # What a Cast reads may be known only once an Identity before it is gone.
     while dropped := sum(
-        bypassed(graph, node)
+        bypass_node(graph, node)
         for node in list(graph.nodes)
         if _hands_on(graph, node) and can_vanish(graph, node)
     ):

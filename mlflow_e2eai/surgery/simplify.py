@@ -57,7 +57,7 @@ def _simplify_once(graph: gs.Graph) -> int:
     try:
         before = gs.export_onnx(graphs.sort(graph))
         weights.settle(before)
-        after = _simplified(before)
+        after = _run_simplifier(before)
         saved = len(before.graph.node) - len(after.graph.node)
         if saved <= 0:
             return 0
@@ -75,7 +75,7 @@ def _simplify_once(graph: gs.Graph) -> int:
     return saved
 
 
-def _simplified(model: onnx.ModelProto) -> onnx.ModelProto:
+def _run_simplifier(model: onnx.ModelProto) -> onnx.ModelProto:
     import onnxsim
     import onnxslim
 

@@ -16,15 +16,15 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from mlflow_e2eai.artifacts import graphs
-from mlflow_e2eai.artifacts.files import Real, written
+from mlflow_e2eai.artifacts.files import Real, atomic_write
 from mlflow_e2eai.artifacts.graphs import only_new_garbage
 from mlflow_e2eai.artifacts.values import Array, Infer, OnnxArtifact, Tensors
-from mlflow_e2eai.artifacts.weight_files import beside, staged
+from mlflow_e2eai.artifacts.weight_files import staging_path, weights_linked
 from mlflow_e2eai.errors import ArtifactError, RunnerError, SurgeryError
 from mlflow_e2eai.runtime.isolation import Ahead, Opened, isolated_onnxruntime, onnxruntime_ahead
 from mlflow_e2eai.surgery import interface
 from mlflow_e2eai.surgery.interface import Interface
-from mlflow_e2eai.surgery.mapping import answering, entering
+from mlflow_e2eai.surgery.mapping import full_reference, input_mapper
 from mlflow_e2eai.surgery.outline import Outline, outline_of
 from mlflow_e2eai.surgery.plan import DEFAULT_PLAN, Step, plan_text, step_name
 from mlflow_e2eai.surgery.rules import Rule
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SurgeryReport:
-    """What a plan did.
+    """Result of a plan.
 
     Attributes:
         edits: Number of edits by each step, in the plan's order, as ``rule`` or ``rule #2``.
@@ -48,9 +48,9 @@ class SurgeryReport:
         size_after_bytes: And after.
         max_abs_error: Largest difference that the check of the numbers saw, over all outputs; None
             when there was nothing to check against.
-        outline: Both graphs in one, for people to look at; None in reports of before it was drawn.
-        plan: The plan as YAML, to apply to another graph; None in reports of before it was kept.
-        seconds: What each step took, named as in `edits`; empty in reports of before it was taken.
+        outline: Both graphs in one, for people to look at.
+        plan: The plan as YAML, to apply to another graph.
+        seconds: Duration of each step, named as in `edits`.
     """
 
     edits: Mapping[str, int]
@@ -102,7 +102,7 @@ def clean(
         return attempt(source, plan, out=out, samples=samples, reference=reference)
     except SurgeryError as error:
         if error.rule is None or keep is not None:
-            _blame(error, source, plan, samples=samples, reference=reference, keep=keep)
+            _name_failing_step(error, source, plan, samples=samples, reference=reference, keep=keep)
         raise
 
 
@@ -123,11 +123,11 @@ def attempt(
         loaded = None if reference else source.path  # over there, while the other is made
         started = onnxruntime_ahead(loaded, libraries=source.libraries)
         opened = stack.enter_context(started) if samples else None
-        edited = _edited(source, before, plan)
+        edited = _apply_plan(source, before, plan)
         after, wanted = edited.after, edited.interface
         inputs, outputs = graphs.interface(after)
         interface.check(source, inputs, outputs, wanted)
-        temporary = stack.enter_context(staged(out))
+        temporary = stack.enter_context(staging_path(out))
         try:
             graphs.write(after, temporary)
         except ArtifactError as broken:
@@ -173,7 +173,7 @@ class _Edited:
     seconds: Mapping[str, float]
 
 
-def _edited(source: OnnxArtifact, before: onnx.ModelProto, plan: Sequence[Step]) -> _Edited:
+def _apply_plan(source: OnnxArtifact, before: onnx.ModelProto, plan: Sequence[Step]) -> _Edited:
     rules = [(step, step.bound()) for step in plan]
     graph = graphs.to_graph(before)
     for each in (graph, *graph.subgraphs(recursive=True)):
@@ -185,25 +185,27 @@ def _edited(source: OnnxArtifact, before: onnx.ModelProto, plan: Sequence[Step])
         began = time.perf_counter()
         edits[name] = _apply(step, rule, graph)
         seconds[name] = time.perf_counter() - began
-        wanted = interface.after(step.found(), wanted, step.arguments, graph)
+        wanted = interface.after(step.resolve(), wanted, step.arguments, graph)
     after = graphs.to_onnx(graph, like=before)
     return _Edited(after=after, interface=wanted, edits=edits, seconds=seconds)
 
 
-def _kept(source: OnnxArtifact, plan: Sequence[Step], guilty: int, keep: Path) -> tuple[Path, ...]:
+def _write_refused(
+    source: OnnxArtifact, plan: Sequence[Step], guilty: int, keep: Path
+) -> tuple[Path, ...]:
     """Write the graphs before and after a step, however broken they are."""
     keep.mkdir(parents=True, exist_ok=True)
     kept = []
     for name, steps in (("before.onnx", plan[:guilty]), ("after.onnx", plan[: guilty + 1])):
         with suppress(SurgeryError):
-            made = _edited(source, graphs.read(source.path), steps).after
-            with beside(made, keep), written(keep / name) as temporary:
+            made = _apply_plan(source, graphs.read(source.path), steps).after
+            with weights_linked(made, keep), atomic_write(keep / name) as temporary:
                 temporary.write_bytes(made.SerializeToString(deterministic=True))
             kept.append(keep / name)
     return tuple(kept)
 
 
-def _blame(
+def _name_failing_step(
     error: SurgeryError,
     source: OnnxArtifact,
     plan: Sequence[Step],
@@ -212,7 +214,7 @@ def _blame(
     reference: Infer | None,
     keep: Path | None,
 ) -> None:
-    """Write into an error which step of the plan it comes from, where that can be told."""
+    """Add the failing step of the plan to an error, where it can be found."""
     with TemporaryDirectory() as folder:
 
         def replay(steps: Sequence[Step]) -> SurgeryError | None:
@@ -226,13 +228,13 @@ def _blame(
             return None
 
         try:
-            guilty = guilty_step(plan, replay)
+            guilty = failing_step(plan, replay)
         except SurgeryError:
             return  # it was wrong before the first step
     if guilty is None:
         return
     if keep is not None:
-        error.graphs = _kept(source, plan, guilty, keep)
+        error.graphs = _write_refused(source, plan, guilty, keep)
     if error.rule is None:
         error.rule = plan[guilty].rule
         error.args = (f"{error} Step {step_name(plan, guilty)!r} is to blame.",)
@@ -271,7 +273,7 @@ def _keep_numbers(
     if opened is None:
         return None
     with ExitStack() as stack:
-        before, asked = _asked(source, cleaned, samples, reference, stack, opened)
+        before, asked = _reference_and_samples(source, cleaned, samples, reference, stack, opened)
         try:
             after = stack.enter_context(opened(cleaned.path))
             # ONNX Runtime is no suspect here, the rules are.
@@ -289,7 +291,7 @@ def _keep_numbers(
     return max((output.max_abs_error for output in report.outputs), default=0.0)
 
 
-def _asked(
+def _reference_and_samples(
     source: OnnxArtifact,
     cleaned: OnnxArtifact,
     samples: Sequence[Tensors],
@@ -297,11 +299,11 @@ def _asked(
     stack: ExitStack,
     opened: Opened,
 ) -> tuple[Infer, list[dict[str, Array]]]:
-    """What was before and the samples, both for the graph that is now."""
+    """The reference and the samples under the names of the cleaned graph."""
     try:
         told = reference or stack.enter_context(opened(source.path))
-        before = stack.enter_context(answering(told, source, cleaned))
-        fit = stack.enter_context(entering(source, cleaned))
+        before = stack.enter_context(full_reference(told, source, cleaned))
+        fit = stack.enter_context(input_mapper(source, cleaned))
         return before, [fit(sample) for sample in samples]
     except RunnerError as error:
         msg = f"The numbers before surgery cannot be had: {error} Give a reference."
@@ -330,10 +332,10 @@ def _export_was_wrong(
 # Which step of a plan made a graph wrong.
 
 
-def guilty_step(
+def failing_step(
     plan: Sequence[Step], replay: Callable[[Sequence[Step]], SurgeryError | None]
 ) -> int | None:
-    """Position of the step to blame; None when the plan is right.
+    """Position of the step that makes the plan fail; None when the plan is right.
 
     The plan is replayed, one step shorter each time, until the graph is right. A beginning whose
     graph does not run says nothing.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlflow_e2eai.artifacts.files import from_json, to_json, why_unread, written
+from mlflow_e2eai.artifacts.files import atomic_write, from_json, reading_error, to_json
 from mlflow_e2eai.bundle.manifest import MANIFEST
 from mlflow_e2eai.errors import ArtifactError, TrackingError
 from mlflow_e2eai.tracking.lineage import is_uri, resolve
@@ -140,7 +140,7 @@ def download(uri: str, directory: Path) -> Path:
         if name != data:
             files.fetch(name)
     files.fetch(f"{data}/{MANIFEST}")
-    with written(directory / ORIGIN) as out:
+    with atomic_write(directory / ORIGIN) as out:
         out.write_text(to_json(Origin(uri=origin)), encoding="utf-8")
     return directory
 
@@ -186,7 +186,7 @@ def fetch_text(uri: str) -> str:
         try:
             return Path(uri).read_text(encoding="utf-8")
         except OSError as error:
-            msg = f"Cannot read {uri}: {why_unread(error)}; check the path."
+            msg = f"Cannot read {uri}: {reading_error(error)}; check the path."
             raise TrackingError(msg) from error
     try:
         return str(mlflow.artifacts.load_text(uri))

@@ -213,7 +213,7 @@ def _fetch_artifact(kind: type[Artifact], model: LoggedModel, folder: Path) -> A
     found = dataclasses.replace(
         artifact,
         path=place / artifact.path,
-        libraries=libraries.fetched(artifact.libraries, place),
+        libraries=libraries.resolve_libraries(artifact.libraries, place),
     )
     recorded = model.tags.get(SHA256, artifact.sha256)
     if isinstance(found, OnnxArtifact):

@@ -67,7 +67,7 @@ def parity_metrics(evidence: Evidence) -> dict[str, float]:
     Over several kinds of sample, the worst number counts; the advisory ones are left out.
     """
     metrics: dict[str, float] = {}
-    for report in evidence.judged.values():
+    for report in evidence.deciding.values():
         for output in report.outputs:
             place = f"parity/{_safe(output.name)}"
             for choose, names in ((max, _SMALL_IS_GOOD), (min, _LARGE_IS_GOOD)):

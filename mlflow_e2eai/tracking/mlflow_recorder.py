@@ -142,7 +142,7 @@ class MlflowStage:
         from mlflow import MlflowClient
         from mlflow.entities import Param, RunTag
 
-        chosen = engine.settings.chosen.items()
+        chosen = engine.settings.not_default.items()
         params = [Param(f"build/{name}", str(value)) for name, value in chosen]
         if params or tags:
             MlflowClient().log_batch(

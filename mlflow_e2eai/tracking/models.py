@@ -100,7 +100,7 @@ def _lay_out(
     for weights in artifact.weights if isinstance(artifact, OnnxArtifact) else ():
         link(artifact.path.parent / weights.path, folder)
     here = dataclasses.replace(artifact, path=Path(file))
-    here = dataclasses.replace(here, libraries=libraries.copied(here.libraries, folder))
+    here = dataclasses.replace(here, libraries=libraries.copy_libraries(here.libraries, folder))
     (folder / ARTIFACT).write_text(to_json(here), encoding="utf-8")
     save_arrays(folder / bundle.EXAMPLE, example)
     meta = Model(

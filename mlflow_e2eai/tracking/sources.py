@@ -26,7 +26,7 @@ from mlflow_e2eai.evaluation.data import EvaluationData
 from mlflow_e2eai.evaluation.metrics import accuracy
 from mlflow_e2eai.pytorch import operators as custom
 from mlflow_e2eai.pytorch import pytree
-from mlflow_e2eai.pytorch.flat_module import answer, flattened, input_tree, positional
+from mlflow_e2eai.pytorch.flat_module import flatten_module, input_tree, positional, run_module
 from mlflow_e2eai.pytorch.module import evaluation_mode, module_of
 from mlflow_e2eai.pytorch.pytree import Tree
 from mlflow_e2eai.tracking.lineage import STAGE, fetch
@@ -83,7 +83,7 @@ def log_source(
     import torch
     from mlflow.models import Model
 
-    module, example = flattened(model, input_example)
+    module, example = flatten_module(model, input_example)
     kept, tree = module_of(model), input_tree(module, example)
     if isinstance(kept, torch.fx.GraphModule) and not tree.is_plain:
         # What torch.export wrote cannot be pickled; with its tensors in order it can be pt2 again.
@@ -92,15 +92,15 @@ def log_source(
     sizes = {axis.name: axis.opt for axis in axes_of(dynamic_axes or {})}
     # pt2 makes an axis of size 1 static for good.
     example = dict(resize(example, specs, {k: max(size, 2) for k, size in sizes.items()}))
-    with evaluation_mode(module), custom.applied() as functions:
+    with evaluation_mode(module), custom.record_applied() as functions:
         outputs = tuple(
             TensorSpec(name=key, dtype=value.cpu().numpy().dtype.name, shape=("?",) * value.ndim)
-            for key, value in answer(module, example).items()
+            for key, value in run_module(module, example).items()
         )
     signature = signature_of(specs, outputs, named=False)
     with tempfile.TemporaryDirectory() as folder, evaluation_mode(module):
         files = _companions(Path(folder), example, tree, dynamic_axes, operators, evaluation)
-        known = libraries.named(operator_libraries)
+        known = libraries.describe_libraries(operator_libraries)
         if known:
             digests = {library.path.name: library.sha256 for library in known}
             Path(folder, _LIBRARIES).write_text(json.dumps(digests), encoding="utf-8")
@@ -279,7 +279,7 @@ def _read_structure(path: Path, arrays: Tensors) -> Any:
         return arrays
     tree = from_json(Tree, path.read_bytes())
     for part in pytree.objects(tree):
-        with contextlib.suppress(ImportError):  # `flattened` says which class there is not
+        with contextlib.suppress(ImportError):  # `flatten_module` says which class there is not
             importlib.import_module(part.text.partition(":")[0])
     return pytree.unflatten(tree, arrays)
 
@@ -303,7 +303,7 @@ def _read_libraries(extra: Path) -> tuple[Library, ...]:
         return ()
     digests = json.loads((extra / _LIBRARIES).read_text(encoding="utf-8"))
     stored = [Library(path=Path(name), sha256=sha256) for name, sha256 in digests.items()]
-    return libraries.fetched(stored, extra)
+    return libraries.resolve_libraries(stored, extra)
 
 
 def _read_evaluation(path: Path) -> EvaluationData | None:

@@ -14,7 +14,13 @@ import torch
 
 from mlflow_e2eai import bundle, load_model, log_model, promote, save_model, tracking
 from mlflow_e2eai.artifacts.files import sha256_of
-from mlflow_e2eai.artifacts.libraries import copied, fetched, loadable, named, native_allowed
+from mlflow_e2eai.artifacts.libraries import (
+    copy_libraries,
+    describe_libraries,
+    loadable,
+    native_allowed,
+    resolve_libraries,
+)
 from mlflow_e2eai.artifacts.values import EngineArtifact, Library, Target
 from mlflow_e2eai.cli.main import main
 from mlflow_e2eai.engine.backends import load_plugins
@@ -122,7 +128,7 @@ def test_a_library_outside_the_model_is_refused(path, tmp_path):
         native_allowed(["libc.so", "lib.so"]),
         pytest.raises(ArtifactError, match="outside"),
     ):
-        fetched([Library(path=Path(path), sha256="0")], tmp_path)
+        resolve_libraries([Library(path=Path(path), sha256="0")], tmp_path)
 
 
 def test_a_saved_model_is_saved_again_without_loading_the_library(saved, tmp_path):
@@ -147,10 +153,10 @@ def test_libraries_of_one_name_are_refused(tmp_path):
     other.write_bytes(b"other")
 
     with pytest.raises(InvalidInputError, match=f"Two libraries are named {NAME}"):
-        named([LIBRARY, other])
-    copied(named([other]), tmp_path / "bundle")
+        describe_libraries([LIBRARY, other])
+    copy_libraries(describe_libraries([other]), tmp_path / "bundle")
     with pytest.raises(InvalidInputError, match=f"Two libraries are named {NAME}"):
-        copied(named([LIBRARY]), tmp_path / "bundle")
+        copy_libraries(describe_libraries([LIBRARY]), tmp_path / "bundle")
 
 
 @pytest.mark.parametrize("names", ["lib.so", ["folder/lib.so"]])
@@ -162,10 +168,10 @@ def test_libraries_are_allowed_by_a_list_of_file_names(names):
 def test_a_library_is_allowed_in_the_block_only():
     stored = [Library(path=Path(LIBRARY).relative_to("/"), sha256=SHA256)]
     with native_allowed([NAME]):
-        assert loadable(fetched(stored, Path("/"))) == (Path(LIBRARY),)
+        assert loadable(resolve_libraries(stored, Path("/"))) == (Path(LIBRARY),)
 
     with pytest.raises(RunnerError, match=NEEDS):
-        loadable(fetched(stored, Path("/")))
+        loadable(resolve_libraries(stored, Path("/")))
 
 
 @pytest.fixture
@@ -186,7 +192,7 @@ def test_the_stages_hand_libraries_on_as_values(raw, tmp_path):
     half, _ = convert(cleaned, "fp16", out=tmp_path / "fp16.onnx", samples=samples)
     found = bisect(cleaned, samples=samples, tolerance=1e-9)
 
-    assert raw.libraries == named([LIBRARY])
+    assert raw.libraries == describe_libraries([LIBRARY])
     assert {graph.libraries for graph in (raw, cleaned, half)} == {raw.libraries}
     assert found.nodes
     assert not any("NegPos" in node for node in found.nodes)
@@ -221,7 +227,7 @@ def test_where_surgery_takes_the_operator_out_no_library_is_needed(tmp_path):
         out=tmp_path / "c.onnx",
     )
 
-    assert raw.libraries == named([LIBRARY])
+    assert raw.libraries == describe_libraries([LIBRARY])
     assert cleaned.libraries == ()
 
 
@@ -296,7 +302,7 @@ class Registry:
 
 def test_plugins_are_loaded_into_the_registry_where_they_are_allowed(tmp_path):
     registry = Registry(LIBRARY)
-    load_plugins(registry, named([LIBRARY]))
+    load_plugins(registry, describe_libraries([LIBRARY]))
     assert registry.loaded == [LIBRARY]
 
     unasked = [Library(path=Path(LIBRARY), sha256=SHA256)]
@@ -304,14 +310,16 @@ def test_plugins_are_loaded_into_the_registry_where_they_are_allowed(tmp_path):
         load_plugins(registry, unasked)
     assert registry.loaded == [LIBRARY]
     with pytest.raises(RunnerError, match=f"cannot load plugins from {NAME}"):
-        load_plugins(Registry(), named([LIBRARY]))
+        load_plugins(Registry(), describe_libraries([LIBRARY]))
 
 
 def test_tensorrts_own_registry_is_asked_and_refuses_what_holds_no_plugins():
     trt = pytest.importorskip("tensorrt_rtx")  # it has the interface of TensorRT's registry
 
     with pytest.raises(RunnerError, match=f"cannot load plugins from {NAME}"):
-        load_plugins(trt.Builder(trt.Logger(trt.Logger.INTERNAL_ERROR)), named([LIBRARY]))
+        load_plugins(
+            trt.Builder(trt.Logger(trt.Logger.INTERNAL_ERROR)), describe_libraries([LIBRARY])
+        )
 
 
 def test_tensorrt_rtx_takes_no_plugins_which_is_said_before_any_work(tmp_path, raw, store, capsys):
@@ -349,7 +357,7 @@ def test_plugins_lie_in_the_bundle_and_are_allowed_by_name(saved, tmp_path):
         axes=manifest.axes,
         build_s=1.0,
         size_bytes=6,
-        libraries=named([plugin]),
+        libraries=describe_libraries([plugin]),
     )
     place = tmp_path / "bundle"
     bundle.write(place, dataclasses.replace(manifest, engines=(engine,)), example)

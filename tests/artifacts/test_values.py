@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from mlflow_e2eai.artifacts.axes import corners, resize
 from mlflow_e2eai.artifacts.build_settings import BuildSettings
-from mlflow_e2eai.artifacts.files import from_json, sha256_of, to_json, verify, written
+from mlflow_e2eai.artifacts.files import atomic_write, from_json, sha256_of, to_json, verify
 from mlflow_e2eai.artifacts.values import (
     PRECISIONS,
     Axis,
@@ -32,7 +32,7 @@ from mlflow_e2eai.artifacts.values import (
 from mlflow_e2eai.bundle.manifest import Manifest
 from mlflow_e2eai.errors import ArtifactError, InvalidInputError
 from mlflow_e2eai.evaluation.evidence import Evidence, MachineEvidence
-from mlflow_e2eai.evaluation.gates import Decision, Gate, Verdict, Worth
+from mlflow_e2eai.evaluation.gates import Decision, Gate, QuantizationVerdict, Verdict
 from mlflow_e2eai.latency.concurrency import Opened
 from mlflow_e2eai.latency.ratios import Ratio
 from mlflow_e2eai.latency.report import (
@@ -47,7 +47,7 @@ from mlflow_e2eai.latency.report import (
 )
 from mlflow_e2eai.parity.report import Element, Finding, OutputParity, ParityReport
 from mlflow_e2eai.precision.calibration import Calibrated, Calibration, Calibrator
-from mlflow_e2eai.precision.ranges import Kept, Reason
+from mlflow_e2eai.precision.ranges import Fp32Node, Reason
 from mlflow_e2eai.precision.stage import PrecisionReport
 from mlflow_e2eai.pytorch.pytree import Tree
 from mlflow_e2eai.pytorch.stage import EXPORTERS, ExportReport
@@ -256,7 +256,7 @@ VERDICTS = values_of(
     Verdict, metric=TEXT, found=st.none() | FLOATS, wanted=TEXT, passed=st.booleans()
 )
 DECISIONS = values_of(Decision, verdicts=few(VERDICTS))
-WORTHS = values_of(Worth, metrics=named(FLOATS), decision=DECISIONS)
+WORTHS = values_of(QuantizationVerdict, metrics=named(FLOATS), decision=DECISIONS)
 EVIDENCE = values_of(
     Evidence,
     variant=TEXT,
@@ -318,7 +318,7 @@ SURGERY = values_of(
     seconds=named(FLOATS),
 )
 NODES_KEPT = values_of(
-    Kept,
+    Fp32Node,
     node=TEXT,
     operator=TEXT,
     reason=st.sampled_from(get_args(Reason)),
@@ -392,7 +392,7 @@ KINDS = {
     ),
     Verdict: VERDICTS,
     Decision: DECISIONS,
-    Worth: WORTHS,
+    QuantizationVerdict: WORTHS,
     Calibrated: CALIBRATED,
     Calibration: CALIBRATIONS,
     PrecisionReport: CONVERSIONS,
@@ -687,7 +687,7 @@ def test_a_build_setting_out_of_its_range_is_refused(field, value, wanted):
 
 def test_build_settings_say_what_was_chosen():
     assert str(BuildSettings()) == "default"
-    assert BuildSettings(threads=2, optimization_level=3).chosen == {"threads": 2}
+    assert BuildSettings(threads=2, optimization_level=3).not_default == {"threads": 2}
     assert str(BuildSettings(threads=2, refit=True)) == "threads=2,refit=yes"
 
 
@@ -861,7 +861,7 @@ def test_a_missing_file_is_not_verified(tmp_path):
 
 def test_a_file_appears_only_when_its_block_has_ended(tmp_path):
     out = tmp_path / "deep" / "er" / "out.bin"
-    with written(out) as temporary:
+    with atomic_write(out) as temporary:
         temporary.write_bytes(b"new")
         assert not out.exists()
         assert temporary.parent == out.parent  # a move between file systems is not atomic
@@ -873,7 +873,7 @@ def test_a_file_appears_only_when_its_block_has_ended(tmp_path):
 def test_the_old_file_is_there_until_the_new_one_is(tmp_path):
     out = tmp_path / "out.bin"
     out.write_bytes(b"old")
-    with written(out) as temporary:
+    with atomic_write(out) as temporary:
         temporary.write_bytes(b"new")
         assert out.read_bytes() == b"old"
 
@@ -881,7 +881,7 @@ def test_the_old_file_is_there_until_the_new_one_is(tmp_path):
 
 
 def write_half(out: Path, error: type[BaseException]) -> None:
-    with written(out) as temporary:
+    with atomic_write(out) as temporary:
         temporary.write_bytes(b"half")
         raise error
 
@@ -905,7 +905,7 @@ def test_a_block_that_raises_leaves_the_old_file(tmp_path):
 
 
 def test_two_writers_of_one_file_do_not_meet(tmp_path):
-    with written(tmp_path / "out.bin") as one, written(tmp_path / "out.bin") as other:
+    with atomic_write(tmp_path / "out.bin") as one, atomic_write(tmp_path / "out.bin") as other:
         assert one != other
         one.write_bytes(b"one")
         other.write_bytes(b"other")
@@ -914,7 +914,7 @@ def test_two_writers_of_one_file_do_not_meet(tmp_path):
 
 
 def test_a_written_file_is_for_everyone_to_read(tmp_path):
-    with written(tmp_path / "out.bin"):
+    with atomic_write(tmp_path / "out.bin"):
         pass
 
     assert (tmp_path / "out.bin").stat().st_mode & 0o777 == 0o644

@@ -594,7 +594,7 @@ def test_a_runner_of_none_of_the_files_is_refused(make):
     placed = bundle.read(make())
 
     with pytest.raises(InvalidInputError, match="among these graphs and engines"):
-        variants.runner("torch/fp32", placed.graphs, placed.engines)
+        variants.open_variant("torch/fp32", placed.graphs, placed.engines)
 
 
 @pytest.mark.parametrize("place", ["/etc/model.onnx", "../model.onnx"])

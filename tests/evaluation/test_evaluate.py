@@ -19,7 +19,7 @@ from mlflow_e2eai.bundle.manifest import read
 from mlflow_e2eai.evaluation import variants as evaluation_variants
 from mlflow_e2eai.evaluation.evidence import Evidence
 from mlflow_e2eai.evaluation.stage import lost_at
-from mlflow_e2eai.evaluation.variants import runner, variants_of
+from mlflow_e2eai.evaluation.variants import open_variant, variants_of
 from mlflow_e2eai.parity.report import Finding, ParityReport
 
 
@@ -212,7 +212,7 @@ _PLACES = itertools.count()
 def crashes(variant, graphs, engines, *, when):
     """The true runner, but fp16 ends its process where `when` says so."""
     calls, place = itertools.count(), next(_PLACES)
-    with runner(variant, graphs, engines) as infer:
+    with open_variant(variant, graphs, engines) as infer:
 
         def infer_or_crash(tensors):
             if variant == HALF and when(next(calls), len(tensors["x"]), place):
@@ -234,7 +234,9 @@ def while_it_is_timed(call, items, place):
 def test_a_crash_at_one_corner_is_a_result_that_says_where_and_another_variant_is_loaded(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(evaluation_variants, "runner", partial(crashes, when=at_the_largest_batch))
+    monkeypatch.setattr(
+        evaluation_variants, "open_variant", partial(crashes, when=at_the_largest_batch)
+    )
     evidence = saved(net(), tmp_path / "model")
     assert evidence[HALF].measured
     assert not evidence[HALF].passed
@@ -246,7 +248,9 @@ def test_a_crash_at_one_corner_is_a_result_that_says_where_and_another_variant_i
 
 @pytest.mark.usefixtures("in_processes")
 def test_what_crashes_while_it_is_timed_is_left_out_and_the_others_are_timed(tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluation_variants, "runner", partial(crashes, when=while_it_is_timed))
+    monkeypatch.setattr(
+        evaluation_variants, "open_variant", partial(crashes, when=while_it_is_timed)
+    )
     evidence = saved(net(), tmp_path / "model")
     assert "crashed (SIGSEGV)" in evidence[HALF].reason
     assert evidence[HALF].parity["profile"].passed
@@ -265,7 +269,7 @@ def always_crashes(*_):
 
 @pytest.mark.usefixtures("in_processes")
 def test_where_everything_crashes_the_module_is_timed_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluation_variants, "runner", always_crashes)
+    monkeypatch.setattr(evaluation_variants, "open_variant", always_crashes)
     monkeypatch.setattr(evaluation_variants, "raw_runner", always_crashes)
     evidence = saved(net(), tmp_path / "model")
     assert all("SIGSEGV" in evidence[name].reason for name in (EXPORTED, CLEAN, HALF))
@@ -306,7 +310,7 @@ def test_an_answer_that_vanishes_with_its_input_is_no_failure_at_the_edge(tmp_pa
 @contextmanager
 def divides_by_zero(variant, graphs, engines):
     """The true runner, but fp32 answers nothing but zeros with NaN."""
-    with runner(variant, graphs, engines) as infer:
+    with open_variant(variant, graphs, engines) as infer:
 
         def infer_unguarded(tensors):
             answer = infer(tensors)
@@ -318,7 +322,7 @@ def divides_by_zero(variant, graphs, engines):
 
 
 def test_what_is_wrong_only_at_an_edge_has_failed(tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluation_variants, "runner", divides_by_zero)
+    monkeypatch.setattr(evaluation_variants, "open_variant", divides_by_zero)
     evidence = saved(net(), tmp_path / "model")
     assert evidence[CLEAN].parity["profile"].passed
     assert not evidence[CLEAN].parity["edges"].passed
@@ -359,7 +363,7 @@ def test_numbers_larger_than_any_known_are_shown_and_do_not_decide(tmp_path):
 def answers_the_last_question(variant, graphs, engines):
     """The true runner, but fp16 gives what it gave before whenever it was asked before."""
     last = []
-    with runner(variant, graphs, engines) as infer:
+    with open_variant(variant, graphs, engines) as infer:
 
         def infer_late(tensors):
             answer = infer(tensors)
@@ -372,7 +376,7 @@ def answers_the_last_question(variant, graphs, engines):
 def test_an_answer_from_the_call_before_is_seen_even_where_there_is_only_one_shape(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(evaluation_variants, "runner", answers_the_last_question)
+    monkeypatch.setattr(evaluation_variants, "open_variant", answers_the_last_question)
     mlflow_e2eai.save_model(net(), tmp_path / "model", input_example={"x": features()})
     evidence = {entry.variant: entry for entry in read(tmp_path / "model" / "bundle").evidence}
     assert evidence[CLEAN].passed

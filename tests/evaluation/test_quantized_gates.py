@@ -15,7 +15,7 @@ from mlflow_e2eai.artifacts.values import EngineArtifact, OnnxArtifact, Target
 from mlflow_e2eai.errors import InvalidInputError
 from mlflow_e2eai.evaluation.evidence import Evidence
 from mlflow_e2eai.evaluation.gates import Gate, gates_from
-from mlflow_e2eai.evaluation.quantized_gates import is_kept, quantized_gates, weighed
+from mlflow_e2eai.evaluation.quantized_gates import decide_quantized, is_retained, quantized_gates
 from mlflow_e2eai.latency.report import Latency, LatencyReport
 from mlflow_e2eai.parity.comparison import compare
 from mlflow_e2eai.pipeline import build
@@ -98,7 +98,7 @@ def entry_of(folder, *, sizes=(100, 100), times=(1.0, 1.0), **found):
         measured("cpu/int8", "int8", **found),
     ]
     report = latency(fp32=times[0], int8=times[1])
-    return weighed(evidence, report, graphs, quantized_gates())[-1]
+    return decide_quantized(evidence, report, graphs, quantized_gates())[-1]
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def entry_of(folder, *, sizes=(100, 100), times=(1.0, 1.0), **found):
 )
 def test_it_must_be_smaller_or_faster_by_the_margin_and_accurate(found, kept, tmp_path):
     entry = entry_of(tmp_path, **found)
-    assert entry.worth.kept is kept
+    assert entry.worth.retained is kept
     assert entry.rejected is not kept
     assert bool(entry.worth.decision.reasons) is not kept
 
@@ -127,11 +127,11 @@ def test_it_is_held_against_the_best_of_the_others(tmp_path):
     graphs.append(graph("int8", 48, tmp_path))
     evidence = [measured("torch/fp32", None)]
     evidence += [measured(f"cpu/{one.precision}", one.sha256) for one in graphs]
-    found = weighed(evidence, {}, graphs, quantized_gates())
+    found = decide_quantized(evidence, {}, graphs, quantized_gates())
     assert [entry.worth is None for entry in found] == [True, True, True, False]
     assert found[-1].worth.metrics["quantized/size_ratio"] == 0.96
     assert "quantized/latency_ratio" not in found[-1].worth.metrics
-    assert not found[-1].worth.kept
+    assert not found[-1].worth.retained
 
 
 @pytest.mark.parametrize(("error", "kept"), [(0.0, True), (0.5, False)])
@@ -146,16 +146,16 @@ def test_an_engine_that_cannot_run_here_is_as_accurate_as_its_graph(error, kept,
         Evidence(variant="rtx-sm86/fp32", sha256="fp32-engine", **away),
         Evidence(variant="rtx-sm86/int8", sha256="int8-engine", **away),
     ]
-    found = weighed(evidence, {}, files, quantized_gates())
-    assert found[-1].worth.kept is kept
-    assert [is_kept(file, found) for file in files] == [True, False, True, kept]
+    found = decide_quantized(evidence, {}, files, quantized_gates())
+    assert found[-1].worth.retained is kept
+    assert [is_retained(file, found) for file in files] == [True, False, True, kept]
 
 
 def test_a_variant_with_nothing_beside_it_is_not_decided_on(tmp_path):
     alone = [measured("torch/fp32", None), measured("cpu/int8", "int8")]
-    found = weighed(alone, {}, [graph("int8", 10, tmp_path)], quantized_gates())
+    found = decide_quantized(alone, {}, [graph("int8", 10, tmp_path)], quantized_gates())
     assert found == alone
-    assert is_kept(graph("int8", 10, tmp_path), found)
+    assert is_retained(graph("int8", 10, tmp_path), found)
 
 
 def test_gates_of_quantised_variants_stand_beside_those_of_versions():

@@ -14,7 +14,7 @@ import torch
 from images import images
 
 from mlflow_e2eai import bundle, clean, compile, export, load_model
-from mlflow_e2eai.artifacts.files import sealed, to_json
+from mlflow_e2eai.artifacts.files import seal, to_json
 from mlflow_e2eai.engine.runner import engine_runner
 from mlflow_e2eai.errors import ArtifactError, EngineMismatchError, InvalidInputError, RunnerError
 from mlflow_e2eai.evaluation.variants import engine_variant
@@ -38,7 +38,7 @@ def changed(model, change):
     manifest = bundle.read(place)
     engines = tuple(change(place, engine) for engine in manifest.engines)
     text = to_json(dataclasses.replace(manifest, engines=engines))
-    (place / bundle.MANIFEST).write_text(sealed(text))
+    (place / bundle.MANIFEST).write_text(seal(text))
 
 
 def for_another_gpu(_, engine):

@@ -17,7 +17,7 @@ from mlflow_e2eai.flavor import repackage
 from mlflow_e2eai.fleet import distributed
 from mlflow_e2eai.pipeline import jobs
 from mlflow_e2eai.pipeline.jobs import clean_onnx
-from mlflow_e2eai.pipeline.onnx_file import imported
+from mlflow_e2eai.pipeline.onnx_file import import_onnx
 from mlflow_e2eai.report.page import html
 from mlflow_e2eai.runtime.ort import onnxruntime_runner
 from mlflow_e2eai.surgery.stage import clean
@@ -149,7 +149,7 @@ def test_a_chain_that_a_file_began_ends_in_a_version(store, path, capsys):
 
 
 def test_a_file_that_is_the_reference_is_timed_where_the_others_are(path, tmp_path):
-    raw, example = imported(path, out=tmp_path / "raw.onnx", dynamic_axes=AXES)
+    raw, example = import_onnx(path, out=tmp_path / "raw.onnx", dynamic_axes=AXES)
     cleaned, _ = clean(raw, out=tmp_path / "clean.onnx")
 
     def across_a_pipe(_):

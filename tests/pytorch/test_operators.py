@@ -11,7 +11,7 @@ import torch
 from negpos_model import LIBRARY, NegPos
 
 from mlflow_e2eai.artifacts import graphs
-from mlflow_e2eai.artifacts.libraries import named
+from mlflow_e2eai.artifacts.libraries import describe_libraries
 from mlflow_e2eai.artifacts.values import Axis
 from mlflow_e2eai.engine.stage import compile
 from mlflow_e2eai.errors import EngineBuildError, ExportError, InvalidInputError
@@ -445,7 +445,7 @@ def test_an_operator_of_a_library_is_run_and_compared(exporter, library, tmp_pat
     made, report = export(Applies(NegPos).eval(), x, **arguments, operator_libraries=[library])
 
     assert report.unverified is None
-    with onnxruntime_runner(made.path, libraries=named([library])) as infer:
+    with onnxruntime_runner(made.path, libraries=describe_libraries([library])) as infer:
         np.testing.assert_allclose(infer({"x": x.numpy()})["output_0"], (x * 1.5).clamp(max=0))
     with pytest.raises(ExportError, match="does not give the module's numbers"):
         export(Applies(Swapped).eval(), x, **arguments, operator_libraries=[library])

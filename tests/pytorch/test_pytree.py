@@ -76,7 +76,7 @@ def test_leaves_keep_their_place_under_new_names(value):
     tree, leaves = taken_apart(value)
     new = {name: f"new {at}" for at, name in enumerate(leaves)}
     under_new_names = {new[name]: leaf for name, leaf in leaves.items()}
-    assert pytree.unflatten(pytree.renamed(tree, new), under_new_names) == value
+    assert pytree.unflatten(pytree.rename_leaves(tree, new), under_new_names) == value
 
 
 def test_names_are_paths_joined_with_dots():

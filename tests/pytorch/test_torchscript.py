@@ -16,7 +16,7 @@ from mlflow_e2eai.errors import ExportError, InvalidInputError
 from mlflow_e2eai.pipeline import jobs
 from mlflow_e2eai.pytorch import pytree
 from mlflow_e2eai.pytorch.exporters import flat_script
-from mlflow_e2eai.pytorch.flat_module import flattened, structured_answer
+from mlflow_e2eai.pytorch.flat_module import flatten_module, run_with_tree
 from mlflow_e2eai.runtime.ort import onnxruntime_runner
 
 N = Axis("N", min=1, opt=2, max=4)
@@ -120,11 +120,11 @@ def matches(made, report, model, example):
 
     The negative takes the other branch, where there is one.
     """
-    module, arrays = flattened(model, example)
+    module, arrays = flatten_module(model, example)
     with onnxruntime_runner(made.path) as infer:
         for sign in (1, -1):
             given = {name: sign * array for name, array in arrays.items()}
-            tree, right = structured_answer(module, given)
+            tree, right = run_with_tree(module, given)
             assert report.outputs == tree
             for name, answer in infer(given).items():
                 np.testing.assert_allclose(answer, right[name].numpy(), rtol=1e-5, atol=1e-6)
@@ -225,7 +225,7 @@ def test_a_saved_model_goes_from_its_log_to_a_model_that_answers_in_its_shape(st
     model = request.getfixturevalue(kind)
     example = reader_example() if kind == "scripted" else keywords_example()
     info = mlflow_e2eai.log_model(model, "saved", input_example=example, precisions=("fp32",))
-    tree, right = structured_answer(*flattened(model, example))
+    tree, right = run_with_tree(*flatten_module(model, example))
     with mlflow_e2eai.load_model(info.model_uri) as loaded:
         answer = loaded.structured(loaded(example))
     found = pytree.flatten(answer)[1]

@@ -15,14 +15,14 @@ from small_manifest import CPU, HALF, ORIGIN, REJECTED, TORCH, full, manifest, t
 
 from mlflow_e2eai.bundle.manifest import Manifest
 from mlflow_e2eai.evaluation.evidence import MachineEvidence
-from mlflow_e2eai.precision.ranges import Kept
+from mlflow_e2eai.precision.ranges import Fp32Node
 from mlflow_e2eai.precision.stage import PrecisionReport
 from mlflow_e2eai.report.facts import Origin
 from mlflow_e2eai.report.page import html, precision_html, surgery_html
 
 
 def refused(text: str) -> PrecisionReport:
-    node = Kept(node=text, operator=text, reason="overflow", value=text, magnitude=1e38)
+    node = Fp32Node(node=text, operator=text, reason="overflow", value=text, magnitude=1e38)
     return PrecisionReport(precision="fp16", nodes=1, samples=1, kept=(node,), refused=text)
 
 

@@ -21,7 +21,7 @@ from parsed_page import Page
 
 from mlflow_e2eai.bundle.manifest import Manifest
 from mlflow_e2eai.latency.report import LatencyReport
-from mlflow_e2eai.precision.ranges import Kept
+from mlflow_e2eai.precision.ranges import Fp32Node
 from mlflow_e2eai.precision.stage import PrecisionReport
 from mlflow_e2eai.report.facts import rows_of
 from mlflow_e2eai.report.figures import pareto_rows
@@ -330,8 +330,8 @@ def test_without_cold_start_and_load_there_is_no_such_section():
 
 
 def test_a_conversion_says_which_nodes_stay_in_fp32_and_why():
-    large = Kept(node="/mul", operator="Mul", reason="overflow", value="h", magnitude=194118.0)
-    named = Kept(node="/last", operator="devtech::Foo", reason="asked for")
+    large = Fp32Node(node="/mul", operator="Mul", reason="overflow", value="h", magnitude=194118.0)
+    named = Fp32Node(node="/last", operator="devtech::Foo", reason="asked for")
     report = PrecisionReport(
         precision="fp16", samples=12, nodes=1203, casts=4, kept=(large, named), saturated=("m",)
     )

@@ -11,7 +11,7 @@ from random_graphs import X, artifact_of, random_graphs
 
 from mlflow_e2eai import clean, compare
 from mlflow_e2eai.runtime.ort import onnxruntime_runner
-from mlflow_e2eai.surgery.mapping import answering, fitted
+from mlflow_e2eai.surgery.mapping import full_reference, map_inputs
 from mlflow_e2eai.surgery.plan import plan_from
 from mlflow_e2eai.surgery.rules import RULES
 
@@ -51,10 +51,10 @@ def test_a_rule_applied_twice_is_applied_once_and_keeps_the_numbers(rule, text):
         assert twice.sha256 == once.sha256
         with (
             onnxruntime_runner(source.path) as raw,
-            answering(raw, source, once, run=onnxruntime_runner) as before,
+            full_reference(raw, source, once, run=onnxruntime_runner) as before,
             onnxruntime_runner(once.path) as after,
         ):
-            assert compare(before, after, [fitted({"x": X}, source, once)]).passed
+            assert compare(before, after, [map_inputs({"x": X}, once)]).passed
 
 
 def test_every_rule_is_held_to_the_law():

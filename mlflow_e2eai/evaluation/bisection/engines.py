@@ -111,7 +111,7 @@ def bisect_engine(
             return outcome == symptom != "is right"
 
         found = narrow(len(pieces.nodes), fails, max_evaluations=max_evaluations)
-    return _told(pieces.nodes, found, symptom)
+    return _bisection(pieces.nodes, found, symptom)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,7 +159,7 @@ class _Trial:
         return "is right" if report.passed else "gives wrong answers"
 
     def _fed(self, inputs: Sequence[str]) -> list[Tensors]:
-        """What ONNX Runtime gives at these values, for each sample."""
+        """Values of ONNX Runtime at these tensors, for each sample."""
         given = [spec.name for spec in self.source.inputs]
         inner = [name for name in inputs if name not in given]
         if not inner:
@@ -179,7 +179,7 @@ class _Trial:
         )
 
 
-def _told(nodes: Sequence[str], found: Run, symptom: Outcome) -> Bisection:
+def _bisection(nodes: Sequence[str], found: Run, symptom: Outcome) -> Bisection:
     names = tuple(nodes[found.first : found.end])
     seen = f"Seen in {found.evaluations} evaluations."
     if not names:

@@ -92,7 +92,7 @@ def bisect(
     if not samples:
         msg = "There are no samples to fail on; give those on which the variant failed."
         raise InvalidInputError(msg)
-    model = graphs.inlined(graphs.read(source.path))  # as `convert` does
+    model = graphs.inline_functions(graphs.read(source.path))  # as `convert` does
     to, _ = CONVERTERS[precision]
     fixed = frozenset(of_libraries(model, source.libraries))
     suspects = [name for name in _suspects(model) if name not in fixed]

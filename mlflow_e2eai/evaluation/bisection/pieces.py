@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from mlflow_e2eai.artifacts import graphs
 from mlflow_e2eai.artifacts.values import OnnxArtifact
 from mlflow_e2eai.errors import ArtifactError, InvalidInputError
-from mlflow_e2eai.evaluation.bisection.shapes import Observed, inferred
+from mlflow_e2eai.evaluation.bisection.shapes import Observed, infer_values
 
 if TYPE_CHECKING:
     import onnx
@@ -50,14 +50,14 @@ def cut(
     import onnx
 
     model = graphs.read(source.path)
-    known = observed.values if observed is not None else inferred(model)
+    known = observed.values if observed is not None else infer_values(model)
     for name in (*inputs, *outputs):
         if name not in known:
             msg = f"The graph has no value {name!r} of known type to cut at; see its node outputs."
             raise InvalidInputError(msg)
     for node, name in zip(model.graph.node, graphs.node_names(model), strict=True):
         node.name = name
-    nodes = _between(model.graph, inputs, outputs)
+    nodes = _nodes_between(model.graph, inputs, outputs)
     needed = {name for node in nodes for name in reads(node)}.difference(inputs)
     graph = onnx.helper.make_graph(
         nodes,
@@ -102,7 +102,7 @@ def reads(node: onnx.NodeProto) -> Iterator[str]:
             )
 
 
-def _between(
+def _nodes_between(
     graph: onnx.GraphProto, inputs: Collection[str], outputs: Sequence[str]
 ) -> list[onnx.NodeProto]:
     """The nodes that the outputs need, back to the inputs, in the graph's order."""

@@ -13,7 +13,7 @@ from mlflow_e2eai.errors import InvalidInputError, SurgeryError
 from mlflow_e2eai.evaluation.bisection.search import Bisection, search
 from mlflow_e2eai.surgery.plan import DEFAULT_PLAN, Step, step_name
 from mlflow_e2eai.surgery.rules import Rule
-from mlflow_e2eai.surgery.stage import attempt, guilty_step
+from mlflow_e2eai.surgery.stage import attempt, failing_step
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
@@ -30,7 +30,7 @@ def bisect_plan(
     reference: Infer | None = None,
     max_evaluations: int | None = None,
 ) -> Bisection:
-    """Find the step of a surgery plan that broke a graph, and the nodes that it should have spared.
+    """Find the step of a plan that broke a graph, and the nodes that it should have spared.
 
     The plan is replayed, one step shorter each time, until the graph is right: the step that was
     left out last is to blame. Where a step edits nodes one by one (`bypass`, `remove`,
@@ -56,7 +56,7 @@ def bisect_plan(
     """
     with TemporaryDirectory() as folder:
         replay = _Replay(source, samples, reference, Path(folder, "candidate.onnx"))
-        guilty = guilty_step(plan, replay)
+        guilty = failing_step(plan, replay)
         if guilty is None:
             found = search((), lambda _: False)
             return replace(found, evaluations=replay.count)

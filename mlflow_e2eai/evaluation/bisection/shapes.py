@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from mlflow_e2eai.artifacts import graphs
 from mlflow_e2eai.artifacts.values import Axis, OnnxArtifact, Tensors
-from mlflow_e2eai.artifacts.weight_files import beside
+from mlflow_e2eai.artifacts.weight_files import weights_linked
 from mlflow_e2eai.parity.samples import profile_samples
 from mlflow_e2eai.runtime.ort import onnxruntime_runner
 
@@ -51,7 +51,7 @@ def observe(source: OnnxArtifact, samples: Sequence[Tensors]) -> Observed:
         RunnerError: ONNX Runtime cannot run the graph.
     """
     model = graphs.read(source.path)
-    known = inferred(model)
+    known = infer_values(model)
     # Lists and optional values have no one shape, and are no place to cut at.
     names = [
         name
@@ -62,15 +62,15 @@ def observe(source: OnnxArtifact, samples: Sequence[Tensors]) -> Observed:
     asked = [*profile_samples(samples[0], source).values(), *samples]
     with TemporaryDirectory() as folder:
         path = Path(folder, "observed.onnx")
-        telling = _telling(model, names, untyped)
-        with beside(telling, path.parent):
+        telling = _with_outputs(model, names, untyped)
+        with weights_linked(telling, path.parent):
             path.write_bytes(telling.SerializeToString())
         with onnxruntime_runner(path, libraries=source.libraries) as run:
             answers = [run(sample) for sample in asked]
-    return _described(source, names, known, answers)
+    return _describe_values(source, names, known, answers)
 
 
-def inferred(model: onnx.ModelProto) -> dict[str, onnx.ValueInfoProto]:
+def infer_values(model: onnx.ModelProto) -> dict[str, onnx.ValueInfoProto]:
     """Values of the main graph by name, with the types and shapes that ONNX infers."""
     import onnx
 
@@ -88,8 +88,10 @@ def _shape_of(name: str) -> str:
     return f"shape of {name}"
 
 
-def _telling(model: onnx.ModelProto, names: Sequence[str], untyped: set[str]) -> onnx.ModelProto:
-    """The graph with the shapes of values, and the values of no known type, for its outputs."""
+def _with_outputs(
+    model: onnx.ModelProto, names: Sequence[str], untyped: set[str]
+) -> onnx.ModelProto:
+    """The graph with shapes of values, and values of unknown type, as its outputs."""
     import onnx
 
     telling = onnx.ModelProto()
@@ -106,7 +108,7 @@ def _telling(model: onnx.ModelProto, names: Sequence[str], untyped: set[str]) ->
     return telling
 
 
-def _described(
+def _describe_values(
     source: OnnxArtifact,
     names: Sequence[str],
     known: Mapping[str, onnx.ValueInfoProto],

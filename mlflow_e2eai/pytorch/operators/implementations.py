@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlflow_e2eai.artifacts import graphs
-from mlflow_e2eai.artifacts.libraries import named
+from mlflow_e2eai.artifacts.libraries import describe_libraries
 from mlflow_e2eai.artifacts.values import Library
 from mlflow_e2eai.errors import ExportError, InvalidInputError, RunnerError
 from mlflow_e2eai.runtime.ort import onnxruntime_runner
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
     import onnx
 
 
-def found(libraries: Sequence[Path]) -> tuple[Library, ...]:
-    """The libraries that a caller names, for this process and others; each was loaded once.
+def load_libraries(libraries: Sequence[Path]) -> tuple[Library, ...]:
+    """Load the libraries at these paths once, and describe them for other processes.
 
     Raises:
         InvalidInputError: One is not there, or ONNX Runtime cannot load it.
     """
     import onnxruntime
 
-    known = named(libraries)
+    known = describe_libraries(libraries)
     for library in known:
         try:
             onnxruntime.SessionOptions().register_custom_ops_library(str(library.path))
@@ -38,10 +38,10 @@ def found(libraries: Sequence[Path]) -> tuple[Library, ...]:
     return known
 
 
-def unimplemented(
+def unimplemented_operators(
     model: onnx.ModelProto, *, deferred: Collection[str] = (), libraries: Sequence[Library] = ()
 ) -> tuple[str, ...]:
-    """The operators of a graph that ONNX Runtime lacks and no function of the graph explains.
+    """Operators of a graph with neither a kernel in ONNX Runtime nor a function.
 
     Args:
         model: The graph.

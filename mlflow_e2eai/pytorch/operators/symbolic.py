@@ -52,8 +52,8 @@ class _Like:
 
 
 @dataclass(slots=True)
-class _Kept:
-    """What was seen of the functions with ``symbolic`` during one export."""
+class _Applications:
+    """The applications of functions with ``symbolic`` during one export."""
 
     applied: set[type] = field(default_factory=set)
     asked: set[type] = field(default_factory=set)
@@ -64,7 +64,7 @@ class _Kept:
         """Put into the graph at `path` what the placeholders stand for, and miss nothing."""
         if self.placeholders:
             model = graphs.read(path)
-            graphs.write(_filled(model, self.placeholders, opset), path)
+            graphs.write(_replace_placeholders(model, self.placeholders, opset), path)
             self.asked |= {each.function for each in self.placeholders.values()}
         if lost := sorted(each.__name__ for each in self.applied - self.asked):
             msg = (
@@ -74,8 +74,8 @@ class _Kept:
             raise ExportError(msg)
 
 
-def refuse_scripted(module: torch.jit.ScriptModule) -> None:
-    """Refuse a scripted module that calls Python, as it does for each ``torch.autograd.Function``.
+def check_no_python(module: torch.jit.ScriptModule) -> None:
+    """Refuse a scripted module that calls Python, as each ``torch.autograd.Function`` does.
 
     Raises:
         ExportError: It does: names the function.
@@ -91,8 +91,8 @@ def refuse_scripted(module: torch.jit.ScriptModule) -> None:
 
 
 @contextmanager
-def kept(exporter: str, path: Path, *, opset: int) -> Iterator[None]:
-    """Within this block, exporting to `path` keeps each Function with ``symbolic``.
+def keep_symbolic(exporter: str, path: Path, *, opset: int) -> Iterator[None]:
+    """Have an exporter keep each Function with ``symbolic`` within this block.
 
     Every class that defines ``symbolic`` is watched, and is as it was when the block ends.
 
@@ -105,21 +105,21 @@ def kept(exporter: str, path: Path, *, opset: int) -> Iterator[None]:
         ExportError: A function was applied that the graph knows nothing of, or its ``symbolic``
             failed.
     """
-    found = _Kept()
+    found = _Applications()
     with ExitStack() as stack:
         for function in _functions():
-            watch = _standing_in if exporter == "dynamo" else _watched
+            watch = _standing_in if exporter == "dynamo" else _recording_forward
             changes: dict[str, Any] = {"forward": staticmethod(watch(function, found))}
             if exporter != "dynamo":
-                changes["symbolic"] = staticmethod(_asked(function, found))
+                changes["symbolic"] = staticmethod(_recording_symbolic(function, found))
             stack.enter_context(mock.patch.multiple(function, **changes))
         yield
     found.settle(path, opset)
 
 
 @contextmanager
-def applied() -> Iterator[set[str]]:
-    """Within this block, note the functions with ``symbolic`` that are applied, by name."""
+def record_applied() -> Iterator[set[str]]:
+    """Record the names of the functions with ``symbolic`` that are applied in the block."""
     found: set[str] = set()
 
     def noting(function: type[torch.autograd.Function]) -> Callable[..., Any]:
@@ -153,7 +153,9 @@ def _functions() -> list[type[torch.autograd.Function]]:
     return found
 
 
-def _standing_in(function: type[torch.autograd.Function], found: _Kept) -> Callable[..., Any]:
+def _standing_in(
+    function: type[torch.autograd.Function], found: _Applications
+) -> Callable[..., Any]:
     """The function's ``forward`` for dynamo: a placeholder with the types that it answers in."""
     import torch
 
@@ -184,8 +186,10 @@ def _standing_in(function: type[torch.autograd.Function], found: _Kept) -> Calla
     return stand_in
 
 
-def _watched(function: type[torch.autograd.Function], found: _Kept) -> Callable[..., Any]:
-    """The function's ``forward``, which says that it was called."""
+def _recording_forward(
+    function: type[torch.autograd.Function], found: _Applications
+) -> Callable[..., Any]:
+    """The function's ``forward``, which records that it was called."""
     import torch
 
     forward = function.forward
@@ -205,8 +209,8 @@ def _watched(function: type[torch.autograd.Function], found: _Kept) -> Callable[
     return watched
 
 
-def _asked(function: Any, found: _Kept) -> Callable[..., Any]:
-    """The function's ``symbolic``, which says that it was asked."""
+def _recording_symbolic(function: Any, found: _Applications) -> Callable[..., Any]:
+    """The function's ``symbolic``, which records that it was called."""
     symbolic = function.symbolic
 
     def asked(*given: Any) -> Any:
@@ -236,10 +240,10 @@ def _like(argument: Any) -> Any:
     )
 
 
-def _filled(
+def _replace_placeholders(
     model: onnx.ModelProto, placeholders: dict[str, _Application], opset: int
 ) -> onnx.ModelProto:
-    """A graph with what stands for each application in the place of its placeholder."""
+    """Replace the placeholder of each application by its nodes."""
     import onnx.inliner
 
     used = [each.op_type for each in graphs.nodes(model) if each.domain == _PLACEHOLDERS]
@@ -261,7 +265,7 @@ def _filled(
 
 
 def _body(name: str, application: _Application, opset: int) -> onnx.FunctionProto:
-    """What the TorchScript exporter writes for one application alone, as a function."""
+    """The nodes that the TorchScript exporter writes for one application, as a function."""
     import onnx
 
     function = application.function.__name__

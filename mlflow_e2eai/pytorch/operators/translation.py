@@ -24,8 +24,10 @@ _KINDS: dict[str, tuple[Any, str]] = {
 
 
 @contextmanager
-def translated(operators: Sequence[Operator], exporter: str, *, opset: int) -> Iterator[Any]:
-    """Within this block an exporter writes each operator of ``torch.library`` as its node.
+def translate_operators(
+    operators: Sequence[Operator], exporter: str, *, opset: int
+) -> Iterator[Any]:
+    """Have an exporter write each operator of ``torch.library`` as its node in this block.
 
     Its tensors are the node's inputs, its other arguments attributes of the same names.
 
@@ -80,7 +82,7 @@ def _overload(operator: Operator) -> Any:
 
 
 def _translation(operator: Operator) -> Callable[..., Any]:
-    """What the dynamo exporter calls: it makes the node of a schema like PyTorch's."""
+    """The translation function for dynamo: it makes a node of a schema like PyTorch's."""
     import onnx
     import onnxscript.values
 
@@ -122,7 +124,7 @@ def _translation(operator: Operator) -> Callable[..., Any]:
 
 
 def _symbolic(operator: Operator) -> Callable[..., Any]:
-    """What the TorchScript exporter calls."""
+    """The symbolic function for the TorchScript exporter."""
     from torch.onnx import symbolic_helper
 
     schema = _overload(operator)._schema  # noqa: SLF001 - there is no public way

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from mlflow_e2eai.bundle.manifest import Manifest
-from mlflow_e2eai.evaluation.evidence import ADVISORY, Evidence, on_what
+from mlflow_e2eai.evaluation.evidence import ADVISORY, Evidence, prefix_kind
 from mlflow_e2eai.latency.report import LatencyReport
 from mlflow_e2eai.report.facts import came_to, is_raw, on_machines, subject_of
 from mlflow_e2eai.report.figures import places
@@ -132,7 +132,7 @@ def findings_section(manifest: Manifest) -> Section | None:
             for kind, report in entry.parity.items():
                 for finding in report.findings:
                     said = advisory if kind in ADVISORY else wrong
-                    said.add(on_what(kind, finding.sentence), name)
+                    said.add(prefix_kind(kind, finding.sentence), name)
         for place, timed in places(there.latency):
             for doubt in timed.findings:
                 name = f"{doubt.variant or 'the whole run'}{where}"

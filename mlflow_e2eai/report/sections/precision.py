@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from mlflow_e2eai.bundle.manifest import Manifest
 from mlflow_e2eai.evaluation.evidence import Evidence
-from mlflow_e2eai.precision.ranges import Kept
+from mlflow_e2eai.precision.ranges import Fp32Node
 from mlflow_e2eai.precision.stage import PrecisionReport
 from mlflow_e2eai.report import html
 from mlflow_e2eai.report.html import (
@@ -81,7 +81,7 @@ def _worths(precision: str, evidence: Sequence[Evidence]) -> Iterator[Markup]:
         measured = ", ".join(f"{name} {value:.3g}" for name, value in entry.worth.metrics.items())
         verdict = (
             element("strong", "Kept. ")
-            if entry.worth.kept
+            if entry.worth.retained
             else element("strong", f"Rejected: {reasons}. ", class_="wrong")
         )
         yield element("p", element("code", entry.variant), " ", verdict, sentence(measured))
@@ -120,7 +120,7 @@ def _calibrated(report: PrecisionReport) -> Markup | None:
     )
 
 
-def _row(one: Kept) -> tuple[Markup, ...]:
+def _row(one: Fp32Node) -> tuple[Markup, ...]:
     return (
         head(element("code", one.node)),
         cell(element("code", one.operator)),

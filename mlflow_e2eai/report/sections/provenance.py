@@ -128,7 +128,7 @@ def _said(file: OnnxArtifact | EngineArtifact) -> Markup:
     else:
         gpu = "" if file.target.gpu_name is None else f" on {file.target.gpu_name}"
         note = f"engine in {file.arithmetic} for {file.target}{gpu}, {file.backend_version}"
-        if file.settings.chosen:
+        if file.settings.not_default:
             note += f", built with {file.settings}"
         if file.checked is not None:
             held = ", ".join(file.checked) or "its network alone, as the builder has no such GPU"
@@ -285,7 +285,7 @@ def _commands(manifest: Manifest, origin: Origin) -> Iterator[tuple[str, list[st
 
 def _built(engines: Sequence[EngineArtifact]) -> dict[str, str]:
     """How they were built, where it is not as by default."""
-    said = {str(engine.settings) for engine in engines if engine.settings.chosen}
+    said = {str(engine.settings) for engine in engines if engine.settings.not_default}
     return {"build_settings": min(said)} if said else {}
 
 

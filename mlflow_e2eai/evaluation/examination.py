@@ -30,8 +30,8 @@ LOAD_S = 0.2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Questions:
-    """What every variant is asked.
+class Examination:
+    """The comparisons that every variant is put through.
 
     Attributes:
         name: The variant that is the reference.
@@ -71,14 +71,14 @@ class Questions:
         """Ask a variant everything. One that breaks down keeps what was seen until then."""
         seen: dict[str, Any] = {"before": variant.before if before is not None else None}
         try:
-            for more in self._asked(variant, there, before):
+            for more in self._compare_all(variant, there, before):
                 seen |= more
         except (RunnerError, InvalidInputError) as error:
             seen["reason"] = str(error)
         sha256 = variant.artifact.sha256
         return Evidence(variant=variant.name, sha256=sha256, measured=True, **seen)
 
-    def _asked(
+    def _compare_all(
         self, variant: Variant, there: Isolated, before: Infer | None
     ) -> Iterator[dict[str, Any]]:
         """Fields of the evidence, as they become known."""
@@ -88,7 +88,7 @@ class Questions:
         else:
             yield {"untimed": variant.untimed}
         parity: dict[str, ParityReport] = {}
-        with _rounding(variant, there) as rounding:
+        with _emulated(variant, there) as rounding:
             for kind, samples, options in self._comparisons(variant):
                 asked = rounding if kind in ROUNDED else there
                 parity[kind] = asked.compare(
@@ -144,7 +144,7 @@ def _is_rounded_late(variant: Variant) -> bool:
 
 
 @contextmanager
-def _rounding(variant: Variant, there: Isolated) -> Iterator[Isolated]:
+def _emulated(variant: Variant, there: Isolated) -> Iterator[Isolated]:
     """The variant with every value rounded as a GPU rounds it."""
     if not _is_rounded_late(variant):
         yield there
