@@ -97,7 +97,7 @@ class EvaluationData:
         """
         check_names(self.names, list(names))
 
-    def for_graph(self, raw: OnnxArtifact, cleaned: OnnxArtifact) -> EvaluationData:
+    def for_graph(self, cleaned: OnnxArtifact) -> EvaluationData:
         """The same data for the graph that surgery made of the one that it was given for."""
 
         def read() -> Iterator[tuple[tuple[Array, ...], Array | None]]:

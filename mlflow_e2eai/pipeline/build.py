@@ -80,7 +80,7 @@ def build(
                 folder=work,
                 same_inputs=True,
             )
-        evaluation = evaluation and evaluation.for_graph(raw, cleaned)
+        evaluation = evaluation and evaluation.for_graph(cleaned)
         converted, conversions = _convert_all(
             cleaned, settings, work, recorder, example, evaluation
         )

@@ -139,7 +139,7 @@ class Job:
             return None
         with self.reference(raw, graph):
             data = self.evaluation
-        return None if data is None else data.for_graph(raw, graph)
+        return None if data is None else data.for_graph(graph)
 
     def fetch_variants(
         self, beside: Sequence[str] = ()

@@ -203,7 +203,7 @@ def bisect(model_uri: str, *, precision: Precision = "fp16") -> tuple[Bisection,
         ):
             data = job.evaluation
             if data is not None:
-                data = data.for_graph(raw, graph)
+                data = data.for_graph(graph)
             bisection = bisect_graph(
                 graph,
                 precision,
@@ -302,7 +302,7 @@ def evaluate(
                 built,
                 example,
                 raw=raw,
-                evaluation=None if data is None else data.for_graph(raw, graphs[0]),
+                evaluation=None if data is None else data.for_graph(graphs[0]),
                 batch_sizes=batch_sizes,
             )
     return MachineEvidence(environment=environment(), evidence=tuple(evidence), latency=latency)

@@ -88,9 +88,9 @@ def test_a_conversion_has_the_nodes_that_it_needs(arguments, left, pixels, tmp_p
 def test_the_caller_of_the_graph_before_is_bridged_to_the_graph_after(pixels, tmp_path):
     made, _ = cleaned(pixels, tmp_path / "clean.onnx", {"convert_input": IMAGE})
     asked = []
-    bridged = wrap_reference(lambda t: asked.append(t["x"]) or {"y": t["x"]}, pixels, made)
+    bridged = wrap_reference(lambda t: asked.append(t["x"]) or {"y": t["x"]}, made)
     # What was rounded to a byte on the way in comes out as that byte means it.
-    image = map_inputs({"x": X}, pixels, made)["image"]
+    image = map_inputs({"x": X}, made)["image"]
     answer = bridged({"image": image})["y"]
     low, high = np.array([[-0.5, -0.5], [0.5, 1.5]])
     right = np.clip(X, low.reshape(2, 1, 1), high.reshape(2, 1, 1))
@@ -105,7 +105,7 @@ def test_a_fixed_axis_is_fixed_everywhere_and_gone_from_the_profile(pixels, tmp_
     assert shapes((*made.inputs, *made.outputs)) == {"x": wanted, "y": wanted}
     assert made.axes == (BATCH,)
     assert (report.edits, report.max_abs_error) == ({"fix_axis": 1}, 0)
-    assert map_inputs({"x": X}, pixels, made)["x"].shape == (2, 2, 4, 3)
+    assert map_inputs({"x": X}, made)["x"].shape == (2, 2, 4, 3)
 
 
 def test_a_renamed_axis_is_renamed_everywhere(pixels, tmp_path):
