@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import mlflow
@@ -12,9 +13,11 @@ from sklearn.model_selection import train_test_split
 
 import mlflow_e2eai
 from mlflow_e2eai import Axis
-from mlflow_e2eai.cli.main import DONE, REJECTED, reported
-from mlflow_e2eai.cli.options import Parser
-from mlflow_e2eai.cli.types import targets, typed, whole
+from mlflow_e2eai.cli.arguments import OPTIONS
+from mlflow_e2eai.cli.main import entry_point
+from mlflow_e2eai.cli.results import DONE, REJECTED
+from mlflow_e2eai.cli.verbs import Verb
+from mlflow_e2eai.pipeline.options import Option, parse_whole
 from mlflow_e2eai.report.text import table
 
 
@@ -84,35 +87,56 @@ def build(epochs: int = 12, seed: int = 1) -> dict[str, Any]:
     }
 
 
-def main() -> int:
-    """Train, log, register, promote, and show what came of it."""
-    parser = Parser(description=__doc__)
-    parser.add_argument("--name", default="digits")
-    parser.add_argument("--targets", type=typed(targets), default="sm86,sm89,sm120")
-    parser.add_argument("--epochs", type=typed(whole), default="12")
-    parser.add_argument("--seed", type=typed(whole), default="1")
-    arguments = parser.parse_args()
-    with mlflow.start_run(run_name=arguments.name):
-        made = build(arguments.epochs, arguments.seed)
+DEMO = Verb(
+    name="main",
+    summary=str(__doc__),
+    options=(
+        replace(OPTIONS["name"], default="digits"),
+        replace(OPTIONS["targets"], default="sm86,sm89,sm120"),
+        Option(
+            name="epochs",
+            argument="epochs",
+            parse=parse_whole,
+            default="12",
+            metavar="N",
+            help="passes over the training images",
+        ),
+        Option(
+            name="seed",
+            argument="seed",
+            parse=parse_whole,
+            default="1",
+            metavar="N",
+            help="seed of the weights and of the order of the images",
+        ),
+    ),
+)
+
+
+def main(name: str, targets: list[str], epochs: int, seed: int) -> int:
+    """Train, log, register, promote, and print what came of it."""
+    with mlflow.start_run(run_name=name):
+        digits = build(epochs, seed)
         info = mlflow_e2eai.log_model(
-            made.pop("model"),
-            name=arguments.name,
+            digits.pop("model"),
+            name=name,
             precisions=("fp32", "fp16"),
-            targets=arguments.targets,
-            registered_model_name=arguments.name,
-            **made,
+            targets=targets,
+            registered_model_name=name,
+            **digits,
         )
         version = info.registered_model_version
-        decision = mlflow_e2eai.promote(arguments.name, version)
+        decision = mlflow_e2eai.promote(name, version)
     loaded = mlflow_e2eai.load_model(info.model_uri, variant="onnxruntime-cpu/fp32")
     print(f"\n{table(loaded.manifest)}\n")
     for verdict in decision.verdicts:
         print(f"{'passed' if verdict.passed else 'FAILED'}  {verdict}")
     outcome = "is the champion" if decision.promoted else "was rejected"
-    print(f"\n{arguments.name} version {version} {outcome}: models:/{arguments.name}/{version}")
+    print(f"\n{name} version {version} {outcome}: models:/{name}/{version}")
     print(f"See it with: mlflow ui --backend-store-uri {mlflow.get_tracking_uri()}")
     return DONE if decision.promoted else REJECTED
 
 
 if __name__ == "__main__":
-    raise SystemExit(reported(main))
+    with entry_point(DEMO) as arguments:
+        raise SystemExit(main(**arguments))

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from mlflow_e2eai.engine.profiles import choose_buckets as choose_buckets
     from mlflow_e2eai.engine.stage import compile as compile
     from mlflow_e2eai.evaluation.bisection.nodes import bisect as bisect
-    from mlflow_e2eai.flavor.api import load_model as load_model
     from mlflow_e2eai.flavor.api import log_model as log_model
     from mlflow_e2eai.flavor.api import save_model as save_model
+    from mlflow_e2eai.flavor.native import load_model as load_model
     from mlflow_e2eai.flavor.triton import export_triton as export_triton
     from mlflow_e2eai.latency.measure import benchmark as benchmark
     from mlflow_e2eai.parity.comparison import compare as compare
@@ -43,7 +43,7 @@ _HOMES = {
     "convert": "precision.stage",
     "export": "pytorch.stage",
     "export_triton": "flavor.triton",
-    "load_model": "flavor.api",
+    "load_model": "flavor.native",
     "log_model": "flavor.api",
     "promote": "promotion.stage",
     "save_model": "flavor.api",

@@ -109,7 +109,7 @@ def axes_of(dynamic_axes: DynamicAxes) -> tuple[Axis, ...]:
     return tuple(found.values())
 
 
-def dynamic_axes(text: str) -> DynamicAxes | None:
+def parse_axes(text: str) -> DynamicAxes | None:
     """Read ``input:position=name:min:opt:max``, with commas between several.
 
     A fifth part, ``:multiple``, may follow, and buckets, as ``@1+8+32``.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -59,6 +61,31 @@ class BuildSettings:
                 msg = f"{name} is {getattr(self, name)!r}, but {wanted} is wanted."
                 raise InvalidInputError(msg)
 
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> BuildSettings:
+        """Take settings by name.
+
+        Raises:
+            InvalidInputError: There is no such setting, or a value is wrong.
+        """
+        known = [field.name for field in fields(cls)]
+        for name in settings:
+            if name not in known:
+                near = difflib.get_close_matches(str(name), known, n=1)
+                hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}."
+                msg = f"There is no build setting {name!r}; {hint}"
+                raise InvalidInputError(msg)
+        return cls(**settings)
+
+    @classmethod
+    def parse(cls, text: str) -> BuildSettings:
+        """Read ``name=value`` with commas between, the text that `str` writes.
+
+        Raises:
+            InvalidInputError: It is something else, or a value is wrong.
+        """
+        return cls.of(dict(_pair(part) for part in text.split(",")))
+
     @property
     def not_default(self) -> dict[str, Any]:
         """The settings that differ from the default, by name."""
@@ -76,6 +103,20 @@ class BuildSettings:
             for name, value in self.not_default.items()
         )
         return ",".join(given) or "default"
+
+
+def _pair(text: str) -> tuple[str, Any]:
+    """A name and its value, read as YAML reads it."""
+    import yaml
+
+    name, separator, value = text.partition("=")
+    try:
+        if separator:
+            return name.strip(), yaml.safe_load(value)
+    except yaml.YAMLError:
+        pass
+    msg = f"{text!r} is no build setting; write name=value, or a YAML file with name: value."
+    raise InvalidInputError(msg)
 
 
 def _is_whole(value: object) -> bool:

@@ -5,27 +5,137 @@ Exit codes: 0 done (for ``promote``: promoted), 1 error, 3 rejected.
 
 from __future__ import annotations
 
-import argparse
+import difflib
+import logging
 import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import click
 
 from mlflow_e2eai._version import __version__
-from mlflow_e2eai.artifacts.libraries import native_allowed
-from mlflow_e2eai.cli import options
-from mlflow_e2eai.cli.types import (
-    build_settings,
-    nodes,
-    plan,
-    precision,
-    precision_of_engine,
-    precisions,
-    targets,
-    typed,
-)
+from mlflow_e2eai.cli.verbs import VERBS, Verb, load
 from mlflow_e2eai.errors import E2EAIError, InvalidInputError
 
-DONE, ERROR, REJECTED = 0, 1, 3
+ERROR = 1
+
+_NAME = "mlflow_e2eai"
+
+_EPILOG = """\b
+Examples:
+  mlflow_e2eai log --model examples/digits.py:build --name digits
+  mlflow_e2eai pipeline --registered-model-name digits --targets sm86
+  mlflow_e2eai promote
+
+\b
+Exit codes: 0 done, 1 error, 3 rejected by a gate.
+Completion: eval "$(_MLFLOW_E2EAI_COMPLETE=bash_source mlflow_e2eai)"
+MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME say where models and runs are."""
+
+
+class VerbCommand(click.Command):
+    """A verb as click's command, whose options are imported when they are first needed."""
+
+    def __init__(self, verb: Verb) -> None:
+        epilog = f"\b\nExample:\n  {_NAME} {verb.name} {verb.example}" if verb.example else None
+        super().__init__(
+            verb.name,
+            help=verb.summary,
+            short_help=verb.summary,
+            epilog=epilog,
+            callback=self.call,
+        )
+        self.verb = verb
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """The options of the verb, those of all verbs, and ``--help``."""
+        if not self.params:
+            self.params = _params(self.verb)
+        return super().get_params(ctx)
+
+    def call(self, **arguments: Any) -> int:
+        """Call the verb's function and print its result."""
+        with prepared(self.verb, arguments):
+            result = load(self.verb.function)(**arguments)
+            code: int = load(self.verb.printer)(result, arguments)
+        return code
+
+
+def _params(verb: Verb) -> list[click.Parameter]:
+    from mlflow_e2eai.cli.types import Text, option_of
+
+    params: list[click.Parameter] = []
+    for option in verb.declared():
+        if option.argument in verb.positional:
+            params.append(
+                click.Argument([option.argument], type=Text(option), metavar=option.metavar)
+            )
+        else:
+            params.append(option_of(option))
+        if option.name == "model_uri":
+            params.append(click.Argument(["positional"], required=False, metavar="[URI]"))
+    flags = {"verbose": "Print details, and what libraries warn of.", "quiet": "Print the result."}
+    return params + [
+        click.Option([f"--{name}", f"-{name[0]}"], is_flag=True, help=text)
+        for name, text in flags.items()
+    ]
+
+
+class Verbs(click.Group):
+    """All verbs; an unknown one is met with the nearest."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        """The names in the order of the steps."""
+        return [*VERBS, "help"]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        """The command of a name."""
+        if cmd_name == "help":
+            return _HELP
+        return VerbCommand(VERBS[cmd_name]) if cmd_name in VERBS else None
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command of the first word.
+
+        Raises:
+            InvalidInputError: There is no such verb.
+        """
+        if args[0] not in self.list_commands(ctx) and not ctx.resilient_parsing:
+            hint = _nearest(args[0], self.list_commands(ctx))
+            msg = f"There is no verb {args[0]!r}{hint}"
+            raise InvalidInputError(msg)
+        return super().resolve_command(ctx, args)
+
+
+@click.command("help", help="Show the help of a verb.")
+@click.argument("verb", required=False)
+@click.pass_context
+def _HELP(ctx: click.Context, verb: str | None) -> None:  # noqa: N802 - a command, not a function
+    above = ctx.parent or ctx
+    if verb is None:
+        print(above.get_help())
+        return
+    name, command, _ = command_line.resolve_command(above, [verb])
+    if command is not None:
+        print(command.get_help(click.Context(command, info_name=name, parent=above)))
+
+
+@click.group(
+    _NAME,
+    cls=Verbs,
+    help="From a PyTorch model to a promoted version.",
+    epilog=_EPILOG,
+    invoke_without_command=True,
+)
+@click.version_option(__version__, message="%(version)s")
+@click.pass_context
+def command_line(ctx: click.Context) -> None:
+    """Show the help where no verb is given."""
+    if ctx.invoked_subcommand is None:
+        print(ctx.get_help())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,303 +147,124 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
-
-    def run() -> int:
-        arguments, strange = parser().parse_known_args(words)
-        if strange:
-            arguments.parser.refuse(strange[0])
-        with native_allowed(getattr(arguments, "allow_native", ())):
-            code: int = arguments.verb(arguments)
-        return code
-
-    return reported(run)
+    words = None if argv is None else list(argv)
+    try:
+        with reported_errors():
+            code = command_line.main(words, prog_name=_NAME, standalone_mode=False)
+    except SystemExit as end:
+        return int(end.code or 0)
+    return int(code or 0)
 
 
-def reported(run: Callable[[], int]) -> int:
-    """Run a program; an error becomes one sentence, exit code 1, and the reason on its MLflow run.
+@contextmanager
+def entry_point(verb: Verb | str) -> Iterator[dict[str, Any]]:
+    """Read this process's words as those of a verb; an error in the block ends the process.
 
     Args:
-        run: The program, its parsing of words included: `mlflow run` may have made a run for this
-            process, which must learn of a typing error too.
+        verb: The verb, or its name.
 
-    Returns:
-        The program's exit code, or 1.
+    Yields:
+        The arguments for its function.
     """
-    from mlflow_e2eai.tracking.runs import project_run_says_why
+    command = VerbCommand(VERBS[verb] if isinstance(verb, str) else verb)
+    with reported_errors():
+        arguments = command.make_context(command.name, sys.argv[1:]).params
+        with prepared(command.verb, arguments):
+            yield arguments
 
+
+@contextmanager
+def prepared(verb: Verb, arguments: dict[str, Any]) -> Iterator[None]:
+    """Turn what click read into the arguments of the verb's function, which the block calls.
+
+    Args:
+        verb: The verb.
+        arguments: Values by name, as click gives them; changed in place.
+    """
+    from mlflow_e2eai.artifacts.libraries import native_allowed
+    from mlflow_e2eai.runtime.progress import reported_on_stderr
+    from mlflow_e2eai.tracking.console import quiet_mlflow
+
+    level = {"verbose": logging.DEBUG, "quiet": logging.WARNING}
+    chosen = [level[name] for name in level if arguments.pop(name)]
+    allowed = arguments.get("allow_native", ())
+    if verb.takes:
+        arguments.pop("allow_native", None)  # of the block, not of the function
+    with (
+        reported_on_stderr(min(chosen, default=logging.INFO)),
+        nullcontext() if logging.DEBUG in chosen else quiet_mlflow(),
+        native_allowed(allowed),
+    ):
+        _choose_model(verb, arguments)
+        yield
+
+
+def _choose_model(verb: Verb, arguments: dict[str, Any]) -> None:
+    """Put the newest model or version in place of ``latest``."""
+    from mlflow_e2eai.tracking.latest import LATEST, latest_model, latest_version
+
+    if (uri := arguments.pop("positional", None)) is not None:
+        if arguments["model_uri"] != LATEST:
+            msg = f"{verb.name}: the model is given twice; leave --model-uri out."
+            raise InvalidInputError(msg)
+        arguments["model_uri"] = uri
+    if verb.takes and arguments["model_uri"] == LATEST:
+        from_file = arguments.get("onnx") is not None
+        arguments["model_uri"] = None if from_file else latest_model(verb.takes).model_uri
+    if LATEST in (arguments.get("version"), arguments.get("name")):
+        name = None if arguments["name"] == LATEST else arguments["name"]
+        newest = latest_version(name)
+        arguments["name"] = newest.name
+        if arguments["version"] == LATEST:
+            arguments["version"] = int(newest.version)
+
+
+@contextmanager
+def reported_errors() -> Iterator[None]:
+    """End the process on an error of the block: one sentence, exit code 1, a reason on the run.
+
+    `mlflow run` may have made a run for this process, which gets the reason as a tag, also of an
+    error in the words.
+    """
     try:
-        with project_run_says_why():
-            return run()
-    except E2EAIError as error:
-        print(f"mlflow_e2eai: {error}", file=sys.stderr)
-        return ERROR
+        yield
+    except click.exceptions.Exit as end:
+        raise SystemExit(end.exit_code) from None
+    except click.Abort:
+        print(f"{_NAME}: interrupted.", file=sys.stderr)
+        raise SystemExit(ERROR) from None
+    except Exception as error:
+        from mlflow_e2eai.tracking.runs import log_project_failure
+
+        reason = log_project_failure(_usage_error(error))
+        if not isinstance(reason, E2EAIError):
+            raise
+        print(f"{_NAME}: {reason}", file=sys.stderr)
+        raise SystemExit(ERROR) from error
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line: one verb for each entry point of MLproject but ``main``, and a few more."""
-    top = options.Parser(
-        prog="mlflow_e2eai", description="From a PyTorch model to a promoted version."
-    )
-    top.add_argument("--version", action="version", version=__version__)
-    verbs = top.add_subparsers(required=True, metavar="VERB", parser_class=options.Parser)
-
-    def verb(name: str, run: Callable[[argparse.Namespace], int], help: str) -> options.Parser:  # noqa: A002
-        added: options.Parser = verbs.add_parser(
-            name, help=help, description=help, allow_abbrev=False
-        )
-        added.set_defaults(verb=run, parser=added)
-        return added
-
-    one = verb("log", _log, "Log a PyTorch model that a callable makes.")
-    one.add_argument("--model", required=True, help="package.module:callable or file.py:callable")
-    one.add_argument("--name", default="model", help="name of the logged model")
-
-    one = verb("export", _export, "Export the PyTorch model of a chain to ONNX.")
-    options.model_uri(one)
-    options.export_options(one)
-    options.plan_option(one)
-
-    one = verb("clean", _clean, "Apply a surgery plan to the raw graph of a chain.")
-    options.onnx_options(one)
-    options.axes_option(one)
-    options.plan_option(one)
-
-    one = verb("convert", _convert, "Convert the cleaned graph of a chain to another precision.")
-    options.model_uri(one)
-    one.add_argument("--precision", required=True, type=typed(precision), help="all but tf32")
-    options.keep_option(one)
-
-    one = verb("bisect", _bisect, "Find the nodes that must stay in fp32 for a precision to pass.")
-    options.model_uri(one)
-    one.add_argument(
-        "--precision", default="fp16", type=typed(precision), help="the one that fails"
-    )
-
-    one = verb("compile", _compile, "Build TensorRT engines of a graph of a chain.")
-    options.model_uri(one)
-    one.add_argument(
-        "--targets", required=True, type=typed(targets), help="sm86,rtx,trt11:sm90 or local"
-    )
-    one.add_argument(
-        "--precision",
-        default="auto",
-        type=typed(precision_of_engine),
-        help="tf32 for the graph in fp32, or 'auto': the graph's own",
-    )
-    options.plugins_option(one)
-    options.build_options(one)
-
-    one = verb("evaluate", _evaluate, "Judge a graph, engine or bundle, here or where its GPU is.")
-    options.evaluate_options(one)
-
-    options.promote_options(verb("promote", _promote, "Give a version an alias, if it passes."))
-
-    one = verb("pipeline", _pipeline, "Take a logged PyTorch model from export to package.")
-    options.model_uri(one)
-    one.add_argument("--name", default="model", help="name of the logged model")
-    one.add_argument("--registered-model-name", default="none", help="or 'none'")
-    options.export_options(one)
-    options.plan_option(one)
-    one.add_argument("--precisions", default="fp32,fp16", type=typed(precisions))
-    one.add_argument("--targets", default="none", type=typed(targets), help="or 'none'")
-    options.keep_option(one)
-    options.batch_option(one)
-    options.plugins_option(one)
-    options.build_options(one)
-
-    options.triton_options(
-        verb("export-triton", _export_triton, "Write a model repository for Triton's server.")
-    )
-    options.buckets_options(
-        verb("choose-buckets", _choose_buckets, "Choose buckets from sizes that were seen.")
-    )
-    options.show_options(verb("show", _show, "Open a model's graph in Netron, until Ctrl-C."))
-    return top
+def _usage_error(error: Exception) -> Exception:
+    """Say an error of click's in the package's way; any other comes back as it is."""
+    if not isinstance(error, click.UsageError):
+        return error
+    context = error.ctx
+    message = error.message
+    if isinstance(error, click.NoSuchOption):
+        known = [] if context is None else _options_of(context)
+        message = f"there is no parameter {error.option_name}{_nearest(error.option_name, known)}"
+    elif isinstance(error, click.MissingParameter) and error.param is not None:
+        message = f"{error.param.opts[0]} is missing: {getattr(error.param, 'help', '')}."
+    elif isinstance(error, click.BadParameter) and error.param is not None:
+        message = f"{error.param.opts[0]}: {error.message}"
+    verb = "" if context is None or context.parent is None else f"{context.info_name}: "
+    return InvalidInputError(f"{verb}{message}")
 
 
-def _log(arguments: argparse.Namespace) -> int:
-    from mlflow_e2eai.pipeline import jobs
-
-    print(f"models:/{jobs.log(arguments.model, name=arguments.name)}")
-    return DONE
+def _options_of(context: click.Context) -> list[str]:
+    return [text for param in context.command.get_params(context) for text in param.opts]
 
 
-def _export(arguments: argparse.Namespace) -> int:
-    from mlflow_e2eai.pipeline import jobs
-
-    model_id = jobs.export(
-        arguments.model_uri,
-        exporter=arguments.exporter,
-        opset=arguments.opset,
-        dynamic_axes=arguments.dynamic_axes,
-        plan=plan(arguments.plan),
-    )
-    print(f"models:/{model_id}")
-    return DONE
-
-
-def _clean(arguments: argparse.Namespace) -> int:
-    from mlflow_e2eai.pipeline import jobs
-    from mlflow_e2eai.pipeline.jobs import clean_onnx
-
-    uri, onnx, example = arguments.model_uri, arguments.onnx, arguments.input_example
-    if (uri == "none") == (onnx == "none"):
-        msg = "clean takes one of model_uri and onnx; give the one that is to be cleaned."
-        raise InvalidInputError(msg)
-    steps = plan(arguments.plan)
-    if onnx != "none":
-        data = None if example == "none" else Path(example)
-        axes = arguments.dynamic_axes
-        model_id = clean_onnx(
-            Path(onnx),
-            example=data,
-            dynamic_axes=axes,
-            plan=steps,
-            operator_libraries=[Path(library) for library in arguments.operator_libraries],
-        )
-    else:
-        model_id = jobs.clean(uri, plan=steps)
-    print(f"models:/{model_id}")
-    return DONE
-
-
-def _convert(arguments: argparse.Namespace) -> int:
-    from mlflow_e2eai.pipeline import jobs
-
-    model_id = jobs.convert(
-        arguments.model_uri,
-        precision=arguments.precision,
-        keep_fp32=nodes(arguments.keep_fp32),
-    )
-    print(f"models:/{model_id}")
-    return DONE
-
-
-def _bisect(arguments: argparse.Namespace) -> int:
-    from mlflow_e2eai.pipeline import jobs
-
-    found, uri = jobs.bisect(arguments.model_uri, precision=arguments.precision)
-    print(found.sentence)
-    if found.nodes:
-        print(uri)
-    return DONE
-
-
-def _compile(arguments: argparse.Namespace) -> int:
-    from mlflow_e2eai.fleet import distributed
-
-    for model_id in distributed.compile(
-        arguments.model_uri,
-        targets=arguments.targets,
-        precision=arguments.precision,
-        plugin_libraries=[Path(library) for library in arguments.plugin_libraries],
-        build_settings=build_settings(arguments.build_settings),
-        rebuild=arguments.rebuild,
-        executor=arguments.executor,
-        workers=arguments.workers,
-    ):
-        print(f"models:/{model_id}")
-    return DONE
-
-
-def _evaluate(arguments: argparse.Namespace) -> int:
-    from mlflow_e2eai.evaluation.evidence import machine_name
-    from mlflow_e2eai.fleet import distributed
-
-    machines = distributed.evaluate(
-        arguments.model_uri,
-        batch_sizes=arguments.batch_sizes,
-        executor=arguments.executor,
-        workers=arguments.workers,
-    )
-    for there in machines:
-        if arguments.executor is not None:
-            print(f"{machine_name(there.environment)}:")
-        for entry in there.evidence:
-            outcome = "passed" if entry.passed else "failed" if entry.measured else "not measured"
-            lost = entry.lost_at and f"lost at {entry.lost_at}"
-            reasons = "; ".join(filter(None, [lost, entry.reason, *entry.findings, entry.untimed]))
-            print(f"{entry.variant}: {outcome}" + (f" ({reasons})" if reasons else ""))
-    return DONE
-
-
-def _promote(arguments: argparse.Namespace) -> int:
-    from mlflow_e2eai.promotion.stage import promote
-
-    decision = promote(
-        arguments.name,
-        arguments.version,
-        alias=arguments.alias,
-        gates=None if arguments.gates == "default" else arguments.gates,
-        allow_native=arguments.allow_native,
-    )
-    for verdict in decision.verdicts:
-        print(f"{'passed' if verdict.passed else 'FAILED'}  {verdict}")
-    if decision.promoted:
-        print(f"promoted: {arguments.name} {arguments.version} is {arguments.alias}")
-        return DONE
-    print(f"rejected: {'; '.join(decision.reasons)}")
-    return REJECTED
-
-
-def _pipeline(arguments: argparse.Namespace) -> int:
-    from mlflow_e2eai.flavor import repackage
-    from mlflow_e2eai.flavor.api import load_model
-    from mlflow_e2eai.report.text import table
-
-    registered = arguments.registered_model_name
-    info = repackage.package(
-        arguments.model_uri,
-        name=arguments.name,
-        registered_model_name=None if registered == "none" else registered,
-        exporter=arguments.exporter,
-        opset=arguments.opset,
-        dynamic_axes=arguments.dynamic_axes,
-        surgery=plan(arguments.plan),
-        precisions=arguments.precisions,
-        targets=arguments.targets,
-        keep_fp32=nodes(arguments.keep_fp32),
-        batch_sizes=arguments.batch_sizes,
-        plugin_libraries=[Path(library) for library in arguments.plugin_libraries],
-        build_settings=build_settings(arguments.build_settings),
-        rebuild=arguments.rebuild,
-        executor=arguments.executor,
-        workers=arguments.workers,
-    )
-    print(table(load_model(info.model_uri).manifest))
-    if info.registered_model_version is not None:
-        print(f"models:/{registered}/{info.registered_model_version}")
-    print(info.model_uri)
-    return DONE
-
-
-def _export_triton(arguments: argparse.Namespace) -> int:
-    from mlflow_e2eai.flavor.triton import export_triton
-
-    name = None if arguments.name == "none" else arguments.name
-    for place in export_triton(
-        arguments.model, arguments.repository, name=name, replace=arguments.replace
-    ):
-        print(place)
-    return DONE
-
-
-def _choose_buckets(arguments: argparse.Namespace) -> int:
-    from mlflow_e2eai.engine.profiles import choose_buckets
-
-    print("+".join(map(str, choose_buckets(arguments.sizes, arguments.count))))
-    return DONE
-
-
-def _show(arguments: argparse.Namespace) -> int:
-    from mlflow_e2eai.cli.show import shown, wait
-
-    with shown(arguments.model, port=arguments.port, browser=not arguments.no_browser) as url:
-        print(url, flush=True)
-        wait()
-    return DONE
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+def _nearest(word: str, known: Sequence[str]) -> str:
+    """The end of a sentence about an unknown word: the nearest known one, or all."""
+    near = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {near[0]}?" if near else f"; there are {', '.join(known)}."

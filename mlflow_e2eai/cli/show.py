@@ -13,17 +13,17 @@ from mlflow_e2eai.artifacts.weight_files import verify_graph
 from mlflow_e2eai.errors import MissingDependencyError, RunnerError
 
 _HOST = "127.0.0.1"
-"""A graph is for who asked, not for the network."""
+"""The loopback address: a graph is for this machine only."""
 
 
 @contextmanager
-def shown(model: str, *, port: int | None = None, browser: bool = False) -> Iterator[str]:
-    """Serve a graph with Netron on this machine, for the block.
+def serve_graph(model: str, *, port: int | None = None, browser: bool = False) -> Iterator[str]:
+    """Serve a graph with Netron on this machine inside the block.
 
     Args:
         model: An ONNX file, a bundle, or the URI of a model of a chain: of a bundle its cleaned
             graph is taken, of an engine the graph that it was built from.
-        port: Where; None for a free port.
+        port: Where to listen; None for a free port.
         browser: Open it there.
 
     Yields:
@@ -52,21 +52,29 @@ def shown(model: str, *, port: int | None = None, browser: bool = False) -> Iter
         yield f"http://{_HOST}:{address[1]}"
 
 
-def wait() -> None:
-    """Wait until whoever looks has seen enough, and presses Ctrl-C."""
-    import netron
+def show(model: str, *, port: int | None = None, browser: bool = True) -> None:
+    """Serve a graph, print its address, and wait for Ctrl-C.
 
-    netron.wait()
+    Args:
+        model: See `serve_graph`.
+        port: Where to listen; None for a free port.
+        browser: Open it there.
+    """
+    with serve_graph(model, port=port, browser=browser) as url:
+        print(url, flush=True)
+        import netron
+
+        netron.wait()
 
 
 def _graph(model: str, stack: ExitStack) -> Path:
     if tracking.is_uri(model):
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         stages = ("export", "clean", "convert", "package")
-        found = tracking.ancestor(tracking.resolve(model), stages)
-        if found.tags[tracking.STAGE] != "package":
-            return tracking.fetch_graph(found, folder).path
-        return _cleaned(tracking.fetch(found, folder))
+        logged = tracking.ancestor(tracking.resolve(model), stages)
+        if logged.tags[tracking.STAGE] != "package":
+            return tracking.fetch_graph(logged, folder).path
+        return _cleaned(tracking.fetch(logged, folder))
     path = Path(model)
     if path.is_dir():
         return _cleaned(path)
@@ -74,8 +82,8 @@ def _graph(model: str, stack: ExitStack) -> Path:
     return path
 
 
-def _cleaned(place: Path) -> Path:
-    directory = bundle.find(place)
+def _cleaned(path: Path) -> Path:
+    directory = bundle.find(path)
     graph = bundle.located(bundle.read(directory), directory).graphs[0]
     verify_graph(graph)
     return graph.path

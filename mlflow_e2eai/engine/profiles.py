@@ -139,8 +139,8 @@ def choose_buckets(
     return best[-1][1]
 
 
-def seen(text: str) -> dict[int, int]:
-    """Read sizes that were seen, each as ``size`` or ``size:times``, or a JSON file of them.
+def parse_seen(text: str) -> dict[int, int]:
+    """Read sizes of calls, each as ``size`` or ``size:times``, or a JSON file of them.
 
     Raises:
         InvalidInputError: It is something else, or there is no such file.

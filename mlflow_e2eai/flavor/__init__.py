@@ -3,10 +3,10 @@
 MLflow imports `run_context`, `evaluator` and `artifact_repository` during `import mlflow`, so that
 this file imports nothing; its names are resolved when they are first used.
 
-api                  `save_model`, `log_model`, `load_model`
+api                  `save_model`, `log_model`
+native               `load_model`
 mlmodel              the MLmodel file
 pyfunc               the model as MLflow's pyfunc
-arguments            the arguments of `log_model`
 evaluator            `mlflow.models.evaluate` with our parity
 run_context          the GPU as tags of each run
 artifact_repository  ``e2eai:/`` URIs, which download what is loaded only
@@ -19,12 +19,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mlflow_e2eai.flavor.api import load_model, log_model, save_model
+    from mlflow_e2eai.flavor.api import log_model, save_model
     from mlflow_e2eai.flavor.mlmodel import (
         FLAVOR_NAME,
         get_default_conda_env,
         get_default_pip_requirements,
     )
+    from mlflow_e2eai.flavor.native import load_model
     from mlflow_e2eai.flavor.pyfunc import _load_pyfunc
 
 _HOMES = {
@@ -32,7 +33,7 @@ _HOMES = {
     "_load_pyfunc": "pyfunc",
     "get_default_conda_env": "mlmodel",
     "get_default_pip_requirements": "mlmodel",
-    "load_model": "api",
+    "load_model": "native",
     "log_model": "api",
     "save_model": "api",
 }

@@ -1,4 +1,4 @@
-"""MLflow's own files beside a bundle: MLmodel, the example, the environment."""
+"""MLflow's own files of a bundle: MLmodel, the example, the environment."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import json
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any
 
 from mlflow_e2eai import bundle
 from mlflow_e2eai._version import __version__
@@ -66,7 +66,7 @@ def get_default_conda_env() -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Description:
-    """What MLflow's own files say of a model; each is as in MLflow's flavors.
+    """Content of MLflow's own files of a model: arguments of all of MLflow's flavors.
 
     Raises:
         mlflow.exceptions.MlflowException: The arguments for the environment contradict each other.
@@ -80,30 +80,23 @@ class Description:
     extra_files: Sequence[str] | None = None
     metadata: Mapping[str, Any] | None = None
 
+    @classmethod
+    def of(cls, arguments: Mapping[str, Any]) -> Description:
+        """Take the fields out of the arguments of a function, its `locals`."""
+        return cls(**{field.name: arguments[field.name] for field in fields(cls)})
+
     def __post_init__(self) -> None:
         _mlflow.validate_env_arguments(
             self.conda_env, self.pip_requirements, self.extra_pip_requirements
         )
 
 
-class DescriptionArguments(TypedDict, total=False):
-    """The fields of `Description`, as a caller gives them."""
-
-    signature: ModelSignature | bool | None
-    conda_env: Mapping[str, Any] | str | None
-    pip_requirements: Sequence[str] | str | None
-    extra_pip_requirements: Sequence[str] | str | None
-    code_paths: Sequence[str] | None
-    extra_files: Sequence[str] | None
-    metadata: Mapping[str, Any] | None
-
-
-def describe(path: Path, said: Description, *, mlflow_model: Model | None) -> None:
-    """Write MLflow's own files beside the bundle in ``path / bundle.FOLDER``.
+def describe(path: Path, content: Description, *, mlflow_model: Model | None) -> None:
+    """Write MLflow's own files next to the bundle in ``path / bundle.FOLDER``.
 
     Args:
         path: The model directory.
-        said: What the caller says.
+        content: Their content, as the caller gives it.
         mlflow_model: MLflow's description to add the flavors to.
     """
     import onnx
@@ -111,16 +104,16 @@ def describe(path: Path, said: Description, *, mlflow_model: Model | None) -> No
     from mlflow.models import Model
 
     manifest, example = bundle.read(path / bundle.FOLDER), bundle.read_example(path / bundle.FOLDER)
-    code = _mlflow.validate_and_copy_code_paths(said.code_paths, str(path))
+    code = _mlflow.validate_and_copy_code_paths(content.code_paths, str(path))
     description = Model() if mlflow_model is None else mlflow_model
-    if said.signature is None:
+    if content.signature is None:
         description.signature = signature_of(manifest.inputs, manifest.outputs)
-    elif not isinstance(said.signature, bool):
-        description.signature = said.signature
+    elif not isinstance(content.signature, bool):
+        description.signature = content.signature
     _mlflow.save_example(description, dict(example), str(path))
-    if said.metadata is not None:
-        description.metadata = dict(said.metadata)
-    extra = _mlflow.copy_extra_files(said.extra_files, str(path))
+    if content.metadata is not None:
+        description.metadata = dict(content.metadata)
+    extra = _mlflow.copy_extra_files(content.extra_files, str(path))
     pyfunc.add_to_model(
         description,
         loader_module=LOADER_MODULE,
@@ -153,20 +146,20 @@ def describe(path: Path, said: Description, *, mlflow_model: Model | None) -> No
     )
     description.model_size_bytes = sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
     description.save(str(path / "MLmodel"))
-    _write_environment(path, manifest, said)
+    _write_environment(path, manifest, content)
 
 
-def _write_environment(path: Path, manifest: Manifest, said: Description) -> None:
+def _write_environment(path: Path, manifest: Manifest, content: Description) -> None:
     import yaml
 
-    if said.conda_env is None:
-        given = said.pip_requirements
+    if content.conda_env is None:
+        given = content.pip_requirements
         default = None if given is not None else get_default_pip_requirements(manifest)
         environment, requirements, constraints = _mlflow.process_pip_requirements(
-            default, given, said.extra_pip_requirements
+            default, given, content.extra_pip_requirements
         )
     else:
-        environment, requirements, constraints = _mlflow.process_conda_env(said.conda_env)
+        environment, requirements, constraints = _mlflow.process_conda_env(content.conda_env)
     (path / _mlflow.CONDA_ENV_FILE).write_text(yaml.safe_dump(environment, sort_keys=False))
     (path / _mlflow.REQUIREMENTS_FILE).write_text("\n".join(requirements))
     if constraints:

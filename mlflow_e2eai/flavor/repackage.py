@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any
 
 from mlflow_e2eai import fleet, tracking
 from mlflow_e2eai.flavor import api
-from mlflow_e2eai.pipeline.job_inputs import (
-    root_arguments,
-)
-from mlflow_e2eai.pipeline.settings import SettingsArguments
+from mlflow_e2eai.pipeline.job_inputs import root_arguments
 
 if TYPE_CHECKING:
     from mlflow.models.model import ModelInfo
@@ -24,18 +21,21 @@ def package(
     registered_model_name: str | None = None,
     executor: fleet.Executor | None = None,
     workers: int | None = None,
-    **settings: Unpack[SettingsArguments],
+    **settings: Any,
 ) -> ModelInfo:
-    """Take a logged PyTorch model, or an ONNX file that a chain began with, the whole way.
+    """Take a logged PyTorch model, or the ONNX file at the root of a chain, the whole way.
 
     Args:
         model_uri: Any model of the chain.
-        name: See `mlflow_e2eai.log_model`.
-        registered_model_name: The same.
-        executor: The same.
-        workers: The same.
-        **settings: The same, but for what was logged with the model; dynamic_axes stand in for
-            those that it was logged with, unless None.
+        name: Name of the logged model.
+        registered_model_name: Also make a version of this registered model.
+        executor: The workers that build the engines; see `mlflow_e2eai.log_model`.
+        workers: Processes for ``local``; by default one for each core.
+        **settings: Fields of `Settings`, but for those that were logged with the model;
+            dynamic_axes replace those that it was logged with, unless None.
+
+    Raises:
+        E2EAIError: See `mlflow_e2eai.log_model`.
     """
     with tracking.run(name), tempfile.TemporaryDirectory() as folder:
         axes = settings.get("dynamic_axes")

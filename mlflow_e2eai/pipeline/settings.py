@@ -1,75 +1,143 @@
-"""What to make of a model, checked before anything is made."""
+"""Settings of a pipeline, checked before anything is made."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
-from mlflow_e2eai.artifacts.axes import DynamicAxes
+from mlflow_e2eai.artifacts.axes import DynamicAxes, parse_axes
 from mlflow_e2eai.artifacts.build_settings import DEFAULT_BUILD, BuildSettings
-from mlflow_e2eai.artifacts.libraries import describe_libraries
+from mlflow_e2eai.artifacts.libraries import named
 from mlflow_e2eai.artifacts.values import Precision
 from mlflow_e2eai.engine.targets import check_anywhere, check_here
 from mlflow_e2eai.errors import InvalidInputError
+from mlflow_e2eai.pipeline.options import (
+    option,
+    parse_build_settings,
+    parse_choice,
+    parse_nodes,
+    parse_paths,
+    parse_plan,
+    parse_precisions,
+    parse_sizes,
+    parse_targets,
+    parse_whole,
+    parse_yes,
+)
 from mlflow_e2eai.precision.stage import check_precision
 from mlflow_e2eai.pytorch.operators.operator import Operator
-from mlflow_e2eai.pytorch.stage import DEFAULT_OPSET, Exporter
-from mlflow_e2eai.surgery.plan import DEFAULT_PLAN, Step, plan_from
+from mlflow_e2eai.pytorch.stage import DEFAULT_OPSET, EXPORTERS, Exporter
+from mlflow_e2eai.surgery.plan import DEFAULT_PLAN, plan_from
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """Options of a pipeline.
-
-    Attributes:
-        dynamic_axes: Axes whose size may vary, by input name and position.
-        exporter: See `mlflow_e2eai.export`.
-        opset: The same.
-        output_names: The same.
-        operators: The same.
-        operator_libraries: The same.
-        plugin_libraries: See `mlflow_e2eai.compile`. ONNX Runtime knows no plugins, so their
-            operators need a function too.
-        surgery: The cleaning plan: steps, or a list as YAML gives it.
-        precisions: What to make graphs and engines in; the graph in fp32 is always made, and
-            ``tf32`` makes engines of it.
-        targets: What to build engines for.
-        keep_fp32: Nodes that stay in fp32 in the other precisions; see `mlflow_e2eai.convert`.
-        batch_sizes: Sizes of the leading axis at which latency is measured too.
-        build_settings: How engines are built.
-        rebuild: Build engines that the tracking server holds already.
+    """Settings of a pipeline: arguments of `mlflow_e2eai.log_model`, which describes each.
 
     Raises:
         InvalidInputError: There is no such precision or target, a target takes no plugins, tf32 is
-            wanted without a target, an operator's function is not valid, or a library is not
-            there.
+            given without a target, an operator's function is not valid, or a library is missing.
     """
 
-    dynamic_axes: DynamicAxes | None = None
-    exporter: Exporter = "auto"
-    opset: int = DEFAULT_OPSET
+    dynamic_axes: DynamicAxes | None = option(
+        None,
+        parse_axes,
+        text="auto",
+        metavar="AXES",
+        help="axes whose size may vary, as input:position=name:min:opt:max, with buckets "
+        "x:0=N:1:8:64@1+8+32, commas between; 'none', or 'auto' for those that the model was "
+        "logged with",
+    )
+    exporter: Exporter = option(
+        "auto",
+        parse_choice(EXPORTERS),
+        metavar="EXPORTER",
+        choices=EXPORTERS,
+        help="auto, dynamo, trace or script; 'auto' takes the first whose graph gives the "
+        "model's numbers",
+    )
+    opset: int = option(
+        DEFAULT_OPSET, parse_whole, metavar="N", help="version of the ONNX operator set"
+    )
     output_names: Sequence[str] | None = None
     operators: Sequence[Operator] = ()
-    operator_libraries: Sequence[Path] = ()
-    plugin_libraries: Sequence[Path] = ()
-    surgery: Sequence[Step] = DEFAULT_PLAN
-    precisions: Sequence[Precision] = ("fp32", "fp16")
-    targets: Sequence[str] = ()
-    keep_fp32: Sequence[str] = ()
-    batch_sizes: Sequence[int] = ()
-    build_settings: BuildSettings = DEFAULT_BUILD
-    rebuild: bool = False
+    operator_libraries: Sequence[Path] = option(
+        (),
+        parse_paths,
+        metavar="PATHS",
+        help="shared libraries that implement operators for ONNX Runtime, commas between; or "
+        "'none'",
+    )
+    plugin_libraries: Sequence[Path] = option(
+        (),
+        parse_paths,
+        metavar="PATHS",
+        help="shared libraries with plugins for TensorRT, commas between; or 'none'",
+    )
+    surgery: Sequence[Any] = option(
+        DEFAULT_PLAN,
+        parse_plan,
+        text="default",
+        name="plan",
+        metavar="FILE",
+        help="the cleaning plan: a YAML file, runs:/run_id/plan.yaml, or 'default'",
+    )
+    precisions: Sequence[Precision] = option(
+        ("fp32", "fp16"),
+        parse_precisions,
+        metavar="NAMES",
+        help="precisions of graphs and engines: fp32, tf32, fp16, bf16, int8, fp8, commas between; "
+        "the graph in fp32 is always made, int8 and fp8 need evaluation data",
+    )
+    targets: Sequence[str] = option(
+        (),
+        parse_targets,
+        metavar="NAMES",
+        help="what to build engines for, commas between: 'local' (the GPU here), sm75 to sm121 or "
+        "'rtx' (TensorRT-RTX), trt:sm90, trt11:sm90+compatible (TensorRT); or 'none'",
+    )
+    keep_fp32: Sequence[str] = option(
+        (),
+        parse_nodes,
+        metavar="NODES",
+        help="nodes that stay in fp32 in the other precisions, commas between, or a file of them: "
+        "runs:/run_id/bisection.json; or 'none'",
+    )
+    batch_sizes: Sequence[int] = option(
+        (),
+        parse_sizes,
+        metavar="SIZES",
+        help="sizes to measure latency at besides min, opt and max, commas between; or 'none'",
+    )
+    build_settings: BuildSettings = option(
+        DEFAULT_BUILD,
+        parse_build_settings,
+        metavar="SETTINGS",
+        help="how TensorRT builds: optimization_level=5,threads=2, or a YAML file; or 'default'",
+    )
+    rebuild: bool = option(
+        False,  # noqa: FBT003 - a default
+        parse_yes,
+        metavar="yes|no",
+        choices=("yes", "no"),
+        help="build engines that the tracking server holds already; else they are linked",
+    )
+
+    @classmethod
+    def of(cls, arguments: Mapping[str, Any]) -> Settings:
+        """Take the fields out of the arguments of a function, its `locals`."""
+        return cls(**{field.name: arguments[field.name] for field in fields(cls)})
 
     def __post_init__(self) -> None:
         for name in _SEVERAL:
             object.__setattr__(self, name, tuple(getattr(self, name)))
         object.__setattr__(self, "surgery", plan_from(self.surgery))
-        # All of it before any work: nobody wants to learn of a typing error after the export.
+        # All of it before any work: a typing error must not show after the export only.
         for precision in self.precisions:
             check_precision(precision)
-        check_anywhere(self.targets, libraries=describe_libraries(self.plugin_libraries))
+        check_anywhere(self.targets, libraries=named(self.plugin_libraries))
         if "tf32" in self.precisions and not self.targets:
             msg = (
                 "precisions names tf32, which is how an engine computes, and there are no targets; "
@@ -78,7 +146,7 @@ class Settings:
             raise InvalidInputError(msg)
         for operator in self.operators:
             operator.proto()
-        describe_libraries(self.operator_libraries)
+        named(self.operator_libraries)
         for step in self.surgery:
             step.bound()
 
@@ -89,7 +157,7 @@ class Settings:
             InvalidInputError: It cannot build for a target, or not with these build settings.
             MissingDependencyError: A target's TensorRT is not installed.
         """
-        libraries = describe_libraries(self.plugin_libraries)
+        libraries = named(self.plugin_libraries)
         check_here(self.targets, settings=self.build_settings, libraries=libraries)
 
 
@@ -103,22 +171,3 @@ _SEVERAL = (
     "batch_sizes",
 )
 """Fields that a caller may give as any sequence."""
-
-
-class SettingsArguments(TypedDict, total=False):
-    """The fields of `Settings`, as a caller gives them."""
-
-    dynamic_axes: DynamicAxes | None
-    exporter: Exporter
-    opset: int
-    output_names: Sequence[str] | None
-    operators: Sequence[Operator]
-    operator_libraries: Sequence[Path]
-    plugin_libraries: Sequence[Path]
-    surgery: Sequence[Any]
-    precisions: Sequence[Precision]
-    targets: Sequence[str]
-    keep_fp32: Sequence[str]
-    batch_sizes: Sequence[int]
-    build_settings: BuildSettings
-    rebuild: bool

@@ -1,46 +1,178 @@
-"""Progress of long work: a bar in a terminal, silence in a log."""
+"""Progress of long work: a line for each stage, a bar inside long stages on a terminal.
+
+Lines are records of the logger ``mlflow_e2eai``. `reported_on_stderr` shows them where nothing else
+has been set up for that logger, so that a program silences or redirects them as any other log.
+"""
 
 from __future__ import annotations
 
+import functools
+import logging
+import sys
+import threading
+import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from pathlib import Path
+from typing import TextIO, TypeVar
 
 Item = TypeVar("Item")
 
+LOGGER = logging.getLogger("mlflow_e2eai")
+
+_log = logging.getLogger(__name__)
+
+_PACKAGE = str(Path(__file__).parents[1])
+
 
 def progress(items: Iterable[Item], title: str, *, unit: str) -> Iterator[Item]:
-    """The items, with a bar on stderr while they are worked through.
+    """Yield items, with a bar on stderr meanwhile.
 
     There is none where stderr is no terminal, nor where tqdm's own ``TQDM_DISABLE`` is set.
 
     Args:
-        items: What is worked through; their number is shown where it is known.
-        title: What is done.
-        unit: What they are.
+        items: The items; their number is shown where it is known.
+        title: Title of the bar.
+        unit: Noun for the items, in the plural.
     """
     # tqdm.auto would draw a widget in notebooks, and warns where ipywidgets is missing.
     from tqdm import tqdm
 
-    yield from tqdm(items, desc=title, unit=f" {unit}", leave=False, disable=None)
+    yield from tqdm(items, desc=title, unit=f" {unit}", leave=False, disable=_disabled())
 
 
 @contextmanager
 def steps(title: str) -> Iterator[Callable[[str, int, int], None]]:
-    """A bar, as `progress`, for work that says by itself how far it is.
+    """Show a bar, as `progress`, for work that reports by itself how far it is.
 
     Args:
-        title: What is done.
+        title: Title of the bar.
 
     Yields:
-        To be called with what is being done, how many steps of that are done, and all of them.
+        A function of the phase, its steps that are done, and all of its steps.
     """
     from tqdm import tqdm
 
-    with tqdm(desc=title, leave=False, disable=None) as bar:
+    with tqdm(desc=title, leave=False, disable=_disabled()) as bar:
 
         def show(phase: str, done: int, of: int) -> None:
             bar.total, bar.n = of, done
             bar.set_postfix_str(phase)
 
         yield show
+
+
+def _disabled() -> bool | None:
+    """True where the lines are silenced too; None leaves it to the terminal."""
+    return True if LOGGER.level > logging.INFO else None
+
+
+def report_stage(name: str, result: str, seconds: float) -> None:
+    """Report the end of a stage: its name, result and time."""
+    LOGGER.info("%-16s %-54s %6.1f s", name, result, seconds)
+
+
+@contextmanager
+def timed_stage(name: str) -> Iterator[Callable[[str], None]]:
+    """Report a stage when the block ends, also by an error.
+
+    Args:
+        name: Name of the stage.
+
+    Yields:
+        A function that adds a word to the result.
+    """
+    results: list[str] = []
+    start = time.perf_counter()
+    try:
+        yield results.append
+    except BaseException:
+        report_stage(name, ", ".join([*results, "failed"]), time.perf_counter() - start)
+        raise
+    report_stage(name, ", ".join(results), time.perf_counter() - start)
+
+
+class _Stderr(logging.Handler):
+    """Write lines above a bar that is being drawn, to whatever stderr is at the moment."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from tqdm import tqdm
+
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
+_LOCK = threading.RLock()
+_OPEN: list[object] = []
+"""Blocks of `reported_on_stderr` that are open, in all threads."""
+
+_PLAIN = logging.Formatter("%(message)s")
+
+
+@contextmanager
+def reported_on_stderr(level: int | None = None) -> Iterator[None]:
+    """Show the package's lines on stderr inside the block, and log what libraries warn of.
+
+    Blocks may be nested, and open in several threads: the first one decides.
+
+    Args:
+        level: Level of a program of ours. None is for a library: nothing is shown where the caller
+            has set up the logger ``mlflow_e2eai``, or one above it.
+    """
+    token = object()
+    with _LOCK:
+        if not _OPEN:
+            _install(level)
+        _OPEN.append(token)
+    try:
+        yield
+    finally:
+        with _LOCK:
+            _OPEN.remove(token)
+            if not _OPEN:
+                _restore()
+
+
+_UNDO: list[Callable[[], None]] = []
+
+
+def _install(level: int | None) -> None:
+    showwarning = warnings.showwarning
+    warnings.showwarning = functools.partial(_log_or_show, showwarning)
+    _UNDO.append(lambda: setattr(warnings, "showwarning", showwarning))
+    if level is None and (LOGGER.hasHandlers() or LOGGER.level != logging.NOTSET):
+        return
+    handler, before, propagate = _Stderr(), LOGGER.level, LOGGER.propagate
+    handler.setFormatter(_PLAIN)
+    LOGGER.addHandler(handler)
+    LOGGER.setLevel(logging.INFO if level is None else level)
+    LOGGER.propagate = False
+
+    def restore() -> None:
+        LOGGER.removeHandler(handler)
+        LOGGER.setLevel(before)
+        LOGGER.propagate = propagate
+
+    _UNDO.append(restore)
+
+
+def _restore() -> None:
+    while _UNDO:
+        _UNDO.pop()()
+
+
+def _log_or_show(
+    show: Callable[..., None],
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Log a warning of a library, which its user cannot act on; show any other."""
+    is_installed = not {"site-packages", "dist-packages"}.isdisjoint(Path(filename).parts)
+    if file is None and is_installed and not filename.startswith(_PACKAGE):
+        _log.debug("%s: %s (%s:%d)", category.__name__, message, filename, lineno)
+    else:
+        show(message, category, filename, lineno, file, line)

@@ -43,6 +43,6 @@ from mlflow_e2eai.tracking.remote_jobs import (
     place_here,
     working_at,
 )
-from mlflow_e2eai.tracking.runs import failed_models_say_why, project_run_says_why, run
+from mlflow_e2eai.tracking.runs import failed_models_say_why, log_project_failure, run
 from mlflow_e2eai.tracking.server import check_server
 from mlflow_e2eai.tracking.sources import fetch_source, log_source, open_inputs

@@ -13,6 +13,7 @@ from mlflow.tracking._tracking_service.client import TrackingServiceClient
 from mlflow.tracking.artifact_utils import (
     _download_artifact_from_uri as download_artifact_from_uri,
 )
+from mlflow.tracking.fluent import _get_experiment_id as active_experiment_id
 from mlflow.utils.environment import (
     _CONDA_ENV_FILE_NAME as CONDA_ENV_FILE,
 )
@@ -68,6 +69,7 @@ __all__ = [
     "PYTHON_ENV_FILE",
     "REQUIREMENTS_FILE",
     "PythonEnv",
+    "active_experiment_id",
     "add_code_to_system_path",
     "copy_extra_files",
     "download_artifact_from_uri",

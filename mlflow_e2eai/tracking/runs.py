@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -64,31 +65,29 @@ def _explained(run_id: str) -> Iterator[None]:
         raise
 
 
-@contextmanager
-def project_run_says_why() -> Iterator[None]:
-    """Write an error of the block on the run that `mlflow run` made for this process.
+def log_project_failure(error: Exception) -> Exception:
+    """Write an error on the run that `mlflow run` made for this process.
 
-    MLflow's launcher marks that run FAILED when the process fails, but cannot say why.
+    MLflow's launcher marks that run FAILED when the process fails, but not with the reason. MLflow
+    is not imported where there is no such run.
 
-    Raises:
-        TrackingError: In place of an error of MLflow's own.
+    Returns:
+        The error; a `TrackingError` in place of one of MLflow's own.
     """
-    from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
-
     run_id = os.environ.get("MLFLOW_RUN_ID")
-    try:
-        yield
-    except Exception as error:
-        if run_id is not None:
-            try:
-                MlflowClient().set_tag(run_id, ERROR, str(error))
-                MlflowClient().set_terminated(run_id, "FAILED")
-            except Exception:  # noqa: BLE001 - the first error is the one to show
-                _log.warning("Could not write the error on run %s.", run_id)
-        if isinstance(error, MlflowException):
-            raise TrackingError(str(error.message)) from error
-        raise
+    if run_id is not None:
+        from mlflow import MlflowClient
+
+        try:
+            MlflowClient().set_tag(run_id, ERROR, str(error))
+            MlflowClient().set_terminated(run_id, "FAILED")
+        except Exception:  # noqa: BLE001 - the first error is the one to show
+            _log.warning("Could not write the error on run %s.", run_id)
+    if (exceptions := sys.modules.get("mlflow.exceptions")) is not None and isinstance(
+        error, exceptions.MlflowException
+    ):
+        return TrackingError(str(error.message))
+    return error
 
 
 @contextmanager

@@ -12,10 +12,11 @@ from small_models import AXES, N, features, labelled, net
 
 import mlflow_e2eai
 from mlflow_e2eai import Axis, BuildSettings
-from mlflow_e2eai.artifacts import axes as artifacts_axes
-from mlflow_e2eai.cli import main, types
+from mlflow_e2eai.artifacts import axes
+from mlflow_e2eai.cli import main, results
 from mlflow_e2eai.engine import profiles
 from mlflow_e2eai.errors import InvalidInputError
+from mlflow_e2eai.pipeline import options
 
 pytestmark = pytest.mark.usefixtures("on_threads")
 
@@ -42,16 +43,16 @@ def said(capsys):
 
 
 def test_each_verb_prints_the_model_that_it_made_for_the_next_one_to_take(version, capsys):
-    assert main.main(["export", "--model-uri", "models:/net/1"]) == main.DONE
+    assert main.main(["export", "--model-uri", "models:/net/1"]) == results.DONE
     raw, _ = said(capsys)
-    assert main.main(["clean", "--model-uri", raw]) == main.DONE
+    assert main.main(["clean", "--model-uri", raw]) == results.DONE
     cleaned, _ = said(capsys)
-    assert main.main(["convert", "--model-uri", cleaned, "--precision", "fp16"]) == main.DONE
+    assert main.main(["convert", "--model-uri", cleaned, "--precision", "fp16"]) == results.DONE
     half, _ = said(capsys)
-    assert main.main(["compile", "--model-uri", half, "--targets", "sm86,sm120"]) == main.DONE
+    assert main.main(["compile", "--model-uri", half, "--targets", "sm86,sm120"]) == results.DONE
     engines, _ = said(capsys)
     assert len(engines.splitlines()) == 2
-    assert main.main(["evaluate", "--model-uri", half]) == main.DONE
+    assert main.main(["evaluate", "--model-uri", half]) == results.DONE
     out, _ = said(capsys)
     assert out.splitlines() == [
         "torch/fp32: passed",
@@ -61,26 +62,26 @@ def test_each_verb_prints_the_model_that_it_made_for_the_next_one_to_take(versio
 
 
 def test_bisect_prints_its_sentence_and_the_file_that_convert_takes(store, capsys):
-    assert main.main(["log", "--model", "small_models:build_overflowing"]) == main.DONE
+    assert main.main(["log", "--model", "small_models:build_overflowing"]) == results.DONE
     model, _ = said(capsys)
     for verb in ("export", "clean"):
-        assert main.main([verb, "--model-uri", model]) == main.DONE
+        assert main.main([verb, "--model-uri", model]) == results.DONE
         model, _ = said(capsys)
-    assert main.main(["bisect", "--model-uri", model]) == main.DONE
+    assert main.main(["bisect", "--model-uri", model]) == results.DONE
     out, _ = said(capsys)
     sentence, uri = out.splitlines()
     assert sentence.startswith("The variant passes when 1 of 4 nodes are kept as they were")
     words = ["convert", "--model-uri", model, "--precision", "fp16", "--keep-fp32"]
     for keep in (uri, "node_linear_1"):
-        assert main.main([*words, keep]) == main.DONE
+        assert main.main([*words, keep]) == results.DONE
         half, _ = said(capsys)
-        assert main.main(["evaluate", "--model-uri", half]) == main.DONE
+        assert main.main(["evaluate", "--model-uri", half]) == results.DONE
         out, _ = said(capsys)
         assert out.splitlines()[-1] == "onnxruntime-cpu/fp16: passed"
 
 
 def test_bisect_says_so_where_there_is_nothing_to_explain(version, capsys):
-    assert main.main(["bisect", "--model-uri", "models:/net/1"]) == main.DONE
+    assert main.main(["bisect", "--model-uri", "models:/net/1"]) == results.DONE
     out, _ = said(capsys)
     assert out == "The variant passes as it is: there is nothing to explain."
 
@@ -88,19 +89,19 @@ def test_bisect_says_so_where_there_is_nothing_to_explain(version, capsys):
 def test_nodes_are_read_from_one_word_or_a_file(tmp_path):
     path = tmp_path / "mine.json"
     path.write_text('{"nodes": ["a,b", "/c/MatMul"]}')
-    assert types.nodes("none") == []
-    assert types.nodes("a, /c/MatMul") == ["a", "/c/MatMul"]
-    assert types.nodes(str(path)) == ["a,b", "/c/MatMul"]
+    assert options.parse_nodes("none") == []
+    assert options.parse_nodes("a, /c/MatMul") == ["a", "/c/MatMul"]
+    assert options.parse_nodes(str(path)) == ["a,b", "/c/MatMul"]
 
 
 def test_promote_says_0_for_promoted_and_3_for_rejected(version, capsys, tmp_path):
-    assert main.main(["promote", "--name", "net", "--version", "1"]) == main.DONE
+    assert main.main(["promote", "--name", "net", "--version", "1"]) == results.DONE
     out, _ = said(capsys)
     assert out.endswith("promoted: net 1 is champion")
     gates = tmp_path / "gates.yaml"
     gates.write_text("gates: [{metric: task/accuracy, at_least: 2}]")
     words = ["promote", "--name", "net", "--version", "1", "--gates", str(gates)]
-    assert main.main(words) == main.REJECTED
+    assert main.main(words) == results.REJECTED
     out, _ = said(capsys)
     assert out.splitlines()[-1] == "rejected: task/accuracy: found 1, wanted at least 2"
 
@@ -135,7 +136,7 @@ def test_promote_says_0_for_promoted_and_3_for_rejected(version, capsys, tmp_pat
     ],
 )
 def test_a_wrong_word_is_one_sentence_exit_code_1_and_no_traceback(store, capsys, words, sentence):
-    assert main.main(words.split()) == main.ERROR
+    assert main.main(words.split()) == results.ERROR
     out, err = said(capsys)
     assert out == ""
     assert err.startswith("mlflow_e2eai: ")
@@ -149,7 +150,7 @@ def test_the_run_that_mlflow_run_made_says_failed_and_why(store, monkeypatch, ca
     run = store.create_run(experiment)
     assert run.info.status == "RUNNING"
     monkeypatch.setenv("MLFLOW_RUN_ID", run.info.run_id)
-    assert main.main(words.split()) == main.ERROR
+    assert main.main(words.split()) == results.ERROR
     _, err = said(capsys)
     after = store.get_run(run.info.run_id)
     assert after.info.status == "FAILED"
@@ -157,42 +158,48 @@ def test_the_run_that_mlflow_run_made_says_failed_and_why(store, monkeypatch, ca
 
 
 def test_dynamic_axes_are_read_from_one_word():
-    assert artifacts_axes.dynamic_axes("x:0=N:1:4:16") == {"x": {0: N}}
-    by_four = artifacts_axes.dynamic_axes("x:1=T:4:8:16:4")
+    assert axes.parse_axes("x:0=N:1:4:16") == {"x": {0: N}}
+    by_four = axes.parse_axes("x:1=T:4:8:16:4")
     assert by_four == {"x": {1: Axis("T", min=4, opt=8, max=16, multiple=4)}}
-    tuned = artifacts_axes.dynamic_axes("x:0=N:1:8:64@1+8+32")
+    tuned = axes.parse_axes("x:0=N:1:8:64@1+8+32")
     assert tuned == {"x": {0: Axis("N", min=1, opt=8, max=64, buckets=(1, 8, 32))}}
-    assert artifacts_axes.dynamic_axes("none") == {}
-    assert artifacts_axes.dynamic_axes("auto") is None
-    two = artifacts_axes.dynamic_axes("ids:0=N:1:4:16,ids:1=S:8:8:32")
+    assert axes.parse_axes("none") == {}
+    assert axes.parse_axes("auto") is None
+    two = axes.parse_axes("ids:0=N:1:4:16,ids:1=S:8:8:32")
     assert {at: axis.name for at, axis in two["ids"].items()} == {0: "N", 1: "S"}
     assert two["ids"][1].max == 32
 
 
 def test_build_settings_are_read_from_one_word_or_a_file(tmp_path):
     wanted = BuildSettings(optimization_level=5, refit=True, time_limit_s=90.5)
-    assert types.build_settings("optimization_level=5, refit=yes,time_limit_s=90.5") == wanted
-    assert types.build_settings(str(wanted)) == wanted
-    assert types.build_settings("default") == BuildSettings() == types.build_settings("threads=")
+    assert (
+        options.parse_build_settings("optimization_level=5, refit=yes,time_limit_s=90.5") == wanted
+    )
+    assert options.parse_build_settings(str(wanted)) == wanted
+    assert (
+        options.parse_build_settings("default")
+        == BuildSettings()
+        == options.parse_build_settings("threads=")
+    )
     file = tmp_path / "build.yaml"
     file.write_text("optimization_level: 5\nrefit: yes\ntime_limit_s: 90.5\n")
-    assert types.build_settings(str(file)) == wanted
+    assert options.parse_build_settings(str(file)) == wanted
 
 
 def test_buckets_are_chosen_from_sizes_in_one_word_or_a_file(tmp_path, capsys):
-    assert profiles.seen("1,8:120,1,32:5") == {1: 2, 8: 120, 32: 5}
+    assert profiles.parse_seen("1,8:120,1,32:5") == {1: 2, 8: 120, 32: 5}
     file = tmp_path / "sizes.json"
     file.write_text(json.dumps({1: 900, 7: 40, 8: 300, 30: 5, 32: 60}))
-    assert main.main(["choose-buckets", str(file), "--count", "3"]) == main.DONE
+    assert main.main(["choose-buckets", str(file), "--count", "3"]) == results.DONE
     out, _ = said(capsys)
     assert out == "1+8+32"
-    axes = artifacts_axes.dynamic_axes(f"x:0=N:1:8:64@{out}")
-    assert axes["x"][0].buckets == (1, 8, 32)
+    chosen = axes.parse_axes(f"x:0=N:1:8:64@{out}")
+    assert chosen["x"][0].buckets == (1, 8, 32)
 
 
 @pytest.mark.parametrize("text", ["", "one", "1:two", "folder", "1;2"])
 def test_what_holds_no_sizes_is_refused(text, capsys):
-    assert main.main(["choose-buckets", text, "--count", "3"]) == main.ERROR
+    assert main.main(["choose-buckets", text, "--count", "3"]) == results.ERROR
     _, err = said(capsys)
     assert "holds no sizes; write 1,8:120,32 or give" in err
     assert len(err.splitlines()) == 1
@@ -239,7 +246,7 @@ def test_a_file_that_cannot_be_read_is_one_sentence(
         Path(name).mkdir()
     elif content != ABSENT:
         Path(name).write_bytes(content)
-    assert main.main(words.split()) == main.ERROR
+    assert main.main(words.split()) == results.ERROR
     _, err = said(capsys)
     assert sentence in err
     assert "Errno" not in err
@@ -260,14 +267,14 @@ def test_a_file_that_cannot_be_read_is_one_sentence(
 )
 def test_what_is_no_build_setting_is_refused(text, sentence):
     with pytest.raises(InvalidInputError, match=sentence):
-        types.build_settings(text)
+        options.parse_build_settings(text)
 
 
 def test_a_file_without_build_settings_is_refused(tmp_path):
     file = tmp_path / "build.yaml"
     file.write_text("- threads\n")
     with pytest.raises(InvalidInputError, match=r"build\.yaml holds no settings by name"):
-        types.build_settings(str(file))
+        options.parse_build_settings(str(file))
 
 
 @pytest.mark.parametrize(
@@ -275,4 +282,4 @@ def test_a_file_without_build_settings_is_refused(tmp_path):
 )
 def test_what_is_no_dynamic_axis_is_refused(text):
     with pytest.raises(InvalidInputError, match="is no dynamic axis"):
-        artifacts_axes.dynamic_axes(text)
+        axes.parse_axes(text)

@@ -15,8 +15,8 @@ import pytest
 from small_models import AXES, features, net
 
 import mlflow_e2eai
-from mlflow_e2eai.cli import main
-from mlflow_e2eai.cli.show import shown
+from mlflow_e2eai.cli import main, results
+from mlflow_e2eai.cli.show import serve_graph
 from mlflow_e2eai.pipeline import jobs
 
 TEXT = '<ir_version: 8, opset_import: ["" : 18]> g (float[N,3] x) => (float[N,3] y) {y = Relu(x)}'
@@ -52,7 +52,7 @@ def operators(graph):
 
 
 def test_a_file_is_shown_and_the_server_ends_with_the_block(path):
-    with shown(str(path)) as url:
+    with serve_graph(str(path)) as url:
         assert url.startswith("http://127.0.0.1:")
         assert b"<title>Netron</title>" in served(url)
         assert operators(graph_at(url)) == ["Relu"]
@@ -68,16 +68,16 @@ def test_a_bundle_shows_its_cleaned_graph(tmp_path):
         dynamic_axes=AXES,
         precisions=("fp32",),
     )
-    with shown(str(tmp_path / "bundle")) as url:
+    with serve_graph(str(tmp_path / "bundle")) as url:
         assert operators(graph_at(url)) == ["Gemm", "Gemm", "Relu"]
 
 
 def test_any_model_of_a_chain_is_shown_by_its_uri(store):
     raw = jobs.export(jobs.log("small_models:build", name="net"), exporter="trace")
     half = jobs.convert(jobs.clean(raw), precision="fp16")
-    with shown(f"models:/{raw}") as url:
+    with serve_graph(f"models:/{raw}") as url:
         assert "BatchNormalization" in operators(graph_at(url))
-    with shown(half) as url:
+    with serve_graph(half) as url:
         graph = graph_at(url)
     half_precision = onnx.TensorProto.FLOAT16
     assert half_precision in {weight.data_type for weight in graph.graph.initializer}
@@ -94,7 +94,7 @@ def test_the_command_says_the_address_and_ends_with_ctrl_c(path):
         assert operators(graph_at(url)) == ["Relu"]
         time.sleep(0.2)  # it is about to wait
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=30) == main.DONE
+        assert process.wait(timeout=30) == results.DONE
     finally:
         process.kill()
         process.stdout.close()
@@ -106,7 +106,7 @@ def test_a_port_that_is_taken_is_one_sentence(path, capsys):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = str(taken.getsockname()[1])
-        assert main.main(["show", str(path), "--port", port, "--no-browser"]) == main.ERROR
+        assert main.main(["show", str(path), "--port", port, "--no-browser"]) == results.ERROR
     assert f"Netron cannot listen at port {port}" in capsys.readouterr().err
 
 
@@ -121,7 +121,7 @@ def test_a_port_that_is_taken_is_one_sentence(path, capsys):
 )
 def test_what_is_no_model_is_one_sentence(model, sentence, store, tmp_path, capsys):
     (tmp_path / "broken.onnx").write_bytes(b"\x00broken")
-    assert main.main(["show", model, "--no-browser"]) == main.ERROR
+    assert main.main(["show", model, "--no-browser"]) == results.ERROR
     err = capsys.readouterr().err.strip()
     assert sentence in err
     assert len(err.splitlines()) == 1
@@ -129,11 +129,11 @@ def test_what_is_no_model_is_one_sentence(model, sentence, store, tmp_path, caps
 
 def test_a_model_without_a_graph_says_so(store, capsys):
     source = jobs.log("small_models:build", name="net")
-    assert main.main(["show", source]) == main.ERROR
+    assert main.main(["show", source]) == results.ERROR
     assert "is a source, and nothing that it was made from is a" in capsys.readouterr().err
 
 
 def test_a_missing_netron_names_the_extra(path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "netron", None)
-    assert main.main(["show", str(path)]) == main.ERROR
+    assert main.main(["show", str(path)]) == results.ERROR
     assert "pip install 'mlflow_e2eai[show]'" in capsys.readouterr().err

@@ -1,68 +1,85 @@
-"""Keyword arguments that are the fields of values: shown, sorted, and refused like any other."""
+"""Arguments of `log_model` and `save_model`: each is declared once, and the same all over."""
 
 import dataclasses
 import inspect
 
+import mlflow
 import mlflow.onnx
 import pytest
 
 import mlflow_e2eai
-from mlflow_e2eai.flavor.arguments import parted, shows
-from mlflow_e2eai.flavor.mlmodel import Description, DescriptionArguments
-from mlflow_e2eai.pipeline.settings import Settings, SettingsArguments
+from mlflow_e2eai.flavor.mlmodel import Description
+from mlflow_e2eai.pipeline.options import options_of
+from mlflow_e2eai.pipeline.settings import Settings
 
+FIELDS = [
+    (value, field) for value in (Settings, Description) for field in dataclasses.fields(value)
+]
 
-@dataclasses.dataclass(frozen=True)
-class Size:
-    width: int = 1
-    height: int = 2
-
-
-def names(function):
-    return list(inspect.signature(function).parameters)
-
-
-def test_the_fields_are_shown_with_their_defaults_and_can_be_given():
-    @shows(Size)
-    def area(scale, *, name="x", **arguments):
-        (size,) = parted(arguments, Size)
-        return scale * Size(**size).width * Size(**size).height
-
-    assert str(inspect.signature(area)) == "(scale, *, name='x', width: int = 1, height: int = 2)"
-    assert area(2, height=5) == 10
-
-
-def test_what_is_no_field_is_refused_with_what_may_be_meant():
-    with pytest.raises(TypeError, match=r"no argument 'heigth'; did you mean height\?"):
-        parted({"heigth": 1}, Size)
-
-
-@pytest.mark.parametrize(
-    ("typed", "value"), [(SettingsArguments, Settings), (DescriptionArguments, Description)]
+every_field = pytest.mark.parametrize(
+    ("value", "field"), FIELDS, ids=lambda it: it.__name__ if isinstance(it, type) else it.name
 )
-def test_type_checkers_know_each_field_of_a_value_and_no_other(typed, value):
-    assert list(typed.__annotations__) == [field.name for field in dataclasses.fields(value)]
+both = pytest.mark.parametrize("function", [mlflow_e2eai.log_model, mlflow_e2eai.save_model])
+
+
+def arguments_of(function):
+    return inspect.signature(function).parameters
+
+
+@both
+@every_field
+def test_a_field_is_an_argument_with_its_type_and_default(function, value, field):
+    argument = arguments_of(function)[field.name]
+
+    assert argument.kind is argument.KEYWORD_ONLY
+    assert (argument.annotation, argument.default) == (field.type, field.default)
+
+
+@every_field
+def test_the_value_is_taken_out_of_the_arguments_of_a_function(value, field):
+    defaults = {name: each.default for name, each in arguments_of(mlflow_e2eai.log_model).items()}
+
+    assert value.of(defaults) == value()
+    assert value.of({**defaults, "name": "more than its fields"}) == value()
+
+
+@pytest.mark.parametrize("option", options_of(Settings).values(), ids=lambda option: option.name)
+def test_the_default_of_an_option_is_the_text_form_of_the_fields(option):
+    default = getattr(Settings(), option.argument)
+    value = option.parse(option.default)
+
+    assert (tuple(value) if isinstance(value, list) else value) == default
+
+
+def test_each_field_has_a_text_form_but_for_what_is_no_text():
+    fields = {field.name for field in dataclasses.fields(Settings)}
+
+    assert fields - options_of(Settings).keys() == {"output_names", "operators"}
 
 
 @pytest.mark.parametrize("name", ["log_model", "save_model"])
-def test_what_mlflows_flavors_take_is_in_the_signature(name):
+def test_the_arguments_of_mlflows_flavors_are_in_the_signature(name):
     of_onnx = {"onnx_model", "artifact_path", "onnx_execution_providers", "onnx_session_options"}
     of_onnx |= {"save_as_external_data", "kwargs"}
-    theirs = set(names(getattr(mlflow.onnx, name))) - of_onnx
-    ours = names(getattr(mlflow_e2eai, name))
-    assert theirs <= set(ours)
-    assert {"model", "input_example", "precisions", "targets", "build_settings"} <= set(ours)
-    assert "arguments" not in ours
+    theirs = set(arguments_of(getattr(mlflow.onnx, name))) - of_onnx
+
+    assert theirs <= set(arguments_of(getattr(mlflow_e2eai, name)))
 
 
 def test_every_argument_of_log_model_is_described():
     described = inspect.getdoc(mlflow_e2eai.log_model)
-    others = {field.name for field in dataclasses.fields(Description)}
-    for name in names(mlflow_e2eai.log_model):
-        assert name in described if name in others else f"\n    {name}: " in described
+
+    assert [
+        n for n in arguments_of(mlflow_e2eai.log_model) if f"\n    {n}: " not in described
+    ] == []
 
 
-def test_a_typing_error_is_told_before_a_run_begins(store):
-    with pytest.raises(TypeError, match=r"no argument 'presisions'; did you mean precisions\?"):
+def test_the_signature_is_the_functions_own():
+    assert not hasattr(mlflow_e2eai.log_model, "__signature__")
+    assert not hasattr(mlflow_e2eai.log_model, "__wrapped__")
+
+
+def test_a_typing_error_is_reported_before_a_run_begins(store):
+    with pytest.raises(TypeError, match="unexpected keyword argument 'presisions'"):
         mlflow_e2eai.log_model(None, presisions=["fp16"])
     assert mlflow.search_runs(search_all_experiments=True).empty

@@ -1,0 +1,240 @@
+"""Options of the verbs: the fields of `Settings`, and the arguments of single steps."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from mlflow_e2eai.engine.profiles import parse_seen
+from mlflow_e2eai.fleet.job import EXECUTORS
+from mlflow_e2eai.pipeline.options import (
+    Option,
+    options_of,
+    parse_choice,
+    parse_names,
+    parse_or,
+    parse_precision,
+    parse_targets,
+    parse_whole,
+    parse_yes,
+)
+from mlflow_e2eai.pipeline.settings import Settings
+from mlflow_e2eai.tracking.latest import LATEST
+
+_SETTINGS = options_of(Settings)
+
+_PRECISION = Option(
+    name="precision",
+    argument="precision",
+    parse=parse_precision,
+    default="fp16",
+    metavar="NAME",
+    choices=("fp16", "bf16", "int8", "fp8", "fp32"),
+    help="precision of the graph: fp16, bf16, int8, fp8 or fp32",
+)
+
+OPTIONS: dict[str, Option] = {
+    **_SETTINGS,
+    "plan": replace(_SETTINGS["surgery"], argument="plan"),
+    "model_uri": Option(
+        name="model_uri",
+        argument="model_uri",
+        parse=str,
+        default=LATEST,
+        metavar="URI",
+        help="any model of the chain: a LoggedModel id, models:/name/version, models:/name@alias, "
+        "runs:/run_id/name, or 'latest', the newest of the experiment that this step takes",
+    ),
+    "factory": Option(
+        name="model",
+        argument="factory",
+        parse=str,
+        metavar="CALLABLE",
+        help="package.module:callable or file.py:callable; it returns a mapping with 'model' and "
+        "'input_example'",
+    ),
+    "name": Option(
+        name="name",
+        argument="name",
+        parse=str,
+        default="model",
+        metavar="NAME",
+        help="name of the logged model",
+    ),
+    "onnx": Option(
+        name="onnx",
+        argument="onnx",
+        parse=parse_or("none", Path),
+        default="none",
+        metavar="FILE",
+        help="an ONNX file to begin a chain with, in place of a logged model; or 'none'",
+    ),
+    "input_example": Option(
+        name="input_example",
+        argument="input_example",
+        parse=parse_or("none", Path),
+        default="none",
+        metavar="FILE",
+        help="inputs of the ONNX file, an npz file; or 'none' for random numbers",
+    ),
+    "convert_precision": _PRECISION,
+    "bisect_precision": replace(_PRECISION, help="the precision in which the graph fails"),
+    "engine_precision": Option(
+        name="precision",
+        argument="precision",
+        parse=parse_or("auto", parse_precision),
+        default="auto",
+        metavar="NAME",
+        help="tf32 for engines of the graph in fp32 that may round to TF32, or 'auto': the graph's",
+    ),
+    "compile_targets": replace(
+        _SETTINGS["targets"],
+        parse=lambda text: parse_targets(_target_here() if text == "auto" else text),
+        default="auto",
+        help="what to build engines for, commas between: 'local' (the GPU here), sm75 to sm121 or "
+        "'rtx' (TensorRT-RTX), trt:sm90, trt11:sm90+compatible (TensorRT); 'auto' is local, and "
+        "rtx where there is no GPU",
+    ),
+    "executor": Option(
+        name="executor",
+        argument="executor",
+        parse=parse_or("none", parse_choice((*EXECUTORS, "none"))),
+        default="none",
+        metavar="NAME",
+        choices=(*EXECUTORS, "none"),
+        help="the workers: 'local' processes here, 'ray' a Ray cluster, or 'none'",
+    ),
+    "workers": Option(
+        name="workers",
+        argument="workers",
+        parse=parse_or("auto", parse_whole),
+        default="auto",
+        metavar="N",
+        help="processes for 'local', or 'auto': one for each core",
+    ),
+    "registered_model_name": Option(
+        name="registered_model_name",
+        argument="registered_model_name",
+        parse=parse_or("none", str),
+        default="none",
+        metavar="NAME",
+        help="also make a version of this registered model; or 'none'",
+    ),
+    "registered_model": Option(
+        name="name",
+        argument="name",
+        parse=str,
+        default=LATEST,
+        metavar="NAME",
+        help="the registered model, or 'latest', that of the experiment's newest version",
+    ),
+    "version": Option(
+        name="version",
+        argument="version",
+        parse=lambda text: text if text == LATEST else parse_whole(text),
+        default=LATEST,
+        metavar="N",
+        help="its version, or 'latest'",
+    ),
+    "alias": Option(
+        name="alias",
+        argument="alias",
+        parse=str,
+        default="champion",
+        metavar="NAME",
+        help="the alias to give",
+    ),
+    "gates": Option(
+        name="gates",
+        argument="gates",
+        parse=parse_or("default", str),
+        default="default",
+        metavar="FILE",
+        help="the gates, a YAML file, or 'default'",
+    ),
+    "allow_native": Option(
+        name="allow_native",
+        argument="allow_native",
+        parse=parse_names,
+        default="none",
+        metavar="FILES",
+        help="shared libraries in the model that may be loaded, by file name, commas between; or "
+        "'none'",
+    ),
+    "repository": Option(
+        name="repository",
+        argument="repository",
+        parse=Path,
+        metavar="FOLDER",
+        help="the folder of Triton's models",
+    ),
+    "prefix": Option(
+        name="name",
+        argument="name",
+        parse=parse_or("none", str),
+        default="none",
+        metavar="NAME",
+        help="how the names of Triton's models begin, or 'none': as the model's",
+    ),
+    "replace": Option(
+        name="replace",
+        argument="replace",
+        parse=parse_yes,
+        default="no",
+        metavar="yes|no",
+        is_flag=True,
+        help="replace models of these names",
+    ),
+    "count": Option(
+        name="count",
+        argument="count",
+        parse=parse_whole,
+        metavar="N",
+        help="the most buckets to choose",
+    ),
+    "port": Option(
+        name="port",
+        argument="port",
+        parse=parse_or("auto", parse_whole),
+        default="auto",
+        metavar="N",
+        help="port to serve at, or 'auto': a free one",
+    ),
+    "browser": Option(
+        name="no_browser",
+        argument="browser",
+        parse=lambda text: not parse_yes(text),
+        default="no",
+        metavar="yes|no",
+        is_flag=True,
+        help="print the address, and open no browser",
+    ),
+    "model": Option(
+        name="model",
+        argument="model_uri",
+        parse=str,
+        metavar="MODEL",
+        help="a bundle's folder or a model's URI",
+    ),
+    "graph": Option(
+        name="model",
+        argument="model",
+        parse=str,
+        metavar="MODEL",
+        help="an ONNX file, a bundle's folder or a model's URI",
+    ),
+    "sizes": Option(
+        name="sizes",
+        argument="seen",
+        parse=parse_seen,
+        metavar="SIZES",
+        help="sizes or size:times, commas between, or a JSON file of times by size",
+    ),
+}
+"""The options by the argument that takes the value; where verbs differ, by a name of their own."""
+
+
+def _target_here() -> str:
+    from mlflow_e2eai.artifacts.machine import gpu_name
+
+    return "local" if gpu_name() is not None else "rtx"

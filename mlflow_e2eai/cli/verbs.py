@@ -1,0 +1,176 @@
+"""The verbs: what each calls, takes and prints. Nothing heavy is imported before one is used."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mlflow_e2eai.pipeline.options import Option
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verb:
+    """One verb of the command line.
+
+    Attributes:
+        name: Its name, also that of its entry point in MLproject.
+        summary: One sentence about it.
+        function: The function that it calls, as ``module:name`` below the package.
+        printer: The function that prints the result, given the arguments too, and returns the
+            exit code; as ``module:name``.
+        options: Keys of `mlflow_e2eai.cli.arguments.OPTIONS`; a `Option` is taken as it is.
+        example: The words of a call.
+        takes: Stages whose newest model is ``latest``; none where it takes no logged model.
+        positional: Arguments without an option.
+    """
+
+    name: str
+    summary: str
+    function: str = ""
+    printer: str = ""
+    options: Sequence[str | Option] = ()
+    example: str = ""
+    takes: Sequence[str] = ()
+    positional: Sequence[str] = ()
+
+    def declared(self) -> list[Option]:
+        """The options, in their order."""
+        from mlflow_e2eai.cli.arguments import OPTIONS
+
+        return [OPTIONS[key] if isinstance(key, str) else key for key in self.options]
+
+
+def load(name: str) -> Any:
+    """Import what ``module:name`` names, below the package."""
+    module, _, attribute = name.partition(":")
+    return getattr(import_module(f"mlflow_e2eai.{module}"), attribute)
+
+
+_EXPORT = ("exporter", "opset", "dynamic_axes")
+_WORKERS = ("executor", "workers", "allow_native")
+_BUILD = ("plugin_libraries", "build_settings", "rebuild", *_WORKERS)
+
+VERBS = {
+    verb.name: verb
+    for verb in (
+        Verb(
+            name="log",
+            summary="Log a PyTorch model that a callable returns.",
+            function="pipeline.jobs:log",
+            printer="cli.results:print_models",
+            options=("factory", "name"),
+            example="--model examples/digits.py:build --name digits",
+        ),
+        Verb(
+            name="export",
+            summary="Export a logged PyTorch model to ONNX.",
+            function="pipeline.jobs:export",
+            printer="cli.results:print_models",
+            options=("model_uri", *_EXPORT, "plan", "allow_native"),
+            takes=("source",),
+            example="models:/digits/1 --exporter dynamo --dynamic-axes x:0=N:1:8:64",
+        ),
+        Verb(
+            name="clean",
+            summary="Apply a surgery plan to an exported graph, or to an ONNX file.",
+            function="cli.steps:clean",
+            printer="cli.results:print_models",
+            options=(
+                *("model_uri", "onnx", "input_example", "dynamic_axes", "plan"),
+                *("operator_libraries", "allow_native"),
+            ),
+            takes=("export",),
+            example="--onnx model.onnx --dynamic-axes x:0=N:1:8:64 --plan plan.yaml",
+        ),
+        Verb(
+            name="convert",
+            summary="Convert a cleaned graph to another precision.",
+            function="pipeline.jobs:convert",
+            printer="cli.results:print_models",
+            options=("model_uri", "convert_precision", "keep_fp32", "allow_native"),
+            takes=("clean",),
+            example="models:/digits/1 --precision fp16",
+        ),
+        Verb(
+            name="bisect",
+            summary="Find the nodes that must stay in fp32 for a precision to pass.",
+            function="pipeline.jobs:bisect",
+            printer="cli.results:print_bisection",
+            options=("model_uri", "bisect_precision", "allow_native"),
+            takes=("clean",),
+            example="models:/digits/1 --precision fp16",
+        ),
+        Verb(
+            name="compile",
+            summary="Build TensorRT engines of a cleaned or converted graph.",
+            function="fleet.distributed:compile",
+            printer="cli.results:print_models",
+            options=("model_uri", "compile_targets", "engine_precision", *_BUILD),
+            takes=("clean", "convert"),
+            example="models:/digits/1 --targets sm86,sm89",
+        ),
+        Verb(
+            name="evaluate",
+            summary="Evaluate a graph, engine or bundle, on this machine or on its GPU.",
+            function="fleet.distributed:evaluate",
+            printer="cli.results:print_evidence",
+            options=("model_uri", "batch_sizes", *_WORKERS),
+            takes=("clean", "convert", "compile", "package"),
+            example="models:/digits/1 --batch-sizes 16,32",
+        ),
+        Verb(
+            name="pipeline",
+            summary="Take a logged PyTorch model from export to package.",
+            function="flavor.repackage:package",
+            printer="cli.results:print_bundle",
+            options=(
+                *("model_uri", "name", "registered_model_name", *_EXPORT, "surgery", "precisions"),
+                *("targets", "keep_fp32", "batch_sizes", *_BUILD),
+            ),
+            takes=("source", "import"),
+            example="--registered-model-name digits --targets sm86,sm89",
+        ),
+        Verb(
+            name="promote",
+            summary="Promote a version to an alias if it passes the gates.",
+            function="promotion.stage:promote",
+            printer="cli.results:print_decision",
+            options=("registered_model", "version", "alias", "gates", "allow_native"),
+            example="--name digits --version 2 --gates gates.yaml",
+        ),
+        Verb(
+            name="export-triton",
+            summary="Write a model repository for Triton's server.",
+            function="flavor.triton:export_triton",
+            printer="cli.results:print_paths",
+            options=("model", "repository", "prefix", "replace", "allow_native"),
+            positional=("model_uri",),
+            example="models:/digits@champion --repository models",
+        ),
+        Verb(
+            name="choose-buckets",
+            summary="Choose the buckets of an axis from the sizes of real calls.",
+            function="engine.profiles:choose_buckets",
+            printer="cli.results:print_buckets",
+            options=("sizes", "count"),
+            positional=("seen",),
+            example="1,8:120,32:5 --count 3",
+        ),
+        Verb(
+            name="show",
+            summary="Open a model's graph in Netron, until Ctrl-C.",
+            function="cli.show:show",
+            printer="cli.results:print_nothing",
+            options=("graph", "port", "browser"),
+            positional=("model",),
+            example="models:/digits/1",
+        ),
+    )
+}
+"""The verbs by name."""
+
+CONSOLE_ONLY = {"export-triton", "choose-buckets", "show"}
+"""Verbs that are for the machine of the caller, and no entry points of MLproject."""

@@ -1,0 +1,223 @@
+"""Arguments as text: what the command line and MLproject give to a step.
+
+An `Option` has all of it: the names, the text form, the default and one line of help. The fields of
+`mlflow_e2eai.pipeline.settings.Settings` carry theirs; `options_of` reads them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlflow_e2eai.artifacts.build_settings import DEFAULT_BUILD, BuildSettings
+from mlflow_e2eai.artifacts.files import why_unread
+from mlflow_e2eai.errors import InvalidInputError
+from mlflow_e2eai.surgery.plan import DEFAULT_PLAN, Step, plan_from
+
+_OPTION = "option"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Option:
+    """One argument of a step in its text form.
+
+    Attributes:
+        name: Its name in MLproject; on the command line with ``--`` and hyphens.
+        argument: Name of the Python argument that takes the value.
+        parse: Text to value; raises `InvalidInputError`.
+        help: One line about it, without the default.
+        default: The text where none is given; None where one must be.
+        metavar: The form of the text.
+        choices: All texts that there are, where they can be listed.
+        is_flag: Whether the option alone means ``yes`` on the command line.
+    """
+
+    name: str
+    argument: str
+    parse: Callable[[str], Any]
+    help: str
+    default: str | None = None
+    metavar: str = "TEXT"
+    choices: tuple[str, ...] = ()
+    is_flag: bool = False
+
+
+def option(
+    default: Any,
+    parse: Callable[[str], Any],
+    *,
+    help: str,  # noqa: A002 - the word of click and argparse
+    text: str | None = None,
+    name: str = "",
+    metavar: str = "TEXT",
+    choices: Sequence[str] = (),
+) -> Any:
+    """Declare a field of a dataclass that can be given as text too.
+
+    Args:
+        default: Its default.
+        parse: Text to value.
+        help: One line about it.
+        text: The text form of the default; by default that of its kind.
+        name: Name of the option where it is not the field's.
+        metavar: The form of the text.
+        choices: All texts that there are.
+    """
+    if text is None:
+        text = _text_of(default)
+    metadata = {"name": name, "parse": parse, "help": help, "default": text, "metavar": metavar}
+    metadata |= {"choices": tuple(choices), "is_flag": isinstance(default, bool)}
+    return dataclasses.field(default=default, metadata={_OPTION: metadata})
+
+
+def options_of(value: type) -> dict[str, Option]:
+    """The options that a dataclass declares with `option`, by field."""
+    return {
+        field.name: Option(
+            argument=field.name,
+            **{**field.metadata[_OPTION], "name": field.metadata[_OPTION]["name"] or field.name},
+        )
+        for field in dataclasses.fields(value)
+        if _OPTION in field.metadata
+    }
+
+
+def _text_of(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, tuple):
+        return ",".join(map(str, value)) or "none"
+    return str(value)
+
+
+def parse_whole(text: str) -> int:
+    """Read a whole number of at least 1."""
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        msg = f"{text!r} is no whole number of at least 1"
+        raise InvalidInputError(msg)
+    return int(text)
+
+
+def parse_yes(text: str) -> bool:
+    """Read ``yes`` or ``no``."""
+    if text not in ("yes", "no"):
+        msg = f"{text!r} is neither yes nor no"
+        raise InvalidInputError(msg)
+    return text == "yes"
+
+
+def parse_names(text: str) -> list[str]:
+    """Read names with commas between; none for ``none``."""
+    return [] if text == "none" else [part.strip() for part in text.split(",")]
+
+
+def parse_paths(text: str) -> list[Path]:
+    """Read paths with commas between; none for ``none``."""
+    return [Path(name) for name in parse_names(text)]
+
+
+def parse_sizes(text: str) -> list[int]:
+    """Read whole numbers with commas between; none for ``none``."""
+    return [parse_whole(part) for part in parse_names(text)]
+
+
+def parse_choice(choices: Collection[str]) -> Callable[[str], str]:
+    """Return a function that reads one of a few words."""
+
+    def parse(text: str) -> str:
+        if text not in choices:
+            msg = f"{text!r} is none of {', '.join(choices)}"
+            raise InvalidInputError(msg)
+        return text
+
+    return parse
+
+
+def parse_or(word: str, parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Return a function that reads a word as None, and any other text with `parse`."""
+
+    def parse_other(text: str) -> Any:
+        return None if text == word else parse(text)
+
+    return parse_other
+
+
+def parse_precision(text: str) -> str:
+    """Read a precision."""
+    from mlflow_e2eai.precision.stage import check_precision
+
+    check_precision(text)
+    return text
+
+
+def parse_precisions(text: str) -> list[str]:
+    """Read precisions with commas between; ``none`` is fp32 alone, which is always made."""
+    return [parse_precision(part) for part in parse_names(text)] or ["fp32"]
+
+
+def parse_targets(text: str) -> list[str]:
+    """Read targets with commas between; none for ``none``."""
+    from mlflow_e2eai.engine.targets import check_target
+
+    targets = parse_names(text)
+    for target in targets:
+        check_target(target)
+    return targets
+
+
+def parse_nodes(text: str) -> list[str]:
+    """Read names of nodes with commas between, or a JSON file with them; none for ``none``.
+
+    Raises:
+        E2EAIError: See `mlflow_e2eai.tracking.models.fetch_nodes`.
+    """
+    from mlflow_e2eai.tracking.models import fetch_nodes
+
+    return fetch_nodes(text) if text.endswith(".json") else parse_names(text)
+
+
+def parse_plan(text: str) -> tuple[Step, ...]:
+    """Read a surgery plan: ``default``, a YAML file, or the URI of one on a run.
+
+    Raises:
+        E2EAIError: There is no such file, or it holds something else.
+    """
+    return DEFAULT_PLAN if text == "default" else plan_from(_read_yaml(text, "a list of rules"))
+
+
+def parse_build_settings(text: str) -> BuildSettings:
+    """Read ``default``, ``name=value`` with commas between, or a YAML file with these names.
+
+    Raises:
+        E2EAIError: There is no such file, it holds something else, or a setting is wrong.
+    """
+    if text == "default":
+        return DEFAULT_BUILD
+    if not text.endswith((".yaml", ".yml")):
+        return BuildSettings.parse(text)
+    wanted = "settings as optimization_level: 5"
+    settings = _read_yaml(text, wanted)
+    if not isinstance(settings, dict):
+        msg = f"{text} holds no settings by name; give {wanted}."
+        raise InvalidInputError(msg)
+    return BuildSettings.of(settings)
+
+
+def _read_yaml(uri: str, wanted: str) -> Any:
+    """Read a YAML file from a path, or from the URI of an artifact."""
+    import yaml
+
+    from mlflow_e2eai.tracking.downloads import fetch_text
+
+    try:
+        content = yaml.safe_load(fetch_text(uri))
+    except (ValueError, yaml.YAMLError) as error:
+        msg = f"{uri} is not YAML ({why_unread(error)}); give a file with {wanted}."
+        raise InvalidInputError(msg) from error
+    if content is None:
+        msg = f"{uri} is empty; give a file with {wanted}."
+        raise InvalidInputError(msg)
+    return content

@@ -1,0 +1,146 @@
+"""``latest``: the newest model or version of the active experiment that a step can take."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from mlflow_e2eai.errors import E2EAIError, TrackingError
+from mlflow_e2eai.tracking.lineage import PARENT, STAGE, resolve
+from mlflow_e2eai.tracking.server import check_server
+
+if TYPE_CHECKING:
+    from mlflow.entities import LoggedModel
+    from mlflow.entities.model_registry import ModelVersion
+
+_log = logging.getLogger(__name__)
+
+LATEST = "latest"
+"""The text that stands for the newest model or version."""
+
+IMPORTED = "import"
+"""Stands for the raw graph at the root of a chain, which an ONNX file began."""
+
+_PAGE = 20
+
+_NAMES = {
+    "source": ("PyTorch model", "log"),
+    "export": ("exported graph", "export"),
+    "clean": ("cleaned graph", "clean"),
+}
+"""What a stage makes, and the step that makes it."""
+
+
+def latest_model(stages: Sequence[str]) -> LoggedModel:
+    """Find the newest READY model of the active experiment that one of these stages made.
+
+    Args:
+        stages: Values of the tag `STAGE`, or `IMPORTED`.
+
+    Raises:
+        TrackingError: There is none, or the tracking server cannot be reached.
+    """
+    check_server()
+    experiment_id = _active_experiment_id()
+    newest = [model for stage in stages if (model := _newest_of(stage, experiment_id)) is not None]
+    if not newest:
+        kind, step = _NAMES[stages[0]]
+        msg = (
+            f"There is no {kind} in experiment {_name_of(experiment_id)!r} to take; make one with "
+            f"`mlflow run . -e {step}` or `mlflow_e2eai {step}` first, or give model_uri."
+        )
+        raise TrackingError(msg)
+    model = max(newest, key=lambda model: int(model.creation_timestamp))
+    _report(f"models:/{model.model_id} ({model.name})")
+    return model
+
+
+def latest_version(name: str | None = None) -> ModelVersion:
+    """Find the newest registered version whose bundle was logged in the active experiment.
+
+    Args:
+        name: Name of the registered model; None for any.
+
+    Raises:
+        TrackingError: There is none, or the tracking server cannot be reached.
+    """
+    from mlflow import MlflowClient
+
+    check_server()
+    experiment_id = _active_experiment_id()
+    named = None if name is None else "name = '{}'".format(name.replace("'", "''"))
+    token = None
+    while True:
+        page = MlflowClient().search_model_versions(
+            named, _PAGE, order_by=["creation_timestamp DESC"], page_token=token
+        )
+        for version in page:
+            if _is_bundle_of(experiment_id, version):
+                _report(f"models:/{version.name}/{version.version}")
+                return version
+        if (token := page.token) is None:
+            break
+    of_name = "" if name is None else f" of {name!r}"
+    msg = (
+        f"There is no registered version{of_name} with a bundle of experiment "
+        f"{_name_of(experiment_id)!r}; make one with `mlflow run . -e pipeline -P "
+        f"registered_model_name=...` first, or give name and version."
+    )
+    raise TrackingError(msg)
+
+
+def _active_experiment_id() -> str:
+    from mlflow_e2eai.tracking import _mlflow
+
+    return str(_mlflow.active_experiment_id())
+
+
+def _name_of(experiment_id: str) -> str:
+    from mlflow import MlflowClient
+
+    return str(MlflowClient().get_experiment(experiment_id).name)
+
+
+def _newest_of(stage: str, experiment_id: str) -> LoggedModel | None:
+    for model in _models_of("export" if stage == IMPORTED else stage, experiment_id):
+        # MLflow's filter knows `status`, but finds nothing by it.
+        if str(model.status) == "READY" and (stage != IMPORTED or PARENT not in model.tags):
+            return model
+    return None
+
+
+def _models_of(stage: str, experiment_id: str) -> Iterator[LoggedModel]:
+    """All models that a stage made, the newest first."""
+    from mlflow import MlflowClient
+
+    token = None
+    while True:
+        page = MlflowClient().search_logged_models(
+            [experiment_id],
+            f"tags.`{STAGE}` = '{stage}'",
+            max_results=_PAGE,
+            order_by=[{"field_name": "creation_timestamp", "ascending": False}],
+            page_token=token,
+        )
+        yield from page
+        if (token := page.token) is None:
+            return
+
+
+def _is_bundle_of(experiment_id: str, version: ModelVersion) -> bool:
+    try:
+        model = resolve(f"models:/{version.name}/{version.version}")
+    except E2EAIError:  # the model of a version may be deleted, or of another kind
+        return False
+    return model.tags.get(STAGE) == "package" and str(model.experiment_id) == experiment_id
+
+
+def _report(uri: str) -> None:
+    """Say what ``latest`` is: in the log, and on the run that `mlflow run` made."""
+    from mlflow import MlflowClient
+
+    _log.info("latest is %s", uri)
+    if (run_id := os.environ.get("MLFLOW_RUN_ID")) is not None:
+        MlflowClient().set_tag(run_id, "e2eai.latest", uri)
