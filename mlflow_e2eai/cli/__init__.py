@@ -1,10 +1,10 @@
 """The command line.
 
-main       the command, its errors and exit codes, and `entry_point` for scripts
-verbs      the verbs: what each calls, takes and prints
-arguments  the options of the verbs
-types      options as click's
-results    results as lines
-steps      `clean` of a model or of a file
-show       a graph in Netron
+main        the command, its errors and exit codes, and `entry_point` for scripts
+verbs       the verbs: what each calls, takes and prints
+arguments   the options of the verbs
+types       options as click's
+results     results as lines
+clean_verb  `clean` of a model or of a file
+show        a graph in Netron
 """

@@ -253,7 +253,8 @@ def _usage_error(error: Exception) -> Exception:
         known = [] if context is None else _options_of(context)
         message = f"there is no parameter {error.option_name}{_nearest(error.option_name, known)}"
     elif isinstance(error, click.MissingParameter) and error.param is not None:
-        message = f"{error.param.opts[0]} is missing: {getattr(error.param, 'help', '')}."
+        about = getattr(error.param, "help", None) or error.param.human_readable_name
+        message = f"{error.param.opts[0]} is missing: {about}."
     elif isinstance(error, click.BadParameter) and error.param is not None:
         message = f"{error.param.opts[0]}: {error.message}"
     verb = "" if context is None or context.parent is None else f"{context.info_name}: "

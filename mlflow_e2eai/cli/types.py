@@ -39,14 +39,15 @@ class Text(click.ParamType[Any]):
 
 def option_of(option: Option) -> click.Option:
     """Make click's option: required where there is no default, alone ``yes`` where it is a flag."""
-    flag: dict[str, Any] = {"is_flag": False, "flag_value": "yes"} if option.is_flag else {}
+    more: dict[str, Any] = {"is_flag": False, "flag_value": "yes"} if option.is_flag else {}
+    if option.default is not None:
+        more["default"] = option.default
     return click.Option(
         [f"--{option.name.replace('_', '-')}", option.argument],
         type=Text(option),
-        default=option.default,
         required=option.default is None,
         show_default=True,
         metavar=option.metavar,
         help=option.help,
-        **flag,
+        **more,
     )

@@ -76,7 +76,7 @@ VERBS = {
         Verb(
             name="clean",
             summary="Apply a surgery plan to an exported graph, or to an ONNX file.",
-            function="cli.steps:clean",
+            function="cli.clean_verb:clean",
             printer="cli.results:print_models",
             options=(
                 *("model_uri", "onnx", "input_example", "dynamic_axes", "plan"),

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import mlflow
@@ -13,7 +16,7 @@ from small_models import AXES, N, features, labelled, net
 import mlflow_e2eai
 from mlflow_e2eai import Axis, BuildSettings
 from mlflow_e2eai.artifacts import axes
-from mlflow_e2eai.cli import main, results
+from mlflow_e2eai.cli import main, results, verbs
 from mlflow_e2eai.engine import profiles
 from mlflow_e2eai.errors import InvalidInputError
 from mlflow_e2eai.pipeline import options
@@ -109,10 +112,17 @@ def test_promote_says_0_for_promoted_and_3_for_rejected(version, capsys, tmp_pat
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        ("exprt", "argument VERB: invalid choice: 'exprt'"),
-        ("export", "export: the following arguments are required: --model-uri"),
-        ("export --model-uri x --opset banana", "export: argument --opset: 'banana' is no whole"),
-        ("export --model-uri x --opset 0", "export: argument --opset: '0' is no whole number"),
+        ("exprt", "There is no verb 'exprt'; did you mean export?"),
+        ("banana", "There is no verb 'banana'; there are log, export, clean, convert,"),
+        ("help exprt", "There is no verb 'exprt'; did you mean export?"),
+        ("log", "log: --model is missing: package.module:callable or file.py:callable"),
+        ("export --model-uri x --opset banana", "export: --opset: 'banana' is no whole number"),
+        ("export --model-uri x --opset 0", "export: --opset: '0' is no whole number of at least 1"),
+        ("export --model-uri x --exporter magic", "export: --exporter: 'magic' is none of auto,"),
+        ("export --opset", "Option '--opset' requires an argument."),
+        ("export x --model-uri y", "export: the model is given twice; leave --model-uri out."),
+        ("export x y", "export: Got unexpected extra argument (y)"),
+        ("compile x --rebuild maybe", "compile: --rebuild: 'maybe' is neither yes nor no"),
         ("export --model-uri x --opzet 3", "there is no parameter --opzet; did you mean --opset?"),
         ("export --model-uri x --dynamic-axes x=N", "'x=N' is no dynamic axis"),
         ("export --model-uri x --dynamic-axes x:0=N:8:1:64", "min=8, opt=1, max=64"),
@@ -155,6 +165,102 @@ def test_the_run_that_mlflow_run_made_says_failed_and_why(store, monkeypatch, ca
     after = store.get_run(run.info.run_id)
     assert after.info.status == "FAILED"
     assert err == f"mlflow_e2eai: {after.data.tags['e2eai.error']}"
+
+
+def test_no_verb_prints_the_help_and_each_verb_in_it(capsys):
+    assert main.main([]) == results.DONE
+    out, _ = said(capsys)
+    assert main.main(["--help"]) == results.DONE
+    assert said(capsys)[0] == out
+    assert main.main(["help"]) == results.DONE
+    assert said(capsys)[0] == out
+    for verb in verbs.VERBS.values():
+        assert f"{verb.name} {verb.summary}" in " ".join(out.split())
+
+
+@pytest.mark.parametrize("verb", verbs.VERBS.values(), ids=lambda verb: verb.name)
+def test_the_help_of_a_verb_has_an_example_that_can_be_read_and_every_default(verb, capsys):
+    assert main.main([verb.name, "--help"]) == results.DONE
+    out, _ = said(capsys)
+    example = out.partition("Example:\n")[2].strip()
+    assert example == f"mlflow_e2eai {verb.name} {verb.example}"
+    help_text = " ".join(out.split())
+    for option in verb.declared():
+        if option.default is not None:
+            assert f"[default: {option.default}]" in help_text
+        assert option.help in help_text or option.argument in verb.positional
+    command = main.VerbCommand(verb)
+    words = verb.example.replace("gates.yaml", "default").replace("plan.yaml", "default")
+    given = command.make_context(verb.name, words.split()).params
+    assert given["verbose"] is given["quiet"] is False
+    assert main.main(["help", verb.name]) == results.DONE
+    assert said(capsys)[0] == out
+
+
+def test_a_model_is_given_by_its_option_or_without_one(capsys, store):
+    """Both fail at the same place, which is after the words were read."""
+    for words in (["export", "models:/m/1"], ["export", "--model-uri", "models:/m/1"]):
+        assert main.main(words) == results.ERROR
+        assert "There is no model 'models:/m/1'" in said(capsys)[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "value"),
+    [("", False), ("--rebuild", True), ("--rebuild yes", True), ("--rebuild no", False)],
+)
+def test_a_flag_stands_alone_or_takes_a_word_as_mlproject_gives_it(words, value):
+    command = main.VerbCommand(verbs.VERBS["compile"])
+    assert command.make_context("compile", words.split()).params["rebuild"] is value
+
+
+@pytest.mark.parametrize("words", [["--version"], ["--help"], ["help"], []])
+def test_the_version_and_the_help_import_nothing_heavy(words):
+    code = (
+        "import sys; from mlflow_e2eai.cli.main import main; code = main(sys.argv[1:]);"
+        "heavy = {'mlflow', 'torch', 'numpy', 'onnx', 'pandas', 'yaml', 'tqdm'} & set(sys.modules);"
+        "print(sorted(heavy), file=sys.stderr); sys.exit(code)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stderr.strip() == "[]"
+    assert mlflow_e2eai.__version__ in done.stdout or "promote" in done.stdout
+
+
+@pytest.mark.parametrize("words", [["export", "--help"], ["export", "--opzet", "3"]])
+def test_the_help_of_a_verb_and_a_typing_error_import_neither_mlflow_nor_pytorch(words):
+    code = (
+        "import sys; from mlflow_e2eai.cli.main import main; main(sys.argv[1:]);"
+        "print(sorted({'mlflow', 'torch', 'onnxruntime'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout.strip().splitlines()[-1] == "[]"
+
+
+def test_the_shell_completes_verbs_options_and_choices():
+    def completed(words, word):
+        environment = {
+            **os.environ,
+            "_MLFLOW_E2EAI_COMPLETE": "bash_complete",
+            "COMP_WORDS": f"mlflow_e2eai {words} {word}",
+            "COMP_CWORD": str(len(words.split()) + 1),
+        }
+        code = "from mlflow_e2eai.cli.main import main; main()"
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            check=False,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        return [line.partition(",")[2] for line in done.stdout.split()]
+
+    assert completed("", "ex") == ["export", "export-triton"]
+    assert "--exporter" in completed("export", "--ex")
+    assert completed("export --exporter", "t") == ["trace"]
 
 
 def test_dynamic_axes_are_read_from_one_word():

@@ -1,9 +1,12 @@
 """Texts of the project that must say the same: MLproject, the command line, versions, pins."""
 
-import argparse
 import ast
+import importlib
 import re
+import runpy
 import shlex
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -13,78 +16,65 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import mlflow_e2eai
-from mlflow_e2eai.cli.main import parser
+from mlflow_e2eai.cli.main import entry_point
+from mlflow_e2eai.cli.verbs import CONSOLE_ONLY, VERBS, load
+from mlflow_e2eai.pipeline.options import Option
 
 ROOT = Path(__file__).parents[2]
 PROJECT = yaml.safe_load((ROOT / "MLproject").read_text("utf-8"))
 SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 ENTRY_POINTS = PROJECT["entry_points"]
-VERBS = {
-    name: verb
-    for action in parser()._actions
-    if isinstance(action, argparse._SubParsersAction)
-    for name, verb in action.choices.items()
-}
+SCRIPTS = {path.stem: path for path in sorted((ROOT / "entry_points").glob("*.py"))}
+STEPS = [verb for verb in VERBS.values() if verb.name not in CONSOLE_ONLY]
 
-
-# What is for the machine of whoever calls it, so that a run of a project has no use for it.
-AT_THE_CONSOLE = {"choose-buckets", "export-triton", "show"}
-STEPS = VERBS.keys() - AT_THE_CONSOLE
-
-
-def options_of(verb: argparse.ArgumentParser) -> dict[str, argparse.Action]:
-    """Options by the name that their parameter has in MLproject."""
-    return {
-        text.removeprefix("--").replace("-", "_"): action
-        for action in verb._actions
-        for text in action.option_strings
-        if text.startswith("--") and text != "--help"
-    }
+every_step = pytest.mark.parametrize("verb", STEPS, ids=lambda verb: verb.name)
 
 
 def given(command: str) -> dict[str, str]:
-    """What a command gives to each of its options."""
+    """The word that a command gives to each of its options."""
     words = shlex.split(command)
     first = next(at for at, word in enumerate(words) if word.startswith("--"))
     return dict(zip(words[first::2], words[first + 1 :: 2], strict=True))
 
 
+def options_of_the_demo() -> dict[str, Option]:
+    demo = runpy.run_path(str(ROOT / "examples/digits.py"), run_name="digits")["DEMO"]
+    return {option.name: option for option in demo.declared()}
+
+
 def test_each_step_is_an_entry_point_and_each_other_entry_point_is_main():
-    assert set(ENTRY_POINTS) == {*STEPS, "main"}
-    assert set(VERBS) >= AT_THE_CONSOLE
+    assert set(ENTRY_POINTS) == {*(verb.name for verb in STEPS), "main"}
+    assert set(VERBS) >= CONSOLE_ONLY
 
 
-@pytest.mark.parametrize("name", sorted(STEPS))
-def test_an_entry_point_has_its_verbs_options_for_parameters(name):
-    assert set(ENTRY_POINTS[name]["parameters"]) == set(options_of(VERBS[name]))
+@every_step
+def test_an_entry_point_has_its_verbs_options_and_their_defaults(verb):
+    parameters = ENTRY_POINTS[verb.name]["parameters"]
+    # The project may know a good default where the command line must ask.
+    defaults = {option.name: option.default for option in verb.declared() if option.default}
 
-
-@pytest.mark.parametrize("name", sorted(STEPS))
-def test_a_verb_takes_no_positional_arguments(name):
-    assert all(action.option_strings for action in VERBS[name]._actions)
+    assert list(parameters) == [option.name for option in verb.declared()]
+    assert {name: parameters[name].get("default") for name in defaults} == defaults
 
 
 @pytest.mark.parametrize("name", ENTRY_POINTS)
-def test_a_command_hands_each_parameter_to_its_option(name):
+def test_an_entry_point_works_without_a_parameter(name):
+    assert all("default" in it for it in ENTRY_POINTS[name]["parameters"].values())
+
+
+@every_step
+def test_a_verb_of_a_step_asks_for_no_argument_without_an_option(verb):
+    assert verb.positional == ()
+
+
+@pytest.mark.parametrize("name", ENTRY_POINTS)
+def test_a_command_calls_its_script_and_hands_each_parameter_to_its_option(name):
     entry = ENTRY_POINTS[name]
 
+    assert shlex.split(entry["command"])[:3] == ["python", "-P", f"entry_points/{name}.py"]
     assert given(entry["command"]) == {
         f"--{parameter.replace('_', '-')}": f"{{{parameter}}}" for parameter in entry["parameters"]
     }
-
-
-@pytest.mark.parametrize("name", sorted(STEPS))
-def test_a_command_calls_its_verb(name):
-    assert shlex.split(ENTRY_POINTS[name]["command"])[:2] == ["mlflow_e2eai", name]
-
-
-@pytest.mark.parametrize("name", sorted(STEPS))
-def test_a_parameter_has_the_default_of_its_option(name):
-    options = options_of(VERBS[name])
-    for parameter, settings in ENTRY_POINTS[name]["parameters"].items():
-        if options[parameter].required:
-            continue  # the project may know a good one where the command line asks
-        assert settings["default"] == options[parameter].default, parameter
 
 
 @pytest.mark.parametrize("name", ENTRY_POINTS)
@@ -95,23 +85,48 @@ def test_a_parameter_is_text_which_mlflow_leaves_alone(name):
 
 
 def test_main_gives_the_digits_example_its_options_and_their_defaults():
-    entry = ENTRY_POINTS["main"]
-    python, script = shlex.split(entry["command"])[:2]
-    calls = [
-        node
-        for node in ast.walk(ast.parse((ROOT / script).read_text("utf-8")))
-        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(".add_argument")
-    ]
-    defaults = {
-        call.args[0].value.removeprefix("--").replace("-", "_"): str(keyword.value.value)
-        for call in calls
-        for keyword in call.keywords
-        if keyword.arg == "default"
+    defaults = {name: option.default for name, option in options_of_the_demo().items()}
+
+    assert {k: v["default"] for k, v in ENTRY_POINTS["main"]["parameters"].items()} == defaults
+
+
+def test_there_is_a_script_for_each_entry_point():
+    assert set(SCRIPTS) == set(ENTRY_POINTS)
+
+
+@pytest.mark.parametrize("path", SCRIPTS.values(), ids=lambda path: path.stem)
+def test_a_script_is_the_shortest_example_of_its_step(path):
+    lines = path.read_text("utf-8").splitlines()
+
+    assert len(lines) <= 12
+    assert lines[0].startswith('"""')
+
+
+@every_step
+def test_a_script_calls_the_function_of_its_verb_and_prints_with_its_printer(verb):
+    tree = ast.parse(SCRIPTS[verb.name].read_text("utf-8"))
+    imported = {
+        getattr(importlib.import_module(node.module), alias.name)
+        for node in tree.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
     }
 
-    assert (python, script) == ("python", "examples/digits.py")
-    assert {name: found["default"] for name, found in entry["parameters"].items()} == defaults
-    assert len(calls) == len(defaults)
+    assert imported == {entry_point, load(verb.function), load(verb.printer)}
+
+
+@pytest.mark.parametrize("path", SCRIPTS.values(), ids=lambda path: path.stem)
+def test_a_script_is_not_in_the_way_of_the_standard_library(path):
+    """`bisect.py` would be, for `random` and all that imports it, without -P."""
+    code = "import runpy, sys, random, bisect; print(bisect.__file__, *sys.path)"
+    words = [sys.executable, "-S", "-P", "-c", code]
+    done = subprocess.run(words, cwd=path.parent, capture_output=True, text=True, check=True)
+    help_of = [sys.executable, "-P", str(path), "--help"]
+    shown = subprocess.run(help_of, capture_output=True, text=True, check=False, timeout=100)
+
+    assert str(path.parent) not in done.stdout
+    assert shown.returncode == 0, shown.stderr
+    assert "Usage:" in shown.stdout
 
 
 CONSTRAINTS = {

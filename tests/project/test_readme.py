@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mlflow_e2eai.cli.main import parser
+from mlflow_e2eai.cli.main import command_line
 from mlflow_e2eai.evaluation.gates import gates_from
 from mlflow_e2eai.surgery.plan import plan_from
 
@@ -48,4 +48,4 @@ def test_the_make_targets_that_it_shows_exist():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for target in set(re.findall(r"make (demo|test(?:-\w+)?)\b", README)):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE)
-    assert parser().prog == "mlflow_e2eai"
+    assert command_line.name == "mlflow_e2eai"
