@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mlflow_e2eai.artifacts.build_settings import DEFAULT_BUILD, BuildSettings
-from mlflow_e2eai.artifacts.files import why_unread
+from mlflow_e2eai.artifacts.files import reading_error
 from mlflow_e2eai.errors import InvalidInputError
 from mlflow_e2eai.surgery.plan import DEFAULT_PLAN, Step, plan_from
 
@@ -215,7 +215,7 @@ def _read_yaml(uri: str, wanted: str) -> Any:
     try:
         content = yaml.safe_load(fetch_text(uri))
     except (ValueError, yaml.YAMLError) as error:
-        msg = f"{uri} is not YAML ({why_unread(error)}); give a file with {wanted}."
+        msg = f"{uri} is not YAML ({reading_error(error)}); give a file with {wanted}."
         raise InvalidInputError(msg) from error
     if content is None:
         msg = f"{uri} is empty; give a file with {wanted}."

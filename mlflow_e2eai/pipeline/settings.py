@@ -9,7 +9,7 @@ from typing import Any
 
 from mlflow_e2eai.artifacts.axes import DynamicAxes, parse_axes
 from mlflow_e2eai.artifacts.build_settings import DEFAULT_BUILD, BuildSettings
-from mlflow_e2eai.artifacts.libraries import named
+from mlflow_e2eai.artifacts.libraries import describe_libraries
 from mlflow_e2eai.artifacts.values import Precision
 from mlflow_e2eai.engine.targets import check_anywhere, check_here
 from mlflow_e2eai.errors import InvalidInputError
@@ -137,7 +137,7 @@ class Settings:
         # All of it before any work: a typing error must not show after the export only.
         for precision in self.precisions:
             check_precision(precision)
-        check_anywhere(self.targets, libraries=named(self.plugin_libraries))
+        check_anywhere(self.targets, libraries=describe_libraries(self.plugin_libraries))
         if "tf32" in self.precisions and not self.targets:
             msg = (
                 "precisions names tf32, which is how an engine computes, and there are no targets; "
@@ -146,7 +146,7 @@ class Settings:
             raise InvalidInputError(msg)
         for operator in self.operators:
             operator.proto()
-        named(self.operator_libraries)
+        describe_libraries(self.operator_libraries)
         for step in self.surgery:
             step.bound()
 
@@ -157,7 +157,7 @@ class Settings:
             InvalidInputError: It cannot build for a target, or not with these build settings.
             MissingDependencyError: A target's TensorRT is not installed.
         """
-        libraries = named(self.plugin_libraries)
+        libraries = describe_libraries(self.plugin_libraries)
         check_here(self.targets, settings=self.build_settings, libraries=libraries)
 
 
