@@ -230,7 +230,7 @@ def _role(lines: Sequence[bytes]) -> str:
     """What a process is, by the command lines of it and of those above it that are not this one."""
     if not lines:
         return "launcher"
-    workers = sum(b"isolation.worker" in each for each in lines)
+    workers = sum(b"runtime.worker" in each for each in lines)
     return ("server", "workers", "builders")[min(workers, 2)]
 
 

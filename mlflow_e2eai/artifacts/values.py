@@ -264,8 +264,6 @@ class EngineArtifact:
         checked: The parts of the built engine that were compared with the request, by its own
             record: ``inputs and outputs``, ``profiles``, ``layers``. None of them without such a
             GPU, where only its network is checked.
-        dynamic_last: Whether its dynamic profile comes after the static ones. In what was stored
-            before it comes first.
     """
 
     path: Path
@@ -283,7 +281,6 @@ class EngineArtifact:
     libraries: tuple[Library, ...] = ()
     settings: BuildSettings = DEFAULT_BUILD
     checked: tuple[str, ...] | None = None
-    dynamic_last: bool = False
 
     @property
     def arithmetic(self) -> Precision:

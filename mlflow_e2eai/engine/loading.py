@@ -13,7 +13,7 @@ from mlflow_e2eai.artifacts.weight_files import verify_graph
 from mlflow_e2eai.engine import backends
 from mlflow_e2eai.engine.backends import Backend, logger
 from mlflow_e2eai.engine.inspection import layers_checked
-from mlflow_e2eai.engine.profiles import profiles_of
+from mlflow_e2eai.engine.profiles import profiles
 from mlflow_e2eai.errors import EngineBuildError, RunnerError
 
 _ADVICE = {
@@ -118,7 +118,7 @@ def _check_interface(engine: EngineArtifact, loaded: Any) -> None:
     recorded = {spec.name for spec in (*engine.inputs, *engine.outputs)}
     found, wanted = f"the inputs and outputs {sorted(names)}", str(sorted(recorded))
     if names == recorded:
-        count = len(profiles_of(engine))
+        count = len(profiles(engine.axes))
         if not engine.axes or loaded.num_optimization_profiles == count:
             return
         found, wanted = f"{loaded.num_optimization_profiles} profiles", str(count)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from mlflow_e2eai.artifacts.files import reading_error
-from mlflow_e2eai.artifacts.values import Axis, EngineArtifact, Tensors, TensorSpec
+from mlflow_e2eai.artifacts.values import Axis, Tensors, TensorSpec
 from mlflow_e2eai.errors import InvalidInputError
 
 Profile: TypeAlias = Mapping[str, tuple[int, int, int]]
@@ -30,12 +30,6 @@ def profiles(axes: tuple[Axis, ...]) -> tuple[Profile, ...]:
     fixed = [[(axis.name, (size,) * 3) for size in axis.buckets] for axis in axes if axis.buckets]
     static = [{**dynamic, **dict(sizes)} for sizes in product(*fixed)] if fixed else []
     return (*static, dynamic)
-
-
-def profiles_of(engine: EngineArtifact) -> tuple[Profile, ...]:
-    """The profiles that an engine has, in its order."""
-    *static, dynamic = profiles(engine.axes)
-    return (*static, dynamic) if engine.dynamic_last else (dynamic, *static)
 
 
 def shape_at(spec: TensorSpec, sizes: Profile, bound: int) -> tuple[int, ...]:

@@ -50,16 +50,7 @@ def key_for(
         MissingDependencyError: The target's TensorRT is not installed.
     """
     version = version_for(target)
-    return _key(
-        source.sha256,
-        target,
-        version,
-        tf32,
-        source.axes,
-        libraries,
-        settings,
-        dynamic_last=True,
-    )
+    return _key(source.sha256, target, version, tf32, source.axes, libraries, settings)
 
 
 def version_for(target: Target) -> str:
@@ -81,7 +72,6 @@ def key_of(engine: EngineArtifact) -> str:
         engine.axes,
         engine.libraries,
         engine.settings,
-        dynamic_last=engine.dynamic_last,
     )
 
 
@@ -89,29 +79,26 @@ def _key(
     onnx_sha256: str,
     target: Target,
     backend_version: str,
-    tf32: bool,  # noqa: FBT001 - both callers are above
+    tf32: bool,  # noqa: FBT001 - private, with two callers
     axes: Sequence[Axis],
     libraries: Sequence[Library],
     settings: BuildSettings,
-    *,
-    dynamic_last: bool,
 ) -> str:
-    asked: dict[str, Any] = {
+    request: dict[str, Any] = {
         "onnx": onnx_sha256,
         "target": dataclasses.asdict(target),
         "version": backend_version,
         "tf32": tf32,
         "axes": [dataclasses.asdict(axis) for axis in axes],
-        # Where a library lies is not the engine's matter, nor in which order they are named.
+        # Neither the path of a library nor the order of several changes the engine.
         "libraries": sorted(library.sha256 for library in libraries),
     }
-    asked["settings"] = dataclasses.asdict(settings)
-    # With one profile there is no order, and what was built before is what would be built now.
-    if dynamic_last and any(axis.buckets for axis in axes):
-        asked["profiles"] = "dynamic last"
-    for name in _WITHOUT_EFFECT:
-        del asked["settings"][name]
-    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+    request["settings"] = {
+        name: value
+        for name, value in dataclasses.asdict(settings).items()
+        if name not in _WITHOUT_EFFECT
+    }
+    return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

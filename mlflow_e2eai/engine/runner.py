@@ -18,7 +18,7 @@ from mlflow_e2eai.engine.context import Context, Shape, shapes_of
 from mlflow_e2eai.engine.kernel_cache import Kernels, kept_at
 from mlflow_e2eai.engine.loading import Opened, announce, failed, opened, refused
 from mlflow_e2eai.engine.memory import Gpu, may_be_unsized
-from mlflow_e2eai.engine.profiles import dynamic_of, profile_of, profiles_of, sizes_of
+from mlflow_e2eai.engine.profiles import dynamic_of, profile_of, profiles, sizes_of
 from mlflow_e2eai.engine.targets import covers
 from mlflow_e2eai.errors import E2EAIError, EngineMismatchError, MissingDependencyError, RunnerError
 from mlflow_e2eai.latency.report import Timing
@@ -135,7 +135,7 @@ class EngineRunner:
         self._engine, self._opened, self._gpu = engine, opened, gpu
         self._serving = serving
         self._names = [spec.name for spec in engine.inputs]
-        self._profiles = profiles_of(engine)
+        self._profiles = profiles(engine.axes)
         self._chosen: dict[tuple[Shape, ...], int] = {}
         self._config, self._kernels = self._configured()
         self._pool = Pool(self._context, MOST_CONTEXTS)

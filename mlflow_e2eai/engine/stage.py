@@ -128,7 +128,6 @@ def compile(
         libraries=libraries,
         settings=settings,
         checked=built.checked,
-        dynamic_last=True,
     )
 
 

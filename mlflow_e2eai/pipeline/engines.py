@@ -17,7 +17,7 @@ from mlflow_e2eai.artifacts.values import (
     graph_precision,
     variant_name,
 )
-from mlflow_e2eai.engine.request import Wanted
+from mlflow_e2eai.engine.request import Wanted, key_of
 from mlflow_e2eai.engine.targets import parse, resolve, why_not_built, why_nowhere
 from mlflow_e2eai.evaluation.evidence import Evidence
 from mlflow_e2eai.pipeline.settings import Settings
@@ -73,8 +73,8 @@ def compile_all(
                 example=example,
             )
         engines.append(engine)
-    # On remote machines, too, two texts may name one target.
-    return list({engine.sha256: engine for engine in engines}.values()), not_built
+    # Two texts may name one target, which two workers may both have built.
+    return list({key_of(engine): engine for engine in engines}.values()), not_built
 
 
 class _Plan(NamedTuple):

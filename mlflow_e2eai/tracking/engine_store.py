@@ -3,10 +3,10 @@
 Two pipelines that build the same engine at the same time both build it, which harms nobody: a lock
 over MLflow's tags would cost every build several requests.
 
-A run's timings are never changed: each build fetches those of all runs and logs them with its own
-as new ones, so that two builds at once lose nothing. A run names the runs whose timings its own
-hold, and those are not fetched again. Timings are for TensorRT 10 and 11 only, which this code has
-never met on their hardware.
+Never run on its hardware yet: the timings, which are for TensorRT 10 and 11 only. A run's timings
+never change: each build fetches those of all runs and logs them with its own as new ones, so that
+two builds at once lose nothing. A run names the runs whose timings its own contain, and those are
+not fetched again.
 """
 
 from __future__ import annotations
@@ -99,21 +99,21 @@ TIMINGS = "e2eai.timings"
 """Tag of a run with timings: what they are for; see `engine.timings_key`."""
 
 HELD = "e2eai.timings_held"
-"""The same: ids of the runs whose timings are in them, with commas between."""
+"""Tag of a run with timings: ids of the runs whose timings they contain, with commas between."""
 
 _FILE = f"kernels{TIMINGS_SUFFIX}"
 
-_MOST = 200
-"""Runs that are looked at, the newest first: what is in an older one is held by them."""
+_MAX_RUNS = 200
+"""Runs that are searched, the newest first: these contain the timings of older ones."""
 
 
 def fetch_timings(key: str, folder: Path) -> tuple[str, ...]:
     """Put all timings of a kind that the tracking server has into a folder.
 
-    Those that cannot be had are announced as a warning and left out.
+    Those that cannot be downloaded are left out with a warning.
 
     Returns:
-        Ids of the runs whose they are; each file is named by its run.
+        Ids of the runs that they are from; each file is named by its run.
     """
     import mlflow
     from mlflow import MlflowClient
@@ -122,31 +122,32 @@ def fetch_timings(key: str, folder: Path) -> tuple[str, ...]:
         list(experiments()),
         f"tags.`{TIMINGS}` = '{key}'",
         order_by=["attributes.start_time DESC"],
-        max_results=_MOST,
+        max_results=_MAX_RUNS,
     )
-    held = {run_id for run in runs for run_id in run.data.tags[HELD].split(",")}
-    found = []
-    for run_id in (run.info.run_id for run in runs if run.info.run_id not in held):
+    contained = {run_id for run in runs for run_id in run.data.tags[HELD].split(",")}
+    fetched = []
+    for run_id in (run.info.run_id for run in runs if run.info.run_id not in contained):
         try:
-            place = mlflow.artifacts.download_artifacts(
+            path = mlflow.artifacts.download_artifacts(
                 run_id=run_id, artifact_path=_FILE, dst_path=str(folder / run_id)
             )
         except Exception as error:  # noqa: BLE001 - whatever a store raises, the build goes on
             warnings.warn(f"The timings of run {run_id} cannot be had: {error}", stacklevel=2)
             continue
-        Path(place).rename(folder / f"{run_id}{TIMINGS_SUFFIX}")
-        found.append(run_id)
-    return tuple(found)
+        Path(path).rename(folder / f"{run_id}{TIMINGS_SUFFIX}")
+        fetched.append(run_id)
+    return tuple(fetched)
 
 
 def log_timings(key: str, folder: Path, *, run_id: str, fetched: Collection[str]) -> None:
-    """Keep the timings that a build left in a folder with its run.
+    """Log the timings that a build left in a folder as an artifact of its run.
 
     Args:
-        key: What they are for.
-        folder: As `engine.compile` leaves it: what was fetched and is gone is in the new file.
+        key: Their key.
+        folder: The folder, as `mlflow_e2eai.compile` leaves it: a new file contains the fetched
+            ones that are no longer there.
         run_id: The run.
-        fetched: What `fetch_timings` gave.
+        fetched: The result of `fetch_timings`.
     """
     from mlflow import MlflowClient
     from mlflow.entities import RunTag
@@ -154,8 +155,7 @@ def log_timings(key: str, folder: Path, *, run_id: str, fetched: Collection[str]
     left = {path.name.removesuffix(TIMINGS_SUFFIX): path for path in folder.iterdir()}
     for path in (path for name, path in left.items() if path.is_file() and name not in fetched):
         client = MlflowClient()
-        kept = path.rename(folder / _FILE)
-        client.log_artifact(run_id, str(kept))
-        held = ",".join(name for name in fetched if not left.get(name, folder).is_file())
-        # After the file, and both at once: whoever finds the one finds all.
-        client.log_batch(run_id, tags=[RunTag(HELD, held), RunTag(TIMINGS, key)])
+        client.log_artifact(run_id, str(path.rename(folder / _FILE)))
+        contained = ",".join(name for name in fetched if not left.get(name, folder).is_file())
+        # After the file, and both at once: a run with one of the tags has the other and the file.
+        client.log_batch(run_id, tags=[RunTag(HELD, contained), RunTag(TIMINGS, key)])

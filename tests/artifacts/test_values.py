@@ -142,7 +142,6 @@ ENGINES = values_of(
     **FILE,
     settings=SETTINGS,
     checked=st.none() | few(TEXT),
-    dynamic_last=st.booleans(),
     libraries=few(LIBRARIES),
     parent_sha256=TEXT,
     target=TARGETS,

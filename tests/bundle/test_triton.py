@@ -234,21 +234,6 @@ def test_each_bucket_is_a_profile_that_is_warmed_up_and_preferred(altered, tmp_p
     assert {request.batch_size for request in said.model_warmup} == {1, 4, 8, 16}
 
 
-@pytest.mark.parametrize("dynamic_last", [False, True])
-def test_a_bucket_that_triton_passes_by_is_named(altered, tmp_path, dynamic_last):
-    """It takes the first of two profiles whose opt is as near: the dynamic one of old engines."""
-    axes = (dataclasses.replace(N, buckets=(1, N.opt)),)
-    change = with_engines({"axes": axes, "dynamic_last": dynamic_last})
-    with warnings.catch_warnings(record=True) as heard:
-        warnings.simplefilter("always")
-        export_triton(str(altered(change)), tmp_path / "repository", name="digits")
-
-    said = str(heard[0].message)
-    passed_by = f"digits-tensorrt-fp32 on the static profile for N={N.opt}: Triton takes"
-    assert (passed_by in said) == ("compile it again" in said) == (not dynamic_last)
-    assert "N=1:" not in said
-
-
 IDS = TensorSpec(name="ids", dtype="int64", shape=("N", "S"))
 BATCH = Axis("N", min=1, opt=8, max=64, buckets=(1, 8, 32))
 

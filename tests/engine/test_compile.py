@@ -494,7 +494,7 @@ def builders():
     """Processes that this one has started to work in."""
     for task in Path("/proc/self/task").iterdir():
         for pid in (task / "children").read_text().split():
-            if b"isolation.worker" in Path("/proc", pid, "cmdline").read_bytes():
+            if b"runtime.worker" in Path("/proc", pid, "cmdline").read_bytes():
                 yield int(pid)
 
 

@@ -1,9 +1,7 @@
 """Optimisation profiles: what an engine is tuned for, and which of them a call takes."""
 
-import json
 from itertools import combinations
 from math import sqrt
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,32 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlflow_e2eai import choose_buckets
-from mlflow_e2eai.artifacts.files import from_json, to_json
-from mlflow_e2eai.artifacts.values import Axis, EngineArtifact, Target, TensorSpec
-from mlflow_e2eai.engine.profiles import profile_of, profiles, profiles_of, sizes_of
+from mlflow_e2eai.artifacts.values import Axis, TensorSpec
+from mlflow_e2eai.engine.profiles import profile_of, profiles, sizes_of
 from mlflow_e2eai.errors import InvalidInputError
 
 N = Axis("N", min=1, opt=8, max=64, buckets=(1, 8, 32))
 T = Axis("T", min=16, opt=64, max=128)
-
-
-def engine(*axes, **fields):
-    """What was recorded of an engine; without `dynamic_last`, as it was stored before."""
-    return EngineArtifact(
-        path=Path("model.engine"),
-        sha256="a" * 64,
-        parent_sha256="b" * 64,
-        target=Target(backend="tensorrt", compute_capability="sm90", version=11),
-        backend_version="11.4.0.106",
-        precision="fp32",
-        tf32=False,
-        inputs=(),
-        outputs=(),
-        axes=axes,
-        build_s=1.0,
-        size_bytes=1,
-        **fields,
-    )
 
 
 def test_an_axis_without_buckets_has_the_dynamic_profile_alone():
@@ -53,16 +31,6 @@ def test_each_bucket_has_a_static_profile_before_the_dynamic_one():
     )
 
 
-def test_an_engine_that_was_stored_before_has_the_dynamic_one_first():
-    static = profiles((N,))[:-1]
-    assert profiles_of(engine(N)) == ({"N": (1, 8, 64)}, *static)
-    said = json.loads(to_json(engine(N, dynamic_last=True)))
-    del said["dynamic_last"]  # as it was written then
-    assert profiles_of(from_json(EngineArtifact, json.dumps(said))) == profiles_of(engine(N))
-    assert profiles_of(engine(N, dynamic_last=True)) == profiles((N,))
-    assert profiles_of(engine()) == profiles_of(engine(dynamic_last=True)) == ({},)
-
-
 def test_other_axes_stay_dynamic_and_buckets_of_two_are_combined():
     assert profiles((N, T))[0] == {"N": (1, 1, 1), "T": (16, 64, 128)}
     two = Axis("T", min=16, opt=64, max=128, buckets=(32, 64))
@@ -73,15 +41,12 @@ def test_other_axes_stay_dynamic_and_buckets_of_two_are_combined():
 def test_a_call_takes_its_exact_bucket_else_the_dynamic_profile():
     every, asked = profiles((N,)), (1, 8, 32, 2, 64)
     assert [profile_of(every, {"N": size}) for size in asked] == [0, 1, 2, 3, 3]
-    before = profiles_of(engine(N))
-    assert [profile_of(before, {"N": size}) for size in asked] == [1, 2, 3, 0, 0]
     assert profile_of(profiles((N, T)), {"N": 8, "T": 17}) == 1
     assert profile_of(profiles(()), {}) == 0
 
 
 def test_sizes_that_no_profile_has_are_for_the_dynamic_one_to_refuse():
     assert profile_of(profiles((N,)), {"N": 65}) == 3
-    assert profile_of(profiles_of(engine(N)), {"N": 65}) == 0
     assert profile_of(profiles((N, T)), {"N": 8, "T": 129}) == 3
 
 
@@ -96,10 +61,10 @@ def axes_and_sizes(draw):
     return tuple(axes), sizes
 
 
-@given(axes_and_sizes(), st.booleans())
-def test_the_profile_of_a_call_admits_it_and_is_static_wherever_one_is(given_, dynamic_last):
+@given(axes_and_sizes())
+def test_the_profile_of_a_call_admits_it_and_is_static_wherever_one_is(given_):
     axes, sizes = given_
-    every = profiles_of(engine(*axes, dynamic_last=dynamic_last))
+    every = profiles(axes)
     profile = every[profile_of(every, sizes)]
     assert all(low <= sizes[name] <= high for name, (low, _, high) in profile.items())
     tuned = [axis for axis in axes if axis.buckets]

@@ -9,9 +9,8 @@ import mlflow
 import pytest
 from fleet_jobs import (
     DEATHS,
+    building,
     children,
-    claiming,
-    claims,
     compiling,
     dying,
     engines,
@@ -92,7 +91,7 @@ def test_a_worker_that_is_killed_while_it_builds_ends_its_run_and_the_job_is_don
 ):
     graph = log_graph(tmp_path, model=slow_to_build())
     with mlflow.start_run() as parent:
-        thread, killed = kill_when_building(claiming)
+        thread, killed = kill_when_building(building)
         (outcome,) = fleet.run([compiling(graph)])
         thread.join()
     assert outcome.error is None
@@ -101,9 +100,6 @@ def test_a_worker_that_is_killed_while_it_builds_ends_its_run_and_the_job_is_don
     assert (lost.info.status, done.info.status) == ("FAILED", "FINISHED")
     assert "was killed (SIGKILL" in lost.data.tags["e2eai.error"]
     assert engines() == list(outcome.models)
-    (claim,) = claims(lost)
-    assert str(claim.status) == "FAILED"
-    assert "was killed (SIGKILL" in claim.tags["e2eai.error"]
 
 
 @pytest.mark.parametrize("how", DEATHS)
@@ -121,8 +117,6 @@ def test_a_builder_that_dies_fails_its_job_alone(store, tmp_path, how):
     assert runs[0].data.tags["e2eai.error"] == failed.error
     assert [run.info.run_id for run in runs[:1]] == list(failed.failed_runs)
     assert "TensorRT did not finish" in log_of(runs[0].info.run_id)
-    (claim,) = claims(runs[0])
-    assert (str(claim.status), claim.tags["e2eai.error"]) == ("FAILED", failed.error)
 
 
 def test_a_job_that_is_lost_twice_is_given_up_and_the_others_go_on(store, tmp_path):

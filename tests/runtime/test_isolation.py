@@ -145,7 +145,7 @@ def test_memory_that_is_not_there_is_an_error_of_the_runner():
 def test_watched_work_ends_with_a_caller_that_is_killed(tmp_path):
     """As a builder must: nobody would wait for it, and it holds the GPU."""
     script = (
-        "import misbehaving, sys; from functools import partial; from pathlib import Path\n"
+        "import crashing_runners, sys; from functools import partial; from pathlib import Path\n"
         "from mlflow_e2eai.runtime.process import Process\n"
         "work = partial(crashing_runners.tells_who_it_is_and_sleeps, Path(sys.argv[1]))\n"
         "Process(patience_s=600).do('watched', {}, function=work)\n"

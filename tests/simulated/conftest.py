@@ -16,7 +16,7 @@ from cuda.core import Device, LegacyPinnedMemoryResource
 from mlflow_e2eai.artifacts.build_settings import BuildSettings
 from mlflow_e2eai.artifacts.files import sha256_of
 from mlflow_e2eai.artifacts.values import Axis, EngineArtifact, OnnxArtifact, Target, TensorSpec
-from mlflow_e2eai.engine.profiles import profiles_of
+from mlflow_e2eai.engine.profiles import profiles
 from mlflow_e2eai.engine.runner import engine_runner
 
 if "SIMULATED_GPUS" not in os.environ:
@@ -82,7 +82,6 @@ def engine(trt, tmp_path):
         weights=None,
         settings=DEFAULT,
         on_host=(),
-        dynamic_last=True,
     ) -> tuple[EngineArtifact, OnnxArtifact]:
         model = onnx.parser.parse_model(HEADER + text)
         for name, array in ({"w": WEIGHT} if weights is None else weights).items():
@@ -119,10 +118,9 @@ def engine(trt, tmp_path):
             build_s=0.0,
             size_bytes=0,
             settings=settings,
-            dynamic_last=dynamic_last,
             **common,
         )
-        bounds = [dict(each) for each in profiles_of(made)]
+        bounds = [dict(each) for each in profiles(axes)]
         path.write_bytes(trt.plan(model, bounds, stripped=settings.strip_weights, on_host=on_host))
         about = {"sha256": sha256_of(path), "size_bytes": path.stat().st_size}
         return dataclasses.replace(made, **about), graph

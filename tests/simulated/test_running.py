@@ -17,7 +17,7 @@ from cuda.core import Device
 from mlflow_e2eai.artifacts.build_settings import BuildSettings
 from mlflow_e2eai.artifacts.machine import has_gpu, local_compute_capability
 from mlflow_e2eai.engine import runner as running
-from mlflow_e2eai.engine.profiles import profiles_of
+from mlflow_e2eai.engine.profiles import profiles
 from mlflow_e2eai.engine.runner import engine_runner, why_not_here
 from mlflow_e2eai.errors import (
     ArtifactError,
@@ -172,11 +172,8 @@ def test_contexts_of_a_profile_are_made_when_they_are_first_needed(engine, trt, 
     assert trt.CALLS["set_optimization_profile_async"] == 2
 
 
-@pytest.mark.parametrize("dynamic_last", [True, False])
-def test_every_size_gets_its_profile_in_engines_of_now_and_of_before(
-    dynamic_last, engine, ask, monkeypatch
-):
-    made, _ = engine(dynamic_last=dynamic_last)
+def test_every_size_gets_its_profile(engine, ask, monkeypatch):
+    made, _ = engine()
     taken = []
     with engine_runner(made) as infer:
         take = infer._pool.take
@@ -184,7 +181,7 @@ def test_every_size_gets_its_profile_in_engines_of_now_and_of_before(
         for size in (1, 4, 7, 8, 16):
             ask(infer, size)
     dynamic = (1, 2, 16)
-    found = [profiles_of(made)[at]["N"] for at in taken]
+    found = [profiles(made.axes)[at]["N"] for at in taken]
     assert found == [dynamic, (4, 4, 4), dynamic, (8, 8, 8), dynamic]
 
 
@@ -553,6 +550,3 @@ def test_what_each_profile_takes_of_the_gpu_is_told_with_the_cold_start(engine):
     made, _ = engine()
     found = cold_start(partial(engine_runner, made), {"x": rows(2)})
     assert found.profile_memory_bytes == (3000, 1000, 2000)
-    made, _ = engine(dynamic_last=False)
-    found = cold_start(partial(engine_runner, made), {"x": rows(2)})
-    assert found.profile_memory_bytes == (1000, 2000, 3000)

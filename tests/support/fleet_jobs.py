@@ -74,7 +74,7 @@ def descendants(pid):
 
 def workers():
     """Processes of the fleet that this process, or a cluster that it began, is waiting for."""
-    return [p for p, words in descendants(os.getpid()).items() if b"isolation.worker" in words]
+    return [p for p, words in descendants(os.getpid()).items() if b"runtime.worker" in words]
 
 
 def building():

@@ -1,4 +1,4 @@
-"""An engine is known before it is built, and built once by all who share a tracking server."""
+"""An engine has a key before it is built, by which a finished one is found and linked."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from logged_graphs import log_graph
 from mlflow_e2eai import tracking
 from mlflow_e2eai.artifacts.build_settings import BuildSettings
 from mlflow_e2eai.artifacts.values import Axis, EngineArtifact, Library, OnnxArtifact, Target
-from mlflow_e2eai.engine.request import key_for, key_of, version_for
+from mlflow_e2eai.engine.request import key_for, key_of
+from mlflow_e2eai.errors import EngineBuildError
 from mlflow_e2eai.fleet import distributed
+from mlflow_e2eai.pipeline import stages
 
 pytestmark = pytest.mark.usefixtures("on_threads")
 
@@ -39,8 +41,6 @@ PLUGINS = Library(path=Path("plugins.so"), sha256="b" * 64, allowed=True)
 @pytest.fixture
 def builds(monkeypatch):
     """The graphs and targets that were really built."""
-    from mlflow_e2eai.pipeline import stages
-
     seen = []
     real = stages.compile
 
@@ -118,44 +118,17 @@ def test_where_files_lie_is_no_part_of_the_key():
     assert there == key_for(GRAPH, SM86, libraries=(PLUGINS,))
 
 
-def test_engines_of_before_are_found_where_their_profiles_are_in_the_order_of_today():
-    def key(axis, **fields):
-        return key_of(
-            EngineArtifact(
-                path=Path("model.engine"),
-                sha256="d" * 64,
-                parent_sha256=GRAPH.sha256,
-                target=SM86,
-                backend_version=version_for(SM86),
-                precision="fp32",
-                tf32=False,
-                inputs=(),
-                outputs=(),
-                axes=(axis,),
-                build_s=1.0,
-                size_bytes=1,
-                **fields,
-            )
-        )
-
-    tuned = dataclasses.replace(N, buckets=(2,))
-    assert key(N) == key(N, dynamic_last=True) == key_for(GRAPH, SM86)
-    assert key(tuned, dynamic_last=True) != key(tuned)
-    assert key(tuned, dynamic_last=True) == key_for(dataclasses.replace(GRAPH, axes=(tuned,)), SM86)
-
-
 ASKED = {"parent_sha256", "target", "backend_version", "tf32", "axes", "libraries", "settings"}
-OF_THE_BUILDER = {"dynamic_last"}
 CAME_OUT = {"path", "sha256", "build_s", "size_bytes", "checked"}
 OF_THE_GRAPH = {"precision", "inputs", "outputs"}
 
 
-def test_every_field_of_an_engine_was_asked_for_or_came_out_or_is_its_builders_or_graphs():
+def test_every_field_of_an_engine_was_asked_for_or_came_out_or_is_its_graphs():
     fields = {field.name for field in dataclasses.fields(EngineArtifact)}
-    assert fields == ASKED | OF_THE_BUILDER | CAME_OUT | OF_THE_GRAPH
+    assert fields == ASKED | CAME_OUT | OF_THE_GRAPH
 
 
-# built once
+# found
 
 
 def test_an_engine_that_another_experiment_holds_is_linked_and_not_built(store, tmp_path, builds):
@@ -227,3 +200,42 @@ def test_what_failed_or_was_never_finished_is_not_found(store, tmp_path, builds)
     (second,) = distributed.compile(graph, targets=["sm86"])
     assert len(builds) == 2
     assert distributed.compile(graph, targets=["sm86"]) == [second]
+
+
+def test_two_who_want_an_engine_at_once_may_both_build_it_and_the_next_takes_the_newer(
+    store, tmp_path, monkeypatch
+):
+    graph, others = log_graph(tmp_path), []
+    build = stages.compile
+
+    def slow(*arguments, **options):
+        with monkeypatch.context() as patch:
+            patch.setattr(stages, "compile", build)
+            others.extend(distributed.compile(graph, targets=["sm86"]))
+        return build(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stages, "compile", slow)
+        (mine,) = distributed.compile(graph, targets=["sm86"])
+    assert others != [mine]
+    assert distributed.compile(graph, targets=["sm86"]) == [mine]
+
+
+def test_a_build_that_fails_leaves_its_reason_on_the_run_and_no_model(store, tmp_path, monkeypatch):
+    graph = log_graph(tmp_path)
+    before = mlflow.search_logged_models(output_format="list")
+
+    def refused(*_, **__):
+        msg = "TensorRT refuses the graph."
+        raise EngineBuildError(msg, reason="refused")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stages, "compile", refused)
+        with pytest.raises(EngineBuildError):
+            distributed.compile(graph, targets=["sm86"])
+    run = run_of("compile fp32 sm86")
+    assert (run.info.status, run.data.tags["e2eai.error"]) == (
+        "FAILED",
+        "TensorRT refuses the graph.",
+    )
+    assert len(mlflow.search_logged_models(output_format="list")) == len(before)

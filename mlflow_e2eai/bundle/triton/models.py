@@ -27,7 +27,7 @@ from mlflow_e2eai.bundle.manifest import Manifest
 from mlflow_e2eai.bundle.triton import config
 from mlflow_e2eai.bundle.triton.batching import passed_by, why_items_mix
 from mlflow_e2eai.bundle.triton.config import Message, Word
-from mlflow_e2eai.engine.profiles import profiles_of
+from mlflow_e2eai.engine.profiles import profiles
 from mlflow_e2eai.parity.samples import batch_samples, profile_samples
 
 
@@ -198,21 +198,19 @@ def _of_engines(name: str, engines: Mapping[str, EngineArtifact], shared: _Share
 
 def _profiles(engines: Mapping[str, EngineArtifact]) -> Message:
     """The profiles that all have and Triton may choose from; by itself it takes the first only."""
-    count = min(len(profiles_of(engine)) for engine in engines.values())
+    count = min(len(profiles(engine.axes)) for engine in engines.values())
     return {"profile": [str(at) for at in range(count)]} if count > 1 else {}
 
 
 def _passed_by(engines: Iterable[EngineArtifact], batch: Axis | None) -> list[str]:
     """Why some sizes do not get the static profile that was built for them."""
-    cures = {
-        size: "" if each.dynamic_last else "; compile it again, and the dynamic one comes last"
-        for each in engines
-        for size in passed_by(each.inputs, profiles_of(each), batch)
+    sizes = {
+        size for each in engines for size in passed_by(each.inputs, profiles(each.axes), batch)
     }
     return [
         f"on the static profile for {size}: Triton takes the first of those whose opt it finds "
-        f"nearest, which is the dynamic one{cure}"
-        for size, cure in sorted(cures.items())
+        f"nearest, which is the dynamic one"
+        for size in sorted(sizes)
     ]
 
 
