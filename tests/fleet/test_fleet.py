@@ -9,7 +9,7 @@ import mlflow
 import pytest
 from fleet_jobs import (
     DEATHS,
-    building,
+    busy_workers,
     children,
     compiling,
     dying,
@@ -91,7 +91,7 @@ def test_a_worker_that_is_killed_while_it_builds_ends_its_run_and_the_job_is_don
 ):
     graph = log_graph(tmp_path, model=slow_to_build())
     with mlflow.start_run() as parent:
-        thread, killed = kill_when_building(building)
+        thread, killed = kill_when_building(busy_workers)
         (outcome,) = fleet.run([compiling(graph)])
         thread.join()
     assert outcome.error is None

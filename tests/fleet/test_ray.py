@@ -8,9 +8,8 @@ import mlflow
 import pytest
 from fleet_jobs import (
     DEATHS,
+    busy_builders,
     children,
-    claimed_builders,
-    claims,
     compiling,
     dying,
     engines,
@@ -152,7 +151,7 @@ def test_what_is_killed_while_it_builds_is_built_elsewhere_and_nothing_twice(
     store, tmp_path, cluster, whose
 ):
     def victims():
-        for builder in map(parent_of, claimed_builders()[:1]):
+        for builder in map(parent_of, busy_builders()[:1]):
             worker = parent_of(builder)
             # The builder is a child of Ray's worker, which is a child of the node's raylet.
             found = {"builder": [builder], "Ray worker": [worker]}
@@ -269,7 +268,5 @@ def test_a_builder_that_dies_fails_its_job_alone(store, tmp_path, cluster, how):
     assert sorted(run.info.status for run in runs.values()) == ["FAILED", "FINISHED"]
     assert runs[failed_run].data.tags["e2eai.error"] == failed.error
     assert said in mlflow.artifacts.load_text(f"runs:/{failed_run}/job.log")
-    (claim,) = claims(runs[failed_run])
-    assert (str(claim.status), claim.tags["e2eai.error"]) == ("FAILED", failed.error)
     (made,) = engines()
     assert made in [model for outcome in outcomes for model in outcome.models]

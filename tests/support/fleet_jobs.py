@@ -43,13 +43,6 @@ def engines():
     ]
 
 
-def claims(run):
-    """The models of a run, finished or not."""
-    return mlflow.search_logged_models(
-        filter_string=f"source_run_id = '{run.info.run_id}'", output_format="list"
-    )
-
-
 def parent_of(pid):
     """The number of a process's parent."""
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
@@ -77,32 +70,20 @@ def workers():
     return [p for p, words in descendants(os.getpid()).items() if b"runtime.worker" in words]
 
 
-def building():
-    """Those of them that have a process to build in, busy or not."""
-    found = workers()
-    above = {parent_of(pid) for pid in found}
-    return [pid for pid in found if pid in above]
-
-
-def claiming():
-    """Those of them that build, once each of them has claimed an engine: none is idle."""
-    models = mlflow.search_logged_models(output_format="list")
-    claimed = [model for model in models if str(model.status) == "PENDING"]
-    found = building()
-    return found if claimed and len(claimed) >= len(found) else []
-
-
-def claimed_builders():
-    """Processes that build an engine that is claimed: busy for longer than imports take."""
-    models = mlflow.search_logged_models(output_format="list")
-    if not any(str(model.status) == "PENDING" for model in models):
-        return []
-    began = {pid: cpu_s(pid) for pid in workers() if parent_of(pid) in building()}
-    found, deadline = [], time.monotonic() + 30
-    while not found and time.monotonic() < deadline:
+def busy_builders():
+    """Processes that build an engine, once they have been busy for longer than imports take."""
+    known = workers()
+    began = {pid: cpu_s(pid) for pid in known if parent_of(pid) in known}
+    busy, deadline = [], time.monotonic() + 30
+    while began and not busy and time.monotonic() < deadline:
         time.sleep(0.1)
-        found = [pid for pid, before in began.items() if cpu_s(pid) - before > 1.5]
-    return found
+        busy = [pid for pid, before in began.items() if cpu_s(pid) - before > 1.5]
+    return busy
+
+
+def busy_workers():
+    """Processes of the fleet whose builder is busy."""
+    return [parent_of(pid) for pid in busy_builders()]
 
 
 def cpu_s(pid):
@@ -161,7 +142,7 @@ def dying(how):
     if by is None:
         yield BuildSettings(time_limit_s=0.2)
         return
-    thread, killed = kill_when_building(lambda: claimed_builders()[:1], by=by)
+    thread, killed = kill_when_building(lambda: busy_builders()[:1], by=by)
     yield BuildSettings()
     thread.join()
     assert len(killed) == 1
