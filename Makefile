@@ -19,6 +19,7 @@ lint: $(VENV)/installed
 	ruff format --check .
 	ruff check .
 	mypy
+	mypy --config-file tests/mypy.ini tests
 	mypy --disable-error-code=import-not-found benchmarks/*.py
 
 unit: $(VENV)/models $(VENV)/bindings

@@ -47,7 +47,7 @@ from mlflow.models import Model, infer_signature
 from mlflow.tracking._model_registry import fluent
 
 import mlflow_e2eai
-from mlflow_e2eai.flavor import api
+from mlflow_e2eai import flavor
 
 pytestmark = pytest.mark.usefixtures("on_threads")
 
@@ -261,7 +261,7 @@ def test_log_model_with_pip_requirements(log, tmp_path):
 
 
 def test_log_model_with_extra_pip_requirements(log, tmp_path):
-    default = api.get_default_pip_requirements()
+    default = flavor.get_default_pip_requirements()
     file = tmp_path / "requirements.txt"
     file.write_text("a")
     with mlflow.start_run():
@@ -276,7 +276,7 @@ def test_log_model_with_extra_pip_requirements(log, tmp_path):
 
 
 def test_model_save_accepts_conda_env_as_dict(saved, model_path):
-    conda_env = dict(api.get_default_conda_env())
+    conda_env = dict(flavor.get_default_conda_env())
     conda_env["dependencies"].append("pytest")
     mlflow_e2eai.save_model(saved.bundle, model_path, conda_env=conda_env)
 
@@ -300,7 +300,7 @@ def test_model_log_persists_requirements_in_mlflow_model_directory(log, custom_e
 
 
 def test_model_save_without_specified_conda_env_uses_default_env_with_expected_dependencies(saved):
-    wanted = [MLFLOW, *api.get_default_pip_requirements()]
+    wanted = [MLFLOW, *flavor.get_default_pip_requirements()]
     assert_pip_requirements(saved.directory, wanted, strict=True)
 
 
@@ -308,7 +308,7 @@ def test_model_log_without_specified_conda_env_uses_default_env_with_expected_de
     with mlflow.start_run():
         info = log()
 
-    wanted = [MLFLOW, *api.get_default_pip_requirements()]
+    wanted = [MLFLOW, *flavor.get_default_pip_requirements()]
     assert_pip_requirements(info.model_uri, wanted, strict=True)
 
 

@@ -37,6 +37,7 @@ from mlflow.entities import LoggedModelStatus
 from mlflow.exceptions import MlflowException
 
 import mlflow_e2eai
+from mlflow_e2eai import flavor
 from mlflow_e2eai.errors import ArtifactError, InvalidInputError
 from mlflow_e2eai.flavor import api
 
@@ -293,7 +294,7 @@ def test_save_model_with_pip_requirements(saved, tmp_path):
 def test_save_model_with_extra_pip_requirements(saved, tmp_path):
     file = tmp_path / "requirements.txt"
     file.write_text("a")
-    default = api.get_default_pip_requirements()
+    default = flavor.get_default_pip_requirements()
     for number, given in enumerate([str(file), [f"-r {file}"], ["a"]]):
         place = tmp_path / str(number)
         mlflow_e2eai.save_model(saved.bundle, place, extra_pip_requirements=given)

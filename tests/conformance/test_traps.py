@@ -31,7 +31,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils import requirements_utils
 
 import mlflow_e2eai
-from mlflow_e2eai import bundle, compile, tracking
+from mlflow_e2eai import bundle, compile, flavor, tracking
 from mlflow_e2eai.errors import (
     ArtifactError,
     InvalidInputError,
@@ -40,7 +40,6 @@ from mlflow_e2eai.errors import (
     TrackingError,
 )
 from mlflow_e2eai.evaluation import stage as evaluation_stage
-from mlflow_e2eai.flavor import api
 from mlflow_e2eai.flavor.run_context import GpuContext
 
 pytestmark = pytest.mark.usefixtures("on_threads")
@@ -407,7 +406,7 @@ def test_cuda_core_is_required_where_an_engine_needs_it_and_nowhere_else(saved, 
         return [line.partition("==")[0] for line in lines]
 
     assert names(lines_of(saved.directory / "requirements.txt")) == ["mlflow", *wanted]
-    needed = api.get_default_pip_requirements(manifest)
+    needed = flavor.get_default_pip_requirements(manifest)
     assert names(needed) == [*wanted, "cuda-core", "cuda-bindings", "tensorrt-rtx-cu13"]
     assert not any("+" in line for line in needed)
 

@@ -13,7 +13,7 @@ from mlflow_e2eai.cli import main
 from mlflow_e2eai.engine.targets import parse
 from mlflow_e2eai.evaluation.evidence import machine_name
 from mlflow_e2eai.flavor import repackage
-from mlflow_e2eai.fleet import distributed, ray
+from mlflow_e2eai.fleet import distributed, engine_jobs, ray
 from mlflow_e2eai.fleet.engine_jobs import by_gpu
 from mlflow_e2eai.fleet.job import Job
 from mlflow_e2eai.pipeline import build, jobs
@@ -123,7 +123,7 @@ def test_a_worker_that_is_killed_while_it_judges_leaves_the_job_to_another(store
 @pytest.fixture
 def processes_elsewhere(monkeypatch):
     """Processes here stand for machines elsewhere."""
-    for module in (fleet, fleet.judging):
+    for module in (fleet, engine_jobs):
         monkeypatch.setattr(module, "is_away", lambda executor: executor == "local")
 
 
@@ -178,14 +178,14 @@ def test_a_pipeline_has_the_engines_judged_that_it_cannot_run_and_keeps_what_eac
 def test_where_an_evaluation_fails_the_pipeline_goes_on_and_the_reason_is_the_evidence(
     monkeypatch, tmp_path
 ):
-    foreign = build._foreign
+    why_not_here = build.why_not_here
 
     def spoiled(*given):
         for path in (tmp_path / "artifacts").rglob("*.engine"):
             path.write_bytes(b"something else")
-        return foreign(*given)
+        return why_not_here(*given)
 
-    monkeypatch.setattr(build, "_foreign", spoiled)
+    monkeypatch.setattr(build, "why_not_here", spoiled)
     manifest, runs = packaged(jobs.log("small_models:build", name="net"))
     assert manifest.elsewhere == ()
     assert len(manifest.engines) == len(ENGINES)

@@ -149,7 +149,7 @@ def test_data_for_a_cleaned_graph_has_its_names_and_types():
     origins = Origins(inputs=(before,), outputs=())
     cleaned = dataclasses.replace(graph(N), inputs=(spec,), origins=origins)
     x = np.array([[0, 0.5, 2]], np.float32)
-    data = EvaluationData.of(x, example={"x": x}).for_graph(graph(N), cleaned)
+    data = EvaluationData.of(x, example={"x": x}).for_graph(cleaned)
     data.check_names(["pixels"])
     ((inputs, _),) = data.batches()
     np.testing.assert_array_equal(inputs["pixels"], np.array([[0, 2, 8]], np.uint8))

@@ -13,6 +13,7 @@ from small_models import AXES, features, net
 from mlflow_e2eai import bundle, load_model, save_model
 from mlflow_e2eai.artifacts.files import from_json, to_json
 from mlflow_e2eai.artifacts.machine import has_gpu
+from mlflow_e2eai.evaluation.variants import TORCH
 from mlflow_e2eai.latency.ratios import Ratio
 from mlflow_e2eai.latency.report import Latency, LatencyReport
 
@@ -236,7 +237,7 @@ def test_what_is_built_for_it_is_not_judged_on_the_cpu(program, tmp_path):
     with made.on_this_gpu():
         save_model(net(), tmp_path / "model", input_example=features(), dynamic_axes=AXES)
     manifest = bundle.read(bundle.find(tmp_path / "model"))
-    assert [entry.variant for entry in manifest.evidence] == [bundle.TORCH]
+    assert [entry.variant for entry in manifest.evidence] == [TORCH]
     with load_model(str(tmp_path / "model"), variant="onnxruntime-cpu/fp16") as model:
         assert model(features())["output"].shape == (4, 3)
 
