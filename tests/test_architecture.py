@@ -62,7 +62,7 @@ def imports(node: ast.AST, *, at_run_time: bool = True) -> Iterator[Import]:
     yield from (Import(name, at_run_time) for name in imported_by(node))
     for_types = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
     for child in ast.iter_child_nodes(node):
-        only_types = for_types and child in node.body
+        only_types = for_types and child in node.body  # type: ignore[attr-defined]  # mypy sees a wider type
         yield from imports(child, at_run_time=at_run_time and not only_types)
 
 

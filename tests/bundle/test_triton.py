@@ -27,6 +27,7 @@ from mlflow_e2eai.artifacts.values import EngineArtifact, Library, Target, Tenso
 from mlflow_e2eai.bundle.triton import config
 from mlflow_e2eai.bundle.triton.batching import passed_by
 from mlflow_e2eai.cli import main
+from mlflow_e2eai.cli.results import DONE
 from mlflow_e2eai.engine.profiles import profiles
 from mlflow_e2eai.errors import ArtifactError, InvalidInputError, RunnerError, TrackingError
 from mlflow_e2eai.flavor.triton import export_triton
@@ -452,14 +453,14 @@ def test_a_registered_model_gives_its_name(store, directory, tmp_path):
 
 def test_the_command_prints_the_folders(directory, tmp_path, capsys):
     words = ["export-triton", str(directory), "--repository", str(tmp_path / "r"), "--name", "n"]
-    assert main.main(words) == main.DONE
+    assert main.main(words) == DONE
     assert capsys.readouterr().out.split() == [
         str(tmp_path / "r" / f"n-onnxruntime-{precision}") for precision in ("fp32", "fp16")
     ]
 
     assert main.main(words) == main.ERROR
     assert "has n-onnxruntime-fp32, n-onnxruntime-fp16; replace them" in capsys.readouterr().err
-    assert main.main([*words, "--replace"]) == main.DONE
+    assert main.main([*words, "--replace"]) == DONE
 
 
 def test_models_that_are_there_are_replaced_only_when_told(directory, tmp_path):

@@ -39,7 +39,6 @@ from mlflow.exceptions import MlflowException
 import mlflow_e2eai
 from mlflow_e2eai import flavor
 from mlflow_e2eai.errors import ArtifactError, InvalidInputError
-from mlflow_e2eai.flavor import api
 
 pytestmark = pytest.mark.usefixtures("on_threads")
 
@@ -246,7 +245,7 @@ def extra_files(tmp_path) -> list[str]:
 
 
 def _assert_extra_files(model_uri):
-    listed = flavor_configuration(model_uri, api.FLAVOR_NAME)["extra_files"]
+    listed = flavor_configuration(model_uri, flavor.FLAVOR_NAME)["extra_files"]
     assert [item["path"] for item in listed] == [
         "extra_files/extra_1.txt",
         "extra_files/extra_2.txt",

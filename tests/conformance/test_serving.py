@@ -196,7 +196,7 @@ def test_an_error_is_of_mlflows_kind_and_of_ours(saved_without_signature):
         model.predict(np.ones((2, 3)))
     assert isinstance(caught.value, MlflowException)
     assert isinstance(caught.value, ValueError)
-    assert caught.value.get_http_status_code() == 400
+    assert caught.value.get_http_status_code() == 400  # type: ignore[attr-defined]  # mypy sees a wider type
     assert type(caught.value.__cause__) is InvalidInputError
 
 
@@ -210,6 +210,6 @@ def test_an_error_keeps_its_attributes(saved_without_signature, monkeypatch):
     monkeypatch.setattr(model.get_raw_model(), "_infer", fail)
     with pytest.raises(E2EAIError, match=r"It broke down\.") as caught:
         model.predict(X)
-    assert caught.value.runner == "the second"
+    assert caught.value.runner == "the second"  # type: ignore[attr-defined]  # mypy sees a wider type
     again = pickle.loads(pickle.dumps(caught.value))
     assert (type(again), str(again), again.runner) == (RunnerError, "It broke down.", "the second")

@@ -178,7 +178,7 @@ def test_weights_of_an_fp16_engine_take_half_the_space(graph, tmp_path):
 def test_the_profile_reaches_from_min_over_opt_to_max(graph, out, monkeypatch):
     seen = []
 
-    class Builder(trt.Builder):
+    class Builder(trt.Builder):  # type: ignore[name-defined]  # the module has no types
         def create_optimization_profile(self):
             profile = super().create_optimization_profile()
             seen.append(profile)
@@ -206,7 +206,7 @@ def test_every_bucket_has_a_profile_of_its_own_and_the_weights_are_there_once(gr
 def test_buckets_reach_tensorrt_as_static_profiles(graph, out, monkeypatch):
     seen = []
 
-    class Builder(trt.Builder):
+    class Builder(trt.Builder):  # type: ignore[name-defined]  # the module has no types
         def create_optimization_profile(self):
             seen.append(super().create_optimization_profile())
             return seen[-1]

@@ -79,4 +79,4 @@ def test_all_are_closed():
     for profile, context in zip((0, 0, 1), made, strict=True):
         pool.give(profile, context)
     pool.close()
-    assert all(context.closed for context in made)
+    assert all(context.closed for context in made)  # type: ignore[attr-defined]  # mypy sees a wider type

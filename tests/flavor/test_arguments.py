@@ -81,5 +81,5 @@ def test_the_signature_is_the_functions_own():
 
 def test_a_typing_error_is_reported_before_a_run_begins(store):
     with pytest.raises(TypeError, match="unexpected keyword argument 'presisions'"):
-        mlflow_e2eai.log_model(None, presisions=["fp16"])
+        mlflow_e2eai.log_model(None, presisions=["fp16"])  # type: ignore[call-arg]  # wrong on purpose
     assert mlflow.search_runs(search_all_experiments=True).empty

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import mlflow
 import pytest
-from fleet_jobs import building, children, kill_when_building
+from fleet_jobs import busy_workers, children, kill_when_building
 from logged_graphs import log_graph
 
 import mlflow_e2eai
 from mlflow_e2eai import fleet, tracking
 from mlflow_e2eai.cli import main
+from mlflow_e2eai.cli.results import DONE
 from mlflow_e2eai.engine.targets import parse
 from mlflow_e2eai.evaluation.evidence import machine_name
 from mlflow_e2eai.flavor import repackage
@@ -81,7 +82,7 @@ def test_a_worker_judges_what_it_can_and_says_why_not_the_rest(store, tmp_path, 
     (engine,) = distributed.compile(graph, targets=["sm86"])
     words = ["evaluate", "--model-uri", engine, "--executor", "local", "--batch-sizes", "4"]
     with mlflow.start_run() as parent:
-        assert main.main(words) == main.DONE
+        assert main.main(words) == DONE
     (above,) = children(parent)
     (run,) = children(above)
     found = tracking.fetch_found(run.info.run_id)
@@ -106,7 +107,7 @@ def test_a_worker_judges_what_it_can_and_says_why_not_the_rest(store, tmp_path, 
 def test_a_worker_that_is_killed_while_it_judges_leaves_the_job_to_another(store, tmp_path):
     job = Job(stage="evaluate", model_uri=log_graph(tmp_path))
     with mlflow.start_run() as parent:
-        thread, killed = kill_when_building(building)
+        thread, killed = kill_when_building(busy_workers)
         (outcome,) = fleet.run([job], workers=1)
         thread.join()
     assert len(killed) == 1

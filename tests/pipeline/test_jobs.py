@@ -29,7 +29,6 @@ from mlflow_e2eai import tracking
 from mlflow_e2eai.artifacts.build_settings import BuildSettings
 from mlflow_e2eai.artifacts.files import from_json
 from mlflow_e2eai.artifacts.values import Axis
-from mlflow_e2eai.cli import types
 from mlflow_e2eai.errors import (
     ArtifactError,
     ExportError,
@@ -43,6 +42,7 @@ from mlflow_e2eai.flavor import repackage
 from mlflow_e2eai.fleet import distributed
 from mlflow_e2eai.pipeline import build as pipeline_build
 from mlflow_e2eai.pipeline import jobs, stages
+from mlflow_e2eai.pipeline.options import parse_plan
 from mlflow_e2eai.pipeline.settings import Settings
 from mlflow_e2eai.precision.stage import PrecisionReport
 from mlflow_e2eai.surgery.plan import plan_from
@@ -278,7 +278,7 @@ def test_the_plan_that_a_run_kept_can_be_replayed(source):
     plan = plan_from([{"bypass": {"op_type": "Relux"}}, "drop_unused"])
     jobs.clean(raw, plan=plan)
     kept = f"runs:/{run_named('clean').info.run_id}/plan.yaml"
-    assert types.plan(kept) == plan
+    assert parse_plan(kept) == plan
 
 
 def test_a_plan_that_misses_what_it_requires_logs_no_graph(source):

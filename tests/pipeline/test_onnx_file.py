@@ -10,6 +10,7 @@ import pytest
 import mlflow_e2eai
 from mlflow_e2eai import Axis, tracking
 from mlflow_e2eai.cli import main
+from mlflow_e2eai.cli.results import DONE
 from mlflow_e2eai.errors import ArtifactError, InvalidInputError
 from mlflow_e2eai.evaluation.stage import evaluate
 from mlflow_e2eai.evaluation.variants import FILE
@@ -44,7 +45,7 @@ def path(tmp_path):
 
 def test_an_onnx_file_goes_the_way_from_clean_on(store, path, capsys):
     words = ["clean", "--onnx", str(path), "--dynamic-axes", "x:0=N:1:4:16"]
-    assert main.main(words) == main.DONE
+    assert main.main(words) == DONE
     cleaned = tracking.resolve(capsys.readouterr().out.strip())
     raw = tracking.resolve(cleaned.tags[tracking.PARENT])
     assert (raw.name, cleaned.name) == ("given-raw", "given-clean")
@@ -125,7 +126,7 @@ def numbers(model):
 def test_a_chain_that_a_file_began_ends_in_a_version(store, path, capsys):
     cleaned = clean_onnx(path, dynamic_axes=AXES)
     words = ["--model-uri", cleaned, "--registered-model-name", "given", "--targets", "sm86"]
-    assert main.main(["pipeline", *words]) == main.DONE
+    assert main.main(["pipeline", *words]) == DONE
     assert "models:/given/1" in capsys.readouterr().out.splitlines()
     model = mlflow_e2eai.load_model("models:/given/1")
     np.testing.assert_allclose(*numbers(model), rtol=1e-5)

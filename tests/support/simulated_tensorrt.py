@@ -70,7 +70,7 @@ def _primary_context(device=0):
 
 
 def _refuses(name, log):
-    if (why := SETTINGS["refuses"].get(name)) is None:
+    if (why := SETTINGS["refuses"].get(name)) is None:  # type: ignore[attr-defined]  # mypy sees a wider type
         return False
     log.log(ILogger.ERROR, why)
     return True

@@ -66,7 +66,7 @@ def face_net(name: str) -> RealModel:
         pytest.skip("facenet_pytorch is not installed")
     (root,) = spec.submodule_search_locations
     boxes = types.ModuleType("mtcnn_nets.utils.detect_face")
-    boxes.detect_face = boxes.extract_face = None
+    boxes.detect_face = boxes.extract_face = None  # type: ignore[attr-defined]  # mypy sees a wider type
     stubs = {name: types.ModuleType(name) for name in ("mtcnn_nets", "mtcnn_nets.utils")}
     with patch.dict(sys.modules, {**stubs, boxes.__name__: boxes}):
         file = Path(root, "models", "mtcnn.py")

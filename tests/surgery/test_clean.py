@@ -16,8 +16,8 @@ from random_graphs import AXES, HEADER, X, artifact_of, random_graphs
 from mlflow_e2eai import clean, compare
 from mlflow_e2eai.artifacts import graphs
 from mlflow_e2eai.artifacts.files import sha256_of
-from mlflow_e2eai.cli import types
 from mlflow_e2eai.errors import ArtifactError, InvalidInputError, SurgeryError
+from mlflow_e2eai.pipeline.options import parse_plan
 from mlflow_e2eai.runtime.ort import onnxruntime_runner
 from mlflow_e2eai.surgery import rules as surgery
 from mlflow_e2eai.surgery.interface import changes, loses_outputs
@@ -663,7 +663,7 @@ def test_a_plan_file_that_is_broken_is_one_sentence(content, sentence, tmp_path)
     path = tmp_path / "plan.yaml"
     path.write_bytes(content)
     with pytest.raises(InvalidInputError, match=sentence) as caught:
-        types.plan(str(path))
+        parse_plan(str(path))
     assert "\n" not in str(caught.value)
 
 
