@@ -152,14 +152,15 @@ def isolated(unsynced, tmp_path, monkeypatch):
 def store(empty_store, isolated, tmp_path, monkeypatch):
     """A tracking store of the test's own, with an experiment that is active.
 
-    Pictures of what is logged are made up to the drawing, which takes a third of a second each;
-    tests/report/test_plots.py has them drawn, and so have the demo and the tests of the page.
+    Pictures of what is logged are made up to their files, which take a tenth of a second each;
+    tests/report/test_plots.py has them written, and so have the demo and the tests of the page.
     """
     import mlflow
 
-    from mlflow_e2eai.report import plots
+    from mlflow_e2eai.report import canvas
 
-    monkeypatch.setattr(plots, "_png", lambda *_: b"\x89PNG\r\n\x1a\n")
+    monkeypatch.setattr(canvas, "png", lambda *_: b"\x89PNG\r\n\x1a\n")
+    monkeypatch.setattr(canvas, "svg", lambda *_: "<svg/>")
     shutil.copyfile(empty_store, tmp_path / "mlflow.db")
     mlflow.create_experiment("tests", artifact_location=(tmp_path / "artifacts").as_uri())
     mlflow.set_experiment("tests")

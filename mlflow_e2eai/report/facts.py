@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
@@ -11,12 +12,14 @@ from urllib.parse import quote, urlsplit
 
 import numpy as np
 
+from mlflow_e2eai.artifacts.values import EngineArtifact, OnnxArtifact
 from mlflow_e2eai.bundle.manifest import Manifest
 from mlflow_e2eai.evaluation.evidence import ADVISORY, Evidence
-from mlflow_e2eai.evaluation.variants import FILE, RAW
+from mlflow_e2eai.evaluation.variants import FILE, RAW, step_of
 from mlflow_e2eai.latency.ratios import Ratio
 from mlflow_e2eai.latency.report import LatencyReport
 from mlflow_e2eai.precision.stage import PrecisionReport
+from mlflow_e2eai.report.formats import NONE, items_text
 
 Outcome: TypeAlias = Literal["reference", "unsteady", "passed", "failed", "unmeasured"]
 
@@ -29,8 +32,26 @@ OUTCOMES: Mapping[Outcome, str] = {
 }
 """The words for what a variant came to."""
 
+_NAMED = 12
+"""Variants that a picture names; of more, the reference and the fastest that passed."""
+
 _TAIL = 0.005
 """Half of what a 99 % interval leaves out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A part of the page.
+
+    Attributes:
+        key: Its id, and the name of its template.
+        title: Its heading.
+        context: The values that its template shows, by name.
+    """
+
+    key: str
+    title: str
+    context: Mapping[str, object]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +126,7 @@ def outcome_of(entry: Evidence) -> Outcome:
 _BY_WEIGHT: tuple[Outcome, ...] = ("unmeasured", "reference", "passed", "unsteady", "failed")
 
 
-def came_to(evidence: Iterable[Evidence]) -> dict[str, Outcome]:
+def worst_outcomes(evidence: Iterable[Evidence]) -> dict[str, Outcome]:
     """What each variant came to where it was measured, on several machines the worst of it."""
     found: dict[str, Outcome] = {}
     for entry in evidence:
@@ -113,6 +134,69 @@ def came_to(evidence: Iterable[Evidence]) -> dict[str, Outcome]:
         before = found.setdefault(entry.variant, outcome)
         found[entry.variant] = max(before, outcome, key=_BY_WEIGHT.index)
     return found
+
+
+def named_rows(rows: Sequence[Row]) -> set[str]:
+    """The variants that a picture names; of many, the reference and the fastest that passed."""
+    if len(rows) <= _NAMED:
+        return {row.variant for row in rows}
+    timed = [row for row in rows if row.outcome == "passed" and row.p50_ms is not None]
+    timed.sort(key=lambda row: row.p50_ms or 0.0)
+    references = [row for row in rows if row.outcome in ("reference", "unsteady")]
+    return {row.variant for row in [*references[:1], *timed[: _NAMED - 5]]}
+
+
+def pareto_rows(rows: Sequence[Row]) -> list[Row]:
+    """Those of the bundle that passed, and that no other of them beats in error and latency."""
+    sound = [
+        row
+        for row in rows
+        if row.outcome == "passed"
+        and row.in_bundle
+        and row.p50_ms is not None
+        and row.max_abs_error is not None
+    ]
+    sound.sort(key=lambda row: (row.p50_ms or 0.0, row.max_abs_error or 0.0))
+    front: list[Row] = []
+    for row in sound:
+        if not front or (row.max_abs_error or 0.0) < (front[-1].max_abs_error or 0.0):
+            front.append(row)
+    return front
+
+
+def named_spots(rows: Sequence[Row]) -> set[str]:
+    """The variants that the picture of error against latency names: of many, those not beaten."""
+    return {row.variant for row in (rows if len(rows) <= _NAMED else pareto_rows(rows))}
+
+
+def in_order(evidence: Sequence[Evidence]) -> list[Evidence]:
+    """Each variant behind the one that came before it; those that have no such order, last."""
+    names = {entry.variant for entry in evidence}
+    followers: dict[str | None, list[Evidence]] = defaultdict(list)
+    for entry in evidence:
+        followers[entry.before if entry.before in names else None].append(entry)
+    ordered: list[Evidence] = []
+    waiting = followers.pop(None, [])[::-1]
+    while waiting:
+        entry = waiting.pop()
+        ordered.append(entry)
+        waiting += followers.pop(entry.variant, [])[::-1]
+    return ordered + [entry for entries in followers.values() for entry in entries]
+
+
+def step_name(entry: Evidence, files: Mapping[str, OnnxArtifact | EngineArtifact]) -> str:
+    """The step that a variant is the result of.
+
+    Args:
+        entry: Evidence of the variant.
+        files: The files of the bundle by digest.
+    """
+    if entry.sha256 is None:
+        return "ONNX file" if entry.variant == FILE else "PyTorch module"
+    if is_raw(entry):
+        return "export"
+    file = files.get(entry.sha256)
+    return NONE if file is None else step_of(file, entry.variant.partition("/")[0])
 
 
 def is_raw(entry: Evidence) -> bool:
@@ -128,6 +212,12 @@ def task_names(manifest: Manifest) -> list[str]:
 def tuned(manifest: Manifest) -> LatencyReport | None:
     """Latency at the sizes that engines are tuned for."""
     return manifest.latency.get("opt") or manifest.latency.get("static")
+
+
+def places(latency: Mapping[str, LatencyReport]) -> list[tuple[str, LatencyReport]]:
+    """The benchmarks in the order of their size, each with a name for people."""
+    order = sorted(latency.items(), key=lambda entry: entry[1].items)
+    return [(f"{label}, {items_text(report.items)}", report) for label, report in order]
 
 
 def reference_of(manifest: Manifest) -> str | None:

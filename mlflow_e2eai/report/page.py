@@ -1,24 +1,60 @@
-"""One self-contained HTML page of a bundle's evidence."""
+"""One self-contained HTML page of a bundle's evidence, from the templates next to this file."""
 
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib.resources import files
+from typing import TYPE_CHECKING
 
 from mlflow_e2eai.bundle.manifest import Manifest
 from mlflow_e2eai.evaluation.gates import Decision
-from mlflow_e2eai.latency.ratios import Ratio
+from mlflow_e2eai.latency.report import ColdStart
 from mlflow_e2eai.precision.stage import PrecisionReport
-from mlflow_e2eai.report import html as report_html
-from mlflow_e2eai.report.facts import Origin, Ratios, ratios_of
-from mlflow_e2eai.report.html import Markup, Section, element
-from mlflow_e2eai.report.sections import decision as sections_decision
-from mlflow_e2eai.report.sections import doubts, measurements, provenance, serving, steps
-from mlflow_e2eai.report.sections.precision import precision_part, precision_section
-from mlflow_e2eai.report.sections.surgery import surgery_part
+from mlflow_e2eai.report import canvas, formats
+from mlflow_e2eai.report.facts import OUTCOMES, Origin, Ratios, ratios_of
+from mlflow_e2eai.report.formats import TIMES, time_text
+from mlflow_e2eai.report.scale import drawable
+from mlflow_e2eai.report.sections.decision import decision_context, variants_section
+from mlflow_e2eai.report.sections.doubts import findings_section
+from mlflow_e2eai.report.sections.measurements import (
+    latency_section,
+    pareto_section,
+    parity_section,
+)
+from mlflow_e2eai.report.sections.precision import conversion_context, precision_section
+from mlflow_e2eai.report.sections.provenance import (
+    environment_section,
+    interface_section,
+    lineage_section,
+    reproduce_section,
+)
+from mlflow_e2eai.report.sections.serving import serving_section
+from mlflow_e2eai.report.sections.steps import steps_section
+from mlflow_e2eai.report.sections.surgery import surgery_section
 from mlflow_e2eai.surgery.stage import SurgeryReport
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+    from markupsafe import Markup
+
+_ICONS = {
+    "reference": "none",
+    "unsteady": "failed",
+    "passed": "passed",
+    "failed": "failed",
+    "unmeasured": "open",
+}
+_REASONS = {
+    "overflow": "too large for fp16",
+    "underflow": "too small for fp16",
+    "asked for": "asked for by name",
+    "rounding": "loses too much to bf16",
+    "all zero": "nothing but zero was seen",
+    "library": "operator of a library",
+}
 
 
 def html(
@@ -31,128 +67,153 @@ def html(
 
     Args:
         manifest: The bundle's manifest.
-        decision: What its gates said, if they were asked.
-        origin: Where the model stands in MLflow.
+        decision: The outcome of its gates; None before they were asked.
+        origin: Names and ids of the model in MLflow.
 
     Returns:
         The page's text, for a file in UTF-8.
     """
     origin = origin or Origin()
     ratios = [Ratios(there) for there in manifest.by_machine]
-    against = [ratios_of(*each) for each in zip(manifest.by_machine, ratios, strict=True)]
-    parts = _sections(manifest, origin, ratios[0], against)
-    decided = sections_decision.decision_part(manifest, decision, against)
-    return _document(
-        f"{origin.title} · evidence",
-        element("a", "To the evidence", href="#decision", class_="skip"),
-        report_html.icons(),
-        _header(origin.title, element("section", decided, id="decision", aria_label="Decision")),
-        _navigation(parts),
-        element("main", *(_section(*part) for part in parts)),
-        _footer(manifest),
-        element("script", _file("page.js")),
+    by_machine = [ratios_of(*each) for each in zip(manifest.by_machine, ratios, strict=True)]
+    sections = (
+        variants_section(manifest, by_machine),
+        findings_section(manifest),
+        steps_section(manifest, ratios[0]),
+        latency_section(manifest),
+        pareto_section(manifest),
+        serving_section(manifest),
+        parity_section(manifest),
+        surgery_section(manifest.surgery),
+        precision_section(manifest),
+        interface_section(manifest),
+        lineage_section(manifest, origin),
+        environment_section(manifest),
+        reproduce_section(manifest, origin),
+    )
+    return _page(
+        "report",
+        origin.title,
+        manifest=manifest,
+        decision=_render("decision", decision_context(manifest, decision, by_machine)),
+        sections=[
+            {"key": one.key, "title": one.title, "content": _render(one.key, one.context)}
+            for one in sections
+            if one is not None
+        ],
     )
 
 
 def surgery_html(report: SurgeryReport, *, title: str = "Surgery") -> str:
-    """What surgery did, as one page of the same kind: the graph before and after first of all.
+    """The effect of surgery as one page of the same kind.
 
     Args:
-        report: What the plan did.
-        title: What the page is headed with.
+        report: The plan's result.
+        title: The page's heading.
 
     Returns:
         The page's text, for a file in UTF-8.
     """
-    return _document(title, _header(title), element("main", surgery_part(report, heading="h2")))
+    context = surgery_section(report, heading="h2").context
+    return _page("page", title, content=_render("surgery", context))
 
 
 def precision_html(report: PrecisionReport, *, title: str = "Precision") -> str:
-    """What a conversion did, as one page of the same kind.
+    """The effect of a conversion as one page of the same kind.
 
     Args:
-        report: What became of the graph.
-        title: What the page is headed with.
+        report: The conversion's result.
+        title: The page's heading.
 
     Returns:
         The page's text, for a file in UTF-8.
     """
-    return _document(title, _header(title), element("main", precision_part(report)))
+    return _page("page", title, content=_render("conversion", conversion_context(report)))
 
 
-def _document(title: str, *content: Markup) -> str:
-    body = element("body", *content)
-    return f"<!DOCTYPE html>\n{element('html', _head(title), body, lang='en')}\n"
-
-
-def _sections(
-    manifest: Manifest, origin: Origin, ratios: Ratios, against: Sequence[Mapping[str, Ratio]]
-) -> list[Section]:
-    found = (
-        sections_decision.variants_section(manifest, against) if manifest.evidence else None,
-        doubts.findings_section(manifest),
-        steps.steps_section(manifest, ratios),
-        measurements.latency_section(manifest),
-        measurements.pareto_section(manifest),
-        serving.serving_section(manifest),
-        measurements.parity_section(manifest),
-        ("surgery", "Surgery", surgery_part(manifest.surgery)),
-        precision_section(manifest),
-        provenance.interface_section(manifest),
-        provenance.lineage_section(manifest, origin),
-        provenance.environment_section(manifest),
-        provenance.reproduce_section(manifest, origin),
-    )
-    return [section for section in found if section is not None]
-
-
-def _head(title: str) -> Markup:
+def _page(name: str, title: str, **context: object) -> str:
     style, script = _file("page.css"), _file("page.js")
-    policy = (
-        f"default-src 'none'; style-src {_digest(style)}; script-src {_digest(script)}; "
-        "base-uri 'none'; form-action 'none'"
-    )
-    return element(
-        "head",
-        element("meta", charset="utf-8"),
-        element("meta", http_equiv="Content-Security-Policy", content=policy),
-        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        element("meta", name="color-scheme", content="light dark"),
-        element("title", title),
-        element("style", style),
-    )
+    return str(_render(name, {"title": title, "style": style, "script": script, **context}))
 
 
+def _render(name: str, context: Mapping[str, object]) -> Markup:
+    from markupsafe import Markup
+
+    template = _environment().get_template(f"{name}.html.j2")
+    return Markup(template.render(**context))  # noqa: S704 - what a template escaped
+
+
+@functools.cache
+def _environment() -> Environment:
+    """The templates: all that enters one is escaped, and loses what cannot be shown."""
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
+
+    environment = Environment(
+        autoescape=True,
+        finalize=_finalize,
+        loader=FunctionLoader(lambda name: str(_file(f"templates/{name}"))),
+        lstrip_blocks=True,
+        trim_blocks=True,
+        undefined=StrictUndefined,
+    )
+    environment.filters |= {
+        "bounds": formats.bounds_text,
+        "data_uri": _data_uri,
+        "decibels": formats.decibels_text,
+        "digest": _digest,
+        "error": formats.error_text,
+        "factor": formats.factor_text,
+        "first_call": _first_call,
+        "gate": formats.gate_text,
+        "rate": formats.rate_text,
+        "sentence": formats.sentence,
+        "shape": formats.shape_text,
+        "share": formats.share_text,
+        "shortened": formats.shortened,
+        "size": formats.size_text,
+        "task": formats.task_text,
+        "time": formats.time_text,
+        "whole": formats.whole_text,
+    }
+    environment.globals |= {
+        "ICONS": _ICONS,
+        "MINUS": formats.MINUS,
+        "NONE": formats.NONE,
+        "OUTCOMES": OUTCOMES,
+        "REASONS": _REASONS,
+        "TIMES": formats.TIMES,
+    }
+    return environment
+
+
+def _finalize(value: object) -> object:
+    if hasattr(value, "__html__"):
+        return value
+    return "" if value is None else formats.printable(value)
+
+
+def _first_call(start: ColdStart) -> str | None:
+    """How many times as long the first call took as the second."""
+    if not drawable(start.first_call_ms) or not drawable(start.second_call_ms):
+        return None
+    return f"{time_text(start.first_call_ms / start.second_call_ms)} {TIMES} the second"
+
+
+def _data_uri(picture: canvas.Picture) -> str:
+    """A picture inside the page: an image cannot act, and needs no style of the page's."""
+    content = base64.b64encode(canvas.svg(picture).encode()).decode()
+    return f"data:image/svg+xml;base64,{content}"
+
+
+@functools.cache
 def _file(name: str) -> Markup:
     """A file of this package, which is trusted as it is."""
-    return Markup((files("mlflow_e2eai.report") / name).read_text(encoding="utf-8"))
+    from markupsafe import Markup
+
+    text = (files("mlflow_e2eai.report") / name).read_text(encoding="utf-8")
+    return Markup(text)  # noqa: S704 - not of the caller's
 
 
 def _digest(text: str) -> str:
-    """How a policy names one inline text."""
+    """The name of one inline text in a content security policy."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
-
-
-def _header(title: str, *content: Markup) -> Markup:
-    return element("header", element("h1", title), *content)
-
-
-def _navigation(parts: list[Section]) -> Markup:
-    links = (element("li", element("a", title, href=f"#{key}")) for key, title, _ in parts)
-    return element("nav", element("ul", *links), aria_label="On this page")
-
-
-def _section(key: str, title: str, content: Markup) -> Markup:
-    return element(
-        "section",
-        element("h2", title, id=f"{key}-heading"),
-        content,
-        id=key,
-        aria_labelledby=f"{key}-heading",
-    )
-
-
-def _footer(manifest: Manifest) -> Markup:
-    package, version = manifest.package_version, manifest.format_version
-    said = f"Written by mlflow_e2eai {package}, manifest format {version}."
-    return element("footer", element("p", said))

@@ -1,55 +1,69 @@
-"""Pictures as PNG files, for where a page cannot be shown."""
+"""The pictures, drawn by matplotlib: as SVG for the page, as PNG where no page can be shown."""
 
 from __future__ import annotations
 
-import io
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from mlflow_e2eai.bundle.manifest import Manifest
+from mlflow_e2eai.latency.report import LatencyReport
 from mlflow_e2eai.parity.report import ParityReport
-from mlflow_e2eai.report.charts import drawable, family, log_scale, number_text, shortened
+from mlflow_e2eai.report import canvas
+from mlflow_e2eai.report.canvas import (
+    FAILED,
+    LETTER,
+    QUIET,
+    SOFT,
+    STEP,
+    TEXT,
+    Picture,
+    draw_axes,
+    label_ends,
+    label_of,
+    label_spots,
+    set_vertical,
+    style_of,
+)
 from mlflow_e2eai.report.facts import (
     Row,
+    in_order,
     median_interval,
+    named_rows,
+    named_spots,
     on_machines,
+    pareto_rows,
+    places,
     reference_of,
     rows_of,
+    step_name,
     tuned,
 )
-from mlflow_e2eai.report.figures import named_rows, named_spots, pareto_rows
-from mlflow_e2eai.report.html import clean
-from mlflow_e2eai.report.sections.steps import in_order, step_name
+from mlflow_e2eai.report.formats import items_text, printable, shortened, tick_text
+from mlflow_e2eai.report.scale import LogScale, drawable, log_scale
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
-_COLOURS = {
-    "torch": "#4b5560",
-    "onnxruntime-cpu": "#0b63c4",
-    "onnxruntime-cuda": "#0a7c7c",
-    "tensorrt": "#4d7c0f",
-    "tensorrt_rtx": "#7c3aed",
-    "other": "#a84b00",
-}
-_MARKS = {
-    "torch": "s",
-    "onnxruntime-cpu": "o",
-    "onnxruntime-cuda": "D",
-    "tensorrt": "^",
-    "tensorrt_rtx": "v",
-    "other": "X",
-}
-_QUIET = "#b9bfc6"
-_STEP = "#0b63c4"
-_FAILED = "#b3261e"
-_DOT_AND_RING = ((6, _STEP), (11, "none"))
-_SIZE_INCHES = (8.6, 4.6)
-_DPI = 150
+_LANE = 0.09
+"""Part of the height that a lane takes, for errors that a logarithmic axis has no place for."""
+
+_LEGEND = 200
+"""Width of the legend of the steps in pixels."""
 
 _MOST_STEPS = 12
 """Steps that have room for their names."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Point:
+    """A variant's median at one place of the horizontal axis, with its 99 % interval, in ms."""
+
+    x: float
+    p50_ms: float
+    low_ms: float
+    high_ms: float
 
 
 def plots(manifest: Manifest) -> dict[str, bytes]:
@@ -58,185 +72,216 @@ def plots(manifest: Manifest) -> dict[str, bytes]:
     Returns:
         ``latency.png``, the median latency of each variant against the size of a call,
         ``pareto.png``, its largest error against its latency, and ``steps.png``, the largest error
-        of each step against the reference and against the step before. What the second machine
-        found is in ``latency-2.png`` and so on: no picture is of two.
+        of each step against the reference and against the step before. Those of a second machine
+        are ``latency-2.png`` and so on: no picture is of two.
     """
-    found: dict[str, bytes | None] = {}
+    drawn: dict[str, Picture | None] = {}
     for at, (there, where) in enumerate(on_machines(manifest), 1):
         suffix = "" if at == 1 else f"-{at}"
-        found |= {
-            f"latency{suffix}.png": _latency(there, where),
-            f"pareto{suffix}.png": _pareto(there, where),
-            f"steps{suffix}.png": _steps(there, where),
-        }
-    return {name: content for name, content in found.items() if content is not None}
+        drawn[f"latency{suffix}.png"] = latency_picture(there, where)
+        drawn[f"pareto{suffix}.png"] = pareto_picture(there, where)
+        drawn[f"steps{suffix}.png"] = steps_picture(there, where)
+    return {name: canvas.png(one) for name, one in drawn.items() if one is not None}
 
 
-def _latency(manifest: Manifest, where: str) -> bytes | None:
-    series: dict[str, list[tuple[int, float, float, float]]] = {}
-    for report in sorted(manifest.latency.values(), key=lambda report: report.items):
-        for entry in report.variants:
-            if drawable(entry.p50_ms) and entry.rounds_ms:
-                bounds = median_interval(entry.rounds_ms)
-                series.setdefault(entry.name, []).append((report.items, entry.p50_ms, *bounds))
-    if not series:
+def latency_picture(manifest: Manifest, where: str = "") -> Picture | None:
+    """Median latency against the size of a call, both logarithmic; None without measurements."""
+    xs, ticks, name = _sizes(manifest.latency)
+    series = _series(manifest, xs)
+    scale = log_scale(
+        v for points in series.values() for p in points for v in (p.low_ms, p.high_ms)
+    )
+    if scale is None:
         return None
     rows = rows_of(manifest)
     named = named_rows(rows)
-    figure, axes = _canvas("items in one call", "median latency, ms")
-    for variant in sorted(series, key=lambda name: name in named):
-        _line(axes, variant, series[variant], quiet=variant not in named)
-    sizes = sorted({report.items for report in manifest.latency.values() if report.items > 0})
-    axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
-    _upward(axes, [bound for points in series.values() for point in points for bound in point[1:]])
-    _title(axes, f"Latency against the size of a call{where}")
-    return _png(figure, axes)
+    failed = {row.variant for row in rows if row.outcome == "failed"}
+    ends = {v: (points[-1].x, points[-1].p50_ms) for v, points in series.items() if v in named}
+    room = 40 + LETTER * max((len(label_of(variant)) for variant in ends), default=0)
+    title = f"Latency against the size of a call{where}"
+    figure, axes = draw_axes(title, (name, "median latency, ms"), right=room)
+    across = log_scale(xs)
+    if across is not None:
+        axes.set_xlim(across.low, across.high)
+    axes.set_xticks(xs, ticks, parse_math=False)
+    set_vertical(axes, scale)
+    _quiet_lines(axes, [points for variant, points in series.items() if variant not in named])
+    for variant in ends:
+        _line(axes, variant, series[variant], failed=variant in failed)
+    label_ends(axes, ends, scale)
+    description = (
+        f"Median latency in milliseconds of {len(series)} variants at {len(xs)} sizes, both axes "
+        "logarithmic. The numbers are in the table below."
+    )
+    return Picture(title, description, figure)
 
 
-def _line(
-    axes: Axes, variant: str, points: Sequence[tuple[int, float, float, float]], *, quiet: bool
-) -> None:
-    items, p50, low, high = zip(*points, strict=True)
-    if quiet:
-        axes.plot(items, p50, color=_QUIET, linewidth=0.6)
-        return
-    below = [max(middle - bound, 0.0) for middle, bound in zip(p50, low, strict=True)]
-    above = [max(bound - middle, 0.0) for middle, bound in zip(p50, high, strict=True)]
-    axes.errorbar(items, p50, yerr=(below, above), capsize=3, **_style(variant))
+def _sizes(latency: Mapping[str, LatencyReport]) -> tuple[list[float], list[str], str]:
+    """Places of the benchmarks along the horizontal axis, their names, and the axis's name.
+
+    By size where sizes tell the benchmarks apart; else (another axis varies) side by side.
+    """
+    order = sorted(latency.items(), key=lambda entry: entry[1].items)
+    sizes = [report.items for _, report in order]
+    if all(size > 0 for size in sizes) and len(set(sizes)) == len(sizes):
+        return list(map(float, sizes)), [f"{size:,}" for size in sizes], "items in one call"
+    names = [shortened(printable(f"{label} ({report.items})"), 24) for label, report in order]
+    apart = [2.0**at for at in range(len(order))]  # equal steps on a logarithmic axis
+    return apart, names, "corner of the profile (items in one call)"
 
 
-def _style(variant: str) -> dict[str, Any]:
-    name = family(variant)
-    full = variant.rpartition("/")[2] == "fp32"
-    return {
-        "color": _COLOURS[name],
-        "marker": _MARKS[name],
-        "linestyle": "-" if full else "--",
-        "markerfacecolor": _COLOURS[name] if full else "white",
-        "markersize": 6,
-        "linewidth": 1.6,
-        "label": _name(variant),
-    }
+def _series(manifest: Manifest, xs: Sequence[float]) -> dict[str, list[_Point]]:
+    series: dict[str, list[_Point]] = {}
+    for x, (_, report) in zip(xs, places(manifest.latency), strict=True):
+        for entry in report.variants:
+            if drawable(entry.p50_ms) and entry.rounds_ms:
+                low, high = median_interval(entry.rounds_ms)
+                bounds = (low, high) if drawable(low) and drawable(high) else 2 * (entry.p50_ms,)
+                series.setdefault(entry.name, []).append(_Point(x, entry.p50_ms, *bounds))
+    return series
 
 
-def _name(variant: str) -> str:
-    """A variant's name; a dollar would start a formula, and an underscore hide it."""
-    return " " * variant.startswith("_") + shortened(clean(variant)).replace("$", r"\$")
+def _line(axes: Axes, variant: str, points: Sequence[_Point], *, failed: bool) -> None:
+    xs, p50 = [point.x for point in points], [point.p50_ms for point in points]
+    below = [max(point.p50_ms - point.low_ms, 0.0) for point in points]
+    above = [max(point.high_ms - point.p50_ms, 0.0) for point in points]
+    axes.errorbar(xs, p50, yerr=(below, above), capsize=3, **style_of(variant))
+    if failed:
+        axes.plot(xs, p50, "x", color=FAILED, markersize=10, zorder=4)
 
 
-def _pareto(manifest: Manifest, where: str) -> bytes | None:
+def _quiet_lines(axes: Axes, lines: Sequence[Sequence[_Point]]) -> None:
+    """Lines without a name, as one path that is broken between them: there may be hundreds."""
+    gap = [_Point(math.nan, math.nan, math.nan, math.nan)]
+    points = [point for line in lines for point in [*line, *gap]]
+    xs, p50 = [point.x for point in points], [point.p50_ms for point in points]
+    axes.plot(xs, p50, color=QUIET, linewidth=0.6, alpha=0.35, zorder=1)
+
+
+def pareto_picture(manifest: Manifest, where: str = "") -> Picture | None:
+    """Largest error against latency, both logarithmic; None when nothing has both."""
     report, reference = tuned(manifest), reference_of(manifest)
     rows = [
         row
         for row in rows_of(manifest)
-        if drawable(row.p50_ms) and drawable(row.max_abs_error) and row.variant != reference
+        if row.max_abs_error is not None and drawable(row.p50_ms) and row.variant != reference
     ]
-    if report is None or not rows:
+    across = log_scale(row.p50_ms or 0.0 for row in rows)
+    if report is None or across is None:
         return None
-    unit = "item" if report.items == 1 else "items"
-    figure, axes = _canvas(f"median latency at {report.items} {unit}, ms", "largest absolute error")
-    named = named_spots(rows)
-    for row in sorted(rows, key=lambda row: row.variant in named):
-        _spot(axes, row, quiet=row.variant not in named)
-    front = [row for row in pareto_rows(rows) if row in rows]
-    axes.step(
-        [row.p50_ms or 0.0 for row in front],
-        [row.max_abs_error or 0.0 for row in front],
-        where="post",
-        linestyle=":",
-        color="#59626b",
-        linewidth=1,
-        zorder=0,
+    size = items_text(report.items)
+    title = f"Error against latency{where}; lower left is better"
+    names = (f"median latency at {size}, ms", "largest absolute error")
+    figure, axes = draw_axes(title, names)
+    axes.set_xlim(across.low, across.high)
+    axes.set_xticks(across.ticks(), list(map(tick_text, across.ticks())))
+    heights = _error_heights(axes, rows)
+    spots = {row.variant: (row.p50_ms or 0.0, y) for row, y in zip(rows, heights, strict=True)}
+    front, named = pareto_rows(rows), named_spots(rows)
+    _front(axes, [spots[row.variant] for row in front])
+    _marks(axes, rows, spots, named)
+    label_spots(axes, spots, named)
+    description = (
+        f"Largest absolute error against median latency of {len(rows)} variants at {size}, both "
+        f"axes logarithmic; less is better on both. The line joins the {len(front)} that no other "
+        "beats in both."
     )
-    _upward(axes, [row.max_abs_error or 0.0 for row in rows])
-    across = log_scale([row.p50_ms or 0.0 for row in rows], 0, 1)
-    if across is not None:
-        axes.set_xlim(across.low, across.high)
-        axes.set_xticks(across.numbers(), list(map(number_text, across.numbers())))
-    _title(axes, f"Error against latency{where}; lower left is better")
-    return _png(figure, axes)
+    return Picture(title, description, figure)
 
 
-def _spot(axes: Axes, row: Row, *, quiet: bool) -> None:
-    style = {**_style(row.variant), "linestyle": "none"}
-    if quiet:
-        style |= {"label": None, "color": _QUIET, "markerfacecolor": _QUIET, "markersize": 3}
-    place = (row.p50_ms or 0.0, row.max_abs_error or 0.0)
-    axes.plot(*place, **style)
-    if row.outcome == "failed":
-        axes.plot(*place, "x", color=_FAILED, markersize=5 if quiet else 11)
+def _error_heights(axes: Axes, rows: Sequence[Row]) -> list[float]:
+    """The height of each error: a lane for what is not finite, a scale, a lane for zero."""
+    errors = [row.max_abs_error or 0.0 for row in rows]
+    finite = log_scale(errors)
+    scale = finite or LogScale(0.1, 10.0)
+    ticks = [] if finite is None else [(number, tick_text(number)) for number in scale.ticks()]
+    zero, broken = scale.number(-_LANE / 2), scale.number(1 + _LANE / 2)
+    low, high = scale.low, scale.high
+    if 0.0 in errors:
+        low = scale.number(-_LANE)
+        ticks.append((zero, "0"))
+    if not all(map(math.isfinite, errors)):
+        high = scale.number(1 + _LANE)
+        ticks.append((broken, "not finite"))
+    axes.set_ylim(low, high)
+    axes.set_yticks([number for number, _ in ticks], [text for _, text in ticks])
+
+    def height(error: float) -> float:
+        if not math.isfinite(error):
+            return broken
+        return zero if error <= 0 else min(max(error, scale.low), scale.high)
+
+    return list(map(height, errors))
 
 
-def _steps(manifest: Manifest, where: str) -> bytes | None:
+def _front(axes: Axes, corners: Sequence[tuple[float, float]]) -> None:
+    """The border of what can be had: further right, no more error is needed."""
+    if not corners:
+        return
+    first, last = corners[0], corners[-1]
+    ends = [(first[0], axes.get_ylim()[1]), *corners, (axes.get_xlim()[1], last[1])]
+    xs, ys = zip(*ends, strict=True)
+    axes.step(xs, ys, where="post", linestyle=":", color=SOFT, linewidth=1, zorder=0)
+
+
+def _marks(
+    axes: Axes, rows: Sequence[Row], spots: Mapping[str, tuple[float, float]], named: set[str]
+) -> None:
+    """A mark for each variant, a point for one without a name, and a cross over what failed."""
+    quiet = [spots[row.variant] for row in rows if row.variant not in named]
+    axes.plot([x for x, _ in quiet], [y for _, y in quiet], "o", color=QUIET, markersize=3)
+    for row in rows:
+        if row.variant in named:
+            axes.plot(*spots[row.variant], **{**style_of(row.variant), "linestyle": "none"})
+    for size, among in ((5, False), (11, True)):
+        crosses = [
+            spots[row.variant]
+            for row in rows
+            if row.outcome == "failed" and (row.variant in named) == among
+        ]
+        xs, ys = [x for x, _ in crosses], [y for _, y in crosses]
+        axes.plot(xs, ys, "x", color=FAILED, markersize=size, zorder=4)
+
+
+def steps_picture(manifest: Manifest, where: str = "") -> Picture | None:
+    """The largest error of each step, against the reference and against the step before."""
     files = {file.sha256: file for file in manifest.files}
     entries = [e for e in in_order(manifest.evidence) if e.against_before][:_MOST_STEPS]
     series = {
         "against the reference": _errors([entry.parity.get("profile") for entry in entries]),
         "against the step before": _errors([entry.against_before for entry in entries]),
     }
-    scale = log_scale([error for points in series.values() for _, error, _ in points], 0, 1)
+    scale = log_scale(error for points in series.values() for _, error, _ in points)
     if scale is None:
         return None
-    figure, axes = _canvas("largest absolute error, on the corners of the profile", "")
+    names = [f"{step_name(entry, files)}\n{label_of(entry.variant)}" for entry in entries]
+    room = LETTER * max(len(line) for name in names for line in name.splitlines())
+    title = f"Error step by step{where}; a cross marks what failed"
+    caption = ("largest absolute error, on the corners of the profile", "")
+    figure, axes = draw_axes(title, caption, left=room + 24, right=_LEGEND)
     axes.set_yscale("linear")
-    names = [f"{step_name(entry, files)}\n{_name(entry.variant).strip()}" for entry in entries]
-    axes.set_yticks(range(len(entries)), names, fontsize="small")
+    axes.set_yticks(range(len(entries)), names, **TEXT)
     axes.set_ylim(len(entries) - 0.5, -0.5)
     # The one is a dot and the other a ring, so that both are seen where they meet.
-    for (label, points), (size, face) in zip(series.items(), _DOT_AND_RING, strict=True):
-        places = [error for _, error, _ in points], [row for row, _, _ in points]
-        axes.plot(*places, "o", label=label, markersize=size, color=_STEP, markerfacecolor=face)
-        for row, error, passed in points:
-            if not passed:
-                axes.plot(error, row, "x", color=_FAILED, markersize=12)
+    for (label, points), (size, face) in zip(
+        series.items(), ((6, STEP), (11, "none")), strict=True
+    ):
+        spots = [error for _, error, _ in points], [row for row, _, _ in points]
+        axes.plot(*spots, "o", label=label, markersize=size, color=STEP, markerfacecolor=face)
+        wrong = [(error, row) for row, error, passed in points if not passed]
+        xs, ys = [x for x, _ in wrong], [y for _, y in wrong]
+        axes.plot(xs, ys, "x", color=FAILED, markersize=12)
     axes.set_xlim(scale.low, scale.high)
-    axes.set_xticks(scale.numbers(), list(map(number_text, scale.numbers())))
-    _title(axes, f"Error step by step{where}; a cross marks what failed")
-    return _png(figure, axes)
+    axes.set_xticks(scale.ticks(), list(map(tick_text, scale.ticks())))
+    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1), fontsize=9)
+    description = f"The largest absolute error of {len(entries)} steps, on a logarithmic axis."
+    return Picture(title, description, figure)
 
 
 def _errors(reports: Sequence[ParityReport | None]) -> list[tuple[int, float, bool]]:
-    """Row, error and verdict; no difference, and no number, have no place on a logarithmic axis."""
+    """Row, error and outcome; no difference, and no number, have no place on a logarithmic axis."""
     return [
         (row, report.max_abs_error, report.passed)
         for row, report in enumerate(reports)
         if report is not None and drawable(report.max_abs_error)
     ]
-
-
-def _canvas(across: str, up: str) -> tuple[Figure, Axes]:
-    """Axes on a figure of its own: pyplot would keep every figure, and take the caller's window."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=_SIZE_INCHES, dpi=_DPI, layout="constrained")
-    axes = figure.subplots()
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    axes.set_xlabel(across)
-    axes.set_ylabel(up)
-    axes.grid(visible=True, which="major", color="#e3e6e9", linewidth=0.8)
-    axes.minorticks_off()
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
-
-
-def _title(axes: Axes, text: str) -> None:
-    axes.set_title(clean(text).replace("$", r"\$"), loc="left")
-
-
-def _upward(axes: Axes, values: Sequence[float]) -> None:
-    """The page's vertical scale: matplotlib's own may have one tick or none."""
-    scale = log_scale(values, 0, 1)
-    if scale is not None:
-        axes.set_ylim(scale.low, scale.high)
-        axes.set_yticks(scale.numbers(), list(map(number_text, scale.numbers())))
-
-
-def _png(figure: Figure, axes: Axes) -> bytes:
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize="small")
-    file = io.BytesIO()
-    # Without the version of matplotlib the same evidence gives the same bytes for longer.
-    figure.savefig(file, format="png", metadata={"Software": None})
-    return file.getvalue()

@@ -204,7 +204,7 @@ def test_no_table_is_cut_off_in_print(name, page, files):
     page.emulate_media(media="print", color_scheme="dark")
     page.goto(files[name])
     cut = page.evaluate(
-        """width => [...document.querySelectorAll('table, pre, svg.chart, .graph, .findings')]
+        """width => [...document.querySelectorAll('table, pre, .chart, .graph, .findings')]
              .filter((one) => one.getBoundingClientRect().right > width + 1)
              .map((one) => [one.className, one.getBoundingClientRect().right])""",
         PRINTED_PX,

@@ -1,4 +1,4 @@
-"""What a reader looks for first: the decision, what it rests on, and every variant in one line."""
+"""The decision, what it rests on, and every variant in one line."""
 
 from __future__ import annotations
 
@@ -6,13 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 
 from mlflow_e2eai.bundle.manifest import Manifest
-from mlflow_e2eai.evaluation.gates import Decision, Verdict
+from mlflow_e2eai.evaluation.gates import Decision
 from mlflow_e2eai.latency.ratios import Ratio
-from mlflow_e2eai.precision.stage import PrecisionReport
-from mlflow_e2eai.report import html
 from mlflow_e2eai.report.facts import (
     Row,
-    came_to,
+    Section,
     is_raw,
     on_machines,
     reference_of,
@@ -20,48 +18,34 @@ from mlflow_e2eai.report.facts import (
     rows_of,
     task_names,
     tuned,
+    worst_outcomes,
 )
-from mlflow_e2eai.report.figures import interval_glyphs
-from mlflow_e2eai.report.html import (
-    NONE,
-    Column,
-    Markup,
-    Section,
-    cell,
-    element,
-    error_text,
-    group,
-    head,
-    number,
-    sentence,
-    stack,
-    time_text,
-)
-from mlflow_e2eai.report.sections.doubts import doubts_part, tag
-
-# Decision
+from mlflow_e2eai.report.formats import bounds_text, error_text, factor_text, time_text
+from mlflow_e2eai.report.sections.doubts import doubts, tag
+from mlflow_e2eai.report.sections.intervals import interval_signs
 
 
-def decision_part(
-    manifest: Manifest, decision: Decision | None, against: Sequence[Mapping[str, Ratio]]
-) -> Markup:
+def decision_context(
+    manifest: Manifest, decision: Decision | None, ratios: Sequence[Mapping[str, Ratio]]
+) -> dict[str, object]:
     """The answer in a word and a sentence, what it rests on, and each gate.
 
     Args:
         manifest: The bundle's manifest.
-        decision: What its gates said, if they were asked.
-        against: For each machine, how many times as long as its reference each variant takes.
+        decision: The outcome of its gates; None before they were asked.
+        ratios: For each machine, how many times as long as its reference each variant takes.
     """
-    word, kind, why = _answer(manifest, decision)
-    parts = [
-        element("p", html.icon(kind), element("strong", word), class_=f"answer {kind}"),
-        element("p", why, class_="lead"),
-        doubts_part(manifest),
-        _key_facts(manifest, against),
-    ]
-    if decision is not None and decision.verdicts:
-        parts.append(_gates(decision))
-    return element("div", *parts)
+    word, kind, reason = _answer(manifest, decision)
+    verdicts = () if decision is None else decision.verdicts
+    return {
+        "word": word,
+        "kind": kind,
+        "reason": reason,
+        "doubts": list(doubts(manifest)),
+        "key_facts": _key_facts(manifest, ratios),
+        # What did not pass is what the reader looks for.
+        "verdicts": sorted(verdicts, key=lambda verdict: verdict.passed),
+    }
 
 
 def _answer(manifest: Manifest, decision: Decision | None) -> tuple[str, str, str]:
@@ -70,80 +54,54 @@ def _answer(manifest: Manifest, decision: Decision | None) -> tuple[str, str, st
         return "Not decided yet", "open", f"No gates were held against this. {_summary(manifest)}"
     count = len(decision.verdicts)
     if decision.promoted:
-        return "Promoted", "passed", f"{_all(count)} passed. {_summary(manifest)}"
+        gates = "The only gate" if count == 1 else f"All {count} gates"
+        return "Promoted", "passed", f"{gates} passed. {_summary(manifest)}"
     if not decision.verdicts:
         return "Rejected", "failed", decision.reasons[0]
     failed = sum(not verdict.passed for verdict in decision.verdicts)
     return "Rejected", "failed", f"{failed} of {count} gates did not pass. {_summary(manifest)}"
 
 
-def _all(count: int) -> str:
-    return "The only gate" if count == 1 else f"All {count} gates"
-
-
 def _summary(manifest: Manifest) -> str:
-    judged = (e for e in manifest.all_evidence if e.sha256 is not None and not is_raw(e))
-    outcomes = [*came_to(judged).values()]
+    variants = (e for e in manifest.all_evidence if e.sha256 is not None and not is_raw(e))
+    outcomes = [*worst_outcomes(variants).values()]
     passed, failed = outcomes.count("passed"), outcomes.count("failed")
-    open_ = outcomes.count("unmeasured")
+    unmeasured = outcomes.count("unmeasured")
     if not outcomes:
         return "There is no evidence of any variant."
     text = f"Of {len(outcomes)} variants, {passed} passed and {failed} failed"
-    return f"{text}; {open_} built and not measured here." if open_ else f"{text}."
+    return f"{text}; {unmeasured} built and not measured here." if unmeasured else f"{text}."
 
 
-def _gates(decision: Decision) -> Markup:
-    # What did not pass is what the reader looks for.
-    order = sorted(decision.verdicts, key=lambda verdict: verdict.passed)
-    columns = [
-        Column("Gate"),
-        Column("Result"),
-        Column("Found", number=True),
-        Column("Wanted"),
-    ]
-    return html.table("gates", "The gates", columns, [html.body(map(_gate, order))])
-
-
-def _gate(verdict: Verdict) -> tuple[Markup, ...]:
-    found = "not measured" if verdict.found is None else _found(verdict.found)
-    return (
-        head(element("code", verdict.metric)),
-        cell(html.verdict(passed=verdict.passed)),
-        number(found),
-        cell(verdict.wanted),
-    )
-
-
-def _found(value: float) -> str:
-    if math.isnan(value):
-        return "NaN (could not be told)"
-    return f"{value:.4g}" if math.isfinite(value) else "infinite"
-
-
-def _key_facts(manifest: Manifest, against: Sequence[Mapping[str, Ratio]]) -> Markup | None:
-    """Three numbers that say how it stands."""
-    wrong = [
+def _key_facts(
+    manifest: Manifest, ratios: Sequence[Mapping[str, Ratio]]
+) -> list[dict[str, str | None]]:
+    """A few numbers that say how it stands: the largest error, and the fastest of each machine."""
+    errors = [
         (row, where)
         for there, where in on_machines(manifest)
         for row in rows_of(there)
         if row.outcome in ("passed", "failed") and row.max_abs_error is not None
     ]
-    facts: list[tuple[str, object, object]] = []
-    if wrong:
-        worst, where = max(wrong, key=lambda found: _badness(found[0].max_abs_error))
-        said = error_text(worst.max_abs_error)
-        facts.append(("Largest error", said, f"{worst.variant}{where}"))
-    for (there, where), ratios in zip(on_machines(manifest), against, strict=True):
-        facts += _fastest(there, ratios, where)
-    if not facts:
-        return None
-    return html.facts(facts)
+    facts = []
+    if errors:
+        worst, where = max(errors, key=lambda error: _badness(error[0]))
+        note = f"{worst.variant}{where}"
+        facts.append(_fact("Largest error", error_text(worst.max_abs_error), note))
+    for (there, where), own in zip(on_machines(manifest), ratios, strict=True):
+        facts += _fastest(there, own, where)
+    return facts
+
+
+def _badness(row: Row) -> float:
+    error = row.max_abs_error
+    return -1.0 if error is None else (math.inf if math.isnan(error) else error)
 
 
 def _fastest(
     manifest: Manifest, ratios: Mapping[str, Ratio], where: str
-) -> list[tuple[str, object, object]]:
-    """The shortest time of a machine, and what it is of the reference's there."""
+) -> list[dict[str, str | None]]:
+    """The shortest time of a machine, and its ratio to the reference's there."""
     timed = [
         row
         for row in rows_of(manifest)
@@ -152,122 +110,53 @@ def _fastest(
     if not timed:
         return []
     best = min(timed, key=lambda row: row.p50_ms or 0.0)
-    note = stack(best.variant, tag(tuned(manifest), best.variant))
-    found: list[tuple[str, object, object]] = [
-        (f"Fastest that passed{where}", f"{time_text(best.p50_ms)} ms", note)
-    ]
+    doubt = tag(tuned(manifest), best.variant)
+    time = f"{time_text(best.p50_ms)} ms"
+    facts = [_fact(f"Fastest that passed{where}", time, best.variant, doubt)]
     if (ratio := ratios.get(best.variant)) is not None:
-        said = html.factor_text(ratio.value), html.bounds_text(ratio)
-        found.append(("Its time against the reference's", *said))
-    return found
+        name = "Its time against the reference's"
+        facts.append(_fact(name, factor_text(ratio.value), bounds_text(ratio)))
+    return facts
 
 
-def _badness(error: float | None) -> float:
-    return -1.0 if error is None else (math.inf if math.isnan(error) else error)
+def _fact(name: str, value: str, note: str, doubt: str | None = None) -> dict[str, str | None]:
+    return {"name": name, "value": value, "note": note, "doubt": doubt}
 
 
-# Variants
-
-
-def variants_section(manifest: Manifest, against: Sequence[Mapping[str, Ratio]]) -> Section:
-    """Every variant in one line, with a table for each machine that it was asked on.
+def variants_section(manifest: Manifest, ratios: Sequence[Mapping[str, Ratio]]) -> Section | None:
+    """Every variant in one line, with a table for each machine that measured any.
 
     Args:
         manifest: The bundle's manifest.
-        against: See `decision_part`.
+        ratios: See `decision_context`.
     """
-    found = []
-    for at, (there, where) in enumerate(on_machines(manifest)):
-        tasks = len(task_names(there))
-        missing = [] if at else [_no_graph(report, tasks) for report in refused(manifest)]
-        key = f"variants-table-{at + 1}" if at else "variants-table"
-        found.append(_variants(there, where, against[at], key, missing))
-    names = {entry.variant for entry in manifest.all_evidence}
-    return "variants", "Variants", element("div", _filter(len(names)), *found)
-
-
-def _variants(
-    manifest: Manifest,
-    where: str,
-    ratios: Mapping[str, Ratio],
-    key: str,
-    more: Sequence[Markup],
-) -> Markup:
-    """The variants of a machine; no time of another's is held against one of them."""
-    tasks, report = task_names(manifest), tuned(manifest)
-    glyphs = interval_glyphs(ratios)
-    size = "" if report is None else f" at {report.items}"
-    reference = reference_of(manifest)
-    against = "the reference" if reference is None else reference
-    columns = [
-        Column("Variant"),
-        Column("Outcome"),
-        Column("Largest error", number=True),
-        *(Column(name, number=True) for name in tasks),
-        Column(f"Median{size}, ms", number=True),
-        Column("Ratio to reference", number=True),
-        Column(element("span", "Interval", class_="unseen")),
+    if not manifest.evidence:
+        return None
+    machines = [
+        _machine(there, where, own)
+        for (there, where), own in zip(on_machines(manifest), ratios, strict=True)
     ]
+    count = len({entry.variant for entry in manifest.all_evidence})
+    context = {"count": count, "machines": machines, "refused": refused(manifest)}
+    return Section("variants", "Variants", context)
+
+
+def _machine(manifest: Manifest, where: str, ratios: Mapping[str, Ratio]) -> dict[str, object]:
+    """The variants of a machine; no time of another's is compared with one of them."""
+    report = tuned(manifest)
+    size = "" if report is None else f" at {report.items}"
     caption = (
-        f"Largest absolute error over all comparisons, and latency{size} against {against}, with "
-        "the 99 % interval of the ratio; “equal” where it holds 1."
-        f"{f' Measured{where}.' if where else ''}"
+        f"Largest absolute error over all comparisons, and latency{size} against "
+        f"{reference_of(manifest) or 'the reference'}, with the 99 % interval of the ratio; "
+        f"“equal” where it holds 1.{f' Measured{where}.' if where else ''}"
     )
-    lost = {entry.variant: entry.lost_at for entry in manifest.evidence}
-    rows = (
-        group(
-            row.variant,
-            [
-                (
-                    *_named(row, lost.get(row.variant)),
-                    *(_task(row.task.get(name)) for name in tasks),
-                    number(
-                        stack(time_text(row.p50_ms), tag(report, row.variant)), value=row.p50_ms
-                    ),
-                    _ratio(ratios.get(row.variant)),
-                    cell(glyphs.get(row.variant, ""), kind="glyphs"),
-                )
-            ],
-        )
-        for row in rows_of(manifest)
-    )
-    return html.table(key, caption, columns, (*rows, *more), kind="variants sortable")
-
-
-def _no_graph(report: PrecisionReport, tasks: int) -> Markup:
-    """The line of a precision in which there is no graph, and why."""
-    refusal = stack(html.verdict(passed=False), sentence(f"refused: {report.refused}"))
-    named = (head(element("code", report.precision)), cell(refusal))
-    return group(report.precision, [(*named, *[number(NONE)] * (tasks + 3), cell(""))])
-
-
-def _named(row: Row, lost_at: str | None) -> tuple[Markup, ...]:
-    """Name, outcome and error of a variant."""
-    apart = None if row.in_bundle else "as exported, not in the bundle"
-    lost = None if lost_at is None else f"lost at {lost_at}"
-    return (
-        head(stack(element("code", row.variant), apart)),
-        cell(stack(html.outcome(row.outcome), lost)),
-        number(error_text(row.max_abs_error), value=row.max_abs_error),
-    )
-
-
-def _ratio(ratio: Ratio | None) -> Markup:
-    return number(html.ratio(ratio), value=None if ratio is None else ratio.value)
-
-
-def _task(value: float | None) -> Markup:
-    return number(NONE if value is None else f"{value:.4f}", value=value)
-
-
-def _filter(count: int) -> Markup:
-    """A field that narrows every table to some variants; shown by the script that serves it."""
-    return element(
-        "p",
-        element("label", "Show variants with", for_="filter"),
-        element("input", type="search", id="filter", autocomplete="off", spellcheck="false"),
-        element("output", f"{count} shown", for_="filter", id="filter-count"),
-        class_="filter",
-        id="filter-line",
-        hidden=True,
-    )
+    return {
+        "caption": caption,
+        "tasks": task_names(manifest),
+        "median": f"Median{size}, ms",
+        "rows": rows_of(manifest),
+        "lost": {entry.variant: entry.lost_at for entry in manifest.evidence},
+        "tags": {entry.variant: tag(report, entry.variant) for entry in manifest.evidence},
+        "ratios": ratios,
+        "signs": interval_signs(ratios),
+    }

@@ -1,128 +1,112 @@
-"""What surgery did: how much, by which rules, and the graph before and after."""
+"""Surgery: its size, its rules, and the graph before and after as one list."""
 
 from __future__ import annotations
 
-from typing import Literal
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 
-from mlflow_e2eai.report import html
-from mlflow_e2eai.report.figures import bars
-from mlflow_e2eai.report.graph import graph
-from mlflow_e2eai.report.html import (
-    MINUS,
-    Column,
-    Markup,
-    cell,
-    element,
-    error_text,
-    head,
-    number,
-    size_text,
-    time_text,
-)
+from mlflow_e2eai.report.facts import Section
+from mlflow_e2eai.report.formats import change_text, error_text, shortened, size_text
+from mlflow_e2eai.surgery.outline import Outline, OutlineNode, State
 from mlflow_e2eai.surgery.stage import SurgeryReport
 
+_MOST_OPERATORS = 4
 
-def surgery_part(report: SurgeryReport, *, heading: Literal["h2", "h3"] = "h3") -> Markup:
-    """All that is known of a surgery.
+_CONTEXT, _LONG = 3, 12
+"""Unchanged rows in sight next to a change, and the longest stretch that is not folded."""
+
+_BAR = 150
+"""Length of the longest bar in pixels."""
+
+
+def surgery_section(report: SurgeryReport, *, heading: str = "h3") -> Section:
+    """Everything that is known of a surgery.
 
     Args:
-        report: What the plan did.
+        report: The plan's result.
         heading: Level of the headings inside.
     """
     outline = report.outline
-    drawn = (
-        ()
-        if outline is None or not outline.nodes
-        else (
-            element(heading, "The graph before and after", id="graph-heading"),
-            _legend(),
-            graph(outline, named_by="graph-heading"),
-        )
-    )
-    return element("div", _facts(report), _edits(report), *drawn, _operators(report))
+    context = {
+        "report": report,
+        "heading": heading,
+        "summary": _summary(report),
+        "operators": list(_operators(report)),
+        "rows": [] if outline is None else _rows(outline),
+        "stretches": [] if outline is None else list(_stretches(outline.nodes)),
+        "beyond": "" if outline is None or not outline.beyond else _beyond(outline.beyond),
+    }
+    return Section("surgery", "Surgery", context)
 
 
-def _facts(report: SurgeryReport) -> Markup:
-    error = report.max_abs_error
+def _summary(report: SurgeryReport) -> list[tuple[str, str, str]]:
+    nodes = report.nodes_before, report.nodes_after
     sizes = report.size_before_bytes, report.size_after_bytes
-    facts = (
-        (
-            "Nodes",
-            f"{report.nodes_before:,} → {report.nodes_after:,}",
-            _change(report.nodes_before, report.nodes_after),
-        ),
-        ("File", f"{size_text(sizes[0])} → {size_text(sizes[1])}", _change(*sizes)),
+    error = report.max_abs_error
+    return [
+        ("Nodes", f"{nodes[0]:,} → {nodes[1]:,}", change_text(*nodes)),
+        ("File", f"{size_text(sizes[0])} → {size_text(sizes[1])}", change_text(*sizes)),
         (
             "Largest difference",
             "not checked" if error is None else error_text(error),
             "between the answers before and after",
         ),
-    )
-    return html.facts(facts)
-
-
-def _change(before: int, after: int) -> str:
-    if not before or before == after:
-        return "unchanged" if before == after else ""
-    percent = 100 * (after - before) / before
-    form = "+.0f" if abs(percent) >= 1 else "+.1g"
-    return f"{percent:{form}} %".replace("-", MINUS)
-
-
-def _legend() -> Markup:
-    return element(
-        "p",
-        "Each row is a node, and each line a tensor on its way to those that read it. What was ",
-        element("strong", "removed", class_="removed"),
-        " is struck through, and its lines are dashed; what was ",
-        element("strong", "added", class_="added"),
-        " or ",
-        element("strong", "changed", class_="changed"),
-        " says so.",
-        class_="legend",
-    )
-
-
-def _edits(report: SurgeryReport) -> Markup | None:
-    if not report.edits:
-        return None
-    rows = [
-        [head(element("code", rule)), number(f"{count:,}")] for rule, count in report.edits.items()
     ]
-    columns = [Column("Rule"), Column("Edits", number=True)]
-    if report.seconds:
-        columns.append(Column("Time, ms", number=True))
-        for row, rule in zip(rows, report.edits, strict=True):
-            row.append(number(time_text(1000 * report.seconds[rule])))
-    return html.table(
-        "edits",
-        "Edits by each rule, in the plan's order",
-        columns,
-        [html.body(rows)],
-        kind="narrow",
-    )
 
 
-def _operators(report: SurgeryReport) -> Markup | None:
+def _operators(report: SurgeryReport) -> Iterator[dict[str, object]]:
+    """Counts of each operator, the most frequent first, and its bars' lengths."""
     before, after = report.operators_before, report.operators_after
-    names = sorted(before.keys() | after.keys(), key=lambda name: (-before.get(name, 0), name))
-    if not names:
-        return None
-    most = max([*before.values(), *after.values()])
-    rows = (
-        (
-            head(element("code", name)),
-            number(f"{before.get(name, 0):,}"),
-            number(f"{after.get(name, 0):,}"),
-            cell(bars(before.get(name, 0), after.get(name, 0), most), kind="glyphs"),
-        )
-        for name in names
-    )
-    columns = [
-        Column("Operator"),
-        Column("Before", number=True),
-        Column("After", number=True),
-        Column(element("span", "Picture", class_="unseen")),
+    scale = _BAR / max([*before.values(), *after.values()], default=1)
+    for name in sorted(before.keys() | after.keys(), key=lambda name: (-before.get(name, 0), name)):
+        counts = before.get(name, 0), after.get(name, 0)
+        yield {
+            "name": name,
+            "before": counts[0],
+            "after": counts[1],
+            "before_width": f"{counts[0] * scale:.1f}",
+            "after_width": f"{counts[1] * scale:.1f}",
+        }
+
+
+def _rows(outline: Outline) -> list[dict[str, object]]:
+    """Each node with its number and those of the nodes that it reads, before or after."""
+    reads: list[set[int]] = [set() for _ in outline.nodes]
+    for writer, reader in (*outline.kept, *outline.removed, *outline.added):
+        # An edge that goes up is of swapped nodes, and has no place here.
+        if 0 <= writer < reader < len(reads):
+            reads[reader].add(writer)
+    return [
+        {"number": at, "node": node, "reads": ", ".join(str(row + 1) for row in sorted(rows))}
+        for at, (node, rows) in enumerate(zip(outline.nodes, reads, strict=True), 1)
     ]
-    caption = "Nodes of each operator; the upper bar is before, the lower one after"
-    return html.table("operators", caption, columns, [html.body(rows)], kind="narrow")
+
+
+def _stretches(nodes: Sequence[OutlineNode]) -> Iterator[dict[str, object]]:
+    """First row, row behind the last, and the operators of a stretch that is folded away."""
+    at = 0
+    while at < len(nodes):
+        last = at
+        while last < len(nodes) and nodes[last].state == nodes[at].state == "kept":
+            last += 1
+        last = max(last, at + 1)
+        if last - at <= _LONG:
+            yield {"first": at, "last": last, "operators": ""}
+        else:
+            start = at + (_CONTEXT if at else 0)
+            end = last - (_CONTEXT if last < len(nodes) else 0)
+            yield {"first": at, "last": start, "operators": ""}
+            yield {"first": start, "last": end, "operators": _operator_names(nodes[start:end])}
+            yield {"first": end, "last": last, "operators": ""}
+        at = last
+
+
+def _operator_names(nodes: Sequence[OutlineNode]) -> str:
+    counts = Counter(node.operator for node in nodes).most_common()
+    names = [f"{count} {shortened(name)}" for name, count in counts[:_MOST_OPERATORS]]
+    return ", ".join(names) + (" and others" if len(counts) > _MOST_OPERATORS else "")
+
+
+def _beyond(beyond: Mapping[State, int]) -> str:
+    counts = ", ".join(f"{count:,} {state}" for state, count in beyond.items())
+    return f"{sum(beyond.values()):,} nodes more that are not listed: {counts}."

@@ -23,11 +23,8 @@ from mlflow_e2eai.bundle.manifest import Manifest
 from mlflow_e2eai.latency.report import LatencyReport
 from mlflow_e2eai.precision.ranges import Fp32Node
 from mlflow_e2eai.precision.stage import PrecisionReport
-from mlflow_e2eai.report.facts import rows_of
-from mlflow_e2eai.report.figures import pareto_rows
+from mlflow_e2eai.report.facts import in_order, pareto_rows, rows_of
 from mlflow_e2eai.report.page import html, precision_html, surgery_html
-from mlflow_e2eai.report.plots import plots
-from mlflow_e2eai.report.sections.steps import in_order
 from mlflow_e2eai.report.text import markdown, table
 from mlflow_e2eai.surgery.outline import Outline, OutlineNode
 
@@ -391,30 +388,14 @@ def test_a_long_stretch_of_unchanged_nodes_is_folded_but_for_three_on_either_sid
     assert not Page(drawn(chain("removed", *["kept"] * 12, "added"))).all("details")
 
 
-def test_a_chain_is_one_straight_line_and_a_branch_bends():
-    straight = drawn(chain("kept", "kept", "kept"))
-    bent = drawn(dataclasses.replace(chain(*["kept"] * 3), kept=((0, 1), (0, 2))))
-
-    assert "C7" not in straight
-    assert "C7" in bent
-
-
 def test_edges_that_no_row_has_are_left_out():
     odd = dataclasses.replace(chain("kept", "kept"), kept=((0, 9), (1, 0), (-1, 1), (0, 1)))
 
     assert drawn(odd) == drawn(chain("kept", "kept"))
 
 
-def test_a_report_of_before_there_were_outlines_has_no_graph():
+def test_a_report_without_an_outline_has_no_graph():
     text = Page(surgery_html(dataclasses.replace(shown().surgery, outline=None))).text()
 
     assert "The graph before and after" not in text
     assert "fold_constants 2" in text
-
-
-# Pictures
-
-
-def test_there_is_a_picture_of_the_steps():
-    assert sorted(plots(shown())) == ["latency.png", "pareto.png", "steps.png"]
-    assert plots(shown()) == plots(shown())

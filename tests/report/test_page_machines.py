@@ -11,7 +11,6 @@ from mlflow_e2eai.evaluation.evidence import MachineEvidence
 from mlflow_e2eai.latency.report import LatencyFinding
 from mlflow_e2eai.report.facts import Origin
 from mlflow_e2eai.report.page import html
-from mlflow_e2eai.report.plots import plots
 from mlflow_e2eai.report.text import markdown, table
 
 HERE, THERE = "Xeon", "NVIDIA L4"
@@ -109,10 +108,6 @@ def test_the_table_in_text_has_a_column_for_the_machine():
     assert "1.000" in engines[1]
     assert "| torch/fp32 | NVIDIA L4 |" in markdown(both())
     assert "machine" not in table(manifest(TORCH, CPU))
-
-
-def test_no_picture_is_of_two_machines():
-    assert sorted(plots(both())) == ["latency-2.png", "latency.png", "pareto-2.png", "pareto.png"]
 
 
 def test_the_page_of_one_of_several_machines_says_which():

@@ -107,7 +107,7 @@ def test_a_comparison_that_compared_nothing_says_so():
     assert "nothing could be compared" in Page(html(manifest(entry))).text()
 
 
-def test_errors_that_are_no_numbers_are_said_and_drawn():
+def test_errors_that_are_no_numbers_are_said():
     odd = [
         dataclasses.replace(CPU, variant=f"v{at}/fp32", parity={"data": compared(error)})
         for at, error in enumerate((math.nan, math.inf, 0.0, 5e-324, 1e308))
@@ -117,7 +117,6 @@ def test_errors_that_are_no_numbers_are_said_and_drawn():
 
     assert "v0/fp32 passed NaN" in text
     assert "v1/fp32 passed infinite" in text
-    assert "not finite" in text
 
 
 @pytest.mark.parametrize("p50", [0.0, math.inf, math.nan, 1e-300])
@@ -132,15 +131,6 @@ def test_a_latency_that_has_no_logarithm_breaks_nothing(p50):
 
     assert (
         "onnxruntime-cpu/fp32" in Page(html(manifest(TORCH, CPU, latency={"opt": report}))).text()
-    )
-
-
-def test_sizes_that_do_not_tell_benchmarks_apart_stand_side_by_side():
-    latency = {name: measured({"torch/fp32": 1.0}) for name in ("opt", "max S, min others")}
-
-    assert (
-        "corner of the profile (items in one call)"
-        in Page(html(manifest(TORCH, latency=latency))).text()
     )
 
 
