@@ -250,7 +250,7 @@ def taken(model: str, wanted: Engines, workers: int, log: Path) -> Taken:
     before = requests(log)
     with Cpu() as cpu, mlflow.start_run() as parent:
         started = time.perf_counter()
-        fleet.held(fleet.run(jobs, workers=workers))
+        fleet.require_success(fleet.run(jobs, workers=workers))
         wall = time.perf_counter() - started
     calls = requests(log) - before
     runs = mlflow.MlflowClient().search_runs(

@@ -20,7 +20,7 @@ from mlflow_e2eai.engine.backends import UnlistedGPUWarning
 from mlflow_e2eai.engine.profiles import choose_buckets
 from mlflow_e2eai.engine.request import key_for, key_of, version_for
 from mlflow_e2eai.engine.runner import engine_runner, graph_of, why_not_here
-from mlflow_e2eai.engine.stage import compile, keep_builder
+from mlflow_e2eai.engine.stage import compile, reuse_builder
 from mlflow_e2eai.engine.targets import (
     TARGETS,
     check_anywhere,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from mlflow_e2eai.engine.inspection import inspected
 from mlflow_e2eai.engine.profiles import profiles, shape_at
 from mlflow_e2eai.engine.timing_cache import given, keep
 from mlflow_e2eai.errors import EngineBuildError, RunnerError
+from mlflow_e2eai.runtime.worker import Worker
 
 _BETWEEN_STEPS_S = 0.1
 """Seconds between two words on how far a build is: some take a million steps."""
@@ -39,8 +40,7 @@ class Built:
 
 
 def write_plan(
-    say: Callable[[str], None],
-    ask: Callable[..., None],
+    worker: Worker,
     *,
     source: OnnxArtifact,
     target: Target,
@@ -53,9 +53,8 @@ def write_plan(
     """Build an engine, hold it to what was asked for, and write it.
 
     Args:
-        say: Told which phase the build is in.
-        ask: Called with ``step``, the phase, the steps of it that are done, and all of them; to
-            raise from it stops the build.
+        worker: The worker process that builds. Its callback ``step`` gets the name of a phase, how
+            many of its steps are done, and how many there are; an error of it stops the build.
         source: See `compile`.
         target: What to build for.
         tf32: See `compile`.
@@ -92,7 +91,7 @@ def write_plan(
     # 0.5 s of CPU time with and without.
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     timings = None if timing_cache is None else given(config, timing_cache)
-    config.progress_monitor = monitor = _monitor(trt, say, ask)
+    config.progress_monitor = monitor = _monitor(trt, worker)
     _aim(config, trt, target)
     if source.axes:
         _add_profiles(builder, config, source)
@@ -178,37 +177,37 @@ def _aim(config: Any, trt: Any, target: Target) -> None:
         config.set_compute_capability(capability, at)
 
 
-def _monitor(trt: Any, say: Callable[[str], None], ask: Callable[..., None]) -> Any:
-    """A progress monitor that passes on what TensorRT tells it, and stops where nobody listens."""
+def _monitor(trt: Any, worker: Worker) -> Any:
+    """Report the progress of TensorRT to the parent; stop the build where that fails."""
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]  # the bindings ship no types
         def __init__(self) -> None:
             super().__init__()
             self.failure: Exception | None = None
             self._steps: dict[str, int] = {}
-            self._told = 0.0
-            self._lock = threading.Lock()  # TensorRT may tell it from several threads
+            self._reported = 0.0
+            self._lock = threading.Lock()  # TensorRT may report from several threads
 
         def phase_start(self, phase: str, parent: str | None, steps: int) -> None:  # noqa: ARG002
             self._steps[phase] = steps
-            self._tell(phase, 0)
+            self._report(phase, 0)
 
         def step_complete(self, phase: str, step: int) -> bool:
-            if time.monotonic() - self._told > _BETWEEN_STEPS_S:
-                self._tell(phase, step + 1)
+            if time.monotonic() - self._reported > _BETWEEN_STEPS_S:
+                self._report(phase, step + 1)
             return self.failure is None
 
         def phase_finish(self, phase: str) -> None:
-            self._tell(phase, self._steps[phase])
+            self._report(phase, self._steps[phase])
 
-        def _tell(self, phase: str, done: int) -> None:
+        def _report(self, phase: str, done: int) -> None:
             with self._lock:
                 if self.failure is not None:
                     return
-                self._told = time.monotonic()
+                self._reported = time.monotonic()
                 try:
-                    say(f"in the phase {phase!r}")
-                    ask("step", phase, done, self._steps[phase])
+                    worker.note.write_activity(f"in the phase {phase!r}")
+                    worker.ask("step", phase, done, self._steps[phase])
                 except (RunnerError, EOFError, OSError) as error:
                     self.failure = error
 

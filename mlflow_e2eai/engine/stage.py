@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from functools import partial
 from math import inf
 from pathlib import Path
@@ -17,8 +17,8 @@ from mlflow_e2eai.engine import backends
 from mlflow_e2eai.engine.builder import Built, write_plan
 from mlflow_e2eai.engine.targets import resolve, why_not_built
 from mlflow_e2eai.engine.timing_cache import timings_key
-from mlflow_e2eai.errors import EngineBuildError, MissingDependencyError, RunnerError
-from mlflow_e2eai.runtime.process import Process
+from mlflow_e2eai.errors import EngineBuildError, RunnerError
+from mlflow_e2eai.runtime.process import WorkerProcess
 from mlflow_e2eai.runtime.progress import steps
 
 
@@ -90,7 +90,7 @@ def compile(
     elif timing_cache is not None:
         timing_cache.mkdir(parents=True, exist_ok=True)
     with atomic_write(out) as temporary:
-        built = _built(
+        built = _build(
             partial(
                 write_plan,
                 source=source,
@@ -104,7 +104,8 @@ def compile(
             f"{source.path.name} for {target}",
             settings.time_limit_s,
             step,
-            anew=bool(libraries),
+            # Plugins stay loaded in a process that has loaded them.
+            is_new=bool(libraries),
         )
     if built.refused:
         warnings.warn(
@@ -131,97 +132,62 @@ def compile(
     )
 
 
-def _built(
+def _build(
     write: Callable[..., Built],
     title: str,
-    limit_s: float,
+    time_limit_s: float,
     step: Callable[[str, int, int], None] | None,
     *,
-    anew: bool,
+    is_new: bool,
 ) -> Built:
-    """Have a plan written by another process."""
-    with builder(limit_s, anew=anew) as there, steps(title) as bar:
+    """Write a plan in a worker process, with a progress bar."""
+    with _builder(is_new=is_new) as process, steps(title) as bar:
         try:
-            built: Built = there.do("watched", {"step": step or bar}, function=write)
+            built: Built = process.call(
+                write, callbacks={"step": step or bar}, timeout_s=inf, time_limit_s=time_limit_s
+            )
         except RunnerError as error:
-            if not there.ended:
+            if not process.has_ended:
                 raise
             msg = (
                 f"TensorRT did not finish {title}. {error} Build it on a machine with more "
                 f"memory, raise time_limit_s, or leave this target out."
             )
             raise EngineBuildError(msg, reason=str(error)) from error
-        except BaseException:  # Ctrl-C: nobody wants what it is at
-            there.kill()
+        except BaseException:  # Ctrl-C: the build is of no use any more
+            process.kill()
             raise
     return built
 
 
-# The process that builds engines: one for each, or one for many where a worker builds many.
+# The process that builds engines. A worker of a fleet, which builds many, keeps its own from build
+# to build: to import what a build needs takes half a second, more than a small engine does.
+
+_reused: list[WorkerProcess] = []
+"""The idle builder of this process, if it keeps one."""
 
 
-class _Kept:
-    """The idle builder of a process that keeps one.
-
-    Attributes:
-        keeps: Whether it does.
-        idle: The builder, which may still be importing.
-    """
-
-    keeps = False
-    idle: Process | None = None
-
-
-def keep_builder() -> None:
-    """Have the builder of this process kept for its next engine, and the first one started now.
-
-    It takes half a second to import what it needs, of which a small engine takes less to build.
-    """
-    _Kept.keeps = True
-    if _Kept.idle is None or _Kept.idle.ended:
-        _Kept.idle = Process(patience_s=inf)
-        _Kept.idle.begin("call", function=_import)
+def reuse_builder() -> None:
+    """Start a builder for the next engine of this process, and keep it for all after that."""
+    if not _reused:
+        _reused.append(WorkerProcess())
 
 
 @contextmanager
-def builder(limit_s: float, *, anew: bool) -> Iterator[Process]:
-    """A process to build an engine in, for the block.
-
-    Args:
-        limit_s: Seconds after which it is killed.
-        anew: Whether only a new one will do, as it is to load libraries.
-    """
-    there = None if anew else _taken()
-    if there is None:
-        with closing(Process(patience_s=inf, limit_s=limit_s)) as fresh:
-            yield fresh
+def _builder(*, is_new: bool) -> Iterator[WorkerProcess]:
+    """A process to build an engine in: the one that this process keeps, or a new one."""
+    if is_new or not _reused:
+        with closing(WorkerProcess()) as process:
+            yield process
         return
+    process = _reused.pop()
+    if process.has_ended:
+        process.close()
+        process = WorkerProcess()
     try:
-        there.limit(limit_s)
-        yield there
-        there.begin("call", function=_import)
-    except BaseException:  # who knows in what state it is
-        there.close()
-        keep_builder()
+        yield process
+    except BaseException:  # its state is unknown
+        process.close()
+        reuse_builder()
         raise
-    _Kept.idle = there
-
-
-def _taken() -> Process | None:
-    """The builder that is kept, once it has imported; another where it died meanwhile."""
-    there, _Kept.idle = _Kept.idle, None
-    if there is None:
-        return None
-    with suppress(RunnerError):
-        there.finish({})  # what was begun when it was put there
-        if not there.ended:
-            return there
-    there.close()
-    return Process(patience_s=inf)
-
-
-def _import() -> None:
-
-    for backend in backends.BACKENDS.values():
-        with suppress(MissingDependencyError):
-            backends.load(backend)
+    _reused.append(process)

@@ -19,7 +19,7 @@ from mlflow_e2eai.evaluation.variants import Variant
 from mlflow_e2eai.parity.comparison import REPEATS, compare
 from mlflow_e2eai.parity.report import ParityReport
 from mlflow_e2eai.parity.samples import edge_samples
-from mlflow_e2eai.runtime.isolation import Isolated, isolated_onnxruntime
+from mlflow_e2eai.runtime.isolation import IsolatedRunner, isolated_onnxruntime
 
 ROUNDED = frozenset({"rounded", "edges", "large"})
 """Kinds of sample that are asked with every value rounded as a GPU rounds it: they are to show what
@@ -67,7 +67,7 @@ class Examination:
             task=self.task(self.reference),
         )
 
-    def of(self, variant: Variant, there: Isolated, before: Infer | None) -> Evidence:
+    def of(self, variant: Variant, there: IsolatedRunner, before: Infer | None) -> Evidence:
         """Ask a variant everything. One that breaks down keeps what was seen until then."""
         seen: dict[str, Any] = {"before": variant.before if before is not None else None}
         try:
@@ -79,7 +79,7 @@ class Examination:
         return Evidence(variant=variant.name, sha256=sha256, measured=True, **seen)
 
     def _compare_all(
-        self, variant: Variant, there: Isolated, before: Infer | None
+        self, variant: Variant, there: IsolatedRunner, before: Infer | None
     ) -> Iterator[dict[str, Any]]:
         """Fields of the evidence, as they become known."""
         sample = next(iter(self.corners.values()))
@@ -116,7 +116,9 @@ class Examination:
             data = (batch for batch, _, _ in self.calls(self.evaluation))
             yield "data", data, {"repeats": 1}
 
-    def _against(self, before: Infer, variant: Variant, there: Isolated) -> ParityReport | None:
+    def _against(
+        self, before: Infer, variant: Variant, there: IsolatedRunner
+    ) -> ParityReport | None:
         """The comparison with what came before the last step; None where that breaks down."""
         try:
             return there.compare(
@@ -144,7 +146,7 @@ def _is_rounded_late(variant: Variant) -> bool:
 
 
 @contextmanager
-def _emulated(variant: Variant, there: Isolated) -> Iterator[Isolated]:
+def _emulated(variant: Variant, there: IsolatedRunner) -> Iterator[IsolatedRunner]:
     """The variant with every value rounded as a GPU rounds it."""
     if not _is_rounded_late(variant):
         yield there

@@ -217,7 +217,7 @@ def log_model(
     model = Path(model) if isinstance(model, str) else model
     with (
         tracking.run(name) as run_id,
-        tracking.failed_models_say_why(run_id, model_id),
+        tracking.log_model_failure(run_id, model_id),
         tempfile.TemporaryDirectory() as folder,
     ):
         description = Description.of(arguments)  # errors in it come before anything is made

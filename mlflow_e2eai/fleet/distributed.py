@@ -18,6 +18,7 @@ from mlflow_e2eai.pipeline.job_inputs import (
     engines_in,
 )
 from mlflow_e2eai.pipeline.jobs import _parent
+from mlflow_e2eai.tracking import remote_jobs
 
 
 def compile(
@@ -31,36 +32,37 @@ def compile(
     executor: fleet.Executor | None = None,
     workers: int | None = None,
 ) -> list[str]:
-    """Build engines of a graph of a chain: of the converted one if that is given, else the cleaned.
+    """Build engines of a logged graph: of the converted graph if that is given, else the cleaned.
 
-    An engine that anybody has built before under this tracking server is found and linked instead.
+    An engine that was logged before with the same key under this tracking server is linked instead.
 
     Args:
-        model_uri: Any model of the chain, from the cleaned graph on.
+        model_uri: Any model of the lineage, from the cleaned graph on.
         targets: See `mlflow_e2eai.log_model`.
         precision: ``tf32`` for the graph in fp32; else None or the graph's own.
         plugin_libraries: See `mlflow_e2eai.compile`.
-        build_settings: Its `settings`.
-        rebuild: Build new ones even so.
-        executor: See `mlflow_e2eai.log_model`.
-        workers: The same.
+        build_settings: See `settings` of `mlflow_e2eai.compile`.
+        rebuild: Whether engines that were logged before are built again.
+        executor: ``local`` for processes of this machine, ``ray`` for a Ray cluster; None for this
+            process.
+        workers: Number of processes; None for one on each core.
 
     Returns:
         Ids of the engine LoggedModels.
 
     Raises:
         InvalidInputError: There are no targets, or the graph is in another precision.
-        RunnerError: Engines that an executor was to build failed; the others are built.
+        RunnerError: Engines of an executor failed; the others are built.
     """
     if not targets:
         msg = f"There are no targets; give one of {', '.join(engines.TARGETS)}, or several."
         raise InvalidInputError(msg)
     libraries = describe_libraries(plugin_libraries)
-    if fleet.is_away(executor):
+    if fleet.uses_other_machines(executor):
         engines.check_anywhere(targets, libraries=libraries)
     else:
         engines.check_here(targets, settings=build_settings, libraries=libraries)
-    how: dict[str, Any] = {
+    options: dict[str, Any] = {
         "precision": precision,
         "plugin_libraries": plugin_libraries,
         "build_settings": build_settings,
@@ -68,12 +70,14 @@ def compile(
     }
     with _parent("compile"):
         if executor is None:
-            return jobs.compile(model_uri, targets=targets, **how)
+            return jobs.compile(model_uri, targets=targets, **options)
         each = [
-            fleet.Job(stage="compile", model_uri=model_uri, arguments={"targets": [target], **how})
+            fleet.Job(
+                stage="compile", model_uri=model_uri, arguments={"targets": [target], **options}
+            )
             for target in targets
         ]
-        done = fleet.held(fleet.run(each, executor=executor, workers=workers))
+        done = fleet.require_success(fleet.run(each, executor=executor, workers=workers))
         return [outcome.models[0] for outcome in done]
 
 
@@ -84,20 +88,20 @@ def evaluate(
     executor: fleet.Executor | None = None,
     workers: int | None = None,
 ) -> list[MachineEvidence]:
-    """Judge a graph, an engine, or all of a bundle against the PyTorch model.
+    """Evaluate a graph, an engine, or all of a bundle against the PyTorch model.
 
     Args:
         model_uri: The graph, engine or bundle.
         batch_sizes: See `mlflow_e2eai.log_model`.
-        executor: The same. None judges on this machine, ``ray`` each engine on a node that has its
-            GPU, the graphs beside it.
-        workers: The same.
+        executor: None evaluates in this process, ``local`` in another one, ``ray`` each engine on a
+            node that has its GPU, with the graphs.
+        workers: Number of processes; see `fleet.run`.
 
     Returns:
-        What each machine found: evidence for each variant, the PyTorch module first.
+        The evidence of each machine, for each variant, the PyTorch module first.
 
     Raises:
-        RunnerError: Engines that an executor was to have judged were not; the others are.
+        RunnerError: Evaluations by an executor failed; the others are done.
     """
     with _parent("evaluate"):
         if executor is None:
@@ -106,5 +110,5 @@ def evaluate(
         each = fleet.evaluations(
             model.model_id, engines_in(model), executor=executor, batch_sizes=list(batch_sizes)
         )
-        done = fleet.held(fleet.run(each, executor=executor, workers=workers))
-        return [tracking.fetch_found(str(outcome.run_id)) for outcome in done]
+        done = fleet.require_success(fleet.run(each, executor=executor, workers=workers))
+        return [remote_jobs.fetch_evidence(str(outcome.run_id)) for outcome in done]

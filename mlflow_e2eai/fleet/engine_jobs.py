@@ -12,10 +12,10 @@ from mlflow_e2eai.artifacts.values import EngineArtifact, OnnxArtifact, Target
 from mlflow_e2eai.engine.request import Wanted
 from mlflow_e2eai.engine.targets import covers
 from mlflow_e2eai.evaluation.evidence import MachineEvidence
-from mlflow_e2eai.fleet.job import Executor, Job, is_away
+from mlflow_e2eai.fleet.job import Executor, Job, uses_other_machines
 from mlflow_e2eai.fleet.run import check_executor, run
 from mlflow_e2eai.tracking.lineage import fetch_engine, resolve
-from mlflow_e2eai.tracking.remote_jobs import fetch_found
+from mlflow_e2eai.tracking.remote_jobs import fetch_evidence
 
 
 class EngineJobs:
@@ -33,7 +33,7 @@ class EngineJobs:
 
     def __init__(self, executor: Executor, workers: int | None, *, models: dict[str, str]) -> None:
         check_executor(executor, workers)
-        self.other_machines = is_away(executor)
+        self.other_machines = uses_other_machines(executor)
         self._executor = executor
         self._workers = workers
         self._models = models
@@ -102,7 +102,7 @@ class EngineJobs:
         libraries += [each for engine in engines for each in engine.libraries]
         with native_allowed({each.path.name for each in libraries if each.allowed}):
             outcomes = run(jobs, executor=self._executor, workers=self._workers)
-        machines = [fetch_found(outcome.run_id) for outcome in outcomes if outcome.run_id]
+        machines = [fetch_evidence(outcome.run_id) for outcome in outcomes if outcome.run_id]
         evaluated = {entry.sha256 for machine in machines for entry in machine.evidence}
         failed = {
             digests[model_id]: str(outcome.error)
@@ -116,44 +116,43 @@ class EngineJobs:
 def evaluations(
     model_uri: str, engines: Mapping[str, Target], *, executor: Executor, **arguments: Any
 ) -> list[Job]:
-    """Jobs that judge a model, together on one machine each: one for every kind of GPU.
+    """Make the jobs that evaluate a model: one for each kind of GPU that its engines need.
 
     Args:
-        model_uri: See `chained.evaluate`.
+        model_uri: The graph, engine or bundle.
         engines: Targets of the engines in it, by digest.
-        executor: Who is to do them: processes here are one machine, which judges all.
-        **arguments: The others of `chained.evaluate`.
+        executor: The executor; processes of this machine evaluate all in one job.
+        **arguments: Further arguments of `pipeline.jobs.evaluate`.
     """
-    if not engines or not is_away(executor):
+    if not engines or not uses_other_machines(executor):
         return [Job(stage="evaluate", model_uri=model_uri, arguments=arguments)]
     return [
         Job(
             stage="evaluate",
             model_uri=model_uri,
-            arguments={"engines": held, **arguments},
+            arguments={"engines": names, **arguments},
             gpu=gpu,
         )
-        for gpu, held in by_gpu(engines).items()
+        for gpu, names in by_gpu(engines).items()
     ]
 
 
 def by_gpu(engines: Mapping[str, Target]) -> dict[str, list[str]]:
-    """Engines by the compute capability of the GPU that they are judged on together.
+    """Group engines by the GPU on which they are evaluated together.
 
-    One that runs on several is judged beside the engines that run on one of these only, on each of
-    them: there it is compared with what it must beat. Where there are none, any GPU will do that
-    it runs on.
+    An engine for several GPUs is evaluated on each GPU that has an engine of its own, which it must
+    beat there; without such GPUs, on any that it runs on.
 
     Args:
-        engines: Their targets.
+        engines: Targets by name.
 
     Returns:
-        Names of engines by what `Target.compute_capability` says.
+        Names of engines by `Target.compute_capability`.
     """
-    found: dict[str, list[str]] = {}
+    groups: dict[str, list[str]] = {}
     for name in sorted(engines, key=lambda one: len(engines[one].capabilities) or math.inf):
         target = engines[name]
-        others = [gpu for gpu in found if gpu and all(covers(target, g) for g in gpu.split("+"))]
+        others = [gpu for gpu in groups if gpu and all(covers(target, g) for g in gpu.split("+"))]
         for gpu in others or [target.compute_capability]:
-            found.setdefault(gpu, []).append(name)
-    return found
+            groups.setdefault(gpu, []).append(name)
+    return groups

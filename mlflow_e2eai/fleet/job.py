@@ -1,4 +1,4 @@
-"""A job, and what came of it."""
+"""A job, its attempts, and its outcome."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ Executor: TypeAlias = Literal["local", "ray"]
 EXECUTORS: tuple[Executor, ...] = ("local", "ray")
 
 
-def is_away(executor: Executor | None) -> bool:
-    """Whether other machines do the jobs, which may build what this one cannot."""
+def uses_other_machines(executor: Executor | None) -> bool:
+    """Whether other machines run the jobs, which may have GPUs that this one lacks."""
     return executor == "ray"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """One job of a stage, plain enough to be sent anywhere.
+    """A stage on a logged model, plain enough to be sent to any machine.
 
     Attributes:
         stage: The stage.
-        model_uri: What it works on; see `jobs.compile` and `jobs.evaluate`.
-        arguments: Their other arguments.
+        model_uri: The model; see `pipeline.jobs.compile` and `pipeline.jobs.evaluate`.
+        arguments: The other arguments of those.
         accelerator: Ray's accelerator type that it needs, for example ``H100``; None for one that
             has the compute capability of its target, where that is built on such a GPU only.
         gpu: Compute capability of the GPU that an evaluation needs, written as in
@@ -64,21 +64,21 @@ class Job:
 
     @property
     def name(self) -> str:
-        """What its run is called until its stage says more."""
+        """Name of its run until the stage gives a better one."""
         gpu = () if self.gpu is None else (self.gpu or "rtx",)
         return " ".join([self.stage, *self.arguments.get("targets", ()), *gpu])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
-    """What came of one attempt.
+    """The result of one attempt at a job.
 
     Attributes:
         models: Ids of the engines, for ``compile``.
-        run_id: The run that holds what was found, for ``evaluate``.
-        error: Why it failed; None if it did not.
-        lost: Whether its worker ended, so that another may do better.
-        log: What the worker wrote, where it failed.
+        run_id: The run with the evidence, for ``evaluate``.
+        error: The reason of a failure; None for success.
+        lost: Whether its worker ended, so that another attempt may succeed.
+        log: The output of the worker, where it failed.
     """
 
     models: tuple[str, ...] = ()
@@ -90,13 +90,13 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What came of a job.
+    """The result of a job.
 
     Attributes:
         job: The job.
         models: Ids of the engines, for ``compile``.
-        run_id: The run that holds what was found, for ``evaluate``.
-        error: Why it failed; None if it did not.
+        run_id: The run with the evidence, for ``evaluate``.
+        error: The reason of a failure; None for success.
         failed_runs: The run of each attempt that failed: a lost job is tried again once.
     """
 
@@ -107,18 +107,18 @@ class Outcome:
     failed_runs: tuple[str, ...] = ()
 
 
-def held(outcomes: Sequence[Outcome]) -> Sequence[Outcome]:
-    """The outcomes, if no job failed.
+def require_success(outcomes: Sequence[Outcome]) -> Sequence[Outcome]:
+    """Return the outcomes if no job failed.
 
     Raises:
-        RunnerError: Some failed: says which, why, and where their logs are.
+        RunnerError: Jobs failed; it names them, the reasons, and the runs with their logs.
     """
     failed = [outcome for outcome in outcomes if outcome.error is not None]
     if failed:
-        said = "; ".join(
+        reasons = "; ".join(
             f"{outcome.job.name} (run {outcome.failed_runs[-1]}): {outcome.error}"
             for outcome in failed
         )
-        msg = f"{len(failed)} of {len(outcomes)} jobs failed, and the others are done: {said}"
+        msg = f"{len(failed)} of {len(outcomes)} jobs failed, and the others are done: {reasons}"
         raise RunnerError(msg)
     return outcomes

@@ -1,4 +1,7 @@
-"""Workers here: a thread for each, that waits for its process."""
+"""Workers on this machine: a pool of threads, each of which waits for its worker process.
+
+A room of its own next to ray.py, whose `run_jobs` has the same form.
+"""
 
 from __future__ import annotations
 
@@ -10,48 +13,51 @@ from queue import SimpleQueue
 from typing import TypeVar
 
 from mlflow_e2eai.fleet.job import Job
-from mlflow_e2eai.fleet.worker import Attempting, Seat
+from mlflow_e2eai.fleet.worker import AttemptJob, JobWorker
 
 Result = TypeVar("Result")
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """Count the cores that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
-def each(
-    jobs: Sequence[Job], do: Callable[[Job, Attempting], Result], *, workers: int
+def run_jobs(
+    jobs: Sequence[Job], run_job: Callable[[Job, AttemptJob], Result], *, workers: int
 ) -> list[Result]:
-    """Do all jobs, with so many processes; results are in their order.
+    """Run jobs in worker processes.
 
     Args:
         jobs: The jobs.
-        do: Does one, given what attempts an order in a process.
-        workers: Number of processes.
+        run_job: Runs one, by as many attempts as it needs.
+        workers: Number of processes, at most.
+
+    Returns:
+        The results, in the order of the jobs.
     """
     count = min(workers, len(jobs))
     if not count:
         return []
     with ExitStack() as stack:
-        idle: SimpleQueue[Seat] = SimpleQueue()
-        seats = [stack.enter_context(closing(Seat())) for _ in range(count)]
-        for seat in seats:
-            idle.put(seat)
+        pool_of_workers = [stack.enter_context(closing(JobWorker())) for _ in range(count)]
+        idle: SimpleQueue[JobWorker] = SimpleQueue()
+        for worker in pool_of_workers:
+            idle.put(worker)
 
-        def sit(job: Job) -> Result:
-            seat = idle.get()
+        def run_on_idle_worker(job: Job) -> Result:
+            worker = idle.get()
             try:
-                return do(job, seat.attempt)
+                return run_job(job, worker.attempt)
             finally:
-                idle.put(seat)
+                idle.put(worker)
 
         pool = stack.enter_context(ThreadPoolExecutor(count))
-        results = [pool.submit(sit, job) for job in jobs]
+        results = [pool.submit(run_on_idle_worker, job) for job in jobs]
         try:
             return [result.result() for result in results]
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
-            for seat in seats:
-                seat.stop()
+            for worker in pool_of_workers:
+                worker.stop()
             raise

@@ -1,7 +1,7 @@
 """Workers of a Ray cluster: each job goes where its GPU type is.
 
-A Ray task asks a `Seat` on its node, as a thread does here. Ray tries nothing again by itself: a
-lost attempt must first be ended in the tracking store, so the tries are counted where all are seen.
+A Ray task waits for a `JobWorker` on its node, as a thread does in local.py. Ray retries nothing by
+itself: a lost attempt must first be ended in the tracking store, so `fleet.run` counts attempts.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from typing import Any, TypeVar
 from mlflow_e2eai.engine.targets import covers, parse
 from mlflow_e2eai.errors import InvalidInputError, MissingDependencyError
 from mlflow_e2eai.fleet.job import Attempt, Job
-from mlflow_e2eai.fleet.worker import Attempting, Order, Seat
+from mlflow_e2eai.fleet.worker import AttemptJob, JobRequest, JobWorker
 
 Result = TypeVar("Result")
 
 _MOST_AT_ONCE = 256
-"""Jobs that Ray is given at once: a thread waits for each."""
+"""Jobs that are submitted to Ray at once: a thread waits for each."""
 
 _ACCELERATOR = "accelerator_type:"
-"""How Ray writes a node's accelerator type among its resources."""
+"""Prefix of the resource by which Ray names a node's accelerator type."""
 
 _CAPABILITY = "e2eai_"
-"""Begins the name of a custom resource that says a node's compute capability by hand, for example
+"""Prefix of a custom resource that names a node's compute capability by hand, for example
 ``e2eai_sm90``, where Ray knows no type of its GPU."""
 
-_SOME = 0.001
-"""How much of such a resource a job takes, as Ray does of an accelerator type: the GPU itself is
-counted beside it."""
+_SHARE = 0.001
+"""Share of such a resource that a job takes, as Ray does of an accelerator type: the GPU itself is
+counted separately."""
 
 ACCELERATORS: Mapping[str, tuple[str, ...]] = {
     "sm75": ("T4",),
@@ -48,15 +48,18 @@ ACCELERATORS: Mapping[str, tuple[str, ...]] = {
 of Ray 2.60, the capabilities those of https://developer.nvidia.com/cuda/gpus."""
 
 
-def each(jobs: Sequence[Job], do: Callable[[Job, Attempting], Result]) -> list[Result]:
-    """Do all jobs, as many at once as the cluster has room for; results are in their order.
+def run_jobs(jobs: Sequence[Job], run_job: Callable[[Job, AttemptJob], Result]) -> list[Result]:
+    """Run jobs, as many at once as the cluster has room for.
 
     The cluster is the one that Ray finds (``RAY_ADDRESS``, or one on this machine), else a new one
     of this machine alone. Its nodes need this package, and reach the tracking server by its URI.
 
     Args:
         jobs: The jobs.
-        do: Does one, given what attempts an order on the cluster.
+        run_job: Runs one, by as many attempts as it needs.
+
+    Returns:
+        The results, in the order of the jobs.
 
     Raises:
         InvalidInputError: No node has what a compile job needs.
@@ -68,23 +71,24 @@ def each(jobs: Sequence[Job], do: Callable[[Job, Attempting], Result]) -> list[R
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         for job in jobs:
             if job.stage == "compile":
-                _wanted(job, nodes)  # all of them, before any begins
+                _options(job, nodes)  # all of them, before any begins
         remote = ray.remote(_attempt)
 
-        def attempt(order: Order) -> Attempt:
+        def attempt(request: JobRequest) -> Attempt:
             try:
-                options = _wanted(order.job, nodes)
-            except InvalidInputError as error:  # what it would judge is built, so it fails alone
+                options = _options(request.job, nodes)
+            except InvalidInputError as error:  # its engines are built: it fails alone
                 return Attempt(error=str(error))
             try:
-                tried: Attempt = ray.get(remote.options(max_retries=0, **options).remote(order))
+                task = remote.options(max_retries=0, **options).remote(request)
+                result: Attempt = ray.get(task)
             except ray.exceptions.RayError as error:
                 reason = str(error).strip().partition("\n")[0]
                 return Attempt(error=f"Its Ray worker was lost: {reason}", lost=True)
-            return tried
+            return result
 
         with ThreadPoolExecutor(min(len(jobs), _MOST_AT_ONCE)) as pool:
-            return list(pool.map(lambda job: do(job, attempt), jobs))
+            return list(pool.map(lambda job: run_job(job, attempt), jobs))
 
 
 @contextmanager
@@ -105,24 +109,24 @@ def _connected() -> Iterator[Any]:
             ray.shutdown()
 
 
-def _wanted(job: Job, nodes: Sequence[Mapping[str, float]]) -> dict[str, Any]:
-    """Ray's options for a job.
+def _options(job: Job, nodes: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    """Ray's options for the task of a job.
 
     Raises:
-        InvalidInputError: No node has that; Ray itself would wait for one for ever.
+        InvalidInputError: No node has the resources; Ray itself would wait for one for ever.
     """
-    ways = _ways(job)
-    found = [(way, [node for node in nodes if _has(node, way)]) for way in ways]
-    needs, fit = next(((way, fit) for way, fit in found if fit), (ways[0], []))
+    choices = _resource_choices(job)
+    fitting = [(needs, [node for node in nodes if _has(node, needs)]) for needs in choices]
+    needs, fit = next(((needs, fit) for needs, fit in fitting if fit), (choices[0], []))
     if not fit:
         known = {key for node in nodes for key in node if not key.startswith("node:")}
         wanted = " or ".join(
-            ", ".join(f"{key} {much:g}" for key, much in way.items()) for way in ways
+            ", ".join(f"{key} {much:g}" for key, much in choice.items()) for choice in choices
         )
         msg = f"No node of the Ray cluster has what {job.name} needs ({wanted}); there are "
         msg += f"{', '.join(sorted(known))}."
         raise InvalidInputError(msg)
-    # What is measured is measured alone on its node: it takes all cores of the smallest that fits.
+    # An evaluation runs alone on its node: it takes all cores of the smallest that fits.
     alone = min(node["CPU"] for node in fit)
     return {
         "num_cpus": alone if job.stage == "evaluate" else 1,
@@ -132,45 +136,45 @@ def _wanted(job: Job, nodes: Sequence[Mapping[str, float]]) -> dict[str, Any]:
     }
 
 
-def _ways(job: Job) -> list[dict[str, float]]:
-    """The resources that a job needs; of several, one will do, the first there is."""
+def _resource_choices(job: Job) -> list[dict[str, float]]:
+    """The resources that a job needs: several choices, of which the first that exists is taken."""
     needs = {"CPU": 1.0, **job.resources}
     if job.accelerator is not None:
-        kinds = [f"{_ACCELERATOR}{job.accelerator}"]
+        names = [f"{_ACCELERATOR}{job.accelerator}"]
     elif job.capability is None:
         return [needs]
     else:
-        kinds = [kind for name in _capabilities(job) for kind in _kinds(name)]
-    ways = [{**needs, kind: _SOME, "GPU": 1.0} for kind in kinds]
-    return ways if job.accelerator or job.capability else [*ways, {**needs, "GPU": 1.0}]
+        names = [name for sm in _capabilities(job) for name in _resource_names(sm)]
+    choices = [{**needs, name: _SHARE, "GPU": 1.0} for name in names]
+    return choices if job.accelerator or job.capability else [*choices, {**needs, "GPU": 1.0}]
 
 
 def _capabilities(job: Job) -> list[str]:
-    """Those that a job's GPU may have; of any, what an engine for all GPUs runs on goes first."""
+    """The capabilities that a job's GPU may have: for any GPU, those of an engine for all GPUs."""
     if job.capability:
         return job.capability.split("+")
     rtx = parse("rtx")
     return [name for name in ACCELERATORS if job.stage == "evaluate" and covers(rtx, name)]
 
 
-def _kinds(capability: str) -> list[str]:
-    known = ACCELERATORS.get(capability, ())
-    return [f"{_CAPABILITY}{capability}", *(f"{_ACCELERATOR}{kind}" for kind in known)]
+def _resource_names(capability: str) -> list[str]:
+    types = ACCELERATORS.get(capability, ())
+    return [f"{_CAPABILITY}{capability}", *(f"{_ACCELERATOR}{name}" for name in types)]
 
 
 def _has(node: Mapping[str, float], needs: Mapping[str, float]) -> bool:
     return all(node.get(key, 0) >= much for key, much in needs.items())
 
 
-def _attempt(order: Order) -> Attempt:
-    """On a node of the cluster: one attempt."""
+def _attempt(request: JobRequest) -> Attempt:
+    """Attempt a job on the node of the cluster where this is called."""
     import ray
 
     node = ray.get_runtime_context().get_node_id()
-    return _seat().attempt(dataclasses.replace(order, worker=f"Ray node {node}"))
+    return _job_worker().attempt(dataclasses.replace(request, worker=f"Ray node {node}"))
 
 
 @functools.cache
-def _seat() -> Seat:
-    """The seat of this Ray worker, which Ray keeps for more jobs."""
-    return Seat()
+def _job_worker() -> JobWorker:
+    """The worker process of this Ray worker, which Ray reuses for further jobs."""
+    return JobWorker()

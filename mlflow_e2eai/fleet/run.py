@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import uuid
 from collections.abc import Sequence
 
@@ -10,9 +11,10 @@ from mlflow_e2eai.artifacts.libraries import allowed_names
 from mlflow_e2eai.errors import InvalidInputError
 from mlflow_e2eai.fleet import local, ray
 from mlflow_e2eai.fleet.job import EXECUTORS, Executor, Job, Outcome
-from mlflow_e2eai.fleet.worker import Attempting, Order
+from mlflow_e2eai.fleet.worker import AttemptJob, JobRequest
+from mlflow_e2eai.tracking import remote_jobs
 
-LIMIT_S = 3600.0
+TIMEOUT_S = 3600.0
 """Seconds that a job may take: a choice. Builds seen here took seconds; a large network at full
 optimisation may take tens of minutes."""
 
@@ -25,23 +27,23 @@ def run(
     *,
     executor: Executor = "local",
     workers: int | None = None,
-    limit_s: float = LIMIT_S,
+    timeout_s: float = TIMEOUT_S,
 ) -> list[Outcome]:
-    """Do jobs under the active run, or under a new one named ``fleet``.
+    """Run jobs under the active run, or under a new one named ``fleet``.
 
-    Each job gets a run of its own. One that fails fails alone: its run is FAILED, says why, and
-    keeps ``job.log``. One whose worker is lost (crashed, killed, or silent for too long) is tried
-    once again. Engines are built before anything is evaluated, and here one evaluation runs at a
-    time, as neighbours would spoil what it measures.
+    Each job gets a run of its own. One that fails fails alone: its run is FAILED, with the reason
+    as the tag ``e2eai.error`` and with ``job.log``. One whose worker is lost (crashed, killed, or
+    silent for too long) is tried once again. Engines are built before anything is evaluated, and
+    on this machine one evaluation runs at a time, as neighbours would spoil its measurements.
 
     Args:
-        jobs: The jobs. Equal ones are done once.
+        jobs: The jobs. Of equal ones one is run.
         executor: ``local`` for processes here, ``ray`` for a Ray cluster.
         workers: Processes here; by default one for each core. A Ray cluster knows its own.
-        limit_s: Seconds after which a worker is taken to hang.
+        timeout_s: Seconds after which a worker is taken to hang.
 
     Returns:
-        What came of each, in the order of the jobs.
+        The outcomes, in the order of the jobs.
 
     Raises:
         InvalidInputError: There is no such executor, fewer than one worker, or no node of the
@@ -51,20 +53,25 @@ def run(
     """
     check_executor(executor, workers)
     distinct = [job for at, job in enumerate(jobs) if job not in jobs[:at]]
-    found: list[Outcome] = []
+    outcomes: list[Outcome] = []
     with tracking.run("fleet"):
-        tries = _Tries(tracking.place_here(), limit_s)
+        run_job = functools.partial(
+            _run_job,
+            parent=remote_jobs.active_parent(),
+            allowed=allowed_names(),
+            timeout_s=timeout_s,
+        )
         for stage, most in (("compile", workers or local.cores()), ("evaluate", 1)):
             of_stage = [job for job in distinct if job.stage == stage]
             if executor == "ray":
-                found += ray.each(of_stage, tries.done)
+                outcomes += ray.run_jobs(of_stage, run_job)
             else:
-                found += local.each(of_stage, tries.done, workers=most)
-    return [next(outcome for outcome in found if outcome.job == job) for job in jobs]
+                outcomes += local.run_jobs(of_stage, run_job, workers=most)
+    return [next(outcome for outcome in outcomes if outcome.job == job) for job in jobs]
 
 
 def check_executor(executor: str, workers: int | None) -> None:
-    """Refuse what `run` cannot use.
+    """Refuse an executor or number of workers that `run` cannot use.
 
     Raises:
         InvalidInputError: There is no such executor, or fewer than one worker.
@@ -77,38 +84,36 @@ def check_executor(executor: str, workers: int | None) -> None:
         raise InvalidInputError(msg)
 
 
-class _Tries:
-    """Tries jobs until they are done or given up."""
-
-    def __init__(self, place: tracking.Place, limit_s: float) -> None:
-        self._place = place
-        self._limit_s = limit_s
-        self._allowed = allowed_names()
-
-    def done(self, job: Job, attempt: Attempting) -> Outcome:
-        """What came of a job."""
-        failed: list[str] = []
-        while True:
-            ticket = uuid.uuid4().hex
-            order = Order(
+def _run_job(
+    job: Job,
+    attempt_job: AttemptJob,
+    *,
+    parent: remote_jobs.ParentRun,
+    allowed: frozenset[str],
+    timeout_s: float,
+) -> Outcome:
+    """Attempt a job until it succeeds, fails, or is lost too often."""
+    failed_runs: list[str] = []
+    while True:
+        request = JobRequest(
+            job=job,
+            parent=parent,
+            attempt_id=uuid.uuid4().hex,
+            allowed=allowed,
+            timeout_s=timeout_s,
+        )
+        attempt = attempt_job(request)
+        if attempt.error is None:
+            return Outcome(
                 job=job,
-                place=self._place,
-                ticket=ticket,
-                allowed=self._allowed,
-                limit_s=self._limit_s,
+                models=attempt.models,
+                run_id=attempt.run_id,
+                failed_runs=tuple(failed_runs),
             )
-            tried = attempt(order)
-            if tried.error is None:
-                return Outcome(
-                    job=job,
-                    models=tried.models,
-                    run_id=tried.run_id,
-                    failed_runs=tuple(failed),
-                )
-            failed.append(
-                tracking.end_attempt(
-                    self._place, ticket, name=job.name, error=tried.error, log=tried.log
-                )
+        failed_runs.append(
+            remote_jobs.fail_attempt(
+                parent, request.attempt_id, name=job.name, error=attempt.error, log=attempt.log
             )
-            if not tried.lost or len(failed) == ATTEMPTS:
-                return Outcome(job=job, error=tried.error, failed_runs=tuple(failed))
+        )
+        if not attempt.lost or len(failed_runs) == ATTEMPTS:
+            return Outcome(job=job, error=attempt.error, failed_runs=tuple(failed_runs))

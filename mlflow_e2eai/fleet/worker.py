@@ -1,14 +1,11 @@
-"""One attempt at a job, in a process of its own beside whoever asked for it.
+"""One attempt at a job, in a worker process next to the thread or Ray task that waits for it.
 
-A builder is native code that may crash, hang or take all memory. It does so in a process that
-leaves its log and its death behind, and that is kept for the next job where it lives.
+A builder is native code that may crash, hang or take all memory. In a process it leaves its log and
+its exit code; the process is kept for the next job, as it takes seconds to import MLflow.
 """
 
 from __future__ import annotations
 
-import ctypes
-import os
-import signal
 import socket
 import traceback
 from collections.abc import Callable, Mapping
@@ -21,65 +18,63 @@ from typing import TypeAlias
 
 from mlflow_e2eai import tracking
 from mlflow_e2eai.artifacts.libraries import native_allowed
-from mlflow_e2eai.engine.stage import keep_builder
+from mlflow_e2eai.engine.stage import reuse_builder
 from mlflow_e2eai.errors import E2EAIError
 from mlflow_e2eai.fleet.job import Attempt, Job
 from mlflow_e2eai.pipeline import jobs
-from mlflow_e2eai.runtime.process import Process
-
-_PR_SET_PDEATHSIG = 1
-"""From Linux's ``prctl.h``."""
+from mlflow_e2eai.runtime.process import WorkerProcess
+from mlflow_e2eai.runtime.worker import Worker
+from mlflow_e2eai.tracking import remote_jobs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Order:
-    """All that a worker is told of a job.
+class JobRequest:
+    """One attempt at a job, as it is sent to a worker.
 
     Attributes:
         job: The job.
-        place: Where its run belongs.
-        ticket: What the runs of this attempt are found by.
-        allowed: Libraries in models that may be loaded, by file name.
-        limit_s: Seconds after which the worker is taken to hang.
-        worker: Who does it; None for this machine.
+        parent: The run that is the parent of the job's run.
+        attempt_id: Tag of the runs of this attempt.
+        allowed: File names of the libraries in models that may be loaded.
+        timeout_s: Seconds after which the worker is taken to hang.
+        worker: Name of the machine, or of the Ray node; None for the name of this machine.
     """
 
     job: Job
-    place: tracking.Place
-    ticket: str
+    parent: remote_jobs.ParentRun
+    attempt_id: str
     allowed: frozenset[str]
-    limit_s: float
+    timeout_s: float
     worker: str | None = None
 
 
-Attempting: TypeAlias = Callable[[Order], Attempt]
-"""Has the job of an order done, once."""
+AttemptJob: TypeAlias = Callable[[JobRequest], Attempt]
+"""Runs a job once, in some worker."""
 
 
-class Seat:
-    """A process for jobs, and the next one where that has ended."""
+class JobWorker:
+    """A worker process for jobs, replaced by a new one where it has ended."""
 
     def __init__(self) -> None:
-        self._process: Process | None = None
+        self._process: WorkerProcess | None = None
         self._folder = Path()
         self._stack = ExitStack()
-        self._limit_s = 0.0
         self._stopped = False
 
-    def attempt(self, order: Order) -> Attempt:
-        """Have a job done, once."""
-        there = self._sit(order.limit_s)
-        since = len(there.log())
-        task = partial(work, order, os.getpid(), self._folder)
+    def attempt(self, request: JobRequest) -> Attempt:
+        """Run a job once; an error, or the end of the process, is an attempt that failed."""
+        process = self._live_process()
+        since = len(process.log())
+        work = partial(run_job, request=request, folder=self._folder)
         try:
-            done: Attempt = there.do("call", {}, function=task)
+            attempt: Attempt = process.call(work, timeout_s=request.timeout_s)
         except E2EAIError as error:
-            log = there.log(since).decode(errors="replace")
-            return Attempt(error=str(error), lost=there.ended and not self._stopped, log=log)
-        return done
+            log = process.log(since).decode(errors="replace")
+            return Attempt(error=str(error), lost=process.has_ended and not self._stopped, log=log)
+        return attempt
 
     def stop(self) -> None:
-        """End what is being done, for good."""
+        """Kill the process in the middle of a job, from another thread; its job is not lost."""
         self._stopped = True
         if self._process is not None:
             self._process.kill()
@@ -89,48 +84,43 @@ class Seat:
         self._process = None
         self._stack.close()
 
-    def _sit(self, limit_s: float) -> Process:
-        if self._process is not None and (self._process.ended or self._limit_s != limit_s):
+    def _live_process(self) -> WorkerProcess:
+        if self._process is not None and self._process.has_ended:
             self.close()
         if self._process is None:
             self._folder = Path(self._stack.enter_context(TemporaryDirectory()))
-            self._process = self._stack.enter_context(closing(Process(patience_s=limit_s)))
-            self._limit_s = limit_s
+            self._process = self._stack.enter_context(closing(WorkerProcess()))
         return self._process
 
 
-def work(order: Order, parent: int, folder: Path) -> Attempt:
-    """Do a job: the other side of `Seat.attempt`.
+def run_job(_: Worker, *, request: JobRequest, folder: Path) -> Attempt:
+    """Run a job in a worker process.
 
     Args:
-        order: The job.
-        parent: The process that waits for it.
-        folder: What this process keeps for its next job is there.
+        request: The job.
+        folder: A folder of this process, for graphs that its next job may need too.
 
     Returns:
-        What came of it, where it did not fail.
+        The attempt, which succeeded.
+
+    Raises:
+        E2EAIError: The job failed; the traceback is in the log.
     """
-    _end_with(parent)
-    job = order.job
+    job = request.job
     if job.stage == "compile":
-        keep_builder()
-    worker = order.worker or socket.gethostname()
+        reuse_builder()
+    worker = request.worker or socket.gethostname()
     try:
         with (
-            native_allowed(order.allowed),
-            tracking.working_at(order.place, order.ticket, worker=worker, folder=folder),
+            native_allowed(request.allowed),
+            remote_jobs.child_runs(
+                request.parent, request.attempt_id, worker=worker, folder=folder
+            ),
         ):
             return _STAGES[job.stage](job)
     except Exception:
         traceback.print_exc()  # into the log
         raise
-
-
-def _end_with(parent: int) -> None:
-    """End this process with its parent: nobody would wait for what it makes, or know of it."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
 
 
 def _compile(job: Job) -> Attempt:
@@ -139,7 +129,7 @@ def _compile(job: Job) -> Attempt:
 
 def _evaluate(job: Job) -> Attempt:
     with tracking.run(job.name, nested=True, tags={tracking.STAGE: "evaluate"}) as run_id:
-        tracking.log_found(jobs.evaluate(job.model_uri, **job.arguments), run_id)
+        remote_jobs.log_evidence(jobs.evaluate(job.model_uri, **job.arguments), run_id)
     return Attempt(run_id=run_id)
 
 

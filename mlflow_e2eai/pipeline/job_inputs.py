@@ -198,17 +198,19 @@ def _has_module(root: LoggedModel) -> bool:
 def load_source(model: LoggedModel, folder: Path, axes: DynamicAxes | None) -> LoadedSource:
     """Load a PyTorch model; `axes` stand in for those that it was logged with, unless None."""
     folder.mkdir(exist_ok=True, parents=True)
-    loaded, given, kept, operators, libraries, evaluation = tracking.fetch_source(model, folder)
-    module, example = flatten_module(loaded, given)
+    logged = tracking.fetch_source(model, folder)
+    module, example = flatten_module(logged.model, logged.input_example)
     if axes is None:
-        axes = kept if kept is not None else _open_axes(model, folder, example)
+        axes = logged.dynamic_axes
+    if axes is None:
+        axes = _open_axes(model, folder, example)
     return LoadedSource(
         module=module,
         example=example,
         axes=axes,
-        operators=operators,
-        libraries=libraries,
-        evaluation=evaluation,
+        operators=logged.operators,
+        libraries=logged.libraries,
+        evaluation=logged.evaluation,
     )
 
 

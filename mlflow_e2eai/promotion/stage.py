@@ -21,7 +21,7 @@ from mlflow_e2eai.evaluation.gates import Decision, Gate, decide, drop, gates_fr
 from mlflow_e2eai.latency.measure import BUDGET_S, items_of
 from mlflow_e2eai.parity.samples import profile_samples
 from mlflow_e2eai.pipeline.publish import log_report
-from mlflow_e2eai.runtime.isolation import Together, isolated_together
+from mlflow_e2eai.runtime.isolation import IsolatedRunners, isolated_together
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
@@ -231,7 +231,7 @@ def _latency_ratio(challenger: Path, champion: Path, *, allow_native: Sequence[s
 
 
 def _upper_bound(
-    models: Together, samples: Mapping[str, Mapping[str, Tensors]], label: str
+    models: IsolatedRunners, samples: Mapping[str, Mapping[str, Tensors]], label: str
 ) -> float:
     asked = {role: samples[role][label] for role in ("challenger", "champion")}
     return models.benchmark(asked, budget_s=BUDGET_S).ratio("challenger", "champion").high

@@ -32,7 +32,6 @@ from mlflow_e2eai.pytorch.flat_module import flatten_module, input_tree, origina
 from mlflow_e2eai.pytorch.module import evaluation_mode
 from mlflow_e2eai.pytorch.pytree import Tree
 from mlflow_e2eai.pytorch.verify import check_interface, check_numbers, test_samples
-from mlflow_e2eai.runtime.isolation import onnxruntime_ahead
 
 if TYPE_CHECKING:
     import torch
@@ -122,7 +121,7 @@ def export(
     axes = axes_of(dynamic_axes or {})
     example = resize(given, specs, {axis.name: axis.opt for axis in axes})
     refused: dict[str, ExportError] = {}
-    with evaluation_mode(module) as was_training, onnxruntime_ahead(libraries=libraries) as opened:
+    with evaluation_mode(module) as was_training:
         if was_training:
             warnings.warn(
                 "The model is in training mode: it is exported in evaluation mode, and its mode is "
@@ -147,7 +146,6 @@ def export(
                     custom.carry(temporary, operators)
                     if is_large(module):
                         graphs.write(graphs.read(temporary), temporary)  # as we name weight files
-                    opened.load(temporary)  # while it is read here
                     model = graphs.read(temporary)
                     graphs.check(model)
                     check_interface(model, specs=specs, outputs=names, opset=opset, exporter=rung)
@@ -156,7 +154,7 @@ def export(
                         model, deferred=deferred, libraries=libraries
                     )
                     unverified = check_numbers(
-                        temporary, asked, names, rung, warned, lacking=lacking, opened=opened
+                        temporary, asked, names, rung, warned, lacking=lacking, libraries=libraries
                     )
                     made = graphs.describe(
                         temporary,

@@ -16,12 +16,12 @@ import numpy as np
 
 from mlflow_e2eai.artifacts import graphs
 from mlflow_e2eai.artifacts.axes import corners, resize
-from mlflow_e2eai.artifacts.values import Array, Axis, Tensors, TensorSpec
+from mlflow_e2eai.artifacts.values import Array, Axis, Library, Tensors, TensorSpec
 from mlflow_e2eai.errors import ExportError, InvalidInputError, RunnerError
 from mlflow_e2eai.parity.measure import is_exact
 from mlflow_e2eai.parity.samples import branch_samples
 from mlflow_e2eai.pytorch.flat_module import run_module
-from mlflow_e2eai.runtime.isolation import Opened, isolated_onnxruntime
+from mlflow_e2eai.runtime.isolation import isolated_onnxruntime
 
 if TYPE_CHECKING:
     from warnings import WarningMessage
@@ -161,7 +161,7 @@ def check_numbers(
     warned: Sequence[WarningMessage],
     *,
     lacking: Sequence[str] = (),
-    opened: Opened = isolated_onnxruntime,
+    libraries: Sequence[Library] = (),
 ) -> str | None:
     """Hold a graph's numbers against the module's.
 
@@ -172,7 +172,7 @@ def check_numbers(
         exporter: Who wrote it.
         warned: What it warned of meanwhile.
         lacking: Operators of the graph that ONNX Runtime has not.
-        opened: Opens it in a process of its own.
+        libraries: Libraries with its operators.
 
     Returns:
         Why they could not be compared; None where they are the module's.
@@ -184,7 +184,7 @@ def check_numbers(
         return f"ONNX Runtime does not have {', '.join(lacking)}"
     if not asked:
         return "no answer of the module to any sample is finite and free of ties"
-    wrong = _difference(path, asked, outputs, opened)
+    wrong = _difference(path, asked, outputs, libraries)
     if wrong is None:
         return None
     # The tracer says where it took a value for a constant.
@@ -196,7 +196,7 @@ def check_numbers(
 
 
 def _difference(
-    path: Path, asked: tuple[Question, ...], outputs: tuple[str, ...], opened: Opened
+    path: Path, asked: tuple[Question, ...], outputs: tuple[str, ...], libraries: Sequence[Library]
 ) -> str | None:
     """The first wrong output as a sentence; None where all numbers are right.
 
@@ -211,7 +211,7 @@ def _difference(
         return dict(zip(outputs, now.right, strict=True))
 
     try:
-        with opened(path) as candidate:
+        with isolated_onnxruntime(path, libraries=libraries) as candidate:
             report = candidate.compare(
                 reference,
                 [question.inputs for question in asked],

@@ -1,4 +1,8 @@
-"""Runners in other processes, as their caller sees them."""
+"""Runners in worker processes: a crash, hang or kill of native code ends the worker alone.
+
+The functions that work in a worker process begin with an underscore; the classes call them from
+here. Comparisons run in the worker, so that only samples and the reference's outputs travel.
+"""
 
 from __future__ import annotations
 
@@ -7,126 +11,44 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Self, TypeAlias
+from typing import Any, TypeAlias
 
 from mlflow_e2eai.artifacts.values import Infer, Library, Tensors
-from mlflow_e2eai.latency.report import ColdStart, LatencyReport, Throughput
+from mlflow_e2eai.latency.concurrency import Opened, throughput, timed_open
+from mlflow_e2eai.latency.measure import benchmark
+from mlflow_e2eai.latency.report import ColdStart, LatencyReport, Throughput, Timing
 from mlflow_e2eai.latency.timing import Touched, series
+from mlflow_e2eai.parity.comparison import compare
 from mlflow_e2eai.parity.report import ParityReport
 from mlflow_e2eai.runtime.ort import Device, onnxruntime_runner
-from mlflow_e2eai.runtime.process import Process
+from mlflow_e2eai.runtime.process import TIMEOUT_S, WorkerProcess
+from mlflow_e2eai.runtime.worker import Worker
 
 Opener: TypeAlias = Callable[[], AbstractContextManager[Infer]]
 """Opens a runner. It is pickled: a function that can be imported, or a partial of one."""
 
-Opened: TypeAlias = "Callable[[Path], AbstractContextManager[Isolated]]"
-"""Opens a graph with ONNX Runtime in a process of its own; an `Ahead` is one."""
-
-PATIENCE_S = 600.0
-"""Seconds without a sign of life after which a process is taken to hang. The first call of a large
-graph on a GPU may compile for minutes; none was seen to take ten."""
+_OPENED = "opened"
+_RUNNERS = "runners"
 
 
 @contextmanager
-def isolated(opener: Opener, *, patience_s: float = PATIENCE_S) -> Iterator[Isolated]:
-    """Open a runner in a process of its own, for the block.
+def isolated(opener: Opener) -> Iterator[IsolatedRunner]:
+    """Open a runner in a worker process, for the block.
 
     Args:
-        opener: Opens it there.
-        patience_s: Seconds without a sign of life after which the process is killed.
+        opener: Opens the runner in the worker.
 
     Yields:
-        The runner, as an `Infer` that can also be told to work there.
+        The runner, as an `Infer` whose measurements and comparisons run in the worker.
 
     Raises:
-        E2EAIError: What opening it raised there; a `RunnerError` where it crashed, hung or was
-            killed, or where another library's error was raised.
+        E2EAIError: Opening it raised that in the worker; a `RunnerError` where it crashed, hung or
+            was killed, or where another library's error was raised.
     """
-    with closing(Isolated(patience_s=patience_s)) as there:
-        there.begin("open", opener=opener)
-        yield there.opened()
-
-
-@contextmanager
-def onnxruntime_ahead(
-    graph: Path | None = None, *, libraries: Sequence[Library] = ()
-) -> Iterator[Ahead]:
-    """`isolated_onnxruntime` on the CPU, for graphs that are still to be made in the block.
-
-    The process for the first of them starts at once, so that nobody waits for it later.
-
-    Args:
-        graph: One that is there already: a process of its own loads it meanwhile.
-        libraries: Libraries of operators, for all of them.
-    """
-    with closing(Ahead(partial(onnxruntime_runner, libraries=libraries))) as ahead:
-        if graph is not None:
-            ahead.load(graph)
-            ahead.start()
-        yield ahead
-
-
-class Ahead:
-    """Opens graphs in processes that were started before they were wanted.
-
-    Args:
-        opener: Opens a graph over there.
-    """
-
-    def __init__(self, opener: Callable[[Path], AbstractContextManager[Infer]]) -> None:
-        self._opener = opener
-        self._idle: list[Isolated] = []
-        self._loading: dict[Path, Isolated] = {}
-        self.start()
-
-    def start(self) -> None:
-        """Start a process for a graph that is still to be made."""
-        self._idle.append(Isolated(patience_s=PATIENCE_S))
-
-    def load(self, graph: Path) -> None:
-        """Have a graph loaded over there while the caller does something else."""
-        self._loading[graph] = self._started()
-        self._loading[graph].begin("open", opener=partial(self._opener, graph))
-
-    @contextmanager
-    def __call__(self, graph: Path) -> Iterator[Isolated]:
-        """Open a graph, for the block, from where `load` left it."""
-        if graph not in self._loading:
-            self.load(graph)
-        with closing(self._loading.pop(graph)) as there:
-            yield there.opened()
-
-    def close(self) -> None:
-        """End the processes that nobody wanted."""
-        for there in (*self._idle, *self._loading.values()):
-            there.close()
-
-    def _started(self) -> Isolated:
-        return self._idle.pop() if self._idle else Isolated(patience_s=PATIENCE_S)
-
-
-@contextmanager
-def isolated_together(
-    openers: Mapping[str, Opener], *, patience_s: float = PATIENCE_S
-) -> Iterator[Together]:
-    """Open runners in one other process, for the block, where they can take turns.
-
-    What the machine does to one call then falls on its neighbours in the round too: in processes
-    of their own, two runners of one file were seen to differ by 10 % where here they were equal.
-
-    Args:
-        openers: What opens each, by name.
-        patience_s: Seconds without a sign of life after which the process is killed.
-
-    Yields:
-        The runners.
-
-    Raises:
-        E2EAIError: As `isolated`; a `RunnerError` says which runner it was.
-    """
-    there = Together(patience_s=patience_s)
-    with closing(there):
-        yield there.opened(openers)
+    with closing(WorkerProcess()) as process:
+        for text, category in process.call(partial(_open, opener=opener)):
+            warnings.warn(text, category, stacklevel=3)
+        yield IsolatedRunner(process)
 
 
 def isolated_onnxruntime(
@@ -136,8 +58,8 @@ def isolated_onnxruntime(
     rounded: bool = False,
     fused: bool = True,
     libraries: Sequence[Library] = (),
-) -> AbstractContextManager[Isolated]:
-    """`onnxruntime_runner` in a process of its own: a graph that it does not take may crash it."""
+) -> AbstractContextManager[IsolatedRunner]:
+    """Open `onnxruntime_runner` in a worker process: a graph that it cannot run may crash it."""
     return isolated(
         partial(
             onnxruntime_runner,
@@ -150,72 +72,201 @@ def isolated_onnxruntime(
     )
 
 
-class Isolated(Process):
-    """A runner in another process; see `isolated`."""
+class IsolatedRunner:
+    """A runner in a worker process.
 
-    def opened(self) -> Self:
-        """Wait until it is open, and pass on what that warned of."""
-        for text, category in self.finish({}):
-            warnings.warn(text, category, stacklevel=4)
-        return self
+    Attributes:
+        timeout_s: Seconds without progress of a call after which the worker is killed.
+    """
+
+    def __init__(self, process: WorkerProcess) -> None:
+        self.timeout_s = TIMEOUT_S
+        self._process = process
+
+    @property
+    def failure(self) -> str | None:
+        """The last error of a call, or how the worker ended; None while all goes well."""
+        return self._process.failure
 
     def __call__(self, tensors: Tensors) -> Tensors:
-        """Ask once."""
-        answer: Tensors = self.do("infer", {}, tensors=tensors)
-        return answer
+        """Run the model once."""
+        outputs: Tensors = self._call(partial(_run, tensors=tensors))
+        return outputs
 
     def cold_start(self, tensors: Tensors) -> ColdStart:
-        """What opening the runner cost, and what its first two answers do: to be asked first."""
-        cold: ColdStart = self.do("cold_start", {}, tensors=tensors)
+        """Measure what opening the runner cost and its first two calls take: before other calls."""
+        cold: ColdStart = self._call(partial(_cold_start, tensors=tensors))
         return cold
 
     def throughput(self, tensors: Tensors, **options: Any) -> Throughput:
-        """As `latency.throughput`, with the callers over there."""
-        found: Throughput = self.do("throughput", {}, tensors=tensors, **options)
-        return found
+        """Call `latency.throughput` in the worker."""
+        result: Throughput = self._call(partial(_throughput, tensors=tensors, **options))
+        return result
 
     def compare(self, reference: Infer, samples: Iterable[Tensors], **options: Any) -> ParityReport:
-        """As `parity.compare`, with this runner as the candidate; the reference is asked here."""
-        left = iter(samples)
-        here: dict[str, Callable[..., Any]] = {
-            "reference": reference,
-            "sample": lambda: next(left, None),
-        }
-        report: ParityReport = self.do("compare", here, **options)
+        """Call `parity.compare` in the worker, with this runner as the candidate.
+
+        Args:
+            reference: Runs in this process.
+            samples: Taken one by one from this process.
+            **options: Further arguments of `parity.compare`.
+        """
+        remaining = iter(samples)
+        report: ParityReport = self._call(
+            partial(_compare, **options), reference=reference, sample=lambda: next(remaining, None)
+        )
         return report
 
+    def _call(self, function: Callable[[Worker], Any], **callbacks: Callable[..., Any]) -> Any:
+        return self._process.call(function, callbacks=callbacks, timeout_s=self.timeout_s)
 
-class Together(Process):
-    """Runners in one other process; see `isolated_together`."""
 
-    def opened(self, openers: Mapping[str, Opener]) -> Self:
-        """Open them, one after the other."""
-        self.do("open_all", {}, openers=dict(openers))
-        return self
+def _open(worker: Worker, opener: Opener) -> list[tuple[str, type[Warning]]]:
+    """Open the runner; returns the warnings of that."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        worker.state[_OPENED] = worker.stack.enter_context(timed_open(opener))
+    return [(str(warning.message), warning.category) for warning in caught]
+
+
+def _run(worker: Worker, tensors: Tensors) -> Tensors:
+    worker.note.write_inputs(tensors)
+    return _opened(worker).infer(tensors)
+
+
+def _cold_start(worker: Worker, tensors: Tensors) -> ColdStart:
+    return _opened(worker).cold_start(partial(_run, worker), tensors)
+
+
+def _throughput(worker: Worker, tensors: Tensors, **options: Any) -> Throughput:
+    worker.note.write_inputs(tensors)
+    return throughput(_opened(worker).infer, tensors, **options)
+
+
+def _compare(worker: Worker, **options: Any) -> ParityReport:
+    return compare(
+        partial(worker.ask, "reference"),
+        partial(_run, worker),
+        iter(partial(worker.ask, "sample"), None),
+        progress=worker.note.set_sample,
+        **options,
+    )
+
+
+def _opened(worker: Worker) -> Opened:
+    runner: Opened = worker.state[_OPENED]
+    return runner
+
+
+# Several runners in one worker process, which take turns.
+
+
+@contextmanager
+def isolated_together(openers: Mapping[str, Opener]) -> Iterator[IsolatedRunners]:
+    """Open runners in one worker process, for the block, where they can take turns.
+
+    A disturbance of the machine then falls on neighbours in a round alike: in processes of their
+    own, two runners of one file were seen to differ by 10 % where here they were equal.
+
+    Args:
+        openers: The openers of the runners, by name.
+
+    Yields:
+        The runners.
+
+    Raises:
+        E2EAIError: See `isolated`; a `RunnerError` names the runner.
+    """
+    with closing(WorkerProcess()) as process:
+        process.call(partial(_open_all, openers=dict(openers)))
+        yield IsolatedRunners(process)
+
+
+class IsolatedRunners:
+    """Runners in one worker process."""
+
+    def __init__(self, process: WorkerProcess) -> None:
+        self._process = process
 
     def benchmark(
         self,
         samples: Mapping[str, Tensors],
-        here: Mapping[str, Infer] | None = None,
+        local: Mapping[str, Infer] | None = None,
         **options: Any,
     ) -> LatencyReport:
-        """As `latency.benchmark`.
+        """Call `latency.benchmark` in the worker.
 
         Args:
-            samples: The runners that take turns, by name, and what each is asked.
-            here: Callables on this side that take turns with them, before the first of them; they
-                are asked what the first runner is asked.
-            **options: As there.
+            samples: The inputs of each runner, by its name.
+            local: Callables of this process that take turns with the runners, before the first of
+                them; their inputs are those of the first runner.
+            **options: Further arguments of `latency.benchmark`.
         """
-        foreign = {name: Touched(infer) for name, infer in (here or {}).items()}
+        touched = {name: Touched(infer) for name, infer in (local or {}).items()}
         sample = next(iter(samples.values()))
-        calls: dict[str, Callable[..., Any]] = {
-            "timed": lambda name: foreign[name].timed(sample),
+        callbacks: dict[str, Callable[..., Any]] = {
+            "timed": lambda name: touched[name].timed(sample),
             "series": lambda name, fill_ms, calls: series(
-                foreign[name], sample, fill_ms=fill_ms, calls=calls
+                touched[name], sample, fill_ms=fill_ms, calls=calls
             ),
         }
-        report: LatencyReport = self.do(
-            "benchmark", calls, own=dict(samples), order=[*foreign, *samples], **options
+        order = [*touched, *samples]
+        report: LatencyReport = self._process.call(
+            partial(_benchmark, samples=dict(samples), order=order, **options), callbacks=callbacks
         )
         return report
+
+
+def _open_all(worker: Worker, openers: Mapping[str, Opener]) -> None:
+    runners: dict[str, Infer] = {}
+    for name, opener in openers.items():
+        worker.note.set_runner(name)
+        runners[name] = worker.stack.enter_context(opener())
+    worker.state[_RUNNERS] = runners
+
+
+def _benchmark(
+    worker: Worker, samples: Mapping[str, Tensors], order: Sequence[str], **options: Any
+) -> LatencyReport:
+    runners: dict[str, Infer] = worker.state[_RUNNERS]
+    candidates = {
+        name: _WorkerTurn(worker, name, runners[name], samples[name])
+        if name in samples
+        else _ParentTurn(worker, name)
+        for name in order
+    }
+    return benchmark(candidates, next(iter(samples.values())), **options)
+
+
+class _WorkerTurn:
+    """A runner of the worker, which times itself and notes its inputs."""
+
+    def __init__(self, worker: Worker, name: str, infer: Infer, sample: Tensors) -> None:
+        self._touched = Touched(infer)
+        self._note, self._name, self._sample = worker.note, name, sample
+
+    def __call__(self, _: Tensors, /) -> Tensors:
+        return self._touched(self._sample)
+
+    def timed(self, _: Tensors, /) -> Timing:
+        self._note.set_runner(self._name)
+        self._note.write_inputs(self._sample)
+        return self._touched.timed(self._sample)
+
+
+class _ParentTurn:
+    """A callable of the parent, which is timed there."""
+
+    def __init__(self, worker: Worker, name: str) -> None:
+        self._ask, self._name = worker.ask, name
+
+    def __call__(self, _: Tensors, /) -> Tensors:
+        raise NotImplementedError  # it is only ever timed
+
+    def timed(self, _: Tensors, /) -> Timing:
+        timing: Timing = self._ask("timed", self._name)
+        return timing
+
+    def series(self, _: Tensors, /, *, fill_ms: float, calls: int) -> list[float]:
+        times: list[float] = self._ask("series", self._name, fill_ms, calls)
+        return times

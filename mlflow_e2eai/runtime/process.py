@@ -1,4 +1,10 @@
-"""This side of another process: starts it, has work done there, and notices its end."""
+"""Functions called in a worker process, whose crash, hang or end is an error that names the call.
+
+Written by hand, as no pool does what is needed here: to kill a worker that makes no progress, to
+answer its questions during a call (the reference of a comparison, the caller's turn in a
+benchmark), and to say on which inputs it died. multiprocessing's spawn runs the user's `__main__`
+again, and its fork is unsafe with threads and with CUDA; loky and concurrent.futures build on them.
+"""
 
 from __future__ import annotations
 
@@ -14,162 +20,176 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from multiprocessing import Pipe
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlflow_e2eai.artifacts.values import Tensors
 from mlflow_e2eai.errors import RunnerError
 
+if TYPE_CHECKING:
+    from mlflow_e2eai.runtime.worker import Worker
+
+TIMEOUT_S = 600.0
+"""Seconds without progress after which a call is taken to hang. The first call of a large graph on
+a GPU may compile for minutes; none was seen to take ten."""
+
 _BOOT = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "from mlflow_e2eai.runtime.worker import serve; serve(int(sys.argv[2]), int(sys.argv[3]))"
+    "from mlflow_e2eai.runtime.worker import serve; serve(*map(int, sys.argv[2:]))"
 )
-_LOOK_S = 0.5
-_GOODBYE_S = 5.0
+_POLL_S = 0.5
+_CLOSE_S = 5.0
 
 
-class Process:
-    """Another process that does what it is told.
+class WorkerProcess:
+    """A process that calls functions for this one, one at a time, and ends with it.
 
-    Every task raises what is raised over there: an `E2EAIError` as it is, any other error as a
-    `RunnerError` with its text. When the process ends, that is a `RunnerError` too, now and for
-    every later task.
-
-    Args:
-        patience_s: Seconds without a sign of life after which it is killed.
-        limit_s: Seconds after which it is killed whatever it does.
+    It starts when it is constructed, and imports while the caller goes on.
     """
 
-    def __init__(self, *, patience_s: float, limit_s: float = math.inf) -> None:
-        self._patience_s = patience_s
-        self._limit_s, self._began = limit_s, time.monotonic()
-        self._death: str | None = None
+    def __init__(self) -> None:
+        self._end: str | None = None
         self._failure: str | None = None
         with ExitStack() as stack:
             self._log = stack.enter_context(tempfile.TemporaryFile())
-            paper = stack.enter_context(tempfile.TemporaryFile())
-            paper.truncate(SIZE)
-            self._note = Note(paper.fileno())
-            self._connection, theirs = Pipe()
-            with theirs:
-                self._process = self._started(theirs.fileno(), paper.fileno(), self._log)
-            stack.callback(self._end)
+            shared = stack.enter_context(tempfile.TemporaryFile())
+            shared.truncate(ProgressNote.SIZE)
+            self._note = ProgressNote(shared.fileno())
+            self._connection, other_end = Pipe()
+            with other_end:
+                self._process = self._start(other_end.fileno(), shared.fileno(), self._log)
+            stack.callback(self._stop)
             self._stack = stack.pop_all()
 
-    def _started(self, connection: int, note: int, log: Any) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-c", _BOOT, json.dumps(sys.path), str(connection), str(note)]
-        return subprocess.Popen(  # noqa: S603 - ourselves
-            command, pass_fds=(connection, note), stdin=subprocess.DEVNULL, stdout=log, stderr=log
+    def _start(self, connection: int, note: int, log: Any) -> subprocess.Popen[bytes]:
+        numbers = [str(number) for number in (connection, note, os.getpid())]
+        return subprocess.Popen(  # noqa: S603 - this interpreter
+            [sys.executable, "-c", _BOOT, json.dumps(sys.path), *numbers],
+            pass_fds=(connection, note),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
         )
 
     @property
     def failure(self) -> str | None:
-        """What was raised last over there, or how the process ended; None while all goes well."""
+        """The last error of a call, or how the process ended; None while all goes well."""
         return self._failure
 
     @property
-    def ended(self) -> bool:
-        """Whether it has ended: no task will be done there any more."""
-        return self._death is not None or self._process.poll() is not None
+    def has_ended(self) -> bool:
+        """Whether the process has ended, so that each further call fails."""
+        return self._end is not None or self._process.poll() is not None
 
     def log(self, since: int = 0) -> bytes:
-        """What it has written to stdout and stderr, from a byte on."""
-        # Its place in the file is ours too, and must stay where it is.
+        """Return what the process has written to stdout and stderr, from a byte on."""
+        # Its position in the file is shared with this process, and must stay where it is.
         fileno = self._log.fileno()
         return os.pread(fileno, os.fstat(fileno).st_size - since, since)
 
     def kill(self) -> None:
-        """End it in the middle of what it does."""
+        """End the process in the middle of a call, from any thread."""
         self._process.kill()
 
-    def limit(self, seconds: float) -> None:
-        """Kill it so many seconds from now, whatever it does then."""
-        self._limit_s, self._began = seconds, time.monotonic()
-
     def close(self) -> None:
-        """End it."""
+        """End the process, after the contexts that its calls have entered."""
         self._stack.close()
 
-    def do(self, task: str, here: Mapping[str, Callable[..., Any]], **options: Any) -> Any:
-        """Have a task done there; what it asks of `here` is answered meanwhile."""
-        self.begin(task, **options)
-        return self.finish(here)
+    def call(
+        self,
+        function: Callable[[Worker], Any],
+        *,
+        callbacks: Mapping[str, Callable[..., Any]] | None = None,
+        timeout_s: float = TIMEOUT_S,
+        time_limit_s: float = math.inf,
+    ) -> Any:
+        """Call a function in the process.
 
-    def begin(self, task: str, **options: Any) -> None:
-        """Have a task begun there, which `finish` waits for."""
-        if self._death is not None:
-            raise RunnerError(self._death, runner=self._note.labelled() or None)
-        self._send((task, options))
+        Args:
+            function: A function that can be imported, or a partial of one: it is pickled.
+            callbacks: Functions of this process that it may call by `Worker.ask`.
+            timeout_s: Seconds without progress after which the process is killed.
+            time_limit_s: Seconds after which the process is killed in any case.
 
-    def finish(self, here: Mapping[str, Callable[..., Any]]) -> Any:
-        """Wait for what was begun; as `do`."""
-        failed: Exception | None = None
+        Returns:
+            The result, which is pickled too.
+
+        Raises:
+            E2EAIError: The function raised it.
+            RunnerError: The function raised an error of another library; or the process crashed,
+                hung or was killed, now or in an earlier call.
+            Exception: A callback raised it.
+        """
+        if self._end is not None:
+            raise RunnerError(self._end, runner=self._note.runner or None)
+        deadline = time.monotonic() + time_limit_s
+        self._send(function)
+        callback_error: Exception | None = None
         while True:
-            kind, *said = self._receive()
-            if kind == "done":
-                return said[0]
-            if kind == "failed":
-                raise failed or self._failed(said[0])
-            name, arguments = said
+            kind, *content = self._receive(timeout_s, deadline, time_limit_s)
+            if kind == "result":
+                return content[0]
+            if kind == "error":
+                raise callback_error or self._failed(content[0])
+            name, arguments = content
             try:
-                answer = ("answer", here[name](*arguments))
-            except Exception as error:  # noqa: BLE001 - raised again once the task has unwound
-                failed, answer = error, ("raise", None)
-            self._send(answer)
+                reply = ("result", (callbacks or {})[name](*arguments))
+            except Exception as error:  # noqa: BLE001 - raised again when the call has unwound
+                callback_error, reply = error, ("error", None)
+            self._send(reply)
 
     def _send(self, message: Any) -> None:
         try:
             self._connection.send(message)
         except (BrokenPipeError, ConnectionResetError) as error:
-            raise self._ended(_how(self._process.wait())) from error
+            raise self._ended(_how_it_ended(self._process.wait())) from error
 
-    def _receive(self) -> Any:
-        seen, since = self._note.read(), time.monotonic()
+    def _receive(self, timeout_s: float, deadline: float, time_limit_s: float) -> Any:
+        progress, since = self._note.read(), time.monotonic()
         while True:
-            if time.monotonic() - self._began > self._limit_s:
-                late = f"was not done within {self._limit_s:g} s"
-                raise self._stopped(late)
-            if self._connection.poll(_LOOK_S):
+            if time.monotonic() > deadline:
+                late = f"was not done within {time_limit_s:g} s"
+                raise self._killed(late)
+            if self._connection.poll(_POLL_S):
                 break
-            if (now := self._note.read()) != seen:
-                seen, since = now, time.monotonic()
-            if time.monotonic() - since > self._patience_s:
-                silent = f"gave no sign of life for {self._patience_s:g} s"
-                raise self._stopped(silent)
+            if (now := self._note.read()) != progress:
+                progress, since = now, time.monotonic()
+            if time.monotonic() - since > timeout_s:
+                silent = f"gave no sign of life for {timeout_s:g} s"
+                raise self._killed(silent)
         try:
             return self._connection.recv()
         except (EOFError, ConnectionResetError) as error:
-            raise self._ended(_how(self._process.wait())) from error
+            raise self._ended(_how_it_ended(self._process.wait())) from error
 
-    def _stopped(self, why: str) -> RunnerError:
+    def _killed(self, reason: str) -> RunnerError:
         self._process.kill()
         self._process.wait()
-        return self._ended(why)
+        return self._ended(reason)
 
-    def _ended(self, how: str) -> RunnerError:
-        self._log.seek(0)
-        lines = self._log.read().decode(errors="replace").strip().splitlines()
+    def _ended(self, reason: str) -> RunnerError:
+        lines = self.log().decode(errors="replace").strip().splitlines()
         last = f" Its last words: {lines[-1].strip()}" if lines else ""
-        place = self._note.place() or "while it was opened"
-        self._failure = self._death = f"Its process {how} {place}.{last}"
-        return RunnerError(self._death, runner=self._note.labelled() or None)
+        activity = self._note.activity or "while it was opened"
+        self._failure = self._end = f"Its process {reason} {activity}.{last}"
+        return RunnerError(self._end, runner=self._note.runner or None)
 
     def _failed(self, error: Exception) -> Exception:
         self._failure = str(error)
         if isinstance(error, RunnerError):
-            error.runner = self._note.labelled() or None
+            error.runner = self._note.runner or None
         return error
 
-    def _end(self) -> None:
+    def _stop(self) -> None:
         self._connection.close()
         try:
-            self._process.wait(_GOODBYE_S)
+            self._process.wait(_CLOSE_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
 
 
-def _how(code: int) -> str:
-    """How a process ended, from its exit code."""
+def _how_it_ended(code: int) -> str:
+    """Describe the end of a process by its exit code."""
     if code == -signal.SIGKILL:
         return "was killed (SIGKILL, as Linux does when memory runs out)"
     if code < 0:
@@ -177,61 +197,58 @@ def _how(code: int) -> str:
     return f"ended (exit code {code})"
 
 
-# What a worker is at, in memory that two processes share and that outlives one of them.
-
-
-SIZE = 1000
-
-
-class Note:
-    """A line of text in a file that both processes have open.
+class ProgressNote:
+    """A line of text in a file that two processes share, and that outlives one of them.
 
     Args:
-        fileno: The file, of at least `SIZE` bytes.
+        fileno: The open file, of at least `SIZE` bytes.
     """
 
-    def __init__(self, fileno: int) -> None:
-        self._memory = mmap.mmap(fileno, SIZE)
-        self._calls = 0
-        self._sample: int | None = None
-        self._label = ""
+    SIZE = 1000
 
-    def sample(self, number: int) -> None:
-        """The calls that follow are about this sample."""
+    def __init__(self, fileno: int) -> None:
+        self._memory = mmap.mmap(fileno, self.SIZE)
+        self._count = 0
+        self._sample: int | None = None
+        self._runner = ""
+
+    def set_sample(self, number: int) -> None:
+        """Note the number of the sample that the next calls are about."""
         self._sample = number
 
-    def label(self, text: str) -> None:
-        """What follows is about one of several runners."""
-        self._label = text
+    def set_runner(self, name: str) -> None:
+        """Note which of several runners works next."""
+        self._runner = name
         self._write("")
 
-    def asking(self, tensors: Tensors) -> None:
-        """A call with these inputs begins."""
-        self._calls += 1
+    def write_inputs(self, tensors: Tensors) -> None:
+        """Note the inputs of a call of a runner."""
         sizes = ", ".join(f"{name} {list(array.shape)}" for name, array in tensors.items())
-        which = "" if self._sample is None else f"sample {self._sample}, "
-        self._write(f"on {which}{sizes}")
+        sample = "" if self._sample is None else f"sample {self._sample}, "
+        self.write_activity(f"on {sample}{sizes}")
 
-    def doing(self, text: str) -> None:
-        """Something else than a call begins."""
-        self._calls += 1
+    def write_activity(self, text: str) -> None:
+        """Note other work than a call of a runner, in words that continue "crashed ..."."""
+        self._count += 1
         self._write(text)
 
     def _write(self, text: str) -> None:
-        # The count tells calls apart, so that a long series of one kind is seen to go on.
-        line = f"{self._calls}|{self._label}|{text}".encode()[: SIZE - 1]
+        # The count makes each call of a series of equal ones a sign of progress.
+        line = f"{self._count}|{self._runner}|{text}".encode()[: self.SIZE - 1]
         self._memory[: len(line) + 1] = line + b"\0"
 
     def read(self) -> bytes:
-        """All of it, to be compared with what was read before."""
-        return self._memory[:SIZE].partition(b"\0")[0]
+        """Return the whole line, which differs from an earlier one where there was progress."""
+        return self._memory[: self.SIZE].partition(b"\0")[0]
 
-    def place(self) -> str:
-        """What the last call was about, for people; empty before the first."""
+    @property
+    def activity(self) -> str:
+        """The last work, for people; empty before the first."""
         return self._part(2)
 
-    def labelled(self) -> str:
-        """Which of several runners it was about; empty where there is one."""
+    @property
+    def runner(self) -> str:
+        """The runner that it was about; empty where there is only one."""
         return self._part(1)
 
     def _part(self, number: int) -> str:

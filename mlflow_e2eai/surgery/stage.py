@@ -21,7 +21,7 @@ from mlflow_e2eai.artifacts.graphs import only_new_garbage
 from mlflow_e2eai.artifacts.values import Array, Infer, OnnxArtifact, Tensors
 from mlflow_e2eai.artifacts.weight_files import staging_path, weights_linked
 from mlflow_e2eai.errors import ArtifactError, RunnerError, SurgeryError
-from mlflow_e2eai.runtime.isolation import Ahead, Opened, isolated_onnxruntime, onnxruntime_ahead
+from mlflow_e2eai.runtime.isolation import isolated_onnxruntime
 from mlflow_e2eai.surgery import interface
 from mlflow_e2eai.surgery.interface import Interface
 from mlflow_e2eai.surgery.mapping import full_reference, input_mapper
@@ -120,9 +120,6 @@ def attempt(
         step.bound()  # refused before anything is read
     before = graphs.read(source.path)
     with ExitStack() as stack:
-        loaded = None if reference else source.path  # over there, while the other is made
-        started = onnxruntime_ahead(loaded, libraries=source.libraries)
-        opened = stack.enter_context(started) if samples else None
         edited = _apply_plan(source, before, plan)
         after, wanted = edited.after, edited.interface
         inputs, outputs = graphs.interface(after)
@@ -133,8 +130,6 @@ def attempt(
         except ArtifactError as broken:
             msg = f"The plan broke the graph: {broken}"
             raise SurgeryError(msg) from broken
-        if opened:
-            opened.load(temporary)  # while its digest is taken
         artifact = graphs.describe(
             temporary,
             stage="clean",
@@ -145,7 +140,7 @@ def attempt(
             libraries=source.libraries,
             model=after,
         )
-        error = _keep_numbers(source, artifact, samples, reference, opened)
+        error = _keep_numbers(source, artifact, samples, reference)
     artifact = replace(artifact, path=out)
     report = SurgeryReport(
         edits=edited.edits,
@@ -264,18 +259,19 @@ def _keep_numbers(
     cleaned: OnnxArtifact,
     samples: Sequence[Tensors],
     reference: Infer | None,
-    opened: Ahead | None,
 ) -> float | None:
     """Largest difference seen between before and after; None when there are no samples.
 
     The graph runs in a process of its own: what a rule made of it may crash ONNX Runtime.
     """
-    if opened is None:
+    if not samples:
         return None
     with ExitStack() as stack:
-        before, asked = _reference_and_samples(source, cleaned, samples, reference, stack, opened)
+        before, asked = _reference_and_samples(source, cleaned, samples, reference, stack)
         try:
-            after = stack.enter_context(opened(cleaned.path))
+            after = stack.enter_context(
+                isolated_onnxruntime(cleaned.path, libraries=source.libraries)
+            )
             # ONNX Runtime is no suspect here, the rules are.
             report = after.compare(before, asked, precision=source.precision, repeats=1)
         except RunnerError as error:
@@ -297,11 +293,12 @@ def _reference_and_samples(
     samples: Sequence[Tensors],
     reference: Infer | None,
     stack: ExitStack,
-    opened: Opened,
 ) -> tuple[Infer, list[dict[str, Array]]]:
     """The reference and the samples under the names of the cleaned graph."""
     try:
-        told = reference or stack.enter_context(opened(source.path))
+        told = reference or stack.enter_context(
+            isolated_onnxruntime(source.path, libraries=source.libraries)
+        )
         before = stack.enter_context(full_reference(told, source, cleaned))
         fit = stack.enter_context(input_mapper(source, cleaned))
         return before, [fit(sample) for sample in samples]

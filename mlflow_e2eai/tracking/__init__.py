@@ -6,9 +6,8 @@ it makes carries the tags ``e2eai.derived_from`` (what it was made from), ``e2ea
 MLflow's own search. Run inputs alone would not do: `search_runs` leaves them out.
 """
 
-from mlflow_e2eai.tracking.downloads import ModelFiles, download, fetch_text, fetcher
+from mlflow_e2eai.tracking.downloads import ModelFiles, fetcher
 from mlflow_e2eai.tracking.lineage import (
-    ERROR,
     PARENT,
     SHA256,
     SOURCE,
@@ -25,24 +24,7 @@ from mlflow_e2eai.tracking.lineage import (
     tag_model,
 )
 from mlflow_e2eai.tracking.metrics import NONFINITE, log_metrics, parity_metrics
-from mlflow_e2eai.tracking.mlflow_recorder import MlflowRecorder, MlflowStage
-from mlflow_e2eai.tracking.models import (
-    KEEP_FP32,
-    fetch_nodes,
-    log_artifact,
-    log_bisection,
-    log_kept,
-    signature_of,
-)
-from mlflow_e2eai.tracking.remote_jobs import (
-    TICKET,
-    Place,
-    end_attempt,
-    fetch_found,
-    log_found,
-    place_here,
-    working_at,
-)
-from mlflow_e2eai.tracking.runs import failed_models_say_why, log_project_failure, run
-from mlflow_e2eai.tracking.server import check_server
+from mlflow_e2eai.tracking.mlflow_recorder import MlflowRecorder
+from mlflow_e2eai.tracking.models import fetch_nodes, log_bisection, log_fp32_nodes
+from mlflow_e2eai.tracking.runs import log_model_failure, run
 from mlflow_e2eai.tracking.sources import fetch_source, log_source, open_inputs

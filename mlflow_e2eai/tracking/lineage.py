@@ -18,7 +18,7 @@ from mlflow_e2eai.artifacts.files import from_json, verify
 from mlflow_e2eai.artifacts.values import EngineArtifact, OnnxArtifact
 from mlflow_e2eai.artifacts.weight_files import verify_graph
 from mlflow_e2eai.errors import ArtifactError, InvalidInputError, TrackingError
-from mlflow_e2eai.tracking.server import address, check_server, is_at_work
+from mlflow_e2eai.tracking.server import address, check_server, lookups_are_cached
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
@@ -63,17 +63,17 @@ def resolve(uri: str) -> LoggedModel:
         TrackingError: There is no such model.
     """
     path = uri.removeprefix("models:/")
-    if is_at_work() and _MODEL_ID.fullmatch(path):
-        return _kept(address(), path)  # once, for all jobs on its chain
-    return _resolved(uri)
+    if lookups_are_cached() and _MODEL_ID.fullmatch(path):
+        return _resolve_once(address(), path)  # for all jobs on its lineage
+    return _resolve(uri)
 
 
 @functools.lru_cache(maxsize=64)
-def _kept(uri: str, model_id: str) -> LoggedModel:  # noqa: ARG001 - one id may be in two stores
-    return _resolved(model_id)
+def _resolve_once(uri: str, model_id: str) -> LoggedModel:  # noqa: ARG001 - one id may be in two stores
+    return _resolve(model_id)
 
 
-def _resolved(uri: str) -> LoggedModel:
+def _resolve(uri: str) -> LoggedModel:
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
@@ -105,13 +105,13 @@ def _model_of_run(uri: str) -> LoggedModel:
     run_id, _, name = uri.removeprefix("runs:/").partition("/")
     client = MlflowClient()
     experiment = client.get_run(run_id).info.experiment_id
-    found = client.search_logged_models(
+    models = client.search_logged_models(
         [experiment], f"source_run_id = '{run_id}' AND name = '{name}'"
     )
-    if not found:
+    if not models:
         msg = f"Run {run_id} has no model {name!r}; see its outputs in the MLflow UI."
         raise TrackingError(msg)
-    return found[0]
+    return models[0]
 
 
 def ancestor(model: LoggedModel, stages: Sequence[str]) -> LoggedModel:
@@ -148,19 +148,20 @@ def fetch(model: LoggedModel, folder: Path) -> Path:
     from mlflow.exceptions import MlflowException
 
     try:
-        # Its URI would be looked up once more.
-        place = mlflow.artifacts.download_artifacts(model.artifact_location, dst_path=str(folder))
-        return Path(place)
+        # By its URI MLflow would request the model once more.
+        return Path(
+            mlflow.artifacts.download_artifacts(model.artifact_location, dst_path=str(folder))
+        )
     except (MlflowException, OSError) as error:
         msg = f"The files of model {model.model_id} cannot be had from {address()}: {error}"
         raise TrackingError(msg) from error
 
 
-class Shelf:
-    """Graphs that a process fetched for its jobs: those of the last one stay for the next.
+class GraphCache:
+    """The graphs that a process fetched for its last job, for the next one.
 
     Args:
-        folder: An empty folder to have them in.
+        folder: An empty folder for them.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -169,34 +170,34 @@ class Shelf:
         self._now: dict[str, OnnxArtifact] = {}
 
     @contextmanager
-    def at_hand(self) -> Iterator[None]:
-        """Let the job in the block take its graphs from here."""
-        token = _SHELF.set(self)
+    def in_use(self) -> Iterator[None]:
+        """Let `fetch_graph` of the job in the block take graphs from here."""
+        token = _GRAPHS.set(self)
         try:
             yield
         finally:
-            _SHELF.reset(token)
+            _GRAPHS.reset(token)
             for graph in self._last.values():
                 shutil.rmtree(graph.path.parent)
             self._last, self._now = self._now, {}
 
     def graph(self, model: LoggedModel) -> OnnxArtifact:
-        """A model's graph; downloaded, and its digest checked, unless it is here."""
-        found = self._now.get(model.model_id) or self._last.pop(model.model_id, None)
-        if found is None:
+        """Return a model's graph; downloaded, and its digest checked, unless it is here."""
+        graph = self._now.get(model.model_id) or self._last.pop(model.model_id, None)
+        if graph is None:
             folder = tempfile.mkdtemp(dir=self._folder)
-            found = _fetch_artifact(OnnxArtifact, model, Path(folder))
-        self._now[model.model_id] = found
-        return found
+            graph = _fetch_artifact(OnnxArtifact, model, Path(folder))
+        self._now[model.model_id] = graph
+        return graph
 
 
-_SHELF: ContextVar[Shelf | None] = ContextVar("_SHELF", default=None)
+_GRAPHS: ContextVar[GraphCache | None] = ContextVar("_GRAPHS", default=None)
 
 
 def fetch_graph(model: LoggedModel, folder: Path) -> OnnxArtifact:
-    """Download an ONNX artifact and check its digest, unless it is at hand."""
-    shelf = _SHELF.get()
-    return _fetch_artifact(OnnxArtifact, model, folder) if shelf is None else shelf.graph(model)
+    """Download an ONNX artifact and check its digest, unless a `GraphCache` in use has it."""
+    cache = _GRAPHS.get()
+    return _fetch_artifact(OnnxArtifact, model, folder) if cache is None else cache.graph(model)
 
 
 def fetch_engine(model: LoggedModel, folder: Path) -> EngineArtifact:
@@ -205,22 +206,22 @@ def fetch_engine(model: LoggedModel, folder: Path) -> EngineArtifact:
 
 
 def _fetch_artifact(kind: type[Artifact], model: LoggedModel, folder: Path) -> Artifact:
-    place = fetch(model, folder)
-    if not (place / ARTIFACT).is_file():
+    directory = fetch(model, folder)
+    if not (directory / ARTIFACT).is_file():
         msg = f"Model {model.model_id} holds no {ARTIFACT}; give the output of a stage."
         raise ArtifactError(msg)
-    artifact = from_json(kind, (place / ARTIFACT).read_bytes())
-    found = dataclasses.replace(
+    artifact = from_json(kind, (directory / ARTIFACT).read_bytes())
+    artifact = dataclasses.replace(
         artifact,
-        path=place / artifact.path,
-        libraries=libraries.resolve_libraries(artifact.libraries, place),
+        path=directory / artifact.path,
+        libraries=libraries.resolve_libraries(artifact.libraries, directory),
     )
     recorded = model.tags.get(SHA256, artifact.sha256)
-    if isinstance(found, OnnxArtifact):
-        verify_graph(found, recorded)
+    if isinstance(artifact, OnnxArtifact):
+        verify_graph(artifact, recorded)
     else:
-        verify(found.path, recorded)
-    return found
+        verify(artifact.path, recorded)
+    return artifact
 
 
 def link_inputs(run_id: str, model_ids: Sequence[str]) -> None:

@@ -24,7 +24,7 @@ from mlflow_e2eai.tracking.metrics import (
     start_metrics,
     stepped_metrics,
 )
-from mlflow_e2eai.tracking.models import log_artifact, log_kept, stage_of, suffix_of
+from mlflow_e2eai.tracking.models import log_artifact, log_fp32_nodes, stage_of, suffix_of
 from mlflow_e2eai.tracking.recorder import Fp32Nodes, KernelTimings, Measurement, Output
 from mlflow_e2eai.tracking.runs import run
 
@@ -94,7 +94,7 @@ class MlflowStage:
             case Output():
                 self._log_output(value)
             case Fp32Nodes(nodes=nodes):
-                log_kept(nodes, run_id=self.run_id)
+                log_fp32_nodes(nodes, run_id=self.run_id)
             case Measurement():
                 self._log_measurement(value)
             case KernelTimings(key=key, folder=folder, fetched=fetched):

@@ -203,7 +203,7 @@ def log_bisection(found: Bisection, *, run_id: str, variant: str) -> None:
         client.set_tag(run_id, key, value)
 
 
-def log_kept(nodes: Collection[str], *, run_id: str) -> None:
+def log_fp32_nodes(nodes: Collection[str], *, run_id: str) -> None:
     """Write the nodes that stay in fp32 on a run: ``keep_fp32.json``, and the tag `KEEP_FP32`."""
     from mlflow import MlflowClient
 

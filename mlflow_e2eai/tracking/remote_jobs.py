@@ -1,4 +1,4 @@
-"""Runs of jobs that other processes do: begun over there, and ended from here where they die."""
+"""Runs of jobs in other processes: they start there, and end here where their process died."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from mlflow_e2eai.artifacts.files import from_json, to_json
 from mlflow_e2eai.evaluation.evidence import MachineEvidence
 from mlflow_e2eai.tracking.downloads import fetch_text
 from mlflow_e2eai.tracking.engine_store import fail_unfinished_models
-from mlflow_e2eai.tracking.lineage import ERROR, Shelf
-from mlflow_e2eai.tracking.server import at_work
+from mlflow_e2eai.tracking.lineage import ERROR, GraphCache
+from mlflow_e2eai.tracking.server import cached_lookups
 
-TICKET = "e2eai.ticket"
-"""Tag of the runs of one attempt at a job."""
+ATTEMPT = "e2eai.ticket"
+"""Tag of the runs of one attempt at a job: the id of the attempt."""
 
 WORKER = "e2eai.worker"
-"""Tag of the runs of a job: the machine, or the Ray node, that did it."""
+"""Tag of the runs of a job: the machine, or the Ray node, that ran it."""
 
-FOUND = "machine_evidence.json"
-"""File of an evaluation's run that holds what its machine found."""
+EVIDENCE = "machine_evidence.json"
+"""File of an evaluation's run with the evidence of its machine."""
 
 _SQLITE = "sqlite:///"
 
@@ -35,124 +35,122 @@ _INHERITED: ContextVar[tuple[str, Mapping[str, str]] | None] = ContextVar(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
-    """Where a job's run belongs.
+class ParentRun:
+    """The parent of the runs of jobs, as other processes find it.
 
     Attributes:
-        tracking_uri: The store.
+        tracking_uri: The tracking store.
         experiment_id: The experiment.
-        parent_run_id: The run that is its parent.
+        run_id: The run.
     """
 
     tracking_uri: str
     experiment_id: str
-    parent_run_id: str
+    run_id: str
 
 
-def place_here() -> Place:
-    """The place of jobs whose parent is the active run."""
+def active_parent() -> ParentRun:
+    """Return the active run as a parent."""
     import mlflow
 
     uri = str(mlflow.get_tracking_uri())
     if uri.startswith(_SQLITE):
-        # Relative to the working folder, which is another one elsewhere.
+        # Relative to the working folder, which another process need not share.
         uri = _SQLITE + str(Path(uri.removeprefix(_SQLITE)).absolute())
     active: Any = mlflow.active_run()
-    return Place(
-        tracking_uri=uri,
-        experiment_id=active.info.experiment_id,
-        parent_run_id=active.info.run_id,
+    return ParentRun(
+        tracking_uri=uri, experiment_id=active.info.experiment_id, run_id=active.info.run_id
     )
 
 
 @contextmanager
-def working_at(place: Place, ticket: str, *, worker: str, folder: Path) -> Iterator[None]:
-    """Have runs that begin in the block, and in no other run, be children of the place's parent.
+def child_runs(parent: ParentRun, attempt_id: str, *, worker: str, folder: Path) -> Iterator[None]:
+    """Make runs that start in the block, inside no other run, children of a parent.
 
     Args:
-        place: Where.
-        ticket: What they are found by should this process end before them.
-        worker: Who does the work, for people.
-        folder: Where this process keeps the graphs of its jobs.
+        parent: The parent, of another process.
+        attempt_id: Their tag, by which they are found should this process end before them.
+        worker: Name of the worker, for people.
+        folder: A folder of this process for the graphs of its jobs.
     """
     import mlflow
 
-    # MLflow would ask for every run that ends, to print where it can be seen.
+    # MLflow would request every run that ends, to print its address.
     os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
-    mlflow.set_tracking_uri(place.tracking_uri)
-    tags = {"mlflow.parentRunId": place.parent_run_id, TICKET: ticket, WORKER: worker}
-    # MLflow's own active experiment would be asked for.
-    token = _INHERITED.set((place.experiment_id, tags))
+    mlflow.set_tracking_uri(parent.tracking_uri)
+    tags = {"mlflow.parentRunId": parent.run_id, ATTEMPT: attempt_id, WORKER: worker}
+    # MLflow's own active experiment would be requested.
+    token = _INHERITED.set((parent.experiment_id, tags))
     try:
-        with at_work(), _shelf(folder).at_hand():
+        with cached_lookups(), _graph_cache(folder).in_use():
             yield
     finally:
         _INHERITED.reset(token)
 
 
 @functools.cache
-def _shelf(folder: Path) -> Shelf:
-    return Shelf(folder)
+def _graph_cache(folder: Path) -> GraphCache:
+    return GraphCache(folder)
 
 
 def inherited() -> tuple[str, Mapping[str, str]] | None:
-    """The experiment and tags of a run without an active one in `working_at`; None outside it."""
+    """The experiment and tags of a run that starts in `child_runs`; None outside it."""
     return _INHERITED.get()
 
 
-def log_found(found: MachineEvidence, run_id: str) -> None:
-    """Keep what a machine found with the run of its evaluation."""
+def log_evidence(evidence: MachineEvidence, run_id: str) -> None:
+    """Log the evidence of this machine on the run of its evaluation."""
     from mlflow import MlflowClient
 
-    MlflowClient().log_text(run_id, to_json(found), FOUND)
+    MlflowClient().log_text(run_id, to_json(evidence), EVIDENCE)
 
 
-def fetch_found(run_id: str) -> MachineEvidence:
-    """What the machine of an evaluation found.
+def fetch_evidence(run_id: str) -> MachineEvidence:
+    """Fetch the evidence that `log_evidence` logged on a run.
 
     Raises:
-        ArtifactError: It is not what `log_found` writes.
-        TrackingError: It is not there.
+        ArtifactError: The file is not what `log_evidence` writes.
+        TrackingError: There is no such file.
     """
-    return from_json(MachineEvidence, fetch_text(f"runs:/{run_id}/{FOUND}"))
+    return from_json(MachineEvidence, fetch_text(f"runs:/{run_id}/{EVIDENCE}"))
 
 
-def end_attempt(place: Place, ticket: str, *, name: str, error: str, log: str) -> str:
-    """End the runs of an attempt that failed as FAILED, with its reason and its log.
+def fail_attempt(parent: ParentRun, attempt_id: str, *, name: str, error: str, log: str) -> str:
+    """End the runs of a failed attempt as FAILED, with its reason and its log.
 
     Args:
-        place: Where they are.
-        ticket: What they are found by. Where there is none yet, one is made.
-        name: Name of that one.
+        parent: Their parent.
+        attempt_id: Their tag. Where no run has it yet, one is created.
+        name: Name of that run.
         error: The reason.
-        log: What the worker wrote; kept as ``job.log`` of the first of them.
+        log: The output of the worker, which becomes ``job.log`` of the first run.
 
     Returns:
-        Id of the first of them.
+        Id of the first run.
     """
     from mlflow import MlflowClient
 
-    client = MlflowClient(place.tracking_uri)
-    begun = client.search_runs(
-        [place.experiment_id],
-        f"tags.`{TICKET}` = '{ticket}'",
+    client = MlflowClient(parent.tracking_uri)
+    started = client.search_runs(
+        [parent.experiment_id],
+        f"tags.`{ATTEMPT}` = '{attempt_id}'",
         order_by=["attributes.start_time ASC"],
     )
-    tags = {"mlflow.parentRunId": place.parent_run_id, TICKET: ticket}
-    runs = [*begun] or [client.create_run(place.experiment_id, run_name=name, tags=tags)]
+    tags = {"mlflow.parentRunId": parent.run_id, ATTEMPT: attempt_id}
+    runs = [*started] or [client.create_run(parent.experiment_id, run_name=name, tags=tags)]
     first = runs[0].info.run_id
     if log:
         client.log_text(first, log, "job.log")
-    below = [
-        run
-        for above in begun
-        for run in client.search_runs(
-            [place.experiment_id], f"tags.`mlflow.parentRunId` = '{above.info.run_id}'"
+    children = [
+        child
+        for run in started
+        for child in client.search_runs(
+            [parent.experiment_id], f"tags.`mlflow.parentRunId` = '{run.info.run_id}'"
         )
     ]
-    for run in [*runs, *below]:
+    for run in [*runs, *children]:
         if run.info.status == "RUNNING":
-            fail_unfinished_models(run.info.run_id, place.experiment_id, error)
+            fail_unfinished_models(run.info.run_id, parent.experiment_id, error)
             client.set_tag(run.info.run_id, ERROR, error)
             client.set_terminated(run.info.run_id, "FAILED")
     return str(first)

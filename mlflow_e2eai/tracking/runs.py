@@ -91,7 +91,7 @@ def log_project_failure(error: Exception) -> Exception:
 
 
 @contextmanager
-def failed_models_say_why(run_id: str, model_id: str | None = None) -> Iterator[None]:
+def log_model_failure(run_id: str, model_id: str | None = None) -> Iterator[None]:
     """Write an error of the block on the models that it leaves FAILED.
 
     Args:

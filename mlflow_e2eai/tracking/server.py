@@ -1,4 +1,4 @@
-"""The tracking server, before anything is asked of it."""
+"""The tracking server: whether it answers, and lookups that a job need not repeat."""
 
 from __future__ import annotations
 
@@ -14,37 +14,37 @@ from mlflow_e2eai.errors import TrackingError
 
 _PING_S = 10
 
-_AT_WORK: ContextVar[bool] = ContextVar("_AT_WORK", default=False)
+_CACHED: ContextVar[bool] = ContextVar("_CACHED", default=False)
 
 
 @contextmanager
-def at_work() -> Iterator[None]:
-    """Ask the server for no more than a job must in the block, as whoever sent it has asked."""
-    token = _AT_WORK.set(True)
+def cached_lookups() -> Iterator[None]:
+    """Send the server no request twice in the block that a job need not repeat."""
+    token = _CACHED.set(True)
     try:
         yield
     finally:
-        _AT_WORK.reset(token)
+        _CACHED.reset(token)
 
 
-def is_at_work() -> bool:
-    """Whether this is a block of `at_work`."""
-    return _AT_WORK.get()
+def lookups_are_cached() -> bool:
+    """Whether this is a block of `cached_lookups`."""
+    return _CACHED.get()
 
 
 def experiments() -> tuple[str, ...]:
-    """Ids of all experiments; at work they are asked for once a minute."""
-    if is_at_work():
-        return _of_minute(address(), time.monotonic() // 60)
-    return _asked()
+    """Ids of all experiments; where lookups are cached, no older than a minute."""
+    if lookups_are_cached():
+        return _experiments_of_minute(address(), time.monotonic() // 60)
+    return _search_experiments()
 
 
 @functools.lru_cache(maxsize=1)
-def _of_minute(uri: str, minute: float) -> tuple[str, ...]:  # noqa: ARG001 - what they are known by
-    return _asked()
+def _experiments_of_minute(uri: str, minute: float) -> tuple[str, ...]:  # noqa: ARG001 - the key of the cache
+    return _search_experiments()
 
 
-def _asked() -> tuple[str, ...]:
+def _search_experiments() -> tuple[str, ...]:
     from mlflow import MlflowClient
 
     return tuple(each.experiment_id for each in MlflowClient().search_experiments())
@@ -61,7 +61,7 @@ def check_server() -> None:
     """
     import mlflow
 
-    if is_at_work():
+    if lookups_are_cached():
         return
     uri = mlflow.get_tracking_uri()
     if not uri.startswith(("http://", "https://")):
@@ -81,7 +81,7 @@ def check_server() -> None:
 
 
 def address() -> str:
-    """Where MLflow keeps its records."""
+    """The tracking URI of MLflow."""
     import mlflow
 
     return str(mlflow.get_tracking_uri())

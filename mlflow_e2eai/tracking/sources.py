@@ -10,6 +10,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -197,20 +198,30 @@ def _keep(evaluation: EvaluationData, path: Path) -> None:
     save_arrays(path, arrays)
 
 
-def fetch_source(
-    model: LoggedModel, folder: Path
-) -> tuple[
-    Any,
-    Any,
-    DynamicAxes | None,
-    tuple[custom.Operator, ...],
-    tuple[Library, ...],
-    EvaluationData | None,
-]:
-    """Load a PyTorch LoggedModel with its input example, axes, operators, libraries and data.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoggedSource:
+    """A PyTorch LoggedModel, loaded, and what was logged with it.
 
-    The example is the one that this package kept, else MLflow's own, else random numbers in the
-    shape of the signature. Axes and data that were not kept are None.
+    Attributes:
+        model: The module, ScriptModule or ExportedProgram.
+        input_example: The example that was logged, else MLflow's own, else random numbers in the
+            shapes of the signature.
+        dynamic_axes: None where none were logged.
+        operators: Implementations of operators.
+        libraries: Libraries of operators.
+        evaluation: None where no data were logged.
+    """
+
+    model: Any
+    input_example: Any
+    dynamic_axes: DynamicAxes | None = None
+    operators: tuple[custom.Operator, ...] = ()
+    libraries: tuple[Library, ...] = ()
+    evaluation: EvaluationData | None = None
+
+
+def fetch_source(model: LoggedModel, folder: Path) -> LoggedSource:
+    """Load a PyTorch LoggedModel with what was logged with it.
 
     Raises:
         TrackingError: It is no PyTorch model, or has neither an example nor a signature.
@@ -218,24 +229,27 @@ def fetch_source(
     import mlflow.pytorch
     from mlflow.exceptions import MlflowException
 
-    place = fetch(model, folder)
+    path = fetch(model, folder)
     try:
         with warnings.catch_warnings():
             # A ScriptModule is read by torch.load, which would rather be called otherwise.
             warnings.filterwarnings("ignore", message="'torch.load' received a zip file")
-            module = mlflow.pytorch.load_model(str(place))
+            module = mlflow.pytorch.load_model(str(path))
     except (MlflowException, ImportError, AttributeError) as error:
         msg = f"Model {model.model_id} cannot be loaded by mlflow.pytorch: {error}"
         raise TrackingError(msg) from error
-    extra = place / "extra_files"
-    if (extra / bundle.EXAMPLE).is_file():
-        example = _read_structure(extra / _TREE, bundle.read_example(extra))
-        kept = extra / _OPERATORS
-        operators = custom.load(kept) if kept.is_file() else ()
-        axes = _read_axes(extra / _AXES)
-        kept_data = _read_evaluation(extra / _EVALUATION)
-        return module, example, axes, operators, _read_libraries(extra), kept_data
-    return module, _mlflow_example(place, model), None, (), (), None
+    extra = path / "extra_files"
+    if not (extra / bundle.EXAMPLE).is_file():
+        return LoggedSource(model=module, input_example=_mlflow_example(path, model))
+    operators = extra / _OPERATORS
+    return LoggedSource(
+        model=module,
+        input_example=_read_structure(extra / _TREE, bundle.read_example(extra)),
+        dynamic_axes=_read_axes(extra / _AXES),
+        operators=custom.load(operators) if operators.is_file() else (),
+        libraries=_read_libraries(extra),
+        evaluation=_read_evaluation(extra / _EVALUATION),
+    )
 
 
 def open_inputs(model: LoggedModel, folder: Path) -> list[bool]:
@@ -248,11 +262,11 @@ def open_inputs(model: LoggedModel, folder: Path) -> list[bool]:
     return [bool(spec.shape) and spec.shape[0] == -1 for spec in inputs]
 
 
-def _mlflow_example(place: Path, model: LoggedModel) -> Any:
+def _mlflow_example(path: Path, model: LoggedModel) -> Any:
     from mlflow.models import Model
 
-    meta = Model.load(str(place))
-    example = meta.load_input_example(str(place)) if meta.saved_input_example_info else None
+    meta = Model.load(str(path))
+    example = meta.load_input_example(str(path)) if meta.saved_input_example_info else None
     if example is not None:
         return example if isinstance(example, np.ndarray | dict) else np.asarray(example)
     inputs = meta.signature.inputs if meta.signature else None

@@ -175,12 +175,12 @@ def test_a_real_builder_takes_the_calls_and_what_was_refused_is_a_warning(
     for _ in range(2):
         compile(graph, "sm86", out=tmp_path / "one.engine", timing_cache=folder)
         assert len(list(folder.iterdir())) == 1
-    real = engine_stage._built
+    real = engine_stage._build
 
     def refusing(*given, **named):
         return dataclasses.replace(real(*given, **named), refused=("old.timings",))
 
-    monkeypatch.setattr(engine_stage, "_built", refusing)
+    monkeypatch.setattr(engine_stage, "_build", refusing)
     with pytest.warns(UserWarning, match=rf"ignored, .* {trt.__version__} here: old\.timings"):
         compile(graph, "sm86", out=tmp_path / "two.engine", timing_cache=folder)
 

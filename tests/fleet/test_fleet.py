@@ -25,10 +25,10 @@ from mlflow_e2eai import fleet, tracking
 from mlflow_e2eai.artifacts.build_settings import BuildSettings
 from mlflow_e2eai.errors import InvalidInputError, RunnerError
 from mlflow_e2eai.flavor import repackage
-from mlflow_e2eai.fleet import distributed
+from mlflow_e2eai.fleet import distributed, engine_jobs
 from mlflow_e2eai.fleet.job import Job
 from mlflow_e2eai.pipeline import jobs
-from mlflow_e2eai.tracking.lineage import Shelf
+from mlflow_e2eai.tracking.lineage import GraphCache
 
 pytest.importorskip("tensorrt_rtx")
 
@@ -76,7 +76,7 @@ def test_jobs_run_side_by_side_under_the_one_parent_and_one_that_fails_fails_alo
     assert "in compile" in log_of(failed_run)
     assert [run.info.status for run in runs.values()].count("FINISHED") == 2
     with pytest.raises(RunnerError, match=f"1 of 3 jobs failed.*{failed_run}.*is in fp32"):
-        fleet.held([first, failed, second])
+        fleet.require_success([first, failed, second])
 
 
 def test_equal_jobs_are_done_once(store, tmp_path):
@@ -133,7 +133,7 @@ def test_a_job_that_is_lost_twice_is_given_up_and_the_others_go_on(store, tmp_pa
 
 def test_a_worker_that_hangs_is_ended_at_its_limit(store, tmp_path):
     graph = log_graph(tmp_path)
-    (outcome,) = fleet.run([compiling(graph)], limit_s=0.1)
+    (outcome,) = fleet.run([compiling(graph)], timeout_s=0.1)
     assert "gave no sign of life for 0.1 s" in outcome.error
     assert len(outcome.failed_runs) == 2
     assert {mlflow.get_run(run).info.status for run in outcome.failed_runs} == {"FAILED"}
@@ -160,15 +160,15 @@ def test_a_graph_stays_for_the_next_job_and_goes_when_a_job_did_without_it(store
     first, other = (tracking.resolve(log_graph(tmp_path, scale=scale)) for scale in (1, 2))
     kept = tmp_path / "kept"
     kept.mkdir()
-    shelf = Shelf(kept)
-    with shelf.at_hand():
+    cache = GraphCache(kept)
+    with cache.in_use():
         graph = tracking.fetch_graph(first, tmp_path)
-    with shelf.at_hand():
+    with cache.in_use():
         assert tracking.fetch_graph(first, tmp_path) is graph
-    with shelf.at_hand():
+    with cache.in_use():
         another = tracking.fetch_graph(other, tmp_path)
     assert list(kept.rglob("*.onnx")) == [another.path]
-    with shelf.at_hand():
+    with cache.in_use():
         assert tracking.fetch_graph(first, tmp_path).sha256 == graph.sha256
 
 
@@ -192,7 +192,8 @@ def test_an_engine_that_a_fleet_cannot_build_is_left_out_of_the_package_and_the_
     store, monkeypatch
 ):
     source = jobs.log("small_models:build", name="net")
-    monkeypatch.setattr(fleet.run, "__kwdefaults__", {**fleet.run.__kwdefaults__, "limit_s": 0.05})
+    defaults = {**fleet.run.__kwdefaults__, "timeout_s": 0.05}
+    monkeypatch.setattr(fleet.run, "__kwdefaults__", defaults)
     info = repackage.package(
         source, name="net", precisions=["fp32"], targets=["sm86"], executor="local"
     )
@@ -208,7 +209,8 @@ def test_targets_that_only_other_machines_know_are_built_there_or_left_out_with_
     store, monkeypatch
 ):
     """Processes here stand for machines elsewhere: the caller must not judge for them."""
-    monkeypatch.setattr(fleet, "is_away", lambda executor: executor == "local")
+    for module in (fleet, engine_jobs):
+        monkeypatch.setattr(module, "uses_other_machines", lambda executor: executor == "local")
     source = jobs.log("small_models:build", name="net")
     targets = ["local", "trt11:sm90", "rtx:sm86", "sm86"]
     info = repackage.package(

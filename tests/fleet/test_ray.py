@@ -26,6 +26,7 @@ from mlflow_e2eai.flavor import repackage
 from mlflow_e2eai.fleet import distributed
 from mlflow_e2eai.fleet import ray as cluster_of
 from mlflow_e2eai.fleet.job import Job
+from mlflow_e2eai.tracking import remote_jobs
 
 pytest.importorskip("tensorrt_rtx")
 
@@ -52,14 +53,14 @@ PLAIN = {"CPU": 8.0}
     ],
 )
 def test_a_target_says_on_which_gpu_it_is_built(target, nodes, gpus, resources):
-    options = cluster_of._wanted(compiling("m-1", target), nodes)
+    options = cluster_of._options(compiling("m-1", target), nodes)
     assert (options["num_gpus"], options["resources"]) == (gpus, resources)
 
 
 def test_a_gpu_that_no_node_has_is_named_with_all_that_would_do():
     said = r"compile trt11:sm90 needs \(CPU 1, e2eai_sm90 0.001, GPU 1 or CPU 1, accelerator_type"
     with pytest.raises(InvalidInputError, match=said):
-        cluster_of._wanted(compiling("m-1", "trt11:sm90"), [PLAIN])
+        cluster_of._options(compiling("m-1", "trt11:sm90"), [PLAIN])
 
 
 def test_the_accelerator_types_are_rays():
@@ -165,7 +166,7 @@ def test_what_is_killed_while_it_builds_is_built_elsewhere_and_nothing_twice(
         thread, killed = kill_when_building(victims)
         outcomes = fleet.run(given, executor="ray")
         thread.join()
-    fleet.held(outcomes)
+    fleet.require_success(outcomes)
     assert len(killed) == 1
     assert len([run for one in outcomes for run in one.failed_runs]) == 1
     made = [model for one in outcomes for model in one.models]
@@ -238,7 +239,7 @@ def test_what_is_killed_while_it_judges_is_judged_elsewhere_and_nothing_twice(
         thread, killed = kill_when_building(victims)
         outcomes = fleet.run(given, executor="ray")
         thread.join()
-    fleet.held(outcomes)
+    fleet.require_success(outcomes)
     assert len(killed) == 1
     lost = [run for one in outcomes for run in one.failed_runs]
     assert len(lost) == 1
@@ -246,7 +247,7 @@ def test_what_is_killed_while_it_judges_is_judged_elsewhere_and_nothing_twice(
     done = [(one.run_id, "FINISHED") for one in outcomes]
     assert states == sorted([*done, (lost[0], "FAILED")])
     for one in outcomes:
-        names = [entry.variant for entry in tracking.fetch_found(one.run_id).evidence]
+        names = [entry.variant for entry in remote_jobs.fetch_evidence(one.run_id).evidence]
         assert names == ["onnxruntime-cpu/raw", "onnxruntime-cpu/fp32"]
 
 

@@ -8,7 +8,7 @@ from fleet_jobs import busy_workers, children, kill_when_building
 from logged_graphs import log_graph
 
 import mlflow_e2eai
-from mlflow_e2eai import fleet, tracking
+from mlflow_e2eai import fleet
 from mlflow_e2eai.cli import main
 from mlflow_e2eai.cli.results import DONE
 from mlflow_e2eai.engine.targets import parse
@@ -20,6 +20,7 @@ from mlflow_e2eai.fleet.job import Job
 from mlflow_e2eai.pipeline import build, jobs
 from mlflow_e2eai.pipeline import jobs as pipeline_jobs
 from mlflow_e2eai.pipeline.job_inputs import engines_in
+from mlflow_e2eai.tracking import remote_jobs
 
 pytest.importorskip("tensorrt_rtx")
 
@@ -64,7 +65,7 @@ NEITHER = {"CPU": 8.0, "GPU": 1.0}
 def test_an_evaluation_goes_where_its_gpu_is_and_takes_the_node_for_itself(
     gpu, nodes, cpus, gpus, resources
 ):
-    options = ray._wanted(Job(stage="evaluate", model_uri="m-1", gpu=gpu), nodes)
+    options = ray._options(Job(stage="evaluate", model_uri="m-1", gpu=gpu), nodes)
     assert options == {"num_cpus": cpus, "num_gpus": gpus, "resources": resources}
 
 
@@ -85,7 +86,7 @@ def test_a_worker_judges_what_it_can_and_says_why_not_the_rest(store, tmp_path, 
         assert main.main(words) == DONE
     (above,) = children(parent)
     (run,) = children(above)
-    found = tracking.fetch_found(run.info.run_id)
+    found = remote_jobs.fetch_evidence(run.info.run_id)
     assert outcomes(found) == {FILE: True, GRAPH: True, ENGINE: False}
     reasons = {entry.variant: entry.reason for entry in found.evidence if not entry.measured}
     assert list(reasons) == [ENGINE]
@@ -118,14 +119,14 @@ def test_a_worker_that_is_killed_while_it_judges_leaves_the_job_to_another(store
     assert {run.info.status for run in children(lost)} <= {"FINISHED", "FAILED"}
     names = [run.info.run_name for run in children(done)]
     assert sorted(names) == [f"evaluate {GRAPH}", f"evaluate {FILE}"]
-    assert outcomes(tracking.fetch_found(outcome.run_id)) == {FILE: True, GRAPH: True}
+    assert outcomes(remote_jobs.fetch_evidence(outcome.run_id)) == {FILE: True, GRAPH: True}
 
 
 @pytest.fixture
 def processes_elsewhere(monkeypatch):
     """Processes here stand for machines elsewhere."""
     for module in (fleet, engine_jobs):
-        monkeypatch.setattr(module, "is_away", lambda executor: executor == "local")
+        monkeypatch.setattr(module, "uses_other_machines", lambda executor: executor == "local")
 
 
 def packaged(source):

@@ -391,7 +391,7 @@ def test_what_was_kept_in_fp32_is_on_the_run_that_converted(overflowing, unguard
 def test_a_long_list_of_nodes_is_a_number_and_a_digest_in_the_tag_and_whole_in_the_artifact(store):
     nodes = [f"/encoder/layer.{number}/attention/MatMul" for number in range(300)]
     with mlflow.start_run() as run:
-        tracking.log_kept(nodes, run_id=run.info.run_id)
+        tracking.log_fp32_nodes(nodes, run_id=run.info.run_id)
     tag = mlflow.get_run(run.info.run_id).data.tags["e2eai.keep_fp32"]
     assert re.fullmatch(r"300 nodes, sha256 [0-9a-f]{64}", tag)
     assert tracking.fetch_nodes(f"runs:/{run.info.run_id}/keep_fp32.json") == nodes
@@ -581,17 +581,17 @@ def test_a_factory_that_cannot_be_called_is_one_clear_sentence(store, factory, w
 
 def test_what_log_keeps_beside_the_model_comes_back_with_it(source, tmp_path):
     model = tracking.resolve(source)
-    module, example, axes, *_, evaluation = tracking.fetch_source(model, tmp_path)
+    logged = tracking.fetch_source(model, tmp_path)
     made = build()
-    assert axes == AXES
-    np.testing.assert_array_equal(example["x"], made["input_example"]["x"])
-    ((inputs, labels),) = evaluation.batches()
+    assert logged.dynamic_axes == AXES
+    np.testing.assert_array_equal(logged.input_example["x"], made["input_example"]["x"])
+    ((inputs, labels),) = logged.evaluation.batches()
     np.testing.assert_array_equal(inputs["x"], made["evaluation_data"][0]["x"])
     np.testing.assert_array_equal(labels, labelled(net())[1])
-    assert list(evaluation.metrics) == ["accuracy"]
+    assert list(logged.evaluation.metrics) == ["accuracy"]
     with torch.no_grad():
         torch.testing.assert_close(
-            module(torch.from_numpy(features())), net()(torch.from_numpy(features()))
+            logged.model(torch.from_numpy(features())), net()(torch.from_numpy(features()))
         )
 
 

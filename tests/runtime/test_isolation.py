@@ -5,15 +5,15 @@ import pickle
 import signal
 import subprocess
 import sys
+import threading
 import time
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 
 import crashing_runners
 import numpy as np
 import pytest
-from small_models import features, net
 
 from mlflow_e2eai.errors import (
     EngineBuildError,
@@ -24,8 +24,8 @@ from mlflow_e2eai.errors import (
     SurgeryError,
 )
 from mlflow_e2eai.parity.comparison import compare
-from mlflow_e2eai.pytorch.stage import export
-from mlflow_e2eai.runtime.isolation import isolated, isolated_together, onnxruntime_ahead
+from mlflow_e2eai.runtime.isolation import isolated, isolated_together
+from mlflow_e2eai.runtime.process import WorkerProcess
 
 
 def sample(items=2, seed=0):
@@ -120,7 +120,7 @@ def test_a_crash_while_it_opens_gives_its_last_words():
 def test_a_call_that_never_returns_is_ended():
     began = time.monotonic()
     with isolated(partial(crashing_runners.hangs, seconds=600)) as infer:
-        infer._patience_s = 0.5  # not for its start, which takes longer on a busy machine
+        infer.timeout_s = 0.5  # not for its start, which takes longer on a busy machine
         with pytest.raises(RunnerError, match=r"no sign of life for 0.5 s on x \[2, 3\]"):
             infer(sample())
     assert time.monotonic() - began < 60
@@ -129,7 +129,7 @@ def test_a_call_that_never_returns_is_ended():
 def test_a_long_series_of_short_calls_does_not_hang():
     opener = partial(crashing_runners.is_slow_but_alive, seconds=0.3)
     with isolated(opener) as infer:
-        infer._patience_s = 3
+        infer.timeout_s = 3
         report = infer.compare(crashing_runners.doubled, [sample()], threads=1, repeats=12)
     assert report.passed
 
@@ -142,13 +142,13 @@ def test_memory_that_is_not_there_is_an_error_of_the_runner():
         infer(sample())
 
 
-def test_watched_work_ends_with_a_caller_that_is_killed(tmp_path):
+def test_a_worker_ends_with_a_caller_that_is_killed(tmp_path):
     """As a builder must: nobody would wait for it, and it holds the GPU."""
     script = (
         "import crashing_runners, sys; from functools import partial; from pathlib import Path\n"
-        "from mlflow_e2eai.runtime.process import Process\n"
-        "work = partial(crashing_runners.tells_who_it_is_and_sleeps, Path(sys.argv[1]))\n"
-        "Process(patience_s=600).do('watched', {}, function=work)\n"
+        "from mlflow_e2eai.runtime.process import WorkerProcess\n"
+        "work = partial(crashing_runners.tells_who_it_is_and_sleeps, path=Path(sys.argv[1]))\n"
+        "WorkerProcess().call(work)\n"
     )
     path = tmp_path / "pid"
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -344,27 +344,26 @@ def test_callers_at_once_are_over_there():
     assert found.loads[0].calls == 2
 
 
-def test_a_process_that_started_ahead_takes_the_first_graph_and_others_the_next(tmp_path):
-    path, missing = tmp_path / "net.onnx", tmp_path / "none.onnx"
-    export(net(), {"x": features()}, out=path)
-    with onnxruntime_ahead() as opened:
-        with pytest.raises(RunnerError, match="cannot load"), opened(missing):
-            pass
-        with opened(path) as infer:
-            assert list(infer({"x": features()})) == ["output"]
+def test_a_process_that_is_killed_from_here_is_an_error_of_its_call():
+    with closing(WorkerProcess()) as process:
+        threading.Timer(0.5, process.kill).start()
+        with pytest.raises(RunnerError, match="SIGKILL"):
+            process.call(crashing_runners.sleeps)
+        assert process.has_ended
+        assert "SIGKILL" in process.failure
 
 
-def test_a_graph_that_is_loaded_ahead_is_opened_once_and_one_that_nobody_opens_leaves_nothing(
-    tmp_path,
-):
-    path, missing = tmp_path / "net.onnx", tmp_path / "none.onnx"
-    export(net(), {"x": features()}, out=path)
-    with onnxruntime_ahead(path) as opened:
-        with opened(path) as infer:
-            first = infer({"x": features()})["output"]
-        opened.load(path)
-        opened.load(missing)  # its failure waits for who opens it
-        with opened(path) as infer:
-            np.testing.assert_array_equal(infer({"x": features()})["output"], first)
-        unwanted = opened._loading[missing]
-    assert unwanted._process.poll() is not None
+def test_a_call_ends_at_its_time_limit_though_it_makes_progress():
+    with (
+        closing(WorkerProcess()) as process,
+        pytest.raises(RunnerError, match=r"was not done within 3 s at step \d"),
+    ):
+        process.call(crashing_runners.makes_progress_for_ever, time_limit_s=3)
+
+
+def test_a_process_serves_several_calls_and_returns_what_each_writes():
+    with closing(WorkerProcess()) as process:
+        assert process.call(crashing_runners.counts_its_calls) == 1
+        written = len(process.log())
+        assert process.call(crashing_runners.counts_its_calls) == 2
+        assert process.log(written) == b"call 2\n"

@@ -1,6 +1,7 @@
 """Runners that do to their process what native code does to it."""
 
 import ctypes
+import itertools
 import os
 import signal
 import threading
@@ -127,12 +128,6 @@ def warns():
 
 
 @contextmanager
-def opens_slowly():
-    time.sleep(0.3)
-    yield doubled
-
-
-@contextmanager
 def prints():
     print("a library says hello")  # noqa: T201 - that is what it does
     yield doubled
@@ -168,6 +163,22 @@ def says_who_it_is():
     yield infer
 
 
-def tells_who_it_is_and_sleeps(path, _say, _ask):
+def tells_who_it_is_and_sleeps(_, path):
     path.write_text(str(os.getpid()))
     time.sleep(600)
+
+
+def sleeps(_):
+    time.sleep(600)
+
+
+def makes_progress_for_ever(worker):
+    for step in itertools.count():
+        worker.note.write_activity(f"at step {step}")
+        time.sleep(0.01)
+
+
+def counts_its_calls(worker):
+    calls = worker.state["calls"] = worker.state.get("calls", 0) + 1
+    os.write(1, f"call {calls}\n".encode())
+    return calls

@@ -12,8 +12,7 @@ from multiprocessing.connection import Connection
 from subprocess import TimeoutExpired
 from types import SimpleNamespace
 
-from mlflow_e2eai.runtime.isolation import Isolated, Together
-from mlflow_e2eai.runtime.process import Note, Process
+from mlflow_e2eai.runtime.process import ProgressNote, WorkerProcess
 from mlflow_e2eai.runtime.worker import Worker
 
 
@@ -22,20 +21,15 @@ class Threaded:
 
     def __init__(self, connection: int, note: int) -> None:
         # The caller closes its own copies, as the other process has others.
-        self._caller = _Patient(os.dup(connection))
+        self._caller = Connection(os.dup(connection))
         self._note = os.dup(note)
         self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()
-
-    def go(self) -> None:
-        self._caller.wanted.set()
 
     def poll(self) -> int | None:
         return None if self._thread.is_alive() else 0
 
     def wait(self, timeout: float | None = None) -> int:
-        self._caller.over = True
-        self.go()
         self._thread.join(timeout)
         if self._thread.is_alive():
             raise TimeoutExpired(self._thread.name, timeout)
@@ -47,50 +41,28 @@ class Threaded:
 
     def _serve(self) -> None:
         with self._caller as caller, ExitStack() as stack:
-            worker = Worker(caller, Note(self._note), stack)
+            worker = Worker(caller, ProgressNote(self._note), stack)
             os.close(self._note)
             with suppress(EOFError, BrokenPipeError, ConnectionResetError):
                 while True:
-                    worker.work()
+                    worker.call_next()
 
 
-class _Patient(Connection):
-    """Hands on what it received when the caller waits for the answer.
+class ThreadedProcess(WorkerProcess):
+    """A `WorkerProcess` whose process is a thread of this one."""
 
-    While the caller does something else, what a task does to warnings would reach it.
-    """
-
-    def __init__(self, handle: int) -> None:
-        super().__init__(handle)
-        self.wanted, self.over = threading.Event(), False
-
-    def recv(self):
-        message = super().recv()
-        self.wanted.wait()
-        self.wanted.clear()
-        if self.over:
-            raise EOFError
-        return message
+    def _start(self, connection, note, log):
+        return Threaded(connection, note)
 
 
-def _started(self, connection, note, log):
-    return Threaded(connection, note)
-
-
-def _receive(self):
-    self._process.go()
-    return Process._receive(self)
+_NAME = "mlflow_e2eai.runtime.isolation.WorkerProcess"
 
 
 def instead_of_processes(patch):
     # Before a runner is opened there is nothing to collect in a new process; here it takes 0.2 s.
     patch.setattr("mlflow_e2eai.latency.concurrency.gc", SimpleNamespace(collect=lambda: 0))
-    for kind in (Isolated, Together):
-        patch.setattr(kind, "_started", _started)
-        patch.setattr(kind, "_receive", _receive)
+    patch.setattr(_NAME, ThreadedProcess)
 
 
 def processes_again(patch):
-    for kind in (Isolated, Together):
-        patch.setattr(kind, "_started", Process._started)
-        patch.setattr(kind, "_receive", Process._receive)
+    patch.setattr(_NAME, WorkerProcess)
