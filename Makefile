@@ -8,7 +8,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # MLflow's usage statistics go to its makers; a demo and a test suite have nothing to tell them.
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: demo test lint unit large test-slow test-ray test-gpu bench bench-gpu bench-slow clean
+.PHONY: demo test docs lint unit large test-slow test-ray test-gpu bench bench-gpu bench-slow clean
 
 demo: $(VENV)/runs
 	mlflow run . --env-manager local --experiment-name digits
@@ -94,5 +94,14 @@ $(VENV)/bindings: $(VENV)/installed
 	done
 	touch $@
 
+# The guides as pages in site/, with the page of the command line written anew.
+docs: $(VENV)/docs
+	python docs/command_line.py
+	mkdocs build
+
+$(VENV)/docs: $(VENV)/runs
+	python -m pip install --quiet --no-compile -c constraints.txt -e '.[docs]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build site *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

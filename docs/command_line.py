@@ -1,0 +1,56 @@
+"""Writes command-line.md from the one declaration of verbs and options.
+
+`make docs` runs it; tests/project/test_docs.py compares the file with it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from mlflow_e2eai.cli.main import command_line
+
+PAGE = Path(__file__).with_name("command-line.md")
+
+HEAD = """# Command line
+
+<!-- Written by docs/command_line.py; do not edit. -->
+
+The console command `mlflow_e2eai`, also `python -m mlflow_e2eai`, has a verb for each entry point of the MLflow project and a few more. An entry point takes the same options as parameters: `mlflow run . -e export -P opset=17`. Exit codes: 0 done, 1 error, 3 rejected by a gate; `mlflow run` reports the latter two as a failed run.
+
+Results, such as a model's URI, are printed on standard output; progress and errors on standard error.
+"""
+
+
+def page() -> str:
+    """The whole page as Markdown."""
+    context = click.Context(command_line, info_name="mlflow_e2eai")
+    names = [name for name in command_line.list_commands(context) if name != "help"]
+    return HEAD + "".join(_section(name, context) for name in names)
+
+
+def _section(name: str, parent: click.Context) -> str:
+    command = command_line.get_command(parent, name)
+    context = click.Context(command, info_name=name, parent=parent)
+    lines = [f"\n## {name}\n", f"{command.get_short_help_str(200)}\n"]
+    if command.verb.example:
+        lines.append(f"```bash\nmlflow_e2eai {name} {command.verb.example}\n```\n")
+    lines += ["| option | | default |", "|---|---|---|"]
+    for parameter in command.get_params(context):
+        record = parameter.get_help_record(context)
+        if isinstance(parameter, click.Argument):
+            lines.append(f"| `{parameter.make_metavar(context)}` | by position | |")
+        elif record is not None and "--help" not in parameter.opts:
+            lines.append(_row(parameter, record[1]))
+    return "\n".join(lines) + "\n"
+
+
+def _row(option: click.Option, text: str) -> str:
+    words = text.rsplit("  [", 1)[0].replace("|", "\\|")
+    default = "" if option.is_flag or option.required else f"`{option.default}`"
+    return f"| `{option.opts[0]}` | {words} | {default} |"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
