@@ -26,8 +26,10 @@ from mlflow_e2eai.pipeline.settings import Settings
 from mlflow_e2eai.pytorch.operators.operator import Operator
 from mlflow_e2eai.pytorch.stage import DEFAULT_OPSET, Exporter
 from mlflow_e2eai.report.text import markdown
+from mlflow_e2eai.runtime.progress import reported_on_stderr
 from mlflow_e2eai.surgery.plan import DEFAULT_PLAN
 from mlflow_e2eai.tracking import _mlflow
+from mlflow_e2eai.tracking.console import quiet_mlflow
 from mlflow_e2eai.tracking.recorder import MemoryRecorder, Recorder
 
 if TYPE_CHECKING:
@@ -97,7 +99,8 @@ def save_model(  # noqa: D417 - `log_model` describes what both take
             settings = Settings.of(arguments)
             settings.check_here()
             evaluation = evaluation_of(model, input_example, evaluation_data, metrics)
-            _build(model, input_example, settings, evaluation, out, MemoryRecorder())
+            with reported_on_stderr(), quiet_mlflow():
+                _build(model, input_example, settings, evaluation, out, MemoryRecorder())
         describe(target, description, mlflow_model=mlflow_model)
     except BaseException:
         shutil.rmtree(target, ignore_errors=True)  # it was empty or new
@@ -216,6 +219,8 @@ def log_model(
     name = name or registered_model_name or "model"
     model = Path(model) if isinstance(model, str) else model
     with (
+        reported_on_stderr(),
+        quiet_mlflow(),
         tracking.run(name) as run_id,
         tracking.log_model_failure(run_id, model_id),
         tempfile.TemporaryDirectory() as folder,
@@ -365,6 +370,9 @@ def _package(
             tracking.tag_model(model_id, origin)  # MLflow leaves tags out for a model that exists
         tracking.link_output(stage.run_id, info.model_id, step=step)
         version = info.registered_model_version
+        stage.line.append(info.model_uri)
+        if version is not None:
+            stage.line.append(f"{registered_model_name} version {version}")
         if registered_model_name is not None and version is not None:
             tracking.describe_version(registered_model_name, version, markdown(manifest))
         log_report(

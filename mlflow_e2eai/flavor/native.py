@@ -9,6 +9,7 @@ from mlflow_e2eai import tracking
 from mlflow_e2eai.bundle.load import load
 from mlflow_e2eai.bundle.model import Model
 from mlflow_e2eai.flavor.mlmodel import FLAVOR_NAME
+from mlflow_e2eai.tracking.console import quiet_mlflow
 
 
 def load_model(
@@ -45,14 +46,15 @@ def load_model(
         mlflow.exceptions.MlflowException: There is no such model, or it is of another flavor.
         E2EAIError: See `bundle.load`.
     """
-    files = tracking.ModelFiles(model_uri, dst_path)
-    data = files.configuration(FLAVOR_NAME).get("data", ".")
-    return load(
-        files.directory / data,
-        variant=variant,
-        goal=goal,
-        split=split,
-        fallback=fallback,
-        allow_native=allow_native,
-        fetch=lambda path: files.fetch(Path(data, path).as_posix()),
-    )
+    with quiet_mlflow():
+        files = tracking.ModelFiles(model_uri, dst_path)
+        data = files.configuration(FLAVOR_NAME).get("data", ".")
+        return load(
+            files.directory / data,
+            variant=variant,
+            goal=goal,
+            split=split,
+            fallback=fallback,
+            allow_native=allow_native,
+            fetch=lambda path: files.fetch(Path(data, path).as_posix()),
+        )

@@ -38,6 +38,7 @@ from mlflow_e2eai.pipeline.settings import Settings
 from mlflow_e2eai.precision.quantize import TYPES, check_calibrated
 from mlflow_e2eai.precision.stage import PrecisionReport, convert
 from mlflow_e2eai.pytorch.stage import ExportReport, export
+from mlflow_e2eai.runtime.progress import timed_stage
 from mlflow_e2eai.surgery.mapping import input_mapper, require_same_inputs
 from mlflow_e2eai.surgery.plan import Step, named_in
 from mlflow_e2eai.surgery.stage import SurgeryReport, clean
@@ -50,6 +51,7 @@ from mlflow_e2eai.tracking.recorder import (
     Output,
     Recorder,
 )
+from mlflow_e2eai.tracking.summary import summarize_evidence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -276,29 +278,31 @@ def evaluate_on(
         batch_sizes: See `mlflow_e2eai.log_model`.
         not_evaluated: Engines that are not evaluated, with the reason.
     """
-    evidence, latency = evaluate(
-        reference.infer,
-        graphs,
-        engines,
-        example,
-        name=reference.name,
-        raw=raw,
-        evaluation=evaluation,
-        batch_sizes=batch_sizes,
-        timed=reference.alone,
-    )
-    evidence += [
-        Evidence(
-            variant=engine_variant(engine), sha256=engine.sha256, measured=False, reason=reason
+    with timed_stage("evaluate") as line:
+        evidence, latency = evaluate(
+            reference.infer,
+            graphs,
+            engines,
+            example,
+            name=reference.name,
+            raw=raw,
+            evaluation=evaluation,
+            batch_sizes=batch_sizes,
+            timed=reference.alone,
         )
-        for engine, reason in not_evaluated
-    ]
-    files: list[OnnxArtifact | EngineArtifact] = [
-        *graphs,
-        *engines,
-        *(engine for engine, _ in not_evaluated),
-    ]
-    evidence = decide_quantized(evidence, latency, files, quantized_gates())
+        evidence += [
+            Evidence(
+                variant=engine_variant(engine), sha256=engine.sha256, measured=False, reason=reason
+            )
+            for engine, reason in not_evaluated
+        ]
+        files: list[OnnxArtifact | EngineArtifact] = [
+            *graphs,
+            *engines,
+            *(engine for engine, _ in not_evaluated),
+        ]
+        evidence = decide_quantized(evidence, latency, files, quantized_gates())
+        line.extend(summarize_evidence(evidence))
     for entry in evidence:
         inputs = [] if entry.sha256 is None else [entry.sha256]
         with recorder.stage(f"evaluate {entry.variant}", inputs=inputs) as log:

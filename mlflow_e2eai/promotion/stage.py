@@ -22,6 +22,8 @@ from mlflow_e2eai.latency.measure import BUDGET_S, items_of
 from mlflow_e2eai.parity.samples import profile_samples
 from mlflow_e2eai.pipeline.publish import log_report
 from mlflow_e2eai.runtime.isolation import IsolatedRunners, isolated_together
+from mlflow_e2eai.runtime.progress import reported_on_stderr, timed_stage
+from mlflow_e2eai.tracking.console import quiet_mlflow
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
@@ -70,9 +72,14 @@ def promote(
     """
     from mlflow import MlflowClient
 
-    with tracking.run(
-        f"promote {name} {version}", nested=True, tags={tracking.STAGE: "promote"}
-    ) as run_id:
+    with (
+        reported_on_stderr(),
+        quiet_mlflow(),
+        timed_stage("promote") as line,
+        tracking.run(
+            f"promote {name} {version}", nested=True, tags={tracking.STAGE: "promote"}
+        ) as run_id,
+    ):
         wanted = read_gates(gates)
         _check_alias(alias)
         challenger = _version(name, version)
@@ -98,6 +105,9 @@ def promote(
             model_id=models[0].model_id,
         )
         _carry_out(decision, challenger, champion, alias=alias, run_id=run_id)
+        passed = sum(verdict.passed for verdict in decision.verdicts)
+        line.append(f"{name} {version} {'promoted' if decision.promoted else 'rejected'}")
+        line.append(f"{passed} of {len(decision.verdicts)} gates passed")
     return decision
 
 

@@ -23,6 +23,9 @@ LOGGER = logging.getLogger("mlflow_e2eai")
 
 _log = logging.getLogger(__name__)
 
+_TICK_S = 0.5
+"""Seconds between two drawings of the clock of a stage."""
+
 _PACKAGE = str(Path(__file__).parents[1])
 
 
@@ -68,29 +71,57 @@ def _disabled() -> bool | None:
     return True if LOGGER.level > logging.INFO else None
 
 
-def report_stage(name: str, result: str, seconds: float) -> None:
-    """Report the end of a stage: its name, result and time."""
-    LOGGER.info("%-16s %-54s %6.1f s", name, result, seconds)
+def report_stage(name: str, result: str, seconds: float, *, level: int = logging.INFO) -> None:
+    """Report the end of a stage: its name, its result and its time."""
+    LOGGER.log(level, "%-17s %-52s %6.1f s", name, result, seconds)
 
 
 @contextmanager
-def timed_stage(name: str) -> Iterator[Callable[[str], None]]:
-    """Report a stage when the block ends, also by an error.
+def timed_stage(name: str, *, level: int = logging.INFO) -> Iterator[list[str]]:
+    """Report a stage when the block ends, also by an error; meanwhile a clock on a terminal.
 
     Args:
         name: Name of the stage.
+        level: Level of the line.
 
     Yields:
-        A function that adds a word to the result.
+        The parts of the result, to be added to.
     """
     results: list[str] = []
     start = time.perf_counter()
     try:
-        yield results.append
+        with _clock(name):
+            yield results
     except BaseException:
-        report_stage(name, ", ".join([*results, "failed"]), time.perf_counter() - start)
+        results.append("failed")
         raise
-    report_stage(name, ", ".join(results), time.perf_counter() - start)
+    finally:
+        report_stage(name, ", ".join(results), time.perf_counter() - start, level=level)
+
+
+@contextmanager
+def _clock(name: str) -> Iterator[None]:
+    """Draw a name and the time that has passed, on a terminal."""
+    from tqdm import tqdm
+
+    form = "{desc} {elapsed}"
+    with tqdm(desc=f"{name:<17}", bar_format=form, leave=False, disable=_disabled()) as bar:
+        if bar.disable:
+            yield
+            return
+        ended = threading.Event()
+
+        def draw() -> None:
+            while not ended.wait(_TICK_S):
+                bar.refresh()
+
+        thread = threading.Thread(target=draw, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
 
 
 class _Stderr(logging.Handler):

@@ -4,46 +4,78 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 _BARS = "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"
 
-_LOGGERS = ("mlflow", "alembic")
+_log = logging.getLogger(__name__)
 
 _LOCK = threading.Lock()
-_open = 0
-_before: tuple[str | None, list[int]] = (None, [])
+_OPEN: list[object] = []
+"""Blocks of `quiet_mlflow` that are open, in all threads."""
+
+_UNDO: dict[str, Callable[[], None]] = {}
 
 
 @contextmanager
 def quiet_mlflow() -> Iterator[None]:
-    """Show neither MLflow's bars nor its INFO lines inside the block; warnings stay.
+    """Show neither MLflow's bars nor its INFO lines inside the block; its warnings are logged here.
 
     Blocks may be nested, and open in several threads: the first one silences, the last restores.
     """
-    global _open, _before  # noqa: PLW0603 - one process has one environment and one of each logger
+    token = object()
     with _LOCK:
-        if _open == 0:
-            _before = os.environ.get(_BARS), [logging.getLogger(n).level for n in _LOGGERS]
-            os.environ[_BARS] = "false"
-            _set_levels([max(level, logging.WARNING) for level in _before[1]])
-        _open += 1
+        _OPEN.append(token)
+        if "bars" not in _UNDO:
+            _UNDO["bars"] = _silence_bars()
+        if "lines" not in _UNDO and "mlflow" in sys.modules:
+            _UNDO["lines"] = _silence_lines()
     try:
         yield
     finally:
         with _LOCK:
-            _open -= 1
-            if _open == 0:
-                bars, levels = _before
-                if bars is None:
-                    del os.environ[_BARS]
-                else:
-                    os.environ[_BARS] = bars
-                _set_levels(levels)
+            _OPEN.remove(token)
+            while not _OPEN and _UNDO:
+                _UNDO.popitem()[1]()
 
 
-def _set_levels(levels: list[int]) -> None:
-    for name, level in zip(_LOGGERS, levels, strict=True):
-        logging.getLogger(name).setLevel(level)
+def _silence_bars() -> Callable[[], None]:
+    before = os.environ.get(_BARS)
+    os.environ[_BARS] = "false"
+
+    def restore() -> None:
+        if before is None:
+            os.environ.pop(_BARS, None)
+        else:
+            os.environ[_BARS] = before
+
+    return restore
+
+
+class _Warnings(logging.Handler):
+    """Hand MLflow's warnings on to this package's logger."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        _log.log(record.levelno, "%s: %s", record.name, record.getMessage())
+
+
+def _silence_lines() -> Callable[[], None]:
+    from mlflow.utils import logging_utils
+
+    # What MLflow prints of registered versions has no logger: all of its lines share one stream.
+    handler, enabled = _Warnings(logging.WARNING), logging_utils.MLFLOW_LOGGING_STREAM.enabled
+    logger, alembic = logging.getLogger("mlflow"), logging.getLogger("alembic")
+    level = alembic.level
+    logger.addHandler(handler)
+    alembic.setLevel(max(level, logging.WARNING))
+    logging_utils.MLFLOW_LOGGING_STREAM.enabled = False
+
+    def restore() -> None:
+        logging_utils.MLFLOW_LOGGING_STREAM.enabled = enabled
+        logger.removeHandler(handler)
+        alembic.setLevel(level)
+
+    return restore

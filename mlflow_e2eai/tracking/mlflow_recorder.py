@@ -27,6 +27,7 @@ from mlflow_e2eai.tracking.metrics import (
 from mlflow_e2eai.tracking.models import log_artifact, log_fp32_nodes, stage_of, suffix_of
 from mlflow_e2eai.tracking.recorder import Fp32Nodes, KernelTimings, Measurement, Output
 from mlflow_e2eai.tracking.runs import run
+from mlflow_e2eai.tracking.summary import add_value, stage_line
 
 
 class MlflowRecorder:
@@ -56,11 +57,12 @@ class MlflowRecorder:
         with (
             run(name, nested=True, tags={STAGE: name}) as run_id,
             refused_graphs_are_logged(run_id),
+            stage_line(name) as line,
         ):
             known = [self.models[sha256] for sha256 in inputs if sha256 in self.models]
             ids = known or [self.source] if self.source is not None else known
             link_inputs(run_id, ids)
-            yield MlflowStage(self, run_id=run_id, parents=ids)
+            yield MlflowStage(self, run_id=run_id, parents=ids, line=line)
 
     def get(self, key: str, *, folder: Path) -> EngineArtifact | None:
         """Fetch the newest engine with this key that anybody logged, verified."""
@@ -81,15 +83,20 @@ class MlflowStage:
 
     Attributes:
         run_id: The run.
+        line: The parts of its line on the terminal.
     """
 
-    def __init__(self, recorder: MlflowRecorder, *, run_id: str, parents: Sequence[str]) -> None:
+    def __init__(
+        self, recorder: MlflowRecorder, *, run_id: str, parents: Sequence[str], line: list[str]
+    ) -> None:
         self.run_id = run_id
+        self.line = line
         self._recorder = recorder
         self._parents = parents
 
     def __call__(self, value: Any) -> None:
         """Log a value of `tracking.recorder`, or a stage's report as JSON, HTML and tags."""
+        add_value(self.line, value)
         match value:
             case Output():
                 self._log_output(value)

@@ -122,4 +122,12 @@ class MemoryRecorder:
     @contextmanager
     def stage(self, name: str, *, inputs: Sequence[str]) -> Iterator[Log]:  # noqa: ARG002 - no lineage in a list
         """A stage, whose values are appended."""
-        yield lambda value: self.values.append((name, value))
+        # That file describes the values of this one.
+        from mlflow_e2eai.tracking.summary import add_value, stage_line
+
+        def log(value: Any) -> None:
+            self.values.append((name, value))
+            add_value(line, value)
+
+        with stage_line(name) as line:
+            yield log

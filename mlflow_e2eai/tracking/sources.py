@@ -30,6 +30,7 @@ from mlflow_e2eai.pytorch import pytree
 from mlflow_e2eai.pytorch.flat_module import flatten_module, input_tree, positional, run_module
 from mlflow_e2eai.pytorch.module import evaluation_mode, module_of
 from mlflow_e2eai.pytorch.pytree import Tree
+from mlflow_e2eai.runtime.progress import timed_stage
 from mlflow_e2eai.tracking.lineage import STAGE, fetch
 from mlflow_e2eai.tracking.models import signature_of
 
@@ -99,7 +100,11 @@ def log_source(
             for key, value in run_module(module, example).items()
         )
     signature = signature_of(specs, outputs, named=False)
-    with tempfile.TemporaryDirectory() as folder, evaluation_mode(module):
+    with (
+        timed_stage("log") as line,
+        tempfile.TemporaryDirectory() as folder,
+        evaluation_mode(module),
+    ):
         files = _companions(Path(folder), example, tree, dynamic_axes, operators, evaluation)
         known = libraries.describe_libraries(operator_libraries)
         if known:
@@ -120,6 +125,7 @@ def log_source(
             extra_files=files,
             validate_serving_input=False,
         )
+        line.append(name)
     return str(info.model_id)
 
 
@@ -143,7 +149,7 @@ class _PyTorchFlavor:
                     **common, input_example=example, serialization_format="pt2"
                 )
             except Exception as error:  # noqa: BLE001 - torch.export raises whatever happened inside
-                _log.info("Logging the source by pickle: torch.export refuses it (%s).", error)
+                _log.debug("Logging the source by pickle: torch.export refuses it (%s).", error)
                 shutil.rmtree(path, ignore_errors=True)
                 mlflow_model.saved_input_example_info = None  # it went with the folder
             else:

@@ -1,10 +1,21 @@
-"""Progress of long work: a bar in a terminal, silence in a log."""
+"""Progress of long work: a line for each stage, and a bar in a terminal meanwhile."""
 
 import io
+import logging
 import re
 import sys
+import warnings
 
-from mlflow_e2eai.runtime.progress import progress, steps
+import pytest
+
+from mlflow_e2eai.runtime.progress import (
+    LOGGER,
+    progress,
+    report_stage,
+    reported_on_stderr,
+    steps,
+    timed_stage,
+)
 
 
 class Terminal(io.StringIO):
@@ -37,3 +48,85 @@ def test_work_that_says_how_far_it_is_has_a_bar_too(monkeypatch):
     with steps("net.onnx for sm86") as show:
         show("tactics", 3, 7)
     assert re.search("net.onnx for sm86.*3/7.*tactics", terminal.getvalue())
+
+
+def line_of(text):
+    name, result, seconds = re.fullmatch(r"(\S.*?) {2,}(.*?) +([\d.]+ s)", text).groups()
+    return name, result, seconds
+
+
+def test_a_stage_is_one_line_with_its_result_and_its_time(capsys):
+    with reported_on_stderr(logging.INFO), timed_stage("export") as result:
+        result += ["dynamo", "opset 18"]
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert line_of(err.rstrip("\n")) == ("export", "dynamo, opset 18", "0.0 s")
+
+
+def test_a_stage_that_fails_says_so(capsys):
+    with (
+        pytest.raises(ZeroDivisionError),
+        reported_on_stderr(logging.INFO),
+        timed_stage("clean"),
+    ):
+        1 / 0  # noqa: B018 - an error is the point
+    assert line_of(capsys.readouterr().err.rstrip("\n"))[:2] == ("clean", "failed")
+
+
+def test_a_terminal_shows_a_clock_while_a_stage_runs(monkeypatch):
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    with reported_on_stderr(logging.INFO), timed_stage("export"):
+        pass
+    shown = terminal.getvalue()
+    assert re.search(r"export +00:00", shown)
+    assert line_of(shown.rpartition("\r")[2].rstrip("\n"))[0] == "export"
+
+
+def test_quiet_shows_neither_lines_nor_bars(monkeypatch):
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    with reported_on_stderr(logging.WARNING), timed_stage("export"):
+        assert list(progress("ab", "letters", unit="letters")) == ["a", "b"]
+    assert terminal.getvalue() == ""
+
+
+def test_a_library_shows_its_lines_by_default_and_cleans_up(capsys, monkeypatch):
+    monkeypatch.setattr(LOGGER, "propagate", False)  # pytest has handlers above
+    with reported_on_stderr(), reported_on_stderr():
+        report_stage("export", "dynamo", 0.7)
+    report_stage("after", "nobody listens", 1)
+    assert line_of(capsys.readouterr().err.rstrip("\n")) == ("export", "dynamo", "0.7 s")
+    assert LOGGER.handlers == []
+    assert LOGGER.level == logging.NOTSET
+
+
+def test_a_caller_silences_a_library_by_its_logger(capsys, monkeypatch):
+    monkeypatch.setattr(LOGGER, "propagate", False)
+    before = LOGGER.level
+    LOGGER.setLevel(logging.WARNING)
+    with reported_on_stderr():
+        report_stage("export", "dynamo", 0.7)
+    LOGGER.setLevel(before)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_caller_who_has_set_up_logging_gets_records_and_no_second_line(caplog, capsys):
+    with caplog.at_level(logging.INFO), reported_on_stderr():
+        report_stage("export", "dynamo", 0.7)
+    assert capsys.readouterr().err == ""
+    assert caplog.records[0].getMessage().startswith("export")
+
+
+LIBRARY = "/env/lib/python3.11/site-packages/torch/onnx/exporter.py"
+
+
+def test_a_warning_of_a_library_is_a_detail_and_any_other_is_shown(capsys, recwarn):
+    with reported_on_stderr(logging.INFO):
+        warnings.warn_explicit("deprecated", FutureWarning, LIBRARY, 7)
+        warnings.warn_explicit("your model", UserWarning, "/home/me/model.py", 7)
+    assert [str(warning.message) for warning in recwarn] == ["your model"]
+    assert capsys.readouterr().err == ""
+    with reported_on_stderr(logging.DEBUG):
+        warnings.warn_explicit("deprecated", FutureWarning, LIBRARY, 8)
+    assert f"FutureWarning: deprecated ({LIBRARY}:8)" in capsys.readouterr().err

@@ -1,0 +1,68 @@
+"""MLflow's bars and lines: silent in this package's calls, and as they were in the user's own."""
+
+import logging
+import os
+import threading
+
+import pytest
+from mlflow.utils.logging_utils import eprint
+
+from mlflow_e2eai.tracking.console import quiet_mlflow
+
+BARS = "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"
+
+
+@pytest.fixture(autouse=True)
+def unset(monkeypatch):
+    monkeypatch.delenv(BARS, raising=False)
+
+
+def lines_of_mlflow():
+    logging.getLogger("mlflow.store").info("an INFO line")
+    eprint("a printed line")
+
+
+def test_inside_there_are_neither_bars_nor_lines_and_afterwards_all_is_as_before(capsys):
+    with quiet_mlflow():
+        assert os.environ[BARS] == "false"
+        lines_of_mlflow()
+    assert capsys.readouterr().err == ""
+    assert BARS not in os.environ
+    lines_of_mlflow()
+    after = capsys.readouterr().err
+    assert "an INFO line" in after
+    assert "a printed line" in after
+
+
+def test_what_the_user_has_set_is_back_after_an_error(monkeypatch):
+    monkeypatch.setenv(BARS, "true")
+    with pytest.raises(ZeroDivisionError), quiet_mlflow():
+        1 / 0  # noqa: B018 - an error is the point
+    assert os.environ[BARS] == "true"
+
+
+def test_a_warning_of_mlflow_is_logged_by_this_package(caplog):
+    with quiet_mlflow():
+        logging.getLogger("mlflow.store").warning("the disk is full")
+    assert ("mlflow_e2eai.tracking.console", "mlflow.store: the disk is full") in [
+        (record.name, record.getMessage()) for record in caplog.records
+    ]
+
+
+def test_blocks_in_two_threads_end_with_the_last():
+    first_is_open, second_has_ended = threading.Event(), threading.Event()
+
+    def hold():
+        with quiet_mlflow():
+            first_is_open.set()
+            second_has_ended.wait(timeout=10)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    first_is_open.wait(timeout=10)
+    with quiet_mlflow():
+        pass
+    assert os.environ[BARS] == "false"
+    second_has_ended.set()
+    thread.join()
+    assert BARS not in os.environ
