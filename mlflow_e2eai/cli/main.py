@@ -257,7 +257,8 @@ def _usage_error(error: Exception) -> Exception:
         message = f"{error.param.opts[0]} is missing: {about}."
     elif isinstance(error, click.BadParameter) and error.param is not None:
         message = f"{error.param.opts[0]}: {error.message}"
-    verb = "" if context is None or context.parent is None else f"{context.info_name}: "
+    is_verb = context is not None and isinstance(context.command, VerbCommand)
+    verb = f"{context.command.name}: " if context is not None and is_verb else ""
     return InvalidInputError(f"{verb}{message}")
 
 

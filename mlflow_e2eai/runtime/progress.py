@@ -78,7 +78,9 @@ def report_stage(name: str, result: str, seconds: float, *, level: int = logging
 
 @contextmanager
 def timed_stage(name: str, *, level: int = logging.INFO) -> Iterator[list[str]]:
-    """Report a stage when the block ends, also by an error; meanwhile a clock on a terminal.
+    """Report a stage when the block ends; meanwhile draw a clock on a terminal.
+
+    The line of a stage that fails is a detail: its error has a sentence of its own.
 
     Args:
         name: Name of the stage.
@@ -94,6 +96,7 @@ def timed_stage(name: str, *, level: int = logging.INFO) -> Iterator[list[str]]:
             yield results
     except BaseException:
         results.append("failed")
+        level = logging.DEBUG
         raise
     finally:
         report_stage(name, ", ".join(results), time.perf_counter() - start, level=level)

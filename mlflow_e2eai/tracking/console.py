@@ -66,15 +66,16 @@ def _silence_lines() -> Callable[[], None]:
     from mlflow.utils import logging_utils
 
     # What MLflow prints of registered versions has no logger: all of its lines share one stream.
-    handler, enabled = _Warnings(logging.WARNING), logging_utils.MLFLOW_LOGGING_STREAM.enabled
+    # MLflow's autologging sets the stream's own switch back, so that it is not used here.
+    stream, handler = vars(logging_utils.MLFLOW_LOGGING_STREAM), _Warnings(logging.WARNING)
     logger, alembic = logging.getLogger("mlflow"), logging.getLogger("alembic")
     level = alembic.level
+    stream["write"] = lambda _: None
     logger.addHandler(handler)
     alembic.setLevel(max(level, logging.WARNING))
-    logging_utils.MLFLOW_LOGGING_STREAM.enabled = False
 
     def restore() -> None:
-        logging_utils.MLFLOW_LOGGING_STREAM.enabled = enabled
+        del stream["write"]
         logger.removeHandler(handler)
         alembic.setLevel(level)
 

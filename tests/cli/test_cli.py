@@ -83,6 +83,34 @@ def test_bisect_prints_its_sentence_and_the_file_that_convert_takes(store, capsy
         assert out.splitlines()[-1] == "onnxruntime-cpu/fp16: passed"
 
 
+def test_each_stage_is_a_line_on_stderr_and_quiet_leaves_the_result_alone(store, capsys):
+    assert main.main(["log", "--model", "small_models:build", "--quiet"]) == results.DONE
+    model, err = said(capsys)
+    assert err == ""
+    assert main.main(["export", "--exporter", "trace"]) == results.DONE
+    raw, err = said(capsys)
+    latest, line = err.splitlines()
+    assert latest == f"latest is {model} (model)"
+    assert re.fullmatch(r"export +trace, opset 18, \d+ nodes, \d+\.\d\d MB +\d+\.\d s", line)
+    assert main.main(["clean"]) == results.DONE
+    _, err = said(capsys)
+    latest, line = err.splitlines()
+    assert latest.startswith(f"latest is {raw} (")
+    assert re.match(r"clean +\d+ to \d+ nodes, parity \d\.\de-\d\d, ", line)
+
+
+def test_a_step_with_nothing_to_take_says_what_comes_first(store, capsys):
+    for verb, sentence in (
+        ("export", "There is no PyTorch model in experiment 'tests' to take; make one with"),
+        ("compile", "`mlflow run . -e clean` or `mlflow_e2eai clean` first, or give model_uri."),
+        ("promote", "There is no registered version with a bundle of experiment 'tests'"),
+    ):
+        assert main.main([verb]) == results.ERROR
+        _, err = said(capsys)
+        assert sentence in err
+        assert len(err.splitlines()) == 1
+
+
 def test_bisect_says_so_where_there_is_nothing_to_explain(version, capsys):
     assert main.main(["bisect", "--model-uri", "models:/net/1"]) == results.DONE
     out, _ = said(capsys)

@@ -84,15 +84,38 @@ def test_the_demo_ends_with_a_table_a_version_and_the_way_to_the_ui(demo, folder
     assert ui in lines
 
 
-def test_a_stage_runs_alone_on_what_the_demo_registered(demo, folder, client):
-    done = mlflow_run(folder, "-e", "export", "-P", "model_uri=models:/digits/1")
+def test_the_demo_shows_a_line_for_each_stage_and_nothing_of_mlflows(demo):
+    lines = [line for line in demo.stderr.splitlines() if re.search(r"\d\.\d s$", line)]
+    names = [re.split(r"\s{2,}", line)[0] for line in lines]
+    assert names[:4] == ["log", "export", "clean", "convert fp16"]
+    assert names[-3:] == ["evaluate", "package", "promote"]
+    assert "Downloading artifacts" not in demo.stderr
+    assert "Successfully registered" not in demo.stderr
+    assert "Warning" not in demo.stderr
+
+
+def test_a_stage_runs_alone_and_without_a_parameter_on_what_the_demo_logged(demo, folder, client):
+    done = mlflow_run(folder, "-e", "export")
     assert done.returncode == 0, done.stderr
+    (latest,) = [line for line in done.stderr.splitlines() if line.startswith("latest is ")]
+    assert latest.endswith(" (digits-source)")
     model_id = done.stdout.strip().splitlines()[-1].removeprefix("models:/")
     model = client.get_logged_model(model_id)
     assert model.tags["e2eai.stage"] == "export"
     run = client.get_run(model.source_run_id)
     assert (run.info.run_name, run.info.status) == ("export", "FINISHED")
     assert run.data.tags["mlflow.project.entryPoint"] == "export"
+    assert f"latest is {run.data.tags['e2eai.latest']}" == latest
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "step",
+    ["log", "export", "clean", "convert", "bisect", "compile", "evaluate", "pipeline", "promote"],
+)
+def test_each_step_works_without_a_parameter_after_the_demo(demo, folder, step):
+    done = mlflow_run(folder, "-e", step)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.slow
@@ -129,7 +152,7 @@ def test_what_bisect_finds_is_what_convert_keeps(demo, folder, client):
 def test_a_wrong_parameter_is_one_sentence_and_a_failed_run_that_says_why(demo, folder, client):
     done = mlflow_run(folder, "-e", "export", "-P", "model_uri=models:/digits/1", "-P", "opset=x")
     assert done.returncode == 1
-    sentence = "export: argument --opset: 'x' is no whole number of at least 1"
+    sentence = "export: --opset: 'x' is no whole number of at least 1"
     assert f"mlflow_e2eai: {sentence}" in done.stderr
     assert "Traceback" not in done.stderr
     (run,) = [run for run in runs(client) if run.data.tags.get("e2eai.error") == sentence]
@@ -138,7 +161,7 @@ def test_a_wrong_parameter_is_one_sentence_and_a_failed_run_that_says_why(demo, 
 
 def test_a_wrong_parameter_of_the_demo_is_one_sentence_too(demo, folder, client):
     done = mlflow_run(folder, "-P", "epochs=many")
-    sentence = "argument --epochs: 'many' is no whole number of at least 1"
+    sentence = "main: --epochs: 'many' is no whole number of at least 1"
     assert f"mlflow_e2eai: {sentence}" in done.stderr
     (run,) = [run for run in runs(client) if run.data.tags.get("e2eai.error") == sentence]
     assert run.info.status == "FAILED"
@@ -171,9 +194,8 @@ def test_no_run_is_left_that_says_running(demo, client):
     assert {run.info.status for run in runs(client)} <= {"FINISHED", "FAILED"}
 
 
-def test_a_missing_parameter_makes_no_run_at_all(demo, folder, client):
-    before = len(runs(client))
-    done = mlflow_run(folder, "-e", "export")
-    assert done.returncode != 0
-    assert "model_uri" in done.stderr
-    assert len(runs(client)) == before
+def test_with_nothing_logged_a_step_says_what_to_do_first(demo, folder, client):
+    done = mlflow_run(folder, "--experiment-name", "empty", "-e", "clean")
+    assert done.returncode == 1
+    (said,) = [line for line in done.stderr.splitlines() if line.startswith("mlflow_e2eai: ")]
+    assert "no exported graph in experiment 'empty' to take; make one with `mlflow run . -e" in said

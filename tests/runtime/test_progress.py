@@ -63,14 +63,13 @@ def test_a_stage_is_one_line_with_its_result_and_its_time(capsys):
     assert line_of(err.rstrip("\n")) == ("export", "dynamo, opset 18", "0.0 s")
 
 
-def test_a_stage_that_fails_says_so(capsys):
-    with (
-        pytest.raises(ZeroDivisionError),
-        reported_on_stderr(logging.INFO),
-        timed_stage("clean"),
-    ):
+@pytest.mark.parametrize(("level", "lines"), [(logging.INFO, []), (logging.DEBUG, ["clean"])])
+def test_the_line_of_a_stage_that_fails_is_a_detail(level, lines, capsys):
+    with pytest.raises(ZeroDivisionError), reported_on_stderr(level), timed_stage("clean"):
         1 / 0  # noqa: B018 - an error is the point
-    assert line_of(capsys.readouterr().err.rstrip("\n"))[:2] == ("clean", "failed")
+    err = capsys.readouterr().err
+    assert [line_of(line)[0] for line in err.splitlines()] == lines
+    assert [line_of(line)[1] for line in err.splitlines()] == ["failed"] * len(lines)
 
 
 def test_a_terminal_shows_a_clock_while_a_stage_runs(monkeypatch):

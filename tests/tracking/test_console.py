@@ -5,7 +5,7 @@ import os
 import threading
 
 import pytest
-from mlflow.utils.logging_utils import eprint
+from mlflow.utils.logging_utils import enable_logging, eprint
 
 from mlflow_e2eai.tracking.console import quiet_mlflow
 
@@ -25,6 +25,8 @@ def lines_of_mlflow():
 def test_inside_there_are_neither_bars_nor_lines_and_afterwards_all_is_as_before(capsys):
     with quiet_mlflow():
         assert os.environ[BARS] == "false"
+        lines_of_mlflow()
+        enable_logging()  # as MLflow's autologging does
         lines_of_mlflow()
     assert capsys.readouterr().err == ""
     assert BARS not in os.environ
