@@ -32,12 +32,12 @@ class Piece:
 
 def pieces(size: int, axis: Axis) -> tuple[Piece, ...]:
     """Cut a batch into as few calls as an axis admits; the last is filled up where it must be."""
-    found = []
+    cut = []
     for start in range(0, size, axis.max):
         stop = min(start + axis.max, size)
         least = max(stop - start, axis.min)
-        found.append(Piece(start=start, stop=stop, size=least + -least % axis.multiple))
-    return tuple(found)
+        cut.append(Piece(start=start, stop=stop, size=least + -least % axis.multiple))
+    return tuple(cut)
 
 
 def batch_axis(
@@ -51,7 +51,7 @@ def batch_axis(
     return next((axis for axis in axes if first == {axis.name}), None)
 
 
-def within(
+def bound_sizes(
     infer: Infer,
     inputs: Sequence[TensorSpec],
     outputs: Sequence[TensorSpec],
@@ -59,10 +59,10 @@ def within(
     *,
     split: bool,
 ) -> Infer:
-    """Ask a callable only for sizes that its axes admit.
+    """Run a callable only on sizes that its axes admit.
 
     Args:
-        infer: It.
+        infer: The callable.
         inputs: Its inputs.
         outputs: Its outputs.
         axes: Its dynamic axes, with the sizes that it admits.
@@ -83,7 +83,7 @@ def within(
         if isinstance(size, str) and size in by_name
     ]
 
-    def answer(tensors: Tensors) -> Tensors:
+    def run(tensors: Tensors) -> Tensors:
         sizes: dict[str, int] = {}
         for name, at, axis in places:
             size = tensors[name].shape[at]
@@ -97,9 +97,9 @@ def within(
                 raise InvalidInputError(_refusal(name, at, size, axis, is_batch=axis is batch))
         if batch is None or batch.admits(sizes[batch.name]):
             return infer(tensors)
-        return in_pieces(infer, tensors, pieces(sizes[batch.name], batch))
+        return run_pieces(infer, tensors, pieces(sizes[batch.name], batch))
 
-    return answer
+    return run
 
 
 def _refusal(name: str, at: int, size: int, axis: Axis, *, is_batch: bool) -> str:
@@ -114,30 +114,30 @@ def _refusal(name: str, at: int, size: int, axis: Axis, *, is_batch: bool) -> st
     )
 
 
-def in_pieces(infer: Infer, tensors: Tensors, cut: Sequence[Piece]) -> Tensors:
-    """Ask for the pieces of a batch one by one, and put the answers together.
+def run_pieces(infer: Infer, tensors: Tensors, cut: Sequence[Piece]) -> Tensors:
+    """Run the pieces of a batch one by one, and put the outputs together.
 
     Raises:
         InvalidInputError: A tensor is neither an array nor a torch tensor, and cannot be cut.
     """
-    if strange := [name for name, array in tensors.items() if not hasattr(array, "__getitem__")]:
-        msg = f"Input {strange[0]!r} cannot be cut; give an array or a torch tensor."
+    if uncut := [name for name, array in tensors.items() if not hasattr(array, "__getitem__")]:
+        msg = f"Input {uncut[0]!r} cannot be cut; give an array or a torch tensor."
         raise InvalidInputError(msg)
-    answers = []
+    parts = []
     for piece in cut:
         count = piece.stop - piece.start
-        answer = infer({name: _filled(array, piece) for name, array in tensors.items()})
-        answers.append({name: array[:count] for name, array in answer.items()})
-    return {name: _joined([answer[name] for answer in answers]) for name in answers[0]}
+        outputs = infer({name: _fill(array, piece) for name, array in tensors.items()})
+        parts.append({name: array[:count] for name, array in outputs.items()})
+    return {name: _join([part[name] for part in parts]) for name in parts[0]}
 
 
-def _filled(array: Array, piece: Piece) -> Array:
+def _fill(array: Array, piece: Piece) -> Array:
     items = array[piece.start : piece.stop]
     missing = piece.size - len(items)
-    return _joined([items, *[items[-1:]] * missing]) if missing else items
+    return _join([items, *[items[-1:]] * missing]) if missing else items
 
 
-def _joined(parts: Sequence[Any]) -> Any:
+def _join(parts: Sequence[Any]) -> Any:
     """Arrays, or torch tensors, one after the other along the first axis."""
     if all(isinstance(part, np.ndarray) for part in parts):
         return np.concatenate(parts)
@@ -146,13 +146,13 @@ def _joined(parts: Sequence[Any]) -> Any:
     return torch.cat(list(parts))
 
 
-# Sizes between buckets: filled up to the next one, or asked as they are, whichever is quicker.
+# Sizes between buckets: filled up to the next one, or run as they are, whichever is quicker.
 
 
 _CALLS = 4
 """Calls of each way before one is chosen."""
 
-_MOST_CHOSEN = 1024
+_MOST_SHAPES = 1024
 """Shapes whose way is remembered."""
 
 
@@ -161,24 +161,24 @@ class _Trial:
 
     def __init__(self) -> None:
         self._times: tuple[list[float], list[float]] = ([], [])
-        self._begun = [0, 0]
+        self._started = [0, 0]
         self.is_filled: bool | None = None
 
     def begin(self) -> bool:
-        """Which way the next call takes; filling up comes first, as it compiles nothing."""
-        is_filled = self._begun[1] <= self._begun[0]
-        self._begun[is_filled] += 1
+        """Choose the next call's way; filling up comes first, as it compiles nothing."""
+        is_filled = self._started[1] <= self._started[0]
+        self._started[is_filled] += 1
         return is_filled
 
     def end(self, *, is_filled: bool, seconds: float) -> None:
-        """Note a call; the shortest counts: others compile, or wait for other callers."""
+        """Record a call; the shortest counts: others compile, or wait for other callers."""
         self._times[is_filled].append(seconds)
         if min(map(len, self._times)) >= _CALLS:
             plain, filled = map(min, self._times)
             self.is_filled = filled < plain
 
 
-def quickest(
+def fill_to_buckets(
     infer: Infer,
     inputs: Sequence[TensorSpec],
     outputs: Sequence[TensorSpec],
@@ -191,7 +191,7 @@ def quickest(
     A bucket has a static profile, which may answer more items sooner than the dynamic one answers
     fewer. Which it is depends on the model and the GPU, so it is measured where it matters: the
     first eight calls of a shape take both ways by turns, and the quicker is kept. No call is made
-    that nobody asked for.
+    that the caller did not make.
 
     Args:
         infer: An engine.
@@ -211,7 +211,7 @@ def quickest(
     trials: dict[tuple[tuple[int, ...], ...], _Trial] = {}
     lock = threading.Lock()
 
-    def answer(tensors: Tensors) -> Tensors:
+    def run(tensors: Tensors) -> Tensors:
         size = tensors[names[0]].shape[0]
         bucket = next((bucket for bucket in buckets if bucket >= size), None)
         can_fill = all(hasattr(tensors[name], "__getitem__") for name in names)
@@ -220,26 +220,26 @@ def quickest(
         whole = (Piece(start=0, stop=size, size=bucket),)
         shapes = tuple([tuple(tensors[name].shape) for name in names])
         with lock:
-            if len(trials) >= _MOST_CHOSEN:
+            if len(trials) >= _MOST_SHAPES:
                 trials.clear()
             trial = trials.setdefault(shapes, _Trial())
             chosen = trial.is_filled
             is_filled = trial.begin() if chosen is None else chosen
         if chosen is not None:
-            return in_pieces(infer, tensors, whole) if chosen else infer(tensors)
+            return run_pieces(infer, tensors, whole) if chosen else infer(tensors)
         started = clock()
-        found = in_pieces(infer, tensors, whole) if is_filled else infer(tensors)
-        _wait_for(found)
+        outputs = run_pieces(infer, tensors, whole) if is_filled else infer(tensors)
+        _wait_for(outputs)
         with lock:
             trial.end(is_filled=is_filled, seconds=clock() - started)
-        return found
+        return outputs
 
-    return answer
+    return run
 
 
-def _wait_for(answer: Tensors) -> None:
-    """Wait for torch tensors on a GPU, which are there before they hold the answer."""
+def _wait_for(outputs: Tensors) -> None:
+    """Wait for torch tensors on a GPU, which are there before they hold their numbers."""
     torch = sys.modules.get("torch")
-    tensor = next(iter(answer.values()))
+    tensor = next(iter(outputs.values()))
     if torch is not None and isinstance(tensor, torch.Tensor) and tensor.is_cuda:
         torch.cuda.current_stream(tensor.device).synchronize()

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from mlflow_e2eai.artifacts.libraries import native_allowed
 from mlflow_e2eai.artifacts.values import EngineArtifact, Infer, OnnxArtifact
-from mlflow_e2eai.bundle.batching import quickest, within
-from mlflow_e2eai.bundle.manifest import MANIFEST, Manifest, located, read
+from mlflow_e2eai.bundle.batching import bound_sizes, fill_to_buckets
+from mlflow_e2eai.bundle.manifest import MANIFEST, Manifest, audit, read
 from mlflow_e2eai.bundle.model import Model
 from mlflow_e2eai.bundle.selection import Candidates, Choice, Goal
 from mlflow_e2eai.engine.runner import graph_of
@@ -44,9 +44,9 @@ def load(
             ``throughput`` or ``memory``; see `Goal`.
         split: Cut batches that are larger than the profile's max, fill those below its min, and
             fill those between an engine's buckets where that is quicker, where the first axis of
-            every input and output is the same dynamic one; see `batching.within` and
-            `padding.quickest`. If False, an engine refuses such a batch, and ONNX Runtime, which
-            has no profile, runs it as it is.
+            every input and output is the same dynamic one; see `batching.bound_sizes`
+            and `batching.fill_to_buckets`. If False, an engine refuses such a batch, and ONNX
+            Runtime, which has no profile, runs it as it is.
         fallback: Take the next variant when a better one cannot run. If False, that is an error.
         allow_native: Libraries in the bundle that may be loaded, by file name.
         fetch: Called with each file, relative to the directory, before it is read, to bring it
@@ -61,33 +61,46 @@ def load(
     """
     aim = Goal.parse(goal)
     fetch(Path(MANIFEST))
-    manifest = read(directory)
+    manifest = read(directory)  # its schema, its digest, and that it names nothing outside
     with native_allowed(allow_native):
-        placed = located(manifest, directory)
-    candidates = Candidates(placed, aim)
-
-    def opened(name: str, explain: Callable[[], Choice]) -> Model:
-        for path in _files(artifact_of(name, manifest.graphs, manifest.engines), manifest.graphs):
-            fetch(path)
-        return _open(placed, name, explain, split=split)
-
+        manifest = audit(manifest, directory)  # the libraries that the caller allows
+    candidates = Candidates(manifest, aim)
+    # Of each file the digest, before it is opened.
+    open_one = partial(_open, manifest, directory, fetch=fetch, split=split)
     if variant is not None:
-        named = candidates.named(variant)
-        return opened(variant, lambda: named)
+        choice = candidates.named(variant)
+        return open_one(variant, lambda: choice)
+    return _open_best(candidates, _why_no_engine(manifest, candidates), open_one, fallback=fallback)
+
+
+def _open_best(
+    candidates: Candidates,
+    unfit: E2EAIError | None,
+    open_one: Callable[[str, Callable[[], Choice]], Model],
+    *,
+    fallback: bool,
+) -> Model:
+    """Open the first of the ranked variants that can run here.
+
+    Args:
+        candidates: The bundle's variants.
+        unfit: Why none of its engines can be used here; None where one can, or there is none.
+        open_one: Opens a variant by name, with what explains the choice.
+        fallback: Take the next variant when a better one cannot run.
+    """
     failures: dict[str, E2EAIError] = {}
-    unfit = _why_no_engine(placed, candidates)
     for name in candidates.ranked:
         reason = unfit or next(iter(failures.values()), None)
         if reason is not None and not fallback:
             raise reason
         try:
-            # To compare variants takes milliseconds, which nobody pays who does not ask.
-            model = opened(name, partial(candidates.choice, name, dict(failures)))
+            # To compare variants takes milliseconds, which are spent where the caller asks only.
+            model = open_one(name, partial(candidates.choice, name, dict(failures)))
         except (RunnerError, EngineMismatchError) as error:
             failures[name] = error
             continue
         if reason is not None:
-            warnings.warn(f"Running {name} instead: {reason}", stacklevel=2)
+            warnings.warn(f"Running {name} instead: {reason}", stacklevel=3)
         return model
     if reason := unfit or next(iter(failures.values()), None):
         raise reason
@@ -96,28 +109,29 @@ def load(
 
 
 def _why_no_engine(manifest: Manifest, candidates: Candidates) -> E2EAIError | None:
-    """Why not, where the bundle has engines and none can be used here."""
+    """Why none of the engines can be used here; None where one can, or there is none."""
     names = [engine_variant(engine) for engine in manifest.engines]
     if not all(name in candidates.errors for name in names):
         return None
     return next((candidates.errors[name] for name in names), None)
 
 
-def _files(artifact: OnnxArtifact | EngineArtifact, graphs: Sequence[OnnxArtifact]) -> list[Path]:
-    """The files of a variant, relative to the bundle."""
-    libraries = [library.path for library in artifact.libraries]
-    if isinstance(artifact, EngineArtifact):
-        graph = graph_of(artifact, graphs) if artifact.settings.strip_weights else None
-        return [artifact.path, *libraries, *([] if graph is None else _files(graph, ()))]
-    weights = [artifact.path.parent / file.path for file in artifact.weights]
-    return [artifact.path, *weights, *libraries]
-
-
-def _open(manifest: Manifest, variant: str, explain: Callable[[], Choice], *, split: bool) -> Model:
+def _open(
+    manifest: Manifest,
+    directory: Path,
+    variant: str,
+    explain: Callable[[], Choice],
+    *,
+    fetch: Callable[[Path], object],
+    split: bool,
+) -> Model:
+    """Fetch a variant's files, check their digests and open it."""
     artifact = artifact_of(variant, manifest.graphs, manifest.engines)
+    for path in _files(artifact, manifest.graphs):
+        fetch(path.relative_to(directory))
     with ExitStack() as stack:
-        opened = open_variant(variant, manifest.graphs, manifest.engines, serving=True)
-        infer = stack.enter_context(opened)
+        runner = open_variant(variant, manifest.graphs, manifest.engines, serving=True)
+        infer = stack.enter_context(runner)
         bounded = partial(_bounded, manifest=manifest, artifact=artifact, split=split)
         on_device = getattr(infer, "on_device", None)
         if on_device is not None:
@@ -126,12 +140,22 @@ def _open(manifest: Manifest, variant: str, explain: Callable[[], Choice], *, sp
         return Model(manifest, variant, explain, infer, stack.pop_all(), on_device=on_device)
 
 
+def _files(artifact: OnnxArtifact | EngineArtifact, graphs: Sequence[OnnxArtifact]) -> list[Path]:
+    """The files that a variant is opened from."""
+    libraries = [library.path for library in artifact.libraries]
+    if isinstance(artifact, EngineArtifact):
+        graph = graph_of(artifact, graphs) if artifact.settings.strip_weights else None
+        return [artifact.path, *libraries, *([] if graph is None else _files(graph, ()))]
+    weights = [artifact.path.parent / file.path for file in artifact.weights]
+    return [artifact.path, *weights, *libraries]
+
+
 def _bounded(
     infer: Infer, *, manifest: Manifest, artifact: OnnxArtifact | EngineArtifact, split: bool
 ) -> Infer:
-    """Ask what has a profile only for what is in it, and what may be cut or filled in pieces."""
-    about = manifest.inputs, manifest.outputs, artifact.axes
+    """Keep an engine to the sizes of its profile, and cut or fill batches where that is allowed."""
+    interface = manifest.inputs, manifest.outputs, artifact.axes
     has_profile = isinstance(artifact, EngineArtifact)
     if split and has_profile:
-        infer = quickest(infer, *about)
-    return within(infer, *about, split=split) if split or has_profile else infer
+        infer = fill_to_buckets(infer, *interface)
+    return bound_sizes(infer, *interface, split=split) if split or has_profile else infer

@@ -1,4 +1,4 @@
-"""The directory on disk: one manifest beside the files that it names, and how it is run.
+"""The directory on disk: one manifest next to the files that it names, and how it is run.
 
     bundle/
       manifest.json        what there is, digests, evidence
@@ -58,7 +58,7 @@ GRAPH = "model.onnx"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """What a bundle holds.
+    """The content of a bundle, with all evidence.
 
     Attributes:
         format_version: See `FORMAT_VERSION`.
@@ -71,9 +71,8 @@ class Manifest:
             packaged the bundle.
         latency: Its reports by corner of the profile; their variants took turns.
         environment: That machine: processor, GPU, versions.
-        export: How the raw graph came about; None in manifests of before it was kept.
-        conversions: What each conversion did, and which nodes stayed in fp32 and why; none in
-            bundles of before it was kept.
+        export: How the raw graph came about; None where an ONNX file was the source.
+        conversions: What each conversion did, and which nodes stayed in fp32 and why.
         elsewhere: What other machines found.
     """
 
@@ -96,18 +95,18 @@ class Manifest:
         others = (
             dataclasses.replace(
                 self,
-                environment=found.environment,
-                evidence=found.evidence,
-                latency=found.latency,
+                environment=there.environment,
+                evidence=there.evidence,
+                latency=there.latency,
                 elsewhere=(),
             )
-            for found in self.elsewhere
+            for there in self.elsewhere
         )
         return (dataclasses.replace(self, elsewhere=()), *others)
 
     @property
     def all_evidence(self) -> tuple[Evidence, ...]:
-        """What all machines found: a variant has an entry for each that was asked of it."""
+        """Evidence of all machines: a variant has an entry for each that measured it."""
         return tuple(entry for there in self.by_machine for entry in there.evidence)
 
     @property
@@ -117,17 +116,17 @@ class Manifest:
 
     @property
     def files(self) -> tuple[OnnxArtifact | EngineArtifact, ...]:
-        """Everything that it names a file of."""
+        """Graphs and engines, each of which is a file."""
         return (*self.graphs, *self.engines)
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
-        """What the model takes."""
+        """The model's inputs."""
         return self.graphs[0].inputs
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
-        """What the model gives."""
+        """The model's outputs."""
         return self.graphs[0].outputs
 
     @property
@@ -138,7 +137,7 @@ class Manifest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Format:
-    """What every version of the manifest says of itself."""
+    """The part that every version of the manifest has."""
 
     format_version: int
     package_version: str
@@ -159,13 +158,13 @@ def write(directory: Path, manifest: Manifest, example: Tensors, *, copy: bool =
     Returns:
         The manifest with paths relative to the directory.
     """
-    places = [*map(_graph_path, manifest.graphs), *map(_engine_path, manifest.engines)]
-    if len(set(places)) < len(places):
-        twice = sorted({str(place) for place in places if places.count(place) > 1})
+    paths = [*map(_graph_path, manifest.graphs), *map(_engine_path, manifest.engines)]
+    if len(set(paths)) < len(paths):
+        twice = sorted({str(path) for path in paths if paths.count(path) > 1})
         msg = f"Several files would be {', '.join(twice)}; give each precision and target once."
         raise InvalidInputError(msg)
-    graphs = tuple(_copied(graph, _graph_path(graph), directory) for graph in manifest.graphs)
-    engines = tuple(_copied(engine, _engine_path(engine), directory) for engine in manifest.engines)
+    graphs = tuple(_copy(graph, _graph_path(graph), directory) for graph in manifest.graphs)
+    engines = tuple(_copy(engine, _engine_path(engine), directory) for engine in manifest.engines)
     for graph in manifest.graphs:
         for file in graph.weights:
             link(graph.path.parent / file.path, directory, copy=copy)
@@ -182,9 +181,9 @@ def find(path: Path) -> Path:
     Raises:
         ArtifactError: There is neither.
     """
-    for place in (path, path / FOLDER):
-        if (place / MANIFEST).is_file():
-            return place
+    for folder in (path, path / FOLDER):
+        if (folder / MANIFEST).is_file():
+            return folder
     msg = f"There is no bundle at {path}; give what mlflow_e2eai.save_model wrote."
     raise ArtifactError(msg)
 
@@ -200,11 +199,11 @@ def read(directory: Path) -> Manifest:
         msg = f"{directory} holds no {MANIFEST}; give a model that mlflow_e2eai.log_model made."
         raise ArtifactError(msg)
     text = read_sealed(path)
-    said = from_json(_Format, text)
-    if said.format_version != FORMAT_VERSION:
+    version = from_json(_Format, text)
+    if version.format_version != FORMAT_VERSION:
         msg = (
-            f"The bundle has format {said.format_version}, written by mlflow_e2eai "
-            f"{said.package_version}, but this version reads format {FORMAT_VERSION}; install "
+            f"The bundle has format {version.format_version}, written by mlflow_e2eai "
+            f"{version.package_version}, but this version reads format {FORMAT_VERSION}; install "
             f"that version."
         )
         raise ArtifactError(msg)
@@ -217,21 +216,32 @@ def read(directory: Path) -> Manifest:
     return manifest
 
 
-def located(manifest: Manifest, directory: Path) -> Manifest:
-    """The same manifest with the paths of its files where the bundle lies.
+def audit(manifest: Manifest, directory: Path) -> Manifest:
+    """Decide of a manifest that was read which libraries may be loaded, and locate its files.
 
-    Libraries are allowed as `libraries.native_allowed` says.
+    Nothing is opened. The digest of each file is checked when it is: see `open_variant`.
+
+    Args:
+        manifest: The manifest, with paths relative to the bundle.
+        directory: The bundle.
+
+    Returns:
+        The manifest with the paths of its files where the bundle lies; the libraries are allowed
+        that `libraries.native_allowed` names.
+
+    Raises:
+        ArtifactError: A library lies outside the bundle.
     """
     return dataclasses.replace(
         manifest,
-        graphs=tuple(_located(graph, directory) for graph in manifest.graphs),
-        engines=tuple(_located(engine, directory) for engine in manifest.engines),
+        graphs=tuple(_locate(graph, directory) for graph in manifest.graphs),
+        engines=tuple(_locate(engine, directory) for engine in manifest.engines),
     )
 
 
-def _located(artifact: Artifact, directory: Path) -> Artifact:
-    held = libraries.resolve_libraries(artifact.libraries, directory)
-    return dataclasses.replace(artifact, path=directory / artifact.path, libraries=held)
+def _locate(artifact: Artifact, directory: Path) -> Artifact:
+    resolved = libraries.resolve_libraries(artifact.libraries, directory)
+    return dataclasses.replace(artifact, path=directory / artifact.path, libraries=resolved)
 
 
 def read_example(directory: Path) -> dict[str, Array]:
@@ -247,12 +257,12 @@ def _engine_path(engine: EngineArtifact) -> Path:
     return Path("engines", f"{engine.target}-{engine.arithmetic}.engine")
 
 
-def _copied(artifact: Artifact, place: Path, directory: Path) -> Artifact:
+def _copy(artifact: Artifact, path: Path, directory: Path) -> Artifact:
     if isinstance(artifact, OnnxArtifact):
         verify_graph(artifact)
     else:
         verify(artifact.path, artifact.sha256)
-    with atomic_write(directory / place) as temporary:
+    with atomic_write(directory / path) as temporary:
         shutil.copyfile(artifact.path, temporary)
-    held = libraries.copy_libraries(artifact.libraries, directory)
-    return dataclasses.replace(artifact, path=place, libraries=held)
+    copies = libraries.copy_libraries(artifact.libraries, directory)
+    return dataclasses.replace(artifact, path=path, libraries=copies)

@@ -23,7 +23,7 @@ class Model:
 
     Attributes:
         variant: What runs it, for example ``onnxruntime-cpu/fp32``.
-        manifest: What the bundle holds.
+        manifest: The bundle's manifest.
         sizes: How often it was called with each size, by the name of a dynamic axis: what
             `mlflow_e2eai.choose_buckets` chooses from.
     """
@@ -47,9 +47,9 @@ class Model:
         is_plain = manifest.export is None or _is_plain(manifest.export.inputs)
         self._only = manifest.inputs[0].name if len(manifest.inputs) == 1 and is_plain else None
         self.sizes: Sizes = {axis.name: {} for axis in manifest.axes}
-        self._infer = counted(infer, manifest.inputs, self.sizes)
+        self._infer = count_sizes(infer, manifest.inputs, self.sizes)
         if on_device is not None:
-            self._on_device = counted(on_device, manifest.inputs, self.sizes)
+            self._on_device = count_sizes(on_device, manifest.inputs, self.sizes)
 
     def __call__(self, inputs: Any = None, /, **named: Any) -> dict[str, Any]:
         """Run the model.
@@ -82,11 +82,11 @@ class Model:
         if self._on_device is not None and any(map(is_on_gpu, given.values())):
             return dict(self._on_device(self._checked(given)))
         device, arrays = _as_arrays(given)
-        answer = self._infer(feed(arrays, self.manifest.inputs))
-        return dict(answer) if device is None else _as_tensors(answer, device)
+        outputs = self._infer(feed(arrays, self.manifest.inputs))
+        return dict(outputs) if device is None else _as_tensors(outputs, device)
 
     def explain(self) -> Choice:
-        """What was chosen to run, and why each other variant was not; as text, a line for each."""
+        """The choice of the variant, and why not of each other; as text, a line for each."""
         return self._explain()
 
     def structured(self, outputs: Mapping[str, Any]) -> Any:
@@ -94,21 +94,21 @@ class Model:
 
         A dataclass, named tuple or ModelOutput comes back as its class where the program has
         imported it, else as a dict. None stands for an output that surgery removed, and what
-        it exposed is left out. Of a bundle from before the shape was kept, outputs come back as
-        they are.
+        it exposed is left out. Of a bundle that an ONNX file was the source of, outputs come back
+        as they are.
         """
         if self.manifest.export is None or self.manifest.export.outputs is None:
             return dict(outputs)
         tree, origins = self.manifest.export.outputs, self.manifest.graphs[0].origins
-        now = [spec.name for spec in self.manifest.outputs]
+        names = [spec.name for spec in self.manifest.outputs]
         if origins is None:
-            return pytree.unflatten(_under_names(tree, now), outputs)
-        new = dict(zip(origins.outputs, now, strict=True))
+            return pytree.unflatten(_rename(tree, names), outputs)
+        new = dict(zip(origins.outputs, names, strict=True))
         renamed = {name: new.get(name, "") for name in pytree.names(tree)}
         return pytree.unflatten(pytree.rename_leaves(tree, renamed), outputs)
 
     def __repr__(self) -> str:
-        """What it is, for a prompt."""
+        """The variant and its inputs, for a prompt."""
         inputs = ", ".join(f"{s.name}: {s.dtype}{list(s.shape)}" for s in self.manifest.inputs)
         return f"<mlflow_e2eai.Model {self.variant} ({inputs})>"
 
@@ -124,12 +124,12 @@ class Model:
         """Inputs some of which are on a GPU; the others as arrays that the model takes."""
         specs = self.manifest.inputs
         check_names(given, specs)
-        elsewhere = [spec for spec in specs if not is_on_gpu(given[spec.name])]
-        _, arrays = _as_arrays({spec.name: given[spec.name] for spec in elsewhere})
-        found = {**given, **feed(arrays, elsewhere)}
+        on_host = [spec for spec in specs if not is_on_gpu(given[spec.name])]
+        _, arrays = _as_arrays({spec.name: given[spec.name] for spec in on_host})
+        inputs = {**given, **feed(arrays, on_host)}
         for spec in specs:
-            check_shape(found[spec.name].shape, spec)
-        return found
+            check_shape(inputs[spec.name].shape, spec)
+        return inputs
 
     def _named(self, inputs: Any, named: Mapping[str, Any]) -> dict[str, Any]:
         names = [spec.name for spec in self.manifest.inputs]
@@ -140,7 +140,7 @@ class Model:
                 return given
             is_only = len(tree.keys) == 1 and inputs is not None and tree.keys[0] not in given
             nested = {tree.keys[0]: inputs} if is_only else given
-            return pytree.select(_under_names(tree, names), nested)
+            return pytree.select(_rename(tree, names), nested)
         if inputs is None:
             return dict(named)
         if isinstance(inputs, Mapping):
@@ -152,11 +152,11 @@ class Model:
 
 
 def _is_plain(tree: Tree | None) -> bool:
-    """Whether the PyTorch module took named tensors only; so it was before the tree was kept."""
+    """Whether the PyTorch module takes named tensors only, as any ONNX file does."""
     return tree is None or tree.is_plain
 
 
-def _under_names(tree: Tree, names: Sequence[str]) -> Tree:
+def _rename(tree: Tree, names: Sequence[str]) -> Tree:
     """A tree under the names that surgery left; it keeps the order of those that it keeps."""
     old = pytree.names(tree)
     if len(old) != len(names):
@@ -183,10 +183,10 @@ def _as_arrays(given: Mapping[str, Any]) -> tuple[Any, dict[str, Array]]:
     return device, arrays
 
 
-def _as_tensors(answer: Tensors, device: Any) -> dict[str, Any]:
+def _as_tensors(outputs: Tensors, device: Any) -> dict[str, Any]:
     import torch
 
-    return {name: torch.from_numpy(np.asarray(value)).to(device) for name, value in answer.items()}
+    return {name: torch.from_numpy(np.asarray(value)).to(device) for name, value in outputs.items()}
 
 
 # How often a loaded model was asked for each size: what buckets are chosen from.
@@ -196,8 +196,8 @@ Sizes: TypeAlias = dict[str, dict[int, int]]
 """By the name of a dynamic axis: by size, the number of calls."""
 
 
-def counted(infer: Infer, inputs: Sequence[TensorSpec], sizes: Sizes) -> Infer:
-    """Have the sizes of a callable's calls counted.
+def count_sizes(infer: Infer, inputs: Sequence[TensorSpec], sizes: Sizes) -> Infer:
+    """Count the sizes of a callable's calls.
 
     It takes no lock: of threads that call at the very same moment with one size, one count may be
     lost.
@@ -217,14 +217,14 @@ def counted(infer: Infer, inputs: Sequence[TensorSpec], sizes: Sizes) -> Infer:
         for at, size in reversed([*enumerate(spec.shape)])
         if isinstance(size, str) and size in sizes
     }
-    told = [(*place, sizes[axis]) for axis, place in places.items()]
-    if not told:
+    counters = [(*place, sizes[axis]) for axis, place in places.items()]
+    if not counters:
         return infer
 
-    def answer(tensors: Tensors) -> Tensors:
-        for name, at, counts in told:
+    def run(tensors: Tensors) -> Tensors:
+        for name, at, counts in counters:
             size = tensors[name].shape[at]
             counts[size] = counts.get(size, 0) + 1
         return infer(tensors)
 
-    return answer
+    return run

@@ -202,8 +202,8 @@ class Candidates:
         """The bundle as that machine found it whose evidence compares two variants for this one.
 
         It must have this GPU, or this processor where both variants run on one, and have run both.
-        Where it does not say, as bundles of before do not, that counts among variants of one runner
-        only.
+        Evidence that names none, as some kernels do not name the processor, counts among variants
+        of one runner only.
         """
         is_on_cpu = {one, other} <= set(self._runners[-1])
         is_one_runner = any({one, other} <= set(names) for names in self._runners)

@@ -84,6 +84,6 @@ def _graph(model: str, stack: ExitStack) -> Path:
 
 def _cleaned(path: Path) -> Path:
     directory = bundle.find(path)
-    graph = bundle.located(bundle.read(directory), directory).graphs[0]
+    graph = bundle.audit(bundle.read(directory), directory).graphs[0]
     verify_graph(graph)
     return graph.path

@@ -24,7 +24,7 @@ def profiles(axes: tuple[Axis, ...]) -> tuple[Profile, ...]:
     buckets, there is one for every combination. A static profile ran 1.1 to 1.9 times faster than
     the dynamic one at its own size on an H100, and the engine holds its weights once for all of
     them. The last is the dynamic one, for all sizes: of two profiles whose opt is as near to a
-    request, Triton takes the first, which is to be the static one (see `triton.nearest`).
+    request, Triton takes the first, which is to be the static one (see `bundle.triton.models`).
     """
     dynamic = {axis.name: (axis.min, axis.opt, axis.max) for axis in axes}
     fixed = [[(axis.name, (size,) * 3) for size in axis.buckets] for axis in axes if axis.buckets]

@@ -94,7 +94,7 @@ def save_model(  # noqa: D417 - `log_model` describes what both take
             manifest, example = bundle.read(place), bundle.read_example(place)
             # Where MLflow calls, the target is a folder that is removed once it is uploaded.
             copy = mlflow_model is None
-            bundle.write(out, bundle.located(manifest, place), example, copy=copy)
+            bundle.write(out, bundle.audit(manifest, place), example, copy=copy)
         else:
             settings = Settings.of(arguments)
             settings.check_here()

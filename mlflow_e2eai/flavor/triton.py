@@ -59,7 +59,7 @@ def export_triton(
         if not _NAME.fullmatch(prefix):
             msg = f"The name {prefix!r} is no name for Triton; give letters, digits and _ . - only."
             raise InvalidInputError(msg)
-        manifest = bundle.located(bundle.read(directory), directory)
+        manifest = bundle.audit(bundle.read(directory), directory)
         models, left_out = models_of(manifest, bundle.read_example(directory), prefix)
         if left_out:
             msg = f"Triton cannot serve all of {model_uri}: {'; '.join(left_out)}."

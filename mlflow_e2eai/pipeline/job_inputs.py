@@ -156,7 +156,7 @@ class Job:
         stage = self.model.tags[tracking.STAGE]
         if stage == "package":
             directory = tracking.fetch(self.model, path) / bundle.FOLDER
-            manifest = bundle.located(bundle.read(directory), directory)
+            manifest = bundle.audit(bundle.read(directory), directory)
             models |= {item.sha256: self.model.model_id for item in manifest.files}
             return list(manifest.graphs), list(manifest.engines), bundle.read_example(directory)
         if stage == "compile":

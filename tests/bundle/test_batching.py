@@ -14,7 +14,7 @@ from multiplying_bundles import ENGINE32, TIMES, X, engine, fitting, graph, mani
 from mlflow_e2eai import bundle
 from mlflow_e2eai.artifacts.values import Axis, TensorSpec
 from mlflow_e2eai.bundle import selection
-from mlflow_e2eai.bundle.batching import batch_axis, pieces, within
+from mlflow_e2eai.bundle.batching import batch_axis, bound_sizes, pieces
 from mlflow_e2eai.bundle.load import load
 from mlflow_e2eai.errors import InvalidInputError
 
@@ -68,7 +68,7 @@ def test_a_batch_in_pieces_is_answered_as_each_item_is(axis, size):
         return {"y": 2 * tensors["x"]}
 
     x = np.arange(3 * size, dtype=np.float32).reshape(size, 3)
-    answer = within(double, [IN], [OUT], [axis], split=True)({"x": x})
+    answer = bound_sizes(double, [IN], [OUT], [axis], split=True)({"x": x})
 
     assert np.array_equal(answer["y"], 2 * x)
     assert all(map(axis.admits, seen))
@@ -76,7 +76,7 @@ def test_a_batch_in_pieces_is_answered_as_each_item_is(axis, size):
 
 @pytest.mark.parametrize(("size", "split"), [(8, False), (1, False), (3, False), (0, True)])
 def test_a_batch_that_is_not_to_be_split_is_refused_with_the_profile(size, split):
-    ask = within(lambda tensors: tensors, [IN], [OUT], [ITEMS], split=split)
+    ask = bound_sizes(lambda tensors: tensors, [IN], [OUT], [ITEMS], split=split)
 
     with pytest.raises(InvalidInputError) as caught:
         ask({"x": np.zeros((size, 3), np.float32)})
@@ -98,7 +98,7 @@ def test_only_an_axis_that_comes_first_everywhere_is_a_batch_axis(shape):
 
 def test_what_has_no_batch_axis_is_not_split():
     whole = TensorSpec(name="sum", dtype="float32", shape=())
-    ask = within(lambda _: {}, [IN], [whole], [ITEMS], split=True)
+    ask = bound_sizes(lambda _: {}, [IN], [whole], [ITEMS], split=True)
 
     with pytest.raises(InvalidInputError, match="give it a size in that range"):
         ask({"x": np.zeros((8, 3), np.float32)})
@@ -106,7 +106,7 @@ def test_what_has_no_batch_axis_is_not_split():
 
 def test_inputs_of_different_batches_are_refused_before_they_are_split():
     other = TensorSpec(name="z", **SPEC)
-    ask = within(lambda _: {}, [IN, other], [OUT], [ITEMS], split=True)
+    ask = bound_sizes(lambda _: {}, [IN, other], [OUT], [ITEMS], split=True)
 
     with pytest.raises(InvalidInputError, match="'z' has 8 along axis 0, but another input has 10"):
         ask({"x": np.zeros((10, 3), np.float32), "z": np.zeros((8, 3), np.float32)})

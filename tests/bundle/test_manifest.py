@@ -109,7 +109,7 @@ def test_the_paths_of_a_manifest_are_relative_and_located_where_the_bundle_lies(
 
     files = [*found.graphs, *found.engines]
     assert not any(artifact.path.is_absolute() for artifact in files)  # type: ignore[attr-defined]  # mypy sees a wider type
-    placed = bundle.located(found, moved)
+    placed = bundle.audit(found, moved)
     for artifact in [*placed.graphs, *placed.engines]:
         assert sha256_of(artifact.path) == artifact.sha256  # type: ignore[attr-defined]  # mypy sees a wider type
 
@@ -140,7 +140,7 @@ def test_two_engines_of_one_name_do_not_silently_become_one(tmp_path):
         bundle.write(tmp_path / "bundle", found, {"x": X})
     except InvalidInputError:
         return
-    placed = bundle.located(bundle.read(tmp_path / "bundle"), tmp_path / "bundle")
+    placed = bundle.audit(bundle.read(tmp_path / "bundle"), tmp_path / "bundle")
     assert [sha256_of(twin.path) for twin in placed.engines] == [twin.sha256 for twin in twins]
 
 
@@ -235,7 +235,7 @@ def test_a_newer_format_is_told_as_such_even_where_its_fields_are_others(make):
 def test_a_failed_write_leaves_the_bundle_that_was_there(make):
     directory = make()
     before = (directory / MANIFEST).read_bytes()
-    again = bundle.located(bundle.read(directory), directory)
+    again = bundle.audit(bundle.read(directory), directory)
     broken = dataclasses.replace(again.graphs[0], sha256="0" * 64)
 
     with pytest.raises(ArtifactError):

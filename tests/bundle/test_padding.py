@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mlflow_e2eai.artifacts.values import Axis, TensorSpec
-from mlflow_e2eai.bundle.batching import quickest
+from mlflow_e2eai.bundle.batching import fill_to_buckets
 
 N = Axis("N", min=1, opt=4, max=64, buckets=(4, 8, 32))
 IN = TensorSpec(name="x", dtype="float32", shape=("N", 3))
@@ -32,7 +32,7 @@ class Engine:
 
 
 def asked(engine, sizes, axes=(N,), outputs=(OUT,)):
-    ask = quickest(engine, [IN], outputs, axes, clock=lambda: engine.now)
+    ask = fill_to_buckets(engine, [IN], outputs, axes, clock=lambda: engine.now)
     for size in sizes:
         x = np.arange(3 * size, dtype=np.float32).reshape(size, 3)
         np.testing.assert_array_equal(ask({"x": x})["y"], 2 * x)
@@ -68,8 +68,8 @@ def test_what_has_no_buckets_or_no_batch_axis_is_not_filled():
     engine = Engine(lambda _: 1.0, lambda _: 1.0)
     whole = TensorSpec(name="sum", dtype="float32", shape=())
     plain = Axis("N", min=1, opt=4, max=64)
-    assert quickest(engine, [IN], [whole], [N]) is engine
-    assert quickest(engine, [IN], [OUT], [plain]) is engine
+    assert fill_to_buckets(engine, [IN], [whole], [N]) is engine
+    assert fill_to_buckets(engine, [IN], [OUT], [plain]) is engine
 
 
 def test_a_call_that_fails_is_no_measure_and_stops_nobody():
@@ -80,7 +80,7 @@ def test_a_call_that_fails_is_no_measure_and_stops_nobody():
             raise RuntimeError
         return engine(tensors)
 
-    answer = quickest(ask, [IN], [OUT], [N], clock=lambda: engine.now)
+    answer = fill_to_buckets(ask, [IN], [OUT], [N], clock=lambda: engine.now)
     x = np.ones((5, 3), np.float32)
     for _ in range(3):
         with pytest.raises(RuntimeError):
@@ -98,7 +98,7 @@ def test_callers_of_many_threads_get_their_own_answers():
         with lock:
             return engine(tensors)
 
-    answer = quickest(ask, [IN], [OUT], [N], clock=lambda: engine.now)
+    answer = fill_to_buckets(ask, [IN], [OUT], [N], clock=lambda: engine.now)
 
     def call(at):
         x = np.full((1 + at % 40, 3), at, np.float32)

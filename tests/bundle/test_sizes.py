@@ -10,7 +10,7 @@ import torch
 import mlflow_e2eai
 from mlflow_e2eai import Axis, choose_buckets
 from mlflow_e2eai.artifacts.values import TensorSpec
-from mlflow_e2eai.bundle.model import counted
+from mlflow_e2eai.bundle.model import count_sizes
 
 pytestmark = pytest.mark.usefixtures("on_threads")
 
@@ -25,7 +25,7 @@ def shaped(n, t):
 
 def test_each_axis_is_counted_once_a_call_however_many_inputs_it_is_in():
     sizes = {"N": {}, "T": {}}
-    answer = counted(lambda tensors: tensors, (X, Y), sizes)
+    answer = count_sizes(lambda tensors: tensors, (X, Y), sizes)
     for n, t in [(2, 4), (2, 5), (1, 4)]:
         assert answer(given := shaped(n, t)) is given
     assert sizes == {"N": {2: 2, 1: 1}, "T": {4: 2, 5: 1}}
@@ -36,7 +36,7 @@ def test_a_model_without_dynamic_axes_is_called_as_it_is():
         return tensors
 
     fixed = TensorSpec(name="x", dtype="float32", shape=(2, 3))
-    assert counted(infer, (fixed,), {}) is infer
+    assert count_sizes(infer, (fixed,), {}) is infer
 
 
 def test_a_loaded_model_says_from_which_sizes_buckets_can_be_chosen(tmp_path):

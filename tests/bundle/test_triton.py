@@ -25,10 +25,8 @@ from mlflow_e2eai.artifacts.build_settings import BuildSettings
 from mlflow_e2eai.artifacts.files import sha256_of
 from mlflow_e2eai.artifacts.values import EngineArtifact, Library, Target, TensorSpec
 from mlflow_e2eai.bundle.triton import config
-from mlflow_e2eai.bundle.triton.batching import passed_by
 from mlflow_e2eai.cli import main
 from mlflow_e2eai.cli.results import DONE
-from mlflow_e2eai.engine.profiles import profiles
 from mlflow_e2eai.errors import ArtifactError, InvalidInputError, RunnerError, TrackingError
 from mlflow_e2eai.flavor.triton import export_triton
 
@@ -104,7 +102,7 @@ def altered(directory, tmp_path):
 
     def make(change, example=None):
         place = bundle.find(directory)
-        manifest = bundle.located(bundle.read(place), place)
+        manifest = bundle.audit(bundle.read(place), place)
         example = bundle.read_example(place) if example is None else example
         folder = tmp_path / "files"
         folder.mkdir()
@@ -233,41 +231,6 @@ def test_each_bucket_is_a_profile_that_is_warmed_up_and_preferred(altered, tmp_p
     assert list(said.instance_group[0].profile) == ["0", "1", "2"]
     assert list(said.dynamic_batching.preferred_batch_size) == [1, 8]
     assert {request.batch_size for request in said.model_warmup} == {1, 4, 8, 16}
-
-
-IDS = TensorSpec(name="ids", dtype="int64", shape=("N", "S"))
-BATCH = Axis("N", min=1, opt=8, max=64, buckets=(1, 8, 32))
-
-
-@pytest.mark.parametrize(
-    ("axes", "batch", "found"),
-    [
-        ([BATCH], BATCH, []),
-        ([dataclasses.replace(BATCH, opt=16)], BATCH, []),
-        ([dataclasses.replace(BATCH, buckets=())], BATCH, []),
-        # Held against the batch of 8: static 128 is 120 away and dynamic 100 only 92, static 64 56.
-        (
-            [
-                dataclasses.replace(BATCH, buckets=()),
-                Axis("S", min=16, opt=100, max=512, buckets=(64, 128)),
-            ],
-            BATCH,
-            ["S=128"],
-        ),
-        # Held against N's 8 too: 16 is as far away as the dynamic 16 and comes first, 128 farther.
-        (
-            [
-                dataclasses.replace(BATCH, buckets=()),
-                Axis("S", min=16, opt=16, max=512, buckets=(16, 128)),
-            ],
-            None,
-            ["S=128"],
-        ),
-    ],
-)
-def test_the_profile_is_the_one_that_triton_finds_nearest(axes, batch, found):
-    only = axes if len(axes) > 1 else [*axes, Axis("S", min=1, opt=1, max=1)]
-    assert passed_by([IDS], profiles(tuple(only)), batch) == found
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ def good(tmp_path_factory):
 def altered(place, tmp_path, change):
     """A copy of a saved model with other evidence in its manifest."""
     directory = bundle.find(place)
-    manifest = bundle.located(bundle.read(directory), directory)
+    manifest = bundle.audit(bundle.read(directory), directory)
     data = json.loads(to_json(manifest))
     change(data)
     made = from_json(bundle.Manifest, json.dumps(data))

@@ -9,7 +9,7 @@ from conftest import N, assert_right, bytes_at, rows
 from cuda.core import LEGACY_DEFAULT_STREAM, Buffer, Device, LegacyPinnedMemoryResource
 from cuda.core.utils import StridedMemoryView
 
-from mlflow_e2eai.bundle.batching import within
+from mlflow_e2eai.bundle.batching import bound_sizes
 from mlflow_e2eai.engine.runner import engine_runner
 from mlflow_e2eai.errors import InvalidInputError, RunnerError
 
@@ -164,7 +164,7 @@ def test_a_full_gpu_is_told(run, trt):
 
 def test_what_cannot_be_cut_is_told(run, engine):
     made, _ = engine()
-    cut = within(run.on_device, made.inputs, made.outputs, (N,), split=True)
+    cut = bound_sizes(run.on_device, made.inputs, made.outputs, (N,), split=True)
     with pytest.raises(InvalidInputError, match="'x' cannot be cut; give an array or a torch"):
         cut({"x": OnGpu(rows(17))})
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from mlflow_e2eai.artifacts.values import (
 from mlflow_e2eai.artifacts.weight_files import verify_graph
 from mlflow_e2eai.bundle.manifest import Manifest
 from mlflow_e2eai.bundle.triton import config
-from mlflow_e2eai.bundle.triton.batching import passed_by, why_items_mix
+from mlflow_e2eai.bundle.triton.batching import why_items_mix
 from mlflow_e2eai.bundle.triton.config import Message, Word
 from mlflow_e2eai.engine.profiles import profiles
 from mlflow_e2eai.parity.samples import batch_samples, profile_samples
@@ -85,7 +85,6 @@ def models_of(
     for precision, engines in by_precision.items():
         name = f"{prefix}-tensorrt-{precision}"
         models.append(_of_engines(name, engines, shared))
-        reasons += [f"{name} {reason}" for reason in _passed_by(engines.values(), batch)]
     for each in manifest.graphs:
         if each.sha256 in wrong:
             reasons.append(f"{variant_name('onnxruntime', each.precision)} {wrong[each.sha256]}")
@@ -197,21 +196,14 @@ def _of_engines(name: str, engines: Mapping[str, EngineArtifact], shared: _Share
 
 
 def _profiles(engines: Mapping[str, EngineArtifact]) -> Message:
-    """The profiles that all have and Triton may choose from; by itself it takes the first only."""
+    """The profiles that all have and Triton may choose from; by itself it takes the first only.
+
+    It takes the one whose opt is nearest to the request, and of several the first, whatever order
+    its configuration names them in: GetMostOptimizedProfile of its TensorRT backend
+    (src/instance_state.cc at e2ef6d7, July 2026). So an engine's static profiles come first.
+    """
     count = min(len(profiles(engine.axes)) for engine in engines.values())
     return {"profile": [str(at) for at in range(count)]} if count > 1 else {}
-
-
-def _passed_by(engines: Iterable[EngineArtifact], batch: Axis | None) -> list[str]:
-    """Why some sizes do not get the static profile that was built for them."""
-    sizes = {
-        size for each in engines for size in passed_by(each.inputs, profiles(each.axes), batch)
-    }
-    return [
-        f"on the static profile for {size}: Triton takes the first of those whose opt it finds "
-        f"nearest, which is the dynamic one"
-        for size in sorted(sizes)
-    ]
 
 
 def _of_graph(name: str, graph: OnnxArtifact, shared: _Shared) -> TritonModel:
