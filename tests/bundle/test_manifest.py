@@ -29,7 +29,7 @@ from multiplying_bundles import (
 )
 
 from mlflow_e2eai import bundle
-from mlflow_e2eai.artifacts.files import sha256_of
+from mlflow_e2eai.artifacts.files import seal, sha256_of
 from mlflow_e2eai.artifacts.values import EngineArtifact
 from mlflow_e2eai.bundle import selection
 from mlflow_e2eai.bundle.load import load
@@ -68,8 +68,11 @@ def flip(path: Path) -> None:
 
 
 def edit_manifest(directory: Path, **fields: object) -> None:
+    """Change fields of a manifest, and close it with the digest of what it is then."""
     path = directory / MANIFEST
-    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+    said = {**json.loads(path.read_text()), **fields}
+    del said["sha256"]
+    path.write_text(seal(json.dumps(said, indent=2)))
 
 
 # The directory
@@ -209,7 +212,7 @@ def test_a_manifest_that_is_cut_off_is_refused(make):
     path = directory / MANIFEST
     path.write_bytes(path.read_bytes()[:-20])
 
-    with pytest.raises(ArtifactError, match="not JSON"):
+    with pytest.raises(ArtifactError, match=r"manifest\.json ends with no digest"):
         bundle.read(directory)
 
 
@@ -600,8 +603,7 @@ def test_a_runner_of_none_of_the_files_is_refused(make):
 @pytest.mark.parametrize("place", ["/etc/model.onnx", "../model.onnx"])
 def test_a_manifest_that_names_a_file_outside_the_bundle_is_refused(make, place):
     directory = make()
-    path = directory / "manifest.json"
-    text = path.read_text().replace('"model.onnx"', f'"{place}"')
-    path.write_text(json.dumps(json.loads(text)))  # without its digest, as once
+    graph, *_ = json.loads((directory / MANIFEST).read_text())["graphs"]
+    edit_manifest(directory, graphs=[{**graph, "path": place}])
     with pytest.raises(ArtifactError, match="outside the bundle"):
         bundle.read(directory)
