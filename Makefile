@@ -13,7 +13,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 demo: $(VENV)/runs
 	mlflow run . --env-manager local --experiment-name digits
 
-test: lint unit large
+test: lint unit
 
 lint: $(VENV)/installed
 	ruff format --check .

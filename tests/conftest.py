@@ -189,6 +189,22 @@ def timed_for_a_moment(budgets):
         yield
 
 
+@pytest.fixture(scope="module", autouse=True)
+def traced(request):
+    """Small models are traced first, in a twentieth of the time that dynamo takes.
+
+    Not where the exporter is the subject: in files marked ``exporters``.
+    """
+    if request.node.get_closest_marker("exporters") is not None:
+        yield
+        return
+    from mlflow_e2eai.pytorch import stage
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stage, "AUTO", ("trace", *(name for name in stage.AUTO if name != "trace")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def timed_in_full_on_a_gpu(request, budgets, monkeypatch):
     if request.node.get_closest_marker("gpu") is not None:

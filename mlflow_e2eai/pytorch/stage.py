@@ -46,6 +46,9 @@ Runtime's CUDA provider lacks some of the later forms (Resize-19, ReduceMax-20).
 _TORCHSCRIPT_MAX_OPSET = 20
 """Asked for more, the TorchScript exporter only stamps the number (torch 2.13)."""
 
+AUTO = ("dynamo", PLAIN_DYNAMO, "trace", "script")
+"""The order in which ``auto`` tries the exporters."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportReport:
@@ -186,10 +189,9 @@ def _attempts(exporter: Exporter, module: torch.nn.Module, opset: int) -> tuple[
     import torch
 
     if exporter == "auto" and not isinstance(original(module), torch.jit.ScriptModule):
-        if opset < DEFAULT_OPSET:
-            return ("trace", "script")
-        late = opset > _TORCHSCRIPT_MAX_OPSET
-        return ("dynamo", PLAIN_DYNAMO) if late else ("dynamo", PLAIN_DYNAMO, "trace", "script")
+        too_early = {"dynamo", PLAIN_DYNAMO} if opset < DEFAULT_OPSET else set()
+        too_late = {"trace", "script"} if opset > _TORCHSCRIPT_MAX_OPSET else set()
+        return tuple(name for name in AUTO if name not in too_early | too_late)
     chosen = _choose(exporter, module, opset)
     return ("dynamo", PLAIN_DYNAMO) if chosen == "dynamo" else (chosen,)
 

@@ -40,7 +40,7 @@ import mlflow_e2eai
 from mlflow_e2eai import flavor
 from mlflow_e2eai.errors import ArtifactError, InvalidInputError
 
-pytestmark = pytest.mark.usefixtures("on_threads")
+pytestmark = [pytest.mark.exporters, pytest.mark.usefixtures("on_threads")]
 
 
 def test_log_model(saved, log):

@@ -16,6 +16,8 @@ from mlflow_e2eai.cli.main import command_line
 from mlflow_e2eai.evaluation.gates import gates_from
 from mlflow_e2eai.surgery.plan import plan_from
 
+pytestmark = pytest.mark.exporters
+
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 # In the order of the table of contents: what the README logs, the guides load.

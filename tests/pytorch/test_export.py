@@ -17,7 +17,7 @@ from mlflow_e2eai.errors import ArtifactError, ExportError, InvalidInputError
 from mlflow_e2eai.pytorch import pytree
 from mlflow_e2eai.runtime.ort import onnxruntime_runner
 
-pytestmark = pytest.mark.usefixtures("on_threads")
+pytestmark = [pytest.mark.exporters, pytest.mark.usefixtures("on_threads")]
 
 N = Axis("N", min=1, opt=2, max=4)
 EXPORTERS = ["dynamo", "trace", "script"]

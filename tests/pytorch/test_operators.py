@@ -22,7 +22,7 @@ from mlflow_e2eai.runtime.ort import onnxruntime_runner
 from mlflow_e2eai.surgery.plan import DEFAULT_PLAN, named_in, plan_from
 from mlflow_e2eai.surgery.stage import clean
 
-pytestmark = pytest.mark.usefixtures("on_threads")
+pytestmark = [pytest.mark.exporters, pytest.mark.usefixtures("on_threads")]
 
 N = Axis("N", min=1, opt=3, max=8)
 KEEPING = ("dynamo", "trace")

@@ -16,6 +16,8 @@ from mlflow_e2eai.errors import InvalidInputError
 from mlflow_e2eai.pytorch import pytree
 from mlflow_e2eai.pytorch.pytree import Tree
 
+pytestmark = pytest.mark.exporters
+
 
 class Leaf:
     """Stands for a tensor: equal to itself only."""
