@@ -2,17 +2,20 @@
 
 stage           `compile`
 builder         one build
-targets         the GPUs that engines are for, and what can be built where
+targets         the GPUs that engines are for, and which machine can build them
 backends        TensorRT and TensorRT-RTX: their differences in one table
-request         what engine is wanted, and its key
+request         the request for an engine, and its key
 profiles        optimisation profiles and buckets
 runner          an engine as a runner
-context         execution contexts, CUDA graphs
+context         execution contexts
 memory          device memory, streams, outputs sized by the data
 device_tensors  tensors that are on the GPU already
-loading         deserialisation, refit, and the reasons why not
-inspection      what the builder chose
+loading         deserialisation, and its errors in one sentence
+inspection      a built engine, compared with its request
 timing_cache    timing caches of TensorRT
+cuda_graphs     CUDA graphs of TensorRT's work
+plugins         plugins of TensorRT
+refit           weights given back to an engine
 kernel_cache    compiled kernels of TensorRT-RTX
 """
 

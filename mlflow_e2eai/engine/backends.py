@@ -1,4 +1,4 @@
-"""What differs between TensorRT and TensorRT-RTX, in one table."""
+"""The differences between TensorRT and TensorRT-RTX, in one table."""
 
 from __future__ import annotations
 
@@ -10,12 +10,10 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Literal, TypeVar
 
-from mlflow_e2eai.artifacts.libraries import loadable
 from mlflow_e2eai.artifacts.machine import local_compute_capability as local_compute_capability  # noqa: PLC0414
-from mlflow_e2eai.artifacts.values import Library, Target
-from mlflow_e2eai.errors import InvalidInputError, MissingDependencyError, RunnerError
+from mlflow_e2eai.errors import MissingDependencyError, RunnerError
 
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,12 +120,12 @@ def load(backend: Backend) -> Any:
         ) from error
 
 
-def started(make: Callable[[Any], Answer], log: Any, backend: Backend) -> Answer:
+def start(make: Callable[[Any], Result], log: Any, backend: Backend) -> Result:
     """Start TensorRT's builder or runtime.
 
     Args:
         make: TensorRT's class.
-        log: Its log; see `log.logger`.
+        log: Its log; see `backends.logger`.
         backend: The backend.
 
     Raises:
@@ -138,43 +136,10 @@ def started(make: Callable[[Any], Answer], log: Any, backend: Backend) -> Answer
         return make(log)
     except TypeError as error:
         msg = (
-            f"{backend.title} does not start on this machine: {log.why()}; see whether the driver "
-            f"that `nvidia-smi` shows is new enough for it."
+            f"{backend.title} does not start on this machine: {log.reason()}; see whether the "
+            f"driver that `nvidia-smi` shows is new enough for it."
         )
         raise RunnerError(msg) from error
-
-
-def check_plugins(target: Target, libraries: Sequence[Library]) -> None:
-    """Refuse plugins for a target whose networks cannot hold any.
-
-    Raises:
-        InvalidInputError: It is such a target, and there are libraries.
-    """
-    backend = BACKENDS[target.backend]
-    if libraries and backend.plugins is None:
-        msg = (
-            f"{backend.title} takes no plugins, but {libraries[0].path.name} is named, and the "
-            f"target {target}; say what the operator computes by a function "
-            f"(operators=[Operator(...)]), or leave this target out."
-        )
-        raise InvalidInputError(msg)
-
-
-def load_plugins(owner: Any, libraries: Sequence[Library]) -> None:
-    """Load plugins into the registry of a builder or runtime, which must outlive what it makes.
-
-    Raises:
-        RunnerError: TensorRT cannot load a library, or the caller has not allowed it.
-        ArtifactError: A library is missing, or has changed since it was recorded.
-    """
-    registry: Any = owner.get_plugin_registry() if libraries else None
-    for path in loadable(libraries):
-        if registry.load_library(str(path)) is None:
-            msg = (
-                f"TensorRT cannot load plugins from {path.name}: it is no library of plugins, or "
-                f"one of its plugins is registered already."
-            )
-            raise RunnerError(msg)
 
 
 def compute_capability(trt: Any, name: str) -> Any:
@@ -186,7 +151,7 @@ def compute_capability(trt: Any, name: str) -> Any:
     return getattr(trt.ComputeCapability, name.upper(), None)
 
 
-def lists(backend: Backend, trt: Any, names: Sequence[str]) -> bool:
+def lists_capabilities(backend: Backend, trt: Any, names: Sequence[str]) -> bool:
     """Whether this version of a backend says that it supports compute capabilities.
 
     TensorRT says so only by building. TensorRT-RTX 1.6.1 runs on an H100 (sm90), which it does not
@@ -197,13 +162,13 @@ def lists(backend: Backend, trt: Any, names: Sequence[str]) -> bool:
     )
 
 
-def why_invalid(backend: Backend, trt: Any, runtime: Any, plan: bytes) -> str:
-    """Why a plan cannot be loaded on this machine, in the backend's words; empty if it has none."""
+def invalidity(backend: Backend, trt: Any, runtime: Any, plan: bytes) -> str:
+    """The reasons of the backend why a plan cannot be loaded on this machine; empty for none."""
     if backend.validity is None:
         return ""
-    _, found = runtime.get_engine_validity(plan)
+    _, bits = runtime.get_engine_validity(plan)
     reasons = trt.EngineInvalidityDiagnostics.__members__.items()
-    return ", ".join(name for name, bit in reasons if found & int(bit))
+    return ", ".join(name for name, bit in reasons if bits & int(bit))
 
 
 # What TensorRT says when it refuses: it returns None or False, and tells its log why.
@@ -216,14 +181,14 @@ _MOST = 16
 
 
 def logger(trt: Any, *, is_quiet: bool = False) -> Any:
-    """A logger of TensorRT's, which keeps errors for who has to tell why.
+    """Make a logger for TensorRT that keeps errors, as TensorRT itself returns only None or False.
 
     Args:
         trt: TensorRT.
-        is_quiet: Whether nothing else is made of them; else they are Python's warnings too.
+        is_quiet: Whether errors are not logged as Python warnings too.
 
     Returns:
-        An ``ILogger``, for any thread; its `why` gives the errors since it was asked last.
+        An ``ILogger``, for any thread; its `reason` gives the errors since its last call.
     """
 
     class Log(trt.ILogger):  # type: ignore[misc]  # the bindings ship no types
@@ -233,13 +198,13 @@ def logger(trt: Any, *, is_quiet: bool = False) -> Any:
 
         def log(self, severity: Any, message: str) -> None:
             if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
-                self._errors.append(said := " ".join(message.split()))
+                self._errors.append(error := " ".join(message.split()))
                 if not is_quiet:
-                    _log.warning("TensorRT: %s", said)
+                    _log.warning("TensorRT: %s", error)
 
-        def why(self) -> str:
-            said = "; ".join(self._errors) or "TensorRT gave no reason"
+        def reason(self) -> str:
+            reason = "; ".join(self._errors) or "TensorRT gave no reason"
             self._errors.clear()
-            return said
+            return reason
 
     return Log()

@@ -14,23 +14,24 @@ from mlflow_e2eai.artifacts.build_settings import BuildSettings
 from mlflow_e2eai.artifacts.values import Library, OnnxArtifact, Target
 from mlflow_e2eai.engine import backends
 from mlflow_e2eai.engine.backends import logger
-from mlflow_e2eai.engine.inspection import inspected
+from mlflow_e2eai.engine.inspection import inspect_plan
+from mlflow_e2eai.engine.plugins import load_plugins
 from mlflow_e2eai.engine.profiles import profiles, shape_at
-from mlflow_e2eai.engine.timing_cache import given, keep
+from mlflow_e2eai.engine.timing_cache import load_timings, save_timings
 from mlflow_e2eai.errors import EngineBuildError, RunnerError
 from mlflow_e2eai.runtime.worker import Worker
 
 _BETWEEN_STEPS_S = 0.1
-"""Seconds between two words on how far a build is: some take a million steps."""
+"""Seconds between two reports of progress: some builds take a million steps."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Built:
-    """What is known of a plan that was built.
+    """Facts about a plan that was built.
 
     Attributes:
         build_s: Seconds that TensorRT took.
-        checked: What of it was checked; see `inspected`.
+        checked: What of it was checked; see `inspect_plan`.
         refused: Names of the files of timings that did not fit.
     """
 
@@ -50,7 +51,7 @@ def write_plan(
     timing_cache: Path | None,
     out: Path,
 ) -> Built:
-    """Build an engine, hold it to what was asked for, and write it.
+    """Build an engine, compare it with the request, and write it.
 
     Args:
         worker: The worker process that builds. Its callback ``step`` gets the name of a phase, how
@@ -64,7 +65,7 @@ def write_plan(
         out: The file to write.
 
     Returns:
-        What is known of it.
+        Facts about the plan.
 
     Raises:
         E2EAIError: See `compile`.
@@ -73,10 +74,10 @@ def write_plan(
     trt = backends.load(backend)
     log = logger(trt, is_quiet=True)
     started = time.perf_counter()
-    builder = backends.started(trt.Builder, log, backend)
+    builder = backends.start(trt.Builder, log, backend)
     if settings.threads is not None:
         builder.max_threads = settings.threads
-    backends.load_plugins(builder, libraries)
+    load_plugins(builder, libraries)
     flag = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
     network = builder.create_network(flag)
     parser = trt.OnnxParser(network, log)
@@ -86,31 +87,31 @@ def write_plan(
     config = builder.create_builder_config()
     if not tf32:
         config.clear_flag(trt.BuilderFlag.TF32)
-    set_up(config, trt, settings)
+    configure(config, trt, settings)
     # Else the inspector says names only. Of ResNet-50 TensorRT-RTX 1.6.1 wrote 52,249,156 bytes in
     # 0.5 s of CPU time with and without.
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    timings = None if timing_cache is None else given(config, timing_cache)
+    timings = None if timing_cache is None else load_timings(config, timing_cache)
     config.progress_monitor = monitor = _monitor(trt, worker)
-    _aim(config, trt, target)
+    _set_target(config, trt, target)
     if source.axes:
         _add_profiles(builder, config, source)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         if monitor.failure is not None:
             raise monitor.failure
-        reason = log.why()
+        reason = log.reason()
         msg = (
             f"{backend.title} cannot build {source.path.name} for {target}: "
             f"{reason}; change the graph by surgery, or leave this target out."
         )
         raise EngineBuildError(msg, reason=reason)
     build_s = time.perf_counter() - started
-    checked = inspected(trt, log, plan, source=source, target=target)
+    checked = inspect_plan(trt, log, plan, source=source, target=target)
     out.write_bytes(memoryview(plan))
     if timings is None or timing_cache is None:
         return Built(build_s=build_s, checked=checked)
-    keep(timings, timing_cache)
+    save_timings(timings, timing_cache)
     refused = tuple(path.name for path in timings.refused)
     return Built(build_s=build_s, checked=checked, refused=refused)
 
@@ -130,18 +131,18 @@ def _check_precision(network: Any, trt: Any, source: OnnxArtifact) -> None:
     if source.precision not in types:
         return
     layers = [network.get_layer(at) for at in range(network.num_layers)]
-    held = (trt.LayerType.CONSTANT, trt.LayerType.CAST, trt.LayerType.IDENTITY)
-    computing = [layer for layer in layers if layer.type not in held]
-    made = [layer.get_output(at) for layer in computing for at in range(layer.num_outputs)]
-    if not any(result.dtype == types[source.precision] for result in made):
+    passive = (trt.LayerType.CONSTANT, trt.LayerType.CAST, trt.LayerType.IDENTITY)
+    computing = [layer for layer in layers if layer.type not in passive]
+    results = [layer.get_output(at) for layer in computing for at in range(layer.num_outputs)]
+    if not any(result.dtype == types[source.precision] for result in results):
         wanted = source.precision
         reason = f"none of its {len(computing)} layers computes in {wanted}"
         msg = f"{source.path.name} says {wanted}, but {reason}; convert the fp32 graph to {wanted}."
         raise EngineBuildError(msg, reason=reason)
 
 
-def set_up(config: Any, trt: Any, settings: BuildSettings) -> None:
-    """Tell a builder's configuration how to build."""
+def configure(config: Any, trt: Any, settings: BuildSettings) -> None:
+    """Apply the build settings to a builder's configuration."""
     config.builder_optimization_level = settings.optimization_level
     if settings.workspace_bytes is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, settings.workspace_bytes)
@@ -153,7 +154,7 @@ def set_up(config: Any, trt: Any, settings: BuildSettings) -> None:
             config.set_flag(trt.BuilderFlag.REFIT_IDENTICAL)
 
 
-def _aim(config: Any, trt: Any, target: Target) -> None:
+def _set_target(config: Any, trt: Any, target: Target) -> None:
     """Build for the target's GPUs.
 
     TensorRT-RTX takes compute capabilities, and with none, as where it does not list this GPU's,
@@ -169,11 +170,11 @@ def _aim(config: Any, trt: Any, target: Target) -> None:
                 else trt.HardwareCompatibilityLevel.AMPERE_PLUS
             )
         return
-    found = [backends.compute_capability(trt, name) for name in target.capabilities]
-    if None in found:
+    members = [backends.compute_capability(trt, name) for name in target.capabilities]
+    if None in members:
         return
-    config.num_compute_capabilities = len(found)
-    for at, capability in enumerate(found):
+    config.num_compute_capabilities = len(members)
+    for at, capability in enumerate(members):
         config.set_compute_capability(capability, at)
 
 

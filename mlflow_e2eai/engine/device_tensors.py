@@ -1,4 +1,4 @@
-"""Tensors that lie on the GPU already: taken and given without a copy, in the order of streams."""
+"""Tensors on the GPU as inputs and outputs, without a copy, in the order of streams."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from cuda.core import Stream
 
 
-def answer(
+def infer_on_device(
     context: Context,
     tensors: Mapping[str, Any],
     shapes: tuple[Shape, ...],
@@ -46,81 +46,83 @@ def answer(
         InvalidInputError: A tensor is on another GPU, of another dtype, or not contiguous.
         RunnerError: The profile does not cover the shapes, or TensorRT cannot run.
     """
-    context.take(shapes, tensors)
+    context.set_inputs(shapes, tensors)
     torch = sys.modules.get("torch")
     kind = () if torch is None else torch.Tensor
     lead = next((t for t in tensors.values() if isinstance(t, kind) and t.is_cuda), None)
-    ours = _Packed(context) if lead is None else _Torch(torch, lead, context)
+    library = _DlpackTensors(context) if lead is None else _TorchTensors(torch, lead, context)
     # Memory first: what others asked of it before it was free is then waited for too.
-    found, addresses = {}, {}
+    results, addresses = {}, {}
     for spec, shape in zip(outputs, context.output_shapes, strict=True):
         if shape is not None:
-            found[spec.name], addresses[spec.name] = ours.empty(spec, shape)
-    ours.begin()
-    held = [_bring(context, spec, tensors[spec.name], shapes[at]) for at, spec in enumerate(inputs)]
+            results[spec.name], addresses[spec.name] = library.empty(spec, shape)
+    library.begin()
+    inputs_in_use = [
+        _set_input(context, spec, tensors[spec.name], shapes[at]) for at, spec in enumerate(inputs)
+    ]
     for name, address in addresses.items():
-        context.writes(name, address, tuple(found[name].shape))
+        context.write_output(name, address, tuple(results[name].shape))
     context.run()
-    for name, view in context.sized().items():
+    for name, view in context.data_dependent_outputs().items():
         spec = next(spec for spec in outputs if spec.name == name)
-        found[name], address = ours.empty(spec, view.array.shape)
-        ours.begin()
-        context.copy(view, address)
-    ours.end()
-    del held  # whoever made them has been told, or the work is done
-    return {spec.name: found[spec.name] for spec in outputs}
+        results[name], address = library.empty(spec, view.array.shape)
+        library.begin()
+        context.copy_output(view, address)
+    library.end()
+    del inputs_in_use  # their producers wait for the stream, or the work is done
+    return {spec.name: results[spec.name] for spec in outputs}
 
 
-class _Lying(NamedTuple):
-    """Where and how a tensor lies on the GPU."""
+class _DeviceTensor(NamedTuple):
+    """Address and layout of a tensor on the GPU."""
 
     address: int
     dtype: str
     device: int
     is_contiguous: bool
-    held: Any
+    owner: Any
 
 
-def _lying(value: Any, stream: int) -> _Lying:
-    """Look at a tensor, after which `stream` waits for who is to write it, unless that is PyTorch.
+def _describe(value: Any, stream: int) -> _DeviceTensor:
+    """Describe a device tensor and make `stream` wait for its producer.
 
-    PyTorch's is told by `_Torch` once for all of them.
+    For PyTorch `_TorchTensors` makes it wait, once for all tensors.
     """
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(value, torch.Tensor):
         dtype = str(value.dtype).removeprefix("torch.")
         at = value.device.index or 0
-        return _Lying(value.data_ptr(), dtype, at, value.is_contiguous(), value)
+        return _DeviceTensor(value.data_ptr(), dtype, at, value.is_contiguous(), value)
     from cuda.core.utils import StridedMemoryView
 
     view = StridedMemoryView.from_any_interface(value, stream_ptr=stream)
     is_contiguous = _is_contiguous(view.shape, view.strides)
-    return _Lying(view.ptr, str(view.dtype), view.device_id, is_contiguous, view)
+    return _DeviceTensor(view.ptr, str(view.dtype), view.device_id, is_contiguous, view)
 
 
-def _bring(context: Context, spec: TensorSpec, value: Any, shape: Shape) -> Any:
-    """Tell TensorRT where an input is; what must not go away before the stream has read it."""
+def _set_input(context: Context, spec: TensorSpec, value: Any, shape: Shape) -> Any:
+    """Set an input; returns the object that must outlive its use by the stream."""
     if not is_on_gpu(value):
-        context.bring(spec.name, np.asarray(value), shape)
+        context.copy_input(spec.name, np.asarray(value), shape)
         return None
-    found = _lying(value, context.handle)
-    if found.device != context.device.device_id:
+    tensor = _describe(value, context.handle)
+    if tensor.device != context.device.device_id:
         msg = (
-            f"Input {spec.name!r} is on GPU {found.device}, but the engine runs on GPU "
+            f"Input {spec.name!r} is on GPU {tensor.device}, but the engine runs on GPU "
             f"{context.device.device_id}; move it there."
         )
         raise InvalidInputError(msg)
-    if found.dtype != spec.dtype:
-        msg = f"Input {spec.name!r} is {found.dtype}, but {spec.dtype} is wanted; convert it."
+    if tensor.dtype != spec.dtype:
+        msg = f"Input {spec.name!r} is {tensor.dtype}, but {spec.dtype} is wanted; convert it."
         raise InvalidInputError(msg)
-    if not found.is_contiguous:
+    if not tensor.is_contiguous:
         msg = (
             f"Input {spec.name!r} of shape {list(shape)} is not contiguous; make it so, for "
             f"example by .contiguous()."
         )
         raise InvalidInputError(msg)
-    context.reads(spec.name, found.address, shape)
-    return found.held
+    context.read_input(spec.name, tensor.address, shape)
+    return tensor.owner
 
 
 def _is_contiguous(shape: Shape, strides: Sequence[int] | None) -> bool:
@@ -137,21 +139,21 @@ def _is_contiguous(shape: Shape, strides: Sequence[int] | None) -> bool:
 
 @functools.lru_cache(maxsize=64)
 def _stream(handle: int) -> Stream:
-    """Somebody else's stream; to make one of its handle takes 14 microseconds."""
+    """Make a stream of another library's handle, which takes 14 microseconds."""
     from cuda.core import Stream
 
     return Stream.from_handle(handle)
 
 
-class _Torch:
+class _TorchTensors:
     """PyTorch's current stream, and tensors in its memory."""
 
     def __init__(self, torch: Any, like: Any, context: Context) -> None:
         self._torch, self._device, self._context = torch, like.device, context
-        self._theirs = _stream(torch.cuda.current_stream(like.device).cuda_stream)
+        self._stream = _stream(torch.cuda.current_stream(like.device).cuda_stream)
 
     def begin(self) -> None:
-        self._context.after(self._theirs)
+        self._context.wait_for(self._stream)
 
     def empty(self, spec: TensorSpec, shape: Shape) -> tuple[Any, int]:
         dtype = getattr(self._torch, spec.dtype)
@@ -159,21 +161,21 @@ class _Torch:
         return tensor, tensor.data_ptr()
 
     def end(self) -> None:
-        self._context.before(self._theirs)
+        self._context.make_wait(self._stream)
 
 
-class _Packed:
+class _DlpackTensors:
     """Tensors that say by DLPack what they are, and nothing of the stream that will read them."""
 
     def __init__(self, context: Context) -> None:
         from cuda.core import LEGACY_DEFAULT_STREAM
 
-        self._context, self._theirs = context, LEGACY_DEFAULT_STREAM
+        self._context, self._stream = context, LEGACY_DEFAULT_STREAM
 
     def begin(self) -> None:
         # Each tensor was told our stream when it was asked for; memory of an answer that was given
         # back may still be read in the default stream.
-        self._context.after(self._theirs)
+        self._context.wait_for(self._stream)
 
     def empty(self, spec: TensorSpec, shape: Shape) -> tuple[Any, int]:
         """Memory of the default stream's, which waits for streams that block before it is free."""
@@ -181,7 +183,7 @@ class _Packed:
 
         dtype = np.dtype(spec.dtype)
         size = max(1, math.prod(shape)) * dtype.itemsize
-        buffer = self._context.device.allocate(size, stream=self._theirs)
+        buffer = self._context.device.allocate(size, stream=self._stream)
         return StridedMemoryView.from_buffer(buffer, shape, dtype=dtype), int(buffer.handle)
 
     def end(self) -> None:

@@ -1,4 +1,4 @@
-"""A built engine, loaded where it was built and held against what was asked for."""
+"""A built engine, loaded where it was built and compared with the request."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mlflow_e2eai.errors import EngineBuildError
 _MOVING = ("Reformat", "Constant", "Cast", "NoOp", "Shuffle")
 """Types of layers, as the engine inspector says them, that compute nothing."""
 
-_SAID: Mapping[Precision, re.Pattern[str]] = {
+_TYPE_NAMES: Mapping[Precision, re.Pattern[str]] = {
     "fp16": re.compile(r"\b(half|fp16)\b", re.IGNORECASE),
     "bf16": re.compile(r"\b(bf16|bfloat16)\b", re.IGNORECASE),
     "int8": re.compile(r"\bint8\b", re.IGNORECASE),
@@ -26,10 +26,10 @@ _SAID: Mapping[Precision, re.Pattern[str]] = {
 format``. Source: "Engine Inspector" in NVIDIA's TensorRT documentation."""
 
 
-def inspected(
+def inspect_plan(
     trt: Any, log: Any, plan: Any, *, source: OnnxArtifact, target: Target
 ) -> tuple[str, ...]:
-    """Load a plan in this process, if this GPU is one that it is for, and hold it to its graph.
+    """Load a plan in this process, if it is for this GPU, and compare it with its graph.
 
     Args:
         trt: The backend's module.
@@ -47,7 +47,11 @@ def inspected(
     """
     here = backends.local_compute_capability()
     backend = backends.BACKENDS[target.backend]
-    if here is None or not covers(target, here) or not backends.lists(backend, trt, [here]):
+    if (
+        here is None
+        or not covers(target, here)
+        or not backends.lists_capabilities(backend, trt, [here])
+    ):
         return ()
     runtime = trt.Runtime(log)
     loaded = runtime.deserialize_cuda_engine(plan)
@@ -57,8 +61,8 @@ def inspected(
     _check_tensors(trt, loaded, source)
     _check_profiles(loaded, source)
     inspector = loaded.create_engine_inspector()
-    said = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
-    return (*checks, "layers") if layers_checked(said, source) else checks
+    information = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
+    return (*checks, "layers") if check_layers(information, source) else checks
 
 
 def _check_tensors(trt: Any, loaded: Any, source: OnnxArtifact) -> None:
@@ -96,12 +100,12 @@ def _is_fixed(size: int | str) -> bool:
     return isinstance(size, int)
 
 
-def layers_checked(said: str, source: OnnxArtifact | EngineArtifact) -> bool:
-    """Hold what the engine inspector says of the layers against a graph's precision.
+def check_layers(information: str, source: OnnxArtifact | EngineArtifact) -> bool:
+    """Compare the layers of an engine with the precision of a graph.
 
     Args:
-        said: The engine, as the inspector writes it in JSON.
-        source: The graph, or what was recorded of the engine.
+        information: The engine inspector's description in JSON.
+        source: The graph, or the record of the engine.
 
     Returns:
         Whether it says what they compute in.
@@ -109,8 +113,8 @@ def layers_checked(said: str, source: OnnxArtifact | EngineArtifact) -> bool:
     Raises:
         EngineBuildError: None computes in the graph's precision.
     """
-    types = list(_types(said))
-    wanted = _SAID.get(source.precision)
+    types = list(_types(information))
+    wanted = _TYPE_NAMES.get(source.precision)
     if wanted is not None and types and not any(map(wanted.search, types)):
         others = ", ".join(sorted(set(types)))
         reason = f"none of the engine's layers computes in it, but in {others}"
@@ -118,12 +122,12 @@ def layers_checked(said: str, source: OnnxArtifact | EngineArtifact) -> bool:
     return bool(types)
 
 
-def _types(said: str) -> Iterator[str]:
-    """What the layers that compute take and give; nothing of layers that are only named.
+def _types(information: str) -> Iterator[str]:
+    """The types of inputs and outputs of the layers that compute, where the layers are described.
 
     A convolution in int8 may take that and give fp16, where its dequantisation is fused into it.
     """
-    for each in json.loads(said).get("Layers", ()):
+    for each in json.loads(information).get("Layers", ()):
         if isinstance(each, dict) and each.get("LayerType") not in _MOVING:
             for tensor in (*each.get("Inputs", ()), *each.get("Outputs", ())):
                 yield tensor["Format/Datatype"]

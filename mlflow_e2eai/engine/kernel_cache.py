@@ -1,4 +1,4 @@
-"""Kernels that TensorRT-RTX compiled on this GPU, kept for the next start."""
+"""KernelCache that TensorRT-RTX compiled on this GPU, kept for the next start."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from mlflow_e2eai.artifacts.values import EngineArtifact
 _log = logging.getLogger(__name__)
 
 
-def kept_at(engine: EngineArtifact, capability: str) -> Path | None:
-    """Where the kernels of an engine are kept for a GPU of a compute capability.
+def kernel_cache_path(engine: EngineArtifact, capability: str) -> Path | None:
+    """Path of the cached kernels of an engine for a GPU of a compute capability.
 
     In the user's own cache (``XDG_CACHE_HOME``, else ``~/.cache``): what was compiled here is
     native code for here, and never part of a bundle.
@@ -32,7 +32,7 @@ def kept_at(engine: EngineArtifact, capability: str) -> Path | None:
     return Path(home, "mlflow_e2eai", "kernels", name)
 
 
-class Kernels:
+class KernelCache:
     """The runtime cache of an engine, read from a file and written to it.
 
     The first call of a shape in a dynamic profile took 0.7 to 1.8 s on an H100, and 0.1 s of those
@@ -53,7 +53,7 @@ class Kernels:
             self._written = stored
         runtime_config.set_runtime_cache(self._cache)
 
-    def keep(self) -> None:
+    def save(self) -> None:
         """Write what was compiled since; where that cannot be, the next start compiles it again."""
         if self._path is None:
             return

@@ -1,4 +1,4 @@
-"""A plan -> TensorRT's engine, or one sentence on why not."""
+"""Plan -> TensorRT's engine, or an error in one sentence that says what to do."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from mlflow_e2eai.artifacts.values import EngineArtifact, OnnxArtifact
-from mlflow_e2eai.artifacts.weight_files import verify_graph
 from mlflow_e2eai.engine import backends
 from mlflow_e2eai.engine.backends import Backend, logger
-from mlflow_e2eai.engine.inspection import layers_checked
+from mlflow_e2eai.engine.inspection import check_layers
+from mlflow_e2eai.engine.plugins import load_plugins
 from mlflow_e2eai.engine.profiles import profiles
+from mlflow_e2eai.engine.refit import refit
 from mlflow_e2eai.errors import EngineBuildError, RunnerError
 
 _ADVICE = {
@@ -25,14 +26,14 @@ _ADVICE = {
 """What TensorRT-RTX's `EngineInvalidityDiagnostics` mean, where compiling again will not help."""
 
 
-class Opened(NamedTuple):
+class LoadedEngine(NamedTuple):
     """An engine that TensorRT has loaded.
 
     Attributes:
         backend: What loaded it.
         trt: Its module.
         engine: The engine.
-        log: TensorRT's log; see `log.logger`.
+        log: TensorRT's log; see `backends.logger`.
     """
 
     backend: Backend
@@ -41,12 +42,12 @@ class Opened(NamedTuple):
     log: Any
 
 
-def announce(engine: EngineArtifact, *, stacklevel: int) -> None:
+def warn_if_unlisted(engine: EngineArtifact, *, stacklevel: int) -> None:
     """Warn where an engine's backend does not say that it supports this GPU."""
     backend = backends.BACKENDS[engine.target.backend]
     trt = backends.load(backend)
     here = backends.local_compute_capability()
-    if here is not None and not backends.lists(backend, trt, [here]):
+    if here is not None and not backends.lists_capabilities(backend, trt, [here]):
         warnings.warn(
             f"{backend.title} {trt.__version__} does not list this GPU ({here}) as supported: "
             f"{engine.path.name} may answer wrongly here.",
@@ -56,7 +57,7 @@ def announce(engine: EngineArtifact, *, stacklevel: int) -> None:
 
 
 @contextmanager
-def opened(engine: EngineArtifact, graph: OnnxArtifact | None) -> Iterator[Opened]:
+def load_engine(engine: EngineArtifact, graph: OnnxArtifact | None) -> Iterator[LoadedEngine]:
     """Load an engine whose digest was checked, and which is for this machine.
 
     Args:
@@ -71,28 +72,29 @@ def opened(engine: EngineArtifact, graph: OnnxArtifact | None) -> Iterator[Opene
     backend = backends.BACKENDS[engine.target.backend]
     trt = backends.load(backend)
     log = logger(trt)
-    runtime = backends.started(trt.Runtime, log, backend)
-    backends.load_plugins(runtime, engine.libraries)
+    runtime = backends.start(trt.Runtime, log, backend)
+    load_plugins(runtime, engine.libraries)
     plan = engine.path.read_bytes()
     loaded = runtime.deserialize_cuda_engine(plan)
     if loaded is None:
-        found = backends.why_invalid(backend, trt, runtime, plan)
-        advice = next((_ADVICE[name] for name in found.split(", ") if name in _ADVICE), None)
-        why = found or log.why()
-        if is_full(why):
-            raise refused(engine, why)
+        invalidity = backends.invalidity(backend, trt, runtime, plan)
+        names = invalidity.split(", ")
+        advice = next((_ADVICE[name] for name in names if name in _ADVICE), None)
+        reason = invalidity or log.reason()
+        if is_out_of_memory(reason):
+            raise refusal(engine, reason)
         what = advice or "compile it again on this machine"
-        msg = f"TensorRT cannot load {engine.path.name} ({why}); {what}."
+        msg = f"TensorRT cannot load {engine.path.name} ({reason}); {what}."
         raise RunnerError(msg)
     _check_interface(engine, loaded)
     _check_precision(engine, trt, loaded)
     if engine.settings.strip_weights and graph is not None:
         refit(engine, loaded, graph, trt=trt, log=log)
-    yield Opened(backend, trt, loaded, log)
+    yield LoadedEngine(backend, trt, loaded, log)
 
 
 def _check_precision(engine: EngineArtifact, trt: Any, loaded: Any) -> None:
-    """Refuse an engine that says a precision and computes nothing in it, where it tells its layers.
+    """Refuse an engine none of whose layers computes in its precision, where it lists layers.
 
     Raises:
         RunnerError: It is such an engine.
@@ -102,14 +104,14 @@ def _check_precision(engine: EngineArtifact, trt: Any, loaded: Any) -> None:
     inspector = loaded.create_engine_inspector()
     said = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
     try:
-        layers_checked(said, engine)
+        check_layers(said, engine)
     except EngineBuildError as error:
         msg = f"{engine.path.name} says {engine.precision}, but {error.reason}; compile it again."
         raise RunnerError(msg) from error
 
 
 def _check_interface(engine: EngineArtifact, loaded: Any) -> None:
-    """Refuse an engine that is not what was recorded of it.
+    """Refuse an engine whose interface is not the recorded one.
 
     Raises:
         RunnerError: Its inputs and outputs, or the number of its profiles, are others.
@@ -126,71 +128,41 @@ def _check_interface(engine: EngineArtifact, loaded: Any) -> None:
     raise RunnerError(msg)
 
 
-# Weights that an engine was stripped of, given back from the graph that it was built from.
-
-
-def refit(engine: EngineArtifact, loaded: Any, graph: OnnxArtifact, *, trt: Any, log: Any) -> None:
-    """Give an engine the weights of its graph.
-
-    Args:
-        engine: The engine.
-        loaded: It, as TensorRT loaded it.
-        graph: The graph that it was built from; its digest is checked.
-        trt: TensorRT.
-        log: TensorRT's log; see `log.logger`.
-
-    Raises:
-        ArtifactError: The graph has changed since it was recorded.
-        RunnerError: TensorRT does not find every weight in the graph.
-    """
-    verify_graph(graph)
-    refitter = trt.Refitter(loaded, log)
-    reader = trt.OnnxParserRefitter(refitter, log)
-    if not reader.refit_from_file(str(graph.path)) or not refitter.refit_cuda_engine():
-        missing = [str(name) for name in refitter.get_missing_weights()]
-        what = f"{len(missing)} are missing, {missing[0]!r} first" if missing else log.why()
-        msg = (
-            f"TensorRT cannot give {engine.path.name} the weights of {graph.path.name}: {what}; "
-            f"compile it again from this graph."
-        )
-        raise RunnerError(msg)
-
-
 # What TensorRT or CUDA refused, in one sentence that says what to do.
 
 
-_IS_FULL = re.compile(r"out.?of.?memory", re.IGNORECASE)
+_OUT_OF_MEMORY = re.compile(r"out.?of.?memory", re.IGNORECASE)
 """As CUDA (``CUDA_ERROR_OUT_OF_MEMORY``, ``out of memory``) and TensorRT (``OutOfMemory``) say."""
 
-_STAYS = "terminated and relaunched"
+_IS_FATAL = "terminated and relaunched"
 """So the CUDA driver API ends what it says of an error after which each call fails in this process:
 see ``CUresult``, for example of CUDA_ERROR_ILLEGAL_ADDRESS. cuda.core quotes it."""
 
 
-def is_full(why: str) -> bool:
-    """Whether it was for want of memory on the GPU."""
-    return _IS_FULL.search(why) is not None
+def is_out_of_memory(reason: str) -> bool:
+    """Whether a reason is that the GPU's memory is full."""
+    return _OUT_OF_MEMORY.search(reason) is not None
 
 
-def refused(engine: EngineArtifact, why: str) -> RunnerError:
-    """The error for what TensorRT did not do, by what its log says."""
-    if is_full(why):
+def refusal(engine: EngineArtifact, reason: str) -> RunnerError:
+    """Make the error for a refusal of TensorRT, whose log gives the reason."""
+    if is_out_of_memory(reason):
         return RunnerError(
             f"TensorRT cannot run {engine.path.name}: the GPU's memory is full; end what else runs "
             f"on it, ask for fewer items at once, or compile for a smaller max."
         )
-    return RunnerError(f"TensorRT cannot run {engine.path.name}: {why}")
+    return RunnerError(f"TensorRT cannot run {engine.path.name}: {reason}")
 
 
-def failed(engine: EngineArtifact, error: Exception) -> RunnerError:
-    """The error for one of CUDA's."""
-    said = str(error)
-    if is_full(said):
-        return refused(engine, said)
-    if _STAYS in said:
-        name = said.partition(":")[0]
+def cuda_error(engine: EngineArtifact, error: Exception) -> RunnerError:
+    """Make the error for an error of CUDA."""
+    message = str(error)
+    if is_out_of_memory(message):
+        return refusal(engine, message)
+    if _IS_FATAL in message:
+        name = message.partition(":")[0]
         return RunnerError(
             f"The GPU failed while it ran {engine.path.name} ({name}), and does no more for this "
             f"process; start it again, and compile the engine again if that repeats."
         )
-    return RunnerError(f"The GPU cannot run {engine.path.name}: {said}")
+    return RunnerError(f"The GPU cannot run {engine.path.name}: {message}")

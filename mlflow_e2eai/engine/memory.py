@@ -1,4 +1,4 @@
-"""Memory for the tensors of calls: on the GPU, and pinned on the host; kept from call to call."""
+"""Memory for the tensors of calls, on the GPU and pinned on the host, reused call by call."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from cuda.core import Buffer, Device, Stream
 
 
-_MOST_VIEWS = 64
-"""Views that a place keeps: one for each shape that was asked for."""
+_MAX_VIEWS = 64
+"""Views of a tensor that are kept, one for each shape."""
 
 
 class View(NamedTuple):
-    """A place, as large as a tensor of one shape.
+    """Part of the memory of a tensor, for one shape.
 
     Attributes:
         buffer: On the GPU.
@@ -37,8 +37,8 @@ class View(NamedTuple):
     array: Array
 
 
-class Place:
-    """Where one tensor of an execution context lies, as large as the largest that there was.
+class TensorMemory:
+    """Memory of one tensor of an execution context, which grows to the largest shape.
 
     Args:
         device: The GPU.
@@ -59,12 +59,12 @@ class Place:
         self._views: dict[tuple[int, ...], View] = {}
 
     def view(self, shape: tuple[int, ...]) -> View:
-        """The place for a tensor of a shape; what it held before may be lost."""
-        if (found := self._views.get(shape)) is not None:
-            return found
+        """Return memory for a tensor of a shape; earlier content may be lost."""
+        if (known_view := self._views.get(shape)) is not None:
+            return known_view
         used = math.prod(shape) * self.dtype.itemsize
-        address = self.at_least(used)
-        if len(self._views) >= _MOST_VIEWS:
+        address = self.reserve(used)
+        if len(self._views) >= _MAX_VIEWS:
             self._views.clear()
         bytes_: Any = np.from_dlpack(self._pinned)
         view = View(
@@ -76,8 +76,8 @@ class Place:
         self._views[shape] = view
         return view
 
-    def at_least(self, size: int) -> int:
-        """The address of as many bytes on the GPU; what was there before may be lost."""
+    def reserve(self, size: int) -> int:
+        """Reserve bytes on the GPU and return their address; earlier content may be lost."""
         if size > self._size or not self._size:
             self._views.clear()
             # The old memory is given back first: there may not be enough for both.
@@ -120,10 +120,10 @@ class Gpu:
         self._own = 0
 
     def enter(self) -> Any:
-        """Make it current.
+        """Make this GPU current.
 
         Returns:
-            What was before, for `leave`.
+            The context that was current before, for `leave`.
 
         Raises:
             RunnerError: This process was forked from one that used the GPU.
@@ -135,27 +135,27 @@ class Gpu:
                 "load the model after the fork, or start processes by spawn."
             )
             raise RunnerError(msg)
-        if (found := int(before)) and found == self._own:
+        if (current := int(before)) and current == self._own:
             return None
         self.device.set_current()
         self._own = int(self._current()[1])
         # A thread that had none may keep this one: nobody has chosen another there.
-        return before if found not in (0, self._own) else None
+        return before if current not in (0, self._own) else None
 
     def leave(self, before: Any) -> None:
-        """Make current again what was."""
+        """Make the context current again that was before `enter`."""
         if before is not None:
             self._set_current(before)
 
     def trim(self) -> None:
-        """Give back the memory that cuda.core keeps for allocations to come."""
+        """Free the memory that cuda.core keeps for later allocations."""
         pool = getattr(self.device.memory_resource, "handle", None)
         if pool is not None:  # not every GPU has pools
             self._trim(pool, 0)
 
     @contextmanager
     def current(self) -> Iterator[None]:
-        """It is current in the block."""
+        """Make this GPU the current device inside the block."""
         before = self.enter()
         try:
             yield
@@ -166,7 +166,7 @@ class Gpu:
 # Outputs whose shape depends on the data: TensorRT asks for their memory while it runs.
 
 
-def may_be_unsized(outputs: Sequence[TensorSpec], axes: Sequence[Axis]) -> bool:
+def has_data_dependent_shapes(outputs: Sequence[TensorSpec], axes: Sequence[Axis]) -> bool:
     """Whether a size of an output is named, and not after an axis: the graph tells no more.
 
     ``found`` may be what ``NonZero`` found; ``floor(H/2)`` is known when ``H`` is.
@@ -179,8 +179,8 @@ def may_be_unsized(outputs: Sequence[TensorSpec], axes: Sequence[Axis]) -> bool:
     )
 
 
-def allocator(trt: Any, place: Place) -> Any:
-    """An output allocator that gives a place's memory, and keeps the shape that TensorRT found.
+def allocator(trt: Any, memory: TensorMemory) -> Any:
+    """Make an output allocator that reserves memory, and keeps the shape that TensorRT sets.
 
     Returns:
         An ``IOutputAllocator``; its `shape` is right when ``execute_async_v3`` returns, until
@@ -194,18 +194,18 @@ def allocator(trt: Any, place: Place) -> Any:
             self.shape: tuple[int, ...] = ()
             self.error: Exception | None = None
 
-        def reallocate_output(self, name: str, memory: int, size: int, alignment: int) -> int:  # noqa: ARG002
+        def reallocate_output(self, name: str, current: int, size: int, alignment: int) -> int:  # noqa: ARG002
             try:
-                return place.at_least(size)
+                return memory.reserve(size)
             except Exception as error:  # noqa: BLE001  # raised once TensorRT has returned
                 self.error = error
                 return 0
 
         def reallocate_output_async(
-            self, name: str, memory: int, size: int, alignment: int, stream: int
+            self, name: str, current: int, size: int, alignment: int, stream: int
         ) -> int:
             del stream  # the memory is there already when this returns
-            return self.reallocate_output(name, memory, size, alignment)
+            return self.reallocate_output(name, current, size, alignment)
 
         def notify_shape(self, name: str, shape: Any) -> None:  # noqa: ARG002
             self.shape = tuple(shape)

@@ -146,13 +146,13 @@ def parse_seen(text: str) -> dict[int, int]:
         else:
             parts = (part.partition(":") for part in text.split(","))
             given = [(size, times or "1") for size, _, times in parts]
-        found: dict[int, int] = {}
+        counts: dict[int, int] = {}
         for size, times in given:
-            found[int(size)] = found.get(int(size), 0) + int(times)
+            counts[int(size)] = counts.get(int(size), 0) + int(times)
     except (OSError, UnicodeDecodeError) as error:
         msg = f"Cannot read {text}: {reading_error(error)}; {wanted}"
         raise InvalidInputError(msg) from error
     except (AttributeError, TypeError, ValueError) as error:
         msg = f"{text!r} holds no sizes; {wanted}"
         raise InvalidInputError(msg) from error
-    return found
+    return counts

@@ -1,4 +1,4 @@
-"""What an engine is known by before it is built: all that was asked for, in one digest."""
+"""The request for an engine, and its key: one digest of all that the engine depends on."""
 
 from __future__ import annotations
 

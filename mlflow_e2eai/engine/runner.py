@@ -15,23 +15,29 @@ from mlflow_e2eai.artifacts.machine import gpu_name
 from mlflow_e2eai.artifacts.values import EngineArtifact, OnnxArtifact, Tensors
 from mlflow_e2eai.engine import backends, device_tensors
 from mlflow_e2eai.engine.context import Context, Shape, shapes_of
-from mlflow_e2eai.engine.kernel_cache import Kernels, kept_at
-from mlflow_e2eai.engine.loading import Opened, announce, failed, opened, refused
-from mlflow_e2eai.engine.memory import Gpu, may_be_unsized
+from mlflow_e2eai.engine.kernel_cache import KernelCache, kernel_cache_path
+from mlflow_e2eai.engine.loading import (
+    LoadedEngine,
+    cuda_error,
+    load_engine,
+    refusal,
+    warn_if_unlisted,
+)
+from mlflow_e2eai.engine.memory import Gpu, has_data_dependent_shapes
 from mlflow_e2eai.engine.profiles import dynamic_of, profile_of, profiles, sizes_of
 from mlflow_e2eai.engine.targets import covers
 from mlflow_e2eai.errors import E2EAIError, EngineMismatchError, MissingDependencyError, RunnerError
 from mlflow_e2eai.latency.report import Timing
 
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 
 _log = logging.getLogger(__name__)
 
-MOST_CONTEXTS = 4
+MAX_CONTEXTS = 4
 """Execution contexts for one profile: calls that are under way at once. Each takes device memory
 (see `EngineRunner.profile_memory_bytes`); how many are best on which GPU was not measured."""
 
-_MOST_REMEMBERED = 256
+_MAX_REMEMBERED = 256
 """Shapes of calls whose profile is remembered."""
 
 
@@ -117,13 +123,13 @@ def engine_runner(
     verify(engine.path, engine.sha256)
     if (reason := why_not_here(engine, graphs)) is not None:
         raise reason
-    announce(engine, stacklevel=4)
+    warn_if_unlisted(engine, stacklevel=4)
     gpu = Gpu()
     with ExitStack() as stack:
         # TensorRT loads an engine onto the GPU that is current.
         with gpu.current():
-            found = stack.enter_context(opened(engine, graph_of(engine, graphs)))
-            runner = EngineRunner(engine, found, gpu, serving=serving)
+            loaded = stack.enter_context(load_engine(engine, graph_of(engine, graphs)))
+            runner = EngineRunner(engine, loaded, gpu, serving=serving)
         stack.callback(runner.close)
         yield runner
 
@@ -131,30 +137,32 @@ def engine_runner(
 class EngineRunner:
     """An engine as a callable: arrays in, arrays out, from any number of threads."""
 
-    def __init__(self, engine: EngineArtifact, opened: Opened, gpu: Gpu, *, serving: bool) -> None:
-        self._engine, self._opened, self._gpu = engine, opened, gpu
+    def __init__(
+        self, engine: EngineArtifact, loaded: LoadedEngine, gpu: Gpu, *, serving: bool
+    ) -> None:
+        self._engine, self._loaded, self._gpu = engine, loaded, gpu
         self._serving = serving
         self._names = [spec.name for spec in engine.inputs]
         self._profiles = profiles(engine.axes)
         self._chosen: dict[tuple[Shape, ...], int] = {}
         self._config, self._kernels = self._configured()
-        self._pool = Pool(self._context, MOST_CONTEXTS)
+        self._pool = ContextPool(self._context, MAX_CONTEXTS)
         # What cannot start is to fail now, and at its opt, which is what is asked most.
         opt = {axis.name: axis.opt for axis in engine.axes}
         profile = profile_of(self._profiles, opt)
-        self._pool.give(profile, self._told(self._pool.take, profile))
+        self._pool.release(profile, self._translate_errors(self._pool.acquire, profile))
 
-    def _configured(self) -> tuple[Any, Kernels | None]:
+    def _configured(self) -> tuple[Any, KernelCache | None]:
         """How contexts are to run, and the kernels kept, where the backend has such settings."""
-        backend, trt = self._opened.backend, self._opened.trt
-        loaded = self._opened.engine
+        backend, trt = self._loaded.backend, self._loaded.trt
+        loaded = self._loaded.engine
         runtime_config = loaded.create_runtime_config()
         # Else each context takes the memory of the largest profile.
         strategy = trt.ExecutionContextAllocationStrategy.ON_PROFILE_CHANGE
         runtime_config.set_execution_context_allocation_strategy(strategy)
         if backend.graph_capture is None:
             return runtime_config, None
-        if not may_be_unsized(self._engine.outputs, self._engine.axes):
+        if not has_data_dependent_shapes(self._engine.outputs, self._engine.axes):
             runtime_config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
         runtime_config.dynamic_shapes_kernel_specialization_strategy = (
             trt.DynamicShapesKernelSpecializationStrategy.EAGER
@@ -162,30 +170,32 @@ class EngineRunner:
         if not self._serving:
             return runtime_config, None
         capability = backends.local_compute_capability() or ""
-        return runtime_config, Kernels(runtime_config, kept_at(self._engine, capability))
+        return runtime_config, KernelCache(
+            runtime_config, kernel_cache_path(self._engine, capability)
+        )
 
     def _context(self, profile: int) -> Context:
-        loaded = self._opened.engine
+        loaded = self._loaded.engine
         execution = loaded.create_execution_context(self._config)
         if execution is None:
-            raise refused(self._engine, self._opened.log.why())
+            raise refusal(self._engine, self._loaded.log.reason())
         return Context(
             self._engine,
             execution,
             profile,
-            trt=self._opened.trt,
-            log=self._opened.log,
+            trt=self._loaded.trt,
+            log=self._loaded.log,
             device=self._gpu.device,
-            replays=self._opened.backend.graph_capture is None,
+            captures_graphs=self._loaded.backend.graph_capture is None,
             poisoned=not self._serving,
         )
 
     def __call__(self, tensors: Tensors) -> Tensors:
-        """Answer."""
-        return self._with_context(tensors, lambda c, shapes: c.answer(tensors, shapes))
+        """Run the engine on arrays."""
+        return self._with_context(tensors, lambda c, shapes: c.infer(tensors, shapes))
 
     def timed(self, tensors: Tensors) -> Timing:
-        """Answer, timed: all of it here, and what the engine itself took by the GPU's clock."""
+        """Run the engine, timed: the whole call here, and the engine alone by the GPU's clock."""
         from cuda.core import EventOptions
 
         device = self._gpu.device
@@ -194,134 +204,134 @@ class EngineRunner:
                 device.create_event(EventOptions(timing_enabled=True)) for _ in range(2)
             )
         started = time.perf_counter()
-        self._with_context(tensors, lambda c, shapes: c.answer(tensors, shapes, (began, ended)))
+        self._with_context(tensors, lambda c, shapes: c.infer(tensors, shapes, (began, ended)))
         host_ms = 1e3 * (time.perf_counter() - started)
         return Timing(host_ms=host_ms, device_ms=float(ended - began))
 
     def on_device(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
-        """Answer on tensors that are on the GPU, where the answer stays; see `devices.answer`."""
+        """Run the engine on tensors on the GPU; see `device_tensors.infer_on_device`."""
         specs = self._engine.inputs, self._engine.outputs
         return self._with_context(
-            tensors, lambda c, s: device_tensors.answer(c, tensors, s, *specs)
+            tensors, lambda c, s: device_tensors.infer_on_device(c, tensors, s, *specs)
         )
 
     @property
     def profile_memory_bytes(self) -> tuple[int, ...]:
-        """What a context takes of the GPU's memory for each profile, the dynamic one first."""
-        loaded, dynamic = self._opened.engine, dynamic_of(self._profiles)
+        """GPU memory of a context for each profile, in bytes, the dynamic profile first."""
+        loaded, dynamic = self._loaded.engine, dynamic_of(self._profiles)
         order = sorted(range(loaded.num_optimization_profiles), key=lambda at: at != dynamic)
         return tuple(int(loaded.get_device_memory_size_for_profile_v2(at)) for at in order)
 
     def close(self) -> None:
-        """Keep what was compiled, and give the GPU's memory back."""
+        """Save the compiled kernels, and free the GPU's memory."""
         try:
             with self._gpu.current():
                 if self._kernels is not None:
-                    self._kernels.keep()
-                self._told(self._pool.close)
+                    self._kernels.save()
+                self._translate_errors(self._pool.close)
                 self._gpu.trim()
-        except RunnerError as error:  # a GPU that failed has been told of in a call
+        except RunnerError as error:  # an earlier call has raised the GPU's failure
             _log.info("The memory of %s is given back by the process: %s", self._engine.path, error)
 
     def _with_context(
-        self, tensors: Mapping[str, Any], ask: Callable[[Context, tuple[Shape, ...]], Answer]
-    ) -> Answer:
+        self, tensors: Mapping[str, Any], call: Callable[[Context, tuple[Shape, ...]], Result]
+    ) -> Result:
         shapes = shapes_of(self._names, tensors)
         profile = self._chosen.get(shapes)
         if is_new := profile is None:
             profile = self._profile_of(shapes, tensors)
         before = self._gpu.enter()
         try:
-            context = self._told(self._pool.take, profile)
+            context = self._translate_errors(self._pool.acquire, profile)
             try:
-                answer = self._told(ask, context, shapes)
+                result = self._translate_errors(call, context, shapes)
             finally:
-                self._pool.give(profile, context)
+                self._pool.release(profile, context)
             if is_new and self._kernels is not None:
-                self._kernels.keep()
+                self._kernels.save()
         finally:
             self._gpu.leave(before)
-        return answer
+        return result
 
     def _profile_of(self, shapes: tuple[Shape, ...], tensors: Mapping[str, Any]) -> int:
         """Find the profile for shapes that are new, and remember it."""
         sizes = sizes_of(self._engine.inputs, tensors)
         profile = profile_of(self._profiles, sizes)
-        if len(self._chosen) >= _MOST_REMEMBERED:
+        if len(self._chosen) >= _MAX_REMEMBERED:
             self._chosen = {}
         self._chosen[shapes] = profile
         return profile
 
-    def _told(self, do: Callable[..., Answer], *arguments: Any) -> Answer:
-        """Do something with CUDA, whose errors come out as ours.
+    def _translate_errors(self, function: Callable[..., Result], *arguments: Any) -> Result:
+        """Call a function that uses CUDA.
 
         Raises:
-            RunnerError: CUDA refused it.
+            RunnerError: CUDA raised an error.
         """
         try:
-            return do(*arguments)
+            return function(*arguments)
         except E2EAIError:
             raise
         except Exception as error:
             if type(error).__name__ != "CUDAError":
                 raise
-            raise failed(self._engine, error) from error
+            raise cuda_error(self._engine, error) from error
 
 
 # Execution contexts for many callers at once.
 
 
-class Pool:
-    """Contexts, made when they are first needed; who finds all in use waits for one.
+class ContextPool:
+    """Execution contexts for many callers, created when they are first needed.
 
     Args:
-        make: Makes one for a profile.
-        most: Contexts for one profile. There are fewer where the GPU's memory does not take them.
+        create: Creates a context for a profile.
+        most: Contexts for one profile; fewer where the GPU's memory does not suffice.
     """
 
-    def __init__(self, make: Callable[[int], Context], most: int) -> None:
-        self._make, self._most = make, most
+    def __init__(self, create: Callable[[int], Context], most: int) -> None:
+        self._create, self._most = create, most
         self._free: dict[int, list[Context]] = {}
-        self._made: dict[int, int] = {}
+        self._created: dict[int, int] = {}
         self._bounds: dict[int, int] = {}
         self._changed = threading.Condition()
         self._is_closed = False
 
-    def take(self, profile: int) -> Context:
-        """A context that nobody else uses, until it is given back.
+    def acquire(self, profile: int) -> Context:
+        """Take a context for one caller alone, until `release`; waits while all are in use.
 
         Raises:
-            RunnerError: There is none yet, and none can be made; or they were all given back.
-            CUDAError: None can be made.
+            RunnerError: None can be created, or the pool is closed.
+            CUDAError: None can be created.
         """
         with self._changed:
-            if free := self._free.get(profile):  # what is usual takes no more than this
+            if free := self._free.get(profile):  # the usual case takes no more than this
                 return free.pop()
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._is_closed or self._may_take(profile))
+                self._changed.wait_for(lambda: self._is_closed or self._has_room(profile))
                 if self._is_closed:
                     msg = "The model was closed; load it again."
                     raise RunnerError(msg)
                 if free := self._free.get(profile):
                     return free.pop()
-                self._made[profile] = self._made.get(profile, 0) + 1
+                self._created[profile] = self._created.get(profile, 0) + 1
             try:
-                return self._make(profile)
+                return self._create(profile)
             except BaseException as error:
                 with self._changed:
-                    self._made[profile] -= 1
+                    self._created[profile] -= 1
                     self._changed.notify_all()
-                    if not self._made[profile] or not isinstance(error, Exception):
+                    if not self._created[profile] or not isinstance(error, Exception):
                         raise
-                    self._bounds[profile] = self._made[profile]
+                    self._bounds[profile] = self._created[profile]
 
-    def _may_take(self, profile: int) -> bool:
-        made, most = self._made.get(profile, 0), self._bounds.get(profile, self._most)
-        return bool(self._free.get(profile)) or made < most
+    def _has_room(self, profile: int) -> bool:
+        created, most = self._created.get(profile, 0), self._bounds.get(profile, self._most)
+        return bool(self._free.get(profile)) or created < most
 
-    def give(self, profile: int, context: Context) -> None:
-        """Give a context back."""
+    def release(self, profile: int, context: Context) -> None:
+        """Return a context to the pool."""
         with self._changed:
             if not self._is_closed:
                 self._free.setdefault(profile, []).append(context)
@@ -330,7 +340,7 @@ class Pool:
             context.close()
 
     def close(self) -> None:
-        """Give back the memory of all contexts; of those in use, when their calls are done."""
+        """Free the memory of all contexts; of those in use, when their calls are done."""
         with self._changed:
             self._is_closed = True
             free, self._free = self._free, {}

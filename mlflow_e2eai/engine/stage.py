@@ -15,6 +15,7 @@ from mlflow_e2eai.artifacts.libraries import describe_libraries
 from mlflow_e2eai.artifacts.values import EngineArtifact, OnnxArtifact, Target
 from mlflow_e2eai.engine import backends
 from mlflow_e2eai.engine.builder import Built, write_plan
+from mlflow_e2eai.engine.plugins import check_plugins
 from mlflow_e2eai.engine.targets import resolve, why_not_built
 from mlflow_e2eai.engine.timing_cache import timings_key
 from mlflow_e2eai.errors import EngineBuildError, RunnerError
@@ -71,13 +72,13 @@ def compile(
     if isinstance(target, str):
         target = resolve(target)
     libraries = describe_libraries(plugin_libraries)
-    backends.check_plugins(target, libraries)
+    check_plugins(target, libraries)
     if (reason := why_not_built(source, target, settings)) is not None:
         msg = f"{source.path.name} cannot be built for {target}: {reason}."
         raise EngineBuildError(msg, reason=reason)
     backend = backends.BACKENDS[target.backend]
     trt = backends.load(backend)
-    if not backends.lists(backend, trt, target.capabilities):
+    if not backends.lists_capabilities(backend, trt, target.capabilities):
         warnings.warn(
             f"{backend.title} {trt.__version__} does not list this GPU "
             f"({target.compute_capability}) as supported: the engine is built for no certain GPU, "

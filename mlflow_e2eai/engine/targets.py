@@ -14,6 +14,7 @@ from mlflow_e2eai.artifacts.machine import gpu_name, local_compute_capability
 from mlflow_e2eai.artifacts.values import Library, OnnxArtifact, Target
 from mlflow_e2eai.engine import backends
 from mlflow_e2eai.engine.backends import BACKENDS, load
+from mlflow_e2eai.engine.plugins import check_plugins
 from mlflow_e2eai.errors import InvalidInputError
 
 _Backend: TypeAlias = Literal["tensorrt", "tensorrt_rtx"]
@@ -247,8 +248,8 @@ def why_not_built(
         return None
     trt: Any = backends.load(backends.BACKENDS[target.backend])
     version = str(trt.__version__)
-    found = tuple(int(part) for part in version.split(".")[:2])
-    if found >= _FIRST_WITH_INT8_CONVOLUTIONS or not _convolves_in_int8(source):
+    release = tuple(int(part) for part in version.split(".")[:2])
+    if release >= _FIRST_WITH_INT8_CONVOLUTIONS or not _convolves_in_int8(source):
         return None
     return (
         f"TensorRT-RTX {version} cannot build convolutions in int8; install 1.7 or later, take fp8 "
@@ -297,7 +298,7 @@ def check_here(
         MissingDependencyError: The target's TensorRT is not installed.
     """
     for text in texts:
-        backends.check_plugins(resolve(text), libraries)
+        check_plugins(resolve(text), libraries)
     if texts and (reason := why_not_so(settings)) is not None:
         msg = f"The build settings are {settings}, but {reason}."
         raise InvalidInputError(msg)
@@ -312,7 +313,7 @@ def check_anywhere(texts: Sequence[str], *, libraries: Sequence[Library] = ()) -
     for text in texts:
         check_target(text)
         if text != "local":
-            backends.check_plugins(parse(text), libraries)
+            check_plugins(parse(text), libraries)
 
 
 def _convolves_in_int8(source: OnnxArtifact) -> bool:

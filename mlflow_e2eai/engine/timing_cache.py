@@ -1,4 +1,4 @@
-"""Timings of kernels, kept from build to build: what TensorRT has measured it need not again.
+"""Never run on its hardware yet: timings of kernels, which TensorRT reuses from build to build.
 
 They lie in a folder, each file complete in itself. A build reads all of them, and writes all that
 it read and measured as one new file, before it takes away those that it read: builders that share
@@ -22,7 +22,7 @@ SUFFIX = ".timings"
 
 
 def timings_key(target: Target, settings: BuildSettings) -> str | None:
-    """What timings are for: the GPU model in this machine, and the backend's exact version.
+    """Key of timings: the GPU model in this machine, and the exact version of the backend.
 
     Returns:
         Both, for people; None where the backend keeps no timings, or none are wanted.
@@ -51,8 +51,8 @@ class Timings:
     refused: tuple[Path, ...]
 
 
-def given(config: Any, folder: Path) -> Timings:
-    """Give a builder's configuration all timings of a folder that fit."""
+def load_timings(config: Any, folder: Path) -> Timings:
+    """Load all timings of a folder that fit into a builder's configuration."""
     measured: Any = None
     used: list[Path] = []
     refused: list[Path] = []
@@ -65,7 +65,7 @@ def given(config: Any, folder: Path) -> Timings:
         if other is None:
             fits = False
         elif measured is None:
-            # To set it is what holds it against the GPU in this machine.
+            # Setting it compares it with the GPU in this machine.
             fits = config.set_timing_cache(other, ignore_mismatch=False)
             measured = other if fits else None
         else:
@@ -77,13 +77,13 @@ def given(config: Any, folder: Path) -> Timings:
     return Timings(measured=measured, used=tuple(used), refused=tuple(refused))
 
 
-def keep(timings: Timings, folder: Path) -> None:
-    """Write what a build was given and has measured, and take away the files that it was given."""
+def save_timings(timings: Timings, folder: Path) -> None:
+    """Write the loaded and the measured timings as one file, and remove the loaded files."""
     measured = timings.measured
     data = bytes(memoryview(measured.serialize()))
-    place = folder / f"{sha256(data).hexdigest()[:16]}{SUFFIX}"
-    with atomic_write(place) as temporary:
+    path = folder / f"{sha256(data).hexdigest()[:16]}{SUFFIX}"
+    with atomic_write(path) as temporary:
         temporary.write_bytes(data)
-    for path in timings.used:
-        if path != place:
-            path.unlink(missing_ok=True)  # another build may have been given it too
+    for used in timings.used:
+        if used != path:
+            used.unlink(missing_ok=True)  # another build may have been given it too

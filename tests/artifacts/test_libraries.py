@@ -23,7 +23,7 @@ from mlflow_e2eai.artifacts.libraries import (
 )
 from mlflow_e2eai.artifacts.values import EngineArtifact, Library, Target
 from mlflow_e2eai.cli.main import main
-from mlflow_e2eai.engine.backends import load_plugins
+from mlflow_e2eai.engine.plugins import load_plugins
 from mlflow_e2eai.engine.stage import compile
 from mlflow_e2eai.errors import ArtifactError, InvalidInputError, RunnerError
 from mlflow_e2eai.evaluation.bisection.nodes import bisect

@@ -233,7 +233,7 @@ def test_a_workspace_that_is_too_small_is_tensorrts_reason(graph, out):
 def test_settings_reach_tensorrt():
     config = trt.Builder(trt.Logger()).create_builder_config()
     settings = BuildSettings(optimization_level=1, workspace_bytes=1 << 20, refit=True)
-    builder.set_up(config, trt, settings)
+    builder.configure(config, trt, settings)
     assert config.builder_optimization_level == 1
     assert config.get_memory_pool_limit(trt.MemoryPoolType.WORKSPACE) == 1 << 20
     assert config.get_flag(trt.BuilderFlag.REFIT)
@@ -242,14 +242,14 @@ def test_settings_reach_tensorrt():
 
 def test_weights_that_are_stripped_will_be_given_back_as_they_were():
     config = trt.Builder(trt.Logger()).create_builder_config()
-    builder.set_up(config, trt, BuildSettings(strip_weights=True))
+    builder.configure(config, trt, BuildSettings(strip_weights=True))
     assert config.get_flag(trt.BuilderFlag.STRIP_PLAN)
     assert config.get_flag(trt.BuilderFlag.REFIT_IDENTICAL)
 
 
 def test_the_default_settings_are_tensorrts_own():
     ours, theirs = (trt.Builder(trt.Logger()).create_builder_config() for _ in range(2))
-    builder.set_up(ours, trt, BuildSettings())
+    builder.configure(ours, trt, BuildSettings())
     for read in (
         lambda config: config.builder_optimization_level,
         lambda config: config.get_memory_pool_limit(trt.MemoryPoolType.WORKSPACE),
@@ -465,8 +465,8 @@ def test_an_engine_that_was_tampered_with_is_refused_before_anything_is_loaded(
 def test_the_backend_says_why_a_plan_cannot_be_loaded():
     runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
     rtx, full = backends.BACKENDS["tensorrt_rtx"], backends.BACKENDS["tensorrt"]
-    assert backends.why_invalid(rtx, trt, runtime, bytes(64)) == "MALFORMED_ENGINE"
-    assert backends.why_invalid(full, trt, runtime, bytes(64)) == ""
+    assert backends.invalidity(rtx, trt, runtime, bytes(64)) == "MALFORMED_ENGINE"
+    assert backends.invalidity(full, trt, runtime, bytes(64)) == ""
 
 
 def test_a_builder_that_does_not_start_is_told_with_the_driver(graph, out, monkeypatch):

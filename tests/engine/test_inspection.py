@@ -13,7 +13,7 @@ import pytest
 
 from mlflow_e2eai.artifacts.values import Axis, OnnxArtifact, Target, TensorSpec
 from mlflow_e2eai.engine import backends
-from mlflow_e2eai.engine.inspection import inspected, layers_checked
+from mlflow_e2eai.engine.inspection import check_layers, inspect_plan
 from mlflow_e2eai.errors import EngineBuildError
 
 trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
@@ -79,7 +79,7 @@ def hold(loaded, source=GRAPH, target=SM86):
     bindings = SimpleNamespace(
         Runtime=lambda _: runtime, **{name: getattr(trt, name) for name in names}
     )
-    return inspected(bindings, None, b"plan", source=source, target=target)
+    return inspect_plan(bindings, None, b"plan", source=source, target=target)
 
 
 @pytest.mark.usefixtures("an_a10")
@@ -136,27 +136,27 @@ def test_an_engine_that_is_something_else_is_an_error_of_the_build(loaded, reaso
 )
 def test_a_type_is_known_by_each_of_its_names_and_by_no_other(precision, text):
     source = dataclasses.replace(GRAPH, precision=precision)
-    assert layers_checked(said("Float", text), source)
+    assert check_layers(said("Float", text), source)
     for other in ("Float", "Row major linear FP32 format", "Int32", "Int64"):
         with pytest.raises(EngineBuildError, match="computes in it"):
-            layers_checked(said(other), source)
+            check_layers(said(other), source)
     if precision != "fp16":
         with pytest.raises(EngineBuildError, match="computes in it, but in Half"):
-            layers_checked(said("Half"), source)
+            check_layers(said("Half"), source)
 
 
 def test_what_only_moves_numbers_is_no_computation():
-    assert not layers_checked(said("Half", kind="Reformat"), GRAPH)
+    assert not check_layers(said("Half", kind="Reformat"), GRAPH)
     mixed = json.loads(said("Half", kind="Reformat"))
     mixed["Layers"] += json.loads(said("Float"))["Layers"]
     with pytest.raises(EngineBuildError, match="but in Float"):
-        layers_checked(json.dumps(mixed), GRAPH)
+        check_layers(json.dumps(mixed), GRAPH)
 
 
 def test_a_layer_that_takes_int8_computes_in_it_whatever_it_gives():
     engine = json.loads(said("Half"))
     engine["Layers"][0]["Inputs"] = [{"Name": "x", "Format/Datatype": "Int8"}]
-    assert layers_checked(json.dumps(engine), dataclasses.replace(GRAPH, precision="int8"))
+    assert check_layers(json.dumps(engine), dataclasses.replace(GRAPH, precision="int8"))
 
 
 def test_an_input_that_does_not_vary_needs_no_profile(an_a10):
@@ -168,4 +168,4 @@ def test_an_input_that_does_not_vary_needs_no_profile(an_a10):
 
 
 def test_fp32_is_whatever_the_network_was_typed_as():
-    assert layers_checked(said("Float"), dataclasses.replace(GRAPH, precision="fp32"))
+    assert check_layers(said("Float"), dataclasses.replace(GRAPH, precision="fp32"))

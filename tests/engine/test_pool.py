@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from mlflow_e2eai.engine.runner import Pool
+from mlflow_e2eai.engine.runner import ContextPool
 
 
 class Context:
@@ -25,34 +25,34 @@ def waiting(pool, count):
 
 def test_a_context_that_is_given_back_goes_to_who_waits_for_its_profile():
     """Not only to the one who has waited longest, who may want another."""
-    pool = Pool(lambda _: Context(), 1)
-    held = {profile: pool.take(profile) for profile in (0, 1)}
+    pool = ContextPool(lambda _: Context(), 1)
+    held = {profile: pool.acquire(profile) for profile in (0, 1)}
     with ThreadPoolExecutor(2) as threads:
-        other = threads.submit(pool.take, 1)
+        other = threads.submit(pool.acquire, 1)
         waiting(pool, 1)
-        mine = threads.submit(pool.take, 0)
+        mine = threads.submit(pool.acquire, 0)
         waiting(pool, 2)
-        pool.give(0, held[0])
+        pool.release(0, held[0])
         try:
             assert mine.result(timeout=5) is held[0]
         finally:
-            pool.give(1, held[1])
-            pool.give(0, held[0])
+            pool.release(1, held[1])
+            pool.release(0, held[0])
         assert other.result(timeout=5) is held[1]
 
 
 def test_no_two_hold_one_context():
-    pool, held, lock = Pool(lambda _: Context(), 3), set(), threading.Lock()
+    pool, held, lock = ContextPool(lambda _: Context(), 3), set(), threading.Lock()
 
     def use(at):
-        context = pool.take(at % 2)
+        context = pool.acquire(at % 2)
         with lock:
             assert context not in held
             held.add(context)
         time.sleep(0.0005)
         with lock:
             held.remove(context)
-        pool.give(at % 2, context)
+        pool.release(at % 2, context)
 
     with ThreadPoolExecutor(16) as threads:
         list(threads.map(use, range(600)))
@@ -66,17 +66,17 @@ def test_what_cannot_be_made_is_told_where_there_is_none_and_tried_again_later()
             raise failures.pop()
         return Context()
 
-    pool = Pool(make, 2)
+    pool = ContextPool(make, 2)
     with pytest.raises(RuntimeError, match="full"):
-        pool.take(0)
-    first = pool.take(0)
-    assert pool.take(0) is not first
+        pool.acquire(0)
+    first = pool.acquire(0)
+    assert pool.acquire(0) is not first
 
 
 def test_all_are_closed():
-    pool = Pool(lambda _: Context(), 2)
-    made = [pool.take(0), pool.take(0), pool.take(1)]
+    pool = ContextPool(lambda _: Context(), 2)
+    made = [pool.acquire(0), pool.acquire(0), pool.acquire(1)]
     for profile, context in zip((0, 0, 1), made, strict=True):
-        pool.give(profile, context)
+        pool.release(profile, context)
     pool.close()
     assert all(context.closed for context in made)  # type: ignore[attr-defined]  # mypy sees a wider type

@@ -18,7 +18,7 @@ from mlflow_e2eai.artifacts.values import Target
 from mlflow_e2eai.engine import backends
 from mlflow_e2eai.engine import stage as engine_stage
 from mlflow_e2eai.engine import timing_cache as engine_timing_cache
-from mlflow_e2eai.engine.timing_cache import given, keep, timings_key
+from mlflow_e2eai.engine.timing_cache import load_timings, save_timings, timings_key
 from mlflow_e2eai.fleet import distributed
 from mlflow_e2eai.pipeline import stages as engines
 from mlflow_e2eai.tracking.engine_store import fetch_timings, log_timings
@@ -68,7 +68,7 @@ class Config:
 def begun(folder, header=H100):
     """A build that was given a folder's timings."""
     config = Config(header)
-    found = given(config, folder)
+    found = load_timings(config, folder)
     assert config.set is found.measured
     return found
 
@@ -77,7 +77,7 @@ def ended(found, folder, *kernels):
     """It has measured kernels that it did not know."""
     for name in kernels:
         found.measured.kernels.setdefault(name, 1.0)
-    keep(found, folder)
+    save_timings(found, folder)
 
 
 def known(folder):
@@ -121,7 +121,7 @@ def test_timings_that_another_build_takes_away_meanwhile_are_passed_over(tmp_pat
             other.unlink(missing_ok=True)
             return super().create_timing_cache(serialized_timing_cache)
 
-    found = given(Meanwhile(), tmp_path)
+    found = load_timings(Meanwhile(), tmp_path)
     assert found.used == (one,)
     assert found.refused == ()
 

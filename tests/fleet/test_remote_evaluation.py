@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mlflow
 import pytest
-from fleet_jobs import busy_workers, children, kill_when_building
+from fleet_jobs import children, evaluators, kill_when_building
 from logged_graphs import log_graph
 
 import mlflow_e2eai
@@ -108,7 +108,7 @@ def test_a_worker_judges_what_it_can_and_says_why_not_the_rest(store, tmp_path, 
 def test_a_worker_that_is_killed_while_it_judges_leaves_the_job_to_another(store, tmp_path):
     job = Job(stage="evaluate", model_uri=log_graph(tmp_path))
     with mlflow.start_run() as parent:
-        thread, killed = kill_when_building(busy_workers)
+        thread, killed = kill_when_building(evaluators)
         (outcome,) = fleet.run([job], workers=1)
         thread.join()
     assert len(killed) == 1

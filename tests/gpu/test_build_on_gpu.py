@@ -10,7 +10,7 @@ import pytest
 
 from mlflow_e2eai import BuildSettings, clean, compile, convert, export
 from mlflow_e2eai.engine import backends
-from mlflow_e2eai.engine.loading import opened
+from mlflow_e2eai.engine.loading import load_engine
 
 pytestmark = pytest.mark.gpu
 
@@ -52,7 +52,7 @@ def test_the_dynamic_profile_is_the_last(cnn, batch, tmp_path):
     buckets = dataclasses.replace(batch, buckets=(1, 8))
     graph = graph_of(cnn, tmp_path, buckets, "fp32")
     engine = compile(graph, "local", out=tmp_path / "local.engine")
-    with opened(engine, None) as found:
+    with load_engine(engine, None) as found:
         bounds = [found.engine.get_tensor_profile_shape("image", at) for at in range(3)]
     assert [[shape[0] for shape in each] for each in bounds] == [[1] * 3, [8] * 3, [1, 8, 64]]
 

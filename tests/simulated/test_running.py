@@ -176,8 +176,8 @@ def test_every_size_gets_its_profile(engine, ask, monkeypatch):
     made, _ = engine()
     taken = []
     with engine_runner(made) as infer:
-        take = infer._pool.take
-        monkeypatch.setattr(infer._pool, "take", lambda at: taken.append(at) or take(at))
+        take = infer._pool.acquire
+        monkeypatch.setattr(infer._pool, "acquire", lambda at: taken.append(at) or take(at))
         for size in (1, 4, 7, 8, 16):
             ask(infer, size)
     dynamic = (1, 2, 16)

@@ -70,6 +70,12 @@ def workers():
     return [p for p, words in descendants(os.getpid()).items() if b"runtime.worker" in words]
 
 
+def evaluators():
+    """Processes of the fleet that have a runner in a process of its own."""
+    known = workers()
+    return [pid for pid in known if pid in map(parent_of, known)]
+
+
 def busy_builders():
     """Processes that build an engine, once they have been busy for longer than imports take."""
     known = workers()
