@@ -1,4 +1,4 @@
-"""ONNX and a target -> TensorRT engine; an engine -> `Infer`. The only importers of TensorRT.
+"""ONNX and a target -> TensorRT engine; engine -> `Infer`. Nothing else imports TensorRT.
 
 stage           `compile`
 builder         one build

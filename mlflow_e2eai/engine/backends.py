@@ -181,7 +181,7 @@ _MOST = 16
 
 
 def logger(trt: Any, *, is_quiet: bool = False) -> Any:
-    """Make a logger for TensorRT that keeps errors, as TensorRT itself returns only None or False.
+    """Make a logger for TensorRT that keeps its errors: its calls return only None or False.
 
     Args:
         trt: TensorRT.

@@ -123,7 +123,7 @@ def check_layers(information: str, source: OnnxArtifact | EngineArtifact) -> boo
 
 
 def _types(information: str) -> Iterator[str]:
-    """The types of inputs and outputs of the layers that compute, where the layers are described.
+    """The types of the inputs and outputs of the layers that compute.
 
     A convolution in int8 may take that and give fp16, where its dequantisation is fused into it.
     """

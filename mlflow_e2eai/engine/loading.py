@@ -102,9 +102,9 @@ def _check_precision(engine: EngineArtifact, trt: Any, loaded: Any) -> None:
     if engine.precision == "fp32":
         return
     inspector = loaded.create_engine_inspector()
-    said = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
+    information = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
     try:
-        check_layers(said, engine)
+        check_layers(information, engine)
     except EngineBuildError as error:
         msg = f"{engine.path.name} says {engine.precision}, but {error.reason}; compile it again."
         raise RunnerError(msg) from error

@@ -1,4 +1,4 @@
-"""Targets: how people say them, and which of them this machine can build for."""
+"""Targets: their text form, and which of them this machine can build."""
 
 from __future__ import annotations
 
@@ -19,16 +19,19 @@ from mlflow_e2eai.errors import InvalidInputError
 
 _Backend: TypeAlias = Literal["tensorrt", "tensorrt_rtx"]
 
-_SAID: dict[str, tuple[_Backend, int | None]] = {
+_BACKENDS_BY_PREFIX: dict[str, tuple[_Backend, int | None]] = {
     "rtx": ("tensorrt_rtx", None),
     "trt": ("tensorrt", None),
     "trt10": ("tensorrt", 10),
     "trt11": ("tensorrt", 11),
 }
-"""How a backend is said, and its major version."""
+"""Backend and its major version by the prefix of a target's text."""
 
-_WRITTEN = {f"{backend}{version or ''}": said for said, (backend, version) in _SAID.items()}
-"""How `Target.__str__` writes a backend, to how it is said."""
+_PREFIXES = {
+    f"{backend}{version or ''}": prefix
+    for prefix, (backend, version) in _BACKENDS_BY_PREFIX.items()
+}
+"""Prefix by the backend as `Target.__str__` writes it."""
 
 _CAPABILITIES: dict[_Backend, tuple[str, ...]] = {
     # `tensorrt_rtx.ComputeCapability` of TensorRT-RTX 1.6.1, less NONE and CURRENT.
@@ -58,10 +61,14 @@ TARGETS: tuple[str, ...] = ("local", "rtx", *_CAPABILITIES["tensorrt_rtx"])
 """What a caller may ask for on any machine, ``local`` on one with a GPU. There are more: see
 `parse`."""
 
-_KNOWN = (
+_SUGGESTIONS = (
     *TARGETS,
-    *(f"{said}:{name}" for said in _SAID for name in _CAPABILITIES[_SAID[said][0]]),
-    *(f"{said}:{name}+compatible" for said in ("trt10", "trt11") for name in ("sm80", "sm90")),
+    *(
+        f"{prefix}:{name}"
+        for prefix in _BACKENDS_BY_PREFIX
+        for name in _CAPABILITIES[_BACKENDS_BY_PREFIX[prefix][0]]
+    ),
+    *(f"{prefix}:{name}+compatible" for prefix in ("trt10", "trt11") for name in ("sm80", "sm90")),
     "trt10+compatible",
     "trt11+compatible",
 )
@@ -89,13 +96,13 @@ def parse(text: str) -> Target:
         InvalidInputError: It is something else, or names what a backend has not.
     """
     bare = text.removesuffix("+compatible")
-    said, separator, capability = re.fullmatch(r"([^:-]*)([:-]?)(.*)", bare, re.DOTALL).groups()  # type: ignore[union-attr]
+    prefix, separator, capability = re.fullmatch(r"([^:-]*)([:-]?)(.*)", bare, re.DOTALL).groups()  # type: ignore[union-attr]
     if re.fullmatch(r"sm\d.*", bare, re.DOTALL):
-        said, separator, capability = "rtx", ":", bare
-    said = _WRITTEN.get(said, said)
-    if said not in _SAID or bool(separator) != bool(capability):
+        prefix, separator, capability = "rtx", ":", bare
+    prefix = _PREFIXES.get(prefix, prefix)
+    if prefix not in _BACKENDS_BY_PREFIX or bool(separator) != bool(capability):
         raise _unknown(text)
-    backend, version = _SAID[said]
+    backend, version = _BACKENDS_BY_PREFIX[prefix]
     names = sorted(set(capability.split("+")) if capability else (), key=lambda n: (len(n), n))
     if not set(names) <= set(_CAPABILITIES[backend]):
         raise _unknown(text)
@@ -105,13 +112,13 @@ def parse(text: str) -> Target:
         version=version,
         compatible=bare != text,
     )
-    if (reason := _why_none(target)) is not None:
+    if (reason := _reason_impossible(target)) is not None:
         msg = f"There is no target {text!r}: {reason}."
         raise InvalidInputError(msg)
     return target
 
 
-def _why_none(target: Target) -> str | None:
+def _reason_impossible(target: Target) -> str | None:
     """Why no engine is like that; None where there are such."""
     if target.backend == "tensorrt_rtx":
         if target.compatible:
@@ -125,7 +132,7 @@ def _why_none(target: Target) -> str | None:
 
 
 def _unknown(text: str) -> InvalidInputError:
-    near = difflib.get_close_matches(text, _KNOWN, n=1)
+    near = difflib.get_close_matches(text, _SUGGESTIONS, n=1)
     hint = f" Did you mean {near[0]}?" if near else ""
     capability = text.removeprefix("rtx:")
     if capability in _CAPABILITIES["tensorrt"]:  # and not in TensorRT-RTX's
@@ -169,7 +176,7 @@ def resolve(text: str) -> Target:
     module = load(BACKENDS[target.backend])
     if target.backend == "tensorrt_rtx":
         return target
-    return _built_here(text, target, str(module.__version__))
+    return _with_builder(text, target, str(module.__version__))
 
 
 def _local() -> Target:
@@ -199,7 +206,7 @@ def _check_gpu(text: str, target: Target) -> None:
         raise InvalidInputError(msg)
 
 
-def _built_here(text: str, target: Target, version: str) -> Target:
+def _with_builder(text: str, target: Target, version: str) -> Target:
     """A target of TensorRT with what only the machine that builds it knows."""
     major = int(version.split(".", maxsplit=1)[0])
     if target.version not in (None, major):
@@ -224,7 +231,7 @@ def covers(target: Target, capability: str) -> bool:
     return int(capability.removeprefix("sm")) >= _OLDEST
 
 
-# What TensorRT is known not to build, said before it is tried.
+# What TensorRT is known not to build, refused before it is tried.
 
 
 _FIRST_WITH_FP8 = 89
@@ -242,7 +249,7 @@ def why_not_built(
     Raises:
         MissingDependencyError: The target's TensorRT is not installed.
     """
-    if (reason := why_not_so(settings) or why_nowhere(source, target)) is not None:
+    if (reason := reason_settings_unbuildable(settings) or why_nowhere(source, target)) is not None:
         return reason
     if source.precision != "int8" or target.backend != "tensorrt_rtx":
         return None
@@ -257,7 +264,7 @@ def why_not_built(
     )
 
 
-def why_not_so(settings: BuildSettings) -> str | None:
+def reason_settings_unbuildable(settings: BuildSettings) -> str | None:
     """Why nothing can be built with some settings on this machine; None if nothing is known."""
     # TensorRT-RTX 1.6.1 and 1.7.1 end such builds with CHECK(status == CUDA_SUCCESS).
     if (settings.refit or settings.strip_weights) and backends.local_compute_capability() is None:
@@ -299,7 +306,7 @@ def check_here(
     """
     for text in texts:
         check_plugins(resolve(text), libraries)
-    if texts and (reason := why_not_so(settings)) is not None:
+    if texts and (reason := reason_settings_unbuildable(settings)) is not None:
         msg = f"The build settings are {settings}, but {reason}."
         raise InvalidInputError(msg)
 

@@ -1,4 +1,4 @@
-"""Never run on its hardware yet: timings of kernels, which TensorRT reuses from build to build.
+"""Never run on its hardware yet: timings of kernels, which TensorRT reuses in later builds.
 
 They lie in a folder, each file complete in itself. A build reads all of them, and writes all that
 it read and measured as one new file, before it takes away those that it read: builders that share

@@ -32,7 +32,7 @@ def compile(
     executor: fleet.Executor | None = None,
     workers: int | None = None,
 ) -> list[str]:
-    """Build engines of a logged graph: of the converted graph if that is given, else the cleaned.
+    """Build engines of a logged graph: the converted graph if that is given, else the cleaned.
 
     An engine that was logged before with the same key under this tracking server is linked instead.
 

@@ -99,13 +99,13 @@ def _connected() -> Iterator[Any]:
         raise MissingDependencyError(
             package="ray", extra="ray", purpose="The executor 'ray'"
         ) from error
-    ours = not ray.is_initialized()
-    if ours:
+    is_new = not ray.is_initialized()
+    if is_new:
         ray.init(log_to_driver=False)
     try:
         yield ray
     finally:
-        if ours:
+        if is_new:
             ray.shutdown()
 
 

@@ -1,4 +1,4 @@
-"""One attempt at a job, in a worker process next to the thread or Ray task that waits for it.
+"""One attempt at a job, in a worker process next to the thread or task that waits for it.
 
 A builder is native code that may crash, hang or take all memory. In a process it leaves its log and
 its exit code; the process is kept for the next job, as it takes seconds to import MLflow.

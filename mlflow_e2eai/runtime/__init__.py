@@ -1,8 +1,8 @@
-"""Where graphs run: ONNX Runtime, here or in a worker process.
+"""Runners of graphs: ONNX Runtime, in this process or in a worker process.
 
 ort        ONNX Runtime sessions and runners
 emulation  precisions that ONNX Runtime has no CPU kernels for, by rounding
-process    a worker process: start it, run functions in it, notice its end
+process    a worker process: call functions in it, notice its end
 worker     the other side of it
 isolation  runners in worker processes
 progress   progress bars

@@ -1,5 +1,6 @@
 """Graphs whose values are rounded as a GPU rounds them, for ONNX Runtime on the CPU.
 
+Written by hand, as ONNX Runtime has no such mode.
 Of fp16 neighbours it computes in fp32 and rounds behind them, which hides an overflow; of bf16 it
 has hardly a kernel. Its casts to both types are exact: to the nearest, ties to even.
 """
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
     import onnx
 
 
-def rounded(path: Path) -> bytes:
-    """A graph that gives what `path` gives on a GPU; it may have more outputs, behind its own."""
+def emulate_rounding(path: Path) -> bytes:
+    """Return a graph with a GPU's rounding; further outputs may follow those of `path`."""
     import onnx
 
     model = graphs.read(path)
@@ -27,13 +28,13 @@ def rounded(path: Path) -> bytes:
     if _computes_in_bf16(model):
         _emulate_bf16(model)
     else:
-        _hand_out_fp16(onnx.shape_inference.infer_shapes(model), model)
-    found: bytes = model.SerializeToString()
-    return found
+        _output_fp16_values(onnx.shape_inference.infer_shapes(model), model)
+    content: bytes = model.SerializeToString()
+    return content
 
 
-def _hand_out_fp16(inferred: onnx.ModelProto, model: onnx.ModelProto) -> None:
-    """Have every fp16 value handed out, so that each is rounded."""
+def _output_fp16_values(inferred: onnx.ModelProto, model: onnx.ModelProto) -> None:
+    """Make every fp16 value an output, so that each is rounded."""
     import onnx
 
     known = {output.name for output in model.graph.output}
@@ -56,9 +57,9 @@ def _computes_in_bf16(model: onnx.ModelProto) -> bool:
 
 
 def _emulate_bf16(model: onnx.ModelProto) -> None:
-    """Compute in fp32 what is in bf16, and round what every node gives to bf16 and back.
+    """Compute bf16 nodes in fp32, and round the outputs of each to bf16 and back.
 
-    A GPU does the same: it multiplies bf16, sums in fp32, and rounds what comes out.
+    A GPU does the same: it multiplies bf16, sums in fp32, and rounds the result.
     """
     import onnx
 
@@ -76,15 +77,15 @@ def _emulate_bf16(model: onnx.ModelProto) -> None:
         for attribute in node.attribute:
             if node.op_type == "Cast" and attribute.name == "to" and attribute.i == narrow:
                 attribute.i = wide
-        for place, name in enumerate(node.output):
+        for index, name in enumerate(node.output):
             if types.get(name) == narrow:
-                node.output[place] = f"{name}_exact"
-                nodes += _there_and_back(node.output[place], name)
+                node.output[index] = f"{name}_exact"
+                nodes += _round_trip(node.output[index], name)
     del model.graph.node[:]
     model.graph.node.extend(nodes)
 
 
-def _there_and_back(source: str, name: str) -> Iterable[onnx.NodeProto]:
+def _round_trip(source: str, name: str) -> Iterable[onnx.NodeProto]:
     import onnx
 
     between = f"{name}_rounded"
@@ -96,6 +97,6 @@ def _widened(weight: onnx.TensorProto) -> onnx.TensorProto:
     import numpy as np
     import onnx
 
-    is_there = weights.is_reference(weight)
-    array = weights.values(weight) if is_there else onnx.numpy_helper.to_array(weight)
+    is_external = weights.is_reference(weight)
+    array = weights.values(weight) if is_external else onnx.numpy_helper.to_array(weight)
     return onnx.numpy_helper.from_array(array.astype(np.float32), weight.name)

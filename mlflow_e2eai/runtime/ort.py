@@ -1,8 +1,8 @@
-"""PyTorch modules and ONNX files as `Infer`: named arrays in, named arrays out.
+"""ONNX files as `Infer`, by ONNX Runtime: named arrays in, named arrays out.
 
-Each runner is a context manager, and hands out its callable only once it is sure what will run:
-ONNX Runtime drops a GPU provider that it cannot start and goes on with the CPU, which would be
-measured as the GPU. Here that is an error.
+The runner is a context manager, and yields its callable only when the device is certain: ONNX
+Runtime drops a GPU provider that it cannot start and goes on with the CPU, which would be measured
+as the GPU. Here that is an error.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _PROVIDERS: dict[str, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecut
 
 
 def onnxruntime_devices() -> tuple[Device, ...]:
-    """The devices that ONNX Runtime could use here, best first.
+    """The devices that ONNX Runtime could use on this machine, best first.
 
     A provider that is listed may still fail to start; `onnxruntime_runner` finds that out.
     """
@@ -63,7 +63,7 @@ def onnxruntime_runner(
         path: The file.
         device: Where every supported node is to run.
         rounded: Have every fp16 or bf16 value between nodes rounded, as a GPU does; see
-            `rounding`. It is slower, and of fp16 all values are held at once. Without it the CPU
+            `emulation`. It is slower, and of fp16 all values are held at once. Without it the CPU
             cannot run a graph in bf16.
         fused: Let it fuse nodes. A graph in fp8 must not be: ONNX Runtime 1.31 fuses Q/DQ pairs of
             fp8 as if they were of int8, and refuses what comes of it, or drops a Relu before them.
@@ -106,7 +106,7 @@ def onnxruntime_runner(
     folder = "session.model_external_initializers_file_folder_path"
     options.add_session_config_entry(folder, str(path.parent))
     try:
-        model = emulation.rounded(path) if rounded else path
+        model = emulation.emulate_rounding(path) if rounded else path
         session = onnxruntime.InferenceSession(model, options, providers=[provider])
     except Exception as error:  # onnxruntime's exceptions share no base class
         msg = f"ONNX Runtime cannot load {path.name} on {device}: {_first_line(error)}"
@@ -135,17 +135,17 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
-# ONNX Runtime's sessions on a GPU, asked for tensors that are there already.
+# ONNX Runtime's sessions on a GPU, with tensors that are there already.
 
 
 class GpuSession:
-    """A session that answers arrays with arrays, and torch tensors with torch tensors.
+    """A session on a GPU, for arrays and for torch tensors that are there already.
 
     Args:
         session: ONNX Runtime's.
-        infer: What asks it for arrays.
+        infer: Runs it on arrays.
         outputs: The names of its outputs.
-        device: Where outputs are to be.
+        device: The device of outputs.
     """
 
     def __init__(
@@ -156,11 +156,11 @@ class GpuSession:
         self._types = {value.name: value.type for value in session.get_inputs()}
 
     def __call__(self, tensors: Tensors) -> Tensors:
-        """Answer arrays."""
+        """Run the model on arrays."""
         return self._infer(tensors)
 
     def on_device(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
-        """Answer torch tensors where they are, by I/O binding.
+        """Run the model on torch tensors where they are, by I/O binding.
 
         ONNX Runtime works in a stream of its own. So what PyTorch's current stream is still to
         write is waited for here, and the answer is there when this returns.
@@ -193,8 +193,8 @@ class GpuSession:
         except Exception as error:  # onnxruntime's exceptions share no base class
             msg = f"ONNX Runtime cannot run on these inputs: {str(error).strip().splitlines()[0]}"
             raise RunnerError(msg) from error
-        found = zip(self._outputs, binding.get_outputs(), strict=True)
-        return {name: self._tensor(torch, value) for name, value in found}
+        outputs = zip(self._outputs, binding.get_outputs(), strict=True)
+        return {name: self._tensor(torch, value) for name, value in outputs}
 
     def _bind(self, binding: Any, name: str, tensor: Any, torch: Any) -> None:
         dtype = str(tensor.dtype).removeprefix("torch.")
@@ -233,4 +233,4 @@ _TYPES = {
     "uint8": "tensor(uint8)",
     "bool": "tensor(bool)",
 }
-"""NumPy's and PyTorch's names of types, as ONNX Runtime says them."""
+"""NumPy's and PyTorch's names of types -> ONNX Runtime's."""

@@ -1,4 +1,4 @@
-"""Functions called in a worker process, whose crash, hang or end is an error that names the call.
+"""Functions called in a worker process, whose crash or hang is an error that names the call.
 
 Written by hand, as no pool does what is needed here: to kill a worker that makes no progress, to
 answer its questions during a call (the reference of a comparison, the caller's turn in a

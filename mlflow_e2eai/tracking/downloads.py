@@ -15,14 +15,14 @@ from mlflow_e2eai.tracking.server import address
 
 
 class ModelFiles:
-    """A model's directory here, into which its files come when they are asked for.
+    """A model's directory on this machine, into which its files are downloaded one by one.
 
     MLflow downloads whole models, but its artifact repositories give single files too, through a
     tracking server's proxy as from a store of one's own.
 
     Attributes:
-        directory: The model itself where it lies on this machine, else where its files come. It
-            holds MLmodel from the start.
+        directory: The model itself if it is on this machine, else the folder for its files. MLmodel
+            is there from the start.
     """
 
     def __init__(self, uri: str, directory: str | Path | None = None) -> None:
@@ -55,28 +55,28 @@ class ModelFiles:
             raise MlflowException(msg, error_code=ErrorCode.Value(error.error_code)) from error
 
     def configuration(self, flavor: str) -> dict[str, Any]:
-        """What MLmodel says of a flavor; code that comes with it can be imported from then on.
+        """Return a flavor's configuration in MLmodel, and make its code importable.
 
         Raises:
             mlflow.exceptions.MlflowException: The model is not of that flavor.
         """
         from mlflow_e2eai.tracking import _mlflow
 
-        found: dict[str, Any] = _mlflow.get_flavor_configuration(self.directory, flavor)
-        if (code := found.get("code")) is not None:
+        configuration: dict[str, Any] = _mlflow.get_flavor_configuration(self.directory, flavor)
+        if (code := configuration.get("code")) is not None:
             self.fetch(code)
-        _mlflow.add_code_to_system_path(self.directory, found)
-        return found
+        _mlflow.add_code_to_system_path(self.directory, configuration)
+        return configuration
 
     def names(self) -> list[str]:
         """The files and folders that are at the top of the model."""
-        return [str(found.path) for found in self._repository.list_artifacts("")]
+        return [str(item.path) for item in self._repository.list_artifacts("")]
 
     def fetch(self, path: str) -> None:
-        """Bring a file or folder, named relative to the model, into the directory.
+        """Download a file or folder, named relative to the model, into the directory.
 
         Raises:
-            ArtifactError: It cannot be had.
+            ArtifactError: It cannot be downloaded.
         """
         from mlflow.exceptions import MlflowException
 
@@ -90,16 +90,16 @@ class ModelFiles:
             raise ArtifactError(msg) from error
 
 
-# Models without their graphs and engines, which come when they are loaded.
+# Models without their graphs and engines, which are downloaded when a variant is loaded.
 
 
 ORIGIN = "e2eai_origin.json"
-"""File of a model that says where its other files are."""
+"""File of a model with the origin of its other files."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Origin:
-    """Where a model's other files are.
+    """The origin of a model whose other files were not downloaded.
 
     Attributes:
         uri: The model, by the id of its LoggedModel.
@@ -109,7 +109,7 @@ class Origin:
 
 
 def download(uri: str, directory: Path) -> Path:
-    """Download a model but for what its variants are made of, or a file or folder of it.
+    """Download a model without its graphs and engines, or a file or folder of it.
 
     Args:
         uri: ``models:/`` and a LoggedModel's id, a name and version, or a name and alias; with the
@@ -117,12 +117,12 @@ def download(uri: str, directory: Path) -> Path:
         directory: Where to; it exists.
 
     Returns:
-        The model, which says where its other files are; or the file or folder.
+        The model, with the origin of its other files; or the file or folder.
 
     Raises:
         InvalidInputError: It names no model.
         TrackingError: There is no such model.
-        ArtifactError: A file of it cannot be had.
+        ArtifactError: A file of it cannot be downloaded.
         mlflow.exceptions.MlflowException: It is no pyfunc.
     """
     from mlflow_e2eai.tracking import _mlflow
@@ -146,17 +146,17 @@ def download(uri: str, directory: Path) -> Path:
 
 
 def fetcher(bundle: Path) -> Callable[[Path], None]:
-    """What brings a file of a bundle to where it is to be, if it is not there.
+    """Return a function that downloads a file of a bundle, unless it is there.
 
     Args:
         bundle: The folder, in that of its model.
     """
     model = bundle.parent
     try:
-        said = (model / ORIGIN).read_bytes()
+        text = (model / ORIGIN).read_bytes()
     except FileNotFoundError:  # it is whole
         return lambda _: None
-    files = ModelFiles(from_json(Origin, said).uri, model)
+    files = ModelFiles(from_json(Origin, text).uri, model)
 
     def fetch(path: Path) -> None:
         if not (bundle / path).exists():
@@ -165,7 +165,7 @@ def fetcher(bundle: Path) -> Callable[[Path], None]:
     return fetch
 
 
-# Texts that a run kept, or that lie on disk.
+# Texts of runs, or on disk.
 
 
 def fetch_text(uri: str) -> str:

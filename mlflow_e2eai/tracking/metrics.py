@@ -28,17 +28,17 @@ _LARGE_IS_GOOD = ("cosine", "snr_db", "argmax_agreement", "top5_agreement")
 
 
 def export_tags(report: ExportReport) -> dict[str, str]:
-    """Which exporter wrote a graph, and why others did not."""
+    """Tags for the exporter that wrote a graph, and the reasons why others failed."""
     tags: dict[str, str] = {"e2eai.exporter": report.exporter}
     if report.unverified is not None:
         tags["e2eai.unverified"] = report.unverified
-    return tags | {f"e2eai.refused.{name}": why for name, why in report.refused.items()}
+    return tags | {f"e2eai.refused.{name}": reason for name, reason in report.refused.items()}
 
 
 def stepped_metrics(
     evidence: Evidence, latency: Mapping[str, LatencyReport]
 ) -> Iterator[tuple[int, dict[str, float]]]:
-    """What depends on a number, with it as the step: latency on items, throughput on callers."""
+    """Metrics by step: latency by items, throughput by callers."""
     for load in () if evidence.loads is None else evidence.loads.loads:
         yield load.threads, {"concurrency/items_per_s": load.items_per_s}
     for report in latency.values():
@@ -69,14 +69,14 @@ def parity_metrics(evidence: Evidence) -> dict[str, float]:
     metrics: dict[str, float] = {}
     for report in evidence.deciding.values():
         for output in report.outputs:
-            place = f"parity/{_safe(output.name)}"
+            prefix = f"parity/{_safe(output.name)}"
             for choose, names in ((max, _SMALL_IS_GOOD), (min, _LARGE_IS_GOOD)):
                 for name in names:
                     # A field that says nothing of this output is None.
                     if (value := getattr(output, name)) is not None:
-                        key = f"{place}/{name}"
+                        key = f"{prefix}/{name}"
                         metrics[key] = _worst(metrics.get(key), value, choose)
-            count = f"{place}/nonfinite_count"
+            count = f"{prefix}/nonfinite_count"
             metrics[count] = metrics.get(count, 0) + output.nonfinite_count
     if evidence.measured:
         metrics["parity/passed"] = float(evidence.passed)
@@ -84,7 +84,7 @@ def parity_metrics(evidence: Evidence) -> dict[str, float]:
 
 
 def start_metrics(evidence: Evidence) -> dict[str, float]:
-    """What a variant's start cost, under MLflow names; empty where it was not measured."""
+    """Cost of a variant's start, under MLflow names; empty where it was not measured."""
     cold = evidence.cold_start
     if cold is None:
         return {}
@@ -112,10 +112,10 @@ def log_metrics(
     finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
     if finite:
         mlflow.log_metrics(finite, step=step, run_id=run_id, model_id=model_id)
-    if strange := sorted(metrics.keys() - finite.keys()):
+    if nonfinite := sorted(metrics.keys() - finite.keys()):
         client = MlflowClient()
         before = client.get_run(run_id).data.tags.get(NONFINITE)
-        client.set_tag(run_id, NONFINITE, ", ".join(filter(None, [before, *strange])))
+        client.set_tag(run_id, NONFINITE, ", ".join(filter(None, [before, *nonfinite])))
 
 
 def _worst(before: float | None, now: float, choose: Any) -> float:

@@ -99,9 +99,11 @@ def _lay_out(
     shutil.copyfile(artifact.path, folder / file)
     for weights in artifact.weights if isinstance(artifact, OnnxArtifact) else ():
         link(artifact.path.parent / weights.path, folder)
-    here = dataclasses.replace(artifact, path=Path(file))
-    here = dataclasses.replace(here, libraries=libraries.copy_libraries(here.libraries, folder))
-    (folder / ARTIFACT).write_text(to_json(here), encoding="utf-8")
+    stored = dataclasses.replace(artifact, path=Path(file))
+    stored = dataclasses.replace(
+        stored, libraries=libraries.copy_libraries(stored.libraries, folder)
+    )
+    (folder / ARTIFACT).write_text(to_json(stored), encoding="utf-8")
     save_arrays(folder / bundle.EXAMPLE, example)
     meta = Model(
         artifact_path=model.artifact_location,
@@ -146,7 +148,7 @@ def stage_of(artifact: OnnxArtifact | EngineArtifact) -> str:
 
 
 def suffix_of(artifact: OnnxArtifact | EngineArtifact) -> str:
-    """What an artifact's model is named after the whole's name."""
+    """Suffix of the name of an artifact's LoggedModel."""
     if isinstance(artifact, OnnxArtifact):
         return {"export": "raw", "clean": "clean"}.get(artifact.stage, artifact.precision)
     target = str(artifact.target).removeprefix("tensorrt_rtx-")
@@ -174,30 +176,30 @@ def facts_of(artifact: OnnxArtifact | EngineArtifact) -> dict[str, str]:
 KEEP_FP32 = "e2eai.keep_fp32"
 """Tag of a run that converts: the nodes that stayed in fp32."""
 
-_SHOWN = 250
-"""Characters of a list of nodes in a tag; MLflow admits more than anybody reads."""
+_MAX_TAG = 250
+"""Characters of a list of nodes in a tag; MLflow admits more than people read."""
 
 
-def log_bisection(found: Bisection, *, run_id: str, variant: str) -> None:
-    """Write what a bisection found on its run: ``bisection.json``, metrics and tags.
+def log_bisection(bisection: Bisection, *, run_id: str, variant: str) -> None:
+    """Log a bisection on its run: ``bisection.json``, metrics and tags.
 
     Args:
-        found: The nodes; the artifact is one that `fetch_nodes` reads.
+        bisection: The bisection; `fetch_nodes` reads its nodes from the file.
         run_id: The run.
-        variant: What failed, as `variant_name` writes it.
+        variant: Name of the variant that failed.
     """
     from mlflow import MlflowClient
 
     client = MlflowClient()
-    client.log_text(run_id, to_json(found), "bisection.json")
-    client.log_metric(run_id, "bisect/nodes", len(found.nodes))
-    client.log_metric(run_id, "bisect/suspects", found.suspects)
-    client.log_metric(run_id, "bisect/evaluations", found.evaluations)
+    client.log_text(run_id, to_json(bisection), "bisection.json")
+    client.log_metric(run_id, "bisect/nodes", len(bisection.nodes))
+    client.log_metric(run_id, "bisect/suspects", bisection.suspects)
+    client.log_metric(run_id, "bisect/evaluations", bisection.evaluations)
     tags = {
         "e2eai.variant": variant,
-        "e2eai.nodes": _brief(found.nodes),
-        "e2eai.minimal": str(found.minimal).lower(),
-        "e2eai.reason": found.sentence,
+        "e2eai.nodes": _brief(bisection.nodes),
+        "e2eai.minimal": str(bisection.minimal).lower(),
+        "e2eai.reason": bisection.sentence,
     }
     for key, value in tags.items():
         client.set_tag(run_id, key, value)
@@ -238,6 +240,6 @@ def fetch_nodes(uri: str) -> list[str]:
 def _brief(nodes: Collection[str]) -> str:
     """The names where they fit into a tag, else their number and a digest of all."""
     text = ", ".join(nodes)
-    if len(text) <= _SHOWN:
+    if len(text) <= _MAX_TAG:
         return text
     return f"{len(nodes)} nodes, sha256 {hashlib.sha256(text.encode()).hexdigest()}"

@@ -40,12 +40,15 @@ def run(name: str, *, nested: bool = False, tags: Mapping[str, str] | None = Non
         with _explained(active.info.run_id):
             yield active.info.run_id
         return
-    home, given = above or (None if active is None else active.info.experiment_id, {})
+    experiment_id, inherited_tags = above or (
+        None if active is None else active.info.experiment_id,
+        {},
+    )
     new = mlflow.start_run(
         run_name=name,
         nested=active is not None,
-        tags={**given, **(tags or {})},
-        experiment_id=home,
+        tags={**inherited_tags, **(tags or {})},
+        experiment_id=experiment_id,
     )
     with new, _explained(new.info.run_id):
         yield new.info.run_id

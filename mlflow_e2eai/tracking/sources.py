@@ -44,10 +44,10 @@ _AXES = "dynamic_axes.json"
 _TREE = "input_tree.json"
 _OPERATORS = "operators.onnx"
 _LIBRARIES = "libraries.json"
-"""Digests by file name, of the libraries beside it."""
+"""File with the digests of the libraries next to it, by file name."""
 
-_KEPT_BYTES = 256 << 20
-"""Evaluation data up to this size is kept with the PyTorch model, and held in memory meanwhile. All
+_MAX_EVALUATION_BYTES = 256 << 20
+"""Evaluation data up to this size is logged with the PyTorch model, and is in memory meanwhile. All
 of CIFAR-10's test images in float32 are 117 MiB; ImageNet's are too many to log with each model."""
 
 
@@ -73,11 +73,11 @@ def log_source(
         input_example: Inputs that it accepts.
         name: Name of the LoggedModel.
         run_id: The run that it is an output of.
-        dynamic_axes: Kept with the model, for `export`.
-        operators: The same.
-        operator_libraries: The same: the files, with their digests.
-        evaluation: Kept with the model, for `evaluate`, if it is small enough; the metrics' code
-            is not.
+        dynamic_axes: Logged with the model, for `export`.
+        operators: Implementations of operators, logged with the model for `export`.
+        operator_libraries: Libraries of operators, logged with the model and their digests.
+        evaluation: Data that are logged with the model for `evaluate`, if they are small enough;
+            the code of metrics is not.
 
     Returns:
         Its id.
@@ -86,10 +86,10 @@ def log_source(
     from mlflow.models import Model
 
     module, example = flatten_module(model, input_example)
-    kept, tree = module_of(model), input_tree(module, example)
-    if isinstance(kept, torch.fx.GraphModule) and not tree.is_plain:
+    logged, tree = module_of(model), input_tree(module, example)
+    if isinstance(logged, torch.fx.GraphModule) and not tree.is_plain:
         # What torch.export wrote cannot be pickled; with its tensors in order it can be pt2 again.
-        kept, tree = positional(module, tuple(example), as_it_answers=True), pytree.plain(example)
+        logged, tree = positional(module, tuple(example), as_it_answers=True), pytree.plain(example)
     specs = input_specs(example, dynamic_axes or {})
     sizes = {axis.name: axis.opt for axis in axes_of(dynamic_axes or {})}
     # pt2 makes an axis of size 1 static for good.
@@ -106,11 +106,11 @@ def log_source(
         evaluation_mode(module),
     ):
         files = _companions(Path(folder), example, tree, dynamic_axes, operators, evaluation)
-        known = libraries.describe_libraries(operator_libraries)
-        if known:
-            digests = {library.path.name: library.sha256 for library in known}
+        described = libraries.describe_libraries(operator_libraries)
+        if described:
+            digests = {library.path.name: library.sha256 for library in described}
             Path(folder, _LIBRARIES).write_text(json.dumps(digests), encoding="utf-8")
-            files += [str(Path(folder, _LIBRARIES)), *(str(library.path) for library in known)]
+            files += [str(Path(folder, _LIBRARIES)), *(str(library.path) for library in described)]
         info = Model.log(
             artifact_path=None,
             name=name,
@@ -118,7 +118,7 @@ def log_source(
             run_id=run_id,
             model_type="pytorch",
             tags={STAGE: "source"},
-            pytorch_model=kept,
+            pytorch_model=logged,
             signature=signature,
             # pt2 knows neither nested arguments nor constants, nor operators by `symbolic`.
             input_example=example if tree.is_plain and not functions else None,
@@ -178,26 +178,26 @@ def _companions(
     if operators:
         custom.save(operators, folder / _OPERATORS)
     if evaluation is not None:
-        _keep(evaluation, folder / _EVALUATION)
+        _save_evaluation(evaluation, folder / _EVALUATION)
     return [str(path) for path in sorted(folder.iterdir())]
 
 
-def _keep(evaluation: EvaluationData, path: Path) -> None:
-    """Write evaluation data down, whole or not at all.
+def _save_evaluation(evaluation: EvaluationData, path: Path) -> None:
+    """Save evaluation data, all or none.
 
-    Labels are kept where they are `accuracy`'s: any other metric is code, which is not kept, and
+    Labels are saved where they are `accuracy`'s: any other metric is code, which is not saved, and
     labels say nothing without it.
     """
-    found = evaluation.whole(limit_bytes=_KEPT_BYTES)
-    if found is None:
+    whole = evaluation.whole(limit_bytes=_MAX_EVALUATION_BYTES)
+    if whole is None:
         _log.warning(
             "The evaluation data is larger than %d MiB or its batches differ in shape, so it is "
             "not kept with the PyTorch model; `evaluate` of what was made of it will ask the "
             "profile only.",
-            _KEPT_BYTES >> 20,
+            _MAX_EVALUATION_BYTES >> 20,
         )
         return
-    inputs, labels = found
+    inputs, labels = whole
     arrays = {f"inputs/{name}": array for name, array in inputs.items()}
     if labels is not None and dict(evaluation.metrics) == {"accuracy": accuracy}:
         arrays["labels"] = labels
@@ -259,7 +259,7 @@ def fetch_source(model: LoggedModel, folder: Path) -> LoggedSource:
 
 
 def open_inputs(model: LoggedModel, folder: Path) -> list[bool]:
-    """For each input of a model's signature, whether it leaves the leading size open."""
+    """Whether each input of a model's signature leaves the leading size open."""
     from mlflow.models import Model
 
     inputs = Model.load(str(fetch(model, folder))).get_input_schema()
@@ -294,7 +294,7 @@ def _mlflow_example(path: Path, model: LoggedModel) -> Any:
 
 
 def _read_structure(path: Path, arrays: Tensors) -> Any:
-    """The arrays where they stood; as they are where that was not kept."""
+    """The arrays in the structure of the inputs; as they are where none was logged."""
     if not path.is_file():
         return arrays
     tree = from_json(Tree, path.read_bytes())
