@@ -138,7 +138,7 @@ def test_sixteen_threads_of_mixed_sizes_get_the_answers_that_one_gets(run):
 
 def test_callers_run_beside_each_other_up_to_a_bound_and_wait_beyond_it(engine, trt, monkeypatch):
     """Calls of 0.1 s that wait for each other would take 0.8 s; four at a time take 0.2."""
-    monkeypatch.setattr(running, "MOST_CONTEXTS", 4)
+    monkeypatch.setattr(running, "MAX_CONTEXTS", 4)
     with engine_runner(engine()[0]) as infer, ThreadPoolExecutor(8) as threads:
         trt.SETTINGS["slow_s"] = 0.1
         began = threading.Barrier(8)
