@@ -329,7 +329,7 @@ def test_a_size_that_the_profile_does_not_admit_is_refused_by_its_axis():
 def kept(data, folder):
     """The data as it comes back; None where nothing was kept."""
     path = folder / "evaluation.npz"
-    sources._keep(data, path)
+    sources._save_evaluation(data, path)
     return sources._read_evaluation(path)
 
 
@@ -358,11 +358,11 @@ def test_labels_of_a_metric_whose_code_is_not_kept_are_not_kept_either(metrics, 
 def test_data_beyond_the_limit_is_not_kept_and_one_line_says_so(
     given, tmp_path, monkeypatch, caplog
 ):
-    monkeypatch.setattr(sources, "_KEPT_BYTES", X.nbytes + LABELS.nbytes - 1)
+    monkeypatch.setattr(sources, "_MAX_EVALUATION_BYTES", X.nbytes + LABELS.nbytes - 1)
     assert kept(EvaluationData.of(given, example=EXAMPLE), tmp_path) is None
     (record,) = [record for record in caplog.records if record.levelname == "WARNING"]
     assert "is not kept with the PyTorch model" in record.message
-    monkeypatch.setattr(sources, "_KEPT_BYTES", X.nbytes + LABELS.nbytes)
+    monkeypatch.setattr(sources, "_MAX_EVALUATION_BYTES", X.nbytes + LABELS.nbytes)
     assert kept(EvaluationData.of(given, example=EXAMPLE), tmp_path) is not None
 
 
