@@ -189,20 +189,37 @@ def timed_for_a_moment(budgets):
         yield
 
 
-@pytest.fixture(scope="module", autouse=True)
-def traced(request):
-    """Small models are traced first, in a twentieth of the time that dynamo takes.
-
-    Not where the exporter is the subject: in files marked ``exporters``.
-    """
-    if request.node.get_closest_marker("exporters") is not None:
-        yield
-        return
+def _try_exporters(patch, names):
     from mlflow_e2eai.pytorch import stage
 
+    patch.setattr(stage, "AUTO", names)
+
+
+@pytest.fixture(scope="session")
+def exporters():
+    """The order in which the package tries the exporters."""
+    from mlflow_e2eai.pytorch import stage
+
+    return stage.AUTO
+
+
+@pytest.fixture(scope="module", autouse=True)
+def traced(request, exporters):
+    """Small models are traced first, in a twentieth of the time that dynamo takes.
+
+    Not where the exporter, or a name that it gives, is the subject: in files and tests that are
+    marked ``exporters``.
+    """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stage, "AUTO", ("trace", *(name for name in stage.AUTO if name != "trace")))
+        if request.node.get_closest_marker("exporters") is None:
+            _try_exporters(patch, ("trace", *(name for name in exporters if name != "trace")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def exported_as_by_users(request, exporters, monkeypatch):
+    if request.node.get_closest_marker("exporters") is not None:
+        _try_exporters(monkeypatch, exporters)
 
 
 @pytest.fixture(autouse=True)

@@ -228,10 +228,13 @@ def log_model(
         description = Description.of(arguments)  # errors in it come before anything is made
         source = None if source_model is None else tracking.resolve(source_model).model_id
         recorder = tracking.MlflowRecorder(name=name, source=source)
+        place = Path(folder, bundle.FOLDER)
         if _is_bundle(model):
-            place = bundle.find(model)
+            # Written anew, so that its digest is that of what is logged, whoever wrote it before.
+            stored = bundle.find(model)
+            manifest = bundle.located(bundle.read(stored), stored)
+            bundle.write(place, manifest, bundle.read_example(stored))
         else:
-            place = Path(folder, bundle.FOLDER)
             settings = Settings.of(arguments)
             remote = None
             if executor is not None:

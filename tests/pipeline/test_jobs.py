@@ -131,6 +131,7 @@ class NormalisedRows(torch.nn.Module):
         return x / (x.sum(-1, keepdim=True) + 1e-9)
 
 
+@pytest.mark.exporters
 def test_the_run_says_which_exporter_was_taken_and_why_others_were_not(store, monkeypatch):
     given = {"model": NormalisedRows().eval(), "input_example": np.ones((2, 3), dtype=np.float32)}
     monkeypatch.setattr("small_models.build", lambda: given)
@@ -230,6 +231,7 @@ def unguarded(monkeypatch):
     monkeypatch.setattr(stages, "all_samples", lambda *_: ())
 
 
+@pytest.mark.exporters
 def test_a_conversion_keeps_what_fp16_cannot_hold_and_says_why(overflowing):
     half = jobs.convert(overflowing, precision="fp16")
     assert passed(half)["onnxruntime-cpu/fp16"]
@@ -243,6 +245,7 @@ def test_a_conversion_keeps_what_fp16_cannot_hold_and_says_why(overflowing):
     assert tracking.fetch_nodes(f"{uri}/keep_fp32.json") == names
 
 
+@pytest.mark.exporters
 def test_the_ranges_are_seen_on_the_logged_data_too(store, monkeypatch):
     """The example is all zero: no value is large in it."""
     given = build()
@@ -263,6 +266,7 @@ def test_the_ranges_are_seen_on_the_logged_data_too(store, monkeypatch):
     assert len(report.kept) == 3
 
 
+@pytest.mark.exporters
 def test_the_nodes_that_bisect_finds_are_those_that_convert_must_keep(overflowing, unguarded):
     found, uri = jobs.bisect(overflowing)
     assert found.nodes == ("node_linear_1",)
@@ -316,6 +320,7 @@ def test_a_graph_of_another_input_type_is_judged_against_the_module_in_every_pre
     assert passed(half)["onnxruntime-cpu/fp16"]
 
 
+@pytest.mark.exporters
 def test_a_tensor_that_a_plan_exposes_is_judged_in_every_precision(source):
     plan = plan_from([{"break_fusion": {"first": "Gemm", "then": "Relu"}}])
     cleaned = jobs.clean(jobs.export(source), plan=plan)
@@ -327,6 +332,7 @@ def test_a_tensor_that_a_plan_exposes_is_judged_in_every_precision(source):
         assert outputs == ["output", "getitem"]
 
 
+@pytest.mark.exporters
 def test_a_part_of_a_model_is_cleaned_and_converted_but_not_judged_against_the_module(source):
     plan = plan_from([{"extract": {"inputs": ["relu"]}}])
     cleaned = jobs.clean(jobs.export(source), plan=plan)
@@ -336,6 +342,7 @@ def test_a_part_of_a_model_is_cleaned_and_converted_but_not_judged_against_the_m
         distributed.evaluate(half)
 
 
+@pytest.mark.exporters
 def test_a_bisection_is_a_run_on_its_input_with_an_artifact_and_numbers(overflowing, store):
     found, uri = jobs.bisect(overflowing)
     run = store.get_run(run_named("bisect fp16").info.run_id)  # a search leaves inputs out
@@ -360,6 +367,7 @@ def test_a_graph_that_passes_has_nothing_to_explain(source):
     assert tracking.fetch_nodes(uri) == []
 
 
+@pytest.mark.exporters
 def test_what_fails_on_the_logged_data_only_is_found(store, monkeypatch):
     """At the corners this model gets the example's numbers, which are all zero."""
     given = build_overflowing()
@@ -380,6 +388,7 @@ def test_a_bisection_in_fp32_is_refused_on_its_run(overflowing):
     assert run_named("bisect fp32").info.status == "FAILED"
 
 
+@pytest.mark.exporters
 def test_what_was_kept_in_fp32_is_on_the_run_that_converted(overflowing, unguarded):
     jobs.convert(overflowing, precision="fp16", keep_fp32=["node_linear_1"])
     run = run_named("convert fp16")
@@ -432,6 +441,7 @@ def fp32_nodes(recorder):
     return [value.nodes for _, value in recorder.values if isinstance(value, Fp32Nodes)]
 
 
+@pytest.mark.exporters
 @pytest.mark.parametrize(("keep", "right"), [((), False), (("node_linear_1",), True)])
 def test_the_pipeline_keeps_the_nodes_of_its_settings_in_fp32(keep, right, tmp_path, unguarded):
     given, recorder = build_overflowing(), MemoryRecorder()
@@ -462,6 +472,7 @@ def test_the_pipeline_guards_fp16_and_the_manifest_says_how(tmp_path):
     assert fp32_nodes(recorder) == [tuple(kept.node for kept in report.kept)] != [()]
 
 
+@pytest.mark.exporters
 def test_a_precision_that_holds_no_node_is_refused_and_the_pipeline_goes_on(tmp_path):
     given = build()
     loud = {"x": np.full_like(given["input_example"]["x"], 1e5)}
