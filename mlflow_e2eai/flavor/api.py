@@ -232,7 +232,7 @@ def log_model(
         if _is_bundle(model):
             # Written anew, so that its digest is that of what is logged, whoever wrote it before.
             stored = bundle.find(model)
-            manifest = bundle.located(bundle.read(stored), stored)
+            manifest = bundle.audit(bundle.read(stored), stored)
             bundle.write(place, manifest, bundle.read_example(stored))
         else:
             settings = Settings.of(arguments)
