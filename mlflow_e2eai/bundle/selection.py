@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias, cast
 
 from mlflow_e2eai.artifacts.machine import gpu_name, processor_name
 from mlflow_e2eai.bundle.manifest import Manifest
-from mlflow_e2eai.engine.runner import why_not_here
+from mlflow_e2eai.engine.runner import unsupported_here
 from mlflow_e2eai.errors import E2EAIError, InvalidInputError, RunnerError
 from mlflow_e2eai.evaluation.evidence import Evidence
 from mlflow_e2eai.evaluation.variants import engine_variant, graph_variant, is_emulated
@@ -262,7 +262,7 @@ def _errors(manifest: Manifest, machines: Sequence[Manifest]) -> dict[str, E2EAI
     devices = onnxruntime_devices()
     for engine in manifest.engines:
         name = engine_variant(engine)
-        error = why_not_here(engine, manifest.graphs) or _distrust(name, machines)
+        error = unsupported_here(engine, manifest.graphs) or _distrust(name, machines)
         if error is not None:
             found[name] = error
     for graph in manifest.graphs:

@@ -22,7 +22,7 @@ kernel_cache    compiled kernels of TensorRT-RTX
 from mlflow_e2eai.engine.backends import UnlistedGPUWarning
 from mlflow_e2eai.engine.profiles import choose_buckets
 from mlflow_e2eai.engine.request import key_for, key_of, version_for
-from mlflow_e2eai.engine.runner import engine_runner, graph_of, why_not_here
+from mlflow_e2eai.engine.runner import engine_runner, graph_of, unsupported_here
 from mlflow_e2eai.engine.stage import compile, reuse_builder
 from mlflow_e2eai.engine.targets import (
     TARGETS,
@@ -31,8 +31,8 @@ from mlflow_e2eai.engine.targets import (
     covers,
     parse,
     resolve,
-    why_not_built,
-    why_nowhere,
+    unbuildable_anywhere,
+    unbuildable_here,
 )
 from mlflow_e2eai.engine.timing_cache import SUFFIX as TIMINGS_SUFFIX
 from mlflow_e2eai.engine.timing_cache import timings_key

@@ -102,16 +102,16 @@ def _key(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
+class EngineRequest:
     """An engine that is to be built.
 
     Attributes:
         graph: Digest of its graph.
-        precision: What it computes in.
-        target: What it is for, as the caller says it.
+        precision: The precision that it computes in.
+        target: Its target, as text.
         plugin_libraries: Libraries with its plugins.
-        build_settings: How it is built.
-        rebuild: Whether it is built even where there is one.
+        build_settings: The settings of the build.
+        rebuild: Whether it is built although there is one with its key.
     """
 
     graph: str

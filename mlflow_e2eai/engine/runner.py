@@ -41,14 +41,14 @@ _MAX_REMEMBERED = 256
 """Shapes of calls whose profile is remembered."""
 
 
-def why_not_here(
+def unsupported_here(
     engine: EngineArtifact, graphs: Sequence[OnnxArtifact] = ()
 ) -> EngineMismatchError | MissingDependencyError | None:
-    """Why this machine cannot run an engine; None when nothing speaks against it.
+    """Return the reason why this machine cannot run an engine; None if there is none.
 
     Args:
         engine: The engine.
-        graphs: Graphs that are at hand; one that was stripped of its weights needs its own.
+        graphs: Available graphs: an engine that was stripped of its weights needs its own.
     """
     return next(_reasons(engine, graphs), None)
 
@@ -121,7 +121,7 @@ def engine_runner(
         RunnerError: TensorRT cannot load or run it, or a library of its plugins is not allowed.
     """
     verify(engine.path, engine.sha256)
-    if (reason := why_not_here(engine, graphs)) is not None:
+    if (reason := unsupported_here(engine, graphs)) is not None:
         raise reason
     warn_if_unlisted(engine, stacklevel=4)
     gpu = Gpu()

@@ -16,7 +16,7 @@ from mlflow_e2eai.artifacts.values import EngineArtifact, OnnxArtifact, Target
 from mlflow_e2eai.engine import backends
 from mlflow_e2eai.engine.builder import Built, write_plan
 from mlflow_e2eai.engine.plugins import check_plugins
-from mlflow_e2eai.engine.targets import resolve, why_not_built
+from mlflow_e2eai.engine.targets import resolve, unbuildable_here
 from mlflow_e2eai.engine.timing_cache import timings_key
 from mlflow_e2eai.errors import EngineBuildError, RunnerError
 from mlflow_e2eai.runtime.process import WorkerProcess
@@ -73,7 +73,7 @@ def compile(
         target = resolve(target)
     libraries = describe_libraries(plugin_libraries)
     check_plugins(target, libraries)
-    if (reason := why_not_built(source, target, settings)) is not None:
+    if (reason := unbuildable_here(source, target, settings)) is not None:
         msg = f"{source.path.name} cannot be built for {target}: {reason}."
         raise EngineBuildError(msg, reason=reason)
     backend = backends.BACKENDS[target.backend]

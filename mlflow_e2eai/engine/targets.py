@@ -241,15 +241,17 @@ _FIRST_WITH_INT8_CONVOLUTIONS = (1, 7)
 """Version of TensorRT-RTX: 1.6.1 fails an assertion on every one, 1.7.1 builds them."""
 
 
-def why_not_built(
+def unbuildable_here(
     source: OnnxArtifact, target: Target, settings: BuildSettings = DEFAULT_BUILD
 ) -> str | None:
-    """Why a target cannot have an engine of a graph from this machine; None if nothing is known.
+    """Return the reason why this machine cannot build an engine; None if none is known.
 
     Raises:
         MissingDependencyError: The target's TensorRT is not installed.
     """
-    if (reason := reason_settings_unbuildable(settings) or why_nowhere(source, target)) is not None:
+    if (
+        reason := unbuildable_settings(settings) or unbuildable_anywhere(source, target)
+    ) is not None:
         return reason
     if source.precision != "int8" or target.backend != "tensorrt_rtx":
         return None
@@ -264,8 +266,8 @@ def why_not_built(
     )
 
 
-def reason_settings_unbuildable(settings: BuildSettings) -> str | None:
-    """Why nothing can be built with some settings on this machine; None if nothing is known."""
+def unbuildable_settings(settings: BuildSettings) -> str | None:
+    """Return the reason why this machine cannot build with some settings; None if none is known."""
     # TensorRT-RTX 1.6.1 and 1.7.1 end such builds with CHECK(status == CUDA_SUCCESS).
     if (settings.refit or settings.strip_weights) and backends.local_compute_capability() is None:
         return (
@@ -275,8 +277,8 @@ def reason_settings_unbuildable(settings: BuildSettings) -> str | None:
     return None
 
 
-def why_nowhere(source: OnnxArtifact, target: Target) -> str | None:
-    """Why a target cannot have an engine of a graph from any machine; None if nothing is known."""
+def unbuildable_anywhere(source: OnnxArtifact, target: Target) -> str | None:
+    """Return the reason why no machine can build an engine of a graph; None if none is known."""
     if source.precision != "fp8":
         return None
     # Without a named capability TensorRT-RTX 1.6.1 builds it, and says that it is for sm80 too.
@@ -306,7 +308,7 @@ def check_here(
     """
     for text in texts:
         check_plugins(resolve(text), libraries)
-    if texts and (reason := reason_settings_unbuildable(settings)) is not None:
+    if texts and (reason := unbuildable_settings(settings)) is not None:
         msg = f"The build settings are {settings}, but {reason}."
         raise InvalidInputError(msg)
 

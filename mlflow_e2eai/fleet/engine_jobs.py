@@ -9,7 +9,7 @@ from typing import Any
 
 from mlflow_e2eai.artifacts.libraries import native_allowed
 from mlflow_e2eai.artifacts.values import EngineArtifact, OnnxArtifact, Target
-from mlflow_e2eai.engine.request import Wanted
+from mlflow_e2eai.engine.request import EngineRequest
 from mlflow_e2eai.engine.targets import covers
 from mlflow_e2eai.evaluation.evidence import MachineEvidence
 from mlflow_e2eai.fleet.job import Executor, Job, uses_other_machines
@@ -39,12 +39,12 @@ class EngineJobs:
         self._models = models
 
     def build(
-        self, wanted: Sequence[Wanted], *, folder: Path
-    ) -> Mapping[Wanted, EngineArtifact | str]:
+        self, wanted: Sequence[EngineRequest], *, folder: Path
+    ) -> Mapping[EngineRequest, EngineArtifact | str]:
         """Build engines and fetch them, verified, into a folder; or the reason why one failed."""
         jobs = [self._build_job(one) for one in wanted]
         outcomes = run(jobs, executor=self._executor, workers=self._workers)
-        built: dict[Wanted, EngineArtifact | str] = {}
+        built: dict[EngineRequest, EngineArtifact | str] = {}
         for one, outcome in zip(wanted, outcomes, strict=True):
             if outcome.error is not None:
                 built[one] = outcome.error
@@ -57,7 +57,7 @@ class EngineJobs:
             built[one] = engine
         return built
 
-    def _build_job(self, wanted: Wanted) -> Job:
+    def _build_job(self, wanted: EngineRequest) -> Job:
         return Job(
             stage="compile",
             model_uri=self._models[wanted.graph],

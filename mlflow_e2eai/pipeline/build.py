@@ -17,7 +17,7 @@ from mlflow_e2eai.artifacts.values import (
     graph_precision,
 )
 from mlflow_e2eai.bundle.manifest import Manifest
-from mlflow_e2eai.engine.runner import why_not_here
+from mlflow_e2eai.engine.runner import unsupported_here
 from mlflow_e2eai.errors import PrecisionError
 from mlflow_e2eai.evaluation.data import EvaluationData
 from mlflow_e2eai.evaluation.evidence import Evidence, MachineEvidence
@@ -97,7 +97,7 @@ def build(
         machines: list[MachineEvidence] = []
         failed: Mapping[str, str] = {}
         if remote is not None and remote.other_machines:
-            others = [engine for engine in engines if why_not_here(engine, graphs) is not None]
+            others = [engine for engine in engines if unsupported_here(engine, graphs) is not None]
             machines, failed = remote.evaluate(graphs, others, batch_sizes=settings.batch_sizes)
         remote_evidence = [entry for machine in machines for entry in machine.evidence]
         evaluated = {entry.sha256 for entry in remote_evidence}

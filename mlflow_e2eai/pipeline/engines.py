@@ -17,8 +17,8 @@ from mlflow_e2eai.artifacts.values import (
     graph_precision,
     variant_name,
 )
-from mlflow_e2eai.engine.request import Wanted, key_of
-from mlflow_e2eai.engine.targets import parse, resolve, why_not_built, why_nowhere
+from mlflow_e2eai.engine.request import EngineRequest, key_of
+from mlflow_e2eai.engine.targets import parse, resolve, unbuildable_anywhere, unbuildable_here
 from mlflow_e2eai.evaluation.evidence import Evidence
 from mlflow_e2eai.pipeline.settings import Settings
 from mlflow_e2eai.pipeline.stages import compile_on
@@ -87,11 +87,11 @@ class _Plan(NamedTuple):
 
 def _plans(
     graphs: Sequence[OnnxArtifact], settings: Settings, remote: RemoteJobs | None
-) -> dict[Wanted, _Plan]:
+) -> dict[EngineRequest, _Plan]:
     """An engine for each precision and target, of the graph that it is built from."""
     other_machines = remote is not None and remote.other_machines
     return {
-        Wanted(
+        EngineRequest(
             graph=graph.sha256,
             precision=precision,
             target=text,
@@ -127,5 +127,5 @@ def _refusal(
     if target is None:
         return None
     if other_machines:
-        return why_nowhere(graph, target)
-    return why_not_built(graph, target, settings)
+        return unbuildable_anywhere(graph, target)
+    return unbuildable_here(graph, target, settings)

@@ -19,7 +19,7 @@ from mlflow_e2eai.artifacts.axes import DynamicAxes
 from mlflow_e2eai.artifacts.libraries import loadable, native_allowed
 from mlflow_e2eai.artifacts.machine import environment
 from mlflow_e2eai.artifacts.values import Precision, graph_precision, variant_name
-from mlflow_e2eai.engine.request import Wanted
+from mlflow_e2eai.engine.request import EngineRequest
 from mlflow_e2eai.engine.targets import resolve
 from mlflow_e2eai.errors import InvalidInputError, TrackingError
 from mlflow_e2eai.evaluation import data as evaluation_data
@@ -240,7 +240,7 @@ def compile(
         model_uri: Any model of the lineage, from the cleaned graph on.
         targets: See `mlflow_e2eai.log_model`.
         precision: ``tf32`` for the graph in fp32; else None or the graph's own.
-        **options: The other fields of `Wanted`.
+        **options: The other fields of `EngineRequest`.
 
     Returns:
         Ids of the engine LoggedModels.
@@ -254,7 +254,9 @@ def compile(
             raise InvalidInputError(msg)
         model_ids = []
         for target in targets:
-            wanted = Wanted(graph=graph.sha256, precision=precision, target=target, **options)
+            wanted = EngineRequest(
+                graph=graph.sha256, precision=precision, target=target, **options
+            )
             name = f"compile {precision} {target}"
             with job.recorder.stage(name, inputs=[graph.sha256]) as log:
                 engine = compile_on(

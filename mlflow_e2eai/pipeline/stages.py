@@ -23,7 +23,7 @@ from mlflow_e2eai.artifacts.values import (
     Target,
     Tensors,
 )
-from mlflow_e2eai.engine.request import Wanted, key_for
+from mlflow_e2eai.engine.request import EngineRequest, key_for
 from mlflow_e2eai.engine.stage import compile
 from mlflow_e2eai.engine.timing_cache import timings_key
 from mlflow_e2eai.errors import PrecisionError
@@ -195,7 +195,7 @@ def compile_on(
     cache: EngineCache | None,
     graph: OnnxArtifact,
     target: Target,
-    wanted: Wanted,
+    wanted: EngineRequest,
     *,
     out: Path,
     example: Tensors,

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
 from mlflow_e2eai.artifacts.values import EngineArtifact, OnnxArtifact, Tensors
-from mlflow_e2eai.engine.request import Wanted
+from mlflow_e2eai.engine.request import EngineRequest
 from mlflow_e2eai.evaluation.evidence import Evidence, MachineEvidence
 from mlflow_e2eai.latency.report import LatencyReport
 
@@ -90,8 +90,8 @@ class RemoteJobs(Protocol):
     other_machines: bool
 
     def build(
-        self, wanted: Sequence[Wanted], *, folder: Path
-    ) -> Mapping[Wanted, EngineArtifact | str]:
+        self, wanted: Sequence[EngineRequest], *, folder: Path
+    ) -> Mapping[EngineRequest, EngineArtifact | str]:
         """Build engines, and fetch them into a folder; for one that failed, the reason."""
 
     def evaluate(

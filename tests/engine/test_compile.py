@@ -23,7 +23,7 @@ from mlflow_e2eai.artifacts.files import from_json, sha256_of, to_json
 from mlflow_e2eai.artifacts.values import Axis, EngineArtifact, Target
 from mlflow_e2eai.engine import backends, builder
 from mlflow_e2eai.engine.backends import UnlistedGPUWarning
-from mlflow_e2eai.engine.runner import engine_runner, why_not_here
+from mlflow_e2eai.engine.runner import engine_runner, unsupported_here
 from mlflow_e2eai.engine.targets import TARGETS
 from mlflow_e2eai.errors import (
     ArtifactError,
@@ -374,7 +374,7 @@ def an_h100(monkeypatch):
 @no_gpu
 def test_no_engine_runs_on_a_machine_without_a_gpu(graph, out):
     engine = compile(graph(CONV), "sm86", out=out)
-    reason = why_not_here(engine)
+    reason = unsupported_here(engine)
     assert isinstance(reason, EngineMismatchError)
     assert (reason.wanted, reason.found) == ("a GPU of sm86", "no GPU")
     with pytest.raises(EngineMismatchError, match="this machine has no GPU"), engine_runner(engine):
@@ -392,9 +392,9 @@ def made_for(engine, **changes):
 @pytest.mark.usefixtures("an_h100")
 def test_an_engine_for_later_gpus_is_not_for_older_ones(graph, out, monkeypatch):
     engine = compile(graph(CONV), "rtx", out=out)
-    assert why_not_here(engine) is None
+    assert unsupported_here(engine) is None
     monkeypatch.setattr(backends, "local_compute_capability", lambda: "sm75")
-    reason = why_not_here(engine)
+    reason = unsupported_here(engine)
     assert isinstance(reason, EngineMismatchError)
     assert (reason.wanted, reason.found) == ("a GPU of sm80 or later", "one of sm75")
 
@@ -403,10 +403,10 @@ def test_an_engine_for_later_gpus_is_not_for_older_ones(graph, out, monkeypatch)
 def test_an_engine_fits_the_gpu_and_the_version_that_it_was_built_for(graph, out, monkeypatch):
     monkeypatch.setattr("mlflow_e2eai.engine.runner.gpu_name", lambda: "NVIDIA H100")
     engine = compile(graph(CONV), "sm86", out=out)
-    assert why_not_here(made_for(engine)) is None
-    assert why_not_here(made_for(engine, gpu_name="NVIDIA H100")) is None
-    assert why_not_here(made_for(engine, compute_capability="sm89+sm90")) is None
-    assert why_not_here(made_for(engine, compute_capability="")) is None
+    assert unsupported_here(made_for(engine)) is None
+    assert unsupported_here(made_for(engine, gpu_name="NVIDIA H100")) is None
+    assert unsupported_here(made_for(engine, compute_capability="sm89+sm90")) is None
+    assert unsupported_here(made_for(engine, compute_capability="")) is None
     for other, wanted, found in [
         (engine, "a GPU of sm86", "one of sm90"),
         (made_for(engine, compute_capability="sm86+sm89"), "a GPU of sm86+sm89", "one of sm90"),
@@ -414,7 +414,7 @@ def test_an_engine_fits_the_gpu_and_the_version_that_it_was_built_for(graph, out
         (made_for(engine, settings=BuildSettings(strip_weights=True)), "weights", "none"),
         (made_for(engine, backend_version="1.5.0"), "TensorRT-RTX 1.5.0", trt.__version__),
     ]:
-        reason = why_not_here(other)
+        reason = unsupported_here(other)
         assert isinstance(reason, EngineMismatchError)
         assert wanted in reason.wanted
         assert found in reason.found
@@ -436,7 +436,7 @@ def test_an_engine_for_later_gpus_is_announced_on_one_that_its_backend_does_not_
 def test_an_engine_of_a_backend_that_is_not_installed_does_not_fit(graph, out, monkeypatch):
     engine = made_for(compile(graph(CONV), "sm86", out=out))
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
-    reason = why_not_here(engine)
+    reason = unsupported_here(engine)
     assert isinstance(reason, MissingDependencyError)
     assert reason.extra == "rtx"
 

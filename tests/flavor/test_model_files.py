@@ -124,10 +124,10 @@ def fits(monkeypatch, gpu: str) -> None:
         assert sha256_of(artifact.path) == artifact.sha256
         yield lambda tensors: {"y": 100 * tensors["x"]}
 
-    real = selection.why_not_here
+    real = selection.unsupported_here
     monkeypatch.setattr(
         selection,
-        "why_not_here",
+        "unsupported_here",
         lambda e, _: None if e.target.compute_capability == gpu else real(e),
     )
     monkeypatch.setattr(variants, "engine_runner", runner)

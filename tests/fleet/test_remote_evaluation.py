@@ -180,14 +180,14 @@ def test_a_pipeline_has_the_engines_judged_that_it_cannot_run_and_keeps_what_eac
 def test_where_an_evaluation_fails_the_pipeline_goes_on_and_the_reason_is_the_evidence(
     monkeypatch, tmp_path
 ):
-    why_not_here = build.why_not_here
+    unsupported_here = build.unsupported_here
 
     def spoiled(*given):
         for path in (tmp_path / "artifacts").rglob("*.engine"):
             path.write_bytes(b"something else")
-        return why_not_here(*given)
+        return unsupported_here(*given)
 
-    monkeypatch.setattr(build, "why_not_here", spoiled)
+    monkeypatch.setattr(build, "unsupported_here", spoiled)
     manifest, runs = packaged(jobs.log("small_models:build", name="net"))
     assert manifest.elsewhere == ()
     assert len(manifest.engines) == len(ENGINES)

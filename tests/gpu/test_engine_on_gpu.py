@@ -16,7 +16,7 @@ from images import images
 from mlflow_e2eai import benchmark, clean, compare, compile, convert, export, load_model
 from mlflow_e2eai.artifacts.axes import resize
 from mlflow_e2eai.engine import backends
-from mlflow_e2eai.engine.runner import engine_runner, why_not_here
+from mlflow_e2eai.engine.runner import engine_runner, unsupported_here
 from mlflow_e2eai.errors import RunnerError
 from mlflow_e2eai.parity.tolerances import TOLERANCES
 from mlflow_e2eai.pytorch.runner import torch_runner
@@ -72,7 +72,7 @@ def right_answers(model, engine, sample):
 def test_an_engine_for_local_answers_at_every_batch_size(precision, cnn, batch, tmp_path):
     graph = graph_of(cnn, tmp_path, batch, precision, 32)
     engine = compile(graph, "local", out=tmp_path / "local.engine")
-    assert why_not_here(engine) is None
+    assert unsupported_here(engine) is None
     with reference_of(cnn) as reference, engine_runner(engine) as infer:
         for size in (1, 8, 64, 8, 1):
             answer = infer(images(size, 32))["output"]

@@ -20,7 +20,7 @@ from mlflow_e2eai.artifacts import graphs
 from mlflow_e2eai.artifacts.build_settings import BuildSettings
 from mlflow_e2eai.artifacts.files import to_json
 from mlflow_e2eai.artifacts.values import Axis
-from mlflow_e2eai.engine.runner import engine_runner, why_not_here
+from mlflow_e2eai.engine.runner import engine_runner, unsupported_here
 from mlflow_e2eai.errors import EngineMismatchError, InvalidInputError, RunnerError
 from mlflow_e2eai.latency.concurrency import cold_start
 from mlflow_e2eai.parity.tolerances import TOLERANCES
@@ -207,7 +207,7 @@ def test_the_second_start_is_not_slower_and_finds_the_kernels_of_the_first(engin
 def test_an_engine_without_weights_gets_them_from_its_graph(graph, reference, tmp_path):
     settings = BuildSettings(strip_weights=True)
     stripped = compile(graph, "local", out=tmp_path / "stripped.engine", settings=settings)
-    assert isinstance(why_not_here(stripped), EngineMismatchError)
+    assert isinstance(unsupported_here(stripped), EngineMismatchError)
     with engine_runner(stripped, graphs=[graph]) as infer:
         report = compare(reference, infer, [images(8)], precision="fp16")
     assert report.passed, report.findings

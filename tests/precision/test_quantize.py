@@ -12,7 +12,7 @@ from mlflow_e2eai import bisect, clean, compare, convert, export
 from mlflow_e2eai.artifacts import graphs
 from mlflow_e2eai.artifacts.values import Axis
 from mlflow_e2eai.engine.stage import compile
-from mlflow_e2eai.engine.targets import resolve, why_not_built
+from mlflow_e2eai.engine.targets import resolve, unbuildable_here
 from mlflow_e2eai.errors import EngineBuildError, InvalidInputError, PrecisionError
 from mlflow_e2eai.precision.calibration import calibrate, histogram
 from mlflow_e2eai.runtime.ort import onnxruntime_runner
@@ -292,7 +292,7 @@ def test_what_tensorrt_rtx_cannot_build_is_said_before_it_tries(
     if "convolutions" in str(reason) and not rtx.__version__.startswith("1.6"):
         pytest.skip("TensorRT-RTX 1.7 builds them")
     made, _ = convert(graph(text), precision, out=out, samples=samples)
-    assert (why_not_built(made, resolve(target)) is None) is (reason is None)
+    assert (unbuildable_here(made, resolve(target)) is None) is (reason is None)
     engine = out.with_suffix(".engine")
     if reason is None:
         assert compile(made, target, out=engine).precision == precision

@@ -18,7 +18,7 @@ from mlflow_e2eai.artifacts.build_settings import BuildSettings
 from mlflow_e2eai.artifacts.machine import has_gpu, local_compute_capability
 from mlflow_e2eai.engine import runner as running
 from mlflow_e2eai.engine.profiles import profiles
-from mlflow_e2eai.engine.runner import engine_runner, why_not_here
+from mlflow_e2eai.engine.runner import engine_runner, unsupported_here
 from mlflow_e2eai.errors import (
     ArtifactError,
     EngineMismatchError,
@@ -359,10 +359,10 @@ def test_tensorrt_rtx_captures_where_the_sizes_of_outputs_are_known(size, captur
 @pytest.mark.parametrize("backend", ["tensorrt", "tensorrt_rtx"])
 def test_an_engine_without_weights_gets_them_from_its_graph(backend, engine, ask, trt):
     made, graph = engine(backend=backend, settings=STRIPPED)
-    reason = why_not_here(made)
+    reason = unsupported_here(made)
     assert isinstance(reason, EngineMismatchError)
     assert "stripped" in reason.wanted
-    assert why_not_here(made, [graph]) is None
+    assert unsupported_here(made, [graph]) is None
     with engine_runner(made, graphs=[graph]) as infer:
         ask(infer, 3)
     assert trt.CALLS["refit_cuda_engine"] == 1
@@ -532,7 +532,7 @@ def test_an_engine_of_another_version_is_refused_before_it_is_loaded(engine, trt
 
 def test_without_cuda_core_the_extra_is_named(engine, monkeypatch):
     monkeypatch.setitem(sys.modules, "cuda.core", None)
-    reason = why_not_here(engine()[0])
+    reason = unsupported_here(engine()[0])
     assert isinstance(reason, MissingDependencyError)
     assert (reason.package, reason.extra) == ("cuda-core", "rtx")
     with pytest.raises(MissingDependencyError, match=r"mlflow_e2eai\[rtx\]"):

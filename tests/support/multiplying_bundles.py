@@ -132,6 +132,6 @@ def fitting(monkeypatch, precisions: Sequence[str] = ("fp32", "fp16")) -> None:
 
     mismatch = EngineMismatchError(wanted="a GPU of sm00", found="no GPU")
     monkeypatch.setattr(
-        selection, "why_not_here", lambda e, _: None if e.precision in precisions else mismatch
+        selection, "unsupported_here", lambda e, _: None if e.precision in precisions else mismatch
     )
     monkeypatch.setattr(evaluation_variants, "engine_runner", runner)
