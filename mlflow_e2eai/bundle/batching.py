@@ -1,4 +1,4 @@
-"""Batches that a profile does not admit: cut where they are too large, filled where too small."""
+"""Batches that a profile does not admit: cut if they are too large, filled if too small."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def bound_sizes(
     """
     by_name = {axis.name: axis for axis in axes}
     batch = batch_axis(inputs, outputs, axes)
-    places = [
+    axis_places = [
         (spec.name, at, by_name[size])
         for spec in inputs
         for at, size in enumerate(spec.shape)
@@ -85,7 +85,7 @@ def bound_sizes(
 
     def run(tensors: Tensors) -> Tensors:
         sizes: dict[str, int] = {}
-        for name, at, axis in places:
+        for name, at, axis in axis_places:
             size = tensors[name].shape[at]
             if sizes.setdefault(axis.name, size) != size:
                 msg = (

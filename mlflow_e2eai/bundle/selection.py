@@ -1,4 +1,4 @@
-"""Which variants of a bundle this machine could run, the best one first, and why not the others."""
+"""Choice of the variant of a bundle that is best on this machine."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _UNITS: Mapping[Aim, str] = {"latency": "ms", "throughput": "items/s", "memory":
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Goal:
-    """What the best variant is best at.
+    """The goal that the best variant is best at.
 
     Attributes:
         aim: ``latency``: the shortest median time of a call. ``throughput``: the most items a
@@ -43,16 +43,16 @@ class Goal:
         Raises:
             InvalidInputError: It is none of these.
         """
-        found = re.fullmatch(r"(latency|throughput|memory)|latency@([1-9]\d*)", text)
-        if found is None:
+        match = re.fullmatch(r"(latency|throughput|memory)|latency@([1-9]\d*)", text)
+        if match is None:
             msg = (
                 f"The goal {text!r} is not known; give 'latency', 'latency@8' for calls of 8 "
                 f"items, 'throughput' or 'memory'."
             )
             raise InvalidInputError(msg)
-        if found.group(2) is not None:
-            return cls(items=int(found.group(2)))
-        return cls(aim=cast("Aim", found.group(1)))
+        if match.group(2) is not None:
+            return cls(items=int(match.group(2)))
+        return cls(aim=cast("Aim", match.group(1)))
 
     def __str__(self) -> str:
         """As `parse` takes it."""
@@ -143,8 +143,8 @@ class Candidates:
             and (there := self._machine_for(other.variant, variant)) is not None
         ]
         if rivals:
-            said = self._of(rivals[0], variant)
-            reason = f"the best of {1 + len(rivals)} measured for {self._goal}{said}."
+            value = self._of(rivals[0], variant)
+            reason = f"the best of {1 + len(rivals)} measured for {self._goal}{value}."
         elif any(other.error is None for other in others):
             reason = (
                 "the first in order; no other that could run here was measured against it here."
@@ -182,8 +182,8 @@ class Candidates:
                 f"comes after it."
             )
         verdict = "worse" if self._is_better(chosen, name) else "no better"
-        said = f"{self._of(there, name)}{self._of(there, chosen)}"
-        return f"measured to be {verdict} for {self._goal}{said}."
+        values = f"{self._of(there, name)}{self._of(there, chosen)}"
+        return f"measured to be {verdict} for {self._goal}{values}."
 
     def _of(self, there: Manifest, name: str) -> str:
         value = self._measured(there, name)
@@ -240,7 +240,7 @@ class Candidates:
         return fitting[0] if fitting else None
 
     def _measured(self, there: Manifest, name: str, other: str | None = None) -> float | None:
-        """What the goal is about, of one variant on a machine, in a form that fits another's."""
+        """One variant's measurement for the goal on a machine, comparable with another's."""
         if self._goal.aim == "latency":
             report = self._report(there)
             return None if report is None else _p50_ms(report, name)
@@ -257,36 +257,36 @@ def _is_alike(there: Manifest, *, on_cpu: bool) -> bool | None:
 
 
 def _errors(manifest: Manifest, machines: Sequence[Manifest]) -> dict[str, E2EAIError]:
-    """What stands against each variant that cannot be chosen here unasked."""
-    found: dict[str, E2EAIError] = {}
+    """The error of each variant that is chosen here only by its name."""
+    errors: dict[str, E2EAIError] = {}
     devices = onnxruntime_devices()
     for engine in manifest.engines:
         name = engine_variant(engine)
         error = unsupported_here(engine, manifest.graphs) or _distrust(name, machines)
         if error is not None:
-            found[name] = error
+            errors[name] = error
     for graph in manifest.graphs:
         for device in ("cuda", "cpu"):
             name = graph_variant(graph, device)
             if device not in devices:
-                found[name] = RunnerError("ONNX Runtime has no GPU to use here.")
+                errors[name] = RunnerError("ONNX Runtime has no GPU to use here.")
             elif is_emulated(graph, device):
                 msg = f"ONNX Runtime only emulates {graph.precision} on the CPU; name it to run it."
-                found[name] = RunnerError(msg)
+                errors[name] = RunnerError(msg)
             elif (error := _distrust(name, machines, on_cpu=device == "cpu")) is not None:
-                found[name] = error
-    return found
+                errors[name] = error
+    return errors
 
 
 def _distrust(
     variant: str, machines: Sequence[Manifest], *, on_cpu: bool = False
 ) -> RunnerError | None:
     """Why a variant's own evidence speaks against it: that of such a machine, else of any."""
-    told = [
+    every = [
         (there, entry) for there in machines for entry in there.evidence if entry.variant == variant
     ]
-    here = [entry for there, entry in told if entry.measured and _is_alike(there, on_cpu=on_cpu)]
-    for entry in here[:1] or [entry for _, entry in told]:
+    here = [entry for there, entry in every if entry.measured and _is_alike(there, on_cpu=on_cpu)]
+    for entry in here[:1] or [entry for _, entry in every]:
         if entry.rejected:
             return RunnerError(f"{variant} was measured not to be worth it; name it to run it.")
         if entry.measured and not entry.passed:
@@ -296,14 +296,14 @@ def _distrust(
 
 def _ranked(names: Sequence[str], is_better: Callable[[str, str], bool]) -> list[str]:
     """The names in order, but each only after those that are better."""
-    left, found = list(names), []
+    left, ranked = list(names), []
     while left:
         first = next(
             (name for name in left if not any(is_better(other, name) for other in left)), left[0]
         )
         left.remove(first)
-        found.append(first)
-    return found
+        ranked.append(first)
+    return ranked
 
 
 def _p50_ms(report: LatencyReport, name: str) -> float | None:
@@ -313,15 +313,15 @@ def _p50_ms(report: LatencyReport, name: str) -> float | None:
 def _most_items_per_s(
     evidence: Evidence | None, latency: Mapping[str, LatencyReport], name: str
 ) -> float | None:
-    found = [
+    rates = [
         entry.throughput_items_per_s
         for report in latency.values()
         for entry in report.variants
         if entry.name == name
     ]
     if evidence is not None and evidence.loads is not None:
-        found += [load.items_per_s for load in evidence.loads.loads]
-    return max(found, default=None)
+        rates += [load.items_per_s for load in evidence.loads.loads]
+    return max(rates, default=None)
 
 
 def _memory_mb(evidence: Evidence | None, other: Evidence | None) -> float | None:

@@ -1,4 +1,4 @@
-"""What people look at as artifacts of a run: a bundle's evidence, and refused graphs."""
+"""A bundle's evidence as artifacts of a run: the page and the plots."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def log_report(
 ) -> None:
     """Write ``report.html`` and the plots on a run.
 
-    Where other machines measured too, ``report-2.html`` and so on are what each of them found.
+    Where other machines measured too, ``report-2.html`` and so on are what each of them measured.
 
     Args:
         manifest: The bundle.
-        decision: What the gates said; None before they were asked.
+        decision: The outcome of the gates; None before they were asked.
         run_id: The run.
         name: Name of the model.
         version: Its version, where it is registered.

@@ -1,4 +1,4 @@
-"""The canvas that pictures are drawn on: sizes, colours, labels, and the files that come of it.
+"""The canvas that pictures are drawn on: sizes, colours, labels, and the files made of it.
 
 Places are fixed and known before anything is drawn, so that labels can be set apart without a
 layout that measures every text.
@@ -153,7 +153,7 @@ def _saved(picture: Picture, **options: Any) -> bytes:
 
 
 def label_ends(axes: Axes, ends: Mapping[str, tuple[float, float]], scale: LogScale) -> None:
-    """A name beside the end of each line, moved apart where lines end together."""
+    """A name next to the end of each line, moved apart where lines end together."""
     heights = [scale.position(y) for _, y in ends.values()]
     gap = _LINE_HEIGHT / (_HEIGHT - _TOP - _BOTTOM)
     for variant, height in zip(ends, _spread(heights, gap), strict=True):
@@ -193,7 +193,7 @@ def _spread(heights: Sequence[float], gap: float) -> list[float]:
 
 
 def label_spots(axes: Axes, spots: Mapping[str, tuple[float, float]], named: set[str]) -> None:
-    """A name beside each mark where there is room for it."""
+    """A name next to each mark where there is room for it."""
     middles = dict(zip(spots, axes.transData.transform(list(spots.values())), strict=True))
     taken = [(x - 9, y - 9, x + 9, y + 9) for x, y in middles.values()]
     for variant in (variant for variant in spots if variant in named):
@@ -206,8 +206,8 @@ def label_spots(axes: Axes, spots: Mapping[str, tuple[float, float]], named: set
             inside = left >= _LEFT and box[2] <= _WIDTH
             if inside and not any(_overlap(box, other) for other in taken):
                 taken.append(box)
-                place = (left - x) * _POINTS_PER_PIXEL, (middle - y) * _POINTS_PER_PIXEL
-                _text_at(axes, text, spots[variant], place, _family(variant)[0])
+                offset = (left - x) * _POINTS_PER_PIXEL, (middle - y) * _POINTS_PER_PIXEL
+                _text_at(axes, text, spots[variant], offset, _family(variant)[0])
                 break
 
 

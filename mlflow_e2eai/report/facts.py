@@ -1,4 +1,4 @@
-"""What every form of the report says of a variant."""
+"""Facts on variants that every form of the report shows."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ OUTCOMES: Mapping[Outcome, str] = {
     "failed": "failed",
     "unmeasured": "built, not measured here",
 }
-"""The words for what a variant came to."""
+"""The words for the outcome of a variant."""
 
 _NAMED = 12
 """Variants that a picture names; of more, the reference and the fastest that passed."""
@@ -60,7 +60,7 @@ class Row:
 
     Attributes:
         variant: Its name.
-        outcome: What it came to.
+        outcome: Its outcome.
         in_bundle: Whether the bundle holds what it runs. The graph as it was exported is measured,
             and not kept.
         max_abs_error: The largest of all the comparisons that decide; None when there was none.
@@ -101,9 +101,9 @@ def _row(entry: Evidence, p50_ms: float | None) -> Row:
 
 
 def on_machines(manifest: Manifest) -> list[tuple[Manifest, str]]:
-    """The bundle as each machine found it, and what tells a variant of it from others' of its name.
+    """The bundle as each machine measured it, and the suffix of its variants' names.
 
-    That is nothing where only one machine was asked.
+    The suffix is empty where only one machine measured.
     """
     machines = manifest.by_machine
     return [(one, f" on {one.machine}" if manifest.elsewhere else "") for one in machines]
@@ -115,7 +115,7 @@ def refused(manifest: Manifest) -> list[PrecisionReport]:
 
 
 def outcome_of(entry: Evidence) -> Outcome:
-    """What a variant came to."""
+    """The outcome of a variant."""
     if entry.sha256 is None:
         return "reference" if entry.passed else "unsteady"
     if not entry.measured:
@@ -127,13 +127,13 @@ _BY_WEIGHT: tuple[Outcome, ...] = ("unmeasured", "reference", "passed", "unstead
 
 
 def worst_outcomes(evidence: Iterable[Evidence]) -> dict[str, Outcome]:
-    """What each variant came to where it was measured, on several machines the worst of it."""
-    found: dict[str, Outcome] = {}
+    """The outcome of each variant, the worst where several machines measured it."""
+    outcomes: dict[str, Outcome] = {}
     for entry in evidence:
         outcome = outcome_of(entry)
-        before = found.setdefault(entry.variant, outcome)
-        found[entry.variant] = max(before, outcome, key=_BY_WEIGHT.index)
-    return found
+        worst = outcomes.setdefault(entry.variant, outcome)
+        outcomes[entry.variant] = max(worst, outcome, key=_BY_WEIGHT.index)
+    return outcomes
 
 
 def named_rows(rows: Sequence[Row]) -> set[str]:
@@ -214,26 +214,26 @@ def tuned(manifest: Manifest) -> LatencyReport | None:
     return manifest.latency.get("opt") or manifest.latency.get("static")
 
 
-def places(latency: Mapping[str, LatencyReport]) -> list[tuple[str, LatencyReport]]:
+def benchmarks_by_size(latency: Mapping[str, LatencyReport]) -> list[tuple[str, LatencyReport]]:
     """The benchmarks in the order of their size, each with a name for people."""
     order = sorted(latency.items(), key=lambda entry: entry[1].items)
     return [(f"{label}, {items_text(report.items)}", report) for label, report in order]
 
 
 def reference_of(manifest: Manifest) -> str | None:
-    """The variant that all others are held against, if there is evidence of it."""
+    """The variant that all others are compared with, if there is evidence of it."""
     return next((entry.variant for entry in manifest.evidence if entry.sha256 is None), None)
 
 
 def subject_of(manifest: Manifest) -> str:
-    """What that is, in words."""
+    """The reference in words."""
     return "ONNX file" if reference_of(manifest) == FILE else "PyTorch module"
 
 
 class Ratios:
-    """How many times as long one variant takes as another, at the sizes that engines are tuned for.
+    """Ratios of the times of two variants, at the sizes that engines are tuned for.
 
-    Each is computed once: it takes some 15 ms, and a page asks for the same ones in many places.
+    Each is computed once: it takes some 15 ms, and a page asks for the same ones often.
 
     Args:
         manifest: The bundle's manifest.
@@ -246,7 +246,7 @@ class Ratios:
         self._known: dict[tuple[str, str], Ratio | None] = {}
 
     def of(self, variant: str, baseline: str | None) -> Ratio | None:
-        """One ratio; None where it cannot be told."""
+        """One ratio; None where one of both was not timed."""
         if baseline is None or variant == baseline or not {variant, baseline} <= self._timed:
             return None
         pair = variant, baseline
@@ -264,10 +264,10 @@ class Ratios:
 
 
 def ratios_of(manifest: Manifest, ratios: Ratios) -> dict[str, Ratio]:
-    """How many times as long as the reference each variant takes, where that can be told."""
+    """How many times as long as the reference each variant takes, where both were timed."""
     reference = reference_of(manifest)
-    found = {entry.variant: ratios.of(entry.variant, reference) for entry in manifest.evidence}
-    return {name: ratio for name, ratio in found.items() if ratio is not None}
+    pairs = ((entry.variant, ratios.of(entry.variant, reference)) for entry in manifest.evidence)
+    return {name: ratio for name, ratio in pairs if ratio is not None}
 
 
 def _drawable(ratio: Ratio) -> bool:
@@ -275,7 +275,7 @@ def _drawable(ratio: Ratio) -> bool:
 
 
 def median_interval(values: Sequence[float]) -> tuple[float, float]:
-    """A 99 % interval of the median that assumes nothing of the distribution: two order statistics.
+    """A 99 % interval of the median from two order statistics; it assumes no distribution.
 
     With fewer than 8 values no such interval is that sure, and the smallest and the largest value
     are given. See Conover, Practical Nonparametric Statistics, 1999, section 3.2.
@@ -333,7 +333,7 @@ class Origin:
 
     @property
     def title(self) -> str:
-        """What the report is of."""
+        """The report's heading."""
         name = "Model report" if self.name is None else self.name
         version = "" if self.name is None or self.version is None else f" version {self.version}"
         return f"{name}{version}{'' if self.machine is None else f' on {self.machine}'}"

@@ -21,7 +21,7 @@ _UNPRINTABLE = re.compile(
 
 # A name such as `/features/conv1/Conv` is a node of a graph, so only what starts as a folder of a
 # machine does is taken for one.
-_HERE = {Path(place).absolute().as_posix().split("/")[1] for place in (sys.prefix, __file__)}
+_HERE = {Path(path).absolute().as_posix().split("/")[1] for path in (sys.prefix, __file__)}
 _ROOTS = "|".join(
     sorted(
         map(

@@ -28,13 +28,13 @@ from mlflow_e2eai.report.canvas import (
 )
 from mlflow_e2eai.report.facts import (
     Row,
+    benchmarks_by_size,
     in_order,
     median_interval,
     named_rows,
     named_spots,
     on_machines,
     pareto_rows,
-    places,
     reference_of,
     rows_of,
     step_name,
@@ -75,13 +75,13 @@ def plots(manifest: Manifest) -> dict[str, bytes]:
         of each step against the reference and against the step before. Those of a second machine
         are ``latency-2.png`` and so on: no picture is of two.
     """
-    drawn: dict[str, Picture | None] = {}
+    pictures: dict[str, Picture | None] = {}
     for at, (there, where) in enumerate(on_machines(manifest), 1):
         suffix = "" if at == 1 else f"-{at}"
-        drawn[f"latency{suffix}.png"] = latency_picture(there, where)
-        drawn[f"pareto{suffix}.png"] = pareto_picture(there, where)
-        drawn[f"steps{suffix}.png"] = steps_picture(there, where)
-    return {name: canvas.png(one) for name, one in drawn.items() if one is not None}
+        pictures[f"latency{suffix}.png"] = latency_picture(there, where)
+        pictures[f"pareto{suffix}.png"] = pareto_picture(there, where)
+        pictures[f"steps{suffix}.png"] = steps_picture(there, where)
+    return {name: canvas.png(one) for name, one in pictures.items() if one is not None}
 
 
 def latency_picture(manifest: Manifest, where: str = "") -> Picture | None:
@@ -132,7 +132,7 @@ def _sizes(latency: Mapping[str, LatencyReport]) -> tuple[list[float], list[str]
 
 def _series(manifest: Manifest, xs: Sequence[float]) -> dict[str, list[_Point]]:
     series: dict[str, list[_Point]] = {}
-    for x, (_, report) in zip(xs, places(manifest.latency), strict=True):
+    for x, (_, report) in zip(xs, benchmarks_by_size(manifest.latency), strict=True):
         for entry in report.variants:
             if drawable(entry.p50_ms) and entry.rounds_ms:
                 low, high = median_interval(entry.rounds_ms)
@@ -268,8 +268,8 @@ def steps_picture(manifest: Manifest, where: str = "") -> Picture | None:
     ):
         spots = [error for _, error, _ in points], [row for row, _, _ in points]
         axes.plot(*spots, "o", label=label, markersize=size, color=STEP, markerfacecolor=face)
-        wrong = [(error, row) for row, error, passed in points if not passed]
-        xs, ys = [x for x, _ in wrong], [y for _, y in wrong]
+        failed = [(error, row) for row, error, passed in points if not passed]
+        xs, ys = [x for x, _ in failed], [y for _, y in failed]
         axes.plot(xs, ys, "x", color=FAILED, markersize=12)
     axes.set_xlim(scale.low, scale.high)
     axes.set_xticks(scale.ticks(), list(map(tick_text, scale.ticks())))

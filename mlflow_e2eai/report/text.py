@@ -17,7 +17,7 @@ def table(manifest: Manifest) -> str:
 
 
 def markdown(manifest: Manifest) -> str:
-    """The same as Markdown, which MLflow shows as a version's description."""
+    """The table as Markdown, which MLflow shows as a version's description."""
     head, *rows = (f"| {' | '.join(row)} |" for row in _cells(manifest))
     reasons = [part for reason in _reasons(manifest) for part in ("", reason)]
     return "\n".join([head, "|---" * head.count(" | ") + "|---|", *rows, *reasons])

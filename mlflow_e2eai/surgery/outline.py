@@ -76,20 +76,20 @@ def outline_of(before: onnx.ModelProto, after: onnx.ModelProto) -> Outline:
     edges_before, edges_after = _edges(old), _edges(new)
     order = _merged_order(old, new, edges_before | edges_after)
     states = {key: _state(old.get(key), new.get(key)) for key in order}
-    places = {key: at for at, key in enumerate(order[:MOST])}
+    positions = {key: at for at, key in enumerate(order[:MOST])}
 
-    def placed(edges: set[tuple[_Key, _Key]]) -> tuple[Edge, ...]:
-        listed = (edge for edge in edges if edge[0] in places and edge[1] in places)
-        return tuple(sorted((places[writer], places[reader]) for writer, reader in listed))
+    def by_position(edges: set[tuple[_Key, _Key]]) -> tuple[Edge, ...]:
+        listed = (edge for edge in edges if edge[0] in positions and edge[1] in positions)
+        return tuple(sorted((positions[writer], positions[reader]) for writer, reader in listed))
 
     return Outline(
         nodes=tuple(
             OutlineNode(name=name, operator=operator, state=states[name, operator])
-            for name, operator in places
+            for name, operator in positions
         ),
-        kept=placed(edges_before & edges_after),
-        removed=placed(edges_before - edges_after),
-        added=placed(edges_after - edges_before),
+        kept=by_position(edges_before & edges_after),
+        removed=by_position(edges_before - edges_after),
+        added=by_position(edges_after - edges_before),
         beyond=dict(sorted(Counter(states[key] for key in order[MOST:]).items())),
     )
 

@@ -14,7 +14,7 @@ _SMALL = 1e-3
 
 
 def why_items_mix(graph: OnnxArtifact, example: Tensors, axis: Axis) -> str | None:
-    """Why requests must stay apart though all tensors begin with one axis; None if they need not.
+    """Why requests must stay apart though all tensors begin with one axis; else None.
 
     The name of an axis does not tell a batch from the points of one cloud. So two items, the first
     of the example and the same turned round, are run together and each alone, with ONNX Runtime

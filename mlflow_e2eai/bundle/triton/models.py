@@ -1,4 +1,4 @@
-"""A bundle's graphs and engines -> Triton models: what each is made of, and what is left out."""
+"""Triton models of a bundle's graphs and engines, and what is left out."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class TritonModel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Shared:
-    """What all models of a bundle have in common."""
+    """Parts that all models of a bundle share."""
 
     interface: Message
     warmup: Mapping[str, bytes]
@@ -78,16 +78,16 @@ def models_of(
     if (reason := config.why_not_served((*graph.inputs, *graph.outputs), batch)) is not None:
         return [], [reason]
     shared = _shared(graph, feed(example, graph.inputs), batch)
-    wrong = _wrong(manifest)
+    refused = _refused_files(manifest)
     left_out = [f"{apart}, so that a request is a whole batch"] if apart else []
     models = []
-    by_precision, reasons = _engines(manifest.engines, wrong)
+    by_precision, reasons = _engines(manifest.engines, refused)
     for precision, engines in by_precision.items():
         name = f"{prefix}-tensorrt-{precision}"
         models.append(_of_engines(name, engines, shared))
     for each in manifest.graphs:
-        if each.sha256 in wrong:
-            reasons.append(f"{variant_name('onnxruntime', each.precision)} {wrong[each.sha256]}")
+        if each.sha256 in refused:
+            reasons.append(f"{variant_name('onnxruntime', each.precision)} {refused[each.sha256]}")
         else:
             name = f"{prefix}-onnxruntime-{each.precision}"
             models.append(_of_graph(name, each, shared))
@@ -101,7 +101,7 @@ def _batch(graph: OnnxArtifact, example: Tensors) -> tuple[Axis | None, str | No
     return (None if reason else axis), reason
 
 
-def _wrong(manifest: Manifest) -> dict[str, str]:
+def _refused_files(manifest: Manifest) -> dict[str, str]:
     """Why not, by the digest of each file that is not to be served unasked."""
     found = {}
     for entry in manifest.all_evidence:
@@ -113,10 +113,10 @@ def _wrong(manifest: Manifest) -> dict[str, str]:
 
 
 def _engines(
-    engines: Sequence[EngineArtifact], wrong: Mapping[str, str]
+    engines: Sequence[EngineArtifact], refused: Mapping[str, str]
 ) -> tuple[dict[str, dict[str, EngineArtifact]], list[str]]:
     """The engines that Triton can choose from, by precision and capability; and why not others."""
-    usable = [e for e in engines if e.target.backend == "tensorrt" and e.sha256 not in wrong]
+    usable = [e for e in engines if e.target.backend == "tensorrt" and e.sha256 not in refused]
     newest = max(usable, key=lambda e: _parts(e.backend_version)).backend_version if usable else ""
     found: dict[str, dict[str, EngineArtifact]] = {}
     reasons = []
@@ -124,8 +124,8 @@ def _engines(
         name = variant_name(str(engine.target), engine.arithmetic)
         if engine.target.backend != "tensorrt":
             reasons.append(f"{name} is of TensorRT-RTX, for which Triton has no backend")
-        elif engine.sha256 in wrong:
-            reasons.append(f"{name} {wrong[engine.sha256]}")
+        elif engine.sha256 in refused:
+            reasons.append(f"{name} {refused[engine.sha256]}")
         elif engine.backend_version != newest:
             reasons.append(
                 f"{name} was built by TensorRT {engine.backend_version}, and a server has one "
@@ -253,7 +253,7 @@ def _as_measured(graph: OnnxArtifact) -> Message:
 
 
 def _shared(graph: OnnxArtifact, example: Tensors, batch: Axis | None) -> _Shared:
-    """What a client gives and gets, and the input example at the corners of the profile."""
+    """The interface for clients, and the input example at the corners of the profile."""
     requests, files = [], {}
     buckets = batch.buckets if batch else ()
     samples = {**profile_samples(example, graph), **batch_samples(example, graph, buckets)}

@@ -7,7 +7,7 @@ repository/
     warmup/                      what each instance is asked before it serves
   digits-onnxruntime-fp32/
     config.pbtxt
-    1/model.onnx                 with its weight files and libraries beside it
+    1/model.onnx                 with its weight files and libraries
     warmup/
 """
 
@@ -28,28 +28,28 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
 def _write(models: Sequence[TritonModel], repository: Path, origin: str) -> None:
-    """Write models beside the repository and move them in: a server that watches sees no halves."""
+    """Write models next to the repository and move them in: a server never sees half a one."""
     repository.mkdir(parents=True, exist_ok=True)
-    beside = repository if repository.is_mount() else repository.parent
-    with tempfile.TemporaryDirectory(dir=beside, prefix=f".{repository.name}.") as work:
+    parent = repository if repository.is_mount() else repository.parent
+    with tempfile.TemporaryDirectory(dir=parent, prefix=f".{repository.name}.") as work:
         new, old = Path(work, "new"), Path(work, "old")
         for model in models:
             _write_model(model, new / model.name, origin)
         old.mkdir()
         for model in models:
-            place = repository / model.name
-            if place.exists():
-                place.rename(old / model.name)
-            (new / model.name).rename(place)
+            path = repository / model.name
+            if path.exists():
+                path.rename(old / model.name)
+            (new / model.name).rename(path)
 
 
 def _write_model(model: TritonModel, folder: Path, origin: str) -> None:
-    for place, source in model.files.items():
-        (folder / place).parent.mkdir(parents=True, exist_ok=True)
+    for path, source in model.files.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
         if isinstance(source, bytes):
-            (folder / place).write_bytes(source)
+            (folder / path).write_bytes(source)
         else:
-            shutil.copyfile(source, folder / place)
-    said = [f"Written by mlflow_e2eai {__version__} from {json.dumps(origin)}.", *model.notes]
-    head = "".join(f"# {line}\n" for line in said)
+            shutil.copyfile(source, folder / path)
+    lines = [f"Written by mlflow_e2eai {__version__} from {json.dumps(origin)}.", *model.notes]
+    head = "".join(f"# {line}\n" for line in lines)
     (folder / "config.pbtxt").write_text(head + text(model.config), encoding="utf-8")

@@ -35,7 +35,7 @@ def decision_context(
         decision: The outcome of its gates; None before they were asked.
         ratios: For each machine, how many times as long as its reference each variant takes.
     """
-    word, kind, reason = _answer(manifest, decision)
+    word, kind, reason = _headline(manifest, decision)
     verdicts = () if decision is None else decision.verdicts
     return {
         "word": word,
@@ -48,7 +48,7 @@ def decision_context(
     }
 
 
-def _answer(manifest: Manifest, decision: Decision | None) -> tuple[str, str, str]:
+def _headline(manifest: Manifest, decision: Decision | None) -> tuple[str, str, str]:
     """The word, its sign, and the sentence that explains it."""
     if decision is None:
         return "Not decided yet", "open", f"No gates were held against this. {_summary(manifest)}"

@@ -1,4 +1,4 @@
-"""What is wrong, and what is doubtful: in short, in a word beside the numbers, and in full."""
+"""Failures and doubts: in short, in a word next to the numbers, and in full."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from mlflow_e2eai.evaluation.evidence import ADVISORY, Evidence, prefix_kind
 from mlflow_e2eai.latency.report import LatencyReport
 from mlflow_e2eai.report.facts import (
     Section,
+    benchmarks_by_size,
     is_raw,
     on_machines,
-    places,
     subject_of,
     worst_outcomes,
 )
@@ -82,7 +82,7 @@ def _timing(reports: Iterable[LatencyReport]) -> Iterator[tuple[str, bool]]:
 
 
 def tag(report: LatencyReport | None, variant: str) -> str | None:
-    """A word or two beside a variant's times, where something makes them doubtful."""
+    """A word or two next to a variant's times, where something makes them doubtful."""
     if report is None:
         return None
     kinds = dict.fromkeys(
@@ -124,7 +124,7 @@ def findings_section(manifest: Manifest) -> Section | None:
                 group = advisory if kind in ADVISORY else wrong
                 for finding in report.findings:
                     group.add(prefix_kind(kind, finding.sentence), name)
-        for place, timed in places(there.latency):
+        for place, timed in benchmarks_by_size(there.latency):
             for doubt in timed.findings:
                 name = f"{doubt.variant or 'the whole run'}{where}"
                 slow.add(f"{doubt.sentence} ({place})", name)

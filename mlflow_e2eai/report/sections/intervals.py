@@ -27,6 +27,6 @@ def _sign(ratio: Ratio, scale: LogScale) -> dict[str, str]:
         _START + _LENGTH * scale.position(number)
         for number in (1, ratio.low, ratio.value, ratio.high)
     )
-    places = {"one": one, "low": low, "value": value, "high": max(high, low + 1)}
+    positions = {"one": one, "low": low, "value": value, "high": max(high, low + 1)}
     side = "equal" if ratio.equal else ("faster" if ratio.high < 1 else "slower")
-    return {"side": side, **{name: f"{place:.1f}" for name, place in places.items()}}
+    return {"side": side, **{name: f"{position:.1f}" for name, position in positions.items()}}

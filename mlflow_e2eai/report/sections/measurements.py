@@ -9,7 +9,7 @@ from mlflow_e2eai.bundle.manifest import Manifest
 from mlflow_e2eai.evaluation.evidence import ADVISORY, SAMPLES
 from mlflow_e2eai.latency.report import Latency, LatencyReport
 from mlflow_e2eai.parity.report import Element, OutputParity, ParityReport
-from mlflow_e2eai.report.facts import Section, median_interval, places, subject_of
+from mlflow_e2eai.report.facts import Section, benchmarks_by_size, median_interval, subject_of
 from mlflow_e2eai.report.formats import time_text
 from mlflow_e2eai.report.plots import latency_picture, pareto_picture
 from mlflow_e2eai.report.sections.doubts import tag
@@ -19,7 +19,7 @@ def latency_section(manifest: Manifest) -> Section | None:
     """The picture, and every number behind it."""
     if not manifest.latency:
         return None
-    reports = places(manifest.latency)
+    reports = benchmarks_by_size(manifest.latency)
     variants: dict[str, list[dict[str, object]]] = {}
     for place, report in reports:
         for entry in report.variants:

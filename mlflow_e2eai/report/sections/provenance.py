@@ -1,4 +1,4 @@
-"""Provenance: interface, files and lineage, environment, and the commands that make it again."""
+"""Provenance: interface, files and lineage, environment, commands that make it again."""
 
 from __future__ import annotations
 
@@ -60,10 +60,10 @@ def _branch(file: File, manifest: Manifest, above: frozenset[str]) -> dict[str, 
         for child in manifest.files
         if child.parent_sha256 == file.sha256 and child.sha256 not in above
     ]
-    return {"file": file, "name": _name(file), "note": _note(file), "children": children}
+    return {"file": file, "name": _name(file), "note": _describe(file), "children": children}
 
 
-def _note(file: File) -> str:
+def _describe(file: File) -> str:
     if isinstance(file, OnnxArtifact):
         return f"ONNX in {file.precision}, opset {file.opset}, from {file.stage}"
     gpu = "" if file.target.gpu_name is None else f" on {file.target.gpu_name}"
@@ -116,7 +116,7 @@ def reproduce_section(manifest: Manifest, origin: Origin) -> Section:
 
 def _commands(manifest: Manifest, origin: Origin) -> Iterator[tuple[str, list[str]]]:
     """Each step's title and lines; names are quoted for the shell."""
-    requirement = _quoted(f"mlflow_e2eai=={manifest.package_version}")
+    requirement = _quote(f"mlflow_e2eai=={manifest.package_version}")
     yield "Install what wrote it", [f"pip install {requirement}"]
     if manifest.files:
         sums = [f"{one_line(file.sha256)}  {_name(file)}" for file in manifest.files]
@@ -133,8 +133,8 @@ def _commands(manifest: Manifest, origin: Origin) -> Iterator[tuple[str, list[st
         precisions += [engine.arithmetic for engine in manifest.engines]
         options = {
             "model_uri": manifest.source_model,
-            "precisions": _listed(precisions),
-            "targets": _listed(str(engine.target) for engine in manifest.engines),
+            "precisions": _join_names(precisions),
+            "targets": _join_names(str(engine.target) for engine in manifest.engines),
             **_build_settings(manifest.engines),
         }
         yield "Make it again from the PyTorch model", _verb("pipeline", **options)
@@ -146,14 +146,14 @@ def _build_settings(engines: Sequence[EngineArtifact]) -> dict[str, str]:
     return {"build_settings": min(chosen)} if chosen else {}
 
 
-def _listed(names: Iterable[str]) -> str:
+def _join_names(names: Iterable[str]) -> str:
     return ",".join(dict.fromkeys(names)) or "none"
 
 
 def _verb(verb: str, **options: str) -> list[str]:
-    words = [f"--{name.replace('_', '-')} {_quoted(value)}" for name, value in options.items()]
+    words = [f"--{name.replace('_', '-')} {_quote(value)}" for name, value in options.items()]
     return [f"mlflow_e2eai {verb} {' '.join(words)}"]
 
 
-def _quoted(text: str) -> str:
+def _quote(text: str) -> str:
     return shlex.quote(one_line(text))
