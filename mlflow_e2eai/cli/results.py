@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mlflow_e2eai import bundle
 from mlflow_e2eai.evaluation.bisection.search import Bisection
 from mlflow_e2eai.evaluation.evidence import Evidence, MachineEvidence, machine_name
 from mlflow_e2eai.evaluation.gates import Decision
+from mlflow_e2eai.tracking.downloads import ModelFiles
 
 DONE, ERROR, REJECTED = 0, 1, 3
 """Exit codes."""
@@ -56,10 +59,12 @@ def print_bundle(info: Any, arguments: Arguments) -> int:
         info: MLflow's ModelInfo of the logged bundle.
         arguments: The arguments of `mlflow_e2eai.flavor.repackage.package`.
     """
-    from mlflow_e2eai.flavor.native import load_model
     from mlflow_e2eai.report.text import table
 
-    print(table(load_model(info.model_uri).manifest))
+    with tempfile.TemporaryDirectory() as folder:
+        files = ModelFiles(info.model_uri, folder)
+        files.fetch(f"{bundle.FOLDER}/{bundle.MANIFEST}")
+        print(table(bundle.read(files.directory / bundle.FOLDER)))
     if info.registered_model_version is not None:
         print(f"models:/{arguments['registered_model_name']}/{info.registered_model_version}")
     print(info.model_uri)

@@ -1,8 +1,8 @@
 """`mlflow.pyfunc.load_model("e2eai:/digits@champion")`: only the files that are needed come here.
 
-MLflow downloads whole models, and asks whoever registered a URI's scheme for them. It loads this
-module while it is being imported itself, so it imports nothing but the standard library until it
-is asked for a model.
+MLflow downloads whole models, by the repository that is registered for the scheme of their URI. It
+loads this module while it is being imported itself, so that only the standard library is imported
+until a model is downloaded.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ class OnDemand:
     """An MLflow artifact repository (entry-point group ``mlflow.artifact_repository``).
 
     ``e2eai:/`` stands for ``models:/``. A model that is downloaded by it lacks its graphs and
-    engines, and says where they are: loading it brings those of the variant that is run. Whoever
-    wants all, as an image that is to start without a tracking server, says ``models:/``.
+    engines, and names their place: loading it brings those of the variant that is run. For all of
+    them, as in an image that is to start without a tracking server, use ``models:/``.
 
-    MLflow asks only for the method below where it loads a model; deriving from its class would
+    MLflow calls only the method below where it loads a model; deriving from its class would
     import MLflow.
     """
 
@@ -30,8 +30,8 @@ class OnDemand:
 
         Args:
             artifact_uri: ``e2eai:/`` and what begins the name of a model or of a file of it.
-            tracking_uri: Left alone.
-            registry_uri: The same.
+            tracking_uri: Ignored.
+            registry_uri: Ignored.
         """
         del tracking_uri, registry_uri
         self._uri = artifact_uri

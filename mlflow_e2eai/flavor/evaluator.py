@@ -1,7 +1,7 @@
 """`mlflow.models.evaluate(..., evaluators="e2eai")`: parity and latency of any two models.
 
 MLflow loads this module while it is being imported itself, so it imports nothing but the standard
-library until it is asked to evaluate.
+library until it evaluates.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ class ParityEvaluator:
 
     Its configuration:
 
-    - ``reference`` (required): URI of the model that is right.
-    - ``samples``: named arrays to ask both; without it, the data that MLflow was given, which can
-      be 2-D arrays and DataFrames only.
+    - ``reference`` (required): URI of the model that the other is compared with.
+    - ``samples``: named arrays to run both on; without it, the data that MLflow was given, which
+      can be 2-D arrays and DataFrames only.
     - ``precision``, ``tolerance``, ``repeats``, ``threads``: as `mlflow_e2eai.compare` takes them.
 
-    MLflow asks only for the two methods below; deriving from its class would import MLflow.
+    MLflow calls only the two methods below; deriving from its class would import MLflow.
     """
 
     @classmethod
@@ -68,18 +68,16 @@ class ParityEvaluator:
             msg = "The evaluator 'e2eai' compares models, but none was given; pass model=."
             raise InvalidInputError(msg)
         reference = mlflow.pyfunc.load_model(evaluator_config["reference"])
-        sample, ask = _question(dataset, evaluator_config.get("samples"))
-        infers = {"reference": _infer(reference, ask), "candidate": _infer(model, ask)}
-        evidence = _compared(infers, sample, evaluator_config)
+        sample, convert = _sample(dataset, evaluator_config.get("samples"))
+        infers = {"reference": _infer(reference, convert), "candidate": _infer(model, convert)}
+        evidence = _compare(infers, sample, evaluator_config)
         latency = benchmark(infers, sample)
-        metrics = _logged(evidence, latency, run_id)
+        metrics = _log_reports(evidence, latency, run_id)
         return EvaluationResult(metrics=metrics, artifacts={}, run_id=run_id)
 
 
-def _question(
-    dataset: Any, samples: Mapping[str, Any] | None
-) -> tuple[Tensors, Callable[..., Any]]:
-    """What to ask, as named arrays, and how a model's ``predict`` takes it."""
+def _sample(dataset: Any, samples: Mapping[str, Any] | None) -> tuple[Tensors, Callable[..., Any]]:
+    """The sample as named arrays, and the function that makes of it what ``predict`` takes."""
     import numpy as np
     import pandas as pd
 
@@ -91,24 +89,24 @@ def _question(
     return {"features": np.asarray(features)}, lambda tensors: tensors["features"]
 
 
-def _infer(model: Any, ask: Callable[..., Any]) -> Infer:
+def _infer(model: Any, convert: Callable[..., Any]) -> Infer:
     """A pyfunc model as a callable on named arrays; a single output has one name for all models."""
     import numpy as np
     import pandas as pd
 
     def infer(tensors: Tensors) -> Tensors:
-        answer = model.predict(ask(tensors))
-        if isinstance(answer, pd.DataFrame):
-            answer = {str(name): np.array(answer[name].to_list()) for name in answer}
-        if not isinstance(answer, Mapping):
-            answer = {"output": answer}
-        arrays = {str(name): np.asarray(value) for name, value in answer.items()}
+        outputs = model.predict(convert(tensors))
+        if isinstance(outputs, pd.DataFrame):
+            outputs = {str(name): np.array(outputs[name].to_list()) for name in outputs}
+        if not isinstance(outputs, Mapping):
+            outputs = {"output": outputs}
+        arrays = {str(name): np.asarray(value) for name, value in outputs.items()}
         return {"output": next(iter(arrays.values()))} if len(arrays) == 1 else arrays
 
     return infer
 
 
-def _compared(
+def _compare(
     infers: Mapping[str, Infer], sample: Tensors, configuration: Mapping[str, Any]
 ) -> Evidence:
     from mlflow_e2eai.evaluation.evidence import Evidence
@@ -123,7 +121,7 @@ def _compared(
     return Evidence(variant="candidate", sha256=None, measured=True, parity={"data": report})
 
 
-def _logged(evidence: Evidence, latency: Any, run_id: str) -> dict[str, float]:
+def _log_reports(evidence: Evidence, latency: Any, run_id: str) -> dict[str, float]:
     """Write the reports on the run; MLflow logs the metrics itself, so only finite ones go back."""
     import math
 
@@ -145,6 +143,6 @@ def _logged(evidence: Evidence, latency: Any, run_id: str) -> dict[str, float]:
         "latency/ratio_high": ratio.high,
     }
     finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
-    if strange := sorted(metrics.keys() - finite.keys()):
-        client.set_tag(run_id, tracking.NONFINITE, ", ".join(strange))
+    if not_finite := sorted(metrics.keys() - finite.keys()):
+        client.set_tag(run_id, tracking.NONFINITE, ", ".join(not_finite))
     return finite

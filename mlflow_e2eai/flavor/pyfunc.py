@@ -1,4 +1,4 @@
-"""A bundle as `mlflow.pyfunc` wants it."""
+"""A bundle as a model of `mlflow.pyfunc`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class PyFunc:
-    """What `mlflow.pyfunc` wraps: arrays, mappings, lists and DataFrames in, named arrays out."""
+    """A pyfunc model: arrays, mappings, lists and DataFrames in, named arrays out."""
 
     def __init__(self, model: Model) -> None:
         self._model = model
@@ -55,11 +55,11 @@ class PyFunc:
             E2EAIError: As `variants.Model` does; each is a `mlflow.exceptions.MlflowException` too.
         """
         try:
-            return self._answer(data)
+            return self._run(data)
         except E2EAIError as error:
-            raise _mlflows(error) from error
+            raise _as_mlflow_error(error) from error
 
-    def _answer(self, data: Any) -> Any:
+    def _run(self, data: Any) -> Any:
         specs = self._model.manifest.inputs
         if isinstance(data, Mapping):
             return self._model({name: np.asarray(value) for name, value in data.items()})
@@ -81,12 +81,12 @@ class PyFunc:
         msg = f"The input is a {type(data).__name__}, but a mapping, array or DataFrame is wanted."
         raise TypeError(msg)
 
-    def _as_frame(self, answer: Mapping[str, Array]) -> pd.DataFrame:
+    def _as_frame(self, outputs: Mapping[str, Array]) -> pd.DataFrame:
         import pandas as pd
 
         if self._columns is None:
-            self._columns = pd.Index(list(answer))
-        columns = [_cells(array) for array in answer.values()]
+            self._columns = pd.Index(list(outputs))
+        columns = [_cells(array) for array in outputs.values()]
         if len({column.dtype for column in columns}) == 1:
             # One block under an index that is made once: pandas takes 50 us for a mapping, and 10
             # for this; to put one column into a block of its own took 6.
@@ -96,7 +96,7 @@ class PyFunc:
         return pd.DataFrame(dict(zip(self._columns, columns, strict=True)))
 
 
-def _mlflows(error: E2EAIError) -> E2EAIError:
+def _as_mlflow_error(error: E2EAIError) -> E2EAIError:
     """The same error as one of MLflow's too.
 
     Of those, MLflow's scoring server answers with the sentence, and of any other error that
@@ -111,8 +111,8 @@ def _mlflows(error: E2EAIError) -> E2EAIError:
     both: Any = kind.__new__(kind)
     MlflowException.__init__(both, str(error), error_code=BAD_REQUEST)
     both.__dict__.update(error.__dict__)
-    said: E2EAIError = both
-    return said
+    error_of_both: E2EAIError = both
+    return error_of_both
 
 
 def _cells(array: Array) -> Array:
@@ -124,5 +124,5 @@ def _cells(array: Array) -> Array:
 
 def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> PyFunc:
     """Load the bundle for `mlflow.pyfunc.load_model`, which calls this."""
-    how = {**MODEL_CONFIG, **(model_config or {})}  # by the names of the arguments of `load`
-    return PyFunc(load(Path(path), fetch=tracking.fetcher(Path(path)), **how))
+    options = {**MODEL_CONFIG, **(model_config or {})}  # by the names of the arguments of `load`
+    return PyFunc(load(Path(path), fetch=tracking.fetcher(Path(path)), **options))

@@ -13,12 +13,12 @@ from mlflow_e2eai.artifacts import machine
 class GpuContext:
     """An MLflow run-context provider (entry-point group ``mlflow.run_context_provider``).
 
-    MLflow asks only for these two methods; deriving from its class would import MLflow while
+    MLflow calls only these two methods; deriving from its class would import MLflow while
     MLflow is being imported.
     """
 
     def in_context(self) -> bool:
-        """Whether there is anything to say."""
+        """Whether the GPU or the driver is known."""
         return machine.gpu_name() is not None or machine.driver_version() is not None
 
     def tags(self) -> dict[str, str]:

@@ -85,7 +85,7 @@ def _bundle(model: str, folder: Path) -> tuple[Path, str]:
     if not tracking.is_uri(model):
         path = Path(model)
         return bundle.find(path), path.absolute().name
-    found = tracking.ancestor(tracking.resolve(model), ("package",))
+    logged = tracking.ancestor(tracking.resolve(model), ("package",))
     registered = re.fullmatch(r"models:/(.+)(?:@|/)[^@/]+", model)
-    place = bundle.find(tracking.fetch(found, folder))
-    return place, registered[1] if registered else str(found.name)
+    place = bundle.find(tracking.fetch(logged, folder))
+    return place, registered[1] if registered else str(logged.name)

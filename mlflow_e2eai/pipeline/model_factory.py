@@ -1,4 +1,4 @@
-"""Callables that a text names, and what they make."""
+"""PyTorch models from callables that a text names."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ def call(factory: str) -> Mapping[str, Any]:
     Raises:
         InvalidInputError: There is no such callable, or it returns something else.
     """
-    place, _, attribute = factory.rpartition(":")
-    if not place or not attribute:
+    path, _, attribute = factory.rpartition(":")
+    if not path or not attribute:
         msg = (
             f"The model is {factory!r}; write package.module:callable or path/to/file.py:callable."
         )
         raise InvalidInputError(msg)
     try:
-        made = getattr(_module(place), attribute)()
+        description = getattr(_module(path), attribute)()
     except (ImportError, AttributeError, FileNotFoundError) as error:
         msg = f"The model {factory!r} cannot be made: {error}; check the path and the name."
         raise InvalidInputError(msg) from error
-    if not isinstance(made, Mapping) or not {"model", "input_example"} <= made.keys():
+    if not isinstance(description, Mapping) or not {"model", "input_example"} <= description.keys():
         msg = f"{factory!r} returned no mapping with 'model' and 'input_example'; return one."
         raise InvalidInputError(msg)
-    return made
+    return description
 
 
-def _module(place: str) -> Any:
-    if not place.endswith(".py"):
-        return importlib.import_module(place)
-    if not Path(place).is_file():
-        msg = f"there is no file {place}"
+def _module(path: str) -> Any:
+    if not path.endswith(".py"):
+        return importlib.import_module(path)
+    if not Path(path).is_file():
+        msg = f"there is no file {path}"
         raise ImportError(msg)
-    specification = importlib.util.spec_from_file_location(Path(place).stem, place)
+    specification = importlib.util.spec_from_file_location(Path(path).stem, path)
     if specification is None or specification.loader is None:
-        msg = f"{place} is no Python file"
+        msg = f"{path} is no Python file"
         raise ImportError(msg)
     module = importlib.util.module_from_spec(specification)
     # Classes of the file are pickled by its name, when torch.export refuses the model.

@@ -47,10 +47,10 @@ def promote(
 ) -> Decision:
     """Decide whether a version of a registered model gets an alias, and give it on yes.
 
-    The version's own evidence is judged, from its bundle, whose digest is checked: MLflow's metrics
-    are for looking at. Where another version holds the alias, both are loaded and measured here and
-    now, turn by turn. The decision is a run with both as inputs; the version's tags say what it was
-    and why.
+    The gates read the version's own evidence, from its bundle, whose digest is checked: MLflow's
+    metrics are for people. Where another version holds the alias, both are loaded and measured
+    here and now, turn by turn. The decision is a run with both as inputs; the version's tags hold
+    the decision and its reason.
 
     Args:
         name: Name of the registered model.
@@ -85,7 +85,7 @@ def promote(
         challenger = _version(name, version)
         champion = _holder(name, alias)
         if champion is not None and str(champion.version) == str(challenger.version):
-            champion = None  # it holds the alias already, and is judged on its own
+            champion = None  # it holds the alias already, and is compared with none
         with tempfile.TemporaryDirectory() as folder:
             models = [tracking.resolve(_uri(v)) for v in (challenger, champion) if v is not None]
             tracking.link_inputs(run_id, [model.model_id for model in models])
@@ -137,7 +137,7 @@ def read_gates(
 def metrics_of(
     challenger: Path, champion: Path | None = None, *, allow_native: Sequence[str] = ()
 ) -> dict[str, float]:
-    """The metrics that gates are held against.
+    """Compute the metrics that the gates compare with their limits.
 
     Args:
         challenger: A bundle.
@@ -212,9 +212,9 @@ def _reference_tasks(manifest: Manifest) -> Mapping[str, float]:
 
 
 def _latency_ratio(challenger: Path, champion: Path, *, allow_native: Sequence[str]) -> float:
-    """Upper bound of how many times as long the challenger takes; NaN when it cannot be told.
+    """Upper bound of how many times as long the challenger takes; NaN when it cannot be measured.
 
-    Each is asked its own input example, resized to the corners that both profiles admit.
+    Each runs its own input example, resized to the corners that both profiles admit.
     """
     places = {"challenger": challenger, "champion": champion}
     manifests = {role: bundle.read(place) for role, place in places.items()}
@@ -233,7 +233,7 @@ def _latency_ratio(challenger: Path, champion: Path, *, allow_native: Sequence[s
         role: partial(load, place, allow_native=allow_native) for role, place in places.items()
     }
     try:
-        # Both step down alike to what runs here: the caller asked for a comparison, not an engine.
+        # Both fall back alike to a variant that runs here: this compares models, not engines.
         with isolated_together(openers) as models:
             return max(_upper_bound(models, samples, label) for label in shared)
     except E2EAIError:
@@ -243,8 +243,8 @@ def _latency_ratio(challenger: Path, champion: Path, *, allow_native: Sequence[s
 def _upper_bound(
     models: IsolatedRunners, samples: Mapping[str, Mapping[str, Tensors]], label: str
 ) -> float:
-    asked = {role: samples[role][label] for role in ("challenger", "champion")}
-    return models.benchmark(asked, budget_s=BUDGET_S).ratio("challenger", "champion").high
+    inputs = {role: samples[role][label] for role in ("challenger", "champion")}
+    return models.benchmark(inputs, budget_s=BUDGET_S).ratio("challenger", "champion").high
 
 
 def _carry_out(
