@@ -29,10 +29,11 @@ from onnx import TensorProto, helper, numpy_helper
 from mlflow_e2eai import fleet, tracking
 from mlflow_e2eai.artifacts import graphs
 from mlflow_e2eai.artifacts.values import Axis
+from mlflow_e2eai.tracking.recorder import Output
 
 KINDS = ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121")
 TARGETS = ("rtx", *KINDS, *("rtx:" + "+".join(pair) for pair in itertools.combinations(KINDS, 2)))
-PATIENCE_S = 120
+TIMEOUT_S = 120
 ARTIFACTS = "mlflow-artifacts"
 TICKS = os.sysconf("SC_CLK_TCK")
 ROLES = ("launcher", "server", "workers", "builders")
@@ -118,7 +119,7 @@ def logged(folder: Path, wanted: Engines, seed: int) -> str:
             parent_sha256=parent,
         )
         with recorder.stage(stage, inputs=[] if parent is None else [parent]) as run:
-            run.made(artifact, example={"x": np.zeros(wanted.shape, np.float32)})
+            run(Output(artifact=artifact, example={"x": np.zeros(wanted.shape, np.float32)}))
         parent = artifact.sha256
     return recorder.models[artifact.sha256]
 
@@ -137,7 +138,7 @@ def server(folder: Path) -> Iterator[tuple[str, Path]]:
     with log.open("wb") as out:
         process = subprocess.Popen(command, stdout=out, stderr=out, env=environment, cwd=folder)  # noqa: S603
         try:
-            deadline = time.monotonic() + PATIENCE_S
+            deadline = time.monotonic() + TIMEOUT_S
             while True:
                 with contextlib.suppress(OSError):
                     urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5)
