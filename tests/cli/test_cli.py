@@ -64,6 +64,7 @@ def test_each_verb_prints_the_model_that_it_made_for_the_next_one_to_take(versio
     ]
 
 
+@pytest.mark.exporters
 def test_bisect_prints_its_sentence_and_the_file_that_convert_takes(store, capsys):
     assert main.main(["log", "--model", "small_models:build_overflowing"]) == results.DONE
     model, _ = said(capsys)
