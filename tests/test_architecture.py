@@ -230,6 +230,118 @@ def test_an_init_hands_on_and_does_nothing_else(path):
     assert len(path.read_text("utf-8").splitlines()) <= 70
 
 
+# Words
+
+# Participles that are the field's own words.
+PARTICIPLES = {"feed", "isolated", "structured", "timed"}
+# Said in the field's words instead: see the commit that named this rule.
+PRIVATE_WORDS = {
+    *("ahead", "asked", "beginning", "begun", "blame", "elsewhere", "foreign", "gone", "guilty"),
+    *("held", "judged", "kept", "made", "noted", "patience", "rung", "said", "seat", "shelf"),
+    *("strange", "told", "whoever"),
+}
+# Values that MLflow's flavors and a pipeline take are arguments by name of these.
+MANY_ARGUMENTS = {"log_model", "save_model"}
+
+
+class Definition(NamedTuple):
+    """A function or class, and the file that it is in."""
+
+    file: str
+    node: ast.FunctionDef | ast.ClassDef
+
+
+def definitions() -> Iterator[Definition]:
+    """All functions and classes of the package, but for functions inside functions."""
+    for path in FILES:
+        pending: list[ast.AST] = [ast.parse(path.read_text("utf-8"))]
+        while pending:
+            for child in ast.iter_child_nodes(pending.pop()):
+                if isinstance(child, ast.FunctionDef | ast.ClassDef):
+                    yield Definition(path.relative_to(PACKAGE).as_posix(), child)
+                if not isinstance(child, ast.FunctionDef):
+                    pending.append(child)
+
+
+DEFINITIONS = list(definitions())
+FUNCTIONS = [each for each in DEFINITIONS if isinstance(each.node, ast.FunctionDef)]
+
+
+def words_of(name: str) -> list[str]:
+    return [word.lower() for word in re.findall(r"[A-Z]?[a-z]+", name)]
+
+
+def test_a_function_is_no_bare_participle():
+    bare = {
+        (file, node.name)
+        for file, node in FUNCTIONS
+        if not any(ast.unparse(decorator) == "property" for decorator in node.decorator_list)
+        and len(words_of(node.name)) == 1
+        and re.search(r"(ed|ing)$", node.name)
+        and node.name.lstrip("_") not in PARTICIPLES
+    }
+
+    assert bare == set()
+
+
+def test_no_name_has_a_private_word():
+    assert {d.node.name for d in DEFINITIONS if PRIVATE_WORDS & set(words_of(d.node.name))} == set()
+
+
+def first_lines() -> Iterator[tuple[str, str]]:
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and (
+                text := ast.get_docstring(node)
+            ):
+                yield path.relative_to(PACKAGE).as_posix(), text.splitlines()[0]
+
+
+def test_a_docstring_begins_with_a_short_statement():
+    riddles = [
+        each
+        for each in first_lines()
+        if len(each[1]) > 90 or re.match(r"(What|Who|It|Nobody)\b", each[1])
+    ]
+
+    assert riddles == []
+
+
+@every_file
+def test_no_argument_is_described_by_another(path):
+    assert (
+        re.findall(r"^ +\w+: (?:The same|See there)\.$", path.read_text("utf-8"), re.MULTILINE)
+        == []
+    )
+
+
+def test_a_function_takes_few_arguments():
+    def limit(name: str) -> int:
+        return 99 if name in MANY_ARGUMENTS else 7 if name.startswith("_") else 10
+
+    many = {
+        (file, node.name)
+        for file, node in FUNCTIONS
+        if not node.name.startswith("__")
+        and len(node.args.args) + len(node.args.kwonlyargs) > limit(node.name)
+    }
+
+    assert many == set()
+
+
+@pytest.mark.parametrize(
+    "stage", [path for path in FILES if path.name == "stage.py"], ids=lambda p: p.parent.name
+)
+def test_a_stage_is_one_function_and_its_report(stage):
+    public = [
+        node.name
+        for node in ast.parse(stage.read_text("utf-8")).body
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")
+    ]
+
+    assert set(public) & set(mlflow_e2eai.__all__) or stage.parent.name == "evaluation"
+
+
 # The public face
 
 

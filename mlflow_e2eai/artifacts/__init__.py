@@ -1,4 +1,4 @@
-"""What passes between stages: values, arrays, files, graphs, weights.
+"""The values that pass between stages: arrays, files, graphs, weights.
 
 values          the frozen values that stages take and return
 axes            dynamic axes: their corners, specs and text form

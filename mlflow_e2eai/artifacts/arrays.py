@@ -1,4 +1,4 @@
-"""Named arrays: at the sizes that a profile admits, from DataFrames, for a model, and on disk."""
+"""Named arrays: checked against a model's inputs, read from DataFrames, stored on disk."""
 
 from __future__ import annotations
 

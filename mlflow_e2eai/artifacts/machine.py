@@ -1,4 +1,4 @@
-"""What this machine is: tags that MLflow puts on every run and model that is made here.
+"""This machine: its GPU, driver, processor and library versions.
 
 MLflow imports this module during `import mlflow`, and any error at its import would break
 `import mlflow` for the whole environment. So it holds the standard library only, reads what the

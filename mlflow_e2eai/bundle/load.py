@@ -68,7 +68,7 @@ def load(
     # Of each file the digest, before it is opened.
     open_one = partial(_open, manifest, directory, fetch=fetch, split=split)
     if variant is not None:
-        choice = candidates.named(variant)
+        choice = candidates.choose(variant)
         return open_one(variant, lambda: choice)
     return _open_best(candidates, _why_no_engine(manifest, candidates), open_one, fallback=fallback)
 
@@ -132,7 +132,7 @@ def _open(
     with ExitStack() as stack:
         runner = open_variant(variant, manifest.graphs, manifest.engines, serving=True)
         infer = stack.enter_context(runner)
-        bounded = partial(_bounded, manifest=manifest, artifact=artifact, split=split)
+        bounded = partial(_limit_sizes, manifest=manifest, artifact=artifact, split=split)
         on_device = getattr(infer, "on_device", None)
         if on_device is not None:
             on_device = bounded(on_device)
@@ -150,7 +150,7 @@ def _files(artifact: OnnxArtifact | EngineArtifact, graphs: Sequence[OnnxArtifac
     return [artifact.path, *weights, *libraries]
 
 
-def _bounded(
+def _limit_sizes(
     infer: Infer, *, manifest: Manifest, artifact: OnnxArtifact | EngineArtifact, split: bool
 ) -> Infer:
     """Keep an engine to the sizes of its profile, and cut or fill batches where that is allowed."""

@@ -78,9 +78,9 @@ class Model:
                     return dict(self._infer(inputs))
             elif self._only is not None and self._is_exact(only := {self._only: inputs}):
                 return dict(self._infer(only))
-        given = self._named(inputs, named)
+        given = self._name_inputs(inputs, named)
         if self._on_device is not None and any(map(is_on_gpu, given.values())):
-            return dict(self._on_device(self._checked(given)))
+            return dict(self._on_device(self._check_inputs(given)))
         device, arrays = _as_arrays(given)
         outputs = self._infer(feed(arrays, self.manifest.inputs))
         return dict(outputs) if device is None else _as_tensors(outputs, device)
@@ -120,7 +120,7 @@ class Model:
         """Give back what the runner holds."""
         self._stack.close()
 
-    def _checked(self, given: Mapping[str, Any]) -> dict[str, Any]:
+    def _check_inputs(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Inputs some of which are on a GPU; the others as arrays that the model takes."""
         specs = self.manifest.inputs
         check_names(given, specs)
@@ -131,7 +131,7 @@ class Model:
             check_shape(inputs[spec.name].shape, spec)
         return inputs
 
-    def _named(self, inputs: Any, named: Mapping[str, Any]) -> dict[str, Any]:
+    def _name_inputs(self, inputs: Any, named: Mapping[str, Any]) -> dict[str, Any]:
         names = [spec.name for spec in self.manifest.inputs]
         tree = None if self.manifest.export is None else self.manifest.export.inputs
         if tree is not None and not _is_plain(tree):

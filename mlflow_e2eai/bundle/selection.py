@@ -119,7 +119,7 @@ class Candidates:
         # What was measured on such a machine comes before what only stands first in order.
         fitting = [name for name in self.names if name not in self.errors]
         fitting.sort(key=lambda name: not self._counts_here(name))
-        self.ranked = _ranked(fitting, functools.cache(self._is_better))
+        self.ranked = _rank(fitting, functools.cache(self._is_better))
 
     def choice(self, variant: str, failures: Mapping[str, E2EAIError]) -> Choice:
         """Say why one that was opened runs, and why each other does not.
@@ -153,7 +153,7 @@ class Candidates:
             reason = "no other variant can run here."
         return Choice(variant=variant, reason=reason, goal=self._goal, others=others)
 
-    def named(self, variant: str) -> Choice:
+    def choose(self, variant: str) -> Choice:
         """Say that the caller asked for one.
 
         Raises:
@@ -186,7 +186,7 @@ class Candidates:
         return f"measured to be {verdict} for {self._goal}{values}."
 
     def _of(self, there: Manifest, name: str) -> str:
-        value = self._measured(there, name)
+        value = self._measurement_of(there, name)
         return "" if value is None else f", {name} {value:.4g} {_UNITS[self._goal.aim]}"
 
     def _counts_here(self, name: str) -> bool:
@@ -194,7 +194,7 @@ class Candidates:
         return any(
             there.environment.get("gpu") == gpu_name()
             and _is_alike(there, on_cpu=gpu_name() is None)
-            and self._measured(there, name) is not None
+            and self._measurement_of(there, name) is not None
             for there in self._machines
         )
 
@@ -210,7 +210,7 @@ class Candidates:
         for there in self._machines:
             is_alike = _is_alike(there, on_cpu=is_on_cpu)
             counts = is_one_runner if is_alike is None else is_alike
-            ran = self._measured(there, one, other), self._measured(there, other, one)
+            ran = self._measurement_of(there, one, other), self._measurement_of(there, other, one)
             if counts and None not in ran:
                 return there
         return None
@@ -221,8 +221,8 @@ class Candidates:
         if there is None:
             return False
         mine, theirs = (
-            self._measured(there, one, other),
-            self._measured(there, other, one),
+            self._measurement_of(there, one, other),
+            self._measurement_of(there, other, one),
         )
         if mine is None or theirs is None:
             return False
@@ -239,7 +239,7 @@ class Candidates:
         fitting = [report for report in reports.values() if report.items == self._goal.items]
         return fitting[0] if fitting else None
 
-    def _measured(self, there: Manifest, name: str, other: str | None = None) -> float | None:
+    def _measurement_of(self, there: Manifest, name: str, other: str | None = None) -> float | None:
         """One variant's measurement for the goal on a machine, comparable with another's."""
         if self._goal.aim == "latency":
             report = self._report(there)
@@ -294,7 +294,7 @@ def _distrust(
     return None
 
 
-def _ranked(names: Sequence[str], is_better: Callable[[str, str], bool]) -> list[str]:
+def _rank(names: Sequence[str], is_better: Callable[[str, str], bool]) -> list[str]:
     """The names in order, but each only after those that are better."""
     left, ranked = list(names), []
     while left:

@@ -56,7 +56,7 @@ class VerbCommand(click.Command):
 
     def call(self, **arguments: Any) -> int:
         """Call the verb's function and print its result."""
-        with prepared(self.verb, arguments):
+        with prepare(self.verb, arguments):
             result = load(self.verb.function)(**arguments)
             code: int = load(self.verb.printer)(result, arguments)
         return code
@@ -66,7 +66,7 @@ def _params(verb: Verb) -> list[click.Parameter]:
     from mlflow_e2eai.cli.types import Text, option_of
 
     params: list[click.Parameter] = []
-    for option in verb.declared():
+    for option in verb.all_options():
         if option.argument in verb.positional:
             params.append(
                 click.Argument([option.argument], type=Text(option), metavar=option.metavar)
@@ -169,12 +169,12 @@ def entry_point(verb: Verb | str) -> Iterator[dict[str, Any]]:
     command = VerbCommand(VERBS[verb] if isinstance(verb, str) else verb)
     with reported_errors():
         arguments = command.make_context(command.name, sys.argv[1:]).params
-        with prepared(command.verb, arguments):
+        with prepare(command.verb, arguments):
             yield arguments
 
 
 @contextmanager
-def prepared(verb: Verb, arguments: dict[str, Any]) -> Iterator[None]:
+def prepare(verb: Verb, arguments: dict[str, Any]) -> Iterator[None]:
     """Turn what click read into the arguments of the verb's function, which the block calls.
 
     Args:

@@ -74,15 +74,15 @@ def _graph(model: str, stack: ExitStack) -> Path:
         logged = tracking.ancestor(tracking.resolve(model), stages)
         if logged.tags[tracking.STAGE] != "package":
             return tracking.fetch_graph(logged, folder).path
-        return _cleaned(tracking.fetch(logged, folder))
+        return _printable(tracking.fetch(logged, folder))
     path = Path(model)
     if path.is_dir():
-        return _cleaned(path)
+        return _printable(path)
     graphs.read(path)
     return path
 
 
-def _cleaned(path: Path) -> Path:
+def _printable(path: Path) -> Path:
     directory = bundle.find(path)
     graph = bundle.audit(bundle.read(directory), directory).graphs[0]
     verify_graph(graph)

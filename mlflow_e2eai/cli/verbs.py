@@ -1,4 +1,4 @@
-"""The verbs: what each calls, takes and prints. Nothing heavy is imported before one is used."""
+"""The verbs: function, options and printer of each. Nothing heavy is imported before use."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Verb:
     takes: Sequence[str] = ()
     positional: Sequence[str] = ()
 
-    def declared(self) -> list[Option]:
+    def all_options(self) -> list[Option]:
         """The options, in their order."""
         from mlflow_e2eai.cli.arguments import OPTIONS
 

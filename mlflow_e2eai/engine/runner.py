@@ -145,14 +145,14 @@ class EngineRunner:
         self._names = [spec.name for spec in engine.inputs]
         self._profiles = profiles(engine.axes)
         self._chosen: dict[tuple[Shape, ...], int] = {}
-        self._config, self._kernels = self._configured()
+        self._config, self._kernels = self._configure()
         self._pool = ContextPool(self._context, MAX_CONTEXTS)
         # What cannot start is to fail now, and at its opt, which is what is asked most.
         opt = {axis.name: axis.opt for axis in engine.axes}
         profile = profile_of(self._profiles, opt)
         self._pool.release(profile, self._translate_errors(self._pool.acquire, profile))
 
-    def _configured(self) -> tuple[Any, KernelCache | None]:
+    def _configure(self) -> tuple[Any, KernelCache | None]:
         """How contexts are to run, and the kernels kept, where the backend has such settings."""
         backend, trt = self._loaded.backend, self._loaded.trt
         loaded = self._loaded.engine

@@ -1,4 +1,4 @@
-"""The caller's evaluation data, whatever it comes as: read in batches, anew for each variant."""
+"""The caller's evaluation data in any form, read batch by batch, anew for each variant."""
 
 from __future__ import annotations
 

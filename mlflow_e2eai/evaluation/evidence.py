@@ -1,4 +1,4 @@
-"""What is known of variants, and on which machine it was measured."""
+"""The evidence of each variant, and the machine that it was measured on."""
 
 from __future__ import annotations
 

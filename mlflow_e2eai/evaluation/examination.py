@@ -1,4 +1,4 @@
-"""What every variant is asked, and what that says of it."""
+"""The comparisons that every variant is put through, and their results."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class Examination:
         else:
             yield {"untimed": variant.untimed}
         parity: dict[str, ParityReport] = {}
-        with _emulated(variant, there) as rounding:
+        with _open_emulated(variant, there) as rounding:
             for kind, samples, options in self._comparisons(variant):
                 asked = rounding if kind in ROUNDED else there
                 parity[kind] = asked.compare(
@@ -146,7 +146,7 @@ def _is_rounded_late(variant: Variant) -> bool:
 
 
 @contextmanager
-def _emulated(variant: Variant, there: IsolatedRunner) -> Iterator[IsolatedRunner]:
+def _open_emulated(variant: Variant, there: IsolatedRunner) -> Iterator[IsolatedRunner]:
     """The variant with every value rounded as a GPU rounds it."""
     if not _is_rounded_late(variant):
         yield there

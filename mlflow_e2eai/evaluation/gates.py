@@ -1,4 +1,4 @@
-"""Metrics and gates -> Decision. Standard library only: anybody can read how a decision is made."""
+"""Metrics and gates -> Decision, by the standard library alone."""
 
 from __future__ import annotations
 

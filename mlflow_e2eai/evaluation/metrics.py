@@ -1,4 +1,4 @@
-"""Task metrics: one number for what a variant answers on labelled data, of which more is better."""
+"""Task metrics: one number for outputs on labelled data, higher is better."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ MODEL_CONFIG: dict[str, Any] = {
 
 
 def get_default_pip_requirements(manifest: Manifest | None = None) -> list[str]:
-    """What a serving environment needs, pinned to what is installed here.
+    """Requirements of a serving environment, pinned to the versions installed here.
 
     Written out and never inferred: inference loads the model in another process, misses this
     package, and reads a uv.lock that happens to lie in the working folder.

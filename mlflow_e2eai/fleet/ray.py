@@ -67,7 +67,7 @@ def run_jobs(jobs: Sequence[Job], run_job: Callable[[Job, AttemptJob], Result]) 
     """
     if not jobs:
         return []
-    with _connected() as ray:
+    with _connect() as ray:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         for job in jobs:
             if job.stage == "compile":
@@ -92,7 +92,7 @@ def run_jobs(jobs: Sequence[Job], run_job: Callable[[Job, AttemptJob], Result]) 
 
 
 @contextmanager
-def _connected() -> Iterator[Any]:
+def _connect() -> Iterator[Any]:
     try:
         import ray
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""How long callables take: measured in turns, compared by interval, with findings where in doubt.
+"""Latency of callables: measured in turns, compared by interval, with findings.
 
 measure      interleaved rounds over all callables
 timing       one series of calls

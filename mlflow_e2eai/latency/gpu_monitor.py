@@ -1,4 +1,4 @@
-"""What a GPU does while it is measured: clock, power, temperature, throttling.
+"""State of a GPU while it is measured: clock, power, temperature, throttling.
 
 NVML is asked through the optional package nvidia-ml-py (module pynvml), between rounds and never in
 one. Whatever is missing, the package, the driver or one of its answers, is None.
@@ -60,7 +60,7 @@ class GpuWatch:
         self._last = self._clock()
 
     def close(self) -> GpuRecord | None:
-        """What it did; None where it could not be asked."""
+        """The GPU's record; None where it could not be queried."""
         if self._nvml is None:
             return None
         name = _query(self._nvml, "nvmlDeviceGetName", self._handle)

@@ -158,7 +158,7 @@ class _Stopwatch:
     _last: float | None = None
 
     def pause(self) -> None:
-        """What follows is not a gap between two calls: something else ran."""
+        """Mark that other work ran, so that what follows is no gap between two calls."""
         self._last = None
 
     def time(self, infer: Infer) -> Timing:

@@ -1,4 +1,4 @@
-"""What a benchmark saw, as frozen values."""
+"""Results of a benchmark, as frozen values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two callables and samples -> ParityReport: does the candidate compute the reference's numbers?
+"""Two callables and samples -> ParityReport: do they compute the same numbers?
 
 comparison  runs both on each sample, in turns
 judge       outputs -> sums and findings

@@ -1,4 +1,4 @@
-"""Who is asked what, when: samples in turns, warm, again and again, and from several threads."""
+"""Order of calls: samples in turns, warm, repeated, and from several threads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two arrays of one shape -> how they differ, in one pass that stays in the processor's cache."""
+"""Two arrays of one shape -> their differences, in one pass that fits the cache."""
 
 from __future__ import annotations
 

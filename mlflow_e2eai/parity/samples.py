@@ -1,4 +1,4 @@
-"""Samples made from the input example: the corners of the profile, and the edges of arithmetic."""
+"""Samples from the input example: the corners of the profile, the edges of arithmetic."""
 
 from __future__ import annotations
 

@@ -99,7 +99,7 @@ def export(
     Args:
         model_uri: Any model of the chain.
         exporter: See `mlflow_e2eai.export`.
-        opset: The same.
+        opset: Version of the ONNX operator set.
         dynamic_axes: The same; None takes those that the model was logged with.
         plan: What `clean` will do: the operators that it names need no implementation.
 
@@ -154,7 +154,7 @@ def convert(model_uri: str, *, precision: Precision, keep_fp32: Sequence[str] = 
     Args:
         model_uri: Any model of the chain, from the cleaned graph on.
         precision: See `mlflow_e2eai.convert`.
-        keep_fp32: The same.
+        keep_fp32: Names of nodes that stay in fp32.
 
     Returns:
         Id of the converted ONNX LoggedModel; for fp32, of the cleaned one itself.

@@ -1,4 +1,4 @@
-"""What each node of a graph loses where it reads bf16, and the nodes that lose too much.
+"""Error of each node that reads bf16, and the nodes with too large an error.
 
 bf16 has the range of fp32 and 8 bits of it. So no range is asked here: every node is run beside a
 twin that reads the same values rounded, and the two are compared.

@@ -157,7 +157,7 @@ def metrics_of(
           bound of the interval, at the worst of the corners that both admit.
     """
     new = bundle.read(challenger)
-    measured = _measured(new)
+    measured = _measured_evidence(new)
     reports = [report for entry in measured for report in entry.deciding.values()]
     errors = [report.max_abs_error for report in reports]
     tasks = _worst_tasks(new)
@@ -183,7 +183,7 @@ def _worst(values: Sequence[float]) -> float:
     return math.nan if any(map(math.isnan, values)) else max(values, default=math.nan)
 
 
-def _measured(manifest: Manifest) -> list[Evidence]:
+def _measured_evidence(manifest: Manifest) -> list[Evidence]:
     """The evidence of what was measured anywhere, of what the bundle holds and loads unasked."""
     held = {file.sha256 for file in manifest.files}
     return [
@@ -195,7 +195,7 @@ def _measured(manifest: Manifest) -> list[Evidence]:
 
 def _worst_tasks(manifest: Manifest) -> dict[str, float]:
     """Each task metric of the variant that has the least of it; NaN where a variant lacks it."""
-    measured = _measured(manifest)
+    measured = _measured_evidence(manifest)
     names = {name for entry in measured for name in entry.task}
     worst = {}
     for name in sorted(names):

@@ -1,4 +1,4 @@
-"""PyTorch's ways to ONNX, each a function that writes a file, and their failures in one form."""
+"""PyTorch's exporters, each a function that writes a file, with one form of failure."""
 
 from __future__ import annotations
 

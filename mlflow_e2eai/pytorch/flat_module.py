@@ -1,4 +1,4 @@
-"""Calling a module: named tensors in, named tensors out, whatever its ``forward`` takes and gives.
+"""A module as one of named tensors, whatever its ``forward`` takes and returns.
 
 A module whose arguments are nested, or are not all tensors, is wrapped once, by `flatten_module`,
 into one that takes the tensors among them by name. All else works with flat named arrays.

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mlflow_e2eai.report.formats import printable, shortened, tick_text
+from mlflow_e2eai.report.formats import printable, shorten, tick_text
 from mlflow_e2eai.report.scale import LogScale
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def style_of(variant: str) -> dict[str, Any]:
 
 def label_of(variant: str) -> str:
     """A variant's name as a label."""
-    return shortened(printable(variant))
+    return shorten(printable(variant))
 
 
 def svg(picture: Picture) -> str:
@@ -132,7 +132,7 @@ def svg(picture: Picture) -> str:
     import matplotlib as mpl
 
     with mpl.rc_context({"svg.hashsalt": "mlflow_e2eai", "svg.fonttype": "none"}):
-        text = _saved(picture, format="svg", metadata={"Date": None, "Creator": None}).decode()
+        text = _save(picture, format="svg", metadata={"Date": None, "Creator": None}).decode()
     return text[text.index("<svg") :]
 
 
@@ -140,10 +140,10 @@ def png(picture: Picture) -> bytes:
     """A picture as PNG, the same bytes for the same evidence."""
     # Without the version of matplotlib the same evidence gives the same bytes for longer.
     metadata = {"Software": None}
-    return _saved(picture, format="png", dpi=_PNG_PIXELS_PER_INCH, metadata=metadata)
+    return _save(picture, format="png", dpi=_PNG_PIXELS_PER_INCH, metadata=metadata)
 
 
-def _saved(picture: Picture, **options: Any) -> bytes:
+def _save(picture: Picture, **options: Any) -> bytes:
     file = io.BytesIO()
     with warnings.catch_warnings():
         # A name may have letters that matplotlib's font lacks; the user can do nothing about it.

@@ -78,7 +78,7 @@ class Row:
 
 def rows_of(manifest: Manifest) -> tuple[Row, ...]:
     """One row for each variant, in the manifest's order."""
-    report = tuned(manifest)
+    report = tuned_sizes(manifest)
     times = {} if report is None else {entry.name: entry.p50_ms for entry in report.variants}
     return tuple(_row(entry, times.get(entry.variant)) for entry in manifest.evidence)
 
@@ -109,7 +109,7 @@ def on_machines(manifest: Manifest) -> list[tuple[Manifest, str]]:
     return [(one, f" on {one.machine}" if manifest.elsewhere else "") for one in machines]
 
 
-def refused(manifest: Manifest) -> list[PrecisionReport]:
+def refused_conversions(manifest: Manifest) -> list[PrecisionReport]:
     """The conversions that gave no graph."""
     return [report for report in manifest.conversions if report.refused is not None]
 
@@ -209,7 +209,7 @@ def task_names(manifest: Manifest) -> list[str]:
     return sorted({name for entry in manifest.all_evidence for name in entry.task})
 
 
-def tuned(manifest: Manifest) -> LatencyReport | None:
+def tuned_sizes(manifest: Manifest) -> LatencyReport | None:
     """Latency at the sizes that engines are tuned for."""
     return manifest.latency.get("opt") or manifest.latency.get("static")
 
@@ -240,7 +240,7 @@ class Ratios:
     """
 
     def __init__(self, manifest: Manifest) -> None:
-        self._report = tuned(manifest)
+        self._report = tuned_sizes(manifest)
         entries = () if self._report is None else self._report.variants
         self._timed = {entry.name for entry in entries if entry.rounds_ms}
         self._known: dict[tuple[str, str], Ratio | None] = {}
@@ -251,10 +251,10 @@ class Ratios:
             return None
         pair = variant, baseline
         if pair not in self._known:
-            self._known[pair] = self._computed(*pair)
+            self._known[pair] = self._compute(*pair)
         return self._known[pair]
 
-    def _computed(self, variant: str, baseline: str) -> Ratio | None:
+    def _compute(self, variant: str, baseline: str) -> Ratio | None:
         if self._report is None:
             return None
         # A clock too coarse for the baseline gives zeros to divide by.
@@ -281,12 +281,12 @@ def median_interval(values: Sequence[float]) -> tuple[float, float]:
     are given. See Conover, Practical Nonparametric Statistics, 1999, section 3.2.
     """
     ordered = sorted(values)
-    skip = _skipped(len(ordered))
+    skip = _skip_count(len(ordered))
     return ordered[skip], ordered[len(ordered) - 1 - skip]
 
 
 @functools.lru_cache
-def _skipped(count: int) -> int:
+def _skip_count(count: int) -> int:
     """Values to leave out at either end: the most whose binomial tail stays within bounds."""
     below, skip = 0.0, 0
     while skip < count // 2:

@@ -62,7 +62,7 @@ def sentence(text: object) -> str:
     return _FOLDERS.sub("…/", printable(text))
 
 
-def shortened(text: str, most: int = 34) -> str:
+def shorten(text: str, most: int = 34) -> str:
     """A name of at most `most` letters; the middle goes first, as the ends tell names apart."""
     if len(text) <= most:
         return text

@@ -169,7 +169,7 @@ def _environment() -> Environment:
         "sentence": formats.sentence,
         "shape": formats.shape_text,
         "share": formats.share_text,
-        "shortened": formats.shortened,
+        "shortened": formats.shorten,
         "size": formats.size_text,
         "task": formats.task_text,
         "time": formats.time_text,

@@ -38,9 +38,9 @@ from mlflow_e2eai.report.facts import (
     reference_of,
     rows_of,
     step_name,
-    tuned,
+    tuned_sizes,
 )
-from mlflow_e2eai.report.formats import items_text, printable, shortened, tick_text
+from mlflow_e2eai.report.formats import items_text, printable, shorten, tick_text
 from mlflow_e2eai.report.scale import LogScale, drawable, log_scale
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ def _sizes(latency: Mapping[str, LatencyReport]) -> tuple[list[float], list[str]
     sizes = [report.items for _, report in order]
     if all(size > 0 for size in sizes) and len(set(sizes)) == len(sizes):
         return list(map(float, sizes)), [f"{size:,}" for size in sizes], "items in one call"
-    names = [shortened(printable(f"{label} ({report.items})"), 24) for label, report in order]
+    names = [shorten(printable(f"{label} ({report.items})"), 24) for label, report in order]
     apart = [2.0**at for at in range(len(order))]  # equal steps on a logarithmic axis
     return apart, names, "corner of the profile (items in one call)"
 
@@ -160,7 +160,7 @@ def _quiet_lines(axes: Axes, lines: Sequence[Sequence[_Point]]) -> None:
 
 def pareto_picture(manifest: Manifest, where: str = "") -> Picture | None:
     """Largest error against latency, both logarithmic; None when nothing has both."""
-    report, reference = tuned(manifest), reference_of(manifest)
+    report, reference = tuned_sizes(manifest), reference_of(manifest)
     rows = [
         row
         for row in rows_of(manifest)

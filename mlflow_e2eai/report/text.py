@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mlflow_e2eai.bundle.manifest import Manifest
-from mlflow_e2eai.report.facts import OUTCOMES, refused, rows_of, task_names, tuned
+from mlflow_e2eai.report.facts import (
+    OUTCOMES,
+    refused_conversions,
+    rows_of,
+    task_names,
+    tuned_sizes,
+)
 
 
 def table(manifest: Manifest) -> str:
@@ -13,7 +19,7 @@ def table(manifest: Manifest) -> str:
 
     A precision that was refused has its line too, and below the table its reason.
     """
-    return "\n".join([_aligned(_cells(manifest)), *_reasons(manifest)])
+    return "\n".join([_align(_cells(manifest)), *_reasons(manifest)])
 
 
 def markdown(manifest: Manifest) -> str:
@@ -24,12 +30,12 @@ def markdown(manifest: Manifest) -> str:
 
 
 def _reasons(manifest: Manifest) -> list[str]:
-    return [f"{one.precision} was refused: {one.refused}" for one in refused(manifest)]
+    return [f"{one.precision} was refused: {one.refused}" for one in refused_conversions(manifest)]
 
 
 def _cells(manifest: Manifest) -> list[tuple[str, ...]]:
     tasks = task_names(manifest)
-    report = tuned(manifest)
+    report = tuned_sizes(manifest)
     batch = "" if report is None else f" at {report.items}"
     machine = ("machine",) if manifest.elsewhere else ()
     lines = [("variant", *machine, "max abs error", *tasks, f"p50 ms{batch}", "decision")]
@@ -46,11 +52,11 @@ def _cells(manifest: Manifest) -> list[tuple[str, ...]]:
         for row in rows_of(there)
     ]
     nothing = ("-",) * (len(lines[0]) - 2)
-    lines += [(one.precision, *nothing, "refused") for one in refused(manifest)]
+    lines += [(one.precision, *nothing, "refused") for one in refused_conversions(manifest)]
     return lines
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
+def _align(rows: Sequence[Sequence[str]]) -> str:
     widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
     # Names to the left, numbers to the right.
     lines = [

@@ -70,7 +70,7 @@ def _emulate_bf16(model: onnx.ModelProto) -> None:
     del model.graph.value_info[:]
     for weight in model.graph.initializer:
         if weight.data_type == narrow:
-            weight.CopyFrom(_widened(weight))
+            weight.CopyFrom(_widen(weight))
     nodes: list[onnx.NodeProto] = []
     for node in model.graph.node:
         nodes.append(node)
@@ -93,7 +93,7 @@ def _round_trip(source: str, name: str) -> Iterable[onnx.NodeProto]:
     yield onnx.helper.make_node("Cast", [between], [name], to=onnx.TensorProto.FLOAT)
 
 
-def _widened(weight: onnx.TensorProto) -> onnx.TensorProto:
+def _widen(weight: onnx.TensorProto) -> onnx.TensorProto:
     import numpy as np
     import onnx
 

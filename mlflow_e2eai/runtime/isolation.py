@@ -131,16 +131,16 @@ def _open(worker: Worker, opener: Opener) -> list[tuple[str, type[Warning]]]:
 
 def _run(worker: Worker, tensors: Tensors) -> Tensors:
     worker.note.write_inputs(tensors)
-    return _opened(worker).infer(tensors)
+    return _open_runner(worker).infer(tensors)
 
 
 def _cold_start(worker: Worker, tensors: Tensors) -> ColdStart:
-    return _opened(worker).cold_start(partial(_run, worker), tensors)
+    return _open_runner(worker).cold_start(partial(_run, worker), tensors)
 
 
 def _throughput(worker: Worker, tensors: Tensors, **options: Any) -> Throughput:
     worker.note.write_inputs(tensors)
-    return throughput(_opened(worker).infer, tensors, **options)
+    return throughput(_open_runner(worker).infer, tensors, **options)
 
 
 def _compare(worker: Worker, **options: Any) -> ParityReport:
@@ -153,7 +153,7 @@ def _compare(worker: Worker, **options: Any) -> ParityReport:
     )
 
 
-def _opened(worker: Worker) -> Opened:
+def _open_runner(worker: Worker) -> Opened:
     runner: Opened = worker.state[_OPENED]
     return runner
 

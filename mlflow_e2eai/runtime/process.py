@@ -129,7 +129,7 @@ class WorkerProcess:
             if kind == "result":
                 return content[0]
             if kind == "error":
-                raise callback_error or self._failed(content[0])
+                raise callback_error or self._call_error(content[0])
             name, arguments = content
             try:
                 reply = ("result", (callbacks or {})[name](*arguments))
@@ -141,39 +141,39 @@ class WorkerProcess:
         try:
             self._connection.send(message)
         except (BrokenPipeError, ConnectionResetError) as error:
-            raise self._ended(_how_it_ended(self._process.wait())) from error
+            raise self._end_error(_how_it_ended(self._process.wait())) from error
 
     def _receive(self, timeout_s: float, deadline: float, time_limit_s: float) -> Any:
         progress, since = self._note.read(), time.monotonic()
         while True:
             if time.monotonic() > deadline:
                 late = f"was not done within {time_limit_s:g} s"
-                raise self._killed(late)
+                raise self._kill_error(late)
             if self._connection.poll(_POLL_S):
                 break
             if (now := self._note.read()) != progress:
                 progress, since = now, time.monotonic()
             if time.monotonic() - since > timeout_s:
                 silent = f"gave no sign of life for {timeout_s:g} s"
-                raise self._killed(silent)
+                raise self._kill_error(silent)
         try:
             return self._connection.recv()
         except (EOFError, ConnectionResetError) as error:
-            raise self._ended(_how_it_ended(self._process.wait())) from error
+            raise self._end_error(_how_it_ended(self._process.wait())) from error
 
-    def _killed(self, reason: str) -> RunnerError:
+    def _kill_error(self, reason: str) -> RunnerError:
         self._process.kill()
         self._process.wait()
-        return self._ended(reason)
+        return self._end_error(reason)
 
-    def _ended(self, reason: str) -> RunnerError:
+    def _end_error(self, reason: str) -> RunnerError:
         lines = self.log().decode(errors="replace").strip().splitlines()
         last = f" Its last words: {lines[-1].strip()}" if lines else ""
         activity = self._note.activity or "while it was opened"
         self._failure = self._end = f"Its process {reason} {activity}.{last}"
         return RunnerError(self._end, runner=self._note.runner or None)
 
-    def _failed(self, error: Exception) -> Exception:
+    def _call_error(self, error: Exception) -> Exception:
         self._failure = str(error)
         if isinstance(error, RunnerError):
             error.runner = self._note.runner or None

@@ -42,7 +42,7 @@ def progress(items: Iterable[Item], title: str, *, unit: str) -> Iterator[Item]:
     # tqdm.auto would draw a widget in notebooks, and warns where ipywidgets is missing.
     from tqdm import tqdm
 
-    yield from tqdm(items, desc=title, unit=f" {unit}", leave=False, disable=_disabled())
+    yield from tqdm(items, desc=title, unit=f" {unit}", leave=False, disable=_is_disabled())
 
 
 @contextmanager
@@ -57,7 +57,7 @@ def steps(title: str) -> Iterator[Callable[[str, int, int], None]]:
     """
     from tqdm import tqdm
 
-    with tqdm(desc=title, leave=False, disable=_disabled()) as bar:
+    with tqdm(desc=title, leave=False, disable=_is_disabled()) as bar:
 
         def show(phase: str, done: int, of: int) -> None:
             bar.total, bar.n = of, done
@@ -66,7 +66,7 @@ def steps(title: str) -> Iterator[Callable[[str, int, int], None]]:
         yield show
 
 
-def _disabled() -> bool | None:
+def _is_disabled() -> bool | None:
     """True where the lines are silenced too; None leaves it to the terminal."""
     return True if LOGGER.level > logging.INFO else None
 
@@ -108,7 +108,7 @@ def _clock(name: str) -> Iterator[None]:
     from tqdm import tqdm
 
     form = "{desc} {elapsed}"
-    with tqdm(desc=f"{name:<17}", bar_format=form, leave=False, disable=_disabled()) as bar:
+    with tqdm(desc=f"{name:<17}", bar_format=form, leave=False, disable=_is_disabled()) as bar:
         if bar.disable:
             yield
             return

@@ -1,4 +1,4 @@
-"""What a plan makes of a graph's interface: what each rule may change, and how old maps to new."""
+"""Changes of a graph's interface that each rule may make, and the map from old to new."""
 
 from __future__ import annotations
 

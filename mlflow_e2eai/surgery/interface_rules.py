@@ -1,4 +1,4 @@
-"""Rules whose business is the interface: names, types, layouts and sizes of inputs and outputs."""
+"""Rules that change names, types, layouts and sizes of inputs and outputs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a cleaned graph's inputs and outputs have to do with those of the graph before surgery."""
+"""Inputs and outputs of a cleaned graph as those of the raw graph, and back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The rule that puts one node in the place of several, which a pattern in ONNX's text describes."""
+"""The rule that replaces a pattern of nodes, written in ONNX's text, by one node."""
 
 from __future__ import annotations
 

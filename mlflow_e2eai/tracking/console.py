@@ -22,7 +22,7 @@ _UNDO: dict[str, Callable[[], None]] = {}
 
 @contextmanager
 def quiet_mlflow() -> Iterator[None]:
-    """Show neither MLflow's bars nor its INFO lines inside the block; its warnings are logged here.
+    """Hide MLflow's bars and INFO lines inside the block; its warnings are logged.
 
     Blocks may be nested, and open in several threads: the first one silences, the last restores.
     """

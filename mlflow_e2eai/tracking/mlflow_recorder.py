@@ -1,4 +1,4 @@
-"""Stages as child runs with LoggedModels in and out, and the engines that such runs have logged."""
+"""Stages as child runs with LoggedModels in and out; the engines that they logged."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from mlflow_e2eai.tracking.summary import add_value, stage_line
 
 
 class MlflowRecorder:
-    """A `Recorder` that makes a child run of every stage; an `EngineCache` of all that is logged.
+    """A recorder of child runs, and a cache of all engines that are logged.
 
     Attributes:
         name: Name of the model; those of the stages add to it.

@@ -93,7 +93,7 @@ def _graph_cache(folder: Path) -> GraphCache:
     return GraphCache(folder)
 
 
-def inherited() -> tuple[str, Mapping[str, str]] | None:
+def inherited_context() -> tuple[str, Mapping[str, str]] | None:
     """The experiment and tags of a run that starts in `child_runs`; None outside it."""
     return _INHERITED.get()
 

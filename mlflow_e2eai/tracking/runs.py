@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 from mlflow_e2eai.errors import TrackingError
 from mlflow_e2eai.tracking.lineage import ERROR, tag_model
-from mlflow_e2eai.tracking.remote_jobs import inherited
+from mlflow_e2eai.tracking.remote_jobs import inherited_context
 from mlflow_e2eai.tracking.server import check_server
 
 _log = logging.getLogger(__name__)
@@ -33,11 +33,11 @@ def run(name: str, *, nested: bool = False, tags: Mapping[str, str] | None = Non
     import mlflow
 
     active = mlflow.active_run()
-    above = inherited() if active is None else None
+    above = inherited_context() if active is None else None
     if above is None and (active is None or not nested):
         check_server()
     if active is not None and not nested:
-        with _explained(active.info.run_id):
+        with _explain(active.info.run_id):
             yield active.info.run_id
         return
     experiment_id, inherited_tags = above or (
@@ -50,12 +50,12 @@ def run(name: str, *, nested: bool = False, tags: Mapping[str, str] | None = Non
         tags={**inherited_tags, **(tags or {})},
         experiment_id=experiment_id,
     )
-    with new, _explained(new.info.run_id):
+    with new, _explain(new.info.run_id):
         yield new.info.run_id
 
 
 @contextmanager
-def _explained(run_id: str) -> Iterator[None]:
+def _explain(run_id: str) -> Iterator[None]:
     from mlflow import MlflowClient
 
     try:

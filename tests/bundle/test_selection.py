@@ -264,7 +264,7 @@ def test_what_failed_to_open_is_said_with_its_error(made):
 
 
 def test_a_variant_that_was_named_is_said_to_be(made):
-    choice = Candidates(made(), Goal()).named(CPU16)
+    choice = Candidates(made(), Goal()).choose(CPU16)
 
     assert (choice.variant, choice.goal) == (CPU16, None)
     assert choice.reason == "the caller named it."

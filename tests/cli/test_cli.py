@@ -214,7 +214,7 @@ def test_the_help_of_a_verb_has_an_example_that_can_be_read_and_every_default(ve
     example = out.partition("Example:\n")[2].strip()
     assert example == f"mlflow_e2eai {verb.name} {verb.example}"
     help_text = " ".join(out.split())
-    for option in verb.declared():
+    for option in verb.all_options():
         if option.default is not None:
             assert f"[default: {option.default}]" in help_text
         assert option.help in help_text or option.argument in verb.positional

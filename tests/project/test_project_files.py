@@ -39,7 +39,7 @@ def given(command: str) -> dict[str, str]:
 
 def options_of_the_demo() -> dict[str, Option]:
     demo = runpy.run_path(str(ROOT / "examples/digits.py"), run_name="digits")["DEMO"]
-    return {option.name: option for option in demo.declared()}
+    return {option.name: option for option in demo.all_options()}
 
 
 def test_each_step_is_an_entry_point_and_each_other_entry_point_is_main():
@@ -51,9 +51,9 @@ def test_each_step_is_an_entry_point_and_each_other_entry_point_is_main():
 def test_an_entry_point_has_its_verbs_options_and_their_defaults(verb):
     parameters = ENTRY_POINTS[verb.name]["parameters"]
     # The project may know a good default where the command line must ask.
-    defaults = {option.name: option.default for option in verb.declared() if option.default}
+    defaults = {option.name: option.default for option in verb.all_options() if option.default}
 
-    assert list(parameters) == [option.name for option in verb.declared()]
+    assert list(parameters) == [option.name for option in verb.all_options()]
     assert {name: parameters[name].get("default") for name in defaults} == defaults
 
 

@@ -77,7 +77,7 @@ def models_of(
     batch, apart = _batch(graph, example)
     if (reason := config.why_not_served((*graph.inputs, *graph.outputs), batch)) is not None:
         return [], [reason]
-    shared = _shared(graph, feed(example, graph.inputs), batch)
+    shared = _client_interface(graph, feed(example, graph.inputs), batch)
     refused = _refused_files(manifest)
     left_out = [f"{apart}, so that a request is a whole batch"] if apart else []
     models = []
@@ -252,7 +252,7 @@ def _as_measured(graph: OnnxArtifact) -> Message:
     }
 
 
-def _shared(graph: OnnxArtifact, example: Tensors, batch: Axis | None) -> _Shared:
+def _client_interface(graph: OnnxArtifact, example: Tensors, batch: Axis | None) -> _Shared:
     """The interface for clients, and the input example at the corners of the profile."""
     requests, files = [], {}
     buckets = batch.buckets if batch else ()

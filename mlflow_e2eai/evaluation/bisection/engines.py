@@ -74,7 +74,7 @@ def bisect_engine(
         samples: Named inputs on which the engine fails, with sizes that `source.axes` admits.
         build: What builds and runs a piece; by default the engine of this machine's GPU.
         tolerance: As `compare` takes it.
-        repeats: The same.
+        repeats: How often each sample is run; see `mlflow_e2eai.compare`.
         max_evaluations: As `narrow` takes it. For one faulty node among n it takes at most
             2·⌈log2 n⌉ + 1.
 
@@ -135,7 +135,7 @@ class _Trial:
             return "is right"  # nobody needs what they make
         try:
             piece = self._cut(inputs, outputs, "piece.onnx")
-            return self._outcome(piece, self._fed(inputs))
+            return self._outcome(piece, self._values_at(inputs))
         except (InvalidInputError, RunnerError):
             return "unknown"
 
@@ -158,7 +158,7 @@ class _Trial:
                 return "cannot be built or run"
         return "is right" if report.passed else "gives wrong answers"
 
-    def _fed(self, inputs: Sequence[str]) -> list[Tensors]:
+    def _values_at(self, inputs: Sequence[str]) -> list[Tensors]:
         """Values of ONNX Runtime at these tensors, for each sample."""
         given = [spec.name for spec in self.source.inputs]
         inner = [name for name in inputs if name not in given]

@@ -79,7 +79,7 @@ def search(nodes: Sequence[str], fails: Fails, *, max_evaluations: int | None = 
         )
         raise InvalidInputError(msg)
     try:
-        _shorten(asked)
+        _reduce(asked)
         _thin_out(asked)
     except _SpentError:
         return asked.result(minimal=False)
@@ -142,7 +142,7 @@ class _SpentError(Exception):
     """There are no evaluations left; it never leaves this file."""
 
 
-def _shorten(asked: _SetSearch) -> None:
+def _reduce(asked: _SetSearch) -> None:
     """Find the needed nodes from the last to the first; `needed` and `rest` pass throughout."""
     while not asked.passes(asked.needed):
         low = 0  # so many of the rest are not enough

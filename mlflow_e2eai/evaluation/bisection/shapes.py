@@ -1,4 +1,4 @@
-"""What types and shapes the values inside a graph have, by running it."""
+"""Types and shapes of the values inside a graph, by running it."""
 
 from __future__ import annotations
 

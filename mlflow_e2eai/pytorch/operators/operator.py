@@ -1,4 +1,4 @@
-"""What an operator computes, carried by the graph as a model-local function."""
+"""The meaning of an operator, carried by the graph as a model-local function."""
 
 from __future__ import annotations
 

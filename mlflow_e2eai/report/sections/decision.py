@@ -14,10 +14,10 @@ from mlflow_e2eai.report.facts import (
     is_raw,
     on_machines,
     reference_of,
-    refused,
+    refused_conversions,
     rows_of,
     task_names,
-    tuned,
+    tuned_sizes,
     worst_outcomes,
 )
 from mlflow_e2eai.report.formats import bounds_text, error_text, factor_text, time_text
@@ -110,7 +110,7 @@ def _fastest(
     if not timed:
         return []
     best = min(timed, key=lambda row: row.p50_ms or 0.0)
-    doubt = tag(tuned(manifest), best.variant)
+    doubt = tag(tuned_sizes(manifest), best.variant)
     time = f"{time_text(best.p50_ms)} ms"
     facts = [_fact(f"Fastest that passed{where}", time, best.variant, doubt)]
     if (ratio := ratios.get(best.variant)) is not None:
@@ -137,13 +137,13 @@ def variants_section(manifest: Manifest, ratios: Sequence[Mapping[str, Ratio]]) 
         for (there, where), own in zip(on_machines(manifest), ratios, strict=True)
     ]
     count = len({entry.variant for entry in manifest.all_evidence})
-    context = {"count": count, "machines": machines, "refused": refused(manifest)}
+    context = {"count": count, "machines": machines, "refused": refused_conversions(manifest)}
     return Section("variants", "Variants", context)
 
 
 def _machine(manifest: Manifest, where: str, ratios: Mapping[str, Ratio]) -> dict[str, object]:
     """The variants of a machine; no time of another's is compared with one of them."""
-    report = tuned(manifest)
+    report = tuned_sizes(manifest)
     size = "" if report is None else f" at {report.items}"
     caption = (
         f"Largest absolute error over all comparisons, and latency{size} against "

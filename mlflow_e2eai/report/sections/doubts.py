@@ -59,7 +59,9 @@ def doubts(manifest: Manifest) -> Iterator[tuple[str, bool]]:
             "shown, and does not decide."
         )
         yield text, False
-    yield from _timing(report for there in manifest.by_machine for report in there.latency.values())
+    yield from _latency_doubts(
+        report for there in manifest.by_machine for report in there.latency.values()
+    )
 
 
 def _variants(count: int) -> str:
@@ -70,7 +72,7 @@ def _fails_advisory(entry: Evidence) -> bool:
     return any(not report.passed for kind, report in entry.parity.items() if kind in ADVISORY)
 
 
-def _timing(reports: Iterable[LatencyReport]) -> Iterator[tuple[str, bool]]:
+def _latency_doubts(reports: Iterable[LatencyReport]) -> Iterator[tuple[str, bool]]:
     """One line for each kind of doubt about the times."""
     variants_by_kind: dict[str, set[str | None]] = {}
     for report in reports:

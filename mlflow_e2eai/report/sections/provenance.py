@@ -43,7 +43,7 @@ def lineage_section(manifest: Manifest, origin: Origin) -> Section:
     context = {
         "origin": origin,
         "location": list(_location(origin)),
-        "exported": [] if manifest.export is None else _exported(manifest.export),
+        "exported": [] if manifest.export is None else _export_rows(manifest.export),
         "subject": subject_of(manifest),
         "source_model": manifest.source_model,
         "roots": roots,
@@ -86,7 +86,7 @@ def _location(origin: Origin) -> Iterator[tuple[str, str, str | None]]:
         yield "Run", origin.run_id, origin.run_link()
 
 
-def _exported(report: ExportReport) -> list[tuple[str, str]]:
+def _export_rows(report: ExportReport) -> list[tuple[str, str]]:
     """The exporter that wrote the raw graph, and why others did not."""
     entries: list[tuple[str, str]] = [("Exporter", report.exporter)]
     if report.unverified is not None:

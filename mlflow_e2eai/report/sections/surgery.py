@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 from mlflow_e2eai.report.facts import Section
-from mlflow_e2eai.report.formats import change_text, error_text, shortened, size_text
+from mlflow_e2eai.report.formats import change_text, error_text, shorten, size_text
 from mlflow_e2eai.surgery.outline import Outline, OutlineNode, State
 from mlflow_e2eai.surgery.stage import SurgeryReport
 
@@ -103,7 +103,7 @@ def _stretches(nodes: Sequence[OutlineNode]) -> Iterator[dict[str, object]]:
 
 def _operator_names(nodes: Sequence[OutlineNode]) -> str:
     counts = Counter(node.operator for node in nodes).most_common()
-    names = [f"{count} {shortened(name)}" for name, count in counts[:_MOST_OPERATORS]]
+    names = [f"{count} {shorten(name)}" for name, count in counts[:_MOST_OPERATORS]]
     return ", ".join(names) + (" and others" if len(counts) > _MOST_OPERATORS else "")
 
 
