@@ -264,7 +264,7 @@ def show(cell: Cell, seconds: float) -> None:
         print(f"  {time_ms} ms  {way.name}  worst {way.worst:.1e}, {way.wrong} wrong  {way.note}")
     for goal in gpu_page.GOALS:
         if goal.is_about(cell):
-            verdict = gpu_page.deciding(goal, cell)
+            verdict = gpu_page.judged(goal, cell)
             print(f"  {verdict.holds!s:5} {goal.sentence}: {verdict.says}", flush=True)
 
 

@@ -16,7 +16,7 @@ import mlflow_e2eai
 from mlflow_e2eai import Axis
 from mlflow_e2eai.artifacts.axes import resize
 from mlflow_e2eai.artifacts.values import OnnxArtifact, Tensors
-from mlflow_e2eai.engine.runner import engine_runner, why_not_here
+from mlflow_e2eai.engine.runner import engine_runner, unsupported_here
 from mlflow_e2eai.errors import E2EAIError, MissingDependencyError
 from mlflow_e2eai.pytorch.runner import torch_runner
 from mlflow_e2eai.runtime.ort import onnxruntime_runner
@@ -120,7 +120,7 @@ def engine_agrees(model: torch.nn.Module, graph: OnnxArtifact) -> bool:
         print(f"{TARGET:6}  no engine: {error}")
         return True
     built = f"{TARGET:6}  {graph.precision} engine, {engine.size_bytes / 1e6:.2f} MB"
-    if (reason := why_not_here(engine)) is not None:
+    if (reason := unsupported_here(engine)) is not None:
         print(f"{built}; not run: {reason}")
         return True
     with (

@@ -140,7 +140,7 @@ class EngineRunner:
     def __init__(
         self, engine: EngineArtifact, loaded: LoadedEngine, gpu: Gpu, *, serving: bool
     ) -> None:
-        self._engine, self._loaded, self._gpu = engine, loaded, gpu
+        self._engine, self._opened, self._gpu = engine, loaded, gpu
         self._serving = serving
         self._names = [spec.name for spec in engine.inputs]
         self._profiles = profiles(engine.axes)
@@ -154,8 +154,8 @@ class EngineRunner:
 
     def _configure(self) -> tuple[Any, KernelCache | None]:
         """How contexts are to run, and the kernels kept, where the backend has such settings."""
-        backend, trt = self._loaded.backend, self._loaded.trt
-        loaded = self._loaded.engine
+        backend, trt = self._opened.backend, self._opened.trt
+        loaded = self._opened.engine
         runtime_config = loaded.create_runtime_config()
         # Else each context takes the memory of the largest profile.
         strategy = trt.ExecutionContextAllocationStrategy.ON_PROFILE_CHANGE
@@ -175,18 +175,18 @@ class EngineRunner:
         )
 
     def _context(self, profile: int) -> Context:
-        loaded = self._loaded.engine
+        loaded = self._opened.engine
         execution = loaded.create_execution_context(self._config)
         if execution is None:
-            raise refusal(self._engine, self._loaded.log.reason())
+            raise refusal(self._engine, self._opened.log.reason())
         return Context(
             self._engine,
             execution,
             profile,
-            trt=self._loaded.trt,
-            log=self._loaded.log,
+            trt=self._opened.trt,
+            log=self._opened.log,
             device=self._gpu.device,
-            captures_graphs=self._loaded.backend.graph_capture is None,
+            captures_graphs=self._opened.backend.graph_capture is None,
             poisoned=not self._serving,
         )
 
@@ -218,7 +218,7 @@ class EngineRunner:
     @property
     def profile_memory_bytes(self) -> tuple[int, ...]:
         """GPU memory of a context for each profile, in bytes, the dynamic profile first."""
-        loaded, dynamic = self._loaded.engine, dynamic_of(self._profiles)
+        loaded, dynamic = self._opened.engine, dynamic_of(self._profiles)
         order = sorted(range(loaded.num_optimization_profiles), key=lambda at: at != dynamic)
         return tuple(int(loaded.get_device_memory_size_for_profile_v2(at)) for at in order)
 

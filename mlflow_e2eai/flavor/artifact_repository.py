@@ -1,4 +1,4 @@
-"""`mlflow.pyfunc.load_model("e2eai:/digits@champion")`: only the files that are needed come here.
+"""``e2eai:/`` URIs for `mlflow.pyfunc.load_model`: only the needed files are downloaded.
 
 MLflow downloads whole models, by the repository that is registered for the scheme of their URI. It
 loads this module while it is being imported itself, so that only the standard library is imported

@@ -212,7 +212,7 @@ def _reference_tasks(manifest: Manifest) -> Mapping[str, float]:
 
 
 def _latency_ratio(challenger: Path, champion: Path, *, allow_native: Sequence[str]) -> float:
-    """Upper bound of how many times as long the challenger takes; NaN when it cannot be measured.
+    """Upper bound of the challenger's latency ratio; NaN when it cannot be measured.
 
     Each runs its own input example, resized to the corners that both profiles admit.
     """

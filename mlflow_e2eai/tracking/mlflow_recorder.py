@@ -124,10 +124,14 @@ class MlflowStage:
                 raise TypeError(msg)
 
     def _log_output(self, output: Output) -> None:
-        """Log an artifact as a LoggedModel and this run's output; link one that is logged."""
+        """Log an artifact as a LoggedModel and this run's output; link an engine of the cache.
+
+        A graph is logged even if an earlier one has its digest: a plan that changes nothing is a
+        stage too.
+        """
         artifact, recorder = output.artifact, self._recorder
         tags: dict[str, str] = {}
-        if artifact.sha256 in recorder.models:
+        if isinstance(artifact, EngineArtifact) and artifact.sha256 in recorder.models:
             tags[FOUND] = recorder.models[artifact.sha256]
             link_output(self.run_id, tags[FOUND])
         else:

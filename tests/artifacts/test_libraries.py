@@ -235,6 +235,7 @@ def test_where_surgery_takes_the_operator_out_no_library_is_needed(tmp_path):
 FACTORY = Path(__file__).parents[1] / "support" / "negpos_model.py"
 
 
+@pytest.mark.slow
 def test_every_stage_runs_by_its_verb_where_the_library_is_allowed(store, capsys):
     def verb(name, *words, code=0, whole=False):
         capsys.readouterr()

@@ -60,6 +60,7 @@ def test_a_file_is_shown_and_the_server_ends_with_the_block(path):
         served(url)
 
 
+@pytest.mark.exporters
 def test_a_bundle_shows_its_cleaned_graph(tmp_path):
     mlflow_e2eai.save_model(
         net(),

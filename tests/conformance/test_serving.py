@@ -76,12 +76,14 @@ def test_each_form_of_json_is_answered(served, saved, payload):
     assert_close(post(served, payload)["output"], answers(saved, X))
 
 
+@pytest.mark.slow
 def test_a_table_of_numbers_is_answered_where_there_is_no_signature(served_unsigned, saved):
     rows = post(served_unsigned, {"dataframe_split": {"columns": COLUMNS, "data": X}})
 
     assert_close([row["output"] for row in rows], answers(saved, X).reshape(-1))
 
 
+@pytest.mark.slow
 def test_several_inputs_are_given_by_name(served_two, saved_with_two_inputs):
     given = {name: array[:2].tolist() for name, array in saved_with_two_inputs.inputs.items()}
     wanted = saved_with_two_inputs.outputs["target"][:2]

@@ -267,6 +267,7 @@ def always_crashes(*_):
     yield infer
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("in_processes")
 def test_where_everything_crashes_the_module_is_timed_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(evaluation_variants, "open_variant", always_crashes)

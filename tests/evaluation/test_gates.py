@@ -25,7 +25,7 @@ METRICS = st.dictionaries(NAMES, st.floats())
 
 def shipped() -> tuple[Gate, ...]:
     return gates_from(
-        yaml.safe_load(files("mlflow_e2eai").joinpath("gates.yaml").read_text("utf-8"))
+        yaml.safe_load(files("mlflow_e2eai.evaluation").joinpath("gates.yaml").read_text("utf-8"))
     )
 
 
@@ -36,7 +36,8 @@ def test_the_module_knows_the_standard_library_and_our_errors_only():
 
     assert "mlflow_e2eai.errors" in names
     strange = {name for name in names if name.partition(".")[0] not in sys.stdlib_module_names}
-    assert strange == {"mlflow_e2eai.errors"}
+    # Of the latter, the float type of stored values; both import the standard library only.
+    assert strange == {"mlflow_e2eai.errors", "mlflow_e2eai.artifacts.files"}
 
 
 @pytest.mark.parametrize(

@@ -79,6 +79,7 @@ def test_jobs_run_side_by_side_under_the_one_parent_and_one_that_fails_fails_alo
         fleet.require_success([first, failed, second])
 
 
+@pytest.mark.slow
 def test_equal_jobs_are_done_once(store, tmp_path):
     graph = log_graph(tmp_path)
     first, second = fleet.run([compiling(graph), compiling(graph)], workers=2)
@@ -102,6 +103,7 @@ def test_a_worker_that_is_killed_while_it_builds_ends_its_run_and_the_job_is_don
     assert engines() == list(outcome.models)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", DEATHS)
 def test_a_builder_that_dies_fails_its_job_alone(store, tmp_path, how):
     _, said = DEATHS[how]
@@ -119,6 +121,7 @@ def test_a_builder_that_dies_fails_its_job_alone(store, tmp_path, how):
     assert "TensorRT did not finish" in log_of(runs[0].info.run_id)
 
 
+@pytest.mark.slow
 def test_a_job_that_is_lost_twice_is_given_up_and_the_others_go_on(store, tmp_path):
     graph = log_graph(tmp_path, model=slow_to_build())
     with mlflow.start_run() as parent:
@@ -139,6 +142,7 @@ def test_a_worker_that_hangs_is_ended_at_its_limit(store, tmp_path):
     assert {mlflow.get_run(run).info.status for run in outcome.failed_runs} == {"FAILED"}
 
 
+@pytest.mark.slow
 def test_an_evaluation_puts_its_evidence_under_the_parent(store, tmp_path):
     graph = log_graph(tmp_path)
     with mlflow.start_run() as parent:
@@ -172,6 +176,7 @@ def test_a_graph_stays_for_the_next_job_and_goes_when_a_job_did_without_it(store
         assert tracking.fetch_graph(first, tmp_path).sha256 == graph.sha256
 
 
+@pytest.mark.slow
 def test_a_package_whose_engines_a_fleet_built_is_the_one_built_here(store):
     source = jobs.log("small_models:build", name="net")
     arguments = {"name": "net", "precisions": ["fp32"], "targets": ["sm86", "sm89"]}
@@ -205,6 +210,7 @@ def test_an_engine_that_a_fleet_cannot_build_is_left_out_of_the_package_and_the_
     assert engines() == []
 
 
+@pytest.mark.slow
 def test_targets_that_only_other_machines_know_are_built_there_or_left_out_with_the_reason(
     store, monkeypatch
 ):
@@ -255,6 +261,7 @@ def test_build_settings_that_need_a_gpu_are_refused_before_anything_is_made(stor
     assert engines() == []
 
 
+@pytest.mark.slow
 def test_the_job_compile_shares_its_targets_out(store, tmp_path):
     graph = log_graph(tmp_path)
     made = distributed.compile(graph, targets=["sm86", "sm89"], executor="local", workers=2)

@@ -105,6 +105,7 @@ def test_a_worker_judges_what_it_can_and_says_why_not_the_rest(store, tmp_path, 
     ]
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_while_it_judges_leaves_the_job_to_another(store, tmp_path):
     job = Job(stage="evaluate", model_uri=log_graph(tmp_path))
     with mlflow.start_run() as parent:
@@ -176,6 +177,7 @@ def test_a_pipeline_has_the_engines_judged_that_it_cannot_run_and_keeps_what_eac
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("store", "processes_elsewhere")
 def test_where_an_evaluation_fails_the_pipeline_goes_on_and_the_reason_is_the_evidence(
     monkeypatch, tmp_path

@@ -90,7 +90,7 @@ def test_an_engine_in_tf32_is_built_of_the_graph_in_fp32_only(source):
         distributed.compile(half, targets=["sm86"], precision="tf32")
 
 
-@pytest.mark.parametrize("executor", [None, "local"])
+@pytest.mark.parametrize("executor", [None, pytest.param("local", marks=pytest.mark.slow)])
 def test_build_settings_go_with_a_model_to_its_engine_its_key_and_its_run(store, executor):
     source = jobs.log("small_models:build", name="net")
     chosen = BuildSettings(optimization_level=1, threads=2)

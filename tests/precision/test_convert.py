@@ -457,6 +457,7 @@ def test_a_mask_may_saturate_before_a_softmax(made, graph, tmp_path):
     assert np.array_equal(answers[1] == 0, ~SOME["keep"])
 
 
+@pytest.mark.exporters
 def test_minilm_stays_in_fp16_whole_with_a_padded_sample(tmp_path):
     """Its mask is -3.4e38: 13 of its nodes would be kept for that alone."""
     model = minilm()

@@ -76,7 +76,7 @@ def results_of(pages, *cells):
 
 
 def verdict_of(pages, number, cell):
-    return pages.deciding(pages.GOALS[number], cell)
+    return pages.judged(pages.GOALS[number], cell)
 
 
 def test_a_goal_holds_where_the_whole_interval_is_below_the_limit(pages):
@@ -119,8 +119,8 @@ def test_torch_compile_is_to_be_beaten_at_a_bucket_and_met_between(pages):
     bucket, other = (cell_of(pages, ratios=ratios, at_bucket=is_one) for is_one in (True, False))
     assert [at.is_about(bucket), at.is_about(other)] == [True, False]
     assert [between.is_about(bucket), between.is_about(other)] == [False, True]
-    assert pages.deciding(at, bucket).holds is False
-    assert pages.deciding(between, other).holds is True
+    assert pages.judged(at, bucket).holds is False
+    assert pages.judged(between, other).holds is True
 
 
 def test_the_section_shows_times_wrong_answers_and_what_was_not_measured(pages):

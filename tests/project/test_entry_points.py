@@ -159,6 +159,7 @@ def test_a_wrong_parameter_is_one_sentence_and_a_failed_run_that_says_why(demo, 
     assert run.info.status == "FAILED"
 
 
+@pytest.mark.slow
 def test_a_wrong_parameter_of_the_demo_is_one_sentence_too(demo, folder, client):
     done = mlflow_run(folder, "-P", "epochs=many")
     sentence = "main: --epochs: 'many' is no whole number of at least 1"
@@ -167,6 +168,7 @@ def test_a_wrong_parameter_of_the_demo_is_one_sentence_too(demo, folder, client)
     assert run.info.status == "FAILED"
 
 
+@pytest.mark.slow
 def test_a_rejection_is_a_failed_project_run_so_that_a_pipeline_stops_there(demo, folder, client):
     gates = folder / "gates.yaml"
     gates.write_text("gates: [{metric: task/accuracy, at_least: 2}]")

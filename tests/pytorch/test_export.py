@@ -520,7 +520,7 @@ def test_a_branch_on_the_data_climbs_to_script_with_the_reason_of_each_rung(out)
     made, report = export(Branches().eval(), {"x": two_rows()}, out=out)
     assert report.exporter == "script"
     assert list(report.refused) == ["dynamo", "trace"]
-    assert all(re.search(r"test_exporter\.py:\d+", why) for why in report.refused.values())
+    assert all(re.search(r"test_export\.py:\d+", why) for why in report.refused.values())
     assert "froze a value" in report.refused["trace"]
     assert report.unverified is None
     for x in (two_rows(), -two_rows()):
@@ -529,7 +529,7 @@ def test_a_branch_on_the_data_climbs_to_script_with_the_reason_of_each_rung(out)
 
 
 def test_a_trace_that_froze_a_branch_is_refused_with_the_line(out):
-    with pytest.raises(ExportError, match=r"trace exporter, which froze a value at test_exporter"):
+    with pytest.raises(ExportError, match=r"trace exporter, which froze a value at test_export"):
         export(Branches().eval(), {"x": two_rows()}, out=out, exporter="trace")
     assert not out.exists()
 

@@ -22,6 +22,7 @@ from mlflow_e2eai.runtime.ort import onnxruntime_runner
 N = Axis("N", min=1, opt=2, max=4)
 
 pytestmark = [
+    pytest.mark.exporters,
     pytest.mark.usefixtures("on_threads"),
     pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:Converting a tensor to a Python:torch.jit.TracerWarning"),

@@ -192,6 +192,7 @@ def test_a_bundle_with_an_exposed_tensor_is_judged_whole(tmp_path):
         np.testing.assert_allclose(model.structured(answer), right, atol=1e-5)
 
 
+@pytest.mark.exporters
 def test_a_bundle_does_not_begin_inside_its_model(tmp_path):
     module = net()
     raw = _raw(module, tmp_path)
