@@ -49,7 +49,7 @@ from mlflow.tracking._model_registry import fluent
 import mlflow_e2eai
 from mlflow_e2eai import flavor
 
-pytestmark = pytest.mark.usefixtures("on_threads")
+pytestmark = [pytest.mark.exporters, pytest.mark.usefixtures("on_threads")]
 
 
 def watched_register():

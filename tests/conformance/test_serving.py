@@ -21,6 +21,8 @@ from mlflow.exceptions import MlflowException
 import mlflow_e2eai
 from mlflow_e2eai.errors import E2EAIError, InvalidInputError, RunnerError
 
+pytestmark = pytest.mark.exporters
+
 ROOT = Path(__file__).parents[2]
 COLUMNS = ["sepal_length", "sepal_width", "petal_length", "petal_width"]
 X = [[5.1, 3.5, 1.4, 0.2], [6.2, 2.9, 4.3, 1.3]]

@@ -41,9 +41,8 @@ from mlflow_e2eai.errors import (
 )
 from mlflow_e2eai.evaluation import stage as evaluation_stage
 from mlflow_e2eai.flavor.run_context import GpuContext
-from mlflow_e2eai.pytorch import stage as pytorch_stage
 
-pytestmark = pytest.mark.usefixtures("on_threads")
+pytestmark = [pytest.mark.exporters, pytest.mark.usefixtures("on_threads")]
 
 UNREADABLE_PROC = """
 import pathlib
@@ -203,9 +202,7 @@ def test_digests_are_the_same_in_another_process(saved_in_two_precisions, tmp_pa
     program = f"""
 import numpy, torch, mlflow_e2eai
 from mlflow_e2eai.evaluation import stage
-from mlflow_e2eai.pytorch import stage as pytorch_stage
 stage.BUDGET_S = {evaluation_stage.BUDGET_S}
-pytorch_stage.AUTO = {pytorch_stage.AUTO}
 mlflow_e2eai.save_model(
     torch.load({str(tmp_path / "module.pt")!r}, weights_only=False),
     {str(tmp_path / "model")!r},
