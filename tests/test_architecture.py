@@ -342,6 +342,20 @@ def test_a_stage_is_one_function_and_its_report(stage):
     assert set(public) & set(mlflow_e2eai.__all__) or stage.parent.name == "evaluation"
 
 
+@pytest.mark.parametrize(
+    "init",
+    [path for path in FILES if path.name == "__init__.py" and path.parent != PACKAGE],
+    ids=lambda path: path.parent.name,
+)
+def test_a_folders_docstring_lists_its_files(init):
+    text = ast.get_docstring(ast.parse(init.read_text("utf-8")))
+    rows = re.findall(r"^([a-z0-9_]+(?:, [a-z0-9_]+)*)/? {2,}\S", text or "", re.MULTILINE)
+    entries = {path.stem for path in init.parent.glob("*.py")} - {"__init__"}
+    entries |= {path.parent.name for path in init.parent.glob("*/__init__.py")}
+
+    assert {name for row in rows for name in row.split(", ")} == entries
+
+
 # The public face
 
 

@@ -1,12 +1,14 @@
 """The stages, one after the other or one at a time, on values that a recorder logs.
 
 build          all stages on a model in memory
+stages         each stage with its log, for build and jobs alike
 jobs           one stage on a logged model
 job_inputs     what a job reads from the lineage of its model
 source         the PyTorch model or ONNX file at the beginning
 onnx_file      an ONNX file as a source
 engines        engines for all precisions and targets
-settings       the settings of a pipeline
+settings       the options of a pipeline
+options        options as text, for the command line and MLproject
 model_factory  ``package.module:function`` as a model
 publish        a bundle's report in the tracking store
 """

@@ -4,6 +4,22 @@ Stages know digests; this package alone knows which LoggedModel a digest is. Eve
 it makes carries the tags ``e2eai.derived_from`` (what it was made from), ``e2eai.source_model``
 (the PyTorch model at the root) and ``e2eai.stage``, so that the chain can be walked both ways with
 MLflow's own search. Run inputs alone would not do: `search_runs` leaves them out.
+
+recorder         protocols: log a value, find an engine, run jobs elsewhere
+mlflow_recorder  stages as child runs, and the cache of logged engines
+runs             parents, children, and the reason of a failed one
+models           artifacts -> LoggedModels
+sources          PyTorch models <-> LoggedModels
+lineage          URIs -> LoggedModels, and the chain that they stand in
+latest           the newest model or version that a step can take
+downloads        files of a model, one by one
+engine_store     engines and kernel timings of earlier builds
+remote_jobs      runs of jobs in other processes
+metrics          evidence -> tags and metrics
+summary          the values of a stage in a few words
+console          MLflow's bars and INFO lines, hidden in our calls
+server           whether the server answers, and cached lookups
+_mlflow          private helpers of MLflow
 """
 
 from mlflow_e2eai.tracking.downloads import ModelFiles, fetcher
