@@ -230,6 +230,11 @@ class Slow(torch.nn.Module):
         return self.head(x) + self.body(wide)[:, :3]
 
 
+def test_a_version_of_the_same_files_is_as_fast_by_construction(good):
+    place = bundle.find(good)
+    assert stage.metrics_of(place, place)["champion/latency_ratio"] == 1.0
+
+
 def test_a_version_that_is_measured_to_be_much_slower_is_rejected(store, good):
     mlflow_e2eai.promote("net", register(good))
     info = mlflow_e2eai.log_model(
