@@ -12,6 +12,7 @@ from mlflow_e2eai.evaluation.bisection.search import Bisection
 from mlflow_e2eai.evaluation.evidence import Evidence, MachineEvidence, machine_name
 from mlflow_e2eai.evaluation.gates import Decision
 from mlflow_e2eai.tracking.downloads import ModelFiles
+from mlflow_e2eai.tracking.summary import outcome
 
 DONE, ERROR, REJECTED = 0, 1, 3
 """Exit codes."""
@@ -41,15 +42,14 @@ def print_evidence(machines: Iterable[MachineEvidence], arguments: Arguments) ->
         if arguments["executor"] is not None:
             print(f"{machine_name(machine.environment)}:")
         for entry in machine.evidence:
-            print(_outcome(entry))
+            print(_line(entry))
     return DONE
 
 
-def _outcome(entry: Evidence) -> str:
-    outcome = "passed" if entry.passed else "failed" if entry.measured else "not measured"
+def _line(entry: Evidence) -> str:
     lost = entry.lost_at and f"lost at {entry.lost_at}"
     reasons = "; ".join(filter(None, [lost, entry.reason, *entry.findings, entry.untimed]))
-    return f"{entry.variant}: {outcome}" + (f" ({reasons})" if reasons else "")
+    return f"{entry.variant}: {outcome(entry)}" + (f" ({reasons})" if reasons else "")
 
 
 def print_bundle(info: Any, arguments: Arguments) -> int:
