@@ -264,8 +264,15 @@ def test_every_stage_runs_by_its_verb_where_the_library_is_allowed(store, capsys
 
 
 def test_promote_measures_both_versions_where_the_library_is_allowed(store, saved):
-    for _ in range(2):
-        log_model(saved, registered_model_name="negpos")
+    log_model(saved, registered_model_name="negpos")
+    log_model(
+        WithNegPos().eval(),
+        registered_model_name="negpos",
+        input_example=EXAMPLE,
+        dynamic_axes=AXES,
+        operator_libraries=[LIBRARY],
+        precisions=["fp32"],
+    )
     gates = {"gates": [{"metric": "champion/latency_ratio", "at_most": 1000}]}
 
     def decided(version, *names):
