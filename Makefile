@@ -7,6 +7,8 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # MLflow's usage statistics go to its makers; a demo and a test suite have nothing to tell them.
 export MLFLOW_DISABLE_TELEMETRY := true
+# Where this is set, as in many containers, each process compiles MLflow and PyTorch anew, for 3.7 s.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test docs lint unit large test-slow test-ray test-gpu bench bench-gpu bench-slow clean
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from mlflow_e2eai.evaluation.evidence import Evidence
 from mlflow_e2eai.latency.report import Latency, LatencyReport
 from mlflow_e2eai.pytorch.stage import ExportReport
+
+if TYPE_CHECKING:
+    from mlflow.entities import RunTag
 
 NONFINITE = "e2eai.nonfinite"
 """Tag of a run: the metrics that were not finite, and so were not stored as numbers."""
@@ -99,23 +102,49 @@ def start_metrics(evidence: Evidence) -> dict[str, float]:
 
 
 def log_metrics(
-    metrics: Mapping[str, float], *, run_id: str, model_id: str | None = None, step: int = 0
+    metrics: Mapping[str, float],
+    *,
+    run_id: str,
+    model_id: str | None = None,
+    steps: Iterable[tuple[int, Mapping[str, float]]] = (),
+    tags: Mapping[str, str] | None = None,
 ) -> None:
-    """Log metrics on a run and its model; one that is not finite is never stored as a number.
+    """Log metrics on a run and its model, with tags of the run, in one request.
 
     A LoggedModel would store NaN as 0.0 and minus infinity as a number that passes any upper bound.
-    Their names go into the tag ``e2eai.nonfinite`` of the run instead.
-    """
-    import mlflow
-    from mlflow import MlflowClient
+    The names of metrics that are not finite go into the tag ``e2eai.nonfinite`` of the run instead.
 
-    finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
-    if finite:
-        mlflow.log_metrics(finite, step=step, run_id=run_id, model_id=model_id)
-    if nonfinite := sorted(metrics.keys() - finite.keys()):
-        client = MlflowClient()
+    Args:
+        metrics: Values at step 0.
+        run_id: The run.
+        model_id: The model, an input or output of the run.
+        steps: Values at other steps.
+        tags: Tags of the run.
+    """
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric
+    from mlflow.utils.time import get_current_time_millis
+
+    client, now = MlflowClient(), get_current_time_millis()
+    rows = [(0, metrics), *steps]
+    finite = [
+        Metric(name, value, now, step, model_id=model_id, run_id=run_id)
+        for step, numbers in rows
+        for name, value in numbers.items()
+        if math.isfinite(value)
+    ]
+    tags = dict(tags or {})
+    if nonfinite := {n for _, row in rows for n, value in row.items() if not math.isfinite(value)}:
         before = client.get_run(run_id).data.tags.get(NONFINITE)
-        client.set_tag(run_id, NONFINITE, ", ".join(filter(None, [before, *nonfinite])))
+        tags[NONFINITE] = ", ".join(filter(None, [before, *sorted(nonfinite)]))
+    client.log_batch(run_id, metrics=finite, tags=run_tags(tags))
+
+
+def run_tags(tags: Mapping[str, str]) -> list[RunTag]:
+    """Tags as `MlflowClient.log_batch` takes them."""
+    from mlflow.entities import RunTag
+
+    return [RunTag(key, value) for key, value in tags.items()]
 
 
 def _worst(before: float | None, now: float, choose: Any) -> float:

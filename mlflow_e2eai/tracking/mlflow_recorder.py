@@ -21,6 +21,7 @@ from mlflow_e2eai.tracking.metrics import (
     export_tags,
     log_metrics,
     parity_metrics,
+    run_tags,
     start_metrics,
     stepped_metrics,
 )
@@ -151,27 +152,28 @@ class MlflowStage:
     def _log_build(self, engine: EngineArtifact, tags: Mapping[str, str]) -> None:
         """Log the build settings of an engine that are not the default as parameters."""
         from mlflow import MlflowClient
-        from mlflow.entities import Param, RunTag
+        from mlflow.entities import Param
 
         chosen = engine.settings.not_default.items()
         params = [Param(f"build/{name}", str(value)) for name, value in chosen]
         if params or tags:
-            MlflowClient().log_batch(
-                self.run_id, params=params, tags=[RunTag(key, tags[key]) for key in tags]
-            )
+            MlflowClient().log_batch(self.run_id, params=params, tags=run_tags(tags))
 
     def _log_measurement(self, measurement: Measurement) -> None:
         """Log the numbers on the run and on the model, batch sizes as steps."""
         evidence = measurement.evidence
         self._log_text("evidence.json", to_json(evidence))
-        self._set_tags(_verdict_tags(evidence))
         metrics = {**parity_metrics(evidence), **start_metrics(evidence)}
         if evidence.worth is not None:
             metrics |= evidence.worth.metrics
         model_id = self._parents[0] if self._parents else None
-        log_metrics(metrics, run_id=self.run_id, model_id=model_id)
-        for step, numbers in stepped_metrics(evidence, measurement.latency):
-            log_metrics(numbers, run_id=self.run_id, model_id=model_id, step=step)
+        log_metrics(
+            metrics,
+            run_id=self.run_id,
+            model_id=model_id,
+            steps=stepped_metrics(evidence, measurement.latency),
+            tags=_verdict_tags(evidence),
+        )
 
     def _log_text(self, file: str, text: str) -> None:
         from mlflow import MlflowClient
@@ -181,8 +183,7 @@ class MlflowStage:
     def _set_tags(self, tags: Mapping[str, str]) -> None:
         from mlflow import MlflowClient
 
-        for key, value in tags.items():
-            MlflowClient().set_tag(self.run_id, key, value)
+        MlflowClient().log_batch(self.run_id, tags=run_tags(tags))
 
 
 def _verdict_tags(evidence: Evidence) -> dict[str, str]:

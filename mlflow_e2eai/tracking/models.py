@@ -24,6 +24,7 @@ from mlflow_e2eai.errors import ArtifactError
 from mlflow_e2eai.evaluation.bisection.search import Bisection
 from mlflow_e2eai.tracking.downloads import fetch_text
 from mlflow_e2eai.tracking.lineage import ARTIFACT, ERROR, SHA256, link_output, tag_model
+from mlflow_e2eai.tracking.metrics import log_metrics
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
@@ -190,19 +191,19 @@ def log_bisection(bisection: Bisection, *, run_id: str, variant: str) -> None:
     """
     from mlflow import MlflowClient
 
-    client = MlflowClient()
-    client.log_text(run_id, to_json(bisection), "bisection.json")
-    client.log_metric(run_id, "bisect/nodes", len(bisection.nodes))
-    client.log_metric(run_id, "bisect/suspects", bisection.suspects)
-    client.log_metric(run_id, "bisect/evaluations", bisection.evaluations)
+    MlflowClient().log_text(run_id, to_json(bisection), "bisection.json")
+    metrics = {
+        "bisect/nodes": float(len(bisection.nodes)),
+        "bisect/suspects": float(bisection.suspects),
+        "bisect/evaluations": float(bisection.evaluations),
+    }
     tags = {
         "e2eai.variant": variant,
         "e2eai.nodes": _brief(bisection.nodes),
         "e2eai.minimal": str(bisection.minimal).lower(),
         "e2eai.reason": bisection.sentence,
     }
-    for key, value in tags.items():
-        client.set_tag(run_id, key, value)
+    log_metrics(metrics, run_id=run_id, tags=tags)
 
 
 def log_fp32_nodes(nodes: Collection[str], *, run_id: str) -> None:
