@@ -42,6 +42,8 @@ from mlflow_e2eai.errors import (
 from mlflow_e2eai.evaluation import stage as evaluation_stage
 from mlflow_e2eai.flavor.run_context import GpuContext
 
+SUPPORT = Path(__file__).parents[1] / "support"
+
 pytestmark = [pytest.mark.exporters, pytest.mark.usefixtures("on_threads")]
 
 UNREADABLE_PROC = """
@@ -200,9 +202,12 @@ def test_digests_are_the_same_in_another_process(saved_in_two_precisions, tmp_pa
     torch.save(made.module, tmp_path / "module.pt")
     np.savez(tmp_path / "example.npz", **made.options["input_example"])
     program = f"""
-import numpy, torch, mlflow_e2eai
+import sys
+sys.path.insert(0, {str(SUPPORT)!r})
+import numpy, pytest, threaded_workers, torch, mlflow_e2eai
 from mlflow_e2eai.evaluation import stage
 stage.BUDGET_S = {evaluation_stage.BUDGET_S}
+threaded_workers.instead_of_processes(pytest.MonkeyPatch())
 mlflow_e2eai.save_model(
     torch.load({str(tmp_path / "module.pt")!r}, weights_only=False),
     {str(tmp_path / "model")!r},
