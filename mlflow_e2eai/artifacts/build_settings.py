@@ -97,9 +97,9 @@ class BuildSettings:
 
     def __str__(self) -> str:
         """The settings that differ from the default, as the command line takes them."""
-        said = {True: "yes", False: "no"}
+        words = {True: "yes", False: "no"}
         given = (
-            f"{name}={said[value] if isinstance(value, bool) else value}"
+            f"{name}={words[value] if isinstance(value, bool) else value}"
             for name, value in self.not_default.items()
         )
         return ",".join(given) or "default"

@@ -52,8 +52,8 @@ def read(path: Path) -> onnx.ModelProto:
         raise ArtifactError(msg) from error
     except Exception as error:  # protobuf's and onnx's errors share no base class
         is_empty = path.stat().st_size == 0
-        said = "it is empty" if is_empty else str(error).strip() or type(error).__name__
-        reason = said.splitlines()[0]
+        message = "it is empty" if is_empty else str(error).strip() or type(error).__name__
+        reason = message.splitlines()[0]
         msg = f"{path.name} is not a valid ONNX file: {reason}"
         raise ArtifactError(msg) from error
     return model
@@ -133,9 +133,11 @@ def to_onnx(graph: gs.Graph, *, like: onnx.ModelProto) -> onnx.ModelProto:
         for attribute in node.attribute
     )
     if not nested:
-        kept = [entry for entry in model.opset_import if entry.domain in used | {"", "ai.onnx"}]
+        used_opsets = [
+            entry for entry in model.opset_import if entry.domain in used | {"", "ai.onnx"}
+        ]
         del model.opset_import[:]
-        model.opset_import.extend(kept)
+        model.opset_import.extend(used_opsets)
     _annotate(model, like)
     return model
 
@@ -309,11 +311,11 @@ def inline_functions(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def operators(model: onnx.ModelProto) -> dict[str, int]:
     """Number of nodes of each operator in the main graph."""
-    found: dict[str, int] = {}
+    counts: dict[str, int] = {}
     for node in model.graph.node:
         name = operator_name(node.domain, node.op_type)
-        found[name] = found.get(name, 0) + 1
-    return dict(sorted(found.items()))
+        counts[name] = counts.get(name, 0) + 1
+    return dict(sorted(counts.items()))
 
 
 def operator_name(domain: str | None, op_type: str) -> str:

@@ -54,17 +54,17 @@ def describe_libraries(paths: Iterable[str | Path]) -> tuple[Library, ...]:
     Raises:
         InvalidInputError: One is not there, or two have one name.
     """
-    found: dict[str, Library] = {}
+    libraries: dict[str, Library] = {}
     for given in paths:
         path = Path(given).absolute()
         if not path.is_file():
             msg = f"The library {path} is not there; give the path of a shared library."
             raise InvalidInputError(msg)
         library = Library(path=path, sha256=sha256_of(path), allowed=True)
-        if found.setdefault(path.name, library).sha256 != library.sha256:
+        if libraries.setdefault(path.name, library).sha256 != library.sha256:
             msg = f"Two libraries are named {path.name}; rename one, as they are allowed by name."
             raise InvalidInputError(msg)
-    return tuple(found.values())
+    return tuple(libraries.values())
 
 
 def copy_libraries(libraries: Iterable[Library], directory: Path) -> tuple[Library, ...]:
@@ -94,7 +94,7 @@ def resolve_libraries(libraries: Iterable[Library], directory: Path) -> tuple[Li
     Raises:
         ArtifactError: A library lies elsewhere.
     """
-    found = []
+    resolved = []
     for library in libraries:
         if library.path.is_absolute() or ".." in library.path.parts:
             msg = (
@@ -102,10 +102,10 @@ def resolve_libraries(libraries: Iterable[Library], directory: Path) -> tuple[Li
             )
             raise ArtifactError(msg)
         is_allowed = library.path.name in _ALLOWED.get()
-        found.append(
+        resolved.append(
             dataclasses.replace(library, path=directory / library.path, allowed=is_allowed)
         )
-    return tuple(found)
+    return tuple(resolved)
 
 
 def loadable(libraries: Sequence[Library]) -> tuple[Path, ...]:

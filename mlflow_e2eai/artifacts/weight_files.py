@@ -117,8 +117,10 @@ def _is_hard_link(file: Path, place: Path) -> bool:
 
 def is_large(module: torch.nn.Module) -> bool:
     """Whether a module's weights will lie outside the graph's file."""
-    held = [*module.parameters(), *module.buffers()]
-    return sum(each.numel() * each.element_size() for each in held) > external_data.EXTERNAL_BYTES
+    tensors = [*module.parameters(), *module.buffers()]
+    return (
+        sum(each.numel() * each.element_size() for each in tensors) > external_data.EXTERNAL_BYTES
+    )
 
 
 @contextmanager
@@ -298,5 +300,5 @@ def remember(file: Path, sha256: str) -> None:
 
 
 def _key(file: Path) -> tuple[int, int, int, int]:
-    said = file.stat()
-    return said.st_dev, said.st_ino, said.st_size, said.st_mtime_ns
+    status = file.stat()
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns

@@ -208,7 +208,7 @@ def _monitor(trt: Any, worker: Worker) -> Any:
                 self._reported = time.monotonic()
                 try:
                     worker.note.write_activity(f"in the phase {phase!r}")
-                    worker.ask("step", phase, done, self._steps[phase])
+                    worker.call_back("step", phase, done, self._steps[phase])
                 except (RunnerError, EOFError, OSError) as error:
                     self.failure = error
 

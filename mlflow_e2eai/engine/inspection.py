@@ -81,18 +81,18 @@ def _check_tensors(trt: Any, loaded: Any, source: OnnxArtifact) -> None:
     if sorted(names) != sorted(spec.name for spec in specs):
         raise _wrong(source, f"the engine has the inputs and outputs {sorted(names)}")
     for spec in specs:
-        found = loaded.get_tensor_dtype(spec.name)
-        if spec.dtype in types and found != types[spec.dtype]:
-            raise _wrong(source, f"the engine has {spec.name!r} in {found}, not in {spec.dtype}")
+        dtype = loaded.get_tensor_dtype(spec.name)
+        if spec.dtype in types and dtype != types[spec.dtype]:
+            raise _wrong(source, f"the engine has {spec.name!r} in {dtype}, not in {spec.dtype}")
 
 
 def _check_profiles(loaded: Any, source: OnnxArtifact) -> None:
     for at, sizes in enumerate(profiles(source.axes) if source.axes else ()):
         for spec in (spec for spec in source.inputs if not all(map(_is_fixed, spec.shape))):
             wanted = [shape_at(spec, sizes, bound) for bound in range(3)]
-            found = [tuple(shape) for shape in loaded.get_tensor_profile_shape(spec.name, at)]
-            if found != wanted:
-                reason = f"profile {at} of the engine has {spec.name!r} from {found}, not {wanted}"
+            shapes = [tuple(shape) for shape in loaded.get_tensor_profile_shape(spec.name, at)]
+            if shapes != wanted:
+                reason = f"profile {at} of the engine has {spec.name!r} from {shapes}, not {wanted}"
                 raise _wrong(source, reason)
 
 

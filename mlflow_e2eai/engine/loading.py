@@ -118,13 +118,13 @@ def _check_interface(engine: EngineArtifact, loaded: Any) -> None:
     """
     names = {loaded.get_tensor_name(at) for at in range(loaded.num_io_tensors)}
     recorded = {spec.name for spec in (*engine.inputs, *engine.outputs)}
-    found, wanted = f"the inputs and outputs {sorted(names)}", str(sorted(recorded))
+    actual, expected = f"the inputs and outputs {sorted(names)}", str(sorted(recorded))
     if names == recorded:
         count = len(profiles(engine.axes))
         if not engine.axes or loaded.num_optimization_profiles == count:
             return
-        found, wanted = f"{loaded.num_optimization_profiles} profiles", str(count)
-    msg = f"{engine.path.name} has {found}, but {wanted} are recorded; compile it again."
+        actual, expected = f"{loaded.num_optimization_profiles} profiles", str(count)
+    msg = f"{engine.path.name} has {actual}, but {expected} are recorded; compile it again."
     raise RunnerError(msg)
 
 

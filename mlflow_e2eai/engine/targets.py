@@ -196,10 +196,10 @@ def _check_gpu(text: str, target: Target) -> None:
     here = local_compute_capability()
     fits = here is not None and covers(target, here)
     if not fits:
-        found = "there is no GPU" if here is None else f"the GPU is of {here}"
+        actual = "there is no GPU" if here is None else f"the GPU is of {here}"
         wanted = target.compute_capability or f"sm{_OLDEST} or later"
         msg = (
-            f"TensorRT builds {text!r} on a GPU of {wanted} itself, but in this machine {found}; "
+            f"TensorRT builds {text!r} on a GPU of {wanted} itself, but in this machine {actual}; "
             f"compile it on a machine that has one, or take a target of TensorRT-RTX, which needs "
             f"none: {', '.join(TARGETS[1:])}."
         )

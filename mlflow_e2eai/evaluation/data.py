@@ -102,8 +102,8 @@ class EvaluationData:
 
         def read() -> Iterator[tuple[tuple[Array, ...], Array | None]]:
             for arrays, labels in self.read():
-                made = convert_inputs(dict(zip(self.names, arrays, strict=True)), cleaned)
-                yield tuple(made.values()), labels
+                converted = convert_inputs(dict(zip(self.names, arrays, strict=True)), cleaned)
+                yield tuple(converted.values()), labels
 
         return dataclasses.replace(self, names=tuple(s.name for s in cleaned.inputs), read=read)
 
@@ -121,15 +121,15 @@ class EvaluationData:
                 return None
             batches.append((inputs, labels))
         counts = [len(next(iter(inputs.values()))) for inputs, _ in batches]
-        found: dict[str, Array] = {}
+        columns: dict[str, Array] = {}
         for name in self.names:
             column = join_parts([inputs[name] for inputs, _ in batches], counts)
             if isinstance(column, list):
                 return None
-            found[name] = column
+            columns[name] = column
         known = [labels for _, labels in batches if labels is not None]
         truth = join_parts(known, counts) if known else None
-        return None if isinstance(truth, list) else (found, truth)
+        return None if isinstance(truth, list) else (columns, truth)
 
 
 def calls(
@@ -164,9 +164,11 @@ def calls(
             count = min(leading.max, total - start)
             filled = -(-max(count, leading.min) // leading.multiple) * leading.multiple
             index = start + np.arange(filled) % count
-            asked = feed({name: array[index] for name, array in inputs.items()}, graph.inputs)
-            _check_sizes(asked, graph, axes)
-            yield asked, None if labels is None else labels[start : start + count], count
+            inputs_of_call = feed(
+                {name: array[index] for name, array in inputs.items()}, graph.inputs
+            )
+            _check_sizes(inputs_of_call, graph, axes)
+            yield inputs_of_call, None if labels is None else labels[start : start + count], count
 
 
 def all_samples(
@@ -186,11 +188,11 @@ def all_samples(
 
 def _check_sizes(tensors: Tensors, graph: OnnxArtifact, axes: Mapping[str, Axis]) -> None:
     for spec in graph.inputs:
-        for name, found in zip(spec.shape, tensors[spec.name].shape, strict=True):
+        for name, size in zip(spec.shape, tensors[spec.name].shape, strict=True):
             axis = axes.get(str(name))
-            if axis is not None and not axis.admits(found):
+            if axis is not None and not axis.admits(size):
                 msg = (
-                    f"The evaluation data has {found} on axis {name!r} of {spec.name!r}, but the "
+                    f"The evaluation data has {size} on axis {name!r} of {spec.name!r}, but the "
                     f"profile admits {axis}; cut or pad it, or widen the axis."
                 )
                 raise InvalidInputError(msg)

@@ -83,14 +83,14 @@ def arrays_of(inputs: Any, labels: Any, example: Tensors) -> tuple[tuple[Array, 
     return tuple(arrays.values()), _labels(labels)
 
 
-def check_names(found: Sequence[str], wanted: Sequence[str]) -> None:
+def check_names(names: Sequence[str], wanted: Sequence[str]) -> None:
     """Refuse inputs of other names than those wanted.
 
     Raises:
         InvalidInputError: A name is missing or strange.
     """
-    if set(found) != set(wanted):
-        msg = f"The evaluation data has {sorted(found)}, but {list(wanted)} are wanted; rename it."
+    if set(names) != set(wanted):
+        msg = f"The evaluation data has {sorted(names)}, but {list(wanted)} are wanted; rename it."
         raise InvalidInputError(msg)
 
 
@@ -148,8 +148,8 @@ def _pieces(frame: pd.DataFrame, labels: Any) -> Iterator[tuple[Any, Any]]:
 def _split(frame: Any, column: str) -> tuple[Any, Any]:
     """A DataFrame without the column that has the labels, and that column."""
     if not _is_frame(frame) or column not in frame.columns:
-        found = list(frame.columns) if _is_frame(frame) else type(frame).__name__
-        msg = f"The labels are to be column {column!r}, but the data has {found}; name a column."
+        columns = list(frame.columns) if _is_frame(frame) else type(frame).__name__
+        msg = f"The labels are to be column {column!r}, but the data has {columns}; name a column."
         raise InvalidInputError(msg)
     return frame.drop(columns=column), frame[column]
 

@@ -90,8 +90,8 @@ class Examination:
         parity: dict[str, ParityReport] = {}
         with _open_emulated(variant, there) as rounding:
             for kind, samples, options in self._comparisons(variant):
-                asked = rounding if kind in ROUNDED else there
-                parity[kind] = asked.compare(
+                comparison = rounding if kind in ROUNDED else there
+                parity[kind] = comparison.compare(
                     self.reference, samples, precision=variant.precision, **options
                 )
                 yield {"parity": dict(parity)}
@@ -106,8 +106,8 @@ class Examination:
         self, variant: Variant
     ) -> Iterator[tuple[str, Iterable[Tensors], dict[str, Any]]]:
         """Samples by kind, and how they are asked."""
-        asked = [*self.corners.values(), *([] if self.other is None else [self.other])]
-        yield "profile", asked, {"repeats": REPEATS, "threads": 2}
+        at_corners = [*self.corners.values(), *([] if self.other is None else [self.other])]
+        yield "profile", at_corners, {"repeats": REPEATS, "threads": 2}
         if _is_rounded_late(variant):
             yield "rounded", self.corners.values(), {"repeats": 1}
         for kind, samples in self.edges.items():
@@ -158,10 +158,10 @@ def _open_emulated(variant: Variant, there: IsolatedRunner) -> Iterator[Isolated
 
 def edges_of(example: Tensors, graph: OnnxArtifact, reference: Infer) -> dict[str, list[Tensors]]:
     """Edge samples by kind of evidence."""
-    found: dict[str, list[Tensors]] = {}
+    samples_by_kind: dict[str, list[Tensors]] = {}
     for name, sample in edge_samples(example, graph, reference).items():
-        found.setdefault(name if name in ADVISORY else "edges", []).append(sample)
-    return found
+        samples_by_kind.setdefault(name if name in ADVISORY else "edges", []).append(sample)
+    return samples_by_kind
 
 
 def magnitudes_of(answers: Tensors) -> dict[str, float]:

@@ -34,11 +34,11 @@ class Gate:
             msg = f"The gate on {self.metric!r} has the limit {self.limit}; give a finite number."
             raise InvalidInputError(msg)
 
-    def passes(self, found: float | None) -> bool:
+    def passes(self, value: float | None) -> bool:
         """Whether a value is within the bound; a missing, NaN or infinite one never is."""
-        if found is None or not math.isfinite(found):
+        if value is None or not math.isfinite(value):
             return False
-        return found <= self.limit if self.bound == "at_most" else found >= self.limit
+        return value <= self.limit if self.bound == "at_most" else value >= self.limit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,8 +58,8 @@ class Verdict:
     passed: bool
 
     def __str__(self) -> str:
-        found = "not measured" if self.found is None else f"{self.found:g}"
-        return f"{self.metric}: found {found}, wanted {self.wanted}"
+        value = "not measured" if self.found is None else f"{self.found:g}"
+        return f"{self.metric}: found {value}, wanted {self.wanted}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -31,11 +31,12 @@ def accuracy(outputs: Mapping[str, Any], labels: Any) -> float:
             another shape than the choices.
     """
     first = next(iter(outputs.values()))
-    found, wanted = np.shape(labels), np.shape(first)
-    if not wanted or wanted[-1] < 2 or found != wanted[:-1]:  # noqa: PLR2004 - a choice needs two
+    labelled, predicted = np.shape(labels), np.shape(first)
+    if not predicted or predicted[-1] < 2 or labelled != predicted[:-1]:  # noqa: PLR2004 - a choice needs two
         msg = (
-            f"The first output has shape {list(wanted)} and the labels {list(found)}, but accuracy "
-            f"wants scores of two classes or more along the last axis; give metrics= of your own."
+            f"The first output has shape {list(predicted)} and the labels {list(labelled)}, but "
+            f"accuracy wants scores of two classes or more along the last axis; give metrics= of "
+            f"your own."
         )
         raise InvalidInputError(msg)
     return float(np.mean(np.argmax(first, axis=-1) == labels))
@@ -100,11 +101,11 @@ def scores(
     labels: list[Any] = []
     counts: list[int] = []
     for inputs, known, count in calls:
-        asked = len(next(iter(inputs.values())))
+        rows = len(next(iter(inputs.values())))
         for name, value in infer(inputs).items():
             array = np.array(value)
             # What was filled up to the profile's min does not count.
-            answers.setdefault(name, []).append(array[:count] if _rows(array) == asked else array)
+            answers.setdefault(name, []).append(array[:count] if _rows(array) == rows else array)
         labels.append(known)
         counts.append(count)
     outputs = {name: join_parts(parts, counts) for name, parts in answers.items()}

@@ -50,7 +50,7 @@ def decide_quantized(
     """
     by_sha = {artifact.sha256: artifact for artifact in artifacts}
     report = latency.get("opt") or latency.get("static")
-    found = []
+    entries = []
     for entry in evidence:
         artifact = by_sha.get(entry.sha256 or "")
         runner = entry.variant.rpartition("/")[0]
@@ -62,7 +62,7 @@ def decide_quantized(
             and other.variant.rpartition("/")[0] == runner
         ]
         if artifact is None or artifact.precision not in TYPES or not plain:
-            found.append(entry)
+            entries.append(entry)
             continue
         accuracy = entry if entry.measured else _graph_evidence(artifact, evidence)
         sizes = [_size(by_sha[other.sha256 or ""]) for other in plain]
@@ -76,12 +76,12 @@ def decide_quantized(
         metrics["quantized/gain_ratio"] = min(one for one in ratios if not math.isnan(one))
         metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
         decision = decide(gates, metrics, has_champion=False)
-        found.append(
+        entries.append(
             dataclasses.replace(
                 entry, worth=QuantizationVerdict(metrics=metrics, decision=decision)
             )
         )
-    return found
+    return entries
 
 
 def is_retained(artifact: OnnxArtifact | EngineArtifact, evidence: Sequence[Evidence]) -> bool:

@@ -186,15 +186,17 @@ def variants_of(
 ) -> dict[str, Variant]:
     """All variants by name, each after the one that it was made of, or else the reference."""
     plain = {graph.sha256: graph_variant(graph, "cpu") for graph in graphs}
-    found: dict[str, Variant] = {}
+    variants: dict[str, Variant] = {}
 
     def add(name: str, artifact: OnnxArtifact | EngineArtifact, step: str, before: str) -> None:
         opener = partial(open_variant, name, graphs, engines)
-        found[name] = Variant(name=name, artifact=artifact, step=step, before=before, opener=opener)
+        variants[name] = Variant(
+            name=name, artifact=artifact, step=step, before=before, opener=opener
+        )
 
     if raw is not None:
         opener = partial(raw_runner, raw, graphs[0])
-        found[FILE] = Variant(name=FILE, artifact=raw, step=EXPORT, before=TORCH, opener=opener)
+        variants[FILE] = Variant(name=FILE, artifact=raw, step=EXPORT, before=TORCH, opener=opener)
         plain[raw.sha256] = FILE
     for graph in graphs:
         before = plain.get(graph.parent_sha256 or "", reference)
@@ -203,7 +205,7 @@ def variants_of(
         add(graph_variant(graph, "cpu"), graph, step, before)
         if is_emulated(graph, "cpu"):
             name = graph_variant(graph, "cpu")
-            found[name] = dataclasses.replace(found[name], untimed=_EMULATED)
+            variants[name] = dataclasses.replace(variants[name], untimed=_EMULATED)
     for device in onnxruntime_devices():
         for graph in graphs if device != "cpu" else ():
             step = step_of(graph, f"onnxruntime-{device}")
@@ -211,4 +213,4 @@ def variants_of(
     for engine in engines:
         step = step_of(engine, str(engine.target))
         add(engine_variant(engine), engine, step, plain.get(engine.parent_sha256, reference))
-    return found
+    return variants

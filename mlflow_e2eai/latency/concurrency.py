@@ -95,21 +95,21 @@ def _load(
         try:
             infer(sample)  # what a thread sets up for itself
             race.barrier.wait()
-            made = 0
-            while made == 0 or clock() - race.started < budget_s:
+            calls = 0
+            while calls == 0 or clock() - race.started < budget_s:
                 infer(sample)
-                made += 1
+                calls += 1
         except threading.BrokenBarrierError:
             return 0, race.started  # another caller failed, and says why
         except BaseException:
             race.barrier.abort()  # the others must not wait for this one
             raise
-        return made, clock()
+        return calls, clock()
 
     with ThreadPoolExecutor(max_workers=callers) as pool:
         futures = [pool.submit(call) for _ in range(callers)]
     results = [future.result() for future in futures]
-    calls = sum(made for made, _ in results)
+    calls = sum(done for done, _ in results)
     seconds = max(ended for _, ended in results) - race.started
     rate = calls * items / seconds if seconds > 0 else float("inf")
     return Load(threads=callers, calls=calls, seconds=seconds, items_per_s=rate)

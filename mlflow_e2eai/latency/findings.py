@@ -91,13 +91,13 @@ def drifts(taken_ms: Mapping[str, Sequence[float]]) -> Iterator[LatencyFinding]:
     Of several, one drifts by itself when it does so on the clock and against the others.
     """
     factors = {name: drift(values) for name, values in taken_ms.items()}
-    found = {name: factor for name, factor in factors.items() if factor is not None}
-    alone = {name: factor for name, factor in found.items() if _against_others(name, taken_ms)}
+    drifting = {name: factor for name, factor in factors.items() if factor is not None}
+    alone = {name: factor for name, factor in drifting.items() if _against_others(name, taken_ms)}
     for name, factor in alone.items():
         sentence = f"{name!r} took {factor:.2f} times as long in the last rounds as in the first."
         yield LatencyFinding(kind="drift", variant=name, sentence=sentence)
-    if not alone and len(found) == len(taken_ms):
-        factor = float(np.median(list(found.values())))
+    if not alone and len(drifting) == len(taken_ms):
+        factor = float(np.median(list(drifting.values())))
         sentence = (
             f"All callables took about {factor:.2f} times as long in the last rounds as in the "
             f"first: it is the machine that changed."

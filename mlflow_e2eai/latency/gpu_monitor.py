@@ -38,13 +38,13 @@ class GpuWatch:
 
     @property
     def due(self) -> bool:
-        """Whether there is a GPU, and it has not been asked for a while."""
+        """Whether there is a GPU, and its last reading is a while ago."""
         if self._nvml is None:
             return False
         return self._last is None or self._clock() - self._last >= PERIOD_S
 
-    def ask(self) -> None:
-        """Ask it once."""
+    def poll(self) -> None:
+        """Read the clocks, power, temperature and throttle reasons once."""
         if self._nvml is None:
             return
         nvml, handle = self._nvml, self._handle
@@ -70,7 +70,7 @@ class GpuWatch:
             [value for value in column if value is not None]
             for column in (zip(*self._samples, strict=True) if self._samples else 4 * [()])
         )
-        said = [int(bits) for bits in reasons]
+        masks = [int(bits) for bits in reasons]
         return GpuRecord(
             name=name.decode() if isinstance(name, bytes) else name,
             samples=len(self._samples),
@@ -79,9 +79,9 @@ class GpuWatch:
             power_max_w=max(map(float, powers), default=None),
             temperature_max_c=max(map(float, heats), default=None),
             throttle_reasons=tuple(
-                word for bit, word in _REASONS.items() if any(bits & bit for bits in said)
+                word for bit, word in _REASONS.items() if any(bits & bit for bits in masks)
             )
-            if said
+            if masks
             else None,
         )
 

@@ -102,22 +102,22 @@ def benchmark(
         name: _warm_up(infer, watch, calls=warmup, budget_s=budget_s / 5)
         for name, infer in candidates.items()
     }
-    found = [
+    doubts = [
         findings.unsteady_warmup(name, calls=seen.calls, windows_ms=seen.windows_ms)
         for name, seen in warm.items()
         if not seen.settled
     ]
-    if strict and found:
-        msg = f"{found[0].sentence} Give it a larger budget_s, or a quieter machine."
+    if strict and doubts:
+        msg = f"{doubts[0].sentence} Give it a larger budget_s, or a quieter machine."
         raise RunnerError(msg)
     taken, gpu = _rounds(candidates, watch, rounds, budget_s)
     variants = tuple(
         _latency(name, calls, items, warm[name])
         for name, calls in zip(candidates, taken, strict=True)
     )
-    found += _findings(variants, watch.gaps_s, gpu)
+    doubts += _findings(variants, watch.gaps_s, gpu)
     return LatencyReport(
-        items=items, warmup=warmup, variants=variants, findings=tuple(found), gpu=gpu
+        items=items, warmup=warmup, variants=variants, findings=tuple(doubts), gpu=gpu
     )
 
 
@@ -184,17 +184,17 @@ def _warm_up(infer: Infer, watch: _Stopwatch, *, calls: int, budget_s: float) ->
     fill_ms = min(WINDOW_MS, 1e3 * budget_s / _WINDOWS)
     started = watch.clock()
     watch.pause()
-    made, settled = 0, False
-    while made < calls and not settled:
-        if made >= MIN_WARMUP and watch.clock() - started > budget_s:
+    done, settled = 0, False
+    while done < calls and not settled:
+        if done >= MIN_WARMUP and watch.clock() - started > budget_s:
             break
-        window = _window(infer, watch, calls - made, fill_ms)
-        made += len(window)
+        window = _window(infer, watch, calls - done, fill_ms)
+        done += len(window)
         if sum(window) >= fill_ms:
             windows.append(float(np.median(window)))
             settled = _steady(windows)
     watch.pause()
-    return _WarmUp(calls=made, windows_ms=tuple(windows), settled=settled)
+    return _WarmUp(calls=done, windows_ms=tuple(windows), settled=settled)
 
 
 def _window(infer: Any, watch: _Stopwatch, calls: int, fill_ms: float) -> Sequence[float]:
@@ -226,11 +226,11 @@ def _rounds(
             if number >= MIN_ROUNDS and watch.clock() - started > budget_s:
                 break
             if gpu.due:
-                gpu.ask()
+                gpu.poll()
                 watch.pause()
             for at in orders[number % len(orders)]:
                 taken[at].add(watch.time(infers[at]))
-        gpu.ask()
+        gpu.poll()
     finally:
         record = gpu.close()
     return taken, record

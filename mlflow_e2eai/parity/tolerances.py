@@ -53,14 +53,14 @@ FEW = 64
 """An error's root mean square over fewer elements scatters as much as its largest."""
 
 NOISE_SHARE = 0.25
-"""Two answers to one question may differ by this share of the tolerance.
+"""Two outputs for the same inputs may differ by this share of the tolerance.
 
 Only the order of sums differs between them, not the rounding of weights and activations, which is
 the greater part of the error that the tolerance admits.
 """
 
 NOISE_FACTOR = 3.0
-"""Or by this many times what two answers of the reference differ by: the largest of about fifty
+"""Or by this many times what two outputs of the reference differ by: the largest of about fifty
 differences is three times that of one pair, where noise is normal."""
 
 FLOOR = 1e-3
@@ -83,7 +83,7 @@ class Limits:
         noise_to_signal: Limit on the root mean square; infinite where the caller chose `default`.
         outputs: Limits of outputs that have their own; no other limit holds for them.
         scales: Magnitude that errors are a share of where the output's own is smaller. The root
-            mean square of an output that has one is not judged: it has no such floor.
+            mean square of an output that has one is not limited: it has no such floor.
     """
 
     default: float

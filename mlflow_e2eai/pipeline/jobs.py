@@ -68,20 +68,20 @@ def log(factory: str, *, name: str) -> str:
         InvalidInputError: There is no such callable, or it returns something else.
     """
     with tracking.run("log", nested=True, tags={tracking.STAGE: "log"}) as run_id:
-        made = call(factory)
+        arguments = call(factory)
         return tracking.log_source(
-            made["model"],
-            made["input_example"],
+            arguments["model"],
+            arguments["input_example"],
             name=name,
             run_id=run_id,
-            dynamic_axes=made.get("dynamic_axes"),
-            operators=made.get("operators", ()),
-            operator_libraries=made.get("operator_libraries", ()),
+            dynamic_axes=arguments.get("dynamic_axes"),
+            operators=arguments.get("operators", ()),
+            operator_libraries=arguments.get("operator_libraries", ()),
             evaluation=evaluation_data.evaluation_of(
-                made["model"],
-                made["input_example"],
-                made.get("evaluation_data"),
-                made.get("metrics"),
+                arguments["model"],
+                arguments["input_example"],
+                arguments.get("evaluation_data"),
+                arguments.get("metrics"),
             ),
         )
 

@@ -86,10 +86,10 @@ def _require_fp32(model: onnx.ModelProto, path: Path) -> None:
         for attribute in node.attribute
         if attribute.name == "to"
     }
-    if found := sorted(narrow[kind] for kind in kinds & narrow.keys()):
+    if narrow_types := sorted(narrow[kind] for kind in kinds & narrow.keys()):
         msg = (
-            f"{path.name} computes in {found[0]} already, and would be the reference of all that "
-            f"is made of it; export the model in fp32."
+            f"{path.name} computes in {narrow_types[0]} already, and would be the reference of all "
+            f"that is made of it; export the model in fp32."
         )
         raise InvalidInputError(msg)
 
@@ -138,11 +138,11 @@ def _random_example(graph: OnnxArtifact) -> dict[str, Array]:
     """An input example from a graph's inputs, every axis at its opt."""
     random = np.random.default_rng(0)
     opt = {axis.name: axis.opt for axis in graph.axes}
-    found = {}
+    example = {}
     for spec in graph.inputs:
         shape = [size if isinstance(size, int) else opt[size] for size in spec.shape]
         dtype = np.dtype(spec.dtype)
         is_float = dtype.kind == "f"
         array = random.standard_normal(shape) if is_float else np.zeros(shape)
-        found[spec.name] = array.astype(dtype)
-    return found
+        example[spec.name] = array.astype(dtype)
+    return example

@@ -184,7 +184,7 @@ def convert_on(
         raise
     if converted is not graph:
         if report.kept:
-            log(Fp32Nodes(nodes=tuple(kept.node for kept in report.kept)))
+            log(Fp32Nodes(nodes=tuple(node.node for node in report.kept)))
         log(Output(artifact=converted, example=example))
         log(report)
     return converted, report

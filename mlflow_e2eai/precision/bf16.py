@@ -42,8 +42,8 @@ def to_bf16(model: onnx.ModelProto, *, keep_fp32: Collection[str] = ()) -> onnx.
     import onnx
 
     names = graphs.node_names(model)
-    if strange := sorted(set(keep_fp32).difference(names)):
-        msg = f"The graph has no node {strange[0]!r} to keep in fp32; see graphs.node_names."
+    if unknown := sorted(set(keep_fp32).difference(names)):
+        msg = f"The graph has no node {unknown[0]!r} to keep in fp32; see graphs.node_names."
         raise InvalidInputError(msg)
     raised = _with_opset(model)
     for node, name in zip(raised.graph.node, names, strict=True):
@@ -113,13 +113,15 @@ class _Retyping:
     named: dict[tuple[str, bool], str] = field(default_factory=dict)
     nodes: list[onnx.NodeProto] = field(default_factory=list)
 
-    def run(self, kept: frozenset[str]) -> None:
+    def run(self, keep_fp32: frozenset[str]) -> None:
         """Retype every node, and leave the interface as it was."""
         graph = self.model.graph
         outputs = {value.name for value in graph.output}
         self.named = {(value.name, False): value.name for value in graph.input}
         for node in graph.node:
-            narrow_in, narrow_out = (set(), set()) if node.name in kept else self._bf16_of(node)
+            narrow_in, narrow_out = (
+                (set(), set()) if node.name in keep_fp32 else self._bf16_of(node)
+            )
             if any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute):
                 narrow_in, narrow_out = set(), set()
                 self._widen_inside(node)
@@ -133,7 +135,7 @@ class _Retyping:
                     node.output[place] = f"{name}_in_bf16"
                 self.named[name, narrow] = node.output[place]
         for name in outputs & self.floats:
-            self._as(name, narrow=False, made=name)
+            self._as(name, narrow=False, output=name)
         del graph.node[:], graph.value_info[:]
         graph.node.extend(self.nodes)
         self._drop_unread()
@@ -170,7 +172,7 @@ class _Retyping:
         }
         return read, given
 
-    def _as(self, name: str, narrow: bool, made: str | None = None) -> str:  # noqa: FBT001
+    def _as(self, name: str, narrow: bool, output: str | None = None) -> str:  # noqa: FBT001
         """Name of a value in one of the two types, after a cast where one is needed."""
         import onnx
 
@@ -184,11 +186,13 @@ class _Retyping:
             self.named[name, narrow] = f"{name}_in_bf16" if narrow else name
             return self.named[name, narrow]
         source = self.named.get((name, not narrow), name)
-        made = made or f"{name}_in_{'bf16' if narrow else 'fp32'}"
+        output = output or f"{name}_in_{'bf16' if narrow else 'fp32'}"
         to = onnx.TensorProto.BFLOAT16 if narrow else onnx.TensorProto.FLOAT
-        self.nodes.append(onnx.helper.make_node("Cast", [source], [made], f"{made}_cast", to=to))
-        self.named[name, narrow] = made
-        return made
+        self.nodes.append(
+            onnx.helper.make_node("Cast", [source], [output], f"{output}_cast", to=to)
+        )
+        self.named[name, narrow] = output
+        return output
 
     def _widen_inside(self, node: onnx.NodeProto) -> None:
         """Have what is inside a node read the values from outside in fp32."""
@@ -208,18 +212,18 @@ class _Retyping:
         read = {name for node in graphs.nodes(self.model) for name in node.input}
         read |= {value.name for value in graph.output}
         read |= {value.name for value in _inner_outputs(graph.node)}
-        kept = [weight for weight in graph.initializer if weight.name in read]
+        weights = [weight for weight in graph.initializer if weight.name in read]
         del graph.initializer[:]
-        graph.initializer.extend(kept)
+        graph.initializer.extend(weights)
 
 
 def _inner_outputs(nodes: Iterable[onnx.NodeProto]) -> list[onnx.ValueInfoProto]:
-    found = []
+    names = []
     for node in nodes:
         for attribute in node.attribute:
             for inner in (attribute.g, *attribute.graphs):
-                found += [*inner.output, *_inner_outputs(inner.node)]
-    return found
+                names += [*inner.output, *_inner_outputs(inner.node)]
+    return names
 
 
 def _round_weight(weight: onnx.TensorProto) -> onnx.TensorProto:

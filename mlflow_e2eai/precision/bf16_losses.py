@@ -86,20 +86,20 @@ def guard_losses(
 def _accumulate(
     totals: Mapping[str, tuple[float, float]], answers: Tensors
 ) -> dict[str, tuple[float, float]]:
-    found = {}
+    sums = {}
     for name, (noise, signal) in answers.items():
         before = totals.get(name, (0.0, 0.0))
-        found[name] = (before[0] + float(noise), before[1] + float(signal))
-    return found
+        sums[name] = (before[0] + float(noise), before[1] + float(signal))
+    return sums
 
 
 def _fp32_nodes(model: onnx.ModelProto, shares: Mapping[str, float]) -> tuple[Fp32Node, ...]:
     """The nodes that lose too much, with those that write their inputs, in graph order."""
     names = graphs.node_names(model)
     makers = {
-        made: (node, name)
+        node_of: (node, name)
         for node, name in zip(model.graph.node, names, strict=True)
-        for made in node.output
+        for node_of in node.output
     }
     reasons: dict[str, tuple[str, float]] = {}
 
@@ -154,7 +154,7 @@ def losses_runner(path: Path, libraries: Sequence[Library] = ()) -> Iterator[Inf
 
     model = graphs.read(path)
     floats = set(floating_values(model, path.with_name("exposed.onnx"), libraries))
-    made = set(floats)
+    computed = set(floats)
     for constant, number in ((_LIMIT, 1e15), (_ZERO, 0.0)):
         tensor = onnx.numpy_helper.from_array(np.array(number, np.float32), constant)
         model.graph.initializer.append(tensor)
@@ -162,10 +162,10 @@ def losses_runner(path: Path, libraries: Sequence[Library] = ()) -> Iterator[Inf
     floats |= {w.name for w in model.graph.initializer if w.data_type == wide}
     floats |= {v.name for v in model.graph.input if v.type.tensor_type.elem_type == wide}
     for node in [*model.graph.node]:
-        if not _has_graph(node) and floats & {*node.input} and made & {*node.output}:
+        if not _has_graph(node) and floats & {*node.input} and computed & {*node.output}:
             _add_twin(model.graph, node, floats)
     there = {out for node in model.graph.node for out in node.output}
-    outputs = sorted(value for value in made if f"{value}_noise" in there)
+    outputs = sorted(value for value in computed if f"{value}_noise" in there)
     del model.graph.output[:]
     for value in outputs:
         for kind in ("noise", "signal"):
@@ -201,11 +201,11 @@ def _add_twin(graph: onnx.GraphProto, node: onnx.NodeProto, floats: set[str]) ->
         graph.node.append(onnx.helper.make_node(operator, [*inputs], [to], **attributes))
         return to
 
-    def cast(source: str, made: str, kind: int) -> str:
-        if made not in known:
-            graph.node.append(onnx.helper.make_node("Cast", [source], [made], to=kind))
-            known.add(made)
-        return made
+    def cast(source: str, output: str, kind: int) -> str:
+        if output not in known:
+            graph.node.append(onnx.helper.make_node("Cast", [source], [output], to=kind))
+            known.add(output)
+        return output
 
     narrow, wide = onnx.TensorProto.BFLOAT16, onnx.TensorProto.FLOAT
     twin = onnx.NodeProto()
@@ -225,6 +225,6 @@ def _add_twin(graph: onnx.GraphProto, node: onnx.NodeProto, floats: set[str]) ->
         both = add("And", *counted, to=f"{name}_both")
         lost = add("Sub", name, f"{name}_twin", to=f"{name}_lost")
         for what, kind in ((lost, "noise"), (name, "signal")):
-            kept = add("Where", both, what, _ZERO, to=f"{name}_{kind}_kept")
-            square = add("Mul", kept, kept, to=f"{name}_{kind}_square")
+            selected = add("Where", both, what, _ZERO, to=f"{name}_{kind}_kept")
+            square = add("Mul", selected, selected, to=f"{name}_{kind}_square")
             add("ReduceSum", square, to=f"{name}_{kind}", keepdims=0)

@@ -118,19 +118,19 @@ def write_observed(model: onnx.ModelProto, values: Sequence[str], path: Path) ->
     """Write a graph whose outputs are these values."""
     import onnx
 
-    made = onnx.ModelProto()
-    made.CopyFrom(model)
+    observed = onnx.ModelProto()
+    observed.CopyFrom(model)
     inputs = {value.name for value in model.graph.input}
-    del made.graph.output[:]
+    del observed.graph.output[:]
     for name in values:
         # ONNX Runtime takes no output that is an input; a node between makes it one of its own.
         output = f"{name}_observed" if name in inputs else name
         if output != name:
-            made.graph.node.append(onnx.helper.make_node("Identity", [name], [output]))
+            observed.graph.node.append(onnx.helper.make_node("Identity", [name], [output]))
         kind = onnx.helper.make_tensor_value_info(output, onnx.TensorProto.FLOAT, None)
-        made.graph.output.append(kind)
-    with weights.weights_linked(made, path.parent):
-        path.write_bytes(made.SerializeToString())
+        observed.graph.output.append(kind)
+    with weights.weights_linked(observed, path.parent):
+        path.write_bytes(observed.SerializeToString())
 
 
 @contextmanager
@@ -183,8 +183,8 @@ def _least_error(counts: Array, largest: float, steps: int) -> float:
         exact = (centres - np.rint(centres / step) * step) ** 2
         rounded = np.where(centres / (1 << _KEPT_BITS) > step, step**2 / 12, exact)
         errors = np.where(centres > end, (centres - end) ** 2, rounded)
-        if (found := float(weighed @ errors)) < least:
-            best, least = float(end), found
+        if (error := float(weighed @ errors)) < least:
+            best, least = float(end), error
     return best
 
 

@@ -39,19 +39,19 @@ def to_fp16(model: onnx.ModelProto, *, keep_fp32: Collection[str] = ()) -> onnx.
     import onnx
     import onnx_graphsurgeon as gs
 
-    kept = frozenset(keep_fp32)
+    in_fp32 = frozenset(keep_fp32)
     source = onnx.ModelProto()
     source.CopyFrom(model)
     names = graphs.node_names(source)
-    if strange := sorted(kept.difference(names)):
-        msg = f"The graph has no node {strange[0]!r} to keep in fp32; see graphs.node_names."
+    if unknown := sorted(in_fp32.difference(names)):
+        msg = f"The graph has no node {unknown[0]!r} to keep in fp32; see graphs.node_names."
         raise InvalidInputError(msg)
     for node, name in zip(source.graph.node, names, strict=True):
         node.name = name
     for node in _inner_nodes(source.graph):
-        node.name = "" if node.name in kept else node.name  # the converter goes by names only
-    _give_own_weights(source.graph, kept)
-    converted = _convert_nodes(source, kept)
+        node.name = "" if node.name in in_fp32 else node.name  # the converter goes by names only
+    _give_own_weights(source.graph, in_fp32)
+    converted = _convert_nodes(source, in_fp32)
     _join(converted.graph, frozenset(names))
     # The converter appends its casts at the end, and nodes must stand in the order of their use.
     return graphs.to_onnx(gs.import_onnx(converted), like=model)
@@ -68,7 +68,7 @@ def of_libraries(model: onnx.ModelProto, libraries: Sequence[Library]) -> list[s
     ]
 
 
-def _convert_nodes(model: onnx.ModelProto, kept: Collection[str]) -> onnx.ModelProto:
+def _convert_nodes(model: onnx.ModelProto, keep_fp32: Collection[str]) -> onnx.ModelProto:
     from onnxruntime.transformers import float16
 
     chatter = logging.getLogger("onnxruntime.transformers.float16")
@@ -81,7 +81,7 @@ def _convert_nodes(model: onnx.ModelProto, kept: Collection[str]) -> onnx.ModelP
         ):
             warnings.simplefilter("ignore")
             converted: onnx.ModelProto = float16.convert_float_to_float16(
-                model, keep_io_types=True, node_block_list=sorted(kept)
+                model, keep_io_types=True, node_block_list=sorted(keep_fp32)
             )
     except Exception as error:  # the converter raises whatever happened inside
         msg = f"The fp16 converter failed: {type(error).__name__}: {error}; keep it in fp32."
@@ -98,7 +98,7 @@ def _value_info(tensor: onnx.TensorProto) -> onnx.ValueInfoProto:
     return onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
 
 
-def _give_own_weights(graph: onnx.GraphProto, kept: Collection[str]) -> None:
+def _give_own_weights(graph: onnx.GraphProto, keep_fp32: Collection[str]) -> None:
     """Give the kept nodes copies of the constants that the converter would round for others."""
     import onnx
 
@@ -110,7 +110,7 @@ def _give_own_weights(graph: onnx.GraphProto, kept: Collection[str]) -> None:
     }
     copies: dict[str, str] = {}
     for node in graph.node:
-        for position, name in enumerate(node.input if node.name in kept else ()):
+        for position, name in enumerate(node.input if node.name in keep_fp32 else ()):
             if name in constants and constants[name].data_type == onnx.TensorProto.FLOAT:
                 copies.setdefault(name, f"{name}_in_fp32")
                 node.input[position] = copies[name]

@@ -117,12 +117,12 @@ def quantize(
         RunnerError: ONNX Runtime cannot run the graph on a sample.
     """
     form = TYPES[precision]
-    made = _with_opset(model, form.opset, precision)
-    constants = _constants(made)
-    names = graphs.node_names(made)
+    converted = _with_opset(model, form.opset, precision)
+    constants = _constants(converted)
+    names = graphs.node_names(converted)
     products = [
         (node, name)
-        for node, name in zip(made.graph.node, names, strict=True)
+        for node, name in zip(converted.graph.node, names, strict=True)
         if node.op_type in _PRODUCTS
         and node.domain in ("", "ai.onnx")
         and node.input[1] in constants
@@ -137,7 +137,7 @@ def quantize(
         raise PrecisionError(msg)
     values = list(dict.fromkeys(node.input[0] for node, _ in wanted))
     calibration = calibrate(
-        made,
+        converted,
         values,
         samples,
         calibrator=form.calibrator,
@@ -151,29 +151,29 @@ def quantize(
         )
         raise PrecisionError(msg)
     limits = limits_of(calibration)
-    kept = tuple(_fp32_node(node, name, keep_fp32, limits) for node, name in products)
+    in_fp32 = tuple(_fp32_node(node, name, keep_fp32, limits) for node, name in products)
     chosen = [node for node, name in wanted if limits[node.input[0]] > 0]
     if not chosen:
         msg = "All that the graph's products read is zero on the samples; give other data."
         raise PrecisionError(msg)
-    pairs = _Pairs(made, form, constants, limits)
+    pairs = _Pairs(converted, form, constants, limits)
     for node in chosen:
         node.input[1] = pairs.weight(node)
         node.input[0] = pairs.activation(node.input[0])
     count = pairs.insert()
     return QuantizedGraph(
-        model=made,
+        model=converted,
         calibration=calibration,
-        kept=tuple(one for one in kept if one is not None),
+        kept=tuple(one for one in in_fp32 if one is not None),
         quantized=len(chosen),
         pairs=count,
     )
 
 
 def _fp32_node(
-    node: onnx.NodeProto, name: str, asked: Collection[str], limits: Mapping[str, float]
+    node: onnx.NodeProto, name: str, keep_fp32: Collection[str], limits: Mapping[str, float]
 ) -> Fp32Node | None:
-    if name in asked:
+    if name in keep_fp32:
         return Fp32Node(node=name, operator=node.op_type, reason="asked for")
     if limits[node.input[0]] > 0:
         return None
@@ -185,12 +185,12 @@ def _with_opset(model: onnx.ModelProto, opset: int, precision: str) -> onnx.Mode
     """A copy of a model, with at least this operator set."""
     import onnx
 
-    made = onnx.ModelProto()
+    converted = onnx.ModelProto()
     if graphs.opset_of(model) >= opset:
-        made.CopyFrom(model)
-        return made
+        converted.CopyFrom(model)
+        return converted
     try:
-        made.CopyFrom(onnx.version_converter.convert_version(model, opset))
+        converted.CopyFrom(onnx.version_converter.convert_version(model, opset))
     except Exception as error:  # the converter is native code, whose errors share no base class
         msg = (
             f"{precision} takes opset {opset}, and the graph cannot be raised to it from "
@@ -198,22 +198,22 @@ def _with_opset(model: onnx.ModelProto, opset: int, precision: str) -> onnx.Mode
             f"opset={opset}."
         )
         raise PrecisionError(msg) from error
-    return made
+    return converted
 
 
 def _constants(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
     """The constants of the main graph in fp32, by name."""
     import onnx
 
-    found = {weight.name: weight for weight in model.graph.initializer}
-    found |= {
+    tensors = {weight.name: weight for weight in model.graph.initializer}
+    tensors |= {
         node.output[0]: node.attribute[0].t
         for node in model.graph.node
         if node.op_type == "Constant" and node.attribute[0].name == "value"
     }
     return {
         name: tensor
-        for name, tensor in found.items()
+        for name, tensor in tensors.items()
         if tensor.data_type == onnx.TensorProto.FLOAT and len(tensor.dims) > 1
     }
 
@@ -330,8 +330,8 @@ def _numbers(tensor: onnx.TensorProto) -> Array:
 
     if weights.is_reference(tensor):
         return weights.values(tensor)
-    found: Array = onnx.numpy_helper.to_array(tensor)
-    return found
+    array: Array = onnx.numpy_helper.to_array(tensor)
+    return array
 
 
 def _channel_axis(node: onnx.NodeProto, rank: int) -> int | None:

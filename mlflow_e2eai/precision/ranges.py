@@ -134,14 +134,14 @@ def guard(
     if not count:
         return Guarded()
     saturated = {name for name in mask.leads if _may_saturate(name, mask, seen)}
-    kept: list[Fp32Node] = []
+    in_fp32: list[Fp32Node] = []
     for node, name in zip(model.graph.node, graphs.node_names(model), strict=True):
         if any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute):
             continue
         for value, magnitude in _magnitudes(node, seen):
             if value not in saturated and (reason := _reason(magnitude)):
                 operator = graphs.operator_name(node.domain, node.op_type)
-                kept.append(
+                in_fp32.append(
                     Fp32Node(
                         node=name,
                         operator=operator,
@@ -151,7 +151,7 @@ def guard(
                     )
                 )
                 break
-    return Guarded(kept=tuple(kept), saturated=tuple(sorted(saturated)), samples=count)
+    return Guarded(kept=tuple(in_fp32), saturated=tuple(sorted(saturated)), samples=count)
 
 
 def _reason(magnitude: float) -> Reason | None:
@@ -205,7 +205,7 @@ def _ranges(
     if (sample := next(rest, None)) is None:
         return {}, 0
     count = 0
-    found = {
+    ranges = {
         weight.name: _range_of(
             weights.values(weight)
             if weights.is_reference(weight)
@@ -221,16 +221,16 @@ def _ranges(
         graphs.write(own, path)
         del own
         with isolated(partial(ranges_runner, path, mask, libraries)) as infer:
-            for asked in chain([sample], rest):
+            for inputs in chain([sample], rest):
                 count += 1
                 answers = {
                     name: Range(**dict(zip(STATISTICS, row.tolist(), strict=True)))
-                    for name, row in infer(asked).items()
+                    for name, row in infer(inputs).items()
                 }
-                given = {name: _range_of(a) for name, a in asked.items() if a.dtype == np.float32}
+                given = {name: _range_of(a) for name, a in inputs.items() if a.dtype == np.float32}
                 for name, one in (given | answers).items():
-                    found[name] = _union(found.get(name, one), one)
-    return found, count
+                    ranges[name] = _union(ranges.get(name, one), one)
+    return ranges, count
 
 
 def _range_of(array: Array) -> Range:

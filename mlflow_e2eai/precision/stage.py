@@ -145,7 +145,7 @@ def convert(
     except PrecisionError as error:
         error.report = dataclasses.replace(report, refused=str(error))
         raise
-    made = graphs.describe(
+    artifact = graphs.describe(
         out,
         stage="convert",
         precision=precision,
@@ -155,43 +155,46 @@ def convert(
         libraries=source.libraries,
     )
     casts = graphs.operators(model).get("Cast", 0) - graphs.operators(before).get("Cast", 0)
-    return made, dataclasses.replace(report, casts=casts)
+    return artifact, dataclasses.replace(report, casts=casts)
 
 
 def _quantize(
     before: onnx.ModelProto,
-    asked: Collection[str],
+    keep_fp32: Collection[str],
     samples: Iterable[Tensors],
     report: PrecisionReport,
     libraries: Sequence[Library],
 ) -> tuple[onnx.ModelProto, PrecisionReport]:
     """The graph in int8 or fp8, and its report."""
-    _check_names(before, asked)
+    _check_names(before, keep_fp32)
     try:
-        made = quantize(before, report.precision, samples, keep_fp32=asked, libraries=libraries)
+        quantized = quantize(
+            before, report.precision, samples, keep_fp32=keep_fp32, libraries=libraries
+        )
     except RunnerError as error:
         msg = f"The fp32 graph cannot be calibrated: {error}"
         raise PrecisionError(msg) from error
-    return made.model, dataclasses.replace(
+    return quantized.model, dataclasses.replace(
         report,
-        kept=made.kept,
-        samples=made.calibration.samples,
-        quantized=made.quantized,
-        pairs=made.pairs,
-        calibration=made.calibration,
+        kept=quantized.kept,
+        samples=quantized.calibration.samples,
+        quantized=quantized.quantized,
+        pairs=quantized.pairs,
+        calibration=quantized.calibration,
     )
 
 
 def _check_conversion(
-    source: OnnxArtifact, precision: Precision, before: onnx.ModelProto, kept: Sequence[Fp32Node]
+    source: OnnxArtifact, precision: Precision, before: onnx.ModelProto, in_fp32: Sequence[Fp32Node]
 ) -> onnx.ModelProto:
     """The graph in another precision, with the interface of the one before."""
     to, kind = CONVERTERS[precision]
-    model = to(before, keep_fp32=[one.node for one in kept])
+    model = to(before, keep_fp32=[one.node for one in in_fp32])
     if not _has(kind, model):
         msg = (
             f"The graph has nothing that {precision} could hold, so it would only say {precision}: "
-            f"{len(kept)} of its {len(before.graph.node)} nodes must stay in fp32; keep it in fp32."
+            f"{len(in_fp32)} of its {len(before.graph.node)} nodes must stay in fp32; keep "
+            f"it in fp32."
         )
         raise PrecisionError(msg)
     inputs, outputs = graphs.interface(model)
@@ -206,39 +209,39 @@ def _check_conversion(
 def _guard(
     precision: Precision,
     model: onnx.ModelProto,
-    asked: Collection[str],
+    keep_fp32: Collection[str],
     samples: Iterable[Tensors],
     libraries: Sequence[Library],
 ) -> Guarded:
     """The result of the guard, with the nodes that the caller keeps in fp32."""
-    operators = _check_names(model, asked)
+    operators = _check_names(model, keep_fp32)
     try:
         guarding = guard_losses if precision == "bf16" else guard
         seen = guarding(model, samples, libraries=libraries)
     except RunnerError as error:
         msg = f"The ranges of the fp32 graph's values cannot be seen: {error}"
         raise PrecisionError(msg) from error
-    found = {one.node: one for one in seen.kept}
+    guarded = {one.node: one for one in seen.kept}
     reasons: dict[str, Reason] = {
         **dict.fromkeys(of_libraries(model, libraries), "library"),
-        **dict.fromkeys(asked, "asked for"),
+        **dict.fromkeys(keep_fp32, "asked for"),
     }
-    kept = {
-        name: found.get(name) or Fp32Node(node=name, operator=operator, reason=reasons[name])
+    in_fp32 = {
+        name: guarded.get(name) or Fp32Node(node=name, operator=operator, reason=reasons[name])
         for name, operator in operators.items()
-        if name in found or name in reasons
+        if name in guarded or name in reasons
     }
-    return dataclasses.replace(seen, kept=tuple(kept.values()))
+    return dataclasses.replace(seen, kept=tuple(in_fp32.values()))
 
 
-def _check_names(model: onnx.ModelProto, asked: Collection[str]) -> dict[str, str]:
+def _check_names(model: onnx.ModelProto, keep_fp32: Collection[str]) -> dict[str, str]:
     """Refuse names of nodes that there are not; the operator of each node, by name."""
     operators = {
         name: graphs.operator_name(node.domain, node.op_type)
         for node, name in zip(model.graph.node, graphs.node_names(model), strict=True)
     }
-    if strange := sorted(set(asked).difference(operators)):
-        msg = f"The graph has no node {strange[0]!r} to keep in fp32; see graphs.node_names."
+    if unknown := sorted(set(keep_fp32).difference(operators)):
+        msg = f"The graph has no node {unknown[0]!r} to keep in fp32; see graphs.node_names."
         raise InvalidInputError(msg)
     return operators
 

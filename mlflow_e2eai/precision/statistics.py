@@ -61,14 +61,12 @@ def ranges_runner(path: Path, mask: Masks, libraries: Sequence[Library] = ()) ->
     with onnxruntime_runner(reduced, libraries=libraries) as infer:
 
         def ranges(tensors: Tensors) -> Tensors:
-            found: dict[str, Array] = {
-                name: np.array([0, 0, np.inf, 0, -np.inf]) for name in values
-            }
+            rows: dict[str, Array] = {name: np.array([0, 0, np.inf, 0, -np.inf]) for name in values}
             for (name, place), scalar in zip(outputs, infer(tensors).values(), strict=True):
-                found[name][place] = scalar
-            for row in found.values():
+                rows[name][place] = scalar
+            for row in rows.values():
                 row[0] = max(row[0], 0.0)  # nothing finite in it gives minus infinity
-            return found
+            return rows
 
         yield ranges
 
@@ -83,9 +81,9 @@ def floating_values(model: onnx.ModelProto, path: Path, libraries: Sequence[Libr
 
     exposed = onnx.ModelProto()
     exposed.CopyFrom(model)
-    made = dict.fromkeys(name for node in model.graph.node for name in node.output if name)
+    outputs = dict.fromkeys(name for node in model.graph.node for name in node.output if name)
     del exposed.graph.output[:]
-    exposed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in made)
+    exposed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
     write(exposed, path)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
@@ -113,22 +111,22 @@ def _reduce(
     import onnx
 
     graph = model.graph
-    found: list[tuple[int, onnx.ValueInfoProto]] = []
+    reduced: list[tuple[int, onnx.ValueInfoProto]] = []
 
     def add(operator: str, *inputs: str, to: str, **attributes: Any) -> str:
-        made = f"{prefix}_{to}"
-        graph.node.append(onnx.helper.make_node(operator, [*inputs], [made], **attributes))
-        return made
+        output = f"{prefix}_{to}"
+        graph.node.append(onnx.helper.make_node(operator, [*inputs], [output], **attributes))
+        return output
 
     def constant(number: float, to: str) -> str:
         tensor = onnx.numpy_helper.from_array(np.array(number, np.float32), f"{prefix}_{to}")
         graph.initializer.append(tensor)
         return str(tensor.name)
 
-    def found_as(statistic: str, made: str) -> None:
+    def found_as(statistic: str, output: str) -> None:
         kind = onnx.TensorProto.INT64 if statistic == "size" else onnx.TensorProto.FLOAT
-        value = onnx.helper.make_tensor_value_info(made, kind, [])
-        found.append((STATISTICS.index(statistic), value))
+        value = onnx.helper.make_tensor_value_info(output, kind, [])
+        reduced.append((STATISTICS.index(statistic), value))
 
     magnitudes, infinity = add("Abs", name, to="abs"), constant(np.inf, "infinity")
     finite, lowest = add("Less", magnitudes, infinity, to="finite"), constant(-np.inf, "lowest")
@@ -136,7 +134,7 @@ def _reduce(
     found_as("magnitude", add("ReduceMax", counted, to="magnitude", keepdims=0))
     found_as("size", add("Size", name, to="size"))
     if name not in mask.leads:
-        return found
+        return reduced
     numbers = add("Where", finite, name, lowest, to="numbers")
     found_as("highest", add("ReduceMax", numbers, to="highest", keepdims=0))
     some = add("Greater", magnitudes, constant(0.0, "zero"), to="some")
@@ -151,7 +149,7 @@ def _reduce(
         else:
             rows = add("ReduceMax", name, to="rows", keepdims=0, axes=axis)
         found_as("floor", add("ReduceMin", rows, to="floor", keepdims=0))
-    return found
+    return reduced
 
 
 # Values that only tell a Softmax what to leave out: how far below zero they are is no matter.
@@ -197,15 +195,15 @@ def masks(model: onnx.ModelProto) -> Masks:
         for name in dict.fromkeys(node.input):
             readers[name].append(node)
     main = {id(node) for node in graph.node}
-    seen_elsewhere = {value.name for value in graph.output} | {
+    used_outside = {value.name for value in graph.output} | {
         name for node in graphs.nodes(model) if id(node) not in main for name in node.input
     }
     leads: dict[str, frozenset[str]] = {}
     axes: dict[str, int] = {}
     products: dict[str, frozenset[str]] = {}
     # Nodes stand in the order of their use: backwards, a value's readers are known before it is.
-    made = [name for node in reversed(graph.node) for name in node.output]
-    for name in dict.fromkeys([*made, *sorted(weights)]):
+    outputs = [name for node in reversed(graph.node) for name in node.output]
+    for name in dict.fromkeys([*outputs, *sorted(weights)]):
         ends: set[str] = set()
         for reader in readers[name]:
             if reader.domain not in ("", "ai.onnx"):
@@ -220,7 +218,7 @@ def masks(model: onnx.ModelProto) -> Masks:
             else:
                 break
         else:
-            if ends and name not in seen_elsewhere:
+            if ends and name not in used_outside:
                 leads[name] = frozenset(ends)
                 products[name] = frozenset(
                     reader.output[0] for reader in readers[name] if reader.op_type == "Mul"

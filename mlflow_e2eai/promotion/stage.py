@@ -185,11 +185,11 @@ def _worst(values: Sequence[float]) -> float:
 
 def _measured_evidence(manifest: Manifest) -> list[Evidence]:
     """The evidence of what was measured anywhere, of what the bundle holds and loads unasked."""
-    held = {file.sha256 for file in manifest.files}
+    digests = {file.sha256 for file in manifest.files}
     return [
         entry
         for entry in manifest.all_evidence
-        if entry.measured and entry.sha256 in held and not entry.rejected
+        if entry.measured and entry.sha256 in digests and not entry.rejected
     ]
 
 

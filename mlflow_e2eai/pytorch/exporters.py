@@ -143,7 +143,7 @@ def _dynamic_outputs(
 
     The TorchScript exporter wants to be told, and invents names for those it was not told of.
     """
-    found: dict[str, dict[int, str]] = {name: {} for name in outputs}
+    axes_by_output: dict[str, dict[int, str]] = {name: {} for name in outputs}
     before = [tensor.shape for tensor in run_module(module, example).values()]
     for axis in axes:
         other = axis.max if axis.max != axis.opt else axis.min
@@ -153,8 +153,8 @@ def _dynamic_outputs(
         for name, shape, tensor in zip(outputs, before, changed, strict=True):
             for position, (old, new) in enumerate(zip(shape, tensor.shape, strict=True)):
                 if (old, new) == (axis.opt, other):
-                    found[name][position] = axis.name
-    return found
+                    axes_by_output[name][position] = axis.name
+    return axes_by_output
 
 
 @contextmanager

@@ -221,9 +221,9 @@ def call(model: torch.nn.Module, arguments: Mapping[str, Any]) -> Any:
     if not known:
         return model(*arguments.values())
     if len(known) < len(arguments):
-        strange = [name for name in arguments if name not in parameters]
+        unknown = [name for name in arguments if name not in parameters]
         msg = (
-            f"The input example names {strange}, but forward takes {list(parameters)}; name all "
+            f"The input example names {unknown}, but forward takes {list(parameters)}; name all "
             f"inputs as forward does, or none."
         )
         raise InvalidInputError(msg)

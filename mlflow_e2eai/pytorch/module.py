@@ -132,11 +132,11 @@ def source_line(error: BaseException, model: torch.nn.Module) -> str | None:
         and (file := getattr(where, "__file__", None))
         and not where.__name__.startswith(("torch.", "mlflow_e2eai."))
     }
-    found = None
+    location = None
     now: BaseException | None = error
     while now is not None:
         for frame in traceback.extract_tb(now.__traceback__):
             if frame.filename in files:
-                found = (frame.filename, frame.lineno)
+                location = (frame.filename, frame.lineno)
         now = now.__cause__
-    return None if found is None else f"{Path(found[0]).name}:{found[1]}"
+    return None if location is None else f"{Path(location[0]).name}:{location[1]}"

@@ -127,19 +127,19 @@ def select(tree: Tree, value: Any, *, place: str = "") -> dict[str, Any]:
     kind, items = _kind_and_items(value)
     by_key = dict(items or ())
     keys = tree.keys or tuple(range(len(tree.parts)))
-    found: dict[str, Any] = {}
+    selected: dict[str, Any] = {}
     for key, part in zip(keys, tree.parts, strict=True):
         at = f"{place}.{key}" if place else str(key)
         if key in by_key:
-            found |= select(part, by_key.pop(key), place=at)
+            selected |= select(part, by_key.pop(key), place=at)
         elif names(part):
             msg = f"{at} is missing; the inputs are {', '.join(names(tree))}."
             raise InvalidInputError(msg)
     if by_key or (items is None and tree.parts):
-        strange = sorted(map(str, by_key)) or kind
-        msg = f"{place or 'The input'} has {strange}; its parts are {list(keys)}."
+        unknown = sorted(map(str, by_key)) or kind
+        msg = f"{place or 'The input'} has {unknown}; its parts are {list(keys)}."
         raise InvalidInputError(msg)
-    return found
+    return selected
 
 
 def names(tree: Tree) -> list[str]:
@@ -185,10 +185,10 @@ def is_object(value: Any) -> bool:
 def class_of(tree: Tree) -> type | None:
     """The class of an object, if the program has imported it and it holds fields only."""
     module, _, name = tree.text.partition(":")
-    found: Any = sys.modules.get(module)
+    value: Any = sys.modules.get(module)
     for part in name.split("."):
-        found = getattr(found, part, None)
-    return found if isinstance(found, type) and _has_fields(found) else None
+        value = getattr(value, part, None)
+    return value if isinstance(value, type) and _has_fields(value) else None
 
 
 def _walk(tree: Tree) -> Iterator[Tree]:

@@ -31,7 +31,7 @@ from mlflow_e2eai.pytorch.exporters import (
 from mlflow_e2eai.pytorch.flat_module import flatten_module, input_tree, original, run_with_tree
 from mlflow_e2eai.pytorch.module import evaluation_mode
 from mlflow_e2eai.pytorch.pytree import Tree
-from mlflow_e2eai.pytorch.verify import check_interface, check_numbers, test_samples
+from mlflow_e2eai.pytorch.verify import check_interface, check_numbers, reference_samples
 
 if TYPE_CHECKING:
     import torch
@@ -59,7 +59,7 @@ class ExportReport:
         refused: Why those that were tried before it were not taken, by name, in order;
             ``dynamo`` is the exporter with its optimizer, ``dynamo_unoptimized`` without.
         unverified: Why the graph's numbers could not be compared with the module's; None where they
-            are the module's on the samples of `test_samples`.
+            are the module's on the samples of `reference_samples`.
         inputs: Positions of the graph's inputs in the arguments of ``forward``.
         outputs: Positions of its outputs in the value that ``forward`` returns.
     """
@@ -118,7 +118,7 @@ def export(
             Or nothing implements an operator of the graph; it names the node.
     """
     module, given = flatten_module(model, input_example)
-    rungs = _attempts(exporter, module, opset)
+    attempts = _attempts(exporter, module, opset)
     libraries = custom.load_libraries(operator_libraries)
     specs = input_specs(given, dynamic_axes or {})
     axes = axes_of(dynamic_axes or {})
@@ -134,32 +134,40 @@ def export(
         returned, _ = run_with_tree(module, given)
         returned = pytree.rename_leaves(returned, _output_names(returned, output_names, given))
         names = tuple(pytree.names(returned))
-        asked = test_samples(module, given, specs, axes)
+        samples = reference_samples(module, given, specs, axes)
         wrote = False
-        for rung in rungs:
-            if rung == PLAIN_DYNAMO and not wrote:
+        for attempt in attempts:
+            if attempt == PLAIN_DYNAMO and not wrote:
                 continue  # it was not the optimizer that failed
             try:
                 with (
                     staging_path(out) as temporary,
-                    failures_as_export_errors(rung, module) as warned,
+                    failures_as_export_errors(attempt, module) as warned,
                 ):
-                    write = with_torchscript if rung in ("trace", "script") else with_dynamo
-                    write(module, example, temporary, specs, axes, names, opset, rung, operators)
+                    write = with_torchscript if attempt in ("trace", "script") else with_dynamo
+                    write(module, example, temporary, specs, axes, names, opset, attempt, operators)
                     custom.carry(temporary, operators)
                     if is_large(module):
                         graphs.write(graphs.read(temporary), temporary)  # as we name weight files
                     model = graphs.read(temporary)
                     graphs.check(model)
-                    check_interface(model, specs=specs, outputs=names, opset=opset, exporter=rung)
+                    check_interface(
+                        model, specs=specs, outputs=names, opset=opset, exporter=attempt
+                    )
                     wrote = True
                     lacking = custom.unimplemented_operators(
                         model, deferred=deferred, libraries=libraries
                     )
                     unverified = check_numbers(
-                        temporary, asked, names, rung, warned, lacking=lacking, libraries=libraries
+                        temporary,
+                        samples,
+                        names,
+                        attempt,
+                        warned,
+                        lacking=lacking,
+                        libraries=libraries,
                     )
-                    made = graphs.describe(
+                    artifact = graphs.describe(
                         temporary,
                         stage="export",
                         precision="fp32",
@@ -172,11 +180,11 @@ def export(
             except ExportError as error:
                 if error.operator is not None:
                     raise  # no exporter can help that
-                refused[rung] = error
+                refused[attempt] = error
         else:
             raise _no_exporter_error(refused)
-    return replace(made, path=out), ExportReport(
-        exporter="dynamo" if rung == PLAIN_DYNAMO else rung,
+    return replace(artifact, path=out), ExportReport(
+        exporter="dynamo" if attempt == PLAIN_DYNAMO else attempt,
         refused={name: str(error) for name, error in refused.items()},
         unverified=unverified,
         inputs=input_tree(module, given),

@@ -145,9 +145,9 @@ def _throughput(worker: Worker, tensors: Tensors, **options: Any) -> Throughput:
 
 def _compare(worker: Worker, **options: Any) -> ParityReport:
     return compare(
-        partial(worker.ask, "reference"),
+        partial(worker.call_back, "reference"),
         partial(_run, worker),
-        iter(partial(worker.ask, "sample"), None),
+        iter(partial(worker.call_back, "sample"), None),
         progress=worker.note.set_sample,
         **options,
     )
@@ -258,15 +258,15 @@ class _ParentTurn:
     """A callable of the parent, which is timed there."""
 
     def __init__(self, worker: Worker, name: str) -> None:
-        self._ask, self._name = worker.ask, name
+        self._call_back, self._name = worker.call_back, name
 
     def __call__(self, _: Tensors, /) -> Tensors:
         raise NotImplementedError  # it is only ever timed
 
     def timed(self, _: Tensors, /) -> Timing:
-        timing: Timing = self._ask("timed", self._name)
+        timing: Timing = self._call_back("timed", self._name)
         return timing
 
     def series(self, _: Tensors, /, *, fill_ms: float, calls: int) -> list[float]:
-        times: list[float] = self._ask("series", self._name, fill_ms, calls)
+        times: list[float] = self._call_back("series", self._name, fill_ms, calls)
         return times

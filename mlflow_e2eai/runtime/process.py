@@ -106,7 +106,7 @@ class WorkerProcess:
 
         Args:
             function: A function that can be imported, or a partial of one: it is pickled.
-            callbacks: Functions of this process that it may call by `Worker.ask`.
+            callbacks: Functions of this process that it may call by `Worker.call_back`.
             timeout_s: Seconds without progress after which the process is killed.
             time_limit_s: Seconds after which the process is killed in any case.
 

@@ -75,7 +75,7 @@ class Worker:
             reply = ("error", RunnerError(f"{type(error).__name__}: {text}"))
         self._connection.send(reply)
 
-    def ask(self, name: str, *arguments: Any) -> Any:
+    def call_back(self, name: str, *arguments: Any) -> Any:
         """Call a function of the parent, one of the `callbacks` of this call.
 
         Raises:

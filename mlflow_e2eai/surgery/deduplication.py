@@ -130,15 +130,15 @@ def _merge_nodes(graph: gs.Graph) -> int:
         first = node if key is None else seen.setdefault(key, node)
         if first is node:
             continue
-        kept, gone = first, node
-        if _feeds_output(graph, gone):
-            kept, gone = gone, kept
-        if _feeds_output(graph, gone):
+        retained, duplicate = first, node
+        if _feeds_output(graph, duplicate):
+            retained, duplicate = duplicate, retained
+        if _feeds_output(graph, duplicate):
             continue
-        seen[key] = kept
-        for old, new in zip(gone.outputs, kept.outputs, strict=True):
+        seen[key] = retained
+        for old, new in zip(duplicate.outputs, retained.outputs, strict=True):
             hand_over(old, new)
-        _delete(graph, gone)
+        _delete(graph, duplicate)
         edits += 1
     return edits
 

@@ -89,13 +89,13 @@ def _same(some: Sequence[gs.Tensor], others: Sequence[gs.Tensor]) -> bool:
 
 def _inner_tensor(graph: gs.Graph, name: str, verb: str) -> gs.Tensor:
     """A tensor that a node of the main graph writes."""
-    made = {tensor.name: tensor for node in graph.nodes for tensor in node.outputs}
-    if name not in made:
-        near = difflib.get_close_matches(name, made, n=1)
+    tensors = {tensor.name: tensor for node in graph.nodes for tensor in node.outputs}
+    if name not in tensors:
+        near = difflib.get_close_matches(name, tensors, n=1)
         hint = f"did you mean {near[0]!r}?" if near else "`mlflow_e2eai show` shows their names."
         msg = f"No node makes a tensor {name!r} to {verb}; {hint}"
         raise SurgeryError(msg)
-    return made[name]
+    return tensors[name]
 
 
 def _as_outputs(graph: gs.Graph, tensors: Sequence[gs.Tensor]) -> int:
@@ -123,8 +123,8 @@ def _infer_types(graph: gs.Graph, tensors: Sequence[gs.Tensor]) -> None:
                 f"a tensor that a node of ONNX itself makes."
             )
             raise SurgeryError(msg)
-        made = gs.importers.onnx_importer.OnnxImporter.import_tensor(value)
-        tensor.dtype, tensor.shape = made.dtype, made.shape
+        imported = gs.importers.onnx_importer.OnnxImporter.import_tensor(value)
+        tensor.dtype, tensor.shape = imported.dtype, imported.shape
 
 
 def _require_computable(graph: gs.Graph) -> None:

@@ -49,9 +49,9 @@ class Interface:
             axes=graph.axes,
         )
 
-    def origins(self, found: tuple[TensorSpec, ...]) -> Origins:
+    def origins(self, specs: tuple[TensorSpec, ...]) -> Origins:
         """Origins of a graph that has these outputs."""
-        outputs = tuple(self.outputs[spec.name] for spec in found)
+        outputs = tuple(self.outputs[spec.name] for spec in specs)
         return Origins(inputs=self.input_origins, outputs=outputs)
 
 
@@ -125,21 +125,21 @@ def check(
             _same("output", replace(old, name=spec.name), spec, exact=False)
 
 
-def _names(kind: str, wanted: set[str], found: set[str], *, may_lose: bool) -> None:
-    if strange := found - wanted:
-        msg = f"The plan made an {kind} {sorted(strange)} that the graph did not have."
+def _names(kind: str, wanted: set[str], names: set[str], *, may_lose: bool) -> None:
+    if unknown := names - wanted:
+        msg = f"The plan made an {kind} {sorted(unknown)} that the graph did not have."
         raise SurgeryError(msg)
-    if (lost := sorted(wanted - found)) and not may_lose:
+    if (lost := sorted(wanted - names)) and not may_lose:
         msg = f"The plan lost the {kind} {lost[0]!r}; bypass what fed it instead of removing it."
         raise SurgeryError(msg)
 
 
-def _same(kind: str, wanted: TensorSpec, found: TensorSpec, *, exact: bool) -> None:
-    fits = found.shape == wanted.shape if exact else len(found.shape) == len(wanted.shape)
-    if found.dtype != wanted.dtype or not fits:
+def _same(kind: str, wanted: TensorSpec, actual: TensorSpec, *, exact: bool) -> None:
+    fits = actual.shape == wanted.shape if exact else len(actual.shape) == len(wanted.shape)
+    if actual.dtype != wanted.dtype or not fits:
         msg = (
             f"The plan changed {kind} {wanted.name!r} from {wanted.dtype}{list(wanted.shape)} to "
-            f"{found.dtype}{list(found.shape)}; leave out the rule that did."
+            f"{actual.dtype}{list(actual.shape)}; leave out the rule that did."
         )
         raise SurgeryError(msg)
 
@@ -162,10 +162,10 @@ def extracts(before: Interface, **_: Any) -> Interface:
     known = dict(zip((s.name for s in before.inputs), before.input_origins, strict=True))
     new = {spec.name: InputOrigin(name=spec.name, dtype=spec.dtype) for spec in inputs}
     named = {size for spec in inputs for size in spec.shape if isinstance(size, str)}
-    if strange := sorted(named - {axis.name for axis in before.axes}):
+    if unknown := sorted(named - {axis.name for axis in before.axes}):
         msg = (
             f"The graph cannot begin at {[spec.name for spec in inputs]}: nobody knows which sizes "
-            f"{strange[0]!r} may have; fix the axes that it comes from first."
+            f"{unknown[0]!r} may have; fix the axes that it comes from first."
         )
         raise SurgeryError(msg, rule="extract")
     return replace(
@@ -242,12 +242,18 @@ def converts_input(
         raise SurgeryError(msg, rule="convert_input")
     places = [list(perm).index(place) for place in range(len(perm))]
     shape = tuple(spec.shape[place] for place in places) if perm else spec.shape
-    made = TensorSpec(name=to, dtype=dtype or spec.dtype, shape=shape)
-    made_origin = replace(origin, perm=tuple(perm), scale=numbers(scale), offset=numbers(offset))
+    converted = TensorSpec(name=to, dtype=dtype or spec.dtype, shape=shape)
+    converted_origin = replace(
+        origin, perm=tuple(perm), scale=numbers(scale), offset=numbers(offset)
+    )
     return replace(
         before,
-        inputs=(*before.inputs[:at], made, *before.inputs[at + 1 :]),
-        input_origins=(*before.input_origins[:at], made_origin, *before.input_origins[at + 1 :]),
+        inputs=(*before.inputs[:at], converted, *before.inputs[at + 1 :]),
+        input_origins=(
+            *before.input_origins[:at],
+            converted_origin,
+            *before.input_origins[at + 1 :],
+        ),
     )
 
 

@@ -96,16 +96,16 @@ def convert_input(
     import onnx
     import onnx_graphsurgeon as gs
 
-    found = {tensor.name: tensor for tensor in graph.inputs}
-    if name not in found and to in found:
+    by_name = {tensor.name: tensor for tensor in graph.inputs}
+    if name not in by_name and to in by_name:
         return 0
-    if name not in found:
-        msg = f"There is no input {name!r} to convert; the inputs are {sorted(found)}."
+    if name not in by_name:
+        msg = f"There is no input {name!r} to convert; the inputs are {sorted(by_name)}."
         raise SurgeryError(msg)
     if to in graph.tensors():
         msg = f"Input {name!r} cannot be converted to {to!r}: that name is taken; take another."
         raise SurgeryError(msg)
-    old = found[name]
+    old = by_name[name]
     factors = numbers(scale), numbers(offset)
     _check_conversion(old, dtype, perm, factors)
     wanted = np.dtype(dtype or old.dtype)
@@ -168,18 +168,18 @@ def _check_conversion(
 
 
 def _rename(tensors: list[gs.Tensor], names: Mapping[str, str], taken: set[str], kind: str) -> int:
-    found = {tensor.name: tensor for tensor in tensors}
+    by_name = {tensor.name: tensor for tensor in tensors}
     edits = 0
     for old, new in names.items():
-        if old not in found and new in found:
+        if old not in by_name and new in by_name:
             continue
-        if old not in found:
-            msg = f"There is no {kind} {old!r} to rename; the {kind}s are {sorted(found)}."
+        if old not in by_name:
+            msg = f"There is no {kind} {old!r} to rename; the {kind}s are {sorted(by_name)}."
             raise SurgeryError(msg)
         if new in taken:
             msg = f"{kind.capitalize()} {old!r} cannot be named {new!r}: that name is taken."
             raise SurgeryError(msg)
-        found[old].name = new
+        by_name[old].name = new
         taken.add(new)
         edits += 1
     return edits
@@ -214,9 +214,9 @@ def _tensors(graph: gs.Graph) -> Iterator[gs.Tensor]:
     """Every variable of a graph and of its subgraphs; the graph's own inputs among them."""
     import onnx_graphsurgeon as gs
 
-    found = {id(tensor): tensor for tensor in graph.tensors().values()}
-    found |= {id(tensor): tensor for tensor in (*graph.inputs, *graph.outputs)}
-    for tensor in found.values():
+    by_id = {id(tensor): tensor for tensor in graph.tensors().values()}
+    by_id |= {id(tensor): tensor for tensor in (*graph.inputs, *graph.outputs)}
+    for tensor in by_id.values():
         if isinstance(tensor, gs.Variable):
             yield tensor
     for inner in graph.subgraphs():

@@ -59,15 +59,15 @@ def convert_inputs(tensors: Tensors, cleaned: OnnxArtifact) -> dict[str, Array]:
 
 def map_inputs(tensors: Tensors, cleaned: OnnxArtifact) -> dict[str, Array]:
     """Inputs of the raw graph as the cleaned one takes them, fitted to its fixed sizes."""
-    made = convert_inputs(tensors, cleaned)
+    mapped = convert_inputs(tensors, cleaned)
     for spec in cleaned.inputs:
-        array = made[spec.name]
+        array = mapped[spec.name]
         for position, size in enumerate(spec.shape):
             if isinstance(size, int) and array.shape[position] not in (0, size):
                 index = np.arange(size) % array.shape[position]
                 array = np.take(array, index, axis=position)
-        made[spec.name] = np.asarray(array, order="C")
-    return made
+        mapped[spec.name] = np.asarray(array, order="C")
+    return mapped
 
 
 def wrap_reference(reference: Infer, cleaned: OnnxArtifact) -> Infer:
@@ -151,8 +151,8 @@ def full_reference(
         with _piece(raw, inputs, unknown, run) as inner:
 
             def infer(tensors: Tensors) -> Tensors:
-                told = reference(tensors) if known else {}
-                return {**told, **inner(tensors)}
+                known_outputs = reference(tensors) if known else {}
+                return {**known_outputs, **inner(tensors)}
 
             yield wrap_reference(infer, cleaned)
     else:
@@ -171,8 +171,8 @@ def input_mapper(
     names = [origin.name for origin in origins_of(cleaned).inputs]
     with ExitStack() as stack:
         inner: Infer = lambda _: {}  # noqa: E731 - nothing to compute
-        if strange := [name for name in names if name not in given]:
-            piece = _piece(raw, None, strange, isolated_onnxruntime)
+        if computed := [name for name in names if name not in given]:
+            piece = _piece(raw, None, computed, isolated_onnxruntime)
             inner = stack.enter_context(piece)
         yield lambda tensors: map_inputs({**tensors, **inner(tensors)}, cleaned)
 

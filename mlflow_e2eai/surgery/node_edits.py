@@ -52,8 +52,10 @@ def can_vanish(graph: gs.Graph, node: gs.Node) -> bool:
 
 def can_take_name(graph: gs.Graph, tensor: gs.Tensor) -> bool:
     """Whether a tensor is an inner one: made by one node of this graph and no output itself."""
-    made_here = len(tensor.inputs) == 1 and any(tensor.inputs[0] is node for node in graph.nodes)
-    return made_here and not is_output(graph, tensor)
+    is_output_of_node = len(tensor.inputs) == 1 and any(
+        tensor.inputs[0] is node for node in graph.nodes
+    )
+    return is_output_of_node and not is_output(graph, tensor)
 
 
 def is_output(graph: gs.Graph, tensor: gs.Tensor) -> bool:

@@ -55,10 +55,10 @@ class Step:
             inspect.signature(rule).bind(None, **self.arguments)
         except TypeError as error:
             known = list(inspect.signature(rule).parameters)[1:]
-            strange = next((name for name in self.arguments if name not in known), "")
+            unknown = next((name for name in self.arguments if name not in known), "")
             msg = (
                 f"Rule {self.rule!r} takes {', '.join(known) or 'no arguments'}, but got "
-                f"{sorted(self.arguments)}: {_nearest(strange, known) or f'{error}.'}"
+                f"{sorted(self.arguments)}: {_nearest(unknown, known) or f'{error}.'}"
             )
             raise InvalidInputError(msg) from error
         return functools.partial(rule, **self.arguments)

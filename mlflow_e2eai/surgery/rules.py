@@ -73,11 +73,11 @@ def remove(graph: gs.Graph, *, op_type: str, domain: str | None = None) -> int:
                 )
                 raise SurgeryError(msg)
     fed = {id(tensor) for node in nodes for tensor in node.outputs}
-    kept = [tensor for tensor in graph.outputs if id(tensor) not in fed]
-    if nodes and not kept:
+    outputs = [tensor for tensor in graph.outputs if id(tensor) not in fed]
+    if nodes and not outputs:
         msg = f"Removing all {op_type} nodes would leave no output; bypass them instead."
         raise SurgeryError(msg)
-    graph.outputs = kept
+    graph.outputs = outputs
     for node in nodes:
         node.outputs.clear()
         node.inputs.clear()

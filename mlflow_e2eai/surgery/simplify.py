@@ -44,10 +44,10 @@ def simplify(graph: gs.Graph) -> int:
     Raises:
         SurgeryError: They lost or renamed an output of the graph.
     """
-    found = 0
+    saved_bytes = 0
     while saved := _simplify_once(graph):
-        found += saved
-    return found
+        saved_bytes += saved
+    return saved_bytes
 
 
 def _simplify_once(graph: gs.Graph) -> int:
@@ -62,9 +62,9 @@ def _simplify_once(graph: gs.Graph) -> int:
         if saved <= 0:
             return 0
         wanted = [value.name for value in before.graph.output]
-        found = [value.name for value in after.graph.output]
-        if wanted != found:
-            msg = f"Simplification made the outputs {found} of {wanted}; leave out the rule."
+        outputs = [value.name for value in after.graph.output]
+        if wanted != outputs:
+            msg = f"Simplification made the outputs {outputs} of {wanted}; leave out the rule."
             raise SurgeryError(msg)
         # onnxslim drops inputs that nothing reads, which callers go on giving.
         del after.graph.input[:]
@@ -79,11 +79,11 @@ def _run_simplifier(model: onnx.ModelProto) -> onnx.ModelProto:
     import onnxsim
     import onnxslim
 
-    made, _ = onnxsim.simplify(model)
+    simplified, _ = onnxsim.simplify(model)
     # onnxsim makes Gemm of a MatMul of three dimensions too, with sizes and Reshapes around it.
-    if len(made.graph.node) > len(model.graph.node):
-        made = model
-    slim: onnx.ModelProto = onnxslim.slim(made)
+    if len(simplified.graph.node) > len(model.graph.node):
+        simplified = model
+    slim: onnx.ModelProto = onnxslim.slim(simplified)
     if slim.ByteSize() > model.ByteSize() + _MAY_GROW_BYTES:
         slim = onnxslim.slim(model, size_threshold=_MAY_GROW_BYTES)
     return slim
@@ -143,11 +143,15 @@ def _bytes_of(tensor: gs.Constant) -> int:
     return size
 
 
-def _take_over(graph: gs.Graph, made: gs.Graph) -> None:
-    graph.nodes, graph.inputs, graph.outputs = made.nodes, made.inputs, made.outputs
+def _take_over(graph: gs.Graph, simplified: gs.Graph) -> None:
+    graph.nodes, graph.inputs, graph.outputs = (
+        simplified.nodes,
+        simplified.inputs,
+        simplified.outputs,
+    )
     graph.functions, graph.opset, graph.import_domains = (
-        made.functions,
-        made.opset,
-        made.import_domains,
+        simplified.functions,
+        simplified.opset,
+        simplified.import_domains,
     )
     graphs.name_nodes(graph)

@@ -186,18 +186,18 @@ def _apply_plan(source: OnnxArtifact, before: onnx.ModelProto, plan: Sequence[St
 
 
 def _write_refused(
-    source: OnnxArtifact, plan: Sequence[Step], guilty: int, keep: Path
+    source: OnnxArtifact, plan: Sequence[Step], failing: int, keep: Path
 ) -> tuple[Path, ...]:
     """Write the graphs before and after a step, however broken they are."""
     keep.mkdir(parents=True, exist_ok=True)
-    kept = []
-    for name, steps in (("before.onnx", plan[:guilty]), ("after.onnx", plan[: guilty + 1])):
+    paths = []
+    for name, steps in (("before.onnx", plan[:failing]), ("after.onnx", plan[: failing + 1])):
         with suppress(SurgeryError):
-            made = _apply_plan(source, graphs.read(source.path), steps).after
-            with weights_linked(made, keep), atomic_write(keep / name) as temporary:
-                temporary.write_bytes(made.SerializeToString(deterministic=True))
-            kept.append(keep / name)
-    return tuple(kept)
+            edited = _apply_plan(source, graphs.read(source.path), steps).after
+            with weights_linked(edited, keep), atomic_write(keep / name) as temporary:
+                temporary.write_bytes(edited.SerializeToString(deterministic=True))
+            paths.append(keep / name)
+    return tuple(paths)
 
 
 def _name_failing_step(
@@ -223,16 +223,16 @@ def _name_failing_step(
             return None
 
         try:
-            guilty = failing_step(plan, replay)
+            failing = failing_step(plan, replay)
         except SurgeryError:
             return  # it was wrong before the first step
-    if guilty is None:
+    if failing is None:
         return
     if keep is not None:
-        error.graphs = _write_refused(source, plan, guilty, keep)
+        error.graphs = _write_refused(source, plan, failing, keep)
     if error.rule is None:
-        error.rule = plan[guilty].rule
-        error.args = (f"{error} Step {step_name(plan, guilty)!r} is to blame.",)
+        error.rule = plan[failing].rule
+        error.args = (f"{error} Step {step_name(plan, failing)!r} is to blame.",)
 
 
 def _apply(step: Step, rule: Rule, graph: gs.Graph) -> int:
@@ -267,13 +267,13 @@ def _keep_numbers(
     if not samples:
         return None
     with ExitStack() as stack:
-        before, asked = _reference_and_samples(source, cleaned, samples, reference, stack)
+        before, questions = _reference_and_samples(source, cleaned, samples, reference, stack)
         try:
             after = stack.enter_context(
                 isolated_onnxruntime(cleaned.path, libraries=source.libraries)
             )
             # ONNX Runtime is no suspect here, the rules are.
-            report = after.compare(before, asked, precision=source.precision, repeats=1)
+            report = after.compare(before, questions, precision=source.precision, repeats=1)
         except RunnerError as error:
             msg = f"The graph does not run after surgery: {error}"
             raise SurgeryError(msg) from error
@@ -296,10 +296,10 @@ def _reference_and_samples(
 ) -> tuple[Infer, list[dict[str, Array]]]:
     """The reference and the samples under the names of the cleaned graph."""
     try:
-        told = reference or stack.enter_context(
+        raw_reference = reference or stack.enter_context(
             isolated_onnxruntime(source.path, libraries=source.libraries)
         )
-        before = stack.enter_context(full_reference(told, source, cleaned))
+        before = stack.enter_context(full_reference(raw_reference, source, cleaned))
         fit = stack.enter_context(input_mapper(source, cleaned))
         return before, [fit(sample) for sample in samples]
     except RunnerError as error:

@@ -103,13 +103,13 @@ def _batch(graph: OnnxArtifact, example: Tensors) -> tuple[Axis | None, str | No
 
 def _refused_files(manifest: Manifest) -> dict[str, str]:
     """Why not, by the digest of each file that is not to be served unasked."""
-    found = {}
+    reasons = {}
     for entry in manifest.all_evidence:
         if entry.sha256 is not None and entry.measured and not entry.passed:
-            found[entry.sha256] = "failed its comparison with the PyTorch model"
+            reasons[entry.sha256] = "failed its comparison with the PyTorch model"
         elif entry.sha256 is not None and entry.rejected:
-            found[entry.sha256] = "is not worth its precision"
-    return found
+            reasons[entry.sha256] = "is not worth its precision"
+    return reasons
 
 
 def _engines(
@@ -118,7 +118,7 @@ def _engines(
     """The engines that Triton can choose from, by precision and capability; and why not others."""
     usable = [e for e in engines if e.target.backend == "tensorrt" and e.sha256 not in refused]
     newest = max(usable, key=lambda e: _parts(e.backend_version)).backend_version if usable else ""
-    found: dict[str, dict[str, EngineArtifact]] = {}
+    chosen: dict[str, dict[str, EngineArtifact]] = {}
     reasons = []
     for engine in engines:
         name = variant_name(str(engine.target), engine.arithmetic)
@@ -133,15 +133,15 @@ def _engines(
             )
         elif engine.settings.strip_weights:
             reasons.append(f"{name} has no weights, which Triton cannot give back")
-        elif twice := _keys(engine) & (same := found.get(engine.arithmetic, {})).keys():
+        elif twice := _keys(engine) & (same := chosen.get(engine.arithmetic, {})).keys():
             which = min(twice) or "8.0 and newer"
             reasons.append(
                 f"{name} is the second engine for compute capability {which}, by which alone "
                 f"Triton chooses"
             )
         else:
-            found[engine.arithmetic] = {**same, **dict.fromkeys(_keys(engine), engine)}
-    return found, reasons
+            chosen[engine.arithmetic] = {**same, **dict.fromkeys(_keys(engine), engine)}
+    return chosen, reasons
 
 
 def _parts(version: str) -> tuple[int, ...]:

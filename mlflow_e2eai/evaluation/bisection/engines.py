@@ -110,8 +110,8 @@ def bisect_engine(
             outcome = symptom if whole else trial.piece(pieces, first, end)
             return outcome == symptom != "is right"
 
-        found = narrow(len(pieces.nodes), fails, max_evaluations=max_evaluations)
-    return _bisection(pieces.nodes, found, symptom)
+        run = narrow(len(pieces.nodes), fails, max_evaluations=max_evaluations)
+    return _bisection(pieces.nodes, run, symptom)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,12 +179,12 @@ class _Trial:
         )
 
 
-def _bisection(nodes: Sequence[str], found: Run, symptom: Outcome) -> Bisection:
-    names = tuple(nodes[found.first : found.end])
-    seen = f"Seen in {found.evaluations} evaluations."
+def _bisection(nodes: Sequence[str], run: Run, symptom: Outcome) -> Bisection:
+    names = tuple(nodes[run.first : run.end])
+    seen = f"Seen in {run.evaluations} evaluations."
     if not names:
         sentence = "The engine is right as it is: there is nothing to explain."
-    elif not found.minimal:
+    elif not run.minimal:
         sentence = (
             f"The piece of {len(names)} of {len(nodes)} nodes from {names[0]!r} to {names[-1]!r} "
             f"{symptom}; a smaller one may, but the evaluations ran out. {seen}"
@@ -198,8 +198,8 @@ def _bisection(nodes: Sequence[str], found: Run, symptom: Outcome) -> Bisection:
         )
     return Bisection(
         nodes=names,
-        minimal=found.minimal,
+        minimal=run.minimal,
         suspects=len(nodes),
-        evaluations=found.evaluations,
+        evaluations=run.evaluations,
         sentence=sentence,
     )

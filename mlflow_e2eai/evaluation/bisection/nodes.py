@@ -84,9 +84,10 @@ def bisect(
     """
     check_graph_precision(precision)
     if precision not in CONVERTERS or source.precision != "fp32":
-        found = " and ".join(CONVERTERS)
+        converters = " and ".join(CONVERTERS)
         msg = (
-            f"From {source.precision} to {precision}; nodes are searched from fp32 to {found} only."
+            f"From {source.precision} to {precision}; nodes are searched from fp32 to "
+            f"{converters} only."
         )
         raise InvalidInputError(msg)
     if not samples:

@@ -94,11 +94,11 @@ def reads(node: onnx.NodeProto) -> Iterator[str]:
     yield from filter(None, node.input)
     for attribute in node.attribute:
         for inner in [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]:
-            made = {value.name for value in (*inner.input, *inner.initializer)}
-            made |= {name for each in inner.node for name in each.output}
+            produced = {value.name for value in (*inner.input, *inner.initializer)}
+            produced |= {name for each in inner.node for name in each.output}
             read = [name for each in inner.node for name in reads(each)]
             yield from (
-                name for name in (*read, *(o.name for o in inner.output)) if name not in made
+                name for name in (*read, *(o.name for o in inner.output)) if name not in produced
             )
 
 
@@ -107,14 +107,14 @@ def _nodes_between(
 ) -> list[onnx.NodeProto]:
     """The nodes that the outputs need, back to the inputs, in the graph's order."""
     makers = {name: at for at, node in enumerate(graph.node) for name in node.output if name}
-    found: set[int] = set()
+    positions: set[int] = set()
     wanted = list(outputs)
     while wanted:
         name = wanted.pop()
-        if name in makers and name not in inputs and makers[name] not in found:
-            found.add(makers[name])
+        if name in makers and name not in inputs and makers[name] not in positions:
+            positions.add(makers[name])
             wanted.extend(reads(graph.node[makers[name]]))
-    return [graph.node[at] for at in sorted(found)]
+    return [graph.node[at] for at in sorted(positions)]
 
 
 # Which nodes of a graph can be cut out, and which values a run of them needs and gives.
@@ -146,10 +146,10 @@ class Pieces:
         Returns:
             The values that come from before it, and those that are needed after it.
         """
-        made = frozenset[str]().union(*self.makes[first:end])
+        produced = frozenset[str]().union(*self.makes[first:end])
         needed = frozenset[str]().union(*self.needs[first:end])
         later = self.results.union(*self.needs[end:])
-        return sorted(needed - made), sorted(made & later)
+        return sorted(needed - produced), sorted(produced & later)
 
 
 def pieces_of(model: onnx.ModelProto) -> Pieces:
@@ -168,14 +168,14 @@ def pieces_of(model: onnx.ModelProto) -> Pieces:
 
     nodes, makes, needs = [], [], []
     for node, name in zip(model.graph.node, graphs.node_names(model), strict=True):
-        made = frozenset(filter(None, node.output))
+        produced = frozenset(filter(None, node.output))
         tells_size = node.op_type in ("Shape", "Size") and node.domain in ("", "ai.onnx")
         if tells_size or sizes.issuperset(reads(node)):
-            sizes |= made
-            behind |= dict.fromkeys(made, needed(reads(node)))
+            sizes |= produced
+            behind |= dict.fromkeys(produced, needed(reads(node)))
             continue
         nodes.append(name)
-        makes.append(made)
+        makes.append(produced)
         needs.append(needed(reads(node)))
     return Pieces(
         nodes=tuple(nodes),

@@ -56,15 +56,15 @@ def bisect_plan(
     """
     with TemporaryDirectory() as folder:
         replay = _Replay(source, samples, reference, Path(folder, "candidate.onnx"))
-        guilty = failing_step(plan, replay)
-        if guilty is None:
-            found = search((), lambda _: False)
-            return replace(found, evaluations=replay.count)
-        found = _within(plan, guilty, replay, max_evaluations)
-    name = step_name(plan, guilty)
-    which = f"; it should spare {', '.join(found.nodes)}" if found.nodes else " as a whole"
+        failing = failing_step(plan, replay)
+        if failing is None:
+            bisection = search((), lambda _: False)
+            return replace(bisection, evaluations=replay.count)
+        bisection = _within(plan, failing, replay, max_evaluations)
+    name = step_name(plan, failing)
+    which = f"; it should spare {', '.join(bisection.nodes)}" if bisection.nodes else " as a whole"
     return replace(
-        found,
+        bisection,
         rule=name,
         evaluations=replay.count,
         sentence=f"Step {name!r} broke the graph{which}. Seen in {replay.count} evaluations.",
@@ -72,14 +72,14 @@ def bisect_plan(
 
 
 def _within(
-    plan: Sequence[Step], guilty: int, replay: _Replay, max_evaluations: int | None
+    plan: Sequence[Step], failing: int, replay: _Replay, max_evaluations: int | None
 ) -> Bisection:
     """The nodes that a step should have spared; none where it is to blame as a whole."""
-    step, edited = plan[guilty], list[str]()
+    step, edited = plan[failing], list[str]()
 
     def fails(keep: frozenset[str]) -> bool:
         sparing = _Sparing(rule=step.rule, arguments=step.arguments, spared=keep, edited=edited)
-        return replay([*plan[:guilty], sparing]) is not None
+        return replay([*plan[:failing], sparing]) is not None
 
     if step.rule in _NODE_BY_NODE:
         fails(frozenset())  # tells which nodes it edits

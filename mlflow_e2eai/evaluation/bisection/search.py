@@ -63,27 +63,27 @@ def search(nodes: Sequence[str], fails: Fails, *, max_evaluations: int | None = 
         InvalidInputError: A name is there twice, `max_evaluations` is under 2, or the variant
             fails even with every node kept.
     """
-    asked = _SetSearch(nodes, fails, max_evaluations)
-    if asked.passes(frozenset()):
+    state = _SetSearch(nodes, fails, max_evaluations)
+    if state.passes(frozenset()):
         return Bisection(
             nodes=(),
             minimal=True,
             suspects=len(nodes),
-            evaluations=asked.count,
+            evaluations=state.count,
             sentence="The variant passes as it is: there is nothing to explain.",
         )
-    if not asked.passes(frozenset(nodes)):
+    if not state.passes(frozenset(nodes)):
         msg = (
             f"The variant fails even with all {len(nodes)} nodes kept as they were, so no set of "
             f"them explains it; look at the stage before, at the runner or at the reference."
         )
         raise InvalidInputError(msg)
     try:
-        _reduce(asked)
-        _thin_out(asked)
+        _reduce(state)
+        _thin_out(state)
     except _SpentError:
-        return asked.result(minimal=False)
-    return asked.result(minimal=True)
+        return state.result(minimal=False)
+    return state.result(minimal=True)
 
 
 @dataclass(slots=True)
@@ -118,8 +118,8 @@ class _SetSearch:
         return self.verdicts[keep]
 
     def result(self, *, minimal: bool) -> Bisection:
-        found = self.needed.union(self.rest)
-        names = tuple(name for name in self.nodes if name in found)
+        failing = self.needed.union(self.rest)
+        names = tuple(name for name in self.nodes if name in failing)
         shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")  # noqa: PLR2004 - what fits a line
         why = (
             "without any one of them it fails"
@@ -142,32 +142,32 @@ class _SpentError(Exception):
     """There are no evaluations left; it never leaves this file."""
 
 
-def _reduce(asked: _SetSearch) -> None:
+def _reduce(state: _SetSearch) -> None:
     """Find the needed nodes from the last to the first; `needed` and `rest` pass throughout."""
-    while not asked.passes(asked.needed):
+    while not state.passes(state.needed):
         low = 0  # so many of the rest are not enough
-        while len(asked.rest) - low > 1:
-            middle = (low + len(asked.rest)) // 2
-            if asked.passes(asked.needed.union(asked.rest[:middle])):
-                asked.rest = asked.rest[:middle]
+        while len(state.rest) - low > 1:
+            middle = (low + len(state.rest)) // 2
+            if state.passes(state.needed.union(state.rest[:middle])):
+                state.rest = state.rest[:middle]
             else:
                 low = middle
-        asked.needed |= {asked.rest[-1]}
-        asked.rest = asked.rest[:-1]
-    asked.rest = ()
+        state.needed |= {state.rest[-1]}
+        state.rest = state.rest[:-1]
+    state.rest = ()
 
 
-def _thin_out(asked: _SetSearch) -> None:
+def _thin_out(state: _SetSearch) -> None:
     """Leave out what is not needed after all, until each one is."""
     while spare := next(
         (
             name
-            for name in asked.nodes
-            if name in asked.needed and asked.passes(asked.needed - {name})
+            for name in state.nodes
+            if name in state.needed and state.passes(state.needed - {name})
         ),
         None,
     ):
-        asked.needed -= {spare}
+        state.needed -= {spare}
 
 
 # The search for a run of neighbours: how many there are and an oracle -> the shortest run.
@@ -214,16 +214,16 @@ def narrow(
     Raises:
         InvalidInputError: `max_evaluations` is under 1.
     """
-    asked = _RunSearch(fails, max_evaluations, end=count)
-    if not asked.fails_from(0, count):
-        return Run(first=0, end=0, minimal=True, evaluations=asked.count)
+    state = _RunSearch(fails, max_evaluations, end=count)
+    if not state.fails_from(0, count):
+        return Run(first=0, end=0, minimal=True, evaluations=state.count)
     try:
-        _halve(asked)
-        _draw_in(asked)
-        _trim(asked)
+        _halve(state)
+        _draw_in(state)
+        _trim(state)
     except _SpentError:
-        return asked.result(minimal=False)
-    return asked.result(minimal=True)
+        return state.result(minimal=False)
+    return state.result(minimal=True)
 
 
 @dataclass(slots=True)
@@ -263,31 +263,31 @@ class _RunSearch:
         return Run(first=self.first, end=self.end, minimal=minimal, evaluations=self.count)
 
 
-def _halve(asked: _RunSearch) -> None:
-    while asked.length > 1:
-        middle = (asked.first + asked.end) // 2
-        if not (asked.fails_from(asked.first, middle) or asked.fails_from(middle, asked.end)):
+def _halve(state: _RunSearch) -> None:
+    while state.length > 1:
+        middle = (state.first + state.end) // 2
+        if not (state.fails_from(state.first, middle) or state.fails_from(middle, state.end)):
             return
 
 
-def _draw_in(asked: _RunSearch) -> None:
+def _draw_in(state: _RunSearch) -> None:
     """Move the end, then the start, towards the middle that neither half could do without."""
-    middle = (asked.first + asked.end) // 2
+    middle = (state.first + state.end) // 2
     low = middle  # up to here it passes
-    while asked.end - low > 1:
-        at = (low + asked.end) // 2
-        if not asked.fails_from(asked.first, at):
+    while state.end - low > 1:
+        at = (low + state.end) // 2
+        if not state.fails_from(state.first, at):
             low = at
     high = middle  # from here on it passes
-    while high - asked.first > 1:
-        at = (asked.first + high) // 2
-        if not asked.fails_from(at, asked.end):
+    while high - state.first > 1:
+        at = (state.first + high) // 2
+        if not state.fails_from(at, state.end):
             high = at
 
 
-def _trim(asked: _RunSearch) -> None:
+def _trim(state: _RunSearch) -> None:
     """Leave out the last or the first for as long as the rest fails."""
-    while asked.length > 1 and (
-        asked.fails_from(asked.first, asked.end - 1) or asked.fails_from(asked.first + 1, asked.end)
+    while state.length > 1 and (
+        state.fails_from(state.first, state.end - 1) or state.fails_from(state.first + 1, state.end)
     ):
         pass

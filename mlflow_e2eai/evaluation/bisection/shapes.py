@@ -59,14 +59,14 @@ def observe(source: OnnxArtifact, samples: Sequence[Tensors]) -> Observed:
         if name not in known or known[name].type.HasField("tensor_type")
     ]
     untyped = {n for n in names if n not in known or not known[n].type.tensor_type.elem_type}
-    asked = [*profile_samples(samples[0], source).values(), *samples]
+    inputs = [*profile_samples(samples[0], source).values(), *samples]
     with TemporaryDirectory() as folder:
         path = Path(folder, "observed.onnx")
         telling = _with_outputs(model, names, untyped)
         with weights_linked(telling, path.parent):
             path.write_bytes(telling.SerializeToString())
         with onnxruntime_runner(path, libraries=source.libraries) as run:
-            answers = [run(sample) for sample in asked]
+            answers = [run(sample) for sample in inputs]
     return _describe_values(source, names, known, answers)
 
 
@@ -80,8 +80,8 @@ def infer_values(model: onnx.ModelProto) -> dict[str, onnx.ValueInfoProto]:
 
 def _values(model: onnx.ModelProto) -> list[str]:
     weights = {weight.name for weight in model.graph.initializer}
-    made = [name for node in model.graph.node for name in node.output if name]
-    return [*(v.name for v in model.graph.input if v.name not in weights), *made]
+    outputs = [name for node in model.graph.node for name in node.output if name]
+    return [*(v.name for v in model.graph.input if v.name not in weights), *outputs]
 
 
 def _shape_of(name: str) -> str:

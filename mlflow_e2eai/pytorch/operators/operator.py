@@ -58,8 +58,8 @@ class Operator:
                 f"give an onnx.FunctionProto, its text, or an onnxscript function."
             )
             raise InvalidInputError(msg) from error
-        if (found := graphs.operator_name(function.domain, function.name)) != self.name:
-            msg = f"The function of {self.name} is named {found}; give both the same name."
+        if (name := graphs.operator_name(function.domain, function.name)) != self.name:
+            msg = f"The function of {self.name} is named {name}; give both the same name."
             raise InvalidInputError(msg)
         return cast("onnx.FunctionProto", function)
 
@@ -105,10 +105,10 @@ def save(operators: Sequence[Operator], path: Path) -> None:
     for each in operators:
         domain, _, name = each.name.rpartition("::")
         function = each.proto() or onnx.FunctionProto(domain=domain, name=name)
-        kept = model.functions.add()
-        kept.CopyFrom(function)
+        proto = model.functions.add()
+        proto.CopyFrom(function)
         if each.torch_name is not None:
-            kept.metadata_props.add(key=_TORCH_NAME, value=each.torch_name)
+            proto.metadata_props.add(key=_TORCH_NAME, value=each.torch_name)
     path.write_bytes(model.SerializeToString())
 
 

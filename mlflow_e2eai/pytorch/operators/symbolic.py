@@ -56,7 +56,7 @@ class _Applications:
     """The applications of functions with ``symbolic`` during one export."""
 
     applied: set[type] = field(default_factory=set)
-    asked: set[type] = field(default_factory=set)
+    exported: set[type] = field(default_factory=set)
     placeholders: dict[str, _Application] = field(default_factory=dict)
     inside: bool = False
 
@@ -65,8 +65,8 @@ class _Applications:
         if self.placeholders:
             model = graphs.read(path)
             graphs.write(_replace_placeholders(model, self.placeholders, opset), path)
-            self.asked |= {each.function for each in self.placeholders.values()}
-        if lost := sorted(each.__name__ for each in self.applied - self.asked):
+            self.exported |= {each.function for each in self.placeholders.values()}
+        if lost := sorted(each.__name__ for each in self.applied - self.exported):
             msg = (
                 f"forward applies {lost[0]}, which defines symbolic, but the exporter never asked "
                 f"for it: the operator is not in the graph; use its result, or another exporter."
@@ -105,56 +105,56 @@ def keep_symbolic(exporter: str, path: Path, *, opset: int) -> Iterator[None]:
         ExportError: A function was applied that the graph knows nothing of, or its ``symbolic``
             failed.
     """
-    found = _Applications()
+    applications = _Applications()
     with ExitStack() as stack:
         for function in _functions():
             watch = _standing_in if exporter == "dynamo" else _recording_forward
-            changes: dict[str, Any] = {"forward": staticmethod(watch(function, found))}
+            changes: dict[str, Any] = {"forward": staticmethod(watch(function, applications))}
             if exporter != "dynamo":
-                changes["symbolic"] = staticmethod(_recording_symbolic(function, found))
+                changes["symbolic"] = staticmethod(_recording_symbolic(function, applications))
             stack.enter_context(mock.patch.multiple(function, **changes))
         yield
-    found.settle(path, opset)
+    applications.settle(path, opset)
 
 
 @contextmanager
 def record_applied() -> Iterator[set[str]]:
     """Record the names of the functions with ``symbolic`` that are applied in the block."""
-    found: set[str] = set()
+    names: set[str] = set()
 
-    def noting(function: type[torch.autograd.Function]) -> Callable[..., Any]:
+    def recording(function: type[torch.autograd.Function]) -> Callable[..., Any]:
         forward = function.forward
 
-        def noted(*given: Any) -> Any:
-            found.add(function.__name__)
+        def record(*given: Any) -> Any:
+            names.add(function.__name__)
             return forward(*given)
 
-        return noted
+        return record
 
     with ExitStack() as stack:
         for function in _functions():
             stack.enter_context(
-                mock.patch.object(function, "forward", staticmethod(noting(function)))
+                mock.patch.object(function, "forward", staticmethod(recording(function)))
             )
-        yield found
+        yield names
 
 
 def _functions() -> list[type[torch.autograd.Function]]:
     """The classes with a ``symbolic`` that can be called, PyTorch's own left out."""
     import torch
 
-    waiting, found = [torch.autograd.Function], []
+    waiting, functions = [torch.autograd.Function], []
     while waiting:
         for each in waiting.pop().__subclasses__():
             waiting.append(each)
             own = each.__module__.partition(".")[0] != "torch"
-            if own and each not in found and callable(getattr(each, "symbolic", None)):
-                found.append(each)
-    return found
+            if own and each not in functions and callable(getattr(each, "symbolic", None)):
+                functions.append(each)
+    return functions
 
 
 def _standing_in(
-    function: type[torch.autograd.Function], found: _Applications
+    function: type[torch.autograd.Function], applications: _Applications
 ) -> Callable[..., Any]:
     """The function's ``forward`` for dynamo: a placeholder with the types that it answers in."""
     import torch
@@ -166,10 +166,10 @@ def _standing_in(
         answer = forward(*given)
         if not torch.onnx.is_in_onnx_export():
             return answer
-        found.applied.add(function)
+        applications.applied.add(function)
         arguments = given[1:] if with_context else given
-        name = f"{function.__name__}_{len(found.placeholders)}"
-        found.placeholders[name] = _Application(
+        name = f"{function.__name__}_{len(applications.placeholders)}"
+        applications.placeholders[name] = _Application(
             function=function,
             arguments=tuple(_like(each) for each in arguments),
         )
@@ -187,7 +187,7 @@ def _standing_in(
 
 
 def _recording_forward(
-    function: type[torch.autograd.Function], found: _Applications
+    function: type[torch.autograd.Function], applications: _Applications
 ) -> Callable[..., Any]:
     """The function's ``forward``, which records that it was called."""
     import torch
@@ -196,28 +196,28 @@ def _recording_forward(
 
     def watched(*given: Any) -> Any:
         # What a kept function applies inside its forward is its own affair.
-        inner = found.inside or not torch.onnx.is_in_onnx_export()
+        inner = applications.inside or not torch.onnx.is_in_onnx_export()
         if inner:
             return forward(*given)
-        found.applied.add(function)
-        found.inside = True
+        applications.applied.add(function)
+        applications.inside = True
         try:
             return forward(*given)
         finally:
-            found.inside = False
+            applications.inside = False
 
     return watched
 
 
-def _recording_symbolic(function: Any, found: _Applications) -> Callable[..., Any]:
+def _recording_symbolic(function: Any, applications: _Applications) -> Callable[..., Any]:
     """The function's ``symbolic``, which records that it was called."""
     symbolic = function.symbolic
 
-    def asked(*given: Any) -> Any:
-        found.asked.add(function)
+    def record(*given: Any) -> Any:
+        applications.exported.add(function)
         return symbolic(*given)
 
-    return asked
+    return record
 
 
 def _like(argument: Any) -> Any:
