@@ -1,4 +1,4 @@
-"""Dynamic axes: their corners, the specs that they make of an example, and their text form."""
+"""Dynamic axes: their corners, the input specs of an example, and their text form."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def corners(axes: tuple[Axis, ...]) -> dict[str, dict[str, int]]:
 
 
 def resize(tensors: Tensors, specs: tuple[TensorSpec, ...], sizes: Mapping[str, int]) -> Tensors:
-    """Repeat or cut arrays along their dynamic axes until they have the sizes asked for.
+    """Repeat or cut arrays along their dynamic axes until they have the requested sizes.
 
     Repeating the caller's own data keeps its range, which random data would not.
 
@@ -125,8 +125,8 @@ def parse_axes(text: str) -> DynamicAxes | None:
     parsed: dict[str, dict[int, Axis]] = {}
     for part in [] if text == "none" else text.split(","):
         try:
-            place, sizes = part.split("=")
-            name, position = place.rsplit(":", 1)
+            location, sizes = part.split("=")
+            name, position = location.rsplit(":", 1)
             sizes, _, buckets = sizes.partition("@")
             axis, *numbers = sizes.split(":")
             low, best, high, *others = (int(number) for number in numbers)

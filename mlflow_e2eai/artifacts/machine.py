@@ -2,7 +2,7 @@
 
 MLflow imports this module during `import mlflow`, and any error at its import would break
 `import mlflow` for the whole environment. So it holds the standard library only, reads what the
-driver writes into /proc instead of loading the driver's library, and says nothing where it is not
+driver writes into /proc instead of loading the driver's library, and returns None where it is not
 sure.
 """
 
@@ -32,7 +32,7 @@ _LIBRARIES = (
 
 @functools.cache
 def gpu_name(driver: Path = _DRIVER) -> str | None:
-    """Name of this machine's first NVIDIA GPU, as its driver gives it; None where there is none."""
+    """Name of this machine's first NVIDIA GPU, as its driver reports it; None without one."""
     try:
         files = sorted(driver.glob("gpus/*/information"))
     except OSError:
@@ -51,7 +51,7 @@ def driver_version(driver: Path = _DRIVER) -> str | None:
 
 @functools.cache
 def processor_name(file: Path = Path("/proc/cpuinfo")) -> str | None:
-    """Name of this machine's processor, as the kernel gives it; None where it does not say."""
+    """Name of this machine's processor, as the kernel reports it; None where it does not."""
     return _search(r"^model name\s*:\s*(\S.*)$", file)
 
 

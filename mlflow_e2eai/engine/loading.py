@@ -1,4 +1,4 @@
-"""Plan -> TensorRT's engine, or an error in one sentence that says what to do."""
+"""Plan -> TensorRT's engine, or an error with a next step."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class LoadedEngine(NamedTuple):
 
 
 def warn_if_unlisted(engine: EngineArtifact, *, stacklevel: int) -> None:
-    """Warn where an engine's backend does not say that it supports this GPU."""
+    """Warn where an engine's backend does not list this GPU."""
     backend = backends.BACKENDS[engine.target.backend]
     trt = backends.load(backend)
     here = backends.local_compute_capability()
@@ -66,7 +66,7 @@ def load_engine(engine: EngineArtifact, graph: OnnxArtifact | None) -> Iterator[
             its weights gets them from there.
 
     Raises:
-        RunnerError: TensorRT cannot load it, it is not what was recorded of it, or a library of its
+        RunnerError: TensorRT cannot load it, it differs from its record, or a library of its
             plugins is not allowed.
     """
     backend = backends.BACKENDS[engine.target.backend]
@@ -97,7 +97,7 @@ def _check_precision(engine: EngineArtifact, trt: Any, loaded: Any) -> None:
     """Refuse an engine none of whose layers computes in its precision, where it lists layers.
 
     Raises:
-        RunnerError: It is such an engine.
+        RunnerError: None of its layers does.
     """
     if engine.precision == "fp32":
         return
@@ -114,7 +114,7 @@ def _check_interface(engine: EngineArtifact, loaded: Any) -> None:
     """Refuse an engine whose interface is not the recorded one.
 
     Raises:
-        RunnerError: Its inputs and outputs, or the number of its profiles, are others.
+        RunnerError: Its inputs and outputs, or the number of its profiles, differ.
     """
     names = {loaded.get_tensor_name(at) for at in range(loaded.num_io_tensors)}
     recorded = {spec.name for spec in (*engine.inputs, *engine.outputs)}
@@ -128,15 +128,15 @@ def _check_interface(engine: EngineArtifact, loaded: Any) -> None:
     raise RunnerError(msg)
 
 
-# What TensorRT or CUDA refused, in one sentence that says what to do.
+# Errors of TensorRT and CUDA, in one sentence with a next step.
 
 
 _OUT_OF_MEMORY = re.compile(r"out.?of.?memory", re.IGNORECASE)
-"""As CUDA (``CUDA_ERROR_OUT_OF_MEMORY``, ``out of memory``) and TensorRT (``OutOfMemory``) say."""
+"""In CUDA ``CUDA_ERROR_OUT_OF_MEMORY``, ``out of memory``; in TensorRT ``OutOfMemory``."""
 
 _IS_FATAL = "terminated and relaunched"
-"""So the CUDA driver API ends what it says of an error after which each call fails in this process:
-see ``CUresult``, for example of CUDA_ERROR_ILLEGAL_ADDRESS. cuda.core quotes it."""
+"""End of the CUDA driver API's text for an error after which each call fails in this process: see
+ ``CUresult``, for example of CUDA_ERROR_ILLEGAL_ADDRESS. cuda.core quotes it."""
 
 
 def is_out_of_memory(reason: str) -> bool:
@@ -145,7 +145,7 @@ def is_out_of_memory(reason: str) -> bool:
 
 
 def refusal(engine: EngineArtifact, reason: str) -> RunnerError:
-    """Make the error for a refusal of TensorRT, whose log gives the reason."""
+    """Make the error for a refusal of TensorRT, with the reason from its log."""
     if is_out_of_memory(reason):
         return RunnerError(
             f"TensorRT cannot run {engine.path.name}: the GPU's memory is full; end what else runs "

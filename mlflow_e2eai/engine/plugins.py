@@ -15,7 +15,7 @@ def check_plugins(target: Target, libraries: Sequence[Library]) -> None:
     """Refuse plugins for a target whose networks cannot hold any.
 
     Raises:
-        InvalidInputError: It is such a target, and there are libraries.
+        InvalidInputError: There are libraries, and the target takes no plugins.
     """
     backend = BACKENDS[target.backend]
     if libraries and backend.plugins is None:

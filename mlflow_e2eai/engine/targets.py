@@ -58,8 +58,7 @@ _OLDEST = 80
 `IBuilderConfig.num_compute_capabilities` of TensorRT-RTX, and `HardwareCompatibilityLevel`."""
 
 TARGETS: tuple[str, ...] = ("local", "rtx", *_CAPABILITIES["tensorrt_rtx"])
-"""What a caller may ask for on any machine, ``local`` on one with a GPU. There are more: see
-`parse`."""
+"""Examples of targets: valid on any machine, ``local`` on one with a GPU. For all see `parse`."""
 
 _SUGGESTIONS = (
     *TARGETS,
@@ -93,7 +92,7 @@ def parse(text: str) -> Target:
         The target; its `gpu_name` is known only where it is built.
 
     Raises:
-        InvalidInputError: It is something else, or names what a backend has not.
+        InvalidInputError: It is something else, or names something that the backend lacks.
     """
     bare = text.removesuffix("+compatible")
     prefix, separator, capability = re.fullmatch(r"([^:-]*)([:-]?)(.*)", bare, re.DOTALL).groups()  # type: ignore[union-attr]
@@ -119,7 +118,7 @@ def parse(text: str) -> Target:
 
 
 def _reason_impossible(target: Target) -> str | None:
-    """Why no engine is like that; None where there are such."""
+    """Return the reason why a target is impossible; None if it is possible."""
     if target.backend == "tensorrt_rtx":
         if target.compatible:
             return "an engine of TensorRT-RTX is bound to no GPU model; leave '+compatible' out"
@@ -147,21 +146,21 @@ def _unknown(text: str) -> InvalidInputError:
 
 
 def check_target(text: str) -> None:
-    """Refuse a target that there is not, on whatever machine.
+    """Refuse a text that names no target on any machine.
 
     Raises:
-        InvalidInputError: It is neither ``local`` nor what `parse` reads.
+        InvalidInputError: It is neither ``local`` nor readable by `parse`.
     """
     if text != "local":
         parse(text)
 
 
 def resolve(text: str) -> Target:
-    """Say which engine a target asks for on this machine, which must be able to build it.
+    """Resolve a target on this machine, which must be able to build it.
 
     Args:
-        text: What `parse` reads; or ``local``, the GPU in this machine, which is built for with
-            TensorRT where that is installed, else with TensorRT-RTX.
+        text: A text of `parse`; or ``local``, the GPU in this machine, with TensorRT where that is
+            installed, else with TensorRT-RTX.
 
     Raises:
         InvalidInputError: There is no such target, or this machine cannot build for it.
@@ -207,7 +206,7 @@ def _check_gpu(text: str, target: Target) -> None:
 
 
 def _with_builder(text: str, target: Target, version: str) -> Target:
-    """A target of TensorRT with what only the machine that builds it knows."""
+    """A target of TensorRT with the GPU model and version of this machine."""
     major = int(version.split(".", maxsplit=1)[0])
     if target.version not in (None, major):
         msg = (
@@ -231,7 +230,7 @@ def covers(target: Target, capability: str) -> bool:
     return int(capability.removeprefix("sm")) >= _OLDEST
 
 
-# What TensorRT is known not to build, refused before it is tried.
+# Engines that TensorRT is known not to build, refused before the build.
 
 
 _FIRST_WITH_FP8 = 89

@@ -101,7 +101,7 @@ class MachineEvidence:
     """Evidence that was measured together on one machine.
 
     Attributes:
-        environment: The machine: processor, GPU, versions; see `context.environment`.
+        environment: The machine: processor, GPU, versions; see `artifacts.machine.environment`.
         evidence: One entry for each variant that was asked there, the reference first.
         latency: Reports by corner of the profile and by batch size; their variants took turns.
     """

@@ -90,7 +90,7 @@ class QuantizationVerdict:
     """Whether a quantised variant is retained.
 
     Attributes:
-        metrics: What was measured, by name; see `evaluation.worth.weighed`.
+        metrics: What was measured, by name; see `quantized_gates.decide_quantized`.
         decision: What the gates say of it.
     """
 

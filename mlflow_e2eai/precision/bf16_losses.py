@@ -1,7 +1,7 @@
 """Error of each node that reads bf16, and the nodes with too large an error.
 
-bf16 has the range of fp32 and 8 bits of it. So no range is asked here: every node is run beside a
-twin that reads the same values rounded, and the two are compared.
+bf16 has the range of fp32 with 8 bits of precision. So ranges are not measured here: every node is
+run together with a twin that reads the same values rounded, and the two are compared.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     import onnx
 
 LARGEST_LOSS = NOISE_TO_SIGNAL["bf16"] / 2
-"""Root mean square of what a node loses, as a share of what it gives. A decision of ours: no node
-alone may use up half of what the whole graph may lose. Rounding a sum's terms loses 0.17 %."""
+"""Root mean square of a node's error, as a share of its output. A decision of ours: no node alone
+may use up half of the tolerance of the whole graph. Rounding a sum's terms loses 0.17 %."""
 
 _LIMIT, _ZERO = "loss_limit", "loss_zero"
 """Constants of the graph with twins: from the one on, a number's square may be infinite; masks are
@@ -42,7 +42,7 @@ _EXACT = frozenset(
         *("Transpose", "Unsqueeze", "Where"),
     }
 )
-"""Operators that hand numbers on: what they give is as exact as what they read."""
+"""Operators that copy numbers: their outputs are as exact as their inputs."""
 
 
 def guard_losses(
@@ -50,8 +50,8 @@ def guard_losses(
 ) -> Guarded:
     """The nodes that lose more than `LARGEST_LOSS` to bf16 on samples, and those that feed them.
 
-    A node in fp32 is none the better for it when what it reads was rounded before: so what makes
-    its inputs stays in fp32 too.
+    A node in fp32 does not become exact where its inputs were rounded before: so the nodes that
+    write its inputs stay in fp32 too.
 
     Args:
         model: A graph in fp32.
@@ -69,7 +69,7 @@ def guard_losses(
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "plain.onnx")
         own = type(model)()
-        own.CopyFrom(model)  # what is large leaves a model that is written
+        own.CopyFrom(model)  # writing moves large weights out of the model
         graphs.write(own, path)
         del own
         with isolated(partial(losses_runner, path, libraries)) as infer:
@@ -84,10 +84,10 @@ def guard_losses(
 
 
 def _accumulate(
-    totals: Mapping[str, tuple[float, float]], answers: Tensors
+    totals: Mapping[str, tuple[float, float]], outputs: Tensors
 ) -> dict[str, tuple[float, float]]:
     sums = {}
-    for name, (noise, signal) in answers.items():
+    for name, (noise, signal) in outputs.items():
         before = totals.get(name, (0.0, 0.0))
         sums[name] = (before[0] + float(noise), before[1] + float(signal))
     return sums
@@ -140,12 +140,12 @@ def losses_runner(path: Path, libraries: Sequence[Library] = ()) -> Iterator[Inf
     """Run a graph whose nodes each have a twin that reads values rounded to bf16.
 
     Args:
-        path: The graph, in a folder where another can be put.
+        path: The graph, in a folder where another can be written.
         libraries: Libraries with operators of the graph.
 
     Yields:
-        A callable from the graph's inputs to, by floating value that a node makes, the sum of the
-        squares of what it loses, and of what it is, where that is below 1e15.
+        A callable from the graph's inputs to, by floating value that a node writes, the sum of the
+        squares of its error, and of the value itself, where that is below 1e15.
 
     Raises:
         RunnerError: ONNX Runtime cannot load the graph.
@@ -192,7 +192,7 @@ def _has_graph(node: onnx.NodeProto) -> bool:
 
 
 def _add_twin(graph: onnx.GraphProto, node: onnx.NodeProto, floats: set[str]) -> None:
-    """Add a node's twin, and what sums the squares of the difference."""
+    """Add a node's twin, and the nodes that sum the squares of the difference."""
     import onnx
 
     known = {out for one in graph.node for out in one.output}
@@ -211,10 +211,10 @@ def _add_twin(graph: onnx.GraphProto, node: onnx.NodeProto, floats: set[str]) ->
     twin = onnx.NodeProto()
     twin.CopyFrom(node)
     twin.name = ""
-    for place, name in enumerate(node.input):
+    for index, name in enumerate(node.input):
         if name in floats:
             between = cast(name, f"{name}_narrow", narrow)
-            twin.input[place] = cast(between, f"{name}_rounded", wide)
+            twin.input[index] = cast(between, f"{name}_rounded", wide)
     twin.output[:] = [f"{name}_twin" if name else "" for name in node.output]
     graph.node.append(twin)
     for name in {*node.output} & floats:

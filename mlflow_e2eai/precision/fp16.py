@@ -20,17 +20,17 @@ if TYPE_CHECKING:
 def to_fp16(model: onnx.ModelProto, *, keep_fp32: Collection[str] = ()) -> onnx.ModelProto:
     """A graph in fp16, but for the nodes that are to stay in fp32.
 
-    What such a node computes with stays in fp32 too: its weights, which it gets for itself where
-    nodes in fp16 use them as well, and the values that come to it from others of its kind or from
-    the graph's inputs. With every node kept, nothing is rounded. The converter alone does not do
+    The inputs of such a node stay in fp32 too: its weights, which are copied where nodes in fp16
+    use them as well, and values from other such nodes or from the graph's inputs. With every node
+    in fp32, nothing is rounded. The converter alone does not do
     this: it rounds every edge and every shared weight, and writes a graph that is not valid when
     two of the nodes read the same value.
 
     Args:
         model: A graph in fp32, which is not changed.
         keep_fp32: Names of nodes of the main graph, as `graphs.node_names` gives them. A node with
-            a subgraph inside that reads values from outside cannot be kept: the result does not
-            load.
+            a subgraph inside that reads values from outside cannot stay in fp32: the result
+            does not load.
 
     Raises:
         InvalidInputError: There is no node of that name.
@@ -58,7 +58,7 @@ def to_fp16(model: onnx.ModelProto, *, keep_fp32: Collection[str] = ()) -> onnx.
 
 
 def of_libraries(model: onnx.ModelProto, libraries: Sequence[Library]) -> list[str]:
-    """The nodes that libraries may implement, by name: of fp16 they are not known to have any."""
+    """Names of the nodes that libraries may implement, which may have no fp16 kernels."""
     if not libraries:
         return []
     return [
@@ -83,7 +83,7 @@ def _convert_nodes(model: onnx.ModelProto, keep_fp32: Collection[str]) -> onnx.M
             converted: onnx.ModelProto = float16.convert_float_to_float16(
                 model, keep_io_types=True, node_block_list=sorted(keep_fp32)
             )
-    except Exception as error:  # the converter raises whatever happened inside
+    except Exception as error:  # the converter's errors share no base class
         msg = f"The fp16 converter failed: {type(error).__name__}: {error}; keep it in fp32."
         raise PrecisionError(msg) from error
     finally:
@@ -99,7 +99,7 @@ def _value_info(tensor: onnx.TensorProto) -> onnx.ValueInfoProto:
 
 
 def _give_own_weights(graph: onnx.GraphProto, keep_fp32: Collection[str]) -> None:
-    """Give the kept nodes copies of the constants that the converter would round for others."""
+    """Give the fp32 nodes copies of the constants that the converter would round for others."""
     import onnx
 
     constants = {weight.name: weight for weight in graph.initializer}
@@ -121,11 +121,11 @@ def _give_own_weights(graph: onnx.GraphProto, keep_fp32: Collection[str]) -> Non
 
 
 def _join(graph: onnx.GraphProto, own: Collection[str]) -> None:
-    """Take out the converter's casts from fp32 to fp16 and back, and those that it wrote twice.
+    """Remove the converter's casts from fp32 to fp16 and back, and its duplicate casts.
 
     Args:
-        graph: What the converter wrote.
-        own: Names of the nodes that were there before; all others are its casts.
+        graph: The converter's result.
+        own: Names of the nodes before the conversion; all others are its casts.
     """
     import onnx
 

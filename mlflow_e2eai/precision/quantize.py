@@ -35,7 +35,8 @@ class _QuantizedType:
         highest: Its largest number that is used. Of int8 -128 is left out, so that zero is zero:
             TensorRT takes symmetric ranges only.
         opset: The first whose QuantizeLinear has it, with a scale for each channel.
-        calibrator: What ends its ranges. fp8's steps grow with the number, so clipping saves none.
+        calibrator: How its ranges are chosen. fp8's steps grow with the number, so clipping gains
+            nothing.
     """
 
     onnx_type: str
@@ -50,13 +51,13 @@ TYPES: Mapping[str, _QuantizedType] = {
 }
 
 _PRODUCTS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
-"""Operators that TensorRT computes in int8 and fp8, where their second input is a constant: what a
-product of two activations loses, as in attention, is seldom worth it, and it makes no file smaller.
+"""Operators that TensorRT computes in int8 and fp8, where their second input is a constant: the
+loss of a product of two activations, as in attention, is seldom worth it, and no file is smaller.
 """
 
 
 def check_calibrated(precisions: Iterable[str], data: object | None) -> None:
-    """Refuse to quantise without data to calibrate on; one example says too little of others.
+    """Refuse to quantise without data to calibrate on; one example is too few.
 
     Raises:
         InvalidInputError: int8 or fp8 is among the precisions, and the data is None.
@@ -78,7 +79,7 @@ class QuantizedGraph:
         model: The graph.
         calibration: Where the ranges come from.
         kept: The products that stay in fp32, in the graph's order.
-        quantized: How many do not.
+        quantized: Number of quantised products.
         pairs: Pairs of QuantizeLinear and DequantizeLinear; a weight is stored quantised, and its
             DequantizeLinear counts as one.
     """
@@ -98,7 +99,7 @@ def quantize(
     keep_fp32: Collection[str] = (),
     libraries: Sequence[Library] = (),
 ) -> QuantizedGraph:
-    """Quantise what a graph multiplies by constants.
+    """Quantise the products of a graph with constants.
 
     Both factors of a product get a symmetric range: a weight one for each output channel, stored
     quantised; an activation one for the whole, from calibration. Bias, and all that is no product,
@@ -237,7 +238,7 @@ class _Pairs:
         self._weights: dict[tuple[str, int | None], onnx.NodeProto] = {}
 
     def activation(self, name: str) -> str:
-        """The value behind its pair."""
+        """Name of the quantised and dequantised value."""
         import onnx
 
         if name not in self._activations:
@@ -255,7 +256,7 @@ class _Pairs:
         return str(self._activations[name][-1].output[0])
 
     def weight(self, node: onnx.NodeProto) -> str:
-        """A node's weight, stored quantised, behind its DequantizeLinear."""
+        """Name of a node's weight, stored quantised, after its DequantizeLinear."""
         import onnx
 
         name = node.input[1]

@@ -1,4 +1,4 @@
-"""A graph that answers with the ranges of its values, and keeps none of them."""
+"""A graph whose outputs are the ranges of its values, and not the values."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 STATISTICS = ("magnitude", "size", "highest", "least", "floor")
-"""What is asked of a value, in order; see `ranges.Range`."""
+"""Statistics of a value, in order; see `ranges.Range`."""
 
 _AXES_AS_INPUT = 18
 """Opset from which ReduceMax takes its axes as an input."""
@@ -33,12 +33,12 @@ _AXES_AS_INPUT = 18
 def ranges_runner(path: Path, mask: Masks, libraries: Sequence[Library] = ()) -> Iterator[Infer]:
     """Run a graph that reduces each of its values as soon as it is there.
 
-    No value outlives its readers, so the memory is about that of the graph itself; what is handed
-    out is five numbers for each floating value that a node makes.
+    No value outlives its readers, so the memory is about that of the graph itself; the outputs are
+    five numbers for each floating value that a node writes.
 
     Args:
-        path: The graph, in a folder where another can be put.
-        mask: The values of which more is asked than their magnitude.
+        path: The graph, in a folder where another can be written.
+        mask: The values with statistics other than their magnitude.
         libraries: Libraries with operators of the graph.
 
     Yields:
@@ -52,9 +52,9 @@ def ranges_runner(path: Path, mask: Masks, libraries: Sequence[Library] = ()) ->
     outputs: list[tuple[str, int]] = []
     del model.graph.output[:]
     for position, name in enumerate(values):
-        for place, scalar in _reduce(model, name, f"range_{position}", mask):
+        for index, scalar in _reduce(model, name, f"range_{position}", mask):
             model.graph.output.append(scalar)
-            outputs.append((name, place))
+            outputs.append((name, index))
     reduced = path.with_name("reduced.onnx")
     write(model, reduced)
     del model
@@ -62,8 +62,8 @@ def ranges_runner(path: Path, mask: Masks, libraries: Sequence[Library] = ()) ->
 
         def ranges(tensors: Tensors) -> Tensors:
             rows: dict[str, Array] = {name: np.array([0, 0, np.inf, 0, -np.inf]) for name in values}
-            for (name, place), scalar in zip(outputs, infer(tensors).values(), strict=True):
-                rows[name][place] = scalar
+            for (name, index), scalar in zip(outputs, infer(tensors).values(), strict=True):
+                rows[name][index] = scalar
             for row in rows.values():
                 row[0] = max(row[0], 0.0)  # nothing finite in it gives minus infinity
             return rows
@@ -107,7 +107,7 @@ def write(model: onnx.ModelProto, path: Path) -> None:
 def _reduce(
     model: onnx.ModelProto, name: str, prefix: str, mask: Masks
 ) -> list[tuple[int, onnx.ValueInfoProto]]:
-    """Add what reduces a value; the place of each result in `STATISTICS`, and the result."""
+    """Add nodes that reduce a value; returns index in `STATISTICS` and name of each result."""
     import onnx
 
     graph = model.graph
@@ -123,7 +123,7 @@ def _reduce(
         graph.initializer.append(tensor)
         return str(tensor.name)
 
-    def found_as(statistic: str, output: str) -> None:
+    def add_result(statistic: str, output: str) -> None:
         kind = onnx.TensorProto.INT64 if statistic == "size" else onnx.TensorProto.FLOAT
         value = onnx.helper.make_tensor_value_info(output, kind, [])
         reduced.append((STATISTICS.index(statistic), value))
@@ -131,15 +131,15 @@ def _reduce(
     magnitudes, infinity = add("Abs", name, to="abs"), constant(np.inf, "infinity")
     finite, lowest = add("Less", magnitudes, infinity, to="finite"), constant(-np.inf, "lowest")
     counted = add("Where", finite, magnitudes, lowest, to="counted")
-    found_as("magnitude", add("ReduceMax", counted, to="magnitude", keepdims=0))
-    found_as("size", add("Size", name, to="size"))
+    add_result("magnitude", add("ReduceMax", counted, to="magnitude", keepdims=0))
+    add_result("size", add("Size", name, to="size"))
     if name not in mask.leads:
         return reduced
     numbers = add("Where", finite, name, lowest, to="numbers")
-    found_as("highest", add("ReduceMax", numbers, to="highest", keepdims=0))
+    add_result("highest", add("ReduceMax", numbers, to="highest", keepdims=0))
     some = add("Greater", magnitudes, constant(0.0, "zero"), to="some")
     not_zero = add("Where", some, magnitudes, infinity, to="not_zero")
-    found_as("least", add("ReduceMin", not_zero, to="least", keepdims=0))
+    add_result("least", add("ReduceMin", not_zero, to="least", keepdims=0))
     if name in mask.axes:
         axis = [mask.axes[name]]
         if graphs.opset_of(model) >= _AXES_AS_INPUT:
@@ -148,11 +148,11 @@ def _reduce(
             rows = add("ReduceMax", name, along.name, to="rows", keepdims=0)
         else:
             rows = add("ReduceMax", name, to="rows", keepdims=0, axes=axis)
-        found_as("floor", add("ReduceMin", rows, to="floor", keepdims=0))
+        add_result("floor", add("ReduceMin", rows, to="floor", keepdims=0))
     return reduced
 
 
-# Values that only tell a Softmax what to leave out: how far below zero they are is no matter.
+# Values that only mask inputs of a Softmax: how far below zero they are does not matter.
 
 
 _DATA_INPUTS: Mapping[str, slice] = {
@@ -162,7 +162,7 @@ _DATA_INPUTS: Mapping[str, slice] = {
     **dict.fromkeys(("Expand", "Gather", "GatherND", "Identity", "Reshape"), slice(1)),
     **dict.fromkeys(("Slice", "Squeeze", "Tile", "Transpose", "Unsqueeze"), slice(1)),
 }
-"""Operators that hand a large negative number on as one, and the inputs that they take it from."""
+"""Operators that pass on a large negative number, and the inputs that they take it from."""
 
 _ROWWISE = 13
 """Opset from which Softmax goes along one axis; before, it flattened all behind the axis."""
@@ -227,7 +227,7 @@ def masks(model: onnx.ModelProto) -> Masks:
 
 
 def _others(reader: onnx.NodeProto) -> set[str]:
-    """The inputs from which a node hands no large negative number on."""
+    """The inputs from which a node passes on no large negative number."""
     if reader.op_type not in _DATA_INPUTS:
         return set(reader.input)
     data = set(range(len(reader.input))[_DATA_INPUTS[reader.op_type]])
