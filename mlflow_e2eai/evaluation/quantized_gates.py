@@ -1,4 +1,4 @@
-"""Is a quantised variant faster or smaller by enough, and as accurate as it must be?"""
+"""The decision whether a quantised variant is fast or small, and accurate, enough to retain."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def decide_quantized(
     artifacts: Sequence[OnnxArtifact | EngineArtifact],
     gates: Sequence[Gate],
 ) -> list[Evidence]:
-    """The evidence, with the decision on each quantised variant that has others to beat.
+    """The evidence, with the decision on each quantised variant that has others to compare with.
 
     It is compared with all variants of the same runner that are not quantised, and must be better
     than each of them. The metrics are:
 
     - ``quantized/failed``: 1 where it did not pass its comparison with the PyTorch module. An
       engine that was not run here is as accurate as ONNX Runtime was with its graph.
-    - ``quantized/task_drop``: the most that it lost of a task metric.
+    - ``quantized/task_drop``: its largest drop of a task metric.
     - ``quantized/size_ratio``: its file against the smallest of theirs.
     - ``quantized/latency_ratio``: its time at the profile's opt against the fastest of theirs, the
       upper bound of the interval.
@@ -44,9 +44,9 @@ def decide_quantized(
 
     Args:
         evidence: One entry for each variant, the PyTorch module first.
-        latency: What the variants took, in turns.
+        latency: Latency reports of the variants.
         artifacts: The files.
-        gates: What must hold.
+        gates: The gates.
     """
     by_sha = {artifact.sha256: artifact for artifact in artifacts}
     report = latency.get("opt") or latency.get("static")
@@ -85,7 +85,7 @@ def decide_quantized(
 
 
 def is_retained(artifact: OnnxArtifact | EngineArtifact, evidence: Sequence[Evidence]) -> bool:
-    """Whether no decision, or a good one, was taken on the variants of a file."""
+    """Whether the variants of a file were all retained, or not decided on."""
     decided = [
         entry.worth.retained
         for entry in evidence

@@ -2,8 +2,8 @@
 
 PyTorch has two ways to ONNX. The dynamo exporter (``torch.export``, PyTorch's default) takes
 modules and exported programs; the TorchScript exporter traces a module or takes a scripted one, and
-is the only way to opsets below 18. Both keep quiet about some of what they could not do (an opset
-that was not reached, a dynamic axis that became static), so that is held against what was asked.
+is the only way to opsets below 18. Both fail silently in some cases (an opset that was not reached,
+a dynamic axis that became static), so the result is compared with the request.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ DEFAULT_OPSET = 18
 Runtime's CUDA provider lacks some of the later forms (Resize-19, ReduceMax-20)."""
 
 _TORCHSCRIPT_MAX_OPSET = 20
-"""Asked for more, the TorchScript exporter only stamps the number (torch 2.13)."""
+"""Above this the TorchScript exporter only changes the number (torch 2.13)."""
 
 AUTO = ("dynamo", PLAIN_DYNAMO, "trace", "script")
 """The order in which ``auto`` tries the exporters."""
@@ -55,11 +55,11 @@ class ExportReport:
     """Result of an export.
 
     Attributes:
-        exporter: The one that wrote the graph.
-        refused: Why those that were tried before it were not taken, by name, in order;
+        exporter: The exporter that wrote the graph.
+        refused: Reasons why earlier exporters were not taken, by name, in order;
             ``dynamo`` is the exporter with its optimizer, ``dynamo_unoptimized`` without.
-        unverified: Why the graph's numbers could not be compared with the module's; None where they
-            are the module's on the samples of `reference_samples`.
+        unverified: Reason why the graph's numbers could not be compared with the module's; None
+            where they are equal on the samples of `reference_samples`.
         inputs: Positions of the graph's inputs in the arguments of ``forward``.
         outputs: Positions of its outputs in the value that ``forward`` returns.
     """
@@ -89,31 +89,31 @@ def export(
 
     Args:
         model: A ``torch.nn.Module``, ScriptModule or ExportedProgram. It is exported in evaluation
-            mode and gets its mode back.
+            mode, and its mode is restored.
         input_example: Inputs that the model accepts: a mapping of names to tensors or arrays, a
             tuple of them, or a single one. The names become the ONNX names; without names, those
             of ``forward``'s parameters do.
         out: The file to write.
         dynamic_axes: Axes whose size may vary, by input name and position.
         exporter: ``dynamo``, ``trace`` or ``script``; ``auto`` takes the first of them, in this
-            order, whose graph gives the module's numbers: on the example at every corner of its
+            order, whose graph computes the module's numbers: on the example at every corner of its
             dynamic axes, and on other values. For a ScriptModule it is ``script``.
         opset: Version of the ONNX operator set.
         output_names: Names for the outputs, in order; by default ``output``, or ``output_0`` and so
             on for several, or the keys where ``forward`` returns a mapping.
-        operators: What operators compute that are not ONNX's own, for model-local functions.
+        operators: Definitions of operators that are not ONNX's own, as model-local functions.
         deferred: Operators that need no implementation yet, as ``devtech::FooOp`` or ``FooOp``: a
             surgery plan takes them out later, or a TensorRT plugin has them.
         operator_libraries: Shared libraries that implement operators of the graph for ONNX Runtime.
-            They are native code; to name them here is to allow that they are loaded.
+            They are native code; naming them here allows loading them.
 
     Returns:
-        The fp32 graph as the exporter wrote it, and how it came about.
+        The fp32 graph as the exporter wrote it, and the report.
 
     Raises:
         InvalidInputError: The model does not accept the example, returns something that is not
             tensors, or an argument is wrong.
-        ExportError: PyTorch failed, or wrote something other than what was asked for, or a graph
+        ExportError: PyTorch failed, or wrote something other than the request, or a graph
             with other numbers than the module's; with a reason for each exporter that was tried.
             Or nothing implements an operator of the graph; it names the node.
     """
@@ -138,7 +138,7 @@ def export(
         wrote = False
         for attempt in attempts:
             if attempt == PLAIN_DYNAMO and not wrote:
-                continue  # it was not the optimizer that failed
+                continue  # the optimizer was not the cause
             try:
                 with (
                     staging_path(out) as temporary,
@@ -148,7 +148,9 @@ def export(
                     write(module, example, temporary, specs, axes, names, opset, attempt, operators)
                     custom.carry(temporary, operators)
                     if is_large(module):
-                        graphs.write(graphs.read(temporary), temporary)  # as we name weight files
+                        graphs.write(
+                            graphs.read(temporary), temporary
+                        )  # names weight files by content
                     model = graphs.read(temporary)
                     graphs.check(model)
                     check_interface(

@@ -1,7 +1,7 @@
-"""Whether an exported graph is the module: its interface, and its numbers on samples.
+"""Checks of an exported graph against the module: its interface, and its numbers on samples.
 
-An exporter that raises nothing may still have frozen a branch at what the example took, or a size
-at what the example had. That shows only on other samples.
+An exporter that raises nothing may still have fixed the branch that the example took, or a size of
+the example. That shows only on other samples.
 """
 
 from __future__ import annotations
@@ -123,10 +123,10 @@ def check_interface(
     opset: int,
     exporter: str,
 ) -> None:
-    """Compare what was written with what was asked for.
+    """Compare the interface of a graph with the requested one.
 
     Raises:
-        ExportError: The opset, an input or the outputs are others.
+        ExportError: The opset, an input or the outputs differ.
     """
     inputs, written_outputs = graphs.interface(model)
     if (written := graphs.opset_of(model)) != opset:
@@ -177,10 +177,10 @@ def check_numbers(
         libraries: Libraries with its operators.
 
     Returns:
-        The reason that they could not be compared; None where they are the module's.
+        The reason why they could not be compared; None where they are equal.
 
     Raises:
-        ExportError: They are others, or the graph does not run.
+        ExportError: They differ, or the graph does not run.
     """
     if lacking:
         return f"ONNX Runtime does not have {', '.join(lacking)}"
@@ -189,7 +189,7 @@ def check_numbers(
     wrong = _difference(path, samples, outputs, libraries)
     if wrong is None:
         return None
-    # The tracer says where it took a value for a constant.
+    # The tracer warns where it took a value for a constant.
     frozen = next((w for w in warned if w.category.__name__ == "TracerWarning"), None)
     where = "" if frozen is None else f" at {Path(frozen.filename).name}:{frozen.lineno}"
     what = "" if frozen is None else f", which froze a value{where},"
@@ -205,7 +205,7 @@ def _difference(
 ) -> str | None:
     """The first wrong output as a sentence; None where all numbers are right.
 
-    ONNX Runtime runs in a process of its own: a graph that it does not take may crash it.
+    ONNX Runtime runs in a process of its own: a graph that it cannot run may crash it.
     """
     right = iter(samples)
     now: ReferenceSample | None = None
@@ -237,7 +237,7 @@ def _on(sample: ReferenceSample | None) -> str:
 
 
 def _scales(samples: tuple[ReferenceSample, ...], outputs: tuple[str, ...]) -> dict[str, float]:
-    """The magnitude of each floating output's first output: of zeros there is no share."""
+    """Largest magnitude of each floating output on the first sample, the scale of errors."""
     sizes = {
         name: float(np.abs(array).max(initial=0))
         for name, array in zip(outputs, samples[0].right, strict=True)

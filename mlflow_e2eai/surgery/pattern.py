@@ -31,24 +31,24 @@ def replace(
     attributes: Mapping[str, Any] | None = None,
     function: bool = False,
 ) -> int:
-    """Put one node in the place of every set of nodes that a pattern describes.
+    """Replace every set of nodes that a pattern describes by one node.
 
     Nodes match when operators, attributes (defaults filled in) and edges do; operators such as Add
     take their inputs in any order. ``Constant`` in a pattern matches a constant of equal values.
-    What the pattern makes inside and does not give out must be read by nobody else.
+    Inner values of the pattern, those that are no outputs, must have no other readers.
 
     Args:
         graph: The graph; its subgraphs are searched too.
         pattern: A function as ONNX writes it, less its name: ``(x) => (y) { s = Sigmoid(x) y =
             Mul(x, s) }``. Its inputs and outputs are those of the new node, in order.
         op_type: Operator of the new node.
-        domain: And its domain.
-        attributes: And its attributes.
-        function: Keep the pattern as the operator's meaning, as a model-local function.
+        domain: Its domain.
+        attributes: Its attributes.
+        function: Add the pattern as a model-local function of the operator.
 
     Raises:
-        SurgeryError: The pattern is not valid, would match what it is replaced by, or the operator
-            has another meaning already.
+        SurgeryError: The pattern is not valid, would match its own replacement, or the operator
+            has another function already.
     """
     wanted = _parse_nodes(graph, pattern, op_type, domain)
     edits = 0
@@ -133,7 +133,7 @@ def _is_inner(name: str, wanted: _Pattern) -> bool:
 def _fits(
     graph: gs.Graph, node: gs.Node, like: onnx.NodeProto, wanted: _Pattern, bound: Bound
 ) -> Iterator[Bound]:
-    """Every way in which a node and what it reads are what the pattern says."""
+    """Every way in which a node and its inputs match the pattern."""
     is_same = operator_name(node.domain, node.op) == operator_name(like.domain, like.op_type)
     lengths = len(node.inputs) == len(like.input) and len(node.outputs) == len(like.output)
     is_here = any(node is each for each in graph.nodes)
@@ -223,7 +223,7 @@ def _put(
     inputs = [match.tensors[name] for name in wanted.proto.input]
     outputs = [match.tensors[name] for name in wanted.proto.output]
     last = match.tensors[wanted.proto.output[0]].inputs[0]
-    at = next(place for place, node in enumerate(graph.nodes) if node is last)
+    at = next(index for index, node in enumerate(graph.nodes) if node is last)
     new = gs.Node(op_type, name=last.name, attrs=dict(attributes), domain=domain or None)
     for node in match.nodes:
         node.inputs.clear()
@@ -236,7 +236,7 @@ def _put(
 
 
 def _mean(graph: gs.Graph, proto: onnx.FunctionProto) -> None:
-    """Make a pattern the meaning of its operator."""
+    """Add a pattern as the model-local function of its operator."""
     from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
     from onnx_graphsurgeon.importers.onnx_importer import OnnxImporter
 

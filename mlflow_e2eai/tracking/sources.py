@@ -89,7 +89,7 @@ def log_source(
     logged, tree = module_of(model), input_tree(module, example)
     if isinstance(logged, torch.fx.GraphModule) and not tree.is_plain:
         # What torch.export wrote cannot be pickled; with its tensors in order it can be pt2 again.
-        logged, tree = positional(module, tuple(example), as_it_answers=True), pytree.plain(example)
+        logged, tree = positional(module, tuple(example), structured=True), pytree.plain(example)
     specs = input_specs(example, dynamic_axes or {})
     sizes = {axis.name: axis.opt for axis in axes_of(dynamic_axes or {})}
     # pt2 makes an axis of size 1 static for good.

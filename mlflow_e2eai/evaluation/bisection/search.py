@@ -9,25 +9,25 @@ from typing import TypeAlias
 from mlflow_e2eai.errors import InvalidInputError
 
 Fails: TypeAlias = Callable[[frozenset[str]], bool]
-"""Whether the variant still fails when these nodes are kept as they were."""
+"""Whether the variant still fails when these nodes stay as they were."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bisection:
-    """Which nodes explain a failure.
+    """Result of a search for the nodes that explain a failure.
 
     Attributes:
         nodes: Names of the nodes, in the graph's order. Keeping them makes the variant pass; for a
             failure of fp16 they are what `convert` takes as `keep_fp32`. For an engine, the piece
             that is wrong when it is built by itself. Empty when the variant did not fail, or when a
-            surgery rule is to blame as a whole.
+            surgery rule fails as a whole.
         minimal: Whether each of them is needed: without any one of them the variant fails; for an
             engine, the piece is right without its first and without its last. False when the
             evaluations ran out first.
-        suspects: Number of nodes among which was searched.
-        evaluations: Number of variants that were made and judged.
+        suspects: Number of nodes that were searched.
+        evaluations: Number of variants that were made and compared.
         rule: For surgery, the step that broke the graph, as ``rule`` or ``rule #2``; else None.
-        sentence: All this for people.
+        sentence: The result, for people.
     """
 
     nodes: tuple[str, ...]
@@ -41,14 +41,14 @@ class Bisection:
 def search(nodes: Sequence[str], fails: Fails, *, max_evaluations: int | None = None) -> Bisection:
     """Find a smallest set of nodes that makes the failure go away when it is kept.
 
-    The shortest beginning of the sequence that passes when it is kept ends with a node that is
+    The shortest prefix of the sequence that passes when it is kept ends with a node that is
     needed; it is found by halving, and the search goes on among the nodes before it, with that one
     kept, until those found are enough: the dichotomic search of Hemery, Lecoutre, Sais and
     Boussemart, "Extracting MUCs from Constraint Networks", ECAI 2006. At last each one is left out
     once, and stays out where that passes too.
 
-    What is promised, as long as the same nodes always get the same verdict: the result passes, and
-    fails without any one of its nodes. Where keeping more never makes a variant worse, no smaller
+    Guaranteed, as long as the same nodes always get the same verdict: the result passes, and fails
+    without any one of its nodes. Where keeping more never makes a variant worse, no smaller
     part of the result passes either, and k nodes among n take at most k·(⌈log2 n⌉ + 2) + 1
     evaluations. Rounding errors may cancel, so that keeping more can be worse. Then the result
     still passes and needs each of its nodes, but two of them may be dispensable together, and
@@ -56,8 +56,9 @@ def search(nodes: Sequence[str], fails: Fails, *, max_evaluations: int | None = 
 
     Args:
         nodes: Names, each once, in topological order.
-        fails: Whether the variant fails with these kept; asked once for each set.
-        max_evaluations: When to stop. What passed last is the result then, and is not minimal.
+        fails: Whether the variant fails with these kept; called once for each set.
+        max_evaluations: Evaluations at most. After them the result is the last set that passed,
+            which is not minimal.
 
     Raises:
         InvalidInputError: A name is there twice, `max_evaluations` is under 2, or the variant
@@ -139,13 +140,13 @@ class _SetSearch:
 
 
 class _SpentError(Exception):
-    """There are no evaluations left; it never leaves this file."""
+    """There are no evaluations left; caught in this file."""
 
 
 def _reduce(state: _SetSearch) -> None:
     """Find the needed nodes from the last to the first; `needed` and `rest` pass throughout."""
     while not state.passes(state.needed):
-        low = 0  # so many of the rest are not enough
+        low = 0  # this many of the rest are not enough
         while len(state.rest) - low > 1:
             middle = (low + len(state.rest)) // 2
             if state.passes(state.needed.union(state.rest[:middle])):
@@ -158,7 +159,7 @@ def _reduce(state: _SetSearch) -> None:
 
 
 def _thin_out(state: _SetSearch) -> None:
-    """Leave out what is not needed after all, until each one is."""
+    """Leave out unneeded nodes until each one is needed."""
     while spare := next(
         (
             name
@@ -170,7 +171,7 @@ def _thin_out(state: _SetSearch) -> None:
         state.needed -= {spare}
 
 
-# The search for a run of neighbours: how many there are and an oracle -> the shortest run.
+# The search for a run of neighbours: their number and an oracle -> the shortest run.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,7 +182,7 @@ class Run:
         first: Position of the first of them.
         end: Position behind the last of them; equal to `first` where nothing fails.
         minimal: Whether it passes without the first, and without the last of them.
-        evaluations: How often the oracle was asked.
+        evaluations: Number of calls of the oracle.
     """
 
     first: int
@@ -199,17 +200,18 @@ def narrow(
     and both together do, the end is drawn in, by halving again, for as long as the run fails, and
     then the start.
 
-    What is promised, as long as the same run always gets the same verdict: the result fails, and
-    passes without its first and without its last. Where every run that holds a failing one fails
+    Guaranteed, as long as the same run always gets the same verdict: the result fails, and passes
+    without its first and without its last. Where every run that holds a failing one fails
     too, no shorter part of it fails, and it takes at most 2·⌈log2 count⌉ + 4 evaluations; a single
     one that fails by itself takes at most 2·⌈log2 count⌉ + 1. Where an error is lost again further
-    on, the promise about the result still holds, for more evaluations. Of several shortest runs,
+    on, the guarantee of the result still holds, for more evaluations. Of several shortest runs,
     one is found.
 
     Args:
         count: Length of the sequence.
-        fails: Whether the run from one position up to another fails; asked once for each.
-        max_evaluations: When to stop. The last run that failed is the result then, and not minimal.
+        fails: Whether the run from one position up to another fails; called once for each.
+        max_evaluations: Evaluations at most. After them the result is the last run that failed,
+            which is not minimal.
 
     Raises:
         InvalidInputError: `max_evaluations` is under 1.

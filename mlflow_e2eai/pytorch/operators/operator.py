@@ -15,20 +15,20 @@ if TYPE_CHECKING:
 
 
 _TORCH_NAME = "torch_name"
-"""Key under which a function that is written down says what it stands for."""
+"""Key of the metadata in which a saved function names its operator in PyTorch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operator:
-    """An operator that is not ONNX's own, and what it computes.
+    """An operator that is not ONNX's own, and its function.
 
     Attributes:
         name: Domain and operator, ``devtech::FooOp``.
-        function: What it computes, in operators that every runtime knows: an ``onnx.FunctionProto``
+        function: Its definition in operators that every runtime has: an ``onnx.FunctionProto``
             of that name, its text as ``onnx.parser`` reads it, or an onnxscript function. None
-            where something else implements it.
-        torch_name: The operator of ``torch.library`` that it stands for, ``devtech::foo_op``; None
-            where ``symbolic`` of a ``torch.autograd.Function`` says what it stands for.
+            where a library implements it.
+        torch_name: The operator of ``torch.library`` that it replaces, ``devtech::foo_op``; None
+            where ``symbolic`` of a ``torch.autograd.Function`` writes it.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Operator:
     torch_name: str | None = None
 
     def proto(self) -> onnx.FunctionProto | None:
-        """The function as ONNX has it; None where there is none.
+        """The function as a proto; None where there is none.
 
         Raises:
             InvalidInputError: It is something else, is not valid, or has another name.
@@ -65,7 +65,7 @@ class Operator:
 
 
 def carry(path: Path, operators: Sequence[Operator]) -> None:
-    """Put the operators' functions into the graph at `path`.
+    """Add the operators' functions to the graph at `path`.
 
     Raises:
         InvalidInputError: A function is not valid, or is written for another opset than the graph.
@@ -98,7 +98,7 @@ def carry(path: Path, operators: Sequence[Operator]) -> None:
 
 
 def save(operators: Sequence[Operator], path: Path) -> None:
-    """Write operators down: an ONNX file of their functions, with no graph."""
+    """Write operators as an ONNX file of their functions, with no graph."""
     import onnx
 
     model = onnx.ModelProto()

@@ -20,28 +20,28 @@ _KINDS: dict[str, tuple[Any, str]] = {
     "List[int]": ("is", "INTS"),
     "List[float]": ("fs", "FLOATS"),
 }
-"""What an argument's type is to the TorchScript exporter, and to ONNX."""
+"""An argument's type in the TorchScript exporter, and in ONNX."""
 
 
 @contextmanager
 def translate_operators(
     operators: Sequence[Operator], exporter: str, *, opset: int
 ) -> Iterator[Any]:
-    """Have an exporter write each operator of ``torch.library`` as its node in this block.
+    """Make an exporter write each operator of ``torch.library`` as its node in this block.
 
     Its tensors are the node's inputs, its other arguments attributes of the same names.
 
     Args:
-        operators: Those with a `torch_name`.
-        exporter: The one that is used in the block.
+        operators: Operators with a `torch_name`.
+        exporter: The exporter that runs in the block.
         opset: The opset that it writes.
 
     Yields:
-        For dynamo, what ``torch.onnx.export`` takes as its ``custom_translation_table``; for the
-        others None, as PyTorch keeps one list of theirs, which is as it was when the block ends.
+        For dynamo, the ``custom_translation_table`` of ``torch.onnx.export``; for the others None,
+        as PyTorch has one global list of theirs, which is restored after the block.
 
     Raises:
-        InvalidInputError: PyTorch has no such operator, or ONNX no such argument.
+        InvalidInputError: PyTorch has no such operator, or ONNX no type for an argument.
     """
     import torch
 
