@@ -1,4 +1,4 @@
-"""An ONNX file that somebody else exported, as a raw graph."""
+"""An ONNX file of another exporter, as a raw graph."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def import_onnx(
 ) -> tuple[OnnxArtifact, dict[str, Array]]:
     """Read an ONNX file as the raw graph of a lineage without a PyTorch model.
 
-    What is made of it is judged against the file itself, run by ONNX Runtime: it is run once at
-    every corner of its profile.
+    The reference of its variants is the file itself, run by ONNX Runtime: it is run once at every
+    corner of its profile.
 
     Args:
         path: The file, in fp32; its weights may lie in other files of its folder.
@@ -95,7 +95,7 @@ def _require_fp32(model: onnx.ModelProto, path: Path) -> None:
 
 
 def _name_axes(model: onnx.ModelProto, dynamic_axes: DynamicAxes) -> None:
-    """Give the open sizes of the inputs the names of their axes, in the outputs too."""
+    """Name the open sizes of the inputs after their axes, in the outputs too."""
     renamed: dict[str, str] = {}
     inputs = {spec.name: spec for spec in graphs.interface(model)[0]}
     values = {value.name: value for value in model.graph.input}

@@ -37,7 +37,7 @@ _FOLDERS = re.compile(
 )
 
 NONE = "\N{EN DASH}"
-"""For a number that there is none of."""
+"""Text for a missing number."""
 
 TIMES, MINUS = "\N{MULTIPLICATION SIGN}", "\N{MINUS SIGN}"
 
@@ -48,7 +48,7 @@ _THREE_DIGITS = 100
 
 
 def printable(text: object) -> str:
-    """Replace what cannot be shown."""
+    """Replace characters that cannot be shown."""
     return _UNPRINTABLE.sub("\ufffd", str(text))
 
 
@@ -58,7 +58,7 @@ def one_line(text: object) -> str:
 
 
 def sentence(text: object) -> str:
-    """A sentence that some program wrote, without the folders of the machine where it ran."""
+    """A sentence of another program, without the folders of the machine where it ran."""
     return _FOLDERS.sub("…/", printable(text))
 
 
