@@ -26,7 +26,7 @@ class E2EAIError(Exception):
     """The root: catch this to catch everything that this package raises on purpose."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle what it is: Python would call the constructor with the message alone."""
+        """Pickle with all fields: Python would call the constructor with the message alone."""
         return _rebuilt, (type(self), self.args, self.__dict__)
 
 

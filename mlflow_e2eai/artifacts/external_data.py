@@ -78,7 +78,7 @@ def location_of(tensor: onnx.TensorProto) -> tuple[Path, int, int]:
 
 
 def refer(tensor: onnx.TensorProto, file: Path, offset: int, length: int) -> None:
-    """Have a tensor refer to bytes of a file."""
+    """Make a tensor refer to bytes of a file."""
     import onnx
 
     for name in ("raw_data", "external_data", *_TYPED):
@@ -89,13 +89,13 @@ def refer(tensor: onnx.TensorProto, file: Path, offset: int, length: int) -> Non
 
 
 def inside_again(tensor: onnx.TensorProto) -> None:
-    """Have a tensor refer to no file."""
+    """Make a tensor refer to no file."""
     tensor.ClearField("external_data")
     tensor.ClearField("data_location")
 
 
 def settle(model: onnx.ModelProto) -> None:
-    """Have GraphSurgeon's tensors refer to no file once their numbers are in the model.
+    """Clear the references of GraphSurgeon's tensors whose numbers are in the model.
 
     It leaves the fields of a reference on them.
     """

@@ -73,7 +73,7 @@ def atomic_write(out: Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        # mkstemp gives mode 0600, but artifacts are for everyone whom the folder lets in.
+        # mkstemp creates files with mode 0600, but artifacts get the folder's permissions.
         temporary.chmod(0o644)
         temporary.replace(out)
     finally:

@@ -27,7 +27,7 @@ _LIBRARIES = (
     "tensorrt-cu13",
     "tensorrt-rtx-cu13",
 )
-"""Distributions whose version goes with what is measured."""
+"""Distributions whose version is recorded with measurements."""
 
 
 @functools.cache

@@ -325,7 +325,7 @@ def _most_items_per_s(
 
 
 def _memory_mb(evidence: Evidence | None, other: Evidence | None) -> float | None:
-    """Of the GPU where both took some there; of the process where neither did."""
+    """Memory in MB: of the GPU where both took some, of the process where neither did."""
     if evidence is None or evidence.cold_start is None or other is None or other.cold_start is None:
         return None
     on_gpu = evidence.cold_start.device_memory_bytes

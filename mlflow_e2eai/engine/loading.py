@@ -50,7 +50,7 @@ def warn_if_unlisted(engine: EngineArtifact, *, stacklevel: int) -> None:
     if here is not None and not backends.lists_capabilities(backend, trt, [here]):
         warnings.warn(
             f"{backend.title} {trt.__version__} does not list this GPU ({here}) as supported: "
-            f"{engine.path.name} may answer wrongly here.",
+            f"{engine.path.name} may compute wrong outputs here.",
             backends.UnlistedGPUWarning,
             stacklevel=stacklevel,
         )

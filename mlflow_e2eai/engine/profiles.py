@@ -118,7 +118,7 @@ def choose_buckets(
     # Calls of all sizes before each, so that those from one to another are a difference.
     before = [0, *accumulate(often[size] for size in sizes)]
     costs = [cost(size) for size in sizes]
-    # By the number of sizes that are covered: what it costs, and with which buckets.
+    # By the number of sizes that are covered: the cost, and the buckets.
     best: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]
     best += [(price * before[at + 1], (sizes[at],)) for at, price in enumerate(costs)]
     for _ in range(min(count, len(sizes)) - 1):

@@ -82,7 +82,7 @@ def compile(
         warnings.warn(
             f"{backend.title} {trt.__version__} does not list this GPU "
             f"({target.compute_capability}) as supported: the engine is built for no certain GPU, "
-            f"and may answer wrongly here.",
+            f"and may compute wrong outputs here.",
             backends.UnlistedGPUWarning,
             stacklevel=2,
         )

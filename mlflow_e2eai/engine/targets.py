@@ -137,7 +137,7 @@ def _unknown(text: str) -> InvalidInputError:
     if capability in _CAPABILITIES["tensorrt"]:  # and not in TensorRT-RTX's
         hint = (
             f" TensorRT-RTX does not list {capability}: for it there are trt11:{capability}, which "
-            f"is built on such a GPU, and local there or rtx, which are tried and judged on it."
+            f"is built on such a GPU, and local there or rtx, which are built and evaluated on it."
         )
     return InvalidInputError(
         f"The target is {text!r}, but one of {', '.join(TARGETS)} is wanted, several as "

@@ -205,20 +205,20 @@ class OutputComparer:
                 reference=str(right.value(min(first))),
                 candidate=str(actual.value(min(first))),
             )
-        places: dict[Kind, int | None] = {
+        positions: dict[Kind, int | None] = {
             "nonfinite": measured.bad,
             "tolerance": measured.worst if measured.outside else None,
         }
-        for kind, position in places.items():
+        for kind, position in positions.items():
             if position is None:
                 continue
-            place = actual.index_of(position)
+            index = actual.index_of(position)
             values = f"{_text(actual.value(position))}, not {_text(right.value(position))}"
             sentence = (
-                f"Sample {number}, output {name!r} at {list(place)}: {values} (limit {limit:g} of "
+                f"Sample {number}, output {name!r} at {list(index)}: {values} (limit {limit:g} of "
                 f"the largest magnitude)."
             )
-            self.add(kind, output=name, sample=number, index=place, sentence=sentence)
+            self.add(kind, output=name, sample=number, index=index, sentence=sentence)
 
     def _again(self, comparison: Comparison, name: str, actual: OutputCopy) -> None:
         """Compare an output with the candidate's own first one for the same sample."""

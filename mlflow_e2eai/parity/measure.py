@@ -60,7 +60,7 @@ class Measure:
 
     @property
     def noise(self) -> float:
-        """Largest difference as a share of the largest magnitude; infinite where one is strange."""
+        """Largest difference as a share of the largest magnitude; infinite on a mismatch."""
         return math.inf if self.mismatched else self.max_rel
 
     @property
@@ -73,7 +73,7 @@ class Measure:
         return math.sqrt(self.squared / self.reference_squared)
 
     def add(self, other: Measure) -> None:
-        """Take another answer in; positions are not kept, as they are of one answer."""
+        """Add the sums of another call; positions are left out, as they are of one call."""
         for name in _SUMS:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for name in _MAXIMA:
@@ -183,15 +183,15 @@ def measure(
     return sums
 
 
-class _Room(threading.local):
-    """Memory to measure in: to ask for it anew at each answer costs more than the arithmetic."""
+class _Buffers(threading.local):
+    """Buffers of a thread: allocating them for each call costs more than the arithmetic."""
 
     def __init__(self) -> None:
         self.buffers = np.empty((3, BLOCK))
         self.ones = np.ones(BLOCK)
 
 
-_ROOM = _Room()
+_ROOM = _Buffers()
 
 
 def _block(
@@ -303,7 +303,7 @@ def _numbers(right: Array, given: Array) -> tuple[Array, Array]:
 
 
 def _scale(flat: Array, calls: int, least: float) -> float | Array:
-    """The largest magnitude of one answer; of several, that of its own for each element."""
+    """The largest magnitude of one call; of several, that of its call for each element."""
     if calls == 1:
         return max(_peak(flat), least)
     table = flat.reshape(calls, -1)

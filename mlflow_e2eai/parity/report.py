@@ -44,7 +44,7 @@ class Finding:
 
     Attributes:
         kind: What is wrong.
-        output: Which output; None when it is about the whole answer. Of ``changed_input``, which
+        output: Which output; None when it is about all outputs. For ``changed_input``, which
             input.
         sample: Number of the sample, from 0, or None when it is about none.
         index: Position of the worst element in the output, or None.
@@ -135,7 +135,7 @@ class OutputParity:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParityReport:
-    """Whether a candidate gives the reference's numbers, and why not.
+    """Whether a candidate computes the reference's numbers, with findings if not.
 
     Attributes:
         outputs: One entry for each output that could be compared.

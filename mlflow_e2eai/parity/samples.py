@@ -176,8 +176,8 @@ def _large(array: Array) -> Array:
 
 def _is_sound(reference: Infer, sample: Tensors) -> bool:
     try:
-        answer = reference(sample)
-    except Exception:  # noqa: BLE001 - whatever the user's forward raises on numbers that we made
+        outputs = reference(sample)
+    except Exception:  # noqa: BLE001 - the user's forward may raise anything on generated numbers
         return False
-    arrays = (*sample.values(), *answer.values())
+    arrays = (*sample.values(), *outputs.values())
     return all(np.isfinite(array).all() for array in arrays if array.dtype.kind == "f")

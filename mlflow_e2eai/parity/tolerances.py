@@ -1,4 +1,4 @@
-"""How much a right answer may differ, and where the numbers come from."""
+"""Tolerances of outputs by precision, and the derivation of the numbers."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ differences is three times that of one pair, where noise is normal."""
 
 FLOOR = 1e-3
 """Share of the sample's largest magnitude that is added to an element's own before errors are taken
-relative to it: what is left of a sum that cancelled has no digits to be relative to."""
+relative to it: the result of a sum with cancellation has no correct digits."""
 
 TINY = 2.0**-126
 """The scale of an output is at least the smallest normal number of fp32."""

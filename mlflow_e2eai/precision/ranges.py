@@ -161,7 +161,7 @@ def _reason(magnitude: float) -> Reason | None:
 
 
 def _may_saturate(name: str, mask: Masks, seen: Mapping[str, Range]) -> bool:
-    """Whether a value is out of range, and only where each Softmax behind it gives zero.
+    """Whether a value is out of range only where each Softmax after it returns zero.
 
     Every row of such a Softmax has a number above -LARGEST, and fp16's lowest is -65504: the
     exponential of the difference is zero in fp32 and fp16 alike. A product that saturates must do

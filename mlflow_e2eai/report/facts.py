@@ -36,7 +36,7 @@ _NAMED = 12
 """Variants that a picture names; of more, the reference and the fastest that passed."""
 
 _TAIL = 0.005
-"""Half of what a 99 % interval leaves out."""
+"""Half of the probability outside a 99 % interval."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +147,7 @@ def named_rows(rows: Sequence[Row]) -> set[str]:
 
 
 def pareto_rows(rows: Sequence[Row]) -> list[Row]:
-    """Those of the bundle that passed, and that no other of them beats in error and latency."""
+    """The Pareto front in error and latency of the bundle's variants that passed."""
     sound = [
         row
         for row in rows
@@ -257,7 +257,7 @@ class Ratios:
     def _compute(self, variant: str, baseline: str) -> Ratio | None:
         if self._report is None:
             return None
-        # A clock too coarse for the baseline gives zeros to divide by.
+        # With a clock too coarse for the baseline the divisors are zero.
         with np.errstate(all="ignore"):
             ratio = self._report.ratio(variant, baseline)
         return ratio if _drawable(ratio) else None

@@ -113,7 +113,7 @@ def change_text(before: int, after: int) -> str:
 
 
 def share_text(value: float | None) -> str:
-    """A share of a whole; what is nearly all or nearly none is not rounded to it."""
+    """A share of a whole; nearly all and nearly none are not rounded to 100 % and 0 %."""
     if value is None or math.isnan(value):
         return NONE
     if value in (0, 1):
@@ -137,7 +137,7 @@ def gate_text(value: float | None) -> str:
     if value is None:
         return "not measured"
     if math.isnan(value):
-        return "NaN (could not be told)"
+        return "NaN (not comparable)"
     return f"{value:.4g}" if math.isfinite(value) else "infinite"
 
 

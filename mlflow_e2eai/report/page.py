@@ -193,7 +193,7 @@ def _finalize(value: object) -> object:
 
 
 def _first_call(start: ColdStart) -> str | None:
-    """How many times as long the first call took as the second."""
+    """Ratio of the first call's time to the second's, as text."""
     if not drawable(start.first_call_ms) or not drawable(start.second_call_ms):
         return None
     return f"{time_text(start.first_call_ms / start.second_call_ms)} {TIMES} the second"

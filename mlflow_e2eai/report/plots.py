@@ -190,7 +190,7 @@ def pareto_picture(manifest: Manifest, where: str = "") -> Picture | None:
 
 
 def _error_heights(axes: Axes, rows: Sequence[Row]) -> list[float]:
-    """The height of each error: a lane for what is not finite, a scale, a lane for zero."""
+    """The height of each error: a lane for NaN and infinity, a scale, a lane for zero."""
     errors = [row.max_abs_error or 0.0 for row in rows]
     finite = log_scale(errors)
     scale = finite or LogScale(0.1, 10.0)

@@ -258,6 +258,6 @@ def converts_input(
 
 
 def numbers(value: float | list[float] | tuple[float, ...]) -> tuple[float, ...]:
-    """One number, or several, as a plan gives them."""
+    """One number, or several, from a plan as a tuple."""
     given = value if isinstance(value, list | tuple) else [value]
     return tuple(float(number) for number in given)

@@ -75,7 +75,7 @@ def _nearest(name: str, known: Iterable[str]) -> str | None:
 
 
 def plan_from(data: Any) -> tuple[Step, ...]:
-    """Read a plan as YAML or JSON gives it: a list of rule names, or of one-key mappings.
+    """Read a plan from parsed YAML or JSON: a list of rule names, or of one-key mappings.
 
     ``[{"bypass": {"op_type": "FooOp", "required": True}}, "drop_unused"]`` is a plan of two steps,
     the first of which must find something to do; see `Step`. From Python, a callable or

@@ -55,7 +55,7 @@ def test_each_gate_is_shown_and_those_that_did_not_pass_come_first():
 
     for line in (
         "parity/failed failed 1 at most 0",
-        "champion/latency_ratio failed NaN (could not be told) at most 1",
+        "champion/latency_ratio failed NaN (not comparable) at most 1",
         "parity/measured failed not measured at least 1",
         "task/drop passed 0 at most 0.01",
     ):

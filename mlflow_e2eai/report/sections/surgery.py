@@ -49,7 +49,7 @@ def _summary(report: SurgeryReport) -> list[tuple[str, str, str]]:
         (
             "Largest difference",
             "not checked" if error is None else error_text(error),
-            "between the answers before and after",
+            "between the outputs before and after",
         ),
     ]
 
