@@ -26,7 +26,7 @@ HEADS = ("raw", "ours", "onnxslim", "onnxsim", "Polygraphy")
 
 
 def way(name: str, work: Path) -> str:
-    """A row of the table: one model, its rung, nodes, errors and seconds."""
+    """A row of the table: one model, its exporter, nodes, errors and seconds."""
     import onnx
     import torch
     from trained_models import REAL_MODELS, peers

@@ -26,7 +26,7 @@ class E2EAIError(Exception):
     """The root: catch this to catch everything that this package raises on purpose."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle what it is: Python would call the constructor with the message alone."""
+        """Pickle with all fields: Python would call the constructor with the message alone."""
         return _rebuilt, (type(self), self.args, self.__dict__)
 
 
@@ -41,7 +41,7 @@ class InvalidInputError(E2EAIError, ValueError):
 
 
 class ExportError(E2EAIError):
-    """PyTorch could not write the model as ONNX, or wrote something other than asked.
+    """PyTorch could not write the model as ONNX, or wrote something other than requested.
 
     Attributes:
         node: Name of the node whose operator nothing implements; None where that is not the matter.
@@ -61,7 +61,7 @@ class SurgeryError(E2EAIError):
 
     Attributes:
         rule: Name of the rule, or None when the whole plan is meant.
-        graphs: Files with the graphs before and after the step to blame, where they were kept.
+        graphs: Files with the graphs before and after the failing step, where they were saved.
     """
 
     def __init__(self, message: str, *, rule: str | None = None) -> None:
@@ -74,8 +74,8 @@ class PrecisionError(E2EAIError):
     """A graph could not be converted to another precision.
 
     Attributes:
-        report: The `PrecisionReport` of what was found until then, which says why; None where
-            nothing was asked of the graph.
+        report: The `PrecisionReport` of the findings up to the failure; None where the graph was
+            not run.
     """
 
     def __init__(self, message: str, *, report: Any = None) -> None:
@@ -119,10 +119,10 @@ class EngineMismatchError(E2EAIError):
 
 
 class RunnerError(E2EAIError):
-    """A model could not be loaded, or could not be run where it was asked to.
+    """A model could not be loaded, or could not be run on the requested device.
 
     Attributes:
-        runner: Which of several, where that can be told; else None.
+        runner: Name of the failing runner among several, where it is known; else None.
     """
 
     def __init__(self, message: str, *, runner: str | None = None) -> None:
@@ -135,7 +135,7 @@ class ArtifactError(E2EAIError):
 
 
 class TrackingError(E2EAIError):
-    """MLflow could not be reached, or holds something other than what was asked for."""
+    """MLflow could not be reached, or holds something other than what was requested."""
 
 
 class MissingDependencyError(E2EAIError, ImportError):

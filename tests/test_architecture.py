@@ -288,6 +288,31 @@ def test_no_name_has_a_private_word():
     assert {d.node.name for d in DEFINITIONS if PRIVATE_WORDS & set(words_of(d.node.name))} == set()
 
 
+# Words that no local variable and no argument has either.
+PRIVATE_LOCALS = {
+    *("asked", "begun", "beginning", "guilty", "strange", "told", "said", "judged", "held", "rung"),
+    *("seat", "shelf", "whoever", "patience", "noted"),
+}
+
+
+def test_no_variable_or_argument_has_a_private_word():
+    def names(tree: ast.AST) -> Iterator[str]:
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                yield node.id
+            elif isinstance(node, ast.arg):
+                yield node.arg
+
+    private = {
+        (path.relative_to(PACKAGE).as_posix(), name)
+        for path in FILES
+        for name in names(ast.parse(path.read_text("utf-8")))
+        if PRIVATE_LOCALS & set(words_of(name.lower()))
+    }
+
+    assert private == set()
+
+
 def first_lines() -> Iterator[tuple[str, str]]:
     for path in FILES:
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):

@@ -69,23 +69,24 @@ def _column(cells: pd.Series[Any], spec: TensorSpec) -> Array:
 
 
 def feed(tensors: Tensors, specs: Sequence[TensorSpec]) -> dict[str, Array]:
-    """Check named arrays against a model's inputs, and convert them as the model takes them.
+    """Check named arrays against a model's inputs, and convert them to its dtypes.
 
     float64, which NumPy and JSON make of everything, is narrowed to float32 and float16, and
     int64, which they make of every integer, to smaller integers that hold its values; any other
     difference is an error.
 
     Raises:
-        InvalidInputError: A name is missing or strange, or a dtype or rank does not fit.
+        InvalidInputError: A name is missing or unknown, or a dtype or rank does not fit.
     """
     check_names(tensors, specs)
     return {spec.name: _fit(np.asarray(tensors[spec.name]), spec) for spec in specs}
 
 
 def exactly(specs: Sequence[TensorSpec]) -> Callable[[Mapping[str, Any]], bool]:
-    """A test whether named values are arrays that `feed` would hand over as they are.
+    """Return a test whether named values are arrays that `feed` would pass on unchanged.
 
-    It costs half a microsecond an input, and says only yes or no: whoever hears no asks `feed`.
+    It takes half a microsecond an input, and returns only a bool: on False, call `feed`, whose
+    error names the input.
     """
     wanted = [
         (
@@ -123,7 +124,7 @@ def check_names(tensors: Mapping[str, Any], specs: Sequence[TensorSpec]) -> None
     """Refuse inputs that are not named as a model's.
 
     Raises:
-        InvalidInputError: A name is missing or strange.
+        InvalidInputError: A name is missing or unknown.
     """
     names = [spec.name for spec in specs]
     if set(tensors) != set(names):
@@ -135,7 +136,7 @@ def check_shape(shape: Sequence[int], spec: TensorSpec) -> None:
     """Refuse an input whose rank or fixed sizes are not a model's.
 
     Raises:
-        InvalidInputError: It is so.
+        InvalidInputError: The rank or a fixed size differs.
     """
     fixed = [size if isinstance(size, int) else None for size in spec.shape]
     fits = len(shape) == len(fixed) and all(
@@ -150,7 +151,7 @@ def check_shape(shape: Sequence[int], spec: TensorSpec) -> None:
 
 
 def is_on_gpu(value: Any) -> bool:
-    """Whether a value says that it lies in the memory of an NVIDIA GPU."""
+    """Whether a value lies in the memory of an NVIDIA GPU, by its own attributes."""
     if (is_cuda := getattr(value, "is_cuda", None)) is not None:
         return bool(is_cuda)  # PyTorch's, which is quicker
     device = getattr(value, "__dlpack_device__", None)

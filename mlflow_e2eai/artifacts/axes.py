@@ -1,4 +1,4 @@
-"""Dynamic axes: their corners, the specs that they make of an example, and their text form."""
+"""Dynamic axes: their corners, the input specs of an example, and their text form."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ def corners(axes: tuple[Axis, ...]) -> dict[str, dict[str, int]]:
     """
     if not axes:
         return {"static": {}}
-    found: dict[str, dict[str, int]] = {
+    labelled: dict[str, dict[str, int]] = {
         bound: {axis.name: getattr(axis, bound) for axis in axes} for bound in ("opt", "min", "max")
     }
     for axis in axes:
         if len(axes) > 1:
-            found[f"max {axis.name}, min others"] = {**found["min"], axis.name: axis.max}
+            labelled[f"max {axis.name}, min others"] = {**labelled["min"], axis.name: axis.max}
         for size in axis.buckets:
-            found[f"{axis.name}={size}"] = {**found["opt"], axis.name: size}
+            labelled[f"{axis.name}={size}"] = {**labelled["opt"], axis.name: size}
     unique: dict[str, dict[str, int]] = {}
-    for label, sizes in found.items():
+    for label, sizes in labelled.items():
         if sizes not in unique.values():
             unique[label] = sizes
     return unique
 
 
 def resize(tensors: Tensors, specs: tuple[TensorSpec, ...], sizes: Mapping[str, int]) -> Tensors:
-    """Repeat or cut arrays along their dynamic axes until they have the sizes asked for.
+    """Repeat or cut arrays along their dynamic axes until they have the requested sizes.
 
     Repeating the caller's own data keeps its range, which random data would not.
 
@@ -69,9 +69,9 @@ def input_specs(example: Tensors, dynamic_axes: DynamicAxes) -> tuple[TensorSpec
             name stands for two different sets of sizes.
     """
     axes_of(dynamic_axes)
-    if strange := set(dynamic_axes) - set(example):
+    if unknown := set(dynamic_axes) - set(example):
         msg = (
-            f"dynamic_axes names {sorted(strange)}, but the inputs are {list(example)}; use the "
+            f"dynamic_axes names {sorted(unknown)}, but the inputs are {list(example)}; use the "
             f"names of the input example."
         )
         raise InvalidInputError(msg)
@@ -97,16 +97,16 @@ def axes_of(dynamic_axes: DynamicAxes) -> tuple[Axis, ...]:
         InvalidInputError: Something is not an Axis, or one name stands for two different sets of
             sizes.
     """
-    found: dict[str, Axis] = {}
+    axes: dict[str, Axis] = {}
     for name, positions in dynamic_axes.items():
         for axis in positions.values():
             if not isinstance(axis, Axis):
                 msg = f"dynamic_axes[{name!r}] holds {axis!r}; give an Axis('N', min=, opt=, max=)."
                 raise InvalidInputError(msg)
-            if found.setdefault(axis.name, axis) != axis:
+            if axes.setdefault(axis.name, axis) != axis:
                 msg = f"Axis {axis.name!r} is given twice with different sizes; rename one of them."
                 raise InvalidInputError(msg)
-    return tuple(found.values())
+    return tuple(axes.values())
 
 
 def parse_axes(text: str) -> DynamicAxes | None:
@@ -122,11 +122,11 @@ def parse_axes(text: str) -> DynamicAxes | None:
     """
     if text == "auto":
         return None
-    found: dict[str, dict[int, Axis]] = {}
+    parsed: dict[str, dict[int, Axis]] = {}
     for part in [] if text == "none" else text.split(","):
         try:
-            place, sizes = part.split("=")
-            name, position = place.rsplit(":", 1)
+            location, sizes = part.split("=")
+            name, position = location.rsplit(":", 1)
             sizes, _, buckets = sizes.partition("@")
             axis, *numbers = sizes.split(":")
             low, best, high, *others = (int(number) for number in numbers)
@@ -139,5 +139,5 @@ def parse_axes(text: str) -> DynamicAxes | None:
             )
             raise InvalidInputError(msg) from error
         sizes_of = Axis(axis, min=low, opt=best, max=high, multiple=multiple, buckets=tuned)
-        found.setdefault(name.strip(), {})[index] = sizes_of
-    return found
+        parsed.setdefault(name.strip(), {})[index] = sizes_of
+    return parsed

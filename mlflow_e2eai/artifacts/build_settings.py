@@ -1,4 +1,4 @@
-"""How TensorRT is asked to build an engine."""
+"""Settings with which TensorRT builds an engine."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ class BuildSettings:
     Attributes:
         optimization_level: How long it looks for fast kernels, 0 to 5; 3 is TensorRT's own.
             TensorRT-RTX 1.6.1 made the same engine at 0 and at 5.
-        workspace_bytes: Memory that a kernel may use beside its inputs and outputs; None for
-            TensorRT's own limit, all of the GPU's. Less shuts fast kernels out.
+        workspace_bytes: Memory that a kernel may use, its inputs and outputs not counted; None for
+            TensorRT's own limit, all of the GPU's. Less memory excludes fast kernels.
         threads: Threads that build; None for as many as TensorRT takes by itself.
         time_limit_s: Seconds after which the build is stopped as one that hangs. Real models took
             TensorRT-RTX up to 12 s; TensorRT times kernels, which takes minutes.
         timing_cache: Whether TensorRT takes timings of kernels from earlier builds, which makes a
             build shorter; an engine that was built without is not another one.
         refit: Whether the engine's weights can be replaced; it cannot fuse what depends on them.
-        strip_weights: Whether the weights are left out of the engine, to be given back from the
-            graph beside it when it is loaded. Like `refit` it needs a GPU where it is built, with
+        strip_weights: Whether the weights are left out of the engine, and restored from the graph
+            next to it when it is loaded. Like `refit` it needs a GPU where it is built, with
             TensorRT-RTX too.
 
     Raises:
@@ -97,9 +97,9 @@ class BuildSettings:
 
     def __str__(self) -> str:
         """The settings that differ from the default, as the command line takes them."""
-        said = {True: "yes", False: "no"}
+        words = {True: "yes", False: "no"}
         given = (
-            f"{name}={said[value] if isinstance(value, bool) else value}"
+            f"{name}={words[value] if isinstance(value, bool) else value}"
             for name, value in self.not_default.items()
         )
         return ",".join(given) or "default"

@@ -1,4 +1,4 @@
-"""Which tensors a model has, and where their bytes lie."""
+"""Tensors whose bytes lie in other files: references, checks and loading."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def location_of(tensor: onnx.TensorProto) -> tuple[Path, int, int]:
 
 
 def refer(tensor: onnx.TensorProto, file: Path, offset: int, length: int) -> None:
-    """Have a tensor refer to bytes of a file."""
+    """Make a tensor refer to bytes of a file."""
     import onnx
 
     for name in ("raw_data", "external_data", *_TYPED):
@@ -89,15 +89,15 @@ def refer(tensor: onnx.TensorProto, file: Path, offset: int, length: int) -> Non
 
 
 def inside_again(tensor: onnx.TensorProto) -> None:
-    """Have a tensor refer to no file."""
+    """Make a tensor refer to no file."""
     tensor.ClearField("external_data")
     tensor.ClearField("data_location")
 
 
 def settle(model: onnx.ModelProto) -> None:
-    """Have GraphSurgeon's tensors refer to no file once their numbers are in the model.
+    """Clear the references of GraphSurgeon's tensors whose numbers are in the model.
 
-    It leaves the mark of one that does on them.
+    It leaves the fields of a reference on them.
     """
     for tensor in tensors(model):
         if not tensor.external_data:
@@ -140,7 +140,7 @@ def fetch(model: onnx.ModelProto, path: Path) -> None:
     """Make a model's weights that lie in other files available.
 
     Up to `EXTERNAL_BYTES` they are brought into the model. Of more, the large tensors refer to
-    their files by absolute path, which `beside` and `values` understand.
+    their files by absolute path; see `values`.
 
     An ONNX file may come from anywhere, so nothing outside its folder is read: a location is a
     relative path with no ``..`` in it, and no part of it is a symbolic link.
@@ -166,7 +166,7 @@ def fetch(model: onnx.ModelProto, path: Path) -> None:
 def skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
     """A model whose large weights are inputs, for ONNX's checker.
 
-    The checker looks at the values of small constants only, and would be handed a copy of all
+    The checker looks at the values of small constants only, and would receive a copy of all
     bytes. It would also open other files, and refuses those with several hard links, which is how
     one copy of the weights serves several graphs.
     """
@@ -201,7 +201,7 @@ def _without(message: Any, left: str) -> Any:
 
 
 def bring_in(tensor: onnx.TensorProto) -> None:
-    """Take the bytes that a tensor refers to into it."""
+    """Load the bytes that a tensor refers to into the tensor."""
     path, offset, length = location_of(tensor)
     with path.open("rb") as file:
         file.seek(offset)
@@ -211,7 +211,11 @@ def bring_in(tensor: onnx.TensorProto) -> None:
 
 
 def check(tensor: onnx.TensorProto, path: Path) -> tuple[Path, int, int]:
-    """Check where a tensor's bytes lie: in which file, from which byte, and how many."""
+    """Check the reference of a tensor to bytes in another file.
+
+    Returns:
+        The file, the offset and the length in bytes.
+    """
     entries = {entry.key: entry.value for entry in tensor.external_data}
     location = entries.get("location", "")
     subject = f"{path.name} keeps weight {tensor.name!r} in {location!r}"
@@ -238,20 +242,20 @@ def check(tensor: onnx.TensorProto, path: Path) -> tuple[Path, int, int]:
 
 
 def inside(location: str, folder: Path, subject: str) -> Path:
-    """The file that a location names, which lies in the folder."""
-    windows = PureWindowsPath(location)  # it knows both kinds of separator, and drives
+    """Resolve a location to a file in the folder; an error for any other."""
+    windows = PureWindowsPath(location)  # handles both separators, and drives
     outside = bool(windows.anchor) or ".." in windows.parts
     steps = [folder.joinpath(*windows.parts[:end]) for end in range(1, len(windows.parts) + 1)]
     if not outside and any(step.is_symlink() for step in steps):
         msg = (
             f"{subject}, which is a symbolic link and may lead anywhere; put the file itself "
-            f"beside {subject.partition(' ')[0]}."
+            f"next to {subject.partition(' ')[0]}."
         )
         raise ArtifactError(msg)
     if outside or not steps:
         msg = (
             f"{subject}, but only a file in the folder of the ONNX file is read; export the model "
-            f"again, with its weights beside it."
+            f"again, with its weights next to it."
         )
         raise ArtifactError(msg)
     if not steps[-1].is_file():

@@ -73,7 +73,7 @@ def atomic_write(out: Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        # mkstemp gives mode 0600, but artifacts are for everyone whom the folder lets in.
+        # mkstemp creates files with mode 0600, but artifacts get the folder's permissions.
         temporary.chmod(0o644)
         temporary.replace(out)
     finally:
@@ -153,7 +153,7 @@ def from_json(kind: type[Value], text: str | bytes) -> Value:
 
 @functools.cache
 def _reader(kind: type[Any]) -> TypeAdapter[Any]:
-    """Making one takes longer than what it reads: 40 ms for a `Manifest`."""
+    """Cached, as making one takes longer than its use: 40 ms for a `Manifest`."""
     from pydantic import TypeAdapter
 
     return TypeAdapter(kind)

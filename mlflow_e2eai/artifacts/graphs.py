@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 def read(path: Path) -> onnx.ModelProto:
     """Read an ONNX file with its weights, those in other files of its folder included.
 
-    Above `weights.EXTERNAL_BYTES` the large ones stay in their files, and the tensors refer to them
-    there; `write` understands that, and `weights.values` gives their numbers.
+    Above `external_data.EXTERNAL_BYTES` the large ones stay in their files, and the tensors refer
+    to them; `write` accepts such references, and `external_data.values` reads their numbers.
 
     Raises:
         ArtifactError: It is missing, is no ONNX file, or breaks the ONNX rules; or a file of its
@@ -52,8 +52,8 @@ def read(path: Path) -> onnx.ModelProto:
         raise ArtifactError(msg) from error
     except Exception as error:  # protobuf's and onnx's errors share no base class
         is_empty = path.stat().st_size == 0
-        said = "it is empty" if is_empty else str(error).strip() or type(error).__name__
-        reason = said.splitlines()[0]
+        message = "it is empty" if is_empty else str(error).strip() or type(error).__name__
+        reason = message.splitlines()[0]
         msg = f"{path.name} is not a valid ONNX file: {reason}"
         raise ArtifactError(msg) from error
     return model
@@ -62,8 +62,8 @@ def read(path: Path) -> onnx.ModelProto:
 def write(model: onnx.ModelProto, out: Path) -> None:
     """Check a graph and write it, whole or not at all.
 
-    Above `weights.EXTERNAL_BYTES` its weights lie beside it, in files named by their content: those
-    that the model refers to, by hard link, and a new one for large weights that it holds itself.
+    Above `external_data.EXTERNAL_BYTES` its weights lie next to it, in files named by their
+    content: those that the model refers to, by hard link, and a new one for its own large weights.
 
     Raises:
         ArtifactError: It breaks the ONNX rules.
@@ -115,8 +115,8 @@ def sort(graph: gs.Graph) -> gs.Graph:
 def to_onnx(graph: gs.Graph, *, like: onnx.ModelProto) -> onnx.ModelProto:
     """A GraphSurgeon graph as ONNX, sorted, with the source's IR version.
 
-    Only the operator sets in use are kept. GraphSurgeon stamps the newest IR version on some
-    graphs, which ONNX Runtime refuses, and keeps the operator sets of nodes that are gone.
+    Only the operator sets in use stay listed. GraphSurgeon stamps the newest IR version on some
+    graphs, which ONNX Runtime refuses, and keeps the operator sets of removed nodes.
     """
     import onnx_graphsurgeon as gs
 
@@ -133,9 +133,11 @@ def to_onnx(graph: gs.Graph, *, like: onnx.ModelProto) -> onnx.ModelProto:
         for attribute in node.attribute
     )
     if not nested:
-        kept = [entry for entry in model.opset_import if entry.domain in used | {"", "ai.onnx"}]
+        used_opsets = [
+            entry for entry in model.opset_import if entry.domain in used | {"", "ai.onnx"}
+        ]
         del model.opset_import[:]
-        model.opset_import.extend(kept)
+        model.opset_import.extend(used_opsets)
     _annotate(model, like)
     return model
 
@@ -145,7 +147,7 @@ _PYTORCHS = ("namespace", "pkg.torch.")
 
 
 def _annotate(model: onnx.ModelProto, like: onnx.ModelProto) -> None:
-    """Give a model what people wrote on the one that it comes from: GraphSurgeon drops it.
+    """Copy names, documentation and metadata from a source model: GraphSurgeon drops them.
 
     A node of the main graph is known by its name and operator. What PyTorch's exporter wrote for
     those who debug it, paths of the machine among it, is left in the raw graph.
@@ -185,7 +187,7 @@ def describe(
     libraries: tuple[Library, ...] = (),
     model: onnx.ModelProto | None = None,
 ) -> OnnxArtifact:
-    """Say what an ONNX file is, from the file itself; `model` is what it holds, where known."""
+    """Describe an ONNX file as an artifact; `model` is its content where it was read already."""
     model = model or read(path)
     inputs, outputs = interface(model)
     files = weight_files.files_of(model)
@@ -268,7 +270,7 @@ def name_nodes(graph: gs.Graph) -> None:
 
 
 def node_names(model: onnx.ModelProto) -> list[str]:
-    """The name by which each node of the main graph is known here, in order; see `unique_names`."""
+    """The unique name of each node of the main graph, in order; see `unique_names`."""
     return unique_names((node.name, node.op_type) for node in model.graph.node)
 
 
@@ -309,11 +311,11 @@ def inline_functions(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def operators(model: onnx.ModelProto) -> dict[str, int]:
     """Number of nodes of each operator in the main graph."""
-    found: dict[str, int] = {}
+    counts: dict[str, int] = {}
     for node in model.graph.node:
         name = operator_name(node.domain, node.op_type)
-        found[name] = found.get(name, 0) + 1
-    return dict(sorted(found.items()))
+        counts[name] = counts.get(name, 0) + 1
+    return dict(sorted(counts.items()))
 
 
 def operator_name(domain: str | None, op_type: str) -> str:
@@ -338,9 +340,9 @@ def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
 
 
 def check(model: onnx.ModelProto) -> None:
-    """Hold a model of `read` against all of ONNX's rules, with strict inference of its shapes.
+    """Check a model of `read` by all of ONNX's rules, with strict shape inference.
 
-    Nothing is known of operators outside ONNX's domains, so they pass.
+    Operators outside ONNX's domains are not checked.
 
     Raises:
         ArtifactError: It breaks one.
@@ -354,12 +356,12 @@ def check(model: onnx.ModelProto) -> None:
         raise ArtifactError(msg) from error
 
 
-# Garbage collection that does not walk what nobody has thrown away.
+# Garbage collection that skips the objects of earlier imports.
 
 
 @contextmanager
 def only_new_garbage() -> Iterator[None]:
-    """Have the garbage collector pass over all that is there already, for the block or function.
+    """Exclude all existing objects from garbage collection during the block or function.
 
     Exporters and rules of surgery make objects by the million, and each full collection walks what
     PyTorch's imports left, too: with it, exporting MiniLM by dynamo took 1.17 times as long

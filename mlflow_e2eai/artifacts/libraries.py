@@ -1,7 +1,7 @@
 """Shared libraries with operators that ONNX has not: native code, loaded only when allowed.
 
-Whoever loads one runs whatever is in it. So a library that came with a model is loaded only where
-the caller has named it, and only if its digest is the one that was recorded.
+Loading a library runs its code. So one that came with a model is loaded only where the caller has
+named it, and only if its digest is the one that was recorded.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from mlflow_e2eai.artifacts.values import Library
 from mlflow_e2eai.errors import ArtifactError, InvalidInputError, RunnerError
 
 FOLDER = "libraries"
-"""Where libraries lie beside the model that needs them."""
+"""Folder of libraries, next to the model that needs them."""
 
 _ALLOWED: ContextVar[frozenset[str]] = ContextVar("_ALLOWED", default=frozenset())
 
 
 @contextmanager
 def native_allowed(names: Collection[str]) -> Iterator[None]:
-    """Allow in this block that the libraries of models that it fetches are loaded.
+    """Allow loading the named libraries of fetched models inside the block.
 
     Args:
         names: File names, for example ``libortextensions.so``.
@@ -54,17 +54,17 @@ def describe_libraries(paths: Iterable[str | Path]) -> tuple[Library, ...]:
     Raises:
         InvalidInputError: One is not there, or two have one name.
     """
-    found: dict[str, Library] = {}
+    libraries: dict[str, Library] = {}
     for given in paths:
         path = Path(given).absolute()
         if not path.is_file():
             msg = f"The library {path} is not there; give the path of a shared library."
             raise InvalidInputError(msg)
         library = Library(path=path, sha256=sha256_of(path), allowed=True)
-        if found.setdefault(path.name, library).sha256 != library.sha256:
+        if libraries.setdefault(path.name, library).sha256 != library.sha256:
             msg = f"Two libraries are named {path.name}; rename one, as they are allowed by name."
             raise InvalidInputError(msg)
-    return tuple(found.values())
+    return tuple(libraries.values())
 
 
 def copy_libraries(libraries: Iterable[Library], directory: Path) -> tuple[Library, ...]:
@@ -74,18 +74,18 @@ def copy_libraries(libraries: Iterable[Library], directory: Path) -> tuple[Libra
         ArtifactError: A library has changed since it was recorded.
         InvalidInputError: Another one of that name is there.
     """
-    placed = []
+    copies = []
     for library in libraries:
-        place = Path(FOLDER, library.path.name)
-        if not (directory / place).is_file():
+        path = Path(FOLDER, library.path.name)
+        if not (directory / path).is_file():
             verify(library.path, library.sha256)
-            with atomic_write(directory / place) as temporary:
+            with atomic_write(directory / path) as temporary:
                 shutil.copyfile(library.path, temporary)
-        elif sha256_of(directory / place) != library.sha256:
-            msg = f"Two libraries are named {place.name}; rename one, as they are allowed by name."
+        elif sha256_of(directory / path) != library.sha256:
+            msg = f"Two libraries are named {path.name}; rename one, as they are allowed by name."
             raise InvalidInputError(msg)
-        placed.append(Library(path=place, sha256=library.sha256))
-    return tuple(placed)
+        copies.append(Library(path=path, sha256=library.sha256))
+    return tuple(copies)
 
 
 def resolve_libraries(libraries: Iterable[Library], directory: Path) -> tuple[Library, ...]:
@@ -94,7 +94,7 @@ def resolve_libraries(libraries: Iterable[Library], directory: Path) -> tuple[Li
     Raises:
         ArtifactError: A library lies elsewhere.
     """
-    found = []
+    resolved = []
     for library in libraries:
         if library.path.is_absolute() or ".." in library.path.parts:
             msg = (
@@ -102,17 +102,17 @@ def resolve_libraries(libraries: Iterable[Library], directory: Path) -> tuple[Li
             )
             raise ArtifactError(msg)
         is_allowed = library.path.name in _ALLOWED.get()
-        found.append(
+        resolved.append(
             dataclasses.replace(library, path=directory / library.path, allowed=is_allowed)
         )
-    return tuple(found)
+    return tuple(resolved)
 
 
 def loadable(libraries: Sequence[Library]) -> tuple[Path, ...]:
-    """Where libraries are, for whoever loads them now.
+    """Paths of libraries, checked for loading them now.
 
     Raises:
-        RunnerError: The caller has not allowed one: it says how to.
+        RunnerError: The caller has not allowed one; the message says how to.
         ArtifactError: One is missing, or has changed since it was recorded.
     """
     for library in libraries:

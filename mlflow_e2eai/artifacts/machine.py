@@ -2,7 +2,7 @@
 
 MLflow imports this module during `import mlflow`, and any error at its import would break
 `import mlflow` for the whole environment. So it holds the standard library only, reads what the
-driver writes into /proc instead of loading the driver's library, and says nothing where it is not
+driver writes into /proc instead of loading the driver's library, and returns None where it is not
 sure.
 """
 
@@ -27,19 +27,19 @@ _LIBRARIES = (
     "tensorrt-cu13",
     "tensorrt-rtx-cu13",
 )
-"""Distributions whose version goes with what is measured."""
+"""Distributions whose version is recorded with measurements."""
 
 
 @functools.cache
 def gpu_name(driver: Path = _DRIVER) -> str | None:
-    """Name of this machine's first NVIDIA GPU, as its driver gives it; None where there is none."""
+    """Name of this machine's first NVIDIA GPU, as its driver reports it; None without one."""
     try:
         files = sorted(driver.glob("gpus/*/information"))
     except OSError:
         return None
     for information in files:
-        if found := _search(r"^Model:[^\S\n]*(\S.*)$", information):
-            return found
+        if model := _search(r"^Model:[^\S\n]*(\S.*)$", information):
+            return model
     return None
 
 
@@ -51,7 +51,7 @@ def driver_version(driver: Path = _DRIVER) -> str | None:
 
 @functools.cache
 def processor_name(file: Path = Path("/proc/cpuinfo")) -> str | None:
-    """Name of this machine's processor, as the kernel gives it; None where it does not say."""
+    """Name of this machine's processor, as the kernel reports it; None where it does not."""
     return _search(r"^model name\s*:\s*(\S.*)$", file)
 
 
@@ -61,16 +61,16 @@ def local_compute_capability() -> str | None:
 
     Not for tags: this loads the driver's library.
     """
-    found = [ctypes.c_int() for _ in _CAPABILITY]
+    values = [ctypes.c_int() for _ in _CAPABILITY]
     device = ctypes.c_int()
     try:
         cuda = ctypes.CDLL("libcuda.so.1")
         failed = cuda.cuInit(0) or cuda.cuDeviceGet(ctypes.byref(device), 0)
-        for value, attribute in zip(found, _CAPABILITY, strict=True):
+        for value, attribute in zip(values, _CAPABILITY, strict=True):
             failed = failed or cuda.cuDeviceGetAttribute(ctypes.byref(value), attribute, device)
     except (OSError, AttributeError):
         return None
-    return None if failed else "sm" + "".join(str(value.value) for value in found)
+    return None if failed else "sm" + "".join(str(value.value) for value in values)
 
 
 def has_gpu() -> bool:
@@ -83,7 +83,7 @@ def environment() -> dict[str, str]:
 
     Not for tags: this loads the driver's library.
     """
-    found = {
+    entries = {
         "python": platform.python_version(),
         "machine": platform.machine(),
         "processor": processor_name(),
@@ -92,7 +92,7 @@ def environment() -> dict[str, str]:
         "driver": driver_version(),
         **{package: _version(package) for package in _LIBRARIES},
     }
-    return {key: value for key, value in found.items() if value is not None}
+    return {key: value for key, value in entries.items() if value is not None}
 
 
 def _version(package: str) -> str | None:
@@ -104,7 +104,7 @@ def _version(package: str) -> str | None:
 
 def _search(pattern: str, path: Path) -> str | None:
     try:
-        found = re.search(pattern, path.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
+        match = re.search(pattern, path.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
     except OSError:
         return None
-    return found.group(1).strip() if found else None
+    return match.group(1).strip() if match else None

@@ -1,8 +1,8 @@
 """The frozen values that flow between stages.
 
-A value says what a file is; the file lies beside it. Identity is content: every artifact knows the
-sha256 of its file and of the artifact that it was made from, so that a chain of stages can be
-checked anywhere, with no tracking server.
+A value describes a file, which lies next to it. Identity is content: every artifact has the sha256
+of its file and of the artifact that it was made from, so that a chain of stages can be checked
+anywhere, with no tracking server.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from mlflow_e2eai.errors import InvalidInputError
 
 Array: TypeAlias = NDArray[Any]
 Tensors: TypeAlias = Mapping[str, Array]
-"""Named arrays: what a model is asked, and what it answers."""
+"""Named arrays: the inputs of a model, or its outputs."""
 
 Infer: TypeAlias = Callable[[Tensors], Tensors]
-"""The seam between whatever runs a model and whatever judges it."""
+"""Runs a model: named inputs to named outputs. All runners have this interface."""
 
 Precision: TypeAlias = Literal["fp32", "tf32", "fp16", "bf16", "int8", "fp8"]
 """What a model computes in. No graph is in tf32: it is how an engine of the fp32 graph computes."""
@@ -43,7 +43,7 @@ class Axis:
         opt: The size that engines are tuned for.
         max: Largest size.
         multiple: Every size is a multiple of this, as where a model merges pixels in groups.
-        buckets: Sizes that engines are tuned for one by one, beside all from min to max.
+        buckets: Sizes that engines are tuned for one by one, in addition to the range min to max.
 
     Raises:
         InvalidInputError: The sizes are not ``1 <= min <= opt <= max`` or no multiples, the buckets
@@ -81,11 +81,11 @@ class Axis:
             raise InvalidInputError(msg)
 
     def admits(self, size: int) -> bool:
-        """Whether it may have a size."""
+        """Whether the axis may have a size."""
         return self.min <= size <= self.max and size % self.multiple == 0
 
     def __str__(self) -> str:
-        """The sizes that it admits, for people."""
+        """The sizes that the axis admits, for people."""
         steps = f" in steps of {self.multiple}" if self.multiple > 1 else ""
         return f"{self.min} to {self.max}{steps}"
 
@@ -98,7 +98,7 @@ class TensorSpec:
         name: Its ONNX name.
         dtype: Its NumPy dtype name, for example ``float32``.
         shape: One entry an axis: a size, the name of a dynamic axis, or ``?`` where the graph
-            does not say (a size that depends on the data).
+            leaves it open (a size that depends on the data).
     """
 
     name: str
@@ -129,7 +129,7 @@ class InputOrigin:
 
     @property
     def is_scaled(self) -> bool:
-        """Whether the numbers are others."""
+        """Whether the numbers are scaled or shifted."""
         return (self.scale, self.offset) != ((1.0,), (0.0,))
 
 
@@ -148,7 +148,7 @@ class Origins:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightFile:
-    """A file of weights beside an ONNX file.
+    """A file of weights next to an ONNX file.
 
     Attributes:
         path: Relative to the folder of the ONNX file.
@@ -168,8 +168,8 @@ class Library:
     Attributes:
         path: The file; as stored, relative to the folder of the model that needs it.
         sha256: Digest of the file, checked before it is loaded: it is native code.
-        allowed: Whether the caller allows that it is loaded. It is the caller's word in this
-            program, and never believed of a file.
+        allowed: Whether the caller allows loading it. Set in this process only, never read from a
+            file.
     """
 
     path: Path
@@ -183,7 +183,7 @@ class OnnxArtifact:
 
     Attributes:
         path: The file.
-        sha256: Digest of the file and of its weight files; see `weights.digest`.
+        sha256: Digest of the file and of its weight files; see `weight_files.digest`.
         parent_sha256: Digest of the artifact that it was made from; None for a fresh export.
         stage: The stage that wrote it.
         precision: The type that its weights and activations are in; never tf32.
@@ -193,7 +193,7 @@ class OnnxArtifact:
         axes: The dynamic axes that `inputs` name.
         origins: The inputs and outputs of the raw graph that its own come from; None for a raw
             graph.
-        weights: Files beside it that hold its weights; none where they are inside.
+        weights: Files next to it with its weights; none where they are inside.
         libraries: Libraries with its operators for ONNX Runtime.
     """
 

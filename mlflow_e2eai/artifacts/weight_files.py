@@ -1,9 +1,9 @@
 """Weights that an ONNX file keeps in other files: checked, written once, then linked.
 
 Up to `EXTERNAL_BYTES` a graph is one file. Above that, in memory each large tensor only refers to
-its bytes, by the absolute path of their file; on disk that file lies beside the graph, named by its
-content (``<start of its sha256>.weights``). So graphs with the same weights share one file, and a
-stage that leaves the weights alone hands them on by hard link.
+its bytes, by the absolute path of their file; on disk that file lies next to the graph, named by
+its content (``<start of its sha256>.weights``). So graphs with the same weights share one file, and
+a stage that leaves the weights alone passes them on by hard link.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ _STRING = 8
 def weights_linked(model: onnx.ModelProto, folder: Path) -> Iterator[None]:
     """Link the weight files of a model into a folder, so that it can be written there.
 
-    Above `EXTERNAL_BYTES` what is large leaves the model for a file, for good.
+    Above `EXTERNAL_BYTES` the large tensors of the model are moved into a file, for good.
     """
     _round(model, folder.absolute())
     if size_of(model) <= external_data.EXTERNAL_BYTES:
@@ -87,29 +87,30 @@ def weights_linked(model: onnx.ModelProto, folder: Path) -> Iterator[None]:
 
 
 def link(file: Path, folder: Path, *, copy: bool = False) -> str:
-    """Have a weight file in a folder under the name of its content, without a second copy.
+    """Link a weight file into a folder under the name of its content.
 
-    Where the file system has no hard links, or is another, it is copied.
+    Where the file system has no hard links, or is another, the file is copied.
 
     Returns:
-        The name.
+        The name of the file.
     """
     name = name_of(sha256_of_weights(file))
-    place = folder / name
-    if place.exists() and sha256_of_weights(place) == sha256_of_weights(file):
+    path = folder / name
+    if path.exists() and sha256_of_weights(path) == sha256_of_weights(file):
         return name
     folder.mkdir(parents=True, exist_ok=True)
-    place.unlink(missing_ok=True)
-    if not copy and _is_hard_link(file, place):
+    path.unlink(missing_ok=True)
+    if not copy and _try_hard_link(file, path):
         return name
-    with atomic_write(place) as temporary:
+    with atomic_write(path) as temporary:
         shutil.copyfile(file, temporary)
     return name
 
 
-def _is_hard_link(file: Path, place: Path) -> bool:
+def _try_hard_link(file: Path, path: Path) -> bool:
+    """Make a hard link; returns False where the file system refuses it."""
     try:
-        os.link(file, place)
+        os.link(file, path)
     except OSError:
         return False
     return True
@@ -117,15 +118,17 @@ def _is_hard_link(file: Path, place: Path) -> bool:
 
 def is_large(module: torch.nn.Module) -> bool:
     """Whether a module's weights will lie outside the graph's file."""
-    held = [*module.parameters(), *module.buffers()]
-    return sum(each.numel() * each.element_size() for each in held) > external_data.EXTERNAL_BYTES
+    tensors = [*module.parameters(), *module.buffers()]
+    return (
+        sum(each.numel() * each.element_size() for each in tensors) > external_data.EXTERNAL_BYTES
+    )
 
 
 @contextmanager
 def staging_path(out: Path) -> Iterator[Path]:
     """Yield a path for an ONNX file in a temporary folder next to `out`.
 
-    When the block ends well, the file moves to `out`, and its weight files beside it. A stage that
+    When the block ends well, the file moves to `out`, and its weight files next to it. A stage that
     is killed or fails leaves nothing that looks finished.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -171,7 +174,7 @@ def new_weight_file(
 
 
 def _round(model: onnx.ModelProto, folder: Path) -> None:
-    """Make fp16 of the bytes of tensors that say fp16 and refer to fp32.
+    """Round the bytes of tensors whose type is fp16 and whose file holds fp32.
 
     That is what ONNX Runtime's fp16 converter leaves of them: it changes the type, and the bytes
     only where they are in the model. A piece at a time, as the whole is large.
@@ -258,8 +261,8 @@ def verify_graph(graph: OnnxArtifact, sha256: str | None = None) -> None:
     """Check that an ONNX file and its weight files are those that were recorded.
 
     Args:
-        graph: What was recorded.
-        sha256: Its digest as somebody else recorded it; by default `graph`'s own.
+        graph: The recorded file.
+        sha256: The expected digest; by default `graph`'s own.
 
     Raises:
         ArtifactError: One is missing or has changed, or a weight file is outside the folder.
@@ -267,9 +270,9 @@ def verify_graph(graph: OnnxArtifact, sha256: str | None = None) -> None:
     for file in graph.weights:
         location = file.path.as_posix()
         subject = f"{graph.path.name} keeps weights in {location!r}"
-        place = inside(location, graph.path.parent, subject)
-        if sha256_of_weights(place) != file.sha256:
-            verify(place, file.sha256)
+        path = inside(location, graph.path.parent, subject)
+        if sha256_of_weights(path) != file.sha256:
+            verify(path, file.sha256)
     if not graph.weights:
         verify(graph.path, sha256 or graph.sha256)
     elif digest(graph.path, graph.weights) != (sha256 or graph.sha256):
@@ -286,17 +289,17 @@ def name_of(sha256: str) -> str:
 
 
 def sha256_of_weights(file: Path) -> str:
-    """The digest of a weight file, read once in this process as long as it does not change."""
+    """The digest of a weight file, cached in this process until the file changes."""
     if (key := _key(file)) not in _digests:
         _digests[key] = sha256_of(file)
     return _digests[key]
 
 
 def remember(file: Path, sha256: str) -> None:
-    """Say the digest of a weight file that was just written."""
+    """Cache the digest of a weight file that was just written."""
     _digests[_key(file)] = sha256
 
 
 def _key(file: Path) -> tuple[int, int, int, int]:
-    said = file.stat()
-    return said.st_dev, said.st_ino, said.st_size, said.st_mtime_ns
+    status = file.stat()
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns

@@ -4,7 +4,7 @@ manifest   the manifest, written and read with its digests
 load       opens the variant that was selected
 selection  which variant to run here, and why not the others
 model      the callable
-batching   sizes that a profile does not admit, or that are quicker padded
+batching   sizes outside a profile, and padding to buckets
 triton/    a model repository for NVIDIA's Triton Inference Server
 """
 

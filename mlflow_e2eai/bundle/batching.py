@@ -45,7 +45,7 @@ def batch_axis(
 ) -> Axis | None:
     """The dynamic axis that comes first in every input and output; None where there is none.
 
-    Only along such an axis can a batch be cut: every item has its place in each of them.
+    Only along such an axis can a batch be cut: each of them has every item.
     """
     first = {spec.shape[0] if spec.shape else None for spec in (*inputs, *outputs)}
     return next((axis for axis in axes if first == {axis.name}), None)
@@ -66,9 +66,9 @@ def bound_sizes(
         inputs: Its inputs.
         outputs: Its outputs.
         axes: Its dynamic axes, with the sizes that it admits.
-        split: Cut larger batches, and fill smaller ones by repeating their last item; what comes
-            out is put together and cut to the items that were given. That is right for models
-            which answer each item for itself, which the graph alone does not tell.
+        split: Cut larger batches, and fill smaller ones by repeating their last item; the outputs
+            are joined and cut to the given items. That is right for models that treat each item
+            independently, which the graph alone does not show.
 
     Returns:
         A callable that raises InvalidInputError, with the profile, for sizes that are not admitted
@@ -76,7 +76,7 @@ def bound_sizes(
     """
     by_name = {axis.name: axis for axis in axes}
     batch = batch_axis(inputs, outputs, axes)
-    axis_places = [
+    axis_positions = [
         (spec.name, at, by_name[size])
         for spec in inputs
         for at, size in enumerate(spec.shape)
@@ -85,7 +85,7 @@ def bound_sizes(
 
     def run(tensors: Tensors) -> Tensors:
         sizes: dict[str, int] = {}
-        for name, at, axis in axis_places:
+        for name, at, axis in axis_positions:
             size = tensors[name].shape[at]
             if sizes.setdefault(axis.name, size) != size:
                 msg = (
@@ -146,18 +146,18 @@ def _join(parts: Sequence[Any]) -> Any:
     return torch.cat(list(parts))
 
 
-# Sizes between buckets: filled up to the next one, or run as they are, whichever is quicker.
+# Sizes between buckets: filled up to the next one, or run unchanged, whichever is faster.
 
 
 _CALLS = 4
 """Calls of each way before one is chosen."""
 
 _MOST_SHAPES = 1024
-"""Shapes whose way is remembered."""
+"""Shapes whose choice is cached."""
 
 
 class _Trial:
-    """The calls of one shape, by turns in each of two ways, until it is known which is quicker."""
+    """Calls of one shape, filled and unfilled in turns, until the faster way is known."""
 
     def __init__(self) -> None:
         self._times: tuple[list[float], list[float]] = ([], [])
@@ -188,10 +188,10 @@ def fill_to_buckets(
 ) -> Infer:
     """Fill sizes between buckets up to the next one where that is quicker.
 
-    A bucket has a static profile, which may answer more items sooner than the dynamic one answers
-    fewer. Which it is depends on the model and the GPU, so it is measured where it matters: the
-    first eight calls of a shape take both ways by turns, and the quicker is kept. No call is made
-    that the caller did not make.
+    A bucket has a static profile, which may run more items faster than the dynamic one runs fewer.
+    That depends on the model and the GPU, so it is measured in use: the first eight calls of a
+    shape are filled and unfilled in turns, and the faster way is used from then on. No extra calls
+    are made.
 
     Args:
         infer: An engine.
@@ -238,7 +238,7 @@ def fill_to_buckets(
 
 
 def _wait_for(outputs: Tensors) -> None:
-    """Wait for torch tensors on a GPU, which are there before they hold their numbers."""
+    """Wait for torch tensors on a GPU, whose numbers may not be computed yet."""
     torch = sys.modules.get("torch")
     tensor = next(iter(outputs.values()))
     if torch is not None and isinstance(tensor, torch.Tensor) and tensor.is_cuda:

@@ -1,4 +1,4 @@
-"""Opening the variant of a bundle that is best here."""
+"""Loading of a bundle with the best variant for this machine."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mlflow_e2eai.artifacts.values import EngineArtifact, Infer, OnnxArtifact
 from mlflow_e2eai.bundle.batching import bound_sizes, fill_to_buckets
 from mlflow_e2eai.bundle.manifest import MANIFEST, Manifest, audit, read
 from mlflow_e2eai.bundle.model import Model
-from mlflow_e2eai.bundle.selection import Candidates, Choice, Goal
+from mlflow_e2eai.bundle.selection import Choice, Goal, RankedVariants
 from mlflow_e2eai.engine.runner import graph_of
 from mlflow_e2eai.errors import E2EAIError, EngineMismatchError, RunnerError
 from mlflow_e2eai.evaluation.variants import artifact_of, engine_variant, open_variant
@@ -31,32 +31,32 @@ def load(
 ) -> Model:
     """Load a bundle with the best variant that this machine can run.
 
-    The best is what was measured to be, for the goal, on this kind of GPU, or where there is none
+    The best is the one with the best measurement for the goal on this kind of GPU, or without a GPU
     on this kind of processor. Without such evidence the order is: an engine that fits this machine,
     ONNX Runtime on a GPU, ONNX Runtime on the CPU; among variants of one runner, fp32, unless
-    another precision was measured to be better anywhere. What failed its comparison with the
-    PyTorch module is never chosen unasked. Each step down is announced by a warning.
+    another precision was measured to be better anywhere. A variant that failed its comparison with
+    the PyTorch module is chosen by name only. Each step down is announced by a warning.
 
     Args:
         directory: The bundle.
         variant: The variant to run, by name; by default the best.
-        goal: What it is to be best at: ``latency``, ``latency@8`` for calls of 8 items,
+        goal: The criterion: ``latency``, ``latency@8`` for calls of 8 items,
             ``throughput`` or ``memory``; see `Goal`.
         split: Cut batches that are larger than the profile's max, fill those below its min, and
             fill those between an engine's buckets where that is quicker, where the first axis of
             every input and output is the same dynamic one; see `batching.bound_sizes`
             and `batching.fill_to_buckets`. If False, an engine refuses such a batch, and ONNX
-            Runtime, which has no profile, runs it as it is.
+            Runtime, which has no profile, runs it unchanged.
         fallback: Take the next variant when a better one cannot run. If False, that is an error.
         allow_native: Libraries in the bundle that may be loaded, by file name.
-        fetch: Called with each file, relative to the directory, before it is read, to bring it
-            there. Only files that are needed are asked for.
+        fetch: Called with each needed file, relative to the directory, before it is read, to
+            download it.
 
     Raises:
         ArtifactError: The manifest or a file is missing or has changed.
         InvalidInputError: There is no such variant, or the goal is not known.
-        EngineMismatchError: The engine asked for is for another machine, or no engine fits and
-            falling back was refused.
+        EngineMismatchError: The requested engine is for another machine, or no engine fits and
+            `fallback` is False.
         RunnerError: No variant can run here.
     """
     aim = Goal.parse(goal)
@@ -64,17 +64,17 @@ def load(
     manifest = read(directory)  # its schema, its digest, and that it names nothing outside
     with native_allowed(allow_native):
         manifest = audit(manifest, directory)  # the libraries that the caller allows
-    candidates = Candidates(manifest, aim)
+    variants = RankedVariants(manifest, aim)
     # Of each file the digest, before it is opened.
     open_one = partial(_open, manifest, directory, fetch=fetch, split=split)
     if variant is not None:
-        choice = candidates.choose(variant)
+        choice = variants.choose(variant)
         return open_one(variant, lambda: choice)
-    return _open_best(candidates, _why_no_engine(manifest, candidates), open_one, fallback=fallback)
+    return _open_best(variants, _why_no_engine(manifest, variants), open_one, fallback=fallback)
 
 
 def _open_best(
-    candidates: Candidates,
+    variants: RankedVariants,
     unfit: E2EAIError | None,
     open_one: Callable[[str, Callable[[], Choice]], Model],
     *,
@@ -83,19 +83,19 @@ def _open_best(
     """Open the first of the ranked variants that can run here.
 
     Args:
-        candidates: The bundle's variants.
+        variants: The bundle's variants.
         unfit: Why none of its engines can be used here; None where one can, or there is none.
-        open_one: Opens a variant by name, with what explains the choice.
+        open_one: Opens a variant by name, with the explanation of the choice.
         fallback: Take the next variant when a better one cannot run.
     """
     failures: dict[str, E2EAIError] = {}
-    for name in candidates.ranked:
+    for name in variants.ranked:
         reason = unfit or next(iter(failures.values()), None)
         if reason is not None and not fallback:
             raise reason
         try:
-            # To compare variants takes milliseconds, which are spent where the caller asks only.
-            model = open_one(name, partial(candidates.choice, name, dict(failures)))
+            # Comparing variants takes milliseconds, so it is deferred until `explain` is called.
+            model = open_one(name, partial(variants.choice, name, dict(failures)))
         except (RunnerError, EngineMismatchError) as error:
             failures[name] = error
             continue
@@ -108,12 +108,12 @@ def _open_best(
     raise RunnerError(msg)
 
 
-def _why_no_engine(manifest: Manifest, candidates: Candidates) -> E2EAIError | None:
+def _why_no_engine(manifest: Manifest, variants: RankedVariants) -> E2EAIError | None:
     """Why none of the engines can be used here; None where one can, or there is none."""
     names = [engine_variant(engine) for engine in manifest.engines]
-    if not all(name in candidates.errors for name in names):
+    if not all(name in variants.errors for name in names):
         return None
-    return next((candidates.errors[name] for name in names), None)
+    return next((variants.errors[name] for name in names), None)
 
 
 def _open(

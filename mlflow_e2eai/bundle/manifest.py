@@ -1,7 +1,7 @@
 """The directory on disk: one manifest next to the files that it names, and how it is run.
 
     bundle/
-      manifest.json        what there is, digests, evidence
+      manifest.json        list of files, digests, evidence
       model.onnx           the cleaned fp32 graph
       model-fp16.onnx      the same in other precisions
       <digest>.weights     weights of graphs that are too large for one file
@@ -66,14 +66,14 @@ class Manifest:
         source_model: MLflow id of the PyTorch model, where it is logged.
         graphs: ONNX files, the cleaned fp32 one first.
         engines: Engines.
-        surgery: What cleaning did.
-        evidence: One entry for each variant, the PyTorch module first, as the machine found it that
-            packaged the bundle.
+        surgery: The surgery report.
+        evidence: One entry for each variant, the PyTorch module first, measured on the machine
+            that packaged the bundle.
         latency: Its reports by corner of the profile; their variants took turns.
         environment: That machine: processor, GPU, versions.
-        export: How the raw graph came about; None where an ONNX file was the source.
-        conversions: What each conversion did, and which nodes stayed in fp32 and why.
-        elsewhere: What other machines found.
+        export: The export report; None where an ONNX file was the source.
+        conversions: The report of each conversion.
+        elsewhere: Evidence of other machines.
     """
 
     format_version: int
@@ -91,7 +91,7 @@ class Manifest:
 
     @property
     def by_machine(self) -> tuple[Manifest, ...]:
-        """The bundle as each machine alone found it, the one that packaged it first."""
+        """The bundle with the evidence of each machine alone, the one that packaged it first."""
         others = (
             dataclasses.replace(
                 self,
@@ -149,11 +149,11 @@ def write(directory: Path, manifest: Manifest, example: Tensors, *, copy: bool =
     Large weights are linked, not copied.
 
     Args:
-        directory: Where to; made if it is missing.
-        manifest: Its paths say where the files are now.
+        directory: The directory; created if it is missing.
+        manifest: The manifest, with the present paths of its files.
         example: One array for each input.
-        copy: Copy large weights too, where both places are to stay: ONNX's own loader refuses a
-            file that is in two.
+        copy: Copy large weights too, where both directories stay: ONNX's own loader refuses a file
+            with several hard links.
 
     Returns:
         The manifest with paths relative to the directory.
@@ -217,7 +217,7 @@ def read(directory: Path) -> Manifest:
 
 
 def audit(manifest: Manifest, directory: Path) -> Manifest:
-    """Decide of a manifest that was read which libraries may be loaded, and locate its files.
+    """Decide which libraries of a manifest may be loaded, and resolve the paths of its files.
 
     Nothing is opened. The digest of each file is checked when it is: see `open_variant`.
 
@@ -226,8 +226,8 @@ def audit(manifest: Manifest, directory: Path) -> Manifest:
         directory: The bundle.
 
     Returns:
-        The manifest with the paths of its files where the bundle lies; the libraries are allowed
-        that `libraries.native_allowed` names.
+        The manifest with absolute paths of its files; the libraries in `libraries.native_allowed`
+        are allowed.
 
     Raises:
         ArtifactError: A library lies outside the bundle.

@@ -22,10 +22,10 @@ class Model:
     """A bundle, loaded: named arrays or tensors in, named arrays or tensors out.
 
     Attributes:
-        variant: What runs it, for example ``onnxruntime-cpu/fp32``.
+        variant: The variant that runs, for example ``onnxruntime-cpu/fp32``.
         manifest: The bundle's manifest.
-        sizes: How often it was called with each size, by the name of a dynamic axis: what
-            `mlflow_e2eai.choose_buckets` chooses from.
+        sizes: Number of calls with each size, by the name of a dynamic axis, for
+            `mlflow_e2eai.choose_buckets`.
     """
 
     def __init__(
@@ -56,23 +56,22 @@ class Model:
 
         Args:
             inputs: One array or tensor for the only input, or a mapping of names to them: NumPy
-                arrays, torch tensors on any device, and what else speaks DLPack. What runs on a
-                GPU takes what is there where it is; what runs on the CPU takes what is in the
-                host's memory so. Where the PyTorch module took nested arguments, these will do
-                too.
+                arrays, torch tensors on any device, and other objects with DLPack's methods. On a
+                GPU, tensors on it are used without a copy; on the CPU, those in the host's memory.
+                Where the PyTorch module took nested arguments, these are accepted too.
             **named: The same, by keyword.
 
         Returns:
             Outputs by name: torch tensors on the inputs' device when the inputs were tensors, for
-            others on a GPU objects that speak DLPack there, else NumPy arrays. A torch tensor on a
-            GPU is ready in the order of PyTorch's current stream, as PyTorch's own answers are.
+            others on a GPU objects with DLPack's methods, else NumPy arrays. A torch tensor on a
+            GPU is ready in the order of PyTorch's current stream, as PyTorch's own outputs are.
 
         Raises:
-            InvalidInputError: A name, dtype or shape does not fit, and what does is said.
+            InvalidInputError: A name, dtype or shape does not fit; the message has the right ones.
             RunnerError: The model could not be run.
         """
         if not named:
-            # The quick way for what is right already; all else is converted, or explained.
+            # The fast path for inputs that fit; others are converted, or refused with a reason.
             if type(inputs) is dict:
                 if self._is_exact(inputs):
                     return dict(self._infer(inputs))
@@ -86,16 +85,15 @@ class Model:
         return dict(outputs) if device is None else _as_tensors(outputs, device)
 
     def explain(self) -> Choice:
-        """The choice of the variant, and why not of each other; as text, a line for each."""
+        """The choice of the variant, and reasons against the others; as text, a line each."""
         return self._explain()
 
     def structured(self, outputs: Mapping[str, Any]) -> Any:
         """Outputs in the Python shape in which the PyTorch module returned them.
 
-        A dataclass, named tuple or ModelOutput comes back as its class where the program has
-        imported it, else as a dict. None stands for an output that surgery removed, and what
-        it exposed is left out. Of a bundle that an ONNX file was the source of, outputs come back
-        as they are.
+        A dataclass, named tuple or ModelOutput gets its class where the program has imported it,
+        else it is a dict. An output that surgery removed is None, and one that it exposed is left
+        out. Where an ONNX file was the source, outputs are returned unchanged.
         """
         if self.manifest.export is None or self.manifest.export.outputs is None:
             return dict(outputs)
@@ -113,15 +111,15 @@ class Model:
         return f"<mlflow_e2eai.Model {self.variant} ({inputs})>"
 
     def __enter__(self) -> Self:
-        """Use it in a with block, to give its memory back at the end."""
+        """Use the model in a with block, which frees its memory at the end."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Give back what the runner holds."""
+        """Free the resources of the runner."""
         self._stack.close()
 
     def _check_inputs(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Inputs some of which are on a GPU; the others as arrays that the model takes."""
+        """Check inputs of which some are on a GPU; those on the host become arrays."""
         specs = self.manifest.inputs
         check_names(given, specs)
         on_host = [spec for spec in specs if not is_on_gpu(given[spec.name])]
@@ -157,7 +155,7 @@ def _is_plain(tree: Tree | None) -> bool:
 
 
 def _rename(tree: Tree, names: Sequence[str]) -> Tree:
-    """A tree under the names that surgery left; it keeps the order of those that it keeps."""
+    """A tree under the names after surgery, in the same order."""
     old = pytree.names(tree)
     if len(old) != len(names):
         return tree
@@ -165,7 +163,7 @@ def _rename(tree: Tree, names: Sequence[str]) -> Tree:
 
 
 def _as_arrays(given: Mapping[str, Any]) -> tuple[Any, dict[str, Array]]:
-    """The inputs as arrays, and the device of the torch tensors among them, if there are any."""
+    """The device of the torch tensors among the inputs, if any, and the inputs as arrays."""
     torch = sys.modules.get("torch")
     device, arrays = None, {}
     for name, value in given.items():
@@ -189,7 +187,7 @@ def _as_tensors(outputs: Tensors, device: Any) -> dict[str, Any]:
     return {name: torch.from_numpy(np.asarray(value)).to(device) for name, value in outputs.items()}
 
 
-# How often a loaded model was asked for each size: what buckets are chosen from.
+# Number of calls of a loaded model for each size, from which buckets are chosen.
 
 
 Sizes: TypeAlias = dict[str, dict[int, int]]
@@ -199,25 +197,24 @@ Sizes: TypeAlias = dict[str, dict[int, int]]
 def count_sizes(infer: Infer, inputs: Sequence[TensorSpec], sizes: Sizes) -> Infer:
     """Count the sizes of a callable's calls.
 
-    It takes no lock: of threads that call at the very same moment with one size, one count may be
-    lost.
+    It takes no lock: when threads call at the same moment with one size, a count may be lost.
 
     Args:
         infer: The callable.
         inputs: Its inputs.
-        sizes: Where to; it has the names of the axes.
+        sizes: The counts, with the names of the axes; changed in place.
 
     Returns:
         The callable to call instead.
     """
-    # An axis has one size in all inputs: the first tells it.
-    places = {
+    # An axis has one size in all inputs: the first is enough.
+    positions = {
         size: (spec.name, at)
         for spec in reversed(inputs)
         for at, size in reversed([*enumerate(spec.shape)])
         if isinstance(size, str) and size in sizes
     }
-    counters = [(*place, sizes[axis]) for axis, place in places.items()]
+    counters = [(*position, sizes[axis]) for axis, position in positions.items()]
     if not counters:
         return infer
 

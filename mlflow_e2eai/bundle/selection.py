@@ -24,12 +24,12 @@ _UNITS: Mapping[Aim, str] = {"latency": "ms", "throughput": "items/s", "memory":
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Goal:
-    """The goal that the best variant is best at.
+    """The criterion of the best variant.
 
     Attributes:
-        aim: ``latency``: the shortest median time of a call. ``throughput``: the most items a
-            second that it was ever measured to give. ``memory``: the least, of the GPU where both
-            of two variants take some there, else of the process that ran it, at its peak.
+        aim: ``latency``: the shortest median time of a call. ``throughput``: the highest
+            measured number of items a second. ``memory``: the least GPU memory where both of two
+            variants take some, else the least peak memory of the process that ran it.
         items: Items in that call; by default as many as the profile's opt. For latency only.
     """
 
@@ -38,7 +38,7 @@ class Goal:
 
     @classmethod
     def parse(cls, text: str) -> Goal:
-        """A goal as people say it: ``latency``, ``latency@8``, ``throughput``, ``memory``.
+        """Read a goal: ``latency``, ``latency@8``, ``throughput``, ``memory``.
 
         Raises:
             InvalidInputError: It is none of these.
@@ -55,7 +55,7 @@ class Goal:
         return cls(aim=cast("Aim", match.group(1)))
 
     def __str__(self) -> str:
-        """As `parse` takes it."""
+        """The text that `parse` reads."""
         return self.aim if self.items is None else f"{self.aim}@{self.items}"
 
 
@@ -66,7 +66,7 @@ class PassedOver:
     Attributes:
         variant: Its name.
         reason: Why not, as a sentence.
-        error: What stands against running it here; None where it could run, and another is better.
+        error: Why it cannot run here; None where it could run, and another is better.
     """
 
     variant: str
@@ -76,12 +76,12 @@ class PassedOver:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """Which variant runs, and why each other does not.
+    """The variant that runs, and the reasons against the others.
 
     Attributes:
-        variant: What was chosen.
+        variant: The chosen variant.
         reason: Why, as a sentence.
-        goal: What for; None where the caller named the variant.
+        goal: The goal; None where the caller named the variant.
         others: All other variants of the bundle, in the order engines, ONNX Runtime on a GPU, on
             the CPU.
     """
@@ -97,12 +97,12 @@ class Choice:
         return "\n".join(lines + [f"not {each.variant}: {each.reason}" for each in self.others])
 
 
-class Candidates:
-    """The variants of a bundle, as this machine sees them.
+class RankedVariants:
+    """The variants of a bundle, ranked for this machine.
 
     Attributes:
         names: All variants: engines, graphs with ONNX Runtime on a GPU, on the CPU.
-        errors: What stands against one, for those that cannot be chosen here unasked.
+        errors: The error of each variant that is chosen here by its name only.
         ranked: The others, the best one first.
     """
 
@@ -116,17 +116,17 @@ class Candidates:
         ]
         self.names = [name for names in self._runners for name in names]
         self.errors = _errors(manifest, self._machines)
-        # What was measured on such a machine comes before what only stands first in order.
+        # Variants that were measured on such a machine come before others.
         fitting = [name for name in self.names if name not in self.errors]
         fitting.sort(key=lambda name: not self._counts_here(name))
         self.ranked = _rank(fitting, functools.cache(self._is_better))
 
     def choice(self, variant: str, failures: Mapping[str, E2EAIError]) -> Choice:
-        """Say why one that was opened runs, and why each other does not.
+        """The explanation why a variant was opened, and not the others.
 
         Args:
-            variant: It.
-            failures: Those that were tried before it, and how they failed.
+            variant: The opened variant.
+            failures: Errors of the variants that were tried before it.
         """
         errors = {**self.errors, **failures}
         others = tuple(
@@ -154,7 +154,7 @@ class Candidates:
         return Choice(variant=variant, reason=reason, goal=self._goal, others=others)
 
     def choose(self, variant: str) -> Choice:
-        """Say that the caller asked for one.
+        """The explanation of a variant that the caller named.
 
         Raises:
             InvalidInputError: There is no such variant.
@@ -199,11 +199,11 @@ class Candidates:
         )
 
     def _machine_for(self, one: str, other: str) -> Manifest | None:
-        """The bundle as that machine found it whose evidence compares two variants for this one.
+        """The bundle with the evidence of a machine like this one that ran both variants.
 
-        It must have this GPU, or this processor where both variants run on one, and have run both.
-        Evidence that names none, as some kernels do not name the processor, counts among variants
-        of one runner only.
+        It must have this GPU, or this processor where both variants run on one. Evidence without
+        their names, as some kernels do not name the processor, counts among variants of one runner
+        only.
         """
         is_on_cpu = {one, other} <= set(self._runners[-1])
         is_one_runner = any({one, other} <= set(names) for names in self._runners)
@@ -216,7 +216,7 @@ class Candidates:
         return None
 
     def _is_better(self, one: str, other: str) -> bool:
-        """Whether the evidence says that one is better than another, and not by chance."""
+        """Whether one variant is better than another by the evidence, significantly."""
         there = self._machine_for(one, other)
         if there is None:
             return False
@@ -232,7 +232,7 @@ class Candidates:
         return mine < theirs and report is not None and report.ratio(one, other).high < 1
 
     def _report(self, there: Manifest) -> LatencyReport | None:
-        """The latency that the goal asks for."""
+        """The latency report for the goal."""
         reports = there.latency
         if self._goal.items is None:
             return reports.get("opt") or reports.get("static")
@@ -251,7 +251,7 @@ class Candidates:
 
 
 def _is_alike(there: Manifest, *, on_cpu: bool) -> bool | None:
-    """Whether a machine has this GPU, or this processor; None where it does not say."""
+    """Whether a machine has this GPU, or this processor; None where that is not recorded."""
     known = there.environment.get("processor" if on_cpu else "gpu")
     return None if known is None else known == (processor_name() if on_cpu else gpu_name())
 
@@ -281,7 +281,7 @@ def _errors(manifest: Manifest, machines: Sequence[Manifest]) -> dict[str, E2EAI
 def _distrust(
     variant: str, machines: Sequence[Manifest], *, on_cpu: bool = False
 ) -> RunnerError | None:
-    """Why a variant's own evidence speaks against it: that of such a machine, else of any."""
+    """Reason against a variant by its evidence: of a machine like this one, else of any."""
     every = [
         (there, entry) for there in machines for entry in there.evidence if entry.variant == variant
     ]
@@ -325,7 +325,7 @@ def _most_items_per_s(
 
 
 def _memory_mb(evidence: Evidence | None, other: Evidence | None) -> float | None:
-    """Of the GPU where both took some there; of the process where neither did."""
+    """Memory in MB: of the GPU where both took some, of the process where neither did."""
     if evidence is None or evidence.cold_start is None or other is None or other.cold_start is None:
         return None
     on_gpu = evidence.cold_start.device_memory_bytes

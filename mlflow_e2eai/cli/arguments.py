@@ -25,7 +25,6 @@ _SETTINGS = options_of(Settings)
 
 _PRECISION = Option(
     name="precision",
-    argument="precision",
     parse=parse_precision,
     default="fp16",
     metavar="NAME",
@@ -38,7 +37,6 @@ OPTIONS: dict[str, Option] = {
     "plan": replace(_SETTINGS["surgery"], argument="plan"),
     "model_uri": Option(
         name="model_uri",
-        argument="model_uri",
         parse=str,
         default=LATEST,
         metavar="URI",
@@ -55,7 +53,6 @@ OPTIONS: dict[str, Option] = {
     ),
     "name": Option(
         name="name",
-        argument="name",
         parse=str,
         default="model",
         metavar="NAME",
@@ -63,7 +60,6 @@ OPTIONS: dict[str, Option] = {
     ),
     "onnx": Option(
         name="onnx",
-        argument="onnx",
         parse=parse_or("none", Path),
         default="none",
         metavar="FILE",
@@ -71,7 +67,6 @@ OPTIONS: dict[str, Option] = {
     ),
     "input_example": Option(
         name="input_example",
-        argument="input_example",
         parse=parse_or("none", Path),
         default="none",
         metavar="FILE",
@@ -81,7 +76,6 @@ OPTIONS: dict[str, Option] = {
     "bisect_precision": replace(_PRECISION, help="the precision in which the graph fails"),
     "engine_precision": Option(
         name="precision",
-        argument="precision",
         parse=parse_or("auto", parse_precision),
         default="auto",
         metavar="NAME",
@@ -97,7 +91,6 @@ OPTIONS: dict[str, Option] = {
     ),
     "executor": Option(
         name="executor",
-        argument="executor",
         parse=parse_or("none", parse_choice((*EXECUTORS, "none"))),
         default="none",
         metavar="NAME",
@@ -106,7 +99,6 @@ OPTIONS: dict[str, Option] = {
     ),
     "workers": Option(
         name="workers",
-        argument="workers",
         parse=parse_or("auto", parse_whole),
         default="auto",
         metavar="N",
@@ -114,7 +106,6 @@ OPTIONS: dict[str, Option] = {
     ),
     "registered_model_name": Option(
         name="registered_model_name",
-        argument="registered_model_name",
         parse=parse_or("none", str),
         default="none",
         metavar="NAME",
@@ -122,7 +113,6 @@ OPTIONS: dict[str, Option] = {
     ),
     "registered_model": Option(
         name="name",
-        argument="name",
         parse=str,
         default=LATEST,
         metavar="NAME",
@@ -130,7 +120,6 @@ OPTIONS: dict[str, Option] = {
     ),
     "version": Option(
         name="version",
-        argument="version",
         parse=lambda text: text if text == LATEST else parse_whole(text),
         default=LATEST,
         metavar="N",
@@ -138,7 +127,6 @@ OPTIONS: dict[str, Option] = {
     ),
     "alias": Option(
         name="alias",
-        argument="alias",
         parse=str,
         default="champion",
         metavar="NAME",
@@ -146,7 +134,6 @@ OPTIONS: dict[str, Option] = {
     ),
     "gates": Option(
         name="gates",
-        argument="gates",
         parse=parse_or("default", str),
         default="default",
         metavar="FILE",
@@ -154,7 +141,6 @@ OPTIONS: dict[str, Option] = {
     ),
     "allow_native": Option(
         name="allow_native",
-        argument="allow_native",
         parse=parse_names,
         default="none",
         metavar="FILES",
@@ -163,14 +149,12 @@ OPTIONS: dict[str, Option] = {
     ),
     "repository": Option(
         name="repository",
-        argument="repository",
         parse=Path,
         metavar="FOLDER",
         help="the folder of Triton's models",
     ),
     "prefix": Option(
         name="name",
-        argument="name",
         parse=parse_or("none", str),
         default="none",
         metavar="NAME",
@@ -178,7 +162,6 @@ OPTIONS: dict[str, Option] = {
     ),
     "replace": Option(
         name="replace",
-        argument="replace",
         parse=parse_yes,
         default="no",
         metavar="yes|no",
@@ -187,14 +170,12 @@ OPTIONS: dict[str, Option] = {
     ),
     "count": Option(
         name="count",
-        argument="count",
         parse=parse_whole,
         metavar="N",
         help="the most buckets to choose",
     ),
     "port": Option(
         name="port",
-        argument="port",
         parse=parse_or("auto", parse_whole),
         default="auto",
         metavar="N",
@@ -218,7 +199,6 @@ OPTIONS: dict[str, Option] = {
     ),
     "graph": Option(
         name="model",
-        argument="model",
         parse=str,
         metavar="MODEL",
         help="an ONNX file, a bundle's folder or a model's URI",
@@ -231,7 +211,7 @@ OPTIONS: dict[str, Option] = {
         help="sizes or size:times, commas between, or a JSON file of times by size",
     ),
 }
-"""The options by the argument that takes the value; where verbs differ, by a name of their own."""
+"""The options by argument; where verbs differ, by a key of their own."""
 
 
 def _target_here() -> str:

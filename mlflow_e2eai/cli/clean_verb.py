@@ -20,7 +20,7 @@ def clean(
     plan: Sequence[Step],
     operator_libraries: Sequence[Path] = (),
 ) -> str:
-    """Apply a surgery plan to the raw graph of a chain, or to an ONNX file that begins one.
+    """Apply a surgery plan to the raw graph of a chain, or to an ONNX file as a new root.
 
     Args:
         model_uri: Any model of the chain, from the raw graph on.

@@ -18,7 +18,8 @@ from mlflow_e2eai._version import __version__
 from mlflow_e2eai.cli.verbs import VERBS, Verb, load
 from mlflow_e2eai.errors import E2EAIError, InvalidInputError
 
-ERROR = 1
+DONE, ERROR, REJECTED = 0, 1, 3
+"""Exit codes."""
 
 _NAME = "mlflow_e2eai"
 
@@ -83,7 +84,7 @@ def _params(verb: Verb) -> list[click.Parameter]:
 
 
 class Verbs(click.Group):
-    """All verbs; an unknown one is met with the nearest."""
+    """All verbs; the error for an unknown one suggests the nearest."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         """The names in the order of the steps."""
@@ -244,7 +245,7 @@ def reported_errors() -> Iterator[None]:
 
 
 def _usage_error(error: Exception) -> Exception:
-    """Say an error of click's in the package's way; any other comes back as it is."""
+    """Turn an error of click into one of the package; any other is returned unchanged."""
     if not isinstance(error, click.UsageError):
         return error
     context = error.ctx
@@ -267,6 +268,6 @@ def _options_of(context: click.Context) -> list[str]:
 
 
 def _nearest(word: str, known: Sequence[str]) -> str:
-    """The end of a sentence about an unknown word: the nearest known one, or all."""
+    """End of the message about an unknown word: the nearest known one, or all."""
     near = difflib.get_close_matches(word, known, n=1)
     return f"; did you mean {near[0]}?" if near else f"; there are {', '.join(known)}."

@@ -8,14 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from mlflow_e2eai import bundle
+from mlflow_e2eai.cli.main import DONE, REJECTED
 from mlflow_e2eai.evaluation.bisection.search import Bisection
 from mlflow_e2eai.evaluation.evidence import Evidence, MachineEvidence, machine_name
 from mlflow_e2eai.evaluation.gates import Decision
 from mlflow_e2eai.tracking.downloads import ModelFiles
 from mlflow_e2eai.tracking.summary import outcome
-
-DONE, ERROR, REJECTED = 0, 1, 3
-"""Exit codes."""
 
 Arguments = Mapping[str, Any]
 
@@ -37,7 +35,7 @@ def print_bisection(result: tuple[Bisection, str], _: Arguments) -> int:
 
 
 def print_evidence(machines: Iterable[MachineEvidence], arguments: Arguments) -> int:
-    """Print a line for each variant, below its machine where an executor chose it."""
+    """Print a line for each variant, below its machine where an executor chose that."""
     for machine in machines:
         if arguments["executor"] is not None:
             print(f"{machine_name(machine.environment)}:")
@@ -104,5 +102,5 @@ def print_buckets(sizes: Iterable[int], _: Arguments) -> int:
 
 
 def print_nothing(_result: object, _: Arguments) -> int:
-    """Print nothing: the step has printed what there is."""
+    """Print nothing: the step has printed its results."""
     return DONE

@@ -23,8 +23,8 @@ def serve_graph(model: str, *, port: int | None = None, browser: bool = False) -
     Args:
         model: An ONNX file, a bundle, or the URI of a model of a chain: of a bundle its cleaned
             graph is taken, of an engine the graph that it was built from.
-        port: Where to listen; None for a free port.
-        browser: Open it there.
+        port: Port to listen on; None for a free one.
+        browser: Open it in a browser.
 
     Yields:
         The page's URL.
@@ -57,8 +57,8 @@ def show(model: str, *, port: int | None = None, browser: bool = True) -> None:
 
     Args:
         model: See `serve_graph`.
-        port: Where to listen; None for a free port.
-        browser: Open it there.
+        port: Port to listen on; None for a free one.
+        browser: Open it in a browser.
     """
     with serve_graph(model, port=port, browser=browser) as url:
         print(url, flush=True)

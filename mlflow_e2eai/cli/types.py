@@ -1,4 +1,4 @@
-"""Options of the package as click's: the text form does the work."""
+"""Options of the package as options of click."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Text(click.ParamType[Any]):
 
 
 def option_of(option: Option) -> click.Option:
-    """Make click's option: required where there is no default, alone ``yes`` where it is a flag."""
+    """Make click's option: required without a default; a flag alone means ``yes``."""
     more: dict[str, Any] = {"is_flag": False, "flag_value": "yes"} if option.is_flag else {}
     if option.default is not None:
         more["default"] = option.default

@@ -21,7 +21,7 @@ class Verb:
         function: The function that it calls, as ``module:name`` below the package.
         printer: The function that prints the result, given the arguments too, and returns the
             exit code; as ``module:name``.
-        options: Keys of `mlflow_e2eai.cli.arguments.OPTIONS`; a `Option` is taken as it is.
+        options: Keys of `mlflow_e2eai.cli.arguments.OPTIONS`; an `Option` is used unchanged.
         example: The words of a call.
         takes: Stages whose newest model is ``latest``; none where it takes no logged model.
         positional: Arguments without an option.
@@ -44,7 +44,7 @@ class Verb:
 
 
 def load(name: str) -> Any:
-    """Import what ``module:name`` names, below the package."""
+    """Import ``module:name``, below the package."""
     module, _, attribute = name.partition(":")
     return getattr(import_module(f"mlflow_e2eai.{module}"), attribute)
 

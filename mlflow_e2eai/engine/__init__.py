@@ -15,7 +15,7 @@ inspection      a built engine, compared with its request
 timing_cache    timing caches of TensorRT
 cuda_graphs     CUDA graphs of TensorRT's work
 plugins         plugins of TensorRT
-refit           weights given back to an engine
+refit           weights restored in an engine
 kernel_cache    compiled kernels of TensorRT-RTX
 """
 

@@ -20,10 +20,10 @@ Result = TypeVar("Result")
 class Backend:
     """A library that builds and runs engines.
 
-    What one has and the other lacks stands here by its name in the Python bindings, or None. Of
-    what is not here, only what all `versions` of both have is used. Sources: the bindings
+    Names in the Python bindings that only some backends have, or None. Of other names, only those
+    that all `versions` of both have are used. Sources: the bindings
     themselves (tensorrt-cu13-bindings 10.16.1.11 and 11.4.0.106, tensorrt-rtx 1.6.1.120), which
-    tests/engine/test_bindings.py holds this table and all of this folder against.
+    tests/engine/test_bindings.py compares with this table and all of this folder.
 
     Engines for other versions of TensorRT are not in it. To run a plan that was built with
     VERSION_COMPATIBLE a later TensorRT loads the lean runtime of the version that built it: out of
@@ -44,14 +44,14 @@ class Backend:
         versions: The major versions that it is known in.
         capability_targets: Sets compute capabilities of GPUs that need not be in this machine;
             where there is none, engines are for the GPU that builds them.
-        compatibility: Frees an engine from the GPU model that builds it. TensorRT-RTX has it and
-            says that it is not supported there.
+        compatibility: Builds an engine that is not bound to the GPU model that builds it.
+            TensorRT-RTX has the name and reports that it is not supported.
         plugins: Puts a plugin into a network.
-        validity: Says, from its first bytes, whether an engine fits the machine. TensorRT says so
-            only by loading it.
-        timing_cache: Keeps timings of kernels from build to build. TensorRT-RTX has it, says that
-            it is deprecated, and does nothing: it times kernels where they run.
-        graph_capture: Has the library capture CUDA graphs by itself, one a shape. With TensorRT
+        validity: Checks, from its first bytes, whether an engine fits the machine. TensorRT checks
+            it only when it loads the engine.
+        timing_cache: Reuses timings of kernels in later builds. TensorRT-RTX has it,
+            deprecated and without effect: it times kernels where they run.
+        graph_capture: Makes the library capture CUDA graphs by itself, one a shape. With TensorRT
             the caller captures the stream.
         kernel_specialisation: When kernels for a dynamic profile's shapes are compiled. TensorRT
             compiles at build time only.
@@ -72,10 +72,10 @@ class Backend:
 
 
 class UnlistedGPUWarning(UserWarning):
-    """A backend does not say that it supports the GPU that an engine is built for, or runs on.
+    """A backend does not list the GPU that an engine is built for, or runs on.
 
-    Such an engine is built portable and judged as any other, and this is said of it each time.
-    Whoever trusts the evidence turns it off as any warning, by this class.
+    Such an engine is built portable and evaluated as any other, and this warning is given each
+    time. A caller who trusts the evidence can filter it by this class.
     """
 
 
@@ -129,8 +129,8 @@ def start(make: Callable[[Any], Result], log: Any, backend: Backend) -> Result:
         backend: The backend.
 
     Raises:
-        RunnerError: It does not start, as where the driver is too old for its CUDA: the bindings
-            then say only that a factory returned a null pointer.
+        RunnerError: It does not start, for example as the driver is too old for its CUDA: the
+            bindings then report only that a factory returned a null pointer.
     """
     try:
         return make(log)
@@ -152,10 +152,10 @@ def compute_capability(trt: Any, name: str) -> Any:
 
 
 def lists_capabilities(backend: Backend, trt: Any, names: Sequence[str]) -> bool:
-    """Whether this version of a backend says that it supports compute capabilities.
+    """Whether this version of a backend lists compute capabilities as supported.
 
-    TensorRT says so only by building. TensorRT-RTX 1.6.1 runs on an H100 (sm90), which it does not
-    list, and was seen to answer wrongly there.
+    TensorRT has no list. TensorRT-RTX 1.6.1 runs on an H100 (sm90), which it does not list, and was
+    seen to compute wrong outputs there.
     """
     return backend.capability_targets is None or all(
         compute_capability(trt, name) is not None for name in names
@@ -171,24 +171,24 @@ def invalidity(backend: Backend, trt: Any, runtime: Any, plan: bytes) -> str:
     return ", ".join(name for name, bit in reasons if bits & int(bit))
 
 
-# What TensorRT says when it refuses: it returns None or False, and tells its log why.
+# TensorRT's refusals: calls return None or False, and the reason is in its log.
 
 
 _log = logging.getLogger(__name__)
 
 _MOST = 16
-"""Errors that are kept: the last ones."""
+"""Number of the last errors that a logger stores."""
 
 
 def logger(trt: Any, *, is_quiet: bool = False) -> Any:
-    """Make a logger for TensorRT that keeps its errors: its calls return only None or False.
+    """Make a logger for TensorRT that stores its errors: its calls return only None or False.
 
     Args:
         trt: TensorRT.
         is_quiet: Whether errors are not logged as Python warnings too.
 
     Returns:
-        An ``ILogger``, for any thread; its `reason` gives the errors since its last call.
+        An ``ILogger``, for any thread; its `reason` returns the errors since its last call.
     """
 
     class Log(trt.ILogger):  # type: ignore[misc]  # the bindings ship no types

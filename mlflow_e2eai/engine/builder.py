@@ -31,8 +31,8 @@ class Built:
 
     Attributes:
         build_s: Seconds that TensorRT took.
-        checked: What of it was checked; see `inspect_plan`.
-        refused: Names of the files of timings that did not fit.
+        checked: The checked parts; see `inspect_plan`.
+        refused: Names of the timing files that did not fit.
     """
 
     build_s: float
@@ -88,8 +88,8 @@ def write_plan(
     if not tf32:
         config.clear_flag(trt.BuilderFlag.TF32)
     configure(config, trt, settings)
-    # Else the inspector says names only. Of ResNet-50 TensorRT-RTX 1.6.1 wrote 52,249,156 bytes in
-    # 0.5 s of CPU time with and without.
+    # Else the inspector reports names only. For ResNet-50 TensorRT-RTX 1.6.1 wrote 52,249,156
+    # bytes in 0.5 s of CPU time with and without.
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     timings = None if timing_cache is None else load_timings(config, timing_cache)
     config.progress_monitor = monitor = _monitor(trt, worker)
@@ -117,10 +117,10 @@ def write_plan(
 
 
 def _check_precision(network: Any, trt: Any, source: OnnxArtifact) -> None:
-    """Refuse a graph that says a precision and computes nothing in it.
+    """Refuse a graph none of whose layers computes in its recorded precision.
 
-    The network is strongly typed, so the engine computes in the network's types. What an engine
-    holds can be asked of it only where there is a GPU to load it.
+    The network is strongly typed, so the engine computes in the network's types. The engine itself
+    can be inspected only where there is a GPU to load it.
     """
     types = {
         "fp16": trt.DataType.HALF,
@@ -150,7 +150,7 @@ def configure(config: Any, trt: Any, settings: BuildSettings) -> None:
         config.set_flag(trt.BuilderFlag.REFIT)
     if settings.strip_weights:
         config.set_flag(trt.BuilderFlag.STRIP_PLAN)
-        if not settings.refit:  # nothing but the same weights will be given back
+        if not settings.refit:  # only the same weights will be restored
             config.set_flag(trt.BuilderFlag.REFIT_IDENTICAL)
 
 
@@ -159,7 +159,7 @@ def _set_target(config: Any, trt: Any, target: Target) -> None:
 
     TensorRT-RTX takes compute capabilities, and with none, as where it does not list this GPU's,
     it builds for all from Ampere on. TensorRT builds for the GPU in the machine, and for others
-    only where compatibility is asked.
+    only with compatibility.
     """
     backend = backends.BACKENDS[target.backend]
     if backend.capability_targets is None:
@@ -208,7 +208,7 @@ def _monitor(trt: Any, worker: Worker) -> Any:
                 self._reported = time.monotonic()
                 try:
                     worker.note.write_activity(f"in the phase {phase!r}")
-                    worker.ask("step", phase, done, self._steps[phase])
+                    worker.call_back("step", phase, done, self._steps[phase])
                 except (RunnerError, EOFError, OSError) as error:
                     self.failure = error
 
@@ -216,7 +216,7 @@ def _monitor(trt: Any, worker: Worker) -> Any:
 
 
 def _parse_error(parser: Any, source: OnnxArtifact, title: str) -> EngineBuildError:
-    """The first node that the parser refused, with its domain, which the parser loses."""
+    """The error for the first refused node, with its domain, which the parser omits."""
     errors = [parser.get_error(index) for index in range(parser.num_errors)]
     nodes = graphs.read(source.path).graph.node
     if not errors:
@@ -225,7 +225,7 @@ def _parse_error(parser: Any, source: OnnxArtifact, title: str) -> EngineBuildEr
     first = errors[0]
     node, operator = first.node_name(), first.node_operator()
     reason = " ".join(str(first.desc()).split())
-    # For an operator that it knows but cannot build, TensorRT 10 and later say just 'false'.
+    # For an operator that it knows but cannot build, TensorRT 10 and later report just 'false'.
     if not reason or reason == "false":
         reason = f"{operator} is not supported"
     # By number: a name may be empty, or taken twice. Nodes of subgraphs are numbered apart.

@@ -71,7 +71,7 @@ class Context:
         specs = (*engine.inputs, *engine.outputs)
         self._memory = {spec.name: TensorMemory(device, self.stream, spec.dtype) for spec in specs}
         self._allocators: dict[str, Any] = {}
-        # What decides shapes is read by the host, and is part of what a graph would hold.
+        # Inputs that decide shapes are read by the host, and would be part of a CUDA graph.
         self._on_host = {
             spec.name
             for spec in engine.inputs
@@ -91,8 +91,8 @@ class Context:
 
         Args:
             tensors: An array for each input.
-            shapes: Theirs, in the order of the engine's inputs.
-            events: None, or two that tell the time.
+            shapes: Their shapes, in the order of the engine's inputs.
+            events: None, or two with timing.
         """
         self.set_inputs(shapes, tensors)
         for spec, shape in zip(self._engine.inputs, shapes, strict=True):
@@ -146,14 +146,14 @@ class Context:
             self.wait()
         view = self._memory[name].view(value.shape)
         np.copyto(view.array, value)
-        self._addresses.pop(name, None)  # what is there is new, and TensorRT is to hear of it
+        self._addresses.pop(name, None)  # the content is new, so the address must be set again
         self.set_address(name, int(view.pinned.handle))
 
     def _allocate_while_running(self, name: str) -> None:
-        """Have TensorRT ask for an output's memory, as its shape depends on the data.
+        """Set an allocator for an output whose shape depends on the data.
 
-        It is as ``setTensorAddress`` in NvInferRuntime.h wants it of an output with a size of -1
-        when all inputs have their shapes. Asking cannot be part of a CUDA graph.
+        ``setTensorAddress`` in NvInferRuntime.h requires it for an output with a size of -1 when
+        all inputs have their shapes. Allocation cannot be part of a CUDA graph.
         """
         if name not in self._allocators:
             self._allocators[name] = self._allocator(self._memory[name])
@@ -202,7 +202,7 @@ class Context:
             self._addresses[name] = address
 
     def run(self, events: Sequence[Event] = ()) -> None:
-        """Put the engine's work into the stream."""
+        """Enqueue the engine's work in the stream."""
         if events:
             self.stream.record(events[0])
         self._in_flight = True
@@ -235,12 +235,12 @@ class Context:
         return [known.get(spec.name) for spec in self._engine.outputs]
 
     def wait_for(self, stream: Stream) -> None:
-        """Let later work here wait for the earlier work of another stream."""
+        """Make later work here wait for the earlier work of another stream."""
         stream.record(self._event)
         self.stream.wait(self._event)
 
     def make_wait(self, stream: Stream) -> None:
-        """Let later work of another stream wait for the earlier work here."""
+        """Make later work of another stream wait for the earlier work here."""
         self.stream.record(self._event)
         stream.wait(self._event)
 

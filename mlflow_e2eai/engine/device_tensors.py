@@ -28,19 +28,19 @@ def infer_on_device(
 ) -> dict[str, Any]:
     """Run a context on tensors on the GPU, which stay where they are.
 
-    What torch tensors ask is in the order of PyTorch's current stream: the engine starts when that
-    stream has come so far, the stream goes on when the engine is done, and nobody waits here. Of
-    other tensors, whose stream is not known, the answer is there when this returns.
+    With torch tensors the call is ordered in PyTorch's current stream: the engine starts after the
+    earlier work of that stream, later work waits for the engine, and the host does not wait. With
+    other tensors, whose stream is not known, the outputs are complete when this returns.
 
     Args:
         context: The context.
         tensors: Tensors on the GPU and, for inputs that are not, arrays, which are copied there.
-        shapes: Theirs, in the order of the inputs.
-        inputs: The engine's.
-        outputs: The engine's.
+        shapes: Their shapes, in the order of the inputs.
+        inputs: The engine's inputs.
+        outputs: The engine's outputs.
 
     Returns:
-        torch tensors where one was given, else objects that speak DLPack; all on the GPU.
+        torch tensors where one was given, else objects with DLPack's methods; all on the GPU.
 
     Raises:
         InvalidInputError: A tensor is on another GPU, of another dtype, or not contiguous.
@@ -51,7 +51,7 @@ def infer_on_device(
     kind = () if torch is None else torch.Tensor
     lead = next((t for t in tensors.values() if isinstance(t, kind) and t.is_cuda), None)
     library = _DlpackTensors(context) if lead is None else _TorchTensors(torch, lead, context)
-    # Memory first: what others asked of it before it was free is then waited for too.
+    # Memory first: earlier work of others on it is then waited for too.
     results, addresses = {}, {}
     for spec, shape in zip(outputs, context.output_shapes, strict=True):
         if shape is not None:
@@ -86,7 +86,7 @@ class _DeviceTensor(NamedTuple):
 def _describe(value: Any, stream: int) -> _DeviceTensor:
     """Describe a device tensor and make `stream` wait for its producer.
 
-    For PyTorch `_TorchTensors` makes it wait, once for all tensors.
+    With PyTorch `_TorchTensors` makes it wait, once for all tensors.
     """
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(value, torch.Tensor):
@@ -165,7 +165,7 @@ class _TorchTensors:
 
 
 class _DlpackTensors:
-    """Tensors that say by DLPack what they are, and nothing of the stream that will read them."""
+    """Tensors with DLPack only: the stream that will read the outputs is not known."""
 
     def __init__(self, context: Context) -> None:
         from cuda.core import LEGACY_DEFAULT_STREAM
@@ -173,8 +173,8 @@ class _DlpackTensors:
         self._context, self._stream = context, LEGACY_DEFAULT_STREAM
 
     def begin(self) -> None:
-        # Each tensor was told our stream when it was asked for; memory of an answer that was given
-        # back may still be read in the default stream.
+        # Each tensor's producer got our stream by DLPack; freed memory of an earlier output may
+        # still be read in the default stream.
         self._context.wait_for(self._stream)
 
     def empty(self, spec: TensorSpec, shape: Shape) -> tuple[Any, int]:

@@ -14,7 +14,7 @@ from mlflow_e2eai.engine.targets import covers
 from mlflow_e2eai.errors import EngineBuildError
 
 _MOVING = ("Reformat", "Constant", "Cast", "NoOp", "Shuffle")
-"""Types of layers, as the engine inspector says them, that compute nothing."""
+"""Types of layers, as the engine inspector names them, that compute nothing."""
 
 _TYPE_NAMES: Mapping[Precision, re.Pattern[str]] = {
     "fp16": re.compile(r"\b(half|fp16)\b", re.IGNORECASE),
@@ -22,8 +22,8 @@ _TYPE_NAMES: Mapping[Precision, re.Pattern[str]] = {
     "int8": re.compile(r"\bint8\b", re.IGNORECASE),
     "fp8": re.compile(r"\b(fp8|float8)", re.IGNORECASE),
 }
-"""How the engine inspector says types in ``Format/Datatype``: ``Half``, or ``Row major linear FP16
-format``. Source: "Engine Inspector" in NVIDIA's TensorRT documentation."""
+"""Types as the engine inspector writes them in ``Format/Datatype``: ``Half``, or ``Row major linear
+FP16 format``. Source: "Engine Inspector" in NVIDIA's TensorRT documentation."""
 
 
 def inspect_plan(
@@ -40,10 +40,10 @@ def inspect_plan(
 
     Returns:
         What was checked: ``inputs and outputs``, ``profiles``, ``layers``. Nothing where there is
-        no such GPU here; no layers where the backend does not say what they compute in.
+        no such GPU here; no layers where the backend does not report their types.
 
     Raises:
-        EngineBuildError: It does not load where it was built, or is not what was asked for.
+        EngineBuildError: It does not load where it was built, or differs from the request.
     """
     here = backends.local_compute_capability()
     backend = backends.BACKENDS[target.backend]
@@ -81,18 +81,18 @@ def _check_tensors(trt: Any, loaded: Any, source: OnnxArtifact) -> None:
     if sorted(names) != sorted(spec.name for spec in specs):
         raise _wrong(source, f"the engine has the inputs and outputs {sorted(names)}")
     for spec in specs:
-        found = loaded.get_tensor_dtype(spec.name)
-        if spec.dtype in types and found != types[spec.dtype]:
-            raise _wrong(source, f"the engine has {spec.name!r} in {found}, not in {spec.dtype}")
+        dtype = loaded.get_tensor_dtype(spec.name)
+        if spec.dtype in types and dtype != types[spec.dtype]:
+            raise _wrong(source, f"the engine has {spec.name!r} in {dtype}, not in {spec.dtype}")
 
 
 def _check_profiles(loaded: Any, source: OnnxArtifact) -> None:
     for at, sizes in enumerate(profiles(source.axes) if source.axes else ()):
         for spec in (spec for spec in source.inputs if not all(map(_is_fixed, spec.shape))):
             wanted = [shape_at(spec, sizes, bound) for bound in range(3)]
-            found = [tuple(shape) for shape in loaded.get_tensor_profile_shape(spec.name, at)]
-            if found != wanted:
-                reason = f"profile {at} of the engine has {spec.name!r} from {found}, not {wanted}"
+            shapes = [tuple(shape) for shape in loaded.get_tensor_profile_shape(spec.name, at)]
+            if shapes != wanted:
+                reason = f"profile {at} of the engine has {spec.name!r} from {shapes}, not {wanted}"
                 raise _wrong(source, reason)
 
 
@@ -108,7 +108,7 @@ def check_layers(information: str, source: OnnxArtifact | EngineArtifact) -> boo
         source: The graph, or the record of the engine.
 
     Returns:
-        Whether it says what they compute in.
+        Whether the description has their types.
 
     Raises:
         EngineBuildError: None computes in the graph's precision.
@@ -125,7 +125,7 @@ def check_layers(information: str, source: OnnxArtifact | EngineArtifact) -> boo
 def _types(information: str) -> Iterator[str]:
     """The types of the inputs and outputs of the layers that compute.
 
-    A convolution in int8 may take that and give fp16, where its dequantisation is fused into it.
+    A convolution in int8 may take int8 and return fp16, where its dequantisation is fused into it.
     """
     for each in json.loads(information).get("Layers", ()):
         if isinstance(each, dict) and each.get("LayerType") not in _MOVING:

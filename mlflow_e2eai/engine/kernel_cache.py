@@ -1,4 +1,4 @@
-"""KernelCache that TensorRT-RTX compiled on this GPU, kept for the next start."""
+"""Kernels that TensorRT-RTX compiled on this GPU, cached on disk for the next start."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _log = logging.getLogger(__name__)
 def kernel_cache_path(engine: EngineArtifact, capability: str) -> Path | None:
     """Path of the cached kernels of an engine for a GPU of a compute capability.
 
-    In the user's own cache (``XDG_CACHE_HOME``, else ``~/.cache``): what was compiled here is
-    native code for here, and never part of a bundle.
+    In the user's own cache (``XDG_CACHE_HOME``, else ``~/.cache``): compiled kernels are native
+    code for this machine, and never part of a bundle.
 
     Returns:
         The file; None for a user who has no folder.
@@ -36,12 +36,12 @@ class KernelCache:
     """The runtime cache of an engine, read from a file and written to it.
 
     The first call of a shape in a dynamic profile took 0.7 to 1.8 s on an H100, and 0.1 s of those
-    with the cache of another process. TensorRT-RTX refuses one that was made elsewhere. What is
+    with the cache of another process. TensorRT-RTX refuses one of another machine. A cache that is
     refused, or could have been written by another user, is ignored and written anew.
 
     Args:
         runtime_config: The runtime configuration of the engine's contexts, which gets the cache.
-        path: The file; None to keep nothing.
+        path: The file; None for no cache on disk.
     """
 
     def __init__(self, runtime_config: Any, path: Path | None) -> None:
@@ -54,7 +54,7 @@ class KernelCache:
         runtime_config.set_runtime_cache(self._cache)
 
     def save(self) -> None:
-        """Write what was compiled since; where that cannot be, the next start compiles it again."""
+        """Write the newly compiled kernels; if that fails, the next start compiles them again."""
         if self._path is None:
             return
         with self._lock:
@@ -72,7 +72,7 @@ class KernelCache:
 
 
 def _own(path: Path | None) -> bytes:
-    """A file that this user alone can write; nothing where there is none."""
+    """Content of a file that only this user can write; empty where there is none."""
     if path is None:
         return b""
     try:

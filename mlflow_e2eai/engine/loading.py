@@ -1,4 +1,4 @@
-"""Plan -> TensorRT's engine, or an error in one sentence that says what to do."""
+"""Plan -> TensorRT's engine, or an error with a next step."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ class LoadedEngine(NamedTuple):
 
 
 def warn_if_unlisted(engine: EngineArtifact, *, stacklevel: int) -> None:
-    """Warn where an engine's backend does not say that it supports this GPU."""
+    """Warn where an engine's backend does not list this GPU."""
     backend = backends.BACKENDS[engine.target.backend]
     trt = backends.load(backend)
     here = backends.local_compute_capability()
     if here is not None and not backends.lists_capabilities(backend, trt, [here]):
         warnings.warn(
             f"{backend.title} {trt.__version__} does not list this GPU ({here}) as supported: "
-            f"{engine.path.name} may answer wrongly here.",
+            f"{engine.path.name} may compute wrong outputs here.",
             backends.UnlistedGPUWarning,
             stacklevel=stacklevel,
         )
@@ -66,7 +66,7 @@ def load_engine(engine: EngineArtifact, graph: OnnxArtifact | None) -> Iterator[
             its weights gets them from there.
 
     Raises:
-        RunnerError: TensorRT cannot load it, it is not what was recorded of it, or a library of its
+        RunnerError: TensorRT cannot load it, it differs from its record, or a library of its
             plugins is not allowed.
     """
     backend = backends.BACKENDS[engine.target.backend]
@@ -97,7 +97,7 @@ def _check_precision(engine: EngineArtifact, trt: Any, loaded: Any) -> None:
     """Refuse an engine none of whose layers computes in its precision, where it lists layers.
 
     Raises:
-        RunnerError: It is such an engine.
+        RunnerError: None of its layers does.
     """
     if engine.precision == "fp32":
         return
@@ -114,29 +114,29 @@ def _check_interface(engine: EngineArtifact, loaded: Any) -> None:
     """Refuse an engine whose interface is not the recorded one.
 
     Raises:
-        RunnerError: Its inputs and outputs, or the number of its profiles, are others.
+        RunnerError: Its inputs and outputs, or the number of its profiles, differ.
     """
     names = {loaded.get_tensor_name(at) for at in range(loaded.num_io_tensors)}
     recorded = {spec.name for spec in (*engine.inputs, *engine.outputs)}
-    found, wanted = f"the inputs and outputs {sorted(names)}", str(sorted(recorded))
+    actual, expected = f"the inputs and outputs {sorted(names)}", str(sorted(recorded))
     if names == recorded:
         count = len(profiles(engine.axes))
         if not engine.axes or loaded.num_optimization_profiles == count:
             return
-        found, wanted = f"{loaded.num_optimization_profiles} profiles", str(count)
-    msg = f"{engine.path.name} has {found}, but {wanted} are recorded; compile it again."
+        actual, expected = f"{loaded.num_optimization_profiles} profiles", str(count)
+    msg = f"{engine.path.name} has {actual}, but {expected} are recorded; compile it again."
     raise RunnerError(msg)
 
 
-# What TensorRT or CUDA refused, in one sentence that says what to do.
+# Errors of TensorRT and CUDA, in one sentence with a next step.
 
 
 _OUT_OF_MEMORY = re.compile(r"out.?of.?memory", re.IGNORECASE)
-"""As CUDA (``CUDA_ERROR_OUT_OF_MEMORY``, ``out of memory``) and TensorRT (``OutOfMemory``) say."""
+"""In CUDA ``CUDA_ERROR_OUT_OF_MEMORY``, ``out of memory``; in TensorRT ``OutOfMemory``."""
 
 _IS_FATAL = "terminated and relaunched"
-"""So the CUDA driver API ends what it says of an error after which each call fails in this process:
-see ``CUresult``, for example of CUDA_ERROR_ILLEGAL_ADDRESS. cuda.core quotes it."""
+"""End of the CUDA driver API's text for an error after which each call fails in this process: see
+ ``CUresult``, for example of CUDA_ERROR_ILLEGAL_ADDRESS. cuda.core quotes it."""
 
 
 def is_out_of_memory(reason: str) -> bool:
@@ -145,7 +145,7 @@ def is_out_of_memory(reason: str) -> bool:
 
 
 def refusal(engine: EngineArtifact, reason: str) -> RunnerError:
-    """Make the error for a refusal of TensorRT, whose log gives the reason."""
+    """Make the error for a refusal of TensorRT, with the reason from its log."""
     if is_out_of_memory(reason):
         return RunnerError(
             f"TensorRT cannot run {engine.path.name}: the GPU's memory is full; end what else runs "

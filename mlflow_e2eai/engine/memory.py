@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 _MAX_VIEWS = 64
-"""Views of a tensor that are kept, one for each shape."""
+"""Views of a tensor that are cached, one for each shape."""
 
 
 class View(NamedTuple):
@@ -42,7 +42,7 @@ class TensorMemory:
 
     Args:
         device: The GPU.
-        stream: The stream whose work uses the place.
+        stream: The stream whose work uses the memory.
         dtype: The tensor's NumPy dtype name.
     """
 
@@ -80,7 +80,7 @@ class TensorMemory:
         """Reserve bytes on the GPU and return their address; earlier content may be lost."""
         if size > self._size or not self._size:
             self._views.clear()
-            # The old memory is given back first: there may not be enough for both.
+            # The old memory is freed first: there may not be enough for both.
             self._size, self._buffer, self._pinned = 0, None, None
             self._stream.sync()
             self._buffer = self._device.allocate(max(1, size), stream=self._stream)
@@ -89,17 +89,17 @@ class TensorMemory:
         return int(self._buffer.handle)
 
 
-# The GPU of an engine: made a thread's current one for a call, and given back after it.
+# The GPU of an engine: current in the thread during a call, and restored after it.
 
 
 class Gpu:
-    """The first GPU that the driver shows, as for all that is asked of it here.
+    """The first GPU of the driver, which all engines run on.
 
-    CUDA keeps a current GPU for each thread, which PyTorch goes by too. A caller's, where it is
-    another, is current again after the block.
+    CUDA has a current GPU for each thread, which PyTorch uses too. The caller's is current again
+    after the block.
 
     Attributes:
-        device: It.
+        device: The GPU.
 
     Raises:
         RunnerError: CUDA's driver cannot be used.
@@ -129,7 +129,7 @@ class Gpu:
             RunnerError: This process was forked from one that used the GPU.
         """
         error, before = self._current()
-        if error.name == "CUDA_ERROR_NOT_INITIALIZED":  # which it was in the process before
+        if error.name == "CUDA_ERROR_NOT_INITIALIZED":  # it was initialised before the fork
             msg = (
                 "This process was forked from one that uses the GPU, which CUDA does not allow; "
                 "load the model after the fork, or start processes by spawn."
@@ -139,7 +139,7 @@ class Gpu:
             return None
         self.device.set_current()
         self._own = int(self._current()[1])
-        # A thread that had none may keep this one: nobody has chosen another there.
+        # A thread that had none may keep this one: none was chosen there.
         return before if current not in (0, self._own) else None
 
     def leave(self, before: Any) -> None:
@@ -148,7 +148,7 @@ class Gpu:
             self._set_current(before)
 
     def trim(self) -> None:
-        """Free the memory that cuda.core keeps for later allocations."""
+        """Free the memory that cuda.core reserves for later allocations."""
         pool = getattr(self.device.memory_resource, "handle", None)
         if pool is not None:  # not every GPU has pools
             self._trim(pool, 0)
@@ -167,9 +167,9 @@ class Gpu:
 
 
 def has_data_dependent_shapes(outputs: Sequence[TensorSpec], axes: Sequence[Axis]) -> bool:
-    """Whether a size of an output is named, and not after an axis: the graph tells no more.
+    """Whether an output has a named size that is no expression of the axes.
 
-    ``found`` may be what ``NonZero`` found; ``floor(H/2)`` is known when ``H`` is.
+    ``found`` may be the count of ``NonZero``; ``floor(H/2)`` is known when ``H`` is.
     """
     names = {axis.name for axis in axes}
     return any(
@@ -180,7 +180,7 @@ def has_data_dependent_shapes(outputs: Sequence[TensorSpec], axes: Sequence[Axis
 
 
 def allocator(trt: Any, memory: TensorMemory) -> Any:
-    """Make an output allocator that reserves memory, and keeps the shape that TensorRT sets.
+    """Make an output allocator that reserves memory, and stores the shape that TensorRT sets.
 
     Returns:
         An ``IOutputAllocator``; its `shape` is right when ``execute_async_v3`` returns, until

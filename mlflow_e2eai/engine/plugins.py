@@ -15,7 +15,7 @@ def check_plugins(target: Target, libraries: Sequence[Library]) -> None:
     """Refuse plugins for a target whose networks cannot hold any.
 
     Raises:
-        InvalidInputError: It is such a target, and there are libraries.
+        InvalidInputError: There are libraries, and the target takes no plugins.
     """
     backend = BACKENDS[target.backend]
     if libraries and backend.plugins is None:
@@ -28,7 +28,7 @@ def check_plugins(target: Target, libraries: Sequence[Library]) -> None:
 
 
 def load_plugins(owner: Any, libraries: Sequence[Library]) -> None:
-    """Load plugins into the registry of a builder or runtime, which must outlive what it makes.
+    """Load plugins into the registry of a builder or runtime, which must outlive its engines.
 
     Raises:
         RunnerError: TensorRT cannot load a library, or the caller has not allowed it.

@@ -43,21 +43,21 @@ def admits(bounds: Profile, sizes: Mapping[str, int]) -> bool:
 
 
 def profile_of(every: Sequence[Profile], sizes: Mapping[str, int]) -> int:
-    """Which profile a call takes: the exact bucket's, else the dynamic one.
+    """Index of the profile of a call: the exact bucket's, else the dynamic one.
 
     Args:
         every: The engine's profiles, in its order.
-        sizes: The call's, by the name of an axis.
+        sizes: The sizes of the call, by the name of an axis.
 
     Returns:
-        Its place among them. Sizes that no profile has are the dynamic one's to refuse.
+        Its index. For sizes that no profile covers, the dynamic one's, which refuses them.
     """
     fitting = [at for at, bounds in enumerate(every) if admits(bounds, sizes)]
     return min(fitting, key=lambda at: _width(every[at]), default=dynamic_of(every))
 
 
 def dynamic_of(every: Sequence[Profile]) -> int:
-    """The place of the dynamic profile among an engine's: it is the widest."""
+    """Index of the dynamic profile of an engine: the widest."""
     return max(range(len(every)), key=lambda at: _width(every[at]))
 
 
@@ -75,7 +75,7 @@ def sizes_of(inputs: tuple[TensorSpec, ...], tensors: Tensors) -> dict[str, int]
     }
 
 
-# Which sizes deserve a profile of their own, by how often each was seen.
+# The sizes that get a profile of their own, by how often each was seen.
 
 
 def choose_buckets(
@@ -88,17 +88,17 @@ def choose_buckets(
 
     The choice is exact, by dynamic programming: the best `count` buckets for the sizes up to one
     end in that size, and are the best ``count - 1`` for the sizes up to some smaller one before.
-    Only sizes that were seen come into question, as a bucket between two of them costs no less than
+    Only sizes that were seen are candidates, as a bucket between two of them costs no less than
     the smaller. It takes time in the order of `count` times the square of the number of different
     sizes. Source: Bellman, On the approximation of curves by line segments using dynamic
     programming, Communications of the ACM 4(6), 1961.
 
     Args:
-        seen: How often each size was asked for, as a loaded model's `sizes` say for each of its
-            axes; or the sizes themselves.
-        count: How many buckets, at most. Each is a profile of the engine.
-        cost: What a call of a size costs; it must not fall with the size. By default the size
-            itself; latencies that were measured tell more.
+        seen: Number of calls of each size, as in a loaded model's `sizes` for each of its axes;
+            or the sizes themselves.
+        count: Number of buckets at most. Each is a profile of the engine.
+        cost: Cost of a call of a size; it must not fall with the size. By default the size itself;
+            measured latencies are better.
 
     Returns:
         The buckets in order, for `Axis`; the last is the largest size that was seen.
@@ -118,7 +118,7 @@ def choose_buckets(
     # Calls of all sizes before each, so that those from one to another are a difference.
     before = [0, *accumulate(often[size] for size in sizes)]
     costs = [cost(size) for size in sizes]
-    # By the number of sizes that are covered: what it costs, and with which buckets.
+    # By the number of sizes that are covered: the cost, and the buckets.
     best: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]
     best += [(price * before[at + 1], (sizes[at],)) for at, price in enumerate(costs)]
     for _ in range(min(count, len(sizes)) - 1):

@@ -1,4 +1,4 @@
-"""Never run on its hardware yet: weights given back to an engine that was stripped of them."""
+"""Never run on its hardware yet: weights restored in an engine that was stripped of them."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from mlflow_e2eai.errors import RunnerError
 
 
 def refit(engine: EngineArtifact, loaded: Any, graph: OnnxArtifact, *, trt: Any, log: Any) -> None:
-    """Give an engine the weights of its graph.
+    """Load the weights of its graph into an engine.
 
     Args:
         engine: The engine.
-        loaded: It, as TensorRT loaded it.
+        loaded: TensorRT's object of it.
         graph: The graph that it was built from; its digest is checked.
         trt: TensorRT.
         log: TensorRT's log; see `backends.logger`.

@@ -22,7 +22,7 @@ from mlflow_e2eai.artifacts.values import (
 from mlflow_e2eai.engine import backends
 
 _WITHOUT_EFFECT = ("time_limit_s", "timing_cache")
-"""Settings that end a build or make it shorter, and ask for no other engine."""
+"""Settings that stop or shorten a build, and do not change the engine."""
 
 
 def key_for(

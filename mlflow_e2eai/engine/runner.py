@@ -38,7 +38,7 @@ MAX_CONTEXTS = 4
 (see `EngineRunner.profile_memory_bytes`); how many are best on which GPU was not measured."""
 
 _MAX_REMEMBERED = 256
-"""Shapes of calls whose profile is remembered."""
+"""Shapes of calls whose profile is cached."""
 
 
 def unsupported_here(
@@ -92,7 +92,7 @@ def _has_cuda_core() -> bool:
 
 
 def graph_of(engine: EngineArtifact, graphs: Sequence[OnnxArtifact]) -> OnnxArtifact | None:
-    """The graph that an engine was built from, where it is at hand."""
+    """The graph that an engine was built from; None if it is not available."""
     return next((graph for graph in graphs if graph.sha256 == engine.parent_sha256), None)
 
 
@@ -104,15 +104,15 @@ def engine_runner(
 
     Args:
         engine: The engine; its digest is checked before it is loaded, as it is native code.
-        graphs: Graphs that are at hand: an engine that was stripped of its weights gets them from
+        graphs: Available graphs: an engine that was stripped of its weights gets them from
             its own.
-        serving: Whether it answers callers. Otherwise it is judged: output buffers are filled with
-            NaN before every call, so that an output that the engine did not write is seen, and it
-            starts as on a machine that never ran it, with no kernels that were kept.
+        serving: Whether the engine serves calls. Otherwise it is evaluated: output buffers are
+            filled with NaN before every call, so that an output that the engine did not write is
+            detected, and it starts as on a machine that never ran it, with no cached kernels.
 
     Yields:
-        The engine as a callable on named arrays, for any number of threads, which returns when its
-        answer is on the host. `EngineRunner.on_device` takes tensors that are on the GPU.
+        The engine as a callable on named arrays, for any number of threads, which returns when the
+        outputs are on the host. `EngineRunner.on_device` takes tensors that are on the GPU.
 
     Raises:
         ArtifactError: The file has changed since it was built.
@@ -147,13 +147,13 @@ class EngineRunner:
         self._chosen: dict[tuple[Shape, ...], int] = {}
         self._config, self._kernels = self._configure()
         self._pool = ContextPool(self._context, MAX_CONTEXTS)
-        # What cannot start is to fail now, and at its opt, which is what is asked most.
+        # An engine that cannot start fails here, at its opt, the most frequent size.
         opt = {axis.name: axis.opt for axis in engine.axes}
         profile = profile_of(self._profiles, opt)
         self._pool.release(profile, self._translate_errors(self._pool.acquire, profile))
 
     def _configure(self) -> tuple[Any, KernelCache | None]:
-        """How contexts are to run, and the kernels kept, where the backend has such settings."""
+        """Settings of contexts, and the kernel cache, where the backend has them."""
         backend, trt = self._opened.backend, self._opened.trt
         loaded = self._opened.engine
         runtime_config = loaded.create_runtime_config()
@@ -254,7 +254,7 @@ class EngineRunner:
         return result
 
     def _profile_of(self, shapes: tuple[Shape, ...], tensors: Mapping[str, Any]) -> int:
-        """Find the profile for shapes that are new, and remember it."""
+        """Find the profile for new shapes, and cache it."""
         sizes = sizes_of(self._engine.inputs, tensors)
         profile = profile_of(self._profiles, sizes)
         if len(self._chosen) >= _MAX_REMEMBERED:
@@ -305,7 +305,7 @@ class ContextPool:
             CUDAError: None can be created.
         """
         with self._changed:
-            if free := self._free.get(profile):  # the usual case takes no more than this
+            if free := self._free.get(profile):  # the usual case ends here
                 return free.pop()
         while True:
             with self._changed:

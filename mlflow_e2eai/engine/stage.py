@@ -44,17 +44,17 @@ def compile(
         target: What to build for: a Target, or the text that names one (see `resolve`).
         out: The file to write.
         tf32: Let fp32 arithmetic be rounded to TF32, which TensorRT does by default at about 3e-3
-            absolute error on unit-scale convolutions. Here fp32 means fp32 unless asked.
+            absolute error on unit-scale convolutions. Off by default: fp32 means fp32.
         plugin_libraries: Shared libraries with plugins for operators of the graph. They are native
-            code; to name them here is to allow that they are loaded. Where an operator has a
+            code; naming them here allows loading them. Where an operator has a
             function too, TensorRT takes the plugin.
         settings: How to build.
-        timing_cache: A folder in which timings of kernels are kept from build to build; made if
-            need be. It is for TensorRT, which times kernels where it builds, and not for
+        timing_cache: A folder for timings of kernels, which later builds reuse; created if
+            missing. It is for TensorRT, which times kernels where it builds, and not for
             TensorRT-RTX. Timings of another GPU or version are ignored with a warning.
         step: Called while it builds with the name of a phase, how many of its steps are done, and
-            how many there are; to raise from it stops the build. By default there is a bar on
-            stderr where that is a terminal.
+            how many there are; an error of it stops the build. By default there is a bar on stderr
+            where that is a terminal.
 
     Returns:
         The engine.
@@ -65,7 +65,7 @@ def compile(
         RunnerError: TensorRT cannot load a library.
         MissingDependencyError: The target's TensorRT is not installed.
         EngineBuildError: TensorRT refuses the graph: names the node, its operator and TensorRT's
-            own words. Or the graph says fp16 and nothing in it, or in the engine that came of it,
+            own words. Or the graph is recorded as fp16 and nothing in it, or in the built engine,
             computes in fp16; or the builder crashed, was killed, or took longer than its time
             limit.
     """
@@ -82,7 +82,7 @@ def compile(
         warnings.warn(
             f"{backend.title} {trt.__version__} does not list this GPU "
             f"({target.compute_capability}) as supported: the engine is built for no certain GPU, "
-            f"and may answer wrongly here.",
+            f"and may compute wrong outputs here.",
             backends.UnlistedGPUWarning,
             stacklevel=2,
         )
@@ -161,22 +161,22 @@ def _build(
     return built
 
 
-# The process that builds engines. A worker of a fleet, which builds many, keeps its own from build
-# to build: to import what a build needs takes half a second, more than a small engine does.
+# The process that builds engines. A worker of a fleet, which builds many, reuses its own from build
+# to build: importing TensorRT takes half a second, more than building a small engine.
 
 _reused: list[WorkerProcess] = []
-"""The idle builder of this process, if it keeps one."""
+"""The idle builder of this process, if it reuses one."""
 
 
 def reuse_builder() -> None:
-    """Start a builder for the next engine of this process, and keep it for all after that."""
+    """Start a builder for the next engine of this process, and reuse it for all later ones."""
     if not _reused:
         _reused.append(WorkerProcess())
 
 
 @contextmanager
 def _builder(*, is_new: bool) -> Iterator[WorkerProcess]:
-    """A process to build an engine in: the one that this process keeps, or a new one."""
+    """A process to build an engine in: the one that this process reuses, or a new one."""
     if is_new or not _reused:
         with closing(WorkerProcess()) as process:
             yield process

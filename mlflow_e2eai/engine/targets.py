@@ -58,8 +58,7 @@ _OLDEST = 80
 `IBuilderConfig.num_compute_capabilities` of TensorRT-RTX, and `HardwareCompatibilityLevel`."""
 
 TARGETS: tuple[str, ...] = ("local", "rtx", *_CAPABILITIES["tensorrt_rtx"])
-"""What a caller may ask for on any machine, ``local`` on one with a GPU. There are more: see
-`parse`."""
+"""Examples of targets: valid on any machine, ``local`` on one with a GPU. For all see `parse`."""
 
 _SUGGESTIONS = (
     *TARGETS,
@@ -93,7 +92,7 @@ def parse(text: str) -> Target:
         The target; its `gpu_name` is known only where it is built.
 
     Raises:
-        InvalidInputError: It is something else, or names what a backend has not.
+        InvalidInputError: It is something else, or names something that the backend lacks.
     """
     bare = text.removesuffix("+compatible")
     prefix, separator, capability = re.fullmatch(r"([^:-]*)([:-]?)(.*)", bare, re.DOTALL).groups()  # type: ignore[union-attr]
@@ -119,7 +118,7 @@ def parse(text: str) -> Target:
 
 
 def _reason_impossible(target: Target) -> str | None:
-    """Why no engine is like that; None where there are such."""
+    """Return the reason why a target is impossible; None if it is possible."""
     if target.backend == "tensorrt_rtx":
         if target.compatible:
             return "an engine of TensorRT-RTX is bound to no GPU model; leave '+compatible' out"
@@ -138,7 +137,7 @@ def _unknown(text: str) -> InvalidInputError:
     if capability in _CAPABILITIES["tensorrt"]:  # and not in TensorRT-RTX's
         hint = (
             f" TensorRT-RTX does not list {capability}: for it there are trt11:{capability}, which "
-            f"is built on such a GPU, and local there or rtx, which are tried and judged on it."
+            f"is built on such a GPU, and local there or rtx, which are built and evaluated on it."
         )
     return InvalidInputError(
         f"The target is {text!r}, but one of {', '.join(TARGETS)} is wanted, several as "
@@ -147,21 +146,21 @@ def _unknown(text: str) -> InvalidInputError:
 
 
 def check_target(text: str) -> None:
-    """Refuse a target that there is not, on whatever machine.
+    """Refuse a text that names no target on any machine.
 
     Raises:
-        InvalidInputError: It is neither ``local`` nor what `parse` reads.
+        InvalidInputError: It is neither ``local`` nor readable by `parse`.
     """
     if text != "local":
         parse(text)
 
 
 def resolve(text: str) -> Target:
-    """Say which engine a target asks for on this machine, which must be able to build it.
+    """Resolve a target on this machine, which must be able to build it.
 
     Args:
-        text: What `parse` reads; or ``local``, the GPU in this machine, which is built for with
-            TensorRT where that is installed, else with TensorRT-RTX.
+        text: A text of `parse`; or ``local``, the GPU in this machine, with TensorRT where that is
+            installed, else with TensorRT-RTX.
 
     Raises:
         InvalidInputError: There is no such target, or this machine cannot build for it.
@@ -196,10 +195,10 @@ def _check_gpu(text: str, target: Target) -> None:
     here = local_compute_capability()
     fits = here is not None and covers(target, here)
     if not fits:
-        found = "there is no GPU" if here is None else f"the GPU is of {here}"
+        actual = "there is no GPU" if here is None else f"the GPU is of {here}"
         wanted = target.compute_capability or f"sm{_OLDEST} or later"
         msg = (
-            f"TensorRT builds {text!r} on a GPU of {wanted} itself, but in this machine {found}; "
+            f"TensorRT builds {text!r} on a GPU of {wanted} itself, but in this machine {actual}; "
             f"compile it on a machine that has one, or take a target of TensorRT-RTX, which needs "
             f"none: {', '.join(TARGETS[1:])}."
         )
@@ -207,7 +206,7 @@ def _check_gpu(text: str, target: Target) -> None:
 
 
 def _with_builder(text: str, target: Target, version: str) -> Target:
-    """A target of TensorRT with what only the machine that builds it knows."""
+    """A target of TensorRT with the GPU model and version of this machine."""
     major = int(version.split(".", maxsplit=1)[0])
     if target.version not in (None, major):
         msg = (
@@ -231,7 +230,7 @@ def covers(target: Target, capability: str) -> bool:
     return int(capability.removeprefix("sm")) >= _OLDEST
 
 
-# What TensorRT is known not to build, refused before it is tried.
+# Engines that TensorRT is known not to build, refused before the build.
 
 
 _FIRST_WITH_FP8 = 89

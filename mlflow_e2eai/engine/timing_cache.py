@@ -1,8 +1,8 @@
 """Never run on its hardware yet: timings of kernels, which TensorRT reuses in later builds.
 
-They lie in a folder, each file complete in itself. A build reads all of them, and writes all that
-it read and measured as one new file, before it takes away those that it read: builders that share
-a folder lose nothing of each other's, and need no lock.
+They are files in a folder. A build reads all of them, writes all that it read and measured as one
+new file, and then removes those that it read: builders that share a folder lose none of each
+other's timings, and need no lock.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def timings_key(target: Target, settings: BuildSettings) -> str | None:
     """Key of timings: the GPU model in this machine, and the exact version of the backend.
 
     Returns:
-        Both, for people; None where the backend keeps no timings, or none are wanted.
+        Both, for people; None where the backend has no timings, or the settings want none.
 
     Raises:
         MissingDependencyError: The target's TensorRT is not installed.
@@ -41,8 +41,8 @@ class Timings:
     """The timings of one build.
 
     Attributes:
-        measured: TensorRT's own, which must outlive the build.
-        used: The files that are in it.
+        measured: TensorRT's timing cache, which must outlive the build.
+        used: The files that were loaded into it.
         refused: The files that TensorRT refused: of another GPU or version, or damaged.
     """
 
@@ -60,7 +60,7 @@ def load_timings(config: Any, folder: Path) -> Timings:
         try:
             data = path.read_bytes()
         except FileNotFoundError:
-            continue  # another build has just taken it into its own
+            continue  # another build has just merged it
         other = config.create_timing_cache(data)
         if other is None:
             fits = False
@@ -86,4 +86,4 @@ def save_timings(timings: Timings, folder: Path) -> None:
         temporary.write_bytes(data)
     for used in timings.used:
         if used != path:
-            used.unlink(missing_ok=True)  # another build may have been given it too
+            used.unlink(missing_ok=True)  # another build may have loaded it too

@@ -25,7 +25,7 @@ Read: TypeAlias = Callable[[], Iterator[tuple[tuple[Array, ...], Array | None]]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationData:
-    """Data that the variants are judged on; `of` makes it of what a caller has.
+    """Evaluation data of the variants; see `of` for its forms.
 
     Attributes:
         names: Names of the inputs.
@@ -38,28 +38,28 @@ class EvaluationData:
     metrics: Mapping[str, TaskMetric] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, given: Any, *, example: Tensors, metrics: Metrics | None = None) -> EvaluationData:
-        """Evaluation data of whatever a caller has.
+    def of(cls, source: Any, *, example: Tensors, metrics: Metrics | None = None) -> EvaluationData:
+        """Evaluation data from any of these forms.
 
         Args:
-            given: One of these; labels may be left out, or be None.
+            source: One of these; labels may be left out, or be None.
 
                 - ``(inputs, labels)``. Inputs are a mapping of names to arrays or tensors, a tuple
                   of them in the example's order, or a single one; the leading axis counts items.
-                - ``(frame, "column")``: a pandas DataFrame and which of its columns has the labels,
-                  or labels beside it. See `from_frame`.
+                - ``(frame, "column")``: a pandas DataFrame and its column of labels, or an array of
+                  labels. See `from_frame`.
                 - A torch ``DataLoader``, a list, or anything else that can be iterated again and
                   again, of batches as above; or a callable that makes a new iterator of them. It is
-                  read anew for each variant, and no batch is held.
+                  read anew for each variant, and no batch stays in memory.
                 - An MLflow dataset, such as ``mlflow.data.from_pandas(frame, targets="column")``.
-            example: One array for each input, whose names and shapes the data has.
-            metrics: As `task_metrics` takes them.
+            example: One array for each input, with the names and shapes of the data.
+            metrics: See `task_metrics`.
 
         Raises:
             InvalidInputError: It is something else, can be read only once, or its first batch does
-                not fit; or see `task_metrics`.
+                not fit; see also `task_metrics`.
         """
-        pairs = pairs_of(given)
+        pairs = pairs_of(source)
 
         def read() -> Iterator[tuple[tuple[Array, ...], Array | None]]:
             return (arrays_of(inputs, labels, example) for inputs, labels in pairs())
@@ -69,7 +69,7 @@ class EvaluationData:
         return dataclasses.replace(data, metrics=task_metrics(metrics, labels))
 
     def batches(self) -> Iterator[tuple[Tensors, Array | None]]:
-        """One pass: inputs by name, and labels, in batches of the sizes in which they come.
+        """One pass: inputs by name, and labels, in the caller's batches.
 
         Raises:
             InvalidInputError: A batch does not fit, or there is none.
@@ -93,24 +93,24 @@ class EvaluationData:
         """Refuse data for other inputs than these.
 
         Raises:
-            InvalidInputError: A name is missing or strange.
+            InvalidInputError: A name is missing or unknown.
         """
         check_names(self.names, list(names))
 
     def for_graph(self, cleaned: OnnxArtifact) -> EvaluationData:
-        """The same data for the graph that surgery made of the one that it was given for."""
+        """The same data with the inputs of the cleaned graph."""
 
         def read() -> Iterator[tuple[tuple[Array, ...], Array | None]]:
             for arrays, labels in self.read():
-                made = convert_inputs(dict(zip(self.names, arrays, strict=True)), cleaned)
-                yield tuple(made.values()), labels
+                converted = convert_inputs(dict(zip(self.names, arrays, strict=True)), cleaned)
+                yield tuple(converted.values()), labels
 
         return dataclasses.replace(self, names=tuple(s.name for s in cleaned.inputs), read=read)
 
     def whole(self, *, limit_bytes: int) -> tuple[Tensors, Array | None] | None:
         """All of it in one batch; None where that is larger than the limit, or does not fit.
 
-        What is read is let go as soon as it is too much.
+        Reading stops as soon as the limit is exceeded.
         """
         batches: list[tuple[Tensors, Array | None]] = []
         size = 0
@@ -121,15 +121,15 @@ class EvaluationData:
                 return None
             batches.append((inputs, labels))
         counts = [len(next(iter(inputs.values()))) for inputs, _ in batches]
-        found: dict[str, Array] = {}
+        columns: dict[str, Array] = {}
         for name in self.names:
             column = join_parts([inputs[name] for inputs, _ in batches], counts)
             if isinstance(column, list):
                 return None
-            found[name] = column
+            columns[name] = column
         known = [labels for _, labels in batches if labels is not None]
         truth = join_parts(known, counts) if known else None
-        return None if isinstance(truth, list) else (found, truth)
+        return None if isinstance(truth, list) else (columns, truth)
 
 
 def calls(
@@ -137,8 +137,8 @@ def calls(
 ) -> Iterator[tuple[Tensors, Array | None, int]]:
     """Evaluation data in calls that a profile admits.
 
-    A batch above the profile's max is split. What is left below its min, or is no multiple that
-    the axis wants, is filled up by repeating its items, and the filling does not count.
+    A batch above the profile's max is split. A rest below its min, or no multiple of the axis's
+    `multiple`, is filled up by repeating its items, and the filling does not count.
 
     Args:
         data: The data, under the graph's names.
@@ -147,8 +147,8 @@ def calls(
         example: One array for each input.
 
     Yields:
-        Inputs, of the graph's dtypes as `feed` makes them; the labels of the items that count, None
-        where there are none; and how many items count.
+        Inputs, converted by `feed` to the graph's dtypes; the labels of the items that count, None
+        where there are none; and the number of items that count.
 
     Raises:
         InvalidInputError: The data does not fit the graph: dtype, rank, or the size of an axis.
@@ -164,9 +164,11 @@ def calls(
             count = min(leading.max, total - start)
             filled = -(-max(count, leading.min) // leading.multiple) * leading.multiple
             index = start + np.arange(filled) % count
-            asked = feed({name: array[index] for name, array in inputs.items()}, graph.inputs)
-            _check_sizes(asked, graph, axes)
-            yield asked, None if labels is None else labels[start : start + count], count
+            inputs_of_call = feed(
+                {name: array[index] for name, array in inputs.items()}, graph.inputs
+            )
+            _check_sizes(inputs_of_call, graph, axes)
+            yield inputs_of_call, None if labels is None else labels[start : start + count], count
 
 
 def all_samples(
@@ -186,11 +188,11 @@ def all_samples(
 
 def _check_sizes(tensors: Tensors, graph: OnnxArtifact, axes: Mapping[str, Axis]) -> None:
     for spec in graph.inputs:
-        for name, found in zip(spec.shape, tensors[spec.name].shape, strict=True):
+        for name, size in zip(spec.shape, tensors[spec.name].shape, strict=True):
             axis = axes.get(str(name))
-            if axis is not None and not axis.admits(found):
+            if axis is not None and not axis.admits(size):
                 msg = (
-                    f"The evaluation data has {found} on axis {name!r} of {spec.name!r}, but the "
+                    f"The evaluation data has {size} on axis {name!r} of {spec.name!r}, but the "
                     f"profile admits {axis}; cut or pad it, or widen the axis."
                 )
                 raise InvalidInputError(msg)
@@ -199,7 +201,7 @@ def _check_sizes(tensors: Tensors, graph: OnnxArtifact, axes: Mapping[str, Axis]
 def evaluation_of(
     model: Any, input_example: Any, data: Any, metrics: Metrics | None
 ) -> EvaluationData | None:
-    """Evaluation data with the inputs named as the example's are; None of None."""
+    """Evaluation data with the inputs named as in the example; None for None."""
     if data is None or isinstance(data, EvaluationData):
         return data
     example = input_example if isinstance(model, Path) else named_inputs(model, input_example)

@@ -1,4 +1,4 @@
-"""The forms in which a caller may give evaluation data, and the arrays that they hold."""
+"""The forms of evaluation data, and their arrays."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _ROWS = 4096
-"""Rows of a DataFrame that are arrays at one time."""
+"""Rows of a DataFrame that are converted to arrays at one time."""
 
 
 def pairs_of(given: Any) -> Callable[[], Iterator[tuple[Any, Any]]]:
     """A function that starts a pass over evaluation data of any form: inputs and labels.
 
     Raises:
-        InvalidInputError: It is in no form that is known, or can be read only once.
+        InvalidInputError: Its form is unknown, or it can be read only once.
     """
     if hasattr(given, "to_pyfunc"):  # an MLflow dataset
         both, predicted = given.to_pyfunc(), getattr(given, "predictions", None)
@@ -58,7 +58,7 @@ def arrays_of(inputs: Any, labels: Any, example: Tensors) -> tuple[tuple[Array, 
     """Inputs in the example's order, and labels, as arrays.
 
     Raises:
-        InvalidInputError: An input is missing, strange or no array, or the labels are a mapping.
+        InvalidInputError: An input is missing, unknown or no array, or the labels are a mapping.
     """
     if isinstance(labels, str):
         inputs, labels = _split(inputs, labels)
@@ -83,14 +83,14 @@ def arrays_of(inputs: Any, labels: Any, example: Tensors) -> tuple[tuple[Array, 
     return tuple(arrays.values()), _labels(labels)
 
 
-def check_names(found: Sequence[str], wanted: Sequence[str]) -> None:
+def check_names(names: Sequence[str], wanted: Sequence[str]) -> None:
     """Refuse inputs of other names than those wanted.
 
     Raises:
-        InvalidInputError: A name is missing or strange.
+        InvalidInputError: A name is missing or unknown.
     """
-    if set(found) != set(wanted):
-        msg = f"The evaluation data has {sorted(found)}, but {list(wanted)} are wanted; rename it."
+    if set(names) != set(wanted):
+        msg = f"The evaluation data has {sorted(names)}, but {list(wanted)} are wanted; rename it."
         raise InvalidInputError(msg)
 
 
@@ -98,7 +98,7 @@ def check_lengths(columns: Iterable[Any]) -> None:
     """Refuse columns that differ in length, or have none.
 
     Raises:
-        InvalidInputError: They do.
+        InvalidInputError: They differ in length, or there is none.
     """
     lengths = {np.shape(column)[:1] for column in columns}
     if len(lengths) != 1 or lengths & {(), (0,)}:
@@ -136,26 +136,31 @@ def _pair(batch: Any) -> tuple[Any, Any]:
 
 
 def _pieces(frame: pd.DataFrame, labels: Any) -> Iterator[tuple[Any, Any]]:
-    """A DataFrame in batches, with its labels: a column's name, an array beside it, or None."""
-    beside = labels if labels is None or isinstance(labels, str) else _labels(labels)
-    if not isinstance(beside, str | None):
-        check_lengths((frame, beside))
+    """A DataFrame in batches, with its labels: the name of a column, an array, or None."""
+    column_or_labels = labels if labels is None or isinstance(labels, str) else _labels(labels)
+    if not isinstance(column_or_labels, str | None):
+        check_lengths((frame, column_or_labels))
     for start in range(0, len(frame), _ROWS):
         rows = slice(start, start + _ROWS)
-        yield frame.iloc[rows], beside[rows] if isinstance(beside, np.ndarray) else beside
+        yield (
+            frame.iloc[rows],
+            column_or_labels[rows]
+            if isinstance(column_or_labels, np.ndarray)
+            else column_or_labels,
+        )
 
 
 def _split(frame: Any, column: str) -> tuple[Any, Any]:
     """A DataFrame without the column that has the labels, and that column."""
     if not _is_frame(frame) or column not in frame.columns:
-        found = list(frame.columns) if _is_frame(frame) else type(frame).__name__
-        msg = f"The labels are to be column {column!r}, but the data has {found}; name a column."
+        columns = list(frame.columns) if _is_frame(frame) else type(frame).__name__
+        msg = f"The labels are to be column {column!r}, but the data has {columns}; name a column."
         raise InvalidInputError(msg)
     return frame.drop(columns=column), frame[column]
 
 
 def _numbers(name: str, column: Array, like: Array) -> Array:
-    """A table of data does not say whether 1 is whole or floating; the input does."""
+    """A column in the dtype of the input: a table may have 1 for 1.0."""
     if like.dtype.kind != "f" or column.dtype.kind == "f":
         return column
     try:

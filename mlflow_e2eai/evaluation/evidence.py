@@ -17,11 +17,11 @@ SAMPLES: Mapping[str, str] = {
     "rounded": "rounded as a GPU rounds",
     "data": "evaluation data",
 }
-"""Kinds of sample that variants are asked, in words."""
+"""Kinds of sample that variants are compared on, in words."""
 
 ADVISORY = frozenset({"large"})
-"""Kinds of sample that are shown and do not decide: how large numbers may become is the caller's to
-know, and fp16 has an end."""
+"""Kinds of sample that are reported and do not decide: only the caller knows how large numbers may
+become, and the range of fp16 is limited."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,27 +29,27 @@ class Evidence:
     """The evidence of one variant.
 
     Attributes:
-        variant: A runner and what it runs, for example ``onnxruntime-cpu/fp16``.
+        variant: A runner and a precision, for example ``onnxruntime-cpu/fp16``.
         sha256: Digest of the file that it runs; None for the PyTorch module.
         measured: Whether it was run here. What was not measured has not passed.
-        reason: Why it was not measured, or how it broke down when it was; None when all went well.
+        reason: Why it was not measured, or how the measurement failed; None when all went well.
         parity: Against the PyTorch module, by kind of sample: ``profile`` for the input example at
             every corner of the profile, ``edges`` for zeros and denormal numbers in its place,
             ``large`` for numbers larger than any in it, ``rounded`` for the corners again with
             every fp16 value rounded to fp16, as a GPU does and the CPU does not, ``data`` for the
             caller's evaluation data.
-        before: The variant whose file this one's was made from, run as plainly as can be: what
-            came before the last step. None for the PyTorch module and where that did not run.
+        before: The variant before the last step: the file that this one's was made from, on the
+            plainest runner. None for the PyTorch module and where that did not run.
         against_before: The same comparison on the profile's corners, with `before` as the
             reference.
-        cold_start: What loading it and its first answer cost a fresh process.
+        cold_start: Cost of loading it and of its first call in a fresh process.
         loads: Items a second by number of callers at once, at the profile's opt.
         task: Task metrics on the evaluation data, by name; greater is better.
-        lost_at: The step that lost the accuracy, where it is lost: the first on the way to this
+        lost_at: The step that lost the accuracy, where it failed: the first on the way to this
             variant whose result fails while the one before passes.
-        worth: Whether a quantised variant is kept; None for others. The file of one that is not
-            stays out of the bundle.
-        untimed: Why there is no latency of it here; None where it was timed, or not measured.
+        worth: Whether a quantised variant is retained; None for others. The file of one that is
+            not stays out of the bundle.
+        untimed: Reason why it has no latency; None where it was timed, or not measured.
     """
 
     variant: str
@@ -86,7 +86,7 @@ class Evidence:
     def findings(self) -> tuple[str, ...]:
         """The findings of the comparisons, a sentence each, the advisory ones last.
 
-        It says on what kind of sample, where that was not the corners of the profile.
+        A finding has the kind of sample in front, where that was not the profile's corners.
         """
         kinds = sorted(self.parity, key=lambda kind: kind in ADVISORY)
         return tuple(
@@ -101,8 +101,8 @@ class MachineEvidence:
     """Evidence that was measured together on one machine.
 
     Attributes:
-        environment: The machine: processor, GPU, versions; see `context.environment`.
-        evidence: One entry for each variant that was asked there, the reference first.
+        environment: The machine: processor, GPU, versions; see `artifacts.machine.environment`.
+        evidence: One entry for each variant that was evaluated there, the reference first.
         latency: Reports by corner of the profile and by batch size; their variants took turns.
     """
 

@@ -1,4 +1,4 @@
-"""The comparisons that every variant is put through, and their results."""
+"""The comparisons of every variant, and their results."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from mlflow_e2eai.parity.samples import edge_samples
 from mlflow_e2eai.runtime.isolation import IsolatedRunner, isolated_onnxruntime
 
 ROUNDED = frozenset({"rounded", "edges", "large"})
-"""Kinds of sample that are asked with every value rounded as a GPU rounds it: they are to show what
-overflows between two nodes, which ONNX Runtime's CPU kernels hide."""
+"""Kinds of sample that run with every value rounded as a GPU rounds it: they show overflows between
+two nodes, which ONNX Runtime's CPU kernels hide."""
 
 LOAD_S = 0.2
 """Seconds for each number of callers at once."""
@@ -31,17 +31,17 @@ LOAD_S = 0.2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Examination:
-    """The comparisons that every variant is put through.
+    """The comparisons of every variant.
 
     Attributes:
         name: The variant that is the reference.
-        reference: Gives the right answers.
+        reference: Computes the expected outputs.
         corners: The input example at every corner of the profile.
         other: Another sample, for where there is only one corner.
         edges: Edge samples by kind.
-        usual: Largest magnitude of each floating output on the first corner. At an edge little may
-            be left of an output, and an error is then a share of what it is as a rule.
-        graph: The graph whose profile that is.
+        usual: Largest magnitude of each floating output on the first corner. At an edge an output
+            may be nearly zero, and its error is then relative to this magnitude.
+        graph: The graph with that profile.
         evaluation: Labelled data.
     """
 
@@ -54,8 +54,8 @@ class Examination:
     graph: OnnxArtifact
     evaluation: EvaluationData | None
 
-    def of_the_reference(self) -> Evidence:
-        """The reference against itself tells whether it answers one question the same way twice."""
+    def reference_evidence(self) -> Evidence:
+        """Compare the reference with itself: are its outputs the same twice?"""
         report = compare(
             self.reference, self.reference, self.corners.values(), repeats=2, threads=1
         )
@@ -68,7 +68,7 @@ class Examination:
         )
 
     def of(self, variant: Variant, there: IsolatedRunner, before: Infer | None) -> Evidence:
-        """Ask a variant everything. One that breaks down keeps what was seen until then."""
+        """Run all comparisons of a variant; if it fails, the evidence is of those before."""
         seen: dict[str, Any] = {"before": variant.before if before is not None else None}
         try:
             for more in self._compare_all(variant, there, before):
@@ -90,8 +90,8 @@ class Examination:
         parity: dict[str, ParityReport] = {}
         with _open_emulated(variant, there) as rounding:
             for kind, samples, options in self._comparisons(variant):
-                asked = rounding if kind in ROUNDED else there
-                parity[kind] = asked.compare(
+                comparison = rounding if kind in ROUNDED else there
+                parity[kind] = comparison.compare(
                     self.reference, samples, precision=variant.precision, **options
                 )
                 yield {"parity": dict(parity)}
@@ -105,9 +105,9 @@ class Examination:
     def _comparisons(
         self, variant: Variant
     ) -> Iterator[tuple[str, Iterable[Tensors], dict[str, Any]]]:
-        """Samples by kind, and how they are asked."""
-        asked = [*self.corners.values(), *([] if self.other is None else [self.other])]
-        yield "profile", asked, {"repeats": REPEATS, "threads": 2}
+        """Samples by kind, and options of their comparison."""
+        at_corners = [*self.corners.values(), *([] if self.other is None else [self.other])]
+        yield "profile", at_corners, {"repeats": REPEATS, "threads": 2}
         if _is_rounded_late(variant):
             yield "rounded", self.corners.values(), {"repeats": 1}
         for kind, samples in self.edges.items():
@@ -119,7 +119,7 @@ class Examination:
     def _against(
         self, before: Infer, variant: Variant, there: IsolatedRunner
     ) -> ParityReport | None:
-        """The comparison with what came before the last step; None where that breaks down."""
+        """The comparison with the variant before the last step; None where that fails."""
         try:
             return there.compare(
                 before, self.corners.values(), precision=variant.precision, repeats=1
@@ -141,7 +141,7 @@ class Examination:
 
 
 def _is_rounded_late(variant: Variant) -> bool:
-    """Whether what runs it rounds less often than a GPU: ONNX Runtime on the CPU does, in fp16."""
+    """Whether its runner rounds less often than a GPU: ONNX Runtime on the CPU does, in fp16."""
     return variant.precision == "fp16" and variant.name.startswith("onnxruntime-cpu")
 
 
@@ -158,16 +158,16 @@ def _open_emulated(variant: Variant, there: IsolatedRunner) -> Iterator[Isolated
 
 def edges_of(example: Tensors, graph: OnnxArtifact, reference: Infer) -> dict[str, list[Tensors]]:
     """Edge samples by kind of evidence."""
-    found: dict[str, list[Tensors]] = {}
+    samples_by_kind: dict[str, list[Tensors]] = {}
     for name, sample in edge_samples(example, graph, reference).items():
-        found.setdefault(name if name in ADVISORY else "edges", []).append(sample)
-    return found
+        samples_by_kind.setdefault(name if name in ADVISORY else "edges", []).append(sample)
+    return samples_by_kind
 
 
-def magnitudes_of(answers: Tensors) -> dict[str, float]:
+def magnitudes_of(outputs: Tensors) -> dict[str, float]:
     """Largest finite magnitude of each floating output."""
     return {
         name: float(np.max(np.abs(array[np.isfinite(array)]), initial=0.0))
-        for name, array in answers.items()
+        for name, array in outputs.items()
         if array.dtype.kind == "f"
     }

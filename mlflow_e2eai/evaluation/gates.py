@@ -34,11 +34,11 @@ class Gate:
             msg = f"The gate on {self.metric!r} has the limit {self.limit}; give a finite number."
             raise InvalidInputError(msg)
 
-    def passes(self, found: float | None) -> bool:
+    def passes(self, value: float | None) -> bool:
         """Whether a value is within the bound; a missing, NaN or infinite one never is."""
-        if found is None or not math.isfinite(found):
+        if value is None or not math.isfinite(value):
             return False
-        return found <= self.limit if self.bound == "at_most" else found >= self.limit
+        return value <= self.limit if self.bound == "at_most" else value >= self.limit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,13 +58,13 @@ class Verdict:
     passed: bool
 
     def __str__(self) -> str:
-        found = "not measured" if self.found is None else f"{self.found:g}"
-        return f"{self.metric}: found {found}, wanted {self.wanted}"
+        value = "not measured" if self.found is None else f"{self.found:g}"
+        return f"{self.metric}: found {value}, wanted {self.wanted}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """Whether to promote, and what each gate said.
+    """Whether to promote, and the verdict of each gate.
 
     Attributes:
         verdicts: One for each gate that applied, in order.
@@ -79,7 +79,7 @@ class Decision:
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        """Why not, a sentence a gate; empty when promoted."""
+        """Reasons against promotion, a sentence a gate; empty when promoted."""
         if not self.verdicts:
             return ("There are no gates, and without any nothing is promoted.",)
         return tuple(str(verdict) for verdict in self.verdicts if not verdict.passed)
@@ -90,8 +90,8 @@ class QuantizationVerdict:
     """Whether a quantised variant is retained.
 
     Attributes:
-        metrics: What was measured, by name; see `evaluation.worth.weighed`.
-        decision: What the gates say of it.
+        metrics: Measured metrics, by name; see `quantized_gates.decide_quantized`.
+        decision: The decision of the gates.
     """
 
     metrics: Mapping[str, Real]
@@ -99,22 +99,22 @@ class QuantizationVerdict:
 
     @property
     def retained(self) -> bool:
-        """Whether it goes into the bundle, to be loaded."""
+        """Whether the variant goes into the bundle."""
         return self.decision.promoted
 
 
 def drop(before: Mapping[str, float], now: Mapping[str, float]) -> float:
-    """The most that was lost of any metric; NaN when one can no longer be told, 0 with none."""
+    """Largest drop of any metric; NaN when one is missing or NaN now, 0 without metrics."""
     drops = [value - now.get(name, math.nan) for name, value in before.items()]
     return math.nan if any(map(math.isnan, drops)) else max(drops, default=0.0)
 
 
 def decide(gates: Sequence[Gate], metrics: Mapping[str, float], *, has_champion: bool) -> Decision:
-    """Hold metrics against gates.
+    """Check metrics against gates.
 
     Args:
         gates: The gates; all of those that apply must pass.
-        metrics: What was measured.
+        metrics: Measured metrics, by name.
         has_champion: Whether a version holds the alias now. If none does, gates on metrics that
             compare with it do not apply.
     """
@@ -135,11 +135,11 @@ def decide(gates: Sequence[Gate], metrics: Mapping[str, float], *, has_champion:
 
 
 def gates_from(data: Any, key: str = "gates") -> tuple[Gate, ...]:
-    """Read gates as YAML gives them: ``{"gates": [{"metric": name, "at_most": limit}, ...]}``.
+    """Read gates from parsed YAML: ``{"gates": [{"metric": name, "at_most": limit}, ...]}``.
 
     Args:
-        data: What the file holds. Beside ``gates`` there may be ``quantized``, the gates that a
-            quantised variant must pass to be kept.
+        data: Content of the file. Next to ``gates`` there may be ``quantized``, the gates that a
+            quantised variant must pass to be retained.
         key: Which of the two to read.
 
     Raises:

@@ -13,29 +13,30 @@ from mlflow_e2eai.errors import InvalidInputError
 from mlflow_e2eai.pytorch.module import brief
 
 TaskMetric: TypeAlias = Callable[[Mapping[str, Any], Any], float]
-"""Outputs by name and the labels -> a number of which more is better.
+"""Outputs by name and the labels -> a number, higher is better.
 
-Each output, and the labels, is one array of all items; or, where that cannot be (its shapes differ
-from call to call, it has not one row for each item, it holds Python objects), a list with one array
-for each call, in order: detections and transcripts come like this."""
+Each output, and the labels, is one array of all items; or, where that is impossible (its shapes
+differ from call to call, it has not one row for each item, it holds Python objects), a list with
+one array for each call, in order: so with detections and transcripts."""
 
 Metrics: TypeAlias = Mapping[str, Any] | Sequence[Any]
-"""Task metrics as a caller gives them: by name, or a list of those that know their own."""
+"""Task metrics of a caller: by name, or a list of metrics with names of their own."""
 
 
 def accuracy(outputs: Mapping[str, Any], labels: Any) -> float:
-    """Share of items whose largest value along the first output's last axis is at the label.
+    """Share of items whose argmax along the last axis of the first output is the label.
 
     Raises:
-        InvalidInputError: The first output has no classes to choose from, or the labels have
-            another shape than the choices.
+        InvalidInputError: The first output has no classes, or the labels have another shape
+            than the predictions.
     """
     first = next(iter(outputs.values()))
-    found, wanted = np.shape(labels), np.shape(first)
-    if not wanted or wanted[-1] < 2 or found != wanted[:-1]:  # noqa: PLR2004 - a choice needs two
+    labelled, predicted = np.shape(labels), np.shape(first)
+    if not predicted or predicted[-1] < 2 or labelled != predicted[:-1]:  # noqa: PLR2004 - a choice needs two
         msg = (
-            f"The first output has shape {list(wanted)} and the labels {list(found)}, but accuracy "
-            f"wants scores of two classes or more along the last axis; give metrics= of your own."
+            f"The first output has shape {list(predicted)} and the labels {list(labelled)}, but "
+            f"accuracy wants scores of two classes or more along the last axis; give metrics= of "
+            f"your own."
         )
         raise InvalidInputError(msg)
     return float(np.mean(np.argmax(first, axis=-1) == labels))
@@ -46,14 +47,14 @@ def task_metrics(given: Metrics | None, labels: Array | None) -> dict[str, TaskM
 
     Args:
         given: By name, or a list: callables, or MLflow's metrics (``mlflow.metrics``,
-            ``mlflow.models.make_metric``). Of one that says ``greater_is_better=False`` the
-            negative is taken, and ``neg_`` put before its name, as scikit-learn does: more is then
-            better of every number. None is `accuracy`, where there are labels.
+            ``mlflow.models.make_metric``). With ``greater_is_better=False`` the value is
+            negated, with ``neg_`` before its name, as in scikit-learn: higher is then better for
+            every metric. None is `accuracy`, where there are labels.
         labels: Some of the labels; None when there are none.
 
     Raises:
-        InvalidInputError: There is nothing to judge by: no labels for the metrics, or labels that
-            are not integers for `accuracy`; or two metrics have one name.
+        InvalidInputError: There are no labels for the metrics, or labels that are not integers for
+            `accuracy`; or two metrics have one name.
     """
     if given is None:
         if labels is not None and labels.dtype.kind not in "iub":
@@ -83,31 +84,32 @@ def scores(
 ) -> dict[str, float]:
     """Task metrics of one variant.
 
-    The inputs are read call by call and let go; the outputs are held, as a metric wants all.
+    The inputs are read call by call and released; the outputs stay in memory, as a metric needs
+    all of them.
 
     Args:
         infer: The variant.
-        calls: As `evaluation.data.calls` gives them.
-        metrics: By name; with none, nothing is asked.
+        calls: Those of `evaluation.data.calls`.
+        metrics: By name; without any, nothing is run.
 
     Raises:
         InvalidInputError: A metric raises, or gives no number. On the outputs of the PyTorch module
-            that is the caller's error; on those of another variant it is what that one did.
+            that is the caller's error; on those of another variant it is that variant's fault.
     """
     if not metrics:
         return {}
-    answers: dict[str, list[Array]] = {}
+    arrays: dict[str, list[Array]] = {}
     labels: list[Any] = []
     counts: list[int] = []
     for inputs, known, count in calls:
-        asked = len(next(iter(inputs.values())))
+        rows = len(next(iter(inputs.values())))
         for name, value in infer(inputs).items():
             array = np.array(value)
-            # What was filled up to the profile's min does not count.
-            answers.setdefault(name, []).append(array[:count] if _rows(array) == asked else array)
+            # Items that fill up to the profile's min do not count.
+            arrays.setdefault(name, []).append(array[:count] if _rows(array) == rows else array)
         labels.append(known)
         counts.append(count)
-    outputs = {name: join_parts(parts, counts) for name, parts in answers.items()}
+    outputs = {name: join_parts(parts, counts) for name, parts in arrays.items()}
     truth = join_parts(labels, counts)
     return {name: _number_of(name, metric, outputs, truth) for name, metric in metrics.items()}
 
@@ -129,7 +131,7 @@ def _rows(array: Array) -> int | None:
 def _number_of(name: str, metric: TaskMetric, outputs: Mapping[str, Any], labels: Any) -> float:
     try:
         return float(metric(outputs, labels))
-    except Exception as error:  # whatever the user's metric raises
+    except Exception as error:  # the user's metric may raise anything
         msg = (
             f"Task metric {name!r} fails on the outputs {list(outputs)}: {type(error).__name__}: "
             f"{brief(error)}"
@@ -149,18 +151,18 @@ def _more_is_better(name: str, metric: Any) -> tuple[str, TaskMetric]:
         return name, metric
     sign, prefix = (1, "") if metric.greater_is_better else (-1, "neg_")
 
-    def judged(outputs: Mapping[str, Any], labels: Any) -> float:
+    def negated(outputs: Mapping[str, Any], labels: Any) -> float:
         return sign * _aggregate(metric, metric.eval_fn(*_arguments(metric, outputs, labels)))
 
-    return f"{prefix}{name}", judged
+    return f"{prefix}{name}", negated
 
 
 def _arguments(metric: Any, outputs: Mapping[str, Any], labels: Any) -> list[Any]:
     """Arguments of a metric as MLflow's default evaluator passes them.
 
     ``predictions`` is the first output, one entry for each item; its argmax along the last axis
-    where the metric says ``metric_metadata={"predictions": "argmax"}``, as classes need. Other
-    parameters are outputs by name; ``metrics`` is empty. A function of two strange parameters gets
+    where the metric has ``metric_metadata={"predictions": "argmax"}``, as classes need. Other
+    parameters are outputs by name; ``metrics`` is empty. A function of two other parameters gets
     a DataFrame with the columns ``prediction`` and ``target``, as in MLflow's first metrics.
     """
     import pandas as pd

@@ -1,4 +1,4 @@
-"""Is a quantised variant faster or smaller by enough, and as accurate as it must be?"""
+"""The decision whether a quantised variant is fast or small, and accurate, enough to retain."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def decide_quantized(
     artifacts: Sequence[OnnxArtifact | EngineArtifact],
     gates: Sequence[Gate],
 ) -> list[Evidence]:
-    """The evidence, with the decision on each quantised variant that has others to beat.
+    """The evidence, with the decision on each quantised variant that has others to compare with.
 
     It is compared with all variants of the same runner that are not quantised, and must be better
     than each of them. The metrics are:
 
     - ``quantized/failed``: 1 where it did not pass its comparison with the PyTorch module. An
       engine that was not run here is as accurate as ONNX Runtime was with its graph.
-    - ``quantized/task_drop``: the most that it lost of a task metric.
+    - ``quantized/task_drop``: its largest drop of a task metric.
     - ``quantized/size_ratio``: its file against the smallest of theirs.
     - ``quantized/latency_ratio``: its time at the profile's opt against the fastest of theirs, the
       upper bound of the interval.
@@ -44,13 +44,13 @@ def decide_quantized(
 
     Args:
         evidence: One entry for each variant, the PyTorch module first.
-        latency: What the variants took, in turns.
+        latency: Latency reports of the variants.
         artifacts: The files.
-        gates: What must hold.
+        gates: The gates.
     """
     by_sha = {artifact.sha256: artifact for artifact in artifacts}
     report = latency.get("opt") or latency.get("static")
-    found = []
+    entries = []
     for entry in evidence:
         artifact = by_sha.get(entry.sha256 or "")
         runner = entry.variant.rpartition("/")[0]
@@ -62,7 +62,7 @@ def decide_quantized(
             and other.variant.rpartition("/")[0] == runner
         ]
         if artifact is None or artifact.precision not in TYPES or not plain:
-            found.append(entry)
+            entries.append(entry)
             continue
         accuracy = entry if entry.measured else _graph_evidence(artifact, evidence)
         sizes = [_size(by_sha[other.sha256 or ""]) for other in plain]
@@ -76,16 +76,16 @@ def decide_quantized(
         metrics["quantized/gain_ratio"] = min(one for one in ratios if not math.isnan(one))
         metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
         decision = decide(gates, metrics, has_champion=False)
-        found.append(
+        entries.append(
             dataclasses.replace(
                 entry, worth=QuantizationVerdict(metrics=metrics, decision=decision)
             )
         )
-    return found
+    return entries
 
 
 def is_retained(artifact: OnnxArtifact | EngineArtifact, evidence: Sequence[Evidence]) -> bool:
-    """Whether no decision, or a good one, was taken on the variants of a file."""
+    """Whether the variants of a file were all retained, or not decided on."""
     decided = [
         entry.worth.retained
         for entry in evidence

@@ -1,4 +1,4 @@
-"""Every variant, asked everything and timed in turns."""
+"""Evidence and latency of all variants."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def evaluate(
     batch_sizes: Sequence[int] = (),
     timed: Infer | None = None,
 ) -> tuple[list[Evidence], dict[str, LatencyReport]]:
-    """Judge every variant against a reference, and measure all of them together.
+    """Compare every variant with a reference, and measure the latency of all in turns.
 
     Args:
         reference: The PyTorch module, as a rule, under the names of the graphs.
@@ -39,23 +39,23 @@ def evaluate(
         engines: Engines. One that this machine cannot run is recorded as not measured.
         example: One array for each input.
         name: The variant that is the reference: `bundle.FILE` where that is ONNX Runtime on `raw`.
-        raw: The graph as it was exported, to tell what export did from what cleaning did.
+        raw: The graph as it was exported, to separate errors of export and of cleaning.
         evaluation: Labelled data.
-        batch_sizes: Sizes of the leading axis at which latency is measured beside the corners of
-            the profile.
-        timed: The module alone, where the reference asks others for some of the outputs.
+        batch_sizes: Sizes of the leading axis at which latency is measured in addition to the
+            corners of the profile.
+        timed: The module alone, where other runners compute some outputs of the reference.
 
     Returns:
         Evidence for each variant, the reference first, and latency by corner of the profile
         and by batch size.
 
     Raises:
-        InvalidInputError: The profile does not admit a batch size, or a task metric does not take
-            what the reference answers.
+        InvalidInputError: The profile does not admit a batch size, or a task metric does not accept
+            the reference's outputs.
     """
     sizes = batch_samples(example, graphs[0], batch_sizes)
     corners = profile_samples(example, graphs[0])
-    questions = Examination(
+    examination = Examination(
         name=name,
         reference=reference,
         corners=corners,
@@ -67,7 +67,7 @@ def evaluate(
     )
     variants = variants_of(graphs, engines, raw, name)
     infers: dict[str, Infer] = {name: reference}
-    evidence = {name: questions.of_the_reference()}
+    evidence = {name: examination.reference_evidence()}
     with ExitStack() as stack:
         for each, variant in progress(variants.items(), "evaluate", unit="variants"):
             if each == name:
@@ -78,7 +78,7 @@ def evaluate(
                 evidence[each] = _not_measured(variant, error)
                 continue
             before = infers.get(variant.before)
-            evidence[each] = questions.of(variant, there, before)
+            evidence[each] = examination.of(variant, there, before)
             infers[each] = there
     here = {} if name in variants else {name: timed or reference}
     latency = _measure_latency(here, variants, evidence, {**corners, **sizes})
@@ -99,7 +99,7 @@ def _measure_latency(
 ) -> dict[str, LatencyReport]:
     """Measure all variants that work; one that fails is left out from then on.
 
-    What gave wrong numbers is timed all the same.
+    Variants with wrong outputs are timed too.
     """
     latency: dict[str, LatencyReport] = {}
     while len(latency) < len(samples):
@@ -132,7 +132,7 @@ def _together(
     samples: Mapping[str, Tensors],
     latency: dict[str, LatencyReport],
 ) -> None:
-    """Fill `latency` sample by sample, so that what was measured before a crash is kept."""
+    """Fill `latency` sample by sample, so that measurements before a crash are retained."""
     with isolated_together(openers) as there:
         for label, sample in progress(samples.items(), "measure latency", unit="sizes"):
             latency[label] = there.benchmark(
@@ -140,7 +140,7 @@ def _together(
             )
 
 
-# Which step lost the accuracy?
+# The step that lost the accuracy.
 
 
 def name_lossy_steps(

@@ -1,4 +1,4 @@
-"""The names of variants, and what runs each."""
+"""The names of variants, and their runners."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from mlflow_e2eai.surgery.mapping import full_reference
 
 RAW = "raw"
 """Stands for the precision in the name of the variant that runs the graph as it was exported. It is
-measured to tell what export and what cleaning did, and is not in the bundle."""
+measured to separate errors of export and of cleaning, and is not in the bundle."""
 
 TORCH = variant_name("torch", "fp32")
 """The variant that is the reference of all others: the PyTorch module."""
 
 FILE = variant_name("onnxruntime-cpu", RAW)
-"""ONNX Runtime on the raw graph; the reference where somebody else's ONNX file began the chain."""
+"""ONNX Runtime on the raw graph; the reference where the lineage starts at an ONNX file."""
 
 
 def step_of(artifact: OnnxArtifact | EngineArtifact, runner: str) -> str:
@@ -38,7 +38,7 @@ def step_of(artifact: OnnxArtifact | EngineArtifact, runner: str) -> str:
 
     Args:
         artifact: The file that it runs.
-        runner: What runs it, for example ``onnxruntime-cpu``, the plainest run of a graph.
+        runner: Name of its runner, for example ``onnxruntime-cpu``, the plainest run of a graph.
     """
     if isinstance(artifact, EngineArtifact):
         return f"compile {artifact.arithmetic} {artifact.target}"
@@ -58,9 +58,9 @@ def graph_variant(graph: OnnxArtifact, device: str) -> str:
 
 
 def is_emulated(graph: OnnxArtifact, device: str) -> bool:
-    """Whether ONNX Runtime has no kernels for a graph there, and fp32 kernels stand in for them.
+    """Whether ONNX Runtime has no kernels for a graph there, and fp32 kernels replace them.
 
-    Every value is rounded as a GPU rounds it, so that the numbers are a GPU's and the time is not.
+    Every value is rounded as on a GPU, so that the numbers are a GPU's, but not the time.
     """
     return device == "cpu" and graph.precision == "bf16"
 
@@ -94,8 +94,8 @@ def open_variant(
         variant: Its name.
         graphs: Graphs that it may run.
         engines: Engines that it may run.
-        serving: Whether it answers callers and is not judged: then idle workers of ONNX Runtime
-            may spin (see `onnxruntime_runner`), and for an engine see `engine_runner`.
+        serving: Whether it serves calls and is not evaluated: then idle workers of ONNX Runtime may
+            spin (see `onnxruntime_runner`), and for an engine see `engine_runner`.
 
     Raises:
         InvalidInputError: None of the graphs and engines is that variant.
@@ -127,15 +127,15 @@ def artifact_of(
 
 @contextmanager
 def raw_runner(raw: OnnxArtifact, cleaned: OnnxArtifact) -> Iterator[Infer]:
-    """Run a graph as it was exported, under the names that surgery left."""
+    """Run a graph as it was exported, under the names after surgery."""
     with (
         _verified_runner(raw, "cpu") as infer,
-        full_reference(infer, raw, cleaned, run=onnxruntime_runner) as answer,
+        full_reference(infer, raw, cleaned, run=onnxruntime_runner) as infer_all,
     ):
-        yield answer
+        yield infer_all
 
 
-# What is to be judged: every variant, and the one that it was made of.
+# The variants to evaluate, each with the one that it was made of.
 
 
 EXPORT = "export"
@@ -151,12 +151,12 @@ class Variant:
     """A variant to evaluate, and its origin.
 
     Attributes:
-        name: A runner and what it runs.
+        name: A runner and a precision.
         artifact: The file.
-        step: What made it of the variant before.
+        step: The step that made it of the variant before.
         before: That variant.
         opener: Opens its runner.
-        untimed: Why its time says nothing; None where it is to be timed.
+        untimed: Why its time is meaningless; None where it is to be timed.
     """
 
     name: str
@@ -168,7 +168,7 @@ class Variant:
 
     @property
     def precision(self) -> str:
-        """The one whose tolerance it is held to."""
+        """The precision whose tolerance applies."""
         artifact = self.artifact
         return artifact.arithmetic if isinstance(artifact, EngineArtifact) else artifact.precision
 
@@ -184,17 +184,19 @@ def variants_of(
     raw: OnnxArtifact | None,
     reference: str = TORCH,
 ) -> dict[str, Variant]:
-    """All variants by name, each after the one that it was made of, or else the reference."""
+    """All variants by name, each after the variant that it was made of, or the reference."""
     plain = {graph.sha256: graph_variant(graph, "cpu") for graph in graphs}
-    found: dict[str, Variant] = {}
+    variants: dict[str, Variant] = {}
 
     def add(name: str, artifact: OnnxArtifact | EngineArtifact, step: str, before: str) -> None:
         opener = partial(open_variant, name, graphs, engines)
-        found[name] = Variant(name=name, artifact=artifact, step=step, before=before, opener=opener)
+        variants[name] = Variant(
+            name=name, artifact=artifact, step=step, before=before, opener=opener
+        )
 
     if raw is not None:
         opener = partial(raw_runner, raw, graphs[0])
-        found[FILE] = Variant(name=FILE, artifact=raw, step=EXPORT, before=TORCH, opener=opener)
+        variants[FILE] = Variant(name=FILE, artifact=raw, step=EXPORT, before=TORCH, opener=opener)
         plain[raw.sha256] = FILE
     for graph in graphs:
         before = plain.get(graph.parent_sha256 or "", reference)
@@ -203,7 +205,7 @@ def variants_of(
         add(graph_variant(graph, "cpu"), graph, step, before)
         if is_emulated(graph, "cpu"):
             name = graph_variant(graph, "cpu")
-            found[name] = dataclasses.replace(found[name], untimed=_EMULATED)
+            variants[name] = dataclasses.replace(variants[name], untimed=_EMULATED)
     for device in onnxruntime_devices():
         for graph in graphs if device != "cpu" else ():
             step = step_of(graph, f"onnxruntime-{device}")
@@ -211,4 +213,4 @@ def variants_of(
     for engine in engines:
         step = step_of(engine, str(engine.target))
         add(engine_variant(engine), engine, step, plain.get(engine.parent_sha256, reference))
-    return found
+    return variants

@@ -9,9 +9,9 @@ mlmodel              the MLmodel file
 pyfunc               the model as MLflow's pyfunc
 evaluator            `mlflow.models.evaluate` with our parity
 run_context          the GPU as tags of each run
-artifact_repository  ``e2eai:/`` URIs, which download what is loaded only
+artifact_repository  ``e2eai:/`` URIs, which download only the loaded files
 triton               `export_triton`
-repackage            a logged model, the whole way
+repackage            all stages on a logged model
 """
 
 from __future__ import annotations

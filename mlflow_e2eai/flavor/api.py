@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from mlflow.models.model import ModelInfo
 
 
-def save_model(  # noqa: D417 - `log_model` describes what both take
+def save_model(  # noqa: D417 - `log_model` describes the shared arguments
     model: Any,
     path: str | Path,
     *,
@@ -90,11 +90,11 @@ def save_model(  # noqa: D417 - `log_model` describes what both take
     model = Path(model) if isinstance(model, str) else model
     try:
         if _is_bundle(model):
-            place = bundle.find(model)
-            manifest, example = bundle.read(place), bundle.read_example(place)
-            # Where MLflow calls, the target is a folder that is removed once it is uploaded.
+            stored = bundle.find(model)
+            manifest, example = bundle.read(stored), bundle.read_example(stored)
+            # When MLflow calls, the target is a folder that is removed once it is uploaded.
             copy = mlflow_model is None
-            bundle.write(out, bundle.audit(manifest, place), example, copy=copy)
+            bundle.write(out, bundle.audit(manifest, stored), example, copy=copy)
         else:
             settings = Settings.of(arguments)
             settings.check_here()
@@ -146,7 +146,7 @@ def log_model(
     step: int = 0,
     model_id: str | None = None,
 ) -> ModelInfo:
-    """Take a PyTorch model the whole way, and log the result as one MLflow model.
+    """Run all stages on a PyTorch model, and log the result as one MLflow model.
 
     The active run is the parent, or a new one is; every stage is a child run. The model is an
     output of the parent and of the child ``package``.
@@ -154,7 +154,7 @@ def log_model(
     Args:
         model: A ``torch.nn.Module``, ScriptModule or ExportedProgram; or the path of an ONNX file
             (``.onnx``), which ONNX Runtime then runs as the reference; or the path of a bundle or
-            of a saved model, which is then logged as it is.
+            of a saved model, which is then logged unchanged.
         name: Name of the logged model.
         input_example: Inputs that the model accepts: a mapping of names to tensors or arrays, a
             tuple of them, or a single one. The names become the ONNX names.
@@ -162,26 +162,26 @@ def log_model(
         exporter: ``auto``, ``dynamo``, ``trace`` or ``script``; see `mlflow_e2eai.export`.
         opset: Version of the ONNX operator set.
         output_names: Names for the outputs, in order.
-        operators: What operators compute that are not ONNX's own; see `mlflow_e2eai.Operator`.
+        operators: Definitions of operators that are not ONNX's own; see `mlflow_e2eai.Operator`.
         operator_libraries: Shared libraries that implement operators for ONNX Runtime. They go into
             the model with their digests; the caller of `load_model` must allow them by name.
         plugin_libraries: Shared libraries with plugins for TensorRT, stored and allowed in the same
             way. ONNX Runtime knows no plugins, so that their operators need a function too.
-        surgery: The cleaning plan: steps, or a list as YAML gives it.
+        surgery: The cleaning plan: steps, or a list as in YAML.
         precisions: Precisions of the graphs and engines; the graph in fp32 is always made.
             ``tf32`` makes engines of the fp32 graph that may round to TF32; else fp32 means fp32.
-        targets: What to build engines for: ``sm86``, ``local``, and all that `engine.parse` reads.
+        targets: Targets of engines: ``sm86``, ``local``, and all that `engine.parse` reads.
         keep_fp32: Nodes that stay in fp32 in the other precisions; `mlflow_e2eai.bisect` finds
             them.
         batch_sizes: Sizes of the leading axis at which latency is measured too, besides the corners
             of the profile.
         build_settings: How TensorRT builds: `mlflow_e2eai.BuildSettings`.
-        rebuild: Build engines that the tracking server holds already; else they are linked.
+        rebuild: Build engines that the tracking server has already; else they are linked.
         evaluation_data: Data on which every variant is evaluated: ``(inputs, labels)`` with inputs
             as in `input_example`, ``(frame, "label column")``, a torch DataLoader of such pairs, or
             an MLflow dataset; see `EvaluationData.of`. Without labels, parity only.
-        metrics: Task metrics: callables on (outputs by name, labels), where more is better, by
-            name; or MLflow's, which may be a list. One where less is better is recorded negated,
+        metrics: Task metrics: callables on (outputs by name, labels), where higher is better,
+            by name; or MLflow's, which may be a list. One where less is better is recorded negated,
             as ``neg_<name>``. By default ``accuracy`` of the first output's argmax.
         executor: The workers that build the engines: None for this process, ``local`` for processes
             here, ``ray`` for a Ray cluster, which evaluates them too where this machine cannot.
@@ -228,12 +228,12 @@ def log_model(
         description = Description.of(arguments)  # errors in it come before anything is made
         source = None if source_model is None else tracking.resolve(source_model).model_id
         recorder = tracking.MlflowRecorder(name=name, source=source)
-        place = Path(folder, bundle.FOLDER)
+        path = Path(folder, bundle.FOLDER)
         if _is_bundle(model):
-            # Written anew, so that its digest is that of what is logged, whoever wrote it before.
+            # Written anew, so that its digest is that of the logged files.
             stored = bundle.find(model)
             manifest = bundle.audit(bundle.read(stored), stored)
-            bundle.write(place, manifest, bundle.read_example(stored))
+            bundle.write(path, manifest, bundle.read_example(stored))
         else:
             settings = Settings.of(arguments)
             remote = None
@@ -248,14 +248,14 @@ def log_model(
                 input_example,
                 settings,
                 evaluation,
-                place,
+                path,
                 recorder,
                 cache=recorder,
                 remote=remote,
                 source=recorder.source,
             )
         return _package(
-            place,
+            path,
             recorder,
             run_id,
             registered_model_name=registered_model_name,
@@ -304,14 +304,14 @@ def _build(
     input_example: Any,
     settings: Settings,
     evaluation: EvaluationData | None,
-    place: Path,
+    path: Path,
     recorder: Recorder,
     **options: Any,
 ) -> None:
-    """Run the stages and leave a bundle at `place`."""
-    place.parent.mkdir(parents=True, exist_ok=True)
-    # Beside the bundle, on the same file system: large weights are linked.
-    with tempfile.TemporaryDirectory(dir=place.parent) as work:
+    """Run the stages and write a bundle to `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Next to the bundle, on the same file system: large weights are linked.
+    with tempfile.TemporaryDirectory(dir=path.parent) as work:
         manifest, example = build.build(
             model,
             input_example,
@@ -321,11 +321,11 @@ def _build(
             evaluation=evaluation,
             **options,
         )
-        bundle.write(place, manifest, example)
+        bundle.write(path, manifest, example)
 
 
 def _package(
-    place: Path,
+    path: Path,
     recorder: tracking.MlflowRecorder,
     run_id: str,
     *,
@@ -338,22 +338,22 @@ def _package(
     """Log a bundle: the model belongs to the parent run, and is an output of the child too.
 
     Args:
-        place: The bundle.
+        path: The bundle.
         recorder: The recorder of the stages.
         run_id: The parent run.
         registered_model_name: See `log_model`.
         tags: See `log_model`.
         step: See `log_model`.
         model_id: See `log_model`.
-        **arguments: The others of MLflow's `Model.log` and of `save_model`.
+        **arguments: Other arguments of MLflow's `Model.log` and of `save_model`.
     """
     from mlflow.models import Model
 
-    manifest = bundle.read(place)
+    manifest = bundle.read(path)
     with recorder.stage("package", inputs=[item.sha256 for item in manifest.files]) as stage:
         origin = {
             tracking.STAGE: "package",
-            tracking.SHA256: sha256_of(place / bundle.MANIFEST),
+            tracking.SHA256: sha256_of(path / bundle.MANIFEST),
             **recorder.origin(manifest.graphs[0].sha256),
         }
         info: ModelInfo = Model.log(
@@ -364,7 +364,7 @@ def _package(
             tags={**(tags or {}), **origin},
             step=step,
             model_id=model_id,
-            model=place,
+            model=path,
             # Every variant was run on the example when the bundle was built.
             validate_serving_input=False,
             **arguments,

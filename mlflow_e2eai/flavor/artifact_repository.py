@@ -15,8 +15,8 @@ from typing import Any
 class OnDemand:
     """An MLflow artifact repository (entry-point group ``mlflow.artifact_repository``).
 
-    ``e2eai:/`` stands for ``models:/``. A model that is downloaded by it lacks its graphs and
-    engines, and names their place: loading it brings those of the variant that is run. For all of
+    ``e2eai:/`` replaces ``models:/``. A model that is downloaded by it lacks graphs and engines,
+    and records their origin: loading it downloads those of the variant that is run. For all of
     them, as in an image that is to start without a tracking server, use ``models:/``.
 
     MLflow calls only the method below where it loads a model; deriving from its class would
@@ -26,10 +26,10 @@ class OnDemand:
     def __init__(
         self, artifact_uri: str, tracking_uri: str | None = None, registry_uri: str | None = None
     ) -> None:
-        """As MLflow calls it; the servers are those that it is set to.
+        """Create it as MLflow does; the servers are those of MLflow's settings.
 
         Args:
-            artifact_uri: ``e2eai:/`` and what begins the name of a model or of a file of it.
+            artifact_uri: ``e2eai:/`` and a prefix of the name of a model or of a file of it.
             tracking_uri: Ignored.
             registry_uri: Ignored.
         """
@@ -37,17 +37,17 @@ class OnDemand:
         self._uri = artifact_uri
 
     def download_artifacts(self, artifact_path: str, dst_path: str | None = None, **_: Any) -> str:
-        """Bring a model, or one file or folder of it, to a folder here.
+        """Download a model, or one file or folder of it, into a folder.
 
         Args:
-            artifact_path: What follows the URI.
+            artifact_path: The rest of the name.
             dst_path: The folder, which exists; by default a new temporary one.
 
         Returns:
-            Where it is.
+            Its path.
 
         Raises:
-            E2EAIError: It cannot be had.
+            E2EAIError: It cannot be downloaded.
         """
         from mlflow_e2eai.tracking.downloads import download
 

@@ -22,9 +22,9 @@ class ParityEvaluator:
     Its configuration:
 
     - ``reference`` (required): URI of the model that the other is compared with.
-    - ``samples``: named arrays to run both on; without it, the data that MLflow was given, which
+    - ``samples``: named arrays to run both on; without it, MLflow's evaluation data, which
       can be 2-D arrays and DataFrames only.
-    - ``precision``, ``tolerance``, ``repeats``, ``threads``: as `mlflow_e2eai.compare` takes them.
+    - ``precision``, ``tolerance``, ``repeats``, ``threads``: see `mlflow_e2eai.compare`.
 
     MLflow calls only the two methods below; deriving from its class would import MLflow.
     """
@@ -33,7 +33,7 @@ class ParityEvaluator:
     def can_evaluate(
         cls, *, model_type: str | None, evaluator_config: Mapping[str, Any], **_: Any
     ) -> bool:
-        """Whether there is a reference to compare with; any type of model will do."""
+        """Whether there is a reference to compare with, for any type of model."""
         del model_type
         return "reference" in (evaluator_config or {})
 
@@ -77,7 +77,7 @@ class ParityEvaluator:
 
 
 def _sample(dataset: Any, samples: Mapping[str, Any] | None) -> tuple[Tensors, Callable[..., Any]]:
-    """The sample as named arrays, and the function that makes of it what ``predict`` takes."""
+    """The sample as named arrays, and a function that converts it for ``predict``."""
     import numpy as np
     import pandas as pd
 

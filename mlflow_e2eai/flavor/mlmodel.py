@@ -33,7 +33,7 @@ MODEL_CONFIG: dict[str, Any] = {
     "fallback": True,
     "allow_native": [],
 }
-"""What a caller of `mlflow.pyfunc.load_model` may override; MLflow drops keys that are not here."""
+"""Options of `mlflow.pyfunc.load_model` with defaults; MLflow drops keys that are not here."""
 
 
 def get_default_pip_requirements(manifest: Manifest | None = None) -> list[str]:
@@ -44,7 +44,7 @@ def get_default_pip_requirements(manifest: Manifest | None = None) -> list[str]:
 
     Args:
         manifest: The bundle; with engines in it, the TensorRT that built them is needed, and
-            cuda-core, by which they have memory and streams; not PyTorch.
+            cuda-core for memory and streams; not PyTorch.
     """
     names = [_onnxruntime_distribution(), "numpy"]
     if manifest and manifest.engines:
@@ -96,7 +96,7 @@ def describe(path: Path, content: Description, *, mlflow_model: Model | None) ->
 
     Args:
         path: The model directory.
-        content: Their content, as the caller gives it.
+        content: Their content.
         mlflow_model: MLflow's description to add the flavors to.
     """
     import onnx
@@ -195,7 +195,7 @@ def _onnxruntime_distribution() -> str:
 
 def _version(name: str) -> str:
     try:
-        # No registry has what stands behind a plus: it says which build of a version this is.
+        # Registries have no local version label, the part after a plus.
         return version(name).partition("+")[0]
     except PackageNotFoundError:
         warnings.warn(f"{name} is not installed; its version is not known.", stacklevel=2)

@@ -25,22 +25,22 @@ def load_model(
     """Load a model with the best variant that this machine can run.
 
     Of a model that is not on this machine, only the files of that variant are downloaded. Its
-    `explain` says what was chosen, and why each other variant was not.
+    `explain` returns the choice, and the reasons against the other variants.
 
     Args:
         model_uri: A local path or any URI of a model that MLflow knows.
         dst_path: An existing directory to download to.
         variant: The variant to run, for example ``onnxruntime-cpu/fp16``; by default the best.
-        goal: What it is to be best at: ``latency``, ``latency@8`` for calls of 8 items,
-            ``throughput`` or ``memory``; see `variants.load`, also for where nothing was measured.
+        goal: The criterion: ``latency``, ``latency@8`` for calls of 8 items,
+            ``throughput`` or ``memory``; see `bundle.load`, also for models without measurements.
         split: Cut batches that are too large for the profile, and fill those that are too small.
         fallback: Take the next variant when a better one cannot run; if False, that is an error.
         allow_native: Libraries in the model that may be loaded, by file name, for example
-            ``libortextensions.so``: they are native code, and run what they like.
+            ``libortextensions.so``: they are native code.
 
     Returns:
-        A callable on named NumPy arrays or torch tensors; its attribute ``variant`` says what
-        it runs.
+        A callable on named NumPy arrays or torch tensors; its attribute ``variant`` names
+        the variant.
 
     Raises:
         mlflow.exceptions.MlflowException: There is no such model, or it is of another flavor.

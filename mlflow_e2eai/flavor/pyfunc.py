@@ -31,8 +31,8 @@ class PyFunc:
         def predict(data: Any, params: Mapping[str, Any] | None = None) -> Any:
             return self._predict(data, params)
 
-        # MLflow asks for the signature of `predict` on every call, which takes a third of its own
-        # time for a method; a function that carries its signature answers at once.
+        # MLflow reads the signature of `predict` on every call, which takes a third of its own time
+        # for a method; a function with `__signature__` takes none.
         predict.__signature__ = inspect.signature(predict)  # type: ignore[attr-defined]
         self.predict = predict
 
@@ -52,7 +52,7 @@ class PyFunc:
             Outputs by name; for rows, a DataFrame with a column for each output.
 
         Raises:
-            E2EAIError: As `variants.Model` does; each is a `mlflow.exceptions.MlflowException` too.
+            E2EAIError: See `Model`; each is a `mlflow.exceptions.MlflowException` too.
         """
         try:
             return self._run(data)
@@ -99,14 +99,14 @@ class PyFunc:
 def _as_mlflow_error(error: E2EAIError) -> E2EAIError:
     """The same error as one of MLflow's too.
 
-    Of those, MLflow's scoring server answers with the sentence, and of any other error that
-    something unexpected happened. Both are answers with HTTP status 400.
+    MLflow's scoring server returns the message of those, and for any other error that something
+    unexpected happened. Both have HTTP status 400.
     """
     from mlflow.exceptions import MlflowException
     from mlflow.protos.databricks_pb2 import BAD_REQUEST
 
     bases: tuple[type, ...] = (type(error), MlflowException)
-    # As its class cannot be found by name, another process gets the error that it was.
+    # Its class cannot be imported by name, so it is pickled as the original error.
     kind: Any = type(type(error).__name__, bases, {"__reduce__": lambda _: error.__reduce__()})
     both: Any = kind.__new__(kind)
     MlflowException.__init__(both, str(error), error_code=BAD_REQUEST)

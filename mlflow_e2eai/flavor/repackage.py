@@ -1,4 +1,4 @@
-"""A logged PyTorch model or ONNX file, taken the whole way."""
+"""All stages on a logged PyTorch model or ONNX file."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def package(
     workers: int | None = None,
     **settings: Any,
 ) -> ModelInfo:
-    """Take a logged PyTorch model, or the ONNX file at the root of a chain, the whole way.
+    """Run all stages on the PyTorch model or ONNX file at the root of a lineage.
 
     Args:
         model_uri: Any model of the chain.

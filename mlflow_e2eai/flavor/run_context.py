@@ -2,7 +2,7 @@
 
 MLflow imports this module during `import mlflow`, and any error at its import would break
 `import mlflow` for the whole environment: it imports the standard library only, through
-artifacts/machine.py, which says nothing where it is not sure.
+artifacts/machine.py, which returns None where it is not sure.
 """
 
 from __future__ import annotations

@@ -26,18 +26,18 @@ def export_triton(
     """Write a model repository for NVIDIA's Triton Inference Server.
 
     There is one Triton model for each precision that TensorRT engines are in and one for each
-    graph, which ONNX Runtime runs: ``digits-tensorrt-fp16``, ``digits-onnxruntime-fp32``. What
-    failed its comparison with the PyTorch module is left out, as is what Triton cannot serve; one
-    warning says what and why, and another which options the server needs.
+    graph, which ONNX Runtime runs: ``digits-tensorrt-fp16``, ``digits-onnxruntime-fp32``. Variants
+    that failed their comparison with the PyTorch module are left out, and those that Triton cannot
+    serve; one warning has the reasons, and another the options that the server needs.
 
-    Triton puts requests together along the first axis where it is the same dynamic axis of all
-    inputs and outputs and an item's answer was found not to depend on the other items; else a
+    Triton batches requests along the first axis where it is the same dynamic axis of all inputs and
+    outputs and an item's outputs were found not to depend on the other items; else a
     request is a whole batch, with the first axis among its dimensions.
 
     Args:
         model_uri: A bundle's folder, or any URI of a model that MLflow knows.
-        repository: The folder with Triton's models; made if it is missing.
-        name: What the names of the Triton models begin with; by default the registered model's
+        repository: The folder with Triton's models; created if it is missing.
+        name: Prefix of the names of the Triton models; by default the registered model's
             name, else the logged model's, else the folder's.
         replace: Replace Triton models that are there under these names.
         allow_native: Libraries with operators in the model that Triton may load, by file name.
@@ -52,7 +52,7 @@ def export_triton(
         RunnerError: A library that it needs is not allowed.
         TrackingError: There is no such model.
     """
-    place = Path(repository).absolute()
+    root = Path(repository).absolute()
     with tempfile.TemporaryDirectory() as folder, native_allowed(allow_native):
         directory, own_name = _bundle(model_uri, Path(folder))
         prefix = own_name if name is None else name
@@ -66,18 +66,18 @@ def export_triton(
             if not models:
                 raise InvalidInputError(msg)
             warnings.warn(msg, stacklevel=2)
-        places = tuple(place / model.name for model in models)
-        if not replace and (taken := [each.name for each in places if each.exists()]):
-            msg = f"{place} has {', '.join(taken)}; replace them (replace=True), or name them else."
+        folders = tuple(root / model.name for model in models)
+        if not replace and (taken := [each.name for each in folders if each.exists()]):
+            msg = f"{root} has {', '.join(taken)}; replace them (replace=True), or name them else."
             raise InvalidInputError(msg)
         try:
-            _write(models, place, model_uri)
+            _write(models, root, model_uri)
         except OSError as error:
-            msg = f"The repository {place} cannot be written: {error}; give another folder."
+            msg = f"The repository {root} cannot be written: {error}; give another folder."
             raise InvalidInputError(msg) from error
     if needs := [f"{model.name} needs {need}" for model in models for need in model.needs]:
         warnings.warn(f"Of Triton's server, {'; '.join(needs)}.", stacklevel=2)
-    return places
+    return folders
 
 
 def _bundle(model: str, folder: Path) -> tuple[Path, str]:
@@ -87,5 +87,5 @@ def _bundle(model: str, folder: Path) -> tuple[Path, str]:
         return bundle.find(path), path.absolute().name
     logged = tracking.ancestor(tracking.resolve(model), ("package",))
     registered = re.fullmatch(r"models:/(.+)(?:@|/)[^@/]+", model)
-    place = bundle.find(tracking.fetch(logged, folder))
-    return place, registered[1] if registered else str(logged.name)
+    found = bundle.find(tracking.fetch(logged, folder))
+    return found, registered[1] if registered else str(logged.name)

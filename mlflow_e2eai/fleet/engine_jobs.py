@@ -25,7 +25,7 @@ class EngineJobs:
         executor: See `fleet.run`.
         workers: Number of workers; None for one on each core.
         models: Ids of LoggedModels by the digests of their files, as `MlflowRecorder.models`; those
-            of the engines that are built come to them.
+            of built engines are added.
 
     Raises:
         InvalidInputError: There is no such executor, or fewer than one worker.
@@ -79,7 +79,8 @@ class EngineJobs:
     ) -> tuple[list[MachineEvidence], dict[str, str]]:
         """Evaluate engines on machines with their GPUs, the graphs with them.
 
-        The libraries that are allowed here are allowed there.
+        The libraries that are allowed here are allowed there. Without other machines nothing is
+        evaluated.
 
         Returns:
             The evidence of each machine; and by digest of an engine, why none evaluated it.
@@ -93,7 +94,7 @@ class EngineJobs:
             Job(
                 stage="evaluate",
                 model_uri=first,
-                arguments={"beside": [*others, *ids], "batch_sizes": list(batch_sizes)},
+                arguments={"others": [*others, *ids], "batch_sizes": list(batch_sizes)},
                 gpu=gpu,
             )
             for gpu, ids in by_machine.items()
@@ -140,8 +141,8 @@ def evaluations(
 def by_gpu(engines: Mapping[str, Target]) -> dict[str, list[str]]:
     """Group engines by the GPU on which they are evaluated together.
 
-    An engine for several GPUs is evaluated on each GPU that has an engine of its own, which it must
-    beat there; without such GPUs, on any that it runs on.
+    An engine for several GPUs is evaluated on each GPU that has an engine of its own, for the
+    comparison with that; without such GPUs, on any that it runs on.
 
     Args:
         engines: Targets by name.

@@ -15,7 +15,7 @@ EXECUTORS: tuple[Executor, ...] = ("local", "ray")
 
 
 def uses_other_machines(executor: Executor | None) -> bool:
-    """Whether other machines run the jobs, which may have GPUs that this one lacks."""
+    """Whether jobs run on other machines, which may have other GPUs."""
     return executor == "ray"
 
 
@@ -64,7 +64,7 @@ class Job:
 
     @property
     def name(self) -> str:
-        """Name of its run until the stage gives a better one."""
+        """Name of its run until the stage sets another."""
         gpu = () if self.gpu is None else (self.gpu or "rtx",)
         return " ".join([self.stage, *self.arguments.get("targets", ()), *gpu])
 
@@ -111,7 +111,7 @@ def require_success(outcomes: Sequence[Outcome]) -> Sequence[Outcome]:
     """Return the outcomes if no job failed.
 
     Raises:
-        RunnerError: Jobs failed; it names them, the reasons, and the runs with their logs.
+        RunnerError: Jobs failed; the message has the reasons, and the runs with their logs.
     """
     failed = [outcome for outcome in outcomes if outcome.error is not None]
     if failed:

@@ -1,6 +1,6 @@
 """Workers on this machine: a pool of threads, each of which waits for its worker process.
 
-A room of its own next to ray.py, whose `run_jobs` has the same form.
+The counterpart of ray.py, whose `run_jobs` has the same form.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Workers of a Ray cluster: each job goes where its GPU type is.
+"""Workers of a Ray cluster: each job runs on a node with its GPU type.
 
 A Ray task waits for a `JobWorker` on its node, as a thread does in local.py. Ray retries nothing by
 itself: a lost attempt must first be ended in the tracking store, so `fleet.run` counts attempts.
@@ -31,7 +31,7 @@ _CAPABILITY = "e2eai_"
 ``e2eai_sm90``, where Ray knows no type of its GPU."""
 
 _SHARE = 0.001
-"""Share of such a resource that a job takes, as Ray does of an accelerator type: the GPU itself is
+"""Share of such a resource that a job takes, as with an accelerator type in Ray: the GPU itself is
 counted separately."""
 
 ACCELERATORS: Mapping[str, tuple[str, ...]] = {
@@ -71,7 +71,7 @@ def run_jobs(jobs: Sequence[Job], run_job: Callable[[Job, AttemptJob], Result]) 
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         for job in jobs:
             if job.stage == "compile":
-                _options(job, nodes)  # all of them, before any begins
+                _options(job, nodes)  # checks all of them before any starts
         remote = ray.remote(_attempt)
 
         def attempt(request: JobRequest) -> Attempt:

@@ -19,7 +19,7 @@ TIMEOUT_S = 3600.0
 optimisation may take tens of minutes."""
 
 ATTEMPTS = 2
-"""A lost job may have met a sick machine; one that is lost twice is the cause itself."""
+"""A lost job may be the machine's fault; one that is lost twice is taken for the cause."""
 
 
 def run(
@@ -34,12 +34,12 @@ def run(
     Each job gets a run of its own. One that fails fails alone: its run is FAILED, with the reason
     as the tag ``e2eai.error`` and with ``job.log``. One whose worker is lost (crashed, killed, or
     silent for too long) is tried once again. Engines are built before anything is evaluated, and
-    on this machine one evaluation runs at a time, as neighbours would spoil its measurements.
+    on this machine one evaluation runs at a time, as other jobs would disturb its measurements.
 
     Args:
         jobs: The jobs. Of equal ones one is run.
         executor: ``local`` for processes here, ``ray`` for a Ray cluster.
-        workers: Processes here; by default one for each core. A Ray cluster knows its own.
+        workers: Processes here; by default one for each core. A Ray cluster decides by itself.
         timeout_s: Seconds after which a worker is taken to hang.
 
     Returns:

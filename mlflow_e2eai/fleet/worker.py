@@ -1,7 +1,7 @@
 """One attempt at a job, in a worker process next to the thread or task that waits for it.
 
 A builder is native code that may crash, hang or take all memory. In a process it leaves its log and
-its exit code; the process is kept for the next job, as it takes seconds to import MLflow.
+its exit code; the process is reused for the next job, as importing MLflow takes seconds.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class JobWorker:
         return attempt
 
     def stop(self) -> None:
-        """Kill the process in the middle of a job, from another thread; its job is not lost."""
+        """Kill the process during a job, from another thread; the job does not count as lost."""
         self._stopped = True
         if self._process is not None:
             self._process.kill()

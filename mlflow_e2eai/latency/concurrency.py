@@ -1,4 +1,4 @@
-"""Many callers at once, and the first answer of a runner that was just opened."""
+"""Throughput under concurrent callers, and cold start of a runner."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ def throughput(
     budget_s: float = LOAD_S,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Throughput:
-    """Measure how many items a second a callable gives to several callers at once.
+    """Measure how many items a second a callable processes for several callers at once.
 
     Every caller is a thread that makes one call for itself, waits until all are there, and then
     calls without a pause until the time is up. All calls count, and the time runs until the last
-    of them is answered.
+    of them returns.
 
     Args:
-        infer: The callable; it must bear being called from several threads.
-        sample: What it is asked.
+        infer: The callable; it must be safe to call from several threads.
+        sample: Its inputs.
         threads: Numbers of callers, one measurement each.
         items: Items in the sample; by default the leading size of its first array.
         budget_s: Seconds for each number; every caller makes at least one call that counts. A call
@@ -93,23 +93,23 @@ def _load(
 
     def call() -> tuple[int, float]:
         try:
-            infer(sample)  # what a thread sets up for itself
+            infer(sample)  # the set-up of each thread
             race.barrier.wait()
-            made = 0
-            while made == 0 or clock() - race.started < budget_s:
+            calls = 0
+            while calls == 0 or clock() - race.started < budget_s:
                 infer(sample)
-                made += 1
+                calls += 1
         except threading.BrokenBarrierError:
-            return 0, race.started  # another caller failed, and says why
+            return 0, race.started  # another caller failed, and raises its error
         except BaseException:
             race.barrier.abort()  # the others must not wait for this one
             raise
-        return made, clock()
+        return calls, clock()
 
     with ThreadPoolExecutor(max_workers=callers) as pool:
         futures = [pool.submit(call) for _ in range(callers)]
     results = [future.result() for future in futures]
-    calls = sum(made for made, _ in results)
+    calls = sum(done for done, _ in results)
     seconds = max(ended for _, ended in results) - race.started
     rate = calls * items / seconds if seconds > 0 else float("inf")
     return Load(threads=callers, calls=calls, seconds=seconds, items_per_s=rate)
@@ -117,7 +117,7 @@ def _load(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Opened:
-    """A runner that was just opened, and what that cost.
+    """A runner that was just opened, and the cost of opening it.
 
     Attributes:
         infer: The callable.
@@ -138,11 +138,11 @@ class Opened:
         *,
         clock: Callable[[], float] = time.perf_counter,
     ) -> ColdStart:
-        """Ask twice, and add up; nothing may have been asked before.
+        """Make the first two calls, and return the cost of a cold start.
 
         Args:
-            infer: What to ask: the runner's callable, or what stands before it.
-            sample: What it is asked.
+            infer: The runner's callable, or a wrapper of it.
+            sample: Its inputs.
             clock: Seconds that only grow.
         """
         first, second = (timed(infer, sample, clock=clock).host_ms for _ in range(2))
@@ -189,13 +189,13 @@ def cold_start(
     *,
     clock: Callable[[], float] = time.perf_counter,
 ) -> ColdStart:
-    """Measure what the first answer of a runner costs.
+    """Measure the cost of the first outputs of a runner.
 
     Args:
         opener: Opens it, for example ``lambda: onnxruntime_runner(path)``. Imports and files that
-            this process, or the machine, has used before are warm: ask a fresh process for what a
-            fresh process feels.
-        sample: What it is asked.
+            this process, or the machine, has used before are warm: measure the cold start of a
+            process in a fresh process.
+        sample: Its inputs.
         clock: Seconds that only grow.
 
     Returns:
@@ -208,8 +208,8 @@ def cold_start(
 def _peak_memory_bytes() -> int:
     """The largest resident set that the process ever had.
 
-    Linux tells it in /proc (proc_pid_status(5), VmHWM). What getrusage(2) says there counts the
-    process that started this one, too.
+    Read from /proc (proc_pid_status(5), VmHWM), as getrusage(2) on Linux includes the process that
+    started this one.
     """
     try:
         status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")

@@ -1,4 +1,4 @@
-"""Calls in order -> what makes their numbers mean less than they seem to.
+"""Calls in order -> findings: reasons to doubt their numbers.
 
 Nothing here drops a call: a number that is wrong because the machine was busy and one that is right
 because the model is slow at times look alike.
@@ -56,7 +56,7 @@ def outliers(values_ms: Sequence[float]) -> int:
 
 
 def drift(values_ms: Sequence[float]) -> float | None:
-    """By what factor calls changed from the first rounds to the last; None when they did not.
+    """Factor by which calls changed from the first rounds to the last; None when they did not.
 
     The rounds are cut into ten blocks. There is a drift when the medians of the first four all lie
     below, or all above, those of the last four, and the two groups are `DRIFT` apart. A machine
@@ -75,7 +75,7 @@ def drift(values_ms: Sequence[float]) -> float | None:
 
 
 def unsteady_warmup(name: str, *, calls: int, windows_ms: Sequence[float]) -> LatencyFinding:
-    """The finding that a warm-up ended before its calls were steady; None if it did not."""
+    """The finding that a warm-up ended before its calls were steady."""
     if windows_ms:
         seen = ", ".join(f"{value:.3g}" for value in windows_ms[-3:])
         what = f"the medians of its last windows were {seen} ms"
@@ -86,18 +86,18 @@ def unsteady_warmup(name: str, *, calls: int, windows_ms: Sequence[float]) -> La
 
 
 def drifts(taken_ms: Mapping[str, Sequence[float]]) -> Iterator[LatencyFinding]:
-    """Callables that became slower or faster, or, where all of several did alike, the machine.
+    """Findings on callables that became slower or faster; on the machine where all did alike.
 
     Of several, one drifts by itself when it does so on the clock and against the others.
     """
     factors = {name: drift(values) for name, values in taken_ms.items()}
-    found = {name: factor for name, factor in factors.items() if factor is not None}
-    alone = {name: factor for name, factor in found.items() if _against_others(name, taken_ms)}
+    drifting = {name: factor for name, factor in factors.items() if factor is not None}
+    alone = {name: factor for name, factor in drifting.items() if _against_others(name, taken_ms)}
     for name, factor in alone.items():
         sentence = f"{name!r} took {factor:.2f} times as long in the last rounds as in the first."
         yield LatencyFinding(kind="drift", variant=name, sentence=sentence)
-    if not alone and len(found) == len(taken_ms):
-        factor = float(np.median(list(found.values())))
+    if not alone and len(drifting) == len(taken_ms):
+        factor = float(np.median(list(drifting.values())))
         sentence = (
             f"All callables took about {factor:.2f} times as long in the last rounds as in the "
             f"first: it is the machine that changed."
@@ -110,7 +110,7 @@ def _against_others(name: str, taken_ms: Mapping[str, Sequence[float]]) -> bool:
     if not others:
         return True
     usual = np.median(others, axis=0)
-    if not usual.all():  # the clock is too coarse to tell
+    if not usual.all():  # the clock is too coarse
         return False
     return drift(np.divide(taken_ms[name], usual).tolist()) is not None
 
@@ -154,7 +154,7 @@ def clock_jumps(gaps_s: Sequence[float]) -> Iterator[LatencyFinding]:
 
 
 def throttled_clock(gpu: GpuRecord | None) -> Iterator[LatencyFinding]:
-    """The finding that a GPU held its clock down; None if it did not."""
+    """The finding that a GPU throttled its clock; none if it did not."""
     if gpu is not None and gpu.throttle_reasons:
         reasons = ", ".join(gpu.throttle_reasons)
         sentence = f"The GPU held its clock down while it was measured: {reasons}."

@@ -1,7 +1,7 @@
 """State of a GPU while it is measured: clock, power, temperature, throttling.
 
-NVML is asked through the optional package nvidia-ml-py (module pynvml), between rounds and never in
-one. Whatever is missing, the package, the driver or one of its answers, is None.
+NVML is read through the optional package nvidia-ml-py (module pynvml), between rounds and never in
+one. Where the package, the driver or a value is missing, the result is None.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from mlflow_e2eai.latency.report import GpuRecord
 
 PERIOD_S = 0.2
-"""Seconds between two questions at least: NVML itself refreshes power every 25 to 100 ms."""
+"""Seconds between two readings at least: NVML itself refreshes power every 25 to 100 ms."""
 
 _REASONS = {
     0x04: "software power cap",
@@ -23,12 +23,12 @@ _REASONS = {
     0x40: "hardware thermal slowdown",
     0x80: "hardware power brake",
 }
-"""NVML's nvmlClocksEventReason bits (nvml.h) that mean the GPU is slower than it was asked to be.
+"""NVML's nvmlClocksEventReason bits (nvml.h) that mean the GPU is slower than its settings.
 The others (idle, application or display clocks, sync boost) are settings."""
 
 
 class GpuWatch:
-    """Asks the GPU now and then, and says at the end what it heard."""
+    """Reads the state of the GPU now and then, and returns a summary at the end."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -38,13 +38,13 @@ class GpuWatch:
 
     @property
     def due(self) -> bool:
-        """Whether there is a GPU, and it has not been asked for a while."""
+        """Whether there is a GPU, and its last reading is a while ago."""
         if self._nvml is None:
             return False
         return self._last is None or self._clock() - self._last >= PERIOD_S
 
-    def ask(self) -> None:
-        """Ask it once."""
+    def poll(self) -> None:
+        """Read the clocks, power, temperature and throttle reasons once."""
         if self._nvml is None:
             return
         nvml, handle = self._nvml, self._handle
@@ -70,7 +70,7 @@ class GpuWatch:
             [value for value in column if value is not None]
             for column in (zip(*self._samples, strict=True) if self._samples else 4 * [()])
         )
-        said = [int(bits) for bits in reasons]
+        masks = [int(bits) for bits in reasons]
         return GpuRecord(
             name=name.decode() if isinstance(name, bytes) else name,
             samples=len(self._samples),
@@ -79,9 +79,9 @@ class GpuWatch:
             power_max_w=max(map(float, powers), default=None),
             temperature_max_c=max(map(float, heats), default=None),
             throttle_reasons=tuple(
-                word for bit, word in _REASONS.items() if any(bits & bit for bits in said)
+                word for bit, word in _REASONS.items() if any(bits & bit for bits in masks)
             )
-            if said
+            if masks
             else None,
         )
 
@@ -89,7 +89,7 @@ class GpuWatch:
 def used_memory_bytes() -> int | None:
     """Memory in use on the first GPU, by all processes; None if unknown.
 
-    NVML is asked, as it tells this without taking any of it: a CUDA context takes hundreds of MB.
+    Read by NVML, which needs no CUDA context: one takes hundreds of MB of that memory.
     """
     nvml, handle = _open_nvml()
     if nvml is None:
@@ -100,7 +100,7 @@ def used_memory_bytes() -> int | None:
 
 
 def _open_nvml() -> tuple[Any, Any]:
-    """NVML and the first GPU that this process may use, or twice None."""
+    """NVML and the first GPU that this process may use, or None for both."""
     try:
         nvml = import_module("pynvml")
     except ImportError:
@@ -117,7 +117,7 @@ def _open_nvml() -> tuple[Any, Any]:
 
 
 def _first(nvml: Any) -> Any:
-    """NVML counts all GPUs of the machine, CUDA only those that the process may see."""
+    """NVML's handle of the first GPU that CUDA may use: NVML itself counts all of the machine."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
     if visible.startswith("GPU-"):
         return _query(nvml, "nvmlDeviceGetHandleByUUID", visible)

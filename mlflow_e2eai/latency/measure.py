@@ -1,7 +1,7 @@
 """Named callables and a sample -> LatencyReport.
 
-The callables take turns, one call each a round, so that whatever else the machine does falls on all
-of them alike, in an order in which none always follows the same neighbour. Two callables are
+The callables take turns, one call each a round, so that other load of the machine falls on all of
+them alike, in an order in which none always follows the same neighbour. Two callables are
 compared round by round.
 """
 
@@ -71,9 +71,9 @@ def benchmark(
     fifth of the budget is measured all the same, and the report says so.
 
     Args:
-        candidates: The callables, by name. Each must return only when its answer is there. One
-            that times itself (`TimesItself`) is asked to.
-        sample: What they are asked.
+        candidates: The callables, by name. Each must return only when its outputs are complete.
+            Those that time themselves (`TimesItself`) do so.
+        sample: Their inputs.
         items: Items in the sample; by default the leading size of its first array.
         warmup: Calls of each at most that are not counted.
         rounds: Rounds at most.
@@ -102,22 +102,22 @@ def benchmark(
         name: _warm_up(infer, watch, calls=warmup, budget_s=budget_s / 5)
         for name, infer in candidates.items()
     }
-    found = [
+    doubts = [
         findings.unsteady_warmup(name, calls=seen.calls, windows_ms=seen.windows_ms)
         for name, seen in warm.items()
         if not seen.settled
     ]
-    if strict and found:
-        msg = f"{found[0].sentence} Give it a larger budget_s, or a quieter machine."
+    if strict and doubts:
+        msg = f"{doubts[0].sentence} Give it a larger budget_s, or a quieter machine."
         raise RunnerError(msg)
     taken, gpu = _rounds(candidates, watch, rounds, budget_s)
     variants = tuple(
         _latency(name, calls, items, warm[name])
         for name, calls in zip(candidates, taken, strict=True)
     )
-    found += _findings(variants, watch.gaps_s, gpu)
+    doubts += _findings(variants, watch.gaps_s, gpu)
     return LatencyReport(
-        items=items, warmup=warmup, variants=variants, findings=tuple(found), gpu=gpu
+        items=items, warmup=warmup, variants=variants, findings=tuple(doubts), gpu=gpu
     )
 
 
@@ -142,7 +142,7 @@ class _Calls:
     device_ms: list[float] = field(default_factory=list)
 
     def add(self, timing: Timing) -> None:
-        """One more."""
+        """Append one call."""
         self.host_ms.append(timing.host_ms)
         if timing.device_ms is not None:
             self.device_ms.append(timing.device_ms)
@@ -150,7 +150,7 @@ class _Calls:
 
 @dataclass(slots=True, kw_only=True)
 class _Stopwatch:
-    """Makes calls and times them; between two it looks at whether the clock stood still."""
+    """Makes calls and times them; records the gaps between two, to find jumps of the clock."""
 
     sample: Tensors
     clock: Callable[[], float]
@@ -162,7 +162,7 @@ class _Stopwatch:
         self._last = None
 
     def time(self, infer: Infer) -> Timing:
-        """Make a call, and tell how long it took."""
+        """Make a call, and return its duration."""
         began, timing, ended = time_on_host(infer, self.sample, self.clock)
         if self._last is not None:
             self.gaps_s.append(began - self._last)
@@ -184,17 +184,17 @@ def _warm_up(infer: Infer, watch: _Stopwatch, *, calls: int, budget_s: float) ->
     fill_ms = min(WINDOW_MS, 1e3 * budget_s / _WINDOWS)
     started = watch.clock()
     watch.pause()
-    made, settled = 0, False
-    while made < calls and not settled:
-        if made >= MIN_WARMUP and watch.clock() - started > budget_s:
+    done, settled = 0, False
+    while done < calls and not settled:
+        if done >= MIN_WARMUP and watch.clock() - started > budget_s:
             break
-        window = _window(infer, watch, calls - made, fill_ms)
-        made += len(window)
+        window = _window(infer, watch, calls - done, fill_ms)
+        done += len(window)
         if sum(window) >= fill_ms:
             windows.append(float(np.median(window)))
             settled = _steady(windows)
     watch.pause()
-    return _WarmUp(calls=made, windows_ms=tuple(windows), settled=settled)
+    return _WarmUp(calls=done, windows_ms=tuple(windows), settled=settled)
 
 
 def _window(infer: Any, watch: _Stopwatch, calls: int, fill_ms: float) -> Sequence[float]:
@@ -216,7 +216,7 @@ def _steady(windows_ms: Sequence[float]) -> bool:
 def _rounds(
     candidates: Mapping[str, Infer], watch: _Stopwatch, rounds: int, budget_s: float
 ) -> tuple[list[_Calls], GpuRecord | None]:
-    """Let the callables take turns; their calls, in the order given, and the GPU meanwhile."""
+    """Call the callables in turns; returns their calls, in order, and the GPU's record."""
     infers, orders = list(candidates.values()), turns(len(candidates))
     taken = [_Calls() for _ in infers]
     gpu = GpuWatch(watch.clock)
@@ -226,11 +226,11 @@ def _rounds(
             if number >= MIN_ROUNDS and watch.clock() - started > budget_s:
                 break
             if gpu.due:
-                gpu.ask()
+                gpu.poll()
                 watch.pause()
             for at in orders[number % len(orders)]:
                 taken[at].add(watch.time(infers[at]))
-        gpu.ask()
+        gpu.poll()
     finally:
         record = gpu.close()
     return taken, record

@@ -1,4 +1,4 @@
-"""Two callables that took turns -> how many times as long one takes, and how sure that is."""
+"""Two callables that took turns -> the ratio of their latencies, with an interval."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _CONFIDENCE = 0.99
 _RESAMPLES = 2000
 
 _FEWEST = 5
-"""Rounds of each order that an interval takes, and blocks that it draws; with fewer the bootstrap
-is sure of anything."""
+"""Rounds of each order that an interval takes, and blocks that it draws; with fewer the bootstrap's
+intervals are far too short."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +37,7 @@ class Ratio:
 
     @property
     def equal(self) -> bool:
-        """Whether the two cannot be told apart: the interval holds 1."""
+        """Whether the two are indistinguishable: the interval contains 1."""
         return self.low <= 1 <= self.high
 
 
@@ -45,7 +45,7 @@ class Ratio:
 def turns(size: int) -> tuple[tuple[int, ...], ...]:
     """The orders in which so many callables are called, a round each, over and over.
 
-    Whoever follows a large model finds its caches empty. So every callable has every place equally
+    The call after a large model finds the caches empty. So every callable has every position as
     often and follows every other equally often: a Williams design (E. J. Williams, Experimental
     designs balanced for the estimation of residual effects of treatments, 1949), which for an even
     number takes as many rounds as there are callables, for an odd number twice as many.
@@ -56,12 +56,16 @@ def turns(size: int) -> tuple[tuple[int, ...], ...]:
 
 
 def paired_ratio(
-    times_ms: Sequence[float], baseline_ms: Sequence[float], *, places: tuple[int, int], size: int
+    times_ms: Sequence[float],
+    baseline_ms: Sequence[float],
+    *,
+    positions: tuple[int, int],
+    size: int,
 ) -> Ratio:
     """Ratio of the latencies of two callables, from rounds in which both were called.
 
-    What the machine does in a round falls on both, so it is the rounds' ratios that are looked at.
-    Their median is taken apart for the rounds in which the one went first and those in which the
+    Other load of the machine in a round falls on both, so the ratio is taken for each round. The
+    median is taken separately for the rounds in which the one went first and those in which the
     other did, for going first may cost something; the estimate is the geometric mean of the two.
 
     The interval is a percentile bootstrap (Efron and Tibshirani, An Introduction to the Bootstrap,
@@ -70,28 +74,28 @@ def paired_ratio(
     length that grows as the cube root of their number (Hall, Horowitz and Jing, On blocking rules
     for the bootstrap with dependent data, 1995).
 
-    What it is sure of are these two callables. A file that is opened again lies elsewhere in
+    The interval is of these two callables only. A file that is opened again lies elsewhere in
     memory, and on a CPU was seen to differ from itself by some per cent (benchmarks/aa.py).
 
     Args:
-        times_ms: The calls of the one in question, a round each, in the orders of `turns`.
-        baseline_ms: Those of the one that it is divided by.
-        places: At what places the two stand among the callables.
-        size: How many callables took turns.
+        times_ms: The calls of the candidate, one each round, in the orders of `turns`.
+        baseline_ms: Those of the callable that it is divided by.
+        positions: Positions of the two among the callables.
+        size: Number of callables that took turns.
 
     Returns:
-        The ratio. Of fewer than ten rounds nothing can be said: the interval is 0 to infinity.
+        The ratio. With fewer than ten rounds the interval is 0 to infinity.
     """
-    if places[0] == places[1]:
+    if positions[0] == positions[1]:
         return Ratio(value=1.0, low=1.0, high=1.0)
     logs = _log_ratios(np.asarray(times_ms, float), np.asarray(baseline_ms, float))
     orders = turns(size)[: logs.size]
-    went_first = [order.index(places[0]) < order.index(places[1]) for order in orders]
+    went_first = [order.index(positions[0]) < order.index(positions[1]) for order in orders]
     first = np.resize(went_first, logs.size)
     count = int(min(first.sum(), (~first).sum()))
     if count < _FEWEST:
         return Ratio(value=math.exp(np.median(logs)), low=0.0, high=math.inf)
-    # [2, count]: rounds in which it went first, and beside each one near it in which it did not.
+    # [2, count]: rounds in which it went first, each with a near one in which it did not.
     rows = np.stack([logs[first][:count], logs[~first][:count]])
     value = float(np.median(rows, axis=1).mean())
     length = min(math.ceil(2 * count ** (1 / 3)), count // _FEWEST)
@@ -122,7 +126,7 @@ def _student_factor(blocks: float) -> float:
 
 
 def _log_ratios(times: Array, baseline: Array) -> Array:
-    """Logarithms of the ratios; a time of 0 counts as the shortest that the clock could tell."""
+    """Logarithms of the ratios; a time of 0 counts as the clock's resolution."""
     both = np.concatenate([times, baseline])
     tick = both[both > 0].min(initial=np.inf)
     if not math.isfinite(tick):

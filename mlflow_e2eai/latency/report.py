@@ -13,16 +13,16 @@ FindingKind: TypeAlias = Literal["unsettled", "drift", "stall", "clock_jump", "t
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LatencyFinding:
-    """Something that makes the numbers mean less than they seem to.
+    """A reason to doubt the numbers.
 
     Attributes:
         kind: ``unsettled``: the warm-up ended before the calls had become steady. ``drift``: the
             calls became slower or faster from the first rounds to the last. ``stall``: single calls
             took so long that something was compiled or loaded in the middle of the measure.
-            ``clock_jump``: the clock moved where nothing ran. ``throttled``: the GPU held its clock
-            down.
+            ``clock_jump``: the clock moved where nothing ran. ``throttled``: the GPU lowered its
+            clock.
         variant: The callable, or None when the whole run is meant.
-        sentence: What was seen, for people.
+        sentence: The observation, for people.
     """
 
     kind: FindingKind
@@ -60,10 +60,10 @@ class Latency:
         outliers: How many of them are above the outer fence; see `findings.fence`.
         warmup_calls: Calls that were made before the first that counted.
         settled: Whether the warm-up ended because the calls had become steady. False also where it
-            was too short to tell.
+            was too short for a decision.
         device_p50_ms: Median of `device_rounds_ms`.
         device_rounds_ms: Every call on the device's own clock, copies not included; empty where the
-            callable does not tell.
+            callable does not measure it.
     """
 
     name: str
@@ -87,13 +87,13 @@ class GpuRecord:
     """State of a GPU during a measurement, by NVML.
 
     Attributes:
-        name: The GPU; like all that follows, None where it does not say.
-        samples: How often it was asked: before the first round, after the last, and between.
+        name: The GPU; like all that follows, None where NVML does not report it.
+        samples: Number of readings: before the first round, after the last, and between.
         sm_clock_min_mhz: Lowest clock of its multiprocessors.
         sm_clock_max_mhz: Highest.
         power_max_w: Highest power.
         temperature_max_c: Highest temperature.
-        throttle_reasons: Why it held its clock down, in NVML's words; empty when it did not.
+        throttle_reasons: Why it lowered its clock, in NVML's words; empty when it did not.
     """
 
     name: str | None
@@ -113,8 +113,8 @@ class LatencyReport:
         items: Items in one call.
         warmup: Calls of each at most before the first that counted.
         variants: One entry for each callable, in the order given.
-        findings: What makes the numbers mean less than they seem to; empty when all went well.
-        gpu: The GPU over the run; None where NVML could not be asked.
+        findings: Reasons to doubt the numbers; empty when all went well.
+        gpu: The GPU over the run; None without NVML.
     """
 
     items: int
@@ -131,15 +131,15 @@ class LatencyReport:
         """Compare two callables round by round; see `ratios.paired_ratio`.
 
         Args:
-            name: The one in question.
-            baseline: What it is divided by.
+            name: The candidate.
+            baseline: The callable that it is divided by.
 
         Raises:
             KeyError: There is no such callable.
         """
         one, other = self._at(name), self._at(baseline)
         times = self.variants[one].rounds_ms, self.variants[other].rounds_ms
-        return paired_ratio(*times, places=(one, other), size=len(self.variants))
+        return paired_ratio(*times, positions=(one, other), size=len(self.variants))
 
     def _at(self, name: str) -> int:
         for at, variant in enumerate(self.variants):
@@ -155,7 +155,7 @@ class Load:
     Attributes:
         threads: Callers, a thread each.
         calls: Calls that all of them finished.
-        seconds: From the common start to the last answer.
+        seconds: From the common start to the end of the last call.
         items_per_s: Items a second, of all together.
     """
 
@@ -192,12 +192,12 @@ class ColdStart:
     Attributes:
         load_s: Seconds from nothing to a callable.
         first_call_ms: The first call, which may compile.
-        second_call_ms: The second, to hold it against.
-        peak_memory_bytes: The most memory that the process ever held (its peak resident set),
+        second_call_ms: The second, for comparison.
+        peak_memory_bytes: The most memory that the process ever used (its peak resident set),
             loading and calling included.
         peak_memory_growth_bytes: How much of that the loading and calling added to the peak of
-            before. 0 where the process had held as much already: ask a fresh process.
-        device_memory_bytes: What it took of the GPU's memory; None where there is no GPU.
+            before. 0 where the process had used as much before: measure in a fresh process.
+        device_memory_bytes: GPU memory that it took; None without a GPU.
         profile_memory_bytes: What an execution context of an engine takes of it for each profile,
             the dynamic one first, its inputs and outputs apart; empty for what has no profiles.
     """

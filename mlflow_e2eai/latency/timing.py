@@ -1,4 +1,4 @@
-"""One call, timed: here, or by a callable that knows better."""
+"""One call, timed here or by the callable itself."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from mlflow_e2eai.errors import InvalidInputError
 from mlflow_e2eai.latency.report import Timing
 
 TOUCH_MS = 1.0
-"""A call shorter than this feels what ran before it; see `Touched`."""
+"""A call shorter than this depends on what ran before it; see `Touched`."""
 
 
 class TimesItself(Protocol):
-    """A callable that knows best how long its call took.
+    """A callable that measures the duration of its own calls.
 
     One that runs on a device has the device's clock (CUDA events), one that runs in another process
-    the time there. Where each turn is a journey, it may also have a method ``series(tensors, *,
-    fill_ms, calls)``: make calls until they fill that time, at most so many, and give the time of
-    each on the host in milliseconds.
+    the time there. Where each call is a round trip to that process, it may also have a method
+    ``series(tensors, *, fill_ms, calls)``: make at most `calls` calls until they fill `fill_ms`,
+    and return the time of each on the host in milliseconds.
     """
 
     def timed(self, tensors: Tensors, /) -> Timing:
-        """Make one call; return when the answer is there."""
+        """Make one call; return when the outputs are complete."""
 
 
 class Touched:
@@ -43,11 +43,11 @@ class Touched:
         self._last_ms = 0.0
 
     def __call__(self, tensors: Tensors) -> Tensors:
-        """Ask it."""
+        """Run the callable."""
         return self._infer(tensors)
 
     def timed(self, tensors: Tensors) -> Timing:
-        """Ask it, after a touch where the last call was shorter than `TOUCH_MS`."""
+        """Time a call, after an untimed one where the last call was shorter than `TOUCH_MS`."""
         if self._last_ms < TOUCH_MS:
             self._infer(tensors)
         timing = timed(self._infer, tensors)
@@ -58,26 +58,26 @@ class Touched:
 def timed(
     infer: Infer, sample: Tensors, *, clock: Callable[[], float] = time.perf_counter
 ) -> Timing:
-    """Make one call, and tell how long it took.
+    """Make one call, and return its duration.
 
     Args:
-        infer: The callable; one that times itself is asked to.
-        sample: What it is asked.
+        infer: The callable; one that times itself does so.
+        sample: Its inputs.
         clock: Seconds that only grow.
 
     Raises:
-        InvalidInputError: The clock went backwards in it.
+        InvalidInputError: The clock went backwards during the call.
     """
     return time_on_host(infer, sample, clock)[1]
 
 
 def series(infer: Infer, sample: Tensors, *, fill_ms: float, calls: int) -> list[float]:
-    """Make calls until they fill some time, and tell how long each took.
+    """Make calls until they fill some time, and return their durations.
 
     Args:
         infer: The callable.
-        sample: What it is asked.
-        fill_ms: The time.
+        sample: Its inputs.
+        fill_ms: The time to fill.
         calls: Calls at most.
 
     Returns:

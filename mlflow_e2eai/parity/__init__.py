@@ -1,9 +1,9 @@
 """Two callables and samples -> ParityReport: do they compute the same numbers?
 
 comparison  runs both on each sample, in turns
-judge       outputs -> sums and findings
+comparer    outputs -> sums and findings
 measure     two arrays -> how they differ
-answers     outputs of one call, and the circumstances of it
+outputs     outputs of one call, and the circumstances of it
 tolerances  how much they may differ
 samples     generated samples, at the corners of a profile and beyond
 report      the report

@@ -60,7 +60,7 @@ class Measure:
 
     @property
     def noise(self) -> float:
-        """Largest difference as a share of the largest magnitude; infinite where one is strange."""
+        """Largest difference as a share of the largest magnitude; infinite on a mismatch."""
         return math.inf if self.mismatched else self.max_rel
 
     @property
@@ -73,7 +73,7 @@ class Measure:
         return math.sqrt(self.squared / self.reference_squared)
 
     def add(self, other: Measure) -> None:
-        """Take another answer in; positions are not kept, as they are of one answer."""
+        """Add the sums of another call; positions are left out, as they are of one call."""
         for name in _SUMS:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for name in _MAXIMA:
@@ -94,10 +94,10 @@ class Measure:
         norms = math.sqrt(self.reference_squared) * math.sqrt(self.candidate_squared)
         equal_zeros = self.reference_squared == self.candidate_squared == 0
         finite = max(self.elements - self.mismatched, 1)
-        strange = bool(self.mismatched)
+        mismatched = bool(self.mismatched)
         return OutputParity(
             name=name,
-            max_abs_error=math.inf if strange else self.max_abs,
+            max_abs_error=math.inf if mismatched else self.max_abs,
             max_rel_error=self.noise,
             mean_abs_error=self.absolute / finite,
             rmse=math.sqrt(self.squared / finite),
@@ -105,7 +105,7 @@ class Measure:
             nonfinite_count=self.mismatched,
             elements=self.elements,
             tolerance=tolerance,
-            max_elementwise_error=math.inf if strange else self.max_elementwise,
+            max_elementwise_error=math.inf if mismatched else self.max_elementwise,
             mean_elementwise_error=self.elementwise / finite,
             snr_db=_decibels(self.noise_to_signal),
             outside_share=(self.outside + self.mismatched) / max(self.elements, 1),
@@ -149,53 +149,53 @@ def is_exact(array: Array) -> bool:
 
 
 def measure(
-    right: Array, given: Array, limit: float, *, answers: int = 1, least: float = TINY
+    right: Array, given: Array, limit: float, *, calls: int = 1, least: float = TINY
 ) -> Measure:
-    """Hold one answer against another, or several in one go.
+    """Compare an output with the right one, or those of several calls in one go.
 
     Args:
-        right: What is wanted, of any shape.
-        given: What there is, of the same shape.
+        right: The right output, of any shape.
+        given: The output to compare, of the same shape.
         limit: Largest difference, as a share of the largest magnitude in `right`; integers,
             booleans and texts must be equal.
-        answers: How many of one shape the arrays hold, one after the other. Each has a largest
-            magnitude of its own.
+        calls: Calls whose outputs of one shape the arrays hold, one after the other. Each has a
+            largest magnitude of its own.
         least: Magnitude that stands in where the largest is smaller.
     """
-    found = Measure(elements=right.size)
+    sums = Measure(elements=right.size)
     exact = is_exact(right)
     right, given = _plain(right), _plain(given)
     with np.errstate(all="ignore"):  # infinities and NaN are counted, not warned of
         if not exact and given.dtype.kind not in NO_NUMBERS:
-            _rank(found, right, given)
+            _rank(sums, right, given)
         flat_right, flat_given = _numbers(right, given)
-        scale = _scale(flat_right, answers, least)
+        scale = _scale(flat_right, calls, least)
         for start in range(0, flat_right.size, BLOCK):
             piece = slice(start, start + BLOCK)
             _block(
-                found,
+                sums,
                 flat_right[piece],
                 flat_given[piece],
                 start=start,
                 scale=scale if isinstance(scale, float) else scale[piece],
                 limit=None if exact else limit,
             )
-    return found
+    return sums
 
 
-class _Room(threading.local):
-    """Memory to measure in: to ask for it anew at each answer costs more than the arithmetic."""
+class _Buffers(threading.local):
+    """Buffers of a thread: allocating them for each call costs more than the arithmetic."""
 
     def __init__(self) -> None:
         self.buffers = np.empty((3, BLOCK))
         self.ones = np.ones(BLOCK)
 
 
-_ROOM = _Room()
+_ROOM = _Buffers()
 
 
 def _block(
-    found: Measure,
+    sums: Measure,
     right: Array,
     given: Array,
     *,
@@ -211,11 +211,11 @@ def _block(
     np.subtract(wide_given, wide_right, out=difference)
     squares = _dots(buffers, buffers)
     if not math.isfinite(squares[2]):
-        _count_nonfinite(found, buffers, start)
+        _count_nonfinite(sums, buffers, start)
         squares = _dots(buffers, buffers)
-    found.reference_squared += squares[0]
-    found.candidate_squared += squares[1]
-    found.squared += squares[2]
+    sums.reference_squared += squares[0]
+    sums.candidate_squared += squares[1]
+    sums.squared += squares[2]
     np.abs(difference, out=difference)
     if limit is None:
         # float64 cannot tell large neighbours apart.
@@ -223,22 +223,22 @@ def _block(
     at = int(difference.argmax())
     if not (largest := float(difference[at])):
         return
-    if largest > found.max_abs:
-        found.max_abs, found.worst = largest, start + at
+    if largest > sums.max_abs:
+        sums.max_abs, sums.worst = largest, start + at
     relative = np.abs(wide_right, out=wide_right)
     np.add(relative, FLOOR * scale, out=relative)
     np.divide(difference, relative, out=relative)
     elementwise, absolute = _dots(buffers[::2], _ROOM.ones[: right.size])
-    found.elementwise += elementwise
-    found.absolute += absolute
-    found.max_elementwise = max(found.max_elementwise, float(relative[relative.argmax()]))
+    sums.elementwise += elementwise
+    sums.absolute += absolute
+    sums.max_elementwise = max(sums.max_elementwise, float(relative[relative.argmax()]))
     share = largest / scale if isinstance(scale, float) else float((difference / scale).max())
-    found.max_rel = max(found.max_rel, share)
+    sums.max_rel = max(sums.max_rel, share)
     if share > (allowed := limit or 0.0):
         outside = difference / scale > allowed
-        found.outside += int(np.count_nonzero(outside))
-        if found.first is None:
-            found.first = start + int(outside.argmax())
+        sums.outside += int(np.count_nonzero(outside))
+        if sums.first is None:
+            sums.first = start + int(outside.argmax())
 
 
 def _dots(rows: Array, others: Array) -> list[float]:
@@ -248,41 +248,41 @@ def _dots(rows: Array, others: Array) -> list[float]:
     return list((first + np.vecdot(rows[:, half:], others[..., half:])).tolist())
 
 
-def _count_nonfinite(found: Measure, buffers: Array, start: int) -> None:
+def _count_nonfinite(sums: Measure, buffers: Array, start: int) -> None:
     """Count values that are not finite on either side, and replace them by zeros."""
     right, given, _ = buffers
-    strange_right, strange_given = ~np.isfinite(right), ~np.isfinite(given)
-    strange = strange_right | strange_given
+    right_nonfinite, given_nonfinite = ~np.isfinite(right), ~np.isfinite(given)
+    nonfinite = right_nonfinite | given_nonfinite
     alike = (right == given) | (np.isnan(right) & np.isnan(given))
-    mismatched = strange & ~alike
-    found.reference_nonfinite += int(np.count_nonzero(strange_right))
-    found.candidate_nonfinite += int(np.count_nonzero(strange_given))
+    mismatched = nonfinite & ~alike
+    sums.reference_nonfinite += int(np.count_nonzero(right_nonfinite))
+    sums.candidate_nonfinite += int(np.count_nonzero(given_nonfinite))
     if count := int(np.count_nonzero(mismatched)):
-        found.mismatched += count
-        found.bad = start + int(mismatched.argmax()) if found.bad is None else found.bad
-    buffers[:, strange] = 0
+        sums.mismatched += count
+        sums.bad = start + int(mismatched.argmax()) if sums.bad is None else sums.bad
+    buffers[:, nonfinite] = 0
 
 
-def _rank(found: Measure, right: Array, given: Array) -> None:
+def _rank(sums: Measure, right: Array, given: Array) -> None:
     """Count the rows whose largest element is in the same place, ties given the benefit."""
     if right.dtype.kind != "f" or right.ndim < 2 or right.shape[-1] < 2 or not right.size:  # noqa: PLR2004
         return
     classes = right.shape[-1]
     right, given = right.reshape(-1, classes), given.reshape(-1, classes)
     first, chosen = right.argmax(axis=-1), given.argmax(axis=-1)
-    found.rows = found.argmax_agrees = len(first)
+    sums.rows = sums.argmax_agrees = len(first)
     if classes > FIVE:
-        found.top5_rows = found.top5_agrees = found.rows
+        sums.top5_rows = sums.top5_agrees = sums.rows
     other = np.flatnonzero(first != chosen)
     if not other.size:
         return
     first, chosen = first[other], chosen[other]
     wanted = given[other, first]
     tied = (wanted == given[other, chosen]) | (right[other, chosen] == right[other, first])
-    found.argmax_agrees -= int(np.count_nonzero(~tied))
+    sums.argmax_agrees -= int(np.count_nonzero(~tied))
     if classes > FIVE:
         among = tied | ((given[other] > wanted[:, None]).sum(axis=-1) < FIVE)
-        found.top5_agrees -= int(np.count_nonzero(~among))
+        sums.top5_agrees -= int(np.count_nonzero(~among))
 
 
 def _plain(array: Array) -> Array:
@@ -302,11 +302,11 @@ def _numbers(right: Array, given: Array) -> tuple[Array, Array]:
     return right.reshape(-1), given.reshape(-1)
 
 
-def _scale(flat: Array, answers: int, least: float) -> float | Array:
-    """The largest magnitude of one answer; of several, that of its own for each element."""
-    if answers == 1:
+def _scale(flat: Array, calls: int, least: float) -> float | Array:
+    """The largest magnitude of one call; of several, that of its call for each element."""
+    if calls == 1:
         return max(_peak(flat), least)
-    table = flat.reshape(answers, -1)
+    table = flat.reshape(calls, -1)
     peaks = np.array([_peak(row) for row in table])
     return np.repeat(np.maximum(peaks, least), table.shape[1])
 

@@ -29,12 +29,12 @@ Kind: TypeAlias = Literal[
 ]
 """What can be wrong.
 
-``threads``, ``stale``, ``unwritten``, ``swapped`` and ``transposed`` say how an answer came to be
-wrong, where that can be seen: only when several threads ask at once, the answer to the question
-before, elements that were never written, the numbers of another output, axes in another order. They
-stand beside the kind that says that it is wrong.
+``threads``, ``stale``, ``unwritten``, ``swapped`` and ``transposed`` are reasons for a wrong
+output, reported with the kind that says that it is wrong: only when several threads call at once,
+the output of the call before, elements that were never written, the numbers of another output, axes
+in another order.
 ``snr`` is an error too small for any one element to show, and ``noisy_reference`` a reference that
-does not agree with itself, against which nothing can be judged.
+does not agree with itself, so that nothing can be compared with it.
 """
 
 
@@ -44,7 +44,7 @@ class Finding:
 
     Attributes:
         kind: What is wrong.
-        output: Which output; None when it is about the whole answer. Of ``changed_input``, which
+        output: Which output; None when it is about all outputs. For ``changed_input``, which
             input.
         sample: Number of the sample, from 0, or None when it is about none.
         index: Position of the worst element in the output, or None.
@@ -83,7 +83,7 @@ class OutputParity:
         name: The output.
         max_abs_error: Largest absolute difference.
         max_rel_error: Largest absolute difference, as a share of the largest magnitude that the
-            reference has in the same sample. This is what the tolerance is held against.
+            reference has in the same sample. The tolerance limits this.
         mean_abs_error: Mean absolute difference.
         rmse: Root of the mean squared difference.
         cosine: Cosine of the angle between all of the reference and all of the candidate; 1 where
@@ -105,9 +105,9 @@ class OutputParity:
             five largest; None where there are no more than five.
         reference_nonfinite: Elements of the reference that are NaN or infinite.
         candidate_nonfinite: The same of the candidate.
-        noise: Largest difference between two answers of the candidate to one question, as a share
-            of the largest magnitude.
-        reference_noise: The same of the reference; 0 where it was asked once.
+        noise: Largest difference between two outputs of the candidate for the same inputs, as a
+            share of the largest magnitude.
+        reference_noise: The same of the reference; 0 where it was called once.
         first_wrong: The first element that is outside the tolerance, or None.
     """
 
@@ -135,16 +135,16 @@ class OutputParity:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParityReport:
-    """Whether a candidate gives the reference's numbers, and why not.
+    """Whether a candidate computes the reference's numbers, with findings if not.
 
     Attributes:
         outputs: One entry for each output that could be compared.
         findings: What is wrong, at most one of each kind for each output; empty when all is right.
         samples: Samples compared.
-        repeats: Times that each was asked, one call at a time.
+        repeats: Calls for each, one at a time.
         tolerance: The limit on `OutputParity.max_rel_error` where an output has none of its own.
-        calls: Answers of the candidate that were judged, those to several threads among them.
-        threads: Threads that asked at once; 1 where that was not tried.
+        calls: Calls of the candidate that were compared, those of several threads among them.
+        threads: Threads that called at once; 1 where that was not tried.
     """
 
     outputs: tuple[OutputParity, ...]

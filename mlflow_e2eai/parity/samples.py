@@ -67,8 +67,8 @@ def batch_samples(
 def other_sample(example: Tensors, graph: OnnxArtifact, reference: Infer) -> Tensors | None:
     """The input example at opt with every input turned round: other numbers of the same kind.
 
-    Where only one question is ever asked, an answer that was kept from the last call is the right
-    one. A profile without dynamic axes has only one corner.
+    Where only one sample ever runs, stale outputs of the call before are the right ones. A profile
+    without dynamic axes has only one corner.
 
     Args:
         example: One array for each input.
@@ -112,13 +112,13 @@ def branch_samples(whole: Tensors) -> dict[str, Tensors]:
             np.logical_not(array, out=np.empty_like(array)) if _is_flag(array) else array
         ),
     }
-    made = {
+    candidates = {
         label: {name: np.asarray(change(array)) for name, array in whole.items()}
         for label, change in changes.items()
     }
     return {
         label: sample
-        for label, sample in made.items()
+        for label, sample in candidates.items()
         if not all(np.array_equal(array, whole[name]) for name, array in sample.items())
     }
 
@@ -145,8 +145,8 @@ def edge_samples(example: Tensors, graph: OnnxArtifact, reference: Infer) -> dic
     Args:
         example: One array for each input.
         graph: Where the dynamic axes are, and their opt sizes.
-        reference: The model that is right. An edge that it refuses, or answers with NaN or an
-            infinity, is left out: what it makes of such numbers says nothing of a variant.
+        reference: The model that is right. An edge that it refuses, or whose outputs hold NaN or an
+            infinity, is left out: its outputs for such numbers say nothing about a variant.
 
     Returns:
         Samples by edge; none for a model with no floating input.
@@ -154,14 +154,14 @@ def edge_samples(example: Tensors, graph: OnnxArtifact, reference: Infer) -> dic
     if not any(array.dtype.kind == "f" for array in example.values()):
         return {}
     whole = resize(example, graph.inputs, {axis.name: axis.opt for axis in graph.axes})
-    made = {
+    candidates = {
         edge: {
             name: np.asarray(change(array)) if array.dtype.kind == "f" else array
             for name, array in whole.items()
         }
         for edge, change in (("zeros", np.zeros_like), ("denormal", _denormal), ("large", _large))
     }
-    return {edge: sample for edge, sample in made.items() if _is_sound(reference, sample)}
+    return {edge: sample for edge, sample in candidates.items() if _is_sound(reference, sample)}
 
 
 def _denormal(array: Array) -> Array:
@@ -176,8 +176,8 @@ def _large(array: Array) -> Array:
 
 def _is_sound(reference: Infer, sample: Tensors) -> bool:
     try:
-        answer = reference(sample)
-    except Exception:  # noqa: BLE001 - whatever the user's forward raises on numbers that we made
+        outputs = reference(sample)
+    except Exception:  # noqa: BLE001 - the user's forward may raise anything on generated numbers
         return False
-    arrays = (*sample.values(), *answer.values())
+    arrays = (*sample.values(), *outputs.values())
     return all(np.isfinite(array).all() for array in arrays if array.dtype.kind == "f")

@@ -1,4 +1,4 @@
-"""How much a right answer may differ, and where the numbers come from."""
+"""Tolerances of outputs by precision, and the derivation of the numbers."""
 
 from __future__ import annotations
 
@@ -53,19 +53,19 @@ FEW = 64
 """An error's root mean square over fewer elements scatters as much as its largest."""
 
 NOISE_SHARE = 0.25
-"""Two answers to one question may differ by this share of the tolerance.
+"""Two outputs for the same inputs may differ by this share of the tolerance.
 
 Only the order of sums differs between them, not the rounding of weights and activations, which is
 the greater part of the error that the tolerance admits.
 """
 
 NOISE_FACTOR = 3.0
-"""Or by this many times what two answers of the reference differ by: the largest of about fifty
+"""Or by this many times what two outputs of the reference differ by: the largest of about fifty
 differences is three times that of one pair, where noise is normal."""
 
 FLOOR = 1e-3
 """Share of the sample's largest magnitude that is added to an element's own before errors are taken
-relative to it: what is left of a sum that cancelled has no digits to be relative to."""
+relative to it: the result of a sum with cancellation has no correct digits."""
 
 TINY = 2.0**-126
 """The scale of an output is at least the smallest normal number of fp32."""
@@ -83,7 +83,7 @@ class Limits:
         noise_to_signal: Limit on the root mean square; infinite where the caller chose `default`.
         outputs: Limits of outputs that have their own; no other limit holds for them.
         scales: Magnitude that errors are a share of where the output's own is smaller. The root
-            mean square of an output that has one is not judged: it has no such floor.
+            mean square of an output that has one is not limited: it has no such floor.
     """
 
     default: float

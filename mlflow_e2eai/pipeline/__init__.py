@@ -3,8 +3,8 @@
 build          all stages on a model in memory
 stages         each stage with its log, for build and jobs alike
 jobs           one stage on a logged model
-job_inputs     what a job reads from the lineage of its model
-source         the PyTorch model or ONNX file at the beginning
+job_inputs     the inputs of a job, from the lineage of its model
+source         the PyTorch model or ONNX file at the root
 onnx_file      an ONNX file as a source
 engines        engines for all precisions and targets
 settings       the options of a pipeline

@@ -96,7 +96,7 @@ def build(
         )
         machines: list[MachineEvidence] = []
         failed: Mapping[str, str] = {}
-        if remote is not None and remote.other_machines:
+        if remote is not None:
             others = [engine for engine in engines if unsupported_here(engine, graphs) is not None]
             machines, failed = remote.evaluate(graphs, others, batch_sizes=settings.batch_sizes)
         remote_evidence = [entry for machine in machines for entry in machine.evidence]
@@ -138,7 +138,7 @@ def build(
 
 
 def _worth_it(artifacts: Sequence[Artifact], evidence: Sequence[Evidence]) -> tuple[Artifact, ...]:
-    """The artifacts but for quantised ones that are not worth their error."""
+    """The artifacts without quantised ones that are not worth their error."""
     return tuple(artifact for artifact in artifacts if is_retained(artifact, evidence))
 
 
@@ -150,7 +150,7 @@ def _convert_all(
     example: Tensors,
     evaluation: EvaluationData | None,
 ) -> tuple[list[OnnxArtifact], list[PrecisionReport]]:
-    """The graph in each precision that it can be had in, and a report for each precision."""
+    """The graph in each possible precision, and a report for each requested one."""
     graphs, reports = [], []
     for precision in dict.fromkeys(settings.precisions):
         if graph_precision(precision) == cleaned.precision:

@@ -39,7 +39,7 @@ def compile_all(
     """Build the engines for all precisions and targets of the settings.
 
     Returns:
-        The engines; and evidence for those that TensorRT does not build, or remote jobs failed to.
+        The engines; and evidence for those that TensorRT or remote jobs did not build.
     """
     engines: list[EngineArtifact] = []
     not_built = []
@@ -88,7 +88,7 @@ class _Plan(NamedTuple):
 def _plans(
     graphs: Sequence[OnnxArtifact], settings: Settings, remote: RemoteJobs | None
 ) -> dict[EngineRequest, _Plan]:
-    """An engine for each precision and target, of the graph that it is built from."""
+    """An engine for each precision and target, with the graph that it is built from."""
     other_machines = remote is not None and remote.other_machines
     return {
         EngineRequest(
@@ -111,7 +111,7 @@ def _plans(
 
 
 def _targets(texts: Sequence[str], *, other_machines: bool) -> dict[str, Target | None]:
-    """The target of each text; None for ``local`` where that is another machine."""
+    """The target of each text; None for ``local`` on another machine."""
     targets = {
         (None if text == "local" else parse(text)) if other_machines else resolve(text): text
         for text in texts
@@ -123,7 +123,7 @@ def _targets(texts: Sequence[str], *, other_machines: bool) -> dict[str, Target 
 def _refusal(
     graph: OnnxArtifact, target: Target | None, settings: BuildSettings, *, other_machines: bool
 ) -> str | None:
-    """Why no build is tried; None where it is."""
+    """Reason why a build is not tried; None where it is."""
     if target is None:
         return None
     if other_machines:

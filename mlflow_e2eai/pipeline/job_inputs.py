@@ -1,4 +1,4 @@
-"""The input of a stage on its own, fetched from the lineage that it stands in."""
+"""The input of a single stage, fetched from the lineage of a logged model."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
 
 GRAPHS = ("clean", "convert")
-"""Stages whose graph is run, and made an engine of."""
+"""Stages whose graph can be run, and compiled."""
 
 _log = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ class LoadedSource:
 
 
 class Job:
-    """The input of a stage on its own, and the lineage that it stands in.
+    """The input of a single stage, and its lineage.
 
     Attributes:
         model: The input.
@@ -80,7 +80,7 @@ class Job:
         self.model = model
         self.folder = folder
         root = tracking.ancestor(model, ("source", "export"))
-        # A lineage that an ONNX file began has no PyTorch model: its raw graph has no parent.
+        # A lineage from an ONNX file has no PyTorch model: its raw graph has no parent.
         self._source = tracking.ancestor(root, ("source",)) if _has_module(root) else None
         name = (self._source or root).name.removesuffix("-source" if self._source else "-raw")
         source_id = None if self._source is None else self._source.model_id
@@ -97,7 +97,7 @@ class Job:
     def reference(self, raw: OnnxArtifact, graph: OnnxArtifact) -> Iterator[Reference | None]:
         """The PyTorch module under a graph's names; None when it cannot be loaded here.
 
-        Where an ONNX file began the lineage, that file run by ONNX Runtime. Tensors that surgery
+        For a lineage from an ONNX file, that file run by ONNX Runtime. Tensors that surgery
         exposed come from ONNX Runtime on the raw graph.
         """
         with self._model(raw, graph) as infer:
@@ -127,7 +127,7 @@ class Job:
             yield infer
 
     def load_evaluation_data(self, graph: OnnxArtifact) -> EvaluationData | None:
-        """The evaluation data under a graph's names; None when there is none, or it cannot be had.
+        """The evaluation data under a graph's names; None if there is none that can be loaded.
 
         The module is loaded with it, as the data is logged with it.
         """
@@ -142,12 +142,12 @@ class Job:
         return None if data is None else data.for_graph(graph)
 
     def fetch_variants(
-        self, beside: Sequence[str] = ()
+        self, others: Sequence[str] = ()
     ) -> tuple[list[OnnxArtifact], list[EngineArtifact], dict[str, Array]]:
         """Fetch the graphs and engines to evaluate, and their input example.
 
         Args:
-            beside: Ids of graphs and engines that are evaluated with the input, where that is a
+            others: Ids of graphs and engines that are evaluated with the input, where that is a
                 graph.
         """
         path = self.folder / "input"
@@ -168,7 +168,7 @@ class Job:
         graph, example = fetch_graph(self.model, path)
         models[graph.sha256] = self.model.model_id
         graphs, engines = [graph], []
-        for model_id in beside:
+        for model_id in others:
             model = tracking.resolve(model_id)
             folder = self.folder / model_id
             folder.mkdir()
@@ -196,7 +196,7 @@ def _has_module(root: LoggedModel) -> bool:
 
 
 def load_source(model: LoggedModel, folder: Path, axes: DynamicAxes | None) -> LoadedSource:
-    """Load a PyTorch model; `axes` stand in for those that it was logged with, unless None."""
+    """Load a PyTorch model; `axes` replace those that it was logged with, unless None."""
     folder.mkdir(exist_ok=True, parents=True)
     logged = tracking.fetch_source(model, folder)
     module, example = flatten_module(logged.model, logged.input_example)

@@ -1,6 +1,6 @@
-"""One stage alone, on what an earlier one logged: fetch, run the stage, log what it made.
+"""One stage on a logged model: fetch the input, run the stage, log the output.
 
-Any model of the chain will do for any stage: each walks up to the one that it needs, so that
+Any model of the lineage can be given to any stage: each walks up to the one that it needs, so that
 ``export`` of a registered bundle exports the PyTorch model that the bundle was made from.
 """
 
@@ -52,7 +52,7 @@ from mlflow_e2eai.tracking.recorder import Output
 
 
 def log(factory: str, *, name: str) -> str:
-    """Log a PyTorch model that a callable makes, for the stages to take further.
+    """Log a PyTorch model that a callable makes, as the source of later stages.
 
     Args:
         factory: ``package.module:callable`` or ``path/to/file.py:callable``. It returns a mapping
@@ -68,20 +68,20 @@ def log(factory: str, *, name: str) -> str:
         InvalidInputError: There is no such callable, or it returns something else.
     """
     with tracking.run("log", nested=True, tags={tracking.STAGE: "log"}) as run_id:
-        made = call(factory)
+        arguments = call(factory)
         return tracking.log_source(
-            made["model"],
-            made["input_example"],
+            arguments["model"],
+            arguments["input_example"],
             name=name,
             run_id=run_id,
-            dynamic_axes=made.get("dynamic_axes"),
-            operators=made.get("operators", ()),
-            operator_libraries=made.get("operator_libraries", ()),
+            dynamic_axes=arguments.get("dynamic_axes"),
+            operators=arguments.get("operators", ()),
+            operator_libraries=arguments.get("operator_libraries", ()),
             evaluation=evaluation_data.evaluation_of(
-                made["model"],
-                made["input_example"],
-                made.get("evaluation_data"),
-                made.get("metrics"),
+                arguments["model"],
+                arguments["input_example"],
+                arguments.get("evaluation_data"),
+                arguments.get("metrics"),
             ),
         )
 
@@ -100,8 +100,8 @@ def export(
         model_uri: Any model of the chain.
         exporter: See `mlflow_e2eai.export`.
         opset: Version of the ONNX operator set.
-        dynamic_axes: The same; None takes those that the model was logged with.
-        plan: What `clean` will do: the operators that it names need no implementation.
+        dynamic_axes: See `mlflow_e2eai.export`; None for those that the model was logged with.
+        plan: The plan for `clean`: the operators that it names need no implementation.
 
     Returns:
         Id of the raw ONNX LoggedModel.
@@ -179,15 +179,15 @@ def bisect(model_uri: str, *, precision: Precision = "fp16") -> tuple[Bisection,
     """Find the nodes of a chain's cleaned graph that must stay in fp32 for a precision to pass.
 
     ONNX Runtime runs it on the best device here; on the CPU with every value rounded to fp16, as a
-    GPU does. It is judged against the PyTorch model (where that cannot be loaded, against the graph
-    in fp32), at the corners of the profile and on the evaluation data that was logged with it.
+    GPU does. It is compared with the PyTorch model (where that cannot be loaded, with the graph in
+    fp32), at the corners of the profile and on the evaluation data that was logged with it.
 
     Args:
         model_uri: Any model of the chain, from the cleaned graph on.
-        precision: The one in which it fails.
+        precision: The precision in which it fails.
 
     Returns:
-        What `mlflow_e2eai.bisect` found, and the URI of its ``bisection.json`` on the run.
+        The result of `mlflow_e2eai.bisect`, and the URI of its ``bisection.json`` on the run.
 
     Raises:
         InvalidInputError: The precision is fp32, or unknown; or the graph fails in fp32 too.
@@ -275,7 +275,7 @@ def compile(
 def evaluate(
     model_uri: str,
     *,
-    beside: Sequence[str] = (),
+    others: Sequence[str] = (),
     engines: Sequence[str] | None = None,
     batch_sizes: Sequence[int] = (),
 ) -> MachineEvidence:
@@ -283,19 +283,19 @@ def evaluate(
 
     Args:
         model_uri: The graph, engine or bundle.
-        beside: More graphs and engines of its lineage, by the ids of their models.
+        others: More graphs and engines of its lineage, by the ids of their models.
         engines: Digests of the bundle's engines that are evaluated; None for all.
         batch_sizes: See `mlflow_e2eai.log_model`.
     """
     with job_on(model_uri, EVALUATED) as job:
-        graphs, built, example = job.fetch_variants(beside)
+        graphs, built, example = job.fetch_variants(others)
         built = [engine for engine in built if engines is None or engine.sha256 in engines]
         exported = tracking.ancestor(job.model, ("export",))
         raw, _ = fetch_graph(exported, job.folder / "raw")
         job.recorder.models[raw.sha256] = exported.model_id
         with job.reference(raw, graphs[0]) as reference:
             if reference is None:
-                msg = "Nothing can be judged without the PyTorch model; see the warning above."
+                msg = "Nothing can be compared without the PyTorch model; see the warning above."
                 raise TrackingError(msg)
             data = job.evaluation
             evidence, latency = evaluate_on(

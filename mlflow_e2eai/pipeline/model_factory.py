@@ -1,4 +1,4 @@
-"""PyTorch models from callables that a text names."""
+"""PyTorch models from callables by name."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mlflow_e2eai.errors import InvalidInputError
 
 
 def call(factory: str) -> Mapping[str, Any]:
-    """Call what ``package.module:callable`` or ``path/to/file.py:callable`` names.
+    """Call ``package.module:callable`` or ``path/to/file.py:callable``.
 
     Raises:
         InvalidInputError: There is no such callable, or it returns something else.

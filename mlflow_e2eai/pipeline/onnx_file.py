@@ -1,4 +1,4 @@
-"""An ONNX file that somebody else exported, as a raw graph."""
+"""An ONNX file of another exporter, as a raw graph."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def import_onnx(
 ) -> tuple[OnnxArtifact, dict[str, Array]]:
     """Read an ONNX file as the raw graph of a lineage without a PyTorch model.
 
-    What is made of it is judged against the file itself, run by ONNX Runtime: it is run once at
-    every corner of its profile.
+    The reference of its variants is the file itself, run by ONNX Runtime: it is run once at every
+    corner of its profile.
 
     Args:
         path: The file, in fp32; its weights may lie in other files of its folder.
@@ -86,16 +86,16 @@ def _require_fp32(model: onnx.ModelProto, path: Path) -> None:
         for attribute in node.attribute
         if attribute.name == "to"
     }
-    if found := sorted(narrow[kind] for kind in kinds & narrow.keys()):
+    if narrow_types := sorted(narrow[kind] for kind in kinds & narrow.keys()):
         msg = (
-            f"{path.name} computes in {found[0]} already, and would be the reference of all that "
-            f"is made of it; export the model in fp32."
+            f"{path.name} computes in {narrow_types[0]} already, and would be the reference of all "
+            f"that is made of it; export the model in fp32."
         )
         raise InvalidInputError(msg)
 
 
 def _name_axes(model: onnx.ModelProto, dynamic_axes: DynamicAxes) -> None:
-    """Give the open sizes of the inputs the names of their axes, in the outputs too."""
+    """Name the open sizes of the inputs after their axes, in the outputs too."""
     renamed: dict[str, str] = {}
     inputs = {spec.name: spec for spec in graphs.interface(model)[0]}
     values = {value.name: value for value in model.graph.input}
@@ -138,11 +138,11 @@ def _random_example(graph: OnnxArtifact) -> dict[str, Array]:
     """An input example from a graph's inputs, every axis at its opt."""
     random = np.random.default_rng(0)
     opt = {axis.name: axis.opt for axis in graph.axes}
-    found = {}
+    example = {}
     for spec in graph.inputs:
         shape = [size if isinstance(size, int) else opt[size] for size in spec.shape]
         dtype = np.dtype(spec.dtype)
         is_float = dtype.kind == "f"
         array = random.standard_normal(shape) if is_float else np.zeros(shape)
-        found[spec.name] = array.astype(dtype)
-    return found
+        example[spec.name] = array.astype(dtype)
+    return example

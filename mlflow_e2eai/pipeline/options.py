@@ -1,13 +1,13 @@
-"""Arguments as text: what the command line and MLproject give to a step.
+"""Arguments as text, for the command line and MLproject.
 
-An `Option` has all of it: the names, the text form, the default and one line of help. The fields of
-`mlflow_e2eai.pipeline.settings.Settings` carry theirs; `options_of` reads them.
+An `Option` has the names, the text form, the default and one line of help. The fields of
+`mlflow_e2eai.pipeline.settings.Settings` have theirs as metadata; `options_of` reads them.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,17 +26,17 @@ class Option:
 
     Attributes:
         name: Its name in MLproject; on the command line with ``--`` and hyphens.
-        argument: Name of the Python argument that takes the value.
+        argument: Name of the Python argument that takes the value; by default `name`.
         parse: Text to value; raises `InvalidInputError`.
         help: One line about it, without the default.
-        default: The text where none is given; None where one must be.
+        default: The text where none is given; None for a required option.
         metavar: The form of the text.
-        choices: All texts that there are, where they can be listed.
+        choices: All valid texts, where they can be listed.
         is_flag: Whether the option alone means ``yes`` on the command line.
     """
 
-    name: str
-    argument: str
+    name: str = ""
+    argument: str = ""
     parse: Callable[[str], Any]
     help: str
     default: str | None = None
@@ -44,41 +44,38 @@ class Option:
     choices: tuple[str, ...] = ()
     is_flag: bool = False
 
+    def __post_init__(self) -> None:
+        if not self.argument:
+            object.__setattr__(self, "argument", self.name)
+
 
 def option(
-    default: Any,
-    parse: Callable[[str], Any],
-    *,
-    help: str,  # noqa: A002 - the word of click and argparse
-    text: str | None = None,
-    name: str = "",
-    metavar: str = "TEXT",
-    choices: Sequence[str] = (),
+    default: Any, parse: Callable[[str], Any], *, text: str | None = None, **fields: Any
 ) -> Any:
     """Declare a field of a dataclass that can be given as text too.
 
     Args:
         default: Its default.
         parse: Text to value.
-        help: One line about it.
-        text: The text form of the default; by default that of its kind.
-        name: Name of the option where it is not the field's.
-        metavar: The form of the text.
-        choices: All texts that there are.
+        text: The text form of the default; by default that of its type.
+        **fields: Further fields of `Option`; its name is by default the field's.
     """
-    if text is None:
-        text = _text_of(default)
-    metadata = {"name": name, "parse": parse, "help": help, "default": text, "metavar": metavar}
-    metadata |= {"choices": tuple(choices), "is_flag": isinstance(default, bool)}
-    return dataclasses.field(default=default, metadata={_OPTION: metadata})
+    declared = Option(
+        parse=parse,
+        default=_text_of(default) if text is None else text,
+        is_flag=isinstance(default, bool),
+        **fields,
+    )
+    return dataclasses.field(default=default, metadata={_OPTION: declared})
 
 
 def options_of(value: type) -> dict[str, Option]:
     """The options that a dataclass declares with `option`, by field."""
     return {
-        field.name: Option(
+        field.name: dataclasses.replace(
+            field.metadata[_OPTION],
+            name=field.metadata[_OPTION].name or field.name,
             argument=field.name,
-            **{**field.metadata[_OPTION], "name": field.metadata[_OPTION]["name"] or field.name},
         )
         for field in dataclasses.fields(value)
         if _OPTION in field.metadata

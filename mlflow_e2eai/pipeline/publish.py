@@ -29,11 +29,11 @@ def log_report(
 ) -> None:
     """Write ``report.html`` and the plots on a run.
 
-    Where other machines measured too, ``report-2.html`` and so on are what each of them measured.
+    The evidence of other machines is in ``report-2.html`` and so on.
 
     Args:
         manifest: The bundle.
-        decision: The outcome of the gates; None before they were asked.
+        decision: The outcome of the gates; None before they were evaluated.
         run_id: The run.
         name: Name of the model.
         version: Its version, where it is registered.
@@ -66,5 +66,5 @@ def log_report(
 
 @functools.lru_cache(maxsize=1)
 def _plots(manifest: str) -> Mapping[str, bytes]:
-    """A manifest's plots: what has just logged a model often promotes it, and shows them again."""
+    """A manifest's plots; cached, as a process that logs a model often promotes it too."""
     return plots(from_json(Manifest, manifest))

@@ -1,4 +1,4 @@
-"""The source of a pipeline: a PyTorch model, or an ONNX file that somebody else exported."""
+"""The source of a pipeline: a PyTorch model, or an ONNX file of another exporter."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Source:
         raw: The graph.
         example: An array for each of its inputs.
         reference: The model, under the graph's names.
-        name: The variant that the reference is: `TORCH`, or `FILE`.
+        name: The variant of the reference: `TORCH`, or `FILE`.
         exported: The report of the export; None for a file.
     """
 
@@ -56,12 +56,12 @@ def open_source(
 
     Args:
         model: A ``torch.nn.Module``, ScriptModule or ExportedProgram; the path of an ONNX file; or
-            the raw graph of one that the recorder knows.
+            the raw graph of one that is logged.
         input_example: Inputs that it accepts. For a file a mapping of names to arrays, or None.
-        settings: What to make of it.
+        settings: The settings.
         work: A folder for the files.
         recorder: Logs the stages.
-        source: What stands for the model in the recorder's inputs.
+        source: Id of the model in the recorder's inputs.
         data: Evaluation data, whose names are checked before any work.
 
     Raises:
@@ -110,7 +110,7 @@ def _check_names(data: EvaluationData | None, example: dict[str, Array]) -> None
 
 
 def _check_nothing_to_export(settings: Settings) -> None:
-    """Refuse what only an exporter heeds."""
+    """Refuse settings that only an exporter uses."""
     usual = Settings()
     for name in ("exporter", "opset", "output_names", "operators"):
         if getattr(settings, name) != getattr(usual, name):

@@ -1,7 +1,7 @@
 """Each stage with its log: run it, log its output and report; the same in pipeline and jobs.
 
-A caller opens the stage on a recorder, so that it decides what a refusal means: an end for a job,
-one variant less for a pipeline.
+A caller opens the stage on a recorder, so that it handles a refusal: an error for a job, one
+variant less for a pipeline.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def export_on(
 
     Args:
         log: The stage's log.
-        module: A module of `flattened`.
+        module: A module of `flatten_module`.
         example: An array for each of its inputs.
         settings: The axes, the exporter and its options, the operators; and the surgery plan, as
             operators that it names need no implementation yet.
@@ -151,7 +151,7 @@ def convert_on(
     example: Tensors,
     evaluation: EvaluationData | None,
 ) -> tuple[OnnxArtifact, PrecisionReport]:
-    """Convert a graph, guarded by its ranges on all that is known, and log graph and report.
+    """Convert a graph, guarded by its ranges on all samples, and log graph and report.
 
     int8 and fp8 are calibrated on the evaluation data alone: the example at the corners of a
     profile is one item many times over, and would outweigh it.
@@ -167,7 +167,7 @@ def convert_on(
 
     Raises:
         InvalidInputError: The precision is int8 or fp8, and there is no evaluation data.
-        PrecisionError: The graph cannot be had in that precision; the report is logged.
+        PrecisionError: The graph cannot be converted to it; the report is logged.
     """
     if keep_fp32:
         log(Fp32Nodes(nodes=tuple(keep_fp32)))
@@ -184,7 +184,7 @@ def convert_on(
         raise
     if converted is not graph:
         if report.kept:
-            log(Fp32Nodes(nodes=tuple(kept.node for kept in report.kept)))
+            log(Fp32Nodes(nodes=tuple(node.node for node in report.kept)))
         log(Output(artifact=converted, example=example))
         log(report)
     return converted, report
@@ -207,8 +207,8 @@ def compile_on(
         cache: The engines that were built before, if any are known.
         graph: The graph.
         target: The GPUs that it is for.
-        wanted: The rest of the request. Builds are not the same to the bit, so that to rebuild
-            makes another engine.
+        wanted: The rest of the request. Builds are not bit-identical, so that a rebuild makes
+            another engine.
         out: The file to write, where it is built.
         example: An array for each input of the graph.
 
@@ -222,7 +222,7 @@ def compile_on(
         cached = cache.get(key, folder=out.with_suffix(".cached"))
         if cached is not None:
             log(Output(artifact=cached, example=example))
-            # By digest the same libraries; but these here the caller has allowed.
+            # The same libraries by digest, but these are allowed by the caller.
             return dataclasses.replace(cached, libraries=libraries)
     with _timings(log, cache, target, settings, out.with_suffix(".timings")) as timings:
         engine = compile(
@@ -242,7 +242,7 @@ def compile_on(
 def _timings(
     log: Log, cache: EngineCache | None, target: Target, settings: BuildSettings, folder: Path
 ) -> Iterator[Path | None]:
-    """A folder with the timings of earlier builds; what this build leaves there is logged."""
+    """A folder with the timings of earlier builds; those of this build are logged."""
     key = timings_key(target, settings)
     if key is None:
         yield None
@@ -265,7 +265,7 @@ def evaluate_on(
     batch_sizes: Sequence[int],
     not_evaluated: Sequence[tuple[EngineArtifact, str]] = (),
 ) -> tuple[list[Evidence], Mapping[str, LatencyReport]]:
-    """Evaluate every variant, and log what was measured, a stage for each variant.
+    """Evaluate every variant, and log its evidence, a stage for each variant.
 
     Args:
         recorder: The recorder: the variants are measured together, so that their stages come after.

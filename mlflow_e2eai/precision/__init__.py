@@ -1,7 +1,7 @@
-"""ONNX -> ONNX in another precision, with the interface kept in fp32.
+"""ONNX -> ONNX in another precision, with an fp32 interface.
 
 Precision is a property of the graph, not a flag of the builder: TensorRT 11 and TensorRT-RTX build
-strongly typed networks only, and TensorRT 10 can be asked for the same.
+strongly typed networks only, and TensorRT 10 has the same as an option.
 
 stage        `convert`
 fp16, bf16   the two half precisions

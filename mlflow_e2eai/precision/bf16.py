@@ -1,6 +1,6 @@
 """ONNX -> ONNX in bf16, but for the nodes that are to stay in fp32.
 
-ONNX Runtime's converter knows fp16 only. Which operators take bf16 is read from ONNX's own
+ONNX Runtime's converter supports fp16 only. Which operators take bf16 is read from ONNX's own
 definitions, so there is no list of operators here.
 """
 
@@ -42,8 +42,8 @@ def to_bf16(model: onnx.ModelProto, *, keep_fp32: Collection[str] = ()) -> onnx.
     import onnx
 
     names = graphs.node_names(model)
-    if strange := sorted(set(keep_fp32).difference(names)):
-        msg = f"The graph has no node {strange[0]!r} to keep in fp32; see graphs.node_names."
+    if unknown := sorted(set(keep_fp32).difference(names)):
+        msg = f"The graph has no node {unknown[0]!r} to keep in fp32; see graphs.node_names."
         raise InvalidInputError(msg)
     raised = _with_opset(model)
     for node, name in zip(raised.graph.node, names, strict=True):
@@ -67,7 +67,7 @@ def _with_opset(model: onnx.ModelProto) -> onnx.ModelProto:
         return raised
     try:
         raised = onnx.version_converter.convert_version(raised, OPSET)
-    except Exception as error:  # the converter raises whatever happened inside
+    except Exception as error:  # the converter's errors share no base class
         reason = " ".join(str(error).split())[:200]
         msg = f"The graph cannot be brought to opset {OPSET}, which bf16 needs: {reason}"
         raise PrecisionError(msg) from error
@@ -100,10 +100,10 @@ class _Retyping:
     """A graph on its way to bf16.
 
     Attributes:
-        model: It.
+        model: The graph.
         floats: Its values in fp32.
         weights: Those of them that are weights.
-        named: What a value is called in fp32 (False) and in bf16 (True), as far as it is there.
+        named: Name of a value in fp32 (False) and in bf16 (True), where that exists.
         nodes: The nodes so far, casts included.
     """
 
@@ -113,33 +113,35 @@ class _Retyping:
     named: dict[tuple[str, bool], str] = field(default_factory=dict)
     nodes: list[onnx.NodeProto] = field(default_factory=list)
 
-    def run(self, kept: frozenset[str]) -> None:
-        """Retype every node, and leave the interface as it was."""
+    def run(self, keep_fp32: frozenset[str]) -> None:
+        """Retype every node; the interface stays in fp32."""
         graph = self.model.graph
         outputs = {value.name for value in graph.output}
         self.named = {(value.name, False): value.name for value in graph.input}
         for node in graph.node:
-            narrow_in, narrow_out = (set(), set()) if node.name in kept else self._bf16_of(node)
+            narrow_in, narrow_out = (
+                (set(), set()) if node.name in keep_fp32 else self._bf16_of(node)
+            )
             if any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute):
                 narrow_in, narrow_out = set(), set()
                 self._widen_inside(node)
             node.input[:] = [
-                self._as(name, place in narrow_in) for place, name in enumerate(node.input)
+                self._as(name, index in narrow_in) for index, name in enumerate(node.input)
             ]
             self.nodes.append(node)
-            for place, name in enumerate(node.output):
-                narrow = place in narrow_out
+            for index, name in enumerate(node.output):
+                narrow = index in narrow_out
                 if narrow and name in outputs:
-                    node.output[place] = f"{name}_in_bf16"
-                self.named[name, narrow] = node.output[place]
+                    node.output[index] = f"{name}_in_bf16"
+                self.named[name, narrow] = node.output[index]
         for name in outputs & self.floats:
-            self._as(name, narrow=False, made=name)
+            self._as(name, narrow=False, output=name)
         del graph.node[:], graph.value_info[:]
         graph.node.extend(self.nodes)
         self._drop_unread()
 
     def _bf16_of(self, node: onnx.NodeProto) -> tuple[set[int], set[int]]:
-        """The places of a node's inputs and outputs that are to be in bf16."""
+        """Indices of the inputs and of the outputs of a node that are to be in bf16."""
         import onnx
 
         if node.domain not in ("", "ai.onnx"):
@@ -157,20 +159,20 @@ class _Retyping:
         }
         kinds = [schema.inputs[min(at, len(schema.inputs) - 1)] for at in range(len(node.input))]
         read = {
-            place
-            for place, (name, kind) in enumerate(zip(node.input, kinds, strict=True))
+            index
+            for index, (name, kind) in enumerate(zip(node.input, kinds, strict=True))
             if name in self.floats and admits.get(kind.type_str)
         }
-        types = {kinds[place].type_str for place in read}
+        types = {kinds[index].type_str for index in read}
         last = len(schema.outputs) - 1
-        given = {
-            place
-            for place in range(len(node.output))
-            if schema.outputs[min(place, last)].type_str in types
+        written = {
+            index
+            for index in range(len(node.output))
+            if schema.outputs[min(index, last)].type_str in types
         }
-        return read, given
+        return read, written
 
-    def _as(self, name: str, narrow: bool, made: str | None = None) -> str:  # noqa: FBT001
+    def _as(self, name: str, narrow: bool, output: str | None = None) -> str:  # noqa: FBT001
         """Name of a value in one of the two types, after a cast where one is needed."""
         import onnx
 
@@ -184,14 +186,16 @@ class _Retyping:
             self.named[name, narrow] = f"{name}_in_bf16" if narrow else name
             return self.named[name, narrow]
         source = self.named.get((name, not narrow), name)
-        made = made or f"{name}_in_{'bf16' if narrow else 'fp32'}"
+        output = output or f"{name}_in_{'bf16' if narrow else 'fp32'}"
         to = onnx.TensorProto.BFLOAT16 if narrow else onnx.TensorProto.FLOAT
-        self.nodes.append(onnx.helper.make_node("Cast", [source], [made], f"{made}_cast", to=to))
-        self.named[name, narrow] = made
-        return made
+        self.nodes.append(
+            onnx.helper.make_node("Cast", [source], [output], f"{output}_cast", to=to)
+        )
+        self.named[name, narrow] = output
+        return output
 
     def _widen_inside(self, node: onnx.NodeProto) -> None:
-        """Have what is inside a node read the values from outside in fp32."""
+        """Make the subgraphs of a node read the values from outside in fp32."""
         for attribute in node.attribute:
             for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
                 for each in inner.node:
@@ -208,18 +212,18 @@ class _Retyping:
         read = {name for node in graphs.nodes(self.model) for name in node.input}
         read |= {value.name for value in graph.output}
         read |= {value.name for value in _inner_outputs(graph.node)}
-        kept = [weight for weight in graph.initializer if weight.name in read]
+        weights = [weight for weight in graph.initializer if weight.name in read]
         del graph.initializer[:]
-        graph.initializer.extend(kept)
+        graph.initializer.extend(weights)
 
 
 def _inner_outputs(nodes: Iterable[onnx.NodeProto]) -> list[onnx.ValueInfoProto]:
-    found = []
+    names = []
     for node in nodes:
         for attribute in node.attribute:
             for inner in (attribute.g, *attribute.graphs):
-                found += [*inner.output, *_inner_outputs(inner.node)]
-    return found
+                names += [*inner.output, *_inner_outputs(inner.node)]
+    return names
 
 
 def _round_weight(weight: onnx.TensorProto) -> onnx.TensorProto:

@@ -1,7 +1,7 @@
 """Error of each node that reads bf16, and the nodes with too large an error.
 
-bf16 has the range of fp32 and 8 bits of it. So no range is asked here: every node is run beside a
-twin that reads the same values rounded, and the two are compared.
+bf16 has the range of fp32 with 8 bits of precision. So ranges are not measured here: every node is
+run together with a twin that reads the same values rounded, and the two are compared.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     import onnx
 
 LARGEST_LOSS = NOISE_TO_SIGNAL["bf16"] / 2
-"""Root mean square of what a node loses, as a share of what it gives. A decision of ours: no node
-alone may use up half of what the whole graph may lose. Rounding a sum's terms loses 0.17 %."""
+"""Root mean square of a node's error, as a share of its output. A decision of ours: no node alone
+may use up half of the tolerance of the whole graph. Rounding a sum's terms loses 0.17 %."""
 
 _LIMIT, _ZERO = "loss_limit", "loss_zero"
 """Constants of the graph with twins: from the one on, a number's square may be infinite; masks are
@@ -42,7 +42,7 @@ _EXACT = frozenset(
         *("Transpose", "Unsqueeze", "Where"),
     }
 )
-"""Operators that hand numbers on: what they give is as exact as what they read."""
+"""Operators that copy numbers: their outputs are as exact as their inputs."""
 
 
 def guard_losses(
@@ -50,8 +50,8 @@ def guard_losses(
 ) -> Guarded:
     """The nodes that lose more than `LARGEST_LOSS` to bf16 on samples, and those that feed them.
 
-    A node in fp32 is none the better for it when what it reads was rounded before: so what makes
-    its inputs stays in fp32 too.
+    A node in fp32 does not become exact where its inputs were rounded before: so the nodes that
+    write its inputs stay in fp32 too.
 
     Args:
         model: A graph in fp32.
@@ -69,7 +69,7 @@ def guard_losses(
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "plain.onnx")
         own = type(model)()
-        own.CopyFrom(model)  # what is large leaves a model that is written
+        own.CopyFrom(model)  # writing moves large weights out of the model
         graphs.write(own, path)
         del own
         with isolated(partial(losses_runner, path, libraries)) as infer:
@@ -84,22 +84,22 @@ def guard_losses(
 
 
 def _accumulate(
-    totals: Mapping[str, tuple[float, float]], answers: Tensors
+    totals: Mapping[str, tuple[float, float]], outputs: Tensors
 ) -> dict[str, tuple[float, float]]:
-    found = {}
-    for name, (noise, signal) in answers.items():
+    sums = {}
+    for name, (noise, signal) in outputs.items():
         before = totals.get(name, (0.0, 0.0))
-        found[name] = (before[0] + float(noise), before[1] + float(signal))
-    return found
+        sums[name] = (before[0] + float(noise), before[1] + float(signal))
+    return sums
 
 
 def _fp32_nodes(model: onnx.ModelProto, shares: Mapping[str, float]) -> tuple[Fp32Node, ...]:
     """The nodes that lose too much, with those that write their inputs, in graph order."""
     names = graphs.node_names(model)
     makers = {
-        made: (node, name)
+        node_of: (node, name)
         for node, name in zip(model.graph.node, names, strict=True)
-        for made in node.output
+        for node_of in node.output
     }
     reasons: dict[str, tuple[str, float]] = {}
 
@@ -140,12 +140,12 @@ def losses_runner(path: Path, libraries: Sequence[Library] = ()) -> Iterator[Inf
     """Run a graph whose nodes each have a twin that reads values rounded to bf16.
 
     Args:
-        path: The graph, in a folder where another can be put.
+        path: The graph, in a folder where another can be written.
         libraries: Libraries with operators of the graph.
 
     Yields:
-        A callable from the graph's inputs to, by floating value that a node makes, the sum of the
-        squares of what it loses, and of what it is, where that is below 1e15.
+        A callable from the graph's inputs to, by floating value that a node writes, the sum of the
+        squares of its error, and of the value itself, where that is below 1e15.
 
     Raises:
         RunnerError: ONNX Runtime cannot load the graph.
@@ -154,7 +154,7 @@ def losses_runner(path: Path, libraries: Sequence[Library] = ()) -> Iterator[Inf
 
     model = graphs.read(path)
     floats = set(floating_values(model, path.with_name("exposed.onnx"), libraries))
-    made = set(floats)
+    computed = set(floats)
     for constant, number in ((_LIMIT, 1e15), (_ZERO, 0.0)):
         tensor = onnx.numpy_helper.from_array(np.array(number, np.float32), constant)
         model.graph.initializer.append(tensor)
@@ -162,10 +162,10 @@ def losses_runner(path: Path, libraries: Sequence[Library] = ()) -> Iterator[Inf
     floats |= {w.name for w in model.graph.initializer if w.data_type == wide}
     floats |= {v.name for v in model.graph.input if v.type.tensor_type.elem_type == wide}
     for node in [*model.graph.node]:
-        if not _has_graph(node) and floats & {*node.input} and made & {*node.output}:
+        if not _has_graph(node) and floats & {*node.input} and computed & {*node.output}:
             _add_twin(model.graph, node, floats)
     there = {out for node in model.graph.node for out in node.output}
-    outputs = sorted(value for value in made if f"{value}_noise" in there)
+    outputs = sorted(value for value in computed if f"{value}_noise" in there)
     del model.graph.output[:]
     for value in outputs:
         for kind in ("noise", "signal"):
@@ -192,7 +192,7 @@ def _has_graph(node: onnx.NodeProto) -> bool:
 
 
 def _add_twin(graph: onnx.GraphProto, node: onnx.NodeProto, floats: set[str]) -> None:
-    """Add a node's twin, and what sums the squares of the difference."""
+    """Add a node's twin, and the nodes that sum the squares of the difference."""
     import onnx
 
     known = {out for one in graph.node for out in one.output}
@@ -201,20 +201,20 @@ def _add_twin(graph: onnx.GraphProto, node: onnx.NodeProto, floats: set[str]) ->
         graph.node.append(onnx.helper.make_node(operator, [*inputs], [to], **attributes))
         return to
 
-    def cast(source: str, made: str, kind: int) -> str:
-        if made not in known:
-            graph.node.append(onnx.helper.make_node("Cast", [source], [made], to=kind))
-            known.add(made)
-        return made
+    def cast(source: str, output: str, kind: int) -> str:
+        if output not in known:
+            graph.node.append(onnx.helper.make_node("Cast", [source], [output], to=kind))
+            known.add(output)
+        return output
 
     narrow, wide = onnx.TensorProto.BFLOAT16, onnx.TensorProto.FLOAT
     twin = onnx.NodeProto()
     twin.CopyFrom(node)
     twin.name = ""
-    for place, name in enumerate(node.input):
+    for index, name in enumerate(node.input):
         if name in floats:
             between = cast(name, f"{name}_narrow", narrow)
-            twin.input[place] = cast(between, f"{name}_rounded", wide)
+            twin.input[index] = cast(between, f"{name}_rounded", wide)
     twin.output[:] = [f"{name}_twin" if name else "" for name in node.output]
     graph.node.append(twin)
     for name in {*node.output} & floats:
@@ -225,6 +225,6 @@ def _add_twin(graph: onnx.GraphProto, node: onnx.NodeProto, floats: set[str]) ->
         both = add("And", *counted, to=f"{name}_both")
         lost = add("Sub", name, f"{name}_twin", to=f"{name}_lost")
         for what, kind in ((lost, "noise"), (name, "signal")):
-            kept = add("Where", both, what, _ZERO, to=f"{name}_{kind}_kept")
-            square = add("Mul", kept, kept, to=f"{name}_{kind}_square")
+            selected = add("Where", both, what, _ZERO, to=f"{name}_{kind}_kept")
+            square = add("Mul", selected, selected, to=f"{name}_{kind}_square")
             add("ReduceSum", square, to=f"{name}_{kind}", keepdims=0)

@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 Calibrator: TypeAlias = Literal["max", "mse"]
 
-_KEPT_BITS = 5
-"""Bits of a float's mantissa that tell its bin: 32 bins for each power of two."""
+_BIN_BITS = 5
+"""Bits of a float's mantissa in the number of its bin: 32 bins for each power of two."""
 
-_SHIFT = 23 - _KEPT_BITS
+_SHIFT = 23 - _BIN_BITS
 _BINS = (0x7F800000 >> _SHIFT) + 1
 """Bins for all finite magnitudes of fp32, and one for infinities; NaN is in none."""
 
@@ -41,7 +41,7 @@ class Calibrated:
     Attributes:
         value: Its name.
         magnitude: Largest finite magnitude on the samples.
-        limit: Where the range ends; larger numbers are clipped.
+        limit: End of the range; larger numbers are clipped.
         clipped: Share of the numbers that are.
     """
 
@@ -58,7 +58,7 @@ class Calibration:
     Attributes:
         calibrator: ``max`` ends each range at the largest magnitude; ``mse`` where the mean square
             of the rounding and clipping error is least.
-        samples: How many samples were asked.
+        samples: Number of samples.
         values: The values that are quantised, in the graph's order.
     """
 
@@ -76,11 +76,10 @@ def calibrate(
     steps: int,
     libraries: Sequence[Library] = (),
 ) -> Calibration:
-    """See values on all samples, and say to which range each is to be quantised.
+    """Choose the range to which each value is quantised, from its numbers on all samples.
 
-    Samples are read once, one at a time, and of each only histograms are kept, whose bins do not
-    depend on the data: so any number of samples takes the same memory, and their order does not
-    matter.
+    Samples are read once, one at a time, into histograms whose bins do not depend on the data: so
+    any number of samples takes the same memory, and their order does not matter.
 
     Args:
         model: A graph in fp32.
@@ -118,31 +117,31 @@ def write_observed(model: onnx.ModelProto, values: Sequence[str], path: Path) ->
     """Write a graph whose outputs are these values."""
     import onnx
 
-    made = onnx.ModelProto()
-    made.CopyFrom(model)
+    observed = onnx.ModelProto()
+    observed.CopyFrom(model)
     inputs = {value.name for value in model.graph.input}
-    del made.graph.output[:]
+    del observed.graph.output[:]
     for name in values:
         # ONNX Runtime takes no output that is an input; a node between makes it one of its own.
         output = f"{name}_observed" if name in inputs else name
         if output != name:
-            made.graph.node.append(onnx.helper.make_node("Identity", [name], [output]))
+            observed.graph.node.append(onnx.helper.make_node("Identity", [name], [output]))
         kind = onnx.helper.make_tensor_value_info(output, onnx.TensorProto.FLOAT, None)
-        made.graph.output.append(kind)
-    with weights.weights_linked(made, path.parent):
-        path.write_bytes(made.SerializeToString())
+        observed.graph.output.append(kind)
+    with weights.weights_linked(observed, path.parent):
+        path.write_bytes(observed.SerializeToString())
 
 
 @contextmanager
 def _histograms_runner(
     path: Path, values: Sequence[str], libraries: Sequence[Library]
 ) -> Iterator[Infer]:
-    """Run a graph and hand out, for each value, its histogram and last its largest magnitude."""
+    """Run a graph and return, for each value, its histogram and last its largest magnitude."""
     with onnxruntime_runner(path, libraries=libraries) as infer:
 
         def histograms(tensors: Tensors) -> Tensors:
-            answers = infer(tensors).values()
-            return {name: histogram(array) for name, array in zip(values, answers, strict=True)}
+            outputs = infer(tensors).values()
+            return {name: histogram(array) for name, array in zip(values, outputs, strict=True)}
 
         yield histograms
 
@@ -150,7 +149,7 @@ def _histograms_runner(
 def histogram(array: Array) -> Array:
     """Number of magnitudes in each bin, followed by the largest finite magnitude.
 
-    A float's bits, read as a whole number, grow with its magnitude: the upper ones tell the bin.
+    A float's bits, read as a whole number, grow with its magnitude: the upper bits number the bin.
     """
     magnitudes = np.abs(np.ascontiguousarray(array, np.float32)).ravel()
     bins = np.bincount(magnitudes.view(np.uint32) >> _SHIFT, minlength=_BINS)[:_BINS]
@@ -181,10 +180,10 @@ def _least_error(counts: Array, largest: float, steps: int) -> float:
         step = end / steps
         # Within a bin that is wider than a step, an error is as likely to be anything up to half.
         exact = (centres - np.rint(centres / step) * step) ** 2
-        rounded = np.where(centres / (1 << _KEPT_BITS) > step, step**2 / 12, exact)
+        rounded = np.where(centres / (1 << _BIN_BITS) > step, step**2 / 12, exact)
         errors = np.where(centres > end, (centres - end) ** 2, rounded)
-        if (found := float(weighed @ errors)) < least:
-            best, least = float(end), found
+        if (error := float(weighed @ errors)) < least:
+            best, least = float(end), error
     return best
 
 
@@ -198,5 +197,5 @@ def _centres() -> Array:
 
 
 def limits_of(calibration: Calibration) -> Mapping[str, float]:
-    """Where each value's range ends."""
+    """The end of the range of each value, by name."""
     return {one.value: one.limit for one in calibration.values}

@@ -20,17 +20,17 @@ if TYPE_CHECKING:
 def to_fp16(model: onnx.ModelProto, *, keep_fp32: Collection[str] = ()) -> onnx.ModelProto:
     """A graph in fp16, but for the nodes that are to stay in fp32.
 
-    What such a node computes with stays in fp32 too: its weights, which it gets for itself where
-    nodes in fp16 use them as well, and the values that come to it from others of its kind or from
-    the graph's inputs. With every node kept, nothing is rounded. The converter alone does not do
+    The inputs of such a node stay in fp32 too: its weights, which are copied where nodes in fp16
+    use them as well, and values from other such nodes or from the graph's inputs. With every node
+    in fp32, nothing is rounded. The converter alone does not do
     this: it rounds every edge and every shared weight, and writes a graph that is not valid when
     two of the nodes read the same value.
 
     Args:
         model: A graph in fp32, which is not changed.
         keep_fp32: Names of nodes of the main graph, as `graphs.node_names` gives them. A node with
-            a subgraph inside that reads values from outside cannot be kept: the result does not
-            load.
+            a subgraph inside that reads values from outside cannot stay in fp32: the result
+            does not load.
 
     Raises:
         InvalidInputError: There is no node of that name.
@@ -39,26 +39,26 @@ def to_fp16(model: onnx.ModelProto, *, keep_fp32: Collection[str] = ()) -> onnx.
     import onnx
     import onnx_graphsurgeon as gs
 
-    kept = frozenset(keep_fp32)
+    in_fp32 = frozenset(keep_fp32)
     source = onnx.ModelProto()
     source.CopyFrom(model)
     names = graphs.node_names(source)
-    if strange := sorted(kept.difference(names)):
-        msg = f"The graph has no node {strange[0]!r} to keep in fp32; see graphs.node_names."
+    if unknown := sorted(in_fp32.difference(names)):
+        msg = f"The graph has no node {unknown[0]!r} to keep in fp32; see graphs.node_names."
         raise InvalidInputError(msg)
     for node, name in zip(source.graph.node, names, strict=True):
         node.name = name
     for node in _inner_nodes(source.graph):
-        node.name = "" if node.name in kept else node.name  # the converter goes by names only
-    _give_own_weights(source.graph, kept)
-    converted = _convert_nodes(source, kept)
+        node.name = "" if node.name in in_fp32 else node.name  # the converter goes by names only
+    _give_own_weights(source.graph, in_fp32)
+    converted = _convert_nodes(source, in_fp32)
     _join(converted.graph, frozenset(names))
     # The converter appends its casts at the end, and nodes must stand in the order of their use.
     return graphs.to_onnx(gs.import_onnx(converted), like=model)
 
 
 def of_libraries(model: onnx.ModelProto, libraries: Sequence[Library]) -> list[str]:
-    """The nodes that libraries may implement, by name: of fp16 they are not known to have any."""
+    """Names of the nodes that libraries may implement, which may have no fp16 kernels."""
     if not libraries:
         return []
     return [
@@ -68,7 +68,7 @@ def of_libraries(model: onnx.ModelProto, libraries: Sequence[Library]) -> list[s
     ]
 
 
-def _convert_nodes(model: onnx.ModelProto, kept: Collection[str]) -> onnx.ModelProto:
+def _convert_nodes(model: onnx.ModelProto, keep_fp32: Collection[str]) -> onnx.ModelProto:
     from onnxruntime.transformers import float16
 
     chatter = logging.getLogger("onnxruntime.transformers.float16")
@@ -81,9 +81,9 @@ def _convert_nodes(model: onnx.ModelProto, kept: Collection[str]) -> onnx.ModelP
         ):
             warnings.simplefilter("ignore")
             converted: onnx.ModelProto = float16.convert_float_to_float16(
-                model, keep_io_types=True, node_block_list=sorted(kept)
+                model, keep_io_types=True, node_block_list=sorted(keep_fp32)
             )
-    except Exception as error:  # the converter raises whatever happened inside
+    except Exception as error:  # the converter's errors share no base class
         msg = f"The fp16 converter failed: {type(error).__name__}: {error}; keep it in fp32."
         raise PrecisionError(msg) from error
     finally:
@@ -98,8 +98,8 @@ def _value_info(tensor: onnx.TensorProto) -> onnx.ValueInfoProto:
     return onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
 
 
-def _give_own_weights(graph: onnx.GraphProto, kept: Collection[str]) -> None:
-    """Give the kept nodes copies of the constants that the converter would round for others."""
+def _give_own_weights(graph: onnx.GraphProto, keep_fp32: Collection[str]) -> None:
+    """Give the fp32 nodes copies of the constants that the converter would round for others."""
     import onnx
 
     constants = {weight.name: weight for weight in graph.initializer}
@@ -110,7 +110,7 @@ def _give_own_weights(graph: onnx.GraphProto, kept: Collection[str]) -> None:
     }
     copies: dict[str, str] = {}
     for node in graph.node:
-        for position, name in enumerate(node.input if node.name in kept else ()):
+        for position, name in enumerate(node.input if node.name in keep_fp32 else ()):
             if name in constants and constants[name].data_type == onnx.TensorProto.FLOAT:
                 copies.setdefault(name, f"{name}_in_fp32")
                 node.input[position] = copies[name]
@@ -121,11 +121,11 @@ def _give_own_weights(graph: onnx.GraphProto, kept: Collection[str]) -> None:
 
 
 def _join(graph: onnx.GraphProto, own: Collection[str]) -> None:
-    """Take out the converter's casts from fp32 to fp16 and back, and those that it wrote twice.
+    """Remove the converter's casts from fp32 to fp16 and back, and its duplicate casts.
 
     Args:
-        graph: What the converter wrote.
-        own: Names of the nodes that were there before; all others are its casts.
+        graph: The converter's result.
+        own: Names of the nodes before the conversion; all others are its casts.
     """
     import onnx
 

@@ -35,7 +35,8 @@ class _QuantizedType:
         highest: Its largest number that is used. Of int8 -128 is left out, so that zero is zero:
             TensorRT takes symmetric ranges only.
         opset: The first whose QuantizeLinear has it, with a scale for each channel.
-        calibrator: What ends its ranges. fp8's steps grow with the number, so clipping saves none.
+        calibrator: How its ranges are chosen. fp8's steps grow with the number, so clipping gains
+            nothing.
     """
 
     onnx_type: str
@@ -50,13 +51,13 @@ TYPES: Mapping[str, _QuantizedType] = {
 }
 
 _PRODUCTS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
-"""Operators that TensorRT computes in int8 and fp8, where their second input is a constant: what a
-product of two activations loses, as in attention, is seldom worth it, and it makes no file smaller.
+"""Operators that TensorRT computes in int8 and fp8, where their second input is a constant: the
+loss of a product of two activations, as in attention, is seldom worth it, and no file is smaller.
 """
 
 
 def check_calibrated(precisions: Iterable[str], data: object | None) -> None:
-    """Refuse to quantise without data to calibrate on; one example says too little of others.
+    """Refuse to quantise without data to calibrate on; one example is too few.
 
     Raises:
         InvalidInputError: int8 or fp8 is among the precisions, and the data is None.
@@ -78,7 +79,7 @@ class QuantizedGraph:
         model: The graph.
         calibration: Where the ranges come from.
         kept: The products that stay in fp32, in the graph's order.
-        quantized: How many do not.
+        quantized: Number of quantised products.
         pairs: Pairs of QuantizeLinear and DequantizeLinear; a weight is stored quantised, and its
             DequantizeLinear counts as one.
     """
@@ -98,7 +99,7 @@ def quantize(
     keep_fp32: Collection[str] = (),
     libraries: Sequence[Library] = (),
 ) -> QuantizedGraph:
-    """Quantise what a graph multiplies by constants.
+    """Quantise the products of a graph with constants.
 
     Both factors of a product get a symmetric range: a weight one for each output channel, stored
     quantised; an activation one for the whole, from calibration. Bias, and all that is no product,
@@ -117,12 +118,12 @@ def quantize(
         RunnerError: ONNX Runtime cannot run the graph on a sample.
     """
     form = TYPES[precision]
-    made = _with_opset(model, form.opset, precision)
-    constants = _constants(made)
-    names = graphs.node_names(made)
+    converted = _with_opset(model, form.opset, precision)
+    constants = _constants(converted)
+    names = graphs.node_names(converted)
     products = [
         (node, name)
-        for node, name in zip(made.graph.node, names, strict=True)
+        for node, name in zip(converted.graph.node, names, strict=True)
         if node.op_type in _PRODUCTS
         and node.domain in ("", "ai.onnx")
         and node.input[1] in constants
@@ -137,7 +138,7 @@ def quantize(
         raise PrecisionError(msg)
     values = list(dict.fromkeys(node.input[0] for node, _ in wanted))
     calibration = calibrate(
-        made,
+        converted,
         values,
         samples,
         calibrator=form.calibrator,
@@ -151,29 +152,29 @@ def quantize(
         )
         raise PrecisionError(msg)
     limits = limits_of(calibration)
-    kept = tuple(_fp32_node(node, name, keep_fp32, limits) for node, name in products)
+    in_fp32 = tuple(_fp32_node(node, name, keep_fp32, limits) for node, name in products)
     chosen = [node for node, name in wanted if limits[node.input[0]] > 0]
     if not chosen:
         msg = "All that the graph's products read is zero on the samples; give other data."
         raise PrecisionError(msg)
-    pairs = _Pairs(made, form, constants, limits)
+    pairs = _Pairs(converted, form, constants, limits)
     for node in chosen:
         node.input[1] = pairs.weight(node)
         node.input[0] = pairs.activation(node.input[0])
     count = pairs.insert()
     return QuantizedGraph(
-        model=made,
+        model=converted,
         calibration=calibration,
-        kept=tuple(one for one in kept if one is not None),
+        kept=tuple(one for one in in_fp32 if one is not None),
         quantized=len(chosen),
         pairs=count,
     )
 
 
 def _fp32_node(
-    node: onnx.NodeProto, name: str, asked: Collection[str], limits: Mapping[str, float]
+    node: onnx.NodeProto, name: str, keep_fp32: Collection[str], limits: Mapping[str, float]
 ) -> Fp32Node | None:
-    if name in asked:
+    if name in keep_fp32:
         return Fp32Node(node=name, operator=node.op_type, reason="asked for")
     if limits[node.input[0]] > 0:
         return None
@@ -185,12 +186,12 @@ def _with_opset(model: onnx.ModelProto, opset: int, precision: str) -> onnx.Mode
     """A copy of a model, with at least this operator set."""
     import onnx
 
-    made = onnx.ModelProto()
+    converted = onnx.ModelProto()
     if graphs.opset_of(model) >= opset:
-        made.CopyFrom(model)
-        return made
+        converted.CopyFrom(model)
+        return converted
     try:
-        made.CopyFrom(onnx.version_converter.convert_version(model, opset))
+        converted.CopyFrom(onnx.version_converter.convert_version(model, opset))
     except Exception as error:  # the converter is native code, whose errors share no base class
         msg = (
             f"{precision} takes opset {opset}, and the graph cannot be raised to it from "
@@ -198,22 +199,22 @@ def _with_opset(model: onnx.ModelProto, opset: int, precision: str) -> onnx.Mode
             f"opset={opset}."
         )
         raise PrecisionError(msg) from error
-    return made
+    return converted
 
 
 def _constants(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
     """The constants of the main graph in fp32, by name."""
     import onnx
 
-    found = {weight.name: weight for weight in model.graph.initializer}
-    found |= {
+    tensors = {weight.name: weight for weight in model.graph.initializer}
+    tensors |= {
         node.output[0]: node.attribute[0].t
         for node in model.graph.node
         if node.op_type == "Constant" and node.attribute[0].name == "value"
     }
     return {
         name: tensor
-        for name, tensor in found.items()
+        for name, tensor in tensors.items()
         if tensor.data_type == onnx.TensorProto.FLOAT and len(tensor.dims) > 1
     }
 
@@ -237,7 +238,7 @@ class _Pairs:
         self._weights: dict[tuple[str, int | None], onnx.NodeProto] = {}
 
     def activation(self, name: str) -> str:
-        """The value behind its pair."""
+        """Name of the quantised and dequantised value."""
         import onnx
 
         if name not in self._activations:
@@ -255,7 +256,7 @@ class _Pairs:
         return str(self._activations[name][-1].output[0])
 
     def weight(self, node: onnx.NodeProto) -> str:
-        """A node's weight, stored quantised, behind its DequantizeLinear."""
+        """Name of a node's weight, stored quantised, after its DequantizeLinear."""
         import onnx
 
         name = node.input[1]
@@ -330,8 +331,8 @@ def _numbers(tensor: onnx.TensorProto) -> Array:
 
     if weights.is_reference(tensor):
         return weights.values(tensor)
-    found: Array = onnx.numpy_helper.to_array(tensor)
-    return found
+    array: Array = onnx.numpy_helper.to_array(tensor)
+    return array
 
 
 def _channel_axis(node: onnx.NodeProto, rank: int) -> int | None:

@@ -1,4 +1,4 @@
-"""The ranges of a graph's values on samples, and the nodes that fp16 cannot hold them in."""
+"""The ranges of a graph's values on samples, and the nodes that exceed fp16's range."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     import onnx
 
 HEADROOM = 4.0
-"""How far above what was seen a value may go before it is out of range: later inputs are not the
-samples. A decision of ours: two of fp16's thirty binary orders of magnitude."""
+"""Factor by which later values may exceed the measured ones: later inputs are not the samples. A
+decision of ours: two of fp16's thirty binary orders of magnitude."""
 
 LARGEST = float(np.finfo(np.float16).max) / HEADROOM
 
@@ -57,13 +57,13 @@ class Fp32Node:
 
     Attributes:
         node: Its name, as `graphs.node_names` gives it.
-        operator: What it computes.
+        operator: Its operator.
         reason: ``asked for`` by the caller; ``library`` where a library has its operator, of
             which no fp16 form is known; ``overflow`` where a number, `HEADROOM` times larger,
             would be beyond fp16's 65504; ``underflow`` where all of a value is below `SMALLEST`;
-            ``rounding`` where a value loses too much to bf16, see `losses.guard_losses`;
+            ``rounding`` where a value loses too much to bf16, see `bf16_losses.guard_losses`;
             ``all zero`` where no range could be found to quantise a value to.
-        value: The input, output or weight that says so; None where the caller asked.
+        value: The input, output or weight with that range; None with ``asked for``.
         magnitude: Its largest magnitude, or that of its squares or sum inside the node.
         loss: The share of it that rounding to bf16 takes away, as a root mean square.
     """
@@ -102,8 +102,8 @@ class Guarded:
     Attributes:
         kept: The nodes that stay in fp32, in the graph's order; none without samples.
         saturated: Values beyond fp16's range that may stop at its end, as they are masks; see
-            `masks.rows_below`.
-        samples: How many samples there were.
+            `statistics.masks`.
+        samples: Number of samples.
     """
 
     kept: tuple[Fp32Node, ...] = ()
@@ -118,7 +118,7 @@ def guard(
 
     Infinities do not count: fp16 has them too. Nor do the large negative numbers that masks have,
     where a Softmax makes the same zeros of fp16's lowest number. A node with a subgraph is never
-    named, as it cannot stay in fp32 by itself; the parity of the result tells whether it should
+    named, as it cannot stay in fp32 by itself; the parity of the result shows whether it should
     have.
 
     Args:
@@ -134,14 +134,14 @@ def guard(
     if not count:
         return Guarded()
     saturated = {name for name in mask.leads if _may_saturate(name, mask, seen)}
-    kept: list[Fp32Node] = []
+    in_fp32: list[Fp32Node] = []
     for node, name in zip(model.graph.node, graphs.node_names(model), strict=True):
         if any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute):
             continue
         for value, magnitude in _magnitudes(node, seen):
             if value not in saturated and (reason := _reason(magnitude)):
                 operator = graphs.operator_name(node.domain, node.op_type)
-                kept.append(
+                in_fp32.append(
                     Fp32Node(
                         node=name,
                         operator=operator,
@@ -151,7 +151,7 @@ def guard(
                     )
                 )
                 break
-    return Guarded(kept=tuple(kept), saturated=tuple(sorted(saturated)), samples=count)
+    return Guarded(kept=tuple(in_fp32), saturated=tuple(sorted(saturated)), samples=count)
 
 
 def _reason(magnitude: float) -> Reason | None:
@@ -161,7 +161,7 @@ def _reason(magnitude: float) -> Reason | None:
 
 
 def _may_saturate(name: str, mask: Masks, seen: Mapping[str, Range]) -> bool:
-    """Whether a value is out of range, and only where each Softmax behind it gives zero.
+    """Whether a value is out of range only where each Softmax after it returns zero.
 
     Every row of such a Softmax has a number above -LARGEST, and fp16's lowest is -65504: the
     exponential of the difference is zero in fp32 and fp16 alike. A product that saturates must do
@@ -198,14 +198,14 @@ def _squares_in_fp32(node: onnx.NodeProto) -> bool:
 def _ranges(
     model: onnx.ModelProto, samples: Iterable[Tensors], mask: Masks, libraries: Sequence[Library]
 ) -> tuple[dict[str, Range], int]:
-    """The range of every floating value and weight of the main graph; how many samples."""
+    """The range of every floating value and weight of the main graph, and the number of samples."""
     import onnx
 
     rest = iter(samples)
     if (sample := next(rest, None)) is None:
         return {}, 0
     count = 0
-    found = {
+    ranges = {
         weight.name: _range_of(
             weights.values(weight)
             if weights.is_reference(weight)
@@ -217,20 +217,20 @@ def _ranges(
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "plain.onnx")
         own = onnx.ModelProto()
-        own.CopyFrom(model)  # what is large leaves a model that is written
+        own.CopyFrom(model)  # writing moves large weights out of the model
         graphs.write(own, path)
         del own
         with isolated(partial(ranges_runner, path, mask, libraries)) as infer:
-            for asked in chain([sample], rest):
+            for inputs in chain([sample], rest):
                 count += 1
-                answers = {
+                outputs = {
                     name: Range(**dict(zip(STATISTICS, row.tolist(), strict=True)))
-                    for name, row in infer(asked).items()
+                    for name, row in infer(inputs).items()
                 }
-                given = {name: _range_of(a) for name, a in asked.items() if a.dtype == np.float32}
-                for name, one in (given | answers).items():
-                    found[name] = _union(found.get(name, one), one)
-    return found, count
+                given = {name: _range_of(a) for name, a in inputs.items() if a.dtype == np.float32}
+                for name, one in (given | outputs).items():
+                    ranges[name] = _union(ranges.get(name, one), one)
+    return ranges, count
 
 
 def _range_of(array: Array) -> Range:

@@ -1,7 +1,7 @@
-"""ONNX -> ONNX in another precision, with the interface kept in fp32.
+"""ONNX -> ONNX in another precision, with an fp32 interface.
 
 Precision is a property of the graph, not a flag of the builder: TensorRT 11 and TensorRT-RTX build
-strongly typed networks only, and TensorRT 10 can be asked for the same.
+strongly typed networks only, and TensorRT 10 has the same as an option.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 CONVERTERS = {"fp16": (to_fp16, "FLOAT16"), "bf16": (to_bf16, "BFLOAT16")}
-"""What brings a graph to a precision, and ONNX's name of the type."""
+"""The converter to a precision, and ONNX's name of the type."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,15 +44,15 @@ class PrecisionReport:
     """Result of a conversion.
 
     Attributes:
-        precision: What the graph was brought to.
-        samples: How many samples the ranges were seen on; 0 where nothing guarded the graph.
+        precision: The precision of the converted graph.
+        samples: Number of samples that the ranges were measured on; 0 for an unguarded graph.
         nodes: Nodes in the main graph before.
-        casts: Casts that came in.
+        casts: Casts that were added.
         kept: The nodes that stay in fp32, in the graph's order.
-        saturated: Values beyond fp16's range that may stop at its end, as all they do is tell a
-            Softmax what to leave out.
+        saturated: Values beyond fp16's range that may saturate, as they only mask inputs of a
+            Softmax.
         quantized: Nodes whose factors are in int8 or fp8.
-        pairs: Pairs of QuantizeLinear and DequantizeLinear that came in.
+        pairs: Pairs of QuantizeLinear and DequantizeLinear that were added.
         calibration: Where the ranges of quantised values come from; None in other precisions.
         refused: Why there is no graph in that precision; None where there is.
     """
@@ -80,21 +80,21 @@ def convert(
     """Write a graph in another precision.
 
     To fp16 the converter is ONNX Runtime's own (``onnxruntime.transformers.float16``); to bf16 it
-    is ours, which raises the opset to 22; for int8 and fp8 see `quantized.quantize`. What they
-    write does not count until ONNX Runtime has loaded it: converters of this kind are known to
+    is ours, which raises the opset to 22; for int8 and fp8 see `quantize.quantize`. The result is
+    loaded by ONNX Runtime as a check: converters of this kind are known to
     write graphs that do not load when an output is also read inside the graph.
 
     Args:
         source: A graph in fp32; its file is not changed.
-        precision: ``fp16``, ``bf16``, ``int8`` or ``fp8``; or ``fp32``, which gives `source` back
-            as it is.
+        precision: ``fp16``, ``bf16``, ``int8`` or ``fp8``; or ``fp32``, which returns
+            `source`.
         out: The file to write.
         keep_fp32: Nodes that stay in fp32, by the names that `graphs.node_names` gives them;
             `bisect` finds those that must. See `to_fp16` for what stays in fp32 with them.
-        samples: Inputs on which the ranges of all values are seen; the nodes that fp16 cannot hold
+        samples: Inputs on which the ranges of all values are measured; nodes out of fp16's range
             stay in fp32 too, see `ranges.guard`, and for bf16 those that lose too much, see
-            `losses.guard_losses`. Read once. None leave the graph unguarded. int8 and fp8 are
-            calibrated on them, so there must be some.
+            `bf16_losses.guard_losses`. Read once. Without any, the graph is unguarded. int8 and
+            fp8 are calibrated on them, and need some.
 
     Returns:
         The graph in that precision, with inputs and outputs of the same names, types and shapes;
@@ -102,10 +102,10 @@ def convert(
 
     Raises:
         InvalidInputError: There is no such precision of a graph, `source` is not in fp32, or it
-            has no such node to keep.
+            has no node of a name in `keep_fp32`.
         PrecisionError: The converter failed, or wrote a graph that does not load, has another
-            interface, or has nothing in the precision asked for; or `source` does not run on a
-            sample. Its `report` says what was found until then.
+            interface, or has nothing in the requested precision; or `source` does not run on a
+            sample. Its `report` has the findings up to the failure.
     """
     check_graph_precision(precision)
     if source.precision != "fp32":
@@ -145,7 +145,7 @@ def convert(
     except PrecisionError as error:
         error.report = dataclasses.replace(report, refused=str(error))
         raise
-    made = graphs.describe(
+    artifact = graphs.describe(
         out,
         stage="convert",
         precision=precision,
@@ -155,43 +155,46 @@ def convert(
         libraries=source.libraries,
     )
     casts = graphs.operators(model).get("Cast", 0) - graphs.operators(before).get("Cast", 0)
-    return made, dataclasses.replace(report, casts=casts)
+    return artifact, dataclasses.replace(report, casts=casts)
 
 
 def _quantize(
     before: onnx.ModelProto,
-    asked: Collection[str],
+    keep_fp32: Collection[str],
     samples: Iterable[Tensors],
     report: PrecisionReport,
     libraries: Sequence[Library],
 ) -> tuple[onnx.ModelProto, PrecisionReport]:
     """The graph in int8 or fp8, and its report."""
-    _check_names(before, asked)
+    _check_names(before, keep_fp32)
     try:
-        made = quantize(before, report.precision, samples, keep_fp32=asked, libraries=libraries)
+        quantized = quantize(
+            before, report.precision, samples, keep_fp32=keep_fp32, libraries=libraries
+        )
     except RunnerError as error:
         msg = f"The fp32 graph cannot be calibrated: {error}"
         raise PrecisionError(msg) from error
-    return made.model, dataclasses.replace(
+    return quantized.model, dataclasses.replace(
         report,
-        kept=made.kept,
-        samples=made.calibration.samples,
-        quantized=made.quantized,
-        pairs=made.pairs,
-        calibration=made.calibration,
+        kept=quantized.kept,
+        samples=quantized.calibration.samples,
+        quantized=quantized.quantized,
+        pairs=quantized.pairs,
+        calibration=quantized.calibration,
     )
 
 
 def _check_conversion(
-    source: OnnxArtifact, precision: Precision, before: onnx.ModelProto, kept: Sequence[Fp32Node]
+    source: OnnxArtifact, precision: Precision, before: onnx.ModelProto, in_fp32: Sequence[Fp32Node]
 ) -> onnx.ModelProto:
     """The graph in another precision, with the interface of the one before."""
     to, kind = CONVERTERS[precision]
-    model = to(before, keep_fp32=[one.node for one in kept])
+    model = to(before, keep_fp32=[one.node for one in in_fp32])
     if not _has(kind, model):
         msg = (
             f"The graph has nothing that {precision} could hold, so it would only say {precision}: "
-            f"{len(kept)} of its {len(before.graph.node)} nodes must stay in fp32; keep it in fp32."
+            f"{len(in_fp32)} of its {len(before.graph.node)} nodes must stay in fp32; keep "
+            f"it in fp32."
         )
         raise PrecisionError(msg)
     inputs, outputs = graphs.interface(model)
@@ -199,52 +202,52 @@ def _check_conversion(
         msg = f"The {precision} graph has other inputs or outputs than the one in fp32; keep that."
         raise PrecisionError(msg)
     del model.graph.output[:]
-    model.graph.output.extend(before.graph.output)  # sizes stay named as they are in the source
+    model.graph.output.extend(before.graph.output)  # keeps the names of sizes
     return model
 
 
 def _guard(
     precision: Precision,
     model: onnx.ModelProto,
-    asked: Collection[str],
+    keep_fp32: Collection[str],
     samples: Iterable[Tensors],
     libraries: Sequence[Library],
 ) -> Guarded:
     """The result of the guard, with the nodes that the caller keeps in fp32."""
-    operators = _check_names(model, asked)
+    operators = _check_names(model, keep_fp32)
     try:
         guarding = guard_losses if precision == "bf16" else guard
         seen = guarding(model, samples, libraries=libraries)
     except RunnerError as error:
         msg = f"The ranges of the fp32 graph's values cannot be seen: {error}"
         raise PrecisionError(msg) from error
-    found = {one.node: one for one in seen.kept}
+    guarded = {one.node: one for one in seen.kept}
     reasons: dict[str, Reason] = {
         **dict.fromkeys(of_libraries(model, libraries), "library"),
-        **dict.fromkeys(asked, "asked for"),
+        **dict.fromkeys(keep_fp32, "asked for"),
     }
-    kept = {
-        name: found.get(name) or Fp32Node(node=name, operator=operator, reason=reasons[name])
+    in_fp32 = {
+        name: guarded.get(name) or Fp32Node(node=name, operator=operator, reason=reasons[name])
         for name, operator in operators.items()
-        if name in found or name in reasons
+        if name in guarded or name in reasons
     }
-    return dataclasses.replace(seen, kept=tuple(kept.values()))
+    return dataclasses.replace(seen, kept=tuple(in_fp32.values()))
 
 
-def _check_names(model: onnx.ModelProto, asked: Collection[str]) -> dict[str, str]:
-    """Refuse names of nodes that there are not; the operator of each node, by name."""
+def _check_names(model: onnx.ModelProto, keep_fp32: Collection[str]) -> dict[str, str]:
+    """Refuse names of missing nodes; returns the operator of each node, by name."""
     operators = {
         name: graphs.operator_name(node.domain, node.op_type)
         for node, name in zip(model.graph.node, graphs.node_names(model), strict=True)
     }
-    if strange := sorted(set(asked).difference(operators)):
-        msg = f"The graph has no node {strange[0]!r} to keep in fp32; see graphs.node_names."
+    if unknown := sorted(set(keep_fp32).difference(operators)):
+        msg = f"The graph has no node {unknown[0]!r} to keep in fp32; see graphs.node_names."
         raise InvalidInputError(msg)
     return operators
 
 
 def check_precision(precision: str) -> None:
-    """Refuse a precision that there is not.
+    """Refuse an unknown precision.
 
     Raises:
         InvalidInputError: It is not one of `PRECISIONS`.
@@ -258,7 +261,7 @@ def check_graph_precision(precision: str) -> None:
     """Refuse a precision that no graph can be in.
 
     Raises:
-        InvalidInputError: There is no such precision, or it is how an engine computes.
+        InvalidInputError: It is unknown, or it is arithmetic of engines only (tf32).
     """
     check_precision(precision)
     if precision == "tf32":
@@ -269,7 +272,7 @@ def check_graph_precision(precision: str) -> None:
 def _agree(outputs: Sequence[TensorSpec], wanted: Sequence[TensorSpec]) -> bool:
     """Whether two lists of outputs have the same names, types, ranks and fixed sizes.
 
-    The converter infers shapes, and may know a size that the exporter only gave a name.
+    The converter infers shapes, and may fix a size that the exporter left symbolic.
     """
     if [(o.name, o.dtype, len(o.shape)) for o in outputs] != [
         (w.name, w.dtype, len(w.shape)) for w in wanted

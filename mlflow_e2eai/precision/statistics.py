@@ -1,4 +1,4 @@
-"""A graph that answers with the ranges of its values, and keeps none of them."""
+"""A graph whose outputs are the ranges of its values, and not the values."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 STATISTICS = ("magnitude", "size", "highest", "least", "floor")
-"""What is asked of a value, in order; see `ranges.Range`."""
+"""Statistics of a value, in order; see `ranges.Range`."""
 
 _AXES_AS_INPUT = 18
 """Opset from which ReduceMax takes its axes as an input."""
@@ -33,12 +33,12 @@ _AXES_AS_INPUT = 18
 def ranges_runner(path: Path, mask: Masks, libraries: Sequence[Library] = ()) -> Iterator[Infer]:
     """Run a graph that reduces each of its values as soon as it is there.
 
-    No value outlives its readers, so the memory is about that of the graph itself; what is handed
-    out is five numbers for each floating value that a node makes.
+    No value outlives its readers, so the memory is about that of the graph itself; the outputs are
+    five numbers for each floating value that a node writes.
 
     Args:
-        path: The graph, in a folder where another can be put.
-        mask: The values of which more is asked than their magnitude.
+        path: The graph, in a folder where another can be written.
+        mask: The values with statistics other than their magnitude.
         libraries: Libraries with operators of the graph.
 
     Yields:
@@ -52,23 +52,21 @@ def ranges_runner(path: Path, mask: Masks, libraries: Sequence[Library] = ()) ->
     outputs: list[tuple[str, int]] = []
     del model.graph.output[:]
     for position, name in enumerate(values):
-        for place, scalar in _reduce(model, name, f"range_{position}", mask):
+        for index, scalar in _reduce(model, name, f"range_{position}", mask):
             model.graph.output.append(scalar)
-            outputs.append((name, place))
+            outputs.append((name, index))
     reduced = path.with_name("reduced.onnx")
     write(model, reduced)
     del model
     with onnxruntime_runner(reduced, libraries=libraries) as infer:
 
         def ranges(tensors: Tensors) -> Tensors:
-            found: dict[str, Array] = {
-                name: np.array([0, 0, np.inf, 0, -np.inf]) for name in values
-            }
-            for (name, place), scalar in zip(outputs, infer(tensors).values(), strict=True):
-                found[name][place] = scalar
-            for row in found.values():
+            rows: dict[str, Array] = {name: np.array([0, 0, np.inf, 0, -np.inf]) for name in values}
+            for (name, index), scalar in zip(outputs, infer(tensors).values(), strict=True):
+                rows[name][index] = scalar
+            for row in rows.values():
                 row[0] = max(row[0], 0.0)  # nothing finite in it gives minus infinity
-            return found
+            return rows
 
         yield ranges
 
@@ -83,9 +81,9 @@ def floating_values(model: onnx.ModelProto, path: Path, libraries: Sequence[Libr
 
     exposed = onnx.ModelProto()
     exposed.CopyFrom(model)
-    made = dict.fromkeys(name for node in model.graph.node for name in node.output if name)
+    outputs = dict.fromkeys(name for node in model.graph.node for name in node.output if name)
     del exposed.graph.output[:]
-    exposed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in made)
+    exposed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
     write(exposed, path)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
@@ -109,39 +107,39 @@ def write(model: onnx.ModelProto, path: Path) -> None:
 def _reduce(
     model: onnx.ModelProto, name: str, prefix: str, mask: Masks
 ) -> list[tuple[int, onnx.ValueInfoProto]]:
-    """Add what reduces a value; the place of each result in `STATISTICS`, and the result."""
+    """Add nodes that reduce a value; returns index in `STATISTICS` and name of each result."""
     import onnx
 
     graph = model.graph
-    found: list[tuple[int, onnx.ValueInfoProto]] = []
+    reduced: list[tuple[int, onnx.ValueInfoProto]] = []
 
     def add(operator: str, *inputs: str, to: str, **attributes: Any) -> str:
-        made = f"{prefix}_{to}"
-        graph.node.append(onnx.helper.make_node(operator, [*inputs], [made], **attributes))
-        return made
+        output = f"{prefix}_{to}"
+        graph.node.append(onnx.helper.make_node(operator, [*inputs], [output], **attributes))
+        return output
 
     def constant(number: float, to: str) -> str:
         tensor = onnx.numpy_helper.from_array(np.array(number, np.float32), f"{prefix}_{to}")
         graph.initializer.append(tensor)
         return str(tensor.name)
 
-    def found_as(statistic: str, made: str) -> None:
+    def add_result(statistic: str, output: str) -> None:
         kind = onnx.TensorProto.INT64 if statistic == "size" else onnx.TensorProto.FLOAT
-        value = onnx.helper.make_tensor_value_info(made, kind, [])
-        found.append((STATISTICS.index(statistic), value))
+        value = onnx.helper.make_tensor_value_info(output, kind, [])
+        reduced.append((STATISTICS.index(statistic), value))
 
     magnitudes, infinity = add("Abs", name, to="abs"), constant(np.inf, "infinity")
     finite, lowest = add("Less", magnitudes, infinity, to="finite"), constant(-np.inf, "lowest")
     counted = add("Where", finite, magnitudes, lowest, to="counted")
-    found_as("magnitude", add("ReduceMax", counted, to="magnitude", keepdims=0))
-    found_as("size", add("Size", name, to="size"))
+    add_result("magnitude", add("ReduceMax", counted, to="magnitude", keepdims=0))
+    add_result("size", add("Size", name, to="size"))
     if name not in mask.leads:
-        return found
+        return reduced
     numbers = add("Where", finite, name, lowest, to="numbers")
-    found_as("highest", add("ReduceMax", numbers, to="highest", keepdims=0))
+    add_result("highest", add("ReduceMax", numbers, to="highest", keepdims=0))
     some = add("Greater", magnitudes, constant(0.0, "zero"), to="some")
     not_zero = add("Where", some, magnitudes, infinity, to="not_zero")
-    found_as("least", add("ReduceMin", not_zero, to="least", keepdims=0))
+    add_result("least", add("ReduceMin", not_zero, to="least", keepdims=0))
     if name in mask.axes:
         axis = [mask.axes[name]]
         if graphs.opset_of(model) >= _AXES_AS_INPUT:
@@ -150,11 +148,11 @@ def _reduce(
             rows = add("ReduceMax", name, along.name, to="rows", keepdims=0)
         else:
             rows = add("ReduceMax", name, to="rows", keepdims=0, axes=axis)
-        found_as("floor", add("ReduceMin", rows, to="floor", keepdims=0))
-    return found
+        add_result("floor", add("ReduceMin", rows, to="floor", keepdims=0))
+    return reduced
 
 
-# Values that only tell a Softmax what to leave out: how far below zero they are is no matter.
+# Values that only mask inputs of a Softmax: how far below zero they are does not matter.
 
 
 _DATA_INPUTS: Mapping[str, slice] = {
@@ -164,7 +162,7 @@ _DATA_INPUTS: Mapping[str, slice] = {
     **dict.fromkeys(("Expand", "Gather", "GatherND", "Identity", "Reshape"), slice(1)),
     **dict.fromkeys(("Slice", "Squeeze", "Tile", "Transpose", "Unsqueeze"), slice(1)),
 }
-"""Operators that hand a large negative number on as one, and the inputs that they take it from."""
+"""Operators that pass on a large negative number, and the inputs that they take it from."""
 
 _ROWWISE = 13
 """Opset from which Softmax goes along one axis; before, it flattened all behind the axis."""
@@ -197,15 +195,15 @@ def masks(model: onnx.ModelProto) -> Masks:
         for name in dict.fromkeys(node.input):
             readers[name].append(node)
     main = {id(node) for node in graph.node}
-    seen_elsewhere = {value.name for value in graph.output} | {
+    used_outside = {value.name for value in graph.output} | {
         name for node in graphs.nodes(model) if id(node) not in main for name in node.input
     }
     leads: dict[str, frozenset[str]] = {}
     axes: dict[str, int] = {}
     products: dict[str, frozenset[str]] = {}
     # Nodes stand in the order of their use: backwards, a value's readers are known before it is.
-    made = [name for node in reversed(graph.node) for name in node.output]
-    for name in dict.fromkeys([*made, *sorted(weights)]):
+    outputs = [name for node in reversed(graph.node) for name in node.output]
+    for name in dict.fromkeys([*outputs, *sorted(weights)]):
         ends: set[str] = set()
         for reader in readers[name]:
             if reader.domain not in ("", "ai.onnx"):
@@ -220,7 +218,7 @@ def masks(model: onnx.ModelProto) -> Masks:
             else:
                 break
         else:
-            if ends and name not in seen_elsewhere:
+            if ends and name not in used_outside:
                 leads[name] = frozenset(ends)
                 products[name] = frozenset(
                     reader.output[0] for reader in readers[name] if reader.op_type == "Mul"
@@ -229,7 +227,7 @@ def masks(model: onnx.ModelProto) -> Masks:
 
 
 def _others(reader: onnx.NodeProto) -> set[str]:
-    """The inputs from which a node hands no large negative number on."""
+    """The inputs from which a node passes on no large negative number."""
     if reader.op_type not in _DATA_INPUTS:
         return set(reader.input)
     data = set(range(len(reader.input))[_DATA_INPUTS[reader.op_type]])

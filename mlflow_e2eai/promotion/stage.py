@@ -45,18 +45,18 @@ def promote(
     gates: Sequence[Gate] | Mapping[str, Any] | str | Path | None = None,
     allow_native: Sequence[str] = (),
 ) -> Decision:
-    """Decide whether a version of a registered model gets an alias, and give it on yes.
+    """Decide whether a version of a registered model gets an alias, and set it if so.
 
     The gates read the version's own evidence, from its bundle, whose digest is checked: MLflow's
-    metrics are for people. Where another version holds the alias, both are loaded and measured
-    here and now, turn by turn. The decision is a run with both as inputs; the version's tags hold
-    the decision and its reason.
+    metrics are for people. Where another version has the alias, both are loaded and measured here,
+    in turns. The decision is a run with both as inputs; the version's tags have the decision and
+    its reason.
 
     Args:
         name: Name of the registered model.
         version: Its version, the challenger.
         alias: The alias that it is to get.
-        gates: Gates, or the path of a YAML file, or what that holds; by default those of
+        gates: Gates, or the path of a YAML file, or its parsed content; by default those of
             ``gates.yaml`` in this package.
         allow_native: Libraries in either version that may be loaded to measure it; see
             `mlflow_e2eai.load_model`.
@@ -67,8 +67,8 @@ def promote(
     Raises:
         InvalidInputError: The gates or the alias are wrong.
         ArtifactError: The version is no bundle of this package, or has changed since it was logged.
-        TrackingError: There is no such version, the server cannot be reached, or somebody moved the
-            alias meanwhile.
+        TrackingError: There is no such version, the server cannot be reached, or the alias was
+            moved meanwhile.
     """
     from mlflow import MlflowClient
 
@@ -83,15 +83,15 @@ def promote(
         wanted = read_gates(gates)
         _check_alias(alias)
         challenger = _version(name, version)
-        champion = _holder(name, alias)
+        champion = _version_with_alias(name, alias)
         if champion is not None and str(champion.version) == str(challenger.version):
-            champion = None  # it holds the alias already, and is compared with none
+            champion = None  # it has the alias already, and is compared with none
         with tempfile.TemporaryDirectory() as folder:
             models = [tracking.resolve(_uri(v)) for v in (challenger, champion) if v is not None]
             tracking.link_inputs(run_id, [model.model_id for model in models])
-            places = [_fetch(model, Path(folder, str(at))) for at, model in enumerate(models)]
-            metrics = metrics_of(*places, allow_native=allow_native)
-            manifest = bundle.read(places[0])
+            paths = [_fetch(model, Path(folder, str(at))) for at, model in enumerate(models)]
+            metrics = metrics_of(*paths, allow_native=allow_native)
+            manifest = bundle.read(paths[0])
         decision = decide(wanted, metrics, has_champion=champion is not None)
         tracking.log_metrics(metrics, run_id=run_id, model_id=models[0].model_id)
         client = MlflowClient()
@@ -104,7 +104,7 @@ def promote(
             version=challenger.version,
             model_id=models[0].model_id,
         )
-        _carry_out(decision, challenger, champion, alias=alias, run_id=run_id)
+        _apply_decision(decision, challenger, champion, alias=alias, run_id=run_id)
         passed = sum(verdict.passed for verdict in decision.verdicts)
         line.append(f"{name} {version} {'promoted' if decision.promoted else 'rejected'}")
         line.append(f"{passed} of {len(decision.verdicts)} gates passed")
@@ -114,7 +114,7 @@ def promote(
 def read_gates(
     gates: Sequence[Gate] | Mapping[str, Any] | str | Path | None,
 ) -> tuple[Gate, ...]:
-    """Gates from wherever they come.
+    """Read gates from values, parsed YAML or a file.
 
     Raises:
         InvalidInputError: The file cannot be read, or holds no gates.
@@ -141,18 +141,17 @@ def metrics_of(
 
     Args:
         challenger: A bundle.
-        champion: The bundle that it wants to replace.
+        champion: The bundle that it would replace.
         allow_native: Libraries in them that may be loaded.
 
     Returns:
-        - ``parity/measured`` and ``parity/failed``: how many variants were measured, and how many
-          of those gave wrong numbers or broke down, on whatever machine.
-        - ``parity/max_abs_error``: the largest.
+        - ``parity/measured`` and ``parity/failed``: number of measured variants, and of those with
+          wrong numbers or an error, on any machine.
+        - ``parity/max_abs_error``: the largest error.
         - ``task/<name>``: each task metric of the worst variant.
-        - ``task/drop``: the most that a variant lost of one against the PyTorch module on its own
-          machine.
-        - ``champion/task_drop``: the most that the worst variant lost of one against the
-          champion's worst.
+        - ``task/drop``: the largest drop of one against the PyTorch module on the same machine.
+        - ``champion/task_drop``: the largest drop of one from the champion's worst variant to
+          the challenger's worst.
         - ``champion/latency_ratio``: how many times as long as the champion it takes, the upper
           bound of the interval, at the worst of the corners that both admit.
     """
@@ -184,17 +183,17 @@ def _worst(values: Sequence[float]) -> float:
 
 
 def _measured_evidence(manifest: Manifest) -> list[Evidence]:
-    """The evidence of what was measured anywhere, of what the bundle holds and loads unasked."""
-    held = {file.sha256 for file in manifest.files}
+    """Measured evidence, of any machine, of the bundle's variants that are not rejected."""
+    digests = {file.sha256 for file in manifest.files}
     return [
         entry
         for entry in manifest.all_evidence
-        if entry.measured and entry.sha256 in held and not entry.rejected
+        if entry.measured and entry.sha256 in digests and not entry.rejected
     ]
 
 
 def _worst_tasks(manifest: Manifest) -> dict[str, float]:
-    """Each task metric of the variant that has the least of it; NaN where a variant lacks it."""
+    """The lowest value of each task metric over the variants; NaN where a variant lacks it."""
     measured = _measured_evidence(manifest)
     names = {name for entry in measured for name in entry.task}
     worst = {}
@@ -217,14 +216,14 @@ def _latency_ratio(challenger: Path, champion: Path, *, allow_native: Sequence[s
     Each runs its own input example, resized to the corners that both profiles admit. Bundles of the
     same files are equal by construction: a measurement would only add the machine's noise.
     """
-    places = {"challenger": challenger, "champion": champion}
-    manifests = {role: bundle.read(place) for role, place in places.items()}
+    paths = {"challenger": challenger, "champion": champion}
+    manifests = {role: bundle.read(path) for role, path in paths.items()}
     files = [{file.sha256 for file in manifest.files} for manifest in manifests.values()]
     if files[0] == files[1]:
         return 1.0
     samples = {
-        role: profile_samples(bundle.read_example(place), manifests[role].graphs[0])
-        for role, place in places.items()
+        role: profile_samples(bundle.read_example(path), manifests[role].graphs[0])
+        for role, path in paths.items()
     }
     shared = [
         label
@@ -233,9 +232,7 @@ def _latency_ratio(challenger: Path, champion: Path, *, allow_native: Sequence[s
     ]
     if not shared:
         return math.nan
-    openers = {
-        role: partial(load, place, allow_native=allow_native) for role, place in places.items()
-    }
+    openers = {role: partial(load, path, allow_native=allow_native) for role, path in paths.items()}
     try:
         # Both fall back alike to a variant that runs here: this compares models, not engines.
         with isolated_together(openers) as models:
@@ -251,7 +248,7 @@ def _upper_bound(
     return models.benchmark(inputs, budget_s=BUDGET_S).ratio("challenger", "champion").high
 
 
-def _carry_out(
+def _apply_decision(
     decision: Decision,
     challenger: ModelVersion,
     champion: ModelVersion | None,
@@ -259,6 +256,7 @@ def _carry_out(
     alias: str,
     run_id: str,
 ) -> None:
+    """Write the decision as tags of version and run; set the alias if it was promoted."""
     from mlflow import MlflowClient
 
     client = MlflowClient()
@@ -273,13 +271,13 @@ def _carry_out(
     for verdict in decision.verdicts:
         tags[f"e2eai.gate.{verdict.metric}"] = "passed" if verdict.passed else str(verdict)
     if decision.promoted:
-        # MLflow has no compare-and-set: the holder is read once more, right before the alias moves.
-        now = _holder(name, alias)
+        # MLflow has no compare-and-set: the alias is read once more, right before it is set.
+        now = _version_with_alias(name, alias)
         before = version if champion is None else str(champion.version)
         if now is not None and str(now.version) not in (version, before):
             msg = (
                 f"Alias {alias!r} of {name!r} moved to version {now.version} while version "
-                f"{version} was being judged; promote it again."
+                f"{version} was being evaluated; promote it again."
             )
             raise TrackingError(msg)
         client.set_registered_model_alias(name, alias, version)
@@ -313,7 +311,7 @@ def _version(name: str, version: int | str) -> ModelVersion:
         raise TrackingError(msg) from error
 
 
-def _holder(name: str, alias: str) -> ModelVersion | None:
+def _version_with_alias(name: str, alias: str) -> ModelVersion | None:
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
@@ -331,12 +329,12 @@ def _uri(version: ModelVersion) -> str:
 
 
 def _fetch(model: LoggedModel, folder: Path) -> Path:
-    """Download a version's bundle and check that its evidence is what was logged."""
+    """Download a version's bundle, and verify the digest of its manifest."""
     folder.mkdir()
-    place = tracking.fetch(model, folder) / bundle.FOLDER
+    path = tracking.fetch(model, folder) / bundle.FOLDER
     recorded = model.tags.get(tracking.SHA256)
-    if not (place / bundle.MANIFEST).is_file() or recorded is None:
+    if not (path / bundle.MANIFEST).is_file() or recorded is None:
         msg = f"Model {model.model_id} is no bundle; promote what mlflow_e2eai.log_model made."
         raise ArtifactError(msg)
-    verify(place / bundle.MANIFEST, recorded)
-    return place
+    verify(path / bundle.MANIFEST, recorded)
+    return path

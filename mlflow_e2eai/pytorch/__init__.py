@@ -4,7 +4,7 @@ stage        `export`: the first exporter whose graph computes the module's numb
 exporters    dynamo, TorchScript trace and script
 verify       the exported graph against the module
 flat_module  a module that takes and returns tensors by name
-module       what can be read off a module: names, device, mode
+module       properties of a module: names, device, mode
 pytree       nested arguments and outputs
 runner       the module as a runner
 operators/   operators that are not ONNX's own

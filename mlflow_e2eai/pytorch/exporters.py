@@ -89,7 +89,7 @@ def with_torchscript(
     """Write a module as it is traced, or as a script.
 
     Args:
-        module: The module, in evaluation mode; what `flattened` gives.
+        module: The module of `flatten_module`, in evaluation mode.
         example: An array for each input, every dynamic axis at opt.
         path: The file.
         specs: The inputs, with their dynamic axes.
@@ -97,7 +97,7 @@ def with_torchscript(
         outputs: Names of the outputs, in order.
         opset: Version of the operator set.
         exporter: ``trace`` or ``script``.
-        operators: Those of ``torch.library`` among them are written as nodes.
+        operators: Operators; those of ``torch.library`` are written as nodes.
     """
     import torch
 
@@ -139,11 +139,11 @@ def _dynamic_outputs(
     axes: tuple[Axis, ...],
     outputs: tuple[str, ...],
 ) -> dict[str, dict[int, str]]:
-    """Which output axes follow which dynamic axis, found by changing one size at a time.
+    """Names of the output axes that follow a dynamic axis, found by changing one size at a time.
 
-    The TorchScript exporter wants to be told, and invents names for those it was not told of.
+    The TorchScript exporter takes them as an argument, and invents names for all others.
     """
-    found: dict[str, dict[int, str]] = {name: {} for name in outputs}
+    axes_by_output: dict[str, dict[int, str]] = {name: {} for name in outputs}
     before = [tensor.shape for tensor in run_module(module, example).values()]
     for axis in axes:
         other = axis.max if axis.max != axis.opt else axis.min
@@ -153,8 +153,8 @@ def _dynamic_outputs(
         for name, shape, tensor in zip(outputs, before, changed, strict=True):
             for position, (old, new) in enumerate(zip(shape, tensor.shape, strict=True)):
                 if (old, new) == (axis.opt, other):
-                    found[name][position] = axis.name
-    return found
+                    axes_by_output[name][position] = axis.name
+    return axes_by_output
 
 
 @contextmanager
@@ -164,12 +164,12 @@ def failures_as_export_errors(
     """Raise what PyTorch raises in the block as an `ExportError` with the line of the module.
 
     Yields:
-        What was warned of meanwhile.
+        The warnings so far.
     """
     import torch
 
-    # The exporters warn of their own internals and of TorchScript's age; what matters of it is
-    # checked on what they wrote.
+    # The exporters warn of their own internals and of TorchScript's age; the written file is
+    # checked for what matters.
     chatter = logging.getLogger("torch.onnx")
     level = chatter.level
     chatter.setLevel(logging.ERROR)
@@ -179,9 +179,9 @@ def failures_as_export_errors(
             yield warned
     except (ExportError, InvalidInputError):
         raise
-    except Exception as error:  # PyTorch's exporters raise whatever happened inside
-        place = source_line(error, module)
-        at = "" if place is None else f" at {place}"
+    except Exception as error:  # PyTorch's exporters raise errors of any kind
+        line = source_line(error, module)
+        at = "" if line is None else f" at {line}"
         msg = (
             f"The {exporter} exporter failed{at}: {type(error).__name__}: {brief(root(error))}; "
             f"try another exporter, or change the part of forward that it names."
@@ -191,11 +191,11 @@ def failures_as_export_errors(
         chatter.setLevel(level)
 
 
-# TorchScript of a module that takes and gives tensors by position, as ONNX does.
+# TorchScript of a module that takes and returns tensors by position, as ONNX does.
 #
-# The TorchScript exporter takes no mapping of a scripted module, and names of nested inputs as it
-# likes. So a script around the module is compiled from source, made of the trees of its inputs and
-# outputs.
+# The TorchScript exporter supports no mapping of a scripted module, and chooses the names of nested
+# inputs itself. So a script around the module is compiled from source, made of the trees of its
+# inputs and outputs.
 #
 
 
@@ -205,12 +205,12 @@ def flat_script(
     """A scripted module around another, from tensors in order to a tensor or a tuple of them.
 
     Args:
-        module: What is called.
-        inputs: The mapping of its arguments by name; names that it does not have go by position.
-        outputs: What it returns.
+        module: The inner module.
+        inputs: The tree of its arguments by name; unknown names are passed by position.
+        outputs: The tree of its outputs.
 
     Raises:
-        ExportError: An object with fields stands in the inputs.
+        ExportError: The inputs contain an object with fields.
     """
     import torch
 
@@ -220,7 +220,7 @@ def flat_script(
             self.model = module
 
     leaves = {name: f"tensor_{i}" for i, name in enumerate(pytree.names(inputs))}
-    schema: Any = module.forward.schema  # type: ignore[attr-defined]  # torch does not say
+    schema: Any = module.forward.schema  # type: ignore[attr-defined]  # not typed in torch
     types = {argument.name: argument.type for argument in schema.arguments[1:]}
     arguments = []
     for name, part in zip(inputs.keys, inputs.parts, strict=True):
@@ -231,7 +231,9 @@ def flat_script(
                 value = f"torch.jit.annotate({annotation}, {value})"
             value = f"{name}={value}"
         arguments.append(value)
-    taken = [f"torch.jit._unwrap_optional({place})" for place in _places(outputs, "returned")]
+    taken = [
+        f"torch.jit._unwrap_optional({leaf})" for leaf in _leaf_expressions(outputs, "returned")
+    ]
     lines = (
         f"def forward(self, {', '.join(f'{leaf}: Tensor' for leaf in leaves.values())}):",
         f"    returned = self.model.forward({', '.join(arguments)})",
@@ -266,11 +268,11 @@ def _expression(tree: Tree, leaves: dict[str, str]) -> str:
     return repr(value)
 
 
-def _places(tree: Tree, at: str) -> list[str]:
-    """Where the leaves are found in what stands at a place, in order."""
+def _leaf_expressions(tree: Tree, at: str) -> list[str]:
+    """Expressions of the leaves inside the value of an expression, in order."""
     if tree.kind == "leaf":
         return [at]
     keys = tree.keys or tuple(range(len(tree.parts)))
     steps = [f".{key}" if tree.kind == "object" else f"[{key!r}]" for key in keys]
     inner = zip(steps, tree.parts, strict=True)
-    return [place for step, part in inner for place in _places(part, f"{at}{step}")]
+    return [leaf for step, part in inner for leaf in _leaf_expressions(part, f"{at}{step}")]

@@ -1,7 +1,7 @@
-"""A module as one of named tensors, whatever its ``forward`` takes and returns.
+"""A module as one of named tensors, for any signature of its ``forward``.
 
 A module whose arguments are nested, or are not all tensors, is wrapped once, by `flatten_module`,
-into one that takes the tensors among them by name. All else works with flat named arrays.
+into one that takes the tensors among them by name. All other code works with flat named arrays.
 """
 
 from __future__ import annotations
@@ -27,15 +27,16 @@ def flatten_module(model: Any, input_example: Any) -> tuple[torch.nn.Module, dic
     """A module and its example as a module that takes named tensors, and arrays by name.
 
     Args:
-        model: A module, ScriptModule or ExportedProgram; or what this function made of one.
-        input_example: What it accepts. A mapping is arguments by name, a tuple or list arguments by
+        model: A module, ScriptModule or ExportedProgram; or a result of this function.
+        input_example: Arguments of it. A mapping is arguments by name, a tuple or list arguments by
             position, anything else the only argument; a mapping of several names that are no
             parameters is the only argument of a ``forward`` with one. Each may be an array, a
             tensor, a constant (None, bool, int, float, str), which is then fixed, or a mapping,
-            list, tuple, dataclass, named tuple or ModelOutput of such. Names are those of `trees`.
+            list, tuple, dataclass, named tuple or ModelOutput of such. Names are those of `pytree`.
 
     Returns:
-        The module itself where all its arguments are tensors, else a wrapper of it; and arrays.
+        The module itself where all its arguments are tensors, else a wrapper of it; and the arrays
+        by name.
 
     Raises:
         InvalidInputError: It cannot be exported (see `module_of`); or the example has no arrays,
@@ -65,7 +66,7 @@ def named_inputs(model: Any, input_example: Any) -> dict[str, Array]:
 
 
 def input_tree(module: torch.nn.Module, example: Tensors) -> Tree:
-    """Where the inputs of what `flatten_module` gives stand in the arguments of ``forward``."""
+    """Positions of the inputs of a flattened module in the arguments of ``forward``."""
     tree = getattr(module, "tree", None)
     return tree if isinstance(tree, Tree) else pytree.plain(example)
 
@@ -96,7 +97,7 @@ def _arguments(module: torch.nn.Module, example: Any) -> dict[str, Any]:
 
 
 def parameter_names(module: torch.nn.Module) -> tuple[str, ...]:
-    """The names of what a module takes; see `modules.parameter_names`."""
+    """The names of the parameters of a module; see `module.parameter_names`."""
     tree = getattr(module, "tree", None)
     return tuple(pytree.names(tree)) if isinstance(tree, Tree) else declared_names(module)
 
@@ -149,7 +150,7 @@ def run_with_tree(
             return _outputs(call(model, tensors_for(model, example)))
     except InvalidInputError:
         raise
-    except Exception as error:  # whatever the user's forward raises
+    except Exception as error:  # the user's forward may raise anything
         given = {name: f"{array.dtype}{list(array.shape)}" for name, array in example.items()}
         msg = (
             f"The model does not accept {what}, {given}: {type(error).__name__}: "
@@ -158,25 +159,25 @@ def run_with_tree(
         raise InvalidInputError(msg) from error
 
 
-def output_tensors(answer: Any) -> dict[str, torch.Tensor]:
-    """Name the tensors that ``forward`` returned.
+def output_tensors(returned: Any) -> dict[str, torch.Tensor]:
+    """Name the tensors in a value that ``forward`` returned.
 
     Returns:
         ``output`` for a single tensor, ``output_0``, ``output_1``, … for a tuple or list, the keys
         themselves for a mapping (which a Hugging Face ModelOutput is) and the fields for a
-        dataclass; what lies deeper by its path, such as ``boxes.0``. None is left out.
+        dataclass; deeper values by their path, such as ``boxes.0``. None is left out.
 
     Raises:
         InvalidInputError: Something in it is neither a tensor nor None.
     """
-    return _outputs(answer)[1]
+    return _outputs(returned)[1]
 
 
-def _outputs(answer: Any) -> tuple[Tree, dict[str, torch.Tensor]]:
+def _outputs(returned: Any) -> tuple[Tree, dict[str, torch.Tensor]]:
     import torch
 
-    tree, named = pytree.flatten(answer)
-    # A number here may follow from the inputs, and would be fixed without a word.
+    tree, named = pytree.flatten(returned)
+    # A number here may follow from the inputs, and would be fixed silently.
     odd = {name: value for name, value in named.items() if not isinstance(value, torch.Tensor)}
     odd |= {
         name: pytree.unflatten(part, {})
@@ -208,8 +209,8 @@ def as_arrays(named: Mapping[str, Any]) -> dict[str, Array]:
 def call(model: torch.nn.Module, arguments: Mapping[str, Any]) -> Any:
     """Call a module with named arguments.
 
-    Names that are all parameters of ``forward`` are bound to them; names of which none is one go
-    in by position, in their order.
+    Names that are all parameters of ``forward`` are bound to them; names of which none is one are
+    passed by position, in their order.
 
     Raises:
         InvalidInputError: Some of the names are parameters of ``forward`` and some are not.
@@ -221,13 +222,13 @@ def call(model: torch.nn.Module, arguments: Mapping[str, Any]) -> Any:
     if not known:
         return model(*arguments.values())
     if len(known) < len(arguments):
-        strange = [name for name in arguments if name not in parameters]
+        unknown = [name for name in arguments if name not in parameters]
         msg = (
-            f"The input example names {strange}, but forward takes {list(parameters)}; name all "
+            f"The input example names {unknown}, but forward takes {list(parameters)}; name all "
             f"inputs as forward does, or none."
         )
         raise InvalidInputError(msg)
-    # By position where that says the same: an exported program insists on how it was called.
+    # By position where that is the same: an exported program must be called as it was exported.
     only_named = keyword_names(model)
     ordered = [name for name in parameters if name not in only_named]
     first = [name for name in ordered if name in arguments]
@@ -261,14 +262,14 @@ def tensors_for(model: torch.nn.Module, example: Tensors) -> dict[str, torch.Ten
 
 
 def positional(
-    module: torch.nn.Module, names: tuple[str, ...], *, as_it_answers: bool = False
+    module: torch.nn.Module, names: tuple[str, ...], *, structured: bool = False
 ) -> torch.nn.Module:
     """A module that takes tensors in the order of `names` and returns a flat tuple of tensors.
 
     Args:
-        module: What is called.
-        names: What the tensors are to it.
-        as_it_answers: Return what the module does, in its own shape.
+        module: The inner module.
+        names: Names of the tensors as its arguments.
+        structured: Return the value of the module as it is.
     """
     import torch
 
@@ -278,11 +279,11 @@ def positional(
             self.model = module
 
         def forward(self, *tensors: torch.Tensor) -> Any:
-            answer = call(self.model, dict(zip(names, tensors, strict=True)))
-            return answer if as_it_answers else tuple(output_tensors(answer).values())
+            returned = call(self.model, dict(zip(names, tensors, strict=True)))
+            return returned if structured else tuple(output_tensors(returned).values())
 
         def train(self, mode: bool = True) -> Positional:  # noqa: ARG002, FBT001, FBT002 - torch's
-            # The exporters set the mode of what they get, which is right already; a graph that
+            # The exporters set the mode of their module, which is right already; a graph that
             # torch.export wrote would refuse.
             return self
 

@@ -1,4 +1,4 @@
-"""PyTorch modules: what can be exported, its mode, its device, the lines of its code."""
+"""PyTorch modules: type, mode, device, parameter names, lines of code."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def module_of(model: Any) -> torch.nn.Module:
-    """The module of whatever can be exported.
+    """The module of a model that can be exported.
 
     Raises:
         InvalidInputError: It is not a module, ScriptModule or ExportedProgram, or its weights are
@@ -51,11 +51,11 @@ def module_of(model: Any) -> torch.nn.Module:
 
 @contextmanager
 def evaluation_mode(model: torch.nn.Module) -> Iterator[bool]:
-    """Put a module into evaluation mode, and give each of its parts its own mode back.
+    """Put a module into evaluation mode in the block, and restore the mode of each part.
 
     Yields:
-        Whether the module was in training mode. A graph that `torch.export` wrote says that it is
-        training and refuses `eval`: its mode was fixed when it was written, and is left alone.
+        Whether the module was in training mode. A graph that `torch.export` wrote reports that it
+        is training and refuses `eval`: its mode was fixed by the export, and is left alone.
     """
     modes = [(part, part.training) for part in model.modules()]
     try:
@@ -79,11 +79,11 @@ def device_of(model: torch.nn.Module) -> torch.device:
 
 
 def parameter_names(model: torch.nn.Module) -> tuple[str, ...]:
-    """The names of ``forward``'s parameters, in order; empty where it hides them."""
+    """The names of ``forward``'s parameters, in order; empty where they are not known."""
     import torch
 
     if isinstance(model, torch.jit.ScriptModule):
-        schema: Any = model.forward.schema  # type: ignore[attr-defined]  # torch does not say
+        schema: Any = model.forward.schema  # type: ignore[attr-defined]  # not typed in torch
         return tuple(argument.name for argument in schema.arguments[1:])
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     parameters = inspect.signature(model.forward).parameters.values()
@@ -91,10 +91,10 @@ def parameter_names(model: torch.nn.Module) -> tuple[str, ...]:
 
 
 def keyword_names(model: torch.nn.Module) -> frozenset[str]:
-    """The names of what ``forward`` takes by keyword only.
+    """The names of the keyword-only parameters of ``forward``.
 
-    A graph that `torch.export` wrote takes by keyword what was given so when it was exported, which
-    its signature does not say.
+    A graph that `torch.export` wrote takes by keyword the arguments that were keywords when it was
+    exported, which its signature does not show.
     """
     import torch
 
@@ -132,11 +132,11 @@ def source_line(error: BaseException, model: torch.nn.Module) -> str | None:
         and (file := getattr(where, "__file__", None))
         and not where.__name__.startswith(("torch.", "mlflow_e2eai."))
     }
-    found = None
+    location = None
     now: BaseException | None = error
     while now is not None:
         for frame in traceback.extract_tb(now.__traceback__):
             if frame.filename in files:
-                found = (frame.filename, frame.lineno)
+                location = (frame.filename, frame.lineno)
         now = now.__cause__
-    return None if found is None else f"{Path(found[0]).name}:{found[1]}"
+    return None if location is None else f"{Path(location[0]).name}:{location[1]}"

@@ -1,6 +1,6 @@
-"""Inputs and outputs as Python has them <-> named leaves and a tree that is plain data.
+"""Nested inputs and outputs of Python <-> named leaves and a tree that is plain data.
 
-Everything downstream of the export works with named arrays. The tree says where each of them stood:
+Everything downstream of the export works with named arrays. The tree has the position of each:
 in mappings, lists, tuples, dataclasses, named tuples and Hugging Face's ModelOutput, at any depth.
 """
 
@@ -29,13 +29,13 @@ _CONSTANTS: Mapping[str, Callable[[str], Any]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tree:
-    """Where leaves stand in a Python value.
+    """Positions of leaves in a Python value.
 
     Attributes:
-        kind: What stands here: a leaf, a constant of this type, or a container.
+        kind: A leaf, a constant of this type, or a container.
         text: Name of a leaf; a constant as text; the class of an object as ``module:name``.
-        keys: Of a mapping's items or an object's fields, in order.
-        parts: What a container holds, in order.
+        keys: Keys of a mapping or fields of an object, in order.
+        parts: The items of a container, in order.
     """
 
     kind: Kind
@@ -45,7 +45,7 @@ class Tree:
 
     @property
     def is_plain(self) -> bool:
-        """Whether it is a mapping of names to leaves of these names, as stages have them."""
+        """Whether the tree is a mapping of names to leaves of these names, as in stages."""
         return self.kind == "mapping" and all(
             (part.kind, part.text) == ("leaf", key)
             for key, part in zip(self.keys, self.parts, strict=True)
@@ -53,13 +53,14 @@ class Tree:
 
 
 def flatten(value: Any, *, root: str = "output") -> tuple[Tree, dict[str, Any]]:
-    """Take a value apart.
+    """Flatten a value into named leaves.
 
-    A leaf is named by its path, joined with dots: ``tokens.ids``. At the top, what stands in a
-    tuple or list is ``<root>_0``, ``<root>_1``, …, and a lone leaf is ``<root>``.
+    A leaf is named by its path, joined with dots: ``tokens.ids``. At the top, an item of a tuple or
+    list is ``<root>_0``, ``<root>_1``, …, and a lone leaf is ``<root>``.
 
     Returns:
-        The tree, and what is neither container nor constant (None, bool, int, float, str), by name.
+        The tree, and the leaves by name: all that is no container or constant (None, bool, int,
+        float, str).
 
     Raises:
         InvalidInputError: Two leaves get one name, or the key of a mapping is no string or integer.
@@ -90,11 +91,11 @@ def _taken_apart(part: Any, path: tuple[str, ...], root: str, leaves: dict[str, 
 
 
 def unflatten(tree: Tree, leaves: Mapping[str, Any]) -> Any:
-    """Put a value together again.
+    """Rebuild a value from its leaves.
 
-    An object comes back as its class where the program has imported it, else as a dict: nothing is
-    imported because a file says so. A leaf that there is not, such as an output that surgery
-    removed, is None.
+    An object gets its class where the program has imported it, else it is a dict: nothing is
+    imported because a file names it. A missing leaf, such as an output that surgery removed, is
+    None.
     """
     if tree.kind == "leaf":
         return leaves.get(tree.text)
@@ -108,38 +109,38 @@ def unflatten(tree: Tree, leaves: Mapping[str, Any]) -> Any:
     return items if known is None else known(**{str(key): item for key, item in items.items()})
 
 
-def select(tree: Tree, value: Any, *, place: str = "") -> dict[str, Any]:
-    """The leaves of a value that has a tree's shape; what stands in place of a leaf is one.
+def select(tree: Tree, value: Any, *, path: str = "") -> dict[str, Any]:
+    """Leaves of a value in a tree's shape; any value at the position of a leaf is one.
 
     Constants may be left out.
 
     Raises:
-        InvalidInputError: A container has another shape, or a constant is another.
+        InvalidInputError: A container has another shape, or a constant another value.
     """
     if tree.kind == "leaf":
         return {tree.text: value}
     if tree.kind in _CONSTANTS:
         fixed = unflatten(tree, {})
         if type(value) is not type(fixed) or (value != fixed and str(value) != tree.text):
-            msg = f"{place} is fixed at {fixed!r}, but {value!r} is given; leave it out."
+            msg = f"{path} is fixed at {fixed!r}, but {value!r} is given; leave it out."
             raise InvalidInputError(msg)
         return {}
     kind, items = _kind_and_items(value)
     by_key = dict(items or ())
     keys = tree.keys or tuple(range(len(tree.parts)))
-    found: dict[str, Any] = {}
+    selected: dict[str, Any] = {}
     for key, part in zip(keys, tree.parts, strict=True):
-        at = f"{place}.{key}" if place else str(key)
+        at = f"{path}.{key}" if path else str(key)
         if key in by_key:
-            found |= select(part, by_key.pop(key), place=at)
+            selected |= select(part, by_key.pop(key), path=at)
         elif names(part):
             msg = f"{at} is missing; the inputs are {', '.join(names(tree))}."
             raise InvalidInputError(msg)
     if by_key or (items is None and tree.parts):
-        strange = sorted(map(str, by_key)) or kind
-        msg = f"{place or 'The input'} has {strange}; its parts are {list(keys)}."
+        unknown = sorted(map(str, by_key)) or kind
+        msg = f"{path or 'The input'} has {unknown}; its parts are {list(keys)}."
         raise InvalidInputError(msg)
-    return found
+    return selected
 
 
 def names(tree: Tree) -> list[str]:
@@ -164,7 +165,7 @@ def plain(leaves: Iterable[str]) -> Tree:
 def constants(
     tree: Tree, *, root: str = "output", path: tuple[str, ...] = ()
 ) -> Iterator[tuple[str, Tree]]:
-    """The constants in a tree, each with the name that `flatten` would give a leaf in its place."""
+    """The constants in a tree, each with the name that `flatten` would give a leaf in its path."""
     if tree.kind in _CONSTANTS:
         yield ".".join(path) or root, tree
     top = f"{root}_" if not path and tree.kind in ("list", "tuple") else ""
@@ -185,10 +186,10 @@ def is_object(value: Any) -> bool:
 def class_of(tree: Tree) -> type | None:
     """The class of an object, if the program has imported it and it holds fields only."""
     module, _, name = tree.text.partition(":")
-    found: Any = sys.modules.get(module)
+    value: Any = sys.modules.get(module)
     for part in name.split("."):
-        found = getattr(found, part, None)
-    return found if isinstance(found, type) and _has_fields(found) else None
+        value = getattr(value, part, None)
+    return value if isinstance(value, type) and _has_fields(value) else None
 
 
 def _walk(tree: Tree) -> Iterator[Tree]:

@@ -21,9 +21,9 @@ def torch_runner(
     """Run a PyTorch module, in evaluation mode and without gradients.
 
     Args:
-        model: The module; its mode is given back when the block ends.
-        inputs: Names of the inputs, bound as `call` does.
-        outputs: Names for the outputs, in the order in which `output_tensors` gives them.
+        model: The module; its mode is restored after the block.
+        inputs: Names of the inputs, bound as by `call`.
+        outputs: Names for the outputs, in the order of `output_tensors`.
     """
     import torch
 
@@ -32,8 +32,8 @@ def torch_runner(
     def infer(tensors: Tensors) -> Tensors:
         arguments = {name: torch.from_numpy(tensors[name].copy()).to(device) for name in inputs}
         with torch.no_grad():
-            answers = output_tensors(call(model, arguments)).values()
-            arrays = [tensor.cpu().numpy() for tensor in answers]
+            returned = output_tensors(call(model, arguments)).values()
+            arrays = [tensor.cpu().numpy() for tensor in returned]
         return dict(zip(outputs, arrays, strict=True))
 
     with evaluation_mode(model), _without_tf32(device):
@@ -42,7 +42,7 @@ def torch_runner(
 
 @contextmanager
 def _without_tf32(device: torch.device) -> Iterator[None]:
-    """PyTorch rounds convolutions on CUDA to TF32 unless told not to; a reference must not."""
+    """Turn off TF32 on CUDA in the block: PyTorch rounds convolutions to it by default."""
     import torch
 
     if device.type != "cuda":

@@ -2,8 +2,8 @@
 
 PyTorch has two ways to ONNX. The dynamo exporter (``torch.export``, PyTorch's default) takes
 modules and exported programs; the TorchScript exporter traces a module or takes a scripted one, and
-is the only way to opsets below 18. Both keep quiet about some of what they could not do (an opset
-that was not reached, a dynamic axis that became static), so that is held against what was asked.
+is the only way to opsets below 18. Both fail silently in some cases (an opset that was not reached,
+a dynamic axis that became static), so the result is compared with the request.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from mlflow_e2eai.pytorch.exporters import (
 from mlflow_e2eai.pytorch.flat_module import flatten_module, input_tree, original, run_with_tree
 from mlflow_e2eai.pytorch.module import evaluation_mode
 from mlflow_e2eai.pytorch.pytree import Tree
-from mlflow_e2eai.pytorch.verify import check_interface, check_numbers, test_samples
+from mlflow_e2eai.pytorch.verify import check_interface, check_numbers, reference_samples
 
 if TYPE_CHECKING:
     import torch
@@ -44,7 +44,7 @@ DEFAULT_OPSET = 18
 Runtime's CUDA provider lacks some of the later forms (Resize-19, ReduceMax-20)."""
 
 _TORCHSCRIPT_MAX_OPSET = 20
-"""Asked for more, the TorchScript exporter only stamps the number (torch 2.13)."""
+"""Above this the TorchScript exporter only changes the number (torch 2.13)."""
 
 AUTO = ("dynamo", PLAIN_DYNAMO, "trace", "script")
 """The order in which ``auto`` tries the exporters."""
@@ -55,11 +55,11 @@ class ExportReport:
     """Result of an export.
 
     Attributes:
-        exporter: The one that wrote the graph.
-        refused: Why those that were tried before it were not taken, by name, in order;
+        exporter: The exporter that wrote the graph.
+        refused: Reasons why earlier exporters were not taken, by name, in order;
             ``dynamo`` is the exporter with its optimizer, ``dynamo_unoptimized`` without.
-        unverified: Why the graph's numbers could not be compared with the module's; None where they
-            are the module's on the samples of `test_samples`.
+        unverified: Reason why the graph's numbers could not be compared with the module's; None
+            where they are equal on the samples of `reference_samples`.
         inputs: Positions of the graph's inputs in the arguments of ``forward``.
         outputs: Positions of its outputs in the value that ``forward`` returns.
     """
@@ -89,36 +89,36 @@ def export(
 
     Args:
         model: A ``torch.nn.Module``, ScriptModule or ExportedProgram. It is exported in evaluation
-            mode and gets its mode back.
+            mode, and its mode is restored.
         input_example: Inputs that the model accepts: a mapping of names to tensors or arrays, a
             tuple of them, or a single one. The names become the ONNX names; without names, those
             of ``forward``'s parameters do.
         out: The file to write.
         dynamic_axes: Axes whose size may vary, by input name and position.
         exporter: ``dynamo``, ``trace`` or ``script``; ``auto`` takes the first of them, in this
-            order, whose graph gives the module's numbers: on the example at every corner of its
+            order, whose graph computes the module's numbers: on the example at every corner of its
             dynamic axes, and on other values. For a ScriptModule it is ``script``.
         opset: Version of the ONNX operator set.
         output_names: Names for the outputs, in order; by default ``output``, or ``output_0`` and so
             on for several, or the keys where ``forward`` returns a mapping.
-        operators: What operators compute that are not ONNX's own, for model-local functions.
+        operators: Definitions of operators that are not ONNX's own, as model-local functions.
         deferred: Operators that need no implementation yet, as ``devtech::FooOp`` or ``FooOp``: a
             surgery plan takes them out later, or a TensorRT plugin has them.
         operator_libraries: Shared libraries that implement operators of the graph for ONNX Runtime.
-            They are native code; to name them here is to allow that they are loaded.
+            They are native code; naming them here allows loading them.
 
     Returns:
-        The fp32 graph as the exporter wrote it, and how it came about.
+        The fp32 graph as the exporter wrote it, and the report.
 
     Raises:
         InvalidInputError: The model does not accept the example, returns something that is not
             tensors, or an argument is wrong.
-        ExportError: PyTorch failed, or wrote something other than what was asked for, or a graph
+        ExportError: PyTorch failed, or wrote something other than the request, or a graph
             with other numbers than the module's; with a reason for each exporter that was tried.
             Or nothing implements an operator of the graph; it names the node.
     """
     module, given = flatten_module(model, input_example)
-    rungs = _attempts(exporter, module, opset)
+    attempts = _attempts(exporter, module, opset)
     libraries = custom.load_libraries(operator_libraries)
     specs = input_specs(given, dynamic_axes or {})
     axes = axes_of(dynamic_axes or {})
@@ -134,32 +134,42 @@ def export(
         returned, _ = run_with_tree(module, given)
         returned = pytree.rename_leaves(returned, _output_names(returned, output_names, given))
         names = tuple(pytree.names(returned))
-        asked = test_samples(module, given, specs, axes)
+        samples = reference_samples(module, given, specs, axes)
         wrote = False
-        for rung in rungs:
-            if rung == PLAIN_DYNAMO and not wrote:
-                continue  # it was not the optimizer that failed
+        for attempt in attempts:
+            if attempt == PLAIN_DYNAMO and not wrote:
+                continue  # the optimizer was not the cause
             try:
                 with (
                     staging_path(out) as temporary,
-                    failures_as_export_errors(rung, module) as warned,
+                    failures_as_export_errors(attempt, module) as warned,
                 ):
-                    write = with_torchscript if rung in ("trace", "script") else with_dynamo
-                    write(module, example, temporary, specs, axes, names, opset, rung, operators)
+                    write = with_torchscript if attempt in ("trace", "script") else with_dynamo
+                    write(module, example, temporary, specs, axes, names, opset, attempt, operators)
                     custom.carry(temporary, operators)
                     if is_large(module):
-                        graphs.write(graphs.read(temporary), temporary)  # as we name weight files
+                        graphs.write(
+                            graphs.read(temporary), temporary
+                        )  # names weight files by content
                     model = graphs.read(temporary)
                     graphs.check(model)
-                    check_interface(model, specs=specs, outputs=names, opset=opset, exporter=rung)
+                    check_interface(
+                        model, specs=specs, outputs=names, opset=opset, exporter=attempt
+                    )
                     wrote = True
                     lacking = custom.unimplemented_operators(
                         model, deferred=deferred, libraries=libraries
                     )
                     unverified = check_numbers(
-                        temporary, asked, names, rung, warned, lacking=lacking, libraries=libraries
+                        temporary,
+                        samples,
+                        names,
+                        attempt,
+                        warned,
+                        lacking=lacking,
+                        libraries=libraries,
                     )
-                    made = graphs.describe(
+                    artifact = graphs.describe(
                         temporary,
                         stage="export",
                         precision="fp32",
@@ -172,11 +182,11 @@ def export(
             except ExportError as error:
                 if error.operator is not None:
                     raise  # no exporter can help that
-                refused[rung] = error
+                refused[attempt] = error
         else:
             raise _no_exporter_error(refused)
-    return replace(made, path=out), ExportReport(
-        exporter="dynamo" if rung == PLAIN_DYNAMO else rung,
+    return replace(artifact, path=out), ExportReport(
+        exporter="dynamo" if attempt == PLAIN_DYNAMO else attempt,
         refused={name: str(error) for name, error in refused.items()},
         unverified=unverified,
         inputs=input_tree(module, given),

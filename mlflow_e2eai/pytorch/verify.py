@@ -1,7 +1,7 @@
-"""Whether an exported graph is the module: its interface, and its numbers on samples.
+"""Checks of an exported graph against the module: its interface, and its numbers on samples.
 
-An exporter that raises nothing may still have frozen a branch at what the example took, or a size
-at what the example had. That shows only on other samples.
+An exporter that raises nothing may still have fixed the branch that the example took, or a size of
+the example. That shows only on other samples.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ _NUDGE = 2.0**-20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Question:
-    """A sample, and the module's answer to it, outputs in order.
+class ReferenceSample:
+    """A sample with the module's outputs for it, in order.
 
     Attributes:
-        label: What kind of sample it is, for people.
-        inputs: The arrays.
-        right: What the module gave.
+        label: Kind of sample, for people.
+        inputs: Arrays by name.
+        right: The module's outputs.
     """
 
     label: str
@@ -48,58 +48,60 @@ class Question:
     right: tuple[np.ndarray, ...]
 
 
-def test_samples(
+def reference_samples(
     module: torch.nn.Module,
     example: Tensors,
     specs: tuple[TensorSpec, ...],
     axes: tuple[Axis, ...],
-) -> tuple[Question, ...]:
+) -> tuple[ReferenceSample, ...]:
     """The samples to verify a graph on: the corners of its axes, then other values.
 
-    Answers that are not finite are left out: what a module makes of such numbers is its own. So are
-    samples with other values that it refuses, and ties: where a rounding error in the inputs
-    changes an integer of the answer, such as an argmax of zeros, either is right.
+    Samples whose outputs are not finite are left out. So are samples with other values that the
+    module refuses, and ties: where a rounding error in the inputs changes an integer of the output,
+    such as an argmax of zeros, either is right.
 
     Raises:
         InvalidInputError: The module refuses the example at a corner of its axes.
     """
-    asked = []
+    samples = []
     for label, sizes in corners(axes).items():
         sample = resize(example, specs, sizes)
         what = f"the input example at the {label} size of its dynamic axes"
-        asked.append(_run_sample(module, label, sample, what=what))
+        samples.append(_run_sample(module, label, sample, what=what))
     opt = resize(example, specs, {axis.name: axis.opt for axis in axes})
     for label, sample in branch_samples(opt).items():
         try:
-            asked.append(_run_sample(module, label, sample, what=label))
+            samples.append(_run_sample(module, label, sample, what=label))
         except InvalidInputError:
             continue
-    return tuple(each for each in asked if _is_finite(each) and not _is_tie(module, each))
+    return tuple(each for each in samples if _is_finite(each) and not _is_tie(module, each))
 
 
-def _run_sample(module: torch.nn.Module, label: str, sample: Tensors, *, what: str) -> Question:
+def _run_sample(
+    module: torch.nn.Module, label: str, sample: Tensors, *, what: str
+) -> ReferenceSample:
     right = tuple(
         tensor.detach().cpu().numpy() for tensor in run_module(module, sample, what=what).values()
     )
-    return Question(label=label, inputs=sample, right=right)
+    return ReferenceSample(label=label, inputs=sample, right=right)
 
 
-def _is_finite(question: Question) -> bool:
-    arrays = (*question.inputs.values(), *question.right)
+def _is_finite(sample: ReferenceSample) -> bool:
+    arrays = (*sample.inputs.values(), *sample.right)
     return all(np.isfinite(array).all() for array in arrays if array.dtype.kind == "f")
 
 
-def _is_tie(module: torch.nn.Module, question: Question) -> bool:
-    if not any(is_exact(array) for array in question.right):
+def _is_tie(module: torch.nn.Module, sample: ReferenceSample) -> bool:
+    if not any(is_exact(array) for array in sample.right):
         return False
     random = np.random.default_rng(0)
     for _ in range(2):
-        nudged = {name: _perturb(array, random) for name, array in question.inputs.items()}
+        nudged = {name: _perturb(array, random) for name, array in sample.inputs.items()}
         try:
-            again = _run_sample(module, question.label, nudged, what=question.label).right
+            again = _run_sample(module, sample.label, nudged, what=sample.label).right
         except InvalidInputError:
             return True
-        for before, after in zip(question.right, again, strict=True):
+        for before, after in zip(sample.right, again, strict=True):
             if is_exact(before) and not np.array_equal(before, after):
                 return True
     return False
@@ -121,16 +123,16 @@ def check_interface(
     opset: int,
     exporter: str,
 ) -> None:
-    """Compare what was written with what was asked for.
+    """Compare the interface of a graph with the requested one.
 
     Raises:
-        ExportError: The opset, an input or the outputs are others.
+        ExportError: The opset, an input or the outputs differ.
     """
-    inputs, found_outputs = graphs.interface(model)
-    if (found := graphs.opset_of(model)) != opset:
-        msg = f"Opset {opset} was asked for, but the {exporter} exporter wrote opset {found}."
+    inputs, written_outputs = graphs.interface(model)
+    if (written := graphs.opset_of(model)) != opset:
+        msg = f"Opset {opset} was asked for, but the {exporter} exporter wrote opset {written}."
         raise ExportError(msg)
-    names = tuple(spec.name for spec in found_outputs)
+    names = tuple(spec.name for spec in written_outputs)
     if names != outputs:
         msg = f"The outputs are named {list(names)}, but {list(outputs)} was asked for."
         raise ExportError(msg)
@@ -155,7 +157,7 @@ def check_interface(
 
 def check_numbers(
     path: Path,
-    asked: tuple[Question, ...],
+    samples: tuple[ReferenceSample, ...],
     outputs: tuple[str, ...],
     exporter: str,
     warned: Sequence[WarningMessage],
@@ -163,31 +165,31 @@ def check_numbers(
     lacking: Sequence[str] = (),
     libraries: Sequence[Library] = (),
 ) -> str | None:
-    """Hold a graph's numbers against the module's.
+    """Compare a graph's numbers with the module's.
 
     Args:
         path: The graph.
-        asked: See `test_samples`.
+        samples: Those of `reference_samples`.
         outputs: Names of the outputs, in order.
-        exporter: Who wrote it.
-        warned: What it warned of meanwhile.
-        lacking: Operators of the graph that ONNX Runtime has not.
+        exporter: Name of the exporter that wrote it.
+        warned: Warnings of the exporter.
+        lacking: Operators of the graph that ONNX Runtime does not have.
         libraries: Libraries with its operators.
 
     Returns:
-        Why they could not be compared; None where they are the module's.
+        The reason why they could not be compared; None where they are equal.
 
     Raises:
-        ExportError: They are others, or the graph does not run.
+        ExportError: They differ, or the graph does not run.
     """
     if lacking:
         return f"ONNX Runtime does not have {', '.join(lacking)}"
-    if not asked:
-        return "no answer of the module to any sample is finite and free of ties"
-    wrong = _difference(path, asked, outputs, libraries)
+    if not samples:
+        return "no output of the module for any sample is finite and free of ties"
+    wrong = _difference(path, samples, outputs, libraries)
     if wrong is None:
         return None
-    # The tracer says where it took a value for a constant.
+    # The tracer warns where it took a value for a constant.
     frozen = next((w for w in warned if w.category.__name__ == "TracerWarning"), None)
     where = "" if frozen is None else f" at {Path(frozen.filename).name}:{frozen.lineno}"
     what = "" if frozen is None else f", which froze a value{where},"
@@ -196,14 +198,17 @@ def check_numbers(
 
 
 def _difference(
-    path: Path, asked: tuple[Question, ...], outputs: tuple[str, ...], libraries: Sequence[Library]
+    path: Path,
+    samples: tuple[ReferenceSample, ...],
+    outputs: tuple[str, ...],
+    libraries: Sequence[Library],
 ) -> str | None:
     """The first wrong output as a sentence; None where all numbers are right.
 
-    ONNX Runtime is asked in a process of its own: a graph that it does not take may crash it.
+    ONNX Runtime runs in a process of its own: a graph that it cannot run may crash it.
     """
-    right = iter(asked)
-    now: Question | None = None
+    right = iter(samples)
+    now: ReferenceSample | None = None
 
     def reference(_: Tensors) -> Tensors:
         nonlocal now
@@ -214,28 +219,28 @@ def _difference(
         with isolated_onnxruntime(path, libraries=libraries) as candidate:
             report = candidate.compare(
                 reference,
-                [question.inputs for question in asked],
+                [sample.inputs for sample in samples],
                 repeats=1,
-                scales=_scales(asked, outputs),
+                scales=_scales(samples, outputs),
             )
     except RunnerError as error:
         return f"{_on(now)}: {error}"
     if report.passed:
         return None
     finding = report.findings[0]
-    question = None if finding.sample is None else asked[finding.sample]
-    return f"{_on(question)}: {finding.sentence}"
+    sample = None if finding.sample is None else samples[finding.sample]
+    return f"{_on(sample)}: {finding.sentence}"
 
 
-def _on(question: Question | None) -> str:
-    return "" if question is None else f" on the sample {question.label!r}"
+def _on(sample: ReferenceSample | None) -> str:
+    return "" if sample is None else f" on the sample {sample.label!r}"
 
 
-def _scales(asked: tuple[Question, ...], outputs: tuple[str, ...]) -> dict[str, float]:
-    """The magnitude of each floating output's first answer: of zeros there is no share."""
+def _scales(samples: tuple[ReferenceSample, ...], outputs: tuple[str, ...]) -> dict[str, float]:
+    """Largest magnitude of each floating output on the first sample, the scale of errors."""
     sizes = {
         name: float(np.abs(array).max(initial=0))
-        for name, array in zip(outputs, asked[0].right, strict=True)
+        for name, array in zip(outputs, samples[0].right, strict=True)
         if array.dtype.kind == "f"
     }
     return {name: size for name, size in sizes.items() if size > 0 and math.isfinite(size)}

@@ -1,6 +1,6 @@
 """A bundle's evidence for people: as a table, as Markdown, as one HTML page, as pictures.
 
-All of it is made from a manifest alone, so that the same evidence gives the same page anywhere.
+All of it depends on a manifest alone, so that the same evidence gives the same page anywhere.
 
 page       one HTML page, from templates/
 sections/  the contexts of its sections

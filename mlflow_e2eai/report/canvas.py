@@ -1,6 +1,6 @@
 """The canvas that pictures are drawn on: sizes, colours, labels, and the files made of it.
 
-Places are fixed and known before anything is drawn, so that labels can be set apart without a
+Positions are fixed and known before anything is drawn, so that labels can be set apart without a
 layout that measures every text.
 """
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# A shape and a colour for what runs a variant, hollow and dashed for lesser precisions, so that no
-# colour says anything alone.
+# A shape and a colour for the runner of a variant, hollow and dashed for lesser precisions, so that
+# no colour alone has a meaning.
 _STYLES = {
     "torch": ("#4b5560", "s"),
     "onnxruntime-cpu": ("#0b63c4", "o"),
@@ -53,7 +53,7 @@ class Picture:
 
     Attributes:
         title: Its subject.
-        description: The same in full, for those who cannot see it.
+        description: A full description, as alternative text.
         figure: Matplotlib's figure.
     """
 
@@ -99,7 +99,7 @@ def set_vertical(axes: Axes, scale: LogScale) -> None:
 
 
 def _family(variant: str) -> tuple[str, str]:
-    """Colour and mark of what runs a variant."""
+    """Colour and mark of a variant's runner."""
     runner = variant.partition("/")[0]
     for name, style in _STYLES.items():
         if runner == name or runner.startswith(f"{name}-"):

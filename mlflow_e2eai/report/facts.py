@@ -36,7 +36,7 @@ _NAMED = 12
 """Variants that a picture names; of more, the reference and the fastest that passed."""
 
 _TAIL = 0.005
-"""Half of what a 99 % interval leaves out."""
+"""Half of the probability outside a 99 % interval."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +61,8 @@ class Row:
     Attributes:
         variant: Its name.
         outcome: Its outcome.
-        in_bundle: Whether the bundle holds what it runs. The graph as it was exported is measured,
-            and not kept.
+        in_bundle: Whether its file is in the bundle. The graph as it was exported is measured, and
+            not in the bundle.
         max_abs_error: The largest of all the comparisons that decide; None when there was none.
         task: Task metrics by name.
         p50_ms: Median latency at the sizes that engines are tuned for; None when not timed.
@@ -147,7 +147,7 @@ def named_rows(rows: Sequence[Row]) -> set[str]:
 
 
 def pareto_rows(rows: Sequence[Row]) -> list[Row]:
-    """Those of the bundle that passed, and that no other of them beats in error and latency."""
+    """The Pareto front in error and latency of the bundle's variants that passed."""
     sound = [
         row
         for row in rows
@@ -170,7 +170,7 @@ def named_spots(rows: Sequence[Row]) -> set[str]:
 
 
 def in_order(evidence: Sequence[Evidence]) -> list[Evidence]:
-    """Each variant behind the one that came before it; those that have no such order, last."""
+    """Each variant after the one that it was made of; those without such an order last."""
     names = {entry.variant for entry in evidence}
     followers: dict[str | None, list[Evidence]] = defaultdict(list)
     for entry in evidence:
@@ -233,7 +233,7 @@ def subject_of(manifest: Manifest) -> str:
 class Ratios:
     """Ratios of the times of two variants, at the sizes that engines are tuned for.
 
-    Each is computed once: it takes some 15 ms, and a page asks for the same ones often.
+    Each is computed once: it takes some 15 ms, and a page uses the same ones often.
 
     Args:
         manifest: The bundle's manifest.
@@ -257,7 +257,7 @@ class Ratios:
     def _compute(self, variant: str, baseline: str) -> Ratio | None:
         if self._report is None:
             return None
-        # A clock too coarse for the baseline gives zeros to divide by.
+        # With a clock too coarse for the baseline the divisors are zero.
         with np.errstate(all="ignore"):
             ratio = self._report.ratio(variant, baseline)
         return ratio if _drawable(ratio) else None
@@ -303,7 +303,7 @@ def _skip_count(count: int) -> int:
     return max(skip - 1, 0)
 
 
-# Where a report's model stands in MLflow; a report needs none of it.
+# The model of a report in MLflow; optional for a report.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -340,7 +340,7 @@ class Origin:
 
     @property
     def uri(self) -> str | None:
-        """How MLflow finds the model."""
+        """URI of the model in MLflow."""
         if self.name is not None and self.version is not None:
             return f"models:/{self.name}/{self.version}"
         return None if self.model_id is None else f"models:/{self.model_id}"

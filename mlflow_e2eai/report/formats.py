@@ -37,7 +37,7 @@ _FOLDERS = re.compile(
 )
 
 NONE = "\N{EN DASH}"
-"""For a number that there is none of."""
+"""Text for a missing number."""
 
 TIMES, MINUS = "\N{MULTIPLICATION SIGN}", "\N{MINUS SIGN}"
 
@@ -48,7 +48,7 @@ _THREE_DIGITS = 100
 
 
 def printable(text: object) -> str:
-    """Replace what cannot be shown."""
+    """Replace characters that cannot be shown."""
     return _UNPRINTABLE.sub("\ufffd", str(text))
 
 
@@ -58,7 +58,7 @@ def one_line(text: object) -> str:
 
 
 def sentence(text: object) -> str:
-    """A sentence that some program wrote, without the folders of the machine where it ran."""
+    """A sentence of another program, without the folders of the machine where it ran."""
     return _FOLDERS.sub("…/", printable(text))
 
 
@@ -113,7 +113,7 @@ def change_text(before: int, after: int) -> str:
 
 
 def share_text(value: float | None) -> str:
-    """A share of a whole; what is nearly all or nearly none is not rounded to it."""
+    """A share of a whole; nearly all and nearly none are not rounded to 100 % and 0 %."""
     if value is None or math.isnan(value):
         return NONE
     if value in (0, 1):
@@ -137,7 +137,7 @@ def gate_text(value: float | None) -> str:
     if value is None:
         return "not measured"
     if math.isnan(value):
-        return "NaN (could not be told)"
+        return "NaN (not comparable)"
     return f"{value:.4g}" if math.isfinite(value) else "infinite"
 
 

@@ -60,14 +60,14 @@ _REASONS = {
 def html(
     manifest: Manifest, decision: Decision | None = None, *, origin: Origin | None = None
 ) -> str:
-    """A bundle's evidence as one page: the decision first, then all that it rests on.
+    """A bundle's evidence as one page: the decision first, then its evidence.
 
-    The page asks nothing of the network, and its own policy forbids that and any script but its
-    one, which filters and sorts tables. The same arguments give the same page, byte for byte.
+    The page makes no network requests, and its own policy forbids them and any script but its one,
+    which filters and sorts tables. The same arguments give the same page, byte for byte.
 
     Args:
         manifest: The bundle's manifest.
-        decision: The outcome of its gates; None before they were asked.
+        decision: The outcome of its gates; None before they were evaluated.
         origin: Names and ids of the model in MLflow.
 
     Returns:
@@ -140,12 +140,12 @@ def _render(name: str, context: Mapping[str, object]) -> Markup:
     from markupsafe import Markup
 
     template = _environment().get_template(f"{name}.html.j2")
-    return Markup(template.render(**context))  # noqa: S704 - what a template escaped
+    return Markup(template.render(**context))  # noqa: S704 - a template has escaped it
 
 
 @functools.cache
 def _environment() -> Environment:
-    """The templates: all that enters one is escaped, and loses what cannot be shown."""
+    """The templates: all values are escaped, and characters that cannot be shown replaced."""
     from jinja2 import Environment, FunctionLoader, StrictUndefined
 
     environment = Environment(
@@ -193,14 +193,14 @@ def _finalize(value: object) -> object:
 
 
 def _first_call(start: ColdStart) -> str | None:
-    """How many times as long the first call took as the second."""
+    """Ratio of the first call's time to the second's, as text."""
     if not drawable(start.first_call_ms) or not drawable(start.second_call_ms):
         return None
     return f"{time_text(start.first_call_ms / start.second_call_ms)} {TIMES} the second"
 
 
 def _data_uri(picture: canvas.Picture) -> str:
-    """A picture inside the page: an image cannot act, and needs no style of the page's."""
+    """A picture inside the page as an image, which runs no scripts and needs no styles."""
     content = base64.b64encode(canvas.svg(picture).encode()).decode()
     return f"data:image/svg+xml;base64,{content}"
 

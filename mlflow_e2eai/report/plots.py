@@ -1,4 +1,4 @@
-"""The pictures, drawn by matplotlib: as SVG for the page, as PNG where no page can be shown."""
+"""The pictures, drawn by matplotlib: as SVG for the page, as PNG elsewhere."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _LANE = 0.09
-"""Part of the height that a lane takes, for errors that a logarithmic axis has no place for."""
+"""Part of the height that a lane takes, for errors that a logarithmic axis cannot show."""
 
 _LEGEND = 200
 """Width of the legend of the steps in pixels."""
@@ -58,7 +58,7 @@ _MOST_STEPS = 12
 
 @dataclass(frozen=True, slots=True)
 class _Point:
-    """A variant's median at one place of the horizontal axis, with its 99 % interval, in ms."""
+    """A variant's median at one position of the horizontal axis, with its 99 % interval, in ms."""
 
     x: float
     p50_ms: float
@@ -67,7 +67,7 @@ class _Point:
 
 
 def plots(manifest: Manifest) -> dict[str, bytes]:
-    """Pictures by file name, as PNG; one that has nothing to show is left out.
+    """Pictures by file name, as PNG; an empty one is left out.
 
     Returns:
         ``latency.png``, the median latency of each variant against the size of a call,
@@ -117,9 +117,9 @@ def latency_picture(manifest: Manifest, where: str = "") -> Picture | None:
 
 
 def _sizes(latency: Mapping[str, LatencyReport]) -> tuple[list[float], list[str], str]:
-    """Places of the benchmarks along the horizontal axis, their names, and the axis's name.
+    """Positions of the benchmarks along the horizontal axis, their names, and the axis's name.
 
-    By size where sizes tell the benchmarks apart; else (another axis varies) side by side.
+    By size where the sizes differ; else (another axis varies) at equal distances.
     """
     order = sorted(latency.items(), key=lambda entry: entry[1].items)
     sizes = [report.items for _, report in order]
@@ -190,7 +190,7 @@ def pareto_picture(manifest: Manifest, where: str = "") -> Picture | None:
 
 
 def _error_heights(axes: Axes, rows: Sequence[Row]) -> list[float]:
-    """The height of each error: a lane for what is not finite, a scale, a lane for zero."""
+    """The height of each error: a lane for NaN and infinity, a scale, a lane for zero."""
     errors = [row.max_abs_error or 0.0 for row in rows]
     finite = log_scale(errors)
     scale = finite or LogScale(0.1, 10.0)
@@ -215,7 +215,7 @@ def _error_heights(axes: Axes, rows: Sequence[Row]) -> list[float]:
 
 
 def _front(axes: Axes, corners: Sequence[tuple[float, float]]) -> None:
-    """The border of what can be had: further right, no more error is needed."""
+    """The Pareto front of error and latency."""
     if not corners:
         return
     first, last = corners[0], corners[-1]
@@ -279,7 +279,7 @@ def steps_picture(manifest: Manifest, where: str = "") -> Picture | None:
 
 
 def _errors(reports: Sequence[ParityReport | None]) -> list[tuple[int, float, bool]]:
-    """Row, error and outcome; no difference, and no number, have no place on a logarithmic axis."""
+    """Row, error and outcome; zero and NaN cannot be shown on a logarithmic axis."""
     return [
         (row, report.max_abs_error, report.passed)
         for row, report in enumerate(reports)

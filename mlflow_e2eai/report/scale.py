@@ -24,7 +24,7 @@ class LogScale:
     high: float
 
     def position(self, value: float) -> float:
-        """Where a number lies, from 0 to 1; one beyond an end lies at the end."""
+        """Position of a number, from 0 to 1; one beyond an end is at the end."""
         low, high = math.log10(self.low), math.log10(self.high)
         return (math.log10(min(max(value, self.low), self.high)) - low) / (high - low)
 
@@ -56,5 +56,5 @@ def log_scale(values: Iterable[float]) -> LogScale | None:
 
 
 def drawable(value: float | None) -> bool:
-    """Whether a number has a place on a logarithmic scale."""
+    """Whether a number can be shown on a logarithmic scale."""
     return value is not None and math.isfinite(value) and 1e-290 < value < 1e290  # noqa: PLR2004

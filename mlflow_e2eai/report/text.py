@@ -15,7 +15,7 @@ from mlflow_e2eai.report.facts import (
 
 
 def table(manifest: Manifest) -> str:
-    """One line a variant: largest error, task metrics, median latency, what it came to.
+    """One line a variant: largest error, task metrics, median latency, outcome.
 
     A precision that was refused has its line too, and below the table its reason.
     """

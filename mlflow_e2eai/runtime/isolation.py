@@ -33,7 +33,7 @@ _RUNNERS = "runners"
 
 @contextmanager
 def isolated(opener: Opener) -> Iterator[IsolatedRunner]:
-    """Open a runner in a worker process, for the block.
+    """Open a runner in a worker process during the block.
 
     Args:
         opener: Opens the runner in the worker.
@@ -42,8 +42,8 @@ def isolated(opener: Opener) -> Iterator[IsolatedRunner]:
         The runner, as an `Infer` whose measurements and comparisons run in the worker.
 
     Raises:
-        E2EAIError: Opening it raised that in the worker; a `RunnerError` where it crashed, hung or
-            was killed, or where another library's error was raised.
+        E2EAIError: Opening the runner raised it in the worker; a `RunnerError` where the worker
+            crashed, hung or was killed, or where another library's error was raised.
     """
     with closing(WorkerProcess()) as process:
         for text, category in process.call(partial(_open, opener=opener)):
@@ -94,7 +94,7 @@ class IsolatedRunner:
         return outputs
 
     def cold_start(self, tensors: Tensors) -> ColdStart:
-        """Measure what opening the runner cost and its first two calls take: before other calls."""
+        """Measure the cost of opening the runner and of two calls; must be the first call."""
         cold: ColdStart = self._call(partial(_cold_start, tensors=tensors))
         return cold
 
@@ -122,7 +122,7 @@ class IsolatedRunner:
 
 
 def _open(worker: Worker, opener: Opener) -> list[tuple[str, type[Warning]]]:
-    """Open the runner; returns the warnings of that."""
+    """Open the runner; returns the warnings that this raised."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         worker.state[_OPENED] = worker.stack.enter_context(timed_open(opener))
@@ -145,9 +145,9 @@ def _throughput(worker: Worker, tensors: Tensors, **options: Any) -> Throughput:
 
 def _compare(worker: Worker, **options: Any) -> ParityReport:
     return compare(
-        partial(worker.ask, "reference"),
+        partial(worker.call_back, "reference"),
         partial(_run, worker),
-        iter(partial(worker.ask, "sample"), None),
+        iter(partial(worker.call_back, "sample"), None),
         progress=worker.note.set_sample,
         **options,
     )
@@ -163,7 +163,7 @@ def _open_runner(worker: Worker) -> Opened:
 
 @contextmanager
 def isolated_together(openers: Mapping[str, Opener]) -> Iterator[IsolatedRunners]:
-    """Open runners in one worker process, for the block, where they can take turns.
+    """Open runners in one worker process during the block, where they can take turns.
 
     A disturbance of the machine then falls on neighbours in a round alike: in processes of their
     own, two runners of one file were seen to differ by 10 % where here they were equal.
@@ -258,15 +258,15 @@ class _ParentTurn:
     """A callable of the parent, which is timed there."""
 
     def __init__(self, worker: Worker, name: str) -> None:
-        self._ask, self._name = worker.ask, name
+        self._call_back, self._name = worker.call_back, name
 
     def __call__(self, _: Tensors, /) -> Tensors:
         raise NotImplementedError  # it is only ever timed
 
     def timed(self, _: Tensors, /) -> Timing:
-        timing: Timing = self._ask("timed", self._name)
+        timing: Timing = self._call_back("timed", self._name)
         return timing
 
     def series(self, _: Tensors, /, *, fill_ms: float, calls: int) -> list[float]:
-        times: list[float] = self._ask("series", self._name, fill_ms, calls)
+        times: list[float] = self._call_back("series", self._name, fill_ms, calls)
         return times

@@ -63,13 +63,13 @@ def onnxruntime_runner(
         path: The file.
         device: Where every supported node is to run.
         rounded: Have every fp16 or bf16 value between nodes rounded, as a GPU does; see
-            `emulation`. It is slower, and of fp16 all values are held at once. Without it the CPU
+            `emulation`. It is slower, and in fp16 keeps all values in memory. Without it the CPU
             cannot run a graph in bf16.
         fused: Let it fuse nodes. A graph in fp8 must not be: ONNX Runtime 1.31 fuses Q/DQ pairs of
             fp8 as if they were of int8, and refuses what comes of it, or drops a Relu before them.
         spinning: Let idle workers spin for a while after a call, which is ONNX Runtime's own
-            default: they answer the next call sooner, and take their cores from whatever else runs
-            until then. A measure that takes turns must not have it.
+            default: the next call starts sooner, and other work has fewer cores until then. Must be
+            off where callables are measured in turns.
         libraries: Shared libraries with operators of the graph. They are native code, which this
             process loads, if they are allowed and as they were recorded.
 
@@ -162,8 +162,8 @@ class GpuSession:
     def on_device(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
         """Run the model on torch tensors where they are, by I/O binding.
 
-        ONNX Runtime works in a stream of its own. So what PyTorch's current stream is still to
-        write is waited for here, and the answer is there when this returns.
+        ONNX Runtime works in a stream of its own. So this waits for PyTorch's current stream
+        first, and the outputs are complete when it returns.
 
         Args:
             tensors: torch tensors and, for inputs that are not on the GPU, arrays.

@@ -1,8 +1,8 @@
 """Functions called in a worker process, whose crash or hang is an error that names the call.
 
 Written by hand, as no pool does what is needed here: to kill a worker that makes no progress, to
-answer its questions during a call (the reference of a comparison, the caller's turn in a
-benchmark), and to say on which inputs it died. multiprocessing's spawn runs the user's `__main__`
+run callbacks of it during a call (the reference of a comparison, the caller's turn in a benchmark),
+and to report on which inputs it died. multiprocessing's spawn runs the user's `__main__`
 again, and its fork is unsafe with threads and with CUDA; loky and concurrent.futures build on them.
 """
 
@@ -106,7 +106,7 @@ class WorkerProcess:
 
         Args:
             function: A function that can be imported, or a partial of one: it is pickled.
-            callbacks: Functions of this process that it may call by `Worker.ask`.
+            callbacks: Functions of this process that it may call by `Worker.call_back`.
             timeout_s: Seconds without progress after which the process is killed.
             time_limit_s: Seconds after which the process is killed in any case.
 
@@ -213,22 +213,22 @@ class ProgressNote:
         self._runner = ""
 
     def set_sample(self, number: int) -> None:
-        """Note the number of the sample that the next calls are about."""
+        """Write the number of the sample of the next calls."""
         self._sample = number
 
     def set_runner(self, name: str) -> None:
-        """Note which of several runners works next."""
+        """Write which of several runners works next."""
         self._runner = name
         self._write("")
 
     def write_inputs(self, tensors: Tensors) -> None:
-        """Note the inputs of a call of a runner."""
+        """Write the inputs of a call of a runner."""
         sizes = ", ".join(f"{name} {list(array.shape)}" for name, array in tensors.items())
         sample = "" if self._sample is None else f"sample {self._sample}, "
         self.write_activity(f"on {sample}{sizes}")
 
     def write_activity(self, text: str) -> None:
-        """Note other work than a call of a runner, in words that continue "crashed ..."."""
+        """Write other work than a call of a runner, in words that continue "crashed ..."."""
         self._count += 1
         self._write(text)
 
@@ -243,12 +243,12 @@ class ProgressNote:
 
     @property
     def activity(self) -> str:
-        """The last work, for people; empty before the first."""
+        """The last activity, for people; empty before the first."""
         return self._part(2)
 
     @property
     def runner(self) -> str:
-        """The runner that it was about; empty where there is only one."""
+        """The runner of the last activity; empty where there is only one."""
         return self._part(1)
 
     def _part(self, number: int) -> str:

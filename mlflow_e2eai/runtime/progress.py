@@ -67,7 +67,7 @@ def steps(title: str) -> Iterator[Callable[[str, int, int], None]]:
 
 
 def _is_disabled() -> bool | None:
-    """True where the lines are silenced too; None leaves it to the terminal."""
+    """True where the lines are silenced too; None lets tqdm decide by the terminal."""
     return True if LOGGER.level > logging.INFO else None
 
 
@@ -136,9 +136,36 @@ class _Stderr(logging.Handler):
         tqdm.write(self.format(record), file=sys.stderr)
 
 
-_LOCK = threading.RLock()
-_OPEN: list[object] = []
-"""Blocks of `reported_on_stderr` that are open, in all threads."""
+class NestedBlocks:
+    """Nested blocks, also in several threads: the first one installs, the last one restores.
+
+    An installer changes a global and returns the function that restores it; or it returns None
+    where it does not apply yet, and the next block tries again.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._open = 0
+        self._restore: dict[str, Callable[[], None]] = {}
+
+    @contextmanager
+    def enter(self, **installers: Callable[[], Callable[[], None] | None]) -> Iterator[None]:
+        """Enter a block, with its installers by name."""
+        with self._lock:
+            for name, install in installers.items():
+                if name not in self._restore and (restore := install()) is not None:
+                    self._restore[name] = restore
+            self._open += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._open -= 1
+                while not self._open and self._restore:
+                    self._restore.popitem()[1]()
+
+
+_BLOCKS = NestedBlocks()
 
 _PLAIN = logging.Formatter("%(message)s")
 
@@ -153,29 +180,19 @@ def reported_on_stderr(level: int | None = None) -> Iterator[None]:
         level: Level of a program of ours. None is for a library: nothing is shown where the caller
             has set up the logger ``mlflow_e2eai``, or one above it.
     """
-    token = object()
-    with _LOCK:
-        if not _OPEN:
-            _install(level)
-        _OPEN.append(token)
-    try:
+    with _BLOCKS.enter(warnings=_log_warnings, lines=functools.partial(_show_lines, level)):
         yield
-    finally:
-        with _LOCK:
-            _OPEN.remove(token)
-            if not _OPEN:
-                _restore()
 
 
-_UNDO: list[Callable[[], None]] = []
-
-
-def _install(level: int | None) -> None:
+def _log_warnings() -> Callable[[], None]:
     showwarning = warnings.showwarning
     warnings.showwarning = functools.partial(_log_or_show, showwarning)
-    _UNDO.append(lambda: setattr(warnings, "showwarning", showwarning))
+    return lambda: setattr(warnings, "showwarning", showwarning)
+
+
+def _show_lines(level: int | None) -> Callable[[], None]:
     if level is None and (LOGGER.hasHandlers() or LOGGER.level != logging.NOTSET):
-        return
+        return lambda: None
     handler, before, propagate = _Stderr(), LOGGER.level, LOGGER.propagate
     handler.setFormatter(_PLAIN)
     LOGGER.addHandler(handler)
@@ -187,12 +204,7 @@ def _install(level: int | None) -> None:
         LOGGER.setLevel(before)
         LOGGER.propagate = propagate
 
-    _UNDO.append(restore)
-
-
-def _restore() -> None:
-    while _UNDO:
-        _UNDO.pop()()
+    return restore
 
 
 def _log_or_show(

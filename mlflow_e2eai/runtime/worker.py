@@ -1,4 +1,4 @@
-"""The other side of a `WorkerProcess`: calls functions until its parent hangs up or ends.
+"""The other side of a `WorkerProcess`: calls functions until its parent disconnects or ends.
 
 Written by hand with `mlflow_e2eai.runtime.process`, which says why.
 """
@@ -22,14 +22,14 @@ _POLL_S = 0.5
 
 
 def serve(connection: int, note: int, parent: int) -> None:
-    """Call functions for the parent until it hangs up.
+    """Call functions for the parent until it disconnects.
 
     Args:
         connection: File number of the connection to the parent.
         note: File number of the parent's progress note.
         parent: Process id of the parent.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then hangs up
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then disconnects
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with suppress(OSError):  # where memory runs out, this process is the one to go
         Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
@@ -43,11 +43,11 @@ def serve(connection: int, note: int, parent: int) -> None:
 
 
 class Worker:
-    """A worker process, as the functions that are called in it see it.
+    """A worker process, as seen by the functions that are called in it.
 
     Attributes:
-        note: What the parent reads where this process ends.
-        stack: Contexts that stay entered for further calls, until the parent hangs up.
+        note: The progress note, which the parent reads when this process ends.
+        stack: Contexts that stay entered for further calls, until the parent disconnects.
         state: Values that stay for further calls, by name.
     """
 
@@ -61,7 +61,7 @@ class Worker:
         """Receive a function, call it, and send its result or error.
 
         Raises:
-            EOFError: The parent hung up.
+            EOFError: The parent has disconnected.
         """
         try:
             function = self._connection.recv()
@@ -75,7 +75,7 @@ class Worker:
             reply = ("error", RunnerError(f"{type(error).__name__}: {text}"))
         self._connection.send(reply)
 
-    def ask(self, name: str, *arguments: Any) -> Any:
+    def call_back(self, name: str, *arguments: Any) -> Any:
         """Call a function of the parent, one of the `callbacks` of this call.
 
         Raises:
@@ -90,7 +90,7 @@ class Worker:
 
 
 def _end_with(parent: int) -> Never:
-    """End this process once it is the child of another process than its parent."""
+    """End this process once its parent has ended, so that it has another one."""
     while os.getppid() == parent:
         time.sleep(_POLL_S)
     os._exit(1)

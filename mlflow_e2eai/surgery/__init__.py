@@ -13,7 +13,7 @@ pattern          rules that replace a pattern of nodes
 deduplication    rules that merge equal nodes and constants
 simplify         onnxsim and onnxslim as rules
 extraction       the part of a graph between tensors
-interface        what the rules may do to inputs and outputs
+interface        changes that rules may make to inputs and outputs
 mapping          inputs and outputs of the raw graph as those of the clean one
 outline          the graph before and after, for the report
 """

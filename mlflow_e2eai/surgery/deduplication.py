@@ -1,4 +1,4 @@
-"""Rules that merge nodes and constants that compute what another computes already.
+"""Rules that merge nodes and constants that compute the same as another.
 
 onnx_ir's `CommonSubexpressionEliminationPass` (1.1.0) was tried and is not used: it merges two
 draws of Bernoulli or of an operator that it does not know, which changes the numbers, and its
@@ -31,33 +31,33 @@ _RANDOM = frozenset(
         "RandomUniformLike",
     )
 )
-"""Operators of ONNX that may answer the same question otherwise the second time."""
+"""Operators of ONNX whose outputs may differ between calls on the same inputs."""
 
 
 def merge_duplicates(graph: gs.Graph) -> int:
-    """Let one node or constant do what several equal ones do (common subexpressions).
+    """Merge equal nodes and equal constants (common subexpression elimination).
 
     Nodes are equal when their operator, attributes and inputs are. Only operators of ONNX itself
-    count, as nobody knows what another does, and none that draws random numbers or holds a
-    subgraph. Of two nodes that both feed outputs of the graph both stay, for the names. Constants
+    are merged, as others may have side effects, and none that draws random numbers or holds a
+    subgraph. Two nodes that both feed outputs of the graph stay, for the names. Constants
     are equal when type, shape and bytes are; those of types that numpy lacks stay as they are.
     """
     edits = _merge_constants(graph)
-    # Where the later of two stays, what was seen of its readers is out of date.
+    # Where the later of two stays, the keys of its readers are out of date.
     while merged := _merge_nodes(graph):
         edits += merged
     return edits
 
 
 def merge_transposes(graph: gs.Graph) -> int:
-    """Make one Transpose of two in a row; none where the second undoes the first."""
+    """Merge two Transposes in a row into one; into none where the second undoes the first."""
     sort(graph)
     edits = 0
     for node in nodes_of(graph, "Transpose", ""):
         before = _writer(node, "Transpose")
         perm = node.attrs.get("perm")
         if before is not None and perm is not None and before.attrs.get("perm") is not None:
-            perm = node.attrs["perm"] = [before.attrs["perm"][place] for place in perm]
+            perm = node.attrs["perm"] = [before.attrs["perm"][axis] for axis in perm]
             _read_past(graph, node, before)
             edits += 1
         if perm is not None and list(perm) == list(range(len(perm))):
@@ -66,9 +66,9 @@ def merge_transposes(graph: gs.Graph) -> int:
 
 
 def merge_reshapes(graph: gs.Graph) -> int:
-    """Let a Reshape read what the Reshape before it read.
+    """Make a Reshape after a Reshape read the input of the first.
 
-    Its shape must be a constant without a 0, which would copy a size of what it reads.
+    Its shape must be a constant without a 0, which would copy a size of its input.
     """
     import onnx_graphsurgeon as gs
 
@@ -101,13 +101,13 @@ def _merge_constants(graph: gs.Graph) -> int:
 
 
 def _bytes_key(tensor: gs.Constant) -> Hashable:
-    """Type, shape and bytes; of a weight in another file, where they lie: it is to stay there."""
+    """Type, shape and bytes; of a weight in another file, the location instead: it stays there."""
     import onnx_graphsurgeon as gs
 
     lazy = tensor._values  # noqa: SLF001 - looking at its values would load them
     if isinstance(lazy, gs.ir.tensor.LazyValues) and is_reference(lazy.tensor):
-        places = tuple(entry.value for entry in lazy.tensor.external_data)
-        return lazy.tensor.data_type, tuple(lazy.shape), places
+        location = tuple(entry.value for entry in lazy.tensor.external_data)
+        return lazy.tensor.data_type, tuple(lazy.shape), location
     values = np.ascontiguousarray(tensor.values)
     return values.dtype.str, tensor.values.shape, hashlib.sha256(values.data).digest()
 
@@ -115,7 +115,7 @@ def _bytes_key(tensor: gs.Constant) -> Hashable:
 def _is_plain(tensor: gs.Constant) -> bool:
     import onnx_graphsurgeon as gs
 
-    sparse = isinstance(tensor._values, gs.ir.tensor.SparseValues)  # noqa: SLF001 - nothing public tells
+    sparse = isinstance(tensor._values, gs.ir.tensor.SparseValues)  # noqa: SLF001 - there is no public way
     dtype = tensor.export_dtype
     known = isinstance(dtype, type | np.dtype) and np.dtype(dtype).isbuiltin == 1
     return known and not sparse and np.dtype(dtype).kind in "biuf"
@@ -130,21 +130,21 @@ def _merge_nodes(graph: gs.Graph) -> int:
         first = node if key is None else seen.setdefault(key, node)
         if first is node:
             continue
-        kept, gone = first, node
-        if _feeds_output(graph, gone):
-            kept, gone = gone, kept
-        if _feeds_output(graph, gone):
+        retained, duplicate = first, node
+        if _feeds_output(graph, duplicate):
+            retained, duplicate = duplicate, retained
+        if _feeds_output(graph, duplicate):
             continue
-        seen[key] = kept
-        for old, new in zip(gone.outputs, kept.outputs, strict=True):
+        seen[key] = retained
+        for old, new in zip(duplicate.outputs, retained.outputs, strict=True):
             hand_over(old, new)
-        _delete(graph, gone)
+        _delete(graph, duplicate)
         edits += 1
     return edits
 
 
 def _node_key(node: gs.Node) -> Hashable:
-    """Key of the computation of a node; None where it is not known."""
+    """Key of the computation of a node; None where it is unknown."""
     if operator_name(node.domain, node.op) != node.op or node.op in _RANDOM:
         return None
     plain = (int, float, str, bytes, list)
@@ -163,7 +163,7 @@ def _feeds_output(graph: gs.Graph, node: gs.Node) -> bool:
 
 
 def _writer(node: gs.Node, op_type: str) -> gs.Node | None:
-    """The node of that operator that makes what a node reads first; None where another does."""
+    """The node that writes the first input of a node, if it has that operator; else None."""
     writers = node.inputs[0].inputs
     if len(writers) != 1 or operator_name(writers[0].domain, writers[0].op) != op_type:
         return None
@@ -171,7 +171,7 @@ def _writer(node: gs.Node, op_type: str) -> gs.Node | None:
 
 
 def _read_past(graph: gs.Graph, node: gs.Node, before: gs.Node) -> None:
-    """Let a node read what the one before it read, which goes when nobody else reads it."""
+    """Make a node read the input of the one before it, and delete that one if it is unread."""
     node.inputs[0] = before.inputs[0]
     if not before.outputs[0].outputs and not _feeds_output(graph, before):
         _delete(graph, before)

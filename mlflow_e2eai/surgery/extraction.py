@@ -20,22 +20,22 @@ def expose(graph: gs.Graph, *, tensors: Sequence[str]) -> int:
 
     Args:
         graph: The graph.
-        tensors: Their names, which the outputs then have.
+        tensors: Their names, which become the names of the outputs.
 
     Raises:
-        SurgeryError: A node of the main graph makes no such tensor, or its type is not known.
+        SurgeryError: No node of the main graph writes such a tensor, or its type is not known.
     """
     return _as_outputs(graph, [_inner_tensor(graph, name, "expose") for name in tensors])
 
 
 @changes(adds_outputs)
 def break_fusion(graph: gs.Graph, *, first: str, then: str) -> int:
-    """Keep a runtime from fusing two operators: what passes between them becomes an output.
+    """Prevent a runtime from fusing two operators: the tensor between them becomes an output.
 
     Args:
         graph: The graph.
-        first: Operator of the node that makes it, for example ``Conv``.
-        then: Operator of a node that reads it, for example ``Relu``.
+        first: Operator of the node that writes the tensor, for example ``Conv``.
+        then: Operator of a node that reads the tensor, for example ``Relu``.
     """
     between = [
         tensor
@@ -50,12 +50,12 @@ def break_fusion(graph: gs.Graph, *, first: str, then: str) -> int:
 def extract(
     graph: gs.Graph, *, inputs: Sequence[str] | None = None, outputs: Sequence[str] | None = None
 ) -> int:
-    """Keep only what lies between named tensors.
+    """Reduce the graph to the nodes between named tensors.
 
     Args:
         graph: The graph.
-        inputs: Where it is to begin, at all that it needs; None for the inputs that it has.
-        outputs: Where it is to end; None for the outputs that it has.
+        inputs: Tensors that become the inputs, all that the outputs need; None for its inputs.
+        outputs: Tensors that become the outputs; None for its outputs.
 
     Raises:
         SurgeryError: There is no such tensor, its type is not known, or the outputs need more than
@@ -89,13 +89,13 @@ def _same(some: Sequence[gs.Tensor], others: Sequence[gs.Tensor]) -> bool:
 
 def _inner_tensor(graph: gs.Graph, name: str, verb: str) -> gs.Tensor:
     """A tensor that a node of the main graph writes."""
-    made = {tensor.name: tensor for node in graph.nodes for tensor in node.outputs}
-    if name not in made:
-        near = difflib.get_close_matches(name, made, n=1)
+    tensors = {tensor.name: tensor for node in graph.nodes for tensor in node.outputs}
+    if name not in tensors:
+        near = difflib.get_close_matches(name, tensors, n=1)
         hint = f"did you mean {near[0]!r}?" if near else "`mlflow_e2eai show` shows their names."
         msg = f"No node makes a tensor {name!r} to {verb}; {hint}"
         raise SurgeryError(msg)
-    return made[name]
+    return tensors[name]
 
 
 def _as_outputs(graph: gs.Graph, tensors: Sequence[gs.Tensor]) -> int:
@@ -106,7 +106,7 @@ def _as_outputs(graph: gs.Graph, tensors: Sequence[gs.Tensor]) -> int:
 
 
 def _infer_types(graph: gs.Graph, tensors: Sequence[gs.Tensor]) -> None:
-    """Have ONNX infer missing types and shapes; refuse a tensor without a type."""
+    """Infer missing types and shapes by ONNX; refuse a tensor without a type."""
     import onnx
     import onnx_graphsurgeon as gs
 
@@ -119,12 +119,12 @@ def _infer_types(graph: gs.Graph, tensors: Sequence[gs.Tensor]) -> None:
         value = values.get(tensor.name)
         if value is None or not value.type.tensor_type.elem_type:
             msg = (
-                f"Nobody knows the type of {tensor.name!r}, so it can be no input or output; take "
+                f"The type of {tensor.name!r} is not known, so it can be no input or output; take "
                 f"a tensor that a node of ONNX itself makes."
             )
             raise SurgeryError(msg)
-        made = gs.importers.onnx_importer.OnnxImporter.import_tensor(value)
-        tensor.dtype, tensor.shape = made.dtype, made.shape
+        imported = gs.importers.onnx_importer.OnnxImporter.import_tensor(value)
+        tensor.dtype, tensor.shape = imported.dtype, imported.shape
 
 
 def _require_computable(graph: gs.Graph) -> None:

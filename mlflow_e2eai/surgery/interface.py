@@ -20,16 +20,16 @@ Marked = TypeVar("Marked", bound=Callable[..., int])
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Interface:
-    """Inputs and outputs as a plan should leave them.
+    """Expected inputs and outputs after a plan.
 
     Attributes:
         inputs: The inputs, in order.
-        input_origins: What each was before the plan.
+        input_origins: The input before the plan that each comes from.
         outputs: Each output's old name by its new one, in order.
         axes: The dynamic axes.
-        may_lose_outputs: Whether any output may be gone.
-        found: Inputs and outputs that the graph has after the rule, for a rule whose arguments do
-            not tell what it makes of them.
+        may_lose_outputs: Whether any output may be removed.
+        actual: Inputs and outputs of the graph after the rule, for a rule whose arguments do not
+            determine them.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -37,11 +37,11 @@ class Interface:
     outputs: Mapping[str, str]
     axes: tuple[Axis, ...]
     may_lose_outputs: bool = False
-    found: tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]] = ((), ())
+    actual: tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]] = ((), ())
 
     @classmethod
     def of(cls, graph: OnnxArtifact) -> Interface:
-        """The interface of a graph that no rule has touched."""
+        """The interface of a graph before the first rule."""
         return cls(
             inputs=graph.inputs,
             input_origins=tuple(InputOrigin(name=s.name, dtype=s.dtype) for s in graph.inputs),
@@ -49,18 +49,18 @@ class Interface:
             axes=graph.axes,
         )
 
-    def origins(self, found: tuple[TensorSpec, ...]) -> Origins:
+    def origins(self, specs: tuple[TensorSpec, ...]) -> Origins:
         """Origins of a graph that has these outputs."""
-        outputs = tuple(self.outputs[spec.name] for spec in found)
+        outputs = tuple(self.outputs[spec.name] for spec in specs)
         return Origins(inputs=self.input_origins, outputs=outputs)
 
 
 def changes(how: Change) -> Callable[[Marked], Marked]:
-    """Declare what a rule makes of the interface, which a rule without this must keep.
+    """Declare how a rule changes the interface; a rule without this must not change it.
 
     Args:
-        how: Takes the `Interface` before and the rule's keyword arguments, gives the one after.
-            Where the rule finds nothing left to do it gives the same one back.
+        how: Takes the `Interface` before and the rule's keyword arguments, returns the one after:
+            the same one where the rule finds nothing to do.
     """
 
     def mark(rule: Marked) -> Marked:
@@ -73,12 +73,12 @@ def changes(how: Change) -> Callable[[Marked], Marked]:
 def after(
     rule: Callable[..., int], before: Interface, arguments: Mapping[str, Any], graph: gs.Graph
 ) -> Interface:
-    """The interface after a rule, which left this graph."""
+    """The interface after a rule, whose result is this graph."""
     how: Change | None = getattr(rule, "interface", None)
     if how is None:
         return before
     left = (specs(graph.inputs), specs(graph.outputs))
-    return how(replace(before, found=left), **arguments)
+    return how(replace(before, actual=left), **arguments)
 
 
 def specs(tensors: Sequence[gs.Tensor]) -> tuple[TensorSpec, ...]:
@@ -106,10 +106,10 @@ def check(
     outputs: tuple[TensorSpec, ...],
     wanted: Interface,
 ) -> None:
-    """Refuse an interface that the plan had no business to make.
+    """Refuse an interface other than the declared one.
 
     Raises:
-        SurgeryError: An input or output is missing, strange, or of another type or shape.
+        SurgeryError: An input or output is missing, unknown, or of another type or shape.
     """
     _names("input", {s.name for s in wanted.inputs}, {s.name for s in inputs}, may_lose=False)
     now = {spec.name: spec for spec in inputs}
@@ -119,53 +119,53 @@ def check(
     _names("output", set(wanted.outputs), {s.name for s in outputs}, may_lose=may_lose)
     before = {spec.name: spec for spec in source.outputs}
     for spec in outputs:
-        old = before.get(wanted.outputs[spec.name])  # none of a tensor that the plan exposed
+        old = before.get(wanted.outputs[spec.name])  # None for a tensor that the plan exposed
         # An output's sizes may become better known; an input's are what callers rely on.
         if old is not None:
             _same("output", replace(old, name=spec.name), spec, exact=False)
 
 
-def _names(kind: str, wanted: set[str], found: set[str], *, may_lose: bool) -> None:
-    if strange := found - wanted:
-        msg = f"The plan made an {kind} {sorted(strange)} that the graph did not have."
+def _names(kind: str, wanted: set[str], names: set[str], *, may_lose: bool) -> None:
+    if unknown := names - wanted:
+        msg = f"The plan made an {kind} {sorted(unknown)} that the graph did not have."
         raise SurgeryError(msg)
-    if (lost := sorted(wanted - found)) and not may_lose:
+    if (lost := sorted(wanted - names)) and not may_lose:
         msg = f"The plan lost the {kind} {lost[0]!r}; bypass what fed it instead of removing it."
         raise SurgeryError(msg)
 
 
-def _same(kind: str, wanted: TensorSpec, found: TensorSpec, *, exact: bool) -> None:
-    fits = found.shape == wanted.shape if exact else len(found.shape) == len(wanted.shape)
-    if found.dtype != wanted.dtype or not fits:
+def _same(kind: str, wanted: TensorSpec, actual: TensorSpec, *, exact: bool) -> None:
+    fits = actual.shape == wanted.shape if exact else len(actual.shape) == len(wanted.shape)
+    if actual.dtype != wanted.dtype or not fits:
         msg = (
             f"The plan changed {kind} {wanted.name!r} from {wanted.dtype}{list(wanted.shape)} to "
-            f"{found.dtype}{list(found.shape)}; leave out the rule that did."
+            f"{actual.dtype}{list(actual.shape)}; leave out the rule that did."
         )
         raise SurgeryError(msg)
 
 
 def loses_outputs(before: Interface, **_: Any) -> Interface:
-    """Outputs may go."""
+    """Outputs may be removed."""
     return replace(before, may_lose_outputs=True)
 
 
 def adds_outputs(before: Interface, **_: Any) -> Interface:
     """Inner tensors become outputs under their own names."""
-    outputs = before.found[1]
+    outputs = before.actual[1]
     new = {spec.name: spec.name for spec in outputs if spec.name not in before.outputs}
     return replace(before, outputs={**before.outputs, **new})
 
 
 def extracts(before: Interface, **_: Any) -> Interface:
     """The graph begins and ends at other tensors."""
-    inputs, outputs = before.found
+    inputs, outputs = before.actual
     known = dict(zip((s.name for s in before.inputs), before.input_origins, strict=True))
     new = {spec.name: InputOrigin(name=spec.name, dtype=spec.dtype) for spec in inputs}
     named = {size for spec in inputs for size in spec.shape if isinstance(size, str)}
-    if strange := sorted(named - {axis.name for axis in before.axes}):
+    if unknown := sorted(named - {axis.name for axis in before.axes}):
         msg = (
-            f"The graph cannot begin at {[spec.name for spec in inputs]}: nobody knows which sizes "
-            f"{strange[0]!r} may have; fix the axes that it comes from first."
+            f"The graph cannot begin at {[spec.name for spec in inputs]}: the sizes that "
+            f"{unknown[0]!r} may have are not known; fix the axes that it comes from first."
         )
         raise SurgeryError(msg, rule="extract")
     return replace(
@@ -205,7 +205,7 @@ def fixes_axis(before: Interface, *, name: str, size: int) -> Interface:
     """An axis has one size from now on."""
 
     def fixed(spec: TensorSpec) -> TensorSpec:
-        return replace(spec, shape=tuple(size if found == name else found for found in spec.shape))
+        return replace(spec, shape=tuple(size if axis == name else axis for axis in spec.shape))
 
     for axis in before.axes:
         if axis.name == name and not axis.min <= size <= axis.max:
@@ -240,18 +240,24 @@ def converts_input(
     if origin.perm or origin.is_scaled or origin.dtype != spec.dtype:
         msg = f"Input {name!r} was converted already; say all of it in one step."
         raise SurgeryError(msg, rule="convert_input")
-    places = [list(perm).index(place) for place in range(len(perm))]
-    shape = tuple(spec.shape[place] for place in places) if perm else spec.shape
-    made = TensorSpec(name=to, dtype=dtype or spec.dtype, shape=shape)
-    made_origin = replace(origin, perm=tuple(perm), scale=numbers(scale), offset=numbers(offset))
+    inverse = [list(perm).index(axis) for axis in range(len(perm))]
+    shape = tuple(spec.shape[axis] for axis in inverse) if perm else spec.shape
+    converted = TensorSpec(name=to, dtype=dtype or spec.dtype, shape=shape)
+    converted_origin = replace(
+        origin, perm=tuple(perm), scale=numbers(scale), offset=numbers(offset)
+    )
     return replace(
         before,
-        inputs=(*before.inputs[:at], made, *before.inputs[at + 1 :]),
-        input_origins=(*before.input_origins[:at], made_origin, *before.input_origins[at + 1 :]),
+        inputs=(*before.inputs[:at], converted, *before.inputs[at + 1 :]),
+        input_origins=(
+            *before.input_origins[:at],
+            converted_origin,
+            *before.input_origins[at + 1 :],
+        ),
     )
 
 
 def numbers(value: float | list[float] | tuple[float, ...]) -> tuple[float, ...]:
-    """One number, or several, as a plan gives them."""
+    """One number, or several, from a plan as a tuple."""
     given = value if isinstance(value, list | tuple) else [value]
     return tuple(float(number) for number in given)

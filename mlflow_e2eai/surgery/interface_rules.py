@@ -48,7 +48,7 @@ def rename(
 
 @changes(fixes_axis)
 def fix_axis(graph: gs.Graph, *, name: str, size: int) -> int:
-    """Give a dynamic axis one size, which every call then has.
+    """Fix a dynamic axis at one size.
 
     Args:
         graph: The graph.
@@ -77,7 +77,7 @@ def convert_input(
 ) -> int:
     """Take an input in another type or layout, and convert it inside the graph.
 
-    What was ``name`` becomes ``transpose(cast(to), perm) * scale + offset``. A uint8 image of
+    The input ``name`` becomes ``transpose(cast(to), perm) * scale + offset``. A uint8 image of
     channels last for a model of float pixels between 0 and 1 with channels first is ``dtype:
     uint8``, ``perm: [0, 3, 1, 2]``, ``scale: 0.00392156862745098``.
 
@@ -86,7 +86,7 @@ def convert_input(
         name: The input. One that is not there is an error, unless it was converted already.
         to: Name of the new input, which must be another, so that this is not done twice.
         dtype: NumPy name of its type; None keeps the type.
-        perm: Where each old axis lies in the new input, as ONNX Transpose takes it.
+        perm: Position of each old axis in the new input, as ONNX Transpose takes it.
         scale: Factor, or one for each channel (axis 1 of the old input).
         offset: Summand, or one for each channel.
 
@@ -96,21 +96,21 @@ def convert_input(
     import onnx
     import onnx_graphsurgeon as gs
 
-    found = {tensor.name: tensor for tensor in graph.inputs}
-    if name not in found and to in found:
+    by_name = {tensor.name: tensor for tensor in graph.inputs}
+    if name not in by_name and to in by_name:
         return 0
-    if name not in found:
-        msg = f"There is no input {name!r} to convert; the inputs are {sorted(found)}."
+    if name not in by_name:
+        msg = f"There is no input {name!r} to convert; the inputs are {sorted(by_name)}."
         raise SurgeryError(msg)
     if to in graph.tensors():
         msg = f"Input {name!r} cannot be converted to {to!r}: that name is taken; take another."
         raise SurgeryError(msg)
-    old = found[name]
+    old = by_name[name]
     factors = numbers(scale), numbers(offset)
     _check_conversion(old, dtype, perm, factors)
     wanted = np.dtype(dtype or old.dtype)
-    places = np.argsort(perm) if perm else range(len(old.shape))
-    new = gs.Variable(to, dtype=wanted, shape=[old.shape[int(place)] for place in places])
+    inverse = np.argsort(perm) if perm else range(len(old.shape))
+    new = gs.Variable(to, dtype=wanted, shape=[old.shape[int(axis)] for axis in inverse])
     nodes = []
     if wanted != old.dtype:
         kind = int(onnx.helper.np_dtype_to_tensor_dtype(np.dtype(old.dtype)))
@@ -168,18 +168,18 @@ def _check_conversion(
 
 
 def _rename(tensors: list[gs.Tensor], names: Mapping[str, str], taken: set[str], kind: str) -> int:
-    found = {tensor.name: tensor for tensor in tensors}
+    by_name = {tensor.name: tensor for tensor in tensors}
     edits = 0
     for old, new in names.items():
-        if old not in found and new in found:
+        if old not in by_name and new in by_name:
             continue
-        if old not in found:
-            msg = f"There is no {kind} {old!r} to rename; the {kind}s are {sorted(found)}."
+        if old not in by_name:
+            msg = f"There is no {kind} {old!r} to rename; the {kind}s are {sorted(by_name)}."
             raise SurgeryError(msg)
         if new in taken:
             msg = f"{kind.capitalize()} {old!r} cannot be named {new!r}: that name is taken."
             raise SurgeryError(msg)
-        found[old].name = new
+        by_name[old].name = new
         taken.add(new)
         edits += 1
     return edits
@@ -201,7 +201,7 @@ def _rename_axis(graph: gs.Graph, old: str, new: str) -> int:
 
 
 def _resize(graph: gs.Graph, name: str, size: int | str) -> int:
-    """Put a size or name in the place of an axis; 1 when an input or output had it."""
+    """Replace an axis by a size or another name; 1 when an input or output had it."""
     edits = 0
     for tensor in _tensors(graph):
         if name in (tensor.shape or ()):
@@ -214,9 +214,9 @@ def _tensors(graph: gs.Graph) -> Iterator[gs.Tensor]:
     """Every variable of a graph and of its subgraphs; the graph's own inputs among them."""
     import onnx_graphsurgeon as gs
 
-    found = {id(tensor): tensor for tensor in graph.tensors().values()}
-    found |= {id(tensor): tensor for tensor in (*graph.inputs, *graph.outputs)}
-    for tensor in found.values():
+    by_id = {id(tensor): tensor for tensor in graph.tensors().values()}
+    by_id |= {id(tensor): tensor for tensor in (*graph.inputs, *graph.outputs)}
+    for tensor in by_id.values():
         if isinstance(tensor, gs.Variable):
             yield tensor
     for inner in graph.subgraphs():

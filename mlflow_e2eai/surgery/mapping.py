@@ -37,12 +37,12 @@ def require_same_inputs(cleaned: OnnxArtifact, raw: OnnxArtifact) -> None:
     """Refuse a cleaned graph that starts at inner tensors of the raw one.
 
     Raises:
-        InvalidInputError: It does.
+        InvalidInputError: The graph is such a one.
     """
     if starts_inside(cleaned, raw):
         msg = (
             f"The plan lets the graph begin at {[spec.name for spec in cleaned.inputs]}, but the "
-            f"model takes {[spec.name for spec in raw.inputs]}, so it cannot be judged against the "
+            f"model takes {[spec.name for spec in raw.inputs]}, so it cannot be compared with the "
             f"model; extract outputs only, or use `mlflow_e2eai.clean`, which judges the part."
         )
         raise InvalidInputError(msg)
@@ -59,30 +59,32 @@ def convert_inputs(tensors: Tensors, cleaned: OnnxArtifact) -> dict[str, Array]:
 
 def map_inputs(tensors: Tensors, cleaned: OnnxArtifact) -> dict[str, Array]:
     """Inputs of the raw graph as the cleaned one takes them, fitted to its fixed sizes."""
-    made = convert_inputs(tensors, cleaned)
+    mapped = convert_inputs(tensors, cleaned)
     for spec in cleaned.inputs:
-        array = made[spec.name]
+        array = mapped[spec.name]
         for position, size in enumerate(spec.shape):
             if isinstance(size, int) and array.shape[position] not in (0, size):
                 index = np.arange(size) % array.shape[position]
                 array = np.take(array, index, axis=position)
-        made[spec.name] = np.asarray(array, order="C")
-    return made
+        mapped[spec.name] = np.asarray(array, order="C")
+    return mapped
 
 
 def wrap_reference(reference: Infer, cleaned: OnnxArtifact) -> Infer:
     """A reference of the raw graph under the inputs and outputs of the cleaned one.
 
-    Tensors that it does not answer, as surgery exposed them, are missing; `surgery.answering` has
-    them too.
+    Tensors that surgery exposed are missing, as the reference lacks them; `full_reference` has them
+    too.
     """
     origins = origins_of(cleaned)
     inputs = list(zip(cleaned.inputs, origins.inputs, strict=True))
     outputs = list(zip(cleaned.outputs, origins.outputs, strict=True))
 
     def infer(tensors: Tensors) -> Tensors:
-        answer = reference({old.name: _old(tensors[spec.name], old) for spec, old in inputs})
-        return {spec.name: answer[name] for spec, name in outputs if name in answer}
+        outputs_before = reference(
+            {old.name: _old(tensors[spec.name], old) for spec, old in inputs}
+        )
+        return {spec.name: outputs_before[name] for spec, name in outputs if name in outputs_before}
 
     return infer
 
@@ -103,7 +105,7 @@ def _new(array: Array, origin: InputOrigin, dtype: str) -> Array:
 
 
 def _old(array: Array, origin: InputOrigin) -> Array:
-    """In the graph's own order of operations, so that both round alike."""
+    """Convert in the graph's own order of operations, so that both round alike."""
     array = array.astype(origin.dtype, copy=False)
     if origin.perm:
         array = array.transpose(origin.perm)
@@ -119,7 +121,7 @@ def along(values: tuple[float, ...], rank: int) -> Array:
     return array.reshape(()) if len(values) == 1 else array.reshape(-1, *[1] * (rank - 2))
 
 
-# What is right for a cleaned graph, where the model that was exported cannot tell all of it.
+# The reference of a cleaned graph whose inputs or outputs the exported model lacks.
 
 
 Run: TypeAlias = Callable[..., AbstractContextManager[Infer]]
@@ -131,11 +133,11 @@ def full_reference(
 ) -> Iterator[Infer]:
     """A reference for all outputs of the cleaned graph, those that surgery exposed too.
 
-    It knows nothing of the tensors that surgery exposed: those come from ONNX Runtime on the graph
+    `reference` lacks the tensors that surgery exposed: those come from ONNX Runtime on the graph
     before. Where the graph begins inside the one before, all do.
 
     Args:
-        reference: What ran the graph before.
+        reference: Runs the graph before.
         raw: The graph before.
         cleaned: The graph after.
         run: Opens ONNX Runtime on a file, with ``libraries``.
@@ -151,8 +153,8 @@ def full_reference(
         with _piece(raw, inputs, unknown, run) as inner:
 
             def infer(tensors: Tensors) -> Tensors:
-                told = reference(tensors) if known else {}
-                return {**told, **inner(tensors)}
+                known_outputs = reference(tensors) if known else {}
+                return {**known_outputs, **inner(tensors)}
 
             yield wrap_reference(infer, cleaned)
     else:
@@ -165,14 +167,14 @@ def input_mapper(
 ) -> Iterator[Callable[[Tensors], dict[str, Array]]]:
     """Open a function that maps inputs of the raw graph to those of the cleaned one.
 
-    Where the graph begins inside the one before, ONNX Runtime on that computes what comes there.
+    Where the graph begins inside the one before, ONNX Runtime on that computes its inputs.
     """
     given = {spec.name for spec in raw.inputs}
     names = [origin.name for origin in origins_of(cleaned).inputs]
     with ExitStack() as stack:
         inner: Infer = lambda _: {}  # noqa: E731 - nothing to compute
-        if strange := [name for name in names if name not in given]:
-            piece = _piece(raw, None, strange, isolated_onnxruntime)
+        if computed := [name for name in names if name not in given]:
+            piece = _piece(raw, None, computed, isolated_onnxruntime)
             inner = stack.enter_context(piece)
         yield lambda tensors: map_inputs({**tensors, **inner(tensors)}, cleaned)
 
@@ -181,7 +183,7 @@ def input_mapper(
 def _piece(
     raw: OnnxArtifact, inputs: Sequence[str] | None, outputs: Sequence[str], run: Run
 ) -> Iterator[Infer]:
-    """The graph before surgery between some of its tensors."""
+    """The part of the graph before surgery between some of its tensors."""
     model = graphs.read(raw.path)
     graph = graphs.to_graph(model)
     try:

@@ -1,4 +1,4 @@
-"""Nodes and tensors of a GraphSurgeon graph: which they are, and how a node is taken out."""
+"""Nodes and tensors of a GraphSurgeon graph: queries, and the removal of a node."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def nodes_of(graph: gs.Graph, op_type: str, domain: str | None) -> list[gs.Node]
 
 
 def bypass_node(graph: gs.Graph, node: gs.Node) -> int:
-    """Remove one node, so that its readers read its input; 1 when something changed."""
+    """Remove one node, and make its readers read its input; 1 when something changed."""
     source, result = node.inputs[0], node.outputs[0]
     if not is_output(graph, result):
         hand_over(result, source)
     elif can_take_name(graph, source):
-        # The output's name belongs to the caller, so its tensor stays and the inner one goes.
+        # The output's name belongs to the caller, so its tensor stays and the inner one is removed.
         (producer,) = source.inputs
         for reader in list(source.outputs):
             if reader is not node:
@@ -51,9 +51,11 @@ def can_vanish(graph: gs.Graph, node: gs.Node) -> bool:
 
 
 def can_take_name(graph: gs.Graph, tensor: gs.Tensor) -> bool:
-    """Whether a tensor is an inner one: made by one node of this graph and no output itself."""
-    made_here = len(tensor.inputs) == 1 and any(tensor.inputs[0] is node for node in graph.nodes)
-    return made_here and not is_output(graph, tensor)
+    """Whether a tensor is an inner one: written by one node of this graph and no output."""
+    is_output_of_node = len(tensor.inputs) == 1 and any(
+        tensor.inputs[0] is node for node in graph.nodes
+    )
+    return is_output_of_node and not is_output(graph, tensor)
 
 
 def is_output(graph: gs.Graph, tensor: gs.Tensor) -> bool:
@@ -62,6 +64,6 @@ def is_output(graph: gs.Graph, tensor: gs.Tensor) -> bool:
 
 
 def hand_over(old: gs.Tensor, new: gs.Tensor) -> None:
-    """Let all that read one tensor read another."""
+    """Make all readers of one tensor read another."""
     for reader in list(old.outputs):
         reader.inputs = [new if tensor is old else tensor for tensor in reader.inputs]

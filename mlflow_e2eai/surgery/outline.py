@@ -17,10 +17,10 @@ State: TypeAlias = Literal["kept", "changed", "added", "removed"]
 Edge: TypeAlias = tuple[int, int]
 
 MOST = 1000
-"""Nodes that an outline lists: they take some 200 KB of a manifest, and nobody reads more."""
+"""Nodes that an outline lists at most: they take some 200 KB of a manifest, enough to read."""
 
 _Key: TypeAlias = tuple[str, str]
-"""Name and operator, which tell a node from all others of both graphs."""
+"""Name and operator, which identify a node in both graphs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +31,7 @@ class OutlineNode:
         name: Its name, which no other node of the same graph has.
         operator: Its operator, with the domain where that is not ONNX's own.
         state: ``removed`` is only in the graph before, ``added`` only in the graph after, and
-            ``changed`` in both with other attributes. A name that got another operator stands for
+            ``changed`` in both with other attributes. A name whose operator changed stands for
             two nodes, one removed and one added.
     """
 
@@ -42,9 +42,9 @@ class OutlineNode:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outline:
-    """Both graphs in one: what stayed, what went, what came, and who reads whom.
+    """Both graphs in one: unchanged, removed and added nodes, and their edges.
 
-    An edge is a pair of positions in `nodes`: who writes a tensor, and who reads it.
+    An edge is a pair of positions in `nodes`: the writer of a tensor, and a reader of it.
 
     Attributes:
         nodes: The first `MOST` nodes of both graphs, each after all that it reads. Two that a rule
@@ -52,7 +52,7 @@ class Outline:
         kept: Edges of both graphs.
         removed: Edges of the graph before only.
         added: Edges of the graph after only.
-        beyond: How many nodes come after the listed ones, by state.
+        beyond: Number of nodes after the listed ones, by state.
     """
 
     nodes: tuple[OutlineNode, ...]
@@ -70,7 +70,7 @@ def outline_of(before: onnx.ModelProto, after: onnx.ModelProto) -> Outline:
 
     Args:
         before: The graph before surgery.
-        after: The graph after it, its nodes under the names that they had; see `graphs.node_names`.
+        after: The graph after it, with the names of its nodes before; see `graphs.node_names`.
     """
     old, new = _nodes(before), _nodes(after)
     edges_before, edges_after = _edges(old), _edges(new)
@@ -110,7 +110,7 @@ def _edges(nodes: Mapping[_Key, onnx.NodeProto]) -> set[tuple[_Key, _Key]]:
 
 
 def _read(node: onnx.NodeProto) -> Iterator[str]:
-    """The tensors that a node reads, for itself or inside its subgraphs."""
+    """The tensors that a node or its subgraphs read."""
     yield from node.input
     for attribute in node.attribute:
         for inner in (attribute.g, *attribute.graphs):
@@ -124,7 +124,7 @@ def _merged_order(
     new: Mapping[_Key, onnx.NodeProto],
     edges: set[tuple[_Key, _Key]],
 ) -> list[_Key]:
-    """All nodes, each after what it reads, else close to the order before."""
+    """All nodes, each after the writers of its inputs, else close to the order before."""
     ranks = _ranks(old, new)
     readers: dict[_Key, list[_Key]] = {key: [] for key in ranks}
     for writer, reader in edges:
@@ -151,7 +151,7 @@ def _merged_order(
 def _ranks(
     old: Mapping[_Key, onnx.NodeProto], new: Mapping[_Key, onnx.NodeProto]
 ) -> dict[_Key, tuple[int, int]]:
-    """Where each node stood before; a new one comes after the one that it follows now."""
+    """Position of each node before; a new one comes after the one that it follows now."""
     ranks = {key: (at, 0) for at, key in enumerate(old)}
     last = -1
     for at, key in enumerate(new, start=1):

@@ -31,32 +31,32 @@ def replace(
     attributes: Mapping[str, Any] | None = None,
     function: bool = False,
 ) -> int:
-    """Put one node in the place of every set of nodes that a pattern describes.
+    """Replace every set of nodes that a pattern describes by one node.
 
     Nodes match when operators, attributes (defaults filled in) and edges do; operators such as Add
     take their inputs in any order. ``Constant`` in a pattern matches a constant of equal values.
-    What the pattern makes inside and does not give out must be read by nobody else.
+    Inner values of the pattern, those that are no outputs, must have no other readers.
 
     Args:
         graph: The graph; its subgraphs are searched too.
         pattern: A function as ONNX writes it, less its name: ``(x) => (y) { s = Sigmoid(x) y =
             Mul(x, s) }``. Its inputs and outputs are those of the new node, in order.
         op_type: Operator of the new node.
-        domain: And its domain.
-        attributes: And its attributes.
-        function: Keep the pattern as the operator's meaning, as a model-local function.
+        domain: Its domain.
+        attributes: Its attributes.
+        function: Add the pattern as a model-local function of the operator.
 
     Raises:
-        SurgeryError: The pattern is not valid, would match what it is replaced by, or the operator
-            has another meaning already.
+        SurgeryError: The pattern is not valid, would match its own replacement, or the operator
+            has another function already.
     """
     wanted = _parse_nodes(graph, pattern, op_type, domain)
     edits = 0
     for each in (graph, *graph.subgraphs(recursive=True)):
         for node in list(each.nodes):
-            found = _match(each, node, wanted)
-            if found is not None:
-                _put(each, found, wanted, op_type, domain, attributes or {})
+            match = _match(each, node, wanted)
+            if match is not None:
+                _put(each, match, wanted, op_type, domain, attributes or {})
                 edits += 1
     if function and edits:
         _mean(graph, wanted.proto)
@@ -90,8 +90,8 @@ def _parse_nodes(graph: gs.Graph, text: str, op_type: str, domain: str) -> _Patt
         msg = f"The pattern {text!r} is not ONNX's text of a function: {reason}"
         raise SurgeryError(msg) from error
     makers = {name: node for node in proto.node for name in node.output if name}
-    if strange := [name for name in proto.output if name not in makers]:
-        msg = f"No node of the pattern makes its output {strange[0]!r}."
+    if invalid := [name for name in proto.output if name not in makers]:
+        msg = f"No node of the pattern makes its output {invalid[0]!r}."
         raise SurgeryError(msg)
     reached, left = set(), [proto.output[0]]
     while left:
@@ -99,8 +99,8 @@ def _parse_nodes(graph: gs.Graph, text: str, op_type: str, domain: str) -> _Patt
         if name in makers and name not in reached:
             reached.update(makers[name].output)
             left.extend(makers[name].input)
-    if strange := sorted(makers.keys() - reached - {""}):
-        msg = f"{strange[0]!r} of the pattern does not lead to its first output; leave it out."
+    if invalid := sorted(makers.keys() - reached - {""}):
+        msg = f"{invalid[0]!r} of the pattern does not lead to its first output; leave it out."
         raise SurgeryError(msg)
     new = operator_name(domain, op_type)
     if any(operator_name(node.domain, node.op_type) == new for node in proto.node):
@@ -126,25 +126,25 @@ def _match(graph: gs.Graph, node: gs.Node, wanted: _Pattern) -> _Match | None:
 
 def _is_inner(name: str, wanted: _Pattern) -> bool:
     maker = wanted.makers.get(name)
-    is_made = maker is not None and maker.op_type != "Constant"
-    return is_made and name not in wanted.proto.output
+    is_computed = maker is not None and maker.op_type != "Constant"
+    return is_computed and name not in wanted.proto.output
 
 
 def _fits(
     graph: gs.Graph, node: gs.Node, like: onnx.NodeProto, wanted: _Pattern, bound: Bound
 ) -> Iterator[Bound]:
-    """Every way in which a node and what it reads are what the pattern says."""
+    """Every way in which a node and its inputs match the pattern."""
     is_same = operator_name(node.domain, node.op) == operator_name(like.domain, like.op_type)
     lengths = len(node.inputs) == len(like.input) and len(node.outputs) == len(like.output)
     is_here = any(node is each for each in graph.nodes)
     if not (is_same and lengths and is_here) or not _same_attributes(node, like):
         return
-    made = dict(zip(like.output, node.outputs, strict=True))
-    if any(bound.get(name, tensor) is not tensor for name, tensor in made.items()):
+    outputs = dict(zip(like.output, node.outputs, strict=True))
+    if any(bound.get(name, tensor) is not tensor for name, tensor in outputs.items()):
         return
     orders = itertools.permutations(node.inputs) if node.op in _COMMUTATIVE else [node.inputs]
     for order in orders:
-        ways: list[Bound] = [{**bound, **made}]
+        ways: list[Bound] = [{**bound, **outputs}]
         for name, tensor in zip(like.input, order, strict=True):
             ways = [way for old in ways for way in _bind(graph, name, tensor, wanted, old)]
         yield from ways
@@ -178,8 +178,8 @@ def _is_constant(tensor: gs.Tensor, like: onnx.NodeProto) -> bool:
     import onnx_graphsurgeon as gs
 
     if not isinstance(tensor, gs.Constant):
-        made = [node for node in tensor.inputs if node.op == "Constant"]
-        tensor = made[0].attrs.get("value") if made else None
+        constants = [node for node in tensor.inputs if node.op == "Constant"]
+        tensor = constants[0].attrs.get("value") if constants else None
     if not isinstance(tensor, gs.Constant):
         return False
     value = onnx.helper.get_attribute_value(like.attribute[0])
@@ -187,8 +187,8 @@ def _is_constant(tensor: gs.Tensor, like: onnx.NodeProto) -> bool:
     right = onnx.numpy_helper.to_array(value) if is_tensor else np.asarray(value)
     if not is_tensor:  # value_float and its like are 32 bits wide, or 64 of integers
         right = right.astype(np.float32 if right.dtype.kind == "f" else np.int64)
-    found = tensor.values
-    return found.dtype == right.dtype and np.array_equal(found, right)
+    values = tensor.values
+    return values.dtype == right.dtype and np.array_equal(values, right)
 
 
 def _same_attributes(node: gs.Node, like: onnx.NodeProto) -> bool:
@@ -212,7 +212,7 @@ def _same_attributes(node: gs.Node, like: onnx.NodeProto) -> bool:
 
 def _put(
     graph: gs.Graph,
-    found: _Match,
+    match: _Match,
     wanted: _Pattern,
     op_type: str,
     domain: str,
@@ -220,23 +220,23 @@ def _put(
 ) -> None:
     import onnx_graphsurgeon as gs
 
-    inputs = [found.tensors[name] for name in wanted.proto.input]
-    outputs = [found.tensors[name] for name in wanted.proto.output]
-    last = found.tensors[wanted.proto.output[0]].inputs[0]
-    at = next(place for place, node in enumerate(graph.nodes) if node is last)
+    inputs = [match.tensors[name] for name in wanted.proto.input]
+    outputs = [match.tensors[name] for name in wanted.proto.output]
+    last = match.tensors[wanted.proto.output[0]].inputs[0]
+    at = next(index for index, node in enumerate(graph.nodes) if node is last)
     new = gs.Node(op_type, name=last.name, attrs=dict(attributes), domain=domain or None)
-    for node in found.nodes:
+    for node in match.nodes:
         node.inputs.clear()
         node.outputs.clear()
-    gone = {id(node) for node in found.nodes}
+    removed = {id(node) for node in match.nodes}
     new.inputs, new.outputs = inputs, outputs
     graph.nodes.insert(at, new)
-    for node in [node for node in graph.nodes if id(node) in gone]:
+    for node in [node for node in graph.nodes if id(node) in removed]:
         del graph.nodes[next(i for i, each in enumerate(graph.nodes) if each is node)]
 
 
 def _mean(graph: gs.Graph, proto: onnx.FunctionProto) -> None:
-    """Make a pattern the meaning of its operator."""
+    """Add a pattern as the model-local function of its operator."""
     from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
     from onnx_graphsurgeon.importers.onnx_importer import OnnxImporter
 
@@ -247,7 +247,7 @@ def _mean(graph: gs.Graph, proto: onnx.FunctionProto) -> None:
                 msg = f"{name} has another meaning in this graph already; take another name."
                 raise SurgeryError(msg)
             return
-    made = OnnxImporter.import_function(
+    function = OnnxImporter.import_function(
         proto, model_opset=graph.opset, model_import_domains=graph.import_domains
     )
-    graph.functions.append(made)
+    graph.functions.append(function)

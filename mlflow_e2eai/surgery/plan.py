@@ -26,8 +26,8 @@ class Step:
         rule: Name of the rule: a key of `RULES`, or of an entry point of the group `GROUP`. Of a
             callable, its module and qualified name with a colon between.
         arguments: Its keyword arguments.
-        required: Whether a rule that finds nothing to edit is an error. A plan with such a step
-            says so too when it meets a graph that it was applied to before.
+        required: Whether a rule that finds nothing to edit is an error. So it is too when the plan
+            is applied to its own result.
         call: The rule itself, where the plan was given a callable.
     """
 
@@ -55,27 +55,27 @@ class Step:
             inspect.signature(rule).bind(None, **self.arguments)
         except TypeError as error:
             known = list(inspect.signature(rule).parameters)[1:]
-            strange = next((name for name in self.arguments if name not in known), "")
+            unknown = next((name for name in self.arguments if name not in known), "")
             msg = (
                 f"Rule {self.rule!r} takes {', '.join(known) or 'no arguments'}, but got "
-                f"{sorted(self.arguments)}: {_nearest(strange, known) or f'{error}.'}"
+                f"{sorted(self.arguments)}: {_nearest(unknown, known) or f'{error}.'}"
             )
             raise InvalidInputError(msg) from error
         return functools.partial(rule, **self.arguments)
 
 
 DEFAULT_PLAN = (Step(rule="drop_identities"), Step(rule="simplify"), Step(rule="drop_unused"))
-"""What is always safe: it needs to know nothing about the model."""
+"""Default plan: rules that are safe for every model."""
 
 
 def _nearest(name: str, known: Iterable[str]) -> str | None:
-    """The question whether a known name was meant; None where none is near."""
+    """A hint at a similar known name; None where none is similar."""
     near = difflib.get_close_matches(name, list(known), n=1)
     return f"did you mean {near[0]!r}?" if near else None
 
 
 def plan_from(data: Any) -> tuple[Step, ...]:
-    """Read a plan as YAML or JSON gives it: a list of rule names, or of one-key mappings.
+    """Read a plan from parsed YAML or JSON: a list of rule names, or of one-key mappings.
 
     ``[{"bypass": {"op_type": "FooOp", "required": True}}, "drop_unused"]`` is a plan of two steps,
     the first of which must find something to do; see `Step`. From Python, a callable or
@@ -83,7 +83,7 @@ def plan_from(data: Any) -> tuple[Step, ...]:
     and returns its number of edits.
 
     Raises:
-        InvalidInputError: It is something else, or names a rule or argument that there is not.
+        InvalidInputError: It is something else, or names an unknown rule or argument.
     """
     if not isinstance(data, Sequence) or isinstance(data, str):
         msg = f"A surgery plan is a list of rules, not a {type(data).__name__}."
@@ -114,7 +114,7 @@ def plan_from(data: Any) -> tuple[Step, ...]:
 
 
 def named_in(plan: Sequence[Step]) -> frozenset[str]:
-    """Every word of the arguments of a plan, the operators that it edits among them.
+    """Every string in the arguments of a plan, the operators that it edits included.
 
     Each rule has its own way to name an operator: ``FooOp``, ``devtech::FooOp``, or in a pattern.
     """
@@ -174,7 +174,7 @@ def _installed_rule(name: str) -> Rule:
     if name in offered:
         try:
             rule = offered[name].load()
-        except Exception as error:  # whatever an import raises
+        except Exception as error:  # an import may raise anything
             msg = f"Surgery rule {name!r} ({offered[name].value}) cannot be loaded: {error}"
             raise InvalidInputError(msg) from error
         return cast("Rule", rule)

@@ -1,6 +1,6 @@
 """The rules: each takes a graph, changes it in place and returns its number of edits.
 
-A rule keeps the graph's interface unless changing it is its business, and finds nothing left to do
+A rule preserves the graph's interface unless it declares a change of it, and finds nothing to do
 the second time.
 """
 
@@ -51,7 +51,7 @@ def bypass(graph: gs.Graph, *, op_type: str, domain: str | None = None) -> int:
 
 @changes(loses_outputs)
 def remove(graph: gs.Graph, *, op_type: str, domain: str | None = None) -> int:
-    """Delete nodes together with the graph outputs that they feed, and whatever only they used.
+    """Delete nodes together with the graph outputs that they feed, and all that only they used.
 
     Args:
         graph: The graph.
@@ -73,11 +73,11 @@ def remove(graph: gs.Graph, *, op_type: str, domain: str | None = None) -> int:
                 )
                 raise SurgeryError(msg)
     fed = {id(tensor) for node in nodes for tensor in node.outputs}
-    kept = [tensor for tensor in graph.outputs if id(tensor) not in fed]
-    if nodes and not kept:
+    outputs = [tensor for tensor in graph.outputs if id(tensor) not in fed]
+    if nodes and not outputs:
         msg = f"Removing all {op_type} nodes would leave no output; bypass them instead."
         raise SurgeryError(msg)
-    graph.outputs = kept
+    graph.outputs = outputs
     for node in nodes:
         node.outputs.clear()
         node.inputs.clear()
@@ -86,23 +86,23 @@ def remove(graph: gs.Graph, *, op_type: str, domain: str | None = None) -> int:
 
 
 def drop_identities(graph: gs.Graph) -> int:
-    """Bypass nodes that hand on what they get.
+    """Bypass nodes whose output is their input.
 
-    These are Identity, Dropout as inference runs it, and Cast to the type that is there already.
+    These are Identity, Dropout as inference runs it, and Cast to the type of its input.
     """
     edits = 0
-    # What a Cast reads may be known only once an Identity before it is gone.
+    # The type of a Cast's input may be known only once an Identity before it is removed.
     while dropped := sum(
         bypass_node(graph, node)
         for node in list(graph.nodes)
-        if _hands_on(graph, node) and can_vanish(graph, node)
+        if _is_identity(graph, node) and can_vanish(graph, node)
     ):
         edits += dropped
     return edits
 
 
 def fold_constants(graph: gs.Graph) -> int:
-    """Compute what depends on constants only, once and for all, with ONNX Runtime."""
+    """Replace nodes that depend on constants only by constants, computed by ONNX Runtime."""
     before = len(graph.nodes)
     graph.fold_constants()
     graph.cleanup()
@@ -147,19 +147,19 @@ def _is_false(tensor: gs.Tensor) -> bool:
     return isinstance(tensor, gs.Constant) and not bool(tensor.values)
 
 
-def _hands_on(graph: gs.Graph, node: gs.Node) -> bool:
+def _is_identity(graph: gs.Graph, node: gs.Node) -> bool:
     match operator_name(node.domain, node.op):
         case "Identity":
             return True
         case "Dropout":
-            return not _drops(graph, node)
+            return not _is_active_dropout(graph, node)
         case "Cast":
             return _casts_to_the_same(node)
     return False
 
 
-def _drops(graph: gs.Graph, node: gs.Node) -> bool:
-    """Whether a Dropout does anything: it trains, or somebody reads its mask."""
+def _is_active_dropout(graph: gs.Graph, node: gs.Node) -> bool:
+    """Whether a Dropout has an effect: it trains, or its mask is read."""
     mask_is_used = any(tensor.outputs or is_output(graph, tensor) for tensor in node.outputs[1:])
     return mask_is_used or (len(node.inputs) > 2 and not _is_false(node.inputs[2]))  # noqa: PLR2004 - ONNX Dropout's training_mode
 

@@ -1,4 +1,4 @@
-"""Generic simplification, by libraries that many keep well."""
+"""Generic simplification, by well-maintained libraries."""
 
 from __future__ import annotations
 
@@ -20,34 +20,34 @@ _MAY_GROW_BYTES = 1 << 20
 """Folded constants may make the file this much larger."""
 
 _WEIGHT_BYTES = 1 << 16
-"""Smaller constants cost nothing to hand over, and may be sizes, indices and bounds."""
+"""Smaller constants cost nothing to pass on, and may be sizes, indices and bounds."""
 
 _WEIGHT_OF = {"Gather": 0, "MatMul": 1}
-"""Where these operators read a weight whose values no simplification looks at."""
+"""Input position of a weight whose values no simplification reads, by operator."""
 
 
 def simplify(graph: gs.Graph) -> int:
     """Simplify with onnxsim, then with onnxslim.
 
     Neither does all that the other does: onnxsim folds shapes and makes Gemm of MatMul and Add,
-    onnxslim drops what only leads from a shape back to the same shape. Where both together make
-    the graph much larger (a giant tensor of equal values was written out), onnxslim is asked alone,
-    which can be told to leave such a tensor as it is; onnxsim writes it out whatever it is told.
+    onnxslim drops nodes between two equal shapes. Where both together make the graph much larger (a
+    giant tensor of equal values was written out), onnxslim runs alone, which has an option to leave
+    such a tensor as it is; onnxsim has none that works.
 
     Both write and read the whole graph many times over, so tables and matrices, which are most of
-    a transformer's bytes, are inputs meanwhile. They are asked until they find nothing: a table
-    whose indices were folded is no longer set aside, and is folded too.
+    a transformer's bytes, are inputs meanwhile. They run until they find nothing: a table whose
+    indices were folded is no longer set aside, and is folded too.
 
     Args:
         graph: The graph.
 
     Raises:
-        SurgeryError: They lost or renamed an output of the graph.
+        SurgeryError: An output of the graph was lost or renamed.
     """
-    found = 0
+    saved_bytes = 0
     while saved := _simplify_once(graph):
-        found += saved
-    return found
+        saved_bytes += saved
+    return saved_bytes
 
 
 def _simplify_once(graph: gs.Graph) -> int:
@@ -62,11 +62,11 @@ def _simplify_once(graph: gs.Graph) -> int:
         if saved <= 0:
             return 0
         wanted = [value.name for value in before.graph.output]
-        found = [value.name for value in after.graph.output]
-        if wanted != found:
-            msg = f"Simplification made the outputs {found} of {wanted}; leave out the rule."
+        outputs = [value.name for value in after.graph.output]
+        if wanted != outputs:
+            msg = f"Simplification made the outputs {outputs} of {wanted}; leave out the rule."
             raise SurgeryError(msg)
-        # onnxslim drops inputs that nothing reads, which callers go on giving.
+        # onnxslim drops unread inputs, which callers still pass.
         del after.graph.input[:]
         after.graph.input.extend(before.graph.input)
         _take_over(graph, graphs.to_graph(after))
@@ -79,18 +79,18 @@ def _run_simplifier(model: onnx.ModelProto) -> onnx.ModelProto:
     import onnxsim
     import onnxslim
 
-    made, _ = onnxsim.simplify(model)
+    simplified, _ = onnxsim.simplify(model)
     # onnxsim makes Gemm of a MatMul of three dimensions too, with sizes and Reshapes around it.
-    if len(made.graph.node) > len(model.graph.node):
-        made = model
-    slim: onnx.ModelProto = onnxslim.slim(made)
+    if len(simplified.graph.node) > len(model.graph.node):
+        simplified = model
+    slim: onnx.ModelProto = onnxslim.slim(simplified)
     if slim.ByteSize() > model.ByteSize() + _MAY_GROW_BYTES:
         slim = onnxslim.slim(model, size_threshold=_MAY_GROW_BYTES)
     return slim
 
 
 def _set_aside(graph: gs.Graph) -> dict[str, gs.Constant]:
-    """Make inputs of the graph's weights; those weights, by name."""
+    """Turn the graph's weights into inputs; returns those weights, by name."""
     import onnx_graphsurgeon as gs
 
     aside = {
@@ -115,11 +115,11 @@ def _put_back(graph: gs.Graph, aside: dict[str, gs.Constant]) -> None:
 def _is_weight(tensor: gs.Constant) -> bool:
     """Whether a constant is a large one that is only read where its values do not matter.
 
-    onnxsim makes one MatMul of the three of an attention that read what nothing else reads: their
-    weights are handed over.
+    onnxsim merges the three MatMuls of an attention whose input nothing else reads: their weights
+    are passed to it.
 
-    One in another file is taken for such: the libraries would load it, and fold what is read of it
-    into the graph.
+    A weight in another file counts as such: the libraries would load it, and fold the parts that
+    are read into the graph.
     """
     import onnx_graphsurgeon as gs
 
@@ -128,10 +128,10 @@ def _is_weight(tensor: gs.Constant) -> bool:
     if not isinstance(tensor.dtype, type | np.dtype) or _bytes_of(tensor) < _WEIGHT_BYTES:
         return False
     for node in tensor.outputs:
-        place = _WEIGHT_OF.get(node.op)
+        position = _WEIGHT_OF.get(node.op)
         others = [other for other in node.inputs if other is not tensor]
         alone = len(others) == 1 and not isinstance(others[0], gs.Constant)
-        if place is None or not alone or node.inputs[place] is not tensor:
+        if position is None or not alone or node.inputs[position] is not tensor:
             return False
         if [reader.op for reader in others[0].outputs] == ["MatMul"] * 3:
             return False
@@ -143,11 +143,15 @@ def _bytes_of(tensor: gs.Constant) -> int:
     return size
 
 
-def _take_over(graph: gs.Graph, made: gs.Graph) -> None:
-    graph.nodes, graph.inputs, graph.outputs = made.nodes, made.inputs, made.outputs
+def _take_over(graph: gs.Graph, simplified: gs.Graph) -> None:
+    graph.nodes, graph.inputs, graph.outputs = (
+        simplified.nodes,
+        simplified.inputs,
+        simplified.outputs,
+    )
     graph.functions, graph.opset, graph.import_domains = (
-        made.functions,
-        made.opset,
-        made.import_domains,
+        simplified.functions,
+        simplified.opset,
+        simplified.import_domains,
     )
     graphs.name_nodes(graph)

@@ -41,14 +41,14 @@ class SurgeryReport:
     Attributes:
         edits: Number of edits by each step, in the plan's order, as ``rule`` or ``rule #2``.
         nodes_before: Nodes in the main graph before.
-        nodes_after: And after.
+        nodes_after: Nodes in the main graph after.
         operators_before: Nodes of each operator before.
-        operators_after: And after.
+        operators_after: Nodes of each operator after.
         size_before_bytes: Size of the file before.
-        size_after_bytes: And after.
-        max_abs_error: Largest difference that the check of the numbers saw, over all outputs; None
-            when there was nothing to check against.
-        outline: Both graphs in one, for people to look at.
+        size_after_bytes: Size of the file after.
+        max_abs_error: Largest difference in the check of the numbers, over all outputs; None when
+            they were not checked.
+        outline: Both graphs in one, for people.
         plan: The plan as YAML, to apply to another graph.
         seconds: Duration of each step, named as in `edits`.
     """
@@ -82,21 +82,21 @@ def clean(
         source: The graph; its file is not changed.
         plan: The rules, in order.
         out: The file to write.
-        samples: Inputs on which the result must give the numbers that it gave before. With none,
-            the numbers are not checked.
-        reference: What gave the numbers before; by default ONNX Runtime on `source`, which must
-            then be able to run it (an operator that nothing implements needs a reference).
-        keep: A folder. Where the plan is refused, the graphs before and after the step to blame
-            are left there, as ``before.onnx`` and ``after.onnx``, and named in the error's
+        samples: Inputs on which the result must compute the same numbers as before. With none, the
+            numbers are not checked.
+        reference: Computes the numbers before; by default ONNX Runtime on `source`, which must be
+            able to run it (an operator that nothing implements needs a reference).
+        keep: A folder. Where the plan is refused, the graphs before and after the failing step
+            are saved there, as ``before.onnx`` and ``after.onnx``, and named in the error's
             `graphs`. A step that failed outright has no graph after it.
 
     Returns:
-        The cleaned graph, and what was done.
+        The cleaned graph, and the report.
 
     Raises:
-        InvalidInputError: The plan names a rule or argument that there is not.
-        SurgeryError: A rule failed or did not find what it must, or the result has another
-            interface or other numbers; then the plan is replayed to name the step to blame.
+        InvalidInputError: The plan names an unknown rule or argument.
+        SurgeryError: A rule failed or a required one found nothing, or the result has another
+            interface or other numbers; then the plan is replayed to find the failing step.
     """
     try:
         return attempt(source, plan, out=out, samples=samples, reference=reference)
@@ -114,7 +114,7 @@ def attempt(
     samples: Sequence[Tensors],
     reference: Infer | None,
 ) -> tuple[OnnxArtifact, SurgeryReport]:
-    """Do what `clean` does, without a search for the step to blame where the result is wrong."""
+    """Apply a plan as `clean` does, without a search for the failing step."""
     text = plan_text(plan)
     for step in plan:
         step.bound()  # refused before anything is read
@@ -160,7 +160,7 @@ def attempt(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Edited:
-    """A graph after a plan, which nobody has checked yet."""
+    """A graph after a plan, not checked yet."""
 
     after: onnx.ModelProto
     interface: Interface
@@ -185,19 +185,19 @@ def _apply_plan(source: OnnxArtifact, before: onnx.ModelProto, plan: Sequence[St
     return _Edited(after=after, interface=wanted, edits=edits, seconds=seconds)
 
 
-def _write_refused(
-    source: OnnxArtifact, plan: Sequence[Step], guilty: int, keep: Path
+def _save_graphs(
+    source: OnnxArtifact, plan: Sequence[Step], failing: int, keep: Path
 ) -> tuple[Path, ...]:
     """Write the graphs before and after a step, however broken they are."""
     keep.mkdir(parents=True, exist_ok=True)
-    kept = []
-    for name, steps in (("before.onnx", plan[:guilty]), ("after.onnx", plan[: guilty + 1])):
+    paths = []
+    for name, steps in (("before.onnx", plan[:failing]), ("after.onnx", plan[: failing + 1])):
         with suppress(SurgeryError):
-            made = _apply_plan(source, graphs.read(source.path), steps).after
-            with weights_linked(made, keep), atomic_write(keep / name) as temporary:
-                temporary.write_bytes(made.SerializeToString(deterministic=True))
-            kept.append(keep / name)
-    return tuple(kept)
+            edited = _apply_plan(source, graphs.read(source.path), steps).after
+            with weights_linked(edited, keep), atomic_write(keep / name) as temporary:
+                temporary.write_bytes(edited.SerializeToString(deterministic=True))
+            paths.append(keep / name)
+    return tuple(paths)
 
 
 def _name_failing_step(
@@ -223,16 +223,16 @@ def _name_failing_step(
             return None
 
         try:
-            guilty = failing_step(plan, replay)
+            failing = failing_step(plan, replay)
         except SurgeryError:
-            return  # it was wrong before the first step
-    if guilty is None:
+            return  # the graph was wrong before the first step
+    if failing is None:
         return
     if keep is not None:
-        error.graphs = _write_refused(source, plan, guilty, keep)
+        error.graphs = _save_graphs(source, plan, failing, keep)
     if error.rule is None:
-        error.rule = plan[guilty].rule
-        error.args = (f"{error} Step {step_name(plan, guilty)!r} is to blame.",)
+        error.rule = plan[failing].rule
+        error.args = (f"{error} Step {step_name(plan, failing)!r} is to blame.",)
 
 
 def _apply(step: Step, rule: Rule, graph: gs.Graph) -> int:
@@ -241,7 +241,7 @@ def _apply(step: Step, rule: Rule, graph: gs.Graph) -> int:
     except SurgeryError as error:
         error.rule = step.rule
         raise
-    except Exception as error:  # graphsurgeon and whatever it calls
+    except Exception as error:  # errors of GraphSurgeon and its libraries
         msg = f"Surgery rule {step.rule!r} failed: {type(error).__name__}: {error}"
         raise SurgeryError(msg, rule=step.rule) from error
     if step.required and not edits:
@@ -260,20 +260,20 @@ def _keep_numbers(
     samples: Sequence[Tensors],
     reference: Infer | None,
 ) -> float | None:
-    """Largest difference seen between before and after; None when there are no samples.
+    """Largest difference between before and after; None when there are no samples.
 
-    The graph runs in a process of its own: what a rule made of it may crash ONNX Runtime.
+    The graph runs in a process of its own: after a rule it may crash ONNX Runtime.
     """
     if not samples:
         return None
     with ExitStack() as stack:
-        before, asked = _reference_and_samples(source, cleaned, samples, reference, stack)
+        before, mapped_samples = _reference_and_samples(source, cleaned, samples, reference, stack)
         try:
             after = stack.enter_context(
                 isolated_onnxruntime(cleaned.path, libraries=source.libraries)
             )
             # ONNX Runtime is no suspect here, the rules are.
-            report = after.compare(before, asked, precision=source.precision, repeats=1)
+            report = after.compare(before, mapped_samples, precision=source.precision, repeats=1)
         except RunnerError as error:
             msg = f"The graph does not run after surgery: {error}"
             raise SurgeryError(msg) from error
@@ -296,10 +296,10 @@ def _reference_and_samples(
 ) -> tuple[Infer, list[dict[str, Array]]]:
     """The reference and the samples under the names of the cleaned graph."""
     try:
-        told = reference or stack.enter_context(
+        raw_reference = reference or stack.enter_context(
             isolated_onnxruntime(source.path, libraries=source.libraries)
         )
-        before = stack.enter_context(full_reference(told, source, cleaned))
+        before = stack.enter_context(full_reference(raw_reference, source, cleaned))
         fit = stack.enter_context(input_mapper(source, cleaned))
         return before, [fit(sample) for sample in samples]
     except RunnerError as error:
@@ -310,7 +310,7 @@ def _reference_and_samples(
 def _export_was_wrong(
     source: OnnxArtifact, samples: Sequence[Tensors], reference: Infer | None
 ) -> str | None:
-    """Why the plan is not to blame; None where it is, or where the graph before does not run."""
+    """Reason why the export was wrong and not the plan; None otherwise."""
     if reference is None:
         return None
     try:
@@ -334,15 +334,16 @@ def failing_step(
 ) -> int | None:
     """Position of the step that makes the plan fail; None when the plan is right.
 
-    The plan is replayed, one step shorter each time, until the graph is right. A beginning whose
-    graph does not run says nothing.
+    The plan is replayed, one step shorter each time, until the graph is right. A shortened plan
+    whose graph does not run is skipped.
 
     Args:
         plan: The plan.
-        replay: Applies the beginning of a plan; what is wrong with the graph, or None.
+        replay: Applies the first steps of a plan; returns the error of the graph, or None.
 
     Raises:
-        SurgeryError: The graph was wrong before the first step, or no beginning could be judged.
+        SurgeryError: The graph was wrong before the first step, or no shortened plan could be
+            checked.
     """
     wrong = 0
     error: SurgeryError | None = None

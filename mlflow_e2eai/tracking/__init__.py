@@ -1,16 +1,16 @@
 """Values <-> linked MLflow runs and LoggedModels.
 
-Stages know digests; this package alone knows which LoggedModel a digest is. Every LoggedModel that
+Stages use digests; only this package maps a digest to its LoggedModel. Every LoggedModel that
 it makes carries the tags ``e2eai.derived_from`` (what it was made from), ``e2eai.source_model``
 (the PyTorch model at the root) and ``e2eai.stage``, so that the chain can be walked both ways with
-MLflow's own search. Run inputs alone would not do: `search_runs` leaves them out.
+MLflow's own search. Run inputs alone do not suffice: `search_runs` leaves them out.
 
-recorder         protocols: log a value, find an engine, run jobs elsewhere
+recorder         protocols: log a value, find an engine, run remote jobs
 mlflow_recorder  stages as child runs, and the cache of logged engines
 runs             parents, children, and the reason of a failed one
 models           artifacts -> LoggedModels
 sources          PyTorch models <-> LoggedModels
-lineage          URIs -> LoggedModels, and the chain that they stand in
+lineage          URIs -> LoggedModels, and their lineage
 latest           the newest model or version that a step can take
 downloads        files of a model, one by one
 engine_store     engines and kernel timings of earlier builds
@@ -18,7 +18,7 @@ remote_jobs      runs of jobs in other processes
 metrics          evidence -> tags and metrics
 summary          the values of a stage in a few words
 console          MLflow's bars and INFO lines, hidden in our calls
-server           whether the server answers, and cached lookups
+server           a check of the server, and cached lookups
 _mlflow          private helpers of MLflow
 """
 

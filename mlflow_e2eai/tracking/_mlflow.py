@@ -89,10 +89,10 @@ __all__ = [
 
 
 def set_model_tags(model_id: str, tags: Mapping[str, str], tracking_uri: str) -> None:
-    """Put tags on a LoggedModel; MlflowClient would ask for the model first, each time."""
+    """Put tags on a LoggedModel; MlflowClient would request the model first, each time."""
     TrackingServiceClient(tracking_uri).set_logged_model_tags(model_id, dict(tags))
 
 
 def upload(model: LoggedModel, folder: Path) -> None:
-    """Put files into a LoggedModel; MlflowClient would ask where they belong."""
+    """Put files into a LoggedModel; MlflowClient would request their location."""
     get_artifact_repository(model.artifact_location).log_artifacts(str(folder))

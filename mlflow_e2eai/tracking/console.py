@@ -5,19 +5,16 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+from mlflow_e2eai.runtime.progress import NestedBlocks
 
 _BARS = "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"
 
 _log = logging.getLogger(__name__)
 
-_LOCK = threading.Lock()
-_OPEN: list[object] = []
-"""Blocks of `quiet_mlflow` that are open, in all threads."""
-
-_UNDO: dict[str, Callable[[], None]] = {}
+_BLOCKS = NestedBlocks()
 
 
 @contextmanager
@@ -26,20 +23,8 @@ def quiet_mlflow() -> Iterator[None]:
 
     Blocks may be nested, and open in several threads: the first one silences, the last restores.
     """
-    token = object()
-    with _LOCK:
-        _OPEN.append(token)
-        if "bars" not in _UNDO:
-            _UNDO["bars"] = _silence_bars()
-        if "lines" not in _UNDO and "mlflow" in sys.modules:
-            _UNDO["lines"] = _silence_lines()
-    try:
+    with _BLOCKS.enter(bars=_silence_bars, lines=_silence_lines):
         yield
-    finally:
-        with _LOCK:
-            _OPEN.remove(token)
-            while not _OPEN and _UNDO:
-                _UNDO.popitem()[1]()
 
 
 def _silence_bars() -> Callable[[], None]:
@@ -56,13 +41,15 @@ def _silence_bars() -> Callable[[], None]:
 
 
 class _Warnings(logging.Handler):
-    """Hand MLflow's warnings on to this package's logger."""
+    """Pass MLflow's warnings to this package's logger."""
 
     def emit(self, record: logging.LogRecord) -> None:
         _log.log(record.levelno, "%s: %s", record.name, record.getMessage())
 
 
-def _silence_lines() -> Callable[[], None]:
+def _silence_lines() -> Callable[[], None] | None:
+    if "mlflow" not in sys.modules:
+        return None
     from mlflow.utils import logging_utils
 
     # What MLflow prints of registered versions has no logger: all of its lines share one stream.

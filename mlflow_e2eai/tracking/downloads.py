@@ -85,7 +85,9 @@ class ModelFiles:
         try:
             self._repository.download_artifacts(path, str(self.directory))
         except (MlflowException, OSError) as error:
-            reason = str(error).strip().splitlines()[-1]  # before it MLflow counts its failures
+            reason = (
+                str(error).strip().splitlines()[-1]
+            )  # MLflow lists its failed attempts before it
             msg = f"{path} of {self._uri} cannot be had: {reason}; log the model again."
             raise ArtifactError(msg) from error
 
@@ -114,7 +116,7 @@ def download(uri: str, directory: Path) -> Path:
     Args:
         uri: ``models:/`` and a LoggedModel's id, a name and version, or a name and alias; with the
             path of a file or folder after it or not.
-        directory: Where to; it exists.
+        directory: An existing directory.
 
     Returns:
         The model, with the origin of its other files; or the file or folder.
@@ -129,7 +131,7 @@ def download(uri: str, directory: Path) -> Path:
 
     parts = uri.removeprefix("models:/").split("/")
     count = 1 if "@" in parts[0] or is_uri(parts[0]) else 2
-    # By its id: an alias may have moved on when the other files are asked for.
+    # By its id: an alias may have moved when the other files are downloaded.
     origin = str(resolve("models:/" + "/".join(parts[:count])).model_uri)
     files = ModelFiles(origin, directory)
     if path := "/".join(parts[count:]):
@@ -172,7 +174,7 @@ def fetch_text(uri: str) -> str:
     """Read a text.
 
     Args:
-        uri: A path, or what MLflow takes for the URI of an artifact, as
+        uri: A path, or the URI of an artifact in MLflow, such as
             ``runs:/run_id/bisection.json``.
 
     Raises:

@@ -1,6 +1,6 @@
 """Engines, and timings of kernels, that earlier builds left in the tracking store.
 
-Two pipelines that build the same engine at the same time both build it, which harms nobody: a lock
+Two pipelines that build the same engine at the same time both build it, which is harmless: a lock
 over MLflow's tags would cost every build several requests.
 
 Never run on its hardware yet: the timings, which are for TensorRT 10 and 11 only. A run's timings
@@ -30,19 +30,18 @@ if TYPE_CHECKING:
 KEY = "e2eai.engine_key"
 """Tag of an engine's model: the key that is known before the build; see `engine.key_for`."""
 
-FOUND = "e2eai.engine_found"
-"""Tag of a run that built no engine: id of the model that held it already."""
+EXISTING_ENGINE = "e2eai.engine_found"
+"""Tag of a run that built no engine: id of the model of the existing engine."""
 
 
 def find_engine(key: str, folder: Path) -> tuple[EngineArtifact, str] | None:
     """Fetch the newest finished engine with a key, from any experiment of the tracking server.
 
-    One that cannot be fetched, or is not what its record says, is announced as a warning and passed
-    over.
+    One that cannot be fetched, or differs from its record, is skipped with a warning.
 
     Args:
         key: The key.
-        folder: A folder for the engine; made if need be.
+        folder: A folder for the engine; created if missing.
 
     Returns:
         The engine, verified, and the id of its model; None if there is none.
@@ -78,7 +77,7 @@ def _models_with_key(key: str) -> list[LoggedModel]:
         order_by=[{"field_name": "creation_timestamp", "ascending": False}],
         output_format="list",
     )
-    # MLflow's filter knows `status`, but finds nothing by it.
+    # MLflow's filter accepts `status`, but finds nothing by it.
     return [model for model in models if str(model.status) == "READY"]
 
 
@@ -96,9 +95,9 @@ def fail_unfinished_models(run_id: str, experiment_id: str, error: str) -> None:
 
 
 TIMINGS = "e2eai.timings"
-"""Tag of a run with timings: what they are for; see `engine.timings_key`."""
+"""Tag of a run with timings: their key; see `engine.timings_key`."""
 
-HELD = "e2eai.timings_held"
+CONTAINED_TIMINGS = "e2eai.timings_held"
 """Tag of a run with timings: ids of the runs whose timings they contain, with commas between."""
 
 _FILE = f"kernels{TIMINGS_SUFFIX}"
@@ -124,14 +123,14 @@ def fetch_timings(key: str, folder: Path) -> tuple[str, ...]:
         order_by=["attributes.start_time DESC"],
         max_results=_MAX_RUNS,
     )
-    contained = {run_id for run in runs for run_id in run.data.tags[HELD].split(",")}
+    contained = {run_id for run in runs for run_id in run.data.tags[CONTAINED_TIMINGS].split(",")}
     fetched = []
     for run_id in (run.info.run_id for run in runs if run.info.run_id not in contained):
         try:
             path = mlflow.artifacts.download_artifacts(
                 run_id=run_id, artifact_path=_FILE, dst_path=str(folder / run_id)
             )
-        except Exception as error:  # noqa: BLE001 - whatever a store raises, the build goes on
+        except Exception as error:  # noqa: BLE001 - a store may raise anything, and the build goes on
             warnings.warn(f"The timings of run {run_id} cannot be had: {error}", stacklevel=2)
             continue
         Path(path).rename(folder / f"{run_id}{TIMINGS_SUFFIX}")
@@ -158,4 +157,4 @@ def log_timings(key: str, folder: Path, *, run_id: str, fetched: Collection[str]
         client.log_artifact(run_id, str(path.rename(folder / _FILE)))
         contained = ",".join(name for name in fetched if not left.get(name, folder).is_file())
         # After the file, and both at once: a run with one of the tags has the other and the file.
-        client.log_batch(run_id, tags=[RunTag(HELD, contained), RunTag(TIMINGS, key)])
+        client.log_batch(run_id, tags=[RunTag(CONTAINED_TIMINGS, contained), RunTag(TIMINGS, key)])

@@ -21,7 +21,7 @@ LATEST = "latest"
 """The text that stands for the newest model or version."""
 
 IMPORTED = "import"
-"""Stands for the raw graph at the root of a chain, which an ONNX file began."""
+"""Name of the stage of the raw graph at the root of a lineage, where that is an ONNX file."""
 
 _PAGE = 20
 
@@ -30,7 +30,7 @@ _NAMES = {
     "export": ("exported graph", "export"),
     "clean": ("cleaned graph", "clean"),
 }
-"""What a stage makes, and the step that makes it."""
+"""Noun for the output of a stage, and the verb that makes it."""
 
 
 def latest_model(stages: Sequence[str]) -> LoggedModel:
@@ -105,7 +105,7 @@ def _name_of(experiment_id: str) -> str:
 
 def _newest_of(stage: str, experiment_id: str) -> LoggedModel | None:
     for model in _models_of("export" if stage == IMPORTED else stage, experiment_id):
-        # MLflow's filter knows `status`, but finds nothing by it.
+        # MLflow's filter accepts `status`, but finds nothing by it.
         if str(model.status) == "READY" and (stage != IMPORTED or PARENT not in model.tags):
             return model
     return None
@@ -138,7 +138,7 @@ def _is_bundle_of(experiment_id: str, version: ModelVersion) -> bool:
 
 
 def _report(uri: str) -> None:
-    """Say what ``latest`` is: in the log, and on the run that `mlflow run` made."""
+    """Report the URI of ``latest``: in the log, and on the run of `mlflow run`."""
     from mlflow import MlflowClient
 
     _log.info("latest is %s", uri)

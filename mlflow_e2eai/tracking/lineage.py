@@ -1,4 +1,4 @@
-"""URIs -> LoggedModels, and the chain that they stand in."""
+"""URIs -> LoggedModels, and their lineage."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ _MODEL_ID = re.compile(r"m-[0-9a-f]{32}")
 
 
 def is_uri(text: str) -> bool:
-    """Whether a text is for `resolve`, and no path of a file or folder."""
+    """Whether a text is a URI for `resolve`, and no path."""
     return ":/" in text or _MODEL_ID.fullmatch(text) is not None
 
 
@@ -117,7 +117,7 @@ def _model_of_run(uri: str) -> LoggedModel:
 def ancestor(model: LoggedModel, stages: Sequence[str]) -> LoggedModel:
     """The nearest model on the way to the root that one of these stages made, itself included.
 
-    A model with no stage tag was logged by somebody else, and counts as a ``source``.
+    A model with no stage tag was not logged by this package, and counts as a ``source``.
 
     Raises:
         TrackingError: There is none.
@@ -171,7 +171,7 @@ class GraphCache:
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
-        """Let `fetch_graph` of the job in the block take graphs from here."""
+        """Make `fetch_graph` of the job in the block use this cache."""
         token = _GRAPHS.set(self)
         try:
             yield
@@ -182,7 +182,7 @@ class GraphCache:
             self._last, self._now = self._now, {}
 
     def graph(self, model: LoggedModel) -> OnnxArtifact:
-        """Return a model's graph; downloaded, and its digest checked, unless it is here."""
+        """Return a model's graph; downloaded, and its digest checked, unless it is cached."""
         graph = self._now.get(model.model_id) or self._last.pop(model.model_id, None)
         if graph is None:
             folder = tempfile.mkdtemp(dir=self._folder)

@@ -75,7 +75,7 @@ def parity_metrics(evidence: Evidence) -> dict[str, float]:
             prefix = f"parity/{_safe(output.name)}"
             for choose, names in ((max, _SMALL_IS_GOOD), (min, _LARGE_IS_GOOD)):
                 for name in names:
-                    # A field that says nothing of this output is None.
+                    # A field that does not apply to this output is None.
                     if (value := getattr(output, name)) is not None:
                         key = f"{prefix}/{name}"
                         metrics[key] = _worst(metrics.get(key), value, choose)

@@ -15,7 +15,12 @@ from mlflow_e2eai.precision.stage import PrecisionReport
 from mlflow_e2eai.pytorch.stage import ExportReport
 from mlflow_e2eai.report.page import precision_html, surgery_html
 from mlflow_e2eai.surgery.stage import SurgeryReport
-from mlflow_e2eai.tracking.engine_store import FOUND, fetch_timings, find_engine, log_timings
+from mlflow_e2eai.tracking.engine_store import (
+    EXISTING_ENGINE,
+    fetch_timings,
+    find_engine,
+    log_timings,
+)
 from mlflow_e2eai.tracking.lineage import PARENT, SOURCE, STAGE, link_inputs, link_output
 from mlflow_e2eai.tracking.metrics import (
     export_tags,
@@ -43,7 +48,7 @@ class MlflowRecorder:
     def __init__(self, *, name: str, source: str | None) -> None:
         self.name = name
         self.source = source
-        # The PyTorch model has no digest: its id stands for it in `inputs`.
+        # The PyTorch model has no digest: `inputs` has its id instead.
         self.models: dict[str, str] = {} if source is None else {source: source}
 
     def origin(self, sha256: str) -> dict[str, str]:
@@ -57,7 +62,7 @@ class MlflowRecorder:
         """A child run; its inputs are the models with these digests."""
         with (
             run(name, nested=True, tags={STAGE: name}) as run_id,
-            refused_graphs_are_logged(run_id),
+            log_refused_graphs(run_id),
             stage_line(name) as line,
         ):
             known = [self.models[sha256] for sha256 in inputs if sha256 in self.models]
@@ -66,7 +71,7 @@ class MlflowRecorder:
             yield MlflowStage(self, run_id=run_id, parents=ids, line=line)
 
     def get(self, key: str, *, folder: Path) -> EngineArtifact | None:
-        """Fetch the newest engine with this key that anybody logged, verified."""
+        """Fetch the newest logged engine with this key, verified."""
         logged = find_engine(key, folder)
         if logged is None:
             return None
@@ -133,8 +138,8 @@ class MlflowStage:
         artifact, recorder = output.artifact, self._recorder
         tags: dict[str, str] = {}
         if isinstance(artifact, EngineArtifact) and artifact.sha256 in recorder.models:
-            tags[FOUND] = recorder.models[artifact.sha256]
-            link_output(self.run_id, tags[FOUND])
+            tags[EXISTING_ENGINE] = recorder.models[artifact.sha256]
+            link_output(self.run_id, tags[EXISTING_ENGINE])
         else:
             recorder.models[artifact.sha256] = log_artifact(
                 artifact,
@@ -204,7 +209,7 @@ def _verdict_tags(evidence: Evidence) -> dict[str, str]:
 
 
 @contextmanager
-def refused_graphs_are_logged(run_id: str) -> Iterator[None]:
+def log_refused_graphs(run_id: str) -> Iterator[None]:
     """Log the graphs that a surgery error of the block names, in the run's folder ``refused``."""
     from mlflow import MlflowClient
 

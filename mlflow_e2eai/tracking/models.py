@@ -114,7 +114,7 @@ def _lay_out(
     )
     meta.signature = signature_of(artifact.inputs, artifact.outputs)
     if is_graph:
-        # What mlflow.onnx writes, less what would have it run: this is a stage, the bundle runs.
+        # As mlflow.onnx writes, but not as a runnable model: this is a stage, the bundle runs.
         meta.add_flavor("onnx", onnx_version=onnx.__version__, data=file, code=None)
     meta.add_flavor("mlflow_e2eai", artifact=ARTIFACT, stage=stage_of(artifact))
     meta.save(folder / "MLmodel")
@@ -123,7 +123,7 @@ def _lay_out(
 def signature_of(
     inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], *, named: bool = True
 ) -> ModelSignature:
-    """MLflow's form of inputs and outputs: what may vary is -1."""
+    """MLflow's signature of inputs and outputs; a size that may vary is -1."""
     from mlflow.models import ModelSignature
     from mlflow.types import Schema
     from mlflow.types import TensorSpec as Spec
@@ -178,7 +178,7 @@ KEEP_FP32 = "e2eai.keep_fp32"
 """Tag of a run that converts: the nodes that stayed in fp32."""
 
 _MAX_TAG = 250
-"""Characters of a list of nodes in a tag; MLflow admits more than people read."""
+"""Characters of a list of nodes in a tag; MLflow admits more, which nobody would read."""
 
 
 def log_bisection(bisection: Bisection, *, run_id: str, variant: str) -> None:
@@ -219,7 +219,7 @@ def fetch_nodes(uri: str) -> list[str]:
     """Read the nodes of a ``bisection.json`` or ``keep_fp32.json``.
 
     Args:
-        uri: A path, or what MLflow takes for the URI of an artifact, as
+        uri: A path, or the URI of an artifact in MLflow, such as
             ``runs:/run_id/bisection.json``.
 
     Raises:

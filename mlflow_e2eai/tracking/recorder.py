@@ -1,11 +1,11 @@
-"""Three small protocols between the stages and what logs, stores and distributes their work.
+"""Three small protocols for logging, storing and distributing the work of the stages.
 
 Recorder     logs the values of a stage
 EngineCache  finds engines that were built before
 RemoteJobs   builds and evaluates engines on other machines
 
-A recorder's fake is a list: `MemoryRecorder` appends what it is given, and saving to a folder, with
-no tracking server, needs no more.
+A recorder's fake is a list: `MemoryRecorder` appends values, which is all that saving to a folder,
+with no tracking server, needs.
 """
 
 from __future__ import annotations
@@ -67,11 +67,11 @@ class Recorder(Protocol):
     """Logs the values of stages."""
 
     def stage(self, name: str, *, inputs: Sequence[str]) -> AbstractContextManager[Log]:
-        """A stage on artifacts with these digests; it ends, well or not, with the block."""
+        """A stage on artifacts with these digests; it ends with the block, also on an error."""
 
 
 class EngineCache(Protocol):
-    """Finds what earlier builds have left."""
+    """Finds engines and timings of earlier builds."""
 
     def get(self, key: str, *, folder: Path) -> EngineArtifact | None:
         """Fetch an engine with this key (see `engine.key_for`) into a folder; None without one."""
@@ -84,7 +84,7 @@ class RemoteJobs(Protocol):
     """Builds and evaluates engines on other machines, or in other processes of this one.
 
     Attributes:
-        other_machines: Whether they are other machines, which may have GPUs that this one lacks.
+        other_machines: Whether jobs run on other machines, which may have other GPUs.
     """
 
     other_machines: bool
@@ -104,8 +104,9 @@ class RemoteJobs(Protocol):
         """Evaluate engines, and the graphs with them, on machines with their GPUs.
 
         Returns:
-            The evidence of each machine; and by digest of an engine, why none evaluated it. An
-            engine in neither is left to this machine.
+            The evidence of each machine; and the reason why none evaluated an engine, by its
+            digest. An engine in neither is left to this machine, as are all without other
+            machines.
         """
 
 
@@ -122,7 +123,7 @@ class MemoryRecorder:
     @contextmanager
     def stage(self, name: str, *, inputs: Sequence[str]) -> Iterator[Log]:  # noqa: ARG002 - no lineage in a list
         """A stage, whose values are appended."""
-        # That file describes the values of this one.
+        # `summary` describes the values of this module.
         from mlflow_e2eai.tracking.summary import add_value, stage_line
 
         def log(value: Any) -> None:

@@ -1,4 +1,4 @@
-"""Runs of jobs in other processes: they start there, and end here where their process died."""
+"""Runs of jobs in other processes: started there, ended here where their process died."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _INHERITED: ContextVar[tuple[str, Mapping[str, str]] | None] = ContextVar(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParentRun:
-    """The parent of the runs of jobs, as other processes find it.
+    """The parent of the runs of jobs, for other processes.
 
     Attributes:
         tracking_uri: The tracking store.

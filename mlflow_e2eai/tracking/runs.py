@@ -1,4 +1,4 @@
-"""Runs: parents and children, and what they say when they fail."""
+"""Runs: parents and children, and the reasons of failures."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def _explain(run_id: str) -> Iterator[None]:
     except Exception as error:
         try:
             MlflowClient().set_tag(run_id, ERROR, str(error))
-        except Exception:  # noqa: BLE001 - the server may be what failed; the first error counts
+        except Exception:  # noqa: BLE001 - the server may have failed; the first error counts
             _log.warning("Could not write the error on run %s.", run_id)
         raise
 
@@ -100,7 +100,7 @@ def log_model_failure(run_id: str, model_id: str | None = None) -> Iterator[None
     Args:
         run_id: The run whose models MLflow may have marked FAILED for the error.
         model_id: A model that was there before, to be written in the block: it is marked FAILED
-            here, as MLflow does that only for what fails while it writes.
+            here, as MLflow does that only for errors of its own writing.
     """
     from mlflow import MlflowClient
     from mlflow.entities import LoggedModelStatus
@@ -113,7 +113,7 @@ def log_model_failure(run_id: str, model_id: str | None = None) -> Iterator[None
             client.finalize_logged_model(model_id, LoggedModelStatus.FAILED)
             tag_model(model_id, {ERROR: str(error)})
         experiment = client.get_run(run_id).info.experiment_id
-        # MLflow's filter knows `status`, but finds nothing by it.
+        # MLflow's filter accepts `status`, but finds nothing by it.
         for model in client.search_logged_models([experiment], f"source_run_id = '{run_id}'"):
             if str(model.status) == "FAILED" and ERROR not in model.tags:
                 tag_model(model.model_id, {ERROR: str(error)})

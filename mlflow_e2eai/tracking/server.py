@@ -1,4 +1,4 @@
-"""The tracking server: whether it answers, and lookups that a job need not repeat."""
+"""The tracking server: a check that it responds, and cached lookups."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _CACHED: ContextVar[bool] = ContextVar("_CACHED", default=False)
 
 @contextmanager
 def cached_lookups() -> Iterator[None]:
-    """Send the server no request twice in the block that a job need not repeat."""
+    """Cache lookups that a job need not repeat in the block."""
     token = _CACHED.set(True)
     try:
         yield
@@ -51,13 +51,13 @@ def _search_experiments() -> tuple[str, ...]:
 
 
 def check_server() -> None:
-    """Make sure that the tracking server answers.
+    """Check that the tracking server responds.
 
-    MLflow itself would go on trying for minutes. Any answer will do, a refusal too: whether the
-    caller may write is the server's to say later.
+    MLflow itself would retry for minutes. Any response is enough, also a refusal: permissions are
+    checked by later requests.
 
     Raises:
-        TrackingError: Nothing answers at its address.
+        TrackingError: There is no response from its address.
     """
     import mlflow
 

@@ -1,4 +1,4 @@
-"""PyTorch models <-> LoggedModels by mlflow.pytorch, with what the stages need to go on."""
+"""PyTorch models <-> LoggedModels by mlflow.pytorch, with the inputs of later stages."""
 
 from __future__ import annotations
 
@@ -62,10 +62,10 @@ def log_source(
     operator_libraries: Sequence[Path] = (),
     evaluation: EvaluationData | None = None,
 ) -> str:
-    """Log a PyTorch model by mlflow.pytorch, with what the stages need to take it further.
+    """Log a PyTorch model by mlflow.pytorch, with the inputs of later stages.
 
     The format is MLflow's default, pt2, which runs no code when it is loaded; a model that
-    `torch.export` does not take (a ScriptModule, a data-dependent branch), or in which it would
+    `torch.export` refuses (a ScriptModule, a data-dependent branch), or in which it would
     lose an operator (a ``torch.autograd.Function`` with ``symbolic``), is pickled instead.
 
     Args:
@@ -88,8 +88,8 @@ def log_source(
     module, example = flatten_module(model, input_example)
     logged, tree = module_of(model), input_tree(module, example)
     if isinstance(logged, torch.fx.GraphModule) and not tree.is_plain:
-        # What torch.export wrote cannot be pickled; with its tensors in order it can be pt2 again.
-        logged, tree = positional(module, tuple(example), as_it_answers=True), pytree.plain(example)
+        # An ExportedProgram cannot be pickled; with its tensors in order it can be pt2 again.
+        logged, tree = positional(module, tuple(example), structured=True), pytree.plain(example)
     specs = input_specs(example, dynamic_axes or {})
     sizes = {axis.name: axis.opt for axis in axes_of(dynamic_axes or {})}
     # pt2 makes an axis of size 1 static for good.
@@ -120,7 +120,7 @@ def log_source(
             tags={STAGE: "source"},
             pytorch_model=logged,
             signature=signature,
-            # pt2 knows neither nested arguments nor constants, nor operators by `symbolic`.
+            # pt2 has neither nested arguments nor constants, nor operators by `symbolic`.
             input_example=example if tree.is_plain and not functions else None,
             extra_files=files,
             validate_serving_input=False,
@@ -148,7 +148,7 @@ class _PyTorchFlavor:
                 mlflow.pytorch.save_model(
                     **common, input_example=example, serialization_format="pt2"
                 )
-            except Exception as error:  # noqa: BLE001 - torch.export raises whatever happened inside
+            except Exception as error:  # noqa: BLE001 - torch.export may raise anything
                 _log.debug("Logging the source by pickle: torch.export refuses it (%s).", error)
                 shutil.rmtree(path, ignore_errors=True)
                 mlflow_model.saved_input_example_info = None  # it went with the folder
@@ -186,14 +186,14 @@ def _save_evaluation(evaluation: EvaluationData, path: Path) -> None:
     """Save evaluation data, all or none.
 
     Labels are saved where they are `accuracy`'s: any other metric is code, which is not saved, and
-    labels say nothing without it.
+    labels are useless without it.
     """
     whole = evaluation.whole(limit_bytes=_MAX_EVALUATION_BYTES)
     if whole is None:
         _log.warning(
             "The evaluation data is larger than %d MiB or its batches differ in shape, so it is "
-            "not kept with the PyTorch model; `evaluate` of what was made of it will ask the "
-            "profile only.",
+            "not logged with the PyTorch model; `evaluate` of later models will run the corners of "
+            "the profile only.",
             _MAX_EVALUATION_BYTES >> 20,
         )
         return
@@ -206,7 +206,7 @@ def _save_evaluation(evaluation: EvaluationData, path: Path) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoggedSource:
-    """A PyTorch LoggedModel, loaded, and what was logged with it.
+    """A PyTorch LoggedModel, loaded, with the values that were logged with it.
 
     Attributes:
         model: The module, ScriptModule or ExportedProgram.
@@ -227,7 +227,7 @@ class LoggedSource:
 
 
 def fetch_source(model: LoggedModel, folder: Path) -> LoggedSource:
-    """Load a PyTorch LoggedModel with what was logged with it.
+    """Load a PyTorch LoggedModel with the values that were logged with it.
 
     Raises:
         TrackingError: It is no PyTorch model, or has neither an example nor a signature.
@@ -238,7 +238,7 @@ def fetch_source(model: LoggedModel, folder: Path) -> LoggedSource:
     path = fetch(model, folder)
     try:
         with warnings.catch_warnings():
-            # A ScriptModule is read by torch.load, which would rather be called otherwise.
+            # A ScriptModule is read by torch.load, which warns of that.
             warnings.filterwarnings("ignore", message="'torch.load' received a zip file")
             module = mlflow.pytorch.load_model(str(path))
     except (MlflowException, ImportError, AttributeError) as error:
@@ -294,12 +294,12 @@ def _mlflow_example(path: Path, model: LoggedModel) -> Any:
 
 
 def _read_structure(path: Path, arrays: Tensors) -> Any:
-    """The arrays in the structure of the inputs; as they are where none was logged."""
+    """The arrays in the structure of the inputs; unchanged where none was logged."""
     if not path.is_file():
         return arrays
     tree = from_json(Tree, path.read_bytes())
     for part in pytree.objects(tree):
-        with contextlib.suppress(ImportError):  # `flatten_module` says which class there is not
+        with contextlib.suppress(ImportError):  # `flatten_module` names the missing class
             importlib.import_module(part.text.partition(":")[0])
     return pytree.unflatten(tree, arrays)
 

@@ -91,7 +91,9 @@ def test_a_symbolic_link_is_refused(tmp_path, link):
         (path.parent / "w.bin").symlink_to(tmp_path / "w.bin")
     else:
         (path.parent / "linked").symlink_to(tmp_path)
-    with pytest.raises(ArtifactError, match=r"a symbolic link .* put the file itself beside model"):
+    with pytest.raises(
+        ArtifactError, match=r"a symbolic link .* put the file itself next to model"
+    ):
         graphs.read(path)
 
 

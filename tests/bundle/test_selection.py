@@ -22,7 +22,7 @@ from multiplying_bundles import (
 
 from mlflow_e2eai.bundle import selection
 from mlflow_e2eai.bundle.manifest import Manifest
-from mlflow_e2eai.bundle.selection import Candidates, Goal
+from mlflow_e2eai.bundle.selection import Goal, RankedVariants
 from mlflow_e2eai.errors import InvalidInputError
 from mlflow_e2eai.evaluation.evidence import Evidence, MachineEvidence
 from mlflow_e2eai.latency.report import ColdStart, Load, Throughput
@@ -58,7 +58,7 @@ def made(tmp_path):
 
 
 def best(found: Manifest, goal: str = "latency") -> str:
-    return Candidates(found, Goal.parse(goal)).ranked[0]
+    return RankedVariants(found, Goal.parse(goal)).ranked[0]
 
 
 def always(**p50_ms: float) -> dict[str, list[float]]:
@@ -84,7 +84,7 @@ def test_a_goal_that_is_not_known_is_refused_with_those_that_are(text):
 
 
 def test_without_evidence_engines_come_first_then_a_gpu_then_the_cpu(made):
-    candidates = Candidates(made(), Goal())
+    candidates = RankedVariants(made(), Goal())
 
     runners = [name.partition("/")[0] for name in candidates.ranked]
     assert runners == [
@@ -135,14 +135,14 @@ def test_evidence_of_another_machine_counts_where_its_gpu_is_this_one(made):
     assert best(dataclasses.replace(launcher, elsewhere=(there,))) == ENGINE32  # the first in order
     both = dataclasses.replace(launcher, elsewhere=(there, here))
     assert best(both) == CUDA32
-    assert "2 ms" in Candidates(both, Goal()).choice(CUDA32, {}).others[0].reason
+    assert "2 ms" in RankedVariants(both, Goal()).choice(CUDA32, {}).others[0].reason
 
 
 def test_times_of_two_machines_are_never_compared(made):
     launcher = made(GPU, CPU, latency=always(engine=2))
     there = found_elsewhere(latency=always(cuda=1), gpu=GPU)
 
-    candidates = Candidates(dataclasses.replace(launcher, elsewhere=(there,)), Goal())
+    candidates = RankedVariants(dataclasses.replace(launcher, elsewhere=(there,)), Goal())
 
     assert candidates.ranked[0] == ENGINE32
     behind = {each.variant: each.reason for each in candidates.choice(ENGINE32, {}).others}
@@ -158,9 +158,9 @@ def test_a_variant_is_trusted_by_what_such_a_machine_found(made):
     )
 
     both = dataclasses.replace(launcher, elsewhere=(there, here))
-    assert ENGINE32 not in Candidates(both, Goal()).errors
+    assert ENGINE32 not in RankedVariants(both, Goal()).errors
     only_there = dataclasses.replace(launcher, elsewhere=(there,))
-    assert "failed its comparison" in str(Candidates(only_there, Goal()).errors[ENGINE32])
+    assert "failed its comparison" in str(RankedVariants(only_there, Goal()).errors[ENGINE32])
 
 
 def test_latency_is_looked_up_at_the_number_of_items_that_was_asked_for(made):
@@ -219,13 +219,13 @@ def test_a_shorter_time_never_loses_its_place(tmp_path_factory, times):
     work = tmp_path_factory.mktemp("law")
     graphs = [graph(work, TIMES.format(factor=2)), graph(work, TIMES.format(factor=3), "fp16")]
     found = manifest(graphs, [engine(work), engine(work, "fp16")])
-    names = Candidates(found, Goal()).names
+    names = RankedVariants(found, Goal()).names
     latency = {name: 20 * [float(ms)] for name, ms in zip(names, times, strict=True)}
     found = dataclasses.replace(
         found, latency={"opt": timed(latency)}, environment={"gpu": GPU, "processor": CPU}
     )
 
-    ranked = Candidates(found, Goal()).ranked
+    ranked = RankedVariants(found, Goal()).ranked
     assert [latency[name][0] for name in ranked] == sorted(map(float, times))
 
 
@@ -235,7 +235,7 @@ def test_a_shorter_time_never_loses_its_place(tmp_path_factory, times):
 def test_a_choice_says_why_each_other_variant_was_not_taken(made, monkeypatch):
     fitting(monkeypatch, precisions=["fp32"])
     found = made(latency=always(engine=1, cuda=2), evidence={CPU16: FAILED})
-    candidates = Candidates(found, Goal())
+    candidates = RankedVariants(found, Goal())
     choice = candidates.choice(candidates.ranked[0], {})
 
     reasons = {each.variant: each.reason for each in choice.others}
@@ -255,7 +255,7 @@ def test_a_choice_says_why_each_other_variant_was_not_taken(made, monkeypatch):
 
 
 def test_what_failed_to_open_is_said_with_its_error(made):
-    candidates = Candidates(made(), Goal())
+    candidates = RankedVariants(made(), Goal())
     broken = InvalidInputError("It broke.")
     choice = candidates.choice(CUDA32, {ENGINE32: broken, ENGINE16: broken})
 
@@ -264,7 +264,7 @@ def test_what_failed_to_open_is_said_with_its_error(made):
 
 
 def test_a_variant_that_was_named_is_said_to_be(made):
-    choice = Candidates(made(), Goal()).choose(CPU16)
+    choice = RankedVariants(made(), Goal()).choose(CPU16)
 
     assert (choice.variant, choice.goal) == (CPU16, None)
     assert choice.reason == "the caller named it."

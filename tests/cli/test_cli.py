@@ -16,7 +16,7 @@ from small_models import AXES, N, features, labelled, net
 import mlflow_e2eai
 from mlflow_e2eai import Axis, BuildSettings
 from mlflow_e2eai.artifacts import axes
-from mlflow_e2eai.cli import main, results, verbs
+from mlflow_e2eai.cli import main, verbs
 from mlflow_e2eai.engine import profiles
 from mlflow_e2eai.errors import InvalidInputError
 from mlflow_e2eai.pipeline import options
@@ -46,16 +46,16 @@ def said(capsys):
 
 
 def test_each_verb_prints_the_model_that_it_made_for_the_next_one_to_take(version, capsys):
-    assert main.main(["export", "--model-uri", "models:/net/1"]) == results.DONE
+    assert main.main(["export", "--model-uri", "models:/net/1"]) == main.DONE
     raw, _ = said(capsys)
-    assert main.main(["clean", "--model-uri", raw]) == results.DONE
+    assert main.main(["clean", "--model-uri", raw]) == main.DONE
     cleaned, _ = said(capsys)
-    assert main.main(["convert", "--model-uri", cleaned, "--precision", "fp16"]) == results.DONE
+    assert main.main(["convert", "--model-uri", cleaned, "--precision", "fp16"]) == main.DONE
     half, _ = said(capsys)
-    assert main.main(["compile", "--model-uri", half, "--targets", "sm86,sm120"]) == results.DONE
+    assert main.main(["compile", "--model-uri", half, "--targets", "sm86,sm120"]) == main.DONE
     engines, _ = said(capsys)
     assert len(engines.splitlines()) == 2
-    assert main.main(["evaluate", "--model-uri", half]) == results.DONE
+    assert main.main(["evaluate", "--model-uri", half]) == main.DONE
     out, _ = said(capsys)
     assert out.splitlines() == [
         "torch/fp32: passed",
@@ -66,34 +66,34 @@ def test_each_verb_prints_the_model_that_it_made_for_the_next_one_to_take(versio
 
 @pytest.mark.exporters
 def test_bisect_prints_its_sentence_and_the_file_that_convert_takes(store, capsys):
-    assert main.main(["log", "--model", "small_models:build_overflowing"]) == results.DONE
+    assert main.main(["log", "--model", "small_models:build_overflowing"]) == main.DONE
     model, _ = said(capsys)
     for verb in ("export", "clean"):
-        assert main.main([verb, "--model-uri", model]) == results.DONE
+        assert main.main([verb, "--model-uri", model]) == main.DONE
         model, _ = said(capsys)
-    assert main.main(["bisect", "--model-uri", model]) == results.DONE
+    assert main.main(["bisect", "--model-uri", model]) == main.DONE
     out, _ = said(capsys)
     sentence, uri = out.splitlines()
     assert sentence.startswith("The variant passes when 1 of 4 nodes are kept as they were")
     words = ["convert", "--model-uri", model, "--precision", "fp16", "--keep-fp32"]
     for keep in (uri, "node_linear_1"):
-        assert main.main([*words, keep]) == results.DONE
+        assert main.main([*words, keep]) == main.DONE
         half, _ = said(capsys)
-        assert main.main(["evaluate", "--model-uri", half]) == results.DONE
+        assert main.main(["evaluate", "--model-uri", half]) == main.DONE
         out, _ = said(capsys)
         assert out.splitlines()[-1] == "onnxruntime-cpu/fp16: passed"
 
 
 def test_each_stage_is_a_line_on_stderr_and_quiet_leaves_the_result_alone(store, capsys):
-    assert main.main(["log", "--model", "small_models:build", "--quiet"]) == results.DONE
+    assert main.main(["log", "--model", "small_models:build", "--quiet"]) == main.DONE
     model, err = said(capsys)
     assert err == ""
-    assert main.main(["export", "--exporter", "trace"]) == results.DONE
+    assert main.main(["export", "--exporter", "trace"]) == main.DONE
     raw, err = said(capsys)
     latest, line = err.splitlines()
     assert latest == f"latest is {model} (model)"
     assert re.fullmatch(r"export +trace, opset 18, \d+ nodes, \d+\.\d\d MB +\d+\.\d s", line)
-    assert main.main(["clean"]) == results.DONE
+    assert main.main(["clean"]) == main.DONE
     _, err = said(capsys)
     latest, line = err.splitlines()
     assert latest.startswith(f"latest is {raw} (")
@@ -106,14 +106,14 @@ def test_a_step_with_nothing_to_take_says_what_comes_first(store, capsys):
         ("compile", "`mlflow run . -e clean` or `mlflow_e2eai clean` first, or give model_uri."),
         ("promote", "There is no registered version with a bundle of experiment 'tests'"),
     ):
-        assert main.main([verb]) == results.ERROR
+        assert main.main([verb]) == main.ERROR
         _, err = said(capsys)
         assert sentence in err
         assert len(err.splitlines()) == 1
 
 
 def test_bisect_says_so_where_there_is_nothing_to_explain(version, capsys):
-    assert main.main(["bisect", "--model-uri", "models:/net/1"]) == results.DONE
+    assert main.main(["bisect", "--model-uri", "models:/net/1"]) == main.DONE
     out, _ = said(capsys)
     assert out == "The variant passes as it is: there is nothing to explain."
 
@@ -127,13 +127,13 @@ def test_nodes_are_read_from_one_word_or_a_file(tmp_path):
 
 
 def test_promote_says_0_for_promoted_and_3_for_rejected(version, capsys, tmp_path):
-    assert main.main(["promote", "--name", "net", "--version", "1"]) == results.DONE
+    assert main.main(["promote", "--name", "net", "--version", "1"]) == main.DONE
     out, _ = said(capsys)
     assert out.endswith("promoted: net 1 is champion")
     gates = tmp_path / "gates.yaml"
     gates.write_text("gates: [{metric: task/accuracy, at_least: 2}]")
     words = ["promote", "--name", "net", "--version", "1", "--gates", str(gates)]
-    assert main.main(words) == results.REJECTED
+    assert main.main(words) == main.REJECTED
     out, _ = said(capsys)
     assert out.splitlines()[-1] == "rejected: task/accuracy: found 1, wanted at least 2"
 
@@ -175,7 +175,7 @@ def test_promote_says_0_for_promoted_and_3_for_rejected(version, capsys, tmp_pat
     ],
 )
 def test_a_wrong_word_is_one_sentence_exit_code_1_and_no_traceback(store, capsys, words, sentence):
-    assert main.main(words.split()) == results.ERROR
+    assert main.main(words.split()) == main.ERROR
     out, err = said(capsys)
     assert out == ""
     assert err.startswith("mlflow_e2eai: ")
@@ -189,7 +189,7 @@ def test_the_run_that_mlflow_run_made_says_failed_and_why(store, monkeypatch, ca
     run = store.create_run(experiment)
     assert run.info.status == "RUNNING"
     monkeypatch.setenv("MLFLOW_RUN_ID", run.info.run_id)
-    assert main.main(words.split()) == results.ERROR
+    assert main.main(words.split()) == main.ERROR
     _, err = said(capsys)
     after = store.get_run(run.info.run_id)
     assert after.info.status == "FAILED"
@@ -197,11 +197,11 @@ def test_the_run_that_mlflow_run_made_says_failed_and_why(store, monkeypatch, ca
 
 
 def test_no_verb_prints_the_help_and_each_verb_in_it(capsys):
-    assert main.main([]) == results.DONE
+    assert main.main([]) == main.DONE
     out, _ = said(capsys)
-    assert main.main(["--help"]) == results.DONE
+    assert main.main(["--help"]) == main.DONE
     assert said(capsys)[0] == out
-    assert main.main(["help"]) == results.DONE
+    assert main.main(["help"]) == main.DONE
     assert said(capsys)[0] == out
     for verb in verbs.VERBS.values():
         assert f"{verb.name} {verb.summary}" in " ".join(out.split())
@@ -209,7 +209,7 @@ def test_no_verb_prints_the_help_and_each_verb_in_it(capsys):
 
 @pytest.mark.parametrize("verb", verbs.VERBS.values(), ids=lambda verb: verb.name)
 def test_the_help_of_a_verb_has_an_example_that_can_be_read_and_every_default(verb, capsys):
-    assert main.main([verb.name, "--help"]) == results.DONE
+    assert main.main([verb.name, "--help"]) == main.DONE
     out, _ = said(capsys)
     example = out.partition("Example:\n")[2].strip()
     assert example == f"mlflow_e2eai {verb.name} {verb.example}"
@@ -222,14 +222,14 @@ def test_the_help_of_a_verb_has_an_example_that_can_be_read_and_every_default(ve
     words = verb.example.replace("gates.yaml", "default").replace("plan.yaml", "default")
     given = command.make_context(verb.name, words.split()).params
     assert given["verbose"] is given["quiet"] is False
-    assert main.main(["help", verb.name]) == results.DONE
+    assert main.main(["help", verb.name]) == main.DONE
     assert said(capsys)[0] == out
 
 
 def test_a_model_is_given_by_its_option_or_without_one(capsys, store):
     """Both fail at the same place, which is after the words were read."""
     for words in (["export", "models:/m/1"], ["export", "--model-uri", "models:/m/1"]):
-        assert main.main(words) == results.ERROR
+        assert main.main(words) == main.ERROR
         assert "There is no model 'models:/m/1'" in said(capsys)[1]
 
 
@@ -325,7 +325,7 @@ def test_buckets_are_chosen_from_sizes_in_one_word_or_a_file(tmp_path, capsys):
     assert profiles.parse_seen("1,8:120,1,32:5") == {1: 2, 8: 120, 32: 5}
     file = tmp_path / "sizes.json"
     file.write_text(json.dumps({1: 900, 7: 40, 8: 300, 30: 5, 32: 60}))
-    assert main.main(["choose-buckets", str(file), "--count", "3"]) == results.DONE
+    assert main.main(["choose-buckets", str(file), "--count", "3"]) == main.DONE
     out, _ = said(capsys)
     assert out == "1+8+32"
     chosen = axes.parse_axes(f"x:0=N:1:8:64@{out}")
@@ -334,7 +334,7 @@ def test_buckets_are_chosen_from_sizes_in_one_word_or_a_file(tmp_path, capsys):
 
 @pytest.mark.parametrize("text", ["", "one", "1:two", "folder", "1;2"])
 def test_what_holds_no_sizes_is_refused(text, capsys):
-    assert main.main(["choose-buckets", text, "--count", "3"]) == results.ERROR
+    assert main.main(["choose-buckets", text, "--count", "3"]) == main.ERROR
     _, err = said(capsys)
     assert "holds no sizes; write 1,8:120,32 or give" in err
     assert len(err.splitlines()) == 1
@@ -381,7 +381,7 @@ def test_a_file_that_cannot_be_read_is_one_sentence(
         Path(name).mkdir()
     elif content != ABSENT:
         Path(name).write_bytes(content)
-    assert main.main(words.split()) == results.ERROR
+    assert main.main(words.split()) == main.ERROR
     _, err = said(capsys)
     assert sentence in err
     assert "Errno" not in err

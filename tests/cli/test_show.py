@@ -15,7 +15,7 @@ import pytest
 from small_models import AXES, features, net
 
 import mlflow_e2eai
-from mlflow_e2eai.cli import main, results
+from mlflow_e2eai.cli import main
 from mlflow_e2eai.cli.show import serve_graph
 from mlflow_e2eai.pipeline import jobs
 
@@ -95,7 +95,7 @@ def test_the_command_says_the_address_and_ends_with_ctrl_c(path):
         assert operators(graph_at(url)) == ["Relu"]
         time.sleep(0.2)  # it is about to wait
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=30) == results.DONE
+        assert process.wait(timeout=30) == main.DONE
     finally:
         process.kill()
         process.stdout.close()
@@ -107,7 +107,7 @@ def test_a_port_that_is_taken_is_one_sentence(path, capsys):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = str(taken.getsockname()[1])
-        assert main.main(["show", str(path), "--port", port, "--no-browser"]) == results.ERROR
+        assert main.main(["show", str(path), "--port", port, "--no-browser"]) == main.ERROR
     assert f"Netron cannot listen at port {port}" in capsys.readouterr().err
 
 
@@ -122,7 +122,7 @@ def test_a_port_that_is_taken_is_one_sentence(path, capsys):
 )
 def test_what_is_no_model_is_one_sentence(model, sentence, store, tmp_path, capsys):
     (tmp_path / "broken.onnx").write_bytes(b"\x00broken")
-    assert main.main(["show", model, "--no-browser"]) == results.ERROR
+    assert main.main(["show", model, "--no-browser"]) == main.ERROR
     err = capsys.readouterr().err.strip()
     assert sentence in err
     assert len(err.splitlines()) == 1
@@ -130,11 +130,11 @@ def test_what_is_no_model_is_one_sentence(model, sentence, store, tmp_path, caps
 
 def test_a_model_without_a_graph_says_so(store, capsys):
     source = jobs.log("small_models:build", name="net")
-    assert main.main(["show", source]) == results.ERROR
+    assert main.main(["show", source]) == main.ERROR
     assert "is a source, and nothing that it was made from is a" in capsys.readouterr().err
 
 
 def test_a_missing_netron_names_the_extra(path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "netron", None)
-    assert main.main(["show", str(path)]) == results.ERROR
+    assert main.main(["show", str(path)]) == main.ERROR
     assert "pip install 'mlflow_e2eai[show]'" in capsys.readouterr().err

@@ -425,7 +425,9 @@ def test_an_engine_fits_the_gpu_and_the_version_that_it_was_built_for(graph, out
 def test_an_engine_for_later_gpus_is_announced_on_one_that_its_backend_does_not_list(graph, out):
     engine = compile(graph(CONV), "rtx", out=out)
     with (
-        pytest.warns(UnlistedGPUWarning, match=r"\(sm90\) as supported: .* may answer wrongly"),
+        pytest.warns(
+            UnlistedGPUWarning, match=r"\(sm90\) as supported: .* may compute wrong outputs"
+        ),
         pytest.raises(RunnerError, match=r"CUDA cannot be used here: .*nvidia-smi"),
         engine_runner(engine),
     ):

@@ -83,7 +83,10 @@ def test_a_target_as_people_say_it(said, target):
         ("trt12:sm90", "Did you mean trt1[01]:sm90"),
         ("rtx:", "Did you mean rtx"),
         ("sm90", "TensorRT-RTX does not list sm90: for it there are trt11:sm90, which is built"),
-        ("rtx:sm90", "does not list sm90: .* and local there or rtx, which are tried and judged"),
+        (
+            "rtx:sm90",
+            "does not list sm90: .* and local there or rtx, which are built and evaluated",
+        ),
         ("SM86", "sm86"),
         ("", "one of local, rtx"),
         ("rtx:sm86,sm89", "Did you mean rtx:sm8"),

@@ -206,7 +206,7 @@ def test_a_planted_node_is_found_by_name(position, named, tmp_path):
     assert found.nodes == (name,)
     assert found.suspects == 24
     assert found.evaluations <= promised_for_one(24)
-    assert found.sentence.startswith(f"Node '{name}', built by itself, gives wrong answers.")
+    assert found.sentence.startswith(f"Node '{name}', built by itself, gives wrong outputs.")
 
 
 @pytest.mark.parametrize(

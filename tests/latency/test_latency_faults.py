@@ -231,7 +231,7 @@ def _busy(rng: np.random.Generator, rounds: int, often: float) -> np.ndarray:
 
 
 def test_the_same_variant_twice_is_equal_in_at_least_97_of_100_tries():
-    tries = [paired_ratio(*machine(seed), places=(0, 1), size=2) for seed in range(100)]
+    tries = [paired_ratio(*machine(seed), positions=(0, 1), size=2) for seed in range(100)]
 
     assert sum(ratio.equal for ratio in tries) >= 97
 
@@ -240,7 +240,7 @@ def test_a_slow_down_by_a_tenth_is_found_in_at_least_95_of_100_tries():
     found = 0
     for seed in range(100):
         slow, fast = machine(seed)
-        found += paired_ratio(1.1 * slow, fast, places=(0, 1), size=2).low > 1
+        found += paired_ratio(1.1 * slow, fast, positions=(0, 1), size=2).low > 1
 
     assert found >= 95
 
@@ -257,8 +257,8 @@ def test_the_same_holds_among_more_callables(size):
             if (after := order.index(0) + 1) < size:
                 times[number, order[after]] *= 1.1
         one, other = times[:, 1], times[:, 2]
-        equal += paired_ratio(one, other, places=(1, 2), size=size).equal
-        found += paired_ratio(1.1 * one, other, places=(1, 2), size=size).low > 1
+        equal += paired_ratio(one, other, positions=(1, 2), size=size).equal
+        found += paired_ratio(1.1 * one, other, positions=(1, 2), size=size).low > 1
 
     assert equal >= 39
     assert found >= 39

@@ -695,7 +695,9 @@ def rows(count: int, width: int = 384) -> list[Tensors]:
 
 def test_small_answers_are_measured_many_at_a_time():
     together = measure.BLOCK // 384
-    with mock.patch("mlflow_e2eai.parity.judge.measure", side_effect=measure.measure) as measured:
+    with mock.patch(
+        "mlflow_e2eai.parity.comparer.measure", side_effect=measure.measure
+    ) as measured:
         report = compare(identity, scaled(1e-6), rows(2 * together + 1), repeats=1)
 
     assert report.passed

@@ -338,7 +338,7 @@ def test_a_part_of_a_model_is_cleaned_and_converted_but_not_judged_against_the_m
     cleaned = jobs.clean(jobs.export(source), plan=plan)
     half = jobs.convert(cleaned, precision="fp16")
     assert mlflow.onnx.load_model(f"models:/{half}").graph.input[0].name == "relu"
-    with pytest.raises(InvalidInputError, match="cannot be judged against the model"):
+    with pytest.raises(InvalidInputError, match="cannot be compared with the model"):
         distributed.evaluate(half)
 
 

@@ -41,7 +41,7 @@ def test_no_peer_leaves_fewer_nodes_and_the_numbers_stay(name, exporter, tmp_pat
         exporter=exporter,
         operators=real.operators,
     )
-    assert taken.exporter == (real.rung if exporter == "auto" else exporter)
+    assert taken.exporter == (real.exporter if exporter == "auto" else exporter)
     assert taken.unverified is None
     sizes = corners(raw.axes).values()
     samples = [resize(real.sample, raw.inputs, each) for each in sizes]

@@ -516,7 +516,7 @@ class NormalisedRows(torch.nn.Module):
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
-def test_a_branch_on_the_data_climbs_to_script_with_the_reason_of_each_rung(out):
+def test_a_branch_on_the_data_climbs_to_script_with_the_reason_of_each_exporter(out):
     made, report = export(Branches().eval(), {"x": two_rows()}, out=out)
     assert report.exporter == "script"
     assert list(report.refused) == ["dynamo", "trace"]

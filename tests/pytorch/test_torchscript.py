@@ -155,7 +155,7 @@ def test_a_saved_script_takes_an_optional_argument_and_a_constant(scripted, out,
     assert matches(made, report, scripted, example)
 
 
-def test_the_script_rung_takes_a_module_with_nested_arguments(out):
+def test_the_script_exporter_takes_a_module_with_nested_arguments(out):
     torch.manual_seed(0)
     module = Reader().eval()
     made, report = export(module, reader_example(), out=out, exporter="script")

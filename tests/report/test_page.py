@@ -36,7 +36,7 @@ from mlflow_e2eai.report.page import html
 @pytest.mark.parametrize(
     ("decision", "sentence"),
     [
-        (None, "Not decided yet No gates were held against this. Of 3 variants, 1 passed"),
+        (None, "Not decided yet No gates were evaluated yet. Of 3 variants, 1 passed"),
         (PROMOTED, "Promoted The only gate passed."),
         (REJECTED, "Rejected 3 of 4 gates did not pass."),
         (Decision(verdicts=()), "Rejected There are no gates, and without any nothing is promoted"),
@@ -55,7 +55,7 @@ def test_each_gate_is_shown_and_those_that_did_not_pass_come_first():
 
     for line in (
         "parity/failed failed 1 at most 0",
-        "champion/latency_ratio failed NaN (could not be told) at most 1",
+        "champion/latency_ratio failed NaN (not comparable) at most 1",
         "parity/measured failed not measured at least 1",
         "task/drop passed 0 at most 0.01",
     ):
@@ -96,8 +96,8 @@ def test_a_sentence_of_several_variants_is_said_once_with_all_of_them():
 def test_every_kind_of_sample_and_output_has_its_line():
     text = Page(html(manifest(TORCH, CPU))).text()
 
-    assert "corners of the profile 1 \N{MULTIPLICATION SIGN} 1 asked y passed 2.5e-07" in text
-    assert "evaluation data 1 \N{MULTIPLICATION SIGN} 1 asked y passed 1.0e-06" in text
+    assert "corners of the profile 1 \N{MULTIPLICATION SIGN} 1 runs y passed 2.5e-07" in text
+    assert "evaluation data 1 \N{MULTIPLICATION SIGN} 1 runs y passed 1.0e-06" in text
 
 
 def test_a_comparison_that_compared_nothing_says_so():

@@ -119,7 +119,7 @@ def test_what_is_advisory_is_shown_and_does_not_count():
 @pytest.mark.parametrize(
     "words",
     [
-        f"corners of the profile 3 {TIMES} 10 asked 60 answers, 2 threads logits passed",
+        f"corners of the profile 3 {TIMES} 10 runs 60 calls, 2 threads logits passed",
         "zeros and denormals",
         "large numbers",
         "evaluation data",

@@ -39,7 +39,7 @@ class RealModel:
         module: The model, in evaluation mode.
         sample: Its inputs.
         dynamic_axes: The axes that may vary.
-        rung: The exporter that `auto` must take.
+        exporter: The exporter that `auto` must take.
         operators: What operators compute that are not ONNX's own.
         nested: The inputs as ``forward`` takes them, where it does not take tensors by name.
     """
@@ -47,7 +47,7 @@ class RealModel:
     module: torch.nn.Module
     sample: Mapping[str, np.ndarray]
     dynamic_axes: Mapping[str, Mapping[int, Axis]]
-    rung: str = "dynamo"
+    exporter: str = "dynamo"
     operators: tuple[Operator, ...] = ()
     nested: Mapping[str, Any] | None = None
 
@@ -189,7 +189,7 @@ def branch() -> RealModel:
     torch.manual_seed(0)
     x = np.random.default_rng(0).standard_normal((2, 8)).astype(np.float32)
     return RealModel(
-        module=_Branch().eval(), sample={"x": x}, dynamic_axes={"x": {0: N}}, rung="script"
+        module=_Branch().eval(), sample={"x": x}, dynamic_axes={"x": {0: N}}, exporter="script"
     )
 
 
@@ -210,7 +210,7 @@ def loop() -> RealModel:
     torch.manual_seed(0)
     x = np.random.default_rng(0).standard_normal((2, 5, 8)).astype(np.float32)
     return RealModel(
-        module=_Loop().eval(), sample={"x": x}, dynamic_axes={"x": {0: N, 1: T}}, rung="script"
+        module=_Loop().eval(), sample={"x": x}, dynamic_axes={"x": {0: N, 1: T}}, exporter="script"
     )
 
 

@@ -3,5 +3,5 @@
 repository  the repository on disk
 models      Triton models of graphs and engines
 config      the configuration of a model
-batching    whether requests may be put together
+batching    whether requests may be batched
 """

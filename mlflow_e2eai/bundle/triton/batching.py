@@ -1,4 +1,4 @@
-"""Whether Triton may put the requests of several clients together."""
+"""Whether Triton may batch the requests of several clients."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ _SMALL = 1e-3
 
 
 def why_items_mix(graph: OnnxArtifact, example: Tensors, axis: Axis) -> str | None:
-    """Why requests must stay apart though all tensors begin with one axis; else None.
+    """Reason why requests must not be batched along a common first axis; None if they may.
 
-    The name of an axis does not tell a batch from the points of one cloud. So two items, the first
-    of the example and the same turned round, are run together and each alone, with ONNX Runtime
-    on the CPU.
+    By its name, an axis may be a batch or the points of one cloud. So two items, the first of the
+    example and the same reversed, are run together and each alone, with ONNX Runtime on the CPU.
 
     Args:
         graph: The graph.

@@ -1,7 +1,7 @@
-"""Triton's model configuration: what it says of a model, and its text.
+"""Triton's model configuration: its fields for a model, and its text.
 
-The fields are those of the message ModelConfig in Triton's ``model_config.proto``; what its core
-and its backends make of them was read in their source of 2026 (Triton 2.70 and newer).
+The fields are those of the message ModelConfig in Triton's ``model_config.proto``; their meaning in
+its core and backends was read in the source of 2026 (Triton 2.70 and newer).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Word(str):
 
 
 def why_not_served(specs: Sequence[TensorSpec], batch: Axis | None) -> str | None:
-    """Why Triton has no tensor for one of a model's inputs or outputs; None where it has all."""
+    """Reason why Triton cannot serve an input or output of a model; None where it can."""
     for spec in specs:
         if spec.dtype not in _TYPES:
             return f"{spec.name!r} is {spec.dtype}, a type that Triton has not"
@@ -50,7 +50,7 @@ def why_not_served(specs: Sequence[TensorSpec], batch: Axis | None) -> str | Non
 
 
 def batch_axis(specs: Sequence[TensorSpec], axes: Sequence[Axis]) -> Axis | None:
-    """The axis along which Triton may put requests together; None where there is none.
+    """The axis along which Triton may batch requests; None where there is none.
 
     It is the first axis of every input and output and no other axis of them, and takes every size
     from 1, as Triton forms batches of any size.
@@ -66,8 +66,8 @@ def batch_axis(specs: Sequence[TensorSpec], axes: Sequence[Axis]) -> Axis | None
 def tensors(specs: Sequence[TensorSpec], batch: Axis | None) -> list[Message]:
     """The field ``input`` or ``output`` for some tensors.
 
-    Without the batch axis a tensor of one number for each item has no axes left, which Triton has
-    not: a client gives or gets it with an axis of length one.
+    Without the batch axis a tensor of one number for each item has no axes left, which Triton does
+    not support: clients send or receive it with an axis of length one.
     """
     return [
         {
@@ -86,12 +86,12 @@ def data_type(spec: TensorSpec) -> Word:
 
 
 def dims(spec: TensorSpec, batch: Axis | None, sizes: Sequence[int] | None = None) -> list[int]:
-    """A tensor's sizes as a client gives them, without the batch axis; -1 where they vary.
+    """A tensor's sizes as a client sends them, without the batch axis; -1 where they vary.
 
     Args:
         spec: The tensor.
         batch: The batch axis.
-        sizes: The sizes of one array, to be given instead.
+        sizes: The sizes of one array, to be used instead.
     """
     inner = _inner(spec, batch) if sizes is None else list(sizes[1:] if batch else sizes)
     return [size if isinstance(size, int) else -1 for size in inner] or [1]

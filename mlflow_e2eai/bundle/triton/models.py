@@ -1,4 +1,4 @@
-"""Triton models of a bundle's graphs and engines, and what is left out."""
+"""Triton models of a bundle's graphs and engines, and the reasons for those left out."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ class TritonModel:
     Attributes:
         name: The folder's name and the model's.
         config: Its configuration.
-        files: Where each file lies in the folder, and the file or the bytes that it is made of.
-        notes: What stands above the configuration, for people.
+        files: Source file or bytes of each file, by its path in the folder.
+        notes: Comments above the configuration.
         needs: Options that Triton's server needs for it.
     """
 
@@ -61,12 +61,12 @@ class _Shared:
 def models_of(
     manifest: Manifest, example: Tensors, prefix: str
 ) -> tuple[list[TritonModel], list[str]]:
-    """The Triton models of a bundle, and for each thing that is left out, what and why.
+    """The Triton models of a bundle, and a reason for each file that is left out.
 
     Args:
-        manifest: What the bundle holds, with paths where it lies.
+        manifest: The bundle's manifest, with absolute paths.
         example: One array for each input.
-        prefix: What their names begin with.
+        prefix: Prefix of their names.
 
     Raises:
         ArtifactError: A file is missing or has changed.
@@ -78,7 +78,7 @@ def models_of(
     if (reason := config.why_not_served((*graph.inputs, *graph.outputs), batch)) is not None:
         return [], [reason]
     shared = _client_interface(graph, feed(example, graph.inputs), batch)
-    refused = _refused_files(manifest)
+    refused = _excluded_files(manifest)
     left_out = [f"{apart}, so that a request is a whole batch"] if apart else []
     models = []
     by_precision, reasons = _engines(manifest.engines, refused)
@@ -95,30 +95,30 @@ def models_of(
 
 
 def _batch(graph: OnnxArtifact, example: Tensors) -> tuple[Axis | None, str | None]:
-    """The axis along which requests are put together, or why not along one that looks like it."""
+    """The axis along which requests are batched, or the reason why not along a candidate."""
     axis = config.batch_axis((*graph.inputs, *graph.outputs), graph.axes)
     reason = why_items_mix(graph, example, axis) if axis else None
     return (None if reason else axis), reason
 
 
-def _refused_files(manifest: Manifest) -> dict[str, str]:
-    """Why not, by the digest of each file that is not to be served unasked."""
-    found = {}
+def _excluded_files(manifest: Manifest) -> dict[str, str]:
+    """Reason against each file that is not to be served, by its digest."""
+    reasons = {}
     for entry in manifest.all_evidence:
         if entry.sha256 is not None and entry.measured and not entry.passed:
-            found[entry.sha256] = "failed its comparison with the PyTorch model"
+            reasons[entry.sha256] = "failed its comparison with the PyTorch model"
         elif entry.sha256 is not None and entry.rejected:
-            found[entry.sha256] = "is not worth its precision"
-    return found
+            reasons[entry.sha256] = "is not worth its precision"
+    return reasons
 
 
 def _engines(
     engines: Sequence[EngineArtifact], refused: Mapping[str, str]
 ) -> tuple[dict[str, dict[str, EngineArtifact]], list[str]]:
-    """The engines that Triton can choose from, by precision and capability; and why not others."""
+    """Engines for Triton to choose from, by precision and capability; reasons against others."""
     usable = [e for e in engines if e.target.backend == "tensorrt" and e.sha256 not in refused]
     newest = max(usable, key=lambda e: _parts(e.backend_version)).backend_version if usable else ""
-    found: dict[str, dict[str, EngineArtifact]] = {}
+    chosen: dict[str, dict[str, EngineArtifact]] = {}
     reasons = []
     for engine in engines:
         name = variant_name(str(engine.target), engine.arithmetic)
@@ -133,15 +133,15 @@ def _engines(
             )
         elif engine.settings.strip_weights:
             reasons.append(f"{name} has no weights, which Triton cannot give back")
-        elif twice := _keys(engine) & (same := found.get(engine.arithmetic, {})).keys():
+        elif twice := _keys(engine) & (same := chosen.get(engine.arithmetic, {})).keys():
             which = min(twice) or "8.0 and newer"
             reasons.append(
                 f"{name} is the second engine for compute capability {which}, by which alone "
                 f"Triton chooses"
             )
         else:
-            found[engine.arithmetic] = {**same, **dict.fromkeys(_keys(engine), engine)}
-    return found, reasons
+            chosen[engine.arithmetic] = {**same, **dict.fromkeys(_keys(engine), engine)}
+    return chosen, reasons
 
 
 def _parts(version: str) -> tuple[int, ...]:
@@ -196,10 +196,10 @@ def _of_engines(name: str, engines: Mapping[str, EngineArtifact], shared: _Share
 
 
 def _profiles(engines: Mapping[str, EngineArtifact]) -> Message:
-    """The profiles that all have and Triton may choose from; by itself it takes the first only.
+    """Profiles of all engines, for Triton to choose from; by default it takes the first.
 
-    It takes the one whose opt is nearest to the request, and of several the first, whatever order
-    its configuration names them in: GetMostOptimizedProfile of its TensorRT backend
+    It takes the one whose opt is nearest to the request, and of several the first, in any order of
+    its configuration: GetMostOptimizedProfile of its TensorRT backend
     (src/instance_state.cc at e2ef6d7, July 2026). So an engine's static profiles come first.
     """
     count = min(len(profiles(engine.axes)) for engine in engines.values())
@@ -241,7 +241,7 @@ def _of_graph(name: str, graph: OnnxArtifact, shared: _Shared) -> TritonModel:
 
 
 def _as_measured(graph: OnnxArtifact) -> Message:
-    """ONNX Runtime as it was when the evidence was measured; see `runners.onnxruntime_runner`.
+    """ONNX Runtime as it was when the evidence was measured; see `ort.onnxruntime_runner`.
 
     TF32 is off, and of a graph in fp8 no nodes are fused (level -1 is ORT_ENABLE_BASIC).
     """

@@ -4,7 +4,7 @@ repository/
   digits-tensorrt-fp16/
     config.pbtxt
     1/sm86.plan  1/sm89.plan     Triton takes the one for its GPU's compute capability
-    warmup/                      what each instance is asked before it serves
+    warmup/                      inputs that each instance runs before it serves
   digits-onnxruntime-fp32/
     config.pbtxt
     1/model.onnx                 with its weight files and libraries
@@ -28,7 +28,7 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
 def _write(models: Sequence[TritonModel], repository: Path, origin: str) -> None:
-    """Write models next to the repository and move them in: a server never sees half a one."""
+    """Write models next to the repository and move them in: a server sees whole ones only."""
     repository.mkdir(parents=True, exist_ok=True)
     parent = repository if repository.is_mount() else repository.parent
     with tempfile.TemporaryDirectory(dir=parent, prefix=f".{repository.name}.") as work:

@@ -1,9 +1,9 @@
-"""Which nodes? The smallest set of ONNX nodes that explains why a variant failed.
+"""The smallest set of ONNX nodes that explains why a variant failed.
 
-Nothing is marked as an output inside the suspect graph: that changes what is fused, and the fault
-goes away (NVIDIA/TensorRT issue 4338). Whole graphs are judged instead, by their own outputs, with
-other nodes in fp32 each time; or, for surgery, with other nodes spared; or, for an engine, pieces
-that are cut out and built by themselves.
+No inner value of the suspect graph is marked as an output: that changes the fusion, and the fault
+goes away (NVIDIA/TensorRT issue 4338). Whole graphs are compared instead, by their own outputs,
+with other nodes in fp32 each time; or, for surgery, with other nodes spared; or, for an engine,
+pieces that are cut out and built by themselves.
 
 nodes    `bisect`: nodes of a converted graph
 engines  `bisect_engine`: nodes of an engine

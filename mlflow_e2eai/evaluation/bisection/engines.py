@@ -1,4 +1,4 @@
-"""Which nodes make an engine wrong? The graph is cut, and each piece is built by itself."""
+"""The smallest run of nodes that makes an engine wrong, by building pieces of the graph."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from mlflow_e2eai.parity.comparison import REPEATS, compare
 from mlflow_e2eai.runtime.ort import onnxruntime_runner
 
 Build: TypeAlias = Callable[[OnnxArtifact], AbstractContextManager[Infer]]
-"""What builds a graph and runs what it built; it is given the artifact for its axes, which an
-engine's profile is made of."""
+"""Builds a graph and opens a runner of the result; takes the artifact, as its axes are the engine's
+profile."""
 
-Outcome: TypeAlias = Literal["is right", "gives wrong answers", "cannot be built or run", "unknown"]
+Outcome: TypeAlias = Literal["is right", "gives wrong outputs", "cannot be built or run", "unknown"]
 
 
 @contextmanager
@@ -33,7 +33,7 @@ def built_here(piece: OnnxArtifact, *, tf32: bool = False) -> Iterator[Infer]:
 
     Args:
         piece: The graph.
-        tf32: As `compile` takes it; give it by `functools.partial` for an engine that has it.
+        tf32: See `compile`; set it by `functools.partial` for an engine with TF32.
 
     Raises:
         InvalidInputError: There is no GPU in this machine.
@@ -56,31 +56,31 @@ def bisect_engine(
 ) -> Bisection:
     """Find the smallest run of nodes that makes an engine of a graph wrong.
 
-    Nodes that follow each other are cut out as a graph of its own, built by itself, and fed with
-    what ONNX Runtime gives at its inputs for the whole graph; ONNX Runtime on the same piece says
-    what is right. Values inside are marked as outputs in ONNX Runtime's graphs only: the engine of
-    the whole graph is built as it is, and of a piece nothing is marked but where it ends.
+    Consecutive nodes are cut out as a graph of their own, built by itself, and run on the values
+    that ONNX Runtime computes at its inputs in the whole graph; the reference is ONNX Runtime on
+    the same piece. Inner values are marked as outputs in ONNX Runtime's graphs only: the engine of
+    the whole graph is built unchanged, and a piece has only its own outputs.
 
     An engine that cannot be built or run at all is searched in the same way, for the smallest piece
-    of which that is true. A piece of which the other is true, or that ONNX Runtime cannot run,
-    counts as right: nothing is known about it.
+    with the same failure. A piece with the other kind of failure, or that ONNX Runtime cannot run,
+    counts as right, as nothing is known about it.
 
-    What is computed from constants and from shapes alone goes with the nodes that read it, and is
-    no suspect. A fault that shows only where nodes are fused is found as the run of these nodes;
+    Nodes that depend on constants and shapes alone go with the nodes that read them, and are no
+    suspects. A fault that shows only where nodes are fused is found as the run of these nodes;
     one that shows only together with nodes on both sides, as a longer run.
 
     Args:
         source: The graph that the engine was built from, in its precision.
         samples: Named inputs on which the engine fails, with sizes that `source.axes` admits.
-        build: What builds and runs a piece; by default the engine of this machine's GPU.
-        tolerance: As `compare` takes it.
-        repeats: How often each sample is run; see `mlflow_e2eai.compare`.
-        max_evaluations: As `narrow` takes it. For one faulty node among n it takes at most
+        build: Builds and runs a piece; by default as an engine on this machine's GPU.
+        tolerance: See `compare`.
+        repeats: Number of runs of each sample; see `mlflow_e2eai.compare`.
+        max_evaluations: See `narrow`. For one faulty node among n it takes at most
             2·⌈log2 n⌉ + 1.
 
     Returns:
-        The run in `nodes`. See `narrow` for what is promised. `convert` keeps them in fp32 where
-        the graph is one that it wrote; casts that it added are no nodes to keep.
+        The run in `nodes`. See `narrow` for the guarantees. `convert` can leave them in fp32 where
+        it wrote the graph, but not casts that it added.
 
     Raises:
         InvalidInputError: There are no samples, no nodes to cut out, or (by `built_here`) no GPU.
@@ -106,17 +106,17 @@ def bisect_engine(
         symptom = trial.whole()
 
         def fails(first: int, end: int) -> bool:
-            whole = end - first == len(pieces.nodes)  # as it is, constants and all
+            whole = end - first == len(pieces.nodes)  # unchanged, with its constants
             outcome = symptom if whole else trial.piece(pieces, first, end)
             return outcome == symptom != "is right"
 
-        found = narrow(len(pieces.nodes), fails, max_evaluations=max_evaluations)
-    return _bisection(pieces.nodes, found, symptom)
+        run = narrow(len(pieces.nodes), fails, max_evaluations=max_evaluations)
+    return _bisection(pieces.nodes, run, symptom)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Trial:
-    """Builds the graph, or a piece of it, and holds its answers against ONNX Runtime's."""
+    """Builds the graph, or a piece of it, and compares its outputs with ONNX Runtime's."""
 
     source: OnnxArtifact
     samples: Sequence[Tensors]
@@ -132,7 +132,7 @@ class _Trial:
     def piece(self, pieces: Pieces, first: int, end: int) -> Outcome:
         inputs, outputs = pieces.edges(first, end)
         if not outputs:
-            return "is right"  # nobody needs what they make
+            return "is right"  # no other node needs their outputs
         try:
             piece = self._cut(inputs, outputs, "piece.onnx")
             return self._outcome(piece, self._values_at(inputs))
@@ -142,7 +142,7 @@ class _Trial:
     def _outcome(self, graph: OnnxArtifact, samples: Sequence[Tensors]) -> Outcome:
         with onnxruntime_runner(graph.path, libraries=graph.libraries) as right:
             for sample in samples:
-                right(sample)  # from here on, what cannot run is the candidate
+                right(sample)  # from here on, a RunnerError is of the candidate
             try:
                 with self.build(graph) as candidate:
                     report = compare(
@@ -156,7 +156,7 @@ class _Trial:
                     )
             except (EngineBuildError, RunnerError):
                 return "cannot be built or run"
-        return "is right" if report.passed else "gives wrong answers"
+        return "is right" if report.passed else "gives wrong outputs"
 
     def _values_at(self, inputs: Sequence[str]) -> list[Tensors]:
         """Values of ONNX Runtime at these tensors, for each sample."""
@@ -179,12 +179,12 @@ class _Trial:
         )
 
 
-def _bisection(nodes: Sequence[str], found: Run, symptom: Outcome) -> Bisection:
-    names = tuple(nodes[found.first : found.end])
-    seen = f"Seen in {found.evaluations} evaluations."
+def _bisection(nodes: Sequence[str], run: Run, symptom: Outcome) -> Bisection:
+    names = tuple(nodes[run.first : run.end])
+    seen = f"Seen in {run.evaluations} evaluations."
     if not names:
         sentence = "The engine is right as it is: there is nothing to explain."
-    elif not found.minimal:
+    elif not run.minimal:
         sentence = (
             f"The piece of {len(names)} of {len(nodes)} nodes from {names[0]!r} to {names[-1]!r} "
             f"{symptom}; a smaller one may, but the evaluations ran out. {seen}"
@@ -198,8 +198,8 @@ def _bisection(nodes: Sequence[str], found: Run, symptom: Outcome) -> Bisection:
         )
     return Bisection(
         nodes=names,
-        minimal=found.minimal,
+        minimal=run.minimal,
         suspects=len(nodes),
-        evaluations=found.evaluations,
+        evaluations=run.evaluations,
         sentence=sentence,
     )

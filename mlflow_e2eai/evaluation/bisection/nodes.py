@@ -1,9 +1,6 @@
-"""Which nodes? The smallest set of ONNX nodes that explains why a variant failed.
+"""The smallest set of nodes that must stay in fp32 for a converted graph to pass.
 
-Nothing is marked as an output inside the suspect graph: that changes what is fused, and the fault
-goes away (NVIDIA/TensorRT issue 4338). Whole graphs are judged instead, by their own outputs, with
-other nodes in fp32 each time; or, for surgery, with other nodes spared; or, for an engine, pieces
-that are cut out and built by themselves.
+No inner value of the suspect graph is marked as an output; see `mlflow_e2eai.evaluation.bisection`.
 """
 
 from __future__ import annotations
@@ -63,30 +60,31 @@ def bisect(
 
     Args:
         source: The graph in fp32.
-        precision: The one in which it fails.
+        precision: The precision in which it fails.
         samples: Named inputs on which it fails.
-        reference: What gives the right answers; by default ONNX Runtime on `source`.
-        run: What runs an ONNX file; by default ONNX Runtime on the CPU, in a process of its own.
+        reference: Computes the expected outputs; by default ONNX Runtime on `source`.
+        run: Opens an ONNX file; by default ONNX Runtime on the CPU, in a process of its own.
             With ``functools.partial(isolated_onnxruntime, rounded=True)`` it rounds every value as
-            a GPU does. Give one that compiles it and runs the engine to search for
-            what fails on a GPU: the engine is then built anew for each evaluation.
+            a GPU does. A function that compiles the file and runs the engine searches for faults on
+            a GPU: the engine is then built anew for each evaluation.
         tolerance: As `compare` takes it.
-        repeats: As `compare` takes it; give more where answers differ from call to call.
-        max_evaluations: When to stop with what is known. One node among n takes about log2(n) + 4.
+        repeats: As `compare` takes it; give more where outputs differ from call to call.
+        max_evaluations: Evaluations at most. One node among n takes about log2(n) + 4.
 
     Returns:
-        The nodes, as `convert` takes them for `keep_fp32`. See `search` for what is promised.
+        The nodes, as `convert` takes them for `keep_fp32`. See `search` for the guarantees.
 
     Raises:
         InvalidInputError: There are no samples, or the graph fails with every node in fp32 too:
             then the fault is not in the precision.
-        RunnerError: The reference cannot answer the samples.
+        RunnerError: The reference cannot run the samples.
     """
     check_graph_precision(precision)
     if precision not in CONVERTERS or source.precision != "fp32":
-        found = " and ".join(CONVERTERS)
+        converters = " and ".join(CONVERTERS)
         msg = (
-            f"From {source.precision} to {precision}; nodes are searched from fp32 to {found} only."
+            f"From {source.precision} to {precision}; nodes are searched from fp32 to "
+            f"{converters} only."
         )
         raise InvalidInputError(msg)
     if not samples:
@@ -103,7 +101,7 @@ def bisect(
             isolated_onnxruntime(source.path, libraries=source.libraries)
         )
         for sample in samples:
-            right(sample)  # from here on, what cannot run is the candidate
+            right(sample)  # from here on, a RunnerError is of the candidate
         path = Path(stack.enter_context(TemporaryDirectory()), "candidate.onnx")
 
         def fails(keep: frozenset[str]) -> bool:
@@ -119,16 +117,16 @@ def bisect(
                         repeats=repeats,
                     )
             except (PrecisionError, ArtifactError, EngineBuildError, RunnerError):
-                return True  # what does not load, build or run explains nothing
+                return True  # a graph that does not load, build or run fails
             return not report.passed
 
         return search(suspects, fails, max_evaluations=max_evaluations)
 
 
 def _suspects(model: onnx.ModelProto) -> list[str]:
-    """Nodes of the main graph that can be kept in fp32 one by one, in topological order.
+    """Nodes of the main graph that can stay in fp32 one by one, in topological order.
 
-    A constant goes with the nodes that read it, and a node with a subgraph cannot be kept.
+    A constant goes with the nodes that read it, and a node with a subgraph cannot stay in fp32.
     """
     return [
         name

@@ -27,17 +27,15 @@ def cut(
     """Write the part of a graph between some of its values.
 
     An engine can be searched so without marking outputs inside it (see `bisect_engine`): each piece
-    is built by itself, fed with what ONNX Runtime gives at its inputs, and judged by its own
-    outputs. What is fused across the cut is not seen.
+    is built by itself, run on the values that ONNX Runtime computes at its inputs, and compared by
+    its own outputs. Fusion across the cut is lost.
 
     Args:
         source: The graph; its file is not changed.
-        inputs: Values where the piece begins; everything that it needs must come from them or from
-            weights.
-        outputs: Values where it ends.
+        inputs: Values that become its inputs; the outputs must depend on them and on weights only.
+        outputs: Values that become its outputs.
         out: The file to write.
-        observed: Types and shapes of the values as `observe` saw them; without it, they are those
-            that ONNX infers.
+        observed: Types and shapes of the values from `observe`; by default those that ONNX infers.
 
     Returns:
         The piece, whose nodes have the names that `graphs.node_names` gives them in the source. Its
@@ -90,15 +88,15 @@ def cut(
 
 
 def reads(node: onnx.NodeProto) -> Iterator[str]:
-    """Names of the values that a node reads, those that graphs inside it read from outside too."""
+    """Names of the values that a node and its subgraphs read from outside."""
     yield from filter(None, node.input)
     for attribute in node.attribute:
         for inner in [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]:
-            made = {value.name for value in (*inner.input, *inner.initializer)}
-            made |= {name for each in inner.node for name in each.output}
+            produced = {value.name for value in (*inner.input, *inner.initializer)}
+            produced |= {name for each in inner.node for name in each.output}
             read = [name for each in inner.node for name in reads(each)]
             yield from (
-                name for name in (*read, *(o.name for o in inner.output)) if name not in made
+                name for name in (*read, *(o.name for o in inner.output)) if name not in produced
             )
 
 
@@ -107,27 +105,27 @@ def _nodes_between(
 ) -> list[onnx.NodeProto]:
     """The nodes that the outputs need, back to the inputs, in the graph's order."""
     makers = {name: at for at, node in enumerate(graph.node) for name in node.output if name}
-    found: set[int] = set()
+    positions: set[int] = set()
     wanted = list(outputs)
     while wanted:
         name = wanted.pop()
-        if name in makers and name not in inputs and makers[name] not in found:
-            found.add(makers[name])
+        if name in makers and name not in inputs and makers[name] not in positions:
+            positions.add(makers[name])
             wanted.extend(reads(graph.node[makers[name]]))
-    return [graph.node[at] for at in sorted(found)]
+    return [graph.node[at] for at in sorted(positions)]
 
 
-# Which nodes of a graph can be cut out, and which values a run of them needs and gives.
+# The nodes of a graph that can be cut out, with the inputs and outputs of a run of them.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pieces:
-    """The nodes of a graph as pieces to take it apart by, in topological order.
+    """The nodes of a graph that can be cut out, in topological order.
 
     Attributes:
         nodes: Their names, as `graphs.node_names` gives them.
-        makes: The values that each makes.
-        needs: The values that each reads, or that the constants and sizes which go with it read.
+        makes: The values that each writes.
+        needs: The values that each reads, or that the constants and sizes that go with it read.
         results: The values that the graph's outputs need, in the same sense.
     """
 
@@ -137,27 +135,26 @@ class Pieces:
     results: frozenset[str]
 
     def edges(self, first: int, end: int) -> tuple[list[str], list[str]]:
-        """Where a run of nodes begins and ends.
+        """The inputs and outputs of a run of nodes.
 
         Args:
             first: Position of its first node.
             end: Position behind its last node.
 
         Returns:
-            The values that come from before it, and those that are needed after it.
+            The values from before the run, and those that are read after it.
         """
-        made = frozenset[str]().union(*self.makes[first:end])
+        produced = frozenset[str]().union(*self.makes[first:end])
         needed = frozenset[str]().union(*self.needs[first:end])
         later = self.results.union(*self.needs[end:])
-        return sorted(needed - made), sorted(made & later)
+        return sorted(needed - produced), sorted(produced & later)
 
 
 def pieces_of(model: onnx.ModelProto) -> Pieces:
-    """Take a graph apart.
+    """Find the nodes of a graph that can be cut out.
 
-    A node that is computed from constants and from the shapes of values alone goes with each node
-    that reads it, and is none to cut out: an engine must know what it gives when it is built, and
-    takes no size for an input.
+    A node that depends on constants and shapes alone goes with each node that reads it, and is not
+    cut out: an engine must know its output when it is built, and takes no size for an input.
     """
     weights = {weight.name for weight in model.graph.initializer}
     behind: dict[str, frozenset[str]] = {name: frozenset() for name in weights}
@@ -168,14 +165,14 @@ def pieces_of(model: onnx.ModelProto) -> Pieces:
 
     nodes, makes, needs = [], [], []
     for node, name in zip(model.graph.node, graphs.node_names(model), strict=True):
-        made = frozenset(filter(None, node.output))
+        produced = frozenset(filter(None, node.output))
         tells_size = node.op_type in ("Shape", "Size") and node.domain in ("", "ai.onnx")
         if tells_size or sizes.issuperset(reads(node)):
-            sizes |= made
-            behind |= dict.fromkeys(made, needed(reads(node)))
+            sizes |= produced
+            behind |= dict.fromkeys(produced, needed(reads(node)))
             continue
         nodes.append(name)
-        makes.append(made)
+        makes.append(produced)
         needs.append(needed(reads(node)))
     return Pieces(
         nodes=tuple(nodes),

@@ -1,4 +1,4 @@
-"""Which step of a surgery plan broke the graph, and which nodes should it have spared?"""
+"""The step of a surgery plan that broke the graph, and the nodes that it should have spared."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
 
 _NODE_BY_NODE = {"bypass", "remove", "drop_identities"}
-"""The rules that take nodes by their operator, so that a node with another one is spared."""
+"""The rules that select nodes by operator, so that a node with another operator is spared."""
 
 
 def bisect_plan(
@@ -33,38 +33,38 @@ def bisect_plan(
     """Find the step of a plan that broke a graph, and the nodes that it should have spared.
 
     The plan is replayed, one step shorter each time, until the graph is right: the step that was
-    left out last is to blame. Where a step edits nodes one by one (`bypass`, `remove`,
-    `drop_identities`), the smallest set of nodes that it must spare is searched for. A beginning of
-    the plan whose graph does not run, as before the step that bypasses an operator that nothing
-    implements, says nothing; where no beginning is right, the first step with a wrong graph is to
-    blame.
+    left out last is the failing one. Where a step edits nodes one by one (`bypass`, `remove`,
+    `drop_identities`), the smallest set of nodes that it must spare is searched for. A
+    shortened plan whose graph does not run, as before the step that bypasses an operator that
+    nothing implements, is skipped; where no shortened plan is right, the first step with a wrong
+    graph is the failing one.
 
     Args:
         source: The graph before surgery.
         plan: The plan that failed.
-        samples: As `clean` takes them; with none, only the interface is judged.
-        reference: As `clean` takes it; by default ONNX Runtime on `source`.
-        max_evaluations: As `search` takes it, for the nodes within the step.
+        samples: See `clean`; with none, only the interface is checked.
+        reference: See `clean`; by default ONNX Runtime on `source`.
+        max_evaluations: See `search`; for the nodes within the step.
 
     Returns:
-        The step in `rule`, and the nodes in `nodes`; those are empty where the step is to blame as
-        a whole.
+        The step in `rule`, and the nodes in `nodes`; those are empty where the step fails as a
+        whole.
 
     Raises:
-        InvalidInputError: The plan names a rule or argument that there is not.
-        SurgeryError: No beginning of the plan gives a graph that could be judged.
+        InvalidInputError: The plan names an unknown rule or argument.
+        SurgeryError: No shortened plan gives a graph that could be checked.
     """
     with TemporaryDirectory() as folder:
         replay = _Replay(source, samples, reference, Path(folder, "candidate.onnx"))
-        guilty = failing_step(plan, replay)
-        if guilty is None:
-            found = search((), lambda _: False)
-            return replace(found, evaluations=replay.count)
-        found = _within(plan, guilty, replay, max_evaluations)
-    name = step_name(plan, guilty)
-    which = f"; it should spare {', '.join(found.nodes)}" if found.nodes else " as a whole"
+        failing = failing_step(plan, replay)
+        if failing is None:
+            bisection = search((), lambda _: False)
+            return replace(bisection, evaluations=replay.count)
+        bisection = _within(plan, failing, replay, max_evaluations)
+    name = step_name(plan, failing)
+    which = f"; it should spare {', '.join(bisection.nodes)}" if bisection.nodes else " as a whole"
     return replace(
-        found,
+        bisection,
         rule=name,
         evaluations=replay.count,
         sentence=f"Step {name!r} broke the graph{which}. Seen in {replay.count} evaluations.",
@@ -72,17 +72,17 @@ def bisect_plan(
 
 
 def _within(
-    plan: Sequence[Step], guilty: int, replay: _Replay, max_evaluations: int | None
+    plan: Sequence[Step], failing: int, replay: _Replay, max_evaluations: int | None
 ) -> Bisection:
-    """The nodes that a step should have spared; none where it is to blame as a whole."""
-    step, edited = plan[guilty], list[str]()
+    """The nodes that a step should have spared; none where it fails as a whole."""
+    step, edited = plan[failing], list[str]()
 
     def fails(keep: frozenset[str]) -> bool:
         sparing = _Sparing(rule=step.rule, arguments=step.arguments, spared=keep, edited=edited)
-        return replay([*plan[:guilty], sparing]) is not None
+        return replay([*plan[:failing], sparing]) is not None
 
     if step.rule in _NODE_BY_NODE:
-        fails(frozenset())  # tells which nodes it edits
+        fails(frozenset())  # sets the nodes that it edits
         try:
             return search(tuple(edited), fails, max_evaluations=max_evaluations)
         except InvalidInputError:
@@ -92,7 +92,7 @@ def _within(
 
 @dataclass(slots=True)
 class _Replay:
-    """Applies the beginning of a plan, and counts how often."""
+    """Applies the first steps of a plan, and counts the runs."""
 
     source: OnnxArtifact
     samples: Sequence[Tensors]
@@ -113,23 +113,23 @@ class _Replay:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Sparing(Step):
-    """A step that leaves some nodes alone, and says which it edited.
+    """A step that leaves some nodes alone, and records the nodes that it edited.
 
     Attributes:
         spared: Names of the nodes to leave alone.
-        edited: Filled with the names of the nodes that went or became another operator.
+        edited: Filled with the names of the nodes that were removed or got another operator.
     """
 
     spared: frozenset[str]
     edited: list[str]
 
     def bound(self) -> Rule:
-        """The rule, with the spared nodes under an operator that it does not look for."""
+        """The rule, with the operator of the spared nodes replaced by another meanwhile."""
         rule = Step.bound(self)
 
         def spare(graph: gs.Graph) -> int:
             before = [(node.name, node.op) for node in graph.nodes]
-            self.edited[:] = [name for name, _ in before]  # should the rule fail, it may be any
+            self.edited[:] = [name for name, _ in before]  # if the rule fails, any may be edited
             spared = [node for node in graph.nodes if node.name in self.spared]
             for node in spared:
                 node.op = f"spared {node.op}"

@@ -9,25 +9,25 @@ from typing import TypeAlias
 from mlflow_e2eai.errors import InvalidInputError
 
 Fails: TypeAlias = Callable[[frozenset[str]], bool]
-"""Whether the variant still fails when these nodes are kept as they were."""
+"""Whether the variant still fails when these nodes stay as they were."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bisection:
-    """Which nodes explain a failure.
+    """Result of a search for the nodes that explain a failure.
 
     Attributes:
         nodes: Names of the nodes, in the graph's order. Keeping them makes the variant pass; for a
             failure of fp16 they are what `convert` takes as `keep_fp32`. For an engine, the piece
             that is wrong when it is built by itself. Empty when the variant did not fail, or when a
-            surgery rule is to blame as a whole.
+            surgery rule fails as a whole.
         minimal: Whether each of them is needed: without any one of them the variant fails; for an
             engine, the piece is right without its first and without its last. False when the
             evaluations ran out first.
-        suspects: Number of nodes among which was searched.
-        evaluations: Number of variants that were made and judged.
+        suspects: Number of nodes that were searched.
+        evaluations: Number of variants that were made and compared.
         rule: For surgery, the step that broke the graph, as ``rule`` or ``rule #2``; else None.
-        sentence: All this for people.
+        sentence: The result, for people.
     """
 
     nodes: tuple[str, ...]
@@ -41,14 +41,14 @@ class Bisection:
 def search(nodes: Sequence[str], fails: Fails, *, max_evaluations: int | None = None) -> Bisection:
     """Find a smallest set of nodes that makes the failure go away when it is kept.
 
-    The shortest beginning of the sequence that passes when it is kept ends with a node that is
+    The shortest prefix of the sequence that passes when it is kept ends with a node that is
     needed; it is found by halving, and the search goes on among the nodes before it, with that one
     kept, until those found are enough: the dichotomic search of Hemery, Lecoutre, Sais and
     Boussemart, "Extracting MUCs from Constraint Networks", ECAI 2006. At last each one is left out
     once, and stays out where that passes too.
 
-    What is promised, as long as the same nodes always get the same verdict: the result passes, and
-    fails without any one of its nodes. Where keeping more never makes a variant worse, no smaller
+    Guaranteed, as long as the same nodes always get the same verdict: the result passes, and fails
+    without any one of its nodes. Where keeping more never makes a variant worse, no smaller
     part of the result passes either, and k nodes among n take at most k·(⌈log2 n⌉ + 2) + 1
     evaluations. Rounding errors may cancel, so that keeping more can be worse. Then the result
     still passes and needs each of its nodes, but two of them may be dispensable together, and
@@ -56,34 +56,35 @@ def search(nodes: Sequence[str], fails: Fails, *, max_evaluations: int | None = 
 
     Args:
         nodes: Names, each once, in topological order.
-        fails: Whether the variant fails with these kept; asked once for each set.
-        max_evaluations: When to stop. What passed last is the result then, and is not minimal.
+        fails: Whether the variant fails with these kept; called once for each set.
+        max_evaluations: Evaluations at most. After them the result is the last set that passed,
+            which is not minimal.
 
     Raises:
         InvalidInputError: A name is there twice, `max_evaluations` is under 2, or the variant
             fails even with every node kept.
     """
-    asked = _SetSearch(nodes, fails, max_evaluations)
-    if asked.passes(frozenset()):
+    state = _SetSearch(nodes, fails, max_evaluations)
+    if state.passes(frozenset()):
         return Bisection(
             nodes=(),
             minimal=True,
             suspects=len(nodes),
-            evaluations=asked.count,
+            evaluations=state.count,
             sentence="The variant passes as it is: there is nothing to explain.",
         )
-    if not asked.passes(frozenset(nodes)):
+    if not state.passes(frozenset(nodes)):
         msg = (
             f"The variant fails even with all {len(nodes)} nodes kept as they were, so no set of "
             f"them explains it; look at the stage before, at the runner or at the reference."
         )
         raise InvalidInputError(msg)
     try:
-        _reduce(asked)
-        _thin_out(asked)
+        _reduce(state)
+        _thin_out(state)
     except _SpentError:
-        return asked.result(minimal=False)
-    return asked.result(minimal=True)
+        return state.result(minimal=False)
+    return state.result(minimal=True)
 
 
 @dataclass(slots=True)
@@ -118,8 +119,8 @@ class _SetSearch:
         return self.verdicts[keep]
 
     def result(self, *, minimal: bool) -> Bisection:
-        found = self.needed.union(self.rest)
-        names = tuple(name for name in self.nodes if name in found)
+        failing = self.needed.union(self.rest)
+        names = tuple(name for name in self.nodes if name in failing)
         shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")  # noqa: PLR2004 - what fits a line
         why = (
             "without any one of them it fails"
@@ -139,38 +140,38 @@ class _SetSearch:
 
 
 class _SpentError(Exception):
-    """There are no evaluations left; it never leaves this file."""
+    """There are no evaluations left; caught in this file."""
 
 
-def _reduce(asked: _SetSearch) -> None:
+def _reduce(state: _SetSearch) -> None:
     """Find the needed nodes from the last to the first; `needed` and `rest` pass throughout."""
-    while not asked.passes(asked.needed):
-        low = 0  # so many of the rest are not enough
-        while len(asked.rest) - low > 1:
-            middle = (low + len(asked.rest)) // 2
-            if asked.passes(asked.needed.union(asked.rest[:middle])):
-                asked.rest = asked.rest[:middle]
+    while not state.passes(state.needed):
+        low = 0  # this many of the rest are not enough
+        while len(state.rest) - low > 1:
+            middle = (low + len(state.rest)) // 2
+            if state.passes(state.needed.union(state.rest[:middle])):
+                state.rest = state.rest[:middle]
             else:
                 low = middle
-        asked.needed |= {asked.rest[-1]}
-        asked.rest = asked.rest[:-1]
-    asked.rest = ()
+        state.needed |= {state.rest[-1]}
+        state.rest = state.rest[:-1]
+    state.rest = ()
 
 
-def _thin_out(asked: _SetSearch) -> None:
-    """Leave out what is not needed after all, until each one is."""
+def _thin_out(state: _SetSearch) -> None:
+    """Leave out unneeded nodes until each one is needed."""
     while spare := next(
         (
             name
-            for name in asked.nodes
-            if name in asked.needed and asked.passes(asked.needed - {name})
+            for name in state.nodes
+            if name in state.needed and state.passes(state.needed - {name})
         ),
         None,
     ):
-        asked.needed -= {spare}
+        state.needed -= {spare}
 
 
-# The search for a run of neighbours: how many there are and an oracle -> the shortest run.
+# The search for a run of neighbours: their number and an oracle -> the shortest run.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,7 +182,7 @@ class Run:
         first: Position of the first of them.
         end: Position behind the last of them; equal to `first` where nothing fails.
         minimal: Whether it passes without the first, and without the last of them.
-        evaluations: How often the oracle was asked.
+        evaluations: Number of calls of the oracle.
     """
 
     first: int
@@ -199,31 +200,32 @@ def narrow(
     and both together do, the end is drawn in, by halving again, for as long as the run fails, and
     then the start.
 
-    What is promised, as long as the same run always gets the same verdict: the result fails, and
-    passes without its first and without its last. Where every run that holds a failing one fails
+    Guaranteed, as long as the same run always gets the same verdict: the result fails, and passes
+    without its first and without its last. Where every run that holds a failing one fails
     too, no shorter part of it fails, and it takes at most 2·⌈log2 count⌉ + 4 evaluations; a single
     one that fails by itself takes at most 2·⌈log2 count⌉ + 1. Where an error is lost again further
-    on, the promise about the result still holds, for more evaluations. Of several shortest runs,
+    on, the guarantee of the result still holds, for more evaluations. Of several shortest runs,
     one is found.
 
     Args:
         count: Length of the sequence.
-        fails: Whether the run from one position up to another fails; asked once for each.
-        max_evaluations: When to stop. The last run that failed is the result then, and not minimal.
+        fails: Whether the run from one position up to another fails; called once for each.
+        max_evaluations: Evaluations at most. After them the result is the last run that failed,
+            which is not minimal.
 
     Raises:
         InvalidInputError: `max_evaluations` is under 1.
     """
-    asked = _RunSearch(fails, max_evaluations, end=count)
-    if not asked.fails_from(0, count):
-        return Run(first=0, end=0, minimal=True, evaluations=asked.count)
+    state = _RunSearch(fails, max_evaluations, end=count)
+    if not state.fails_from(0, count):
+        return Run(first=0, end=0, minimal=True, evaluations=state.count)
     try:
-        _halve(asked)
-        _draw_in(asked)
-        _trim(asked)
+        _halve(state)
+        _draw_in(state)
+        _trim(state)
     except _SpentError:
-        return asked.result(minimal=False)
-    return asked.result(minimal=True)
+        return state.result(minimal=False)
+    return state.result(minimal=True)
 
 
 @dataclass(slots=True)
@@ -263,31 +265,31 @@ class _RunSearch:
         return Run(first=self.first, end=self.end, minimal=minimal, evaluations=self.count)
 
 
-def _halve(asked: _RunSearch) -> None:
-    while asked.length > 1:
-        middle = (asked.first + asked.end) // 2
-        if not (asked.fails_from(asked.first, middle) or asked.fails_from(middle, asked.end)):
+def _halve(state: _RunSearch) -> None:
+    while state.length > 1:
+        middle = (state.first + state.end) // 2
+        if not (state.fails_from(state.first, middle) or state.fails_from(middle, state.end)):
             return
 
 
-def _draw_in(asked: _RunSearch) -> None:
+def _draw_in(state: _RunSearch) -> None:
     """Move the end, then the start, towards the middle that neither half could do without."""
-    middle = (asked.first + asked.end) // 2
+    middle = (state.first + state.end) // 2
     low = middle  # up to here it passes
-    while asked.end - low > 1:
-        at = (low + asked.end) // 2
-        if not asked.fails_from(asked.first, at):
+    while state.end - low > 1:
+        at = (low + state.end) // 2
+        if not state.fails_from(state.first, at):
             low = at
     high = middle  # from here on it passes
-    while high - asked.first > 1:
-        at = (asked.first + high) // 2
-        if not asked.fails_from(at, asked.end):
+    while high - state.first > 1:
+        at = (state.first + high) // 2
+        if not state.fails_from(at, state.end):
             high = at
 
 
-def _trim(asked: _RunSearch) -> None:
+def _trim(state: _RunSearch) -> None:
     """Leave out the last or the first for as long as the rest fails."""
-    while asked.length > 1 and (
-        asked.fails_from(asked.first, asked.end - 1) or asked.fails_from(asked.first + 1, asked.end)
+    while state.length > 1 and (
+        state.fails_from(state.first, state.end - 1) or state.fails_from(state.first + 1, state.end)
     ):
         pass

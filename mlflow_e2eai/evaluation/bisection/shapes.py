@@ -24,8 +24,8 @@ class Observed:
 
     Attributes:
         values: Type and shape of each value, the graph's inputs among them, in the graph's order.
-        axes: The dynamic axes inside the graph that are none of its own: sizes that vary with
-            those, under names made up here.
+        axes: Dynamic axes inside the graph that are no axes of its inputs: sizes that vary with
+            those, under generated names.
     """
 
     values: Mapping[str, onnx.ValueInfoProto]
@@ -33,11 +33,11 @@ class Observed:
 
 
 def observe(source: OnnxArtifact, samples: Sequence[Tensors]) -> Observed:
-    """See which type and shape every value of a graph has, at the corners of its profile.
+    """Find the type and shape of every value of a graph, at the corners of its profile.
 
-    ONNX infers no shapes behind an operator that it does not know, or where a size is computed. So
-    ONNX Runtime runs the graph, with the shape of each value as one more output: of the values
-    themselves only those are kept whose type is not known.
+    ONNX infers no shapes after an unknown operator, or where a size is computed. So ONNX Runtime
+    runs the graph, with the shape of each value as one more output; values of unknown type are
+    outputs themselves.
 
     A size that is the same at every corner and in every sample is fixed; one that ONNX knows by the
     name of an axis of the graph keeps that name; any other becomes an axis of its own, from its
@@ -52,22 +52,22 @@ def observe(source: OnnxArtifact, samples: Sequence[Tensors]) -> Observed:
     """
     model = graphs.read(source.path)
     known = infer_values(model)
-    # Lists and optional values have no one shape, and are no place to cut at.
+    # Lists and optional values have no single shape, and the graph is not cut at them.
     names = [
         name
         for name in _values(model)
         if name not in known or known[name].type.HasField("tensor_type")
     ]
     untyped = {n for n in names if n not in known or not known[n].type.tensor_type.elem_type}
-    asked = [*profile_samples(samples[0], source).values(), *samples]
+    inputs = [*profile_samples(samples[0], source).values(), *samples]
     with TemporaryDirectory() as folder:
         path = Path(folder, "observed.onnx")
         telling = _with_outputs(model, names, untyped)
         with weights_linked(telling, path.parent):
             path.write_bytes(telling.SerializeToString())
         with onnxruntime_runner(path, libraries=source.libraries) as run:
-            answers = [run(sample) for sample in asked]
-    return _describe_values(source, names, known, answers)
+            outputs = [run(sample) for sample in inputs]
+    return _describe_values(source, names, known, outputs)
 
 
 def infer_values(model: onnx.ModelProto) -> dict[str, onnx.ValueInfoProto]:
@@ -80,8 +80,8 @@ def infer_values(model: onnx.ModelProto) -> dict[str, onnx.ValueInfoProto]:
 
 def _values(model: onnx.ModelProto) -> list[str]:
     weights = {weight.name for weight in model.graph.initializer}
-    made = [name for node in model.graph.node for name in node.output if name]
-    return [*(v.name for v in model.graph.input if v.name not in weights), *made]
+    outputs = [name for node in model.graph.node for name in node.output if name]
+    return [*(v.name for v in model.graph.input if v.name not in weights), *outputs]
 
 
 def _shape_of(name: str) -> str:
@@ -112,7 +112,7 @@ def _describe_values(
     source: OnnxArtifact,
     names: Sequence[str],
     known: Mapping[str, onnx.ValueInfoProto],
-    answers: Sequence[Tensors],
+    outputs: Sequence[Tensors],
 ) -> Observed:
     import onnx
 
@@ -123,7 +123,7 @@ def _describe_values(
         kind = known[name].type.tensor_type if name in known else onnx.TypeProto.Tensor()
         dims = list(kind.shape.dim)
         shape: list[int | str] = []
-        for position, sizes in enumerate(zip(*(a[_shape_of(name)] for a in answers), strict=True)):
+        for position, sizes in enumerate(zip(*(a[_shape_of(name)] for a in outputs), strict=True)):
             parameter = dims[position].dim_param if position < len(dims) else ""
             if parameter in own or len(set(sizes)) == 1:
                 shape.append(parameter if parameter in own else int(sizes[0]))
@@ -131,14 +131,14 @@ def _describe_values(
             axis = Axis(
                 f"size_{number}_{position}",
                 min=max(int(min(sizes)), 1),
-                opt=max(int(sizes[0]), 1),  # the profile's opt is asked first
+                opt=max(int(sizes[0]), 1),  # the profile's opt is the first sample
                 max=max(int(max(sizes)), 1),
             )
             axes.append(axis)
             shape.append(axis.name)
         values[name] = onnx.helper.make_tensor_value_info(
             name,
-            kind.elem_type or onnx.helper.np_dtype_to_tensor_dtype(answers[0][name].dtype),
+            kind.elem_type or onnx.helper.np_dtype_to_tensor_dtype(outputs[0][name].dtype),
             shape,
         )
     return Observed(values=values, axes=tuple(axes))

@@ -1,9 +1,9 @@
-"""Operators that are not ONNX's own: kept by the export, and carried with what they mean.
+"""Operators that are not ONNX's own: exported as nodes, with functions that define them.
 
 operator         an operator as the user gives it
-symbolic         operators kept by TorchScript's exporter
-translation      operators kept by dynamo
-implementations  who implements an operator: a library, or functions in the graph
+symbolic         functions with ``symbolic``, as nodes under every exporter
+translation      operators of ``torch.library``, as nodes under every exporter
+implementations  implementations of an operator: a library, or functions in the graph
 """
 
 from mlflow_e2eai.pytorch.operators.implementations import load_libraries, unimplemented_operators

@@ -1,4 +1,4 @@
-"""Whether something implements the operators of a graph."""
+"""Implementations of the operators of a graph: kernels, libraries or functions."""
 
 from __future__ import annotations
 
@@ -49,14 +49,14 @@ def unimplemented_operators(
         libraries: Shared libraries with operators for ONNX Runtime; they are loaded.
 
     Raises:
-        ExportError: One of the operators that are lacking is not deferred.
+        ExportError: One of the unimplemented operators is not deferred.
     """
     versions = {entry.domain: entry.version for entry in model.opset_import}
     explained = {graphs.operator_name(each.domain, each.name) for each in model.functions}
     implemented: dict[str, bool] = {}
     for node in graphs.nodes(model):
         name = graphs.operator_name(node.domain, node.op_type)
-        # The checker knows those of ONNX itself; it has seen the file when it was read.
+        # The checker has verified ONNX's own operators when the file was read.
         if "::" not in name or name in explained:
             continue
         if name not in implemented:
@@ -67,9 +67,9 @@ def unimplemented_operators(
 
 
 def _is_registered(node: onnx.NodeProto, version: int, libraries: Sequence[Library]) -> bool:
-    """Whether ONNX Runtime knows the operator: it is asked for a graph of one such node.
+    """Whether ONNX Runtime has the operator, by a session on a graph of one such node.
 
-    What the node gets there is not what it needs, and that may be refused too, in other words.
+    The inputs of that node may not fit, which ONNX Runtime refuses with another message.
     """
     import onnx
 

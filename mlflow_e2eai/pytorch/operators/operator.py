@@ -15,20 +15,20 @@ if TYPE_CHECKING:
 
 
 _TORCH_NAME = "torch_name"
-"""Key under which a function that is written down says what it stands for."""
+"""Key of the metadata in which a saved function names its operator in PyTorch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operator:
-    """An operator that is not ONNX's own, and what it computes.
+    """An operator that is not ONNX's own, and its function.
 
     Attributes:
         name: Domain and operator, ``devtech::FooOp``.
-        function: What it computes, in operators that every runtime knows: an ``onnx.FunctionProto``
+        function: Its definition in operators that every runtime has: an ``onnx.FunctionProto``
             of that name, its text as ``onnx.parser`` reads it, or an onnxscript function. None
-            where something else implements it.
-        torch_name: The operator of ``torch.library`` that it stands for, ``devtech::foo_op``; None
-            where ``symbolic`` of a ``torch.autograd.Function`` says what it stands for.
+            where a library implements it.
+        torch_name: The operator of ``torch.library`` that it replaces, ``devtech::foo_op``; None
+            where ``symbolic`` of a ``torch.autograd.Function`` writes it.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Operator:
     torch_name: str | None = None
 
     def proto(self) -> onnx.FunctionProto | None:
-        """The function as ONNX has it; None where there is none.
+        """The function as a proto; None where there is none.
 
         Raises:
             InvalidInputError: It is something else, is not valid, or has another name.
@@ -58,14 +58,14 @@ class Operator:
                 f"give an onnx.FunctionProto, its text, or an onnxscript function."
             )
             raise InvalidInputError(msg) from error
-        if (found := graphs.operator_name(function.domain, function.name)) != self.name:
-            msg = f"The function of {self.name} is named {found}; give both the same name."
+        if (name := graphs.operator_name(function.domain, function.name)) != self.name:
+            msg = f"The function of {self.name} is named {name}; give both the same name."
             raise InvalidInputError(msg)
         return cast("onnx.FunctionProto", function)
 
 
 def carry(path: Path, operators: Sequence[Operator]) -> None:
-    """Put the operators' functions into the graph at `path`.
+    """Add the operators' functions to the graph at `path`.
 
     Raises:
         InvalidInputError: A function is not valid, or is written for another opset than the graph.
@@ -98,17 +98,17 @@ def carry(path: Path, operators: Sequence[Operator]) -> None:
 
 
 def save(operators: Sequence[Operator], path: Path) -> None:
-    """Write operators down: an ONNX file of their functions, with no graph."""
+    """Write operators as an ONNX file of their functions, with no graph."""
     import onnx
 
     model = onnx.ModelProto()
     for each in operators:
         domain, _, name = each.name.rpartition("::")
         function = each.proto() or onnx.FunctionProto(domain=domain, name=name)
-        kept = model.functions.add()
-        kept.CopyFrom(function)
+        proto = model.functions.add()
+        proto.CopyFrom(function)
         if each.torch_name is not None:
-            kept.metadata_props.add(key=_TORCH_NAME, value=each.torch_name)
+            proto.metadata_props.add(key=_TORCH_NAME, value=each.torch_name)
     path.write_bytes(model.SerializeToString())
 
 

@@ -1,10 +1,10 @@
-"""Functions with ``symbolic``, kept by the exporters.
+"""Functions with ``symbolic``, as nodes under every exporter.
 
-A ``torch.autograd.Function`` with ``symbolic`` says what stands for it in an ONNX graph. Only the
-TorchScript exporter asks; the dynamo exporter looks into ``forward``, and the operator is gone
-without a word. Here it is kept under both: while dynamo looks, one placeholder stands for each
-application, and afterwards what the TorchScript exporter writes for that application takes the
-placeholder's place. So ``symbolic`` gets what it was written for, whatever it does.
+A ``torch.autograd.Function`` with ``symbolic`` defines its own nodes in an ONNX graph. Only the
+TorchScript exporter calls it; the dynamo exporter traces ``forward``, and the operator is lost
+silently. Here it is exported by both: under dynamo each application becomes one placeholder, which
+is afterwards replaced by the nodes that the TorchScript exporter writes for that application. So
+``symbolic`` is called as it was written for.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import torch
 
 _PLACEHOLDERS = "mlflow_e2eai.placeholders"
-"""Domain of the placeholders: no graph that leaves this file holds a node of it."""
+"""Domain of the placeholders; none remains in the exported graph."""
 
 _TORCHSCRIPT_MAX_OPSET = 20
 """The last opset that the TorchScript exporter writes (torch 2.13)."""
@@ -33,7 +33,7 @@ _TORCHSCRIPT_MAX_OPSET = 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Application:
-    """One call of a Function: all that is needed to export it alone."""
+    """One call of a Function, with its arguments, to export it alone."""
 
     function: type[torch.autograd.Function]
     arguments: tuple[Any, ...]
@@ -44,7 +44,7 @@ class _Application:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Like:
-    """A tensor's type: sizes as the example has them, and the positions of those that may vary."""
+    """A tensor's type: sizes of the example, and the positions of those that may vary."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -56,19 +56,19 @@ class _Applications:
     """The applications of functions with ``symbolic`` during one export."""
 
     applied: set[type] = field(default_factory=set)
-    asked: set[type] = field(default_factory=set)
+    exported: set[type] = field(default_factory=set)
     placeholders: dict[str, _Application] = field(default_factory=dict)
     inside: bool = False
 
     def settle(self, path: Path, opset: int) -> None:
-        """Put into the graph at `path` what the placeholders stand for, and miss nothing."""
+        """Replace the placeholders in the graph at `path`; an error where one is missing."""
         if self.placeholders:
             model = graphs.read(path)
             graphs.write(_replace_placeholders(model, self.placeholders, opset), path)
-            self.asked |= {each.function for each in self.placeholders.values()}
-        if lost := sorted(each.__name__ for each in self.applied - self.asked):
+            self.exported |= {each.function for each in self.placeholders.values()}
+        if lost := sorted(each.__name__ for each in self.applied - self.exported):
             msg = (
-                f"forward applies {lost[0]}, which defines symbolic, but the exporter never asked "
+                f"forward applies {lost[0]}, which defines symbolic, but the exporter never called "
                 f"for it: the operator is not in the graph; use its result, or another exporter."
             )
             raise ExportError(msg)
@@ -78,9 +78,9 @@ def check_no_python(module: torch.jit.ScriptModule) -> None:
     """Refuse a scripted module that calls Python, as each ``torch.autograd.Function`` does.
 
     Raises:
-        ExportError: It does: names the function.
+        ExportError: The module calls Python; the message names the function.
     """
-    graph: Any = module.inlined_graph  # its nodes live no longer than it does
+    graph: Any = module.inlined_graph  # must outlive its nodes
     calls = graph.findAllNodes("prim::PythonOp", recurse=True)
     if calls:
         msg = (
@@ -92,88 +92,88 @@ def check_no_python(module: torch.jit.ScriptModule) -> None:
 
 @contextmanager
 def keep_symbolic(exporter: str, path: Path, *, opset: int) -> Iterator[None]:
-    """Have an exporter keep each Function with ``symbolic`` within this block.
+    """Make an exporter write each Function with ``symbolic`` as its nodes in this block.
 
-    Every class that defines ``symbolic`` is watched, and is as it was when the block ends.
+    Every class that defines ``symbolic`` is patched in the block, and restored after it.
 
     Args:
-        exporter: The one that is used in the block.
-        path: The file that it has written when the block ends.
+        exporter: The exporter that runs in the block.
+        path: The file that it writes.
         opset: The opset that it writes.
 
     Raises:
-        ExportError: A function was applied that the graph knows nothing of, or its ``symbolic``
+        ExportError: A function was applied that the graph does not contain, or its ``symbolic``
             failed.
     """
-    found = _Applications()
+    applications = _Applications()
     with ExitStack() as stack:
         for function in _functions():
             watch = _standing_in if exporter == "dynamo" else _recording_forward
-            changes: dict[str, Any] = {"forward": staticmethod(watch(function, found))}
+            changes: dict[str, Any] = {"forward": staticmethod(watch(function, applications))}
             if exporter != "dynamo":
-                changes["symbolic"] = staticmethod(_recording_symbolic(function, found))
+                changes["symbolic"] = staticmethod(_recording_symbolic(function, applications))
             stack.enter_context(mock.patch.multiple(function, **changes))
         yield
-    found.settle(path, opset)
+    applications.settle(path, opset)
 
 
 @contextmanager
 def record_applied() -> Iterator[set[str]]:
     """Record the names of the functions with ``symbolic`` that are applied in the block."""
-    found: set[str] = set()
+    names: set[str] = set()
 
-    def noting(function: type[torch.autograd.Function]) -> Callable[..., Any]:
+    def recording(function: type[torch.autograd.Function]) -> Callable[..., Any]:
         forward = function.forward
 
-        def noted(*given: Any) -> Any:
-            found.add(function.__name__)
+        def record(*given: Any) -> Any:
+            names.add(function.__name__)
             return forward(*given)
 
-        return noted
+        return record
 
     with ExitStack() as stack:
         for function in _functions():
             stack.enter_context(
-                mock.patch.object(function, "forward", staticmethod(noting(function)))
+                mock.patch.object(function, "forward", staticmethod(recording(function)))
             )
-        yield found
+        yield names
 
 
 def _functions() -> list[type[torch.autograd.Function]]:
     """The classes with a ``symbolic`` that can be called, PyTorch's own left out."""
     import torch
 
-    waiting, found = [torch.autograd.Function], []
+    waiting, functions = [torch.autograd.Function], []
     while waiting:
         for each in waiting.pop().__subclasses__():
             waiting.append(each)
             own = each.__module__.partition(".")[0] != "torch"
-            if own and each not in found and callable(getattr(each, "symbolic", None)):
-                found.append(each)
-    return found
+            if own and each not in functions and callable(getattr(each, "symbolic", None)):
+                functions.append(each)
+    return functions
 
 
 def _standing_in(
-    function: type[torch.autograd.Function], found: _Applications
+    function: type[torch.autograd.Function], applications: _Applications
 ) -> Callable[..., Any]:
-    """The function's ``forward`` for dynamo: a placeholder with the types that it answers in."""
+    """The function's ``forward`` for dynamo: a placeholder with the types of its outputs."""
     import torch
 
     forward = function.forward
     with_context = function.setup_context is torch.autograd.Function.setup_context
 
     def stand_in(*given: Any) -> Any:
-        answer = forward(*given)
+        returned = forward(*given)
         if not torch.onnx.is_in_onnx_export():
-            return answer
-        found.applied.add(function)
+            return returned
+        applications.applied.add(function)
         arguments = given[1:] if with_context else given
-        name = f"{function.__name__}_{len(found.placeholders)}"
-        found.placeholders[name] = _Application(
+        name = f"{function.__name__}_{len(applications.placeholders)}"
+        applications.placeholders[name] = _Application(
             function=function,
             arguments=tuple(_like(each) for each in arguments),
         )
-        outputs = answer if isinstance(answer, tuple) else (answer,)
+        outputs = returned if isinstance(returned, tuple) else (returned,)
         placed = torch.onnx.ops.symbolic_multi_out(
             f"{_PLACEHOLDERS}::{name}",
             tuple(each for each in arguments if isinstance(each, torch.Tensor)),
@@ -181,13 +181,13 @@ def _standing_in(
             shapes=tuple(each.shape for each in outputs),
             version=1,
         )
-        return tuple(placed) if isinstance(answer, tuple) else placed[0]
+        return tuple(placed) if isinstance(returned, tuple) else placed[0]
 
     return stand_in
 
 
 def _recording_forward(
-    function: type[torch.autograd.Function], found: _Applications
+    function: type[torch.autograd.Function], applications: _Applications
 ) -> Callable[..., Any]:
     """The function's ``forward``, which records that it was called."""
     import torch
@@ -195,33 +195,33 @@ def _recording_forward(
     forward = function.forward
 
     def watched(*given: Any) -> Any:
-        # What a kept function applies inside its forward is its own affair.
-        inner = found.inside or not torch.onnx.is_in_onnx_export()
+        # Functions that a recorded function applies inside its forward are part of it.
+        inner = applications.inside or not torch.onnx.is_in_onnx_export()
         if inner:
             return forward(*given)
-        found.applied.add(function)
-        found.inside = True
+        applications.applied.add(function)
+        applications.inside = True
         try:
             return forward(*given)
         finally:
-            found.inside = False
+            applications.inside = False
 
     return watched
 
 
-def _recording_symbolic(function: Any, found: _Applications) -> Callable[..., Any]:
+def _recording_symbolic(function: Any, applications: _Applications) -> Callable[..., Any]:
     """The function's ``symbolic``, which records that it was called."""
     symbolic = function.symbolic
 
-    def asked(*given: Any) -> Any:
-        found.asked.add(function)
+    def record(*given: Any) -> Any:
+        applications.exported.add(function)
         return symbolic(*given)
 
-    return asked
+    return record
 
 
 def _like(argument: Any) -> Any:
-    """A tensor as its type; everything else as it is."""
+    """The type of a tensor; anything else unchanged."""
     import torch
 
     if not isinstance(argument, torch.Tensor):
@@ -271,7 +271,7 @@ def _body(name: str, application: _Application, opset: int) -> onnx.FunctionProt
     function = application.function.__name__
     try:
         model = _exported_alone(application, min(opset, _TORCHSCRIPT_MAX_OPSET))
-    except Exception as error:  # whatever symbolic or the exporter raises
+    except Exception as error:  # symbolic and the exporter may raise anything
         msg = (
             f"symbolic of {function} failed: {type(error).__name__}: "
             f"{' '.join(str(error).split())[:300]}; correct symbolic."

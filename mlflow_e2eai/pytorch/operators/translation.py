@@ -20,39 +20,39 @@ _KINDS: dict[str, tuple[Any, str]] = {
     "List[int]": ("is", "INTS"),
     "List[float]": ("fs", "FLOATS"),
 }
-"""What an argument's type is to the TorchScript exporter, and to ONNX."""
+"""An argument's type in the TorchScript exporter, and in ONNX."""
 
 
 @contextmanager
 def translate_operators(
     operators: Sequence[Operator], exporter: str, *, opset: int
 ) -> Iterator[Any]:
-    """Have an exporter write each operator of ``torch.library`` as its node in this block.
+    """Make an exporter write each operator of ``torch.library`` as its node in this block.
 
     Its tensors are the node's inputs, its other arguments attributes of the same names.
 
     Args:
-        operators: Those with a `torch_name`.
-        exporter: The one that is used in the block.
+        operators: Operators with a `torch_name`.
+        exporter: The exporter that runs in the block.
         opset: The opset that it writes.
 
     Yields:
-        For dynamo, what ``torch.onnx.export`` takes as its ``custom_translation_table``; for the
-        others None, as PyTorch keeps one list of theirs, which is as it was when the block ends.
+        For dynamo, the ``custom_translation_table`` of ``torch.onnx.export``; for the others None,
+        as PyTorch has one global list of theirs, which is restored after the block.
 
     Raises:
-        InvalidInputError: PyTorch has no such operator, or ONNX no such argument.
+        InvalidInputError: PyTorch has no such operator, or ONNX no type for an argument.
     """
     import torch
 
-    found = {each.torch_name: each for each in operators if each.torch_name is not None}
+    by_name = {each.torch_name: each for each in operators if each.torch_name is not None}
     if exporter == "dynamo":
-        yield {_overload(each): _translation(each) for each in found.values()} or None
+        yield {_overload(each): _translation(each) for each in by_name.values()} or None
         return
     # PyTorch documents both, and does not list them among its public names.
     exporters: Any = torch.onnx
     with ExitStack() as stack:
-        for name, each in found.items():
+        for name, each in by_name.items():
             exporters.register_custom_op_symbolic(name, _symbolic(each), opset)
             stack.callback(exporters.unregister_custom_op_symbolic, name, opset)
         yield None
@@ -139,10 +139,10 @@ def _symbolic(operator: Operator) -> Callable[..., Any]:
             how = _KINDS[kind][0]
             constant = symbolic_helper._maybe_get_const(value, how)  # noqa: SLF001 - as symbolics do
             attributes[f"{argument.name}_{how[0]}"] = constant
-        made = g.op(operator.name, *inputs, outputs=len(schema.returns), **attributes)
+        outputs = g.op(operator.name, *inputs, outputs=len(schema.returns), **attributes)
         types = [each.type() for each in g.original_node.outputs()]
         if len(types) == 1:
-            return made.setType(types[0])
-        return tuple(each.setType(kind) for each, kind in zip(made, types, strict=True))
+            return outputs.setType(types[0])
+        return tuple(each.setType(kind) for each, kind in zip(outputs, types, strict=True))
 
     return symbolic

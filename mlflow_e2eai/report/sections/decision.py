@@ -1,4 +1,4 @@
-"""The decision, what it rests on, and every variant in one line."""
+"""The decision, its key figures, and every variant in one line."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from mlflow_e2eai.report.sections.intervals import interval_signs
 def decision_context(
     manifest: Manifest, decision: Decision | None, ratios: Sequence[Mapping[str, Ratio]]
 ) -> dict[str, object]:
-    """The answer in a word and a sentence, what it rests on, and each gate.
+    """The decision in a word and a sentence, its key figures, and each gate.
 
     Args:
         manifest: The bundle's manifest.
-        decision: The outcome of its gates; None before they were asked.
+        decision: The outcome of its gates; None before they were evaluated.
         ratios: For each machine, how many times as long as its reference each variant takes.
     """
     word, kind, reason = _headline(manifest, decision)
@@ -43,7 +43,7 @@ def decision_context(
         "reason": reason,
         "doubts": list(doubts(manifest)),
         "key_facts": _key_facts(manifest, ratios),
-        # What did not pass is what the reader looks for.
+        # Failures first.
         "verdicts": sorted(verdicts, key=lambda verdict: verdict.passed),
     }
 
@@ -51,7 +51,7 @@ def decision_context(
 def _headline(manifest: Manifest, decision: Decision | None) -> tuple[str, str, str]:
     """The word, its sign, and the sentence that explains it."""
     if decision is None:
-        return "Not decided yet", "open", f"No gates were held against this. {_summary(manifest)}"
+        return "Not decided yet", "open", f"No gates were evaluated yet. {_summary(manifest)}"
     count = len(decision.verdicts)
     if decision.promoted:
         gates = "The only gate" if count == 1 else f"All {count} gates"
@@ -76,7 +76,7 @@ def _summary(manifest: Manifest) -> str:
 def _key_facts(
     manifest: Manifest, ratios: Sequence[Mapping[str, Ratio]]
 ) -> list[dict[str, str | None]]:
-    """A few numbers that say how it stands: the largest error, and the fastest of each machine."""
+    """Key figures: the largest error, and the fastest variant of each machine."""
     errors = [
         (row, where)
         for there, where in on_machines(manifest)
@@ -101,7 +101,7 @@ def _badness(row: Row) -> float:
 def _fastest(
     manifest: Manifest, ratios: Mapping[str, Ratio], where: str
 ) -> list[dict[str, str | None]]:
-    """The shortest time of a machine, and its ratio to the reference's there."""
+    """The shortest time on a machine, and its ratio to the reference's there."""
     timed = [
         row
         for row in rows_of(manifest)
@@ -142,7 +142,7 @@ def variants_section(manifest: Manifest, ratios: Sequence[Mapping[str, Ratio]]) 
 
 
 def _machine(manifest: Manifest, where: str, ratios: Mapping[str, Ratio]) -> dict[str, object]:
-    """The variants of a machine; no time of another's is compared with one of them."""
+    """The variants of one machine, whose times are compared with each other only."""
     report = tuned_sizes(manifest)
     size = "" if report is None else f" at {report.items}"
     caption = (

@@ -41,7 +41,7 @@ def doubts(manifest: Manifest) -> Iterator[tuple[str, bool]]:
     outcomes = [*worst_outcomes(evidence).values()]
     if "unsteady" in outcomes:
         subject = subject_of(manifest)
-        text = f"The {subject} does not agree with itself: what is held against it means little."
+        text = f"The {subject} does not agree with itself: comparisons with it mean little."
         yield text, False
     if any(is_raw(entry) and not entry.passed for entry in evidence):
         text = (
@@ -95,7 +95,7 @@ def tag(report: LatencyReport | None, variant: str) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """Sentences of one sort, each with the variants that it is of."""
+    """Sentences of one kind, each with its variants."""
 
     key: str
     title: str
@@ -109,12 +109,12 @@ class _Group:
 
 
 def findings_section(manifest: Manifest) -> Section | None:
-    """Every finding: each sentence once, with the variants that it is of."""
+    """Every finding: each sentence once, with its variants."""
     wrong = _Group("wrong", "What is wrong")
     slow = _Group("doubtful", "What makes the times doubtful")
     advisory = _Group("advisory", "Shown, and does not decide")
     unmeasured = _Group("unmeasured", "Built, and not measured here")
-    untimed = _Group("untimed", "Judged, and not timed here")
+    untimed = _Group("untimed", "Compared, and not timed here")
     for there, where in on_machines(manifest):
         for entry in there.evidence:
             name = f"{entry.variant}{where}"
@@ -126,10 +126,10 @@ def findings_section(manifest: Manifest) -> Section | None:
                 group = advisory if kind in ADVISORY else wrong
                 for finding in report.findings:
                     group.add(prefix_kind(kind, finding.sentence), name)
-        for place, timed in benchmarks_by_size(there.latency):
+        for size, timed in benchmarks_by_size(there.latency):
             for doubt in timed.findings:
                 name = f"{doubt.variant or 'the whole run'}{where}"
-                slow.add(f"{doubt.sentence} ({place})", name)
+                slow.add(f"{doubt.sentence} ({size})", name)
     every = (wrong, slow, advisory, unmeasured, untimed)
     groups = [group for group in every if group.sentences]
     return Section("findings", "Findings", {"groups": groups}) if groups else None

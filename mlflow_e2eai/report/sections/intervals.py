@@ -12,7 +12,7 @@ _START, _LENGTH = 4, 112
 
 
 def interval_signs(ratios: Mapping[str, Ratio]) -> dict[str, dict[str, str]]:
-    """Places of a ratio, of its interval and of 1, for each name; all on one scale."""
+    """Positions of a ratio, of its interval and of 1, for each name; all on one scale."""
     bounds = [bound for ratio in ratios.values() for bound in (ratio.low, ratio.high)]
     scale = log_scale([1.0, *bounds])
     return {

@@ -21,24 +21,24 @@ def latency_section(manifest: Manifest) -> Section | None:
         return None
     reports = benchmarks_by_size(manifest.latency)
     variants: dict[str, list[dict[str, object]]] = {}
-    for place, report in reports:
+    for size, report in reports:
         for entry in report.variants:
-            variants.setdefault(entry.name, []).append(_line(place, report, entry))
+            variants.setdefault(entry.name, []).append(_line(size, report, entry))
     context = {
         "picture": latency_picture(manifest),
         "device": any(
             e.device_p50_ms is not None for _, report in reports for e in report.variants
         ),
         "variants": variants,
-        "gpus": [(place, report.gpu) for place, report in reports if report.gpu is not None],
+        "gpus": [(size, report.gpu) for size, report in reports if report.gpu is not None],
     }
     return Section("latency", "Latency", context)
 
 
-def _line(place: str, report: LatencyReport, entry: Latency) -> dict[str, object]:
+def _line(size: str, report: LatencyReport, entry: Latency) -> dict[str, object]:
     bounds = median_interval(entry.rounds_ms) if entry.rounds_ms else None
     return {
-        "place": place,
+        "place": size,
         "entry": entry,
         "interval": None if bounds is None else " to ".join(map(time_text, bounds)),
         "tag": tag(report, entry.name),
@@ -72,7 +72,7 @@ def parity_section(manifest: Manifest) -> Section | None:
 
 def _lines(kind: str, report: ParityReport) -> Iterator[dict[str, object]]:
     """One line for each output, and one for its first wrong element."""
-    calls = f"{report.calls:,} answers" if report.calls else None
+    calls = f"{report.calls:,} calls" if report.calls else None
     threads = f"{report.threads} threads" if report.threads > 1 else None
     common = {
         "report": report,

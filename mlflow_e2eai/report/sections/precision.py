@@ -26,7 +26,7 @@ def precision_section(manifest: Manifest) -> Section | None:
 
 
 def conversion_context(report: PrecisionReport) -> dict[str, object]:
-    """Everything that is known of a conversion."""
+    """The template values of a conversion report."""
     guarded = f"on {report.samples:,} samples" if report.samples else "no ranges were seen"
     summary = [
         ("Nodes in fp32", f"{len(report.kept):,} of {report.nodes:,}", guarded),

@@ -96,7 +96,7 @@ def _export_rows(report: ExportReport) -> list[tuple[str, str]]:
 
 
 def _name(file: File) -> str:
-    """A file's path in the bundle; never where it lies on a machine."""
+    """A file's path in the bundle; never its path on a machine."""
     return one_line(file.path.name if file.path.is_absolute() else file.path.as_posix())
 
 

@@ -1,4 +1,4 @@
-"""Cost of serving: the first answer of a fresh process, and many callers at once."""
+"""Cost of serving: cold start of a fresh process, and throughput under concurrency."""
 
 from __future__ import annotations
 

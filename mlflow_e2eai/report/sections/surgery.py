@@ -20,7 +20,7 @@ _BAR = 150
 
 
 def surgery_section(report: SurgeryReport, *, heading: str = "h3") -> Section:
-    """Everything that is known of a surgery.
+    """The section of a surgery report.
 
     Args:
         report: The plan's result.
@@ -49,7 +49,7 @@ def _summary(report: SurgeryReport) -> list[tuple[str, str, str]]:
         (
             "Largest difference",
             "not checked" if error is None else error_text(error),
-            "between the answers before and after",
+            "between the outputs before and after",
         ),
     ]
 
@@ -73,7 +73,7 @@ def _rows(outline: Outline) -> list[dict[str, object]]:
     """Each node with its number and those of the nodes that it reads, before or after."""
     reads: list[set[int]] = [set() for _ in outline.nodes]
     for writer, reader in (*outline.kept, *outline.removed, *outline.added):
-        # An edge that goes up is of swapped nodes, and has no place here.
+        # An edge that goes up is of swapped nodes, and is not shown.
         if 0 <= writer < reader < len(reads):
             reads[reader].add(writer)
     return [

@@ -1,4 +1,4 @@
-"""Questions and answers, as a comparison holds them."""
+"""Copies of outputs, and the circumstances of the call that returned them."""
 
 from __future__ import annotations
 
@@ -65,12 +65,12 @@ class OutputCopy:
 class Comparison:
     """One sample with the reference's outputs and the candidate's first ones.
 
-    The sample is not kept: there may be many questions whose answers are yet to be judged.
+    The sample is not kept: outputs of many samples may wait to be compared.
 
     Attributes:
         number: Of the sample, from 0.
-        right: The reference's answers by output.
-        first: The candidate's first answers, and how they measured.
+        right: The reference's outputs by name.
+        first: The candidate's first outputs by name, and their differences.
     """
 
     number: int
@@ -83,9 +83,9 @@ class Circumstances:
     """The circumstances of one call of the candidate.
 
     Attributes:
-        before: The right answers to the question that it was asked before, if that was another.
+        before: The right outputs of the call before, if that was of another sample.
         poisoned: Outputs whose buffer was overwritten before the call.
-        threads: Threads that asked at once.
+        threads: Threads that called at once.
     """
 
     before: Mapping[str, OutputCopy] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""Answers -> sums and findings."""
+"""Outputs -> sums and findings."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from mlflow_e2eai.artifacts.values import Array
-from mlflow_e2eai.parity.answers import Circumstances, Comparison, OutputCopy
 from mlflow_e2eai.parity.measure import Measure, is_exact, measure, same_bits
+from mlflow_e2eai.parity.outputs import Circumstances, Comparison, OutputCopy
 from mlflow_e2eai.parity.report import Element, Finding, Kind, OutputParity
 from mlflow_e2eai.parity.tolerances import FEW, NOISE_FACTOR, NOISE_SHARE, Limits
 
@@ -21,8 +21,9 @@ from mlflow_e2eai.parity.tolerances import FEW, NOISE_FACTOR, NOISE_SHARE, Limit
 class _Totals:
     """Sums over one output.
 
-    Those of answers to several threads stand apart until the error over all samples is judged: they
-    are of the first samples only, and the order of the samples must not change what passes.
+    Those of calls from several threads are kept apart until the error over all samples is compared
+    with its limit: they are of the first samples only, and the order of the samples must not change
+    what passes.
     """
 
     sums: Measure = field(default_factory=Measure)
@@ -61,25 +62,27 @@ class OutputComparer:
         finding = Finding(kind=kind, output=output, sample=sample, index=index, sentence=sentence)
         self.findings.setdefault((kind, output), finding)
 
-    def reference(self, question: Comparison, again: Mapping[str, OutputCopy]) -> None:
-        """Hold the reference's second answer against its first: the scale of all noise."""
-        for name, right in question.right.items():
+    def reference(self, comparison: Comparison, again: Mapping[str, OutputCopy]) -> None:
+        """Compare the reference's second outputs with its first: the scale of all noise."""
+        for name, right in comparison.right.items():
             least = self.limits.scale_of(name)
             noise = _noise(right, again[name], least) if name in again else math.inf
             self.reference_noise[name] = max(noise, self.reference_noise.get(name, 0.0))
             if noise > (0.0 if is_exact(right.array) else self.limits.of(name)):
                 sentence = (
-                    f"Sample {question.number}, output {name!r}: the reference's own two answers "
+                    f"Sample {comparison.number}, output {name!r}: the reference's own two outputs "
                     f"differ by {noise:.3g} of their largest magnitude; take randomness out of it."
                 )
-                self.add("noisy_reference", output=name, sample=question.number, sentence=sentence)
+                self.add(
+                    "noisy_reference", output=name, sample=comparison.number, sentence=sentence
+                )
 
     def add_call(
-        self, question: Comparison, given: Mapping[str, OutputCopy], around: Circumstances
+        self, comparison: Comparison, given: Mapping[str, OutputCopy], around: Circumstances
     ) -> None:
         """Compare one call's outputs with the reference's, and with the candidate's own first."""
         self.calls += 1
-        number, right = question.number, question.right
+        number, right = comparison.number, comparison.right
         for name in right.keys() - given.keys():
             sentence = f"Sample {number}: output {name!r} is missing; there are {sorted(given)}."
             self.add("missing_output", output=name, sample=number, sentence=sentence)
@@ -88,32 +91,32 @@ class OutputComparer:
             self.add("unexpected_output", output=name, sample=number, sentence=sentence)
         for name in right:
             if name in given:
-                self._output(question, name, given, around)
+                self._output(comparison, name, given, around)
 
     def all_right(
-        self, held: Sequence[tuple[Comparison, Mapping[str, OutputCopy], Circumstances]]
+        self, calls: Sequence[tuple[Comparison, Mapping[str, OutputCopy], Circumstances]]
     ) -> bool:
-        """Take in answers of one form to different questions, if all are right; else none."""
-        found: dict[str, Measure] = {}
-        for name in held[0][0].right:
-            rights = np.concatenate([question.right[name].array for question, _, _ in held])
-            givens = np.concatenate([given[name].array for _, given, _ in held])
-            found[name] = measure(
+        """Add calls whose outputs have one form, if all are right; else none."""
+        measures: dict[str, Measure] = {}
+        for name in calls[0][0].right:
+            rights = np.concatenate([comparison.right[name].array for comparison, _, _ in calls])
+            givens = np.concatenate([given[name].array for _, given, _ in calls])
+            measures[name] = measure(
                 rights,
                 givens,
                 self.limits.of(name),
-                answers=len(held),
+                calls=len(calls),
                 least=self.limits.scale_of(name),
             )
-            if not found[name].right:
+            if not measures[name].right:
                 return False
-        for name, sums in found.items():
-            self._totals(name, held[0][0].right[name]).sums.add(sums)
-        self.calls += len(held)
+        for name, sums in measures.items():
+            self._totals(name, calls[0][0].right[name]).sums.add(sums)
+        self.calls += len(calls)
         return True
 
     def results(self) -> tuple[OutputParity, ...]:
-        """The sums of every output, whose error over all samples is judged here."""
+        """The sums of every output, after a check of its error over all samples."""
         for name, totals in self.totals.items():
             self._total_error(name, totals)
             totals.sums.add(totals.at_once)
@@ -142,92 +145,96 @@ class OutputComparer:
 
     def _output(
         self,
-        question: Comparison,
+        comparison: Comparison,
         name: str,
         given: Mapping[str, OutputCopy],
         around: Circumstances,
     ) -> None:
-        right, answer, number = question.right[name], given[name], question.number
-        if right.array.dtype != answer.array.dtype:
-            dtypes = f"{answer.array.dtype}, not {right.array.dtype}"
+        right, actual, number = comparison.right[name], given[name], comparison.number
+        if right.array.dtype != actual.array.dtype:
+            dtypes = f"{actual.array.dtype}, not {right.array.dtype}"
             sentence = f"Sample {number}, output {name!r}: {dtypes}."
             self.add("dtype", output=name, sample=number, sentence=sentence)
-        if not right.fits(answer):
-            sentence = f"Sample {number}, output {name!r}: shape {answer.shape}, not {right.shape}."
+        if not right.fits(actual):
+            sentence = f"Sample {number}, output {name!r}: shape {actual.shape}, not {right.shape}."
             self.add("shape", output=name, sample=number, sentence=sentence)
-            found = None
+            measured = None
         else:
-            found = self._measure_output(question, name, answer, around)
-            self._wrong(question, name, answer, found)
-        if question.first.get(name, (answer,))[0] is not answer:
-            self._again(question, name, answer)
-        if found is None or not found.right:
-            for kind, reason in reasons(question.right, name, given, around, self.limits.of(name)):
+            measured = self._measure_output(comparison, name, actual, around)
+            self._wrong(comparison, name, actual, measured)
+        if comparison.first.get(name, (actual,))[0] is not actual:
+            self._again(comparison, name, actual)
+        if measured is None or not measured.right:
+            for kind, reason in reasons(
+                comparison.right, name, given, around, self.limits.of(name)
+            ):
                 sentence = f"Sample {number}, output {name!r}: {reason}."
                 self.add(kind, output=name, sample=number, sentence=sentence)
 
     def _measure_output(
-        self, question: Comparison, name: str, answer: OutputCopy, around: Circumstances
+        self, comparison: Comparison, name: str, actual: OutputCopy, around: Circumstances
     ) -> Measure:
-        right = question.right[name].array
-        first, found = question.first.get(name, (None, None))
-        if first is None or found is None or not same_bits(first.array, answer.array):
-            found = measure(
-                right, answer.array, self.limits.of(name), least=self.limits.scale_of(name)
+        right = comparison.right[name].array
+        first, measured = comparison.first.get(name, (None, None))
+        if first is None or measured is None or not same_bits(first.array, actual.array):
+            measured = measure(
+                right, actual.array, self.limits.of(name), least=self.limits.scale_of(name)
             )
         if first is None:
-            question.first[name] = (answer, found)
-        totals = self._totals(name, question.right[name])
-        (totals.sums if around.threads == 1 else totals.at_once).add(found)
-        return found
+            comparison.first[name] = (actual, measured)
+        totals = self._totals(name, comparison.right[name])
+        (totals.sums if around.threads == 1 else totals.at_once).add(measured)
+        return measured
 
     def _totals(self, name: str, right: OutputCopy) -> _Totals:
         if name not in self.totals:
             self.totals[name] = _Totals(exact=is_exact(right.array))
         return self.totals[name]
 
-    def _wrong(self, question: Comparison, name: str, answer: OutputCopy, found: Measure) -> None:
-        """Say which elements are wrong."""
-        right, number, limit = question.right[name], question.number, self.limits.of(name)
+    def _wrong(
+        self, comparison: Comparison, name: str, actual: OutputCopy, measured: Measure
+    ) -> None:
+        """Add a finding for the elements that are wrong."""
+        right, number, limit = comparison.right[name], comparison.number, self.limits.of(name)
         totals = self.totals[name]
-        first = [position for position in (found.first, found.bad) if position is not None]
+        first = [position for position in (measured.first, measured.bad) if position is not None]
         if first and totals.first_wrong is None:
             totals.first_wrong = Element(
                 sample=number,
-                index=answer.index_of(min(first)),
+                index=actual.index_of(min(first)),
                 reference=str(right.value(min(first))),
-                candidate=str(answer.value(min(first))),
+                candidate=str(actual.value(min(first))),
             )
-        places: dict[Kind, int | None] = {
-            "nonfinite": found.bad,
-            "tolerance": found.worst if found.outside else None,
+        positions: dict[Kind, int | None] = {
+            "nonfinite": measured.bad,
+            "tolerance": measured.worst if measured.outside else None,
         }
-        for kind, position in places.items():
+        for kind, position in positions.items():
             if position is None:
                 continue
-            place = answer.index_of(position)
-            values = f"{_text(answer.value(position))}, not {_text(right.value(position))}"
+            index = actual.index_of(position)
+            values = f"{_text(actual.value(position))}, not {_text(right.value(position))}"
             sentence = (
-                f"Sample {number}, output {name!r} at {list(place)}: {values} (limit {limit:g} of "
+                f"Sample {number}, output {name!r} at {list(index)}: {values} (limit {limit:g} of "
                 f"the largest magnitude)."
             )
-            self.add(kind, output=name, sample=number, index=place, sentence=sentence)
+            self.add(kind, output=name, sample=number, index=index, sentence=sentence)
 
-    def _again(self, question: Comparison, name: str, answer: OutputCopy) -> None:
-        """Hold an answer against the candidate's own first one to the same question."""
-        first, _ = question.first[name]
-        noise = _noise(first, answer, self.limits.scale_of(name))
+    def _again(self, comparison: Comparison, name: str, actual: OutputCopy) -> None:
+        """Compare an output with the candidate's own first one for the same sample."""
+        first, _ = comparison.first[name]
+        noise = _noise(first, actual, self.limits.scale_of(name))
         if name in self.totals:
             self.totals[name].noise = max(self.totals[name].noise, noise)
         reference = NOISE_FACTOR * self.reference_noise.get(name, 0.0)
         allowed = 0.0 if is_exact(first.array) else NOISE_SHARE * self.limits.of(name)
         if noise > max(allowed, reference):
             sentence = (
-                f"Sample {question.number}, output {name!r}: two answers to the same question "
+                f"Sample {comparison.number}, output {name!r}: two outputs for the same inputs "
                 f"differ by {noise:.3g} of their largest magnitude "
                 f"(limit {max(allowed, reference):.3g})."
             )
-            self.add("nondeterministic", output=name, sample=question.number, sentence=sentence)
+            self.add("nondeterministic", output=name, sample=comparison.number, sentence=sentence)
 
 
 def _noise(one: OutputCopy, other: OutputCopy, least: float) -> float:
@@ -243,7 +250,7 @@ def _text(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else repr(value)
 
 
-# How a wrong answer came to be wrong, where its numbers tell.
+# Why an output is wrong, where its numbers show it.
 
 
 def _close(one: OutputCopy, other: OutputCopy, limit: float) -> bool:
@@ -257,29 +264,29 @@ def reasons(
     around: Circumstances,
     limit: float,
 ) -> Iterator[tuple[Kind, str]]:
-    """Kinds of finding, each with what to say.
+    """Kinds of finding, each with its reason.
 
     Args:
-        rights: The right answers by output.
+        rights: The right outputs by name.
         name: The output that is wrong.
-        given: The candidate's answers by output.
+        given: The candidate's outputs by name.
         around: What surrounded the call.
         limit: Largest difference between numbers that are called the same, as a share of the
             largest magnitude.
     """
-    right, answer = rights[name], given[name]
+    right, actual = rights[name], given[name]
     if around.threads > 1:
-        yield "threads", f"wrong when {around.threads} threads ask at once"
-    if name in around.before and _close(around.before[name], answer, limit):
-        yield "stale", "the answer to the question before"
-    if name in around.poisoned and _holds_poison(answer.array, right.array):
+        yield "threads", f"wrong when {around.threads} threads call at once"
+    if name in around.before and _close(around.before[name], actual, limit):
+        yield "stale", "the output of the call before"
+    if name in around.poisoned and _holds_poison(actual.array, right.array):
         yield "unwritten", "elements of a buffer that it uses again were not written"
     for other, value in rights.items():
-        if other != name and _close(value, answer, limit):
+        if other != name and _close(value, actual, limit):
             yield "swapped", f"the numbers of output {other!r}"
-    if right.items is None and answer.items is None and right.array.ndim == answer.array.ndim:
+    if right.items is None and actual.items is None and right.array.ndim == actual.array.ndim:
         for one, two in itertools.combinations(range(right.array.ndim), 2):
-            if _close(OutputCopy(right.array.swapaxes(one, two), None), answer, limit):
+            if _close(OutputCopy(right.array.swapaxes(one, two), None), actual, limit):
                 yield "transposed", f"axes {one} and {two} change places"
 
 
@@ -291,7 +298,7 @@ def poison(array: Array) -> Any:
 
 
 def _holds_poison(given: Array, right: Array) -> bool:
-    """Whether elements are poison that are not in the right answer; shapes that differ count."""
+    """Whether elements are poison that are not in the right output; shapes that differ count."""
     if given.dtype.kind == "f":
         bad = np.isnan(given)
         return bool(bad.any()) and (
