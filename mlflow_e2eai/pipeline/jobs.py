@@ -218,7 +218,8 @@ def bisect(model_uri: str, *, precision: Precision = "fp16") -> tuple[Bisection,
             )
             variant = variant_name(f"onnxruntime-{device}", precision)
             tracking.log_bisection(bisection, run_id=stage.run_id, variant=variant)
-            stage.line.append(f"{len(bisection.nodes)} nodes, {bisection.evaluations} evaluations")
+            count, suspects = len(bisection.nodes), bisection.suspects
+            stage.line.append(f"{count} of {suspects} nodes, evaluations {bisection.evaluations}")
         return bisection, f"runs:/{stage.run_id}/bisection.json"
 
 

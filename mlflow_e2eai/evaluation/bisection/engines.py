@@ -181,7 +181,7 @@ class _Trial:
 
 def _bisection(nodes: Sequence[str], run: Run, symptom: Outcome) -> Bisection:
     names = tuple(nodes[run.first : run.end])
-    seen = f"Seen in {run.evaluations} evaluations."
+    seen = f"Evaluations: {run.evaluations}."
     if not names:
         sentence = "The engine is right as it is: there is nothing to explain."
     elif not run.minimal:

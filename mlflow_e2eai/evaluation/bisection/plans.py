@@ -67,7 +67,7 @@ def bisect_plan(
         bisection,
         rule=name,
         evaluations=replay.count,
-        sentence=f"Step {name!r} broke the graph{which}. Seen in {replay.count} evaluations.",
+        sentence=f"Step {name!r} broke the graph{which}. Evaluations: {replay.count}.",
     )
 
 

@@ -134,7 +134,7 @@ class _SetSearch:
             evaluations=self.count,
             sentence=(
                 f"The variant passes when {len(names)} of {len(self.nodes)} nodes are kept as they "
-                f"were ({shown}); {why}. Seen in {self.count} evaluations."
+                f"were ({shown}); {why}. Evaluations: {self.count}."
             ),
         )
 
