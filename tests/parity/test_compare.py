@@ -701,7 +701,7 @@ def test_small_answers_are_measured_many_at_a_time():
         report = compare(identity, scaled(1e-6), rows(2 * together + 1), repeats=1)
 
     assert report.passed
-    assert [call.kwargs.get("answers", 1) for call in measured.call_args_list] == [
+    assert [call.kwargs.get("calls", 1) for call in measured.call_args_list] == [
         together,
         together,
         1,
