@@ -3,6 +3,7 @@
 comparison  runs both on each sample, in turns
 comparer    outputs -> sums and findings
 measure     two arrays -> how they differ
+slices      errors of an output by index along an axis
 outputs     outputs of one call, and the circumstances of it
 tolerances  how much they may differ
 samples     generated samples, at the corners of a profile and beyond

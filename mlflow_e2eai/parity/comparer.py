@@ -14,6 +14,7 @@ from mlflow_e2eai.artifacts.values import Array
 from mlflow_e2eai.parity.measure import Measure, is_exact, measure, same_bits
 from mlflow_e2eai.parity.outputs import Circumstances, Comparison, OutputCopy
 from mlflow_e2eai.parity.report import Element, Finding, Kind, OutputParity
+from mlflow_e2eai.parity.slices import SliceSums
 from mlflow_e2eai.parity.tolerances import FEW, NOISE_FACTOR, NOISE_SHARE, Limits
 
 
@@ -28,6 +29,7 @@ class _Totals:
 
     sums: Measure = field(default_factory=Measure)
     at_once: Measure = field(default_factory=Measure)
+    slices: SliceSums = field(default_factory=SliceSums)
     noise: float = 0.0
     first_wrong: Element | None = None
     exact: bool = False
@@ -98,12 +100,13 @@ class OutputComparer:
     ) -> bool:
         """Add calls whose outputs have one form, if all are right; else none."""
         measures: dict[str, Measure] = {}
+        rights, givens = dict[str, Array](), dict[str, Array]()
         for name in calls[0][0].right:
-            rights = np.concatenate([comparison.right[name].array for comparison, _, _ in calls])
-            givens = np.concatenate([given[name].array for _, given, _ in calls])
+            rights[name] = np.concatenate([one.right[name].array for one, _, _ in calls])
+            givens[name] = np.concatenate([given[name].array for _, given, _ in calls])
             measures[name] = measure(
-                rights,
-                givens,
+                rights[name],
+                givens[name],
                 self.limits.of(name),
                 calls=len(calls),
                 least=self.limits.scale_of(name),
@@ -112,6 +115,7 @@ class OutputComparer:
                 return False
         for name, sums in measures.items():
             self._totals(name, calls[0][0].right[name]).sums.add(sums)
+            self._add_slices(name, rights[name], givens[name])
         self.calls += len(calls)
         return True
 
@@ -119,6 +123,7 @@ class OutputComparer:
         """The sums of every output, after a check of its error over all samples."""
         for name, totals in self.totals.items():
             self._total_error(name, totals)
+            self._slice_error(name, totals)
             totals.sums.add(totals.at_once)
         return tuple(
             totals.sums.result(
@@ -142,6 +147,19 @@ class OutputComparer:
             f"{sums.noise_to_signal:.3g} of the reference's (limit {limit:g})."
         )
         self.add("snr", output=name, sentence=sentence)
+
+    def _slice_error(self, name: str, totals: _Totals) -> None:
+        """Find an error that is large in one slice, and small beside the rest of the output."""
+        known = {("tolerance", name), ("nonfinite", name), ("snr", name)} & self.findings.keys()
+        worst = totals.slices.worst(self.limits.slices_of(name))
+        if known or worst is None or worst.noise_to_signal <= worst.limit:
+            return
+        sentence = (
+            f"Output {name!r}, index {worst.index} along axis {worst.axis}: over all samples the "
+            f"error's root mean square is {worst.noise_to_signal:.3g} of the slice's own "
+            f"(limit {worst.limit:.3g})."
+        )
+        self.add("slice", output=name, index=(worst.axis, worst.index), sentence=sentence)
 
     def _output(
         self,
@@ -182,9 +200,18 @@ class OutputComparer:
             )
         if first is None:
             comparison.first[name] = (actual, measured)
+            if comparison.right[name].items is None:
+                self._add_slices(name, right, actual.array)
         totals = self._totals(name, comparison.right[name])
         (totals.sums if around.threads == 1 else totals.at_once).add(measured)
         return measured
+
+    def _add_slices(self, name: str, right: Array, given: Array) -> None:
+        """Add an output to the sums of its slices, unless none of them has a limit."""
+        if right.dtype.kind == "f" == given.dtype.kind and math.isfinite(
+            self.limits.slices_of(name)
+        ):
+            self._totals(name, OutputCopy(right, None)).slices.add(right, given)
 
     def _totals(self, name: str, right: OutputCopy) -> _Totals:
         if name not in self.totals:

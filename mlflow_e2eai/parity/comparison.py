@@ -54,7 +54,8 @@ def compare(
     A candidate runs warm and repeatedly, because an engine was seen (TensorRT-RTX 1.6.1 on an H100)
     whose first two outputs were right and whose next 148 were not. Up to `WINDOW` samples run in
     turns, there and back, so that every sample comes after itself, after another and, where their
-    shapes differ, after a change of shape: outputs of the call before are then seen to be that. A
+    shapes differ, after a change of shape; then with samples of the same shapes next to each other:
+    outputs of the call before are then seen to be that. A
     buffer that the candidate returns again is filled with NaN before each call. It gets inputs of
     its own, which it must leave as they are. Give at least two samples with different outputs: with
     one, old outputs cannot be told from new ones.
@@ -161,10 +162,12 @@ class _Caller:
         self.stack = Batch(self.comparer)
 
     def run_in_turns(self, window: Window, repeats: int) -> None:
-        """Run every sample `repeats` times, there and back."""
+        """Run every sample `repeats` times, there and back, then so with equal shapes together."""
         add = self.stack.add_outputs if repeats == 1 else self.comparer.add_call
+        together = sorted(window, key=lambda pair: _shapes(pair[0])) if repeats > 1 else window
+        turns = (window, window[::-1], together, together[::-1])
         for turn in range(repeats):
-            for sample, comparison in window if turn % 2 == 0 else reversed(window):
+            for sample, comparison in turns[turn % len(turns)]:
                 if not self.comparer.is_decided:
                     add(comparison, *self._run(sample, comparison))
 
@@ -233,6 +236,11 @@ class _Caller:
         inputs = _copies(sample)
         together.wait()
         return self.candidate(inputs)
+
+
+def _shapes(sample: Tensors) -> str:
+    """A key that samples of the same shapes share."""
+    return str({name: np.shape(value) for name, value in sample.items()})
 
 
 def _ignore(_: int) -> None:

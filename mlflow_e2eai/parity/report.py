@@ -18,6 +18,7 @@ Kind: TypeAlias = Literal[
     "nonfinite",
     "tolerance",
     "snr",
+    "slice",
     "nondeterministic",
     "noisy_reference",
     "threads",
@@ -33,8 +34,9 @@ Kind: TypeAlias = Literal[
 output, reported with the kind that says that it is wrong: only when several threads call at once,
 the output of the call before, elements that were never written, the numbers of another output, axes
 in another order.
-``snr`` is an error too small for any one element to show, and ``noisy_reference`` a reference that
-does not agree with itself, so that nothing can be compared with it.
+``snr`` is an error too small for any one element to show, ``slice`` one that is large for the
+elements at one index along one axis, and small for the others. ``noisy_reference`` is a reference
+that does not agree with itself, so that nothing can be compared with it.
 """
 
 

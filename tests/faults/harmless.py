@@ -126,6 +126,68 @@ def _(seed):
 # Behaviour
 
 
+# Several units in one output
+
+_LOW = {"fp16": 2.0**-11, "bf16": 2.0**-8}
+"""Precisions, each with its unit roundoff."""
+
+
+def _units(precision, make):
+    """Register an output of several units, whose candidate rounds every number by itself."""
+
+    def register(seed):
+        right = make(np.random.default_rng(seed))
+        noise = np.random.default_rng(seed + 100).uniform(-3, 3, right.shape)
+        given = (right * (1 + _LOW[precision] * noise)).astype(np.float32)
+        return lambda _: {"y": right}, lambda _: {"y": given}, [{}]
+
+    return register
+
+
+def _detections(rng):
+    boxes = 640 * rng.random((2, 300, 4))
+    scores = np.where(rng.random((2, 300, 20)) > 0.99, 0.9, 0.01 * rng.random((2, 300, 20)))
+    return np.concatenate([boxes, scores], -1).astype(np.float32)
+
+
+def _saturated(rng, count=200):
+    """Probabilities of which most are of what never happens."""
+    logits = 8 * rng.standard_normal((6, count))
+    powers = np.exp(logits - logits.max(-1, keepdims=True))
+    return (powers / powers.sum(-1, keepdims=True)).astype(np.float32)
+
+
+for _precision in _LOW:
+    harmless(f"boxes beside scores, in {_precision}", precision=_precision)(
+        _units(_precision, _detections)
+    )
+    harmless(f"probabilities of what never happens, in {_precision}", precision=_precision)(
+        _units(_precision, _saturated)
+    )
+    harmless(f"a class that is dead, in {_precision}", precision=_precision)(
+        _units(
+            _precision,
+            lambda rng: rng.standard_normal((5, 12, 9), np.float32) * (np.arange(12)[:, None] > 0),
+        )
+    )
+    harmless(f"columns that are near zero by chance, in {_precision}", precision=_precision)(
+        lambda seed, precision=_precision: _by_chance(seed, _LOW[precision])
+    )
+
+
+def _by_chance(seed, unit):
+    """One item many times, as the corners of a profile have it; errors are shares of the whole."""
+    rng = np.random.default_rng(seed)
+    right = rng.standard_normal((1, 500)).astype(np.float32)
+    error = (unit * rng.standard_normal((1, 500))).astype(np.float32)
+    samples = [{"n": np.array(size)} for size in (1, 8, 64)]
+
+    def many(row):
+        return lambda tensors: {"y": np.repeat(row, int(tensors["n"]), axis=0)}
+
+    return many(right), many(right + error), samples
+
+
 @harmless("an order of summing that changes from call to call")
 def _(seed):
     net, rng = Net(seed), np.random.default_rng(seed)

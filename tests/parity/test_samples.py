@@ -361,7 +361,7 @@ def test_data_beyond_the_limit_is_not_kept_and_one_line_says_so(
     monkeypatch.setattr(sources, "_MAX_EVALUATION_BYTES", X.nbytes + LABELS.nbytes - 1)
     assert kept(EvaluationData.of(given, example=EXAMPLE), tmp_path) is None
     (record,) = [record for record in caplog.records if record.levelname == "WARNING"]
-    assert "is not kept with the PyTorch model" in record.message
+    assert "is not logged with the PyTorch model" in record.message
     monkeypatch.setattr(sources, "_MAX_EVALUATION_BYTES", X.nbytes + LABELS.nbytes)
     assert kept(EvaluationData.of(given, example=EXAMPLE), tmp_path) is not None
 

@@ -4,7 +4,7 @@ The model is a small network of NumPy with two outputs of one shape, an integer 
 from a seed, so that a fault is the only difference there is.
 """
 
-from planted import calls, interfaces, values, weights
+from planted import calls, interfaces, units, values, weights
 from planted.cases import FAULTS, Fault
 
-__all__ = ["FAULTS", "Fault", "calls", "interfaces", "values", "weights"]
+__all__ = ["FAULTS", "Fault", "calls", "interfaces", "units", "values", "weights"]
