@@ -85,31 +85,37 @@ class SliceSums:
         chosen = [at for at in range(1, right.ndim) if 1 < right.shape[at] <= MOST_SLICES]
         if not chosen or not right.size:
             return
-        wide = right.astype(np.float64)
         with np.errstate(all="ignore"):
-            difference = given - wide
-        if not np.isfinite(difference).all():
-            wide, difference = (
-                np.where(np.isfinite(difference), each, 0) for each in (wide, difference)
-            )
-        # The first axis goes first: what is left is small.
-        signal, noise = (np.einsum("i...,i...->...", each, each) for each in (wide, difference))
-        different = self._count_different(wide)
-        peak = np.abs(wide, out=wide).max(0)
+            difference = given - right
+            peak = _peak(right)
+            if not (math.isfinite(peak) and math.isfinite(_peak(difference))):
+                finite = np.isfinite(difference)
+                right, difference = np.where(finite, right, 0), np.where(finite, difference, 0)
+                peak = _peak(right)
+        if not peak:
+            return
+        different = self._count_different(right, SAME * peak)
+        # As shares of the peak: squares of fp32's largest numbers overflow. The first axis goes
+        # first, as what is left is small.
+        unit = right.dtype.type(peak)
+        shares, errors = right / unit, difference / unit
+        signal, noise = (np.square(each, out=each).sum(0) for each in (shares, errors))
+        magnitude = shares.max(0)
         for axis in chosen:
             size = right.shape[axis]
             sums = self.axes.setdefault((axis, size), _Axis(*np.zeros((3, size))))
             others = tuple(at for at in range(signal.ndim) if at != axis - 1)
-            sums.signal += signal.sum(others)
-            sums.noise += noise.sum(others)
-            np.maximum(sums.peak, peak.max(others), out=sums.peak)
+            sums.signal += peak**2 * signal.sum(others, dtype=np.float64)
+            sums.noise += peak**2 * noise.sum(others, dtype=np.float64)
+            largest = peak * np.sqrt(magnitude.max(others).astype(np.float64))
+            np.maximum(sums.peak, largest, out=sums.peak)
             sums.elements += different * (signal.size // size)
 
-    def _count_different(self, array: Array) -> int:
+    def _count_different(self, array: Array, margin: float) -> int:
         """Number of items that no call had before; all of them, where each has many elements."""
         if array[0].size >= FEW * MOST_SLICES:
             return len(array)
-        margin, count = SAME * float(np.abs(array).max()), 0
+        count = 0
         for item in array:
             if len(self.items) == ITEMS:
                 return count
@@ -144,3 +150,8 @@ class SliceSums:
                 noise_to_signal=float(ratios[worst]),
                 limit=min(limit * scatter, max(limit, MOST)),
             )
+
+
+def _peak(array: Array) -> float:
+    """The largest magnitude; NaN where one is."""
+    return max(abs(float(array.max())), abs(float(array.min())))
