@@ -7,6 +7,7 @@ files           JSON and files, written whole or not at all
 graphs          ONNX files: read, checked, written
 external_data   tensors that an ONNX file keeps in other files
 weight_files    those files: checked, referred to, written once
+example         input examples that nobody gave
 libraries       shared libraries with operators or plugins
 build_settings  how engines are built
 machine         what this machine is

@@ -195,6 +195,7 @@ class OnnxArtifact:
             graph.
         weights: Files next to it with its weights; none where they are inside.
         libraries: Libraries with its operators for ONNX Runtime.
+        assumptions: What is assumed of the model's inputs, as nobody said it; a sentence each.
     """
 
     path: Path
@@ -209,6 +210,7 @@ class OnnxArtifact:
     origins: Origins | None = None
     weights: tuple[WeightFile, ...] = ()
     libraries: tuple[Library, ...] = ()
+    assumptions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlflow_e2eai import bundle, tracking
 from mlflow_e2eai.artifacts.axes import DynamicAxes
+from mlflow_e2eai.artifacts.example import GeneratedExample
 from mlflow_e2eai.artifacts.libraries import loadable
 from mlflow_e2eai.artifacts.values import (
     Array,
@@ -202,8 +203,14 @@ def load_source(model: LoggedModel, folder: Path, axes: DynamicAxes | None) -> L
     module, example = flatten_module(logged.model, logged.input_example)
     if axes is None:
         axes = logged.dynamic_axes
+    assumptions = logged.assumptions
     if axes is None:
         axes = _open_axes(model, folder, example)
+        assumptions += tuple(
+            f"Axis 0 of {name!r} is open, and taken to be {_DEFAULT_AXIS}." for name in axes
+        )
+    if assumptions:
+        example = GeneratedExample(example, assumptions)
     return LoadedSource(
         module=module,
         example=example,

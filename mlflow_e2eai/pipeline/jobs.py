@@ -16,6 +16,7 @@ from typing import Any
 from mlflow_e2eai import tracking
 from mlflow_e2eai.artifacts.arrays import load_arrays
 from mlflow_e2eai.artifacts.axes import DynamicAxes
+from mlflow_e2eai.artifacts.example import assumptions_of
 from mlflow_e2eai.artifacts.libraries import loadable, native_allowed
 from mlflow_e2eai.artifacts.machine import environment
 from mlflow_e2eai.artifacts.values import Precision, graph_precision, variant_name
@@ -118,7 +119,14 @@ def export(
         )
         with job.recorder.stage("export", inputs=[]) as log:
             out = job.folder / "raw.onnx"
-            raw, _ = export_on(log, source.module, source.example, settings, out=out)
+            raw, _ = export_on(
+                log,
+                source.module,
+                source.example,
+                settings,
+                out=out,
+                assumptions=assumptions_of(source.example),
+            )
         return job.recorder.models[raw.sha256]
 
 

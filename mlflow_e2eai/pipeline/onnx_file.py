@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +13,9 @@ from mlflow_e2eai.artifacts import external_data as weights
 from mlflow_e2eai.artifacts import graphs
 from mlflow_e2eai.artifacts.arrays import feed
 from mlflow_e2eai.artifacts.axes import DynamicAxes, axes_of
-from mlflow_e2eai.artifacts.values import Array, OnnxArtifact, TensorSpec
-from mlflow_e2eai.errors import InvalidInputError
+from mlflow_e2eai.artifacts.example import GeneratedExample, assumptions_of, generate_example
+from mlflow_e2eai.artifacts.values import Array, Infer, OnnxArtifact, Tensors, TensorSpec
+from mlflow_e2eai.errors import InvalidInputError, RunnerError
 from mlflow_e2eai.parity.samples import profile_samples
 from mlflow_e2eai.pytorch import operators
 from mlflow_e2eai.runtime.isolation import isolated_onnxruntime
@@ -38,8 +40,7 @@ def import_onnx(
     Args:
         path: The file, in fp32; its weights may lie in other files of its folder.
         out: The file to write.
-        example: An array for each input. None makes them from the file's inputs: standard normal
-            numbers for floats, else zeros.
+        example: An array for each input. None generates them; see `generate_example`.
         dynamic_axes: An axis for every size that the file leaves open.
         operator_libraries: Shared libraries that implement operators of it for ONNX Runtime.
 
@@ -64,11 +65,11 @@ def import_onnx(
         parent_sha256=None,
         libraries=libraries,
     )
-    given = _random_example(raw) if example is None else feed(example, raw.inputs)
     with isolated_onnxruntime(raw.path, libraries=raw.libraries) as infer:
+        given = _generate(raw, infer) if example is None else feed(example, raw.inputs)
         for sample in profile_samples(given, raw).values():
             infer(sample)
-    return raw, given
+    return replace(raw, assumptions=assumptions_of(given)), given
 
 
 def _require_fp32(model: onnx.ModelProto, path: Path) -> None:
@@ -134,15 +135,22 @@ def _words(inputs: dict[str, TensorSpec]) -> str:
     return ", ".join(f"{name} {list(spec.shape)}" for name, spec in inputs.items())
 
 
-def _random_example(graph: OnnxArtifact) -> dict[str, Array]:
-    """An input example from a graph's inputs, every axis at its opt."""
-    random = np.random.default_rng(0)
+def _generate(graph: OnnxArtifact, infer: Infer) -> GeneratedExample:
+    """An input example for a graph, every axis at its opt."""
     opt = {axis.name: axis.opt for axis in graph.axes}
-    example = {}
-    for spec in graph.inputs:
-        shape = [size if isinstance(size, int) else opt[size] for size in spec.shape]
-        dtype = np.dtype(spec.dtype)
-        is_float = dtype.kind == "f"
-        array = random.standard_normal(shape) if is_float else np.zeros(shape)
-        example[spec.name] = array.astype(dtype)
-    return example
+
+    def accepts(sample: Tensors) -> bool:
+        try:
+            infer(sample)
+        except RunnerError:
+            return False
+        return True
+
+    inputs = {
+        spec.name: (
+            tuple(size if isinstance(size, int) else opt[size] for size in spec.shape),
+            np.dtype(spec.dtype),
+        )
+        for spec in graph.inputs
+    }
+    return generate_example(inputs, accepts)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mlflow_e2eai.artifacts.example import assumptions_of
 from mlflow_e2eai.artifacts.values import Array, Infer, OnnxArtifact
 from mlflow_e2eai.errors import InvalidInputError
 from mlflow_e2eai.evaluation.data import EvaluationData
@@ -72,7 +73,14 @@ def open_source(
         module, example = flatten_module(model, input_example)
         _check_names(data, example)
         with recorder.stage("export", inputs=[] if source is None else [source]) as log:
-            raw, exported = export_on(log, module, example, settings, out=work / "raw.onnx")
+            raw, exported = export_on(
+                log,
+                module,
+                example,
+                settings,
+                out=work / "raw.onnx",
+                assumptions=assumptions_of(input_example),
+            )
         with reference_of(module, raw) as reference:
             yield Source(
                 raw=raw, example=example, reference=reference, name=TORCH, exported=exported

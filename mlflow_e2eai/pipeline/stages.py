@@ -71,7 +71,13 @@ class Reference:
 
 
 def export_on(
-    log: Log, module: object, example: Tensors, settings: Settings, *, out: Path
+    log: Log,
+    module: object,
+    example: Tensors,
+    settings: Settings,
+    *,
+    out: Path,
+    assumptions: Sequence[str] = (),
 ) -> tuple[OnnxArtifact, ExportReport]:
     """Export a module, and log the graph and the report.
 
@@ -82,6 +88,7 @@ def export_on(
         settings: The axes, the exporter and its options, the operators; and the surgery plan, as
             operators that it names need no implementation yet.
         out: The file to write.
+        assumptions: What is assumed of the inputs; see `OnnxArtifact`.
     """
     raw, report = export(
         module,
@@ -95,6 +102,7 @@ def export_on(
         operator_libraries=settings.operator_libraries,
         deferred=named_in(settings.surgery),
     )
+    raw = dataclasses.replace(raw, assumptions=tuple(assumptions))
     log(Output(artifact=raw, example=example))
     log(report)
     return raw, report
@@ -132,6 +140,7 @@ def clean_on(
         reference=reference,
         keep=folder / "refused",
     )
+    cleaned = dataclasses.replace(cleaned, assumptions=raw.assumptions)
     if same_inputs:
         require_same_inputs(cleaned, raw)
     with input_mapper(raw, cleaned) as fit:
@@ -183,6 +192,7 @@ def convert_on(
         log(error.report)
         raise
     if converted is not graph:
+        converted = dataclasses.replace(converted, assumptions=graph.assumptions)
         if report.kept:
             log(Fp32Nodes(nodes=tuple(node.node for node in report.kept)))
         log(Output(artifact=converted, example=example))

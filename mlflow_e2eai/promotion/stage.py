@@ -148,6 +148,9 @@ def metrics_of(
         - ``parity/measured`` and ``parity/failed``: number of measured variants, and of those with
           wrong numbers or an error, on any machine.
         - ``parity/max_abs_error``: the largest error.
+        - ``evidence/unverified``: 1 where the export could not be compared with the PyTorch module.
+        - ``evidence/assumptions``: number of assumptions about the inputs, such as an example that
+          was generated.
         - ``task/<name>``: each task metric of the worst variant.
         - ``task/drop``: the largest drop of one against the PyTorch module on the same machine.
         - ``champion/task_drop``: the largest drop of one from the champion's worst variant to
@@ -164,6 +167,8 @@ def metrics_of(
         "parity/measured": float(len({entry.variant for entry in measured})),
         "parity/failed": float(len({entry.variant for entry in measured if not entry.passed})),
         "parity/max_abs_error": _worst(errors),
+        "evidence/unverified": float(new.export is not None and new.export.unverified is not None),
+        "evidence/assumptions": float(len(new.graphs[0].assumptions)),
         "task/drop": _worst(
             [drop(_reference_tasks(there), _worst_tasks(there)) for there in new.by_machine]
         ),

@@ -21,8 +21,9 @@ from mlflow_e2eai.artifacts import libraries
 from mlflow_e2eai.artifacts.arrays import load_arrays, save_arrays
 from mlflow_e2eai.artifacts.axes import DynamicAxes, axes_of, input_specs, resize
 from mlflow_e2eai.artifacts.files import from_json, to_json
+from mlflow_e2eai.artifacts.example import GeneratedExample, generate_example
 from mlflow_e2eai.artifacts.values import Axis, Library, Tensors, TensorSpec
-from mlflow_e2eai.errors import TrackingError
+from mlflow_e2eai.errors import InvalidInputError, TrackingError
 from mlflow_e2eai.evaluation.data import EvaluationData
 from mlflow_e2eai.evaluation.metrics import accuracy
 from mlflow_e2eai.pytorch import operators as custom
@@ -210,12 +211,13 @@ class LoggedSource:
 
     Attributes:
         model: The module, ScriptModule or ExportedProgram.
-        input_example: The example that was logged, else MLflow's own, else random numbers in the
-            shapes of the signature.
+        input_example: The example that was logged, else MLflow's own, else one that is generated
+            from the signature.
         dynamic_axes: None where none were logged.
         operators: Implementations of operators.
         libraries: Libraries of operators.
         evaluation: None where no data were logged.
+        assumptions: What a generated example assumes; see `generate_example`.
     """
 
     model: Any
@@ -224,6 +226,7 @@ class LoggedSource:
     operators: tuple[custom.Operator, ...] = ()
     libraries: tuple[Library, ...] = ()
     evaluation: EvaluationData | None = None
+    assumptions: tuple[str, ...] = ()
 
 
 def fetch_source(model: LoggedModel, folder: Path) -> LoggedSource:
@@ -246,7 +249,15 @@ def fetch_source(model: LoggedModel, folder: Path) -> LoggedSource:
         raise TrackingError(msg) from error
     extra = path / "extra_files"
     if not (extra / bundle.EXAMPLE).is_file():
-        return LoggedSource(model=module, input_example=_mlflow_example(path, model))
+        example = _mlflow_example(path)
+        if example is not None:
+            return LoggedSource(model=module, input_example=example)
+        generated = _generate_example(path, model, module)
+        return LoggedSource(
+            model=module,
+            input_example=tuple(generated.values()),
+            assumptions=generated.assumptions,
+        )
     operators = extra / _OPERATORS
     return LoggedSource(
         model=module,
@@ -268,29 +279,45 @@ def open_inputs(model: LoggedModel, folder: Path) -> list[bool]:
     return [bool(spec.shape) and spec.shape[0] == -1 for spec in inputs]
 
 
-def _mlflow_example(path: Path, model: LoggedModel) -> Any:
+def _mlflow_example(path: Path) -> Any:
+    """The input example that MLflow logged with a model; None if there is none."""
     from mlflow.models import Model
 
     meta = Model.load(str(path))
     example = meta.load_input_example(str(path)) if meta.saved_input_example_info else None
-    if example is not None:
-        return example if isinstance(example, np.ndarray | dict) else np.asarray(example)
-    inputs = meta.signature.inputs if meta.signature else None
+    known = example is None or isinstance(example, np.ndarray | dict)
+    return example if known else np.asarray(example)
+
+
+def _generate_example(path: Path, model: LoggedModel, module: Any) -> GeneratedExample:
+    """An input example from a model's signature, with 2 where that leaves a size open."""
+    from mlflow.models import Model
+
+    signature = Model.load(str(path)).signature
+    inputs = signature.inputs if signature else None
     if inputs is None or not inputs.is_tensor_spec():
         msg = (
             f"Model {model.model_id} has neither an input example nor a tensor signature; log it "
             f"with input_example=."
         )
         raise TrackingError(msg)
-    random = np.random.default_rng(0)
-    arrays = []
-    for spec in inputs:
-        shape = [2 if size == -1 else size for size in spec.shape]
-        is_float = spec.type.kind == "f"
-        arrays.append(
-            (random.standard_normal(shape) if is_float else np.zeros(shape)).astype(spec.type)
+
+    def accepts(sample: Tensors) -> bool:
+        try:
+            flat, named = flatten_module(module, tuple(sample.values()))
+            run_module(flat, named, what="a generated example")
+        except InvalidInputError:
+            return False
+        return True
+
+    shapes = {
+        spec.name or f"input {position}": (
+            tuple(2 if size == -1 else size for size in spec.shape),
+            np.dtype(spec.type),
         )
-    return tuple(arrays)
+        for position, spec in enumerate(inputs)
+    }
+    return generate_example(shapes, accepts)
 
 
 def _read_structure(path: Path, arrays: Tensors) -> Any:

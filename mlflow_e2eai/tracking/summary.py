@@ -47,6 +47,7 @@ def summarize(value: Any) -> list[str]:
     match value:
         case Output(artifact=OnnxArtifact(stage="export") as graph):
             words = [f"opset {graph.opset}", *_nodes(graph.path), _size(graph.path)]
+            words += ["INPUTS ASSUMED, see the report"] if graph.assumptions else []
         case Output(artifact=artifact):
             words = [_size(artifact.path)]
         case ExportReport():

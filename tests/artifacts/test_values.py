@@ -1,12 +1,15 @@
 import dataclasses
+import functools
 import hashlib
 import importlib
 import json
 import math
 import os
+import types
+import typing
 from collections.abc import Mapping
 from pathlib import Path
-from typing import get_args
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,63 +20,26 @@ from mlflow_e2eai.artifacts.axes import corners, resize
 from mlflow_e2eai.artifacts.build_settings import BuildSettings
 from mlflow_e2eai.artifacts.files import atomic_write, from_json, sha256_of, to_json, verify
 from mlflow_e2eai.artifacts.values import (
-    PRECISIONS,
     Axis,
     EngineArtifact,
     InputOrigin,
     Library,
     OnnxArtifact,
-    Origins,
     Target,
     TensorSpec,
-    WeightFile,
     variant_name,
 )
 from mlflow_e2eai.bundle.manifest import Manifest
 from mlflow_e2eai.errors import ArtifactError, InvalidInputError
-from mlflow_e2eai.evaluation.evidence import Evidence, MachineEvidence
-from mlflow_e2eai.evaluation.gates import Decision, Gate, QuantizationVerdict, Verdict
+from mlflow_e2eai.evaluation.evidence import Evidence
+from mlflow_e2eai.evaluation.gates import Decision, Gate
 from mlflow_e2eai.latency.concurrency import Opened
 from mlflow_e2eai.latency.ratios import Ratio
-from mlflow_e2eai.latency.report import (
-    ColdStart,
-    GpuRecord,
-    Latency,
-    LatencyFinding,
-    LatencyReport,
-    Load,
-    Throughput,
-    Timing,
-)
-from mlflow_e2eai.parity.report import Element, Finding, OutputParity, ParityReport
-from mlflow_e2eai.precision.calibration import Calibrated, Calibration, Calibrator
-from mlflow_e2eai.precision.ranges import Fp32Node, Reason
-from mlflow_e2eai.precision.stage import PrecisionReport
 from mlflow_e2eai.pytorch.pytree import Tree
-from mlflow_e2eai.pytorch.stage import EXPORTERS, ExportReport
-from mlflow_e2eai.surgery.outline import Outline, OutlineNode
 from mlflow_e2eai.surgery.stage import SurgeryReport
 
-TEXT = st.text(max_size=6)
+TEXT = st.text(max_size=6) | st.sampled_from(["NaN", "Infinity"])  # words, not numbers
 WORDS = st.text("NCHWxyz_", min_size=1, max_size=4)
-FLOATS = st.floats()  # NaN and the infinities are among them
-COUNTS = st.integers(0, 2**70)
-
-
-def few(values: st.SearchStrategy) -> st.SearchStrategy:
-    return st.lists(values, max_size=2).map(tuple)
-
-
-def named(values: st.SearchStrategy) -> st.SearchStrategy:
-    return st.dictionaries(TEXT, values, max_size=2)
-
-
-def values_of(kind: type, /, **fields: st.SearchStrategy) -> st.SearchStrategy:
-    """Values of a frozen dataclass; every field must be given."""
-    assert set(fields) == {field.name for field in dataclasses.fields(kind)}
-    return st.builds(kind, **fields)
-
-
 AXES = st.builds(
     lambda name, steps, multiple, buckets: Axis(
         name,
@@ -91,326 +57,88 @@ AXES = st.builds(
     st.integers(1, 3),
     st.sets(st.integers(1, 5)),
 )
-SPECS = values_of(TensorSpec, name=TEXT, dtype=TEXT, shape=few(st.one_of(st.integers(0, 99), TEXT)))
-TARGETS = values_of(
-    Target,
-    backend=st.sampled_from(["tensorrt", "tensorrt_rtx"]),
-    compute_capability=TEXT | st.just("NaN"),  # a word that is not to become a number
-    gpu_name=st.none() | TEXT | st.just("Infinity"),
-    version=st.none() | COUNTS,
-    compatible=st.booleans(),
-)
-PATHS = st.lists(WORDS, min_size=1, max_size=3).map(lambda parts: Path(*parts))
-FILE = {
-    "path": PATHS,
-    "sha256": TEXT,
-    "precision": st.sampled_from(PRECISIONS),
-    "inputs": few(SPECS),
-    "outputs": few(SPECS),
-    "axes": few(AXES),
-}
-NUMBERS = few(st.floats(allow_nan=False, allow_infinity=False))
-INPUT_ORIGINS = values_of(
-    InputOrigin, name=TEXT, dtype=TEXT, perm=few(COUNTS), scale=NUMBERS, offset=NUMBERS
-)
-ORIGINS = values_of(Origins, inputs=few(INPUT_ORIGINS), outputs=few(TEXT))
-WEIGHTS = values_of(WeightFile, path=PATHS, sha256=TEXT, size_bytes=COUNTS)
-# Whether a library is allowed is never believed of a file.
-LIBRARIES = values_of(Library, path=PATHS, sha256=TEXT, allowed=st.just(value=False))
-GRAPHS = values_of(
-    OnnxArtifact,
-    **FILE,
-    libraries=few(LIBRARIES),
-    origins=st.none() | ORIGINS,
-    weights=few(WEIGHTS),
-    parent_sha256=st.none() | TEXT,
-    stage=st.sampled_from(["export", "clean", "convert"]),
-    opset=COUNTS,
-)
-SETTINGS = values_of(
-    BuildSettings,
-    optimization_level=st.integers(0, 5),
-    workspace_bytes=st.none() | st.integers(1, 2**70),
-    threads=st.none() | st.integers(1, 2**70),
-    time_limit_s=st.floats(0, exclude_min=True),
-    timing_cache=st.booleans(),
-    refit=st.booleans(),
-    strip_weights=st.booleans(),
-)
-ENGINES = values_of(
-    EngineArtifact,
-    **FILE,
-    settings=SETTINGS,
-    checked=st.none() | few(TEXT),
-    libraries=few(LIBRARIES),
-    parent_sha256=TEXT,
-    target=TARGETS,
-    backend_version=TEXT,
-    tf32=st.booleans(),
-    build_s=FLOATS,
-    size_bytes=COUNTS,
-)
-FINDINGS = values_of(
-    Finding,
-    kind=st.sampled_from(["no_samples", "nonfinite", "nondeterministic"]),
-    output=st.none() | TEXT,
-    sample=st.none() | COUNTS,
-    index=st.none() | few(COUNTS),
-    sentence=TEXT,
-)
-ELEMENTS = values_of(
-    Element,
-    sample=COUNTS,
-    index=few(COUNTS),
-    reference=TEXT,
-    candidate=TEXT | st.just("NaN"),
-)
-OUTPUTS = values_of(
-    OutputParity,
-    name=TEXT,
-    max_abs_error=FLOATS,
-    max_rel_error=FLOATS,
-    mean_abs_error=FLOATS,
-    rmse=FLOATS,
-    cosine=FLOATS,
-    nonfinite_count=COUNTS,
-    elements=COUNTS,
-    tolerance=FLOATS,
-    max_elementwise_error=FLOATS,
-    mean_elementwise_error=FLOATS,
-    snr_db=FLOATS,
-    outside_share=FLOATS,
-    argmax_agreement=st.none() | FLOATS,
-    top5_agreement=st.none() | FLOATS,
-    reference_nonfinite=COUNTS,
-    candidate_nonfinite=COUNTS,
-    noise=FLOATS,
-    reference_noise=FLOATS,
-    first_wrong=st.none() | ELEMENTS,
-)
-PARITIES = values_of(
-    ParityReport,
-    outputs=few(OUTPUTS),
-    findings=few(FINDINGS),
-    samples=COUNTS,
-    repeats=COUNTS,
-    tolerance=FLOATS,
-    calls=COUNTS,
-    threads=COUNTS,
-)
-LATENCIES = values_of(
-    Latency,
-    name=TEXT,
-    p50_ms=FLOATS,
-    p90_ms=FLOATS,
-    p95_ms=FLOATS,
-    p99_ms=FLOATS,
-    mean_ms=FLOATS,
-    std_ms=FLOATS,
-    throughput_items_per_s=FLOATS,
-    rounds_ms=few(FLOATS),
-    outliers=COUNTS,
-    warmup_calls=COUNTS,
-    settled=st.booleans(),
-    device_p50_ms=st.none() | FLOATS,
-    device_rounds_ms=few(FLOATS),
-)
-DOUBTS = values_of(
-    LatencyFinding,
-    kind=st.sampled_from(["unsettled", "drift", "stall", "clock_jump", "throttled"]),
-    variant=st.none() | TEXT,
-    sentence=TEXT,
-)
-GPUS = values_of(
-    GpuRecord,
-    name=st.none() | TEXT,
-    samples=COUNTS,
-    sm_clock_min_mhz=st.none() | FLOATS,
-    sm_clock_max_mhz=st.none() | FLOATS,
-    power_max_w=st.none() | FLOATS,
-    temperature_max_c=st.none() | FLOATS,
-    throttle_reasons=st.none() | few(TEXT),
-)
-REPORTS = values_of(
-    LatencyReport,
-    items=COUNTS,
-    warmup=COUNTS,
-    variants=few(LATENCIES),
-    findings=few(DOUBTS),
-    gpu=st.none() | GPUS,
-)
-LOADS = values_of(Load, threads=COUNTS, calls=COUNTS, seconds=FLOATS, items_per_s=FLOATS)
-THROUGHPUTS = values_of(Throughput, items=COUNTS, loads=few(LOADS))
-COLD_STARTS = values_of(
-    ColdStart,
-    load_s=FLOATS,
-    first_call_ms=FLOATS,
-    second_call_ms=FLOATS,
-    peak_memory_bytes=COUNTS,
-    peak_memory_growth_bytes=COUNTS,
-    device_memory_bytes=st.none() | COUNTS,
-    profile_memory_bytes=few(COUNTS),
-)
-VERDICTS = values_of(
-    Verdict, metric=TEXT, found=st.none() | FLOATS, wanted=TEXT, passed=st.booleans()
-)
-DECISIONS = values_of(Decision, verdicts=few(VERDICTS))
-WORTHS = values_of(QuantizationVerdict, metrics=named(FLOATS), decision=DECISIONS)
-EVIDENCE = values_of(
-    Evidence,
-    variant=TEXT,
-    sha256=st.none() | TEXT,
-    measured=st.booleans(),
-    reason=st.none() | TEXT,
-    parity=named(PARITIES),
-    before=st.none() | TEXT,
-    against_before=st.none() | PARITIES,
-    cold_start=st.none() | COLD_STARTS,
-    loads=st.none() | THROUGHPUTS,
-    task=named(FLOATS),
-    lost_at=st.none() | TEXT,
-    untimed=st.none() | TEXT,
-    worth=st.none() | WORTHS,
-)
-STATES = st.sampled_from(["kept", "changed", "added", "removed"])
-OUTLINE_NODES = values_of(OutlineNode, name=TEXT, operator=TEXT, state=STATES)
-EDGES = few(st.tuples(COUNTS, COUNTS))
-OUTLINES = values_of(
-    Outline,
-    nodes=few(OUTLINE_NODES),
-    kept=EDGES,
-    removed=EDGES,
-    added=EDGES,
-    beyond=st.dictionaries(STATES, COUNTS),
-)
-TREES = st.recursive(
-    st.builds(Tree, kind=st.sampled_from(["leaf", "float", "None"]), text=TEXT | st.just("NaN")),
-    lambda parts: values_of(
-        Tree,
-        kind=st.sampled_from(["mapping", "list", "object"]),
-        text=TEXT,
-        keys=few(TEXT | st.integers(0, 9)),
-        parts=few(parts),
-    ),
-    max_leaves=4,
-)
-EXPORTED = values_of(
-    ExportReport,
-    exporter=st.sampled_from(EXPORTERS),
-    refused=named(TEXT),
-    unverified=st.none() | TEXT,
-    inputs=st.none() | TREES,
-    outputs=st.none() | TREES,
-)
-SURGERY = values_of(
-    SurgeryReport,
-    edits=named(COUNTS),
-    nodes_before=COUNTS,
-    nodes_after=COUNTS,
-    operators_before=named(COUNTS),
-    operators_after=named(COUNTS),
-    size_before_bytes=COUNTS,
-    size_after_bytes=COUNTS,
-    max_abs_error=st.none() | FLOATS,
-    outline=st.none() | OUTLINES,
-    plan=st.none() | TEXT,
-    seconds=named(FLOATS),
-)
-NODES_KEPT = values_of(
-    Fp32Node,
-    node=TEXT,
-    operator=TEXT,
-    reason=st.sampled_from(get_args(Reason)),
-    value=st.none() | TEXT,
-    magnitude=st.none() | FLOATS,
-    loss=st.none() | FLOATS,
-)
-CALIBRATED = values_of(Calibrated, value=TEXT, magnitude=FLOATS, limit=FLOATS, clipped=FLOATS)
-CALIBRATIONS = values_of(
-    Calibration,
-    calibrator=st.sampled_from(get_args(Calibrator)),
-    samples=COUNTS,
-    values=few(CALIBRATED),
-)
-CONVERSIONS = values_of(
-    PrecisionReport,
-    precision=st.sampled_from(PRECISIONS),
-    samples=COUNTS,
-    nodes=COUNTS,
-    casts=st.integers(),
-    kept=few(NODES_KEPT),
-    saturated=few(TEXT),
-    quantized=COUNTS,
-    pairs=COUNTS,
-    calibration=st.none() | CALIBRATIONS,
-    refused=st.none() | TEXT,
-)
-MACHINES = values_of(
-    MachineEvidence,
-    environment=named(TEXT),
-    evidence=few(EVIDENCE),
-    latency=named(REPORTS),
-)
-
-KINDS = {
+SIMPLE = {
+    str: TEXT,
+    bool: st.booleans(),
+    int: st.integers(0, 2**70),
+    float: st.floats(),  # NaN and the infinities are among them
+    type(None): st.none(),
+    Path: st.lists(WORDS, min_size=1, max_size=3).map(lambda parts: Path(*parts)),
     Axis: AXES,
-    TensorSpec: SPECS,
-    InputOrigin: INPUT_ORIGINS,
-    Origins: ORIGINS,
-    WeightFile: WEIGHTS,
-    Library: LIBRARIES,
-    OnnxArtifact: GRAPHS,
-    Target: TARGETS,
-    BuildSettings: SETTINGS,
-    EngineArtifact: ENGINES,
-    Finding: FINDINGS,
-    Element: ELEMENTS,
-    OutputParity: OUTPUTS,
-    ParityReport: PARITIES,
-    Latency: LATENCIES,
-    LatencyReport: REPORTS,
-    LatencyFinding: DOUBTS,
-    GpuRecord: GPUS,
-    Load: LOADS,
-    Throughput: THROUGHPUTS,
-    ColdStart: COLD_STARTS,
-    Timing: values_of(Timing, host_ms=FLOATS, device_ms=st.none() | FLOATS),
-    Ratio: values_of(Ratio, value=FLOATS, low=FLOATS, high=FLOATS),
-    Evidence: EVIDENCE,
-    MachineEvidence: MACHINES,
-    Outline: OUTLINES,
-    OutlineNode: OUTLINE_NODES,
-    ExportReport: EXPORTED,
-    Tree: TREES,
-    SurgeryReport: SURGERY,
-    Gate: values_of(
-        Gate,
-        metric=TEXT,
-        bound=st.sampled_from(["at_most", "at_least"]),
-        limit=st.floats(allow_nan=False, allow_infinity=False),
-    ),
-    Verdict: VERDICTS,
-    Decision: DECISIONS,
-    QuantizationVerdict: WORTHS,
-    Calibrated: CALIBRATED,
-    Calibration: CALIBRATIONS,
-    PrecisionReport: CONVERSIONS,
-    Manifest: values_of(
-        Manifest,
-        format_version=COUNTS,
-        package_version=TEXT,
-        source_model=st.none() | TEXT,
-        graphs=few(GRAPHS),
-        engines=few(ENGINES),
-        surgery=SURGERY,
-        evidence=few(EVIDENCE),
-        latency=named(REPORTS),
-        environment=named(TEXT),
-        export=st.none() | EXPORTED,
-        conversions=few(CONVERSIONS),
-        elsewhere=few(MACHINES),
-    ),
 }
+FINITE = st.floats(allow_nan=False, allow_infinity=False)
+# Fields that take fewer values than their types.
+NARROW = {
+    (InputOrigin, "scale"): st.lists(FINITE, max_size=2).map(tuple),
+    (InputOrigin, "offset"): st.lists(FINITE, max_size=2).map(tuple),
+    # Whether a library is allowed is never believed of a file.
+    (Library, "allowed"): st.just(value=False),
+    (BuildSettings, "optimization_level"): st.integers(0, 5),
+    (BuildSettings, "workspace_bytes"): st.none() | st.integers(1, 2**70),
+    (BuildSettings, "threads"): st.none() | st.integers(1, 2**70),
+    (BuildSettings, "time_limit_s"): st.floats(0, exclude_min=True),
+    (Gate, "limit"): FINITE,
+}
+
+
+@functools.cache
+def values_of(kind: Any) -> st.SearchStrategy:
+    """Values of a type: of a frozen dataclass by the annotations of its fields."""
+    if kind in SIMPLE:
+        return SIMPLE[kind]
+    if dataclasses.is_dataclass(kind):
+        hints = typing.get_type_hints(kind)
+        fields = {
+            field.name: st.deferred(lambda hint=hints[field.name]: values_of(hint))
+            for field in dataclasses.fields(kind)
+        }
+        fields |= {name: values for (owner, name), values in NARROW.items() if owner is kind}
+        return st.builds(kind, **fields)
+    return _values_of_form(typing.get_origin(kind), typing.get_args(kind))
+
+
+def _values_of_form(origin: Any, parts: tuple[Any, ...]) -> st.SearchStrategy:
+    """Values of a type with parameters."""
+    if origin is typing.Literal:
+        return st.sampled_from(parts)
+    if origin is tuple and parts[-1] is ...:
+        return st.lists(values_of(parts[0]), max_size=2).map(tuple)
+    strategies = list(map(values_of, parts))
+    if origin is tuple:
+        return st.tuples(*strategies)
+    if origin is Mapping:
+        return st.dictionaries(*strategies, max_size=2)
+    assert origin in (typing.Union, types.UnionType), f"no values of {origin} are known"
+    return st.one_of(strategies)
+
+
+LIGHT = (
+    "artifacts.values",
+    "artifacts.build_settings",
+    "parity.report",
+    "latency.report",
+    "latency.ratios",
+    "bundle.manifest",
+    "evaluation.gates",
+    "precision.calibration",
+    "surgery.outline",
+    "pytorch.pytree",
+)
+"""Modules without heavy libraries, whose values go into a bundle."""
+
+KINDS = sorted(
+    {
+        value
+        for name in LIGHT
+        for value in vars(importlib.import_module(f"mlflow_e2eai.{name}")).values()
+        if isinstance(value, type)
+        and dataclasses.is_dataclass(value)
+        and not value.__name__.startswith("_")
+        # A runner that was opened is no value that flows.
+        and value is not Opened
+    },
+    key=lambda kind: kind.__name__,
+)
 
 every_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 
@@ -427,31 +155,9 @@ def spelled(value: object) -> object:
     return (type(value), repr(value))
 
 
-def test_every_frozen_value_of_the_light_modules_is_tried_here():
-    modules = (
-        "artifacts.values",
-        "artifacts.build_settings",
-        "parity.report",
-        "latency.report",
-        "latency.ratios",
-        "bundle.manifest",
-        "evaluation.gates",
-        "precision.calibration",
-        "surgery.outline",
-        "pytorch.pytree",
-    )
-    found = {
-        value
-        for name in modules
-        for value in vars(importlib.import_module(f"mlflow_e2eai.{name}")).values()
-        if isinstance(value, type)
-        and dataclasses.is_dataclass(value)
-        and not value.__name__.startswith("_")
-        # A runner that was opened is no value that flows.
-        if value is not Opened
-    }
-
-    assert found == set(KINDS)
+def test_the_values_that_make_up_a_bundle_are_among_them():
+    assert {Manifest, OnnxArtifact, EngineArtifact, Evidence, Decision, Tree} <= set(KINDS)
+    assert len(KINDS) >= 38
 
 
 @every_kind
@@ -461,7 +167,7 @@ def test_a_value_is_frozen(kind):
 
 @every_kind
 def test_a_value_survives_the_way_to_json_and_back(kind):
-    @given(value=KINDS[kind])
+    @given(value=values_of(kind))
     def check(value: object) -> None:
         assert spelled(from_json(kind, to_json(value))) == spelled(value)
         assert spelled(from_json(kind, to_json(value).encode())) == spelled(value)
@@ -474,7 +180,7 @@ def test_the_json_is_json_by_the_book(kind):
     def refuse(constant: str) -> None:
         pytest.fail(f"{constant} is no JSON")
 
-    @given(value=KINDS[kind])
+    @given(value=values_of(kind))
     def check(value: object) -> None:
         json.loads(to_json(value), parse_constant=refuse)
 
@@ -597,7 +303,9 @@ def test_a_value_with_one_strange_field_is_read_or_refused_but_breaks_nothing(fi
     except ArtifactError as error:
         assert field in str(error)  # noqa: PT017 - it may also be fine
     else:
-        assert json.loads(to_json(read)).keys() == {*GRAPH, "libraries", "origins", "weights"}
+        assert json.loads(to_json(read)).keys() == {
+            field.name for field in dataclasses.fields(OnnxArtifact)
+        }
 
 
 def test_a_field_that_a_later_version_added_is_no_error():

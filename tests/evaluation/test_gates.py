@@ -219,10 +219,17 @@ def test_the_shipped_gates_can_be_read_and_name_each_metric_once():
     assert len(set(names)) == len(names)
 
 
-def test_the_shipped_gates_promote_a_good_first_version():
-    metrics = {"parity/failed": 0.0, "parity/measured": 3.0, "task/drop": 0.0}
+GOOD = {
+    "parity/failed": 0.0,
+    "parity/measured": 3.0,
+    "evidence/unverified": 0.0,
+    "evidence/assumptions": 0.0,
+    "task/drop": 0.0,
+}
 
-    assert decide(shipped(), metrics, has_champion=False).promoted
+
+def test_the_shipped_gates_promote_a_good_first_version():
+    assert decide(shipped(), GOOD, has_champion=False).promoted
 
 
 @pytest.mark.parametrize(
@@ -230,19 +237,15 @@ def test_the_shipped_gates_promote_a_good_first_version():
     [
         ("parity/failed", 1.0),
         ("parity/measured", 0.0),
+        ("evidence/unverified", 1.0),
+        ("evidence/assumptions", 2.0),
         ("task/drop", 0.5),
         ("champion/task_drop", 0.5),
         ("champion/latency_ratio", 2.0),
     ],
 )
 def test_each_shipped_gate_alone_can_stop_a_promotion(metric, bad):
-    good = {
-        "parity/failed": 0.0,
-        "parity/measured": 3.0,
-        "task/drop": 0.0,
-        "champion/task_drop": 0.0,
-        "champion/latency_ratio": 1.0,
-    }
+    good = {**GOOD, "champion/task_drop": 0.0, "champion/latency_ratio": 1.0}
 
     assert decide(shipped(), good, has_champion=True).promoted
     assert not decide(shipped(), {**good, metric: bad}, has_champion=True).promoted

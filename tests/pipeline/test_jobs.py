@@ -560,6 +560,21 @@ def test_a_model_with_neither_example_nor_signature_says_what_is_missing(store):
         jobs.export(other.model_uri)
 
 
+def test_a_graph_is_cleaned_without_its_module_where_that_cannot_be_loaded(
+    source, monkeypatch, caplog
+):
+    raw = jobs.export(source)
+
+    def refuse(*_):
+        msg = "its class is gone"
+        raise TrackingError(msg)
+
+    monkeypatch.setattr(tracking, "fetch_source", refuse)
+
+    assert stage(jobs.clean(raw)) == "clean"
+    assert "The PyTorch model cannot be the reference: its class is gone" in caplog.messages
+
+
 def test_a_stage_that_needs_what_is_not_there_yet_says_so(source):
     with pytest.raises(TrackingError, match="nothing that it was made from is a clean"):
         jobs.convert(source, precision="fp16")

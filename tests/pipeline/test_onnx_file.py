@@ -123,8 +123,9 @@ def numbers(model):
     return model({"x": x})["y"], np.maximum(x @ W, 0)
 
 
-def test_a_chain_that_a_file_began_ends_in_a_version(store, path, capsys):
-    cleaned = clean_onnx(path, dynamic_axes=AXES)
+def test_a_chain_that_a_file_began_ends_in_a_version(store, path, tmp_path, capsys):
+    np.savez(tmp_path / "x.npz", x=np.random.default_rng(0).standard_normal((4, 8), np.float32))
+    cleaned = clean_onnx(path, example=tmp_path / "x.npz", dynamic_axes=AXES)
     words = ["--model-uri", cleaned, "--registered-model-name", "given", "--targets", "sm86"]
     assert main.main(["pipeline", *words]) == DONE
     assert "models:/given/1" in capsys.readouterr().out.splitlines()

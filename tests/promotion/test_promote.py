@@ -71,6 +71,8 @@ def test_a_version_that_passes_every_gate_gets_the_alias(store, good):
     assert [v.metric for v in decision.verdicts] == [
         "parity/failed",
         "parity/measured",
+        "evidence/unverified",
+        "evidence/assumptions",
         "task/drop",
     ]
     assert holder(store) == version

@@ -37,6 +37,11 @@ _SHORT: Mapping[str, str] = {
 
 def doubts(manifest: Manifest) -> Iterator[tuple[str, bool]]:
     """Each doubt that a reader should know before the numbers, and whether findings explain it."""
+    for assumption in manifest.graphs[0].assumptions:
+        yield f"{assumption} The numbers say little about real inputs.", False
+    if manifest.export is not None and manifest.export.unverified is not None:
+        text = f"The exported graph was not compared with the model: {manifest.export.unverified}."
+        yield text, False
     evidence = manifest.all_evidence
     outcomes = [*worst_outcomes(evidence).values()]
     if "unsteady" in outcomes:
