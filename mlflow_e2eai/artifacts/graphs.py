@@ -289,23 +289,33 @@ def nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
         yield from within(function.node)
 
 
-def inline_functions(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Replace the calls of model-local functions by the nodes of the functions.
+def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """The graphs inside a node, such as the branches of an If; not those inside these."""
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            yield attribute.g
+        yield from attribute.graphs
 
-    A constant that is given as a float, which is how a function turns an attribute into a tensor,
-    becomes a tensor: ONNX Runtime's fp16 converter overlooks the other form.
-    """
+
+def reads(node: onnx.NodeProto) -> Iterator[str]:
+    """Names of the values that a node and its subgraphs read from outside."""
+    yield from filter(None, node.input)
+    for inner in subgraphs(node):
+        produced = {value.name for value in (*inner.input, *inner.initializer)}
+        produced |= {name for each in inner.node for name in each.output}
+        read = [name for each in inner.node for name in reads(each)]
+        yield from (
+            name for name in (*read, *(o.name for o in inner.output)) if name not in produced
+        )
+
+
+def inline_functions(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Replace the calls of model-local functions by the nodes of the functions."""
     if not model.functions:
         return model
-    import numpy as np
     import onnx.inliner
 
     flat: onnx.ModelProto = onnx.inliner.inline_local_functions(model)
-    for node in nodes(flat):
-        if node.op_type == "Constant" and node.attribute[0].name in ("value_float", "value_floats"):
-            value = onnx.helper.get_attribute_value(node.attribute[0])
-            tensor = onnx.numpy_helper.from_array(np.asarray(value, np.float32))
-            node.attribute[0].CopyFrom(onnx.helper.make_attribute("value", tensor))
     return flat
 
 
