@@ -61,7 +61,7 @@ def ranges_runner(path: Path, mask: Masks, libraries: Sequence[Library] = ()) ->
     reduced = path.with_name("reduced.onnx")
     write(model, reduced)
     del model
-    with onnxruntime_runner(reduced, libraries=libraries) as infer:
+    with onnxruntime_runner(reduced, optimized=False, libraries=libraries) as infer:
 
         def ranges(tensors: Tensors) -> Tensors:
             rows: dict[str, Array] = {name: np.array([0, 0, np.inf, 0, -np.inf]) for name in values}
