@@ -6,6 +6,7 @@ arrays          NumPy arrays: samples, checks, comparison
 files           JSON and files, written whole or not at all
 graphs          ONNX files: read, checked, written
 value_types     types of the values inside a graph
+subgraph_weights  weights of subgraphs, each in the file once
 names           fresh names for what a stage adds to a graph
 external_data   tensors that an ONNX file keeps in other files
 weight_files    those files: checked, referred to, written once

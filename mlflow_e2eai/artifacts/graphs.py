@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mlflow_e2eai.artifacts import external_data, weight_files
 from mlflow_e2eai.artifacts.files import atomic_write, reading_error
+from mlflow_e2eai.artifacts.subgraph_weights import share_weights, subgraphs
 from mlflow_e2eai.artifacts.values import (
     Axis,
     Library,
@@ -123,6 +124,7 @@ def to_onnx(graph: gs.Graph, *, like: onnx.ModelProto) -> onnx.ModelProto:
     model: onnx.ModelProto = gs.export_onnx(sort(graph))
     model.ir_version = like.ir_version
     external_data.settle(model)
+    share_weights(model)
     used = {node.domain for node in model.graph.node} | {
         node.domain for function in model.functions for node in function.node
     }
@@ -287,14 +289,6 @@ def nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
     yield from within(model.graph.node)
     for function in model.functions:
         yield from within(function.node)
-
-
-def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
-    """The graphs inside a node, such as the branches of an If; not those inside these."""
-    for attribute in node.attribute:
-        if attribute.HasField("g"):
-            yield attribute.g
-        yield from attribute.graphs
 
 
 def reads(node: onnx.NodeProto) -> Iterator[str]:
