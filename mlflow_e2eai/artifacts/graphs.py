@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from mlflow_e2eai.artifacts import external_data, weight_files
-from mlflow_e2eai.artifacts.files import atomic_write, reading_error
+from mlflow_e2eai.artifacts import external_data, model_file, weight_files
+from mlflow_e2eai.artifacts.files import atomic_write
 from mlflow_e2eai.artifacts.subgraph_weights import share_weights, subgraphs
 from mlflow_e2eai.artifacts.values import (
     Axis,
@@ -37,26 +37,9 @@ def read(path: Path) -> onnx.ModelProto:
         ArtifactError: It is missing, is no ONNX file, or breaks the ONNX rules; or a file of its
             weights is missing, too short, or outside its folder.
     """
-    import onnx
-
-    try:
-        model = onnx.load(path, load_external_data=False)
-        external_data.fetch(model, path)
-        onnx.checker.check_model(external_data.skeleton(model))
-    except ArtifactError:
-        raise
-    except FileNotFoundError as error:
-        msg = f"There is no file {path}; check the path."
-        raise ArtifactError(msg) from error
-    except OSError as error:
-        msg = f"Cannot read {path}: {reading_error(error)}; give an ONNX file."
-        raise ArtifactError(msg) from error
-    except Exception as error:  # protobuf's and onnx's errors share no base class
-        is_empty = path.stat().st_size == 0
-        message = "it is empty" if is_empty else str(error).strip() or type(error).__name__
-        reason = message.splitlines()[0]
-        msg = f"{path.name} is not a valid ONNX file: {reason}"
-        raise ArtifactError(msg) from error
+    model = model_file.load(path)
+    model_file.check_structure(model, path)
+    model_file.raise_ir_version(model)
     return model
 
 
@@ -335,10 +318,25 @@ def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
         dim.dim_value if dim.HasField("dim_value") else (dim.dim_param or "?")
         for dim in kind.shape.dim
     ]
+    what = value.type.WhichOneof("value") or "tensor_type"
+    if what != "tensor_type":
+        msg = (
+            f"{value.name!r} is no tensor but a {what.removesuffix('_type')}; inputs and outputs "
+            f"must be tensors, so make each of those in it one of its own."
+        )
+        raise ArtifactError(msg)
+    types = onnx.TensorProto
+    if kind.elem_type in (types.STRING, types.COMPLEX64, types.COMPLEX128):
+        what = "texts" if kind.elem_type == types.STRING else "complex numbers"
+        msg = (
+            f"{value.name!r} holds {what}, but inputs and outputs must be real numbers; convert "
+            f"them outside of the graph, and export or extract the rest."
+        )
+        raise ArtifactError(msg)
     try:
         dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)
     except KeyError as error:
-        msg = f"{value.name!r} is no tensor of a type that ONNX has; inputs and outputs must be."
+        msg = f"{value.name!r} has no type that ONNX knows; inputs and outputs must have one."
         raise ArtifactError(msg) from error
     return TensorSpec(name=value.name, dtype=dtype.name, shape=tuple(shape))
 
