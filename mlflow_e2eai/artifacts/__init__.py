@@ -5,6 +5,12 @@ axes            dynamic axes: their corners, specs and text form
 arrays          NumPy arrays: samples, checks, comparison
 files           JSON and files, written whole or not at all
 graphs          ONNX files: read, checked, written
+value_types     types of the values inside a graph
+model_file      ONNX files as they are: loaded and checked
+repairs         model_file      ONNX files as they are: loaded and checked
+repairs of ONNX files that other tools wrote
+subgraph_weights  weights of subgraphs, each in the file once
+names           fresh names for what a stage adds to a graph
 external_data   tensors that an ONNX file keeps in other files
 weight_files    those files: checked, referred to, written once
 example         input examples that nobody gave

@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from mlflow_e2eai.artifacts import external_data, weight_files
-from mlflow_e2eai.artifacts.files import atomic_write, reading_error
+from mlflow_e2eai.artifacts import external_data, model_file, weight_files
+from mlflow_e2eai.artifacts.files import atomic_write
+from mlflow_e2eai.artifacts.subgraph_weights import share_weights, subgraphs
 from mlflow_e2eai.artifacts.values import (
     Axis,
     Library,
@@ -36,26 +37,9 @@ def read(path: Path) -> onnx.ModelProto:
         ArtifactError: It is missing, is no ONNX file, or breaks the ONNX rules; or a file of its
             weights is missing, too short, or outside its folder.
     """
-    import onnx
-
-    try:
-        model = onnx.load(path, load_external_data=False)
-        external_data.fetch(model, path)
-        onnx.checker.check_model(external_data.skeleton(model))
-    except ArtifactError:
-        raise
-    except FileNotFoundError as error:
-        msg = f"There is no file {path}; check the path."
-        raise ArtifactError(msg) from error
-    except OSError as error:
-        msg = f"Cannot read {path}: {reading_error(error)}; give an ONNX file."
-        raise ArtifactError(msg) from error
-    except Exception as error:  # protobuf's and onnx's errors share no base class
-        is_empty = path.stat().st_size == 0
-        message = "it is empty" if is_empty else str(error).strip() or type(error).__name__
-        reason = message.splitlines()[0]
-        msg = f"{path.name} is not a valid ONNX file: {reason}"
-        raise ArtifactError(msg) from error
+    model = model_file.load(path)
+    model_file.check_structure(model, path)
+    model_file.raise_ir_version(model)
     return model
 
 
@@ -123,6 +107,7 @@ def to_onnx(graph: gs.Graph, *, like: onnx.ModelProto) -> onnx.ModelProto:
     model: onnx.ModelProto = gs.export_onnx(sort(graph))
     model.ir_version = like.ir_version
     external_data.settle(model)
+    share_weights(model)
     used = {node.domain for node in model.graph.node} | {
         node.domain for function in model.functions for node in function.node
     }
@@ -289,23 +274,25 @@ def nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
         yield from within(function.node)
 
 
-def inline_functions(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Replace the calls of model-local functions by the nodes of the functions.
+def reads(node: onnx.NodeProto) -> Iterator[str]:
+    """Names of the values that a node and its subgraphs read from outside."""
+    yield from filter(None, node.input)
+    for inner in subgraphs(node):
+        produced = {value.name for value in (*inner.input, *inner.initializer)}
+        produced |= {name for each in inner.node for name in each.output}
+        read = [name for each in inner.node for name in reads(each)]
+        yield from (
+            name for name in (*read, *(o.name for o in inner.output)) if name not in produced
+        )
 
-    A constant that is given as a float, which is how a function turns an attribute into a tensor,
-    becomes a tensor: ONNX Runtime's fp16 converter overlooks the other form.
-    """
+
+def inline_functions(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Replace the calls of model-local functions by the nodes of the functions."""
     if not model.functions:
         return model
-    import numpy as np
     import onnx.inliner
 
     flat: onnx.ModelProto = onnx.inliner.inline_local_functions(model)
-    for node in nodes(flat):
-        if node.op_type == "Constant" and node.attribute[0].name in ("value_float", "value_floats"):
-            value = onnx.helper.get_attribute_value(node.attribute[0])
-            tensor = onnx.numpy_helper.from_array(np.asarray(value, np.float32))
-            node.attribute[0].CopyFrom(onnx.helper.make_attribute("value", tensor))
     return flat
 
 
@@ -331,10 +318,25 @@ def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
         dim.dim_value if dim.HasField("dim_value") else (dim.dim_param or "?")
         for dim in kind.shape.dim
     ]
+    what = value.type.WhichOneof("value") or "tensor_type"
+    if what != "tensor_type":
+        msg = (
+            f"{value.name!r} is no tensor but a {what.removesuffix('_type')}; inputs and outputs "
+            f"must be tensors, so make each of those in it one of its own."
+        )
+        raise ArtifactError(msg)
+    types = onnx.TensorProto
+    if kind.elem_type in (types.STRING, types.COMPLEX64, types.COMPLEX128):
+        what = "texts" if kind.elem_type == types.STRING else "complex numbers"
+        msg = (
+            f"{value.name!r} holds {what}, but inputs and outputs must be real numbers; convert "
+            f"them outside of the graph, and export or extract the rest."
+        )
+        raise ArtifactError(msg)
     try:
         dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)
     except KeyError as error:
-        msg = f"{value.name!r} is no tensor of a type that ONNX has; inputs and outputs must be."
+        msg = f"{value.name!r} has no type that ONNX knows; inputs and outputs must have one."
         raise ArtifactError(msg) from error
     return TensorSpec(name=value.name, dtype=dtype.name, shape=tuple(shape))
 

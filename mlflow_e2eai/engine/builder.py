@@ -84,6 +84,7 @@ def write_plan(
     if not parser.parse_from_file(str(source.path)):
         raise _parse_error(parser, source, backend.title)
     _check_precision(network, trt, source)
+    _check_inputs(network, source, backend.title)
     config = builder.create_builder_config()
     if not tf32:
         config.clear_flag(trt.BuilderFlag.TF32)
@@ -239,6 +240,19 @@ def _parse_error(parser: Any, source: OnnxArtifact, title: str) -> EngineBuildEr
         f"replace it by surgery."
     )
     return EngineBuildError(msg, node=node or None, operator=operator, reason=reason)
+
+
+def _check_inputs(network: Any, source: OnnxArtifact, title: str) -> None:
+    """Refuse a graph with an input whose values are sizes inside: no dynamic axis says them."""
+    inputs = [network.get_input(index) for index in range(network.num_inputs)]
+    sizes = [tensor.name for tensor in inputs if tensor.is_shape_tensor]
+    if sizes:
+        msg = (
+            f"{title} reads the values of input {sizes[0]!r} of {source.path.name} as sizes, and "
+            f"dynamic axes say none of them; make it a fixed number of the model, or leave the "
+            f"target out and run the graph by ONNX Runtime."
+        )
+        raise EngineBuildError(msg, reason=f"input {sizes[0]!r} is a shape tensor")
 
 
 def _add_profiles(builder: Any, config: Any, source: OnnxArtifact) -> None:

@@ -14,11 +14,13 @@ from mlflow_e2eai.artifacts import graphs
 from mlflow_e2eai.artifacts.arrays import feed
 from mlflow_e2eai.artifacts.axes import DynamicAxes, axes_of
 from mlflow_e2eai.artifacts.example import GeneratedExample, assumptions_of, generate_example
+from mlflow_e2eai.artifacts.repairs import read_repaired
 from mlflow_e2eai.artifacts.values import Array, Infer, OnnxArtifact, Tensors, TensorSpec
 from mlflow_e2eai.errors import InvalidInputError, RunnerError
 from mlflow_e2eai.parity.samples import profile_samples
 from mlflow_e2eai.pytorch import operators
 from mlflow_e2eai.runtime.isolation import isolated_onnxruntime
+from mlflow_e2eai.surgery.rules import drop_zipmaps
 
 if TYPE_CHECKING:
     import onnx
@@ -35,7 +37,8 @@ def import_onnx(
     """Read an ONNX file as the raw graph of a lineage without a PyTorch model.
 
     The reference of its variants is the file itself, run by ONNX Runtime: it is run once at every
-    corner of its profile.
+    corner of its profile. What it needs of repair (see `repairs.read_repaired`) is done first, and
+    so is the rule `drop_zipmaps`.
 
     Args:
         path: The file, in fp32; its weights may lie in other files of its folder.
@@ -52,7 +55,7 @@ def import_onnx(
         InvalidInputError: The axes or the example do not fit the file, or it is not in fp32.
         RunnerError: ONNX Runtime cannot load it, or run it.
     """
-    model = graphs.read(path)
+    model = _read(path)
     libraries = operators.load_libraries(operator_libraries)
     _require_fp32(model, path)
     _name_axes(model, dynamic_axes or {})
@@ -70,6 +73,19 @@ def import_onnx(
         for sample in profile_samples(given, raw).values():
             infer(sample)
     return replace(raw, assumptions=assumptions_of(given)), given
+
+
+def _read(path: Path) -> onnx.ModelProto:
+    """Read a file of any exporter; outputs that are lists of maps become tensors."""
+    model = read_repaired(path)
+    if not any(node.op_type == "ZipMap" for node in model.graph.node):
+        return model
+    import onnx
+
+    inferred = onnx.shape_inference.infer_shapes(model)
+    graph = graphs.to_graph(inferred)
+    drop_zipmaps(graph)
+    return graphs.to_onnx(graph, like=model)
 
 
 def _require_fp32(model: onnx.ModelProto, path: Path) -> None:

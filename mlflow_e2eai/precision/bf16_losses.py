@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mlflow_e2eai.artifacts import graphs
+from mlflow_e2eai.artifacts.names import FreshNames
 from mlflow_e2eai.artifacts.values import Infer, Library, Tensors
 from mlflow_e2eai.parity.tolerances import NOISE_TO_SIGNAL
 from mlflow_e2eai.precision.ranges import Fp32Node, Guarded
-from mlflow_e2eai.precision.statistics import floating_values, write
+from mlflow_e2eai.precision.statistics import computes_in_fp32, floating_values, write
 from mlflow_e2eai.runtime.isolation import isolated
 from mlflow_e2eai.runtime.ort import onnxruntime_runner
 
@@ -31,9 +32,8 @@ LARGEST_LOSS = NOISE_TO_SIGNAL["bf16"] / 2
 """Root mean square of a node's error, as a share of its output. A decision of ours: no node alone
 may use up half of the tolerance of the whole graph. Rounding a sum's terms loses 0.17 %."""
 
-_LIMIT, _ZERO = "loss_limit", "loss_zero"
-"""Constants of the graph with twins: from the one on, a number's square may be infinite; masks are
-often that large."""
+_LIMIT = 1e15
+"""From here on a number's square may be infinite; masks are often that large."""
 
 _EXACT = frozenset(
     {
@@ -64,7 +64,7 @@ def guard_losses(
     totals: dict[str, tuple[float, float]] = {}
     count = 0
     rest = iter(samples)
-    if (first := next(rest, None)) is None:
+    if (first := next(rest, None)) is None or not computes_in_fp32(model):
         return Guarded()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "plain.onnx")
@@ -103,25 +103,25 @@ def _fp32_nodes(model: onnx.ModelProto, shares: Mapping[str, float]) -> tuple[Fp
     }
     reasons: dict[str, tuple[str, float]] = {}
 
-    def keep(node: onnx.NodeProto, name: str, value: str, loss: float) -> None:
-        if name in reasons or _has_graph(node):
-            return
-        reasons[name] = (value, loss)
-
-    def feed(node: onnx.NodeProto, value: str, loss: float) -> None:
-        for read in node.input:
-            if read in makers:
-                maker, its_name = makers[read]
-                keep(maker, its_name, value, loss)
-                if maker.op_type in _EXACT:
-                    feed(maker, value, loss)
+    def keep_makers(node: onnx.NodeProto, value: str, loss: float) -> None:
+        """Keep what writes a node's inputs, back to where the numbers were computed."""
+        pending, seen = [*node.input], set[str]()
+        while pending:
+            read = pending.pop()
+            if read in seen or read not in makers:
+                continue
+            seen.add(read)
+            maker, its_name = makers[read]
+            reasons.setdefault(its_name, (value, loss))
+            if maker.op_type in _EXACT:
+                pending += maker.input
 
     for node, name in zip(model.graph.node, names, strict=True):
         lost = [(value, shares[value]) for value in node.output if value in shares]
         value, loss = max(lost, key=lambda one: one[1], default=("", 0.0))
         if loss > LARGEST_LOSS:
-            keep(node, name, value, loss)
-            feed(node, value, loss)
+            reasons.setdefault(name, (value, loss))
+            keep_makers(node, value, loss)
     return tuple(
         Fp32Node(
             node=name,
@@ -153,78 +153,104 @@ def losses_runner(path: Path, libraries: Sequence[Library] = ()) -> Iterator[Inf
     import onnx
 
     model = graphs.read(path)
-    floats = set(floating_values(model, path.with_name("exposed.onnx"), libraries))
-    computed = set(floats)
-    for constant, number in ((_LIMIT, 1e15), (_ZERO, 0.0)):
-        tensor = onnx.numpy_helper.from_array(np.array(number, np.float32), constant)
-        model.graph.initializer.append(tensor)
-    wide = onnx.TensorProto.FLOAT
-    floats |= {w.name for w in model.graph.initializer if w.data_type == wide}
-    floats |= {v.name for v in model.graph.input if v.type.tensor_type.elem_type == wide}
-    for node in [*model.graph.node]:
-        if not _has_graph(node) and floats & {*node.input} and computed & {*node.output}:
-            _add_twin(model.graph, node, floats)
-    there = {out for node in model.graph.node for out in node.output}
-    outputs = sorted(value for value in computed if f"{value}_noise" in there)
+    computed = set(floating_values(model, path.with_name("exposed.onnx"), libraries))
+    twins = _Twins(model, computed)
+    twins.add_all()
+    names = [name for pair in twins.sums.values() for name in pair]
     del model.graph.output[:]
-    for value in outputs:
-        for kind in ("noise", "signal"):
-            model.graph.output.append(
-                onnx.helper.make_tensor_value_info(f"{value}_{kind}", wide, [])
-            )
+    model.graph.output.extend(
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, []) for name in names
+    )
     twinned = path.with_name("twinned.onnx")
     write(model, twinned)
     del model
-    with onnxruntime_runner(twinned, libraries=libraries) as infer:
+    with onnxruntime_runner(twinned, optimized=False, libraries=libraries) as infer:
 
         def losses(tensors: Tensors) -> Tensors:
             sums = infer(tensors)
             return {
-                value: np.array([sums[f"{value}_noise"], sums[f"{value}_signal"]])
-                for value in outputs
+                value: np.array([sums[noise], sums[signal]])
+                for value, (noise, signal) in twins.sums.items()
             }
 
         yield losses
 
 
-def _has_graph(node: onnx.NodeProto) -> bool:
-    return any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute)
+class _Twins:
+    """Adds to a graph the twins of its nodes, and the sums of squares that compare them.
 
+    Attributes:
+        sums: Names of the sum of the squares of the error, and of the value itself, by value.
+    """
 
-def _add_twin(graph: onnx.GraphProto, node: onnx.NodeProto, floats: set[str]) -> None:
-    """Add a node's twin, and the nodes that sum the squares of the difference."""
-    import onnx
+    def __init__(self, model: onnx.ModelProto, computed: set[str]) -> None:
+        import onnx
 
-    known = {out for one in graph.node for out in one.output}
+        wide = onnx.TensorProto.FLOAT
+        self.sums: dict[str, tuple[str, str]] = {}
+        self._graph, self._computed = model.graph, computed
+        self._fresh = FreshNames.of_model(model)
+        self._floats = computed | {
+            *(w.name for w in model.graph.initializer if w.data_type == wide),
+            *(v.name for v in model.graph.input if v.type.tensor_type.elem_type == wide),
+        }
+        self._rounded: dict[str, str] = {}
+        self._limit, self._zero = (self._constant(number) for number in (_LIMIT, 0.0))
 
-    def add(operator: str, *inputs: str, to: str, **attributes: Any) -> str:
-        graph.node.append(onnx.helper.make_node(operator, [*inputs], [to], **attributes))
-        return to
+    def add_all(self) -> None:
+        """Add the twins, each behind its node: the time to load them is then about linear."""
+        nodes = [*self._graph.node]
+        del self._graph.node[:]
+        for node in nodes:
+            self._graph.node.append(node)
+            if not any(graphs.subgraphs(node)):
+                self._add(node)
 
-    def cast(source: str, output: str, kind: int) -> str:
-        if output not in known:
-            graph.node.append(onnx.helper.make_node("Cast", [source], [output], to=kind))
-            known.add(output)
+    def _add(self, node: onnx.NodeProto) -> None:
+        """Add the twin of a node that reads and writes numbers in fp32."""
+        values = {*node.output} & self._computed
+        if not values or not self._floats & {*node.input}:
+            return
+        twin = type(node)()
+        twin.CopyFrom(node)
+        twin.name = ""
+        twin.input[:] = [self._round(n) if n in self._floats else n for n in node.input]
+        twin.output[:] = [self._fresh(f"{name}_twin") if name else "" for name in node.output]
+        self._graph.node.append(twin)
+        for name, copy in zip(node.output, twin.output, strict=True):
+            if name in values:
+                self.sums[name] = self._compare(name, copy)
+
+    def _compare(self, name: str, copy: str) -> tuple[str, str]:
+        limited = [self._node("Less", self._node("Abs", one), self._limit) for one in (name, copy)]
+        both = self._node("And", *limited)
+
+        def sum_of_squares(what: str) -> str:
+            selected = self._node("Where", both, what, self._zero)
+            return self._node("ReduceSum", self._node("Mul", selected, selected), keepdims=0)
+
+        return sum_of_squares(self._node("Sub", name, copy)), sum_of_squares(name)
+
+    def _round(self, name: str) -> str:
+        import onnx
+
+        if name not in self._rounded:
+            narrow = self._node("Cast", name, to=onnx.TensorProto.BFLOAT16)
+            self._rounded[name] = self._node("Cast", narrow, to=onnx.TensorProto.FLOAT)
+        return self._rounded[name]
+
+    def _node(self, operator: str, *inputs: str, **attributes: Any) -> str:
+        """Add a node; returns the name of its output."""
+        import onnx
+
+        output = self._fresh(f"{inputs[0]}_{operator}")
+        self._graph.node.append(onnx.helper.make_node(operator, inputs, [output], **attributes))
         return output
 
-    narrow, wide = onnx.TensorProto.BFLOAT16, onnx.TensorProto.FLOAT
-    twin = onnx.NodeProto()
-    twin.CopyFrom(node)
-    twin.name = ""
-    for index, name in enumerate(node.input):
-        if name in floats:
-            between = cast(name, f"{name}_narrow", narrow)
-            twin.input[index] = cast(between, f"{name}_rounded", wide)
-    twin.output[:] = [f"{name}_twin" if name else "" for name in node.output]
-    graph.node.append(twin)
-    for name in {*node.output} & floats:
-        counted = [
-            add("Less", add("Abs", one, to=f"{one}_size"), _LIMIT, to=f"{one}_counted")
-            for one in (name, f"{name}_twin")
-        ]
-        both = add("And", *counted, to=f"{name}_both")
-        lost = add("Sub", name, f"{name}_twin", to=f"{name}_lost")
-        for what, kind in ((lost, "noise"), (name, "signal")):
-            selected = add("Where", both, what, _ZERO, to=f"{name}_{kind}_kept")
-            square = add("Mul", selected, selected, to=f"{name}_{kind}_square")
-            add("ReduceSum", square, to=f"{name}_{kind}", keepdims=0)
+    def _constant(self, number: float) -> str:
+        import onnx
+
+        name = self._fresh(f"{number:g}")
+        tensor = onnx.numpy_helper.from_array(np.array(number, np.float32), name)
+        self._graph.initializer.append(tensor)
+        return name

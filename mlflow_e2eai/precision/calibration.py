@@ -14,6 +14,7 @@ import numpy as np
 
 from mlflow_e2eai.artifacts import weight_files as weights
 from mlflow_e2eai.artifacts.files import Real
+from mlflow_e2eai.artifacts.names import FreshNames
 from mlflow_e2eai.artifacts.values import Array, Infer, Library, Tensors
 from mlflow_e2eai.runtime.isolation import isolated
 from mlflow_e2eai.runtime.ort import onnxruntime_runner
@@ -120,10 +121,11 @@ def write_observed(model: onnx.ModelProto, values: Sequence[str], path: Path) ->
     observed = onnx.ModelProto()
     observed.CopyFrom(model)
     inputs = {value.name for value in model.graph.input}
+    fresh = FreshNames.of_model(model)
     del observed.graph.output[:]
     for name in values:
         # ONNX Runtime takes no output that is an input; a node between makes it one of its own.
-        output = f"{name}_observed" if name in inputs else name
+        output = fresh(f"{name}_observed") if name in inputs else name
         if output != name:
             observed.graph.node.append(onnx.helper.make_node("Identity", [name], [output]))
         kind = onnx.helper.make_tensor_value_info(output, onnx.TensorProto.FLOAT, None)

@@ -17,9 +17,11 @@ import numpy as np
 
 from mlflow_e2eai.artifacts import external_data as weights
 from mlflow_e2eai.artifacts import graphs
+from mlflow_e2eai.artifacts.names import FreshNames
 from mlflow_e2eai.artifacts.values import Array, Library, Precision, Tensors
 from mlflow_e2eai.errors import InvalidInputError, PrecisionError
 from mlflow_e2eai.precision.calibration import Calibration, Calibrator, calibrate, limits_of
+from mlflow_e2eai.precision.opsets import raise_opset
 from mlflow_e2eai.precision.ranges import Fp32Node
 
 if TYPE_CHECKING:
@@ -118,7 +120,11 @@ def quantize(
         RunnerError: ONNX Runtime cannot run the graph on a sample.
     """
     form = TYPES[precision]
-    converted = _with_opset(model, form.opset, precision)
+    named = type(model)()
+    named.CopyFrom(model)
+    for node, name in zip(named.graph.node, graphs.node_names(model), strict=True):
+        node.name = name
+    converted = raise_opset(named, form.opset, precision)
     constants = _constants(converted)
     names = graphs.node_names(converted)
     products = [
@@ -182,26 +188,6 @@ def _fp32_node(
     return Fp32Node(node=name, operator=node.op_type, reason="all zero", value=value, magnitude=0.0)
 
 
-def _with_opset(model: onnx.ModelProto, opset: int, precision: str) -> onnx.ModelProto:
-    """A copy of a model, with at least this operator set."""
-    import onnx
-
-    converted = onnx.ModelProto()
-    if graphs.opset_of(model) >= opset:
-        converted.CopyFrom(model)
-        return converted
-    try:
-        converted.CopyFrom(onnx.version_converter.convert_version(model, opset))
-    except Exception as error:  # the converter is native code, whose errors share no base class
-        msg = (
-            f"{precision} takes opset {opset}, and the graph cannot be raised to it from "
-            f"{graphs.opset_of(model)}: {str(error).strip().splitlines()[0]} Export it with "
-            f"opset={opset}."
-        )
-        raise PrecisionError(msg) from error
-    return converted
-
-
 def _constants(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
     """The constants of the main graph in fp32, by name."""
     import onnx
@@ -234,6 +220,7 @@ class _Pairs:
         self._form = form
         self._constants = constants
         self._limits = limits
+        self._fresh = FreshNames.of_model(model)
         self._activations: dict[str, list[onnx.NodeProto]] = {}
         self._weights: dict[tuple[str, int | None], onnx.NodeProto] = {}
 
@@ -244,14 +231,11 @@ class _Pairs:
         if name not in self._activations:
             scale = self._add(f"{name}_scale", np.float32(self._limits[name] / self._form.highest))
             zero = self._zero(f"{name}_zero", ())
-            rounded, back = f"{name}_quantized", f"{name}_dequantized"
+            rounded, back = self._fresh(f"{name}_quantized"), self._fresh(f"{name}_dequantized")
+            first, second = self._fresh(f"{name}_quantize"), self._fresh(f"{name}_dequantize")
             self._activations[name] = [
-                onnx.helper.make_node(
-                    "QuantizeLinear", [name, scale, zero], [rounded], name=f"{name}_quantize"
-                ),
-                onnx.helper.make_node(
-                    "DequantizeLinear", [rounded, scale, zero], [back], name=f"{name}_dequantize"
-                ),
+                onnx.helper.make_node("QuantizeLinear", [name, scale, zero], [rounded], first),
+                onnx.helper.make_node("DequantizeLinear", [rounded, scale, zero], [back], second),
             ]
         return str(self._activations[name][-1].output[0])
 
@@ -276,8 +260,8 @@ class _Pairs:
             self._weights[key] = onnx.helper.make_node(
                 "DequantizeLinear",
                 [stored.name, scale, zero],
-                [f"{stem}_dequantized"],
-                name=f"{stem}_dequantize",
+                [self._fresh(f"{stem}_dequantized")],
+                name=self._fresh(f"{stem}_dequantize"),
                 **attributes,
             )
         return str(self._weights[key].output[0])
@@ -313,17 +297,19 @@ class _Pairs:
         dtype = onnx.helper.tensor_dtype_to_np_dtype(kind)
         ends = np.clip(numbers, -self._form.highest, self._form.highest)
         rounded = np.rint(ends) if self._form.onnx_type == "INT8" else ends
-        return onnx.numpy_helper.from_array(rounded.astype(dtype), name)
+        return onnx.numpy_helper.from_array(rounded.astype(dtype), self._fresh(name))
 
     def _zero(self, name: str, shape: tuple[int, ...]) -> str:
-        self._graph.initializer.append(self._tensor(name, np.zeros(shape, np.float32)))
-        return name
+        zero = self._tensor(name, np.zeros(shape, np.float32))
+        self._graph.initializer.append(zero)
+        return str(zero.name)
 
     def _add(self, name: str, numbers: Array | np.float32) -> str:
         import onnx
 
-        self._graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(numbers), name))
-        return name
+        tensor = onnx.numpy_helper.from_array(np.asarray(numbers), self._fresh(name))
+        self._graph.initializer.append(tensor)
+        return str(tensor.name)
 
 
 def _numbers(tensor: onnx.TensorProto) -> Array:

@@ -17,7 +17,13 @@ from mlflow_e2eai.artifacts import external_data as weights
 from mlflow_e2eai.artifacts import graphs
 from mlflow_e2eai.artifacts.files import Real
 from mlflow_e2eai.artifacts.values import Array, Library, Tensors
-from mlflow_e2eai.precision.statistics import STATISTICS, Masks, masks, ranges_runner
+from mlflow_e2eai.precision.statistics import (
+    STATISTICS,
+    Masks,
+    computes_in_fp32,
+    masks,
+    ranges_runner,
+)
 from mlflow_e2eai.runtime.isolation import isolated
 
 if TYPE_CHECKING:
@@ -117,9 +123,9 @@ def guard(
     """The nodes whose inputs, outputs, weights or sums leave fp16's range on samples.
 
     Infinities do not count: fp16 has them too. Nor do the large negative numbers that masks have,
-    where a Softmax makes the same zeros of fp16's lowest number. A node with a subgraph is never
-    named, as it cannot stay in fp32 by itself; the parity of the result shows whether it should
-    have.
+    where a Softmax makes the same zeros of fp16's lowest number. Of a node with subgraphs, the
+    values that it exchanges with the graph and its weights are seen, those inside are not; the
+    parity of the result shows whether it should have stayed in fp32.
 
     Args:
         model: A graph in fp32.
@@ -136,8 +142,6 @@ def guard(
     saturated = {name for name in mask.leads if _may_saturate(name, mask, seen)}
     in_fp32: list[Fp32Node] = []
     for node, name in zip(model.graph.node, graphs.node_names(model), strict=True):
-        if any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute):
-            continue
         for value, magnitude in _magnitudes(node, seen):
             if value not in saturated and (reason := _reason(magnitude)):
                 operator = graphs.operator_name(node.domain, node.op_type)
@@ -177,9 +181,13 @@ def _may_saturate(name: str, mask: Masks, seen: Mapping[str, Range]) -> bool:
 
 def _magnitudes(node: onnx.NodeProto, seen: Mapping[str, Range]) -> Iterator[tuple[str, float]]:
     """Magnitudes that a node computes with: of its inputs, outputs and constants."""
-    for name in (*node.input, *node.output):
+    for name in (*graphs.reads(node), *node.output):
         if name in seen:
             yield name, seen[name].magnitude
+    for inner in graphs.subgraphs(node):
+        own = _weight_ranges(inner)
+        for each in inner.node:
+            yield from _magnitudes(each, own)
     first = seen.get(node.input[0]) if node.input else None
     last = seen.get(node.output[0])
     if first is None or last is None:
@@ -202,18 +210,10 @@ def _ranges(
     import onnx
 
     rest = iter(samples)
-    if (sample := next(rest, None)) is None:
+    if (sample := next(rest, None)) is None or not computes_in_fp32(model):
         return {}, 0
     count = 0
-    ranges = {
-        weight.name: _range_of(
-            weights.values(weight)
-            if weights.is_reference(weight)
-            else onnx.numpy_helper.to_array(weight)
-        )
-        for weight in model.graph.initializer
-        if weight.data_type == onnx.TensorProto.FLOAT
-    }
+    ranges = _weight_ranges(model.graph)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "plain.onnx")
         own = onnx.ModelProto()
@@ -231,6 +231,20 @@ def _ranges(
                 for name, one in (given | outputs).items():
                     ranges[name] = _union(ranges.get(name, one), one)
     return ranges, count
+
+
+def _weight_ranges(graph: onnx.GraphProto) -> dict[str, Range]:
+    import onnx
+
+    return {
+        weight.name: _range_of(
+            weights.values(weight)
+            if weights.is_reference(weight)
+            else onnx.numpy_helper.to_array(weight)
+        )
+        for weight in graph.initializer
+        if weight.data_type == onnx.TensorProto.FLOAT
+    }
 
 
 def _range_of(array: Array) -> Range:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlflow_e2eai.artifacts import graphs
+from mlflow_e2eai.artifacts import external_data, graphs
 from mlflow_e2eai.artifacts.values import (
     PRECISIONS,
     Library,
@@ -23,10 +23,16 @@ from mlflow_e2eai.artifacts.values import (
 )
 from mlflow_e2eai.artifacts.weight_files import staging_path
 from mlflow_e2eai.errors import ArtifactError, InvalidInputError, PrecisionError, RunnerError
-from mlflow_e2eai.precision.bf16 import to_bf16
 from mlflow_e2eai.precision.bf16_losses import guard_losses
 from mlflow_e2eai.precision.calibration import Calibration
-from mlflow_e2eai.precision.fp16 import of_libraries, to_fp16
+from mlflow_e2eai.precision.half import (
+    ONNX_TYPES,
+    of_libraries,
+    prepare,
+    to_bf16,
+    to_fp16,
+    without_half,
+)
 from mlflow_e2eai.precision.quantize import TYPES, quantize
 from mlflow_e2eai.precision.ranges import Fp32Node, Guarded, Reason, guard
 from mlflow_e2eai.runtime.isolation import isolated_onnxruntime
@@ -35,8 +41,8 @@ if TYPE_CHECKING:
     import onnx
 
 
-CONVERTERS = {"fp16": (to_fp16, "FLOAT16"), "bf16": (to_bf16, "BFLOAT16")}
-"""The converter to a precision, and ONNX's name of the type."""
+CONVERTERS = {"fp16": to_fp16, "bf16": to_bf16}
+"""The converter to each half precision."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,10 +85,8 @@ def convert(
 ) -> tuple[OnnxArtifact, PrecisionReport]:
     """Write a graph in another precision.
 
-    To fp16 the converter is ONNX Runtime's own (``onnxruntime.transformers.float16``); to bf16 it
-    is ours, which raises the opset to 22; for int8 and fp8 see `quantize.quantize`. The result is
-    loaded by ONNX Runtime as a check: converters of this kind are known to
-    write graphs that do not load when an output is also read inside the graph.
+    To fp16 and bf16 see `half.to_half`; for int8 and fp8 see `quantize.quantize`. Each graph is
+    checked to have the interface of the one before, and is loaded by ONNX Runtime.
 
     Args:
         source: A graph in fp32; its file is not changed.
@@ -90,7 +94,7 @@ def convert(
             `source`.
         out: The file to write.
         keep_fp32: Nodes that stay in fp32, by the names that `graphs.node_names` gives them;
-            `bisect` finds those that must. See `to_fp16` for what stays in fp32 with them.
+            `bisect` finds those that must. See `to_half` for what stays in fp32 with them.
         samples: Inputs on which the ranges of all values are measured; nodes out of fp16's range
             stay in fp32 too, see `ranges.guard`, and for bf16 those that lose too much, see
             `bf16_losses.guard_losses`. Read once. Without any, the graph is unguarded. int8 and
@@ -113,14 +117,14 @@ def convert(
         raise InvalidInputError(msg)
     if precision == "fp32":
         return source, PrecisionReport(precision=precision)
-    before = graphs.inline_functions(
-        graphs.read(source.path)
-    )  # the converter leaves functions in fp32
+    before = graphs.inline_functions(graphs.read(source.path))
     report = PrecisionReport(precision=precision, nodes=len(before.graph.node))
+    _check_names(before, keep_fp32)
     try:
         if precision in TYPES:
             model, report = _quantize(before, keep_fp32, samples, report, source.libraries)
         else:
+            before = prepare(before, precision)
             guarded = _guard(precision, before, keep_fp32, samples, source.libraries)
             report = dataclasses.replace(
                 report,
@@ -128,7 +132,9 @@ def convert(
                 saturated=guarded.saturated,
                 samples=guarded.samples,
             )
-            model = _check_conversion(source, precision, before, guarded.kept)
+            model = CONVERTERS[precision](before, keep_fp32=[one.node for one in guarded.kept])
+            _require_half(model, precision, before, guarded.kept)
+        _check_interface(model, source, precision, before)
         with staging_path(out) as temporary:
             try:
                 graphs.write(model, temporary)
@@ -166,7 +172,6 @@ def _quantize(
     libraries: Sequence[Library],
 ) -> tuple[onnx.ModelProto, PrecisionReport]:
     """The graph in int8 or fp8, and its report."""
-    _check_names(before, keep_fp32)
     try:
         quantized = quantize(
             before, report.precision, samples, keep_fp32=keep_fp32, libraries=libraries
@@ -184,26 +189,35 @@ def _quantize(
     )
 
 
-def _check_conversion(
-    source: OnnxArtifact, precision: Precision, before: onnx.ModelProto, in_fp32: Sequence[Fp32Node]
-) -> onnx.ModelProto:
-    """The graph in another precision, with the interface of the one before."""
-    to, kind = CONVERTERS[precision]
-    model = to(before, keep_fp32=[one.node for one in in_fp32])
-    if not _has(kind, model):
-        msg = (
-            f"The graph has nothing that {precision} could hold, so it would only say {precision}: "
-            f"{len(in_fp32)} of its {len(before.graph.node)} nodes must stay in fp32; keep "
-            f"it in fp32."
-        )
-        raise PrecisionError(msg)
+def _require_half(
+    model: onnx.ModelProto, precision: Precision, before: onnx.ModelProto, kept: Sequence[Fp32Node]
+) -> None:
+    """Refuse a graph in a half precision that has nothing in it."""
+    if _has(ONNX_TYPES[precision], model):
+        return
+    in_fp32 = {one.operator for one in kept}
+    unknown = [name for name in without_half(before, precision) if name not in in_fp32]
+    reasons = [
+        f"{len(kept)} of its {len(before.graph.node)} nodes must stay in fp32" if kept else "",
+        f"{', '.join(unknown[:3])} cannot be in {precision} at opset {graphs.opset_of(before)}"
+        if unknown
+        else "",
+    ]
+    why = " and ".join(filter(None, reasons)) or "none of its nodes computes in fp32"
+    msg = f"The graph has nothing that {precision} could hold: {why}; keep it as it is."
+    raise PrecisionError(msg)
+
+
+def _check_interface(
+    model: onnx.ModelProto, source: OnnxArtifact, precision: Precision, before: onnx.ModelProto
+) -> None:
+    """Refuse a graph with another interface; gives it the names of sizes of the one before."""
     inputs, outputs = graphs.interface(model)
     if inputs != source.inputs or not _agree(outputs, source.outputs):
         msg = f"The {precision} graph has other inputs or outputs than the one in fp32; keep that."
         raise PrecisionError(msg)
     del model.graph.output[:]
-    model.graph.output.extend(before.graph.output)  # keeps the names of sizes
-    return model
+    model.graph.output.extend(before.graph.output)
 
 
 def _guard(
@@ -292,7 +306,7 @@ def _has(kind: str, model: onnx.ModelProto) -> bool:
     import onnx
 
     half = onnx.TensorProto.DataType.Value(kind)
-    return any(weight.data_type == half for weight in model.graph.initializer) or any(
+    return any(tensor.data_type == half for tensor in external_data.tensors(model)) or any(
         node.op_type == "Cast" and any(attribute.i == half for attribute in node.attribute)
-        for node in model.graph.node
+        for node in graphs.nodes(model)
     )

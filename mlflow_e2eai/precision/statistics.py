@@ -14,6 +14,8 @@ import numpy as np
 from mlflow_e2eai.artifacts import graphs
 from mlflow_e2eai.artifacts import weight_files as weights
 from mlflow_e2eai.artifacts.libraries import loadable
+from mlflow_e2eai.artifacts.names import FreshNames
+from mlflow_e2eai.artifacts.value_types import infer_types
 from mlflow_e2eai.artifacts.values import Array, Infer, Library, Tensors
 from mlflow_e2eai.errors import RunnerError
 from mlflow_e2eai.runtime.ort import onnxruntime_runner
@@ -50,15 +52,16 @@ def ranges_runner(path: Path, mask: Masks, libraries: Sequence[Library] = ()) ->
     model = graphs.read(path)
     values = floating_values(model, path.with_name("exposed.onnx"), libraries)
     outputs: list[tuple[str, int]] = []
+    fresh = FreshNames.of_model(model)
     del model.graph.output[:]
-    for position, name in enumerate(values):
-        for index, scalar in _reduce(model, name, f"range_{position}", mask):
+    for name in values:
+        for index, scalar in _reduce(model, name, fresh, mask):
             model.graph.output.append(scalar)
             outputs.append((name, index))
     reduced = path.with_name("reduced.onnx")
     write(model, reduced)
     del model
-    with onnxruntime_runner(reduced, libraries=libraries) as infer:
+    with onnxruntime_runner(reduced, optimized=False, libraries=libraries) as infer:
 
         def ranges(tensors: Tensors) -> Tensors:
             rows: dict[str, Array] = {name: np.array([0, 0, np.inf, 0, -np.inf]) for name in values}
@@ -69,6 +72,15 @@ def ranges_runner(path: Path, mask: Masks, libraries: Sequence[Library] = ()) ->
             return rows
 
         yield ranges
+
+
+def computes_in_fp32(model: onnx.ModelProto) -> bool:
+    """Whether a node of the main graph writes a value in fp32, or of a type that is not known."""
+    import onnx
+
+    types = infer_types(model)
+    values = (name for node in model.graph.node for name in node.output if name)
+    return any(types.of(name) in (None, onnx.TensorProto.FLOAT) for name in values)
 
 
 def floating_values(model: onnx.ModelProto, path: Path, libraries: Sequence[Library]) -> list[str]:
@@ -105,7 +117,7 @@ def write(model: onnx.ModelProto, path: Path) -> None:
 
 
 def _reduce(
-    model: onnx.ModelProto, name: str, prefix: str, mask: Masks
+    model: onnx.ModelProto, name: str, fresh: FreshNames, mask: Masks
 ) -> list[tuple[int, onnx.ValueInfoProto]]:
     """Add nodes that reduce a value; returns index in `STATISTICS` and name of each result."""
     import onnx
@@ -114,12 +126,12 @@ def _reduce(
     reduced: list[tuple[int, onnx.ValueInfoProto]] = []
 
     def add(operator: str, *inputs: str, to: str, **attributes: Any) -> str:
-        output = f"{prefix}_{to}"
+        output = fresh(f"{name}_{to}")
         graph.node.append(onnx.helper.make_node(operator, [*inputs], [output], **attributes))
         return output
 
     def constant(number: float, to: str) -> str:
-        tensor = onnx.numpy_helper.from_array(np.array(number, np.float32), f"{prefix}_{to}")
+        tensor = onnx.numpy_helper.from_array(np.array(number, np.float32), fresh(f"{name}_{to}"))
         graph.initializer.append(tensor)
         return str(tensor.name)
 
@@ -143,7 +155,7 @@ def _reduce(
     if name in mask.axes:
         axis = [mask.axes[name]]
         if graphs.opset_of(model) >= _AXES_AS_INPUT:
-            along = onnx.numpy_helper.from_array(np.array(axis, np.int64), f"{prefix}_axis")
+            along = onnx.numpy_helper.from_array(np.array(axis, np.int64), fresh(f"{name}_axis"))
             graph.initializer.append(along)
             rows = add("ReduceMax", name, along.name, to="rows", keepdims=0)
         else:

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 from mlflow_e2eai.artifacts import external_data as weights
 from mlflow_e2eai.artifacts import graphs
+from mlflow_e2eai.artifacts.names import FreshNames
+from mlflow_e2eai.artifacts.value_types import Types, write_types
 
 if TYPE_CHECKING:
     import onnx
@@ -52,7 +54,7 @@ def _computes_in_bf16(model: onnx.ModelProto) -> bool:
     return any(tensor.data_type == narrow for tensor in weights.tensors(model)) or any(
         node.op_type == "Cast"
         and any(one.name == "to" and one.i == narrow for one in node.attribute)
-        for node in model.graph.node
+        for node in graphs.nodes(model)
     )
 
 
@@ -61,34 +63,37 @@ def _emulate_bf16(model: onnx.ModelProto) -> None:
 
     A GPU does the same: it multiplies bf16, sums in fp32, and rounds the result.
     """
+    _emulate_inside(model.graph, write_types(model), FreshNames.of_model(model))
+
+
+def _emulate_inside(graph: onnx.GraphProto, types: Types, fresh: FreshNames) -> None:
     import onnx
 
     narrow, wide = onnx.TensorProto.BFLOAT16, onnx.TensorProto.FLOAT
-    inferred = onnx.shape_inference.infer_shapes(model).graph
-    types = {value.name: value.type.tensor_type.elem_type for value in inferred.value_info}
-    types |= {value.name: value.type.tensor_type.elem_type for value in inferred.output}
-    del model.graph.value_info[:]
-    for weight in model.graph.initializer:
-        if weight.data_type == narrow:
-            weight.CopyFrom(_widen(weight))
     nodes: list[onnx.NodeProto] = []
-    for node in model.graph.node:
+    for node in graph.node:
+        for inner in graphs.subgraphs(node):
+            _emulate_inside(inner, types.inside(inner), fresh)
         nodes.append(node)
         for attribute in node.attribute:
             if node.op_type == "Cast" and attribute.name == "to" and attribute.i == narrow:
                 attribute.i = wide
+            if attribute.HasField("t") and attribute.t.data_type == narrow:
+                attribute.t.CopyFrom(_widen(attribute.t))
         for index, name in enumerate(node.output):
-            if types.get(name) == narrow:
-                node.output[index] = f"{name}_exact"
-                nodes += _round_trip(node.output[index], name)
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
+            if types.of(name) == narrow:
+                node.output[index] = fresh(f"{name}_exact")
+                nodes += _round_trip(node.output[index], fresh(f"{name}_rounded"), name)
+    for weight in graph.initializer:
+        if weight.data_type == narrow:
+            weight.CopyFrom(_widen(weight))
+    del graph.node[:], graph.value_info[:]
+    graph.node.extend(nodes)
 
 
-def _round_trip(source: str, name: str) -> Iterable[onnx.NodeProto]:
+def _round_trip(source: str, between: str, name: str) -> Iterable[onnx.NodeProto]:
     import onnx
 
-    between = f"{name}_rounded"
     yield onnx.helper.make_node("Cast", [source], [between], to=onnx.TensorProto.BFLOAT16)
     yield onnx.helper.make_node("Cast", [between], [name], to=onnx.TensorProto.FLOAT)
 

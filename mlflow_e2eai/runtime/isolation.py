@@ -32,6 +32,13 @@ _RUNNERS = "runners"
 
 
 @contextmanager
+def worker_process() -> Iterator[WorkerProcess]:
+    """Open a worker process during the block, for calls of native code that may crash."""
+    with closing(WorkerProcess()) as process:
+        yield process
+
+
+@contextmanager
 def isolated(opener: Opener) -> Iterator[IsolatedRunner]:
     """Open a runner in a worker process during the block.
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mlflow_e2eai.artifacts.names import FreshNames, names_of
 from mlflow_e2eai.errors import SurgeryError
 from mlflow_e2eai.surgery.interface import changes, converts_input, fixes_axis, numbers, renames
 from mlflow_e2eai.surgery.mapping import along
@@ -38,7 +39,7 @@ def rename(
     Raises:
         SurgeryError: There is no such input, output or axis, or the new name is taken.
     """
-    taken = set(graph.tensors())
+    taken = names_of(graph)
     return (
         _rename(graph.inputs, inputs or {}, taken, "input")
         + _rename(graph.outputs, outputs or {}, taken, "output")
@@ -102,7 +103,7 @@ def convert_input(
     if name not in by_name:
         msg = f"There is no input {name!r} to convert; the inputs are {sorted(by_name)}."
         raise SurgeryError(msg)
-    if to in graph.tensors():
+    if to in names_of(graph):
         msg = f"Input {name!r} cannot be converted to {to!r}: that name is taken; take another."
         raise SurgeryError(msg)
     old = by_name[name]
@@ -110,6 +111,7 @@ def convert_input(
     _check_conversion(old, dtype, perm, factors)
     wanted = np.dtype(dtype or old.dtype)
     inverse = np.argsort(perm) if perm else range(len(old.shape))
+    fresh = FreshNames.of_graph(graph)
     new = gs.Variable(to, dtype=wanted, shape=[old.shape[int(axis)] for axis in inverse])
     nodes = []
     if wanted != old.dtype:
@@ -120,19 +122,21 @@ def convert_input(
     if factors != _UNSCALED:
         for op, values in zip(("Mul", "Add"), factors, strict=True):
             constant = along(values, len(old.shape)).astype(old.dtype)
-            nodes.append(gs.Node(op, inputs=[gs.Constant(f"{to}/{op}/by", constant)]))
-    _chain(graph, new, nodes or [gs.Node("Identity")], old)
+            nodes.append(gs.Node(op, inputs=[gs.Constant(fresh(f"{to}/{op}/by"), constant)]))
+    _chain(graph, new, nodes or [gs.Node("Identity")], old, fresh)
     graph.inputs = [new if tensor is old else tensor for tensor in graph.inputs]
     return 1
 
 
-def _chain(graph: gs.Graph, first: gs.Tensor, nodes: list[gs.Node], last: gs.Tensor) -> None:
+def _chain(
+    graph: gs.Graph, first: gs.Tensor, nodes: list[gs.Node], last: gs.Tensor, fresh: FreshNames
+) -> None:
     """Put nodes in a row between two tensors, before all others."""
     import onnx_graphsurgeon as gs
 
     read = first
     for node in nodes:
-        node.name = f"{first.name}/{node.op}"
+        node.name = fresh(f"{first.name}/{node.op}")
         node.inputs.insert(0, read)
         read = last if node is nodes[-1] else gs.Variable(node.name, dtype=last.dtype)
         node.outputs = [read]

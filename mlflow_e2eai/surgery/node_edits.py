@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Self
 
 from mlflow_e2eai.artifacts.graphs import operator_name
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
+
+
+class Edits(int):
+    """A rule's number of edits, with remarks for the report.
+
+    Attributes:
+        notes: Sentences on what the rule could not do.
+    """
+
+    notes: tuple[str, ...]
+
+    def __new__(cls, count: int, notes: Iterable[str] = ()) -> Self:
+        """Make a number with remarks."""
+        edits = super().__new__(cls, count)
+        edits.notes = tuple(notes)
+        return edits
 
 
 def nodes_of(graph: gs.Graph, op_type: str, domain: str | None) -> list[gs.Node]:

@@ -101,6 +101,22 @@ def drop_identities(graph: gs.Graph) -> int:
     return edits
 
 
+def drop_zipmaps(graph: gs.Graph) -> int:
+    """Make each output that is a list of maps the tensor of which ZipMap makes them.
+
+    Scikit-learn's converter writes such: a map from class to score for each row. The tensor has a
+    column for each class, in the order of the classes.
+    """
+    edits = 0
+    for node in nodes_of(graph, "ZipMap", "ai.onnx.ml"):
+        (result,), (source,) = node.outputs, node.inputs
+        if is_output(graph, result):
+            result.dtype, result.shape = source.dtype, source.shape
+            node.op, node.domain, node.attrs = "Identity", None, {}
+            edits += 1
+    return edits
+
+
 def fold_constants(graph: gs.Graph) -> int:
     """Replace nodes that depend on constants only by constants, computed by ONNX Runtime."""
     before = len(graph.nodes)
@@ -123,6 +139,7 @@ RULES: Mapping[str, Rule] = {
         remove,
         replace,
         drop_identities,
+        drop_zipmaps,
         fold_constants,
         simplify,
         drop_unused,

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import math
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING
+from unittest import mock
 
 import numpy as np
 
-from mlflow_e2eai.artifacts import external_data as weights
-from mlflow_e2eai.artifacts import graphs
+from mlflow_e2eai.artifacts import external_data, graphs
 from mlflow_e2eai.errors import SurgeryError
-from mlflow_e2eai.surgery.node_edits import hand_over
+from mlflow_e2eai.runtime.isolation import worker_process
+from mlflow_e2eai.surgery.node_edits import Edits, hand_over
 
 if TYPE_CHECKING:
     import onnx
     import onnx_graphsurgeon as gs
+
+    from mlflow_e2eai.runtime.process import WorkerProcess
+    from mlflow_e2eai.runtime.worker import Worker
 
 _MAY_GROW_BYTES = 1 << 20
 """Folded constants may make the file this much larger."""
@@ -26,7 +34,11 @@ _WEIGHT_OF = {"Gather": 0, "MatMul": 1}
 """Input position of a weight whose values no simplification reads, by operator."""
 
 
-def simplify(graph: gs.Graph) -> int:
+LIBRARIES = ("onnxsim", "onnxslim")
+"""The libraries, in the order in which they run."""
+
+
+def simplify(graph: gs.Graph, *, libraries: Sequence[str] = LIBRARIES) -> int:
     """Simplify with onnxsim, then with onnxslim.
 
     Neither does all that the other does: onnxsim folds shapes and makes Gemm of MatMul and Add,
@@ -38,55 +50,129 @@ def simplify(graph: gs.Graph) -> int:
     a transformer's bytes, are inputs meanwhile. They run until they find nothing: a table whose
     indices were folded is no longer set aside, and is folded too.
 
+    They run in a process of their own, as either may crash. One that fails, or whose result is
+    another graph, is left out, and the report says so.
+
     Args:
         graph: The graph.
+        libraries: Those of `LIBRARIES` that are to run.
 
     Raises:
-        SurgeryError: An output of the graph was lost or renamed.
+        SurgeryError: There is no such library.
     """
+    if unknown := sorted(set(libraries).difference(LIBRARIES)):
+        msg = f"There is no library {unknown[0]!r} to simplify with; take {', '.join(LIBRARIES)}."
+        raise SurgeryError(msg)
+    simplifiers = _Simplifiers([name for name in LIBRARIES if name in libraries])
     saved_bytes = 0
-    while saved := _simplify_once(graph):
-        saved_bytes += saved
-    return saved_bytes
+    try:
+        while simplifiers.libraries and (saved := _simplify_once(graph, simplifiers)):
+            saved_bytes += saved
+    finally:
+        simplifiers.close()
+    return Edits(saved_bytes, simplifiers.notes)
 
 
-def _simplify_once(graph: gs.Graph) -> int:
+class _Simplifiers:
+    """The libraries that still work on a graph, in a process of their own.
+
+    Attributes:
+        libraries: Their names.
+        notes: A sentence for each that was left out.
+    """
+
+    def __init__(self, libraries: Sequence[str]) -> None:
+        self.libraries = [*libraries]
+        self.notes: list[str] = []
+        self._stack = ExitStack()
+        self._process: WorkerProcess | None = None
+
+    def run(
+        self, library: str, model: onnx.ModelProto, *, largest: int | None = None
+    ) -> onnx.ModelProto:
+        """The graph after a library, or the graph itself where that fails."""
+        import onnx
+
+        if library not in self.libraries:
+            return model
+        if self._process is None:
+            self._process = self._stack.enter_context(worker_process())
+        content = model.SerializeToString()
+        call = partial(_simplify, library=library, content=content, largest=largest)
+        try:
+            simplified: onnx.ModelProto = onnx.ModelProto.FromString(self._process.call(call))
+            onnx.checker.check_model(external_data.skeleton(simplified))
+        except Exception as error:  # noqa: BLE001 - of the worker, of protobuf or of the checker
+            self.leave_out(library, " ".join(str(error).split())[:200])
+            return model
+        wanted = [value.name for value in model.graph.output]
+        if (outputs := [value.name for value in simplified.graph.output]) != wanted:
+            self.leave_out(library, f"it made the outputs {outputs} of {wanted}")
+            return model
+        # onnxslim drops unread inputs, which callers still pass.
+        del simplified.graph.input[:]
+        simplified.graph.input.extend(model.graph.input)
+        return simplified
+
+    def leave_out(self, library: str, reason: str) -> None:
+        """Go on without a library, whose process may have ended."""
+        self.libraries.remove(library)
+        self.notes.append(
+            f"{library} was left out of simplify, as it fails on this graph: {reason}"
+        )
+        self.close()
+
+    def close(self) -> None:
+        """End the process."""
+        self._process = None
+        self._stack.close()
+
+
+def _simplify(_: Worker, library: str, content: bytes, largest: int | None) -> bytes:
+    """Run a library on a model in a worker process; onnxslim folds no tensor above a size."""
+    import onnx
+
+    model = onnx.ModelProto.FromString(content)
+    # onnxsim imports PyTorch where it can, in 1.3 s of CPU, for a feature that is not used here.
+    absent = {} if "torch" in sys.modules else {"torch": None}
+    with mock.patch.dict(sys.modules, absent):
+        import onnxsim
+        import onnxslim
+    if library == "onnxsim":
+        simplified, _ = onnxsim.simplify(model)
+    else:
+        simplified = onnxslim.slim(model, size_threshold=largest)
+    result: bytes = simplified.SerializeToString()
+    return result
+
+
+def _simplify_once(graph: gs.Graph, simplifiers: _Simplifiers) -> int:
     import onnx_graphsurgeon as gs
 
     aside = _set_aside(graph)
     try:
         before = gs.export_onnx(graphs.sort(graph))
-        weights.settle(before)
-        after = _run_simplifier(before)
+        external_data.settle(before)
+        after = _run_simplifiers(before, simplifiers)
         saved = len(before.graph.node) - len(after.graph.node)
         if saved <= 0:
             return 0
-        wanted = [value.name for value in before.graph.output]
-        outputs = [value.name for value in after.graph.output]
-        if wanted != outputs:
-            msg = f"Simplification made the outputs {outputs} of {wanted}; leave out the rule."
-            raise SurgeryError(msg)
-        # onnxslim drops unread inputs, which callers still pass.
-        del after.graph.input[:]
-        after.graph.input.extend(before.graph.input)
         _take_over(graph, graphs.to_graph(after))
     finally:
         _put_back(graph, aside)
     return saved
 
 
-def _run_simplifier(model: onnx.ModelProto) -> onnx.ModelProto:
-    import onnxsim
-    import onnxslim
-
-    simplified, _ = onnxsim.simplify(model)
+def _run_simplifiers(model: onnx.ModelProto, simplifiers: _Simplifiers) -> onnx.ModelProto:
+    simplified = simplifiers.run("onnxsim", model)
     # onnxsim makes Gemm of a MatMul of three dimensions too, with sizes and Reshapes around it.
     if len(simplified.graph.node) > len(model.graph.node):
         simplified = model
-    slim: onnx.ModelProto = onnxslim.slim(simplified)
+    slim = simplifiers.run("onnxslim", simplified)
     if slim.ByteSize() > model.ByteSize() + _MAY_GROW_BYTES:
-        slim = onnxslim.slim(model, size_threshold=_MAY_GROW_BYTES)
-    return slim
+        slim = simplifiers.run("onnxslim", model, largest=_MAY_GROW_BYTES)
+    is_large = slim.ByteSize() > model.ByteSize() + _MAY_GROW_BYTES
+    return model if is_large and "onnxslim" not in simplifiers.libraries else slim
 
 
 def _set_aside(graph: gs.Graph) -> dict[str, gs.Constant]:

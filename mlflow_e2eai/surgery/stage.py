@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -28,6 +29,7 @@ from mlflow_e2eai.surgery.mapping import full_reference, input_mapper
 from mlflow_e2eai.surgery.outline import Outline, outline_of
 from mlflow_e2eai.surgery.plan import DEFAULT_PLAN, Step, plan_text, step_name
 from mlflow_e2eai.surgery.rules import Rule
+from mlflow_e2eai.surgery.simplify import LIBRARIES, simplify
 
 if TYPE_CHECKING:
     import onnx
@@ -51,6 +53,7 @@ class SurgeryReport:
         outline: Both graphs in one, for people.
         plan: The plan as YAML, to apply to another graph.
         seconds: Duration of each step, named as in `edits`.
+        notes: Sentences on what the plan could not do: a library that was left out.
     """
 
     edits: Mapping[str, int]
@@ -64,6 +67,7 @@ class SurgeryReport:
     outline: Outline | None = None
     plan: str | None = None
     seconds: Mapping[str, Real] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 @only_new_garbage()
@@ -98,12 +102,36 @@ def clean(
         SurgeryError: A rule failed or a required one found nothing, or the result has another
             interface or other numbers; then the plan is replayed to find the failing step.
     """
+    run = partial(attempt, source, out=out, samples=samples, reference=reference)
     try:
-        return attempt(source, plan, out=out, samples=samples, reference=reference)
+        return run(plan)
     except SurgeryError as error:
         if error.rule is None or keep is not None:
             _name_failing_step(error, source, plan, samples=samples, reference=reference, keep=keep)
+        if error.rule == simplify.__name__:
+            for libraries in _FEWER_LIBRARIES:
+                with suppress(SurgeryError):
+                    artifact, report = run(_simplified_by(plan, libraries))
+                    note = f"simplify ran with {' and '.join(libraries) or 'no library'}: {error}"
+                    return artifact, replace(report, notes=(*report.notes, note))
         raise
+
+
+_FEWER_LIBRARIES: tuple[tuple[str, ...], ...] = (
+    *(tuple(name for name in LIBRARIES if name != left_out) for left_out in LIBRARIES),
+    (),
+)
+"""The libraries that simplify is tried with where all of them make the graph wrong."""
+
+
+def _simplified_by(plan: Sequence[Step], libraries: Sequence[str]) -> tuple[Step, ...]:
+    """A plan whose simplifications run these libraries only; those that are required stay."""
+    return tuple(
+        replace(step, arguments={"libraries": [*libraries]})
+        if step.resolve() is simplify and not step.required and not step.arguments
+        else step
+        for step in plan
+    )
 
 
 def attempt(
@@ -154,6 +182,7 @@ def attempt(
         outline=outline_of(before, after),
         plan=text,
         seconds=edited.seconds,
+        notes=edited.notes,
     )
     return artifact, report
 
@@ -166,6 +195,7 @@ class _Edited:
     interface: Interface
     edits: Mapping[str, int]
     seconds: Mapping[str, float]
+    notes: tuple[str, ...]
 
 
 def _apply_plan(source: OnnxArtifact, before: onnx.ModelProto, plan: Sequence[Step]) -> _Edited:
@@ -173,16 +203,26 @@ def _apply_plan(source: OnnxArtifact, before: onnx.ModelProto, plan: Sequence[St
     graph = graphs.to_graph(before)
     for each in (graph, *graph.subgraphs(recursive=True)):
         graphs.name_nodes(each)
-    edits, seconds = {}, {}
+    edits: dict[str, int] = {}
+    seconds: dict[str, float] = {}
+    notes: list[str] = []
     wanted = Interface.of(source)
     for position, (step, rule) in enumerate(rules):
         name = step_name(plan, position)
         began = time.perf_counter()
-        edits[name] = _apply(step, rule, graph)
+        count = _apply(step, rule, graph)
+        edits[name] = int(count)
+        notes += getattr(count, "notes", ())
         seconds[name] = time.perf_counter() - began
         wanted = interface.after(step.resolve(), wanted, step.arguments, graph)
     after = graphs.to_onnx(graph, like=before)
-    return _Edited(after=after, interface=wanted, edits=edits, seconds=seconds)
+    return _Edited(
+        after=after,
+        interface=wanted,
+        edits=edits,
+        seconds=seconds,
+        notes=tuple(dict.fromkeys(notes)),
+    )
 
 
 def _save_graphs(
@@ -242,7 +282,8 @@ def _apply(step: Step, rule: Rule, graph: gs.Graph) -> int:
         error.rule = step.rule
         raise
     except Exception as error:  # errors of GraphSurgeon and its libraries
-        msg = f"Surgery rule {step.rule!r} failed: {type(error).__name__}: {error}"
+        reason = f"{type(error).__name__}: {str(error).rstrip('.')}"
+        msg = f"Surgery rule {step.rule!r} failed: {reason}. Leave the rule out of the plan."
         raise SurgeryError(msg, rule=step.rule) from error
     if step.required and not edits:
         given = ", ".join(f"{name}={value!r}" for name, value in step.arguments.items())

@@ -56,6 +56,7 @@ def summarize(value: Any) -> list[str]:
             words = [f"{value.nodes_before} to {value.nodes_after} nodes"]
             if value.max_abs_error is not None:
                 words.append(f"parity {value.max_abs_error:.1e}")
+            words += value.notes
         case PrecisionReport(refused=None):
             words = [f"{len(value.kept)} of {value.nodes} nodes in fp32"]
         case PrecisionReport():

@@ -14,7 +14,7 @@ from mlflow_e2eai.artifacts import graphs
 from mlflow_e2eai.artifacts.values import Axis
 from mlflow_e2eai.errors import InvalidInputError, PrecisionError
 from mlflow_e2eai.evaluation.stage import evaluate
-from mlflow_e2eai.precision.bf16 import to_bf16
+from mlflow_e2eai.precision.half import to_bf16
 from mlflow_e2eai.pytorch.runner import torch_runner
 from mlflow_e2eai.pytorch.stage import export
 from mlflow_e2eai.runtime.isolation import isolated_onnxruntime

@@ -21,6 +21,7 @@ SWISH = "(x) => (y) { a = Neg(x) y = Abs(a) }"
 ALWAYS_THERE = {
     "drop_identities": {},
     "drop_unused": {},
+    "drop_zipmaps": {},
     "fold_constants": {},
     "merge_duplicates": {},
     "merge_reshapes": {},

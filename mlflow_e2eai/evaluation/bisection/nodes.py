@@ -26,7 +26,7 @@ from mlflow_e2eai.evaluation.bisection.pieces import cut
 from mlflow_e2eai.evaluation.bisection.plans import bisect_plan
 from mlflow_e2eai.evaluation.bisection.search import Bisection, narrow, search
 from mlflow_e2eai.parity.comparison import compare
-from mlflow_e2eai.precision.fp16 import of_libraries
+from mlflow_e2eai.precision.half import of_libraries
 from mlflow_e2eai.precision.stage import CONVERTERS, check_graph_precision
 from mlflow_e2eai.runtime.isolation import isolated_onnxruntime
 
@@ -91,7 +91,7 @@ def bisect(
         msg = "There are no samples to fail on; give those on which the variant failed."
         raise InvalidInputError(msg)
     model = graphs.inline_functions(graphs.read(source.path))  # as `convert` does
-    to, _ = CONVERTERS[precision]
+    to = CONVERTERS[precision]
     fixed = frozenset(of_libraries(model, source.libraries))
     suspects = [name for name in _suspects(model) if name not in fixed]
     is_emulated = precision == "bf16"  # the CPU cannot run it otherwise
@@ -126,11 +126,10 @@ def bisect(
 def _suspects(model: onnx.ModelProto) -> list[str]:
     """Nodes of the main graph that can stay in fp32 one by one, in topological order.
 
-    A constant goes with the nodes that read it, and a node with a subgraph cannot stay in fp32.
+    A constant goes with the nodes that read it, and of a node with subgraphs no part is known.
     """
     return [
         name
         for node, name in zip(model.graph.node, graphs.node_names(model), strict=True)
-        if node.op_type != "Constant"
-        and not any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute)
+        if node.op_type != "Constant" and not any(graphs.subgraphs(node))
     ]

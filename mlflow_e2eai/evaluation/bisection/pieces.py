@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -56,7 +56,7 @@ def cut(
     for node, name in zip(model.graph.node, graphs.node_names(model), strict=True):
         node.name = name
     nodes = _nodes_between(model.graph, inputs, outputs)
-    needed = {name for node in nodes for name in reads(node)}.difference(inputs)
+    needed = {name for node in nodes for name in graphs.reads(node)}.difference(inputs)
     graph = onnx.helper.make_graph(
         nodes,
         model.graph.name,
@@ -87,19 +87,6 @@ def cut(
     )
 
 
-def reads(node: onnx.NodeProto) -> Iterator[str]:
-    """Names of the values that a node and its subgraphs read from outside."""
-    yield from filter(None, node.input)
-    for attribute in node.attribute:
-        for inner in [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]:
-            produced = {value.name for value in (*inner.input, *inner.initializer)}
-            produced |= {name for each in inner.node for name in each.output}
-            read = [name for each in inner.node for name in reads(each)]
-            yield from (
-                name for name in (*read, *(o.name for o in inner.output)) if name not in produced
-            )
-
-
 def _nodes_between(
     graph: onnx.GraphProto, inputs: Collection[str], outputs: Sequence[str]
 ) -> list[onnx.NodeProto]:
@@ -111,7 +98,7 @@ def _nodes_between(
         name = wanted.pop()
         if name in makers and name not in inputs and makers[name] not in positions:
             positions.add(makers[name])
-            wanted.extend(reads(graph.node[makers[name]]))
+            wanted.extend(graphs.reads(graph.node[makers[name]]))
     return [graph.node[at] for at in sorted(positions)]
 
 
@@ -167,13 +154,13 @@ def pieces_of(model: onnx.ModelProto) -> Pieces:
     for node, name in zip(model.graph.node, graphs.node_names(model), strict=True):
         produced = frozenset(filter(None, node.output))
         tells_size = node.op_type in ("Shape", "Size") and node.domain in ("", "ai.onnx")
-        if tells_size or sizes.issuperset(reads(node)):
+        if tells_size or sizes.issuperset(graphs.reads(node)):
             sizes |= produced
-            behind |= dict.fromkeys(produced, needed(reads(node)))
+            behind |= dict.fromkeys(produced, needed(graphs.reads(node)))
             continue
         nodes.append(name)
         makes.append(produced)
-        needs.append(needed(reads(node)))
+        needs.append(needed(graphs.reads(node)))
     return Pieces(
         nodes=tuple(nodes),
         makes=tuple(makes),

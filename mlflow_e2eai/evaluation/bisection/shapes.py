@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from mlflow_e2eai.artifacts import graphs
+from mlflow_e2eai.artifacts.names import FreshNames
 from mlflow_e2eai.artifacts.values import Axis, OnnxArtifact, Tensors
 from mlflow_e2eai.artifacts.weight_files import weights_linked
 from mlflow_e2eai.parity.samples import profile_samples
@@ -59,15 +60,17 @@ def observe(source: OnnxArtifact, samples: Sequence[Tensors]) -> Observed:
         if name not in known or known[name].type.HasField("tensor_type")
     ]
     untyped = {n for n in names if n not in known or not known[n].type.tensor_type.elem_type}
+    fresh = FreshNames.of_model(model)
+    shapes = {name: fresh(f"shape of {name}") for name in names}
     inputs = [*profile_samples(samples[0], source).values(), *samples]
     with TemporaryDirectory() as folder:
         path = Path(folder, "observed.onnx")
-        telling = _with_outputs(model, names, untyped)
+        telling = _with_outputs(model, shapes, untyped)
         with weights_linked(telling, path.parent):
             path.write_bytes(telling.SerializeToString())
         with onnxruntime_runner(path, libraries=source.libraries) as run:
             outputs = [run(sample) for sample in inputs]
-    return _describe_values(source, names, known, outputs)
+    return _describe_values(source, shapes, known, outputs)
 
 
 def infer_values(model: onnx.ModelProto) -> dict[str, onnx.ValueInfoProto]:
@@ -84,12 +87,8 @@ def _values(model: onnx.ModelProto) -> list[str]:
     return [*(v.name for v in model.graph.input if v.name not in weights), *outputs]
 
 
-def _shape_of(name: str) -> str:
-    return f"shape of {name}"
-
-
 def _with_outputs(
-    model: onnx.ModelProto, names: Sequence[str], untyped: set[str]
+    model: onnx.ModelProto, shapes: Mapping[str, str], untyped: set[str]
 ) -> onnx.ModelProto:
     """The graph with shapes of values, and values of unknown type, as its outputs."""
     import onnx
@@ -98,38 +97,38 @@ def _with_outputs(
     telling.CopyFrom(model)
     graph = telling.graph
     del graph.output[:]
-    for name in names:
-        shape = _shape_of(name)
+    for name, shape in shapes.items():
         graph.node.append(onnx.helper.make_node("Shape", [name], [shape]))
         graph.output.append(
             onnx.helper.make_tensor_value_info(shape, onnx.TensorProto.INT64, [None])
         )
-    graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name in untyped)
+    graph.output.extend(onnx.ValueInfoProto(name=name) for name in shapes if name in untyped)
     return telling
 
 
 def _describe_values(
     source: OnnxArtifact,
-    names: Sequence[str],
+    shapes: Mapping[str, str],
     known: Mapping[str, onnx.ValueInfoProto],
     outputs: Sequence[Tensors],
 ) -> Observed:
     import onnx
 
     own = {axis.name for axis in source.axes}
+    fresh = FreshNames(own)
     values: dict[str, onnx.ValueInfoProto] = {}
     axes: list[Axis] = []
-    for number, name in enumerate(names):
+    for number, (name, shape_output) in enumerate(shapes.items()):
         kind = known[name].type.tensor_type if name in known else onnx.TypeProto.Tensor()
         dims = list(kind.shape.dim)
         shape: list[int | str] = []
-        for position, sizes in enumerate(zip(*(a[_shape_of(name)] for a in outputs), strict=True)):
+        for position, sizes in enumerate(zip(*(a[shape_output] for a in outputs), strict=True)):
             parameter = dims[position].dim_param if position < len(dims) else ""
             if parameter in own or len(set(sizes)) == 1:
                 shape.append(parameter if parameter in own else int(sizes[0]))
                 continue
             axis = Axis(
-                f"size_{number}_{position}",
+                fresh(f"size_{number}_{position}"),
                 min=max(int(min(sizes)), 1),
                 opt=max(int(sizes[0]), 1),  # the profile's opt is the first sample
                 max=max(int(max(sizes)), 1),

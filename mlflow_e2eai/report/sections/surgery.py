@@ -51,6 +51,7 @@ def _summary(report: SurgeryReport) -> list[tuple[str, str, str]]:
             "not checked" if error is None else error_text(error),
             "between the outputs before and after",
         ),
+        *(("Note", note, "") for note in report.notes),
     ]
 
 

@@ -1,0 +1,48 @@
+"""Graphs in a later operator set."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mlflow_e2eai.artifacts import external_data, graphs
+from mlflow_e2eai.errors import PrecisionError
+
+if TYPE_CHECKING:
+    import onnx
+
+_IR_VERSIONS = ((19, 9), (21, 10), (23, 11))
+"""The IR version that came with an operator set and all that follow it; see ONNX's table of
+versions."""
+
+
+def raise_opset(model: onnx.ModelProto, opset: int, precision: str) -> onnx.ModelProto:
+    """A copy of a model with at least this operator set; named nodes keep their names.
+
+    Args:
+        model: The model.
+        opset: The operator set.
+        precision: The precision that needs it, for the error.
+
+    Raises:
+        PrecisionError: ONNX's converter of versions cannot raise it.
+    """
+    import onnx
+
+    raised = onnx.ModelProto()
+    raised.CopyFrom(model)
+    if (before := graphs.opset_of(model)) >= opset:
+        return raised
+    try:
+        raised.CopyFrom(onnx.version_converter.convert_version(raised, opset))
+        raised.ir_version = max(
+            model.ir_version, *(ir for first, ir in _IR_VERSIONS if first <= opset), 0
+        )
+        onnx.checker.check_model(external_data.skeleton(raised))
+    except Exception as error:  # the converter is native code, whose errors share no base class
+        reason = " ".join(str(error).split())[:200]
+        msg = (
+            f"{precision} takes opset {opset}, and the graph cannot be raised to it from {before}; "
+            f"export it with opset={opset}. ONNX's converter says: {reason}"
+        )
+        raise PrecisionError(msg) from error
+    return raised
