@@ -5,7 +5,8 @@ comparer    outputs -> sums and findings
 measure     two arrays -> how they differ
 outputs     outputs of one call, and the circumstances of it
 tolerances  how much they may differ
-samples     generated samples, at the corners of a profile and beyond
+samples     generated samples, at the corners of a profile, between them and beyond
+variations  samples with other masks, indices and numbers than the example's
 report      the report
 """
 

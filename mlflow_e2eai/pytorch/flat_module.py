@@ -127,8 +127,16 @@ def _wrap(module: torch.nn.Module, arguments: Tree) -> torch.nn.Module:
     return wrapper
 
 
+FITTING = "give inputs of the dtypes and shapes that forward takes"
+"""Advice where a module refuses the caller's own example."""
+
+
 def run_module(
-    model: torch.nn.Module, example: Tensors, *, what: str = "the input example"
+    model: torch.nn.Module,
+    example: Tensors,
+    *,
+    what: str = "the input example",
+    advice: str = FITTING,
 ) -> dict[str, torch.Tensor]:
     """Run a module once on an example, with no gradients; see `output_tensors`.
 
@@ -136,11 +144,15 @@ def run_module(
         InvalidInputError: The module does not accept the example, or returns something that is not
             tensors.
     """
-    return run_with_tree(model, example, what=what)[1]
+    return run_with_tree(model, example, what=what, advice=advice)[1]
 
 
 def run_with_tree(
-    model: torch.nn.Module, example: Tensors, *, what: str = "the input example"
+    model: torch.nn.Module,
+    example: Tensors,
+    *,
+    what: str = "the input example",
+    advice: str = FITTING,
 ) -> tuple[Tree, dict[str, torch.Tensor]]:
     """Run a module as `run_module` does; return the tree of its outputs too."""
     import torch
@@ -154,7 +166,7 @@ def run_with_tree(
         given = {name: f"{array.dtype}{list(array.shape)}" for name, array in example.items()}
         msg = (
             f"The model does not accept {what}, {given}: {type(error).__name__}: "
-            f"{brief(error)}; give inputs of the dtypes and shapes that forward takes."
+            f"{brief(error)}; {advice}."
         )
         raise InvalidInputError(msg) from error
 
@@ -201,9 +213,18 @@ def as_arrays(named: Mapping[str, Any]) -> dict[str, Array]:
     """Tensors and arrays by name as contiguous arrays.
 
     Raises:
-        InvalidInputError: One is something else, or holds no numbers.
+        InvalidInputError: One is something else, or of a kind that NumPy or ONNX has no form for.
     """
-    return {name: _array(name, value) for name, value in named.items()}
+    return {name: _array(f"Input {name!r} of the example", value) for name, value in named.items()}
+
+
+def output_arrays(named: Mapping[str, torch.Tensor]) -> dict[str, Array]:
+    """The outputs of a module as arrays.
+
+    Raises:
+        InvalidInputError: One is of a kind that NumPy or ONNX has no form for.
+    """
+    return {name: _array(f"Output {name!r} of the model", value) for name, value in named.items()}
 
 
 def call(model: torch.nn.Module, arguments: Mapping[str, Any]) -> Any:
@@ -238,18 +259,52 @@ def call(model: torch.nn.Module, arguments: Mapping[str, Any]) -> Any:
     return model(**arguments)
 
 
-def _array(name: str, value: Any) -> Array:
+def _array(what: str, value: Any) -> Array:
     import torch
 
     if isinstance(value, torch.Tensor):
-        value = value.detach().cpu().numpy()
-    if not isinstance(value, np.ndarray) or value.dtype.kind not in "fiub":
+        value = _numpy(what, value)
+    if not isinstance(value, np.ndarray) or value.dtype.kind not in "fiub" or value.itemsize > 8:  # noqa: PLR2004 - float128 is neither PyTorch's nor ONNX's
+        kind = f" of {value.dtype}" if isinstance(value, np.ndarray) else ""
         msg = (
-            f"Input {name!r} of the example is a {type(value).__name__}, but a tensor or a numeric "
-            f"NumPy array is wanted; convert it."
+            f"{what} is a {type(value).__name__}{kind}, but a tensor or a numeric NumPy array is "
+            f"wanted; convert it."
         )
         raise InvalidInputError(msg)
-    return np.ascontiguousarray(value) if value.ndim else value
+    native = np.asarray(value, value.dtype.newbyteorder("="))
+    return np.ascontiguousarray(native) if native.ndim else native
+
+
+def _numpy(what: str, tensor: torch.Tensor) -> Array:
+    """A tensor as an array.
+
+    Raises:
+        InvalidInputError: NumPy or ONNX has no form for it.
+    """
+    import torch
+
+    wanted, advice = "numbers in memory", "give a tensor with numbers"
+    if tensor.is_meta:
+        kind = "a meta tensor, which has a shape alone"
+    elif tensor.is_quantized:
+        kind, wanted, advice = "quantised", "a plain tensor", "call .dequantize()"
+    elif tensor.layout != torch.strided or tensor.is_nested:
+        kind, wanted = f"in the layout {tensor.layout}", "a dense tensor"
+        advice = "call .to_dense(), or pad it to one size"
+    elif tensor.is_complex():
+        kind, wanted = str(tensor.dtype), "real numbers, as ONNX Runtime has no others"
+        advice = "use torch.view_as_real() on it, and torch.view_as_complex() behind it"
+    elif tensor.is_floating_point() and tensor.dtype.itemsize < 4 and tensor.dtype != torch.float16:  # noqa: PLR2004 - bytes
+        kind, wanted = str(tensor.dtype), "a type that NumPy has"
+        advice = "call .float(), and convert it inside forward where that matters"
+    else:
+        try:
+            return tensor.detach().resolve_conj().resolve_neg().cpu().numpy()
+        except (TypeError, RuntimeError, NotImplementedError) as error:
+            kind, wanted = f"{tensor.dtype}, {brief(error)}", "a type that NumPy has"
+            advice = "convert it"
+    msg = f"{what} is {kind}, but {wanted} is wanted; {advice}."
+    raise InvalidInputError(msg)
 
 
 def tensors_for(model: torch.nn.Module, example: Tensors) -> dict[str, torch.Tensor]:

@@ -271,6 +271,7 @@ EVIDENCE = values_of(
     lost_at=st.none() | TEXT,
     untimed=st.none() | TEXT,
     worth=st.none() | WORTHS,
+    sizes=few(TEXT),
 )
 STATES = st.sampled_from(["kept", "changed", "added", "removed"])
 OUTLINE_NODES = values_of(OutlineNode, name=TEXT, operator=TEXT, state=STATES)
@@ -301,6 +302,10 @@ EXPORTED = values_of(
     unverified=st.none() | TEXT,
     inputs=st.none() | TREES,
     outputs=st.none() | TREES,
+    samples=few(TEXT),
+    left_out=named(TEXT),
+    frozen=st.none() | TEXT,
+    fast_path=st.none() | TEXT,
 )
 SURGERY = values_of(
     SurgeryReport,
