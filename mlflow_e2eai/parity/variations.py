@@ -27,17 +27,21 @@ class Variation:
         label: The input and its values, for people.
         varied: Names of the inputs with other values.
         inputs: Arrays by name.
+        extreme: Whether it may mask all of a row, or leave nothing to sum over, which the example
+            does not: PyTorch and ONNX Runtime need not agree on 0 divided by 0.
     """
 
     label: str
     varied: tuple[str, ...]
     inputs: Tensors
+    extreme: bool = False
 
 
 def value_variations(example: Tensors, special: Collection[int] = ()) -> list[Variation]:
     """Variations of each mask and each integer input, and fresh floating numbers.
 
-    - A mask (booleans, or numbers that are all 0 or 1): all True, one False, some False, all False.
+    - A mask (booleans, or numbers that are all 0 or 1): some False, one False, one True, all True,
+      all False.
     - Integers: all the smallest and all the largest number seen, all 0, some 0, duplicates, another
       order, others in the range seen; a count or constant is one more, and one less.
     - Floating numbers: fresh ones of the example's mean and deviation.
@@ -51,7 +55,12 @@ def value_variations(example: Tensors, special: Collection[int] = ()) -> list[Va
     """
     lists = [
         [
-            Variation(label=f"{name}: {label}", varied=(name,), inputs={**example, name: other})
+            Variation(
+                label=f"{name}: {label}",
+                varied=(name,),
+                inputs={**example, name: other},
+                extreme=_is_extreme(array, other, label),
+            )
             for label, other in _distinct(array, _changes(name, array, special))
         ]
         for name, array in example.items()
@@ -67,6 +76,18 @@ def _is_mask(array: Array) -> bool:
         return True
     # A single number is a count, or a number like others.
     return array.size > 1 and bool(((array == 0) | (array == 1)).all())
+
+
+def _is_extreme(array: Array, other: Array, label: str) -> bool:
+    if _is_mask(array):
+        return not _uniform_rows(other) <= _uniform_rows(array)
+    return label.startswith(("all ", "some ", "one less"))
+
+
+def _uniform_rows(array: Array) -> frozenset[float]:
+    """The values that fill a row alone."""
+    rows = array.reshape(-1, array.shape[-1]) if array.ndim else array.reshape(1, 1)
+    return frozenset(rows[(rows == rows[:, :1]).all(1), 0].tolist())
 
 
 def _distinct(array: Array, changes: Iterator[tuple[str, Array]]) -> Iterator[tuple[str, Array]]:
@@ -88,16 +109,18 @@ def _changes(name: str, array: Array, special: Collection[int]) -> Iterator[tupl
 
 
 def _masks(array: Array, random: np.random.Generator) -> Iterator[tuple[str, Array]]:
-    ones = np.ones_like(array)
+    ones, zeros = np.ones_like(array), np.zeros_like(array)
     some = random.random(array.shape) < 0.5  # noqa: PLR2004 - half of them
-    # Each row has one: a mean over none of its items says nothing about a graph.
+    # Each row has both: a mean over none of its items says nothing about a graph.
+    some[..., -1:] = False
     some[..., :1] = True
-    one = ones.copy()
-    one[(-1,) * one.ndim] = False
-    yield "some False", np.where(some, ones, np.zeros_like(array))
-    yield "one False", one
+    last = np.zeros(array.shape, bool)
+    last[(-1,) * array.ndim] = True
+    yield "some False", np.where(some, ones, zeros)
+    yield "one False", np.where(last, zeros, ones)
+    yield "one True", np.where(last, ones, zeros)
     yield "all True", ones
-    yield "all False", np.zeros_like(array)
+    yield "all False", zeros
 
 
 def _integers(

@@ -252,7 +252,8 @@ def no_exporter_error(refused: Mapping[str, ExportError]) -> ExportError:
     exporters: dict[str, list[str]] = {}
     for name, error in refused.items():
         text = str(error).removesuffix(f"; {_ADVICE}")
-        text = text.replace(f"The {name} exporter failed", "failed")
+        text = text.replace(f"The {name} exporter failed: ", "")
+        text = text.replace(f"The {name} exporter failed at", "failed at")
         text = text.replace(f"The graph of the {name} exporter", "its graph")
         exporters.setdefault(text, []).append(name)
     if len(exporters) == 1:

@@ -283,27 +283,25 @@ def _numpy(what: str, tensor: torch.Tensor) -> Array:
     """
     import torch
 
-    wanted, advice = "numbers in memory", "give a tensor with numbers"
     if tensor.is_meta:
-        kind = "a meta tensor, which has a shape alone"
+        kind, advice = "a meta tensor, which has no numbers", "give one that has"
     elif tensor.is_quantized:
-        kind, wanted, advice = "quantised", "a plain tensor", "call .dequantize()"
-    elif tensor.layout != torch.strided or tensor.is_nested:
-        kind, wanted = f"in the layout {tensor.layout}", "a dense tensor"
-        advice = "call .to_dense(), or pad it to one size"
+        kind, advice = "quantised, but a plain tensor is wanted", "call .dequantize()"
+    elif tensor.is_nested:
+        kind, advice = "nested, but a dense tensor is wanted", "pad it to one size"
+    elif tensor.layout != torch.strided:
+        kind = f"in the layout {tensor.layout}, but a dense tensor is wanted"
+        advice = "call .to_dense()"
     elif tensor.is_complex():
-        kind, wanted = str(tensor.dtype), "real numbers, as ONNX Runtime has no others"
-        advice = "use torch.view_as_real() on it, and torch.view_as_complex() behind it"
-    elif tensor.is_floating_point() and tensor.dtype.itemsize < 4 and tensor.dtype != torch.float16:  # noqa: PLR2004 - bytes
-        kind, wanted = str(tensor.dtype), "a type that NumPy has"
-        advice = "call .float(), and convert it inside forward where that matters"
+        kind = f"{tensor.dtype}, which ONNX Runtime does not have"
+        advice = "use torch.view_as_real() outside of the model, and view_as_complex() inside"
     else:
         try:
             return tensor.detach().resolve_conj().resolve_neg().cpu().numpy()
-        except (TypeError, RuntimeError, NotImplementedError) as error:
-            kind, wanted = f"{tensor.dtype}, {brief(error)}", "a type that NumPy has"
-            advice = "convert it"
-    msg = f"{what} is {kind}, but {wanted} is wanted; {advice}."
+        except (TypeError, RuntimeError, NotImplementedError):
+            kind = f"{tensor.dtype}, which NumPy does not have"
+            advice = "convert it, for example by .float(), and back inside forward if it matters"
+    msg = f"{what} is {kind}; {advice}."
     raise InvalidInputError(msg)
 
 

@@ -49,12 +49,14 @@ class ReferenceSample:
         inputs: Arrays by name.
         right: The module's outputs.
         varied: Names of the inputs whose values are not the example's.
+        extreme: See `Variation`.
     """
 
     label: str
     inputs: Tensors
     right: tuple[np.ndarray, ...]
     varied: tuple[str, ...] = ()
+    extreme: bool = False
 
 
 @dataclass(slots=True, kw_only=True)
@@ -112,7 +114,13 @@ class References:
                 *([whole[label]] if {label} <= whole.keys() & small.keys() else []),
             ]
             any(
-                self._add(label, each.inputs, varied=each.varied, natural=natural | infinite)
+                self._add(
+                    label,
+                    each.inputs,
+                    varied=each.varied,
+                    natural=natural | infinite,
+                    extreme=each.extreme,
+                )
                 for each in candidates
             )
 
@@ -122,6 +130,11 @@ class References:
         if label in {each.label for each in self.samples} | self.left_out.keys():
             return None
         return self.samples[-1] if self._add(label, self._at(sizes)) else None
+
+    def leave_out(self, sample: ReferenceSample, reason: str) -> None:
+        """Take a sample out again."""
+        self.samples = [each for each in self.samples if each is not sample]
+        self.left_out[sample.label] = reason
 
     def untried_inputs(self) -> list[str]:
         """Names of the inputs whose values no sample varies."""
@@ -162,6 +175,7 @@ class References:
         *,
         varied: tuple[str, ...] = (),
         natural: Kinds | None = None,
+        extreme: bool = False,
         refused: Mapping[str, str] | None = None,
     ) -> bool:
         """Run a sample and add it, or the reason against it.
@@ -171,6 +185,7 @@ class References:
             sample: Arrays by name.
             varied: Names of the inputs with other values.
             natural: NaN and infinities that the sample may hold; None for any.
+            extreme: See `Variation`.
             refused: Words for an error where the module refuses it; None leaves it out.
         """
         try:
@@ -180,7 +195,9 @@ class References:
                 raise
             self.left_out[label] = f"the model refuses it: {brief(error.__cause__ or error, 120)}"
             return False
-        reference = ReferenceSample(label=label, inputs=sample, right=right, varied=varied)
+        reference = ReferenceSample(
+            label=label, inputs=sample, right=right, varied=varied, extreme=extreme
+        )
         if natural is not None and not _nonfinite(reference) <= natural:
             self.left_out[label] = "its numbers are not finite, unlike those of the example"
         elif self._is_tie(reference):

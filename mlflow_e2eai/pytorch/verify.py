@@ -16,8 +16,9 @@ import numpy as np
 from mlflow_e2eai.artifacts import graphs
 from mlflow_e2eai.artifacts.values import Library, Tensors, TensorSpec
 from mlflow_e2eai.errors import ExportError, RunnerError
+from mlflow_e2eai.parity.report import ParityReport
 from mlflow_e2eai.pytorch.references import References, ReferenceSample
-from mlflow_e2eai.runtime.isolation import isolated_onnxruntime
+from mlflow_e2eai.runtime.isolation import IsolatedRunner, isolated_onnxruntime
 
 if TYPE_CHECKING:
     from warnings import WarningMessage
@@ -107,7 +108,7 @@ def check_numbers(
             f"{untried[0]!r}, of which the module takes none that was made here"
         )
         raise ExportError(msg)
-    wrong = _difference(path, tuple(references.samples), outputs, libraries)
+    wrong = _difference(path, references, outputs, libraries)
     if wrong is None:
         return None
     msg = f"The graph of the {exporter} exporter{what} does not give the module's numbers{wrong}"
@@ -121,38 +122,65 @@ def frozen_at(warned: Sequence[WarningMessage]) -> str | None:
 
 
 def _difference(
-    path: Path,
-    samples: tuple[ReferenceSample, ...],
-    outputs: tuple[str, ...],
-    libraries: Sequence[Library],
+    path: Path, references: References, outputs: tuple[str, ...], libraries: Sequence[Library]
 ) -> str | None:
     """The first wrong output as a sentence; None where all numbers are right.
 
-    ONNX Runtime runs in a process of its own: a graph that it cannot run may crash it.
+    ONNX Runtime runs in a process of its own: a graph that it cannot run may crash it. Extreme
+    samples come last, each on its own.
     """
-    right = iter(samples)
+    usual = [sample for sample in references.samples if not sample.extreme]
+    extreme = [sample for sample in references.samples if sample.extreme]
+    scales = _scales(tuple(references.samples), outputs)
     now: ReferenceSample | None = None
 
-    def reference(_: Tensors) -> Tensors:
-        nonlocal now
-        now = next(right)
-        return dict(zip(outputs, now.right, strict=True))
+    def compare(candidate: IsolatedRunner, samples: Sequence[ReferenceSample]) -> ParityReport:
+        right = iter(samples)
+
+        def reference(_: Tensors) -> Tensors:
+            nonlocal now
+            now = next(right)
+            return dict(zip(outputs, now.right, strict=True))
+
+        inputs = [sample.inputs for sample in samples]
+        return candidate.compare(reference, inputs, repeats=1, scales=scales)
 
     try:
         with isolated_onnxruntime(path, libraries=libraries) as candidate:
-            report = candidate.compare(
-                reference,
-                [sample.inputs for sample in samples],
-                repeats=1,
-                scales=_scales(samples, outputs),
-            )
+            report = compare(candidate, usual)
+            if not report.passed:
+                return _sentence(report, usual)
+            for sample in extreme:
+                report = compare(candidate, [sample])
+                if report.passed:
+                    continue
+                if not _is_undefined(report):
+                    return _sentence(report, [sample])
+                references.leave_out(sample, "the graph gives NaN where the module gives numbers")
     except RunnerError as error:
         return f"{_on(now)}: {error}"
-    if report.passed:
-        return None
+    return None
+
+
+def _is_undefined(report: ParityReport) -> bool:
+    """Whether nothing is wrong but numbers that are not finite, and are in the module."""
+    wrong = [output for output in report.outputs if output.outside_share > 0]
+    undefined = [
+        output
+        for output in wrong
+        if round(output.outside_share * output.elements) == output.nonfinite_count
+        and output.candidate_nonfinite >= output.nonfinite_count
+    ]
+    return bool(wrong) and wrong == undefined
+
+
+def _sentence(report: ParityReport, samples: Sequence[ReferenceSample]) -> str:
+    """The first finding, with its sample by label in place of its number."""
     finding = report.findings[0]
-    sample = None if finding.sample is None else samples[finding.sample]
-    return f"{_on(sample)}: {finding.sentence}"
+    if finding.sample is None:
+        return f": {finding.sentence}"
+    words = finding.sentence.removeprefix(f"Sample {finding.sample}, ")
+    return f"{_on(samples[finding.sample])}: {words}"
 
 
 def _on(sample: ReferenceSample | None) -> str:
