@@ -1,7 +1,8 @@
 """The values that pass between stages: arrays, files, graphs, weights.
 
 values          the frozen values that stages take and return
-axes            dynamic axes: their corners, specs and text form
+axes            dynamic axes: their corners, the sizes between, specs and text form
+sampler         samples at other sizes than the example's
 arrays          NumPy arrays: samples, checks, comparison
 files           JSON and files, written whole or not at all
 graphs          ONNX files: read, checked, written

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+import random
+from collections.abc import Iterator, Mapping
 from typing import TypeAlias
 
 import numpy as np
@@ -36,6 +38,59 @@ def corners(axes: tuple[Axis, ...]) -> dict[str, dict[str, int]]:
     return unique
 
 
+MOST_INNER = 10
+"""Sizes between the corners at most, for each axis."""
+
+
+def inner_sizes(axes: tuple[Axis, ...]) -> dict[str, dict[str, int]]:
+    """Sizes between the corners of a profile, where a branch on a size shows.
+
+    Each axis has the sizes next to min, max and its buckets, an odd one and a prime, or all where
+    its range is short. All axes change together, so that there are as many samples as one axis has
+    sizes; a seed of the axis chooses among odd sizes and primes.
+
+    Returns:
+        Sizes by axis name, under a label such as ``N=3, T=7``.
+    """
+    choices = {axis.name: list(itertools.islice(_inner(axis), MOST_INNER)) for axis in axes}
+    most = max(map(len, choices.values()), default=0)
+    labelled: dict[str, dict[str, int]] = {}
+    for at in range(most):
+        sizes = {
+            axis.name: inner[at % len(inner)] if (inner := choices[axis.name]) else axis.opt
+            for axis in axes
+        }
+        labelled[label_of(sizes)] = sizes
+    return labelled
+
+
+def label_of(sizes: Mapping[str, int]) -> str:
+    """Sizes by axis name as text."""
+    return ", ".join(f"{name}={size}" for name, size in sizes.items())
+
+
+def _inner(axis: Axis) -> Iterator[int]:
+    """Sizes of an axis that are no corner, the most telling first, each once."""
+    step = axis.multiple
+    seen = {axis.min, axis.opt, axis.max, *axis.buckets}
+    chosen = random.Random(f"{axis.name} {axis}")  # noqa: S311 - no secret
+    near = range(axis.min, min(axis.max, max(2 * axis.opt, 16 * step)) + 1, step)
+    odd = [size for size in near if (size // step) % 2 and size not in seen]
+    primes = [size for size in near if _is_prime(size // step) and size not in seen]
+    every = range(axis.min, axis.max + 1, step)
+    telling = [axis.min + step, axis.max - step, *(every if len(every) <= MOST_INNER else ())]
+    telling += [chosen.choice(sizes) for sizes in (odd, primes) if sizes]
+    telling += [size + way * step for size in (*axis.buckets, axis.opt) for way in (-1, 1)]
+    for size in telling:
+        if size not in seen and axis.admits(size):
+            seen.add(size)
+            yield size
+
+
+def _is_prime(number: int) -> bool:
+    return number > 1 and all(number % by for by in range(2, int(number**0.5) + 1))
+
+
 def resize(tensors: Tensors, specs: tuple[TensorSpec, ...], sizes: Mapping[str, int]) -> Tensors:
     """Repeat or cut arrays along their dynamic axes until they have the requested sizes.
 
@@ -65,8 +120,8 @@ def input_specs(example: Tensors, dynamic_axes: DynamicAxes) -> tuple[TensorSpec
     """The inputs of an example, with its dynamic axes named.
 
     Raises:
-        InvalidInputError: `dynamic_axes` names an input or position that the example lacks, or one
-            name stands for two different sets of sizes.
+        InvalidInputError: `dynamic_axes` names an input or position that the example lacks, or
+            where it is empty, or one name stands for two different sets of sizes.
     """
     axes_of(dynamic_axes)
     if unknown := set(dynamic_axes) - set(example):
@@ -83,6 +138,12 @@ def input_specs(example: Tensors, dynamic_axes: DynamicAxes) -> tuple[TensorSpec
                 msg = (
                     f"dynamic_axes names axis {position} of {name!r}, which has {array.ndim} axes; "
                     f"count from 0."
+                )
+                raise InvalidInputError(msg)
+            if not array.shape[position]:
+                msg = (
+                    f"Input {name!r} of the example has no items on axis {position}, the dynamic "
+                    f"axis {axis.name!r}; give at least one."
                 )
                 raise InvalidInputError(msg)
             shape[position] = axis.name

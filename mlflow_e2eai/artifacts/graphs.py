@@ -313,6 +313,13 @@ def operator_name(domain: str | None, op_type: str) -> str:
 def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
     import onnx
 
+    if (form := value.type.WhichOneof("value")) not in (None, "tensor_type"):
+        name = form.removesuffix("_type").replace("_", " ")
+        msg = (
+            f"{value.name!r} is a {name}, but inputs and outputs must be tensors; remove it from "
+            f"the graph, or export the model without it (skl2onnx: options={{'zipmap': False}})."
+        )
+        raise ArtifactError(msg)
     kind = value.type.tensor_type
     shape: list[int | str] = [
         dim.dim_value if dim.HasField("dim_value") else (dim.dim_param or "?")
@@ -336,7 +343,10 @@ def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
     try:
         dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)
     except KeyError as error:
-        msg = f"{value.name!r} has no type that ONNX knows; inputs and outputs must have one."
+        msg = (
+            f"{value.name!r} is no tensor of a type that ONNX has; inputs and outputs must be: "
+            f"give it a type, or remove it from the graph."
+        )
         raise ArtifactError(msg) from error
     return TensorSpec(name=value.name, dtype=dtype.name, shape=tuple(shape))
 

@@ -12,6 +12,7 @@ from mlflow_e2eai.parity.report import ParityReport
 
 SAMPLES: Mapping[str, str] = {
     "profile": "corners of the profile",
+    "sizes": "sizes between the corners",
     "edges": "zeros and denormals",
     "large": "large numbers",
     "rounded": "rounded as a GPU rounds",
@@ -34,10 +35,10 @@ class Evidence:
         measured: Whether it was run here. What was not measured has not passed.
         reason: Why it was not measured, or how the measurement failed; None when all went well.
         parity: Against the PyTorch module, by kind of sample: ``profile`` for the input example at
-            every corner of the profile, ``edges`` for zeros and denormal numbers in its place,
-            ``large`` for numbers larger than any in it, ``rounded`` for the corners again with
-            every fp16 value rounded to fp16, as a GPU does and the CPU does not, ``data`` for the
-            caller's evaluation data.
+            every corner of the profile, ``sizes`` for it at sizes between, ``edges`` for zeros and
+            denormal numbers in its place, ``large`` for numbers larger than any in it, ``rounded``
+            for the corners again with every fp16 value rounded to fp16, as a GPU does and the CPU
+            does not, ``data`` for the caller's evaluation data.
         before: The variant before the last step: the file that this one's was made from, on the
             plainest runner. None for the PyTorch module and where that did not run.
         against_before: The same comparison on the profile's corners, with `before` as the
@@ -50,6 +51,7 @@ class Evidence:
         worth: Whether a quantised variant is retained; None for others. The file of one that is
             not stays out of the bundle.
         untimed: Reason why it has no latency; None where it was timed, or not measured.
+        sizes: Labels of the sizes between the corners that it was compared at, such as ``N=3``.
     """
 
     variant: str
@@ -65,6 +67,7 @@ class Evidence:
     lost_at: str | None = None
     worth: QuantizationVerdict | None = None
     untimed: str | None = None
+    sizes: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:

@@ -37,6 +37,7 @@ class Examination:
         name: The variant that is the reference.
         reference: Computes the expected outputs.
         corners: The input example at every corner of the profile.
+        inner: The input example at sizes between, by label.
         other: Another sample, for where there is only one corner.
         edges: Edge samples by kind.
         usual: Largest magnitude of each floating output on the first corner. At an edge an output
@@ -48,6 +49,7 @@ class Examination:
     name: str
     reference: Infer
     corners: Mapping[str, Tensors]
+    inner: Mapping[str, Tensors]
     other: Tensors | None
     edges: Mapping[str, Sequence[Tensors]]
     usual: Mapping[str, float]
@@ -95,6 +97,8 @@ class Examination:
                     self.reference, samples, precision=variant.precision, **options
                 )
                 yield {"parity": dict(parity)}
+                if kind == "sizes":
+                    yield {"sizes": tuple(self.inner)}
         if variant.before != self.name and before is not None:
             yield {"against_before": self._against(before, variant, there)}
         if variant.shipped and self.evaluation is not None:
@@ -108,6 +112,8 @@ class Examination:
         """Samples by kind, and options of their comparison."""
         at_corners = [*self.corners.values(), *([] if self.other is None else [self.other])]
         yield "profile", at_corners, {"repeats": REPEATS, "threads": 2}
+        if self.inner:
+            yield "sizes", self.inner.values(), {"repeats": 1, "scales": self.usual}
         if _is_rounded_late(variant):
             yield "rounded", self.corners.values(), {"repeats": 1}
         for kind, samples in self.edges.items():

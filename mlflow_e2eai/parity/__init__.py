@@ -6,7 +6,8 @@ measure     two arrays -> how they differ
 slices      errors of an output by index along an axis
 outputs     outputs of one call, and the circumstances of it
 tolerances  how much they may differ
-samples     generated samples, at the corners of a profile and beyond
+samples     generated samples, at the corners of a profile, between them and beyond
+variations  samples with other masks, indices and numbers than the example's
 report      the report
 """
 

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from mlflow_e2eai.artifacts.axes import corners, resize
+from mlflow_e2eai.artifacts.axes import corners, inner_sizes
+from mlflow_e2eai.artifacts.sampler import resample
 from mlflow_e2eai.artifacts.values import Array, Infer, OnnxArtifact, Tensors
 from mlflow_e2eai.errors import InvalidInputError
 
@@ -20,8 +21,24 @@ arithmetic and not its input."""
 def profile_samples(example: Tensors, graph: OnnxArtifact) -> dict[str, Tensors]:
     """The input example at every corner of a graph's profile, by corner."""
     return {
-        label: resize(example, graph.inputs, sizes) for label, sizes in corners(graph.axes).items()
+        label: resample(example, graph.inputs, sizes)
+        for label, sizes in corners(graph.axes).items()
     }
+
+
+def inner_samples(example: Tensors, graph: OnnxArtifact, reference: Infer) -> dict[str, Tensors]:
+    """The input example at sizes between the corners of a graph's profile, by label.
+
+    Args:
+        example: One array for each input.
+        graph: Where the dynamic axes are.
+        reference: The model that is right. Sizes that it refuses are left out.
+    """
+    samples = {
+        label: resample(example, graph.inputs, sizes)
+        for label, sizes in inner_sizes(graph.axes).items()
+    }
+    return {label: sample for label, sample in samples.items() if _runs(reference, sample)}
 
 
 def batch_samples(
@@ -59,7 +76,7 @@ def batch_samples(
             raise InvalidInputError(msg)
     opt = {axis.name: axis.opt for axis in graph.axes}
     return {
-        f"{leading.name}={size}": resize(example, graph.inputs, {**opt, leading.name: size})
+        f"{leading.name}={size}": resample(example, graph.inputs, {**opt, leading.name: size})
         for size in sorted(set(sizes))
     }
 
@@ -78,7 +95,7 @@ def other_sample(example: Tensors, graph: OnnxArtifact, reference: Infer) -> Ten
     Returns:
         The sample; None where the model refuses it, or it is the example itself.
     """
-    whole = resize(example, graph.inputs, {axis.name: axis.opt for axis in graph.axes})
+    whole = resample(example, graph.inputs, {axis.name: axis.opt for axis in graph.axes})
     turned = {name: np.ascontiguousarray(np.flip(array)) for name, array in whole.items()}
     same = all(np.array_equal(array, whole[name]) for name, array in turned.items())
     return None if same or not _is_sound(reference, turned) else turned
@@ -153,7 +170,7 @@ def edge_samples(example: Tensors, graph: OnnxArtifact, reference: Infer) -> dic
     """
     if not any(array.dtype.kind == "f" for array in example.values()):
         return {}
-    whole = resize(example, graph.inputs, {axis.name: axis.opt for axis in graph.axes})
+    whole = resample(example, graph.inputs, {axis.name: axis.opt for axis in graph.axes})
     candidates = {
         edge: {
             name: np.asarray(change(array)) if array.dtype.kind == "f" else array
@@ -172,6 +189,14 @@ def _denormal(array: Array) -> Array:
 def _large(array: Array) -> Array:
     with np.errstate(over="ignore"):  # an infinity is seen and left out
         return np.asarray(array * array.dtype.type(LARGE))
+
+
+def _runs(reference: Infer, sample: Tensors) -> bool:
+    try:
+        reference(sample)
+    except Exception:  # noqa: BLE001 - the user's forward may raise anything on sizes of ours
+        return False
+    return True
 
 
 def _is_sound(reference: Infer, sample: Tensors) -> bool:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import math
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlflow_e2eai.artifacts.axes import resize
+from mlflow_e2eai.artifacts.sampler import resample
 from mlflow_e2eai.artifacts.values import Axis, Tensors, TensorSpec
 from mlflow_e2eai.artifacts.weight_files import is_large
 from mlflow_e2eai.errors import ExportError, InvalidInputError
@@ -24,6 +25,7 @@ from mlflow_e2eai.pytorch.flat_module import (
     run_with_tree,
     tensors_for,
 )
+from mlflow_e2eai.pytorch.guards import telling_sizes
 from mlflow_e2eai.pytorch.module import brief, root, source_line
 from mlflow_e2eai.pytorch.pytree import Tree
 
@@ -40,13 +42,17 @@ def with_dynamo(
     example: Tensors,
     path: Path,
     specs: tuple[TensorSpec, ...],
-    axes: tuple[Axis, ...],  # noqa: ARG001 - dynamo reads them off the specs
+    axes: tuple[Axis, ...],
     outputs: tuple[str, ...],
     opset: int,
     exporter: str,
     operators: Sequence[custom.Operator] = (),
-) -> None:
-    """Write a module with ``torch.export``; arguments as `with_torchscript`."""
+) -> tuple[dict[str, int], ...]:
+    """Write a module with ``torch.export``; arguments as `with_torchscript`.
+
+    Returns:
+        Sizes at which the program may be wrong by its own guards; see `telling_sizes`.
+    """
     import torch
 
     shapes = tuple(
@@ -73,6 +79,8 @@ def with_dynamo(
             msg = "the exporter returned nothing"
             raise RuntimeError(msg)
         program.save(path, external_data=is_large(module))
+    exported = program.exported_program
+    return () if exported is None else telling_sizes(exported, specs, axes)
 
 
 def with_torchscript(
@@ -85,7 +93,7 @@ def with_torchscript(
     opset: int,
     exporter: str,
     operators: Sequence[custom.Operator] = (),
-) -> None:
+) -> tuple[dict[str, int], ...]:
     """Write a module as it is traced, or as a script.
 
     Args:
@@ -98,6 +106,9 @@ def with_torchscript(
         opset: Version of the operator set.
         exporter: ``trace`` or ``script``.
         operators: Operators; those of ``torch.library`` are written as nodes.
+
+    Returns:
+        None of the sizes that `with_dynamo` returns: TorchScript has no guards.
     """
     import torch
 
@@ -126,6 +137,7 @@ def with_torchscript(
             output_names=list(outputs),
             dynamic_axes=dynamic,
         )
+    return ()
 
 
 def _dimension_names(shape: Sequence[int | str]) -> dict[int, str]:
@@ -149,7 +161,7 @@ def _dynamic_outputs(
         other = axis.max if axis.max != axis.opt else axis.min
         if other == axis.opt:
             continue
-        changed = run_module(module, resize(example, specs, {axis.name: other})).values()
+        changed = run_module(module, resample(example, specs, {axis.name: other})).values()
         for name, shape, tensor in zip(outputs, before, changed, strict=True):
             for position, (old, new) in enumerate(zip(shape, tensor.shape, strict=True)):
                 if (old, new) == (axis.opt, other):
@@ -168,13 +180,8 @@ def failures_as_export_errors(
     """
     import torch
 
-    # The exporters warn of their own internals and of TorchScript's age; the written file is
-    # checked for what matters.
-    chatter = logging.getLogger("torch.onnx")
-    level = chatter.level
-    chatter.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings(record=True) as warned, torch.no_grad():
+        with warnings.catch_warnings(record=True) as warned, torch.no_grad(), _prints_logged():
             warnings.simplefilter("always")
             yield warned
     except (ExportError, InvalidInputError):
@@ -184,11 +191,82 @@ def failures_as_export_errors(
         at = "" if line is None else f" at {line}"
         msg = (
             f"The {exporter} exporter failed{at}: {type(error).__name__}: {brief(root(error))}; "
-            f"try another exporter, or change the part of forward that it names."
+            f"{_ADVICE}"
         )
         raise ExportError(msg) from error
+
+
+_ADVICE = "try another exporter, or change the part of forward that it names."
+
+_log = logging.getLogger(__name__)
+
+
+@contextmanager
+def _prints_logged() -> Iterator[None]:
+    """Log what PyTorch prints in the block at level DEBUG, its own log with it.
+
+    The exporters print graphs, and warn of their own internals; the written file is checked for
+    what matters.
+    """
+    import torch
+
+    def log_graph(*parts: object) -> None:
+        _log.debug("PyTorch: %s", "".join(map(str, parts)))
+
+    # The TorchScript exporter prints from C++, and leaves that turned on after its first call.
+    native: Any = torch._C  # noqa: SLF001 - there is no public way
+    print_graph, was_enabled = native._jit_onnx_log, native._jit_is_onnx_log_enabled()  # noqa: SLF001
+    logs = logging.root.manager.loggerDict
+    torchs = [logs[name] for name in list(logs) if name.partition(".")[0] == "torch"]
+    loggers = [each for each in torchs if isinstance(each, logging.Logger) and each.handlers]
+    handlers = [list(logger.handlers) for logger in loggers]
+    forward = _Forwarder()
+    printed = io.StringIO()
+    for logger in loggers:
+        logger.handlers[:] = [forward]
+    native._jit_onnx_log = log_graph  # noqa: SLF001
+    try:
+        with redirect_stdout(printed), redirect_stderr(printed):
+            yield
     finally:
-        chatter.setLevel(level)
+        native._jit_onnx_log = print_graph  # noqa: SLF001
+        native._jit_set_onnx_log_enabled(was_enabled)  # noqa: SLF001
+        for logger, own in zip(loggers, handlers, strict=True):
+            logger.handlers[:] = own
+        if text := printed.getvalue().strip():
+            _log.debug("PyTorch printed: %s", text)
+
+
+class _Forwarder(logging.Handler):
+    """Passes the records of PyTorch's loggers on as DEBUG."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        _log.debug("PyTorch: %s", record.getMessage())
+
+
+def no_exporter_error(refused: Mapping[str, ExportError]) -> ExportError:
+    """One error for several: each cause once, with the exporters that have it, a line each."""
+    first = next(iter(refused.values()))
+    if len(refused) == 1:
+        return first
+    exporters: dict[str, list[str]] = {}
+    for name, error in refused.items():
+        text = str(error).removesuffix(f"; {_ADVICE}")
+        text = text.replace(f"The {name} exporter failed: ", "")
+        text = text.replace(f"The {name} exporter failed at", "failed at")
+        text = text.replace(f"The graph of the {name} exporter", "its graph")
+        exporters.setdefault(text, []).append(name)
+    if len(exporters) == 1:
+        (cause,) = exporters
+        msg = f"No exporter wrote the model: {', '.join(refused)} alike: {cause}"
+    else:
+        lines = (f"\n  {', '.join(names)}: {cause}" for cause, names in exporters.items())
+        msg = (
+            f"No exporter wrote the model; change forward where these point at it.{''.join(lines)}"
+        )
+    error = ExportError(msg)
+    error.__cause__ = first
+    return error
 
 
 # TorchScript of a module that takes and returns tensors by position, as ONNX does.

@@ -127,8 +127,16 @@ def _wrap(module: torch.nn.Module, arguments: Tree) -> torch.nn.Module:
     return wrapper
 
 
+FITTING = "give inputs of the dtypes and shapes that forward takes"
+"""Advice where a module refuses the caller's own example."""
+
+
 def run_module(
-    model: torch.nn.Module, example: Tensors, *, what: str = "the input example"
+    model: torch.nn.Module,
+    example: Tensors,
+    *,
+    what: str = "the input example",
+    advice: str = FITTING,
 ) -> dict[str, torch.Tensor]:
     """Run a module once on an example, with no gradients; see `output_tensors`.
 
@@ -136,11 +144,15 @@ def run_module(
         InvalidInputError: The module does not accept the example, or returns something that is not
             tensors.
     """
-    return run_with_tree(model, example, what=what)[1]
+    return run_with_tree(model, example, what=what, advice=advice)[1]
 
 
 def run_with_tree(
-    model: torch.nn.Module, example: Tensors, *, what: str = "the input example"
+    model: torch.nn.Module,
+    example: Tensors,
+    *,
+    what: str = "the input example",
+    advice: str = FITTING,
 ) -> tuple[Tree, dict[str, torch.Tensor]]:
     """Run a module as `run_module` does; return the tree of its outputs too."""
     import torch
@@ -154,7 +166,7 @@ def run_with_tree(
         given = {name: f"{array.dtype}{list(array.shape)}" for name, array in example.items()}
         msg = (
             f"The model does not accept {what}, {given}: {type(error).__name__}: "
-            f"{brief(error)}; give inputs of the dtypes and shapes that forward takes."
+            f"{brief(error)}; {advice}."
         )
         raise InvalidInputError(msg) from error
 
@@ -201,9 +213,18 @@ def as_arrays(named: Mapping[str, Any]) -> dict[str, Array]:
     """Tensors and arrays by name as contiguous arrays.
 
     Raises:
-        InvalidInputError: One is something else, or holds no numbers.
+        InvalidInputError: One is something else, or of a kind that NumPy or ONNX has no form for.
     """
-    return {name: _array(name, value) for name, value in named.items()}
+    return {name: _array(f"Input {name!r} of the example", value) for name, value in named.items()}
+
+
+def output_arrays(named: Mapping[str, torch.Tensor]) -> dict[str, Array]:
+    """The outputs of a module as arrays.
+
+    Raises:
+        InvalidInputError: One is of a kind that NumPy or ONNX has no form for.
+    """
+    return {name: _array(f"Output {name!r} of the model", value) for name, value in named.items()}
 
 
 def call(model: torch.nn.Module, arguments: Mapping[str, Any]) -> Any:
@@ -238,18 +259,50 @@ def call(model: torch.nn.Module, arguments: Mapping[str, Any]) -> Any:
     return model(**arguments)
 
 
-def _array(name: str, value: Any) -> Array:
+def _array(what: str, value: Any) -> Array:
     import torch
 
     if isinstance(value, torch.Tensor):
-        value = value.detach().cpu().numpy()
-    if not isinstance(value, np.ndarray) or value.dtype.kind not in "fiub":
+        value = _numpy(what, value)
+    if not isinstance(value, np.ndarray) or value.dtype.kind not in "fiub" or value.itemsize > 8:  # noqa: PLR2004 - float128 is neither PyTorch's nor ONNX's
+        kind = f" of {value.dtype}" if isinstance(value, np.ndarray) else ""
         msg = (
-            f"Input {name!r} of the example is a {type(value).__name__}, but a tensor or a numeric "
-            f"NumPy array is wanted; convert it."
+            f"{what} is a {type(value).__name__}{kind}, but a tensor or a numeric NumPy array is "
+            f"wanted; convert it."
         )
         raise InvalidInputError(msg)
-    return np.ascontiguousarray(value) if value.ndim else value
+    native = np.asarray(value, value.dtype.newbyteorder("="))
+    return np.ascontiguousarray(native) if native.ndim else native
+
+
+def _numpy(what: str, tensor: torch.Tensor) -> Array:
+    """A tensor as an array.
+
+    Raises:
+        InvalidInputError: NumPy or ONNX has no form for it.
+    """
+    import torch
+
+    if tensor.is_meta:
+        kind, advice = "a meta tensor, which has no numbers", "give one that has"
+    elif tensor.is_quantized:
+        kind, advice = "quantised, but a plain tensor is wanted", "call .dequantize()"
+    elif tensor.is_nested:
+        kind, advice = "nested, but a dense tensor is wanted", "pad it to one size"
+    elif tensor.layout != torch.strided:
+        kind = f"in the layout {tensor.layout}, but a dense tensor is wanted"
+        advice = "call .to_dense()"
+    elif tensor.is_complex():
+        kind = f"{tensor.dtype}, which ONNX Runtime does not have"
+        advice = "use torch.view_as_real() outside of the model, and view_as_complex() inside"
+    else:
+        try:
+            return tensor.detach().resolve_conj().resolve_neg().cpu().numpy()
+        except (TypeError, RuntimeError, NotImplementedError):
+            kind = f"{tensor.dtype}, which NumPy does not have"
+            advice = "convert it, for example by .float(), and back inside forward if it matters"
+    msg = f"{what} is {kind}; {advice}."
+    raise InvalidInputError(msg)
 
 
 def tensors_for(model: torch.nn.Module, example: Tensors) -> dict[str, torch.Tensor]:

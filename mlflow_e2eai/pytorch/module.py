@@ -9,9 +9,16 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mlflow_e2eai.errors import InvalidInputError, MissingDependencyError
+from mlflow_e2eai.pytorch.state import (
+    ModuleState,
+    eager,
+    fast_path,
+    state_restored,
+    unwrap_compiled,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -33,6 +40,8 @@ def module_of(model: Any) -> torch.nn.Module:
 
     if isinstance(model, torch.export.ExportedProgram):
         model = model.module()
+    if isinstance(model, torch.nn.Module):
+        model = unwrap_compiled(model)
     if not isinstance(model, torch.nn.Module):
         msg = (
             f"The model is a {type(model).__name__}, but a torch.nn.Module, ScriptModule or "
@@ -40,6 +49,12 @@ def module_of(model: Any) -> torch.nn.Module:
         )
         raise InvalidInputError(msg)
     for name, weight in model.named_parameters():
+        if weight.is_meta or torch.nn.parameter.is_lazy(weight):
+            msg = (
+                f"Parameter {name!r} has no numbers yet, but a model with weights is wanted; load "
+                f"them, or run it once."
+            )
+            raise InvalidInputError(msg)
         if weight.is_floating_point() and weight.dtype != torch.float32:
             msg = (
                 f"Parameter {name!r} is {weight.dtype}, but torch.float32 is wanted; call "
@@ -49,25 +64,42 @@ def module_of(model: Any) -> torch.nn.Module:
     return model
 
 
+class Opened(NamedTuple):
+    """A module that is ready to run.
+
+    Attributes:
+        was_training: Whether it was in training mode.
+        state: Its state, to put back between calls.
+    """
+
+    was_training: bool
+    state: ModuleState
+
+
 @contextmanager
-def evaluation_mode(model: torch.nn.Module) -> Iterator[bool]:
-    """Put a module into evaluation mode in the block, and restore the mode of each part.
+def evaluation_mode(model: torch.nn.Module) -> Iterator[Opened]:
+    """Put a module into evaluation mode in the block, and restore all that it had.
+
+    That is the mode of each part, buffers, attributes, hooks and the random states. In the block
+    parts of `torch.compile` run as they are written, and attention without PyTorch's fast path.
 
     Yields:
-        Whether the module was in training mode. A graph that `torch.export` wrote reports that it
-        is training and refuses `eval`: its mode was fixed by the export, and is left alone.
+        The mode and state. A graph that `torch.export` wrote reports that it is training and
+        refuses `eval`: its mode was fixed by the export, and is left alone.
     """
     modes = [(part, part.training) for part in model.modules()]
     try:
         model.eval()
+        was_training = any(training for _, training in modes)
     except NotImplementedError:
-        yield False
-        return
+        was_training = False
     try:
-        yield any(training for _, training in modes)
+        with state_restored(model) as state, eager(model), fast_path(enabled=False):
+            yield Opened(was_training, state)
     finally:
         for part, training in modes:
-            part.training = training
+            if part.training != training:
+                part.training = training
 
 
 def device_of(model: torch.nn.Module) -> torch.device:

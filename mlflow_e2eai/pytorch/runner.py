@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 from mlflow_e2eai.artifacts.values import Infer, Tensors
-from mlflow_e2eai.pytorch.flat_module import call, output_tensors
+from mlflow_e2eai.pytorch.flat_module import call, output_arrays, output_tensors
 from mlflow_e2eai.pytorch.module import device_of, evaluation_mode
+from mlflow_e2eai.pytorch.state import fast_path, has_fast_path
 
 if TYPE_CHECKING:
     import torch
@@ -16,27 +17,41 @@ if TYPE_CHECKING:
 
 @contextmanager
 def torch_runner(
-    model: torch.nn.Module, *, inputs: Sequence[str], outputs: Sequence[str]
+    model: torch.nn.Module,
+    *,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    fast: bool = False,
 ) -> Iterator[Infer]:
     """Run a PyTorch module, in evaluation mode and without gradients.
 
     Args:
-        model: The module; its mode is restored after the block.
+        model: The module; its mode and state are restored after the block, and its state after
+            each call where a call moves it.
         inputs: Names of the inputs, bound as by `call`.
         outputs: Names for the outputs, in the order of `output_tensors`.
+        fast: Run attention with PyTorch's fast path, as a caller in evaluation mode gets it: the
+            callable to measure. Its numbers may differ where keys are padded.
     """
     import torch
+
+    fast = fast and has_fast_path(model)
+    moves: bool | None = None  # known after the first call
 
     device = device_of(model)
 
     def infer(tensors: Tensors) -> Tensors:
+        nonlocal moves
         arguments = {name: torch.from_numpy(tensors[name].copy()).to(device) for name in inputs}
-        with torch.no_grad():
-            returned = output_tensors(call(model, arguments)).values()
-            arrays = [tensor.cpu().numpy() for tensor in returned]
+        with torch.no_grad(), fast_path(enabled=True) if fast else nullcontext():
+            arrays = output_arrays(output_tensors(call(model, arguments))).values()
+        if moves is None:
+            moves = bool(opened.state.moved_names())
+        if moves:
+            opened.state.restore()
         return dict(zip(outputs, arrays, strict=True))
 
-    with evaluation_mode(model), _without_tf32(device):
+    with evaluation_mode(model) as opened, _without_tf32(device):
         yield infer
 
 

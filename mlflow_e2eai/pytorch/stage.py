@@ -12,12 +12,13 @@ import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 from mlflow_e2eai.artifacts import graphs
-from mlflow_e2eai.artifacts.axes import DynamicAxes, axes_of, input_specs, resize
+from mlflow_e2eai.artifacts.axes import DynamicAxes, axes_of, input_specs
 from mlflow_e2eai.artifacts.graphs import only_new_garbage
-from mlflow_e2eai.artifacts.values import OnnxArtifact
+from mlflow_e2eai.artifacts.sampler import resample
+from mlflow_e2eai.artifacts.values import Axis, Library, OnnxArtifact, Tensors, TensorSpec
 from mlflow_e2eai.artifacts.weight_files import is_large, staging_path
 from mlflow_e2eai.errors import ExportError, InvalidInputError
 from mlflow_e2eai.pytorch import operators as custom
@@ -25,13 +26,15 @@ from mlflow_e2eai.pytorch import pytree
 from mlflow_e2eai.pytorch.exporters import (
     PLAIN_DYNAMO,
     failures_as_export_errors,
+    no_exporter_error,
     with_dynamo,
     with_torchscript,
 )
 from mlflow_e2eai.pytorch.flat_module import flatten_module, input_tree, original, run_with_tree
 from mlflow_e2eai.pytorch.module import evaluation_mode
 from mlflow_e2eai.pytorch.pytree import Tree
-from mlflow_e2eai.pytorch.verify import check_interface, check_numbers, reference_samples
+from mlflow_e2eai.pytorch.references import References, check_repeatable
+from mlflow_e2eai.pytorch.verify import check_interface, check_numbers, frozen_at
 
 if TYPE_CHECKING:
     import torch
@@ -59,9 +62,15 @@ class ExportReport:
         refused: Reasons why earlier exporters were not taken, by name, in order;
             ``dynamo`` is the exporter with its optimizer, ``dynamo_unoptimized`` without.
         unverified: Reason why the graph's numbers could not be compared with the module's; None
-            where they are equal on the samples of `reference_samples`.
+            where they are equal on `samples`.
         inputs: Positions of the graph's inputs in the arguments of ``forward``.
         outputs: Positions of its outputs in the value that ``forward`` returns.
+        samples: Labels of the samples that the graph was compared on.
+        left_out: Reasons why other samples were not compared, by label.
+        frozen: The line where the exporter took a value for a constant, though the samples agree;
+            None where it warned of none.
+        fast_path: How PyTorch's fast path of attention changes the module's numbers; None where it
+            does not.
     """
 
     exporter: Exporter
@@ -69,6 +78,34 @@ class ExportReport:
     unverified: str | None = None
     inputs: Tree | None = None
     outputs: Tree | None = None
+    samples: tuple[str, ...] = ()
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    frozen: str | None = None
+    fast_path: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Request:
+    """The arguments of every exporter."""
+
+    module: torch.nn.Module
+    example: Tensors
+    specs: tuple[TensorSpec, ...]
+    axes: tuple[Axis, ...]
+    outputs: tuple[str, ...]
+    opset: int
+    operators: Sequence[custom.Operator]
+    deferred: Collection[str]
+    libraries: tuple[Library, ...]
+
+
+class _Written(NamedTuple):
+    """A graph that computes the module's numbers, or that could not be compared."""
+
+    exporter: Exporter
+    artifact: OnnxArtifact
+    unverified: str | None
+    frozen: str | None
 
 
 @only_new_garbage()
@@ -89,7 +126,8 @@ def export(
 
     Args:
         model: A ``torch.nn.Module``, ScriptModule or ExportedProgram. It is exported in evaluation
-            mode, and its mode is restored.
+            mode; its mode, buffers, attributes and hooks are as before afterwards, and so are the
+            random states. One of `torch.compile` is exported as it is written.
         input_example: Inputs that the model accepts: a mapping of names to tensors or arrays, a
             tuple of them, or a single one. The names become the ONNX names; without names, those
             of ``forward``'s parameters do.
@@ -97,7 +135,8 @@ def export(
         dynamic_axes: Axes whose size may vary, by input name and position.
         exporter: ``dynamo``, ``trace`` or ``script``; ``auto`` takes the first of them, in this
             order, whose graph computes the module's numbers: on the example at every corner of its
-            dynamic axes, and on other values. For a ScriptModule it is ``script``.
+            dynamic axes and at sizes between, and on other values. One that froze a value is taken
+            where no other is left. For a ScriptModule it is ``script``.
         opset: Version of the ONNX operator set.
         output_names: Names for the outputs, in order; by default ``output``, or ``output_0`` and so
             on for several, or the keys where ``forward`` returns a mapping.
@@ -122,76 +161,130 @@ def export(
     libraries = custom.load_libraries(operator_libraries)
     specs = input_specs(given, dynamic_axes or {})
     axes = axes_of(dynamic_axes or {})
-    example = resize(given, specs, {axis.name: axis.opt for axis in axes})
+    example = resample(given, specs, {axis.name: axis.opt for axis in axes})
     refused: dict[str, ExportError] = {}
-    with evaluation_mode(module) as was_training:
-        if was_training:
+    written: _Written | None = None
+    with evaluation_mode(module) as opened:
+        if opened.was_training:
             warnings.warn(
                 "The model is in training mode: it is exported in evaluation mode, and its mode is "
                 "given back afterwards.",
                 stacklevel=2,
             )
         returned, _ = run_with_tree(module, given)
+        opened.state.restore()
+        check_repeatable(module, given, opened.state)
         returned = pytree.rename_leaves(returned, _output_names(returned, output_names, given))
-        names = tuple(pytree.names(returned))
-        samples = reference_samples(module, given, specs, axes)
-        wrote = False
-        for attempt in attempts:
-            if attempt == PLAIN_DYNAMO and not wrote:
+        request = _Request(
+            module=module,
+            example=example,
+            specs=specs,
+            axes=axes,
+            outputs=tuple(pytree.names(returned)),
+            opset=opset,
+            operators=operators,
+            deferred=deferred,
+            libraries=libraries,
+        )
+        references = References(
+            module=module, example=given, specs=specs, axes=axes, state=opened.state
+        )
+        references.add_all()
+        for at, attempt in enumerate(attempts):
+            if attempt == PLAIN_DYNAMO and not references.compared:
                 continue  # the optimizer was not the cause
             try:
-                with (
-                    staging_path(out) as temporary,
-                    failures_as_export_errors(attempt, module) as warned,
-                ):
-                    write = with_torchscript if attempt in ("trace", "script") else with_dynamo
-                    write(module, example, temporary, specs, axes, names, opset, attempt, operators)
-                    custom.carry(temporary, operators)
-                    if is_large(module):
-                        graphs.write(
-                            graphs.read(temporary), temporary
-                        )  # names weight files by content
-                    model = graphs.read(temporary)
-                    graphs.check(model)
-                    check_interface(
-                        model, specs=specs, outputs=names, opset=opset, exporter=attempt
-                    )
-                    wrote = True
-                    lacking = custom.unimplemented_operators(
-                        model, deferred=deferred, libraries=libraries
-                    )
-                    unverified = check_numbers(
-                        temporary,
-                        samples,
-                        names,
-                        attempt,
-                        warned,
-                        lacking=lacking,
-                        libraries=libraries,
-                    )
-                    artifact = graphs.describe(
-                        temporary,
-                        stage="export",
-                        precision="fp32",
-                        axes=axes,
-                        parent_sha256=None,
-                        libraries=libraries,
-                        model=model,
-                    )
-                break
+                opened.state.restore()
+                written = _write(attempt, request, references, out)
             except ExportError as error:
                 if error.operator is not None:
                     raise  # no exporter can help that
                 refused[attempt] = error
-        else:
-            raise _no_exporter_error(refused)
-    return replace(artifact, path=out), ExportReport(
-        exporter="dynamo" if attempt == PLAIN_DYNAMO else attempt,
+                continue
+            if written.frozen is None or at == len(attempts) - 1:
+                break
+            refused[attempt] = _frozen_error(written)
+        if written is None:
+            raise no_exporter_error(refused)
+        fast_path = references.fast_path_difference(request.outputs)
+    if written.frozen is not None:
+        refused.pop(written.exporter, None)
+    return replace(written.artifact, path=out), ExportReport(
+        exporter=written.exporter,
         refused={name: str(error) for name, error in refused.items()},
-        unverified=unverified,
+        unverified=written.unverified,
         inputs=input_tree(module, given),
         outputs=returned,
+        samples=() if written.unverified else tuple(each.label for each in references.samples),
+        left_out=references.left_out,
+        frozen=written.frozen,
+        fast_path=fast_path,
     )
+
+
+def _write(exporter: Any, request: _Request, references: References, out: Path) -> _Written:
+    """Write a graph with one exporter, and compare it with the module.
+
+    Raises:
+        ExportError: PyTorch failed, or the graph is another one than the request.
+    """
+    module, outputs, opset = request.module, request.outputs, request.opset
+    with (
+        staging_path(out) as temporary,
+        failures_as_export_errors(exporter, module) as warned,
+    ):
+        write = with_torchscript if exporter in ("trace", "script") else with_dynamo
+        telling = write(
+            module,
+            request.example,
+            temporary,
+            request.specs,
+            request.axes,
+            outputs,
+            opset,
+            exporter,
+            request.operators,
+        )
+        custom.carry(temporary, request.operators)
+        if is_large(module):
+            graphs.write(graphs.read(temporary), temporary)  # names weight files by content
+        model = graphs.read(temporary)
+        graphs.check(model)
+        check_interface(model, specs=request.specs, outputs=outputs, opset=opset, exporter=exporter)
+        references.state.restore()
+        for sizes in telling:
+            references.add_sizes(sizes)
+        lacking = custom.unimplemented_operators(
+            model, deferred=request.deferred, libraries=request.libraries
+        )
+        unverified = check_numbers(
+            temporary,
+            references,
+            outputs,
+            exporter,
+            warned,
+            lacking=lacking,
+            libraries=request.libraries,
+        )
+        artifact = graphs.describe(
+            temporary,
+            stage="export",
+            precision="fp32",
+            axes=request.axes,
+            parent_sha256=None,
+            libraries=request.libraries,
+            model=model,
+        )
+    name: Exporter = "dynamo" if exporter == PLAIN_DYNAMO else exporter
+    return _Written(name, artifact, unverified, frozen_at(warned))
+
+
+def _frozen_error(written: _Written) -> ExportError:
+    msg = (
+        f"The {written.exporter} exporter froze a value at {written.frozen}; its graph is right on "
+        f"the samples, and would be taken if no other exporter wrote one."
+    )
+    return ExportError(msg)
 
 
 def _attempts(exporter: Exporter, module: torch.nn.Module, opset: int) -> tuple[Any, ...]:
@@ -204,16 +297,6 @@ def _attempts(exporter: Exporter, module: torch.nn.Module, opset: int) -> tuple[
         return tuple(name for name in AUTO if name not in too_early | too_late)
     chosen = _choose(exporter, module, opset)
     return ("dynamo", PLAIN_DYNAMO) if chosen == "dynamo" else (chosen,)
-
-
-def _no_exporter_error(refused: Mapping[str, ExportError]) -> ExportError:
-    first = next(iter(refused.values()))
-    if len(refused) == 1:
-        return first
-    reasons = " ".join(f"{name}: {error}" for name, error in refused.items())
-    error = ExportError(f"No exporter wrote the model. {reasons}")
-    error.__cause__ = first
-    return error
 
 
 def _choose(exporter: Exporter, module: torch.nn.Module, opset: int) -> Exporter:

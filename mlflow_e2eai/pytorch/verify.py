@@ -8,111 +8,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mlflow_e2eai.artifacts import graphs
-from mlflow_e2eai.artifacts.axes import corners, resize
-from mlflow_e2eai.artifacts.values import Array, Axis, Library, Tensors, TensorSpec
-from mlflow_e2eai.errors import ExportError, InvalidInputError, RunnerError
-from mlflow_e2eai.parity.measure import is_exact
-from mlflow_e2eai.parity.samples import branch_samples
-from mlflow_e2eai.pytorch.flat_module import run_module
-from mlflow_e2eai.runtime.isolation import isolated_onnxruntime
+from mlflow_e2eai.artifacts.values import Library, Tensors, TensorSpec
+from mlflow_e2eai.errors import ExportError, RunnerError
+from mlflow_e2eai.parity.report import ParityReport
+from mlflow_e2eai.pytorch.references import References, ReferenceSample
+from mlflow_e2eai.runtime.isolation import IsolatedRunner, isolated_onnxruntime
 
 if TYPE_CHECKING:
     from warnings import WarningMessage
 
     import onnx
-    import torch
-
-_NUDGE = 2.0**-20
-"""Of the largest number: 16 times the unit roundoff of fp32, as a few layers leave it."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReferenceSample:
-    """A sample with the module's outputs for it, in order.
-
-    Attributes:
-        label: Kind of sample, for people.
-        inputs: Arrays by name.
-        right: The module's outputs.
-    """
-
-    label: str
-    inputs: Tensors
-    right: tuple[np.ndarray, ...]
-
-
-def reference_samples(
-    module: torch.nn.Module,
-    example: Tensors,
-    specs: tuple[TensorSpec, ...],
-    axes: tuple[Axis, ...],
-) -> tuple[ReferenceSample, ...]:
-    """The samples to verify a graph on: the corners of its axes, then other values.
-
-    Samples whose outputs are not finite are left out. So are samples with other values that the
-    module refuses, and ties: where a rounding error in the inputs changes an integer of the output,
-    such as an argmax of zeros, either is right.
-
-    Raises:
-        InvalidInputError: The module refuses the example at a corner of its axes.
-    """
-    samples = []
-    for label, sizes in corners(axes).items():
-        sample = resize(example, specs, sizes)
-        what = f"the input example at the {label} size of its dynamic axes"
-        samples.append(_run_sample(module, label, sample, what=what))
-    opt = resize(example, specs, {axis.name: axis.opt for axis in axes})
-    for label, sample in branch_samples(opt).items():
-        try:
-            samples.append(_run_sample(module, label, sample, what=label))
-        except InvalidInputError:
-            continue
-    return tuple(each for each in samples if _is_finite(each) and not _is_tie(module, each))
-
-
-def _run_sample(
-    module: torch.nn.Module, label: str, sample: Tensors, *, what: str
-) -> ReferenceSample:
-    right = tuple(
-        tensor.detach().cpu().numpy() for tensor in run_module(module, sample, what=what).values()
-    )
-    return ReferenceSample(label=label, inputs=sample, right=right)
-
-
-def _is_finite(sample: ReferenceSample) -> bool:
-    arrays = (*sample.inputs.values(), *sample.right)
-    return all(np.isfinite(array).all() for array in arrays if array.dtype.kind == "f")
-
-
-def _is_tie(module: torch.nn.Module, sample: ReferenceSample) -> bool:
-    if not any(is_exact(array) for array in sample.right):
-        return False
-    random = np.random.default_rng(0)
-    for _ in range(2):
-        nudged = {name: _perturb(array, random) for name, array in sample.inputs.items()}
-        try:
-            again = _run_sample(module, sample.label, nudged, what=sample.label).right
-        except InvalidInputError:
-            return True
-        for before, after in zip(sample.right, again, strict=True):
-            if is_exact(before) and not np.array_equal(before, after):
-                return True
-    return False
-
-
-def _perturb(array: Array, random: np.random.Generator) -> Array:
-    """An array whose floating-point numbers are off by about a rounding error of fp32."""
-    if array.dtype.kind != "f":
-        return array
-    scale = float(np.abs(array).max(initial=0)) or 1.0
-    return np.asarray(array + scale * _NUDGE * random.standard_normal(array.shape), array.dtype)
 
 
 def check_interface(
@@ -157,7 +68,7 @@ def check_interface(
 
 def check_numbers(
     path: Path,
-    samples: tuple[ReferenceSample, ...],
+    references: References,
     outputs: tuple[str, ...],
     exporter: str,
     warned: Sequence[WarningMessage],
@@ -169,7 +80,7 @@ def check_numbers(
 
     Args:
         path: The graph.
-        samples: Those of `reference_samples`.
+        references: The samples.
         outputs: Names of the outputs, in order.
         exporter: Name of the exporter that wrote it.
         warned: Warnings of the exporter.
@@ -180,56 +91,96 @@ def check_numbers(
         The reason why they could not be compared; None where they are equal.
 
     Raises:
-        ExportError: They differ, or the graph does not run.
+        ExportError: They differ, or the graph does not run; or the exporter froze a value, and no
+            sample with other values of an input could be run.
     """
+    references.compared += 1
+    where = frozen_at(warned)
+    what = "" if where is None else f", which froze a value at {where},"
     if lacking:
-        return f"ONNX Runtime does not have {', '.join(lacking)}"
-    if not samples:
-        return "no output of the module for any sample is finite and free of ties"
-    wrong = _difference(path, samples, outputs, libraries)
+        doubt = "" if where is None else f", and the {exporter} exporter froze a value at {where}"
+        return f"ONNX Runtime does not have {', '.join(lacking)}{doubt}"
+    if not references.samples:
+        return "the module takes no sample whose outputs are free of ties"
+    if where is not None and (untried := references.untried_inputs()):
+        msg = (
+            f"The graph of the {exporter} exporter{what} may be wrong for other values of "
+            f"{untried[0]!r}, of which the module takes none that was made here"
+        )
+        raise ExportError(msg)
+    wrong = _difference(path, references, outputs, libraries)
     if wrong is None:
         return None
-    # The tracer warns where it took a value for a constant.
-    frozen = next((w for w in warned if w.category.__name__ == "TracerWarning"), None)
-    where = "" if frozen is None else f" at {Path(frozen.filename).name}:{frozen.lineno}"
-    what = "" if frozen is None else f", which froze a value{where},"
     msg = f"The graph of the {exporter} exporter{what} does not give the module's numbers{wrong}"
     raise ExportError(msg)
 
 
+def frozen_at(warned: Sequence[WarningMessage]) -> str | None:
+    """The line where the tracer took a value for a constant; None where it warned of none."""
+    frozen = next((each for each in warned if each.category.__name__ == "TracerWarning"), None)
+    return None if frozen is None else f"{Path(frozen.filename).name}:{frozen.lineno}"
+
+
 def _difference(
-    path: Path,
-    samples: tuple[ReferenceSample, ...],
-    outputs: tuple[str, ...],
-    libraries: Sequence[Library],
+    path: Path, references: References, outputs: tuple[str, ...], libraries: Sequence[Library]
 ) -> str | None:
     """The first wrong output as a sentence; None where all numbers are right.
 
-    ONNX Runtime runs in a process of its own: a graph that it cannot run may crash it.
+    ONNX Runtime runs in a process of its own: a graph that it cannot run may crash it. Extreme
+    samples come last, each on its own.
     """
-    right = iter(samples)
+    usual = [sample for sample in references.samples if not sample.extreme]
+    extreme = [sample for sample in references.samples if sample.extreme]
+    scales = _scales(tuple(references.samples), outputs)
     now: ReferenceSample | None = None
 
-    def reference(_: Tensors) -> Tensors:
-        nonlocal now
-        now = next(right)
-        return dict(zip(outputs, now.right, strict=True))
+    def compare(candidate: IsolatedRunner, samples: Sequence[ReferenceSample]) -> ParityReport:
+        right = iter(samples)
+
+        def reference(_: Tensors) -> Tensors:
+            nonlocal now
+            now = next(right)
+            return dict(zip(outputs, now.right, strict=True))
+
+        inputs = [sample.inputs for sample in samples]
+        return candidate.compare(reference, inputs, repeats=1, scales=scales)
 
     try:
         with isolated_onnxruntime(path, libraries=libraries) as candidate:
-            report = candidate.compare(
-                reference,
-                [sample.inputs for sample in samples],
-                repeats=1,
-                scales=_scales(samples, outputs),
-            )
+            report = compare(candidate, usual)
+            if not report.passed:
+                return _sentence(report, usual)
+            for sample in extreme:
+                report = compare(candidate, [sample])
+                if report.passed:
+                    continue
+                if not _is_undefined(report):
+                    return _sentence(report, [sample])
+                references.leave_out(sample, "the graph gives NaN where the module gives numbers")
     except RunnerError as error:
         return f"{_on(now)}: {error}"
-    if report.passed:
-        return None
+    return None
+
+
+def _is_undefined(report: ParityReport) -> bool:
+    """Whether nothing is wrong but numbers that are not finite, and are in the module."""
+    wrong = [output for output in report.outputs if output.outside_share > 0]
+    undefined = [
+        output
+        for output in wrong
+        if round(output.outside_share * output.elements) == output.nonfinite_count
+        and output.candidate_nonfinite >= output.nonfinite_count
+    ]
+    return bool(wrong) and wrong == undefined
+
+
+def _sentence(report: ParityReport, samples: Sequence[ReferenceSample]) -> str:
+    """The first finding, with its sample by label in place of its number."""
     finding = report.findings[0]
-    sample = None if finding.sample is None else samples[finding.sample]
-    return f"{_on(sample)}: {finding.sentence}"
+    if finding.sample is None:
+        return f": {finding.sentence}"
+    words = finding.sentence.removeprefix(f"Sample {finding.sample}, ")
+    return f"{_on(samples[finding.sample])}: {words}"
 
 
 def _on(sample: ReferenceSample | None) -> str:
@@ -239,7 +190,7 @@ def _on(sample: ReferenceSample | None) -> str:
 def _scales(samples: tuple[ReferenceSample, ...], outputs: tuple[str, ...]) -> dict[str, float]:
     """Largest magnitude of each floating output on the first sample, the scale of errors."""
     sizes = {
-        name: float(np.abs(array).max(initial=0))
+        name: float(np.abs(array[np.isfinite(array)]).max(initial=0))
         for name, array in zip(outputs, samples[0].right, strict=True)
         if array.dtype.kind == "f"
     }

@@ -35,6 +35,9 @@ def export_tags(report: ExportReport) -> dict[str, str]:
     tags: dict[str, str] = {"e2eai.exporter": report.exporter}
     if report.unverified is not None:
         tags["e2eai.unverified"] = report.unverified
+    for name, doubt in (("frozen", report.frozen), ("fast_path", report.fast_path)):
+        if doubt is not None:
+            tags[f"e2eai.{name}"] = doubt
     return tags | {f"e2eai.refused.{name}": reason for name, reason in report.refused.items()}
 
 

@@ -20,8 +20,8 @@ from mlflow_e2eai import bundle
 from mlflow_e2eai.artifacts import libraries
 from mlflow_e2eai.artifacts.arrays import load_arrays, save_arrays
 from mlflow_e2eai.artifacts.axes import DynamicAxes, axes_of, input_specs, resize
-from mlflow_e2eai.artifacts.files import from_json, to_json
 from mlflow_e2eai.artifacts.example import GeneratedExample, generate_example
+from mlflow_e2eai.artifacts.files import from_json, to_json
 from mlflow_e2eai.artifacts.values import Axis, Library, Tensors, TensorSpec
 from mlflow_e2eai.errors import InvalidInputError, TrackingError
 from mlflow_e2eai.evaluation.data import EvaluationData

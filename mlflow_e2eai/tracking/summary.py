@@ -51,7 +51,7 @@ def summarize(value: Any) -> list[str]:
         case Output(artifact=artifact):
             words = [_size(artifact.path)]
         case ExportReport():
-            words = [value.exporter] + (["not compared"] if value.unverified else [])
+            words = [value.exporter, *_describe_samples(value)]
         case SurgeryReport():
             words = [f"{value.nodes_before} to {value.nodes_after} nodes"]
             if value.max_abs_error is not None:
@@ -64,6 +64,16 @@ def summarize(value: Any) -> list[str]:
         case Measurement(evidence=evidence):
             words = [outcome(evidence)]
     return words
+
+
+def _describe_samples(report: ExportReport) -> list[str]:
+    """The number of samples that an export was compared on, and the doubts about it."""
+    if report.unverified:
+        return ["not compared"]
+    left_out = f", {len(report.left_out)} left out" if report.left_out else ""
+    words = [f"{len(report.samples)} samples{left_out}"] if report.samples else []
+    words += [] if report.frozen is None else [f"froze a value at {report.frozen}"]
+    return words + ([] if report.fast_path is None else ["fast path differs"])
 
 
 def summarize_evidence(evidence: Sequence[Evidence]) -> list[str]:

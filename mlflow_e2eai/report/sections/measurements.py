@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from mlflow_e2eai.bundle.manifest import Manifest
 from mlflow_e2eai.evaluation.evidence import ADVISORY, SAMPLES
@@ -59,7 +59,11 @@ def parity_section(manifest: Manifest) -> Section | None:
     variants = [
         {
             "name": entry.variant,
-            "lines": [one for kind, r in entry.parity.items() for one in _lines(kind, r)],
+            "lines": [
+                one
+                for kind, report in entry.parity.items()
+                for one in _lines(kind, report, entry.sizes if kind == "sizes" else ())
+            ],
         }
         for entry in manifest.evidence
         if entry.parity
@@ -70,13 +74,14 @@ def parity_section(manifest: Manifest) -> Section | None:
     return Section("parity", "Parity", context)
 
 
-def _lines(kind: str, report: ParityReport) -> Iterator[dict[str, object]]:
+def _lines(kind: str, report: ParityReport, labels: Sequence[str]) -> Iterator[dict[str, object]]:
     """One line for each output, and one for its first wrong element."""
+    words = SAMPLES.get(kind, kind)
     calls = f"{report.calls:,} calls" if report.calls else None
     threads = f"{report.threads} threads" if report.threads > 1 else None
     common = {
         "report": report,
-        "samples": SAMPLES.get(kind, kind),
+        "samples": f"{words}: {'; '.join(labels)}" if labels else words,
         "calls": ", ".join(filter(None, (calls, threads))) or None,
         "advisory": kind in ADVISORY,
         "first_wrong": None,

@@ -91,6 +91,14 @@ def _export_rows(report: ExportReport) -> list[tuple[str, str]]:
     entries: list[tuple[str, str]] = [("Exporter", report.exporter)]
     if report.unverified is not None:
         entries.append(("Numbers not checked", report.unverified))
+    if report.frozen is not None:
+        froze = f"{report.frozen} took a value of the example for a constant; the samples agree"
+        entries.append(("Frozen", froze))
+    if report.fast_path is not None:
+        entries.append(("PyTorch's fast path of attention", report.fast_path))
+    if report.samples:
+        entries.append(("Compared on", "; ".join(report.samples)))
+    entries += [(f"Left out: {label}", reason) for label, reason in report.left_out.items()]
     entries += [(f"Refused: {name}", reason) for name, reason in report.refused.items()]
     return [(name, sentence(value)) for name, value in entries]
 

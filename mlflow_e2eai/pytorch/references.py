@@ -1,0 +1,335 @@
+"""Samples with the module's own outputs, which a graph is compared with.
+
+They are the example at the corners of its axes and at sizes between, then with other values: what
+an exporter froze shows only there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mlflow_e2eai.artifacts.axes import corners, inner_sizes
+from mlflow_e2eai.artifacts.sampler import resample
+from mlflow_e2eai.artifacts.values import Array, Axis, Tensors, TensorSpec
+from mlflow_e2eai.errors import InvalidInputError
+from mlflow_e2eai.parity.measure import is_exact
+from mlflow_e2eai.parity.samples import branch_samples
+from mlflow_e2eai.parity.variations import value_variations
+from mlflow_e2eai.pytorch.flat_module import original, output_arrays, run_module
+from mlflow_e2eai.pytorch.module import brief
+from mlflow_e2eai.pytorch.state import ModuleState, fast_path, has_fast_path, save_random
+
+if TYPE_CHECKING:
+    import torch
+
+_NUDGE = 2.0**-20
+"""Of the largest number: 16 times the unit roundoff of fp32, as a few layers leave it."""
+
+_REPEATABLE = 1e-5
+"""Two calls for one input may differ by this share of the output's largest magnitude: sums of fp32
+in another order, on a GPU for instance, differ by a tenth of it."""
+
+_FEW = 4
+"""Size of the axes where other values are tried: enough for an order and for duplicates."""
+
+Kinds = frozenset[tuple[str, str]]
+"""Inputs or outputs that hold NaN or infinities, with which of them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReferenceSample:
+    """A sample with the module's outputs for it, in order.
+
+    Attributes:
+        label: Kind of sample, for people.
+        inputs: Arrays by name.
+        right: The module's outputs.
+        varied: Names of the inputs whose values are not the example's.
+        extreme: See `Variation`.
+    """
+
+    label: str
+    inputs: Tensors
+    right: tuple[np.ndarray, ...]
+    varied: tuple[str, ...] = ()
+    extreme: bool = False
+
+
+@dataclass(slots=True, kw_only=True)
+class References:
+    """Makes the samples of a module, and remembers those that it left out.
+
+    Attributes:
+        module: The module.
+        example: One array for each input.
+        specs: Where the dynamic axes are.
+        axes: The dynamic axes.
+        state: Its state, which is put back after each run.
+        samples: The samples.
+        left_out: Reasons why other samples were not taken, by label.
+        compared: Number of graphs that were compared with them.
+    """
+
+    module: torch.nn.Module
+    example: Tensors
+    specs: tuple[TensorSpec, ...]
+    axes: tuple[Axis, ...]
+    state: ModuleState
+    samples: list[ReferenceSample] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)
+    compared: int = 0
+
+    def add_all(self) -> None:
+        """Run the module at the corners of its axes, at sizes between, and on other values.
+
+        Left out are samples that were made here and that the module refuses; ties, where a rounding
+        error in the inputs changes an integer of the output, such as an argmax of zeros, and either
+        is right; and NaN or infinities that come from other values alone.
+
+        Raises:
+            InvalidInputError: The module refuses the example at a corner of its axes.
+        """
+        for label, sizes in corners(self.axes).items():
+            self._add(label, self._at(sizes), refused=_at_corner(label))
+        natural = frozenset().union(*(_nonfinite(each) for each in self.samples))
+        for label, sizes in inner_sizes(self.axes).items():
+            self._add(label, self._at(sizes))
+        opt = self._at({axis.name: axis.opt for axis in self.axes})
+        for label, sample in branch_samples(opt).items():
+            varied = tuple(name for name in sample if not np.array_equal(sample[name], opt[name]))
+            self._add(label, sample, varied=varied, natural=natural)
+        few = self._at({axis.name: _few(axis) for axis in self.axes})
+        infinite = {(f"{at}", "inf") for at in range(len(self.samples[0].right))}
+        special = sorted(set(_paddings(self.module)))
+        whole = {each.label: each for each in value_variations(opt, special)}
+        small = {each.label: each for each in value_variations(few, special)}
+        for label, variation in {**whole, **small}.items():
+            # Where the module refuses it at few sizes, the example's own may do.
+            candidates = [
+                variation,
+                *([whole[label]] if {label} <= whole.keys() & small.keys() else []),
+            ]
+            any(
+                self._add(
+                    label,
+                    each.inputs,
+                    varied=each.varied,
+                    natural=natural | infinite,
+                    extreme=each.extreme,
+                )
+                for each in candidates
+            )
+
+    def add_sizes(self, sizes: Mapping[str, int]) -> ReferenceSample | None:
+        """Run the module at further sizes; None where it refuses them, or they ran before."""
+        label = ", ".join(f"{name}={size}" for name, size in sizes.items())
+        if label in {each.label for each in self.samples} | self.left_out.keys():
+            return None
+        return self.samples[-1] if self._add(label, self._at(sizes)) else None
+
+    def leave_out(self, sample: ReferenceSample, reason: str) -> None:
+        """Take a sample out again."""
+        self.samples = [each for each in self.samples if each is not sample]
+        self.left_out[sample.label] = reason
+
+    def untried_inputs(self) -> list[str]:
+        """Names of the inputs whose values no sample varies."""
+        varied = {name for each in self.samples for name in each.varied}
+        return [name for name, array in self.example.items() if array.size and name not in varied]
+
+    def fast_path_difference(self, outputs: tuple[str, ...]) -> str | None:
+        """The first output that PyTorch's fast path of attention changes, as a sentence."""
+        if not has_fast_path(self.module):
+            return None
+        for sample in self.samples:
+            try:
+                with fast_path(enabled=True):
+                    fast = self._run(sample.inputs, what=sample.label)
+            except InvalidInputError as error:
+                return f"With it the model refuses the sample {sample.label!r}: {error}"
+            for name, right, other in zip(outputs, sample.right, fast, strict=True):
+                if difference := _difference(right, other):
+                    return (
+                        f"With it output {name!r} {difference} on the sample {sample.label!r}; the "
+                        f"numbers without it, as in training, are the reference."
+                    )
+        return None
+
+    def _at(self, sizes: Mapping[str, int]) -> Tensors:
+        return resample(self.example, self.specs, sizes)
+
+    def _run(self, sample: Tensors, **words: str) -> tuple[Array, ...]:
+        try:
+            return tuple(output_arrays(run_module(self.module, sample, **words)).values())
+        finally:
+            self.state.restore()
+
+    def _add(
+        self,
+        label: str,
+        sample: Tensors,
+        *,
+        varied: tuple[str, ...] = (),
+        natural: Kinds | None = None,
+        extreme: bool = False,
+        refused: Mapping[str, str] | None = None,
+    ) -> bool:
+        """Run a sample and add it, or the reason against it.
+
+        Args:
+            label: Kind of sample.
+            sample: Arrays by name.
+            varied: Names of the inputs with other values.
+            natural: NaN and infinities that the sample may hold; None for any.
+            extreme: See `Variation`.
+            refused: Words for an error where the module refuses it; None leaves it out.
+        """
+        try:
+            right = self._run(sample, **(refused or {"what": f"the sample {label!r}"}))
+        except InvalidInputError as error:
+            if refused is not None:
+                raise
+            self.left_out[label] = f"the model refuses it: {brief(error.__cause__ or error, 120)}"
+            return False
+        reference = ReferenceSample(
+            label=label, inputs=sample, right=right, varied=varied, extreme=extreme
+        )
+        if natural is not None and not _nonfinite(reference) <= natural:
+            self.left_out[label] = "its numbers are not finite, unlike those of the example"
+        elif self._is_tie(reference):
+            self.left_out[label] = "a rounding error in it changes an integer of the output"
+        else:
+            self.samples.append(reference)
+            self.left_out.pop(label, None)
+            return True
+        return False
+
+    def _is_tie(self, sample: ReferenceSample) -> bool:
+        if not any(is_exact(array) for array in sample.right):
+            return False
+        random = np.random.default_rng(0)
+        for _ in range(2):
+            nudged = {name: _perturb(array, random) for name, array in sample.inputs.items()}
+            try:
+                again = self._run(nudged, what=sample.label)
+            except InvalidInputError:
+                return True
+            for before, after in zip(sample.right, again, strict=True):
+                if is_exact(before) and not np.array_equal(before, after):
+                    return True
+        return False
+
+
+def _at_corner(label: str) -> dict[str, str]:
+    return {
+        "what": f"the sample that was made of the example at the {label} size of its dynamic axes",
+        "advice": "narrow the axes to the sizes that forward takes, or leave them static",
+    }
+
+
+def _few(axis: Axis) -> int:
+    """The smallest size of an axis that is at least `_FEW`, but no more than its opt."""
+    least = -(-max(axis.min, _FEW) // axis.multiple) * axis.multiple
+    return min(least, axis.opt)
+
+
+def _paddings(module: torch.nn.Module) -> Iterator[int]:
+    """Indices that the embeddings of a module have for padding."""
+    for part in module.modules():
+        index = getattr(part, "padding_idx", None)
+        if isinstance(index, int) and index >= 0:
+            yield index
+
+
+def _nonfinite(sample: ReferenceSample) -> Kinds:
+    """The inputs by name and the outputs by number that hold NaN or infinities."""
+    outputs = {f"{at}": array for at, array in enumerate(sample.right)}
+    named = {**{f"input {name}": array for name, array in sample.inputs.items()}, **outputs}
+    floats = {name: array for name, array in named.items() if array.dtype.kind == "f"}
+    return frozenset(
+        (name, kind)
+        for name, array in floats.items()
+        for kind, test in (("nan", np.isnan), ("inf", np.isinf))
+        if test(array).any()
+    )
+
+
+def _perturb(array: Array, random: np.random.Generator) -> Array:
+    """An array whose floating-point numbers are off by about a rounding error of fp32."""
+    if array.dtype.kind != "f":
+        return array
+    scale = float(np.abs(array[np.isfinite(array)]).max(initial=0)) or 1.0
+    return np.asarray(array + scale * _NUDGE * random.standard_normal(array.shape), array.dtype)
+
+
+# A module whose outputs are no function of its inputs.
+
+
+def check_repeatable(module: torch.nn.Module, example: Tensors, state: ModuleState) -> None:
+    """Run a module twice on its example, and compare the outputs.
+
+    Raises:
+        InvalidInputError: They differ; the sentence names the cause: random numbers, or the state
+            that forward moves.
+    """
+
+    def outputs() -> dict[str, Array]:
+        return output_arrays(run_module(module, example))
+
+    restore_random = save_random(module)
+    try:
+        first = outputs()
+        moved = state.moved_names()
+        change = _first_difference(first, outputs())
+        if change is None:
+            return
+        state.restore()
+        if moved and _first_difference(first, outputs()) is None:
+            inside = "" if original(module) is module else "model."
+            names = ", ".join(repr(name.removeprefix(inside)) for name in moved[:3])
+            cause = f"forward moves {names}, which is no input"
+            advice = "take it as an input and return it as an output, or move it in training only"
+        else:
+            state.restore()
+            restore_random()
+            drawn = _first_difference(first, outputs()) is None
+            cause = (
+                "forward draws random numbers in evaluation mode"
+                if drawn
+                else "forward computes it from something that is no input"
+            )
+            advice = "take the numbers as an input, or draw none in evaluation mode"
+    finally:
+        state.restore()
+        restore_random()
+    msg = (
+        f"The model gives two outputs for the same input ({change}), but a graph gives one: "
+        f"{cause}; {advice}."
+    )
+    raise InvalidInputError(msg)
+
+
+def _first_difference(one: dict[str, Array], other: dict[str, Array]) -> str | None:
+    if one.keys() != other.keys():
+        return f"outputs {list(one)} and {list(other)}"
+    differences = ((name, _difference(one[name], other[name])) for name in one)
+    return next((f"{name!r} {words}" for name, words in differences if words), None)
+
+
+def _difference(one: Array, other: Array) -> str | None:
+    """How an output differs from another one of the same input; None where it does not."""
+    if one.shape != other.shape:
+        return f"has the shapes {list(one.shape)} and {list(other.shape)}"
+    if one.dtype.kind != "f":
+        return None if np.array_equal(one, other) else "has other values"
+    finite = np.isfinite(one) & np.isfinite(other)
+    if not np.array_equal(one[~finite], other[~finite], equal_nan=True):
+        return "is not finite at other places"
+    numbers: Any = one[finite].astype(np.float64)
+    error = float(np.abs(numbers - other[finite]).max(initial=0))
+    limit = _REPEATABLE * float(np.abs(numbers).max(initial=0))
+    return f"differs by {error:.2g}" if error > limit else None
