@@ -14,14 +14,19 @@ from mlflow_e2eai.artifacts.arrays import feed
 from mlflow_e2eai.artifacts.axes import DynamicAxes, axes_of
 from mlflow_e2eai.artifacts.repairs import read_repaired
 from mlflow_e2eai.artifacts.values import Array, OnnxArtifact, TensorSpec
-from mlflow_e2eai.errors import InvalidInputError
+from mlflow_e2eai.errors import InvalidInputError, PrecisionError
 from mlflow_e2eai.parity.samples import profile_samples
+from mlflow_e2eai.precision.opsets import raise_opset
 from mlflow_e2eai.pytorch import operators
 from mlflow_e2eai.runtime.isolation import isolated_onnxruntime
 from mlflow_e2eai.surgery.rules import drop_zipmaps
 
 if TYPE_CHECKING:
     import onnx
+
+
+_FIRST_OPSET, _RAISED_OPSET = 7, 13
+"""ONNX Runtime runs operator sets from the first on; older graphs are raised to the second."""
 
 
 def import_onnx(
@@ -76,11 +81,23 @@ def import_onnx(
 
 def _read(path: Path) -> onnx.ModelProto:
     """Read a file of any exporter; outputs that are lists of maps become tensors."""
-    model = read_repaired(path)
-    if not any(node.op_type == "ZipMap" for node in model.graph.node):
-        return model
     import onnx
 
+    model = read_repaired(path)
+    newest = onnx.defs.onnx_opset_version()
+    if (opset := graphs.opset_of(model)) > newest:
+        msg = (
+            f"{path.name} uses opset {opset}, but the installed onnx knows {newest} and before; "
+            f"export it with an earlier one, or upgrade onnx and onnxruntime."
+        )
+        raise InvalidInputError(msg)
+    if opset < _FIRST_OPSET:
+        try:
+            model = raise_opset(model, _RAISED_OPSET, "ONNX Runtime")
+        except PrecisionError as error:
+            raise InvalidInputError(str(error)) from error
+    if not any(node.op_type == "ZipMap" for node in model.graph.node):
+        return model
     inferred = onnx.shape_inference.infer_shapes(model)
     graph = graphs.to_graph(inferred)
     drop_zipmaps(graph)

@@ -14,6 +14,15 @@ _IR_VERSIONS = ((19, 9), (21, 10), (23, 11))
 """The IR version that came with an operator set and all that follow it; see ONNX's table of
 versions."""
 
+_OPSET_WITHOUT_KERNELS = 22
+_WITHOUT_KERNELS = frozenset(
+    {
+        *("Bernoulli", "GlobalLpPool", "MaxRoiPool", "Multinomial", "RandomNormal"),
+        *("RandomNormalLike", "RandomUniform", "RandomUniformLike", "RoiAlign"),
+    }
+)
+"""Operators that ONNX Runtime 1.31 has for the CPU up to opset 21, but not from 22 on."""
+
 
 def raise_opset(model: onnx.ModelProto, opset: int, precision: str) -> onnx.ModelProto:
     """A copy of a model with at least this operator set; named nodes keep their names.
@@ -46,3 +55,9 @@ def raise_opset(model: onnx.ModelProto, opset: int, precision: str) -> onnx.Mode
         )
         raise PrecisionError(msg) from error
     return raised
+
+
+def has_kernels(model: onnx.ModelProto) -> bool:
+    """Whether ONNX Runtime runs each operator of a raised graph that it ran before."""
+    at_22 = graphs.opset_of(model) >= _OPSET_WITHOUT_KERNELS
+    return not (at_22 and any(node.op_type in _WITHOUT_KERNELS for node in graphs.nodes(model)))

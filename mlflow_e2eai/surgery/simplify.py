@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING
-from unittest import mock
 
 import numpy as np
 
@@ -134,10 +133,14 @@ def _simplify(_: Worker, library: str, content: bytes, largest: int | None) -> b
 
     model = onnx.ModelProto.FromString(content)
     # onnxsim imports PyTorch where it can, in 1.3 s of CPU, for a feature that is not used here.
-    absent = {} if "torch" in sys.modules else {"torch": None}
-    with mock.patch.dict(sys.modules, absent):
-        import onnxsim
-        import onnxslim
+    is_absent = "torch" not in sys.modules
+    if is_absent:
+        sys.modules["torch"] = None  # type: ignore[assignment]  # that is how an import is refused
+    import onnxsim
+    import onnxslim
+
+    if is_absent:
+        del sys.modules["torch"]
     if library == "onnxsim":
         simplified, _ = onnxsim.simplify(model)
     else:
