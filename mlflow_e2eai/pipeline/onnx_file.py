@@ -91,7 +91,7 @@ def _read(path: Path) -> onnx.ModelProto:
             f"export it with an earlier one, or upgrade onnx and onnxruntime."
         )
         raise InvalidInputError(msg)
-    if opset < _FIRST_OPSET:
+    if 0 < opset < _FIRST_OPSET:
         try:
             model = raise_opset(model, _RAISED_OPSET, "ONNX Runtime")
         except PrecisionError as error:

@@ -36,6 +36,9 @@ OPSETS = {"fp16": (13,), "bf16": (22, 21, 18, 16, 13)}
 and Cast knows bf16; from 22 on Conv, pooling, InstanceNormalization and the recurrent operators
 take bf16; those between are for graphs that cannot go so far. See ONNX's changelog of operators."""
 
+_EXPANDED_IN_FP32 = frozenset({"MeanVarianceNormalization"})
+"""Operators that ONNX Runtime 1.31 replaces by nodes with constants in fp32, whatever they read."""
+
 
 def to_fp16(model: onnx.ModelProto, *, keep_fp32: Collection[str] = ()) -> onnx.ModelProto:
     """A graph in fp16, but for the nodes that are to stay in fp32; see `to_half`."""
@@ -60,8 +63,8 @@ def prepare(model: onnx.ModelProto, precision: str) -> onnx.ModelProto:
     opset = graphs.opset_of(named)
     refusal: PrecisionError | None = None
     for wanted in OPSETS[precision]:
-        if wanted <= opset:
-            return named
+        if not opset or wanted <= opset:
+            return named  # 0 where none of its operators is ONNX's own
         try:
             raised = raise_opset(named, wanted, precision)
         except PrecisionError as error:
@@ -168,13 +171,17 @@ class _Form:
             return frozenset()
         from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST
 
-        return frozenset(DEFAULT_OP_BLOCK_LIST)
+        return frozenset(DEFAULT_OP_BLOCK_LIST) | _EXPANDED_IN_FP32
 
     def admits(self, node: onnx.NodeProto) -> frozenset[str]:
         """The type parameters of a node's definition that may be of this type."""
         schema = schema_of(node, self.opset)
         if schema is None or node.op_type in self._unsuited_operators:
             return frozenset()
+        if self.precision == "fp16" and any(
+            one.name == "reduction" and one.s not in (b"", b"none") for one in node.attribute
+        ):
+            return frozenset()  # ONNX Runtime scatters fp16 on the CPU, but sums none of it there
         name = f"tensor({ONNX_TYPES[self.precision].lower()})"
         return frozenset(
             one.type_param_str for one in schema.type_constraints if name in one.allowed_type_strs

@@ -14,6 +14,7 @@ _IR_VERSIONS = ((19, 9), (21, 10), (23, 11))
 """The IR version that came with an operator set and all that follow it; see ONNX's table of
 versions."""
 
+_SCAN_WITHOUT_BATCH = 9
 _OPSET_WITHOUT_KERNELS = 22
 _WITHOUT_KERNELS = frozenset(
     {
@@ -42,6 +43,7 @@ def raise_opset(model: onnx.ModelProto, opset: int, precision: str) -> onnx.Mode
     if (before := graphs.opset_of(model)) >= opset:
         return raised
     try:
+        _require_adapters(model, before)
         raised.CopyFrom(onnx.version_converter.convert_version(raised, opset))
         raised.ir_version = max(
             model.ir_version, *(ir for first, ir in _IR_VERSIONS if first <= opset), 0
@@ -55,6 +57,13 @@ def raise_opset(model: onnx.ModelProto, opset: int, precision: str) -> onnx.Mode
         )
         raise PrecisionError(msg) from error
     return raised
+
+
+def _require_adapters(model: onnx.ModelProto, opset: int) -> None:
+    """Refuse what ONNX's converter changes the meaning of: Scan had a batch axis up to opset 8."""
+    if opset < _SCAN_WITHOUT_BATCH and any(n.op_type == "Scan" for n in graphs.nodes(model)):
+        msg = "Scan takes other inputs from opset 9 on."
+        raise ValueError(msg)
 
 
 def has_kernels(model: onnx.ModelProto) -> bool:
