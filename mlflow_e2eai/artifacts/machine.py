@@ -55,6 +55,24 @@ def processor_name(file: Path = Path("/proc/cpuinfo")) -> str | None:
     return _search(r"^model name\s*:\s*(\S.*)$", file)
 
 
+_INT8_INSTRUCTIONS = (
+    *("amx_int8", "avx512_vnni", "avx_vnni", "avx512bw", "avx2"),  # x86, by the kernel's names
+    *("i8mm", "asimddp"),  # Arm
+)
+"""Instruction sets that multiply int8, the best of each family first."""
+
+
+@functools.cache
+def int8_instructions(file: Path = Path("/proc/cpuinfo")) -> str | None:
+    """The instruction set by which this machine's processor multiplies int8; None if unknown.
+
+    Without VNNI a sum of two products saturates at 16 bits, unless the weights are widened first;
+    see `runtime.ort`.
+    """
+    flags = (_search(r"^(?:flags|Features)\s*:\s*(\S.*)$", file) or "").split()
+    return next((name for name in _INT8_INSTRUCTIONS if name in flags), None)
+
+
 @functools.cache
 def local_compute_capability() -> str | None:
     """Compute capability of the first GPU, such as ``sm90``; None without driver or GPU.
@@ -87,6 +105,7 @@ def environment() -> dict[str, str]:
         "python": platform.python_version(),
         "machine": platform.machine(),
         "processor": processor_name(),
+        "int8_instructions": int8_instructions(),
         "gpu": gpu_name(),
         "compute_capability": local_compute_capability(),
         "driver": driver_version(),
