@@ -64,13 +64,18 @@ _INT8_INSTRUCTIONS = (
 
 @functools.cache
 def int8_instructions(file: Path = Path("/proc/cpuinfo")) -> str | None:
-    """The instruction set by which this machine's processor multiplies int8; None if unknown.
-
-    Without VNNI a sum of two products saturates at 16 bits, unless the weights are widened first;
-    see `runtime.ort`.
-    """
+    """The instruction set by which this machine's processor multiplies int8; None if unknown."""
     flags = (_search(r"^(?:flags|Features)\s*:\s*(\S.*)$", file) or "").split()
     return next((name for name in _INT8_INSTRUCTIONS if name in flags), None)
+
+
+def int8_saturates() -> bool:
+    """Whether sums of two products of int8 saturate at 16 bits in this machine's instructions.
+
+    They do on x86 without VNNI, unless a kernel takes more instructions to avoid it.
+    """
+    is_x86 = platform.machine().lower() in ("x86_64", "amd64")
+    return is_x86 and int8_instructions() not in ("amx_int8", "avx512_vnni", "avx_vnni")
 
 
 @functools.cache

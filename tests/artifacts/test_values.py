@@ -314,6 +314,7 @@ SURGERY = values_of(
     max_abs_error=st.none() | FLOATS,
     outline=st.none() | OUTLINES,
     plan=st.none() | TEXT,
+    notes=st.lists(TEXT, max_size=2).map(tuple),
     seconds=named(FLOATS),
 )
 NODES_KEPT = values_of(
