@@ -96,12 +96,21 @@ def _read(path: Path) -> onnx.ModelProto:
             model = raise_opset(model, _RAISED_OPSET, "ONNX Runtime")
         except PrecisionError as error:
             raise InvalidInputError(str(error)) from error
-    if not any(node.op_type == "ZipMap" for node in model.graph.node):
+    zipmaps = {node.output[0]: node.input[0] for node in model.graph.node if _is_zipmap(node)}
+    if not zipmaps:
         return model
     inferred = onnx.shape_inference.infer_shapes(model)
+    types = {value.name: value.type for value in inferred.graph.value_info}
+    for value in inferred.graph.output:
+        if zipmaps.get(value.name) in types:
+            value.type.CopyFrom(types[zipmaps[value.name]])  # GraphSurgeon knows tensors only
     graph = graphs.to_graph(inferred)
     drop_zipmaps(graph)
     return graphs.to_onnx(graph, like=model)
+
+
+def _is_zipmap(node: onnx.NodeProto) -> bool:
+    return bool(node.op_type == "ZipMap" and node.domain == "ai.onnx.ml")
 
 
 def _require_fp32(model: onnx.ModelProto, path: Path) -> None:
