@@ -602,5 +602,5 @@ def test_an_input_whose_values_are_sizes_is_refused_by_its_name(tmp_path):
     source = graphs.describe(
         tmp_path / "slice.onnx", stage="clean", precision="fp32", axes=(N,), parent_sha256=None
     )
-    with pytest.raises(EngineBuildError, match="reads the values of input 'n' .* as sizes"):
+    with pytest.raises(EngineBuildError, match=r"reads the values of input 'n' .* as sizes"):
         compile(source, "sm89", out=tmp_path / "slice.engine")
