@@ -325,11 +325,11 @@ def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
         dim.dim_value if dim.HasField("dim_value") else (dim.dim_param or "?")
         for dim in kind.shape.dim
     ]
-    what = value.type.WhichOneof("value") or "tensor_type"
-    if what != "tensor_type":
+    form = (value.type.WhichOneof("value") or "tensor_type").removesuffix("_type")
+    if form != "tensor":
         msg = (
-            f"{value.name!r} is no tensor but a {what.removesuffix('_type')}; inputs and outputs "
-            f"must be tensors, so make each of those in it one of its own."
+            f"{value.name!r} is no tensor (its type is {form!r}), but inputs and outputs must be; "
+            f"export the tensors that are in it, each under a name of its own."
         )
         raise ArtifactError(msg)
     types = onnx.TensorProto

@@ -55,6 +55,29 @@ def processor_name(file: Path = Path("/proc/cpuinfo")) -> str | None:
     return _search(r"^model name\s*:\s*(\S.*)$", file)
 
 
+_INT8_INSTRUCTIONS = (
+    *("amx_int8", "avx512_vnni", "avx_vnni", "avx512bw", "avx2"),  # x86, by the kernel's names
+    *("i8mm", "asimddp"),  # Arm
+)
+"""Instruction sets that multiply int8, the best of each family first."""
+
+
+@functools.cache
+def int8_instructions(file: Path = Path("/proc/cpuinfo")) -> str | None:
+    """The instruction set by which this machine's processor multiplies int8; None if unknown."""
+    flags = (_search(r"^(?:flags|Features)\s*:\s*(\S.*)$", file) or "").split()
+    return next((name for name in _INT8_INSTRUCTIONS if name in flags), None)
+
+
+def int8_saturates() -> bool:
+    """Whether sums of two products of int8 saturate at 16 bits in this machine's instructions.
+
+    They do on x86 without VNNI, unless a kernel takes more instructions to avoid it.
+    """
+    is_x86 = platform.machine().lower() in ("x86_64", "amd64")
+    return is_x86 and int8_instructions() not in ("amx_int8", "avx512_vnni", "avx_vnni")
+
+
 @functools.cache
 def local_compute_capability() -> str | None:
     """Compute capability of the first GPU, such as ``sm90``; None without driver or GPU.
@@ -87,6 +110,7 @@ def environment() -> dict[str, str]:
         "python": platform.python_version(),
         "machine": platform.machine(),
         "processor": processor_name(),
+        "int8_instructions": int8_instructions(),
         "gpu": gpu_name(),
         "compute_capability": local_compute_capability(),
         "driver": driver_version(),

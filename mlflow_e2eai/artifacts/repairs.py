@@ -144,6 +144,18 @@ def _infer_outputs(model: onnx.ModelProto, path: Path) -> bool:
     """Infer the types and shapes of outputs that have none."""
     import onnx
 
+    if not model.graph.output:
+        msg = f"{path.name} has no outputs, so there is nothing to compute; export it again."
+        raise ArtifactError(msg)
+    for value in model.graph.input:
+        kind = value.type.tensor_type
+        if value.type.WhichOneof("value") == "tensor_type" and not kind.HasField("shape"):
+            msg = (
+                f"Input {value.name!r} of {path.name} has no shape; write it into the file, with a "
+                f"name for each size that is open."
+            )
+            raise ArtifactError(msg)
+
     def is_unknown(value: onnx.ValueInfoProto) -> bool:
         kind = value.type.tensor_type
         is_tensor = value.type.WhichOneof("value") in (None, "tensor_type")

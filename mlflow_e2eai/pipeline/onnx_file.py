@@ -16,14 +16,19 @@ from mlflow_e2eai.artifacts.axes import DynamicAxes, axes_of
 from mlflow_e2eai.artifacts.example import GeneratedExample, assumptions_of, generate_example
 from mlflow_e2eai.artifacts.repairs import read_repaired
 from mlflow_e2eai.artifacts.values import Array, Infer, OnnxArtifact, Tensors, TensorSpec
-from mlflow_e2eai.errors import InvalidInputError, RunnerError
+from mlflow_e2eai.errors import InvalidInputError, PrecisionError, RunnerError
 from mlflow_e2eai.parity.samples import profile_samples
+from mlflow_e2eai.precision.opsets import raise_opset
 from mlflow_e2eai.pytorch import operators
 from mlflow_e2eai.runtime.isolation import isolated_onnxruntime
 from mlflow_e2eai.surgery.rules import drop_zipmaps
 
 if TYPE_CHECKING:
     import onnx
+
+
+_FIRST_OPSET, _RAISED_OPSET = 7, 13
+"""ONNX Runtime runs operator sets from the first on; older graphs are raised to the second."""
 
 
 def import_onnx(
@@ -77,15 +82,36 @@ def import_onnx(
 
 def _read(path: Path) -> onnx.ModelProto:
     """Read a file of any exporter; outputs that are lists of maps become tensors."""
-    model = read_repaired(path)
-    if not any(node.op_type == "ZipMap" for node in model.graph.node):
-        return model
     import onnx
 
+    model = read_repaired(path)
+    newest = onnx.defs.onnx_opset_version()
+    if (opset := graphs.opset_of(model)) > newest:
+        msg = (
+            f"{path.name} uses opset {opset}, but the installed onnx knows {newest} and before; "
+            f"export it with an earlier one, or upgrade onnx and onnxruntime."
+        )
+        raise InvalidInputError(msg)
+    if 0 < opset < _FIRST_OPSET:
+        try:
+            model = raise_opset(model, _RAISED_OPSET, "ONNX Runtime")
+        except PrecisionError as error:
+            raise InvalidInputError(str(error)) from error
+    zipmaps = {node.output[0]: node.input[0] for node in model.graph.node if _is_zipmap(node)}
+    if not zipmaps:
+        return model
     inferred = onnx.shape_inference.infer_shapes(model)
+    types = {value.name: value.type for value in inferred.graph.value_info}
+    for value in inferred.graph.output:
+        if zipmaps.get(value.name) in types:
+            value.type.CopyFrom(types[zipmaps[value.name]])  # GraphSurgeon knows tensors only
     graph = graphs.to_graph(inferred)
     drop_zipmaps(graph)
     return graphs.to_onnx(graph, like=model)
+
+
+def _is_zipmap(node: onnx.NodeProto) -> bool:
+    return bool(node.op_type == "ZipMap" and node.domain == "ai.onnx.ml")
 
 
 def _require_fp32(model: onnx.ModelProto, path: Path) -> None:

@@ -19,7 +19,7 @@ from mlflow_e2eai.artifacts.names import FreshNames
 from mlflow_e2eai.artifacts.value_types import Types, infer_types, schema_of, write_types
 from mlflow_e2eai.errors import InvalidInputError, PrecisionError
 from mlflow_e2eai.precision.half_weights import drop_unread, move_constants, round_weight
-from mlflow_e2eai.precision.opsets import raise_opset
+from mlflow_e2eai.precision.opsets import has_kernels, raise_opset
 
 if TYPE_CHECKING:
     import onnx
@@ -31,12 +31,13 @@ HalfPrecision = Literal["fp16", "bf16"]
 ONNX_TYPES = {"fp16": "FLOAT16", "bf16": "BFLOAT16"}
 """ONNX's name of each half precision."""
 
-BF16_OPSET = 22
-"""From here on Conv, pooling, InstanceNormalization and the recurrent operators take bf16; see
-ONNX's changelog of operators."""
+OPSETS = {"fp16": (13,), "bf16": (22, 21, 18, 16, 13)}
+"""Operator sets that a graph is raised to, best first. From 13 on all definitions are ranked alike
+and Cast knows bf16; from 22 on Conv, pooling, InstanceNormalization and the recurrent operators
+take bf16; those between are for graphs that cannot go so far. See ONNX's changelog of operators."""
 
-_BF16_CASTS = 13
-"""Opset from which Cast knows bf16, without which no node can be in it."""
+_EXPANDED_IN_FP32 = frozenset({"MeanVarianceNormalization"})
+"""Operators that ONNX Runtime 1.31 replaces by nodes with constants in fp32, whatever they read."""
 
 
 def to_fp16(model: onnx.ModelProto, *, keep_fp32: Collection[str] = ()) -> onnx.ModelProto:
@@ -59,14 +60,21 @@ def prepare(model: onnx.ModelProto, precision: str) -> onnx.ModelProto:
     named.CopyFrom(model)
     for node, name in zip(named.graph.node, graphs.node_names(model), strict=True):
         node.name = name
-    if precision != "bf16" or graphs.opset_of(named) >= BF16_OPSET:
+    opset = graphs.opset_of(named)
+    refusal: PrecisionError | None = None
+    for wanted in OPSETS[precision]:
+        if not opset or wanted <= opset:
+            return named  # 0 where none of its operators is ONNX's own
+        try:
+            raised = raise_opset(named, wanted, precision)
+        except PrecisionError as error:
+            refusal = refusal or error
+            continue
+        if has_kernels(raised):
+            return raised
+    if precision == "fp16" or refusal is None:
         return named
-    try:
-        return raise_opset(named, BF16_OPSET, "bf16")
-    except PrecisionError:
-        if graphs.opset_of(named) < _BF16_CASTS:
-            raise
-        return named  # fewer operators take bf16 there
+    raise refusal
 
 
 def to_half(
@@ -163,13 +171,17 @@ class _Form:
             return frozenset()
         from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST
 
-        return frozenset(DEFAULT_OP_BLOCK_LIST)
+        return frozenset(DEFAULT_OP_BLOCK_LIST) | _EXPANDED_IN_FP32
 
     def admits(self, node: onnx.NodeProto) -> frozenset[str]:
         """The type parameters of a node's definition that may be of this type."""
         schema = schema_of(node, self.opset)
         if schema is None or node.op_type in self._unsuited_operators:
             return frozenset()
+        if self.precision == "fp16" and any(
+            one.name == "reduction" and one.s not in (b"", b"none") for one in node.attribute
+        ):
+            return frozenset()  # ONNX Runtime scatters fp16 on the CPU, but sums none of it there
         name = f"tensor({ONNX_TYPES[self.precision].lower()})"
         return frozenset(
             one.type_param_str for one in schema.type_constraints if name in one.allowed_type_strs

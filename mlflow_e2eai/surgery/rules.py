@@ -111,7 +111,7 @@ def drop_zipmaps(graph: gs.Graph) -> int:
     for node in nodes_of(graph, "ZipMap", "ai.onnx.ml"):
         (result,), (source,) = node.outputs, node.inputs
         if is_output(graph, result):
-            result.dtype, result.shape = source.dtype, source.shape
+            result.dtype, result.shape, result.type = source.dtype, source.shape, source.type
             node.op, node.domain, node.attrs = "Identity", None, {}
             edits += 1
     return edits

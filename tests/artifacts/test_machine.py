@@ -169,3 +169,24 @@ def test_importing_the_module_brings_nothing_but_the_package_itself():
     )
 
     assert done.stdout.split() == ["mlflow_e2eai"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "instructions", "saturates"),
+    [
+        ("fpu sse4_1 avx avx2 fma", "avx2", True),
+        ("avx avx2 avx512f avx512bw avx512vl", "avx512bw", True),
+        ("avx2 avx512bw avx512_vnni", "avx512_vnni", False),
+        ("avx2 avx_vnni", "avx_vnni", False),
+        ("avx2 avx512_vnni amx_int8", "amx_int8", False),
+        ("fpu sse2", None, True),
+    ],
+)
+def test_a_processor_without_vnni_saturates(flags, instructions, saturates, tmp_path, monkeypatch):
+    file = tmp_path / "cpuinfo"
+    file.write_text(f"processor\t: 0\nflags\t\t: {flags}\n", encoding="utf-8")
+    found = machine.int8_instructions(file)
+    monkeypatch.setattr(machine, "int8_instructions", lambda: found)
+    monkeypatch.setattr(machine.platform, "machine", lambda: "x86_64")
+
+    assert (found, machine.int8_saturates()) == (instructions, saturates)

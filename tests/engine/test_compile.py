@@ -590,3 +590,17 @@ def test_an_engine_for_tensorrt_is_built_like_one_for_tensorrt_rtx_but_for_the_c
     target = Target(backend="tensorrt", compute_capability="sm90", gpu_name="NVIDIA H100")
     built_here(graph(CONV), target, out)
     assert mask_of(out) not in MASKS.values()
+
+
+def test_an_input_whose_values_are_sizes_is_refused_by_its_name(tmp_path):
+    text = """
+        main (float[N, 4] x, int64 n) => (float[N, M] y) <int64[1] zero = {0}, int64[1] one = {1}> {
+            end = Reshape(n, one)
+            y = Slice(x, zero, end, one)
+        }"""
+    graphs.write(onnx.parser.parse_model(HEADER + text), tmp_path / "slice.onnx")
+    source = graphs.describe(
+        tmp_path / "slice.onnx", stage="clean", precision="fp32", axes=(N,), parent_sha256=None
+    )
+    with pytest.raises(EngineBuildError, match=r"reads the values of input 'n' .* as sizes"):
+        compile(source, "sm89", out=tmp_path / "slice.engine")

@@ -14,11 +14,13 @@ import torch
 
 from mlflow_e2eai.artifacts import graphs
 from mlflow_e2eai.errors import InvalidInputError, RunnerError
+from mlflow_e2eai.precision.quantize import quantize
 from mlflow_e2eai.pytorch.runner import torch_runner
 from mlflow_e2eai.runtime import ort
 from mlflow_e2eai.runtime.ort import onnxruntime_devices, onnxruntime_runner
 
 X = np.array([[1, -2, 3]], dtype=np.float32)
+EXACT = "session.x64quantprecision"
 TEXT = """
 <ir_version: 8, opset_import: ["" : 18]>
 main (float[N, 3] x) => (float[N, 3] y, float[N, 3] z) {
@@ -33,7 +35,39 @@ def graph(tmp_path):
     return tmp_path / "model.onnx"
 
 
+SHARED = """
+<ir_version: 8, opset_import: ["" : 18]>
+main (float[N, 4] x) => (float[N, 4] y)
+<float[4, 4] w = {1,2,3,4,5,6,7,8,9,8,7,6,5,4,3,2}> {
+    h = MatMul(x, w)
+    y = MatMul(h, w)
+}"""
+
+
 # ONNX Runtime
+
+
+@pytest.mark.parametrize("saturates", [True, False])
+def test_int8_runs_exactly_where_the_instructions_would_saturate(saturates, tmp_path, monkeypatch):
+    """A weight that two products read is one that the exact kernel's conversion fails at."""
+    seen = []
+    start = onnxruntime.InferenceSession
+
+    def watch(path, options, **rest):
+        seen.append(options.get_session_config_entry(EXACT) if saturates else None)
+        return start(path, options, **rest)
+
+    x = np.random.default_rng(0).standard_normal((8, 4)).astype(np.float32)
+    source = onnx.parser.parse_model(SHARED)
+    graphs.write(quantize(source, "int8", [{"x": x}]).model, tmp_path / "int8.onnx")
+    monkeypatch.setattr(ort.machine, "int8_saturates", lambda: saturates)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", watch)
+    with onnxruntime_runner(tmp_path / "int8.onnx") as infer:
+        given = infer({"x": x})["y"]
+    weight = np.array([1, 2, 3, 4, 5, 6, 7, 8, 9, 8, 7, 6, 5, 4, 3, 2], np.float32).reshape(4, 4)
+    wanted = x @ weight @ weight
+    assert np.abs(given - wanted).max() < 0.02 * np.abs(wanted).max()
+    assert set(seen) == ({"1"} if saturates else {None})
 
 
 def test_onnxruntime_answers_under_the_names_of_the_graph(graph):

@@ -200,3 +200,46 @@ def test_a_bundle_with_another_input_is_judged_against_the_module(tmp_path):
         with torch.no_grad():
             right = module(torch.from_numpy(asked / 32).float())
         np.testing.assert_allclose(model(asked)["logits"], right, atol=1e-5)
+
+
+TAKEN = """
+main (float[N, 2, H, 3] x, bool c) => (float[N, 2, H, 3] y) {
+    ["image/Cast"] a = Relu(x)
+    z = If (c) <
+        then_branch = one () => (float[N, 2, H, 3] p) { inner = Neg(a) p = Abs(inner) },
+        else_branch = two () => (float[N, 2, H, 3] q) { q = Identity(a) }
+    >
+    "image/Mul" = Abs(z)
+    "image/Mul/by" = Neg("image/Mul")
+    "image/Transpose" = Exp("image/Mul/by")
+    y = Neg("image/Transpose")
+}"""
+
+
+@pytest.fixture
+def taken(tmp_path):
+    graphs.write(onnx.parser.parse_model(HEADER + TAKEN), tmp_path / "taken.onnx")
+    return graphs.describe(
+        tmp_path / "taken.onnx",
+        stage="export",
+        precision="fp32",
+        axes=(BATCH, HEIGHT),
+        parent_sha256=None,
+    )
+
+
+def test_a_name_that_a_conversion_would_give_may_be_there_already(taken, tmp_path):
+    plan = plan_from([{"convert_input": IMAGE}])
+    sample = {"x": np.abs(X) % 1, "c": np.array(1, np.bool_)}
+    made, report = clean(taken, plan, out=tmp_path / "clean.onnx", samples=[sample])
+    assert report.edits == {"convert_input": 1}
+    names = graphs.node_names(graphs.read(made.path))
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize(
+    "plan", [{"rename": {"inputs": {"x": "inner"}}}, {"convert_input": {**IMAGE, "to": "inner"}}]
+)
+def test_a_name_inside_a_branch_is_taken_too(plan, taken, tmp_path):
+    with pytest.raises(SurgeryError, match="that name is taken"):
+        clean(taken, plan_from([plan]), out=tmp_path / "clean.onnx")

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import crashing_simplifier
 import numpy as np
 import onnx
 import onnx.parser
 import onnxsim
 import onnxslim
 import pytest
+import torch
 
-from mlflow_e2eai import clean
+from mlflow_e2eai import clean, export
 from mlflow_e2eai.artifacts import graphs
 from mlflow_e2eai.artifacts.values import Axis
 from mlflow_e2eai.engine.stage import compile
+from mlflow_e2eai.errors import SurgeryError
 from mlflow_e2eai.surgery import simplify as libraries
 from mlflow_e2eai.surgery.plan import Step
 
@@ -232,3 +235,126 @@ def test_tensorrt_rtx_builds_an_engine_of_what_comes_out(body, tmp_path):
         artifact(body, tmp_path), ONLY, out=tmp_path / "clean.onnx", samples=samples(width)
     )
     assert compile(made, "sm86", out=tmp_path / "engine").path.stat().st_size > 0
+
+
+SMALL = """
+main (float[N, 4] x) => (float[N, 4] y) <float[4] one = {1.0, 1.0, 1.0, 1.0}> {
+    s = Shape(x)
+    r = Reshape(x, s)
+    two = Add(one, one)
+    y = Mul(r, two)
+}"""
+
+
+class TestFailures:
+    """A library that fails, crashes or changes numbers is left out, and the report says so."""
+
+    def fail(self, *_, **__):
+        message = "assertion failed at ir.h:1857"
+        raise RuntimeError(message)
+
+    def cleaned(self, folder, body=SMALL):
+        return clean(
+            artifact(body, folder), ONLY, out=folder / "clean.onnx", samples=samples(4)[:2]
+        )
+
+    @pytest.mark.usefixtures("in_processes")
+    def test_of_a_healthy_graph_there_is_nothing_to_say(self, tmp_path):
+        _, report = self.cleaned(tmp_path, BRANCHES)
+        assert (report.notes, report.edits["simplify"] > 0) == ((), True)
+
+    @pytest.mark.parametrize(
+        ("library", "function"), [("onnxsim", "simplify"), ("onnxslim", "slim")]
+    )
+    def test_the_other_library_goes_on_where_one_fails(
+        self, library, function, tmp_path, monkeypatch
+    ):
+        monkeypatch.setattr(f"{library}.{function}", self.fail)
+        made, report = self.cleaned(tmp_path)
+        (note,) = report.notes
+        assert note.startswith(f"{library} was left out of simplify, as it fails on this graph: ")
+        assert "Add" not in operators(made.path)
+
+    def test_the_graph_goes_on_as_it_is_where_both_fail(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(onnxsim, "simplify", self.fail)
+        monkeypatch.setattr(onnxslim, "slim", self.fail)
+        made, report = self.cleaned(tmp_path)
+        assert operators(made.path) == ["Add", "Mul", "Reshape", "Shape"]
+        assert len(report.notes) == 2
+
+    @pytest.mark.usefixtures("in_processes")
+    def test_a_library_that_ends_its_process_is_left_out(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(libraries, "_simplify", crashing_simplifier.simplify)
+        made, report = self.cleaned(tmp_path)
+        (note,) = report.notes
+        assert note.startswith("onnxsim was left out of simplify")
+        assert "crashed" in note
+        assert operators(made.path) == ["Mul"]
+
+    @pytest.mark.parametrize("what", ["a weight", "an output's name", "a node"])
+    def test_a_library_that_makes_another_graph_is_left_out(self, what, tmp_path, monkeypatch):
+        simplified = onnxsim.simplify
+
+        def spoil(model):
+            made, is_same = simplified(model)
+            if what == "a weight":
+                wrong = np.full(4, 3, np.float32)
+                for weight in made.graph.initializer:
+                    weight.CopyFrom(onnx.numpy_helper.from_array(wrong, weight.name))
+            elif what == "an output's name":
+                made.graph.output[0].name = made.graph.node[-1].output[0] = "renamed"
+            else:
+                made.graph.node[-1].op_type = "Div"
+            return made, is_same
+
+        monkeypatch.setattr(onnxsim, "simplify", spoil)
+        made, report = self.cleaned(tmp_path)
+        assert len(report.notes) == 1
+        assert "onnxsim" in report.notes[0] or "with onnxslim" in report.notes[0]
+        assert report.max_abs_error == 0
+        assert "Mul" in operators(made.path)
+
+    def test_a_step_that_is_required_is_not_replaced(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(onnxsim, "simplify", lambda model: (swapped(model), True))
+        plan = (Step(rule="simplify", required=True),)
+        raw = artifact(SMALL, tmp_path)
+        with pytest.raises(SurgeryError, match="changed the numbers"):
+            clean(raw, plan, out=tmp_path / "clean.onnx", samples=samples(4)[:2])
+
+    def test_a_library_that_there_is_not_is_refused(self, tmp_path):
+        plan = (Step(rule="simplify", arguments={"libraries": ["onnxruntime"]}),)
+        with pytest.raises(SurgeryError, match="no library 'onnxruntime' to simplify with"):
+            clean(artifact(SMALL, tmp_path), plan, out=tmp_path / "clean.onnx")
+
+    def test_a_branch_that_onnxsim_asserts_about_is_cleaned_by_onnxslim(self, tmp_path):
+        x, mask = torch.randn(2, 5, 4), torch.ones(2, 5, dtype=torch.bool)
+        example = {"x": x, "mask": mask}
+        raw, _ = export(Masked().eval(), example, out=tmp_path / "raw.onnx", exporter="script")
+        mask[1, 2:] = False
+        given = [{name: value.numpy() for name, value in example.items()}]
+        made, report = clean(raw, out=tmp_path / "clean.onnx", samples=given)
+        assert [note.partition(" ")[0] for note in report.notes] == ["onnxsim"]
+        assert report.max_abs_error < 1e-6
+        assert "If" in operators(made.path)
+
+
+class Masked(torch.nn.Module):
+    """Fills what is masked, where something is."""
+
+    def __init__(self):
+        super().__init__()
+        self.line = torch.nn.Linear(4, 4)
+
+    def forward(self, x, mask):
+        y = self.line(x)
+        if not bool(mask.all()):
+            y = y.masked_fill(~mask.unsqueeze(-1), 0.0)
+        return y.sum(1)
+
+
+def swapped(model):
+    """The model with another operator at its end."""
+    model.graph.node[-1].op_type = "Div"
+    del model.graph.node[:-1]
+    model.graph.node[-1].input[:] = ["x", "one"]
+    return model

@@ -13,7 +13,7 @@ def precision_section(manifest: Manifest) -> Section | None:
         return None
     conversions = [
         {
-            **conversion_context(report),
+            **conversion_context(report, manifest.environment.get("int8_instructions")),
             "quantized": [
                 entry
                 for entry in manifest.evidence
@@ -25,8 +25,15 @@ def precision_section(manifest: Manifest) -> Section | None:
     return Section("precision", "Precision", {"conversions": conversions})
 
 
-def conversion_context(report: PrecisionReport) -> dict[str, object]:
-    """The template values of a conversion report."""
+def conversion_context(
+    report: PrecisionReport, int8_instructions: str | None = None
+) -> dict[str, object]:
+    """The template values of a conversion report.
+
+    Args:
+        report: The report.
+        int8_instructions: The instruction set of the processor that it was measured on.
+    """
     guarded = f"on {report.samples:,} samples" if report.samples else "no ranges were seen"
     summary = [
         ("Nodes in fp32", f"{len(report.kept):,} of {report.nodes:,}", guarded),
@@ -39,4 +46,7 @@ def conversion_context(report: PrecisionReport) -> dict[str, object]:
             ("Nodes quantised", f"{report.quantized:,} of {report.nodes:,}", calibrator),
             ("Q/DQ pairs", f"{report.pairs:,}", "that came in"),
         ]
+        if report.precision == "int8" and int8_instructions is not None:
+            where = "by ONNX Runtime's exact kernel; not where a GPU ran it"
+            summary.append(("Instructions", int8_instructions, where))
     return {"report": report, "summary": summary}
