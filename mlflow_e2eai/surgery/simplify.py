@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -147,22 +147,6 @@ def _simplify(_: Worker, library: str, content: bytes, largest: int | None) -> b
         simplified = onnxslim.slim(model, size_threshold=largest)
     result: bytes = simplified.SerializeToString()
     return result
-
-
-@contextmanager
-def _without_torch() -> Iterator[None]:
-    """Let an import of PyTorch fail: onnxsim tries it, for 1.3 s, for a feature that is not used.
-
-    What is imported in the block stays, as a second import of ONNX's native code fails.
-    """
-    is_absent = "torch" not in sys.modules
-    if is_absent:
-        sys.modules["torch"] = None  # type: ignore[assignment]  # as the import system has it
-    try:
-        yield
-    finally:
-        if is_absent:
-            del sys.modules["torch"]
 
 
 def _simplify_once(graph: gs.Graph, simplifiers: _Simplifiers) -> int:
