@@ -37,6 +37,7 @@ from mlflow_e2eai.latency.concurrency import Opened
 from mlflow_e2eai.latency.ratios import Ratio
 from mlflow_e2eai.latency.report import (
     ColdStart,
+    CpuRecord,
     GpuRecord,
     Latency,
     LatencyFinding,
@@ -214,10 +215,11 @@ LATENCIES = values_of(
     settled=st.booleans(),
     device_p50_ms=st.none() | FLOATS,
     device_rounds_ms=few(FLOATS),
+    cpu_share=st.none() | FLOATS,
 )
 DOUBTS = values_of(
     LatencyFinding,
-    kind=st.sampled_from(["unsettled", "drift", "stall", "clock_jump", "throttled"]),
+    kind=st.sampled_from(["unsettled", "drift", "stall", "clock_jump", "throttled", "busy"]),
     variant=st.none() | TEXT,
     sentence=TEXT,
 )
@@ -231,6 +233,7 @@ GPUS = values_of(
     temperature_max_c=st.none() | FLOATS,
     throttle_reasons=st.none() | few(TEXT),
 )
+CPUS = values_of(CpuRecord, cpus=COUNTS, load_average=st.none() | FLOATS, stolen_share=FLOATS)
 REPORTS = values_of(
     LatencyReport,
     items=COUNTS,
@@ -238,6 +241,7 @@ REPORTS = values_of(
     variants=few(LATENCIES),
     findings=few(DOUBTS),
     gpu=st.none() | GPUS,
+    cpu=st.none() | CPUS,
 )
 LOADS = values_of(Load, threads=COUNTS, calls=COUNTS, seconds=FLOATS, items_per_s=FLOATS)
 THROUGHPUTS = values_of(Throughput, items=COUNTS, loads=few(LOADS))
@@ -371,6 +375,7 @@ KINDS = {
     LatencyReport: REPORTS,
     LatencyFinding: DOUBTS,
     GpuRecord: GPUS,
+    CpuRecord: CPUS,
     Load: LOADS,
     Throughput: THROUGHPUTS,
     ColdStart: COLD_STARTS,
