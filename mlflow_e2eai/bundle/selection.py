@@ -136,15 +136,14 @@ class RankedVariants:
             for name in self.names
             if name != variant
         )
-        rivals = [
-            there
+        rivals = {
+            other.variant: there
             for other in others
             if other.error is None
             and (there := self._machine_for(other.variant, variant)) is not None
-        ]
+        }
         if rivals:
-            value = self._of(rivals[0], variant)
-            reason = f"the best of {1 + len(rivals)} measured for {self._goal}{value}."
+            reason = self._best_of(variant, rivals)
         elif any(other.error is None for other in others):
             reason = (
                 "the first in order; no other that could run here was measured against it here."
@@ -174,6 +173,29 @@ class RankedVariants:
         reason = "the caller named it."
         return Choice(variant=variant, reason=reason, goal=None, others=others)
 
+    def _best_of(self, variant: str, rivals: Mapping[str, Manifest]) -> str:
+        """The reason for a variant by what was measured of it and of its rivals."""
+        known = {
+            name: there
+            for name, there in rivals.items()
+            if not self._is_noisy(there, name, variant)
+        }
+        if not known:
+            return (
+                f"the first in order; what was measured for {self._goal} is too noisy to tell, as "
+                f"the machine was busy."
+            )
+        value = self._of(next(iter(known.values())), variant)
+        count = len(rivals) - len(known)
+        noisy = f"; {count} more {'is' if count == 1 else 'are'} too noisy to tell" if count else ""
+        if all(self._is_within_noise(there, name, variant) for name, there in known.items()):
+            others = "the other" if len(known) == 1 else f"the {len(known)} others"
+            return (
+                f"the first in order, within the noise of {others} measured for {self._goal}{value}"
+                f"{noisy}."
+            )
+        return f"the best of {1 + len(known)} measured for {self._goal}{value}{noisy}."
+
     def _behind(self, name: str, chosen: str) -> str:
         there = self._machine_for(name, chosen)
         if there is None:
@@ -181,6 +203,14 @@ class RankedVariants:
                 f"it was not measured against {chosen} on such a machine for {self._goal}, and "
                 f"comes after it."
             )
+        if self._is_noisy(there, name, chosen):
+            return (
+                f"too noisy to tell from {chosen} for {self._goal}, as the machine was busy; it "
+                f"comes after it."
+            )
+        if self._is_within_noise(there, name, chosen):
+            values = f"{self._of(there, name)}{self._of(there, chosen)}"
+            return f"within the noise of {chosen} for {self._goal}, and comes after it{values}."
         verdict = "worse" if self._is_better(chosen, name) else "no better"
         values = f"{self._of(there, name)}{self._of(there, chosen)}"
         return f"measured to be {verdict} for {self._goal}{values}."
@@ -190,11 +220,15 @@ class RankedVariants:
         return "" if value is None else f", {name} {value:.4g} {_UNITS[self._goal.aim]}"
 
     def _counts_here(self, name: str) -> bool:
-        """Whether a variant was measured for the goal on this GPU, or on this CPU without one."""
+        """Whether a variant was measured for the goal on this GPU, or on this CPU without one.
+
+        A measure on a busy machine is none.
+        """
         return any(
             there.environment.get("gpu") == gpu_name()
             and _is_alike(there, on_cpu=gpu_name() is None)
             and self._measurement_of(there, name) is not None
+            and not self._is_noisy(there, name, name)
             for there in self._machines
         )
 
@@ -218,7 +252,7 @@ class RankedVariants:
     def _is_better(self, one: str, other: str) -> bool:
         """Whether one variant is better than another by the evidence, significantly."""
         there = self._machine_for(one, other)
-        if there is None:
+        if there is None or self._is_noisy(there, one, other):
             return False
         mine, theirs = (
             self._measurement_of(there, one, other),
@@ -230,6 +264,22 @@ class RankedVariants:
             return mine > theirs if self._goal.aim == "throughput" else mine < theirs
         report = self._report(there)
         return mine < theirs and report is not None and report.ratio(one, other).high < 1
+
+    def _is_noisy(self, there: Manifest, one: str, other: str) -> bool:
+        """Whether a machine was too busy for what the goal compares of two variants."""
+        if self._goal.aim == "memory":
+            return False
+        own = self._report(there)
+        reports = there.latency.values() if self._goal.aim == "throughput" else [own]
+        return any(
+            report is not None and (report.is_busy(one) or report.is_busy(other))
+            for report in reports
+        )
+
+    def _is_within_noise(self, there: Manifest, one: str, other: str) -> bool:
+        """Whether the latencies of two variants on a machine are indistinguishable."""
+        report = self._report(there) if self._goal.aim == "latency" else None
+        return report is not None and report.ratio(one, other).equal
 
     def _report(self, there: Manifest) -> LatencyReport | None:
         """The latency report for the goal."""

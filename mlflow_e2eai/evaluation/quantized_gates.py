@@ -109,11 +109,11 @@ def _size(artifact: OnnxArtifact | EngineArtifact) -> int:
 def _latency_ratio(
     report: LatencyReport | None, entry: Evidence, plain: Sequence[Evidence]
 ) -> float:
-    """The largest of the ratios; NaN where it, or none of the others, was measured."""
+    """The largest of the ratios; NaN where it, or none of the others, was measured, or is noisy."""
     names = set() if report is None else {variant.name for variant in report.variants}
     if report is None or entry.variant not in names:
         return math.nan
     ratios = [
         report.ratio(entry.variant, other.variant).high for other in plain if other.variant in names
     ]
-    return max(ratios, default=math.nan)
+    return math.nan if any(map(math.isnan, ratios)) else max(ratios, default=math.nan)

@@ -5,6 +5,7 @@ timing       one series of calls
 ratios       ratios with confidence intervals
 findings     what makes a number doubtful
 concurrency  throughput under several callers; cold start
+cpu          share of the processor that the calls got
 gpu_monitor  clock, power and temperature of the GPU while it is measured
 report       the report
 """

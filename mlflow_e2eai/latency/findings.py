@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from mlflow_e2eai.artifacts.values import Array
-from mlflow_e2eai.latency.report import GpuRecord, LatencyFinding
+from mlflow_e2eai.latency.report import CpuRecord, GpuRecord, LatencyFinding
 
 GAP_S = 0.25
 """Seconds between two calls, in which nothing ran, that no scheduler explains."""
@@ -159,3 +159,34 @@ def throttled_clock(gpu: GpuRecord | None) -> Iterator[LatencyFinding]:
         reasons = ", ".join(gpu.throttle_reasons)
         sentence = f"The GPU held its clock down while it was measured: {reasons}."
         yield LatencyFinding(kind="throttled", variant=None, sentence=sentence)
+
+
+def busy_processors(
+    shares: Mapping[str, float | None], cpu: CpuRecord, least_share: float
+) -> Iterator[LatencyFinding]:
+    """The findings that other work had the processor; one of the machine where all found it so.
+
+    Args:
+        shares: Share of the processor that each callable got; None where it is not known.
+        cpu: The processors.
+        least_share: The share below which a callable's times say nothing of it.
+    """
+    low = {
+        name: share for name, share in shares.items() if share is not None and share < least_share
+    }
+    load = "" if cpu.load_average is None else f", load average {cpu.load_average:.1f}"
+    where = f"{cpu.cpus} processor{'' if cpu.cpus == 1 else 's'}{load}"
+    if len(low) == len(shares) > 1:
+        text = f"The callables got {min(low.values()):.0%} to {max(low.values()):.0%}"
+        yield _busy(None, text, where)
+        return
+    for name, share in low.items():
+        yield _busy(name, f"{name!r} got {share:.0%}", where)
+
+
+def _busy(variant: str | None, text: str, where: str) -> LatencyFinding:
+    sentence = (
+        f"{text} of the processor time for which it was ready ({where}): the machine was busy with "
+        f"other work, and the times are too noisy to tell anything of it."
+    )
+    return LatencyFinding(kind="busy", variant=variant, sentence=sentence)

@@ -16,7 +16,7 @@ import numpy as np
 
 from mlflow_e2eai.artifacts.values import Infer, Tensors
 from mlflow_e2eai.errors import InvalidInputError, RunnerError
-from mlflow_e2eai.latency import findings
+from mlflow_e2eai.latency import cpu, findings
 from mlflow_e2eai.latency.gpu_monitor import GpuWatch
 from mlflow_e2eai.latency.ratios import turns
 from mlflow_e2eai.latency.report import GpuRecord, Latency, LatencyFinding, LatencyReport, Timing
@@ -61,6 +61,7 @@ def benchmark(
     budget_s: float = BUDGET_S,
     clock: Callable[[], float] = time.perf_counter,
     strict: bool = False,
+    least_cpu_share: float | None = None,
 ) -> LatencyReport:
     """Measure callables against each other on one sample.
 
@@ -81,6 +82,8 @@ def benchmark(
             `BUDGET_S`.
         clock: Seconds that only grow; another one than the machine's makes tests exact.
         strict: Refuse to measure what does not settle.
+        least_cpu_share: Share of the processor below which times are too noisy to tell; by default
+            `cpu.LEAST_SHARE`.
 
     Returns:
         The report. It keeps every call; what makes its numbers doubtful is in its findings.
@@ -110,14 +113,27 @@ def benchmark(
     if strict and doubts:
         msg = f"{doubts[0].sentence} Give it a larger budget_s, or a quieter machine."
         raise RunnerError(msg)
+    processors = cpu.CpuWatch()
     taken, gpu = _rounds(candidates, watch, rounds, budget_s)
+    machine = processors.close()
+    shares = {
+        name: cpu.typical_share(calls.cpu_shares, machine)
+        for name, calls in zip(candidates, taken, strict=True)
+    }
     variants = tuple(
-        _latency(name, calls, items, warm[name])
+        _latency(name, calls, items, warm[name], shares[name])
         for name, calls in zip(candidates, taken, strict=True)
     )
     doubts += _findings(variants, watch.gaps_s, gpu)
+    least = cpu.LEAST_SHARE if least_cpu_share is None else least_cpu_share
+    doubts += findings.busy_processors(shares, machine, least)
     return LatencyReport(
-        items=items, warmup=warmup, variants=variants, findings=tuple(doubts), gpu=gpu
+        items=items,
+        warmup=warmup,
+        variants=variants,
+        findings=tuple(doubts),
+        gpu=gpu,
+        cpu=machine,
     )
 
 
@@ -136,10 +152,11 @@ def items_of(sample: Tensors) -> int:
 
 @dataclass(slots=True, kw_only=True)
 class _Calls:
-    """The calls of one callable, in order, on both clocks."""
+    """The calls of one callable, in order, on both clocks, and some of their shares of the CPU."""
 
     host_ms: list[float] = field(default_factory=list)
     device_ms: list[float] = field(default_factory=list)
+    cpu_shares: list[float] = field(default_factory=list)
 
     def add(self, timing: Timing) -> None:
         """Append one call."""
@@ -218,7 +235,9 @@ def _rounds(
 ) -> tuple[list[_Calls], GpuRecord | None]:
     """Call the callables in turns; returns their calls, in order, and the GPU's record."""
     infers, orders = list(candidates.values()), turns(len(candidates))
-    taken = [_Calls() for _ in infers]
+    taken, shares = [_Calls() for _ in infers], [cpu.shares_of(infer) for infer in infers]
+    for each in shares:
+        each.take()  # those of the warm-up
     gpu = GpuWatch(watch.clock)
     started = watch.clock()
     try:
@@ -229,10 +248,14 @@ def _rounds(
                 gpu.poll()
                 watch.pause()
             for at in orders[number % len(orders)]:
+                shares[at].start()
                 taken[at].add(watch.time(infers[at]))
+                shares[at].stop()
         gpu.poll()
     finally:
         record = gpu.close()
+    for calls, each in zip(taken, shares, strict=True):
+        calls.cpu_shares = each.take()
     return taken, record
 
 
@@ -247,7 +270,9 @@ def _findings(
     ]
 
 
-def _latency(name: str, calls: _Calls, items: int, warm: _WarmUp) -> Latency:
+def _latency(
+    name: str, calls: _Calls, items: int, warm: _WarmUp, cpu_share: float | None
+) -> Latency:
     values = calls.host_ms
     p50, p90, p95, p99 = (float(p) for p in np.percentile(values, [50, 90, 95, 99]))
     mean = float(np.mean(values))
@@ -266,4 +291,5 @@ def _latency(name: str, calls: _Calls, items: int, warm: _WarmUp) -> Latency:
         settled=warm.settled,
         device_p50_ms=float(np.median(calls.device_ms)) if calls.device_ms else None,
         device_rounds_ms=tuple(float(value) for value in calls.device_ms),
+        cpu_share=cpu_share,
     )

@@ -29,6 +29,8 @@ class Ratio:
         value: The typical ratio of a round.
         low: Lower bound of its 99 % bootstrap interval.
         high: Upper bound.
+
+    All three are NaN, which passes no bound, where the times are too noisy to tell; see `NOISY`.
     """
 
     value: Real
@@ -37,8 +39,18 @@ class Ratio:
 
     @property
     def equal(self) -> bool:
-        """Whether the two are indistinguishable: the interval contains 1."""
-        return self.low <= 1 <= self.high
+        """Whether the two are indistinguishable: the interval contains 1, or nothing is known."""
+        return self.noisy or self.low <= 1 <= self.high
+
+    @property
+    def noisy(self) -> bool:
+        """Whether the times are too noisy to tell."""
+        return math.isnan(self.value)
+
+
+NOISY = Ratio(value=math.nan, low=math.nan, high=math.nan)
+"""Ratio of two callables of which one was measured on a busy machine: no number of it means
+anything, and no interval of its rounds covers what was not there in any of them."""
 
 
 @functools.lru_cache(maxsize=8)

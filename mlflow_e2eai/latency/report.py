@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from mlflow_e2eai.artifacts.files import Real
-from mlflow_e2eai.latency.ratios import Ratio, paired_ratio
+from mlflow_e2eai.latency.ratios import NOISY, Ratio, paired_ratio
 
-FindingKind: TypeAlias = Literal["unsettled", "drift", "stall", "clock_jump", "throttled"]
+FindingKind: TypeAlias = Literal["unsettled", "drift", "stall", "clock_jump", "throttled", "busy"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,7 +20,7 @@ class LatencyFinding:
             calls became slower or faster from the first rounds to the last. ``stall``: single calls
             took so long that something was compiled or loaded in the middle of the measure.
             ``clock_jump``: the clock moved where nothing ran. ``throttled``: the GPU lowered its
-            clock.
+            clock. ``busy``: other work had the processor, so that the numbers are of that work.
         variant: The callable, or None when the whole run is meant.
         sentence: The observation, for people.
     """
@@ -64,6 +64,8 @@ class Latency:
         device_p50_ms: Median of `device_rounds_ms`.
         device_rounds_ms: Every call on the device's own clock, copies not included; empty where the
             callable does not measure it.
+        cpu_share: Share of the processor that three quarters of its calls got at least, of the time
+            in which they could have used it; see `cpu`. None where that is not known.
     """
 
     name: str
@@ -80,6 +82,7 @@ class Latency:
     settled: bool = False
     device_p50_ms: Real | None = None
     device_rounds_ms: tuple[Real, ...] = ()
+    cpu_share: Real | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +109,22 @@ class GpuRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CpuRecord:
+    """The processors of a measurement, and how many wanted them.
+
+    Attributes:
+        cpus: Processors that the process may use.
+        load_average: Threads that ran or were ready to, on average over the last minute of the
+            measure; None where the system does not count them.
+        stolen_share: Share of the machine's working time that the hypervisor gave to others.
+    """
+
+    cpus: int
+    load_average: Real | None
+    stolen_share: Real = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LatencyReport:
     """Result of `benchmark`.
 
@@ -115,6 +134,7 @@ class LatencyReport:
         variants: One entry for each callable, in the order given.
         findings: Reasons to doubt the numbers; empty when all went well.
         gpu: The GPU over the run; None without NVML.
+        cpu: The processors over the run; None in reports of before they were recorded.
     """
 
     items: int
@@ -122,6 +142,7 @@ class LatencyReport:
     variants: tuple[Latency, ...]
     findings: tuple[LatencyFinding, ...] = ()
     gpu: GpuRecord | None = None
+    cpu: CpuRecord | None = None
 
     def __getitem__(self, name: str) -> Latency:
         """The entry of one callable."""
@@ -134,12 +155,23 @@ class LatencyReport:
             name: The candidate.
             baseline: The callable that it is divided by.
 
+        Returns:
+            The ratio; `NOISY` where the machine was busy while one of both was measured.
+
         Raises:
             KeyError: There is no such callable.
         """
         one, other = self._at(name), self._at(baseline)
+        if one != other and (self.is_busy(name) or self.is_busy(baseline)):
+            return NOISY
         times = self.variants[one].rounds_ms, self.variants[other].rounds_ms
         return paired_ratio(*times, positions=(one, other), size=len(self.variants))
+
+    def is_busy(self, name: str) -> bool:
+        """Whether the times of a callable are those of a busy machine, by the findings."""
+        return any(
+            finding.kind == "busy" and finding.variant in (None, name) for finding in self.findings
+        )
 
     def _at(self, name: str) -> int:
         for at, variant in enumerate(self.variants):

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from mlflow_e2eai.artifacts.values import Infer, Tensors
 from mlflow_e2eai.errors import InvalidInputError
+from mlflow_e2eai.latency.cpu import CallShares
 from mlflow_e2eai.latency.report import Timing
 
 TOUCH_MS = 1.0
@@ -20,7 +21,8 @@ class TimesItself(Protocol):
     One that runs on a device has the device's clock (CUDA events), one that runs in another process
     the time there. Where each call is a round trip to that process, it may also have a method
     ``series(tensors, *, fill_ms, calls)``: make at most `calls` calls until they fill `fill_ms`,
-    and return the time of each on the host in milliseconds.
+    and return the time of each on the host in milliseconds. One whose calls run in another process
+    reads their shares of the processor there (`cpu.ReadsShares`).
     """
 
     def timed(self, tensors: Tensors, /) -> Timing:
@@ -41,6 +43,7 @@ class Touched:
     def __init__(self, infer: Infer) -> None:
         self._infer = infer
         self._last_ms = 0.0
+        self._shares = CallShares()
 
     def __call__(self, tensors: Tensors) -> Tensors:
         """Run the callable."""
@@ -48,11 +51,17 @@ class Touched:
 
     def timed(self, tensors: Tensors) -> Timing:
         """Time a call, after an untimed one where the last call was shorter than `TOUCH_MS`."""
+        self._shares.start()
         if self._last_ms < TOUCH_MS:
             self._infer(tensors)
         timing = timed(self._infer, tensors)
+        self._shares.stop()
         self._last_ms = timing.host_ms
         return timing
+
+    def cpu_shares(self) -> list[float]:
+        """Return the shares of the processor that calls got since this was last called."""
+        return self._shares.take()
 
 
 def timed(

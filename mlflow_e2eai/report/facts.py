@@ -66,6 +66,7 @@ class Row:
         max_abs_error: The largest of all the comparisons that decide; None when there was none.
         task: Task metrics by name.
         p50_ms: Median latency at the sizes that engines are tuned for; None when not timed.
+        busy: Whether the machine was busy when that was measured, so that it tells nothing.
     """
 
     variant: str
@@ -74,16 +75,24 @@ class Row:
     max_abs_error: float | None
     task: Mapping[str, float]
     p50_ms: float | None
+    busy: bool = False
 
 
 def rows_of(manifest: Manifest) -> tuple[Row, ...]:
     """One row for each variant, in the manifest's order."""
     report = tuned_sizes(manifest)
     times = {} if report is None else {entry.name: entry.p50_ms for entry in report.variants}
-    return tuple(_row(entry, times.get(entry.variant)) for entry in manifest.evidence)
+    return tuple(
+        _row(
+            entry,
+            times.get(entry.variant),
+            busy=report is not None and report.is_busy(entry.variant),
+        )
+        for entry in manifest.evidence
+    )
 
 
-def _row(entry: Evidence, p50_ms: float | None) -> Row:
+def _row(entry: Evidence, p50_ms: float | None, *, busy: bool) -> Row:
     errors = [
         comparison.max_abs_error
         for kind, comparison in entry.parity.items()
@@ -97,6 +106,7 @@ def _row(entry: Evidence, p50_ms: float | None) -> Row:
         max_abs_error=float(np.max(errors)) if errors else None,
         task=entry.task,
         p50_ms=p50_ms,
+        busy=busy,
     )
 
 
@@ -154,6 +164,7 @@ def pareto_rows(rows: Sequence[Row]) -> list[Row]:
         if row.outcome == "passed"
         and row.in_bundle
         and row.p50_ms is not None
+        and not row.busy
         and row.max_abs_error is not None
     ]
     sound.sort(key=lambda row: (row.p50_ms or 0.0, row.max_abs_error or 0.0))
@@ -260,7 +271,7 @@ class Ratios:
         # With a clock too coarse for the baseline the divisors are zero.
         with np.errstate(all="ignore"):
             ratio = self._report.ratio(variant, baseline)
-        return ratio if _drawable(ratio) else None
+        return ratio if ratio.noisy or _drawable(ratio) else None
 
 
 def ratios_of(manifest: Manifest, ratios: Ratios) -> dict[str, Ratio]:

@@ -39,6 +39,9 @@ _FOLDERS = re.compile(
 NONE = "\N{EN DASH}"
 """Text for a missing number."""
 
+NOISY_TEXT = "too noisy to tell"
+"""Text for a number that was measured on a busy machine."""
+
 TIMES, MINUS = "\N{MULTIPLICATION SIGN}", "\N{MINUS SIGN}"
 
 _PLAIN_FROM, _PLAIN_BELOW = 1e-3, 1e5
@@ -152,14 +155,16 @@ def whole_text(value: float | None) -> str:
 
 
 def factor_text(value: float) -> str:
-    """A ratio for people."""
-    return f"{time_text(value)} {TIMES}"
+    """A ratio for people; NaN is that of a busy machine."""
+    return NOISY_TEXT if math.isnan(value) else f"{time_text(value)} {TIMES}"
 
 
 def bounds_text(ratio: Ratio) -> str:
-    """The bounds of a ratio's interval."""
+    """The bounds of a ratio's interval, in words where the two are not told apart."""
+    if ratio.noisy:
+        return "the machine was busy"
     text = f"{time_text(ratio.low)} to {time_text(ratio.high)}"
-    return f"{text}, equal" if ratio.equal else text
+    return f"{text}, within the noise" if ratio.equal else text
 
 
 def tick_text(value: float) -> str:

@@ -7,17 +7,20 @@ from collections.abc import Sequence
 from mlflow_e2eai.bundle.manifest import Manifest
 from mlflow_e2eai.report.facts import (
     OUTCOMES,
+    Row,
     refused_conversions,
     rows_of,
     task_names,
     tuned_sizes,
 )
+from mlflow_e2eai.report.formats import NOISY_TEXT
 
 
 def table(manifest: Manifest) -> str:
     """One line a variant: largest error, task metrics, median latency, outcome.
 
-    A precision that was refused has its line too, and below the table its reason.
+    A precision that was refused has its line too, and below the table its reason. A time that was
+    measured on a busy machine is left out, as the table is what others quote.
     """
     return "\n".join([_align(_cells(manifest)), *_reasons(manifest)])
 
@@ -45,7 +48,7 @@ def _cells(manifest: Manifest) -> list[tuple[str, ...]]:
             *([there.machine] if machine else []),
             "-" if row.max_abs_error is None else f"{row.max_abs_error:.1e}",
             *(f"{row.task[name]:.4f}" if name in row.task else "-" for name in tasks),
-            "-" if row.p50_ms is None else f"{row.p50_ms:.3f}",
+            _time(row),
             OUTCOMES[row.outcome] + ("" if row.in_bundle else ", not in the bundle"),
         )
         for there in manifest.by_machine
@@ -54,6 +57,12 @@ def _cells(manifest: Manifest) -> list[tuple[str, ...]]:
     nothing = ("-",) * (len(lines[0]) - 2)
     lines += [(one.precision, *nothing, "refused") for one in refused_conversions(manifest)]
     return lines
+
+
+def _time(row: Row) -> str:
+    if row.p50_ms is None:
+        return "-"
+    return NOISY_TEXT if row.busy else f"{row.p50_ms:.3f}"
 
 
 def _align(rows: Sequence[Sequence[str]]) -> str:

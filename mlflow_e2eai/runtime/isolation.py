@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from mlflow_e2eai.artifacts.values import Infer, Library, Tensors
+from mlflow_e2eai.latency import cpu
 from mlflow_e2eai.latency.concurrency import Opened, throughput, timed_open
 from mlflow_e2eai.latency.measure import benchmark
 from mlflow_e2eai.latency.report import ColdStart, LatencyReport, Throughput, Timing
@@ -216,7 +217,9 @@ class IsolatedRunners:
             "series": lambda name, fill_ms, calls: series(
                 touched[name], sample, fill_ms=fill_ms, calls=calls
             ),
+            "cpu_shares": lambda name: touched[name].cpu_shares(),
         }
+        options.setdefault("least_cpu_share", cpu.LEAST_SHARE)
         order = [*touched, *samples]
         report: LatencyReport = self._process.call(
             partial(_benchmark, samples=dict(samples), order=order, **options), callbacks=callbacks
@@ -260,6 +263,9 @@ class _WorkerTurn:
         self._note.write_inputs(self._sample)
         return self._touched.timed(self._sample)
 
+    def cpu_shares(self) -> list[float]:
+        return self._touched.cpu_shares()
+
 
 class _ParentTurn:
     """A callable of the parent, which is timed there."""
@@ -277,3 +283,7 @@ class _ParentTurn:
     def series(self, _: Tensors, /, *, fill_ms: float, calls: int) -> list[float]:
         times: list[float] = self._call_back("series", self._name, fill_ms, calls)
         return times
+
+    def cpu_shares(self) -> list[float]:
+        shares: list[float] = self._call_back("cpu_shares", self._name)
+        return shares

@@ -25,7 +25,7 @@ from mlflow_e2eai.bundle.manifest import Manifest
 from mlflow_e2eai.bundle.selection import Goal, RankedVariants
 from mlflow_e2eai.errors import InvalidInputError
 from mlflow_e2eai.evaluation.evidence import Evidence, MachineEvidence
-from mlflow_e2eai.latency.report import ColdStart, Load, Throughput
+from mlflow_e2eai.latency.report import ColdStart, LatencyFinding, LatencyReport, Load, Throughput
 
 GPU, OTHER_GPU = "NVIDIA L4", "NVIDIA H100 PCIe"
 CPU, OTHER_CPU = "Xeon", "EPYC"
@@ -214,6 +214,46 @@ def test_the_most_items_a_second_win_whoever_called(made):
     assert best(found, "latency") == ENGINE32
 
 
+def while_busy(found: Manifest, *variants: str | None) -> Manifest:
+    """The same, with variants whose times are those of a busy machine."""
+    findings = tuple(
+        LatencyFinding(kind="busy", variant=variant, sentence="It waited.") for variant in variants
+    )
+    latency = {
+        label: dataclasses.replace(report, findings=findings)
+        for label, report in found.latency.items()
+    }
+    return dataclasses.replace(found, latency=latency)
+
+
+@pytest.mark.parametrize("busy", [CUDA32, None])
+@pytest.mark.parametrize("goal", ["latency", "throughput"])
+def test_times_of_a_busy_machine_choose_nothing(made, busy, goal):
+    found = made(latency=always(engine=188, cuda=0.2))
+    found = dataclasses.replace(found, latency={"opt": with_rates(found.latency["opt"])})
+
+    assert best(found, goal) == CUDA32
+    assert best(while_busy(found, busy), goal) == ENGINE32  # the order
+
+
+def with_rates(report: LatencyReport) -> LatencyReport:
+    variants = tuple(
+        dataclasses.replace(entry, throughput_items_per_s=2e3 / entry.p50_ms)
+        for entry in report.variants
+    )
+    return dataclasses.replace(report, variants=variants)
+
+
+def test_a_variant_timed_on_a_busy_machine_comes_after_those_timed_on_a_quiet_one(made):
+    assert best(while_busy(made(latency=always(engine=0.1, cuda=2)), ENGINE32)) == CUDA32
+
+
+def test_two_that_were_timed_while_it_was_quiet_are_compared_though_a_third_was_not(made):
+    found = while_busy(made(latency=always(engine=2, half=3, cuda=1)), ENGINE16)
+
+    assert best(found) == CUDA32
+
+
 @given(st.lists(st.integers(1, 30), min_size=6, max_size=6, unique=True))
 def test_a_shorter_time_never_loses_its_place(tmp_path_factory, times):
     work = tmp_path_factory.mktemp("law")
@@ -252,6 +292,46 @@ def test_a_choice_says_why_each_other_variant_was_not_taken(made, monkeypatch):
         f"{ENGINE32} was chosen: {choice.reason}",
         *(f"not {each.variant}: {each.reason}" for each in choice.others),
     ]
+
+
+def said(found: Manifest) -> tuple[str, dict[str, str]]:
+    """The reason for the variant that comes first, and those against the others."""
+    candidates = RankedVariants(found, Goal())
+    choice = candidates.choice(candidates.ranked[0], {})
+    return choice.reason, {each.variant: each.reason for each in choice.others}
+
+
+def test_a_choice_that_a_busy_machine_could_not_make_says_so_and_quotes_no_time(made):
+    reason, others = said(while_busy(made(latency=always(engine=188, cuda=0.2)), CUDA32))
+
+    assert reason == (
+        "the first in order; what was measured for latency is too noisy to tell, as the machine "
+        "was busy."
+    )
+    assert others[CUDA32] == (
+        f"too noisy to tell from {ENGINE32} for latency, as the machine was busy; it comes after "
+        f"it."
+    )
+
+
+def test_a_choice_counts_those_that_are_too_noisy_to_tell_apart_from_those_it_beats(made):
+    reason, _ = said(while_busy(made(latency=always(engine=1, half=3, cuda=2)), ENGINE16))
+
+    assert reason == (
+        f"the best of 2 measured for latency, {ENGINE32} 1 ms; 1 more is too noisy to tell."
+    )
+
+
+def test_a_choice_among_equals_says_that_they_are_within_the_noise(made):
+    reason, others = said(made(latency=always(engine=2, cuda=2)))
+
+    assert reason == (
+        f"the first in order, within the noise of the other measured for latency, {ENGINE32} 2 ms."
+    )
+    assert others[CUDA32] == (
+        f"within the noise of {ENGINE32} for latency, and comes after it, {CUDA32} 2 ms, "
+        f"{ENGINE32} 2 ms."
+    )
 
 
 def test_what_failed_to_open_is_said_with_its_error(made):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import mlflow
@@ -16,7 +17,7 @@ from mlflow_e2eai.errors import InvalidInputError
 from mlflow_e2eai.evaluation.evidence import Evidence
 from mlflow_e2eai.evaluation.gates import Gate, gates_from
 from mlflow_e2eai.evaluation.quantized_gates import decide_quantized, is_retained, quantized_gates
-from mlflow_e2eai.latency.report import Latency, LatencyReport
+from mlflow_e2eai.latency.report import Latency, LatencyFinding, LatencyReport
 from mlflow_e2eai.parity.comparison import compare
 from mlflow_e2eai.pipeline import stages
 from mlflow_e2eai.report.page import html
@@ -99,6 +100,23 @@ def entry_of(folder, *, sizes=(100, 100), times=(1.0, 1.0), **found):
     ]
     report = latency(fp32=times[0], int8=times[1])
     return decide_quantized(evidence, report, graphs, quantized_gates())[-1]
+
+
+def test_a_time_of_a_busy_machine_is_no_gain(tmp_path):
+    quick = latency(fp32=1.0, int8=0.1)
+    busy = LatencyFinding(kind="busy", variant="cpu/fp32", sentence="It waited.")
+    noisy = {"opt": dataclasses.replace(quick["opt"], findings=(busy,))}
+    graphs = [graph("fp32", 100, tmp_path), graph("int8", 100, tmp_path)]
+    evidence = [
+        measured("torch/fp32", None),
+        measured("cpu/fp32", "fp32"),
+        measured("cpu/int8", "int8"),
+    ]
+
+    for report, kept in ((quick, True), (noisy, False)):
+        worth = decide_quantized(evidence, report, graphs, quantized_gates())[-1].worth
+        assert worth.retained is kept
+        assert ("quantized/latency_ratio" in worth.metrics) is kept
 
 
 @pytest.mark.parametrize(

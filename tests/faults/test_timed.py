@@ -40,6 +40,7 @@ def test_there_are_many_faults_of_latencies_and_no_two_of_one_name():
 
     assert len(set(names)) == len(names) >= 20
     assert {timed.finding[0] for timed in TIMED} == {
+        "busy",
         "clock_jump",
         "drift",
         "stall",

@@ -18,6 +18,7 @@ import numpy as np
 import mlflow_e2eai
 
 MS = 1e-3
+LEAST_SHARE = 0.8  # that of the package; while its tests run it is another
 SAMPLE = {"x": np.zeros((8, 3), np.float32)}
 
 
@@ -39,6 +40,8 @@ class Script:
         warm: Seconds of the calls of the warm-up of ``a``.
         jumps: Seconds that the clock moves behind a call of ``a``, by number.
         throttle: What a GPU says of its clock, in NVML's bits; None where there is no GPU.
+        share_a: Shares of the processor that the calls of ``a`` got, by number.
+        share_b: The same of ``b``.
     """
 
     a: Callable[[int], float] = field(default_factory=lambda: busy(1))
@@ -46,18 +49,43 @@ class Script:
     warm: Callable[[int], float] = field(default_factory=lambda: busy(1))
     jumps: dict[int, float] = field(default_factory=dict)
     throttle: int | None = None
+    share_a: Callable[[int], float] = lambda _: 1.0
+    share_b: Callable[[int], float] = lambda _: 1.0
 
     def run(self) -> mlflow_e2eai.LatencyReport:
         """Measure both."""
         machine = _Machine(self)
         with _gpu(self.throttle):
             return mlflow_e2eai.benchmark(
-                {"a": machine.a, "b": machine.b}, SAMPLE, clock=machine.clock
+                {
+                    "a": _Counted(machine.a, self.share_a),
+                    "b": _Counted(machine.b, self.share_b),
+                },
+                SAMPLE,
+                clock=machine.clock,
+                least_cpu_share=LEAST_SHARE,
             )
 
     def calls_ms(self) -> list[float]:
         """Milliseconds from call to call of ``a`` alone, as others would see them."""
         return [(self.a(call) + self.jumps.get(call, 0.0)) / MS for call in range(500)]
+
+
+class _Counted:
+    """A callable that gives the shares of its calls, as one in another process does."""
+
+    def __init__(self, infer, share):
+        self._infer, self._share = infer, share
+        self._made, self._taken = 0, 0
+
+    def __call__(self, tensors):
+        self._made += 1
+        return self._infer(tensors)
+
+    def cpu_shares(self):
+        shares = [self._share(number) for number in range(self._made - self._taken)]
+        self._taken = self._made
+        return shares
 
 
 class _Machine:
@@ -201,6 +229,32 @@ TIMED = [
     Timed("a GPU throttled by heat", Script(throttle=0x40), ("throttled", None)),
     Timed("a GPU throttled by its power cap", Script(throttle=0x4), ("throttled", None)),
     Timed(
+        "a reference that got half of the processor, and was steady at that",
+        Script(share_a=lambda _: 0.5),
+        ("busy", "a"),
+    ),
+    Timed(
+        "a reference for which load 19 left a tenth of two processors",
+        Script(a=lambda _: 0.188, warm=lambda _: 0.188, share_a=lambda _: 0.1),
+        ("busy", "a"),
+    ),
+    Timed(
+        "a machine busy enough that a third of the calls waited for others",
+        Script(share_a=lambda call: 0.4 if call % 3 == 0 else 1.0),
+        ("busy", "a"),
+    ),
+    Timed(
+        "a machine on which all got a third of the processor",
+        Script(share_a=lambda _: 0.33, share_b=lambda _: 0.35),
+        ("busy", None),
+    ),
+    Timed(
+        "a reference for which every tenth call waited for others",
+        Script(share_a=lambda call: 0.1 if call % 10 == 0 else 1.0),
+        ("busy", "a"),
+        missed="the medians of rounds withstand a tenth",
+    ),
+    Timed(
         "a latency that doubles in the last quarter",
         Script(a=_times(lambda call: 1 + (call >= 300))),
         ("drift", "a"),
@@ -271,8 +325,11 @@ def healthy(name: str, seed: int) -> Script:
     one, other = (
         HEALTHY[name](np.random.default_rng((seed, part)), 8000).tolist() for part in (0, 1)
     )
+    shares = np.random.default_rng((seed, 2)).beta(60, 2, 400).tolist()
     return Script(
         a=lambda call: one[call % 8000],
         b=lambda call: other[call % 8000],
         warm=lambda call: one[-1 - call % 8000],
+        share_a=lambda call: shares[call % 400],
+        share_b=lambda call: 0.05 if call % 20 == 0 else 1.0,
     )

@@ -92,6 +92,18 @@ def test_a_number_that_is_not_finite_is_not_given_to_mlflow_to_store(torch_model
     assert "parity/output/max_abs_error" in tags["e2eai.nonfinite"]
 
 
+def test_a_ratio_that_a_busy_machine_gave_is_not_stored(torch_model, monkeypatch):
+    monkeypatch.setattr("mlflow_e2eai.latency.cpu.LEAST_SHARE", 1.1)  # too small is any share
+
+    with mlflow.start_run() as run:
+        metrics = evaluate(bundle_of(net()), reference=torch_model).metrics
+    assert not any(name.startswith("latency/ratio") for name in metrics)
+    tags = mlflow.get_run(run.info.run_id).data.tags
+    assert "latency/ratio, latency/ratio_high, latency/ratio_low" in tags["e2eai.nonfinite"]
+    report = mlflow.artifacts.load_text(f"{run.info.artifact_uri}/latency.json")
+    assert "too noisy to tell" in report
+
+
 def test_without_a_model_or_a_reference_there_is_nothing_to_compare(torch_model):
     with pytest.raises(mlflow.exceptions.MlflowException, match="could not be evaluated"):
         evaluate(torch_model)

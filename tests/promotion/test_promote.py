@@ -253,6 +253,27 @@ def test_a_version_that_is_measured_to_be_much_slower_is_rejected(store, good):
     assert decision.verdicts[0].found > 2
 
 
+def test_a_latency_ratio_that_was_measured_on_a_busy_machine_does_not_pass(
+    store, good, monkeypatch
+):
+    mlflow_e2eai.promote("net", register(good))
+    info = mlflow_e2eai.log_model(
+        Slow().eval(),
+        "net",
+        input_example={"x": features()},
+        dynamic_axes=AXES,
+        precisions=("fp32",),
+        registered_model_name="net",
+    )
+    # However fast it is: no share of a processor is above 1, so that all of them are too small.
+    monkeypatch.setattr("mlflow_e2eai.latency.cpu.LEAST_SHARE", 1.1)
+    gates = {"gates": [{"metric": "champion/latency_ratio", "at_most": 1e9}]}
+    decision = mlflow_e2eai.promote("net", info.registered_model_version, gates=gates)
+
+    assert not decision.promoted
+    assert math.isnan(decision.verdicts[0].found)
+
+
 def test_the_decision_is_a_run_with_both_versions_as_inputs(store, good):
     first, second = register(good), register(good)
     mlflow_e2eai.promote("net", first, gates=FAST)

@@ -25,7 +25,7 @@ from small_manifest import (
 
 from mlflow_e2eai.artifacts.build_settings import BuildSettings
 from mlflow_e2eai.evaluation.gates import Decision
-from mlflow_e2eai.latency.report import LatencyReport
+from mlflow_e2eai.latency.report import LatencyFinding, LatencyReport
 from mlflow_e2eai.parity.report import Finding
 from mlflow_e2eai.report.facts import median_interval
 from mlflow_e2eai.report.page import html
@@ -76,12 +76,68 @@ def test_each_variant_has_its_numbers_and_what_it_came_to():
     assert f"tensorrt_rtx-sm86/fp32 built, not measured here {dash} {dash} {dash} {dash}" in text
 
 
-def test_a_ratio_whose_interval_holds_1_is_called_equal():
+def test_a_ratio_whose_interval_holds_1_is_within_the_noise():
     rounds = [1.0, 1.2, 0.9, 1.1] * 10
     latency = {"opt": timed({"torch/fp32": rounds, CPU.variant: rounds[1:] + rounds[:1]})}
 
-    assert ", equal" in Page(html(manifest(TORCH, CPU, latency=latency))).text()
-    assert ", equal" not in Page(html(full())).text()
+    assert ", within the noise" in Page(html(manifest(TORCH, CPU, latency=latency))).text()
+    assert ", within the noise" not in Page(html(full())).text()
+
+
+BUSY = "the machine was busy with other work, and what compares them is too noisy to tell"
+
+
+def first_screen(page: Page) -> str:
+    """All before the links to the sections, of which that of the variants is the first."""
+    return page.text("title").partition(" Variants ")[0]
+
+
+def busy_page(*names: str | None) -> Page:
+    """The page of a bundle whose fp16 is the fastest, with these callables timed while busy."""
+    half = dataclasses.replace(HALF, parity=CPU.parity)
+    times = {TORCH.variant: 188.0, CPU.variant: 0.2, half.variant: 0.1}
+    report = timed({name: [time, 1.1 * time] * 20 for name, time in times.items()})
+    findings = tuple(
+        LatencyFinding(kind="busy", variant=name, sentence="It got 12% of the processor.")
+        for name in names
+    )
+    latency = {"opt": dataclasses.replace(report, findings=findings)}
+    return Page(html(manifest(TORCH, CPU, half, latency=latency)))
+
+
+def test_a_reference_on_a_busy_machine_is_a_doubt_on_the_first_screen_and_gives_no_ratio():
+    page = busy_page(TORCH.variant)
+    first, text = first_screen(page), page.text()
+
+    assert f"Latency of 1 variant: {BUSY} ( findings )." in first
+    assert "Its time against the reference's too noisy to tell the machine was busy" in first
+    assert "\N{MULTIPLICATION SIGN}" not in first
+    assert text.count("too noisy to tell the machine was busy") >= 3  # there, and in each line
+    assert "207 machine busy" in text
+    assert "It got 12% of the processor. (opt, 8 items)" in text
+
+
+@pytest.mark.parametrize("name", [CPU.variant, HALF.variant, None])
+def test_no_variant_is_called_the_fastest_of_those_that_a_busy_machine_timed(name):
+    first = first_screen(busy_page(name))
+
+    assert "Fastest that passed too noisy to tell" in first
+    assert " ms " not in first
+    assert BUSY in first
+
+
+def test_the_fastest_is_said_to_be_within_the_noise_of_the_next_where_it_is():
+    half = dataclasses.replace(HALF, parity=CPU.parity)
+    rounds = [1.0, 1.2, 0.9, 1.1] * 10
+    alike = {CPU.variant: rounds, half.variant: [0.98, *rounds[2:], 0.98]}
+    apart = {CPU.variant: rounds, half.variant: [0.5 * one for one in rounds]}
+    first, other = (
+        first_screen(Page(html(manifest(TORCH, CPU, half, latency={"opt": timed(times)}))))
+        for times in (alike, apart)
+    )
+
+    assert f"{half.variant}, within the noise of {CPU.variant}" in first
+    assert "within the noise" not in other
 
 
 def test_a_sentence_of_several_variants_is_said_once_with_all_of_them():

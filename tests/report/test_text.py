@@ -7,6 +7,7 @@ import pytest
 from small_manifest import CPU, ENGINE, HALF, TORCH, compared, manifest, measured
 
 from mlflow_e2eai.evaluation.evidence import Evidence
+from mlflow_e2eai.latency.report import LatencyFinding
 from mlflow_e2eai.parity.report import ParityReport
 from mlflow_e2eai.pytorch.stage import ExportReport
 from mlflow_e2eai.report.page import html
@@ -29,6 +30,20 @@ def test_a_table_says_for_each_variant_what_it_came_to():
         "onnxruntime-cpu/fp16          5.0e-01    0.1000            -  failed\n"
         "tensorrt_rtx-sm86/fp32              -         -            -  built, not measured here"
     )
+
+
+def test_a_time_of_a_busy_machine_is_not_quoted():
+    report = measured({"torch/fp32": 188.0, "onnxruntime-cpu/fp32": 0.5})
+    busy = LatencyFinding(kind="busy", variant="torch/fp32", sentence="It waited.")
+    latency = {"opt": dataclasses.replace(report, findings=(busy,))}
+
+    for text in (
+        table(manifest(TORCH, CPU, latency=latency)),
+        markdown(manifest(TORCH, CPU, latency=latency)),
+    ):
+        assert "too noisy to tell" in text
+        assert "188" not in text
+        assert "0.500" in text
 
 
 def test_the_columns_are_aligned():

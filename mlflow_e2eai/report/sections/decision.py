@@ -20,7 +20,7 @@ from mlflow_e2eai.report.facts import (
     tuned_sizes,
     worst_outcomes,
 )
-from mlflow_e2eai.report.formats import bounds_text, error_text, factor_text, time_text
+from mlflow_e2eai.report.formats import NOISY_TEXT, bounds_text, error_text, factor_text, time_text
 from mlflow_e2eai.report.sections.doubts import doubts, tag
 from mlflow_e2eai.report.sections.intervals import interval_signs
 
@@ -101,7 +101,10 @@ def _badness(row: Row) -> float:
 def _fastest(
     manifest: Manifest, ratios: Mapping[str, Ratio], where: str
 ) -> list[dict[str, str | None]]:
-    """The shortest time on a machine, and its ratio to the reference's there."""
+    """The shortest time on a machine, and its ratio to the reference's there.
+
+    No number, where the machine was busy while one of them was measured.
+    """
     timed = [
         row
         for row in rows_of(manifest)
@@ -110,9 +113,17 @@ def _fastest(
     if not timed:
         return []
     best = min(timed, key=lambda row: row.p50_ms or 0.0)
-    doubt = tag(tuned_sizes(manifest), best.variant)
-    time = f"{time_text(best.p50_ms)} ms"
-    facts = [_fact(f"Fastest that passed{where}", time, best.variant, doubt)]
+    report = tuned_sizes(manifest)
+    title = f"Fastest that passed{where}"
+    if busy := [row.variant for row in timed if row.busy]:
+        return [_fact(title, NOISY_TEXT, ", ".join(busy), tag(report, busy[0]))]
+    time, note = f"{time_text(best.p50_ms)} ms", best.variant
+    others = [row for row in timed if row is not best]
+    if others and report is not None:
+        second = min(others, key=lambda row: row.p50_ms or 0.0).variant
+        if report.ratio(best.variant, second).equal:
+            note = f"{note}, within the noise of {second}"
+    facts = [_fact(title, time, note, tag(report, best.variant))]
     if (ratio := ratios.get(best.variant)) is not None:
         name = "Its time against the reference's"
         facts.append(_fact(name, factor_text(ratio.value), bounds_text(ratio)))
@@ -148,7 +159,7 @@ def _machine(manifest: Manifest, where: str, ratios: Mapping[str, Ratio]) -> dic
     caption = (
         f"Largest absolute error over all comparisons, and latency{size} against "
         f"{reference_of(manifest) or 'the reference'}, with the 99 % interval of the ratio; "
-        f"“equal” where it holds 1.{f' Measured{where}.' if where else ''}"
+        f"“within the noise” where it holds 1.{f' Measured{where}.' if where else ''}"
     )
     return {
         "caption": caption,

@@ -24,6 +24,7 @@ _TAGS: Mapping[str, str] = {
     "stall": "stalls",
     "clock_jump": "clock moved",
     "throttled": "GPU held down",
+    "busy": "machine busy",
 }
 
 _SHORT: Mapping[str, str] = {
@@ -32,6 +33,7 @@ _SHORT: Mapping[str, str] = {
     "stall": "single calls stalled",
     "clock_jump": "the clock moved where nothing ran",
     "throttled": "the GPU held its clock down",
+    "busy": "the machine was busy with other work, and what compares them is too noisy to tell",
 }
 
 
