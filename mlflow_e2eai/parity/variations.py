@@ -116,8 +116,8 @@ def _masks(array: Array, random: np.random.Generator) -> Iterator[tuple[str, Arr
     some[..., :1] = True
     last = np.zeros(array.shape, bool)
     last[(-1,) * array.ndim] = True
-    yield "some False", np.where(some, ones, zeros)
     yield "one False", np.where(last, zeros, ones)
+    yield "some False", np.where(some, ones, zeros)
     yield "one True", np.where(last, ones, zeros)
     yield "all True", ones
     yield "all False", zeros
@@ -131,8 +131,8 @@ def _integers(
     flat = array.ravel()
     if low == high:
         yield "one more", array + 1
-        yield "others", random.integers(min(low, 1), max(high, 1), array.shape, endpoint=True)
         yield "one less", np.maximum(array, 1) - 1
+        yield "others", random.integers(min(low, 1), max(high, 1), array.shape, endpoint=True)
         yield "three more", array + 3
     else:
         paired = flat.copy()
