@@ -210,7 +210,21 @@ def test_a_padded_encoder_is_healthy_and_its_fast_path_is_told_apart(out):
     _, report = export(module, example, out=out, dynamic_axes=axes)
     assert (report.exporter, report.unverified) == ("dynamo", None)
     assert "the numbers without it" in report.fast_path
-    assert "gives NaN where the module" in report.left_out["padding: all True"]
+    assert "the graph gives NaN there" in report.left_out["padding: all True"]
+
+
+def test_a_row_that_is_masked_whole_refuses_no_graph_of_an_exporter_that_froze_nothing(out):
+    class Attends(torch.nn.Module):
+        def forward(self, x, mask):
+            attend = torch.nn.functional.scaled_dot_product_attention
+            x = x[:, None]
+            return attend(x, x, x, attn_mask=mask[:, None, None, :])
+
+    example = {"x": torch.randn(2, 4, 4), "mask": torch.ones(2, 4).bool()}
+    _, report = export(Attends().eval(), example, out=out)
+    assert (report.exporter, report.refused) == ("dynamo", {})
+    assert "mask: one False" in report.samples
+    assert "may leave nothing to sum over" in report.left_out["mask: all False"]
 
 
 # Answers that are not finite
