@@ -110,10 +110,11 @@ def _changes(name: str, array: Array, special: Collection[int]) -> Iterator[tupl
 
 def _masks(array: Array, random: np.random.Generator) -> Iterator[tuple[str, Array]]:
     ones, zeros = np.ones_like(array), np.zeros_like(array)
-    some = random.random(array.shape) < 0.5  # noqa: PLR2004 - half of them
+    some = np.asarray(random.random(array.shape) < 0.5)  # noqa: PLR2004 - half of them
     # Each row has both: a mean over none of its items says nothing about a graph.
-    some[..., -1:] = False
-    some[..., :1] = True
+    if array.ndim:
+        some[..., -1:] = False
+        some[..., :1] = True
     last = np.zeros(array.shape, bool)
     last[(-1,) * array.ndim] = True
     yield "one False", np.where(last, zeros, ones)

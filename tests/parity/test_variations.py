@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as arrays
 
 from mlflow_e2eai.parity.variations import MOST_VARIATIONS, value_variations
 
-SHAPES = arrays.array_shapes(max_dims=3, max_side=5)
+SHAPES = st.just(()) | arrays.array_shapes(max_dims=3, max_side=5)
 
 
 def labelled(array, *special):

@@ -382,7 +382,7 @@ META = torch.nn.Linear(4, 3, device="meta")
 COMPLEX = torch.randn(2, 4, dtype=torch.complex64)
 ODD = {
     "bfloat16": (torch.nn.Linear(4, 3), X.bfloat16(), "bfloat16, which NumPy does not have"),
-    "bfloat16 out": (ToHalf(), X, "Output 'output' of the model is torch.bfloat16"),
+    "bfloat16 out": (ToHalf(), X, "Output 'output' of the model is a Tensor of torch.bf"),
     "sparse": (torch.nn.Linear(4, 3), X.to_sparse(), "sparse_coo, but a dense tensor is wanted"),
     "meta": (torch.nn.Linear(4, 3), X.to("meta"), "a meta tensor"),
     "meta module": (META, X, "'weight' has no numbers yet"),
