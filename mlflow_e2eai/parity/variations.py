@@ -110,14 +110,15 @@ def _changes(name: str, array: Array, special: Collection[int]) -> Iterator[tupl
 
 def _masks(array: Array, random: np.random.Generator) -> Iterator[tuple[str, Array]]:
     ones, zeros = np.ones_like(array), np.zeros_like(array)
-    some = random.random(array.shape) < 0.5  # noqa: PLR2004 - half of them
+    some = np.asarray(random.random(array.shape) < 0.5)  # noqa: PLR2004 - half of them
     # Each row has both: a mean over none of its items says nothing about a graph.
-    some[..., -1:] = False
-    some[..., :1] = True
+    if array.ndim:
+        some[..., -1:] = False
+        some[..., :1] = True
     last = np.zeros(array.shape, bool)
     last[(-1,) * array.ndim] = True
-    yield "some False", np.where(some, ones, zeros)
     yield "one False", np.where(last, zeros, ones)
+    yield "some False", np.where(some, ones, zeros)
     yield "one True", np.where(last, ones, zeros)
     yield "all True", ones
     yield "all False", zeros
@@ -131,8 +132,8 @@ def _integers(
     flat = array.ravel()
     if low == high:
         yield "one more", array + 1
-        yield "others", random.integers(min(low, 1), max(high, 1), array.shape, endpoint=True)
         yield "one less", np.maximum(array, 1) - 1
+        yield "others", random.integers(min(low, 1), max(high, 1), array.shape, endpoint=True)
         yield "three more", array + 3
     else:
         paired = flat.copy()

@@ -299,7 +299,7 @@ def _numpy(what: str, tensor: torch.Tensor) -> Array:
         try:
             return tensor.detach().resolve_conj().resolve_neg().cpu().numpy()
         except (TypeError, RuntimeError, NotImplementedError):
-            kind = f"{tensor.dtype}, which NumPy does not have"
+            kind = f"a {type(tensor).__name__} of {tensor.dtype}, which NumPy does not have"
             advice = "convert it, for example by .float(), and back inside forward if it matters"
     msg = f"{what} is {kind}; {advice}."
     raise InvalidInputError(msg)

@@ -6,6 +6,7 @@ an exporter froze shows only there.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -147,7 +148,8 @@ class References:
             return None
         for sample in self.samples:
             try:
-                with fast_path(enabled=True):
+                with fast_path(enabled=True), warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # PyTorch's, of its nested tensors
                     fast = self._run(sample.inputs, what=sample.label)
             except InvalidInputError as error:
                 return f"With it the model refuses the sample {sample.label!r}: {error}"

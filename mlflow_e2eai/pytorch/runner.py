@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from mlflow_e2eai.artifacts.values import Infer, Tensors
 from mlflow_e2eai.pytorch.flat_module import call, output_arrays, output_tensors
 from mlflow_e2eai.pytorch.module import device_of, evaluation_mode
-from mlflow_e2eai.pytorch.state import fast_path, has_fast_path
 
 if TYPE_CHECKING:
     import torch
@@ -17,11 +16,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def torch_runner(
-    model: torch.nn.Module,
-    *,
-    inputs: Sequence[str],
-    outputs: Sequence[str],
-    fast: bool = False,
+    model: torch.nn.Module, *, inputs: Sequence[str], outputs: Sequence[str]
 ) -> Iterator[Infer]:
     """Run a PyTorch module, in evaluation mode and without gradients.
 
@@ -30,12 +25,9 @@ def torch_runner(
             each call where a call moves it.
         inputs: Names of the inputs, bound as by `call`.
         outputs: Names for the outputs, in the order of `output_tensors`.
-        fast: Run attention with PyTorch's fast path, as a caller in evaluation mode gets it: the
-            callable to measure. Its numbers may differ where keys are padded.
     """
     import torch
 
-    fast = fast and has_fast_path(model)
     moves: bool | None = None  # known after the first call
 
     device = device_of(model)
@@ -43,7 +35,7 @@ def torch_runner(
     def infer(tensors: Tensors) -> Tensors:
         nonlocal moves
         arguments = {name: torch.from_numpy(tensors[name].copy()).to(device) for name in inputs}
-        with torch.no_grad(), fast_path(enabled=True) if fast else nullcontext():
+        with torch.no_grad():
             arrays = output_arrays(output_tensors(call(model, arguments))).values()
         if moves is None:
             moves = bool(opened.state.moved_names())

@@ -218,8 +218,11 @@ def fast_path(*, enabled: bool) -> Iterator[None]:
     """Turn PyTorch's fast path of attention on or off in the block.
 
     It computes other numbers where keys are padded: zeros for their queries. A model is trained
-    without it.
+    without it. Where PyTorch is not loaded, nothing is done.
     """
+    if "torch" not in sys.modules:
+        yield
+        return
     import torch
 
     before = torch.backends.mha.get_fastpath_enabled()

@@ -31,6 +31,7 @@ from mlflow_e2eai.pytorch import pytree
 from mlflow_e2eai.pytorch.flat_module import flatten_module, input_tree, positional, run_module
 from mlflow_e2eai.pytorch.module import evaluation_mode, module_of
 from mlflow_e2eai.pytorch.pytree import Tree
+from mlflow_e2eai.pytorch.state import state_restored
 from mlflow_e2eai.runtime.progress import timed_stage
 from mlflow_e2eai.tracking.lineage import STAGE, fetch
 from mlflow_e2eai.tracking.models import signature_of
@@ -146,9 +147,10 @@ class _PyTorchFlavor:
         common["pip_requirements"] = requirements
         if arrays and not isinstance(kwargs["pytorch_model"], torch.jit.ScriptModule):
             try:
-                mlflow.pytorch.save_model(
-                    **common, input_example=example, serialization_format="pt2"
-                )
+                with state_restored(kwargs["pytorch_model"]):
+                    mlflow.pytorch.save_model(
+                        **common, input_example=example, serialization_format="pt2"
+                    )
             except Exception as error:  # noqa: BLE001 - torch.export may raise anything
                 _log.debug("Logging the source by pickle: torch.export refuses it (%s).", error)
                 shutil.rmtree(path, ignore_errors=True)

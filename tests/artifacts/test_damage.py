@@ -126,7 +126,7 @@ def test_a_damaged_onnx_file_of_somebody_is_read_or_refused(whole, tmp_path_fact
         assert type(error) is ArtifactError  # noqa: PT017 - some damages are none
 
 
-def test_an_input_that_is_no_tensor_is_named(tmp_path):
+def test_an_input_that_is_no_tensor_is_named_with_what_to_do(tmp_path):
     text = """
     <ir_version: 8, opset_import: ["" : 18]>
     first (seq(float[2]) several) => (float[2] y)
