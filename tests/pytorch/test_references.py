@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -133,7 +134,7 @@ class Adds(torch.nn.Module):
         return torch.zeros(6, 4).index_add(0, index, x)
 
 
-FROZEN = {
+FROZEN: dict[str, tuple[type[torch.nn.Module], dict[str, Any], str]] = {
     "a mask that is all True": (MasksSome, {"x": X, "mask": torch.ones(2, 4).bool()}, "mask: one"),
     "tokens without padding": (Skips, {"ids": torch.tensor([[3, 1, 2], [4, 9, 5]])}, "ids: all 0|"),
     "a count of one": (Repeats, {"x": X, "count": torch.tensor(1)}, "count: one more"),
@@ -264,6 +265,7 @@ class Moves(torch.nn.Module):
         super().__init__()
         self.layer = torch.nn.Linear(4, 4)
         self.register_buffer("load", torch.zeros(4))
+        self.steps: torch.Tensor
         self.register_buffer("steps", torch.tensor(0))
         self.calls, self.seen = 0, []
 
