@@ -176,8 +176,8 @@ def new_weight_file(
 def _round(model: onnx.ModelProto, folder: Path) -> None:
     """Round the bytes of tensors whose type is fp16 and whose file holds fp32.
 
-    That is what ONNX Runtime's fp16 converter leaves of them: it changes the type, and the bytes
-    only where they are in the model. A piece at a time, as the whole is large.
+    That is what the conversion to fp16 leaves of them: it changes the type, and the bytes only
+    where they are in the model. A piece at a time, as the whole is large.
     """
     fp16 = [t for t in references(model) if location_of(t)[2] == 2 * bytes_of(t)]
     if fp16 and size_of(model) <= external_data.EXTERNAL_BYTES:

@@ -75,6 +75,7 @@ def import_onnx(
     )
     with isolated_onnxruntime(raw.path, libraries=raw.libraries) as infer:
         given = _generate(raw, infer) if example is None else feed(example, raw.inputs)
+        _require_numbers(given, raw)
         for sample in profile_samples(given, raw).values():
             infer(sample)
     return replace(raw, assumptions=assumptions_of(given)), given
@@ -175,6 +176,18 @@ def _require_named_axes(inputs: dict[str, TensorSpec], dynamic_axes: DynamicAxes
 
 def _words(inputs: dict[str, TensorSpec]) -> str:
     return ", ".join(f"{name} {list(spec.shape)}" for name, spec in inputs.items())
+
+
+def _require_numbers(example: Mapping[str, Array], graph: OnnxArtifact) -> None:
+    """Refuse an example that is empty where other sizes are to be made of it."""
+    for spec in graph.inputs:
+        for size, there in zip(spec.shape, example[spec.name].shape, strict=True):
+            if isinstance(size, str) and not there:
+                msg = (
+                    f"The example for {spec.name!r} is empty along axis {size!r}, so nothing can "
+                    f"be run on it; give one with a size of at least 1."
+                )
+                raise InvalidInputError(msg)
 
 
 def _generate(graph: OnnxArtifact, infer: Infer) -> GeneratedExample:

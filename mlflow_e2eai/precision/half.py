@@ -295,7 +295,13 @@ class _Scope:
         }
         written = {at for at in range(len(node.output)) if outputs[at].type_str in narrowed}
         if not written:  # it compares, counts or measures: rounding for that would gain nothing
-            narrowed = {k for k in narrowed if self._are_narrow(node.input[at] for at in bound[k])}
+            made = [self.types.of(name) for name in node.output if name]
+            is_other = all(kind not in (None, onnx.TensorProto.FLOAT) for kind in made)
+            narrowed = {
+                kind
+                for kind in narrowed
+                if is_other and self._are_narrow(node.input[at] for at in bound[kind])
+            }
         return {at for kind in narrowed for at in bound[kind]}, written
 
     def _narrow_created(self, node: onnx.NodeProto) -> tuple[set[int], set[int]]:

@@ -250,7 +250,7 @@ class _Pairs:
             numbers = _numbers(self._constants[name])
             stem = name if axis in (None, 0) else f"{name}_{axis}"
             others = None if axis is None else tuple(a for a in range(numbers.ndim) if a != axis)
-            largest = np.max(np.abs(numbers), axis=others, keepdims=True)
+            largest = np.max(np.abs(numbers), axis=others, keepdims=True, initial=0)
             scales = np.where(largest > 0, largest / self._form.highest, 1.0).astype(np.float32)
             stored = self._tensor(f"{stem}_quantized", numbers / scales)
             self._graph.initializer.append(stored)

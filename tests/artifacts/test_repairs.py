@@ -12,7 +12,7 @@ from mlflow_e2eai.artifacts import graphs
 from mlflow_e2eai.artifacts.names import FreshNames
 from mlflow_e2eai.artifacts.repairs import REPAIRED, read_repaired
 from mlflow_e2eai.artifacts.values import Axis
-from mlflow_e2eai.errors import ArtifactError, E2EAIError, PrecisionError
+from mlflow_e2eai.errors import ArtifactError, E2EAIError, InvalidInputError, PrecisionError
 from mlflow_e2eai.pipeline.onnx_file import import_onnx
 from mlflow_e2eai.runtime.ort import onnxruntime_runner
 
@@ -179,6 +179,25 @@ def test_a_file_that_cannot_be_repaired_is_refused_in_one_sentence(words, tmp_pa
         import_onnx(tmp_path / "given.onnx", out=tmp_path / "raw.onnx", dynamic_axes=AXES)
     assert "\n" not in str(refused.value)
     assert not (tmp_path / "raw.onnx").exists()
+
+
+def test_an_example_that_is_empty_is_refused_by_its_axis(tmp_path):
+    onnx.save(model_of(), tmp_path / "given.onnx")
+    empty = {"x": np.zeros((0, 4), np.float32)}
+    with pytest.raises(InvalidInputError, match="'x' is empty along axis 'N'"):
+        import_onnx(
+            tmp_path / "given.onnx", out=tmp_path / "r.onnx", example=empty, dynamic_axes=AXES
+        )
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "int8"])
+def test_an_empty_batch_among_the_samples_changes_nothing(precision, tmp_path):
+    onnx.save(model_of(), tmp_path / "given.onnx")
+    raw, example = import_onnx(tmp_path / "given.onnx", out=tmp_path / "r.onnx", dynamic_axes=AXES)
+    empty = {"x": np.zeros((0, 4), np.float32)}
+    one, _ = convert(raw, precision, out=tmp_path / "one.onnx", samples=[example])
+    other, _ = convert(raw, precision, out=tmp_path / "two.onnx", samples=[empty, example, empty])
+    assert one.sha256 == other.sha256
 
 
 def test_a_graph_of_ir_version_3_is_read_without_its_weights_among_the_inputs(tmp_path):

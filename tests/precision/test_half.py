@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx.backend.test.case.node import collect_testcases
+from random_graphs import artifact_of, random_graphs
 
 from mlflow_e2eai import clean, compare, convert
 from mlflow_e2eai.artifacts import graphs
@@ -27,6 +28,7 @@ pytestmark = pytest.mark.usefixtures("on_threads")
 
 HALVES = ("fp16", "bf16")
 AXES = (Axis("N", min=1, opt=2, max=4),)
+X3 = np.array([[-1, 2, -3], [4, -5, 6]], np.float32) / 4
 X = np.array([[1, -2, 3, 0.5], [-4, 5, -6, 0.25]], np.float32) / 8
 
 
@@ -240,6 +242,24 @@ def test_bf16_stops_where_onnx_runtime_has_no_later_kernel(graph, tmp_path):
     assert made.opset == 21
 
 
+INSIDE_OUT = {
+    "a sequence": "s = SequenceConstruct(h, h) e = SequenceAt(s, z)",
+    "a type that follows another": "e = EyeLike(h)",
+    "an optional value": "o = Optional(h) e = OptionalGetElement(o)",
+}
+
+
+@pytest.mark.parametrize("precision", HALVES)
+@pytest.mark.parametrize("case", INSIDE_OUT)
+def test_a_type_that_an_operator_hands_on_in_another_form_stays_fp32(
+    case, precision, graph, tmp_path
+):
+    text = "g (float[N, 4] x) => (float[N, 4] y) <int64 z = {0}>"
+    source = graph(f"{text} {{ h = Relu(x) {INSIDE_OUT[case]} y = Add(e, h) }}")
+    made, _ = convert(source, precision, out=tmp_path / "half.onnx", samples=[{"x": X}])
+    assert_close(source, made, {"x": X})
+
+
 def test_a_type_that_only_a_weight_tells_is_found_behind_an_unknown_operator():
     model = onnx.parser.parse_model(
         '<ir_version: 8, opset_import: ["" : 18, "devtech" : 1]> '
@@ -343,6 +363,32 @@ def test_a_name_that_a_conversion_would_give_may_be_there_already(
     made, _ = convert(source, precision, out=folder / "made.onnx", samples=[sample])
     assert (made.inputs, made.outputs) == (source.inputs, source.outputs)
     assert_close(source, made, sample)
+
+
+# Random graphs
+
+
+@settings(max_examples=15)
+@given(text=random_graphs(), data=st.data())
+@pytest.mark.parametrize("precision", HALVES)
+def test_a_random_graph_keeps_its_interface_and_numbers_with_any_nodes_in_fp32(
+    precision, text, data, tmp_path_factory
+):
+    folder = tmp_path_factory.mktemp("random")
+    source = artifact_of(text, folder / "source.onnx")
+    names = graphs.node_names(graphs.read(source.path))
+    keep = data.draw(st.sets(st.sampled_from(names)))
+    converted = to_half(graphs.read(source.path), precision, keep_fp32=keep)
+    assert graphs.interface(converted)[0] == source.inputs
+    graphs.check(converted)
+    graphs.write(converted, folder / "half.onnx")
+    with (
+        onnxruntime_runner(source.path) as right,
+        onnxruntime_runner(folder / "half.onnx", rounded=precision == "bf16") as infer,
+    ):
+        wanted, given = right({"x": X3}), infer({"x": X3})
+    for name, array in wanted.items():
+        np.testing.assert_allclose(given[name], array, rtol=0.03, atol=0.03 * np.abs(array).max())
 
 
 # The guard of bf16 on long and branching graphs

@@ -21,6 +21,7 @@ from parsed_page import Page
 
 from mlflow_e2eai.bundle.manifest import Manifest
 from mlflow_e2eai.latency.report import LatencyReport
+from mlflow_e2eai.precision.calibration import Calibration
 from mlflow_e2eai.precision.ranges import Fp32Node
 from mlflow_e2eai.precision.stage import PrecisionReport
 from mlflow_e2eai.report.facts import in_order, pareto_rows, rows_of
@@ -341,6 +342,18 @@ def test_a_conversion_says_which_nodes_stay_in_fp32_and_why():
     assert "/mul Mul too large for fp16 h 1.9e+05" in text
     assert "/last devtech::Foo asked for by name" in text
     assert "Refused" not in text
+
+
+def test_int8_says_on_which_instructions_it_was_measured():
+    calibration = Calibration(calibrator="mse", samples=12)
+    report = PrecisionReport(precision="int8", quantized=3, pairs=6, calibration=calibration)
+    manifest = dataclasses.replace(
+        shown(),
+        conversions=(report,),
+        environment={**shown().environment, "int8_instructions": "avx2"},
+    )
+
+    assert "Instructions avx2 by ONNX Runtime's exact kernel" in Page(html(manifest)).text()
 
 
 def test_a_refused_conversion_says_why():

@@ -16,6 +16,7 @@ from mlflow_e2eai.artifacts import graphs
 from mlflow_e2eai.artifacts.values import Axis
 from mlflow_e2eai.engine.stage import compile
 from mlflow_e2eai.errors import SurgeryError
+from mlflow_e2eai.report.page import surgery_html
 from mlflow_e2eai.surgery import simplify as libraries
 from mlflow_e2eai.surgery.plan import Step
 
@@ -273,6 +274,7 @@ class TestFailures:
         made, report = self.cleaned(tmp_path)
         (note,) = report.notes
         assert note.startswith(f"{library} was left out of simplify, as it fails on this graph: ")
+        assert note in surgery_html(report)
         assert "Add" not in operators(made.path)
 
     def test_the_graph_goes_on_as_it_is_where_both_fail(self, tmp_path, monkeypatch):
