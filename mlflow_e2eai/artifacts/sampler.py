@@ -106,13 +106,14 @@ def _is_continuous(array: Array) -> bool:
 def _bound(spec: TensorSpec, before: Array, array: Array, changed: Mapping[str, _Resized]) -> Array:
     """Integers that index an axis below its new size, and lengths up to it."""
     low, high = int(before.min()), int(before.max())
-    if low < 0:
+    if low < 0 or (before.size > 1 and high <= 1):  # a mask, or one kind of token beside another
         return array
     own = {axis for _, axis in _dynamic(spec)}
     others = [size for axis, size in changed.items() if axis not in own]
-    # An input may index its own axis; a tight range shows it.
-    tight = [size for axis, size in changed.items() if axis in own and high == size.old - 1]
-    lengths = [size for size in changed.values() if high == size.old]
+    # An input may index its own last axis; a tight range shows it.
+    last = changed.get(str(spec.shape[-1])) if spec.shape else None
+    tight = [last] if last is not None and high == last.old - 1 else []
+    lengths = [size for size in others if 1 < high == size.old]
     for old, new in lengths[:1]:
         return np.where(array >= min(old, new), new, array).astype(array.dtype)
     for old, new in others or tight:

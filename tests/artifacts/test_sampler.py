@@ -75,6 +75,16 @@ def test_tokens_keep_their_range_and_their_places():
     np.testing.assert_array_equal(resampled(ids, "N", "T", N=2, T=4), np.tile(ids, (2, 1)))
 
 
+@given(items=st.integers(1, 4), steps=st.integers(1, 12))
+def test_a_mask_of_integers_stays_one_however_few_items_there_are(items, steps):
+    mask = np.array([[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0]])
+    specs = (spec("x", mask, "N", "T"), spec("mask", mask, "N", "T"))
+    sizes = {"N": items, "T": steps}
+    example = {"x": mask, "mask": mask}
+    found = resample(example, specs, sizes)["mask"]
+    np.testing.assert_array_equal(found, resize(example, specs, sizes)["mask"])
+
+
 # Sizes between the corners
 
 AXES = st.builds(
