@@ -73,6 +73,8 @@ class References:
         samples: The samples.
         left_out: Reasons why other samples were not taken, by label.
         compared: Number of graphs that were compared with them.
+        max_abs_error: Largest absolute error of the last graph that was right on them; None where
+            it was not compared.
     """
 
     module: torch.nn.Module
@@ -83,6 +85,7 @@ class References:
     samples: list[ReferenceSample] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
     compared: int = 0
+    max_abs_error: float | None = None
 
     def add_all(self) -> None:
         """Run the module at the corners of its axes, at sizes between, and on other values.

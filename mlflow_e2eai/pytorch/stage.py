@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 from mlflow_e2eai.artifacts import graphs
 from mlflow_e2eai.artifacts.axes import DynamicAxes, axes_of, input_specs
+from mlflow_e2eai.artifacts.files import Real
 from mlflow_e2eai.artifacts.graphs import only_new_garbage
 from mlflow_e2eai.artifacts.sampler import resample
 from mlflow_e2eai.artifacts.values import Axis, Library, OnnxArtifact, Tensors, TensorSpec
@@ -71,6 +72,7 @@ class ExportReport:
             None where it warned of none.
         fast_path: How PyTorch's fast path of attention changes the module's numbers; None where it
             does not.
+        max_abs_error: Largest absolute error on `samples`; None where nothing was compared.
     """
 
     exporter: Exporter
@@ -82,6 +84,7 @@ class ExportReport:
     left_out: Mapping[str, str] = field(default_factory=dict)
     frozen: str | None = None
     fast_path: str | None = None
+    max_abs_error: Real | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +109,7 @@ class _Written(NamedTuple):
     artifact: OnnxArtifact
     unverified: str | None
     frozen: str | None
+    max_abs_error: float | None
 
 
 @only_new_garbage()
@@ -219,6 +223,7 @@ def export(
         left_out=references.left_out,
         frozen=written.frozen,
         fast_path=fast_path,
+        max_abs_error=written.max_abs_error,
     )
 
 
@@ -276,7 +281,7 @@ def _write(exporter: Any, request: _Request, references: References, out: Path) 
             model=model,
         )
     name: Exporter = "dynamo" if exporter == PLAIN_DYNAMO else exporter
-    return _Written(name, artifact, unverified, frozen_at(warned))
+    return _Written(name, artifact, unverified, frozen_at(warned), references.max_abs_error)
 
 
 def _frozen_error(written: _Written) -> ExportError:

@@ -95,6 +95,7 @@ def check_numbers(
             sample with other values of an input could be run.
     """
     references.compared += 1
+    references.max_abs_error = None
     where = frozen_at(warned)
     what = "" if where is None else f", which froze a value at {where},"
     if lacking:
@@ -157,6 +158,7 @@ def _difference(
             report = compare(candidate, usual)
             if not report.passed:
                 return _sentence(report, usual)
+            references.max_abs_error = report.max_abs_error
             for sample in extreme:
                 report = compare(candidate, [sample])
                 if report.passed:

@@ -52,6 +52,8 @@ def summarize(value: Any) -> list[str]:
             words = [_size(artifact.path)]
         case ExportReport():
             words = [value.exporter, *_describe_samples(value)]
+            if value.max_abs_error is not None:
+                words.append(f"parity {value.max_abs_error:.1e}")
         case SurgeryReport():
             words = [f"{value.nodes_before} to {value.nodes_after} nodes"]
             if value.max_abs_error is not None:

@@ -92,7 +92,10 @@ def test_each_stage_is_a_line_on_stderr_and_quiet_leaves_the_result_alone(store,
     raw, err = said(capsys)
     latest, line = err.splitlines()
     assert latest == f"latest is {model} (model)"
-    assert re.fullmatch(r"export +trace, opset 18, \d+ nodes, \d+\.\d\d MB +\d+\.\d s", line)
+    compared = r"\d+ samples, parity \d\.\de[-+]\d\d"
+    assert re.fullmatch(
+        rf"export +trace, {compared}, opset 18, \d+ nodes, \d+\.\d\d MB +\d+\.\d s", line
+    )
     assert main.main(["clean"]) == main.DONE
     _, err = said(capsys)
     latest, line = err.splitlines()

@@ -119,6 +119,13 @@ def test_exporting_twice_gives_the_same_bytes(exporter, tmp_path):
 
 
 @pytest.mark.parametrize("exporter", EXPORTERS)
+def test_the_report_has_the_largest_error_of_all_samples(exporter, out):
+    _, report = export(Linear().eval(), two_rows(), out=out, exporter=exporter)
+    assert report.max_abs_error is not None
+    assert 0 <= report.max_abs_error < 1e-5
+
+
+@pytest.mark.parametrize("exporter", EXPORTERS)
 def test_outputs_of_a_tuple_are_numbered(exporter, out):
     made, _ = export(Split().eval(), two_rows(), out=out, exporter=exporter)
     answer = answer_of(made, x=two_rows())
