@@ -38,7 +38,7 @@ class Examination:
         reference: Computes the expected outputs.
         corners: The input example at every corner of the profile.
         inner: The input example at sizes between, by label.
-        other: Another sample, for where there is only one corner.
+        turned: Samples of the same shapes with other numbers, by corner; where the model takes them.
         edges: Edge samples by kind.
         usual: Largest magnitude of each floating output on the first corner. At an edge an output
             may be nearly zero, and its error is then relative to this magnitude.
@@ -50,7 +50,7 @@ class Examination:
     reference: Infer
     corners: Mapping[str, Tensors]
     inner: Mapping[str, Tensors]
-    other: Tensors | None
+    turned: Mapping[str, Tensors]
     edges: Mapping[str, Sequence[Tensors]]
     usual: Mapping[str, float]
     graph: OnnxArtifact
@@ -110,8 +110,15 @@ class Examination:
         self, variant: Variant
     ) -> Iterator[tuple[str, Iterable[Tensors], dict[str, Any]]]:
         """Samples by kind, and options of their comparison."""
-        at_corners = [*self.corners.values(), *([] if self.other is None else [self.other])]
-        yield "profile", at_corners, {"repeats": REPEATS, "threads": 2}
+        # Each shape is next to itself with other numbers, and runs as often as one sample alone.
+        by_shape = [
+            sample
+            for label in self.corners
+            for sample in (self.corners[label], self.turned.get(label))
+            if sample is not None
+        ]
+        repeats = REPEATS if len(by_shape) == len(self.corners) else REPEATS // 2
+        yield "profile", by_shape, {"repeats": repeats, "threads": 2}
         if self.inner:
             yield "sizes", self.inner.values(), {"repeats": 1, "scales": self.usual}
         if _is_rounded_late(variant):

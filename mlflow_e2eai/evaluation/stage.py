@@ -14,7 +14,12 @@ from mlflow_e2eai.evaluation.examination import Examination, edges_of, magnitude
 from mlflow_e2eai.evaluation.variants import TORCH, Variant, variants_of
 from mlflow_e2eai.latency.measure import BUDGET_S, benchmark
 from mlflow_e2eai.latency.report import LatencyReport
-from mlflow_e2eai.parity.samples import batch_samples, inner_samples, other_sample, profile_samples
+from mlflow_e2eai.parity.samples import (
+    batch_samples,
+    inner_samples,
+    turned_samples,
+    profile_samples,
+)
 from mlflow_e2eai.pytorch.state import fast_path
 from mlflow_e2eai.runtime.isolation import Opener, isolated, isolated_together
 from mlflow_e2eai.runtime.progress import progress
@@ -61,7 +66,7 @@ def evaluate(
         reference=reference,
         corners=corners,
         inner=inner_samples(example, graphs[0], reference),
-        other=other_sample(example, graphs[0], reference) if len(corners) == 1 else None,
+        turned=turned_samples(corners, reference),
         edges=edges_of(example, graphs[0], reference),
         usual=magnitudes_of(reference(next(iter(corners.values())))),
         graph=graphs[0],

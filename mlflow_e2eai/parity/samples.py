@@ -81,24 +81,28 @@ def batch_samples(
     }
 
 
-def other_sample(example: Tensors, graph: OnnxArtifact, reference: Infer) -> Tensors | None:
-    """The input example at opt with every input turned round: other numbers of the same kind.
+def turned_samples(samples: Mapping[str, Tensors], reference: Infer) -> dict[str, Tensors]:
+    """Samples with every input turned round: other numbers of the same kind and shape.
 
-    Where only one sample ever runs, stale outputs of the call before are the right ones. A profile
-    without dynamic axes has only one corner.
+    Where only one sample of a shape ever runs, stale outputs of the call before are the right ones.
 
     Args:
-        example: One array for each input.
-        graph: Where the dynamic axes are, and their opt sizes.
+        samples: Samples by label.
         reference: The model that is right.
 
     Returns:
-        The sample; None where the model refuses it, or it is the example itself.
+        Samples by the same labels, without those that the model refuses, or that are the same.
     """
-    whole = resample(example, graph.inputs, {axis.name: axis.opt for axis in graph.axes})
-    turned = {name: np.ascontiguousarray(np.flip(array)) for name, array in whole.items()}
-    same = all(np.array_equal(array, whole[name]) for name, array in turned.items())
-    return None if same or not _is_sound(reference, turned) else turned
+    turned = {
+        label: {name: np.ascontiguousarray(np.flip(array)) for name, array in sample.items()}
+        for label, sample in samples.items()
+    }
+    return {
+        label: sample
+        for label, sample in turned.items()
+        if not all(np.array_equal(array, samples[label][name]) for name, array in sample.items())
+        and _is_sound(reference, sample)
+    }
 
 
 def branch_samples(whole: Tensors) -> dict[str, Tensors]:
