@@ -38,7 +38,7 @@ class Examination:
         reference: Computes the expected outputs.
         corners: The input example at every corner of the profile.
         inner: The input example at sizes between, by label.
-        turned: Samples of the same shapes with other numbers, by corner; where the model takes them.
+        turned: Samples with other numbers, by corner, where the model takes them.
         edges: Edge samples by kind.
         usual: Largest magnitude of each floating output on the first corner. At an edge an output
             may be nearly zero, and its error is then relative to this magnitude.

@@ -17,8 +17,8 @@ from mlflow_e2eai.latency.report import LatencyReport
 from mlflow_e2eai.parity.samples import (
     batch_samples,
     inner_samples,
-    turned_samples,
     profile_samples,
+    turned_samples,
 )
 from mlflow_e2eai.pytorch.state import fast_path
 from mlflow_e2eai.runtime.isolation import Opener, isolated, isolated_together
