@@ -240,7 +240,7 @@ def test_a_crash_at_one_corner_is_a_result_that_says_where_and_another_variant_i
     evidence = saved(net(), tmp_path / "model")
     assert evidence[HALF].measured
     assert not evidence[HALF].passed
-    assert "crashed (SIGSEGV) on sample 2, x [16, 8]" in evidence[HALF].reason
+    assert "crashed (SIGSEGV) on sample 4, x [16, 8]" in evidence[HALF].reason
     assert evidence[HALF].cold_start is not None
     assert evidence[CLEAN].passed
     assert mlflow_e2eai.load_model(tmp_path / "model").variant == CLEAN
