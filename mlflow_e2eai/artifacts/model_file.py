@@ -38,6 +38,8 @@ def load(path: Path) -> onnx.ModelProto:
         raise ArtifactError(msg) from error
     except Exception as error:  # protobuf's errors share no base class
         raise _invalid(path, error) from error
+    if not path.stat().st_size:
+        raise _invalid(path, EOFError())
     return model
 
 

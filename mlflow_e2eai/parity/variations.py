@@ -151,10 +151,13 @@ def _integers(
 
 def _fresh_numbers(example: Tensors) -> Variation | None:
     """One variation with fresh numbers in all floating inputs but masks."""
-    fresh: Mapping[str, Array] = {
+    drawn: Mapping[str, Array] = {
         name: _fresh(name, array)
         for name, array in example.items()
         if array.dtype.kind == "f" and array.size and not _is_mask(array)
+    }
+    fresh = {
+        name: array for name, array in drawn.items() if not np.array_equal(array, example[name])
     }
     if not fresh:
         return None

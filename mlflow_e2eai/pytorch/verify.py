@@ -117,8 +117,21 @@ def check_numbers(
 
 
 def frozen_at(warned: Sequence[WarningMessage]) -> str | None:
-    """The line where the tracer took a value for a constant; None where it warned of none."""
-    frozen = next((each for each in warned if each.category.__name__ == "TracerWarning"), None)
+    """The line where the tracer took a value for a constant; None where it warned of none.
+
+    Of ``torch._assert`` it warns too, by which an exported program checks its inputs: nothing that
+    is computed comes from there.
+    """
+    import torch
+
+    frozen = next(
+        (
+            each
+            for each in warned
+            if each.category.__name__ == "TracerWarning" and each.filename != torch.__file__
+        ),
+        None,
+    )
     return None if frozen is None else f"{Path(frozen.filename).name}:{frozen.lineno}"
 
 

@@ -157,7 +157,7 @@ HOPELESS = {
         inputs=[value("x", ["n"], TensorProto.BFLOAT16)],
         outputs=[value("y", ["n"], TensorProto.BFLOAT16)],
     ),
-    r"'y' is no tensor \(its type is 'sequence'\)": model_of(
+    "'y' is a sequence, but inputs and outputs must be tensors": model_of(
         [PAIR], outputs=[LISTED("y", TensorProto.FLOAT, None)]
     ),
     "'x' of given.onnx has no shape": model_of([SAME], inputs=[value("x", None)]),
