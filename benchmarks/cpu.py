@@ -27,7 +27,7 @@ import page
 from mlflow_e2eai.artifacts.values import Tensors
 from mlflow_e2eai.latency.measure import benchmark
 from mlflow_e2eai.latency.report import Timing
-from mlflow_e2eai.latency.timing import series
+from mlflow_e2eai.latency.timing import Touched
 
 Value = TypeVar("Value")
 
@@ -171,7 +171,7 @@ class Turn:
 
     def timed(self, tensors: Tensors) -> Timing:
         """Call it again and again."""
-        times_ms = series(self._call, tensors, fill_ms=math.inf, calls=CALLS)
+        times_ms = Touched(self._call).series(tensors, fill_ms=math.inf, calls=CALLS)
         return Timing(host_ms=statistics.median(times_ms))
 
 

@@ -62,6 +62,7 @@ def benchmark(
     clock: Callable[[], float] = time.perf_counter,
     strict: bool = False,
     least_cpu_share: float | None = None,
+    window_ms: float = WINDOW_MS,
 ) -> LatencyReport:
     """Measure callables against each other on one sample.
 
@@ -84,6 +85,7 @@ def benchmark(
         strict: Refuse to measure what does not settle.
         least_cpu_share: Share of the processor below which times are too noisy to tell; by default
             `cpu.LEAST_SHARE`.
+        window_ms: Milliseconds of calls in each window of a warm-up; see `WINDOW_MS`.
 
     Returns:
         The report. It keeps every call; what makes its numbers doubtful is in its findings.
@@ -102,7 +104,7 @@ def benchmark(
     items = items_of(sample) if items is None else items
     watch = _Stopwatch(sample=sample, clock=clock)
     warm = {
-        name: _warm_up(infer, watch, calls=warmup, budget_s=budget_s / 5)
+        name: _warm_up(infer, watch, calls=warmup, budget_s=budget_s / 5, window_ms=window_ms)
         for name, infer in candidates.items()
     }
     doubts = [
@@ -196,9 +198,11 @@ class _WarmUp:
     settled: bool
 
 
-def _warm_up(infer: Infer, watch: _Stopwatch, *, calls: int, budget_s: float) -> _WarmUp:
+def _warm_up(
+    infer: Infer, watch: _Stopwatch, *, calls: int, budget_s: float, window_ms: float
+) -> _WarmUp:
     windows: list[float] = []
-    fill_ms = min(WINDOW_MS, 1e3 * budget_s / _WINDOWS)
+    fill_ms = min(window_ms, 1e3 * budget_s / _WINDOWS)
     started = watch.clock()
     watch.pause()
     done, settled = 0, False

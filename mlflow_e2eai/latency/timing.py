@@ -59,6 +59,19 @@ class Touched:
         self._last_ms = timing.host_ms
         return timing
 
+    def series(self, tensors: Tensors, *, fill_ms: float, calls: int) -> list[float]:
+        """Time calls in a row, each of which has the one before it as its untimed call.
+
+        Args:
+            tensors: The inputs.
+            fill_ms: Milliseconds to fill with calls.
+            calls: Calls at most.
+
+        Returns:
+            Milliseconds of each on the host.
+        """
+        return fill_series(lambda: timed(self._infer, tensors), fill_ms=fill_ms, calls=calls)
+
     def cpu_shares(self) -> list[float]:
         """Return the shares of the processor that calls got since this was last called."""
         return self._shares.take()
@@ -78,21 +91,6 @@ def timed(
         InvalidInputError: The clock went backwards during the call.
     """
     return time_on_host(infer, sample, clock)[1]
-
-
-def series(infer: Infer, sample: Tensors, *, fill_ms: float, calls: int) -> list[float]:
-    """Make calls until they fill some time, and return their durations.
-
-    Args:
-        infer: The callable.
-        sample: Its inputs.
-        fill_ms: The time to fill.
-        calls: Calls at most.
-
-    Returns:
-        Milliseconds of each on the host.
-    """
-    return fill_series(lambda: timed(infer, sample), fill_ms=fill_ms, calls=calls)
 
 
 def fill_series(call: Callable[[], Timing], *, fill_ms: float, calls: int) -> list[float]:

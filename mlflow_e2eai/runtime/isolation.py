@@ -18,7 +18,7 @@ from mlflow_e2eai.latency import cpu
 from mlflow_e2eai.latency.concurrency import Opened, throughput, timed_open
 from mlflow_e2eai.latency.measure import benchmark
 from mlflow_e2eai.latency.report import ColdStart, LatencyReport, Throughput, Timing
-from mlflow_e2eai.latency.timing import Touched, series
+from mlflow_e2eai.latency.timing import Touched
 from mlflow_e2eai.parity.comparison import compare
 from mlflow_e2eai.parity.report import ParityReport
 from mlflow_e2eai.runtime.ort import Device, onnxruntime_runner
@@ -214,8 +214,8 @@ class IsolatedRunners:
         sample = next(iter(samples.values()))
         callbacks: dict[str, Callable[..., Any]] = {
             "timed": lambda name: touched[name].timed(sample),
-            "series": lambda name, fill_ms, calls: series(
-                touched[name], sample, fill_ms=fill_ms, calls=calls
+            "series": lambda name, fill_ms, calls: touched[name].series(
+                sample, fill_ms=fill_ms, calls=calls
             ),
             "cpu_shares": lambda name: touched[name].cpu_shares(),
         }
@@ -259,9 +259,16 @@ class _WorkerTurn:
         return self._touched(self._sample)
 
     def timed(self, _: Tensors, /) -> Timing:
+        self._write_note()
+        return self._touched.timed(self._sample)
+
+    def series(self, _: Tensors, /, *, fill_ms: float, calls: int) -> list[float]:
+        self._write_note()
+        return self._touched.series(self._sample, fill_ms=fill_ms, calls=calls)
+
+    def _write_note(self) -> None:
         self._note.set_runner(self._name)
         self._note.write_inputs(self._sample)
-        return self._touched.timed(self._sample)
 
     def cpu_shares(self) -> list[float]:
         return self._touched.cpu_shares()
