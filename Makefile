@@ -10,7 +10,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 # Where this is set, as in many containers, each process compiles MLflow and PyTorch anew, for 3.7 s.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test docs lint unit large test-slow test-ray test-gpu bench bench-gpu bench-slow clean
+.PHONY: demo test docs lint unit system large test-slow test-ray test-gpu bench bench-gpu bench-slow clean
 
 demo: $(VENV)/runs
 	mlflow run . --env-manager local --experiment-name digits
@@ -25,7 +25,11 @@ lint: $(VENV)/installed
 	mypy --disable-error-code=import-not-found benchmarks/*.py
 
 unit: $(VENV)/models $(VENV)/bindings
-	HF_HUB_OFFLINE=1 pytest -n 2 --dist worksteal -m "not gpu and not slow"
+	HF_HUB_OFFLINE=1 pytest -n 2 --dist worksteal -m "not gpu and not slow and not system"
+
+# Programs, fleets, servers, browsers and real weights, as a user has them.
+system: $(VENV)/models $(VENV)/bindings
+	HF_HUB_OFFLINE=1 pytest -n 2 --dist worksteal -m "system and not gpu and not slow"
 
 # 2.5 GB of weights, alone: it takes 6 GB of memory and of disk.
 large: $(VENV)/models

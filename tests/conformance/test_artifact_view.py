@@ -8,7 +8,7 @@ from example_manifest import HALF, REJECTED, shown
 from mlflow_e2eai.pipeline.publish import log_report
 from mlflow_e2eai.tracking.mlflow_recorder import MlflowRecorder
 
-pytestmark = [pytest.mark.exporters, needs_chromium]
+pytestmark = [pytest.mark.system, pytest.mark.exporters, needs_chromium]
 
 LOADED_MS = 30_000
 """MLflow's UI is megabytes of script, and the machine may be busy."""

@@ -21,7 +21,7 @@ from mlflow.exceptions import MlflowException
 import mlflow_e2eai
 from mlflow_e2eai.errors import E2EAIError, InvalidInputError, RunnerError
 
-pytestmark = pytest.mark.exporters
+pytestmark = [pytest.mark.system, pytest.mark.exporters]
 
 ROOT = Path(__file__).parents[2]
 COLUMNS = ["sepal_length", "sepal_width", "petal_length", "petal_width"]

@@ -19,6 +19,8 @@ from mlflow_e2eai.errors import EngineBuildError
 
 pytest.importorskip("tensorrt_rtx")
 
+pytestmark = pytest.mark.system
+
 
 @pytest.fixture
 def kept(monkeypatch):

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.system
+
 TESTS = Path(__file__).parents[1]
 FOLDER = TESTS / "simulated"
 SUPPORT = TESTS / "support"

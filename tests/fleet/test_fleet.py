@@ -32,6 +32,8 @@ from mlflow_e2eai.tracking.lineage import GraphCache
 
 pytest.importorskip("tensorrt_rtx")
 
+pytestmark = pytest.mark.system
+
 
 def log_of(run_id):
     return mlflow.artifacts.load_text(f"runs:/{run_id}/job.log")

@@ -24,6 +24,8 @@ from mlflow_e2eai.tracking import remote_jobs
 
 pytest.importorskip("tensorrt_rtx")
 
+pytestmark = pytest.mark.system
+
 GRAPH, FILE, ENGINE = "onnxruntime-cpu/fp32", "onnxruntime-cpu/raw", "tensorrt_rtx-sm86/fp32"
 ENGINES = {ENGINE, "tensorrt_rtx/fp32"}
 

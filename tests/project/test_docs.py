@@ -39,6 +39,7 @@ def commands(program):
     return [each for each in words if each[:1] == [program]]
 
 
+@pytest.mark.system
 @pytest.mark.filterwarnings("ignore:Running onnxruntime-cpu")
 def test_the_python_of_every_page_runs(store):
     for page in PAGES:

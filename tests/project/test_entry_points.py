@@ -12,6 +12,8 @@ import mlflow
 import pytest
 from mlflow.exceptions import ExecutionException
 
+pytestmark = pytest.mark.system
+
 ROOT = Path(__file__).parents[2]
 
 

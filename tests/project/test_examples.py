@@ -13,6 +13,8 @@ import pytest
 
 from mlflow_e2eai.artifacts import graphs
 
+pytestmark = pytest.mark.system
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 

@@ -24,6 +24,8 @@ from mlflow_e2eai.runtime.isolation import isolated_onnxruntime
 from mlflow_e2eai.runtime.ort import onnxruntime_runner
 from mlflow_e2eai.surgery.plan import plan_from
 
+pytestmark = pytest.mark.system
+
 IDS = {"ids": np.arange(6).reshape(2, 3)}
 
 

@@ -10,7 +10,11 @@ from mlflow_e2eai import clean, export
 from mlflow_e2eai.artifacts import graphs
 from mlflow_e2eai.artifacts.axes import corners, resize
 
-pytestmark = [pytest.mark.exporters, pytest.mark.usefixtures("on_threads")]
+pytestmark = [
+    pytest.mark.system,
+    pytest.mark.exporters,
+    pytest.mark.usefixtures("on_threads"),
+]
 
 # Of MiniLM, which takes ten seconds, the exporter that `auto` takes is enough for `make test`.
 CASES = [

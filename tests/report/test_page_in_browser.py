@@ -8,7 +8,7 @@ from hostile_manifest import HOSTILE, hostile_page
 from mlflow_e2eai.report.facts import Origin
 from mlflow_e2eai.report.page import html, surgery_html
 
-pytestmark = needs_chromium
+pytestmark = [pytest.mark.system, needs_chromium]
 
 ORIGIN = Origin(
     name="digits",
