@@ -20,8 +20,7 @@ test: lint unit
 lint: $(VENV)/installed
 	ruff format --check .
 	ruff check .
-	mypy
-	mypy --config-file tests/mypy.ini tests
+	mypy & package=$$!; mypy --config-file tests/mypy.ini tests && wait $$package
 	mypy --disable-error-code=import-not-found benchmarks/*.py
 
 unit: $(VENV)/models $(VENV)/bindings
