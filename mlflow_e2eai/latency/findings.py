@@ -186,7 +186,8 @@ def busy_processors(
 
 def _busy(variant: str | None, text: str, where: str) -> LatencyFinding:
     sentence = (
-        f"{text} of the processor time for which it was ready ({where}): the machine was busy with "
-        f"other work, and the times are too noisy to tell anything of it."
+        f"{text} of the processor time for which it was ready ({where}): other work, or threads of "
+        f"other runners in its process, had the rest, and the times are too noisy to tell anything "
+        f"of it."
     )
     return LatencyFinding(kind="busy", variant=variant, sentence=sentence)

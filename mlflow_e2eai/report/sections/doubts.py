@@ -33,7 +33,7 @@ _SHORT: Mapping[str, str] = {
     "stall": "single calls stalled",
     "clock_jump": "the clock moved where nothing ran",
     "throttled": "the GPU held its clock down",
-    "busy": "the machine was busy with other work, and what compares them is too noisy to tell",
+    "busy": "other work or other runners had part of the processor: too noisy to tell",
 }
 
 
