@@ -94,7 +94,7 @@ def turned_samples(samples: Mapping[str, Tensors], reference: Infer) -> dict[str
         Samples by the same labels, without those that the model refuses, or that are the same.
     """
     turned = {
-        label: {name: np.ascontiguousarray(np.flip(array)) for name, array in sample.items()}
+        label: {name: _turn(array) for name, array in sample.items()}
         for label, sample in samples.items()
     }
     return {
@@ -124,7 +124,7 @@ def branch_samples(whole: Tensors) -> dict[str, Tensors]:
         some of them.
     """
     changes: dict[str, Callable[[Array], Array]] = {
-        "turned": lambda array: np.ascontiguousarray(np.flip(array)).reshape(array.shape),
+        "turned": _turn,
         "zeros": lambda array: np.zeros_like(array) if array.dtype.kind == "f" else array,
         "negated": lambda array: np.negative(array) if array.dtype.kind == "f" else array,
         "large": lambda array: _large(array) if array.dtype.kind == "f" else array,
@@ -142,6 +142,11 @@ def branch_samples(whole: Tensors) -> dict[str, Tensors]:
         for label, sample in candidates.items()
         if not all(np.array_equal(array, whole[name]) for name, array in sample.items())
     }
+
+
+def _turn(array: Array) -> Array:
+    """The array backwards along every axis; NumPy would make a row of a single number."""
+    return np.ascontiguousarray(np.flip(array)).reshape(array.shape)
 
 
 def _less_one(array: Array) -> Array:

@@ -23,7 +23,7 @@ from mlflow_e2eai.bundle.manifest import read
 from mlflow_e2eai.errors import InvalidInputError
 from mlflow_e2eai.evaluation.data import EvaluationData, calls
 from mlflow_e2eai.evaluation.metrics import accuracy, scores, task_metrics
-from mlflow_e2eai.parity.samples import branch_samples, edge_samples
+from mlflow_e2eai.parity.samples import branch_samples, edge_samples, turned_samples
 from mlflow_e2eai.tracking import sources
 
 pytestmark = pytest.mark.usefixtures("on_threads")
@@ -723,3 +723,12 @@ def test_other_values_for_a_branch_keep_masks_and_indices_in_their_range():
     assert made["inverted"]["flag"].shape == ()
     assert not made["inverted"]["flag"]
     assert list(branch_samples({"x": X[:2]})) == ["turned", "zeros", "negated", "large"]
+
+
+def test_a_single_number_that_is_turned_round_stays_a_single_number():
+    given = {"x": np.arange(3.0, dtype=np.float32), "count": np.array(2)}
+
+    turned = turned_samples({"opt": given}, lambda tensors: {"y": tensors["x"]})
+
+    assert turned["opt"]["x"].tolist() == [2, 1, 0]
+    assert turned["opt"]["count"].shape == ()
