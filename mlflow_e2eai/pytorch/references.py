@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mlflow_e2eai.artifacts.axes import corners, inner_sizes
+from mlflow_e2eai.artifacts.axes import corners, inner_sizes, label_of
 from mlflow_e2eai.artifacts.sampler import resample
 from mlflow_e2eai.artifacts.values import Array, Axis, Tensors, TensorSpec
 from mlflow_e2eai.errors import InvalidInputError
@@ -130,7 +130,7 @@ class References:
 
     def add_sizes(self, sizes: Mapping[str, int]) -> ReferenceSample | None:
         """Run the module at further sizes; None where it refuses them, or they ran before."""
-        label = ", ".join(f"{name}={size}" for name, size in sizes.items())
+        label = label_of(sizes)
         if label in {each.label for each in self.samples} | self.left_out.keys():
             return None
         return self.samples[-1] if self._add(label, self._at(sizes)) else None

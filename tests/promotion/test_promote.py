@@ -232,13 +232,8 @@ class Slow(torch.nn.Module):
         return self.head(x) + self.body(wide)[:, :3]
 
 
-def test_a_version_of_the_same_files_is_as_fast_by_construction(good):
-    place = bundle.find(good)
-    assert stage.metrics_of(place, place)["champion/latency_ratio"] == 1.0
-
-
-def test_a_version_that_is_measured_to_be_much_slower_is_rejected(store, good):
-    mlflow_e2eai.promote("net", register(good))
+def slow_version():
+    """Register a version that is much slower."""
     info = mlflow_e2eai.log_model(
         Slow().eval(),
         "net",
@@ -247,8 +242,19 @@ def test_a_version_that_is_measured_to_be_much_slower_is_rejected(store, good):
         precisions=("fp32",),
         registered_model_name="net",
     )
+    return info.registered_model_version
+
+
+def test_a_version_of_the_same_files_is_as_fast_by_construction(good):
+    place = bundle.find(good)
+    assert stage.metrics_of(place, place)["champion/latency_ratio"] == 1.0
+
+
+def test_a_version_that_is_measured_to_be_much_slower_is_rejected(store, good):
+    mlflow_e2eai.promote("net", register(good))
+    slow = slow_version()
     gates = {"gates": [{"metric": "champion/latency_ratio", "at_most": 1.25}]}
-    decision = mlflow_e2eai.promote("net", info.registered_model_version, gates=gates)
+    decision = mlflow_e2eai.promote("net", slow, gates=gates)
     assert not decision.promoted
     assert decision.verdicts[0].found > 2
 
@@ -257,18 +263,11 @@ def test_a_latency_ratio_that_was_measured_on_a_busy_machine_does_not_pass(
     store, good, monkeypatch
 ):
     mlflow_e2eai.promote("net", register(good))
-    info = mlflow_e2eai.log_model(
-        Slow().eval(),
-        "net",
-        input_example={"x": features()},
-        dynamic_axes=AXES,
-        precisions=("fp32",),
-        registered_model_name="net",
-    )
+    slow = slow_version()
     # However fast it is: no share of a processor is above 1, so that all of them are too small.
     monkeypatch.setattr("mlflow_e2eai.latency.cpu.LEAST_SHARE", 1.1)
     gates = {"gates": [{"metric": "champion/latency_ratio", "at_most": 1e9}]}
-    decision = mlflow_e2eai.promote("net", info.registered_model_version, gates=gates)
+    decision = mlflow_e2eai.promote("net", slow, gates=gates)
 
     assert not decision.promoted
     assert math.isnan(decision.verdicts[0].found)
