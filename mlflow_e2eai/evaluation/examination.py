@@ -13,10 +13,11 @@ from mlflow_e2eai.artifacts.values import Array, Infer, OnnxArtifact, Tensors
 from mlflow_e2eai.errors import InvalidInputError, RunnerError
 from mlflow_e2eai.evaluation.data import EvaluationData
 from mlflow_e2eai.evaluation.data import calls as in_calls
+from mlflow_e2eai.evaluation.effort import Effort
 from mlflow_e2eai.evaluation.evidence import ADVISORY, Evidence
 from mlflow_e2eai.evaluation.metrics import scores
 from mlflow_e2eai.evaluation.variants import Variant
-from mlflow_e2eai.parity.comparison import REPEATS, compare
+from mlflow_e2eai.parity.comparison import compare
 from mlflow_e2eai.parity.report import ParityReport
 from mlflow_e2eai.parity.samples import edge_samples
 from mlflow_e2eai.runtime.isolation import IsolatedRunner, isolated_onnxruntime
@@ -24,9 +25,6 @@ from mlflow_e2eai.runtime.isolation import IsolatedRunner, isolated_onnxruntime
 ROUNDED = frozenset({"rounded", "edges", "large"})
 """Kinds of sample that run with every value rounded as a GPU rounds it: they show overflows between
 two nodes, which ONNX Runtime's CPU kernels hide."""
-
-LOAD_S = 0.2
-"""Seconds for each number of callers at once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +42,7 @@ class Examination:
             may be nearly zero, and its error is then relative to this magnitude.
         graph: The graph with that profile.
         evaluation: Labelled data.
+        effort: How much is compared and measured.
     """
 
     name: str
@@ -55,6 +54,7 @@ class Examination:
     usual: Mapping[str, float]
     graph: OnnxArtifact
     evaluation: EvaluationData | None
+    effort: Effort
 
     def reference_evidence(self) -> Evidence:
         """Compare the reference with itself: are its outputs the same twice?"""
@@ -103,8 +103,8 @@ class Examination:
             yield {"against_before": self._against(before, variant, there)}
         if variant.shipped and self.evaluation is not None:
             yield {"task": self.task(there)}
-        if variant.shipped and variant.untimed is None:
-            yield {"loads": there.throughput(sample, budget_s=LOAD_S)}
+        if variant.shipped and variant.untimed is None and self.effort.load_s:
+            yield {"loads": there.throughput(sample, budget_s=self.effort.load_s)}
 
     def _comparisons(
         self, variant: Variant
@@ -117,8 +117,10 @@ class Examination:
             for sample in (self.corners[label], self.turned.get(label))
             if sample is not None
         ]
-        repeats = REPEATS if len(by_shape) == len(self.corners) else REPEATS // 2
-        yield "profile", by_shape, {"repeats": repeats, "threads": 2}
+        repeats = self.effort.repeats
+        if len(by_shape) > len(self.corners):
+            repeats = max(2, repeats // 2)
+        yield "profile", by_shape, {"repeats": repeats, "threads": self.effort.threads}
         if self.inner:
             yield "sizes", self.inner.values(), {"repeats": 1, "scales": self.usual}
         if _is_rounded_late(variant):
