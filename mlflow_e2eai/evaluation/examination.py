@@ -38,6 +38,8 @@ class Examination:
         reference: Computes the expected outputs.
         corners: The input example at every corner of the profile.
         inner: The input example at sizes between, by label.
+        values: Samples with other values of the inputs, by label.
+        left_out: Reasons why the reference has none of other labels.
         turned: Samples with other numbers, by corner, where the model takes them.
         edges: Edge samples by kind.
         usual: Largest magnitude of each floating output on the first corner. At an edge an output
@@ -50,6 +52,8 @@ class Examination:
     reference: Infer
     corners: Mapping[str, Tensors]
     inner: Mapping[str, Tensors]
+    values: Mapping[str, Tensors]
+    left_out: Mapping[str, str]
     turned: Mapping[str, Tensors]
     edges: Mapping[str, Sequence[Tensors]]
     usual: Mapping[str, float]
@@ -67,6 +71,7 @@ class Examination:
             measured=True,
             parity={"profile": report},
             task=self.task(self.reference),
+            left_out=self.left_out,
         )
 
     def of(self, variant: Variant, there: IsolatedRunner, before: Infer | None) -> Evidence:
@@ -97,8 +102,8 @@ class Examination:
                     self.reference, samples, precision=variant.precision, **options
                 )
                 yield {"parity": dict(parity)}
-                if kind == "sizes":
-                    yield {"sizes": tuple(self.inner)}
+                if kind in ("sizes", "values"):
+                    yield {kind: tuple(self.inner if kind == "sizes" else self.values)}
         if variant.before != self.name and before is not None:
             yield {"against_before": self._against(before, variant, there)}
         if variant.shipped and self.evaluation is not None:
@@ -121,6 +126,8 @@ class Examination:
         yield "profile", by_shape, {"repeats": repeats, "threads": 2}
         if self.inner:
             yield "sizes", self.inner.values(), {"repeats": 1, "scales": self.usual}
+        if self.values:
+            yield "values", self.values.values(), {"repeats": 1, "scales": self.usual}
         if _is_rounded_late(variant):
             yield "rounded", self.corners.values(), {"repeats": 1}
         for kind, samples in self.edges.items():

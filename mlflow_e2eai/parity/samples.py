@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import TypeAlias
 
 import numpy as np
 
@@ -10,12 +11,17 @@ from mlflow_e2eai.artifacts.axes import corners, inner_sizes
 from mlflow_e2eai.artifacts.sampler import resample
 from mlflow_e2eai.artifacts.values import Array, Infer, OnnxArtifact, Tensors
 from mlflow_e2eai.errors import InvalidInputError
+from mlflow_e2eai.parity.measure import is_exact
 
 LARGE = 16
 """How many times the example's numbers the edge ``large`` has. A power of two: it changes exponents
 and rounds nothing. Standardised data, of which the largest is about 4, becomes 64: far more than a
 model was trained on, yet a thousandth of fp16's end (65504), so that what overflows is the model's
 arithmetic and not its input."""
+
+
+Kinds: TypeAlias = frozenset[tuple[str, str]]
+"""Inputs or outputs that hold NaN or infinities, with which of them."""
 
 
 def profile_samples(example: Tensors, graph: OnnxArtifact) -> dict[str, Tensors]:
@@ -215,3 +221,58 @@ def _is_sound(reference: Infer, sample: Tensors) -> bool:
         return False
     arrays = (*sample.values(), *outputs.values())
     return all(np.isfinite(array).all() for array in arrays if array.dtype.kind == "f")
+
+
+# Samples whose outputs say nothing about a candidate.
+
+
+def nonfinite_kinds(inputs: Tensors, outputs: Sequence[Array]) -> Kinds:
+    """The inputs by name and the outputs by number that hold NaN or infinities."""
+    named = {
+        **{f"input {name}": array for name, array in inputs.items()},
+        **{f"{at}": array for at, array in enumerate(outputs)},
+    }
+    floats = {name: array for name, array in named.items() if array.dtype.kind == "f"}
+    return frozenset(
+        (name, kind)
+        for name, array in floats.items()
+        for kind, test in (("nan", np.isnan), ("inf", np.isinf))
+        if test(array).any()
+    )
+
+
+def has_tie(
+    infer: Callable[[Tensors], Sequence[Array]],
+    inputs: Tensors,
+    outputs: Sequence[Array],
+    *,
+    share: float,
+) -> bool:
+    """Whether rounding errors in the inputs change an integer of the outputs.
+
+    Args:
+        infer: Gives the outputs, in order.
+        inputs: The sample.
+        outputs: Its outputs.
+        share: Deviation of the errors, as a share of each input's largest magnitude.
+    """
+    if not any(is_exact(array) for array in outputs):
+        return False
+    random = np.random.default_rng(0)
+    for _ in range(2):
+        nudged = {name: _nudge(array, share, random) for name, array in inputs.items()}
+        try:
+            again = infer(nudged)
+        except Exception:  # noqa: BLE001 - the user's forward may raise anything on generated numbers
+            return True
+        for before, after in zip(outputs, again, strict=True):
+            if is_exact(before) and not np.array_equal(before, after):
+                return True
+    return False
+
+
+def _nudge(array: Array, share: float, random: np.random.Generator) -> Array:
+    if array.dtype.kind != "f":
+        return array
+    scale = float(np.abs(array[np.isfinite(array)]).max(initial=0)) or 1.0
+    return np.asarray(array + scale * share * random.standard_normal(array.shape), array.dtype)
