@@ -229,13 +229,26 @@ def _integers(
         paired[1::2] = paired[: flat.size - 1 : 2]
         yield "duplicates", paired
         yield "others", random.integers(low, high, array.shape, endpoint=True)
-        yield "unsorted", random.permutation(flat)
+        yield "unsorted", _disorder(flat, random)
         yield f"all {low}, the smallest", np.full_like(array, low)
         yield f"all {high}, the largest", np.full_like(array, high)
     yield "all 0", np.zeros_like(array)
     for value in dict.fromkeys((0, *special)):
         yield f"some {value}", np.where(some, array.dtype.type(value), array)
     yield "sorted", np.sort(flat)
+
+
+def _disorder(flat: Array, random: np.random.Generator) -> Array:
+    """The numbers in a random order, the smallest and the largest at neither end if they can be.
+
+    What reads the largest length at an end, where sorted ones have it, is then wrong.
+    """
+    order = random.permutation(flat)
+    inner = np.flatnonzero((order != order.min()) & (order != order.max()))
+    if inner.size > 1:
+        order[[0, inner[0]]] = order[[inner[0], 0]]
+        order[[-1, inner[-1]]] = order[[inner[-1], -1]]
+    return order
 
 
 def _fresh_numbers(example: Tensors) -> Variation | None:

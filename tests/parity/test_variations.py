@@ -82,6 +82,17 @@ def test_constant_numbers_get_fresh_ones_and_others_stay_in_their_range():
     assert uniform.min() <= fresh.inputs["x"].min() <= fresh.inputs["x"].max() <= uniform.max()
 
 
+@pytest.mark.parametrize("name", "abcdefgh")
+def test_unsorted_numbers_have_the_smallest_and_the_largest_at_neither_end(name):
+    (found,) = (
+        each.inputs[name]
+        for each in value_variations({name: np.array([9, 7, 4, 2])})
+        if each.label == f"{name}: unsorted"
+    )
+    assert sorted(found) == [2, 4, 7, 9]
+    assert {found[0], found[-1]} == {4, 7}
+
+
 @given(
     example=st.dictionaries(
         st.sampled_from("abcdefgh"),
