@@ -172,7 +172,10 @@ def _open_emulated(variant: Variant, there: IsolatedRunner) -> Iterator[Isolated
         yield there
         return
     graph = cast("OnnxArtifact", variant.artifact)  # an engine rounds as a GPU does
-    with isolated_onnxruntime(graph.path, rounded=True, libraries=graph.libraries) as rounding:
+    opened = isolated_onnxruntime(
+        graph.path, precision=graph.precision, rounded=True, libraries=graph.libraries
+    )
+    with opened as rounding:
         yield rounding
 
 

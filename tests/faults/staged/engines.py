@@ -96,7 +96,7 @@ def _(folder):
     samples = [{"x": 90 * rng.standard_normal((n, WIDTH), np.float32)} for n in (4, 1, 8)]
     with (
         onnxruntime_runner(source.path) as reference,
-        onnxruntime_runner(half.path, rounded=True) as candidate,
+        onnxruntime_runner(half.path, precision="fp16", rounded=True) as candidate,
     ):
         report = mlflow_e2eai.compare(reference, candidate, samples, precision="fp16")
     return {finding.kind for finding in report.findings}
