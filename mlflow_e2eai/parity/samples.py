@@ -20,6 +20,9 @@ model was trained on, yet a thousandth of fp16's end (65504), so that what overf
 arithmetic and not its input."""
 
 
+NUDGE = 2.0**-11
+"""The unit roundoff of fp16, the largest error by which a variant may tell equal numbers apart."""
+
 Kinds: TypeAlias = frozenset[tuple[str, str]]
 """Inputs or outputs that hold NaN or infinities, with which of them."""
 
@@ -107,7 +110,7 @@ def turned_samples(samples: Mapping[str, Tensors], reference: Infer) -> dict[str
         label: sample
         for label, sample in turned.items()
         if not all(np.array_equal(array, samples[label][name]) for name, array in sample.items())
-        and _is_sound(reference, sample)
+        and _sound_outputs(reference, sample) is not None
     }
 
 
@@ -178,7 +181,8 @@ def edge_samples(example: Tensors, graph: OnnxArtifact, reference: Infer) -> dic
         example: One array for each input.
         graph: Where the dynamic axes are, and their opt sizes.
         reference: The model that is right. An edge that it refuses, or whose outputs hold NaN or an
-            infinity, is left out: its outputs for such numbers say nothing about a variant.
+            infinity, is left out: its outputs for such numbers say nothing about a variant. So do
+            integers that a rounding error changes, such as the places of equal scores.
 
     Returns:
         Samples by edge; none for a model with no floating input.
@@ -193,7 +197,18 @@ def edge_samples(example: Tensors, graph: OnnxArtifact, reference: Infer) -> dic
         }
         for edge, change in (("zeros", np.zeros_like), ("denormal", _denormal), ("large", _large))
     }
-    return {edge: sample for edge, sample in candidates.items() if _is_sound(reference, sample)}
+    sound: dict[str, Tensors] = {}
+    for edge, sample in candidates.items():
+        outputs = _sound_outputs(reference, sample)
+        if outputs is not None and not has_tie(
+            lambda tensors: tuple(reference(tensors).values()),
+            sample,
+            outputs,
+            share=NUDGE,
+            of=whole,
+        ):
+            sound[edge] = sample
+    return sound
 
 
 def _denormal(array: Array) -> Array:
@@ -214,13 +229,15 @@ def _runs(reference: Infer, sample: Tensors) -> bool:
     return True
 
 
-def _is_sound(reference: Infer, sample: Tensors) -> bool:
+def _sound_outputs(reference: Infer, sample: Tensors) -> tuple[Array, ...] | None:
+    """The outputs, in order; None where the model refuses the sample or they are not finite."""
     try:
-        outputs = reference(sample)
+        outputs = tuple(reference(sample).values())
     except Exception:  # noqa: BLE001 - the user's forward may raise anything on generated numbers
-        return False
-    arrays = (*sample.values(), *outputs.values())
-    return all(np.isfinite(array).all() for array in arrays if array.dtype.kind == "f")
+        return None
+    arrays = (*sample.values(), *outputs)
+    finite = all(np.isfinite(array).all() for array in arrays if array.dtype.kind == "f")
+    return outputs if finite else None
 
 
 # Samples whose outputs say nothing about a candidate.
@@ -247,6 +264,7 @@ def has_tie(
     outputs: Sequence[Array],
     *,
     share: float,
+    of: Tensors | None = None,
 ) -> bool:
     """Whether rounding errors in the inputs change an integer of the outputs.
 
@@ -255,12 +273,25 @@ def has_tie(
         inputs: The sample.
         outputs: Its outputs.
         share: Deviation of the errors, as a share of each input's largest magnitude.
+        of: Inputs with these magnitudes; by default the sample's own.
     """
+    magnitudes = {
+        name: float(np.abs(array[np.isfinite(array)]).max(initial=0)) or 1.0
+        for name, array in (of or inputs).items()
+        if array.dtype.kind == "f"
+    }
     if not any(is_exact(array) for array in outputs):
         return False
     random = np.random.default_rng(0)
     for _ in range(2):
-        nudged = {name: _nudge(array, share, random) for name, array in inputs.items()}
+        nudged = {
+            name: np.asarray(
+                array + magnitudes[name] * share * random.standard_normal(array.shape), array.dtype
+            )
+            if name in magnitudes
+            else array
+            for name, array in inputs.items()
+        }
         try:
             again = infer(nudged)
         except Exception:  # noqa: BLE001 - the user's forward may raise anything on generated numbers
@@ -269,10 +300,3 @@ def has_tie(
             if is_exact(before) and not np.array_equal(before, after):
                 return True
     return False
-
-
-def _nudge(array: Array, share: float, random: np.random.Generator) -> Array:
-    if array.dtype.kind != "f":
-        return array
-    scale = float(np.abs(array[np.isfinite(array)]).max(initial=0)) or 1.0
-    return np.asarray(array + scale * share * random.standard_normal(array.shape), array.dtype)

@@ -17,7 +17,7 @@ from mlflow_e2eai.artifacts.axes import few_sizes
 from mlflow_e2eai.artifacts.sampler import resample
 from mlflow_e2eai.artifacts.values import Array, Infer, OnnxArtifact, Tensors
 from mlflow_e2eai.errors import brief
-from mlflow_e2eai.parity.samples import Kinds, has_tie, nonfinite_kinds
+from mlflow_e2eai.parity.samples import NUDGE, Kinds, has_tie, nonfinite_kinds
 
 MOST_VARIATIONS = 32
 """Variations at most: with many inputs each gets fewer."""
@@ -100,9 +100,6 @@ MOST_TAKEN = 8
 """Variations that every variant is compared on, at most: they are taken in turns from all inputs,
 each input's most telling ones first."""
 
-_NUDGE = 2.0**-11
-"""The unit roundoff of fp16."""
-
 
 def taken_variations(
     example: Tensors, graph: OnnxArtifact, reference: Infer, usual: Tensors
@@ -155,7 +152,7 @@ def _reason_against(
         return f"the model refuses it: {brief(error, 120)}"
     if not nonfinite_kinds(sample, outputs) <= natural:
         return "its numbers are not finite, unlike those of the example"
-    if has_tie(infer, sample, outputs, share=_NUDGE):
+    if has_tie(infer, sample, outputs, share=NUDGE):
         return "a rounding error in it changes an integer of the output"
     return None
 
