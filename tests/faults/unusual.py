@@ -23,8 +23,8 @@ IMAGE = {"x": {0: N, 2: SIDE["H"], 3: SIDE["W"]}}
 BATCH = {"x": {0: N}}
 TOKENS = {name: {0: N, 1: T} for name in ("ids", "mask")}
 GRAPH = {
-    "x": {0: Axis("V", min=2, opt=7, max=20)},
-    "edges": {1: Axis("E", min=1, opt=12, max=40)},
+    "x": {0: Axis("V", min=4, opt=7, max=20)},
+    "edges": {1: Axis("E", min=1, opt=12, max=24)},  # 6 a node at most: 20 add up fp16's errors
 }
 BUCKETED = {"x": {0: Axis("N", min=4, opt=8, max=64, multiple=4, buckets=(16, 32))}}
 
