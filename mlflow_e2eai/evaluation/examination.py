@@ -36,6 +36,8 @@ class Examination:
         reference: Computes the expected outputs.
         corners: The input example at every corner of the profile.
         inner: The input example at sizes between, by label.
+        values: Samples with other values of the inputs, by label.
+        left_out: Reasons why the reference has none of other labels.
         turned: Samples with other numbers, by corner, where the model takes them.
         edges: Edge samples by kind.
         usual: Largest magnitude of each floating output on the first corner. At an edge an output
@@ -49,6 +51,8 @@ class Examination:
     reference: Infer
     corners: Mapping[str, Tensors]
     inner: Mapping[str, Tensors]
+    values: Mapping[str, Tensors]
+    left_out: Mapping[str, str]
     turned: Mapping[str, Tensors]
     edges: Mapping[str, Sequence[Tensors]]
     usual: Mapping[str, float]
@@ -67,6 +71,7 @@ class Examination:
             measured=True,
             parity={"profile": report},
             task=self.task(self.reference),
+            left_out=self.left_out,
         )
 
     def of(self, variant: Variant, there: IsolatedRunner, before: Infer | None) -> Evidence:
@@ -97,8 +102,8 @@ class Examination:
                     self.reference, samples, precision=variant.precision, **options
                 )
                 yield {"parity": dict(parity)}
-                if kind == "sizes":
-                    yield {"sizes": tuple(self.inner)}
+                if kind in ("sizes", "values"):
+                    yield {kind: tuple(self.inner if kind == "sizes" else self.values)}
         if variant.before != self.name and before is not None:
             yield {"against_before": self._against(before, variant, there)}
         if variant.shipped and self.evaluation is not None:
@@ -123,6 +128,8 @@ class Examination:
         yield "profile", by_shape, {"repeats": repeats, "threads": self.effort.threads}
         if self.inner:
             yield "sizes", self.inner.values(), {"repeats": 1, "scales": self.usual}
+        if self.values:
+            yield "values", self.values.values(), {"repeats": 1, "scales": self.usual}
         if _is_rounded_late(variant):
             yield "rounded", self.corners.values(), {"repeats": 1}
         for kind, samples in self.edges.items():
@@ -167,7 +174,10 @@ def _open_emulated(variant: Variant, there: IsolatedRunner) -> Iterator[Isolated
         yield there
         return
     graph = cast("OnnxArtifact", variant.artifact)  # an engine rounds as a GPU does
-    with isolated_onnxruntime(graph.path, rounded=True, libraries=graph.libraries) as rounding:
+    opened = isolated_onnxruntime(
+        graph.path, precision=graph.precision, rounded=True, libraries=graph.libraries
+    )
+    with opened as rounding:
         yield rounding
 
 

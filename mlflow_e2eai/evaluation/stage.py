@@ -22,6 +22,7 @@ from mlflow_e2eai.parity.samples import (
     profile_samples,
     turned_samples,
 )
+from mlflow_e2eai.parity.variations import taken_variations
 from mlflow_e2eai.pytorch.state import fast_path
 from mlflow_e2eai.runtime.isolation import Opener, isolated, isolated_together
 from mlflow_e2eai.runtime.progress import progress
@@ -71,14 +72,18 @@ def evaluate(
     effort = EFFORTS[level]
     sizes = batch_samples(example, graphs[0], batch_sizes)
     corners = profile_samples(example, graphs[0])
+    usual = reference(next(iter(corners.values())))
+    values, left_out = taken_variations(example, graphs[0], reference, usual)
     examination = Examination(
         name=name,
         reference=reference,
         corners=corners,
         inner=inner_samples(example, graphs[0], reference),
+        values=values,
+        left_out=left_out,
         turned=turned_samples(corners, reference),
         edges=edges_of(example, graphs[0], reference),
-        usual=magnitudes_of(reference(next(iter(corners.values())))),
+        usual=magnitudes_of(usual),
         graph=graphs[0],
         evaluation=evaluation,
         effort=effort,

@@ -64,8 +64,8 @@ def isolated_onnxruntime(
     path: Path,
     *,
     device: Device = "cpu",
+    precision: str = "fp32",
     rounded: bool = False,
-    fused: bool = True,
     libraries: Sequence[Library] = (),
 ) -> AbstractContextManager[IsolatedRunner]:
     """Open `onnxruntime_runner` in a worker process: a graph that it cannot run may crash it."""
@@ -74,8 +74,8 @@ def isolated_onnxruntime(
             onnxruntime_runner,
             path,
             device=device,
+            precision=precision,
             rounded=rounded,
-            fused=fused,
             libraries=libraries,
         )
     )
