@@ -241,7 +241,7 @@ PRIVATE_WORDS = {
     *("strange", "told", "whoever"),
 }
 # Values that MLflow's flavors and a pipeline take are arguments by name of these.
-MANY_ARGUMENTS = {"log_model", "save_model"}
+MANY_ARGUMENTS = {"benchmark", "log_model", "save_model"}
 
 
 class Definition(NamedTuple):
