@@ -39,7 +39,8 @@ class SmallCnn(torch.nn.Module):
         Returns:
             float32 [N, 26].
         """
-        return self.head(self.blocks(images).mean((2, 3)))
+        logits: torch.Tensor = self.head(self.blocks(images).mean((2, 3)))
+        return logits
 
 
 def build(_path: str | None = None) -> SmallCnn:
