@@ -153,19 +153,22 @@ def _dynamic_outputs(
 ) -> dict[str, dict[int, str]]:
     """Names of the output axes that follow a dynamic axis, found by changing one size at a time.
 
-    The TorchScript exporter takes them as an argument, and invents names for all others.
+    The TorchScript exporter takes them as an argument, and invents names for all others, such as
+    those of an axis of which the module takes no other size alone.
     """
     axes_by_output: dict[str, dict[int, str]] = {name: {} for name in outputs}
     before = [tensor.shape for tensor in run_module(module, example).values()]
     for axis in axes:
-        other = axis.max if axis.max != axis.opt else axis.min
-        if other == axis.opt:
-            continue
-        changed = run_module(module, resample(example, specs, {axis.name: other})).values()
-        for name, shape, tensor in zip(outputs, before, changed, strict=True):
-            for position, (old, new) in enumerate(zip(shape, tensor.shape, strict=True)):
-                if (old, new) == (axis.opt, other):
-                    axes_by_output[name][position] = axis.name
+        for other in [size for size in (axis.max, axis.min) if size != axis.opt]:
+            try:
+                changed = run_module(module, resample(example, specs, {axis.name: other}))
+            except InvalidInputError:
+                continue
+            for name, shape, tensor in zip(outputs, before, changed.values(), strict=True):
+                for position, (old, new) in enumerate(zip(shape, tensor.shape, strict=True)):
+                    if (old, new) == (axis.opt, other):
+                        axes_by_output[name][position] = axis.name
+            break
     return axes_by_output
 
 
