@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import logging
 import math
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +30,7 @@ from mlflow_e2eai.pytorch.flat_module import (
 from mlflow_e2eai.pytorch.guards import telling_sizes
 from mlflow_e2eai.pytorch.module import brief, root, source_line
 from mlflow_e2eai.pytorch.pytree import Tree
+from mlflow_e2eai.runtime.descriptors import stderr_lines_logged
 
 if TYPE_CHECKING:
     import torch
@@ -126,6 +129,7 @@ def with_torchscript(
     with (
         custom.keep_symbolic(exporter, path, opset=opset),
         custom.translate_operators(operators, exporter, opset=opset),
+        stderr_lines_logged(_NATIVE_LINE, partial(_log.debug, "PyTorch: %s")),
     ):
         torch.onnx.export(
             source,
@@ -202,6 +206,11 @@ def failures_as_export_errors(
 _ADVICE = "try another exporter, or change the part of forward that it names."
 
 _log = logging.getLogger(__name__)
+
+
+_NATIVE_LINE = re.compile(rb"(?:\[rank\d+\]:)?\[[IWEF][\d :.]*[\w./-]+\.\w+:\d+\] ")
+"""The beginning of a line that PyTorch logs from C++, as ``[W1201 00:17:30.7 file.cpp:1] Warning``.
+The passes of the TorchScript exporter write some; of the dynamo exporter none was seen."""
 
 
 @contextmanager

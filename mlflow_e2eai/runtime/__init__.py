@@ -6,6 +6,7 @@ process    a worker process: call functions in it, notice its end
 worker     the other side of it
 isolation  runners in worker processes
 progress   progress bars
+descriptors  what C++ writes to stderr
 
 Native code runs in a process of its own: a crash, a hang or a kill for memory ends that process,
 and reaches the caller as a `RunnerError` that names the call. Comparisons run in the worker too, so
