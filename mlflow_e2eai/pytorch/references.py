@@ -311,9 +311,10 @@ def check_repeatable(module: torch.nn.Module, example: Tensors, state: ModuleSta
         if change is None:
             return
         state.restore()
-        if moved and _first_difference(first, outputs()) is None:
+        lost = state.lost_names()
+        if lost or (moved and _first_difference(first, outputs()) is None):
             inside = "" if original(module) is module else "model."
-            names = ", ".join(repr(name.removeprefix(inside)) for name in moved[:3])
+            names = ", ".join(repr(name.removeprefix(inside)) for name in (lost or moved)[:3])
             cause = f"forward moves {names}, which is no input"
             advice = "take it as an input and return it as an output, or move it in training only"
         else:
