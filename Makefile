@@ -10,7 +10,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 # Where this is set, as in many containers, each process compiles MLflow and PyTorch anew, for 3.7 s.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test docs lint unit system large test-slow test-ray test-gpu bench bench-gpu bench-slow clean
+.PHONY: demo test docs lint unit system large test-slow test-ray test-gpu bench bench-gpu bench-whole bench-slow clean
 
 demo: $(VENV)/runs
 	mlflow run . --env-manager local --experiment-name digits
@@ -58,6 +58,11 @@ bench: $(VENV)/models
 bench-gpu: $(VENV)/vision
 	python benchmarks/gpu.py
 
+# Against Olive and by level of evidence, within half an hour. Olive wants another pydantic, and is
+# 1.1 GB with what it needs.
+bench-whole: $(VENV)/models $(VENV)/olive/installed
+	python benchmarks/whole.py
+
 # Half an hour and more: comparing a million samples, and 600 comparisons of latencies.
 bench-slow: $(VENV)/installed
 	python benchmarks/parity.py
@@ -89,6 +94,11 @@ $(VENV)/ray: $(VENV)/installed
 # The benchmark on a GPU takes ResNet-50 from torchvision.
 $(VENV)/vision: $(VENV)/installed
 	python -m pip install --quiet -c constraints.txt torchvision
+	touch $@
+
+$(VENV)/olive/installed: benchmarks/olive.txt
+	$(PYTHON) -m venv $(VENV)/olive
+	$(VENV)/olive/bin/python -m pip install --quiet --no-compile -r benchmarks/olive.txt
 	touch $@
 
 # NVIDIA's bindings of TensorRT 10 and 11, without the libraries, for tests of the names in them.

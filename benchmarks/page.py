@@ -8,13 +8,14 @@ import re
 from pathlib import Path
 
 PAGE = Path(__file__).parents[1] / "BENCHMARKS.md"
-ORDER = ("gpu", "cpu", "models", "faults", "fleet", "aa", "parity")
+ORDER = ("gpu", "whole", "cpu", "models", "faults", "fleet", "aa", "parity")
 
 HEAD = """# Benchmarks
 
-`make bench-gpu` writes the section on engines, where there is one, `make bench` what a CPU shows,
-and `make bench-slow` the rest. Times on a shared machine are noisy: what is compared was measured
-in one run and in turns, and the ratios are what to look at.
+`make bench-gpu` writes the section on engines, where there is one, `make bench-whole` that on the
+whole call, `make bench` what else a CPU shows, and `make bench-slow` the rest. Times on a shared
+machine are noisy: what is compared was measured in one run and in turns, and the ratios are what to
+look at.
 """
 
 

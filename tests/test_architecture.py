@@ -240,8 +240,9 @@ PRIVATE_WORDS = {
     *("held", "judged", "kept", "made", "noted", "patience", "rung", "said", "seat", "shelf"),
     *("strange", "told", "whoever"),
 }
-# Values that MLflow's flavors and a pipeline take are arguments by name of these.
-MANY_ARGUMENTS = {"benchmark", "log_model", "save_model"}
+# Values that MLflow's flavors, a pipeline and PyTorch's exporters take are arguments by name of
+# these.
+MANY_ARGUMENTS = {"benchmark", "export", "log_model", "save_model"}
 
 
 class Definition(NamedTuple):

@@ -187,6 +187,27 @@ def save_arrays(path: Path, arrays: Tensors) -> None:
                 np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)
 
 
+def save_several(path: Path, several: Sequence[Tensors]) -> None:
+    """Write arrays by name, several times over, as `save_arrays` does."""
+    save_arrays(
+        path,
+        {f"{at}/{name}": array for at, each in enumerate(several) for name, array in each.items()},
+    )
+
+
+def load_several(path: Path) -> tuple[dict[str, Array], ...]:
+    """Read what `save_several` wrote, in its order.
+
+    Raises:
+        ArtifactError: The file is missing or broken.
+    """
+    several: dict[str, dict[str, Array]] = {}
+    for key, array in load_arrays(path).items():
+        at, _, name = key.partition("/")
+        several.setdefault(at, {})[name] = array
+    return tuple(several.values())
+
+
 def load_arrays(path: Path) -> dict[str, Array]:
     """Read arrays; pickled objects are refused.
 

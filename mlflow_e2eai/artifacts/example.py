@@ -1,4 +1,4 @@
-"""Input examples that nobody gave: generated from a signature, with what was assumed."""
+"""Input examples with what is assumed of them, or with others at other sizes."""
 
 from __future__ import annotations
 
@@ -28,6 +28,23 @@ class GeneratedExample(dict[str, Array]):
 def assumptions_of(example: object) -> tuple[str, ...]:
     """The assumptions in an input example; none where it was given."""
     return example.assumptions if isinstance(example, GeneratedExample) else ()
+
+
+class SizedExample(dict[str, Array]):
+    """An input example with others at further sizes, of which samples are made too.
+
+    Attributes:
+        others: The others, with the same inputs.
+    """
+
+    def __init__(self, arrays: Tensors, others: Sequence[Tensors]) -> None:
+        super().__init__(arrays)
+        self.others = tuple(others)
+
+
+def others_of(example: object) -> tuple[Tensors, ...]:
+    """The examples at further sizes that an input example has; as a rule none."""
+    return example.others if isinstance(example, SizedExample) else ()
 
 
 def generate_example(

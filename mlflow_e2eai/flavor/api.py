@@ -44,6 +44,7 @@ def save_model(  # noqa: D417 - `log_model` describes the shared arguments
     *,
     input_example: Any = None,
     dynamic_axes: DynamicAxes | None = None,
+    samples_at: Sequence[Any] = (),
     exporter: Exporter = "auto",
     opset: int = DEFAULT_OPSET,
     output_names: Sequence[str] | None = None,
@@ -115,6 +116,7 @@ def log_model(
     *,
     input_example: Any = None,
     dynamic_axes: DynamicAxes | None = None,
+    samples_at: Sequence[Any] = (),
     exporter: Exporter = "auto",
     opset: int = DEFAULT_OPSET,
     output_names: Sequence[str] | None = None,
@@ -162,6 +164,8 @@ def log_model(
         input_example: Inputs that the model accepts: a mapping of names to tensors or arrays, a
             tuple of them, or a single one. The names become the ONNX names.
         dynamic_axes: Axes whose size may vary: ``{input: {position: Axis}}``.
+        samples_at: Further examples, each like `input_example` at other sizes of these axes: they
+            are run in place of samples that would be made of it.
         exporter: ``auto``, ``dynamo``, ``trace`` or ``script``; see `mlflow_e2eai.export`.
         opset: Version of the ONNX operator set.
         output_names: Names for the outputs, in order.
@@ -295,6 +299,7 @@ def _log_source(
             name=f"{recorder.name}-source",
             run_id=run_id,
             dynamic_axes=settings.dynamic_axes,
+            samples_at=settings.samples_at,
             operators=settings.operators,
             operator_libraries=settings.operator_libraries,
             evaluation=evaluation,

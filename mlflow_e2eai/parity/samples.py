@@ -8,7 +8,7 @@ from typing import TypeAlias
 import numpy as np
 
 from mlflow_e2eai.artifacts.axes import corners, inner_sizes
-from mlflow_e2eai.artifacts.sampler import resample
+from mlflow_e2eai.artifacts.sampler import given_sizes, resample
 from mlflow_e2eai.artifacts.values import Array, Infer, OnnxArtifact, Tensors
 from mlflow_e2eai.errors import InvalidInputError
 from mlflow_e2eai.parity.measure import is_exact
@@ -39,13 +39,16 @@ def inner_samples(example: Tensors, graph: OnnxArtifact, reference: Infer) -> di
     """The input example at sizes between the corners of a graph's profile, by label.
 
     Args:
-        example: One array for each input.
+        example: One array for each input, and samples at sizes where the caller gave any.
         graph: Where the dynamic axes are.
         reference: The model that is right. Sizes that it refuses are left out.
     """
     samples = {
         label: resample(example, graph.inputs, sizes)
-        for label, sizes in inner_sizes(graph.axes).items()
+        for label, sizes in {
+            **given_sizes(example, graph.inputs, graph.axes),
+            **inner_sizes(graph.axes),
+        }.items()
     }
     return {label: sample for label, sample in samples.items() if _runs(reference, sample)}
 

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlflow_e2eai import bundle, tracking
-from mlflow_e2eai.artifacts.axes import DynamicAxes
-from mlflow_e2eai.artifacts.example import GeneratedExample
+from mlflow_e2eai.artifacts.axes import DynamicAxes, axes_of, input_specs
+from mlflow_e2eai.artifacts.example import GeneratedExample, SizedExample, others_of
 from mlflow_e2eai.artifacts.libraries import loadable
+from mlflow_e2eai.artifacts.sampler import with_samples
 from mlflow_e2eai.artifacts.values import (
     Array,
     Axis,
@@ -36,7 +37,9 @@ from mlflow_e2eai.pytorch.operators.operator import Operator
 from mlflow_e2eai.runtime.isolation import isolated_onnxruntime
 from mlflow_e2eai.runtime.ort import Device, onnxruntime_devices
 from mlflow_e2eai.surgery.mapping import (
+    convert_inputs,
     full_reference,
+    origins_of,
     require_same_inputs,
     starts_inside,
     wrap_reference,
@@ -56,10 +59,19 @@ _DEFAULT_AXIS = Axis("N", min=1, opt=8, max=64)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedSource:
-    """A PyTorch LoggedModel, loaded, as `flatten_module` returns it."""
+    """A PyTorch LoggedModel, loaded, as `flatten_module` returns it.
+
+    Attributes:
+        module: The module.
+        example: Its example, with the samples at sizes that were logged with it.
+        axes: Its dynamic axes.
+        operators: Implementations of operators.
+        libraries: Libraries of operators.
+        evaluation: Its evaluation data; None where none were logged.
+    """
 
     module: Any
-    example: dict[str, Array]
+    example: Tensors
     axes: DynamicAxes
     operators: tuple[Operator, ...]
     libraries: tuple[Library, ...]
@@ -75,6 +87,7 @@ class Job:
         recorder: Logs the stage.
         evaluation: The evaluation data that was logged with the PyTorch model, once `reference` is
             open.
+        samples: The samples at sizes that were logged with it, likewise.
     """
 
     def __init__(self, model: LoggedModel, folder: Path) -> None:
@@ -87,6 +100,7 @@ class Job:
         source_id = None if self._source is None else self._source.model_id
         self.recorder = tracking.MlflowRecorder(name=name, source=source_id)
         self.evaluation: EvaluationData | None = None
+        self.samples: tuple[Tensors, ...] = ()
 
     def fetch_graph(self) -> tuple[OnnxArtifact, dict[str, Array]]:
         """Fetch the input, where it is a graph, and its input example."""
@@ -123,9 +137,15 @@ class Job:
             _log.warning("The PyTorch model cannot be the reference: %s", error)
             yield None
             return
-        self.evaluation = source.evaluation
+        self.evaluation, self.samples = source.evaluation, others_of(source.example)
         with reference_of(source.module, raw) as infer:
             yield infer
+
+    def with_samples(self, example: Tensors, graph: OnnxArtifact) -> Tensors:
+        """An example of a graph with `samples` under its names; none where it starts inside."""
+        names = {origin.name for origin in origins_of(graph).inputs}
+        fitting = [each for each in self.samples if names == each.keys()]
+        return SizedExample(example, [convert_inputs(each, graph) for each in fitting])
 
     def load_evaluation_data(self, graph: OnnxArtifact) -> EvaluationData | None:
         """The evaluation data under a graph's names; None if there is none that can be loaded.
@@ -209,16 +229,31 @@ def load_source(model: LoggedModel, folder: Path, axes: DynamicAxes | None) -> L
         assumptions += tuple(
             f"Axis 0 of {name!r} is open, and taken to be {_DEFAULT_AXIS}." for name in axes
         )
-    if assumptions:
-        example = GeneratedExample(example, assumptions)
+    given: Tensors = GeneratedExample(example, assumptions) if assumptions else example
+    if logged.samples_at:
+        given = _with_fitting(example, logged.samples_at, axes)
     return LoadedSource(
         module=module,
-        example=example,
+        example=given,
         axes=axes,
         operators=logged.operators,
         libraries=logged.libraries,
         evaluation=logged.evaluation,
     )
+
+
+def _with_fitting(example: Tensors, samples: Sequence[Tensors], axes: DynamicAxes) -> Tensors:
+    """An example with the samples at sizes that axes admit, which may be other than the logged."""
+    specs, different = input_specs(example, axes), axes_of(axes)
+    fitting: list[Tensors] = []
+    for sample in samples:
+        try:
+            with_samples(example, [sample], specs, different)
+        except InvalidInputError as error:
+            _log.warning("A sample that was logged with the model is left out: %s", error)
+        else:
+            fitting.append(sample)
+    return with_samples(example, fitting, specs, different)
 
 
 def root_arguments(model: LoggedModel, folder: Path, axes: DynamicAxes | None) -> dict[str, Any]:
@@ -243,6 +278,7 @@ def root_arguments(model: LoggedModel, folder: Path, axes: DynamicAxes | None) -
         "model": source.module,
         "input_example": source.example,
         "dynamic_axes": source.axes,
+        "samples_at": others_of(source.example),
         "operators": source.operators,
         "operator_libraries": loadable(source.libraries),
         "evaluation_data": source.evaluation,

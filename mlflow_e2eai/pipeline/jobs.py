@@ -59,8 +59,8 @@ def log(factory: str, *, name: str) -> str:
     Args:
         factory: ``package.module:callable`` or ``path/to/file.py:callable``. It returns a mapping
             with ``model`` and ``input_example``, and optionally ``dynamic_axes``,
-            ``operators``, ``operator_libraries``, ``evaluation_data`` and ``metrics``, as
-            `mlflow_e2eai.log_model` takes them.
+            ``samples_at``, ``operators``, ``operator_libraries``, ``evaluation_data`` and
+            ``metrics``, as `mlflow_e2eai.log_model` takes them.
         name: Name of the LoggedModel.
 
     Returns:
@@ -77,6 +77,7 @@ def log(factory: str, *, name: str) -> str:
             name=name,
             run_id=run_id,
             dynamic_axes=arguments.get("dynamic_axes"),
+            samples_at=arguments.get("samples_at", ()),
             operators=arguments.get("operators", ()),
             operator_libraries=arguments.get("operator_libraries", ()),
             evaluation=evaluation_data.evaluation_of(
@@ -147,7 +148,7 @@ def clean(model_uri: str, *, plan: Sequence[Step] = DEFAULT_PLAN) -> str:
                 log,
                 raw,
                 plan,
-                example=example,
+                example=job.with_samples(example, raw),
                 reference=None if reference is None else reference.infer,
                 folder=job.folder,
             )
@@ -172,14 +173,15 @@ def convert(model_uri: str, *, precision: Precision, keep_fp32: Sequence[str] = 
     with job_on(model_uri, ("clean",)) as job:
         graph, example = job.fetch_graph()
         with job.recorder.stage(f"convert {precision}", inputs=[graph.sha256]) as log:
+            data = None if precision == "fp32" else job.load_evaluation_data(graph)
             converted, _ = convert_on(
                 log,
                 graph,
                 precision,
                 out=job.folder / f"{precision}.onnx",
                 keep_fp32=keep_fp32,
-                example=example,
-                evaluation=None if precision == "fp32" else job.load_evaluation_data(graph),
+                example=job.with_samples(example, graph),
+                evaluation=data,
             )
         return job.recorder.models[converted.sha256]
 
@@ -216,7 +218,7 @@ def bisect(model_uri: str, *, precision: Precision = "fp16") -> tuple[Bisection,
             bisection = bisect_graph(
                 graph,
                 precision,
-                samples=[*all_samples(example, graph, data)],
+                samples=[*all_samples(job.with_samples(example, graph), graph, data)],
                 reference=None if reference is None else reference.infer,
                 run=functools.partial(
                     isolated_onnxruntime,
@@ -315,7 +317,7 @@ def evaluate(
                 reference,
                 graphs,
                 built,
-                example,
+                job.with_samples(example, graphs[0]),
                 raw=raw,
                 evaluation=None if data is None else data.for_graph(graphs[0]),
                 batch_sizes=batch_sizes,

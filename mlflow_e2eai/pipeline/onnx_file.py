@@ -15,6 +15,7 @@ from mlflow_e2eai.artifacts.arrays import feed
 from mlflow_e2eai.artifacts.axes import DynamicAxes, axes_of
 from mlflow_e2eai.artifacts.example import GeneratedExample, assumptions_of, generate_example
 from mlflow_e2eai.artifacts.repairs import read_repaired
+from mlflow_e2eai.artifacts.sampler import with_samples
 from mlflow_e2eai.artifacts.values import Array, Infer, OnnxArtifact, Tensors, TensorSpec
 from mlflow_e2eai.errors import InvalidInputError, PrecisionError, RunnerError
 from mlflow_e2eai.parity.samples import profile_samples
@@ -37,8 +38,9 @@ def import_onnx(
     out: Path,
     example: Mapping[str, Any] | None = None,
     dynamic_axes: DynamicAxes | None = None,
+    samples_at: Sequence[Mapping[str, Any]] = (),
     operator_libraries: Sequence[Path] = (),
-) -> tuple[OnnxArtifact, dict[str, Array]]:
+) -> tuple[OnnxArtifact, Tensors]:
     """Read an ONNX file as the raw graph of a lineage without a PyTorch model.
 
     The reference of its variants is the file itself, run by ONNX Runtime: it is run once at every
@@ -50,6 +52,7 @@ def import_onnx(
         out: The file to write.
         example: An array for each input. None generates them; see `generate_example`.
         dynamic_axes: An axis for every size that the file leaves open.
+        samples_at: Further examples at other sizes of these axes.
         operator_libraries: Shared libraries that implement operators of it for ONNX Runtime.
 
     Returns:
@@ -76,9 +79,11 @@ def import_onnx(
     with isolated_onnxruntime(raw.path, libraries=raw.libraries) as infer:
         given = _generate(raw, infer) if example is None else feed(example, raw.inputs)
         _require_numbers(given, raw)
-        for sample in profile_samples(given, raw).values():
+        others = [feed(sample, raw.inputs) for sample in samples_at]
+        example_at = with_samples(given, others, raw.inputs, raw.axes)
+        for sample in (*profile_samples(example_at, raw).values(), *others):
             infer(sample)
-    return replace(raw, assumptions=assumptions_of(given)), given
+    return replace(raw, assumptions=assumptions_of(given)), example_at
 
 
 def _read(path: Path) -> onnx.ModelProto:

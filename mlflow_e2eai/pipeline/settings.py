@@ -51,6 +51,7 @@ class Settings:
         "x:0=N:1:8:64@1+8+32, commas between; 'none', or 'auto' for those that the model was "
         "logged with",
     )
+    samples_at: Sequence[Any] = ()
     exporter: Exporter = option(
         "auto",
         parse_choice(EXPORTERS),

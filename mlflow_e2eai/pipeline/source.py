@@ -8,15 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mlflow_e2eai.artifacts.axes import axes_of, input_specs
 from mlflow_e2eai.artifacts.example import assumptions_of
-from mlflow_e2eai.artifacts.values import Array, Infer, OnnxArtifact
+from mlflow_e2eai.artifacts.sampler import with_samples
+from mlflow_e2eai.artifacts.values import Infer, OnnxArtifact, Tensors
 from mlflow_e2eai.errors import InvalidInputError
 from mlflow_e2eai.evaluation.data import EvaluationData
 from mlflow_e2eai.evaluation.variants import FILE, TORCH
 from mlflow_e2eai.pipeline.onnx_file import import_onnx
 from mlflow_e2eai.pipeline.settings import Settings
 from mlflow_e2eai.pipeline.stages import export_on
-from mlflow_e2eai.pytorch.flat_module import flatten_module
+from mlflow_e2eai.pytorch.flat_module import flatten_module, named_samples
 from mlflow_e2eai.pytorch.runner import torch_runner
 from mlflow_e2eai.pytorch.stage import ExportReport
 from mlflow_e2eai.runtime.isolation import isolated_onnxruntime
@@ -29,14 +31,14 @@ class Source:
 
     Attributes:
         raw: The graph.
-        example: An array for each of its inputs.
+        example: An array for each of its inputs, and samples at sizes where the caller gave any.
         reference: The model, under the graph's names.
         name: The variant of the reference: `TORCH`, or `FILE`.
         exported: The report of the export; None for a file.
     """
 
     raw: OnnxArtifact
-    example: dict[str, Array]
+    example: Tensors
     reference: Infer
     name: str
     exported: ExportReport | None = None
@@ -70,7 +72,10 @@ def open_source(
         E2EAIError: See `export` and `import_onnx`.
     """
     if not isinstance(model, OnnxArtifact | Path):
-        module, example = flatten_module(model, input_example)
+        module, given = flatten_module(model, input_example)
+        others = named_samples(model, input_example, settings.samples_at)
+        axes = settings.dynamic_axes or {}
+        example = with_samples(given, others, input_specs(given, axes), axes_of(axes))
         _check_names(data, example)
         with recorder.stage("export", inputs=[] if source is None else [source]) as log:
             raw, exported = export_on(
@@ -95,6 +100,7 @@ def open_source(
             out=work / "raw.onnx",
             example=input_example,
             dynamic_axes=settings.dynamic_axes,
+            samples_at=settings.samples_at,
             operator_libraries=settings.operator_libraries,
         )
         with recorder.stage("import", inputs=[]) as log:
@@ -112,7 +118,7 @@ def reference_of(module: Any, raw: OnnxArtifact) -> Iterator[Infer]:
         yield infer
 
 
-def _check_names(data: EvaluationData | None, example: dict[str, Array]) -> None:
+def _check_names(data: EvaluationData | None, example: Tensors) -> None:
     if data is not None:
         data.check_names(example)
 

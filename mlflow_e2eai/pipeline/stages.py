@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlflow_e2eai.artifacts.build_settings import BuildSettings
+from mlflow_e2eai.artifacts.example import SizedExample, others_of
 from mlflow_e2eai.artifacts.libraries import describe_libraries
 from mlflow_e2eai.artifacts.values import (
     Array,
@@ -125,7 +126,7 @@ def clean_on(
         log: The stage's log.
         raw: The graph.
         plan: The plan.
-        example: An array for each input of the graph.
+        example: An array for each input of the graph, and samples at sizes, if there are any.
         reference: The model under the graph's names, if there is one.
         folder: A folder for the files.
         same_inputs: Refuse a cleaned graph that begins inside the raw one.
@@ -145,7 +146,7 @@ def clean_on(
     if same_inputs:
         require_same_inputs(cleaned, raw)
     with input_mapper(raw, cleaned) as fit:
-        fitted = fit(example)
+        fitted = SizedExample(fit(example), [fit(each) for each in others_of(example)])
     log(Output(artifact=cleaned, example=fitted))
     log(report)
     return cleaned, fitted, report

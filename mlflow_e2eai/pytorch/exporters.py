@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import logging
 import math
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +30,7 @@ from mlflow_e2eai.pytorch.flat_module import (
 from mlflow_e2eai.pytorch.guards import telling_sizes
 from mlflow_e2eai.pytorch.module import root, source_line
 from mlflow_e2eai.pytorch.pytree import Tree
+from mlflow_e2eai.runtime.descriptors import stderr_lines_logged
 
 if TYPE_CHECKING:
     import torch
@@ -126,6 +129,7 @@ def with_torchscript(
     with (
         custom.keep_symbolic(exporter, path, opset=opset),
         custom.translate_operators(operators, exporter, opset=opset),
+        stderr_lines_logged(_NATIVE_LINE, partial(_log.debug, "PyTorch: %s")),
     ):
         torch.onnx.export(
             source,
@@ -153,19 +157,22 @@ def _dynamic_outputs(
 ) -> dict[str, dict[int, str]]:
     """Names of the output axes that follow a dynamic axis, found by changing one size at a time.
 
-    The TorchScript exporter takes them as an argument, and invents names for all others.
+    The TorchScript exporter takes them as an argument, and invents names for all others, such as
+    those of an axis of which the module takes no other size alone.
     """
     axes_by_output: dict[str, dict[int, str]] = {name: {} for name in outputs}
     before = [tensor.shape for tensor in run_module(module, example).values()]
     for axis in axes:
-        other = axis.max if axis.max != axis.opt else axis.min
-        if other == axis.opt:
-            continue
-        changed = run_module(module, resample(example, specs, {axis.name: other})).values()
-        for name, shape, tensor in zip(outputs, before, changed, strict=True):
-            for position, (old, new) in enumerate(zip(shape, tensor.shape, strict=True)):
-                if (old, new) == (axis.opt, other):
-                    axes_by_output[name][position] = axis.name
+        for other in [size for size in (axis.max, axis.min) if size != axis.opt]:
+            try:
+                changed = run_module(module, resample(example, specs, {axis.name: other}))
+            except InvalidInputError:
+                continue
+            for name, shape, tensor in zip(outputs, before, changed.values(), strict=True):
+                for position, (old, new) in enumerate(zip(shape, tensor.shape, strict=True)):
+                    if (old, new) == (axis.opt, other):
+                        axes_by_output[name][position] = axis.name
+            break
     return axes_by_output
 
 
@@ -199,6 +206,11 @@ def failures_as_export_errors(
 _ADVICE = "try another exporter, or change the part of forward that it names."
 
 _log = logging.getLogger(__name__)
+
+
+_NATIVE_LINE = re.compile(rb"(?:\[rank\d+\]:)?\[[IWEF][\d :.]*[\w./-]+\.\w+:\d+\] ")
+"""The beginning of a line that PyTorch logs from C++, as ``[W1201 00:17:30.7 file.cpp:1] Warning``.
+The passes of the TorchScript exporter write some; of the dynamo exporter none was seen."""
 
 
 @contextmanager

@@ -7,7 +7,7 @@ into one that takes the tensors among them by name. All other code works with fl
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -63,6 +63,33 @@ def flatten_module(model: Any, input_example: Any) -> tuple[torch.nn.Module, dic
 def named_inputs(model: Any, input_example: Any) -> dict[str, Array]:
     """The arrays of an input example, by name; see `flatten_module`."""
     return flatten_module(model, input_example)[1]
+
+
+def named_samples(
+    model: Any, input_example: Any, samples: Sequence[Any]
+) -> tuple[dict[str, Array], ...]:
+    """The arrays of further examples, by the names of an input example.
+
+    Args:
+        model: See `flatten_module`.
+        input_example: See `flatten_module`.
+        samples: Examples of its structure, with the same constants.
+
+    Raises:
+        InvalidInputError: It is no list of examples, or one has another structure.
+    """
+    if not isinstance(samples, list | tuple):
+        msg = (
+            f"samples_at is a {type(samples).__name__}; give a list of examples, each like the "
+            f"input example."
+        )
+        raise InvalidInputError(msg)
+    module = module_of(model)
+    tree, _ = pytree.flatten(_arguments(module, input_example))
+    return tuple(
+        as_arrays(pytree.select(tree, _arguments(module, sample), path=f"samples_at[{at}]"))
+        for at, sample in enumerate(samples)
+    )
 
 
 def input_tree(module: torch.nn.Module, example: Tensors) -> Tree:
@@ -126,6 +153,12 @@ def _wrap(module: torch.nn.Module, arguments: Tree) -> torch.nn.Module:
     wrapper.training = module.training
     return wrapper
 
+
+GIVE_SAMPLES = (
+    "give an example at these sizes by samples_at, narrow the axes to the sizes that forward "
+    "takes, or leave them static"
+)
+"""Advice where a module refuses a sample that was made of the example."""
 
 FITTING = "give inputs of the dtypes and shapes that forward takes"
 """Advice where a module refuses the caller's own example."""

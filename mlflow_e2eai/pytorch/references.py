@@ -15,12 +15,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mlflow_e2eai.artifacts.axes import corners, few_sizes, inner_sizes, label_of
-from mlflow_e2eai.artifacts.sampler import resample
+from mlflow_e2eai.artifacts.sampler import given_sizes, is_given, resample
 from mlflow_e2eai.artifacts.values import Array, Axis, Tensors, TensorSpec
 from mlflow_e2eai.errors import InvalidInputError, brief
 from mlflow_e2eai.parity.samples import Kinds, branch_samples, has_tie, nonfinite_kinds
 from mlflow_e2eai.parity.variations import variations_by_label
-from mlflow_e2eai.pytorch.flat_module import original, output_arrays, run_module
+from mlflow_e2eai.pytorch.flat_module import (
+    FITTING,
+    GIVE_SAMPLES,
+    original,
+    output_arrays,
+    run_module,
+)
 from mlflow_e2eai.pytorch.state import ModuleState, fast_path, has_fast_path, save_random
 
 if TYPE_CHECKING:
@@ -59,7 +65,7 @@ class References:
 
     Attributes:
         module: The module.
-        example: One array for each input.
+        example: One array for each input, and samples at sizes where the caller gave any.
         specs: Where the dynamic axes are.
         axes: The dynamic axes.
         state: Its state, which is put back after each run.
@@ -88,15 +94,20 @@ class References:
         is right; and NaN or infinities that come from other values alone.
 
         Raises:
-            InvalidInputError: The module refuses the example at a corner of its axes.
+            InvalidInputError: The module refuses the example at a corner of its axes, or one that
+                the caller gave.
         """
         for label, sizes in corners(self.axes).items():
-            self._add(label, self._at(sizes), refused=_at_corner(label))
+            self._add_given(label, sizes)
         natural = frozenset().union(
             *(nonfinite_kinds(each.inputs, each.right) for each in self.samples)
         )
+        given = given_sizes(self.example, self.specs, self.axes)
+        for label, sizes in given.items():
+            self._add_given(label, sizes)
         for label, sizes in inner_sizes(self.axes).items():
-            self._add(label, self._at(sizes))
+            if label not in given:
+                self._add(label, self._at(sizes))
         opt = self._at({axis.name: axis.opt for axis in self.axes})
         for label, sample in branch_samples(opt).items():
             varied = tuple(name for name in sample if not np.array_equal(sample[name], opt[name]))
@@ -153,6 +164,20 @@ class References:
                     )
         return None
 
+    def _add_given(self, label: str, sizes: Mapping[str, int]) -> None:
+        """Add the sample at sizes that the module must take: a corner, or one that was given."""
+        sample = self._at(sizes)
+        if not is_given(self.example, self.specs, sizes):
+            what = (
+                f"the sample that was made of the example at the {label} size of its dynamic axes"
+            )
+            self._add(label, sample, refused={"what": what, "advice": GIVE_SAMPLES})
+            return
+        made = resample(dict(self.example), self.specs, sizes)
+        varied = tuple(name for name in sample if not np.array_equal(sample[name], made[name]))
+        what = f"the example of samples_at at {label_of(sizes)}"
+        self._add(label, sample, varied=varied, refused={"what": what, "advice": FITTING})
+
     def _at(self, sizes: Mapping[str, int]) -> Tensors:
         return resample(self.example, self.specs, sizes)
 
@@ -203,13 +228,6 @@ class References:
         return False
 
 
-def _at_corner(label: str) -> dict[str, str]:
-    return {
-        "what": f"the sample that was made of the example at the {label} size of its dynamic axes",
-        "advice": "narrow the axes to the sizes that forward takes, or leave them static",
-    }
-
-
 def _paddings(module: torch.nn.Module) -> Iterator[int]:
     """Indices that the embeddings of a module have for padding."""
     for part in module.modules():
@@ -240,9 +258,10 @@ def check_repeatable(module: torch.nn.Module, example: Tensors, state: ModuleSta
         if change is None:
             return
         state.restore()
-        if moved and _first_difference(first, outputs()) is None:
+        lost = state.lost_names()
+        if lost or (moved and _first_difference(first, outputs()) is None):
             inside = "" if original(module) is module else "model."
-            names = ", ".join(repr(name.removeprefix(inside)) for name in moved[:3])
+            names = ", ".join(repr(name.removeprefix(inside)) for name in (lost or moved)[:3])
             cause = f"forward moves {names}, which is no input"
             advice = "take it as an input and return it as an output, or move it in training only"
         else:

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 from mlflow_e2eai.artifacts import graphs
 from mlflow_e2eai.artifacts.axes import DynamicAxes, axes_of, input_specs
+from mlflow_e2eai.artifacts.example import SizedExample, others_of
 from mlflow_e2eai.artifacts.files import Real
 from mlflow_e2eai.artifacts.graphs import only_new_garbage
-from mlflow_e2eai.artifacts.sampler import resample
+from mlflow_e2eai.artifacts.sampler import resample, with_samples
 from mlflow_e2eai.artifacts.values import Axis, Library, OnnxArtifact, Tensors, TensorSpec
 from mlflow_e2eai.artifacts.weight_files import is_large, staging_path
 from mlflow_e2eai.errors import ExportError, InvalidInputError
@@ -31,7 +32,13 @@ from mlflow_e2eai.pytorch.exporters import (
     with_dynamo,
     with_torchscript,
 )
-from mlflow_e2eai.pytorch.flat_module import flatten_module, input_tree, original, run_with_tree
+from mlflow_e2eai.pytorch.flat_module import (
+    flatten_module,
+    input_tree,
+    named_samples,
+    original,
+    run_with_tree,
+)
 from mlflow_e2eai.pytorch.module import evaluation_mode
 from mlflow_e2eai.pytorch.pytree import Tree
 from mlflow_e2eai.pytorch.references import References, check_repeatable
@@ -119,6 +126,7 @@ def export(
     *,
     out: Path,
     dynamic_axes: DynamicAxes | None = None,
+    samples_at: Sequence[Any] = (),
     exporter: Exporter = "auto",
     opset: int = DEFAULT_OPSET,
     output_names: Sequence[str] | None = None,
@@ -137,6 +145,8 @@ def export(
             of ``forward``'s parameters do.
         out: The file to write.
         dynamic_axes: Axes whose size may vary, by input name and position.
+        samples_at: Further examples, each like `input_example` at other sizes of its dynamic axes:
+            they are run in place of samples that would be made of it.
         exporter: ``dynamo``, ``trace`` or ``script``; ``auto`` takes the first of them, in this
             order, whose graph computes the module's numbers: on the example at every corner of its
             dynamic axes and at sizes between, and on other values. One that froze a value is taken
@@ -160,12 +170,14 @@ def export(
             with other numbers than the module's; with a reason for each exporter that was tried.
             Or nothing implements an operator of the graph; it names the node.
     """
-    module, given = flatten_module(model, input_example)
+    module, arrays = flatten_module(model, input_example)
     attempts = _attempts(exporter, module, opset)
     libraries = custom.load_libraries(operator_libraries)
-    specs = input_specs(given, dynamic_axes or {})
+    specs = input_specs(arrays, dynamic_axes or {})
     axes = axes_of(dynamic_axes or {})
-    example = resample(given, specs, {axis.name: axis.opt for axis in axes})
+    others = named_samples(model, input_example, samples_at) or others_of(input_example)
+    given = with_samples(arrays, others, specs, axes)
+    opt = resample(given, specs, {axis.name: axis.opt for axis in axes})
     refused: dict[str, ExportError] = {}
     written: _Written | None = None
     with evaluation_mode(module) as opened:
@@ -181,7 +193,7 @@ def export(
         returned = pytree.rename_leaves(returned, _output_names(returned, output_names, given))
         request = _Request(
             module=module,
-            example=example,
+            example=SizedExample(opt, others_of(given)),
             specs=specs,
             axes=axes,
             outputs=tuple(pytree.names(returned)),

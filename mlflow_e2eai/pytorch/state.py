@@ -12,7 +12,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -23,10 +23,19 @@ _ATTENTION = ("MultiheadAttention", "TransformerEncoder", "TransformerEncoderLay
 """Modules of PyTorch with another implementation in evaluation mode, `torch.backends.mha`."""
 
 
+_MOST_COPIED = 16 << 20
+"""Bytes of parameters, which are copied in about 20 ms, five times for a `log_model`. Of a larger
+model a copy would be a share of its memory that is felt."""
+
+_DEPTH = 4
+"""Containers in each other, as the caches of layers in a list of mappings are."""
+
+
 class ModuleState:
     """The state of a module at one moment, to be put back.
 
-    Parameters are left out: to copy them would double a model's memory, and no forward moves them.
+    Parameters are copied up to `_MOST_COPIED` bytes of them, as hardly a forward moves them. That
+    one was moved is known by PyTorch's count of its changes.
     """
 
     def __init__(self, module: torch.nn.Module) -> None:
@@ -38,16 +47,33 @@ class ModuleState:
             for part in module.modules()
             for name, buffer in part.named_buffers(recurse=False)
         ]
+        self._parameters = {
+            name: (parameter, _version(parameter)) for name, parameter in module.named_parameters()
+        }
+        size = sum(parameter.nbytes for parameter, _ in self._parameters.values())
+        self._copies = {
+            name: parameter.detach().clone()
+            for name, (parameter, _) in self._parameters.items()
+            if size <= _MOST_COPIED
+        }
         parts = [part for part in module.modules() if not isinstance(part, scripts)]
+        own = vars(torch.nn.Module()).keys()
         # A part has its hooks, its mode and its counts in plain attributes.
         self._attributes = [
-            (part, {name: (value, _copy(value)) for name, value in vars(part).items()})
+            (
+                part,
+                {
+                    # Of its parameters, buffers and hooks only which they are.
+                    name: (value, _copy(value, 0 if name in own else _DEPTH))
+                    for name, value in vars(part).items()
+                },
+            )
             for part in parts
         ]
         self._names = {part: name for name, part in module.named_modules()}
 
     def moved_names(self) -> list[str]:
-        """Names of the buffers and attributes that are not as they were."""
+        """Names of the buffers, parameters and attributes that are not as they were."""
         import torch
 
         buffers = [
@@ -62,7 +88,18 @@ class ModuleState:
             for name in sorted((before.keys() | vars(part).keys()) - own)
             if not (name in before and _same(vars(part).get(name), before[name][1]))
         ]
-        return buffers + attributes
+        return buffers + self._moved_parameters() + attributes
+
+    def lost_names(self) -> list[str]:
+        """Names of the parameters that were moved and cannot be put back, as there is no copy."""
+        return [name for name in self._moved_parameters() if name not in self._copies]
+
+    def _moved_parameters(self) -> list[str]:
+        return [
+            name
+            for name, (parameter, before) in self._parameters.items()
+            if _version(parameter) != before
+        ]
 
     def restore(self) -> None:
         """Put back all that was moved."""
@@ -77,6 +114,11 @@ class ModuleState:
                     now[name] = value
                 _refill(value, copy)
         with torch.no_grad():
+            for name in self._moved_parameters():
+                if name in self._copies:
+                    parameter, _ = self._parameters[name]
+                    parameter.copy_(self._copies[name])
+                    self._parameters[name] = (parameter, _version(parameter))
             for part, name, buffer, was in self._buffers:
                 if getattr(part, name, None) is not buffer and isinstance(
                     part, torch.jit.ScriptModule
@@ -89,17 +131,45 @@ class ModuleState:
         return ".".join(filter(None, (self._names[part], name)))
 
 
-def _copy(value: Any) -> Any:
-    """A copy of what a call may change in place; None where there is nothing of the kind."""
+class _Container(NamedTuple):
+    """A copy of a container.
+
+    Attributes:
+        content: The same items.
+        inner: The items that a call may change in place, each with its copy.
+    """
+
+    content: Any
+    inner: tuple[tuple[Any, Any], ...]
+
+
+def _copy(value: Any, depth: int) -> Any:
+    """A copy of what a call may change in place; the value itself where it may not.
+
+    Args:
+        value: An attribute of a module, or an item of one.
+        depth: The number of containers, one inside the other, whose items are copied too.
+    """
     import torch
 
     if isinstance(value, torch.nn.Parameter):
         return value
     if isinstance(value, torch.Tensor):
         return value.detach().clone()
-    if isinstance(value, np.ndarray | dict | list | set | deque):
+    if isinstance(value, np.ndarray):
         return value.copy()
+    if isinstance(value, dict | list | set | deque | tuple):
+        copies = [(item, _copy(item, depth - 1)) for item in _items(value) if depth]
+        inner = tuple((item, copy) for item, copy in copies if copy is not item)
+        if isinstance(value, tuple):
+            return _Container(value, inner) if inner else value
+        return _Container(value.copy(), inner)
     return value
+
+
+def _version(tensor: torch.Tensor) -> int:
+    """PyTorch's count of a tensor's changes in place; tensors of inference mode have none."""
+    return 0 if tensor.is_inference() else tensor._version  # noqa: SLF001 - there is no public one
 
 
 def _refill(value: Any, copy: Any) -> None:
@@ -113,12 +183,15 @@ def _refill(value: Any, copy: Any) -> None:
             value.copy_(copy)
     elif isinstance(value, np.ndarray):
         value[...] = copy
-    elif isinstance(value, list | deque):
-        value.clear()
-        value.extend(copy)
-    elif isinstance(value, dict | set):
-        value.clear()
-        value.update(copy)
+    elif isinstance(copy, _Container):
+        if isinstance(value, list | deque):
+            value.clear()
+            value.extend(copy.content)
+        elif isinstance(value, dict | set):
+            value.clear()
+            value.update(copy.content)
+        for item, before in copy.inner:
+            _refill(item, before)
 
 
 def _same(value: Any, copy: Any) -> bool:
@@ -129,16 +202,26 @@ def _same(value: Any, copy: Any) -> bool:
         return True
     if isinstance(value, torch.Tensor) and isinstance(copy, torch.Tensor):
         return value.is_meta or bool(value.dtype == copy.dtype and torch.equal(value, copy))
+    if isinstance(copy, _Container):
+        inner = all(_same(item, before) for item, before in copy.inner)
+        return inner and _same_items(value, copy.content)
     if type(value) is not type(copy):
         return False
-    if isinstance(value, Mapping | list | deque):
-        return len(value) == len(copy) and all(
-            one is other for one, other in zip(_items(value), _items(copy), strict=True)
-        )
     try:
         return bool(np.array_equal(value, copy) if isinstance(value, np.ndarray) else value == copy)
     except Exception:  # noqa: BLE001 - an object of the user's may compare as it likes
         return False
+
+
+def _same_items(value: Any, content: Any) -> bool:
+    """Whether a container has the same items, by identity; a set, equal ones."""
+    if type(value) is not type(content):
+        return False
+    if isinstance(value, set):
+        return bool(value == content)
+    return len(value) == len(content) and all(
+        one is other for one, other in zip(_items(value), _items(content), strict=True)
+    )
 
 
 def _items(value: Any) -> list[Any]:

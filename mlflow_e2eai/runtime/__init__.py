@@ -5,6 +5,7 @@ emulation    precisions that ONNX Runtime has no CPU kernels for, by rounding
 process      a worker process: call functions in it, notice its end
 worker       the other side of it
 fork_server  starts worker processes with their imports done
+descriptors  what C++ writes to stderr
 isolation    runners in worker processes
 progress     progress bars
 

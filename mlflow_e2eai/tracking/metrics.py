@@ -44,10 +44,15 @@ def export_tags(report: ExportReport) -> dict[str, str]:
 def stepped_metrics(
     evidence: Evidence, latency: Mapping[str, LatencyReport]
 ) -> Iterator[tuple[int, dict[str, float]]]:
-    """Metrics by step: latency by items, throughput by callers."""
+    """Metrics by step: latency by items, throughput by callers.
+
+    Of the corners with as many items, as two axes make them, the first is taken: a store takes one
+    number for a step.
+    """
     for load in () if evidence.loads is None else evidence.loads.loads:
         yield load.threads, {"concurrency/items_per_s": load.items_per_s}
-    for report in latency.values():
+    first = {report.items: report for report in [*latency.values()][::-1]}
+    for report in first.values():
         for entry in report.variants:
             if entry.name == evidence.variant:
                 yield report.items, latency_metrics(entry)

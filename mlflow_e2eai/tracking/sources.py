@@ -18,17 +18,24 @@ import numpy as np
 
 from mlflow_e2eai import bundle
 from mlflow_e2eai.artifacts import libraries
-from mlflow_e2eai.artifacts.arrays import load_arrays, save_arrays
+from mlflow_e2eai.artifacts.arrays import load_arrays, load_several, save_arrays, save_several
 from mlflow_e2eai.artifacts.axes import DynamicAxes, axes_of, input_specs, resize
 from mlflow_e2eai.artifacts.example import GeneratedExample, generate_example
 from mlflow_e2eai.artifacts.files import from_json, to_json
+from mlflow_e2eai.artifacts.sampler import with_samples
 from mlflow_e2eai.artifacts.values import Axis, Library, Tensors, TensorSpec
 from mlflow_e2eai.errors import InvalidInputError, TrackingError
 from mlflow_e2eai.evaluation.data import EvaluationData
 from mlflow_e2eai.evaluation.metrics import accuracy
 from mlflow_e2eai.pytorch import operators as custom
 from mlflow_e2eai.pytorch import pytree
-from mlflow_e2eai.pytorch.flat_module import flatten_module, input_tree, positional, run_module
+from mlflow_e2eai.pytorch.flat_module import (
+    flatten_module,
+    input_tree,
+    named_samples,
+    positional,
+    run_module,
+)
 from mlflow_e2eai.pytorch.module import evaluation_mode, module_of
 from mlflow_e2eai.pytorch.pytree import Tree
 from mlflow_e2eai.pytorch.state import state_restored
@@ -44,6 +51,7 @@ _log = logging.getLogger(__name__)
 _EVALUATION = "evaluation.npz"
 _AXES = "dynamic_axes.json"
 _TREE = "input_tree.json"
+_SAMPLES = "samples_at.npz"
 _OPERATORS = "operators.onnx"
 _LIBRARIES = "libraries.json"
 """File with the digests of the libraries next to it, by file name."""
@@ -60,6 +68,7 @@ def log_source(
     name: str,
     run_id: str,
     dynamic_axes: DynamicAxes | None = None,
+    samples_at: Sequence[Any] = (),
     operators: Sequence[custom.Operator] = (),
     operator_libraries: Sequence[Path] = (),
     evaluation: EvaluationData | None = None,
@@ -76,6 +85,7 @@ def log_source(
         name: Name of the LoggedModel.
         run_id: The run that it is an output of.
         dynamic_axes: Logged with the model, for `export`.
+        samples_at: Examples at other sizes, logged with the model for later stages.
         operators: Implementations of operators, logged with the model for `export`.
         operator_libraries: Libraries of operators, logged with the model and their digests.
         evaluation: Data that are logged with the model for `evaluate`, if they are small enough;
@@ -93,6 +103,8 @@ def log_source(
         # An ExportedProgram cannot be pickled; with its tensors in order it can be pt2 again.
         logged, tree = positional(module, tuple(example), structured=True), pytree.plain(example)
     specs = input_specs(example, dynamic_axes or {})
+    others = named_samples(model, input_example, samples_at)
+    with_samples(example, others, specs, axes_of(dynamic_axes or {}))  # refuses what does not fit
     sizes = {axis.name: axis.opt for axis in axes_of(dynamic_axes or {})}
     # pt2 makes an axis of size 1 static for good.
     example = dict(resize(example, specs, {k: max(size, 2) for k, size in sizes.items()}))
@@ -107,6 +119,8 @@ def log_source(
         tempfile.TemporaryDirectory() as folder,
         evaluation_mode(module),
     ):
+        if others:
+            save_several(Path(folder, _SAMPLES), others)
         files = _companions(Path(folder), example, tree, dynamic_axes, operators, evaluation)
         described = libraries.describe_libraries(operator_libraries)
         if described:
@@ -216,6 +230,7 @@ class LoggedSource:
         input_example: The example that was logged, else MLflow's own, else one that is generated
             from the signature.
         dynamic_axes: None where none were logged.
+        samples_at: Examples at other sizes.
         operators: Implementations of operators.
         libraries: Libraries of operators.
         evaluation: None where no data were logged.
@@ -225,6 +240,7 @@ class LoggedSource:
     model: Any
     input_example: Any
     dynamic_axes: DynamicAxes | None = None
+    samples_at: tuple[Tensors, ...] = ()
     operators: tuple[custom.Operator, ...] = ()
     libraries: tuple[Library, ...] = ()
     evaluation: EvaluationData | None = None
@@ -265,6 +281,7 @@ def fetch_source(model: LoggedModel, folder: Path) -> LoggedSource:
         model=module,
         input_example=_read_structure(extra / _TREE, bundle.read_example(extra)),
         dynamic_axes=_read_axes(extra / _AXES),
+        samples_at=load_several(extra / _SAMPLES) if (extra / _SAMPLES).is_file() else (),
         operators=custom.load(operators) if operators.is_file() else (),
         libraries=_read_libraries(extra),
         evaluation=_read_evaluation(extra / _EVALUATION),

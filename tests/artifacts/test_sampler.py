@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from mlflow_e2eai import Axis
 from mlflow_e2eai.artifacts.axes import MOST_INNER, corners, inner_sizes, resize
-from mlflow_e2eai.artifacts.sampler import resample
+from mlflow_e2eai.artifacts.sampler import given_sizes, resample, with_samples
 from mlflow_e2eai.artifacts.values import TensorSpec
+from mlflow_e2eai.errors import InvalidInputError
 
 NUMBERS = np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)
 
@@ -137,3 +138,67 @@ def test_an_empty_dynamic_axis_of_the_example_is_one_sentence(tmp_path):
     axes = {"x": {0: Axis("N", min=1, opt=2, max=4)}}
     with pytest.raises(InvalidInputError, match="'x' of the example has no items on axis 0"):
         export(torch.nn.Identity(), {"x": torch.ones(0, 4)}, out=tmp_path / "m", dynamic_axes=axes)
+
+
+# Examples that the caller gives at sizes
+
+N, T = Axis("N", min=1, opt=3, max=9), Axis("T", min=2, opt=4, max=8)
+SPECS = (spec("x", NUMBERS, "N", "T"),)
+
+
+def at(items, steps, value=0):
+    return {"x": np.full((items, steps), value, np.float32)}
+
+
+def test_a_given_example_is_the_sample_at_its_sizes_and_others_are_cut_from_it():
+    example = with_samples({"x": NUMBERS}, [at(9, 8, 7), at(2, 5, 1)], SPECS, (N, T))
+
+    def sampled(**sizes):
+        return resample(example, SPECS, sizes)["x"]
+
+    np.testing.assert_array_equal(sampled(N=9, T=8), at(9, 8, 7)["x"])
+    np.testing.assert_array_equal(sampled(N=2, T=5), at(2, 5, 1)["x"])
+    np.testing.assert_array_equal(sampled(N=1, T=5), at(1, 5, 1)["x"])
+    np.testing.assert_array_equal(sampled(N=4, T=8), at(4, 8, 7)["x"])
+    np.testing.assert_array_equal(sampled(N=3, T=4), NUMBERS)
+    np.testing.assert_array_equal(sampled(N=9, T=4), at(9, 4, 7)["x"])
+    np.testing.assert_array_equal(sampled(T=2), NUMBERS[:, :2])
+
+
+def test_where_no_given_example_is_as_large_the_input_example_is_repeated():
+    example = with_samples({"x": NUMBERS}, [at(9, 2)], SPECS, (N, T))
+    made = resample({"x": NUMBERS}, SPECS, {"N": 9, "T": 8})
+    np.testing.assert_array_equal(resample(example, SPECS, {"N": 9, "T": 8})["x"], made["x"])
+
+
+def test_given_sizes_are_those_that_are_no_corner():
+    example = with_samples({"x": NUMBERS}, [at(9, 8), at(2, 5), at(1, 2)], SPECS, (N, T))
+    assert given_sizes(example, SPECS, (N, T)) == {"N=2, T=5": {"N": 2, "T": 5}}
+    assert given_sizes({"x": NUMBERS}, SPECS, (N, T)) == {}
+
+
+@pytest.mark.parametrize(
+    ("others", "words"),
+    [
+        ([{"y": NUMBERS}], r"samples_at\[0\] has the inputs \['y'\], but .* has \['x'\]"),
+        ([at(2, 5), {"x": NUMBERS.astype(np.float64)}], r"samples_at\[1\] has float64 for 'x'"),
+        ([{"x": NUMBERS[0]}], r"the shape \[4\] for 'x', but \['N', 'T'\] is wanted"),
+        ([at(10, 4)], "has 10 on axis 'N' of 'x', which may have 1 to 9; cut it, or widen"),
+        ([at(2, 5), at(2, 5, 1)], r"the sizes of samples_at\[0\], N=2, T=5"),
+    ],
+)
+def test_an_example_that_does_not_fit_is_refused_in_a_sentence(others, words):
+    with pytest.raises(InvalidInputError, match=words):
+        with_samples({"x": NUMBERS}, others, SPECS, (N, T))
+
+
+def test_inputs_that_share_an_axis_have_one_size_of_it():
+    specs = (spec("x", NUMBERS, "N", "T"), spec("y", NUMBERS, "N", 4))
+    other = {"x": at(2, 5)["x"], "y": at(3, 4)["x"]}
+    with pytest.raises(InvalidInputError, match="3 on axis 'N' of 'y', but 2 in another input"):
+        with_samples({"x": NUMBERS, "y": NUMBERS}, [other], specs, (N, T))
+
+
+def test_examples_at_sizes_need_an_axis_that_may_vary():
+    with pytest.raises(InvalidInputError, match="no axis may vary; give dynamic_axes"):
+        with_samples({"x": NUMBERS}, [{"x": NUMBERS}], (spec("x", NUMBERS, 3, 4),), ())

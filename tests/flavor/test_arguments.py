@@ -54,7 +54,7 @@ def test_the_default_of_an_option_is_the_text_form_of_the_fields(option):
 def test_each_field_has_a_text_form_but_for_what_is_no_text():
     fields = {field.name for field in dataclasses.fields(Settings)}
 
-    assert fields - options_of(Settings).keys() == {"output_names", "operators"}
+    assert fields - options_of(Settings).keys() == {"samples_at", "output_names", "operators"}
 
 
 @pytest.mark.parametrize("name", ["log_model", "save_model"])

@@ -10,7 +10,7 @@ import onnx
 import pytest
 import torch
 
-from mlflow_e2eai import export
+from mlflow_e2eai import Operator, export
 from mlflow_e2eai.artifacts import graphs
 from mlflow_e2eai.artifacts.values import Axis, TensorSpec
 from mlflow_e2eai.errors import ArtifactError, ExportError, InvalidInputError
@@ -835,3 +835,36 @@ def test_a_recurrent_model_gives_its_nested_state(exporter, out):
     _, (hidden, _) = pytree.unflatten(report.outputs, answer_of(made, **given))
     right = model(torch.from_numpy(x), state)[1][0].detach()
     np.testing.assert_allclose(hidden, right, rtol=1e-4, atol=1e-6)
+
+
+class _Tripled(torch.autograd.Function):
+    @staticmethod
+    def symbolic(g, x):
+        return g.op("devtech::Triple", x)  # without a type: PyTorch warns of that from C++
+
+    @staticmethod
+    def forward(_ctx, x):
+        return 3 * x
+
+
+def test_what_pytorch_prints_from_c_goes_to_the_log_and_not_to_the_screen(out, capfd, caplog):
+    class Triples(torch.nn.Module):
+        def forward(self, x):
+            return _Tripled.apply(x) + 1
+
+    function = """
+        <opset_import: ["" : 18], domain: "devtech">
+        Triple (x) => (y) { twice = Add(x, x) y = Add(twice, x) }
+    """
+    triple = Operator(name="devtech::Triple", function=function)
+    with caplog.at_level("DEBUG", "mlflow_e2eai"):
+        export(
+            Triples().eval(),
+            {"x": torch.ones(2, 3)},
+            out=out,
+            exporter="trace",
+            operators=(triple,),
+        )
+    assert "shape_type_inference.cpp" in caplog.text
+    assert "The shape inference of devtech::Triple type is missing" in caplog.text
+    assert capfd.readouterr() == ("", "")

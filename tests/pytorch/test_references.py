@@ -311,6 +311,58 @@ def test_a_module_and_the_random_generators_are_as_before(fails, out):
     assert hook.id in module._forward_hooks
 
 
+class Caches(torch.nn.Module):
+    """Moves a parameter, and tensors and arrays inside of containers, in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.centre = torch.nn.Parameter(torch.zeros(4))
+        self.layers = [{"keys": torch.zeros(4), "length": 0}]
+        self.pair = (torch.zeros(4), np.zeros(4))
+
+    def forward(self, x):
+        with torch.no_grad():
+            self.centre += 1
+        self.layers[0]["keys"] += 1
+        self.layers[0]["length"] += 1
+        self.layers.append({})
+        self.pair[0].mul_(2).sub_(1)
+        self.pair[1][:] = 7
+        return x * 2
+
+
+def test_parameters_and_what_containers_hold_are_as_before_too(out):
+    module = Caches().eval()
+    layer, keys = module.layers[0], module.layers[0]["keys"]
+    export(module, {"x": X}, out=out, exporter="trace")
+    assert not module.centre.any()
+    assert len(module.layers) == 1
+    assert module.layers[0] is layer
+    assert (layer["length"], layer["keys"] is keys, bool(keys.any())) == (0, True, False)
+    assert not module.pair[0].any()
+    assert not module.pair[1].any()
+
+
+class Learns(torch.nn.Module):
+    def __init__(self, width=4):
+        super().__init__()
+        self.inner = torch.nn.Linear(width, width)
+
+    def forward(self, x):
+        with torch.no_grad():
+            self.inner.bias += 1
+        return self.inner(x)
+
+
+@pytest.mark.parametrize("width", [4, 2100])
+def test_a_parameter_that_forward_moves_is_named_also_in_a_model_too_large_to_copy(width, out):
+    module = Learns(width).eval()
+    before = module.inner.bias.clone()
+    with pytest.raises(InvalidInputError, match=r"forward moves 'inner\.bias', which is no input"):
+        export(module, {"x": torch.ones(2, width)}, out=out)
+    assert torch.equal(module.inner.bias, before) == (width == 4)
+
+
 def test_a_runner_gives_the_state_back_after_each_call():
     module = Moves().eval()
     before = state_of(module)

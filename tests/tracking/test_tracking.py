@@ -11,7 +11,7 @@ import torch
 from small_models import AXES, features, labelled, net
 
 import mlflow_e2eai
-from mlflow_e2eai import tracking
+from mlflow_e2eai import Axis, tracking
 from mlflow_e2eai.errors import E2EAIError, ExportError, InvalidInputError, TrackingError
 from mlflow_e2eai.flavor import mlmodel
 
@@ -112,6 +112,32 @@ def test_metrics_sit_on_the_model_they_are_about_with_the_batch_size_as_step(sto
     assert values["parity/passed"] == 1
     assert 0 < values["parity/output/max_abs_error"] < 1e-2
     assert values["task/accuracy"] >= 0.9
+
+
+def test_corners_with_as_many_items_are_one_step(store):
+    axes = {"input": {0: Axis("N", min=1, opt=2, max=4), 1: Axis("T", min=3, opt=4, max=6)}}
+    example = {"input": features()[:2, :4]}
+    info = mlflow_e2eai.log_model(
+        torch.nn.Tanh().eval(),
+        "tanh",
+        input_example=example,
+        dynamic_axes=axes,
+        precisions=("fp32",),
+    )
+    (clean,) = mlflow.search_logged_models(
+        filter_string="name = 'tanh-clean'", output_format="list"
+    )
+    p50_ms = {each.step: each.value for each in clean.metrics if each.key == "latency/p50_ms"}
+    manifest = mlflow_e2eai.load_model(info.model_uri).manifest
+    assert len(manifest.latency) == 5
+    for corner, step in (("min", 1), ("opt", 2), ("max", 4)):
+        (ours,) = (
+            each
+            for each in manifest.latency[corner].variants
+            if each.name == "onnxruntime-cpu/fp32"
+        )
+        assert p50_ms.pop(step) == ours.p50_ms
+    assert p50_ms == {}
 
 
 def test_an_engine_that_cannot_run_here_is_built_and_not_measured_and_never_passed(store):
