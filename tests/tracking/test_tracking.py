@@ -11,7 +11,7 @@ import torch
 from small_models import AXES, features, labelled, net
 
 import mlflow_e2eai
-from mlflow_e2eai import tracking
+from mlflow_e2eai import Axis, tracking
 from mlflow_e2eai.errors import E2EAIError, ExportError, InvalidInputError, TrackingError
 from mlflow_e2eai.flavor import mlmodel
 
@@ -112,6 +112,30 @@ def test_metrics_sit_on_the_model_they_are_about_with_the_batch_size_as_step(sto
     assert values["parity/passed"] == 1
     assert 0 < values["parity/output/max_abs_error"] < 1e-2
     assert values["task/accuracy"] >= 0.9
+
+
+def test_sizes_with_as_many_items_are_one_step_whose_latency_is_that_of_opt(store):
+    image = Axis("W", min=4, opt=6, max=8)
+    info = mlflow_e2eai.log_model(
+        torch.nn.Conv2d(1, 2, 3).eval(),
+        "image",
+        input_example={"x": torch.rand(1, 1, 4, 6)},
+        dynamic_axes={"x": {0: Axis("N", min=1, opt=1, max=2), 3: image}},
+        precisions=("fp32",),
+    )
+    latency = mlflow_e2eai.load_model(info.model_uri).manifest.latency
+    assert [report.items for report in latency.values()] == [1, 1, 2, 2, 1]
+    (graph,) = mlflow.search_logged_models(
+        filter_string="name = 'image-clean'", output_format="list"
+    )
+    logged = {
+        metric.step: metric.value for metric in graph.metrics if metric.key == "latency/p50_ms"
+    }
+    measured = {
+        label: next(each.p50_ms for each in report.variants if each.name == "onnxruntime-cpu/fp32")
+        for label, report in latency.items()
+    }
+    assert logged == {1: measured["opt"], 2: measured["max"]}
 
 
 def test_an_engine_that_cannot_run_here_is_built_and_not_measured_and_never_passed(store):
