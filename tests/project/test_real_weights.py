@@ -60,7 +60,7 @@ def test_a_file_of_tensorflow_goes_by_the_command_line_too(store, tmp_path, caps
     shipped = pitch()
     np.savez(tmp_path / "sound.npz", **shipped.example)
     axes = "serving_default_input_2:0:0=N:1:1:2"
-    words = ["--onnx", str(shipped.model), "--example", str(tmp_path / "sound.npz")]
+    words = ["--onnx", str(shipped.model), "--input-example", str(tmp_path / "sound.npz")]
     assert main.main(["clean", *words, "--dynamic-axes", axes]) == DONE
     cleaned = capsys.readouterr().out.strip()
     words = ["--model-uri", cleaned, "--registered-model-name", "pitch", "--precisions", "fp32"]
