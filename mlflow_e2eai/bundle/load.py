@@ -104,7 +104,10 @@ def _open_best(
         return model
     if reason := unfit or next(iter(failures.values()), None):
         raise reason
-    msg = "No variant of this bundle passed its comparison with the PyTorch model; name one to run."
+    msg = (
+        f"No variant of this bundle passed its comparison with the {variants.subject}; "
+        f"name one to run."
+    )
     raise RunnerError(msg)
 
 

@@ -36,6 +36,7 @@ from mlflow_e2eai.artifacts.weight_files import link, verify_graph
 from mlflow_e2eai.errors import ArtifactError, InvalidInputError
 from mlflow_e2eai.evaluation.effort import EvidenceLevel
 from mlflow_e2eai.evaluation.evidence import Evidence, MachineEvidence, machine_name
+from mlflow_e2eai.evaluation.variants import FILE
 from mlflow_e2eai.latency.report import LatencyReport
 from mlflow_e2eai.precision.stage import PrecisionReport
 from mlflow_e2eai.pytorch.stage import ExportReport
@@ -122,6 +123,16 @@ class Manifest:
     def files(self) -> tuple[OnnxArtifact | EngineArtifact, ...]:
         """Graphs and engines, each of which is a file."""
         return (*self.graphs, *self.engines)
+
+    @property
+    def reference(self) -> str | None:
+        """The variant that all others are compared with, if there is evidence of it."""
+        return next((entry.variant for entry in self.evidence if entry.sha256 is None), None)
+
+    @property
+    def subject(self) -> str:
+        """The reference in words."""
+        return "ONNX file" if self.reference == FILE else "PyTorch module"
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:

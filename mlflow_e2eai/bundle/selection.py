@@ -104,10 +104,12 @@ class RankedVariants:
         names: All variants: engines, graphs with ONNX Runtime on a GPU, on the CPU.
         errors: The error of each variant that is chosen here by its name only.
         ranked: The others, the best one first.
+        subject: What they were compared with, in words.
     """
 
     def __init__(self, manifest: Manifest, goal: Goal) -> None:
         self._goal = goal
+        self.subject = manifest.subject
         self._machines = manifest.by_machine
         self._runners = [
             [engine_variant(engine) for engine in manifest.engines],
@@ -335,12 +337,16 @@ def _distrust(
     every = [
         (there, entry) for there in machines for entry in there.evidence if entry.variant == variant
     ]
-    here = [entry for there, entry in every if entry.measured and _is_alike(there, on_cpu=on_cpu)]
-    for entry in here[:1] or [entry for _, entry in every]:
+    here = [
+        (there, entry)
+        for there, entry in every
+        if entry.measured and _is_alike(there, on_cpu=on_cpu)
+    ]
+    for there, entry in here[:1] or every:
         if entry.rejected:
             return RunnerError(f"{variant} was measured not to be worth it; name it to run it.")
         if entry.measured and not entry.passed:
-            return RunnerError(f"{variant} failed its comparison with the PyTorch model.")
+            return RunnerError(f"{variant} failed its comparison with the {there.subject}.")
     return None
 
 

@@ -8,6 +8,7 @@ error is compared with its own magnitude, over all samples.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -68,7 +69,9 @@ class _Axis:
 class SliceSums:
     """Running sums over the slices of one output, by axis and its size.
 
-    The first axis counts items, or is taken to: its slices are not compared.
+    The first axis counts items, or is taken to, and an axis that was seen at two sizes counts
+    positions, such as the columns of images: there an index has no unit of its own, and its slice
+    may be small beside the others for good reasons. The slices along both are not compared.
     """
 
     axes: dict[tuple[int, int], _Axis] = field(default_factory=dict)
@@ -137,7 +140,10 @@ class SliceSums:
 
     def _worst_by_axis(self, limit: float) -> Iterator[SliceError]:
         peak = max((float(sums.peak.max()) for sums in self.axes.values()), default=0.0)
+        sizes_seen = Counter(axis for axis, _ in self.axes)
         for (axis, size), sums in self.axes.items():
+            if sizes_seen[axis] > 1:
+                continue
             compared = np.flatnonzero(sums.peak > FLOOR * peak)
             if not compared.size or sums.elements < FEW:
                 continue

@@ -50,7 +50,7 @@ For the other precisions it is half of the tolerance, as rounding alone comes ne
 """
 
 SLICE_NOISE_TO_SIGNAL: Mapping[str, float] = {
-    "fp32": 2e-3,
+    "fp32": 5e-3,
     "tf32": 1e-1,
     "fp16": 1e-1,
     "bf16": 4e-1,
@@ -62,8 +62,9 @@ SLICE_NOISE_TO_SIGNAL: Mapping[str, float] = {
 Wider than `NOISE_TO_SIGNAL`, as a slice may be small for good reasons: an error in a logit is a
 relative error in its probability, however small that is, and logits of 30 are off by 0.03 in fp16
 and by 0.25 in bf16. Seen on ten networks with random and seven with trained weights: 6e-6 in fp32,
-7e-3 in fp16 and 0.39 in int8 (a box offset of MTCNN's ONet, over 7 elements). A slice that is lost
-has 1.
+7e-3 in fp16 and 0.39 in int8 (a box offset of MTCNN's ONet, over 7 elements); and 2.3e-3 in fp32
+between two runs of one file with and without ONNX Runtime's optimisations (PP-OCRv4's detection, a
+column of an image where text is all but excluded). A slice that is lost has 1.
 """
 
 FEW = 64

@@ -154,7 +154,8 @@ def _name_axes(model: onnx.ModelProto, dynamic_axes: DynamicAxes) -> None:
             if not 0 <= position < len(shape) or not isinstance(shape[position], str):
                 msg = (
                     f"dynamic_axes names axis {position} of {name!r}, but the file leaves no such "
-                    f"size open; its inputs are {_words(inputs)}."
+                    f"size open, its inputs are {_words(inputs)}; leave that axis out, or open it "
+                    f"in the file, by onnx.tools.update_model_dims or a new export."
                 )
                 raise InvalidInputError(msg)
             dim = values[name].type.tensor_type.shape.dim[position]

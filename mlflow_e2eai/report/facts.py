@@ -231,16 +231,6 @@ def benchmarks_by_size(latency: Mapping[str, LatencyReport]) -> list[tuple[str, 
     return [(f"{label}, {items_text(report.items)}", report) for label, report in order]
 
 
-def reference_of(manifest: Manifest) -> str | None:
-    """The variant that all others are compared with, if there is evidence of it."""
-    return next((entry.variant for entry in manifest.evidence if entry.sha256 is None), None)
-
-
-def subject_of(manifest: Manifest) -> str:
-    """The reference in words."""
-    return "ONNX file" if reference_of(manifest) == FILE else "PyTorch module"
-
-
 class Ratios:
     """Ratios of the times of two variants, at the sizes that engines are tuned for.
 
@@ -276,7 +266,7 @@ class Ratios:
 
 def ratios_of(manifest: Manifest, ratios: Ratios) -> dict[str, Ratio]:
     """How many times as long as the reference each variant takes, where both were timed."""
-    reference = reference_of(manifest)
+    reference = manifest.reference
     pairs = ((entry.variant, ratios.of(entry.variant, reference)) for entry in manifest.evidence)
     return {name: ratio for name, ratio in pairs if ratio is not None}
 

@@ -35,7 +35,6 @@ from mlflow_e2eai.report.facts import (
     named_spots,
     on_machines,
     pareto_rows,
-    reference_of,
     rows_of,
     step_name,
     tuned_sizes,
@@ -160,7 +159,7 @@ def _quiet_lines(axes: Axes, lines: Sequence[Sequence[_Point]]) -> None:
 
 def pareto_picture(manifest: Manifest, where: str = "") -> Picture | None:
     """Largest error against latency, both logarithmic; None when nothing has both."""
-    report, reference = tuned_sizes(manifest), reference_of(manifest)
+    report, reference = tuned_sizes(manifest), manifest.reference
     rows = [
         row
         for row in rows_of(manifest)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from mlflow_e2eai.evaluation.evidence import Evidence
@@ -43,19 +43,21 @@ def export_tags(report: ExportReport) -> dict[str, str]:
 
 def stepped_metrics(
     evidence: Evidence, latency: Mapping[str, LatencyReport]
-) -> Iterator[tuple[int, dict[str, float]]]:
+) -> dict[int, dict[str, float]]:
     """Metrics by step: latency by items, throughput by callers.
 
-    Of the corners with as many items, as two axes make them, the first is taken: a store takes one
-    number for a step.
+    MLflow stores one value of a metric at a step. Where several sizes have as many items, the first
+    counts: opt stands before min, max and the mixed corners.
     """
+    steps: dict[int, dict[str, float]] = {}
     for load in () if evidence.loads is None else evidence.loads.loads:
-        yield load.threads, {"concurrency/items_per_s": load.items_per_s}
-    first = {report.items: report for report in [*latency.values()][::-1]}
-    for report in first.values():
+        steps.setdefault(load.threads, {})["concurrency/items_per_s"] = load.items_per_s
+    for report in latency.values():
         for entry in report.variants:
             if entry.name == evidence.variant:
-                yield report.items, latency_metrics(entry)
+                row = steps.setdefault(report.items, {})
+                steps[report.items] = latency_metrics(entry) | row
+    return steps
 
 
 def latency_metrics(entry: Latency) -> dict[str, float]:
@@ -114,7 +116,7 @@ def log_metrics(
     *,
     run_id: str,
     model_id: str | None = None,
-    steps: Iterable[tuple[int, Mapping[str, float]]] = (),
+    steps: Mapping[int, Mapping[str, float]] | None = None,
     tags: Mapping[str, str] | None = None,
 ) -> None:
     """Log metrics on a run and its model, with tags of the run, in one request.
@@ -134,7 +136,7 @@ def log_metrics(
     from mlflow.utils.time import get_current_time_millis
 
     client, now = MlflowClient(), get_current_time_millis()
-    rows = [(0, metrics), *steps]
+    rows = [(0, metrics), *(steps or {}).items()]
     finite = [
         Metric(name, value, now, step, model_id=model_id, run_id=run_id)
         for step, numbers in rows

@@ -284,7 +284,7 @@ def test_a_choice_says_why_each_other_variant_was_not_taken(made, monkeypatch):
     assert set(reasons) == set(candidates.names) - {ENGINE32}
     assert "a GPU of sm00" in reasons[ENGINE16]
     assert reasons[CUDA32] == (f"measured to be worse for latency, {CUDA32} 2 ms, {ENGINE32} 1 ms.")
-    assert reasons[CPU16] == f"{CPU16} failed its comparison with the PyTorch model."
+    assert reasons[CPU16] == f"{CPU16} failed its comparison with the PyTorch module."
     assert reasons[CPU32] == (
         f"it was not measured against {ENGINE32} on such a machine for latency, and comes after it."
     )

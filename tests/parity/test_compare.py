@@ -323,6 +323,30 @@ def test_the_error_is_a_share_of_the_largest_magnitude_of_the_whole_output():
     assert not compare(right, given, [{}], tolerance=0.0009).passed
 
 
+def images(*widths: int) -> list[Tensors]:
+    """Images that are nearly empty in column 3."""
+    random = np.random.default_rng(0)
+    made = [random.uniform(0.5, 1, (1, 1, 16, width)).astype(np.float32) for width in widths]
+    for image in made:
+        image[..., 3] *= 1e-4
+    return [{"x": image} for image in made]
+
+
+def off_by_two_percent_in_column_3(tensors: Tensors) -> Tensors:
+    image = tensors["x"].copy()
+    image[..., 3] *= 1.02
+    return {"y": image}
+
+
+def test_a_small_column_is_compared_with_itself_where_all_images_have_one_width():
+    report = compare(identity, off_by_two_percent_in_column_3, images(8, 8))
+    assert kinds(report) == {"slice"}
+
+
+def test_a_column_of_images_of_several_widths_has_no_unit_of_its_own():
+    assert compare(identity, off_by_two_percent_in_column_3, images(8, 12)).passed
+
+
 def test_an_error_of_just_the_tolerance_passes():
     assert compare(always(1), always(1.25), [{}], tolerance=0.25).passed
     assert compare(always(1), always(1), [{}], tolerance=0).passed

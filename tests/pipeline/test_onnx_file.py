@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import mlflow
 import numpy as np
 import onnx
 import pytest
 
 import mlflow_e2eai
-from mlflow_e2eai import Axis, tracking
+from mlflow_e2eai import Axis, bundle, tracking
+from mlflow_e2eai.bundle.load import load
 from mlflow_e2eai.cli import main
 from mlflow_e2eai.cli.results import DONE
-from mlflow_e2eai.errors import ArtifactError, InvalidInputError
+from mlflow_e2eai.errors import ArtifactError, InvalidInputError, RunnerError
 from mlflow_e2eai.evaluation.stage import evaluate
 from mlflow_e2eai.evaluation.variants import FILE
 from mlflow_e2eai.flavor import repackage
@@ -162,6 +165,21 @@ def test_a_file_that_is_the_reference_is_timed_where_the_others_are(path, tmp_pa
             itself, [cleaned], [], example, name=FILE, raw=raw, timed=across_a_pipe
         )
     assert FILE in [entry.name for entry in latency["opt"].variants]
+
+
+def test_a_file_whose_variants_all_failed_is_not_called_a_pytorch_model(path, tmp_path):
+    saved = tmp_path / "saved"
+    mlflow_e2eai.save_model(path, saved, dynamic_axes=AXES, precisions=("fp32",))
+    stored = bundle.find(saved)
+    manifest = bundle.audit(bundle.read(stored), stored)
+    evidence = tuple(
+        entry if entry.sha256 is None else dataclasses.replace(entry, reason="planted")
+        for entry in manifest.evidence
+    )
+    spoilt = dataclasses.replace(manifest, evidence=evidence)
+    bundle.write(tmp_path / "spoilt", spoilt, bundle.read_example(stored))
+    with pytest.raises(RunnerError, match="passed its comparison with the ONNX file; name one"):
+        load(tmp_path / "spoilt")
 
 
 def test_a_file_is_logged_by_its_path_and_saved(store, path, tmp_path):

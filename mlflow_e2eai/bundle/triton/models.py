@@ -106,7 +106,7 @@ def _excluded_files(manifest: Manifest) -> dict[str, str]:
     reasons = {}
     for entry in manifest.all_evidence:
         if entry.sha256 is not None and entry.measured and not entry.passed:
-            reasons[entry.sha256] = "failed its comparison with the PyTorch model"
+            reasons[entry.sha256] = f"failed its comparison with the {manifest.subject}"
         elif entry.sha256 is not None and entry.rejected:
             reasons[entry.sha256] = "is not worth its precision"
     return reasons

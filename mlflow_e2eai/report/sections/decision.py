@@ -13,7 +13,6 @@ from mlflow_e2eai.report.facts import (
     Section,
     is_raw,
     on_machines,
-    reference_of,
     refused_conversions,
     rows_of,
     task_names,
@@ -158,7 +157,7 @@ def _machine(manifest: Manifest, where: str, ratios: Mapping[str, Ratio]) -> dic
     size = "" if report is None else f" at {report.items}"
     caption = (
         f"Largest absolute error over all comparisons, and latency{size} against "
-        f"{reference_of(manifest) or 'the reference'}, with the 99 % interval of the ratio; "
+        f"{manifest.reference or 'the reference'}, with the 99 % interval of the ratio; "
         f"“within the noise” where it holds 1.{f' Measured{where}.' if where else ''}"
     )
     return {

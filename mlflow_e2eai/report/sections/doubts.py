@@ -13,7 +13,6 @@ from mlflow_e2eai.report.facts import (
     benchmarks_by_size,
     is_raw,
     on_machines,
-    subject_of,
     worst_outcomes,
 )
 from mlflow_e2eai.report.formats import sentence
@@ -53,7 +52,7 @@ def doubts(manifest: Manifest) -> Iterator[tuple[str, bool]]:
     evidence = manifest.all_evidence
     outcomes = [*worst_outcomes(evidence).values()]
     if "unsteady" in outcomes:
-        subject = subject_of(manifest)
+        subject = manifest.subject
         text = f"The {subject} does not agree with itself: comparisons with it mean little."
         yield text, False
     if any(is_raw(entry) and not entry.passed for entry in evidence):

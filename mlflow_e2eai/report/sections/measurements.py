@@ -9,7 +9,7 @@ from mlflow_e2eai.bundle.manifest import Manifest
 from mlflow_e2eai.evaluation.evidence import ADVISORY, SAMPLES
 from mlflow_e2eai.latency.report import Latency, LatencyReport
 from mlflow_e2eai.parity.report import Element, OutputParity, ParityReport
-from mlflow_e2eai.report.facts import Section, benchmarks_by_size, median_interval, subject_of
+from mlflow_e2eai.report.facts import Section, benchmarks_by_size, median_interval
 from mlflow_e2eai.report.formats import time_text
 from mlflow_e2eai.report.plots import latency_picture, pareto_picture
 from mlflow_e2eai.report.sections.doubts import tag
@@ -50,7 +50,7 @@ def pareto_section(manifest: Manifest) -> Section | None:
     picture = pareto_picture(manifest)
     if picture is None:
         return None
-    context = {"picture": picture, "subject": subject_of(manifest)}
+    context = {"picture": picture, "subject": manifest.subject}
     return Section("pareto", "Error against latency", context)
 
 
@@ -73,7 +73,7 @@ def parity_section(manifest: Manifest) -> Section | None:
     left_out = {
         label: reason for entry in manifest.evidence for label, reason in entry.left_out.items()
     }
-    context = {"subject": subject_of(manifest), "variants": variants, "left_out": left_out}
+    context = {"subject": manifest.subject, "variants": variants, "left_out": left_out}
     return Section("parity", "Parity", context)
 
 

@@ -9,7 +9,7 @@ from typing import TypeAlias
 from mlflow_e2eai.artifacts.values import EngineArtifact, OnnxArtifact
 from mlflow_e2eai.bundle.manifest import Manifest
 from mlflow_e2eai.pytorch.stage import ExportReport
-from mlflow_e2eai.report.facts import Origin, Section, subject_of
+from mlflow_e2eai.report.facts import Origin, Section
 from mlflow_e2eai.report.formats import NONE, one_line, sentence
 
 File: TypeAlias = OnnxArtifact | EngineArtifact
@@ -44,7 +44,7 @@ def lineage_section(manifest: Manifest, origin: Origin) -> Section:
         "origin": origin,
         "location": list(_location(origin)),
         "exported": [] if manifest.export is None else _export_rows(manifest.export),
-        "subject": subject_of(manifest),
+        "subject": manifest.subject,
         "source_model": manifest.source_model,
         "roots": roots,
         "files": [(_name(file), file) for file in manifest.files],

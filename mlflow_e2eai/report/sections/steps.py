@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mlflow_e2eai.bundle.manifest import Manifest
-from mlflow_e2eai.report.facts import Ratios, Section, in_order, step_name, subject_of
+from mlflow_e2eai.report.facts import Ratios, Section, in_order, step_name
 from mlflow_e2eai.report.sections.intervals import interval_signs
 
 
@@ -19,5 +19,5 @@ def steps_section(manifest: Manifest, ratios: Ratios) -> Section | None:
         for entry in entries
     ]
     signs = interval_signs({name: r for name, r in by_variant.items() if r is not None})
-    context = {"subject": subject_of(manifest), "steps": steps, "signs": signs}
+    context = {"subject": manifest.subject, "steps": steps, "signs": signs}
     return Section("steps", "Step by step", context)
