@@ -22,7 +22,7 @@ from mlflow_e2eai.evaluation import variants
 from mlflow_e2eai.evaluation.effort import EFFORTS
 from mlflow_e2eai.evaluation.variants import engine_variant
 
-_BRIEF = dataclasses.replace(EFFORTS["standard"], latency_s=1.0)
+_BRIEF = dataclasses.replace(EFFORTS["standard"], latency_s=1.0, other_latency_s=1.0)
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """One call of `log_model` for benchmarks/whole.py, in a process of its own.
 
-``python whole_ours.py CASE LEVEL FOLDER`` prints the seconds of the call and of its imports as
-JSON. The store in the folder is new; it is made before the call, as a server would be, and the model
+``python whole_ours.py CASE LEVEL FOLDER`` prints the seconds of the call, of a second one of the
+digits, and of the imports before, as JSON. The store in the folder is new; it is made before the call, as a server would be, and the model
 is trained or read before it too.
 """
 
@@ -11,7 +11,10 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
+
+if TYPE_CHECKING:
+    from mlflow_e2eai.evaluation.effort import EvidenceLevel
 
 ROOT = Path(__file__).parents[1]
 
@@ -51,7 +54,7 @@ def minilm() -> dict[str, Any]:
 CASES = {"CNN": small_cnn, "digits": digits, "MiniLM": minilm}
 
 
-def main(case: str, level: str, folder: Path) -> None:
+def main(case: str, level: EvidenceLevel, folder: Path) -> None:
     """Log one model once, and print what it took.
 
     Raises:
@@ -72,12 +75,16 @@ def main(case: str, level: str, folder: Path) -> None:
     begun = time.perf_counter()
     info = log_model(name=case, registered_model_name=case, evidence=level, **arguments)
     ended = time.perf_counter()
+    seconds = {"imports": imported - started, "call": ended - begun}
+    if case == "digits":
+        log_model(name=case, registered_model_name=case, evidence=level, **arguments)
+        seconds["again"] = time.perf_counter() - ended
     manifest = mlflow_e2eai.load_model(info.model_uri).manifest
     wrong = [each.variant for each in manifest.evidence if each.measured and not each.passed]
     if wrong or {graph.precision for graph in manifest.graphs} != {"fp32", "fp16"}:
         sys.exit(f"{case}: {wrong or 'fp16 is missing'}")
-    print(json.dumps({"imports": imported - started, "call": ended - begun}))
+    print(json.dumps(seconds))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], Path(sys.argv[3]))
+    main(sys.argv[1], cast("EvidenceLevel", sys.argv[2]), Path(sys.argv[3]))

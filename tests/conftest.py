@@ -175,7 +175,9 @@ def budgets():
     from mlflow_e2eai.latency.measure import BUDGET_S
 
     short = {
-        level: replace(effort, latency_s=0.05, load_s=min(effort.load_s, 0.02))
+        level: replace(
+            effort, latency_s=0.05, other_latency_s=0.05, load_s=min(effort.load_s, 0.02)
+        )
         for level, effort in EFFORTS.items()
     }
     return {

@@ -31,7 +31,8 @@ class Effort:
         rounds: Rounds of latency at the first size, at most.
         other_rounds: The same at each other size.
         enough: See `latency.measure.benchmark`.
-        latency_s: Seconds for the rounds of each size.
+        latency_s: Seconds for the rounds at the first size.
+        other_latency_s: The same at each other size.
         load_s: Seconds for each number of callers at once, at most; with 0 there is no such
             measure.
     """
@@ -44,6 +45,7 @@ class Effort:
     other_rounds: int
     enough: float
     latency_s: float
+    other_latency_s: float
     load_s: float
 
 
@@ -57,6 +59,7 @@ EFFORTS: Mapping[EvidenceLevel, Effort] = {
         other_rounds=FIRST_LOOK,
         enough=ENOUGH,
         latency_s=2.0,
+        other_latency_s=1.0,
         load_s=0.0,
     ),
     "standard": Effort(
@@ -67,8 +70,9 @@ EFFORTS: Mapping[EvidenceLevel, Effort] = {
         rounds=ROUNDS,
         other_rounds=FIRST_LOOK,
         enough=ENOUGH,
-        latency_s=BUDGET_S,
-        load_s=LOAD_S / 5,
+        latency_s=3.0,
+        other_latency_s=1.0,
+        load_s=LOAD_S / 10,
     ),
     "thorough": Effort(
         exported=True,
@@ -79,6 +83,7 @@ EFFORTS: Mapping[EvidenceLevel, Effort] = {
         other_rounds=1000,
         enough=1.0,
         latency_s=4 * BUDGET_S,
+        other_latency_s=4 * BUDGET_S,
         load_s=LOAD_S,
     ),
 }

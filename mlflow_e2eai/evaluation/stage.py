@@ -163,7 +163,7 @@ def _together(
 ) -> None:
     """Fill `latency` sample by sample, so that measurements before a crash are retained."""
     window_ms = WARM_WINDOW_MS if gpu_name() is None else WINDOW_MS
-    rounds = effort.rounds
+    rounds, budget_s = effort.rounds, effort.latency_s
     with isolated_together(openers) as there:
         for label, sample in progress(samples.items(), "measure latency", unit="sizes"):
             latency[label] = there.benchmark(
@@ -171,10 +171,11 @@ def _together(
                 reference,
                 rounds=rounds,
                 enough=effort.enough,
-                budget_s=effort.latency_s,
+                budget_s=budget_s,
                 window_ms=window_ms,
             )
-            window_ms, rounds = WARM_WINDOW_MS, effort.other_rounds
+            window_ms = WARM_WINDOW_MS
+            rounds, budget_s = effort.other_rounds, effort.other_latency_s
 
 
 # The step that lost the accuracy.
