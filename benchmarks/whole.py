@@ -162,8 +162,8 @@ def table(runs: Mapping[tuple[str, str], Sequence[Run]]) -> list[str]:
     """A row for each case and level."""
     peer = runs["CNN", PEER]
     lines = [
-        "| model | way | s, the call | s, its process | s, the next call | times Olive's call "
-        "| and process |",
+        ("| model | way | s, the call | s, its process | s, the next call | times Olive's call "
+        "| and process |"),
         "|---|---|---|---|---|---|---|",
     ]
     for (case, level), taken in runs.items():
@@ -199,11 +199,10 @@ def goals(runs: Mapping[tuple[str, str], Sequence[Run]]) -> list[str]:
         )
     for (case, level), limit_s in GOALS_S.items():
         taken = runs[case, level]
-        calls = {"first": [each.call for each in taken], "next": [each.again for each in taken]}
-        for name, values in calls.items():
-            known = [value for value in values if value is not None]
-            if known:
-                seconds = statistics.median(known)
+        again = [each.again for each in taken if each.again is not None]
+        for name, values in (("first", [each.call for each in taken]), ("next", again)):
+            if values:
+                seconds = statistics.median(values)
                 lines.append(
                     f"- {case}, {level}, the {name} call of a process: at most {limit_s:g} s: "
                     f"{_word(reached=seconds <= limit_s)}, {seconds:.1f}."
