@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -18,7 +19,10 @@ import mlflow_e2eai
 from mlflow_e2eai.artifacts.values import Axis, Tensors
 from mlflow_e2eai.evaluation import stage as evaluation_stage
 from mlflow_e2eai.evaluation import variants
+from mlflow_e2eai.evaluation.effort import EFFORTS
 from mlflow_e2eai.evaluation.variants import engine_variant
+
+_BRIEF = dataclasses.replace(EFFORTS["standard"], latency_s=1.0)
 
 
 @contextmanager
@@ -34,7 +38,7 @@ def on_this_gpu() -> Iterator[None]:
 
     with (
         mock.patch.object(evaluation_stage, "variants_of", variants_of),
-        mock.patch.object(evaluation_stage, "BUDGET_S", 1.0),
+        mock.patch.object(evaluation_stage, "EFFORTS", {"standard": _BRIEF}),
     ):
         yield
 

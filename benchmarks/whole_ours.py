@@ -11,7 +11,10 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
+
+if TYPE_CHECKING:
+    from mlflow_e2eai.evaluation.effort import EvidenceLevel
 
 ROOT = Path(__file__).parents[1]
 
@@ -51,7 +54,7 @@ def minilm() -> dict[str, Any]:
 CASES = {"CNN": small_cnn, "digits": digits, "MiniLM": minilm}
 
 
-def main(case: str, level: str, folder: Path) -> None:
+def main(case: str, level: EvidenceLevel, folder: Path) -> None:
     """Log one model once, and print what it took.
 
     Raises:
@@ -80,4 +83,4 @@ def main(case: str, level: str, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], Path(sys.argv[3]))
+    main(sys.argv[1], cast("EvidenceLevel", sys.argv[2]), Path(sys.argv[3]))

@@ -36,6 +36,12 @@ def _rebuilt(kind: type[E2EAIError], args: tuple[Any, ...], fields: dict[str, An
     return error
 
 
+def brief(error: BaseException, limit: int = 300) -> str:
+    """The message of an error on one line."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= limit else f"{text[:limit]}…"
+
+
 class InvalidInputError(E2EAIError, ValueError):
     """An argument, input example, axis, target or file that the caller gave is wrong."""
 

@@ -7,6 +7,7 @@ import os
 import shutil
 import sqlite3
 import sys
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 
 import pytest
@@ -169,14 +170,17 @@ def store(empty_store, isolated, tmp_path, monkeypatch):
 
 @pytest.fixture(scope="session")
 def budgets():
-    """Seconds for which models are timed, by the name that holds them."""
-    from mlflow_e2eai.evaluation import examination
+    """For how long models are timed, by the name that holds it."""
+    from mlflow_e2eai.evaluation.effort import EFFORTS
     from mlflow_e2eai.latency.measure import BUDGET_S
 
+    short = {
+        level: replace(effort, latency_s=0.05, load_s=min(effort.load_s, 0.02))
+        for level, effort in EFFORTS.items()
+    }
     return {
-        "mlflow_e2eai.evaluation.stage.BUDGET_S": (BUDGET_S, 0.05),
+        "mlflow_e2eai.evaluation.stage.EFFORTS": (EFFORTS, short),
         "mlflow_e2eai.promotion.stage.BUDGET_S": (BUDGET_S, 0.5),
-        "mlflow_e2eai.evaluation.examination.LOAD_S": (examination.LOAD_S, 0.02),
     }
 
 

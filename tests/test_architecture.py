@@ -242,7 +242,7 @@ PRIVATE_WORDS = {
 }
 # Values that MLflow's flavors, a pipeline and PyTorch's exporters take are arguments by name of
 # these.
-MANY_ARGUMENTS = {"log_model", "save_model", "export"}
+MANY_ARGUMENTS = {"benchmark", "export", "log_model", "save_model"}
 
 
 class Definition(NamedTuple):

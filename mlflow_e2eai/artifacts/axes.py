@@ -38,6 +38,16 @@ def corners(axes: tuple[Axis, ...]) -> dict[str, dict[str, int]]:
     return unique
 
 
+FEW = 4
+"""Size of the axes where other values are tried: enough for an order and for duplicates."""
+
+
+def few_sizes(axes: tuple[Axis, ...]) -> dict[str, int]:
+    """The smallest size of each axis that is at least `FEW`, but no more than its opt."""
+    least = {axis: -(-max(axis.min, FEW) // axis.multiple) * axis.multiple for axis in axes}
+    return {axis.name: min(size, axis.opt) for axis, size in least.items()}
+
+
 MOST_INNER = 10
 """Sizes between the corners at most, for each axis."""
 

@@ -34,6 +34,7 @@ from mlflow_e2eai.artifacts.values import (
 )
 from mlflow_e2eai.artifacts.weight_files import link, verify_graph
 from mlflow_e2eai.errors import ArtifactError, InvalidInputError
+from mlflow_e2eai.evaluation.effort import EvidenceLevel
 from mlflow_e2eai.evaluation.evidence import Evidence, MachineEvidence, machine_name
 from mlflow_e2eai.latency.report import LatencyReport
 from mlflow_e2eai.precision.stage import PrecisionReport
@@ -74,6 +75,8 @@ class Manifest:
         export: The export report; None where an ONNX file was the source.
         conversions: The report of each conversion.
         elsewhere: Evidence of other machines.
+        level: How much was compared and measured; see `evaluation.effort`. None where a version of
+            this package wrote it that had no levels.
     """
 
     format_version: int
@@ -88,6 +91,7 @@ class Manifest:
     export: ExportReport | None = None
     conversions: tuple[PrecisionReport, ...] = ()
     elsewhere: tuple[MachineEvidence, ...] = ()
+    level: EvidenceLevel | None = None
 
     @property
     def by_machine(self) -> tuple[Manifest, ...]:

@@ -117,7 +117,7 @@ VERBS = {
             summary="Evaluate a graph, engine or bundle, on this machine or on its GPU.",
             function="fleet.distributed:evaluate",
             printer="cli.results:print_evidence",
-            options=("model_uri", "batch_sizes", *_WORKERS),
+            options=("model_uri", "batch_sizes", "evidence", *_WORKERS),
             takes=("clean", "convert", "compile", "package"),
             example="models:/digits/1 --batch-sizes 16,32",
         ),
@@ -128,7 +128,7 @@ VERBS = {
             printer="cli.results:print_bundle",
             options=(
                 *("model_uri", "name", "registered_model_name", *_EXPORT, "surgery", "precisions"),
-                *("targets", "keep_fp32", "batch_sizes", *_BUILD),
+                *("targets", "keep_fp32", "batch_sizes", "evidence", *_BUILD),
             ),
             takes=("source", "import"),
             example="--registered-model-name digits --targets sm86,sm89",

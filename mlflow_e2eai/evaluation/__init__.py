@@ -4,6 +4,7 @@ Each variant's native code runs in a worker process (runtime/), where it is load
 timed. The PyTorch module stays here, as the reference of all.
 
 stage            `evaluate`: each variant by itself, then all in turns
+effort           how much, by the level of evidence
 variants         names of variants, and their runners
 examination      what runs in each worker
 data             the caller's evaluation data, batch by batch

@@ -13,6 +13,7 @@ from mlflow_e2eai.parity.report import ParityReport
 SAMPLES: Mapping[str, str] = {
     "profile": "corners of the profile",
     "sizes": "sizes between the corners",
+    "values": "other masks, integers and numbers",
     "edges": "zeros and denormals",
     "large": "large numbers",
     "rounded": "rounded as a GPU rounds",
@@ -35,10 +36,11 @@ class Evidence:
         measured: Whether it was run here. What was not measured has not passed.
         reason: Why it was not measured, or how the measurement failed; None when all went well.
         parity: Against the PyTorch module, by kind of sample: ``profile`` for the input example at
-            every corner of the profile, ``sizes`` for it at sizes between, ``edges`` for zeros and
-            denormal numbers in its place, ``large`` for numbers larger than any in it, ``rounded``
-            for the corners again with every fp16 value rounded to fp16, as a GPU does and the CPU
-            does not, ``data`` for the caller's evaluation data.
+            every corner of the profile, ``sizes`` for it at sizes between, ``values`` for other
+            masks, integers and numbers, ``edges`` for zeros and denormal numbers in its place,
+            ``large`` for numbers larger than any in it, ``rounded`` for the corners again with
+            every fp16 value rounded to fp16, as a GPU does and the CPU does not, ``data`` for the
+            caller's evaluation data.
         before: The variant before the last step: the file that this one's was made from, on the
             plainest runner. None for the PyTorch module and where that did not run.
         against_before: The same comparison on the profile's corners, with `before` as the
@@ -52,6 +54,8 @@ class Evidence:
             not stays out of the bundle.
         untimed: Reason why it has no latency; None where it was timed, or not measured.
         sizes: Labels of the sizes between the corners that it was compared at, such as ``N=3``.
+        values: Labels of the other values that it was compared on, such as ``mask: some False``.
+        left_out: Reasons why other values were not compared, by label; of the reference.
     """
 
     variant: str
@@ -68,6 +72,12 @@ class Evidence:
     worth: QuantizationVerdict | None = None
     untimed: str | None = None
     sizes: tuple[str, ...] = ()
+    values: tuple[str, ...] = ()
+    left_out: Mapping[str, str] = field(default_factory=dict)
+
+    def labels(self, kind: str) -> tuple[str, ...]:
+        """Labels of the samples of a kind, where they have any."""
+        return {"sizes": self.sizes, "values": self.values}.get(kind, ())
 
     @property
     def passed(self) -> bool:

@@ -13,10 +13,11 @@ from mlflow_e2eai.artifacts.values import Array, Infer, OnnxArtifact, Tensors
 from mlflow_e2eai.errors import InvalidInputError, RunnerError
 from mlflow_e2eai.evaluation.data import EvaluationData
 from mlflow_e2eai.evaluation.data import calls as in_calls
+from mlflow_e2eai.evaluation.effort import Effort
 from mlflow_e2eai.evaluation.evidence import ADVISORY, Evidence
 from mlflow_e2eai.evaluation.metrics import scores
 from mlflow_e2eai.evaluation.variants import Variant
-from mlflow_e2eai.parity.comparison import REPEATS, compare
+from mlflow_e2eai.parity.comparison import compare
 from mlflow_e2eai.parity.report import ParityReport
 from mlflow_e2eai.parity.samples import edge_samples
 from mlflow_e2eai.runtime.isolation import IsolatedRunner, isolated_onnxruntime
@@ -24,9 +25,6 @@ from mlflow_e2eai.runtime.isolation import IsolatedRunner, isolated_onnxruntime
 ROUNDED = frozenset({"rounded", "edges", "large"})
 """Kinds of sample that run with every value rounded as a GPU rounds it: they show overflows between
 two nodes, which ONNX Runtime's CPU kernels hide."""
-
-LOAD_S = 0.2
-"""Seconds for each number of callers at once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,23 +36,29 @@ class Examination:
         reference: Computes the expected outputs.
         corners: The input example at every corner of the profile.
         inner: The input example at sizes between, by label.
+        values: Samples with other values of the inputs, by label.
+        left_out: Reasons why the reference has none of other labels.
         turned: Samples with other numbers, by corner, where the model takes them.
         edges: Edge samples by kind.
         usual: Largest magnitude of each floating output on the first corner. At an edge an output
             may be nearly zero, and its error is then relative to this magnitude.
         graph: The graph with that profile.
         evaluation: Labelled data.
+        effort: How much is compared and measured.
     """
 
     name: str
     reference: Infer
     corners: Mapping[str, Tensors]
     inner: Mapping[str, Tensors]
+    values: Mapping[str, Tensors]
+    left_out: Mapping[str, str]
     turned: Mapping[str, Tensors]
     edges: Mapping[str, Sequence[Tensors]]
     usual: Mapping[str, float]
     graph: OnnxArtifact
     evaluation: EvaluationData | None
+    effort: Effort
 
     def reference_evidence(self) -> Evidence:
         """Compare the reference with itself: are its outputs the same twice?"""
@@ -67,6 +71,7 @@ class Examination:
             measured=True,
             parity={"profile": report},
             task=self.task(self.reference),
+            left_out=self.left_out,
         )
 
     def of(self, variant: Variant, there: IsolatedRunner, before: Infer | None) -> Evidence:
@@ -97,14 +102,14 @@ class Examination:
                     self.reference, samples, precision=variant.precision, **options
                 )
                 yield {"parity": dict(parity)}
-                if kind == "sizes":
-                    yield {"sizes": tuple(self.inner)}
+                if kind in ("sizes", "values"):
+                    yield {kind: tuple(self.inner if kind == "sizes" else self.values)}
         if variant.before != self.name and before is not None:
             yield {"against_before": self._against(before, variant, there)}
         if variant.shipped and self.evaluation is not None:
             yield {"task": self.task(there)}
-        if variant.shipped and variant.untimed is None:
-            yield {"loads": there.throughput(sample, budget_s=LOAD_S)}
+        if variant.shipped and variant.untimed is None and self.effort.load_s:
+            yield {"loads": there.throughput(sample, budget_s=self.effort.load_s)}
 
     def _comparisons(
         self, variant: Variant
@@ -117,10 +122,14 @@ class Examination:
             for sample in (self.corners[label], self.turned.get(label))
             if sample is not None
         ]
-        repeats = REPEATS if len(by_shape) == len(self.corners) else REPEATS // 2
-        yield "profile", by_shape, {"repeats": repeats, "threads": 2}
+        repeats = self.effort.repeats
+        if len(by_shape) > len(self.corners):
+            repeats = max(2, repeats // 2)
+        yield "profile", by_shape, {"repeats": repeats, "threads": self.effort.threads}
         if self.inner:
             yield "sizes", self.inner.values(), {"repeats": 1, "scales": self.usual}
+        if self.values:
+            yield "values", self.values.values(), {"repeats": 1, "scales": self.usual}
         if _is_rounded_late(variant):
             yield "rounded", self.corners.values(), {"repeats": 1}
         for kind, samples in self.edges.items():
@@ -165,7 +174,10 @@ def _open_emulated(variant: Variant, there: IsolatedRunner) -> Iterator[Isolated
         yield there
         return
     graph = cast("OnnxArtifact", variant.artifact)  # an engine rounds as a GPU does
-    with isolated_onnxruntime(graph.path, rounded=True, libraries=graph.libraries) as rounding:
+    opened = isolated_onnxruntime(
+        graph.path, precision=graph.precision, rounded=True, libraries=graph.libraries
+    )
+    with opened as rounding:
         yield rounding
 
 

@@ -9,8 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from mlflow_e2eai.artifacts.values import Array, Infer, Tensors
-from mlflow_e2eai.errors import InvalidInputError
-from mlflow_e2eai.pytorch.module import brief
+from mlflow_e2eai.errors import InvalidInputError, brief
 
 TaskMetric: TypeAlias = Callable[[Mapping[str, Any], Any], float]
 """Outputs by name and the labels -> a number, higher is better.

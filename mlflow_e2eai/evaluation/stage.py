@@ -6,13 +6,15 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 
+from mlflow_e2eai.artifacts.machine import gpu_name
 from mlflow_e2eai.artifacts.values import EngineArtifact, Infer, OnnxArtifact, Tensors
 from mlflow_e2eai.errors import E2EAIError, EngineMismatchError, MissingDependencyError, RunnerError
 from mlflow_e2eai.evaluation.data import EvaluationData
+from mlflow_e2eai.evaluation.effort import EFFORTS, Effort, EvidenceLevel
 from mlflow_e2eai.evaluation.evidence import Evidence
 from mlflow_e2eai.evaluation.examination import Examination, edges_of, magnitudes_of
-from mlflow_e2eai.evaluation.variants import TORCH, Variant, variants_of
-from mlflow_e2eai.latency.measure import BUDGET_S, WINDOW_MS, benchmark
+from mlflow_e2eai.evaluation.variants import FILE, TORCH, Variant, variants_of
+from mlflow_e2eai.latency.measure import WINDOW_MS, benchmark
 from mlflow_e2eai.latency.report import LatencyReport
 from mlflow_e2eai.parity.samples import (
     batch_samples,
@@ -20,13 +22,15 @@ from mlflow_e2eai.parity.samples import (
     profile_samples,
     turned_samples,
 )
+from mlflow_e2eai.parity.variations import taken_variations
 from mlflow_e2eai.pytorch.state import fast_path
 from mlflow_e2eai.runtime.isolation import Opener, isolated, isolated_together
 from mlflow_e2eai.runtime.progress import progress
 
 WARM_WINDOW_MS = 10.0
-"""A window of the warm-up at every size but the first, where processors and GPUs have raised their
-clocks: three of them are long enough for 30 calls of a millisecond."""
+"""A window of the warm-up where clocks have risen: at every size but the first, and without a GPU,
+as comparing has kept the processors busy. Three of them are long enough for 30 calls of a
+millisecond."""
 
 
 def evaluate(
@@ -39,6 +43,7 @@ def evaluate(
     raw: OnnxArtifact | None = None,
     evaluation: EvaluationData | None = None,
     batch_sizes: Sequence[int] = (),
+    level: EvidenceLevel = "standard",
     timed: Infer | None = None,
 ) -> tuple[list[Evidence], dict[str, LatencyReport]]:
     """Compare every variant with a reference, and measure the latency of all in turns.
@@ -53,6 +58,7 @@ def evaluate(
         evaluation: Labelled data.
         batch_sizes: Sizes of the leading axis at which latency is measured in addition to the
             corners of the profile.
+        level: How much is compared and measured; see `effort`.
         timed: The module alone, where other runners compute some outputs of the reference.
 
     Returns:
@@ -63,19 +69,27 @@ def evaluate(
         InvalidInputError: The profile does not admit a batch size, or a task metric does not accept
             the reference's outputs.
     """
+    effort = EFFORTS[level]
     sizes = batch_samples(example, graphs[0], batch_sizes)
     corners = profile_samples(example, graphs[0])
+    usual = reference(next(iter(corners.values())))
+    values, left_out = taken_variations(example, graphs[0], reference, usual)
     examination = Examination(
         name=name,
         reference=reference,
         corners=corners,
         inner=inner_samples(example, graphs[0], reference),
+        values=values,
+        left_out=left_out,
         turned=turned_samples(corners, reference),
         edges=edges_of(example, graphs[0], reference),
-        usual=magnitudes_of(reference(next(iter(corners.values())))),
+        usual=magnitudes_of(usual),
         graph=graphs[0],
         evaluation=evaluation,
+        effort=effort,
     )
+    # The raw graph that is the reference is a variant at every level.
+    raw = raw if effort.exported or name == FILE else None
     variants = variants_of(graphs, engines, raw, name)
     infers: dict[str, Infer] = {name: reference}
     evidence = {name: examination.reference_evidence()}
@@ -93,7 +107,8 @@ def evaluate(
             infers[each] = there
     here = {} if name in variants else {name: timed or reference}
     with fast_path(enabled=True):  # as a caller of the module in evaluation mode has it
-        latency = _measure_latency(here, variants, evidence, {**corners, **sizes})
+        measured = corners if effort.all_sizes else dict([next(iter(corners.items()))])
+        latency = _measure_latency(here, variants, evidence, {**measured, **sizes}, effort)
     return name_lossy_steps(evidence, variants), latency
 
 
@@ -108,6 +123,7 @@ def _measure_latency(
     variants: Mapping[str, Variant],
     evidence: dict[str, Evidence],
     samples: Mapping[str, Tensors],
+    effort: Effort,
 ) -> dict[str, LatencyReport]:
     """Measure all variants that work; one that fails is left out from then on.
 
@@ -125,11 +141,11 @@ def _measure_latency(
         }
         if not sound:
             return latency | {
-                label: benchmark(reference, sample, budget_s=BUDGET_S)
+                label: benchmark(reference, sample, budget_s=effort.latency_s)
                 for label, sample in left.items()
             }
         try:
-            _together(reference, sound, left, latency)
+            _together(reference, sound, left, latency, effort)
         except RunnerError as error:
             if error.runner is None:
                 raise
@@ -143,15 +159,22 @@ def _together(
     openers: Mapping[str, Opener],
     samples: Mapping[str, Tensors],
     latency: dict[str, LatencyReport],
+    effort: Effort,
 ) -> None:
     """Fill `latency` sample by sample, so that measurements before a crash are retained."""
-    window_ms = WINDOW_MS
+    window_ms = WARM_WINDOW_MS if gpu_name() is None else WINDOW_MS
+    rounds = effort.rounds
     with isolated_together(openers) as there:
         for label, sample in progress(samples.items(), "measure latency", unit="sizes"):
             latency[label] = there.benchmark(
-                dict.fromkeys(openers, sample), reference, budget_s=BUDGET_S, window_ms=window_ms
+                dict.fromkeys(openers, sample),
+                reference,
+                rounds=rounds,
+                enough=effort.enough,
+                budget_s=effort.latency_s,
+                window_ms=window_ms,
             )
-            window_ms = WARM_WINDOW_MS
+            window_ms, rounds = WARM_WINDOW_MS, effort.other_rounds
 
 
 # The step that lost the accuracy.

@@ -73,8 +73,8 @@ def _verified_runner(
     with onnxruntime_runner(
         graph.path,
         device=device,
+        precision=graph.precision,
         rounded=is_emulated(graph, device),
-        fused=graph.precision != "fp8",
         spinning=spinning,
         libraries=graph.libraries,
     ) as infer:

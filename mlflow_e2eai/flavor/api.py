@@ -18,6 +18,7 @@ from mlflow_e2eai.artifacts.build_settings import DEFAULT_BUILD, BuildSettings
 from mlflow_e2eai.artifacts.files import sha256_of
 from mlflow_e2eai.artifacts.values import OnnxArtifact, Precision
 from mlflow_e2eai.evaluation.data import EvaluationData, evaluation_of
+from mlflow_e2eai.evaluation.effort import EvidenceLevel
 from mlflow_e2eai.evaluation.metrics import Metrics
 from mlflow_e2eai.flavor.mlmodel import Description, describe
 from mlflow_e2eai.pipeline import build
@@ -55,6 +56,7 @@ def save_model(  # noqa: D417 - `log_model` describes the shared arguments
     targets: Sequence[str] = (),
     keep_fp32: Sequence[str] = (),
     batch_sizes: Sequence[int] = (),
+    evidence: EvidenceLevel = "standard",
     build_settings: BuildSettings = DEFAULT_BUILD,
     rebuild: bool = False,
     evaluation_data: Any = None,
@@ -126,6 +128,7 @@ def log_model(
     targets: Sequence[str] = (),
     keep_fp32: Sequence[str] = (),
     batch_sizes: Sequence[int] = (),
+    evidence: EvidenceLevel = "standard",
     build_settings: BuildSettings = DEFAULT_BUILD,
     rebuild: bool = False,
     evaluation_data: Any = None,
@@ -161,8 +164,7 @@ def log_model(
         input_example: Inputs that the model accepts: a mapping of names to tensors or arrays, a
             tuple of them, or a single one. The names become the ONNX names.
         dynamic_axes: Axes whose size may vary: ``{input: {position: Axis}}``.
-        samples_at: Further examples, each like `input_example` at other sizes of these axes: they
-            are run in place of samples that would be made of it.
+        samples_at: Further examples, at other sizes, run where samples would be made; see `export`.
         exporter: ``auto``, ``dynamo``, ``trace`` or ``script``; see `mlflow_e2eai.export`.
         opset: Version of the ONNX operator set.
         output_names: Names for the outputs, in order.
@@ -179,6 +181,10 @@ def log_model(
             them.
         batch_sizes: Sizes of the leading axis at which latency is measured too, besides the corners
             of the profile.
+        evidence: How much is compared and measured. ``quick``: outputs as with the others, from one
+            caller, and latency at opt and `batch_sizes` alone. ``standard``: latency at every
+            corner, and with several callers; and the graph as it was exported. ``thorough``: four
+            times the calls, and a thousand rounds of latency at every size.
         build_settings: How TensorRT builds: `mlflow_e2eai.BuildSettings`.
         rebuild: Build engines that the tracking server has already; else they are linked.
         evaluation_data: Data on which every variant is evaluated: ``(inputs, labels)`` with inputs

@@ -12,6 +12,7 @@ from mlflow_e2eai.artifacts.build_settings import DEFAULT_BUILD, BuildSettings
 from mlflow_e2eai.artifacts.libraries import describe_libraries
 from mlflow_e2eai.artifacts.values import Precision
 from mlflow_e2eai.errors import InvalidInputError
+from mlflow_e2eai.evaluation.effort import EvidenceLevel
 from mlflow_e2eai.evaluation.evidence import MachineEvidence
 from mlflow_e2eai.pipeline import jobs
 from mlflow_e2eai.pipeline.job_inputs import (
@@ -85,6 +86,7 @@ def evaluate(
     model_uri: str,
     *,
     batch_sizes: Sequence[int] = (),
+    evidence: EvidenceLevel = "standard",
     executor: fleet.Executor | None = None,
     workers: int | None = None,
 ) -> list[MachineEvidence]:
@@ -93,6 +95,7 @@ def evaluate(
     Args:
         model_uri: The graph, engine or bundle.
         batch_sizes: See `mlflow_e2eai.log_model`.
+        evidence: See `mlflow_e2eai.log_model`.
         executor: None evaluates in this process, ``local`` in another one, ``ray`` each engine on a
             node that has its GPU, with the graphs.
         workers: Number of processes; see `fleet.run`.
@@ -105,10 +108,14 @@ def evaluate(
     """
     with _parent("evaluate"):
         if executor is None:
-            return [jobs.evaluate(model_uri, batch_sizes=batch_sizes)]
+            return [jobs.evaluate(model_uri, batch_sizes=batch_sizes, evidence=evidence)]
         model = tracking.ancestor(tracking.resolve(model_uri), jobs.EVALUATED)
         each = fleet.evaluations(
-            model.model_id, engines_in(model), executor=executor, batch_sizes=list(batch_sizes)
+            model.model_id,
+            engines_in(model),
+            executor=executor,
+            batch_sizes=list(batch_sizes),
+            evidence=evidence,
         )
         done = fleet.require_success(fleet.run(each, executor=executor, workers=workers))
         return [remote_jobs.fetch_evidence(str(outcome.run_id)) for outcome in done]

@@ -11,6 +11,7 @@ from mlflow_e2eai.artifacts.libraries import native_allowed
 from mlflow_e2eai.artifacts.values import EngineArtifact, OnnxArtifact, Target
 from mlflow_e2eai.engine.request import EngineRequest
 from mlflow_e2eai.engine.targets import covers
+from mlflow_e2eai.evaluation.effort import EvidenceLevel
 from mlflow_e2eai.evaluation.evidence import MachineEvidence
 from mlflow_e2eai.fleet.job import Executor, Job, uses_other_machines
 from mlflow_e2eai.fleet.run import check_executor, run
@@ -76,6 +77,7 @@ class EngineJobs:
         engines: Sequence[EngineArtifact],
         *,
         batch_sizes: Sequence[int],
+        level: EvidenceLevel,
     ) -> tuple[list[MachineEvidence], dict[str, str]]:
         """Evaluate engines on machines with their GPUs, the graphs with them.
 
@@ -94,7 +96,11 @@ class EngineJobs:
             Job(
                 stage="evaluate",
                 model_uri=first,
-                arguments={"others": [*others, *ids], "batch_sizes": list(batch_sizes)},
+                arguments={
+                    "others": [*others, *ids],
+                    "batch_sizes": list(batch_sizes),
+                    "evidence": level,
+                },
                 gpu=gpu,
             )
             for gpu, ids in by_machine.items()

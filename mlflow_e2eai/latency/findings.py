@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from mlflow_e2eai.artifacts.values import Array
+from mlflow_e2eai.latency.cpu import OTHERS_SHARE
 from mlflow_e2eai.latency.report import CpuRecord, GpuRecord, LatencyFinding
 
 GAP_S = 0.25
@@ -171,6 +172,8 @@ def busy_processors(
         cpu: The processors.
         least_share: The share below which a callable's times say nothing of it.
     """
+    if cpu.others_share is not None and cpu.others_share < OTHERS_SHARE:
+        return
     low = {
         name: share for name, share in shares.items() if share is not None and share < least_share
     }
@@ -186,8 +189,7 @@ def busy_processors(
 
 def _busy(variant: str | None, text: str, where: str) -> LatencyFinding:
     sentence = (
-        f"{text} of the processor time for which it was ready ({where}): other work, or threads of "
-        f"other runners in its process, had the rest, and the times are too noisy to tell anything "
-        f"of it."
+        f"{text} of the processor time for which it was ready ({where}): other work had the rest, "
+        f"and the times are too noisy to tell anything of it."
     )
     return LatencyFinding(kind="busy", variant=variant, sentence=sentence)

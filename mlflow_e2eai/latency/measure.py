@@ -18,7 +18,7 @@ from mlflow_e2eai.artifacts.values import Infer, Tensors
 from mlflow_e2eai.errors import InvalidInputError, RunnerError
 from mlflow_e2eai.latency import cpu, findings
 from mlflow_e2eai.latency.gpu_monitor import GpuWatch
-from mlflow_e2eai.latency.ratios import turns
+from mlflow_e2eai.latency.ratios import paired_ratio, turns
 from mlflow_e2eai.latency.report import GpuRecord, Latency, LatencyFinding, LatencyReport, Timing
 from mlflow_e2eai.latency.timing import fill_series, time_on_host
 
@@ -41,6 +41,13 @@ ROUNDS = 400
 """Rounds at most. On a simulated machine that is busy in bursts a slow-down by a tenth was found in
 97 of 100 tries with 400 rounds and in 73 with 200; benchmarks/aa.py tries a real one."""
 
+ENOUGH = 1.05
+"""Upper bound of a ratio by its lower bound from which more rounds tell little: half of a tenth."""
+
+FIRST_LOOK = 100
+"""Rounds after which the intervals are looked at, and then at twice as many each time. The 99th
+percentile of fewer calls is their largest."""
+
 MIN_ROUNDS = 10
 """Rounds at least, however slow the callables are."""
 
@@ -58,6 +65,7 @@ def benchmark(
     items: int | None = None,
     warmup: int = WARMUP,
     rounds: int = ROUNDS,
+    enough: float = ENOUGH,
     budget_s: float = BUDGET_S,
     clock: Callable[[], float] = time.perf_counter,
     strict: bool = False,
@@ -79,6 +87,9 @@ def benchmark(
         items: Items in the sample; by default the leading size of its first array.
         warmup: Calls of each at most that are not counted.
         rounds: Rounds at most.
+        enough: How narrow the ratios to the first callable must be for the measure to end before,
+            as their upper bound by their lower one; at 1 all rounds are measured. Only the width
+            counts, not where the interval lies, so that looking early favours no verdict.
         budget_s: Seconds for the rounds, and five times the seconds for each warm-up; see
             `BUDGET_S`.
         clock: Seconds that only grow; another one than the machine's makes tests exact.
@@ -116,7 +127,7 @@ def benchmark(
         msg = f"{doubts[0].sentence} Give it a larger budget_s, or a quieter machine."
         raise RunnerError(msg)
     processors = cpu.CpuWatch()
-    taken, gpu = _rounds(candidates, watch, rounds, budget_s)
+    taken, gpu = _rounds(candidates, watch, rounds, enough, budget_s)
     machine = processors.close()
     shares = {
         name: cpu.typical_share(calls.cpu_shares, machine)
@@ -235,7 +246,11 @@ def _steady(windows_ms: Sequence[float]) -> bool:
 
 
 def _rounds(
-    candidates: Mapping[str, Infer], watch: _Stopwatch, rounds: int, budget_s: float
+    candidates: Mapping[str, Infer],
+    watch: _Stopwatch,
+    rounds: int,
+    enough: float,
+    budget_s: float,
 ) -> tuple[list[_Calls], GpuRecord | None]:
     """Call the callables in turns; returns their calls, in order, and the GPU's record."""
     infers, orders = list(candidates.values()), turns(len(candidates))
@@ -243,11 +258,16 @@ def _rounds(
     for each in shares:
         each.take()  # those of the warm-up
     gpu = GpuWatch(watch.clock)
-    started = watch.clock()
+    started, look = watch.clock(), FIRST_LOOK
     try:
         for number in range(rounds):
             if number >= MIN_ROUNDS and watch.clock() - started > budget_s:
                 break
+            if number == look:
+                if _are_narrow([calls.host_ms for calls in taken], enough):
+                    break
+                look *= 2
+                watch.pause()
             if gpu.due:
                 gpu.poll()
                 watch.pause()
@@ -261,6 +281,16 @@ def _rounds(
     for calls, each in zip(taken, shares, strict=True):
         calls.cpu_shares = each.take()
     return taken, record
+
+
+def _are_narrow(times_ms: Sequence[Sequence[float]], enough: float) -> bool:
+    """Whether the ratio of each callable to the first is known so well; there is one at least."""
+    ratios = (
+        paired_ratio(times, times_ms[0], positions=(at, 0), size=len(times_ms))
+        for at, times in enumerate(times_ms)
+        if at
+    )
+    return len(times_ms) > 1 and all(ratio.high <= enough * ratio.low for ratio in ratios)
 
 
 def _findings(

@@ -117,11 +117,14 @@ class CpuRecord:
         load_average: Threads that ran or were ready to, on average over the last minute of the
             measure; None where the system does not count them.
         stolen_share: Share of the machine's working time that the hypervisor gave to others.
+        others_share: Share of the machine's whole time that other processes had, or the hypervisor
+            gave to others; None where that is not known.
     """
 
     cpus: int
     load_average: Real | None
     stolen_share: Real = 0.0
+    others_share: Real | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import TypeAlias
 
 import numpy as np
 
@@ -10,12 +11,20 @@ from mlflow_e2eai.artifacts.axes import corners, inner_sizes
 from mlflow_e2eai.artifacts.sampler import given_sizes, resample
 from mlflow_e2eai.artifacts.values import Array, Infer, OnnxArtifact, Tensors
 from mlflow_e2eai.errors import InvalidInputError
+from mlflow_e2eai.parity.measure import is_exact
 
 LARGE = 16
 """How many times the example's numbers the edge ``large`` has. A power of two: it changes exponents
 and rounds nothing. Standardised data, of which the largest is about 4, becomes 64: far more than a
 model was trained on, yet a thousandth of fp16's end (65504), so that what overflows is the model's
 arithmetic and not its input."""
+
+
+NUDGE = 2.0**-11
+"""The unit roundoff of fp16, the largest error by which a variant may tell equal numbers apart."""
+
+Kinds: TypeAlias = frozenset[tuple[str, str]]
+"""Inputs or outputs that hold NaN or infinities, with which of them."""
 
 
 def profile_samples(example: Tensors, graph: OnnxArtifact) -> dict[str, Tensors]:
@@ -104,7 +113,7 @@ def turned_samples(samples: Mapping[str, Tensors], reference: Infer) -> dict[str
         label: sample
         for label, sample in turned.items()
         if not all(np.array_equal(array, samples[label][name]) for name, array in sample.items())
-        and _is_sound(reference, sample)
+        and _sound_outputs(reference, sample) is not None
     }
 
 
@@ -175,7 +184,8 @@ def edge_samples(example: Tensors, graph: OnnxArtifact, reference: Infer) -> dic
         example: One array for each input.
         graph: Where the dynamic axes are, and their opt sizes.
         reference: The model that is right. An edge that it refuses, or whose outputs hold NaN or an
-            infinity, is left out: its outputs for such numbers say nothing about a variant.
+            infinity, is left out: its outputs for such numbers say nothing about a variant. So do
+            integers that a rounding error changes, such as the places of equal scores.
 
     Returns:
         Samples by edge; none for a model with no floating input.
@@ -190,7 +200,18 @@ def edge_samples(example: Tensors, graph: OnnxArtifact, reference: Infer) -> dic
         }
         for edge, change in (("zeros", np.zeros_like), ("denormal", _denormal), ("large", _large))
     }
-    return {edge: sample for edge, sample in candidates.items() if _is_sound(reference, sample)}
+    sound: dict[str, Tensors] = {}
+    for edge, sample in candidates.items():
+        outputs = _sound_outputs(reference, sample)
+        if outputs is not None and not has_tie(
+            lambda tensors: tuple(reference(tensors).values()),
+            sample,
+            outputs,
+            share=NUDGE,
+            of=whole,
+        ):
+            sound[edge] = sample
+    return sound
 
 
 def _denormal(array: Array) -> Array:
@@ -211,10 +232,74 @@ def _runs(reference: Infer, sample: Tensors) -> bool:
     return True
 
 
-def _is_sound(reference: Infer, sample: Tensors) -> bool:
+def _sound_outputs(reference: Infer, sample: Tensors) -> tuple[Array, ...] | None:
+    """The outputs, in order; None where the model refuses the sample or they are not finite."""
     try:
-        outputs = reference(sample)
+        outputs = tuple(reference(sample).values())
     except Exception:  # noqa: BLE001 - the user's forward may raise anything on generated numbers
+        return None
+    arrays = (*sample.values(), *outputs)
+    finite = all(np.isfinite(array).all() for array in arrays if array.dtype.kind == "f")
+    return outputs if finite else None
+
+
+# Samples whose outputs say nothing about a candidate.
+
+
+def nonfinite_kinds(inputs: Tensors, outputs: Sequence[Array]) -> Kinds:
+    """The inputs by name and the outputs by number that hold NaN or infinities."""
+    named = {
+        **{f"input {name}": array for name, array in inputs.items()},
+        **{f"{at}": array for at, array in enumerate(outputs)},
+    }
+    floats = {name: array for name, array in named.items() if array.dtype.kind == "f"}
+    return frozenset(
+        (name, kind)
+        for name, array in floats.items()
+        for kind, test in (("nan", np.isnan), ("inf", np.isinf))
+        if test(array).any()
+    )
+
+
+def has_tie(
+    infer: Callable[[Tensors], Sequence[Array]],
+    inputs: Tensors,
+    outputs: Sequence[Array],
+    *,
+    share: float,
+    of: Tensors | None = None,
+) -> bool:
+    """Whether rounding errors in the inputs change an integer of the outputs.
+
+    Args:
+        infer: Gives the outputs, in order.
+        inputs: The sample.
+        outputs: Its outputs.
+        share: Deviation of the errors, as a share of each input's largest magnitude.
+        of: Inputs with these magnitudes; by default the sample's own.
+    """
+    magnitudes = {
+        name: float(np.abs(array[np.isfinite(array)]).max(initial=0)) or 1.0
+        for name, array in (of or inputs).items()
+        if array.dtype.kind == "f"
+    }
+    if not any(is_exact(array) for array in outputs):
         return False
-    arrays = (*sample.values(), *outputs.values())
-    return all(np.isfinite(array).all() for array in arrays if array.dtype.kind == "f")
+    random = np.random.default_rng(0)
+    for _ in range(2):
+        nudged = {
+            name: np.asarray(
+                array + magnitudes[name] * share * random.standard_normal(array.shape), array.dtype
+            )
+            if name in magnitudes
+            else array
+            for name, array in inputs.items()
+        }
+        try:
+            again = infer(nudged)
+        except Exception:  # noqa: BLE001 - the user's forward may raise anything on generated numbers
+            return True
+        for before, after in zip(outputs, again, strict=True):
+            if is_exact(before) and not np.array_equal(before, after):
+                return True
+    return False

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import itertools
 import zlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from mlflow_e2eai.artifacts.values import Array, Tensors
+from mlflow_e2eai.artifacts.axes import few_sizes
+from mlflow_e2eai.artifacts.sampler import resample
+from mlflow_e2eai.artifacts.values import Array, Infer, OnnxArtifact, Tensors
+from mlflow_e2eai.errors import brief
+from mlflow_e2eai.parity.samples import NUDGE, Kinds, has_tie, nonfinite_kinds
 
 MOST_VARIATIONS = 32
 """Variations at most: with many inputs each gets fewer."""
@@ -71,6 +75,88 @@ def value_variations(example: Tensors, special: Collection[int] = ()) -> list[Va
     return [each for turn in turns for each in turn if each is not None][:MOST_VARIATIONS]
 
 
+def variations_by_label(
+    examples: Sequence[Tensors], special: Collection[int] = ()
+) -> dict[str, list[Variation]]:
+    """Variations of several examples, those of one label together, each set of inputs once.
+
+    Args:
+        examples: The input example at several sizes, the first to try first.
+        special: See `value_variations`.
+    """
+    labelled: dict[str, list[Variation]] = {}
+    for at, example in enumerate(examples):
+        if not any(_are_equal(example, other) for other in examples[:at]):
+            for variation in value_variations(example, special):
+                labelled.setdefault(variation.label, []).append(variation)
+    return labelled
+
+
+def _are_equal(one: Tensors, other: Tensors) -> bool:
+    return all(np.array_equal(array, other[name]) for name, array in one.items())
+
+
+MOST_TAKEN = 8
+"""Variations that every variant is compared on, at most: they are taken in turns from all inputs,
+each input's most telling ones first."""
+
+
+def taken_variations(
+    example: Tensors, graph: OnnxArtifact, reference: Infer, usual: Tensors
+) -> tuple[dict[str, Tensors], dict[str, str]]:
+    """Variations of the input example whose outputs say something about a variant, by label.
+
+    Extreme ones are not among them: of a mean over nothing, a right graph may make other numbers
+    than PyTorch.
+
+    Args:
+        example: One array for each input.
+        graph: Where the dynamic axes are.
+        reference: The model that is right.
+        usual: Its outputs for the example at opt.
+
+    Returns:
+        At most `MOST_TAKEN` samples, and the reasons why others were left out: the reference
+        refuses them, gives NaN that the example does not, or an integer of its outputs changes with
+        a rounding error.
+    """
+
+    def infer(sample: Tensors) -> tuple[Array, ...]:
+        return tuple(reference(sample).values())
+
+    opt = resample(example, graph.inputs, {axis.name: axis.opt for axis in graph.axes})
+    few = resample(example, graph.inputs, few_sizes(graph.axes))
+    natural = nonfinite_kinds(opt, tuple(usual.values()))
+    natural |= {(f"{at}", "inf") for at in range(len(usual))}
+    taken: dict[str, Tensors] = {}
+    left_out: dict[str, str] = {}
+    for label, variations in variations_by_label([few, opt]).items():
+        for sample in (each.inputs for each in variations if not each.extreme):
+            if len(taken) == MOST_TAKEN:
+                return taken, left_out
+            reason = _reason_against(infer, sample, natural)
+            if reason is None:
+                taken[label] = sample
+                left_out.pop(label, None)
+                break
+            left_out[label] = reason
+    return taken, left_out
+
+
+def _reason_against(
+    infer: Callable[[Tensors], Sequence[Array]], sample: Tensors, natural: Kinds
+) -> str | None:
+    try:
+        outputs = infer(sample)
+    except Exception as error:  # noqa: BLE001 - the user's forward may raise anything on generated numbers
+        return f"the model refuses it: {brief(error, 120)}"
+    if not nonfinite_kinds(sample, outputs) <= natural:
+        return "its numbers are not finite, unlike those of the example"
+    if has_tie(infer, sample, outputs, share=NUDGE):
+        return "a rounding error in it changes an integer of the output"
+    return None
+
+
 def _is_mask(array: Array) -> bool:
     if array.dtype.kind == "b":
         return True
@@ -81,7 +167,7 @@ def _is_mask(array: Array) -> bool:
 def _is_extreme(array: Array, other: Array, label: str) -> bool:
     if _is_mask(array):
         return not _uniform_rows(other) <= _uniform_rows(array)
-    return label.startswith(("all ", "some ", "one less"))
+    return label.startswith(("all ", "some ")) or (label == "one less" and not other.all())
 
 
 def _uniform_rows(array: Array) -> frozenset[float]:
@@ -140,13 +226,26 @@ def _integers(
         paired[1::2] = paired[: flat.size - 1 : 2]
         yield "duplicates", paired
         yield "others", random.integers(low, high, array.shape, endpoint=True)
-        yield "unsorted", random.permutation(flat)
+        yield "unsorted", _disorder(flat, random)
         yield f"all {low}, the smallest", np.full_like(array, low)
         yield f"all {high}, the largest", np.full_like(array, high)
     yield "all 0", np.zeros_like(array)
     for value in dict.fromkeys((0, *special)):
         yield f"some {value}", np.where(some, array.dtype.type(value), array)
     yield "sorted", np.sort(flat)
+
+
+def _disorder(flat: Array, random: np.random.Generator) -> Array:
+    """The numbers in a random order, the smallest and the largest at neither end if they can be.
+
+    What reads the largest length at an end, where sorted ones have it, is then wrong.
+    """
+    order = random.permutation(flat)
+    inner = np.flatnonzero((order != order.min()) & (order != order.max()))
+    if inner.size > 1:
+        order[[0, inner[0]]] = order[[inner[0], 0]]
+        order[[-1, inner[-1]]] = order[[inner[-1], -1]]
+    return order
 
 
 def _fresh_numbers(example: Tensors) -> Variation | None:

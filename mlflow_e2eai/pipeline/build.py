@@ -29,6 +29,7 @@ from mlflow_e2eai.pipeline.source import open_source
 from mlflow_e2eai.pipeline.stages import Reference, clean_on, convert_on, evaluate_on
 from mlflow_e2eai.precision.quantize import check_calibrated
 from mlflow_e2eai.precision.stage import PrecisionReport
+from mlflow_e2eai.runtime.process import SERVER
 from mlflow_e2eai.surgery.mapping import full_reference, wrap_reference
 from mlflow_e2eai.tracking.recorder import EngineCache, Recorder, RemoteJobs
 
@@ -64,6 +65,8 @@ def build(
         The manifest, with the files still in `work`, and the input example by name.
     """
     check_calibrated(settings.precisions, evaluation)
+    # It imports while the model is exported.
+    SERVER.prepare("mlflow_e2eai.evaluation.variants", "mlflow_e2eai.surgery.simplifiers")
     with open_source(
         model, input_example, settings, work=work, recorder=recorder, source=source, data=evaluation
     ) as opened:
@@ -98,7 +101,9 @@ def build(
         failed: Mapping[str, str] = {}
         if remote is not None:
             others = [engine for engine in engines if unsupported_here(engine, graphs) is not None]
-            machines, failed = remote.evaluate(graphs, others, batch_sizes=settings.batch_sizes)
+            machines, failed = remote.evaluate(
+                graphs, others, batch_sizes=settings.batch_sizes, level=settings.evidence
+            )
         remote_evidence = [entry for machine in machines for entry in machine.evidence]
         evaluated = {entry.sha256 for entry in remote_evidence}
         with full_reference(opened.reference, raw, cleaned) as infer:
@@ -115,6 +120,7 @@ def build(
                 raw=raw,
                 evaluation=evaluation,
                 batch_sizes=settings.batch_sizes,
+                level=settings.evidence,
                 not_evaluated=[
                     (engine, failed[engine.sha256]) for engine in engines if engine.sha256 in failed
                 ],
@@ -133,6 +139,7 @@ def build(
         export=opened.exported,
         conversions=tuple(conversions),
         elsewhere=tuple(machines),
+        level=settings.evidence,
     )
     return manifest, example
 

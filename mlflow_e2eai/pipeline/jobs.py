@@ -27,6 +27,7 @@ from mlflow_e2eai.evaluation import data as evaluation_data
 from mlflow_e2eai.evaluation.bisection.nodes import bisect as bisect_graph
 from mlflow_e2eai.evaluation.bisection.search import Bisection
 from mlflow_e2eai.evaluation.data import all_samples
+from mlflow_e2eai.evaluation.effort import EvidenceLevel
 from mlflow_e2eai.evaluation.evidence import MachineEvidence
 from mlflow_e2eai.pipeline.job_inputs import (
     GRAPHS,
@@ -289,6 +290,7 @@ def evaluate(
     others: Sequence[str] = (),
     engines: Sequence[str] | None = None,
     batch_sizes: Sequence[int] = (),
+    evidence: EvidenceLevel = "standard",
 ) -> MachineEvidence:
     """Evaluate a graph, an engine or a bundle on this machine, a run for each variant.
 
@@ -297,6 +299,7 @@ def evaluate(
         others: More graphs and engines of its lineage, by the ids of their models.
         engines: Digests of the bundle's engines that are evaluated; None for all.
         batch_sizes: See `mlflow_e2eai.log_model`.
+        evidence: See `mlflow_e2eai.log_model`.
     """
     with job_on(model_uri, EVALUATED) as job:
         graphs, built, example = job.fetch_variants(others)
@@ -309,7 +312,7 @@ def evaluate(
                 msg = "Nothing can be compared without the PyTorch model; see the warning above."
                 raise TrackingError(msg)
             data = job.evaluation
-            evidence, latency = evaluate_on(
+            entries, latency = evaluate_on(
                 job.recorder,
                 reference,
                 graphs,
@@ -318,8 +321,9 @@ def evaluate(
                 raw=raw,
                 evaluation=None if data is None else data.for_graph(graphs[0]),
                 batch_sizes=batch_sizes,
+                level=evidence,
             )
-    return MachineEvidence(environment=environment(), evidence=tuple(evidence), latency=latency)
+    return MachineEvidence(environment=environment(), evidence=tuple(entries), latency=latency)
 
 
 def clean_onnx(

@@ -13,6 +13,7 @@ from mlflow_e2eai.artifacts.libraries import describe_libraries
 from mlflow_e2eai.artifacts.values import Precision
 from mlflow_e2eai.engine.targets import check_anywhere, check_here
 from mlflow_e2eai.errors import InvalidInputError
+from mlflow_e2eai.evaluation.effort import EFFORTS, EvidenceLevel
 from mlflow_e2eai.pipeline.options import (
     option,
     parse_build_settings,
@@ -112,6 +113,13 @@ class Settings:
         metavar="SIZES",
         help="sizes to measure latency at besides min, opt and max, commas between; or 'none'",
     )
+    evidence: EvidenceLevel = option(
+        "standard",
+        parse_choice(tuple(EFFORTS)),
+        metavar="LEVEL",
+        choices=tuple(EFFORTS),
+        help="how much is compared and measured: quick, standard or thorough",
+    )
     build_settings: BuildSettings = option(
         DEFAULT_BUILD,
         parse_build_settings,
@@ -135,6 +143,9 @@ class Settings:
         for name in _SEVERAL:
             object.__setattr__(self, name, tuple(getattr(self, name)))
         object.__setattr__(self, "surgery", plan_from(self.surgery))
+        if self.evidence not in EFFORTS:
+            msg = f"evidence={self.evidence!r} is no level; give one of {', '.join(EFFORTS)}."
+            raise InvalidInputError(msg)
         # All of it before any work: a typing error must not show after the export only.
         for precision in self.precisions:
             check_precision(precision)

@@ -29,6 +29,7 @@ from mlflow_e2eai.engine.stage import compile
 from mlflow_e2eai.engine.timing_cache import timings_key
 from mlflow_e2eai.errors import PrecisionError
 from mlflow_e2eai.evaluation.data import EvaluationData, all_samples, calls
+from mlflow_e2eai.evaluation.effort import EvidenceLevel
 from mlflow_e2eai.evaluation.evidence import Evidence
 from mlflow_e2eai.evaluation.quantized_gates import decide_quantized, quantized_gates
 from mlflow_e2eai.evaluation.stage import evaluate
@@ -274,6 +275,7 @@ def evaluate_on(
     raw: OnnxArtifact,
     evaluation: EvaluationData | None,
     batch_sizes: Sequence[int],
+    level: EvidenceLevel,
     not_evaluated: Sequence[tuple[EngineArtifact, str]] = (),
 ) -> tuple[list[Evidence], Mapping[str, LatencyReport]]:
     """Evaluate every variant, and log its evidence, a stage for each variant.
@@ -287,6 +289,7 @@ def evaluate_on(
         raw: The graph as it was exported.
         evaluation: Evaluation data under the names of the graphs.
         batch_sizes: See `mlflow_e2eai.log_model`.
+        level: The same as ``evidence`` there.
         not_evaluated: Engines that are not evaluated, with the reason.
     """
     with timed_stage("evaluate") as line:
@@ -299,6 +302,7 @@ def evaluate_on(
             raw=raw,
             evaluation=evaluation,
             batch_sizes=batch_sizes,
+            level=level,
             timed=reference.alone,
         )
         evidence += [

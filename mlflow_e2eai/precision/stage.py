@@ -140,8 +140,8 @@ def convert(
                 graphs.write(model, temporary)
                 with isolated_onnxruntime(
                     temporary,
+                    precision=precision,
                     rounded=precision == "bf16",
-                    fused=precision != "fp8",
                     libraries=source.libraries,
                 ):
                     pass

@@ -149,6 +149,7 @@ def metrics_of(
           wrong numbers or an error, on any machine.
         - ``parity/max_abs_error``: the largest error.
         - ``evidence/unverified``: 1 where the export could not be compared with the PyTorch module.
+        - ``evidence/quick``: 1 where the evidence is of the level ``quick``.
         - ``evidence/assumptions``: number of assumptions about the inputs, such as an example that
           was generated.
         - ``task/<name>``: each task metric of the worst variant.
@@ -168,6 +169,7 @@ def metrics_of(
         "parity/failed": float(len({entry.variant for entry in measured if not entry.passed})),
         "parity/max_abs_error": _worst(errors),
         "evidence/unverified": float(new.export is not None and new.export.unverified is not None),
+        "evidence/quick": float(new.level == "quick"),
         "evidence/assumptions": float(len(new.graphs[0].assumptions)),
         "task/drop": _worst(
             [drop(_reference_tasks(there), _worst_tasks(there)) for there in new.by_machine]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from mlflow_e2eai.artifacts.sampler import resample
 from mlflow_e2eai.artifacts.values import Axis, Tensors, TensorSpec
 from mlflow_e2eai.artifacts.weight_files import is_large
-from mlflow_e2eai.errors import ExportError, InvalidInputError
+from mlflow_e2eai.errors import ExportError, InvalidInputError, brief
 from mlflow_e2eai.pytorch import operators as custom
 from mlflow_e2eai.pytorch import pytree
 from mlflow_e2eai.pytorch.flat_module import (
@@ -28,7 +28,7 @@ from mlflow_e2eai.pytorch.flat_module import (
     tensors_for,
 )
 from mlflow_e2eai.pytorch.guards import telling_sizes
-from mlflow_e2eai.pytorch.module import brief, root, source_line
+from mlflow_e2eai.pytorch.module import root, source_line
 from mlflow_e2eai.pytorch.pytree import Tree
 from mlflow_e2eai.runtime.descriptors import stderr_lines_logged
 

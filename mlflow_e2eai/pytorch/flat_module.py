@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mlflow_e2eai.artifacts.values import Array, Tensors
-from mlflow_e2eai.errors import InvalidInputError
+from mlflow_e2eai.errors import InvalidInputError, brief
 from mlflow_e2eai.pytorch import pytree
-from mlflow_e2eai.pytorch.module import brief, device_of, keyword_names, module_of
+from mlflow_e2eai.pytorch.module import device_of, keyword_names, module_of
 from mlflow_e2eai.pytorch.module import parameter_names as declared_names
 from mlflow_e2eai.pytorch.pytree import Tree
 

@@ -138,12 +138,6 @@ def keyword_names(model: torch.nn.Module) -> frozenset[str]:
     return frozenset(each.name for each in parameters if each.kind is each.KEYWORD_ONLY)
 
 
-def brief(error: BaseException, limit: int = 300) -> str:
-    """The message of an error on one line."""
-    text = " ".join(str(error).split())
-    return text if len(text) <= limit else f"{text[:limit]}…"
-
-
 def root(error: BaseException) -> BaseException:
     """The innermost cause of an error."""
     while error.__cause__ is not None:

@@ -9,17 +9,17 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mlflow_e2eai.artifacts.axes import corners, inner_sizes, label_of
+from mlflow_e2eai.artifacts.axes import corners, few_sizes, inner_sizes, label_of
 from mlflow_e2eai.artifacts.sampler import given_sizes, is_given, resample
 from mlflow_e2eai.artifacts.values import Array, Axis, Tensors, TensorSpec
-from mlflow_e2eai.errors import InvalidInputError
-from mlflow_e2eai.parity.measure import is_exact
-from mlflow_e2eai.parity.samples import branch_samples
-from mlflow_e2eai.parity.variations import value_variations
+from mlflow_e2eai.errors import InvalidInputError, brief
+from mlflow_e2eai.parity.samples import Kinds, branch_samples, has_tie, nonfinite_kinds
+from mlflow_e2eai.parity.variations import variations_by_label
 from mlflow_e2eai.pytorch.flat_module import (
     FITTING,
     GIVE_SAMPLES,
@@ -27,7 +27,6 @@ from mlflow_e2eai.pytorch.flat_module import (
     output_arrays,
     run_module,
 )
-from mlflow_e2eai.pytorch.module import brief
 from mlflow_e2eai.pytorch.state import ModuleState, fast_path, has_fast_path, save_random
 
 if TYPE_CHECKING:
@@ -39,12 +38,6 @@ _NUDGE = 2.0**-20
 _REPEATABLE = 1e-5
 """Two calls for one input may differ by this share of the output's largest magnitude: sums of fp32
 in another order, on a GPU for instance, differ by a tenth of it."""
-
-_FEW = 4
-"""Size of the axes where other values are tried: enough for an order and for duplicates."""
-
-Kinds = frozenset[tuple[str, str]]
-"""Inputs or outputs that hold NaN or infinities, with which of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +99,9 @@ class References:
         """
         for label, sizes in corners(self.axes).items():
             self._add_given(label, sizes)
-        natural = frozenset().union(*(_nonfinite(each) for each in self.samples))
+        natural = frozenset().union(
+            *(nonfinite_kinds(each.inputs, each.right) for each in self.samples)
+        )
         given = given_sizes(self.example, self.specs, self.axes)
         for label, sizes in given.items():
             self._add_given(label, sizes)
@@ -117,17 +112,11 @@ class References:
         for label, sample in branch_samples(opt).items():
             varied = tuple(name for name in sample if not np.array_equal(sample[name], opt[name]))
             self._add(label, sample, varied=varied, natural=natural)
-        few = self._at({axis.name: _few(axis) for axis in self.axes})
+        few = self._at(few_sizes(self.axes))
         infinite = {(f"{at}", "inf") for at in range(len(self.samples[0].right))}
         special = sorted(set(_paddings(self.module)))
-        whole = {each.label: each for each in value_variations(opt, special)}
-        small = {each.label: each for each in value_variations(few, special)}
-        for label, variation in {**whole, **small}.items():
+        for label, variations in variations_by_label([few, opt], special).items():
             # Where the module refuses it at few sizes, the example's own may do.
-            candidates = [
-                variation,
-                *([whole[label]] if {label} <= whole.keys() & small.keys() else []),
-            ]
             any(
                 self._add(
                     label,
@@ -136,7 +125,7 @@ class References:
                     natural=natural | infinite,
                     extreme=each.extreme,
                 )
-                for each in candidates
+                for each in variations
             )
 
     def add_sizes(self, sizes: Mapping[str, int]) -> ReferenceSample | None:
@@ -228,36 +217,15 @@ class References:
         reference = ReferenceSample(
             label=label, inputs=sample, right=right, varied=varied, extreme=extreme
         )
-        if natural is not None and not _nonfinite(reference) <= natural:
+        if natural is not None and not nonfinite_kinds(sample, right) <= natural:
             self.left_out[label] = "its numbers are not finite, unlike those of the example"
-        elif self._is_tie(reference):
+        elif has_tie(partial(self._run, what=label), sample, right, share=_NUDGE):
             self.left_out[label] = "a rounding error in it changes an integer of the output"
         else:
             self.samples.append(reference)
             self.left_out.pop(label, None)
             return True
         return False
-
-    def _is_tie(self, sample: ReferenceSample) -> bool:
-        if not any(is_exact(array) for array in sample.right):
-            return False
-        random = np.random.default_rng(0)
-        for _ in range(2):
-            nudged = {name: _perturb(array, random) for name, array in sample.inputs.items()}
-            try:
-                again = self._run(nudged, what=sample.label)
-            except InvalidInputError:
-                return True
-            for before, after in zip(sample.right, again, strict=True):
-                if is_exact(before) and not np.array_equal(before, after):
-                    return True
-        return False
-
-
-def _few(axis: Axis) -> int:
-    """The smallest size of an axis that is at least `_FEW`, but no more than its opt."""
-    least = -(-max(axis.min, _FEW) // axis.multiple) * axis.multiple
-    return min(least, axis.opt)
 
 
 def _paddings(module: torch.nn.Module) -> Iterator[int]:
@@ -266,27 +234,6 @@ def _paddings(module: torch.nn.Module) -> Iterator[int]:
         index = getattr(part, "padding_idx", None)
         if isinstance(index, int) and index >= 0:
             yield index
-
-
-def _nonfinite(sample: ReferenceSample) -> Kinds:
-    """The inputs by name and the outputs by number that hold NaN or infinities."""
-    outputs = {f"{at}": array for at, array in enumerate(sample.right)}
-    named = {**{f"input {name}": array for name, array in sample.inputs.items()}, **outputs}
-    floats = {name: array for name, array in named.items() if array.dtype.kind == "f"}
-    return frozenset(
-        (name, kind)
-        for name, array in floats.items()
-        for kind, test in (("nan", np.isnan), ("inf", np.isinf))
-        if test(array).any()
-    )
-
-
-def _perturb(array: Array, random: np.random.Generator) -> Array:
-    """An array whose floating-point numbers are off by about a rounding error of fp32."""
-    if array.dtype.kind != "f":
-        return array
-    scale = float(np.abs(array[np.isfinite(array)]).max(initial=0)) or 1.0
-    return np.asarray(array + scale * _NUDGE * random.standard_normal(array.shape), array.dtype)
 
 
 # A module whose outputs are no function of its inputs.

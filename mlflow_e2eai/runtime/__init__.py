@@ -1,11 +1,12 @@
 """Runners of graphs: ONNX Runtime, in this process or in a worker process.
 
-ort        ONNX Runtime sessions and runners
-emulation  precisions that ONNX Runtime has no CPU kernels for, by rounding
-process    a worker process: call functions in it, notice its end
-worker     the other side of it
-isolation  runners in worker processes
-progress   progress bars
+ort          ONNX Runtime sessions and runners
+emulation    precisions that ONNX Runtime has no CPU kernels for, by rounding
+process      a worker process: call functions in it, notice its end
+worker       the other side of it
+fork_server  starts worker processes with their imports done
+isolation    runners in worker processes
+progress     progress bars
 descriptors  what C++ writes to stderr
 
 Native code runs in a process of its own: a crash, a hang or a kill for memory ends that process,

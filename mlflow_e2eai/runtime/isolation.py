@@ -6,6 +6,7 @@ here. Comparisons run in the worker, so that only samples and the reference's ou
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
@@ -63,8 +64,8 @@ def isolated_onnxruntime(
     path: Path,
     *,
     device: Device = "cpu",
+    precision: str = "fp32",
     rounded: bool = False,
-    fused: bool = True,
     libraries: Sequence[Library] = (),
 ) -> AbstractContextManager[IsolatedRunner]:
     """Open `onnxruntime_runner` in a worker process: a graph that it cannot run may crash it."""
@@ -73,8 +74,8 @@ def isolated_onnxruntime(
             onnxruntime_runner,
             path,
             device=device,
+            precision=precision,
             rounded=rounded,
-            fused=fused,
             libraries=libraries,
         )
     )
@@ -222,7 +223,8 @@ class IsolatedRunners:
         options.setdefault("least_cpu_share", cpu.LEAST_SHARE)
         order = [*touched, *samples]
         report: LatencyReport = self._process.call(
-            partial(_benchmark, samples=dict(samples), order=order, **options), callbacks=callbacks
+            partial(_benchmark, samples=dict(samples), order=order, caller=os.getpid(), **options),
+            callbacks=callbacks,
         )
         return report
 
@@ -236,7 +238,11 @@ def _open_all(worker: Worker, openers: Mapping[str, Opener]) -> None:
 
 
 def _benchmark(
-    worker: Worker, samples: Mapping[str, Tensors], order: Sequence[str], **options: Any
+    worker: Worker,
+    samples: Mapping[str, Tensors],
+    order: Sequence[str],
+    caller: int,
+    **options: Any,
 ) -> LatencyReport:
     runners: dict[str, Infer] = worker.state[_RUNNERS]
     candidates = {
@@ -245,7 +251,8 @@ def _benchmark(
         else _ParentTurn(worker, name)
         for name in order
     }
-    return benchmark(candidates, next(iter(samples.values())), **options)
+    with cpu.work_with(caller):
+        return benchmark(candidates, next(iter(samples.values())), **options)
 
 
 class _WorkerTurn:

@@ -45,13 +45,19 @@ def onnxruntime_devices() -> tuple[Device, ...]:
     return ("cpu",)
 
 
+_CRASHING = {"fp16": ("MatmulTransposeFusion",)}
+"""Optimizers that are off on the CPU, by precision. ONNX Runtime 1.31 crashes as it loads a MatMul
+in fp16 behind a Transpose of its first axes, as each layer of a transformer has it that PyTorch
+runs with the sequence first."""
+
+
 @contextmanager
 def onnxruntime_runner(
     path: Path,
     *,
     device: Device = "cpu",
+    precision: str = "fp32",
     rounded: bool = False,
-    fused: bool = True,
     optimized: bool = True,
     spinning: bool = False,
     libraries: Sequence[Library] = (),
@@ -69,11 +75,12 @@ def onnxruntime_runner(
     Args:
         path: The file.
         device: Where every supported node is to run.
+        precision: The graph's arithmetic, for what ONNX Runtime 1.31 must not do to it. In fp8 it
+            fuses Q/DQ pairs as if they were of int8, and refuses what comes of it, or drops a Relu
+            before them. In fp16 see `_CRASHING`.
         rounded: Have every fp16 or bf16 value between nodes rounded, as a GPU does; see
             `emulation`. It is slower, and in fp16 keeps all values in memory. Without it the CPU
             cannot run a graph in bf16.
-        fused: Let it fuse nodes. A graph in fp8 must not be: ONNX Runtime 1.31 fuses Q/DQ pairs of
-            fp8 as if they were of int8, and refuses what comes of it, or drops a Relu before them.
         optimized: Let it rewrite the graph at all. For a graph with an output for every value this
             gains nothing, and its time grows with the square of the nodes: of 1,000 layers with
             their twins 33 s, not 2 (ONNX Runtime 1.31).
@@ -99,14 +106,17 @@ def onnxruntime_runner(
     is_exact = device == "cpu" and machine.int8_saturates()
     options = _options(path, spinning=spinning, is_exact=is_exact, libraries=libraries)
     levels = onnxruntime.GraphOptimizationLevel
-    if not (fused and optimized):
+    if precision == "fp8" or not optimized:
         options.graph_optimization_level = (
             levels.ORT_ENABLE_BASIC if optimized else levels.ORT_DISABLE_ALL
         )
     wanted = _PROVIDERS[device]
     # Rounding to TF32 is on by default; here fp32 means fp32.
     provider = (wanted, {"use_tf32": "0"}) if device == "cuda" else wanted
-    start = partial(onnxruntime.InferenceSession, providers=[provider])
+    crashing = _CRASHING.get(precision, ()) if device == "cpu" else ()
+    start = partial(
+        onnxruntime.InferenceSession, providers=[provider], disabled_optimizers=crashing
+    )
     try:
         model = emulation.emulate_rounding(path) if rounded else path
         try:

@@ -8,13 +8,11 @@ again, and its fork is unsafe with threads and with CUDA; loky and concurrent.fu
 
 from __future__ import annotations
 
-import json
 import math
 import mmap
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -24,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlflow_e2eai.artifacts.values import Tensors
 from mlflow_e2eai.errors import RunnerError
+from mlflow_e2eai.runtime.fork_server import Child, ForkServer
 
 if TYPE_CHECKING:
     from mlflow_e2eai.runtime.worker import Worker
@@ -32,10 +31,9 @@ TIMEOUT_S = 600.0
 """Seconds without progress after which a call is taken to hang. The first call of a large graph on
 a GPU may compile for minutes; none was seen to take ten."""
 
-_BOOT = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "from mlflow_e2eai.runtime.worker import serve; serve(*map(int, sys.argv[2:]))"
-)
+SERVER = ForkServer()
+"""Worker processes of this one are its forks."""
+
 _POLL_S = 0.5
 _CLOSE_S = 5.0
 
@@ -43,7 +41,7 @@ _CLOSE_S = 5.0
 class WorkerProcess:
     """A process that calls functions for this one, one at a time, and ends with it.
 
-    It starts when it is constructed, and imports while the caller goes on.
+    It starts when it is constructed.
     """
 
     def __init__(self) -> None:
@@ -56,19 +54,12 @@ class WorkerProcess:
             self._note = ProgressNote(shared.fileno())
             self._connection, other_end = Pipe()
             with other_end:
-                self._process = self._start(other_end.fileno(), shared.fileno(), self._log)
+                self._process = self._start(other_end.fileno(), shared.fileno(), self._log.fileno())
             stack.callback(self._stop)
             self._stack = stack.pop_all()
 
-    def _start(self, connection: int, note: int, log: Any) -> subprocess.Popen[bytes]:
-        numbers = [str(number) for number in (connection, note, os.getpid())]
-        return subprocess.Popen(  # noqa: S603 - this interpreter
-            [sys.executable, "-c", _BOOT, json.dumps(sys.path), *numbers],
-            pass_fds=(connection, note),
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-        )
+    def _start(self, connection: int, note: int, log: int) -> Child:
+        return SERVER.fork(connection, note, log)
 
     @property
     def failure(self) -> str | None:

@@ -12,6 +12,7 @@ node_edits       rules that remove nodes
 pattern          rules that replace a pattern of nodes
 deduplication    rules that merge equal nodes and constants
 simplify         onnxsim and onnxslim as rules
+simplifiers      both, imported without PyTorch
 extraction       the part of a graph between tensors
 interface        changes that rules may make to inputs and outputs
 mapping          inputs and outputs of the raw graph as those of the clean one

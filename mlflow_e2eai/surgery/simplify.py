@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -131,16 +130,9 @@ def _simplify(_: Worker, library: str, content: bytes, largest: int | None) -> b
     """Run a library on a model in a worker process; onnxslim folds no tensor above a size."""
     import onnx
 
-    model = onnx.ModelProto.FromString(content)
-    # onnxsim imports PyTorch where it can, in 1.3 s of CPU, for a feature that is not used here.
-    is_absent = "torch" not in sys.modules
-    if is_absent:
-        sys.modules["torch"] = None  # type: ignore[assignment]  # that is how an import is refused
-    import onnxsim
-    import onnxslim
+    from mlflow_e2eai.surgery.simplifiers import onnxsim, onnxslim
 
-    if is_absent:
-        del sys.modules["torch"]
+    model = onnx.ModelProto.FromString(content)
     if library == "onnxsim":
         simplified, _ = onnxsim.simplify(model)
     else:

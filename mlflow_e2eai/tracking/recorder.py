@@ -18,6 +18,7 @@ from typing import Any, Protocol, TypeAlias
 
 from mlflow_e2eai.artifacts.values import EngineArtifact, OnnxArtifact, Tensors
 from mlflow_e2eai.engine.request import EngineRequest
+from mlflow_e2eai.evaluation.effort import EvidenceLevel
 from mlflow_e2eai.evaluation.evidence import Evidence, MachineEvidence
 from mlflow_e2eai.latency.report import LatencyReport
 
@@ -100,6 +101,7 @@ class RemoteJobs(Protocol):
         engines: Sequence[EngineArtifact],
         *,
         batch_sizes: Sequence[int],
+        level: EvidenceLevel,
     ) -> tuple[list[MachineEvidence], Mapping[str, str]]:
         """Evaluate engines, and the graphs with them, on machines with their GPUs.
 

@@ -201,12 +201,15 @@ def test_digests_are_the_same_in_another_process(saved_in_two_precisions, tmp_pa
     (tmp_path / "elsewhere").mkdir()
     torch.save(made.module, tmp_path / "module.pt")
     np.savez(tmp_path / "example.npz", **made.options["input_example"])
+    effort = evaluation_stage.EFFORTS["standard"]
     program = f"""
 import sys
 sys.path.insert(0, {str(SUPPORT)!r})
 import numpy, pytest, threaded_workers, torch, mlflow_e2eai
+from dataclasses import replace
 from mlflow_e2eai.evaluation import stage
-stage.BUDGET_S = {evaluation_stage.BUDGET_S}
+brief = replace(stage.EFFORTS["standard"], latency_s={effort.latency_s})
+stage.EFFORTS = {{"standard": brief}}
 threaded_workers.instead_of_processes(pytest.MonkeyPatch())
 mlflow_e2eai.save_model(
     torch.load({str(tmp_path / "module.pt")!r}, weights_only=False),

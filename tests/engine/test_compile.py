@@ -495,7 +495,7 @@ def builders():
     """Processes that this one has started to work in."""
     for task in Path("/proc/self/task").iterdir():
         for pid in (task / "children").read_text().split():
-            if b"runtime.worker" in Path("/proc", pid, "cmdline").read_bytes():
+            if b"fork_server" in Path("/proc", pid, "cmdline").read_bytes():
                 yield int(pid)
 
 

@@ -331,6 +331,48 @@ def test_what_is_wrong_only_between_the_corners_has_failed(tmp_path, monkeypatch
     assert any(sentence.endswith("(sizes between the corners)") for sentence in half.findings)
 
 
+class MaskedMean(torch.nn.Module):
+    """The mean of the rows that a mask has; it refuses a count above 4."""
+
+    def forward(self, x, mask, count):
+        torch._assert((count <= 4).all(), "the count is too large")
+        weights = mask.to(x.dtype)[..., None]
+        return (x * weights).sum(1) / weights.sum(1) * count
+
+
+@contextmanager
+def ignores_its_mask(variant, graphs, engines):
+    """The true runner, but fp16 takes every row."""
+    with open_variant(variant, graphs, engines) as infer:
+
+        def infer_all(tensors):
+            whole = np.ones_like(tensors["mask"])
+            return infer({**tensors, "mask": whole} if variant == HALF else tensors)
+
+        yield infer_all
+
+
+def test_what_is_wrong_only_with_another_mask_has_failed_and_refused_values_are_listed(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(evaluation_variants, "open_variant", ignores_its_mask)
+    example = {
+        "x": features().reshape(2, 2, 8),
+        "mask": np.ones((2, 2), bool),
+        "count": np.full(2, 4)[:, None],
+    }
+    mlflow_e2eai.save_model(MaskedMean().eval(), tmp_path / "model", input_example=example)
+    reference, *variants = read(tmp_path / "model" / "bundle").evidence
+    evidence = {entry.variant: entry for entry in variants}
+    assert "the count is too large" in reference.left_out["count: one more"]
+    assert {"mask: some False", "count: one less", "fresh numbers"} <= set(evidence[HALF].values)
+    assert evidence[CLEAN].values == evidence[HALF].values
+    assert evidence[CLEAN].passed
+    assert evidence[HALF].parity["profile"].passed
+    assert not evidence[HALF].parity["values"].passed
+    assert any("(other masks, integers and numbers)" in one for one in evidence[HALF].findings)
+
+
 @contextmanager
 def divides_by_zero(variant, graphs, engines):
     """The true runner, but fp32 answers nothing but zeros with NaN."""

@@ -223,6 +223,7 @@ GOOD = {
     "parity/failed": 0.0,
     "parity/measured": 3.0,
     "evidence/unverified": 0.0,
+    "evidence/quick": 0.0,
     "evidence/assumptions": 0.0,
     "task/drop": 0.0,
 }
@@ -238,6 +239,7 @@ def test_the_shipped_gates_promote_a_good_first_version():
         ("parity/failed", 1.0),
         ("parity/measured", 0.0),
         ("evidence/unverified", 1.0),
+        ("evidence/quick", 1.0),
         ("evidence/assumptions", 2.0),
         ("task/drop", 0.5),
         ("champion/task_drop", 0.5),

@@ -63,7 +63,7 @@ class Two(nn.Module):
 
 
 class Recurrent(nn.Module):
-    """Unrolled by hand: ONNX Runtime crashes as it loads a GRU in fp16."""
+    """Unrolled by hand."""
 
     def __init__(self):
         super().__init__()
@@ -155,6 +155,6 @@ def runners(name, seed, folder):
     with (
         torch_runner(module, inputs=[own], outputs=outputs) as reference,
         onnxruntime_runner(graph.path) as fp32,
-        onnxruntime_runner(half.path) as fp16,
+        onnxruntime_runner(half.path, precision="fp16") as fp16,
     ):
         yield reference, {"fp32": fp32, "fp16": fp16}, samples

@@ -41,10 +41,18 @@ def measured(least_cpu_share: float = 0.8, **callables) -> LatencyReport:
     return benchmark(callables, SAMPLE, rounds=20, warmup=0, least_cpu_share=least_cpu_share)
 
 
-def at(clock_ms: int = 0, ran_ms: int = 0, *, switches: int = 0, **waited_ms: int) -> CpuTimes:
+def at(
+    clock_ms: int = 0,
+    ran_ms: int = 0,
+    *,
+    switches: int = 0,
+    turns: dict[int, int] | None = None,
+    **waited_ms: int,
+) -> CpuTimes:
     return CpuTimes(
         ran_ns=ran_ms * MS,
         waited_ns={int(name[1:]): ms * MS for name, ms in waited_ms.items()},
+        turns=turns or {},
         switches=switches,
         clock_ns=clock_ms * MS,
     )
@@ -63,6 +71,14 @@ def test_the_share_is_the_time_that_threads_ran_of_that_in_which_they_could():
 
 def test_a_thread_that_began_in_between_counts_from_its_start_and_one_that_ended_does_not():
     assert share_between(at(t1=100, t2=5), at(ran_ms=10, t1=100, t3=30)) == 0.25
+
+
+def test_what_a_switch_to_a_thread_takes_on_an_idle_machine_is_no_wait_for_others():
+    often = at(ran_ms=10, t1=1, turns={1: 20})
+    once = at(ran_ms=10, t1=10, turns={1: 1})
+
+    assert share_between(at(), often) == 1.0
+    assert share_between(at(), once) == pytest.approx(10 / (10 + 10 - cpu.SWITCH_NS / MS))
 
 
 def test_a_call_that_only_waits_for_a_device_got_all_that_it_wanted():
@@ -86,7 +102,8 @@ def test_the_waits_of_each_thread_are_those_of_the_kernel(tmp_path):
         (tmp_path / thread / "schedstat").write_text(text)
     (tmp_path / "74").mkdir()  # it has ended
 
-    assert read_times(str(tmp_path)).waited_ns == {71: 5_000_000, 72: 2}
+    read = read_times(str(tmp_path))
+    assert (read.waited_ns, read.turns) == ({71: 5_000_000, 72: 2}, {71: 12, 72: 3})
     assert read_times(str(tmp_path / "nothing")).waited_ns == {}
 
 
@@ -136,21 +153,51 @@ def test_what_the_hypervisor_took_is_no_share_of_the_calls():
 def test_theft_is_told_from_the_ticks_of_the_machine_and_only_from_many(monkeypatch):
     def stolen(*readings):
         ticks = iter(readings)
-        monkeypatch.setattr(cpu, "_machine_ticks", lambda: next(ticks))
+        monkeypatch.setattr(cpu, "_machine_ticks", lambda: cpu._Ticks(*next(ticks)))
         return cpu.CpuWatch().close().stolen_share
 
-    assert stolen((1000, 10), (1200, 60)) == 0.25
-    assert stolen((1000, 10), (1002, 12)) == 0
-    assert stolen((0, 0), (0, 0)) == 0
+    assert stolen((3000, 1000, 10), (3400, 1200, 60)) == 0.25
+    assert stolen((3000, 1000, 10), (3002, 1002, 12)) == 0
+    assert stolen((0, 0, 0), (0, 0, 0)) == 0
+
+
+def test_what_others_had_is_what_the_machine_worked_beside_the_processes_of_the_measure(
+    monkeypatch,
+):
+    def others(machine, own):
+        ticks, mine = iter([(0, 0, 0), (*machine, 0)]), iter([0, own])
+        monkeypatch.setattr(cpu, "_machine_ticks", lambda: cpu._Ticks(*next(ticks)))
+        monkeypatch.setattr(cpu, "_process_ticks", lambda _: next(mine))
+        return cpu.CpuWatch().close().others_share
+
+    assert others((400, 300), 200) == 0.25
+    assert others((400, 300), 301) == 0  # ticks are coarse
+    assert others((40, 30), 20) is None
+
+
+def test_a_process_that_works_with_the_measure_is_no_other(monkeypatch):
+    counted = []
+    monkeypatch.setattr(cpu, "_process_ticks", lambda processes: counted.append(processes) or 0)
+    with cpu.work_with(7), cpu.work_with(8):
+        cpu.CpuWatch().close()
+    cpu.CpuWatch()
+    assert counted == [{os.getpid(), 7, 8}] * 2 + [{os.getpid()}]
+
+
+def test_the_work_of_a_process_is_counted_while_it_lives(tmp_path):
+    (tmp_path / "7").mkdir()
+    (tmp_path / "7" / "stat").write_text("7 (a) b) S 1 7 7 0 -1 4 5 6 7 8 300 40 1 1 20 0 3\n")
+
+    assert cpu._process_ticks([7, 8], tmp_path) == 340
 
 
 def test_ticks_are_those_of_all_processors_that_were_not_idle(tmp_path):
     (tmp_path / "stat").write_text("cpu  1 2 4 1000 500 8 16 32 1 0\ncpu0 9 9 9 9\n")
     (tmp_path / "other").write_text("none")
 
-    assert cpu._machine_ticks(tmp_path / "stat") == (63, 32)
-    assert cpu._machine_ticks(tmp_path / "other") == (0, 0)
-    assert cpu._machine_ticks(tmp_path / "nothing") == (0, 0)
+    assert cpu._machine_ticks(tmp_path / "stat") == (1563, 63, 32)
+    assert cpu._machine_ticks(tmp_path / "other") == (0, 0, 0)
+    assert cpu._machine_ticks(tmp_path / "nothing") == (0, 0, 0)
 
 
 # What is said
@@ -174,6 +221,15 @@ def test_where_all_got_too_little_it_is_said_once_of_the_run():
 
     assert variant is None
     assert sentence.startswith("The callables got 25% to 50% of the processor time")
+
+
+def test_where_nobody_else_worked_threads_of_its_own_had_the_rest(monkeypatch):
+    for others_share, wanted in ((0.0, []), (0.2, [None])):
+        machine = dataclasses.replace(IDLE, others_share=others_share)
+        monkeypatch.setattr(cpu.CpuWatch, "close", lambda _, machine=machine: machine)
+        report = measured(a=Shared(*[0.5] * 9), b=Shared(*[0.5] * 9))
+        assert [variant for variant, _ in busy(report)] == wanted
+        assert report["a"].cpu_share == 0.5
 
 
 def test_the_ratio_to_a_busy_callable_is_no_number_and_passes_no_bound():

@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 
 from mlflow_e2eai.artifacts.values import Infer, Tensors
 from mlflow_e2eai.errors import InvalidInputError, RunnerError
-from mlflow_e2eai.latency.measure import BUDGET_S, MIN_ROUNDS, MIN_WARMUP, ROUNDS, WARMUP, benchmark
+from mlflow_e2eai.latency.measure import (
+    BUDGET_S,
+    FIRST_LOOK,
+    MIN_ROUNDS,
+    MIN_WARMUP,
+    ROUNDS,
+    WARMUP,
+    benchmark,
+)
 from mlflow_e2eai.latency.ratios import Ratio, turns
 from mlflow_e2eai.latency.report import Latency, LatencyReport
 
@@ -213,6 +221,24 @@ def test_fast_callables_get_all_rounds():
 def test_no_round_starts_after_the_budget():
     # After 20 rounds of a quarter second the 5 seconds are just used up; one more is over.
     assert len(run({"a": [0.125], "b": [0.125]}, budget_s=5.0)["a"].rounds_ms) == 21
+
+
+def test_rounds_end_once_every_ratio_to_the_first_is_known_well_enough():
+    steady = [TICK]
+    noisy = (TICK * np.random.default_rng(0).lognormal(0, 1, size=ROUNDS)).tolist()
+
+    assert len(run({"a": steady, "b": steady})["a"].rounds_ms) == FIRST_LOOK
+    assert len(run({"a": steady, "b": steady, "c": noisy})["a"].rounds_ms) == ROUNDS
+    assert len(run({"a": noisy, "b": steady}, enough=100.0)["a"].rounds_ms) == FIRST_LOOK
+    assert len(run({"a": noisy, "b": steady}, enough=1.0)["a"].rounds_ms) == ROUNDS
+
+
+def test_they_are_looked_at_again_at_twice_as_many():
+    settling = [*([TICK, 4 * TICK] * 10), *[TICK] * 380]
+
+    rounds = len(run({"a": [TICK], "b": settling})["a"].rounds_ms)
+
+    assert rounds == 2 * FIRST_LOOK
 
 
 def warmed(*seconds: float, **settings: object) -> Latency:

@@ -702,6 +702,19 @@ def test_an_edge_that_the_reference_cannot_answer_is_left_out(reference, left):
     assert list(edge_samples({"x": np.ones((1, 8), np.float32)}, graph(N), reference)) == left
 
 
+@pytest.mark.parametrize(
+    ("reference", "left"),
+    [
+        (lambda t: {"best": t["x"].argmax(-1)}, ["large"]),
+        (lambda t: {"best": (t["x"] * [1, 2, 3]).max(-1)}, ["zeros", "denormal", "large"]),
+        (lambda _: {"best": np.arange(3)}, ["zeros", "denormal", "large"]),
+    ],
+)
+def test_an_edge_where_numbers_tie_is_left_out_where_their_places_are_an_output(reference, left):
+    example = {"x": np.array([[-2, 4, 3]], np.float32)}
+    assert list(edge_samples(example, graph(N, shape=("N", 3)), reference)) == left
+
+
 def test_a_large_edge_beyond_the_dtype_is_left_out():
     huge = {"x": np.full((1, 8), 6e4, np.float16)}
     found = edge_samples(huge, graph(N, dtype="float16"), lambda _: {"y": np.ones(1)})

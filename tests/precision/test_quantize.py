@@ -84,7 +84,7 @@ def batches(count=8, items=16, seed=0):
 
 
 def answers(artifact, sample):
-    with onnxruntime_runner(artifact.path, fused=artifact.precision != "fp8") as infer:
+    with onnxruntime_runner(artifact.path, precision=artifact.precision) as infer:
         return infer(sample)
 
 
@@ -100,7 +100,7 @@ def test_it_is_close_has_the_same_interface_and_says_how_it_was_calibrated(preci
     assert (made.inputs, made.outputs) == (source.inputs, source.outputs)
     with (
         onnxruntime_runner(source.path) as right,
-        onnxruntime_runner(made.path, fused=precision != "fp8") as infer,
+        onnxruntime_runner(made.path, precision=precision) as infer,
     ):
         found = compare(right, infer, batches(2, seed=9), precision=precision)
     assert found.passed, found.findings
@@ -255,7 +255,7 @@ def test_a_face_net_is_a_quarter_of_its_size_and_close(precision, tmp_path):
     assert graphs.size_of(made) < 0.35 * graphs.size_of(source)
     with (
         onnxruntime_runner(source.path) as right,
-        onnxruntime_runner(made.path, fused=precision != "fp8") as infer,
+        onnxruntime_runner(made.path, precision=precision) as infer,
     ):
         found = compare(right, infer, [sample(), sample()], precision=precision)
     assert found.passed, found.findings

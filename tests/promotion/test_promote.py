@@ -73,6 +73,7 @@ def test_a_version_that_passes_every_gate_gets_the_alias(store, good):
         "parity/measured",
         "evidence/unverified",
         "evidence/assumptions",
+        "evidence/quick",
         "task/drop",
     ]
     assert holder(store) == version

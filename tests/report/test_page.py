@@ -84,7 +84,7 @@ def test_a_ratio_whose_interval_holds_1_is_within_the_noise():
     assert ", within the noise" not in Page(html(full())).text()
 
 
-BUSY = "other work or other runners had part of the processor: too noisy to tell"
+BUSY = "other work had part of the processor: too noisy to tell"
 
 
 def first_screen(page: Page) -> str:

@@ -156,6 +156,18 @@ def test_an_output_has_its_own_limit_and_else_that_of_the_comparison():
         assert f"limit {limit}" in line
 
 
+def test_the_values_that_were_compared_stand_in_the_row_and_those_left_out_above_it():
+    parity = {"values": compared(1e-4)}
+    manifest = changed(HALF, parity=parity, values=("mask: some False",))
+    reference, *others = manifest.evidence
+    refused = {"mask: all False": "the model refuses it: no row"}
+    reference = dataclasses.replace(reference, left_out=refused)
+    text = section(dataclasses.replace(manifest, evidence=(reference, *others)), "Parity")
+    assert "other masks, integers and numbers: mask: some False" in text
+    assert "Left out: mask: all False (the model refuses it: no row)." in text
+    assert "Left out" not in section(manifest, "Parity")
+
+
 # Step by step
 
 

@@ -122,7 +122,7 @@ def test_a_provider_that_was_dropped_silently_is_an_error(graph, monkeypatch):
     class FellBack(onnxruntime.InferenceSession):
         """A session as ONNX Runtime gives it where the GPU provider does not start."""
 
-        def __init__(self, path, options, providers):
+        def __init__(self, path, options, providers, **_):
             assert "CUDAExecutionProvider" in repr(providers)
             super().__init__(path, options, providers=["CPUExecutionProvider"])
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from subprocess import Popen
 
 import crashing_runners
 import numpy as np
@@ -11,6 +10,7 @@ import pytest
 from threaded_workers import Threaded
 
 from mlflow_e2eai.errors import RunnerError
+from mlflow_e2eai.runtime.fork_server import Child
 from mlflow_e2eai.runtime.isolation import isolated, isolated_together
 
 pytestmark = pytest.mark.usefixtures("on_threads")
@@ -22,7 +22,7 @@ def kind(request):
         request.getfixturevalue("in_processes")
     elif request.config.getoption("--processes"):
         pytest.skip("every runner is in a process of its own")
-    return {"threads": Threaded, "processes": Popen}[request.param]
+    return {"threads": Threaded, "processes": Child}[request.param]
 
 
 def test_a_runner_is_where_it_was_asked_for_and_takes_more_than_a_pipe_holds(kind):

@@ -31,7 +31,10 @@ def why_items_mix(graph: OnnxArtifact, example: Tensors, axis: Axis) -> str | No
     other = {name: np.flip(array.reshape(-1)).reshape(array.shape) for name, array in one.items()}
     both = {name: np.concatenate([one[name], other[name]]) for name in one}
     try:
-        with onnxruntime_runner(graph.path, libraries=graph.libraries) as infer:
+        opened = onnxruntime_runner(
+            graph.path, precision=graph.precision, libraries=graph.libraries
+        )
+        with opened as infer:
             together, alone = infer(both), _run_apart(infer, one, other)
     except RunnerError as error:
         return f"whether its items are independent could not be tried ({error})"

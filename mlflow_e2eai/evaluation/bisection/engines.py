@@ -140,7 +140,7 @@ class _Trial:
             return "unknown"
 
     def _outcome(self, graph: OnnxArtifact, samples: Sequence[Tensors]) -> Outcome:
-        with onnxruntime_runner(graph.path, libraries=graph.libraries) as right:
+        with _open(graph) as right:
             for sample in samples:
                 right(sample)  # from here on, a RunnerError is of the candidate
             try:
@@ -165,7 +165,7 @@ class _Trial:
         if not inner:
             return [{name: sample[name] for name in inputs} for sample in self.samples]
         before = self._cut(given, inner, "before.onnx")
-        with onnxruntime_runner(before.path, libraries=before.libraries) as run:
+        with _open(before) as run:
             values = [{**sample, **run(sample)} for sample in self.samples]
         return [{name: value[name] for name in inputs} for value in values]
 
@@ -177,6 +177,10 @@ class _Trial:
             out=self.folder / file,
             observed=self.observed,
         )
+
+
+def _open(graph: OnnxArtifact) -> AbstractContextManager[Infer]:
+    return onnxruntime_runner(graph.path, precision=graph.precision, libraries=graph.libraries)
 
 
 def _bisection(nodes: Sequence[str], run: Run, symptom: Outcome) -> Bisection:

@@ -95,7 +95,12 @@ def bisect(
     fixed = frozenset(of_libraries(model, source.libraries))
     suspects = [name for name in _suspects(model) if name not in fixed]
     is_emulated = precision == "bf16"  # the CPU cannot run it otherwise
-    run = run or partial(isolated_onnxruntime, rounded=is_emulated, libraries=source.libraries)
+    run = run or partial(
+        isolated_onnxruntime,
+        precision=precision,
+        rounded=is_emulated,
+        libraries=source.libraries,
+    )
     with ExitStack() as stack:
         right = reference or stack.enter_context(
             isolated_onnxruntime(source.path, libraries=source.libraries)

@@ -68,7 +68,8 @@ def observe(source: OnnxArtifact, samples: Sequence[Tensors]) -> Observed:
         telling = _with_outputs(model, shapes, untyped)
         with weights_linked(telling, path.parent):
             path.write_bytes(telling.SerializeToString())
-        with onnxruntime_runner(path, libraries=source.libraries) as run:
+        opened = onnxruntime_runner(path, precision=source.precision, libraries=source.libraries)
+        with opened as run:
             outputs = [run(sample) for sample in inputs]
     return _describe_values(source, shapes, known, outputs)
 

@@ -33,7 +33,7 @@ _SHORT: Mapping[str, str] = {
     "stall": "single calls stalled",
     "clock_jump": "the clock moved where nothing ran",
     "throttled": "the GPU held its clock down",
-    "busy": "other work or other runners had part of the processor: too noisy to tell",
+    "busy": "other work had part of the processor: too noisy to tell",
 }
 
 
@@ -43,6 +43,12 @@ def doubts(manifest: Manifest) -> Iterator[tuple[str, bool]]:
         yield f"{assumption} The numbers say little about real inputs.", False
     if manifest.export is not None and manifest.export.unverified is not None:
         text = f"The exported graph was not compared with the model: {manifest.export.unverified}."
+        yield text, False
+    if manifest.level == "quick":
+        text = (
+            "The evidence is quick: each variant ran few times, from one caller, and latency was "
+            "measured at one size."
+        )
         yield text, False
     evidence = manifest.all_evidence
     outcomes = [*worst_outcomes(evidence).values()]

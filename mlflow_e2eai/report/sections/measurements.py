@@ -62,7 +62,7 @@ def parity_section(manifest: Manifest) -> Section | None:
             "lines": [
                 one
                 for kind, report in entry.parity.items()
-                for one in _lines(kind, report, entry.sizes if kind == "sizes" else ())
+                for one in _lines(kind, report, entry.labels(kind))
             ],
         }
         for entry in manifest.evidence
@@ -70,7 +70,10 @@ def parity_section(manifest: Manifest) -> Section | None:
     ]
     if not variants:
         return None
-    context = {"subject": subject_of(manifest), "variants": variants}
+    left_out = {
+        label: reason for entry in manifest.evidence for label, reason in entry.left_out.items()
+    }
+    context = {"subject": subject_of(manifest), "variants": variants, "left_out": left_out}
     return Section("parity", "Parity", context)
 
 

@@ -168,6 +168,17 @@ def _():
     return net, candidate, batches(*SIZES)
 
 
+@fault("two buffers in turns: the answer of the call before the last", "tolerance")
+def _():
+    net, kept = only("logits")(Net()), []
+
+    def candidate(tensors):
+        kept.append(net(tensors))
+        return kept.pop(0) if len(kept) > 2 else kept[-1]
+
+    return net, candidate, batches(4, 4, 4)
+
+
 # Threads
 
 

@@ -93,6 +93,16 @@ def _():
     return lambda tensors: {"y": pose(tensors)}, without_angles, samples
 
 
+@fault("a speed of six channels lost, in an axis between others", "slice", precision="fp16")
+def _():
+    rng = np.random.default_rng(3)
+    scale = np.array([1000, 1000, 1000, 1, 1, 1], np.float32)[:, None]
+    tracks = (scale * rng.standard_normal((2, 40, 6, 8))).astype(np.float32)
+    given = tracks.copy()
+    given[:, :, 4] = 0
+    return lambda _: {"y": tracks}, lambda _: {"y": given}, [{}]
+
+
 @fault("one confidence frozen beside coordinates", "slice", precision="int8")
 def _():
     rng = np.random.default_rng(2)

@@ -68,6 +68,37 @@ def _():
     return of_arrays(np.array([1, np.nan], np.float32), np.array([1, 0], np.float32))
 
 
+def _banned(change):
+    """Logits of which some classes are ruled out by minus infinity, and the same changed."""
+    net = only("logits")(Net())
+    banned = np.arange(10) % 4 == 1
+
+    def reference(tensors):
+        return {"logits": np.where(banned, np.float32(-np.inf), net(tensors)["logits"])}
+
+    return reference, lambda t: {"logits": change(reference(t)["logits"])}, batches(*SIZES)
+
+
+@fault("minus infinity cut to the smallest number of fp16", "nonfinite", precision="fp16")
+def _():
+    return _banned(lambda y: np.maximum(y, np.float32(np.finfo(np.float16).min)))
+
+
+@fault("one class wrong beside minus infinities", "tolerance")
+def _():
+    return _banned(lambda y: np.where(np.arange(10) == 3, y * np.float32(1.01), y))
+
+
+@fault("two classes that change places, one of them ruled out", "nonfinite")
+def _():
+    return _banned(lambda y: y[:, [0, 2, 1, *range(3, 10)]])
+
+
+@fault("NaN for minus infinity", "nonfinite")
+def _():
+    return _banned(lambda y: np.where(np.isinf(y), np.float32(np.nan), y))
+
+
 @fault("an int64 index cut to int32", "dtype", "tolerance")
 def _():
     right = np.array([1, 2**31 + 5])

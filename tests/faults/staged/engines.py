@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
@@ -13,58 +9,12 @@ from onnx import TensorProto, helper, numpy_helper
 import mlflow_e2eai
 from mlflow_e2eai import Axis
 from mlflow_e2eai.artifacts import graphs
-from mlflow_e2eai.artifacts.machine import has_gpu
 from mlflow_e2eai.engine.runner import engine_runner
-from mlflow_e2eai.errors import E2EAIError
 from mlflow_e2eai.runtime.ort import onnxruntime_runner
+from staged.cases import staged
 
 WIDTH = 32
 N = Axis("N", min=1, opt=4, max=8)
-
-
-@dataclass(frozen=True)
-class Staged:
-    """A fault, and the stage that meets it.
-
-    Attributes:
-        name: What is wrong.
-        meet: Takes a folder to write in; gives the kinds of finding, and raises where a stage
-            refuses.
-        refused: What the stage must raise, or say, by name.
-        missed: Why it is not found today; None where it is.
-        gpu: Whether it can be planted where there is a GPU.
-    """
-
-    name: str
-    meet: Callable[[Path], set[str]]
-    refused: str
-    missed: str | None = None
-    gpu: bool = True
-
-    @property
-    def can_be_planted(self) -> bool:
-        """Whether this machine has what it takes."""
-        return self.gpu or not has_gpu()
-
-    def found(self, folder: Path) -> set[str]:
-        """What is said of it."""
-        try:
-            return self.meet(folder)
-        except E2EAIError as error:
-            return {type(error).__name__}
-
-
-STAGED: list[Staged] = []
-
-
-def staged(name, refused, **settings):
-    """Register a function that has a stage meet a fault."""
-
-    def register(meet):
-        STAGED.append(Staged(name, meet, refused, **settings))
-        return meet
-
-    return register
 
 
 def layers(folder, *, powers=0, precision="fp32"):
@@ -146,7 +96,7 @@ def _(folder):
     samples = [{"x": 90 * rng.standard_normal((n, WIDTH), np.float32)} for n in (4, 1, 8)]
     with (
         onnxruntime_runner(source.path) as reference,
-        onnxruntime_runner(half.path, rounded=True) as candidate,
+        onnxruntime_runner(half.path, precision="fp16", rounded=True) as candidate,
     ):
         report = mlflow_e2eai.compare(reference, candidate, samples, precision="fp16")
     return {finding.kind for finding in report.findings}
