@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 from mlflow_e2eai.artifacts.files import Real
 from mlflow_e2eai.evaluation.gates import QuantizationVerdict
@@ -24,6 +25,10 @@ SAMPLES: Mapping[str, str] = {
 ADVISORY = frozenset({"large"})
 """Kinds of sample that are reported and do not decide: only the caller knows how large numbers may
 become, and the range of fp16 is limited."""
+
+
+Span: TypeAlias = tuple[float, float]
+"""When something began and ended, in seconds since the epoch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

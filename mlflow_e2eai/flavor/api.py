@@ -395,6 +395,6 @@ def _package(
             name=registered_model_name or recorder.name,
             version=version,
             model_id=info.model_id,
-            model_ids=recorder.models,
+            stages=recorder,
         )
     return info
