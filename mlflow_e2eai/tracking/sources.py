@@ -231,7 +231,8 @@ def _log_dataset(inputs: Tensors, labels: Array | None, run_id: str) -> None:
     from mlflow.data.numpy_dataset import from_numpy
     from mlflow.entities import DatasetInput, InputTag
 
-    dataset = from_numpy(dict(inputs), targets=labels, name="evaluation")
+    # Without labels it takes None, as its code has it.
+    dataset = from_numpy(dict(inputs), targets=labels, name="evaluation")  # type: ignore[arg-type]
     tags = [InputTag("mlflow.data.context", "evaluation")]
     MlflowClient().log_inputs(run_id, [DatasetInput(dataset._to_mlflow_entity(), tags)])  # noqa: SLF001 - MLflow has no public way to a run that is not active
 
