@@ -14,6 +14,7 @@ from mlflow_e2eai.evaluation.gates import Decision
 from mlflow_e2eai.report.facts import Origin
 from mlflow_e2eai.report.page import html
 from mlflow_e2eai.report.plots import plots
+from mlflow_e2eai.tracking.runs import report_folder
 from mlflow_e2eai.tracking.server import address
 
 
@@ -29,7 +30,8 @@ def log_report(
 ) -> None:
     """Write ``report.html`` and the plots on a run.
 
-    The evidence of other machines is in ``report-2.html`` and so on.
+    The evidence of other machines is in ``report-2.html`` and so on. Where the run has the report
+    of another model, all of them are in a folder of the model's name.
 
     Args:
         manifest: The bundle.
@@ -61,7 +63,8 @@ def log_report(
             Path(folder, file).write_text(page, encoding="utf-8")
         for file, content in _plots(to_json(manifest)).items():
             Path(folder, file).write_bytes(content)
-        client.log_artifacts(run_id, folder)
+        where = report_folder(run_id, "report.html", name)
+        client.log_artifacts(run_id, folder, where.rstrip("/") or None)
 
 
 @functools.lru_cache(maxsize=1)
