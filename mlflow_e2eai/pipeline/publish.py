@@ -24,8 +24,10 @@ from mlflow_e2eai.report.facts import (
 )
 from mlflow_e2eai.report.page import html
 from mlflow_e2eai.report.plots import plots
-from mlflow_e2eai.tracking.metrics import log_metrics, safe
+from mlflow_e2eai.tracking.metric_names import metric_name
+from mlflow_e2eai.tracking.metrics import log_metrics
 from mlflow_e2eai.tracking.mlflow_recorder import MlflowRecorder
+from mlflow_e2eai.tracking.runs import report_folder
 from mlflow_e2eai.tracking.server import address
 
 
@@ -41,7 +43,8 @@ def log_report(
 ) -> None:
     """Write ``report.html`` and the plots on a run, and before a decision the summary's metrics.
 
-    The evidence of other machines is in ``report-2.html`` and so on.
+    The evidence of other machines is in ``report-2.html`` and so on. Where the run has the report
+    of another model, all of them are in a folder of the model's name.
 
     Args:
         manifest: The bundle.
@@ -73,7 +76,8 @@ def log_report(
             Path(folder, file).write_text(page, encoding="utf-8")
         for file, content in _plots(to_json(manifest)).items():
             Path(folder, file).write_bytes(content)
-        client.log_artifacts(run_id, folder)
+        where = report_folder(run_id, "report.html", name)
+        client.log_artifacts(run_id, folder, where.rstrip("/") or None)
     if decision is None:
         seconds = {} if stages is None else stages.seconds
         times = {f"seconds/{stage}": value for stage, value in seconds.items()}
@@ -108,7 +112,7 @@ def summary_metrics(manifest: Manifest) -> dict[str, float]:
     }
     for name in task_names(manifest):
         values = [row.task[name] for row in shipped if name in row.task]
-        metrics |= {f"task/{safe(name)}": min(values)} if values else {}
+        metrics |= {f"task/{metric_name(name)}": min(values)} if values else {}
     for variant, ratio in ratios_of(manifest, Ratios(manifest)).items():
         metrics[f"ratio/{variant}"] = ratio.value
         metrics[f"ratio_low/{variant}"] = ratio.low

@@ -56,6 +56,7 @@ from mlflow.utils.model_utils import (
 from mlflow.utils.model_utils import (
     _validate_and_prepare_target_save_path as prepare_target_path,
 )
+from mlflow.utils.name_utils import _GENERATOR_NOUNS, _GENERATOR_PREDICATES
 from mlflow.utils.validation import (
     _validate_model_alias_name as validate_alias,
 )
@@ -74,6 +75,7 @@ __all__ = [
     "copy_extra_files",
     "download_artifact_from_uri",
     "get_flavor_configuration",
+    "is_generated_name",
     "mlflow_conda_env",
     "prepare_target_path",
     "process_conda_env",
@@ -96,3 +98,10 @@ def set_model_tags(model_id: str, tags: Mapping[str, str], tracking_uri: str) ->
 def upload(model: LoggedModel, folder: Path) -> None:
     """Put files into a LoggedModel; MlflowClient would request their location."""
     get_artifact_repository(model.artifact_location).log_artifacts(str(folder))
+
+
+def is_generated_name(name: str) -> bool:
+    """Whether MLflow made up a run's name, such as ``marvelous-zebra-619``."""
+    predicate, _, rest = name.partition("-")
+    noun, _, number = rest.rpartition("-")
+    return predicate in _GENERATOR_PREDICATES and noun in _GENERATOR_NOUNS and number.isdigit()

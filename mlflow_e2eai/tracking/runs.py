@@ -8,9 +8,11 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+from mlflow_e2eai.artifacts.names import FreshNames
 from mlflow_e2eai.errors import TrackingError
 from mlflow_e2eai.evaluation.evidence import Span
 from mlflow_e2eai.tracking.lineage import ERROR, PARENT_RUN, tag_model
+from mlflow_e2eai.tracking.metric_names import metric_name
 from mlflow_e2eai.tracking.remote_jobs import inherited_context
 from mlflow_e2eai.tracking.server import check_server
 
@@ -30,7 +32,8 @@ def run(
     An error in the block is written on the run as the tag ``e2eai.error`` before it goes on.
 
     Args:
-        name: Name of a new run.
+        name: Name of a new run, and of the one that ``mlflow run`` made, unless its user gave it
+            another.
         nested: Start a child of the active run instead of taking the active run itself.
         tags: Tags for the run.
         span: When the work of a new child was done; None for the time of the block.
@@ -60,10 +63,62 @@ def run(
             yield run_id
         return
     new = mlflow.start_run(
-        run_name=name, nested=active is not None, tags=tags, experiment_id=experiment_id
+        run_name=None if active is None and _project_run_is_named() else name,
+        nested=active is not None,
+        tags=tags,
+        experiment_id=experiment_id,
     )
     with new, _explain(new.info.run_id):
         yield new.info.run_id
+
+
+def _project_run_is_named() -> bool:
+    """Whether a user named the run that MLflow resumes next, by MLFLOW_RUN_ID."""
+    from mlflow import MlflowClient
+
+    from mlflow_e2eai.tracking import _mlflow
+
+    if (run_id := os.environ.get("MLFLOW_RUN_ID")) is None:
+        return False
+    name = MlflowClient().get_run(run_id).info.run_name
+    return bool(name) and not _mlflow.is_generated_name(name)
+
+
+def fail_run(run_id: str, name: str, new_name: str) -> None:
+    """End the active run as FAILED, and rename it, unless a user named it.
+
+    Args:
+        run_id: The run.
+        name: The name that it was given here.
+        new_name: The name that it gets.
+    """
+    import mlflow
+    from mlflow import MlflowClient
+
+    client = MlflowClient()
+    if client.get_run(run_id).info.run_name == name:
+        client.update_run(run_id, name=new_name)
+    mlflow.end_run("FAILED")
+
+
+def report_folder(run_id: str, file: str, name: str) -> str:
+    """Where in a run the reports of a model go, so that those of another stay.
+
+    Args:
+        run_id: The run.
+        file: One of the reports.
+        name: Name of the model.
+
+    Returns:
+        What to put in front of the name of a file: nothing for the first model of the run, then a
+        folder of the model's name with its slash.
+    """
+    from mlflow import MlflowClient
+
+    present = {str(item.path) for item in MlflowClient().list_artifacts(run_id)}
+    if file not in present:
+        return ""
+    return FreshNames(present)(metric_name(name).replace("/", "_")) + "/"
 
 
 @contextmanager
