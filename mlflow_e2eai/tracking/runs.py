@@ -6,12 +6,13 @@ import logging
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from mlflow_e2eai.errors import TrackingError
+from mlflow_e2eai.runtime.termination import raised_on_sigterm, reason_of
 from mlflow_e2eai.tracking.lineage import ERROR, tag_model
 from mlflow_e2eai.tracking.remote_jobs import inherited_context
-from mlflow_e2eai.tracking.server import check_server
+from mlflow_e2eai.tracking.server import check_server, failure_logged
 
 _log = logging.getLogger(__name__)
 
@@ -34,41 +35,58 @@ def run(name: str, *, nested: bool = False, tags: Mapping[str, str] | None = Non
 
     active = mlflow.active_run()
     above = inherited_context() if active is None else None
+    # A worker's runs are ended by the process that started it.
     if above is None and (active is None or not nested):
         check_server()
-    if active is not None and not nested:
-        with _explain(active.info.run_id):
-            yield active.info.run_id
-        return
-    experiment_id, inherited_tags = above or (
-        None if active is None else active.info.experiment_id,
-        {},
-    )
-    new = mlflow.start_run(
-        run_name=name,
-        nested=active is not None,
-        tags={**inherited_tags, **(tags or {})},
-        experiment_id=experiment_id,
-    )
-    with new, _explain(new.info.run_id):
-        yield new.info.run_id
+    # The runs of a worker are ended by the process that started it.
+    with nullcontext() if above is not None else raised_on_sigterm():
+        if active is not None and not nested:
+            with _explain(active.info.run_id):
+                yield active.info.run_id
+            return
+        experiment_id, inherited_tags = above or (
+            None if active is None else active.info.experiment_id,
+            {},
+        )
+        new = mlflow.start_run(
+            run_name=name,
+            nested=active is not None,
+            tags={**inherited_tags, **(tags or {})},
+            experiment_id=experiment_id,
+        )
+        with _end_after_block(), _explain(new.info.run_id):
+            yield new.info.run_id
 
 
 @contextmanager
-def _explain(run_id: str) -> Iterator[None]:
-    from mlflow import MlflowClient
+def _end_after_block() -> Iterator[None]:
+    """End the active run with the block; as MLflow's own, but without a server that was lost."""
+    import mlflow
+
+    from mlflow_e2eai.tracking import _mlflow
 
     try:
         yield
-    except Exception as error:
-        try:
-            MlflowClient().set_tag(run_id, ERROR, str(error))
-        except Exception:  # noqa: BLE001 - the server may have failed; the first error counts
-            _log.warning("Could not write the error on run %s.", run_id)
+    except BaseException as error:
+        if isinstance(error, TrackingError) and error.lost:
+            _mlflow.forget_active_run()
+        else:
+            mlflow.end_run("FAILED" if isinstance(error, Exception) else "KILLED")
         raise
+    mlflow.end_run()
 
 
-def log_project_failure(error: Exception) -> Exception:
+def _explain(run_id: str) -> AbstractContextManager[None]:
+    """Write the reason of a failure on a run."""
+    from mlflow import MlflowClient
+
+    def log(error: BaseException) -> None:
+        MlflowClient().set_tag(run_id, ERROR, reason_of(error))
+
+    return failure_logged(run_id, log)
+
+
+def log_project_failure(error: BaseException) -> BaseException:
     """Write an error on the run that `mlflow run` made for this process.
 
     MLflow's launcher marks that run FAILED when the process fails, but not with the reason. MLflow
@@ -78,11 +96,12 @@ def log_project_failure(error: Exception) -> Exception:
         The error; a `TrackingError` in place of one of MLflow's own.
     """
     run_id = os.environ.get("MLFLOW_RUN_ID")
-    if run_id is not None:
+    lost = isinstance(error, TrackingError) and error.lost
+    if run_id is not None and not lost:
         from mlflow import MlflowClient
 
         try:
-            MlflowClient().set_tag(run_id, ERROR, str(error))
+            MlflowClient().set_tag(run_id, ERROR, reason_of(error))
             MlflowClient().set_terminated(run_id, "FAILED")
         except Exception:  # noqa: BLE001 - the first error is the one to show
             _log.warning("Could not write the error on run %s.", run_id)
@@ -105,16 +124,16 @@ def log_model_failure(run_id: str, model_id: str | None = None) -> Iterator[None
     from mlflow import MlflowClient
     from mlflow.entities import LoggedModelStatus
 
-    try:
-        yield
-    except Exception as error:
-        client = MlflowClient()
+    def log(error: BaseException) -> None:
+        client, tags = MlflowClient(), {ERROR: reason_of(error)}
         if model_id is not None:
             client.finalize_logged_model(model_id, LoggedModelStatus.FAILED)
-            tag_model(model_id, {ERROR: str(error)})
+            tag_model(model_id, tags)
         experiment = client.get_run(run_id).info.experiment_id
         # MLflow's filter accepts `status`, but finds nothing by it.
         for model in client.search_logged_models([experiment], f"source_run_id = '{run_id}'"):
             if str(model.status) == "FAILED" and ERROR not in model.tags:
-                tag_model(model.model_id, {ERROR: str(error)})
-        raise
+                tag_model(model.model_id, tags)
+
+    with failure_logged(run_id, log):
+        yield
