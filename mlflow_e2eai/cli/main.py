@@ -235,7 +235,10 @@ def reported_errors() -> Iterator[None]:
     `mlflow run` may have made a run for this process, which gets the reason as a tag, also of an
     error in the words.
     """
+    from mlflow_e2eai.tracking.runs import check_project_store
+
     try:
+        check_project_store()
         with raised_on_sigterm():
             yield
     except click.exceptions.Exit as end:

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 
 from mlflow_e2eai.errors import TrackingError
 from mlflow_e2eai.runtime.termination import raised_on_sigterm, reason_of
@@ -84,6 +85,29 @@ def _explain(run_id: str) -> AbstractContextManager[None]:
         MlflowClient().set_tag(run_id, ERROR, reason_of(error))
 
     return failure_logged(run_id, log)
+
+
+def check_project_store() -> None:
+    """Check that the store of the run that `mlflow run` made is this process's too.
+
+    The launcher may have a relative path to it, and another working folder.
+
+    Raises:
+        TrackingError: There is no such store in this folder.
+    """
+    uri = os.environ.get("MLFLOW_TRACKING_URI", "")
+    scheme, _, rest = uri.partition(":")
+    path = Path((rest or scheme).removeprefix("///") if scheme in ("sqlite", "file", uri) else "/")
+    is_path = path.name and not uri.startswith("databricks") and not path.is_absolute()
+    if os.environ.get("MLFLOW_RUN_ID") is None or not is_path:
+        return
+    if not path.exists():
+        msg = (
+            f"`mlflow run` uses the tracking store {uri}, which is relative to the folder where it "
+            f"was called; this step runs in {Path.cwd()}, where there is no {path}. Set "
+            f"MLFLOW_TRACKING_URI to an absolute one, such as sqlite:////folder/mlflow.db."
+        )
+        raise TrackingError(msg, lost=True)
 
 
 def log_project_failure(error: BaseException) -> BaseException:
