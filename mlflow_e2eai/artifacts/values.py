@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from mlflow_e2eai.artifacts.build_settings import DEFAULT_BUILD, BuildSettings
 from mlflow_e2eai.artifacts.files import Real
-from mlflow_e2eai.errors import InvalidInputError
+from mlflow_e2eai.errors import InvalidInputError, nearest
 
 Array: TypeAlias = NDArray[Any]
 Tensors: TypeAlias = Mapping[str, Array]
@@ -29,6 +29,32 @@ Precision: TypeAlias = Literal["fp32", "tf32", "fp16", "bf16", "int8", "fp8"]
 """What a model computes in. No graph is in tf32: it is how an engine of the fp32 graph computes."""
 
 PRECISIONS: tuple[Precision, ...] = ("fp32", "tf32", "fp16", "bf16", "int8", "fp8")
+
+_OTHER_NAMES: Mapping[str, Precision] = {
+    "float32": "fp32",
+    "float": "fp32",
+    "single": "fp32",
+    "float16": "fp16",
+    "half": "fp16",
+    "bfloat16": "bf16",
+    "float8": "fp8",
+}
+
+
+def precision_of(name: str) -> Precision:
+    """Read a precision by any of its names, such as ``half``, ``float16`` or ``fp16``.
+
+    Raises:
+        InvalidInputError: It is none.
+    """
+    key = str(name).lower().removeprefix("torch.")  # as the dtypes of PyTorch are written
+    for precision in PRECISIONS:
+        if _OTHER_NAMES.get(key, key) == precision:
+            return precision
+    near = nearest(name, (*PRECISIONS, *_OTHER_NAMES))
+    hint = f" Did you mean {near}?" if near else ""
+    msg = f"The precision is {name!r}, but one of {', '.join(PRECISIONS)} is wanted.{hint}"
+    raise InvalidInputError(msg)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from typing import Literal, TypeAlias, cast
 from mlflow_e2eai.artifacts.machine import gpu_name, processor_name
 from mlflow_e2eai.bundle.manifest import Manifest
 from mlflow_e2eai.engine.runner import unsupported_here
-from mlflow_e2eai.errors import E2EAIError, InvalidInputError, RunnerError
+from mlflow_e2eai.errors import E2EAIError, InvalidInputError, RunnerError, nearest, suggestion
 from mlflow_e2eai.evaluation.evidence import Evidence
 from mlflow_e2eai.evaluation.variants import engine_variant, graph_variant, is_emulated
 from mlflow_e2eai.latency.report import LatencyReport
@@ -45,9 +45,10 @@ class Goal:
         """
         match = re.fullmatch(r"(latency|throughput|memory)|latency@([1-9]\d*)", text)
         if match is None:
+            near = nearest(text, ("latency", "throughput", "memory"))
             msg = (
                 f"The goal {text!r} is not known; give 'latency', 'latency@8' for calls of 8 "
-                f"items, 'throughput' or 'memory'."
+                f"items, 'throughput' or 'memory'.{f' Did you mean {near}?' if near else ''}"
             )
             raise InvalidInputError(msg)
         if match.group(2) is not None:
@@ -161,7 +162,9 @@ class RankedVariants:
             InvalidInputError: There is no such variant.
         """
         if variant not in self.names:
-            msg = f"There is no variant {variant!r}; this bundle has {', '.join(self.names)}."
+            msg = (
+                f"There is no variant {variant!r} in this bundle; {suggestion(variant, self.names)}"
+            )
             raise InvalidInputError(msg)
         others = tuple(
             PassedOver(

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 
 from mlflow_e2eai.artifacts import external_data, graphs
 from mlflow_e2eai.artifacts.values import (
-    PRECISIONS,
     Library,
     OnnxArtifact,
     Precision,
     Tensors,
     TensorSpec,
+    precision_of,
 )
 from mlflow_e2eai.artifacts.weight_files import staging_path
 from mlflow_e2eai.errors import ArtifactError, InvalidInputError, PrecisionError, RunnerError
@@ -111,7 +111,7 @@ def convert(
             interface, or has nothing in the requested precision; or `source` does not run on a
             sample. Its `report` has the findings up to the failure.
     """
-    check_graph_precision(precision)
+    precision = graph_precision_of(precision)
     if source.precision != "fp32":
         msg = f"The graph is in {source.precision}, but one in fp32 is wanted; convert that one."
         raise InvalidInputError(msg)
@@ -260,27 +260,17 @@ def _check_names(model: onnx.ModelProto, keep_fp32: Collection[str]) -> dict[str
     return operators
 
 
-def check_precision(precision: str) -> None:
-    """Refuse an unknown precision.
-
-    Raises:
-        InvalidInputError: It is not one of `PRECISIONS`.
-    """
-    if precision not in PRECISIONS:
-        msg = f"The precision is {precision!r}, but one of {', '.join(PRECISIONS)} is wanted."
-        raise InvalidInputError(msg)
-
-
-def check_graph_precision(precision: str) -> None:
-    """Refuse a precision that no graph can be in.
+def graph_precision_of(name: str) -> Precision:
+    """Read a precision that a graph can be in, by any of its names.
 
     Raises:
         InvalidInputError: It is unknown, or it is arithmetic of engines only (tf32).
     """
-    check_precision(precision)
+    precision = precision_of(name)
     if precision == "tf32":
         msg = "No graph is in tf32, it is how an engine computes; compile the fp32 graph in tf32."
         raise InvalidInputError(msg)
+    return precision
 
 
 def _agree(outputs: Sequence[TensorSpec], wanted: Sequence[TensorSpec]) -> bool:

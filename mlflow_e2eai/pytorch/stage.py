@@ -22,7 +22,7 @@ from mlflow_e2eai.artifacts.graphs import only_new_garbage
 from mlflow_e2eai.artifacts.sampler import resample, with_samples
 from mlflow_e2eai.artifacts.values import Axis, Library, OnnxArtifact, Tensors, TensorSpec
 from mlflow_e2eai.artifacts.weight_files import is_large, staging_path
-from mlflow_e2eai.errors import ExportError, InvalidInputError
+from mlflow_e2eai.errors import ExportError, InvalidInputError, suggestion
 from mlflow_e2eai.pytorch import operators as custom
 from mlflow_e2eai.pytorch import pytree
 from mlflow_e2eai.pytorch.exporters import (
@@ -43,6 +43,7 @@ from mlflow_e2eai.pytorch.module import evaluation_mode
 from mlflow_e2eai.pytorch.pytree import Tree
 from mlflow_e2eai.pytorch.references import References, check_repeatable
 from mlflow_e2eai.pytorch.verify import check_interface, check_numbers, frozen_at
+from mlflow_e2eai.runtime.ort import check_opset
 
 if TYPE_CHECKING:
     import torch
@@ -170,6 +171,7 @@ def export(
             with other numbers than the module's; with a reason for each exporter that was tried.
             Or nothing implements an operator of the graph; it names the node.
     """
+    check_opset(opset)
     module, arrays = flatten_module(model, input_example)
     attempts = _attempts(exporter, module, opset)
     libraries = custom.load_libraries(operator_libraries)
@@ -320,7 +322,7 @@ def _choose(exporter: Exporter, module: torch.nn.Module, opset: int) -> Exporter
     import torch
 
     if exporter not in EXPORTERS:
-        msg = f"The exporter is {exporter!r}, but one of {', '.join(EXPORTERS)} is wanted."
+        msg = f"There is no exporter {exporter!r}; {suggestion(exporter, EXPORTERS)}"
         raise InvalidInputError(msg)
     scripted = isinstance(original(module), torch.jit.ScriptModule)
     if exporter == "auto":
