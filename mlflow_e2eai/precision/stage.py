@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlflow_e2eai.artifacts import external_data, graphs
+from mlflow_e2eai.artifacts.files import Summary, Table
 from mlflow_e2eai.artifacts.values import (
     Library,
     OnnxArtifact,
@@ -45,8 +46,8 @@ CONVERTERS = {"fp16": to_fp16, "bf16": to_bf16}
 """The converter to each half precision."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PrecisionReport:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class PrecisionReport(Summary):
     """Result of a conversion.
 
     Attributes:
@@ -73,6 +74,15 @@ class PrecisionReport:
     pairs: int = 0
     calibration: Calibration | None = None
     refused: str | None = None
+
+    def _line(self) -> str:
+        if self.refused is not None:
+            return f"{self.precision} refused: {self.refused}"
+        kept = f"{len(self.kept)} of {self.nodes} nodes stay in fp32"
+        return f"{self.precision}, {kept}, ranges from {self.samples} samples"
+
+    def _table(self) -> Table:
+        return Fp32Node, self.kept
 
 
 def convert(

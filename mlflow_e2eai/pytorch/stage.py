@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 from mlflow_e2eai.artifacts import graphs
 from mlflow_e2eai.artifacts.axes import DynamicAxes, axes_of, input_specs
 from mlflow_e2eai.artifacts.example import SizedExample, others_of
-from mlflow_e2eai.artifacts.files import Real
+from mlflow_e2eai.artifacts.files import Real, Summary, Table
 from mlflow_e2eai.artifacts.graphs import only_new_garbage
 from mlflow_e2eai.artifacts.sampler import resample, with_samples
 from mlflow_e2eai.artifacts.values import Axis, Library, OnnxArtifact, Tensors, TensorSpec
@@ -62,8 +62,8 @@ AUTO = ("dynamo", PLAIN_DYNAMO, "trace", "script")
 """The order in which ``auto`` tries the exporters."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExportReport:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class ExportReport(Summary):
     """Result of an export.
 
     Attributes:
@@ -93,6 +93,26 @@ class ExportReport:
     frozen: str | None = None
     fast_path: str | None = None
     max_abs_error: Real | None = None
+
+    def _line(self) -> str:
+        if self.unverified is not None:
+            return f"by {self.exporter}, not verified: {self.unverified}"
+        error = "" if self.max_abs_error is None else f", largest error {self.max_abs_error:.2g}"
+        return f"by {self.exporter}, compared on {len(self.samples)} samples{error}"
+
+    def _table(self) -> Table:
+        return _Attempt, [
+            _Attempt(self.exporter, None),
+            *(_Attempt(name, reason) for name, reason in self.refused.items()),
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    """A row about one exporter: the one that was taken, or why it was not."""
+
+    exporter: str
+    refused: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
