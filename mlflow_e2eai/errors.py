@@ -18,8 +18,10 @@ the attributes. A failed parity check or gate is no error: it is a result that s
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +77,20 @@ def brief(error: BaseException, limit: int = 300) -> str:
     """The message of an error on one line, without passwords and tokens."""
     text = without_secrets(" ".join(str(error).split()))
     return text if len(text) <= limit else f"{text[:limit]}…"
+
+
+def nearest(word: object, known: Iterable[str]) -> str | None:
+    """The known word that is most like another, upper and lower case alike; None without one."""
+    by_key = {each.casefold(): each for each in known}
+    near = difflib.get_close_matches(str(word).casefold(), by_key, n=1)
+    return by_key[near[0]] if near else None
+
+
+def suggestion(word: object, known: Iterable[str]) -> str:
+    """The end of a message about an unknown word: the nearest known one, or all of them."""
+    words = list(known)
+    near = nearest(word, words)
+    return f"there are {', '.join(words)}." if near is None else f"did you mean {near}?"
 
 
 class InvalidInputError(E2EAIError, ValueError):

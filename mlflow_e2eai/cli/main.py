@@ -6,7 +6,6 @@ them, after Ctrl-C and SIGTERM.
 
 from __future__ import annotations
 
-import difflib
 import logging
 import sys
 from collections.abc import Iterator, Sequence
@@ -17,7 +16,7 @@ import click
 
 from mlflow_e2eai._version import __version__
 from mlflow_e2eai.cli.verbs import VERBS, Verb, load
-from mlflow_e2eai.errors import E2EAIError, InvalidInputError
+from mlflow_e2eai.errors import E2EAIError, InvalidInputError, suggestion
 from mlflow_e2eai.runtime.termination import (
     INTERRUPTED,
     TERMINATED,
@@ -113,8 +112,8 @@ class Verbs(click.Group):
             InvalidInputError: There is no such verb.
         """
         if args[0] not in self.list_commands(ctx) and not ctx.resilient_parsing:
-            hint = _nearest(args[0], self.list_commands(ctx))
-            msg = f"There is no verb {args[0]!r}{hint}"
+            hint = suggestion(args[0], self.list_commands(ctx))
+            msg = f"There is no verb {args[0]!r}; {hint}"
             raise InvalidInputError(msg)
         return super().resolve_command(ctx, args)
 
@@ -269,7 +268,8 @@ def _usage_error(error: Exception) -> Exception:
     message = error.message
     if isinstance(error, click.NoSuchOption):
         known = [] if context is None else _options_of(context)
-        message = f"there is no parameter {error.option_name}{_nearest(error.option_name, known)}"
+        hint = suggestion(error.option_name, known)
+        message = f"there is no parameter {error.option_name}; {hint}"
     elif isinstance(error, click.MissingParameter) and error.param is not None:
         about = getattr(error.param, "help", None) or error.param.human_readable_name
         message = f"{error.param.opts[0]} is missing: {about}."
@@ -282,9 +282,3 @@ def _usage_error(error: Exception) -> Exception:
 
 def _options_of(context: click.Context) -> list[str]:
     return [text for param in context.command.get_params(context) for text in param.opts]
-
-
-def _nearest(word: str, known: Sequence[str]) -> str:
-    """End of the message about an unknown word: the nearest known one, or all."""
-    near = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean {near[0]}?" if near else f"; there are {', '.join(known)}."

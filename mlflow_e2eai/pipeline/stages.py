@@ -43,7 +43,8 @@ from mlflow_e2eai.pytorch.stage import ExportReport, export
 from mlflow_e2eai.runtime.progress import timed_stage
 from mlflow_e2eai.surgery.mapping import input_mapper, require_same_inputs
 from mlflow_e2eai.surgery.plan import Step, named_in
-from mlflow_e2eai.surgery.stage import SurgeryReport, clean
+from mlflow_e2eai.surgery.report import SurgeryReport
+from mlflow_e2eai.surgery.stage import clean
 from mlflow_e2eai.tracking.recorder import (
     EngineCache,
     Fp32Nodes,

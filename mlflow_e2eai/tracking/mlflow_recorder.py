@@ -15,7 +15,7 @@ from mlflow_e2eai.evaluation.evidence import Evidence, Span
 from mlflow_e2eai.precision.stage import PrecisionReport
 from mlflow_e2eai.pytorch.stage import ExportReport
 from mlflow_e2eai.report.page import precision_html, surgery_html
-from mlflow_e2eai.surgery.stage import SurgeryReport
+from mlflow_e2eai.surgery.report import SurgeryReport
 from mlflow_e2eai.tracking.engine_store import (
     EXISTING_ENGINE,
     fetch_timings,
