@@ -192,6 +192,9 @@ def prepare(verb: Verb, arguments: dict[str, Any]) -> Iterator[None]:
     from mlflow_e2eai.artifacts.libraries import native_allowed
     from mlflow_e2eai.runtime.progress import reported_on_stderr
     from mlflow_e2eai.tracking.console import quiet_mlflow
+    from mlflow_e2eai.tracking.runs import check_project_store
+
+    check_project_store()
 
     level = {"verbose": logging.DEBUG, "quiet": logging.WARNING}
     chosen = [level[name] for name in level if arguments.pop(name)]
@@ -234,10 +237,7 @@ def reported_errors() -> Iterator[None]:
     `mlflow run` may have made a run for this process, which gets the reason as a tag, also of an
     error in the words.
     """
-    from mlflow_e2eai.tracking.runs import check_project_store
-
     try:
-        check_project_store()
         with raised_on_sigterm():
             yield
     except click.exceptions.Exit as end:
