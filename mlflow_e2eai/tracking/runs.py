@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from mlflow_e2eai.artifacts.names import FreshNames
 from mlflow_e2eai.errors import TrackingError
 from mlflow_e2eai.tracking.lineage import ERROR, tag_model
-from mlflow_e2eai.tracking.metric_names import metric_name
+from mlflow_e2eai.tracking.mlflow_names import metric_name
 from mlflow_e2eai.tracking.remote_jobs import inherited_context
 from mlflow_e2eai.tracking.server import check_server
 
