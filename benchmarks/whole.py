@@ -162,8 +162,10 @@ def table(runs: Mapping[tuple[str, str], Sequence[Run]]) -> list[str]:
     """A row for each case and level."""
     peer = runs["CNN", PEER]
     lines = [
-        ("| model | way | s, the call | s, its process | s, the next call | times Olive's call "
-        "| and process |"),
+        (
+            "| model | way | s, the call | s, its process | s, the next call | times Olive's call "
+            "| and process |"
+        ),
         "|---|---|---|---|---|---|---|",
     ]
     for (case, level), taken in runs.items():

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from mlflow_e2eai.flavor.api import log_model as log_model
     from mlflow_e2eai.flavor.api import save_model as save_model
     from mlflow_e2eai.flavor.native import load_model as load_model
+    from mlflow_e2eai.flavor.tables import compare_versions as compare_versions
+    from mlflow_e2eai.flavor.tables import variants as variants
     from mlflow_e2eai.flavor.triton import export_triton as export_triton
     from mlflow_e2eai.latency.measure import benchmark as benchmark
     from mlflow_e2eai.parity.comparison import compare as compare
@@ -39,6 +41,7 @@ _HOMES = {
     "choose_buckets": "engine.profiles",
     "clean": "surgery.stage",
     "compare": "parity.comparison",
+    "compare_versions": "flavor.tables",
     "compile": "engine.stage",
     "convert": "precision.stage",
     "export": "pytorch.stage",
@@ -47,6 +50,7 @@ _HOMES = {
     "log_model": "flavor.api",
     "promote": "promotion.stage",
     "save_model": "flavor.api",
+    "variants": "flavor.tables",
 }
 
 __all__ = [*sorted(_HOMES), "__version__"]  # noqa: PLE0604 - built from the one table

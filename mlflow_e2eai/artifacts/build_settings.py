@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
 from mlflow_e2eai.artifacts.files import Real
-from mlflow_e2eai.errors import InvalidInputError
+from mlflow_e2eai.errors import InvalidInputError, suggestion
 
 _HIGHEST_LEVEL = 5  # of `IBuilderConfig.builder_optimization_level`
 
@@ -71,9 +70,7 @@ class BuildSettings:
         known = [field.name for field in fields(cls)]
         for name in settings:
             if name not in known:
-                near = difflib.get_close_matches(str(name), known, n=1)
-                hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}."
-                msg = f"There is no build setting {name!r}; {hint}"
+                msg = f"There is no build setting {name!r}; {suggestion(name, known)}"
                 raise InvalidInputError(msg)
         return cls(**settings)
 

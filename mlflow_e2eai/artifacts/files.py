@@ -1,4 +1,4 @@
-"""Files: digests, writes that are whole or not at all, and frozen values as JSON."""
+"""Files: digests, writes that are whole or not at all, and frozen values as JSON and tables."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ import hashlib
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, TypeVar
 
 from mlflow_e2eai.errors import ArtifactError
 
 if TYPE_CHECKING:
+    import pandas as pd
     from pydantic import TypeAdapter
 
 Value = TypeVar("Value")
@@ -157,3 +159,112 @@ def _reader(kind: type[Any]) -> TypeAdapter[Any]:
     from pydantic import TypeAdapter
 
     return TypeAdapter(kind)
+
+
+# Frozen values at a prompt, in a notebook and as a DataFrame.
+
+
+_DTYPES = {
+    "bool": "boolean",
+    "int": "Int64",
+    "int | None": "Int64",
+    "float": "float64",
+    "Real": "float64",
+    "Real | None": "float64",
+}
+"""Dtype of a column of a DataFrame by the annotation of its field; of others it is ``string``."""
+
+_TEXTS = ("str", "str | None", "Precision", "Literal", "Kind", "FindingKind", "Reason")
+"""Beginnings of annotations whose values are text."""
+
+_MOST_COLUMNS, _MOST_ROWS = 10, 60
+"""Size of a table in a notebook; `Summary.to_pandas` gives all of it."""
+
+
+Table: TypeAlias = tuple[type, Sequence[Any]]
+"""The kind of a table's rows, which are dataclasses, and the rows."""
+
+
+class Summary:
+    """A value that is a line at a prompt, a table in a notebook and a DataFrame in pandas.
+
+    A subclass has `_line` and `_table`. A dataclass is one with ``repr=False``, as it would write
+    out all of its fields.
+    """
+
+    __slots__ = ()
+
+    def _line(self) -> str:
+        """The value in a sentence."""
+        raise NotImplementedError
+
+    def _table(self) -> Table:
+        """The parts of the value."""
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        """The value in one line, for a prompt."""
+        return f"{type(self).__name__}: {' '.join(self._line().split())}"
+
+    def _repr_html_(self) -> str:
+        """The line and the table's first columns, for a notebook."""
+        return html_table(repr(self), *self._table())
+
+    def to_pandas(self) -> pd.DataFrame:
+        """The value as a DataFrame, a row for each of its parts.
+
+        Numbers are ``float64`` or ``Int64``, texts ``string``, the same whatever is missing.
+        """
+        return frame(*self._table())
+
+
+def frame(kind: type, values: Sequence[Any]) -> pd.DataFrame:
+    """Values of one dataclass as a DataFrame, a column for each field that is a number or text."""
+    import pandas as pd
+
+    dtypes, rows = _columns(kind, values)
+    return pd.DataFrame(rows, columns=list(dtypes)).astype(dtypes)
+
+
+def html_table(line: str, kind: type, values: Sequence[Any]) -> str:
+    """A sentence and the first columns of a table in HTML; columns without a value are left out."""
+    dtypes, rows = _columns(kind, values)
+    shown = [name for name in dtypes if any(row.get(name) is not None for row in rows)]
+    shown = shown[:_MOST_COLUMNS]
+    head = "".join(f"<th>{escape(name.replace('_', ' '))}</th>" for name in shown)
+    body = "".join(
+        f"<tr>{''.join(f'<td>{escape(_cell(row.get(name)))}</td>' for name in shown)}</tr>"
+        for row in rows[:_MOST_ROWS]
+    )
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>" if body else ""
+    more = len(rows) - _MOST_ROWS
+    rest = f"<p>{more} more rows: see to_pandas()</p>" if more > 0 else ""
+    return f"<div><p>{escape(line)}</p>{table}{rest}</div>"
+
+
+def _columns(kind: type, values: Sequence[Any]) -> tuple[dict[str, str], list[dict[str, Any]]]:
+    """Dtypes by column, and a row for each value, of the fields that are numbers or text.
+
+    A mapping of numbers has a column for each of its names.
+    """
+    dtypes: dict[str, str] = {}
+    rows: list[dict[str, Any]] = [{} for _ in values]
+    for each in dataclasses.fields(kind):
+        name, annotation = each.name, str(each.type)
+        cells = [getattr(value, name) for value in values]
+        if annotation == "Mapping[str, Real]":
+            for key in sorted({key for cell in cells for key in cell}):
+                dtypes[f"{name}/{key}"] = "float64"
+                for row, cell in zip(rows, cells, strict=True):
+                    row[f"{name}/{key}"] = cell.get(key)
+        elif annotation in _DTYPES or annotation.startswith(_TEXTS):
+            dtypes[name] = _DTYPES.get(annotation, "string")
+            for row, cell in zip(rows, cells, strict=True):
+                row[name] = cell
+    return dtypes, rows
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4g}".replace("nan", "NaN") if isinstance(value, float) else str(value)

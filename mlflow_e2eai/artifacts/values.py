@@ -7,7 +7,7 @@ anywhere, with no tracking server.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -15,8 +15,8 @@ from typing import Any, Literal, TypeAlias
 from numpy.typing import NDArray
 
 from mlflow_e2eai.artifacts.build_settings import DEFAULT_BUILD, BuildSettings
-from mlflow_e2eai.artifacts.files import Real
-from mlflow_e2eai.errors import InvalidInputError
+from mlflow_e2eai.artifacts.files import Real, Summary, Table
+from mlflow_e2eai.errors import InvalidInputError, nearest
 
 Array: TypeAlias = NDArray[Any]
 Tensors: TypeAlias = Mapping[str, Array]
@@ -29,6 +29,32 @@ Precision: TypeAlias = Literal["fp32", "tf32", "fp16", "bf16", "int8", "fp8"]
 """What a model computes in. No graph is in tf32: it is how an engine of the fp32 graph computes."""
 
 PRECISIONS: tuple[Precision, ...] = ("fp32", "tf32", "fp16", "bf16", "int8", "fp8")
+
+_OTHER_NAMES: Mapping[str, Precision] = {
+    "float32": "fp32",
+    "float": "fp32",
+    "single": "fp32",
+    "float16": "fp16",
+    "half": "fp16",
+    "bfloat16": "bf16",
+    "float8": "fp8",
+}
+
+
+def precision_of(name: str) -> Precision:
+    """Read a precision by any of its names, such as ``half``, ``float16`` or ``fp16``.
+
+    Raises:
+        InvalidInputError: It is none.
+    """
+    key = str(name).lower().removeprefix("torch.")  # as the dtypes of PyTorch are written
+    for precision in PRECISIONS:
+        if _OTHER_NAMES.get(key, key) == precision:
+            return precision
+    near = nearest(name, (*PRECISIONS, *_OTHER_NAMES))
+    hint = f" Did you mean {near}?" if near else ""
+    msg = f"The precision is {name!r}, but one of {', '.join(PRECISIONS)} is wanted.{hint}"
+    raise InvalidInputError(msg)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,8 +203,8 @@ class Library:
     allowed: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OnnxArtifact:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class OnnxArtifact(Summary):
     """An ONNX file.
 
     Attributes:
@@ -212,6 +238,13 @@ class OnnxArtifact:
     libraries: tuple[Library, ...] = ()
     assumptions: tuple[str, ...] = ()
 
+    def _line(self) -> str:
+        name, tensors = self.path.name, _tensors_text(self.inputs, self.outputs)
+        return f"{name}, {self.precision} from {self.stage}, opset {self.opset}, {tensors}"
+
+    def _table(self) -> Table:
+        return tensor_table(self.inputs, self.outputs)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
@@ -244,8 +277,8 @@ class Target:
         return f"{self.backend}{version}{capability}{'+compatible' if self.compatible else ''}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineArtifact:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class EngineArtifact(Summary):
     """A serialised TensorRT engine.
 
     Attributes:
@@ -288,6 +321,43 @@ class EngineArtifact:
     def arithmetic(self) -> Precision:
         """Precision of the arithmetic: ``tf32`` where fp32 may be rounded to that."""
         return "tf32" if self.tf32 and self.precision == "fp32" else self.precision
+
+    def _line(self) -> str:
+        size = f"{self.size_bytes / 1e6:.2f} MB, built in {self.build_s:.1f} s"
+        tensors = _tensors_text(self.inputs, self.outputs)
+        return f"{self.path.name}, {self.arithmetic} for {self.target}, {size}, {tensors}"
+
+    def _table(self) -> Table:
+        return tensor_table(self.inputs, self.outputs)
+
+
+@dataclass(frozen=True, slots=True)
+class _Tensor:
+    """A row about one input or output."""
+
+    tensor: str
+    name: str
+    dtype: str
+    shape: str
+
+
+def tensor_table(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> Table:
+    """A row for each input and output."""
+    sides = [("input", inputs), ("output", outputs)]
+    return _Tensor, [
+        _Tensor(side, spec.name, spec.dtype, f"[{', '.join(map(str, spec.shape))}]")
+        for side, specs in sides
+        for spec in specs
+    ]
+
+
+def _tensors_text(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> str:
+    _, rows = tensor_table(inputs, outputs)
+    texts = [
+        ", ".join(f"{row.name}: {row.dtype}{row.shape}" for row in rows if row.tensor == side)
+        for side in ("input", "output")
+    ]
+    return " -> ".join(texts)
 
 
 def graph_precision(precision: Precision) -> Precision:

@@ -2,6 +2,8 @@
 
 manifest   the manifest, written and read with its digests
 load       opens the variant that was selected
+choice     the goal, and the choice with its reasons
+rows       the manifest as a table of variants
 selection  which variant to run here, and why not the others
 model      the callable
 batching   sizes outside a profile, and padding to buckets

@@ -11,9 +11,10 @@ from pathlib import Path
 from mlflow_e2eai.artifacts.libraries import native_allowed
 from mlflow_e2eai.artifacts.values import EngineArtifact, Infer, OnnxArtifact
 from mlflow_e2eai.bundle.batching import bound_sizes, fill_to_buckets
+from mlflow_e2eai.bundle.choice import Choice, Goal
 from mlflow_e2eai.bundle.manifest import MANIFEST, Manifest, audit, read
 from mlflow_e2eai.bundle.model import Model
-from mlflow_e2eai.bundle.selection import Choice, Goal, RankedVariants
+from mlflow_e2eai.bundle.selection import RankedVariants
 from mlflow_e2eai.engine.runner import graph_of
 from mlflow_e2eai.errors import E2EAIError, EngineMismatchError, RunnerError
 from mlflow_e2eai.evaluation.variants import artifact_of, engine_variant, open_variant

@@ -23,7 +23,16 @@ from typing import TypeVar
 
 from mlflow_e2eai.artifacts import libraries
 from mlflow_e2eai.artifacts.arrays import load_arrays, save_arrays
-from mlflow_e2eai.artifacts.files import atomic_write, from_json, read_sealed, seal, to_json, verify
+from mlflow_e2eai.artifacts.files import (
+    Summary,
+    Table,
+    atomic_write,
+    from_json,
+    read_sealed,
+    seal,
+    to_json,
+    verify,
+)
 from mlflow_e2eai.artifacts.values import (
     Array,
     Axis,
@@ -40,7 +49,7 @@ from mlflow_e2eai.evaluation.variants import FILE
 from mlflow_e2eai.latency.report import LatencyReport
 from mlflow_e2eai.precision.stage import PrecisionReport
 from mlflow_e2eai.pytorch.stage import ExportReport
-from mlflow_e2eai.surgery.stage import SurgeryReport
+from mlflow_e2eai.surgery.report import SurgeryReport
 
 Artifact = TypeVar("Artifact", OnnxArtifact, EngineArtifact)
 
@@ -58,8 +67,8 @@ EXAMPLE = "input_example.npz"
 GRAPH = "model.onnx"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Manifest:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Manifest(Summary):
     """The content of a bundle, with all evidence.
 
     Attributes:
@@ -148,6 +157,16 @@ class Manifest:
     def axes(self) -> tuple[Axis, ...]:
         """The dynamic axes."""
         return self.graphs[0].axes
+
+    def _line(self) -> str:
+        from mlflow_e2eai.bundle.rows import sentence_of
+
+        return sentence_of(self)
+
+    def _table(self) -> Table:
+        from mlflow_e2eai.bundle.rows import VariantRow, rows_of
+
+        return VariantRow, rows_of(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,9 +10,10 @@ from typing import Any, Self, TypeAlias
 import numpy as np
 
 from mlflow_e2eai.artifacts.arrays import check_names, check_shape, exactly, feed, is_on_gpu
-from mlflow_e2eai.artifacts.values import Array, Infer, Tensors, TensorSpec
+from mlflow_e2eai.artifacts.files import html_table
+from mlflow_e2eai.artifacts.values import Array, Infer, Tensors, TensorSpec, tensor_table
+from mlflow_e2eai.bundle.choice import Choice
 from mlflow_e2eai.bundle.manifest import Manifest
-from mlflow_e2eai.bundle.selection import Choice
 from mlflow_e2eai.errors import InvalidInputError
 from mlflow_e2eai.pytorch import pytree
 from mlflow_e2eai.pytorch.pytree import Tree
@@ -109,6 +110,11 @@ class Model:
         """The variant and its inputs, for a prompt."""
         inputs = ", ".join(f"{s.name}: {s.dtype}{list(s.shape)}" for s in self.manifest.inputs)
         return f"<mlflow_e2eai.Model {self.variant} ({inputs})>"
+
+    def _repr_html_(self) -> str:
+        """The variant, why it runs, and the inputs and outputs, for a notebook."""
+        line = f"Model: {self.variant}, {self.explain().reason}"
+        return html_table(line, *tensor_table(self.manifest.inputs, self.manifest.outputs))
 
     def __enter__(self) -> Self:
         """Use the model in a with block, which frees its memory at the end."""

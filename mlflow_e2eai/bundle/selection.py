@@ -3,98 +3,19 @@
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal, TypeAlias, cast
 
 from mlflow_e2eai.artifacts.machine import gpu_name, processor_name
+from mlflow_e2eai.bundle.choice import Aim, Choice, Goal, PassedOver
 from mlflow_e2eai.bundle.manifest import Manifest
 from mlflow_e2eai.engine.runner import unsupported_here
-from mlflow_e2eai.errors import E2EAIError, InvalidInputError, RunnerError
+from mlflow_e2eai.errors import E2EAIError, InvalidInputError, RunnerError, nearest
 from mlflow_e2eai.evaluation.evidence import Evidence
 from mlflow_e2eai.evaluation.variants import engine_variant, graph_variant, is_emulated
 from mlflow_e2eai.latency.report import LatencyReport
 from mlflow_e2eai.runtime.ort import onnxruntime_devices
 
-Aim: TypeAlias = Literal["latency", "throughput", "memory"]
-
 _UNITS: Mapping[Aim, str] = {"latency": "ms", "throughput": "items/s", "memory": "MB"}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Goal:
-    """The criterion of the best variant.
-
-    Attributes:
-        aim: ``latency``: the shortest median time of a call. ``throughput``: the highest
-            measured number of items a second. ``memory``: the least GPU memory where both of two
-            variants take some, else the least peak memory of the process that ran it.
-        items: Items in that call; by default as many as the profile's opt. For latency only.
-    """
-
-    aim: Aim = "latency"
-    items: int | None = None
-
-    @classmethod
-    def parse(cls, text: str) -> Goal:
-        """Read a goal: ``latency``, ``latency@8``, ``throughput``, ``memory``.
-
-        Raises:
-            InvalidInputError: It is none of these.
-        """
-        match = re.fullmatch(r"(latency|throughput|memory)|latency@([1-9]\d*)", text)
-        if match is None:
-            msg = (
-                f"The goal {text!r} is not known; give 'latency', 'latency@8' for calls of 8 "
-                f"items, 'throughput' or 'memory'."
-            )
-            raise InvalidInputError(msg)
-        if match.group(2) is not None:
-            return cls(items=int(match.group(2)))
-        return cls(aim=cast("Aim", match.group(1)))
-
-    def __str__(self) -> str:
-        """The text that `parse` reads."""
-        return self.aim if self.items is None else f"{self.aim}@{self.items}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PassedOver:
-    """A variant that was not chosen.
-
-    Attributes:
-        variant: Its name.
-        reason: Why not, as a sentence.
-        error: Why it cannot run here; None where it could run, and another is better.
-    """
-
-    variant: str
-    reason: str
-    error: E2EAIError | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
-    """The variant that runs, and the reasons against the others.
-
-    Attributes:
-        variant: The chosen variant.
-        reason: Why, as a sentence.
-        goal: The goal; None where the caller named the variant.
-        others: All other variants of the bundle, in the order engines, ONNX Runtime on a GPU, on
-            the CPU.
-    """
-
-    variant: str
-    reason: str
-    goal: Goal | None
-    others: tuple[PassedOver, ...]
-
-    def __str__(self) -> str:
-        """A line for each variant, the chosen one first."""
-        lines = [f"{self.variant} was chosen: {self.reason}"]
-        return "\n".join(lines + [f"not {each.variant}: {each.reason}" for each in self.others])
 
 
 class RankedVariants:
@@ -161,7 +82,9 @@ class RankedVariants:
             InvalidInputError: There is no such variant.
         """
         if variant not in self.names:
-            msg = f"There is no variant {variant!r}; this bundle has {', '.join(self.names)}."
+            near = nearest(variant, self.names)
+            hint = f" Did you mean {near}?" if near else ""
+            msg = f"There is no variant {variant!r}; this bundle has {', '.join(self.names)}.{hint}"
             raise InvalidInputError(msg)
         others = tuple(
             PassedOver(

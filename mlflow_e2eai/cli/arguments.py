@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from mlflow_e2eai.artifacts.values import precision_of
 from mlflow_e2eai.engine.profiles import parse_seen
 from mlflow_e2eai.fleet.job import EXECUTORS
 from mlflow_e2eai.pipeline.options import (
@@ -13,7 +14,6 @@ from mlflow_e2eai.pipeline.options import (
     parse_choice,
     parse_names,
     parse_or,
-    parse_precision,
     parse_targets,
     parse_whole,
     parse_yes,
@@ -25,7 +25,7 @@ _SETTINGS = options_of(Settings)
 
 _PRECISION = Option(
     name="precision",
-    parse=parse_precision,
+    parse=precision_of,
     default="fp16",
     metavar="NAME",
     choices=("fp16", "bf16", "int8", "fp8", "fp32"),
@@ -76,7 +76,7 @@ OPTIONS: dict[str, Option] = {
     "bisect_precision": replace(_PRECISION, help="the precision in which the graph fails"),
     "engine_precision": Option(
         name="precision",
-        parse=parse_or("auto", parse_precision),
+        parse=parse_or("auto", precision_of),
         default="auto",
         metavar="NAME",
         help="tf32 for engines of the graph in fp32 that may round to TF32, or 'auto': the graph's",
@@ -85,9 +85,9 @@ OPTIONS: dict[str, Option] = {
         _SETTINGS["targets"],
         parse=lambda text: parse_targets(_target_here() if text == "auto" else text),
         default="auto",
-        help="what to build engines for, commas between: 'local' (the GPU here), sm75 to sm121 or "
-        "'rtx' (TensorRT-RTX), trt:sm90, trt11:sm90+compatible (TensorRT); 'auto' is local, and "
-        "rtx where there is no GPU",
+        help="what to build engines for, commas between: 'local' (the GPU here), A100, sm75 to "
+        "sm121 or 'rtx' (TensorRT-RTX), H100, trt11:sm90+compatible (TensorRT); 'auto' is local, "
+        "and rtx where there is no GPU",
     ),
     "executor": Option(
         name="executor",

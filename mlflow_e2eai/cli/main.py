@@ -1,11 +1,11 @@
 """The console command. Here and nowhere else do errors become exit codes.
 
-Exit codes: 0 done (for ``promote``: promoted), 1 error, 3 rejected.
+Exit codes: 0 done (for ``promote``: promoted), 1 error, 3 rejected; 130 and 143 as shells have
+them, after Ctrl-C and SIGTERM.
 """
 
 from __future__ import annotations
 
-import difflib
 import logging
 import sys
 from collections.abc import Iterator, Sequence
@@ -16,7 +16,14 @@ import click
 
 from mlflow_e2eai._version import __version__
 from mlflow_e2eai.cli.verbs import VERBS, Verb, load
-from mlflow_e2eai.errors import E2EAIError, InvalidInputError
+from mlflow_e2eai.errors import E2EAIError, InvalidInputError, suggestion
+from mlflow_e2eai.runtime.termination import (
+    INTERRUPTED,
+    TERMINATED,
+    Termination,
+    raised_on_sigterm,
+    reason_of,
+)
 
 DONE, ERROR, REJECTED = 0, 1, 3
 """Exit codes."""
@@ -30,7 +37,7 @@ Examples:
   mlflow_e2eai promote
 
 \b
-Exit codes: 0 done, 1 error, 3 rejected by a gate.
+Exit codes: 0 done, 1 error, 3 rejected by a gate; 130 and 143 after Ctrl-C and SIGTERM.
 Completion: eval "$(_MLFLOW_E2EAI_COMPLETE=bash_source mlflow_e2eai)"
 MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME say where models and runs are."""
 
@@ -105,8 +112,8 @@ class Verbs(click.Group):
             InvalidInputError: There is no such verb.
         """
         if args[0] not in self.list_commands(ctx) and not ctx.resilient_parsing:
-            hint = _nearest(args[0], self.list_commands(ctx))
-            msg = f"There is no verb {args[0]!r}{hint}"
+            hint = suggestion(args[0], self.list_commands(ctx))
+            msg = f"There is no verb {args[0]!r}; {hint}"
             raise InvalidInputError(msg)
         return super().resolve_command(ctx, args)
 
@@ -227,13 +234,22 @@ def reported_errors() -> Iterator[None]:
     `mlflow run` may have made a run for this process, which gets the reason as a tag, also of an
     error in the words.
     """
+    from mlflow_e2eai.tracking.runs import check_project_store
+
     try:
-        yield
+        check_project_store()
+        with raised_on_sigterm():
+            yield
     except click.exceptions.Exit as end:
         raise SystemExit(end.exit_code) from None
-    except click.Abort:
-        print(f"{_NAME}: interrupted.", file=sys.stderr)
-        raise SystemExit(ERROR) from None
+    except (click.Abort, KeyboardInterrupt, Termination) as end:
+        from mlflow_e2eai.tracking.runs import log_project_failure
+
+        is_signal = isinstance(end, Termination)
+        error = end if is_signal else KeyboardInterrupt()
+        print(f"{_NAME}: {reason_of(error)}", file=sys.stderr)
+        log_project_failure(error)
+        raise SystemExit(TERMINATED if is_signal else INTERRUPTED) from None
     except Exception as error:
         from mlflow_e2eai.tracking.runs import log_project_failure
 
@@ -252,7 +268,8 @@ def _usage_error(error: Exception) -> Exception:
     message = error.message
     if isinstance(error, click.NoSuchOption):
         known = [] if context is None else _options_of(context)
-        message = f"there is no parameter {error.option_name}{_nearest(error.option_name, known)}"
+        hint = suggestion(error.option_name, known)
+        message = f"there is no parameter {error.option_name}; {hint}"
     elif isinstance(error, click.MissingParameter) and error.param is not None:
         about = getattr(error.param, "help", None) or error.param.human_readable_name
         message = f"{error.param.opts[0]} is missing: {about}."
@@ -265,9 +282,3 @@ def _usage_error(error: Exception) -> Exception:
 
 def _options_of(context: click.Context) -> list[str]:
     return [text for param in context.command.get_params(context) for text in param.opts]
-
-
-def _nearest(word: str, known: Sequence[str]) -> str:
-    """End of the message about an unknown word: the nearest known one, or all."""
-    near = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean {near[0]}?" if near else f"; there are {', '.join(known)}."

@@ -26,6 +26,7 @@ from mlflow_e2eai.engine.runner import engine_runner, graph_of, unsupported_here
 from mlflow_e2eai.engine.stage import compile, reuse_builder
 from mlflow_e2eai.engine.targets import (
     TARGETS,
+    canonical,
     check_anywhere,
     check_here,
     covers,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
+import functools
 import re
 from collections.abc import Sequence
+from importlib.resources import files
 from importlib.util import find_spec
 from typing import Any, Literal, TypeAlias
 
@@ -15,7 +16,7 @@ from mlflow_e2eai.artifacts.values import Library, OnnxArtifact, Target
 from mlflow_e2eai.engine import backends
 from mlflow_e2eai.engine.backends import BACKENDS, load
 from mlflow_e2eai.engine.plugins import check_plugins
-from mlflow_e2eai.errors import InvalidInputError
+from mlflow_e2eai.errors import InvalidInputError, nearest
 
 _Backend: TypeAlias = Literal["tensorrt", "tensorrt_rtx"]
 
@@ -86,6 +87,8 @@ def parse(text: str) -> Target:
               that builds it; ``trt:sm90``: of the version that is installed;
             - ``trt11:sm90+compatible``: every GPU of that compute capability, at some cost in
               speed; ``trt11+compatible``: every GPU from Ampere on;
+            - a GPU in place of a compute capability, ``A100``, ``RTX 4090``, ``trt11:H100``: its
+              own name, or as the driver reports it; see `canonical`;
             - what `Target` is written as, for example ``tensorrt11-sm90``.
 
     Returns:
@@ -94,6 +97,11 @@ def parse(text: str) -> Target:
     Raises:
         InvalidInputError: It is something else, or names something that the backend lacks.
     """
+    return _parse(canonical(text))
+
+
+def _parse(text: str) -> Target:
+    """Read a target whose GPUs are compute capabilities."""
     bare = text.removesuffix("+compatible")
     prefix, separator, capability = re.fullmatch(r"([^:-]*)([:-]?)(.*)", bare, re.DOTALL).groups()  # type: ignore[union-attr]
     if re.fullmatch(r"sm\d.*", bare, re.DOTALL):
@@ -117,6 +125,55 @@ def parse(text: str) -> Target:
     return target
 
 
+def canonical(text: str) -> str:
+    """Put compute capabilities in place of the names of GPUs in a target's text.
+
+    A GPU alone is for TensorRT-RTX where that builds for it, as ``sm80`` for ``A100``; else for
+    TensorRT, as ``trt:sm90`` for ``H100``.
+
+    Raises:
+        InvalidInputError: The text names no target on any machine.
+    """
+    if text == "local":
+        return text
+    bare = text.removesuffix("+compatible")
+    prefix, _, names = bare.rpartition(":")
+    capabilities = [capability_of(name) or name for name in names.split("+")]
+    if not prefix and len(capabilities) == 1 and capabilities != [names]:
+        listed = capabilities[0] in _CAPABILITIES["tensorrt_rtx"] and bare == text
+        prefix = "" if listed else "trt"
+    changed = f"{prefix}{':' if prefix else ''}{'+'.join(capabilities)}{text[len(bare) :]}"
+    result = text if capabilities == names.split("+") else changed
+    _parse(result)
+    return result
+
+
+# What the driver adds to the name of a GPU, which does not change its compute capability.
+_DECORATIONS = re.compile(
+    r"\b(nvidia|geforce|tesla|jetson|agx|blackwell|generation|laptop|gpu|server|workstation|"
+    r"edition|sxm\d*|pcie|nvl|hbm\w*|\d+ ?gb)\b"
+)
+
+
+def _key(name: str) -> str:
+    words = _DECORATIONS.sub("", re.sub(r"[\s_-]+", " ", name.lower()))
+    return words.replace(" ", "")
+
+
+@functools.cache
+def _gpus() -> dict[str, tuple[str, str]]:
+    """Name and compute capability of each GPU of ``gpus.yaml``, by the key of its name."""
+    import yaml
+
+    table = yaml.safe_load((files("mlflow_e2eai.engine") / "gpus.yaml").read_text("utf-8"))
+    return {_key(name): (name, sm) for sm, names in table.items() for name in names}
+
+
+def capability_of(gpu: str) -> str | None:
+    """Compute capability of a GPU by its name, such as ``sm80`` of ``A100``; None if unknown."""
+    return _gpus().get(_key(gpu), ("", None))[1]
+
+
 def _reason_impossible(target: Target) -> str | None:
     """Return the reason why a target is impossible; None if it is possible."""
     if target.backend == "tensorrt_rtx":
@@ -131,8 +188,11 @@ def _reason_impossible(target: Target) -> str | None:
 
 
 def _unknown(text: str) -> InvalidInputError:
-    near = difflib.get_close_matches(text, _SUGGESTIONS, n=1)
-    hint = f" Did you mean {near[0]}?" if near else ""
+    near = nearest(text, (*_SUGGESTIONS, *(name for name, _ in _gpus().values())))
+    hint = f" Did you mean {near}?" if near else ""
+    capability = text.rpartition(":")[2]
+    if re.fullmatch(r"sm(6\d|7[0-4])", capability):
+        hint = f" {capability} is before Turing, sm75, the oldest that these build for."
     capability = text.removeprefix("rtx:")
     if capability in _CAPABILITIES["tensorrt"]:  # and not in TensorRT-RTX's
         hint = (
@@ -140,19 +200,10 @@ def _unknown(text: str) -> InvalidInputError:
             f"is built on such a GPU, and local there or rtx, which are built and evaluated on it."
         )
     return InvalidInputError(
-        f"The target is {text!r}, but one of {', '.join(TARGETS)} is wanted, several as "
-        f"rtx:sm86+sm89, or TensorRT's own as trt11:sm90 or trt11:sm90+compatible.{hint}"
+        f"The target is {text!r}, but one of {', '.join(TARGETS)} is wanted, a GPU such as "
+        f"A100 or RTX 4090, several as rtx:sm86+sm89, or TensorRT's own as trt11:sm90 or "
+        f"trt11:sm90+compatible.{hint}"
     )
-
-
-def check_target(text: str) -> None:
-    """Refuse a text that names no target on any machine.
-
-    Raises:
-        InvalidInputError: It is neither ``local`` nor readable by `parse`.
-    """
-    if text != "local":
-        parse(text)
 
 
 def resolve(text: str) -> Target:
@@ -319,7 +370,6 @@ def check_anywhere(texts: Sequence[str], *, libraries: Sequence[Library] = ()) -
         InvalidInputError: There is no such target, or it takes no plugins.
     """
     for text in texts:
-        check_target(text)
         if text != "local":
             check_plugins(parse(text), libraries)
 

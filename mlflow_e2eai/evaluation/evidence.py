@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
 
-from mlflow_e2eai.artifacts.files import Real
+from mlflow_e2eai.artifacts.files import Real, Summary, Table
 from mlflow_e2eai.evaluation.gates import QuantizationVerdict
 from mlflow_e2eai.latency.report import ColdStart, LatencyReport, Throughput
 from mlflow_e2eai.parity.report import ParityReport
@@ -21,13 +22,20 @@ SAMPLES: Mapping[str, str] = {
 }
 """Kinds of sample that variants are compared on, in words."""
 
+Outcome: TypeAlias = Literal["reference", "unsteady", "passed", "failed", "unmeasured"]
+"""The outcome of a variant; of the reference, whether it agrees with itself."""
+
 ADVISORY = frozenset({"large"})
 """Kinds of sample that are reported and do not decide: only the caller knows how large numbers may
 become, and the range of fp16 is limited."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Evidence:
+Span: TypeAlias = tuple[float, float]
+"""When something began and ended, in seconds since the epoch."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Evidence(Summary):
     """The evidence of one variant.
 
     Attributes:
@@ -86,6 +94,15 @@ class Evidence:
         return compared and all(report.passed for report in self.deciding.values())
 
     @property
+    def outcome(self) -> Outcome:
+        """The outcome in a word."""
+        if self.sha256 is None:
+            return "reference" if self.passed else "unsteady"
+        if not self.measured:
+            return "unmeasured"
+        return "passed" if self.passed else "failed"
+
+    @property
     def rejected(self) -> bool:
         """Whether it is a quantised variant that is not worth it; it is loaded by name only."""
         return self.worth is not None and not self.worth.retained
@@ -108,9 +125,30 @@ class Evidence:
             for finding in self.parity[kind].findings
         )
 
+    def _line(self) -> str:
+        errors = [report.max_abs_error for report in self.deciding.values()]
+        error = f", largest error {max(errors):.2g}" if errors else ""
+        why = self.reason or next(iter(self.findings), None)
+        return f"{self.variant} {self.outcome}{error}{f'; {why}' if why else ''}"
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MachineEvidence:
+    def _table(self) -> Table:
+        return _Comparison, [
+            _Comparison(SAMPLES.get(kind, kind), report.passed, report.max_abs_error)
+            for kind, report in self.parity.items()
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class _Comparison:
+    """A row about one kind of sample."""
+
+    samples: str
+    passed: bool
+    max_abs_error: Real
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class MachineEvidence(Summary):
     """Evidence that was measured together on one machine.
 
     Attributes:
@@ -122,6 +160,24 @@ class MachineEvidence:
     environment: Mapping[str, str]
     evidence: tuple[Evidence, ...]
     latency: Mapping[str, LatencyReport]
+
+    def _line(self) -> str:
+        passed = sum(entry.passed for entry in self.evidence)
+        return f"{machine_name(self.environment)}, {passed} of {len(self.evidence)} variants passed"
+
+    def _table(self) -> Table:
+        return _VariantLine, [
+            _VariantLine(entry.variant, entry.outcome, entry.reason) for entry in self.evidence
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class _VariantLine:
+    """A row about one variant."""
+
+    variant: str
+    outcome: str
+    reason: str | None
 
 
 def machine_name(environment: Mapping[str, str]) -> str:

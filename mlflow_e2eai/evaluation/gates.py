@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from mlflow_e2eai.artifacts.files import Real
+from mlflow_e2eai.artifacts.files import Real, Summary, Table
 from mlflow_e2eai.errors import InvalidInputError
 
 AGAINST_CHAMPION = "champion/"
@@ -71,8 +71,8 @@ class Verdict:
         return f"{self.metric}: found {self.found:g}, wanted {self.wanted}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Decision:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Decision(Summary):
     """Whether to promote, and the verdict of each gate.
 
     Attributes:
@@ -94,6 +94,16 @@ class Decision:
         if not self.verdicts:
             return ("There are no gates, and without any nothing is promoted.",)
         return tuple(str(verdict) for verdict in self.verdicts if not verdict.passed)
+
+    def _line(self) -> str:
+        passed = sum(verdict.passed for verdict in self.verdicts)
+        count = f"{passed} of {len(self.verdicts)} gates passed"
+        return (
+            f"promoted, {count}" if self.promoted else f"not promoted, {count}; {self.reasons[0]}"
+        )
+
+    def _table(self) -> Table:
+        return Verdict, self.verdicts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

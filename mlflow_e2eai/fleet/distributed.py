@@ -58,6 +58,7 @@ def compile(
     if not targets:
         msg = f"There are no targets; give one of {', '.join(engines.TARGETS)}, or several."
         raise InvalidInputError(msg)
+    targets = [*dict.fromkeys(map(engines.canonical, targets))]
     libraries = describe_libraries(plugin_libraries)
     if fleet.uses_other_machines(executor):
         engines.check_anywhere(targets, libraries=libraries)

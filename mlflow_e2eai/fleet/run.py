@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from mlflow_e2eai import tracking
 from mlflow_e2eai.artifacts.libraries import allowed_names
-from mlflow_e2eai.errors import InvalidInputError
+from mlflow_e2eai.errors import InvalidInputError, suggestion
 from mlflow_e2eai.fleet import local, ray
 from mlflow_e2eai.fleet.job import EXECUTORS, Executor, Job, Outcome
 from mlflow_e2eai.fleet.worker import AttemptJob, JobRequest
@@ -77,7 +77,7 @@ def check_executor(executor: str, workers: int | None) -> None:
         InvalidInputError: There is no such executor, or fewer than one worker.
     """
     if executor not in EXECUTORS:
-        msg = f"executor is {executor!r}, but one of {', '.join(EXECUTORS)} is wanted."
+        msg = f"There is no executor {executor!r}; {suggestion(executor, EXECUTORS)}"
         raise InvalidInputError(msg)
     if workers is not None and workers < 1:
         msg = f"workers is {workers}, but at least 1 is wanted."

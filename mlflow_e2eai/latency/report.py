@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from mlflow_e2eai.artifacts.files import Real
+import numpy as np
+
+from mlflow_e2eai.artifacts.files import Real, Summary, Table
 from mlflow_e2eai.latency.ratios import NOISY, Ratio, paired_ratio
 
 FindingKind: TypeAlias = Literal["unsettled", "drift", "stall", "clock_jump", "throttled", "busy"]
@@ -127,8 +129,8 @@ class CpuRecord:
     others_share: Real | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LatencyReport:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class LatencyReport(Summary):
     """Result of `benchmark`.
 
     Attributes:
@@ -182,6 +184,25 @@ class LatencyReport:
                 return at
         raise KeyError(name)
 
+    def _line(self) -> str:
+        times = [
+            f"{entry.name} {entry.p50_ms:.3g} ms{self._ratio_text(entry)}"
+            for entry in self.variants
+        ]
+        doubts = f"; {self.findings[0].sentence}" if self.findings else ""
+        return f"p50 of a call of {self.items}: {', '.join(times)}{doubts}"
+
+    def _ratio_text(self, entry: Latency) -> str:
+        first = self.variants[0]
+        if entry is first or not (entry.rounds_ms and first.rounds_ms):
+            return ""
+        with np.errstate(all="ignore"):  # with a clock too coarse the divisors are zero
+            ratio = self.ratio(entry.name, first.name)
+        return "" if ratio.noisy else f" ({ratio.value:.3g} times {first.name})"
+
+    def _table(self) -> Table:
+        return Latency, self.variants
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
@@ -200,8 +221,8 @@ class Load:
     items_per_s: Real
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Throughput:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Throughput(Summary):
     """Result of a concurrency sweep.
 
     Attributes:
@@ -218,6 +239,13 @@ class Throughput:
             if load.threads == threads:
                 return load
         raise KeyError(threads)
+
+    def _line(self) -> str:
+        loads = [f"{load.items_per_s:.4g}/s by {load.threads}" for load in self.loads]
+        return f"items a second by callers at once: {', '.join(loads)}"
+
+    def _table(self) -> Table:
+        return Load, self.loads
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

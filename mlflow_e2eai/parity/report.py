@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from mlflow_e2eai.artifacts.files import Real
+from mlflow_e2eai.artifacts.files import Real, Summary, Table
 
 Kind: TypeAlias = Literal[
     "no_samples",
@@ -135,8 +135,8 @@ class OutputParity:
     first_wrong: Element | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ParityReport:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class ParityReport(Summary):
     """Whether a candidate computes the reference's numbers, with findings if not.
 
     Attributes:
@@ -166,3 +166,15 @@ class ParityReport:
     def max_abs_error(self) -> float:
         """The largest absolute difference over all outputs; NaN when nothing could be compared."""
         return max((output.max_abs_error for output in self.outputs), default=math.nan)
+
+    def _line(self) -> str:
+        findings = [finding.sentence for finding in self.findings]
+        more = f" (and {len(findings) - 1} more)" if len(findings) > 1 else ""
+        outcome = f"failed: {findings[0]}{more}" if findings else "passed"
+        return (
+            f"{outcome}; largest error {self.max_abs_error:.2g} in {len(self.outputs)} outputs and "
+            f"{self.samples} samples"
+        )
+
+    def _table(self) -> Table:
+        return OutputParity, self.outputs

@@ -6,6 +6,7 @@ import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
+from mlflow_e2eai.artifacts.values import precision_of
 from mlflow_e2eai.errors import InvalidInputError
 
 TOLERANCES: Mapping[str, float] = {
@@ -154,9 +155,7 @@ def limits_for(
             at least 0.
     """
     floors = scales or {}
-    if precision not in TOLERANCES:
-        msg = f"There is no tolerance for {precision!r}; give one of {', '.join(TOLERANCES)}."
-        raise InvalidInputError(msg)
+    precision = precision_of(precision)
     own = tolerance if isinstance(tolerance, Mapping) else {}
     chosen = None if isinstance(tolerance, Mapping) else tolerance
     for value in (*own.values(), *floors.values(), *([] if chosen is None else [chosen])):

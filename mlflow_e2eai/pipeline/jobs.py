@@ -19,7 +19,12 @@ from mlflow_e2eai.artifacts.axes import DynamicAxes
 from mlflow_e2eai.artifacts.example import assumptions_of
 from mlflow_e2eai.artifacts.libraries import loadable, native_allowed
 from mlflow_e2eai.artifacts.machine import environment
-from mlflow_e2eai.artifacts.values import Precision, graph_precision, variant_name
+from mlflow_e2eai.artifacts.values import (
+    Precision,
+    graph_precision,
+    precision_of,
+    variant_name,
+)
 from mlflow_e2eai.engine.request import EngineRequest
 from mlflow_e2eai.engine.targets import resolve
 from mlflow_e2eai.errors import InvalidInputError, TrackingError
@@ -46,7 +51,7 @@ from mlflow_e2eai.pipeline.stages import (
     evaluate_on,
     export_on,
 )
-from mlflow_e2eai.precision.stage import check_graph_precision
+from mlflow_e2eai.precision.stage import graph_precision_of
 from mlflow_e2eai.pytorch.stage import DEFAULT_OPSET, Exporter
 from mlflow_e2eai.runtime.isolation import isolated_onnxruntime
 from mlflow_e2eai.surgery.plan import DEFAULT_PLAN, Step
@@ -171,7 +176,7 @@ def convert(model_uri: str, *, precision: Precision, keep_fp32: Sequence[str] = 
     Returns:
         Id of the converted ONNX LoggedModel; for fp32, of the cleaned one itself.
     """
-    check_graph_precision(precision)
+    precision = graph_precision_of(precision)
     with job_on(model_uri, ("clean",)) as job:
         graph, example = job.fetch_graph()
         with job.recorder.stage(f"convert {precision}", inputs=[graph.sha256]) as log:
@@ -205,7 +210,7 @@ def bisect(model_uri: str, *, precision: Precision = "fp16") -> tuple[Bisection,
     Raises:
         InvalidInputError: The precision is fp32, or unknown; or the graph fails in fp32 too.
     """
-    check_graph_precision(precision)
+    precision = graph_precision_of(precision)
     with job_on(model_uri, ("clean",)) as job:
         graph, example = job.fetch_graph()
         raw, _ = fetch_graph(tracking.ancestor(job.model, ("export",)), job.folder / "raw")
@@ -261,7 +266,7 @@ def compile(
     """
     with job_on(model_uri, GRAPHS) as job:
         graph, example = job.fetch_graph()
-        precision = graph.precision if precision is None else precision
+        precision = graph.precision if precision is None else precision_of(precision)
         if graph_precision(precision) != graph.precision:
             msg = f"The graph is in {graph.precision}, but an engine in {precision} is wanted; "
             msg += f"give the graph in {graph_precision(precision)}."

@@ -14,7 +14,8 @@ from typing import Any
 
 from mlflow_e2eai.artifacts.build_settings import DEFAULT_BUILD, BuildSettings
 from mlflow_e2eai.artifacts.files import reading_error
-from mlflow_e2eai.errors import InvalidInputError
+from mlflow_e2eai.artifacts.values import precision_of
+from mlflow_e2eai.errors import InvalidInputError, nearest
 from mlflow_e2eai.surgery.plan import DEFAULT_PLAN, Step, plan_from
 
 _OPTION = "option"
@@ -127,6 +128,8 @@ def parse_choice(choices: Collection[str]) -> Callable[[str], str]:
     def parse(text: str) -> str:
         if text not in choices:
             msg = f"{text!r} is none of {', '.join(choices)}"
+            if (near := nearest(text, choices)) is not None:
+                msg += f"; did you mean {near}?"
             raise InvalidInputError(msg)
         return text
 
@@ -142,27 +145,16 @@ def parse_or(word: str, parse: Callable[[str], Any]) -> Callable[[str], Any]:
     return parse_other
 
 
-def parse_precision(text: str) -> str:
-    """Read a precision."""
-    from mlflow_e2eai.precision.stage import check_precision
-
-    check_precision(text)
-    return text
-
-
 def parse_precisions(text: str) -> list[str]:
     """Read precisions with commas between; ``none`` is fp32 alone, which is always made."""
-    return [parse_precision(part) for part in parse_names(text)] or ["fp32"]
+    return [precision_of(part) for part in parse_names(text)] or ["fp32"]
 
 
 def parse_targets(text: str) -> list[str]:
     """Read targets with commas between; none for ``none``."""
-    from mlflow_e2eai.engine.targets import check_target
+    from mlflow_e2eai.engine.targets import canonical
 
-    targets = parse_names(text)
-    for target in targets:
-        check_target(target)
-    return targets
+    return [canonical(target) for target in parse_names(text)]
 
 
 def parse_nodes(text: str) -> list[str]:

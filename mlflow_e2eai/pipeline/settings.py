@@ -10,14 +10,15 @@ from typing import Any
 from mlflow_e2eai.artifacts.axes import DynamicAxes, parse_axes
 from mlflow_e2eai.artifacts.build_settings import DEFAULT_BUILD, BuildSettings
 from mlflow_e2eai.artifacts.libraries import describe_libraries
-from mlflow_e2eai.artifacts.values import Precision
-from mlflow_e2eai.engine.targets import check_anywhere, check_here
-from mlflow_e2eai.errors import InvalidInputError
+from mlflow_e2eai.artifacts.values import Precision, precision_of
+from mlflow_e2eai.engine.targets import canonical, check_anywhere, check_here
+from mlflow_e2eai.errors import InvalidInputError, suggestion
 from mlflow_e2eai.evaluation.effort import EFFORTS, EvidenceLevel
 from mlflow_e2eai.pipeline.options import (
     option,
     parse_build_settings,
     parse_choice,
+    parse_names,
     parse_nodes,
     parse_paths,
     parse_plan,
@@ -27,9 +28,9 @@ from mlflow_e2eai.pipeline.options import (
     parse_whole,
     parse_yes,
 )
-from mlflow_e2eai.precision.stage import check_precision
 from mlflow_e2eai.pytorch.operators.operator import Operator
 from mlflow_e2eai.pytorch.stage import DEFAULT_OPSET, EXPORTERS, Exporter
+from mlflow_e2eai.runtime.ort import check_opset
 from mlflow_e2eai.surgery.plan import DEFAULT_PLAN, plan_from
 
 
@@ -97,8 +98,8 @@ class Settings:
         (),
         parse_targets,
         metavar="NAMES",
-        help="what to build engines for, commas between: 'local' (the GPU here), sm75 to sm121 or "
-        "'rtx' (TensorRT-RTX), trt:sm90, trt11:sm90+compatible (TensorRT); or 'none'",
+        help="what to build engines for, commas between: 'local' (the GPU here), A100, sm75 to "
+        "sm121 or 'rtx' (TensorRT-RTX), H100, trt11:sm90+compatible (TensorRT); or 'none'",
     )
     keep_fp32: Sequence[str] = option(
         (),
@@ -141,14 +142,18 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name in _SEVERAL:
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+            given = getattr(self, name)
+            several = parse_names(given) if isinstance(given, str) else given
+            object.__setattr__(self, name, tuple(several))
         object.__setattr__(self, "surgery", plan_from(self.surgery))
         if self.evidence not in EFFORTS:
-            msg = f"evidence={self.evidence!r} is no level; give one of {', '.join(EFFORTS)}."
+            msg = f"evidence={self.evidence!r} is no level; {suggestion(self.evidence, EFFORTS)}"
             raise InvalidInputError(msg)
         # All of it before any work: a typing error must not show after the export only.
-        for precision in self.precisions:
-            check_precision(precision)
+        object.__setattr__(self, "precisions", tuple(map(precision_of, self.precisions)))
+        # Two GPUs of one compute capability are one target.
+        object.__setattr__(self, "targets", tuple(dict.fromkeys(map(canonical, self.targets))))
+        check_opset(self.opset)
         check_anywhere(self.targets, libraries=describe_libraries(self.plugin_libraries))
         if "tf32" in self.precisions and not self.targets:
             msg = (

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlflow_e2eai.artifacts import external_data, graphs
+from mlflow_e2eai.artifacts.files import Summary, Table
 from mlflow_e2eai.artifacts.values import (
-    PRECISIONS,
     Library,
     OnnxArtifact,
     Precision,
     Tensors,
     TensorSpec,
+    precision_of,
 )
 from mlflow_e2eai.artifacts.weight_files import staging_path
 from mlflow_e2eai.errors import ArtifactError, InvalidInputError, PrecisionError, RunnerError
@@ -45,8 +46,8 @@ CONVERTERS = {"fp16": to_fp16, "bf16": to_bf16}
 """The converter to each half precision."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PrecisionReport:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class PrecisionReport(Summary):
     """Result of a conversion.
 
     Attributes:
@@ -73,6 +74,15 @@ class PrecisionReport:
     pairs: int = 0
     calibration: Calibration | None = None
     refused: str | None = None
+
+    def _line(self) -> str:
+        if self.refused is not None:
+            return f"{self.precision} refused: {self.refused}"
+        kept = f"{len(self.kept)} of {self.nodes} nodes stay in fp32"
+        return f"{self.precision}, {kept}, ranges from {self.samples} samples"
+
+    def _table(self) -> Table:
+        return Fp32Node, self.kept
 
 
 def convert(
@@ -111,7 +121,7 @@ def convert(
             interface, or has nothing in the requested precision; or `source` does not run on a
             sample. Its `report` has the findings up to the failure.
     """
-    check_graph_precision(precision)
+    precision = graph_precision_of(precision)
     if source.precision != "fp32":
         msg = f"The graph is in {source.precision}, but one in fp32 is wanted; convert that one."
         raise InvalidInputError(msg)
@@ -260,27 +270,17 @@ def _check_names(model: onnx.ModelProto, keep_fp32: Collection[str]) -> dict[str
     return operators
 
 
-def check_precision(precision: str) -> None:
-    """Refuse an unknown precision.
-
-    Raises:
-        InvalidInputError: It is not one of `PRECISIONS`.
-    """
-    if precision not in PRECISIONS:
-        msg = f"The precision is {precision!r}, but one of {', '.join(PRECISIONS)} is wanted."
-        raise InvalidInputError(msg)
-
-
-def check_graph_precision(precision: str) -> None:
-    """Refuse a precision that no graph can be in.
+def graph_precision_of(name: str) -> Precision:
+    """Read a precision that a graph can be in, by any of its names.
 
     Raises:
         InvalidInputError: It is unknown, or it is arithmetic of engines only (tf32).
     """
-    check_precision(precision)
+    precision = precision_of(name)
     if precision == "tf32":
         msg = "No graph is in tf32, it is how an engine computes; compile the fp32 graph in tf32."
         raise InvalidInputError(msg)
+    return precision
 
 
 def _agree(outputs: Sequence[TensorSpec], wanted: Sequence[TensorSpec]) -> bool:

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 from mlflow_e2eai.artifacts import graphs
 from mlflow_e2eai.artifacts.axes import DynamicAxes, axes_of, input_specs
 from mlflow_e2eai.artifacts.example import SizedExample, others_of
-from mlflow_e2eai.artifacts.files import Real
+from mlflow_e2eai.artifacts.files import Real, Summary, Table
 from mlflow_e2eai.artifacts.graphs import only_new_garbage
 from mlflow_e2eai.artifacts.sampler import resample, with_samples
 from mlflow_e2eai.artifacts.values import Axis, Library, OnnxArtifact, Tensors, TensorSpec
 from mlflow_e2eai.artifacts.weight_files import is_large, staging_path
-from mlflow_e2eai.errors import ExportError, InvalidInputError
+from mlflow_e2eai.errors import ExportError, InvalidInputError, suggestion
 from mlflow_e2eai.pytorch import operators as custom
 from mlflow_e2eai.pytorch import pytree
 from mlflow_e2eai.pytorch.exporters import (
@@ -43,6 +43,7 @@ from mlflow_e2eai.pytorch.module import evaluation_mode
 from mlflow_e2eai.pytorch.pytree import Tree
 from mlflow_e2eai.pytorch.references import References, check_repeatable
 from mlflow_e2eai.pytorch.verify import check_interface, check_numbers, frozen_at
+from mlflow_e2eai.runtime.ort import check_opset
 
 if TYPE_CHECKING:
     import torch
@@ -61,8 +62,8 @@ AUTO = ("dynamo", PLAIN_DYNAMO, "trace", "script")
 """The order in which ``auto`` tries the exporters."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExportReport:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class ExportReport(Summary):
     """Result of an export.
 
     Attributes:
@@ -92,6 +93,26 @@ class ExportReport:
     frozen: str | None = None
     fast_path: str | None = None
     max_abs_error: Real | None = None
+
+    def _line(self) -> str:
+        if self.unverified is not None:
+            return f"by {self.exporter}, not verified: {self.unverified}"
+        error = "" if self.max_abs_error is None else f", largest error {self.max_abs_error:.2g}"
+        return f"by {self.exporter}, compared on {len(self.samples)} samples{error}"
+
+    def _table(self) -> Table:
+        return _Attempt, [
+            _Attempt(self.exporter, None),
+            *(_Attempt(name, reason) for name, reason in self.refused.items()),
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    """A row about one exporter: the one that was taken, or why it was not."""
+
+    exporter: str
+    refused: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,6 +191,7 @@ def export(
             with other numbers than the module's; with a reason for each exporter that was tried.
             Or nothing implements an operator of the graph; it names the node.
     """
+    check_opset(opset)
     module, arrays = flatten_module(model, input_example)
     attempts = _attempts(exporter, module, opset)
     libraries = custom.load_libraries(operator_libraries)
@@ -320,7 +342,7 @@ def _choose(exporter: Exporter, module: torch.nn.Module, opset: int) -> Exporter
     import torch
 
     if exporter not in EXPORTERS:
-        msg = f"The exporter is {exporter!r}, but one of {', '.join(EXPORTERS)} is wanted."
+        msg = f"There is no exporter {exporter!r}; {suggestion(exporter, EXPORTERS)}"
         raise InvalidInputError(msg)
     scripted = isinstance(original(module), torch.jit.ScriptModule)
     if exporter == "auto":

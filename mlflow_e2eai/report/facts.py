@@ -7,21 +7,18 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
 from urllib.parse import quote, urlsplit
 
 import numpy as np
 
 from mlflow_e2eai.artifacts.values import EngineArtifact, OnnxArtifact
 from mlflow_e2eai.bundle.manifest import Manifest
-from mlflow_e2eai.evaluation.evidence import ADVISORY, Evidence
+from mlflow_e2eai.evaluation.evidence import ADVISORY, Evidence, Outcome
 from mlflow_e2eai.evaluation.variants import FILE, RAW, step_of
 from mlflow_e2eai.latency.ratios import Ratio
 from mlflow_e2eai.latency.report import LatencyReport
 from mlflow_e2eai.precision.stage import PrecisionReport
 from mlflow_e2eai.report.formats import NONE, items_text
-
-Outcome: TypeAlias = Literal["reference", "unsteady", "passed", "failed", "unmeasured"]
 
 OUTCOMES: Mapping[Outcome, str] = {
     "reference": "reference",
@@ -100,7 +97,7 @@ def _row(entry: Evidence, p50_ms: float | None, *, busy: bool) -> Row:
     ]
     return Row(
         variant=entry.variant,
-        outcome=outcome_of(entry),
+        outcome=entry.outcome,
         in_bundle=not is_raw(entry),
         # NumPy's max keeps a NaN: a comparison that compared nothing must not be hidden.
         max_abs_error=float(np.max(errors)) if errors else None,
@@ -124,15 +121,6 @@ def refused_conversions(manifest: Manifest) -> list[PrecisionReport]:
     return [report for report in manifest.conversions if report.refused is not None]
 
 
-def outcome_of(entry: Evidence) -> Outcome:
-    """The outcome of a variant."""
-    if entry.sha256 is None:
-        return "reference" if entry.passed else "unsteady"
-    if not entry.measured:
-        return "unmeasured"
-    return "passed" if entry.passed else "failed"
-
-
 _BY_WEIGHT: tuple[Outcome, ...] = ("unmeasured", "reference", "passed", "unsteady", "failed")
 
 
@@ -140,7 +128,7 @@ def worst_outcomes(evidence: Iterable[Evidence]) -> dict[str, Outcome]:
     """The outcome of each variant, the worst where several machines measured it."""
     outcomes: dict[str, Outcome] = {}
     for entry in evidence:
-        outcome = outcome_of(entry)
+        outcome = entry.outcome
         worst = outcomes.setdefault(entry.variant, outcome)
         outcomes[entry.variant] = max(worst, outcome, key=_BY_WEIGHT.index)
     return outcomes

@@ -34,7 +34,7 @@ from mlflow_e2eai.report.sections.provenance import (
 from mlflow_e2eai.report.sections.serving import serving_section
 from mlflow_e2eai.report.sections.steps import steps_section
 from mlflow_e2eai.report.sections.surgery import surgery_section
-from mlflow_e2eai.surgery.stage import SurgeryReport
+from mlflow_e2eai.surgery.report import SurgeryReport
 
 if TYPE_CHECKING:
     from jinja2 import Environment

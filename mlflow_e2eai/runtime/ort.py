@@ -7,6 +7,8 @@ as the GPU. Here that is an error.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -43,6 +45,59 @@ def onnxruntime_devices() -> tuple[Device, ...]:
     if _PROVIDERS["cuda"] in onnxruntime.get_available_providers() and has_gpu():
         return ("cuda", "cpu")
     return ("cpu",)
+
+
+FIRST_OPSET = 7
+"""The first version of the ONNX operator set that PyTorch writes."""
+
+_LATEST_TRIED = 21
+"""A version that every ONNX Runtime that this package installs with has: it is not looked up."""
+
+
+def check_opset(opset: int) -> None:
+    """Refuse a version of the ONNX operator set that cannot be written or run here.
+
+    Raises:
+        InvalidInputError: It is too old for PyTorch, or too new for the installed onnx or ONNX
+            Runtime.
+    """
+    if FIRST_OPSET <= opset <= _LATEST_TRIED:
+        return
+    newest = _newest_opset()
+    if not FIRST_OPSET <= opset <= newest:
+        import onnxruntime
+
+        msg = (
+            f"Opset {opset} is too {'old' if opset < FIRST_OPSET else 'new'}: PyTorch and the "
+            f"installed ONNX Runtime {onnxruntime.__version__} have {FIRST_OPSET} to {newest}; "
+            f"give one of these."
+        )
+        raise InvalidInputError(msg)
+
+
+@functools.cache
+def _newest_opset() -> int:
+    """The newest operator set of which the installed ONNX Runtime loads a graph.
+
+    It has no function that says so.
+    """
+    import onnx
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = 1, 4
+    x, y = (onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, [1]) for n in "xy")
+    node = onnx.helper.make_node("Identity", ["x"], ["y"])
+    graph = onnx.helper.make_graph([node], "probe", [x], [y])
+    for opset in range(onnx.defs.onnx_opset_version(), _LATEST_TRIED, -1):
+        imports = [onnx.helper.make_opsetid("", opset)]
+        model = onnx.helper.make_model(graph, ir_version=8, opset_imports=imports)
+        with contextlib.suppress(Exception):  # its errors share no base class
+            onnxruntime.InferenceSession(
+                model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+            )
+            return opset
+    return _LATEST_TRIED
 
 
 _CRASHING = {"fp16": ("MatmulTransposeFusion",)}
@@ -113,10 +168,9 @@ def onnxruntime_runner(
     wanted = _PROVIDERS[device]
     # Rounding to TF32 is on by default; here fp32 means fp32.
     provider = (wanted, {"use_tf32": "0"}) if device == "cuda" else wanted
-    crashing = _CRASHING.get(precision, ()) if device == "cpu" else ()
-    start = partial(
-        onnxruntime.InferenceSession, providers=[provider], disabled_optimizers=crashing
-    )
+    start = partial(onnxruntime.InferenceSession, providers=[provider])
+    if device == "cpu" and (crashing := _CRASHING.get(precision)):
+        start = partial(start, disabled_optimizers=crashing)
     try:
         model = emulation.emulate_rounding(path) if rounded else path
         try:

@@ -5,6 +5,7 @@ its interface, but for the names and outputs that the plan itself changes, and i
 ONNX Runtime checks on samples.
 
 stage            `clean`
+report           its result
 plan             plans and their text form
 rules            the rules by name
 interface_rules  rules that change names, types and shapes of inputs and outputs
@@ -20,5 +21,6 @@ outline          the graph before and after, for the report
 """
 
 from mlflow_e2eai.surgery.plan import DEFAULT_PLAN, Step
+from mlflow_e2eai.surgery.report import SurgeryReport
 from mlflow_e2eai.surgery.rules import RULES
-from mlflow_e2eai.surgery.stage import SurgeryReport, clean
+from mlflow_e2eai.surgery.stage import clean

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from mlflow_e2eai.errors import SurgeryError
+from mlflow_e2eai.errors import SurgeryError, nearest
 from mlflow_e2eai.surgery.interface import adds_outputs, changes, extracts
 from mlflow_e2eai.surgery.node_edits import is_output, nodes_of
 
@@ -91,8 +90,8 @@ def _inner_tensor(graph: gs.Graph, name: str, verb: str) -> gs.Tensor:
     """A tensor that a node of the main graph writes."""
     tensors = {tensor.name: tensor for node in graph.nodes for tensor in node.outputs}
     if name not in tensors:
-        near = difflib.get_close_matches(name, tensors, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else "`mlflow_e2eai show` shows their names."
+        near = nearest(name, tensors)
+        hint = f"did you mean {near!r}?" if near else "`mlflow_e2eai show` shows their names."
         msg = f"No node makes a tensor {name!r} to {verb}; {hint}"
         raise SurgeryError(msg)
     return tensors[name]

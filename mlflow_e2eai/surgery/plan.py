@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import inspect
 import re
@@ -11,7 +10,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import Any, cast
 
-from mlflow_e2eai.errors import InvalidInputError
+from mlflow_e2eai.errors import InvalidInputError, nearest
 from mlflow_e2eai.surgery.rules import RULES, Rule
 
 GROUP = "mlflow_e2eai.surgery_rules"
@@ -70,8 +69,8 @@ DEFAULT_PLAN = (Step(rule="drop_identities"), Step(rule="simplify"), Step(rule="
 
 def _nearest(name: str, known: Iterable[str]) -> str | None:
     """A hint at a similar known name; None where none is similar."""
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f"did you mean {near[0]!r}?" if near else None
+    near = nearest(name, known)
+    return None if near is None else f"did you mean {near!r}?"
 
 
 def plan_from(data: Any) -> tuple[Step, ...]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mlflow_e2eai.artifacts import external_data, graphs
-from mlflow_e2eai.errors import SurgeryError
+from mlflow_e2eai.errors import SurgeryError, suggestion
 from mlflow_e2eai.runtime.isolation import worker_process
 from mlflow_e2eai.surgery.node_edits import Edits, hand_over
 
@@ -59,7 +59,8 @@ def simplify(graph: gs.Graph, *, libraries: Sequence[str] = LIBRARIES) -> int:
         SurgeryError: There is no such library.
     """
     if unknown := sorted(set(libraries).difference(LIBRARIES)):
-        msg = f"There is no library {unknown[0]!r} to simplify with; take {', '.join(LIBRARIES)}."
+        hint = suggestion(unknown[0], LIBRARIES)
+        msg = f"There is no library {unknown[0]!r} to simplify with; {hint}"
         raise SurgeryError(msg)
     simplifiers = _Simplifiers([name for name in LIBRARIES if name in libraries])
     saved_bytes = 0

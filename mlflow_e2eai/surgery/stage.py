@@ -10,14 +10,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from mlflow_e2eai.artifacts import graphs
-from mlflow_e2eai.artifacts.files import Real, atomic_write
+from mlflow_e2eai.artifacts.files import atomic_write
 from mlflow_e2eai.artifacts.graphs import only_new_garbage
 from mlflow_e2eai.artifacts.values import Array, Infer, OnnxArtifact, Tensors
 from mlflow_e2eai.artifacts.weight_files import staging_path, weights_linked
@@ -26,48 +26,15 @@ from mlflow_e2eai.runtime.isolation import isolated_onnxruntime
 from mlflow_e2eai.surgery import interface
 from mlflow_e2eai.surgery.interface import Interface
 from mlflow_e2eai.surgery.mapping import full_reference, input_mapper
-from mlflow_e2eai.surgery.outline import Outline, outline_of
+from mlflow_e2eai.surgery.outline import outline_of
 from mlflow_e2eai.surgery.plan import DEFAULT_PLAN, Step, plan_text, step_name
+from mlflow_e2eai.surgery.report import SurgeryReport
 from mlflow_e2eai.surgery.rules import Rule
 from mlflow_e2eai.surgery.simplify import LIBRARIES, simplify
 
 if TYPE_CHECKING:
     import onnx
     import onnx_graphsurgeon as gs
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SurgeryReport:
-    """Result of a plan.
-
-    Attributes:
-        edits: Number of edits by each step, in the plan's order, as ``rule`` or ``rule #2``.
-        nodes_before: Nodes in the main graph before.
-        nodes_after: Nodes in the main graph after.
-        operators_before: Nodes of each operator before.
-        operators_after: Nodes of each operator after.
-        size_before_bytes: Size of the file before.
-        size_after_bytes: Size of the file after.
-        max_abs_error: Largest difference in the check of the numbers, over all outputs; None when
-            they were not checked.
-        outline: Both graphs in one, for people.
-        plan: The plan as YAML, to apply to another graph.
-        seconds: Duration of each step, named as in `edits`.
-        notes: Sentences on what the plan could not do: a library that was left out.
-    """
-
-    edits: Mapping[str, int]
-    nodes_before: int
-    nodes_after: int
-    operators_before: Mapping[str, int]
-    operators_after: Mapping[str, int]
-    size_before_bytes: int
-    size_after_bytes: int
-    max_abs_error: Real | None
-    outline: Outline | None = None
-    plan: str | None = None
-    seconds: Mapping[str, Real] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
 
 
 @only_new_garbage()

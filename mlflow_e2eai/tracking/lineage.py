@@ -36,6 +36,9 @@ SOURCE = "e2eai.source_model"
 SHA256 = "e2eai.sha256"
 """Tag: digest of its file; of a bundle, of its manifest."""
 
+PARENT_RUN = "mlflow.parentRunId"
+"""MLflow's tag: the run above a child."""
+
 ERROR = "e2eai.error"
 """Tag: why it failed."""
 

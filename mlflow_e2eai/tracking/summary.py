@@ -13,7 +13,7 @@ from mlflow_e2eai.evaluation.evidence import Evidence
 from mlflow_e2eai.precision.stage import PrecisionReport
 from mlflow_e2eai.pytorch.stage import ExportReport
 from mlflow_e2eai.runtime.progress import timed_stage
-from mlflow_e2eai.surgery.stage import SurgeryReport
+from mlflow_e2eai.surgery.report import SurgeryReport
 from mlflow_e2eai.tracking.recorder import Measurement, Output
 
 _MOST_BYTES = 64 << 20
@@ -29,7 +29,9 @@ def stage_line(name: str) -> Iterator[list[str]]:
     Yields:
         The parts of the result, to be added to.
     """
-    with timed_stage(name, level=DEBUG if name.startswith("evaluate ") else INFO) as line:
+    with timed_stage(
+        name, level=DEBUG if name.startswith(("evaluate ", "not measured")) else INFO
+    ) as line:
         yield line
 
 

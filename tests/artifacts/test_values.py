@@ -36,7 +36,7 @@ from mlflow_e2eai.evaluation.gates import Decision, Gate
 from mlflow_e2eai.latency.concurrency import Opened
 from mlflow_e2eai.latency.ratios import Ratio
 from mlflow_e2eai.pytorch.pytree import Tree
-from mlflow_e2eai.surgery.stage import SurgeryReport
+from mlflow_e2eai.surgery.report import SurgeryReport
 
 TEXT = st.text(max_size=6) | st.sampled_from(["NaN", "Infinity"])  # words, not numbers
 WORDS = st.text("NCHWxyz_", min_size=1, max_size=4)

@@ -21,8 +21,9 @@ from multiplying_bundles import (
 )
 
 from mlflow_e2eai.bundle import selection
+from mlflow_e2eai.bundle.choice import Goal
 from mlflow_e2eai.bundle.manifest import Manifest
-from mlflow_e2eai.bundle.selection import Goal, RankedVariants
+from mlflow_e2eai.bundle.selection import RankedVariants
 from mlflow_e2eai.errors import InvalidInputError
 from mlflow_e2eai.evaluation.evidence import Evidence, MachineEvidence
 from mlflow_e2eai.latency.report import ColdStart, LatencyFinding, LatencyReport, Load, Throughput

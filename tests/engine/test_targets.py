@@ -76,8 +76,47 @@ def test_a_target_as_people_say_it(said, target):
 
 
 @pytest.mark.parametrize(
+    ("name", "target"),
+    [
+        ("A100", rtx("sm80")),
+        ("L4", rtx("sm89")),
+        ("T4", rtx("sm75")),
+        ("RTX 4090", rtx("sm89")),
+        ("rtx4090", rtx("sm89")),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", rtx("sm89")),
+        ("NVIDIA A100-SXM4-80GB", rtx("sm80")),
+        ("Tesla T4", rtx("sm75")),
+        ("NVIDIA RTX PRO 6000 Blackwell Server Edition", rtx("sm120")),
+        ("A100+L4", rtx("sm80", "sm89")),
+        ("rtx:A100", rtx("sm80")),
+        ("H100", trt("sm90")),
+        ("NVIDIA H100 80GB HBM3", trt("sm90")),
+        ("orin", trt("sm87")),
+        ("NVIDIA Jetson AGX Orin", trt("sm87")),
+        ("trt11:H100+compatible", trt("sm90", 11, compatible=True)),
+        ("A100+compatible", trt("sm80", compatible=True)),
+    ],
+)
+def test_the_name_of_a_gpu_stands_for_its_compute_capability(name, target):
+    assert parse(name) == target
+
+
+def test_every_gpu_of_the_table_is_a_target_or_too_old_to_be_one():
+    for name, capability in targets._gpus().values():
+        if int(capability.removeprefix("sm")) >= 75:
+            assert parse(name).compute_capability == capability
+        else:
+            with pytest.raises(InvalidInputError, match=f"{capability} is before Turing"):
+                parse(name)
+
+
+@pytest.mark.parametrize(
     ("text", "hint"),
     [
+        ("RTX 4091", "Did you mean RTX 4090"),
+        ("H1000", "Did you mean H100"),
+        ("V100", "sm70 is before Turing, sm75"),
+        ("rtx:H100", "TensorRT-RTX does not list sm90"),
         ("rtx:sm8", "Did you mean rtx:sm8[069]"),
         ("trt11:sm99", "Did you mean trt11:sm"),
         ("trt12:sm90", "Did you mean trt1[01]:sm90"),

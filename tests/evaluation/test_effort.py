@@ -94,9 +94,7 @@ def test_numbers_that_are_wrong_fail_at_every_level(level, tmp_path):
 def test_a_level_that_does_not_exist_is_refused_before_anything_is_made(tmp_path):
     with pytest.raises(InvalidInputError) as caught:
         saved(net(), tmp_path / "model", "fast")
-    assert (
-        str(caught.value) == "evidence='fast' is no level; give one of quick, standard, thorough."
-    )
+    assert str(caught.value) == "evidence='fast' is no level; there are quick, standard, thorough."
     assert list(tmp_path.iterdir()) == []
 
 

@@ -2,10 +2,12 @@
 
 import dataclasses
 import inspect
+import re
 
 import mlflow
 import mlflow.onnx
 import pytest
+import torch
 
 import mlflow_e2eai
 from mlflow_e2eai.errors import InvalidInputError
@@ -51,6 +53,40 @@ def test_the_default_of_an_option_is_the_text_form_of_the_fields(option):
     value = option.parse(option.default)
 
     assert (tuple(value) if isinstance(value, list) else value) == default
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ({"precisions": ("half", "bfloat16")}, {"precisions": ("fp16", "bf16")}),
+        ({"precisions": "float32,float16"}, {"precisions": ("fp32", "fp16")}),
+        ({"precisions": (torch.float16,)}, {"precisions": ("fp16",)}),
+        ({"targets": "A100"}, {"targets": ("sm80",)}),
+        ({"targets": "RTX 4090,L4,H100"}, {"targets": ("sm89", "trt:sm90")}),
+        ({"targets": ("local", "rtx")}, {"targets": ("local", "rtx")}),
+    ],
+)
+def test_precisions_and_gpus_go_by_the_names_that_people_use(given, meant):
+    assert Settings(**given) == Settings(**meant)
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        (
+            {"precisions": ("fp61",)},
+            "but one of fp32, tf32, fp16, bf16, int8, fp8 is wanted. Did you mean fp16?",
+        ),
+        ({"precisions": ("FP 16",)}, "Did you mean fp16?"),
+        ({"targets": ("RTX 4091",)}, "Did you mean RTX 4090?"),
+        ({"evidence": "Standart"}, "did you mean standard?"),
+        ({"opset": 99}, "Opset 99 is too new: PyTorch and the installed ONNX Runtime"),
+        ({"opset": 3}, "Opset 3 is too old"),
+    ],
+)
+def test_a_slip_in_a_setting_is_told_before_any_work_with_what_was_meant(given, sentence):
+    with pytest.raises(InvalidInputError, match=re.escape(sentence)):
+        Settings(**given)
 
 
 def test_each_field_has_a_text_form_but_for_what_is_no_text():

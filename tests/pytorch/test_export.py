@@ -317,6 +317,11 @@ def test_an_opset_that_torchscript_would_only_stamp_is_refused(exporter, out):
         export(Linear().eval(), two_rows(), out=out, exporter=exporter, opset=21)
 
 
+def test_an_opset_that_no_runtime_has_yet_is_too_new_and_says_what_there_is(out):
+    with pytest.raises(InvalidInputError, match=r"Opset 99 is too new: .* have 7 to 2\d; give one"):
+        export(Linear().eval(), two_rows(), out=out, opset=99)
+
+
 def test_dynamo_writes_a_later_opset(out):
     assert export(Linear().eval(), two_rows(), out=out, opset=21)[0].opset == 21
 

@@ -18,7 +18,7 @@ from mlflow_e2eai.evaluation import variants as evaluation_variants
 from mlflow_e2eai.evaluation.evidence import Evidence
 from mlflow_e2eai.latency.report import Latency, LatencyReport
 from mlflow_e2eai.parity.report import Finding, ParityReport
-from mlflow_e2eai.surgery.stage import SurgeryReport
+from mlflow_e2eai.surgery.report import SurgeryReport
 
 N = Axis("N", min=1, opt=2, max=4)
 X = np.array([[1, 2, 3], [4, 5, 6]], np.float32)

@@ -12,7 +12,7 @@ from mlflow_e2eai.evaluation.gates import Decision, Verdict
 from mlflow_e2eai.latency.report import Latency, LatencyReport
 from mlflow_e2eai.parity.report import Finding, OutputParity, ParityReport
 from mlflow_e2eai.report.facts import Origin
-from mlflow_e2eai.surgery.stage import SurgeryReport
+from mlflow_e2eai.surgery.report import SurgeryReport
 
 
 def compared(error: float, *, passed: bool = True) -> ParityReport:

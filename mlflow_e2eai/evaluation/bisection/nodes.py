@@ -27,7 +27,7 @@ from mlflow_e2eai.evaluation.bisection.plans import bisect_plan
 from mlflow_e2eai.evaluation.bisection.search import Bisection, narrow, search
 from mlflow_e2eai.parity.comparison import compare
 from mlflow_e2eai.precision.half import of_libraries
-from mlflow_e2eai.precision.stage import CONVERTERS, check_graph_precision
+from mlflow_e2eai.precision.stage import CONVERTERS, graph_precision_of
 from mlflow_e2eai.runtime.isolation import isolated_onnxruntime
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def bisect(
             then the fault is not in the precision.
         RunnerError: The reference cannot run the samples.
     """
-    check_graph_precision(precision)
+    precision = graph_precision_of(precision)
     if precision not in CONVERTERS or source.precision != "fp32":
         converters = " and ".join(CONVERTERS)
         msg = (

@@ -6,14 +6,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+from mlflow_e2eai.artifacts.files import Summary, Table
 from mlflow_e2eai.errors import InvalidInputError
 
 Fails: TypeAlias = Callable[[frozenset[str]], bool]
 """Whether the variant still fails when these nodes stay as they were."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Bisection:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Bisection(Summary):
     """Result of a search for the nodes that explain a failure.
 
     Attributes:
@@ -36,6 +37,19 @@ class Bisection:
     evaluations: int
     rule: str | None = None
     sentence: str
+
+    def _line(self) -> str:
+        return self.sentence
+
+    def _table(self) -> Table:
+        return _Node, [_Node(name) for name in self.nodes]
+
+
+@dataclass(frozen=True, slots=True)
+class _Node:
+    """A row about one node."""
+
+    node: str
 
 
 def search(nodes: Sequence[str], fails: Fails, *, max_evaluations: int | None = None) -> Bisection:

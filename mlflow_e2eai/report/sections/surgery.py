@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from mlflow_e2eai.report.facts import Section
 from mlflow_e2eai.report.formats import change_text, error_text, shorten, size_text
 from mlflow_e2eai.surgery.outline import Outline, OutlineNode, State
-from mlflow_e2eai.surgery.stage import SurgeryReport
+from mlflow_e2eai.surgery.report import SurgeryReport
 
 _MOST_OPERATORS = 4
 

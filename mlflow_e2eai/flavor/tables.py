@@ -1,0 +1,92 @@
+"""`variants` and `compare_versions`: the evidence of logged models as DataFrames."""
+
+from __future__ import annotations
+
+import tempfile
+from typing import TYPE_CHECKING
+
+from mlflow_e2eai import bundle
+from mlflow_e2eai.artifacts.files import frame
+from mlflow_e2eai.bundle.rows import VariantRow, rows_of
+from mlflow_e2eai.errors import InvalidInputError
+from mlflow_e2eai.flavor.mlmodel import FLAVOR_NAME
+from mlflow_e2eai.tracking.console import quiet_mlflow
+from mlflow_e2eai.tracking.downloads import ModelFiles
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def variants(model_uri: str) -> pd.DataFrame:
+    """Read the evidence of a model as a DataFrame, a row for each variant and batch size.
+
+    Only the manifest is downloaded. Where several machines measured, each has rows of its own.
+
+    Args:
+        model_uri: A local path or any URI of a model that MLflow knows, such as
+            ``models:/digits/2``.
+
+    Returns:
+        A DataFrame of the columns of `bundle.rows.VariantRow`: variant, precision, target, machine,
+        outcome, items, errors, times, the ratio to the reference with its bounds, ``task/<name>``
+        for each task metric, size and memory in bytes. Texts are of the dtype ``string``, counts
+        ``Int64``, other numbers ``float64``.
+
+    Raises:
+        mlflow.exceptions.MlflowException: There is no such model, or it is of another flavor.
+        ArtifactError: The model has no manifest, or it has changed.
+    """
+    with quiet_mlflow(), tempfile.TemporaryDirectory() as folder:
+        files = ModelFiles(model_uri, folder)
+        data = files.configuration(FLAVOR_NAME).get("data", ".")
+        files.fetch(f"{data}/{bundle.MANIFEST}")
+        manifest = bundle.read(files.directory / data)
+        return frame(VariantRow, rows_of(manifest, _sizes(model_uri, data)))
+
+
+def compare_versions(name: str, *versions: int | str) -> pd.DataFrame:
+    """Read the evidence of versions of a registered model as one DataFrame.
+
+    Each was measured by itself: compare ``ratio``, which is to the reference of the same run, and
+    not the times; `promote` measures two versions in turns.
+
+    Args:
+        name: The registered model.
+        *versions: Versions or aliases, such as ``1, 2`` or ``"champion", 3``.
+
+    Returns:
+        The rows of `variants`, with the version as a text in the first column.
+
+    Raises:
+        mlflow.exceptions.MlflowException: There is no such version, or it is of another flavor.
+        ArtifactError: A version has no manifest, or it has changed.
+        InvalidInputError: There is no version to compare.
+    """
+    import pandas as pd
+
+    if not versions:
+        msg = "There is no version to compare; give two, as in compare_versions('digits', 1, 2)."
+        raise InvalidInputError(msg)
+    frames = []
+    for version in versions:
+        mark = "/" if str(version).isdigit() or version == "latest" else "@"
+        rows = variants(f"models:/{name}{mark}{version}")
+        rows.insert(0, "version", pd.Series([str(version)] * len(rows), dtype="string"))
+        frames.append(rows)
+    together: pd.DataFrame = pd.concat(frames, ignore_index=True)
+    # A task metric that only one version has comes last otherwise.
+    return together.astype(
+        {name: "float64" for name in map(str, together) if name.startswith("task/")}
+    )
+
+
+def _sizes(model_uri: str, data: str) -> dict[str, int]:
+    """Sizes of a bundle's files at its top by name; none where the server does not give them."""
+    import mlflow
+
+    listed = mlflow.artifacts.list_artifacts(f"{model_uri.rstrip('/')}/{data}".removesuffix("/."))
+    return {
+        each.path.rpartition("/")[2]: int(each.file_size)
+        for each in listed
+        if each.file_size is not None
+    }
