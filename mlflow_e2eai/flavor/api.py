@@ -217,7 +217,8 @@ def log_model(
         MLflow's description of the logged model.
 
     Raises:
-        InvalidInputError: An argument is wrong, or the model does not accept the example.
+        InvalidInputError: An argument is wrong (names, requirements and paths are checked before
+            anything is made), or the model does not accept the example.
         ExportError: PyTorch could not write the model as ONNX.
         SurgeryError: The plan changed the interface or the numbers.
         PrecisionError: The graph could not be converted.
@@ -226,7 +227,9 @@ def log_model(
         TrackingError: The tracking server cannot be reached.
     """
     arguments = locals()
-    name = name or registered_model_name or "model"
+    tracking.check_names(name, registered_model_name)
+    description = Description.of(arguments)  # errors come before anything is made
+    name = name or tracking.model_name(registered_model_name or "model")
     model = Path(model) if isinstance(model, str) else model
     with (
         reported_on_stderr(),
@@ -235,7 +238,6 @@ def log_model(
         tracking.log_model_failure(run_id, model_id),
         tempfile.TemporaryDirectory() as folder,
     ):
-        description = Description.of(arguments)  # errors in it come before anything is made
         source = None if source_model is None else tracking.resolve(source_model).model_id
         recorder = tracking.MlflowRecorder(name=name, source=source)
         path = Path(folder, bundle.FOLDER)
@@ -348,15 +350,7 @@ def _package(
 ) -> ModelInfo:
     """Log a bundle: the model belongs to the parent run, and is an output of the child too.
 
-    Args:
-        path: The bundle.
-        recorder: The recorder of the stages.
-        run_id: The parent run.
-        registered_model_name: See `log_model`.
-        tags: See `log_model`.
-        step: See `log_model`.
-        model_id: See `log_model`.
-        **arguments: Other arguments of MLflow's `Model.log` and of `save_model`.
+    The other arguments are those of `log_model`, of MLflow's `Model.log` and of `save_model`.
     """
     from mlflow.models import Model
 

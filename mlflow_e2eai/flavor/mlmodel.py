@@ -15,6 +15,7 @@ from mlflow_e2eai import bundle
 from mlflow_e2eai._version import __version__
 from mlflow_e2eai.bundle.manifest import Manifest
 from mlflow_e2eai.engine.backends import BACKENDS
+from mlflow_e2eai.errors import InvalidInputError, brief
 from mlflow_e2eai.tracking import _mlflow
 from mlflow_e2eai.tracking.models import signature_of
 
@@ -70,6 +71,8 @@ class Description:
 
     Raises:
         mlflow.exceptions.MlflowException: The arguments for the environment contradict each other.
+        InvalidInputError: A file or folder is not there, a requirement cannot be read, or MLmodel
+            cannot hold the metadata.
     """
 
     signature: ModelSignature | bool | None = None
@@ -89,6 +92,69 @@ class Description:
         _mlflow.validate_env_arguments(
             self.conda_env, self.pip_requirements, self.extra_pip_requirements
         )
+        self._check_environment()
+        for argument in ("code_paths", "extra_files"):
+            self._check_paths(argument)
+        if self.metadata is not None:
+            self._check_metadata(self.metadata)
+        if not (self.signature is None or isinstance(self.signature, bool)):
+            self._check_signature(self.signature)
+
+    def environment(self, default: list[str]) -> tuple[Any, list[str], list[str]]:
+        """The conda environment, requirements and constraints; `default` where none are given."""
+        if self.conda_env is not None:
+            return _mlflow.process_conda_env(self.conda_env)  # type: ignore[no-any-return]
+        given = self.pip_requirements
+        return _mlflow.process_pip_requirements(  # type: ignore[no-any-return]
+            None if given is not None else default, given, self.extra_pip_requirements
+        )
+
+    def _check_environment(self) -> None:
+        from mlflow.exceptions import MlflowException
+
+        given = {
+            name: value
+            for name in ("conda_env", "pip_requirements", "extra_pip_requirements")
+            if (value := getattr(self, name)) is not None
+        }
+        if not given:
+            return
+        try:
+            self.environment([])
+        except (MlflowException, OSError, ValueError, TypeError, AttributeError) as error:
+            named = " and ".join(f"{name}={value!r}" for name, value in given.items())
+            msg = f"MLflow cannot read {named}: {brief(error)}; give what its flavors take."
+            raise InvalidInputError(msg) from error
+
+    def _check_paths(self, argument: str) -> None:
+        paths = getattr(self, argument)
+        if paths is None:
+            return
+        if isinstance(paths, str) or not isinstance(paths, Sequence):
+            msg = f"{argument}={paths!r} is a {type(paths).__name__}; give a list of paths."
+            raise InvalidInputError(msg)
+        for path in paths:
+            if ":/" not in str(path) and not Path(path).exists():
+                msg = f"{argument} names {str(path)!r}, which is not there; check the path."
+                raise InvalidInputError(msg)
+
+    @staticmethod
+    def _check_metadata(metadata: Mapping[str, Any]) -> None:
+        import yaml
+
+        try:
+            yaml.safe_dump(dict(metadata))
+        except (yaml.YAMLError, TypeError, ValueError) as error:
+            msg = f"MLmodel cannot hold the metadata: {brief(error)}; give plain values by name."
+            raise InvalidInputError(msg) from error
+
+    @staticmethod
+    def _check_signature(signature: object) -> None:
+        from mlflow.models import ModelSignature
+
+        if not isinstance(signature, ModelSignature):
+            msg = f"signature is a {type(signature).__name__}; give a ModelSignature, or leave it."
+            raise InvalidInputError(msg)
 
 
 def describe(path: Path, content: Description, *, mlflow_model: Model | None) -> None:
@@ -152,14 +218,8 @@ def describe(path: Path, content: Description, *, mlflow_model: Model | None) ->
 def _write_environment(path: Path, manifest: Manifest, content: Description) -> None:
     import yaml
 
-    if content.conda_env is None:
-        given = content.pip_requirements
-        default = None if given is not None else get_default_pip_requirements(manifest)
-        environment, requirements, constraints = _mlflow.process_pip_requirements(
-            default, given, content.extra_pip_requirements
-        )
-    else:
-        environment, requirements, constraints = _mlflow.process_conda_env(content.conda_env)
+    default = get_default_pip_requirements(manifest)
+    environment, requirements, constraints = content.environment(default)
     (path / _mlflow.CONDA_ENV_FILE).write_text(yaml.safe_dump(environment, sort_keys=False))
     (path / _mlflow.REQUIREMENTS_FILE).write_text("\n".join(requirements))
     if constraints:

@@ -37,6 +37,7 @@ def package(
     Raises:
         E2EAIError: See `mlflow_e2eai.log_model`.
     """
+    tracking.check_names(name, registered_model_name)
     with tracking.run(name), tempfile.TemporaryDirectory() as folder:
         axes = settings.get("dynamic_axes")
         given = root_arguments(tracking.resolve(model_uri), Path(folder), axes)

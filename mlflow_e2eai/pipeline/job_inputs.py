@@ -217,12 +217,18 @@ def _has_module(root: LoggedModel) -> bool:
 
 
 def load_source(model: LoggedModel, folder: Path, axes: DynamicAxes | None) -> LoadedSource:
-    """Load a PyTorch model; `axes` replace those that it was logged with, unless None."""
+    """Load a PyTorch model; `axes` replace those that it was logged with, unless None.
+
+    Raises:
+        InvalidInputError: The model was logged with one of these sizes fixed.
+    """
     folder.mkdir(exist_ok=True, parents=True)
     logged = tracking.fetch_source(model, folder)
     module, example = flatten_module(logged.model, logged.input_example)
     if axes is None:
         axes = logged.dynamic_axes
+    else:
+        _check_open(model, logged.model, example, axes)
     assumptions = logged.assumptions
     if axes is None:
         axes = _open_axes(model, folder, example)
@@ -240,6 +246,22 @@ def load_source(model: LoggedModel, folder: Path, axes: DynamicAxes | None) -> L
         libraries=logged.libraries,
         evaluation=logged.evaluation,
     )
+
+
+def _check_open(model: LoggedModel, module: Any, example: Tensors, axes: DynamicAxes) -> None:
+    """Refuse axes that are fixed in a model that was logged as a graph (pt2)."""
+    nodes = getattr(getattr(module, "graph", None), "nodes", ())
+    inputs = [node for node in nodes if node.op == "placeholder"]
+    for name, node in zip(example, inputs if len(inputs) == len(example) else (), strict=False):
+        shape = getattr(node.meta.get("val"), "shape", ())
+        for at in axes.get(name, {}):
+            if at < len(shape) and isinstance(shape[at], int):
+                msg = (
+                    f"Model {model.model_id} was logged with axis {at} of {name!r} fixed at "
+                    f"{shape[at]}, so it cannot be dynamic now; log the PyTorch model again with "
+                    f"these dynamic_axes."
+                )
+                raise InvalidInputError(msg)
 
 
 def _with_fitting(example: Tensors, samples: Sequence[Tensors], axes: DynamicAxes) -> Tensors:

@@ -72,8 +72,10 @@ def log(factory: str, *, name: str) -> str:
         Its id.
 
     Raises:
-        InvalidInputError: There is no such callable, or it returns something else.
+        InvalidInputError: There is no such callable, it returns something else, or MLflow does not
+            take the name.
     """
+    tracking.check_names(name)
     with tracking.run("log", nested=True, tags={tracking.STAGE: "log"}) as run_id:
         arguments = call(factory)
         return tracking.log_source(
@@ -364,7 +366,7 @@ def clean_onnx(
             dynamic_axes=dynamic_axes,
             operator_libraries=operator_libraries,
         )
-        recorder = tracking.MlflowRecorder(name=path.stem, source=None)
+        recorder = tracking.MlflowRecorder(name=tracking.model_name(path.stem), source=None)
         with tracking.run("clean", nested=True, tags={tracking.STAGE: "clean"}):
             with recorder.stage("import", inputs=[]) as log:
                 log(Output(artifact=raw, example=given))

@@ -61,10 +61,16 @@ from mlflow.utils.model_utils import (
 from mlflow.utils.name_utils import _GENERATOR_NOUNS, _GENERATOR_PREDICATES
 from mlflow.utils.rest_utils import http_request
 from mlflow.utils.validation import (
+    _validate_logged_model_name as validate_logged_model_name,
+)
+from mlflow.utils.validation import (
     _validate_model_alias_name as validate_alias,
 )
 from mlflow.utils.validation import (
     _validate_model_alias_name_reserved as validate_alias_is_free,
+)
+from mlflow.utils.validation import (
+    _validate_model_name as validate_registered_model_name,
 )
 
 __all__ = [
@@ -92,6 +98,8 @@ __all__ = [
     "validate_alias_is_free",
     "validate_and_copy_code_paths",
     "validate_env_arguments",
+    "validate_logged_model_name",
+    "validate_registered_model_name",
 ]
 
 

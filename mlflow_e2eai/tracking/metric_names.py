@@ -1,4 +1,4 @@
-"""Names of users -> names that MLflow takes."""
+"""Names of metrics as MLflow takes them."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ import torch
 
 import mlflow_e2eai
 from mlflow_e2eai.errors import InvalidInputError
+from mlflow_e2eai.flavor import repackage
 from mlflow_e2eai.flavor.mlmodel import Description
 from mlflow_e2eai.pipeline.options import options_of
 from mlflow_e2eai.pipeline.settings import Settings
@@ -119,4 +120,50 @@ def test_the_signature_is_the_functions_own():
 def test_a_typing_error_is_reported_before_a_run_begins(store):
     with pytest.raises(TypeError, match="unexpected keyword argument 'presisions'"):
         mlflow_e2eai.log_model(None, presisions=["fp16"])  # type: ignore[call-arg]  # wrong on purpose
+    assert mlflow.search_runs(search_all_experiments=True).empty
+
+
+WRONG_NAMES = [
+    {"registered_model_name": "team/net"},
+    {"registered_model_name": "net\n"},
+    {"registered_model_name": " "},
+    {"name": "net.v2"},
+    {"name": "a/b"},
+    {"name": ""},
+]
+
+WRONG_DESCRIPTIONS: list[dict[str, object]] = [
+    {"pip_requirements": "/nope.txt"},
+    {"pip_requirements": ["-r /nope.txt"]},
+    {"pip_requirements": 3},
+    {"extra_pip_requirements": ["-c /nope.txt"]},
+    {"conda_env": "/nope.yaml"},
+    {"conda_env": ["numpy"]},
+    {"code_paths": ["/nope.py"]},
+    {"code_paths": "code.py"},
+    {"extra_files": ["/nope.txt"]},
+    {"metadata": {"a": object()}},
+    {"signature": "x"},
+]
+
+
+@pytest.mark.parametrize("wrong", [*WRONG_NAMES, *WRONG_DESCRIPTIONS], ids=str)
+def test_what_mlflow_would_refuse_at_the_end_is_told_before_anything_is_made(store, wrong):
+    with pytest.raises(InvalidInputError, match=next(iter(wrong))):
+        mlflow_e2eai.log_model(None, **{"name": "net", **wrong})
+    assert mlflow.search_runs(search_all_experiments=True).empty
+    assert not mlflow.search_logged_models(output_format="list")
+
+
+@pytest.mark.parametrize("wrong", WRONG_DESCRIPTIONS, ids=str)
+def test_a_wrong_description_makes_no_folder(tmp_path, wrong):
+    with pytest.raises(InvalidInputError):
+        mlflow_e2eai.save_model(None, tmp_path / "net", **wrong)
+    assert not (tmp_path / "net").exists()
+
+
+@pytest.mark.parametrize("wrong", WRONG_NAMES, ids=str)
+def test_the_pipeline_checks_names_before_it_looks_for_the_model(store, wrong):
+    with pytest.raises(InvalidInputError, match=next(iter(wrong))):
+        repackage.package("models:/none/1", **{"name": "net", **wrong})
     assert mlflow.search_runs(search_all_experiments=True).empty

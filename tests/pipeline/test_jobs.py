@@ -560,6 +560,57 @@ def test_a_model_with_neither_example_nor_signature_says_what_is_missing(store):
         jobs.export(other.model_uri)
 
 
+def test_axes_that_the_logged_model_fixes_are_refused_with_the_reason(store):
+    Path("fixed.py").write_text(
+        "from small_models import build as whole\n"
+        "def build():\n"
+        "    return {key: whole()[key] for key in ('model', 'input_example')}\n"
+    )
+    model_id = jobs.log("fixed.py:build", name="net")
+    with pytest.raises(InvalidInputError, match=r"logged with axis 0 of 'x' fixed at \d+, so"):
+        jobs.export(model_id, dynamic_axes=AXES)
+    assert stage(jobs.export(model_id)) == "export"
+
+
+def test_other_bounds_of_an_axis_that_was_logged_are_taken(source):
+    wider = {"x": {0: Axis("M", min=1, opt=2, max=32)}}
+    raw = jobs.export(source, dynamic_axes=wider)
+    assert tracking.resolve(raw).model_id == raw
+
+
+def register_as_mlflow_2(store, name):
+    """A version whose files are artifacts of a run, as MLflow 2 kept them."""
+    mlflow.pytorch.save_model(net(), "saved", input_example=features(), pip_requirements=[])
+    with mlflow.start_run() as run:
+        mlflow.log_artifacts("saved", "model")
+    mlflow.register_model(f"runs:/{run.info.run_id}/model", name)
+    return run.info.run_id
+
+
+def test_a_version_from_mlflow_2_is_named_with_what_to_do(store):
+    run_id = register_as_mlflow_2(store, "old")
+    store.copy_model_version("models:/old/1", "copy")
+    store.create_model_version("old", f"runs:/{run_id}/model", run_id)
+    for uri in ("models:/old/1", "models:/copy/1", "models:/old/2"):
+        with pytest.raises(TrackingError, match=f"{uri} .*MLflow 2"):
+            jobs.export(uri)
+    with pytest.raises(TrackingError, match=r"has no model 'model'.*MLflow 2"):
+        jobs.export(f"runs:/{run_id}/model")
+
+
+def test_a_name_that_mlflow_refuses_is_told_before_the_model_is_made(store):
+    with pytest.raises(InvalidInputError, match="name='net/x'"):
+        jobs.log("small_models:build", name="net/x")
+    assert mlflow.search_runs(search_all_experiments=True).empty
+
+
+def test_an_onnx_file_may_have_a_name_that_mlflow_refuses_for_a_model(source, tmp_path):
+    graph = tracking.fetch_graph(tracking.resolve(jobs.export(source)), tmp_path / "fetched")
+    file = graph.path.rename(graph.path.with_name("net.v2 'a'.onnx"))
+    cleaned = tracking.resolve(jobs.clean_onnx(file, dynamic_axes=AXES))
+    assert cleaned.name == "net_v2 _a_-clean"
+
+
 def test_a_graph_is_cleaned_without_its_module_where_that_cannot_be_loaded(
     source, monkeypatch, caplog
 ):

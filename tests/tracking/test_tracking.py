@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 
@@ -278,12 +279,16 @@ def test_bad_input_fails_its_run_with_the_reason_and_leaves_no_model_or_version_
     assert all(model.tags.get("e2eai.stage") == "source" for model in left)
 
 
-def test_a_failure_while_packaging_leaves_the_model_failed_and_says_why(store):
-    with pytest.raises(Exception, match="no-such-requirements"):
-        log(targets=(), precisions=("fp32",), pip_requirements="no-such-requirements.txt")
+def test_a_failure_while_packaging_leaves_the_model_failed_and_says_why(store, monkeypatch):
+    def fail(*_, **__):
+        raise OSError(errno.ENOSPC, "the disk is full")
+
+    monkeypatch.setattr("mlflow_e2eai.flavor.api.describe", fail)
+    with pytest.raises(OSError, match="disk is full"):
+        log(targets=(), precisions=("fp32",))
     (model,) = mlflow.search_logged_models(filter_string="name = 'net'", output_format="list")
     assert model.status == "FAILED"
-    assert "no-such-requirements" in model.tags["e2eai.error"]
+    assert "the disk is full" in model.tags["e2eai.error"]
 
 
 def test_a_model_in_training_mode_is_logged_in_evaluation_mode_and_gets_its_mode_back(store):
