@@ -50,7 +50,9 @@ def promote(
     The gates read the version's own evidence, from its bundle, whose digest is checked: MLflow's
     metrics are for people. Where another version has the alias, both are loaded and measured here,
     in turns. The decision is a run with both as inputs; the version's tags have the decision and
-    its reason.
+    its reason. A user who may change the registered model but not the experiment of its models gets
+    the run in one of their own, ``promotions of <name>`` where the active one is not theirs; models
+    that cannot be linked are in its tag ``e2eai.not_linked``.
 
     Args:
         name: Name of the registered model.
@@ -77,7 +79,10 @@ def promote(
         quiet_mlflow(),
         timed_stage("promote") as line,
         tracking.run(
-            f"promote {name} {version}", nested=True, tags={tracking.STAGE: "promote"}
+            f"promote {name} {version}",
+            nested=True,
+            tags={tracking.STAGE: "promote"},
+            elsewhere=f"promotions of {name}",
         ) as run_id,
     ):
         wanted = read_gates(gates)
@@ -88,12 +93,14 @@ def promote(
             champion = None  # it has the alias already, and is compared with none
         with tempfile.TemporaryDirectory() as folder:
             models = [tracking.resolve(_uri(v)) for v in (challenger, champion) if v is not None]
-            tracking.link_inputs(run_id, [model.model_id for model in models])
+            model_ids = [model.model_id for model in models]
+            linked = tracking.link_permitted_inputs(run_id, model_ids)
             paths = [_fetch(model, Path(folder, str(at))) for at, model in enumerate(models)]
             metrics = metrics_of(*paths, allow_native=allow_native)
             manifest = bundle.read(paths[0])
         decision = decide(wanted, metrics, has_champion=champion is not None)
-        tracking.log_metrics(metrics, run_id=run_id, model_id=models[0].model_id)
+        measured = model_ids[0] if model_ids[0] in linked else None
+        tracking.log_metrics(metrics, run_id=run_id, model_id=measured)
         client = MlflowClient()
         client.log_text(run_id, to_json(decision), "decision.json")
         log_report(

@@ -42,5 +42,5 @@ from mlflow_e2eai.tracking.lineage import (
 from mlflow_e2eai.tracking.metrics import NONFINITE, log_metrics, parity_metrics
 from mlflow_e2eai.tracking.mlflow_recorder import MlflowRecorder
 from mlflow_e2eai.tracking.models import fetch_nodes, log_bisection, log_fp32_nodes
-from mlflow_e2eai.tracking.runs import log_model_failure, run
+from mlflow_e2eai.tracking.runs import link_permitted_inputs, log_model_failure, run
 from mlflow_e2eai.tracking.sources import fetch_source, log_source, open_inputs

@@ -5,21 +5,36 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mlflow_e2eai.errors import TrackingError
 from mlflow_e2eai.runtime.termination import raised_on_sigterm, reason_of
-from mlflow_e2eai.tracking.lineage import ERROR, tag_model
+from mlflow_e2eai.tracking.lineage import ERROR, link_inputs, tag_model
 from mlflow_e2eai.tracking.remote_jobs import inherited_context
 from mlflow_e2eai.tracking.server import check_server, failure_logged
 
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+    from mlflow.exceptions import MlflowException
+
 _log = logging.getLogger(__name__)
+
+NOT_LINKED = "e2eai.not_linked"
+"""Tag of a run: ids of models that it is about and that its user may not change."""
 
 
 @contextmanager
-def run(name: str, *, nested: bool = False, tags: Mapping[str, str] | None = None) -> Iterator[str]:
+def run(
+    name: str,
+    *,
+    nested: bool = False,
+    tags: Mapping[str, str] | None = None,
+    elsewhere: str | None = None,
+) -> Iterator[str]:
     """A run for the block: the one that is active already, or a new one.
 
     An error in the block is written on the run as the tag ``e2eai.error`` before it goes on.
@@ -28,9 +43,14 @@ def run(name: str, *, nested: bool = False, tags: Mapping[str, str] | None = Non
         name: Name of a new run.
         nested: Start a child of the active run instead of taking the active run itself.
         tags: Tags for the run.
+        elsewhere: Name of an experiment for a new run where the user may not change the active
+            one; made if there is none.
 
     Yields:
         The run's id.
+
+    Raises:
+        TrackingError: The server does not respond, or the user may change no such experiment.
     """
     import mlflow
 
@@ -49,14 +69,77 @@ def run(name: str, *, nested: bool = False, tags: Mapping[str, str] | None = Non
             None if active is None else active.info.experiment_id,
             {},
         )
-        new = mlflow.start_run(
+        start = partial(
+            mlflow.start_run,
             run_name=name,
             nested=active is not None,
             tags={**inherited_tags, **(tags or {})},
-            experiment_id=experiment_id,
         )
+        new = _start(start, experiment_id, elsewhere)
         with _end_after_block(), _explain(new.info.run_id):
             yield new.info.run_id
+
+
+def _start(start: Callable[..., Run], experiment_id: str | None, elsewhere: str | None) -> Run:
+    """Start a run in an experiment, or elsewhere if the user may not change that one."""
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return start(experiment_id=experiment_id)
+    except MlflowException as error:
+        if not is_denied(error):
+            raise
+        try:
+            if elsewhere is not None:
+                known = mlflow.get_experiment_by_name(elsewhere)
+                other = mlflow.create_experiment(elsewhere) if known is None else None
+                return start(experiment_id=other if known is None else known.experiment_id)
+        except MlflowException as second:
+            if not is_denied(second):
+                raise
+        msg = (
+            f"Your user may not write a run in the active experiment"
+            f"{'' if elsewhere is None else f', nor in {elsewhere!r}'}; set MLFLOW_EXPERIMENT_NAME "
+            f"to an experiment that it may change."
+        )
+        raise TrackingError(msg) from error
+
+
+def is_denied(error: MlflowException) -> bool:
+    """Whether a server refused a request because of the user's permissions."""
+    return str(error.error_code) == "PERMISSION_DENIED"
+
+
+def link_permitted_inputs(run_id: str, model_ids: Sequence[str]) -> list[str]:
+    """Make LoggedModels the inputs of a run, as far as the user may change them.
+
+    The others are named in the tag ``e2eai.not_linked`` of the run, and in a warning.
+
+    Returns:
+        Ids of those that are linked.
+    """
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    linked = []
+    for model_id in model_ids:
+        try:
+            link_inputs(run_id, [model_id])
+        except MlflowException as error:
+            if not is_denied(error):
+                raise
+        else:
+            linked.append(model_id)
+    if denied := [model_id for model_id in model_ids if model_id not in linked]:
+        MlflowClient().set_tag(run_id, NOT_LINKED, ", ".join(denied))
+        _log.warning(
+            "Your user may not change the experiment of %s: run %s is not linked there, and its "
+            "metrics are on the run only.",
+            ", ".join(denied),
+            run_id,
+        )
+    return linked
 
 
 @contextmanager
