@@ -6,6 +6,7 @@ this file imports nothing; its names are resolved when they are first used.
 api                  `save_model`, `log_model`
 native               `load_model`
 mlmodel              the MLmodel file
+wheel                a wheel of this package, for a model that no index can serve
 pyfunc               the model as MLflow's pyfunc
 evaluator            `mlflow.models.evaluate` with our parity
 run_context          the GPU as tags of each run

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from importlib.metadata import PackageNotFoundError, distribution, version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,8 @@ from mlflow_e2eai._version import __version__
 from mlflow_e2eai.bundle.manifest import Manifest
 from mlflow_e2eai.engine.backends import BACKENDS
 from mlflow_e2eai.errors import InvalidInputError, brief
+from mlflow_e2eai.flavor import wheel as wheels
+from mlflow_e2eai.flavor.wheel import origin
 from mlflow_e2eai.tracking import _mlflow
 from mlflow_e2eai.tracking.models import signature_of
 
@@ -50,7 +51,7 @@ def get_default_pip_requirements(manifest: Manifest | None = None) -> list[str]:
     names = [_onnxruntime_distribution(), "numpy"]
     if manifest and manifest.engines:
         names += ["cuda-core", "cuda-bindings"]
-    requirements = [_own_requirement(), *(f"{name}=={_version(name)}" for name in names)]
+    requirements = [origin().requirement, *(f"{name}=={_version(name)}" for name in names)]
     for engine in manifest.engines if manifest else ():
         backend = BACKENDS[engine.target.backend]
         requirements.append(f"{backend.requirement}=={engine.backend_version}")
@@ -170,6 +171,7 @@ def describe(path: Path, content: Description, *, mlflow_model: Model | None) ->
     from mlflow.models import Model
 
     manifest, example = bundle.read(path / bundle.FOLDER), bundle.read_example(path / bundle.FOLDER)
+    wheel = _write_environment(path, manifest, content)
     code = _mlflow.validate_and_copy_code_paths(content.code_paths, str(path))
     description = Model() if mlflow_model is None else mlflow_model
     if content.signature is None:
@@ -208,38 +210,53 @@ def describe(path: Path, content: Description, *, mlflow_model: Model | None) ->
         format_version=manifest.format_version,
         package_version=__version__,
         code=code,
+        **wheel,
         **extra,
     )
     description.model_size_bytes = sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
     description.save(str(path / "MLmodel"))
-    _write_environment(path, manifest, content)
 
 
-def _write_environment(path: Path, manifest: Manifest, content: Description) -> None:
+def _write_environment(path: Path, manifest: Manifest, content: Description) -> dict[str, str]:
+    """Write the files with requirements, and a wheel of this package where no index has it.
+
+    Returns:
+        The digest of the wheel, for the MLmodel file; nothing where there is none.
+    """
     import yaml
 
     default = get_default_pip_requirements(manifest)
     environment, requirements, constraints = content.environment(default)
+    wheel = {}
+    own = origin()
+    if own.local is not None and own.requirement in requirements:
+        # pip and uv read it relative to the file that it is in, a path of a wheel to their folder.
+        option = f"--find-links {wheels.FOLDER}"
+        requirements = [option, *requirements]
+        environment = _with_pip_option(environment, option)
+        wheel["wheel_sha256"] = wheels.write_wheel(path / wheels.FOLDER)
+        _log.warning(
+            "requirements.txt takes %s from the model's folder %s, as it is installed from %s and "
+            "not from an index: `pip install -r` needs that folder beside the file.",
+            own.requirement,
+            wheels.FOLDER,
+            own.local,
+        )
     (path / _mlflow.CONDA_ENV_FILE).write_text(yaml.safe_dump(environment, sort_keys=False))
     (path / _mlflow.REQUIREMENTS_FILE).write_text("\n".join(requirements))
     if constraints:
         (path / _mlflow.CONSTRAINTS_FILE).write_text("\n".join(constraints))
     _mlflow.PythonEnv.current().to_yaml(str(path / _mlflow.PYTHON_ENV_FILE))
+    return wheel
 
 
-def _own_requirement() -> str:
-    """This package, as it was installed: from a repository at a commit, or else by its version.
-
-    The origin is what pip records in direct_url.json (PEP 610).
-    """
-    try:
-        recorded = distribution("mlflow_e2eai").read_text("direct_url.json")
-    except PackageNotFoundError:
-        recorded = None
-    origin = json.loads(recorded) if recorded else {}
-    if (vcs := origin.get("vcs_info")) is not None:
-        return f"mlflow_e2eai @ {vcs['vcs']}+{origin['url']}@{vcs['commit_id']}"
-    return f"mlflow_e2eai=={__version__}"
+def _with_pip_option(environment: Mapping[str, Any], option: str) -> dict[str, Any]:
+    """A conda environment whose packages from pip are installed with an option."""
+    dependencies = [
+        {"pip": [option, *item["pip"]]} if isinstance(item, dict) and "pip" in item else item
+        for item in environment["dependencies"]
+    ]
+    return {**environment, "dependencies": dependencies}
 
 
 def _onnxruntime_distribution() -> str:

@@ -73,7 +73,9 @@ def promote(
     metrics are for people. Where another version has the alias, and a gate compares with it, both
     are loaded and measured here, in turns. The decision is a run with both as inputs, FAILED where
     the version was rejected; the version's tags have its last decision, the alias that this was
-    about, and the reason.
+    about, and the reason. A user who may change the registered model but not the experiment of its
+    models gets the run in one of their own, ``promotions of <name>`` where the active one is not
+    theirs; models that cannot be linked are in its tag ``e2eai.not_linked``.
 
     Args:
         name: Name of the registered model.
@@ -122,13 +124,19 @@ def promote(
                 with contextlib.suppress(E2EAIError):  # no gate reads it
                     models.append(model_of(champion, *about))
         title = f"promote {name} {version}"
-        with tracking.run(title, nested=True, tags={tracking.STAGE: "promote"}) as run_id:
-            tracking.link_inputs(run_id, [model.model_id for model in models])
+        with tracking.run(
+            title,
+            nested=True,
+            tags={tracking.STAGE: "promote"},
+            elsewhere=f"promotions of {name}",
+        ) as run_id:
+            linked = tracking.link_permitted_inputs(run_id, [model.model_id for model in models])
             metrics = metrics_of(*paths, allow_native=allow_native)
             manifest = bundle.read(paths[0])
             decision = decide(wanted, metrics, has_champion=champion is not None)
             logged = {tracking.metric_name(key): value for key, value in metrics.items()}
-            tracking.log_metrics(logged, run_id=run_id, model_id=models[0].model_id)
+            measured = models[0].model_id if models[0].model_id in linked else None
+            tracking.log_metrics(logged, run_id=run_id, model_id=measured)
             MlflowClient().log_text(run_id, to_json(decision), "decision.json")
             log_report(
                 manifest,

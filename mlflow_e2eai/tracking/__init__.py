@@ -47,5 +47,11 @@ from mlflow_e2eai.tracking.metrics import NONFINITE, log_metrics, parity_metrics
 from mlflow_e2eai.tracking.mlflow_recorder import MlflowRecorder
 from mlflow_e2eai.tracking.model_names import check_names, model_name
 from mlflow_e2eai.tracking.models import fetch_nodes, log_bisection, log_fp32_nodes
-from mlflow_e2eai.tracking.runs import fail_run, log_model_failure, report_folder, run
+from mlflow_e2eai.tracking.runs import (
+    fail_run,
+    link_permitted_inputs,
+    log_model_failure,
+    report_folder,
+    run,
+)
 from mlflow_e2eai.tracking.sources import fetch_source, log_source, open_inputs

@@ -5,20 +5,29 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mlflow_e2eai.artifacts.names import FreshNames
 from mlflow_e2eai.errors import TrackingError
 from mlflow_e2eai.evaluation.evidence import Span
 from mlflow_e2eai.runtime.termination import raised_on_sigterm, reason_of
-from mlflow_e2eai.tracking.lineage import ERROR, PARENT_RUN, tag_model
+from mlflow_e2eai.tracking.lineage import ERROR, PARENT_RUN, link_inputs, tag_model
 from mlflow_e2eai.tracking.metric_names import metric_name
 from mlflow_e2eai.tracking.remote_jobs import inherited_context
 from mlflow_e2eai.tracking.server import check_server, failure_logged
 
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+    from mlflow.exceptions import MlflowException
+
 _log = logging.getLogger(__name__)
+
+NOT_LINKED = "e2eai.not_linked"
+"""Tag of a run: ids of models that it is about and that its user may not change."""
 
 
 @contextmanager
@@ -28,6 +37,7 @@ def run(
     nested: bool = False,
     tags: Mapping[str, str] | None = None,
     span: Span | None = None,
+    elsewhere: str | None = None,
 ) -> Iterator[str]:
     """A run for the block: the one that is active already, or a new one.
 
@@ -39,9 +49,14 @@ def run(
         nested: Start a child of the active run instead of taking the active run itself.
         tags: Tags for the run.
         span: When the work of a new child was done; None for the time of the block.
+        elsewhere: Name of an experiment for a new run where the user may not change the active
+            one; made if there is none.
 
     Yields:
         The run's id.
+
+    Raises:
+        TrackingError: The server does not respond, or the user may change no such experiment.
     """
     import mlflow
     from mlflow.tracking.context.registry import resolve_tags
@@ -66,12 +81,13 @@ def run(
             with _done_before(name, span, tags, experiment_id=str(experiment_id)) as run_id:
                 yield run_id
             return
-        new = mlflow.start_run(
+        start = partial(
+            mlflow.start_run,
             run_name=None if active is None and _project_run_is_named() else name,
             nested=active is not None,
             tags=tags,
-            experiment_id=experiment_id,
         )
+        new = _start(start, experiment_id, elsewhere)
         with _end_after_block(new.info.run_id), _explain(new.info.run_id):
             yield new.info.run_id
 
@@ -123,6 +139,68 @@ def report_folder(run_id: str, file: str, name: str) -> str:
     if file not in present:
         return ""
     return FreshNames(present)(metric_name(name).replace("/", "_")) + "/"
+
+
+def _start(start: Callable[..., Run], experiment_id: str | None, elsewhere: str | None) -> Run:
+    """Start a run in an experiment, or elsewhere if the user may not change that one."""
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return start(experiment_id=experiment_id)
+    except MlflowException as error:
+        if not is_denied(error):
+            raise
+        try:
+            if elsewhere is not None:
+                known = mlflow.get_experiment_by_name(elsewhere)
+                other = mlflow.create_experiment(elsewhere) if known is None else None
+                return start(experiment_id=other if known is None else known.experiment_id)
+        except MlflowException as second:
+            if not is_denied(second):
+                raise
+        msg = (
+            f"Your user may not write a run in the active experiment"
+            f"{'' if elsewhere is None else f', nor in {elsewhere!r}'}; set MLFLOW_EXPERIMENT_NAME "
+            f"to an experiment that it may change."
+        )
+        raise TrackingError(msg) from error
+
+
+def is_denied(error: MlflowException) -> bool:
+    """Whether a server refused a request because of the user's permissions."""
+    return str(error.error_code) == "PERMISSION_DENIED"
+
+
+def link_permitted_inputs(run_id: str, model_ids: Sequence[str]) -> list[str]:
+    """Make LoggedModels the inputs of a run, as far as the user may change them.
+
+    The others are named in the tag ``e2eai.not_linked`` of the run, and in a warning.
+
+    Returns:
+        Ids of those that are linked.
+    """
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    linked = []
+    for model_id in model_ids:
+        try:
+            link_inputs(run_id, [model_id])
+        except MlflowException as error:
+            if not is_denied(error):
+                raise
+        else:
+            linked.append(model_id)
+    if denied := [model_id for model_id in model_ids if model_id not in linked]:
+        MlflowClient().set_tag(run_id, NOT_LINKED, ", ".join(denied))
+        _log.warning(
+            "Your user may not change the experiment of %s: run %s is not linked there, and its "
+            "metrics are on the run only.",
+            ", ".join(denied),
+            run_id,
+        )
+    return linked
 
 
 @contextmanager

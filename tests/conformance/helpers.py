@@ -103,12 +103,18 @@ def saved_conda_env(model_uri) -> Path:
 
 
 def lines_of(path) -> list[str]:
-    return [line for line in Path(path).read_text().splitlines() if line]
+    """The requirements in a file, without pip's options."""
+    return [
+        line
+        for line in Path(path).read_text().splitlines()
+        if line and not line.startswith("--find-links")
+    ]
 
 
 def _pip_section(conda_env) -> list[str]:
     parsed = yaml.safe_load(Path(conda_env).read_text())
-    return next(item["pip"] for item in parsed["dependencies"] if isinstance(item, dict))
+    found = next(item["pip"] for item in parsed["dependencies"] if isinstance(item, dict))
+    return [line for line in found if not line.startswith("--find-links")]
 
 
 def assert_pip_requirements(model_uri, requirements, constraints=None, *, strict=False) -> None:

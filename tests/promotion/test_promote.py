@@ -11,7 +11,9 @@ from pathlib import Path
 import mlflow
 import pytest
 import torch
+from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 from small_models import AXES, features, labelled, net
+from tracking_servers import tracking_server
 
 import mlflow_e2eai
 from mlflow_e2eai import bundle
@@ -579,3 +581,73 @@ def test_gates_and_aliases_that_are_wrong_are_refused_before_there_is_a_run(stor
     with pytest.raises(TrackingError, match="no version 9 of 'net'"):
         mlflow_e2eai.promote("net", 9)
     assert len(mlflow.search_runs()) == runs
+
+
+def deny(monkeypatch, method, is_denied):
+    """Let the server refuse a request as one with users does."""
+    request = getattr(mlflow.MlflowClient, method)
+
+    def ask(client, *args, **kwargs):
+        if is_denied(*args, **kwargs):
+            msg = "Permission denied"
+            raise mlflow.exceptions.MlflowException(msg, PERMISSION_DENIED)
+        return request(client, *args, **kwargs)
+
+    monkeypatch.setattr(mlflow.MlflowClient, method, ask)
+
+
+def test_who_may_not_change_the_training_experiment_promotes_by_a_run_of_their_own(
+    store, good, monkeypatch, caplog
+):
+    version = register(good)
+    training = mlflow.tracking.fluent._get_experiment_id()
+    deny(monkeypatch, "create_run", lambda experiment_id, **_: experiment_id == training)
+    deny(monkeypatch, "log_inputs", lambda *_, **__: True)
+
+    assert mlflow_e2eai.promote("net", version, gates=FAST).promoted
+    assert holder(store) == version
+    own = store.get_experiment_by_name("promotions of net").experiment_id
+    (run,) = store.search_runs([own])
+    model_id = store.get_model_version("net", version).source.removeprefix("models:/")
+    assert run.data.tags["e2eai.not_linked"] == model_id
+    assert run.data.metrics["parity/failed"] == 0
+    assert f"may not change the experiment of {model_id}" in caplog.text
+
+
+def test_who_may_write_no_run_at_all_is_asked_for_an_experiment(store, good, monkeypatch):
+    version = register(good)
+    deny(monkeypatch, "create_run", lambda *_, **__: True)
+    with pytest.raises(TrackingError, match="'promotions of net'; set MLFLOW_EXPERIMENT_NAME"):
+        mlflow_e2eai.promote("net", version, gates=FAST)
+    assert holder(store) is None
+
+
+@pytest.mark.system
+@pytest.mark.filterwarnings("ignore:starlette.middleware.wsgi")
+def test_a_server_with_users_lets_a_release_manager_promote(isolated, good, tmp_path, monkeypatch):
+    pytest.importorskip("flask_wtf", reason="a server with users needs Flask-WTF: mlflow[auth]")
+    from mlflow.server.auth.client import AuthServiceClient
+
+    def log_in(name, password):
+        monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", name)
+        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", password)
+
+    (tmp_path / "users.ini").write_text(
+        "[mlflow]\ndefault_permission = READ\nadmin_username = admin\n"
+        f"database_uri = sqlite:///{tmp_path}/users.db\nadmin_password = password1234567\n"
+        "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
+    )
+    settings = {
+        "MLFLOW_AUTH_CONFIG_PATH": str(tmp_path / "users.ini"),
+        "MLFLOW_FLASK_SERVER_SECRET_KEY": "key",
+    }
+    log_in("admin", "password1234567")
+    with tracking_server(tmp_path, "--app-name", "basic-auth", **settings) as server:
+        mlflow.set_tracking_uri(server.uri)
+        version = register(good)
+        users = AuthServiceClient(server.uri)
+        users.create_user("manager", "manager1234567")
+        users.grant_user_permission("manager", "registered_model", "net", "MANAGE")
+        log_in("manager", "manager1234567")
+        assert mlflow_e2eai.promote("net", version, gates=FAST).promoted
+        assert holder(mlflow.MlflowClient()) == version

@@ -14,7 +14,6 @@ from small_models import AXES, features, labelled, net
 import mlflow_e2eai
 from mlflow_e2eai import Axis, tracking
 from mlflow_e2eai.errors import E2EAIError, ExportError, InvalidInputError, TrackingError
-from mlflow_e2eai.flavor import mlmodel
 
 pytestmark = pytest.mark.usefixtures("on_threads")
 
@@ -380,18 +379,6 @@ def test_tf32_without_a_target_is_refused_before_anything_is_made(store):
         log(precisions=("fp32", "tf32"), targets=())
     everywhere = [one.experiment_id for one in store.search_experiments()]
     assert not store.search_logged_models(everywhere)
-
-
-def test_a_package_that_came_from_a_repository_is_required_from_there(monkeypatch):
-    origin = {"url": "https://host/e2eai", "vcs_info": {"vcs": "git", "commit_id": "abc123"}}
-
-    class Installed:
-        def read_text(self, name):
-            return json.dumps(origin) if name == "direct_url.json" else None
-
-    monkeypatch.setattr(mlmodel, "distribution", lambda _: Installed())
-    first, *_ = mlmodel.get_default_pip_requirements()
-    assert first == "mlflow_e2eai @ git+https://host/e2eai@abc123"
 
 
 def test_what_a_start_costs_and_what_many_callers_get_are_metrics(store):
