@@ -47,7 +47,7 @@ class Check:
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Diagnosis(Summary):
-    """What this machine can do; holds no user name, password, token or key.
+    """Abilities of this machine, without any user name, password, token or key.
 
     Attributes:
         package: Version of this package.
