@@ -19,13 +19,48 @@ the attributes. A failed parity check or gate is no error: it is a result that s
 from __future__ import annotations
 
 import difflib
+import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+_SECRETS = (
+    r"(://)[^\s'\"]*(?=@)",  # all up to the last @, as a password may hold one, or a slash
+    r"(://)[^\s'\"/@:\[]*:(?!\d{1,5}(?!\w))[^\s'\"/]+",  # there is no @, and it is no port
+    r"(?<![^\s'\"/:])()[^\s'\"/:@]+:(?![/:])[^\s'\"@]+(?=@)",  # without the slashes before it
+    r"(?i)((?:password|passwd|pwd|signature|secret|token|[_-]key|[?&]sig)=)[^\s'\"&]+",
+    r"(?i)(authorization\W{1,5}(?:bearer|basic) )[\w.~+/=-]+",
+)
+"""Texts that are secrets; group 1 is what stays before one."""
+
+_SECRET_SETTING = re.compile(r"(PASSWORD|PASSWD|TOKEN|SECRET|_KEY)$", re.IGNORECASE)
+_SHORTEST_SECRET = 6
+"""Shorter values of settings are taken for words."""
+
+
+def without_secrets(text: str) -> str:
+    """Replace passwords, tokens and keys in a text by ``***``.
+
+    These are the user information of URIs, also of some that are mistyped, parameters of URIs and
+    headers that hold a secret by their name, and the values of environment variables that do.
+    """
+    for pattern in _SECRETS:
+        text = re.sub(pattern, r"\1***", text)
+    for name, value in os.environ.items():
+        if len(value) >= _SHORTEST_SECRET and _SECRET_SETTING.search(name):
+            text = text.replace(value, "***")
+    return text
+
 
 class E2EAIError(Exception):
-    """The root: catch this to catch everything that this package raises on purpose."""
+    """The root: catch this to catch everything that this package raises on purpose.
+
+    Its message goes to tags, logs and pages, so that it never holds a password or a token.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(without_secrets(message))
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle with all fields: Python would call the constructor with the message alone."""
@@ -39,8 +74,8 @@ def _rebuilt(kind: type[E2EAIError], args: tuple[Any, ...], fields: dict[str, An
 
 
 def brief(error: BaseException, limit: int = 300) -> str:
-    """The message of an error on one line."""
-    text = " ".join(str(error).split())
+    """The message of an error on one line, without passwords and tokens."""
+    text = without_secrets(" ".join(str(error).split()))
     return text if len(text) <= limit else f"{text[:limit]}…"
 
 
@@ -157,7 +192,15 @@ class ArtifactError(E2EAIError):
 
 
 class TrackingError(E2EAIError):
-    """MLflow could not be reached, or holds something other than what was requested."""
+    """MLflow could not be reached, or holds something other than what was requested.
+
+    Attributes:
+        lost: Whether the server stopped responding in the middle: nothing more is written there.
+    """
+
+    def __init__(self, message: str, *, lost: bool = False) -> None:
+        super().__init__(message)
+        self.lost = lost
 
 
 class MissingDependencyError(E2EAIError, ImportError):

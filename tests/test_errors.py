@@ -104,3 +104,38 @@ def test_a_refused_graph_may_name_no_node():
 def test_a_surgery_error_keeps_its_rule_or_means_the_whole_plan():
     assert SurgeryError("no", rule="bypass").rule == "bypass"
     assert SurgeryError("no").rule is None
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("at postgresql+psycopg2://mlflow:geheim@host:5432/db", "postgresql+psycopg2://***@host"),
+        ("at https://geheim@host/path", "https://***@host/path"),
+        ("at pg://mlflow:geh@geheim/m@host/db", "pg://***@host/db"),
+        ("at pg://mlflow:geheimhost/db", "pg://***/db"),
+        ("at 'pg:/mlflow:geheim@host'", "'pg:/***@host'"),
+        ("at mlflow:geheim@host", "at ***@host"),
+        ("at s3://bucket/file?X-Amz-Signature=geheim&x=1", "Signature=***&x=1"),
+        ("{'Authorization': 'Basic geheim=='}", "'Basic ***'"),
+    ],
+)
+def test_a_message_holds_no_secret(text, shown):
+    assert "geheim" not in str(InvalidInputError(text))
+    assert shown in str(InvalidInputError(text))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "http://127.0.0.1:5000/#/models and http://[::1]:5000.",
+        "models:/digits@champion, models:/digits/1 and s3://bucket/folder",
+        "onnx::Add_3 at 10:20; basic operators; tokens=3",
+    ],
+)
+def test_other_texts_stay(text):
+    assert str(InvalidInputError(text)) == text
+
+
+def test_the_value_of_a_setting_that_is_a_secret_is_in_no_message(monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "geheim")
+    assert str(E2EAIError("no geheim here")) == "no *** here"

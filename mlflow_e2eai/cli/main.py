@@ -1,6 +1,7 @@
 """The console command. Here and nowhere else do errors become exit codes.
 
-Exit codes: 0 done (for ``promote``: promoted), 1 error, 3 rejected.
+Exit codes: 0 done (for ``promote``: promoted), 1 error, 3 rejected; 130 and 143 as shells have
+them, after Ctrl-C and SIGTERM.
 """
 
 from __future__ import annotations
@@ -16,6 +17,13 @@ import click
 from mlflow_e2eai._version import __version__
 from mlflow_e2eai.cli.verbs import VERBS, Verb, load
 from mlflow_e2eai.errors import E2EAIError, InvalidInputError, suggestion
+from mlflow_e2eai.runtime.termination import (
+    INTERRUPTED,
+    TERMINATED,
+    Termination,
+    raised_on_sigterm,
+    reason_of,
+)
 
 DONE, ERROR, REJECTED = 0, 1, 3
 """Exit codes."""
@@ -29,7 +37,7 @@ Examples:
   mlflow_e2eai promote
 
 \b
-Exit codes: 0 done, 1 error, 3 rejected by a gate.
+Exit codes: 0 done, 1 error, 3 rejected by a gate; 130 and 143 after Ctrl-C and SIGTERM.
 Completion: eval "$(_MLFLOW_E2EAI_COMPLETE=bash_source mlflow_e2eai)"
 MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME say where models and runs are."""
 
@@ -231,13 +239,22 @@ def reported_errors() -> Iterator[None]:
     `mlflow run` may have made a run for this process, which gets the reason as a tag, also of an
     error in the words.
     """
+    from mlflow_e2eai.tracking.runs import check_project_store
+
     try:
-        yield
+        check_project_store()
+        with raised_on_sigterm():
+            yield
     except click.exceptions.Exit as end:
         raise SystemExit(end.exit_code) from None
-    except click.Abort:
-        print(f"{_NAME}: interrupted.", file=sys.stderr)
-        raise SystemExit(ERROR) from None
+    except (click.Abort, KeyboardInterrupt, Termination) as end:
+        from mlflow_e2eai.tracking.runs import log_project_failure
+
+        is_signal = isinstance(end, Termination)
+        error = end if is_signal else KeyboardInterrupt()
+        print(f"{_NAME}: {reason_of(error)}", file=sys.stderr)
+        log_project_failure(error)
+        raise SystemExit(TERMINATED if is_signal else INTERRUPTED) from None
     except Exception as error:
         from mlflow_e2eai.tracking.runs import log_project_failure
 

@@ -77,7 +77,7 @@ def _manifest_of(model_uri: str) -> bundle.Manifest:
 
 
 def print_decision(decision: Decision, arguments: Arguments) -> int:
-    """Print each gate and the decision.
+    """Print each gate, those that did not apply included, and the decision.
 
     Args:
         decision: The decision.
@@ -88,6 +88,8 @@ def print_decision(decision: Decision, arguments: Arguments) -> int:
     """
     for verdict in decision.verdicts:
         print(f"{'passed' if verdict.passed else 'FAILED'}  {verdict}")
+    for reason in decision.inapplicable:
+        print(f"n/a     {reason}")
     if decision.promoted:
         print("promoted: {name} {version} is {alias}".format(**arguments))
         return DONE

@@ -30,6 +30,10 @@ ADVISORY = frozenset({"large"})
 become, and the range of fp16 is limited."""
 
 
+Span: TypeAlias = tuple[float, float]
+"""When something began and ended, in seconds since the epoch."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Evidence(Summary):
     """The evidence of one variant.

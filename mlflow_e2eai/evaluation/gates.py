@@ -23,16 +23,24 @@ class Gate:
         metric: Its name.
         bound: Which side of the limit is right.
         limit: The limit itself passes.
+        optional: Whether it does not apply where its metric was not measured for want of data,
+            such as labels. A value that is NaN fails all the same.
     """
 
     metric: str
     bound: Literal["at_most", "at_least"]
     limit: Real
+    optional: bool = False
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.limit):
             msg = f"The gate on {self.metric!r} has the limit {self.limit}; give a finite number."
             raise InvalidInputError(msg)
+
+    @property
+    def compares(self) -> bool:
+        """Whether its metric compares with the version that holds the alias."""
+        return self.metric.startswith(AGAINST_CHAMPION)
 
     def passes(self, value: float | None) -> bool:
         """Whether a value is within the bound; a missing, NaN or infinite one never is."""
@@ -47,7 +55,7 @@ class Verdict:
 
     Attributes:
         metric: The gate's metric.
-        found: Its value; None when it was not measured.
+        found: Its value; None when it was not measured, NaN when it cannot be told.
         wanted: The bound, for people.
         passed: Whether the value is within it.
     """
@@ -58,8 +66,9 @@ class Verdict:
     passed: bool
 
     def __str__(self) -> str:
-        value = "not measured" if self.found is None else f"{self.found:g}"
-        return f"{self.metric}: found {value}, wanted {self.wanted}"
+        if self.found is None:
+            return f"{self.metric}: not measured, wanted {self.wanted}"
+        return f"{self.metric}: found {self.found:g}, wanted {self.wanted}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -68,9 +77,11 @@ class Decision(Summary):
 
     Attributes:
         verdicts: One for each gate that applied, in order.
+        inapplicable: The gates that did not apply, each with the reason.
     """
 
     verdicts: tuple[Verdict, ...]
+    inapplicable: tuple[str, ...] = ()
 
     @property
     def promoted(self) -> bool:
@@ -113,10 +124,15 @@ class QuantizationVerdict:
         return self.decision.promoted
 
 
-def drop(before: Mapping[str, float], now: Mapping[str, float]) -> float:
-    """Largest drop of any metric; NaN when one is missing or NaN now, 0 without metrics."""
+def drop(before: Mapping[str, float], now: Mapping[str, float]) -> float | None:
+    """Largest drop of any metric; NaN when one is missing or NaN now, None without metrics.
+
+    Nor can it be told, so that it is NaN, where there are metrics now and were none before.
+    """
+    if not before:
+        return math.nan if now else None
     drops = [value - now.get(name, math.nan) for name, value in before.items()]
-    return math.nan if any(map(math.isnan, drops)) else max(drops, default=0.0)
+    return math.nan if any(map(math.isnan, drops)) else max(drops)
 
 
 def decide(gates: Sequence[Gate], metrics: Mapping[str, float], *, has_champion: bool) -> Decision:
@@ -128,24 +144,24 @@ def decide(gates: Sequence[Gate], metrics: Mapping[str, float], *, has_champion:
         has_champion: Whether a version holds the alias now. If none does, gates on metrics that
             compare with it do not apply.
     """
-    applying = [
-        gate for gate in gates if has_champion or not gate.metric.startswith(AGAINST_CHAMPION)
-    ]
-    return Decision(
-        verdicts=tuple(
-            Verdict(
-                metric=gate.metric,
-                found=metrics.get(gate.metric),
-                wanted=f"{gate.bound.replace('_', ' ')} {gate.limit:g}",
-                passed=gate.passes(metrics.get(gate.metric)),
-            )
-            for gate in applying
-        )
-    )
+    verdicts, inapplicable = [], []
+    for gate in gates:
+        found = metrics.get(gate.metric)
+        if gate.compares and not has_champion:
+            inapplicable.append(f"{gate.metric}: no other version holds the alias")
+        elif gate.optional and found is None:
+            inapplicable.append(f"{gate.metric}: not measured, there is no data for it")
+        else:
+            wanted = f"{gate.bound.replace('_', ' ')} {gate.limit:g}"
+            passed = gate.passes(found)
+            verdicts.append(Verdict(metric=gate.metric, found=found, wanted=wanted, passed=passed))
+    return Decision(verdicts=tuple(verdicts), inapplicable=tuple(inapplicable))
 
 
 def gates_from(data: Any, key: str = "gates") -> tuple[Gate, ...]:
     """Read gates from parsed YAML: ``{"gates": [{"metric": name, "at_most": limit}, ...]}``.
+
+    A gate may have ``"optional": True`` too; see `Gate`.
 
     Args:
         data: Content of the file. Next to ``gates`` there may be ``quantized``, the gates that a
@@ -168,12 +184,22 @@ def _gate(entry: Any) -> Gate:
         # In Python a bool is an int, but `at_most: true` is a slip.
         case {"at_most": bool()} | {"at_least": bool()}:
             pass
-        case {"metric": str(metric), "at_most": int() | float() as limit} if len(entry) == 2:  # noqa: PLR2004
-            return Gate(metric=metric, bound="at_most", limit=_float(limit))
-        case {"metric": str(metric), "at_least": int() | float() as limit} if len(entry) == 2:  # noqa: PLR2004
-            return Gate(metric=metric, bound="at_least", limit=_float(limit))
+        case {"metric": str(metric), "at_most": int() | float() as limit, **rest}:
+            if (optional := _optional(rest)) is not None:
+                return Gate(metric=metric, bound="at_most", limit=_float(limit), optional=optional)
+        case {"metric": str(metric), "at_least": int() | float() as limit, **rest}:
+            if (optional := _optional(rest)) is not None:
+                return Gate(metric=metric, bound="at_least", limit=_float(limit), optional=optional)
     msg = f"{entry!r} is no gate; write {{metric: name, at_most: number}}, or at_least."
     raise InvalidInputError(msg)
+
+
+def _optional(rest: Mapping[Any, Any]) -> bool | None:
+    """Whether a gate with these further keys is optional; None where they are no gate's."""
+    match rest:
+        case {"optional": bool(optional)} if len(rest) == 1:
+            return optional
+    return None if rest else False
 
 
 def _float(number: float) -> float:

@@ -36,7 +36,7 @@ def decide_quantized(
 
     - ``quantized/failed``: 1 where it did not pass its comparison with the PyTorch module. An
       engine that was not run here is as accurate as ONNX Runtime was with its graph.
-    - ``quantized/task_drop``: its largest drop of a task metric.
+    - ``quantized/task_drop``: its largest drop of a task metric; missing where there is none.
     - ``quantized/size_ratio``: its file against the smallest of theirs.
     - ``quantized/latency_ratio``: its time at the profile's opt against the fastest of theirs, the
       upper bound of the interval.
@@ -68,14 +68,15 @@ def decide_quantized(
         sizes = [_size(by_sha[other.sha256 or ""]) for other in plain]
         metrics = {
             "quantized/failed": float(not accuracy.passed),
-            "quantized/task_drop": drop(evidence[0].task, accuracy.task),
             "quantized/size_ratio": _size(artifact) / min(sizes),
             "quantized/latency_ratio": _latency_ratio(report, entry, plain),
         }
         ratios = (metrics["quantized/size_ratio"], metrics["quantized/latency_ratio"])
         metrics["quantized/gain_ratio"] = min(one for one in ratios if not math.isnan(one))
-        metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        if (dropped := drop(evidence[0].task, accuracy.task)) is not None:
+            metrics["quantized/task_drop"] = dropped
         decision = decide(gates, metrics, has_champion=False)
+        metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
         entries.append(
             dataclasses.replace(
                 entry, worth=QuantizationVerdict(metrics=metrics, decision=decision)

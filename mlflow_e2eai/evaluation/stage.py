@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from typing import NamedTuple
 
 from mlflow_e2eai.artifacts.machine import gpu_name
 from mlflow_e2eai.artifacts.values import EngineArtifact, Infer, OnnxArtifact, Tensors
+from mlflow_e2eai.engine.runner import unsupported_here
 from mlflow_e2eai.errors import E2EAIError, EngineMismatchError, MissingDependencyError, RunnerError
 from mlflow_e2eai.evaluation.data import EvaluationData
 from mlflow_e2eai.evaluation.effort import EFFORTS, Effort, EvidenceLevel
-from mlflow_e2eai.evaluation.evidence import Evidence
+from mlflow_e2eai.evaluation.evidence import Evidence, Span
 from mlflow_e2eai.evaluation.examination import Examination, edges_of, magnitudes_of
 from mlflow_e2eai.evaluation.variants import FILE, TORCH, Variant, variants_of
 from mlflow_e2eai.latency.measure import WINDOW_MS, benchmark
@@ -33,6 +36,20 @@ as comparing has kept the processors busy. Three of them are long enough for 30 
 millisecond."""
 
 
+class Evaluation(NamedTuple):
+    """The result of `evaluate`.
+
+    Attributes:
+        evidence: An entry for each variant, the reference first.
+        latency: Reports by corner of the profile and by batch size.
+        spans: When the comparisons of each variant ran; of the reference, the whole evaluation.
+    """
+
+    evidence: list[Evidence]
+    latency: dict[str, LatencyReport]
+    spans: dict[str, Span]
+
+
 def evaluate(
     reference: Infer,
     graphs: Sequence[OnnxArtifact],
@@ -45,13 +62,14 @@ def evaluate(
     batch_sizes: Sequence[int] = (),
     level: EvidenceLevel = "standard",
     timed: Infer | None = None,
-) -> tuple[list[Evidence], dict[str, LatencyReport]]:
+) -> Evaluation:
     """Compare every variant with a reference, and measure the latency of all in turns.
 
     Args:
         reference: The PyTorch module, as a rule, under the names of the graphs.
         graphs: The graphs; ONNX Runtime runs each on every device that it has here.
-        engines: Engines. One that this machine cannot run is recorded as not measured.
+        engines: Engines. One that this machine cannot run is recorded as not measured; nothing is
+            started to learn that.
         example: One array for each input.
         name: The variant that is the reference: `bundle.FILE` where that is ONNX Runtime on `raw`.
         raw: The graph as it was exported, to separate errors of export and of cleaning.
@@ -60,10 +78,6 @@ def evaluate(
             corners of the profile.
         level: How much is compared and measured; see `effort`.
         timed: The module alone, where other runners compute some outputs of the reference.
-
-    Returns:
-        Evidence for each variant, the reference first, and latency by corner of the profile
-        and by batch size.
 
     Raises:
         InvalidInputError: The profile does not admit a batch size, or a task metric does not accept
@@ -91,12 +105,18 @@ def evaluate(
     # The raw graph that is the reference is a variant at every level.
     raw = raw if effort.exported or name == FILE else None
     variants = variants_of(graphs, engines, raw, name)
+    began = time.time()
+    spans: dict[str, Span] = {}
     infers: dict[str, Infer] = {name: reference}
     evidence = {name: examination.reference_evidence()}
     with ExitStack() as stack:
         for each, variant in progress(variants.items(), "evaluate", unit="variants"):
             if each == name:
                 continue  # a file, which is only timed with the others
+            started = time.time()
+            if (reason := _why_not_here(variant, graphs)) is not None:
+                evidence[each] = _not_measured(variant, reason)
+                continue
             try:
                 there = stack.enter_context(isolated(variant.opener))
             except (EngineMismatchError, MissingDependencyError, RunnerError) as error:
@@ -105,11 +125,22 @@ def evaluate(
             before = infers.get(variant.before)
             evidence[each] = examination.of(variant, there, before)
             infers[each] = there
+            spans[each] = (started, time.time())
     here = {} if name in variants else {name: timed or reference}
     with fast_path(enabled=True):  # as a caller of the module in evaluation mode has it
         measured = corners if effort.all_sizes else dict([next(iter(corners.items()))])
         latency = _measure_latency(here, variants, evidence, {**measured, **sizes}, effort)
-    return name_lossy_steps(evidence, variants), latency
+    return Evaluation(
+        evidence=name_lossy_steps(evidence, variants),
+        latency=latency,
+        # The reference runs in every comparison, and in every round of latency.
+        spans={**spans, name: (began, time.time())},
+    )
+
+
+def _why_not_here(variant: Variant, graphs: Sequence[OnnxArtifact]) -> E2EAIError | None:
+    artifact = variant.artifact
+    return unsupported_here(artifact, graphs) if isinstance(artifact, EngineArtifact) else None
 
 
 def _not_measured(variant: Variant, error: E2EAIError) -> Evidence:

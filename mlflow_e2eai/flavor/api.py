@@ -164,8 +164,7 @@ def log_model(
         input_example: Inputs that the model accepts: a mapping of names to tensors or arrays, a
             tuple of them, or a single one. The names become the ONNX names.
         dynamic_axes: Axes whose size may vary: ``{input: {position: Axis}}``.
-        samples_at: Further examples, each like `input_example` at other sizes of these axes: they
-            are run in place of samples that would be made of it.
+        samples_at: Further examples, at other sizes, run where samples would be made; see `export`.
         exporter: ``auto``, ``dynamo``, ``trace`` or ``script``; see `mlflow_e2eai.export`.
         opset: Version of the ONNX operator set.
         output_names: Names for the outputs, in order.
@@ -396,6 +395,6 @@ def _package(
             name=registered_model_name or recorder.name,
             version=version,
             model_id=info.model_id,
-            model_ids=recorder.models,
+            stages=recorder,
         )
     return info

@@ -9,6 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+_OPTIONS = ("precision", "tolerance", "repeats", "threads")
+"""Keys of the configuration that are arguments of `compare`."""
+
+_KEYS = ("reference", "samples", *_OPTIONS)
+
 if TYPE_CHECKING:
     from mlflow.models import EvaluationResult
 
@@ -33,9 +38,9 @@ class ParityEvaluator:
     def can_evaluate(
         cls, *, model_type: str | None, evaluator_config: Mapping[str, Any], **_: Any
     ) -> bool:
-        """Whether there is a reference to compare with, for any type of model."""
+        """Whether the configuration is for this evaluator, for any type of model."""
         del model_type
-        return "reference" in (evaluator_config or {})
+        return not set(_KEYS).isdisjoint(evaluator_config or {})
 
     def evaluate(
         self,
@@ -52,23 +57,29 @@ class ParityEvaluator:
         Returns:
             Metrics ``parity/...`` and ``latency/...`` (the candidate's, and its ratio to the
             reference with the bounds of a 99 % interval), those that are finite. The whole reports
-            are the artifacts ``evidence.json`` and ``latency.json`` of the run.
+            are the artifacts ``evidence.json`` and ``latency.json`` of the run; of a further
+            evaluation in one run, in a folder.
 
         Raises:
-            InvalidInputError: There is no model to compare, or the configuration is wrong.
+            InvalidInputError: There is no model to compare, the configuration is wrong, or the
+                samples hold no items.
         """
         import mlflow
         from mlflow.models import EvaluationResult
 
         from mlflow_e2eai.errors import InvalidInputError
-        from mlflow_e2eai.latency.measure import benchmark
+        from mlflow_e2eai.latency.measure import benchmark, items_of
 
         del model_type
+        _check_keys(evaluator_config)
         if model is None:
             msg = "The evaluator 'e2eai' compares models, but none was given; pass model=."
             raise InvalidInputError(msg)
-        reference = mlflow.pyfunc.load_model(evaluator_config["reference"])
         sample, convert = _sample(dataset, evaluator_config.get("samples"))
+        if not items_of(sample):
+            msg = "The samples hold no items, so there is nothing to compare; give at least one."
+            raise InvalidInputError(msg)
+        reference = mlflow.pyfunc.load_model(evaluator_config["reference"])
         infers = {"reference": _infer(reference, convert), "candidate": _infer(model, convert)}
         evidence = _compare(infers, sample, evaluator_config)
         latency = benchmark(infers, sample)
@@ -76,12 +87,33 @@ class ParityEvaluator:
         return EvaluationResult(metrics=metrics, artifacts={}, run_id=run_id)
 
 
+def _check_keys(configuration: Mapping[str, Any]) -> None:
+    import difflib
+
+    from mlflow_e2eai.errors import InvalidInputError
+
+    for key in configuration:
+        if key not in _KEYS:
+            near = difflib.get_close_matches(str(key), _KEYS, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(_KEYS)}."
+            msg = f"The evaluator 'e2eai' has no option {key!r}; {hint}"
+            raise InvalidInputError(msg)
+    if "reference" not in configuration:
+        msg = "The evaluator 'e2eai' compares with a model; give its URI as 'reference'."
+        raise InvalidInputError(msg)
+
+
 def _sample(dataset: Any, samples: Mapping[str, Any] | None) -> tuple[Tensors, Callable[..., Any]]:
     """The sample as named arrays, and a function that converts it for ``predict``."""
     import numpy as np
     import pandas as pd
 
+    from mlflow_e2eai.errors import InvalidInputError
+
     if samples is not None:
+        if not isinstance(samples, Mapping):
+            msg = f"'samples' is a {type(samples).__name__}; give a mapping of names to arrays."
+            raise InvalidInputError(msg)
         return {name: np.asarray(value) for name, value in samples.items()}, dict
     features = dataset.features_data
     if isinstance(features, pd.DataFrame):
@@ -112,11 +144,7 @@ def _compare(
     from mlflow_e2eai.evaluation.evidence import Evidence
     from mlflow_e2eai.parity.comparison import compare
 
-    options = {
-        k: configuration[k]
-        for k in ("precision", "tolerance", "repeats", "threads")
-        if k in configuration
-    }
+    options = {key: configuration[key] for key in _OPTIONS if key in configuration}
     report = compare(infers["reference"], infers["candidate"], [sample], **options)
     return Evidence(variant="candidate", sha256=None, measured=True, parity={"data": report})
 
@@ -131,8 +159,9 @@ def _log_reports(evidence: Evidence, latency: Any, run_id: str) -> dict[str, flo
     from mlflow_e2eai.artifacts.files import to_json
 
     client = MlflowClient()
-    client.log_text(run_id, to_json(evidence), "evidence.json")
-    client.log_text(run_id, to_json(latency), "latency.json")
+    folder = tracking.report_folder(run_id, "evidence.json", "evaluation")
+    client.log_text(run_id, to_json(evidence), f"{folder}evidence.json")
+    client.log_text(run_id, to_json(latency), f"{folder}latency.json")
     ratio = latency.ratio("candidate", "reference")
     metrics = {
         **tracking.parity_metrics(evidence),

@@ -85,7 +85,8 @@ def compare(
             at once, it is called for the sample of each. What it raises ends the comparison.
 
     Returns:
-        The report. It did not pass when there were no samples: nothing seen is not nothing wrong.
+        The report. It did not pass when there were no samples, or no items in any of them: nothing
+        seen is not nothing wrong.
 
     Raises:
         InvalidInputError: `repeats` or `threads` is not positive, the precision is unknown, or a
@@ -99,11 +100,12 @@ def compare(
     comparer = OutputComparer(limits, stop_when_failed=stop_when_failed)
     caller = _Caller(candidate, comparer, progress or _ignore)
     at_once = threads if repeats > 1 else 1
-    count = 0
+    count, is_empty = 0, True
     for window in _windows(reference, samples, comparer, WINDOW if repeats > 1 else 1):
         if not count:
             limits.check(window[0][1].right)
         count += len(window)
+        is_empty &= all(_holds_no_items(*pair) for pair in window)
         caller.run_in_turns(window, repeats)
         if count == len(window) and at_once > 1 and not comparer.findings:
             caller.run_at_once(window, at_once)
@@ -114,6 +116,8 @@ def compare(
     outputs = comparer.results()
     if not count:
         comparer.add("no_samples", sentence="There were no samples, so nothing was compared.")
+    elif is_empty:
+        comparer.add("no_samples", sentence="The samples hold no items, so nothing was compared.")
     elif not outputs and not comparer.findings:
         comparer.add(
             "no_outputs", sentence="The reference has no outputs, so nothing was compared."
@@ -236,6 +240,13 @@ class _Caller:
         inputs = _copies(sample)
         together.wait()
         return self.candidate(inputs)
+
+
+def _holds_no_items(sample: Tensors, comparison: Comparison) -> bool:
+    """Whether an input is empty and so are all outputs, so that there is nothing to compare."""
+    if any(output.array.size for output in comparison.right.values()):
+        return False
+    return any(np.size(value) == 0 for value in sample.values())
 
 
 def _shapes(sample: Tensors) -> str:

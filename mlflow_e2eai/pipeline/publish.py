@@ -4,16 +4,30 @@ from __future__ import annotations
 
 import functools
 import tempfile
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from mlflow_e2eai.artifacts.files import from_json, to_json
 from mlflow_e2eai.bundle.manifest import Manifest
 from mlflow_e2eai.evaluation.gates import Decision
-from mlflow_e2eai.report.facts import Origin
+from mlflow_e2eai.report.facts import (
+    Origin,
+    Ratios,
+    ratios_of,
+    rows_of,
+    task_names,
+    worst_outcomes,
+)
 from mlflow_e2eai.report.page import html
 from mlflow_e2eai.report.plots import plots
+from mlflow_e2eai.tracking.metric_names import metric_name
+from mlflow_e2eai.tracking.metrics import log_metrics
+from mlflow_e2eai.tracking.mlflow_recorder import MlflowRecorder
+from mlflow_e2eai.tracking.runs import report_folder
 from mlflow_e2eai.tracking.server import address
 
 
@@ -25,11 +39,12 @@ def log_report(
     name: str,
     version: int | str | None,
     model_id: str,
-    model_ids: Mapping[str, str] | None = None,
+    stages: MlflowRecorder | None = None,
 ) -> None:
-    """Write ``report.html`` and the plots on a run.
+    """Write ``report.html`` and the plots on a run, and before a decision the summary's metrics.
 
-    The evidence of other machines is in ``report-2.html`` and so on.
+    The evidence of other machines is in ``report-2.html`` and so on. Where the run has the report
+    of another model, all of them are in a folder of the model's name.
 
     Args:
         manifest: The bundle.
@@ -38,7 +53,7 @@ def log_report(
         name: Name of the model.
         version: Its version, where it is registered.
         model_id: LoggedModel of the bundle.
-        model_ids: LoggedModels of its files, by digest.
+        stages: The recorder of the stages, which knows the models of the files and its times.
     """
     from mlflow import MlflowClient
 
@@ -49,7 +64,7 @@ def log_report(
         model_id=model_id,
         run_id=run_id,
         experiment_id=str(client.get_run(run_id).info.experiment_id),
-        model_ids=model_ids or {},
+        model_ids={} if stages is None else stages.models,
         tracking_uri=address(),
     )
     with tempfile.TemporaryDirectory() as folder:
@@ -61,7 +76,48 @@ def log_report(
             Path(folder, file).write_text(page, encoding="utf-8")
         for file, content in _plots(to_json(manifest)).items():
             Path(folder, file).write_bytes(content)
-        client.log_artifacts(run_id, folder)
+        where = report_folder(run_id, "report.html", name)
+        client.log_artifacts(run_id, folder, where.rstrip("/") or None)
+    if decision is None:
+        seconds = {} if stages is None else stages.seconds
+        times = {f"seconds/{stage}": value for stage, value in seconds.items()}
+        log_metrics({**summary_metrics(manifest), **times}, run_id=run_id, model_id=model_id)
+
+
+def summary_metrics(manifest: Manifest) -> dict[str, float]:
+    """A bundle in numbers for a table of runs; times are of this machine, at opt.
+
+    Returns:
+        - ``variants/passed``, ``variants/failed`` and ``variants/not_measured``;
+        - ``parity/max_abs_error``: the largest of the bundle's variants;
+        - ``task/<name>``: that of the worst variant of the bundle;
+        - ``p50_ms/<variant>``: median latency, without what was measured on a busy machine; and
+          ``fastest/p50_ms`` of those in the bundle that passed;
+        - ``ratio/<variant>``, ``ratio_low/<variant>``, ``ratio_high/<variant>``: how many times as
+          long as the reference, with the interval.
+    """
+    outcomes = Counter(worst_outcomes(manifest.all_evidence).values())
+    rows = rows_of(manifest)
+    shipped = [row for row in rows if row.in_bundle and row.outcome in ("passed", "failed")]
+    errors = [row.max_abs_error for row in shipped if row.max_abs_error is not None]
+    times = {row.variant: row.p50_ms for row in rows if row.p50_ms is not None and not row.busy}
+    sound = [row.variant for row in shipped if row.outcome == "passed" and row.variant in times]
+    metrics = {
+        "variants/passed": float(outcomes["passed"]),
+        "variants/failed": float(outcomes["failed"]),
+        "variants/not_measured": float(outcomes["unmeasured"]),
+        **({"parity/max_abs_error": float(np.max(errors))} if errors else {}),
+        **({"fastest/p50_ms": min(times[variant] for variant in sound)} if sound else {}),
+        **{f"p50_ms/{variant}": value for variant, value in times.items()},
+    }
+    for name in task_names(manifest):
+        values = [row.task[name] for row in shipped if name in row.task]
+        metrics |= {f"task/{metric_name(name)}": min(values)} if values else {}
+    for variant, ratio in ratios_of(manifest, Ratios(manifest)).items():
+        metrics[f"ratio/{variant}"] = ratio.value
+        metrics[f"ratio_low/{variant}"] = ratio.low
+        metrics[f"ratio_high/{variant}"] = ratio.high
+    return metrics
 
 
 @functools.lru_cache(maxsize=1)

@@ -51,6 +51,7 @@ from mlflow_e2eai.tracking.recorder import (
     KernelTimings,
     Log,
     Measurement,
+    NotMeasured,
     Output,
     Recorder,
 )
@@ -279,7 +280,7 @@ def evaluate_on(
     level: EvidenceLevel,
     not_evaluated: Sequence[tuple[EngineArtifact, str]] = (),
 ) -> tuple[list[Evidence], Mapping[str, LatencyReport]]:
-    """Evaluate every variant, and log its evidence, a stage for each variant.
+    """Evaluate every variant, and log its evidence, a stage for each variant that was measured.
 
     Args:
         recorder: The recorder: the variants are measured together, so that their stages come after.
@@ -294,7 +295,7 @@ def evaluate_on(
         not_evaluated: Engines that are not evaluated, with the reason.
     """
     with timed_stage("evaluate") as line:
-        evidence, latency = evaluate(
+        evidence, latency, spans = evaluate(
             reference.infer,
             graphs,
             engines,
@@ -319,8 +320,14 @@ def evaluate_on(
         ]
         evidence = decide_quantized(evidence, latency, files, quantized_gates())
         line.extend(summarize_evidence(evidence))
+    elsewhere = {entry.variant: entry for entry in evidence if not entry.measured}
     for entry in evidence:
-        inputs = [] if entry.sha256 is None else [entry.sha256]
-        with recorder.stage(f"evaluate {entry.variant}", inputs=inputs) as log:
-            log(Measurement(evidence=entry, latency=latency))
+        if entry.measured:
+            name, inputs = f"evaluate {entry.variant}", [entry.sha256] if entry.sha256 else []
+            with recorder.stage(name, inputs=inputs, span=spans.get(entry.variant)) as log:
+                log(Measurement(evidence=entry, latency=latency))
+    if elsewhere:
+        inputs = [entry.sha256 for entry in elsewhere.values() if entry.sha256]
+        with recorder.stage("not measured here", inputs=inputs) as log:
+            log(NotMeasured(evidence=tuple(elsewhere.values())))
     return evidence, latency

@@ -1,6 +1,7 @@
 """A registered version, its evidence and gates -> a decision, and an alias if it passes.
 
-stage  `promote`
+stage       `promote`
+contenders  the version to promote, and the one that holds the alias
 """
 
 from mlflow_e2eai.promotion.stage import promote

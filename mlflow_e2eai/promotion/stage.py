@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -11,30 +12,51 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlflow_e2eai import bundle, tracking
-from mlflow_e2eai.artifacts.files import reading_error, to_json, verify
+from mlflow_e2eai.artifacts.files import reading_error, to_json
 from mlflow_e2eai.artifacts.values import Tensors
 from mlflow_e2eai.bundle.load import load
 from mlflow_e2eai.bundle.manifest import Manifest
-from mlflow_e2eai.errors import ArtifactError, E2EAIError, InvalidInputError, TrackingError
+from mlflow_e2eai.errors import (
+    E2EAIError,
+    InvalidInputError,
+    TrackingError,
+)
 from mlflow_e2eai.evaluation.evidence import Evidence
-from mlflow_e2eai.evaluation.gates import Decision, Gate, decide, drop, gates_from
+from mlflow_e2eai.evaluation.gates import (
+    Decision,
+    Gate,
+    decide,
+    drop,
+    gates_from,
+)
 from mlflow_e2eai.latency.measure import BUDGET_S, items_of
 from mlflow_e2eai.parity.samples import profile_samples
 from mlflow_e2eai.pipeline.publish import log_report
+from mlflow_e2eai.promotion.contenders import (
+    as_challenger,
+    as_champion,
+    fetch_bundle,
+    find_version,
+    model_of,
+    version_with_alias,
+)
 from mlflow_e2eai.runtime.isolation import IsolatedRunners, isolated_together
 from mlflow_e2eai.runtime.progress import reported_on_stderr, timed_stage
 from mlflow_e2eai.tracking.console import quiet_mlflow
+from mlflow_e2eai.tracking.server import check_server
 
 if TYPE_CHECKING:
-    from mlflow.entities import LoggedModel
     from mlflow.entities.model_registry import ModelVersion
 
-DECISION, REASON, DECIDED_BY, PREVIOUS = (
+DECISION, ALIAS, REASON, DECIDED_BY, PREVIOUS = (
     "e2eai.decision",
+    "e2eai.alias",
     "e2eai.reason",
     "e2eai.decision_run",
     "e2eai.previous",
 )
+"""Tags of a version: its last decision, the alias that this was about, the reason, the run, and the
+version that had the alias before."""
 
 
 def promote(
@@ -48,9 +70,10 @@ def promote(
     """Decide whether a version of a registered model gets an alias, and set it if so.
 
     The gates read the version's own evidence, from its bundle, whose digest is checked: MLflow's
-    metrics are for people. Where another version has the alias, both are loaded and measured here,
-    in turns. The decision is a run with both as inputs; the version's tags have the decision and
-    its reason.
+    metrics are for people. Where another version has the alias, and a gate compares with it, both
+    are loaded and measured here, in turns. The decision is a run with both as inputs, FAILED where
+    the version was rejected; the version's tags have its last decision, the alias that this was
+    about, and the reason.
 
     Args:
         name: Name of the registered model.
@@ -66,48 +89,63 @@ def promote(
 
     Raises:
         InvalidInputError: The gates or the alias are wrong.
-        ArtifactError: The version is no bundle of this package, or has changed since it was logged.
+        ArtifactError: The version, or the one that a gate compares it with, is no bundle of this
+            package, or has changed since it was logged.
         TrackingError: There is no such version, the server cannot be reached, or the alias was
             moved meanwhile.
     """
     from mlflow import MlflowClient
 
+    wanted = read_gates(gates)
+    _check_alias(alias)
     with (
         reported_on_stderr(),
         quiet_mlflow(),
         timed_stage("promote") as line,
-        tracking.run(
-            f"promote {name} {version}", nested=True, tags={tracking.STAGE: "promote"}
-        ) as run_id,
+        tempfile.TemporaryDirectory() as folder,
     ):
-        wanted = read_gates(gates)
-        _check_alias(alias)
-        challenger = _version(name, version)
-        champion = _version_with_alias(name, alias)
+        check_server()
+        challenger = find_version(name, version)
+        champion = version_with_alias(name, alias)
         if champion is not None and str(champion.version) == str(challenger.version):
             champion = None  # it has the alias already, and is compared with none
-        with tempfile.TemporaryDirectory() as folder:
-            models = [tracking.resolve(_uri(v)) for v in (challenger, champion) if v is not None]
+        # Whatever cannot be read is refused before there is a run.
+        about = as_challenger(challenger)
+        models = [model_of(challenger, *about)]
+        paths = [fetch_bundle(models[0], Path(folder, "challenger"), *about)]
+        if champion is not None:
+            about = as_champion(champion, alias)
+            if any(gate.compares for gate in wanted):
+                models.append(model_of(champion, *about))
+                paths.append(fetch_bundle(models[1], Path(folder, "champion"), *about))
+            else:
+                with contextlib.suppress(E2EAIError):  # no gate reads it
+                    models.append(model_of(champion, *about))
+        title = f"promote {name} {version}"
+        with tracking.run(title, nested=True, tags={tracking.STAGE: "promote"}) as run_id:
             tracking.link_inputs(run_id, [model.model_id for model in models])
-            paths = [_fetch(model, Path(folder, str(at))) for at, model in enumerate(models)]
             metrics = metrics_of(*paths, allow_native=allow_native)
             manifest = bundle.read(paths[0])
-        decision = decide(wanted, metrics, has_champion=champion is not None)
-        tracking.log_metrics(metrics, run_id=run_id, model_id=models[0].model_id)
-        client = MlflowClient()
-        client.log_text(run_id, to_json(decision), "decision.json")
-        log_report(
-            manifest,
-            decision,
-            run_id=run_id,
-            name=name,
-            version=challenger.version,
-            model_id=models[0].model_id,
-        )
-        _apply_decision(decision, challenger, champion, alias=alias, run_id=run_id)
+            decision = decide(wanted, metrics, has_champion=champion is not None)
+            logged = {tracking.metric_name(key): value for key, value in metrics.items()}
+            tracking.log_metrics(logged, run_id=run_id, model_id=models[0].model_id)
+            MlflowClient().log_text(run_id, to_json(decision), "decision.json")
+            log_report(
+                manifest,
+                decision,
+                run_id=run_id,
+                name=name,
+                version=challenger.version,
+                model_id=models[0].model_id,
+            )
+            _apply_decision(decision, challenger, champion, alias=alias, run_id=run_id)
+            if not decision.promoted:
+                tracking.fail_run(run_id, title, f"REJECTED: {title}")
         passed = sum(verdict.passed for verdict in decision.verdicts)
         line.append(f"{name} {version} {'promoted' if decision.promoted else 'rejected'}")
         line.append(f"{passed} of {len(decision.verdicts)} gates passed")
+        if decision.inapplicable:
+            line.append(f"{len(decision.inapplicable)} did not apply")
     return decision
 
 
@@ -122,9 +160,19 @@ def read_gates(
     import yaml
 
     if isinstance(gates, Sequence) and not isinstance(gates, str):
+        for gate in gates:
+            if not isinstance(gate, Gate):
+                msg = (
+                    f"{gate!r} in the list of gates is a {type(gate).__name__}; give Gate(...), or "
+                    f"the whole list as {{'gates': [...]}}."
+                )
+                raise InvalidInputError(msg)
         return tuple(gates)
     if isinstance(gates, Mapping):
         return gates_from(gates)
+    if not isinstance(gates, str | Path | None):
+        msg = f"gates is a {type(gates).__name__}; give gates, a mapping, or the path of a file."
+        raise InvalidInputError(msg)
     source = files("mlflow_e2eai.evaluation") / "gates.yaml" if gates is None else Path(gates)
     try:
         return gates_from(yaml.safe_load(source.read_text(encoding="utf-8")))
@@ -153,9 +201,10 @@ def metrics_of(
         - ``evidence/assumptions``: number of assumptions about the inputs, such as an example that
           was generated.
         - ``task/<name>``: each task metric of the worst variant.
-        - ``task/drop``: the largest drop of one against the PyTorch module on the same machine.
+        - ``task/drop``: the largest drop of one against the PyTorch module on the same machine;
+          missing where there are no task metrics.
         - ``champion/task_drop``: the largest drop of one from the champion's worst variant to
-          the challenger's worst.
+          the challenger's worst; missing where the champion has no task metrics.
         - ``champion/latency_ratio``: how many times as long as the champion it takes, the upper
           bound of the interval, at the worst of the corners that both admit; NaN on a busy machine.
     """
@@ -171,13 +220,15 @@ def metrics_of(
         "evidence/unverified": float(new.export is not None and new.export.unverified is not None),
         "evidence/quick": float(new.level == "quick"),
         "evidence/assumptions": float(len(new.graphs[0].assumptions)),
-        "task/drop": _worst(
-            [drop(_reference_tasks(there), _worst_tasks(there)) for there in new.by_machine]
-        ),
         **{f"task/{name}": value for name, value in tasks.items()},
     }
+    drops = [drop(_reference_tasks(there), _worst_tasks(there)) for there in new.by_machine]
+    if known := [value for value in drops if value is not None]:
+        metrics["task/drop"] = _worst(known)
     if champion is not None:
-        metrics["champion/task_drop"] = drop(_worst_tasks(bundle.read(champion)), tasks)
+        before = _worst_tasks(bundle.read(champion))
+        if before and (dropped := drop(before, tasks)) is not None:
+            metrics["champion/task_drop"] = dropped
         metrics["champion/latency_ratio"] = _latency_ratio(
             challenger, champion, allow_native=allow_native
         )
@@ -272,16 +323,15 @@ def _apply_decision(
     name, version = challenger.name, str(challenger.version)
     tags = {
         DECISION: "promoted" if decision.promoted else "rejected",
-        REASON: "; ".join(decision.reasons) or "every gate passed",
+        ALIAS: alias,
+        REASON: "; ".join(decision.reasons) or _all_passed(decision),
         DECIDED_BY: run_id,
     }
     if champion is not None:
         tags[PREVIOUS] = str(champion.version)
-    for verdict in decision.verdicts:
-        tags[f"e2eai.gate.{verdict.metric}"] = "passed" if verdict.passed else str(verdict)
     if decision.promoted:
         # MLflow has no compare-and-set: the alias is read once more, right before it is set.
-        now = _version_with_alias(name, alias)
+        now = version_with_alias(name, alias)
         before = version if champion is None else str(champion.version)
         if now is not None and str(now.version) not in (version, before):
             msg = (
@@ -292,8 +342,16 @@ def _apply_decision(
         client.set_registered_model_alias(name, alias, version)
     for key, value in tags.items():
         client.set_model_version_tag(name, version, key, value)
-    for key in (DECISION, REASON):
+    if champion is None and PREVIOUS in challenger.tags:  # of an earlier decision
+        client.delete_model_version_tag(name, version, PREVIOUS)
+    for key in (DECISION, ALIAS, REASON):
         client.set_tag(run_id, key, tags[key])
+
+
+def _all_passed(decision: Decision) -> str:
+    if not decision.inapplicable:
+        return "every gate passed"
+    return f"every gate that applies passed; {'; '.join(decision.inapplicable)}"
 
 
 def _check_alias(alias: str) -> None:
@@ -301,49 +359,13 @@ def _check_alias(alias: str) -> None:
 
     from mlflow_e2eai.tracking import _mlflow
 
+    # MLflow admits a line break at the end, and fails on what is no text.
+    if not isinstance(alias, str) or alias != alias.strip():
+        msg = f"The alias {alias!r} is not a plain word; give one such as 'champion'."
+        raise InvalidInputError(msg)
     try:
         _mlflow.validate_alias(alias)
         _mlflow.validate_alias_is_free(alias)
     except MlflowException as error:
         msg = f"MLflow does not take the alias {alias!r}: {error.message}"
         raise InvalidInputError(msg) from error
-
-
-def _version(name: str, version: int | str) -> ModelVersion:
-    from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return MlflowClient().get_model_version(name, str(version))
-    except MlflowException as error:
-        msg = f"There is no version {version} of {name!r}: {error.message}; see the registry."
-        raise TrackingError(msg) from error
-
-
-def _version_with_alias(name: str, alias: str) -> ModelVersion | None:
-    from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return MlflowClient().get_model_version_by_alias(name, alias)
-    except MlflowException as error:
-        if "not found" in str(error.message).lower():
-            return None
-        msg = f"Alias {alias!r} of {name!r} cannot be read: {error.message}"
-        raise TrackingError(msg) from error
-
-
-def _uri(version: ModelVersion) -> str:
-    return f"models:/{version.name}/{version.version}"
-
-
-def _fetch(model: LoggedModel, folder: Path) -> Path:
-    """Download a version's bundle, and verify the digest of its manifest."""
-    folder.mkdir()
-    path = tracking.fetch(model, folder) / bundle.FOLDER
-    recorded = model.tags.get(tracking.SHA256)
-    if not (path / bundle.MANIFEST).is_file() or recorded is None:
-        msg = f"Model {model.model_id} is no bundle; promote what mlflow_e2eai.log_model made."
-        raise ArtifactError(msg)
-    verify(path / bundle.MANIFEST, recorded)
-    return path

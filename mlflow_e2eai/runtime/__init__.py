@@ -8,6 +8,7 @@ fork_server  starts worker processes with their imports done
 descriptors  what C++ writes to stderr
 isolation    runners in worker processes
 progress     progress bars
+termination  Ctrl-C and SIGTERM as exceptions
 
 Native code runs in a process of its own: a crash, a hang or a kill for memory ends that process,
 and reaches the caller as a `RunnerError` that names the call. Comparisons run in the worker too, so

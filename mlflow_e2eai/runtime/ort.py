@@ -168,10 +168,9 @@ def onnxruntime_runner(
     wanted = _PROVIDERS[device]
     # Rounding to TF32 is on by default; here fp32 means fp32.
     provider = (wanted, {"use_tf32": "0"}) if device == "cuda" else wanted
-    crashing = _CRASHING.get(precision, ()) if device == "cpu" else ()
-    start = partial(
-        onnxruntime.InferenceSession, providers=[provider], disabled_optimizers=crashing
-    )
+    start = partial(onnxruntime.InferenceSession, providers=[provider])
+    if device == "cpu" and (crashing := _CRASHING.get(precision)):
+        start = partial(start, disabled_optimizers=crashing)
     try:
         model = emulation.emulate_rounding(path) if rounded else path
         try:

@@ -15,6 +15,7 @@ latest           the newest model or version that a step can take
 downloads        files of a model, one by one
 engine_store     engines and kernel timings of earlier builds
 remote_jobs      runs of jobs in other processes
+metric_names     names of users -> names that MLflow takes
 metrics          evidence -> tags and metrics
 summary          the values of a stage in a few words
 console          MLflow's bars and INFO lines, hidden in our calls
@@ -36,11 +37,13 @@ from mlflow_e2eai.tracking.lineage import (
     is_uri,
     link_inputs,
     link_output,
+    model_of_version,
     resolve,
     tag_model,
 )
+from mlflow_e2eai.tracking.metric_names import metric_name
 from mlflow_e2eai.tracking.metrics import NONFINITE, log_metrics, parity_metrics
 from mlflow_e2eai.tracking.mlflow_recorder import MlflowRecorder
 from mlflow_e2eai.tracking.models import fetch_nodes, log_bisection, log_fp32_nodes
-from mlflow_e2eai.tracking.runs import log_model_failure, run
+from mlflow_e2eai.tracking.runs import fail_run, log_model_failure, report_folder, run
 from mlflow_e2eai.tracking.sources import fetch_source, log_source, open_inputs

@@ -13,7 +13,9 @@ from mlflow.tracking._tracking_service.client import TrackingServiceClient
 from mlflow.tracking.artifact_utils import (
     _download_artifact_from_uri as download_artifact_from_uri,
 )
+from mlflow.tracking.fluent import _active_run_stack
 from mlflow.tracking.fluent import _get_experiment_id as active_experiment_id
+from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.environment import (
     _CONDA_ENV_FILE_NAME as CONDA_ENV_FILE,
 )
@@ -56,6 +58,8 @@ from mlflow.utils.model_utils import (
 from mlflow.utils.model_utils import (
     _validate_and_prepare_target_save_path as prepare_target_path,
 )
+from mlflow.utils.name_utils import _GENERATOR_NOUNS, _GENERATOR_PREDICATES
+from mlflow.utils.rest_utils import http_request
 from mlflow.utils.validation import (
     _validate_model_alias_name as validate_alias,
 )
@@ -73,11 +77,14 @@ __all__ = [
     "add_code_to_system_path",
     "copy_extra_files",
     "download_artifact_from_uri",
+    "forget_active_run",
     "get_flavor_configuration",
+    "is_generated_name",
     "mlflow_conda_env",
     "prepare_target_path",
     "process_conda_env",
     "process_pip_requirements",
+    "request_health",
     "save_example",
     "set_model_tags",
     "upload",
@@ -96,3 +103,39 @@ def set_model_tags(model_id: str, tags: Mapping[str, str], tracking_uri: str) ->
 def upload(model: LoggedModel, folder: Path) -> None:
     """Put files into a LoggedModel; MlflowClient would request their location."""
     get_artifact_repository(model.artifact_location).log_artifacts(str(folder))
+
+
+def is_generated_name(name: str) -> bool:
+    """Whether MLflow made up a run's name, such as ``marvelous-zebra-619``."""
+    predicate, _, rest = name.partition("-")
+    noun, _, number = rest.rpartition("-")
+    return predicate in _GENERATOR_PREDICATES and noun in _GENERATOR_NOUNS and number.isdigit()
+
+
+def request_health(uri: str, *, retries: int | None, timeout_s: float | None) -> None:
+    """Request a server's health as MLflow requests all: with its certificate, user and proxy.
+
+    Args:
+        uri: Address of the server.
+        retries: How often to repeat; None for MLflow's own setting.
+        timeout_s: Seconds to wait for a response; None for MLflow's own setting.
+
+    Raises:
+        mlflow.exceptions.MlflowException: There is no response. Any response is enough, also a
+            refusal.
+    """
+    http_request(
+        get_default_host_creds(uri),
+        "/health",
+        "GET",
+        max_retries=retries,
+        timeout=timeout_s,
+        raise_on_status=False,
+    )
+
+
+def forget_active_run() -> None:
+    """Leave the active run without a request, which `mlflow.end_run` would retry for minutes."""
+    runs = _active_run_stack.get()
+    if runs:
+        runs.pop()

@@ -17,11 +17,12 @@ from mlflow_e2eai.artifacts import libraries
 from mlflow_e2eai.artifacts.files import from_json, verify
 from mlflow_e2eai.artifacts.values import EngineArtifact, OnnxArtifact
 from mlflow_e2eai.artifacts.weight_files import verify_graph
-from mlflow_e2eai.errors import ArtifactError, InvalidInputError, TrackingError
+from mlflow_e2eai.errors import ArtifactError, InvalidInputError, TrackingError, brief
 from mlflow_e2eai.tracking.server import address, check_server, lookups_are_cached
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
+    from mlflow.entities.model_registry import ModelVersion
 
 STAGE = "e2eai.stage"
 """Tag: the stage that made a model."""
@@ -34,6 +35,9 @@ SOURCE = "e2eai.source_model"
 
 SHA256 = "e2eai.sha256"
 """Tag: digest of its file; of a bundle, of its manifest."""
+
+PARENT_RUN = "mlflow.parentRunId"
+"""MLflow's tag: the run above a child."""
 
 ERROR = "e2eai.error"
 """Tag: why it failed."""
@@ -86,9 +90,9 @@ def _resolve(uri: str) -> LoggedModel:
         if uri.startswith("runs:/"):
             return _model_of_run(uri)
         if uri.startswith("models:/") and "@" in path:
-            return resolve(str(client.get_model_version_by_alias(*path.rsplit("@", 1)).source))
+            return model_of_version(client.get_model_version_by_alias(*path.rsplit("@", 1)))
         if uri.startswith("models:/") and path.count("/") == 1:
-            return resolve(str(client.get_model_version(*path.split("/")).source))
+            return model_of_version(client.get_model_version(*path.split("/")))
     except MlflowException as error:
         msg = f"There is no model {uri!r} at {address()}: {error.message}"
         raise TrackingError(msg) from error
@@ -99,19 +103,68 @@ def _resolve(uri: str) -> LoggedModel:
     raise InvalidInputError(msg)
 
 
+def model_of_version(version: ModelVersion) -> LoggedModel:
+    """The LoggedModel of a registered version.
+
+    A copy of a version of another name has the place of its files too, so that the other version
+    may be deleted.
+
+    Raises:
+        TrackingError: It is not there, or the version is of before MLflow 3, which has none.
+    """
+    uri, source = f"models:/{version.name}/{version.version}", str(version.source)
+    try:
+        if not (ids := _MODEL_ID.findall(source)) and not source.startswith("runs:/"):
+            ids = _MODEL_ID.findall(_location(version))
+        if ids or source.startswith("runs:/"):
+            return resolve(ids[-1] if ids else source)
+    except TrackingError as error:
+        msg = f"The model of {uri} is not there: {brief(error)}"
+        raise TrackingError(msg) from error
+    msg = (
+        f"{uri} is no logged model: its files are at {source}, as in MLflow 2; log it again with "
+        f"mlflow.pytorch.log_model(mlflow.pytorch.load_model({uri!r}), name=..., input_example=...)"
+        f" of MLflow 3."
+    )
+    raise TrackingError(msg)
+
+
+def _location(version: ModelVersion) -> str:
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return str(MlflowClient().get_model_version_download_uri(version.name, version.version))
+    except MlflowException:  # a copy whose origin was deleted, in a registry that looks it up anew
+        return ""
+
+
 def _model_of_run(uri: str) -> LoggedModel:
+    """The model of a run; of several that have the name, the one of the largest step.
+
+    That is the one which MLflow registers. Of one step, it is the last.
+    """
     from mlflow import MlflowClient
 
     run_id, _, name = uri.removeprefix("runs:/").partition("/")
     client = MlflowClient()
-    experiment = client.get_run(run_id).info.experiment_id
+    run = client.get_run(run_id)
     models = client.search_logged_models(
-        [experiment], f"source_run_id = '{run_id}' AND name = '{name}'"
+        [run.info.experiment_id],
+        "source_run_id = '{}' AND name = '{}'".format(run_id, name.replace("'", "''")),
     )
     if not models:
-        msg = f"Run {run_id} has no model {name!r}; see its outputs in the MLflow UI."
+        msg = (
+            f"Run {run_id} has no model {name!r}; see its outputs in the MLflow UI. (MLflow "
+            f"2 kept models as files of a run: log such a one again with MLflow 3.)"
+        )
         raise TrackingError(msg)
-    return models[0]
+    outputs = run.outputs.model_outputs if run.outputs else ()
+    steps = {output.model_id: output.step for output in outputs}
+    return max(
+        models,
+        key=lambda model: (steps.get(model.model_id, -1), int(model.creation_timestamp)),
+    )
 
 
 def ancestor(model: LoggedModel, stages: Sequence[str]) -> LoggedModel:

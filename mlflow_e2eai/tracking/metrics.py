@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from mlflow_e2eai.evaluation.evidence import Evidence
 from mlflow_e2eai.latency.report import Latency, LatencyReport
 from mlflow_e2eai.pytorch.stage import ExportReport
+from mlflow_e2eai.tracking.metric_names import metric_name
 
 if TYPE_CHECKING:
     from mlflow.entities import RunTag
@@ -47,7 +47,8 @@ def stepped_metrics(
     """Metrics by step: latency by items, throughput by callers.
 
     MLflow stores one value of a metric at a step. Where several sizes have as many items, the first
-    counts: opt stands before min, max and the mixed corners.
+    counts: opt stands before min, max and the mixed corners. Its pages show the last step of a
+    metric alone, so that the median of each size has a name of its own too.
     """
     steps: dict[int, dict[str, float]] = {}
     for load in () if evidence.loads is None else evidence.loads.loads:
@@ -56,7 +57,8 @@ def stepped_metrics(
         for entry in report.variants:
             if entry.name == evidence.variant:
                 row = steps.setdefault(report.items, {})
-                steps[report.items] = latency_metrics(entry) | row
+                own = {f"latency/p50_ms_at_{report.items}": entry.p50_ms}
+                steps[report.items] = latency_metrics(entry) | own | row
     return steps
 
 
@@ -82,7 +84,7 @@ def parity_metrics(evidence: Evidence) -> dict[str, float]:
     metrics: dict[str, float] = {}
     for report in evidence.deciding.values():
         for output in report.outputs:
-            prefix = f"parity/{_safe(output.name)}"
+            prefix = f"parity/{metric_name(output.name)}"
             for choose, names in ((max, _SMALL_IS_GOOD), (min, _LARGE_IS_GOOD)):
                 for name in names:
                     # A field that does not apply to this output is None.
@@ -93,7 +95,10 @@ def parity_metrics(evidence: Evidence) -> dict[str, float]:
             metrics[count] = metrics.get(count, 0) + output.nonfinite_count
     if evidence.measured:
         metrics["parity/passed"] = float(evidence.passed)
-    return {**metrics, **{f"task/{_safe(name)}": value for name, value in evidence.task.items()}}
+    return {
+        **metrics,
+        **{f"task/{metric_name(name)}": value for name, value in evidence.task.items()},
+    }
 
 
 def start_metrics(evidence: Evidence) -> dict[str, float]:
@@ -162,8 +167,3 @@ def _worst(before: float | None, now: float, choose: Any) -> float:
     if before is None or math.isnan(now):
         return now
     return before if math.isnan(before) else float(choose(before, now))
-
-
-def _safe(name: str) -> str:
-    """A name as MLflow admits it in a metric."""
-    return re.sub(r"[^A-Za-z0-9_. :/-]", "_", name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 from mlflow_e2eai.artifacts.files import to_json
 from mlflow_e2eai.artifacts.values import EngineArtifact
 from mlflow_e2eai.errors import SurgeryError
-from mlflow_e2eai.evaluation.evidence import Evidence
+from mlflow_e2eai.evaluation.evidence import Evidence, Span
 from mlflow_e2eai.precision.stage import PrecisionReport
 from mlflow_e2eai.pytorch.stage import ExportReport
 from mlflow_e2eai.report.page import precision_html, surgery_html
@@ -31,7 +32,13 @@ from mlflow_e2eai.tracking.metrics import (
     stepped_metrics,
 )
 from mlflow_e2eai.tracking.models import log_artifact, log_fp32_nodes, stage_of, suffix_of
-from mlflow_e2eai.tracking.recorder import Fp32Nodes, KernelTimings, Measurement, Output
+from mlflow_e2eai.tracking.recorder import (
+    Fp32Nodes,
+    KernelTimings,
+    Measurement,
+    NotMeasured,
+    Output,
+)
 from mlflow_e2eai.tracking.runs import run
 from mlflow_e2eai.tracking.summary import add_value, stage_line
 
@@ -43,6 +50,7 @@ class MlflowRecorder:
         name: Name of the model; those of the stages add to it.
         source: Id of the PyTorch LoggedModel; None where it is not logged.
         models: Ids of LoggedModels by the digests of their files.
+        seconds: Seconds that stages took, by kind; stages of one kind that ran together count once.
     """
 
     def __init__(self, *, name: str, source: str | None) -> None:
@@ -50,6 +58,7 @@ class MlflowRecorder:
         self.source = source
         # The PyTorch model has no digest: `inputs` has its id instead.
         self.models: dict[str, str] = {} if source is None else {source: source}
+        self.seconds: dict[str, float] = {}
 
     def origin(self, sha256: str) -> dict[str, str]:
         """Tags of the lineage of a model that is made from the artifact with this digest."""
@@ -58,17 +67,28 @@ class MlflowRecorder:
         return {key: value for key, value in tags.items() if value is not None}
 
     @contextmanager
-    def stage(self, name: str, *, inputs: Sequence[str]) -> Iterator[MlflowStage]:
-        """A child run; its inputs are the models with these digests."""
+    def stage(
+        self, name: str, *, inputs: Sequence[str], span: Span | None = None
+    ) -> Iterator[MlflowStage]:
+        """A child run; its inputs are the models with these digests; see `Recorder`."""
         with (
-            run(name, nested=True, tags={STAGE: name}) as run_id,
+            run(name, nested=True, tags={STAGE: name}, span=span) as run_id,
             log_refused_graphs(run_id),
             stage_line(name) as line,
         ):
             known = [self.models[sha256] for sha256 in inputs if sha256 in self.models]
             ids = known or [self.source] if self.source is not None else known
             link_inputs(run_id, ids)
+            began = time.time()
             yield MlflowStage(self, run_id=run_id, parents=ids, line=line)
+            self._count(name.partition(" ")[0], span, time.time() - began)
+
+    def _count(self, kind: str, span: Span | None, seconds: float) -> None:
+        before = self.seconds.get(kind, 0.0)
+        if span is not None:
+            self.seconds[kind] = max(before, span[1] - span[0])
+        else:
+            self.seconds[kind] = before + seconds
 
     def get(self, key: str, *, folder: Path) -> EngineArtifact | None:
         """Fetch the newest logged engine with this key, verified."""
@@ -110,23 +130,30 @@ class MlflowStage:
                 log_fp32_nodes(nodes, run_id=self.run_id)
             case Measurement():
                 self._log_measurement(value)
+            case NotMeasured(evidence=evidence):
+                self._log_not_measured(evidence)
             case KernelTimings(key=key, folder=folder, fetched=fetched):
                 log_timings(key, folder, run_id=self.run_id, fetched=fetched)
-            case ExportReport():
-                self._log_text("export.json", to_json(value))
-                self._set_tags(export_tags(value))
-            case SurgeryReport():
-                self._log_text("surgery.json", to_json(value))
-                self._log_text("surgery.html", surgery_html(value))
-                if value.plan is not None:
-                    self._log_text("plan.yaml", value.plan)
-            case PrecisionReport():
-                self._log_text("precision.json", to_json(value))
-                self._log_text("precision.html", precision_html(value))
-                if value.refused is not None:
-                    self._set_tags({"e2eai.refused": value.refused})
             case _:
-                msg = f"A {type(value).__name__} is not a value of a stage."
+                self._log_report(value)
+
+    def _log_report(self, report: Any) -> None:
+        match report:
+            case ExportReport():
+                self._log_text("export.json", to_json(report))
+                self._set_tags(export_tags(report))
+            case SurgeryReport():
+                self._log_text("surgery.json", to_json(report))
+                self._log_text("surgery.html", surgery_html(report))
+                if report.plan is not None:
+                    self._log_text("plan.yaml", report.plan)
+            case PrecisionReport():
+                self._log_text("precision.json", to_json(report))
+                self._log_text("precision.html", precision_html(report))
+                if report.refused is not None:
+                    self._set_tags({"e2eai.refused": report.refused})
+            case _:
+                msg = f"A {type(report).__name__} is not a value of a stage."
                 raise TypeError(msg)
 
     def _log_output(self, output: Output) -> None:
@@ -179,6 +206,16 @@ class MlflowStage:
             steps=stepped_metrics(evidence, measurement.latency),
             tags=_verdict_tags(evidence),
         )
+
+    def _log_not_measured(self, evidence: Sequence[Evidence]) -> None:
+        """Log a table, as MLflow's pages show it, of variants and the reasons."""
+        from mlflow import MlflowClient
+
+        rows = [[entry.variant, entry.reason] for entry in evidence]
+        table = {"columns": ["variant", "not measured, as"], "data": rows}
+        MlflowClient().log_dict(self.run_id, table, "not_measured.json")
+        reasons = dict.fromkeys(str(entry.reason) for entry in evidence)
+        self._set_tags({"e2eai.measured": "false", "e2eai.reason": "\n".join(reasons)})
 
     def _log_text(self, file: str, text: str) -> None:
         from mlflow import MlflowClient

@@ -22,9 +22,11 @@ from mlflow_e2eai.artifacts.weight_files import link
 from mlflow_e2eai.engine.request import key_of
 from mlflow_e2eai.errors import ArtifactError
 from mlflow_e2eai.evaluation.bisection.search import Bisection
+from mlflow_e2eai.runtime.termination import reason_of
 from mlflow_e2eai.tracking.downloads import fetch_text
 from mlflow_e2eai.tracking.lineage import ARTIFACT, ERROR, SHA256, link_output, tag_model
 from mlflow_e2eai.tracking.metrics import log_metrics
+from mlflow_e2eai.tracking.server import failure_logged
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
@@ -73,14 +75,14 @@ def log_artifact(
     )
     client = MlflowClient()
     link_output(run_id, model.model_id)
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            _lay_out(artifact, Path(folder), model, run_id, example)
-            _mlflow.upload(model, Path(folder))
-    except BaseException as error:
-        tag_model(model.model_id, {ERROR: str(error)})
+
+    def log_failure(error: BaseException) -> None:
+        tag_model(model.model_id, {ERROR: reason_of(error)})
         client.finalize_logged_model(model.model_id, LoggedModelStatus.FAILED)
-        raise
+
+    with failure_logged(run_id, log_failure), tempfile.TemporaryDirectory() as folder:
+        _lay_out(artifact, Path(folder), model, run_id, example)
+        _mlflow.upload(model, Path(folder))
     client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
     return str(model.model_id)
 

@@ -19,11 +19,11 @@ from typing import Any, Protocol, TypeAlias
 from mlflow_e2eai.artifacts.values import EngineArtifact, OnnxArtifact, Tensors
 from mlflow_e2eai.engine.request import EngineRequest
 from mlflow_e2eai.evaluation.effort import EvidenceLevel
-from mlflow_e2eai.evaluation.evidence import Evidence, MachineEvidence
+from mlflow_e2eai.evaluation.evidence import Evidence, MachineEvidence, Span
 from mlflow_e2eai.latency.report import LatencyReport
 
 Log: TypeAlias = Callable[[Any], None]
-"""Logs one value of a stage: one of the four below, or the stage's report."""
+"""Logs one value of a stage: one of the five below, or the stage's report."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +50,13 @@ class Measurement:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NotMeasured:
+    """Variants that nothing here can run, with the reason in the evidence of each."""
+
+    evidence: tuple[Evidence, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class KernelTimings:
     """Timings of kernels that a build left in a folder.
 
@@ -67,8 +74,16 @@ class KernelTimings:
 class Recorder(Protocol):
     """Logs the values of stages."""
 
-    def stage(self, name: str, *, inputs: Sequence[str]) -> AbstractContextManager[Log]:
-        """A stage on artifacts with these digests; it ends with the block, also on an error."""
+    def stage(
+        self, name: str, *, inputs: Sequence[str], span: Span | None = None
+    ) -> AbstractContextManager[Log]:
+        """A stage; it ends with the block, also on an error.
+
+        Args:
+            name: Its name.
+            inputs: Digests of the artifacts that it reads.
+            span: When its work was done; None for that of the block.
+        """
 
 
 class EngineCache(Protocol):
@@ -123,8 +138,8 @@ class MemoryRecorder:
     values: list[tuple[str, Any]] = field(default_factory=list)
 
     @contextmanager
-    def stage(self, name: str, *, inputs: Sequence[str]) -> Iterator[Log]:  # noqa: ARG002 - no lineage in a list
-        """A stage, whose values are appended."""
+    def stage(self, name: str, **_: Any) -> Iterator[Log]:
+        """A stage, whose values are appended; a list has no lineage and no clock."""
         # `summary` describes the values of this module.
         from mlflow_e2eai.tracking.summary import add_value, stage_line
 

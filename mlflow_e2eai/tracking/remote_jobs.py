@@ -15,7 +15,7 @@ from mlflow_e2eai.artifacts.files import from_json, to_json
 from mlflow_e2eai.evaluation.evidence import MachineEvidence
 from mlflow_e2eai.tracking.downloads import fetch_text
 from mlflow_e2eai.tracking.engine_store import fail_unfinished_models
-from mlflow_e2eai.tracking.lineage import ERROR, GraphCache
+from mlflow_e2eai.tracking.lineage import ERROR, PARENT_RUN, GraphCache
 from mlflow_e2eai.tracking.server import cached_lookups
 
 ATTEMPT = "e2eai.ticket"
@@ -78,7 +78,7 @@ def child_runs(parent: ParentRun, attempt_id: str, *, worker: str, folder: Path)
     # MLflow would request every run that ends, to print its address.
     os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
     mlflow.set_tracking_uri(parent.tracking_uri)
-    tags = {"mlflow.parentRunId": parent.run_id, ATTEMPT: attempt_id, WORKER: worker}
+    tags = {PARENT_RUN: parent.run_id, ATTEMPT: attempt_id, WORKER: worker}
     # MLflow's own active experiment would be requested.
     token = _INHERITED.set((parent.experiment_id, tags))
     try:
@@ -136,7 +136,7 @@ def fail_attempt(parent: ParentRun, attempt_id: str, *, name: str, error: str, l
         f"tags.`{ATTEMPT}` = '{attempt_id}'",
         order_by=["attributes.start_time ASC"],
     )
-    tags = {"mlflow.parentRunId": parent.run_id, ATTEMPT: attempt_id}
+    tags = {PARENT_RUN: parent.run_id, ATTEMPT: attempt_id}
     runs = [*started] or [client.create_run(parent.experiment_id, run_name=name, tags=tags)]
     first = runs[0].info.run_id
     if log:
@@ -145,7 +145,7 @@ def fail_attempt(parent: ParentRun, attempt_id: str, *, name: str, error: str, l
         child
         for run in started
         for child in client.search_runs(
-            [parent.experiment_id], f"tags.`mlflow.parentRunId` = '{run.info.run_id}'"
+            [parent.experiment_id], f"tags.`{PARENT_RUN}` = '{run.info.run_id}'"
         )
     ]
     for run in [*runs, *children]:

@@ -6,69 +6,199 @@ import logging
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 
+from mlflow_e2eai.artifacts.names import FreshNames
 from mlflow_e2eai.errors import TrackingError
-from mlflow_e2eai.tracking.lineage import ERROR, tag_model
+from mlflow_e2eai.evaluation.evidence import Span
+from mlflow_e2eai.runtime.termination import raised_on_sigterm, reason_of
+from mlflow_e2eai.tracking.lineage import ERROR, PARENT_RUN, tag_model
+from mlflow_e2eai.tracking.metric_names import metric_name
 from mlflow_e2eai.tracking.remote_jobs import inherited_context
-from mlflow_e2eai.tracking.server import check_server
+from mlflow_e2eai.tracking.server import check_server, failure_logged
 
 _log = logging.getLogger(__name__)
 
 
 @contextmanager
-def run(name: str, *, nested: bool = False, tags: Mapping[str, str] | None = None) -> Iterator[str]:
+def run(
+    name: str,
+    *,
+    nested: bool = False,
+    tags: Mapping[str, str] | None = None,
+    span: Span | None = None,
+) -> Iterator[str]:
     """A run for the block: the one that is active already, or a new one.
 
     An error in the block is written on the run as the tag ``e2eai.error`` before it goes on.
 
     Args:
-        name: Name of a new run.
+        name: Name of a new run, and of the one that ``mlflow run`` made, unless its user gave it
+            another.
         nested: Start a child of the active run instead of taking the active run itself.
         tags: Tags for the run.
+        span: When the work of a new child was done; None for the time of the block.
 
     Yields:
         The run's id.
     """
     import mlflow
+    from mlflow.tracking.context.registry import resolve_tags
 
     active = mlflow.active_run()
     above = inherited_context() if active is None else None
     if above is None and (active is None or not nested):
         check_server()
-    if active is not None and not nested:
-        with _explain(active.info.run_id):
-            yield active.info.run_id
-        return
-    experiment_id, inherited_tags = above or (
-        None if active is None else active.info.experiment_id,
-        {},
-    )
-    new = mlflow.start_run(
-        run_name=name,
-        nested=active is not None,
-        tags={**inherited_tags, **(tags or {})},
-        experiment_id=experiment_id,
-    )
-    with new, _explain(new.info.run_id):
-        yield new.info.run_id
+    # The runs of a worker are ended by the process that started it.
+    with nullcontext() if above is not None else raised_on_sigterm():
+        if active is not None and not nested:
+            with _explain(active.info.run_id):
+                yield active.info.run_id
+            return
+        experiment_id, inherited_tags = above or (
+            None if active is None else active.info.experiment_id,
+            {},
+        )
+        tags = {**inherited_tags, **(tags or {})}
+        if active is not None and span is not None:
+            tags = {**resolve_tags(tags), PARENT_RUN: active.info.run_id}
+            with _done_before(name, span, tags, experiment_id=str(experiment_id)) as run_id:
+                yield run_id
+            return
+        new = mlflow.start_run(
+            run_name=None if active is None and _project_run_is_named() else name,
+            nested=active is not None,
+            tags=tags,
+            experiment_id=experiment_id,
+        )
+        with _end_after_block(new.info.run_id), _explain(new.info.run_id):
+            yield new.info.run_id
+
+
+def _project_run_is_named() -> bool:
+    """Whether a user named the run that MLflow resumes next, by MLFLOW_RUN_ID."""
+    from mlflow import MlflowClient
+
+    from mlflow_e2eai.tracking import _mlflow
+
+    if (run_id := os.environ.get("MLFLOW_RUN_ID")) is None:
+        return False
+    name = MlflowClient().get_run(run_id).info.run_name
+    return bool(name) and not _mlflow.is_generated_name(name)
+
+
+def fail_run(run_id: str, name: str, new_name: str) -> None:
+    """End the active run as FAILED, and rename it, unless a user named it.
+
+    Args:
+        run_id: The run.
+        name: The name that it was given here.
+        new_name: The name that it gets.
+    """
+    import mlflow
+    from mlflow import MlflowClient
+
+    client = MlflowClient()
+    if client.get_run(run_id).info.run_name == name:
+        client.update_run(run_id, name=new_name)
+    mlflow.end_run("FAILED")
+
+
+def report_folder(run_id: str, file: str, name: str) -> str:
+    """Where in a run the reports of a model go, so that those of another stay.
+
+    Args:
+        run_id: The run.
+        file: One of the reports.
+        name: Name of the model.
+
+    Returns:
+        What to put in front of the name of a file: nothing for the first model of the run, then a
+        folder of the model's name with its slash.
+    """
+    from mlflow import MlflowClient
+
+    present = {str(item.path) for item in MlflowClient().list_artifacts(run_id)}
+    if file not in present:
+        return ""
+    return FreshNames(present)(metric_name(name).replace("/", "_")) + "/"
 
 
 @contextmanager
-def _explain(run_id: str) -> Iterator[None]:
+def _done_before(
+    name: str, span: Span, tags: Mapping[str, str], *, experiment_id: str
+) -> Iterator[str]:
+    """A run of work that is done, as long as that took: `mlflow.start_run` would begin now."""
     from mlflow import MlflowClient
+
+    client = MlflowClient()
+    began_ms, ended_ms = (int(1e3 * second) for second in span)
+    new = client.create_run(experiment_id, start_time=began_ms, tags=dict(tags), run_name=name)
+    try:
+        with _explain(new.info.run_id):
+            yield new.info.run_id
+    except BaseException as error:
+        if not (isinstance(error, TrackingError) and error.lost):
+            status = "FAILED" if isinstance(error, Exception) else "KILLED"
+            client.set_terminated(new.info.run_id, status, end_time=ended_ms)
+        raise
+    client.set_terminated(new.info.run_id, "FINISHED", end_time=ended_ms)
+
+
+@contextmanager
+def _end_after_block(run_id: str) -> Iterator[None]:
+    """End the active run with the block, unless it has ended; without a server that was lost."""
+    import mlflow
+
+    from mlflow_e2eai.tracking import _mlflow
 
     try:
         yield
-    except Exception as error:
-        try:
-            MlflowClient().set_tag(run_id, ERROR, str(error))
-        except Exception:  # noqa: BLE001 - the server may have failed; the first error counts
-            _log.warning("Could not write the error on run %s.", run_id)
+    except BaseException as error:
+        if isinstance(error, TrackingError) and error.lost:
+            _mlflow.forget_active_run()
+        else:
+            mlflow.end_run("FAILED" if isinstance(error, Exception) else "KILLED")
         raise
+    if (active := mlflow.active_run()) is not None and active.info.run_id == run_id:
+        mlflow.end_run()
 
 
-def log_project_failure(error: Exception) -> Exception:
+def _explain(run_id: str) -> AbstractContextManager[None]:
+    """Write the reason of a failure on a run."""
+    from mlflow import MlflowClient
+
+    def log(error: BaseException) -> None:
+        MlflowClient().set_tag(run_id, ERROR, reason_of(error))
+
+    return failure_logged(run_id, log)
+
+
+def check_project_store() -> None:
+    """Check that the store of the run that `mlflow run` made is this process's too.
+
+    The launcher may have a relative path to it, and another working folder.
+
+    Raises:
+        TrackingError: There is no such store in this folder.
+    """
+    uri = os.environ.get("MLFLOW_TRACKING_URI", "")
+    scheme, _, rest = uri.partition(":")
+    path = Path((rest or scheme).removeprefix("///") if scheme in ("sqlite", "file", uri) else "/")
+    is_path = path.name and not uri.startswith("databricks") and not path.is_absolute()
+    if os.environ.get("MLFLOW_RUN_ID") is None or not is_path:
+        return
+    if not path.exists():
+        msg = (
+            f"`mlflow run` uses the tracking store {uri}, which is relative to the folder where it "
+            f"was called; this step runs in {Path.cwd()}, where there is no {path}. Set "
+            f"MLFLOW_TRACKING_URI to an absolute one, such as sqlite:////folder/mlflow.db."
+        )
+        raise TrackingError(msg, lost=True)
+
+
+def log_project_failure(error: BaseException) -> BaseException:
     """Write an error on the run that `mlflow run` made for this process.
 
     MLflow's launcher marks that run FAILED when the process fails, but not with the reason. MLflow
@@ -78,11 +208,12 @@ def log_project_failure(error: Exception) -> Exception:
         The error; a `TrackingError` in place of one of MLflow's own.
     """
     run_id = os.environ.get("MLFLOW_RUN_ID")
-    if run_id is not None:
+    lost = isinstance(error, TrackingError) and error.lost
+    if run_id is not None and not lost:
         from mlflow import MlflowClient
 
         try:
-            MlflowClient().set_tag(run_id, ERROR, str(error))
+            MlflowClient().set_tag(run_id, ERROR, reason_of(error))
             MlflowClient().set_terminated(run_id, "FAILED")
         except Exception:  # noqa: BLE001 - the first error is the one to show
             _log.warning("Could not write the error on run %s.", run_id)
@@ -105,16 +236,16 @@ def log_model_failure(run_id: str, model_id: str | None = None) -> Iterator[None
     from mlflow import MlflowClient
     from mlflow.entities import LoggedModelStatus
 
-    try:
-        yield
-    except Exception as error:
-        client = MlflowClient()
+    def log(error: BaseException) -> None:
+        client, tags = MlflowClient(), {ERROR: reason_of(error)}
         if model_id is not None:
             client.finalize_logged_model(model_id, LoggedModelStatus.FAILED)
-            tag_model(model_id, {ERROR: str(error)})
+            tag_model(model_id, tags)
         experiment = client.get_run(run_id).info.experiment_id
         # MLflow's filter accepts `status`, but finds nothing by it.
         for model in client.search_logged_models([experiment], f"source_run_id = '{run_id}'"):
             if str(model.status) == "FAILED" and ERROR not in model.tags:
-                tag_model(model.model_id, {ERROR: str(error)})
-        raise
+                tag_model(model.model_id, tags)
+
+    with failure_logged(run_id, log):
+        yield

@@ -1,16 +1,17 @@
-"""The tracking server: a check that it responds, and cached lookups."""
+"""The tracking server: checks that it responds, and cached lookups."""
 
 from __future__ import annotations
 
 import functools
+import logging
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-from mlflow_e2eai.errors import TrackingError
+from mlflow_e2eai.errors import TrackingError, brief
+
+_log = logging.getLogger(__name__)
 
 _PING_S = 10
 
@@ -51,7 +52,7 @@ def _search_experiments() -> tuple[str, ...]:
 
 
 def check_server() -> None:
-    """Check that the tracking server responds.
+    """Check that the tracking server responds, or that the store can be opened.
 
     MLflow itself would retry for minutes. Any response is enough, also a refusal: permissions are
     checked by later requests.
@@ -59,25 +60,117 @@ def check_server() -> None:
     Raises:
         TrackingError: There is no response from its address.
     """
-    import mlflow
+    if not lookups_are_cached():
+        _check(address())
 
-    if lookups_are_cached():
-        return
-    uri = mlflow.get_tracking_uri()
-    if not uri.startswith(("http://", "https://")):
-        return
+
+def _check(uri: str) -> None:
+    if uri.startswith(("http://", "https://")):
+        _check_server_at(uri)
+    else:
+        _check_store(uri)
+
+
+def _check_server_at(uri: str) -> None:
+    from mlflow.environment_variables import (
+        MLFLOW_HTTP_REQUEST_MAX_RETRIES,
+        MLFLOW_HTTP_REQUEST_TIMEOUT,
+    )
+    from mlflow.exceptions import MlflowException
+
+    from mlflow_e2eai.tracking import _mlflow
+
+    retries = None if MLFLOW_HTTP_REQUEST_MAX_RETRIES.is_set() else 0
+    timeout_s = None if MLFLOW_HTTP_REQUEST_TIMEOUT.is_set() else _PING_S
     try:
-        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=_PING_S):  # noqa: S310 - http(s) only
-            return
-    except urllib.error.HTTPError:
-        return
-    except (urllib.error.URLError, OSError) as error:
-        reason = getattr(error, "reason", error)
+        _mlflow.request_health(uri, retries=retries, timeout_s=timeout_s)
+    except MlflowException as error:
+        reason = _cause(error)
+        advice = (
+            "let MLFLOW_TRACKING_SERVER_CERT_PATH name the file of its certificate"
+            if "CERTIFICATE_VERIFY_FAILED" in str(error)
+            else "start it, or set MLFLOW_TRACKING_URI to one that runs"
+        )
+        msg = f"The tracking server {uri} cannot be reached ({reason}); {advice}."
+        raise TrackingError(msg) from error
+
+
+def _cause(error: BaseException) -> str:
+    """The innermost reason of a failed request: requests and urllib3 wrap it several times."""
+    inner = error.__context__ or error
+    while inner.args and isinstance(inner.args[0], BaseException):
+        inner = inner.args[0]
+    inner = getattr(inner, "reason", None) or inner
+    return brief(inner).rpartition(": ")[2]
+
+
+def _check_store(uri: str) -> None:
+    """Open a store that is no server.
+
+    SQLAlchemy's and urllib's words about a URI that they cannot read hold parts of it, perhaps of
+    its password: they are left out.
+    """
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    try:
+        MlflowClient(uri)
+    except MlflowException as error:
+        msg = f"MLflow cannot use the tracking URI {uri}: {error.message}"
+        raise TrackingError(msg) from error
+    except Exception as error:
+        # The database's driver has `orig`, and says which host or user is wrong.
+        reason = getattr(error, "orig", None)
+        found = type(error).__name__ if reason is None else brief(reason)
         msg = (
-            f"The tracking server {uri} cannot be reached ({reason}); start it, or set "
-            f"MLFLOW_TRACKING_URI to one that runs."
+            f"MLflow cannot open the tracking URI {uri} ({found}); give one such as "
+            f"http://host:5000 or postgresql://user:password@host/database, with each special "
+            f"character of a password as %40."
         )
         raise TrackingError(msg) from error
+
+
+@contextmanager
+def failure_logged(run_id: str, log: Callable[[BaseException], None]) -> Iterator[None]:
+    """Log why the block failed, unless the server has stopped responding meanwhile.
+
+    Then nothing is written there: MLflow would retry each request for minutes.
+
+    Args:
+        run_id: The run of the block, for the message.
+        log: Called with the error of the block, which goes on.
+
+    Raises:
+        TrackingError: The server has stopped responding.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, TrackingError) and error.lost:
+            raise
+        _check_not_lost(run_id, error)
+        try:
+            log(error)
+        except Exception:  # noqa: BLE001 - the first error is the one to show
+            _log.warning("Could not write the error on run %s.", run_id)
+        raise
+
+
+def _check_not_lost(run_id: str, error: BaseException) -> None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        _check(address())
+    except TrackingError as unreachable:
+        # One of MLflow's is most likely of the same loss.
+        is_same = isinstance(error, MlflowException | TrackingError)
+        first = "" if is_same else f" The call had failed before: {brief(error)}"
+        msg = (
+            f"{unreachable} It stopped responding in the middle: run {run_id} still says RUNNING "
+            f"there, and keeps what was logged before. Then repeat the call: engines that are "
+            f"logged are not built again.{first}"
+        )
+        raise TrackingError(msg, lost=True) from error
 
 
 def address() -> str:

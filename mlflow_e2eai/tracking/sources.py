@@ -23,7 +23,7 @@ from mlflow_e2eai.artifacts.axes import DynamicAxes, axes_of, input_specs, resiz
 from mlflow_e2eai.artifacts.example import GeneratedExample, generate_example
 from mlflow_e2eai.artifacts.files import from_json, to_json
 from mlflow_e2eai.artifacts.sampler import with_samples
-from mlflow_e2eai.artifacts.values import Axis, Library, Tensors, TensorSpec
+from mlflow_e2eai.artifacts.values import Array, Axis, Library, Tensors, TensorSpec
 from mlflow_e2eai.errors import InvalidInputError, TrackingError
 from mlflow_e2eai.evaluation.data import EvaluationData
 from mlflow_e2eai.evaluation.metrics import accuracy
@@ -121,7 +121,9 @@ def log_source(
     ):
         if others:
             save_several(Path(folder, _SAMPLES), others)
-        files = _companions(Path(folder), example, tree, dynamic_axes, operators, evaluation)
+        files = _companions(
+            Path(folder), example, tree, dynamic_axes, operators, evaluation, run_id
+        )
         described = libraries.describe_libraries(operator_libraries)
         if described:
             digests = {library.path.name: library.sha256 for library in described}
@@ -181,6 +183,7 @@ def _companions(
     dynamic_axes: DynamicAxes | None,
     operators: Sequence[custom.Operator],
     evaluation: EvaluationData | None,
+    run_id: str,
 ) -> list[str]:
     save_arrays(folder / bundle.EXAMPLE, example)
     (folder / _TREE).write_text(to_json(tree), encoding="utf-8")
@@ -195,12 +198,12 @@ def _companions(
     if operators:
         custom.save(operators, folder / _OPERATORS)
     if evaluation is not None:
-        _save_evaluation(evaluation, folder / _EVALUATION)
+        _save_evaluation(evaluation, folder / _EVALUATION, run_id)
     return [str(path) for path in sorted(folder.iterdir())]
 
 
-def _save_evaluation(evaluation: EvaluationData, path: Path) -> None:
-    """Save evaluation data, all or none.
+def _save_evaluation(evaluation: EvaluationData, path: Path, run_id: str) -> None:
+    """Save evaluation data, all or none, and name them on the run as MLflow names datasets.
 
     Labels are saved where they are `accuracy`'s: any other metric is code, which is not saved, and
     labels are useless without it.
@@ -219,6 +222,19 @@ def _save_evaluation(evaluation: EvaluationData, path: Path) -> None:
     if labels is not None and dict(evaluation.metrics) == {"accuracy": accuracy}:
         arrays["labels"] = labels
     save_arrays(path, arrays)
+    _log_dataset(inputs, labels, run_id)
+
+
+def _log_dataset(inputs: Tensors, labels: Array | None, run_id: str) -> None:
+    """Name evaluation data on a run: their digest, shapes and number, not themselves."""
+    from mlflow import MlflowClient
+    from mlflow.data.numpy_dataset import from_numpy
+    from mlflow.entities import DatasetInput, InputTag
+
+    # Without labels it takes None, as its code has it.
+    dataset = from_numpy(dict(inputs), targets=labels, name="evaluation")  # type: ignore[arg-type]
+    tags = [InputTag("mlflow.data.context", "evaluation")]
+    MlflowClient().log_inputs(run_id, [DatasetInput(dataset._to_mlflow_entity(), tags)])  # noqa: SLF001 - MLflow has no public way to a run that is not active
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,7 +29,9 @@ def stage_line(name: str) -> Iterator[list[str]]:
     Yields:
         The parts of the result, to be added to.
     """
-    with timed_stage(name, level=DEBUG if name.startswith("evaluate ") else INFO) as line:
+    with timed_stage(
+        name, level=DEBUG if name.startswith(("evaluate ", "not measured")) else INFO
+    ) as line:
         yield line
 
 

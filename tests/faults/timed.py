@@ -53,8 +53,8 @@ class Script:
     share_a: Callable[[int], float] = lambda _: 1.0
     share_b: Callable[[int], float] = lambda _: 1.0
 
-    def run(self) -> mlflow_e2eai.LatencyReport:
-        """Measure both."""
+    def run(self, **options: float) -> mlflow_e2eai.LatencyReport:
+        """Measure both, by default as `benchmark` does."""
         machine = _Machine(self)
         with _gpu(self.throttle), mock.patch.object(cpu, "_machine_ticks", cpu._Ticks):
             return mlflow_e2eai.benchmark(
@@ -65,6 +65,7 @@ class Script:
                 SAMPLE,
                 clock=machine.clock,
                 least_cpu_share=LEAST_SHARE,
+                **options,
             )
 
     def calls_ms(self) -> list[float]:

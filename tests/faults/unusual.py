@@ -95,7 +95,7 @@ def alarms(model, seed, folder):
             mock.patch.object(examination, "LOAD_S", 0.001),
             torch_runner(module, inputs=list(example), outputs=outputs) as reference,
         ):
-            evidence, _ = stage.evaluate(reference, graphs, [], arrays, raw=raw)
+            evidence, *_ = stage.evaluate(reference, graphs, [], arrays, raw=raw)
     said = {
         entry.variant: (entry.reason, *entry.findings) for entry in evidence if not entry.passed
     }

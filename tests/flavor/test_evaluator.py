@@ -107,6 +107,8 @@ def test_a_ratio_that_a_busy_machine_gave_is_not_stored(torch_model, monkeypatch
 def test_without_a_model_or_a_reference_there_is_nothing_to_compare(torch_model):
     with pytest.raises(mlflow.exceptions.MlflowException, match="could not be evaluated"):
         evaluate(torch_model)
+    with pytest.raises(InvalidInputError, match="as 'reference'"):
+        evaluate(torch_model, samples={"x": features()})
     frame = pd.DataFrame({"x": [1.0], "prediction": [1.0]})
     with pytest.raises(InvalidInputError, match="pass model="):
         mlflow.models.evaluate(
@@ -116,6 +118,42 @@ def test_without_a_model_or_a_reference_there_is_nothing_to_compare(torch_model)
             evaluators="e2eai",
             evaluator_config={"reference": torch_model},
         )
+
+
+@pytest.mark.parametrize(
+    ("wrong", "hint"),
+    [
+        ({"tolerence": 1}, "no option 'tolerence'; did you mean 'tolerance'"),
+        ({"color": 1}, "no option 'color'; there are reference, samples"),
+        ({"samples": [1.0]}, "'samples' is a list"),
+    ],
+)
+def test_a_configuration_that_is_misspelt_is_refused(torch_model, wrong, hint):
+    with pytest.raises(InvalidInputError, match=hint):
+        evaluate(torch_model, reference=torch_model, **wrong)
+
+
+@pytest.mark.parametrize("samples", [{"x": features()[:0]}, {}])
+def test_no_items_are_nothing_to_compare(torch_model, samples):
+    with pytest.raises(InvalidInputError, match=r"no items|no array"):
+        evaluate(torch_model, reference=torch_model, samples=samples)
+
+
+def test_a_table_of_no_rows_is_nothing_to_compare(torch_model):
+    with pytest.raises(InvalidInputError, match="no items"):
+        evaluate(torch_model, data=features()[:0], reference=torch_model)
+
+
+def test_two_evaluations_in_one_run_keep_both_their_reports(torch_model):
+    with mlflow.start_run() as run:
+        evaluate(torch_model, reference=torch_model)
+        evaluate(bundle_of(net(seed=1)), reference=torch_model)
+        evaluate(torch_model, reference=torch_model)
+    uri = run.info.artifact_uri
+    for folder, passed in (("", True), ("evaluation/", False), ("evaluation_2/", True)):
+        evidence = json.loads(mlflow.artifacts.load_text(f"{uri}/{folder}evidence.json"))
+        assert (not evidence["parity"]["data"]["findings"]) is passed
+        assert json.loads(mlflow.artifacts.load_text(f"{uri}/{folder}latency.json"))
 
 
 def test_mlflow_can_load_the_evaluator_while_it_is_being_imported():

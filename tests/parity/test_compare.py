@@ -106,6 +106,33 @@ def test_nothing_seen_is_not_nothing_wrong():
     assert math.isnan(report.max_abs_error)
 
 
+def test_samples_of_no_items_do_not_pass_whatever_the_candidate_is():
+    def seven(tensors):
+        return {"output": np.full((len(tensors["x"]), 3), 7.0)}
+
+    def zero(tensors):
+        return {"output": np.zeros((len(tensors["x"]), 3))}
+
+    empty = {"x": np.zeros((0, 4)), "scale": np.float32(2)}
+    report = compare(zero, seven, [empty, empty])
+    assert not report.passed
+    assert kinds(report) == {"no_samples"}
+    assert not compare(zero, zero, [empty], repeats=1).passed
+    assert compare(zero, zero, [empty, {"x": np.zeros((2, 4))}]).passed
+
+
+def test_finding_nothing_in_items_that_are_there_is_an_output_like_any_other():
+    def boxes(_):
+        return {"boxes": np.zeros((0, 4))}
+
+    assert compare(boxes, boxes, [{"x": np.zeros((2, 4))}]).passed
+
+
+def test_an_empty_input_beside_others_hides_nothing():
+    sample = {"past": np.zeros((1, 0, 4)), "x": np.zeros((1, 4))}
+    assert compare(identity, identity, [sample]).passed
+
+
 def test_a_reference_with_no_outputs_does_not_pass():
     report = compare(lambda _: {}, lambda _: {}, [{"x": X}])
 

@@ -161,7 +161,7 @@ def test_a_file_that_is_the_reference_is_timed_where_the_others_are(path, tmp_pa
         pytest.fail("the file was timed in another process than what is made of it")
 
     with onnxruntime_runner(raw.path) as itself:
-        _, latency = evaluate(
+        _, latency, _ = evaluate(
             itself, [cleaned], [], example, name=FILE, raw=raw, timed=across_a_pipe
         )
     assert FILE in [entry.name for entry in latency["opt"].variants]

@@ -151,7 +151,7 @@ def test_on_a_cpu_bf16_is_judged_and_its_time_is_absent_with_the_reason(small):
     module, x, source, made, _ = small
     outputs = [o.name for o in source.outputs]
     with torch_runner(module, inputs=["x"], outputs=outputs) as reference:
-        evidence, latency = evaluate(reference, [source, made], [], {"x": x})
+        evidence, latency, _ = evaluate(reference, [source, made], [], {"x": x})
     found = {entry.variant: entry for entry in evidence}["onnxruntime-cpu/bf16"]
     assert found.measured
     assert found.cold_start is None

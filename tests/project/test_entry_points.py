@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -234,3 +235,57 @@ def test_with_nothing_logged_a_step_says_what_to_do_first(refused_run):
         "no exported graph in experiment 'empty' to take; make one with `mlflow run . -e"
         in sentence
     )
+
+
+def test_a_store_that_is_relative_to_another_folder_is_named(folder, tmp_path):
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "MLFLOW_TRACKING_URI": "sqlite:///elsewhere.db",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+    }
+    for name in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID"):
+        environment.pop(name, None)
+    done = subprocess.run(
+        ["mlflow", "run", str(ROOT), "--env-manager", "local", "-e", "evaluate"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    (sentence,) = [line for line in done.stderr.splitlines() if line.startswith("mlflow_e2eai:")]
+    assert "sqlite:///elsewhere.db, which is relative" in sentence
+    assert not (ROOT / "elsewhere.db").exists()
+
+
+def test_a_checkout_runs_its_own_code_in_an_environment_that_is_anothers(folder, tmp_path):
+    """MLflow names an environment by what it installs: two checkouts have one."""
+    package = tmp_path / "checkout"
+    for name in ("mlflow_e2eai", "entry_points", "MLproject", "python_env.yaml", "constraints.txt"):
+        source = ROOT / name
+        copy = shutil.copytree if source.is_dir() else shutil.copyfile
+        package.mkdir(exist_ok=True)
+        copy(source, package / name)
+    version = package / "mlflow_e2eai" / "_version.py"
+    version.write_text(version.read_text() + 'raise SystemExit("the other checkout")\n')
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+    }
+    for name in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID"):
+        environment.pop(name, None)
+    done = subprocess.run(
+        ["mlflow", "run", str(package), "--env-manager", "local", "-e", "evaluate"],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert "the other checkout" in done.stderr

@@ -71,7 +71,9 @@ def test_a_verb_of_a_step_asks_for_no_argument_without_an_option(verb):
 def test_a_command_calls_its_script_and_hands_each_parameter_to_its_option(name):
     entry = ENTRY_POINTS[name]
 
-    assert shlex.split(entry["command"])[:3] == ["python", "-P", f"entry_points/{name}.py"]
+    here, *words = shlex.split(entry["command"])
+    assert here == "PYTHONPATH=$PWD:$PYTHONPATH"
+    assert words[:3] == ["python", "-P", f"entry_points/{name}.py"]
     assert given(entry["command"]) == {
         f"--{parameter.replace('_', '-')}": f"{{{parameter}}}" for parameter in entry["parameters"]
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import shutil
 from pathlib import Path
 
 import mlflow
@@ -15,7 +16,7 @@ from small_models import AXES, features, labelled, net
 import mlflow_e2eai
 from mlflow_e2eai import bundle
 from mlflow_e2eai.artifacts.files import from_json, to_json
-from mlflow_e2eai.errors import ArtifactError, InvalidInputError, TrackingError
+from mlflow_e2eai.errors import ArtifactError, E2EAIError, InvalidInputError, TrackingError
 from mlflow_e2eai.evaluation.gates import Gate
 from mlflow_e2eai.flavor import api
 from mlflow_e2eai.pipeline import publish
@@ -79,7 +80,7 @@ def test_a_version_that_passes_every_gate_gets_the_alias(store, good):
     assert holder(store) == version
     tags = store.get_model_version("net", version).tags
     assert tags["e2eai.decision"] == "promoted"
-    assert tags["e2eai.gate.parity/failed"] == "passed"
+    assert tags["e2eai.alias"] == "champion"
 
 
 def test_a_promotion_shows_the_plots_that_were_logged_and_does_not_draw_them_again(
@@ -169,7 +170,6 @@ def test_bad_evidence_is_rejected_the_alias_stays_and_the_tags_say_why(
     tags = store.get_model_version("net", version).tags
     assert tags["e2eai.decision"] == "rejected"
     assert metric in tags["e2eai.reason"]
-    assert tags[f"e2eai.gate.{metric}"].startswith(metric)
 
 
 def also_elsewhere(change):
@@ -368,3 +368,214 @@ def test_a_version_of_another_flavor_is_refused(store):
         )
     with pytest.raises(ArtifactError, match="is no bundle"):
         mlflow_e2eai.promote("other", 1)
+
+
+def measure_no_task(data):
+    for entry in data["evidence"]:
+        entry["task"] = {}
+
+
+def test_without_labels_the_gates_on_tasks_do_not_apply_and_say_so(store, good, tmp_path):
+    version = register(altered(good, tmp_path, measure_no_task))
+    decision = mlflow_e2eai.promote("net", version)
+    assert decision.promoted
+    assert "task/drop" not in [verdict.metric for verdict in decision.verdicts]
+    assert "task/drop: not measured, there is no data for it" in decision.inapplicable
+    tags = store.get_model_version("net", version).tags
+    assert "task/drop: not measured" in tags["e2eai.reason"]
+    assert "task/drop" not in store.get_run(tags["e2eai.decision_run"]).data.metrics
+
+
+def test_without_labels_a_gate_of_ones_own_on_a_task_rejects(store, good, tmp_path):
+    version = register(altered(good, tmp_path, measure_no_task))
+    gates = {"gates": [{"metric": "task/drop", "at_most": 0.01}]}
+    decision = mlflow_e2eai.promote("net", version, gates=gates)
+    assert not decision.promoted
+    assert decision.reasons == ("task/drop: not measured, wanted at most 0.01",)
+
+
+def test_a_champion_with_labels_is_not_replaced_by_what_has_none(store, good, tmp_path):
+    champion = register(good)
+    mlflow_e2eai.promote("net", champion)
+    version = register(altered(good, tmp_path, measure_no_task))
+    decision = mlflow_e2eai.promote("net", version)
+    assert any("champion/task_drop" in reason for reason in decision.reasons)
+    assert holder(store) == champion
+
+
+def test_a_first_version_with_labels_may_replace_a_champion_without(store, good, tmp_path):
+    mlflow_e2eai.promote("net", register(altered(good, tmp_path, measure_no_task)))
+    decision = mlflow_e2eai.promote("net", register(good))
+    assert decision.promoted
+    assert any("champion/task_drop" in reason for reason in decision.inapplicable)
+
+
+def measure_variants_only(data):
+    for entry in data["evidence"]:
+        if entry["sha256"] is None:
+            entry["task"] = {}
+
+
+def test_a_drop_from_a_reference_that_was_not_measured_cannot_be_told(store, good, tmp_path):
+    version = register(altered(good, tmp_path, measure_variants_only))
+    decision = mlflow_e2eai.promote("net", version)
+    assert any(reason.startswith("task/drop: found nan") for reason in decision.reasons)
+
+
+def test_a_version_s_tags_are_of_its_last_decision_and_name_the_alias(store, good):
+    first, second = register(good), register(good)
+    mlflow_e2eai.promote("net", first, gates=FAST)
+    mlflow_e2eai.promote("net", second, gates=FAST)
+    assert store.get_model_version("net", second).tags["e2eai.previous"] == first
+
+    gates = {"gates": [{"metric": "task/accuracy", "at_least": 2}]}
+    mlflow_e2eai.promote("net", second, alias="staging", gates=gates)
+    tags = store.get_model_version("net", second).tags
+    assert tags["e2eai.decision"] == "rejected"
+    assert tags["e2eai.alias"] == "staging"
+    assert "e2eai.previous" not in tags
+    mlflow_e2eai.promote("net", second, alias="staging", gates=FAST)
+    tags = store.get_model_version("net", second).tags
+    assert [tags["e2eai.decision"], tags["e2eai.reason"]] == ["promoted", "every gate passed"]
+
+
+def odd_name(data):
+    for entry in data["evidence"]:
+        if entry["task"]:
+            entry["task"] = {"F1 (macro), 100 %//x": entry["task"]["accuracy"]}
+
+
+@pytest.mark.parametrize(("limit", "promoted"), [(0.5, True), (1.5, False)])
+def test_a_gate_reads_a_metric_whatever_characters_its_name_has(
+    store, good, tmp_path, limit, promoted
+):
+    version = register(altered(good, tmp_path, odd_name))
+    gates = {"gates": [{"metric": "task/F1 (macro), 100 %//x", "at_least": limit}]}
+    assert mlflow_e2eai.promote("net", version, gates=gates).promoted is promoted
+    run_id = store.get_model_version("net", version).tags["e2eai.decision_run"]
+    assert store.get_run(run_id).data.metrics["task/F1 _macro__ 100 _/_/x"] == 1
+
+
+def test_a_gate_on_an_odd_metric_that_was_not_measured_is_a_no(store, good):
+    gates = {"gates": [{"metric": "task/F1 (macro)", "at_least": 0.5}]}
+    decision = mlflow_e2eai.promote("net", register(good), gates=gates)
+    assert decision.reasons == ("task/F1 (macro): not measured, wanted at least 0.5",)
+
+
+def test_the_run_of_a_rejected_promotion_is_failed_and_says_so_in_its_name(store, good):
+    version = register(good)
+    gates = {"gates": [{"metric": "task/accuracy", "at_least": 2}]}
+    with mlflow.start_run() as parent:
+        mlflow_e2eai.promote("net", version, gates=gates)
+        assert mlflow.active_run().info.run_id == parent.info.run_id
+    run = store.get_run(store.get_model_version("net", version).tags["e2eai.decision_run"])
+    assert run.info.status == "FAILED"
+    assert run.info.run_name == f"REJECTED: promote net {version}"
+    assert store.get_run(parent.info.run_id).info.status == "FINISHED"
+
+
+@pytest.mark.parametrize(("given", "kept"), [("nightly 42", "nightly 42"), (None, "promote net 1")])
+def test_a_run_keeps_the_name_that_its_user_gave_it(store, good, monkeypatch, given, kept):
+    version = register(good)
+    experiment = mlflow.get_experiment_by_name("tests").experiment_id
+    run_id = store.create_run(experiment, run_name=given).info.run_id
+    monkeypatch.setenv("MLFLOW_RUN_ID", run_id)
+    mlflow_e2eai.promote("net", version)
+    assert store.get_run(run_id).info.run_name == kept
+
+
+def plain_version(store, name="net"):
+    """Register a PyTorch model that MLflow logged, and give it the alias."""
+    with mlflow.start_run():
+        info = mlflow.pytorch.log_model(
+            net(),
+            name="m",
+            registered_model_name=name,
+            input_example=features(),
+            pip_requirements=[],
+        )
+    store.set_registered_model_alias(name, "champion", info.registered_model_version)
+    return info
+
+
+def test_a_champion_that_is_a_plain_mlflow_model_is_named_and_nothing_is_made(store, good):
+    plain_version(store)
+    version = register(good)
+    runs = len(mlflow.search_runs())
+    with pytest.raises(ArtifactError, match=r"'champion' is held by version 1 of 'net', which is"):
+        mlflow_e2eai.promote("net", version)
+    assert len(mlflow.search_runs()) == runs
+    assert "e2eai.decision" not in store.get_model_version("net", version).tags
+
+
+def test_gates_that_compare_with_no_champion_need_none_that_can_be_read(store, good):
+    info = plain_version(store)
+    store.delete_logged_model(info.model_id)
+    version = register(good)
+    assert mlflow_e2eai.promote("net", version, gates=FAST).promoted
+    assert store.get_model_version("net", version).tags["e2eai.previous"] == "1"
+
+
+def model_id(store, version):
+    return store.get_model_version("net", version).source.removeprefix("models:/")
+
+
+def delete_model(store, champion):
+    store.delete_logged_model(model_id(store, champion))
+
+
+def delete_files(store, champion):
+    model = store.get_logged_model(model_id(store, champion))
+    shutil.rmtree(model.artifact_location.removeprefix("file://"))
+
+
+@pytest.mark.parametrize("gone", [delete_model, delete_files])
+def test_a_champion_that_is_gone_is_named_with_what_to_do(store, good, gone):
+    champion, version = register(good), register(good)
+    mlflow_e2eai.promote("net", champion, gates=FAST)
+    gone(store, champion)
+    with pytest.raises(E2EAIError, match=r"held by version 1 of 'net', which cannot be read") as e:
+        mlflow_e2eai.promote("net", version)
+    assert "delete_registered_model_alias('net', 'champion')" in str(e.value)
+    assert holder(store) == champion
+
+
+def test_a_champion_whose_version_was_deleted_is_none(store, good):
+    champion, version = register(good), register(good)
+    mlflow_e2eai.promote("net", champion, gates=FAST)
+    store.delete_model_version("net", champion)
+    assert mlflow_e2eai.promote("net", version).promoted
+
+
+def test_a_copy_of_a_version_is_promoted_though_its_origin_was_deleted(store, good):
+    register(good, "origin")
+    copied = store.copy_model_version("models:/origin/1", "net")
+    store.delete_registered_model("origin")
+    assert mlflow_e2eai.promote("net", copied.version).promoted
+
+
+def test_what_is_no_bundle_is_not_promoted_and_the_version_is_named(store):
+    plain_version(store)
+    with pytest.raises(ArtifactError, match=r"Version 1 of 'net' is no bundle of this package"):
+        mlflow_e2eai.promote("net", 1, alias="other")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"gates": [{"metric": "parity/measured", "at_least": 1}]},
+        {"gates": 1},
+        {"alias": "champion\n"},
+        {"alias": None},
+        {"alias": "latest"},
+        {"alias": "v1"},
+    ],
+)
+def test_gates_and_aliases_that_are_wrong_are_refused_before_there_is_a_run(store, good, wrong):
+    version = register(good)
+    runs = len(mlflow.search_runs())
+    with pytest.raises(InvalidInputError):
+        mlflow_e2eai.promote("net", version, **wrong)
+    with pytest.raises(TrackingError, match="no version 9 of 'net'"):
+        mlflow_e2eai.promote("net", 9)
+    assert len(mlflow.search_runs()) == runs

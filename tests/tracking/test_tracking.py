@@ -53,8 +53,7 @@ def test_every_stage_is_a_child_run_whose_inputs_and_outputs_are_the_models_it_r
         "evaluate onnxruntime-cpu/raw",
         "evaluate onnxruntime-cpu/fp32",
         "evaluate onnxruntime-cpu/fp16",
-        "evaluate tensorrt_rtx-sm86/fp32",
-        "evaluate tensorrt_rtx-sm86/fp16",
+        "not measured here",
         "package",
     }
     assert {stage.info.status for stage in stages.values()} == {"FINISHED"}
@@ -114,6 +113,64 @@ def test_metrics_sit_on_the_model_they_are_about_with_the_batch_size_as_step(sto
     assert values["task/accuracy"] >= 0.9
 
 
+def test_the_parent_sums_up_what_was_measured_for_the_table_of_runs(store):
+    module = net()
+    with mlflow.start_run() as run:
+        info = log(module, evaluation_data=labelled(module))
+    numbers = store.get_run(run.info.run_id).data.metrics
+    manifest = mlflow_e2eai.load_model(info.model_uri).manifest
+    assert (numbers["variants/passed"], numbers["variants/failed"]) == (3, 0)
+    assert numbers["variants/not_measured"] == 2
+    assert 0 < numbers["parity/max_abs_error"] < 1e-2
+    assert numbers["task/accuracy"] >= 0.9
+    times = {each.name: each.p50_ms for each in manifest.latency["opt"].variants}
+    assert {name: numbers[f"p50_ms/{name}"] for name in times} == pytest.approx(times)
+    shipped = [f"onnxruntime-cpu/{precision}" for precision in ("fp32", "fp16")]
+    assert numbers["fastest/p50_ms"] == pytest.approx(min(times[name] for name in shipped))
+    for name in shipped:
+        ratio = manifest.latency["opt"].ratio(name, "torch/fp32")
+        logged = [numbers.get(f"{word}/{name}") for word in ("ratio_low", "ratio", "ratio_high")]
+        known = math.isfinite(ratio.high)  # of a few rounds nothing is
+        assert logged == ([ratio.low, ratio.value, ratio.high] if known else [None] * 3)
+    stages = {"export", "clean", "convert", "compile", "evaluate"}
+    assert {f"seconds/{stage}" for stage in stages} <= set(numbers)
+    (bundle,) = mlflow.search_logged_models(filter_string="name = 'net'", output_format="list")
+    assert {metric.key for metric in bundle.metrics} >= {"variants/passed", "fastest/p50_ms"}
+
+
+def test_the_evaluation_data_is_a_dataset_of_the_run(store):
+    module = net()
+    with mlflow.start_run() as run:
+        log(module, targets=(), evaluation_data=labelled(module))
+    (entry,) = store.get_run(run.info.run_id).inputs.dataset_inputs
+    assert entry.dataset.name == "evaluation"
+    assert [(tag.key, tag.value) for tag in entry.tags] == [("mlflow.data.context", "evaluation")]
+    assert json.loads(entry.dataset.profile)["features_size"]["x"] > 0
+    with mlflow.start_run() as run:
+        log(module, targets=())
+    assert store.get_run(run.info.run_id).inputs.dataset_inputs == []
+
+
+def test_a_child_lasts_as_long_as_its_work(store):
+    with mlflow.start_run() as run:
+        log()
+    stages = children(store, store.get_run(run.info.run_id))
+    spans = {name: (one.info.start_time, one.info.end_time) for name, one in stages.items()}
+    whole, half = spans["evaluate torch/fp32"], spans["evaluate onnxruntime-cpu/fp16"]
+    assert whole[0] <= half[0] < half[1] <= whole[1]
+    # Nothing else was done between the last engine and the end of the evaluation.
+    assert whole[0] - spans["compile fp16 sm86"][1] < 1000
+    assert all(start <= end for start, end in spans.values())
+
+
+def test_the_median_of_each_size_has_a_name_of_its_own(store):
+    log()
+    (half,) = mlflow.search_logged_models(filter_string="name = 'net-fp16'", output_format="list")
+    by_name = {metric.key: metric.value for metric in half.metrics}
+    by_step = {m.step: m.value for m in half.metrics if m.key == "latency/p50_ms"}
+    assert {step: by_name[f"latency/p50_ms_at_{step}"] for step in by_step} == by_step
+
+
 def test_sizes_with_as_many_items_are_one_step_whose_latency_is_that_of_opt(store):
     image = Axis("W", min=4, opt=6, max=8)
     info = mlflow_e2eai.log_model(
@@ -142,10 +199,18 @@ def test_an_engine_that_cannot_run_here_is_built_and_not_measured_and_never_pass
     with mlflow.start_run() as run:
         log()
     stages = children(store, store.get_run(run.info.run_id))
-    tags = stages["evaluate tensorrt_rtx-sm86/fp16"].data.tags
+    tags = stages["not measured here"].data.tags
     assert tags["e2eai.measured"] == "false"
-    assert tags["e2eai.passed"] == "false"
     assert "no GPU" in tags["e2eai.reason"]
+    assert "e2eai.passed" not in tags
+    table = mlflow.artifacts.load_dict(
+        f"runs:/{stages['not measured here'].info.run_id}/not_measured.json"
+    )
+    assert [row[0] for row in table["data"]] == [
+        "tensorrt_rtx-sm86/fp32",
+        "tensorrt_rtx-sm86/fp16",
+    ]
+    assert all("no GPU" in row[1] for row in table["data"])
     (engine, *_) = mlflow.search_logged_models(
         filter_string="name = 'net-sm86-fp16'", output_format="list"
     )

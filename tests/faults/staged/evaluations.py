@@ -58,7 +58,7 @@ def evidence():
     example = {"x": rng.standard_normal((4, 6, 24), np.float32), "mask": np.ones((4, 6), bool)}
     with TemporaryDirectory() as folder:
         made = [_graph(Path(folder), name, changes) for name, changes in FAULTS.items()]
-        found, _ = evaluate(detector, made, [], example)
+        found, *_ = evaluate(detector, made, [], example)
     return {entry.variant: entry for entry in found}
 
 

@@ -1,0 +1,56 @@
+"""Ctrl-C and SIGTERM as exceptions, so that both close what is open and leave a reason."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from mlflow_e2eai.errors import without_secrets
+
+INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
+"""Exit codes of processes that Ctrl-C and SIGTERM ended, as shells have them."""
+
+
+class Termination(SystemExit):
+    """SIGTERM told the process to end: the end of a pod, ``scancel``, ``kill``.
+
+    Uncaught, it ends the process quietly with `TERMINATED`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(TERMINATED)
+
+    def __str__(self) -> str:
+        """The reason, for people."""
+        return "Ended by SIGTERM."
+
+
+@contextmanager
+def raised_on_sigterm() -> Iterator[None]:
+    """Raise `Termination` where SIGTERM comes in the block.
+
+    Only where the caller has no handler of its own, and on the main thread: Python allows no other.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+
+    def end(_number: int, _frame: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one would end the cleaning up
+        raise Termination
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def reason_of(error: BaseException) -> str:
+    """The message of an error without passwords and tokens; never empty."""
+    if isinstance(error, KeyboardInterrupt):
+        return "Interrupted by Ctrl-C."
+    return without_secrets(str(error)) or type(error).__name__
