@@ -168,7 +168,7 @@ def _server() -> Check:
     from mlflow_e2eai.tracking.server import address, check_server
 
     name, purpose = "tracking server", "logging, the registry, promotion"
-    uri = without_secrets(address())
+    uri = public_address(address())
     try:
         check_server()
     except E2EAIError:
@@ -186,8 +186,11 @@ def _settings() -> Iterator[Check]:
         yield Check(name="settings", state="ok", found=", ".join(names), purpose="MLflow")
 
 
-def without_secrets(uri: str) -> str:
-    """A URI without user, password and query, also where it is mistyped."""
+def public_address(uri: str) -> str:
+    """A URI without user, password and query, also where it is mistyped.
+
+    `errors.without_secrets` keeps the user and the query, which an issue report need not have.
+    """
     bare = uri.partition("?")[0].partition("#")[0]
     if "@" not in bare:
         return bare

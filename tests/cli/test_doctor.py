@@ -10,7 +10,7 @@ import pytest
 
 from mlflow_e2eai.artifacts import machine
 from mlflow_e2eai.cli import doctor, main
-from mlflow_e2eai.cli.doctor import diagnose, without_secrets
+from mlflow_e2eai.cli.doctor import diagnose, public_address
 from mlflow_e2eai.errors import MissingDependencyError
 
 pytestmark = pytest.mark.usefixtures("isolated")
@@ -108,8 +108,8 @@ def test_a_server_that_does_not_respond_is_named_without_its_password(monkeypatc
         ("sqlite:///mlflow.db", "sqlite:///mlflow.db"),
     ],
 )
-def test_a_uri_is_shown_without_secrets_also_where_it_is_mistyped(uri, shown):
-    assert without_secrets(uri) == shown
+def test_a_uri_is_shown_public_address_also_where_it_is_mistyped(uri, shown):
+    assert public_address(uri) == shown
 
 
 def test_the_diagnosis_is_data_too(capsys):
