@@ -13,7 +13,7 @@ from mlflow_e2eai._version import __version__
 from mlflow_e2eai.artifacts import machine
 from mlflow_e2eai.artifacts.files import Summary, Table
 from mlflow_e2eai.engine.backends import BACKENDS, Backend, lists_capabilities, load
-from mlflow_e2eai.errors import E2EAIError, MissingDependencyError, brief
+from mlflow_e2eai.errors import E2EAIError, MissingDependencyError, brief, without_secrets
 
 State: TypeAlias = Literal["ok", "missing", "broken"]
 
@@ -189,10 +189,10 @@ def _settings() -> Iterator[Check]:
 def public_address(uri: str) -> str:
     """A URI without user, password and query, also where it is mistyped.
 
-    `errors.without_secrets` keeps the user and the query, which an issue report need not have.
+    `errors.without_secrets` keeps the query, which an issue report need not have.
     """
     bare = uri.partition("?")[0].partition("#")[0]
     if "@" not in bare:
-        return bare
+        return without_secrets(bare)
     scheme = bare.partition("://")[0] + "://" if "://" in bare else ""
     return scheme + bare.rpartition("@")[2]

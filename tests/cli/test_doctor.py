@@ -102,6 +102,7 @@ def test_a_server_that_does_not_respond_is_named_without_its_password(monkeypatc
         ("https://user:pass@host/path", "https://host/path"),
         ("https://user:p@ss/word@host", "https://host"),
         ("user:pass@host:5000", "host:5000"),
+        ("http://bob:s3cret/path", "http://***/path"),
         ("http//user:pass@host", "host"),
         ("postgresql://u:p@db/mlflow?password=p", "postgresql://db/mlflow"),
         ("https://host#token", "https://host"),
