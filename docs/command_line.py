@@ -19,7 +19,7 @@ HEAD = """# Command line
 
 The console command `mlflow_e2eai`, also `python -m mlflow_e2eai`, has a verb for each entry point of the MLflow project and a few more. An entry point takes the same options as parameters: `mlflow run . -e export -P opset=17`. Exit codes: 0 done, 1 error, 3 rejected by a gate, 130 and 143 after Ctrl-C and SIGTERM; `mlflow run` reports all but 0 as a failed run.
 
-Results, such as a model's URI, are printed on standard output; progress and errors on standard error.
+Results, such as a model's URI, are printed on standard output; progress and errors on standard error. `--json` prints them as data: `mlflow_e2eai promote --json | jq .gates`.
 """
 
 

@@ -6,5 +6,6 @@ arguments   the options of the verbs
 types       options as click's
 results     results as lines
 clean_verb  `clean` of a model or of a file
+doctor      what this machine can do
 show        a graph in Netron
 """

@@ -64,9 +64,11 @@ class VerbCommand(click.Command):
 
     def call(self, **arguments: Any) -> int:
         """Call the verb's function and print its result."""
+        as_json = arguments.get("json", False)
         with prepare(self.verb, arguments):
             result = load(self.verb.function)(**arguments)
-            code: int = load(self.verb.printer)(result, arguments)
+            printer = "cli.results:print_json" if as_json else self.verb.printer
+            code: int = load(printer)(result, arguments)
         return code
 
 
@@ -84,6 +86,8 @@ def _params(verb: Verb) -> list[click.Parameter]:
         if option.name == "model_uri":
             params.append(click.Argument(["positional"], required=False, metavar="[URI]"))
     flags = {"verbose": "Print details, and what libraries warn of.", "quiet": "Print the result."}
+    if verb.printer != "cli.results:print_nothing":
+        flags["json"] = "Print the result as JSON."
     return params + [
         click.Option([f"--{name}", f"-{name[0]}"], is_flag=True, help=text)
         for name, text in flags.items()
@@ -198,6 +202,7 @@ def prepare(verb: Verb, arguments: dict[str, Any]) -> Iterator[None]:
 
     level = {"verbose": logging.DEBUG, "quiet": logging.WARNING}
     chosen = [level[name] for name in level if arguments.pop(name)]
+    arguments.pop("json", None)  # of the printer, not of the function
     allowed = arguments.get("allow_native", ())
     if verb.takes:
         arguments.pop("allow_native", None)  # of the block, not of the function

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mlflow_e2eai import bundle
+from mlflow_e2eai.bundle.rows import rows_of
+from mlflow_e2eai.cli.doctor import Diagnosis
 from mlflow_e2eai.cli.main import DONE, REJECTED
 from mlflow_e2eai.evaluation.bisection.search import Bisection
 from mlflow_e2eai.evaluation.evidence import Evidence, MachineEvidence, machine_name
@@ -59,14 +62,18 @@ def print_bundle(info: Any, arguments: Arguments) -> int:
     """
     from mlflow_e2eai.report.text import table
 
-    with tempfile.TemporaryDirectory() as folder:
-        files = ModelFiles(info.model_uri, folder)
-        files.fetch(f"{bundle.FOLDER}/{bundle.MANIFEST}")
-        print(table(bundle.read(files.directory / bundle.FOLDER)))
+    print(table(_manifest_of(info.model_uri)))
     if info.registered_model_version is not None:
         print(f"models:/{arguments['registered_model_name']}/{info.registered_model_version}")
     print(info.model_uri)
     return DONE
+
+
+def _manifest_of(model_uri: str) -> bundle.Manifest:
+    with tempfile.TemporaryDirectory() as folder:
+        files = ModelFiles(model_uri, folder)
+        files.fetch(f"{bundle.FOLDER}/{bundle.MANIFEST}")
+        return bundle.read(files.directory / bundle.FOLDER)
 
 
 def print_decision(decision: Decision, arguments: Arguments) -> int:
@@ -101,6 +108,87 @@ def print_buckets(sizes: Iterable[int], _: Arguments) -> int:
     """Print sizes as ``dynamic_axes`` takes them after ``@``."""
     print("+".join(map(str, sizes)))
     return DONE
+
+
+def print_diagnosis(diagnosis: Diagnosis, _: Arguments) -> int:
+    """Print a line for each thing that this machine has or lacks, and below it how to get it."""
+    print(f"mlflow_e2eai {diagnosis.package} on {diagnosis.system}")
+    width = max(len(check.name) for check in diagnosis.checks)
+    for check in diagnosis.checks:
+        lacking = "" if check.state == "ok" else f", for {check.purpose}"
+        print(f"{check.state:8} {check.name:{width}}  {check.found}{lacking}")
+        if check.command is not None:
+            print(f"{'':9}{'':{width}}  {check.command}")
+    return DONE
+
+
+def print_json(result: Any, arguments: Arguments) -> int:
+    """Print the result of any verb as JSON; numbers that JSON lacks are null.
+
+    Returns:
+        `REJECTED` for a decision that did not promote.
+    """
+    from pydantic_core import to_json
+
+    print(to_json(_data(result, arguments), indent=2, inf_nan_mode="null").decode())
+    rejected = isinstance(result, Decision) and not result.promoted
+    return REJECTED if rejected else DONE
+
+
+def _data(  # noqa: PLR0911 - one for each kind of result
+    result: Any, arguments: Arguments
+) -> dict[str, Any]:
+    """The result as names and plain values."""
+    match result:
+        case Decision():
+            about = {key: arguments[key] for key in ("name", "version", "alias")}
+            verdicts = [dataclasses.asdict(verdict) for verdict in result.verdicts]
+            return {
+                **about,
+                "promoted": result.promoted,
+                "reasons": result.reasons,
+                "gates": verdicts,
+            }
+        case Diagnosis():
+            return dataclasses.asdict(result)
+        case (Bisection() as bisection, str() as uri):
+            return {**dataclasses.asdict(bisection), "uri": uri if bisection.nodes else None}
+        case [MachineEvidence(), *_]:
+            return {"machines": [_evidence_data(machine) for machine in result]}
+        case str():
+            return {"models": [f"models:/{result}"]}
+        case [str(), *_]:
+            return {"models": [f"models:/{model_id}" for model_id in result]}
+        case [Path(), *_]:
+            return {"paths": [str(path) for path in result]}
+        case [int(), *_]:
+            return {"buckets": list(result)}
+    manifest = _manifest_of(result.model_uri)  # MLflow's ModelInfo of a bundle
+    return {
+        "model_uri": result.model_uri,
+        "name": arguments["registered_model_name"],
+        "version": result.registered_model_version,
+        "variants": [dataclasses.asdict(row) for row in rows_of(manifest)],
+    }
+
+
+def _evidence_data(machine: MachineEvidence) -> dict[str, Any]:
+    return {
+        "machine": machine_name(machine.environment),
+        "environment": dict(machine.environment),
+        "variants": [
+            {
+                "variant": entry.variant,
+                "outcome": entry.outcome,
+                "reason": entry.reason,
+                "findings": entry.findings,
+                "lost_at": entry.lost_at,
+                "max_abs_error": {k: each.max_abs_error for k, each in entry.parity.items()},
+                "task": dict(entry.task),
+            }
+            for entry in machine.evidence
+        ],
+    }
 
 
 def print_nothing(_result: object, _: Arguments) -> int:

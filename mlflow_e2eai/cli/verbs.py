@@ -160,6 +160,13 @@ VERBS = {
             example="1,8:120,32:5 --count 3",
         ),
         Verb(
+            name="doctor",
+            summary="Show what this machine can do, and how to install what is missing.",
+            function="cli.doctor:diagnose",
+            printer="cli.results:print_diagnosis",
+            example="--json",
+        ),
+        Verb(
             name="show",
             summary="Open a model's graph in Netron, until Ctrl-C.",
             function="cli.show:show",
@@ -172,5 +179,5 @@ VERBS = {
 }
 """The verbs by name."""
 
-CONSOLE_ONLY = {"export-triton", "choose-buckets", "show"}
+CONSOLE_ONLY = {"export-triton", "choose-buckets", "doctor", "show"}
 """Verbs that are for the machine of the caller, and no entry points of MLproject."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mlflow_e2eai.artifacts.names import FreshNames, names_of
-from mlflow_e2eai.errors import SurgeryError, suggestion
+from mlflow_e2eai.errors import SurgeryError, nearest
 from mlflow_e2eai.surgery.interface import changes, converts_input, fixes_axis, numbers, renames
 from mlflow_e2eai.surgery.mapping import along
 
@@ -101,7 +101,7 @@ def convert_input(
     if name not in by_name and to in by_name:
         return 0
     if name not in by_name:
-        msg = f"There is no input {name!r} to convert; {suggestion(name, sorted(by_name))}"
+        msg = f"There is no input {name!r} to convert; the inputs are {_known(name, by_name)}"
         raise SurgeryError(msg)
     if to in names_of(graph):
         msg = f"Input {name!r} cannot be converted to {to!r}: that name is taken; take another."
@@ -178,7 +178,7 @@ def _rename(tensors: list[gs.Tensor], names: Mapping[str, str], taken: set[str],
         if old not in by_name and new in by_name:
             continue
         if old not in by_name:
-            msg = f"There is no {kind} {old!r} to rename; {suggestion(old, sorted(by_name))}"
+            msg = f"There is no {kind} {old!r} to rename; the {kind}s are {_known(old, by_name)}"
             raise SurgeryError(msg)
         if new in taken:
             msg = f"{kind.capitalize()} {old!r} cannot be named {new!r}: that name is taken."
@@ -189,12 +189,18 @@ def _rename(tensors: list[gs.Tensor], names: Mapping[str, str], taken: set[str],
     return edits
 
 
+def _known(word: str, names: Collection[str]) -> str:
+    """The end of a message about an unknown name: all names, and the nearest."""
+    near = nearest(word, names)
+    return f"{sorted(names)}.{f' Did you mean {near!r}?' if near else ''}"
+
+
 def _rename_axis(graph: gs.Graph, old: str, new: str) -> int:
     axes = {size for tensor in graph.inputs for size in tensor.shape if isinstance(size, str)}
     if old not in axes and new in axes:
         return 0
     if old not in axes:
-        msg = f"There is no axis {old!r} to rename; {suggestion(old, sorted(axes))}"
+        msg = f"There is no axis {old!r} to rename; the axes are {_known(old, axes)}"
         raise SurgeryError(msg)
     named = {size for tensor in _tensors(graph) for size in tensor.shape or ()}
     if new in named:

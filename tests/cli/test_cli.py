@@ -229,6 +229,35 @@ def test_the_help_of_a_verb_has_an_example_that_can_be_read_and_every_default(ve
     assert said(capsys)[0] == out
 
 
+def test_results_are_data_with_json(version, capsys):
+    def data(words, code=main.DONE):
+        assert main.main([*words.split(), "--json"]) == code
+        return json.loads(said(capsys)[0])
+
+    (cleaned,) = data("export models:/net/1")["models"]
+    (half,) = data(f"convert {data(f'clean {cleaned}')['models'][0]}")["models"]
+    (machine,) = data(f"evaluate {half} --evidence quick")["machines"]
+    assert {each["variant"]: each["outcome"] for each in machine["variants"]} == {
+        "torch/fp32": "reference",
+        "onnxruntime-cpu/fp16": "passed",
+    }
+    decision = data("promote --name net --version 1")
+    assert (decision["promoted"], decision["version"]) == (True, 1)
+    assert all(gate["passed"] for gate in decision["gates"])
+    assert data("choose-buckets 1,8:120,32:5 --count 2") == {"buckets": [8, 32]}
+
+
+def test_a_rejection_as_data_has_its_reasons_and_its_exit_code(version, capsys, tmp_path):
+    gates = tmp_path / "gates.yaml"
+    gates.write_text("gates: [{metric: parity/measured, at_least: 99}]")
+    words = ["promote", "--name", "net", "--version", "1", "--gates", str(gates), "--json"]
+
+    assert main.main(words) == main.REJECTED
+    data = json.loads(said(capsys)[0])
+    assert data["promoted"] is False
+    assert data["reasons"] == ["parity/measured: found 1, wanted at least 99"]
+
+
 def test_a_model_is_given_by_its_option_or_without_one(capsys, store):
     """Both fail at the same place, which is after the words were read."""
     for words in (["export", "models:/m/1"], ["export", "--model-uri", "models:/m/1"]):
