@@ -492,11 +492,15 @@ def test_a_graph_that_says_a_precision_and_computes_in_fp32_is_refused(precision
 
 
 def builders():
-    """Processes that this one has started to work in."""
-    for task in Path("/proc/self/task").iterdir():
-        for pid in (task / "children").read_text().split():
-            if b"fork_server" in Path("/proc", pid, "cmdline").read_bytes():
-                yield int(pid)
+    """Processes that work for this one: children of its fork server."""
+    for server in children_of("self"):
+        if b"fork_server" in Path("/proc", server, "cmdline").read_bytes():
+            yield from map(int, children_of(server))
+
+
+def children_of(process):
+    for task in Path("/proc", process, "task").iterdir():
+        yield from (task / "children").read_text().split()
 
 
 def struck(sign):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from unittest import mock
 
 import torch
@@ -12,9 +12,11 @@ from torch import nn
 
 import mlflow_e2eai
 from mlflow_e2eai import Axis
-from mlflow_e2eai.evaluation import examination, stage
+from mlflow_e2eai.evaluation import stage
 from mlflow_e2eai.parity.samples import profile_samples
 from mlflow_e2eai.pytorch.runner import torch_runner
+
+_UNTIMED = replace(stage.EFFORTS["standard"], load_s=0.0)
 
 N = Axis("N", min=1, opt=3, max=8)
 T = Axis("T", min=2, opt=6, max=16)
@@ -92,7 +94,7 @@ def alarms(model, seed, folder):
         with (
             # Time is not on trial here.
             mock.patch.object(stage, "_measure_latency", return_value={}),
-            mock.patch.object(examination, "LOAD_S", 0.001),
+            mock.patch.object(stage, "EFFORTS", {"standard": _UNTIMED}),
             torch_runner(module, inputs=list(example), outputs=outputs) as reference,
         ):
             evidence, *_ = stage.evaluate(reference, graphs, [], arrays, raw=raw)

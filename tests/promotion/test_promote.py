@@ -269,6 +269,7 @@ def test_a_latency_ratio_that_was_measured_on_a_busy_machine_does_not_pass(
     slow = slow_version()
     # However fast it is: no share of a processor is above 1, so that all of them are too small.
     monkeypatch.setattr("mlflow_e2eai.latency.cpu.LEAST_SHARE", 1.1)
+    monkeypatch.setattr("mlflow_e2eai.latency.findings.OTHERS_SHARE", 0.0)
     gates = {"gates": [{"metric": "champion/latency_ratio", "at_most": 1e9}]}
     decision = mlflow_e2eai.promote("net", slow, gates=gates)
 
