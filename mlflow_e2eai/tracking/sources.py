@@ -198,12 +198,14 @@ def _companions(
     if operators:
         custom.save(operators, folder / _OPERATORS)
     if evaluation is not None:
-        _save_evaluation(evaluation, folder / _EVALUATION, run_id)
+        whole = _save_evaluation(evaluation, folder / _EVALUATION)
+        if whole is not None:
+            _log_dataset(*whole, run_id)
     return [str(path) for path in sorted(folder.iterdir())]
 
 
-def _save_evaluation(evaluation: EvaluationData, path: Path, run_id: str) -> None:
-    """Save evaluation data, all or none, and name them on the run as MLflow names datasets.
+def _save_evaluation(evaluation: EvaluationData, path: Path) -> tuple[Tensors, Array | None] | None:
+    """Save evaluation data, all or none; returns them.
 
     Labels are saved where they are `accuracy`'s: any other metric is code, which is not saved, and
     labels are useless without it.
@@ -216,13 +218,13 @@ def _save_evaluation(evaluation: EvaluationData, path: Path, run_id: str) -> Non
             "the profile only.",
             _MAX_EVALUATION_BYTES >> 20,
         )
-        return
+        return None
     inputs, labels = whole
     arrays = {f"inputs/{name}": array for name, array in inputs.items()}
     if labels is not None and dict(evaluation.metrics) == {"accuracy": accuracy}:
         arrays["labels"] = labels
     save_arrays(path, arrays)
-    _log_dataset(inputs, labels, run_id)
+    return whole
 
 
 def _log_dataset(inputs: Tensors, labels: Array | None, run_id: str) -> None:
