@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import functools
+import logging
 import tempfile
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mlflow_e2eai.artifacts.files import from_json, to_json
 from mlflow_e2eai.bundle.manifest import Manifest
+from mlflow_e2eai.errors import brief
 from mlflow_e2eai.evaluation.gates import Decision
 from mlflow_e2eai.report.facts import (
     Origin,
@@ -24,11 +27,17 @@ from mlflow_e2eai.report.facts import (
 )
 from mlflow_e2eai.report.page import html
 from mlflow_e2eai.report.plots import plots
+from mlflow_e2eai.tracking.lineage import REPORT, tag_model
 from mlflow_e2eai.tracking.metric_names import metric_name
 from mlflow_e2eai.tracking.metrics import log_metrics
 from mlflow_e2eai.tracking.mlflow_recorder import MlflowRecorder
 from mlflow_e2eai.tracking.runs import report_folder
 from mlflow_e2eai.tracking.server import address
+
+if TYPE_CHECKING:
+    from mlflow.entities import LoggedModel
+
+_log = logging.getLogger(__name__)
 
 
 def log_report(
@@ -40,7 +49,7 @@ def log_report(
     version: int | str | None,
     model_id: str,
     stages: MlflowRecorder | None = None,
-) -> None:
+) -> str:
     """Write ``report.html`` and the plots on a run, and before a decision the summary's metrics.
 
     The evidence of other machines is in ``report-2.html`` and so on. Where the run has the report
@@ -54,6 +63,9 @@ def log_report(
         version: Its version, where it is registered.
         model_id: LoggedModel of the bundle.
         stages: The recorder of the stages, which knows the models of the files and its times.
+
+    Returns:
+        The page.
     """
     from mlflow import MlflowClient
 
@@ -79,9 +91,32 @@ def log_report(
         where = report_folder(run_id, "report.html", name)
         client.log_artifacts(run_id, folder, where.rstrip("/") or None)
     if decision is None:
+        tag_model(model_id, {REPORT: f"{where}report.html"})
         seconds = {} if stages is None else stages.seconds
         times = {f"seconds/{stage}": value for stage, value in seconds.items()}
         log_metrics({**summary_metrics(manifest), **times}, run_id=run_id, model_id=model_id)
+    return pages["report.html"]
+
+
+def replace_report(model: LoggedModel, page: str) -> None:
+    """Put the page of a decision in the place of the report that the model was logged with.
+
+    It is the page that people open. Where the run is gone, or the user may not change it, the
+    page of the decision's own run is the only one, which a warning says.
+    """
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    if (path := model.tags.get(REPORT)) is None or not model.source_run_id:
+        return
+    try:
+        MlflowClient().log_text(model.source_run_id, page, path)
+    except (MlflowException, OSError) as error:
+        _log.warning(
+            "The report of run %s does not show the decision, as it cannot be written: %s",
+            model.source_run_id,
+            brief(error),
+        )
 
 
 def summary_metrics(manifest: Manifest) -> dict[str, float]:

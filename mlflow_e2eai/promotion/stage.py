@@ -31,7 +31,7 @@ from mlflow_e2eai.evaluation.gates import (
 )
 from mlflow_e2eai.latency.measure import BUDGET_S, items_of
 from mlflow_e2eai.parity.samples import profile_samples
-from mlflow_e2eai.pipeline.publish import log_report
+from mlflow_e2eai.pipeline.publish import log_report, replace_report
 from mlflow_e2eai.promotion.contenders import (
     as_challenger,
     as_champion,
@@ -138,7 +138,7 @@ def promote(
             measured = models[0].model_id if models[0].model_id in linked else None
             tracking.log_metrics(logged, run_id=run_id, model_id=measured)
             MlflowClient().log_text(run_id, to_json(decision), "decision.json")
-            log_report(
+            page = log_report(
                 manifest,
                 decision,
                 run_id=run_id,
@@ -147,6 +147,7 @@ def promote(
                 model_id=models[0].model_id,
             )
             _apply_decision(decision, challenger, champion, alias=alias, run_id=run_id)
+            replace_report(models[0], page)
             if not decision.promoted:
                 tracking.fail_run(run_id, title, f"REJECTED: {title}")
         passed = sum(verdict.passed for verdict in decision.verdicts)

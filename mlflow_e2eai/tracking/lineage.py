@@ -42,6 +42,9 @@ PARENT_RUN = "mlflow.parentRunId"
 ERROR = "e2eai.error"
 """Tag: why it failed."""
 
+REPORT = "e2eai.report"
+"""Tag of a bundle's model: where its report is in its run."""
+
 ARTIFACT = "artifact.json"
 """File of a stage's model that holds its artifact."""
 

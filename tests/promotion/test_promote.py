@@ -465,6 +465,21 @@ def test_a_gate_on_an_odd_metric_that_was_not_measured_is_a_no(store, good):
     assert decision.reasons == ("task/F1 (macro): not measured, wanted at least 0.5",)
 
 
+def test_the_report_that_a_model_was_logged_with_becomes_that_of_the_decision(store, good):
+    with mlflow.start_run() as run:
+        mlflow_e2eai.log_model(good, "net", registered_model_name="net")
+
+    def text():
+        return mlflow.artifacts.load_text(f"runs:/{run.info.run_id}/report.html")
+
+    assert "Not decided yet" in text()
+    assert mlflow_e2eai.promote("net", 1).promoted
+    assert "Not decided yet" not in text()
+    assert "Promoted" in text()
+    store.delete_run(run.info.run_id)
+    assert mlflow_e2eai.promote("net", 1).promoted  # whose page nobody sees any more
+
+
 def test_the_run_of_a_rejected_promotion_is_failed_and_says_so_in_its_name(store, good):
     version = register(good)
     gates = {"gates": [{"metric": "task/accuracy", "at_least": 2}]}
