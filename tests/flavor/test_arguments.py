@@ -142,7 +142,7 @@ WRONG_DESCRIPTIONS: list[dict[str, object]] = [
     {"code_paths": ["/nope.py"]},
     {"code_paths": "code.py"},
     {"extra_files": ["/nope.txt"]},
-    {"metadata": {"a": object()}},
+    {"metadata": {"a": print}},
     {"signature": "x"},
 ]
 
