@@ -647,7 +647,7 @@ def test_an_output_may_have_a_tolerance_of_its_own():
 
 
 def test_an_unknown_precision_is_refused():
-    with pytest.raises(InvalidInputError, match="no tolerance for 'fp12'"):
+    with pytest.raises(InvalidInputError, match="The precision is 'fp12', but one of fp32"):
         compare(identity, identity, [{"x": X}], precision="fp12")
 
 

@@ -257,7 +257,7 @@ def test_fp32_is_the_graph_itself_and_writes_nothing(graph, out):
     assert not out.exists()
 
 
-@pytest.mark.parametrize("precision", ["fp12", "FP16", ""])
+@pytest.mark.parametrize("precision", ["fp12", "FP12", ""])
 def test_an_unknown_precision_is_refused_with_the_choices(precision, graph, out):
     with pytest.raises(InvalidInputError, match=", ".join(PRECISIONS)):
         convert(graph(TWO_LAYERS), precision, out=out)
