@@ -465,6 +465,17 @@ def test_a_gate_on_an_odd_metric_that_was_not_measured_is_a_no(store, good):
     assert decision.reasons == ("task/F1 (macro): not measured, wanted at least 0.5",)
 
 
+def make_quick(data):
+    data["level"] = "quick"
+
+
+def test_quick_evidence_is_not_promoted_by_the_shipped_gates(store, good, tmp_path):
+    decision = mlflow_e2eai.promote("net", register(altered(good, tmp_path, make_quick)))
+    assert [verdict.metric for verdict in decision.verdicts if not verdict.passed] == [
+        "evidence/quick"
+    ]
+
+
 def test_the_report_that_a_model_was_logged_with_becomes_that_of_the_decision(store, good):
     with mlflow.start_run() as run:
         mlflow_e2eai.log_model(good, "net", registered_model_name="net")
