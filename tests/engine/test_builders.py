@@ -57,7 +57,7 @@ def test_one_that_is_killed_while_it_has_nothing_to_do_is_replaced(kept, tmp_pat
     graph = graph_in(tmp_path, onnx.parser.parse_model(TEXT.replace("SCALE", "1")))
     first = kept()
     os.kill(first, signal.SIGKILL)
-    os.waitid(os.P_PID, first, os.WEXITED | os.WNOWAIT)
+    engine_stage._reused[0]._process.wait()
     compile(graph, "sm86", out=tmp_path / "one.engine")
     assert kept() != first
 

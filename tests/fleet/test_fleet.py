@@ -47,7 +47,9 @@ def test_a_job_is_a_plain_value():
 
 
 def test_a_fleet_that_there_is_not_is_refused(store):
-    with pytest.raises(InvalidInputError, match="executor is 'slurm', but one of local, ray"):
+    with pytest.raises(
+        InvalidInputError, match="There is no executor 'slurm'; there are local, ray"
+    ):
         fleet.run([], executor="slurm")
     with pytest.raises(InvalidInputError, match="workers is 0, but at least 1"):
         fleet.run([], workers=0)

@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import mlflow
@@ -66,20 +66,37 @@ def descendants(pid):
 
 
 def workers():
-    """Processes of the fleet that this process, or a cluster that it began, is waiting for."""
-    return [p for p, words in descendants(os.getpid()).items() if b"runtime.worker" in words]
+    """Processes of the fleet that this process, or a cluster that it began, is waiting for.
+
+    They are forks of a server, and have its command line: the second, the fourth in a row of them.
+    """
+    forks = {p for p, words in descendants(os.getpid()).items() if b"fork_server" in words}
+
+    def depth(pid):
+        return 1 + depth(parent_of(pid)) if pid in forks else 0
+
+    found = []
+    for pid in forks:
+        with suppress(OSError):  # it has ended meanwhile
+            found += [pid] if depth(pid) % 2 == 0 else []
+    return found
+
+
+def owner_of(pid):
+    """The process that a worker works for: the parent of its server."""
+    return parent_of(parent_of(pid))
 
 
 def evaluators():
     """Processes of the fleet that have a runner in a process of its own."""
     known = workers()
-    return [pid for pid in known if pid in map(parent_of, known)]
+    return [pid for pid in known if pid in map(owner_of, known)]
 
 
 def busy_builders():
     """Processes that build an engine, once they have been busy for longer than imports take."""
     known = workers()
-    began = {pid: cpu_s(pid) for pid in known if parent_of(pid) in known}
+    began = {pid: cpu_s(pid) for pid in known if owner_of(pid) in known}
     busy, deadline = [], time.monotonic() + 30
     while began and not busy and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -89,7 +106,7 @@ def busy_builders():
 
 def busy_workers():
     """Processes of the fleet whose builder is busy."""
-    return [parent_of(pid) for pid in busy_builders()]
+    return [owner_of(pid) for pid in busy_builders()]
 
 
 def cpu_s(pid):

@@ -164,9 +164,9 @@ def test_sigterm_and_ctrl_c_end_alike(store, tmp_path, number, code, reason):
         with sqlite3.connect(tmp_path / "mlflow.db") as database:
             return database.execute(f"SELECT run_uuid FROM runs WHERE {where}").fetchall()  # noqa: S608 - of this test
 
-    before = len(runs("name LIKE 'evaluate%'"))
-    while process.poll() is None and len(runs("name LIKE 'evaluate%'")) == before:
-        time.sleep(0.2)
+    before = len(runs("name LIKE 'clean%'"))
+    while process.poll() is None and len(runs("name LIKE 'clean%'")) == before:
+        time.sleep(0.02)
     assert process.poll() is None, process.stderr.read()
     process.send_signal(number)
     _, stderr = process.communicate(timeout=60)
