@@ -320,14 +320,14 @@ def evaluate_on(
         ]
         evidence = decide_quantized(evidence, latency, files, quantized_gates())
         line.extend(summarize_evidence(evidence))
-    elsewhere = {entry.variant: entry for entry in evidence if not entry.measured}
+    elsewhere = [entry for entry in evidence if not entry.measured]
     for entry in evidence:
         if entry.measured:
             name, inputs = f"evaluate {entry.variant}", [entry.sha256] if entry.sha256 else []
             with recorder.stage(name, inputs=inputs, span=spans.get(entry.variant)) as log:
                 log(Measurement(evidence=entry, latency=latency))
     if elsewhere:
-        inputs = [entry.sha256 for entry in elsewhere.values() if entry.sha256]
+        inputs = [entry.sha256 for entry in elsewhere if entry.sha256]
         with recorder.stage("not measured here", inputs=inputs) as log:
-            log(NotMeasured(evidence=tuple(elsewhere.values())))
+            log(NotMeasured(evidence=tuple(elsewhere)))
     return evidence, latency

@@ -5,9 +5,8 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-import torch
 from small_manifest import full
-from small_models import AXES, features, net
+from small_models import AXES, RoundedAway, features, net
 
 import mlflow_e2eai
 from mlflow_e2eai.bundle.manifest import read
@@ -16,18 +15,6 @@ from mlflow_e2eai.evaluation.effort import EFFORTS
 from mlflow_e2eai.report.page import html
 
 CPU, HALF, RAW = "onnxruntime-cpu/fp32", "onnxruntime-cpu/fp16", "onnxruntime-cpu/raw"
-
-
-class RoundedAway(torch.nn.Module):
-    """A difference of two weights that fp16 rounds to the same number."""
-
-    def __init__(self):
-        super().__init__()
-        self.register_buffer("one", torch.full((8,), 1.0))
-        self.register_buffer("nearly", torch.full((8,), 1.0001))
-
-    def forward(self, x):
-        return x * self.nearly - x * self.one
 
 
 def saved(module, place, level):

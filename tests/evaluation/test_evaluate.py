@@ -11,7 +11,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from small_models import AXES, N, features, labelled, net
+from small_models import AXES, N, RoundedAway, features, labelled, net
 
 import mlflow_e2eai
 from mlflow_e2eai.artifacts.values import EngineArtifact, OnnxArtifact, Target, TensorSpec
@@ -21,18 +21,6 @@ from mlflow_e2eai.evaluation.evidence import Evidence
 from mlflow_e2eai.evaluation.stage import lost_at
 from mlflow_e2eai.evaluation.variants import open_variant, variants_of
 from mlflow_e2eai.parity.report import Finding, ParityReport
-
-
-class RoundedAway(torch.nn.Module):
-    """A difference of two weights that fp16 rounds to the same number."""
-
-    def __init__(self):
-        super().__init__()
-        self.register_buffer("one", torch.full((8,), 1.0))
-        self.register_buffer("nearly", torch.full((8,), 1.0001))
-
-    def forward(self, x):
-        return x * self.nearly - x * self.one
 
 
 def saved(module, place, **options):

@@ -237,24 +237,29 @@ def test_with_nothing_logged_a_step_says_what_to_do_first(refused_run):
     )
 
 
-def test_a_store_that_is_relative_to_another_folder_is_named(folder, tmp_path):
+def evaluate_in(project, folder, **settings):
+    """Run the step `evaluate` of a checkout from a folder, which may fail."""
     environment = {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "MLFLOW_TRACKING_URI": "sqlite:///elsewhere.db",
         "MLFLOW_DISABLE_TELEMETRY": "true",
+        **settings,
     }
     for name in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID"):
         environment.pop(name, None)
-    done = subprocess.run(
-        ["mlflow", "run", str(ROOT), "--env-manager", "local", "-e", "evaluate"],
-        cwd=tmp_path,
+    return subprocess.run(
+        ["mlflow", "run", str(project), "--env-manager", "local", "-e", "evaluate"],
+        cwd=folder,
         env=environment,
         capture_output=True,
         text=True,
         check=False,
         timeout=300,
     )
+
+
+def test_a_store_that_is_relative_to_another_folder_is_named(folder, tmp_path):
+    done = evaluate_in(ROOT, tmp_path, MLFLOW_TRACKING_URI="sqlite:///elsewhere.db")
     (sentence,) = [line for line in done.stderr.splitlines() if line.startswith("mlflow_e2eai:")]
     assert "sqlite:///elsewhere.db, which is relative" in sentence
     assert not (ROOT / "elsewhere.db").exists()
@@ -270,22 +275,6 @@ def test_a_checkout_runs_its_own_code_in_an_environment_that_is_anothers(folder,
         copy(source, package / name)
     version = package / "mlflow_e2eai" / "_version.py"
     version.write_text(version.read_text() + 'raise SystemExit("the other checkout")\n')
-    environment = {
-        **os.environ,
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "PYTHONPATH": str(ROOT),
-        "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-    }
-    for name in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID"):
-        environment.pop(name, None)
-    done = subprocess.run(
-        ["mlflow", "run", str(package), "--env-manager", "local", "-e", "evaluate"],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
+    store = f"sqlite:///{folder}/mlflow.db"
+    done = evaluate_in(package, folder, MLFLOW_TRACKING_URI=store, PYTHONPATH=str(ROOT))
     assert "the other checkout" in done.stderr

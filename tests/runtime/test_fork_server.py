@@ -13,14 +13,11 @@ from pathlib import Path
 
 import crashing_runners
 import pytest
+from fleet_jobs import parent_of
 
 from mlflow_e2eai.errors import RunnerError
 from mlflow_e2eai.runtime import fork_server
 from mlflow_e2eai.runtime.process import WorkerProcess
-
-
-def parent_of(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def is_running(pid: int) -> bool:

@@ -44,6 +44,18 @@ class Overflowing(torch.nn.Module):
         return self.large(self.first(x).tanh()) * 2.0**-10 * 2.0**-10
 
 
+class RoundedAway(torch.nn.Module):
+    """A difference of two weights that fp16 rounds to the same number."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("one", torch.full((8,), 1.0))
+        self.register_buffer("nearly", torch.full((8,), 1.0001))
+
+    def forward(self, x):
+        return x * self.nearly - x * self.one
+
+
 def net(seed=0):
     """A net in evaluation mode; the same seed gives the same weights."""
     torch.manual_seed(seed)
