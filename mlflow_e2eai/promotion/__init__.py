@@ -2,6 +2,8 @@
 
 stage       `promote`
 contenders  the version to promote, and the one that holds the alias
+metrics     what gates compare with their limits
+registry    the decision as tags, and the alias
 """
 
 from mlflow_e2eai.promotion.stage import promote

@@ -22,7 +22,7 @@ from mlflow_e2eai.errors import ArtifactError, E2EAIError, InvalidInputError, Tr
 from mlflow_e2eai.evaluation.gates import Gate
 from mlflow_e2eai.flavor import api
 from mlflow_e2eai.pipeline import publish
-from mlflow_e2eai.promotion import stage
+from mlflow_e2eai.promotion import metrics, stage
 from mlflow_e2eai.report.plots import plots
 
 pytestmark = pytest.mark.usefixtures("on_threads")
@@ -328,7 +328,7 @@ def test_an_alias_that_moves_during_the_judgement_is_not_overwritten(store, good
 def test_a_latency_ratio_that_cannot_be_told_does_not_pass(store, good, monkeypatch):
     first, second = register(good), register(good)
     mlflow_e2eai.promote("net", first)
-    monkeypatch.setattr(stage, "_latency_ratio", lambda *_, **__: math.nan)
+    monkeypatch.setattr(metrics, "_latency_ratio", lambda *_, **__: math.nan)
     decision = mlflow_e2eai.promote("net", second)
     assert not decision.promoted
     assert decision.reasons == ("champion/latency_ratio: found nan, wanted at most 1.25",)

@@ -13,7 +13,8 @@ import onnx_graphsurgeon as gs
 import mlflow_e2eai
 from mlflow_e2eai import Axis, bundle
 from mlflow_e2eai.evaluation.gates import decide
-from mlflow_e2eai.promotion.stage import metrics_of, read_gates
+from mlflow_e2eai.promotion.metrics import metrics_of
+from mlflow_e2eai.promotion.stage import read_gates
 from mlflow_e2eai.surgery.plan import plan_from
 from mlflow_e2eai.surgery.stage import clean
 from staged.cases import staged
