@@ -77,10 +77,10 @@ class Lease:
             TrackingError: The wait took too long.
         """
         deadline = time.monotonic() + wait_s
-        while not self._entered(deadline, wait_s):
+        while not self._take_turn(deadline, wait_s):
             pass
 
-    def _entered(self, deadline: float, wait_s: float) -> bool:
+    def _take_turn(self, deadline: float, wait_s: float) -> bool:
         """Take a number and wait for its turn; False where others took this process for dead."""
         self._ticket = None
         self._write()
@@ -92,21 +92,21 @@ class Lease:
             entries = self._entries()
             if self._tag not in entries:
                 return False  # with its old number it might come before one whose turn it is
-            ahead = self._ahead(entries)
-            if not ahead:
+            earlier = self._earlier(entries)
+            if not earlier:
                 return True
             now = time.monotonic()
             seen = {
                 tag: seen[tag] if tag in seen and seen[tag][0] == entry.text else (entry.text, now)
-                for tag, entry in ahead.items()
+                for tag, entry in earlier.items()
             }
             for tag, (_, since) in seen.items():
                 if now - since > LEASE_S:
                     self._delete(tag)
             if now > deadline:
-                first = min(ahead.values(), key=lambda entry: entry.ticket or 0)
+                first = min(earlier.values(), key=lambda entry: entry.ticket or 0)
                 msg = (
-                    f"{len(ahead)} other promotions of {self._name!r} are running, the first by "
+                    f"{len(earlier)} other promotions of {self._name!r} are running, the first by "
                     f"{first.owner}, and this one waited {wait_s:g} s; promote it again later."
                 )
                 raise TrackingError(msg)
@@ -114,13 +114,13 @@ class Lease:
                 self._write()
             # Several wait, and are not to ask in step.
             time.sleep(pause_s * random.uniform(0.5, 1.5))  # noqa: S311 - no secret
-            pause_s = min(2 * pause_s, _POLL_S[1], 2 * _POLL_S[0] * len(ahead))
+            pause_s = min(2 * pause_s, _POLL_S[1], 2 * _POLL_S[0] * len(earlier))
 
     def leave(self) -> None:
         """Give the right up."""
         self._delete(self._tag)
 
-    def _ahead(self, entries: Mapping[str, _Entry]) -> dict[str, _Entry]:
+    def _earlier(self, entries: Mapping[str, _Entry]) -> dict[str, _Entry]:
         """Entries that come before this one, and those that have no number yet."""
         own = (self._ticket or 0, self._tag)
         return {
