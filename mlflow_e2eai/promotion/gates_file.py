@@ -11,13 +11,23 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 
 from mlflow_e2eai.artifacts.files import reading_error
 from mlflow_e2eai.errors import InvalidInputError, nearest
 from mlflow_e2eai.evaluation.gates import Gate
 from mlflow_e2eai.promotion.policy import (
     Policy,
+    RequiredApproval,
     RequiredTarget,
     check_gate,
     check_policy,
@@ -83,6 +93,30 @@ class GateEntry(_Entry):
         )
 
 
+class ApprovalEntry(_Entry):
+    """A person's yes, which `mlflow_e2eai approve` writes."""
+
+    approval: _Name = Field(description="Its name: release.")
+    keys: tuple[_Name, ...] = Field(
+        default=(), description="Names of keys, one of which must have signed it."
+    )
+
+    def to_required(self) -> RequiredApproval:
+        """The required approval."""
+        return RequiredApproval(**self.model_dump())
+
+
+_GATE, _APPROVAL = "<gate>", "<approval>"
+"""What pydantic puts into the path of an error for the kind of an entry."""
+
+_AnyEntry = Annotated[
+    Annotated[GateEntry, Tag(_GATE)] | Annotated[ApprovalEntry, Tag(_APPROVAL)],
+    Discriminator(
+        lambda entry: _APPROVAL if isinstance(entry, Mapping) and "approval" in entry else _GATE
+    ),
+]
+
+
 class TargetEntry(_Entry):
     """A target for which the version must have an engine that passed there."""
 
@@ -121,7 +155,7 @@ class GatesFile(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    gates: Annotated[tuple[GateEntry, ...], BeforeValidator(_shipped_gates)] = Field(
+    gates: Annotated[tuple[_AnyEntry, ...], BeforeValidator(_shipped_gates)] = Field(
         description="All that block must pass; 'default' stands for those of this package.",
         json_schema_extra=_or_default,
     )
@@ -129,6 +163,10 @@ class GatesFile(BaseModel):
     unmeasured: Literal["block", "warn", "exclude"] = Field(
         default="block",
         description="What an engine does that nobody measured on a GPU of its target.",
+    )
+    keys: Mapping[_Name, _Name] = Field(
+        default_factory=dict,
+        description="Public keys of people who sign, by name: ssh-ed25519 AAAA...",
     )
     quantized: tuple[Any, ...] = Field(
         default=(), deprecated=True, description="Was here once, and is not read."
@@ -138,9 +176,13 @@ class GatesFile(BaseModel):
         """The rules as a value."""
         return check_policy(
             Policy(
-                gates=tuple(entry.to_gate() for entry in self.gates),
+                gates=tuple(e.to_gate() for e in self.gates if isinstance(e, GateEntry)),
                 required_targets=tuple(entry.to_required() for entry in self.required_targets),
                 unmeasured=self.unmeasured,
+                approvals=tuple(
+                    e.to_required() for e in self.gates if isinstance(e, ApprovalEntry)
+                ),
+                keys=dict(self.keys),
             )
         )
 
@@ -220,17 +262,17 @@ def policy_from(data: Any, where: Any = lambda _: "") -> Policy:
         return GatesFile.model_validate(data).to_policy()
     except ValidationError as error:
         first = error.errors()[0]
-        path = first["loc"]
-        raise InvalidInputError(where(path) + _sentence(first)) from error
+        path = tuple(key for key in first["loc"] if key not in (_GATE, _APPROVAL))
+        raise InvalidInputError(where(path) + _sentence(first, path)) from error
 
 
-def _sentence(error: Any) -> str:
-    """One error of pydantic as a sentence."""
-    path = error["loc"]
+def _sentence(error: Any, path: tuple[Any, ...]) -> str:
+    """One error of pydantic as a sentence, given the path of keys in the file."""
     name = ".".join(map(str, path)) or "the file"
     if error["type"] == "extra_forbidden":
         models: dict[Any, type[BaseModel]] = {"gates": GateEntry, "required_targets": TargetEntry}
-        known = list((models[path[0]] if len(path) > 1 else GatesFile).model_fields)
+        model = ApprovalEntry if _APPROVAL in error["loc"] else models.get(path[0], GatesFile)
+        known = list((model if len(path) > 1 else GatesFile).model_fields)
         near = nearest(path[-1], known)
         hint = f"did you mean {near!r}?" if near else f"there are {', '.join(known)}."
         return f"{path[-1]!r} is no key of {'an entry' if len(path) > 1 else 'gates'}; {hint}"

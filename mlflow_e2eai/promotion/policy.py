@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from fnmatch import fnmatchcase
@@ -28,6 +28,7 @@ from mlflow_e2eai.evaluation.gates import (
 from mlflow_e2eai.evaluation.variants import engine_variant
 from mlflow_e2eai.promotion.incumbent import DIFFERENCE, LATENCY_RATIO, RATIO, TASK_DROP
 from mlflow_e2eai.promotion.metrics import age_days, targets_of, unmeasured_engines
+from mlflow_e2eai.promotion.signatures import public_key
 from mlflow_e2eai.tracking.metrics import LARGE_IS_GOOD, SMALL_IS_GOOD
 
 Unmeasured: TypeAlias = Literal["block", "warn", "exclude"]
@@ -37,6 +38,9 @@ UNMEASURED = "evidence/unmeasured"
 
 REQUIRED = "required/"
 """Begins the metric of the verdict on a required target, whose name follows."""
+
+_LONGEST_NAME = 50
+"""Letters of an approval's name."""
 
 FIGURES = (*SMALL_IS_GOOD, *LARGE_IS_GOOD, "nonfinite_count", "passed")
 """Figures of parity; of one output with its name between: ``parity/logits/cosine``."""
@@ -80,6 +84,21 @@ class RequiredTarget:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RequiredApproval:
+    """A person's yes that the version must have.
+
+    Attributes:
+        approval: Its name, such as ``release``.
+        keys: Names of keys, one of which must have signed it; none where it need not be signed.
+        severity: See `Gate`.
+    """
+
+    approval: str
+    keys: tuple[str, ...] = ()
+    severity: Severity = "block"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
     """All rules of a promotion.
 
@@ -90,11 +109,15 @@ class Policy:
             version is not promoted. ``warn``: it is shown. ``exclude``: no gate is about it, and
             the decision names it; `load_model` takes it by name only, as it does each variant
             without evidence where others have some.
+        approvals: People who must agree.
+        keys: Public keys by name, of those who sign.
     """
 
     gates: tuple[Gate, ...]
     required_targets: tuple[RequiredTarget, ...] = ()
     unmeasured: Unmeasured = "block"
+    approvals: tuple[RequiredApproval, ...] = ()
+    keys: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def compares(self) -> bool:
@@ -222,16 +245,42 @@ def _lacking_evidence(
 
 
 def check_policy(policy: Policy) -> Policy:
-    """The policy with targets as engines have them, after its names were check_policy.
+    """The policy with targets as engines have them, after its names were checked.
 
     Raises:
-        InvalidInputError: A metric, target or precision is not known, or a metric has no size.
+        InvalidInputError: A metric, target, precision or key is not known, or a metric has no size.
     """
+    for required in policy.approvals:
+        check_approval(required.approval)
+        if unknown := [name for name in required.keys if name not in policy.keys]:
+            known = f"there are {', '.join(policy.keys)}" if policy.keys else "there are none"
+            msg = (
+                f"The approval {required.approval!r} names the key {unknown[0]!r}, which is not "
+                f"under 'keys': {known}."
+            )
+            raise InvalidInputError(msg)
+    for text in policy.keys.values():
+        public_key(text)
     return dataclasses.replace(
         policy,
         gates=tuple(map(check_gate, policy.gates)),
         required_targets=tuple(map(check_target, policy.required_targets)),
     )
+
+
+def check_approval(approval: str) -> None:
+    """Check that an approval has a name that is a word.
+
+    Raises:
+        InvalidInputError: It has not.
+    """
+    is_word = isinstance(approval, str) and approval.replace("-", "").replace("_", "").isalnum()
+    if not is_word or not approval.isascii() or len(approval) > _LONGEST_NAME:
+        msg = (
+            f"{approval!r} is no name of an approval; give letters, digits, '-' and '_', such as "
+            f"'release'."
+        )
+        raise InvalidInputError(msg)
 
 
 def check_gate(gate: Gate) -> Gate:

@@ -22,7 +22,7 @@ def with_remedies(decision: Decision, manifest: Manifest, name: str, version: st
     """
     verdicts = tuple(
         verdict
-        if verdict.passed
+        if verdict.passed or verdict.remedy is not None
         else dataclasses.replace(verdict, remedy=_remedy(verdict, manifest, name, version))
         for verdict in decision.verdicts
     )

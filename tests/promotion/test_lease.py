@@ -10,8 +10,8 @@ import pytest
 from mlflow import MlflowClient
 
 from mlflow_e2eai.errors import TrackingError
-from mlflow_e2eai.promotion import lease as module
-from mlflow_e2eai.promotion.lease import LEASE, Lease, lease
+from mlflow_e2eai.promotion.registry import lease as module
+from mlflow_e2eai.promotion.registry.lease import LEASE, Lease, lease
 
 COUNT = "count"
 

@@ -22,7 +22,7 @@ from mlflow_e2eai.errors import ArtifactError, E2EAIError, InvalidInputError, Tr
 from mlflow_e2eai.evaluation.gates import Gate
 from mlflow_e2eai.flavor import api
 from mlflow_e2eai.pipeline import publish
-from mlflow_e2eai.promotion import gates_file, metrics, stage
+from mlflow_e2eai.promotion import challenge, gates_file, metrics
 from mlflow_e2eai.promotion.appraisal import appraise
 from mlflow_e2eai.report.plots import plots
 
@@ -295,7 +295,7 @@ def test_the_decision_is_a_run_with_both_versions_as_inputs(store, good):
     assert {link.model_id for link in run.inputs.model_inputs} == wanted
     assert run.data.tags["e2eai.decision"] == "promoted"
     stored = json.loads(mlflow.artifacts.load_text(f"{run.info.artifact_uri}/decision.json"))
-    assert stored["verdicts"][0]["metric"] == "parity/failed"
+    assert stored["decision"]["verdicts"][0]["metric"] == "parity/failed"
 
 
 def test_promoting_the_holder_again_judges_it_on_its_own_and_changes_nothing(store, good):
@@ -316,19 +316,27 @@ def test_evidence_that_was_changed_after_logging_is_refused(store, good, tmp_pat
     assert holder(store) is None
 
 
-def test_an_alias_that_moves_during_the_judgement_is_not_overwritten(store, good, monkeypatch):
+def test_a_version_is_decided_again_against_the_one_that_got_the_alias_meanwhile(
+    store, good, monkeypatch
+):
     first, second, third = register(good), register(good), register(good)
     mlflow_e2eai.promote("net", first, gates=FAST)
-    decide = stage.appraise
+    decide = challenge.appraise
+    compared = []
 
     def meanwhile(*places, **options):
-        store.set_registered_model_alias("net", "champion", third)
+        if not compared:
+            store.set_registered_model_alias("net", "champion", third)
+        compared.append(places)
         return decide(*places, **options)
 
-    monkeypatch.setattr(stage, "appraise", meanwhile)
-    with pytest.raises(TrackingError, match="moved to version 3"):
-        mlflow_e2eai.promote("net", second, gates=FAST)
-    assert holder(store) == third
+    monkeypatch.setattr(challenge, "appraise", meanwhile)
+    assert mlflow_e2eai.promote("net", second, gates=FAST).promoted
+    assert len(compared) == 2
+    assert holder(store) == second
+    assert mlflow_e2eai.explain("net", second).incumbents[0].version == third
+    runs = mlflow.search_runs(filter_string="tags.`e2eai.version` = '2'", output_format="list")
+    assert [run.data.tags["e2eai.decision"] for run in runs] == ["promoted", "superseded"]
 
 
 def another_processor(data):

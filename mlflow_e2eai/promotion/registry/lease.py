@@ -20,6 +20,7 @@ import json
 import os
 import random
 import socket
+import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping
@@ -54,6 +55,8 @@ class Lease:
         self._ticket: int | None = None
         self._beats = 0
         self._written_s = 0.0
+        self._left = threading.Event()
+        self._writing = threading.Lock()
 
     def check(self) -> None:
         """Check that the lease is still this process's, and renew it.
@@ -61,14 +64,14 @@ class Lease:
         Raises:
             TrackingError: Another process may have taken this one for dead.
         """
-        late = time.monotonic() - self._written_s > LEASE_S / 2
-        if late or self._tag not in self._entries():
-            msg = (
-                f"This promotion of {self._name!r} stood still for too long, and another may have "
-                f"moved its aliases meanwhile; promote it again."
-            )
-            raise TrackingError(msg)
-        self._write()
+        with self._writing:
+            if self._is_late() or self._tag not in self._entries():
+                msg = (
+                    f"This promotion of {self._name!r} stood still for too long, and another may "
+                    f"have moved its aliases meanwhile; promote it again."
+                )
+                raise TrackingError(msg)
+            self._write()
 
     def enter(self, wait_s: float) -> None:
         """Wait for the turn of this process.
@@ -76,9 +79,10 @@ class Lease:
         Raises:
             TrackingError: The wait took too long.
         """
-        deadline = time.monotonic() + wait_s
+        deadline = _now() + wait_s
         while not self._take_turn(deadline, wait_s):
             pass
+        threading.Thread(target=self._beat, daemon=True).start()
 
     def _take_turn(self, deadline: float, wait_s: float) -> bool:
         """Take a number and wait for its turn; False where others took this process for dead."""
@@ -95,7 +99,7 @@ class Lease:
             earlier = self._earlier(entries)
             if not earlier:
                 return True
-            now = time.monotonic()
+            now = _now()
             seen = {
                 tag: seen[tag] if tag in seen and seen[tag][0] == entry.text else (entry.text, now)
                 for tag, entry in earlier.items()
@@ -118,7 +122,23 @@ class Lease:
 
     def leave(self) -> None:
         """Give the right up."""
-        self._delete(self._tag)
+        with self._writing:
+            self._left.set()
+            self._delete(self._tag)
+
+    def _beat(self) -> None:
+        """Show that this process is alive, for as long as it has the lease."""
+        while not self._left.wait(LEASE_S / 3):
+            # Others see what is written; where it cannot be, `check` will say so.
+            with contextlib.suppress(Exception), self._writing:
+                # After a standstill the entry may be deleted, and is not to come back.
+                if self._left.is_set() or self._is_late():
+                    return
+                self._write()
+
+    def _is_late(self) -> bool:
+        """Whether this process stood still for so long that others may take it for dead soon."""
+        return _now() - self._written_s > LEASE_S / 2
 
     def _earlier(self, entries: Mapping[str, _Entry]) -> dict[str, _Entry]:
         """Entries that come before this one, and those that have no number yet."""
@@ -136,7 +156,7 @@ class Lease:
     def _write(self) -> None:
         self._beats += 1
         entry = {"ticket": self._ticket, "beats": self._beats, "owner": _owner()}
-        now = time.monotonic()  # before the request: others may see it at once
+        now = _now()  # before the request: others may see it at once
         self._client.set_registered_model_tag(self._name, self._tag, json.dumps(entry))
         self._written_s = now
 
@@ -167,6 +187,11 @@ class _Entry:
         ticket = entry.get("ticket")
         number = ticket if isinstance(ticket, int) and not isinstance(ticket, bool) else None
         return cls(text=text, ticket=number, owner=str(entry.get("owner", "an unknown process")))
+
+
+def _now() -> float:
+    """Seconds by a clock that goes on while the machine sleeps."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def _owner() -> str:
