@@ -32,8 +32,8 @@ _NAME = "mlflow_e2eai"
 
 _EPILOG = """\b
 Examples:
-  mlflow_e2eai log --model examples/digits.py:build --name digits
-  mlflow_e2eai pipeline --registered-model-name digits --targets sm86
+  mlflow_e2eai run examples/digits.py:build --register digits --targets A100,L4
+  mlflow_e2eai run model.onnx --dynamic-axes x:0=N:1:8:64
   mlflow_e2eai promote
 
 \b

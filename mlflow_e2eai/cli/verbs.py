@@ -57,6 +57,20 @@ VERBS = {
     verb.name: verb
     for verb in (
         Verb(
+            name="run",
+            summary="Take a model the whole way: a file, a folder of weights, or a callable.",
+            function="cli.run_verb:run",
+            printer="cli.results:print_bundle",
+            options=(
+                *("source", "source_name", "register", "example", "samples_at", "allow_code"),
+                *(*_EXPORT, "surgery", "precisions", "targets", "keep_fp32", "batch_sizes"),
+                *("evidence", "plugin_libraries", "build_settings", "rebuild"),
+                *("executor", "workers"),
+            ),
+            positional=("source",),
+            example="model.onnx --name digits --dynamic-axes x:0=N:1:8:64 --targets A100,L4",
+        ),
+        Verb(
             name="log",
             summary="Log a PyTorch model that a callable returns.",
             function="pipeline.jobs:log",
@@ -179,5 +193,5 @@ VERBS = {
 }
 """The verbs by name."""
 
-CONSOLE_ONLY = {"export-triton", "choose-buckets", "doctor", "show"}
+CONSOLE_ONLY = {"run", "export-triton", "choose-buckets", "doctor", "show"}
 """Verbs that are for the machine of the caller, and no entry points of MLproject."""

@@ -145,7 +145,7 @@ def test_promote_says_0_for_promoted_and_3_for_rejected(version, capsys, tmp_pat
     ("words", "sentence"),
     [
         ("exprt", "There is no verb 'exprt'; did you mean export?"),
-        ("banana", "There is no verb 'banana'; there are log, export, clean, convert,"),
+        ("banana", "There is no verb 'banana'; there are run, log, export, clean,"),
         ("help exprt", "There is no verb 'exprt'; did you mean export?"),
         ("log", "log: --model is missing: package.module:callable or file.py:callable"),
         ("export --model-uri x --opset banana", "export: --opset: 'banana' is no whole number"),
@@ -384,7 +384,7 @@ ABSENT, FOLDER, EMPTY, BINARY = "absent", "folder", b"", b"\xff\xfe\x00"
         ("choose-buckets FILE.json --count 2", BINARY, "FILE.json: it is no text in UTF-8; write"),
         ("log --model FILE.py:make", ABSENT, "cannot be made: there is no file FILE.py; check"),
         ("log --model FILE.py:make", FOLDER, "cannot be made: there is no file FILE.py; check"),
-        ("log --model FILE.py:make", EMPTY, "'FILE' has no attribute 'make'; check"),
+        ("log --model FILE.py:make", EMPTY, "There is no callable 'make' in FILE.py; write"),
         ("export --model-uri x --plan FILE.yaml", FOLDER, "Cannot read FILE.yaml: Is a directory;"),
         ("export --model-uri x --plan FILE.yaml", EMPTY, "FILE.yaml is empty; give a file with a"),
         ("export --model-uri x --plan FILE.yaml", BINARY, "(it is no text in UTF-8); give a file"),
