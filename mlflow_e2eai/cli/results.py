@@ -13,6 +13,7 @@ from mlflow_e2eai import bundle
 from mlflow_e2eai.bundle.rows import rows_of
 from mlflow_e2eai.cli.doctor import Diagnosis
 from mlflow_e2eai.cli.main import DONE, REJECTED
+from mlflow_e2eai.cli.readers import Inspection
 from mlflow_e2eai.evaluation.bisection.search import Bisection
 from mlflow_e2eai.evaluation.evidence import Evidence, MachineEvidence, machine_name
 from mlflow_e2eai.evaluation.gates import Decision
@@ -113,6 +114,21 @@ def print_decision(decision: Decision, arguments: Arguments) -> int:
     return REJECTED
 
 
+def print_inspection(inspection: Inspection, _: Arguments) -> int:
+    """Print a line for each input and output, the axes, and a bundle's table of variants."""
+    from mlflow_e2eai.report.text import table
+
+    for kind, specs in (("input", inspection.inputs), ("output", inspection.outputs)):
+        for spec in specs:
+            print(f"{kind:7} {spec.name}: {spec.dtype} [{', '.join(map(str, spec.shape))}]")
+    for axis in inspection.axes:
+        print(f"axis    {axis}")
+    print(f"opset   {inspection.opset}")
+    if inspection.manifest is not None:
+        print(f"\n{table(inspection.manifest)}")
+    return DONE
+
+
 def print_paths(paths: Iterable[Path], _: Arguments) -> int:
     """Print each path."""
     for path in paths:
@@ -167,6 +183,11 @@ def _data(  # noqa: PLR0911 - one for each kind of result
             }
         case Diagnosis():
             return dataclasses.asdict(result)
+        case Inspection(manifest=manifest):
+            bare = dataclasses.asdict(dataclasses.replace(result, manifest=None))
+            del bare["manifest"]
+            rows = [] if manifest is None else rows_of(manifest)
+            return {**bare, "variants": [dataclasses.asdict(row) for row in rows]}
         case (Bisection() as bisection, str() as uri):
             return {**dataclasses.asdict(bisection), "uri": uri if bisection.nodes else None}
         case [MachineEvidence(), *_]:

@@ -156,6 +156,24 @@ VERBS = {
             example="--name digits --version 2 --gates gates.yaml",
         ),
         Verb(
+            name="inspect",
+            summary="Show the inputs, outputs and variants of a model.",
+            function="cli.readers:inspect",
+            printer="cli.results:print_inspection",
+            options=("graph",),
+            positional=("model",),
+            example="models:/digits/1",
+        ),
+        Verb(
+            name="report",
+            summary="Open the report of a model in a browser, and print where it is.",
+            function="cli.readers:report",
+            printer="cli.results:print_paths",
+            options=("model", "browser"),
+            positional=("model_uri",),
+            example="models:/digits/1",
+        ),
+        Verb(
             name="export-triton",
             summary="Write a model repository for Triton's server.",
             function="flavor.triton:export_triton",
@@ -193,5 +211,5 @@ VERBS = {
 }
 """The verbs by name."""
 
-CONSOLE_ONLY = {"run", "export-triton", "choose-buckets", "doctor", "show"}
+CONSOLE_ONLY = {"run", "inspect", "report", "export-triton", "choose-buckets", "doctor", "show"}
 """Verbs that are for the machine of the caller, and no entry points of MLproject."""

@@ -68,7 +68,7 @@ def load_archive(path: Path, *, allow_code: bool) -> Archive:
         if any(name.endswith("/constants.pkl") for name in members):
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "`torch.jit.load` is deprecated")
-                script = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
+                script = torch.jit.load(str(path), map_location="cpu")
             return Archive(script, parameter_names(script))
         if any(name.rpartition("/")[2] == "archive_format" for name in members):
             _require_consent(path, "a .pt2 file", allow_code=allow_code)

@@ -239,3 +239,47 @@ def test_without_transformers_the_command_that_installs_it_is_named(bert, monkey
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ImportError, match=re.escape("pip install 'mlflow_e2eai[transformers]'")):
         open_model(str(bert))
+
+
+# What was logged, looked at
+
+
+def test_a_model_is_inspected_and_its_report_is_found(store, folder, capsys, monkeypatch):
+    opened = []
+    monkeypatch.setattr("webbrowser.open", opened.append)
+    assert run("small_models:build", "--quiet", "--register", "net") == main.DONE
+    capsys.readouterr()
+
+    assert main.main(["inspect", "models:/net/1"]) == main.DONE
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:4] == [
+        "input   x: float32 [N, 8]",
+        "output  output: float32 [N, 3]",
+        "axis    N: 1 to 16",
+        "opset   18",
+    ]
+    assert lines[5].startswith("variant ")
+    assert main.main(["inspect", "models:/net/1", "--json"]) == main.DONE
+    data = json.loads(capsys.readouterr().out)
+    assert data["inputs"] == [{"name": "x", "dtype": "float32", "shape": ["N", 8]}]
+    assert "onnxruntime-cpu/fp32" in {row["variant"] for row in data["variants"]}
+
+    assert main.main(["report", "models:/net/1"]) == main.DONE
+    page = Path(capsys.readouterr().out.strip())
+    assert "<html" in page.read_text("utf-8")
+    assert opened == [page.as_uri()]
+    assert main.main(["report", "models:/net/1", "--no-browser"]) == main.DONE
+    assert len(opened) == 1
+
+
+def test_a_file_and_a_graph_are_inspected_too(store, folder, capsys):
+    raw, _ = mlflow_e2eai.export(
+        net(), {"x": features()}, out=folder / "net.onnx", dynamic_axes=AXES
+    )
+    assert main.main(["clean", "--onnx", str(raw.path), "--dynamic-axes", AXES_TEXT]) == main.DONE
+    graph = capsys.readouterr().out.strip()
+    for model in (str(raw.path), graph):
+        assert main.main(["inspect", model]) == main.DONE
+        assert "input   x: float32 [N, 8]\n" in capsys.readouterr().out
+    assert main.main(["report", graph, "--no-browser"]) == main.ERROR
+    assert "has no report; `mlflow_e2eai pipeline` makes" in capsys.readouterr().err
