@@ -6,6 +6,8 @@ arguments   the options of the verbs
 types       options as click's
 results     results as lines
 clean_verb  `clean` of a model or of a file
+run_verb    `run`: the whole way in one call
+readers     `inspect` and `report`
 doctor      what this machine can do
 show        a graph in Netron
 """

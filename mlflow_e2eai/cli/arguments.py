@@ -14,6 +14,7 @@ from mlflow_e2eai.pipeline.options import (
     parse_choice,
     parse_names,
     parse_or,
+    parse_paths,
     parse_targets,
     parse_whole,
     parse_yes,
@@ -50,6 +51,51 @@ OPTIONS: dict[str, Option] = {
         metavar="CALLABLE",
         help="package.module:callable or file.py:callable; it returns a mapping with 'model' and "
         "'input_example'",
+    ),
+    "source": Option(
+        name="source",
+        parse=str,
+        metavar="SOURCE",
+        help="model.pt, .pth or .pt2, model.onnx, a folder of Hugging Face weights, "
+        "file.py:callable, or the URI of a logged model",
+    ),
+    "source_name": Option(
+        name="name",
+        parse=parse_or("auto", str),
+        default="auto",
+        metavar="NAME",
+        help="name of the logged model, or 'auto': that of the source",
+    ),
+    "register": Option(
+        name="register",
+        argument="registered_model_name",
+        parse=parse_or("none", str),
+        default="none",
+        metavar="NAME",
+        help="also make a version of this registered model; or 'none'",
+    ),
+    "example": Option(
+        name="input_example",
+        parse=parse_or("none", Path),
+        default="none",
+        metavar="FILE",
+        help="an npz file with an array for each input; or 'none' for that of the source",
+    ),
+    "samples_at": Option(
+        name="samples_at",
+        parse=parse_paths,
+        default="none",
+        metavar="FILES",
+        help="further npz files, at other sizes, that are run too, commas between; or 'none'",
+    ),
+    "allow_code": Option(
+        name="allow_code",
+        parse=parse_yes,
+        default="no",
+        metavar="yes|no",
+        is_flag=True,
+        help="load a pickled model or a .pt2 file, which can run code that it holds: only from "
+        "whom you trust",
     ),
     "name": Option(
         name="name",

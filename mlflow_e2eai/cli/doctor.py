@@ -22,6 +22,7 @@ _PACKAGES = (
     ("nvidia-ml-py", "nvml", "clock, power and throttling of the GPU while it is measured"),
     ("ray", "ray", "compiling and evaluating on a Ray cluster"),
     ("netron", "show", "opening a graph in a browser"),
+    ("transformers", "transformers", "loading folders of Hugging Face weights"),
 )
 """Optional packages besides TensorRT: the distribution, the extra that brings it, its purpose."""
 

@@ -1,12 +1,13 @@
 """The console command. Here and nowhere else do errors become exit codes.
 
-Exit codes: 0 done (for ``promote``: promoted), 1 error, 3 rejected; 130 and 143 as shells have
-them, after Ctrl-C and SIGTERM.
+Exit codes: 0 done (for ``promote``: promoted), 1 error, 2 wrong words, 3 rejected; 130 and 143 as
+shells have them, after Ctrl-C and SIGTERM.
 """
 
 from __future__ import annotations
 
 import logging
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -25,20 +26,21 @@ from mlflow_e2eai.runtime.termination import (
     reason_of,
 )
 
-DONE, ERROR, REJECTED = 0, 1, 3
+DONE, ERROR, USAGE, REJECTED = 0, 1, 2, 3
 """Exit codes."""
 
 _NAME = "mlflow_e2eai"
 
 _EPILOG = """\b
 Examples:
-  mlflow_e2eai log --model examples/digits.py:build --name digits
-  mlflow_e2eai pipeline --registered-model-name digits --targets sm86
+  mlflow_e2eai run examples/digits.py:build --register digits --targets A100,L4
+  mlflow_e2eai run model.onnx --dynamic-axes x:0=N:1:8:64
   mlflow_e2eai promote
 
 \b
-Exit codes: 0 done, 1 error, 3 rejected by a gate; 130 and 143 after Ctrl-C and SIGTERM.
-Completion: eval "$(_MLFLOW_E2EAI_COMPLETE=bash_source mlflow_e2eai)"
+Exit codes: 0 done, 1 error, 2 wrong words, 3 rejected by a gate; 130 and 143
+after Ctrl-C and SIGTERM. Completion, also for zsh and fish:
+  eval "$(_MLFLOW_E2EAI_COMPLETE=bash_source mlflow_e2eai)"
 MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME say where models and runs are."""
 
 
@@ -113,12 +115,12 @@ class Verbs(click.Group):
         """Find the command of the first word.
 
         Raises:
-            InvalidInputError: There is no such verb.
+            click.UsageError: There is no such verb.
         """
         if args[0] not in self.list_commands(ctx) and not ctx.resilient_parsing:
             hint = suggestion(args[0], self.list_commands(ctx))
             msg = f"There is no verb {args[0]!r}; {hint}"
-            raise InvalidInputError(msg)
+            raise click.UsageError(msg)
         return super().resolve_command(ctx, args)
 
 
@@ -159,9 +161,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    words = None if argv is None else list(argv)
+    words = sys.argv[1:] if argv is None else list(argv)
     try:
-        with reported_errors():
+        with reported_errors(words):
             code = command_line.main(words, prog_name=_NAME, standalone_mode=False)
     except SystemExit as end:
         return int(end.code or 0)
@@ -222,7 +224,7 @@ def _choose_model(verb: Verb, arguments: dict[str, Any]) -> None:
     if (uri := arguments.pop("positional", None)) is not None:
         if arguments["model_uri"] != LATEST:
             msg = f"{verb.name}: the model is given twice; leave --model-uri out."
-            raise InvalidInputError(msg)
+            raise click.UsageError(msg)
         arguments["model_uri"] = uri
     if verb.takes and arguments["model_uri"] == LATEST:
         from_file = arguments.get("onnx") is not None
@@ -236,11 +238,14 @@ def _choose_model(verb: Verb, arguments: dict[str, Any]) -> None:
 
 
 @contextmanager
-def reported_errors() -> Iterator[None]:
-    """End the process on an error of the block: one sentence, exit code 1, a reason on the run.
+def reported_errors(words: Sequence[str] = ()) -> Iterator[None]:
+    """End the process on an error of the block: one sentence, an exit code, a reason on the run.
 
     `mlflow run` may have made a run for this process, which gets the reason as a tag, also of an
     error in the words.
+
+    Args:
+        words: The words of the command, to show after an interruption how to go on.
     """
     try:
         with raised_on_sigterm():
@@ -252,7 +257,7 @@ def reported_errors() -> Iterator[None]:
 
         is_signal = isinstance(end, Termination)
         error = end if is_signal else KeyboardInterrupt()
-        print(f"{_NAME}: {reason_of(error)}", file=sys.stderr)
+        print(f"{_NAME}: {reason_of(error)}", *_how_to_go_on(words), file=sys.stderr, sep="\n")
         log_project_failure(error)
         raise SystemExit(TERMINATED if is_signal else INTERRUPTED) from None
     except Exception as error:
@@ -262,7 +267,17 @@ def reported_errors() -> Iterator[None]:
         if not isinstance(reason, E2EAIError):
             raise
         print(f"{_NAME}: {reason}", file=sys.stderr)
-        raise SystemExit(ERROR) from error
+        raise SystemExit(USAGE if isinstance(error, click.UsageError) else ERROR) from error
+
+
+def _how_to_go_on(words: Sequence[str]) -> list[str]:
+    """The line about an interrupted verb: the same command; none for verbs that keep nothing."""
+    verb = VERBS.get(words[0]) if words else None
+    if verb is None or verb.printer == "cli.results:print_nothing":
+        return []
+    linked = {"targets", "compile_targets"} & {key for key in verb.options if isinstance(key, str)}
+    built = "; engines that are built already will be linked" if linked else ""
+    return [f"To go on: {shlex.join([_NAME, *words])}{built}"]
 
 
 def _usage_error(error: Exception) -> Exception:

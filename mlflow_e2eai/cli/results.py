@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -12,9 +13,12 @@ from mlflow_e2eai import bundle
 from mlflow_e2eai.bundle.rows import rows_of
 from mlflow_e2eai.cli.doctor import Diagnosis
 from mlflow_e2eai.cli.main import DONE, REJECTED
+from mlflow_e2eai.cli.readers import Inspection
 from mlflow_e2eai.evaluation.bisection.search import Bisection
 from mlflow_e2eai.evaluation.evidence import Evidence, MachineEvidence, machine_name
 from mlflow_e2eai.evaluation.gates import Decision
+from mlflow_e2eai.pipeline.publish import find_report
+from mlflow_e2eai.runtime.progress import LOGGER
 from mlflow_e2eai.tracking.downloads import ModelFiles
 from mlflow_e2eai.tracking.summary import outcome
 
@@ -54,7 +58,7 @@ def _line(entry: Evidence) -> str:
 
 
 def print_bundle(info: Any, arguments: Arguments) -> int:
-    """Print the table of the variants, the version and the model.
+    """Print the table of the variants, the version and the model; on stderr where to go on.
 
     Args:
         info: MLflow's ModelInfo of the logged bundle.
@@ -65,8 +69,21 @@ def print_bundle(info: Any, arguments: Arguments) -> int:
     print(table(_manifest_of(info.model_uri)))
     if info.registered_model_version is not None:
         print(f"models:/{arguments['registered_model_name']}/{info.registered_model_version}")
-    print(info.model_uri)
+    print(info.model_uri, flush=True)
+    places = find_report(info.model_uri)
+    LOGGER.info("report  %s", places.report)
+    LOGGER.info("run     %s", places.run)
+    LOGGER.info("next    %s", _next_command(info, arguments))
     return DONE
+
+
+def _next_command(info: Any, arguments: Arguments) -> str:
+    """The command that follows: the promotion of a version, or the service of a model."""
+    if info.registered_model_version is None:
+        return f"mlflow models serve --env-manager local --model-uri {info.model_uri}"
+    words = ["--name", arguments["registered_model_name"]]
+    words += ["--version", str(info.registered_model_version)]
+    return shlex.join(["mlflow_e2eai", "promote", *words])
 
 
 def _manifest_of(model_uri: str) -> bundle.Manifest:
@@ -102,6 +119,21 @@ def print_decision(decision: Decision, arguments: Arguments) -> int:
         return DONE
     print(f"rejected: {'; '.join(decision.reasons)}")
     return REJECTED
+
+
+def print_inspection(inspection: Inspection, _: Arguments) -> int:
+    """Print a line for each input and output, the axes, and a bundle's table of variants."""
+    from mlflow_e2eai.report.text import table
+
+    for kind, specs in (("input", inspection.inputs), ("output", inspection.outputs)):
+        for spec in specs:
+            print(f"{kind:7} {spec.name}: {spec.dtype} [{', '.join(map(str, spec.shape))}]")
+    for axis in inspection.axes:
+        print(f"axis    {axis}")
+    print(f"opset   {inspection.opset}")
+    if inspection.manifest is not None:
+        print(f"\n{table(inspection.manifest)}")
+    return DONE
 
 
 def print_paths(paths: Iterable[Path], _: Arguments) -> int:
@@ -160,6 +192,11 @@ def _data(  # noqa: PLR0911 - one for each kind of result
             }
         case Diagnosis():
             return dataclasses.asdict(result)
+        case Inspection(manifest=manifest):
+            bare = dataclasses.asdict(dataclasses.replace(result, manifest=None))
+            del bare["manifest"]
+            rows = [] if manifest is None else rows_of(manifest)
+            return {**bare, "variants": [dataclasses.asdict(row) for row in rows]}
         case (Bisection() as bisection, str() as uri):
             return {**dataclasses.asdict(bisection), "uri": uri if bisection.nodes else None}
         case [MachineEvidence(), *_]:
@@ -177,6 +214,8 @@ def _data(  # noqa: PLR0911 - one for each kind of result
         "model_uri": result.model_uri,
         "name": arguments["registered_model_name"],
         "version": result.registered_model_version,
+        **find_report(result.model_uri)._asdict(),
+        "next": _next_command(result, arguments),
         "variants": [dataclasses.asdict(row) for row in rows_of(manifest)],
     }
 

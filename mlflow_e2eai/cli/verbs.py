@@ -57,6 +57,20 @@ VERBS = {
     verb.name: verb
     for verb in (
         Verb(
+            name="run",
+            summary="Take a model the whole way: a file, a folder of weights, or a callable.",
+            function="cli.run_verb:run",
+            printer="cli.results:print_bundle",
+            options=(
+                *("source", "source_name", "register", "example", "samples_at", "allow_code"),
+                *(*_EXPORT, "surgery", "precisions", "targets", "keep_fp32", "batch_sizes"),
+                *("evidence", "plugin_libraries", "build_settings", "rebuild"),
+                *("executor", "workers"),
+            ),
+            positional=("source",),
+            example="model.onnx --name digits --dynamic-axes x:0=N:1:8:64 --targets A100,L4",
+        ),
+        Verb(
             name="log",
             summary="Log a PyTorch model that a callable returns.",
             function="pipeline.jobs:log",
@@ -145,6 +159,24 @@ VERBS = {
             example="--name digits --version 2 --gates gates.yaml",
         ),
         Verb(
+            name="inspect",
+            summary="Show the inputs, outputs and variants of a model.",
+            function="cli.readers:inspect",
+            printer="cli.results:print_inspection",
+            options=("graph",),
+            positional=("model",),
+            example="models:/digits/1",
+        ),
+        Verb(
+            name="report",
+            summary="Open the report of a model in a browser, and print where it is.",
+            function="cli.readers:report",
+            printer="cli.results:print_paths",
+            options=("model", "browser"),
+            positional=("model_uri",),
+            example="models:/digits/1",
+        ),
+        Verb(
             name="export-triton",
             summary="Write a model repository for Triton's server.",
             function="flavor.triton:export_triton",
@@ -182,5 +214,5 @@ VERBS = {
 }
 """The verbs by name."""
 
-CONSOLE_ONLY = {"export-triton", "choose-buckets", "doctor", "show"}
+CONSOLE_ONLY = {"run", "inspect", "report", "export-triton", "choose-buckets", "doctor", "show"}
 """Verbs that are for the machine of the caller, and no entry points of MLproject."""

@@ -10,5 +10,6 @@ engines        engines for all precisions and targets
 settings       the options of a pipeline
 options        options as text, for the command line and MLproject
 model_factory  ``package.module:function`` as a model
+model_source   a file, a folder of weights or a callable as a model
 publish        a bundle's report in the tracking store
 """

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mlflow_e2eai.errors import InvalidInputError
+from mlflow_e2eai.errors import InvalidInputError, suggestion
 
 
 def call(factory: str) -> Mapping[str, Any]:
@@ -25,7 +25,13 @@ def call(factory: str) -> Mapping[str, Any]:
         )
         raise InvalidInputError(msg)
     try:
-        description = getattr(_module(path), attribute)()
+        function = getattr(module := _module(path), attribute, None)
+        if not callable(function):
+            own = [name for name, value in vars(module).items() if _is_defined_in(module, value)]
+            hint = suggestion(attribute, own) if own else "write one, which returns a model."
+            msg = f"There is no callable {attribute!r} in {path}; {hint}"
+            raise InvalidInputError(msg)
+        description = function()
     except (ImportError, AttributeError, FileNotFoundError) as error:
         msg = f"The model {factory!r} cannot be made: {error}; check the path and the name."
         raise InvalidInputError(msg) from error
@@ -33,6 +39,10 @@ def call(factory: str) -> Mapping[str, Any]:
         msg = f"{factory!r} returned no mapping with 'model' and 'input_example'; return one."
         raise InvalidInputError(msg)
     return description
+
+
+def _is_defined_in(module: Any, value: Any) -> bool:
+    return callable(value) and getattr(value, "__module__", None) == module.__name__
 
 
 def _module(path: str) -> Any:

@@ -9,13 +9,14 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import unquote, urlsplit
 
 import numpy as np
 
 from mlflow_e2eai.artifacts.files import from_json, to_json
 from mlflow_e2eai.bundle.manifest import Manifest
-from mlflow_e2eai.errors import brief
+from mlflow_e2eai.errors import TrackingError, brief
 from mlflow_e2eai.evaluation.gates import Decision
 from mlflow_e2eai.report.facts import (
     Origin,
@@ -27,7 +28,7 @@ from mlflow_e2eai.report.facts import (
 )
 from mlflow_e2eai.report.page import html
 from mlflow_e2eai.report.plots import plots
-from mlflow_e2eai.tracking.lineage import REPORT, tag_model
+from mlflow_e2eai.tracking.lineage import REPORT, resolve, tag_model
 from mlflow_e2eai.tracking.metric_names import metric_name
 from mlflow_e2eai.tracking.metrics import log_metrics
 from mlflow_e2eai.tracking.mlflow_recorder import MlflowRecorder
@@ -38,6 +39,18 @@ if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
 
 _log = logging.getLogger(__name__)
+
+
+class Places(NamedTuple):
+    """Where a logged bundle is looked at.
+
+    Attributes:
+        run: Link of the run that logged it, or its id where the store has no pages.
+        report: Path of its report on this machine, or the URI of the artifact.
+    """
+
+    run: str
+    report: str
 
 
 def log_report(
@@ -117,6 +130,35 @@ def replace_report(model: LoggedModel, page: str) -> None:
             model.source_run_id,
             brief(error),
         )
+
+
+def find_report(model_uri: str) -> Places:
+    """Find the run and the report of a logged bundle.
+
+    Raises:
+        TrackingError: There is no such model, or it has no report.
+    """
+    from mlflow import MlflowClient
+
+    model = resolve(model_uri)
+    if (path := model.tags.get(REPORT)) is None or not model.source_run_id:
+        msg = (
+            f"Model {model.model_id} has no report; `mlflow_e2eai pipeline` makes a model with one."
+        )
+        raise TrackingError(msg)
+    run = MlflowClient().get_run(model.source_run_id).info
+    origin = Origin(
+        name=str(model.name),
+        run_id=run.run_id,
+        experiment_id=str(run.experiment_id),
+        tracking_uri=address(),
+    )
+    folder = urlsplit(str(run.artifact_uri))
+    is_here = folder.scheme in ("", "file")
+    return Places(
+        run=origin.run_link() or run.run_id,
+        report=str(Path(unquote(folder.path), path)) if is_here else f"runs:/{run.run_id}/{path}",
+    )
 
 
 def summary_metrics(manifest: Manifest) -> dict[str, float]:

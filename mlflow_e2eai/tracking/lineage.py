@@ -48,6 +48,9 @@ ERROR = "e2eai.error"
 REPORT = "e2eai.report"
 """Tag of a bundle's model: where its report is in its run."""
 
+ASSUMED = "e2eai.assumed"
+"""Tag of a PyTorch model: what its input example and axes assume, a line for each."""
+
 ARTIFACT = "artifact.json"
 """File of a stage's model that holds its artifact."""
 

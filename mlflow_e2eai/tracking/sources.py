@@ -20,7 +20,7 @@ from mlflow_e2eai import bundle
 from mlflow_e2eai.artifacts import libraries
 from mlflow_e2eai.artifacts.arrays import load_arrays, load_several, save_arrays, save_several
 from mlflow_e2eai.artifacts.axes import DynamicAxes, axes_of, input_specs, resize
-from mlflow_e2eai.artifacts.example import GeneratedExample, generate_example
+from mlflow_e2eai.artifacts.example import GeneratedExample, assumptions_of, generate_example
 from mlflow_e2eai.artifacts.files import from_json, to_json
 from mlflow_e2eai.artifacts.sampler import with_samples
 from mlflow_e2eai.artifacts.values import Array, Axis, Library, Tensors, TensorSpec
@@ -40,7 +40,7 @@ from mlflow_e2eai.pytorch.module import evaluation_mode, module_of
 from mlflow_e2eai.pytorch.pytree import Tree
 from mlflow_e2eai.pytorch.state import state_restored
 from mlflow_e2eai.runtime.progress import timed_stage
-from mlflow_e2eai.tracking.lineage import STAGE, fetch
+from mlflow_e2eai.tracking.lineage import ASSUMED, STAGE, fetch
 from mlflow_e2eai.tracking.models import signature_of
 
 if TYPE_CHECKING:
@@ -114,6 +114,7 @@ def log_source(
             for key, value in run_module(module, example).items()
         )
     signature = signature_of(specs, outputs, named=False)
+    assumed = "\n".join(assumptions_of(input_example))
     with (
         timed_stage("log") as line,
         tempfile.TemporaryDirectory() as folder,
@@ -135,7 +136,7 @@ def log_source(
             flavor=_PyTorchFlavor,
             run_id=run_id,
             model_type="pytorch",
-            tags={STAGE: "source"},
+            tags={STAGE: "source"} | ({ASSUMED: assumed} if assumed else {}),
             pytorch_model=logged,
             signature=signature,
             # pt2 has neither nested arguments nor constants, nor operators by `symbolic`.
@@ -245,14 +246,13 @@ class LoggedSource:
 
     Attributes:
         model: The module, ScriptModule or ExportedProgram.
-        input_example: The example that was logged, else MLflow's own, else one that is generated
-            from the signature.
+        input_example: The one that was logged, else MLflow's own, else one from the signature.
         dynamic_axes: None where none were logged.
         samples_at: Examples at other sizes.
         operators: Implementations of operators.
         libraries: Libraries of operators.
         evaluation: None where no data were logged.
-        assumptions: What a generated example assumes; see `generate_example`.
+        assumptions: What the example and the axes assume; see `GeneratedExample`.
     """
 
     model: Any
@@ -303,6 +303,7 @@ def fetch_source(model: LoggedModel, folder: Path) -> LoggedSource:
         operators=custom.load(operators) if operators.is_file() else (),
         libraries=_read_libraries(extra),
         evaluation=_read_evaluation(extra / _EVALUATION),
+        assumptions=tuple(model.tags.get(ASSUMED, "").splitlines()),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -147,7 +148,7 @@ def test_promote_says_0_for_promoted_and_3_for_rejected(version, capsys, tmp_pat
     ("words", "sentence"),
     [
         ("exprt", "There is no verb 'exprt'; did you mean export?"),
-        ("banana", "There is no verb 'banana'; there are log, export, clean, convert,"),
+        ("banana", "There is no verb 'banana'; there are run, log, export, clean,"),
         ("help exprt", "There is no verb 'exprt'; did you mean export?"),
         ("log", "log: --model is missing: package.module:callable or file.py:callable"),
         ("export --model-uri x --opset banana", "export: --opset: 'banana' is no whole number"),
@@ -179,13 +180,46 @@ def test_promote_says_0_for_promoted_and_3_for_rejected(version, capsys, tmp_pat
         ("log --model nothing --name x", "write package.module:callable"),
     ],
 )
-def test_a_wrong_word_is_one_sentence_exit_code_1_and_no_traceback(store, capsys, words, sentence):
-    assert main.main(words.split()) == main.ERROR
+def test_a_wrong_word_is_one_sentence_an_exit_code_and_no_traceback(store, capsys, words, sentence):
+    assert main.main(words.split()) in (main.ERROR, main.USAGE)
     out, err = said(capsys)
     assert out == ""
     assert err.startswith("mlflow_e2eai: ")
     assert sentence in err
     assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        ("exprt", main.USAGE),
+        ("export --opzet 3", main.USAGE),
+        ("export --opset banana", main.USAGE),
+        ("export x --model-uri y", main.USAGE),
+        ("log", main.USAGE),
+        ("export models:/nothing/1", main.ERROR),
+        ("promote --name nothing --version 1", main.ERROR),
+    ],
+)
+def test_wrong_words_have_an_exit_code_of_their_own(store, capsys, words, code):
+    assert main.main(words.split()) == code
+
+
+def test_after_ctrl_c_the_command_that_goes_on_is_named(store, monkeypatch, capsys):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    for function, words, built in (
+        ("pipeline.jobs:log", ["log", "--model", "a b.py:c"], ""),
+        ("fleet.distributed:compile", ["compile", "m"], "; engines that are built already will"),
+        ("cli.doctor:diagnose", ["doctor"], ""),
+    ):
+        module, _, name = function.partition(":")
+        monkeypatch.setattr(f"mlflow_e2eai.{module}.{name}", interrupt)
+        assert main.main(words) == main.INTERRUPTED
+        sentence, going_on = said(capsys)[1].splitlines()
+        assert sentence == "mlflow_e2eai: Interrupted by Ctrl-C."
+        assert going_on.startswith(f"To go on: mlflow_e2eai {shlex.join(words)}{built}")
 
 
 @pytest.mark.parametrize("words", ["export --model-uri x --opset banana", "export --model-uri x"])
@@ -194,7 +228,7 @@ def test_the_run_that_mlflow_run_made_says_failed_and_why(store, monkeypatch, ca
     run = store.create_run(experiment)
     assert run.info.status == "RUNNING"
     monkeypatch.setenv("MLFLOW_RUN_ID", run.info.run_id)
-    assert main.main(words.split()) == main.ERROR
+    assert main.main(words.split()) in (main.ERROR, main.USAGE)
     _, err = said(capsys)
     after = store.get_run(run.info.run_id)
     assert after.info.status == "FAILED"
@@ -302,13 +336,15 @@ def test_the_help_of_a_verb_and_a_typing_error_import_neither_mlflow_nor_pytorch
     assert done.stdout.strip().splitlines()[-1] == "[]"
 
 
-def test_the_shell_completes_verbs_options_and_choices():
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_each_shell_completes_verbs_options_and_choices(shell):
     def completed(words, word):
         environment = {
             **os.environ,
-            "_MLFLOW_E2EAI_COMPLETE": "bash_complete",
+            "_MLFLOW_E2EAI_COMPLETE": f"{shell}_complete",
             "COMP_WORDS": f"mlflow_e2eai {words} {word}",
-            "COMP_CWORD": str(len(words.split()) + 1),
+            # Fish gives the word, the others its place.
+            "COMP_CWORD": word if shell == "fish" else str(len(words.split()) + 1),
         }
         code = "from mlflow_e2eai.cli.main import main; main()"
         done = subprocess.run(
@@ -319,7 +355,10 @@ def test_the_shell_completes_verbs_options_and_choices():
             text=True,
             timeout=60,
         )
-        return [line.partition(",")[2] for line in done.stdout.split()]
+        lines = done.stdout.splitlines()
+        if shell == "zsh":  # kind, word and help in turns
+            return lines[1::3]
+        return [line.partition(",")[2].partition("\t")[0] for line in lines]
 
     assert completed("", "ex") == ["export", "export-triton"]
     assert "--exporter" in completed("export", "--ex")
@@ -368,7 +407,7 @@ def test_buckets_are_chosen_from_sizes_in_one_word_or_a_file(tmp_path, capsys):
 
 @pytest.mark.parametrize("text", ["", "one", "1:two", "folder", "1;2"])
 def test_what_holds_no_sizes_is_refused(text, capsys):
-    assert main.main(["choose-buckets", text, "--count", "3"]) == main.ERROR
+    assert main.main(["choose-buckets", text, "--count", "3"]) == main.USAGE
     _, err = said(capsys)
     assert "holds no sizes; write 1,8:120,32 or give" in err
     assert len(err.splitlines()) == 1
@@ -386,7 +425,7 @@ ABSENT, FOLDER, EMPTY, BINARY = "absent", "folder", b"", b"\xff\xfe\x00"
         ("choose-buckets FILE.json --count 2", BINARY, "FILE.json: it is no text in UTF-8; write"),
         ("log --model FILE.py:make", ABSENT, "cannot be made: there is no file FILE.py; check"),
         ("log --model FILE.py:make", FOLDER, "cannot be made: there is no file FILE.py; check"),
-        ("log --model FILE.py:make", EMPTY, "'FILE' has no attribute 'make'; check"),
+        ("log --model FILE.py:make", EMPTY, "There is no callable 'make' in FILE.py; write"),
         ("export --model-uri x --plan FILE.yaml", FOLDER, "Cannot read FILE.yaml: Is a directory;"),
         ("export --model-uri x --plan FILE.yaml", EMPTY, "FILE.yaml is empty; give a file with a"),
         ("export --model-uri x --plan FILE.yaml", BINARY, "(it is no text in UTF-8); give a file"),
@@ -415,7 +454,7 @@ def test_a_file_that_cannot_be_read_is_one_sentence(
         Path(name).mkdir()
     elif content != ABSENT:
         Path(name).write_bytes(content)
-    assert main.main(words.split()) == main.ERROR
+    assert main.main(words.split()) in (main.ERROR, main.USAGE)
     _, err = said(capsys)
     assert sentence in err
     assert "Errno" not in err

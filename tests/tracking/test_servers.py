@@ -171,7 +171,12 @@ def test_sigterm_and_ctrl_c_end_alike(store, tmp_path, number, code, reason):
     process.send_signal(number)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == code
-    assert stderr.splitlines()[-1] == f"mlflow_e2eai: {reason}"
+    sentence, going_on = stderr.splitlines()[-2:]
+    assert sentence == f"mlflow_e2eai: {reason}"
+    assert going_on == (
+        f"To go on: mlflow_e2eai pipeline {source.model_uri}; engines that are built already will "
+        f"be linked"
+    )
     assert "Traceback" not in stderr
     assert runs("status = 'RUNNING'") == []
     ended = [mlflow.get_run(run_id) for (run_id,) in runs("status = 'KILLED'")]
