@@ -21,7 +21,7 @@ from mlflow_e2eai.evaluation.gates import (
     decide,
     gates_from,
 )
-from mlflow_e2eai.pipeline.publish import log_report, replace_report
+from mlflow_e2eai.pipeline.publish import describe_version, log_report, replace_report
 from mlflow_e2eai.promotion.contenders import (
     as_challenger,
     as_champion,
@@ -125,6 +125,7 @@ def promote(
                 model_id=models[0].model_id,
             )
             apply_decision(decision, challenger, champion, alias=alias, run_id=run_id)
+            describe_version(manifest, decision, name=name, version=challenger.version, alias=alias)
             replace_report(models[0], page)
             if not decision.promoted:
                 tracking.fail_run(run_id, title, f"REJECTED: {title}")
