@@ -258,7 +258,7 @@ def taken(model: str, wanted: Engines, workers: int, log: Path) -> Taken:
         [parent.info.experiment_id], f"tags.mlflow.parentRunId = '{parent.info.run_id}'"
     )
     assert len(runs) == len(jobs)  # noqa: S101 - nothing lost, nothing twice
-    assert not any("e2eai.engine_found" in run.data.tags for run in runs)  # noqa: S101 - all built
+    assert not any("e2eai.existing_model" in run.data.tags for run in runs)  # noqa: S101 - all built
     return Taken(wall_s=wall, cpu_s=cpu.by_role(), calls=calls)
 
 

@@ -130,6 +130,7 @@ def main(name: str, targets: list[str], epochs: int, seed: int) -> int:
             **digits,
         )
         version = info.registered_model_version
+        mlflow.set_tag("mlflow.runName", f"{name} v{version}")
         decision = mlflow_e2eai.promote(name, version, gates=GATES)
     loaded = mlflow_e2eai.load_model(info.model_uri, variant="onnxruntime-cpu/fp32")
     print(f"\n{table(loaded.manifest)}\n")

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
 import platform
 import re
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -102,14 +104,20 @@ def has_gpu() -> bool:
 
 
 def environment() -> dict[str, str]:
-    """Versions, processor, GPU and driver of this machine, as far as they are known.
+    """This machine as far as it is known: processor, GPU, driver, versions, load; and the time.
 
-    Not for tags: this loads the driver's library.
+    ``cores`` are those that this process may use, ``load`` the processes that ran or waited for one
+    on average over the last minute, by the kernel. Not for tags: this loads the driver's library.
     """
     entries = {
+        "measured": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "host": platform.node() or None,
         "python": platform.python_version(),
         "machine": platform.machine(),
         "processor": processor_name(),
+        "cores": str(len(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else None,
+        "memory": _memory(),
+        "load": _load(),
         "int8_instructions": int8_instructions(),
         "gpu": gpu_name(),
         "compute_capability": local_compute_capability(),
@@ -117,6 +125,18 @@ def environment() -> dict[str, str]:
         **{package: _version(package) for package in _LIBRARIES},
     }
     return {key: value for key, value in entries.items() if value is not None}
+
+
+def _memory() -> str | None:
+    kilobytes = _search(r"^MemTotal:\s*(\d+) kB", Path("/proc/meminfo"))
+    return None if kilobytes is None else f"{int(kilobytes) / (1 << 20):.0f} GiB"
+
+
+def _load() -> str | None:
+    try:
+        return f"{os.getloadavg()[0]:.1f}"
+    except OSError:
+        return None
 
 
 def _version(package: str) -> str | None:

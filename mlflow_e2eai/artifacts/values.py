@@ -222,6 +222,7 @@ class OnnxArtifact(Summary):
         weights: Files next to it with its weights; none where they are inside.
         libraries: Libraries with its operators for ONNX Runtime.
         assumptions: What is assumed of the model's inputs, as nobody said it; a sentence each.
+        size_bytes: Size of the file with its weight files, in a bundle; else None.
     """
 
     path: Path
@@ -237,6 +238,7 @@ class OnnxArtifact(Summary):
     weights: tuple[WeightFile, ...] = ()
     libraries: tuple[Library, ...] = ()
     assumptions: tuple[str, ...] = ()
+    size_bytes: int | None = None
 
     def _line(self) -> str:
         name, tensors = self.path.name, _tensors_text(self.inputs, self.outputs)

@@ -303,4 +303,7 @@ def _copy(artifact: Artifact, path: Path, directory: Path) -> Artifact:
     with atomic_write(directory / path) as temporary:
         shutil.copyfile(artifact.path, temporary)
     copies = libraries.copy_libraries(artifact.libraries, directory)
-    return dataclasses.replace(artifact, path=path, libraries=copies)
+    size_bytes = artifact.path.stat().st_size
+    if isinstance(artifact, OnnxArtifact):
+        size_bytes += sum(file.size_bytes for file in artifact.weights)
+    return dataclasses.replace(artifact, path=path, libraries=copies, size_bytes=size_bytes)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mlflow_e2eai.artifacts.files import Real
-from mlflow_e2eai.artifacts.values import EngineArtifact, OnnxArtifact
+from mlflow_e2eai.artifacts.values import EngineArtifact
 from mlflow_e2eai.bundle.manifest import Manifest
 from mlflow_e2eai.evaluation.evidence import Evidence
 from mlflow_e2eai.latency.ratios import Ratio
@@ -75,25 +75,17 @@ class VariantRow:
     reason: str | None
 
 
-def rows_of(manifest: Manifest, sizes: Mapping[str, int] | None = None) -> list[VariantRow]:
-    """One row for each variant, machine and number of items, in the manifest's order.
-
-    Args:
-        manifest: The bundle's manifest.
-        sizes: Sizes of files in bytes by their path in the bundle, where they are known; by
-            default of those files that are where the manifest says.
-    """
+def rows_of(manifest: Manifest) -> list[VariantRow]:
+    """One row for each variant, machine and number of items, in the manifest's order."""
     return [
         row
         for there in manifest.by_machine
         for entry in there.evidence
-        for row in _rows(there, entry, sizes)
+        for row in _rows(there, entry)
     ]
 
 
-def _rows(
-    there: Manifest, entry: Evidence, sizes: Mapping[str, int] | None
-) -> Iterator[VariantRow]:
+def _rows(there: Manifest, entry: Evidence) -> Iterator[VariantRow]:
     file = next((file for file in there.files if file.sha256 == entry.sha256), None)
     start, deciding = entry.cold_start, [*entry.deciding.values()]
     by_items = {
@@ -127,7 +119,7 @@ def _rows(
             throughput_items_per_s=getattr(latency, "throughput_items_per_s", None),
             busy=report is not None and report.is_busy(entry.variant),
             task=entry.task,
-            size_bytes=_size(file, sizes),
+            size_bytes=None if file is None else file.size_bytes,
             peak_memory_bytes=getattr(start, "peak_memory_bytes", None),
             device_memory_bytes=getattr(start, "device_memory_bytes", None),
             size=label,
@@ -146,20 +138,6 @@ def _ratio(report: LatencyReport, variant: str, reference: str | None) -> Ratio 
         return None
     with np.errstate(all="ignore"):  # with a clock too coarse the divisors are zero
         return report.ratio(variant, reference)
-
-
-def _size(
-    file: OnnxArtifact | EngineArtifact | None, sizes: Mapping[str, int] | None
-) -> int | None:
-    if isinstance(file, EngineArtifact):
-        return file.size_bytes
-    if file is None:
-        return None
-    if sizes is not None:
-        own = sizes.get(file.path.as_posix())
-    else:
-        own = file.path.stat().st_size if file.path.is_file() else None
-    return None if own is None else own + sum(each.size_bytes for each in file.weights)
 
 
 def sentence_of(manifest: Manifest) -> str:

@@ -104,6 +104,13 @@ OPTIONS: dict[str, Option] = {
         metavar="NAME",
         help="name of the logged model",
     ),
+    "bundle_name": Option(
+        name="name",
+        parse=parse_or("none", str),
+        default="none",
+        metavar="NAME",
+        help="name of the logged model; or 'none': that of the registered model, else 'model'",
+    ),
     "onnx": Option(
         name="onnx",
         parse=parse_or("none", Path),

@@ -141,8 +141,8 @@ VERBS = {
             function="flavor.repackage:package",
             printer="cli.results:print_bundle",
             options=(
-                *("model_uri", "name", "registered_model_name", *_EXPORT, "surgery", "precisions"),
-                *("targets", "keep_fp32", "batch_sizes", "evidence", *_BUILD),
+                *("model_uri", "bundle_name", "registered_model_name", *_EXPORT, "surgery"),
+                *("precisions", "targets", "keep_fp32", "batch_sizes", "evidence", *_BUILD),
             ),
             takes=("source", "import"),
             example="--registered-model-name digits --targets sm86,sm89",

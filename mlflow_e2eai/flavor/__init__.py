@@ -4,6 +4,7 @@ MLflow imports `run_context`, `evaluator` and `artifact_repository` during `impo
 this file imports nothing; its names are resolved when they are first used.
 
 api                  `save_model`, `log_model`
+logged_bundle        a bundle as a LoggedModel and a registered version
 native               `load_model`
 mlmodel              the MLmodel file
 wheel                a wheel of this package, for a model that no index can serve

@@ -12,21 +12,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlflow_e2eai import bundle, flavor, fleet, tracking
+from mlflow_e2eai import bundle, fleet, tracking
 from mlflow_e2eai.artifacts.axes import DynamicAxes
 from mlflow_e2eai.artifacts.build_settings import DEFAULT_BUILD, BuildSettings
-from mlflow_e2eai.artifacts.files import sha256_of
 from mlflow_e2eai.artifacts.values import OnnxArtifact, Precision
 from mlflow_e2eai.evaluation.data import EvaluationData, evaluation_of
 from mlflow_e2eai.evaluation.effort import EvidenceLevel
 from mlflow_e2eai.evaluation.metrics import Metrics
+from mlflow_e2eai.flavor.logged_bundle import log_bundle
 from mlflow_e2eai.flavor.mlmodel import Description, describe
 from mlflow_e2eai.pipeline import build
-from mlflow_e2eai.pipeline.publish import log_report
 from mlflow_e2eai.pipeline.settings import Settings
 from mlflow_e2eai.pytorch.operators.operator import Operator
 from mlflow_e2eai.pytorch.stage import DEFAULT_OPSET, Exporter
-from mlflow_e2eai.report.text import markdown
 from mlflow_e2eai.runtime.progress import reported_on_stderr
 from mlflow_e2eai.surgery.plan import DEFAULT_PLAN
 from mlflow_e2eai.tracking import _mlflow
@@ -238,7 +236,7 @@ def log_model(
         tracking.log_model_failure(run_id, model_id),
         tempfile.TemporaryDirectory() as folder,
     ):
-        source = None if source_model is None else tracking.resolve(source_model).model_id
+        source = None if source_model is None else tracking.resolve_source(source_model).model_id
         recorder = tracking.MlflowRecorder(name=name, source=source)
         path = Path(folder, bundle.FOLDER)
         if _is_bundle(model):
@@ -248,6 +246,7 @@ def log_model(
             bundle.write(path, manifest, bundle.read_example(stored))
         else:
             settings = Settings.of(arguments)
+            tracking.log_new_params(settings.params, run_id=run_id, name=name)
             remote = None
             if executor is not None:
                 remote = fleet.EngineJobs(executor, workers, models=recorder.models)
@@ -266,7 +265,7 @@ def log_model(
                 remote=remote,
                 source=recorder.source,
             )
-        return _package(
+        return log_bundle(
             path,
             recorder,
             run_id,
@@ -335,62 +334,3 @@ def _build(
             **options,
         )
         bundle.write(path, manifest, example)
-
-
-def _package(
-    path: Path,
-    recorder: tracking.MlflowRecorder,
-    run_id: str,
-    *,
-    registered_model_name: str | None,
-    tags: Mapping[str, Any] | None,
-    step: int,
-    model_id: str | None,
-    **arguments: Any,
-) -> ModelInfo:
-    """Log a bundle: the model belongs to the parent run, and is an output of the child too.
-
-    The other arguments are those of `log_model`, of MLflow's `Model.log` and of `save_model`.
-    """
-    from mlflow.models import Model
-
-    manifest = bundle.read(path)
-    with recorder.stage("package", inputs=[item.sha256 for item in manifest.files]) as stage:
-        origin = {
-            tracking.STAGE: "package",
-            tracking.SHA256: sha256_of(path / bundle.MANIFEST),
-            **recorder.origin(manifest.graphs[0].sha256),
-        }
-        info: ModelInfo = Model.log(
-            artifact_path=None,
-            flavor=flavor,
-            run_id=run_id,
-            registered_model_name=registered_model_name,
-            tags={**(tags or {}), **origin},
-            step=step,
-            model_id=model_id,
-            model=path,
-            # Every variant was run on the example when the bundle was built.
-            validate_serving_input=False,
-            **arguments,
-        )
-        if model_id is None:  # MLflow leaves tags out for a model that exists
-            origin = {}
-        logged = tracking.ModelFiles(info.model_uri).directory / "MLmodel"
-        tracking.tag_model(info.model_id, {**origin, tracking.MLMODEL_SHA256: sha256_of(logged)})
-        tracking.link_output(stage.run_id, info.model_id, step=step)
-        version = info.registered_model_version
-        stage.line.append(info.model_uri)
-        if version is not None:
-            stage.line.append(f"{registered_model_name} version {version}")
-        if registered_model_name is not None and version is not None:
-            tracking.describe_version(registered_model_name, version, markdown(manifest))
-        log_report(
-            manifest,
-            run_id=run_id,
-            name=registered_model_name or recorder.name,
-            version=version,
-            model_id=info.model_id,
-            stages=recorder,
-        )
-    return info

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
@@ -237,19 +238,23 @@ def _write_environment(path: Path, manifest: Manifest, content: Description) -> 
         requirements = [option, *requirements]
         environment = _with_pip_option(environment, option)
         wheel["wheel_sha256"] = wheels.write_wheel(path / wheels.FOLDER)
-        _log.warning(
-            "requirements.txt takes %s from the model's folder %s, as it is installed from %s and "
-            "not from an index: `pip install -r` needs that folder beside the file.",
-            own.requirement,
-            wheels.FOLDER,
-            own.local,
-        )
+        _report_wheel(own.requirement)
     (path / _mlflow.CONDA_ENV_FILE).write_text(yaml.safe_dump(environment, sort_keys=False))
     (path / _mlflow.REQUIREMENTS_FILE).write_text("\n".join(requirements))
     if constraints:
         (path / _mlflow.CONSTRAINTS_FILE).write_text("\n".join(constraints))
     _mlflow.PythonEnv.current().to_yaml(str(path / _mlflow.PYTHON_ENV_FILE))
     return wheel
+
+
+@functools.cache
+def _report_wheel(requirement: str) -> None:
+    """Report once in a process that the models carry this package; no user need act on it."""
+    _log.info(
+        "requirements.txt takes %s from %s/, which needs that folder beside the file",
+        requirement,
+        wheels.FOLDER,
+    )
 
 
 def _with_pip_option(environment: Mapping[str, Any], option: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def package(
     model_uri: str,
     *,
-    name: str,
+    name: str | None = None,
     registered_model_name: str | None = None,
     executor: fleet.Executor | None = None,
     workers: int | None = None,
@@ -27,7 +27,7 @@ def package(
 
     Args:
         model_uri: Any model of the chain.
-        name: Name of the logged model.
+        name: Name of the logged model; None for that of the registered one.
         registered_model_name: Also make a version of this registered model.
         executor: The workers that build the engines; see `mlflow_e2eai.log_model`.
         workers: Processes for ``local``; by default one for each core.
@@ -38,9 +38,10 @@ def package(
         E2EAIError: See `mlflow_e2eai.log_model`.
     """
     tracking.check_names(name, registered_model_name)
+    name = name or tracking.model_name(registered_model_name or "model")
     with tracking.run(name), tempfile.TemporaryDirectory() as folder:
         axes = settings.get("dynamic_axes")
-        given = root_arguments(tracking.resolve(model_uri), Path(folder), axes)
+        given = root_arguments(tracking.resolve_source(model_uri), Path(folder), axes)
         arguments: dict[str, Any] = {**settings, "dynamic_axes": None, **given}
         return api.log_model(
             **arguments,

@@ -93,10 +93,9 @@ class Job:
     def __init__(self, model: LoggedModel, folder: Path) -> None:
         self.model = model
         self.folder = folder
-        root = tracking.ancestor(model, ("source", "export"))
-        # A lineage from an ONNX file has no PyTorch model: its raw graph has no parent.
-        self._source = tracking.ancestor(root, ("source",)) if _has_module(root) else None
-        name = (self._source or root).name.removesuffix("-source" if self._source else "-raw")
+        self._source = tracking.source_of(model)
+        root = self._source or tracking.ancestor(model, ("export",))
+        name = root.name.removesuffix("-source" if self._source else "-raw")
         source_id = None if self._source is None else self._source.model_id
         self.recorder = tracking.MlflowRecorder(name=name, source=source_id)
         self.evaluation: EvaluationData | None = None
@@ -208,12 +207,8 @@ class Job:
 def job_on(model_uri: str, stages: Sequence[str]) -> Iterator[Job]:
     """Open a job on the nearest model of a lineage that one of the stages made."""
     with tempfile.TemporaryDirectory() as folder:
-        model = tracking.ancestor(tracking.resolve(model_uri), stages)
+        model = tracking.ancestor(tracking.resolve_source(model_uri), stages)
         yield Job(model, Path(folder))
-
-
-def _has_module(root: LoggedModel) -> bool:
-    return root.tags.get(tracking.STAGE) != "export" or tracking.PARENT in root.tags
 
 
 def load_source(model: LoggedModel, folder: Path, axes: DynamicAxes | None) -> LoadedSource:
@@ -284,8 +279,9 @@ def root_arguments(model: LoggedModel, folder: Path, axes: DynamicAxes | None) -
     Raises:
         InvalidInputError: Axes are given for an ONNX file, whose axes are known.
     """
-    root = tracking.ancestor(model, ("source", "export"))
-    if not _has_module(root):
+    origin = tracking.source_of(model)
+    if origin is None:
+        root = tracking.ancestor(model, ("export",))
         if axes is not None:
             msg = (
                 "The axes of an ONNX file are named when it comes in, by clean; leave dynamic_axes "
@@ -294,7 +290,6 @@ def root_arguments(model: LoggedModel, folder: Path, axes: DynamicAxes | None) -
             raise InvalidInputError(msg)
         graph, example = fetch_graph(root, folder)
         return {"model": graph, "input_example": example, "source_model": root.model_id}
-    origin = tracking.ancestor(root, ("source",))
     source = load_source(origin, folder, axes)
     return {
         "model": source.module,
@@ -329,7 +324,7 @@ def engines_in(model: LoggedModel) -> dict[str, Target]:
     """Targets of the engines in a model, by digest."""
     stage = model.tags[tracking.STAGE]
     if stage == "compile":
-        return {model.tags[tracking.SHA256]: parse(model.tags["e2eai.target"])}
+        return {model.tags[tracking.SHA256]: parse(model.params["target"])}
     if stage != "package":
         return {}
     with tempfile.TemporaryDirectory() as folder:

@@ -1,16 +1,18 @@
-"""A bundle's evidence as artifacts of a run: the page and the plots."""
+"""A bundle's evidence in MLflow: page and plots on a run, and the description of a version."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import tempfile
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 import numpy as np
 
@@ -18,6 +20,11 @@ from mlflow_e2eai.artifacts.files import from_json, to_json
 from mlflow_e2eai.bundle.manifest import Manifest
 from mlflow_e2eai.errors import TrackingError, brief
 from mlflow_e2eai.evaluation.gates import Decision
+from mlflow_e2eai.report.description import (
+    is_own_description,
+    model_description,
+    version_description,
+)
 from mlflow_e2eai.report.facts import (
     Origin,
     Ratios,
@@ -28,17 +35,21 @@ from mlflow_e2eai.report.facts import (
 )
 from mlflow_e2eai.report.page import html
 from mlflow_e2eai.report.plots import plots
-from mlflow_e2eai.tracking.lineage import REPORT, resolve, tag_model
-from mlflow_e2eai.tracking.metric_names import metric_name
+from mlflow_e2eai.tracking.lineage import REPORT, model_of_version, resolve, source_of, tag_model
 from mlflow_e2eai.tracking.metrics import log_metrics
+from mlflow_e2eai.tracking.mlflow_names import metric_name
 from mlflow_e2eai.tracking.mlflow_recorder import MlflowRecorder
 from mlflow_e2eai.tracking.runs import report_folder
 from mlflow_e2eai.tracking.server import address
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
+    from mlflow.entities.model_registry import ModelVersion
 
 _log = logging.getLogger(__name__)
+
+_NOTE = "mlflow.note.content"
+"""MLflow's tag of a run's description."""
 
 
 class Places(NamedTuple):
@@ -159,6 +170,76 @@ def find_report(model_uri: str) -> Places:
         run=origin.run_link() or run.run_id,
         report=str(Path(unquote(folder.path), path)) if is_here else f"runs:/{run.run_id}/{path}",
     )
+
+
+def describe_version(
+    manifest: Manifest,
+    decision: Decision | None = None,
+    *,
+    name: str,
+    version: int | str,
+    alias: str = "champion",
+) -> None:
+    """Write the description of a version, and of a registered model that has none.
+
+    A description that a user wrote or changed stays as it is.
+
+    Args:
+        manifest: The bundle.
+        decision: The outcome of the gates; None before they were evaluated.
+        name: The registered model.
+        version: Its version.
+        alias: The alias that the decision is about.
+    """
+    from mlflow import MlflowClient
+
+    client = MlflowClient()
+    registered = client.get_model_version(name, str(version))
+    if is_own_description(registered.description):
+        text = version_description(
+            manifest,
+            decision,
+            alias=alias,
+            day=datetime.now(UTC).date(),
+            links=_links(registered),
+        )
+        client.update_model_version(name, str(version), description=text)
+        _describe_run(str(registered.run_id), text)
+    # Only with the first version: a user who deletes the text later wants none.
+    if str(version) == "1" and not client.get_registered_model(name).description:
+        client.update_registered_model(name, model_description(name, alias))
+
+
+def _describe_run(run_id: str, text: str) -> None:
+    """Give the run that logged a version the version's description, unless it has a user's.
+
+    Where the run is gone, or the user may not change it, the version alone has it.
+    """
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    with contextlib.suppress(MlflowException):
+        if is_own_description(MlflowClient().get_run(run_id).data.tags.get(_NOTE)):
+            MlflowClient().set_tag(run_id, _NOTE, text)
+
+
+def _links(version: ModelVersion) -> str:
+    """Links of MLflow's pages to a version's report, PyTorch model and training run."""
+    try:
+        model = model_of_version(version)
+        source = source_of(model)
+    except TrackingError:  # a model on the way was deleted
+        return ""
+    links = []
+    if (report := model.tags.get(REPORT)) is not None and model.source_run_id:
+        page = f"runs/{model.source_run_id}/artifacts/{quote(report)}"
+        links.append(f"[Report](#/experiments/{model.experiment_id}/{page})")
+    if source is not None:
+        page = f"#/experiments/{source.experiment_id}"
+        links.append(f"[PyTorch model]({page}/models/{source.model_id})")
+        if source.source_run_id and source.source_run_id != model.source_run_id:
+            links.append(f"[training run]({page}/runs/{source.source_run_id})")
+    return ", ".join(links)
 
 
 def summary_metrics(manifest: Manifest) -> dict[str, float]:

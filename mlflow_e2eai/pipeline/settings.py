@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from mlflow_e2eai.artifacts.axes import DynamicAxes, parse_axes
+from mlflow_e2eai.artifacts.axes import DynamicAxes, axes_of, parse_axes
 from mlflow_e2eai.artifacts.build_settings import DEFAULT_BUILD, BuildSettings
 from mlflow_e2eai.artifacts.libraries import describe_libraries
 from mlflow_e2eai.artifacts.values import Precision, precision_of
@@ -166,6 +166,19 @@ class Settings:
         describe_libraries(self.operator_libraries)
         for step in self.surgery:
             step.bound()
+
+    @property
+    def params(self) -> dict[str, str]:
+        """The settings by which runs are compared, as MLflow's parameters."""
+        axes = axes_of(self.dynamic_axes or {})
+        return {
+            "exporter": self.exporter,
+            "opset": str(self.opset),
+            "precisions": ",".join(self.precisions),
+            "targets": ",".join(self.targets) or "none",
+            "evidence": self.evidence,
+            "axes": ", ".join(f"{axis.name} {axis}, opt {axis.opt}" for axis in axes) or "none",
+        }
 
     def check_here(self) -> None:
         """Refuse engines that this machine cannot build.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from mlflow_e2eai import tracking
 from mlflow_e2eai.artifacts.files import to_json
 from mlflow_e2eai.evaluation.gates import Decision
-from mlflow_e2eai.pipeline.publish import log_report, replace_report
+from mlflow_e2eai.pipeline.publish import describe_version, log_report, replace_report
 from mlflow_e2eai.promotion.challenge import Outcome
 from mlflow_e2eai.promotion.metrics import totals
 from mlflow_e2eai.promotion.registry.journal import journal
@@ -99,6 +99,13 @@ def tag_version(outcome: Outcome, run_id: str) -> None:
     number = str(version.version)
     for key, value in tags.items():
         client.set_model_version_tag(version.name, number, key, value)
+    describe_version(
+        outcome.manifest,
+        outcome.decision,
+        name=version.name,
+        version=version.version,
+        alias=tags[ALIAS],
+    )
     if not outcome.incumbents and PREVIOUS in version.tags:  # of an earlier decision
         client.delete_model_version_tag(version.name, number, PREVIOUS)
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from mlflow_e2eai.errors import E2EAIError, InvalidInputError
 from mlflow_e2eai.evaluation.gates import Decision, Gate
 from mlflow_e2eai.promotion.challenge import Challenge, Outcome
+from mlflow_e2eai.promotion.decision_run import decision_run, supersede, tag_version
 from mlflow_e2eai.promotion.gates_file import read_policy
 from mlflow_e2eai.promotion.policy import Policy
-from mlflow_e2eai.promotion.decision_run import decision_run, supersede, tag_version
 from mlflow_e2eai.promotion.registry.lease import Lease, lease
 from mlflow_e2eai.promotion.registry.moves import finish, holders, move
 from mlflow_e2eai.promotion.registry.record import digest_of, last_record

@@ -8,6 +8,7 @@ plots      the pictures, as SVG and PNG
 canvas     sizes, colours and labels of the pictures
 scale      logarithmic scales of pictures and signs
 text       one table, for the terminal and as Markdown
+description  the description of a registered version
 facts      facts on variants that every form states
 formats    numbers, sizes, names and sentences for people
 """

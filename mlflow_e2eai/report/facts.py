@@ -304,6 +304,7 @@ class Origin:
         version: Its version, where it is registered.
         model_id: Id of the model that holds the bundle.
         run_id: The run that the report belongs to.
+        parent_run_id: The run above it.
         experiment_id: The experiment of that run; models are linked through it.
         model_ids: Ids of the stages' models by the digest of their file.
         tracking_uri: Address of the tracking server. Only http and https are linked, without a
@@ -315,6 +316,7 @@ class Origin:
     version: str | None = None
     model_id: str | None = None
     run_id: str | None = None
+    parent_run_id: str | None = None
     experiment_id: str | None = None
     model_ids: Mapping[str, str] = field(default_factory=dict)
     tracking_uri: str | None = None
@@ -352,11 +354,12 @@ class Origin:
             return None
         return f"{self._page}/experiments/{_part(self.experiment_id)}/models/{_part(model_id)}"
 
-    def run_link(self) -> str | None:
-        """Address of the run's page."""
-        if self._page is None or self.experiment_id is None or self.run_id is None:
+    def run_link(self, run_id: str | None = None) -> str | None:
+        """Address of the page of a run, by default the report's own."""
+        run_id = self.run_id if run_id is None else run_id
+        if self._page is None or self.experiment_id is None or run_id is None:
             return None
-        return f"{self._page}/experiments/{_part(self.experiment_id)}/runs/{_part(self.run_id)}"
+        return f"{self._page}/experiments/{_part(self.experiment_id)}/runs/{_part(run_id)}"
 
     def version_link(self) -> str | None:
         """Address of the registered version's page."""

@@ -159,6 +159,16 @@ def factor_text(value: float) -> str:
     return NOISY_TEXT if math.isnan(value) else f"{time_text(value)} {TIMES}"
 
 
+def speed_text(ratio: Ratio) -> str:
+    """A ratio of times as a speed: how many times faster or slower."""
+    if ratio.noisy or ratio.value <= 0:
+        return factor_text(ratio.value)
+    if ratio.equal:
+        return "the same"
+    word, factor = ("faster", 1 / ratio.value) if ratio.value < 1 else ("slower", ratio.value)
+    return f"{time_text(factor)} {TIMES} {word}"
+
+
 def bounds_text(ratio: Ratio) -> str:
     """The bounds of a ratio's interval, in words where the two are not told apart."""
     if ratio.noisy:

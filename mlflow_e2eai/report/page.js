@@ -5,11 +5,12 @@
   if (field) {
     const count = document.getElementById("filter-count");
     const bodies = [...document.querySelectorAll("tbody[data-variant]")];
-    const names = new Set(bodies.map((body) => body.dataset.variant));
+    const named = (body) => body.dataset.variant.split("\n");
+    const names = new Set(bodies.flatMap(named));
     field.addEventListener("input", () => {
       const wanted = field.value.trim().toLowerCase();
       const holds = (name) => name.toLowerCase().includes(wanted);
-      for (const body of bodies) body.hidden = !holds(body.dataset.variant);
+      for (const body of bodies) body.hidden = !named(body).some(holds);
       count.textContent = `${[...names].filter(holds).length} of ${names.size} shown`;
     });
     document.getElementById("filter-line").hidden = false;

@@ -29,6 +29,8 @@ from mlflow_e2eai.report.sections.provenance import (
     environment_section,
     interface_section,
     lineage_section,
+    location_of,
+    measured_text,
     reproduce_section,
 )
 from mlflow_e2eai.report.sections.serving import serving_section
@@ -95,6 +97,7 @@ def html(
         "report",
         origin.title,
         manifest=manifest,
+        measured=measured_text(manifest),
         decision=_render("decision", decision_context(manifest, decision, by_machine)),
         sections=[
             {"key": one.key, "title": one.title, "content": _render(one.key, one.context)}
@@ -104,31 +107,43 @@ def html(
     )
 
 
-def surgery_html(report: SurgeryReport, *, title: str = "Surgery") -> str:
+def surgery_html(
+    report: SurgeryReport, *, title: str = "Surgery", origin: Origin | None = None
+) -> str:
     """The effect of surgery as one page of the same kind.
 
     Args:
         report: The plan's result.
         title: The page's heading.
+        origin: The runs that it belongs to, which the page links.
 
     Returns:
         The page's text, for a file in UTF-8.
     """
     context = surgery_section(report, heading="h2").context
-    return _page("page", title, content=_render("surgery", context))
+    return _part(title, _render("surgery", context), origin)
 
 
-def precision_html(report: PrecisionReport, *, title: str = "Precision") -> str:
+def precision_html(
+    report: PrecisionReport, *, title: str = "Precision", origin: Origin | None = None
+) -> str:
     """The effect of a conversion as one page of the same kind.
 
     Args:
         report: The conversion's result.
         title: The page's heading.
+        origin: The runs that it belongs to, which the page links.
 
     Returns:
         The page's text, for a file in UTF-8.
     """
-    return _page("page", title, content=_render("conversion", conversion_context(report)))
+    return _part(title, _render("conversion", conversion_context(report)), origin)
+
+
+def _part(title: str, content: Markup, origin: Origin | None) -> str:
+    """A page of one stage."""
+    location = [] if origin is None else list(location_of(origin))
+    return _page("page", title, content=content, location=location)
 
 
 def _page(name: str, title: str, **context: object) -> str:

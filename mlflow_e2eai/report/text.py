@@ -1,4 +1,4 @@
-"""The evidence as one table, for the terminal and as Markdown."""
+"""The evidence as one table for the terminal, and as Markdown for a version's description."""
 
 from __future__ import annotations
 
@@ -26,10 +26,13 @@ def table(manifest: Manifest) -> str:
 
 
 def markdown(manifest: Manifest) -> str:
-    """The table as Markdown, which MLflow shows as a version's description."""
-    head, *rows = (f"| {' | '.join(row)} |" for row in _cells(manifest))
-    reasons = [part for reason in _reasons(manifest) for part in ("", reason)]
-    return "\n".join([head, "|---" * head.count(" | ") + "|---|", *rows, *reasons])
+    """The table as Markdown, numbers to the right, without the engines that nothing has run."""
+    unmeasured = OUTCOMES["unmeasured"]
+    head, *rows = (row for row in _cells(manifest) if row[-1] != unmeasured)
+    names = 2 if "machine" in head else 1
+    rules = ["---"] * names + ["---:"] * (len(head) - names - 1) + ["---"]
+    lines = [f"| {' | '.join(row)} |" for row in (head, rules, *rows)]
+    return "\n".join([*lines, *(part for reason in _reasons(manifest) for part in ("", reason))])
 
 
 def _reasons(manifest: Manifest) -> list[str]:

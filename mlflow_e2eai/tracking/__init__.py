@@ -10,13 +10,13 @@ mlflow_recorder  stages as child runs, and the cache of logged engines
 runs             parents, children, and the reason of a failed one
 models           artifacts -> LoggedModels
 sources          PyTorch models <-> LoggedModels
+mlflow2_models   PyTorch models of MLflow 2 -> LoggedModels
 lineage          URIs -> LoggedModels, and their lineage
 latest           the newest model or version that a step can take
 downloads        files of a model, one by one
-engine_store     engines and kernel timings of earlier builds
+artifact_store   graphs, engines and kernel timings that are logged already
 remote_jobs      runs of jobs in other processes
-metric_names     names of metrics as MLflow takes them
-model_names      names of models: what MLflow refuses is told early, or mapped
+mlflow_names     names of metrics and models as MLflow takes them
 metrics          evidence -> tags and metrics
 summary          the values of a stage in a few words
 console          MLflow's bars and INFO lines, hidden in our calls
@@ -32,7 +32,6 @@ from mlflow_e2eai.tracking.lineage import (
     SOURCE,
     STAGE,
     ancestor,
-    describe_version,
     fetch,
     fetch_engine,
     fetch_graph,
@@ -41,17 +40,24 @@ from mlflow_e2eai.tracking.lineage import (
     link_output,
     model_of_version,
     resolve,
+    source_of,
     tag_model,
 )
-from mlflow_e2eai.tracking.metric_names import metric_name
-from mlflow_e2eai.tracking.metrics import NONFINITE, log_metrics, parity_metrics
+from mlflow_e2eai.tracking.metrics import (
+    NONFINITE,
+    log_metrics,
+    log_new_params,
+    parity_metrics,
+)
+from mlflow_e2eai.tracking.mlflow2_models import resolve_source
+from mlflow_e2eai.tracking.mlflow_names import check_names, metric_name, model_name
 from mlflow_e2eai.tracking.mlflow_recorder import MlflowRecorder
-from mlflow_e2eai.tracking.model_names import check_names, model_name
 from mlflow_e2eai.tracking.models import fetch_nodes, log_bisection, log_fp32_nodes
 from mlflow_e2eai.tracking.runs import (
     fail_run,
     link_permitted_inputs,
     log_model_failure,
+    rename_run,
     report_folder,
     run,
 )

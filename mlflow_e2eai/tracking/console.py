@@ -1,4 +1,4 @@
-"""MLflow's bars and INFO lines, silenced while this package is the caller."""
+"""MLflow's bars, INFO lines and addresses of runs, silent while we are the caller."""
 
 from __future__ import annotations
 
@@ -10,7 +10,12 @@ from contextlib import contextmanager
 
 from mlflow_e2eai.runtime.progress import NestedBlocks
 
-_BARS = "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"
+_SILENT = {
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    # It prints two lines for each run that ends, on the stream of our results.
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
+"""Settings of MLflow while it is silent."""
 
 _log = logging.getLogger(__name__)
 
@@ -19,23 +24,24 @@ _BLOCKS = NestedBlocks()
 
 @contextmanager
 def quiet_mlflow() -> Iterator[None]:
-    """Hide MLflow's bars and INFO lines inside the block; its warnings are logged.
+    """Hide MLflow's bars, INFO lines and addresses inside the block; its warnings are logged.
 
     Blocks may be nested, and open in several threads: the first one silences, the last restores.
     """
-    with _BLOCKS.enter(bars=_silence_bars, lines=_silence_lines):
+    with _BLOCKS.enter(settings=_set_silent, lines=_silence_lines):
         yield
 
 
-def _silence_bars() -> Callable[[], None]:
-    before = os.environ.get(_BARS)
-    os.environ[_BARS] = "false"
+def _set_silent() -> Callable[[], None]:
+    before = {name: os.environ.get(name) for name in _SILENT}
+    os.environ.update(_SILENT)
 
     def restore() -> None:
-        if before is None:
-            os.environ.pop(_BARS, None)
-        else:
-            os.environ[_BARS] = before
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
     return restore
 

@@ -200,6 +200,20 @@ def ancestor(model: LoggedModel, stages: Sequence[str]) -> LoggedModel:
     return at
 
 
+def source_of(model: LoggedModel) -> LoggedModel | None:
+    """The PyTorch model that a model was made from; None where that was an ONNX file.
+
+    By the model's own tag where it has one: a graph that it was made from may be that of an earlier
+    model which gave the same graph.
+    """
+    if (source := model.tags.get(SOURCE)) is not None:
+        return resolve(source)
+    root = ancestor(model, ("source", "export"))
+    if root.tags.get(STAGE) != "export" or PARENT in root.tags:
+        return ancestor(root, ("source",))
+    return None
+
+
 def fetch(model: LoggedModel, folder: Path) -> Path:
     """Download a LoggedModel.
 
@@ -303,13 +317,6 @@ def link_output(run_id: str, model_id: str, *, step: int = 0) -> None:
     from mlflow.entities import LoggedModelOutput
 
     MlflowClient().log_outputs(run_id, models=[LoggedModelOutput(model_id, step=step)])
-
-
-def describe_version(name: str, version: int | str, text: str) -> None:
-    """Give a version of a registered model its description, which may be Markdown."""
-    from mlflow import MlflowClient
-
-    MlflowClient().update_model_version(name, str(version), description=text)
 
 
 def tag_model(model_id: str, tags: Mapping[str, str]) -> None:

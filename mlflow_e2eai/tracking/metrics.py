@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from mlflow_e2eai.evaluation.evidence import Evidence
 from mlflow_e2eai.latency.report import Latency, LatencyReport
 from mlflow_e2eai.pytorch.stage import ExportReport
-from mlflow_e2eai.tracking.metric_names import metric_name
+from mlflow_e2eai.tracking.mlflow_names import metric_name
 
 if TYPE_CHECKING:
     from mlflow.entities import RunTag
@@ -154,6 +154,31 @@ def log_metrics(
         before = client.get_run(run_id).data.tags.get(NONFINITE)
         tags[NONFINITE] = ", ".join(filter(None, [before, *sorted(nonfinite)]))
     client.log_batch(run_id, metrics=finite, tags=run_tags(tags))
+
+
+def log_new_params(params: Mapping[str, str], *, run_id: str, name: str) -> None:
+    """Log parameters on a run, which may have some of them already.
+
+    MLflow refuses another value for a parameter. One that `mlflow run` logged, or an earlier model
+    of the run, keeps its value; the other one then has the name of its model in front.
+
+    Args:
+        params: Values by name.
+        run_id: The run.
+        name: Name of the model that they are of.
+    """
+    from mlflow import MlflowClient
+    from mlflow.entities import Param
+
+    client = MlflowClient()
+    present = client.get_run(run_id).data.params
+    different = {key: value for key, value in params.items() if present.get(key) != value}
+    named = {
+        key if key not in present else f"{metric_name(name)}/{key}": value
+        for key, value in different.items()
+    }
+    new = [Param(key, value) for key, value in named.items() if key not in present]
+    client.log_batch(run_id, params=new)
 
 
 def run_tags(tags: Mapping[str, str]) -> list[RunTag]:

@@ -9,20 +9,29 @@ from pathlib import Path
 from typing import Any
 
 from mlflow_e2eai.artifacts.files import to_json
-from mlflow_e2eai.artifacts.values import EngineArtifact
+from mlflow_e2eai.artifacts.values import EngineArtifact, OnnxArtifact
 from mlflow_e2eai.errors import SurgeryError
 from mlflow_e2eai.evaluation.evidence import Evidence, Span
 from mlflow_e2eai.precision.stage import PrecisionReport
 from mlflow_e2eai.pytorch.stage import ExportReport
+from mlflow_e2eai.report.facts import Origin
 from mlflow_e2eai.report.page import precision_html, surgery_html
 from mlflow_e2eai.surgery.report import SurgeryReport
-from mlflow_e2eai.tracking.engine_store import (
-    EXISTING_ENGINE,
+from mlflow_e2eai.tracking.artifact_store import (
+    EXISTING,
     fetch_timings,
     find_engine,
+    find_graph,
     log_timings,
 )
-from mlflow_e2eai.tracking.lineage import PARENT, SOURCE, STAGE, link_inputs, link_output
+from mlflow_e2eai.tracking.lineage import (
+    PARENT,
+    PARENT_RUN,
+    SOURCE,
+    STAGE,
+    link_inputs,
+    link_output,
+)
 from mlflow_e2eai.tracking.metrics import (
     export_tags,
     log_metrics,
@@ -40,6 +49,7 @@ from mlflow_e2eai.tracking.recorder import (
     Output,
 )
 from mlflow_e2eai.tracking.runs import run
+from mlflow_e2eai.tracking.server import address
 from mlflow_e2eai.tracking.summary import add_value, stage_line
 
 
@@ -81,7 +91,8 @@ class MlflowRecorder:
             link_inputs(run_id, ids)
             began = time.time()
             yield MlflowStage(self, run_id=run_id, parents=ids, line=line)
-            self._count(name.partition(" ")[0], span, time.time() - began)
+            if not name.startswith("not measured"):
+                self._count(name.partition(" ")[0], span, time.time() - began)
 
     def _count(self, kind: str, span: Span | None, seconds: float) -> None:
         before = self.seconds.get(kind, 0.0)
@@ -144,33 +155,61 @@ class MlflowStage:
                 self._set_tags(export_tags(report))
             case SurgeryReport():
                 self._log_text("surgery.json", to_json(report))
-                self._log_text("surgery.html", surgery_html(report))
+                self._log_text(
+                    "surgery.html",
+                    surgery_html(report, title=self._title("Surgery"), origin=self._origin()),
+                )
                 if report.plan is not None:
                     self._log_text("plan.yaml", report.plan)
             case PrecisionReport():
                 self._log_text("precision.json", to_json(report))
-                self._log_text("precision.html", precision_html(report))
+                self._log_text(
+                    "precision.html",
+                    precision_html(
+                        report, title=self._title(f"To {report.precision}"), origin=self._origin()
+                    ),
+                )
                 if report.refused is not None:
                     self._set_tags({"e2eai.refused": report.refused})
             case _:
                 msg = f"A {type(report).__name__} is not a value of a stage."
                 raise TypeError(msg)
 
-    def _log_output(self, output: Output) -> None:
-        """Log an artifact as a LoggedModel and this run's output; link an engine of the cache.
+    def _title(self, text: str) -> str:
+        return f"{self._recorder.name}: {text}"
 
-        A graph is logged even if an earlier one has its digest: a plan that changes nothing is a
-        stage too.
+    def _origin(self) -> Origin:
+        """This run and the one above it, for a page to link to."""
+        from mlflow import MlflowClient
+
+        run = MlflowClient().get_run(self.run_id)
+        return Origin(
+            run_id=self.run_id,
+            parent_run_id=run.data.tags.get(PARENT_RUN),
+            experiment_id=str(run.info.experiment_id),
+            tracking_uri=address(),
+        )
+
+    def _log_output(self, output: Output) -> None:
+        """Log an artifact as a LoggedModel and this run's output; link one that is there already.
+
+        A graph of another stage is another model even if it has the same digest: a plan that
+        changes nothing is a stage too.
         """
         artifact, recorder = output.artifact, self._recorder
+        name = f"{recorder.name}-{suffix_of(artifact)}"
+        if isinstance(artifact, EngineArtifact):
+            existing = recorder.models.get(artifact.sha256)
+        else:
+            existing = find_graph(artifact, output.example, name=name, run_id=self.run_id)
         tags: dict[str, str] = {}
-        if isinstance(artifact, EngineArtifact) and artifact.sha256 in recorder.models:
-            tags[EXISTING_ENGINE] = recorder.models[artifact.sha256]
-            link_output(self.run_id, tags[EXISTING_ENGINE])
+        if existing is not None:
+            tags[EXISTING] = recorder.models[artifact.sha256] = existing
+            link_output(self.run_id, existing)
         else:
             recorder.models[artifact.sha256] = log_artifact(
                 artifact,
-                name=f"{recorder.name}-{suffix_of(artifact)}",
+                name=name,
                 run_id=self.run_id,
                 example=output.example,
                 tags={
@@ -178,15 +217,15 @@ class MlflowStage:
                     **recorder.origin(artifact.parent_sha256 or ""),
                 },
             )
-        if isinstance(artifact, EngineArtifact):
-            self._log_build(artifact, tags)
+        self._log_build(artifact, tags)
 
-    def _log_build(self, engine: EngineArtifact, tags: Mapping[str, str]) -> None:
-        """Log the build settings of an engine that are not the default as parameters."""
+    def _log_build(self, artifact: OnnxArtifact | EngineArtifact, tags: Mapping[str, str]) -> None:
+        """Log tags, and the build settings of an engine that are not the default as parameters."""
         from mlflow import MlflowClient
         from mlflow.entities import Param
 
-        chosen = engine.settings.not_default.items()
+        engine = artifact if isinstance(artifact, EngineArtifact) else None
+        chosen = () if engine is None else engine.settings.not_default.items()
         params = [Param(f"build/{name}", str(value)) for name, value in chosen]
         if params or tags:
             MlflowClient().log_batch(self.run_id, params=params, tags=run_tags(tags))

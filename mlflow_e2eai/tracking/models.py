@@ -23,6 +23,7 @@ from mlflow_e2eai.engine.request import key_of
 from mlflow_e2eai.errors import ArtifactError
 from mlflow_e2eai.evaluation.bisection.search import Bisection
 from mlflow_e2eai.runtime.termination import reason_of
+from mlflow_e2eai.tracking.artifact_store import KEY
 from mlflow_e2eai.tracking.downloads import fetch_text
 from mlflow_e2eai.tracking.lineage import ARTIFACT, ERROR, SHA256, link_output, tag_model
 from mlflow_e2eai.tracking.metrics import log_metrics
@@ -61,16 +62,15 @@ def log_artifact(
 
     from mlflow_e2eai.tracking import _mlflow
 
-    facts = facts_of(artifact)
     model = mlflow.initialize_logged_model(
         name=name,
         source_run_id=run_id,
         model_type="onnx" if isinstance(artifact, OnnxArtifact) else "tensorrt",
-        params=facts,
+        params=facts_of(artifact),
         tags={
             **tags,
             SHA256: artifact.sha256,
-            **{f"e2eai.{name}": value for name, value in facts.items()},
+            **({} if isinstance(artifact, OnnxArtifact) else {KEY: key_of(artifact)}),
         },
     )
     client = MlflowClient()
@@ -159,16 +159,13 @@ def suffix_of(artifact: OnnxArtifact | EngineArtifact) -> str:
 
 
 def facts_of(artifact: OnnxArtifact | EngineArtifact) -> dict[str, str]:
-    """Parameters of an artifact's model; they are tags too, which can be searched for."""
-    parent = {} if artifact.parent_sha256 is None else {"parent_sha256": artifact.parent_sha256}
+    """Parameters of an artifact's model: those by which models are compared."""
     if isinstance(artifact, OnnxArtifact):
-        return {"precision": artifact.precision, **parent, "opset": str(artifact.opset)}
+        return {"precision": artifact.precision, "opset": str(artifact.opset)}
     return {
         "precision": artifact.arithmetic,
-        **parent,
         "target": str(artifact.target),
         "tensorrt_version": artifact.backend_version,
-        "engine_key": key_of(artifact),
         "build_settings": str(artifact.settings),
     }
 

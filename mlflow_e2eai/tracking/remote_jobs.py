@@ -13,8 +13,8 @@ from typing import Any
 
 from mlflow_e2eai.artifacts.files import from_json, to_json
 from mlflow_e2eai.evaluation.evidence import MachineEvidence
+from mlflow_e2eai.tracking.artifact_store import fail_unfinished_models
 from mlflow_e2eai.tracking.downloads import fetch_text
-from mlflow_e2eai.tracking.engine_store import fail_unfinished_models
 from mlflow_e2eai.tracking.lineage import ERROR, PARENT_RUN, GraphCache
 from mlflow_e2eai.tracking.server import cached_lookups
 

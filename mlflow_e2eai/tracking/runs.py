@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING
 from mlflow_e2eai.artifacts.names import FreshNames
 from mlflow_e2eai.errors import TrackingError
 from mlflow_e2eai.evaluation.evidence import Span
+from mlflow_e2eai.report.facts import Origin
 from mlflow_e2eai.runtime.termination import raised_on_sigterm, reason_of
 from mlflow_e2eai.tracking.lineage import ERROR, PARENT_RUN, link_inputs, tag_model
-from mlflow_e2eai.tracking.metric_names import metric_name
+from mlflow_e2eai.tracking.mlflow_names import metric_name
 from mlflow_e2eai.tracking.remote_jobs import inherited_context
-from mlflow_e2eai.tracking.server import check_server, failure_logged
+from mlflow_e2eai.tracking.server import address, check_server, failure_logged
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -28,6 +29,9 @@ _log = logging.getLogger(__name__)
 
 NOT_LINKED = "e2eai.not_linked"
 """Tag of a run: ids of models that it is about and that its user may not change."""
+
+_NAMED_HERE: set[str] = set()
+"""Ids of the runs of this process that have their name from here, and not from a user."""
 
 
 @contextmanager
@@ -81,15 +85,44 @@ def run(
             with _done_before(name, span, tags, experiment_id=str(experiment_id)) as run_id:
                 yield run_id
             return
+        run_name = None if active is None and _project_run_is_named() else name
         start = partial(
             mlflow.start_run,
-            run_name=None if active is None and _project_run_is_named() else name,
+            run_name=run_name,
             nested=active is not None,
             tags=tags,
         )
         new = _start(start, experiment_id, elsewhere)
-        with _end_after_block(new.info.run_id), _explain(new.info.run_id):
-            yield new.info.run_id
+        run_id = str(new.info.run_id)
+        with _end_after_block(run_id), _explain(run_id), _named_here(run_id, run_name):
+            yield run_id
+        if active is None and above is None:
+            _report_address(run_id, str(new.info.experiment_id))
+
+
+def _report_address(run_id: str, experiment_id: str) -> None:
+    """Report the page of a run, where a server shows it."""
+    origin = Origin(run_id=run_id, experiment_id=experiment_id, tracking_uri=address())
+    if (link := origin.run_link()) is not None:
+        _log.info("see %s", link)
+
+
+@contextmanager
+def _named_here(run_id: str, name: str | None) -> Iterator[None]:
+    if name is not None:
+        _NAMED_HERE.add(run_id)
+    try:
+        yield
+    finally:
+        _NAMED_HERE.discard(run_id)
+
+
+def rename_run(run_id: str, name: str) -> None:
+    """Rename a run that has its name from here; one that a user named keeps that."""
+    from mlflow import MlflowClient
+
+    if run_id in _NAMED_HERE:
+        MlflowClient().update_run(run_id, name=name)
 
 
 def _project_run_is_named() -> bool:

@@ -62,7 +62,7 @@ def test_jobs_run_side_by_side_under_the_one_parent_and_one_that_fails_fails_alo
     with mlflow.start_run() as parent:
         first, failed, second = fleet.run(given, workers=2)
     assert [outcome.job for outcome in (first, failed, second)] == given
-    assert {tracking.resolve(m).tags["e2eai.target"] for m in first.models + second.models} == {
+    assert {tracking.resolve(m).params["target"] for m in first.models + second.models} == {
         "tensorrt_rtx-sm86",
         "tensorrt_rtx-sm89",
     }
@@ -269,5 +269,5 @@ def test_build_settings_that_need_a_gpu_are_refused_before_anything_is_made(stor
 def test_the_job_compile_shares_its_targets_out(store, tmp_path):
     graph = log_graph(tmp_path)
     made = distributed.compile(graph, targets=["sm86", "sm89"], executor="local", workers=2)
-    targets = [tracking.resolve(one).tags["e2eai.target"] for one in made]
+    targets = [tracking.resolve(one).params["target"] for one in made]
     assert targets == ["tensorrt_rtx-sm86", "tensorrt_rtx-sm89"]

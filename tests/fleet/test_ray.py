@@ -114,7 +114,7 @@ def test_each_job_goes_where_its_gpu_type_is_and_its_run_under_the_one_parent(
     with mlflow.start_run() as parent:
         small, large, failed, judged = fleet.run(given, executor="ray")
     assert [small.error, large.error, judged.error] == [None] * 3
-    targets = [tracking.resolve(one.models[0]).tags["e2eai.target"] for one in (small, large)]
+    targets = [tracking.resolve(one.models[0]).params["target"] for one in (small, large)]
     assert targets == ["tensorrt_rtx-sm86", "tensorrt_rtx-sm120"]
     kinds = {
         run.info.run_name: kind_of(run) for run in children(parent) if run.info.status == "FINISHED"

@@ -587,15 +587,30 @@ def register_as_mlflow_2(store, name):
     return run.info.run_id
 
 
-def test_a_version_from_mlflow_2_is_named_with_what_to_do(store):
+def test_a_pytorch_model_of_mlflow_2_is_a_source_and_copied_once(store):
     run_id = register_as_mlflow_2(store, "old")
-    store.copy_model_version("models:/old/1", "copy")
-    store.create_model_version("old", f"runs:/{run_id}/model", run_id)
-    for uri in ("models:/old/1", "models:/copy/1", "models:/old/2"):
-        with pytest.raises(TrackingError, match=f"{uri} .*MLflow 2"):
-            jobs.export(uri)
-    with pytest.raises(TrackingError, match=r"has no model 'model'.*MLflow 2"):
-        jobs.export(f"runs:/{run_id}/model")
+    store.set_registered_model_alias("old", "best", "1")
+    for uri in ("models:/old/1", "models:/old@best", f"runs:/{run_id}/model"):
+        raw = tracking.resolve(jobs.export(uri))
+        assert tracking.source_of(raw).tags["e2eai.copy_of"] == uri.replace("@best", "/1")
+    copies = mlflow.search_logged_models(
+        filter_string="tags.`e2eai.copy_of` = 'models:/old/1'", output_format="list"
+    )
+    assert [(one.name, str(one.status)) for one in copies] == [("old-source", "READY")]
+
+
+def test_a_model_of_mlflow_2_that_is_not_pytorch_is_refused_by_its_flavors(store):
+    mlflow.pyfunc.save_model("saved", loader_module="mlflow.sklearn", pip_requirements=[])
+    with mlflow.start_run() as run:
+        mlflow.log_artifacts("saved", "model")
+    with pytest.raises(TrackingError, match=r"MLflow 2 and has the flavors python_function; give"):
+        jobs.export(f"runs:/{run.info.run_id}/model")
+
+
+def test_a_version_of_mlflow_2_is_no_bundle_to_promote(store):
+    register_as_mlflow_2(store, "old")
+    with pytest.raises(TrackingError, match=r"models:/old/1 .*MLflow 2"):
+        mlflow_e2eai.promote("old", "1")
 
 
 def test_a_name_that_mlflow_refuses_is_told_before_the_model_is_made(store):

@@ -136,7 +136,8 @@ def test_a_chain_that_a_file_began_ends_in_a_version(store, path, tmp_path, caps
     np.testing.assert_allclose(*numbers(model), rtol=1e-5)
     manifest = model.manifest
     assert (manifest.source_model, manifest.export) == (None, None)
-    assert manifest.graphs[0].parent_sha256 == tracking.resolve(cleaned).tags["e2eai.parent_sha256"]
+    raw = tracking.resolve(tracking.resolve(cleaned).tags[tracking.PARENT])
+    assert manifest.graphs[0].parent_sha256 == raw.tags[tracking.SHA256]
     assert [entry.variant for entry in manifest.evidence if entry.sha256 is None] == [FILE]
     timed = [entry.name for entry in manifest.latency["opt"].variants]
     assert timed == [FILE, "onnxruntime-cpu/fp32", "onnxruntime-cpu/fp16"]  # in one process

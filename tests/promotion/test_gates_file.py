@@ -248,7 +248,9 @@ def test_the_shipped_schema_is_that_of_the_code():
 
 def test_the_schema_names_every_key_that_a_file_may_have():
     schema = json.loads(schema_text())
-    assert set(schema["properties"]) == {"gates", "required_targets", "unmeasured", "quantized"}
+    assert set(schema["properties"]) == {
+        *("gates", "required_targets", "unmeasured", "keys", "quantized")
+    }
     assert set(schema["$defs"]["GateEntry"]["properties"]) >= {"metric", "at_most", "severity"}
     assert schema["$defs"]["GateEntry"]["additionalProperties"] is False
 

@@ -86,6 +86,37 @@ def test_a_version_that_passes_every_gate_gets_the_alias(store, good):
     assert tags["e2eai.alias"] == "champion"
 
 
+def test_a_version_has_few_tags_and_a_description_that_begins_with_its_decision(store, good):
+    version = register(good)
+    registered = store.get_model_version("net", version)
+    assert registered.tags == {}
+    assert registered.description.startswith("Not evaluated against gates yet: onnxruntime-cpu")
+    assert "models:/net@champion" in store.get_registered_model("net").description
+
+    mlflow_e2eai.promote("net", version, gates=FAST)
+    registered = store.get_model_version("net", version)
+    assert sorted(registered.tags) == [
+        "e2eai.alias",
+        "e2eai.decision",
+        "e2eai.decision_run",
+        "e2eai.reason",
+    ]
+    assert registered.description.startswith("Promoted ")
+    assert "to champion: onnxruntime-cpu" in registered.description
+    note = store.get_run(registered.run_id).data.tags["mlflow.note.content"]
+    assert note == registered.description
+
+
+def test_descriptions_of_a_user_stay(store, good):
+    store.create_registered_model("net", description="Ann's model.")
+    version = register(good)
+    store.update_model_version("net", version, "Ask Ann before you touch it.")
+    mlflow_e2eai.promote("net", version, gates=FAST)
+    described = store.get_model_version("net", version).description
+    assert described == "Ask Ann before you touch it."
+    assert store.get_registered_model("net").description == "Ann's model."
+
+
 def test_a_promotion_shows_the_plots_that_were_logged_and_does_not_draw_them_again(
     store, good, monkeypatch
 ):

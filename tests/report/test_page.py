@@ -28,7 +28,8 @@ from mlflow_e2eai.evaluation.gates import Decision
 from mlflow_e2eai.latency.report import LatencyFinding, LatencyReport
 from mlflow_e2eai.parity.report import Finding
 from mlflow_e2eai.report.facts import median_interval
-from mlflow_e2eai.report.page import html
+from mlflow_e2eai.report.formats import NONE, TIMES
+from mlflow_e2eai.report.page import html, surgery_html
 
 # What it says
 
@@ -36,7 +37,7 @@ from mlflow_e2eai.report.page import html
 @pytest.mark.parametrize(
     ("decision", "sentence"),
     [
-        (None, "Not decided yet No gates were evaluated yet. Of 3 variants, 1 passed"),
+        (None, "Not decided yet Not evaluated against any gates yet. Of 3 variants, 1 passed"),
         (PROMOTED, "Promoted The only gate passed."),
         (REJECTED, "Rejected 3 of 4 gates did not pass."),
         (Decision(verdicts=()), "Rejected There are no gates, and without any nothing is promoted"),
@@ -110,9 +111,9 @@ def test_a_reference_on_a_busy_machine_is_a_doubt_on_the_first_screen_and_gives_
     first, text = first_screen(page), page.text()
 
     assert f"Latency of 1 variant: {BUSY} ( findings )." in first
-    assert "Its time against the reference's too noisy to tell the machine was busy" in first
+    assert "Speed against torch/fp32 too noisy to tell time: the machine was busy" in first
     assert "\N{MULTIPLICATION SIGN}" not in first
-    assert text.count("too noisy to tell the machine was busy") >= 3  # there, and in each line
+    assert text.count("too noisy to tell the machine was busy") >= 2  # in each line
     assert "207 machine busy" in text
     assert "It got 12% of the processor. (opt, 8 items)" in text
 
@@ -281,6 +282,52 @@ def test_only_a_web_server_is_linked(address):
     assert "m-bundle" in page.text()
 
 
+def test_a_gate_that_did_not_apply_has_its_row_with_the_reason():
+    decision = dataclasses.replace(PROMOTED, inapplicable=("task/drop: not measured, no data",))
+    text = Page(html(full(), decision)).text()
+    assert "Promoted The only gate that applied passed." in text
+    assert f"task/drop did not apply {NONE} not measured, no data" in text
+
+
+def test_variants_without_numbers_share_a_row():
+    other = dataclasses.replace(ENGINE, variant="tensorrt_rtx-sm89/fp32")
+    text = Page(html(manifest(TORCH, CPU, ENGINE, other))).text()
+    row = f"2 variants {ENGINE.variant} {other.variant} built, not measured here"
+    assert row in text
+    assert row not in Page(html(manifest(TORCH, CPU, ENGINE))).text()
+
+
+def test_the_page_says_when_and_on_what_it_was_measured():
+    known = {"measured": "2026-12-01 03:21 UTC", "host": "vm", "processor": "EPYC", "cores": "2"}
+    found = dataclasses.replace(manifest(TORCH, CPU), environment=known)
+    assert "Measured 2026-12-01 03:21 UTC on vm (EPYC, 2 cores)." in first_screen(Page(html(found)))
+
+
+@pytest.mark.parametrize(
+    ("times", "speed"), [((8.0, 1.0), f"8.00 {TIMES} faster"), ((1.0, 4.0), f"4.00 {TIMES} slower")]
+)
+def test_the_fastest_says_how_much_faster_or_slower_than_the_reference_it_is(times, speed):
+    reference, own = times
+    rounds = {TORCH.variant: [reference] * 20, CPU.variant: [own] * 20}
+    found = manifest(TORCH, CPU, latency={"opt": timed(rounds)})
+    assert f"Speed against torch/fp32 {speed}" in first_screen(Page(html(found)))
+
+
+def test_the_size_of_every_file_is_on_the_page():
+    graph = dataclasses.replace(manifest().graphs[0], size_bytes=43_000)
+    found = dataclasses.replace(manifest(TORCH, CPU), graphs=(graph,))
+    assert "43 KB" in Page(html(found)).text()
+
+
+def test_a_page_of_one_stage_links_its_run_and_the_one_above():
+    origin = dataclasses.replace(ORIGIN, name=None, model_id=None, parent_run_id="r0")
+    page = surgery_html(full().surgery, title="digits: Surgery", origin=origin)
+    for run in ("r1", "r0"):
+        assert f'href="https://mlflow.example.com/base/#/experiments/7/runs/{run}"' in page
+    assert "digits: Surgery Run r1 · Parent run r0" in Page(page).text()
+    assert "There was nothing to clean" in Page(surgery_html(manifest().surgery)).text()
+
+
 def test_the_commands_are_quoted_for_the_shell():
     name = "it's; rm -rf $(echo \n x)"
     found = dataclasses.replace(
@@ -292,7 +339,9 @@ def test_the_commands_are_quoted_for_the_shell():
     shown = name.replace("\n", "\ufffd")
     assert shlex.join(["mlflow_e2eai", "promote", "--name", shown, "--version", "3"]) in commands
     assert "\nevil" not in commands
-    assert "pip install 'mlflow_e2eai==1 && x'" in commands
+    uri = shlex.quote(f"models:/{shown}/3")
+    assert f"mlflow artifacts download --artifact-uri {uri} --dst-path model" in commands
+    assert "pip install -r model/requirements.txt" in commands
 
 
 def test_the_digests_of_the_page_are_what_sha256sum_checks(tmp_path):

@@ -56,7 +56,7 @@ def changed(variant: str, **fields: object) -> Manifest:
 
 def test_what_is_doubtful_stands_above_the_numbers():
     text = said(shown())
-    doubts = text[text.index("What is doubtful") : text.index("Largest error")]
+    doubts = text[text.index("Caveats") : text.index("Largest error")]
 
     for line in (
         "1 variant was built and not measured on this machine.",
@@ -75,7 +75,7 @@ def test_without_doubts_there_is_no_such_heading():
         shown(), latency=dict(zip(("min", "opt", "max"), calm, strict=True)), evidence=sound
     )
 
-    assert "What is doubtful" not in said(manifest)
+    assert "Caveats" not in said(manifest)
 
 
 def test_a_graph_that_is_wrong_as_exported_is_a_doubt():

@@ -64,7 +64,7 @@ def test_the_decision_comes_first_then_what_is_doubtful_then_the_sections(page, 
 
     assert page.locator(".answer").inner_text() == "Rejected"
     assert page.locator("h2").all_inner_texts() == [
-        "What is doubtful",
+        "Caveats",
         "Variants",
         "Findings",
         "Step by step",

@@ -142,7 +142,7 @@ def test_an_engine_that_another_experiment_holds_is_linked_and_not_built(store, 
     assert run.info.experiment_id == mlflow.get_experiment_by_name("theirs").experiment_id
     assert outputs(run) == [first]
     assert [given.model_id for given in run.inputs.model_inputs] == [again]
-    assert run.data.tags["e2eai.engine_found"] == first
+    assert run.data.tags["e2eai.existing_model"] == first
 
 
 def test_a_rebuild_is_a_new_engine_which_is_found_from_then_on(store, tmp_path, builds):

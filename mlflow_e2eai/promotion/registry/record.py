@@ -261,7 +261,9 @@ def _lines(record: DecisionRecord) -> list[str]:
     ]
     for incumbent in record.incumbents:
         aliases_then = ", ".join(f"@{alias}" for alias in incumbent.aliases)
-        lines.append(f"  before: version {incumbent.version} at {aliases_then}, {_digests(incumbent)}")
+        lines.append(
+            f"  before: version {incumbent.version} at {aliases_then}, {_digests(incumbent)}"
+        )
     if not record.incumbents:
         lines.append(f"  before: no version at {aliases}")
     lines += [f"  {_mark(verdict)}  {verdict}" for verdict in decision.verdicts]

@@ -19,7 +19,13 @@ from mlflow_e2eai.report.facts import (
     tuned_sizes,
     worst_outcomes,
 )
-from mlflow_e2eai.report.formats import NOISY_TEXT, bounds_text, error_text, factor_text, time_text
+from mlflow_e2eai.report.formats import (
+    NOISY_TEXT,
+    bounds_text,
+    error_text,
+    speed_text,
+    time_text,
+)
 from mlflow_e2eai.report.sections.doubts import doubts, tag
 from mlflow_e2eai.report.sections.intervals import interval_signs
 
@@ -44,17 +50,27 @@ def decision_context(
         "key_facts": _key_facts(manifest, ratios),
         # Failures first.
         "verdicts": sorted(verdicts, key=lambda verdict: verdict.passed),
+        "inapplicable": [
+            (metric, why)
+            for reason in (() if decision is None else decision.inapplicable)
+            for metric, _, why in [reason.partition(": ")]
+        ],
     }
 
 
 def _headline(manifest: Manifest, decision: Decision | None) -> tuple[str, str, str]:
     """The word, its sign, and the sentence that explains it."""
     if decision is None:
-        return "Not decided yet", "open", f"No gates were evaluated yet. {_summary(manifest)}"
+        return (
+            "Not decided yet",
+            "open",
+            f"Not evaluated against any gates yet. {_summary(manifest)}",
+        )
     count = len(decision.verdicts)
     if decision.promoted:
         gates = "The only gate" if count == 1 else f"All {count} gates"
-        return "Promoted", "passed", f"{gates} passed. {_summary(manifest)}"
+        which = " that applied" if decision.inapplicable else ""
+        return "Promoted", "passed", f"{gates}{which} passed. {_summary(manifest)}"
     if not decision.verdicts:
         return "Rejected", "failed", decision.reasons[0]
     failed = sum(not verdict.passed for verdict in decision.verdicts)
@@ -124,8 +140,8 @@ def _fastest(
             note = f"{note}, within the noise of {second}"
     facts = [_fact(title, time, note, tag(report, best.variant))]
     if (ratio := ratios.get(best.variant)) is not None:
-        name = "Its time against the reference's"
-        facts.append(_fact(name, factor_text(ratio.value), bounds_text(ratio)))
+        name = f"Speed against {manifest.reference}"
+        facts.append(_fact(name, speed_text(ratio), f"time: {bounds_text(ratio)}"))
     return facts
 
 
@@ -153,7 +169,9 @@ def variants_section(manifest: Manifest, ratios: Sequence[Mapping[str, Ratio]]) 
 
 def _machine(manifest: Manifest, where: str, ratios: Mapping[str, Ratio]) -> dict[str, object]:
     """The variants of one machine, whose times are compared with each other only."""
-    report = tuned_sizes(manifest)
+    rows, report = rows_of(manifest), tuned_sizes(manifest)
+    unmeasured = [row.variant for row in rows if row.outcome == "unmeasured"]
+    folded = unmeasured if len(unmeasured) > 1 else []  # there are no numbers to tell them apart
     size = "" if report is None else f" at {report.items}"
     caption = (
         f"Largest absolute error over all comparisons, and latency{size} against "
@@ -164,7 +182,8 @@ def _machine(manifest: Manifest, where: str, ratios: Mapping[str, Ratio]) -> dic
         "caption": caption,
         "tasks": task_names(manifest),
         "median": f"Median{size}, ms",
-        "rows": rows_of(manifest),
+        "rows": [row for row in rows if row.variant not in folded],
+        "unmeasured": folded,
         "lost": {entry.variant: entry.lost_at for entry in manifest.evidence},
         "tags": {entry.variant: tag(report, entry.variant) for entry in manifest.evidence},
         "ratios": ratios,

@@ -37,14 +37,14 @@ def conversion_context(
     guarded = f"on {report.samples:,} samples" if report.samples else "no ranges were seen"
     summary = [
         ("Nodes in fp32", f"{len(report.kept):,} of {report.nodes:,}", guarded),
-        ("Casts", f"{report.casts:,}", "that came in"),
-        ("Masks", f"{len(report.saturated):,}", "values that may stop at fp16's lowest number"),
+        ("Casts", f"{report.casts:,}", "inserted"),
+        ("Masks", f"{len(report.saturated):,}", "constants clamped to the fp16 minimum"),
     ]
     if report.calibration is not None:
         calibrator = f"calibrated by {report.calibration.calibrator}, {guarded}"
         summary = [
             ("Nodes quantised", f"{report.quantized:,} of {report.nodes:,}", calibrator),
-            ("Q/DQ pairs", f"{report.pairs:,}", "that came in"),
+            ("Q/DQ pairs", f"{report.pairs:,}", "inserted"),
         ]
         if report.precision == "int8" and int8_instructions is not None:
             where = "by ONNX Runtime's exact kernel; not where a GPU ran it"

@@ -42,7 +42,7 @@ def lineage_section(manifest: Manifest, origin: Origin) -> Section:
             roots.setdefault(file.parent_sha256, []).append(branch)
     context = {
         "origin": origin,
-        "location": list(_location(origin)),
+        "location": list(location_of(origin)),
         "exported": [] if manifest.export is None else _export_rows(manifest.export),
         "subject": manifest.subject,
         "source_model": manifest.source_model,
@@ -76,14 +76,16 @@ def _describe(file: File) -> str:
     return note
 
 
-def _location(origin: Origin) -> Iterator[tuple[str, str, str | None]]:
-    """The model's version, LoggedModel and run in MLflow, each with its address."""
+def location_of(origin: Origin) -> Iterator[tuple[str, str, str | None]]:
+    """The model's version, LoggedModel and runs in MLflow, each with its address."""
     if origin.version is not None and origin.uri is not None and origin.name is not None:
         yield "Version", origin.uri, origin.version_link()
     if origin.model_id is not None:
         yield "Model", origin.model_id, origin.model_link(origin.model_id)
     if origin.run_id is not None:
         yield "Run", origin.run_id, origin.run_link()
+    if origin.parent_run_id is not None:
+        yield "Parent run", origin.parent_run_id, origin.run_link(origin.parent_run_id)
 
 
 def _export_rows(report: ExportReport) -> list[tuple[str, str]]:
@@ -108,6 +110,17 @@ def _name(file: File) -> str:
     return one_line(file.path.name if file.path.is_absolute() else file.path.as_posix())
 
 
+def measured_text(manifest: Manifest) -> str:
+    """When and on what it was measured, as far as the manifest says."""
+    known = manifest.environment
+    cores, load = known.get("cores"), known.get("load")
+    if (when := known.get("measured")) is None:
+        return ""
+    parts = [manifest.machine, cores and f"{cores} cores", load and f"load {load}"]
+    machine = ", ".join(filter(None, parts))
+    return f"Measured {when} on {known.get('host', 'a machine')} ({machine})."
+
+
 def environment_section(manifest: Manifest) -> Section | None:
     """The machine that it was measured on."""
     if not manifest.environment:
@@ -124,8 +137,11 @@ def reproduce_section(manifest: Manifest, origin: Origin) -> Section:
 
 def _commands(manifest: Manifest, origin: Origin) -> Iterator[tuple[str, list[str]]]:
     """Each step's title and lines; names are quoted for the shell."""
-    requirement = _quote(f"mlflow_e2eai=={manifest.package_version}")
-    yield "Install what wrote it", [f"pip install {requirement}"]
+    install = ["pip install -r model/requirements.txt"]
+    if origin.uri is not None:
+        uri = _quote(origin.uri)
+        install.insert(0, f"mlflow artifacts download --artifact-uri {uri} --dst-path model")
+    yield "Fetch the model, and install what wrote it", install
     if manifest.files:
         sums = [f"{one_line(file.sha256)}  {_name(file)}" for file in manifest.files]
         yield (

@@ -1,4 +1,6 @@
-"""Engines, and timings of kernels, that earlier builds left in the tracking store.
+"""Graphs, engines and timings of kernels that are in the tracking store already.
+
+A graph or engine that is there is linked to the run that would log it, and not logged again.
 
 Two pipelines that build the same engine at the same time both build it, which is harmless: a lock
 over MLflow's tags would cost every build several requests.
@@ -11,16 +13,20 @@ not fetched again.
 
 from __future__ import annotations
 
+import dataclasses
+import tempfile
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlflow_e2eai.artifacts.values import EngineArtifact
+from mlflow_e2eai.artifacts.arrays import load_arrays
+from mlflow_e2eai.artifacts.values import EngineArtifact, OnnxArtifact, Tensors
+from mlflow_e2eai.bundle.manifest import EXAMPLE
 from mlflow_e2eai.engine.request import key_of
 from mlflow_e2eai.engine.timing_cache import SUFFIX as TIMINGS_SUFFIX
 from mlflow_e2eai.errors import ArtifactError, TrackingError
-from mlflow_e2eai.tracking.lineage import ERROR, fetch_engine
+from mlflow_e2eai.tracking.lineage import ERROR, SHA256, STAGE, fetch_engine, fetch_graph
 from mlflow_e2eai.tracking.server import address, experiments
 
 if TYPE_CHECKING:
@@ -30,8 +36,8 @@ if TYPE_CHECKING:
 KEY = "e2eai.engine_key"
 """Tag of an engine's model: the key that is known before the build; see `engine.key_for`."""
 
-EXISTING_ENGINE = "e2eai.engine_found"
-"""Tag of a run that built no engine: id of the model of the existing engine."""
+EXISTING = "e2eai.existing_model"
+"""Tag of a run that logged no model: id of the one that was there, of the same content."""
 
 
 def find_engine(key: str, folder: Path) -> tuple[EngineArtifact, str] | None:
@@ -46,16 +52,13 @@ def find_engine(key: str, folder: Path) -> tuple[EngineArtifact, str] | None:
     Returns:
         The engine, verified, and the id of its model; None if there is none.
     """
-    for model in _models_with_key(key):
+    for model in finished_models(KEY, key, experiments()):
         path = folder / str(model.model_id)
         path.mkdir(parents=True)
         try:
             return _fetch(model, path, key), str(model.model_id)
         except (ArtifactError, TrackingError) as error:
-            warnings.warn(
-                f"The engine that was built before ({model.model_id}) cannot be taken: {error}",
-                stacklevel=2,
-            )
+            _warn("engine", model, error)
     return None
 
 
@@ -67,13 +70,65 @@ def _fetch(model: LoggedModel, folder: Path, key: str) -> EngineArtifact:
     return engine
 
 
-def _models_with_key(key: str) -> list[LoggedModel]:
-    """The finished models with a key, the newest first."""
+def find_graph(graph: OnnxArtifact, example: Tensors, *, name: str, run_id: str) -> str | None:
+    """Find the newest finished model of a graph in the experiment of a run.
+
+    Its name, stage, file, axes, libraries and input example are the same, so that every later stage
+    does the same with it. Its lineage may be another: that of the first model which gave this
+    graph. One that cannot be fetched, or differs from its record, is skipped with a warning.
+
+    Args:
+        graph: The graph.
+        example: Its input example.
+        name: Name of its model.
+        run_id: The run.
+
+    Returns:
+        The model's id; None if there is none.
+    """
+    from mlflow import MlflowClient
+
+    experiment_id = str(MlflowClient().get_run(run_id).info.experiment_id)
+    for model in finished_models(SHA256, graph.sha256, [experiment_id]):
+        if (model.name, model.tags.get(STAGE)) != (name, graph.stage):
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                found = fetch_graph(model, Path(folder))
+                stored = load_arrays(found.path.parent / EXAMPLE)
+            except (ArtifactError, TrackingError) as error:
+                _warn("graph", model, error)
+                continue
+        digests = [[one.sha256 for one in each.libraries] for each in (found, graph)]
+        plain = dataclasses.replace(found, path=graph.path, libraries=graph.libraries)
+        if plain == graph and digests[0] == digests[1] and _same(stored, example):
+            return str(model.model_id)
+    return None
+
+
+def _same(one: Tensors, other: Tensors) -> bool:
+    """Whether two examples are equal bit by bit."""
+    return [*one] == [*other] and all(
+        (one[key].dtype, one[key].shape) == (other[key].dtype, other[key].shape)
+        and one[key].tobytes() == other[key].tobytes()
+        for key in one
+    )
+
+
+def _warn(kind: str, model: LoggedModel, error: Exception) -> None:
+    warnings.warn(
+        f"The {kind} that was logged before ({model.model_id}) cannot be taken: {error}",
+        stacklevel=3,
+    )
+
+
+def finished_models(tag: str, value: str, experiment_ids: Sequence[str]) -> list[LoggedModel]:
+    """The finished models with a tag, the newest first."""
     import mlflow
 
     models = mlflow.search_logged_models(
-        experiment_ids=list(experiments()),
-        filter_string=f"tags.`{KEY}` = '{key}'",
+        experiment_ids=list(experiment_ids),
+        filter_string=f"tags.`{tag}` = '{value}'",
         order_by=[{"field_name": "creation_timestamp", "ascending": False}],
         output_format="list",
     )

@@ -1,0 +1,81 @@
+"""The description of a version: a sentence that says it all, and the user's own words stay."""
+
+import dataclasses
+from datetime import date
+
+import pytest
+from small_manifest import CPU, ENGINE, HALF, TORCH, manifest, measured
+
+from mlflow_e2eai.evaluation.gates import Decision, Verdict
+from mlflow_e2eai.latency.report import LatencyFinding
+from mlflow_e2eai.report.description import (
+    is_own_description,
+    model_description,
+    version_description,
+)
+from mlflow_e2eai.report.text import markdown
+
+LATENCY = {"opt": measured({"torch/fp32": 1.25, "onnxruntime-cpu/fp32": 0.146})}
+FOUND = manifest(TORCH, CPU, ENGINE, latency=LATENCY)
+PASSED = Verdict(metric="parity/failed", found=0, wanted="at most 0", passed=True)
+FAILED = Verdict(metric="task/accuracy", found=0.9, wanted="at least 0.97", passed=False)
+DAY = date(2026, 11, 30)
+
+
+def sentence(found=FOUND, *verdicts):
+    decision = Decision(verdicts=verdicts) if verdicts else None
+    text = version_description(found, decision, alias="champion", day=DAY)
+    first, table, *_ = text.split("\n\n")
+    assert table == markdown(found)
+    return first
+
+
+def test_a_promoted_version_says_when_to_which_alias_and_what_it_serves():
+    assert sentence(FOUND, PASSED) == (
+        "Promoted 30 Nov 2026 to champion: onnxruntime-cpu/fp32, 0.146 ms at batch 8, "
+        "accuracy 0.9750 (torch/fp32 0.9750). 1 engine not measured."
+    )
+
+
+def test_a_rejected_version_says_why():
+    text = sentence(manifest(TORCH, CPU, latency=LATENCY), PASSED, FAILED, FAILED)
+    assert text.startswith("Rejected 30 Nov 2026 for champion: onnxruntime-cpu/fp32")
+    assert text.endswith("Reason: task/accuracy: found 0.9, wanted at least 0.97, and 1 more.")
+
+
+def test_a_version_that_was_not_decided_on_says_so():
+    assert sentence().startswith("Not evaluated against gates yet: onnxruntime-cpu/fp32, 0.146 ms")
+
+
+def test_a_version_that_nothing_timed_or_passed_says_what_passed():
+    assert sentence(manifest(TORCH, CPU)).endswith(": onnxruntime-cpu/fp32 passed.")
+    assert sentence(manifest(TORCH, HALF)).endswith(": no variant passed.")
+
+
+def test_a_time_of_a_busy_machine_is_no_number():
+    busy = LatencyFinding(kind="busy", variant="onnxruntime-cpu/fp32", sentence="It waited.")
+    report = dataclasses.replace(LATENCY["opt"], findings=(busy,))
+    text = sentence(manifest(TORCH, CPU, latency={"opt": report}))
+    assert "onnxruntime-cpu/fp32, too noisy to tell at batch 8" in text
+
+
+@pytest.mark.parametrize("own", [None, "", version_description(FOUND)])
+def test_a_description_that_nobody_wrote_or_changed_is_ours(own):
+    assert is_own_description(own)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Trained on the winter data.",
+        "Ask Ann first. " + version_description(FOUND),
+        version_description(FOUND) + "\n\nAsk Ann first.",
+        version_description(FOUND).replace("passed", "is fine"),
+    ],
+)
+def test_a_description_with_a_users_words_is_the_users(text):
+    assert not is_own_description(text)
+
+
+def test_a_registered_model_says_how_to_load_the_version_in_use():
+    assert 'load_model("models:/net@champion")' in model_description("net")
