@@ -41,7 +41,7 @@ def variants(model_uri: str) -> pd.DataFrame:
         data = files.configuration(FLAVOR_NAME).get("data", ".")
         files.fetch(f"{data}/{bundle.MANIFEST}")
         manifest = bundle.read(files.directory / data)
-        return frame(VariantRow, rows_of(manifest, _sizes(model_uri, data)))
+        return frame(VariantRow, rows_of(manifest, files.sizes(data)))
 
 
 def compare_versions(name: str, *versions: int | str) -> pd.DataFrame:
@@ -78,15 +78,3 @@ def compare_versions(name: str, *versions: int | str) -> pd.DataFrame:
     return together.astype(
         {name: "float64" for name in map(str, together) if name.startswith("task/")}
     )
-
-
-def _sizes(model_uri: str, data: str) -> dict[str, int]:
-    """Sizes of a bundle's files at its top by name; none where the server does not give them."""
-    import mlflow
-
-    listed = mlflow.artifacts.list_artifacts(f"{model_uri.rstrip('/')}/{data}".removesuffix("/."))
-    return {
-        each.path.rpartition("/")[2]: int(each.file_size)
-        for each in listed
-        if each.file_size is not None
-    }

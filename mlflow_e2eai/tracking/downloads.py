@@ -72,6 +72,14 @@ class ModelFiles:
         """The files and folders that are at the top of the model."""
         return [str(item.path) for item in self._repository.list_artifacts("")]
 
+    def sizes(self, path: str) -> dict[str, int]:
+        """Sizes of the files of a folder by name; none where the server does not give them."""
+        return {
+            str(item.path).rpartition("/")[2]: int(item.file_size)
+            for item in self._repository.list_artifacts("" if path == "." else path)
+            if item.file_size is not None
+        }
+
     def fetch(self, path: str) -> None:
         """Download a file or folder, named relative to the model, into the directory.
 
