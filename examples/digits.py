@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import mlflow
@@ -113,6 +114,9 @@ DEMO = Verb(
 )
 
 
+GATES = Path(__file__).parent / "gates.yaml"
+
+
 def main(name: str, targets: list[str], epochs: int, seed: int) -> int:
     """Train, log, register, promote, and print what came of it."""
     with mlflow.start_run(run_name=name):
@@ -126,11 +130,13 @@ def main(name: str, targets: list[str], epochs: int, seed: int) -> int:
             **digits,
         )
         version = info.registered_model_version
-        decision = mlflow_e2eai.promote(name, version)
+        decision = mlflow_e2eai.promote(name, version, gates=GATES)
     loaded = mlflow_e2eai.load_model(info.model_uri, variant="onnxruntime-cpu/fp32")
     print(f"\n{table(loaded.manifest)}\n")
     for verdict in decision.verdicts:
         print(f"{'passed' if verdict.passed else 'FAILED'}  {verdict}")
+    if decision.excluded:
+        print(f"excluded, as nobody measured them: {', '.join(decision.excluded)}")
     outcome = "is the champion" if decision.promoted else "was rejected"
     print(f"\n{name} version {version} {outcome}: models:/{name}/{version}")
     print(f"See it with: mlflow ui --backend-store-uri {mlflow.get_tracking_uri()}")

@@ -27,6 +27,14 @@ if TYPE_CHECKING:
     from mlflow_e2eai.latency.measure import benchmark as benchmark
     from mlflow_e2eai.parity.comparison import compare as compare
     from mlflow_e2eai.precision.stage import convert as convert
+    from mlflow_e2eai.promotion.redecision import redecide as redecide
+    from mlflow_e2eai.promotion.registry.approvals import approve as approve
+    from mlflow_e2eai.promotion.registry.approvals import reject as reject
+    from mlflow_e2eai.promotion.registry.drift import guard as guard
+    from mlflow_e2eai.promotion.registry.drift import watch as watch
+    from mlflow_e2eai.promotion.registry.record import explain as explain
+    from mlflow_e2eai.promotion.registry.timeline import history as history
+    from mlflow_e2eai.promotion.reversal import rollback as rollback
     from mlflow_e2eai.promotion.stage import promote as promote
     from mlflow_e2eai.pytorch.operators.operator import Operator as Operator
     from mlflow_e2eai.pytorch.stage import export as export
@@ -36,6 +44,7 @@ _HOMES = {
     "Axis": "artifacts.values",
     "BuildSettings": "artifacts.build_settings",
     "Operator": "pytorch.operators.operator",
+    "approve": "promotion.registry.approvals",
     "benchmark": "latency.measure",
     "bisect": "evaluation.bisection.nodes",
     "choose_buckets": "engine.profiles",
@@ -44,13 +53,20 @@ _HOMES = {
     "compare_versions": "flavor.tables",
     "compile": "engine.stage",
     "convert": "precision.stage",
+    "explain": "promotion.registry.record",
     "export": "pytorch.stage",
     "export_triton": "flavor.triton",
+    "guard": "promotion.registry.drift",
+    "history": "promotion.registry.timeline",
     "load_model": "flavor.native",
     "log_model": "flavor.api",
     "promote": "promotion.stage",
+    "redecide": "promotion.redecision",
+    "reject": "promotion.registry.approvals",
+    "rollback": "promotion.reversal",
     "save_model": "flavor.api",
     "variants": "flavor.tables",
+    "watch": "promotion.registry.drift",
 }
 
 __all__ = [*sorted(_HOMES), "__version__"]  # noqa: PLE0604 - built from the one table

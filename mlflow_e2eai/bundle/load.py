@@ -36,7 +36,8 @@ def load(
     on this kind of processor. Without such evidence the order is: an engine that fits this machine,
     ONNX Runtime on a GPU, ONNX Runtime on the CPU; among variants of one runner, fp32, unless
     another precision was measured to be better anywhere. A variant that failed its comparison with
-    the PyTorch module is chosen by name only. Each step down is announced by a warning.
+    the PyTorch module is chosen by name only; so is one that nobody measured, where another passed.
+    Each step down is announced by a warning.
 
     Args:
         directory: The bundle.

@@ -87,6 +87,8 @@ class Manifest(Summary):
         elsewhere: Evidence of other machines.
         level: How much was compared and measured; see `evaluation.effort`. None where a version of
             this package wrote it that had no levels.
+        measured_at: When `evidence` was measured, see `evaluation.evidence.now_text`; None where
+            that was not recorded.
     """
 
     format_version: int
@@ -102,6 +104,7 @@ class Manifest(Summary):
     conversions: tuple[PrecisionReport, ...] = ()
     elsewhere: tuple[MachineEvidence, ...] = ()
     level: EvidenceLevel | None = None
+    measured_at: str | None = None
 
     @property
     def by_machine(self) -> tuple[Manifest, ...]:
@@ -112,6 +115,7 @@ class Manifest(Summary):
                 environment=there.environment,
                 evidence=there.evidence,
                 latency=there.latency,
+                measured_at=there.measured_at,
                 elsewhere=(),
             )
             for there in self.elsewhere

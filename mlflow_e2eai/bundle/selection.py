@@ -38,7 +38,7 @@ class RankedVariants:
             [graph_variant(graph, "cpu") for graph in manifest.graphs],
         ]
         self.names = [name for names in self._runners for name in names]
-        self.errors = _errors(manifest, self._machines)
+        self.errors = _errors(manifest, self._machines, self.names)
         # Variants that were measured on such a machine come before others.
         fitting = [name for name in self.names if name not in self.errors]
         fitting.sort(key=lambda name: not self._counts_here(name))
@@ -231,13 +231,22 @@ def _is_alike(there: Manifest, *, on_cpu: bool) -> bool | None:
     return None if known is None else known == (processor_name() if on_cpu else gpu_name())
 
 
-def _errors(manifest: Manifest, machines: Sequence[Manifest]) -> dict[str, E2EAIError]:
-    """The error of each variant that is chosen here only by its name."""
+def _errors(
+    manifest: Manifest, machines: Sequence[Manifest], names: Sequence[str]
+) -> dict[str, E2EAIError]:
+    """The error of each variant that is chosen here only by its name, among all of the names."""
     errors: dict[str, E2EAIError] = {}
     devices = onnxruntime_devices()
+    has_evidence = any(
+        entry.variant in names and entry.passed and not entry.rejected
+        for there in machines
+        for entry in there.evidence
+    )
     for engine in manifest.engines:
         name = engine_variant(engine)
-        error = unsupported_here(engine, manifest.graphs) or _distrust(name, machines)
+        error = unsupported_here(engine, manifest.graphs) or _distrust(
+            name, machines, needs_evidence=has_evidence
+        )
         if error is not None:
             errors[name] = error
     for graph in manifest.graphs:
@@ -248,15 +257,23 @@ def _errors(manifest: Manifest, machines: Sequence[Manifest]) -> dict[str, E2EAI
             elif is_emulated(graph, device):
                 msg = f"ONNX Runtime only emulates {graph.precision} on the CPU; name it to run it."
                 errors[name] = RunnerError(msg)
-            elif (error := _distrust(name, machines, on_cpu=device == "cpu")) is not None:
+            elif (
+                error := _distrust(
+                    name, machines, on_cpu=device == "cpu", needs_evidence=has_evidence
+                )
+            ) is not None:
                 errors[name] = error
     return errors
 
 
 def _distrust(
-    variant: str, machines: Sequence[Manifest], *, on_cpu: bool = False
+    variant: str, machines: Sequence[Manifest], *, on_cpu: bool = False, needs_evidence: bool
 ) -> RunnerError | None:
-    """Reason against a variant by its evidence: of a machine like this one, else of any."""
+    """Reason against a variant by its evidence: of a machine like this one, else of any.
+
+    Where some variant of the bundle passed its comparison, one that nobody measured is chosen by
+    its name only: it might compute anything.
+    """
     every = [
         (there, entry) for there in machines for entry in there.evidence if entry.variant == variant
     ]
@@ -270,6 +287,11 @@ def _distrust(
             return RunnerError(f"{variant} was measured not to be worth it; name it to run it.")
         if entry.measured and not entry.passed:
             return RunnerError(f"{variant} failed its comparison with the {there.subject}.")
+    if needs_evidence and not any(entry.measured for _, entry in every):
+        return RunnerError(
+            f"Nobody measured {variant}; evaluate the model on such a machine, or name it to run "
+            f"it."
+        )
     return None
 
 

@@ -193,6 +193,22 @@ OPTIONS: dict[str, Option] = {
         help="shared libraries in the model that may be loaded, by file name, commas between; or "
         "'none'",
     ),
+    "remeasure": Option(
+        name="remeasure",
+        parse=parse_yes,
+        default="no",
+        metavar="yes|no",
+        is_flag=True,
+        help="measure the latency of both versions here, in turns, for this machine",
+    ),
+    "dry_run": Option(
+        name="dry_run",
+        parse=parse_yes,
+        default="no",
+        metavar="yes|no",
+        is_flag=True,
+        help="decide, and write nothing",
+    ),
     "repository": Option(
         name="repository",
         parse=Path,

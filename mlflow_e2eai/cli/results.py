@@ -104,11 +104,18 @@ def print_decision(decision: Decision, arguments: Arguments) -> int:
         `REJECTED` where the version was not promoted.
     """
     for verdict in decision.verdicts:
-        print(f"{'passed' if verdict.passed else 'FAILED'}  {verdict}")
+        failed = "FAILED" if verdict.severity == "block" else "warning"
+        print(f"{'passed' if verdict.passed else failed:7} {verdict}")
     for reason in decision.inapplicable:
         print(f"n/a     {reason}")
+    for variant in decision.excluded:
+        print(f"n/a     {variant}: excluded, as nobody measured it; load_model takes it by name")
+    for remedy in decision.remedies:
+        print(f"to pass: {remedy}")
+    is_trial = arguments.get("dry_run", False)
     if decision.promoted:
-        print("promoted: {name} {version} is {alias}".format(**arguments))
+        verb = "would become" if is_trial else "is"
+        print("promoted: {name} {version} {verb} {alias}".format(verb=verb, **arguments))
         return DONE
     print(f"rejected: {'; '.join(decision.reasons)}")
     return REJECTED
@@ -180,6 +187,8 @@ def _data(  # noqa: PLR0911 - one for each kind of result
                 "promoted": result.promoted,
                 "reasons": result.reasons,
                 "gates": verdicts,
+                "inapplicable": result.inapplicable,
+                "excluded": result.excluded,
             }
         case Diagnosis():
             return dataclasses.asdict(result)

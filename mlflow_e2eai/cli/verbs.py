@@ -152,7 +152,10 @@ VERBS = {
             summary="Promote a version to an alias if it passes the gates.",
             function="promotion.stage:promote",
             printer="cli.results:print_decision",
-            options=("registered_model", "version", "alias", "gates", "allow_native"),
+            options=(
+                *("registered_model", "version", "alias", "gates", "remeasure", "dry_run"),
+                "allow_native",
+            ),
             example="--name digits --version 2 --gates gates.yaml",
         ),
         Verb(

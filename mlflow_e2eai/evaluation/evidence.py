@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Literal, TypeAlias
 
 from mlflow_e2eai.artifacts.files import Real, Summary, Table
@@ -155,11 +156,13 @@ class MachineEvidence(Summary):
         environment: The machine: processor, GPU, versions; see `artifacts.machine.environment`.
         evidence: One entry for each variant that was evaluated there, the reference first.
         latency: Reports by corner of the profile and by batch size; their variants took turns.
+        measured_at: When that was, see `now_text`; None where that was not recorded.
     """
 
     environment: Mapping[str, str]
     evidence: tuple[Evidence, ...]
     latency: Mapping[str, LatencyReport]
+    measured_at: str | None = None
 
     def _line(self) -> str:
         passed = sum(entry.passed for entry in self.evidence)
@@ -178,6 +181,11 @@ class _VariantLine:
     variant: str
     outcome: str
     reason: str | None
+
+
+def now_text() -> str:
+    """The time in UTC, to the second, by ISO 8601."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def machine_name(environment: Mapping[str, str]) -> str:

@@ -1,23 +1,69 @@
-"""Metrics and gates -> Decision, by the standard library alone."""
+"""Values of metrics and gates -> Decision, by the standard library alone."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from fnmatch import fnmatchcase
+from typing import Literal, TypeAlias
 
 from mlflow_e2eai.artifacts.files import Real, Summary, Table
 from mlflow_e2eai.errors import InvalidInputError
+
+Severity: TypeAlias = Literal["block", "warn"]
 
 AGAINST_CHAMPION = "champion/"
 """Metrics of this prefix compare with the version that holds the alias; with none, there is nothing
 to compare with, and their gates do not apply."""
 
+MEASURED, FAILED = "parity/measured", "parity/failed"
+COUNTS = (MEASURED, FAILED)
+"""Metrics that are 0 or 1 of a variant, and whose sum a gate reads; of others it reads the worst.
+Every variant that a decision is about has a value of the first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetricValue:
+    """One number that a gate may read: of a version, or of one of its variants.
+
+    Attributes:
+        metric: Name of the metric.
+        value: The number; NaN where it cannot be told.
+        variant: The variant; None for a number of the whole version.
+        precision: Precision of the variant.
+        targets: What the variant's engine is for, in each way that a gate may name it: the
+            target's text and each compute capability. Empty for what is no engine.
+        at: Items in a call; None where that does not matter.
+        usual: Whether a gate that names no number of items reads it.
+        machine: The machine that measured it, for people.
+        reason: Why it cannot be told, as the rest of a sentence; None where it can.
+    """
+
+    metric: str
+    value: Real
+    variant: str | None = None
+    precision: str | None = None
+    targets: tuple[str, ...] = ()
+    at: int | None = None
+    usual: bool = True
+    machine: str | None = None
+    reason: str | None = None
+
+    @property
+    def source(self) -> str | None:
+        """The variant, number of items and machine, for people; None where none is known."""
+        parts = (
+            self.variant,
+            None if self.at is None else f"at {self.at}",
+            None if self.machine is None else f"on {self.machine}",
+        )
+        return " ".join(part for part in parts if part is not None) or None
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gate:
-    """A bound on one metric.
+    """A bound on one metric, of the whole version or of the variants that it selects.
 
     Attributes:
         metric: Its name.
@@ -25,12 +71,22 @@ class Gate:
         limit: The limit itself passes.
         optional: Whether it does not apply where its metric was not measured for want of data,
             such as labels. A value that is NaN fails all the same.
+        target: Selects engines that are for this target or compute capability.
+        precision: Selects variants in this precision.
+        variant: Selects variants by name, or by a pattern such as ``onnxruntime-cpu/*``.
+        at: Number of items in a call, for metrics that depend on it.
+        severity: ``block``: it must pass. ``warn``: it is shown, and decides nothing.
     """
 
     metric: str
     bound: Literal["at_most", "at_least"]
     limit: Real
     optional: bool = False
+    target: str | None = None
+    precision: str | None = None
+    variant: str | None = None
+    at: int | None = None
+    severity: Severity = "block"
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.limit):
@@ -41,6 +97,27 @@ class Gate:
     def compares(self) -> bool:
         """Whether its metric compares with the version that holds the alias."""
         return self.metric.startswith(AGAINST_CHAMPION)
+
+    @property
+    def selection(self) -> str:
+        """The variants that it is about, for people; empty where it is about all."""
+        return " ".join(filter(None, (self.variant, self.target, self.precision)))
+
+    @property
+    def scope(self) -> str:
+        """The variants and the number of items in a call, for people."""
+        return " ".join(filter(None, (self.selection, "" if self.at is None else f"at {self.at}")))
+
+    def selects(self, value: MetricValue) -> bool:
+        """Whether a value is of a variant that it is about, whatever the metric."""
+        return (
+            (self.target is None or self.target in value.targets)
+            and (self.precision is None or self.precision == value.precision)
+            and (
+                self.variant is None
+                or (value.variant is not None and fnmatchcase(value.variant, self.variant))
+            )
+        )
 
     def passes(self, value: float | None) -> bool:
         """Whether a value is within the bound; a missing, NaN or infinite one never is."""
@@ -58,17 +135,32 @@ class Verdict:
         found: Its value; None when it was not measured, NaN when it cannot be told.
         wanted: The bound, for people.
         passed: Whether the value is within it.
+        severity: Whether it decides; see `Gate`.
+        scope: The variants and the size that it is about, for people; empty where about all.
+        source: The variant, size and machine that the value is of, where it is of one.
+        reason: Why it was not measured, or cannot be told; None where it can.
+        remedy: What to do so that it can pass, as commands where there are any.
     """
 
     metric: str
     found: Real | None
     wanted: str
     passed: bool
+    severity: Severity = "block"
+    scope: str = ""
+    source: str | None = None
+    reason: str | None = None
+    remedy: str | None = None
 
     def __str__(self) -> str:
+        name = f"{self.metric} ({self.scope})" if self.scope else self.metric
+        source = f" ({self.source})" if self.source else ""
+        if self.reason is not None:
+            where = f", {self.source}" if self.source else ""
+            return f"{name}{where}: {self.reason}, wanted {self.wanted}"
         if self.found is None:
-            return f"{self.metric}: not measured, wanted {self.wanted}"
-        return f"{self.metric}: found {self.found:g}, wanted {self.wanted}"
+            return f"{name}: not measured, wanted {self.wanted}"
+        return f"{name}: found {self.found:g}{source}, wanted {self.wanted}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -78,22 +170,42 @@ class Decision(Summary):
     Attributes:
         verdicts: One for each gate that applied, in order.
         inapplicable: The gates that did not apply, each with the reason.
+        excluded: Variants that nobody measured, and that the gates exclude; see
+            `promotion.policy.Policy`.
     """
 
     verdicts: tuple[Verdict, ...]
     inapplicable: tuple[str, ...] = ()
+    excluded: tuple[str, ...] = ()
 
     @property
     def promoted(self) -> bool:
-        """Whether every gate passed; without any gate, nothing is promoted."""
-        return bool(self.verdicts) and all(verdict.passed for verdict in self.verdicts)
+        """Whether every gate that blocks passed; without any such gate, nothing is promoted."""
+        deciding = [verdict.passed for verdict in self.verdicts if verdict.severity == "block"]
+        return bool(deciding) and all(deciding)
 
     @property
     def reasons(self) -> tuple[str, ...]:
         """Reasons against promotion, a sentence a gate; empty when promoted."""
-        if not self.verdicts:
+        deciding = [verdict for verdict in self.verdicts if verdict.severity == "block"]
+        if not deciding:
             return ("There are no gates, and without any nothing is promoted.",)
-        return tuple(str(verdict) for verdict in self.verdicts if not verdict.passed)
+        return tuple(str(verdict) for verdict in deciding if not verdict.passed)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """The gates that did not pass and decide nothing, a sentence each."""
+        return tuple(
+            str(verdict)
+            for verdict in self.verdicts
+            if verdict.severity == "warn" and not verdict.passed
+        )
+
+    @property
+    def remedies(self) -> tuple[str, ...]:
+        """Advice on how the gates that did not pass can, each once."""
+        found = (v.remedy for v in self.verdicts if not v.passed and v.remedy is not None)
+        return tuple(dict.fromkeys(found))
 
     def _line(self) -> str:
         passed = sum(verdict.passed for verdict in self.verdicts)
@@ -135,76 +247,86 @@ def drop(before: Mapping[str, float], now: Mapping[str, float]) -> float | None:
     return math.nan if any(map(math.isnan, drops)) else max(drops)
 
 
-def decide(gates: Sequence[Gate], metrics: Mapping[str, float], *, has_champion: bool) -> Decision:
+def decide(
+    gates: Sequence[Gate],
+    metrics: Sequence[MetricValue] | Mapping[str, float],
+    *,
+    has_champion: bool,
+) -> Decision:
     """Check metrics against gates.
 
+    A gate reads the number of the whole version, where there is one and it selects no variants;
+    else the worst number of the variants that it selects, over all machines that measured them. A
+    gate that selects variants wants a number of each: one that nobody measured fails it.
+
     Args:
-        gates: The gates; all of those that apply must pass.
-        metrics: Measured metrics, by name.
+        gates: The gates; all of those that apply and block must pass.
+        metrics: Values, or numbers of the whole version by name.
         has_champion: Whether a version holds the alias now. If none does, gates on metrics that
             compare with it do not apply.
     """
+    values = (
+        [MetricValue(metric=name, value=value) for name, value in metrics.items()]
+        if isinstance(metrics, Mapping)
+        else metrics
+    )
     verdicts, inapplicable = [], []
     for gate in gates:
-        found = metrics.get(gate.metric)
+        found = find_value(gate, values)
         if gate.compares and not has_champion:
             inapplicable.append(f"{gate.metric}: no other version holds the alias")
-        elif gate.optional and found is None:
+        elif gate.optional and found is None and _has_variants(gate, values):
             inapplicable.append(f"{gate.metric}: not measured, there is no data for it")
         else:
-            wanted = f"{gate.bound.replace('_', ' ')} {gate.limit:g}"
-            passed = gate.passes(found)
-            verdicts.append(Verdict(metric=gate.metric, found=found, wanted=wanted, passed=passed))
+            verdicts.append(_verdict(gate, found, values))
     return Decision(verdicts=tuple(verdicts), inapplicable=tuple(inapplicable))
 
 
-def gates_from(data: Any, key: str = "gates") -> tuple[Gate, ...]:
-    """Read gates from parsed YAML: ``{"gates": [{"metric": name, "at_most": limit}, ...]}``.
-
-    A gate may have ``"optional": True`` too; see `Gate`.
-
-    Args:
-        data: Content of the file. Next to ``gates`` there may be ``quantized``, the gates that a
-            quantised variant must pass to be retained.
-        key: Which of the two to read.
-
-    Raises:
-        InvalidInputError: It is something else.
-    """
-    known = isinstance(data, Mapping) and {"gates"} <= set(data) <= {"gates", "quantized"}
-    entries = data.get(key, ()) if known else None
-    if not isinstance(entries, Iterable) or isinstance(entries, str | Mapping):
-        msg = "Gates are a mapping with the one key 'gates', which holds a list; see gates.yaml."
-        raise InvalidInputError(msg)
-    return tuple(_gate(entry) for entry in entries)
-
-
-def _gate(entry: Any) -> Gate:
-    match entry:
-        # In Python a bool is an int, but `at_most: true` is a slip.
-        case {"at_most": bool()} | {"at_least": bool()}:
-            pass
-        case {"metric": str(metric), "at_most": int() | float() as limit, **rest}:
-            if (optional := _optional(rest)) is not None:
-                return Gate(metric=metric, bound="at_most", limit=_float(limit), optional=optional)
-        case {"metric": str(metric), "at_least": int() | float() as limit, **rest}:
-            if (optional := _optional(rest)) is not None:
-                return Gate(metric=metric, bound="at_least", limit=_float(limit), optional=optional)
-    msg = f"{entry!r} is no gate; write {{metric: name, at_most: number}}, or at_least."
-    raise InvalidInputError(msg)
+def find_value(gate: Gate, values: Sequence[MetricValue]) -> MetricValue | None:
+    """The value that a gate reads; see `decide`. None where its metric was not measured."""
+    selected = [value for value in values if gate.selects(value)]
+    fitting = [
+        value
+        for value in selected
+        if value.metric == gate.metric and (value.usual if gate.at is None else value.at == gate.at)
+    ]
+    whole = [value for value in fitting if value.variant is None]
+    fitting = whole if whole and not gate.selection else fitting
+    if gate.metric in COUNTS and fitting and fitting != whole:
+        return MetricValue(metric=gate.metric, value=sum(value.value for value in fitting))
+    lacking = [value for value in selected if value.metric == MEASURED and value.value == 0]
+    if gate.selection and lacking and gate.metric not in COUNTS:
+        variant, reason = lacking[0].variant, "nobody measured it"
+        return MetricValue(metric=gate.metric, value=math.nan, variant=variant, reason=reason)
+    choose = max if gate.bound == "at_most" else min
+    unclear = [value for value in fitting if math.isnan(value.value)]
+    return next(iter(unclear), choose(fitting, key=lambda value: value.value, default=None))
 
 
-def _optional(rest: Mapping[Any, Any]) -> bool | None:
-    """Whether a gate with these further keys is optional; None where they are no gate's."""
-    match rest:
-        case {"optional": bool(optional)} if len(rest) == 1:
-            return optional
-    return None if rest else False
+def _verdict(gate: Gate, found: MetricValue | None, values: Sequence[MetricValue]) -> Verdict:
+    number = None if found is None else found.value
+    return Verdict(
+        metric=gate.metric,
+        found=number,
+        wanted=f"{gate.bound.replace('_', ' ')} {gate.limit:g}",
+        passed=gate.passes(number),
+        severity=gate.severity,
+        scope=gate.scope,
+        source=None if found is None else found.source,
+        reason=_why_missing(gate, values) if found is None else found.reason,
+    )
 
 
-def _float(number: float) -> float:
-    """The number, or an infinity, which `Gate` refuses, where a float cannot hold it."""
-    try:
-        return float(number)
-    except OverflowError:
-        return math.inf
+def _has_variants(gate: Gate, values: Sequence[MetricValue]) -> bool:
+    """Whether the version has any of the variants that a gate selects."""
+    return not gate.selection or any(
+        value.variant is not None and gate.selects(value) for value in values
+    )
+
+
+def _why_missing(gate: Gate, values: Sequence[MetricValue]) -> str | None:
+    """Why a gate has no number, where that is for want of the variants that it selects."""
+    if _has_variants(gate, values):
+        return None
+    kind = "engine" if gate.target is not None and gate.variant is None else "variant"
+    return f"the version has no {kind} of {gate.selection}"

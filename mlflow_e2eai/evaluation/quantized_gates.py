@@ -5,22 +5,22 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 
 from mlflow_e2eai.artifacts.graphs import size_of
 from mlflow_e2eai.artifacts.values import EngineArtifact, OnnxArtifact
 from mlflow_e2eai.evaluation.evidence import Evidence
-from mlflow_e2eai.evaluation.gates import Gate, QuantizationVerdict, decide, drop, gates_from
+from mlflow_e2eai.evaluation.gates import Gate, QuantizationVerdict, decide, drop
 from mlflow_e2eai.latency.report import LatencyReport
 from mlflow_e2eai.precision.quantize import TYPES
 
-
-def quantized_gates() -> tuple[Gate, ...]:
-    """The gates under ``quantized`` in ``gates.yaml`` of this package."""
-    import yaml
-
-    text = (files("mlflow_e2eai.evaluation") / "gates.yaml").read_text(encoding="utf-8")
-    return gates_from(yaml.safe_load(text), "quantized")
+QUANTIZED_GATES = (
+    Gate(metric="quantized/failed", bound="at_most", limit=0),
+    Gate(metric="quantized/task_drop", bound="at_most", limit=0.01, optional=True),
+    Gate(metric="quantized/gain_ratio", bound="at_most", limit=0.9),
+)
+"""The gates that a variant in int8 or fp8 must pass when it is made, to go into the bundle: it
+passes its comparison with the PyTorch model (at its precision's tolerance), loses no more of any
+task metric than this, and is a tenth smaller, or faster, than the best of the others."""
 
 
 def decide_quantized(

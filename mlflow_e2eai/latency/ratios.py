@@ -48,6 +48,10 @@ class Ratio:
         return math.isnan(self.value)
 
 
+_FEWEST_BLOCKS = 8
+"""Blocks whose medians bound a median: the largest of eight is below it in one of 256 cases."""
+
+
 NOISY = Ratio(value=math.nan, low=math.nan, high=math.nan)
 """Ratio of two callables of which one was measured on a busy machine: no number of it means
 anything, and no interval of its rounds covers what was not there in any of them."""
@@ -122,6 +126,40 @@ def paired_ratio(
         low=math.exp(max(value + wider * min(low, 0), least)),
         high=math.exp(min(value + wider * max(high, 0), most)),
     )
+
+
+def separate_bound(times_ms: Sequence[float], baseline_ms: Sequence[float]) -> float:
+    """Upper bound of the ratio of two medians that were measured at different times.
+
+    Nothing pairs the rounds, so that the largest median which the one may have is divided by the
+    smallest of the other. Each is a distribution-free bound of 99.5 %: an order statistic of the
+    medians of blocks of neighbouring rounds, of which half lie on each side of the truth (the sign
+    test's interval; W. J. Conover, Practical Nonparametric Statistics, 1999, section 3.2), so that
+    the ratio exceeds it in one of a hundred cases at most (Bonferroni). Blocks, and their length,
+    are those of `paired_ratio`.
+
+    The bound covers the noise within both measurements. What differed between them, such as a
+    neighbour's load or a file's place in memory, no number of either measurement tells.
+
+    Returns:
+        The bound; infinity with fewer than eight rounds of either.
+    """
+    largest, smallest = _median_bounds(times_ms)[1], _median_bounds(baseline_ms)[0]
+    return largest / smallest if smallest > 0 else math.inf
+
+
+def _median_bounds(times_ms: Sequence[float]) -> tuple[float, float]:
+    """Bounds of 99.5 %, each alone, of the median of rounds; see `separate_bound`."""
+    times = np.asarray(times_ms, float)
+    most = min(times.size // math.ceil(2 * max(times.size, 1) ** (1 / 3)), times.size)
+    count = max(most, min(times.size, _FEWEST_BLOCKS))
+    if count < _FEWEST_BLOCKS:
+        return 0.0, math.inf
+    medians = sorted(float(np.median(block)) for block in np.array_split(times, count))
+    # No more than `rank` of them lie on one side of the truth in one of two hundred cases at most.
+    below = np.cumsum([math.comb(count, k) for k in range(count + 1)]) / 2.0**count
+    rank = int(np.searchsorted(below, (1 - _CONFIDENCE) / 2, side="right")) - 1
+    return medians[rank], medians[-1 - rank]
 
 
 def _student_factor(blocks: float) -> float:

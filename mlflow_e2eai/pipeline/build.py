@@ -20,7 +20,7 @@ from mlflow_e2eai.bundle.manifest import Manifest
 from mlflow_e2eai.engine.runner import unsupported_here
 from mlflow_e2eai.errors import PrecisionError
 from mlflow_e2eai.evaluation.data import EvaluationData
-from mlflow_e2eai.evaluation.evidence import Evidence, MachineEvidence
+from mlflow_e2eai.evaluation.evidence import Evidence, MachineEvidence, now_text
 from mlflow_e2eai.evaluation.quantized_gates import is_retained
 from mlflow_e2eai.parity.samples import batch_samples
 from mlflow_e2eai.pipeline.engines import compile_all
@@ -140,6 +140,7 @@ def build(
         conversions=tuple(conversions),
         elsewhere=tuple(machines),
         level=settings.evidence,
+        measured_at=now_text(),
     )
     return manifest, example
 

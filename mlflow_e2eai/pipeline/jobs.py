@@ -33,7 +33,7 @@ from mlflow_e2eai.evaluation.bisection.nodes import bisect as bisect_graph
 from mlflow_e2eai.evaluation.bisection.search import Bisection
 from mlflow_e2eai.evaluation.data import all_samples
 from mlflow_e2eai.evaluation.effort import EvidenceLevel
-from mlflow_e2eai.evaluation.evidence import MachineEvidence
+from mlflow_e2eai.evaluation.evidence import MachineEvidence, now_text
 from mlflow_e2eai.pipeline.job_inputs import (
     GRAPHS,
     device_for,
@@ -330,7 +330,12 @@ def evaluate(
                 batch_sizes=batch_sizes,
                 level=evidence,
             )
-    return MachineEvidence(environment=environment(), evidence=tuple(entries), latency=latency)
+    return MachineEvidence(
+        environment=environment(),
+        evidence=tuple(entries),
+        latency=latency,
+        measured_at=now_text(),
+    )
 
 
 def clean_onnx(

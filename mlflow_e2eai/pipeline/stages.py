@@ -31,7 +31,7 @@ from mlflow_e2eai.errors import PrecisionError
 from mlflow_e2eai.evaluation.data import EvaluationData, all_samples, calls
 from mlflow_e2eai.evaluation.effort import EvidenceLevel
 from mlflow_e2eai.evaluation.evidence import Evidence
-from mlflow_e2eai.evaluation.quantized_gates import decide_quantized, quantized_gates
+from mlflow_e2eai.evaluation.quantized_gates import QUANTIZED_GATES, decide_quantized
 from mlflow_e2eai.evaluation.stage import evaluate
 from mlflow_e2eai.evaluation.variants import engine_variant
 from mlflow_e2eai.latency.report import LatencyReport
@@ -318,7 +318,7 @@ def evaluate_on(
             *engines,
             *(engine for engine, _ in not_evaluated),
         ]
-        evidence = decide_quantized(evidence, latency, files, quantized_gates())
+        evidence = decide_quantized(evidence, latency, files, QUANTIZED_GATES)
         line.extend(summarize_evidence(evidence))
     elsewhere = [entry for entry in evidence if not entry.measured]
     for entry in evidence:

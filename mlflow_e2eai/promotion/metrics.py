@@ -1,83 +1,109 @@
-"""Bundles -> the metrics that gates compare with their limits."""
+"""Bundles -> the values of metrics that gates compare with their limits."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 from mlflow_e2eai import bundle
-from mlflow_e2eai.artifacts.values import Tensors
-from mlflow_e2eai.bundle.load import load
+from mlflow_e2eai.artifacts.graphs import size_of
+from mlflow_e2eai.artifacts.values import EngineArtifact, OnnxArtifact
 from mlflow_e2eai.bundle.manifest import Manifest
-from mlflow_e2eai.errors import E2EAIError
+from mlflow_e2eai.bundle.rows import TUNED
 from mlflow_e2eai.evaluation.evidence import Evidence
-from mlflow_e2eai.evaluation.gates import drop
-from mlflow_e2eai.latency.measure import BUDGET_S, items_of
-from mlflow_e2eai.parity.samples import profile_samples
-from mlflow_e2eai.runtime.isolation import IsolatedRunners, isolated_together
+from mlflow_e2eai.evaluation.gates import (
+    FAILED,
+    MEASURED,
+    Gate,
+    MetricValue,
+    drop,
+    find_value,
+)
+from mlflow_e2eai.evaluation.variants import engine_variant
+from mlflow_e2eai.latency.report import LatencyReport
+from mlflow_e2eai.tracking.metrics import (
+    LARGE_IS_GOOD,
+    SMALL_IS_GOOD,
+    latency_metrics,
+    parity_metrics,
+    start_metrics,
+)
+
+NOISY = "too noisy to tell, as the machine was busy"
+
+_LOGGED = ("parity/max_abs_error", "task/drop", "champion/task_drop", "champion/latency_ratio")
+"""Metrics whose largest value is logged with a decision; of task metrics it is the smallest."""
 
 
-def metrics_of(
-    challenger: Path, champion: Path | None = None, *, allow_native: Sequence[str] = ()
-) -> dict[str, float]:
-    """Compute the metrics that the gates compare with their limits.
+def values_of(manifest: Manifest, *, now: datetime | None = None) -> list[MetricValue]:
+    """The values of every metric of a version, from its own evidence.
+
+    Of the whole version:
+
+    - ``evidence/unverified``: 1 where the export could not be compared with the PyTorch module.
+    - ``evidence/quick``: 1 where the evidence is of the level ``quick``.
+    - ``evidence/assumptions``: number of assumptions about the inputs, such as an example that was
+      generated.
+    - ``task/drop``, for each machine: the largest drop of a task metric of any variant against the
+      PyTorch module there; missing where there are no task metrics.
+
+    Of each variant, on each machine that measured it, but for those that are not worth it:
+
+    - ``parity/measured`` and ``parity/failed``: whether any machine measured it, and whether it had
+      wrong numbers or an error on any.
+    - ``parity/<figure>`` and ``parity/<output>/<figure>``: of `OutputParity`, the worst of all
+      comparisons that decide.
+    - ``task/<name>``, NaN where it is missing; ``task/drop``.
+    - ``latency/...``, for each number of items: p50_ms, p90_ms, p95_ms, p99_ms, mean_ms,
+      device_p50_ms, throughput_items_per_s, and the upper bound of the ratio to the PyTorch module
+      there; NaN on a busy machine. ``concurrency/items_per_s``, for each number of callers.
+    - ``cold_start/...``: load_s, first_call_ms, peak_memory_bytes, device_memory_bytes.
+    - ``file/size_bytes``; ``evidence/age_days``, NaN where the time was not recorded.
 
     Args:
-        challenger: A bundle.
-        champion: The bundle that it would replace.
-        allow_native: Libraries in them that may be loaded.
-
-    Returns:
-        - ``parity/measured`` and ``parity/failed``: number of measured variants, and of those with
-          wrong numbers or an error, on any machine.
-        - ``parity/max_abs_error``: the largest error.
-        - ``evidence/unverified``: 1 where the export could not be compared with the PyTorch module.
-        - ``evidence/quick``: 1 where the evidence is of the level ``quick``.
-        - ``evidence/assumptions``: number of assumptions about the inputs, such as an example that
-          was generated.
-        - ``task/<name>``: each task metric of the worst variant.
-        - ``task/drop``: the largest drop of one against the PyTorch module on the same machine;
-          missing where there are no task metrics.
-        - ``champion/task_drop``: the largest drop of one from the champion's worst variant to
-          the challenger's worst; missing where the champion has no task metrics.
-        - ``champion/latency_ratio``: how many times as long as the champion it takes, the upper
-          bound of the interval, at the worst of the corners that both admit; NaN on a busy machine.
+        manifest: The bundle's manifest, with absolute paths of its files.
+        now: The time that the age counts to; by default this moment.
     """
-    new = bundle.read(challenger)
-    measured = _measured_evidence(new)
-    reports = [report for entry in measured for report in entry.deciding.values()]
-    errors = [report.max_abs_error for report in reports]
-    tasks = _worst_tasks(new)
-    metrics = {
-        "parity/measured": float(len({entry.variant for entry in measured})),
-        "parity/failed": float(len({entry.variant for entry in measured if not entry.passed})),
-        "parity/max_abs_error": _worst(errors),
-        "evidence/unverified": float(new.export is not None and new.export.unverified is not None),
-        "evidence/quick": float(new.level == "quick"),
-        "evidence/assumptions": float(len(new.graphs[0].assumptions)),
-        **{f"task/{name}": value for name, value in tasks.items()},
+    measured = measured_evidence(manifest)
+    values = [
+        MetricValue(metric="evidence/unverified", value=float(_is_unverified(manifest))),
+        MetricValue(metric="evidence/quick", value=float(manifest.level == "quick")),
+        MetricValue(
+            metric="evidence/assumptions", value=float(len(manifest.graphs[0].assumptions))
+        ),
+    ]
+    if not measured:  # which no gate on it may take for a want of data
+        values.append(MetricValue(metric="parity/max_abs_error", value=math.nan))
+    for there in manifest.by_machine:
+        value = drop(_reference_tasks(there), worst_tasks(there))
+        if value is not None:
+            values.append(MetricValue(metric="task/drop", value=value, machine=there.machine))
+        values += machine_values(there, names=_task_names(manifest), now=now)
+    return [*values, *_counts(manifest, measured), *_sizes(manifest)]
+
+
+def totals(values: Sequence[MetricValue]) -> dict[str, float]:
+    """The numbers of a version that are logged with a decision: the worst of several."""
+    task = {value.metric for value in values if value.metric.startswith("task/")} - {"task/drop"}
+    whole = {
+        value.metric
+        for value in values
+        if value.metric.startswith("evidence/") and value.variant is None
     }
-    drops = [drop(_reference_tasks(there), _worst_tasks(there)) for there in new.by_machine]
-    if known := [value for value in drops if value is not None]:
-        metrics["task/drop"] = _worst(known)
-    if champion is not None:
-        before = _worst_tasks(bundle.read(champion))
-        if before and (dropped := drop(before, tasks)) is not None:
-            metrics["champion/task_drop"] = dropped
-        metrics["champion/latency_ratio"] = _latency_ratio(
-            challenger, champion, allow_native=allow_native
-        )
-    return metrics
+    gates = [
+        *(
+            Gate(metric=name, bound="at_most", limit=0)
+            for name in (MEASURED, FAILED, *_LOGGED, *sorted(whole))
+        ),
+        *(Gate(metric=name, bound="at_least", limit=0) for name in sorted(task)),
+    ]
+    found = {gate.metric: find_value(gate, values) for gate in gates}
+    return {name: value.value for name, value in found.items() if value is not None}
 
 
-def _worst(values: Sequence[float]) -> float:
-    """The largest; NaN where one is, or where there is none."""
-    return math.nan if any(map(math.isnan, values)) else max(values, default=math.nan)
-
-
-def _measured_evidence(manifest: Manifest) -> list[Evidence]:
+def measured_evidence(manifest: Manifest) -> list[Evidence]:
     """Measured evidence, of any machine, of the bundle's variants that are not rejected."""
     digests = {file.sha256 for file in manifest.files}
     return [
@@ -87,15 +113,224 @@ def _measured_evidence(manifest: Manifest) -> list[Evidence]:
     ]
 
 
-def _worst_tasks(manifest: Manifest) -> dict[str, float]:
+def unmeasured_engines(manifest: Manifest) -> list[EngineArtifact]:
+    """Engines of the bundle that nobody measured on a GPU of theirs."""
+    measured = {entry.variant for entry in manifest.all_evidence if entry.measured}
+    return [engine for engine in manifest.engines if engine_variant(engine) not in measured]
+
+
+def machine_values(
+    there: Manifest, *, names: Collection[str] = (), now: datetime | None = None
+) -> Iterator[MetricValue]:
+    """The values of each variant that one machine measured.
+
+    Args:
+        there: The bundle with the evidence of that machine alone.
+        names: Task metrics that every variant is to have.
+        now: See `values_of`.
+    """
+    for entry in measured_evidence(there):
+        numbers = {**_parity_values(entry), **start_metrics(entry)}
+        numbers |= {f"task/{name}": entry.task.get(name, math.nan) for name in names}
+        if (dropped := drop(_reference_tasks(there), entry.task)) is not None:
+            numbers["task/drop"] = dropped
+        for metric, number in numbers.items():
+            yield value_of(there, entry, metric, number)
+        yield _age(there, entry, now)
+        yield from _latency_values(there, entry)
+        loads = () if entry.loads is None else entry.loads.loads
+        most = max((load.threads for load in loads), default=None)
+        for load in loads:
+            yield value_of(
+                there,
+                entry,
+                "concurrency/items_per_s",
+                load.items_per_s,
+                at=load.threads,
+                usual=load.threads == most,
+            )
+
+
+def value_of(
+    there: Manifest,
+    entry: Evidence,
+    metric: str,
+    value: float,
+    *,
+    at: int | None = None,
+    usual: bool = True,
+    reason: str | None = None,
+) -> MetricValue:
+    """The value of a metric of one variant on the machine that measured it."""
+    file = next((file for file in there.files if file.sha256 == entry.sha256), None)
+    return MetricValue(
+        metric=metric,
+        value=value,
+        variant=entry.variant,
+        precision=None if file is None else precision_of(file),
+        targets=targets_of(file, there.environment),
+        at=at,
+        usual=usual,
+        machine=there.machine,
+        reason=reason,
+    )
+
+
+def precision_of(file: OnnxArtifact | EngineArtifact) -> str:
+    """Precision of the arithmetic of a variant."""
+    return file.arithmetic if isinstance(file, EngineArtifact) else file.precision
+
+
+def targets_of(
+    file: OnnxArtifact | EngineArtifact | None, environment: Mapping[str, str]
+) -> tuple[str, ...]:
+    """Names of an engine's target in gates: its text, and each compute capability.
+
+    An engine for all GPUs has that of the machine which measured it.
+    """
+    if not isinstance(file, EngineArtifact):
+        return ()
+    here = environment.get("compute_capability")
+    capabilities = file.target.capabilities or (() if here is None else (here,))
+    return (str(file.target), *capabilities)
+
+
+def _is_unverified(manifest: Manifest) -> bool:
+    return manifest.export is not None and manifest.export.unverified is not None
+
+
+def _counts(manifest: Manifest, measured: Sequence[Evidence]) -> Iterator[MetricValue]:
+    """For each variant, whether any machine measured it, and whether it failed on any."""
+    done = {entry.variant for entry in measured}
+    failed = {entry.variant for entry in measured if not entry.passed}
+    digests = {file.sha256: file for file in manifest.files}
+    files: dict[str, OnnxArtifact | EngineArtifact] = {
+        entry.variant: digests[entry.sha256]
+        for entry in manifest.all_evidence
+        if entry.sha256 in digests and not entry.rejected
+    }
+    files |= {engine_variant(engine): engine for engine in unmeasured_engines(manifest)}
+    for variant, file in files.items():
+        targets = dict.fromkeys(
+            name for there in manifest.by_machine for name in targets_of(file, there.environment)
+        )
+        for metric, those in ((MEASURED, done), (FAILED, failed)):
+            yield MetricValue(
+                metric=metric,
+                value=float(variant in those),
+                variant=variant,
+                precision=precision_of(file),
+                targets=tuple(targets),
+            )
+
+
+def _sizes(manifest: Manifest) -> Iterator[MetricValue]:
+    """Size of the file of each variant that was measured, with its weights."""
+    for entry in {entry.variant: entry for entry in measured_evidence(manifest)}.values():
+        file = next(file for file in manifest.files if file.sha256 == entry.sha256)
+        size = _size(file)
+        if size is not None:
+            yield MetricValue(
+                metric="file/size_bytes",
+                value=float(size),
+                variant=entry.variant,
+                precision=precision_of(file),
+                targets=targets_of(file, {}),
+            )
+
+
+def _size(file: OnnxArtifact | EngineArtifact) -> int | None:
+    if isinstance(file, EngineArtifact):
+        return file.size_bytes
+    return size_of(file) if file.path.is_file() else None
+
+
+def _parity_values(entry: Evidence) -> dict[str, float]:
+    """Figures of each output, and the worst of all outputs."""
+    values = {k: v for k, v in parity_metrics(entry).items() if k.startswith("parity/")}
+    by_figure: dict[str, list[float]] = {}
+    for name, value in values.items():
+        by_figure.setdefault(name.rpartition("/")[2], []).append(value)
+    for figures, choose in ((SMALL_IS_GOOD, max), (LARGE_IS_GOOD, min)):
+        for figure in {*figures} & {*by_figure}:
+            values[f"parity/{figure}"] = _worst(by_figure[figure], choose)
+    if counts := by_figure.get("nonfinite_count"):
+        values["parity/nonfinite_count"] = sum(counts)
+    if entry.deciding:  # NaN where a comparison compared nothing
+        errors = [report.max_abs_error for report in entry.deciding.values()]
+        values["parity/max_abs_error"] = _worst(errors, max)
+    return values
+
+
+def _worst(values: Sequence[float], choose: Callable[[Sequence[float]], float]) -> float:
+    """The largest or smallest; NaN where one is."""
+    return math.nan if any(map(math.isnan, values)) else choose(values)
+
+
+def _latency_values(there: Manifest, entry: Evidence) -> Iterator[MetricValue]:
+    for label, report in reports_by_items(there, entry.variant):
+        numbers = latency_metrics(report[entry.variant])
+        timed = {each.name for each in report.variants if each.rounds_ms}
+        if there.reference in timed and entry.variant in timed:
+            numbers["latency/ratio"] = report.ratio(entry.variant, there.reference).high
+        busy = report.is_busy(entry.variant)
+        for metric, number in numbers.items():
+            noisy = busy or math.isnan(number)
+            yield value_of(
+                there,
+                entry,
+                metric,
+                math.nan if noisy else number,
+                at=report.items,
+                usual=label in TUNED,
+                reason=NOISY if noisy else None,
+            )
+
+
+def reports_by_items(there: Manifest, variant: str) -> list[tuple[str, LatencyReport]]:
+    """Label and report for each number of items at which a machine timed a variant.
+
+    A corner and a batch size may be of one number of items: the one that engines are tuned for
+    counts.
+    """
+    by_items = {
+        report.items: (label, report)
+        for label, report in sorted(there.latency.items(), key=lambda each: each[0] in TUNED)
+        if any(each.name == variant for each in report.variants)
+    }
+    return [by_items[items] for items in sorted(by_items)]
+
+
+def _age(there: Manifest, entry: Evidence, now: datetime | None) -> MetricValue:
+    days, reason = age_days(there.measured_at, now)
+    return value_of(there, entry, "evidence/age_days", days, reason=reason)
+
+
+def age_days(measured_at: str | None, now: datetime | None = None) -> tuple[float, str | None]:
+    """Days since evidence was measured; NaN, and the reason, where that cannot be told."""
+    if measured_at is None:
+        return math.nan, "the time of the measurement was not recorded"
+    try:
+        then = datetime.fromisoformat(measured_at)
+        days = ((now or datetime.now(UTC)) - then).total_seconds() / 86400
+    except (TypeError, ValueError):  # a time without its zone, or no time
+        return math.nan, f"the time of the measurement, {measured_at!r}, cannot be read"
+    if days < -1:
+        return math.nan, f"it was measured at {measured_at}, which is to come"
+    return max(days, 0.0), None
+
+
+def _task_names(manifest: Manifest) -> list[str]:
+    return sorted({name for entry in measured_evidence(manifest) for name in entry.task})
+
+
+def worst_tasks(manifest: Manifest) -> dict[str, float]:
     """The lowest value of each task metric over the variants; NaN where a variant lacks it."""
-    measured = _measured_evidence(manifest)
-    names = {name for entry in measured for name in entry.task}
-    worst = {}
-    for name in sorted(names):
-        values = [entry.task.get(name, math.nan) for entry in measured]
-        worst[name] = math.nan if any(map(math.isnan, values)) else min(values)
-    return worst
+    measured = measured_evidence(manifest)
+    return {
+        name: _worst([entry.task.get(name, math.nan) for entry in measured], min)
+        for name in _task_names(manifest)
+    }
 
 
 def _reference_tasks(manifest: Manifest) -> Mapping[str, float]:
@@ -105,41 +340,6 @@ def _reference_tasks(manifest: Manifest) -> Mapping[str, float]:
     return {}
 
 
-def _latency_ratio(challenger: Path, champion: Path, *, allow_native: Sequence[str]) -> float:
-    """Upper bound of the challenger's latency ratio; NaN when it cannot be measured.
-
-    That is so too where the machine was busy with other work: a noisy number never passes.
-
-    Each runs its own input example, resized to the corners that both profiles admit. Bundles of the
-    same files are equal by construction: a measurement would only add the machine's noise.
-    """
-    paths = {"challenger": challenger, "champion": champion}
-    manifests = {role: bundle.read(path) for role, path in paths.items()}
-    files = [{file.sha256 for file in manifest.files} for manifest in manifests.values()]
-    if files[0] == files[1]:
-        return 1.0
-    samples = {
-        role: profile_samples(bundle.read_example(path), manifests[role].graphs[0])
-        for role, path in paths.items()
-    }
-    shared = [
-        label
-        for label in samples["challenger"].keys() & samples["champion"].keys()
-        if items_of(samples["challenger"][label]) == items_of(samples["champion"][label])
-    ]
-    if not shared:
-        return math.nan
-    openers = {role: partial(load, path, allow_native=allow_native) for role, path in paths.items()}
-    try:
-        # Both fall back alike to a variant that runs here: this compares models, not engines.
-        with isolated_together(openers) as models:
-            return _worst([_upper_bound(models, samples, label) for label in shared])
-    except E2EAIError:
-        return math.nan
-
-
-def _upper_bound(
-    models: IsolatedRunners, samples: Mapping[str, Mapping[str, Tensors]], label: str
-) -> float:
-    inputs = {role: samples[role][label] for role in ("challenger", "champion")}
-    return models.benchmark(inputs, budget_s=BUDGET_S).ratio("challenger", "champion").high
+def read_bundle(path: Path) -> Manifest:
+    """The manifest of a bundle, with absolute paths of its files."""
+    return bundle.audit(bundle.read(path), path)

@@ -1,83 +1,84 @@
-"""Registered version + gates -> decision, and the alias on a yes."""
+"""Registered version + gates -> decision, and the aliases on a yes."""
 
 from __future__ import annotations
 
-import contextlib
 import tempfile
-from collections.abc import Mapping, Sequence
-from importlib.resources import files
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mlflow_e2eai import bundle, tracking
-from mlflow_e2eai.artifacts.files import reading_error, to_json
-from mlflow_e2eai.errors import (
-    E2EAIError,
-    InvalidInputError,
-)
-from mlflow_e2eai.evaluation.gates import (
-    Decision,
-    Gate,
-    decide,
-    gates_from,
-)
-from mlflow_e2eai.pipeline.publish import log_report, replace_report
-from mlflow_e2eai.promotion.contenders import (
-    as_challenger,
-    as_champion,
-    fetch_bundle,
-    find_version,
-    model_of,
-    version_with_alias,
-)
-from mlflow_e2eai.promotion.metrics import metrics_of
-from mlflow_e2eai.promotion.registry import apply_decision
+from mlflow_e2eai.errors import E2EAIError, InvalidInputError
+from mlflow_e2eai.evaluation.gates import Decision, Gate
+from mlflow_e2eai.promotion.challenge import Challenge, Outcome
+from mlflow_e2eai.promotion.gates_file import read_policy
+from mlflow_e2eai.promotion.policy import Policy
+from mlflow_e2eai.promotion.decision_run import decision_run, supersede, tag_version
+from mlflow_e2eai.promotion.registry.lease import Lease, lease
+from mlflow_e2eai.promotion.registry.moves import finish, holders, move
+from mlflow_e2eai.promotion.registry.record import digest_of, last_record
+from mlflow_e2eai.promotion.registry.timeline import registered_model
 from mlflow_e2eai.runtime.progress import reported_on_stderr, timed_stage
 from mlflow_e2eai.tracking.console import quiet_mlflow
 from mlflow_e2eai.tracking.server import check_server
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import RegisteredModel
 
 
 def promote(
     name: str,
     version: int | str,
     *,
-    alias: str = "champion",
-    gates: Sequence[Gate] | Mapping[str, Any] | str | Path | None = None,
+    alias: str | Sequence[str] = "champion",
+    gates: Policy | Sequence[Gate] | Mapping[str, Any] | str | Path | None = None,
+    remeasure: bool = False,
+    dry_run: bool = False,
     allow_native: Sequence[str] = (),
 ) -> Decision:
     """Decide whether a version of a registered model gets an alias, and set it if so.
 
-    The gates read the version's own evidence, from its bundle, whose digest is checked: MLflow's
-    metrics are for people. Where another version has the alias, and a gate compares with it, both
-    are loaded and measured here, in turns. The decision is a run with both as inputs, FAILED where
-    the version was rejected; the version's tags have its last decision, the alias that this was
-    about, and the reason. A user who may change the registered model but not the experiment of its
-    models gets the run in one of their own, ``promotions of <name>`` where the active one is not
-    theirs; models that cannot be linked are in its tag ``e2eai.not_linked``.
+    First every file of the version is compared with the digest that it was logged with. The gates
+    read the version's own evidence, from its bundle: MLflow's metrics are for people. Where another
+    version has the alias, and a gate compares with it, the evidence of both counts that is of one
+    kind of machine.
+
+    The decision is a run with both as inputs, whose ``decision.json`` holds all that it was made
+    of, FAILED where the version was rejected; the version's tags have its last decision, the alias
+    that this was about, and the reason. These are written before the alias moves. If another
+    promotion moves the alias while this one decides, it decides again, against the version that has
+    the alias then.
+
+    A user who may change the registered model but not the experiment of its models gets the run in
+    one of their own, ``promotions of <name>`` where the active one is not theirs; models that
+    cannot be linked are in its tag ``e2eai.not_linked``.
 
     Args:
         name: Name of the registered model.
         version: Its version, the challenger.
-        alias: The alias that it is to get.
+        alias: The alias that it is to get, or several that move together or not at all. The
+            version is compared with each that has one of them.
         gates: Gates, or the path of a YAML file, or its parsed content; by default those of
             ``gates.yaml`` in this package.
+        remeasure: Measure the latency of both versions here, in turns, in place of what evidence
+            says of machines like this one.
+        dry_run: Decide, and write nothing: no run, no tags, no alias. The remedies of the decision
+            say what is missing.
         allow_native: Libraries in either version that may be loaded to measure it; see
             `mlflow_e2eai.load_model`.
 
     Returns:
-        The decision.
+        The decision. Promoting a version again that has the alias and passed by the same rules
+        changes nothing.
 
     Raises:
         InvalidInputError: The gates or the alias are wrong.
         ArtifactError: The version, or the one that a gate compares it with, is no bundle of this
             package, or has changed since it was logged.
-        TrackingError: There is no such version, the server cannot be reached, or the alias was
-            moved meanwhile.
+        TrackingError: There is no such version, the server cannot be reached, the user may not
+            write there, or the alias was moved by hand meanwhile.
     """
-    from mlflow import MlflowClient
-
-    wanted = read_gates(gates)
-    _check_alias(alias)
+    policy = read_policy(gates)
+    aliases = _aliases_of(alias)
     with (
         reported_on_stderr(),
         quiet_mlflow(),
@@ -85,88 +86,111 @@ def promote(
         tempfile.TemporaryDirectory() as folder,
     ):
         check_server()
-        challenger = find_version(name, version)
-        champion = version_with_alias(name, alias)
-        if champion is not None and str(champion.version) == str(challenger.version):
-            champion = None  # it has the alias already, and is compared with none
-        # Whatever cannot be read is refused before there is a run.
-        about = as_challenger(challenger)
-        models = [model_of(challenger, *about)]
-        paths = [fetch_bundle(models[0], Path(folder, "challenger"), *about)]
-        if champion is not None:
-            about = as_champion(champion, alias)
-            if any(gate.compares for gate in wanted):
-                models.append(model_of(champion, *about))
-                paths.append(fetch_bundle(models[1], Path(folder, "champion"), *about))
-            else:
-                with contextlib.suppress(E2EAIError):  # no gate reads it
-                    models.append(model_of(champion, *about))
-        title = f"promote {name} {version}"
-        with tracking.run(
-            title,
-            nested=True,
-            tags={tracking.STAGE: "promote"},
-            elsewhere=f"promotions of {name}",
-        ) as run_id:
-            linked = tracking.link_permitted_inputs(run_id, [model.model_id for model in models])
-            metrics = metrics_of(*paths, allow_native=allow_native)
-            manifest = bundle.read(paths[0])
-            decision = decide(wanted, metrics, has_champion=champion is not None)
-            logged = {tracking.metric_name(key): value for key, value in metrics.items()}
-            measured = models[0].model_id if models[0].model_id in linked else None
-            tracking.log_metrics(logged, run_id=run_id, model_id=measured)
-            MlflowClient().log_text(run_id, to_json(decision), "decision.json")
-            page = log_report(
-                manifest,
-                decision,
-                run_id=run_id,
-                name=name,
-                version=challenger.version,
-                model_id=models[0].model_id,
-            )
-            apply_decision(decision, challenger, champion, alias=alias, run_id=run_id)
-            replace_report(models[0], page)
-            if not decision.promoted:
-                tracking.fail_run(run_id, title, f"REJECTED: {title}")
+        challenge = Challenge.open(
+            name,
+            version,
+            aliases,
+            policy,
+            Path(folder),
+            remeasure=remeasure,
+            allow_native=allow_native,
+        )
+        registered = registered_model(name)
+        outcome = challenge.decide(holders(registered, aliases))
+        if dry_run:
+            line.append(f"{name} {version} would be {_word(outcome.decision)}")
+            return outcome.decision
+        if _is_on_record(outcome):
+            line.append(f"{name} {version} has {', '.join(aliases)} already")
+        else:
+            outcome = _carry_out(outcome, registered)
+            line.append(f"{name} {version} {_word(outcome.decision)}")
+        decision = outcome.decision
         passed = sum(verdict.passed for verdict in decision.verdicts)
-        line.append(f"{name} {version} {'promoted' if decision.promoted else 'rejected'}")
         line.append(f"{passed} of {len(decision.verdicts)} gates passed")
         if decision.inapplicable:
             line.append(f"{len(decision.inapplicable)} did not apply")
     return decision
 
 
-def read_gates(
-    gates: Sequence[Gate] | Mapping[str, Any] | str | Path | None,
-) -> tuple[Gate, ...]:
-    """Read gates from values, parsed YAML or a file.
+def _carry_out(outcome: Outcome, registered: RegisteredModel) -> Outcome:
+    """Put a decision on record, and move the aliases on a yes.
+
+    Returns:
+        The decision that counts: another promotion may have moved an alias since the first one.
+    """
+    with decision_run(outcome, registered) as run_id:
+        if not outcome.decision.promoted:
+            tag_version(outcome, run_id)
+            return outcome
+        with lease(registered.name) as right:
+            stands = holders(registered_model(registered.name), outcome.challenge.aliases)
+            if stands == outcome.stands:
+                _move(outcome, right, run_id)
+                return outcome
+            supersede(outcome, stands, run_id)
+    with lease(registered.name) as right:  # nobody else moves it while it is decided again
+        registered = registered_model(registered.name)
+        outcome = outcome.challenge.decide(holders(registered, outcome.challenge.aliases))
+        with decision_run(outcome, registered) as run_id:
+            if outcome.decision.promoted:
+                _move(outcome, right, run_id)
+            else:
+                tag_version(outcome, run_id)
+    return outcome
+
+
+def _move(outcome: Outcome, right: Lease, run_id: str) -> None:
+    """Write the reason on the version, and then move the aliases."""
+    tag_version(outcome, run_id)
+    name = outcome.challenge.version.name
+    move(right, name, outcome.moves, run_id=run_id, kind="promotion")
+
+
+def _is_on_record(outcome: Outcome) -> bool:
+    """Whether a decision changes nothing: the same yes, by the same rules, moved the aliases.
+
+    A run that was cut off between the move and its end is finished.
+    """
+    if outcome.moves or not outcome.decision.promoted:
+        return False
+    version = outcome.challenge.version
+    try:
+        record, run_id = last_record(version.name, version.version)
+    except E2EAIError:
+        return False
+    mine = outcome.record()
+    same = (
+        record.decision.promoted
+        and set(mine.aliases) <= set(record.aliases)
+        and record.challenger.sha256 == mine.challenger.sha256
+        and record.policy_sha256 == digest_of(outcome.challenge.policy)
+    )
+    if same:
+        finish(run_id)
+    return same
+
+
+def _word(decision: Decision) -> str:
+    return "promoted" if decision.promoted else "rejected"
+
+
+def _aliases_of(alias: str | Sequence[str]) -> tuple[str, ...]:
+    """The aliases, each once.
 
     Raises:
-        InvalidInputError: The file cannot be read, or holds no gates.
+        InvalidInputError: There is none, or one cannot be an alias.
     """
-    import yaml
-
-    if isinstance(gates, Sequence) and not isinstance(gates, str):
-        for gate in gates:
-            if not isinstance(gate, Gate):
-                msg = (
-                    f"{gate!r} in the list of gates is a {type(gate).__name__}; give Gate(...), or "
-                    f"the whole list as {{'gates': [...]}}."
-                )
-                raise InvalidInputError(msg)
-        return tuple(gates)
-    if isinstance(gates, Mapping):
-        return gates_from(gates)
-    if not isinstance(gates, str | Path | None):
-        msg = f"gates is a {type(gates).__name__}; give gates, a mapping, or the path of a file."
+    several: Iterable[Any] = (
+        alias if isinstance(alias, Sequence) and not isinstance(alias, str) else (alias,)
+    )
+    aliases = tuple(dict.fromkeys(several))
+    if not aliases:
+        msg = "The list of aliases is empty; give one such as 'champion'."
         raise InvalidInputError(msg)
-    source = files("mlflow_e2eai.evaluation") / "gates.yaml" if gates is None else Path(gates)
-    try:
-        return gates_from(yaml.safe_load(source.read_text(encoding="utf-8")))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = reading_error(error)
-        msg = f"Cannot read gates from {source}: {reason}; give a YAML file such as gates.yaml."
-        raise InvalidInputError(msg) from error
+    for each in aliases:
+        _check_alias(each)
+    return aliases
 
 
 def _check_alias(alias: str) -> None:

@@ -15,7 +15,7 @@ from mlflow.tracking.artifact_utils import (
 )
 from mlflow.tracking.fluent import _active_run_stack
 from mlflow.tracking.fluent import _get_experiment_id as active_experiment_id
-from mlflow.utils.credentials import get_default_host_creds
+from mlflow.utils.credentials import get_default_host_creds, read_mlflow_creds
 from mlflow.utils.environment import (
     _CONDA_ENV_FILE_NAME as CONDA_ENV_FILE,
 )
@@ -140,6 +140,15 @@ def request_health(uri: str, *, retries: int | None, timeout_s: float | None) ->
         timeout=timeout_s,
         raise_on_status=False,
     )
+
+
+def account() -> str | None:
+    """The account at the tracking server; None where there is no server, or none was given."""
+    import mlflow
+
+    if not str(mlflow.get_tracking_uri()).startswith("http"):
+        return None
+    return read_mlflow_creds().username
 
 
 def forget_active_run() -> None:

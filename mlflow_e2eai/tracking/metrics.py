@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 NONFINITE = "e2eai.nonfinite"
 """Tag of a run: the metrics that were not finite, and so were not stored as numbers."""
 
-_SMALL_IS_GOOD = (
+SMALL_IS_GOOD = (
     "max_abs_error",
     "max_rel_error",
     "mean_abs_error",
@@ -27,7 +27,7 @@ _SMALL_IS_GOOD = (
     "outside_share",
     "noise",
 )
-_LARGE_IS_GOOD = ("cosine", "snr_db", "argmax_agreement", "top5_agreement")
+LARGE_IS_GOOD = ("cosine", "snr_db", "argmax_agreement", "top5_agreement")
 
 
 def export_tags(report: ExportReport) -> dict[str, str]:
@@ -67,6 +67,7 @@ def latency_metrics(entry: Latency) -> dict[str, float]:
     metrics = {
         "latency/p50_ms": entry.p50_ms,
         "latency/p90_ms": entry.p90_ms,
+        "latency/p95_ms": entry.p95_ms,
         "latency/p99_ms": entry.p99_ms,
         "latency/mean_ms": entry.mean_ms,
         "latency/throughput_items_per_s": entry.throughput_items_per_s,
@@ -85,7 +86,7 @@ def parity_metrics(evidence: Evidence) -> dict[str, float]:
     for report in evidence.deciding.values():
         for output in report.outputs:
             prefix = f"parity/{metric_name(output.name)}"
-            for choose, names in ((max, _SMALL_IS_GOOD), (min, _LARGE_IS_GOOD)):
+            for choose, names in ((max, SMALL_IS_GOOD), (min, LARGE_IS_GOOD)):
                 for name in names:
                     # A field that does not apply to this output is None.
                     if (value := getattr(output, name)) is not None:

@@ -209,10 +209,35 @@ def test_the_least_memory_of_the_gpu_wins_and_a_processors_is_not_held_against_i
 
 def test_the_most_items_a_second_win_whoever_called(made):
     several = Throughput(items=1, loads=(Load(threads=4, calls=9, seconds=1.0, items_per_s=500.0),))
-    found = with_evidence(made(latency=always(engine=1, cuda=1)), cuda=proof(CUDA32, loads=several))
+    found = with_evidence(
+        made(latency=always(engine=1, cuda=1)),
+        engine=proof(ENGINE32),
+        cuda=proof(CUDA32, loads=several),
+    )
 
     assert best(found, "throughput") == CUDA32
     assert best(found, "latency") == ENGINE32
+
+
+def test_a_variant_without_evidence_is_not_preferred_to_one_that_passed(made):
+    found = with_evidence(made(), cpu=proof(CPU32))
+    ranked = RankedVariants(found, Goal())
+
+    assert ranked.ranked == [CPU32]
+    assert str(ranked.errors[ENGINE32]) == (
+        f"Nobody measured {ENGINE32}; evaluate the model on such a machine, or name it to run it."
+    )
+    assert (
+        "Nobody measured"
+        in {o.variant: o.reason for o in ranked.choice(CPU32, {}).others}[ENGINE32]
+    )
+    assert ranked.choose(ENGINE32).variant == ENGINE32
+
+
+def test_evidence_of_the_exported_graph_alone_is_none_of_a_variant(made):
+    found = with_evidence(made(), raw=proof("onnxruntime-cpu/raw"))
+
+    assert best(found) == ENGINE32
 
 
 def while_busy(found: Manifest, *variants: str | None) -> Manifest:

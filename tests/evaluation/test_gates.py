@@ -2,16 +2,14 @@ import ast
 import inspect
 import math
 import sys
-from importlib.resources import files
 
 import pytest
-import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mlflow_e2eai.errors import InvalidInputError
 from mlflow_e2eai.evaluation import gates as module
-from mlflow_e2eai.evaluation.gates import Decision, Gate, decide, gates_from
+from mlflow_e2eai.evaluation.gates import Decision, Gate, decide
 
 NAMES = st.sampled_from(["parity/failed", "task/drop", "champion/task_drop", "champion/ratio"])
 FINITE = st.floats(-1e300, 1e300)
@@ -21,12 +19,6 @@ GATES_ALONE = st.builds(
 )
 GATES = st.lists(GATES_ALONE)
 METRICS = st.dictionaries(NAMES, st.floats())
-
-
-def shipped() -> tuple[Gate, ...]:
-    return gates_from(
-        yaml.safe_load(files("mlflow_e2eai.evaluation").joinpath("gates.yaml").read_text("utf-8"))
-    )
 
 
 def test_the_module_knows_the_standard_library_and_our_errors_only():
@@ -146,108 +138,3 @@ def test_what_is_promoted_has_no_reasons_against_it():
     assert isinstance(decision, Decision)
     assert decision.promoted
     assert decision.reasons == ()
-
-
-def test_gates_are_read_as_yaml_gives_them():
-    found = gates_from(
-        yaml.safe_load("gates:\n- {metric: a, at_most: 1}\n- {metric: b, at_least: 0.5}\n")
-    )
-
-    assert found == (
-        Gate(metric="a", bound="at_most", limit=1.0),
-        Gate(metric="b", bound="at_least", limit=0.5),
-    )
-
-
-def test_no_entries_are_no_gates():
-    assert gates_from({"gates": []}) == ()
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        None,
-        [],
-        "gates",
-        5,
-        {},
-        {"gates": None},
-        {"gates": "metric"},
-        {"gates": {"metric": "a", "at_most": 1}},
-        {"gates": [], "champion_gates": [{"metric": "a", "at_most": 1}]},
-        {"Gates": []},
-    ],
-    ids=str,
-)
-def test_what_is_no_list_of_gates_under_the_one_key_is_refused(data):
-    with pytest.raises(InvalidInputError, match="the one key 'gates'"):
-        gates_from(data)
-
-
-@pytest.mark.parametrize(
-    "entry",
-    [
-        {"metric": "a"},
-        {"at_most": 1},
-        {"metric": "a", "at_most": "1"},
-        {"metric": "a", "at_most": None},
-        {"metric": "a", "at_most": True},
-        {"metric": "a", "at_least": False},
-        {"metric": "a", "at_most": [1]},
-        {"metric": 1, "at_most": 1},
-        {"metric": "a", "below": 1},
-        {"metric": "a", "at_most": 1, "at_least": 0},
-        {"metric": "a", "at_most": 1, "note": "x"},
-        {"metric": "a", "at_most": math.nan},
-        {"metric": "a", "at_most": math.inf},
-        {"metric": "a", "at_most": 10**400},
-        "a <= 1",
-        ["a", "at_most", 1],
-        None,
-    ],
-    ids=lambda entry: str(entry)[:40],
-)
-def test_what_is_no_gate_is_refused(entry):
-    with pytest.raises(InvalidInputError):
-        gates_from({"gates": [entry]})
-
-
-def test_the_shipped_gates_can_be_read_and_name_each_metric_once():
-    names = [gate.metric for gate in shipped()]
-
-    assert names
-    assert len(set(names)) == len(names)
-
-
-GOOD = {
-    "parity/failed": 0.0,
-    "parity/measured": 3.0,
-    "evidence/unverified": 0.0,
-    "evidence/quick": 0.0,
-    "evidence/assumptions": 0.0,
-    "task/drop": 0.0,
-}
-
-
-def test_the_shipped_gates_promote_a_good_first_version():
-    assert decide(shipped(), GOOD, has_champion=False).promoted
-
-
-@pytest.mark.parametrize(
-    ("metric", "bad"),
-    [
-        ("parity/failed", 1.0),
-        ("parity/measured", 0.0),
-        ("evidence/unverified", 1.0),
-        ("evidence/quick", 1.0),
-        ("evidence/assumptions", 2.0),
-        ("task/drop", 0.5),
-        ("champion/task_drop", 0.5),
-        ("champion/latency_ratio", 2.0),
-    ],
-)
-def test_each_shipped_gate_alone_can_stop_a_promotion(metric, bad):
-    good = {**GOOD, "champion/task_drop": 0.0, "champion/latency_ratio": 1.0}
-
-    assert decide(shipped(), good, has_champion=True).promoted
-    assert not decide(shipped(), {**good, metric: bad}, has_champion=True).promoted

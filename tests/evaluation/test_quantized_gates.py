@@ -15,8 +15,8 @@ from mlflow_e2eai import bundle
 from mlflow_e2eai.artifacts.values import EngineArtifact, OnnxArtifact, Target
 from mlflow_e2eai.errors import InvalidInputError
 from mlflow_e2eai.evaluation.evidence import Evidence
-from mlflow_e2eai.evaluation.gates import Gate, gates_from
-from mlflow_e2eai.evaluation.quantized_gates import decide_quantized, is_retained, quantized_gates
+from mlflow_e2eai.evaluation.gates import Gate
+from mlflow_e2eai.evaluation.quantized_gates import QUANTIZED_GATES, decide_quantized, is_retained
 from mlflow_e2eai.latency.report import Latency, LatencyFinding, LatencyReport
 from mlflow_e2eai.parity.comparison import compare
 from mlflow_e2eai.pipeline import stages
@@ -99,7 +99,7 @@ def entry_of(folder, *, sizes=(100, 100), times=(1.0, 1.0), **found):
         measured("cpu/int8", "int8", **found),
     ]
     report = latency(fp32=times[0], int8=times[1])
-    return decide_quantized(evidence, report, graphs, quantized_gates())[-1]
+    return decide_quantized(evidence, report, graphs, QUANTIZED_GATES)[-1]
 
 
 def test_a_time_of_a_busy_machine_is_no_gain(tmp_path):
@@ -114,7 +114,7 @@ def test_a_time_of_a_busy_machine_is_no_gain(tmp_path):
     ]
 
     for report, kept in ((quick, True), (noisy, False)):
-        worth = decide_quantized(evidence, report, graphs, quantized_gates())[-1].worth
+        worth = decide_quantized(evidence, report, graphs, QUANTIZED_GATES)[-1].worth
         assert worth.retained is kept
         assert ("quantized/latency_ratio" in worth.metrics) is kept
 
@@ -145,7 +145,7 @@ def test_it_is_held_against_the_best_of_the_others(tmp_path):
     graphs.append(graph("int8", 48, tmp_path))
     evidence = [measured("torch/fp32", None)]
     evidence += [measured(f"cpu/{one.precision}", one.sha256) for one in graphs]
-    found = decide_quantized(evidence, {}, graphs, quantized_gates())
+    found = decide_quantized(evidence, {}, graphs, QUANTIZED_GATES)
     assert [entry.worth is None for entry in found] == [True, True, True, False]
     assert found[-1].worth.metrics["quantized/size_ratio"] == 0.96
     assert "quantized/latency_ratio" not in found[-1].worth.metrics
@@ -164,26 +164,16 @@ def test_an_engine_that_cannot_run_here_is_as_accurate_as_its_graph(error, kept,
         Evidence(variant="rtx-sm86/fp32", sha256="fp32-engine", **away),
         Evidence(variant="rtx-sm86/int8", sha256="int8-engine", **away),
     ]
-    found = decide_quantized(evidence, {}, files, quantized_gates())
+    found = decide_quantized(evidence, {}, files, QUANTIZED_GATES)
     assert found[-1].worth.retained is kept
     assert [is_retained(file, found) for file in files] == [True, False, True, kept]
 
 
 def test_a_variant_with_nothing_beside_it_is_not_decided_on(tmp_path):
     alone = [measured("torch/fp32", None), measured("cpu/int8", "int8")]
-    found = decide_quantized(alone, {}, [graph("int8", 10, tmp_path)], quantized_gates())
+    found = decide_quantized(alone, {}, [graph("int8", 10, tmp_path)], QUANTIZED_GATES)
     assert found == alone
     assert is_retained(graph("int8", 10, tmp_path), found)
-
-
-def test_gates_of_quantised_variants_stand_beside_those_of_versions():
-    one = {"metric": "a", "at_most": 1}
-    data = {"gates": [one], "quantized": [{**one, "metric": "b"}]}
-    assert gates_from(data) == (Gate(metric="a", bound="at_most", limit=1),)
-    assert gates_from(data, "quantized") == (Gate(metric="b", bound="at_most", limit=1),)
-    assert gates_from({"gates": [one]}, "quantized") == ()
-    with pytest.raises(InvalidInputError, match="Gates are a mapping"):
-        gates_from({"gates": [one], "quantised": [one]})
 
 
 @pytest.mark.parametrize("precision", ["int8", "fp8"])
@@ -197,7 +187,7 @@ def test_without_evaluation_data_it_is_refused_before_anything_is_made(precision
 
 def test_a_rejected_variant_is_not_in_the_bundle_and_its_evidence_is(tmp_path, monkeypatch):
     strict = [Gate(metric="quantized/gain_ratio", bound="at_most", limit=0.0)]
-    monkeypatch.setattr(stages, "quantized_gates", lambda: strict)
+    monkeypatch.setattr(stages, "QUANTIZED_GATES", strict)
     module = net()
     mlflow_e2eai.save_model(
         module,

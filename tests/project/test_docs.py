@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from mlflow_e2eai.cli.main import command_line
-from mlflow_e2eai.evaluation.gates import gates_from
+from mlflow_e2eai.promotion.gates_file import policy_from
 from mlflow_e2eai.surgery.plan import plan_from
 
 pytestmark = pytest.mark.exporters
@@ -52,7 +52,7 @@ def test_the_python_of_every_page_runs(store):
 def test_a_yaml_block_is_a_plan_or_gates(page):
     for block in blocks(page, "yaml"):
         data = yaml.safe_load(block)
-        assert plan_from(data) if isinstance(data, list) else gates_from(data)
+        assert plan_from(data) if isinstance(data, list) else policy_from(data)
 
 
 @pytest.mark.parametrize("words", commands("mlflow_e2eai"), ids=" ".join)

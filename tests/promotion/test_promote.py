@@ -22,7 +22,8 @@ from mlflow_e2eai.errors import ArtifactError, E2EAIError, InvalidInputError, Tr
 from mlflow_e2eai.evaluation.gates import Gate
 from mlflow_e2eai.flavor import api
 from mlflow_e2eai.pipeline import publish
-from mlflow_e2eai.promotion import metrics, stage
+from mlflow_e2eai.promotion import challenge, gates_file, metrics
+from mlflow_e2eai.promotion.appraisal import appraise
 from mlflow_e2eai.report.plots import plots
 
 pytestmark = pytest.mark.usefixtures("on_threads")
@@ -190,6 +191,10 @@ def less_of_everything(data):
         entry["task"] = {name: value - 0.25 for name, value in entry["task"].items()}
 
 
+def numbers(place):
+    return metrics.totals(metrics.values_of(metrics.read_bundle(place)))
+
+
 @pytest.mark.parametrize(
     ("change", "differs"),
     [
@@ -202,9 +207,9 @@ def less_of_everything(data):
     ],
 )
 def test_what_other_machines_found_counts_and_nothing_twice(good, tmp_path, change, differs):
-    here = stage.metrics_of(bundle.find(good))
+    here = numbers(bundle.find(good))
     place = altered(good, tmp_path, also_elsewhere(change))
-    assert stage.metrics_of(place) == pytest.approx(here | differs, nan_ok=True)
+    assert numbers(place) == pytest.approx(here | differs, nan_ok=True)
 
 
 def test_a_champion_that_was_better_at_the_task_keeps_the_alias(store, good, tmp_path):
@@ -250,7 +255,8 @@ def slow_version():
 
 def test_a_version_of_the_same_files_is_as_fast_by_construction(good):
     place = bundle.find(good)
-    assert stage.metrics_of(place, place)["champion/latency_ratio"] == 1.0
+    found = appraise(gates_file.read_policy(None), place, place)
+    assert metrics.totals(found.values)["champion/latency_ratio"] == 1.0
 
 
 def test_a_version_that_is_measured_to_be_much_slower_is_rejected(store, good):
@@ -266,10 +272,10 @@ def test_a_latency_ratio_that_was_measured_on_a_busy_machine_does_not_pass(
     store, good, monkeypatch
 ):
     mlflow_e2eai.promote("net", register(good))
-    slow = slow_version()
     # However fast it is: no share of a processor is above 1, so that all of them are too small.
     monkeypatch.setattr("mlflow_e2eai.latency.cpu.LEAST_SHARE", 1.1)
     monkeypatch.setattr("mlflow_e2eai.latency.findings.OTHERS_SHARE", 0.0)
+    slow = slow_version()
     gates = {"gates": [{"metric": "champion/latency_ratio", "at_most": 1e9}]}
     decision = mlflow_e2eai.promote("net", slow, gates=gates)
 
@@ -289,7 +295,7 @@ def test_the_decision_is_a_run_with_both_versions_as_inputs(store, good):
     assert {link.model_id for link in run.inputs.model_inputs} == wanted
     assert run.data.tags["e2eai.decision"] == "promoted"
     stored = json.loads(mlflow.artifacts.load_text(f"{run.info.artifact_uri}/decision.json"))
-    assert stored["verdicts"][0]["metric"] == "parity/failed"
+    assert stored["decision"]["verdicts"][0]["metric"] == "parity/failed"
 
 
 def test_promoting_the_holder_again_judges_it_on_its_own_and_changes_nothing(store, good):
@@ -310,28 +316,46 @@ def test_evidence_that_was_changed_after_logging_is_refused(store, good, tmp_pat
     assert holder(store) is None
 
 
-def test_an_alias_that_moves_during_the_judgement_is_not_overwritten(store, good, monkeypatch):
+def test_a_version_is_decided_again_against_the_one_that_got_the_alias_meanwhile(
+    store, good, monkeypatch
+):
     first, second, third = register(good), register(good), register(good)
     mlflow_e2eai.promote("net", first, gates=FAST)
-    judge = stage.metrics_of
+    decide = challenge.appraise
+    compared = []
 
     def meanwhile(*places, **options):
-        store.set_registered_model_alias("net", "champion", third)
-        return judge(*places, **options)
+        if not compared:
+            store.set_registered_model_alias("net", "champion", third)
+        compared.append(places)
+        return decide(*places, **options)
 
-    monkeypatch.setattr(stage, "metrics_of", meanwhile)
-    with pytest.raises(TrackingError, match="moved to version 3"):
-        mlflow_e2eai.promote("net", second, gates=FAST)
-    assert holder(store) == third
+    monkeypatch.setattr(challenge, "appraise", meanwhile)
+    assert mlflow_e2eai.promote("net", second, gates=FAST).promoted
+    assert len(compared) == 2
+    assert holder(store) == second
+    assert mlflow_e2eai.explain("net", second).incumbents[0].version == third
+    runs = mlflow.search_runs(filter_string="tags.`e2eai.version` = '2'", output_format="list")
+    assert [run.data.tags["e2eai.decision"] for run in runs] == ["promoted", "superseded"]
 
 
-def test_a_latency_ratio_that_cannot_be_told_does_not_pass(store, good, monkeypatch):
-    first, second = register(good), register(good)
-    mlflow_e2eai.promote("net", first)
-    monkeypatch.setattr(metrics, "_latency_ratio", lambda *_, **__: math.nan)
-    decision = mlflow_e2eai.promote("net", second)
+def another_processor(data):
+    data["environment"]["processor"] = "Another 3000"
+
+
+def test_a_latency_on_another_kind_of_machine_is_not_comparable_and_blocks(store, good, tmp_path):
+    mlflow_e2eai.promote("net", register(altered(good, tmp_path, another_processor)))
+    slow = slow_version()
+    gates = {"gates": [{"metric": "champion/latency_ratio", "at_most": 1e9}]}
+    decision = mlflow_e2eai.promote("net", slow, gates=gates)
+
     assert not decision.promoted
-    assert decision.reasons == ("champion/latency_ratio: found nan, wanted at most 1.25",)
+    (reason,) = decision.reasons
+    assert reason == (
+        "champion/latency_ratio, on Another 3000: not comparable, as the champion was measured "
+        "there, and this version was not, wanted at most 1e+09"
+    )
+    assert f"promote --name net --version {slow} --remeasure" in decision.remedies[0]
 
 
 def test_another_alias_and_gates_from_a_file(store, good, tmp_path):

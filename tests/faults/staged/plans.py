@@ -12,9 +12,8 @@ import onnx_graphsurgeon as gs
 
 import mlflow_e2eai
 from mlflow_e2eai import Axis, bundle
-from mlflow_e2eai.evaluation.gates import decide
-from mlflow_e2eai.promotion.metrics import metrics_of
-from mlflow_e2eai.promotion.stage import read_gates
+from mlflow_e2eai.promotion.appraisal import appraise
+from mlflow_e2eai.promotion.gates_file import read_policy
 from mlflow_e2eai.surgery.plan import plan_from
 from mlflow_e2eai.surgery.stage import clean
 from staged.cases import staged
@@ -75,8 +74,7 @@ def refused_gates():
         mlflow_e2eai.save_model(
             folder / "m.onnx", folder / "model", dynamic_axes=axes, precisions=("fp32", "fp16")
         )
-        metrics = metrics_of(bundle.find(folder / "model"))
-    decision = decide(read_gates(None), metrics, has_champion=False)
+        decision = appraise(read_policy(None), bundle.find(folder / "model")).decision
     return {verdict.metric for verdict in decision.verdicts if not verdict.passed}
 
 

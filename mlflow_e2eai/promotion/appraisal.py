@@ -1,0 +1,90 @@
+"""A bundle, the one that it would replace, and a policy -> a decision and its numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from mlflow_e2eai import bundle
+from mlflow_e2eai.bundle.manifest import Manifest
+from mlflow_e2eai.evaluation.gates import Decision, Gate, MetricValue
+from mlflow_e2eai.promotion.incumbent import LATENCY_RATIO, champion_values
+from mlflow_e2eai.promotion.metrics import measured_evidence, read_bundle, values_of
+from mlflow_e2eai.promotion.policy import Policy, decide_on
+from mlflow_e2eai.promotion.remeasurement import remeasure as measure_again
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Appraisal:
+    """A decision, and what it was made of.
+
+    Attributes:
+        manifest: The challenger's manifest.
+        values: The values of its metrics.
+        decision: The decision.
+    """
+
+    manifest: Manifest
+    values: tuple[MetricValue, ...]
+    decision: Decision
+
+
+def appraise(
+    policy: Policy,
+    challenger: Path,
+    champion: Path | None = None,
+    *,
+    has_champion: bool | None = None,
+    remeasure: bool = False,
+    allow_native: Sequence[str] = (),
+    now: datetime | None = None,
+) -> Appraisal:
+    """Decide on a bundle by a policy, from stored evidence; nothing is written.
+
+    Args:
+        policy: The rules.
+        challenger: The bundle.
+        champion: The bundle that it would replace; None where there is none, or no gate compares.
+        has_champion: Whether another version holds the alias; by default whether there is
+            `champion`.
+        remeasure: Measure the latency of both here, in turns, in place of what evidence says of
+            this machine.
+        allow_native: Libraries in them that may be loaded for that.
+        now: The time that ages count to; by default this moment.
+    """
+    manifest, located = bundle.read(challenger), read_bundle(challenger)
+    values = values_of(located, now=now)
+    if champion is not None:
+        before = read_bundle(champion)
+        values += champion_values(located, before, policy.metrics)
+        if remeasure and LATENCY_RATIO in policy.metrics:
+            names = _compared_variants(policy.gates, values, manifest, before)
+            values = measure_again(
+                values, challenger, champion, variants=names, allow_native=allow_native
+            )
+    decision = decide_on(
+        policy,
+        manifest,
+        values,
+        has_champion=champion is not None if has_champion is None else has_champion,
+        now=now,
+    )
+    return Appraisal(manifest=manifest, values=tuple(values), decision=decision)
+
+
+def _compared_variants(
+    gates: Sequence[Gate], values: Sequence[MetricValue], *manifests: Manifest
+) -> list[str]:
+    """Variants that both bundles have evidence of, and whose latency a gate compares alone."""
+    shared = [{entry.variant for entry in measured_evidence(each)} for each in manifests]
+    return sorted(
+        {
+            value.variant
+            for gate in gates
+            if gate.metric == LATENCY_RATIO and gate.selection
+            for value in values
+            if value.variant in set.intersection(*shared) and gate.selects(value)
+        }
+    )

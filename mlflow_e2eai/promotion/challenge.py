@@ -1,0 +1,256 @@
+"""A version that is to get aliases, and the decision about it, with all that it is made of."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mlflow_e2eai import bundle, tracking
+from mlflow_e2eai.bundle.manifest import Manifest
+from mlflow_e2eai.errors import E2EAIError
+from mlflow_e2eai.evaluation.gates import Decision, MetricValue
+from mlflow_e2eai.promotion.appraisal import Appraisal, appraise
+from mlflow_e2eai.promotion.contenders import (
+    as_challenger,
+    as_champion,
+    fetch_bundle,
+    find_version,
+    model_of,
+)
+from mlflow_e2eai.promotion.policy import Policy
+from mlflow_e2eai.promotion.registry.approvals import approval_verdicts
+from mlflow_e2eai.promotion.registry.record import (
+    Contender,
+    DecisionRecord,
+    environments_of,
+    record_of,
+)
+from mlflow_e2eai.promotion.remedies import with_remedies
+
+if TYPE_CHECKING:
+    from mlflow.entities import LoggedModel
+    from mlflow.entities.model_registry import ModelVersion
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Challenge:
+    """A version that is to get aliases, by some rules.
+
+    Attributes:
+        version: The version.
+        model: Its LoggedModel.
+        path: Its bundle, of which every file was compared with its digest.
+        aliases: The aliases.
+        policy: The rules.
+        folder: A folder for the bundles that it is compared with.
+        remeasure: See `promote`.
+        allow_native: See `promote`.
+    """
+
+    version: ModelVersion
+    model: LoggedModel
+    path: Path
+    aliases: tuple[str, ...]
+    policy: Policy
+    folder: Path
+    remeasure: bool = False
+    allow_native: tuple[str, ...] = ()
+
+    @classmethod
+    def open(
+        cls,
+        name: str,
+        version: int | str,
+        aliases: Sequence[str],
+        policy: Policy,
+        folder: Path,
+        *,
+        remeasure: bool = False,
+        allow_native: Sequence[str] = (),
+    ) -> Challenge:
+        """Fetch a version, and compare every file with its digest.
+
+        Raises:
+            ArtifactError: It is no bundle of this package, or a file has changed.
+            TrackingError: There is no such version.
+        """
+        found = find_version(name, version)
+        about = as_challenger(found)
+        model = model_of(found, *about)
+        path = fetch_bundle(model, folder / "challenger", *about)
+        return cls(
+            version=found,
+            model=model,
+            path=path,
+            aliases=tuple(aliases),
+            policy=policy,
+            folder=folder,
+            remeasure=remeasure,
+            allow_native=tuple(allow_native),
+        )
+
+    def decide(self, stands: Mapping[str, str | None]) -> Outcome:
+        """Decide, given the version that each alias stands at.
+
+        Raises:
+            ArtifactError: A version that a gate compares with is no bundle, or has changed.
+            TrackingError: Such a version is not there any more.
+        """
+        mine, name = str(self.version.version), self.version.name
+        by_version: dict[str, list[str]] = {}
+        for alias in self.aliases:
+            version = stands[alias]
+            if version is not None and version != mine:  # what has it already compares with none
+                by_version.setdefault(version, []).append(alias)
+        others = [self._incumbent(version, its) for version, its in by_version.items()]
+        appraisals = [self._appraise(other) for other in others] or [self._appraise(None)]
+        verdicts = approval_verdicts(
+            self.policy, self.version, self.model.tags.get(tracking.MLMODEL_SHA256)
+        )
+        decision = _combine([each.decision for each in appraisals])
+        decision = dataclasses.replace(decision, verdicts=(*decision.verdicts, *verdicts))
+        manifest = appraisals[0].manifest
+        return Outcome(
+            challenge=self,
+            stands=dict(stands),
+            incumbents=tuple(others),
+            manifest=manifest,
+            values=tuple(dict.fromkeys(v for each in appraisals for v in each.values)),
+            decision=with_remedies(decision, manifest, name, mine),
+        )
+
+    def _incumbent(self, version: str, aliases: Sequence[str]) -> Incumbent:
+        found = find_version(self.version.name, version)
+        about = as_champion(found, aliases[0])
+        if self.policy.compares:
+            model = model_of(found, *about)
+            place = self.folder / f"version-{version}"
+            # Where it was decided before, the files are there.
+            path = place / bundle.FOLDER if place.exists() else fetch_bundle(model, place, *about)
+            return Incumbent(version=found, aliases=tuple(aliases), model=model, path=path)
+        with contextlib.suppress(E2EAIError):  # no gate reads it
+            model = model_of(found, *about)
+            return Incumbent(version=found, aliases=tuple(aliases), model=model)
+        return Incumbent(version=found, aliases=tuple(aliases))
+
+    def _appraise(self, incumbent: Incumbent | None) -> Appraisal:
+        return appraise(
+            self.policy,
+            self.path,
+            None if incumbent is None else incumbent.path,
+            has_champion=incumbent is not None,
+            remeasure=self.remeasure,
+            allow_native=self.allow_native,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Incumbent:
+    """A version that has some of the aliases.
+
+    Attributes:
+        version: The version.
+        aliases: Those of the aliases that it has.
+        model: Its LoggedModel; None where it is no bundle, and no gate compares with it.
+        path: Its bundle; None where no gate compares with it.
+    """
+
+    version: ModelVersion
+    aliases: tuple[str, ...]
+    model: LoggedModel | None = None
+    path: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """A decision, and what it was made of.
+
+    Attributes:
+        challenge: What was decided.
+        stands: By alias, the version that had it.
+        incumbents: Those of these versions that are not the challenger.
+        manifest: The challenger's manifest.
+        values: The values of its metrics.
+        decision: The decision.
+    """
+
+    challenge: Challenge
+    stands: Mapping[str, str | None]
+    incumbents: tuple[Incumbent, ...]
+    manifest: Manifest
+    values: tuple[MetricValue, ...]
+    decision: Decision
+
+    @property
+    def models(self) -> list[LoggedModel]:
+        """The LoggedModels that the decision is about, the challenger's first."""
+        others = (each.model for each in self.incumbents)
+        return [self.challenge.model, *(model for model in others if model is not None)]
+
+    @property
+    def moves(self) -> dict[str, tuple[str | None, str | None]]:
+        """The moves of a yes: by alias, the version before and after."""
+        mine = str(self.challenge.version.version)
+        return {alias: (before, mine) for alias, before in self.stands.items() if before != mine}
+
+    def record(self) -> DecisionRecord:
+        """The decision as it is stored."""
+        challenge = self.challenge
+        return record_of(
+            challenge.version.name,
+            challenge.aliases,
+            _contender(challenge.version, challenge.model, challenge.path, self.stands),
+            [
+                _contender(each.version, each.model, each.path, self.stands)
+                for each in self.incumbents
+            ],
+            policy=challenge.policy,
+            values=self.values,
+            decision=self.decision,
+        )
+
+
+def why_not_promoted(
+    policy: Policy, path: Path, version: ModelVersion, model: LoggedModel
+) -> tuple[str, ...]:
+    """Why a version does not pass on its own; gates that compare with another do not apply.
+
+    Args:
+        policy: The rules.
+        path: Its bundle.
+        version: The version, with its tags.
+        model: Its LoggedModel.
+    """
+    decision = appraise(policy, path, has_champion=False).decision
+    verdicts = approval_verdicts(policy, version, model.tags.get(tracking.MLMODEL_SHA256))
+    return dataclasses.replace(decision, verdicts=(*decision.verdicts, *verdicts)).reasons
+
+
+def _contender(
+    version: ModelVersion,
+    model: LoggedModel | None,
+    path: Path | None,
+    stands: Mapping[str, str | None],
+) -> Contender:
+    tags = {} if model is None else model.tags
+    number = str(version.version)
+    return Contender(
+        version=number,
+        model_id=None if model is None else str(model.model_id),
+        sha256=tags.get(tracking.MLMODEL_SHA256),
+        evidence_sha256=tags.get(tracking.SHA256),
+        aliases=tuple(alias for alias, holder in stands.items() if holder == number),
+        environments={} if path is None else environments_of(bundle.read(path)),
+    )
+
+
+def _combine(decisions: Sequence[Decision]) -> Decision:
+    """One decision about several incumbents: what does not compare with them is in it once."""
+    first = decisions[0]
+    verdicts = tuple(dict.fromkeys(v for each in decisions for v in each.verdicts))
+    inapplicable = tuple(dict.fromkeys(r for each in decisions for r in each.inapplicable))
+    return dataclasses.replace(first, verdicts=verdicts, inapplicable=inapplicable)

@@ -1,0 +1,116 @@
+"""A decision as a run, its page, and tags of the version."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from mlflow_e2eai import tracking
+from mlflow_e2eai.artifacts.files import to_json
+from mlflow_e2eai.evaluation.gates import Decision
+from mlflow_e2eai.pipeline.publish import log_report, replace_report
+from mlflow_e2eai.promotion.challenge import Outcome
+from mlflow_e2eai.promotion.metrics import totals
+from mlflow_e2eai.promotion.registry.journal import journal
+from mlflow_e2eai.promotion.registry.record import DECIDED_BY, FILE
+from mlflow_e2eai.promotion.registry.timeline import ALIAS, REASON
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import RegisteredModel
+
+DECISION = "e2eai.decision"
+"""Tag of a version and of a run: ``promoted`` or ``rejected``; of a run also ``superseded``."""
+
+PREVIOUS = "e2eai.previous"
+"""Tag of a version: the versions that had the aliases before."""
+
+
+@contextmanager
+def decision_run(outcome: Outcome, registered: RegisteredModel) -> Iterator[str]:
+    """A run with a decision, its numbers and its page; FAILED with the block where that is a no.
+
+    Yields:
+        The run's id.
+    """
+    from mlflow import MlflowClient
+
+    decision, challenge = outcome.decision, outcome.challenge
+    version, model = challenge.version, challenge.model
+    title = f"promote {version.name} {version.version}"
+    with journal(
+        registered,
+        title,
+        stage="promote",
+        version=str(version.version),
+        aliases=challenge.aliases,
+        reason=reason_of(decision),
+    ) as run_id:
+        client = MlflowClient()
+        ids = [each.model_id for each in outcome.models]
+        linked = tracking.link_permitted_inputs(run_id, ids)
+        numbers = {
+            tracking.metric_name(key): value for key, value in totals(outcome.values).items()
+        }
+        measured = model.model_id if model.model_id in linked else None
+        tracking.log_metrics(numbers, run_id=run_id, model_id=measured)
+        client.log_text(run_id, to_json(outcome.record()), FILE)
+        client.set_tag(run_id, DECISION, _word(decision))
+        page = log_report(
+            outcome.manifest,
+            decision,
+            run_id=run_id,
+            name=version.name,
+            version=version.version,
+            model_id=model.model_id,
+        )
+        yield run_id
+        replace_report(model, page)
+        if not decision.promoted:
+            tracking.fail_run(run_id, title, f"REJECTED: {title}")
+
+
+def supersede(outcome: Outcome, stands: Mapping[str, str | None], run_id: str) -> None:
+    """Write on the run of a yes that the aliases moved before it could be carried out."""
+    from mlflow import MlflowClient
+
+    moved = [
+        f"@{alias} moved to {'no version' if now is None else f'version {now}'}"
+        for alias, now in stands.items()
+        if now != outcome.stands[alias]
+    ]
+    MlflowClient().set_tag(run_id, DECISION, "superseded")
+    MlflowClient().set_tag(run_id, REASON, f"{'; '.join(moved)} meanwhile: decided again")
+
+
+def tag_version(outcome: Outcome, run_id: str) -> None:
+    """Write a decision as tags of the version."""
+    from mlflow import MlflowClient
+
+    client, version = MlflowClient(), outcome.challenge.version
+    tags = {
+        DECISION: _word(outcome.decision),
+        ALIAS: ", ".join(outcome.challenge.aliases),
+        REASON: reason_of(outcome.decision),
+        DECIDED_BY: run_id,
+    }
+    if outcome.incumbents:
+        tags[PREVIOUS] = ", ".join(str(each.version.version) for each in outcome.incumbents)
+    number = str(version.version)
+    for key, value in tags.items():
+        client.set_model_version_tag(version.name, number, key, value)
+    if not outcome.incumbents and PREVIOUS in version.tags:  # of an earlier decision
+        client.delete_model_version_tag(version.name, number, PREVIOUS)
+
+
+def reason_of(decision: Decision) -> str:
+    """The reason of a decision in one text."""
+    if decision.reasons:
+        return "; ".join(decision.reasons)
+    if not decision.inapplicable:
+        return "every gate passed"
+    return f"every gate that applies passed; {'; '.join(decision.inapplicable)}"
+
+
+def _word(decision: Decision) -> str:
+    return "promoted" if decision.promoted else "rejected"

@@ -1,0 +1,93 @@
+"""A stored decision, computed again from stored evidence."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlflow_e2eai.artifacts.files import Summary, Table
+from mlflow_e2eai.evaluation.gates import Decision, Verdict
+from mlflow_e2eai.promotion.challenge import Challenge
+from mlflow_e2eai.promotion.registry.record import DecisionRecord, last_record
+from mlflow_e2eai.runtime.progress import reported_on_stderr
+from mlflow_e2eai.tracking.console import quiet_mlflow
+from mlflow_e2eai.tracking.server import check_server
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Redecision(Summary):
+    """A decision, and what it would be today.
+
+    Attributes:
+        record: The decision that is stored.
+        now: The same rules, on the same versions, today.
+    """
+
+    record: DecisionRecord
+    now: Decision
+
+    @property
+    def differs(self) -> bool:
+        """Whether the outcome would be another."""
+        return self.now.promoted != self.record.decision.promoted
+
+    @property
+    def differences(self) -> tuple[str, ...]:
+        """The verdicts that are not what they were, each then and now."""
+        then = {_key(verdict): verdict for verdict in self.record.decision.verdicts}
+        now = {_key(verdict): verdict for verdict in self.now.verdicts}
+        return tuple(
+            f"then {_word(then.get(key))}; now {_word(now.get(key))}"
+            for key in dict.fromkeys([*then, *now])
+            if _word(then.get(key)) != _word(now.get(key))
+        )
+
+    def text(self) -> str:
+        """The difference in lines, for a terminal."""
+        record = self.record
+        outcome = "would be another today" if self.differs else "would be the same today"
+        now = "promoted" if self.now.promoted else "rejected"
+        title = f"Version {record.challenger.version} of {record.name}: the decision {outcome}"
+        return "\n".join([f"{title} ({now})", *(f"  {line}" for line in self.differences)])
+
+    def _line(self) -> str:
+        return self.text().splitlines()[0]
+
+    def _table(self) -> Table:
+        return Verdict, self.now.verdicts
+
+
+def redecide(name: str, version: int | str) -> Redecision:
+    """Compute the last decision about a version again, from the evidence that is stored.
+
+    The files are compared with their digests once more, and ages count to today. Nothing is
+    measured, and nothing written.
+
+    Args:
+        name: The registered model.
+        version: The version.
+
+    Raises:
+        TrackingError: There is no decision about it, or a version that it was compared with is
+            not there any more.
+        ArtifactError: A file has changed since.
+    """
+    with reported_on_stderr(), quiet_mlflow(), tempfile.TemporaryDirectory() as folder:
+        check_server()
+        record, _ = last_record(name, version)
+        challenge = Challenge.open(name, version, record.aliases, record.policy, Path(folder))
+        contenders = (record.challenger, *record.incumbents)
+        stood = {alias: each.version for each in contenders for alias in each.aliases}
+        stands = {alias: stood.get(alias) for alias in record.aliases}
+        return Redecision(record=record, now=challenge.decide(stands).decision)
+
+
+def _key(verdict: Verdict) -> tuple[str, str]:
+    return verdict.metric, verdict.scope
+
+
+def _word(verdict: Verdict | None) -> str:
+    if verdict is None:
+        return "no verdict"
+    return f"{'passed' if verdict.passed else 'failed'}  {verdict}"

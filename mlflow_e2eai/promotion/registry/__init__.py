@@ -1,0 +1,11 @@
+"""The registry's part of decisions: their record, who agreed, and where aliases stand.
+
+record     a decision with all that it was made of
+timeline   the moves of aliases, read from the runs that made them
+journal    the run of a decision
+moves      aliases that move together or not at all
+lease      one promoter of a registered model at a time
+approvals  people who say yes, bound to a version's files
+drift      aliases that stand where no decision put them
+actor      who decides
+"""

@@ -1,0 +1,243 @@
+"""Approvals: tags of a version, bound to its files, and signed where that is wanted.
+
+The tag of the approval's name has the value ``Approved`` or ``Rejected``, as MLflow's users know
+it. A second one says who, when and of which files, and may hold a signature.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from mlflow_e2eai.artifacts.files import from_json, to_json
+from mlflow_e2eai.errors import ArtifactError, TrackingError
+from mlflow_e2eai.evaluation.gates import Verdict
+from mlflow_e2eai.promotion.policy import Policy, RequiredApproval, check_approval
+from mlflow_e2eai.promotion.registry.actor import actor
+from mlflow_e2eai.promotion.registry.timeline import now_text
+from mlflow_e2eai.promotion.signatures import is_signed, sign
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
+
+Answer: TypeAlias = Literal["Approved", "Rejected"]
+
+APPROVED: Answer = "Approved"
+REJECTED: Answer = "Rejected"
+
+METRIC = "approval/"
+"""Begins the metric of the verdict on an approval, whose name follows."""
+
+STATEMENT = "e2eai.approval."
+"""Prefix of the tags of a version that say who approved or rejected it, when, and which files."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Statement:
+    """A yes or a no of a person about a version.
+
+    Attributes:
+        name: The registered model.
+        version: Its version.
+        approval: Name of the approval, such as ``release``.
+        answer: ``Approved`` or ``Rejected``.
+        sha256: Digest of the version's MLmodel, which covers all of its files.
+        by: Who said it.
+        at: When, in UTC.
+        signature: Ed25519 signature of all other fields, in base64; None where it is not signed.
+    """
+
+    name: str
+    version: str
+    approval: str
+    answer: Answer
+    sha256: str
+    by: str
+    at: str
+    signature: str | None = None
+
+    def message(self) -> bytes:
+        """The signed text: all other fields, as JSON with sorted keys."""
+        fields = dataclasses.asdict(self)
+        del fields["signature"]
+        return json.dumps(fields, sort_keys=True).encode()
+
+    def __str__(self) -> str:
+        signed = "" if self.signature is None else ", signed"
+        return f"{self.answer} as {self.approval!r} by {self.by} at {self.at}{signed}"
+
+
+def approve(name: str, version: int | str, *, as_: str, key: str | Path | None = None) -> Statement:
+    """Approve a version of a registered model, as its files are now.
+
+    Args:
+        name: The registered model.
+        version: Its version.
+        as_: Name of the approval, which a gate asks for: ``{approval: release}``.
+        key: Path of an Ed25519 private key in OpenSSH's or PEM format, to sign it with.
+
+    Returns:
+        What is on record.
+
+    Raises:
+        InvalidInputError: The name is no word, or the key cannot be read.
+        ArtifactError: The version is no bundle of this package.
+        TrackingError: There is no such version, it was rejected before, or the user may not change
+            it.
+    """
+    return _state(name, version, as_, APPROVED, key)
+
+
+def reject(name: str, version: int | str, *, as_: str, key: str | Path | None = None) -> Statement:
+    """Reject a version of a registered model for good: nobody can approve it afterwards.
+
+    The arguments, result and errors are those of `approve`.
+    """
+    return _state(name, version, as_, REJECTED, key)
+
+
+def _state(
+    name: str, version: int | str, approval: str, answer: Answer, key: str | Path | None
+) -> Statement:
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    from mlflow_e2eai import tracking
+    from mlflow_e2eai.promotion.contenders import as_challenger, find_version, model_of
+
+    check_approval(approval)
+    found = find_version(name, version)
+    rejected = statement_of(found, approval)
+    if rejected is not None and rejected.answer == REJECTED:
+        msg = f"Version {version} of {name!r} is {rejected}. That is final; log a new version."
+        raise TrackingError(msg)
+    model = model_of(found, *as_challenger(found))
+    if (sha256 := model.tags.get(tracking.MLMODEL_SHA256)) is None:
+        msg = (
+            f"Version {version} of {name!r} has no digests of its files, as it was logged by an "
+            f"older mlflow_e2eai; log it again."
+        )
+        raise ArtifactError(msg)
+    statement = Statement(
+        name=name,
+        version=str(found.version),
+        approval=approval,
+        answer=answer,
+        sha256=sha256,
+        by=actor(),
+        at=now_text(),
+    )
+    if key is not None:
+        statement = dataclasses.replace(statement, signature=sign(Path(key), statement.message()))
+    client = MlflowClient()
+    try:
+        # The statement first: a word without one does not count.
+        client.set_model_version_tag(
+            name, statement.version, f"{STATEMENT}{approval}", to_json(statement)
+        )
+        client.set_model_version_tag(name, statement.version, approval, answer)
+    except MlflowException as error:
+        msg = f"Version {version} of {name!r} cannot be tagged: {error.message}"
+        raise TrackingError(msg) from error
+    return statement
+
+
+def statement_of(version: ModelVersion, approval: str) -> Statement | None:
+    """The statement about a version; None where there is none that can be read."""
+    text = version.tags.get(f"{STATEMENT}{approval}")
+    if text is None:
+        return None
+    try:
+        return from_json(Statement, text)
+    except ArtifactError:
+        return None
+
+
+def why_not_approved(
+    version: ModelVersion, approval: str, sha256: str | None, keys: Mapping[str, str]
+) -> str | None:
+    """Why a version does not count as approved; None where it does.
+
+    Args:
+        version: The version, with its tags.
+        approval: Name of the approval.
+        sha256: Digest of the version's MLmodel.
+        keys: Public keys by name, one of which must have signed it; none where a signature is not
+            wanted.
+    """
+    word, statement = version.tags.get(approval), statement_of(version, approval)
+    if statement is not None and statement.answer == REJECTED:
+        reason = f"it was {statement}"
+    elif word is None:
+        reason = "nobody approved it"
+    elif word.strip().lower() != APPROVED.lower():
+        reason = f"its tag {approval!r} is {word!r}"
+    elif statement is None:
+        reason = f"its tag {approval!r} does not say by whom, when and of which files"
+    elif (statement.name, statement.version, statement.approval) != (
+        version.name,
+        str(version.version),
+        approval,
+    ):
+        reason = (
+            f"the approval is of {statement.approval!r} of {statement.name} {statement.version}"
+        )
+    elif sha256 is None or statement.sha256 != sha256:
+        reason = "the approval is of other files"
+    elif not keys:
+        return None
+    elif statement.signature is None:
+        reason = f"the approval by {statement.by} is not signed"
+    elif not any(
+        is_signed(statement.message(), statement.signature or "", text) for text in keys.values()
+    ):
+        reason = f"the signature is by none of the keys {', '.join(sorted(keys))}"
+    else:
+        return None
+    return reason
+
+
+def statements_of(version: ModelVersion) -> Sequence[Statement]:
+    """Everything that people said about a version, in order of the approvals' names."""
+    names = [tag.removeprefix(STATEMENT) for tag in version.tags if tag.startswith(STATEMENT)]
+    found = (statement_of(version, name) for name in sorted(names))
+    return [statement for statement in found if statement is not None]
+
+
+def approval_verdicts(
+    policy: Policy, version: ModelVersion, sha256: str | None
+) -> tuple[Verdict, ...]:
+    """The verdict on each approval that a policy requires.
+
+    Args:
+        policy: The rules.
+        version: The version, with its tags.
+        sha256: Digest of its MLmodel.
+    """
+    return tuple(
+        _verdict(required, version, sha256, {name: policy.keys[name] for name in required.keys})
+        for required in policy.approvals
+    )
+
+
+def _verdict(
+    required: RequiredApproval, version: ModelVersion, sha256: str | None, keys: Mapping[str, str]
+) -> Verdict:
+    reason = why_not_approved(version, required.approval, sha256, keys)
+    statement = statement_of(version, required.approval)
+    signed = f", signed by {' or '.join(sorted(keys))}" if keys else ""
+    command = f"mlflow_e2eai approve {version.name} {version.version} --as {required.approval}"
+    return Verdict(
+        metric=f"{METRIC}{required.approval}",
+        found=float(reason is None),
+        wanted=f"{APPROVED}{signed}",
+        passed=reason is None,
+        severity=required.severity,
+        source=None if statement is None or reason is not None else str(statement),
+        reason=reason,
+        remedy=None if reason is None else command + (" --key FILE" if keys else ""),
+    )

@@ -1,0 +1,65 @@
+"""The run of a decision about a registered model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from mlflow_e2eai import tracking
+from mlflow_e2eai.promotion.registry.actor import actor
+from mlflow_e2eai.promotion.registry.timeline import (
+    ALIAS,
+    BY,
+    MODEL,
+    REASON,
+    VERSION,
+    note_experiment,
+)
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import RegisteredModel
+
+
+@contextmanager
+def journal(
+    registered: RegisteredModel,
+    title: str,
+    *,
+    stage: str,
+    version: str,
+    aliases: Sequence[str],
+    reason: str | None = None,
+) -> Iterator[str]:
+    """A run for a decision, which `history` finds by the registered model.
+
+    It is in the active experiment, or in ``promotions of <name>`` where the user may not write
+    there.
+
+    Args:
+        registered: The registered model.
+        title: Name of the run.
+        stage: ``promote``, ``rollback`` or ``guard``.
+        version: The version that it is about.
+        aliases: The aliases that it is about.
+        reason: The reason of the decision, where it is known before.
+
+    Yields:
+        The run's id.
+    """
+    from mlflow import MlflowClient
+
+    tags = {
+        tracking.STAGE: stage,
+        MODEL: registered.name,
+        VERSION: version,
+        ALIAS: ", ".join(aliases),
+        BY: actor(),
+        **({} if reason is None else {REASON: reason}),
+    }
+    with tracking.run(
+        title, nested=True, tags=tags, elsewhere=f"promotions of {registered.name}"
+    ) as run_id:
+        run = MlflowClient().get_run(run_id)
+        note_experiment(registered, run.info.experiment_id)
+        yield run_id

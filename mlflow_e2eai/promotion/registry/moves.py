@@ -1,0 +1,145 @@
+"""Aliases that move together or not at all, under a lease, with their run as the journal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from mlflow_e2eai.errors import E2EAIError, TrackingError, brief
+from mlflow_e2eai.promotion.registry.lease import Lease
+from mlflow_e2eai.promotion.registry.timeline import (
+    KIND,
+    MOVED_AT,
+    MOVES,
+    MoveKind,
+    moves_text,
+    now_text,
+    read_moves,
+    registered_model,
+)
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import RegisteredModel
+
+
+def holders(registered: RegisteredModel, aliases: Sequence[str]) -> dict[str, str | None]:
+    """The version that each alias stands at; None where at none."""
+    found = registered.aliases
+    return {alias: None if alias not in found else str(found[alias]) for alias in aliases}
+
+
+def move(
+    right: Lease,
+    name: str,
+    moves: Mapping[str, tuple[str | None, str | None]],
+    *,
+    run_id: str,
+    kind: MoveKind,
+) -> None:
+    """Move aliases, all or none, and write on the run when that was done.
+
+    What is to be moved is on the run before the first alias moves: whatever kills this process, the
+    run says what it was about, and `history` sees which alias moved.
+
+    Args:
+        right: The right to move them.
+        name: The registered model.
+        moves: By alias, the version that it stands at and the one that it is to stand at.
+        run_id: The run of the decision.
+        kind: Why.
+
+    Raises:
+        TrackingError: An alias stands elsewhere now, the lease was lost, or the registry refuses;
+            then all aliases stand where they stood.
+    """
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    client = MlflowClient()
+    client.set_tag(run_id, KIND, kind)
+    client.set_tag(run_id, MOVES, moves_text(moves))
+    check_holders(name, {alias: before for alias, (before, _) in moves.items()})
+    right.check()
+    began, done = now_text(), []
+    try:
+        for alias, (_, after) in moves.items():
+            _set_alias(name, alias, after)
+            done.append(alias)
+        right.check()
+    except (MlflowException, E2EAIError) as error:
+        undone = _undo(name, moves, done, since=began)
+        msg = (
+            f"The aliases of {name!r} could not be moved: {brief(error).rstrip('.')}; {undone}. "
+            f"Promote it again."
+        )
+        raise TrackingError(msg) from error
+    client.set_tag(run_id, MOVED_AT, now_text())
+
+
+def finish(run_id: str) -> None:
+    """Write the time on the run of a move that its process did not live to confirm, and end it."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient()
+    run = client.get_run(run_id)
+    if MOVES in run.data.tags and MOVED_AT not in run.data.tags:
+        client.set_tag(run_id, MOVED_AT, now_text())
+    if run.info.status == "RUNNING":
+        client.set_terminated(run_id, "FINISHED")
+
+
+def check_holders(name: str, expected: Mapping[str, str | None]) -> None:
+    """Check that aliases stand where they stood when it was decided about them.
+
+    Raises:
+        TrackingError: One was moved meanwhile.
+    """
+    for alias, now in holders(registered_model(name), list(expected)).items():
+        if now != expected[alias]:
+            where = "was deleted" if now is None else f"moved to version {now}"
+            msg = (
+                f"Alias {alias!r} of {name!r} {where} while this version was being evaluated; "
+                f"promote it again."
+            )
+            raise TrackingError(msg)
+
+
+def _undo(
+    name: str,
+    moves: Mapping[str, tuple[str | None, str | None]],
+    done: Sequence[str],
+    *,
+    since: str,
+) -> str:
+    """Put aliases back that were moved, or where another has moved them since; what was done.
+
+    A process loses its lease by standing still for longer than clocks of machines differ, so that
+    times of runs tell who came later.
+    """
+    from mlflow.exceptions import MlflowException
+
+    kept = []
+    for alias in done:
+        before, after = moves[alias]
+        try:
+            registered = registered_model(name)
+            if holders(registered, [alias])[alias] != after:
+                continue
+            others = [
+                each.after
+                for each in read_moves(registered)
+                if each.alias == alias and each.finished and each.at > since
+            ]
+            _set_alias(name, alias, others[-1] if others else before)
+        except (MlflowException, E2EAIError):
+            kept.append(f"{alias!r} may still stand at version {after}")
+    return ", ".join(kept) or "they stand where they stood"
+
+
+def _set_alias(name: str, alias: str, version: str | None) -> None:
+    from mlflow import MlflowClient
+
+    if version is None:
+        MlflowClient().delete_registered_model_alias(name, alias)
+    else:
+        MlflowClient().set_registered_model_alias(name, alias, version)

@@ -1,0 +1,287 @@
+"""A decision as it is stored: everything that it was made of, readable from MLflow alone."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from mlflow_e2eai._version import __version__
+from mlflow_e2eai.artifacts.files import Summary, Table, from_json, to_json
+from mlflow_e2eai.bundle.manifest import Manifest
+from mlflow_e2eai.errors import ArtifactError, TrackingError, brief
+from mlflow_e2eai.evaluation.gates import Decision, MetricValue, Verdict
+from mlflow_e2eai.promotion.policy import Policy
+from mlflow_e2eai.promotion.registry.actor import actor, host
+from mlflow_e2eai.promotion.registry.timeline import now_text
+from mlflow_e2eai.tracking.server import check_server
+
+FILE = "decision.json"
+"""File of a decision's run."""
+
+FORMAT_VERSION = 1
+"""Version of the file. Raise it when a reader of the version before would misread a new one.
+
+1 (2026-12): the first with a version; before, the file aliases_then verdicts only.
+"""
+
+DECIDED_BY = "e2eai.decision_run"
+"""Tag of a version: the run of its last decision."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contender:
+    """A version that a decision is about.
+
+    Attributes:
+        version: Its number.
+        model_id: Its LoggedModel; None where it is no bundle of this package.
+        sha256: Digest of its MLmodel, which covers all of its files.
+        evidence_sha256: Digest of its manifest, which holds the evidence.
+        aliases: Those of the decision that it had.
+        environments: By machine, the environment of its evidence: hardware, driver, versions.
+    """
+
+    version: str
+    model_id: str | None
+    sha256: str | None
+    evidence_sha256: str | None
+    aliases: tuple[str, ...] = ()
+    environments: Mapping[str, Mapping[str, str]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class DecisionRecord(Summary):
+    """A decision with what it was made of.
+
+    Attributes:
+        format_version: See `FORMAT_VERSION`.
+        package_version: Version of this package that decided.
+        name: The registered model.
+        aliases: The aliases that it is about, which move together.
+        challenger: The version that is to get them.
+        incumbents: The versions that had them.
+        policy: The gates and other rules.
+        policy_sha256: Digest of these rules.
+        values: The values of all metrics that a gate could read.
+        decision: The verdicts.
+        by: Who decided.
+        host: The machine where that was.
+        at: When, in UTC.
+    """
+
+    format_version: int
+    package_version: str
+    name: str
+    aliases: tuple[str, ...]
+    challenger: Contender
+    incumbents: tuple[Contender, ...]
+    policy: Policy
+    policy_sha256: str
+    values: tuple[MetricValue, ...]
+    decision: Decision
+    by: str
+    host: str
+    at: str
+
+    @property
+    def differences(self) -> tuple[str, ...]:
+        """Differences of the machines that measured the challenger and the incumbents."""
+        return tuple(
+            line
+            for incumbent in self.incumbents
+            for line in _differences(self.challenger, incumbent)
+        )
+
+    def text(self) -> str:
+        """The decision in lines, for a terminal."""
+        return "\n".join(_lines(self))
+
+    def _line(self) -> str:
+        outcome = "promoted" if self.decision.promoted else "rejected"
+        aliases = ", ".join(f"@{alias}" for alias in self.aliases)
+        return f"{self.name} {self.challenger.version} {outcome} for {aliases} at {self.at}"
+
+    def _table(self) -> Table:
+        return Verdict, self.decision.verdicts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Format:
+    """The part that every version of the file has."""
+
+    format_version: int
+    package_version: str
+
+
+def record_of(
+    name: str,
+    aliases: Sequence[str],
+    challenger: Contender,
+    incumbents: Sequence[Contender],
+    *,
+    policy: Policy,
+    values: Sequence[MetricValue],
+    decision: Decision,
+) -> DecisionRecord:
+    """Put a decision of this moment on record."""
+    return DecisionRecord(
+        format_version=FORMAT_VERSION,
+        package_version=__version__,
+        name=name,
+        aliases=tuple(aliases),
+        challenger=challenger,
+        incumbents=tuple(incumbents),
+        policy=policy,
+        policy_sha256=digest_of(policy),
+        values=tuple(values),
+        decision=decision,
+        by=actor(),
+        host=host(),
+        at=now_text(),
+    )
+
+
+def digest_of(policy: Policy) -> str:
+    """Digest of the rules of a promotion, whatever file they were read from."""
+    return hashlib.sha256(to_json(policy).encode()).hexdigest()
+
+
+def environments_of(manifest: Manifest) -> dict[str, Mapping[str, str]]:
+    """By machine, the environment of a bundle's evidence; a name that comes twice is numbered."""
+    found: dict[str, Mapping[str, str]] = {}
+    for there in manifest.by_machine:
+        name, at = there.machine, 2
+        while name in found:
+            name, at = f"{there.machine} ({at})", at + 1
+        found[name] = there.environment
+    return found
+
+
+def read_record(run_id: str) -> DecisionRecord:
+    """Read the decision of a run.
+
+    Raises:
+        TrackingError: The run or its file is not there.
+        ArtifactError: Another version of this package wrote it.
+    """
+    from mlflow_e2eai.tracking.downloads import fetch_text
+
+    text = fetch_text(f"runs:/{run_id}/{FILE}")
+    try:
+        version = from_json(_Format, text)
+    except ArtifactError as error:
+        msg = (
+            f"The decision of run {run_id} was written by an mlflow_e2eai that kept verdicts only; "
+            f"promote the version again to have it on record."
+        )
+        raise ArtifactError(msg) from error
+    if version.format_version != FORMAT_VERSION:
+        msg = (
+            f"The decision of run {run_id} has format {version.format_version}, written by "
+            f"mlflow_e2eai {version.package_version}, but this version reads format "
+            f"{FORMAT_VERSION}; install that version."
+        )
+        raise ArtifactError(msg)
+    return from_json(DecisionRecord, text)
+
+
+def explain(name: str, version: int | str) -> DecisionRecord:
+    """The last decision about a version, as it was stored: `DecisionRecord.text` is for people.
+
+    Args:
+        name: The registered model.
+        version: The version.
+
+    Raises:
+        TrackingError: There is none, or its run is gone.
+        ArtifactError: Another version of this package wrote it.
+    """
+    check_server()
+    return last_record(name, version)[0]
+
+
+def last_record(name: str, version: int | str) -> tuple[DecisionRecord, str]:
+    """The last decision about a version, and its run.
+
+    Raises:
+        TrackingError: There is none, or its run is gone.
+    """
+    from mlflow_e2eai.promotion.contenders import find_version
+
+    found = find_version(name, version)
+    run_id = found.tags.get(DECIDED_BY)
+    if run_id is None:
+        msg = (
+            f"Nothing was decided about version {version} of {name!r} yet; promote it, by "
+            f"`mlflow_e2eai promote --name {name} --version {version}`."
+        )
+        raise TrackingError(msg)
+    try:
+        return read_record(run_id), run_id
+    except TrackingError as error:
+        msg = (
+            f"The decision about version {version} of {name!r} is not there any more, in run "
+            f"{run_id}: {brief(error)}"
+        )
+        raise TrackingError(msg) from error
+
+
+def _differences(challenger: Contender, incumbent: Contender) -> list[str]:
+    """Differences of the environments of two versions, machine by machine.
+
+    A line for each key: both values, and whose they are.
+    """
+    shared = challenger.environments.keys() & incumbent.environments.keys()
+    pairs = [
+        (name, challenger.environments[name], incumbent.environments[name])
+        for name in sorted(shared)
+    ]
+    if not pairs and challenger.environments and incumbent.environments:
+        one, other = next(iter(challenger.environments)), next(iter(incumbent.environments))
+        title = f"{one} and {other}"
+        pairs = [(title, challenger.environments[one], incumbent.environments[other])]
+    return [
+        f"{key} on {machine}: {mine.get(key, 'none')} (version {challenger.version}), "
+        f"{theirs.get(key, 'none')} (version {incumbent.version})"
+        for machine, mine, theirs in pairs
+        for key in sorted({*mine, *theirs})
+        if mine.get(key) != theirs.get(key)
+    ]
+
+
+def _lines(record: DecisionRecord) -> list[str]:
+    decision, challenger = record.decision, record.challenger
+    aliases = ", ".join(f"@{alias}" for alias in record.aliases)
+    outcome = "promoted" if decision.promoted else "rejected"
+    lines = [
+        f"Version {challenger.version} of {record.name}: {outcome} for {aliases}",
+        f"  at {record.at}, by {record.by} on {record.host}, mlflow_e2eai {record.package_version}",
+        f"  {_digests(challenger)}, gates {_short(record.policy_sha256)}",
+    ]
+    for incumbent in record.incumbents:
+        aliases_then = ", ".join(f"@{alias}" for alias in incumbent.aliases)
+        lines.append(f"  before: version {incumbent.version} at {aliases_then}, {_digests(incumbent)}")
+    if not record.incumbents:
+        lines.append(f"  before: no version at {aliases}")
+    lines += [f"  {_mark(verdict)}  {verdict}" for verdict in decision.verdicts]
+    lines += [f"  n/a     {reason}" for reason in decision.inapplicable]
+    lines += [f"  not loaded by default: {variant}" for variant in decision.excluded]
+    lines += [f"  measured on {name}" for name in challenger.environments]
+    lines += [f"  differs: {difference}" for difference in record.differences]
+    return lines
+
+
+def _mark(verdict: Verdict) -> str:
+    if verdict.passed:
+        return "passed"
+    return "warned" if verdict.severity == "warn" else "FAILED"
+
+
+def _digests(contender: Contender) -> str:
+    evidence = _short(contender.evidence_sha256)
+    return f"files {_short(contender.sha256)}, evidence {evidence}"
+
+
+def _short(digest: str | None) -> str:
+    return "not known" if digest is None else f"sha256 {digest[:12]}…"

@@ -1,0 +1,282 @@
+"""The moves of aliases, read from the runs that made them.
+
+A run of a decision has what it is about as tags, and what it is to move before it moves it; after
+the move it gets the time. Runs are added and never changed: a decision that turned out wrong is
+followed by another.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
+
+from mlflow_e2eai.artifacts.files import Summary, Table
+from mlflow_e2eai.errors import InvalidInputError, TrackingError
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+    from mlflow.entities.model_registry import RegisteredModel
+
+MODEL = "e2eai.registered_model"
+"""Tag of a run: the registered model that its decision is about."""
+
+VERSION = "e2eai.version"
+"""Tag of a run: the version that its decision is about."""
+
+ALIAS = "e2eai.alias"
+"""Tag of a run and of a version: the aliases that the decision is about."""
+
+REASON = "e2eai.reason"
+"""Tag of a run and of a version: the reason of the decision."""
+
+BY = "e2eai.by"
+"""Tag of a run: who decided."""
+
+KIND = "e2eai.move"
+"""Tag of a run: the kind of its move; see `MoveKind`."""
+
+MOVES = "e2eai.moves"
+"""Tag of a run: what it is to move, as JSON: alias -> version before and after, null for none."""
+
+MOVED_AT = "e2eai.moved_at"
+"""Tag of a run: when the move was done, in UTC."""
+
+DECISIONS_IN = "e2eai.decisions_in."
+"""Prefix of tags of a registered model: experiments that have runs of decisions about it."""
+
+MoveKind: TypeAlias = Literal["promotion", "rollback", "restoration"]
+"""Why an alias was moved: its version passed; the one before is to serve again; or a move by hand
+was undone."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Move:
+    """An alias that was moved, or that a run was to move when it was cut off.
+
+    Attributes:
+        at: When, in UTC, as ISO 8601; the start of the run where that was cut off.
+        alias: The alias.
+        before: The version that it stood at; None where at none.
+        after: The version that it stands at since; None where it was taken away.
+        kind: Why.
+        by: Who.
+        reason: The reason of the decision.
+        run_id: Its run.
+        finished: Whether the run says that the move was done.
+    """
+
+    at: str
+    alias: str
+    before: str | None
+    after: str | None
+    kind: MoveKind
+    by: str
+    reason: str
+    run_id: str
+    finished: bool = True
+
+    def __str__(self) -> str:
+        if self.after is None:
+            where = f"taken from version {self.before}"
+        else:
+            where = f"version {self.after}"
+            where += "" if self.before is None else f", before version {self.before}"
+        return f"{self.at}  @{self.alias}  {where}  {self.kind} by {self.by}: {self.reason}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class History(Summary):
+    """The moves of a registered model's aliases by this package, the oldest first.
+
+    Attributes:
+        name: The registered model.
+        moves: The moves.
+    """
+
+    name: str
+    moves: tuple[Move, ...]
+
+    def holder(self, alias: str) -> Move | None:
+        """The last move of an alias."""
+        return next((move for move in reversed(self.moves) if move.alias == alias), None)
+
+    def before(self, alias: str) -> str | None:
+        """The version to go back to: what stood at an alias before the one that stands there now.
+
+        A rollback takes what it left out of the order, so that the next one goes further back.
+        """
+        order: list[str] = []
+        for move in self.moves:
+            if move.alias != alias or move.after is None:
+                continue
+            if move.after in order and move.kind == "rollback":
+                del order[order.index(move.after) + 1 :]
+            elif not order or order[-1] != move.after:
+                order.append(move.after)
+        return order[-2] if len(order) > 1 else None
+
+    def _line(self) -> str:
+        count = len(self.moves)
+        return f"{count} move{'' if count == 1 else 's'} of aliases of {self.name}"
+
+    def _table(self) -> Table:
+        return Move, self.moves
+
+
+def history(name: str, *, alias: str | None = None, on: str | date | None = None) -> History:
+    """The moves of a registered model's aliases by this package.
+
+    It takes one request for the model, one for each experiment with decisions about it, and one for
+    each thousand of decisions. A move that its process did not live to confirm is in it where the
+    next move, or the alias now, shows that it was done.
+
+    Args:
+        name: The registered model.
+        alias: Only moves of this alias.
+        on: Only the last move of each alias until the end of this day in UTC, or until this time:
+            what stood there then. ``2026-11-30``, or with a time ``2026-11-30T12:00:00+01:00``.
+
+    Raises:
+        InvalidInputError: `on` is no date.
+        TrackingError: There is no such model.
+    """
+    until = None if on is None else _end_of(on)
+    registered = registered_model(name)
+    moves = read_moves(registered)
+    if alias is not None:
+        moves = [move for move in moves if move.alias == alias]
+    if until is not None:
+        moves = [move for move in moves if datetime.fromisoformat(move.at) <= until]
+        last = {move.alias: move for move in moves}
+        moves = sorted(last.values(), key=lambda move: move.alias)
+    return History(name=name, moves=tuple(moves))
+
+
+def registered_model(name: str) -> RegisteredModel:
+    """A registered model with its aliases and tags.
+
+    Raises:
+        TrackingError: There is none.
+    """
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return MlflowClient().get_registered_model(name)
+    except MlflowException as error:
+        msg = f"There is no registered model {name!r}: {error.message}; see the registry."
+        raise TrackingError(msg) from error
+
+
+def read_moves(registered: RegisteredModel) -> list[Move]:
+    """All moves of a registered model's aliases, the oldest first; see `history`."""
+    moves = [move for run in decision_runs(registered) for move in _moves_of(run)]
+    moves.sort(key=lambda move: move.at)
+    return [move for at, move in enumerate(moves) if _was_done(at, moves, registered.aliases)]
+
+
+def _was_done(at: int, moves: Sequence[Move], aliases: Mapping[str, object]) -> bool:
+    """Whether a move was done: its run says so, or what came after shows it."""
+    move = moves[at]
+    if move.finished:
+        return True
+    following = next((later for later in moves[at + 1 :] if later.alias == move.alias), None)
+    if following is not None:
+        return following.before == move.after
+    now = aliases.get(move.alias)
+    return (None if now is None else str(now)) == move.after
+
+
+def decision_runs(registered: RegisteredModel) -> list[Run]:
+    """The runs of all decisions about a registered model, the oldest first."""
+    import mlflow
+
+    experiments = [
+        tag.removeprefix(DECISIONS_IN) for tag in registered.tags if tag.startswith(DECISIONS_IN)
+    ]
+    if not experiments:
+        return []
+    quoted = registered.name.replace("'", "''")
+    runs: list[Run] = mlflow.search_runs(
+        experiments,
+        filter_string=f"tags.`{MODEL}` = '{quoted}'",
+        order_by=["attributes.start_time ASC"],
+        output_format="list",
+    )
+    return runs
+
+
+def note_experiment(registered: RegisteredModel, experiment_id: str) -> None:
+    """Record on a registered model that an experiment has a decision about it."""
+    from mlflow import MlflowClient
+
+    tag = f"{DECISIONS_IN}{experiment_id}"
+    if tag not in registered.tags:
+        MlflowClient().set_registered_model_tag(registered.name, tag, now_text())
+
+
+def now_text() -> str:
+    """This moment in UTC, as ISO 8601 with milliseconds."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def moves_text(moves: Mapping[str, tuple[str | None, str | None]]) -> str:
+    """The tag `MOVES` of a run."""
+    return json.dumps({alias: list(versions) for alias, versions in sorted(moves.items())})
+
+
+def _moves_of(run: Run) -> list[Move]:
+    """The moves of a run; none of one that moved nothing."""
+    tags = run.data.tags
+    try:
+        planned = {alias: (before, after) for alias, (before, after) in _plan_of(tags).items()}
+    except (ValueError, TypeError, AttributeError):
+        return []  # a hand wrote the tag
+    started = datetime.fromtimestamp(run.info.start_time / 1e3, UTC)
+    at = tags.get(MOVED_AT) or started.isoformat(timespec="milliseconds")
+    common = Move(
+        at=at,
+        alias="",
+        before=None,
+        after=None,
+        kind=_kind_of(tags),
+        by=tags.get(BY) or tags.get("mlflow.user", "unknown"),
+        reason=tags.get(REASON, ""),
+        run_id=run.info.run_id,
+        finished=MOVED_AT in tags,
+    )
+    return [
+        dataclasses.replace(common, alias=alias, before=before, after=after)
+        for alias, (before, after) in planned.items()
+    ]
+
+
+def _kind_of(tags: Mapping[str, str]) -> MoveKind:
+    kinds: tuple[MoveKind, ...] = get_args(MoveKind)
+    return next((kind for kind in kinds if kind == tags.get(KIND)), "promotion")
+
+
+def _plan_of(tags: Mapping[str, str]) -> dict[str, Sequence[str | None]]:
+    planned: dict[str, Sequence[str | None]] = json.loads(tags.get(MOVES, "{}"))
+    return planned
+
+
+def _end_of(on: str | date) -> datetime:
+    """The last moment that counts: the end of a day in UTC, or a time."""
+    try:
+        if isinstance(on, datetime):
+            moment = on
+        elif isinstance(on, date):
+            moment = datetime(on.year, on.month, on.day, tzinfo=UTC) + timedelta(days=1)
+        elif len(on.strip()) > len("2026-11-30"):
+            moment = datetime.fromisoformat(on.strip())
+        else:
+            return _end_of(date.fromisoformat(on.strip()))
+    except (ValueError, AttributeError) as error:
+        msg = f"{on!r} is no date; give one such as 2026-11-30, or 2026-11-30T12:00:00+00:00."
+        raise InvalidInputError(msg) from error
+    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
