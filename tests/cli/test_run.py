@@ -158,9 +158,9 @@ def test_what_is_no_model_is_one_sentence(words, sentence, store, folder, capsys
 
 def test_a_class_that_cannot_be_found_again_is_one_sentence(folder):
     module = type("Gone", (torch.nn.Linear,), {"__module__": "small_models"})
-    sys.modules["small_models"].Gone = module
-    torch.save(module(2, 2), "gone.pt")
-    del sys.modules["small_models"].Gone
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("small_models.Gone", module, raising=False)
+        torch.save(module(2, 2), "gone.pt")
     with pytest.raises(
         ValueError, match=r"gone.pt was pickled with a class that is not found here"
     ):

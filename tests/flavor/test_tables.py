@@ -53,6 +53,10 @@ def test_versions_side_by_side_are_the_rows_of_each_with_the_version_in_front(sa
     one = mlflow_e2eai.variants("models:/net/1")
     both = mlflow_e2eai.compare_versions("net", "champion", 2)
 
+    by_id = mlflow_e2eai.variants(api.log_model(saved, "net").model_uri)
+
+    assert by_id.equals(one)
+    assert one["size_bytes"].notna().any()
     assert list(both.columns) == ["version", *one.columns]
     assert list(both["version"].unique()) == ["champion", "2"]
     assert len(both) == 2 * len(one)
