@@ -21,6 +21,8 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import sys
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -77,6 +79,17 @@ def brief(error: BaseException, limit: int = 300) -> str:
     """The message of an error on one line, without passwords and tokens."""
     text = without_secrets(" ".join(str(error).split()))
     return text if len(text) <= limit else f"{text[:limit]}…"
+
+
+def warn_caller(message: str) -> None:
+    """Warn at the line of the user's code that led here, and not at a line of ours or of MLflow."""
+    level, frame = 2, sys._getframe(1)  # noqa: SLF001 - as warnings itself does
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in _OURS:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, stacklevel=level - 1)
+
+
+_OURS = ("mlflow_e2eai", "mlflow", "contextlib", "functools")
 
 
 def nearest(word: object, known: Iterable[str]) -> str | None:

@@ -102,7 +102,7 @@ def _open_best(
             failures[name] = error
             continue
         if reason is not None:
-            warnings.warn(f"Running {name} instead: {reason}", stacklevel=3)
+            warn_caller(f"Running {name} instead: {reason}")
         return model
     if reason := unfit or next(iter(failures.values()), None):
         raise reason

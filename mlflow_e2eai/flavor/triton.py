@@ -65,7 +65,7 @@ def export_triton(
             msg = f"Triton cannot serve all of {model_uri}: {'; '.join(left_out)}."
             if not models:
                 raise InvalidInputError(msg)
-            warnings.warn(msg, stacklevel=2)
+            warn_caller(msg)
         folders = tuple(root / model.name for model in models)
         if not replace and (taken := [each.name for each in folders if each.exists()]):
             msg = f"{root} has {', '.join(taken)}; replace them (replace=True), or name them else."
@@ -76,7 +76,7 @@ def export_triton(
             msg = f"The repository {root} cannot be written: {error}; give another folder."
             raise InvalidInputError(msg) from error
     if needs := [f"{model.name} needs {need}" for model in models for need in model.needs]:
-        warnings.warn(f"Of Triton's server, {'; '.join(needs)}.", stacklevel=2)
+        warn_caller(f"Of Triton's server, {'; '.join(needs)}.")
     return folders
 
 

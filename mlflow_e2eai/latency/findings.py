@@ -123,12 +123,12 @@ def stalls(name: str, values_ms: Sequence[float]) -> Iterator[LatencyFinding]:
     beyond = values - STALL_TIMES * median
     jumped, stalled = beyond > JUMP_MS, (beyond > STALL_MS) & (beyond <= JUMP_MS)
     if jumped.any():
-        reason = "the clock jumped, or the machine stood still"
+        reason = "the clock jumped, or the machine stalled"
         yield LatencyFinding(
             kind="clock_jump", variant=name, sentence=_slow(name, values, jumped, reason)
         )
     if stalled.any():
-        reason = "something was compiled or loaded amid the measure, or the machine stood still"
+        reason = "something was compiled or loaded during the measurement, or the machine stalled"
         yield LatencyFinding(
             kind="stall", variant=name, sentence=_slow(name, values, stalled, reason)
         )
@@ -149,7 +149,7 @@ def clock_jumps(gaps_s: Sequence[float]) -> Iterator[LatencyFinding]:
         worst = max(wrong, key=abs)
         sentence = (
             f"Between two calls, while nothing ran, the clock moved by {worst:.3g} s "
-            f"({len(wrong)} such gaps): the clock jumped, or the machine stood still."
+            f"({len(wrong)} such gaps): the clock jumped, or the machine stalled."
         )
         yield LatencyFinding(kind="clock_jump", variant=None, sentence=sentence)
 

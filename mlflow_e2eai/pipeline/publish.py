@@ -207,7 +207,7 @@ def describe_version(
         _describe_run(str(registered.run_id), text)
     # Only with the first version: a user who deletes the text later wants none.
     if str(version) == "1" and not client.get_registered_model(name).description:
-        client.update_registered_model(name, model_description(name, alias))
+        client.update_registered_model(name, model_description(name, alias.partition(",")[0]))
 
 
 def _describe_run(run_id: str, text: str) -> None:

@@ -84,7 +84,7 @@ def plots(manifest: Manifest) -> dict[str, bytes]:
 
 
 def latency_picture(manifest: Manifest, where: str = "") -> Picture | None:
-    """Median latency against the size of a call, both logarithmic; None without measurements."""
+    """Median latency by batch size, both logarithmic; None without measurements."""
     xs, ticks, name = _sizes(manifest.latency)
     series = _series(manifest, xs)
     scale = log_scale(
@@ -97,7 +97,7 @@ def latency_picture(manifest: Manifest, where: str = "") -> Picture | None:
     failed = {row.variant for row in rows if row.outcome == "failed"}
     ends = {v: (points[-1].x, points[-1].p50_ms) for v, points in series.items() if v in named}
     room = 40 + LETTER * max((len(label_of(variant)) for variant in ends), default=0)
-    title = f"Latency against the size of a call{where}"
+    title = f"Latency by batch size{where}"
     figure, axes = draw_axes(title, (name, "median latency, ms"), right=room)
     across = log_scale(xs)
     if across is not None:
@@ -123,10 +123,10 @@ def _sizes(latency: Mapping[str, LatencyReport]) -> tuple[list[float], list[str]
     order = sorted(latency.items(), key=lambda entry: entry[1].items)
     sizes = [report.items for _, report in order]
     if all(size > 0 for size in sizes) and len(set(sizes)) == len(sizes):
-        return list(map(float, sizes)), [f"{size:,}" for size in sizes], "items in one call"
+        return list(map(float, sizes)), [f"{size:,}" for size in sizes], "batch size"
     names = [shorten(printable(f"{label} ({report.items})"), 24) for label, report in order]
     apart = [2.0**at for at in range(len(order))]  # equal steps on a logarithmic axis
-    return apart, names, "corner of the profile (items in one call)"
+    return apart, names, "corner of the profile (batch size)"
 
 
 def _series(manifest: Manifest, xs: Sequence[float]) -> dict[str, list[_Point]]:
@@ -169,7 +169,7 @@ def pareto_picture(manifest: Manifest, where: str = "") -> Picture | None:
     if report is None or across is None:
         return None
     size = items_text(report.items)
-    title = f"Error against latency{where}; lower left is better"
+    title = f"Error and latency{where}; lower left is better"
     names = (f"median latency at {size}, ms", "largest absolute error")
     figure, axes = draw_axes(title, names)
     axes.set_xlim(across.low, across.high)

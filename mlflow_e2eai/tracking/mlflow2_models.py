@@ -12,7 +12,7 @@ from mlflow_e2eai.tracking.artifact_store import finished_models
 from mlflow_e2eai.tracking.lineage import STAGE, resolve
 from mlflow_e2eai.tracking.mlflow_names import model_name
 from mlflow_e2eai.tracking.runs import run
-from mlflow_e2eai.tracking.server import failure_logged
+from mlflow_e2eai.tracking.server import check_server, failure_logged
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
@@ -42,6 +42,7 @@ def resolve_source(uri: str) -> LoggedModel:
     try:
         return resolve(uri)
     except TrackingError:
+        check_server()  # MLflow would request the model of a lost one for minutes
         try:
             meta = Model.load(uri)
         except (MlflowException, OSError):

@@ -48,7 +48,7 @@ from mlflow_e2eai.tracking.recorder import (
     NotMeasured,
     Output,
 )
-from mlflow_e2eai.tracking.runs import run
+from mlflow_e2eai.tracking.runs import link_datasets, run
 from mlflow_e2eai.tracking.server import address
 from mlflow_e2eai.tracking.summary import add_value, stage_line
 
@@ -237,6 +237,8 @@ class MlflowStage:
         metrics = {**parity_metrics(evidence), **start_metrics(evidence)}
         if evidence.worth is not None:
             metrics |= evidence.worth.metrics
+        if "data" in evidence.parity or evidence.task:
+            link_datasets(self.run_id)
         model_id = self._parents[0] if self._parents else None
         log_metrics(
             metrics,

@@ -137,6 +137,17 @@ def _project_run_is_named() -> bool:
     return bool(name) and not _mlflow.is_generated_name(name)
 
 
+def link_datasets(run_id: str) -> None:
+    """Make the datasets of a child's parent the child's too."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient()
+    parent_id = client.get_run(run_id).data.tags.get(PARENT_RUN)
+    inputs = None if parent_id is None else client.get_run(parent_id).inputs
+    if inputs is not None and inputs.dataset_inputs:
+        client.log_inputs(run_id, inputs.dataset_inputs)
+
+
 def fail_run(run_id: str, name: str, new_name: str) -> None:
     """End the active run as FAILED, and rename it, unless a user named it.
 

@@ -605,7 +605,7 @@ class _Only:
 
     def __init__(self, client, run_id) -> None:
         self._client = client
-        self._name = client.get_run(run_id).info.run_name
+        self._name = client.get_run(run_id).info.run_name.partition(" ")[0]
 
     def __getattr__(self, name):
         return getattr(self._client, name)

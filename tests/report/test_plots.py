@@ -58,7 +58,7 @@ def test_no_picture_is_of_two_machines():
     both = dataclasses.replace(MEASURED, elsewhere=(there,))
 
     assert sorted(plots(both)) == ["latency-2.png", "latency.png", "pareto-2.png", "pareto.png"]
-    assert latency_picture(both, " on L4").title == "Latency against the size of a call on L4"
+    assert latency_picture(both, " on L4").title == "Latency by batch size on L4"
 
 
 def test_the_same_evidence_gives_the_same_bytes():
@@ -71,7 +71,7 @@ def test_latency_names_its_sizes_and_the_end_of_each_line():
     drawn = texts(latency_picture(shown()))
 
     assert [text for text in drawn if text in ("1", "8", "64")][:3] == ["1", "8", "64"]
-    assert {"items in one call", "median latency, ms"} <= set(drawn)
+    assert {"batch size", "median latency, ms"} <= set(drawn)
     assert {TORCH32, CPU32, HALF16, ENGINE} <= set(drawn)
     assert "5 variants at 3 sizes" in latency_picture(shown()).description
 
@@ -80,7 +80,7 @@ def test_sizes_that_do_not_tell_benchmarks_apart_stand_side_by_side():
     latency = {name: measured({"torch/fp32": 1.0}) for name in ("opt", "max S, min others")}
     drawn = texts(latency_picture(manifest(TORCH, latency=latency)))
 
-    assert {"corner of the profile (items in one call)", "opt (8)"} <= set(drawn)
+    assert {"corner of the profile (batch size)", "opt (8)"} <= set(drawn)
 
 
 def test_error_against_latency_leaves_the_reference_out():

@@ -146,6 +146,11 @@ def test_the_evaluation_data_is_a_dataset_of_the_run(store):
     assert entry.dataset.name == "evaluation"
     assert [(tag.key, tag.value) for tag in entry.tags] == [("mlflow.data.context", "evaluation")]
     assert json.loads(entry.dataset.profile)["features_size"]["x"] > 0
+    (child,) = mlflow.search_runs(
+        filter_string="attributes.run_name = 'evaluate onnxruntime-cpu/fp32'", output_format="list"
+    )
+    (inherited,) = store.get_run(child.info.run_id).inputs.dataset_inputs
+    assert inherited.dataset.digest == entry.dataset.digest
     with mlflow.start_run() as run:
         log(module, targets=())
     assert store.get_run(run.info.run_id).inputs.dataset_inputs == []

@@ -51,7 +51,7 @@ def pareto_section(manifest: Manifest) -> Section | None:
     if picture is None:
         return None
     context = {"picture": picture, "subject": manifest.subject}
-    return Section("pareto", "Error against latency", context)
+    return Section("pareto", "Error and latency", context)
 
 
 def parity_section(manifest: Manifest) -> Section | None:
