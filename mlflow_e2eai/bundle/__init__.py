@@ -1,6 +1,7 @@
 """One folder with a manifest: graphs, engines and their evidence.
 
 manifest   the manifest, written and read with its digests
+digests    the digests of all files of a model
 load       opens the variant that was selected
 choice     the goal, and the choice with its reasons
 rows       the manifest as a table of variants

@@ -161,8 +161,8 @@ def _build(
     return built
 
 
-# The process that builds engines. A worker of a fleet, which builds many, reuses its own from build
-# to build: importing TensorRT takes half a second, more than building a small engine.
+# The process that builds engines. A pipeline or a worker of a fleet, which build many, reuse their
+# own from build to build: importing TensorRT takes longer than building a small engine.
 
 _reused: list[WorkerProcess] = []
 """The idle builder of this process, if it reuses one."""
@@ -172,6 +172,20 @@ def reuse_builder() -> None:
     """Start a builder for the next engine of this process, and reuse it for all later ones."""
     if not _reused:
         _reused.append(WorkerProcess())
+
+
+@contextmanager
+def reused_builder() -> Iterator[None]:
+    """Build all engines of the block in one process, or in the one that is reused already."""
+    if _reused:
+        yield
+        return
+    reuse_builder()
+    try:
+        yield
+    finally:
+        while _reused:
+            _reused.pop().close()
 
 
 @contextmanager

@@ -374,8 +374,10 @@ def _package(
             validate_serving_input=False,
             **arguments,
         )
-        if model_id is not None:
-            tracking.tag_model(model_id, origin)  # MLflow leaves tags out for a model that exists
+        if model_id is None:  # MLflow leaves tags out for a model that exists
+            origin = {}
+        logged = tracking.ModelFiles(info.model_uri).directory / "MLmodel"
+        tracking.tag_model(info.model_id, {**origin, tracking.MLMODEL_SHA256: sha256_of(logged)})
         tracking.link_output(stage.run_id, info.model_id, step=step)
         version = info.registered_model_version
         stage.line.append(info.model_uri)

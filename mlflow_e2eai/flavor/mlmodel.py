@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlflow_e2eai import bundle
 from mlflow_e2eai._version import __version__
+from mlflow_e2eai.bundle.digests import write_digests
 from mlflow_e2eai.bundle.manifest import Manifest
 from mlflow_e2eai.engine.backends import BACKENDS
 from mlflow_e2eai.errors import InvalidInputError, brief
@@ -210,6 +211,7 @@ def describe(path: Path, content: Description, *, mlflow_model: Model | None) ->
         format_version=manifest.format_version,
         package_version=__version__,
         code=code,
+        digests=write_digests(path),  # all but MLmodel is there now
         **wheel,
         **extra,
     )

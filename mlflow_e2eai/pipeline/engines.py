@@ -18,6 +18,7 @@ from mlflow_e2eai.artifacts.values import (
     variant_name,
 )
 from mlflow_e2eai.engine.request import EngineRequest, key_of
+from mlflow_e2eai.engine.stage import reused_builder
 from mlflow_e2eai.engine.targets import parse, resolve, unbuildable_anywhere, unbuildable_here
 from mlflow_e2eai.evaluation.evidence import Evidence
 from mlflow_e2eai.pipeline.settings import Settings
@@ -46,33 +47,37 @@ def compile_all(
     plans = _plans(graphs, settings, remote)
     buildable = [wanted for wanted, plan in plans.items() if plan.refusal is None]
     built = remote.build(buildable, folder=work) if remote is not None and buildable else {}
-    for wanted, plan in progress(plans.items(), "compile", unit="engines"):
-        outcome = built.get(wanted, plan.refusal)
-        if isinstance(outcome, EngineArtifact):
-            libraries = describe_libraries(settings.plugin_libraries)
-            engines.append(dataclasses.replace(outcome, libraries=libraries))
-            continue
-        name = f"compile {wanted.precision} {wanted.target}"
-        with recorder.stage(name, inputs=[plan.graph.sha256]) as log:
-            if outcome is not None:
-                variant = variant_name(str(plan.target or wanted.target), wanted.precision)
-                not_built.append(
-                    Evidence(
-                        variant=variant, sha256=plan.graph.sha256, measured=False, reason=outcome
-                    )
-                )
-                log(Measurement(evidence=not_built[-1], latency={}))
+    with reused_builder():
+        for wanted, plan in progress(plans.items(), "compile", unit="engines"):
+            outcome = built.get(wanted, plan.refusal)
+            if isinstance(outcome, EngineArtifact):
+                libraries = describe_libraries(settings.plugin_libraries)
+                engines.append(dataclasses.replace(outcome, libraries=libraries))
                 continue
-            engine = compile_on(
-                log,
-                cache,
-                plan.graph,
-                plan.target or resolve(wanted.target),
-                wanted,
-                out=work / f"{wanted.precision}-{wanted.target}.engine",
-                example=example,
-            )
-        engines.append(engine)
+            name = f"compile {wanted.precision} {wanted.target}"
+            with recorder.stage(name, inputs=[plan.graph.sha256]) as log:
+                if outcome is not None:
+                    variant = variant_name(str(plan.target or wanted.target), wanted.precision)
+                    not_built.append(
+                        Evidence(
+                            variant=variant,
+                            sha256=plan.graph.sha256,
+                            measured=False,
+                            reason=outcome,
+                        )
+                    )
+                    log(Measurement(evidence=not_built[-1], latency={}))
+                    continue
+                engine = compile_on(
+                    log,
+                    cache,
+                    plan.graph,
+                    plan.target or resolve(wanted.target),
+                    wanted,
+                    out=work / f"{wanted.precision}-{wanted.target}.engine",
+                    example=example,
+                )
+            engines.append(engine)
     # Two texts may name one target, which two workers may both have built.
     return list({key_of(engine): engine for engine in engines}.values()), not_built
 

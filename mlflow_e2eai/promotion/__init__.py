@@ -11,6 +11,7 @@ remeasurement  the latency of both, measured here in turns
 appraisal      bundles and policy -> decision and numbers; nothing is written
 remedies       what to do about each gate that did not pass
 registry       the decision as tags, and the alias
+lease          one promoter of a registered model at a time
 """
 
 from mlflow_e2eai.promotion.stage import promote

@@ -26,6 +26,7 @@ _mlflow          private helpers of MLflow
 
 from mlflow_e2eai.tracking.downloads import ModelFiles, fetcher
 from mlflow_e2eai.tracking.lineage import (
+    MLMODEL_SHA256,
     PARENT,
     SHA256,
     SOURCE,

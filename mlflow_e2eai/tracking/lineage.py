@@ -36,6 +36,9 @@ SOURCE = "e2eai.source_model"
 SHA256 = "e2eai.sha256"
 """Tag: digest of its file; of a bundle, of its manifest."""
 
+MLMODEL_SHA256 = "e2eai.mlmodel_sha256"
+"""Tag of a bundle's model: digest of its MLmodel, which has that of the list of all other files."""
+
 PARENT_RUN = "mlflow.parentRunId"
 """MLflow's tag: the run above a child."""
 

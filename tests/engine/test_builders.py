@@ -14,7 +14,7 @@ from mlflow_e2eai import compile
 from mlflow_e2eai.artifacts import graphs
 from mlflow_e2eai.artifacts.values import Axis
 from mlflow_e2eai.engine import stage as engine_stage
-from mlflow_e2eai.engine.stage import reuse_builder
+from mlflow_e2eai.engine.stage import reuse_builder, reused_builder
 from mlflow_e2eai.errors import EngineBuildError
 
 pytest.importorskip("tensorrt_rtx")
@@ -51,6 +51,18 @@ def test_the_next_engine_is_built_by_the_same_process_and_is_as_good(kept, tmp_p
     assert kept() == first
     assert (tmp_path / "other.engine").stat().st_size == other.size_bytes
     assert one.target == other.target
+
+
+def test_a_block_builds_all_its_engines_in_one_process_and_leaves_none(tmp_path):
+    graph = graph_in(tmp_path, onnx.parser.parse_model(TEXT.replace("SCALE", "1")))
+    with reused_builder():
+        first = engine_stage._reused[0]
+        compile(graph, "sm86", out=tmp_path / "one.engine")
+        with reused_builder():
+            compile(graph, "sm89", out=tmp_path / "other.engine")
+        assert engine_stage._reused == [first]
+    assert first.has_ended
+    assert engine_stage._reused == []
 
 
 def test_one_that_is_killed_while_it_has_nothing_to_do_is_replaced(kept, tmp_path):

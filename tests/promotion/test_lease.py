@@ -1,0 +1,126 @@
+"""One promoter at a time: what several processes read and then write is never lost."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+
+import mlflow
+import pytest
+from mlflow import MlflowClient
+
+from mlflow_e2eai.errors import TrackingError
+from mlflow_e2eai.promotion import lease as module
+from mlflow_e2eai.promotion.lease import LEASE, Lease, lease
+
+COUNT = "count"
+
+
+@pytest.fixture
+def registered(store):
+    store.create_registered_model("net")
+    return store
+
+
+def tags(client):
+    return client.get_registered_model("net").tags
+
+
+def add_one(client, pause_s=0.01):
+    """Read and write, with time in between for another process."""
+    before = int(tags(client).get(COUNT, "0"))
+    time.sleep(pause_s)
+    client.set_registered_model_tag("net", COUNT, str(before + 1))
+
+
+def add(uri, times, leased):
+    mlflow.set_tracking_uri(uri)
+    client = MlflowClient()
+    for _ in range(times):
+        if leased:
+            with lease("net"):
+                add_one(client)
+        else:
+            add_one(client)
+
+
+def counted_by(processes, times, *, leased):
+    context = multiprocessing.get_context("spawn")
+    workers = [
+        context.Process(target=add, args=(mlflow.get_tracking_uri(), times, leased))
+        for _ in range(processes)
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+        assert worker.exitcode == 0
+    return int(tags(MlflowClient())[COUNT])
+
+
+def test_with_a_lease_no_write_of_another_process_is_lost(registered):
+    assert counted_by(3, 8, leased=True) == 24
+    assert not any(tag.startswith(LEASE) for tag in tags(registered))
+
+
+def test_without_a_lease_writes_are_lost(registered):
+    assert counted_by(3, 20, leased=False) < 60
+
+
+def test_the_entry_of_a_dead_process_is_passed_over_once_it_is_seen_to_stand_still(
+    registered, monkeypatch
+):
+    monkeypatch.setattr(module, "LEASE_S", 0.4)
+    Lease("net").enter(1)  # and never leaves
+    began = time.monotonic()
+    with lease("net"):
+        assert time.monotonic() - began > 0.4
+    assert not any(tag.startswith(LEASE) for tag in tags(registered))
+
+
+def test_one_that_died_before_it_had_a_number_is_passed_over_too(registered, monkeypatch):
+    monkeypatch.setattr(module, "LEASE_S", 0.4)
+    registered.set_registered_model_tag("net", f"{LEASE}dead", "what a hand wrote")
+    with lease("net"):
+        assert f"{LEASE}dead" not in tags(registered)
+
+
+def test_a_living_one_is_waited_for_and_named(registered):
+    waiting = Lease("net")
+    with lease("net"), pytest.raises(TrackingError, match=r"1 other promotions .* by .*process"):
+        waiting.enter(0.2)
+    waiting.leave()
+    assert not any(tag.startswith(LEASE) for tag in tags(registered))
+
+
+def test_one_that_stood_still_is_told_that_its_lease_is_gone(registered, monkeypatch):
+    monkeypatch.setattr(module, "LEASE_S", 0.4)
+    first = Lease("net")
+    first.enter(1)
+    with lease("net"):
+        pass
+    with pytest.raises(TrackingError, match="stood still for too long"):
+        first.check()
+
+
+def test_one_that_others_took_for_dead_takes_a_new_number(registered):
+    first, second = Lease("net"), Lease("net")
+    first.enter(1)
+    tickets = []
+
+    def sleep(_):
+        """While the second waits it is taken for dead, and a third takes its number."""
+        if not tickets:
+            registered.delete_registered_model_tag("net", second._tag)
+            registered.set_registered_model_tag("net", f"{LEASE}third", '{"ticket": 2}')
+        tickets.append(second._ticket)
+        if len(tickets) == 3:
+            registered.delete_registered_model_tag("net", f"{LEASE}third")
+            first.leave()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module.time, "sleep", sleep)
+        second.enter(5)
+    assert tickets == [2, 3, 3]
+    second.check()
+    second.leave()
