@@ -9,6 +9,7 @@ metrics        what gates compare with their limits
 incumbent      the same against the version that holds the alias, from stored evidence
 remeasurement  the latency of both, measured here in turns
 appraisal      bundles and policy -> decision and numbers; nothing is written
+challengers    the best of several versions by a goal
 remedies       what to do about each gate that did not pass
 registry       the decision as tags, and the alias
 lease          one promoter of a registered model at a time

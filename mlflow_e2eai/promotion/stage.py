@@ -6,7 +6,7 @@ import contextlib
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias, overload
 
 from mlflow_e2eai import tracking
 from mlflow_e2eai.artifacts.files import to_json
@@ -17,6 +17,7 @@ from mlflow_e2eai.errors import (
 from mlflow_e2eai.evaluation.gates import Decision, Gate
 from mlflow_e2eai.pipeline.publish import log_report, replace_report
 from mlflow_e2eai.promotion.appraisal import appraise
+from mlflow_e2eai.promotion.challengers import Contest, promote_best
 from mlflow_e2eai.promotion.contenders import (
     as_challenger,
     as_champion,
@@ -34,17 +35,47 @@ from mlflow_e2eai.runtime.progress import reported_on_stderr, timed_stage
 from mlflow_e2eai.tracking.console import quiet_mlflow
 from mlflow_e2eai.tracking.server import check_server
 
+Gates: TypeAlias = Policy | Sequence[Gate] | Mapping[str, Any] | str | Path | None
 
+
+@overload
 def promote(
     name: str,
     version: int | str,
     *,
     alias: str = "champion",
-    gates: Policy | Sequence[Gate] | Mapping[str, Any] | str | Path | None = None,
+    gates: Gates = None,
     remeasure: bool = False,
     dry_run: bool = False,
     allow_native: Sequence[str] = (),
-) -> Decision:
+) -> Decision: ...
+
+
+@overload
+def promote(
+    name: str,
+    version: Sequence[int | str],
+    *,
+    alias: str = "champion",
+    gates: Gates = None,
+    goal: str | Mapping[str, Any],
+    remeasure: bool = False,
+    dry_run: bool = False,
+    allow_native: Sequence[str] = (),
+) -> Contest: ...
+
+
+def promote(
+    name: str,
+    version: int | str | Sequence[int | str],
+    *,
+    alias: str = "champion",
+    gates: Gates = None,
+    goal: str | Mapping[str, Any] | None = None,
+    remeasure: bool = False,
+    dry_run: bool = False,
+    allow_native: Sequence[str] = (),
+) -> Decision | Contest:
     """Decide whether a version of a registered model gets an alias, and set it if so.
 
     The gates read the version's own evidence, from its bundle, whose digest is checked: MLflow's
@@ -58,10 +89,12 @@ def promote(
 
     Args:
         name: Name of the registered model.
-        version: Its version, the challenger.
+        version: Its version, the challenger; or several, of which the best that passes gets it.
         alias: The alias that it is to get.
         gates: Gates, or the path of a YAML file, or its parsed content; by default those of
             ``gates.yaml`` in this package.
+        goal: What the best of several is best at: a metric, such as ``latency/p50_ms``; see
+            `challengers.Goal.parse`.
         remeasure: Measure the latency of both versions here, in turns, in place of what evidence
             says of machines like this one.
         dry_run: Decide, and write nothing: no run, no tags, no alias. The remedies of the decision
@@ -70,10 +103,10 @@ def promote(
             `mlflow_e2eai.load_model`.
 
     Returns:
-        The decision.
+        The decision; of several versions the decision on each.
 
     Raises:
-        InvalidInputError: The gates or the alias are wrong.
+        InvalidInputError: The gates, the goal or the alias are wrong.
         ArtifactError: The version, or the one that a gate compares it with, is no bundle of this
             package, or has changed since it was logged.
         TrackingError: There is no such version, the server cannot be reached, or the alias was
@@ -83,6 +116,12 @@ def promote(
 
     policy = read_policy(gates)
     _check_alias(alias)
+    if isinstance(version, Sequence) and not isinstance(version, str):
+        options = {"remeasure": remeasure, "dry_run": dry_run, "allow_native": allow_native}
+        return promote_best(promote, name, version, goal, alias=alias, policy=policy, **options)
+    if goal is not None:
+        msg = f"The goal {goal!r} is to choose among several versions; give a list of them."
+        raise InvalidInputError(msg)
     with (
         reported_on_stderr(),
         quiet_mlflow(),
