@@ -23,6 +23,8 @@ from mlflow_e2eai.promotion.contenders import (
     version_with_alias,
 )
 from mlflow_e2eai.promotion.policy import Policy, check_gate, is_better_high
+from mlflow_e2eai.tracking.console import quiet_mlflow
+from mlflow_e2eai.tracking.server import check_server
 
 GOAL = "goal/"
 """Begins the metric of the verdict on a goal, whose metric follows."""
@@ -223,8 +225,9 @@ def _appraise_all(
 ) -> dict[str, Appraisal]:
     """The decision on each version by its gates alone; nothing is written."""
     appraisals = {}
-    champion = version_with_alias(name, alias)
-    with tempfile.TemporaryDirectory() as folder:
+    with quiet_mlflow(), tempfile.TemporaryDirectory() as folder:
+        check_server()
+        champion = version_with_alias(name, alias)
         before = None
         if champion is not None and policy.compares:
             about = as_champion(champion, alias)
