@@ -16,7 +16,7 @@ from mlflow_e2eai.bundle.manifest import MANIFEST, Manifest, audit, read
 from mlflow_e2eai.bundle.model import Model
 from mlflow_e2eai.bundle.selection import RankedVariants
 from mlflow_e2eai.engine.runner import graph_of
-from mlflow_e2eai.errors import E2EAIError, EngineMismatchError, RunnerError
+from mlflow_e2eai.errors import E2EAIError, EngineMismatchError, RunnerError, warn_caller
 from mlflow_e2eai.evaluation.variants import artifact_of, engine_variant, open_variant
 
 

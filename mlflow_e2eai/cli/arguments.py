@@ -33,6 +33,14 @@ _PRECISION = Option(
     help="precision of the graph: fp16, bf16, int8, fp8 or fp32",
 )
 
+
+def _parse_versions(text: str) -> str | int | list[int]:
+    if text == LATEST:
+        return text
+    versions = [parse_whole(part) for part in text.split(",")]
+    return versions if len(versions) > 1 else versions[0]
+
+
 OPTIONS: dict[str, Option] = {
     **_SETTINGS,
     "plan": replace(_SETTINGS["surgery"], argument="plan"),
@@ -173,10 +181,17 @@ OPTIONS: dict[str, Option] = {
     ),
     "version": Option(
         name="version",
-        parse=lambda text: text if text == LATEST else parse_whole(text),
+        parse=_parse_versions,
         default=LATEST,
         metavar="N",
-        help="its version, or 'latest'",
+        help="its version, or 'latest'; or several, commas between, and a goal",
+    ),
+    "promotion_goal": Option(
+        name="goal",
+        parse=parse_or("none", str),
+        default="none",
+        metavar="METRIC",
+        help="what the best of several versions is best at, such as latency/p50_ms; or 'none'",
     ),
     "alias": Option(
         name="alias",

@@ -18,6 +18,7 @@ from mlflow_e2eai.evaluation.bisection.search import Bisection
 from mlflow_e2eai.evaluation.evidence import Evidence, MachineEvidence, machine_name
 from mlflow_e2eai.evaluation.gates import Decision
 from mlflow_e2eai.pipeline.publish import find_report
+from mlflow_e2eai.promotion.challengers import Contest
 from mlflow_e2eai.runtime.progress import LOGGER
 from mlflow_e2eai.tracking.downloads import ModelFiles
 from mlflow_e2eai.tracking.summary import outcome
@@ -93,16 +94,22 @@ def _manifest_of(model_uri: str) -> bundle.Manifest:
         return bundle.read(files.directory / bundle.FOLDER)
 
 
-def print_decision(decision: Decision, arguments: Arguments) -> int:
+def print_decision(decision: Decision | Contest, arguments: Arguments) -> int:
     """Print each gate, those that did not apply included, and the decision.
 
     Args:
-        decision: The decision.
+        decision: The decision, or those on several versions.
         arguments: The arguments of `mlflow_e2eai.promote`.
 
     Returns:
-        `REJECTED` where the version was not promoted.
+        `REJECTED` where no version was promoted.
     """
+    if isinstance(decision, Contest):
+        codes = [
+            print_decision(each, {**arguments, "version": version})
+            for version, each in decision.decisions.items()
+        ]
+        return DONE if DONE in codes else REJECTED
     for verdict in decision.verdicts:
         failed = "FAILED" if verdict.severity == "block" else "warning"
         print(f"{'passed' if verdict.passed else failed:7} {verdict}")
@@ -170,11 +177,11 @@ def print_json(result: Any, arguments: Arguments) -> int:
     from pydantic_core import to_json
 
     print(to_json(_data(result, arguments), indent=2, inf_nan_mode="null").decode())
-    rejected = isinstance(result, Decision) and not result.promoted
+    rejected = isinstance(result, Decision | Contest) and not result.promoted
     return REJECTED if rejected else DONE
 
 
-def _data(  # noqa: PLR0911 - one for each kind of result
+def _data(  # noqa: C901, PLR0911 - one for each kind of result
     result: Any, arguments: Arguments
 ) -> dict[str, Any]:
     """The result as names and plain values."""
@@ -190,6 +197,12 @@ def _data(  # noqa: PLR0911 - one for each kind of result
                 "inapplicable": result.inapplicable,
                 "excluded": result.excluded,
             }
+        case Contest():
+            each = [
+                _data(decision, {**arguments, "version": version})
+                for version, decision in result.decisions.items()
+            ]
+            return {"goal": result.goal, "promoted": result.winner, "versions": each}
         case Diagnosis():
             return dataclasses.asdict(result)
         case Inspection(manifest=manifest):

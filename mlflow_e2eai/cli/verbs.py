@@ -153,8 +153,8 @@ VERBS = {
             function="promotion.stage:promote",
             printer="cli.results:print_decision",
             options=(
-                *("registered_model", "version", "alias", "gates", "remeasure", "dry_run"),
-                "allow_native",
+                *("registered_model", "version", "alias", "gates", "promotion_goal", "remeasure"),
+                *("dry_run", "allow_native"),
             ),
             example="--name digits --version 2 --gates gates.yaml",
         ),

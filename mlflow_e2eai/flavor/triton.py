@@ -12,7 +12,7 @@ from mlflow_e2eai import bundle, tracking
 from mlflow_e2eai.artifacts.libraries import native_allowed
 from mlflow_e2eai.bundle.triton.models import models_of
 from mlflow_e2eai.bundle.triton.repository import _NAME, _write
-from mlflow_e2eai.errors import InvalidInputError
+from mlflow_e2eai.errors import InvalidInputError, warn_caller
 
 
 def export_triton(

@@ -13,6 +13,7 @@ metrics        what gates compare with their limits
 incumbent      the same against the version that holds the alias, from stored evidence
 remeasurement  the latency of both, measured here in turns
 appraisal      bundles and policy -> decision and numbers; nothing is written
+challengers    the best of several versions by a goal
 remedies       what to do about each gate that did not pass
 signatures     Ed25519 signatures of approvals
 registry/      what the registry holds: records, approvals, and where aliases stand

@@ -109,6 +109,7 @@ class Policy:
             version is not promoted. ``warn``: it is shown. ``exclude``: no gate is about it, and
             the decision names it; `load_model` takes it by name only, as it does each variant
             without evidence where others have some.
+        given: Verdicts of rules that are about more than one version, such as a goal.
         approvals: People who must agree.
         keys: Public keys by name, of those who sign.
     """
@@ -116,6 +117,7 @@ class Policy:
     gates: tuple[Gate, ...]
     required_targets: tuple[RequiredTarget, ...] = ()
     unmeasured: Unmeasured = "block"
+    given: tuple[Verdict, ...] = ()
     approvals: tuple[RequiredApproval, ...] = ()
     keys: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
@@ -153,7 +155,7 @@ def decide_on(
     considered = [value for value in values if value.variant not in excluded]
     decision = decide(policy.gates, considered, has_champion=has_champion)
     required = [_requirement(each, manifest, now) for each in policy.required_targets]
-    verdicts = [*decision.verdicts, *required]
+    verdicts = [*decision.verdicts, *required, *policy.given]
     if unmeasured and policy.unmeasured != "exclude":
         verdicts.append(_unmeasured_verdict(unmeasured, policy.unmeasured))
     return dataclasses.replace(decision, verdicts=tuple(verdicts), excluded=excluded)
@@ -314,6 +316,18 @@ def check_target(required: RequiredTarget) -> RequiredTarget:
         target=target_name(required.target),
         precision=None if required.precision is None else precision_of(required.precision),
     )
+
+
+def is_better_high(metric: str) -> bool:
+    """Whether more of a metric is better."""
+    end = metric.rpartition("/")[2]
+    return end in (
+        *LARGE_IS_GOOD,
+        "items_per_s",
+        "throughput_items_per_s",
+        "measured",
+        "passed",
+    ) or (metric.startswith("task/") and metric != "task/drop")
 
 
 def base_metric(name: str) -> str:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 from mlflow_e2eai.errors import E2EAIError, InvalidInputError
 from mlflow_e2eai.evaluation.gates import Decision, Gate
 from mlflow_e2eai.promotion.challenge import Challenge, Outcome
+from mlflow_e2eai.promotion.challengers import Contest, promote_best
 from mlflow_e2eai.promotion.decision_run import decision_run, supersede, tag_version
 from mlflow_e2eai.promotion.gates_file import read_policy
 from mlflow_e2eai.promotion.policy import Policy
@@ -25,16 +26,47 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import RegisteredModel
 
 
+Gates: TypeAlias = Policy | Sequence[Gate] | Mapping[str, Any] | str | Path | None
+
+
+@overload
 def promote(
     name: str,
     version: int | str,
     *,
     alias: str | Sequence[str] = "champion",
-    gates: Policy | Sequence[Gate] | Mapping[str, Any] | str | Path | None = None,
+    gates: Gates = None,
     remeasure: bool = False,
     dry_run: bool = False,
     allow_native: Sequence[str] = (),
-) -> Decision:
+) -> Decision: ...
+
+
+@overload
+def promote(
+    name: str,
+    version: Sequence[int | str],
+    *,
+    alias: str | Sequence[str] = "champion",
+    gates: Gates = None,
+    goal: str | Mapping[str, Any],
+    remeasure: bool = False,
+    dry_run: bool = False,
+    allow_native: Sequence[str] = (),
+) -> Contest: ...
+
+
+def promote(
+    name: str,
+    version: int | str | Sequence[int | str],
+    *,
+    alias: str | Sequence[str] = "champion",
+    gates: Gates = None,
+    goal: str | Mapping[str, Any] | None = None,
+    remeasure: bool = False,
+    dry_run: bool = False,
+    allow_native: Sequence[str] = (),
+) -> Decision | Contest:
     """Decide whether a version of a registered model gets an alias, and set it if so.
 
     First every file of the version is compared with the digest that it was logged with. The gates
@@ -54,11 +86,13 @@ def promote(
 
     Args:
         name: Name of the registered model.
-        version: Its version, the challenger.
+        version: Its version, the challenger; or several, of which the best that passes gets it.
         alias: The alias that it is to get, or several that move together or not at all. The
             version is compared with each that has one of them.
         gates: Gates, or the path of a YAML file, or its parsed content; by default those of
             ``gates.yaml`` in this package.
+        goal: What the best of several is best at: a metric, such as ``latency/p50_ms``; see
+            `challengers.Goal.parse`.
         remeasure: Measure the latency of both versions here, in turns, in place of what evidence
             says of machines like this one.
         dry_run: Decide, and write nothing: no run, no tags, no alias. The remedies of the decision
@@ -68,10 +102,10 @@ def promote(
 
     Returns:
         The decision. Promoting a version again that has the alias and passed by the same rules
-        changes nothing.
+        changes nothing. Of several versions, the decision on each.
 
     Raises:
-        InvalidInputError: The gates or the alias are wrong.
+        InvalidInputError: The gates, the goal or the alias are wrong.
         ArtifactError: The version, or the one that a gate compares it with, is no bundle of this
             package, or has changed since it was logged.
         TrackingError: There is no such version, the server cannot be reached, the user may not
@@ -79,6 +113,12 @@ def promote(
     """
     policy = read_policy(gates)
     aliases = _aliases_of(alias)
+    if isinstance(version, Sequence) and not isinstance(version, str):
+        options = {"remeasure": remeasure, "dry_run": dry_run, "allow_native": allow_native}
+        return promote_best(promote, name, version, goal, aliases=aliases, policy=policy, **options)
+    if goal is not None:
+        msg = f"The goal {goal!r} is to choose among several versions; give a list of them."
+        raise InvalidInputError(msg)
     with (
         reported_on_stderr(),
         quiet_mlflow(),

@@ -389,6 +389,70 @@ def test_a_latency_on_another_kind_of_machine_is_not_comparable_and_blocks(store
     assert f"promote --name net --version {slow} --remeasure" in decision.remedies[0]
 
 
+def test_remeasuring_takes_the_place_of_what_was_stored_of_this_machine(store, good, tmp_path):
+    def another_runtime(data):
+        for name in data["environment"].keys() & {"onnxruntime", "onnxruntime-gpu"}:
+            data["environment"][name] = "1.0"
+
+    mlflow_e2eai.promote("net", register(altered(good, tmp_path, another_runtime)))
+    slow = slow_version()
+    gates = {"gates": [{"metric": "champion/latency_ratio", "at_most": 1e9}]}
+    decision = mlflow_e2eai.promote("net", slow, gates=gates)
+    assert "the champion was measured with ONNX Runtime 1.0, and this" in decision.reasons[0]
+
+    decision = mlflow_e2eai.promote("net", slow, gates=gates, remeasure=True)
+    assert decision.promoted
+    assert decision.verdicts[0].found > 2
+
+
+def test_remeasuring_finds_a_version_that_is_much_slower_here(store, good):
+    mlflow_e2eai.promote("net", register(good))
+    selected = {
+        "metric": "champion/latency_ratio",
+        "at_most": 1.25,
+        "variant": "onnxruntime-cpu/fp32",
+    }
+    gates = {"gates": [{"metric": "champion/latency_ratio", "at_most": 1.25}, selected]}
+    decision = mlflow_e2eai.promote("net", slow_version(), gates=gates, remeasure=True)
+
+    assert not decision.promoted
+    assert all(verdict.found > 2 for verdict in decision.verdicts)
+
+
+def everything_of(store):
+    """Runs, aliases and tags of a store."""
+    versions = store.search_model_versions("name='net'")
+    return (
+        len(mlflow.search_runs(search_all_experiments=True)),
+        {version.version: dict(version.tags) for version in versions},
+        dict(store.get_registered_model("net").aliases),
+        dict(store.get_registered_model("net").tags),
+    )
+
+
+@pytest.mark.parametrize("limit", [0.5, 1.5])
+def test_a_dry_run_decides_and_writes_nothing(store, good, limit):
+    version = register(good)
+    before = everything_of(store)
+    gates = {"gates": [{"metric": "task/accuracy", "at_least": limit}]}
+
+    decision = mlflow_e2eai.promote("net", version, gates=gates, dry_run=True)
+    assert decision.promoted is (limit < 1)
+    assert everything_of(store) == before
+
+
+def test_a_dry_run_says_what_is_missing_as_a_command(store, good, tmp_path):
+    version = register(altered(good, tmp_path, make_quick))
+    decision = mlflow_e2eai.promote("net", version, dry_run=True)
+
+    assert decision.remedies == (
+        (
+            f"mlflow_e2eai pipeline --model-uri models:/net/{version} --registered-model-name net "
+            "--evidence standard"
+        ),
+    )
+
+
 def test_another_alias_and_gates_from_a_file(store, good, tmp_path):
     version = register(good)
     path = tmp_path / "gates.yaml"

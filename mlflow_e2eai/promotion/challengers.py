@@ -1,0 +1,277 @@
+"""Several challengers and a goal -> the best of those that pass, and why not the others."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from mlflow_e2eai.artifacts.files import Summary, Table
+from mlflow_e2eai.bundle.manifest import Manifest
+from mlflow_e2eai.errors import InvalidInputError, nearest
+from mlflow_e2eai.evaluation.gates import Decision, Gate, MetricValue, Verdict, find_value
+from mlflow_e2eai.promotion.challenge import Challenge
+from mlflow_e2eai.promotion.policy import Policy, check_gate, is_better_high
+from mlflow_e2eai.promotion.registry.moves import holders
+from mlflow_e2eai.promotion.registry.timeline import registered_model
+from mlflow_e2eai.tracking.console import quiet_mlflow
+from mlflow_e2eai.tracking.server import check_server
+
+GOAL = "goal/"
+"""Begins the metric of the verdict on a goal, whose metric follows."""
+
+_COSTS = ("latency/", "concurrency/", "cold_start/", "file/")
+"""Beginnings of metrics of which a version has that of its best variant, which `load_model` would
+take; of others, such as errors, it has that of its worst."""
+
+_SOFTWARE_OF_EXPORT = ("python", "torch", "onnx")
+"""Entries of an environment that do not matter to what runs."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Goal:
+    """The criterion among challengers that pass: a metric to minimise or to maximise.
+
+    Attributes:
+        gate: The metric, with the variants and the size that it is about; its bound is the side
+            that is better.
+    """
+
+    gate: Gate
+
+    @classmethod
+    def parse(cls, goal: str | Mapping[str, Any]) -> Goal:
+        """Read a goal.
+
+        Args:
+            goal: A metric, such as ``latency/p50_ms``, whose better side is known; or a mapping
+                with ``minimize`` or ``maximize``, and any of ``target``, ``precision``, ``variant``
+                and ``at``; see `Gate`.
+
+        Raises:
+            InvalidInputError: It is neither, or there is no such metric.
+        """
+        entries = {"metric": goal} if isinstance(goal, str) else dict(goal)
+        keys = [key for key in ("metric", "minimize", "maximize") if key in entries]
+        selectors = ("target", "precision", "variant", "at")
+        unknown = [key for key in entries if key not in (*keys, *selectors)]
+        if unknown or len(keys) != 1 or not isinstance(entries[keys[0]], str):
+            near = nearest(unknown[0], ("minimize", "maximize", *selectors)) if unknown else None
+            hint = f" Did you mean {near}?" if near else ""
+            msg = (
+                f"The goal is {goal!r}; give a metric, or {{'minimize': metric}} or 'maximize', "
+                f"with any of {', '.join(selectors)}.{hint}"
+            )
+            raise InvalidInputError(msg)
+        metric = entries.pop(keys[0])
+        is_high = keys == ["maximize"] or (keys == ["metric"] and is_better_high(metric))
+        gate = Gate(metric=metric, bound="at_least" if is_high else "at_most", limit=0.0, **entries)
+        if gate.compares:
+            msg = f"The goal is {metric!r}, which compares; give the metric that it compares."
+            raise InvalidInputError(msg)
+        return cls(gate=check_gate(gate))
+
+    @property
+    def is_high(self) -> bool:
+        """Whether more is better."""
+        return self.gate.bound == "at_least"
+
+    @property
+    def metric(self) -> str:
+        """Its metric."""
+        return self.gate.metric
+
+    def value_of(self, version: Decided) -> float:
+        """The number of a version: of its worst machine; NaN where it was not measured."""
+        values = version.values
+        if not self.metric.startswith(_COSTS):
+            found = find_value(self.gate, values)  # the worst on its bound's side
+            return math.nan if found is None else found.value
+        by_machine: dict[str | None, list[MetricValue]] = {}
+        for value in values:
+            fits = value.usual if self.gate.at is None else value.at == self.gate.at
+            if value.metric == self.metric and self.gate.selects(value) and fits:
+                by_machine.setdefault(value.machine, []).append(value)
+        best = [self._best(machine) for machine in by_machine.values()]
+        if not best or any(map(math.isnan, best)):
+            return math.nan
+        return min(best) if self.is_high else max(best)
+
+    def _best(self, values: Sequence[MetricValue]) -> float:
+        known = [value.value for value in values if not math.isnan(value.value)]
+        return (max if self.is_high else min)(known, default=math.nan)
+
+    def kind_of(self, manifest: Manifest) -> frozenset[frozenset[tuple[str, str]]]:
+        """The kinds of machine that the number is of; none where it is of no machine."""
+        if not self.metric.startswith(_COSTS) or self.metric.startswith("file/"):
+            return frozenset()
+        return frozenset(
+            frozenset(
+                entry for entry in there.environment.items() if entry[0] not in _SOFTWARE_OF_EXPORT
+            )
+            for there in manifest.by_machine
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Contest(Summary):
+    """The decisions on several challengers, of which one at most is promoted.
+
+    Attributes:
+        goal: Metric of the goal.
+        decisions: The decision on each version, in the order given.
+    """
+
+    goal: str
+    decisions: Mapping[str, Decision]
+
+    @property
+    def winner(self) -> str | None:
+        """The version that was promoted; None where none was."""
+        return next((name for name, each in self.decisions.items() if each.promoted), None)
+
+    @property
+    def promoted(self) -> bool:
+        """Whether one was promoted."""
+        return self.winner is not None
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Reasons against the other versions, a sentence each."""
+        return tuple(
+            f"version {name}: {'; '.join(decision.reasons)}"
+            for name, decision in self.decisions.items()
+            if not decision.promoted
+        )
+
+    def _line(self) -> str:
+        winner = "none promoted" if self.winner is None else f"version {self.winner} promoted"
+        return f"{winner} of {len(self.decisions)} by {self.goal}; {'; '.join(self.reasons)}"
+
+    def _table(self) -> Table:
+        return _Line, [
+            _Line(name, each.promoted, "; ".join(each.reasons))
+            for name, each in self.decisions.items()
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """A row about one challenger."""
+
+    version: str
+    promoted: bool
+    reasons: str
+
+
+def promote_best(
+    promote: Callable[..., Decision],
+    name: str,
+    versions: Sequence[int | str],
+    goal: str | Mapping[str, Any] | None,
+    *,
+    aliases: Sequence[str],
+    policy: Policy,
+    **options: Any,
+) -> Contest:
+    """Promote the best of several versions by a goal, among those that pass the gates.
+
+    Each is decided on against the version that holds the alias now; the decisions on the others are
+    recorded before the best is promoted. Numbers count as they are stored, however close; of equal
+    ones the newest version is the best.
+
+    Args:
+        promote: `stage.promote`, which decides on one.
+        name: The registered model.
+        versions: The challengers.
+        goal: See `Goal.parse`.
+        aliases: The aliases that one is to get.
+        policy: The rules.
+        **options: Other arguments of `promote`.
+
+    Raises:
+        InvalidInputError: There is no goal, or no version, or one is given twice.
+    """
+    if goal is None:
+        msg = "Several versions are given and no goal; give one, such as goal='latency/p50_ms'."
+        raise InvalidInputError(msg)
+    aim = Goal.parse(goal)
+    names = [str(version) for version in versions]
+    if not names or len(set(names)) < len(names):
+        msg = f"The versions are {names}; give each once, and at least one."
+        raise InvalidInputError(msg)
+    rest = {key: value for key, value in options.items() if key != "dry_run"}
+    with quiet_mlflow(), tempfile.TemporaryDirectory() as folder:
+        check_server()
+        stands = holders(registered_model(name), aliases)
+        outcomes = {}
+        for each in names:
+            place = Path(folder, each)
+            place.mkdir()
+            challenge = Challenge.open(name, each, aliases, policy, place, **rest)
+            outcomes[each] = challenge.decide(stands)
+    verdicts = verdicts_on(aim, outcomes)
+    order = sorted(names, key=lambda each: each in verdicts and verdicts[each].passed)
+    decisions = {}
+    for each in order:  # the others before the best
+        given = (*policy.given, verdicts[each]) if each in verdicts else policy.given
+        rules = replace(policy, given=given)
+        decisions[each] = promote(name, each, alias=aliases, gates=rules, **options)
+    return Contest(goal=aim.metric, decisions={each: decisions[each] for each in names})
+
+
+class Decided(Protocol):
+    """A version with the values of its metrics, and the decision by its gates alone."""
+
+    @property
+    def manifest(self) -> Manifest:
+        """Its manifest."""
+
+    @property
+    def values(self) -> tuple[MetricValue, ...]:
+        """The values of its metrics."""
+
+    @property
+    def decision(self) -> Decision:
+        """The decision."""
+
+
+def verdicts_on(goal: Goal, versions: Mapping[str, Decided]) -> dict[str, Verdict]:
+    """The verdict of a goal on each version that passes its gates.
+
+    Args:
+        goal: The goal.
+        versions: The versions.
+    """
+    passing = {name: each for name, each in versions.items() if each.decision.promoted}
+    values = {name: goal.value_of(each) for name, each in passing.items()}
+    known = {name: value for name, value in values.items() if not math.isnan(value)}
+    kinds = {goal.kind_of(passing[name].manifest) for name in known}
+    sign = -1 if goal.is_high else 1
+    best = min(known, key=lambda each: (sign * known[each], -_number(each)), default=None)
+    side = "highest" if goal.is_high else "lowest"
+    verdicts = {}
+    for name, value in values.items():
+        reason = "not measured" if name not in known else None
+        if len(kinds) > 1:
+            others = ", ".join(sorted(set(known) - {name}, key=_number))
+            reason = f"not comparable, as versions {others} were measured on other machines"
+        wanted = f"the {side} of {len(passing)} versions"
+        if best is not None and len(kinds) == 1:
+            wanted += f", {known[best]:g} of version {best}"
+        verdicts[name] = Verdict(
+            metric=f"{GOAL}{goal.metric}",
+            found=value,
+            wanted=wanted,
+            passed=name == best and reason is None,
+            scope=goal.gate.scope,
+            reason=reason,
+        )
+    return verdicts
+
+
+def _number(version: str) -> int:
+    return int(version) if version.isdigit() else 0

@@ -1,0 +1,149 @@
+"""Several challengers in one call."""
+
+from __future__ import annotations
+
+import pytest
+from graded_bundles import CPU32, TORCH, timed, version
+from small_models import AXES, features, labelled, net
+
+import mlflow_e2eai
+from mlflow_e2eai import bundle
+from mlflow_e2eai.artifacts.files import from_json, to_json
+from mlflow_e2eai.errors import InvalidInputError
+from mlflow_e2eai.evaluation.gates import Gate
+from mlflow_e2eai.flavor import api
+from mlflow_e2eai.promotion.appraisal import Appraisal
+from mlflow_e2eai.promotion.challengers import Goal
+from mlflow_e2eai.promotion.metrics import values_of
+from mlflow_e2eai.promotion.policy import Policy, decide_on
+
+pytestmark = pytest.mark.usefixtures("on_threads")
+
+GATES = {"gates": [{"metric": "task/accuracy", "at_least": 0.5}]}
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory):
+    place = tmp_path_factory.mktemp("good") / "model"
+    module = net()
+    mlflow_e2eai.save_model(
+        module,
+        place,
+        input_example={"x": features()},
+        dynamic_axes=AXES,
+        evaluation_data=labelled(module),
+    )
+    return place
+
+
+@pytest.fixture
+def versions(store, good, tmp_path):
+    """Three versions: the second is the most accurate, the third fails its gate."""
+    made = []
+    for number, accuracy in enumerate((0.6, 0.8, 0.1)):
+        directory = bundle.find(good)
+        text = to_json(bundle.audit(bundle.read(directory), directory))
+        text = text.replace('"accuracy": 1.0', f'"accuracy": {accuracy}')
+        place = tmp_path / str(number)
+        bundle.write(place, from_json(bundle.Manifest, text), bundle.read_example(directory))
+        info = api.log_model(place, "net", registered_model_name="net")
+        made.append(str(info.registered_model_version))
+    return made
+
+
+def holder(store):
+    return str(store.get_model_version_by_alias("net", "champion").version)
+
+
+def test_the_best_of_those_that_pass_is_promoted_and_the_others_say_why_not(store, versions):
+    contest = mlflow_e2eai.promote("net", versions, gates=GATES, goal="task/accuracy")
+
+    first, second, third = versions
+    assert contest.winner == second
+    assert holder(store) == second
+    assert contest.reasons[0] == (
+        f"version {first}: goal/task/accuracy: found 0.6, wanted the highest of 2 versions, 0.8 of "
+        f"version {second}"
+    )
+    assert contest.reasons[1].startswith(f"version {third}: task/accuracy: found 0.1")
+    tags = {each: store.get_model_version("net", each).tags["e2eai.decision"] for each in versions}
+    assert tags == {first: "rejected", second: "promoted", third: "rejected"}
+
+
+def test_where_none_passes_none_is_promoted(store, versions):
+    gates = {"gates": [{"metric": "task/accuracy", "at_least": 0.9}]}
+    contest = mlflow_e2eai.promote("net", versions, gates=gates, goal="task/accuracy")
+
+    assert contest.winner is None
+    assert not contest.promoted
+    assert len(contest.reasons) == 3
+
+
+def test_the_holder_of_the_alias_may_be_among_them_and_a_dry_run_writes_nothing(store, versions):
+    mlflow_e2eai.promote("net", versions[0], gates=GATES)
+    contest = mlflow_e2eai.promote("net", versions, gates=GATES, goal="task/accuracy", dry_run=True)
+
+    assert contest.winner == versions[1]
+    assert holder(store) == versions[0]
+    assert "e2eai.decision" not in store.get_model_version("net", versions[2]).tags
+
+
+@pytest.mark.parametrize(
+    ("numbers", "goal", "message"),
+    [
+        ([1, 2], None, "Several versions are given and no goal"),
+        ([1, 1], "task/accuracy", "give each once"),
+        ([], "task/accuracy", "at least one"),
+        (1, "task/accuracy", "to choose among several versions"),
+        ([1, 2], "latency/p98_ms", "did you mean latency/p99_ms"),
+        ([1, 2], {"minimise": "latency/p50_ms"}, "Did you mean minimize"),
+        ([1, 2], {"minimize": "latency/p50_ms", "maximize": "task/a"}, "give a metric"),
+        ([1, 2], {"minimize": 3}, "give a metric"),
+        ([1, 2], "champion/task_drop", "which compares"),
+    ],
+)
+def test_a_goal_that_is_wrong_is_one_sentence(store, versions, numbers, goal, message):
+    with pytest.raises(InvalidInputError, match=message):
+        mlflow_e2eai.promote("net", numbers, gates=GATES, goal=goal)
+
+
+@pytest.mark.parametrize(
+    ("metric", "is_high"),
+    [
+        ("latency/p50_ms", False),
+        ("latency/throughput_items_per_s", True),
+        ("concurrency/items_per_s", True),
+        ("task/accuracy", True),
+        ("task/drop", False),
+        ("parity/cosine", True),
+        ("parity/max_abs_error", False),
+        ("file/size_bytes", False),
+    ],
+)
+def test_the_better_side_of_a_metric_is_known(metric, is_high):
+    assert Goal.parse(metric).is_high is is_high
+    assert Goal.parse({"minimize": metric}).is_high is False
+    assert Goal.parse({"maximize": metric}).is_high is True
+
+
+def appraisal(found):
+    values = values_of(found)
+    gates = (Gate(metric="parity/failed", bound="at_most", limit=0),)
+    decision = decide_on(Policy(gates=gates), found, values, has_champion=False)
+    return Appraisal(manifest=found, values=tuple(values), decision=decision)
+
+
+def test_a_version_has_the_time_of_its_best_variant_and_the_error_of_its_worst():
+    one = appraisal(version())
+
+    assert Goal.parse("latency/p50_ms").value_of(one) == 1.0
+    assert Goal.parse({"minimize": "latency/p50_ms", "precision": "fp16"}).value_of(one) == 1.5
+    assert Goal.parse("task/accuracy").value_of(one) == 0.9
+
+
+def test_a_goal_may_be_at_a_size():
+    latency = {"min": timed({TORCH: 1.0, CPU32: 3.0}, 1), "opt": timed({TORCH: 1.0, CPU32: 5.0})}
+    one = appraisal(version(latency=latency))
+
+    assert Goal.parse({"minimize": "latency/p50_ms", "at": 1}).value_of(one) == 3.0
+    assert Goal.parse("latency/p50_ms").value_of(one) == 5.0
