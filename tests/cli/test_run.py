@@ -64,7 +64,7 @@ def test_a_file_becomes_a_version_and_the_next_command_is_named(store, folder, c
     report, link, following = (line.split(maxsplit=1) for line in lines[-3:])
     assert (report[0], link[0], following[0]) == ("report", "run", "next")
     assert "<html" in (folder / report[1]).read_text("utf-8")
-    assert store.get_run(link[1]).info.run_name == "script"
+    assert store.get_run(link[1]).info.run_name == "script v1"
     assert following[1] == "mlflow_e2eai promote --name net --version 1"
     loaded = mlflow_e2eai.load_model(model)
     np.testing.assert_allclose(
