@@ -182,7 +182,7 @@ def budgets():
     }
     return {
         "mlflow_e2eai.evaluation.stage.EFFORTS": (EFFORTS, short),
-        "mlflow_e2eai.promotion.remeasurement.BUDGET_S": (BUDGET_S, 0.5),
+        "mlflow_e2eai.bundle.side_by_side.BUDGET_S": (BUDGET_S, 0.5),
     }
 
 

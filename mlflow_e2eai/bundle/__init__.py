@@ -7,6 +7,7 @@ choice     the goal, and the choice with its reasons
 rows       the manifest as a table of variants
 selection  which variant to run here, and why not the others
 model      the callable
+side_by_side  two bundles, measured in turns
 batching   sizes outside a profile, and padding to buckets
 triton/    a model repository for NVIDIA's Triton Inference Server
 """

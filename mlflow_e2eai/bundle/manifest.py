@@ -138,6 +138,11 @@ class Manifest(Summary):
         return (*self.graphs, *self.engines)
 
     @property
+    def digests(self) -> frozenset[str]:
+        """Digests of these files."""
+        return frozenset(file.sha256 for file in self.files)
+
+    @property
     def reference(self) -> str | None:
         """The variant that all others are compared with, if there is evidence of it."""
         return next((entry.variant for entry in self.evidence if entry.sha256 is None), None)

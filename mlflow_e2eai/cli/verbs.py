@@ -154,7 +154,7 @@ VERBS = {
             printer="cli.results:print_decision",
             options=(
                 *("registered_model", "version", "alias", "gates", "promotion_goal", "remeasure"),
-                *("dry_run", "allow_native"),
+                *("dry_run", *_WORKERS),
             ),
             example="--name digits --version 2 --gates gates.yaml",
         ),

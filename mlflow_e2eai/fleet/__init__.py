@@ -9,7 +9,7 @@ local        workers here
 ray          workers of a Ray cluster
 """
 
-from mlflow_e2eai.fleet.engine_jobs import EngineJobs, evaluations
+from mlflow_e2eai.fleet.engine_jobs import EngineJobs, evaluations, remeasurements
 from mlflow_e2eai.fleet.job import (
     EXECUTORS,
     Executor,

@@ -131,17 +131,41 @@ def evaluations(
         executor: The executor; processes of this machine evaluate all in one job.
         **arguments: Further arguments of `pipeline.jobs.evaluate`.
     """
-    if not engines or not uses_other_machines(executor):
-        return [Job(stage="evaluate", model_uri=model_uri, arguments=arguments)]
     return [
         Job(
             stage="evaluate",
             model_uri=model_uri,
-            arguments={"engines": names, **arguments},
+            arguments=arguments if gpu is None else {"engines": names, **arguments},
             gpu=gpu,
         )
-        for gpu, names in by_gpu(engines).items()
+        for gpu, names in _groups(engines, executor)
     ]
+
+
+def remeasurements(
+    model_uri: str, engines: Mapping[str, Target], *, executor: Executor, **arguments: Any
+) -> list[Job]:
+    """Make the jobs that measure a bundle next to another, one for each kind of GPU.
+
+    Args:
+        model_uri: The bundle.
+        engines: Targets of the engines in it, by digest.
+        executor: The executor.
+        **arguments: Further arguments of `pipeline.jobs.remeasure`.
+    """
+    return [
+        Job(stage="remeasure", model_uri=model_uri, arguments=arguments, gpu=gpu)
+        for gpu, _ in _groups(engines, executor)
+    ]
+
+
+def _groups(
+    engines: Mapping[str, Target], executor: Executor
+) -> list[tuple[str | None, list[str]]]:
+    """Engines by the GPU that they need; None where one job here is for all."""
+    if not engines or not uses_other_machines(executor):
+        return [(None, [*engines])]
+    return [*by_gpu(engines).items()]
 
 
 def by_gpu(engines: Mapping[str, Target]) -> dict[str, list[str]]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 from mlflow_e2eai.engine.targets import parse
 from mlflow_e2eai.errors import InvalidInputError, RunnerError
 
 Executor: TypeAlias = Literal["local", "ray"]
+
+JobStage: TypeAlias = Literal["compile", "evaluate", "remeasure"]
 
 EXECUTORS: tuple[Executor, ...] = ("local", "ray")
 
@@ -25,16 +27,17 @@ class Job:
 
     Attributes:
         stage: The stage.
-        model_uri: The model; see `pipeline.jobs.compile` and `pipeline.jobs.evaluate`.
+        model_uri: The model; see `pipeline.jobs.compile`, `pipeline.jobs.evaluate` and
+            `pipeline.jobs.remeasure`.
         arguments: The other arguments of those.
         accelerator: Ray's accelerator type that it needs, for example ``H100``; None for one that
             has the compute capability of its target, where that is built on such a GPU only.
-        gpu: Compute capability of the GPU that an evaluation needs, written as in
+        gpu: Compute capability of the GPU that a measurement needs, written as in
             `Target.compute_capability`; None where it needs no GPU.
         resources: Custom resources of Ray that it needs, by name.
     """
 
-    stage: Literal["compile", "evaluate"]
+    stage: JobStage
     model_uri: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
     accelerator: str | None = None
@@ -42,8 +45,10 @@ class Job:
     resources: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.stage not in ("compile", "evaluate"):
-            msg = f"A job's stage is {self.stage!r}, but compile or evaluate is wanted."
+        if self.stage not in get_args(JobStage):
+            msg = (
+                f"A job's stage is {self.stage!r}, but {' or '.join(get_args(JobStage))} is wanted."
+            )
             raise InvalidInputError(msg)
 
     @property
@@ -52,7 +57,7 @@ class Job:
 
         TensorRT builds an engine on a GPU like the one that it is for, TensorRT-RTX on any machine.
         """
-        if self.stage == "evaluate":
+        if self.stage != "compile":
             return self.gpu
         for text in self.arguments.get("targets", ()):
             if text == "local":
@@ -75,7 +80,7 @@ class Attempt:
 
     Attributes:
         models: Ids of the engines, for ``compile``.
-        run_id: The run with the evidence, for ``evaluate``.
+        run_id: The run with what was measured, for the others.
         error: The reason of a failure; None for success.
         lost: Whether its worker ended, so that another attempt may succeed.
         log: The output of the worker, where it failed.
@@ -95,7 +100,7 @@ class Outcome:
     Attributes:
         job: The job.
         models: Ids of the engines, for ``compile``.
-        run_id: The run with the evidence, for ``evaluate``.
+        run_id: The run with what was measured, for the others.
         error: The reason of a failure; None for success.
         failed_runs: The run of each attempt that failed: a lost job is tried again once.
     """

@@ -126,10 +126,10 @@ def _options(job: Job, nodes: Sequence[Mapping[str, float]]) -> dict[str, Any]:
         msg = f"No node of the Ray cluster has what {job.name} needs ({wanted}); there are "
         msg += f"{', '.join(sorted(known))}."
         raise InvalidInputError(msg)
-    # An evaluation runs alone on its node: it takes all cores of the smallest that fits.
+    # A measurement runs alone on its node: it takes all cores of the smallest that fits.
     alone = min(node["CPU"] for node in fit)
     return {
-        "num_cpus": alone if job.stage == "evaluate" else 1,
+        "num_cpus": 1 if job.stage == "compile" else alone,
         "num_gpus": needs.get("GPU", 0),
         # Ray takes an accelerator type as the resource that it is.
         "resources": {key: much for key, much in needs.items() if key not in ("CPU", "GPU")},
@@ -154,7 +154,7 @@ def _capabilities(job: Job) -> list[str]:
     if job.capability:
         return job.capability.split("+")
     rtx = parse("rtx")
-    return [name for name in ACCELERATORS if job.stage == "evaluate" and covers(rtx, name)]
+    return [name for name in ACCELERATORS if job.stage != "compile" and covers(rtx, name)]
 
 
 def _resource_names(capability: str) -> list[str]:

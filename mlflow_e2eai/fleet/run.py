@@ -34,7 +34,7 @@ def run(
     Each job gets a run of its own. One that fails fails alone: its run is FAILED, with the reason
     as the tag ``e2eai.error`` and with ``job.log``. One whose worker is lost (crashed, killed, or
     silent for too long) is tried once again. Engines are built before anything is evaluated, and
-    on this machine one evaluation runs at a time, as other jobs would disturb its measurements.
+    on this machine one measurement runs at a time, as other jobs would disturb it.
 
     Args:
         jobs: The jobs. Of equal ones one is run.
@@ -61,7 +61,11 @@ def run(
             allowed=allowed_names(),
             timeout_s=timeout_s,
         )
-        for stage, most in (("compile", workers or local.cores()), ("evaluate", 1)):
+        for stage, most in (
+            ("compile", workers or local.cores()),
+            ("evaluate", 1),
+            ("remeasure", 1),
+        ):
             of_stage = [job for job in distinct if job.stage == stage]
             if executor == "ray":
                 outcomes += ray.run_jobs(of_stage, run_job)

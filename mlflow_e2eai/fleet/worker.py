@@ -133,4 +133,14 @@ def _evaluate(job: Job) -> Attempt:
     return Attempt(run_id=run_id)
 
 
-_STAGES: Mapping[str, Callable[[Job], Attempt]] = {"compile": _compile, "evaluate": _evaluate}
+def _remeasure(job: Job) -> Attempt:
+    with tracking.run(job.name, nested=True, tags={tracking.STAGE: "remeasure"}) as run_id:
+        remote_jobs.log_side_by_side(jobs.remeasure(job.model_uri, **job.arguments), run_id)
+    return Attempt(run_id=run_id)
+
+
+_STAGES: Mapping[str, Callable[[Job], Attempt]] = {
+    "compile": _compile,
+    "evaluate": _evaluate,
+    "remeasure": _remeasure,
+}

@@ -11,7 +11,7 @@ yaml_nodes     YAML as plain values, each with its line
 policy         gates, required targets and unmeasured engines -> decision
 metrics        what gates compare with their limits
 incumbent      the same against the version that holds the alias, from stored evidence
-remeasurement  the latency of both, measured here in turns
+remeasurement  the latency of both, measured in turns, here or by a fleet
 appraisal      bundles and policy -> decision and numbers; nothing is written
 challengers    the best of several versions by a goal
 remedies       what to do about each gate that did not pass

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import TypeAlias
 
 from mlflow_e2eai import bundle
 from mlflow_e2eai.bundle.manifest import Manifest
+from mlflow_e2eai.bundle.side_by_side import SideBySide
 from mlflow_e2eai.evaluation.gates import Decision, Gate, MetricValue
 from mlflow_e2eai.promotion.incumbent import LATENCY_RATIO, champion_values
 from mlflow_e2eai.promotion.metrics import measured_evidence, read_bundle, values_of
 from mlflow_e2eai.promotion.policy import Policy, decide_on
-from mlflow_e2eai.promotion.remeasurement import remeasure as measure_again
+from mlflow_e2eai.promotion.remeasurement import with_measured
+
+Measure: TypeAlias = Callable[[Sequence[str]], Sequence[SideBySide]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,11 +27,13 @@ class Appraisal:
     Attributes:
         manifest: The challenger's manifest.
         values: The values of its metrics.
+        measured: What was measured side by side for the decision.
         decision: The decision.
     """
 
     manifest: Manifest
     values: tuple[MetricValue, ...]
+    measured: tuple[SideBySide, ...] = ()
     decision: Decision
 
 
@@ -37,8 +43,7 @@ def appraise(
     champion: Path | None = None,
     *,
     has_champion: bool | None = None,
-    remeasure: bool = False,
-    allow_native: Sequence[str] = (),
+    measure: Measure | None = None,
     now: datetime | None = None,
 ) -> Appraisal:
     """Decide on a bundle by a policy, from stored evidence; nothing is written.
@@ -49,21 +54,21 @@ def appraise(
         champion: The bundle that it would replace; None where there is none, or no gate compares.
         has_champion: Whether another version holds the alias; by default whether there is
             `champion`.
-        remeasure: Measure the latency of both here, in turns, in place of what evidence says of
-            this machine.
-        allow_native: Libraries in them that may be loaded for that.
+        measure: Measures the latency of both in turns, on one machine or several, given the names
+            of variants that are each to be measured against itself too; in place of what evidence
+            says of these machines.
         now: The time that ages count to; by default this moment.
     """
+    measured: Sequence[SideBySide] = ()
     manifest, located = bundle.read(challenger), read_bundle(challenger)
     values = values_of(located, now=now)
     if champion is not None:
         before = read_bundle(champion)
         values += champion_values(located, before, policy.metrics)
-        if remeasure and LATENCY_RATIO in policy.metrics:
-            names = _compared_variants(policy.gates, values, manifest, before)
-            values = measure_again(
-                values, challenger, champion, variants=names, allow_native=allow_native
-            )
+        if measure is not None and LATENCY_RATIO in policy.metrics:
+            measured = measure(_compared_variants(policy.gates, values, manifest, before))
+            for one in measured:
+                values = with_measured(values, one)
     decision = decide_on(
         policy,
         manifest,
@@ -71,7 +76,9 @@ def appraise(
         has_champion=champion is not None if has_champion is None else has_champion,
         now=now,
     )
-    return Appraisal(manifest=manifest, values=tuple(values), decision=decision)
+    return Appraisal(
+        manifest=manifest, values=tuple(values), measured=tuple(measured), decision=decision
+    )
 
 
 def _compared_variants(

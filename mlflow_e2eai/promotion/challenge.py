@@ -6,14 +6,16 @@ import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlflow_e2eai import bundle, tracking
 from mlflow_e2eai.bundle.manifest import Manifest
+from mlflow_e2eai.bundle.side_by_side import SideBySide
 from mlflow_e2eai.errors import E2EAIError
 from mlflow_e2eai.evaluation.gates import Decision, MetricValue
-from mlflow_e2eai.promotion.appraisal import Appraisal, appraise
+from mlflow_e2eai.promotion.appraisal import Appraisal, Measure, appraise
 from mlflow_e2eai.promotion.contenders import (
     as_challenger,
     as_champion,
@@ -29,6 +31,7 @@ from mlflow_e2eai.promotion.registry.record import (
     environments_of,
     record_of,
 )
+from mlflow_e2eai.promotion.remeasurement import Remeasurement
 from mlflow_e2eai.promotion.remedies import with_remedies
 
 if TYPE_CHECKING:
@@ -47,8 +50,7 @@ class Challenge:
         aliases: The aliases.
         policy: The rules.
         folder: A folder for the bundles that it is compared with.
-        remeasure: See `promote`.
-        allow_native: See `promote`.
+        remeasurement: How the latency of both is measured again; None where evidence counts.
     """
 
     version: ModelVersion
@@ -57,8 +59,7 @@ class Challenge:
     aliases: tuple[str, ...]
     policy: Policy
     folder: Path
-    remeasure: bool = False
-    allow_native: tuple[str, ...] = ()
+    remeasurement: Remeasurement | None = None
 
     @classmethod
     def open(
@@ -69,8 +70,7 @@ class Challenge:
         policy: Policy,
         folder: Path,
         *,
-        remeasure: bool = False,
-        allow_native: Sequence[str] = (),
+        remeasurement: Remeasurement | None = None,
     ) -> Challenge:
         """Fetch a version, and compare every file with its digest.
 
@@ -89,8 +89,7 @@ class Challenge:
             aliases=tuple(aliases),
             policy=policy,
             folder=folder,
-            remeasure=remeasure,
-            allow_native=tuple(allow_native),
+            remeasurement=remeasurement,
         )
 
     def decide(self, stands: Mapping[str, str | None]) -> Outcome:
@@ -120,6 +119,7 @@ class Challenge:
             incumbents=tuple(others),
             manifest=manifest,
             values=tuple(dict.fromkeys(v for each in appraisals for v in each.values)),
+            measured=tuple(one for each in appraisals for one in each.measured),
             decision=with_remedies(decision, manifest, name, mine),
         )
 
@@ -143,8 +143,21 @@ class Challenge:
             self.path,
             None if incumbent is None else incumbent.path,
             has_champion=incumbent is not None,
-            remeasure=self.remeasure,
-            allow_native=self.allow_native,
+            measure=None if incumbent is None else self._measure_against(incumbent),
+        )
+
+    def _measure_against(self, incumbent: Incumbent) -> Measure | None:
+        if self.remeasurement is None or incumbent.path is None or incumbent.model is None:
+            return None
+        title = (
+            f"measure {self.version.name} {self.version.version} against "
+            f"{incumbent.version.version}"
+        )
+        return partial(
+            self.remeasurement.measure,
+            title,
+            (self.path, incumbent.path),
+            (str(self.model.model_id), str(incumbent.model.model_id)),
         )
 
 
@@ -175,6 +188,7 @@ class Outcome:
         incumbents: Those of these versions that are not the challenger.
         manifest: The challenger's manifest.
         values: The values of its metrics.
+        measured: What was measured side by side for the decision.
         decision: The decision.
     """
 
@@ -183,6 +197,7 @@ class Outcome:
     incumbents: tuple[Incumbent, ...]
     manifest: Manifest
     values: tuple[MetricValue, ...]
+    measured: tuple[SideBySide, ...] = ()
     decision: Decision
 
     @property
@@ -210,6 +225,7 @@ class Outcome:
             ],
             policy=challenge.policy,
             values=self.values,
+            measured=self.measured,
             decision=self.decision,
         )
 

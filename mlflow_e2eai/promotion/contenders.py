@@ -6,16 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlflow_e2eai import bundle, tracking
-from mlflow_e2eai.artifacts.files import verify
-from mlflow_e2eai.bundle.digests import verify_digests
 from mlflow_e2eai.errors import ArtifactError, E2EAIError, TrackingError, brief
 from mlflow_e2eai.evaluation.gates import AGAINST_CHAMPION
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
     from mlflow.entities.model_registry import ModelVersion
-
-_MLMODEL = "MLmodel"
 
 
 def find_version(name: str, version: int | str) -> ModelVersion:
@@ -95,30 +91,8 @@ def fetch_bundle(model: LoggedModel, folder: Path, subject: str, advice: str) ->
     """Download a version's bundle, and verify the digest of each of its files; see `model_of`."""
     folder.mkdir()
     try:
-        path = tracking.fetch(model, folder)
-        verify_model(path, model)
+        path = tracking.fetch_verified(model, folder)
     except E2EAIError as error:
         msg = f"{subject} cannot be read: {brief(error).rstrip('.')}; {advice}."
         raise type(error)(msg) from error
     return path / bundle.FOLDER
-
-
-def verify_model(path: Path, model: LoggedModel) -> None:
-    """Check that a downloaded bundle is, file by file, the one that was logged.
-
-    The tracking server has the digest of MLmodel, and MLmodel that of the list of all other files.
-
-    Raises:
-        ArtifactError: A file is missing, has changed, or was not in the model; or it was logged by
-            a version of this package that listed no digests.
-    """
-    from mlflow_e2eai.tracking import _mlflow
-
-    recorded = model.tags.get(tracking.MLMODEL_SHA256)
-    if recorded is None:
-        msg = "It has no digests of its files, as it was logged by an older mlflow_e2eai."
-        raise ArtifactError(msg)
-    verify(path / _MLMODEL, recorded)
-    digests = _mlflow.get_flavor_configuration(path, "mlflow_e2eai").get("digests", "")
-    verify_digests(path, digests, unlisted=(_MLMODEL, "registered_model_meta"))
-    verify(path / bundle.FOLDER / bundle.MANIFEST, model.tags[tracking.SHA256])

@@ -138,7 +138,7 @@ def _task_drops(challenger: Manifest, champion: Manifest) -> Iterator[MetricValu
 
 
 def _latency_ratios(challenger: Manifest, champion: Manifest) -> Iterator[MetricValue]:
-    if digests_of(challenger) == digests_of(champion):
+    if challenger.digests == champion.digests:
         yield MetricValue(metric=LATENCY_RATIO, value=1.0)
         return
     found = False
@@ -321,8 +321,3 @@ def _compare(new: float, old: float, *, divides: bool) -> float:
     if old == 0:
         return 1.0 if new == 0 else math.nan if math.isnan(new) else math.inf
     return new / old
-
-
-def digests_of(manifest: Manifest) -> set[str]:
-    """Digests of the files of a bundle."""
-    return {file.sha256 for file in manifest.files}

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 from mlflow_e2eai.errors import E2EAIError, InvalidInputError
 from mlflow_e2eai.evaluation.gates import Decision, Gate
+from mlflow_e2eai.fleet.job import Executor
+from mlflow_e2eai.fleet.run import check_executor
 from mlflow_e2eai.promotion.challenge import Challenge, Outcome
 from mlflow_e2eai.promotion.challengers import Contest, promote_best
 from mlflow_e2eai.promotion.decision_run import decision_run, supersede, tag_version
@@ -18,6 +20,7 @@ from mlflow_e2eai.promotion.registry.lease import Lease, lease
 from mlflow_e2eai.promotion.registry.moves import finish, holders, move
 from mlflow_e2eai.promotion.registry.record import digest_of, last_record
 from mlflow_e2eai.promotion.registry.timeline import registered_model
+from mlflow_e2eai.promotion.remeasurement import Remeasurement
 from mlflow_e2eai.runtime.progress import reported_on_stderr, timed_stage
 from mlflow_e2eai.tracking.console import quiet_mlflow
 from mlflow_e2eai.tracking.server import check_server
@@ -37,6 +40,8 @@ def promote(
     alias: str | Sequence[str] = "champion",
     gates: Gates = None,
     remeasure: bool = False,
+    executor: Executor | None = None,
+    workers: int | None = None,
     dry_run: bool = False,
     allow_native: Sequence[str] = (),
 ) -> Decision: ...
@@ -51,6 +56,8 @@ def promote(
     gates: Gates = None,
     goal: str | Mapping[str, Any],
     remeasure: bool = False,
+    executor: Executor | None = None,
+    workers: int | None = None,
     dry_run: bool = False,
     allow_native: Sequence[str] = (),
 ) -> Contest: ...
@@ -64,6 +71,8 @@ def promote(
     gates: Gates = None,
     goal: str | Mapping[str, Any] | None = None,
     remeasure: bool = False,
+    executor: Executor | None = None,
+    workers: int | None = None,
     dry_run: bool = False,
     allow_native: Sequence[str] = (),
 ) -> Decision | Contest:
@@ -95,6 +104,9 @@ def promote(
             `challengers.Goal.parse`.
         remeasure: Measure the latency of both versions here, in turns, in place of what evidence
             says of machines like this one.
+        executor: Measure the latency of both on a machine of each target of the challenger's
+            engines: ``ray`` on those of a Ray cluster, ``local`` in processes here.
+        workers: Number of processes; see `fleet.run`.
         dry_run: Decide, and write nothing: no run, no tags, no alias. The remedies of the decision
             say what is missing.
         allow_native: Libraries in either version that may be loaded to measure it; see
@@ -114,11 +126,30 @@ def promote(
     policy = read_policy(gates)
     aliases = _aliases_of(alias)
     if isinstance(version, Sequence) and not isinstance(version, str):
-        options = {"remeasure": remeasure, "dry_run": dry_run, "allow_native": allow_native}
+        options = {
+            "remeasure": remeasure,
+            "executor": executor,
+            "workers": workers,
+            "dry_run": dry_run,
+            "allow_native": allow_native,
+        }
         return promote_best(promote, name, version, goal, aliases=aliases, policy=policy, **options)
     if goal is not None:
         msg = f"The goal {goal!r} is to choose among several versions; give a list of them."
         raise InvalidInputError(msg)
+    remeasurement = None
+    if executor is not None:
+        check_executor(executor, workers)
+        if dry_run:
+            msg = (
+                f"dry_run writes nothing, but jobs of the executor {executor!r} are runs; give "
+                f"remeasure= to measure here, or leave dry_run out."
+            )
+            raise InvalidInputError(msg)
+    if remeasure or executor is not None:
+        remeasurement = Remeasurement(
+            executor=executor, workers=workers, allow_native=tuple(allow_native)
+        )
     with (
         reported_on_stderr(),
         quiet_mlflow(),
@@ -132,8 +163,7 @@ def promote(
             aliases,
             policy,
             Path(folder),
-            remeasure=remeasure,
-            allow_native=allow_native,
+            remeasurement=remeasurement,
         )
         registered = registered_model(name)
         outcome = challenge.decide(holders(registered, aliases))

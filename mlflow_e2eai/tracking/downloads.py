@@ -5,13 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mlflow_e2eai.artifacts.files import atomic_write, from_json, reading_error, to_json
-from mlflow_e2eai.bundle.manifest import MANIFEST
+from mlflow_e2eai.artifacts.files import (
+    atomic_write,
+    from_json,
+    reading_error,
+    to_json,
+    verify,
+)
+from mlflow_e2eai.bundle.digests import verify_digests
+from mlflow_e2eai.bundle.manifest import FOLDER, MANIFEST
 from mlflow_e2eai.errors import ArtifactError, TrackingError
-from mlflow_e2eai.tracking.lineage import is_uri, resolve
+from mlflow_e2eai.tracking.lineage import MLMODEL_SHA256, SHA256, fetch, is_uri, resolve
 from mlflow_e2eai.tracking.server import address
+
+if TYPE_CHECKING:
+    from mlflow.entities import LoggedModel
 
 
 class ModelFiles:
@@ -165,6 +175,45 @@ def fetcher(bundle: Path) -> Callable[[Path], None]:
             files.fetch((bundle / path).relative_to(model).as_posix())
 
     return fetch
+
+
+# Whole bundles, with every file verified.
+
+
+_MLMODEL = "MLmodel"
+
+
+def fetch_verified(model: LoggedModel, folder: Path) -> Path:
+    """Download a bundle's LoggedModel, and verify the digest of each of its files.
+
+    Raises:
+        ArtifactError: See `verify_model`.
+        TrackingError: Its files are not there.
+    """
+    path = fetch(model, folder)
+    verify_model(path, model)
+    return path
+
+
+def verify_model(path: Path, model: LoggedModel) -> None:
+    """Check that a downloaded bundle is, file by file, the one that was logged.
+
+    The tracking server has the digest of MLmodel, and MLmodel that of the list of all other files.
+
+    Raises:
+        ArtifactError: A file is missing, has changed, or was not in the model; or it was logged by
+            a version of this package that listed no digests.
+    """
+    from mlflow_e2eai.tracking import _mlflow
+
+    recorded = model.tags.get(MLMODEL_SHA256)
+    if recorded is None:
+        msg = "It has no digests of its files, as it was logged by an older mlflow_e2eai."
+        raise ArtifactError(msg)
+    verify(path / _MLMODEL, recorded)
+    digests = _mlflow.get_flavor_configuration(path, "mlflow_e2eai").get("digests", "")
+    verify_digests(path, digests, unlisted=(_MLMODEL, "registered_model_meta"))
+    verify(path / FOLDER / MANIFEST, model.tags[SHA256])
 
 
 # Texts of runs, or on disk.

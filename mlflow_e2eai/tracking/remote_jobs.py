@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mlflow_e2eai.artifacts.files import from_json, to_json
+from mlflow_e2eai.bundle.side_by_side import SideBySide
 from mlflow_e2eai.evaluation.evidence import MachineEvidence
 from mlflow_e2eai.tracking.artifact_store import fail_unfinished_models
 from mlflow_e2eai.tracking.downloads import fetch_text
@@ -26,6 +27,9 @@ WORKER = "e2eai.worker"
 
 EVIDENCE = "machine_evidence.json"
 """File of an evaluation's run with the evidence of its machine."""
+
+SIDE_BY_SIDE = "side_by_side.json"
+"""File of a run in which a machine measured two bundles."""
 
 _SQLITE = "sqlite:///"
 
@@ -113,6 +117,18 @@ def fetch_evidence(run_id: str) -> MachineEvidence:
         TrackingError: There is no such file.
     """
     return from_json(MachineEvidence, fetch_text(f"runs:/{run_id}/{EVIDENCE}"))
+
+
+def log_side_by_side(measured: SideBySide, run_id: str) -> None:
+    """Log what this machine measured of two bundles on the run of its job."""
+    from mlflow import MlflowClient
+
+    MlflowClient().log_text(run_id, to_json(measured), SIDE_BY_SIDE)
+
+
+def fetch_side_by_side(run_id: str) -> SideBySide:
+    """Fetch what `log_side_by_side` logged on a run; the errors are those of `fetch_evidence`."""
+    return from_json(SideBySide, fetch_text(f"runs:/{run_id}/{SIDE_BY_SIDE}"))
 
 
 def fail_attempt(parent: ParentRun, attempt_id: str, *, name: str, error: str, log: str) -> str:

@@ -12,12 +12,12 @@ import mlflow
 import pytest
 import torch
 from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
-from small_models import AXES, features, labelled, net
+from registered_bundles import altered, holder, register
+from small_models import AXES, features, net
 from tracking_servers import tracking_server
 
 import mlflow_e2eai
 from mlflow_e2eai import bundle
-from mlflow_e2eai.artifacts.files import from_json, to_json
 from mlflow_e2eai.errors import ArtifactError, E2EAIError, InvalidInputError, TrackingError
 from mlflow_e2eai.evaluation.gates import Gate
 from mlflow_e2eai.flavor import api
@@ -29,43 +29,6 @@ from mlflow_e2eai.report.plots import plots
 pytestmark = pytest.mark.usefixtures("on_threads")
 
 FAST = (Gate(metric="parity/failed", bound="at_most", limit=0),)
-
-
-@pytest.fixture(scope="session")
-def good(tmp_path_factory):
-    """A bundle whose variants are right on data that the model itself labelled."""
-    place = tmp_path_factory.mktemp("good") / "model"
-    module = net()
-    mlflow_e2eai.save_model(
-        module,
-        place,
-        input_example={"x": features()},
-        dynamic_axes=AXES,
-        evaluation_data=labelled(module),
-    )
-    return place
-
-
-def altered(place, tmp_path, change):
-    """A copy of a saved model with other evidence in its manifest."""
-    directory = bundle.find(place)
-    manifest = bundle.audit(bundle.read(directory), directory)
-    data = json.loads(to_json(manifest))
-    change(data)
-    made = from_json(bundle.Manifest, json.dumps(data))
-    bundle.write(tmp_path / "altered", made, bundle.read_example(directory))
-    return tmp_path / "altered"
-
-
-def register(place, name="net"):
-    return str(api.log_model(place, name, registered_model_name=name).registered_model_version)
-
-
-def holder(client, alias="champion"):
-    try:
-        return str(client.get_model_version_by_alias("net", alias).version)
-    except mlflow.exceptions.MlflowException:
-        return None
 
 
 def test_a_version_that_passes_every_gate_gets_the_alias(store, good):

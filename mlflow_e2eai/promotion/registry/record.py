@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from mlflow_e2eai._version import __version__
 from mlflow_e2eai.artifacts.files import Summary, Table, from_json, to_json
 from mlflow_e2eai.bundle.manifest import Manifest
+from mlflow_e2eai.bundle.side_by_side import SideBySide
 from mlflow_e2eai.errors import ArtifactError, TrackingError, brief
 from mlflow_e2eai.evaluation.gates import Decision, MetricValue, Verdict
 from mlflow_e2eai.promotion.policy import Policy
@@ -64,6 +65,7 @@ class DecisionRecord(Summary):
         policy: The gates and other rules.
         policy_sha256: Digest of these rules.
         values: The values of all metrics that a gate could read.
+        measured: What was measured for the decision, the challenger next to an incumbent.
         decision: The verdicts.
         by: Who decided.
         host: The machine where that was.
@@ -79,6 +81,7 @@ class DecisionRecord(Summary):
     policy: Policy
     policy_sha256: str
     values: tuple[MetricValue, ...]
+    measured: tuple[SideBySide, ...] = ()
     decision: Decision
     by: str
     host: str
@@ -122,6 +125,7 @@ def record_of(
     *,
     policy: Policy,
     values: Sequence[MetricValue],
+    measured: Sequence[SideBySide],
     decision: Decision,
 ) -> DecisionRecord:
     """Put a decision of this moment on record."""
@@ -135,6 +139,7 @@ def record_of(
         policy=policy,
         policy_sha256=digest_of(policy),
         values=tuple(values),
+        measured=tuple(measured),
         decision=decision,
         by=actor(),
         host=host(),
@@ -270,6 +275,7 @@ def _lines(record: DecisionRecord) -> list[str]:
     lines += [f"  n/a     {reason}" for reason in decision.inapplicable]
     lines += [f"  not loaded by default: {variant}" for variant in decision.excluded]
     lines += [f"  measured on {name}" for name in challenger.environments]
+    lines += [f"  measured side by side on {one.machine}" for one in record.measured]
     lines += [f"  differs: {difference}" for difference in record.differences]
     return lines
 
