@@ -93,7 +93,7 @@ def approve(name: str, version: int | str, *, as_: str, key: str | Path | None =
 
 
 def reject(name: str, version: int | str, *, as_: str, key: str | Path | None = None) -> Statement:
-    """Reject a version of a registered model for good: nobody can approve it afterwards.
+    """Reject a version of a registered model for good: no gates promote it afterwards.
 
     The arguments, result and errors are those of `approve`.
     """
@@ -211,16 +211,22 @@ def statements_of(version: ModelVersion) -> Sequence[Statement]:
 def approval_verdicts(
     policy: Policy, version: ModelVersion, sha256: str | None
 ) -> tuple[Verdict, ...]:
-    """The verdict on each approval that a policy requires.
+    """The verdict on each approval that a policy requires, and on each rejection, which is final.
 
     Args:
         policy: The rules.
         version: The version, with its tags.
         sha256: Digest of its MLmodel.
     """
+    wanted = {required.approval for required in policy.approvals}
+    rejections = tuple(
+        RequiredApproval(approval=statement.approval)
+        for statement in statements_of(version)
+        if statement.answer == REJECTED and statement.approval not in wanted
+    )
     return tuple(
         _verdict(required, version, sha256, {name: policy.keys[name] for name in required.keys})
-        for required in policy.approvals
+        for required in (*policy.approvals, *rejections)
     )
 
 
@@ -230,14 +236,19 @@ def _verdict(
     reason = why_not_approved(version, required.approval, sha256, keys)
     statement = statement_of(version, required.approval)
     signed = f", signed by {' or '.join(sorted(keys))}" if keys else ""
-    command = f"mlflow_e2eai approve {version.name} {version.version} --as {required.approval}"
+    remedy = f"mlflow_e2eai approve {version.name} {version.version} --as {required.approval}"
+    if keys:
+        remedy += " --key FILE"
+    is_rejected = statement is not None and statement.answer == REJECTED
+    if is_rejected:
+        remedy = "A rejection is final: log a new version."
     return Verdict(
         metric=f"{METRIC}{required.approval}",
         found=float(reason is None),
         wanted=f"{APPROVED}{signed}",
         passed=reason is None,
-        severity=required.severity,
+        severity="block" if is_rejected else required.severity,
         source=None if statement is None or reason is not None else str(statement),
         reason=reason,
-        remedy=None if reason is None else command + (" --key FILE" if keys else ""),
+        remedy=None if reason is None else remedy,
     )

@@ -16,6 +16,7 @@ from mlflow_e2eai.promotion.registry.timeline import (
     now_text,
     read_moves,
     registered_model,
+    time_after,
 )
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def move(
     client = MlflowClient()
     client.set_tag(run_id, KIND, kind)
     client.set_tag(run_id, MOVES, moves_text(moves))
-    check_holders(name, {alias: before for alias, (before, _) in moves.items()})
+    registered = check_holders(name, {alias: before for alias, (before, _) in moves.items()})
     right.check()
     began, done = now_text(), []
     try:
@@ -73,7 +74,9 @@ def move(
             f"Promote it again."
         )
         raise TrackingError(msg) from error
-    client.set_tag(run_id, MOVED_AT, now_text())
+    at = time_after(registered.tags.get(MOVED_AT))
+    client.set_tag(run_id, MOVED_AT, at)
+    client.set_registered_model_tag(name, MOVED_AT, at)
 
 
 def finish(run_id: str) -> None:
@@ -88,13 +91,17 @@ def finish(run_id: str) -> None:
         client.set_terminated(run_id, "FINISHED")
 
 
-def check_holders(name: str, expected: Mapping[str, str | None]) -> None:
+def check_holders(name: str, expected: Mapping[str, str | None]) -> RegisteredModel:
     """Check that aliases stand where they stood when it was decided about them.
+
+    Returns:
+        The registered model.
 
     Raises:
         TrackingError: One was moved meanwhile.
     """
-    for alias, now in holders(registered_model(name), list(expected)).items():
+    registered = registered_model(name)
+    for alias, now in holders(registered, list(expected)).items():
         if now != expected[alias]:
             where = "was deleted" if now is None else f"moved to version {now}"
             msg = (
@@ -102,6 +109,7 @@ def check_holders(name: str, expected: Mapping[str, str | None]) -> None:
                 f"promote it again."
             )
             raise TrackingError(msg)
+    return registered
 
 
 def _undo(

@@ -43,7 +43,7 @@ MOVES = "e2eai.moves"
 """Tag of a run: what it is to move, as JSON: alias -> version before and after, null for none."""
 
 MOVED_AT = "e2eai.moved_at"
-"""Tag of a run: when the move was done, in UTC."""
+"""Tag of a run: when the move was done, in UTC; of a registered model: when the last one was."""
 
 DECISIONS_IN = "e2eai.decisions_in."
 """Prefix of tags of a registered model: experiments that have runs of decisions about it."""
@@ -222,6 +222,20 @@ def note_experiment(registered: RegisteredModel, experiment_id: str) -> None:
 def now_text() -> str:
     """This moment in UTC, as ISO 8601 with milliseconds."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def time_after(last: str | None) -> str:
+    """This moment, or one just after the last move's: clocks of two machines differ.
+
+    Args:
+        last: When the last move was, as `now_text` writes it; None where there was none.
+    """
+    now = datetime.now(UTC)
+    try:
+        now = max(now, datetime.fromisoformat(str(last)) + timedelta(milliseconds=1))
+    except (ValueError, TypeError):  # there was none, or a hand wrote the tag
+        pass
+    return now.isoformat(timespec="milliseconds")
 
 
 def moves_text(moves: Mapping[str, tuple[str | None, str | None]]) -> str:
