@@ -130,7 +130,8 @@ def test_an_alias_goes_back_where_the_lease_was_lost_while_it_moved(store, secon
     def lose(lease):
         calls.append(lease)
         if len(calls) == 2:
-            raise TrackingError("This promotion stood still.")
+            msg = "This promotion stood still."
+            raise TrackingError(msg)
 
     monkeypatch.setattr(Lease, "check", lose)
     with pytest.raises(TrackingError, match="stood still; they stand where they stood"):

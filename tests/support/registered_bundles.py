@@ -1,10 +1,11 @@
 """Bundles as versions of the registered model ``net``."""
 
 import json
+from pathlib import Path
 
 import mlflow
 
-from mlflow_e2eai import bundle
+from mlflow_e2eai import bundle, tracking
 from mlflow_e2eai.artifacts.files import from_json, to_json
 from mlflow_e2eai.flavor import api
 
@@ -29,3 +30,13 @@ def holder(client, alias="champion"):
         return str(client.get_model_version_by_alias("net", alias).version)
     except mlflow.exceptions.MlflowException:
         return None
+
+
+def model_of(version):
+    """The LoggedModel of a version."""
+    return tracking.model_of_version(mlflow.MlflowClient().get_model_version("net", version))
+
+
+def files_of(version):
+    """The folder of a version's files in the store."""
+    return Path(model_of(version).artifact_location.removeprefix("file://"))

@@ -7,6 +7,7 @@ followed by another.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
@@ -231,10 +232,8 @@ def time_after(last: str | None) -> str:
         last: When the last move was, as `now_text` writes it; None where there was none.
     """
     now = datetime.now(UTC)
-    try:
+    with contextlib.suppress(ValueError, TypeError):  # there was none, or a hand wrote the tag
         now = max(now, datetime.fromisoformat(str(last)) + timedelta(milliseconds=1))
-    except (ValueError, TypeError):  # there was none, or a hand wrote the tag
-        pass
     return now.isoformat(timespec="milliseconds")
 
 

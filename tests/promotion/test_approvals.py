@@ -1,0 +1,230 @@
+"""People who agree: a tag of the version that is bound to its files, and signed where wanted."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from registered_bundles import holder, register
+
+import mlflow_e2eai
+from mlflow_e2eai.errors import E2EAIError, InvalidInputError, TrackingError
+
+pytestmark = pytest.mark.usefixtures("on_threads")
+
+RELEASE = {"gates": [{"approval": "release"}]}
+
+
+@pytest.fixture
+def version(store, good):
+    return register(good)
+
+
+@pytest.fixture
+def keys(tmp_path):
+    """Two pairs of keys: the files of the private ones, and the lines of the public ones."""
+    found = {}
+    for name in ("ann", "bob"):
+        private = Ed25519PrivateKey.generate()
+        place = tmp_path / name
+        place.write_bytes(
+            private.private_bytes(
+                serialization.Encoding.PEM,
+                serialization.PrivateFormat.OpenSSH,
+                serialization.NoEncryption(),
+            )
+        )
+        public = private.public_key().public_bytes(
+            serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
+        )
+        found[name] = (place, public.decode())
+    return found
+
+
+def signed_by(keys, *names):
+    return {
+        "gates": [{"approval": "release", "keys": list(names)}],
+        "keys": {name: line for name, (_, line) in keys.items()},
+    }
+
+
+def reason(version, gates=RELEASE):
+    decision = mlflow_e2eai.promote("net", version, gates=gates)
+    return None if decision.promoted else " ".join(decision.reasons)
+
+
+def test_a_version_without_an_approval_is_rejected_with_the_command_that_gives_it(store, version):
+    decision = mlflow_e2eai.promote("net", version, gates=RELEASE)
+    assert not decision.promoted
+    assert decision.reasons == ("approval/release: nobody approved it, wanted Approved",)
+    assert decision.remedies == ("mlflow_e2eai approve net 1 --as release",)
+    assert holder(store) is None
+
+
+def test_an_approved_version_is_promoted_and_the_record_says_by_whom(store, version):
+    statement = mlflow_e2eai.approve("net", version, as_="release")
+    assert store.get_model_version("net", version).tags["release"] == "Approved"
+    assert reason(version) is None
+    assert holder(store) == version
+    (verdict,) = mlflow_e2eai.explain("net", version).decision.verdicts
+    assert verdict.source == str(statement)
+    assert statement.by in verdict.source
+    assert statement.at in verdict.source
+
+
+def test_a_tag_that_a_hand_wrote_is_no_approval(store, version):
+    store.set_model_version_tag("net", version, "release", "Approved")
+    assert "its tag 'release' does not say by whom, when and of which files" in reason(version)
+    store.set_model_version_tag("net", version, "release", "Pending")
+    assert "its tag 'release' is 'Pending'" in reason(version)
+
+
+def change(store, number, **fields):
+    text = store.get_model_version("net", number).tags["e2eai.approval.release"]
+    store.set_model_version_tag(
+        "net", number, "e2eai.approval.release", json.dumps({**json.loads(text), **fields})
+    )
+
+
+def test_an_approval_of_other_files_or_of_another_version_does_not_count(store, version):
+    mlflow_e2eai.approve("net", version, as_="release")
+    change(store, version, sha256="0" * 64)
+    assert "the approval is of other files" in reason(version)
+    mlflow_e2eai.approve("net", version, as_="release")
+    change(store, version, version="7")
+    assert "the approval is of 'release' of net 7" in reason(version)
+    change(store, version, answer="Perhaps")
+    assert "does not say by whom" in reason(version)
+
+
+def test_an_approval_that_is_copied_to_another_version_does_not_count(store, good, version):
+    mlflow_e2eai.approve("net", version, as_="release")
+    second = register(good)
+    for key, value in store.get_model_version("net", version).tags.items():
+        store.set_model_version_tag("net", second, key, value)
+    assert "the approval is of 'release' of net 1" in reason(second)
+
+
+def test_a_rejection_is_final_whatever_the_gates(store, version):
+    mlflow_e2eai.reject("net", version, as_="legal")
+    with pytest.raises(TrackingError, match=r"is Rejected as 'legal' by .* That is final; log a"):
+        mlflow_e2eai.approve("net", version, as_="legal")
+    mlflow_e2eai.approve("net", version, as_="release")
+    decision = mlflow_e2eai.promote("net", version, gates=RELEASE)
+    assert not decision.promoted
+    assert "approval/legal: it was Rejected as 'legal'" in decision.reasons[0]
+    assert decision.remedies == ("A rejection is final: log a new version.",)
+
+
+def test_a_rejection_blocks_though_the_gates_only_warn_without_the_approval(version):
+    warning = {
+        "gates": [
+            {"metric": "parity/failed", "at_most": 0},
+            {"approval": "release", "severity": "warn"},
+        ]
+    }
+    assert reason(version, warning) is None
+    mlflow_e2eai.reject("net", version, as_="release")
+    assert "it was Rejected" in reason(version, warning)
+
+
+# Signatures.
+
+
+def test_an_approval_counts_that_a_named_key_signed(keys, version):
+    assert "nobody approved it" in reason(version, signed_by(keys, "ann"))
+    mlflow_e2eai.approve("net", version, as_="release")
+    assert "is not signed" in reason(version, signed_by(keys, "ann"))
+    mlflow_e2eai.approve("net", version, as_="release", key=keys["bob"][0])
+    assert "the signature is by none of the keys ann" in reason(version, signed_by(keys, "ann"))
+    assert reason(version, signed_by(keys, "ann", "bob")) is None
+
+
+@pytest.mark.parametrize("field", ["by", "at", "sha256", "signature"])
+def test_a_signed_approval_that_was_changed_does_not_count(field, keys, store, version):
+    mlflow_e2eai.approve("net", version, as_="release", key=keys["ann"][0])
+    text = store.get_model_version("net", version).tags["e2eai.approval.release"]
+    value = json.loads(text)[field]
+    change(store, version, **{field: ("1" if value[0] == "0" else "0") + value[1:]})
+    assert reason(version, signed_by(keys, "ann")) is not None
+
+
+def test_a_signature_that_is_no_base64_does_not_count(keys, store, version):
+    mlflow_e2eai.approve("net", version, as_="release", key=keys["ann"][0])
+    for odd in ("", "!!", "é"):
+        change(store, version, signature=odd)
+        assert "by none of the keys ann" in reason(version, signed_by(keys, "ann"))
+
+
+def test_keys_that_ssh_keygen_makes_are_taken(tmp_path, version):
+    place = tmp_path / "key"
+    try:
+        subprocess.run(
+            ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", place], check=True, timeout=30
+        )
+    except FileNotFoundError:
+        pytest.skip("there is no ssh-keygen here")
+    mlflow_e2eai.approve("net", version, as_="release", key=place)
+    gates = {
+        "gates": [{"approval": "release", "keys": ["ann"]}],
+        "keys": {"ann": place.with_suffix(".pub").read_text()},
+    }
+    assert reason(version, gates) is None
+
+
+def test_a_key_that_cannot_sign_is_refused_and_nothing_is_on_record(store, tmp_path, version):
+    other = ec.generate_private_key(ec.SECP256R1()).private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+    locked = Ed25519PrivateKey.generate().private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.BestAvailableEncryption(b"secret"),
+    )
+    for content, sentence in (
+        (other, "is no Ed25519 key; make one with ssh-keygen"),
+        (locked, "holds no private key that can be read without a password"),
+        (b"hello", "holds no private key"),
+        (None, "Cannot read the key"),
+    ):
+        place = tmp_path / "odd"
+        place.unlink(missing_ok=True)
+        if content is not None:
+            place.write_bytes(content)
+        with pytest.raises(InvalidInputError, match=sentence):
+            mlflow_e2eai.approve("net", version, as_="release", key=place)
+    assert store.get_model_version("net", version).tags == {}
+
+
+@pytest.mark.parametrize(
+    ("gates", "sentence"),
+    [
+        ({"gates": [{"approval": "release", "keys": ["ann"]}]}, "ann"),
+        ({"gates": [{"approval": "release", "keys": ["ann"]}], "keys": {"ann": "hi"}}, "'hi'"),
+        ({"gates": [{"approval": "e2eai.release"}]}, "e2eai"),
+        ({"gates": [{"approval": ""}]}, "approval"),
+    ],
+)
+def test_gates_that_name_no_key_or_no_approval_are_refused(gates, sentence, version):
+    with pytest.raises(InvalidInputError, match=sentence):
+        mlflow_e2eai.promote("net", version, gates=gates)
+
+
+@pytest.mark.parametrize(
+    ("name", "number", "as_", "sentence"),
+    [
+        ("net", 9, "release", "There is no version 9 of 'net'"),
+        ("nut", 1, "release", "There is no version 1 of 'nut'"),
+        ("net", 1, "a b", "'a b'"),
+        ("net", 1, "e2eai.decision", "e2eai"),
+    ],
+)
+def test_what_cannot_be_approved_is_one_sentence(name, number, as_, sentence, version):
+    with pytest.raises(E2EAIError, match=sentence):
+        mlflow_e2eai.approve(name, number, as_=as_)

@@ -1,0 +1,158 @@
+"""A decision explained from what is stored, years later, and computed again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import mlflow
+import pytest
+from registered_bundles import altered, files_of, register
+
+import mlflow_e2eai
+from mlflow_e2eai.artifacts.files import from_json, to_json
+from mlflow_e2eai.errors import ArtifactError, E2EAIError, TrackingError
+from mlflow_e2eai.evaluation.gates import Gate
+from mlflow_e2eai.promotion.registry.record import FORMAT_VERSION, DecisionRecord
+
+pytestmark = pytest.mark.usefixtures("on_threads")
+
+FAST = (Gate(metric="parity/failed", bound="at_most", limit=0),)
+AGE = (*FAST, Gate(metric="evidence/age_days", bound="at_most", limit=30))
+
+
+@pytest.fixture
+def registry(store, good):
+    """Two versions, each of which was promoted."""
+    for version in (register(good), register(good)):
+        mlflow_e2eai.promote("net", version, gates=AGE)
+    return store
+
+
+def file_of(store, version):
+    run_id = store.get_model_version("net", version).tags["e2eai.decision_run"]
+    folder = mlflow.get_run(run_id).info.artifact_uri.removeprefix("file://")
+    return Path(folder, "decision.json")
+
+
+def test_a_decision_has_all_that_it_was_made_of(registry):
+    record = mlflow_e2eai.explain("net", 2)
+    data = json.loads(file_of(registry, "2").read_text())
+    assert data["format_version"] == FORMAT_VERSION
+    tags = {version: model_of(version).tags for version in ("1", "2")}
+    (before,) = record.incumbents
+    for contender in (before, record.challenger):
+        its = tags[contender.version]
+        assert contender.sha256 == its["e2eai.mlmodel_sha256"]
+        assert contender.evidence_sha256 == its["e2eai.sha256"]
+        assert all("onnxruntime-gpu" in each for each in contender.environments.values())
+    assert (before.version, before.aliases) == ("1", ("champion",))
+    assert len(record.policy_sha256) == 64
+    assert record.by
+    assert record.host
+    assert record.at.endswith("+00:00")
+    assert {value.metric for value in record.values} >= {"parity/failed", "evidence/age_days"}
+    assert from_json(DecisionRecord, to_json(record)) == record
+
+
+def test_the_text_of_a_decision_is_for_people(registry):
+    lines = mlflow_e2eai.explain("net", 2).text().splitlines()
+    assert lines[0] == "Version 2 of net: promoted for @champion"
+    assert any(line.startswith("  before: version 1 at @champion, files sha256 ") for line in lines)
+    assert any(line.startswith("  passed  parity/failed") for line in lines)
+
+
+def test_what_the_machines_differ_in_is_named(store, good, tmp_path):
+    def other(data):
+        data["environment"]["processor"] = "Another 3000"
+
+    gates = (*FAST, Gate(metric="champion/task_drop", bound="at_most", limit=1))
+    mlflow_e2eai.promote("net", register(good), gates=gates)
+    mlflow_e2eai.promote("net", register(altered(good, tmp_path, other)), gates=gates)
+    differences = mlflow_e2eai.explain("net", 2).differences
+    assert any("processor" in line and "Another 3000 (version 2)" in line for line in differences)
+
+
+def test_a_rejection_is_explained_too(registry, good):
+    version = register(good)
+    mlflow_e2eai.promote(
+        "net", version, gates=(Gate(metric="parity/failed", bound="at_least", limit=99),)
+    )
+    record = mlflow_e2eai.explain("net", version)
+    assert not record.decision.promoted
+    assert "  FAILED  parity/failed" in record.text()
+
+
+def test_a_version_that_was_not_decided_about_is_named_with_the_command(store, good):
+    register(good)
+    with pytest.raises(
+        TrackingError, match=r"Nothing was decided about version 1 of 'net' yet; promote it, by `ml"
+    ):
+        mlflow_e2eai.explain("net", 1)
+    with pytest.raises(TrackingError, match="There is no version 9 of 'net'"):
+        mlflow_e2eai.explain("net", 9)
+
+
+def test_a_decision_whose_run_is_gone_is_named(registry):
+    run_id = registry.get_model_version("net", "2").tags["e2eai.decision_run"]
+    file_of(registry, "2").unlink()
+    with pytest.raises(TrackingError, match=f"is not there any more, in run {run_id}"):
+        mlflow_e2eai.explain("net", 2)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"format_version": 99}, "has format 99, written by mlflow_e2eai .*install that version"),
+        ({"format_version": None}, "kept verdicts only; promote the version again"),
+        ({"policy": 3}, "This is not a DecisionRecord: at policy"),
+    ],
+)
+def test_a_file_of_another_format_is_refused(registry, change, sentence):
+    place = file_of(registry, "2")
+    place.write_text(json.dumps({**json.loads(place.read_text()), **change}))
+    with pytest.raises(ArtifactError, match=sentence):
+        mlflow_e2eai.explain("net", 2)
+
+
+# Computed again.
+
+
+def test_the_same_evidence_gives_the_same_decision_today(registry):
+    runs = len(mlflow.search_runs(search_all_experiments=True))
+    again = mlflow_e2eai.redecide("net", 2)
+    assert not again.differs
+    assert again.now.promoted
+    assert again.text().startswith("Version 2 of net: the decision would be the same today")
+    assert len(mlflow.search_runs(search_all_experiments=True)) == runs
+
+
+def test_evidence_that_is_too_old_by_now_would_be_rejected_today(registry, monkeypatch):
+    place = file_of(registry, "2")
+    data = json.loads(place.read_text())
+    for gate in data["policy"]["gates"]:
+        if gate["metric"] == "evidence/age_days":
+            gate["limit"] = -1
+    place.write_text(json.dumps(data))
+    again = mlflow_e2eai.redecide("net", 2)
+    assert again.differs
+    assert "would be another today (rejected)" in again.text()
+    (difference,) = again.differences
+    assert difference.startswith("then passed  evidence/age_days")
+    assert "; now failed  evidence/age_days" in difference
+
+
+def test_an_approval_that_was_withdrawn_would_count_today(store, good):
+    register(good)
+    mlflow_e2eai.approve("net", 1, as_="release")
+    mlflow_e2eai.promote("net", 1, gates={"gates": [{"approval": "release"}]})
+    assert not mlflow_e2eai.redecide("net", 1).differs
+    mlflow_e2eai.reject("net", 1, as_="release")
+    assert mlflow_e2eai.redecide("net", 1).differs
+
+
+def test_a_file_that_changed_since_is_found(registry):
+    (graph, *_) = files_of("2").rglob("*.onnx")
+    graph.write_bytes(graph.read_bytes() + b" ")
+    with pytest.raises(E2EAIError, match="Version 2 of 'net'"):
+        mlflow_e2eai.redecide("net", 2)
