@@ -7,7 +7,7 @@ from pathlib import Path
 
 import mlflow
 import pytest
-from registered_bundles import altered, files_of, register
+from registered_bundles import altered, files_of, model_of, register
 
 import mlflow_e2eai
 from mlflow_e2eai.artifacts.files import from_json, to_json
