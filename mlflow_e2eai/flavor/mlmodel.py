@@ -35,6 +35,7 @@ MODEL_CONFIG: dict[str, Any] = {
     "goal": "latency",
     "split": False,
     "fallback": True,
+    "follow": None,
     "allow_native": [],
 }
 """Options of `mlflow.pyfunc.load_model` with defaults; MLflow drops keys that are not here."""

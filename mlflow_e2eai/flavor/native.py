@@ -3,13 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any, overload
 
-from mlflow_e2eai import tracking
+from mlflow_e2eai import bundle, tracking
 from mlflow_e2eai.bundle.load import load
 from mlflow_e2eai.bundle.model import Model
+from mlflow_e2eai.errors import InvalidInputError
+from mlflow_e2eai.flavor.followed import PREFIX, FollowedModel, parse_alias, version_at
 from mlflow_e2eai.flavor.mlmodel import FLAVOR_NAME
 from mlflow_e2eai.tracking.console import quiet_mlflow
+
+
+@overload
+def load_model(
+    model_uri: str,
+    dst_path: str | None = None,
+    *,
+    variant: str | None = None,
+    goal: str = "latency",
+    split: bool = False,
+    fallback: bool = True,
+    follow: None = None,
+    allow_native: Sequence[str] = (),
+) -> Model: ...
+
+
+@overload
+def load_model(
+    model_uri: str,
+    *,
+    variant: str | None = None,
+    goal: str = "latency",
+    split: bool = False,
+    fallback: bool = True,
+    follow: float,
+    allow_native: Sequence[str] = (),
+) -> FollowedModel: ...
 
 
 def load_model(
@@ -20,8 +51,9 @@ def load_model(
     goal: str = "latency",
     split: bool = False,
     fallback: bool = True,
+    follow: float | None = None,
     allow_native: Sequence[str] = (),
-) -> Model:
+) -> Model | FollowedModel:
     """Load a model with the best variant that this machine can run.
 
     Of a model that is not on this machine, only the files of that variant are downloaded. Its
@@ -35,6 +67,8 @@ def load_model(
             ``throughput`` or ``memory``; see `bundle.load`, also for models without measurements.
         split: Cut batches that are too large for the profile, and fill those that are too small.
         fallback: Take the next variant when a better one cannot run; if False, that is an error.
+        follow: Look this often, in seconds, where the alias of ``models:/name@alias`` is, and serve
+            the version that has it; see `FollowedModel`.
         allow_native: Libraries in the model that may be loaded, by file name, for example
             ``libortextensions.so``: they are native code.
 
@@ -44,17 +78,59 @@ def load_model(
 
     Raises:
         mlflow.exceptions.MlflowException: There is no such model, or it is of another flavor.
+        InvalidInputError: The URI names no alias to follow.
         E2EAIError: See `bundle.load`.
     """
+    options: dict[str, Any] = {
+        "variant": variant,
+        "goal": goal,
+        "split": split,
+        "fallback": fallback,
+        "allow_native": allow_native,
+    }
+    if follow is None:
+        return _load(model_uri, dst_path, **options)[0]
+    if dst_path is not None:
+        msg = "Each version that is followed has a folder of its own; leave dst_path out."
+        raise InvalidInputError(msg)
+    name, alias = parse_alias(model_uri)
+    return follow_alias(name, alias, every_s=follow, **options)
+
+
+def follow_alias(name: str, alias: str, *, every_s: float, **options: Any) -> FollowedModel:
+    """Load the version that has an alias, and again each time that the alias has moved.
+
+    Args:
+        name: The registered model.
+        alias: The alias.
+        every_s: Seconds between two looks.
+        **options: Those of `bundle.load`.
+    """
+
+    def open_version(version: str) -> Model:
+        model, files, data = _load(f"{PREFIX}{name}/{version}", None, **options)
+        files.fetch(f"{data}/{bundle.EXAMPLE}")
+        try:
+            model(bundle.read_example(files.directory / data))
+        except BaseException:
+            with model:  # frees it
+                raise
+        return model
+
+    return FollowedModel(
+        f"{name}@{alias}", every_s=every_s, look=partial(version_at, name, alias), load=open_version
+    )
+
+
+def _load(
+    model_uri: str, dst_path: str | None, **options: Any
+) -> tuple[Model, tracking.ModelFiles, str]:
     with quiet_mlflow():
         files = tracking.ModelFiles(model_uri, dst_path)
-        data = files.configuration(FLAVOR_NAME).get("data", ".")
-        return load(
+        data = str(files.configuration(FLAVOR_NAME).get("data", "."))
+        model = load(
             files.directory / data,
-            variant=variant,
-            goal=goal,
-            split=split,
-            fallback=fallback,
-            allow_native=allow_native,
             fetch=lambda path: files.fetch(Path(data, path).as_posix()),
+            **options,
         )
+    return model, files, data

@@ -15,7 +15,9 @@ from mlflow_e2eai.artifacts.values import Array
 from mlflow_e2eai.bundle.load import load
 from mlflow_e2eai.bundle.model import Model
 from mlflow_e2eai.errors import E2EAIError, InvalidInputError
+from mlflow_e2eai.flavor.followed import FollowedModel, parse_alias
 from mlflow_e2eai.flavor.mlmodel import MODEL_CONFIG
+from mlflow_e2eai.flavor.native import follow_alias
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 class PyFunc:
     """A pyfunc model: arrays, mappings, lists and DataFrames in, named arrays out."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model | FollowedModel) -> None:
         self._model = model
         self._columns: pd.Index[str] | None = None
 
@@ -36,7 +38,7 @@ class PyFunc:
         predict.__signature__ = inspect.signature(predict)  # type: ignore[attr-defined]
         self.predict = predict
 
-    def get_raw_model(self) -> Model:
+    def get_raw_model(self) -> Model | FollowedModel:
         """The native callable, without MLflow's checks on the way."""
         return self._model
 
@@ -125,4 +127,11 @@ def _cells(array: Array) -> Array:
 def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> PyFunc:
     """Load the bundle for `mlflow.pyfunc.load_model`, which calls this."""
     options = {**MODEL_CONFIG, **(model_config or {})}  # by the names of the arguments of `load`
-    return PyFunc(load(Path(path), fetch=tracking.fetcher(Path(path)), **options))
+    every_s = options.pop("follow")
+    if every_s is None:
+        return PyFunc(load(Path(path), fetch=tracking.fetcher(Path(path)), **options))
+    alias = tracking.alias_of(Path(path).parent)
+    if alias is None:
+        msg = "follow needs the URI of an alias, by this package: e2eai:/digits@champion."
+        raise InvalidInputError(msg)
+    return PyFunc(follow_alias(*parse_alias(alias), every_s=every_s, **options))

@@ -30,24 +30,6 @@ def find_version(name: str, version: int | str) -> ModelVersion:
         raise TrackingError(msg) from error
 
 
-def version_with_alias(name: str, alias: str) -> ModelVersion | None:
-    """The version that holds an alias; None if there is none.
-
-    Raises:
-        TrackingError: The registry does not say.
-    """
-    from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return MlflowClient().get_model_version_by_alias(name, alias)
-    except MlflowException as error:
-        if "not found" in str(error.message).lower():
-            return None
-        msg = f"Alias {alias!r} of {name!r} cannot be read: {error.message}"
-        raise TrackingError(msg) from error
-
-
 def as_challenger(challenger: ModelVersion) -> tuple[str, str]:
     """The subject of a sentence about a version that is to be promoted, and what to do with it."""
     subject = f"Version {challenger.version} of {challenger.name!r}"

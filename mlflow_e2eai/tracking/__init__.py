@@ -24,7 +24,13 @@ server           a check of the server, and cached lookups
 _mlflow          private helpers of MLflow
 """
 
-from mlflow_e2eai.tracking.downloads import ModelFiles, fetch_verified, fetcher, verify_model
+from mlflow_e2eai.tracking.downloads import (
+    ModelFiles,
+    alias_of,
+    fetch_verified,
+    fetcher,
+    verify_model,
+)
 from mlflow_e2eai.tracking.lineage import (
     MLMODEL_SHA256,
     PARENT,

@@ -115,9 +115,11 @@ class Origin:
 
     Attributes:
         uri: The model, by the id of its LoggedModel.
+        alias: The URI by which it was found, where that is one of an alias.
     """
 
     uri: str
+    alias: str | None = None
 
 
 def download(uri: str, directory: Path) -> Path:
@@ -153,8 +155,17 @@ def download(uri: str, directory: Path) -> Path:
             files.fetch(name)
     files.fetch(f"{data}/{MANIFEST}")
     with atomic_write(directory / ORIGIN) as out:
-        out.write_text(to_json(Origin(uri=origin)), encoding="utf-8")
+        alias = f"models:/{parts[0]}" if "@" in parts[0] else None
+        out.write_text(to_json(Origin(uri=origin, alias=alias)), encoding="utf-8")
     return directory
+
+
+def alias_of(model: Path) -> str | None:
+    """The alias by which `download` found a model, as a URI; None where it was found otherwise."""
+    try:
+        return from_json(Origin, (model / ORIGIN).read_bytes()).alias
+    except FileNotFoundError:
+        return None
 
 
 def fetcher(bundle: Path) -> Callable[[Path], None]:
