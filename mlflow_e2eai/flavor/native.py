@@ -109,7 +109,8 @@ def follow_alias(name: str, alias: str, *, every_s: float, **options: Any) -> Fo
 
     def open_version(version: str) -> Model:
         model, files, data = _load(f"{PREFIX}{name}/{version}", None, **options)
-        files.fetch(f"{data}/{bundle.EXAMPLE}")
+        with quiet_mlflow():
+            files.fetch(f"{data}/{bundle.EXAMPLE}")
         try:
             model(bundle.read_example(files.directory / data))
         except BaseException:

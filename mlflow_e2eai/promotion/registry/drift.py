@@ -19,6 +19,7 @@ from mlflow_e2eai.promotion.registry.timeline import (
     read_moves,
     registered_model,
 )
+from mlflow_e2eai.tracking.console import quiet_mlflow
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import RegisteredModel
@@ -108,6 +109,36 @@ def guard(name: str, *, restore: bool = False) -> GuardReport:
     Raises:
         TrackingError: There is no such model, or the user may not move its aliases.
     """
+    with quiet_mlflow():
+        return _guard(name, restore=restore)
+
+
+def watch(name: str, *, every_s: float = 30.0, restore: bool = False) -> Iterator[GuardReport]:
+    """Guard a registered model for ever, and yield each state that differs from the last.
+
+    Args:
+        name: The registered model.
+        every_s: Seconds between two looks, each of which is one request for the model and one for
+            each experiment with decisions about it.
+        restore: See `guard`.
+
+    Raises:
+        InvalidInputError: `every_s` is not above 0.
+        TrackingError: See `guard`.
+    """
+    if not every_s > 0:
+        msg = f"{every_s} s between two looks is too short; give seconds above 0."
+        raise InvalidInputError(msg)
+    last = None
+    while True:
+        report = guard(name, restore=restore)
+        if report != last:
+            yield report
+        last = report
+        time.sleep(every_s)
+
+
+def _guard(name: str, *, restore: bool) -> GuardReport:
     registered = registered_model(name)
     found = _compare(registered)
     if not restore or not any(each.drifted for each in found):
@@ -135,31 +166,6 @@ def guard(name: str, *, restore: bool = False) -> GuardReport:
             dataclasses.replace(each, restored=True) if each.drifted else each for each in found
         ),
     )
-
-
-def watch(name: str, *, every_s: float = 30.0, restore: bool = False) -> Iterator[GuardReport]:
-    """Guard a registered model for ever, and yield each state that differs from the last.
-
-    Args:
-        name: The registered model.
-        every_s: Seconds between two looks, each of which is one request for the model and one for
-            each experiment with decisions about it.
-        restore: See `guard`.
-
-    Raises:
-        InvalidInputError: `every_s` is not above 0.
-        TrackingError: See `guard`.
-    """
-    if not every_s > 0:
-        msg = f"{every_s} s between two looks is too short; give seconds above 0."
-        raise InvalidInputError(msg)
-    last = None
-    while True:
-        report = guard(name, restore=restore)
-        if report != last:
-            yield report
-        last = report
-        time.sleep(every_s)
 
 
 def _compare(registered: RegisteredModel) -> list[GuardedAlias]:

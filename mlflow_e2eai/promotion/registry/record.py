@@ -15,6 +15,7 @@ from mlflow_e2eai.evaluation.gates import Decision, MetricValue, Verdict
 from mlflow_e2eai.promotion.policy import Policy
 from mlflow_e2eai.promotion.registry.actor import actor, host
 from mlflow_e2eai.promotion.registry.timeline import now_text
+from mlflow_e2eai.tracking.console import quiet_mlflow
 from mlflow_e2eai.tracking.server import check_server
 
 FILE = "decision.json"
@@ -202,8 +203,9 @@ def explain(name: str, version: int | str) -> DecisionRecord:
         TrackingError: There is none, or its run is gone.
         ArtifactError: Another version of this package wrote it.
     """
-    check_server()
-    return last_record(name, version)[0]
+    with quiet_mlflow():
+        check_server()
+        return last_record(name, version)[0]
 
 
 def last_record(name: str, version: int | str) -> tuple[DecisionRecord, str]:
