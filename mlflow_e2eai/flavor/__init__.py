@@ -6,7 +6,7 @@ this file imports nothing; its names are resolved when they are first used.
 api                  `save_model`, `log_model`
 logged_bundle        a bundle as a LoggedModel and a registered version
 native               `load_model`
-followed             the version that has an alias, served as the alias moves
+follower             the version that has an alias, served as the alias moves
 mlmodel              the MLmodel file
 wheel                a wheel of this package, for a model that no index can serve
 pyfunc               the model as MLflow's pyfunc

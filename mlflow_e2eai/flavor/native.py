@@ -11,7 +11,7 @@ from mlflow_e2eai import bundle, tracking
 from mlflow_e2eai.bundle.load import load
 from mlflow_e2eai.bundle.model import Model
 from mlflow_e2eai.errors import InvalidInputError
-from mlflow_e2eai.flavor.followed import PREFIX, FollowedModel, parse_alias, version_at
+from mlflow_e2eai.flavor.follower import PREFIX, FollowedModel, parse_alias, version_at
 from mlflow_e2eai.flavor.mlmodel import FLAVOR_NAME
 from mlflow_e2eai.tracking.console import quiet_mlflow
 

@@ -15,7 +15,7 @@ from mlflow_e2eai.artifacts.values import Array
 from mlflow_e2eai.bundle.load import load
 from mlflow_e2eai.bundle.model import Model
 from mlflow_e2eai.errors import E2EAIError, InvalidInputError
-from mlflow_e2eai.flavor.followed import FollowedModel, parse_alias
+from mlflow_e2eai.flavor.follower import FollowedModel, parse_alias
 from mlflow_e2eai.flavor.mlmodel import MODEL_CONFIG
 from mlflow_e2eai.flavor.native import follow_alias
 

@@ -211,7 +211,7 @@ def statements_of(version: ModelVersion) -> Sequence[Statement]:
 def approval_verdicts(
     policy: Policy, version: ModelVersion, sha256: str | None
 ) -> tuple[Verdict, ...]:
-    """The verdict on each approval that a policy requires, and on each rejection, which is final.
+    """The verdict on each approval that a policy requires, and on each final rejection.
 
     Args:
         policy: The rules.

@@ -15,7 +15,7 @@ from small_models import AXES, features
 import mlflow_e2eai
 from mlflow_e2eai import tracking
 from mlflow_e2eai.errors import InvalidInputError, TrackingError
-from mlflow_e2eai.flavor import api, followed
+from mlflow_e2eai.flavor import api, follower
 
 pytestmark = pytest.mark.usefixtures("on_threads")
 
@@ -192,4 +192,4 @@ def test_what_cannot_be_followed_is_one_sentence(registry, tmp_path):
         mlflow_e2eai.load_model("models:/times@champion", follow=0)
     with pytest.raises(InvalidInputError, match="leave dst_path out"):
         mlflow_e2eai.load_model("models:/times@champion", str(tmp_path), follow=NEVER)
-    assert followed.version_at("times", "champion") == "1"
+    assert follower.version_at("times", "champion") == "1"
