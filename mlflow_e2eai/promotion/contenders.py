@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from mlflow_e2eai import bundle, tracking
 from mlflow_e2eai.artifacts.files import verify
 from mlflow_e2eai.bundle.digests import verify_digests
-from mlflow_e2eai.errors import ArtifactError, E2EAIError, TrackingError, brief
+from mlflow_e2eai.errors import ArtifactError, E2EAIError, InvalidInputError, TrackingError, brief
 from mlflow_e2eai.evaluation.gates import AGAINST_CHAMPION
 
 if TYPE_CHECKING:
@@ -34,22 +34,32 @@ def find_version(name: str, version: int | str) -> ModelVersion:
         raise TrackingError(msg) from error
 
 
-def version_with_alias(name: str, alias: str) -> ModelVersion | None:
-    """The version that holds an alias; None if there is none.
+def version_at(uri: str) -> ModelVersion:
+    """Find the version of a registered model that a URI names.
+
+    Args:
+        uri: ``models:/name/version`` or ``models:/name@alias``.
 
     Raises:
-        TrackingError: The registry does not say.
+        InvalidInputError: It names none.
+        TrackingError: There is no such version.
     """
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
-    try:
-        return MlflowClient().get_model_version_by_alias(name, alias)
-    except MlflowException as error:
-        if "not found" in str(error.message).lower():
-            return None
-        msg = f"Alias {alias!r} of {name!r} cannot be read: {error.message}"
-        raise TrackingError(msg) from error
+    path = uri.removeprefix("models:/")
+    name, _, version = path.rpartition("/")
+    if uri.startswith("models:/") and name:
+        return find_version(name, version)
+    name, _, alias = path.rpartition("@")
+    if uri.startswith("models:/") and name:
+        try:
+            return MlflowClient().get_model_version_by_alias(name, alias)
+        except MlflowException as error:
+            msg = f"There is no version {uri!r}: {error.message}; see the registry."
+            raise TrackingError(msg) from error
+    msg = f"{uri!r} names no version; give models:/name/version or models:/name@alias."
+    raise InvalidInputError(msg)
 
 
 def as_challenger(challenger: ModelVersion) -> tuple[str, str]:

@@ -19,7 +19,13 @@ from mlflow_e2eai.promotion.registry.journal import journal
 from mlflow_e2eai.promotion.registry.lease import lease
 from mlflow_e2eai.promotion.registry.moves import holders, move
 from mlflow_e2eai.promotion.registry.record import read_record
-from mlflow_e2eai.promotion.registry.timeline import History, Move, read_moves, registered_model
+from mlflow_e2eai.promotion.registry.timeline import (
+    History,
+    Move,
+    check_alias_is_known,
+    read_moves,
+    registered_model,
+)
 from mlflow_e2eai.runtime.progress import reported_on_stderr, timed_stage
 from mlflow_e2eai.tracking.console import quiet_mlflow
 from mlflow_e2eai.tracking.server import check_server
@@ -64,6 +70,7 @@ def rollback(
         check_server()
         registered = registered_model(name)
         past = History(name=name, moves=tuple(read_moves(registered)))
+        check_alias_is_known(alias, registered, past.moves)
         now = holders(registered, [alias])[alias]
         target = _target(past, alias, now, None if to is None else str(to))
         found = find_version(name, target)
@@ -77,7 +84,7 @@ def rollback(
             msg = f"{subject} does not pass its gates today: {'; '.join(reasons)}; {advice}."
             raise TrackingError(msg)
         _check_runs(path, allow_native, subject, advice)
-        reason = f"it stood here before, runs, and passes its gates; version {now} is left"
+        reason = f"version {target} runs and passes its gates today; it replaces version {now}"
         title = f"rollback @{alias} of {name} to {target}"
         with (
             lease(name) as right,

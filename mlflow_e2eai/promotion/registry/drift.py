@@ -19,6 +19,9 @@ from mlflow_e2eai.promotion.registry.timeline import (
     read_moves,
     registered_model,
 )
+from mlflow_e2eai.report.formats import moment_text
+from mlflow_e2eai.tracking.console import quiet_mlflow
+from mlflow_e2eai.tracking.server import check_server
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import RegisteredModel
@@ -60,11 +63,11 @@ class GuardedAlias:
         if self.standing == "never decided":
             return f"@{self.alias} {where}, and no decision ever put it there"
         decided = "took it away" if self.decided is None else f"put it at version {self.decided}"
-        line = f"@{self.alias} {where}"
+        line, at = f"@{self.alias} {where}", moment_text(self.at)
         if not self.drifted:
-            return f"{line}, as decided by {self.by} at {self.at} (run {self.run_id})"
+            return f"{line}, as decided by {self.by} at {at} (run {self.run_id})"
         line += (
-            f", {self.standing}: the last decision, by {self.by} at {self.at} (run {self.run_id}), "
+            f", {self.standing}: the last decision, by {self.by} at {at} (run {self.run_id}), "
             f"{decided}"
         )
         return f"{line}; it was put back" if self.restored else line
@@ -87,6 +90,10 @@ class GuardReport(Summary):
         """The aliases that somebody moved since the last decision."""
         return tuple(each for each in self.aliases if each.drifted)
 
+    def text(self) -> str:
+        """A line for each alias, for a terminal."""
+        return "\n".join(map(str, self.aliases)) or f"{self.name} has no alias."
+
     def _line(self) -> str:
         bad = len(self.drifted)
         return f"{self.name}: {bad} of {len(self.aliases)} aliases stand where no decision put them"
@@ -108,6 +115,12 @@ def guard(name: str, *, restore: bool = False) -> GuardReport:
     Raises:
         TrackingError: There is no such model, or the user may not move its aliases.
     """
+    check_server()
+    with quiet_mlflow():
+        return _guard(name, restore=restore)
+
+
+def _guard(name: str, *, restore: bool) -> GuardReport:
     registered = registered_model(name)
     found = _compare(registered)
     if not restore or not any(each.drifted for each in found):
@@ -117,7 +130,7 @@ def guard(name: str, *, restore: bool = False) -> GuardReport:
         found = _compare(registered)  # another guard may have been quicker
         drifted = [each for each in found if each.drifted]
         if drifted:
-            reason = "; ".join(map(str, drifted))
+            reason = "; ".join(map(_drift, drifted))
             title = f"restore {', '.join('@' + each.alias for each in drifted)} of {name}"
             with journal(
                 registered,
@@ -160,6 +173,13 @@ def watch(name: str, *, every_s: float = 30.0, restore: bool = False) -> Iterato
             yield report
         last = report
         time.sleep(every_s)
+
+
+def _drift(each: GuardedAlias) -> str:
+    """The move by hand that is undone, for `history`."""
+    if each.version is None:
+        return f"@{each.alias} was deleted by hand"
+    return f"@{each.alias} was moved to version {each.version} by hand"
 
 
 def _compare(registered: RegisteredModel) -> list[GuardedAlias]:
