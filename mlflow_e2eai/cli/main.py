@@ -241,13 +241,13 @@ def _choose_model(verb: Verb, arguments: dict[str, Any]) -> None:
 
     for word in [key for key in arguments if key.startswith(_WORD)]:
         if (value := arguments.pop(word)) is not None:
-            name = word.removeprefix(_WORD)
-            if arguments[name] != LATEST:
-                about = "model" if name == "model_uri" else name
-                option = f"--{name.replace('_', '-')}"
+            argument = word.removeprefix(_WORD)
+            if arguments[argument] != LATEST:
+                about = "model" if argument == "model_uri" else argument
+                option = f"--{argument.replace('_', '-')}"
                 msg = f"the {about} is given twice; leave {option} out."
                 raise click.UsageError(msg)
-            arguments[name] = value
+            arguments[argument] = value
     if verb.takes and arguments["model_uri"] == LATEST:
         from_file = arguments.get("onnx") is not None
         arguments["model_uri"] = None if from_file else latest_model(verb.takes).model_uri
