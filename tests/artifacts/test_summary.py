@@ -116,7 +116,7 @@ RESULTS = {
         "version 7 promoted of 2 by latency/p50_ms; version 8: parity/failed",
     ),
     "a history": (History(name="digits", moves=(MOVE,)), "1 move of aliases of digits"),
-    "a move": (MOVE, f"{AT_TEXT}  @champion  version 7, before version 6  rollback by ann: slow"),
+    "a move": (MOVE, f"{AT_TEXT} @champion version 7, before version 6 rollback by ann: slow"),
     "an approval": (
         Statement(
             name="digits",
