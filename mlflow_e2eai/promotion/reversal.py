@@ -74,7 +74,7 @@ def rollback(
         now = holders(registered, [alias])[alias]
         target = _target(past, alias, now, None if to is None else str(to))
         found = find_version(name, target)
-        subject = f"Version {target} of {name!r} had @{alias} before, and"
+        subject = f"Version {target} of {name!r}, which had @{alias} before,"
         advice = "name another with to=, or promote one"
         model = model_of(found, subject, advice)
         path = fetch_bundle(model, Path(folder, "bundle"), subject, advice)
@@ -105,10 +105,8 @@ def _target(past: History, alias: str, now: str | None, to: str | None) -> str:
     stood = list(dict.fromkeys(m.after for m in past.moves if m.alias == alias and m.after))
     if to is not None:
         if to not in stood:
-            known = f"it stood at {', '.join(stood)}" if stood else "no decision ever moved it"
-            msg = (
-                f"@{alias} of {name!r} never stood at version {to} ({known}); promote that version."
-            )
+            known = f"it pointed to {', '.join(stood)}" if stood else "no decision ever moved it"
+            msg = f"@{alias} of {name!r} never pointed to version {to} ({known}); promote that version."
             raise TrackingError(msg)
         target: str | None = to
     else:
@@ -116,10 +114,10 @@ def _target(past: History, alias: str, now: str | None, to: str | None) -> str:
         was_moved_by_hand = last is not None and last.after != now
         target = last.after if last and was_moved_by_hand else past.before(alias)
     if target is None:
-        msg = f"@{alias} of {name!r} stood at no version before; promote one."
+        msg = f"@{alias} of {name!r} pointed to no version before; promote one."
         raise TrackingError(msg)
     if target == now:
-        msg = f"@{alias} of {name!r} is at version {target} already."
+        msg = f"@{alias} of {name!r} points to version {target} already."
         raise TrackingError(msg)
     return target
 
@@ -133,7 +131,7 @@ def _gates_of(past: History, alias: str, version: str) -> Policy:
     ]
     if not promotions:
         msg = (
-            f"It is not on record by which gates version {version} of {past.name!r} got @{alias}; "
+            f"The gates by which version {version} of {past.name!r} got @{alias} are not on record; "
             f"give gates=."
         )
         raise TrackingError(msg)

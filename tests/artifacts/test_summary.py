@@ -140,7 +140,7 @@ RESULTS = {
                 ),
             ),
         ),
-        "digits: 1 of 2 aliases stand where no decision put them",
+        "digits: 1 of 2 aliases moved by hand",
     ),
 }
 

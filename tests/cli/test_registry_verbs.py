@@ -115,7 +115,7 @@ def test_a_decision_whose_file_is_gone_is_named_with_its_run(digits, run, tmp_pa
     code, _, err = run("explain digits 2")
 
     assert code == main.ERROR
-    assert f"is not there any more, in run {run_id}" in err
+    assert f"is no longer in run {run_id}" in err
     assert len(err.splitlines()) == 1
 
 
@@ -193,7 +193,7 @@ def test_only_an_approval_that_is_signed_by_a_named_key_counts(digits, run, keys
     run(f"approve digits 2 --as release --key {bob}")
     code, out, _ = run(promote)
     assert code == main.NOT_PASSED
-    assert "the signature is by none of the keys ann, wanted Approved, signed by ann" in out
+    assert "the signature is not by any of the keys ann, wanted Approved, signed by ann" in out
     assert "to pass: mlflow_e2eai approve digits 2 --as release --key FILE" in out.splitlines()
 
     assert run(f"approve digits 2 --as release --key {ann}")[1].endswith(" UTC, signed")
@@ -203,12 +203,12 @@ def test_only_an_approval_that_is_signed_by_a_named_key_counts(digits, run, keys
 def test_guard_says_3_for_an_alias_that_was_moved_by_hand_and_puts_it_back(digits, run):
     code, out, _ = run("guard digits")
     assert code == main.DONE
-    assert out.startswith("@champion is at version 1, as decided by ")
+    assert out.startswith("@champion points to version 1, as decided by ")
 
     move_by_hand(digits, 3)
     code, out, _ = run("guard digits")
     assert code == main.NOT_PASSED
-    assert out.startswith("@champion is at version 3, moved by hand: the last decision, by ")
+    assert out.startswith("@champion points to version 3, moved by hand: the last decision, by ")
 
     code, out, _ = run("guard --name digits --restore")
     assert code == main.NOT_PASSED
@@ -226,8 +226,8 @@ def test_an_alias_that_was_deleted_is_put_back_and_one_of_no_decision_is_left_al
 
     assert code == main.NOT_PASSED
     gone, mine = out.splitlines()
-    assert gone.startswith("@champion stands at no version, deleted by hand")
-    assert mine == "@mine is at version 3, and no decision ever put it there"
+    assert gone.startswith("@champion points to no version, deleted by hand")
+    assert mine == "@mine points to version 3, and no decision ever put it there"
     assert (holder(digits), holder(digits, "mine")) == ("1", "3")
 
 
@@ -243,8 +243,8 @@ def test_watch_ends_at_the_first_move_by_hand(digits, run, monkeypatch, as_json)
         standings = [json.loads(line)["aliases"][0]["standing"] for line in (first, second)]
         assert standings == ["as decided", "moved by hand"]
     else:
-        assert first.startswith("@champion is at version 1, as decided by ")
-        assert second.startswith("@champion is at version 3, moved by hand: ")
+        assert first.startswith("@champion points to version 1, as decided by ")
+        assert second.startswith("@champion points to version 3, moved by hand: ")
 
 
 def test_watch_that_puts_back_goes_on_until_ctrl_c(digits, run, monkeypatch):
@@ -365,9 +365,13 @@ def test_results_are_data_with_json(digits, run):
         ("guard nothing", main.ERROR, "There is no registered model 'nothing'"),
         ("guard digits --name other", main.USAGE, "the name is given twice; leave --name out"),
         ("watch digits --every 0", main.USAGE, "'0' is no number of seconds above 0"),
-        ("rollback digits", main.ERROR, "@champion of 'digits' stood at no version before"),
-        ("rollback digits --to 1", main.ERROR, "@champion of 'digits' is at version 1 already."),
-        ("rollback digits --to 2", main.ERROR, "never stood at version 2 (it stood at 1)"),
+        ("rollback digits", main.ERROR, "@champion of 'digits' pointed to no version before"),
+        (
+            "rollback digits --to 1",
+            main.ERROR,
+            "@champion of 'digits' points to version 1 already.",
+        ),
+        ("rollback digits --to 2", main.ERROR, "never pointed to version 2 (it pointed to 1)"),
         ("rollback digits --alias champoin", main.ERROR, "did you mean champion?"),
         ("promote digits 1 --name digits", main.USAGE, "the name is given twice; leave --name out"),
         ("promote digits 1,2", main.ERROR, "Several versions are given and no goal"),

@@ -184,21 +184,21 @@ def why_not_approved(
     if statement is not None and statement.answer == REJECTED:
         reason = f"it was {statement}"
     elif word is None:
-        reason = "nobody approved it"
+        reason = "it is not approved"
     elif word.strip().lower() != APPROVED.lower():
         reason = f"its tag {approval!r} is {word!r}"
     elif statement is None:
-        reason = f"its tag {approval!r} does not say by whom, when and of which files"
+        reason = f"its tag {approval!r} does not say who approved which files, and when"
     elif (statement.name, statement.version, statement.approval) != (
         version.name,
         str(version.version),
         approval,
     ):
         reason = (
-            f"the approval is of {statement.approval!r} of {statement.name} {statement.version}"
+            f"the approval is for {statement.approval!r} of {statement.name} {statement.version}"
         )
     elif sha256 is None or statement.sha256 != sha256:
-        reason = "the approval is of other files"
+        reason = "the approval is for other files"
     elif not keys:
         return None
     elif statement.signature is None:
@@ -206,7 +206,7 @@ def why_not_approved(
     elif not any(
         is_signed(statement.message(), statement.signature or "", text) for text in keys.values()
     ):
-        reason = f"the signature is by none of the keys {', '.join(sorted(keys))}"
+        reason = f"the signature is not by any of the keys {', '.join(sorted(keys))}"
     else:
         return None
     return reason

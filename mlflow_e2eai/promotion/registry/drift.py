@@ -59,7 +59,9 @@ class GuardedAlias:
         return self.standing in ("moved by hand", "deleted by hand")
 
     def __str__(self) -> str:
-        where = "stands at no version" if self.version is None else f"is at version {self.version}"
+        where = (
+            "points to no version" if self.version is None else f"points to version {self.version}"
+        )
         if self.standing == "never decided":
             return f"@{self.alias} {where}, and no decision ever put it there"
         decided = "took it away" if self.decided is None else f"put it at version {self.decided}"
@@ -96,7 +98,7 @@ class GuardReport(Summary):
 
     def _line(self) -> str:
         bad = len(self.drifted)
-        return f"{self.name}: {bad} of {len(self.aliases)} aliases stand where no decision put them"
+        return f"{self.name}: {bad} of {len(self.aliases)} aliases moved by hand"
 
     def _table(self) -> Table:
         return GuardedAlias, self.aliases

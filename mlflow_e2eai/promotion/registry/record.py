@@ -226,7 +226,7 @@ def last_record(name: str, version: int | str) -> tuple[DecisionRecord, str]:
         return read_record(run_id), run_id
     except TrackingError as error:
         msg = (
-            f"The decision about version {version} of {name!r} is not there any more, in run "
+            f"The decision about version {version} of {name!r} is no longer in run "
             f"{run_id}: {brief(error)}"
         )
         raise TrackingError(msg) from error

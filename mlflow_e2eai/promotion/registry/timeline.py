@@ -198,7 +198,7 @@ def check_alias_is_known(alias: str, registered: RegisteredModel, moves: Sequenc
     known = sorted({*registered.aliases, *(move.alias for move in moves)})
     if alias not in known:
         hint = suggestion(alias, known) if known else "it has no alias; promote a version first."
-        msg = f"{registered.name!r} has no alias {alias!r}, and never had one by a decision; {hint}"
+        msg = f"{registered.name!r} has no alias {alias!r}, and no decision ever moved one; {hint}"
         raise TrackingError(msg)
 
 
