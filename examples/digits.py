@@ -16,7 +16,7 @@ import mlflow_e2eai
 from mlflow_e2eai import Axis
 from mlflow_e2eai.cli.arguments import OPTIONS
 from mlflow_e2eai.cli.main import entry_point
-from mlflow_e2eai.cli.results import DONE, REJECTED
+from mlflow_e2eai.cli.results import DONE, NOT_PASSED
 from mlflow_e2eai.cli.verbs import Verb
 from mlflow_e2eai.pipeline.options import Option, parse_whole
 from mlflow_e2eai.report.text import table
@@ -141,7 +141,7 @@ def main(name: str, targets: list[str], epochs: int, seed: int) -> int:
     outcome = "is the champion" if decision.promoted else "was rejected"
     print(f"\n{name} version {version} {outcome}: models:/{name}/{version}")
     print(f"See it with: mlflow ui --backend-store-uri {mlflow.get_tracking_uri()}")
-    return DONE if decision.promoted else REJECTED
+    return DONE if decision.promoted else NOT_PASSED
 
 
 if __name__ == "__main__":

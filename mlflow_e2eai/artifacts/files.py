@@ -174,7 +174,19 @@ _DTYPES = {
 }
 """Dtype of a column of a DataFrame by the annotation of its field; of others it is ``string``."""
 
-_TEXTS = ("str", "str | None", "Precision", "Literal", "Kind", "FindingKind", "Reason")
+_TEXTS = (
+    "str",
+    "str | None",
+    "Precision",
+    "Literal",
+    "Kind",
+    "FindingKind",
+    "Reason",
+    "Severity",
+    "MoveKind",
+    "Standing",
+    "Answer",
+)
 """Beginnings of annotations whose values are text."""
 
 _MOST_COLUMNS, _MOST_ROWS = 10, 60

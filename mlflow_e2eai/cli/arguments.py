@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mlflow_e2eai.artifacts.values import precision_of
+from mlflow_e2eai.cli.registry_arguments import REGISTRY_OPTIONS
 from mlflow_e2eai.engine.profiles import parse_seen
 from mlflow_e2eai.fleet.job import EXECUTORS
 from mlflow_e2eai.pipeline.options import (
@@ -34,15 +35,9 @@ _PRECISION = Option(
 )
 
 
-def _parse_versions(text: str) -> str | int | list[int]:
-    if text == LATEST:
-        return text
-    versions = [parse_whole(part) for part in text.split(",")]
-    return versions if len(versions) > 1 else versions[0]
-
-
 OPTIONS: dict[str, Option] = {
     **_SETTINGS,
+    **REGISTRY_OPTIONS,
     "plan": replace(_SETTINGS["surgery"], argument="plan"),
     "model_uri": Option(
         name="model_uri",
@@ -172,41 +167,6 @@ OPTIONS: dict[str, Option] = {
         metavar="NAME",
         help="also make a version of this registered model; or 'none'",
     ),
-    "registered_model": Option(
-        name="name",
-        parse=str,
-        default=LATEST,
-        metavar="NAME",
-        help="the registered model, or 'latest', that of the experiment's newest version",
-    ),
-    "version": Option(
-        name="version",
-        parse=_parse_versions,
-        default=LATEST,
-        metavar="N",
-        help="its version, or 'latest'; or several, commas between, and a goal",
-    ),
-    "promotion_goal": Option(
-        name="goal",
-        parse=parse_or("none", str),
-        default="none",
-        metavar="METRIC",
-        help="what the best of several versions is best at, such as latency/p50_ms; or 'none'",
-    ),
-    "alias": Option(
-        name="alias",
-        parse=str,
-        default="champion",
-        metavar="NAME",
-        help="the alias to give",
-    ),
-    "gates": Option(
-        name="gates",
-        parse=parse_or("default", str),
-        default="default",
-        metavar="FILE",
-        help="the gates, a YAML file, or 'default'",
-    ),
     "allow_native": Option(
         name="allow_native",
         parse=parse_names,
@@ -214,22 +174,6 @@ OPTIONS: dict[str, Option] = {
         metavar="FILES",
         help="shared libraries in the model that may be loaded, by file name, commas between; or "
         "'none'",
-    ),
-    "remeasure": Option(
-        name="remeasure",
-        parse=parse_yes,
-        default="no",
-        metavar="yes|no",
-        is_flag=True,
-        help="measure the latency of both versions here, in turns, for this machine",
-    ),
-    "dry_run": Option(
-        name="dry_run",
-        parse=parse_yes,
-        default="no",
-        metavar="yes|no",
-        is_flag=True,
-        help="decide, and write nothing",
     ),
     "repository": Option(
         name="repository",

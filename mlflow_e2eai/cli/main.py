@@ -1,7 +1,8 @@
 """The console command. Here and nowhere else do errors become exit codes.
 
-Exit codes: 0 done (for ``promote``: promoted), 1 error, 2 wrong words, 3 rejected; 130 and 143 as
-shells have them, after Ctrl-C and SIGTERM.
+Exit codes: 0 done, 1 error, 2 wrong words; 3 where ``promote`` rejected the version, ``redecide``
+found that the decision would be another, or ``guard`` that an alias was moved by hand; 130 and 143
+as shells have them, after Ctrl-C and SIGTERM.
 """
 
 from __future__ import annotations
@@ -26,10 +27,16 @@ from mlflow_e2eai.runtime.termination import (
     reason_of,
 )
 
-DONE, ERROR, USAGE, REJECTED = 0, 1, 2, 3
+DONE, ERROR, USAGE, NOT_PASSED = 0, 1, 2, 3
 """Exit codes."""
 
 _NAME = "mlflow_e2eai"
+
+_BY_POSITION_TOO = ("model_uri", "registered_model", "version")
+"""Keys of options that may also be given by position."""
+
+_WORD = "word_"
+"""Begins the name of such an argument, before the option's."""
 
 _EPILOG = """\b
 Examples:
@@ -38,8 +45,9 @@ Examples:
   mlflow_e2eai promote
 
 \b
-Exit codes: 0 done, 1 error, 2 wrong words, 3 rejected by a gate; 130 and 143
-after Ctrl-C and SIGTERM. Completion, also for zsh and fish:
+Exit codes: 0 done, 1 error, 2 wrong words, 3 rejected by a gate, decided
+otherwise today or moved by hand; 130 and 143 after Ctrl-C and SIGTERM.
+Completion, also for zsh and fish:
   eval "$(_MLFLOW_E2EAI_COMPLETE=bash_source mlflow_e2eai)"
 MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME say where models and runs are."""
 
@@ -64,6 +72,16 @@ class VerbCommand(click.Command):
             self.params = _params(self.verb)
         return super().get_params(ctx)
 
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the arguments that have no option, and then the options."""
+        from mlflow_e2eai.cli.types import Word
+
+        rows = [param.help_row for param in self.get_params(ctx) if isinstance(param, Word)]
+        if rows:
+            with formatter.section("Arguments"):
+                formatter.write_dl(rows)
+        super().format_options(ctx, formatter)
+
     def call(self, **arguments: Any) -> int:
         """Call the verb's function and print its result."""
         as_json = arguments.get("json", False)
@@ -75,18 +93,18 @@ class VerbCommand(click.Command):
 
 
 def _params(verb: Verb) -> list[click.Parameter]:
-    from mlflow_e2eai.cli.types import Text, option_of
+    from mlflow_e2eai.cli.types import Text, Word, option_of
 
     params: list[click.Parameter] = []
-    for option in verb.all_options():
+    for key, option in zip(verb.options, verb.all_options(), strict=True):
         if option.argument in verb.positional:
-            params.append(
-                click.Argument([option.argument], type=Text(option), metavar=option.metavar)
-            )
+            params.append(Word(option))
         else:
             params.append(option_of(option))
-        if option.name == "model_uri":
-            params.append(click.Argument(["positional"], required=False, metavar="[URI]"))
+            if key in _BY_POSITION_TOO:
+                words, kind = [f"{_WORD}{option.argument}"], Text(option)
+                metavar = f"[{option.metavar}]"
+                params.append(click.Argument(words, type=kind, required=False, metavar=metavar))
     flags = {"verbose": "Print details, and what libraries warn of.", "quiet": "Print the result."}
     if verb.printer != "cli.results:print_nothing":
         flags["json"] = "Print the result as JSON."
@@ -218,23 +236,48 @@ def prepare(verb: Verb, arguments: dict[str, Any]) -> Iterator[None]:
 
 
 def _choose_model(verb: Verb, arguments: dict[str, Any]) -> None:
-    """Put the newest model or version in place of ``latest``."""
+    """Put words by position in their options' place, and the newest for ``latest``."""
     from mlflow_e2eai.tracking.latest import LATEST, latest_model, latest_version
 
-    if (uri := arguments.pop("positional", None)) is not None:
-        if arguments["model_uri"] != LATEST:
-            msg = f"{verb.name}: the model is given twice; leave --model-uri out."
-            raise click.UsageError(msg)
-        arguments["model_uri"] = uri
+    for word in [key for key in arguments if key.startswith(_WORD)]:
+        if (value := arguments.pop(word)) is not None:
+            argument = word.removeprefix(_WORD)
+            if arguments[argument] != LATEST:
+                about = "model" if argument == "model_uri" else argument
+                option = f"--{argument.replace('_', '-')}"
+                msg = f"the {about} is given twice; leave {option} out."
+                raise click.UsageError(msg)
+            arguments[argument] = value
     if verb.takes and arguments["model_uri"] == LATEST:
         from_file = arguments.get("onnx") is not None
         arguments["model_uri"] = None if from_file else latest_model(verb.takes).model_uri
+    if "version" in arguments:
+        _split_uri(verb, arguments)
     if LATEST in (arguments.get("version"), arguments.get("name")):
         name = None if arguments["name"] == LATEST else arguments["name"]
         newest = latest_version(name)
         arguments["name"] = newest.name
-        if arguments["version"] == LATEST:
+        if arguments.get("version") == LATEST:
             arguments["version"] = int(newest.version)
+
+
+def _split_uri(verb: Verb, arguments: dict[str, Any]) -> None:
+    """Put the two parts of a version's URI, which may be in place of a name, in their places."""
+    from mlflow_e2eai.tracking.latest import LATEST
+
+    name, version = arguments["name"], arguments["version"]
+    if ":/" not in name:
+        if version is None:
+            msg = f"VERSION is missing; give it after the name: {verb.name} {name} 7"
+            raise click.UsageError(msg)
+        return
+    if version not in (None, LATEST):
+        msg = f"the version is given twice; leave {version} out, or give the name alone."
+        raise click.UsageError(msg)
+    from mlflow_e2eai.promotion.contenders import version_at
+
+    found = version_at(name)
+    arguments["name"], arguments["version"] = found.name, int(found.version)
 
 
 @contextmanager

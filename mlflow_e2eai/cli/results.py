@@ -5,20 +5,25 @@ from __future__ import annotations
 import dataclasses
 import shlex
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mlflow_e2eai import bundle
 from mlflow_e2eai.bundle.rows import rows_of
 from mlflow_e2eai.cli.doctor import Diagnosis
-from mlflow_e2eai.cli.main import DONE, REJECTED
+from mlflow_e2eai.cli.main import DONE, NOT_PASSED
 from mlflow_e2eai.cli.readers import Inspection
 from mlflow_e2eai.evaluation.bisection.search import Bisection
 from mlflow_e2eai.evaluation.evidence import Evidence, MachineEvidence, machine_name
 from mlflow_e2eai.evaluation.gates import Decision
 from mlflow_e2eai.pipeline.publish import find_report
 from mlflow_e2eai.promotion.challengers import Contest
+from mlflow_e2eai.promotion.redecision import Redecision
+from mlflow_e2eai.promotion.registry.approvals import Statement
+from mlflow_e2eai.promotion.registry.drift import GuardReport
+from mlflow_e2eai.promotion.registry.record import DecisionRecord
+from mlflow_e2eai.promotion.registry.timeline import History, Move
 from mlflow_e2eai.runtime.progress import LOGGER
 from mlflow_e2eai.tracking.downloads import ModelFiles
 from mlflow_e2eai.tracking.summary import outcome
@@ -82,9 +87,8 @@ def _next_command(info: Any, arguments: Arguments) -> str:
     """The command that follows: the promotion of a version, or the service of a model."""
     if info.registered_model_version is None:
         return f"mlflow models serve --env-manager local --model-uri {info.model_uri}"
-    words = ["--name", arguments["registered_model_name"]]
-    words += ["--version", str(info.registered_model_version)]
-    return shlex.join(["mlflow_e2eai", "promote", *words])
+    version = arguments["registered_model_name"], str(info.registered_model_version)
+    return shlex.join(["mlflow_e2eai", "promote", *version])
 
 
 def _manifest_of(model_uri: str) -> bundle.Manifest:
@@ -102,14 +106,13 @@ def print_decision(decision: Decision | Contest, arguments: Arguments) -> int:
         arguments: The arguments of `mlflow_e2eai.promote`.
 
     Returns:
-        `REJECTED` where no version was promoted.
+        `NOT_PASSED` where no version was promoted.
     """
     if isinstance(decision, Contest):
-        codes = [
+        for version, each in decision.decisions.items():
+            print(f"version {version}:")
             print_decision(each, {**arguments, "version": version})
-            for version, each in decision.decisions.items()
-        ]
-        return DONE if DONE in codes else REJECTED
+        return exit_code(decision)
     for verdict in decision.verdicts:
         failed = "FAILED" if verdict.severity == "block" else "warning"
         print(f"{'passed' if verdict.passed else failed:7} {verdict}")
@@ -122,10 +125,12 @@ def print_decision(decision: Decision | Contest, arguments: Arguments) -> int:
     is_trial = arguments.get("dry_run", False)
     if decision.promoted:
         verb = "would become" if is_trial else "is"
-        print("promoted: {name} {version} {verb} {alias}".format(verb=verb, **arguments))
+        alias = arguments["alias"]
+        aliases = alias if isinstance(alias, str) else ", ".join(alias)
+        print(f"promoted: {arguments['name']} {arguments['version']} {verb} {aliases}")
         return DONE
     print(f"rejected: {'; '.join(decision.reasons)}")
-    return REJECTED
+    return NOT_PASSED
 
 
 def print_inspection(inspection: Inspection, _: Arguments) -> int:
@@ -171,14 +176,48 @@ def print_diagnosis(diagnosis: Diagnosis, _: Arguments) -> int:
 def print_json(result: Any, arguments: Arguments) -> int:
     """Print the result of any verb as JSON; numbers that JSON lacks are null.
 
+    Results that come one by one are a line each.
+
     Returns:
-        `REJECTED` for a decision that did not promote.
+        See `exit_code`.
     """
     from pydantic_core import to_json
 
+    if isinstance(result, Iterator):
+        return print_until(result, arguments, _print_json_line)
     print(to_json(_data(result, arguments), indent=2, inf_nan_mode="null").decode())
-    rejected = isinstance(result, Decision | Contest) and not result.promoted
-    return REJECTED if rejected else DONE
+    return exit_code(result)
+
+
+def _print_json_line(result: Any, arguments: Arguments) -> int:
+    from pydantic_core import to_json
+
+    print(to_json(_data(result, arguments), inf_nan_mode="null").decode(), flush=True)
+    return exit_code(result)
+
+
+def print_until(
+    reports: Iterator[GuardReport],
+    arguments: Arguments,
+    printer: Callable[[GuardReport, Arguments], int],
+) -> int:
+    """Print reports as they come, until an alias was moved by hand and is not to be put back."""
+    codes = (printer(report, arguments) for report in reports)
+    return next(code for code in codes if code != DONE and not arguments["restore"])
+
+
+def exit_code(result: Any) -> int:
+    """`NOT_PASSED` for a rejection, a decision that would differ, and aliases moved by hand."""
+    match result:
+        case Decision() | Contest():
+            passed = result.promoted
+        case Redecision():
+            passed = not result.differs
+        case GuardReport():
+            passed = not result.drifted
+        case _:
+            passed = True
+    return DONE if passed else NOT_PASSED
 
 
 def _data(  # noqa: C901, PLR0911 - one for each kind of result
@@ -203,7 +242,12 @@ def _data(  # noqa: C901, PLR0911 - one for each kind of result
                 for version, decision in result.decisions.items()
             ]
             return {"goal": result.goal, "promoted": result.winner, "versions": each}
-        case Diagnosis():
+        case Redecision(record=record):
+            about = {"name": record.name, "version": record.challenger.version}
+            today = _data(result.now, {**about, "alias": record.aliases})
+            then = {"at": record.at, "promoted": record.decision.promoted}
+            return {**today, "differs": result.differs, "then": then}
+        case Diagnosis() | DecisionRecord() | History() | Statement() | GuardReport() | Move():
             return dataclasses.asdict(result)
         case Inspection(manifest=manifest):
             bare = dataclasses.asdict(dataclasses.replace(result, manifest=None))

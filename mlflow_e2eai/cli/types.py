@@ -37,6 +37,26 @@ class Text(click.ParamType[Any]):
         return [CompletionItem(c) for c in self.option.choices if c.startswith(incomplete)]
 
 
+class Word(click.Argument):
+    """An option that is given by position."""
+
+    def __init__(self, option: Option) -> None:
+        self.option = option
+        super().__init__(
+            [option.argument],
+            type=Text(option),
+            required=option.default is None,
+            default=option.default,
+            metavar=option.metavar if option.default is None else f"[{option.metavar}]",
+        )
+
+    @property
+    def help_row(self) -> tuple[str, str]:
+        """The word and the option's line; click has help of arguments from 8.5 on."""
+        default = "" if self.option.default is None else f"  [default: {self.option.default}]"
+        return self.option.metavar, f"{self.option.help}{default}"
+
+
 def option_of(option: Option) -> click.Option:
     """Make click's option: required without a default; a flag alone means ``yes``."""
     more: dict[str, Any] = {"is_flag": False, "flag_value": "yes"} if option.is_flag else {}

@@ -24,7 +24,7 @@ class Verb:
         options: Keys of `mlflow_e2eai.cli.arguments.OPTIONS`; an `Option` is used unchanged.
         example: The words of a call.
         takes: Stages whose newest model is ``latest``; none where it takes no logged model.
-        positional: Arguments without an option.
+        positional: Arguments without an option; those with a default may be left out.
     """
 
     name: str
@@ -156,7 +156,78 @@ VERBS = {
                 *("registered_model", "version", "alias", "gates", "promotion_goal", "remeasure"),
                 *("dry_run", *_WORKERS),
             ),
-            example="--name digits --version 2 --gates gates.yaml",
+            example="digits 2 --gates gates.yaml",
+        ),
+        Verb(
+            name="explain",
+            summary="Show the last decision about a version, with all that it was made of.",
+            function="promotion.registry.record:explain",
+            printer="cli.registry_results:print_text",
+            options=("version_model", "one_version"),
+            positional=("name", "version"),
+            example="models:/digits/7",
+        ),
+        Verb(
+            name="redecide",
+            summary="Compute the last decision about a version again, from its stored evidence.",
+            function="promotion.redecision:redecide",
+            printer="cli.registry_results:print_text",
+            options=("version_model", "one_version"),
+            positional=("name", "version"),
+            example="models:/digits/7",
+        ),
+        Verb(
+            name="history",
+            summary="Show when each alias was moved, by whom and why; or where it stood on a day.",
+            function="promotion.registry.timeline:history",
+            printer="cli.registry_results:print_history",
+            options=("registered_model", "any_alias", "on"),
+            positional=("name",),
+            example="digits --alias champion --on 2026-11-30",
+        ),
+        Verb(
+            name="approve",
+            summary="Approve a version, as its files are now, for a gate that requires it.",
+            function="promotion.registry.approvals:approve",
+            printer="cli.registry_results:print_statement",
+            options=("approved_model", "approved_version", "as", "key"),
+            positional=("name", "version"),
+            example="digits 7 --as release",
+        ),
+        Verb(
+            name="reject",
+            summary="Reject a version for good: nobody can approve it afterwards.",
+            function="promotion.registry.approvals:reject",
+            printer="cli.registry_results:print_statement",
+            options=("approved_model", "approved_version", "as", "key"),
+            positional=("name", "version"),
+            example="digits 7 --as release",
+        ),
+        Verb(
+            name="guard",
+            summary="Find aliases that were moved by hand, and put them back if you say so.",
+            function="promotion.registry.drift:guard",
+            printer="cli.registry_results:print_guard",
+            options=("registered_model", "restore"),
+            example="digits",
+        ),
+        Verb(
+            name="watch",
+            summary="Guard the aliases of a model until one is moved by hand, or for ever.",
+            function="promotion.registry.drift:watch",
+            printer="cli.registry_results:print_watch",
+            options=("registered_model", "every_s", "watch_restore"),
+            positional=("name",),
+            example="digits --every 60 --restore",
+        ),
+        Verb(
+            name="rollback",
+            summary="Put an alias back to the version that it pointed to before.",
+            function="promotion.reversal:rollback",
+            printer="cli.registry_results:print_rollback",
+            options=("required_model", "one_alias", "to", "rollback_gates", "allow_native"),
+            positional=("name",),
+            example="digits --to 5",
         ),
         Verb(
             name="inspect",
@@ -214,5 +285,8 @@ VERBS = {
 }
 """The verbs by name."""
 
-CONSOLE_ONLY = {"run", "inspect", "report", "export-triton", "choose-buckets", "doctor", "show"}
+CONSOLE_ONLY = {
+    *("run", "inspect", "report", "export-triton", "choose-buckets", "doctor", "show"),
+    *("explain", "redecide", "history", "approve", "reject", "watch", "rollback"),
+}
 """Verbs that are for the machine of the caller, and no entry points of MLproject."""

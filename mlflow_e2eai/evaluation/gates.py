@@ -132,12 +132,13 @@ class Verdict:
 
     Attributes:
         metric: The gate's metric.
-        found: Its value; None when it was not measured, NaN when it cannot be told.
+        found: Its value; None when it was not measured or is no number, NaN when it cannot be told.
         wanted: The bound, for people.
         passed: Whether the value is within it.
         severity: Whether it decides; see `Gate`.
         scope: The variants and the size that it is about, for people; empty where about all.
-        source: The variant, size and machine that the value is of, where it is of one.
+        source: The variant, size and machine that the value is of, where it is of one; or who gave
+            an approval, and when.
         reason: Why it was not measured, or cannot be told; None where it can.
         remedy: What to do so that it can pass, as commands where there are any.
     """
@@ -159,7 +160,7 @@ class Verdict:
             where = f", {self.source}" if self.source else ""
             return f"{name}{where}: {self.reason}, wanted {self.wanted}"
         if self.found is None:
-            return f"{name}: not measured, wanted {self.wanted}"
+            return f"{name}: {self.source or 'not measured'}, wanted {self.wanted}"
         return f"{name}: found {self.found:g}{source}, wanted {self.wanted}"
 
 

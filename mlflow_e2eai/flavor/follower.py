@@ -202,22 +202,6 @@ def parse_alias(uri: str) -> tuple[str, str]:
     return name, alias
 
 
-def version_at(name: str, alias: str) -> str:
-    """The version that has an alias.
-
-    Raises:
-        TrackingError: There is none, or the server does not say.
-    """
-    from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return str(MlflowClient().get_model_version_by_alias(name, alias).version)
-    except MlflowException as error:
-        msg = f"Alias {alias!r} of {name!r} cannot be read: {error.message}"
-        raise TrackingError(msg) from error
-
-
 def _interface(specs: Sequence[TensorSpec]) -> list[tuple[str, str, int]]:
     return [(spec.name, spec.dtype, len(spec.shape)) for spec in specs]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, overload
 
@@ -11,8 +10,9 @@ from mlflow_e2eai import bundle, tracking
 from mlflow_e2eai.bundle.load import load
 from mlflow_e2eai.bundle.model import Model
 from mlflow_e2eai.errors import InvalidInputError
-from mlflow_e2eai.flavor.follower import PREFIX, FollowedModel, parse_alias, version_at
+from mlflow_e2eai.flavor.follower import PREFIX, FollowedModel, parse_alias
 from mlflow_e2eai.flavor.mlmodel import FLAVOR_NAME
+from mlflow_e2eai.promotion.contenders import version_at
 from mlflow_e2eai.tracking.console import quiet_mlflow
 
 
@@ -118,9 +118,10 @@ def follow_alias(name: str, alias: str, *, every_s: float, **options: Any) -> Fo
                 raise
         return model
 
-    return FollowedModel(
-        f"{name}@{alias}", every_s=every_s, look=partial(version_at, name, alias), load=open_version
-    )
+    def look() -> str:
+        return str(version_at(f"{PREFIX}{name}@{alias}").version)
+
+    return FollowedModel(f"{name}@{alias}", every_s=every_s, look=look, load=open_version)
 
 
 def _load(

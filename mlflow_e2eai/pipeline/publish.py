@@ -20,10 +20,13 @@ from mlflow_e2eai.artifacts.files import from_json, to_json
 from mlflow_e2eai.bundle.manifest import Manifest
 from mlflow_e2eai.errors import TrackingError, brief
 from mlflow_e2eai.evaluation.gates import Decision
+from mlflow_e2eai.report.background import Background
 from mlflow_e2eai.report.description import (
+    aliases_of,
     is_own_description,
     model_description,
     version_description,
+    with_aliases,
 )
 from mlflow_e2eai.report.facts import (
     Origin,
@@ -73,6 +76,7 @@ def log_report(
     version: int | str | None,
     model_id: str,
     stages: MlflowRecorder | None = None,
+    background: Background | None = None,
 ) -> str:
     """Write ``report.html`` and the plots on a run, and before a decision the summary's metrics.
 
@@ -87,6 +91,7 @@ def log_report(
         version: Its version, where it is registered.
         model_id: LoggedModel of the bundle.
         stages: The recorder of the stages, which knows the models of the files and its times.
+        background: The registry's part of the decision.
 
     Returns:
         The page.
@@ -104,10 +109,10 @@ def log_report(
         tracking_uri=address(),
     )
     with tempfile.TemporaryDirectory() as folder:
-        pages = {"report.html": html(manifest, decision, origin=origin)}
+        pages = {"report.html": html(manifest, decision, origin=origin, background=background)}
         for at, there in enumerate(manifest.by_machine[1:], 2):
-            page = html(there, decision, origin=replace(origin, machine=there.machine))
-            pages[f"report-{at}.html"] = page
+            place = replace(origin, machine=there.machine)
+            pages[f"report-{at}.html"] = html(there, decision, origin=place, background=background)
         for file, page in pages.items():
             Path(folder, file).write_text(page, encoding="utf-8")
         for file, content in _plots(to_json(manifest)).items():
@@ -179,6 +184,7 @@ def describe_version(
     name: str,
     version: int | str,
     alias: str = "champion",
+    background: Background | None = None,
 ) -> None:
     """Write the description of a version, and of a registered model that has none.
 
@@ -190,6 +196,7 @@ def describe_version(
         name: The registered model.
         version: Its version.
         alias: The alias that the decision is about.
+        background: The registry's part of the decision.
     """
     from mlflow import MlflowClient
 
@@ -202,12 +209,36 @@ def describe_version(
             alias=alias,
             day=datetime.now(UTC).date(),
             links=_links(registered),
+            background=background,
+            aliases=aliases_of(registered.description),
         )
         client.update_model_version(name, str(version), description=text)
         _describe_run(str(registered.run_id), text)
     # Only with the first version: a user who deletes the text later wants none.
     if str(version) == "1" and not client.get_registered_model(name).description:
         client.update_registered_model(name, model_description(name, alias.partition(",")[0]))
+
+
+def describe_moves(name: str, version: str, moves: Mapping[str, str]) -> None:
+    """Write the last move of some aliases into the description of a version, unless a user's.
+
+    Where the user may not change it, or the version is gone, `history` alone has the moves.
+
+    Args:
+        name: The registered model.
+        version: Its version.
+        moves: A phrase by alias.
+    """
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    client = MlflowClient()
+    with contextlib.suppress(MlflowException):
+        found = client.get_model_version(name, version)
+        before = found.description or ""
+        if (text := with_aliases(before, moves)) != before:
+            client.update_model_version(name, version, description=text)
+            _describe_run(str(found.run_id), text)
 
 
 def _describe_run(run_id: str, text: str) -> None:

@@ -70,7 +70,10 @@ class Goal:
         is_high = keys == ["maximize"] or (keys == ["metric"] and is_better_high(metric))
         gate = Gate(metric=metric, bound="at_least" if is_high else "at_most", limit=0.0, **entries)
         if gate.compares:
-            msg = f"The goal is {metric!r}, which compares; give the metric that it compares."
+            msg = (
+                f"The goal is {metric!r}, which compares two versions; give the metric that it "
+                f"compares."
+            )
             raise InvalidInputError(msg)
         return cls(gate=check_gate(gate))
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlflow_e2eai import bundle, tracking
-from mlflow_e2eai.errors import ArtifactError, E2EAIError, TrackingError, brief
+from mlflow_e2eai.errors import ArtifactError, E2EAIError, InvalidInputError, TrackingError, brief
 from mlflow_e2eai.evaluation.gates import AGAINST_CHAMPION
 
 if TYPE_CHECKING:
@@ -28,6 +28,34 @@ def find_version(name: str, version: int | str) -> ModelVersion:
     except MlflowException as error:
         msg = f"There is no version {version} of {name!r}: {error.message}; see the registry."
         raise TrackingError(msg) from error
+
+
+def version_at(uri: str) -> ModelVersion:
+    """Find the version of a registered model that a URI names.
+
+    Args:
+        uri: ``models:/name/version`` or ``models:/name@alias``.
+
+    Raises:
+        InvalidInputError: It names none.
+        TrackingError: There is no such version.
+    """
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    path = uri.removeprefix("models:/")
+    name, _, version = path.rpartition("/")
+    if uri.startswith("models:/") and name:
+        return find_version(name, version)
+    name, _, alias = path.rpartition("@")
+    if uri.startswith("models:/") and name:
+        try:
+            return MlflowClient().get_model_version_by_alias(name, alias)
+        except MlflowException as error:
+            msg = f"There is no version {uri!r}: {error.message}; see the registry."
+            raise TrackingError(msg) from error
+    msg = f"{uri!r} names no version; give models:/name/version or models:/name@alias."
+    raise InvalidInputError(msg)
 
 
 def as_challenger(challenger: ModelVersion) -> tuple[str, str]:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from mlflow_e2eai import tracking
+from mlflow_e2eai import bundle, tracking
 from mlflow_e2eai.artifacts.files import to_json
 from mlflow_e2eai.evaluation.gates import Decision
 from mlflow_e2eai.pipeline.publish import describe_version, log_report, replace_report
 from mlflow_e2eai.promotion.challenge import Outcome
 from mlflow_e2eai.promotion.metrics import totals
+from mlflow_e2eai.promotion.registry.actor import actor
+from mlflow_e2eai.promotion.registry.approvals import statements_of
 from mlflow_e2eai.promotion.registry.journal import journal
 from mlflow_e2eai.promotion.registry.record import DECIDED_BY, FILE
-from mlflow_e2eai.promotion.registry.timeline import ALIAS, REASON
+from mlflow_e2eai.promotion.registry.timeline import ALIAS, REASON, Move, now_text, read_moves
+from mlflow_e2eai.report.background import AliasMove, Background, Before
+from mlflow_e2eai.report.formats import moment_text
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import RegisteredModel
@@ -24,6 +28,9 @@ DECISION = "e2eai.decision"
 
 PREVIOUS = "e2eai.previous"
 """Tag of a version: the versions that had the aliases before."""
+
+_MOST_MOVES = 20
+"""Moves of aliases that a page shows."""
 
 
 @contextmanager
@@ -63,11 +70,48 @@ def decision_run(outcome: Outcome, registered: RegisteredModel) -> Iterator[str]
             name=version.name,
             version=version.version,
             model_id=model.model_id,
+            background=background_of(outcome, read_moves(registered)),
         )
         yield run_id
         replace_report(model, page)
         if not decision.promoted:
             tracking.fail_run(run_id, title, f"REJECTED: {title}")
+
+
+def background_of(outcome: Outcome, moves: Sequence[Move] = ()) -> Background:
+    """The registry's part of a decision of this moment, for people.
+
+    Args:
+        outcome: The decision.
+        moves: The moves of the registered model's aliases until now.
+    """
+    aliases = outcome.challenge.aliases
+    moves = [move for move in moves if move.alias in aliases]
+    return Background(
+        by=actor(),
+        at=moment_text(now_text()),
+        aliases=aliases,
+        approvals=tuple(map(str, statements_of(outcome.challenge.version))),
+        before=tuple(
+            Before(
+                version=str(each.version.version),
+                aliases=each.aliases,
+                manifest=None if each.path is None else bundle.read(each.path),
+            )
+            for each in outcome.incumbents
+        ),
+        moves=tuple(
+            AliasMove(
+                at=moment_text(move.at),
+                alias=move.alias,
+                version=move.after,
+                kind=move.kind,
+                by=move.by,
+                reason=move.reason,
+            )
+            for move in reversed(moves[-_MOST_MOVES:])
+        ),
+    )
 
 
 def supersede(outcome: Outcome, stands: Mapping[str, str | None], run_id: str) -> None:
@@ -105,6 +149,7 @@ def tag_version(outcome: Outcome, run_id: str) -> None:
         name=version.name,
         version=version.version,
         alias=tags[ALIAS],
+        background=background_of(outcome),
     )
     if not outcome.incumbents and PREVIOUS in version.tags:  # of an earlier decision
         client.delete_model_version_tag(version.name, number, PREVIOUS)

@@ -182,7 +182,7 @@ def _fastest_ratios(challenger: Manifest, old_there: Manifest) -> Iterator[Metri
     if not is_found:
         first = next(name for name, _ in before.values())
         reason = (
-            "not comparable, as the two were measured at no equal number of items"
+            "not comparable, as the two were not measured at the same number of items"
             if is_like_any
             else _not_comparable(old_there, first, challenger)
         )

@@ -316,7 +316,7 @@ def age_days(measured_at: str | None, now: datetime | None = None) -> tuple[floa
     except (TypeError, ValueError):  # a time without its zone, or no time
         return math.nan, f"the time of the measurement, {measured_at!r}, cannot be read"
     if days < -1:
-        return math.nan, f"it was measured at {measured_at}, which is to come"
+        return math.nan, f"it was measured at {measured_at}, which is in the future"
     return max(days, 0.0), None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Sequence
 
 from mlflow_e2eai.bundle.manifest import Manifest
@@ -30,9 +31,7 @@ def with_remedies(decision: Decision, manifest: Manifest, name: str, version: st
 
 
 def _remedy(verdict: Verdict, manifest: Manifest, name: str, version: str) -> str | None:
-    again = (
-        f"mlflow_e2eai pipeline --model-uri models:/{name}/{version} --registered-model-name {name}"
-    )
+    again = _command("pipeline", f"models:/{name}/{version}", "--registered-model-name", name)
     metric, reason = verdict.metric, verdict.reason or ""
     if metric == UNMEASURED:
         capabilities = {engine.target.compute_capability for engine in unmeasured_engines(manifest)}
@@ -43,8 +42,9 @@ def _remedy(verdict: Verdict, manifest: Manifest, name: str, version: str) -> st
         return f"Measure when the machine is quiet: {again}"
     if reason.startswith("not comparable"):
         return (
-            f"Measure both here, for this machine only: mlflow_e2eai promote --name {name} "
-            f"--version {version} --remeasure; or where the champion was measured: {again}"
+            f"Measure both here, for this machine only: "
+            f"{_command('promote', name, version, '--remeasure')}; "
+            f"or where the champion was measured: {again}"
         )
     return {
         "evidence/quick": f"{again} --evidence standard",
@@ -53,6 +53,10 @@ def _remedy(verdict: Verdict, manifest: Manifest, name: str, version: str) -> st
         "evidence/unverified": "Log the PyTorch model, not its ONNX file.",
         "task/drop": None if verdict.found is not None else "Log the model with evaluation_data=.",
     }.get(metric)
+
+
+def _command(*words: str) -> str:
+    return shlex.join(["mlflow_e2eai", *words])
 
 
 def _on_gpu(again: str, targets: Sequence[str]) -> str:

@@ -19,7 +19,13 @@ from mlflow_e2eai.promotion.registry.journal import journal
 from mlflow_e2eai.promotion.registry.lease import lease
 from mlflow_e2eai.promotion.registry.moves import holders, move
 from mlflow_e2eai.promotion.registry.record import read_record
-from mlflow_e2eai.promotion.registry.timeline import History, Move, read_moves, registered_model
+from mlflow_e2eai.promotion.registry.timeline import (
+    History,
+    Move,
+    check_alias_is_known,
+    read_moves,
+    registered_model,
+)
 from mlflow_e2eai.runtime.progress import reported_on_stderr, timed_stage
 from mlflow_e2eai.tracking.console import quiet_mlflow
 from mlflow_e2eai.tracking.server import check_server
@@ -64,10 +70,11 @@ def rollback(
         check_server()
         registered = registered_model(name)
         past = History(name=name, moves=tuple(read_moves(registered)))
+        check_alias_is_known(alias, registered, past.moves)
         now = holders(registered, [alias])[alias]
         target = _target(past, alias, now, None if to is None else str(to))
         found = find_version(name, target)
-        subject = f"Version {target} of {name!r} had @{alias} before, and"
+        subject = f"Version {target} of {name!r}, which had @{alias} before,"
         advice = "name another with to=, or promote one"
         model = model_of(found, subject, advice)
         path = fetch_bundle(model, Path(folder, "bundle"), subject, advice)
@@ -77,7 +84,7 @@ def rollback(
             msg = f"{subject} does not pass its gates today: {'; '.join(reasons)}; {advice}."
             raise TrackingError(msg)
         _check_runs(path, allow_native, subject, advice)
-        reason = f"it stood here before, runs, and passes its gates; version {now} is left"
+        reason = f"version {target} runs and passes its gates today; it replaces version {now}"
         title = f"rollback @{alias} of {name} to {target}"
         with (
             lease(name) as right,
@@ -98,9 +105,10 @@ def _target(past: History, alias: str, now: str | None, to: str | None) -> str:
     stood = list(dict.fromkeys(m.after for m in past.moves if m.alias == alias and m.after))
     if to is not None:
         if to not in stood:
-            known = f"it stood at {', '.join(stood)}" if stood else "no decision ever moved it"
+            known = f"it pointed to {', '.join(stood)}" if stood else "no decision ever moved it"
             msg = (
-                f"@{alias} of {name!r} never stood at version {to} ({known}); promote that version."
+                f"@{alias} of {name!r} never pointed to version {to} ({known}); promote that "
+                f"version."
             )
             raise TrackingError(msg)
         target: str | None = to
@@ -109,10 +117,10 @@ def _target(past: History, alias: str, now: str | None, to: str | None) -> str:
         was_moved_by_hand = last is not None and last.after != now
         target = last.after if last and was_moved_by_hand else past.before(alias)
     if target is None:
-        msg = f"@{alias} of {name!r} stood at no version before; promote one."
+        msg = f"@{alias} of {name!r} pointed to no version before; promote one."
         raise TrackingError(msg)
     if target == now:
-        msg = f"@{alias} of {name!r} is at version {target} already."
+        msg = f"@{alias} of {name!r} points to version {target} already."
         raise TrackingError(msg)
     return target
 
@@ -126,8 +134,8 @@ def _gates_of(past: History, alias: str, version: str) -> Policy:
     ]
     if not promotions:
         msg = (
-            f"It is not on record by which gates version {version} of {past.name!r} got @{alias}; "
-            f"give gates=."
+            f"The gates by which version {version} of {past.name!r} got @{alias} are not on "
+            f"record; give gates=."
         )
         raise TrackingError(msg)
     return read_record(promotions[-1].run_id).policy

@@ -9,6 +9,7 @@ canvas     sizes, colours and labels of the pictures
 scale      logarithmic scales of pictures and signs
 text       one table, for the terminal and as Markdown
 description  the description of a registered version
+background  the part of the registry in a decision
 facts      facts on variants that every form states
 formats    numbers, sizes, names and sentences for people
 """

@@ -7,13 +7,19 @@ it. One that a user wrote or edited has another digest or none, and is never rep
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from datetime import date
 
 from mlflow_e2eai.bundle.manifest import Manifest
 from mlflow_e2eai.evaluation.gates import Decision
+from mlflow_e2eai.report.background import Background
 from mlflow_e2eai.report.facts import Row, rows_of, tuned_sizes, worst_outcomes
 from mlflow_e2eai.report.formats import NOISY_TEXT, sentence, time_text
+from mlflow_e2eai.report.sections.changes import summary
 from mlflow_e2eai.report.text import markdown
+
+_ALIASES = "Aliases: "
+"""Begins the paragraph with the last move of each alias."""
 
 _SEAL = "[//]: # (mlflow_e2eai wrote this, sha256 {})"
 """Markdown's form of a comment: the definition of a link that nothing uses."""
@@ -26,6 +32,8 @@ def version_description(
     alias: str = "champion",
     day: date | None = None,
     links: str = "",
+    background: Background | None = None,
+    aliases: str = "",
 ) -> str:
     """Describe a version as Markdown: its decision, its fastest variant, then all of them.
 
@@ -35,6 +43,8 @@ def version_description(
         alias: The alias that it was about.
         day: When it was decided.
         links: A paragraph with links to where it came from, in Markdown.
+        background: The registry's part of the decision.
+        aliases: The last moves of its aliases; see `aliases_of`.
 
     Returns:
         The description; `is_own_description` recognizes it.
@@ -43,7 +53,48 @@ def version_description(
     if decision is not None and not decision.promoted:
         first, *more = decision.reasons
         text += f" Reason: {sentence(first)}{f', and {len(more)} more' if more else ''}."
-    text = "\n\n".join(filter(None, [text, markdown(manifest), links]))
+    parts = [text, _background_text(manifest, background), markdown(manifest), links]
+    parts += [f"{_ALIASES}{aliases}"] if aliases else []
+    return _seal("\n\n".join(filter(None, parts)))
+
+
+def _background_text(manifest: Manifest, background: Background | None) -> str:
+    """Approvals, and the changes against each version before, in a paragraph."""
+    if background is None:
+        return ""
+    parts = [sentence(text) for text in background.approvals]
+    for each in background.before:
+        changed = "" if each.manifest is None else f": {summary(manifest, each.manifest)}"
+        parts.append(f"Before: version {each.version}{changed}")
+    return "".join(f"{part}. " for part in parts).rstrip()
+
+
+def with_aliases(text: str, moves: Mapping[str, str]) -> str:
+    """A description with the last move of some aliases; one that a user wrote is left as it is.
+
+    Args:
+        text: The description of a version.
+        moves: A phrase by alias.
+    """
+    if not text or not is_own_description(text):
+        return text
+    entries = {
+        entry.partition(" ")[0].removeprefix("@"): entry
+        for entry in aliases_of(text).split("; ")
+        if entry
+    }
+    entries |= {alias: f"@{alias} {phrase}" for alias, phrase in moves.items()}
+    parts = [part for part in text.rstrip().split("\n\n")[:-1] if not part.startswith(_ALIASES)]
+    return _seal("\n\n".join([*parts, f"{_ALIASES}{'; '.join(entries.values())}"]))
+
+
+def aliases_of(text: str | None) -> str:
+    """The last moves of aliases in a description that nobody changed."""
+    parts = (text or "").split("\n\n") if is_own_description(text) else []
+    return next((p.removeprefix(_ALIASES) for p in parts if p.startswith(_ALIASES)), "")
+
+
+def _seal(text: str) -> str:
     return f"{text}\n\n{_SEAL.format(_digest(text))}"
 
 

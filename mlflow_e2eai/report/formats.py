@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 from mlflow_e2eai.artifacts.values import TensorSpec
@@ -175,6 +176,17 @@ def bounds_text(ratio: Ratio) -> str:
         return "the machine was busy"
     text = f"{time_text(ratio.low)} to {time_text(ratio.high)}"
     return f"{text}, within the noise" if ratio.equal else text
+
+
+def moment_text(at: str | None) -> str:
+    """A time that is stored as ISO 8601, such as ``2026-11-30 12:00:05 UTC``."""
+    if at is None:
+        return NONE
+    try:
+        moment = datetime.fromisoformat(at)
+    except ValueError:
+        return printable(at)
+    return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
 def tick_text(value: float) -> str:

@@ -14,9 +14,15 @@ from mlflow_e2eai.evaluation.gates import Decision
 from mlflow_e2eai.latency.report import ColdStart
 from mlflow_e2eai.precision.stage import PrecisionReport
 from mlflow_e2eai.report import canvas, formats
+from mlflow_e2eai.report.background import Background
 from mlflow_e2eai.report.facts import OUTCOMES, Origin, Ratios, ratios_of
 from mlflow_e2eai.report.formats import TIMES, time_text
 from mlflow_e2eai.report.scale import drawable
+from mlflow_e2eai.report.sections.changes import (
+    background_facts,
+    changes_section,
+    history_section,
+)
 from mlflow_e2eai.report.sections.decision import decision_context, variants_section
 from mlflow_e2eai.report.sections.doubts import findings_section
 from mlflow_e2eai.report.sections.measurements import (
@@ -60,7 +66,11 @@ _REASONS = {
 
 
 def html(
-    manifest: Manifest, decision: Decision | None = None, *, origin: Origin | None = None
+    manifest: Manifest,
+    decision: Decision | None = None,
+    *,
+    origin: Origin | None = None,
+    background: Background | None = None,
 ) -> str:
     """A bundle's evidence as one page: the decision first, then its evidence.
 
@@ -71,6 +81,7 @@ def html(
         manifest: The bundle's manifest.
         decision: The outcome of its gates; None before they were evaluated.
         origin: Names and ids of the model in MLflow.
+        background: The registry's part of the decision.
 
     Returns:
         The page's text, for a file in UTF-8.
@@ -80,6 +91,8 @@ def html(
     by_machine = [ratios_of(*each) for each in zip(manifest.by_machine, ratios, strict=True)]
     sections = (
         variants_section(manifest, by_machine),
+        changes_section(manifest, background),
+        history_section(background),
         findings_section(manifest),
         steps_section(manifest, ratios[0]),
         latency_section(manifest),
@@ -93,12 +106,15 @@ def html(
         environment_section(manifest),
         reproduce_section(manifest, origin),
     )
+    context = decision_context(manifest, decision, by_machine)
     return _page(
         "report",
         origin.title,
         manifest=manifest,
         measured=measured_text(manifest),
-        decision=_render("decision", decision_context(manifest, decision, by_machine)),
+        decision=_render(
+            "decision", {**context, "background": background_facts(manifest, background)}
+        ),
         sections=[
             {"key": one.key, "title": one.title, "content": _render(one.key, one.context)}
             for one in sections

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from mlflow_e2eai.bundle.manifest import Manifest
 from mlflow_e2eai.report.facts import (
@@ -15,6 +15,9 @@ from mlflow_e2eai.report.facts import (
 )
 from mlflow_e2eai.report.formats import NOISY_TEXT
 
+_LONGEST_RULE = 120
+"""Characters of a rule: a last column of sentences may be longer."""
+
 
 def table(manifest: Manifest) -> str:
     """One line a variant: largest error, task metrics, median latency, outcome.
@@ -22,7 +25,8 @@ def table(manifest: Manifest) -> str:
     A precision that was refused has its line too, and below the table its reason. A time that was
     measured on a busy machine is left out, as the table is what others quote.
     """
-    return "\n".join([_align(_cells(manifest)), *_reasons(manifest)])
+    cells = _cells(manifest)
+    return "\n".join([align(cells, range(1, len(cells[0]) - 1)), *_reasons(manifest)])
 
 
 def markdown(manifest: Manifest) -> str:
@@ -68,14 +72,19 @@ def _time(row: Row) -> str:
     return NOISY_TEXT if row.busy else f"{row.p50_ms:.3f}"
 
 
-def _align(rows: Sequence[Sequence[str]]) -> str:
+def align(rows: Sequence[Sequence[str]], numbers: Collection[int] = ()) -> str:
+    """Lines of a table for the terminal, with a rule below the head.
+
+    Args:
+        rows: The cells of each line, the head's first.
+        numbers: Positions of columns that end at one edge, as numbers do; others begin at one.
+    """
     widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
-    # Names to the left, numbers to the right.
     lines = [
         "  ".join(
-            cell.ljust(width) if at in (0, len(row) - 1) else cell.rjust(width)
+            cell.rjust(width) if at in numbers else cell.ljust(width)
             for at, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in rows
     ]
-    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
+    return "\n".join([lines[0], "-" * min(max(map(len, lines)), _LONGEST_RULE), *lines[1:]])

@@ -18,9 +18,45 @@ from mlflow_e2eai.evaluation.bisection.search import Bisection
 from mlflow_e2eai.evaluation.evidence import Evidence
 from mlflow_e2eai.evaluation.gates import Decision, Verdict
 from mlflow_e2eai.precision.stage import PrecisionReport
+from mlflow_e2eai.promotion.challengers import Contest
+from mlflow_e2eai.promotion.policy import Policy
+from mlflow_e2eai.promotion.redecision import Redecision
+from mlflow_e2eai.promotion.registry.approvals import Statement
+from mlflow_e2eai.promotion.registry.drift import GuardedAlias, GuardReport
+from mlflow_e2eai.promotion.registry.record import Contender, DecisionRecord
+from mlflow_e2eai.promotion.registry.timeline import History, Move
 from mlflow_e2eai.pytorch.stage import ExportReport
 
 MANIFEST = shown()
+AT, AT_TEXT = "2026-11-30T12:00:00.000+00:00", "2026-11-30 12:00:00 UTC"
+PASSED = Decision(verdicts=(Verdict(metric="m", found=1.0, wanted="at most 2", passed=True),))
+MOVE = Move(
+    at=AT,
+    alias="champion",
+    before="6",
+    after="7",
+    kind="rollback",
+    by="ann",
+    reason="slow",
+    run_id="r1",
+)
+RECORD = DecisionRecord(
+    format_version=1,
+    package_version="0",
+    name="digits",
+    aliases=("champion",),
+    challenger=Contender(
+        version="7", model_id="m-1", sha256="ab", evidence_sha256="cd", environments={}
+    ),
+    incumbents=(),
+    policy=Policy(gates=()),
+    policy_sha256="ef",
+    values=(),
+    decision=PASSED,
+    by="ann",
+    host="here",
+    at=AT,
+)
 RESULTS = {
     "a graph": (
         MANIFEST.graphs[0],
@@ -52,7 +88,7 @@ RESULTS = {
         "It is 'a'.",
     ),
     "a decision": (
-        Decision(verdicts=(Verdict(metric="m", found=1.0, wanted="at most 2", passed=True),)),
+        PASSED,
         "promoted, 1 of 1 gates passed",
     ),
     "a rejection": (REJECTED, "not promoted, "),
@@ -70,6 +106,42 @@ RESULTS = {
         f"{CPU} passed, largest error 0.5",
     ),
     "a bundle": (MANIFEST, "passed, 1 failed"),
+    "a stored decision": (RECORD, "digits 7 promoted for @champion at 2026-11-30 12:00:00 UTC"),
+    "a decision of today": (
+        Redecision(record=RECORD, now=REJECTED),
+        "Version 7 of digits: the decision would be another today (rejected)",
+    ),
+    "a contest": (
+        Contest(goal="latency/p50_ms", decisions={"7": PASSED, "8": REJECTED}),
+        "version 7 promoted of 2 by latency/p50_ms; version 8: parity/failed",
+    ),
+    "a history": (History(name="digits", moves=(MOVE,)), "1 move of aliases of digits"),
+    "a move": (MOVE, f"{AT_TEXT} @champion version 7, before version 6 rollback by ann: slow"),
+    "an approval": (
+        Statement(
+            name="digits",
+            version="7",
+            approval="release",
+            answer="Approved",
+            sha256="ab",
+            by="ann",
+            at=AT,
+            signature="cd",
+        ),
+        f"digits 7 Approved as 'release' by ann at {AT_TEXT}, signed",
+    ),
+    "aliases": (
+        GuardReport(
+            name="digits",
+            aliases=(
+                GuardedAlias(alias="mine", standing="never decided", version="7"),
+                GuardedAlias(
+                    alias="champion", standing="moved by hand", version="7", decided="6", at=AT
+                ),
+            ),
+        ),
+        "digits: 1 of 2 aliases moved by hand",
+    ),
 }
 
 every_result = pytest.mark.parametrize(
@@ -176,3 +248,16 @@ def test_a_variant_that_was_not_timed_has_one_row_without_times():
     assert len(frame) == 1
     assert frame.loc[0, ["items", "p50_ms", "ratio", "size_bytes"]].isna().all()
     assert frame.loc[0, "reason"] == "There is no time."
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "texts"),
+    [
+        ("a move", "kind", ["rollback"]),
+        ("aliases", "standing", ["never decided", "moved by hand"]),
+        ("an approval", "answer", ["Approved"]),
+        ("a decision", "severity", ["block"]),
+    ],
+)
+def test_a_word_of_a_few_is_a_column(name, column, texts):
+    assert list(RESULTS[name][0].to_pandas()[column]) == texts

@@ -137,7 +137,7 @@ def test_promote_says_0_for_promoted_and_3_for_rejected(version, capsys, tmp_pat
     gates = tmp_path / "gates.yaml"
     gates.write_text("gates: [{metric: task/accuracy, at_least: 2}]")
     words = ["promote", "--name", "net", "--version", "1", "--gates", str(gates)]
-    assert main.main(words) == main.REJECTED
+    assert main.main(words) == main.NOT_PASSED
     out, _ = said(capsys)
     last = out.splitlines()[-1]
     assert last.startswith("rejected: task/accuracy: found 1 (onnxruntime-cpu/fp")
@@ -288,7 +288,7 @@ def test_a_rejection_as_data_has_its_reasons_and_its_exit_code(version, capsys, 
     gates.write_text("gates: [{metric: parity/measured, at_least: 99}]")
     words = ["promote", "--name", "net", "--version", "1", "--gates", str(gates), "--json"]
 
-    assert main.main(words) == main.REJECTED
+    assert main.main(words) == main.NOT_PASSED
     data = json.loads(said(capsys)[0])
     assert data["promoted"] is False
     assert data["reasons"] == ["parity/measured: found 1, wanted at least 99"]

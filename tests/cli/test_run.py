@@ -65,7 +65,7 @@ def test_a_file_becomes_a_version_and_the_next_command_is_named(store, folder, c
     assert (report[0], link[0], following[0]) == ("report", "run", "next")
     assert "<html" in (folder / report[1]).read_text("utf-8")
     assert store.get_run(link[1]).info.run_name == "script v1"
-    assert following[1] == "mlflow_e2eai promote --name net --version 1"
+    assert following[1] == "mlflow_e2eai promote net 1"
     loaded = mlflow_e2eai.load_model(model)
     np.testing.assert_allclose(
         loaded(x=features())["output"], output_of(net()), rtol=1e-3, atol=1e-5

@@ -145,6 +145,7 @@ REQUIREMENTS = [
         *SETTINGS["project"]["optional-dependencies"]["torch"],
         *SETTINGS["project"]["optional-dependencies"]["rtx"],
         *SETTINGS["project"]["optional-dependencies"]["ray"],
+        *SETTINGS["project"]["optional-dependencies"]["sign"],
         *SETTINGS["project"]["optional-dependencies"]["dev"],
     )
 ]

@@ -4,14 +4,17 @@ import dataclasses
 from datetime import date
 
 import pytest
-from small_manifest import CPU, ENGINE, HALF, TORCH, manifest, measured
+from small_manifest import CPU, ENGINE, HALF, PROMOTED, TORCH, full, manifest, measured
 
 from mlflow_e2eai.evaluation.gates import Decision, Verdict
 from mlflow_e2eai.latency.report import LatencyFinding
+from mlflow_e2eai.report.background import Background, Before
 from mlflow_e2eai.report.description import (
+    aliases_of,
     is_own_description,
     model_description,
     version_description,
+    with_aliases,
 )
 from mlflow_e2eai.report.text import markdown
 
@@ -79,3 +82,38 @@ def test_a_description_with_a_users_words_is_the_users(text):
 
 def test_a_registered_model_says_how_to_load_the_version_in_use():
     assert 'load_model("models:/net@champion")' in model_description("net")
+
+
+def test_approvals_and_changes_are_a_paragraph_of_the_description():
+    background = Background(
+        by="ann",
+        at="2026-11-30 12:00:05 UTC",
+        aliases=("champion",),
+        approvals=("Approved by bob",),
+        before=(Before(version="2", aliases=("champion",), manifest=full()),),
+    )
+
+    text = version_description(full(), PROMOTED, background=background)
+
+    assert text.split("\n\n")[1] == "Approved by bob. Before: version 2: the same files."
+    assert is_own_description(text)
+
+
+def test_the_last_move_of_each_alias_is_in_the_description():
+    text = with_aliases(version_description(full(), PROMOTED), {"champion": "since Monday"})
+    text = with_aliases(text, {"champion-sm89": "since Tuesday"})
+    text = with_aliases(text, {"champion": "until Friday, then version 3"})
+
+    assert aliases_of(text) == (
+        "@champion until Friday, then version 3; @champion-sm89 since Tuesday"
+    )
+    assert text.count("Aliases: ") == 1
+    assert is_own_description(text)
+    again = version_description(full(), PROMOTED, aliases=aliases_of(text))
+    assert aliases_of(again) == aliases_of(text)
+
+
+@pytest.mark.parametrize("text", ["", "Ask Ann.", "Ask Ann.\n\nAliases: @champion since ever"])
+def test_a_description_of_a_user_gets_no_moves(text):
+    assert with_aliases(text, {"champion": "since Monday"}) == text
+    assert aliases_of(text) == ""

@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from mlflow_e2eai.artifacts.files import from_json, to_json
+from mlflow_e2eai.artifacts.files import Summary, Table, from_json, to_json
 from mlflow_e2eai.errors import ArtifactError, TrackingError
 from mlflow_e2eai.evaluation.gates import Verdict
 from mlflow_e2eai.promotion.policy import Policy, RequiredApproval, check_approval
 from mlflow_e2eai.promotion.registry.actor import actor
 from mlflow_e2eai.promotion.registry.timeline import now_text
 from mlflow_e2eai.promotion.signatures import is_signed, sign
+from mlflow_e2eai.report.formats import moment_text
+from mlflow_e2eai.tracking.server import check_server
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -36,8 +39,8 @@ STATEMENT = "e2eai.approval."
 """Prefix of the tags of a version that say who approved or rejected it, when, and which files."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Statement:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Statement(Summary):
     """A yes or a no of a person about a version.
 
     Attributes:
@@ -68,7 +71,14 @@ class Statement:
 
     def __str__(self) -> str:
         signed = "" if self.signature is None else ", signed"
-        return f"{self.answer} as {self.approval!r} by {self.by} at {self.at}{signed}"
+        at = moment_text(self.at)
+        return f"{self.answer} as {self.approval!r} by {self.by} at {at}{signed}"
+
+    def _line(self) -> str:
+        return f"{self.name} {self.version} {self}"
+
+    def _table(self) -> Table:
+        return Statement, [self]
 
 
 def approve(name: str, version: int | str, *, as_: str, key: str | Path | None = None) -> Statement:
@@ -110,6 +120,7 @@ def _state(
     from mlflow_e2eai.promotion.contenders import as_challenger, find_version, model_of
 
     check_approval(approval)
+    check_server()
     found = find_version(name, version)
     rejected = statement_of(found, approval)
     if rejected is not None and rejected.answer == REJECTED:
@@ -173,21 +184,21 @@ def why_not_approved(
     if statement is not None and statement.answer == REJECTED:
         reason = f"it was {statement}"
     elif word is None:
-        reason = "nobody approved it"
+        reason = "it is not approved"
     elif word.strip().lower() != APPROVED.lower():
         reason = f"its tag {approval!r} is {word!r}"
     elif statement is None:
-        reason = f"its tag {approval!r} does not say by whom, when and of which files"
+        reason = f"its tag {approval!r} does not say who approved which files, and when"
     elif (statement.name, statement.version, statement.approval) != (
         version.name,
         str(version.version),
         approval,
     ):
         reason = (
-            f"the approval is of {statement.approval!r} of {statement.name} {statement.version}"
+            f"the approval is for {statement.approval!r} of {statement.name} {statement.version}"
         )
     elif sha256 is None or statement.sha256 != sha256:
-        reason = "the approval is of other files"
+        reason = "the approval is for other files"
     elif not keys:
         return None
     elif statement.signature is None:
@@ -195,7 +206,7 @@ def why_not_approved(
     elif not any(
         is_signed(statement.message(), statement.signature or "", text) for text in keys.values()
     ):
-        reason = f"the signature is by none of the keys {', '.join(sorted(keys))}"
+        reason = f"the signature is not by any of the keys {', '.join(sorted(keys))}"
     else:
         return None
     return reason
@@ -236,15 +247,14 @@ def _verdict(
     reason = why_not_approved(version, required.approval, sha256, keys)
     statement = statement_of(version, required.approval)
     signed = f", signed by {' or '.join(sorted(keys))}" if keys else ""
-    remedy = f"mlflow_e2eai approve {version.name} {version.version} --as {required.approval}"
-    if keys:
-        remedy += " --key FILE"
+    words = ["approve", version.name, str(version.version), "--as", required.approval]
+    remedy = shlex.join(["mlflow_e2eai", *words, *(["--key", "FILE"] if keys else [])])
     is_rejected = statement is not None and statement.answer == REJECTED
     if is_rejected:
         remedy = "A rejection is final: log a new version."
     return Verdict(
         metric=f"{METRIC}{required.approval}",
-        found=float(reason is None),
+        found=None,
         wanted=f"{APPROVED}{signed}",
         passed=reason is None,
         severity="block" if is_rejected else required.severity,

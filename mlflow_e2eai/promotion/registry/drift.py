@@ -19,7 +19,9 @@ from mlflow_e2eai.promotion.registry.timeline import (
     read_moves,
     registered_model,
 )
+from mlflow_e2eai.report.formats import moment_text
 from mlflow_e2eai.tracking.console import quiet_mlflow
+from mlflow_e2eai.tracking.server import check_server
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import RegisteredModel
@@ -57,15 +59,17 @@ class GuardedAlias:
         return self.standing in ("moved by hand", "deleted by hand")
 
     def __str__(self) -> str:
-        where = "stands at no version" if self.version is None else f"is at version {self.version}"
+        where = (
+            "points to no version" if self.version is None else f"points to version {self.version}"
+        )
         if self.standing == "never decided":
             return f"@{self.alias} {where}, and no decision ever put it there"
         decided = "took it away" if self.decided is None else f"put it at version {self.decided}"
-        line = f"@{self.alias} {where}"
+        line, at = f"@{self.alias} {where}", moment_text(self.at)
         if not self.drifted:
-            return f"{line}, as decided by {self.by} at {self.at} (run {self.run_id})"
+            return f"{line}, as decided by {self.by} at {at} (run {self.run_id})"
         line += (
-            f", {self.standing}: the last decision, by {self.by} at {self.at} (run {self.run_id}), "
+            f", {self.standing}: the last decision, by {self.by} at {at} (run {self.run_id}), "
             f"{decided}"
         )
         return f"{line}; it was put back" if self.restored else line
@@ -88,9 +92,13 @@ class GuardReport(Summary):
         """The aliases that somebody moved since the last decision."""
         return tuple(each for each in self.aliases if each.drifted)
 
+    def text(self) -> str:
+        """A line for each alias, for a terminal."""
+        return "\n".join(map(str, self.aliases)) or f"{self.name} has no alias."
+
     def _line(self) -> str:
         bad = len(self.drifted)
-        return f"{self.name}: {bad} of {len(self.aliases)} aliases stand where no decision put them"
+        return f"{self.name}: {bad} of {len(self.aliases)} aliases moved by hand"
 
     def _table(self) -> Table:
         return GuardedAlias, self.aliases
@@ -109,8 +117,39 @@ def guard(name: str, *, restore: bool = False) -> GuardReport:
     Raises:
         TrackingError: There is no such model, or the user may not move its aliases.
     """
+    check_server()
     with quiet_mlflow():
         return _guard(name, restore=restore)
+
+
+def _guard(name: str, *, restore: bool) -> GuardReport:
+    registered = registered_model(name)
+    found = _compare(registered)
+    if not restore or not any(each.drifted for each in found):
+        return GuardReport(name=name, aliases=tuple(found))
+    with lease(name) as right:
+        registered = registered_model(name)
+        found = _compare(registered)  # another guard may have been quicker
+        drifted = [each for each in found if each.drifted]
+        if drifted:
+            reason = "; ".join(map(_drift, drifted))
+            title = f"restore {', '.join('@' + each.alias for each in drifted)} of {name}"
+            with journal(
+                registered,
+                title,
+                stage="guard",
+                version=", ".join(each.decided or "none" for each in drifted),
+                aliases=[each.alias for each in drifted],
+                reason=reason,
+            ) as run_id:
+                moves = {each.alias: (each.version, each.decided) for each in drifted}
+                move(right, name, moves, run_id=run_id, kind="restoration")
+    return GuardReport(
+        name=name,
+        aliases=tuple(
+            dataclasses.replace(each, restored=True) if each.drifted else each for each in found
+        ),
+    )
 
 
 def watch(name: str, *, every_s: float = 30.0, restore: bool = False) -> Iterator[GuardReport]:
@@ -138,34 +177,11 @@ def watch(name: str, *, every_s: float = 30.0, restore: bool = False) -> Iterato
         time.sleep(every_s)
 
 
-def _guard(name: str, *, restore: bool) -> GuardReport:
-    registered = registered_model(name)
-    found = _compare(registered)
-    if not restore or not any(each.drifted for each in found):
-        return GuardReport(name=name, aliases=tuple(found))
-    with lease(name) as right:
-        registered = registered_model(name)
-        found = _compare(registered)  # another guard may have been quicker
-        drifted = [each for each in found if each.drifted]
-        if drifted:
-            reason = "; ".join(map(str, drifted))
-            title = f"restore {', '.join('@' + each.alias for each in drifted)} of {name}"
-            with journal(
-                registered,
-                title,
-                stage="guard",
-                version=", ".join(each.decided or "none" for each in drifted),
-                aliases=[each.alias for each in drifted],
-                reason=reason,
-            ) as run_id:
-                moves = {each.alias: (each.version, each.decided) for each in drifted}
-                move(right, name, moves, run_id=run_id, kind="restoration")
-    return GuardReport(
-        name=name,
-        aliases=tuple(
-            dataclasses.replace(each, restored=True) if each.drifted else each for each in found
-        ),
-    )
+def _drift(each: GuardedAlias) -> str:
+    """The move by hand that is undone, for `history`."""
+    if each.version is None:
+        return f"@{each.alias} was deleted by hand"
+    return f"@{each.alias} was moved to version {each.version} by hand"
 
 
 def _compare(registered: RegisteredModel) -> list[GuardedAlias]:

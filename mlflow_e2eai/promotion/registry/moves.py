@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from mlflow_e2eai.errors import E2EAIError, TrackingError, brief
+from mlflow_e2eai.pipeline.publish import describe_moves
+from mlflow_e2eai.promotion.registry.actor import actor
 from mlflow_e2eai.promotion.registry.lease import Lease
 from mlflow_e2eai.promotion.registry.timeline import (
     KIND,
@@ -18,6 +20,7 @@ from mlflow_e2eai.promotion.registry.timeline import (
     registered_model,
     time_after,
 )
+from mlflow_e2eai.report.formats import moment_text
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import RegisteredModel
@@ -77,6 +80,22 @@ def move(
     at = time_after(registered.tags.get(MOVED_AT))
     client.set_tag(run_id, MOVED_AT, at)
     client.set_registered_model_tag(name, MOVED_AT, at)
+    _describe(name, moves, f"({kind} by {actor()})", moment_text(at))
+
+
+def _describe(
+    name: str, moves: Mapping[str, tuple[str | None, str | None]], why: str, at: str
+) -> None:
+    """Write the moves into the descriptions of the versions that they left and reached."""
+    phrases: dict[str, dict[str, str]] = {}
+    for alias, (before, after) in moves.items():
+        if before is not None:
+            to = "no version" if after is None else f"version {after}"
+            phrases.setdefault(before, {})[alias] = f"until {at}, then {to} {why}"
+        if after is not None:
+            phrases.setdefault(after, {})[alias] = f"since {at} {why}"
+    for version, of_version in phrases.items():
+        describe_moves(name, version, of_version)
 
 
 def finish(run_id: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from mlflow_e2eai.evaluation.gates import Decision, MetricValue, Verdict
 from mlflow_e2eai.promotion.policy import Policy
 from mlflow_e2eai.promotion.registry.actor import actor, host
 from mlflow_e2eai.promotion.registry.timeline import now_text
+from mlflow_e2eai.report.formats import moment_text
 from mlflow_e2eai.tracking.console import quiet_mlflow
 from mlflow_e2eai.tracking.server import check_server
 
@@ -104,7 +106,8 @@ class DecisionRecord(Summary):
     def _line(self) -> str:
         outcome = "promoted" if self.decision.promoted else "rejected"
         aliases = ", ".join(f"@{alias}" for alias in self.aliases)
-        return f"{self.name} {self.challenger.version} {outcome} for {aliases} at {self.at}"
+        version, at = self.challenger.version, moment_text(self.at)
+        return f"{self.name} {version} {outcome} for {aliases} at {at}"
 
     def _table(self) -> Table:
         return Verdict, self.decision.verdicts
@@ -203,8 +206,8 @@ def explain(name: str, version: int | str) -> DecisionRecord:
         TrackingError: There is none, or its run is gone.
         ArtifactError: Another version of this package wrote it.
     """
+    check_server()
     with quiet_mlflow():
-        check_server()
         return last_record(name, version)[0]
 
 
@@ -220,15 +223,15 @@ def last_record(name: str, version: int | str) -> tuple[DecisionRecord, str]:
     run_id = found.tags.get(DECIDED_BY)
     if run_id is None:
         msg = (
-            f"Nothing was decided about version {version} of {name!r} yet; promote it, by "
-            f"`mlflow_e2eai promote --name {name} --version {version}`."
+            f"Nothing was decided about version {version} of {name!r} yet; promote it with "
+            f"`{shlex.join(['mlflow_e2eai', 'promote', name, str(version)])}`."
         )
         raise TrackingError(msg)
     try:
         return read_record(run_id), run_id
     except TrackingError as error:
         msg = (
-            f"The decision about version {version} of {name!r} is not there any more, in run "
+            f"The decision about version {version} of {name!r} is no longer in run "
             f"{run_id}: {brief(error)}"
         )
         raise TrackingError(msg) from error
@@ -261,9 +264,10 @@ def _lines(record: DecisionRecord) -> list[str]:
     decision, challenger = record.decision, record.challenger
     aliases = ", ".join(f"@{alias}" for alias in record.aliases)
     outcome = "promoted" if decision.promoted else "rejected"
+    at = moment_text(record.at)
     lines = [
         f"Version {challenger.version} of {record.name}: {outcome} for {aliases}",
-        f"  at {record.at}, by {record.by} on {record.host}, mlflow_e2eai {record.package_version}",
+        f"  at {at}, by {record.by} on {record.host}, mlflow_e2eai {record.package_version}",
         f"  {_digests(challenger)}, gates {_short(record.policy_sha256)}",
     ]
     for incumbent in record.incumbents:

@@ -16,7 +16,11 @@ from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 from mlflow_e2eai.artifacts.files import Summary, Table
-from mlflow_e2eai.errors import InvalidInputError, TrackingError
+from mlflow_e2eai.errors import InvalidInputError, TrackingError, suggestion
+from mlflow_e2eai.report.formats import moment_text
+from mlflow_e2eai.report.text import align
+from mlflow_e2eai.tracking.console import quiet_mlflow
+from mlflow_e2eai.tracking.server import check_server
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -54,8 +58,8 @@ MoveKind: TypeAlias = Literal["promotion", "rollback", "restoration"]
 was undone."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Move:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Move(Summary):
     """An alias that was moved, or that a run was to move when it was cut off.
 
     Attributes:
@@ -86,7 +90,14 @@ class Move:
         else:
             where = f"version {self.after}"
             where += "" if self.before is None else f", before version {self.before}"
-        return f"{self.at}  @{self.alias}  {where}  {self.kind} by {self.by}: {self.reason}"
+        at = moment_text(self.at)
+        return f"{at}  @{self.alias}  {where}  {self.kind} by {self.by}: {self.reason}"
+
+    def _line(self) -> str:
+        return str(self)
+
+    def _table(self) -> Table:
+        return Move, [self]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -120,12 +131,31 @@ class History(Summary):
                 order.append(move.after)
         return order[-2] if len(order) > 1 else None
 
+    def text(self) -> str:
+        """The moves as a table, for a terminal."""
+        if not self.moves:
+            return f"No move of an alias of {self.name} is on record."
+        head = ("when", "alias", "version", "before", "kind", "by", "reason")
+        return align([head, *map(_cells, self.moves)], numbers=(2, 3))
+
     def _line(self) -> str:
         count = len(self.moves)
         return f"{count} move{'' if count == 1 else 's'} of aliases of {self.name}"
 
     def _table(self) -> Table:
         return Move, self.moves
+
+
+def _cells(move: Move) -> tuple[str, ...]:
+    return (
+        moment_text(move.at),
+        f"@{move.alias}",
+        move.after or "none",
+        move.before or "none",
+        move.kind,
+        move.by,
+        move.reason if move.finished else f"{move.reason} (its process ended before it was done)",
+    )
 
 
 def history(name: str, *, alias: str | None = None, on: str | date | None = None) -> History:
@@ -143,18 +173,34 @@ def history(name: str, *, alias: str | None = None, on: str | date | None = None
 
     Raises:
         InvalidInputError: `on` is no date.
-        TrackingError: There is no such model.
+        TrackingError: There is no such model, or it never had such an alias.
     """
     until = None if on is None else _end_of(on)
-    registered = registered_model(name)
-    moves = read_moves(registered)
+    check_server()
+    with quiet_mlflow():
+        registered = registered_model(name)
+        moves = read_moves(registered)
     if alias is not None:
+        check_alias_is_known(alias, registered, moves)
         moves = [move for move in moves if move.alias == alias]
     if until is not None:
         moves = [move for move in moves if datetime.fromisoformat(move.at) <= until]
         last = {move.alias: move for move in moves}
         moves = sorted(last.values(), key=lambda move: move.alias)
     return History(name=name, moves=tuple(moves))
+
+
+def check_alias_is_known(alias: str, registered: RegisteredModel, moves: Sequence[Move]) -> None:
+    """Check that a registered model has an alias, or that a decision ever moved it.
+
+    Raises:
+        TrackingError: Neither.
+    """
+    known = sorted({*registered.aliases, *(move.alias for move in moves)})
+    if alias not in known:
+        hint = suggestion(alias, known) if known else "it has no alias; promote a version first."
+        msg = f"{registered.name!r} has no alias {alias!r}, and no decision ever moved one; {hint}"
+        raise TrackingError(msg)
 
 
 def registered_model(name: str) -> RegisteredModel:

@@ -1,0 +1,50 @@
+"""Results of the verbs about a registered model's versions and aliases, as lines on stdout."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from mlflow_e2eai.cli.main import DONE
+from mlflow_e2eai.cli.results import Arguments, exit_code, print_until
+from mlflow_e2eai.promotion.redecision import Redecision
+from mlflow_e2eai.promotion.registry.approvals import Statement
+from mlflow_e2eai.promotion.registry.drift import GuardReport
+from mlflow_e2eai.promotion.registry.record import DecisionRecord
+from mlflow_e2eai.promotion.registry.timeline import History, Move
+
+
+def print_text(result: DecisionRecord | Redecision, _: Arguments) -> int:
+    """Print a decision in lines; `NOT_PASSED` where it would be another today."""
+    print(result.text())
+    return exit_code(result)
+
+
+def print_history(history: History, _: Arguments) -> int:
+    """Print a table of moves, the oldest first."""
+    print(history.text())
+    return DONE
+
+
+def print_statement(statement: Statement, _: Arguments) -> int:
+    """Print what is on record about a version now."""
+    print(f"{statement.name} {statement.version}: {statement}")
+    return DONE
+
+
+def print_guard(report: GuardReport, _: Arguments) -> int:
+    """Print a line for each alias; `NOT_PASSED` where one was moved by hand, put back or not."""
+    print(report.text(), flush=True)
+    return exit_code(report)
+
+
+def print_watch(reports: Iterator[GuardReport], arguments: Arguments) -> int:
+    """Print each state that differs from the last; see `print_until`."""
+    return print_until(reports, arguments, print_guard)
+
+
+def print_rollback(move: Move, arguments: Arguments) -> int:
+    """Print where the alias points now."""
+    print(
+        f"rolled back: {arguments['name']} {move.after} is {move.alias} again, before {move.before}"
+    )
+    return DONE
