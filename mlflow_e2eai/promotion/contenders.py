@@ -10,6 +10,7 @@ from mlflow_e2eai.artifacts.files import verify
 from mlflow_e2eai.bundle.digests import verify_digests
 from mlflow_e2eai.errors import ArtifactError, E2EAIError, TrackingError, brief
 from mlflow_e2eai.evaluation.gates import AGAINST_CHAMPION
+from mlflow_e2eai.tracking.runs import is_missing
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
@@ -30,7 +31,11 @@ def find_version(name: str, version: int | str) -> ModelVersion:
     try:
         return MlflowClient().get_model_version(name, str(version))
     except MlflowException as error:
-        msg = f"There is no version {version} of {name!r}: {error.message}; see the registry."
+        if is_missing(error):
+            msg = f"There is no version {version} of {name!r}: {error.message}; see the registry."
+        else:
+            reason = brief(error).rstrip(".")
+            msg = f"Version {version} of {name!r} cannot be read: {reason}; call this again later."
         raise TrackingError(msg) from error
 
 

@@ -64,6 +64,34 @@ def check_server() -> None:
         _check(address())
 
 
+def responds() -> bool:
+    """Whether the tracking server responds now; see `check_server`."""
+    try:
+        _check(address())
+    except TrackingError:
+        return False
+    return True
+
+
+@contextmanager
+def mlflow_errors(advice: str) -> Iterator[None]:
+    """Turn an error of MLflow in the block into one of this package.
+
+    Args:
+        advice: What to do next.
+
+    Raises:
+        TrackingError: The server refused a request, or failed at one.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        msg = f"MLflow at {address()} did not carry out a request: {brief(error).rstrip('.')}; "
+        raise TrackingError(msg + advice + ".") from error
+
+
 def _check(uri: str) -> None:
     if uri.startswith(("http://", "https://")):
         _check_server_at(uri)
@@ -162,8 +190,8 @@ def _check_not_lost(run_id: str, error: BaseException) -> None:
     try:
         _check(address())
     except TrackingError as unreachable:
-        # One of MLflow's is most likely of the same loss.
-        is_same = isinstance(error, MlflowException | TrackingError)
+        # One of MLflow's is most likely of the same loss; one of ours may say what was half done.
+        is_same = isinstance(error, MlflowException)
         first = "" if is_same else f" The call had failed before: {brief(error)}"
         msg = (
             f"{unreachable} It stopped responding in the middle: run {run_id} still says RUNNING "

@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlflow_e2eai.errors import TrackingError
+from mlflow_e2eai.tracking.server import responds
 
 LEASE = "e2eai.lease."
 """Prefix of the tags of a registered model, one for each process that moves or waits."""
@@ -55,6 +56,7 @@ class Lease:
         self._ticket: int | None = None
         self._beats = 0
         self._written_s = 0.0
+        self._lost = False
         self._left = threading.Event()
         self._writing = threading.Lock()
 
@@ -65,13 +67,13 @@ class Lease:
             TrackingError: Another process may have taken this one for dead.
         """
         with self._writing:
-            if self._is_late() or self._tag not in self._entries():
+            if self._is_late() or self._tag not in self._entries() or not self._renew():
+                self._lost = True
                 msg = (
                     f"This promotion of {self._name!r} stood still for too long, and another may "
                     f"have moved its aliases meanwhile; promote it again."
                 )
                 raise TrackingError(msg)
-            self._write()
 
     def enter(self, wait_s: float) -> None:
         """Wait for the turn of this process.
@@ -120,11 +122,12 @@ class Lease:
             time.sleep(pause_s * random.uniform(0.5, 1.5))  # noqa: S311 - no secret
             pause_s = min(2 * pause_s, _POLL_S[1], 2 * _POLL_S[0] * len(earlier))
 
-    def leave(self) -> None:
-        """Give the right up."""
-        with self._writing:
-            self._left.set()
-            self._delete(self._tag)
+    def leave(self, *, is_reached: bool = True) -> None:
+        """Give the right up; a server that is not reached keeps the entry, which others see die."""
+        self._left.set()
+        if is_reached:
+            with self._writing:
+                self._delete(self._tag)
 
     def _beat(self) -> None:
         """Show that this process is alive, for as long as it has the lease."""
@@ -134,11 +137,26 @@ class Lease:
                 # After a standstill the entry may be deleted, and is not to come back.
                 if self._left.is_set() or self._is_late():
                     return
-                self._write()
+                if not self._renew():
+                    self._lost = True
+                    return
+
+    def _renew(self) -> bool:
+        """Write the entry; whether that came before others could take this process for dead.
+
+        It may stand still before the request or in it. Then another may have deleted the entry,
+        which has just come back, and have the turn.
+        """
+        before = self._written_s
+        self._write()
+        if in_time := _now() - before <= LEASE_S:
+            return in_time
+        self._delete(self._tag)
+        return in_time
 
     def _is_late(self) -> bool:
         """Whether this process stood still for so long that others may take it for dead soon."""
-        return _now() - self._written_s > LEASE_S / 2
+        return self._lost or _now() - self._written_s > LEASE_S / 2
 
     def _earlier(self, entries: Mapping[str, _Entry]) -> dict[str, _Entry]:
         """Entries that come before this one, and those that have no number yet."""
@@ -213,5 +231,7 @@ def lease(name: str, *, wait_s: float = WAIT_S) -> Iterator[Lease]:
     try:
         own.enter(wait_s)
         yield own
-    finally:
-        own.leave()
+    except BaseException:
+        own.leave(is_reached=responds())
+        raise
+    own.leave()
