@@ -54,12 +54,13 @@ test-ray: $(VENV)/ray
 test-gpu: $(VENV)/installed
 	pytest tests/gpu --require-gpu
 
-bench: $(VENV)/models $(VENV)/weights
+bench: $(VENV)/models $(VENV)/weights $(VENV)/servers
 	python benchmarks/cpu.py
 	python benchmarks/models.py
 	python benchmarks/weights.py
 	python benchmarks/faults.py
 	python benchmarks/fleet.py
+	python benchmarks/registry.py
 
 # On a machine with an NVIDIA GPU, within 8 minutes.
 bench-gpu: $(VENV)/vision

@@ -109,11 +109,9 @@ def _copy(connection: Connection, table: str, where: str, by: str, columns: dict
     )
     names = [str(name) for name in found.scalars()]
     values = ", ".join(columns.get(name, f"t.{name}") for name in names)
-    connection.execute(
-        text(
-            f"INSERT INTO {table} ({', '.join(names)}) SELECT {values} FROM {table} t, {by} WHERE {where}"
-        )  # noqa: S608
-    )
+    insert = f"INSERT INTO {table} ({', '.join(names)}) "
+    insert += f"SELECT {values} FROM {table} t, {by} WHERE {where}"  # noqa: S608 - of this file
+    connection.execute(text(insert))
 
 
 @contextlib.contextmanager
@@ -138,8 +136,7 @@ def calls() -> dict[str, Callable[[], Any]]:
 
     def promote() -> None:
         now = mlflow.MlflowClient().get_model_version_by_alias(NAME, "champion").version
-        decision = mlflow_e2eai.promote(NAME, "1" if str(now) == "2" else "2", gates=GATES)
-        assert decision.promoted, decision.reasons
+        _promote(NAME, "1" if str(now) == "2" else "2")
 
     return {
         "promote": promote,
@@ -167,6 +164,13 @@ def measure(uris: dict[str, str], rounds: int) -> dict[str, dict[str, list[tuple
     return found
 
 
+def _promote(name: str, version: str) -> None:
+    decision = mlflow_e2eai.promote(name, version, gates=GATES)
+    if not decision.promoted:
+        msg = f"{name} {version} was rejected: {decision.reasons}"
+        raise RuntimeError(msg)
+
+
 def prepare(uri: str) -> None:
     """Register two models of which one is promoted, and is what a full registry is made of."""
     mlflow.set_tracking_uri(uri)
@@ -174,7 +178,7 @@ def prepare(uri: str) -> None:
     register((0.9, 0.9), NAME)
     register((0.9,), SEED)
     for name in (NAME, SEED):
-        assert mlflow_e2eai.promote(name, 1, gates=GATES).promoted
+        _promote(name, "1")
 
 
 def main() -> None:
@@ -207,11 +211,14 @@ def main() -> None:
 
 def text_of(found: dict[str, Any], given: argparse.Namespace, rows: int) -> str:
     """The section."""
-    lines = [
+    head = (
         f"`mlflow server` over PostgreSQL 16 with {given.models:,} models of {given.versions} "
         f"versions, each logged and promoted ({rows:,} rows), against one with two models; "
         f"{given.rounds} rounds in turns, medians, from a client on the same machine. Wanted: at "
-        f"most 3 times. `promote` compares with the version that has the alias, and moves it.",
+        f"most 3 times. `promote` compares with the version that has the alias, and moves it."
+    )
+    lines = [
+        head,
         "",
         "| call | empty, s | full, s | ratio | requests, empty | requests, full |",
         "|---|---|---|---|---|---|",
@@ -219,7 +226,7 @@ def text_of(found: dict[str, Any], given: argparse.Namespace, rows: int) -> str:
     for name, by_registry in found.items():
         seconds = {r: statistics.median(s for s, _ in of) for r, of in by_registry.items()}
         sent = {r: sorted({n for _, n in of}) for r, of in by_registry.items()}
-        counts = {r: "–".join(map(str, dict.fromkeys((n[0], n[-1])))) for r, n in sent.items()}
+        counts = {r: " to ".join(map(str, dict.fromkeys((n[0], n[-1])))) for r, n in sent.items()}
         lines.append(
             f"| {name} | {seconds[EMPTY]:.2f} | {seconds[FULL]:.2f} | "
             f"{seconds[FULL] / seconds[EMPTY]:.2f} | {counts[EMPTY]} | {counts[FULL]} |"

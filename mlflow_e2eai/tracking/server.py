@@ -75,7 +75,7 @@ def responds() -> bool:
 
 @contextmanager
 def mlflow_errors(advice: str) -> Iterator[None]:
-    """Turn an error of MLflow in the block into one of this package.
+    """Turn an error of MLflow in the block, or of a request for a file, into one of this package.
 
     Args:
         advice: What to do next.
@@ -84,10 +84,11 @@ def mlflow_errors(advice: str) -> Iterator[None]:
         TrackingError: The server refused a request, or failed at one.
     """
     from mlflow.exceptions import MlflowException
+    from requests import RequestException
 
     try:
         yield
-    except MlflowException as error:
+    except (MlflowException, RequestException) as error:
         msg = f"MLflow at {address()} did not carry out a request: {brief(error).rstrip('.')}; "
         raise TrackingError(msg + advice + ".") from error
 

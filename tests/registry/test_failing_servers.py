@@ -88,13 +88,13 @@ def is_consistent(name):
 
 
 # Requests of a promotion by what they do; about ninety are sent in all.
-SOME = (2, 9, 25, 40, 55, 66, 70, 75, 80, 85, 90)
+SOME = (9, 40, 70, 85)
 
 
 def fail_once(proxy, name, number, status, monkeypatch):
     """Let one request of a promotion fail; whether there was such a request."""
     proxy.fail_from(number, status, times=1)
-    monkeypatch.setattr("mlflow_e2eai.promotion.registry.lease.LEASE_S", 1.0)
+    monkeypatch.setattr("mlflow_e2eai.promotion.registry.lease.LEASE_S", 8.0)
     try:
         mlflow_e2eai.promote(name, 2, gates=GATES)
     except E2EAIError as error:
@@ -111,12 +111,11 @@ def fail_once(proxy, name, number, status, monkeypatch):
 
 
 @pytest.mark.parametrize("number", SOME)
-@pytest.mark.parametrize("status", [503])
 def test_a_request_that_fails_ends_the_promotion_in_a_sentence_and_it_is_finished_by_the_next(
-    proxy, number, status, monkeypatch
+    proxy, number, monkeypatch
 ):
     server, name = proxy
-    fail_once(server, name, number, status, monkeypatch)
+    fail_once(server, name, number, 503, monkeypatch)
     finishes(name)
 
 
@@ -144,7 +143,7 @@ def test_a_registry_that_can_be_read_only_is_named_and_nothing_is_made(proxy):
         403 if method != "GET" and not path.endswith("/search") else None
     )
     sentence = sentence_of(name)
-    assert "did not carry out a request" in sentence
+    assert "Your user may not write a run" in sentence
     server.mend()
     assert holder(name) == "1"
     assert "e2eai.decision" not in mlflow.MlflowClient().get_model_version(name, "2").tags
@@ -165,7 +164,7 @@ def test_a_server_that_dies_between_decision_and_alias_is_named_and_the_next_fin
     isolated, tmp_path, monkeypatch, when
 ):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    monkeypatch.setattr("mlflow_e2eai.promotion.registry.lease.LEASE_S", 2.0)
+    monkeypatch.setattr("mlflow_e2eai.promotion.registry.lease.LEASE_S", 8.0)
     set_alias, tag_version = moves._set_alias, stage.tag_version
     with tracking_server(tmp_path) as server:
         mlflow.set_tracking_uri(server.uri)

@@ -19,6 +19,7 @@ from mlflow_e2eai.promotion.registry.timeline import (
     read_moves,
     registered_model,
 )
+from mlflow_e2eai.tracking.server import mlflow_errors
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import RegisteredModel
@@ -112,7 +113,7 @@ def guard(name: str, *, restore: bool = False) -> GuardReport:
     found = _compare(registered)
     if not restore or not any(each.drifted for each in found):
         return GuardReport(name=name, aliases=tuple(found))
-    with lease(name) as right:
+    with mlflow_errors("call `guard` again"), lease(name) as right:
         registered = registered_model(name)
         found = _compare(registered)  # another guard may have been quicker
         drifted = [each for each in found if each.drifted]
