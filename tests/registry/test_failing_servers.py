@@ -94,7 +94,7 @@ SOME = (9, 40, 70, 85)
 def fail_once(proxy, name, number, status, monkeypatch):
     """Let one request of a promotion fail; whether there was such a request."""
     proxy.fail_from(number, status, times=1)
-    monkeypatch.setattr("mlflow_e2eai.promotion.registry.lease.LEASE_S", 8.0)
+    monkeypatch.setattr("mlflow_e2eai.promotion.registry.lease.LEASE_S", 12.0)
     try:
         mlflow_e2eai.promote(name, 2, gates=GATES)
     except E2EAIError as error:
@@ -164,7 +164,7 @@ def test_a_server_that_dies_between_decision_and_alias_is_named_and_the_next_fin
     isolated, tmp_path, monkeypatch, when
 ):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    monkeypatch.setattr("mlflow_e2eai.promotion.registry.lease.LEASE_S", 8.0)
+    monkeypatch.setattr("mlflow_e2eai.promotion.registry.lease.LEASE_S", 12.0)
     set_alias, tag_version = moves._set_alias, stage.tag_version
     with tracking_server(tmp_path) as server:
         mlflow.set_tracking_uri(server.uri)
