@@ -231,12 +231,11 @@ def text_of(found: dict[str, Any], given: argparse.Namespace, rows: int) -> str:
             f"| {name} | {seconds[EMPTY]:.2f} | {seconds[FULL]:.2f} | "
             f"{seconds[FULL] / seconds[EMPTY]:.2f} | {counts[EMPTY]} | {counts[FULL]} |"
         )
-    lines += [
-        "",
+    foot = (
         "The number of requests does not grow with the registry; a promotion that takes longer "
-        "renews its lease, every ten seconds.",
-    ]
-    return "\n".join(lines) + "\n"
+        "renews its lease, every ten seconds."
+    )
+    return "\n".join([*lines, "", foot]) + "\n"
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from mlflow_e2eai.bundle.digests import verify_digests
 from mlflow_e2eai.errors import ArtifactError, E2EAIError, TrackingError, brief
 from mlflow_e2eai.evaluation.gates import AGAINST_CHAMPION
 from mlflow_e2eai.tracking.runs import is_missing
+from mlflow_e2eai.tracking.server import failure_reason
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
@@ -34,7 +35,7 @@ def find_version(name: str, version: int | str) -> ModelVersion:
         if is_missing(error):
             msg = f"There is no version {version} of {name!r}: {error.message}; see the registry."
         else:
-            reason = brief(error).rstrip(".")
+            reason = failure_reason(error)
             msg = f"Version {version} of {name!r} cannot be read: {reason}; call this again later."
         raise TrackingError(msg) from error
 

@@ -89,8 +89,14 @@ def mlflow_errors(advice: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, RequestException) as error:
-        msg = f"MLflow at {address()} did not carry out a request: {brief(error).rstrip('.')}; "
+        msg = f"MLflow at {address()} did not carry out a request: {failure_reason(error)}; "
         raise TrackingError(msg + advice + ".") from error
+
+
+def failure_reason(error: BaseException) -> str:
+    """The reason of a failed request, without the address and the attempts that MLflow names."""
+    reason = _cause(error) if "failed with exception" in str(error) else brief(error)
+    return reason.rstrip(".")
 
 
 def _check(uri: str) -> None:

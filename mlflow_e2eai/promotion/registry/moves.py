@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from mlflow_e2eai.errors import E2EAIError, TrackingError, brief
+from mlflow_e2eai.errors import E2EAIError, TrackingError
 from mlflow_e2eai.promotion.registry.lease import Lease, lease
 from mlflow_e2eai.promotion.registry.timeline import (
     KIND,
@@ -18,7 +18,7 @@ from mlflow_e2eai.promotion.registry.timeline import (
     read_moves,
     registered_model,
 )
-from mlflow_e2eai.tracking.server import check_server
+from mlflow_e2eai.tracking.server import check_server, failure_reason
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import RegisteredModel
@@ -75,7 +75,7 @@ def move(
     except (MlflowException, E2EAIError) as error:
         undone = _undo(right, name, moves, done, since=plan[PLANNED_AT])
         msg = (
-            f"The aliases of {name!r} could not be moved: {brief(error).rstrip('.')}; {undone}. "
+            f"The aliases of {name!r} could not be moved: {failure_reason(error)}; {undone}. "
             f"Promote it again."
         )
         raise TrackingError(msg) from error

@@ -15,8 +15,9 @@ from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 from mlflow_e2eai.artifacts.files import Summary, Table
-from mlflow_e2eai.errors import InvalidInputError, TrackingError, brief
+from mlflow_e2eai.errors import InvalidInputError, TrackingError
 from mlflow_e2eai.tracking.runs import is_missing
+from mlflow_e2eai.tracking.server import failure_reason
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -175,7 +176,7 @@ def registered_model(name: str) -> RegisteredModel:
         if is_missing(error):
             msg = f"There is no registered model {name!r}: {error.message}; see the registry."
         else:
-            reason = brief(error).rstrip(".")
+            reason = failure_reason(error)
             msg = f"Registered model {name!r} cannot be read: {reason}; call this again later."
         raise TrackingError(msg) from error
 
