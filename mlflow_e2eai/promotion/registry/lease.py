@@ -70,7 +70,7 @@ class Lease:
             TrackingError: Another process may have taken this one for dead.
         """
         with self._writing:
-            if self._is_late() or self._tag not in self._entries() or not self._renew():
+            if self._lost or self._tag not in self._entries() or not self._renew():
                 self._lost = True
                 msg = (
                     f"This promotion of {self._name!r} stood still for too long, and another may "
@@ -137,12 +137,9 @@ class Lease:
         while not self._left.wait(LEASE_S / 3):
             # Others see what is written; where it cannot be, `check` will say so.
             with contextlib.suppress(Exception), self._writing:
-                # After a standstill the entry may be deleted, and is not to come back.
-                if self._left.is_set() or self._is_late():
+                if self._left.is_set() or self._lost:
                     return
-                if not self._renew():
-                    self._lost = True
-                    return
+                self._lost = not self._renew()
 
     def _renew(self) -> bool:
         """Write the entry; whether that came before others could take this process for dead.
@@ -156,10 +153,6 @@ class Lease:
             return in_time
         self._delete(self._tag)
         return in_time
-
-    def _is_late(self) -> bool:
-        """Whether this process stood still for so long that others may take it for dead soon."""
-        return self._lost or _now() - self._written_s > LEASE_S / 2
 
     def _earlier(self, entries: Mapping[str, _Entry]) -> dict[str, _Entry]:
         """Entries that come before this one, and those that have no number yet."""
