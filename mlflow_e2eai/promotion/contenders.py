@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from mlflow_e2eai import bundle, tracking
 from mlflow_e2eai.errors import ArtifactError, E2EAIError, InvalidInputError, TrackingError, brief
 from mlflow_e2eai.evaluation.gates import AGAINST_CHAMPION
+from mlflow_e2eai.tracking.runs import is_missing
+from mlflow_e2eai.tracking.server import failure_reason
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
@@ -26,7 +28,11 @@ def find_version(name: str, version: int | str) -> ModelVersion:
     try:
         return MlflowClient().get_model_version(name, str(version))
     except MlflowException as error:
-        msg = f"There is no version {version} of {name!r}: {error.message}; see the registry."
+        if is_missing(error):
+            msg = f"There is no version {version} of {name!r}: {error.message}; see the registry."
+        else:
+            reason = failure_reason(error)
+            msg = f"Version {version} of {name!r} cannot be read: {reason}; call this again later."
         raise TrackingError(msg) from error
 
 

@@ -35,7 +35,7 @@ _MOST_MOVES = 20
 
 @contextmanager
 def decision_run(outcome: Outcome, registered: RegisteredModel) -> Iterator[str]:
-    """A run with a decision, its numbers and its page; FAILED with the block where that is a no.
+    """A run with a decision, its numbers and its page.
 
     Yields:
         The run's id.
@@ -44,10 +44,9 @@ def decision_run(outcome: Outcome, registered: RegisteredModel) -> Iterator[str]
 
     decision, challenge = outcome.decision, outcome.challenge
     version, model = challenge.version, challenge.model
-    title = f"promote {version.name} {version.version}"
     with journal(
         registered,
-        title,
+        _title(outcome),
         stage="promote",
         version=str(version.version),
         aliases=challenge.aliases,
@@ -74,8 +73,12 @@ def decision_run(outcome: Outcome, registered: RegisteredModel) -> Iterator[str]
         )
         yield run_id
         replace_report(model, page)
-        if not decision.promoted:
-            tracking.fail_run(run_id, title, f"REJECTED: {title}")
+
+
+def end_rejected(outcome: Outcome, run_id: str) -> None:
+    """End the run of a no as FAILED, with REJECTED in its name."""
+    title = _title(outcome)
+    tracking.fail_run(run_id, title, f"REJECTED: {title}")
 
 
 def background_of(outcome: Outcome, moves: Sequence[Move] = ()) -> Background:
@@ -115,7 +118,7 @@ def background_of(outcome: Outcome, moves: Sequence[Move] = ()) -> Background:
 
 
 def supersede(outcome: Outcome, stands: Mapping[str, str | None], run_id: str) -> None:
-    """Write on the run of a yes that the aliases moved before it could be carried out."""
+    """Write on a run that the aliases moved before its decision could be carried out."""
     from mlflow import MlflowClient
 
     moved = [
@@ -162,6 +165,11 @@ def reason_of(decision: Decision) -> str:
     if not decision.inapplicable:
         return "every gate passed"
     return f"every gate that applies passed; {'; '.join(decision.inapplicable)}"
+
+
+def _title(outcome: Outcome) -> str:
+    version = outcome.challenge.version
+    return f"promote {version.name} {version.version}"
 
 
 def _word(decision: Decision) -> str:

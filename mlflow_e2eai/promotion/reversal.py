@@ -28,7 +28,7 @@ from mlflow_e2eai.promotion.registry.timeline import (
 )
 from mlflow_e2eai.runtime.progress import reported_on_stderr, timed_stage
 from mlflow_e2eai.tracking.console import quiet_mlflow
-from mlflow_e2eai.tracking.server import check_server
+from mlflow_e2eai.tracking.server import check_server, mlflow_errors
 
 
 def rollback(
@@ -64,6 +64,7 @@ def rollback(
     with (
         reported_on_stderr(),
         quiet_mlflow(),
+        mlflow_errors("see `history` for where the alias stands, and roll back again"),
         timed_stage("rollback") as line,
         tempfile.TemporaryDirectory() as folder,
     ):

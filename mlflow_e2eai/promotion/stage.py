@@ -13,7 +13,12 @@ from mlflow_e2eai.fleet.job import Executor
 from mlflow_e2eai.fleet.run import check_executor
 from mlflow_e2eai.promotion.challenge import Challenge, Outcome
 from mlflow_e2eai.promotion.challengers import Contest, promote_best
-from mlflow_e2eai.promotion.decision_run import decision_run, supersede, tag_version
+from mlflow_e2eai.promotion.decision_run import (
+    decision_run,
+    end_rejected,
+    supersede,
+    tag_version,
+)
 from mlflow_e2eai.promotion.gates_file import read_policy
 from mlflow_e2eai.promotion.policy import Policy
 from mlflow_e2eai.promotion.registry.lease import Lease, lease
@@ -23,7 +28,7 @@ from mlflow_e2eai.promotion.registry.timeline import registered_model
 from mlflow_e2eai.promotion.remeasurement import Remeasurement
 from mlflow_e2eai.runtime.progress import reported_on_stderr, timed_stage
 from mlflow_e2eai.tracking.console import quiet_mlflow
-from mlflow_e2eai.tracking.server import check_server
+from mlflow_e2eai.tracking.server import check_server, mlflow_errors
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import RegisteredModel
@@ -153,6 +158,7 @@ def promote(
     with (
         reported_on_stderr(),
         quiet_mlflow(),
+        mlflow_errors("promote it again: what is on record is kept, and what is open is finished"),
         timed_stage("promote") as line,
         tempfile.TemporaryDirectory() as folder,
     ):
@@ -189,30 +195,26 @@ def _carry_out(outcome: Outcome, registered: RegisteredModel) -> Outcome:
     Returns:
         The decision that counts: another promotion may have moved an alias since the first one.
     """
-    with decision_run(outcome, registered) as run_id:
-        if not outcome.decision.promoted:
-            tag_version(outcome, run_id)
+    with decision_run(outcome, registered) as run_id, lease(registered.name) as right:
+        stands = holders(registered_model(registered.name), outcome.challenge.aliases)
+        if stands == outcome.stands:
+            _write(outcome, right, run_id)
             return outcome
-        with lease(registered.name) as right:
-            stands = holders(registered_model(registered.name), outcome.challenge.aliases)
-            if stands == outcome.stands:
-                _move(outcome, right, run_id)
-                return outcome
-            supersede(outcome, stands, run_id)
+        supersede(outcome, stands, run_id)
     with lease(registered.name) as right:  # nobody else moves it while it is decided again
         registered = registered_model(registered.name)
         outcome = outcome.challenge.decide(holders(registered, outcome.challenge.aliases))
         with decision_run(outcome, registered) as run_id:
-            if outcome.decision.promoted:
-                _move(outcome, right, run_id)
-            else:
-                tag_version(outcome, run_id)
+            _write(outcome, right, run_id)
     return outcome
 
 
-def _move(outcome: Outcome, right: Lease, run_id: str) -> None:
-    """Write the reason on the version, and then move the aliases."""
+def _write(outcome: Outcome, right: Lease, run_id: str) -> None:
+    """Write the reason on the version, and then move the aliases on a yes."""
     tag_version(outcome, run_id)
+    if not outcome.decision.promoted:
+        end_rejected(outcome, run_id)
+        return
     name = outcome.challenge.version.name
     move(right, name, outcome.moves, run_id=run_id, kind="promotion")
 

@@ -187,7 +187,6 @@ def report_folder(run_id: str, file: str, name: str) -> str:
 
 def _start(start: Callable[..., Run], experiment_id: str | None, elsewhere: str | None) -> Run:
     """Start a run in an experiment, or elsewhere if the user may not change that one."""
-    import mlflow
     from mlflow.exceptions import MlflowException
 
     try:
@@ -197,9 +196,7 @@ def _start(start: Callable[..., Run], experiment_id: str | None, elsewhere: str 
             raise
         try:
             if elsewhere is not None:
-                known = mlflow.get_experiment_by_name(elsewhere)
-                other = mlflow.create_experiment(elsewhere) if known is None else None
-                return start(experiment_id=other if known is None else known.experiment_id)
+                return start(experiment_id=_find_or_make_experiment(elsewhere))
         except MlflowException as second:
             if not is_denied(second):
                 raise
@@ -209,6 +206,26 @@ def _start(start: Callable[..., Run], experiment_id: str | None, elsewhere: str 
             f"to an experiment that it may change."
         )
         raise TrackingError(msg) from error
+
+
+def _find_or_make_experiment(name: str) -> str:
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    known = mlflow.get_experiment_by_name(name)
+    if known is None:
+        try:
+            return str(mlflow.create_experiment(name))
+        except MlflowException:
+            known = mlflow.get_experiment_by_name(name)  # another process may have been quicker
+            if known is None:
+                raise
+    return str(known.experiment_id)
+
+
+def is_missing(error: MlflowException) -> bool:
+    """Whether a server has no such thing as a request named."""
+    return str(error.error_code) in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 
 
 def is_denied(error: MlflowException) -> bool:
@@ -272,6 +289,7 @@ def _done_before(
 def _end_after_block(run_id: str) -> Iterator[None]:
     """End the active run with the block, unless it has ended; without a server that was lost."""
     import mlflow
+    from mlflow.exceptions import MlflowException
 
     from mlflow_e2eai.tracking import _mlflow
 
@@ -281,7 +299,10 @@ def _end_after_block(run_id: str) -> Iterator[None]:
         if isinstance(error, TrackingError) and error.lost:
             _mlflow.forget_active_run()
         else:
-            mlflow.end_run("FAILED" if isinstance(error, Exception) else "KILLED")
+            try:
+                mlflow.end_run("FAILED" if isinstance(error, Exception) else "KILLED")
+            except MlflowException:  # the first error is the one to show
+                _log.warning("Run %s still says RUNNING, as it could not be ended.", run_id)
         raise
     if (active := mlflow.active_run()) is not None and active.info.run_id == run_id:
         mlflow.end_run()

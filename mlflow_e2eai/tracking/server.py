@@ -64,6 +64,41 @@ def check_server() -> None:
         _check(address())
 
 
+def responds() -> bool:
+    """Whether the tracking server responds now; see `check_server`."""
+    try:
+        _check(address())
+    except TrackingError:
+        return False
+    return True
+
+
+@contextmanager
+def mlflow_errors(advice: str) -> Iterator[None]:
+    """Turn an error of MLflow in the block, or of a request for a file, into one of this package.
+
+    Args:
+        advice: What to do next.
+
+    Raises:
+        TrackingError: The server refused a request, or failed at one.
+    """
+    from mlflow.exceptions import MlflowException
+    from requests import RequestException
+
+    try:
+        yield
+    except (MlflowException, RequestException) as error:
+        msg = f"MLflow at {address()} did not carry out a request: {failure_reason(error)}; "
+        raise TrackingError(msg + advice + ".") from error
+
+
+def failure_reason(error: BaseException) -> str:
+    """The reason of a failed request, without the address and the attempts that MLflow names."""
+    reason = _cause(error) if "failed with exception" in str(error) else brief(error)
+    return reason.rstrip(".")
+
+
 def _check(uri: str) -> None:
     if uri.startswith(("http://", "https://")):
         _check_server_at(uri)
@@ -162,8 +197,8 @@ def _check_not_lost(run_id: str, error: BaseException) -> None:
     try:
         _check(address())
     except TrackingError as unreachable:
-        # One of MLflow's is most likely of the same loss.
-        is_same = isinstance(error, MlflowException | TrackingError)
+        # One of MLflow's is most likely of the same loss; one of ours may say what was half done.
+        is_same = isinstance(error, MlflowException)
         first = "" if is_same else f" The call had failed before: {brief(error)}"
         msg = (
             f"{unreachable} It stopped responding in the middle: run {run_id} still says RUNNING "

@@ -124,3 +124,25 @@ def test_one_that_others_took_for_dead_takes_a_new_number(registered):
     assert tickets == [2, 3, 3]
     second.check()
     second.leave()
+
+
+def test_one_that_stood_still_in_the_middle_of_a_look_does_not_come_back(registered, monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr(module, "_now", lambda: clock[0])
+    first = Lease("net")
+    first.enter(1)
+    write = first._write
+
+    def stand_still():
+        """Others delete the entry meanwhile, and this one is written after that."""
+        clock[0] += 2 * module.LEASE_S
+        write()
+
+    monkeypatch.setattr(first, "_write", stand_still)
+    with pytest.raises(TrackingError, match="stood still for too long"):
+        first.check()
+    assert not any(tag.startswith(LEASE) for tag in tags(registered))
+    monkeypatch.setattr(first, "_write", write)
+    with pytest.raises(TrackingError, match="stood still for too long"):
+        first.check()
+    first.leave()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import math
-import shutil
 from pathlib import Path
 
 import mlflow
@@ -13,8 +12,8 @@ import pytest
 import torch
 from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 from registered_bundles import altered, holder, register
+from registry_servers import ADMIN, server_with_users
 from small_models import AXES, features, net
-from tracking_servers import tracking_server
 
 import mlflow_e2eai
 from mlflow_e2eai import bundle
@@ -301,10 +300,11 @@ def test_promoting_the_holder_again_judges_it_on_its_own_and_changes_nothing(sto
     assert holder(store) == version
 
 
-def test_evidence_that_was_changed_after_logging_is_refused(store, good, tmp_path):
+def test_evidence_that_was_changed_after_logging_is_refused(store, good, artifacts):
     info = api.log_model(good, "net", registered_model_name="net")
-    place = next((tmp_path / "artifacts").rglob(f"*{info.model_id}*/**/manifest.json"))
-    place.write_text(place.read_text().replace('"measured": true', '"measured": false', 1))
+    with artifacts.edited(info.model_id) as folder:
+        place = folder / "bundle" / "manifest.json"
+        place.write_text(place.read_text().replace('"measured": true', '"measured": false', 1))
     with pytest.raises(ArtifactError, match=r"manifest.json has sha256"):
         mlflow_e2eai.promote("net", info.registered_model_version)
     assert holder(store) is None
@@ -631,20 +631,21 @@ def model_id(store, version):
     return store.get_model_version("net", version).source.removeprefix("models:/")
 
 
-def delete_model(store, champion):
+def delete_model(store, artifacts, champion):
     store.delete_logged_model(model_id(store, champion))
 
 
-def delete_files(store, champion):
-    model = store.get_logged_model(model_id(store, champion))
-    shutil.rmtree(model.artifact_location.removeprefix("file://"))
+def delete_files(store, artifacts, champion):
+    with artifacts.edited(model_id(store, champion)) as folder:
+        for path in [path for path in folder.rglob("*") if path.is_file()]:
+            path.unlink()
 
 
 @pytest.mark.parametrize("gone", [delete_model, delete_files])
-def test_a_champion_that_is_gone_is_named_with_what_to_do(store, good, gone):
+def test_a_champion_that_is_gone_is_named_with_what_to_do(store, good, artifacts, gone):
     champion, version = register(good), register(good)
     mlflow_e2eai.promote("net", champion, gates=FAST)
-    gone(store, champion)
+    gone(store, artifacts, champion)
     with pytest.raises(E2EAIError, match=r"held by version 1 of 'net', which cannot be read") as e:
         mlflow_e2eai.promote("net", version)
     assert "delete_registered_model_alias('net', 'champion')" in str(e.value)
@@ -741,17 +742,8 @@ def test_a_server_with_users_lets_a_release_manager_promote(isolated, good, tmp_
         monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", name)
         monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", password)
 
-    (tmp_path / "users.ini").write_text(
-        "[mlflow]\ndefault_permission = READ\nadmin_username = admin\n"
-        f"database_uri = sqlite:///{tmp_path}/users.db\nadmin_password = password1234567\n"
-        "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
-    )
-    settings = {
-        "MLFLOW_AUTH_CONFIG_PATH": str(tmp_path / "users.ini"),
-        "MLFLOW_FLASK_SERVER_SECRET_KEY": "key",
-    }
-    log_in("admin", "password1234567")
-    with tracking_server(tmp_path, "--app-name", "basic-auth", **settings) as server:
+    log_in(*ADMIN)
+    with server_with_users(tmp_path) as server:
         mlflow.set_tracking_uri(server.uri)
         version = register(good)
         users = AuthServiceClient(server.uri)

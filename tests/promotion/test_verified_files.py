@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from functools import partial
 
 import pytest
 from small_models import AXES, features, net
@@ -31,8 +32,11 @@ def saved(tmp_path_factory):
 
 
 @pytest.fixture
-def logged(store, saved, tmp_path):
-    """A registered version with code and a file of its user: its number, and its stored folder."""
+def logged(store, saved, artifacts, tmp_path):
+    """A registered version with code and a file of its user: its number, and its stored files.
+
+    The files are a folder, to be changed in a block.
+    """
     (tmp_path / "helper.py").write_text("ANSWER = 42\n")
     (tmp_path / "notes.txt").write_text("what the user wants to keep\n")
     info = api.log_model(
@@ -42,8 +46,7 @@ def logged(store, saved, tmp_path):
         code_paths=[str(tmp_path / "helper.py")],
         extra_files=[str(tmp_path / "notes.txt")],
     )
-    (listing,) = (tmp_path / "artifacts").rglob(f"*{info.model_id}*/artifacts/SHA256SUMS")
-    return info.registered_model_version, listing.parent
+    return info.registered_model_version, partial(artifacts.edited, info.model_id)
 
 
 def files(folder):
@@ -57,49 +60,56 @@ def refused(version):
 
 
 def test_a_version_as_it_was_logged_is_promoted_and_coreutils_agree(logged):
-    version, folder = logged
+    version, edited = logged
     assert mlflow_e2eai.promote("net", version, gates=GATES).promoted
-    subprocess.run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=folder, check=True)
+    with edited() as folder:
+        subprocess.run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=folder, check=True)
 
 
 def test_one_flipped_bit_in_any_file_is_refused_by_name(store, logged):
-    version, folder = logged
-    names = {path.relative_to(folder).as_posix() for path in files(folder)}
+    version, edited = logged
+    with edited() as folder:
+        contents = {path.relative_to(folder): path.read_bytes() for path in files(folder)}
+    names = {path.as_posix() for path in contents}
     assert {"MLmodel", "requirements.txt", "bundle/model.onnx", "code/helper.py"} <= names
-    for path in files(folder):
-        content = path.read_bytes()
+    for path, content in contents.items():
         changed = bytearray(content)
         changed[len(changed) // 3] ^= 1 << 3
-        path.write_bytes(changed)
+        with edited() as folder:
+            (folder / path).write_bytes(changed)
         assert f"{path.name} has sha256" in refused(version)
-        path.write_bytes(content)
+        with edited() as folder:
+            (folder / path).write_bytes(content)
     assert store.get_registered_model("net").aliases == {}
     assert mlflow_e2eai.promote("net", version, gates=GATES).promoted
 
 
 def test_a_missing_file_is_refused_by_name(logged):
-    version, folder = logged
-    (folder / "bundle" / "model.onnx").unlink()
+    version, edited = logged
+    with edited() as folder:
+        (folder / "bundle" / "model.onnx").unlink()
     assert "bundle/model.onnx is missing" in refused(version)
 
 
 @pytest.mark.parametrize("name", ["bundle/libevil.so", "code/__pycache__/helper.cpython-311.pyc"])
 def test_a_file_that_was_not_logged_is_refused_by_name(logged, name):
-    version, folder = logged
-    (folder / name).parent.mkdir(exist_ok=True)
-    (folder / name).write_bytes(b"anything")
+    version, edited = logged
+    with edited() as folder:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"anything")
     assert f"{name} was not in the model" in refused(version)
 
 
 def test_a_list_that_was_made_to_fit_is_refused(logged):
-    version, folder = logged
-    (folder / "requirements.txt").write_text("evil\n")
-    write_digests(folder)
+    version, edited = logged
+    with edited() as folder:
+        (folder / "requirements.txt").write_text("evil\n")
+        write_digests(folder)
     assert "SHA256SUMS has sha256" in refused(version)
 
 
 def test_a_version_without_digests_is_refused(store, logged):
-    version, folder = logged
-    model_id = folder.parent.name
+    version, _ = logged
+    model_id = store.get_model_version("net", version).source.removeprefix("models:/")
     store.delete_logged_model_tag(model_id, "e2eai.mlmodel_sha256")
     assert "no digests of its files" in refused(version)

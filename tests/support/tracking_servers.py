@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import ssl
 import subprocess
 import sys
@@ -13,6 +12,8 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+
+from free_ports import free_port
 
 _START_S = 120
 
@@ -31,17 +32,28 @@ class Server:
 
 
 @contextmanager
-def tracking_server(folder, *words, scheme="http", **environment) -> Iterator[Server]:
-    """Start a server whose store is in a folder, for the block."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+def tracking_server(
+    folder, *words, scheme="http", database=None, artifacts=None, port=None, **environment
+) -> Iterator[Server]:
+    """Start a server for the block, which hands its clients' artifacts on.
+
+    Args:
+        folder: The folder of its log, and of its store unless that is elsewhere.
+        words: Further words of the command.
+        scheme: How it is reached.
+        database: URI of a database in place of a file in the folder.
+        artifacts: URI of a place for artifacts in place of the folder.
+        port: By default a free one.
+        environment: Variables of its environment.
+    """
+    port = free_port() if port is None else port
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
-    command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{folder}/mlflow.db"]
-    command += ["--artifacts-destination", f"{folder}/artifacts", *words]
+    command += ["--workers", "1"]
+    command += ["--backend-store-uri", database or f"sqlite:///{folder}/mlflow.db"]
+    command += ["--artifacts-destination", artifacts or f"{folder}/artifacts", *words]
     quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
     log = folder / "server.log"
-    with log.open("wb") as file:
+    with log.open("ab") as file:
         process = subprocess.Popen(
             command,
             cwd=folder,

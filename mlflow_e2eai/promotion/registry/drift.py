@@ -21,7 +21,7 @@ from mlflow_e2eai.promotion.registry.timeline import (
 )
 from mlflow_e2eai.report.formats import moment_text
 from mlflow_e2eai.tracking.console import quiet_mlflow
-from mlflow_e2eai.tracking.server import check_server
+from mlflow_e2eai.tracking.server import check_server, mlflow_errors
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import RegisteredModel
@@ -127,7 +127,7 @@ def _guard(name: str, *, restore: bool) -> GuardReport:
     found = _compare(registered)
     if not restore or not any(each.drifted for each in found):
         return GuardReport(name=name, aliases=tuple(found))
-    with lease(name) as right:
+    with mlflow_errors("call `guard` again"), lease(name) as right:
         registered = registered_model(name)
         found = _compare(registered)  # another guard may have been quicker
         drifted = [each for each in found if each.drifted]

@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlflow_e2eai.errors import TrackingError
+from mlflow_e2eai.tracking.server import responds
 
 LEASE = "e2eai.lease."
 """Prefix of the tags of a registered model, one for each process that moves or waits."""
@@ -39,8 +40,11 @@ LEASE_S = 30.0
 WAIT_S = 600.0
 """Seconds that a process waits for its turn."""
 
-_POLL_S = (0.02, 0.5)
-"""Shortest and longest pause between two looks at the entries."""
+_POLL_S = (0.02, 0.3)
+"""First pause between two looks at the entries, and the longest for each that comes before.
+
+Sixteen that look twice a second each kept a server busy with nothing else.
+"""
 
 
 class Lease:
@@ -55,6 +59,7 @@ class Lease:
         self._ticket: int | None = None
         self._beats = 0
         self._written_s = 0.0
+        self._lost = False
         self._left = threading.Event()
         self._writing = threading.Lock()
 
@@ -65,13 +70,13 @@ class Lease:
             TrackingError: Another process may have taken this one for dead.
         """
         with self._writing:
-            if self._is_late() or self._tag not in self._entries():
+            if self._lost or self._tag not in self._entries() or not self._renew():
+                self._lost = True
                 msg = (
                     f"This promotion of {self._name!r} stood still for too long, and another may "
                     f"have moved its aliases meanwhile; promote it again."
                 )
                 raise TrackingError(msg)
-            self._write()
 
     def enter(self, wait_s: float) -> None:
         """Wait for the turn of this process.
@@ -118,27 +123,36 @@ class Lease:
                 self._write()
             # Several wait, and are not to ask in step.
             time.sleep(pause_s * random.uniform(0.5, 1.5))  # noqa: S311 - no secret
-            pause_s = min(2 * pause_s, _POLL_S[1], 2 * _POLL_S[0] * len(earlier))
+            pause_s = min(2 * pause_s, _POLL_S[1] * len(earlier), LEASE_S / 6)
 
-    def leave(self) -> None:
-        """Give the right up."""
-        with self._writing:
-            self._left.set()
-            self._delete(self._tag)
+    def leave(self, *, is_reached: bool = True) -> None:
+        """Give the right up; a server that is not reached keeps the entry, which others see die."""
+        self._left.set()
+        if is_reached:
+            with self._writing:
+                self._delete(self._tag)
 
     def _beat(self) -> None:
         """Show that this process is alive, for as long as it has the lease."""
         while not self._left.wait(LEASE_S / 3):
             # Others see what is written; where it cannot be, `check` will say so.
             with contextlib.suppress(Exception), self._writing:
-                # After a standstill the entry may be deleted, and is not to come back.
-                if self._left.is_set() or self._is_late():
+                if self._left.is_set() or self._lost:
                     return
-                self._write()
+                self._lost = not self._renew()
 
-    def _is_late(self) -> bool:
-        """Whether this process stood still for so long that others may take it for dead soon."""
-        return _now() - self._written_s > LEASE_S / 2
+    def _renew(self) -> bool:
+        """Write the entry; whether that came before others could take this process for dead.
+
+        It may stand still before the request or in it. Then another may have deleted the entry,
+        which has just come back, and have the turn.
+        """
+        before = self._written_s
+        self._write()
+        if in_time := _now() - before <= LEASE_S:
+            return in_time
+        self._delete(self._tag)
+        return in_time
 
     def _earlier(self, entries: Mapping[str, _Entry]) -> dict[str, _Entry]:
         """Entries that come before this one, and those that have no number yet."""
@@ -213,5 +227,7 @@ def lease(name: str, *, wait_s: float = WAIT_S) -> Iterator[Lease]:
     try:
         own.enter(wait_s)
         yield own
-    finally:
-        own.leave()
+    except BaseException:
+        own.leave(is_reached=responds())
+        raise
+    own.leave()

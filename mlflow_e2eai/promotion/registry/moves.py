@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from mlflow_e2eai.errors import E2EAIError, TrackingError, brief
+from mlflow_e2eai.errors import E2EAIError, TrackingError
 from mlflow_e2eai.pipeline.publish import describe_moves
 from mlflow_e2eai.promotion.registry.actor import actor
-from mlflow_e2eai.promotion.registry.lease import Lease
+from mlflow_e2eai.promotion.registry.lease import Lease, lease
 from mlflow_e2eai.promotion.registry.timeline import (
     KIND,
     MOVED_AT,
     MOVES,
+    PLANNED_AT,
     MoveKind,
     moves_text,
     now_text,
@@ -21,9 +22,12 @@ from mlflow_e2eai.promotion.registry.timeline import (
     time_after,
 )
 from mlflow_e2eai.report.formats import moment_text
+from mlflow_e2eai.tracking.server import check_server, failure_reason
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import RegisteredModel
+
+_UNDONE = "they stand where they stood"
 
 
 def holders(registered: RegisteredModel, aliases: Sequence[str]) -> dict[str, str | None]:
@@ -57,27 +61,30 @@ def move(
             then all aliases stand where they stood.
     """
     from mlflow import MlflowClient
+    from mlflow.entities import RunTag
     from mlflow.exceptions import MlflowException
 
     client = MlflowClient()
-    client.set_tag(run_id, KIND, kind)
-    client.set_tag(run_id, MOVES, moves_text(moves))
     registered = check_holders(name, {alias: before for alias, (before, _) in moves.items()})
+    planned_at = time_after(registered.tags.get(MOVED_AT))
+    plan = {KIND: kind, MOVES: moves_text(moves), PLANNED_AT: planned_at}
+    client.log_batch(run_id, tags=[RunTag(key, value) for key, value in plan.items()])
     right.check()
-    began, done = now_text(), []
+    done: list[str] = []
     try:
         for alias, (_, after) in moves.items():
             _set_alias(name, alias, after)
             done.append(alias)
         right.check()
+        check_holders(name, {alias: after for alias, (_, after) in moves.items()})
     except (MlflowException, E2EAIError) as error:
-        undone = _undo(name, moves, done, since=began)
+        undone = _undo(right, name, moves, done, since=planned_at)
         msg = (
-            f"The aliases of {name!r} could not be moved: {brief(error).rstrip('.')}; {undone}. "
+            f"The aliases of {name!r} could not be moved: {failure_reason(error)}; {undone}. "
             f"Promote it again."
         )
         raise TrackingError(msg) from error
-    at = time_after(registered.tags.get(MOVED_AT))
+    at = time_after(planned_at)
     client.set_tag(run_id, MOVED_AT, at)
     client.set_registered_model_tag(name, MOVED_AT, at)
     _describe(name, moves, f"({kind} by {actor()})", moment_text(at))
@@ -99,19 +106,23 @@ def _describe(
 
 
 def finish(run_id: str) -> None:
-    """Write the time on the run of a move that its process did not live to confirm, and end it."""
+    """Write the time on the run of a move that its process did not live to confirm, and end it.
+
+    It is the time when the run was about to move, which no later move came before.
+    """
     from mlflow import MlflowClient
 
     client = MlflowClient()
     run = client.get_run(run_id)
-    if MOVES in run.data.tags and MOVED_AT not in run.data.tags:
-        client.set_tag(run_id, MOVED_AT, now_text())
+    tags = run.data.tags
+    if MOVES in tags and MOVED_AT not in tags:
+        client.set_tag(run_id, MOVED_AT, tags.get(PLANNED_AT, now_text()))
     if run.info.status == "RUNNING":
         client.set_terminated(run_id, "FINISHED")
 
 
 def check_holders(name: str, expected: Mapping[str, str | None]) -> RegisteredModel:
-    """Check that aliases stand where they stood when it was decided about them.
+    """Check that aliases stand where they stood when it was decided about them, or were put.
 
     Returns:
         The registered model.
@@ -132,6 +143,7 @@ def check_holders(name: str, expected: Mapping[str, str | None]) -> RegisteredMo
 
 
 def _undo(
+    right: Lease,
     name: str,
     moves: Mapping[str, tuple[str | None, str | None]],
     done: Sequence[str],
@@ -140,27 +152,33 @@ def _undo(
 ) -> str:
     """Put aliases back that were moved, or where another has moved them since; what was done.
 
-    A process loses its lease by standing still for longer than clocks of machines differ, so that
-    times of runs tell who came later.
+    That takes a turn of its own, so that nobody else is in the middle of a move. A process loses
+    its lease by standing still for longer than clocks of machines differ, so that times of runs
+    tell who came later.
     """
     from mlflow.exceptions import MlflowException
 
+    if not done:
+        return _UNDONE
     kept = []
-    for alias in done:
-        before, after = moves[alias]
-        try:
-            registered = registered_model(name)
-            if holders(registered, [alias])[alias] != after:
-                continue
-            others = [
-                each.after
-                for each in read_moves(registered)
-                if each.alias == alias and each.finished and each.at > since
-            ]
-            _set_alias(name, alias, others[-1] if others else before)
-        except (MlflowException, E2EAIError):
-            kept.append(f"{alias!r} may still stand at version {after}")
-    return ", ".join(kept) or "they stand where they stood"
+    try:
+        check_server()
+        right.leave()
+        with lease(name):
+            for alias in done:
+                before, after = moves[alias]
+                registered = registered_model(name)
+                if holders(registered, [alias])[alias] != after:
+                    continue
+                others = [
+                    each.after
+                    for each in read_moves(registered)
+                    if each.alias == alias and each.finished and each.at > since
+                ]
+                _set_alias(name, alias, others[-1] if others else before)
+    except (MlflowException, E2EAIError):
+        kept = [f"{alias!r} may still stand at version {moves[alias][1]}" for alias in done]
+    return ", ".join(kept) or _UNDONE
 
 
 def _set_alias(name: str, alias: str, version: str | None) -> None:

@@ -20,7 +20,8 @@ from mlflow_e2eai.errors import InvalidInputError, TrackingError, suggestion
 from mlflow_e2eai.report.formats import moment_text
 from mlflow_e2eai.report.text import align
 from mlflow_e2eai.tracking.console import quiet_mlflow
-from mlflow_e2eai.tracking.server import check_server
+from mlflow_e2eai.tracking.runs import is_missing
+from mlflow_e2eai.tracking.server import check_server, failure_reason
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -47,6 +48,9 @@ KIND = "e2eai.move"
 MOVES = "e2eai.moves"
 """Tag of a run: what it is to move, as JSON: alias -> version before and after, null for none."""
 
+PLANNED_AT = "e2eai.planned_at"
+"""Tag of a run: when it was about to move them, in UTC."""
+
 MOVED_AT = "e2eai.moved_at"
 """Tag of a run: when the move was done, in UTC; of a registered model: when the last one was."""
 
@@ -63,7 +67,7 @@ class Move(Summary):
     """An alias that was moved, or that a run was to move when it was cut off.
 
     Attributes:
-        at: When, in UTC, as ISO 8601; the start of the run where that was cut off.
+        at: When, in UTC, as ISO 8601; where the run was cut off, when it was about to.
         alias: The alias.
         before: The version that it stood at; None where at none.
         after: The version that it stands at since; None where it was taken away.
@@ -215,7 +219,11 @@ def registered_model(name: str) -> RegisteredModel:
     try:
         return MlflowClient().get_registered_model(name)
     except MlflowException as error:
-        msg = f"There is no registered model {name!r}: {error.message}; see the registry."
+        if is_missing(error):
+            msg = f"There is no registered model {name!r}: {error.message}; see the registry."
+        else:
+            reason = failure_reason(error)
+            msg = f"Registered model {name!r} cannot be read: {reason}; call this again later."
         raise TrackingError(msg) from error
 
 
@@ -260,10 +268,17 @@ def decision_runs(registered: RegisteredModel) -> list[Run]:
 def note_experiment(registered: RegisteredModel, experiment_id: str) -> None:
     """Record on a registered model that an experiment has a decision about it."""
     from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
 
     tag = f"{DECISIONS_IN}{experiment_id}"
-    if tag not in registered.tags:
+    if tag in registered.tags:
+        return
+    try:
         MlflowClient().set_registered_model_tag(registered.name, tag, now_text())
+    except MlflowException:
+        # Two that insert one tag at once: PostgreSQL refuses the second.
+        if tag not in registered_model(registered.name).tags:
+            raise
 
 
 def now_text() -> str:
@@ -296,7 +311,8 @@ def _moves_of(run: Run) -> list[Move]:
     except (ValueError, TypeError, AttributeError):
         return []  # a hand wrote the tag
     started = datetime.fromtimestamp(run.info.start_time / 1e3, UTC)
-    at = tags.get(MOVED_AT) or started.isoformat(timespec="milliseconds")
+    # A run may wait for its turn: what moves before it begins to move came earlier.
+    at = tags.get(MOVED_AT) or tags.get(PLANNED_AT) or started.isoformat(timespec="milliseconds")
     common = Move(
         at=at,
         alias="",
