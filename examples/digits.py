@@ -137,7 +137,7 @@ def main(name: str, targets: list[str], epochs: int, seed: int) -> int:
     for verdict in decision.verdicts:
         print(f"{'passed' if verdict.passed else 'FAILED'}  {verdict}")
     if decision.excluded:
-        print(f"excluded, as nobody measured them: {', '.join(decision.excluded)}")
+        print(f"excluded, because they were not measured: {', '.join(decision.excluded)}")
     outcome = "is the champion" if decision.promoted else "was rejected"
     print(f"\n{name} version {version} {outcome}: models:/{name}/{version}")
     print(f"See it with: mlflow ui --backend-store-uri {mlflow.get_tracking_uri()}")

@@ -116,7 +116,9 @@ def print_decision(decision: Decision | Contest, arguments: Arguments) -> int:
     for reason in decision.inapplicable:
         print(f"n/a     {reason}")
     for variant in decision.excluded:
-        print(f"n/a     {variant}: excluded, as nobody measured it; load_model takes it by name")
+        print(
+            f"n/a     {variant}: excluded, because it was not measured; load_model takes it by name"
+        )
     for remedy in decision.remedies:
         print(f"to pass: {remedy}")
     is_trial = arguments.get("dry_run", False)

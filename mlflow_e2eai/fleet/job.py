@@ -43,7 +43,7 @@ class Job:
 
     def __post_init__(self) -> None:
         if self.stage not in ("compile", "evaluate"):
-            msg = f"A job's stage is {self.stage!r}, but compile or evaluate is wanted."
+            msg = f"A job's stage is {self.stage!r}, but compile or evaluate is expected."
             raise InvalidInputError(msg)
 
     @property
@@ -119,6 +119,6 @@ def require_success(outcomes: Sequence[Outcome]) -> Sequence[Outcome]:
             f"{outcome.job.name} (run {outcome.failed_runs[-1]}): {outcome.error}"
             for outcome in failed
         )
-        msg = f"{len(failed)} of {len(outcomes)} jobs failed, and the others are done: {reasons}"
+        msg = f"{len(failed)} of {len(outcomes)} jobs failed, and the others succeeded: {reasons}"
         raise RunnerError(msg)
     return outcomes

@@ -137,7 +137,7 @@ def replace_report(model: LoggedModel, page: str) -> None:
         MlflowClient().log_text(model.source_run_id, page, path)
     except (MlflowException, OSError) as error:
         _log.warning(
-            "The report of run %s does not show the decision, as it cannot be written: %s",
+            "The report of run %s does not show the decision, because it cannot be written: %s",
             model.source_run_id,
             brief(error),
         )

@@ -75,7 +75,7 @@ def _digest(text: str) -> str:
 
 def _decision_text(decision: Decision | None, alias: str, day: date | None) -> str:
     if decision is None:
-        return "Not evaluated against gates yet"
+        return "Not evaluated against any gates yet"
     on = "" if day is None else f" {day.day} {day:%b %Y}"
     return f"Promoted{on} to {alias}" if decision.promoted else f"Rejected{on} for {alias}"
 

@@ -129,7 +129,7 @@ def test_every_gpu_of_the_table_is_a_target_or_too_old_to_be_one():
         ("SM86", "sm86"),
         ("", "one of local, rtx"),
         ("rtx:sm86,sm89", "Did you mean rtx:sm8"),
-        ("rtx+compatible", "bound to no GPU model; leave '.compatible' out"),
+        ("rtx+compatible", "not tied to a GPU model; leave '.compatible' out"),
         ("trt11", "name it, or add '.compatible'"),
         ("trt11:sm80+sm90", "one compute capability; name one, or several targets"),
     ],
@@ -224,5 +224,5 @@ def test_another_version_or_gpu_than_is_here_is_refused_with_where_to_build(monk
     installed(monkeypatch, tensorrt="11.4.0.106")
     with pytest.raises(InvalidInputError, match=r"needs TensorRT 10, but 11.4.0.106 is installed"):
         resolve("trt10:sm90")
-    with pytest.raises(InvalidInputError, match=r"GPU of sm80 itself, but .* the GPU is of sm90"):
+    with pytest.raises(InvalidInputError, match=r"GPU of sm80 only, but .* the GPU is sm90"):
         resolve("trt11:sm80")

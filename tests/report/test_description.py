@@ -40,11 +40,13 @@ def test_a_promoted_version_says_when_to_which_alias_and_what_it_serves():
 def test_a_rejected_version_says_why():
     text = sentence(manifest(TORCH, CPU, latency=LATENCY), PASSED, FAILED, FAILED)
     assert text.startswith("Rejected 30 Nov 2026 for champion: onnxruntime-cpu/fp32")
-    assert text.endswith("Reason: task/accuracy: found 0.9, wanted at least 0.97, and 1 more.")
+    assert text.endswith("Reason: task/accuracy = 0.9 (gate: at least 0.97), and 1 more.")
 
 
 def test_a_version_that_was_not_decided_on_says_so():
-    assert sentence().startswith("Not evaluated against gates yet: onnxruntime-cpu/fp32, 0.146 ms")
+    assert sentence().startswith(
+        "Not evaluated against any gates yet: onnxruntime-cpu/fp32, 0.146 ms"
+    )
 
 
 def test_a_version_that_nothing_timed_or_passed_says_what_passed():

@@ -439,14 +439,16 @@ def test_an_engine_that_does_not_load_is_told_in_tensorrts_words_or_for_want_of_
     with pytest.raises(RunnerError, match=r"load model.engine \(Version tag .*compile it again"):
         engine_runner(made).__enter__()
     trt.SETTINGS["refuses"] = {"deserialize_cuda_engine": "Error Code 2: OutOfMemory (...)"}
-    with pytest.raises(RunnerError, match="the GPU's memory is full; end what else runs"):
+    with pytest.raises(RunnerError, match="the GPU is out of memory; stop other processes"):
         engine_runner(made).__enter__()
 
 
 def test_a_tensorrt_that_does_not_start_is_told_with_the_driver(engine, trt):
     said = "CUDA initialization failure with error: 35"
     trt.SETTINGS["refuses"] = {"Runtime": said}
-    with pytest.raises(RunnerError, match=rf"does not start .*: {said}; see whether the driver"):
+    with pytest.raises(
+        RunnerError, match=rf"does not start .*: {said}; check with `nvidia-smi` that the driver"
+    ):
         engine_runner(engine()[0]).__enter__()
 
 
@@ -463,7 +465,9 @@ def test_a_failure_after_which_cuda_does_no_more_says_that_the_process_is_to_be_
         ask(infer, 2)
         trt.DRIVER.simulated_sticks(700)
         for _ in range(2):
-            with pytest.raises(RunnerError, match=r"ILLEGAL_ADDRESS\), and does no more .* again"):
+            with pytest.raises(
+                RunnerError, match=r"ILLEGAL_ADDRESS\), and can no longer be used .* again"
+            ):
                 ask(infer, 2)
 
 
@@ -488,9 +492,9 @@ def test_a_forked_process_is_told_that_cuda_does_not_go_there(run, ask):
     ("reason", "advice"),
     [
         ("OLD_CUDA_DRIVER", "driver is too old for it: install a newer one"),
-        ("INSUFFICIENT_GPU_MEMORY", "the GPU's memory is too full for it"),
+        ("INSUFFICIENT_GPU_MEMORY", "the GPU has too little free memory for it"),
         ("VERSION_MISMATCH", "compile it again on this machine"),
-        ("MALFORMED_ENGINE", "it is no engine"),
+        ("MALFORMED_ENGINE", "it is not an engine"),
     ],
 )
 def test_tensorrts_own_reasons_become_one_sentence(reason, advice, engine, trt):

@@ -141,7 +141,7 @@ def test_a_part_is_judged_though_nothing_implements_the_rest(graph, out):
     [
         ({"expose": {"tensors": ["bb"]}}, "No node makes a tensor 'bb' to expose; did you mean"),
         ({"extract": {"inputs": ["q"]}}, "No node makes a tensor 'q' to begin at"),
-        ({"extract": {"inputs": ["b"], "outputs": ["a"]}}, "'x' is needed too; begin there"),
+        ({"extract": {"inputs": ["b"], "outputs": ["a"]}}, "'x' is needed too; add it"),
     ],
     ids=str,
 )
@@ -164,7 +164,7 @@ def test_a_tensor_that_the_plan_made_has_no_one_to_tell_what_is_right(graph, out
         return 1
 
     plan = plan_from([renames_inside, {"expose": {"tensors": ["new"]}}])
-    with pytest.raises(SurgeryError, match=r"does not tell what is right at \['new'\]"):
+    with pytest.raises(SurgeryError, match=r"gives no reference for \['new'\]"):
         clean(graph(CHAIN), plan, out=out, samples=[{"x": X}])
 
 

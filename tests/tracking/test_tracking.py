@@ -380,7 +380,7 @@ def test_an_engine_that_may_round_to_tf32_says_so_by_its_name(store):
 
 
 def test_tf32_without_a_target_is_refused_before_anything_is_made(store):
-    with pytest.raises(InvalidInputError, match="tf32, which is how an engine computes"):
+    with pytest.raises(InvalidInputError, match="tf32, which only engines have"):
         log(precisions=("fp32", "tf32"), targets=())
     everywhere = [one.experiment_id for one in store.search_experiments()]
     assert not store.search_logged_models(everywhere)
