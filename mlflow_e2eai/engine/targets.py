@@ -151,7 +151,7 @@ def canonical(text: str) -> str:
 # What the driver adds to the name of a GPU, which does not change its compute capability.
 _DECORATIONS = re.compile(
     r"\b(nvidia|geforce|tesla|jetson|agx|blackwell|generation|laptop|gpu|server|workstation|"
-    r"edition|sxm\d*|pcie|nvl|hbm\w*|\d+ ?gb)\b"
+    r"edition|max q|sff|sxm\d*|pcie|nvl|hbm\w*|\d+ ?gb)\b"
 )
 
 
@@ -191,7 +191,7 @@ def _unknown(text: str) -> InvalidInputError:
     near = nearest(text, (*_SUGGESTIONS, *(name for name, _ in _gpus().values())))
     hint = f" Did you mean {near}?" if near else ""
     capability = text.rpartition(":")[2]
-    if re.fullmatch(r"sm(6\d|7[0-4])", capability):
+    if re.fullmatch(r"sm([5-6]\d|7[0-4])", capability):
         hint = f" {capability} is before Turing, sm75, the oldest supported."
     capability = text.removeprefix("rtx:")
     if capability in _CAPABILITIES["tensorrt"]:  # and not in TensorRT-RTX's
