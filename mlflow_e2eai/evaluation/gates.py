@@ -154,13 +154,13 @@ class Verdict:
 
     def __str__(self) -> str:
         name = f"{self.metric} ({self.scope})" if self.scope else self.metric
-        source = f" ({self.source})" if self.source else ""
         if self.reason is not None:
             where = f", {self.source}" if self.source else ""
             return f"{name}{where}: {self.reason} (gate: {self.wanted})"
         if self.found is None:
             return f"{name}: not measured (gate: {self.wanted})"
-        return f"{name} = {self.found:g}{source} (gate: {self.wanted})"
+        source = f"{self.source}; " if self.source else ""
+        return f"{name} = {self.found:g} ({source}gate: {self.wanted})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)

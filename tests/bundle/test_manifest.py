@@ -463,7 +463,7 @@ def test_a_goal_decides_what_runs(make):
     directory = make(latency=slow)
 
     assert quietly(directory, goal="latency@2") == CPU32
-    with pytest.raises(InvalidInputError, match="goal 'speed' is not known"):
+    with pytest.raises(InvalidInputError, match="There is no goal 'speed'"):
         load(directory, goal="speed")
 
 

@@ -228,7 +228,7 @@ def test_a_variant_without_evidence_is_not_preferred_to_one_that_passed(made):
         f"{ENGINE32}; evaluate the model on such a machine, or request it by name to run it."
     )
     assert (
-        "Nobody measured"
+        "was not measured"
         in {o.variant: o.reason for o in ranked.choice(CPU32, {}).others}[ENGINE32]
     )
     assert ranked.choose(ENGINE32).variant == ENGINE32

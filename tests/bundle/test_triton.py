@@ -247,7 +247,7 @@ def test_each_bucket_is_a_profile_that_is_warmed_up_and_preferred(altered, tmp_p
         ),
         (
             [capability("sm86+sm89")],
-            "tensorrt-sm86+sm89/fp32 is the second engine for compute capability 8.6, by which",
+            "tensorrt-sm86+sm89/fp32 is the second engine for compute capability 8.6, and",
         ),
     ],
 )

@@ -148,7 +148,7 @@ def test_a_result_that_is_not_minimal_says_so():
     found = search(names(50), lambda keep: "node_7" not in keep, max_evaluations=3)
 
     assert not found.minimal
-    assert "ran out" in found.sentence
+    assert "limit of evaluations" in found.sentence
     assert "node_7" in found.nodes
 
 

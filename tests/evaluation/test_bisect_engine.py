@@ -320,7 +320,7 @@ def test_when_the_evaluations_run_out_the_piece_is_said_to_be_too_large(tmp_path
 
     assert found.nodes == tuple(f"layer_{number}" for number in range(12))
     assert not found.minimal
-    assert "the evaluations ran out" in found.sentence
+    assert "the limit of evaluations" in found.sentence
 
 
 def test_no_samples_are_refused(tmp_path):

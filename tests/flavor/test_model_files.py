@@ -258,7 +258,7 @@ def test_what_is_on_demand_is_verified(client, served):
     [
         ("e2eai:/nothing/1", TrackingError, "There is no model 'models:/nothing/1'"),
         ("e2eai:/net@nobody", TrackingError, "There is no model 'models:/net@nobody'"),
-        ("e2eai:/net", InvalidInputError, "'models:/net' names no model"),
+        ("e2eai:/net", InvalidInputError, "'models:/net' is not a model URI"),
     ],
 )
 def test_what_names_no_model_has_no_files_on_demand(uri, error, words):

@@ -288,7 +288,7 @@ def test_the_plan_that_a_run_kept_can_be_replayed(source):
 def test_a_plan_that_misses_what_it_requires_logs_no_graph(source):
     raw = jobs.export(source)
     plan = plan_from([{"bypass": {"op_type": "Relux", "required": True}}])
-    with pytest.raises(SurgeryError, match="found nothing to edit"):
+    with pytest.raises(SurgeryError, match="found nothing to change"):
         jobs.clean(raw, plan=plan)
     assert {stage(m.model_id) for m in mlflow.search_logged_models(output_format="list")} == {
         "source",

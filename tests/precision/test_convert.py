@@ -272,7 +272,7 @@ def test_a_graph_in_fp16_is_no_source(precision, graph, out, tmp_path):
 
 
 def test_no_graph_is_in_tf32(graph, out):
-    with pytest.raises(InvalidInputError, match="No graph is in tf32"):
+    with pytest.raises(InvalidInputError, match="Only engines compute in tf32"):
         convert(graph(TWO_LAYERS), "tf32", out=out)
     assert not out.exists()
 

@@ -113,7 +113,8 @@ def test_the_demo_ends_with_a_table_a_version_and_the_way_to_the_ui(demo, folder
     assert float(rows["onnxruntime-cpu/fp16"][2]) > 0.9
     assert rows["tensorrt_rtx-sm86/fp16"][1:] == ["-", "-", "-", "built, not measured here"]
     assert "digits version 1 is the champion: models:/digits/1" in lines
-    ui = f"See it with: mlflow ui --backend-store-uri sqlite:///{folder}/mlflow.db"
+    command = Path(sys.executable).with_name("mlflow")
+    ui = f"See it with: {command} ui --backend-store-uri sqlite:///{folder}/mlflow.db"
     assert ui in lines
 
 

@@ -720,7 +720,7 @@ def test_a_dataclass_that_cannot_be_found_by_its_name_is_refused(out):
     class Local:
         ids: torch.Tensor
 
-    with pytest.raises(InvalidInputError, match="define the class at the top of a module"):
+    with pytest.raises(InvalidInputError, match="define the class at the top level of a module"):
         export(Reader().eval(), {"tokens": Local(torch.ones(2, 3))}, out=out)
 
 

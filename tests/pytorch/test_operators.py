@@ -335,7 +335,7 @@ def test_tensorrt_builds_what_an_operator_means(precision, tmp_path):
             "devtech::Gone",
             SCALE.replace("Scale", "Gone"),
             ExportError,
-            "devtech::Gone is given, but the graph has no such node",
+            "devtech::Gone was given, but the graph has no such node",
         ),
     ],
 )

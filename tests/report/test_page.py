@@ -147,7 +147,7 @@ def test_a_sentence_of_several_variants_is_said_once_with_all_of_them():
 
     assert text.count("There is no GPU.") == 1
     assert "tensorrt_rtx-sm86/fp32 tensorrt_rtx-sm86/fp16 There is no GPU." in text
-    assert "What is wrong onnxruntime-cpu/fp16 Too far off." in text
+    assert "Failures onnxruntime-cpu/fp16 Too far off." in text
 
 
 def test_every_kind_of_sample_and_output_has_its_line():

@@ -158,7 +158,7 @@ def test_a_tensor_that_does_not_fit_is_refused(tensor, message, run):
 def test_a_full_gpu_is_told(run, trt):
     tensor = OnGpu(rows(16))
     trt.DRIVER.simulated_limit(trt.DRIVER.simulated_used())
-    with pytest.raises(RunnerError, match="the GPU's memory is full"):
+    with pytest.raises(RunnerError, match="the GPU is out of memory"):
         run.on_device({"x": tensor})
 
 

@@ -339,7 +339,7 @@ def test_an_output_for_which_there_is_no_memory_is_told_and_the_next_call_is_ans
         infer({"x": np.eye(3, dtype=np.float32)})
         infer({"x": np.zeros((16, 3), np.float32)})
         trt.DRIVER.simulated_limit(trt.DRIVER.simulated_used() + 16)
-        with pytest.raises(RunnerError, match="the GPU's memory is full"):
+        with pytest.raises(RunnerError, match="the GPU is out of memory"):
             infer({"x": np.ones((16, 3), np.float32)})
         trt.DRIVER.simulated_limit(1 << 40)
         assert infer({"x": np.ones((16, 3), np.float32)})["at"].shape == (2, 48)
@@ -400,7 +400,7 @@ def test_a_size_that_no_profile_covers_is_told_with_the_profile(run, ask):
 
 def test_a_full_gpu_is_told_when_the_engine_starts_and_the_process_goes_on(engine, trt, ask):
     trt.SETTINGS["contexts"] = 0
-    with pytest.raises(RunnerError, match="the GPU's memory is full"):
+    with pytest.raises(RunnerError, match="the GPU is out of memory"):
         engine_runner(engine()[0]).__enter__()
     trt.SETTINGS["contexts"] = 1
     with engine_runner(engine()[0]) as infer:
@@ -410,7 +410,7 @@ def test_a_full_gpu_is_told_when_the_engine_starts_and_the_process_goes_on(engin
 def test_a_gpu_that_is_full_in_a_call_is_told_and_the_next_call_is_answered(run, trt, ask):
     ask(run, 1)
     trt.DRIVER.simulated_limit(trt.DRIVER.simulated_used() + 16)
-    with pytest.raises(RunnerError, match="the GPU's memory is full"):
+    with pytest.raises(RunnerError, match="the GPU is out of memory"):
         run({"x": rows(16)})
     ask(run, 1)
     trt.DRIVER.simulated_limit(1 << 40)

@@ -590,7 +590,7 @@ def test_a_callable_may_declare_what_it_makes_of_the_interface(graph, out):
         return loses(graph)
 
     source = graph(PRODUCER_FEEDS_AN_OUTPUT_TOO)
-    with pytest.raises(SurgeryError, match="lost the output 'z'"):
+    with pytest.raises(SurgeryError, match="removed the output 'z'"):
         clean(source, plan_from([loses_unsaid]), out=out)
     made, _ = clean(source, plan_from([loses]), out=out)
     assert [spec.name for spec in made.outputs] == ["y"]
@@ -797,7 +797,7 @@ def fails(_):
 BAD_RULES = [
     (lies, "changed the numbers"),
     (lies_a_little, "changed the numbers"),
-    (loses_an_output, "lost the output 'y'"),
+    (loses_an_output, "removed the output 'y'"),
     (makes_an_output, r"\['a'\] that the graph did not have"),
     (loses_an_input, "input 'x'"),
     (changes_a_type, "changed output 'y' from float32"),

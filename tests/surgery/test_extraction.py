@@ -154,7 +154,7 @@ def test_a_cut_that_makes_no_sense_is_refused(plan, sentence, graph, out):
 
 def test_a_tensor_of_no_known_type_is_no_output(graph, out):
     text = BESIDE.replace("w = devtech.FooOp(b)", "v = devtech.FooOp(b) w = Relu(v)")
-    with pytest.raises(SurgeryError, match="The type of 'v' is not known"):
+    with pytest.raises(SurgeryError, match="The type of 'v' is unknown"):
         clean(graph(text), [Step(rule="expose", arguments={"tensors": ["v"]})], out=out)
 
 

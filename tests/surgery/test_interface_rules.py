@@ -169,7 +169,7 @@ def test_a_change_of_the_interface_that_makes_no_sense_is_refused(plan, sentence
 
 def test_an_input_is_converted_only_once(pixels, tmp_path):
     again = {"convert_input": {**IMAGE, "name": "image", "to": "other", "scale": 1, "offset": 0}}
-    with pytest.raises(SurgeryError, match="was converted already"):
+    with pytest.raises(SurgeryError, match="is already converted"):
         cleaned(pixels, tmp_path / "clean.onnx", {"convert_input": IMAGE}, again)
 
 

@@ -61,7 +61,7 @@ def test_a_password_in_the_place_of_a_model_reaches_no_tag(store, uri):
     with pytest.raises(E2EAIError), tracking.run("evaluate"):
         tracking.resolve(uri)
     (run,) = mlflow.search_runs(output_format="list")
-    assert "names no model" in run.data.tags["e2eai.error"]
+    assert "is not a model URI" in run.data.tags["e2eai.error"]
     assert "geheim" not in str(run.data.tags)
 
 

@@ -344,8 +344,8 @@ def test_an_unreachable_server_is_said_within_seconds_and_not_retried_for_minute
         ("models:/nothing@champion", "There is no model"),
         ("models:/m-00000000000000000000000000000000", "There is no model"),
         ("runs:/0123456789abcdef0123456789abcdef/net", "There is no model"),
-        ("net", "names no model"),
-        ("s3://bucket/net", "names no model"),
+        ("net", "is not a model URI"),
+        ("s3://bucket/net", "is not a model URI"),
     ],
 )
 def test_a_uri_that_names_no_model_is_one_clear_sentence(store, uri, words):
