@@ -254,8 +254,8 @@ def _write_environment(path: Path, manifest: Manifest, content: Description) -> 
 
 @functools.cache
 def _report_wheel(requirement: str) -> None:
-    """Report once in a process that the models carry this package; no user need act on it."""
-    _log.info(
+    """Warn once in a process that the models contain this package, which is on no index."""
+    _log.warning(
         "requirements.txt takes %s from %s/, and needs that folder next to it",
         requirement,
         wheels.FOLDER,

@@ -252,7 +252,7 @@ def summary_metrics(manifest: Manifest) -> dict[str, float]:
         - ``p50_ms/<variant>``: median latency, without what was measured on a busy machine; and
           ``fastest/p50_ms`` of those in the bundle that passed;
         - ``ratio/<variant>``, ``ratio_low/<variant>``, ``ratio_high/<variant>``: how many times as
-          long as the reference, with the interval.
+          long as the reference, with the interval; none from a busy machine.
     """
     outcomes = Counter(worst_outcomes(manifest.all_evidence).values())
     rows = rows_of(manifest)
@@ -272,6 +272,8 @@ def summary_metrics(manifest: Manifest) -> dict[str, float]:
         values = [row.task[name] for row in shipped if name in row.task]
         metrics |= {f"task/{metric_name(name)}": min(values)} if values else {}
     for variant, ratio in ratios_of(manifest, Ratios(manifest)).items():
+        if ratio.noisy:
+            continue
         metrics[f"ratio/{variant}"] = ratio.value
         metrics[f"ratio_low/{variant}"] = ratio.low
         metrics[f"ratio_high/{variant}"] = ratio.high

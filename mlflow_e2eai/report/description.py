@@ -89,8 +89,9 @@ def _fastest(manifest: Manifest) -> str:
         return f"{', '.join(passed)} passed" if passed else "no variant passed"
     best = min(timed, key=lambda row: row.p50_ms or 0.0)
     report = tuned_sizes(there)
-    time = NOISY_TEXT if best.busy else f"{time_text(best.p50_ms)} ms"
-    words = [best.variant, f"{time}{'' if report is None else f' at batch {report.items}'}"]
+    at = "" if report is None else f" at batch {report.items}"
+    time = f"latency{at} {NOISY_TEXT}" if best.busy else f"{time_text(best.p50_ms)} ms{at}"
+    words = [best.variant, time]
     reference = next((row for row in rows_of(there) if row.variant == there.reference), None)
     for metric, value in best.task.items():
         known = None if reference is None else reference.task.get(metric)

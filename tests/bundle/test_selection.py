@@ -225,7 +225,8 @@ def test_a_variant_without_evidence_is_not_preferred_to_one_that_passed(made):
 
     assert ranked.ranked == [CPU32]
     assert str(ranked.errors[ENGINE32]) == (
-        f"{ENGINE32}; evaluate the model on such a machine, or request it by name to run it."
+        f"{ENGINE32} was not measured; evaluate the model on such a machine, or request it by name "
+        "to run it."
     )
     assert (
         "was not measured"

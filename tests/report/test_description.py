@@ -58,7 +58,7 @@ def test_a_time_of_a_busy_machine_is_no_number():
     busy = LatencyFinding(kind="busy", variant="onnxruntime-cpu/fp32", sentence="It waited.")
     report = dataclasses.replace(LATENCY["opt"], findings=(busy,))
     text = sentence(manifest(TORCH, CPU, latency={"opt": report}))
-    assert "onnxruntime-cpu/fp32, too noisy to tell at batch 8" in text
+    assert "onnxruntime-cpu/fp32, latency at batch 8 too noisy to tell" in text
 
 
 @pytest.mark.parametrize("own", [None, "", version_description(FOUND)])
