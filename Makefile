@@ -82,10 +82,12 @@ bench-slow: $(VENV)/installed
 $(VENV)/runs: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is wanted; set PYTHON=")'
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing PyTorch, TensorRT-RTX and MLflow into $(VENV); this takes some minutes."
 	python -m pip install --quiet --no-compile -c constraints.txt -e '.[torch,rtx]' scikit-learn
 	touch $@
 
 $(VENV)/installed: $(VENV)/runs
+	@echo "Installing PyTorch, TensorRT-RTX and MLflow into $(VENV); this takes some minutes."
 	python -m pip install --quiet --no-compile -c constraints.txt -e '.[torch,rtx,show,dev]'
 	touch $@
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -137,10 +138,12 @@ def main(name: str, targets: list[str], epochs: int, seed: int) -> int:
     for verdict in decision.verdicts:
         print(f"{'passed' if verdict.passed else 'FAILED'}  {verdict}")
     if decision.excluded:
-        print(f"excluded, as nobody measured them: {', '.join(decision.excluded)}")
+        print(f"excluded, because they were not measured: {', '.join(decision.excluded)}")
     outcome = "is the champion" if decision.promoted else "was rejected"
     print(f"\n{name} version {version} {outcome}: models:/{name}/{version}")
-    print(f"See it with: mlflow ui --backend-store-uri {mlflow.get_tracking_uri()}")
+    command = Path(sys.executable).with_name("mlflow")  # on no PATH where .venv is not activated
+    print(f"See it with: {command} ui --backend-store-uri {mlflow.get_tracking_uri()}")
+    print('There, switch the mode to "Model training", and open report.html of the run.')
     return DONE if decision.promoted else NOT_PASSED
 
 

@@ -186,7 +186,7 @@ class EngineMismatchError(E2EAIError):
     def __init__(self, *, wanted: str, found: str) -> None:
         super().__init__(
             f"The engine needs {wanted}, but this machine has {found}; compile one for this "
-            f"machine, or load the model with its ONNX Runtime variant."
+            "machine, or load the ONNX Runtime variant."
         )
         self.wanted = wanted
         self.found = found

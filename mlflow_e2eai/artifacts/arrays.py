@@ -39,7 +39,8 @@ def from_frame(frame: pd.DataFrame, specs: Sequence[TensorSpec]) -> dict[str, Ar
     if len(specs) != 1:
         names = [spec.name for spec in specs]
         msg = (
-            f"The DataFrame has {list(frame.columns)}, but a column for each of {names} is wanted."
+            f"The DataFrame has {list(frame.columns)}, but a column for each of {names} is "
+            "expected."
         )
         raise InvalidInputError(msg)
     (spec,) = specs
@@ -128,7 +129,7 @@ def check_names(tensors: Mapping[str, Any], specs: Sequence[TensorSpec]) -> None
     """
     names = [spec.name for spec in specs]
     if set(tensors) != set(names):
-        msg = f"The inputs are named {sorted(tensors)}, but the model wants {names}; rename them."
+        msg = f"The inputs are {sorted(tensors)}, but the model expects {names}; rename them."
         raise InvalidInputError(msg)
 
 
@@ -144,8 +145,8 @@ def check_shape(shape: Sequence[int], spec: TensorSpec) -> None:
     )
     if not fits:
         msg = (
-            f"Input {spec.name!r} has shape {list(shape)}, but {list(spec.shape)} is wanted; "
-            f"reshape it."
+            f"Input {spec.name!r} has shape {list(shape)}, but {list(spec.shape)} is expected; "
+            "reshape it."
         )
         raise InvalidInputError(msg)
 
@@ -170,7 +171,7 @@ def _fit(array: Array, spec: TensorSpec) -> Array:
         if np.array_equal(narrowed, array):
             return narrowed
     msg = (
-        f"Input {spec.name!r} is {array.dtype}, but {spec.dtype} is wanted; convert it, for "
+        f"Input {spec.name!r} is {array.dtype}, but {spec.dtype} is expected; convert it, for "
         f"example with .astype('{spec.dtype}')."
     )
     raise InvalidInputError(msg)

@@ -172,7 +172,7 @@ def axes_of(dynamic_axes: DynamicAxes) -> tuple[Axis, ...]:
     for name, positions in dynamic_axes.items():
         for axis in positions.values():
             if not isinstance(axis, Axis):
-                msg = f"dynamic_axes[{name!r}] holds {axis!r}; give an Axis('N', min=, opt=, max=)."
+                msg = f"dynamic_axes[{name!r}] is {axis!r}; give an Axis('N', min=, opt=, max=)."
                 raise InvalidInputError(msg)
             if axes.setdefault(axis.name, axis) != axis:
                 msg = f"Axis {axis.name!r} is given twice with different sizes; rename one of them."
@@ -206,7 +206,8 @@ def parse_axes(text: str) -> DynamicAxes | None:
             tuned = tuple(int(size) for size in buckets.split("+")) if buckets else ()
         except ValueError as error:
             msg = (
-                f"{part!r} is no dynamic axis; write input:position=name:min:opt:max (x:0=N:1:8:64)"
+                f"{part!r} is not a dynamic axis; write input:position=name:min:opt:max "
+                "(x:0=N:1:8:64)"
             )
             raise InvalidInputError(msg) from error
         sizes_of = Axis(axis, min=low, opt=best, max=high, multiple=multiple, buckets=tuned)

@@ -11,7 +11,7 @@ from mlflow_e2eai.errors import InvalidInputError, suggestion
 
 _HIGHEST_LEVEL = 5  # of `IBuilderConfig.builder_optimization_level`
 
-_SOME = "a whole number of at least 1"
+_SOME = "a positive integer"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +57,7 @@ class BuildSettings:
             ("strip_weights", "True or False", isinstance(self.strip_weights, bool)),
         ):
             if not fits:
-                msg = f"{name} is {getattr(self, name)!r}, but {wanted} is wanted."
+                msg = f"{name} is {getattr(self, name)!r}, but {wanted} is expected."
                 raise InvalidInputError(msg)
 
     @classmethod
@@ -112,7 +112,7 @@ def _pair(text: str) -> tuple[str, Any]:
             return name.strip(), yaml.safe_load(value)
     except yaml.YAMLError:
         pass
-    msg = f"{text!r} is no build setting; write name=value, or a YAML file with name: value."
+    msg = f"{text!r} is not a build setting; write name=value, or a YAML file with name: value."
     raise InvalidInputError(msg)
 
 

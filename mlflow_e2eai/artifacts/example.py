@@ -27,7 +27,7 @@ class GeneratedExample(dict[str, Array]):
 
 def assumptions_of(example: object) -> tuple[str, ...]:
     """The assumptions in an input example; none where it was given."""
-    return example.assumptions if isinstance(example, GeneratedExample) else ()
+    return example.assumptions if isinstance(example, GeneratedExample | SizedExample) else ()
 
 
 class SizedExample(dict[str, Array]):
@@ -35,11 +35,13 @@ class SizedExample(dict[str, Array]):
 
     Attributes:
         others: The others, with the same inputs.
+        assumptions: Those of the example itself; see `GeneratedExample`.
     """
 
     def __init__(self, arrays: Tensors, others: Sequence[Tensors]) -> None:
         super().__init__(arrays)
         self.others = tuple(others)
+        self.assumptions = assumptions_of(arrays)
 
 
 def others_of(example: object) -> tuple[Tensors, ...]:

@@ -224,7 +224,7 @@ def check(tensor: onnx.TensorProto, path: Path) -> tuple[Path, int, int]:
         offset = int(entries.get("offset", "0"))
         length = int(entries["length"]) if "length" in entries else file.stat().st_size - offset
     except ValueError as error:
-        msg = f"{subject}, at a place that is no number; export the model again."
+        msg = f"{subject}, at an offset that is not a number; export the model again."
         raise ArtifactError(msg) from error
     if (wanted := bytes_of(tensor)) != length or offset < 0:
         msg = (
@@ -234,8 +234,8 @@ def check(tensor: onnx.TensorProto, path: Path) -> tuple[Path, int, int]:
         raise ArtifactError(msg)
     if offset + length > (size := file.stat().st_size):
         msg = (
-            f"{subject} up to byte {offset + length}, but that file has {size} bytes: it was cut "
-            f"off or is another's; copy or download it again."
+            f"{subject} up to byte {offset + length}, but that file has {size} bytes: it is "
+            "truncated or belongs to another model; copy or download it again."
         )
         raise ArtifactError(msg)
     return file, offset, length
@@ -259,6 +259,6 @@ def inside(location: str, folder: Path, subject: str) -> Path:
         )
         raise ArtifactError(msg)
     if not steps[-1].is_file():
-        msg = f"{subject}, but there is no such file; put it there."
+        msg = f"{subject}, which does not exist; put it there."
         raise ArtifactError(msg)
     return steps[-1]

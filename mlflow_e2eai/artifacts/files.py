@@ -41,7 +41,7 @@ def sha256_of(path: Path) -> str:
 def reading_error(error: Exception) -> str:
     """The reason why a file cannot be read, on one line and without an error number."""
     if isinstance(error, UnicodeDecodeError):
-        return "it is no text in UTF-8"
+        return "it is not UTF-8 text"
     reason = error.strerror if isinstance(error, OSError) else None
     return reason or " ".join(str(error).split())
 
@@ -99,7 +99,7 @@ def read_sealed(path: Path) -> bytes:
     """
     text = path.read_bytes()
     if (seal := _SEAL.search(text, max(len(text) - 100, 0))) is None:
-        msg = f"{path.name} ends with no digest of itself; make the artifact again."
+        msg = f"{path.name} does not end with its own digest; make the artifact again."
         raise ArtifactError(msg)
     plain = text[: seal.start()] + b"\n}"
     if (digest := hashlib.sha256(plain).hexdigest()) != seal[1].decode():
@@ -145,7 +145,7 @@ def from_json(kind: type[Value], text: str | bytes) -> Value:
     except ValidationError as error:
         first = error.errors()[0]
         if first["type"] == "json_invalid":
-            msg = f"The text is not JSON ({first['ctx']['error']}); a {kind.__name__} was wanted."
+            msg = f"The text is not JSON ({first['ctx']['error']}); a {kind.__name__} was expected."
             raise ArtifactError(msg) from error
         path = ".".join(str(part) for part in first["loc"]) or "the whole"
         msg = f"This is not a {kind.__name__}: at {path}, {first['msg']}."

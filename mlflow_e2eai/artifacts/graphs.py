@@ -328,24 +328,24 @@ def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
     form = (value.type.WhichOneof("value") or "tensor_type").removesuffix("_type")
     if form != "tensor":
         msg = (
-            f"{value.name!r} is no tensor (its type is {form!r}), but inputs and outputs must be; "
-            f"export the tensors that are in it, each under a name of its own."
+            f"{value.name!r} is not a tensor (its type is {form!r}), but inputs and outputs must "
+            "be; export the tensors in it, each under its own name."
         )
         raise ArtifactError(msg)
     types = onnx.TensorProto
     if kind.elem_type in (types.STRING, types.COMPLEX64, types.COMPLEX128):
         what = "texts" if kind.elem_type == types.STRING else "complex numbers"
         msg = (
-            f"{value.name!r} holds {what}, but inputs and outputs must be real numbers; convert "
-            f"them outside of the graph, and export or extract the rest."
+            f"{value.name!r} has the type {what}, but inputs and outputs must be real numbers; "
+            "convert them outside the graph, and export or extract the rest."
         )
         raise ArtifactError(msg)
     try:
         dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)
     except KeyError as error:
         msg = (
-            f"{value.name!r} is no tensor of a type that ONNX has; inputs and outputs must be: "
-            f"give it a type, or remove it from the graph."
+            f"{value.name!r} has no tensor type of ONNX; inputs and outputs must have one: give it "
+            "a type, or remove it from the graph."
         )
         raise ArtifactError(msg) from error
     return TensorSpec(name=value.name, dtype=dtype.name, shape=tuple(shape))

@@ -58,11 +58,14 @@ def describe_libraries(paths: Iterable[str | Path]) -> tuple[Library, ...]:
     for given in paths:
         path = Path(given).absolute()
         if not path.is_file():
-            msg = f"The library {path} is not there; give the path of a shared library."
+            msg = f"There is no library {path}; give the path of a shared library."
             raise InvalidInputError(msg)
         library = Library(path=path, sha256=sha256_of(path), allowed=True)
         if libraries.setdefault(path.name, library).sha256 != library.sha256:
-            msg = f"Two libraries are named {path.name}; rename one, as they are allowed by name."
+            msg = (
+                f"Two libraries are named {path.name}; rename one, because libraries are allowed "
+                "by name."
+            )
             raise InvalidInputError(msg)
     return tuple(libraries.values())
 
@@ -82,7 +85,10 @@ def copy_libraries(libraries: Iterable[Library], directory: Path) -> tuple[Libra
             with atomic_write(directory / path) as temporary:
                 shutil.copyfile(library.path, temporary)
         elif sha256_of(directory / path) != library.sha256:
-            msg = f"Two libraries are named {path.name}; rename one, as they are allowed by name."
+            msg = (
+                f"Two libraries are named {path.name}; rename one, because libraries are allowed "
+                "by name."
+            )
             raise InvalidInputError(msg)
         copies.append(Library(path=path, sha256=library.sha256))
     return tuple(copies)

@@ -37,11 +37,11 @@ def read_repaired(path: Path) -> onnx.ModelProto:
     model = model_file.load(path)
     everywhere = [model.graph, *_inner_graphs(model.graph)]
     repairs = {
-        "weights are no inputs": model_file.raise_ir_version(model),
+        "weights are not inputs": model_file.raise_ir_version(model),
         "sparse weights are dense": sum(_make_dense(each) for each in everywhere),
         "nodes are sorted": sum(_sort(each, path) for each in everywhere),
         "nodes have names of their own": sum(_name(each) for each in everywhere),
-        "sizes below zero are open": _open_sizes(model.graph),
+        "sizes below zero become open": _open_sizes(model.graph),
         "types and shapes of outputs are inferred": _infer_outputs(model, path),
     }
     if done := [words for words, is_done in repairs.items() if is_done]:
@@ -152,7 +152,7 @@ def _infer_outputs(model: onnx.ModelProto, path: Path) -> bool:
         if value.type.WhichOneof("value") == "tensor_type" and not kind.HasField("shape"):
             msg = (
                 f"Input {value.name!r} of {path.name} has no shape; write it into the file, with a "
-                f"name for each size that is open."
+                "name for each open size."
             )
             raise ArtifactError(msg)
 
@@ -177,7 +177,7 @@ def _infer_outputs(model: onnx.ModelProto, path: Path) -> bool:
         if found is None or is_unknown(found):
             msg = (
                 f"Output {value.name!r} of {path.name} has no type and shape, and ONNX cannot "
-                f"infer them; write them into the file, open sizes by names."
+                "infer them; write them into the file, with a name for each open size."
             )
             raise ArtifactError(msg)
         value.type.CopyFrom(found.type)

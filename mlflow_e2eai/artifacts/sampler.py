@@ -103,8 +103,8 @@ def with_samples(
     """
     if others and not axes:
         msg = (
-            "samples_at has examples at other sizes, but no axis may vary; give dynamic_axes, or "
-            "leave samples_at out."
+            "samples_at has examples at other sizes, but no axis is dynamic; give dynamic_axes, "
+            "or leave samples_at out."
         )
         raise InvalidInputError(msg)
     seen: list[dict[str, int]] = []
@@ -144,8 +144,8 @@ def _check_inputs(tensors: Tensors, specs: tuple[TensorSpec, ...], where: str) -
         ):
             msg = (
                 f"{where} has the shape {list(array.shape)} for {spec.name!r}, but "
-                f"{list(spec.shape)} is wanted; only dynamic axes may differ from the input "
-                f"example."
+                f"{list(spec.shape)} is expected; only dynamic axes may differ from the input "
+                "example."
             )
             raise InvalidInputError(msg)
 

@@ -53,7 +53,7 @@ def precision_of(name: str) -> Precision:
             return precision
     near = nearest(name, (*PRECISIONS, *_OTHER_NAMES))
     hint = f" Did you mean {near}?" if near else ""
-    msg = f"The precision is {name!r}, but one of {', '.join(PRECISIONS)} is wanted.{hint}"
+    msg = f"The precision is {name!r}, but one of {', '.join(PRECISIONS)} is expected.{hint}"
     raise InvalidInputError(msg)
 
 
@@ -89,20 +89,20 @@ class Axis:
             raise InvalidInputError(msg)
         if not 1 <= self.min <= self.opt <= self.max:
             msg = (
-                f"Axis {self.name!r} has min={self.min}, opt={self.opt}, max={self.max}, "
-                f"but 1 <= min <= opt <= max is wanted; put the three sizes in order."
+                f"Axis {self.name!r} has min={self.min}, opt={self.opt}, max={self.max}, but 1 <= "
+                "min <= opt <= max is expected; put the three sizes in order."
             )
             raise InvalidInputError(msg)
         if self.multiple < 1 or not all(map(self.admits, (self.min, self.opt, self.max))):
             msg = (
                 f"Axis {self.name!r} has min={self.min}, opt={self.opt}, max={self.max}, but "
-                f"multiples of {self.multiple} are wanted; round them."
+                f"multiples of {self.multiple} are expected; round them."
             )
             raise InvalidInputError(msg)
         if list(self.buckets) != sorted(filter(self.admits, set(self.buckets))):
             msg = (
                 f"Axis {self.name!r} has the buckets {list(self.buckets)}, but sizes of {self}, "
-                f"each once and in order, are wanted."
+                "each once and in order, are expected."
             )
             raise InvalidInputError(msg)
 

@@ -104,12 +104,12 @@ def bound_sizes(
 
 def _refusal(name: str, at: int, size: int, axis: Axis, *, is_batch: bool) -> str:
     way = (
-        "load the model with split=True, which cuts larger batches and fills smaller ones"
+        "load the model with split=True, which splits larger batches and pads smaller ones"
         if is_batch and size
         else "give it a size in that range"
     )
     return (
-        f"Input {name!r} has {size} along axis {at}, but the profile admits {axis} for "
+        f"Input {name!r} has {size} along axis {at}, but the profile allows {axis} for "
         f"{axis.name!r}; {way}."
     )
 
@@ -121,7 +121,7 @@ def run_pieces(infer: Infer, tensors: Tensors, cut: Sequence[Piece]) -> Tensors:
         InvalidInputError: A tensor is neither an array nor a torch tensor, and cannot be cut.
     """
     if uncut := [name for name, array in tensors.items() if not hasattr(array, "__getitem__")]:
-        msg = f"Input {uncut[0]!r} cannot be cut; give an array or a torch tensor."
+        msg = f"Input {uncut[0]!r} cannot be split; give an array or a torch tensor."
         raise InvalidInputError(msg)
     parts = []
     for piece in cut:

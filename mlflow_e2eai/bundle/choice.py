@@ -37,8 +37,8 @@ class Goal:
         if match is None:
             near = nearest(text, ("latency", "throughput", "memory"))
             msg = (
-                f"The goal {text!r} is not known; give 'latency', 'latency@8' for calls of 8 "
-                f"items, 'throughput' or 'memory'.{f' Did you mean {near}?' if near else ''}"
+                f"There is no goal {text!r}; give 'latency', 'latency@8' for calls of 8 items, "
+                f"'throughput' or 'memory'.{f' Did you mean {near}?' if near else ''}"
             )
             raise InvalidInputError(msg)
         if match.group(2) is not None:

@@ -28,7 +28,7 @@ def write_digests(folder: Path) -> str:
     """
     names = sorted(name for name in _files(folder) - {DIGESTS} if _CACHE not in Path(name).parts)
     if odd := [name for name in names if "\n" in name or "\\" in name]:
-        msg = f"The name {odd[0]!r} holds a line break or a backslash; rename the file."
+        msg = f"The name {odd[0]!r} has a line break or a backslash; rename the file."
         raise InvalidInputError(msg)
     lines = [f"{sha256_of(folder / name)}  {name}\n" for name in names]
     (folder / DIGESTS).write_text("".join(lines), encoding="utf-8")
@@ -55,12 +55,15 @@ def verify_digests(folder: Path, sha256: str, *, unlisted: Collection[str] = ())
     listed = {}
     for line in lines:
         if (found := _LINE.fullmatch(line)) is None or not _is_inside(found[2]):
-            msg = f"{DIGESTS} holds the line {line[:80]!r}, which is no digest and file name."
+            msg = f"{DIGESTS} has the line {line[:80]!r}, which is not a digest and a file name."
             raise ArtifactError(msg)
         listed[found[2]] = found[1]
     present = _files(folder) - {DIGESTS, *unlisted}
     if missing := sorted(listed.keys() - present):
-        msg = f"{missing[0]} is missing, which was in the model when it was made; log it again."
+        msg = (
+            f"{missing[0]}, which was in the model when it was made, is missing; log the model "
+            "again."
+        )
         raise ArtifactError(msg)
     if extra := sorted(present - listed.keys()):
         msg = f"{extra[0]} was not in the model when it was made; remove it, or log it again."

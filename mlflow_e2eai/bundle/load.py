@@ -101,7 +101,7 @@ def _open_best(
             failures[name] = error
             continue
         if reason is not None:
-            warn_caller(f"Running {name} instead: {reason}")
+            warn_caller(f"Falling back to {name}: {reason}")
         return model
     if reason := unfit or next(iter(failures.values()), None):
         raise reason

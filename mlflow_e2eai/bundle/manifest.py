@@ -227,7 +227,7 @@ def find(path: Path) -> Path:
     for folder in (path, path / FOLDER):
         if (folder / MANIFEST).is_file():
             return folder
-    msg = f"There is no bundle at {path}; give what mlflow_e2eai.save_model wrote."
+    msg = f"There is no bundle at {path}; give a folder that mlflow_e2eai.save_model wrote."
     raise ArtifactError(msg)
 
 
@@ -239,15 +239,15 @@ def read(directory: Path) -> Manifest:
     """
     path = directory / MANIFEST
     if not path.is_file():
-        msg = f"{directory} holds no {MANIFEST}; give a model that mlflow_e2eai.log_model made."
+        msg = f"{directory} has no {MANIFEST}; give a model that mlflow_e2eai.log_model made."
         raise ArtifactError(msg)
     text = read_sealed(path)
     version = from_json(_Format, text)
     if version.format_version != FORMAT_VERSION:
         msg = (
             f"The bundle has format {version.format_version}, written by mlflow_e2eai "
-            f"{version.package_version}, but this version reads format {FORMAT_VERSION}; install "
-            f"that version."
+            f"{version.package_version}, but the installed version reads format {FORMAT_VERSION}; "
+            "install the one that wrote it."
         )
         raise ArtifactError(msg)
     manifest = from_json(Manifest, text)

@@ -182,7 +182,7 @@ def _as_arrays(given: Mapping[str, Any]) -> tuple[Any, dict[str, Array]]:
             else:
                 arrays[name] = np.asarray(value)
         except (TypeError, ValueError, RuntimeError, BufferError) as error:
-            msg = f"Input {name!r} is no array of numbers: {error}; convert it to one."
+            msg = f"Input {name!r} is not an array of numbers: {error}; convert it to one."
             raise InvalidInputError(msg) from error
     return device, arrays
 

@@ -69,7 +69,8 @@ class RankedVariants:
             reason = self._best_of(variant, rivals)
         elif any(other.error is None for other in others):
             reason = (
-                "the first in order; no other that could run here was measured against it here."
+                "the first in order; no other variant that can run here was measured against it "
+                "on such a machine."
             )
         else:
             reason = "no other variant can run here."
@@ -89,13 +90,13 @@ class RankedVariants:
         others = tuple(
             PassedOver(
                 variant=name,
-                reason=str(self.errors.get(name, "it was not asked for.")),
+                reason=str(self.errors.get(name, "another variant was requested.")),
                 error=self.errors.get(name),
             )
             for name in self.names
             if name != variant
         )
-        reason = "the caller named it."
+        reason = "it was requested by name."
         return Choice(variant=variant, reason=reason, goal=None, others=others)
 
     def _best_of(self, variant: str, rivals: Mapping[str, Manifest]) -> str:
@@ -107,8 +108,8 @@ class RankedVariants:
         }
         if not known:
             return (
-                f"the first in order; what was measured for {self._goal} is too noisy to tell, as "
-                f"the machine was busy."
+                f"the first in order; the measurements of {self._goal} are too noisy to tell, "
+                "because the machine was busy."
             )
         value = self._of(next(iter(known.values())), variant)
         count = len(rivals) - len(known)
@@ -126,16 +127,16 @@ class RankedVariants:
         if there is None:
             return (
                 f"it was not measured against {chosen} on such a machine for {self._goal}, and "
-                f"comes after it."
+                "ranks below it."
             )
         if self._is_noisy(there, name, chosen):
             return (
-                f"too noisy to tell from {chosen} for {self._goal}, as the machine was busy; it "
-                f"comes after it."
+                f"too noisy to tell from {chosen} for {self._goal}, because the machine was busy; "
+                "it ranks below it."
             )
         if self._is_within_noise(there, name, chosen):
             values = f"{self._of(there, name)}{self._of(there, chosen)}"
-            return f"within the noise of {chosen} for {self._goal}, and comes after it{values}."
+            return f"within the noise of {chosen} for {self._goal}, and ranks below it{values}."
         verdict = "worse" if self._is_better(chosen, name) else "no better"
         values = f"{self._of(there, name)}{self._of(there, chosen)}"
         return f"measured to be {verdict} for {self._goal}{values}."
@@ -253,9 +254,12 @@ def _errors(
         for device in ("cuda", "cpu"):
             name = graph_variant(graph, device)
             if device not in devices:
-                errors[name] = RunnerError("ONNX Runtime has no GPU to use here.")
+                errors[name] = RunnerError("ONNX Runtime finds no GPU on this machine.")
             elif is_emulated(graph, device):
-                msg = f"ONNX Runtime only emulates {graph.precision} on the CPU; name it to run it."
+                msg = (
+                    f"ONNX Runtime only emulates {graph.precision} on the CPU; request it by name "
+                    "to run it."
+                )
                 errors[name] = RunnerError(msg)
             elif (
                 error := _distrust(
@@ -284,13 +288,16 @@ def _distrust(
     ]
     for there, entry in here[:1] or every:
         if entry.rejected:
-            return RunnerError(f"{variant} was measured not to be worth it; name it to run it.")
+            return RunnerError(
+                f"{variant} did not pass the gates for quantised variants; request it by name to "
+                "run it."
+            )
         if entry.measured and not entry.passed:
             return RunnerError(f"{variant} failed its comparison with the {there.subject}.")
     if needs_evidence and not any(entry.measured for _, entry in every):
         return RunnerError(
-            f"Nobody measured {variant}; evaluate the model on such a machine, or name it to run "
-            f"it."
+            f"{variant} was not measured; evaluate the model on such a machine, or request it by "
+            "name to run it."
         )
     return None
 

@@ -44,8 +44,9 @@ OPTIONS: dict[str, Option] = {
         parse=str,
         default=LATEST,
         metavar="URI",
-        help="any model of the chain: a LoggedModel id, models:/name/version, models:/name@alias, "
-        "runs:/run_id/name, or 'latest', the newest of the experiment that this step takes",
+        help="the model, or any later one made from it: a LoggedModel id, models:/name/version, "
+        "models:/name@alias, runs:/run_id/name, or 'latest', the newest in the experiment "
+        "that this step can use",
     ),
     "factory": Option(
         name="model",
@@ -75,7 +76,7 @@ OPTIONS: dict[str, Option] = {
         parse=parse_or("none", str),
         default="none",
         metavar="NAME",
-        help="also make a version of this registered model; or 'none'",
+        help="register the result as a version of this model; or 'none'",
     ),
     "example": Option(
         name="input_example",
@@ -89,7 +90,8 @@ OPTIONS: dict[str, Option] = {
         parse=parse_paths,
         default="none",
         metavar="FILES",
-        help="further npz files, at other sizes, that are run too, commas between; or 'none'",
+        help="npz files with further examples at other sizes of the dynamic axes, run in every "
+        "comparison of this command, comma-separated; or 'none'",
     ),
     "allow_code": Option(
         name="allow_code",
@@ -97,8 +99,8 @@ OPTIONS: dict[str, Option] = {
         default="no",
         metavar="yes|no",
         is_flag=True,
-        help="load a pickled model or a .pt2 file, which can run code that it holds: only from "
-        "whom you trust",
+        help="load a pickled model or a .pt2 file; it can run code on this machine, so use it "
+        "only with files that you trust",
     ),
     "name": Option(
         name="name",
@@ -119,7 +121,7 @@ OPTIONS: dict[str, Option] = {
         parse=parse_or("none", Path),
         default="none",
         metavar="FILE",
-        help="an ONNX file to begin a chain with, in place of a logged model; or 'none'",
+        help="an ONNX file to start from, in place of a logged model; or 'none'",
     ),
     "input_example": Option(
         name="input_example",
@@ -141,9 +143,9 @@ OPTIONS: dict[str, Option] = {
         _SETTINGS["targets"],
         parse=lambda text: parse_targets(_target_here() if text == "auto" else text),
         default="auto",
-        help="what to build engines for, commas between: 'local' (the GPU here), A100, sm75 to "
-        "sm121 or 'rtx' (TensorRT-RTX), H100, trt11:sm90+compatible (TensorRT); 'auto' is local, "
-        "and rtx where there is no GPU",
+        help="GPUs to build engines for, comma-separated: 'local' (the GPU here), A100, sm75 to "
+        "sm121 or 'rtx' (TensorRT-RTX), H100, trt11:sm90+compatible (TensorRT); 'auto' is "
+        "local, and rtx where there is no GPU",
     ),
     "executor": Option(
         name="executor",
@@ -151,28 +153,29 @@ OPTIONS: dict[str, Option] = {
         default="none",
         metavar="NAME",
         choices=(*EXECUTORS, "none"),
-        help="the workers: 'local' processes here, 'ray' a Ray cluster, or 'none'",
+        help="where engines are built and evaluated: 'local' (processes on this machine), 'ray' "
+        "(a Ray cluster), or 'none' (this process)",
     ),
     "workers": Option(
         name="workers",
         parse=parse_or("auto", parse_whole),
         default="auto",
         metavar="N",
-        help="processes for 'local', or 'auto': one for each core",
+        help="number of processes for 'local', or 'auto': one per core",
     ),
     "registered_model_name": Option(
         name="registered_model_name",
         parse=parse_or("none", str),
         default="none",
         metavar="NAME",
-        help="also make a version of this registered model; or 'none'",
+        help="register the result as a version of this model; or 'none'",
     ),
     "allow_native": Option(
         name="allow_native",
         parse=parse_names,
         default="none",
         metavar="FILES",
-        help="shared libraries in the model that may be loaded, by file name, commas between; or "
+        help="shared libraries of the model that may be loaded, by file name, comma-separated; or "
         "'none'",
     ),
     "repository": Option(
@@ -186,7 +189,7 @@ OPTIONS: dict[str, Option] = {
         parse=parse_or("none", str),
         default="none",
         metavar="NAME",
-        help="how the names of Triton's models begin, or 'none': as the model's",
+        help="prefix of the names of Triton's models, or 'none': the model's name",
     ),
     "replace": Option(
         name="replace",
@@ -200,14 +203,14 @@ OPTIONS: dict[str, Option] = {
         name="count",
         parse=parse_whole,
         metavar="N",
-        help="the most buckets to choose",
+        help="the largest number of buckets to choose",
     ),
     "port": Option(
         name="port",
         parse=parse_or("auto", parse_whole),
         default="auto",
         metavar="N",
-        help="port to serve at, or 'auto': a free one",
+        help="port to listen on, or 'auto': a free one",
     ),
     "browser": Option(
         name="no_browser",
@@ -216,7 +219,7 @@ OPTIONS: dict[str, Option] = {
         default="no",
         metavar="yes|no",
         is_flag=True,
-        help="print the address, and open no browser",
+        help="print the address without opening a browser",
     ),
     "model": Option(
         name="model",
@@ -236,7 +239,7 @@ OPTIONS: dict[str, Option] = {
         argument="seen",
         parse=parse_seen,
         metavar="SIZES",
-        help="sizes or size:times, commas between, or a JSON file of times by size",
+        help="sizes or size:times, comma-separated, or a JSON file of times by size",
     ),
 }
 """The options by argument; where verbs differ, by a key of their own."""

@@ -16,6 +16,7 @@ def clean(
     *,
     onnx: Path | None = None,
     input_example: Path | None = None,
+    samples_at: Sequence[Path] = (),
     dynamic_axes: DynamicAxes | None = None,
     plan: Sequence[Step],
     operator_libraries: Sequence[Path] = (),
@@ -26,6 +27,7 @@ def clean(
         model_uri: Any model of the chain, from the raw graph on.
         onnx: The file, in place of a model.
         input_example: See `mlflow_e2eai.pipeline.jobs.clean_onnx`.
+        samples_at: See `mlflow_e2eai.pipeline.jobs.clean_onnx`.
         dynamic_axes: Axes of the file; a model has its own.
         plan: The surgery plan.
         operator_libraries: Shared libraries that implement operators of the file.
@@ -38,7 +40,7 @@ def clean(
         E2EAIError: See `mlflow_e2eai.pipeline.jobs`.
     """
     if (model_uri is None) == (onnx is None):
-        msg = "clean takes one of model_uri and onnx; give the one that is to be cleaned."
+        msg = "clean takes either model_uri or onnx; give the one to clean."
         raise InvalidInputError(msg)
     if onnx is None:
         return jobs.clean(str(model_uri), plan=plan)
@@ -46,6 +48,7 @@ def clean(
         onnx,
         example=input_example,
         dynamic_axes=dynamic_axes,
+        samples_at=samples_at,
         plan=plan,
         operator_libraries=operator_libraries,
     )

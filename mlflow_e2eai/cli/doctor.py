@@ -114,7 +114,7 @@ def _onnxruntime() -> Check:
         )
     providers = ", ".join(onnxruntime.get_available_providers())
     # Without a GPU the CUDA provider is listed and cannot start.
-    unused = "" if machine.has_gpu() else "; of these the CPU's alone, as there is no GPU"
+    unused = "" if machine.has_gpu() else "; only the CPU's can run, as there is no GPU"
     return Check(
         name=name,
         state="ok",
@@ -128,10 +128,10 @@ def _gpu() -> Check:
     purpose = "running engines, building those of TensorRT, ONNX Runtime on CUDA"
     driver = machine.driver_version()
     if capability is not None:
-        found = f"{name or 'NVIDIA'}, {capability}, driver {driver or 'not known'}"
+        found = f"{name or 'NVIDIA'}, {capability}, driver {driver or 'unknown'}"
         return Check(name="GPU", state="ok", found=found, purpose=purpose)
     if name is not None:
-        found = f"{name} with driver {driver or 'not known'}, which does not start"
+        found = f"{name} with driver {driver or 'unknown'}, which fails to start"
         return Check(name="GPU", state="broken", found=found, purpose=purpose, command="nvidia-smi")
     return Check(name="GPU", state="missing", found="no NVIDIA GPU", purpose=purpose)
 
@@ -176,7 +176,7 @@ def _server() -> Check:
     except E2EAIError:
         # Its sentence names the address as it was given, and so perhaps a password.
         found = f"{uri} does not respond"
-        command = "mlflow server, or set MLFLOW_TRACKING_URI to one that runs"
+        command = "mlflow server, or set MLFLOW_TRACKING_URI to a running server"
         return Check(name=name, state="broken", found=found, purpose=purpose, command=command)
     return Check(name=name, state="ok", found=uri, purpose=purpose)
 

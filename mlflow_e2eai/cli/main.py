@@ -1,6 +1,6 @@
 """The console command. Here and nowhere else do errors become exit codes.
 
-Exit codes: 0 done, 1 error, 2 wrong words; 3 where ``promote`` rejected the version, ``redecide``
+Exit codes: 0 done, 1 error, 2 usage error; 3 where ``promote`` rejected the version, ``redecide``
 found that the decision would be another, or ``guard`` that an alias was moved by hand; 130 and 143
 as shells have them, after Ctrl-C and SIGTERM.
 """
@@ -45,7 +45,7 @@ Examples:
   mlflow_e2eai promote
 
 \b
-Exit codes: 0 done, 1 error, 2 wrong words, 3 rejected by a gate, decided
+Exit codes: 0 done, 1 error, 2 usage error, 3 rejected by a gate, decided
 otherwise today or moved by hand; 130 and 143 after Ctrl-C and SIGTERM.
 Completion, also for zsh and fish:
   eval "$(_MLFLOW_E2EAI_COMPLETE=bash_source mlflow_e2eai)"
@@ -105,7 +105,10 @@ def _params(verb: Verb) -> list[click.Parameter]:
                 words, kind = [f"{_WORD}{option.argument}"], Text(option)
                 metavar = f"[{option.metavar}]"
                 params.append(click.Argument(words, type=kind, required=False, metavar=metavar))
-    flags = {"verbose": "Print details, and what libraries warn of.", "quiet": "Print the result."}
+    flags = {
+        "verbose": "Print details, and warnings of libraries.",
+        "quiet": "Print the result only.",
+    }
     if verb.printer != "cli.results:print_nothing":
         flags["json"] = "Print the result as JSON."
     return params + [
@@ -320,7 +323,7 @@ def _how_to_go_on(words: Sequence[str]) -> list[str]:
         return []
     linked = {"targets", "compile_targets"} & {key for key in verb.options if isinstance(key, str)}
     built = "; engines that are built already will be linked" if linked else ""
-    return [f"To go on: {shlex.join([_NAME, *words])}{built}"]
+    return [f"To continue: {shlex.join([_NAME, *words])}{built}"]
 
 
 def _usage_error(error: Exception) -> Exception:
@@ -332,7 +335,7 @@ def _usage_error(error: Exception) -> Exception:
     if isinstance(error, click.NoSuchOption):
         known = [] if context is None else _options_of(context)
         hint = suggestion(error.option_name, known)
-        message = f"there is no parameter {error.option_name}; {hint}"
+        message = f"there is no option {error.option_name}; {hint}"
     elif isinstance(error, click.MissingParameter) and error.param is not None:
         about = getattr(error.param, "help", None) or error.param.human_readable_name
         message = f"{error.param.opts[0]} is missing: {about}."

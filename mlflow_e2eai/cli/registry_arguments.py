@@ -73,7 +73,7 @@ REGISTRY_OPTIONS: dict[str, Option] = {
         parse=_parse_versions,
         default=LATEST,
         metavar="VERSION",
-        help="its version, or 'latest'; or several, commas between, and a goal",
+        help="its version, or 'latest'; or several, comma-separated, and a goal",
     ),
     "one_version": Option(
         name="version",
@@ -101,7 +101,7 @@ REGISTRY_OPTIONS: dict[str, Option] = {
         parse=_parse_aliases,
         default="champion",
         metavar="NAME",
-        help="the alias to give; or several, commas between, which move together or not at all",
+        help="the alias to give; or several, comma-separated, which move together or not at all",
     ),
     "one_alias": Option(
         name="alias",

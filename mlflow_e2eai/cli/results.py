@@ -6,10 +6,11 @@ import dataclasses
 import shlex
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from logging import INFO
 from pathlib import Path
 from typing import Any
 
-from mlflow_e2eai import bundle
+from mlflow_e2eai import bundle, tracking
 from mlflow_e2eai.bundle.rows import rows_of
 from mlflow_e2eai.cli.doctor import Diagnosis
 from mlflow_e2eai.cli.main import DONE, NOT_PASSED
@@ -31,10 +32,25 @@ from mlflow_e2eai.tracking.summary import outcome
 Arguments = Mapping[str, Any]
 
 
+_FOLLOWING = {
+    "source": "export",
+    "export": "clean",
+    "clean": "convert",
+    "convert": "evaluate",
+    "compile": "evaluate",
+}
+"""The verb that usually follows, by the stage that made a model."""
+
+
 def print_models(model_ids: str | Sequence[str], _: Arguments) -> int:
-    """Print the URI of each logged model, for the next verb to take."""
-    for model_id in [model_ids] if isinstance(model_ids, str) else model_ids:
-        print(f"models:/{model_id}")
+    """Print the URI of each logged model; on stderr the next command."""
+    uris = [
+        f"models:/{each}" for each in ([model_ids] if isinstance(model_ids, str) else model_ids)
+    ]
+    print(*uris, sep="\n", flush=True)
+    if LOGGER.isEnabledFor(INFO):
+        stage = tracking.resolve(uris[-1]).tags[tracking.STAGE]
+        LOGGER.info("next    mlflow_e2eai %s %s", _FOLLOWING[stage], uris[-1])
     return DONE
 
 
@@ -53,8 +69,20 @@ def print_evidence(machines: Iterable[MachineEvidence], arguments: Arguments) ->
         if arguments["executor"] is not None:
             print(f"{machine_name(machine.environment)}:")
         for entry in machine.evidence:
-            print(_line(entry))
+            print(f"{_line(entry)}{_numbers(entry, machine)}")
     return DONE
+
+
+def _numbers(entry: Evidence, machine: MachineEvidence) -> str:
+    """The largest error, and the median latency at ``opt``; empty where neither was measured."""
+    errors = [report.max_abs_error for report in entry.deciding.values()]
+    numbers = [f"largest error {max(errors):.2g}"] if errors and entry.sha256 is not None else []
+    report = machine.latency.get("opt")
+    if report is not None and any(each.name == entry.variant for each in report.variants):
+        busy = " (too noisy to tell)" if report.is_busy(entry.variant) else ""
+        p50_ms = report[entry.variant].p50_ms
+        numbers.append(f"p50 {p50_ms:.3g} ms at batch {report.items}{busy}")
+    return f"; {', '.join(numbers)}" if numbers else ""
 
 
 def _line(entry: Evidence) -> str:
@@ -119,7 +147,9 @@ def print_decision(decision: Decision | Contest, arguments: Arguments) -> int:
     for reason in decision.inapplicable:
         print(f"n/a     {reason}")
     for variant in decision.excluded:
-        print(f"n/a     {variant}: excluded, as nobody measured it; load_model takes it by name")
+        print(
+            f"n/a     {variant}: excluded, because it was not measured; load_model takes it by name"
+        )
     for remedy in decision.remedies:
         print(f"to pass: {remedy}")
     is_trial = arguments.get("dry_run", False)

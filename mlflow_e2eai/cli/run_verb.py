@@ -35,15 +35,15 @@ def run(
         MLflow's description of the logged model.
 
     Raises:
-        InvalidInputError: Files are given for a logged model, which has its own.
+        InvalidInputError: An input example is given for a logged model, which has its own.
         E2EAIError: See `open_model` and `mlflow_e2eai.log_model`.
     """
     if tracking.is_uri(source):
-        if input_example is not None or samples_at:
-            msg = f"{source} is logged with its input_example and samples_at; leave the files out."
+        if input_example is not None:
+            msg = f"{source} is logged with its input_example; leave the file out."
             raise InvalidInputError(msg)
         name = name or tracking.resolve(source).name.removesuffix("-source")
-        return repackage.package(source, name=name, **arguments)
+        return repackage.package(source, name=name, samples_at=samples_at, **arguments)
     name = name or _name_of(source)
     tracking.check_names(name, arguments.get("registered_model_name"))
     opened = open_model(

@@ -46,7 +46,7 @@ def serve_graph(model: str, *, port: int | None = None, browser: bool = False) -
         try:
             address = netron.start(str(path), address=(_HOST, port or 0), browse=browser)
         except OSError as error:
-            msg = f"Netron cannot listen at port {port}: {error}; give another, or none."
+            msg = f"Netron cannot listen on port {port}: {error}; give another, or 'auto'."
             raise RunnerError(msg) from error
         stack.callback(netron.stop, address)
         yield f"http://{_HOST}:{address[1]}"

@@ -58,7 +58,7 @@ VERBS = {
     for verb in (
         Verb(
             name="run",
-            summary="Take a model the whole way: a file, a folder of weights, or a callable.",
+            summary="Run all stages on a model: a file, a folder of weights, or a callable.",
             function="cli.run_verb:run",
             printer="cli.results:print_bundle",
             options=(
@@ -83,7 +83,7 @@ VERBS = {
             summary="Export a logged PyTorch model to ONNX.",
             function="pipeline.jobs:export",
             printer="cli.results:print_models",
-            options=("model_uri", *_EXPORT, "plan", "allow_native"),
+            options=("model_uri", *_EXPORT, "samples_at", "plan", "allow_native"),
             takes=("source",),
             example="models:/digits/1 --exporter dynamo --dynamic-axes x:0=N:1:8:64",
         ),
@@ -93,7 +93,7 @@ VERBS = {
             function="cli.clean_verb:clean",
             printer="cli.results:print_models",
             options=(
-                *("model_uri", "onnx", "input_example", "dynamic_axes", "plan"),
+                *("model_uri", "onnx", "input_example", "samples_at", "dynamic_axes", "plan"),
                 *("operator_libraries", "allow_native"),
             ),
             takes=("export",),
@@ -137,12 +137,20 @@ VERBS = {
         ),
         Verb(
             name="pipeline",
-            summary="Take a logged PyTorch model from export to package.",
+            summary="Run all stages on a logged PyTorch model, from export to package.",
             function="flavor.repackage:package",
             printer="cli.results:print_bundle",
             options=(
-                *("model_uri", "bundle_name", "registered_model_name", *_EXPORT, "surgery"),
-                *("precisions", "targets", "keep_fp32", "batch_sizes", "evidence", *_BUILD),
+                *("model_uri", "bundle_name", "registered_model_name", *_EXPORT, "samples_at"),
+                *(
+                    "surgery",
+                    "precisions",
+                    "targets",
+                    "keep_fp32",
+                    "batch_sizes",
+                    "evidence",
+                    *_BUILD,
+                ),
             ),
             takes=("source", "import"),
             example="--registered-model-name digits --targets sm86,sm89",
@@ -240,7 +248,7 @@ VERBS = {
         ),
         Verb(
             name="report",
-            summary="Open the report of a model in a browser, and print where it is.",
+            summary="Open the report of a model in a browser, and print its address.",
             function="cli.readers:report",
             printer="cli.results:print_paths",
             options=("model", "browser"),

@@ -136,8 +136,8 @@ def start(make: Callable[[Any], Result], log: Any, backend: Backend) -> Result:
         return make(log)
     except TypeError as error:
         msg = (
-            f"{backend.title} does not start on this machine: {log.reason()}; see whether the "
-            f"driver that `nvidia-smi` shows is new enough for it."
+            f"{backend.title} does not start on this machine: {log.reason()}; check with "
+            "`nvidia-smi` that the driver is new enough for it."
         )
         raise RunnerError(msg) from error
 

@@ -138,7 +138,10 @@ def _check_precision(network: Any, trt: Any, source: OnnxArtifact) -> None:
     if not any(result.dtype == types[source.precision] for result in results):
         wanted = source.precision
         reason = f"none of its {len(computing)} layers computes in {wanted}"
-        msg = f"{source.path.name} says {wanted}, but {reason}; convert the fp32 graph to {wanted}."
+        msg = (
+            f"{source.path.name} is declared as {wanted}, but {reason}; convert the fp32 graph to "
+            f"{wanted}."
+        )
         raise EngineBuildError(msg, reason=reason)
 
 
@@ -236,8 +239,8 @@ def _parse_error(parser: Any, source: OnnxArtifact, title: str) -> EngineBuildEr
     operator = graphs.operator_name(domain, operator) if operator else None
     others = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
     msg = (
-        f"{title} refuses node {node!r}, operator {operator}{others}: {reason}; bypass, remove or "
-        f"replace it by surgery."
+        f"{title} rejects node {node!r}, operator {operator}{others}: {reason}; bypass, remove or "
+        "replace it by surgery."
     )
     return EngineBuildError(msg, node=node or None, operator=operator, reason=reason)
 
@@ -248,9 +251,9 @@ def _check_inputs(network: Any, source: OnnxArtifact, title: str) -> None:
     sizes = [tensor.name for tensor in inputs if tensor.is_shape_tensor]
     if sizes:
         msg = (
-            f"{title} reads the values of input {sizes[0]!r} of {source.path.name} as sizes, and "
-            f"dynamic axes say none of them; make it a fixed number of the model, or leave the "
-            f"target out and run the graph by ONNX Runtime."
+            f"{title} reads the values of input {sizes[0]!r} of {source.path.name} as sizes, which "
+            "dynamic axes cannot describe; make it a constant of the model, or leave the target "
+            "out and run the graph with ONNX Runtime."
         )
         raise EngineBuildError(msg, reason=f"input {sizes[0]!r} is a shape tensor")
 
@@ -261,5 +264,5 @@ def _add_profiles(builder: Any, config: Any, source: OnnxArtifact) -> None:
         for spec in source.inputs:
             profile.set_shape(spec.name, *(shape_at(spec, sizes, bound) for bound in range(3)))
         if config.add_optimization_profile(profile) < 0:
-            msg = f"TensorRT refuses the profile {sizes} of {source.path.name}."
+            msg = f"TensorRT rejects the profile {sizes} of {source.path.name}."
             raise EngineBuildError(msg, reason="add_optimization_profile gave -1")

@@ -140,7 +140,7 @@ class Context:
     def _set_host_input(self, name: str, value: Any) -> None:
         """Give TensorRT the value of an input that decides shapes."""
         if is_on_gpu(value):
-            msg = f"Input {name!r} decides shapes, which the host reads; give an array."
+            msg = f"Input {name!r} determines shapes and is read on the CPU; give an array."
             raise InvalidInputError(msg)
         if self._in_flight:  # a call before may still read it
             self.wait()

@@ -70,7 +70,7 @@ class CudaGraphs:
             graph.upload(self._stream)
         except Exception as error:  # noqa: BLE001  # the plain calls go on
             self._can_capture = False
-            msg = f"{self._name} runs without a CUDA graph, as it cannot be captured: {error}"
+            msg = f"{self._name} runs without a CUDA graph, because it cannot be captured: {error}"
             warnings.warn(msg, stacklevel=2)
             return
         if len(self._graphs) == _MAX_GRAPHS:

@@ -113,7 +113,7 @@ def _set_input(context: Context, spec: TensorSpec, value: Any, shape: Shape) -> 
         )
         raise InvalidInputError(msg)
     if tensor.dtype != spec.dtype:
-        msg = f"Input {spec.name!r} is {tensor.dtype}, but {spec.dtype} is wanted; convert it."
+        msg = f"Input {spec.name!r} is {tensor.dtype}, but {spec.dtype} is expected; convert it."
         raise InvalidInputError(msg)
     if not tensor.is_contiguous:
         msg = (

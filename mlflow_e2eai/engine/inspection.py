@@ -56,7 +56,7 @@ def inspect_plan(
     runtime = trt.Runtime(log)
     loaded = runtime.deserialize_cuda_engine(plan)
     if loaded is None:
-        raise _wrong(source, f"{backend.title} cannot load what it has built")
+        raise _wrong(source, f"{backend.title} cannot load the engine that it built")
     checks = ("inputs and outputs", "profiles")
     _check_tensors(trt, loaded, source)
     _check_profiles(loaded, source)
@@ -83,7 +83,7 @@ def _check_tensors(trt: Any, loaded: Any, source: OnnxArtifact) -> None:
     for spec in specs:
         dtype = loaded.get_tensor_dtype(spec.name)
         if spec.dtype in types and dtype != types[spec.dtype]:
-            raise _wrong(source, f"the engine has {spec.name!r} in {dtype}, not in {spec.dtype}")
+            raise _wrong(source, f"the engine has {spec.name!r} as {dtype}, not {spec.dtype}")
 
 
 def _check_profiles(loaded: Any, source: OnnxArtifact) -> None:

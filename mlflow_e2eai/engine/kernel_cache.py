@@ -66,7 +66,7 @@ class KernelCache:
                 with atomic_write(self._path) as temporary:
                     temporary.write_bytes(content)
             except OSError as error:
-                _log.info("Compiled kernels are not kept in %s: %s", self._path, error)
+                _log.info("Compiled kernels cannot be cached in %s: %s", self._path, error)
                 return
             self._written = content
 

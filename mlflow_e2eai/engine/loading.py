@@ -20,8 +20,8 @@ from mlflow_e2eai.errors import EngineBuildError, RunnerError
 _ADVICE = {
     "OLD_CUDA_DRIVER": "the driver is too old for it: install a newer one",
     "OLD_CUDA_RUNTIME": "the CUDA runtime is too old for it: install a newer one",
-    "INSUFFICIENT_GPU_MEMORY": "the GPU's memory is too full for it: free some",
-    "MALFORMED_ENGINE": "it is no engine",
+    "INSUFFICIENT_GPU_MEMORY": "the GPU has too little free memory for it: free some",
+    "MALFORMED_ENGINE": "it is not an engine",
 }
 """What TensorRT-RTX's `EngineInvalidityDiagnostics` mean, where compiling again will not help."""
 
@@ -106,7 +106,10 @@ def _check_precision(engine: EngineArtifact, trt: Any, loaded: Any) -> None:
     try:
         check_layers(information, engine)
     except EngineBuildError as error:
-        msg = f"{engine.path.name} says {engine.precision}, but {error.reason}; compile it again."
+        msg = (
+            f"{engine.path.name} is declared as {engine.precision}, but {error.reason}; compile "
+            "it again."
+        )
         raise RunnerError(msg) from error
 
 
@@ -124,7 +127,7 @@ def _check_interface(engine: EngineArtifact, loaded: Any) -> None:
         if not engine.axes or loaded.num_optimization_profiles == count:
             return
         actual, expected = f"{loaded.num_optimization_profiles} profiles", str(count)
-    msg = f"{engine.path.name} has {actual}, but {expected} are recorded; compile it again."
+    msg = f"{engine.path.name} has {actual}, but {expected} were recorded; compile it again."
     raise RunnerError(msg)
 
 
@@ -148,8 +151,8 @@ def refusal(engine: EngineArtifact, reason: str) -> RunnerError:
     """Make the error for a refusal of TensorRT, with the reason from its log."""
     if is_out_of_memory(reason):
         return RunnerError(
-            f"TensorRT cannot run {engine.path.name}: the GPU's memory is full; end what else runs "
-            f"on it, ask for fewer items at once, or compile for a smaller max."
+            f"TensorRT cannot run {engine.path.name}: the GPU is out of memory; stop other "
+            "processes on it, use smaller batches, or compile for a smaller max."
         )
     return RunnerError(f"TensorRT cannot run {engine.path.name}: {reason}")
 
@@ -162,7 +165,8 @@ def cuda_error(engine: EngineArtifact, error: Exception) -> RunnerError:
     if _IS_FATAL in message:
         name = message.partition(":")[0]
         return RunnerError(
-            f"The GPU failed while it ran {engine.path.name} ({name}), and does no more for this "
-            f"process; start it again, and compile the engine again if that repeats."
+            f"The GPU failed while it ran {engine.path.name} ({name}), and can no longer be used "
+            "by this process; restart the process, and compile the engine again if it happens "
+            "again."
         )
     return RunnerError(f"The GPU cannot run {engine.path.name}: {message}")

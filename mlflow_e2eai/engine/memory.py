@@ -113,7 +113,7 @@ class Gpu:
             self.device = Device(0)
         except Exception as error:
             what = str(error).strip().partition("\n")[0].rstrip(".")
-            msg = f"CUDA cannot be used here: {what}; see what `nvidia-smi` says of the driver."
+            msg = f"CUDA cannot be used here: {what}; check the driver with `nvidia-smi`."
             raise RunnerError(msg) from error
         self._current, self._set_current = driver.cuCtxGetCurrent, driver.cuCtxSetCurrent
         self._trim = driver.cuMemPoolTrimTo

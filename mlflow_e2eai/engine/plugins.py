@@ -20,9 +20,9 @@ def check_plugins(target: Target, libraries: Sequence[Library]) -> None:
     backend = BACKENDS[target.backend]
     if libraries and backend.plugins is None:
         msg = (
-            f"{backend.title} takes no plugins, but {libraries[0].path.name} is named, and the "
-            f"target {target}; say what the operator computes by a function "
-            f"(operators=[Operator(...)]), or leave this target out."
+            f"{backend.title} takes no plugins, but {libraries[0].path.name} was given for the "
+            f"target {target}; define the operator by a function (operators=[Operator(...)]), or "
+            "leave this target out."
         )
         raise InvalidInputError(msg)
 
@@ -38,7 +38,7 @@ def load_plugins(owner: Any, libraries: Sequence[Library]) -> None:
     for path in loadable(libraries):
         if registry.load_library(str(path)) is None:
             msg = (
-                f"TensorRT cannot load plugins from {path.name}: it is no library of plugins, or "
-                f"one of its plugins is registered already."
+                f"TensorRT cannot load plugins from {path.name}: it is not a plugin library, or "
+                "one of its plugins is already registered."
             )
             raise RunnerError(msg)

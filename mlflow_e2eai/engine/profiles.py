@@ -110,10 +110,10 @@ def choose_buckets(
     often = dict(seen) if isinstance(seen, Mapping) else Counter(seen)
     sizes = sorted(often)
     if not sizes or sizes[0] < 1 or min(often.values()) < 1:
-        msg = f"Buckets are chosen from sizes that were seen, but {often or 'none'} are given."
+        msg = f"Buckets are chosen from the sizes of real calls, but {often or 'none'} was given."
         raise InvalidInputError(msg)
     if count < 1:
-        msg = f"count is {count}, but at least one bucket is wanted."
+        msg = f"count is {count}, but at least one bucket is expected."
         raise InvalidInputError(msg)
     # Calls of all sizes before each, so that those from one to another are a difference.
     before = [0, *accumulate(often[size] for size in sizes)]
@@ -153,6 +153,6 @@ def parse_seen(text: str) -> dict[int, int]:
         msg = f"Cannot read {text}: {reading_error(error)}; {wanted}"
         raise InvalidInputError(msg) from error
     except (AttributeError, TypeError, ValueError) as error:
-        msg = f"{text!r} holds no sizes; {wanted}"
+        msg = f"{text!r} has no sizes; {wanted}"
         raise InvalidInputError(msg) from error
     return counts

@@ -30,7 +30,7 @@ def refit(engine: EngineArtifact, loaded: Any, graph: OnnxArtifact, *, trt: Any,
         missing = [str(name) for name in refitter.get_missing_weights()]
         what = f"{len(missing)} are missing, {missing[0]!r} first" if missing else log.reason()
         msg = (
-            f"TensorRT cannot give {engine.path.name} the weights of {graph.path.name}: {what}; "
-            f"compile it again from this graph."
+            f"TensorRT cannot refit {engine.path.name} with the weights of {graph.path.name}: "
+            f"{what}; compile it again from this graph."
         )
         raise RunnerError(msg)

@@ -231,7 +231,11 @@ class EngineRunner:
                 self._translate_errors(self._pool.close)
                 self._gpu.trim()
         except RunnerError as error:  # an earlier call has raised the GPU's failure
-            _log.info("The memory of %s is given back by the process: %s", self._engine.path, error)
+            _log.info(
+                "The memory of %s could not be freed; the process frees it when it ends: %s",
+                self._engine.path,
+                error,
+            )
 
     def _with_context(
         self, tensors: Mapping[str, Any], call: Callable[[Context, tuple[Shape, ...]], Result]

@@ -81,8 +81,8 @@ def compile(
     if not backends.lists_capabilities(backend, trt, target.capabilities):
         warnings.warn(
             f"{backend.title} {trt.__version__} does not list this GPU "
-            f"({target.compute_capability}) as supported: the engine is built for no certain GPU, "
-            f"and may compute wrong outputs here.",
+            f"({target.compute_capability}) as supported: the engine may compute wrong outputs on "
+            "it.",
             backends.UnlistedGPUWarning,
             stacklevel=2,
         )
@@ -110,8 +110,8 @@ def compile(
         )
     if built.refused:
         warnings.warn(
-            f"Timings were ignored, as they are damaged or of another GPU or version than "
-            f"{backend.title} {trt.__version__} here: {', '.join(built.refused)}.",
+            "The timing cache was ignored, because it is damaged or of another GPU or version "
+            f"than {backend.title} {trt.__version__} here: {', '.join(built.refused)}.",
             stacklevel=2,
         )
     return EngineArtifact(

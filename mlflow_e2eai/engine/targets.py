@@ -151,7 +151,7 @@ def canonical(text: str) -> str:
 # What the driver adds to the name of a GPU, which does not change its compute capability.
 _DECORATIONS = re.compile(
     r"\b(nvidia|geforce|tesla|jetson|agx|blackwell|generation|laptop|gpu|server|workstation|"
-    r"edition|sxm\d*|pcie|nvl|hbm\w*|\d+ ?gb)\b"
+    r"edition|max q|sff|sxm\d*|pcie|nvl|hbm\w*|\d+ ?gb)\b"
 )
 
 
@@ -178,7 +178,7 @@ def _reason_impossible(target: Target) -> str | None:
     """Return the reason why a target is impossible; None if it is possible."""
     if target.backend == "tensorrt_rtx":
         if target.compatible:
-            return "an engine of TensorRT-RTX is bound to no GPU model; leave '+compatible' out"
+            return "TensorRT-RTX engines are not tied to a GPU model; leave '+compatible' out"
         return None
     if len(target.capabilities) > 1:
         return "TensorRT builds for one compute capability; name one, or several targets"
@@ -191,8 +191,8 @@ def _unknown(text: str) -> InvalidInputError:
     near = nearest(text, (*_SUGGESTIONS, *(name for name, _ in _gpus().values())))
     hint = f" Did you mean {near}?" if near else ""
     capability = text.rpartition(":")[2]
-    if re.fullmatch(r"sm(6\d|7[0-4])", capability):
-        hint = f" {capability} is before Turing, sm75, the oldest that these build for."
+    if re.fullmatch(r"sm([5-6]\d|7[0-4])", capability):
+        hint = f" {capability} is before Turing, sm75, the oldest supported."
     capability = text.removeprefix("rtx:")
     if capability in _CAPABILITIES["tensorrt"]:  # and not in TensorRT-RTX's
         hint = (
@@ -200,8 +200,8 @@ def _unknown(text: str) -> InvalidInputError:
             f"is built on such a GPU, and local there or rtx, which are built and evaluated on it."
         )
     return InvalidInputError(
-        f"The target is {text!r}, but one of {', '.join(TARGETS)} is wanted, a GPU such as "
-        f"A100 or RTX 4090, several as rtx:sm86+sm89, or TensorRT's own as trt11:sm90 or "
+        f"The target is {text!r}, but one of {', '.join(TARGETS)} is expected, a GPU such as A100 "
+        "or RTX 4090, several as rtx:sm86+sm89, or TensorRT's own as trt11:sm90 or "
         f"trt11:sm90+compatible.{hint}"
     )
 
@@ -233,8 +233,8 @@ def _local() -> Target:
     name = local_compute_capability()
     if name is None:
         msg = (
-            "The target 'local' needs a GPU, and there is none in this machine; name what "
-            f"TensorRT-RTX builds for without one: {', '.join(TARGETS[1:])}."
+            "The target 'local' needs a GPU, and there is none in this machine; name a target "
+            f"that TensorRT-RTX builds without a GPU: {', '.join(TARGETS[1:])}."
         )
         raise InvalidInputError(msg)
     rtx = find_spec("tensorrt") is None and find_spec("tensorrt_rtx") is not None
@@ -246,11 +246,11 @@ def _check_gpu(text: str, target: Target) -> None:
     here = local_compute_capability()
     fits = here is not None and covers(target, here)
     if not fits:
-        actual = "there is no GPU" if here is None else f"the GPU is of {here}"
+        actual = "there is no GPU" if here is None else f"the GPU is {here}"
         wanted = target.compute_capability or f"sm{_OLDEST} or later"
         msg = (
-            f"TensorRT builds {text!r} on a GPU of {wanted} itself, but in this machine {actual}; "
-            f"compile it on a machine that has one, or take a target of TensorRT-RTX, which needs "
+            f"TensorRT builds {text!r} on a GPU of {wanted} only, but in this machine {actual}; "
+            "compile it on a machine with that GPU, or take a TensorRT-RTX target, which needs "
             f"none: {', '.join(TARGETS[1:])}."
         )
         raise InvalidInputError(msg)
@@ -262,7 +262,7 @@ def _with_builder(text: str, target: Target, version: str) -> Target:
     if target.version not in (None, major):
         msg = (
             f"The target {text!r} needs TensorRT {target.version}, but {version} is installed; "
-            f"compile it where 'tensorrt-cu13=={target.version}.*' is."
+            f"compile it where 'tensorrt-cu13=={target.version}.*' is installed."
         )
         raise InvalidInputError(msg)
     return Target(
@@ -334,7 +334,7 @@ def unbuildable_anywhere(source: OnnxArtifact, target: Target) -> str | None:
     # Without a named capability TensorRT-RTX 1.6.1 builds it, and says that it is for sm80 too.
     for name in target.capabilities or ("sm80",):
         if int(name.removeprefix("sm")) < _FIRST_WITH_FP8:
-            return f"{name} has no fp8; leave it out, or take sm89 or later"
+            return f"{name} does not support fp8; leave it out, or take sm89 or later"
     return None
 
 

@@ -84,8 +84,8 @@ class EvaluationData:
             yield dict(zip(self.names, arrays, strict=True)), labels
         if batch is None:
             msg = (
-                "The evaluation data has no batches; give one or more, from something that can be "
-                "iterated anew for each variant."
+                "The evaluation data has no batches; give at least one, from an object that can "
+                "be iterated once per variant."
             )
             raise InvalidInputError(msg)
 
@@ -193,7 +193,7 @@ def _check_sizes(tensors: Tensors, graph: OnnxArtifact, axes: Mapping[str, Axis]
             if axis is not None and not axis.admits(size):
                 msg = (
                     f"The evaluation data has {size} on axis {name!r} of {spec.name!r}, but the "
-                    f"profile admits {axis}; cut or pad it, or widen the axis."
+                    f"profile allows {axis}; cut or pad it, or widen the axis."
                 )
                 raise InvalidInputError(msg)
 

@@ -74,8 +74,8 @@ def arrays_of(inputs: Any, labels: Any, example: Tensors) -> tuple[tuple[Array, 
         values = tuple(flatten(inputs)[1].values())
         if len(values) != len(example):
             msg = (
-                f"The evaluation data has {len(values)} inputs, but {list(example)} are wanted; "
-                f"give one array for each."
+                f"The evaluation data has {len(values)} inputs, but {list(example)} are expected; "
+                "give one array for each."
             )
             raise InvalidInputError(msg)
         named = dict(zip(example, values, strict=True))
@@ -90,7 +90,9 @@ def check_names(names: Sequence[str], wanted: Sequence[str]) -> None:
         InvalidInputError: A name is missing or unknown.
     """
     if set(names) != set(wanted):
-        msg = f"The evaluation data has {sorted(names)}, but {list(wanted)} are wanted; rename it."
+        msg = (
+            f"The evaluation data has {sorted(names)}, but {list(wanted)} are expected; rename it."
+        )
         raise InvalidInputError(msg)
 
 
@@ -154,7 +156,7 @@ def _split(frame: Any, column: str) -> tuple[Any, Any]:
     """A DataFrame without the column that has the labels, and that column."""
     if not _is_frame(frame) or column not in frame.columns:
         columns = list(frame.columns) if _is_frame(frame) else type(frame).__name__
-        msg = f"The labels are to be column {column!r}, but the data has {columns}; name a column."
+        msg = f"The label column is {column!r}, but the data has {columns}; name a column."
         raise InvalidInputError(msg)
     return frame.drop(columns=column), frame[column]
 
@@ -166,7 +168,7 @@ def _numbers(name: str, column: Array, like: Array) -> Array:
     try:
         return column.astype(np.float64)
     except (TypeError, ValueError) as error:
-        msg = f"The columns for {name!r} are no numbers: {error}; leave other columns out."
+        msg = f"The columns for {name!r} are not numbers: {error}; leave other columns out."
         raise InvalidInputError(msg) from error
 
 

@@ -190,7 +190,7 @@ def now_text() -> str:
 
 def machine_name(environment: Mapping[str, str]) -> str:
     """A machine for people: its GPU, or its processor where it has none."""
-    return environment.get("gpu") or environment.get("processor") or "a machine that is not known"
+    return environment.get("gpu") or environment.get("processor") or "an unknown machine"
 
 
 def prefix_kind(kind: str, sentence: str) -> str:

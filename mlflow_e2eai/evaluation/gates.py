@@ -155,13 +155,13 @@ class Verdict:
 
     def __str__(self) -> str:
         name = f"{self.metric} ({self.scope})" if self.scope else self.metric
-        source = f" ({self.source})" if self.source else ""
         if self.reason is not None:
             where = f", {self.source}" if self.source else ""
-            return f"{name}{where}: {self.reason}, wanted {self.wanted}"
+            return f"{name}{where}: {self.reason} (gate: {self.wanted})"
         if self.found is None:
-            return f"{name}: {self.source or 'not measured'}, wanted {self.wanted}"
-        return f"{name}: found {self.found:g}{source}, wanted {self.wanted}"
+            return f"{name}: {self.source or 'not measured'} (gate: {self.wanted})"
+        source = f"{self.source}; " if self.source else ""
+        return f"{name} = {self.found:g} ({source}gate: {self.wanted})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -190,7 +190,7 @@ class Decision(Summary):
         """Reasons against promotion, a sentence a gate; empty when promoted."""
         deciding = [verdict for verdict in self.verdicts if verdict.severity == "block"]
         if not deciding:
-            return ("There are no gates, and without any nothing is promoted.",)
+            return ("There are no gates, and nothing is promoted without any.",)
         return tuple(str(verdict) for verdict in deciding if not verdict.passed)
 
     @property
@@ -297,7 +297,7 @@ def find_value(gate: Gate, values: Sequence[MetricValue]) -> MetricValue | None:
         return MetricValue(metric=gate.metric, value=sum(value.value for value in fitting))
     lacking = [value for value in selected if value.metric == MEASURED and value.value == 0]
     if gate.selection and lacking and gate.metric not in COUNTS:
-        variant, reason = lacking[0].variant, "nobody measured it"
+        variant, reason = lacking[0].variant, "not measured"
         return MetricValue(metric=gate.metric, value=math.nan, variant=variant, reason=reason)
     choose = max if gate.bound == "at_most" else min
     unclear = [value for value in fitting if math.isnan(value.value)]

@@ -34,8 +34,8 @@ def accuracy(outputs: Mapping[str, Any], labels: Any) -> float:
     if not predicted or predicted[-1] < 2 or labelled != predicted[:-1]:  # noqa: PLR2004 - a choice needs two
         msg = (
             f"The first output has shape {list(predicted)} and the labels {list(labelled)}, but "
-            f"accuracy wants scores of two classes or more along the last axis; give metrics= of "
-            f"your own."
+            "accuracy needs scores of two or more classes along the last axis; give your own "
+            "metrics=."
         )
         raise InvalidInputError(msg)
     return float(np.mean(np.argmax(first, axis=-1) == labels))
@@ -58,8 +58,8 @@ def task_metrics(given: Metrics | None, labels: Array | None) -> dict[str, TaskM
     if given is None:
         if labels is not None and labels.dtype.kind not in "iub":
             msg = (
-                f"The labels are {labels.dtype}, and accuracy counts equal integers; give "
-                f"metrics={{'name': function}}, or no labels."
+                f"The labels are {labels.dtype}, but accuracy needs integers; give "
+                "metrics={'name': function}, or no labels."
             )
             raise InvalidInputError(msg)
         return {} if labels is None else {"accuracy": accuracy}
@@ -67,11 +67,11 @@ def task_metrics(given: Metrics | None, labels: Array | None) -> dict[str, TaskM
         list(given.items()) if isinstance(given, Mapping) else [(_own_name(m), m) for m in given]
     )
     if pairs and labels is None:
-        msg = "There are metrics but no labels to judge by; give the data as (inputs, labels)."
+        msg = "Metrics need labels; give the data as (inputs, labels)."
         raise InvalidInputError(msg)
     named = dict(_more_is_better(name, metric) for name, metric in pairs)
     if len(named) < len(pairs):
-        msg = f"Two of the metrics {[name for name, _ in pairs]} have one name; give a mapping."
+        msg = f"Two metrics {[name for name, _ in pairs]} have the same name; give a mapping."
         raise InvalidInputError(msg)
     return named
 
@@ -183,7 +183,7 @@ def _arguments(metric: Any, outputs: Mapping[str, Any], labels: Any) -> list[Any
     arguments = []
     for parameter in parameters:
         if parameter.name not in known and parameter.default is parameter.empty:
-            msg = f"it wants {parameter.name!r}, which is none of {sorted(known)}"
+            msg = f"it has the parameter {parameter.name!r}, which is not one of {sorted(known)}"
             raise TypeError(msg)
         arguments.append(known.get(parameter.name, parameter.default))
     return arguments

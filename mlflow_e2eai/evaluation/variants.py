@@ -141,8 +141,8 @@ def raw_runner(raw: OnnxArtifact, cleaned: OnnxArtifact) -> Iterator[Infer]:
 EXPORT = "export"
 
 _EMULATED = (
-    "ONNX Runtime has no bf16 kernels for the CPU: its numbers here come from fp32 kernels with "
-    "every value rounded to bf16, and it was not timed."
+    "ONNX Runtime has no bf16 kernels for the CPU: its accuracy was emulated with fp32 kernels "
+    "and every value rounded to bf16, and its latency was not measured."
 )
 
 

@@ -77,7 +77,7 @@ class ParityEvaluator:
             raise InvalidInputError(msg)
         sample, convert = _sample(dataset, evaluator_config.get("samples"))
         if not items_of(sample):
-            msg = "The samples hold no items, so there is nothing to compare; give at least one."
+            msg = "The samples are empty, so there is nothing to compare; give at least one item."
             raise InvalidInputError(msg)
         reference = mlflow.pyfunc.load_model(evaluator_config["reference"])
         infers = {"reference": _infer(reference, convert), "candidate": _infer(model, convert)}
@@ -99,7 +99,7 @@ def _check_keys(configuration: Mapping[str, Any]) -> None:
             msg = f"The evaluator 'e2eai' has no option {key!r}; {hint}"
             raise InvalidInputError(msg)
     if "reference" not in configuration:
-        msg = "The evaluator 'e2eai' compares with a model; give its URI as 'reference'."
+        msg = "The evaluator 'e2eai' compares two models; give the URI of the other as 'reference'."
         raise InvalidInputError(msg)
 
 

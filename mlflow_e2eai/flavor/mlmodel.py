@@ -127,7 +127,9 @@ class Description:
             self.environment([])
         except (MlflowException, OSError, ValueError, TypeError, AttributeError) as error:
             named = " and ".join(f"{name}={value!r}" for name, value in given.items())
-            msg = f"MLflow cannot read {named}: {brief(error)}; give what its flavors take."
+            msg = (
+                f"MLflow cannot read {named}: {brief(error)}; give what MLflow's own flavors take."
+            )
             raise InvalidInputError(msg) from error
 
     def _check_paths(self, argument: str) -> None:
@@ -139,7 +141,7 @@ class Description:
             raise InvalidInputError(msg)
         for path in paths:
             if ":/" not in str(path) and not Path(path).exists():
-                msg = f"{argument} names {str(path)!r}, which is not there; check the path."
+                msg = f"{argument} has {str(path)!r}, which does not exist; check the path."
                 raise InvalidInputError(msg)
 
     @staticmethod
@@ -149,7 +151,10 @@ class Description:
         try:
             yaml.safe_dump(dict(metadata))
         except (yaml.YAMLError, TypeError, ValueError) as error:
-            msg = f"MLmodel cannot hold the metadata: {brief(error)}; give plain values by name."
+            msg = (
+                f"The metadata cannot be written to MLmodel: {brief(error)}; give a mapping of "
+                "names to plain values."
+            )
             raise InvalidInputError(msg) from error
 
     @staticmethod
@@ -250,9 +255,9 @@ def _write_environment(path: Path, manifest: Manifest, content: Description) -> 
 
 @functools.cache
 def _report_wheel(requirement: str) -> None:
-    """Report once in a process that the models carry this package; no user need act on it."""
-    _log.info(
-        "requirements.txt takes %s from %s/, which needs that folder beside the file",
+    """Warn once in a process that the models contain this package, which is on no index."""
+    _log.warning(
+        "requirements.txt takes %s from %s/, and needs that folder next to it",
         requirement,
         wheels.FOLDER,
     )
@@ -283,5 +288,5 @@ def _version(name: str) -> str:
         # Registries have no local version label, the part after a plus.
         return version(name).partition("+")[0]
     except PackageNotFoundError:
-        warnings.warn(f"{name} is not installed; its version is not known.", stacklevel=2)
+        warnings.warn(f"{name} is not installed; its version is unknown.", stacklevel=2)
         return "*"

@@ -80,7 +80,9 @@ class PyFunc:
         frame = pd.DataFrame(data) if is_rows else data
         if isinstance(frame, pd.DataFrame):
             return self._as_frame(self._model(from_frame(frame, specs)))
-        msg = f"The input is a {type(data).__name__}, but a mapping, array or DataFrame is wanted."
+        msg = (
+            f"The input is a {type(data).__name__}, but a mapping, array or DataFrame is expected."
+        )
         raise TypeError(msg)
 
     def _as_frame(self, outputs: Mapping[str, Array]) -> pd.DataFrame:

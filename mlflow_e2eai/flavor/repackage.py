@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ def package(
     *,
     name: str | None = None,
     registered_model_name: str | None = None,
+    samples_at: Sequence[Path] = (),
     executor: fleet.Executor | None = None,
     workers: int | None = None,
     **settings: Any,
@@ -29,6 +31,7 @@ def package(
         model_uri: Any model of the chain.
         name: Name of the logged model; None for that of the registered one.
         registered_model_name: Also make a version of this registered model.
+        samples_at: npz files with further examples, at other sizes of the dynamic axes.
         executor: The workers that build the engines; see `mlflow_e2eai.log_model`.
         workers: Processes for ``local``; by default one for each core.
         **settings: Fields of `Settings`, but for those that were logged with the model;
@@ -41,7 +44,7 @@ def package(
     name = name or tracking.model_name(registered_model_name or "model")
     with tracking.run(name), tempfile.TemporaryDirectory() as folder:
         axes = settings.get("dynamic_axes")
-        given = root_arguments(tracking.resolve_source(model_uri), Path(folder), axes)
+        given = root_arguments(tracking.resolve_source(model_uri), Path(folder), axes, samples_at)
         arguments: dict[str, Any] = {**settings, "dynamic_axes": None, **given}
         return api.log_model(
             **arguments,

@@ -56,7 +56,10 @@ def export_triton(
         directory, own_name = _bundle(model_uri, Path(folder))
         prefix = own_name if name is None else name
         if not _NAME.fullmatch(prefix):
-            msg = f"The name {prefix!r} is no name for Triton; give letters, digits and _ . - only."
+            msg = (
+                f"The name {prefix!r} is not a name that Triton takes; use letters, digits and _ "
+                ". - only."
+            )
             raise InvalidInputError(msg)
         manifest = bundle.audit(bundle.read(directory), directory)
         models, left_out = models_of(manifest, bundle.read_example(directory), prefix)
@@ -67,7 +70,9 @@ def export_triton(
             warn_caller(msg)
         folders = tuple(root / model.name for model in models)
         if not replace and (taken := [each.name for each in folders if each.exists()]):
-            msg = f"{root} has {', '.join(taken)}; replace them (replace=True), or name them else."
+            msg = (
+                f"{root} has {', '.join(taken)}; replace them (replace=True), or give another name."
+            )
             raise InvalidInputError(msg)
         try:
             _write(models, root, model_uri)

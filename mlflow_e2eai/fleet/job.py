@@ -46,9 +46,8 @@ class Job:
 
     def __post_init__(self) -> None:
         if self.stage not in get_args(JobStage):
-            msg = (
-                f"A job's stage is {self.stage!r}, but {' or '.join(get_args(JobStage))} is wanted."
-            )
+            stages = " or ".join(get_args(JobStage))
+            msg = f"A job's stage is {self.stage!r}, but {stages} is expected."
             raise InvalidInputError(msg)
 
     @property
@@ -124,6 +123,6 @@ def require_success(outcomes: Sequence[Outcome]) -> Sequence[Outcome]:
             f"{outcome.job.name} (run {outcome.failed_runs[-1]}): {outcome.error}"
             for outcome in failed
         )
-        msg = f"{len(failed)} of {len(outcomes)} jobs failed, and the others are done: {reasons}"
+        msg = f"{len(failed)} of {len(outcomes)} jobs failed, and the others succeeded: {reasons}"
         raise RunnerError(msg)
     return outcomes

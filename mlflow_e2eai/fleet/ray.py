@@ -84,7 +84,7 @@ def run_jobs(jobs: Sequence[Job], run_job: Callable[[Job, AttemptJob], Result]) 
                 result: Attempt = ray.get(task)
             except ray.exceptions.RayError as error:
                 reason = str(error).strip().partition("\n")[0]
-                return Attempt(error=f"Its Ray worker was lost: {reason}", lost=True)
+                return Attempt(error=f"Its Ray worker died: {reason}", lost=True)
             return result
 
         with ThreadPoolExecutor(min(len(jobs), _MOST_AT_ONCE)) as pool:

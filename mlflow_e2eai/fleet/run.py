@@ -84,7 +84,7 @@ def check_executor(executor: str, workers: int | None) -> None:
         msg = f"There is no executor {executor!r}; {suggestion(executor, EXECUTORS)}"
         raise InvalidInputError(msg)
     if workers is not None and workers < 1:
-        msg = f"workers is {workers}, but at least 1 is wanted."
+        msg = f"workers is {workers}, but at least 1 is expected."
         raise InvalidInputError(msg)
 
 

@@ -81,7 +81,7 @@ def unsteady_warmup(name: str, *, calls: int, windows_ms: Sequence[float]) -> La
         seen = ", ".join(f"{value:.3g}" for value in windows_ms[-3:])
         what = f"the medians of its last windows were {seen} ms"
     else:
-        what = "that is too little to tell"
+        what = "which is too few to tell"
     sentence = f"{name!r} was not steady after {calls} calls of warm-up: {what}."
     return LatencyFinding(kind="unsettled", variant=name, sentence=sentence)
 
@@ -101,7 +101,7 @@ def drifts(taken_ms: Mapping[str, Sequence[float]]) -> Iterator[LatencyFinding]:
         factor = float(np.median(list(drifting.values())))
         sentence = (
             f"All callables took about {factor:.2f} times as long in the last rounds as in the "
-            f"first: it is the machine that changed."
+            "first: the machine's speed changed."
         )
         yield LatencyFinding(kind="drift", variant=None, sentence=sentence)
 
@@ -158,7 +158,7 @@ def throttled_clock(gpu: GpuRecord | None) -> Iterator[LatencyFinding]:
     """The finding that a GPU throttled its clock; none if it did not."""
     if gpu is not None and gpu.throttle_reasons:
         reasons = ", ".join(gpu.throttle_reasons)
-        sentence = f"The GPU held its clock down while it was measured: {reasons}."
+        sentence = f"The GPU throttled its clock during the measurement: {reasons}."
         yield LatencyFinding(kind="throttled", variant=None, sentence=sentence)
 
 
@@ -189,7 +189,7 @@ def busy_processors(
 
 def _busy(variant: str | None, text: str, where: str) -> LatencyFinding:
     sentence = (
-        f"{text} of the processor time for which it was ready ({where}): other work had the rest, "
-        f"and the times are too noisy to tell anything of it."
+        f"{text} of the processor time that it could have used ({where}): other processes had the "
+        "rest, and its times are too noisy to tell."
     )
     return LatencyFinding(kind="busy", variant=variant, sentence=sentence)

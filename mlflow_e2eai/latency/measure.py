@@ -124,7 +124,7 @@ def benchmark(
         if not seen.settled
     ]
     if strict and doubts:
-        msg = f"{doubts[0].sentence} Give it a larger budget_s, or a quieter machine."
+        msg = f"{doubts[0].sentence} Raise budget_s, or measure on a quieter machine."
         raise RunnerError(msg)
     processors = cpu.CpuWatch()
     taken, gpu = _rounds(candidates, watch, rounds, enough, budget_s)
@@ -157,7 +157,7 @@ def items_of(sample: Tensors) -> int:
         InvalidInputError: It holds no array.
     """
     if not sample:
-        msg = "The sample holds no array to count items in; give items."
+        msg = "The sample has no array to count items in; give items."
         raise InvalidInputError(msg)
     shape = np.shape(next(iter(sample.values())))
     return int(shape[0]) if shape else 1

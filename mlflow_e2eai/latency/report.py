@@ -242,7 +242,7 @@ class Throughput(Summary):
 
     def _line(self) -> str:
         loads = [f"{load.items_per_s:.4g}/s by {load.threads}" for load in self.loads]
-        return f"items a second by callers at once: {', '.join(loads)}"
+        return f"items per second by concurrent callers: {', '.join(loads)}"
 
     def _table(self) -> Table:
         return Load, self.loads

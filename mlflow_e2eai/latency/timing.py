@@ -118,6 +118,6 @@ def time_on_host(
     if timing is None:
         timing = Timing(host_ms=1e3 * (after - before))
         if after < before:
-            msg = "The clock went backwards while it measured; give one that only grows."
+            msg = "The clock ran backwards during the measurement; give a monotonic one."
             raise InvalidInputError(msg)
     return before, timing, after

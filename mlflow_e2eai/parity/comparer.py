@@ -72,8 +72,8 @@ class OutputComparer:
             self.reference_noise[name] = max(noise, self.reference_noise.get(name, 0.0))
             if noise > (0.0 if is_exact(right.array) else self.limits.of(name)):
                 sentence = (
-                    f"Sample {comparison.number}, output {name!r}: the reference's own two outputs "
-                    f"differ by {noise:.3g} of their largest magnitude; take randomness out of it."
+                    f"Sample {comparison.number}, output {name!r}: two outputs of the reference "
+                    f"differ by {noise:.3g} of their largest magnitude; make it deterministic."
                 )
                 self.add(
                     "noisy_reference", output=name, sample=comparison.number, sentence=sentence
@@ -303,18 +303,18 @@ def reasons(
     """
     right, actual = rights[name], given[name]
     if around.threads > 1:
-        yield "threads", f"wrong when {around.threads} threads call at once"
+        yield "threads", f"wrong when {around.threads} threads call it concurrently"
     if name in around.before and _close(around.before[name], actual, limit):
-        yield "stale", "the output of the call before"
+        yield "stale", "the output of the previous call"
     if name in around.poisoned and _holds_poison(actual.array, right.array):
-        yield "unwritten", "elements of a buffer that it uses again were not written"
+        yield "unwritten", "elements of a reused buffer were not written"
     for other, value in rights.items():
         if other != name and _close(value, actual, limit):
             yield "swapped", f"the numbers of output {other!r}"
     if right.items is None and actual.items is None and right.array.ndim == actual.array.ndim:
         for one, two in itertools.combinations(range(right.array.ndim), 2):
             if _close(OutputCopy(right.array.swapaxes(one, two), None), actual, limit):
-                yield "transposed", f"axes {one} and {two} change places"
+                yield "transposed", f"axes {one} and {two} are swapped"
 
 
 def poison(array: Array) -> Any:

@@ -117,7 +117,7 @@ def compare(
     if not count:
         comparer.add("no_samples", sentence="There were no samples, so nothing was compared.")
     elif is_empty:
-        comparer.add("no_samples", sentence="The samples hold no items, so nothing was compared.")
+        comparer.add("no_samples", sentence="The samples are empty, so nothing was compared.")
     elif not outputs and not comparer.findings:
         comparer.add(
             "no_outputs", sentence="The reference has no outputs, so nothing was compared."
@@ -195,7 +195,7 @@ class _Caller:
     def _check_inputs(self, number: int, sample: Tensors, inputs: Tensors) -> None:
         for name, array in inputs.items():
             if not same_bits(array, np.asarray(sample[name])):
-                sentence = f"Sample {number}: the candidate wrote into its input {name!r}."
+                sentence = f"Sample {number}: the candidate changed its input {name!r}."
                 self.comparer.add("changed_input", output=name, sample=number, sentence=sentence)
 
     def _is_reused(self, name: str, value: Any) -> bool:
@@ -229,7 +229,7 @@ class _Caller:
                 errors = [future.exception() for future in futures]
                 for (_, comparison), error in zip(turns, errors, strict=True):
                     if error is not None:
-                        sentence = f"It fails when {threads} threads call at once: {error}"
+                        sentence = f"It fails when {threads} threads call it concurrently: {error}"
                         self.comparer.add("threads", sample=comparison.number, sentence=sentence)
                 if any(error is not None for error in errors):
                     return

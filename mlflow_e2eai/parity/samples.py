@@ -75,8 +75,8 @@ def batch_samples(
     leading = next((axis for axis in graph.axes if first.shape[:1] == (axis.name,)), None)
     if leading is None:
         msg = (
-            f"The leading axis of {first.name!r} is not dynamic, so there are no batch sizes to "
-            f"choose; leave them out, or give the axis in dynamic_axes."
+            f"The leading axis of {first.name!r} is not dynamic, so batch_sizes has no meaning; "
+            "leave it out, or give the axis in dynamic_axes."
         )
         raise InvalidInputError(msg)
     for size in sizes:

@@ -139,7 +139,9 @@ class Limits:
             InvalidInputError: One is not among `outputs`.
         """
         if unknown := sorted((self.outputs.keys() | self.scales.keys()) - set(outputs)):
-            msg = f"There is a limit for {unknown}; the reference's outputs are {list(outputs)}."
+            msg = (
+                f"There is a limit for {unknown}, but the reference's outputs are {list(outputs)}."
+            )
             raise InvalidInputError(msg)
 
 

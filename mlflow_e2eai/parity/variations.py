@@ -149,9 +149,9 @@ def _reason_against(
     try:
         outputs = infer(sample)
     except Exception as error:  # noqa: BLE001 - the user's forward may raise anything on generated numbers
-        return f"the model refuses it: {brief(error, 120)}"
+        return f"the model fails on it: {brief(error, 120)}"
     if not nonfinite_kinds(sample, outputs) <= natural:
-        return "its numbers are not finite, unlike those of the example"
+        return "its outputs are not finite, unlike those of the example"
     if has_tie(infer, sample, outputs, share=NUDGE):
         return "a rounding error in it changes an integer of the output"
     return None

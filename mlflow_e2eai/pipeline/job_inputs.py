@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlflow_e2eai import bundle, tracking
+from mlflow_e2eai.artifacts.arrays import load_arrays
 from mlflow_e2eai.artifacts.axes import DynamicAxes, axes_of, input_specs
 from mlflow_e2eai.artifacts.example import GeneratedExample, SizedExample, others_of
 from mlflow_e2eai.artifacts.libraries import loadable
@@ -133,7 +134,7 @@ class Job:
         try:
             source = load_source(self._source, self.folder / "source", None)
         except TrackingError as error:
-            _log.warning("The PyTorch model cannot be the reference: %s", error)
+            _log.warning("The PyTorch model cannot be used as the reference: %s", error)
             yield None
             return
         self.evaluation, self.samples = source.evaluation, others_of(source.example)
@@ -211,12 +212,20 @@ def job_on(model_uri: str, stages: Sequence[str]) -> Iterator[Job]:
         yield Job(model, Path(folder))
 
 
-def load_source(model: LoggedModel, folder: Path, axes: DynamicAxes | None) -> LoadedSource:
+def load_source(
+    model: LoggedModel,
+    folder: Path,
+    axes: DynamicAxes | None,
+    samples_at: Sequence[Path] = (),
+) -> LoadedSource:
     """Load a PyTorch model; `axes` replace those that it was logged with, unless None.
 
     Raises:
-        InvalidInputError: The model was logged with one of these sizes fixed.
+        InvalidInputError: The model was logged with one of these sizes fixed, or a file of
+            `samples_at` does not fit its input example.
+        ArtifactError: A file of `samples_at` cannot be read.
     """
+    given_samples = [load_arrays(path) for path in samples_at]
     folder.mkdir(exist_ok=True, parents=True)
     logged = tracking.fetch_source(model, folder)
     module, example = flatten_module(logged.model, logged.input_example)
@@ -228,11 +237,10 @@ def load_source(model: LoggedModel, folder: Path, axes: DynamicAxes | None) -> L
     if axes is None:
         axes = _open_axes(model, folder, example)
         assumptions += tuple(
-            f"Axis 0 of {name!r} is open, and taken to be {_DEFAULT_AXIS}." for name in axes
+            f"Axis 0 of {name!r} is open, and is assumed to be {_DEFAULT_AXIS}." for name in axes
         )
     given: Tensors = GeneratedExample(example, assumptions) if assumptions else example
-    if logged.samples_at:
-        given = _with_fitting(example, logged.samples_at, axes)
+    given = _with_fitting(given, given_samples, logged.samples_at, axes)
     return LoadedSource(
         module=module,
         example=given,
@@ -259,21 +267,26 @@ def _check_open(model: LoggedModel, module: Any, example: Tensors, axes: Dynamic
                 raise InvalidInputError(msg)
 
 
-def _with_fitting(example: Tensors, samples: Sequence[Tensors], axes: DynamicAxes) -> Tensors:
-    """An example with the samples at sizes that axes admit, which may be other than the logged."""
+def _with_fitting(
+    example: Tensors, given: Sequence[Tensors], logged: Sequence[Tensors], axes: DynamicAxes
+) -> Tensors:
+    """An example with the given samples, and the logged ones at other sizes that axes admit."""
     specs, different = input_specs(example, axes), axes_of(axes)
-    fitting: list[Tensors] = []
-    for sample in samples:
+    with_samples(example, given, specs, different)
+    fitting = [*given]
+    for sample in logged:
         try:
-            with_samples(example, [sample], specs, different)
+            with_samples(example, [*fitting, sample], specs, different)
         except InvalidInputError as error:
-            _log.warning("A sample that was logged with the model is left out: %s", error)
+            _log.warning("A sample that was logged with the model is skipped: %s", error)
         else:
             fitting.append(sample)
     return with_samples(example, fitting, specs, different)
 
 
-def root_arguments(model: LoggedModel, folder: Path, axes: DynamicAxes | None) -> dict[str, Any]:
+def root_arguments(
+    model: LoggedModel, folder: Path, axes: DynamicAxes | None, samples_at: Sequence[Path] = ()
+) -> dict[str, Any]:
     """The PyTorch model or ONNX file at the root of a lineage, as arguments of `log_model`.
 
     Raises:
@@ -284,13 +297,18 @@ def root_arguments(model: LoggedModel, folder: Path, axes: DynamicAxes | None) -
         root = tracking.ancestor(model, ("export",))
         if axes is not None:
             msg = (
-                "The axes of an ONNX file are named when it comes in, by clean; leave dynamic_axes "
-                "out, or clean the file again with others."
+                "The dynamic axes of an ONNX file are set by clean; leave dynamic_axes out, or "
+                "clean the file again with others."
             )
             raise InvalidInputError(msg)
         graph, example = fetch_graph(root, folder)
-        return {"model": graph, "input_example": example, "source_model": root.model_id}
-    source = load_source(origin, folder, axes)
+        return {
+            "model": graph,
+            "input_example": example,
+            "samples_at": [load_arrays(path) for path in samples_at],
+            "source_model": root.model_id,
+        }
+    source = load_source(origin, folder, axes, samples_at)
     return {
         "model": source.module,
         "input_example": source.example,

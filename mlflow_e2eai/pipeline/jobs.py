@@ -16,7 +16,7 @@ from typing import Any
 from mlflow_e2eai import bundle, tracking
 from mlflow_e2eai.artifacts.arrays import load_arrays
 from mlflow_e2eai.artifacts.axes import DynamicAxes
-from mlflow_e2eai.artifacts.example import assumptions_of
+from mlflow_e2eai.artifacts.example import assumptions_of, others_of
 from mlflow_e2eai.artifacts.libraries import loadable, native_allowed
 from mlflow_e2eai.artifacts.machine import environment
 from mlflow_e2eai.artifacts.values import (
@@ -37,6 +37,7 @@ from mlflow_e2eai.evaluation.effort import EvidenceLevel
 from mlflow_e2eai.evaluation.evidence import MachineEvidence, now_text
 from mlflow_e2eai.pipeline.job_inputs import (
     GRAPHS,
+    Job,
     device_for,
     fetch_graph,
     job_on,
@@ -103,6 +104,7 @@ def export(
     exporter: Exporter = "auto",
     opset: int = DEFAULT_OPSET,
     dynamic_axes: DynamicAxes | None = None,
+    samples_at: Sequence[Path] = (),
     plan: Sequence[Step] = DEFAULT_PLAN,
 ) -> str:
     """Export the PyTorch model of a chain.
@@ -112,13 +114,14 @@ def export(
         exporter: See `mlflow_e2eai.export`.
         opset: Version of the ONNX operator set.
         dynamic_axes: See `mlflow_e2eai.export`; None for those that the model was logged with.
+        samples_at: npz files with further examples, beside those that the model was logged with.
         plan: The plan for `clean`: the operators that it names need no implementation.
 
     Returns:
         Id of the raw ONNX LoggedModel.
     """
     with job_on(model_uri, ("source",)) as job:
-        source = load_source(job.model, job.folder, dynamic_axes)
+        source = load_source(job.model, job.folder, dynamic_axes, samples_at)
         settings = Settings(
             dynamic_axes=source.axes,
             exporter=exporter,
@@ -147,20 +150,24 @@ def clean(model_uri: str, *, plan: Sequence[Step] = DEFAULT_PLAN) -> str:
         Id of the cleaned ONNX LoggedModel.
     """
     with job_on(model_uri, ("export",)) as job:
-        raw, example = job.fetch_graph()
-        with (
-            job.reference(raw, raw) as reference,
-            job.recorder.stage("clean", inputs=[raw.sha256]) as log,
-        ):
-            cleaned, _, _ = clean_on(
-                log,
-                raw,
-                plan,
-                example=job.with_samples(example, raw),
-                reference=None if reference is None else reference.infer,
-                folder=job.folder,
-            )
-        return job.recorder.models[cleaned.sha256]
+        return _clean(job, plan)
+
+
+def _clean(job: Job, plan: Sequence[Step]) -> str:
+    raw, example = job.fetch_graph()
+    with (
+        job.reference(raw, raw) as reference,
+        job.recorder.stage("clean", inputs=[raw.sha256]) as log,
+    ):
+        cleaned, _, _ = clean_on(
+            log,
+            raw,
+            plan,
+            example=job.with_samples(example, raw),
+            reference=None if reference is None else reference.infer,
+            folder=job.folder,
+        )
+    return job.recorder.models[cleaned.sha256]
 
 
 def convert(model_uri: str, *, precision: Precision, keep_fp32: Sequence[str] = ()) -> str:
@@ -269,7 +276,7 @@ def compile(
         graph, example = job.fetch_graph()
         precision = graph.precision if precision is None else precision_of(precision)
         if graph_precision(precision) != graph.precision:
-            msg = f"The graph is in {graph.precision}, but an engine in {precision} is wanted; "
+            msg = f"The graph is in {graph.precision}, but an engine in {precision} is expected; "
             msg += f"give the graph in {graph_precision(precision)}."
             raise InvalidInputError(msg)
         model_ids = []
@@ -362,6 +369,7 @@ def clean_onnx(
     *,
     example: Path | None = None,
     dynamic_axes: DynamicAxes | None = None,
+    samples_at: Sequence[Path] = (),
     plan: Sequence[Step] = DEFAULT_PLAN,
     operator_libraries: Sequence[Path] = (),
 ) -> str:
@@ -373,6 +381,7 @@ def clean_onnx(
         path: See `import_onnx`.
         example: An npz file with an array for each input; by default see `import_onnx`.
         dynamic_axes: See `import_onnx`.
+        samples_at: npz files with further examples, at other sizes of these axes.
         plan: See `jobs.clean`.
         operator_libraries: See `import_onnx`.
 
@@ -388,11 +397,16 @@ def clean_onnx(
             out=Path(folder, "raw.onnx"),
             example=None if example is None else load_arrays(example),
             dynamic_axes=dynamic_axes,
+            samples_at=[load_arrays(each) for each in samples_at],
             operator_libraries=operator_libraries,
         )
         recorder = tracking.MlflowRecorder(name=tracking.model_name(path.stem), source=None)
         with tracking.run("clean", nested=True, tags={tracking.STAGE: "clean"}):
             with recorder.stage("import", inputs=[]) as log:
                 log(Output(artifact=raw, example=given))
-            with native_allowed([library.path.name for library in raw.libraries]):
-                return clean(recorder.models[raw.sha256], plan=plan)
+            with (
+                native_allowed([library.path.name for library in raw.libraries]),
+                job_on(recorder.models[raw.sha256], ("export",)) as job,
+            ):
+                job.samples = others_of(given)
+                return _clean(job, plan)

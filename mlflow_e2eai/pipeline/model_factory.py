@@ -33,10 +33,10 @@ def call(factory: str) -> Mapping[str, Any]:
             raise InvalidInputError(msg)
         description = function()
     except (ImportError, AttributeError, FileNotFoundError) as error:
-        msg = f"The model {factory!r} cannot be made: {error}; check the path and the name."
+        msg = f"The model {factory!r} cannot be created: {error}; check the path and the name."
         raise InvalidInputError(msg) from error
     if not isinstance(description, Mapping) or not {"model", "input_example"} <= description.keys():
-        msg = f"{factory!r} returned no mapping with 'model' and 'input_example'; return one."
+        msg = f"{factory!r} must return a mapping with 'model' and 'input_example'."
         raise InvalidInputError(msg)
     return description
 
@@ -53,7 +53,7 @@ def _module(path: str) -> Any:
         raise ImportError(msg)
     specification = importlib.util.spec_from_file_location(Path(path).stem, path)
     if specification is None or specification.loader is None:
-        msg = f"{path} is no Python file"
+        msg = f"{path} is not a Python file"
         raise ImportError(msg)
     module = importlib.util.module_from_spec(specification)
     # Classes of the file are pickled by its name, when torch.export refuses the model.

@@ -84,7 +84,7 @@ def _require_kind(path: Path) -> None:
     elif path.suffix in (".onnx", *SUFFIXES):
         return
     else:
-        msg = f"{path} is no model that can be read; give {_KINDS}."
+        msg = f"{path} is not a model file; give {_KINDS}."
     raise InvalidInputError(msg)
 
 
@@ -105,15 +105,15 @@ def _of_archive(
     if example is None:
         arrays = ", ".join(f"{name}=..." for name in archive.inputs) or "x=..."
         msg = (
-            f"{path} holds no input example; write one by numpy.savez('example.npz', {arrays}) and "
-            f"add --input-example example.npz."
+            f"{path} has no input example; write one with numpy.savez('example.npz', {arrays}) and "
+            "add --input-example example.npz."
         )
         raise InvalidInputError(msg)
     if dynamic_axes is None and archive.open_sizes:
         name, position = archive.open_sizes[0]
         msg = (
-            f"{path} leaves size {position} of {name!r} open; say which sizes it will meet, as "
-            f"--dynamic-axes {name}:{position}=N:1:8:64."
+            f"{path} leaves size {position} of {name!r} open; give its range with --dynamic-axes "
+            f"{name}:{position}=N:1:8:64."
         )
         raise InvalidInputError(msg)
     return {"model": archive.model, "input_example": example, "dynamic_axes": dynamic_axes}
@@ -127,16 +127,16 @@ def _of_folder(
     example = loaded.example if given is None else given
     if not example:
         msg = (
-            f"{path} has neither a tokenizer nor the size of an image to make an input example of; "
-            f"add --input-example example.npz, with an array for each input."
+            f"{path} has neither a tokenizer nor an image size to make an input example from; add "
+            "--input-example example.npz, with an array for each input."
         )
         raise InvalidInputError(msg)
     if given is None:
-        assumptions.append(f"The input example is {loaded.source}, as none was given.")
+        assumptions.append(f"No input example was given, so {loaded.source} is used.")
     if dynamic_axes is None:
         dynamic_axes = {name: loaded.axes[name] for name in example if name in loaded.axes}
         assumptions += [
-            f"Axis {at} of {name!r} is taken to be {axis}, as no axes were given."
+            f"No dynamic axes were given, so axis {at} of {name!r} is assumed to be {axis}."
             for name, positions in dynamic_axes.items()
             for at, axis in positions.items()
         ]

@@ -94,8 +94,8 @@ def _read(path: Path) -> onnx.ModelProto:
     newest = onnx.defs.onnx_opset_version()
     if (opset := graphs.opset_of(model)) > newest:
         msg = (
-            f"{path.name} uses opset {opset}, but the installed onnx knows {newest} and before; "
-            f"export it with an earlier one, or upgrade onnx and onnxruntime."
+            f"{path.name} uses opset {opset}, but the installed onnx supports {newest} and "
+            "earlier; export it with an earlier opset, or upgrade onnx and onnxruntime."
         )
         raise InvalidInputError(msg)
     if 0 < opset < _FIRST_OPSET:
@@ -137,8 +137,8 @@ def _require_fp32(model: onnx.ModelProto, path: Path) -> None:
     }
     if narrow_types := sorted(narrow[kind] for kind in kinds & narrow.keys()):
         msg = (
-            f"{path.name} computes in {narrow_types[0]} already, and would be the reference of all "
-            f"that is made of it; export the model in fp32."
+            f"{path.name} already computes in {narrow_types[0]}, and would be the reference for "
+            "every later variant; export the model in fp32."
         )
         raise InvalidInputError(msg)
 
@@ -174,8 +174,8 @@ def _require_named_axes(inputs: dict[str, TensorSpec], dynamic_axes: DynamicAxes
         for position, size in enumerate(spec.shape):
             if isinstance(size, str) and position not in dynamic_axes.get(name, {}):
                 msg = (
-                    f"The file leaves size {position} of {name!r} open; say which sizes it will "
-                    f"meet, for example dynamic_axes={name}:{position}=N:1:8:64."
+                    f"The file leaves size {position} of {name!r} open; give its range, for "
+                    f"example dynamic_axes={name}:{position}=N:1:8:64."
                 )
                 raise InvalidInputError(msg)
 

@@ -94,7 +94,7 @@ def _text_of(value: Any) -> str:
 def parse_whole(text: str) -> int:
     """Read a whole number of at least 1."""
     if not text.isascii() or not text.isdigit() or int(text) < 1:
-        msg = f"{text!r} is no whole number of at least 1"
+        msg = f"must be a positive integer, got {text!r}"
         raise InvalidInputError(msg)
     return int(text)
 
@@ -102,7 +102,7 @@ def parse_whole(text: str) -> int:
 def parse_yes(text: str) -> bool:
     """Read ``yes`` or ``no``."""
     if text not in ("yes", "no"):
-        msg = f"{text!r} is neither yes nor no"
+        msg = f"must be yes or no, got {text!r}"
         raise InvalidInputError(msg)
     return text == "yes"
 
@@ -127,7 +127,7 @@ def parse_choice(choices: Collection[str]) -> Callable[[str], str]:
 
     def parse(text: str) -> str:
         if text not in choices:
-            msg = f"{text!r} is none of {', '.join(choices)}"
+            msg = f"must be one of {', '.join(choices)}, got {text!r}"
             if (near := nearest(text, choices)) is not None:
                 msg += f"; did you mean {near}?"
             raise InvalidInputError(msg)
@@ -190,7 +190,7 @@ def parse_build_settings(text: str) -> BuildSettings:
     wanted = "settings as optimization_level: 5"
     settings = _read_yaml(text, wanted)
     if not isinstance(settings, dict):
-        msg = f"{text} holds no settings by name; give {wanted}."
+        msg = f"{text} has no settings by name; give {wanted}."
         raise InvalidInputError(msg)
     return BuildSettings.of(settings)
 

@@ -142,7 +142,7 @@ def replace_report(model: LoggedModel, page: str) -> None:
         MlflowClient().log_text(model.source_run_id, page, path)
     except (MlflowException, OSError) as error:
         _log.warning(
-            "The report of run %s does not show the decision, as it cannot be written: %s",
+            "The report of run %s does not show the decision, because it cannot be written: %s",
             model.source_run_id,
             brief(error),
         )
@@ -283,7 +283,7 @@ def summary_metrics(manifest: Manifest) -> dict[str, float]:
         - ``p50_ms/<variant>``: median latency, without what was measured on a busy machine; and
           ``fastest/p50_ms`` of those in the bundle that passed;
         - ``ratio/<variant>``, ``ratio_low/<variant>``, ``ratio_high/<variant>``: how many times as
-          long as the reference, with the interval.
+          long as the reference, with the interval; none from a busy machine.
     """
     outcomes = Counter(worst_outcomes(manifest.all_evidence).values())
     rows = rows_of(manifest)
@@ -303,6 +303,8 @@ def summary_metrics(manifest: Manifest) -> dict[str, float]:
         values = [row.task[name] for row in shipped if name in row.task]
         metrics |= {f"task/{metric_name(name)}": min(values)} if values else {}
     for variant, ratio in ratios_of(manifest, Ratios(manifest)).items():
+        if ratio.noisy:
+            continue
         metrics[f"ratio/{variant}"] = ratio.value
         metrics[f"ratio_low/{variant}"] = ratio.low
         metrics[f"ratio_high/{variant}"] = ratio.high

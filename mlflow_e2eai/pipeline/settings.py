@@ -49,8 +49,8 @@ class Settings:
         text="auto",
         metavar="AXES",
         help="axes whose size may vary, as input:position=name:min:opt:max, with buckets "
-        "x:0=N:1:8:64@1+8+32, commas between; 'none', or 'auto' for those that the model was "
-        "logged with",
+        "x:0=N:1:8:64@1+8+32, comma-separated; 'none', or 'auto' for those that the model "
+        "was logged with",
     )
     samples_at: Sequence[Any] = ()
     exporter: Exporter = option(
@@ -58,8 +58,7 @@ class Settings:
         parse_choice(EXPORTERS),
         metavar="EXPORTER",
         choices=EXPORTERS,
-        help="auto, dynamo, trace or script; 'auto' takes the first whose graph gives the "
-        "model's numbers",
+        help="auto, dynamo, trace or script; 'auto' keeps the first whose output matches PyTorch",
     )
     opset: int = option(
         DEFAULT_OPSET, parse_whole, metavar="N", help="version of the ONNX operator set"
@@ -70,14 +69,14 @@ class Settings:
         (),
         parse_paths,
         metavar="PATHS",
-        help="shared libraries that implement operators for ONNX Runtime, commas between; or "
+        help="shared libraries that implement operators for ONNX Runtime, comma-separated; or "
         "'none'",
     )
     plugin_libraries: Sequence[Path] = option(
         (),
         parse_paths,
         metavar="PATHS",
-        help="shared libraries with plugins for TensorRT, commas between; or 'none'",
+        help="shared libraries with plugins for TensorRT, comma-separated; or 'none'",
     )
     surgery: Sequence[Any] = option(
         DEFAULT_PLAN,
@@ -91,48 +90,50 @@ class Settings:
         ("fp32", "fp16"),
         parse_precisions,
         metavar="NAMES",
-        help="precisions of graphs and engines: fp32, tf32, fp16, bf16, int8, fp8, commas between; "
-        "the graph in fp32 is always made, int8 and fp8 need evaluation data",
+        help="precisions of graphs and engines: fp32, tf32, fp16, bf16, int8, fp8, "
+        "comma-separated; the graph in fp32 is always made, int8 and fp8 need evaluation data",
     )
     targets: Sequence[str] = option(
         (),
         parse_targets,
         metavar="NAMES",
-        help="what to build engines for, commas between: 'local' (the GPU here), A100, sm75 to "
+        help="GPUs to build engines for, comma-separated: 'local' (the GPU here), A100, sm75 to "
         "sm121 or 'rtx' (TensorRT-RTX), H100, trt11:sm90+compatible (TensorRT); or 'none'",
     )
     keep_fp32: Sequence[str] = option(
         (),
         parse_nodes,
         metavar="NODES",
-        help="nodes that stay in fp32 in the other precisions, commas between, or a file of them: "
-        "runs:/run_id/bisection.json; or 'none'",
+        help="nodes that stay in fp32 in the other precisions, comma-separated, or a file of "
+        "them: runs:/run_id/bisection.json; or 'none'",
     )
     batch_sizes: Sequence[int] = option(
         (),
         parse_sizes,
         metavar="SIZES",
-        help="sizes to measure latency at besides min, opt and max, commas between; or 'none'",
+        help="batch sizes to measure latency at, besides min, opt and max, comma-separated; or "
+        "'none'",
     )
     evidence: EvidenceLevel = option(
         "standard",
         parse_choice(tuple(EFFORTS)),
         metavar="LEVEL",
         choices=tuple(EFFORTS),
-        help="how much is compared and measured: quick, standard or thorough",
+        help="how much to compare and measure: quick, standard or thorough",
     )
     build_settings: BuildSettings = option(
         DEFAULT_BUILD,
         parse_build_settings,
         metavar="SETTINGS",
-        help="how TensorRT builds: optimization_level=5,threads=2, or a YAML file; or 'default'",
+        help="TensorRT's build settings, such as optimization_level=5,threads=2, or a YAML file; "
+        "or 'default'",
     )
     rebuild: bool = option(
         False,  # noqa: FBT003 - a default
         parse_yes,
         metavar="yes|no",
         choices=("yes", "no"),
-        help="build engines that the tracking server holds already; else they are linked",
+        help="rebuild engines that are already on the tracking server; otherwise they are linked",
     )
 
     @classmethod
@@ -147,7 +148,10 @@ class Settings:
             object.__setattr__(self, name, tuple(several))
         object.__setattr__(self, "surgery", plan_from(self.surgery))
         if self.evidence not in EFFORTS:
-            msg = f"evidence={self.evidence!r} is no level; {suggestion(self.evidence, EFFORTS)}"
+            msg = (
+                f"There is no level of evidence {self.evidence!r}; "
+                f"{suggestion(self.evidence, EFFORTS)}"
+            )
             raise InvalidInputError(msg)
         # All of it before any work: a typing error must not show after the export only.
         object.__setattr__(self, "precisions", tuple(map(precision_of, self.precisions)))
@@ -157,8 +161,8 @@ class Settings:
         check_anywhere(self.targets, libraries=describe_libraries(self.plugin_libraries))
         if "tf32" in self.precisions and not self.targets:
             msg = (
-                "precisions names tf32, which is how an engine computes, and there are no targets; "
-                "give targets to build engines for, or leave tf32 out."
+                "precisions has tf32, which only engines have, but there are no targets; give "
+                "targets to build engines for, or leave tf32 out."
             )
             raise InvalidInputError(msg)
         for operator in self.operators:

@@ -52,8 +52,8 @@ def raise_opset(model: onnx.ModelProto, opset: int, precision: str) -> onnx.Mode
     except Exception as error:  # the converter is native code, whose errors share no base class
         reason = " ".join(str(error).split())[:200]
         msg = (
-            f"{precision} takes opset {opset}, and the graph cannot be raised to it from {before}; "
-            f"export it with opset={opset}. ONNX's converter says: {reason}"
+            f"{precision} takes opset {opset}, but the graph cannot be converted to it from "
+            f"{before}; export it with opset={opset}. Reason of ONNX's converter: {reason}"
         )
         raise PrecisionError(msg) from error
     return raised

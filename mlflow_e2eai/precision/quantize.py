@@ -67,8 +67,9 @@ def check_calibrated(precisions: Iterable[str], data: object | None) -> None:
     wanted = [precision for precision in precisions if precision in TYPES]
     if wanted and data is None:
         msg = (
-            f"{wanted[0]} is calibrated on data, and the input example alone is none; give "
-            f"evaluation_data with the model, with or without labels, or leave {wanted[0]} out."
+            f"{wanted[0]} is calibrated on evaluation data, for which the input example is not "
+            "enough; log the model with evaluation_data, with or without labels, or leave "
+            f"{wanted[0]} out."
         )
         raise InvalidInputError(msg)
 
@@ -153,15 +154,15 @@ def quantize(
     )
     if not calibration.samples:
         msg = (
-            f"{precision} is calibrated on data, and there is none; give evaluation_data, with or "
-            f"without labels."
+            f"{precision} is calibrated on evaluation data; give evaluation_data, with or without "
+            "labels."
         )
         raise PrecisionError(msg)
     limits = limits_of(calibration)
     in_fp32 = tuple(_fp32_node(node, name, keep_fp32, limits) for node, name in products)
     chosen = [node for node, name in wanted if limits[node.input[0]] > 0]
     if not chosen:
-        msg = "All that the graph's products read is zero on the samples; give other data."
+        msg = "All inputs of the graph's matrix products are zero on the samples; give other data."
         raise PrecisionError(msg)
     pairs = _Pairs(converted, form, constants, limits)
     for node in chosen:

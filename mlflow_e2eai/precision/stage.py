@@ -123,7 +123,7 @@ def convert(
     """
     precision = graph_precision_of(precision)
     if source.precision != "fp32":
-        msg = f"The graph is in {source.precision}, but one in fp32 is wanted; convert that one."
+        msg = f"The graph is in {source.precision}, but one in fp32 is expected; convert that one."
         raise InvalidInputError(msg)
     if precision == "fp32":
         return source, PrecisionReport(precision=precision)
@@ -214,7 +214,7 @@ def _require_half(
         else "",
     ]
     why = " and ".join(filter(None, reasons)) or "none of its nodes computes in fp32"
-    msg = f"The graph has nothing that {precision} could hold: {why}; keep it as it is."
+    msg = f"No part of the graph can be converted to {precision}: {why}; use the fp32 graph."
     raise PrecisionError(msg)
 
 
@@ -224,7 +224,10 @@ def _check_interface(
     """Refuse a graph with another interface; gives it the names of sizes of the one before."""
     inputs, outputs = graphs.interface(model)
     if inputs != source.inputs or not _agree(outputs, source.outputs):
-        msg = f"The {precision} graph has other inputs or outputs than the one in fp32; keep that."
+        msg = (
+            f"The {precision} graph has other inputs or outputs than the fp32 graph; keep the "
+            "fp32 graph."
+        )
         raise PrecisionError(msg)
     del model.graph.output[:]
     model.graph.output.extend(before.graph.output)
@@ -243,7 +246,7 @@ def _guard(
         guarding = guard_losses if precision == "bf16" else guard
         seen = guarding(model, samples, libraries=libraries)
     except RunnerError as error:
-        msg = f"The ranges of the fp32 graph's values cannot be seen: {error}"
+        msg = f"The value ranges of the fp32 graph cannot be measured: {error}"
         raise PrecisionError(msg) from error
     guarded = {one.node: one for one in seen.kept}
     reasons: dict[str, Reason] = {
@@ -278,7 +281,7 @@ def graph_precision_of(name: str) -> Precision:
     """
     precision = precision_of(name)
     if precision == "tf32":
-        msg = "No graph is in tf32, it is how an engine computes; compile the fp32 graph in tf32."
+        msg = "Only engines compute in tf32; compile the fp32 graph in tf32."
         raise InvalidInputError(msg)
     return precision
 

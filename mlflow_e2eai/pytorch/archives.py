@@ -78,7 +78,7 @@ def load_archive(path: Path, *, allow_code: bool) -> Archive:
     except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError, KeyError) as error:
         if isinstance(error, InvalidInputError):
             raise
-        msg = f"{path} is no model that PyTorch can read: {brief(error)}; save it again."
+        msg = f"{path} is not a model that PyTorch can read: {brief(error)}; save it again."
         raise InvalidInputError(msg) from error
 
 
@@ -94,8 +94,8 @@ def _members(path: Path) -> list[str]:
 def _require_consent(path: Path, kind: str, *, allow_code: bool) -> None:
     if not allow_code:
         msg = (
-            f"{path} is {kind}, and loading one can run code that it holds; if you trust who wrote "
-            f"it, add --allow-code, or give TorchScript, an ONNX file or file.py:callable."
+            f"{path} is {kind}, and loading one can run code on this machine; if you trust its "
+            "author, add --allow-code, or give TorchScript, an ONNX file or file.py:callable."
         )
         raise InvalidInputError(msg)
 
@@ -135,7 +135,7 @@ def _load_module(path: Path, *, allow_code: bool) -> torch.nn.Module:
             value = torch.load(path, map_location="cpu", weights_only=False)
         except (AttributeError, ImportError) as error:
             msg = (
-                f"{path} was pickled with a class that is not found here: {brief(error)}; set "
+                f"{path} was pickled with a class that cannot be imported: {brief(error)}; set "
                 f"PYTHONPATH to the folder of its module, or {_WRITE_CALLABLE}."
             )
             raise InvalidInputError(msg) from error
@@ -145,5 +145,5 @@ def _load_module(path: Path, *, allow_code: bool) -> torch.nn.Module:
     if isinstance(value, Mapping):
         names = ", ".join(list(map(str, value))[:3])
         kind = f"weights or other values ({names}{', …' if len(value) > 3 else ''})"  # noqa: PLR2004
-    msg = f"{path} holds {kind}, and no model to put them into; {_WRITE_CALLABLE}."
+    msg = f"{path} has {kind}, but no model to load them into; {_WRITE_CALLABLE}."
     raise InvalidInputError(msg)

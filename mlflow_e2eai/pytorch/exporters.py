@@ -270,11 +270,12 @@ def no_exporter_error(refused: Mapping[str, ExportError]) -> ExportError:
         exporters.setdefault(text, []).append(name)
     if len(exporters) == 1:
         (cause,) = exporters
-        msg = f"No exporter wrote the model: {', '.join(refused)} alike: {cause}"
+        msg = f"No exporter could export the model: {', '.join(refused)} alike: {cause}"
     else:
         lines = (f"\n  {', '.join(names)}: {cause}" for cause, names in exporters.items())
         msg = (
-            f"No exporter wrote the model; change forward where these point at it.{''.join(lines)}"
+            "No exporter could export the model; change forward at the places that they "
+            f"name.{''.join(lines)}"
         )
     error = ExportError(msg)
     error.__cause__ = first
@@ -348,8 +349,8 @@ def _expression(tree: Tree, leaves: dict[str, str]) -> str:
         return f"({', '.join(inner)}{',' if len(inner) == 1 else ''})"
     if tree.kind == "object":
         msg = (
-            f"The script exporter takes tensors in mappings, lists and tuples, but the input "
-            f"example holds a {tree.text.partition(':')[2]}; have forward take its fields."
+            "The script exporter takes tensors in mappings, lists and tuples, but the input "
+            f"example holds a {tree.text.partition(':')[2]}; pass its fields to forward instead."
         )
         raise ExportError(msg)
     value = pytree.unflatten(tree, {})

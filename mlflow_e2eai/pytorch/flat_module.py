@@ -53,8 +53,8 @@ def flatten_module(model: Any, input_example: Any) -> tuple[torch.nn.Module, dic
     for part in pytree.objects(tree):
         if pytree.class_of(part) is None:
             msg = (
-                f"The input example holds a {part.text.partition(':')[2]}, which cannot be found "
-                f"by that name; define the class at the top of a module."
+                f"The input example holds a {part.text.partition(':')[2]}, which cannot be "
+                "imported by that name; define the class at the top level of a module."
             )
             raise InvalidInputError(msg)
     return _wrap(module, tree), arrays
@@ -232,12 +232,12 @@ def _outputs(returned: Any) -> tuple[Tree, dict[str, torch.Tensor]]:
     if odd:
         name, value = next(iter(odd.items()))
         msg = (
-            f"forward returned {type(value).__name__} as {name!r}, but tensors are wanted, alone "
-            f"or in tuples, lists, mappings and dataclasses; return tensors only."
+            f"forward returned {type(value).__name__} as {name!r}, but tensors are expected, alone "
+            "or in tuples, lists, mappings and dataclasses; return tensors only."
         )
         raise InvalidInputError(msg)
     if not named:
-        msg = "forward returned nothing, but at least one tensor is wanted; return a tensor."
+        msg = "forward returned nothing, but at least one tensor is expected; return a tensor."
         raise InvalidInputError(msg)
     return tree, named
 
@@ -301,7 +301,7 @@ def _array(what: str, value: Any) -> Array:
         kind = f" of {value.dtype}" if isinstance(value, np.ndarray) else ""
         msg = (
             f"{what} is a {type(value).__name__}{kind}, but a tensor or a numeric NumPy array is "
-            f"wanted; convert it."
+            "expected; convert it."
         )
         raise InvalidInputError(msg)
     native = np.asarray(value, value.dtype.newbyteorder("="))
@@ -317,17 +317,17 @@ def _numpy(what: str, tensor: torch.Tensor) -> Array:
     import torch
 
     if tensor.is_meta:
-        kind, advice = "a meta tensor, which has no numbers", "give one that has"
+        kind, advice = "a meta tensor, which has no values", "give a tensor with values"
     elif tensor.is_quantized:
-        kind, advice = "quantised, but a plain tensor is wanted", "call .dequantize()"
+        kind, advice = "quantised, but a plain tensor is expected", "call .dequantize()"
     elif tensor.is_nested:
-        kind, advice = "nested, but a dense tensor is wanted", "pad it to one size"
+        kind, advice = "nested, but a dense tensor is expected", "pad it to one size"
     elif tensor.layout != torch.strided:
-        kind = f"in the layout {tensor.layout}, but a dense tensor is wanted"
+        kind = f"in the layout {tensor.layout}, but a dense tensor is expected"
         advice = "call .to_dense()"
     elif tensor.is_complex():
         kind = f"{tensor.dtype}, which ONNX Runtime does not have"
-        advice = "use torch.view_as_real() outside of the model, and view_as_complex() inside"
+        advice = "use torch.view_as_real() outside the model, and view_as_complex() inside"
     else:
         try:
             return tensor.detach().resolve_conj().resolve_neg().cpu().numpy()

@@ -76,8 +76,8 @@ def load_pretrained(folder: Path) -> PretrainedModel:
         progress.enable_progress_bar()
     if missing := sorted(found["missing_keys"]):
         msg = (
-            f"{folder} has no weights for {missing[0]} and {len(missing) - 1} more, so that "
-            f"{known.__name__} would compute with random ones; give the folder of a trained one."
+            f"{folder} has no weights for {missing[0]} and {len(missing) - 1} more, so "
+            f"{known.__name__} would run with random ones; give the folder of a trained model."
         )
         raise InvalidInputError(msg)
     if hasattr(model.config, "use_cache"):

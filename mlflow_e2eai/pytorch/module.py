@@ -45,20 +45,20 @@ def module_of(model: Any) -> torch.nn.Module:
     if not isinstance(model, torch.nn.Module):
         msg = (
             f"The model is a {type(model).__name__}, but a torch.nn.Module, ScriptModule or "
-            f"ExportedProgram is wanted; pass the module itself."
+            "ExportedProgram is expected; pass the module itself."
         )
         raise InvalidInputError(msg)
     for name, weight in model.named_parameters():
         if weight.is_meta or torch.nn.parameter.is_lazy(weight):
             msg = (
-                f"Parameter {name!r} has no numbers yet, but a model with weights is wanted; load "
-                f"them, or run it once."
+                f"Parameter {name!r} has no values yet, but a model with weights is expected; load "
+                "them, or run it once."
             )
             raise InvalidInputError(msg)
         if weight.is_floating_point() and weight.dtype != torch.float32:
             msg = (
-                f"Parameter {name!r} is {weight.dtype}, but torch.float32 is wanted; call "
-                f"model.float(), and ask for another precision by precisions=."
+                f"Parameter {name!r} is {weight.dtype}, but torch.float32 is expected; call "
+                "model.float(), and request other precisions with precisions=."
             )
             raise InvalidInputError(msg)
     return model

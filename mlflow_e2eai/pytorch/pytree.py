@@ -84,7 +84,7 @@ def _taken_apart(part: Any, path: tuple[str, ...], root: str, leaves: dict[str, 
         return Tree(kind=kind, text="" if part is None else str(part))
     name = ".".join(path) or root
     if name in leaves:
-        msg = f"Two tensors would be named {name!r}; rename one of the keys on the way to them."
+        msg = f"Two tensors would be named {name!r}; rename one of the keys that lead to them."
         raise InvalidInputError(msg)
     leaves[name] = part
     return Tree(kind="leaf", text=name)

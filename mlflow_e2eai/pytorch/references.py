@@ -155,7 +155,7 @@ class References:
                     warnings.simplefilter("ignore")  # PyTorch's, of its nested tensors
                     fast = self._run(sample.inputs, what=sample.label)
             except InvalidInputError as error:
-                return f"With it the model refuses the sample {sample.label!r}: {error}"
+                return f"With it the model fails on the sample {sample.label!r}: {error}"
             for name, right, other in zip(outputs, sample.right, fast, strict=True):
                 if difference := _difference(right, other):
                     return (
@@ -212,13 +212,13 @@ class References:
         except InvalidInputError as error:
             if refused is not None:
                 raise
-            self.left_out[label] = f"the model refuses it: {brief(error.__cause__ or error, 120)}"
+            self.left_out[label] = f"the model fails on it: {brief(error.__cause__ or error, 120)}"
             return False
         reference = ReferenceSample(
             label=label, inputs=sample, right=right, varied=varied, extreme=extreme
         )
         if natural is not None and not nonfinite_kinds(sample, right) <= natural:
-            self.left_out[label] = "its numbers are not finite, unlike those of the example"
+            self.left_out[label] = "its outputs are not finite, unlike those of the example"
         elif has_tie(partial(self._run, what=label), sample, right, share=_NUDGE):
             self.left_out[label] = "a rounding error in it changes an integer of the output"
         else:
@@ -262,8 +262,8 @@ def check_repeatable(module: torch.nn.Module, example: Tensors, state: ModuleSta
         if lost or (moved and _first_difference(first, outputs()) is None):
             inside = "" if original(module) is module else "model."
             names = ", ".join(repr(name.removeprefix(inside)) for name in (lost or moved)[:3])
-            cause = f"forward moves {names}, which is no input"
-            advice = "take it as an input and return it as an output, or move it in training only"
+            cause = f"forward changes {names}, which is not an input"
+            advice = "take it as an input and return it as an output, or change it in training only"
         else:
             state.restore()
             restore_random()
@@ -271,14 +271,14 @@ def check_repeatable(module: torch.nn.Module, example: Tensors, state: ModuleSta
             cause = (
                 "forward draws random numbers in evaluation mode"
                 if drawn
-                else "forward computes it from something that is no input"
+                else "forward computes it from something that is not an input"
             )
-            advice = "take the numbers as an input, or draw none in evaluation mode"
+            advice = "take them as an input, or draw none in evaluation mode"
     finally:
         state.restore()
         restore_random()
     msg = (
-        f"The model gives two outputs for the same input ({change}), but a graph gives one: "
+        f"The model gives two outputs for the same input ({change}), but a graph has only one: "
         f"{cause}; {advice}."
     )
     raise InvalidInputError(msg)
@@ -296,10 +296,10 @@ def _difference(one: Array, other: Array) -> str | None:
     if one.shape != other.shape:
         return f"has the shapes {list(one.shape)} and {list(other.shape)}"
     if one.dtype.kind != "f":
-        return None if np.array_equal(one, other) else "has other values"
+        return None if np.array_equal(one, other) else "has different values"
     finite = np.isfinite(one) & np.isfinite(other)
     if not np.array_equal(one[~finite], other[~finite], equal_nan=True):
-        return "is not finite at other places"
+        return "is not finite at different positions"
     numbers: Any = one[finite].astype(np.float64)
     error = float(np.abs(numbers - other[finite]).max(initial=0))
     limit = _REPEATABLE * float(np.abs(numbers).max(initial=0))

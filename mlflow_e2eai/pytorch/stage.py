@@ -205,8 +205,8 @@ def export(
     with evaluation_mode(module) as opened:
         if opened.was_training:
             warnings.warn(
-                "The model is in training mode: it is exported in evaluation mode, and its mode is "
-                "given back afterwards.",
+                "The model is in training mode: it is exported in evaluation mode, and returned "
+                "to training mode afterwards.",
                 stacklevel=2,
             )
         returned, _ = run_with_tree(module, given)
@@ -320,8 +320,8 @@ def _write(exporter: Any, request: _Request, references: References, out: Path) 
 
 def _frozen_error(written: _Written) -> ExportError:
     msg = (
-        f"The {written.exporter} exporter froze a value at {written.frozen}; its graph is right on "
-        f"the samples, and would be taken if no other exporter wrote one."
+        f"The {written.exporter} exporter froze a value at {written.frozen}; its graph matches on "
+        "the samples, and is taken only if no other exporter succeeds."
     )
     return ExportError(msg)
 
@@ -355,13 +355,13 @@ def _choose(exporter: Exporter, module: torch.nn.Module, opset: int) -> Exporter
         raise InvalidInputError(msg)
     if exporter == "dynamo" and opset < DEFAULT_OPSET:
         msg = (
-            f"Opset {opset} was asked for, but the dynamo exporter starts at {DEFAULT_OPSET}; use "
-            f"exporter='trace' or 'script', or a later opset."
+            f"Opset {opset} was requested, but the dynamo exporter starts at {DEFAULT_OPSET}; use "
+            "exporter='trace' or 'script', or a later opset."
         )
         raise InvalidInputError(msg)
     if exporter != "dynamo" and opset > _TORCHSCRIPT_MAX_OPSET:
         msg = (
-            f"Opset {opset} was asked for, but the TorchScript exporter ends at "
+            f"Opset {opset} was requested, but the TorchScript exporter ends at "
             f"{_TORCHSCRIPT_MAX_OPSET}; use exporter='dynamo', or an earlier opset."
         )
         raise InvalidInputError(msg)
@@ -379,6 +379,6 @@ def _output_names(
         msg = f"output_names is {list(names)}, but forward returns {len(own)} outputs."
         raise InvalidInputError(msg)
     if taken := set(names) & set(inputs):
-        msg = f"output_names has {sorted(taken)}, which inputs are named; choose other names."
+        msg = f"output_names has {sorted(taken)}, which are names of inputs; choose other names."
         raise InvalidInputError(msg)
     return dict(zip(own, names, strict=True))

@@ -41,11 +41,11 @@ def check_interface(
     """
     inputs, written_outputs = graphs.interface(model)
     if (written := graphs.opset_of(model)) != opset:
-        msg = f"Opset {opset} was asked for, but the {exporter} exporter wrote opset {written}."
+        msg = f"Opset {opset} was requested, but the {exporter} exporter wrote opset {written}."
         raise ExportError(msg)
     names = tuple(spec.name for spec in written_outputs)
     if names != outputs:
-        msg = f"The outputs are named {list(names)}, but {list(outputs)} was asked for."
+        msg = f"The outputs are named {list(names)}, but {list(outputs)} was requested."
         raise ExportError(msg)
     by_name = {spec.name: spec for spec in inputs}
     for spec in specs:
@@ -60,8 +60,8 @@ def check_interface(
         if written_spec.shape != spec.shape:
             msg = (
                 f"Input {spec.name!r} has shape {list(written_spec.shape)} in the graph, but "
-                f"{list(spec.shape)} was asked for: forward fixes a size (or the {exporter} "
-                f"exporter did); make forward independent of it, or leave the axis static."
+                f"{list(spec.shape)} was requested: forward fixes a size (or the {exporter} "
+                "exporter did); make forward independent of it, or leave the axis static."
             )
             raise ExportError(msg)
 
@@ -102,17 +102,17 @@ def check_numbers(
         doubt = "" if where is None else f", and the {exporter} exporter froze a value at {where}"
         return f"ONNX Runtime does not have {', '.join(lacking)}{doubt}"
     if not references.samples:
-        return "the module takes no sample whose outputs are free of ties"
+        return "the model accepts no sample whose outputs are free of ties"
     if where is not None and (untried := references.untried_inputs()):
         msg = (
             f"The graph of the {exporter} exporter{what} may be wrong for other values of "
-            f"{untried[0]!r}, of which the module takes none that was made here"
+            f"{untried[0]!r}, none of which the model accepted"
         )
         raise ExportError(msg)
     wrong = _difference(path, references, outputs, libraries, strict=where is not None)
     if wrong is None:
         return None
-    msg = f"The graph of the {exporter} exporter{what} does not give the module's numbers{wrong}"
+    msg = f"The graph of the {exporter} exporter{what} does not match PyTorch{wrong}"
     raise ExportError(msg)
 
 
@@ -181,7 +181,7 @@ def _difference(
                     return _sentence(report, [sample])
                 given = "NaN" if undefined else "other numbers"
                 references.leave_out(
-                    sample, f"it may leave nothing to sum over, and the graph gives {given} there"
+                    sample, f"a reduction may run over nothing there, and the graph gives {given}"
                 )
     except RunnerError as error:
         return f"{_on(now)}: {error}"

@@ -126,7 +126,7 @@ def _digest(text: str) -> str:
 
 def _decision_text(decision: Decision | None, alias: str, day: date | None) -> str:
     if decision is None:
-        return "Not evaluated against gates yet"
+        return "Not evaluated against any gates yet"
     on = "" if day is None else f" {day.day} {day:%b %Y}"
     return f"Promoted{on} to {alias}" if decision.promoted else f"Rejected{on} for {alias}"
 
@@ -140,8 +140,9 @@ def _fastest(manifest: Manifest) -> str:
         return f"{', '.join(passed)} passed" if passed else "no variant passed"
     best = min(timed, key=lambda row: row.p50_ms or 0.0)
     report = tuned_sizes(there)
-    time = NOISY_TEXT if best.busy else f"{time_text(best.p50_ms)} ms"
-    words = [best.variant, f"{time}{'' if report is None else f' at batch {report.items}'}"]
+    at = "" if report is None else f" at batch {report.items}"
+    time = f"latency{at} {NOISY_TEXT}" if best.busy else f"{time_text(best.p50_ms)} ms{at}"
+    words = [best.variant, time]
     reference = next((row for row in rows_of(there) if row.variant == there.reference), None)
     for metric, value in best.task.items():
         known = None if reference is None else reference.task.get(metric)

@@ -58,10 +58,10 @@ _ICONS = {
 _REASONS = {
     "overflow": "too large for fp16",
     "underflow": "too small for fp16",
-    "asked for": "asked for by name",
+    "asked for": "requested by name",
     "rounding": "loses too much to bf16",
-    "all zero": "nothing but zero was seen",
-    "library": "operator of a library",
+    "all zero": "all values seen are zero",
+    "library": "operator from a library",
 }
 
 

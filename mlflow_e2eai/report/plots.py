@@ -247,15 +247,15 @@ def steps_picture(manifest: Manifest, where: str = "") -> Picture | None:
     files = {file.sha256: file for file in manifest.files}
     entries = [e for e in in_order(manifest.evidence) if e.against_before][:_MOST_STEPS]
     series = {
-        "against the reference": _errors([entry.parity.get("profile") for entry in entries]),
-        "against the step before": _errors([entry.against_before for entry in entries]),
+        "compared with the reference": _errors([entry.parity.get("profile") for entry in entries]),
+        "compared with the step before": _errors([entry.against_before for entry in entries]),
     }
     scale = log_scale(error for points in series.values() for _, error, _ in points)
     if scale is None:
         return None
     names = [f"{step_name(entry, files)}\n{label_of(entry.variant)}" for entry in entries]
     room = LETTER * max(len(line) for name in names for line in name.splitlines())
-    title = f"Error step by step{where}; a cross marks what failed"
+    title = f"Error step by step{where}; a cross marks a failure"
     caption = ("largest absolute error, on the corners of the profile", "")
     figure, axes = draw_axes(title, caption, left=room + 24, right=_LEGEND)
     axes.set_yscale("linear")

@@ -187,8 +187,8 @@ def onnxruntime_runner(
         raise RunnerError(msg) from error
     if (active := session.get_providers()[0]) != wanted:
         msg = (
-            f"ONNX Runtime was asked for {wanted} but started {active}; check the driver and the "
-            f"CUDA libraries, or ask for device 'cpu'."
+            f"ONNX Runtime was requested with {wanted} but started {active}; check the driver and "
+            "the CUDA libraries, or ask for device 'cpu'."
         )
         raise RunnerError(msg)
     # Rounding adds outputs to the graph's own.
@@ -279,8 +279,8 @@ class GpuSession:
                 self._bind(binding, name, value.detach(), torch)
             elif is_on_gpu(value):
                 msg = (
-                    f"Input {name!r} is on the GPU and no torch tensor, which ONNX Runtime takes "
-                    f"there; give one, or an array."
+                    f"Input {name!r} is on the GPU but is not a torch tensor; give a torch tensor, "
+                    "or an array on the CPU."
                 )
                 raise InvalidInputError(msg)
             else:
@@ -298,7 +298,7 @@ class GpuSession:
     def _bind(self, binding: Any, name: str, tensor: Any, torch: Any) -> None:
         dtype = str(tensor.dtype).removeprefix("torch.")
         if _TYPES.get(dtype) != self._types[name]:
-            msg = f"Input {name!r} is {dtype}, but {self._types[name]} is wanted; convert it."
+            msg = f"Input {name!r} is {dtype}, but {self._types[name]} is expected; convert it."
             raise InvalidInputError(msg)
         if not tensor.is_contiguous():
             msg = f"Input {name!r} is not contiguous; make it so by .contiguous()."

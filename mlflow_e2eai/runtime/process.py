@@ -138,14 +138,14 @@ class WorkerProcess:
         progress, since = self._note.read(), time.monotonic()
         while True:
             if time.monotonic() > deadline:
-                late = f"was not done within {time_limit_s:g} s"
+                late = f"did not finish within {time_limit_s:g} s"
                 raise self._kill_error(late)
             if self._connection.poll(_POLL_S):
                 break
             if (now := self._note.read()) != progress:
                 progress, since = now, time.monotonic()
             if time.monotonic() - since > timeout_s:
-                silent = f"gave no sign of life for {timeout_s:g} s"
+                silent = f"did not respond for {timeout_s:g} s"
                 raise self._kill_error(silent)
         try:
             return self._connection.recv()
@@ -159,7 +159,7 @@ class WorkerProcess:
 
     def _end_error(self, reason: str) -> RunnerError:
         lines = self.log().decode(errors="replace").strip().splitlines()
-        last = f" Its last words: {lines[-1].strip()}" if lines else ""
+        last = f" Its last output: {lines[-1].strip()}" if lines else ""
         activity = self._note.activity or "while it was opened"
         self._failure = self._end = f"Its process {reason} {activity}.{last}"
         return RunnerError(self._end, runner=self._note.runner or None)

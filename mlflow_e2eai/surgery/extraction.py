@@ -118,8 +118,8 @@ def _infer_types(graph: gs.Graph, tensors: Sequence[gs.Tensor]) -> None:
         value = values.get(tensor.name)
         if value is None or not value.type.tensor_type.elem_type:
             msg = (
-                f"The type of {tensor.name!r} is not known, so it can be no input or output; take "
-                f"a tensor that a node of ONNX itself makes."
+                f"The type of {tensor.name!r} is unknown, so it cannot be an input or output; take "
+                "one that a standard ONNX operator writes."
             )
             raise SurgeryError(msg)
         imported = gs.importers.onnx_importer.OnnxImporter.import_tensor(value)
@@ -135,6 +135,6 @@ def _require_computable(graph: gs.Graph) -> None:
         if not is_known and not isinstance(tensor, gs.Constant):
             msg = (
                 f"Between {[t.name for t in graph.inputs]} and {[t.name for t in graph.outputs]} "
-                f"{tensor.name!r} is needed too; begin there as well."
+                f"{tensor.name!r} is needed too; add it to the inputs."
             )
             raise SurgeryError(msg)

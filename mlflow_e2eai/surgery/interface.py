@@ -130,7 +130,10 @@ def _names(kind: str, wanted: set[str], names: set[str], *, may_lose: bool) -> N
         msg = f"The plan made an {kind} {sorted(unknown)} that the graph did not have."
         raise SurgeryError(msg)
     if (lost := sorted(wanted - names)) and not may_lose:
-        msg = f"The plan lost the {kind} {lost[0]!r}; bypass what fed it instead of removing it."
+        msg = (
+            f"The plan removed the {kind} {lost[0]!r}; bypass the node that feeds it instead of "
+            "removing it."
+        )
         raise SurgeryError(msg)
 
 
@@ -139,7 +142,7 @@ def _same(kind: str, wanted: TensorSpec, actual: TensorSpec, *, exact: bool) -> 
     if actual.dtype != wanted.dtype or not fits:
         msg = (
             f"The plan changed {kind} {wanted.name!r} from {wanted.dtype}{list(wanted.shape)} to "
-            f"{actual.dtype}{list(actual.shape)}; leave out the rule that did."
+            f"{actual.dtype}{list(actual.shape)}; leave out the rule that did this."
         )
         raise SurgeryError(msg)
 
@@ -164,8 +167,8 @@ def extracts(before: Interface, **_: Any) -> Interface:
     named = {size for spec in inputs for size in spec.shape if isinstance(size, str)}
     if unknown := sorted(named - {axis.name for axis in before.axes}):
         msg = (
-            f"The graph cannot begin at {[spec.name for spec in inputs]}: the sizes that "
-            f"{unknown[0]!r} may have are not known; fix the axes that it comes from first."
+            f"The graph cannot begin at {[spec.name for spec in inputs]}: the sizes of "
+            f"{unknown[0]!r} are unknown; fix the axes that it comes from first."
         )
         raise SurgeryError(msg, rule="extract")
     return replace(
@@ -238,7 +241,7 @@ def converts_input(
     at = names.index(name)
     spec, origin = before.inputs[at], before.input_origins[at]
     if origin.perm or origin.is_scaled or origin.dtype != spec.dtype:
-        msg = f"Input {name!r} was converted already; say all of it in one step."
+        msg = f"Input {name!r} is already converted; put everything into one step."
         raise SurgeryError(msg, rule="convert_input")
     inverse = [list(perm).index(axis) for axis in range(len(perm))]
     shape = tuple(spec.shape[axis] for axis in inverse) if perm else spec.shape

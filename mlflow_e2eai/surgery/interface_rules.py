@@ -60,7 +60,7 @@ def fix_axis(graph: gs.Graph, *, name: str, size: int) -> int:
         SurgeryError: The size is no whole number of at least 1, or outside the profile.
     """
     if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-        msg = f"Axis {name!r} cannot be fixed at {size!r}; give a whole number of at least 1."
+        msg = f"Axis {name!r} cannot be fixed at {size!r}; give a positive integer."
         raise SurgeryError(msg)
     return _resize(graph, name, size)
 
@@ -104,7 +104,7 @@ def convert_input(
         msg = f"There is no input {name!r} to convert; the inputs are {_known(name, by_name)}"
         raise SurgeryError(msg)
     if to in names_of(graph):
-        msg = f"Input {name!r} cannot be converted to {to!r}: that name is taken; take another."
+        msg = f"Input {name!r} cannot be converted to {to!r}: that name is taken; choose another."
         raise SurgeryError(msg)
     old = by_name[name]
     factors = numbers(scale), numbers(offset)
@@ -155,7 +155,7 @@ def _check_conversion(
     except TypeError:
         known = False
     if not known:
-        msg = f"{dtype!r} is no type of numbers; give NumPy's name of one, for example uint8."
+        msg = f"{dtype!r} is not a numeric type; give the name of a NumPy type, for example uint8."
         raise SurgeryError(msg)
     if perm and sorted(perm) != list(range(rank)):
         msg = f"perm {list(perm)} does not fit input {old.name!r}, which has {rank} axes."

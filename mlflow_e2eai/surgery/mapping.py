@@ -43,7 +43,8 @@ def require_same_inputs(cleaned: OnnxArtifact, raw: OnnxArtifact) -> None:
         msg = (
             f"The plan lets the graph begin at {[spec.name for spec in cleaned.inputs]}, but the "
             f"model takes {[spec.name for spec in raw.inputs]}, so it cannot be compared with the "
-            f"model; extract outputs only, or use `mlflow_e2eai.clean`, which judges the part."
+            "model; extract outputs only, or use `mlflow_e2eai.clean`, which compares the part "
+            "alone."
         )
         raise InvalidInputError(msg)
 
@@ -190,8 +191,8 @@ def _piece(
         extract(graph, inputs=inputs, outputs=outputs)
     except SurgeryError as error:
         msg = (
-            f"The graph before the plan does not tell what is right at {list(outputs)}: {error} "
-            f"Expose or extract before the steps that make new tensors."
+            f"The graph before the plan gives no reference for {list(outputs)}: {error} Expose or "
+            "extract before the steps that make new tensors."
         )
         raise SurgeryError(msg) from error
     with TemporaryDirectory() as folder:

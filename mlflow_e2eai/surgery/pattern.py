@@ -104,7 +104,7 @@ def _parse_nodes(graph: gs.Graph, text: str, op_type: str, domain: str) -> _Patt
         raise SurgeryError(msg)
     new = operator_name(domain, op_type)
     if any(operator_name(node.domain, node.op_type) == new for node in proto.node):
-        msg = f"The pattern holds {new}, by which it is to be replaced, so there is no end to it."
+        msg = f"The pattern contains {new}, its own replacement, so replacing would never end."
         raise SurgeryError(msg)
     return _Pattern(proto=proto, makers=makers)
 

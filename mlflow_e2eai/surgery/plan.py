@@ -101,11 +101,14 @@ def plan_from(data: Any) -> tuple[Step, ...]:
             case Mapping() if len(item) == 1:
                 ((rule, arguments),) = item.items()
                 if not isinstance(arguments or {}, Mapping):
-                    msg = f"Rule {rule!r} has {arguments!r} for arguments; give names and values."
+                    msg = f"Rule {rule!r} has the arguments {arguments!r}; give names and values."
                     raise InvalidInputError(msg)
                 step = _step(str(rule), dict(arguments or {}))
             case _:
-                msg = f"{item!r} is no step of a plan; write a rule's name, or {{rule: arguments}}."
+                msg = (
+                    f"{item!r} is not a step of a plan; write a rule's name, or {{rule: "
+                    "arguments}."
+                )
                 raise InvalidInputError(msg)
         step.bound()
         steps.append(step)
@@ -155,7 +158,9 @@ def plan_text(plan: Sequence[Step]) -> str:
     try:
         return yaml.safe_dump(data, sort_keys=False)
     except yaml.YAMLError as error:
-        msg = f"The plan cannot be written as YAML: {error}; give texts, numbers and lists of them."
+        msg = (
+            f"The plan cannot be written as YAML: {error}; use strings, numbers and lists of them."
+        )
         raise InvalidInputError(msg) from error
 
 
@@ -180,8 +185,8 @@ def _installed_rule(name: str) -> Rule:
     if ":" in name:
         # A plan is data: it must not choose what code to import.
         msg = (
-            f"Rule {name!r} was a callable, which a stored plan only names; pass the callable "
-            f"again, or give it an entry point of the group {GROUP!r}."
+            f"Rule {name!r} was a callable, and a stored plan has only its name; pass the callable "
+            f"again, or register it as an entry point of the group {GROUP!r}."
         )
         raise InvalidInputError(msg)
     known = [*RULES, *offered]

@@ -106,7 +106,7 @@ class _Simplifiers:
             return model
         wanted = [value.name for value in model.graph.output]
         if (outputs := [value.name for value in simplified.graph.output]) != wanted:
-            self.leave_out(library, f"it made the outputs {outputs} of {wanted}")
+            self.leave_out(library, f"it turned the outputs {wanted} into {outputs}")
             return model
         # onnxslim drops unread inputs, which callers still pass.
         del simplified.graph.input[:]
@@ -117,7 +117,7 @@ class _Simplifiers:
         """Go on without a library, whose process may have ended."""
         self.libraries.remove(library)
         self.notes.append(
-            f"{library} was left out of simplify, as it fails on this graph: {reason}"
+            f"{library} was skipped by simplify, because it fails on this graph: {reason}"
         )
         self.close()
 

@@ -255,8 +255,8 @@ def _apply(step: Step, rule: Rule, graph: gs.Graph) -> int:
     if step.required and not edits:
         given = ", ".join(f"{name}={value!r}" for name, value in step.arguments.items())
         msg = (
-            f"Rule {step.rule!r} ({given or 'no arguments'}) found nothing to edit, but is "
-            f"required; check its arguments, or leave out required: true."
+            f"Rule {step.rule!r} ({given or 'no arguments'}) found nothing to change, but is "
+            "required; check its arguments, or leave out required: true."
         )
         raise SurgeryError(msg, rule=step.rule)
     return edits
@@ -311,7 +311,7 @@ def _reference_and_samples(
         fit = stack.enter_context(input_mapper(source, cleaned))
         return before, [fit(sample) for sample in samples]
     except RunnerError as error:
-        msg = f"The numbers before surgery cannot be had: {error} Give a reference."
+        msg = f"The graph before surgery cannot be run: {error} Give a reference."
         raise SurgeryError(msg) from error
 
 
@@ -329,8 +329,8 @@ def _export_was_wrong(
     if report.passed:
         return None
     return (
-        f"The graph gave other numbers than the model before any surgery, so it is the export that "
-        f"is wrong: {report.findings[0].sentence}"
+        "The graph differed from the model before any surgery, so the export is wrong: "
+        f"{report.findings[0].sentence}"
     )
 
 

@@ -117,7 +117,7 @@ def _same(one: Tensors, other: Tensors) -> bool:
 
 def _warn(kind: str, model: LoggedModel, error: Exception) -> None:
     warnings.warn(
-        f"The {kind} that was logged before ({model.model_id}) cannot be taken: {error}",
+        f"The {kind} that was logged before ({model.model_id}) cannot be reused: {error}",
         stacklevel=3,
     )
 
@@ -186,7 +186,7 @@ def fetch_timings(key: str, folder: Path) -> tuple[str, ...]:
                 run_id=run_id, artifact_path=_FILE, dst_path=str(folder / run_id)
             )
         except Exception as error:  # noqa: BLE001 - a store may raise anything, and the build goes on
-            warnings.warn(f"The timings of run {run_id} cannot be had: {error}", stacklevel=2)
+            warnings.warn(f"The timing cache of run {run_id} cannot be read: {error}", stacklevel=2)
             continue
         Path(path).rename(folder / f"{run_id}{TIMINGS_SUFFIX}")
         fetched.append(run_id)

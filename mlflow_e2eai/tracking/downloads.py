@@ -98,7 +98,7 @@ class ModelFiles:
             reason = (
                 str(error).strip().splitlines()[-1]
             )  # MLflow lists its failed attempts before it
-            msg = f"{path} of {self._uri} cannot be had: {reason}; log the model again."
+            msg = f"{path} of {self._uri} cannot be downloaded: {reason}; log the model again."
             raise ArtifactError(msg) from error
 
 
@@ -253,5 +253,5 @@ def fetch_text(uri: str) -> str:
     try:
         return str(mlflow.artifacts.load_text(uri))
     except (MlflowException, OSError) as error:
-        msg = f"{uri} cannot be had, with MLflow at {address()}: {error}; check the path."
+        msg = f"{uri} cannot be downloaded, with MLflow at {address()}: {error}; check the path."
         raise TrackingError(msg) from error

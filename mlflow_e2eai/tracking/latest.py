@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from mlflow_e2eai.errors import E2EAIError, TrackingError
-from mlflow_e2eai.tracking.lineage import PARENT, STAGE, resolve
+from mlflow_e2eai.tracking.lineage import OUTPUTS, PARENT, STAGE, resolve
 from mlflow_e2eai.tracking.server import check_server
 
 if TYPE_CHECKING:
@@ -25,13 +25,6 @@ IMPORTED = "import"
 
 _PAGE = 20
 
-_NAMES = {
-    "source": ("PyTorch model", "log"),
-    "export": ("exported graph", "export"),
-    "clean": ("cleaned graph", "clean"),
-}
-"""Noun for the output of a stage, and the verb that makes it."""
-
 
 def latest_model(stages: Sequence[str]) -> LoggedModel:
     """Find the newest READY model of the active experiment that one of these stages made.
@@ -46,10 +39,10 @@ def latest_model(stages: Sequence[str]) -> LoggedModel:
     experiment_id = _active_experiment_id()
     newest = [model for stage in stages if (model := _newest_of(stage, experiment_id)) is not None]
     if not newest:
-        kind, step = _NAMES[stages[0]]
+        kind, step = OUTPUTS[stages[0]]
         msg = (
-            f"There is no {kind} in experiment {_name_of(experiment_id)!r} to take; make one with "
-            f"`mlflow run . -e {step}` or `mlflow_e2eai {step}` first, or give model_uri."
+            f"Experiment {_name_of(experiment_id)!r} does not have {kind}; make one with `mlflow "
+            f"run . -e {step}` or `mlflow_e2eai {step}` first, or give model_uri."
         )
         raise TrackingError(msg)
     model = max(newest, key=lambda model: int(model.creation_timestamp))

@@ -27,6 +27,16 @@ if TYPE_CHECKING:
 STAGE = "e2eai.stage"
 """Tag: the stage that made a model."""
 
+OUTPUTS = {
+    "source": ("a PyTorch model", "log"),
+    "export": ("an exported graph", "export"),
+    "clean": ("a cleaned graph", "clean"),
+    "convert": ("a converted graph", "convert"),
+    "compile": ("an engine", "compile"),
+    "package": ("a bundle", "pipeline"),
+}
+"""Noun for the output of a stage, and the verb that makes it."""
+
 PARENT = "e2eai.derived_from"
 """Tag: id of the model that it was made from."""
 
@@ -106,8 +116,8 @@ def _resolve(uri: str) -> LoggedModel:
         msg = f"There is no model {uri!r} at {address()}: {error.message}"
         raise TrackingError(msg) from error
     msg = (
-        f"{uri!r} names no model; give a LoggedModel id, models:/name/version, models:/name@alias "
-        f"or runs:/run_id/name."
+        f"{uri!r} is not a model URI; give a LoggedModel id, models:/name/version, "
+        "models:/name@alias or runs:/run_id/name."
     )
     raise InvalidInputError(msg)
 
@@ -131,9 +141,9 @@ def model_of_version(version: ModelVersion) -> LoggedModel:
         msg = f"The model of {uri} is not there: {brief(error)}"
         raise TrackingError(msg) from error
     msg = (
-        f"{uri} is no logged model: its files are at {source}, as in MLflow 2; log it again with "
-        f"mlflow.pytorch.log_model(mlflow.pytorch.load_model({uri!r}), name=..., input_example=...)"
-        f" of MLflow 3."
+        f"{uri} is not a LoggedModel: its files are at {source}, as in MLflow 2; log it again with "
+        f"mlflow.pytorch.log_model(mlflow.pytorch.load_model({uri!r}), name=..., "
+        "input_example=...) of MLflow 3."
     )
     raise TrackingError(msg)
 
@@ -164,8 +174,8 @@ def _model_of_run(uri: str) -> LoggedModel:
     )
     if not models:
         msg = (
-            f"Run {run_id} has no model {name!r}; see its outputs in the MLflow UI. (MLflow "
-            f"2 kept models as files of a run: log such a one again with MLflow 3.)"
+            f"Run {run_id} has no model {name!r}; see its outputs in the MLflow UI. (MLflow 2 "
+            "stored models as files of a run; log such a model again with MLflow 3.)"
         )
         raise TrackingError(msg)
     outputs = run.outputs.model_outputs if run.outputs else ()
@@ -188,14 +198,19 @@ def ancestor(model: LoggedModel, stages: Sequence[str]) -> LoggedModel:
     while (stage := at.tags.get(STAGE, "source")) not in stages:
         parent = at.tags.get(PARENT)
         if parent is None:
+            found, _ = OUTPUTS.get(model.tags.get(STAGE, "source"), ("an unknown model", ""))
+            wanted, verb = OUTPUTS[stages[0]]
             msg = (
-                f"Model {model.model_id} is a {model.tags.get(STAGE, 'source')}, and nothing that "
-                f"it was made from is a {' or '.join(stages)}; give the output of that stage."
+                f"Model {model.model_id} is {found}, but this step needs {wanted}, or a model made "
+                f"from one; run `mlflow_e2eai {verb}` first, or `mlflow_e2eai pipeline` for all "
+                "steps."
             )
             raise TrackingError(msg)
         at = resolve(parent)
         if stage == at.tags.get(STAGE, "source") and at.model_id == model.model_id:
-            msg = f"Model {model.model_id} is its own parent; its tags were changed."
+            msg = (
+                f"Model {model.model_id} is its own parent, so its tags were changed; log it again."
+            )
             raise TrackingError(msg)
     return at
 
@@ -229,7 +244,7 @@ def fetch(model: LoggedModel, folder: Path) -> Path:
             mlflow.artifacts.download_artifacts(model.artifact_location, dst_path=str(folder))
         )
     except (MlflowException, OSError) as error:
-        msg = f"The files of model {model.model_id} cannot be had from {address()}: {error}"
+        msg = f"The files of model {model.model_id} cannot be downloaded from {address()}: {error}"
         raise TrackingError(msg) from error
 
 
@@ -284,7 +299,7 @@ def fetch_engine(model: LoggedModel, folder: Path) -> EngineArtifact:
 def _fetch_artifact(kind: type[Artifact], model: LoggedModel, folder: Path) -> Artifact:
     directory = fetch(model, folder)
     if not (directory / ARTIFACT).is_file():
-        msg = f"Model {model.model_id} holds no {ARTIFACT}; give the output of a stage."
+        msg = f"Model {model.model_id} has no {ARTIFACT}; give the output of a stage."
         raise ArtifactError(msg)
     artifact = from_json(kind, (directory / ARTIFACT).read_bytes())
     artifact = dataclasses.replace(

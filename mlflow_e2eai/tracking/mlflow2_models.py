@@ -65,7 +65,7 @@ def resolve_source(uri: str) -> LoggedModel:
         try:
             path = Path(mlflow.artifacts.download_artifacts(uri, dst_path=folder))
         except (MlflowException, OSError) as error:
-            msg = f"The files of {uri}, a model of MLflow 2, cannot be had: {error}"
+            msg = f"The files of {uri}, a model of MLflow 2, cannot be downloaded: {error}"
             raise TrackingError(msg) from error
         return _log_copy(uri, path)
 

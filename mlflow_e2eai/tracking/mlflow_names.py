@@ -44,7 +44,7 @@ def check_names(name: str | None, registered_model_name: str | None = None) -> N
             continue
         try:
             if not isinstance(text, str) or text != text.strip():
-                msg = f"{argument}={text!r} is no name; give a text without blanks at its ends."
+                msg = f"{argument}={text!r} is not a name; give one without spaces at its ends."
                 raise InvalidInputError(msg)
             validate(text)
         except MlflowException as error:

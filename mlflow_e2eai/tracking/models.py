@@ -232,7 +232,7 @@ def fetch_nodes(uri: str) -> list[str]:
         raise ArtifactError(msg) from error
     nodes: Any = data.get("nodes") if isinstance(data, dict) else None
     if not isinstance(nodes, list) or not all(isinstance(name, str) for name in nodes):
-        msg = f"{uri} holds no list of 'nodes'; give a bisection.json or keep_fp32.json."
+        msg = f"{uri} has no list of 'nodes'; give a bisection.json or keep_fp32.json."
         raise ArtifactError(msg)
     return nodes
 

@@ -122,9 +122,9 @@ def _check_server_at(uri: str) -> None:
     except MlflowException as error:
         reason = _cause(error)
         advice = (
-            "let MLFLOW_TRACKING_SERVER_CERT_PATH name the file of its certificate"
+            "set MLFLOW_TRACKING_SERVER_CERT_PATH to the file of its certificate"
             if "CERTIFICATE_VERIFY_FAILED" in str(error)
-            else "start it, or set MLFLOW_TRACKING_URI to one that runs"
+            else "start it, or set MLFLOW_TRACKING_URI to a running server"
         )
         msg = f"The tracking server {uri} cannot be reached ({reason}); {advice}."
         raise TrackingError(msg) from error
@@ -199,11 +199,11 @@ def _check_not_lost(run_id: str, error: BaseException) -> None:
     except TrackingError as unreachable:
         # One of MLflow's is most likely of the same loss; one of ours may say what was half done.
         is_same = isinstance(error, MlflowException)
-        first = "" if is_same else f" The call had failed before: {brief(error)}"
+        first = "" if is_same else f" The call had already failed: {brief(error)}"
         msg = (
-            f"{unreachable} It stopped responding in the middle: run {run_id} still says RUNNING "
-            f"there, and keeps what was logged before. Then repeat the call: engines that are "
-            f"logged are not built again.{first}"
+            f"{unreachable} It stopped responding during the call: run {run_id} still shows "
+            "RUNNING there, with what was logged so far. Then repeat the call: logged engines are "
+            f"not built again.{first}"
         )
         raise TrackingError(msg, lost=True) from error
 

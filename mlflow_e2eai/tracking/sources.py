@@ -169,7 +169,7 @@ class _PyTorchFlavor:
                         **common, input_example=example, serialization_format="pt2"
                     )
             except Exception as error:  # noqa: BLE001 - torch.export may raise anything
-                _log.debug("Logging the source by pickle: torch.export refuses it (%s).", error)
+                _log.debug("Logged as a pickle, because torch.export cannot save it: %s", error)
                 shutil.rmtree(path, ignore_errors=True)
                 mlflow_model.saved_input_example_info = None  # it went with the folder
             else:
@@ -215,8 +215,8 @@ def _save_evaluation(evaluation: EvaluationData, path: Path) -> tuple[Tensors, A
     if whole is None:
         _log.warning(
             "The evaluation data is larger than %d MiB or its batches differ in shape, so it is "
-            "not logged with the PyTorch model; `evaluate` of later models will run the corners of "
-            "the profile only.",
+            "not logged with the PyTorch model; a later `evaluate` will run only the corners of "
+            "the profile.",
             _MAX_EVALUATION_BYTES >> 20,
         )
         return None

@@ -47,19 +47,19 @@ def test_what_numpy_and_json_made_too_wide_is_narrowed(array, dtype):
     ],
 )
 def test_any_other_difference_of_dtype_is_refused_with_the_way_out(array, dtype):
-    with pytest.raises(InvalidInputError, match=rf"is {array.dtype}, but {dtype} is wanted"):
+    with pytest.raises(InvalidInputError, match=rf"is {array.dtype}, but {dtype} is expected"):
         feed({"x": array}, [spec(dtype)])
 
 
 @pytest.mark.parametrize("shape", [(3,), (1, 2), (1, 1, 3), ()])
 def test_a_shape_that_does_not_fit_is_refused(shape):
-    with pytest.raises(InvalidInputError, match=r"but \['N', 3\] is wanted"):
+    with pytest.raises(InvalidInputError, match=r"but \['N', 3\] is expected"):
         feed({"x": np.ones(shape, dtype=np.float32)}, [spec("float32")])
 
 
 @pytest.mark.parametrize("names", [(), ("y",), ("x", "y")])
 def test_names_that_are_missing_or_strange_are_refused(names):
-    with pytest.raises(InvalidInputError, match=r"the model wants \['x'\]"):
+    with pytest.raises(InvalidInputError, match=r"the model expects \['x'\]"):
         feed(dict.fromkeys(names, X), [spec("float32")])
 
 

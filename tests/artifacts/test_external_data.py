@@ -98,14 +98,14 @@ def test_a_symbolic_link_is_refused(tmp_path, link):
 
 
 BROKEN = {
-    "missing": ({"data": None}, "there is no such file; put it there"),
-    "cut off": ({"data": W.tobytes()[:-1], "length": 48}, "up to byte 48, but that file has 47"),
+    "missing": ({"data": None}, "which does not exist; put it there"),
+    "truncated": ({"data": W.tobytes()[:-1], "length": 48}, "up to byte 48, but that file has 47"),
     "offset": ({"offset": 16, "length": 48}, "up to byte 64, but that file has 48"),
     "short": ({"length": 44}, "44 bytes from byte 0 on, but its shape and type take 48"),
     "long": ({"data": bytes(99), "length": 52}, "52 bytes .* take 48"),
     "long file": ({"data": bytes(52)}, "52 bytes .* take 48"),
     "negative": ({"offset": -4, "length": 48}, "48 bytes from byte -4 on"),
-    "no number": ({"offset": "x"}, "at a place that is no number"),
+    "not a number": ({"offset": "x"}, "at an offset that is not a number"),
 }
 
 

@@ -333,7 +333,7 @@ def test_tensorrts_own_registry_is_asked_and_refuses_what_holds_no_plugins():
 
 def test_tensorrt_rtx_takes_no_plugins_which_is_said_before_any_work(tmp_path, raw, store, capsys):
     pytest.importorskip("tensorrt_rtx")
-    said = f"TensorRT-RTX takes no plugins, but {NAME} is named, and the target tensorrt_rtx-sm86"
+    said = f"TensorRT-RTX takes no plugins, but {NAME} was given for the target tensorrt_rtx-sm86"
 
     with pytest.raises(InvalidInputError, match=said):
         compile(raw, "sm86", out=tmp_path / "out.engine", plugin_libraries=[LIBRARY])

@@ -152,7 +152,7 @@ HOPELESS = {
         inputs=[value("x", ["n"], TensorProto.COMPLEX64)],
         outputs=[value("y", ["n"], TensorProto.COMPLEX64)],
     ),
-    "computes in bf16 already": model_of(
+    "already computes in bf16": model_of(
         [SAME],
         inputs=[value("x", ["n"], TensorProto.BFLOAT16)],
         outputs=[value("y", ["n"], TensorProto.BFLOAT16)],

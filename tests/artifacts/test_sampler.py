@@ -182,7 +182,7 @@ def test_given_sizes_are_those_that_are_no_corner():
     [
         ([{"y": NUMBERS}], r"samples_at\[0\] has the inputs \['y'\], but .* has \['x'\]"),
         ([at(2, 5), {"x": NUMBERS.astype(np.float64)}], r"samples_at\[1\] has float64 for 'x'"),
-        ([{"x": NUMBERS[0]}], r"the shape \[4\] for 'x', but \['N', 'T'\] is wanted"),
+        ([{"x": NUMBERS[0]}], r"the shape \[4\] for 'x', but \['N', 'T'\] is expected"),
         ([at(10, 4)], "has 10 on axis 'N' of 'x', which may have 1 to 9; cut it, or widen"),
         ([at(2, 5), at(2, 5, 1)], r"the sizes of samples_at\[0\], N=2, T=5"),
     ],
@@ -200,5 +200,5 @@ def test_inputs_that_share_an_axis_have_one_size_of_it():
 
 
 def test_examples_at_sizes_need_an_axis_that_may_vary():
-    with pytest.raises(InvalidInputError, match="no axis may vary; give dynamic_axes"):
+    with pytest.raises(InvalidInputError, match="no axis is dynamic; give dynamic_axes"):
         with_samples({"x": NUMBERS}, [{"x": NUMBERS}], (spec("x", NUMBERS, 3, 4),), ())

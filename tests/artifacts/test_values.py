@@ -324,7 +324,7 @@ def test_a_field_that_a_later_version_added_is_no_error():
     ids=str,
 )
 def test_sizes_out_of_order_are_refused(sizes):
-    with pytest.raises(InvalidInputError, match="1 <= min <= opt <= max is wanted"):
+    with pytest.raises(InvalidInputError, match="1 <= min <= opt <= max is expected"):
         Axis("N", **sizes)
 
 
@@ -376,10 +376,10 @@ def test_a_target_that_was_stored_before_versions_were_keeps_its_name():
         ("optimization_level", 6, "0 to 5"),
         ("optimization_level", -1, "0 to 5"),
         ("optimization_level", True, "0 to 5"),
-        ("workspace_bytes", 0, "a whole number of at least 1"),
-        ("workspace_bytes", "1GB", "a whole number of at least 1"),
-        ("threads", 0, "a whole number of at least 1"),
-        ("threads", 1.5, "a whole number of at least 1"),
+        ("workspace_bytes", 0, "a positive integer"),
+        ("workspace_bytes", "1GB", "a positive integer"),
+        ("threads", 0, "a positive integer"),
+        ("threads", 1.5, "a positive integer"),
         ("time_limit_s", 0.0, "a number of seconds"),
         ("time_limit_s", math.nan, "a number of seconds"),
         ("time_limit_s", "soon", "a number of seconds"),
@@ -388,7 +388,7 @@ def test_a_target_that_was_stored_before_versions_were_keeps_its_name():
     ],
 )
 def test_a_build_setting_out_of_its_range_is_refused(field, value, wanted):
-    with pytest.raises(InvalidInputError, match=rf"{field} is {value!r}, but {wanted} is wanted"):
+    with pytest.raises(InvalidInputError, match=rf"{field} is {value!r}, but {wanted} is expected"):
         BuildSettings(**{field: value})
 
 

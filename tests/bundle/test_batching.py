@@ -80,7 +80,7 @@ def test_a_batch_that_is_not_to_be_split_is_refused_with_the_profile(size, split
 
     with pytest.raises(InvalidInputError) as caught:
         ask({"x": np.zeros((size, 3), np.float32)})
-    text = f"Input 'x' has {size} along axis 0, but the profile admits 2 to 6 in steps of 2 for 'N'"
+    text = f"Input 'x' has {size} along axis 0, but the profile allows 2 to 6 in steps of 2 for 'N'"
     assert str(caught.value).startswith(text)
     assert ("split=True" in str(caught.value)) == (size > 0)
 
@@ -117,7 +117,7 @@ def test_an_engine_refuses_what_its_profile_does_not_admit_unless_it_may_be_spli
 ):
     fitting(monkeypatch)
     x = np.arange(27, dtype=np.float32).reshape(9, 3)
-    with pytest.raises(InvalidInputError, match=r"the profile admits 1 to 4 for 'N'.*split=True"):
+    with pytest.raises(InvalidInputError, match=r"the profile allows 1 to 4 for 'N'.*split=True"):
         load(directory)(x)
 
     model = load(directory, split=True)
@@ -127,7 +127,7 @@ def test_an_engine_refuses_what_its_profile_does_not_admit_unless_it_may_be_spli
     assert np.array_equal(answer.numpy(), 100 * x)
 
 
-@pytest.mark.filterwarnings("ignore:Running onnxruntime-cpu")
+@pytest.mark.filterwarnings("ignore:Falling back to onnxruntime-cpu")
 @pytest.mark.parametrize("split", [True, False])
 def test_onnx_runtime_has_no_profile_and_takes_any_batch(directory, split):
     x = np.arange(27, dtype=np.float32).reshape(9, 3)
@@ -162,7 +162,7 @@ class OnAGpu(Capsule):
         return 2, 0
 
 
-@pytest.mark.filterwarnings("ignore:Running onnxruntime-cpu")
+@pytest.mark.filterwarnings("ignore:Falling back to onnxruntime-cpu")
 @pytest.mark.parametrize("kind", [np.asarray, torch.from_numpy, Capsule])
 def test_inputs_on_the_cpu_are_not_copied(directory, kind):
     model = load(directory)
@@ -177,10 +177,10 @@ def test_inputs_on_the_cpu_are_not_copied(directory, kind):
     assert addresses == [x.ctypes.data]
 
 
-@pytest.mark.filterwarnings("ignore:Running onnxruntime-cpu")
+@pytest.mark.filterwarnings("ignore:Falling back to onnxruntime-cpu")
 def test_what_lies_on_a_device_that_numpy_cannot_read_is_refused(directory):
     with pytest.raises(
-        InvalidInputError, match=r"Input 'x' is no array of numbers: Cannot export from device"
+        InvalidInputError, match=r"Input 'x' is not an array of numbers: Cannot export from device"
     ):
         load(directory)(OnAGpu(X))
 
@@ -196,7 +196,7 @@ layers (float[N, 3] x) => (float[N, 32] y)
 """
 
 
-@pytest.mark.filterwarnings("ignore:Running onnxruntime-cpu")
+@pytest.mark.filterwarnings("ignore:Falling back to onnxruntime-cpu")
 @pytest.mark.parametrize("seconds", [1.5, pytest.param(60, marks=pytest.mark.slow)])
 def test_sixteen_threads_of_mixed_batches_get_the_answers_that_one_gets(tmp_path, seconds):
     rng = np.random.default_rng(5)

@@ -225,10 +225,11 @@ def test_a_variant_without_evidence_is_not_preferred_to_one_that_passed(made):
 
     assert ranked.ranked == [CPU32]
     assert str(ranked.errors[ENGINE32]) == (
-        f"Nobody measured {ENGINE32}; evaluate the model on such a machine, or name it to run it."
+        f"{ENGINE32} was not measured; evaluate the model on such a machine, or request it by name "
+        "to run it."
     )
     assert (
-        "Nobody measured"
+        "was not measured"
         in {o.variant: o.reason for o in ranked.choice(CPU32, {}).others}[ENGINE32]
     )
     assert ranked.choose(ENGINE32).variant == ENGINE32
@@ -312,7 +313,7 @@ def test_a_choice_says_why_each_other_variant_was_not_taken(made, monkeypatch):
     assert reasons[CUDA32] == (f"measured to be worse for latency, {CUDA32} 2 ms, {ENGINE32} 1 ms.")
     assert reasons[CPU16] == f"{CPU16} failed its comparison with the PyTorch module."
     assert reasons[CPU32] == (
-        f"it was not measured against {ENGINE32} on such a machine for latency, and comes after it."
+        f"it was not measured against {ENGINE32} on such a machine for latency, and ranks below it."
     )
     assert str(choice).splitlines() == [
         f"{ENGINE32} was chosen: {choice.reason}",
@@ -331,12 +332,12 @@ def test_a_choice_that_a_busy_machine_could_not_make_says_so_and_quotes_no_time(
     reason, others = said(while_busy(made(latency=always(engine=188, cuda=0.2)), CUDA32))
 
     assert reason == (
-        "the first in order; what was measured for latency is too noisy to tell, as the machine "
-        "was busy."
+        "the first in order; the measurements of latency are too noisy to tell, because the "
+        "machine was busy."
     )
     assert others[CUDA32] == (
-        f"too noisy to tell from {ENGINE32} for latency, as the machine was busy; it comes after "
-        f"it."
+        f"too noisy to tell from {ENGINE32} for latency, because the machine was busy; it ranks "
+        "below it."
     )
 
 
@@ -355,7 +356,7 @@ def test_a_choice_among_equals_says_that_they_are_within_the_noise(made):
         f"the first in order, within the noise of the other measured for latency, {ENGINE32} 2 ms."
     )
     assert others[CUDA32] == (
-        f"within the noise of {ENGINE32} for latency, and comes after it, {CUDA32} 2 ms, "
+        f"within the noise of {ENGINE32} for latency, and ranks below it, {CUDA32} 2 ms, "
         f"{ENGINE32} 2 ms."
     )
 
@@ -373,5 +374,5 @@ def test_a_variant_that_was_named_is_said_to_be(made):
     choice = RankedVariants(made(), Goal()).choose(CPU16)
 
     assert (choice.variant, choice.goal) == (CPU16, None)
-    assert choice.reason == "the caller named it."
-    assert {each.reason for each in choice.others} == {"it was not asked for."}
+    assert choice.reason == "it was requested by name."
+    assert {each.reason for each in choice.others} == {"another variant was requested."}

@@ -236,18 +236,18 @@ def test_each_bucket_is_a_profile_that_is_warmed_up_and_preferred(altered, tmp_p
 @pytest.mark.parametrize(
     ("others", "reason"),
     [
-        ([capability("sm89", "tensorrt_rtx")], "tensorrt_rtx-sm89/fp32 is of TensorRT-RTX"),
+        ([capability("sm89", "tensorrt_rtx")], "tensorrt_rtx-sm89/fp32 is a TensorRT-RTX engine"),
         (
             [{**capability("sm89"), "backend_version": "10.9.0.34"}],
             "tensorrt-sm89/fp32 was built by TensorRT 10.9.0.34, and a server has one",
         ),
         (
             [{**capability("sm89"), "settings": BuildSettings(strip_weights=True)}],
-            "tensorrt-sm89/fp32 has no weights, which Triton cannot give back",
+            "tensorrt-sm89/fp32 was built without weights, which Triton cannot refit",
         ),
         (
             [capability("sm86+sm89")],
-            "tensorrt-sm86+sm89/fp32 is the second engine for compute capability 8.6, by which",
+            "tensorrt-sm86+sm89/fp32 is the second engine for compute capability 8.6, and",
         ),
     ],
 )
@@ -467,7 +467,7 @@ def test_a_file_that_changed_is_not_exported(altered, tmp_path):
 
 @pytest.mark.parametrize("name", ["../up", "", "two words", ".hidden", "a/b"])
 def test_a_name_that_is_no_folders_is_refused(directory, tmp_path, name):
-    with pytest.raises(InvalidInputError, match="is no name for Triton"):
+    with pytest.raises(InvalidInputError, match="is not a name that Triton takes"):
         export_triton(str(directory), tmp_path, name=name)
 
 
@@ -585,9 +585,9 @@ def test_an_axis_that_is_not_the_first_of_all_and_once_is_no_batch(shapes):
 @pytest.mark.parametrize(
     ("dtype", "shape", "reason"),
     [
-        ("complex64", ("N", 2), "'x' is complex64, a type that Triton has not"),
-        ("object", ("N", 2), "'x' is object, a type that Triton has not"),
-        ("float32", (), "'x' is a scalar, which Triton has only in a batch"),
+        ("complex64", ("N", 2), "'x' is complex64, a type that Triton does not have"),
+        ("object", ("N", 2), "'x' is object, a type that Triton does not have"),
+        ("float32", (), "'x' is a scalar, which Triton takes only in a batch"),
     ],
 )
 def test_a_tensor_that_triton_has_not_is_named(dtype, shape, reason):

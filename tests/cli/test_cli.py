@@ -58,11 +58,17 @@ def test_each_verb_prints_the_model_that_it_made_for_the_next_one_to_take(versio
     assert len(engines.splitlines()) == 2
     assert main.main(["evaluate", "--model-uri", half]) == main.DONE
     out, _ = said(capsys)
-    assert out.splitlines() == [
-        "torch/fp32: passed",
-        "onnxruntime-cpu/raw: passed",
-        "onnxruntime-cpu/fp16: passed",
-    ]
+    time = r"p50 \S+ ms at batch \d+( \(too noisy to tell\))?"
+    for line, expected in zip(
+        out.splitlines(),
+        [
+            f"torch/fp32: passed; {time}",
+            rf"onnxruntime-cpu/raw: passed; largest error \S+, {time}",
+            rf"onnxruntime-cpu/fp16: passed; largest error \S+, {time}",
+        ],
+        strict=True,
+    ):
+        assert re.fullmatch(expected, line)
 
 
 @pytest.mark.exporters
@@ -82,7 +88,7 @@ def test_bisect_prints_its_sentence_and_the_file_that_convert_takes(store, capsy
         half, _ = said(capsys)
         assert main.main(["evaluate", "--model-uri", half]) == main.DONE
         out, _ = said(capsys)
-        assert out.splitlines()[-1] == "onnxruntime-cpu/fp16: passed"
+        assert out.splitlines()[-1].startswith("onnxruntime-cpu/fp16: passed; largest error ")
 
 
 def test_each_stage_is_a_line_on_stderr_and_quiet_leaves_the_result_alone(store, capsys):
@@ -91,7 +97,8 @@ def test_each_stage_is_a_line_on_stderr_and_quiet_leaves_the_result_alone(store,
     assert err == ""
     assert main.main(["export", "--exporter", "trace"]) == main.DONE
     raw, err = said(capsys)
-    latest, line = err.splitlines()
+    latest, line, following = err.splitlines()
+    assert following == f"next    mlflow_e2eai clean {raw}"
     assert latest == f"latest is {model} (model)"
     compared = r"\d+ samples, parity \d\.\de[-+]\d\d"
     assert re.fullmatch(
@@ -99,14 +106,14 @@ def test_each_stage_is_a_line_on_stderr_and_quiet_leaves_the_result_alone(store,
     )
     assert main.main(["clean"]) == main.DONE
     _, err = said(capsys)
-    latest, line = err.splitlines()
+    latest, line, _ = err.splitlines()
     assert latest.startswith(f"latest is {raw} (")
     assert re.match(r"clean +\d+ to \d+ nodes, parity \d\.\de-\d\d, ", line)
 
 
 def test_a_step_with_nothing_to_take_says_what_comes_first(store, capsys):
     for verb, sentence in (
-        ("export", "There is no PyTorch model in experiment 'tests' to take; make one with"),
+        ("export", "Experiment 'tests' does not have a PyTorch model; make one with"),
         ("compile", "`mlflow run . -e clean` or `mlflow_e2eai clean` first, or give model_uri."),
         ("promote", "There is no registered version with a bundle of experiment 'tests'"),
     ):
@@ -119,7 +126,7 @@ def test_a_step_with_nothing_to_take_says_what_comes_first(store, capsys):
 def test_bisect_says_so_where_there_is_nothing_to_explain(version, capsys):
     assert main.main(["bisect", "--model-uri", "models:/net/1"]) == main.DONE
     out, _ = said(capsys)
-    assert out == "The variant passes as it is: there is nothing to explain."
+    assert out == "The variant passes as it is: there is nothing to bisect."
 
 
 def test_nodes_are_read_from_one_word_or_a_file(tmp_path):
@@ -140,8 +147,8 @@ def test_promote_says_0_for_promoted_and_3_for_rejected(version, capsys, tmp_pat
     assert main.main(words) == main.NOT_PASSED
     out, _ = said(capsys)
     last = out.splitlines()[-1]
-    assert last.startswith("rejected: task/accuracy: found 1 (onnxruntime-cpu/fp")
-    assert last.endswith("), wanted at least 2")
+    assert last.startswith("rejected: task/accuracy = 1 (onnxruntime-cpu/fp")
+    assert last.endswith("; gate: at least 2)")
 
 
 @pytest.mark.parametrize(
@@ -151,31 +158,37 @@ def test_promote_says_0_for_promoted_and_3_for_rejected(version, capsys, tmp_pat
         ("banana", "There is no verb 'banana'; there are run, log, export, clean,"),
         ("help exprt", "There is no verb 'exprt'; did you mean export?"),
         ("log", "log: --model is missing: package.module:callable or file.py:callable"),
-        ("export --model-uri x --opset banana", "export: --opset: 'banana' is no whole number"),
-        ("export --model-uri x --opset 0", "export: --opset: '0' is no whole number of at least 1"),
-        ("export --model-uri x --exporter magic", "export: --exporter: 'magic' is none of auto,"),
+        (
+            "export --model-uri x --opset banana",
+            "export: --opset: must be a positive integer, got 'banana'",
+        ),
+        (
+            "export --model-uri x --opset 0",
+            "export: --opset: must be a positive integer, got '0'",
+        ),
+        ("export --model-uri x --exporter magic", "export: --exporter: must be one of auto,"),
         ("export --opset", "Option '--opset' requires an argument."),
         ("export x --model-uri y", "export: the model is given twice; leave --model-uri out."),
         ("export x y", "export: Got unexpected extra argument (y)"),
-        ("compile x --rebuild maybe", "compile: --rebuild: 'maybe' is neither yes nor no"),
-        ("export --model-uri x --opzet 3", "there is no parameter --opzet; did you mean --opset?"),
-        ("export --model-uri x --dynamic-axes x=N", "'x=N' is no dynamic axis"),
+        ("compile x --rebuild maybe", "compile: --rebuild: must be yes or no, got 'maybe'"),
+        ("export --model-uri x --opzet 3", "there is no option --opzet; did you mean --opset?"),
+        ("export --model-uri x --dynamic-axes x=N", "'x=N' is not a dynamic axis"),
         ("export --model-uri x --dynamic-axes x:0=N:8:1:64", "min=8, opt=1, max=64"),
         ("export --model-uri models:/nothing/1", "There is no model 'models:/nothing/1'"),
-        ("export --model-uri x", "'x' names no model"),
+        ("export --model-uri x", "'x' is not a model URI"),
         ("convert --model-uri x --precision fp12", "The precision is 'fp12', but one of fp32"),
         (
             "convert --model-uri x --precision fp16 --keep-fp32 a.json",
             "Cannot read a.json: No such file",
         ),
         ("bisect --model-uri x --precision fp12", "The precision is 'fp12', but one of fp32"),
-        ("bisect --model-uri x", "'x' names no model"),
+        ("bisect --model-uri x", "'x' is not a model URI"),
         ("compile --model-uri x --targets sm86,sm99", "The target is 'sm99', but one of local"),
         ("compile --model-uri x --targets sm86 --precision fp3", "The precision is 'fp3', but one"),
-        ("compile --model-uri x --targets sm86 --tf32 true", "there is no parameter --tf32"),
+        ("compile --model-uri x --targets sm86 --tf32 true", "there is no option --tf32"),
         ("compile --model-uri x --targets sm86 --build-settings threads=0", "threads is 0, but"),
         ("clean --model-uri x --plan missing.yaml", "Cannot read missing.yaml: No such file"),
-        ("promote --name net --version one", "'one' is no whole number of at least 1"),
+        ("promote --name net --version one", "must be a positive integer, got 'one'"),
         ("promote --name nothing --version 1", "There is no version 1 of 'nothing'"),
         ("log --model nothing --name x", "write package.module:callable"),
     ],
@@ -219,7 +232,7 @@ def test_after_ctrl_c_the_command_that_goes_on_is_named(store, monkeypatch, caps
         assert main.main(words) == main.INTERRUPTED
         sentence, going_on = said(capsys)[1].splitlines()
         assert sentence == "mlflow_e2eai: Interrupted by Ctrl-C."
-        assert going_on.startswith(f"To go on: mlflow_e2eai {shlex.join(words)}{built}")
+        assert going_on.startswith(f"To continue: mlflow_e2eai {shlex.join(words)}{built}")
 
 
 @pytest.mark.parametrize("words", ["export --model-uri x --opset banana", "export --model-uri x"])
@@ -291,7 +304,7 @@ def test_a_rejection_as_data_has_its_reasons_and_its_exit_code(version, capsys, 
     assert main.main(words) == main.NOT_PASSED
     data = json.loads(said(capsys)[0])
     assert data["promoted"] is False
-    assert data["reasons"] == ["parity/measured: found 1, wanted at least 99"]
+    assert data["reasons"] == ["parity/measured = 1 (gate: at least 99)"]
 
 
 def test_a_model_is_given_by_its_option_or_without_one(capsys, store):
@@ -409,7 +422,7 @@ def test_buckets_are_chosen_from_sizes_in_one_word_or_a_file(tmp_path, capsys):
 def test_what_holds_no_sizes_is_refused(text, capsys):
     assert main.main(["choose-buckets", text, "--count", "3"]) == main.USAGE
     _, err = said(capsys)
-    assert "holds no sizes; write 1,8:120,32 or give" in err
+    assert "has no sizes; write 1,8:120,32 or give" in err
     assert len(err.splitlines()) == 1
 
 
@@ -421,17 +434,17 @@ ABSENT, FOLDER, EMPTY, BINARY = "absent", "folder", b"", b"\xff\xfe\x00"
     [
         ("choose-buckets FILE.json --count 2", ABSENT, "FILE.json: No such file or directory; wri"),
         ("choose-buckets FILE.json --count 2", FOLDER, "FILE.json: Is a directory; write 1,8:120"),
-        ("choose-buckets FILE.json --count 2", EMPTY, "'FILE.json' holds no sizes; write"),
-        ("choose-buckets FILE.json --count 2", BINARY, "FILE.json: it is no text in UTF-8; write"),
-        ("log --model FILE.py:make", ABSENT, "cannot be made: there is no file FILE.py; check"),
-        ("log --model FILE.py:make", FOLDER, "cannot be made: there is no file FILE.py; check"),
+        ("choose-buckets FILE.json --count 2", EMPTY, "'FILE.json' has no sizes; write"),
+        ("choose-buckets FILE.json --count 2", BINARY, "FILE.json: it is not UTF-8 text; write"),
+        ("log --model FILE.py:make", ABSENT, "cannot be created: there is no file FILE.py; check"),
+        ("log --model FILE.py:make", FOLDER, "cannot be created: there is no file FILE.py; check"),
         ("log --model FILE.py:make", EMPTY, "There is no callable 'make' in FILE.py; write"),
         ("export --model-uri x --plan FILE.yaml", FOLDER, "Cannot read FILE.yaml: Is a directory;"),
         ("export --model-uri x --plan FILE.yaml", EMPTY, "FILE.yaml is empty; give a file with a"),
-        ("export --model-uri x --plan FILE.yaml", BINARY, "(it is no text in UTF-8); give a file"),
+        ("export --model-uri x --plan FILE.yaml", BINARY, "(it is not UTF-8 text); give a file"),
         ("promote --name x --version 1 --gates FILE.yaml", ABSENT, "FILE.yaml: No such file or d"),
         ("promote --name x --version 1 --gates FILE.yaml", FOLDER, "FILE.yaml: Is a directory;"),
-        ("promote --name x --version 1 --gates FILE.yaml", BINARY, "it is no text in UTF-8; give"),
+        ("promote --name x --version 1 --gates FILE.yaml", BINARY, "it is not UTF-8 text; give"),
         ("promote --name x --version 1 --gates FILE.yaml", b"a: [\n", "found '<stream end>'"),
         ("clean --onnx FILE.onnx", ABSENT, "There is no file FILE.onnx; check the path."),
         ("clean --onnx FILE.onnx", FOLDER, "Cannot read FILE.onnx: Is a directory; give an ONNX"),
@@ -439,10 +452,10 @@ ABSENT, FOLDER, EMPTY, BINARY = "absent", "folder", b"", b"\xff\xfe\x00"
         ("clean --onnx n.onnx --input-example FILE.npz", ABSENT, "No such file or directory; give"),
         ("clean --onnx n.onnx --input-example FILE.npz", FOLDER, "Is a directory; give an npz"),
         ("clean --onnx n.onnx --input-example FILE.npz", EMPTY, "it is empty; give an npz file"),
-        ("show FILE.onnx --no-browser", FOLDER, "There is no bundle at FILE.onnx; give what"),
+        ("show FILE.onnx --no-browser", FOLDER, "There is no bundle at FILE.onnx; give a"),
         ("show FILE.onnx --no-browser", EMPTY, "FILE.onnx is not a valid ONNX file: it is empty"),
-        ("export-triton FILE --repository r", ABSENT, "There is no bundle at FILE; give what"),
-        ("export-triton FILE --repository r", FOLDER, "There is no bundle at FILE; give what"),
+        ("export-triton FILE --repository r", ABSENT, "There is no bundle at FILE; give a"),
+        ("export-triton FILE --repository r", FOLDER, "There is no bundle at FILE; give a"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_one_sentence(
@@ -464,13 +477,13 @@ def test_a_file_that_cannot_be_read_is_one_sentence(
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("", "'' is no build setting; write name=value"),
-        ("threads", "'threads' is no build setting"),
-        ("threads=[", r"'threads=\[' is no build setting"),
+        ("", "'' is not a build setting; write name=value"),
+        ("threads", "'threads' is not a build setting"),
+        ("threads=[", r"'threads=\[' is not a build setting"),
         ("optimisation_level=5", r"no build setting 'optimisation_level'; did you mean opt"),
         ("fast=yes", "no build setting 'fast'; there are optimization_level, workspace_bytes"),
-        ("threads=two", "threads is 'two', but a whole number of at least 1 is wanted"),
-        ("refit=1", "refit is 1, but True or False is wanted"),
+        ("threads=two", "threads is 'two', but a positive integer is expected"),
+        ("refit=1", "refit is 1, but True or False is expected"),
     ],
 )
 def test_what_is_no_build_setting_is_refused(text, sentence):
@@ -481,7 +494,7 @@ def test_what_is_no_build_setting_is_refused(text, sentence):
 def test_a_file_without_build_settings_is_refused(tmp_path):
     file = tmp_path / "build.yaml"
     file.write_text("- threads\n")
-    with pytest.raises(InvalidInputError, match=r"build\.yaml holds no settings by name"):
+    with pytest.raises(InvalidInputError, match=r"build\.yaml has no settings by name"):
         options.parse_build_settings(str(file))
 
 
@@ -489,5 +502,5 @@ def test_a_file_without_build_settings_is_refused(tmp_path):
     "text", ["", "x", "x:0", "x:0=N", "x:0=N:1:2", "x:a=N:1:2:3", "x:0=N:1:2:c"]
 )
 def test_what_is_no_dynamic_axis_is_refused(text):
-    with pytest.raises(InvalidInputError, match="is no dynamic axis"):
+    with pytest.raises(InvalidInputError, match="is not a dynamic axis"):
         axes.parse_axes(text)

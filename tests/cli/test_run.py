@@ -103,7 +103,7 @@ def test_an_onnx_file_is_a_source_too(store, folder, capsys):
 
 @pytest.mark.parametrize("name", ["pickled.pth", "program.pt2"])
 def test_what_can_run_code_as_it_is_loaded_needs_consent(name, folder):
-    refusal = f"{name} is a .*, and loading one can run code that it holds; if you trust who wrote"
+    refusal = f"{name} is a .*, and loading one can run code on this machine; if you trust its"
     with pytest.raises(ValueError, match=refusal):
         open_model(name, input_example=folder / "x.npz")
     opened = open_model(name, input_example=folder / "x.npz", allow_code=True)
@@ -125,22 +125,22 @@ def test_a_program_brings_its_example_and_wants_axes_where_it_leaves_sizes_open(
     [
         ("scrpt.pt", "There is no file scrpt.pt; did you mean script.pt?"),
         ("nothing/at.all", "There is no file nothing/at.all; check the path."),
-        ("x.npz", "x.npz is no model that can be read; give a model.pt"),
+        ("x.npz", "x.npz is not a model file; give a model.pt"),
         (".", "is a folder without config.json; give a model.pt"),
         (
             "mine.py",
             "mine.py needs the name of a callable in it, as mine.py:build; there are: build",
         ),
         ("mine.py:biuld", "There is no callable 'biuld' in mine.py; did you mean build?"),
-        ("mine.py:build", "returned no mapping with 'model' and 'input_example'"),
+        ("mine.py:build", "must return a mapping with 'model' and 'input_example'"),
         ("mine.py:build --input-example x.npz", "returns its own input_example and samples_at"),
-        ("script.pt", "holds no input example; write one by numpy.savez('example.npz', x=...)"),
+        ("script.pt", "has no input example; write one with numpy.savez('example.npz', x=...)"),
         (
             "weights.pt",
             "holds weights or other values (body.0.weight, body.0.bias, body.1.weight, …)",
         ),
-        ("last.ckpt", "holds weights or other values (epoch, state_dict), and no model to put"),
-        ("broken.pt", "broken.pt is no model that PyTorch can read"),
+        ("last.ckpt", "has weights or other values (epoch, state_dict), but no model to load"),
+        ("broken.pt", "broken.pt is not a model that PyTorch can read"),
         ("models:/net/1", "There is no model 'models:/net/1'"),
         ("models:/net/1 --input-example x.npz", "is logged with its input_example"),
         ("script.pt --name a/b", "MLflow does not take name='a/b'"),
@@ -162,7 +162,7 @@ def test_a_class_that_cannot_be_found_again_is_one_sentence(folder):
         patch.setattr("small_models.Gone", module, raising=False)
         torch.save(module(2, 2), "gone.pt")
     with pytest.raises(
-        ValueError, match=r"gone.pt was pickled with a class that is not found here"
+        ValueError, match=r"gone.pt was pickled with a class that cannot be imported"
     ):
         open_model("gone.pt", input_example=folder / "x.npz", allow_code=True)
 

@@ -108,7 +108,7 @@ def test_a_port_that_is_taken_is_one_sentence(path, capsys):
         taken.listen()
         port = str(taken.getsockname()[1])
         assert main.main(["show", str(path), "--port", port, "--no-browser"]) == main.ERROR
-    assert f"Netron cannot listen at port {port}" in capsys.readouterr().err
+    assert f"Netron cannot listen on port {port}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_what_is_no_model_is_one_sentence(model, sentence, store, tmp_path, caps
 def test_a_model_without_a_graph_says_so(store, capsys):
     source = jobs.log("small_models:build", name="net")
     assert main.main(["show", source]) == main.ERROR
-    assert "is a source, and nothing that it was made from is a" in capsys.readouterr().err
+    assert "is a source, or a later model made from one; run" in capsys.readouterr().err
 
 
 def test_a_missing_netron_names_the_extra(path, monkeypatch, capsys):

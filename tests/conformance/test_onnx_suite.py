@@ -169,7 +169,7 @@ def test_pyfunc_representation_of_float32_model_casts_and_evaluates_float64_inpu
     loaded = mlflow.pyfunc.load_model(str(saved_without_signature))
 
     assert_close(loaded.predict(data.astype("float64")).to_numpy(), saved.outputs["output"])
-    with pytest.raises(Exception, match="int32, but float32 is wanted"):
+    with pytest.raises(Exception, match="int32, but float32 is expected"):
         loaded.predict(data.astype("int32"))
 
 

@@ -161,7 +161,7 @@ def test_pyfunc_model_works_with_np_input_type(saved, saved_without_signature, d
     assert isinstance(of_array, np.ndarray)
     assert_close(of_array, predicted)
     for wrong in (4, "four", None):
-        with pytest.raises(TypeError, match="a mapping, array or DataFrame is wanted"):
+        with pytest.raises(TypeError, match="a mapping, array or DataFrame is expected"):
             loaded.predict(wrong)
 
 

@@ -110,10 +110,10 @@ def test_what_does_not_fit_the_signature_is_refused_by_mlflow(served, payload, s
 @pytest.mark.parametrize(
     ("payload", "sentence"),
     [
-        ({"inputs": [[1.0, 2.0]]}, "Input 'input' has shape [1, 2], but ['batch', 4] is wanted"),
-        ({"inputs": {"other": X}}, "The inputs are named ['other'], but the model wants"),
-        ({"inputs": [["a", "b", "c", "d"]]}, "Input 'input' is <U1, but float32 is wanted"),
-        ({"inputs": [[1, 2, 3, 4]]}, "Input 'input' is int64, but float32 is wanted; convert it"),
+        ({"inputs": [[1.0, 2.0]]}, "Input 'input' has shape [1, 2], but ['batch', 4] is expected"),
+        ({"inputs": {"other": X}}, "The inputs are ['other'], but the model expects"),
+        ({"inputs": [["a", "b", "c", "d"]]}, "Input 'input' is <U1, but float32 is expected"),
+        ({"inputs": [[1, 2, 3, 4]]}, "Input 'input' is int64, but float32 is expected; convert it"),
     ],
 )
 def test_what_does_not_fit_the_model_is_refused_with_our_sentence(

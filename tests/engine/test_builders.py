@@ -89,7 +89,7 @@ def test_the_limit_counts_from_when_the_build_begins(kept, tmp_path):
 
     graph = graph_in(tmp_path, slow_to_build())
     first = kept()
-    with pytest.raises(EngineBuildError, match=r"was not done within 0\.5 s"):
+    with pytest.raises(EngineBuildError, match=r"did not finish within 0\.5 s"):
         compile(graph, "sm86", out=tmp_path / "e", settings=BuildSettings(time_limit_s=0.5))
     assert kept() != first
     compile(graph, "sm86", out=tmp_path / "e", settings=BuildSettings(time_limit_s=300))

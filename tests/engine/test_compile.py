@@ -477,7 +477,9 @@ def test_a_builder_that_does_not_start_is_told_with_the_driver(graph, out, monke
         raise TypeError  # as pybind11 does of a null pointer that a factory returns
 
     monkeypatch.setattr(trt, "Builder", starts)
-    with pytest.raises(RunnerError, match=r"does not start .* error: 35; see whether the driver"):
+    with pytest.raises(
+        RunnerError, match=r"does not start .* error: 35; check with `nvidia-smi` that the driver"
+    ):
         built_here(graph(CONV), RTX86, out)
 
 
@@ -518,7 +520,7 @@ def struck(sign):
     [
         (signal.SIGSEGV, 60, r"crashed \(SIGSEGV\)"),
         (signal.SIGKILL, 60, r"was killed \(SIGKILL, as Linux does when memory runs out\)"),
-        (signal.SIGSTOP, 8, r"was not done within 8 s"),
+        (signal.SIGSTOP, 8, r"did not finish within 8 s"),
     ],
 )
 def test_a_builder_that_dies_or_hangs_is_an_error_of_the_build(sign, limit_s, how, graph, out):

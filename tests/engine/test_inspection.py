@@ -108,7 +108,7 @@ def test_without_a_gpu_nothing_is_loaded(monkeypatch):
 @pytest.mark.parametrize(
     ("loaded", "reason"),
     [
-        (None, "TensorRT-RTX cannot load what it has built"),
+        (None, "TensorRT-RTX cannot load the engine that it built"),
         (Loaded(said("Float", "Float")), "none of the engine's layers computes in it, but in Flo"),
         (Loaded(names=("x", "z")), r"the engine has the inputs and outputs \['x', 'z'\]"),
         (Loaded(dtype=trt.DataType.HALF), "the engine has 'x' in DataType.HALF, not in float32"),

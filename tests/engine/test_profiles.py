@@ -133,10 +133,10 @@ def test_what_a_size_costs_decides_which_buckets_are_worth_it():
 
 @pytest.mark.parametrize("seen", [[], {}, [0, 3], {4: 0}])
 def test_buckets_are_not_chosen_from_nothing(seen):
-    with pytest.raises(InvalidInputError, match="chosen from sizes that were seen, but"):
+    with pytest.raises(InvalidInputError, match="chosen from the sizes of real calls, but"):
         choose_buckets(seen, 2)
 
 
 def test_at_least_one_bucket_is_chosen():
-    with pytest.raises(InvalidInputError, match="count is 0, but at least one bucket is wanted"):
+    with pytest.raises(InvalidInputError, match="count is 0, but at least one bucket is expected"):
         choose_buckets([1], 0)

@@ -87,6 +87,8 @@ def test_a_target_as_people_say_it(said, target):
         ("NVIDIA A100-SXM4-80GB", rtx("sm80")),
         ("Tesla T4", rtx("sm75")),
         ("NVIDIA RTX PRO 6000 Blackwell Server Edition", rtx("sm120")),
+        ("NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition", rtx("sm120")),
+        ("NVIDIA RTX 4000 SFF Ada Generation", rtx("sm89")),
         ("A100+L4", rtx("sm80", "sm89")),
         ("rtx:A100", rtx("sm80")),
         ("H100", trt("sm90")),
@@ -116,6 +118,7 @@ def test_every_gpu_of_the_table_is_a_target_or_too_old_to_be_one():
         ("RTX 4091", "Did you mean RTX 4090"),
         ("H1000", "Did you mean H100"),
         ("V100", "sm70 is before Turing, sm75"),
+        ("Tesla M60", "sm52 is before Turing, sm75"),
         ("rtx:H100", "TensorRT-RTX does not list sm90"),
         ("rtx:sm8", "Did you mean rtx:sm8[069]"),
         ("trt11:sm99", "Did you mean trt11:sm"),
@@ -129,7 +132,7 @@ def test_every_gpu_of_the_table_is_a_target_or_too_old_to_be_one():
         ("SM86", "sm86"),
         ("", "one of local, rtx"),
         ("rtx:sm86,sm89", "Did you mean rtx:sm8"),
-        ("rtx+compatible", "bound to no GPU model; leave '.compatible' out"),
+        ("rtx+compatible", "not tied to a GPU model; leave '.compatible' out"),
         ("trt11", "name it, or add '.compatible'"),
         ("trt11:sm80+sm90", "one compute capability; name one, or several targets"),
     ],
@@ -224,5 +227,5 @@ def test_another_version_or_gpu_than_is_here_is_refused_with_where_to_build(monk
     installed(monkeypatch, tensorrt="11.4.0.106")
     with pytest.raises(InvalidInputError, match=r"needs TensorRT 10, but 11.4.0.106 is installed"):
         resolve("trt10:sm90")
-    with pytest.raises(InvalidInputError, match=r"GPU of sm80 itself, but .* the GPU is of sm90"):
+    with pytest.raises(InvalidInputError, match=r"GPU of sm80 only, but .* the GPU is sm90"):
         resolve("trt11:sm80")

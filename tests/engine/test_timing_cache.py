@@ -269,6 +269,6 @@ def test_timings_that_cannot_be_had_are_announced_and_left_out(store, tmp_path, 
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
     get_artifact_repository(run.info.artifact_uri).delete_artifacts("kernels.timings")
-    with pytest.warns(UserWarning, match=f"timings of run {run.info.run_id} cannot be had"):
+    with pytest.warns(UserWarning, match=f"timing cache of run {run.info.run_id} cannot be read"):
         distributed.compile(graph, targets=["sm89"])
     assert kernels == [set(), set()]

@@ -260,7 +260,7 @@ def test_an_engine_that_is_right_has_nothing_to_explain(tmp_path):
     found = bisect_engine(source, samples=[X], build=wrong_kernels("nothing"))
 
     assert (found.nodes, found.evaluations, found.minimal) == ((), 1, True)
-    assert "nothing to explain" in found.sentence
+    assert "nothing to bisect" in found.sentence
 
 
 def test_the_suspect_graph_is_built_as_it_is_and_a_piece_ends_only_where_it_is_cut(graph):
@@ -320,7 +320,7 @@ def test_when_the_evaluations_run_out_the_piece_is_said_to_be_too_large(tmp_path
 
     assert found.nodes == tuple(f"layer_{number}" for number in range(12))
     assert not found.minimal
-    assert "the evaluations ran out" in found.sentence
+    assert "the limit of evaluations" in found.sentence
 
 
 def test_no_samples_are_refused(tmp_path):
@@ -332,7 +332,7 @@ def test_a_graph_with_nothing_to_cut_out_is_refused(tmp_path):
     model = onnx.parser.parse_model(HEADER + "main (float[N] x) => (int64[1] y) { y = Shape(x) }")
     source = artifact(model, tmp_path / "source.onnx")
 
-    with pytest.raises(InvalidInputError, match="no node that works on its inputs"):
+    with pytest.raises(InvalidInputError, match="no node that depends on its inputs"):
         bisect_engine(source, samples=[{"x": np.zeros(2, np.float32)}])
 
 

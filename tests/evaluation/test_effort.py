@@ -81,12 +81,15 @@ def test_numbers_that_are_wrong_fail_at_every_level(level, tmp_path):
 def test_a_level_that_does_not_exist_is_refused_before_anything_is_made(tmp_path):
     with pytest.raises(InvalidInputError) as caught:
         saved(net(), tmp_path / "model", "fast")
-    assert str(caught.value) == "evidence='fast' is no level; there are quick, standard, thorough."
+    assert (
+        str(caught.value)
+        == "There is no level of evidence 'fast'; there are quick, standard, thorough."
+    )
     assert list(tmp_path.iterdir()) == []
 
 
 def test_quick_evidence_is_a_doubt_on_the_first_screen():
-    sentence = "The evidence is quick: each variant ran few times, from one caller"
+    sentence = "The evidence is quick: each variant ran a few times, from one caller"
     assert sentence in html(dataclasses.replace(full(), level="quick"))
     assert sentence not in html(dataclasses.replace(full(), level="standard"))
     assert sentence not in html(full())

@@ -127,8 +127,8 @@ def test_every_gate_must_pass_and_each_that_does_not_says_why():
 
     assert [verdict.passed for verdict in decision.verdicts] == [True, False, False]
     assert decision.reasons == (
-        "b: found 1.5, wanted at least 2",
-        "c: not measured, wanted at most 3",
+        "b = 1.5 (gate: at least 2)",
+        "c: not measured (gate: at most 3)",
     )
 
 

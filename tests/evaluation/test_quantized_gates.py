@@ -178,7 +178,7 @@ def test_a_variant_with_nothing_beside_it_is_not_decided_on(tmp_path):
 
 @pytest.mark.parametrize("precision", ["int8", "fp8"])
 def test_without_evaluation_data_it_is_refused_before_anything_is_made(precision, tmp_path):
-    with pytest.raises(InvalidInputError, match=f"{precision} is calibrated on data"):
+    with pytest.raises(InvalidInputError, match=f"{precision} is calibrated on evaluation data"):
         mlflow_e2eai.save_model(
             net(), tmp_path / "m", input_example={"x": features()}, precisions=("fp32", precision)
         )
@@ -225,13 +225,13 @@ def test_what_tensorrt_cannot_build_is_said_and_the_rest_is_made(tmp_path):
     )
     manifest = bundle.read(tmp_path / "m" / "bundle")
     found = {entry.variant: entry for entry in manifest.evidence}
-    assert found["tensorrt_rtx-sm86/fp8"].reason.startswith("sm86 has no fp8")
+    assert found["tensorrt_rtx-sm86/fp8"].reason.startswith("sm86 does not support fp8")
     assert not found["tensorrt_rtx-sm86/fp8"].measured
     assert found["tensorrt_rtx-sm89/fp8"].worth is not None
     held = [(e.precision, e.target.compute_capability) for e in manifest.engines]
     assert ("fp32", "sm86") in held
     assert ("fp8", "sm86") not in held
-    assert "sm86 has no fp8" in html(manifest)
+    assert "sm86 does not support fp8" in html(manifest)
 
 
 def test_digits_in_int8_are_logged_kept_and_as_accurate(store, monkeypatch):

@@ -75,7 +75,7 @@ def test_precisions_and_gpus_go_by_the_names_that_people_use(given, meant):
     [
         (
             {"precisions": ("fp61",)},
-            "but one of fp32, tf32, fp16, bf16, int8, fp8 is wanted. Did you mean fp16?",
+            "but one of fp32, tf32, fp16, bf16, int8, fp8 is expected. Did you mean fp16?",
         ),
         ({"precisions": ("FP 16",)}, "Did you mean fp16?"),
         ({"targets": ("RTX 4091",)}, "Did you mean RTX 4090?"),

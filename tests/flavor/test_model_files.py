@@ -150,7 +150,7 @@ def test_of_twelve_engines_the_one_that_fits_is_downloaded(client, served, monke
 def test_without_a_gpu_no_engine_is_downloaded(client, served):
     with (
         downloads(served[1]) as asked,
-        pytest.warns(UserWarning, match=f"Running {CPU32} instead"),
+        pytest.warns(UserWarning, match=f"Falling back to {CPU32}"),
         mlflow_e2eai.load_model(client) as model,
     ):
         assert np.array_equal(model(X)["y"], 2 * X)
@@ -258,7 +258,7 @@ def test_what_is_on_demand_is_verified(client, served):
     [
         ("e2eai:/nothing/1", TrackingError, "There is no model 'models:/nothing/1'"),
         ("e2eai:/net@nobody", TrackingError, "There is no model 'models:/net@nobody'"),
-        ("e2eai:/net", InvalidInputError, "'models:/net' names no model"),
+        ("e2eai:/net", InvalidInputError, "'models:/net' is not a model URI"),
     ],
 )
 def test_what_names_no_model_has_no_files_on_demand(uri, error, words):
@@ -272,7 +272,7 @@ def test_a_file_that_the_server_lost_is_named(client, served):
         path.rename(path.with_suffix(".lost"))
     try:
         with pytest.raises(
-            ArtifactError, match=r"bundle/model.onnx of models:/net/1 cannot be had"
+            ArtifactError, match=r"bundle/model.onnx of models:/net/1 cannot be downloaded"
         ):
             mlflow_e2eai.load_model(client, variant=CPU32)
     finally:

@@ -13,7 +13,7 @@ import yaml
 from small_models import features, net
 
 import mlflow_e2eai
-from mlflow_e2eai.flavor import get_default_pip_requirements, wheel
+from mlflow_e2eai.flavor import get_default_pip_requirements, mlmodel, wheel
 
 
 def installed_from(monkeypatch, record):
@@ -38,6 +38,17 @@ def model(on_threads, tmp_path_factory):
             net(), path, input_example={"x": features()}, precisions=("fp32",), evidence="quick"
         )
     return path
+
+
+def test_a_process_warns_once_that_its_models_contain_the_package(caplog):
+    mlmodel._report_wheel.cache_clear()
+    for _ in range(2):
+        mlmodel._report_wheel("mlflow_e2eai==0.1.0")
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert record.getMessage().startswith(
+        "requirements.txt takes mlflow_e2eai==0.1.0 from packages/"
+    )
 
 
 @pytest.mark.system

@@ -66,7 +66,7 @@ def test_jobs_run_side_by_side_under_the_one_parent_and_one_that_fails_fails_alo
         "tensorrt_rtx-sm86",
         "tensorrt_rtx-sm89",
     }
-    assert "The graph is in fp32, but an engine in fp16 is wanted" in failed.error
+    assert "The graph is in fp32, but an engine in fp16 is expected" in failed.error
     assert [outcome.error for outcome in (first, second)] == [None, None]
     runs = {run.info.run_id: run for run in children(parent)}
     assert sorted(run.info.run_name for run in runs.values()) == [
@@ -141,7 +141,7 @@ def test_a_job_that_is_lost_twice_is_given_up_and_the_others_go_on(store, tmp_pa
 def test_a_worker_that_hangs_is_ended_at_its_limit(store, tmp_path):
     graph = log_graph(tmp_path)
     (outcome,) = fleet.run([compiling(graph)], timeout_s=0.1)
-    assert "gave no sign of life for 0.1 s" in outcome.error
+    assert "did not respond for 0.1 s" in outcome.error
     assert len(outcome.failed_runs) == 2
     assert {mlflow.get_run(run).info.status for run in outcome.failed_runs} == {"FAILED"}
 
@@ -210,7 +210,7 @@ def test_an_engine_that_a_fleet_cannot_build_is_left_out_of_the_package_and_the_
         assert model.manifest.engines == ()
         (said,) = [e for e in model.manifest.evidence if e.variant == "tensorrt_rtx-sm86/fp32"]
     assert not said.measured
-    assert "gave no sign of life for 0.05 s" in said.reason
+    assert "did not respond for 0.05 s" in said.reason
     assert engines() == []
 
 

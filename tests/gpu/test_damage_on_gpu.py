@@ -88,7 +88,7 @@ def test_what_cannot_run_here_is_refused_or_announced_and_replaced(
     changed(copied, change)
     with pytest.raises(error, match=said):
         load_model(str(copied), fallback=False)
-    with pytest.warns(UserWarning, match=f"Running onnxruntime-.* instead: .*{said}"):
+    with pytest.warns(UserWarning, match=f"Falling back to onnxruntime-.*: .*{said}"):
         model = load_model(str(copied))
     with model:
         assert model.variant.startswith("onnxruntime-")
@@ -115,7 +115,7 @@ def test_a_batch_that_no_profile_has_is_refused_with_the_profile(saved, cnn):
         engine_variant(e) for e in bundle.read(bundle.find(saved)).engines if e.arithmetic == "fp16"
     )
     with load_model(str(saved), variant=name) as model:
-        with pytest.raises(InvalidInputError, match="has 65 along axis 0, but the profile admits"):
+        with pytest.raises(InvalidInputError, match="has 65 along axis 0, but the profile allows"):
             model(images(65))
         assert_right(model, cnn)
     with load_model(str(saved), variant=name, split=True) as model:

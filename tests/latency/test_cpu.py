@@ -208,7 +208,7 @@ def test_a_measure_below_the_least_share_is_named_busy_with_the_share_and_the_lo
 
     ((variant, sentence),) = busy(report)
     assert variant == "slow"
-    assert sentence.startswith("'slow' got 12% of the processor time for which it was ready (")
+    assert sentence.startswith("'slow' got 12% of the processor time that it could have used (")
     assert "load average" in sentence
     assert "too noisy to tell" in sentence
     assert (report["slow"].cpu_share, report["quick"].cpu_share) == (0.125, 0.95)

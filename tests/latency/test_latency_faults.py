@@ -119,7 +119,7 @@ def test_a_machine_that_drifts_is_told_from_a_callable_that_does():
     )
 
     assert kinds(report) == [("drift", None)]
-    assert "it is the machine that changed" in serious(report)[0].sentence
+    assert "the machine's speed changed" in serious(report)[0].sentence
     assert report.ratio("a", "b").equal
 
 

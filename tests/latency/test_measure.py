@@ -315,7 +315,7 @@ def test_a_warm_up_that_is_too_short_to_tell_says_so():
     report = run({"a": [TICK]}, warmup=3, rounds=3)
 
     assert [found.kind for found in report.findings] == ["unsettled"]
-    assert "after 3 calls of warm-up: that is too little to tell" in report.findings[0].sentence
+    assert "after 3 calls of warm-up: which is too few to tell" in report.findings[0].sentence
 
 
 def test_what_does_not_settle_is_refused_when_it_is_to_be_strict():

@@ -909,7 +909,7 @@ def test_what_progress_raises_ends_the_comparison(call):
 
 def test_a_tolerance_for_an_output_that_there_is_not_is_refused():
     with pytest.raises(
-        InvalidInputError, match=r"\['logit'\]; the reference's outputs are \['y'\]"
+        InvalidInputError, match=r"\['logit'\], but the reference's outputs are \['y'\]"
     ):
         compare(identity, identity, [{"x": X}], tolerance={"logit": 1e-5})
 

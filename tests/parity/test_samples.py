@@ -153,7 +153,7 @@ def test_data_for_a_cleaned_graph_has_its_names_and_types():
     data.check_names(["pixels"])
     ((inputs, _),) = data.batches()
     np.testing.assert_array_equal(inputs["pixels"], np.array([[0, 2, 8]], np.uint8))
-    with pytest.raises(InvalidInputError, match=r"\['pixels'\], but \['x'\] are wanted"):
+    with pytest.raises(InvalidInputError, match=r"\['pixels'\], but \['x'\] are expected"):
         data.check_names(["x"])
 
 
@@ -180,7 +180,7 @@ def test_ragged_labels_stay_python_objects():
         ([(X, LABELS, LABELS)], "3 parts"),
         ([], "has no batches"),
         (list, "has no batches"),
-        (({"y": X}, LABELS), r"\['y'\], but \['x'\] are wanted"),
+        (({"y": X}, LABELS), r"\['y'\], but \['x'\] are expected"),
         (((X, X), LABELS), "2 inputs"),
         ((X, {"a": LABELS, "b": LABELS}), r"a mapping of \['a', 'b'\]"),
         ((TABLE, "class"), "column 'class', but the data has"),
@@ -191,8 +191,8 @@ def test_ragged_labels_stay_python_objects():
         ((np.float32(1), [1]), "tensor or a numeric NumPy array"),
         ((X, 1), "give inputs and labels of one length"),
         (TABLE[:0][COLUMNS], "has no batches"),
-        (TABLE[COLUMNS].assign(name="one"), "columns for 'x' are no numbers"),
-        ((X, X[:, 0]), "labels are float32, and accuracy counts equal integers"),
+        (TABLE[COLUMNS].assign(name="one"), "columns for 'x' are not numbers"),
+        ((X, X[:, 0]), "labels are float32, but accuracy needs integers"),
     ],
 )
 def test_data_that_cannot_be_used_is_refused_before_any_work(given, words):
@@ -209,7 +209,7 @@ def test_data_that_is_used_up_after_one_pass_is_found_out():
 
     data = EvaluationData.of(DataLoader(Once(), batch_size=None), example=EXAMPLE)
     assert len(list(data.batches())) == 1  # the first was read to know the data
-    with pytest.raises(InvalidInputError, match="iterated anew for each variant"):
+    with pytest.raises(InvalidInputError, match="iterated once per variant"):
         next(data.batches())
 
 
@@ -318,7 +318,7 @@ def test_a_size_that_the_profile_does_not_admit_is_refused_by_its_axis():
     axes = (N, Axis("T", min=1, opt=4, max=6))
     data = EvaluationData.of((X, LABELS), example=EXAMPLE)
     with pytest.raises(
-        InvalidInputError, match="8 on axis 'T' of 'x', but the profile admits 1 to"
+        InvalidInputError, match="8 on axis 'T' of 'x', but the profile allows 1 to"
     ):
         next(calls(data, graph(*axes, shape=("N", "T")), EXAMPLE))
 
@@ -475,7 +475,7 @@ def test_a_metric_that_gives_no_number_is_refused(value):
     ],
 )
 def test_accuracy_refuses_what_it_would_count_wrongly(logits, labels):
-    with pytest.raises(InvalidInputError, match="accuracy wants scores of two classes or more"):
+    with pytest.raises(InvalidInputError, match="accuracy needs scores of two or more classes"):
         accuracy({"y": logits}, labels)
 
 
@@ -626,13 +626,15 @@ def test_a_metric_of_mlflow_that_wants_something_unknown_is_refused_by_its_name(
     def eval_fn(predictions, targets, question):
         return 1.0
 
-    with pytest.raises(InvalidInputError, match="it wants 'question', which is none of"):
+    with pytest.raises(
+        InvalidInputError, match="it has the parameter 'question', which is not one of"
+    ):
         score([make_metric(eval_fn=eval_fn, greater_is_better=True, name="m")])
 
 
 def test_metrics_without_labels_and_two_of_one_name_are_refused():
     metric = mlflow.metrics.mse()
-    with pytest.raises(InvalidInputError, match="no labels to judge by"):
+    with pytest.raises(InvalidInputError, match="Metrics need labels"):
         task_metrics([metric], None)
     with pytest.raises(InvalidInputError, match="have one name"):
         task_metrics([metric, metric], LABELS)

@@ -171,8 +171,8 @@ def picky(tensors):
 
 def test_variations_are_left_out_with_the_reason_where_they_say_nothing():
     _, left_out = taken({"ids": IDS}, picky)
-    assert left_out["ids: duplicates"] == "the model refuses it: ids repeat"
-    assert left_out["ids: sorted"] == "its numbers are not finite, unlike those of the example"
+    assert left_out["ids: duplicates"] == "the model fails on it: ids repeat"
+    assert left_out["ids: sorted"] == "its outputs are not finite, unlike those of the example"
     x = np.random.default_rng(0).standard_normal((64, 3)).astype(np.float32)
     _, left_out = taken({"x": x}, lambda t: {"y": (t["x"] * 2**20).astype(np.int64)})
     assert "changes an integer" in left_out["fresh numbers"]

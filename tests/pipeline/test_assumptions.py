@@ -64,7 +64,7 @@ def test_the_doubts_come_first_and_say_what_was_assumed(package):
     example, axis = assumptions(manifest_of(package.model_uri))
 
     assert "ids int64[2, 6] from 0 to " in example
-    assert axis.startswith("Axis 0 of 'ids' is open, and taken to be ")
+    assert axis.startswith("Axis 0 of 'ids' is open, and is assumed to be ")
 
 
 def test_token_ids_are_of_the_vocabulary_and_differ(package, tmp_path):

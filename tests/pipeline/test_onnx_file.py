@@ -86,11 +86,11 @@ def refused(path, match, *, kind=InvalidInputError, **options):
 
 
 def test_what_cannot_be_taken_leaves_nothing_logged(store, path, tmp_path):
-    refused(path, r"leaves size 0 of 'x' open; say which sizes .* dynamic_axes=x:0=N:1:8:64")
+    refused(path, r"leaves size 0 of 'x' open; give its range .* dynamic_axes=x:0=N:1:8:64")
     strange = {"x": {1: AXES["x"][0]}}
     refused(path, "leaves no such size open", dynamic_axes=strange)
     np.savez(tmp_path / "x.npz", other=W)
-    refused(path, "the model wants", example=tmp_path / "x.npz", dynamic_axes=AXES)
+    refused(path, "the model expects", example=tmp_path / "x.npz", dynamic_axes=AXES)
     (tmp_path / "w.bin").write_bytes(W.tobytes()[:-1])
     refused(path, "up to byte 96, but that file has 95", kind=ArtifactError, dynamic_axes=AXES)
     path.write_bytes(path.read_bytes()[:-5])
@@ -215,7 +215,7 @@ def test_evaluation_data_judges_what_a_file_began(store, path):
     [
         ({"exporter": "trace"}, "exporter is for PyTorch models"),
         ({"opset": 20}, "opset is for PyTorch models"),
-        ({"dynamic_axes": AXES}, "axes of an ONNX file are named when it comes in"),
+        ({"dynamic_axes": AXES}, "axes of an ONNX file are set by clean"),
     ],
 )
 def test_what_only_an_exporter_heeds_is_refused_for_a_file(store, path, options, words):
@@ -228,4 +228,4 @@ def test_what_only_an_exporter_heeds_is_refused_for_a_file(store, path, options,
 
 def test_clean_takes_a_chain_or_a_file(capsys):
     assert main.main(["clean", "--model-uri", "m-1", "--onnx", "x.onnx"]) == main.ERROR
-    assert "one of model_uri and onnx" in capsys.readouterr().err
+    assert "either model_uri or onnx" in capsys.readouterr().err

@@ -9,7 +9,13 @@ import torch
 
 import mlflow_e2eai
 from mlflow_e2eai import Axis, export
-from mlflow_e2eai.artifacts.example import others_of
+from mlflow_e2eai.artifacts.example import (
+    GeneratedExample,
+    SizedExample,
+    assumptions_of,
+    others_of,
+)
+from mlflow_e2eai.cli.main import main
 from mlflow_e2eai.errors import InvalidInputError
 from mlflow_e2eai.pipeline import jobs, stages
 
@@ -51,6 +57,10 @@ def build():
     }
 
 
+def build_without_samples():
+    return {**build(), "samples_at": ()}
+
+
 @pytest.fixture
 def exported(tmp_path):
     def once(samples, model=None, example=EXAMPLE, axes=AXES):
@@ -72,7 +82,7 @@ def test_a_module_that_refuses_all_samples_made_here_is_exported_on_given_ones(e
         exported([])
     report = exported(SAMPLES)
     assert {"opt", "min", "max", "max N, min others", "N=3, T=5"} <= set(report.samples)
-    assert "the model refuses it" in report.left_out["turned"]
+    assert "the model fails on it" in report.left_out["turned"]
 
 
 def test_one_example_at_the_largest_sizes_is_what_the_others_are_cut_from(exported):
@@ -168,6 +178,49 @@ def test_stages_one_by_one_have_the_samples_that_were_logged_with_the_model(stor
     assert {each.sizes for each in evidence if each.sizes} == {("N=3, T=5",)}
     (others,) = evaluated
     assert [other["x"].shape for other in others] == [tuple(s["x"].shape) for s in SAMPLES]
+
+
+@pytest.fixture
+def files(tmp_path):
+    """The samples as npz files, with commas between."""
+    paths = [tmp_path / f"{at}.npz" for at in range(len(SAMPLES))]
+    for path, sample in zip(paths, SAMPLES, strict=True):
+        np.savez(path, **{name: array.numpy() for name, array in sample.items()})
+    return ",".join(map(str, paths))
+
+
+def test_a_command_runs_files_of_samples_on_a_model_that_was_logged_without(store, files, capsys):
+    source = jobs.log(f"{__name__}:build_without_samples", name="rows")
+    command = ["export", source, "--exporter", "trace"]
+    assert main(command) == 1
+    assert "give an example at these sizes by samples_at" in capsys.readouterr().err
+    assert main([*command, "--samples-at", files]) == 0
+    assert main([*command, "--samples-at", files.split(",")[0] + ".npz"]) == 1
+    assert "Cannot read 0.npz.npz" in capsys.readouterr().err
+
+
+def test_a_pipeline_on_a_logged_model_compares_on_files_of_samples(store, files, evaluated):
+    source = jobs.log(f"{__name__}:build_without_samples", name="rows")
+    words = ["--exporter", "trace", "--precisions", "fp32", "--evidence", "quick"]
+    assert main(["pipeline", source, "--samples-at", files, *words]) == 0
+    assert [len(others) for others in evaluated] == [5]
+
+
+def test_clean_takes_files_of_samples_with_an_onnx_file(store, tmp_path, capsys):
+    path, wide = tmp_path / "model.onnx", tmp_path / "wide.npz"
+    export(torch.nn.Tanh().eval(), EXAMPLE["x"], out=path, dynamic_axes={"input": AXES["x"]})
+    np.savez(wide, input=np.zeros((9, 4), np.float32))
+    axes = "input:0=N:1:2:4,input:1=T:3:4:6"
+    words = ["clean", "--onnx", str(path), "--dynamic-axes", axes, "--samples-at"]
+    assert main([*words, str(wide)]) == 1
+    assert "samples_at[0] has 9 on axis 'N'" in capsys.readouterr().err
+    np.savez(wide, input=np.zeros((3, 5), np.float32))
+    assert main([*words, str(wide)]) == 0
+
+
+def test_an_example_with_samples_keeps_its_assumptions():
+    generated = GeneratedExample({"x": np.zeros((2, 4), np.float32)}, ["It was generated."])
+    assert assumptions_of(SizedExample(generated, [])) == ("It was generated.",)
 
 
 def test_logged_samples_that_other_axes_do_not_admit_are_left_out(store, caplog):

@@ -267,18 +267,18 @@ def test_an_unknown_precision_is_refused_with_the_choices(precision, graph, out)
 @pytest.mark.parametrize("precision", sorted({*PRECISIONS} - {"tf32"}))
 def test_a_graph_in_fp16_is_no_source(precision, graph, out, tmp_path):
     made, _ = convert(graph(TWO_LAYERS), "fp16", out=out)
-    with pytest.raises(InvalidInputError, match="is in fp16, but one in fp32 is wanted"):
+    with pytest.raises(InvalidInputError, match="is in fp16, but one in fp32 is expected"):
         convert(made, precision, out=tmp_path / "again.onnx")
 
 
 def test_no_graph_is_in_tf32(graph, out):
-    with pytest.raises(InvalidInputError, match="No graph is in tf32"):
+    with pytest.raises(InvalidInputError, match="Only engines compute in tf32"):
         convert(graph(TWO_LAYERS), "tf32", out=out)
     assert not out.exists()
 
 
 def test_a_graph_with_nothing_for_fp16_to_hold_is_refused(graph, out):
-    with pytest.raises(PrecisionError, match="nothing that fp16 could hold"):
+    with pytest.raises(PrecisionError, match="No part of the graph can be converted to fp16"):
         convert(graph(ONLY_INTEGERS), "fp16", out=out)
     assert not out.exists()
 
@@ -556,7 +556,7 @@ def test_names_add_to_what_the_ranges_keep(graph, out):
 
 def test_a_sample_that_does_not_fit_is_one_sentence_and_leaves_no_file(graph, out):
     source = graph(TWO_LAYERS)
-    with pytest.raises(PrecisionError, match="ranges of the fp32 graph's values cannot be seen"):
+    with pytest.raises(PrecisionError, match="value ranges of the fp32 graph cannot be measured"):
         convert(source, "fp16", out=out, samples=[{"x": np.zeros((2, 4), np.float32)}])
     assert list(out.parent.iterdir()) == [source.path]
 
@@ -661,7 +661,7 @@ def test_a_node_inside_a_subgraph_is_not_taken_for_its_namesake(graph, out):
 
 def test_keeping_everything_is_refused_as_it_would_say_fp16_and_not_be_it(graph, out):
     source = graph(TWO_LAYERS)
-    with pytest.raises(PrecisionError, match="nothing that fp16 could hold"):
+    with pytest.raises(PrecisionError, match="No part of the graph can be converted to fp16"):
         convert(source, "fp16", out=out, keep_fp32=graphs.node_names(graphs.read(source.path)))
     assert not out.exists()
 

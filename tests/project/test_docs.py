@@ -40,7 +40,7 @@ def commands(program):
 
 
 @pytest.mark.system
-@pytest.mark.filterwarnings("ignore:Running onnxruntime-cpu")
+@pytest.mark.filterwarnings("ignore:Falling back to onnxruntime-cpu")
 def test_the_python_of_every_page_runs(store):
     for page in PAGES:
         namespace = {}

@@ -123,7 +123,9 @@ def test_weights_that_changed_are_not_run(tmp_path, lowered):
     mlflow_e2eai.save_model(tmp_path / "m", again)
     assert {path.stat().st_nlink for path in weight_files(tmp_path)} == {1}
     file.unlink()
-    with pytest.raises(ArtifactError, match=r"\.weights of .* cannot be had: No such artifact"):
+    with pytest.raises(
+        ArtifactError, match=r"\.weights of .* cannot be downloaded: No such artifact"
+    ):
         mlflow_e2eai.load_model(str(tmp_path / "m"))
 
 

@@ -62,10 +62,10 @@ def test_the_best_of_those_that_pass_is_promoted_and_the_others_say_why_not(stor
     assert contest.winner == second
     assert holder(store) == second
     assert contest.reasons[0] == (
-        f"version {first}: goal/task/accuracy: found 0.6, wanted the highest of 2 versions, 0.8 of "
-        f"version {second}"
+        f"version {first}: goal/task/accuracy = 0.6 (gate: the highest of 2 versions, 0.8 of "
+        f"version {second})"
     )
-    assert contest.reasons[1].startswith(f"version {third}: task/accuracy: found 0.1")
+    assert contest.reasons[1].startswith(f"version {third}: task/accuracy = 0.1")
     tags = {each: store.get_model_version("net", each).tags["e2eai.decision"] for each in versions}
     assert tags == {first: "rejected", second: "promoted", third: "rejected"}
 

@@ -381,7 +381,7 @@ def test_an_axis_out_of_order_is_refused(sizes):
 )
 def test_an_axis_whose_sizes_are_no_multiples_is_refused(sizes, multiple):
     low, best, high = sizes
-    with pytest.raises(InvalidInputError, match=f"multiples of {multiple} are wanted"):
+    with pytest.raises(InvalidInputError, match=f"multiples of {multiple} are expected"):
         Axis("N", min=low, opt=best, max=high, multiple=multiple)
 
 
@@ -571,7 +571,7 @@ def test_when_no_exporter_is_left_each_cause_is_said_once_and_nothing_is_printed
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return torch.linalg.eigvalsh(x)
 
-    with pytest.raises(ExportError, match=r"No exporter wrote the model") as caught:
+    with pytest.raises(ExportError, match=r"No exporter could export the model") as caught:
         export(Eigenvalues().eval(), np.eye(3, dtype=np.float32), out=out)
     _, dynamo, torchscript = str(caught.value).splitlines()
     assert re.match(r"  dynamo: ConversionError: .*_linalg_eigh", dynamo)
@@ -711,7 +711,7 @@ def test_an_output_with_the_name_of_an_input_is_set_apart(exporter, out):
 
 
 def test_an_output_may_not_be_named_as_an_input(out):
-    with pytest.raises(InvalidInputError, match=r"has \['x'\], which inputs are named"):
+    with pytest.raises(InvalidInputError, match=r"has \['x'\], which are names of inputs"):
         export(Linear().eval(), two_rows(), out=out, output_names=["x"])
 
 
@@ -720,7 +720,7 @@ def test_a_dataclass_that_cannot_be_found_by_its_name_is_refused(out):
     class Local:
         ids: torch.Tensor
 
-    with pytest.raises(InvalidInputError, match="define the class at the top of a module"):
+    with pytest.raises(InvalidInputError, match="define the class at the top level of a module"):
         export(Reader().eval(), {"tokens": Local(torch.ones(2, 3))}, out=out)
 
 
@@ -769,7 +769,7 @@ def test_a_tie_in_an_integer_output_refuses_no_graph(out):
 
 
 def test_a_branch_that_only_an_integer_output_shows_is_not_taken_for_a_tie(out):
-    with pytest.raises(ExportError, match="does not give the module's numbers"):
+    with pytest.raises(ExportError, match="does not match PyTorch"):
         export(LargestOfPositive().eval(), {"x": two_rows()}, out=out, exporter="trace")
 
 

@@ -184,7 +184,7 @@ def test_a_saved_trace_with_nested_arguments_is_exported(tmp_path, out):
 
 def test_an_object_in_the_inputs_is_not_for_script_and_says_so():
     tree = pytree.flatten({"sums": Sums(rows(3), rows(3))})[0]
-    with pytest.raises(ExportError, match="holds a Sums; have forward take its fields"):
+    with pytest.raises(ExportError, match="holds a Sums; pass its fields to forward"):
         flat_script(torch.jit.script(torch.nn.ReLU()), tree, pytree.Tree(kind="leaf"))
 
 

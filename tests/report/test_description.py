@@ -43,11 +43,13 @@ def test_a_promoted_version_says_when_to_which_alias_and_what_it_serves():
 def test_a_rejected_version_says_why():
     text = sentence(manifest(TORCH, CPU, latency=LATENCY), PASSED, FAILED, FAILED)
     assert text.startswith("Rejected 30 Nov 2026 for champion: onnxruntime-cpu/fp32")
-    assert text.endswith("Reason: task/accuracy: found 0.9, wanted at least 0.97, and 1 more.")
+    assert text.endswith("Reason: task/accuracy = 0.9 (gate: at least 0.97), and 1 more.")
 
 
 def test_a_version_that_was_not_decided_on_says_so():
-    assert sentence().startswith("Not evaluated against gates yet: onnxruntime-cpu/fp32, 0.146 ms")
+    assert sentence().startswith(
+        "Not evaluated against any gates yet: onnxruntime-cpu/fp32, 0.146 ms"
+    )
 
 
 def test_a_version_that_nothing_timed_or_passed_says_what_passed():
@@ -59,7 +61,7 @@ def test_a_time_of_a_busy_machine_is_no_number():
     busy = LatencyFinding(kind="busy", variant="onnxruntime-cpu/fp32", sentence="It waited.")
     report = dataclasses.replace(LATENCY["opt"], findings=(busy,))
     text = sentence(manifest(TORCH, CPU, latency={"opt": report}))
-    assert "onnxruntime-cpu/fp32, too noisy to tell at batch 8" in text
+    assert "onnxruntime-cpu/fp32, latency at batch 8 too noisy to tell" in text
 
 
 @pytest.mark.parametrize("own", [None, "", version_description(FOUND)])

@@ -40,7 +40,7 @@ from mlflow_e2eai.report.page import html, surgery_html
         (None, "Not decided yet Not evaluated against any gates yet. Of 3 variants, 1 passed"),
         (PROMOTED, "Promoted The only gate passed."),
         (REJECTED, "Rejected 3 of 4 gates did not pass."),
-        (Decision(verdicts=()), "Rejected There are no gates, and without any nothing is promoted"),
+        (Decision(verdicts=()), "Rejected There are no gates, and nothing is promoted without any"),
     ],
 )
 def test_the_decision_comes_first(decision, sentence):
@@ -85,7 +85,7 @@ def test_a_ratio_whose_interval_holds_1_is_within_the_noise():
     assert ", within the noise" not in Page(html(full())).text()
 
 
-BUSY = "other work had part of the processor: too noisy to tell"
+BUSY = "other processes used the processor: too noisy to tell"
 
 
 def first_screen(page: Page) -> str:
@@ -147,7 +147,7 @@ def test_a_sentence_of_several_variants_is_said_once_with_all_of_them():
 
     assert text.count("There is no GPU.") == 1
     assert "tensorrt_rtx-sm86/fp32 tensorrt_rtx-sm86/fp16 There is no GPU." in text
-    assert "What is wrong onnxruntime-cpu/fp16 Too far off." in text
+    assert "Failures onnxruntime-cpu/fp16 Too far off." in text
 
 
 def test_every_kind_of_sample_and_output_has_its_line():
@@ -234,7 +234,7 @@ def test_how_an_engine_was_built_is_said_where_it_was_chosen_and_made_again_so()
     ("checked", "said"),
     [
         (("inputs and outputs", "layers"), "checked after the build: inputs and outputs, layers"),
-        ((), "checked after the build: its network alone, as the builder has no such GPU"),
+        ((), "checked after the build: only its network, because the builder has no such GPU"),
     ],
 )
 def test_what_was_checked_of_a_built_engine_is_said(checked, said):
@@ -325,7 +325,7 @@ def test_a_page_of_one_stage_links_its_run_and_the_one_above():
     for run in ("r1", "r0"):
         assert f'href="https://mlflow.example.com/base/#/experiments/7/runs/{run}"' in page
     assert "digits: Surgery Run r1 · Parent run r0" in Page(page).text()
-    assert "There was nothing to clean" in Page(surgery_html(manifest().surgery)).text()
+    assert "Nothing to clean" in Page(surgery_html(manifest().surgery)).text()
 
 
 def test_the_commands_are_quoted_for_the_shell():

@@ -63,7 +63,7 @@ def test_what_is_doubtful_stands_above_the_numbers():
         "2 variants differ on numbers larger than those of the input example",
         "Latency of 1 variant: the warm-up ended before the calls were steady",
         "Latency of 1 variant: single calls stalled",
-        "Latency of the whole run: the GPU held its clock down",
+        "Latency of the whole run: the GPU throttled its clock",
     ):
         assert line in doubts
 
@@ -90,8 +90,8 @@ def test_a_doubt_stands_beside_the_times_that_it_is_about():
     half = rows[rows.index(HALF) : rows.index(ENGINE)]
 
     assert text.count("not steady") == half.count("not steady") == 3
-    assert text.count("GPU held down") == len(shown().latency["max"].variants)
-    assert "stalls, GPU held down" in text
+    assert text.count("GPU throttled") == len(shown().latency["max"].variants)
+    assert "stalls, GPU throttled" in text
 
 
 def test_every_sentence_about_the_times_is_among_the_findings():
@@ -111,8 +111,8 @@ def test_what_is_advisory_is_shown_and_does_not_count():
     variants = section(shown(), "Variants")
     assert f"{ENGINE} passed 4.1e-04" in variants
     assert f"{HALF} failed lost at convert fp16 6.0e+00" in variants
-    assert "differs does not decide" in section(shown(), "Parity")
-    wrong, _, advisory = section(shown(), "Findings").partition("Shown, and does not decide")
+    assert "differs for information only" in section(shown(), "Parity")
+    wrong, _, advisory = section(shown(), "Findings").partition("For information only")
     assert "not finite on numbers" not in wrong
     assert f"{HALF} {ENGINE} Output 'logits' has 4 elements that are not finite" in advisory
 
@@ -160,11 +160,11 @@ def test_the_values_that_were_compared_stand_in_the_row_and_those_left_out_above
     parity = {"values": compared(1e-4)}
     manifest = changed(HALF, parity=parity, values=("mask: some False",))
     reference, *others = manifest.evidence
-    refused = {"mask: all False": "the model refuses it: no row"}
+    refused = {"mask: all False": "the model fails on it: no row"}
     reference = dataclasses.replace(reference, left_out=refused)
     text = section(dataclasses.replace(manifest, evidence=(reference, *others)), "Parity")
     assert "other masks, integers and numbers: mask: some False" in text
-    assert "Left out: mask: all False (the model refuses it: no row)." in text
+    assert "Left out: mask: all False (the model fails on it: no row)." in text
     assert "Left out" not in section(manifest, "Parity")
 
 
@@ -352,7 +352,7 @@ def test_a_conversion_says_which_nodes_stay_in_fp32_and_why():
     assert "2 of 1,203" in text
     assert "on 12 samples" in text
     assert "/mul Mul too large for fp16 h 1.9e+05" in text
-    assert "/last devtech::Foo asked for by name" in text
+    assert "/last devtech::Foo requested by name" in text
     assert "Refused" not in text
 
 

@@ -119,7 +119,7 @@ def test_of_many_variants_few_are_named():
 def test_the_steps_are_named_with_their_variants():
     drawn = texts(steps_picture(shown()))
 
-    assert {"export", "clean", "convert fp16", "against the step before"} <= set(drawn)
+    assert {"export", "clean", "convert fp16", "compared with the step before"} <= set(drawn)
 
 
 def test_a_name_is_no_formula():

@@ -55,9 +55,9 @@ def test_a_tensor_with_a_gradient_is_taken_as_its_values(session):
 @pytest.mark.parametrize(
     ("tensor", "message"),
     [
-        (torch.ones(4, 3, dtype=torch.float64), r"'x' is float64, but tensor\(float\) is wanted"),
+        (torch.ones(4, 3, dtype=torch.float64), r"'x' is float64, but tensor\(float\) is expected"),
         (torch.ones(3, 4).T, r"'x' is not contiguous; make it so by .contiguous\(\)"),
-        (Elsewhere(), "'x' is on the GPU and no torch tensor"),
+        (Elsewhere(), "'x' is on the GPU but is not a torch tensor"),
     ],
 )
 def test_what_onnx_runtime_would_misread_is_refused(tensor, message, session):

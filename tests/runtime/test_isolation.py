@@ -121,7 +121,7 @@ def test_a_call_that_never_returns_is_ended():
     began = time.monotonic()
     with isolated(partial(crashing_runners.hangs, seconds=600)) as infer:
         infer.timeout_s = 0.5  # not for its start, which takes longer on a busy machine
-        with pytest.raises(RunnerError, match=r"no sign of life for 0.5 s on x \[2, 3\]"):
+        with pytest.raises(RunnerError, match=r"did not respond for 0.5 s on x \[2, 3\]"):
             infer(sample())
     assert time.monotonic() - began < 60
 
@@ -356,7 +356,7 @@ def test_a_process_that_is_killed_from_here_is_an_error_of_its_call():
 def test_a_call_ends_at_its_time_limit_though_it_makes_progress():
     with (
         closing(WorkerProcess()) as process,
-        pytest.raises(RunnerError, match=r"was not done within 3 s at step \d"),
+        pytest.raises(RunnerError, match=r"did not finish within 3 s at step \d"),
     ):
         process.call(crashing_runners.makes_progress_for_ever, time_limit_s=3)
 

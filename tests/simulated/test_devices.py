@@ -144,7 +144,7 @@ def test_arrays_beside_tensors_on_the_gpu_are_brought_there(engine):
 @pytest.mark.parametrize(
     ("tensor", "message"),
     [
-        (lambda: OnGpu(rows(3).astype(np.float64)), "is float64, but float32 is wanted"),
+        (lambda: OnGpu(rows(3).astype(np.float64)), "is float64, but float32 is expected"),
         (lambda: OnGpu(rows(3), strides=(1, 3)), "is not contiguous; make it so"),
     ],
 )
@@ -158,14 +158,14 @@ def test_a_tensor_that_does_not_fit_is_refused(tensor, message, run):
 def test_a_full_gpu_is_told(run, trt):
     tensor = OnGpu(rows(16))
     trt.DRIVER.simulated_limit(trt.DRIVER.simulated_used())
-    with pytest.raises(RunnerError, match="the GPU's memory is full"):
+    with pytest.raises(RunnerError, match="the GPU is out of memory"):
         run.on_device({"x": tensor})
 
 
 def test_what_cannot_be_cut_is_told(run, engine):
     made, _ = engine()
     cut = bound_sizes(run.on_device, made.inputs, made.outputs, (N,), split=True)
-    with pytest.raises(InvalidInputError, match="'x' cannot be cut; give an array or a torch"):
+    with pytest.raises(InvalidInputError, match="'x' cannot be split; give an array or a torch"):
         cut({"x": OnGpu(rows(17))})
 
 

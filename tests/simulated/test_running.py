@@ -339,7 +339,7 @@ def test_an_output_for_which_there_is_no_memory_is_told_and_the_next_call_is_ans
         infer({"x": np.eye(3, dtype=np.float32)})
         infer({"x": np.zeros((16, 3), np.float32)})
         trt.DRIVER.simulated_limit(trt.DRIVER.simulated_used() + 16)
-        with pytest.raises(RunnerError, match="the GPU's memory is full"):
+        with pytest.raises(RunnerError, match="the GPU is out of memory"):
             infer({"x": np.ones((16, 3), np.float32)})
         trt.DRIVER.simulated_limit(1 << 40)
         assert infer({"x": np.ones((16, 3), np.float32)})["at"].shape == (2, 48)
@@ -400,7 +400,7 @@ def test_a_size_that_no_profile_covers_is_told_with_the_profile(run, ask):
 
 def test_a_full_gpu_is_told_when_the_engine_starts_and_the_process_goes_on(engine, trt, ask):
     trt.SETTINGS["contexts"] = 0
-    with pytest.raises(RunnerError, match="the GPU's memory is full"):
+    with pytest.raises(RunnerError, match="the GPU is out of memory"):
         engine_runner(engine()[0]).__enter__()
     trt.SETTINGS["contexts"] = 1
     with engine_runner(engine()[0]) as infer:
@@ -410,7 +410,7 @@ def test_a_full_gpu_is_told_when_the_engine_starts_and_the_process_goes_on(engin
 def test_a_gpu_that_is_full_in_a_call_is_told_and_the_next_call_is_answered(run, trt, ask):
     ask(run, 1)
     trt.DRIVER.simulated_limit(trt.DRIVER.simulated_used() + 16)
-    with pytest.raises(RunnerError, match="the GPU's memory is full"):
+    with pytest.raises(RunnerError, match="the GPU is out of memory"):
         run({"x": rows(16)})
     ask(run, 1)
     trt.DRIVER.simulated_limit(1 << 40)
@@ -439,14 +439,16 @@ def test_an_engine_that_does_not_load_is_told_in_tensorrts_words_or_for_want_of_
     with pytest.raises(RunnerError, match=r"load model.engine \(Version tag .*compile it again"):
         engine_runner(made).__enter__()
     trt.SETTINGS["refuses"] = {"deserialize_cuda_engine": "Error Code 2: OutOfMemory (...)"}
-    with pytest.raises(RunnerError, match="the GPU's memory is full; end what else runs"):
+    with pytest.raises(RunnerError, match="the GPU is out of memory; stop other processes"):
         engine_runner(made).__enter__()
 
 
 def test_a_tensorrt_that_does_not_start_is_told_with_the_driver(engine, trt):
     said = "CUDA initialization failure with error: 35"
     trt.SETTINGS["refuses"] = {"Runtime": said}
-    with pytest.raises(RunnerError, match=rf"does not start .*: {said}; see whether the driver"):
+    with pytest.raises(
+        RunnerError, match=rf"does not start .*: {said}; check with `nvidia-smi` that the driver"
+    ):
         engine_runner(engine()[0]).__enter__()
 
 
@@ -463,7 +465,9 @@ def test_a_failure_after_which_cuda_does_no_more_says_that_the_process_is_to_be_
         ask(infer, 2)
         trt.DRIVER.simulated_sticks(700)
         for _ in range(2):
-            with pytest.raises(RunnerError, match=r"ILLEGAL_ADDRESS\), and does no more .* again"):
+            with pytest.raises(
+                RunnerError, match=r"ILLEGAL_ADDRESS\), and can no longer be used .* again"
+            ):
                 ask(infer, 2)
 
 
@@ -488,9 +492,9 @@ def test_a_forked_process_is_told_that_cuda_does_not_go_there(run, ask):
     ("reason", "advice"),
     [
         ("OLD_CUDA_DRIVER", "driver is too old for it: install a newer one"),
-        ("INSUFFICIENT_GPU_MEMORY", "the GPU's memory is too full for it"),
+        ("INSUFFICIENT_GPU_MEMORY", "the GPU has too little free memory for it"),
         ("VERSION_MISMATCH", "compile it again on this machine"),
-        ("MALFORMED_ENGINE", "it is no engine"),
+        ("MALFORMED_ENGINE", "it is not an engine"),
     ],
 )
 def test_tensorrts_own_reasons_become_one_sentence(reason, advice, engine, trt):

@@ -119,7 +119,7 @@ def timed(items: int, times: dict[str, float]) -> LatencyReport:
                 sentence=f"A call of '{TORCH}' took 612 ms, 290 times its median.",
             ),
             LatencyFinding(
-                kind="throttled", variant=None, sentence="The GPU held its clock down: SwPowerCap."
+                kind="throttled", variant=None, sentence="The GPU throttled its clock: SwPowerCap."
             ),
         ]
     gpu = GpuRecord(

@@ -149,7 +149,7 @@ def kill_when_building(found, *, times=1, by=signal.SIGKILL):
 DEATHS = {
     "killed": (signal.SIGKILL, "was killed (SIGKILL, as Linux does when memory runs out)"),
     "crashed": (signal.SIGSEGV, "crashed (SIGSEGV)"),
-    "hanging": (None, "was not done within 0.2 s"),
+    "hanging": (None, "did not finish within 0.2 s"),
 }
 """Ways in which a builder dies: by which signal, if by one, and what is said of it."""
 

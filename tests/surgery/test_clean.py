@@ -503,9 +503,9 @@ def test_steps_go_through_a_plan_as_they_are():
         ("drop_unused", "is a list of rules, not a str"),
         ({"bypass": {}}, "is a list of rules, not a dict"),
         (None, "is a list of rules, not a NoneType"),
-        ([3], "3 is no step of a plan"),
-        ([{"bypass": {}, "remove": {}}], "is no step of a plan"),
-        ([{"bypass": "FooOp"}], "has 'FooOp' for arguments"),
+        ([3], "3 is not a step of a plan"),
+        ([{"bypass": {}, "remove": {}}], "is not a step of a plan"),
+        ([{"bypass": "FooOp"}], "has the arguments 'FooOp'"),
         (["polish"], f"no surgery rule 'polish'; the rules are {', '.join(RULES)}"),
         ([{"bypass": {"operator": "FooOp"}}], r"takes op_type, domain, but got \['operator'\]"),
         (["bypass"], "takes op_type, domain, but got"),
@@ -575,7 +575,7 @@ def test_a_plan_with_a_callable_says_that_it_cannot_be_replayed(graph, out):
     plan = plan_from([(swaps, {"old": "Neg", "new": "Abs", "required": True})])
     assert plan[0].required
     _, report = clean(graph(nothing_but_foo(INNER)), plan, out=out)
-    with pytest.raises(InvalidInputError, match="'test_clean:swaps' was a callable, which"):
+    with pytest.raises(InvalidInputError, match="'test_clean:swaps' was a callable, and"):
         plan_from(yaml.safe_load(report.plan))
 
 
@@ -590,7 +590,7 @@ def test_a_callable_may_declare_what_it_makes_of_the_interface(graph, out):
         return loses(graph)
 
     source = graph(PRODUCER_FEEDS_AN_OUTPUT_TOO)
-    with pytest.raises(SurgeryError, match="lost the output 'z'"):
+    with pytest.raises(SurgeryError, match="removed the output 'z'"):
         clean(source, plan_from([loses_unsaid]), out=out)
     made, _ = clean(source, plan_from([loses]), out=out)
     assert [spec.name for spec in made.outputs] == ["y"]
@@ -797,7 +797,7 @@ def fails(_):
 BAD_RULES = [
     (lies, "changed the numbers"),
     (lies_a_little, "changed the numbers"),
-    (loses_an_output, "lost the output 'y'"),
+    (loses_an_output, "removed the output 'y'"),
     (makes_an_output, r"\['a'\] that the graph did not have"),
     (loses_an_input, "input 'x'"),
     (changes_a_type, "changed output 'y' from float32"),
@@ -834,7 +834,7 @@ def test_a_bypass_that_changes_the_numbers_is_seen_with_a_reference(graph, out):
 
 def test_an_export_that_was_wrong_already_is_not_the_plans_fault(graph, out):
     source = graph(nothing_but_foo(INNER))
-    with pytest.raises(SurgeryError, match="before any surgery, so it is the export that is wrong"):
+    with pytest.raises(SurgeryError, match="before any surgery, so the export is wrong"):
         clean(source, [], out=out, samples=[{"x": X}], reference=lambda t: {"y": t["x"] + 1})
     assert not out.exists()
 
@@ -901,7 +901,7 @@ def test_nothing_is_kept_of_a_plan_that_is_right(graph, out, tmp_path):
 
 def test_no_step_is_to_blame_for_what_was_wrong_before_the_first(graph, out):
     source = graph(nothing_but_foo(INNER))
-    with pytest.raises(SurgeryError, match="it is the export that is wrong") as caught:
+    with pytest.raises(SurgeryError, match="the export is wrong") as caught:
         clean(source, DROP, out=out, samples=[{"x": X}], reference=lambda t: {"y": t["x"] + 1})
     assert caught.value.rule is None
     assert "to blame" not in str(caught.value)

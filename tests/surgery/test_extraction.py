@@ -141,7 +141,7 @@ def test_a_part_is_judged_though_nothing_implements_the_rest(graph, out):
     [
         ({"expose": {"tensors": ["bb"]}}, "No node makes a tensor 'bb' to expose; did you mean"),
         ({"extract": {"inputs": ["q"]}}, "No node makes a tensor 'q' to begin at"),
-        ({"extract": {"inputs": ["b"], "outputs": ["a"]}}, "'x' is needed too; begin there"),
+        ({"extract": {"inputs": ["b"], "outputs": ["a"]}}, "'x' is needed too; add it"),
     ],
     ids=str,
 )
@@ -154,7 +154,7 @@ def test_a_cut_that_makes_no_sense_is_refused(plan, sentence, graph, out):
 
 def test_a_tensor_of_no_known_type_is_no_output(graph, out):
     text = BESIDE.replace("w = devtech.FooOp(b)", "v = devtech.FooOp(b) w = Relu(v)")
-    with pytest.raises(SurgeryError, match="The type of 'v' is not known"):
+    with pytest.raises(SurgeryError, match="The type of 'v' is unknown"):
         clean(graph(text), [Step(rule="expose", arguments={"tensors": ["v"]})], out=out)
 
 
@@ -164,7 +164,7 @@ def test_a_tensor_that_the_plan_made_has_no_one_to_tell_what_is_right(graph, out
         return 1
 
     plan = plan_from([renames_inside, {"expose": {"tensors": ["new"]}}])
-    with pytest.raises(SurgeryError, match=r"does not tell what is right at \['new'\]"):
+    with pytest.raises(SurgeryError, match=r"gives no reference for \['new'\]"):
         clean(graph(CHAIN), plan, out=out, samples=[{"x": X}])
 
 

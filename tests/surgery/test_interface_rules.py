@@ -144,13 +144,16 @@ def test_what_was_done_to_the_interface_is_not_done_again(plan, pixels, tmp_path
     ("plan", "sentence"),
     [
         ({"fix_axis": {"name": "H", "size": 6}}, "'H' cannot be fixed at 6: its sizes are 2 to 5"),
-        ({"fix_axis": {"name": "H", "size": 0}}, "'H' cannot be fixed at 0; give a whole number"),
+        (
+            {"fix_axis": {"name": "H", "size": 0}},
+            "'H' cannot be fixed at 0; give a positive integer",
+        ),
         ({"rename": {"axes": {"M": "batch"}}}, r"no axis 'M' to rename; the axes are \['H', 'N'\]"),
         ({"rename": {"axes": {"N": "H"}}}, "'N' cannot be named 'H': that name is taken"),
         ({"convert_input": {**IMAGE, "name": "z"}}, r"no input 'z' to convert; the inputs are"),
         ({"convert_input": {**IMAGE, "to": "a"}}, "cannot be converted to 'a': that name is taken"),
         ({"convert_input": {**IMAGE, "perm": [0, 1]}}, r"perm \[0, 1\] does not fit input 'x'"),
-        ({"convert_input": {**IMAGE, "dtype": "pixel"}}, "'pixel' is no type of numbers"),
+        ({"convert_input": {**IMAGE, "dtype": "pixel"}}, "'pixel' is not a numeric type"),
         ({"convert_input": {**IMAGE, "scale": [1, 2, 3]}}, "'x' has 2 channels; give one number"),
         ({"convert_input": {**IMAGE, "scale": 0}}, "and not by 0"),
     ],
@@ -166,7 +169,7 @@ def test_a_change_of_the_interface_that_makes_no_sense_is_refused(plan, sentence
 
 def test_an_input_is_converted_only_once(pixels, tmp_path):
     again = {"convert_input": {**IMAGE, "name": "image", "to": "other", "scale": 1, "offset": 0}}
-    with pytest.raises(SurgeryError, match="was converted already"):
+    with pytest.raises(SurgeryError, match="is already converted"):
         cleaned(pixels, tmp_path / "clean.onnx", {"convert_input": IMAGE}, again)
 
 

@@ -162,7 +162,7 @@ def test_an_engine_with_a_flipped_byte_is_announced_and_built_again(store, tmp_p
     data = bytearray(stored.read_bytes())
     data[len(data) // 2] ^= 1
     stored.write_bytes(data)
-    with pytest.warns(UserWarning, match=f"{first}.* cannot be taken: model.engine has sha256"):
+    with pytest.warns(UserWarning, match=f"{first}.* cannot be reused: model.engine has sha256"):
         (second,) = distributed.compile(graph, targets=["sm86"])
     assert second != first
     assert len(builds) == 2
@@ -172,7 +172,7 @@ def test_an_engine_whose_file_is_gone_is_announced_and_built_again(store, tmp_pa
     graph = log_graph(tmp_path)
     (first,) = distributed.compile(graph, targets=["sm86"])
     engine_file(first).unlink()
-    with pytest.warns(UserWarning, match=f"{first}.* cannot be taken: Cannot read .*model.engine"):
+    with pytest.warns(UserWarning, match=f"{first}.* cannot be reused: Cannot read .*model.engine"):
         (second,) = distributed.compile(graph, targets=["sm86"])
     assert len(builds) == 2
     assert distributed.compile(graph, targets=["sm86"]) == [second]
@@ -185,7 +185,9 @@ def test_a_model_that_bears_the_key_of_another_engine_is_not_taken(store, tmp_pa
     key = tracking.resolve(right).tags["e2eai.engine_key"]
     mlflow.MlflowClient().delete_logged_model(right)
     tracking.tag_model(wrong, {"e2eai.engine_key": key})
-    with pytest.warns(UserWarning, match=re.escape(f"({wrong}) cannot be taken: it is the engine")):
+    with pytest.warns(
+        UserWarning, match=re.escape(f"({wrong}) cannot be reused: it is the engine")
+    ):
         (made,) = distributed.compile(graph, targets=["sm86"])
     assert made not in (wrong, right)
     assert len(builds) == 3

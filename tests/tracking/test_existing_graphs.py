@@ -80,7 +80,7 @@ def test_a_graph_whose_file_changed_is_logged_anew(store):
     place = Path(tracking.resolve(first).artifact_location.removeprefix("file://"))
     (place / "model.onnx").write_bytes(b"changed")
     with pytest.warns(
-        UserWarning, match=f"graph that was logged before \\({first}\\) cannot be taken"
+        UserWarning, match=f"graph that was logged before \\({first}\\) cannot be reused"
     ):
         log(model)
     assert len(logged("clean")) == 2

@@ -67,8 +67,14 @@ def test_a_graph_that_an_onnx_file_began_has_no_parent(store):
 @pytest.mark.parametrize(
     ("stages", "sentence"),
     [
-        (["source", IMPORTED], r"no PyTorch model in experiment 'tests' .*`mlflow_e2eai log`"),
-        (["export"], r"no exported graph in experiment 'tests' .*`mlflow_e2eai export` first"),
+        (
+            ["source", IMPORTED],
+            r"Experiment 'tests' does not have a PyTorch model.*`mlflow_e2eai log`",
+        ),
+        (
+            ["export"],
+            r"Experiment 'tests' does not have an exported graph.*`mlflow_e2eai export` first",
+        ),
         (["clean", "convert"], r"no cleaned graph in .*`mlflow run \. -e clean` or"),
     ],
 )

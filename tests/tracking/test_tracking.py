@@ -344,8 +344,8 @@ def test_an_unreachable_server_is_said_within_seconds_and_not_retried_for_minute
         ("models:/nothing@champion", "There is no model"),
         ("models:/m-00000000000000000000000000000000", "There is no model"),
         ("runs:/0123456789abcdef0123456789abcdef/net", "There is no model"),
-        ("net", "names no model"),
-        ("s3://bucket/net", "names no model"),
+        ("net", "is not a model URI"),
+        ("s3://bucket/net", "is not a model URI"),
     ],
 )
 def test_a_uri_that_names_no_model_is_one_clear_sentence(store, uri, words):
@@ -380,7 +380,7 @@ def test_an_engine_that_may_round_to_tf32_says_so_by_its_name(store):
 
 
 def test_tf32_without_a_target_is_refused_before_anything_is_made(store):
-    with pytest.raises(InvalidInputError, match="tf32, which is how an engine computes"):
+    with pytest.raises(InvalidInputError, match="tf32, which only engines have"):
         log(precisions=("fp32", "tf32"), targets=())
     everywhere = [one.experiment_id for one in store.search_experiments()]
     assert not store.search_logged_models(everywhere)

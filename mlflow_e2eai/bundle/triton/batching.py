@@ -37,7 +37,7 @@ def why_items_mix(graph: OnnxArtifact, example: Tensors, axis: Axis) -> str | No
         with opened as infer:
             together, alone = infer(both), _run_apart(infer, one, other)
     except RunnerError as error:
-        return f"whether its items are independent could not be tried ({error})"
+        return f"whether its items are independent could not be checked ({error})"
     for name, array in together.items():
         if not _is_close(np.asarray(array), alone.get(name)):
             return f"an item's {name!r} depends on the other items along {axis.name!r}"

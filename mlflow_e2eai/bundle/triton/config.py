@@ -43,9 +43,9 @@ def why_not_served(specs: Sequence[TensorSpec], batch: Axis | None) -> str | Non
     """Reason why Triton cannot serve an input or output of a model; None where it can."""
     for spec in specs:
         if spec.dtype not in _TYPES:
-            return f"{spec.name!r} is {spec.dtype}, a type that Triton has not"
+            return f"{spec.name!r} is {spec.dtype}, a type that Triton does not have"
         if batch is None and not spec.shape:
-            return f"{spec.name!r} is a scalar, which Triton has only in a batch"
+            return f"{spec.name!r} is a scalar, which Triton takes only in a batch"
     return None
 
 

@@ -123,21 +123,21 @@ def _engines(
     for engine in engines:
         name = variant_name(str(engine.target), engine.arithmetic)
         if engine.target.backend != "tensorrt":
-            reasons.append(f"{name} is of TensorRT-RTX, for which Triton has no backend")
+            reasons.append(f"{name} is a TensorRT-RTX engine, for which Triton has no backend")
         elif engine.sha256 in refused:
             reasons.append(f"{name} {refused[engine.sha256]}")
         elif engine.backend_version != newest:
             reasons.append(
                 f"{name} was built by TensorRT {engine.backend_version}, and a server has one "
-                f"TensorRT: others here are for {newest}"
+                f"TensorRT version: other engines here need {newest}"
             )
         elif engine.settings.strip_weights:
-            reasons.append(f"{name} has no weights, which Triton cannot give back")
+            reasons.append(f"{name} was built without weights, which Triton cannot refit")
         elif twice := _keys(engine) & (same := chosen.get(engine.arithmetic, {})).keys():
             which = min(twice) or "8.0 and newer"
             reasons.append(
-                f"{name} is the second engine for compute capability {which}, by which alone "
-                f"Triton chooses"
+                f"{name} is the second engine for compute capability {which}, and Triton chooses "
+                "by that alone"
             )
         else:
             chosen[engine.arithmetic] = {**same, **dict.fromkeys(_keys(engine), engine)}

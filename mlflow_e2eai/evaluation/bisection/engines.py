@@ -87,11 +87,11 @@ def bisect_engine(
         RunnerError: ONNX Runtime cannot run the graph on the samples.
     """
     if not samples:
-        msg = "There are no samples to fail on; give those on which the engine failed."
+        msg = "There are no samples; give those on which the engine failed."
         raise InvalidInputError(msg)
     pieces = pieces_of(graphs.read(source.path))
     if not pieces.nodes:
-        msg = "The graph has no node that works on its inputs, so none can explain a failure."
+        msg = "The graph has no node that depends on its inputs, so none can explain a failure."
         raise InvalidInputError(msg)
     with TemporaryDirectory() as folder:
         trial = _Trial(
@@ -187,11 +187,11 @@ def _bisection(nodes: Sequence[str], run: Run, symptom: Outcome) -> Bisection:
     names = tuple(nodes[run.first : run.end])
     seen = f"Evaluations: {run.evaluations}."
     if not names:
-        sentence = "The engine is right as it is: there is nothing to explain."
+        sentence = "The engine's outputs are right: there is nothing to bisect."
     elif not run.minimal:
         sentence = (
             f"The piece of {len(names)} of {len(nodes)} nodes from {names[0]!r} to {names[-1]!r} "
-            f"{symptom}; a smaller one may, but the evaluations ran out. {seen}"
+            f"{symptom}; a smaller piece may, but the limit of evaluations was reached. {seen}"
         )
     elif len(names) == 1:
         sentence = f"Node {names[0]!r}, built by itself, {symptom}. {seen}"

@@ -88,7 +88,7 @@ def bisect(
         )
         raise InvalidInputError(msg)
     if not samples:
-        msg = "There are no samples to fail on; give those on which the variant failed."
+        msg = "There are no samples; give those on which the variant failed."
         raise InvalidInputError(msg)
     model = graphs.inline_functions(graphs.read(source.path))  # as `convert` does
     to = CONVERTERS[precision]

@@ -51,7 +51,10 @@ def cut(
     known = observed.values if observed is not None else infer_values(model)
     for name in (*inputs, *outputs):
         if name not in known:
-            msg = f"The graph has no value {name!r} of known type to cut at; see its node outputs."
+            msg = (
+                f"The graph has no value {name!r} of known type to cut at; look up the outputs of "
+                "its nodes."
+            )
             raise InvalidInputError(msg)
     for node, name in zip(model.graph.node, graphs.node_names(model), strict=True):
         node.name = name

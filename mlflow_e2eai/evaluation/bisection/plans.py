@@ -62,7 +62,9 @@ def bisect_plan(
             return replace(bisection, evaluations=replay.count)
         bisection = _within(plan, failing, replay, max_evaluations)
     name = step_name(plan, failing)
-    which = f"; it should spare {', '.join(bisection.nodes)}" if bisection.nodes else " as a whole"
+    which = (
+        f"; it should leave out {', '.join(bisection.nodes)}" if bisection.nodes else " as a whole"
+    )
     return replace(
         bisection,
         rule=name,

@@ -85,12 +85,12 @@ def search(nodes: Sequence[str], fails: Fails, *, max_evaluations: int | None = 
             minimal=True,
             suspects=len(nodes),
             evaluations=state.count,
-            sentence="The variant passes as it is: there is nothing to explain.",
+            sentence="The variant passes as it is: there is nothing to bisect.",
         )
     if not state.passes(frozenset(nodes)):
         msg = (
             f"The variant fails even with all {len(nodes)} nodes kept as they were, so no set of "
-            f"them explains it; look at the stage before, at the runner or at the reference."
+            "them explains it; check the stage before, the runner and the reference."
         )
         raise InvalidInputError(msg)
     try:
@@ -115,7 +115,7 @@ class _SetSearch:
     def __post_init__(self) -> None:
         self.rest = tuple(self.nodes)
         if len(set(self.nodes)) != len(self.nodes):
-            msg = "A node is there twice; give each a name of its own (graphs.node_names does)."
+            msg = "Two nodes have one name; give each its own (graphs.node_names does)."
             raise InvalidInputError(msg)
         if self.limit is not None and self.limit < 2:  # noqa: PLR2004 - nothing kept, all kept
             msg = f"max_evaluations={self.limit}; give at least 2, or None."
@@ -139,7 +139,7 @@ class _SetSearch:
         why = (
             "without any one of them it fails"
             if minimal
-            else "fewer may do, but the evaluations ran out"
+            else "fewer may be enough, but the limit of evaluations was reached"
         )
         return Bisection(
             nodes=names,

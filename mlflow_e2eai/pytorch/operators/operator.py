@@ -80,7 +80,7 @@ def carry(path: Path, operators: Sequence[Operator]) -> None:
         function = operator.proto()
         if operator.name not in used:
             msg = (
-                f"Operator {operator.name} is given, but the graph has no such node; its "
+                f"Operator {operator.name} was given, but the graph has no such node; its "
                 f"operators are {', '.join(sorted(used))}."
             )
             raise ExportError(msg)

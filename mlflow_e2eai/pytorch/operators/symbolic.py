@@ -68,8 +68,9 @@ class _Applications:
             self.exported |= {each.function for each in self.placeholders.values()}
         if lost := sorted(each.__name__ for each in self.applied - self.exported):
             msg = (
-                f"forward applies {lost[0]}, which defines symbolic, but the exporter never called "
-                f"for it: the operator is not in the graph; use its result, or another exporter."
+                f"forward applies {lost[0]}, which defines symbolic, but the exporter did not call "
+                "it, so the operator is not in the graph; use its result in forward, or take "
+                "another exporter."
             )
             raise ExportError(msg)
 
@@ -280,9 +281,9 @@ def _body(name: str, application: _Application, opset: int) -> onnx.FunctionProt
     standard = [node.op_type for node in model.graph.node if not node.domain]
     if opset > _TORCHSCRIPT_MAX_OPSET and standard:
         msg = (
-            f"symbolic of {function} uses {standard[0]} of ONNX itself, which is written up to "
-            f"opset {_TORCHSCRIPT_MAX_OPSET}, but opset {opset} was asked for; ask for an earlier "
-            f"one."
+            f"symbolic of {function} uses {standard[0]} of ONNX itself, which is supported up to "
+            f"opset {_TORCHSCRIPT_MAX_OPSET}, but opset {opset} was requested; request an earlier "
+            "one."
         )
         raise ExportError(msg)
     constants = [

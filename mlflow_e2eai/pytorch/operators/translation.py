@@ -74,8 +74,8 @@ def _overload(operator: Operator) -> Any:
         kind = str(argument.type)
         if kind not in _TENSORS and kind not in _KINDS:
             msg = (
-                f"The argument {argument.name!r} of {operator.torch_name} is a {kind}, which is no "
-                f"attribute of ONNX; take one of {', '.join((*_TENSORS, *_KINDS))}."
+                f"The argument {argument.name!r} of {operator.torch_name} is a {kind}, which is "
+                f"not an attribute type of ONNX; take one of {', '.join((*_TENSORS, *_KINDS))}."
             )
             raise InvalidInputError(msg)
     return overload

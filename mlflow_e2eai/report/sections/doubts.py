@@ -22,17 +22,17 @@ _TAGS: Mapping[str, str] = {
     "drift": "drift",
     "stall": "stalls",
     "clock_jump": "clock moved",
-    "throttled": "GPU held down",
+    "throttled": "GPU throttled",
     "busy": "machine busy",
 }
 
 _SHORT: Mapping[str, str] = {
     "unsettled": "the warm-up ended before the calls were steady",
-    "drift": "calls became slower or faster during the measure",
+    "drift": "calls became slower or faster during the measurement",
     "stall": "single calls stalled",
-    "clock_jump": "the clock moved where nothing ran",
-    "throttled": "the GPU held its clock down",
-    "busy": "other work had part of the processor: too noisy to tell",
+    "clock_jump": "the clock moved while nothing ran",
+    "throttled": "the GPU throttled its clock",
+    "busy": "other processes used the processor: too noisy to tell",
 }
 
 
@@ -45,15 +45,15 @@ def doubts(manifest: Manifest) -> Iterator[tuple[str, bool]]:
         yield text, False
     if manifest.level == "quick":
         text = (
-            "The evidence is quick: each variant ran few times, from one caller, and latency was "
-            "measured at one size."
+            "The evidence is quick: each variant ran a few times, from one caller, and latency "
+            "was measured at one batch size."
         )
         yield text, False
     evidence = manifest.all_evidence
     outcomes = [*worst_outcomes(evidence).values()]
     if "unsteady" in outcomes:
         subject = manifest.subject
-        text = f"The {subject} does not agree with itself: comparisons with it mean little."
+        text = f"Two runs of the {subject} differ: comparisons with it mean little."
         yield text, False
     if any(is_raw(entry) and not entry.passed for entry in evidence):
         text = (
@@ -68,7 +68,7 @@ def doubts(manifest: Manifest) -> Iterator[tuple[str, bool]]:
         verb = "differs" if count == 1 else "differ"
         text = (
             f"{_variants(count)} {verb} on numbers larger than those of the input example; this is "
-            "shown, and does not decide."
+            "shown, but decides nothing."
         )
         yield text, False
     yield from _latency_doubts(
@@ -122,11 +122,11 @@ class _Group:
 
 def findings_section(manifest: Manifest) -> Section | None:
     """Every finding: each sentence once, with its variants."""
-    wrong = _Group("wrong", "What is wrong")
-    slow = _Group("doubtful", "What makes the times doubtful")
-    advisory = _Group("advisory", "Shown, and does not decide")
-    unmeasured = _Group("unmeasured", "Built, and not measured here")
-    untimed = _Group("untimed", "Compared, and not timed here")
+    wrong = _Group("wrong", "Failures")
+    slow = _Group("doubtful", "Why latencies may be unreliable")
+    advisory = _Group("advisory", "For information only")
+    unmeasured = _Group("unmeasured", "Built, but not measured here")
+    untimed = _Group("untimed", "Compared, but latency not measured here")
     for there, where in on_machines(manifest):
         for entry in there.evidence:
             name = f"{entry.variant}{where}"

@@ -47,6 +47,6 @@ def conversion_context(
             ("Q/DQ pairs", f"{report.pairs:,}", "inserted"),
         ]
         if report.precision == "int8" and int8_instructions is not None:
-            where = "by ONNX Runtime's exact kernel; not where a GPU ran it"
+            where = "by ONNX Runtime's exact kernel; not on a GPU"
             summary.append(("Instructions", int8_instructions, where))
     return {"report": report, "summary": summary}

@@ -21,7 +21,7 @@ def interface_section(manifest: Manifest) -> Section | None:
         return None
     axes = {
         axis.name: f"{axis.name} from {axis.min} to {axis.max}, tuned for {axis.opt}"
-        + (f", each of {', '.join(map(str, axis.buckets))} by itself" if axis.buckets else "")
+        + (f", with buckets {', '.join(map(str, axis.buckets))}" if axis.buckets else "")
         for axis in manifest.axes
     }
     tensors = [
@@ -71,7 +71,7 @@ def _describe(file: File) -> str:
     if file.settings.not_default:
         note += f", built with {file.settings}"
     if file.checked is not None:
-        checks = ", ".join(file.checked) or "its network alone, as the builder has no such GPU"
+        checks = ", ".join(file.checked) or "only its network, because the builder has no such GPU"
         note += f"; checked after the build: {checks}"
     return note
 
@@ -94,7 +94,7 @@ def _export_rows(report: ExportReport) -> list[tuple[str, str]]:
     if report.unverified is not None:
         entries.append(("Numbers not checked", report.unverified))
     if report.frozen is not None:
-        froze = f"{report.frozen} took a value of the example for a constant; the samples agree"
+        froze = f"{report.frozen} froze a value of the example as a constant; the samples match"
         entries.append(("Frozen", froze))
     if report.fast_path is not None:
         entries.append(("PyTorch's fast path of attention", report.fast_path))
@@ -141,7 +141,7 @@ def _commands(manifest: Manifest, origin: Origin) -> Iterator[tuple[str, list[st
     if origin.uri is not None:
         uri = _quote(origin.uri)
         install.insert(0, f"mlflow artifacts download --artifact-uri {uri} --dst-path model")
-    yield "Fetch the model, and install what wrote it", install
+    yield "Download the model, and install its requirements", install
     if manifest.files:
         sums = [f"{one_line(file.sha256)}  {_name(file)}" for file in manifest.files]
         yield (
@@ -161,7 +161,7 @@ def _commands(manifest: Manifest, origin: Origin) -> Iterator[tuple[str, list[st
             "targets": _join_names(str(engine.target) for engine in manifest.engines),
             **_build_settings(manifest.engines),
         }
-        yield "Make it again from the PyTorch model", _verb("pipeline", **options)
+        yield "Rebuild it from the PyTorch model", _verb("pipeline", **options)
 
 
 def _build_settings(engines: Sequence[EngineArtifact]) -> dict[str, str]:

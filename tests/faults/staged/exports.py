@@ -159,7 +159,7 @@ def _(folder):
 # State
 
 
-@staged("a module that counts its calls", "InvalidInputError", words="forward moves 'calls'")
+@staged("a module that counts its calls", "InvalidInputError", words="forward changes 'calls'")
 def _(folder):
     class Counts(torch.nn.Module):
         def __init__(self):
