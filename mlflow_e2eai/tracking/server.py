@@ -75,7 +75,7 @@ def responds() -> bool:
 
 @contextmanager
 def mlflow_errors(advice: str) -> Iterator[None]:
-    """Turn an error of MLflow in the block, or of a request for a file, into one of this package.
+    """Turn errors of MLflow and of requests for files into one of this package.
 
     Args:
         advice: What to do next.
@@ -94,7 +94,7 @@ def mlflow_errors(advice: str) -> Iterator[None]:
 
 
 def failure_reason(error: BaseException) -> str:
-    """The reason of a failed request, without the address and the attempts that MLflow names."""
+    """The reason of a failed request, without the address and the attempts around it."""
     reason = _cause(error) if "failed with exception" in str(error) else brief(error)
     return reason.rstrip(".")
 

@@ -126,7 +126,7 @@ class Lease:
             pause_s = min(2 * pause_s, _POLL_S[1] * len(earlier), LEASE_S / 6)
 
     def leave(self, *, is_reached: bool = True) -> None:
-        """Give the right up; a server that is not reached keeps the entry, which others see die."""
+        """Give the right up; where the server is not reached, others see the entry die."""
         self._left.set()
         if is_reached:
             with self._writing:
