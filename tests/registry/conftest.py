@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mlflow
 import pytest
+from cryptography.fernet import Fernet
 
 
 @pytest.fixture(scope="session")
@@ -11,7 +12,13 @@ def over_postgres(tmp_path_factory):
     pytest.importorskip("psycopg2", reason="PostgreSQL is missing; `make .venv/servers`")
     from registry_servers import registry_server
 
-    with registry_server("postgres", tmp_path_factory.mktemp("postgres")) as server:
+    webhooks = {  # they may call this machine
+        "MLFLOW_WEBHOOK_ALLOWED_SCHEMES": "http,https",
+        "MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS": "true",
+        "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY": Fernet.generate_key().decode(),
+        "MLFLOW_WEBHOOK_CACHE_TTL": "1",
+    }
+    with registry_server("postgres", tmp_path_factory.mktemp("postgres"), **webhooks) as server:
         yield server
 
 

@@ -79,11 +79,17 @@ class Bucket:
 
 
 @contextmanager
-def registry_server(kind: str, folder: Path) -> Iterator[RegistryServer]:
-    """Run a server for the block: ``postgres``, or ``s3`` with its artifacts in a bucket."""
+def registry_server(kind: str, folder: Path, **settings: str) -> Iterator[RegistryServer]:
+    """Run a server for the block: ``postgres``, or ``s3`` with its artifacts in a bucket.
+
+    Args:
+        kind: Which.
+        folder: Where its artifacts and its log are.
+        **settings: Environment variables of the server.
+    """
     with postgres() as database:
         if kind == "postgres":
-            with tracking_server(folder, database=database) as server:
+            with tracking_server(folder, database=database, **settings) as server:
                 yield RegistryServer(server, database, Folder(folder / "artifacts"))
         else:
             with (
@@ -94,6 +100,7 @@ def registry_server(kind: str, folder: Path) -> Iterator[RegistryServer]:
                     artifacts=f"s3://{BUCKET}",
                     MLFLOW_S3_ENDPOINT_URL=address,
                     **KEYS,
+                    **settings,
                 ) as server,
             ):
                 yield RegistryServer(server, database, Bucket(client))
