@@ -146,3 +146,29 @@ def test_one_that_stood_still_in_the_middle_of_a_look_does_not_come_back(registe
     with pytest.raises(TrackingError, match="stood still for too long"):
         first.check()
     first.leave()
+
+
+def test_one_that_renews_while_another_looks_is_not_taken_for_dead(registered, monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr(module, "_now", lambda: clock[0])
+    monkeypatch.setattr(module.time, "sleep", lambda _: None)
+    first, second = Lease("net"), Lease("net")
+    first.enter(1)
+    read, looks = second._entries, []
+
+    def look():
+        """The answer is under way when the first renews its entry, and comes after its end."""
+        entries = read()
+        looks.append(clock[0])
+        if len(looks) == 3:
+            clock[0] = 100 + 0.9 * module.LEASE_S
+            first.check()
+            clock[0] = 100 + 1.1 * module.LEASE_S
+        elif len(looks) == 5:
+            first.leave()
+        return entries
+
+    monkeypatch.setattr(second, "_entries", look)
+    second.enter(1e3)
+    assert len(looks) == 6
+    second.leave()

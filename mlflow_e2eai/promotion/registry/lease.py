@@ -98,6 +98,8 @@ class Lease:
         seen: dict[str, tuple[str, float]] = {}
         pause_s = _POLL_S[0]
         while True:
+            # Before the request: an entry that was renewed while it was under way is not dead.
+            looked_s = _now()
             entries = self._entries()
             if self._tag not in entries:
                 return False  # with its old number it might come before one whose turn it is
@@ -110,7 +112,7 @@ class Lease:
                 for tag, entry in earlier.items()
             }
             for tag, (_, since) in seen.items():
-                if now - since > LEASE_S:
+                if looked_s - since > LEASE_S:
                     self._delete(tag)
             if now > deadline:
                 first = min(earlier.values(), key=lambda entry: entry.ticket or 0)
