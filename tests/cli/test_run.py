@@ -137,7 +137,7 @@ def test_a_program_brings_its_example_and_wants_axes_where_it_leaves_sizes_open(
         ("script.pt", "has no input example; write one with numpy.savez('example.npz', x=...)"),
         (
             "weights.pt",
-            "holds weights or other values (body.0.weight, body.0.bias, body.1.weight, …)",
+            "has weights or other values (body.0.weight, body.0.bias, body.1.weight, …)",
         ),
         ("last.ckpt", "has weights or other values (epoch, state_dict), but no model to load"),
         ("broken.pt", "broken.pt is not a model that PyTorch can read"),
