@@ -132,7 +132,7 @@ def _of_folder(
         )
         raise InvalidInputError(msg)
     if given is None:
-        assumptions.append(f"No input example was given, so {loaded.source} is used.")
+        assumptions.append(f"No input example was given; used instead: {loaded.source}.")
     if dynamic_axes is None:
         dynamic_axes = {name: loaded.axes[name] for name in example if name in loaded.axes}
         assumptions += [

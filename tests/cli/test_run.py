@@ -19,7 +19,7 @@ from mlflow_e2eai.pipeline.model_source import open_model
 pytestmark = pytest.mark.usefixtures("on_threads")
 
 AXES_TEXT = "x:0=N:1:4:16"
-ASSUMED = r"The input example is two sentences of 16 tokens through the folder's tokenizer, as none"
+ASSUMED = r"No input example was given; used instead: two sentences of 16 tokens through the"
 
 
 @pytest.fixture
@@ -137,7 +137,7 @@ def test_a_program_brings_its_example_and_wants_axes_where_it_leaves_sizes_open(
         ("script.pt", "has no input example; write one with numpy.savez('example.npz', x=...)"),
         (
             "weights.pt",
-            "holds weights or other values (body.0.weight, body.0.bias, body.1.weight, …)",
+            "has weights or other values (body.0.weight, body.0.bias, body.1.weight, …)",
         ),
         ("last.ckpt", "has weights or other values (epoch, state_dict), but no model to load"),
         ("broken.pt", "broken.pt is not a model that PyTorch can read"),
@@ -231,7 +231,7 @@ def test_a_folder_whose_head_was_never_trained_is_refused(bert, tmp_path):
     text = json.loads((tmp_path / "config.json").read_text())
     text["architectures"] = ["BertForTokenClassification"]
     (tmp_path / "config.json").write_text(json.dumps(text))
-    with pytest.raises(ValueError, match=r"has no weights for classifier.bias and 1 more, so that"):
+    with pytest.raises(ValueError, match=r"has no weights for classifier.bias and 1 more, so"):
         open_model(str(tmp_path))
 
 

@@ -131,7 +131,7 @@ def test_what_is_no_model_is_one_sentence(model, sentence, store, tmp_path, caps
 def test_a_model_without_a_graph_says_so(store, capsys):
     source = jobs.log("small_models:build", name="net")
     assert main.main(["show", source]) == main.ERROR
-    assert "is a source, or a later model made from one; run" in capsys.readouterr().err
+    assert "is a PyTorch model, but this step needs" in capsys.readouterr().err
 
 
 def test_a_missing_netron_names_the_extra(path, monkeypatch, capsys):

@@ -249,7 +249,7 @@ def test_a_target_without_good_evidence_is_not_met(found, reason):
 
     assert not decision.promoted
     assert reason in decision.reasons[0]
-    assert "wanted an engine for sm89 that passed there at most 30 days ago" in decision.reasons[0]
+    assert "(gate: an engine for sm89 that passed there at most 30 days ago" in decision.reasons[0]
 
 
 def test_an_engine_for_every_gpu_meets_the_target_that_it_was_measured_on():

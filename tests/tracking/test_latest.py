@@ -75,7 +75,7 @@ def test_a_graph_that_an_onnx_file_began_has_no_parent(store):
             ["export"],
             r"Experiment 'tests' does not have an exported graph.*`mlflow_e2eai export` first",
         ),
-        (["clean", "convert"], r"no cleaned graph in .*`mlflow run \. -e clean` or"),
+        (["clean", "convert"], r"does not have a cleaned graph; .*`mlflow run \. -e clean` or"),
     ],
 )
 def test_where_there_is_none_one_sentence_names_the_step_before(store, stages, sentence):
