@@ -6,6 +6,7 @@ layout that measures every text.
 
 from __future__ import annotations
 
+import base64
 import io
 import warnings
 from collections.abc import Mapping, Sequence
@@ -125,6 +126,27 @@ def style_of(variant: str) -> dict[str, Any]:
 def label_of(variant: str) -> str:
     """A variant's name as a label."""
     return shorten(printable(variant))
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """A picture inside a page, which runs no scripts and needs no styles.
+
+    Attributes:
+        title: Its subject.
+        description: A full description, as alternative text.
+        uri: The picture as a ``data:`` URI.
+    """
+
+    title: str
+    description: str
+    uri: str
+
+
+def image(picture: Picture) -> Image:
+    """A picture as an image inside a page."""
+    content = base64.b64encode(svg(picture).encode()).decode()
+    return Image(picture.title, picture.description, f"data:image/svg+xml;base64,{content}")
 
 
 def svg(picture: Picture) -> str:

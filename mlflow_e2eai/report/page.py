@@ -13,7 +13,7 @@ from mlflow_e2eai.bundle.manifest import Manifest
 from mlflow_e2eai.evaluation.gates import Decision
 from mlflow_e2eai.latency.report import ColdStart
 from mlflow_e2eai.precision.stage import PrecisionReport
-from mlflow_e2eai.report import canvas, formats
+from mlflow_e2eai.report import formats
 from mlflow_e2eai.report.background import Background
 from mlflow_e2eai.report.facts import OUTCOMES, Origin, Ratios, ratios_of
 from mlflow_e2eai.report.formats import TIMES, time_text
@@ -189,7 +189,6 @@ def _environment() -> Environment:
     )
     environment.filters |= {
         "bounds": formats.bounds_text,
-        "data_uri": _data_uri,
         "decibels": formats.decibels_text,
         "digest": _digest,
         "error": formats.error_text,
@@ -228,12 +227,6 @@ def _first_call(start: ColdStart) -> str | None:
     if not drawable(start.first_call_ms) or not drawable(start.second_call_ms):
         return None
     return f"{time_text(start.first_call_ms / start.second_call_ms)} {TIMES} the second"
-
-
-def _data_uri(picture: canvas.Picture) -> str:
-    """A picture inside the page as an image, which runs no scripts and needs no styles."""
-    content = base64.b64encode(canvas.svg(picture).encode()).decode()
-    return f"data:image/svg+xml;base64,{content}"
 
 
 @functools.cache

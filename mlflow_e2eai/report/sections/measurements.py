@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
+from mlflow_e2eai.artifacts.files import from_json, to_json
 from mlflow_e2eai.bundle.manifest import Manifest
 from mlflow_e2eai.evaluation.evidence import ADVISORY, SAMPLES
 from mlflow_e2eai.latency.report import Latency, LatencyReport
 from mlflow_e2eai.parity.report import Element, OutputParity, ParityReport
+from mlflow_e2eai.report.canvas import Image, Picture, image
 from mlflow_e2eai.report.facts import Section, benchmarks_by_size, median_interval
 from mlflow_e2eai.report.formats import time_text
 from mlflow_e2eai.report.plots import latency_picture, pareto_picture
@@ -25,7 +28,7 @@ def latency_section(manifest: Manifest) -> Section | None:
         for entry in report.variants:
             variants.setdefault(entry.name, []).append(_line(size, report, entry))
     context = {
-        "picture": latency_picture(manifest),
+        "picture": _image(latency_picture, to_json(manifest)),
         "device": any(
             e.device_p50_ms is not None for _, report in reports for e in report.variants
         ),
@@ -45,9 +48,16 @@ def _line(size: str, report: LatencyReport, entry: Latency) -> dict[str, object]
     }
 
 
+@functools.lru_cache(maxsize=4)
+def _image(draw: Callable[[Manifest], Picture | None], manifest: str) -> Image | None:
+    """A picture of a manifest; cached, as a process that logs a model often promotes it too."""
+    picture = draw(from_json(Manifest, manifest))
+    return None if picture is None else image(picture)
+
+
 def pareto_section(manifest: Manifest) -> Section | None:
     """The picture of the largest error against latency."""
-    picture = pareto_picture(manifest)
+    picture = _image(pareto_picture, to_json(manifest))
     if picture is None:
         return None
     context = {"picture": picture, "subject": manifest.subject}
