@@ -90,7 +90,7 @@ def warn_caller(message: str) -> None:
     level, frame = 2, sys._getframe(1)  # noqa: SLF001 - as warnings itself does
     while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in _OURS:
         level, frame = level + 1, frame.f_back
-    warnings.warn(message, stacklevel=level - 1)
+    warnings.warn(message, stacklevel=level)
 
 
 _OURS = ("mlflow_e2eai", "mlflow", "contextlib", "functools")

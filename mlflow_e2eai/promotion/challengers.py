@@ -17,6 +17,7 @@ from mlflow_e2eai.promotion.challenge import Challenge
 from mlflow_e2eai.promotion.policy import Policy, check_gate, is_better_high
 from mlflow_e2eai.promotion.registry.moves import holders
 from mlflow_e2eai.promotion.registry.timeline import registered_model
+from mlflow_e2eai.promotion.remeasurement import Remeasurement
 from mlflow_e2eai.tracking.console import quiet_mlflow
 from mlflow_e2eai.tracking.server import check_server
 
@@ -206,7 +207,7 @@ def promote_best(
     if not names or len(set(names)) < len(names):
         msg = f"The versions are {names}; give each once, and at least one."
         raise InvalidInputError(msg)
-    rest = {key: value for key, value in options.items() if key != "dry_run"}
+    remeasurement = Remeasurement.wanted(**options)
     with quiet_mlflow(), tempfile.TemporaryDirectory() as folder:
         check_server()
         stands = holders(registered_model(name), aliases)
@@ -214,7 +215,9 @@ def promote_best(
         for each in names:
             place = Path(folder, each)
             place.mkdir()
-            challenge = Challenge.open(name, each, aliases, policy, place, **rest)
+            challenge = Challenge.open(
+                name, each, aliases, policy, place, remeasurement=remeasurement
+            )
             outcomes[each] = challenge.decide(stands)
     verdicts = verdicts_on(aim, outcomes)
     order = sorted(names, key=lambda each: each in verdicts and verdicts[each].passed)

@@ -10,7 +10,9 @@ from pathlib import Path
 from mlflow_e2eai import bundle, fleet, tracking
 from mlflow_e2eai.artifacts.libraries import native_allowed
 from mlflow_e2eai.bundle.side_by_side import Ratios, SideBySide, measure_side_by_side
+from mlflow_e2eai.errors import InvalidInputError
 from mlflow_e2eai.evaluation.gates import MetricValue
+from mlflow_e2eai.fleet.run import check_executor
 from mlflow_e2eai.promotion.incumbent import LATENCY_RATIO
 from mlflow_e2eai.promotion.metrics import NOISY
 from mlflow_e2eai.tracking.remote_jobs import fetch_side_by_side
@@ -61,6 +63,33 @@ class Remeasurement:
     executor: fleet.Executor | None = None
     workers: int | None = None
     allow_native: tuple[str, ...] = ()
+
+    @classmethod
+    def wanted(
+        cls,
+        *,
+        remeasure: bool = False,
+        executor: fleet.Executor | None = None,
+        workers: int | None = None,
+        dry_run: bool = False,
+        allow_native: Sequence[str] = (),
+    ) -> Remeasurement | None:
+        """The measurement that the arguments of `promote` ask for; None where evidence counts.
+
+        Raises:
+            InvalidInputError: There is no such executor, or its runs are not to be written.
+        """
+        if executor is None and not remeasure:
+            return None
+        if executor is not None:
+            check_executor(executor, workers)
+            if dry_run:
+                msg = (
+                    f"dry_run writes nothing, but jobs of the executor {executor!r} are runs; give "
+                    f"remeasure= to measure here, or leave dry_run out."
+                )
+                raise InvalidInputError(msg)
+        return cls(executor=executor, workers=workers, allow_native=tuple(allow_native))
 
     def measure(
         self, title: str, paths: tuple[Path, Path], model_ids: tuple[str, str], names: Sequence[str]

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias, overload
 from mlflow_e2eai.errors import E2EAIError, InvalidInputError
 from mlflow_e2eai.evaluation.gates import Decision, Gate
 from mlflow_e2eai.fleet.job import Executor
-from mlflow_e2eai.fleet.run import check_executor
 from mlflow_e2eai.promotion.challenge import Challenge, Outcome
 from mlflow_e2eai.promotion.challengers import Contest, promote_best
 from mlflow_e2eai.promotion.decision_run import (
@@ -142,19 +141,13 @@ def promote(
     if goal is not None:
         msg = f"The goal {goal!r} is to choose among several versions; give a list of them."
         raise InvalidInputError(msg)
-    remeasurement = None
-    if executor is not None:
-        check_executor(executor, workers)
-        if dry_run:
-            msg = (
-                f"dry_run writes nothing, but jobs of the executor {executor!r} are runs; give "
-                f"remeasure= to measure here, or leave dry_run out."
-            )
-            raise InvalidInputError(msg)
-    if remeasure or executor is not None:
-        remeasurement = Remeasurement(
-            executor=executor, workers=workers, allow_native=tuple(allow_native)
-        )
+    remeasurement = Remeasurement.wanted(
+        remeasure=remeasure,
+        executor=executor,
+        workers=workers,
+        dry_run=dry_run,
+        allow_native=allow_native,
+    )
     with (
         reported_on_stderr(),
         quiet_mlflow(),

@@ -276,7 +276,7 @@ def test_promote_measures_both_versions_where_the_library_is_allowed(store, save
     gates = {"gates": [{"metric": "champion/latency_ratio", "at_most": 1000}]}
 
     def decided(version, *names):
-        return promote("negpos", version, gates=gates, allow_native=names)
+        return promote("negpos", version, gates=gates, remeasure=True, allow_native=names)
 
     assert promote("negpos", 1).promoted
     assert not decided(2).promoted

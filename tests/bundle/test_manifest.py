@@ -216,7 +216,7 @@ def test_a_manifest_that_is_cut_off_is_refused(make):
         bundle.read(directory)
 
 
-NEWER = "has format 2, written by mlflow_e2eai 9.9.9, but this version reads format 1"
+NEWER = "has format 2, written by mlflow_e2eai 9.9.9, but the installed version reads format 1"
 
 
 def test_a_newer_format_is_refused_with_both_versions(make):
@@ -450,7 +450,7 @@ def test_engines_that_do_not_fit_are_announced_once_and_passed_over(make):
 
 
 def test_a_loaded_model_explains_what_runs_it_and_why_its_engines_do_not(make):
-    with pytest.warns(UserWarning, match="instead"):
+    with pytest.warns(UserWarning, match="Falling back"):
         choice = load(make(engines=["fp32"])).explain()
 
     assert choice.variant == CPU32

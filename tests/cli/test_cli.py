@@ -373,7 +373,7 @@ def test_each_shell_completes_verbs_options_and_choices(shell):
             return lines[1::3]
         return [line.partition(",")[2].partition("\t")[0] for line in lines]
 
-    assert completed("", "ex") == ["export", "export-triton"]
+    assert completed("", "ex") == ["export", "explain", "export-triton"]
     assert "--exporter" in completed("export", "--ex")
     assert completed("export --exporter", "t") == ["trace"]
 

@@ -90,7 +90,7 @@ def test_explain_shows_the_stored_decision_of_a_version_however_it_is_named(digi
     assert lines[0] == "Version 1 of digits: promoted for @champion"
     assert lines[1].endswith(f"mlflow_e2eai {mlflow_e2eai.__version__}")
     assert " UTC, by " in lines[1]
-    assert any(line.startswith("  passed  task/accuracy: found 0.9 (") for line in lines)
+    assert any(line.startswith("  passed  task/accuracy = 0.9 (") for line in lines)
 
 
 def test_explain_without_words_takes_the_newest_version(digits, run):
@@ -188,7 +188,7 @@ def test_only_an_approval_that_is_signed_by_a_named_key_counts(digits, run, keys
     run("approve digits 2 --as release")
     code, out, _ = run(promote)
     assert code == main.NOT_PASSED
-    assert "is not signed, wanted Approved, signed by ann" in out
+    assert "is not signed (gate: Approved, signed by ann)" in out
 
     run(f"approve digits 2 --as release --key {bob}")
     code, out, _ = run(promote)
@@ -263,7 +263,7 @@ def test_watch_that_puts_back_goes_on_until_ctrl_c(digits, run, monkeypatch):
     assert code == main.INTERRUPTED
     assert looks == ["1", "1", "1"]
     assert out.splitlines()[-1].endswith("it was put back")
-    assert "To go on: mlflow_e2eai watch digits --restore" in err
+    assert "To continue: mlflow_e2eai watch digits --restore" in err
 
 
 def test_rollback_goes_back_and_says_from_where(digits, run):
@@ -286,7 +286,7 @@ def test_rollback_to_a_version_that_does_not_pass_today_is_refused(digits, run, 
 
     assert code == main.ERROR
     assert "Version 1 of 'digits'" in err
-    assert "does not pass its gates today: task/accuracy: found 0.9 (" in err
+    assert "does not pass its gates today: task/accuracy = 0.9 (" in err
     assert holder(digits) == "2"
     assert "evidence/quick" in run("rollback digits --gates default")[2]
 
@@ -352,7 +352,7 @@ def test_results_are_data_with_json(digits, run):
         ("explain models:/digits@nobody", main.ERROR, "There is no version 'models:/digits@nobod"),
         ("explain runs:/a/b 1", main.USAGE, "the version is given twice; leave 1 out"),
         ("explain runs:/a/b", main.ERROR, "'runs:/a/b' names no version; give models:/name/versi"),
-        ("explain digits seven", main.USAGE, "'seven' is no whole number of at least 1"),
+        ("explain digits seven", main.USAGE, "must be a positive integer, got 'seven'"),
         ("redecide digits 3", main.ERROR, "Nothing was decided about version 3 of 'digits' yet"),
         ("history nothing", main.ERROR, "There is no registered model 'nothing'"),
         ("history digits --alias champoin", main.ERROR, "did you mean champion?"),

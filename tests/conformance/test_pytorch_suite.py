@@ -272,7 +272,7 @@ def test_extra_files_save_model(saved, model_path, extra_files):
 
 
 def test_log_model_invalid_extra_file_path(log):
-    with mlflow.start_run(), pytest.raises(InvalidInputError, match="which is not there"):
+    with mlflow.start_run(), pytest.raises(InvalidInputError, match="which does not exist"):
         log(extra_files=["no_such_file.txt"])
 
 

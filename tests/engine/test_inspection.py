@@ -111,7 +111,7 @@ def test_without_a_gpu_nothing_is_loaded(monkeypatch):
         (None, "TensorRT-RTX cannot load the engine that it built"),
         (Loaded(said("Float", "Float")), "none of the engine's layers computes in it, but in Flo"),
         (Loaded(names=("x", "z")), r"the engine has the inputs and outputs \['x', 'z'\]"),
-        (Loaded(dtype=trt.DataType.HALF), "the engine has 'x' in DataType.HALF, not in float32"),
+        (Loaded(dtype=trt.DataType.HALF), "the engine has 'x' as DataType.HALF, not float32"),
         (
             Loaded(profiles={**PROFILES, ("x", 1): PROFILES["x", 0]}),
             r"profile 1 of the engine has 'x' from .*, not \[\(1, 3\), \(4, 3\), \(8, 3\)\]",

@@ -13,6 +13,7 @@ from registered_bundles import holder, register
 
 import mlflow_e2eai
 from mlflow_e2eai.errors import E2EAIError, InvalidInputError, TrackingError
+from mlflow_e2eai.report.formats import moment_text
 
 pytestmark = pytest.mark.usefixtures("on_threads")
 
@@ -60,7 +61,7 @@ def reason(version, gates=RELEASE):
 def test_a_version_without_an_approval_is_rejected_with_the_command_that_gives_it(store, version):
     decision = mlflow_e2eai.promote("net", version, gates=RELEASE)
     assert not decision.promoted
-    assert decision.reasons == ("approval/release: nobody approved it, wanted Approved",)
+    assert decision.reasons == ("approval/release: it is not approved (gate: Approved)",)
     assert decision.remedies == ("mlflow_e2eai approve net 1 --as release",)
     assert holder(store) is None
 
@@ -73,12 +74,12 @@ def test_an_approved_version_is_promoted_and_the_record_says_by_whom(store, vers
     (verdict,) = mlflow_e2eai.explain("net", version).decision.verdicts
     assert verdict.source == str(statement)
     assert statement.by in verdict.source
-    assert statement.at in verdict.source
+    assert moment_text(statement.at) in verdict.source
 
 
 def test_a_tag_that_a_hand_wrote_is_no_approval(store, version):
     store.set_model_version_tag("net", version, "release", "Approved")
-    assert "its tag 'release' does not say by whom, when and of which files" in reason(version)
+    assert "its tag 'release' does not say who approved which files, and when" in reason(version)
     store.set_model_version_tag("net", version, "release", "Pending")
     assert "its tag 'release' is 'Pending'" in reason(version)
 
@@ -93,12 +94,12 @@ def change(store, number, **fields):
 def test_an_approval_of_other_files_or_of_another_version_does_not_count(store, version):
     mlflow_e2eai.approve("net", version, as_="release")
     change(store, version, sha256="0" * 64)
-    assert "the approval is of other files" in reason(version)
+    assert "the approval is for other files" in reason(version)
     mlflow_e2eai.approve("net", version, as_="release")
     change(store, version, version="7")
-    assert "the approval is of 'release' of net 7" in reason(version)
+    assert "the approval is for 'release' of net 7" in reason(version)
     change(store, version, answer="Perhaps")
-    assert "does not say by whom" in reason(version)
+    assert "does not say who approved" in reason(version)
 
 
 def test_an_approval_that_is_copied_to_another_version_does_not_count(store, good, version):
@@ -106,7 +107,7 @@ def test_an_approval_that_is_copied_to_another_version_does_not_count(store, goo
     second = register(good)
     for key, value in store.get_model_version("net", version).tags.items():
         store.set_model_version_tag("net", second, key, value)
-    assert "the approval is of 'release' of net 1" in reason(second)
+    assert "the approval is for 'release' of net 1" in reason(second)
 
 
 def test_a_rejection_is_final_whatever_the_gates(store, version):
@@ -136,11 +137,11 @@ def test_a_rejection_blocks_though_the_gates_only_warn_without_the_approval(vers
 
 
 def test_an_approval_counts_that_a_named_key_signed(keys, version):
-    assert "nobody approved it" in reason(version, signed_by(keys, "ann"))
+    assert "it is not approved" in reason(version, signed_by(keys, "ann"))
     mlflow_e2eai.approve("net", version, as_="release")
     assert "is not signed" in reason(version, signed_by(keys, "ann"))
     mlflow_e2eai.approve("net", version, as_="release", key=keys["bob"][0])
-    assert "the signature is by none of the keys ann" in reason(version, signed_by(keys, "ann"))
+    assert "the signature is not by any of the keys ann" in reason(version, signed_by(keys, "ann"))
     assert reason(version, signed_by(keys, "ann", "bob")) is None
 
 
@@ -157,7 +158,7 @@ def test_a_signature_that_is_no_base64_does_not_count(keys, store, version):
     mlflow_e2eai.approve("net", version, as_="release", key=keys["ann"][0])
     for odd in ("", "!!", "é"):
         change(store, version, signature=odd)
-        assert "by none of the keys ann" in reason(version, signed_by(keys, "ann"))
+        assert "not by any of the keys ann" in reason(version, signed_by(keys, "ann"))
 
 
 def test_keys_that_ssh_keygen_makes_are_taken(tmp_path, version):

@@ -86,7 +86,8 @@ def test_a_rejection_is_explained_too(registry, good):
 def test_a_version_that_was_not_decided_about_is_named_with_the_command(store, good):
     register(good)
     with pytest.raises(
-        TrackingError, match=r"Nothing was decided about version 1 of 'net' yet; promote it, by `ml"
+        TrackingError,
+        match=r"Nothing was decided about version 1 of .* promote it with `ml",
     ):
         mlflow_e2eai.explain("net", 1)
     with pytest.raises(TrackingError, match="There is no version 9 of 'net'"):
@@ -96,7 +97,7 @@ def test_a_version_that_was_not_decided_about_is_named_with_the_command(store, g
 def test_a_decision_whose_run_is_gone_is_named(registry):
     run_id = registry.get_model_version("net", "2").tags["e2eai.decision_run"]
     file_of(registry, "2").unlink()
-    with pytest.raises(TrackingError, match=f"is not there any more, in run {run_id}"):
+    with pytest.raises(TrackingError, match=f"is no longer in run {run_id}"):
         mlflow_e2eai.explain("net", 2)
 
 

@@ -32,7 +32,7 @@ def test_an_alias_that_stands_as_decided_is_no_drift(registry):
     report = mlflow_e2eai.guard("net")
     assert standings(report) == {"champion": "as decided"}
     assert not report.drifted
-    assert str(report.aliases[0]).startswith("@champion is at version 2, as decided by ")
+    assert str(report.aliases[0]).startswith("@champion points to version 2, as decided by ")
 
 
 def test_a_move_by_hand_is_named_with_the_decision_that_it_undid(registry):
@@ -42,7 +42,7 @@ def test_a_move_by_hand_is_named_with_the_decision_that_it_undid(registry):
     last = mlflow_e2eai.history("net").moves[-1]
     assert (drifted.version, drifted.decided) == ("1", "2")
     assert (drifted.run_id, drifted.by, drifted.at) == (last.run_id, last.by, last.at)
-    assert "@champion is at version 1, moved by hand: the last decision, by " in str(drifted)
+    assert "@champion points to version 1, moved by hand: the last decision, by " in str(drifted)
     assert holder(registry) == "1"  # it only looked
 
 
@@ -62,7 +62,7 @@ def test_what_drifted_is_put_back_by_a_run_and_what_nobody_decided_is_left_alone
     assert [holder(registry, alias) for alias in ("champion", "canary")] == ["2", "1"]
     last = mlflow_e2eai.history("net").moves[-1]
     assert (last.kind, last.before, last.after) == ("restoration", "1", "2")
-    assert "moved by hand" in last.reason
+    assert last.reason == "@champion was moved to version 1 by hand"
     assert not mlflow_e2eai.guard("net").drifted
     moves = len(mlflow_e2eai.history("net").moves)
     mlflow_e2eai.guard("net", restore=True)
