@@ -84,7 +84,9 @@ def out(tmp_path):
 def built_here(source, target, out):
     """Build in this process, where the test has its hands on TensorRT."""
     builder.write_plan(
-        SimpleNamespace(note=SimpleNamespace(write_activity=lambda _: None), ask=lambda *_: None),
+        SimpleNamespace(
+            note=SimpleNamespace(write_activity=lambda _: None), call_back=lambda *_: None
+        ),
         source=source,
         target=target,
         tf32=False,

@@ -135,12 +135,12 @@ def test_a_configuration_that_is_misspelt_is_refused(torch_model, wrong, hint):
 
 @pytest.mark.parametrize("samples", [{"x": features()[:0]}, {}])
 def test_no_items_are_nothing_to_compare(torch_model, samples):
-    with pytest.raises(InvalidInputError, match=r"no items|no array"):
+    with pytest.raises(InvalidInputError, match=r"are empty|no array"):
         evaluate(torch_model, reference=torch_model, samples=samples)
 
 
 def test_a_table_of_no_rows_is_nothing_to_compare(torch_model):
-    with pytest.raises(InvalidInputError, match="no items"):
+    with pytest.raises(InvalidInputError, match="are empty"):
         evaluate(torch_model, data=features()[:0], reference=torch_model)
 
 

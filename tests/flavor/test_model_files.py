@@ -176,7 +176,7 @@ def test_what_was_downloaded_is_a_model_for_pyfunc(client, monkeypatch, tmp_path
 
 
 def test_pyfunc_loads_the_whole_model(client):
-    with pytest.warns(UserWarning, match="instead"):
+    with pytest.warns(UserWarning, match="Falling back"):
         loaded = mlflow.pyfunc.load_model(client)
 
     assert np.array_equal(loaded.predict({"x": X})["y"], 2 * X)

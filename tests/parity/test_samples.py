@@ -183,8 +183,8 @@ def test_ragged_labels_stay_python_objects():
         (({"y": X}, LABELS), r"\['y'\], but \['x'\] are expected"),
         (((X, X), LABELS), "2 inputs"),
         ((X, {"a": LABELS, "b": LABELS}), r"a mapping of \['a', 'b'\]"),
-        ((TABLE, "class"), "column 'class', but the data has"),
-        ((X, "label"), "column 'label', but the data has ndarray"),
+        ((TABLE, "class"), "column is 'class', but the data has"),
+        ((X, "label"), "column is 'label', but the data has ndarray"),
         ((TABLE[COLUMNS], LABELS[:39]), "give inputs and labels of one length"),
         ((X[:3], LABELS[:4]), "give inputs and labels of one length"),
         ((X[:0], LABELS[:0]), "at least one item"),
@@ -636,7 +636,7 @@ def test_metrics_without_labels_and_two_of_one_name_are_refused():
     metric = mlflow.metrics.mse()
     with pytest.raises(InvalidInputError, match="Metrics need labels"):
         task_metrics([metric], None)
-    with pytest.raises(InvalidInputError, match="have one name"):
+    with pytest.raises(InvalidInputError, match="have the same name"):
         task_metrics([metric, metric], LABELS)
 
 

@@ -36,7 +36,7 @@ def dying_at(monkeypatch, method, when=lambda *_: True, error=Killed):
     died = []
 
     def die(client, *words, **options):
-        if not died and when(*words):
+        if not died and when(*words, **options):
             died.append(words)
             raise error("cut off") if error is not Killed else Killed
         return real(client, *words, **options)
@@ -50,10 +50,14 @@ def has_reason(store, version):
     return tags.get("e2eai.decision") == "promoted" and "e2eai.decision_run" in tags
 
 
+def keys(tags):
+    return {tag.key for tag in tags}
+
+
 STEPS = {
     "before the tags": ("set_model_version_tag", lambda *_: True, "1"),
     "amid the tags": ("set_model_version_tag", lambda _, __, key, ___: "run" in key, "1"),
-    "before the plan": ("set_tag", lambda _, key, ___: key == "e2eai.moves", "1"),
+    "before the plan": ("log_batch", lambda _, tags=(), **__: "e2eai.moves" in keys(tags), "1"),
     "before the alias": ("set_registered_model_alias", lambda *_: True, "1"),
     "after the alias": ("set_tag", lambda _, key, ___: key == "e2eai.moved_at", "2"),
     "before the run's end": ("set_registered_model_tag", lambda _, key, __: "moved_at" in key, "2"),

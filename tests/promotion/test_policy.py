@@ -276,7 +276,7 @@ def test_each_gate_that_did_not_pass_comes_with_a_command():
     advice = with_remedies(decision, found, "digits", "7").remedies
 
     assert "GPU of sm89" in advice[1]
-    assert "mlflow_e2eai pipeline --model-uri models:/digits/7" in advice[1]
+    assert "mlflow_e2eai pipeline models:/digits/7" in advice[1]
     assert "--targets sm90" in advice[0]
 
 

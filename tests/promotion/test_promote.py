@@ -410,7 +410,7 @@ def test_a_dry_run_says_what_is_missing_as_a_command(store, good, tmp_path):
 
     assert decision.remedies == (
         (
-            f"mlflow_e2eai pipeline --model-uri models:/net/{version} --registered-model-name net "
+            f"mlflow_e2eai pipeline models:/net/{version} --registered-model-name net "
             "--evidence standard"
         ),
     )

@@ -88,7 +88,9 @@ def test_a_missing_file_is_refused_by_name(logged):
     version, edited = logged
     with edited() as folder:
         (folder / "bundle" / "model.onnx").unlink()
-    assert "bundle/model.onnx is missing" in refused(version)
+    assert "bundle/model.onnx, which was in the model when it was made, is missing" in refused(
+        version
+    )
 
 
 @pytest.mark.parametrize("name", ["bundle/libevil.so", "code/__pycache__/helper.cpython-311.pyc"])

@@ -60,13 +60,15 @@ def test_int8_runs_exactly_where_the_instructions_would_saturate(saturates, tmp_
     x = np.random.default_rng(0).standard_normal((8, 4)).astype(np.float32)
     source = onnx.parser.parse_model(SHARED)
     graphs.write(quantize(source, "int8", [{"x": x}]).model, tmp_path / "int8.onnx")
+    saturates_here = ort.machine.int8_saturates()
     monkeypatch.setattr(ort.machine, "int8_saturates", lambda: saturates)
     monkeypatch.setattr(onnxruntime, "InferenceSession", watch)
     with onnxruntime_runner(tmp_path / "int8.onnx") as infer:
         given = infer({"x": x})["y"]
     weight = np.array([1, 2, 3, 4, 5, 6, 7, 8, 9, 8, 7, 6, 5, 4, 3, 2], np.float32).reshape(4, 4)
     wanted = x @ weight @ weight
-    assert np.abs(given - wanted).max() < 0.02 * np.abs(wanted).max()
+    if saturates or not saturates_here:
+        assert np.abs(given - wanted).max() < 0.02 * np.abs(wanted).max()
     assert set(seen) == ({"1"} if saturates else {None})
 
 
@@ -129,7 +131,7 @@ def test_a_provider_that_was_dropped_silently_is_an_error(graph, monkeypatch):
     monkeypatch.setattr(onnxruntime, "InferenceSession", FellBack)
     monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None, raising=False)
     with (
-        pytest.raises(RunnerError, match=r"asked for CUDA.* but started CPUExecutionProvider"),
+        pytest.raises(RunnerError, match=r"requested with CUDA.* but started CPUExecutionProvider"),
         onnxruntime_runner(graph, device="cuda"),
     ):
         pass

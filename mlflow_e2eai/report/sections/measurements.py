@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import TypeAlias
 
 from mlflow_e2eai.artifacts.files import from_json, to_json
 from mlflow_e2eai.bundle.manifest import Manifest
@@ -17,6 +18,8 @@ from mlflow_e2eai.report.formats import time_text
 from mlflow_e2eai.report.plots import latency_picture, pareto_picture
 from mlflow_e2eai.report.sections.doubts import tag
 
+Draw: TypeAlias = Callable[[Manifest], Picture | None]
+
 
 def latency_section(manifest: Manifest) -> Section | None:
     """The picture, and every number behind it."""
@@ -28,7 +31,7 @@ def latency_section(manifest: Manifest) -> Section | None:
         for entry in report.variants:
             variants.setdefault(entry.name, []).append(_line(size, report, entry))
     context = {
-        "picture": _image(latency_picture, to_json(manifest)),
+        "picture": _image(latency_picture, manifest),
         "device": any(
             e.device_p50_ms is not None for _, report in reports for e in report.variants
         ),
@@ -48,16 +51,28 @@ def _line(size: str, report: LatencyReport, entry: Latency) -> dict[str, object]
     }
 
 
+def _image(draw: Draw, manifest: Manifest) -> Image | None:
+    """A picture, drawn once: a process that logs a model often promotes it too."""
+    try:
+        text = to_json(manifest)
+    except ValueError:  # a hostile name is no text
+        return _drawn(draw, manifest)
+    return _drawn_once(draw, text)
+
+
 @functools.lru_cache(maxsize=4)
-def _image(draw: Callable[[Manifest], Picture | None], manifest: str) -> Image | None:
-    """A picture of a manifest; cached, as a process that logs a model often promotes it too."""
-    picture = draw(from_json(Manifest, manifest))
+def _drawn_once(draw: Draw, manifest: str) -> Image | None:
+    return _drawn(draw, from_json(Manifest, manifest))
+
+
+def _drawn(draw: Draw, manifest: Manifest) -> Image | None:
+    picture = draw(manifest)
     return None if picture is None else image(picture)
 
 
 def pareto_section(manifest: Manifest) -> Section | None:
     """The picture of the largest error against latency."""
-    picture = _image(pareto_picture, to_json(manifest))
+    picture = _image(pareto_picture, manifest)
     if picture is None:
         return None
     context = {"picture": picture, "subject": manifest.subject}
