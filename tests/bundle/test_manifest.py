@@ -203,7 +203,7 @@ def test_a_missing_input_example_is_an_artifact_error(make):
 
 
 def test_a_folder_without_a_manifest_is_no_bundle(tmp_path):
-    with pytest.raises(ArtifactError, match=f"holds no {MANIFEST}"):
+    with pytest.raises(ArtifactError, match=f"has no {MANIFEST}"):
         bundle.read(tmp_path)
 
 

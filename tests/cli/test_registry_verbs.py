@@ -193,7 +193,7 @@ def test_only_an_approval_that_is_signed_by_a_named_key_counts(digits, run, keys
     run(f"approve digits 2 --as release --key {bob}")
     code, out, _ = run(promote)
     assert code == main.NOT_PASSED
-    assert "the signature is not by any of the keys ann, wanted Approved, signed by ann" in out
+    assert "the signature is not by any of the keys ann (gate: Approved, signed by ann)" in out
     assert "to pass: mlflow_e2eai approve digits 2 --as release --key FILE" in out.splitlines()
 
     assert run(f"approve digits 2 --as release --key {ann}")[1].endswith(" UTC, signed")
@@ -312,7 +312,7 @@ def test_the_best_of_several_versions_is_promoted_and_each_is_headed(digits, run
     assert code == main.DONE
     assert lines[0] == "version 2:"
     assert "promoted: digits 2 would become champion" in lines
-    assert lines[-1].startswith("rejected: task/accuracy: found 0.1 (")
+    assert lines[-1].startswith("rejected: task/accuracy = 0.1 (")
     assert holder(digits) == "1"
 
     assert run(promote)[0] == main.DONE

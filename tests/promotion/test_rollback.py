@@ -50,7 +50,7 @@ def test_a_version_that_never_had_the_alias_is_refused(registry, good):
         match=r"never pointed to version 4 \(it pointed to 1, 2, 3\); promote that version",
     ):
         mlflow_e2eai.rollback("net", to=version)
-    with pytest.raises(TrackingError, match="no decision ever moved it"):
+    with pytest.raises(TrackingError, match="no decision ever moved one"):
         mlflow_e2eai.rollback("net", alias="canary", to=1)
     assert holder(registry) == "3"
 
