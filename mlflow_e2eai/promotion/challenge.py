@@ -51,6 +51,7 @@ class Challenge:
         policy: The rules.
         folder: A folder for the bundles that it is compared with.
         remeasurement: How the latency of both is measured again; None where evidence counts.
+        fetched: By version, the bundles that it was compared with.
     """
 
     version: ModelVersion
@@ -60,6 +61,7 @@ class Challenge:
     policy: Policy
     folder: Path
     remeasurement: Remeasurement | None = None
+    fetched: dict[str, Path] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def open(
@@ -128,9 +130,10 @@ class Challenge:
         about = as_champion(found, aliases[0])
         if self.policy.compares:
             model = model_of(found, *about)
-            place = self.folder / f"version-{version}"
-            # Where it was decided before, the files are there.
-            path = place / bundle.FOLDER if place.exists() else fetch_bundle(model, place, *about)
+            if version not in self.fetched:  # else it was decided before
+                place = self.folder / f"version-{version}"
+                self.fetched[version] = fetch_bundle(model, place, *about)
+            path = self.fetched[version]
             return Incumbent(version=found, aliases=tuple(aliases), model=model, path=path)
         with contextlib.suppress(E2EAIError):  # no gate reads it
             model = model_of(found, *about)

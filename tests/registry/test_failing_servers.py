@@ -181,7 +181,7 @@ def test_a_server_that_dies_between_decision_and_alias_is_named_and_the_next_fin
         monkeypatch.setattr(moves, "_set_alias", die)
         sentence = sentence_of("net")
         assert f"{server.uri} cannot be reached" in sentence
-        assert "still says RUNNING" in sentence
+        assert "still shows RUNNING" in sentence
         assert ("'champion' may still stand at version 2" in sentence) == (when == "after")
     monkeypatch.setattr(moves, "_set_alias", set_alias)
     monkeypatch.setattr(stage, "tag_version", tag_version)

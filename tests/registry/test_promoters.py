@@ -40,7 +40,7 @@ def run(server, accuracies, folder, count, rounds, **options):
     numbers = run_promoters(plan, count)
     wrong = broken_laws(server.database, accuracies, plan)
     refused = reasons(plan)
-    numbers |= numbers_on_record(server.database)
+    numbers |= numbers_on_record(server.database) | {"refused": refused}
     print(f"{count} promoters x {rounds} rounds:", json.dumps(numbers))  # noqa: T201 - with -s
     assert wrong == []
     assert [why for why in refused if "stood still for too long" not in why] == []

@@ -36,7 +36,7 @@ def test_the_registry_decides_from_the_first_model_to_the_rollback(on_postgres):
     assert re.search(r"^FAILED +champion/task_drop", refused, re.MULTILINE)
     assert "version 2 was rejected" in refused
     assert "digits@champion version 3 " in followed
-    assert re.search("@champion is at version 2, moved by hand: .*; it was put back", guarded)
+    assert re.search("@champion points to version 2, moved by hand: .*; it was put back", guarded)
     assert "digits@champion version 1 " in back
     assert len(past.strip().splitlines()) == 4
 

@@ -522,7 +522,7 @@ def test_an_engine_that_says_a_precision_and_computes_in_another_is_refused(engi
     trt.SETTINGS["layers"] = [FLOAT]
     made = dataclasses.replace(engine()[0], precision="fp16")
     with pytest.raises(
-        RunnerError, match=r"says fp16, but none of .* computes in it, but in Float"
+        RunnerError, match=r"declared as fp16, but none of .* computes in it, but in Float"
     ):
         engine_runner(made).__enter__()
 

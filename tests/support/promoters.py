@@ -168,7 +168,7 @@ def _promote_in_turn(plan: Plan, number: int) -> None:
     import mlflow
 
     import mlflow_e2eai
-    from mlflow_e2eai.errors import TrackingError
+    from mlflow_e2eai.errors import E2EAIError
     from mlflow_e2eai.promotion.registry import lease
 
     logging.disable(logging.CRITICAL)
@@ -194,7 +194,7 @@ def _promote_in_turn(plan: Plan, number: int) -> None:
             try:
                 decision = mlflow_e2eai.promote(NAME, version, gates=GATES)
                 line["result"] = "promoted" if decision.promoted else "rejected"
-            except TrackingError as error:
+            except E2EAIError as error:
                 line |= {"result": "refused", "why": str(error)}
             out.write(json.dumps(line) + "\n")
             repeated = None
