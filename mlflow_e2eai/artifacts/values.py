@@ -131,6 +131,11 @@ class TensorSpec:
     dtype: str
     shape: tuple[int | str, ...]
 
+    @property
+    def interface(self) -> tuple[str, str, int]:
+        """Its name, dtype and number of axes: what a caller must know, whatever the sizes."""
+        return self.name, self.dtype, len(self.shape)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InputOrigin:

@@ -186,6 +186,11 @@ class Decision(Summary):
         return bool(deciding) and all(deciding)
 
     @property
+    def outcome(self) -> str:
+        """``promoted`` or ``rejected``."""
+        return "promoted" if self.promoted else "rejected"
+
+    @property
     def reasons(self) -> tuple[str, ...]:
         """Reasons against promotion, a sentence a gate; empty when promoted."""
         deciding = [verdict for verdict in self.verdicts if verdict.severity == "block"]

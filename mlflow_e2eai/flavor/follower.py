@@ -13,6 +13,7 @@ from mlflow_e2eai.bundle.choice import Choice
 from mlflow_e2eai.bundle.manifest import Manifest
 from mlflow_e2eai.bundle.model import Model
 from mlflow_e2eai.errors import InvalidInputError, TrackingError, brief
+from mlflow_e2eai.promotion.registry.drift import check_pause
 from mlflow_e2eai.runtime.progress import LOGGER
 
 PREFIX = "models:/"
@@ -46,9 +47,7 @@ class FollowedModel:
             InvalidInputError: `every_s` is not above 0.
             E2EAIError: The version cannot be loaded.
         """
-        if not every_s > 0:
-            msg = f"{every_s} s between two looks is too short; give seconds above 0."
-            raise InvalidInputError(msg)
+        check_pause(every_s)
         self.alias = alias
         self.problem: str | None = None
         self._look, self._load = look, load
@@ -146,7 +145,7 @@ class FollowedModel:
             ("takes", old.inputs, new.inputs),
             ("returns", old.outputs, new.outputs),
         ):
-            if _interface(ours) != _interface(theirs):
+            if [each.interface for each in ours] != [each.interface for each in theirs]:
                 with model:  # frees it
                     msg = (
                         f"version {version} of {self.alias.partition('@')[0]} {kind} "
@@ -200,10 +199,6 @@ def parse_alias(uri: str) -> tuple[str, str]:
         msg = f"{uri!r} names no alias that can be followed; give one as models:/digits@champion."
         raise InvalidInputError(msg)
     return name, alias
-
-
-def _interface(specs: Sequence[TensorSpec]) -> list[tuple[str, str, int]]:
-    return [(spec.name, spec.dtype, len(spec.shape)) for spec in specs]
 
 
 def _words(specs: Sequence[TensorSpec]) -> str:

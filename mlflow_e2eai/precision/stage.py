@@ -291,9 +291,7 @@ def _agree(outputs: Sequence[TensorSpec], wanted: Sequence[TensorSpec]) -> bool:
 
     The converter infers shapes, and may fix a size that the exporter left symbolic.
     """
-    if [(o.name, o.dtype, len(o.shape)) for o in outputs] != [
-        (w.name, w.dtype, len(w.shape)) for w in wanted
-    ]:
+    if [each.interface for each in outputs] != [each.interface for each in wanted]:
         return False
     sizes = [
         pair

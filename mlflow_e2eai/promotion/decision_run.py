@@ -61,7 +61,7 @@ def decision_run(outcome: Outcome, registered: RegisteredModel) -> Iterator[str]
         measured = model.model_id if model.model_id in linked else None
         tracking.log_metrics(numbers, run_id=run_id, model_id=measured)
         client.log_text(run_id, to_json(outcome.record()), FILE)
-        client.set_tag(run_id, DECISION, _word(decision))
+        client.set_tag(run_id, DECISION, decision.outcome)
         page = log_report(
             outcome.manifest,
             decision,
@@ -136,7 +136,7 @@ def tag_version(outcome: Outcome, run_id: str) -> None:
 
     client, version = MlflowClient(), outcome.challenge.version
     tags = {
-        DECISION: _word(outcome.decision),
+        DECISION: outcome.decision.outcome,
         ALIAS: ", ".join(outcome.challenge.aliases),
         REASON: reason_of(outcome.decision),
         DECIDED_BY: run_id,
@@ -170,7 +170,3 @@ def reason_of(decision: Decision) -> str:
 def _title(outcome: Outcome) -> str:
     version = outcome.challenge.version
     return f"promote {version.name} {version.version}"
-
-
-def _word(decision: Decision) -> str:
-    return "promoted" if decision.promoted else "rejected"

@@ -47,7 +47,7 @@ class Redecision(Summary):
         """The difference in lines, for a terminal."""
         record = self.record
         outcome = "would be another today" if self.differs else "would be the same today"
-        now = "promoted" if self.now.promoted else "rejected"
+        now = self.now.outcome
         title = f"Version {record.challenger.version} of {record.name}: the decision {outcome}"
         return "\n".join([f"{title} ({now})", *(f"  {line}" for line in self.differences)])
 

@@ -167,13 +167,13 @@ def promote(
         registered = registered_model(name)
         outcome = challenge.decide(holders(registered, aliases))
         if dry_run:
-            line.append(f"{name} {version} would be {_word(outcome.decision)}")
+            line.append(f"{name} {version} would be {outcome.decision.outcome}")
             return outcome.decision
         if _is_on_record(outcome):
             line.append(f"{name} {version} has {', '.join(aliases)} already")
         else:
             outcome = _carry_out(outcome, registered)
-            line.append(f"{name} {version} {_word(outcome.decision)}")
+            line.append(f"{name} {version} {outcome.decision.outcome}")
         decision = outcome.decision
         passed = sum(verdict.passed for verdict in decision.verdicts)
         line.append(f"{passed} of {len(decision.verdicts)} gates passed")
@@ -234,10 +234,6 @@ def _is_on_record(outcome: Outcome) -> bool:
     if same:
         finish(run_id)
     return same
-
-
-def _word(decision: Decision) -> str:
-    return "promoted" if decision.promoted else "rejected"
 
 
 def _aliases_of(alias: str | Sequence[str]) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 import sys
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -176,6 +177,11 @@ def bounds_text(ratio: Ratio) -> str:
         return "the machine was busy"
     text = f"{time_text(ratio.low)} to {time_text(ratio.high)}"
     return f"{text}, within the noise" if ratio.equal else text
+
+
+def aliases_text(aliases: Iterable[str]) -> str:
+    """Aliases as MLflow's URIs write them: ``@champion, @canary``."""
+    return ", ".join(f"@{alias}" for alias in aliases)
 
 
 def moment_text(at: str | None) -> str:

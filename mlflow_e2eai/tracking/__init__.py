@@ -29,7 +29,6 @@ from mlflow_e2eai.tracking.downloads import (
     alias_of,
     fetch_verified,
     fetcher,
-    verify_model,
 )
 from mlflow_e2eai.tracking.lineage import (
     MLMODEL_SHA256,

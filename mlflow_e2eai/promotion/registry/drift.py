@@ -165,9 +165,7 @@ def watch(name: str, *, every_s: float = 30.0, restore: bool = False) -> Iterato
         InvalidInputError: `every_s` is not above 0.
         TrackingError: See `guard`.
     """
-    if not every_s > 0:
-        msg = f"{every_s} s between two looks is too short; give seconds above 0."
-        raise InvalidInputError(msg)
+    check_pause(every_s)
     last = None
     while True:
         report = guard(name, restore=restore)
@@ -175,6 +173,17 @@ def watch(name: str, *, every_s: float = 30.0, restore: bool = False) -> Iterato
             yield report
         last = report
         time.sleep(every_s)
+
+
+def check_pause(every_s: float) -> None:
+    """Refuse a pause between two looks that is none.
+
+    Raises:
+        InvalidInputError: It is not above 0.
+    """
+    if not every_s > 0:
+        msg = f"{every_s} s between two looks is too short; give seconds above 0."
+        raise InvalidInputError(msg)
 
 
 def _drift(each: GuardedAlias) -> str:

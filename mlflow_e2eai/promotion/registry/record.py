@@ -16,7 +16,7 @@ from mlflow_e2eai.evaluation.gates import Decision, MetricValue, Verdict
 from mlflow_e2eai.promotion.policy import Policy
 from mlflow_e2eai.promotion.registry.actor import actor, host
 from mlflow_e2eai.promotion.registry.timeline import now_text
-from mlflow_e2eai.report.formats import moment_text
+from mlflow_e2eai.report.formats import aliases_text, moment_text
 from mlflow_e2eai.tracking.console import quiet_mlflow
 from mlflow_e2eai.tracking.server import check_server
 
@@ -104,8 +104,8 @@ class DecisionRecord(Summary):
         return "\n".join(_lines(self))
 
     def _line(self) -> str:
-        outcome = "promoted" if self.decision.promoted else "rejected"
-        aliases = ", ".join(f"@{alias}" for alias in self.aliases)
+        outcome = self.decision.outcome
+        aliases = aliases_text(self.aliases)
         version, at = self.challenger.version, moment_text(self.at)
         return f"{self.name} {version} {outcome} for {aliases} at {at}"
 
@@ -262,8 +262,8 @@ def _differences(challenger: Contender, incumbent: Contender) -> list[str]:
 
 def _lines(record: DecisionRecord) -> list[str]:
     decision, challenger = record.decision, record.challenger
-    aliases = ", ".join(f"@{alias}" for alias in record.aliases)
-    outcome = "promoted" if decision.promoted else "rejected"
+    aliases = aliases_text(record.aliases)
+    outcome = decision.outcome
     at = moment_text(record.at)
     lines = [
         f"Version {challenger.version} of {record.name}: {outcome} for {aliases}",
@@ -271,7 +271,7 @@ def _lines(record: DecisionRecord) -> list[str]:
         f"  {_digests(challenger)}, gates {_short(record.policy_sha256)}",
     ]
     for incumbent in record.incumbents:
-        aliases_then = ", ".join(f"@{alias}" for alias in incumbent.aliases)
+        aliases_then = aliases_text(incumbent.aliases)
         lines.append(
             f"  before: version {incumbent.version} at {aliases_then}, {_digests(incumbent)}"
         )

@@ -16,7 +16,14 @@ from mlflow_e2eai.report.facts import (
     task_names,
     worst_outcomes,
 )
-from mlflow_e2eai.report.formats import NOISY_TEXT, NONE, error_text, task_text, time_text
+from mlflow_e2eai.report.formats import (
+    NOISY_TEXT,
+    NONE,
+    aliases_text,
+    error_text,
+    task_text,
+    time_text,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +71,7 @@ def background_facts(
     """The background in a few lines: the name of each, its text, and the section with the rest."""
     if background is None:
         return []
-    aliases = ", ".join(f"@{alias}" for alias in background.aliases)
+    aliases = aliases_text(background.aliases)
     moves = "history" if background.moves else None
     facts: list[tuple[str, str, str | None]] = [
         ("Decided", f"{background.at} by {background.by}, for {aliases}", None)
@@ -87,7 +94,7 @@ def background_facts(
 
 
 def _before_text(before: Before, background: Background) -> str:
-    aliases = ", ".join(f"@{alias}" for alias in before.aliases)
+    aliases = aliases_text(before.aliases)
     text = f"version {before.version} at {aliases}"
     since = next((move for move in background.moves if move.alias in before.aliases), None)
     if since is None or since.version != before.version:
