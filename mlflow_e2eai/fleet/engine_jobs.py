@@ -151,7 +151,7 @@ def remeasurements(
         model_uri: The bundle.
         engines: Targets of the engines in it, by digest.
         executor: The executor.
-        **arguments: Further arguments of `pipeline.jobs.remeasure`.
+        **arguments: Further arguments of `worker.remeasure`.
     """
     return [
         Job(stage="remeasure", model_uri=model_uri, arguments=arguments, gpu=gpu)

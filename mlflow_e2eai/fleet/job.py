@@ -28,7 +28,7 @@ class Job:
     Attributes:
         stage: The stage.
         model_uri: The model; see `pipeline.jobs.compile`, `pipeline.jobs.evaluate` and
-            `pipeline.jobs.remeasure`.
+            `worker.remeasure`.
         arguments: The other arguments of those.
         accelerator: Ray's accelerator type that it needs, for example ``H100``; None for one that
             has the compute capability of its target, where that is built on such a GPU only.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import socket
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
@@ -16,8 +16,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TypeAlias
 
-from mlflow_e2eai import tracking
+from mlflow_e2eai import bundle, tracking
 from mlflow_e2eai.artifacts.libraries import native_allowed
+from mlflow_e2eai.bundle.side_by_side import SideBySide, measure_side_by_side
 from mlflow_e2eai.engine.stage import reuse_builder
 from mlflow_e2eai.errors import E2EAIError
 from mlflow_e2eai.fleet.job import Attempt, Job
@@ -135,8 +136,26 @@ def _evaluate(job: Job) -> Attempt:
 
 def _remeasure(job: Job) -> Attempt:
     with tracking.run(job.name, nested=True, tags={tracking.STAGE: "remeasure"}) as run_id:
-        remote_jobs.log_side_by_side(jobs.remeasure(job.model_uri, **job.arguments), run_id)
+        remote_jobs.log_side_by_side(remeasure(job.model_uri, **job.arguments), run_id)
     return Attempt(run_id=run_id)
+
+
+def remeasure(model_uri: str, *, champion: str, variants: Sequence[str] = ()) -> SideBySide:
+    """Measure the latency of two bundles on this machine, in turns; every file is verified.
+
+    Args:
+        model_uri: A bundle.
+        champion: The bundle whose time is the unit.
+        variants: See `measure_side_by_side`.
+    """
+    with TemporaryDirectory() as folder:
+        paths = []
+        for uri in (model_uri, champion):
+            model = tracking.ancestor(tracking.resolve(uri), ("package",))
+            place = Path(folder, str(model.model_id))
+            place.mkdir()
+            paths.append(tracking.fetch_verified(model, place) / bundle.FOLDER)
+        return measure_side_by_side(*paths, variants=variants)
 
 
 _STAGES: Mapping[str, Callable[[Job], Attempt]] = {

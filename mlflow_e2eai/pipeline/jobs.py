@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from mlflow_e2eai import bundle, tracking
+from mlflow_e2eai import tracking
 from mlflow_e2eai.artifacts.arrays import load_arrays
 from mlflow_e2eai.artifacts.axes import DynamicAxes
 from mlflow_e2eai.artifacts.example import assumptions_of, others_of
@@ -25,7 +25,6 @@ from mlflow_e2eai.artifacts.values import (
     precision_of,
     variant_name,
 )
-from mlflow_e2eai.bundle.side_by_side import SideBySide, measure_side_by_side
 from mlflow_e2eai.engine.request import EngineRequest
 from mlflow_e2eai.engine.targets import resolve
 from mlflow_e2eai.errors import InvalidInputError, TrackingError
@@ -297,24 +296,6 @@ def compile(
                 )
             model_ids.append(job.recorder.models[engine.sha256])
         return model_ids
-
-
-def remeasure(model_uri: str, *, champion: str, variants: Sequence[str] = ()) -> SideBySide:
-    """Measure the latency of two bundles on this machine, in turns; every file is verified.
-
-    Args:
-        model_uri: A bundle.
-        champion: The bundle whose time is the unit.
-        variants: See `measure_side_by_side`.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        paths = []
-        for uri in (model_uri, champion):
-            model = tracking.ancestor(tracking.resolve(uri), ("package",))
-            place = Path(folder, str(model.model_id))
-            place.mkdir()
-            paths.append(tracking.fetch_verified(model, place) / bundle.FOLDER)
-        return measure_side_by_side(*paths, variants=variants)
 
 
 def evaluate(

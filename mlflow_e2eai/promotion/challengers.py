@@ -207,7 +207,7 @@ def promote_best(
     if not names or len(set(names)) < len(names):
         msg = f"The versions are {names}; give each once, and at least one."
         raise InvalidInputError(msg)
-    remeasurement = Remeasurement.wanted(**options)
+    remeasurement = Remeasurement.of_arguments(**options)
     with quiet_mlflow(), tempfile.TemporaryDirectory() as folder:
         check_server()
         stands = holders(registered_model(name), aliases)

@@ -65,7 +65,7 @@ class Remeasurement:
     allow_native: tuple[str, ...] = ()
 
     @classmethod
-    def wanted(
+    def of_arguments(
         cls,
         *,
         remeasure: bool = False,

@@ -141,7 +141,7 @@ def promote(
     if goal is not None:
         msg = f"The goal {goal!r} is to choose among several versions; give a list of them."
         raise InvalidInputError(msg)
-    remeasurement = Remeasurement.wanted(
+    remeasurement = Remeasurement.of_arguments(
         remeasure=remeasure,
         executor=executor,
         workers=workers,

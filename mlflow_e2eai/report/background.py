@@ -1,4 +1,4 @@
-"""The background of a decision: who made it, who approved, and where the aliases pointed before."""
+"""The background of a decision: who made it, who approved, and what stood before."""
 
 from __future__ import annotations
 
