@@ -42,7 +42,7 @@ def fill(database: str, models: int, versions: int) -> int:
     old = {
         "log": seed.run_id,
         "decision": seed.tags["e2eai.decision_run"],
-        "model": seed.source.removeprefix("models:/"),
+        "model": str(seed.source).removeprefix("models:/"),
     }
     new = {
         "log": LOG_RUN.format(at=AT),
