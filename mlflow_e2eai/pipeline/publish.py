@@ -200,6 +200,8 @@ def describe_version(
     """
     from mlflow import MlflowClient
 
+    from mlflow_e2eai.tracking._mlflow import registry_client
+
     client = MlflowClient()
     registered = client.get_model_version(name, str(version))
     if is_own_description(registered.description):
@@ -212,7 +214,7 @@ def describe_version(
             background=background,
             aliases=aliases_of(registered.description),
         )
-        client.update_model_version(name, str(version), description=text)
+        registry_client().update_model_version(name, str(version), text)
         _describe_run(str(registered.run_id), text)
     # Only with the first version: a user who deletes the text later wants none.
     if str(version) == "1" and not client.get_registered_model(name).description:
@@ -232,12 +234,14 @@ def describe_moves(name: str, version: str, moves: Mapping[str, str]) -> None:
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
+    from mlflow_e2eai.tracking._mlflow import registry_client
+
     client = MlflowClient()
     with contextlib.suppress(MlflowException):
         found = client.get_model_version(name, version)
         before = found.description or ""
         if (text := with_aliases(before, moves)) != before:
-            client.update_model_version(name, version, description=text)
+            registry_client().update_model_version(name, version, text)
             _describe_run(str(found.run_id), text)
 
 

@@ -6,9 +6,11 @@ All of them are imported here and nowhere else, so that a new MLflow breaks one 
 from collections.abc import Mapping
 from pathlib import Path
 
+import mlflow
 from mlflow.entities import LoggedModel
 from mlflow.models.utils import _save_example as save_example
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from mlflow.tracking._model_registry.client import ModelRegistryClient
 from mlflow.tracking._tracking_service.client import TrackingServiceClient
 from mlflow.tracking.artifact_utils import (
     _download_artifact_from_uri as download_artifact_from_uri,
@@ -90,6 +92,7 @@ __all__ = [
     "prepare_target_path",
     "process_conda_env",
     "process_pip_requirements",
+    "registry_client",
     "request_health",
     "save_example",
     "set_model_tags",
@@ -101,6 +104,14 @@ __all__ = [
     "validate_logged_model_name",
     "validate_registered_model_name",
 ]
+
+
+def registry_client() -> ModelRegistryClient:
+    """The client that writes to the registry; MlflowClient would read each model first.
+
+    It does so before each write, to see that the registered model is no prompt.
+    """
+    return ModelRegistryClient(mlflow.get_registry_uri(), mlflow.get_tracking_uri())
 
 
 def set_model_tags(model_id: str, tags: Mapping[str, str], tracking_uri: str) -> None:
@@ -144,8 +155,6 @@ def request_health(uri: str, *, retries: int | None, timeout_s: float | None) ->
 
 def account() -> str | None:
     """The account at the tracking server; None where there is no server, or none was given."""
-    import mlflow
-
     if not str(mlflow.get_tracking_uri()).startswith("http"):
         return None
     return read_mlflow_creds().username

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 import mlflow
+from mlflow.tracking._model_registry.client import ModelRegistryClient
 from ranked_versions import GATES, register
 
 import mlflow_e2eai
@@ -73,7 +74,7 @@ def test_two_that_note_one_experiment_at_once_both_go_on(store, monkeypatch):
 
     store.create_registered_model("net")
     stale = registered_model("net")
-    set_tag = mlflow.MlflowClient.set_registered_model_tag
+    set_tag = ModelRegistryClient.set_registered_model_tag
 
     def insert_twice(*words):
         """As PostgreSQL responds to the second of two."""
@@ -81,6 +82,6 @@ def test_two_that_note_one_experiment_at_once_both_go_on(store, monkeypatch):
         msg = "duplicate key value violates unique constraint"
         raise MlflowException(msg)
 
-    monkeypatch.setattr(mlflow.MlflowClient, "set_registered_model_tag", insert_twice)
+    monkeypatch.setattr(ModelRegistryClient, "set_registered_model_tag", insert_twice)
     note_experiment(stale, "7")
     assert "e2eai.decisions_in.7" in registered_model("net").tags

@@ -59,19 +59,20 @@ def counted_by(processes, times, *, leased):
 
 
 def test_with_a_lease_no_write_of_another_process_is_lost(registered):
-    assert counted_by(3, 8, leased=True) == 24
+    assert counted_by(3, 4, leased=True) == 12
     assert not any(tag.startswith(LEASE) for tag in tags(registered))
 
 
 def test_without_a_lease_writes_are_lost(registered):
-    assert counted_by(3, 20, leased=False) < 60
+    assert counted_by(3, 10, leased=False) < 30
 
 
 def test_the_entry_of_a_dead_process_is_passed_over_once_it_is_seen_to_stand_still(
     registered, monkeypatch
 ):
     monkeypatch.setattr(module, "LEASE_S", 0.4)
-    Lease("net").enter(1)  # and never leaves
+    monkeypatch.setattr(Lease, "_beat", lambda _: None)  # a dead process shows nothing
+    Lease("net").enter(1)
     began = time.monotonic()
     with lease("net"):
         assert time.monotonic() - began > 0.4
@@ -95,6 +96,7 @@ def test_a_living_one_is_waited_for_and_named(registered):
 
 def test_one_that_stood_still_is_told_that_its_lease_is_gone(registered, monkeypatch):
     monkeypatch.setattr(module, "LEASE_S", 0.4)
+    monkeypatch.setattr(Lease, "_beat", lambda _: None)  # as of a process that stands still
     first = Lease("net")
     first.enter(1)
     with lease("net"):

@@ -6,6 +6,7 @@ import mlflow
 import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from mlflow.tracking._model_registry.client import ModelRegistryClient
 from registered_bundles import holder, register
 
 import mlflow_e2eai
@@ -31,8 +32,9 @@ def second(store, good):
 
 
 def dying_at(monkeypatch, method, when=lambda *_: True, error=Killed):
-    """Have a method of MLflow's client raise, once."""
-    real = getattr(MlflowClient, method)
+    """Have a method of MLflow's clients raise, once."""
+    owner = ModelRegistryClient if hasattr(ModelRegistryClient, method) else MlflowClient
+    real = getattr(owner, method)
     died = []
 
     def die(client, *words, **options):
@@ -41,7 +43,7 @@ def dying_at(monkeypatch, method, when=lambda *_: True, error=Killed):
             raise error("cut off") if error is not Killed else Killed
         return real(client, *words, **options)
 
-    monkeypatch.setattr(MlflowClient, method, die)
+    monkeypatch.setattr(owner, method, die)
     return died
 
 

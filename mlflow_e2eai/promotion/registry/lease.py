@@ -51,9 +51,9 @@ class Lease:
     """The right to move aliases of a registered model, while `check` raises nothing."""
 
     def __init__(self, name: str) -> None:
-        from mlflow import MlflowClient
+        from mlflow_e2eai.tracking._mlflow import registry_client
 
-        self._client = MlflowClient()
+        self._client = registry_client()
         self._name = name
         self._tag = f"{LEASE}{uuid.uuid4().hex}"
         self._ticket: int | None = None

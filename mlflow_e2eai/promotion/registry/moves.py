@@ -64,6 +64,8 @@ def move(
     from mlflow.entities import RunTag
     from mlflow.exceptions import MlflowException
 
+    from mlflow_e2eai.tracking._mlflow import registry_client
+
     client = MlflowClient()
     registered = check_holders(name, {alias: before for alias, (before, _) in moves.items()})
     planned_at = time_after(registered.tags.get(MOVED_AT))
@@ -86,7 +88,7 @@ def move(
         raise TrackingError(msg) from error
     at = time_after(planned_at)
     client.set_tag(run_id, MOVED_AT, at)
-    client.set_registered_model_tag(name, MOVED_AT, at)
+    registry_client().set_registered_model_tag(name, MOVED_AT, at)
     _describe(name, moves, f"({kind} by {actor()})", moment_text(at))
 
 

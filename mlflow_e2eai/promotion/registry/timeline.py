@@ -267,14 +267,15 @@ def decision_runs(registered: RegisteredModel) -> list[Run]:
 
 def note_experiment(registered: RegisteredModel, experiment_id: str) -> None:
     """Record on a registered model that an experiment has a decision about it."""
-    from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
+
+    from mlflow_e2eai.tracking._mlflow import registry_client
 
     tag = f"{DECISIONS_IN}{experiment_id}"
     if tag in registered.tags:
         return
     try:
-        MlflowClient().set_registered_model_tag(registered.name, tag, now_text())
+        registry_client().set_registered_model_tag(registered.name, tag, now_text())
     except MlflowException:
         # Two that insert one tag at once: PostgreSQL refuses the second.
         if tag not in registered_model(registered.name).tags:
