@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -19,12 +20,16 @@ from mlflow_e2eai.promotion.registry.record import DECIDED_BY, FILE
 from mlflow_e2eai.promotion.registry.timeline import ALIAS, REASON, Move, now_text, read_moves
 from mlflow_e2eai.report.background import AliasMove, Background, Before
 from mlflow_e2eai.report.formats import moment_text
+from mlflow_e2eai.tracking.server import responds
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import RegisteredModel
 
 DECISION = "e2eai.decision"
-"""Tag of a version and of a run: ``promoted`` or ``rejected``; of a run also ``superseded``."""
+"""Tag of a version and of a run: ``promoted`` or ``rejected``.
+
+``withdrawn`` where the aliases could not be moved on a yes; of a run also ``superseded``.
+"""
 
 PREVIOUS = "e2eai.previous"
 """Tag of a version: the versions that had the aliases before."""
@@ -128,6 +133,24 @@ def supersede(outcome: Outcome, stands: Mapping[str, str | None], run_id: str) -
     ]
     MlflowClient().set_tag(run_id, DECISION, "superseded")
     MlflowClient().set_tag(run_id, REASON, f"{'; '.join(moved)} meanwhile: decided again")
+
+
+def withdraw(outcome: Outcome, run_id: str, reason: str) -> None:
+    """Write on a run and on its version that the aliases could not be moved on a yes.
+
+    Where the registry does not take that either, the run alone shows it, as it failed.
+    """
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    if not responds():
+        return
+    client, version = MlflowClient(), outcome.challenge.version
+    with contextlib.suppress(MlflowException):
+        for key, value in {DECISION: "withdrawn", REASON: reason}.items():
+            client.set_tag(run_id, key, value)
+            client.set_model_version_tag(version.name, str(version.version), key, value)
+        describe_version(outcome.manifest, name=version.name, version=version.version)
 
 
 def tag_version(outcome: Outcome, run_id: str) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
-from mlflow_e2eai.errors import E2EAIError, InvalidInputError
+from mlflow_e2eai.errors import E2EAIError, InvalidInputError, TrackingError
 from mlflow_e2eai.evaluation.gates import Decision, Gate
 from mlflow_e2eai.fleet.job import Executor
 from mlflow_e2eai.promotion.challenge import Challenge, Outcome
@@ -17,6 +17,7 @@ from mlflow_e2eai.promotion.decision_run import (
     end_rejected,
     supersede,
     tag_version,
+    withdraw,
 )
 from mlflow_e2eai.promotion.gates_file import read_policy
 from mlflow_e2eai.promotion.policy import Policy
@@ -209,7 +210,11 @@ def _write(outcome: Outcome, right: Lease, run_id: str) -> None:
         end_rejected(outcome, run_id)
         return
     name = outcome.challenge.version.name
-    move(right, name, outcome.moves, run_id=run_id, kind="promotion")
+    try:
+        move(right, name, outcome.moves, run_id=run_id, kind="promotion")
+    except TrackingError as error:
+        withdraw(outcome, run_id, str(error))
+        raise
 
 
 def _is_on_record(outcome: Outcome) -> bool:

@@ -85,3 +85,27 @@ def test_two_that_note_one_experiment_at_once_both_go_on(store, monkeypatch):
     monkeypatch.setattr(ModelRegistryClient, "set_registered_model_tag", insert_twice)
     note_experiment(stale, "7")
     assert "e2eai.decisions_in.7" in registered_model("net").tags
+
+
+def test_an_incumbent_that_kept_its_alias_is_fetched_once_when_it_is_decided_again(
+    store, monkeypatch
+):
+    from mlflow_e2eai.promotion import challenge, stage
+
+    first, second, third = register((0.9, 0.9, 0.9))
+    assert mlflow_e2eai.promote("net", first, gates=GATES).promoted
+    carry_out, fetch, places = stage._carry_out, challenge.fetch_bundle, []
+
+    def meanwhile(*words):
+        store.set_registered_model_alias("net", "staging", second)
+        return carry_out(*words)
+
+    def counted(model, place, *about):
+        places.append(place.name)
+        return fetch(model, place, *about)
+
+    monkeypatch.setattr(stage, "_carry_out", meanwhile)
+    monkeypatch.setattr(challenge, "fetch_bundle", counted)
+    assert mlflow_e2eai.promote("net", third, alias=["champion", "staging"], gates=GATES).promoted
+    assert places == ["challenger", f"version-{first}", f"version-{second}"]
+    assert set(moves.holders(registered_model("net"), ["champion", "staging"]).values()) == {third}

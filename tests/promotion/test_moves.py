@@ -113,6 +113,25 @@ def test_none_of_several_aliases_moves_where_one_cannot(store, second, monkeypat
     assert len(mlflow_e2eai.history("net").moves) == 1
 
 
+def test_a_yes_that_could_not_be_carried_out_is_withdrawn(store, second, monkeypatch):
+    with monkeypatch.context() as patch:
+        dying_at(patch, "set_registered_model_alias", error=MlflowException)
+        with pytest.raises(TrackingError, match="could not be moved: cut off"):
+            mlflow_e2eai.promote("net", second, gates=FAST)
+    version = store.get_model_version("net", second)
+    run = store.get_run(version.tags["e2eai.decision_run"])
+    for tags in (version.tags, run.data.tags):
+        assert tags["e2eai.decision"] == "withdrawn"
+        assert "could not be moved: cut off" in tags["e2eai.reason"]
+    assert run.info.status == "FAILED"
+    assert "romoted" not in version.description
+
+    assert mlflow_e2eai.promote("net", second, gates=FAST).promoted
+    version = store.get_model_version("net", second)
+    assert version.tags["e2eai.decision"] == "promoted"
+    assert "romoted" in version.description
+
+
 def test_a_version_is_compared_with_each_that_has_one_of_the_aliases(store, second):
     mlflow_e2eai.promote("net", second, alias=BOTH[1], gates=FAST)
     third = register_again(store, second)
