@@ -16,6 +16,7 @@ from mlflow_e2eai import bundle, fleet, tracking
 from mlflow_e2eai.artifacts.axes import DynamicAxes
 from mlflow_e2eai.artifacts.build_settings import DEFAULT_BUILD, BuildSettings
 from mlflow_e2eai.artifacts.values import OnnxArtifact, Precision
+from mlflow_e2eai.errors import InvalidInputError
 from mlflow_e2eai.evaluation.data import EvaluationData, evaluation_of
 from mlflow_e2eai.evaluation.effort import EvidenceLevel
 from mlflow_e2eai.evaluation.metrics import Metrics
@@ -23,6 +24,7 @@ from mlflow_e2eai.flavor.logged_bundle import log_bundle
 from mlflow_e2eai.flavor.mlmodel import Description, describe
 from mlflow_e2eai.pipeline import build
 from mlflow_e2eai.pipeline.settings import Settings
+from mlflow_e2eai.precision.quantize import check_calibrated
 from mlflow_e2eai.pytorch.operators.operator import Operator
 from mlflow_e2eai.pytorch.stage import DEFAULT_OPSET, Exporter
 from mlflow_e2eai.runtime.progress import reported_on_stderr
@@ -228,7 +230,10 @@ def log_model(
     tracking.check_names(name, registered_model_name)
     description = Description.of(arguments)  # errors come before anything is made
     name = name or tracking.model_name(registered_model_name or "model")
+    _check_no_uri(model)
     model = Path(model) if isinstance(model, str) else model
+    if not _is_bundle(model):
+        check_calibrated(precisions, evaluation_data)
     with (
         reported_on_stderr(),
         quiet_mlflow(),
@@ -304,6 +309,16 @@ def _log_source(
             operator_libraries=settings.operator_libraries,
             evaluation=evaluation,
         )
+
+
+def _check_no_uri(model: Any) -> None:
+    """Refuse the URI of a model that is logged already."""
+    if isinstance(model, str) and model.startswith(("models:/", "runs:/")):
+        msg = (
+            f"{model} is a logged model; run `mlflow_e2eai pipeline {model}`, or give the module "
+            f"that mlflow.pytorch.load_model returns, and the URI as source_model."
+        )
+        raise InvalidInputError(msg)
 
 
 def _is_bundle(model: Any) -> bool:

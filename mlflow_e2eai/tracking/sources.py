@@ -122,9 +122,8 @@ def log_source(
     ):
         if others:
             save_several(Path(folder, _SAMPLES), others)
-        files = _companions(
-            Path(folder), example, tree, dynamic_axes, operators, evaluation, run_id
-        )
+        inputs = example, tree, dynamic_axes
+        files = _companions(Path(folder), *inputs, operators, evaluation, run_id)
         described = libraries.describe_libraries(operator_libraries)
         if described:
             digests = {library.path.name: library.sha256 for library in described}
@@ -159,12 +158,13 @@ class _PyTorchFlavor:
         kwargs.pop("validate_serving_input", None)
         arrays = tuple((kwargs.pop("input_example") or {}).values())
         example = arrays[0] if len(arrays) == 1 else arrays
-        requirements = [f"torch=={torch.__version__.partition('+')[0]}"]
         common = {**kwargs, "path": path, "mlflow_model": mlflow_model}
-        common["pip_requirements"] = requirements
-        if arrays and not isinstance(kwargs["pytorch_model"], torch.jit.ScriptModule):
+        common["pip_requirements"] = [f"torch=={torch.__version__.partition('+')[0]}"]
+        module = kwargs["pytorch_model"]
+        if arrays and not isinstance(module, torch.jit.ScriptModule):
             try:
-                with state_restored(kwargs["pytorch_model"]):
+                # Export has warnings of its own about the model.
+                with warnings.catch_warnings(action="ignore"), state_restored(module):
                     mlflow.pytorch.save_model(
                         **common, input_example=example, serialization_format="pt2"
                     )

@@ -8,6 +8,7 @@ import mlflow
 import mlflow.onnx
 import pytest
 import torch
+from small_models import features, net
 
 import mlflow_e2eai
 from mlflow_e2eai.errors import InvalidInputError
@@ -121,6 +122,20 @@ def test_a_typing_error_is_reported_before_a_run_begins(store):
     with pytest.raises(TypeError, match="unexpected keyword argument 'presisions'"):
         mlflow_e2eai.log_model(None, presisions=["fp16"])  # type: ignore[call-arg]  # wrong on purpose
     assert mlflow.search_runs(search_all_experiments=True).empty
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "sentence"),
+    [
+        ("models:/m-1", {}, "m-1 is a logged model; run `mlflow_e2eai pipeline models:/m-1`, or"),
+        (net(), {"precisions": ("int8",)}, "int8 is calibrated on evaluation data"),
+    ],
+)
+def test_what_the_arguments_show_is_reported_before_a_run_begins(store, model, options, sentence):
+    with pytest.raises(InvalidInputError, match=sentence):
+        mlflow_e2eai.log_model(model, name="net", input_example={"x": features()}, **options)
+    assert mlflow.search_runs(search_all_experiments=True).empty
+    assert not mlflow.search_logged_models(output_format="list")
 
 
 WRONG_NAMES = [

@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import json
 import math
+import warnings
 
 import mlflow
+import numpy as np
 import pytest
 import torch
 from small_models import AXES, features, labelled, net
@@ -307,6 +309,23 @@ def test_a_model_in_training_mode_is_logged_in_evaluation_mode_and_gets_its_mode
     with torch.no_grad():
         wanted = module.eval()(torch.from_numpy(features()))
     assert torch.allclose(loaded(torch.from_numpy(features()))["output"], wanted, atol=1e-5)
+
+
+class Recurrent(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.gru = torch.nn.GRU(4, 4, batch_first=True)
+
+    def forward(self, x):
+        return self.gru(x)[0]
+
+
+def test_a_recurrent_model_is_logged_without_warnings_of_pytorch(store):
+    with mlflow.start_run() as run, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tracking.log_source(
+            Recurrent().eval(), {"x": np.ones((2, 3, 4), "f")}, name="net", run_id=run.info.run_id
+        )
 
 
 @pytest.mark.parametrize("kind", ["script", "exported"])
