@@ -7,6 +7,8 @@ as shells have them, after Ctrl-C and SIGTERM.
 
 from __future__ import annotations
 
+import atexit
+import gc
 import logging
 import shlex
 import sys
@@ -23,6 +25,7 @@ from mlflow_e2eai.runtime.termination import (
     INTERRUPTED,
     TERMINATED,
     Termination,
+    interruption_of,
     raised_on_sigterm,
     reason_of,
 )
@@ -293,22 +296,26 @@ def reported_errors(words: Sequence[str] = ()) -> Iterator[None]:
     Args:
         words: The words of the command, to show after an interruption how to go on.
     """
+    # As it ends, Python collects garbage: 2 s where PyTorch and MLflow are imported.
+    atexit.register(gc.freeze)
     try:
         with raised_on_sigterm():
             yield
     except click.exceptions.Exit as end:
         raise SystemExit(end.exit_code) from None
-    except (click.Abort, KeyboardInterrupt, Termination) as end:
+    except BaseException as error:
         from mlflow_e2eai.tracking.runs import log_project_failure
 
-        is_signal = isinstance(end, Termination)
-        error = end if is_signal else KeyboardInterrupt()
-        print(f"{_NAME}: {reason_of(error)}", *_how_to_go_on(words), file=sys.stderr, sep="\n")
-        log_project_failure(error)
-        raise SystemExit(TERMINATED if is_signal else INTERRUPTED) from None
-    except Exception as error:
-        from mlflow_e2eai.tracking.runs import log_project_failure
-
+        ended: BaseException | None = interruption_of(error)
+        if isinstance(error, click.Abort):
+            ended = KeyboardInterrupt()
+        if isinstance(ended, (KeyboardInterrupt, Termination)):
+            print(f"{_NAME}: {reason_of(ended)}", *_how_to_go_on(words), file=sys.stderr, sep="\n")
+            log_project_failure(ended)
+            code = TERMINATED if isinstance(ended, Termination) else INTERRUPTED
+            raise SystemExit(code) from None
+        if not isinstance(error, Exception):
+            raise
         reason = log_project_failure(_usage_error(error))
         if not isinstance(reason, E2EAIError):
             raise

@@ -31,6 +31,8 @@ DECISION = "e2eai.decision"
 ``withdrawn`` where the aliases could not be moved on a yes; of a run also ``superseded``.
 """
 
+WITHDRAWN = "withdrawn"
+
 PREVIOUS = "e2eai.previous"
 """Tag of a version: the versions that had the aliases before."""
 
@@ -147,7 +149,7 @@ def withdraw(outcome: Outcome, run_id: str, reason: str) -> None:
         return
     client, version = MlflowClient(), outcome.challenge.version
     with contextlib.suppress(MlflowException):
-        for key, value in {DECISION: "withdrawn", REASON: reason}.items():
+        for key, value in {DECISION: WITHDRAWN, REASON: reason}.items():
             client.set_tag(run_id, key, value)
             client.set_model_version_tag(version.name, str(version.version), key, value)
         describe_version(outcome.manifest, name=version.name, version=version.version)

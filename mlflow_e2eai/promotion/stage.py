@@ -13,6 +13,8 @@ from mlflow_e2eai.fleet.job import Executor
 from mlflow_e2eai.promotion.challenge import Challenge, Outcome
 from mlflow_e2eai.promotion.challengers import Contest, promote_best
 from mlflow_e2eai.promotion.decision_run import (
+    DECISION,
+    WITHDRAWN,
     decision_run,
     end_rejected,
     supersede,
@@ -225,6 +227,8 @@ def _is_on_record(outcome: Outcome) -> bool:
     if outcome.moves or not outcome.decision.promoted:
         return False
     version = outcome.challenge.version
+    if version.tags.get(DECISION) == WITHDRAWN:
+        return False
     try:
         record, run_id = last_record(version.name, version.version)
     except E2EAIError:

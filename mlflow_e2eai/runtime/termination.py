@@ -49,8 +49,20 @@ def raised_on_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
+def interruption_of(error: BaseException) -> KeyboardInterrupt | SystemExit | None:
+    """Ctrl-C or SIGTERM as the error, or as the cause of it; None for other errors.
+
+    A library that is interrupted while it is imported raises an ImportError.
+    """
+    seen: BaseException | None = error
+    while seen is not None and not isinstance(seen, (KeyboardInterrupt, SystemExit)):
+        seen = seen.__cause__ or seen.__context__
+    return seen
+
+
 def reason_of(error: BaseException) -> str:
     """The message of an error without passwords and tokens; never empty."""
+    error = interruption_of(error) or error
     if isinstance(error, KeyboardInterrupt):
         return "Interrupted by Ctrl-C."
     return without_secrets(str(error)) or type(error).__name__

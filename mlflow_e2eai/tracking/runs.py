@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
@@ -15,7 +16,7 @@ from mlflow_e2eai.artifacts.names import FreshNames
 from mlflow_e2eai.errors import TrackingError
 from mlflow_e2eai.evaluation.evidence import Span
 from mlflow_e2eai.report.facts import Origin
-from mlflow_e2eai.runtime.termination import raised_on_sigterm, reason_of
+from mlflow_e2eai.runtime.termination import interruption_of, raised_on_sigterm, reason_of
 from mlflow_e2eai.tracking.lineage import ERROR, PARENT_RUN, link_inputs, tag_model
 from mlflow_e2eai.tracking.mlflow_names import metric_name
 from mlflow_e2eai.tracking.remote_jobs import inherited_context
@@ -279,7 +280,7 @@ def _done_before(
             yield new.info.run_id
     except BaseException as error:
         if not (isinstance(error, TrackingError) and error.lost):
-            status = "FAILED" if isinstance(error, Exception) else "KILLED"
+            status = "FAILED" if interruption_of(error) is None else "KILLED"
             client.set_terminated(new.info.run_id, status, end_time=ended_ms)
         raise
     client.set_terminated(new.info.run_id, "FINISHED", end_time=ended_ms)
@@ -300,7 +301,7 @@ def _end_after_block(run_id: str) -> Iterator[None]:
             _mlflow.forget_active_run()
         else:
             try:
-                mlflow.end_run("FAILED" if isinstance(error, Exception) else "KILLED")
+                mlflow.end_run("FAILED" if interruption_of(error) is None else "KILLED")
             except MlflowException:  # the first error is the one to show
                 _log.warning("Run %s still says RUNNING, as it could not be ended.", run_id)
         raise
@@ -309,11 +310,25 @@ def _end_after_block(run_id: str) -> Iterator[None]:
 
 
 def _explain(run_id: str) -> AbstractContextManager[None]:
-    """Write the reason of a failure on a run."""
+    """Write the reason of a failure on a run, and on the models of the block that are not ready."""
     from mlflow import MlflowClient
+    from mlflow.entities import LoggedModelStatus
+
+    client, began_ms = MlflowClient(), time.time() * 1e3
 
     def log(error: BaseException) -> None:
-        MlflowClient().set_tag(run_id, ERROR, reason_of(error))
+        reason = reason_of(error)
+        client.set_tag(run_id, ERROR, reason)
+        experiment = client.get_run(run_id).info.experiment_id
+        # MLflow's filter accepts `status`, but finds nothing by it.
+        for model in client.search_logged_models([experiment], f"source_run_id = '{run_id}'"):
+            is_new = model.creation_timestamp >= began_ms
+            if str(model.status) == "PENDING" and is_new:  # where an interruption came amid a call
+                client.finalize_logged_model(model.model_id, LoggedModelStatus.FAILED)
+            elif str(model.status) != "FAILED":
+                continue
+            if ERROR not in model.tags:
+                tag_model(model.model_id, {ERROR: reason})
 
     return failure_logged(run_id, log)
 
@@ -368,27 +383,18 @@ def log_project_failure(error: BaseException) -> BaseException:
 
 
 @contextmanager
-def log_model_failure(run_id: str, model_id: str | None = None) -> Iterator[None]:
-    """Write an error of the block on the models that it leaves FAILED.
+def log_model_failure(run_id: str, model_id: str | None) -> Iterator[None]:
+    """Mark a model that was there before FAILED on an error of the block, with the reason.
 
-    Args:
-        run_id: The run whose models MLflow may have marked FAILED for the error.
-        model_id: A model that was there before, to be written in the block: it is marked FAILED
-            here, as MLflow does that only for errors of its own writing.
+    MLflow marks it only for errors of its own writing.
     """
     from mlflow import MlflowClient
     from mlflow.entities import LoggedModelStatus
 
     def log(error: BaseException) -> None:
-        client, tags = MlflowClient(), {ERROR: reason_of(error)}
         if model_id is not None:
-            client.finalize_logged_model(model_id, LoggedModelStatus.FAILED)
-            tag_model(model_id, tags)
-        experiment = client.get_run(run_id).info.experiment_id
-        # MLflow's filter accepts `status`, but finds nothing by it.
-        for model in client.search_logged_models([experiment], f"source_run_id = '{run_id}'"):
-            if str(model.status) == "FAILED" and ERROR not in model.tags:
-                tag_model(model.model_id, tags)
+            MlflowClient().finalize_logged_model(model_id, LoggedModelStatus.FAILED)
+            tag_model(model_id, {ERROR: reason_of(error)})
 
     with failure_logged(run_id, log):
         yield

@@ -119,7 +119,7 @@ def finish(run_id: str) -> None:
     tags = run.data.tags
     if MOVES in tags and MOVED_AT not in tags:
         client.set_tag(run_id, MOVED_AT, tags.get(PLANNED_AT, now_text()))
-    if run.info.status == "RUNNING":
+    if run.info.status != "FINISHED":
         client.set_terminated(run_id, "FINISHED")
 
 

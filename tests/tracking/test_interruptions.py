@@ -1,0 +1,65 @@
+"""Ctrl-C amid a call: runs are killed, models failed, and the store stays free for both."""
+
+from __future__ import annotations
+
+import sqlite3
+
+import mlflow
+import pytest
+from small_models import features, net
+
+import mlflow_e2eai
+from mlflow_e2eai import tracking
+from mlflow_e2eai.runtime.termination import interruption_of
+from mlflow_e2eai.tracking import models
+
+FP32 = {"input_example": {"x": features()}, "precisions": ("fp32",), "evidence": "quick"}
+
+
+def test_a_query_that_was_interrupted_does_not_lock_the_database(store):
+    path = mlflow.get_tracking_uri().removeprefix("sqlite:///")
+
+    def query():
+        cursor = sqlite3.connect(path).execute("SELECT key FROM tags")
+        assert cursor.fetchone()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), tracking.run("net"):
+        query()
+    (run,) = mlflow.search_runs(output_format="list")
+    assert run.info.status == "KILLED"
+    assert run.data.tags["e2eai.error"] == "Interrupted by Ctrl-C."
+
+
+def test_a_model_is_failed_where_the_interruption_came_before_its_files(store, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(models, "link_output", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        mlflow_e2eai.log_model(net(), "net", **FP32)
+    found = {
+        model.name: (str(model.status), model.tags.get("e2eai.error"))
+        for model in mlflow.search_logged_models(output_format="list")
+    }
+    assert found.pop("net-source") == ("READY", None)
+    assert set(found.values()) == {("FAILED", "Interrupted by Ctrl-C.")}
+
+
+def test_a_model_that_waits_for_its_files_elsewhere_is_left_alone(store):
+    with mlflow.start_run():
+        model = mlflow.initialize_logged_model(name="other")
+        with pytest.raises(KeyboardInterrupt), tracking.run("net"):
+            raise KeyboardInterrupt
+    assert str(mlflow.get_logged_model(model.model_id).status) == "PENDING"
+
+
+def test_an_error_that_a_library_made_of_an_interruption_is_one(store):
+    failed = ImportError("initialization failed")
+    failed.__cause__ = KeyboardInterrupt()
+    with pytest.raises(ImportError), tracking.run("net"):
+        raise failed
+    (run,) = mlflow.search_runs(output_format="list")
+    assert run.info.status == "KILLED"
+    assert run.data.tags["e2eai.error"] == "Interrupted by Ctrl-C."
+    assert interruption_of(ImportError("no module")) is None
