@@ -185,7 +185,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    words = sys.argv[1:] if argv is None else list(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    if argv is None:
+        _collect_nothing_at_the_end()
     try:
         with reported_errors(words):
             code = command_line.main(words, prog_name=_NAME, standalone_mode=False)
@@ -205,10 +207,16 @@ def entry_point(verb: Verb | str) -> Iterator[dict[str, Any]]:
         The arguments for its function.
     """
     command = VerbCommand(VERBS[verb] if isinstance(verb, str) else verb)
+    _collect_nothing_at_the_end()
     with reported_errors():
         arguments = command.make_context(command.name, sys.argv[1:]).params
         with prepare(command.verb, arguments):
             yield arguments
+
+
+def _collect_nothing_at_the_end() -> None:
+    """Let this process end without collecting garbage: 2 s with PyTorch and MLflow imported."""
+    atexit.register(gc.freeze)
 
 
 @contextmanager
@@ -296,8 +304,6 @@ def reported_errors(words: Sequence[str] = ()) -> Iterator[None]:
     Args:
         words: The words of the command, to show after an interruption how to go on.
     """
-    # As it ends, Python collects garbage: 2 s where PyTorch and MLflow are imported.
-    atexit.register(gc.freeze)
     try:
         with raised_on_sigterm():
             yield
