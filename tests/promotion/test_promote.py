@@ -12,7 +12,7 @@ import pytest
 import torch
 from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 from registered_bundles import altered, holder, register
-from registry_servers import ADMIN, server_with_users
+from registry_servers import ADMIN, create_user, server_with_users
 from small_models import AXES, features, net
 
 import mlflow_e2eai
@@ -747,7 +747,7 @@ def test_a_server_with_users_lets_a_release_manager_promote(isolated, good, tmp_
         mlflow.set_tracking_uri(server.uri)
         version = register(good)
         users = AuthServiceClient(server.uri)
-        users.create_user("manager", "manager1234567")
+        create_user(server, tmp_path, "manager", "manager1234567")
         users.grant_user_permission("manager", "registered_model", "net", "MANAGE")
         log_in("manager", "manager1234567")
         assert mlflow_e2eai.promote("net", version, gates=FAST).promoted

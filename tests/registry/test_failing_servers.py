@@ -7,7 +7,7 @@ import pytest
 from failing_proxy import proxy_of
 from mlflow.exceptions import MlflowException
 from ranked_versions import GATES, register
-from registry_servers import ADMIN, server_with_users
+from registry_servers import ADMIN, create_user, server_with_users
 from tracking_servers import tracking_server
 
 import mlflow_e2eai
@@ -200,7 +200,6 @@ def test_who_may_not_write_gets_one_sentence_and_nothing_is_half_done(
     isolated, tmp_path, monkeypatch
 ):
     pytest.importorskip("flask_wtf", reason="a server with users needs Flask-WTF: mlflow[auth]")
-    from mlflow.server.auth.client import AuthServiceClient
 
     log_in(monkeypatch, *ADMIN)
     with server_with_users(tmp_path) as server:
@@ -208,7 +207,7 @@ def test_who_may_not_write_gets_one_sentence_and_nothing_is_half_done(
         mlflow.set_experiment("tests")
         register((0.8, 0.9))
         assert mlflow_e2eai.promote("net", 1, gates=GATES).promoted
-        AuthServiceClient(server.uri).create_user("reader", "reader1234567")
+        create_user(server, tmp_path, "reader", "reader1234567")
         monkeypatch.setattr(mlflow.tracking.fluent, "_active_experiment_id", None)
 
         log_in(monkeypatch, "reader", "reader1234567")
