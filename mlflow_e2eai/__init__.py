@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from mlflow_e2eai.pytorch.operators.operator import Operator as Operator
     from mlflow_e2eai.pytorch.stage import export as export
     from mlflow_e2eai.surgery.stage import clean as clean
+    from mlflow_e2eai.tracking.store.leftovers import tidy as tidy
 
 _HOMES = {
     "Axis": "artifacts.values",
@@ -65,6 +66,7 @@ _HOMES = {
     "reject": "promotion.registry.approvals",
     "rollback": "promotion.reversal",
     "save_model": "flavor.api",
+    "tidy": "tracking.store.leftovers",
     "variants": "flavor.tables",
     "watch": "promotion.registry.drift",
 }

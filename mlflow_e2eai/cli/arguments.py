@@ -22,6 +22,7 @@ from mlflow_e2eai.pipeline.options import (
 )
 from mlflow_e2eai.pipeline.settings import Settings
 from mlflow_e2eai.tracking.latest import LATEST
+from mlflow_e2eai.tracking.store.attempts import DEAD_AFTER_H
 
 _SETTINGS = options_of(Settings)
 
@@ -198,6 +199,14 @@ OPTIONS: dict[str, Option] = {
         metavar="yes|no",
         is_flag=True,
         help="replace models of these names",
+    ),
+    "dead_after_h": Option(
+        name="dead_after",
+        argument="dead_after_h",
+        parse=parse_whole,
+        default=f"{DEAD_AFTER_H:.0f}",
+        metavar="HOURS",
+        help="hours without a heartbeat after which a process on another host counts as dead",
     ),
     "count": Option(
         name="count",

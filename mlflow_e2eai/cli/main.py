@@ -229,6 +229,7 @@ def prepare(verb: Verb, arguments: dict[str, Any]) -> Iterator[None]:
     """
     from mlflow_e2eai.artifacts.libraries import native_allowed
     from mlflow_e2eai.runtime.progress import reported_on_stderr
+    from mlflow_e2eai.runtime.scratch import temporary_files_together
     from mlflow_e2eai.tracking.console import quiet_mlflow
     from mlflow_e2eai.tracking.runs import check_project_store
 
@@ -244,6 +245,7 @@ def prepare(verb: Verb, arguments: dict[str, Any]) -> Iterator[None]:
         reported_on_stderr(min(chosen, default=logging.INFO)),
         nullcontext() if logging.DEBUG in chosen else quiet_mlflow(),
         native_allowed(allowed),
+        temporary_files_together(),
     ):
         _choose_model(verb, arguments)
         yield

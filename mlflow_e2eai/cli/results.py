@@ -27,6 +27,7 @@ from mlflow_e2eai.promotion.registry.record import DecisionRecord
 from mlflow_e2eai.promotion.registry.timeline import History, Move
 from mlflow_e2eai.runtime.progress import LOGGER
 from mlflow_e2eai.tracking.downloads import ModelFiles
+from mlflow_e2eai.tracking.store.leftovers import Tidied
 from mlflow_e2eai.tracking.summary import outcome
 
 Arguments = Mapping[str, Any]
@@ -203,6 +204,14 @@ def print_diagnosis(diagnosis: Diagnosis, _: Arguments) -> int:
     return DONE
 
 
+def print_tidied(tidied: Tidied, _: Arguments) -> int:
+    """Print a line for each run that was ended, and the numbers of all that was done."""
+    for run in tidied.runs:
+        print(f"{run.run_id} {run.name}: {run.reason} (process {run.pid} on {run.host})")
+    print(tidied.sentence)
+    return DONE
+
+
 def print_json(result: Any, arguments: Arguments) -> int:
     """Print the result of any verb as JSON; numbers that JSON lacks are null.
 
@@ -277,7 +286,15 @@ def _data(  # noqa: C901, PLR0911 - one for each kind of result
             today = _data(result.now, {**about, "alias": record.aliases})
             then = {"at": record.at, "promoted": record.decision.promoted}
             return {**today, "differs": result.differs, "then": then}
-        case Diagnosis() | DecisionRecord() | History() | Statement() | GuardReport() | Move():
+        case (
+            Diagnosis()
+            | DecisionRecord()
+            | History()
+            | Statement()
+            | GuardReport()
+            | Move()
+            | Tidied()
+        ):
             return dataclasses.asdict(result)
         case Inspection(manifest=manifest):
             bare = dataclasses.asdict(dataclasses.replace(result, manifest=None))

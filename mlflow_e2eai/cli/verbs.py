@@ -274,6 +274,14 @@ VERBS = {
             example="1,8:120,32:5 --count 3",
         ),
         Verb(
+            name="tidy",
+            summary="End the runs of dead processes, and remove their temporary folders here.",
+            function="tracking.store.leftovers:tidy",
+            printer="cli.results:print_tidied",
+            options=("dead_after_h",),
+            example="--dead-after 24",
+        ),
+        Verb(
             name="doctor",
             summary="Show what this machine can do, and how to install what is missing.",
             function="cli.doctor:diagnose",
@@ -294,7 +302,7 @@ VERBS = {
 """The verbs by name."""
 
 CONSOLE_ONLY = {
-    *("run", "inspect", "report", "export-triton", "choose-buckets", "doctor", "show"),
-    *("explain", "redecide", "history", "approve", "reject", "watch", "rollback"),
+    *("run", "inspect", "report", "export-triton", "choose-buckets", "tidy", "doctor"),
+    *("show", "explain", "redecide", "history", "approve", "reject", "watch", "rollback"),
 }
 """Verbs that are for the machine of the caller, and no entry points of MLproject."""

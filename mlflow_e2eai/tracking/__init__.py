@@ -14,7 +14,7 @@ mlflow2_models   PyTorch models of MLflow 2 -> LoggedModels
 lineage          URIs -> LoggedModels, and their lineage
 latest           the newest model or version that a step can take
 downloads        files of a model, one by one
-artifact_store   graphs, engines and kernel timings that are logged already
+store/           results and processes of earlier runs
 remote_jobs      runs of jobs in other processes
 mlflow_names     names of metrics and models as MLflow takes them
 metrics          evidence -> tags and metrics

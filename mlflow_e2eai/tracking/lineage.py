@@ -334,6 +334,17 @@ def link_output(run_id: str, model_id: str, *, step: int = 0) -> None:
     MlflowClient().log_outputs(run_id, models=[LoggedModelOutput(model_id, step=step)])
 
 
+def link_datasets(run_id: str) -> None:
+    """Make the datasets of a child's parent the child's too."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient()
+    parent_id = client.get_run(run_id).data.tags.get(PARENT_RUN)
+    inputs = None if parent_id is None else client.get_run(parent_id).inputs
+    if inputs is not None and inputs.dataset_inputs:
+        client.log_inputs(run_id, inputs.dataset_inputs)
+
+
 def tag_model(model_id: str, tags: Mapping[str, str]) -> None:
     """Put tags on a LoggedModel."""
     from mlflow import MlflowClient

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlflow_e2eai.errors import TrackingError
-from mlflow_e2eai.tracking.artifact_store import finished_models
 from mlflow_e2eai.tracking.lineage import STAGE, resolve
 from mlflow_e2eai.tracking.mlflow_names import model_name
 from mlflow_e2eai.tracking.runs import run
 from mlflow_e2eai.tracking.server import check_server, failure_logged
+from mlflow_e2eai.tracking.store.artifact_store import finished_models
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel

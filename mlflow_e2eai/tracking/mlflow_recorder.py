@@ -17,18 +17,12 @@ from mlflow_e2eai.pytorch.stage import ExportReport
 from mlflow_e2eai.report.facts import Origin
 from mlflow_e2eai.report.page import precision_html, surgery_html
 from mlflow_e2eai.surgery.report import SurgeryReport
-from mlflow_e2eai.tracking.artifact_store import (
-    EXISTING,
-    fetch_timings,
-    find_engine,
-    find_graph,
-    log_timings,
-)
 from mlflow_e2eai.tracking.lineage import (
     PARENT,
     PARENT_RUN,
     SOURCE,
     STAGE,
+    link_datasets,
     link_inputs,
     link_output,
 )
@@ -48,8 +42,15 @@ from mlflow_e2eai.tracking.recorder import (
     NotMeasured,
     Output,
 )
-from mlflow_e2eai.tracking.runs import link_datasets, run
+from mlflow_e2eai.tracking.runs import run
 from mlflow_e2eai.tracking.server import address
+from mlflow_e2eai.tracking.store.artifact_store import (
+    EXISTING,
+    fetch_timings,
+    find_engine,
+    find_graph,
+    log_timings,
+)
 from mlflow_e2eai.tracking.summary import add_value, stage_line
 
 

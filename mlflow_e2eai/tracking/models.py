@@ -23,11 +23,11 @@ from mlflow_e2eai.engine.request import key_of
 from mlflow_e2eai.errors import ArtifactError
 from mlflow_e2eai.evaluation.bisection.search import Bisection
 from mlflow_e2eai.runtime.termination import reason_of
-from mlflow_e2eai.tracking.artifact_store import KEY
 from mlflow_e2eai.tracking.downloads import fetch_text
 from mlflow_e2eai.tracking.lineage import ARTIFACT, ERROR, SHA256, link_output, tag_model
 from mlflow_e2eai.tracking.metrics import log_metrics
 from mlflow_e2eai.tracking.server import failure_logged
+from mlflow_e2eai.tracking.store.artifact_store import KEY
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel

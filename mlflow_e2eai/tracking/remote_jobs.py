@@ -14,10 +14,10 @@ from typing import Any
 from mlflow_e2eai.artifacts.files import from_json, to_json
 from mlflow_e2eai.bundle.side_by_side import SideBySide
 from mlflow_e2eai.evaluation.evidence import MachineEvidence
-from mlflow_e2eai.tracking.artifact_store import fail_unfinished_models
 from mlflow_e2eai.tracking.downloads import fetch_text
 from mlflow_e2eai.tracking.lineage import ERROR, PARENT_RUN, GraphCache
 from mlflow_e2eai.tracking.server import cached_lookups
+from mlflow_e2eai.tracking.store.artifact_store import fail_unfinished_models
 
 ATTEMPT = "e2eai.ticket"
 """Tag of the runs of one attempt at a job: the id of the attempt."""

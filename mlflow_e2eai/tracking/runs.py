@@ -16,11 +16,14 @@ from mlflow_e2eai.artifacts.names import FreshNames
 from mlflow_e2eai.errors import TrackingError
 from mlflow_e2eai.evaluation.evidence import Span
 from mlflow_e2eai.report.facts import Origin
+from mlflow_e2eai.runtime.scratch import temporary_files_together
 from mlflow_e2eai.runtime.termination import interruption_of, raised_on_sigterm, reason_of
 from mlflow_e2eai.tracking.lineage import ERROR, PARENT_RUN, link_inputs, tag_model
 from mlflow_e2eai.tracking.mlflow_names import metric_name
 from mlflow_e2eai.tracking.remote_jobs import inherited_context
 from mlflow_e2eai.tracking.server import address, check_server, failure_logged
+from mlflow_e2eai.tracking.store.attempts import attend_to, process_tags, with_heartbeat
+from mlflow_e2eai.tracking.store.leftovers import tidy_before_run
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -70,17 +73,19 @@ def run(
     above = inherited_context() if active is None else None
     if above is None and (active is None or not nested):
         check_server()
+    if active is None and above is None:
+        tidy_before_run()
     # The runs of a worker are ended by the process that started it.
-    with nullcontext() if above is not None else raised_on_sigterm():
+    with (
+        nullcontext() if above is not None else raised_on_sigterm(),
+        temporary_files_together(),
+    ):
         if active is not None and not nested:
-            with _explain(active.info.run_id):
+            with attend_to(active), _explain(active.info.run_id):
                 yield active.info.run_id
             return
-        experiment_id, inherited_tags = above or (
-            None if active is None else active.info.experiment_id,
-            {},
-        )
-        tags = {**inherited_tags, **(tags or {})}
+        experiment_id, inherited_tags = above or (active and active.info.experiment_id, {})
+        tags = {**inherited_tags, **process_tags(), **(tags or {})}
         if active is not None and span is not None:
             tags = {**resolve_tags(tags), PARENT_RUN: active.info.run_id}
             with _done_before(name, span, tags, experiment_id=str(experiment_id)) as run_id:
@@ -95,7 +100,12 @@ def run(
         )
         new = _start(start, experiment_id, elsewhere)
         run_id = str(new.info.run_id)
-        with _end_after_block(run_id), _explain(run_id), _named_here(run_id, run_name):
+        with (
+            with_heartbeat(run_id),
+            _end_after_block(run_id),
+            _explain(run_id),
+            _named_here(run_id, run_name),
+        ):
             yield run_id
         if active is None and above is None:
             _report_address(run_id, str(new.info.experiment_id))
@@ -136,17 +146,6 @@ def _project_run_is_named() -> bool:
         return False
     name = MlflowClient().get_run(run_id).info.run_name
     return bool(name) and not _mlflow.is_generated_name(name)
-
-
-def link_datasets(run_id: str) -> None:
-    """Make the datasets of a child's parent the child's too."""
-    from mlflow import MlflowClient
-
-    client = MlflowClient()
-    parent_id = client.get_run(run_id).data.tags.get(PARENT_RUN)
-    inputs = None if parent_id is None else client.get_run(parent_id).inputs
-    if inputs is not None and inputs.dataset_inputs:
-        client.log_inputs(run_id, inputs.dataset_inputs)
 
 
 def fail_run(run_id: str, name: str, new_name: str) -> None:

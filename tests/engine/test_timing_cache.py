@@ -21,7 +21,7 @@ from mlflow_e2eai.engine import timing_cache as engine_timing_cache
 from mlflow_e2eai.engine.timing_cache import load_timings, save_timings, timings_key
 from mlflow_e2eai.fleet import distributed
 from mlflow_e2eai.pipeline import stages as engines
-from mlflow_e2eai.tracking.artifact_store import fetch_timings, log_timings
+from mlflow_e2eai.tracking.store.artifact_store import fetch_timings, log_timings
 
 TRT = Target(backend="tensorrt", compute_capability="sm90", version=11)
 H100 = "NVIDIA H100"

@@ -136,17 +136,19 @@ def finished_models(tag: str, value: str, experiment_ids: Sequence[str]) -> list
     return [model for model in models if str(model.status) == "READY"]
 
 
-def fail_unfinished_models(run_id: str, experiment_id: str, error: str) -> None:
-    """Mark the models that a run left unfinished as FAILED, with the reason."""
+def fail_unfinished_models(run_id: str, experiment_id: str, error: str) -> int:
+    """Mark the models that a run left unfinished as FAILED, with the reason; their number."""
     from mlflow import MlflowClient
 
     from mlflow_e2eai.tracking import _mlflow
 
     client = MlflowClient()
-    for model in client.search_logged_models([experiment_id], f"source_run_id = '{run_id}'"):
-        if str(model.status) == "PENDING":
-            _mlflow.set_model_tags(model.model_id, {ERROR: error}, address())
-            client.finalize_logged_model(model.model_id, "FAILED")
+    models = client.search_logged_models([experiment_id], f"source_run_id = '{run_id}'")
+    unfinished = [model for model in models if str(model.status) == "PENDING"]
+    for model in unfinished:
+        _mlflow.set_model_tags(model.model_id, {ERROR: error}, address())
+        client.finalize_logged_model(model.model_id, "FAILED")
+    return len(unfinished)
 
 
 TIMINGS = "e2eai.timings"

@@ -1,0 +1,174 @@
+"""The process of a run as tags, and its heartbeat, by which others know whether it lives."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import socket
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from mlflow_e2eai.evaluation.evidence import now_text
+from mlflow_e2eai.tracking.server import address
+
+HOST = "e2eai.host"
+"""Tag of a run: the host of its process."""
+
+PID = "e2eai.pid"
+"""Tag of a run: the number of its process there."""
+
+STARTED = "e2eai.process_started"
+"""Tag of a run: when that process began, in seconds since the epoch; numbers are given again."""
+
+SPACE = "e2eai.pid_space"
+"""Tag of a run: where that number is unique: the boot of the kernel, and the container."""
+
+HEARTBEAT = "e2eai.heartbeat"
+"""Tag of a run: when its process last said that it lives, in UTC."""
+
+BEAT_S = 60.0
+"""Seconds between two heartbeats."""
+
+DEAD_AFTER_H = 24.0
+"""Hours without a heartbeat after which a process on another host counts as dead. Generous: a
+machine may sleep, a network may be down for a night, and clocks differ."""
+
+_SLACK_S = 1.0
+"""Seconds by which two readings of the start of one process may differ."""
+
+
+def process_tags() -> dict[str, str]:
+    """The tags of a run of this process, with a first heartbeat."""
+    return {**_own_tags(os.getpid()), HEARTBEAT: now_text()}
+
+
+@functools.cache
+def _own_tags(pid: int) -> Mapping[str, str]:
+    import psutil
+
+    return {
+        HOST: socket.gethostname(),
+        PID: str(pid),
+        STARTED: f"{psutil.Process(pid).create_time():.2f}",
+        SPACE: _pid_space(),
+    }
+
+
+def _pid_space() -> str:
+    """The numbers of processes that this process sees; the host's name where Linux is not."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot}/{Path('/proc/self/ns/pid').stat().st_ino}"
+    except OSError:
+        return socket.gethostname()
+
+
+def is_dead(tags: Mapping[str, str], *, dead_after_h: float = DEAD_AFTER_H) -> bool:
+    """Whether the process of a run is dead; False where that is not sure.
+
+    Args:
+        tags: The run's tags.
+        dead_after_h: Hours without a heartbeat after which a process elsewhere counts as dead.
+    """
+    try:
+        seen = datetime.fromisoformat(tags[HEARTBEAT])
+        pid, started, space = int(tags[PID]), float(tags[STARTED]), tags[SPACE]
+        is_old = datetime.now(UTC) - seen > timedelta(hours=dead_after_h)
+    except (KeyError, ValueError, TypeError):  # not by this package, or changed by hand
+        return False
+    return not _lives(pid, started) if space == _pid_space() else is_old
+
+
+def _lives(pid: int, started: float) -> bool:
+    import psutil
+
+    try:
+        process = psutil.Process(pid)
+        is_same: bool = abs(process.create_time() - started) <= _SLACK_S
+        return is_same and bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+    except psutil.Error:
+        return True
+
+
+class _Heart:
+    """The thread that writes the heartbeat of the open runs of this process."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._runs: dict[str, str] = {}
+        self._ended: threading.Event | None = None
+
+    def add(self, run_id: str, uri: str) -> bool:
+        """Beat for a run too; whether it is a new one."""
+        with self._lock:
+            is_new = run_id not in self._runs
+            self._runs[run_id] = uri
+            if self._ended is None:
+                self._ended = threading.Event()
+                thread = threading.Thread(target=self._beat, args=(self._ended,), daemon=True)
+                thread.start()
+        return is_new
+
+    def remove(self, run_id: str) -> None:
+        """Beat for a run no more; the thread ends with the last."""
+        with self._lock:
+            self._runs.pop(run_id, None)
+            if not self._runs and self._ended is not None:
+                self._ended.set()
+                self._ended = None
+
+    def _beat(self, ended: threading.Event) -> None:
+        from mlflow import MlflowClient
+
+        while not ended.wait(BEAT_S):
+            with self._lock:
+                runs = dict(self._runs)
+            for run_id, uri in runs.items():
+                # A server that is away for an hour is no reason to end the work.
+                with contextlib.suppress(Exception):
+                    MlflowClient(uri).set_tag(run_id, HEARTBEAT, now_text())
+
+
+_HEART = _Heart()
+
+
+@contextmanager
+def with_heartbeat(run_id: str) -> Iterator[None]:
+    """Write the heartbeat of a run that has `process_tags`, as long as the block lasts."""
+    is_new = _HEART.add(run_id, address())
+    try:
+        yield
+    finally:
+        if is_new:
+            _HEART.remove(run_id)
+
+
+@contextmanager
+def attend_to(run: Any) -> Iterator[None]:
+    """Tag and beat for a run that the caller started, as long as the block lasts.
+
+    Afterwards it has no heartbeat, and nobody takes its process for dead.
+    """
+    from mlflow import MlflowClient
+    from mlflow.entities import RunTag
+    from mlflow.exceptions import MlflowException
+
+    run_id = run.info.run_id
+    if not _HEART.add(run_id, address()):
+        yield
+        return
+    client = MlflowClient()
+    try:
+        client.log_batch(run_id, tags=[RunTag(*tag) for tag in process_tags().items()])
+        yield
+    finally:
+        _HEART.remove(run_id)
+        with contextlib.suppress(MlflowException):
+            client.delete_tag(run_id, HEARTBEAT)
