@@ -18,17 +18,17 @@ import numpy as np
 
 from mlflow_e2eai import bundle
 from mlflow_e2eai.artifacts import libraries
-from mlflow_e2eai.artifacts.arrays import load_arrays, load_several, save_arrays, save_several
+from mlflow_e2eai.artifacts.arrays import load_several, save_arrays, save_several
 from mlflow_e2eai.artifacts.axes import DynamicAxes, axes_of, input_specs, resize
 from mlflow_e2eai.artifacts.example import GeneratedExample, assumptions_of, generate_example
 from mlflow_e2eai.artifacts.files import from_json, to_json
 from mlflow_e2eai.artifacts.sampler import with_samples
 from mlflow_e2eai.artifacts.values import Array, Axis, Library, Tensors, TensorSpec
 from mlflow_e2eai.errors import InvalidInputError, TrackingError
-from mlflow_e2eai.evaluation.data import EvaluationData
-from mlflow_e2eai.evaluation.metrics import accuracy
+from mlflow_e2eai.evaluation.data import EvaluationData, read_evaluation, save_evaluation
 from mlflow_e2eai.pytorch import operators as custom
 from mlflow_e2eai.pytorch import pytree
+from mlflow_e2eai.pytorch.consent import Consent, permit, require_consent
 from mlflow_e2eai.pytorch.flat_module import (
     flatten_module,
     input_tree,
@@ -56,10 +56,6 @@ _OPERATORS = "operators.onnx"
 _LIBRARIES = "libraries.json"
 """File with the digests of the libraries next to it, by file name."""
 
-_MAX_EVALUATION_BYTES = 256 << 20
-"""Evaluation data up to this size is logged with the PyTorch model, and is in memory meanwhile. All
-of CIFAR-10's test images in float32 are 117 MiB; ImageNet's are too many to log with each model."""
-
 
 def log_source(
     model: Any,
@@ -76,8 +72,9 @@ def log_source(
     """Log a PyTorch model by mlflow.pytorch, with the inputs of later stages.
 
     The format is MLflow's default, pt2, which runs no code when it is loaded; a model that
-    `torch.export` refuses (a ScriptModule, a data-dependent branch), or in which it would
-    lose an operator (a ``torch.autograd.Function`` with ``symbolic``), is pickled instead.
+    `torch.export` refuses (a data-dependent branch), or in which it would lose an operator (a
+    ``torch.autograd.Function`` with ``symbolic``), is pickled instead, and a ScriptModule stays
+    one. Of a pickle, this process loads again what it wrote; any other asks: see `fetch_source`.
 
     Args:
         model: A module, ScriptModule or ExportedProgram.
@@ -175,6 +172,7 @@ class _PyTorchFlavor:
             else:
                 return
         mlflow.pytorch.save_model(**common, serialization_format="pickle")
+        permit(Path(path, "data", "model.pth"))
 
 
 def _companions(
@@ -199,33 +197,10 @@ def _companions(
     if operators:
         custom.save(operators, folder / _OPERATORS)
     if evaluation is not None:
-        whole = _save_evaluation(evaluation, folder / _EVALUATION)
+        whole = save_evaluation(evaluation, folder / _EVALUATION)
         if whole is not None:
             _log_dataset(*whole, run_id)
     return [str(path) for path in sorted(folder.iterdir())]
-
-
-def _save_evaluation(evaluation: EvaluationData, path: Path) -> tuple[Tensors, Array | None] | None:
-    """Save evaluation data, all or none; returns them.
-
-    Labels are saved where they are `accuracy`'s: any other metric is code, which is not saved, and
-    labels are useless without it.
-    """
-    whole = evaluation.whole(limit_bytes=_MAX_EVALUATION_BYTES)
-    if whole is None:
-        _log.warning(
-            "The evaluation data is larger than %d MiB or its batches differ in shape, so it is "
-            "not logged with the PyTorch model; a later `evaluate` will run only the corners of "
-            "the profile.",
-            _MAX_EVALUATION_BYTES >> 20,
-        )
-        return None
-    inputs, labels = whole
-    arrays = {f"inputs/{name}": array for name, array in inputs.items()}
-    if labels is not None and dict(evaluation.metrics) == {"accuracy": accuracy}:
-        arrays["labels"] = labels
-    save_arrays(path, arrays)
-    return whole
 
 
 def _log_dataset(inputs: Tensors, labels: Array | None, run_id: str) -> None:
@@ -265,24 +240,19 @@ class LoggedSource:
     assumptions: tuple[str, ...] = ()
 
 
-def fetch_source(model: LoggedModel, folder: Path) -> LoggedSource:
+def fetch_source(
+    model: LoggedModel, folder: Path, *, allow_pickle: Consent = False
+) -> LoggedSource:
     """Load a PyTorch LoggedModel with the values that were logged with it.
+
+    Code of its author is run where `allow_pickle` allows it; see `require_consent`.
 
     Raises:
         TrackingError: It is no PyTorch model, or has neither an example nor a signature.
+        InvalidInputError: It would run code that is not allowed.
     """
-    import mlflow.pytorch
-    from mlflow.exceptions import MlflowException
-
     path = fetch(model, folder)
-    try:
-        with warnings.catch_warnings():
-            # A ScriptModule is read by torch.load, which warns of that.
-            warnings.filterwarnings("ignore", message="'torch.load' received a zip file")
-            module = mlflow.pytorch.load_model(str(path))
-    except (MlflowException, ImportError, AttributeError) as error:
-        msg = f"Model {model.model_id} cannot be loaded by mlflow.pytorch: {error}"
-        raise TrackingError(msg) from error
+    module = _load_module(model, path, allow_pickle)
     extra = path / "extra_files"
     if not (extra / bundle.EXAMPLE).is_file():
         example = _mlflow_example(path)
@@ -302,9 +272,48 @@ def fetch_source(model: LoggedModel, folder: Path) -> LoggedSource:
         samples_at=load_several(extra / _SAMPLES) if (extra / _SAMPLES).is_file() else (),
         operators=custom.load(operators) if operators.is_file() else (),
         libraries=_read_libraries(extra),
-        evaluation=_read_evaluation(extra / _EVALUATION),
+        evaluation=read_evaluation(extra / _EVALUATION),
         assumptions=tuple(model.tags.get(ASSUMED, "").splitlines()),
     )
+
+
+def _load_module(model: LoggedModel, path: Path, allow_pickle: Consent) -> Any:
+    """The module of a downloaded PyTorch model, by mlflow.pytorch."""
+    import mlflow.pytorch
+    import torch
+    from mlflow.exceptions import MlflowException
+
+    from mlflow_e2eai.tracking import _mlflow
+
+    try:
+        configuration = _mlflow.get_flavor_configuration(path, mlflow.pytorch.FLAVOR_NAME)
+        file = _file_of(path, str(configuration["model_data"]))
+        form = require_consent(file, allow_pickle=allow_pickle)
+        if configuration.get("code") and not allow_pickle:
+            msg = (
+                f"Model {model.model_id} was logged with Python code ({configuration['code']}); if "
+                "you trust its author, add allow_pickle=True (--allow-pickle)."
+            )
+            raise InvalidInputError(msg)
+        if form == "weights":
+            msg = f"Model {model.model_id} has weights, but no module; log the module itself."
+            raise TrackingError(msg)
+        with warnings.catch_warnings():
+            if form == "TorchScript":
+                warnings.filterwarnings("ignore", message="`torch.jit.load` is deprecated")
+                return torch.jit.load(str(file)).eval()
+            return mlflow.pytorch.load_model(str(path))
+    except (MlflowException, ImportError, AttributeError) as error:
+        msg = f"Model {model.model_id} cannot be loaded by mlflow.pytorch: {error}"
+        raise TrackingError(msg) from error
+
+
+def _file_of(path: Path, data: str) -> Path:
+    """The file that mlflow.pytorch loads, of a model whose MLmodel names this file or folder."""
+    place = path / data
+    if not place.is_dir():
+        return place
+    return place / ("model.pth" if (place / "model.pth").exists() else "model.pt2")
 
 
 def open_inputs(model: LoggedModel, folder: Path) -> list[bool]:
@@ -389,12 +398,3 @@ def _read_libraries(extra: Path) -> tuple[Library, ...]:
     digests = json.loads((extra / _LIBRARIES).read_text(encoding="utf-8"))
     stored = [Library(path=Path(name), sha256=sha256) for name, sha256 in digests.items()]
     return libraries.resolve_libraries(stored, extra)
-
-
-def _read_evaluation(path: Path) -> EvaluationData | None:
-    if not path.is_file():
-        return None
-    arrays = load_arrays(path)
-    labels = arrays.pop("labels", None)
-    inputs = {name.removeprefix("inputs/"): array for name, array in arrays.items()}
-    return EvaluationData.of((inputs, labels), example=inputs)
