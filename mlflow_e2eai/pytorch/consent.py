@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ast
 import io
-import json
 import pickle
 import pickletools
 import re
@@ -19,7 +18,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import IO, Any, Literal, TypeAlias
 
-from mlflow_e2eai.artifacts.files import sha256_of
+from mlflow_e2eai.artifacts.files import parse_json, sha256_of
 from mlflow_e2eai.errors import InvalidInputError, brief
 
 Consent: TypeAlias = bool | Collection[str]
@@ -227,7 +226,7 @@ def _of_program(path: Path) -> Iterator[str]:
             if _TEXT.fullmatch(content):
                 continue
             if content[:1] in (b"{", b"["):
-                yield from _of_json(json.loads(content))
+                yield from _of_json(parse_json(content))
             elif content[:4] == _ARCHIVE:
                 with zipfile.ZipFile(io.BytesIO(content)) as inner:
                     yield from _of_checkpoint(inner)
@@ -243,7 +242,7 @@ def _numbers(archive: zipfile.ZipFile, names: list[str]) -> Iterator[str]:
         folder, _, file = name.rpartition("/")
         if not file.endswith("_config.json"):
             continue
-        for entry in json.loads(archive.read(name))["config"].values():
+        for entry in parse_json(archive.read(name))["config"].values():
             is_raw = entry["use_pickle"] is False and _RAW.match(entry["path_name"])
             (raw if is_raw else pickled).add(f"{folder}/{entry['path_name']}")
     yield from raw - pickled

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from mlflow_e2eai.artifacts.files import (
     atomic_write,
     from_json,
-    reading_error,
+    read_text,
     to_json,
     verify,
 )
@@ -72,7 +73,7 @@ class ModelFiles:
         """
         from mlflow_e2eai.tracking import _mlflow
 
-        configuration: dict[str, Any] = _mlflow.get_flavor_configuration(self.directory, flavor)
+        configuration = dict(_mlflow.get_flavor_configuration(self.directory, flavor))
         if (code := configuration.get("code")) is not None:
             self.fetch(code)
         _mlflow.add_code_to_system_path(self.directory, configuration)
@@ -238,20 +239,17 @@ def fetch_text(uri: str) -> str:
             ``runs:/run_id/bisection.json``.
 
     Raises:
-        TrackingError: There is no such file.
-        UnicodeDecodeError: It is no text.
+        TrackingError: It cannot be downloaded.
+        ArtifactError: There is no such file, it is no text, or too long.
     """
     import mlflow
     from mlflow.exceptions import MlflowException
 
     if ":/" not in uri:
-        try:
-            return Path(uri).read_text(encoding="utf-8")
-        except OSError as error:
-            msg = f"Cannot read {uri}: {reading_error(error)}; check the path."
-            raise TrackingError(msg) from error
+        return read_text(Path(uri))
     try:
-        return str(mlflow.artifacts.load_text(uri))
+        with tempfile.TemporaryDirectory() as folder:
+            return read_text(Path(mlflow.artifacts.download_artifacts(uri, dst_path=folder)))
     except (MlflowException, OSError) as error:
         msg = f"{uri} cannot be downloaded, with MLflow at {address()}: {error}; check the path."
         raise TrackingError(msg) from error

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import shutil
 import tempfile
 from collections.abc import Collection, Mapping, Sequence
@@ -16,7 +15,7 @@ import numpy as np
 from mlflow_e2eai import bundle
 from mlflow_e2eai.artifacts import libraries
 from mlflow_e2eai.artifacts.arrays import save_arrays
-from mlflow_e2eai.artifacts.files import to_json
+from mlflow_e2eai.artifacts.files import parse_json, to_json
 from mlflow_e2eai.artifacts.values import EngineArtifact, OnnxArtifact, Tensors, TensorSpec
 from mlflow_e2eai.artifacts.weight_files import link
 from mlflow_e2eai.engine.request import key_of
@@ -226,7 +225,7 @@ def fetch_nodes(uri: str) -> list[str]:
         ArtifactError: It holds something else.
     """
     try:
-        data = json.loads(fetch_text(uri))
+        data = parse_json(fetch_text(uri))
     except ValueError as error:
         msg = f"{uri} is not JSON ({error}); give a bisection.json or keep_fp32.json."
         raise ArtifactError(msg) from error
