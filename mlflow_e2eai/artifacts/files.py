@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from html import escape
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, TypeVar
 
 from mlflow_e2eai.errors import ArtifactError
@@ -158,6 +158,32 @@ def read_sealed(path: Path) -> bytes:
     if (digest := hashlib.sha256(plain).hexdigest()) != seal[1].decode():
         raise _changed_error(path, digest, seal[1].decode())
     return plain
+
+
+def require_inside(name: str | Path, subject: str) -> None:
+    """Check that a name, relative to some folder, leads to nothing outside of it.
+
+    Raises:
+        ArtifactError: It does; the message begins with `subject`.
+    """
+    if not is_name(str(name)):
+        msg = f"{subject[:300]}, which is no name of a file; do not trust it."
+        raise ArtifactError(msg)
+    path = PureWindowsPath(name)  # handles both separators, and drives
+    if path.anchor or ".." in path.parts:
+        msg = f"{subject}, which is outside the model; do not trust it."
+        raise ArtifactError(msg)
+
+
+_LONGEST_NAME = 255
+"""Bytes of a file's name that file systems take."""
+
+
+def is_name(path: str) -> bool:
+    """Whether a path is of names that a file can have, on one line."""
+    parts = path.replace("\\", "/").split("/")
+    sizes = [len(part.encode(errors="replace")) for part in parts]
+    return path.isprintable() and max(sizes) <= _LONGEST_NAME
 
 
 class _AlsoNotFinite:

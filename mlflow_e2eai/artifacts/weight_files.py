@@ -95,13 +95,15 @@ def link(file: Path, folder: Path, *, copy: bool = False) -> str:
     Returns:
         The name of the file.
     """
-    name = name_of(sha256_of_weights(file))
+    sha256 = sha256_of_weights(file)
+    name = name_of(sha256)
     path = folder / name
-    if path.exists() and sha256_of_weights(path) == sha256_of_weights(file):
+    if path.exists() and sha256_of_weights(path) == sha256:
         return name
     folder.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
     if not copy and _try_hard_link(file, path):
+        remember(path, sha256)
         return name
     with atomic_write(path) as temporary:
         shutil.copyfile(file, temporary)
@@ -222,8 +224,8 @@ def _own_bytes(tensor: onnx.TensorProto) -> np.ndarray:
 
 _SUFFIX = ".weights"
 
-_digests: dict[tuple[int, int, int, int], str] = {}
-"""Digests of weight files by device, inode, size and time of change: hard links share them."""
+_digests: dict[tuple[int, ...], str] = {}
+"""Digests of weight files by device, inode, size and times of change: hard links share them."""
 
 
 def files_of(model: onnx.ModelProto) -> tuple[WeightFile, ...]:
@@ -301,9 +303,10 @@ def remember(file: Path, sha256: str) -> None:
     _digests[_key(file)] = sha256
 
 
-def _key(file: Path) -> tuple[int, int, int, int]:
+def _key(file: Path) -> tuple[int, ...]:
+    """Anybody can set the first time; the system sets the second one, also for each new link."""
     status = file.stat()
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 # Weights of subgraphs, each in the file once: GraphSurgeon writes a weight that branches read from

@@ -182,7 +182,7 @@ class Job:
         stage = self.model.tags[tracking.STAGE]
         if stage == "package":
             directory = tracking.fetch(self.model, path) / bundle.FOLDER
-            manifest = bundle.audit(bundle.read(directory), directory)
+            manifest = bundle.audit(directory, sha256=self.model.tags.get(tracking.SHA256))
             models |= {item.sha256: self.model.model_id for item in manifest.files}
             return list(manifest.graphs), list(manifest.engines), bundle.read_example(directory)
         if stage == "compile":

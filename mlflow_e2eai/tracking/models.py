@@ -24,7 +24,7 @@ from mlflow_e2eai.evaluation.bisection.search import Bisection
 from mlflow_e2eai.runtime.termination import reason_of
 from mlflow_e2eai.tracking.artifact_store import KEY
 from mlflow_e2eai.tracking.downloads import fetch_text
-from mlflow_e2eai.tracking.lineage import ARTIFACT, ERROR, SHA256, link_output, tag_model
+from mlflow_e2eai.tracking.lineage import ARTIFACT, ERROR, SHA256, fetch, link_output, tag_model
 from mlflow_e2eai.tracking.metrics import log_metrics
 from mlflow_e2eai.tracking.server import failure_logged
 
@@ -211,6 +211,16 @@ def log_fp32_nodes(nodes: Collection[str], *, run_id: str) -> None:
     client = MlflowClient()
     client.log_dict(run_id, {"nodes": list(nodes)}, "keep_fp32.json")
     client.set_tag(run_id, KEEP_FP32, _brief(nodes))
+
+
+def open_inputs(model: LoggedModel, folder: Path) -> list[bool]:
+    """Whether each input of a model's signature leaves the leading size open."""
+    from mlflow.models import Model
+
+    inputs = Model.load(str(fetch(model, folder))).get_input_schema()
+    if inputs is None or not inputs.is_tensor_spec():
+        return []
+    return [bool(spec.shape) and spec.shape[0] == -1 for spec in inputs]
 
 
 def fetch_nodes(uri: str) -> list[str]:

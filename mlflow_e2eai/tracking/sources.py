@@ -21,10 +21,10 @@ from mlflow_e2eai.artifacts import libraries
 from mlflow_e2eai.artifacts.arrays import load_several, save_arrays, save_several
 from mlflow_e2eai.artifacts.axes import DynamicAxes, axes_of, input_specs, resize
 from mlflow_e2eai.artifacts.example import GeneratedExample, assumptions_of, generate_example
-from mlflow_e2eai.artifacts.files import from_json, to_json
+from mlflow_e2eai.artifacts.files import from_json, parse_json, read_bytes, require_inside, to_json
 from mlflow_e2eai.artifacts.sampler import with_samples
 from mlflow_e2eai.artifacts.values import Array, Axis, Library, Tensors, TensorSpec
-from mlflow_e2eai.errors import InvalidInputError, TrackingError
+from mlflow_e2eai.errors import ArtifactError, InvalidInputError, TrackingError, brief
 from mlflow_e2eai.evaluation.data import EvaluationData, read_evaluation, save_evaluation
 from mlflow_e2eai.pytorch import operators as custom
 from mlflow_e2eai.pytorch import pytree
@@ -245,7 +245,7 @@ def fetch_source(
 ) -> LoggedSource:
     """Load a PyTorch LoggedModel with the values that were logged with it.
 
-    Code of its author is run where `allow_pickle` allows it; see `require_consent`.
+    Code of its author runs where `allow_pickle` allows it: see `require_consent`.
 
     Raises:
         TrackingError: It is no PyTorch model, or has neither an example nor a signature.
@@ -310,20 +310,11 @@ def _load_module(model: LoggedModel, path: Path, allow_pickle: Consent) -> Any:
 
 def _file_of(path: Path, data: str) -> Path:
     """The file that mlflow.pytorch loads, of a model whose MLmodel names this file or folder."""
+    require_inside(data, f"The MLmodel file of {path} names {data!r}")
     place = path / data
     if not place.is_dir():
         return place
     return place / ("model.pth" if (place / "model.pth").exists() else "model.pt2")
-
-
-def open_inputs(model: LoggedModel, folder: Path) -> list[bool]:
-    """Whether each input of a model's signature leaves the leading size open."""
-    from mlflow.models import Model
-
-    inputs = Model.load(str(fetch(model, folder))).get_input_schema()
-    if inputs is None or not inputs.is_tensor_spec():
-        return []
-    return [bool(spec.shape) and spec.shape[0] == -1 for spec in inputs]
 
 
 def _mlflow_example(path: Path) -> Any:
@@ -340,8 +331,7 @@ def _generate_example(path: Path, model: LoggedModel, module: Any) -> GeneratedE
     """An input example from a model's signature, with 2 where that leaves a size open."""
     from mlflow.models import Model
 
-    signature = Model.load(str(path)).signature
-    inputs = signature.inputs if signature else None
+    inputs = Model.load(str(path)).get_input_schema()
     if inputs is None or not inputs.is_tensor_spec():
         msg = (
             f"Model {model.model_id} has neither an input example nor a tensor signature; log it "
@@ -371,7 +361,7 @@ def _read_structure(path: Path, arrays: Tensors) -> Any:
     """The arrays in the structure of the inputs; unchanged where none was logged."""
     if not path.is_file():
         return arrays
-    tree = from_json(Tree, path.read_bytes())
+    tree = from_json(Tree, read_bytes(path))
     for part in pytree.objects(tree):
         with contextlib.suppress(ImportError):  # `flatten_module` names the missing class
             importlib.import_module(part.text.partition(":")[0])
@@ -381,20 +371,30 @@ def _read_structure(path: Path, arrays: Tensors) -> Any:
 def _read_axes(path: Path) -> dict[str, dict[int, Axis]] | None:
     if not path.is_file():
         return None
-    return {
-        name: {
-            int(at): Axis(
-                axis, min=low, opt=best, max=high, multiple=(*more, 1)[0], buckets=tuple(more[1:])
-            )
-            for at, (axis, low, best, high, *more) in positions.items()
+    try:
+        return {
+            name: {
+                int(at): Axis(
+                    axis, min=low, opt=best, max=high, multiple=(*more, 1)[0], buckets=(*more[1:],)
+                )
+                for at, (axis, low, best, high, *more) in positions.items()
+            }
+            for name, positions in parse_json(read_bytes(path)).items()
         }
-        for name, positions in json.loads(path.read_text(encoding="utf-8")).items()
-    }
+    except (ValueError, TypeError, AttributeError) as error:
+        raise _unreadable(path, error) from error
 
 
 def _read_libraries(extra: Path) -> tuple[Library, ...]:
     if not (extra / _LIBRARIES).is_file():
         return ()
-    digests = json.loads((extra / _LIBRARIES).read_text(encoding="utf-8"))
-    stored = [Library(path=Path(name), sha256=sha256) for name, sha256 in digests.items()]
-    return libraries.resolve_libraries(stored, extra)
+    try:
+        digests = parse_json(read_bytes(extra / _LIBRARIES))
+        stored = [Library(path=Path(name), sha256=str(digests[name])) for name in digests]
+        return libraries.resolve_libraries(stored, extra)
+    except (ValueError, TypeError) as error:
+        raise _unreadable(extra / _LIBRARIES, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> ArtifactError:
+    return ArtifactError(f"Cannot read {path}: {brief(error)}; log the PyTorch model again.")
