@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -104,14 +105,12 @@ class BuildSettings:
 
 def _pair(text: str) -> tuple[str, Any]:
     """A name and its value, read as YAML reads it."""
-    import yaml
+    from mlflow_e2eai.artifacts import yaml_nodes
 
     name, separator, value = text.partition("=")
-    try:
+    with contextlib.suppress(InvalidInputError):
         if separator:
-            return name.strip(), yaml.safe_load(value)
-    except yaml.YAMLError:
-        pass
+            return name.strip(), yaml_nodes.load(value, name)
     msg = f"{text!r} is not a build setting; write name=value, or a YAML file with name: value."
     raise InvalidInputError(msg)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mlflow_e2eai.artifacts.files import is_name
 from mlflow_e2eai.errors import ArtifactError
 
 if TYPE_CHECKING:
@@ -241,8 +242,27 @@ def check(tensor: onnx.TensorProto, path: Path) -> tuple[Path, int, int]:
     return file, offset, length
 
 
-def inside(location: str, folder: Path, subject: str) -> Path:
-    """Resolve a location to a file in the folder; an error for any other."""
+def inside(
+    location: str,
+    folder: Path,
+    subject: str,
+    *,
+    advice: str = "export the model again, with its weights next to it",
+) -> Path:
+    """Resolve a location to a file in the folder; an error for any other.
+
+    Args:
+        location: The name of the file, with those of folders before it.
+        folder: The folder.
+        subject: Begins the sentence of an error.
+        advice: Ends it.
+
+    Raises:
+        ArtifactError: It leads out of the folder, over a link, or to no file.
+    """
+    if not is_name(location):
+        msg = f"{subject[:200]}, which is no name of a file; {advice}."
+        raise ArtifactError(msg)
     windows = PureWindowsPath(location)  # handles both separators, and drives
     outside = bool(windows.anchor) or ".." in windows.parts
     steps = [folder.joinpath(*windows.parts[:end]) for end in range(1, len(windows.parts) + 1)]
@@ -253,10 +273,7 @@ def inside(location: str, folder: Path, subject: str) -> Path:
         )
         raise ArtifactError(msg)
     if outside or not steps:
-        msg = (
-            f"{subject}, but only a file in the folder of the ONNX file is read; export the model "
-            f"again, with its weights next to it."
-        )
+        msg = f"{subject}, but only a file in its own folder is read; {advice}."
         raise ArtifactError(msg)
     if not steps[-1].is_file():
         msg = f"{subject}, which does not exist; put it there."

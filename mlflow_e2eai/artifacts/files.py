@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import functools
 import hashlib
+import io
 import os
 import re
+import stat
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from html import escape
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, TypeVar
 
 from mlflow_e2eai.errors import ArtifactError
@@ -23,6 +26,56 @@ if TYPE_CHECKING:
 Value = TypeVar("Value")
 
 
+TEXT_BYTES = 64 << 20
+"""Of a file of text or JSON: ten times as long as the longest that a stage wrote."""
+
+
+def open_file(path: Path) -> io.BufferedReader:
+    """Open a file of data for reading; a pipe or a device, which may have no end, is refused.
+
+    Raises:
+        OSError: It cannot be opened, or is no file.
+        ValueError: The path holds a NUL.
+    """
+    # Without O_NONBLOCK, a pipe would wait for its writer.
+    file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+    return file
+
+
+def read_bytes(path: Path, *, advice: str = "check the path.") -> bytes:
+    """Read a file of text or JSON.
+
+    Args:
+        path: The file.
+        advice: Ends the message of an error.
+
+    Raises:
+        ArtifactError: It cannot be read, or is longer than such a file is.
+    """
+    try:
+        with open_file(path) as file:
+            data = file.read(TEXT_BYTES + 1)
+    except (OSError, ValueError) as error:
+        msg = f"Cannot read {path}: {reading_error(error)}; {advice}"
+        raise ArtifactError(msg) from error
+    if len(data) > TEXT_BYTES:
+        msg = f"{path} has more than {TEXT_BYTES >> 20} MiB, which no such file has; {advice}"
+        raise ArtifactError(msg)
+    return data
+
+
+def read_text(path: Path, *, advice: str = "check the path.") -> str:
+    """Read a file of UTF-8 text; see `read_bytes`."""
+    try:
+        return read_bytes(path, advice=advice).decode()
+    except UnicodeDecodeError as error:
+        msg = f"Cannot read {path}: {reading_error(error)}; {advice}"
+        raise ArtifactError(msg) from error
+
+
 def sha256_of(path: Path) -> str:
     """Hexadecimal sha256 of a file, read in pieces.
 
@@ -30,9 +83,9 @@ def sha256_of(path: Path) -> str:
         ArtifactError: There is no such file.
     """
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
+    except (OSError, ValueError) as error:
         reason = reading_error(error)
         msg = f"Cannot read {path}: {reason}; check the path, or make the artifact again."
         raise ArtifactError(msg) from error
@@ -97,7 +150,7 @@ def read_sealed(path: Path) -> bytes:
     Raises:
         ArtifactError: It has changed since it was written, or has no digest.
     """
-    text = path.read_bytes()
+    text = read_bytes(path)
     if (seal := _SEAL.search(text, max(len(text) - 100, 0))) is None:
         msg = f"{path.name} does not end with its own digest; make the artifact again."
         raise ArtifactError(msg)
@@ -105,6 +158,32 @@ def read_sealed(path: Path) -> bytes:
     if (digest := hashlib.sha256(plain).hexdigest()) != seal[1].decode():
         raise _changed_error(path, digest, seal[1].decode())
     return plain
+
+
+def require_inside(name: str | Path, subject: str) -> None:
+    """Check that a name, relative to some folder, leads to nothing outside of it.
+
+    Raises:
+        ArtifactError: It does; the message begins with `subject`.
+    """
+    if not is_name(str(name)):
+        msg = f"{subject[:300]}, which is no name of a file; do not trust it."
+        raise ArtifactError(msg)
+    path = PureWindowsPath(name)  # handles both separators, and drives
+    if path.anchor or ".." in path.parts:
+        msg = f"{subject}, which is outside the model; do not trust it."
+        raise ArtifactError(msg)
+
+
+_LONGEST_NAME = 255
+"""Bytes of a file's name that file systems take."""
+
+
+def is_name(path: str) -> bool:
+    """Whether a path is of names that a file can have, on one line."""
+    parts = path.replace("\\", "/").split("/")
+    sizes = [len(part.encode(errors="replace")) for part in parts]
+    return path.isprintable() and max(sizes) <= _LONGEST_NAME
 
 
 class _AlsoNotFinite:
@@ -151,6 +230,17 @@ def from_json(kind: type[Value], text: str | bytes) -> Value:
         msg = f"This is not a {kind.__name__}: at {path}, {first['msg']}."
         raise ArtifactError(msg) from error
     return value
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Parse JSON; unlike by `json.loads`, what is too deep is an error of the text.
+
+    Raises:
+        ValueError: It is no JSON.
+    """
+    from pydantic_core import from_json as parse
+
+    return parse(text)
 
 
 @functools.cache

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mlflow_e2eai.artifacts import external_data, model_file, weight_files
 from mlflow_e2eai.artifacts.files import atomic_write
-from mlflow_e2eai.artifacts.subgraph_weights import share_weights, subgraphs
 from mlflow_e2eai.artifacts.values import (
     Axis,
     Library,
@@ -20,6 +19,7 @@ from mlflow_e2eai.artifacts.values import (
     Precision,
     TensorSpec,
 )
+from mlflow_e2eai.artifacts.weight_files import share_weights, subgraphs
 from mlflow_e2eai.errors import ArtifactError
 
 if TYPE_CHECKING:

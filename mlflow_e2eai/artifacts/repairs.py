@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mlflow_e2eai.artifacts import external_data, graphs, model_file
-from mlflow_e2eai.artifacts.subgraph_weights import subgraphs
+from mlflow_e2eai.artifacts.weight_files import subgraphs
 from mlflow_e2eai.errors import ArtifactError
 
 if TYPE_CHECKING:

@@ -13,6 +13,7 @@ import itertools
 import os
 import shutil
 import tempfile
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -94,13 +95,15 @@ def link(file: Path, folder: Path, *, copy: bool = False) -> str:
     Returns:
         The name of the file.
     """
-    name = name_of(sha256_of_weights(file))
+    sha256 = sha256_of_weights(file)
+    name = name_of(sha256)
     path = folder / name
-    if path.exists() and sha256_of_weights(path) == sha256_of_weights(file):
+    if path.exists() and sha256_of_weights(path) == sha256:
         return name
     folder.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
     if not copy and _try_hard_link(file, path):
+        remember(path, sha256)
         return name
     with atomic_write(path) as temporary:
         shutil.copyfile(file, temporary)
@@ -221,8 +224,8 @@ def _own_bytes(tensor: onnx.TensorProto) -> np.ndarray:
 
 _SUFFIX = ".weights"
 
-_digests: dict[tuple[int, int, int, int], str] = {}
-"""Digests of weight files by device, inode, size and time of change: hard links share them."""
+_digests: dict[tuple[int, ...], str] = {}
+"""Digests of weight files by device, inode, size and times of change: hard links share them."""
 
 
 def files_of(model: onnx.ModelProto) -> tuple[WeightFile, ...]:
@@ -300,6 +303,52 @@ def remember(file: Path, sha256: str) -> None:
     _digests[_key(file)] = sha256
 
 
-def _key(file: Path) -> tuple[int, int, int, int]:
+def _key(file: Path) -> tuple[int, ...]:
+    """Anybody can set the first time; the system sets the second one, also for each new link."""
     status = file.stat()
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+# Weights of subgraphs, each in the file once: GraphSurgeon writes a weight that branches read from
+# the graph around them into every branch.
+
+
+def share_weights(model: onnx.ModelProto) -> None:
+    """Move a weight that several graphs of a model have alike into the main graph.
+
+    One that differs from another of its name, or whose name is a value's elsewhere, stays.
+    """
+    everywhere = [model.graph, *_inner_graphs(model.graph)]
+    if len(everywhere) == 1:
+        return
+    found: dict[str, list[tuple[onnx.GraphProto, onnx.TensorProto]]] = defaultdict(list)
+    values: set[str] = set()
+    for graph in everywhere:
+        for weight in graph.initializer:
+            found[weight.name].append((graph, weight))
+        values |= {value.name for value in graph.input}
+        values |= {name for node in graph.node for name in node.output}
+    for name, places in found.items():
+        (home, first), *others = places
+        if name in values or not others or any(weight != first for _, weight in others):
+            continue
+        if home is not model.graph:
+            model.graph.initializer.append(first)
+            others = places
+        for graph, weight in others:
+            graph.initializer.remove(weight)
+
+
+def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """The graphs inside a node, such as the branches of an If; not those inside these."""
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            yield attribute.g
+        yield from attribute.graphs
+
+
+def _inner_graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    for node in graph.node:
+        for inner in subgraphs(node):
+            yield inner
+            yield from _inner_graphs(inner)

@@ -1,6 +1,7 @@
 """One folder with a manifest: graphs, engines and their evidence.
 
 manifest   the manifest, written and read with its digests
+audit      the files compared with the manifest
 digests    the digests of all files of a model
 load       opens the variant that was selected
 choice     the goal, and the choice with its reasons
@@ -12,13 +13,13 @@ batching   sizes outside a profile, and padding to buckets
 triton/    a model repository for NVIDIA's Triton Inference Server
 """
 
+from mlflow_e2eai.bundle.audit import audit
 from mlflow_e2eai.bundle.manifest import (
     EXAMPLE,
     FOLDER,
     FORMAT_VERSION,
     MANIFEST,
     Manifest,
-    audit,
     find,
     read,
     read_example,

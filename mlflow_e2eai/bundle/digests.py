@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from mlflow_e2eai.artifacts.files import reading_error, sha256_of, verify
+from mlflow_e2eai.artifacts.files import read_text, require_inside, sha256_of, verify
 from mlflow_e2eai.errors import ArtifactError, InvalidInputError
 
 DIGESTS = "SHA256SUMS"
@@ -46,30 +46,53 @@ def verify_digests(folder: Path, sha256: str, *, unlisted: Collection[str] = ())
     Raises:
         ArtifactError: A file is missing, has changed, or is not in the list.
     """
+    verify_listed(folder, read_digests(folder, sha256), unlisted=(DIGESTS, *unlisted))
+
+
+def read_digests(folder: Path, sha256: str) -> dict[str, str]:
+    """The digests of a folder's files by name, from the list in it.
+
+    Raises:
+        ArtifactError: The list is missing or has changed.
+    """
     verify(folder / DIGESTS, sha256)
-    try:
-        lines = (folder / DIGESTS).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        msg = f"Cannot read {DIGESTS}: {reading_error(error)}; download the model again."
-        raise ArtifactError(msg) from error
     listed = {}
-    for line in lines:
-        if (found := _LINE.fullmatch(line)) is None or not _is_inside(found[2]):
+    for line in read_text(folder / DIGESTS, advice="download the model again.").splitlines():
+        if (found := _LINE.fullmatch(line)) is None:
             msg = f"{DIGESTS} has the line {line[:80]!r}, which is not a digest and a file name."
             raise ArtifactError(msg)
+        require_inside(found[2], f"{DIGESTS} names {found[2]!r}")
         listed[found[2]] = found[1]
-    present = _files(folder) - {DIGESTS, *unlisted}
-    if missing := sorted(listed.keys() - present):
+    return listed
+
+
+def verify_listed(
+    folder: Path, listed: Mapping[str, str], *, below: str = "", unlisted: Collection[str] = ()
+) -> None:
+    """Check that a folder, or one below it, holds what was listed there, and nothing else.
+
+    Args:
+        folder: The folder.
+        listed: Digests by name; see `read_digests`.
+        below: Begins the names that are looked at.
+        unlisted: Names of files that may be there without being listed.
+
+    Raises:
+        ArtifactError: A file is missing, has changed, or is not in the list.
+    """
+    present = {name for name in _files(folder) - {*unlisted} if name.startswith(below)}
+    names = {name for name in listed if name.startswith(below)}
+    if missing := sorted(names - present):
         msg = (
             f"{missing[0]}, which was in the model when it was made, is missing; log the model "
             "again."
         )
         raise ArtifactError(msg)
-    if extra := sorted(present - listed.keys()):
+    if extra := sorted(present - names):
         msg = f"{extra[0]} was not in the model when it was made; remove it, or log it again."
         raise ArtifactError(msg)
-    for name, digest in listed.items():
-        verify(folder / name, digest)
+    for name in sorted(names):
+        verify(folder / name, listed[name])
 
 
 def _files(folder: Path) -> set[str]:
@@ -79,7 +102,3 @@ def _files(folder: Path) -> set[str]:
         for path in folder.rglob("*")
         if path.is_symlink() or not path.is_dir()
     }
-
-
-def _is_inside(name: str) -> bool:
-    return not Path(name).is_absolute() and ".." not in Path(name).parts

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from mlflow_e2eai.artifacts.libraries import native_allowed
 from mlflow_e2eai.artifacts.values import EngineArtifact, Infer, OnnxArtifact
+from mlflow_e2eai.bundle.audit import audit, refuse_changes
 from mlflow_e2eai.bundle.batching import bound_sizes, fill_to_buckets
 from mlflow_e2eai.bundle.choice import Choice, Goal
-from mlflow_e2eai.bundle.manifest import MANIFEST, Manifest, audit, read
+from mlflow_e2eai.bundle.manifest import MANIFEST, Manifest
 from mlflow_e2eai.bundle.model import Model
 from mlflow_e2eai.bundle.selection import RankedVariants
 from mlflow_e2eai.engine.runner import graph_of
@@ -28,6 +29,7 @@ def load(
     fallback: bool = True,
     allow_native: Sequence[str] = (),
     fetch: Callable[[Path], object] = lambda _: None,
+    sha256: str | None = None,
 ) -> Model:
     """Load a bundle with the best variant that this machine can run.
 
@@ -52,6 +54,7 @@ def load(
         allow_native: Libraries in the bundle that may be loaded, by file name.
         fetch: Called with each needed file, relative to the directory, before it is read, to
             download it.
+        sha256: The digest of the manifest, where the model's other files or the server have it.
 
     Raises:
         ArtifactError: The manifest or a file is missing or has changed.
@@ -62,9 +65,8 @@ def load(
     """
     aim = Goal.parse(goal)
     fetch(Path(MANIFEST))
-    manifest = read(directory)  # its schema, its digest, and that it names nothing outside
     with native_allowed(allow_native):
-        manifest = audit(manifest, directory)  # the libraries that the caller allows
+        manifest = audit(directory, sha256=sha256, whole=False)
     variants = RankedVariants(manifest, aim)
     # Of each file the digest, before it is opened.
     open_one = partial(_open, manifest, directory, fetch=fetch, split=split)
@@ -131,11 +133,13 @@ def _open(
 ) -> Model:
     """Fetch a variant's files, check their digests and open it."""
     artifact = artifact_of(variant, manifest.graphs, manifest.engines)
-    for path in _files(artifact, manifest.graphs):
+    files = _files(artifact, manifest.graphs)
+    for path in files:
         fetch(path.relative_to(directory))
     with ExitStack() as stack:
         runner = open_variant(variant, manifest.graphs, manifest.engines, serving=True)
-        infer = stack.enter_context(runner)
+        with refuse_changes(files):
+            infer = stack.enter_context(runner)
         bounded = partial(_limit_sizes, manifest=manifest, artifact=artifact, split=split)
         on_device = getattr(infer, "on_device", None)
         if on_device is not None:

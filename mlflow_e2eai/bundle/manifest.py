@@ -29,6 +29,7 @@ from mlflow_e2eai.artifacts.files import (
     atomic_write,
     from_json,
     read_sealed,
+    require_inside,
     seal,
     to_json,
     verify,
@@ -252,39 +253,11 @@ def read(directory: Path) -> Manifest:
         raise ArtifactError(msg)
     manifest = from_json(Manifest, text)
     weights = [file for graph in manifest.graphs for file in graph.weights]
-    for item in (*manifest.files, *weights):
-        if item.path.is_absolute() or ".." in item.path.parts:
-            msg = f"The manifest names {item.path}, which is outside the bundle; do not trust it."
-            raise ArtifactError(msg)
+    native = [library for item in manifest.files for library in item.libraries]
+    for each in (*manifest.files, *weights, *native):
+        name = each.path.as_posix()
+        require_inside(name, f"The manifest of the bundle names {name!r}")
     return manifest
-
-
-def audit(manifest: Manifest, directory: Path) -> Manifest:
-    """Decide which libraries of a manifest may be loaded, and resolve the paths of its files.
-
-    Nothing is opened. The digest of each file is checked when it is: see `open_variant`.
-
-    Args:
-        manifest: The manifest, with paths relative to the bundle.
-        directory: The bundle.
-
-    Returns:
-        The manifest with absolute paths of its files; the libraries in `libraries.native_allowed`
-        are allowed.
-
-    Raises:
-        ArtifactError: A library lies outside the bundle.
-    """
-    return dataclasses.replace(
-        manifest,
-        graphs=tuple(_locate(graph, directory) for graph in manifest.graphs),
-        engines=tuple(_locate(engine, directory) for engine in manifest.engines),
-    )
-
-
-def _locate(artifact: Artifact, directory: Path) -> Artifact:
-    resolved = libraries.resolve_libraries(artifact.libraries, directory)
-    return dataclasses.replace(artifact, path=directory / artifact.path, libraries=resolved)
 
 
 def read_example(directory: Path) -> dict[str, Array]:

@@ -94,14 +94,14 @@ OPTIONS: dict[str, Option] = {
         help="npz files with further examples at other sizes of the dynamic axes, run in every "
         "comparison of this command, comma-separated; or 'none'",
     ),
-    "allow_code": Option(
-        name="allow_code",
+    "allow_pickle": Option(
+        name="allow_pickle",
         parse=parse_yes,
         default="no",
         metavar="yes|no",
         is_flag=True,
-        help="load a pickled model or a .pt2 file; it can run code on this machine, so use it "
-        "only with files that you trust",
+        help="load the PyTorch model also where that runs code of its author, as a pickle does; "
+        "use it only with models that you trust",
     ),
     "name": Option(
         name="name",

@@ -20,6 +20,7 @@ def clean(
     dynamic_axes: DynamicAxes | None = None,
     plan: Sequence[Step],
     operator_libraries: Sequence[Path] = (),
+    allow_pickle: bool = False,
 ) -> str:
     """Apply a surgery plan to the raw graph of a chain, or to an ONNX file as a new root.
 
@@ -31,6 +32,7 @@ def clean(
         dynamic_axes: Axes of the file; a model has its own.
         plan: The surgery plan.
         operator_libraries: Shared libraries that implement operators of the file.
+        allow_pickle: See `mlflow_e2eai.pipeline.jobs.export`.
 
     Returns:
         Id of the cleaned ONNX LoggedModel.
@@ -43,7 +45,7 @@ def clean(
         msg = "clean takes either model_uri or onnx; give the one to clean."
         raise InvalidInputError(msg)
     if onnx is None:
-        return jobs.clean(str(model_uri), plan=plan)
+        return jobs.clean(str(model_uri), plan=plan, allow_pickle=allow_pickle)
     return jobs.clean_onnx(
         onnx,
         example=input_example,

@@ -18,7 +18,7 @@ def run(
     name: str | None = None,
     input_example: Path | None = None,
     samples_at: Sequence[Path] = (),
-    allow_code: bool = False,
+    allow_pickle: bool = False,
     **arguments: Any,
 ) -> Any:
     """Run all stages on a model, and log the result as one MLflow model.
@@ -28,7 +28,7 @@ def run(
         name: Name of the logged model; by default that of the source.
         input_example: See `open_model`.
         samples_at: See `open_model`.
-        allow_code: See `open_model`.
+        allow_pickle: See `open_model`.
         **arguments: Arguments of `mlflow_e2eai.log_model`.
 
     Returns:
@@ -43,7 +43,9 @@ def run(
             msg = f"{source} is logged with its input_example; leave the file out."
             raise InvalidInputError(msg)
         name = name or tracking.resolve(source).name.removesuffix("-source")
-        return repackage.package(source, name=name, samples_at=samples_at, **arguments)
+        return repackage.package(
+            source, name=name, samples_at=samples_at, allow_pickle=allow_pickle, **arguments
+        )
     name = name or _name_of(source)
     tracking.check_names(name, arguments.get("registered_model_name"))
     opened = open_model(
@@ -51,7 +53,7 @@ def run(
         input_example=input_example,
         samples_at=samples_at,
         dynamic_axes=arguments.pop("dynamic_axes", None),
-        allow_code=allow_code,
+        allow_pickle=allow_pickle,
     )
     return api.log_model(name=name, **{**arguments, **opened})
 

@@ -84,6 +84,6 @@ def _graph(model: str, stack: ExitStack) -> Path:
 
 def _printable(path: Path) -> Path:
     directory = bundle.find(path)
-    graph = bundle.audit(bundle.read(directory), directory).graphs[0]
+    graph = bundle.audit(directory, whole=False).graphs[0]
     verify_graph(graph)
     return graph.path

@@ -51,6 +51,7 @@ def load(name: str) -> Any:
 
 _EXPORT = ("exporter", "opset", "dynamic_axes")
 _WORKERS = ("executor", "workers", "allow_native")
+_ALLOW = ("allow_native", "allow_pickle")
 _BUILD = ("plugin_libraries", "build_settings", "rebuild", *_WORKERS)
 
 VERBS = {
@@ -62,7 +63,7 @@ VERBS = {
             function="cli.run_verb:run",
             printer="cli.results:print_bundle",
             options=(
-                *("source", "source_name", "register", "example", "samples_at", "allow_code"),
+                *("source", "source_name", "register", "example", "samples_at", "allow_pickle"),
                 *(*_EXPORT, "surgery", "precisions", "targets", "keep_fp32", "batch_sizes"),
                 *("evidence", "plugin_libraries", "build_settings", "rebuild"),
                 *("executor", "workers"),
@@ -83,7 +84,7 @@ VERBS = {
             summary="Export a logged PyTorch model to ONNX.",
             function="pipeline.jobs:export",
             printer="cli.results:print_models",
-            options=("model_uri", *_EXPORT, "samples_at", "plan", "allow_native"),
+            options=("model_uri", *_EXPORT, "samples_at", "plan", *_ALLOW),
             takes=("source",),
             example="models:/digits/1 --exporter dynamo --dynamic-axes x:0=N:1:8:64",
         ),
@@ -94,7 +95,7 @@ VERBS = {
             printer="cli.results:print_models",
             options=(
                 *("model_uri", "onnx", "input_example", "samples_at", "dynamic_axes", "plan"),
-                *("operator_libraries", "allow_native"),
+                *("operator_libraries", *_ALLOW),
             ),
             takes=("export",),
             example="--onnx model.onnx --dynamic-axes x:0=N:1:8:64 --plan plan.yaml",
@@ -104,7 +105,7 @@ VERBS = {
             summary="Convert a cleaned graph to another precision.",
             function="pipeline.jobs:convert",
             printer="cli.results:print_models",
-            options=("model_uri", "convert_precision", "keep_fp32", "allow_native"),
+            options=("model_uri", "convert_precision", "keep_fp32", *_ALLOW),
             takes=("clean",),
             example="models:/digits/1 --precision fp16",
         ),
@@ -113,7 +114,7 @@ VERBS = {
             summary="Find the nodes that must stay in fp32 for a precision to pass.",
             function="pipeline.jobs:bisect",
             printer="cli.results:print_bisection",
-            options=("model_uri", "bisect_precision", "allow_native"),
+            options=("model_uri", "bisect_precision", *_ALLOW),
             takes=("clean",),
             example="models:/digits/1 --precision fp16",
         ),
@@ -131,7 +132,7 @@ VERBS = {
             summary="Evaluate a graph, engine or bundle, on this machine or on its GPU.",
             function="fleet.distributed:evaluate",
             printer="cli.results:print_evidence",
-            options=("model_uri", "batch_sizes", "evidence", *_WORKERS),
+            options=("model_uri", "batch_sizes", "evidence", *_WORKERS, "allow_pickle"),
             takes=("clean", "convert", "compile", "package"),
             example="models:/digits/1 --batch-sizes 16,32",
         ),
@@ -150,6 +151,7 @@ VERBS = {
                     "batch_sizes",
                     "evidence",
                     *_BUILD,
+                    "allow_pickle",
                 ),
             ),
             takes=("source", "import"),

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import accumulate, product
 from pathlib import Path
 from typing import TypeAlias
 
-from mlflow_e2eai.artifacts.files import reading_error
+from mlflow_e2eai.artifacts.files import parse_json, read_text
 from mlflow_e2eai.artifacts.values import Axis, Tensors, TensorSpec
-from mlflow_e2eai.errors import InvalidInputError
+from mlflow_e2eai.errors import ArtifactError, InvalidInputError
 
 Profile: TypeAlias = Mapping[str, tuple[int, int, int]]
 """min, opt and max by the name of an axis."""
@@ -142,16 +141,15 @@ def parse_seen(text: str) -> dict[int, int]:
     wanted = 'write 1,8:120,32 or give a JSON file as {"8": 120}'
     try:
         if text.endswith(".json"):
-            given = [*json.loads(Path(text).read_text(encoding="utf-8")).items()]
+            given = [*parse_json(read_text(Path(text), advice=wanted)).items()]
         else:
             parts = (part.partition(":") for part in text.split(","))
             given = [(size, times or "1") for size, _, times in parts]
         counts: dict[int, int] = {}
         for size, times in given:
             counts[int(size)] = counts.get(int(size), 0) + int(times)
-    except (OSError, UnicodeDecodeError) as error:
-        msg = f"Cannot read {text}: {reading_error(error)}; {wanted}"
-        raise InvalidInputError(msg) from error
+    except ArtifactError as error:
+        raise InvalidInputError(str(error)) from error
     except (AttributeError, TypeError, ValueError) as error:
         msg = f"{text!r} has no sizes; {wanted}"
         raise InvalidInputError(msg) from error

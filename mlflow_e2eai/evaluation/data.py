@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,11 +11,11 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from mlflow_e2eai.artifacts.arrays import feed
+from mlflow_e2eai.artifacts.arrays import feed, load_arrays, save_arrays
 from mlflow_e2eai.artifacts.values import Array, Axis, OnnxArtifact, Tensors
 from mlflow_e2eai.errors import InvalidInputError
 from mlflow_e2eai.evaluation.data_forms import arrays_of, check_lengths, check_names, pairs_of
-from mlflow_e2eai.evaluation.metrics import Metrics, TaskMetric, join_parts, task_metrics
+from mlflow_e2eai.evaluation.metrics import Metrics, TaskMetric, accuracy, join_parts, task_metrics
 from mlflow_e2eai.parity.samples import profile_samples
 from mlflow_e2eai.pytorch.flat_module import named_inputs
 from mlflow_e2eai.surgery.mapping import convert_inputs
@@ -206,3 +207,43 @@ def evaluation_of(
         return data
     example = input_example if isinstance(model, Path) else named_inputs(model, input_example)
     return EvaluationData.of(data, example=example, metrics=metrics)
+
+
+_log = logging.getLogger(__name__)
+
+_MAX_EVALUATION_BYTES = 256 << 20
+"""Evaluation data up to this size is logged with the PyTorch model, and is in memory meanwhile. All
+of CIFAR-10's test images in float32 are 117 MiB; ImageNet's are too many to log with each model."""
+
+
+def save_evaluation(evaluation: EvaluationData, path: Path) -> tuple[Tensors, Array | None] | None:
+    """Save evaluation data, all or none; returns them.
+
+    Labels are saved where they are `accuracy`'s: any other metric is code, which is not saved, and
+    labels are useless without it.
+    """
+    whole = evaluation.whole(limit_bytes=_MAX_EVALUATION_BYTES)
+    if whole is None:
+        _log.warning(
+            "The evaluation data is larger than %d MiB or its batches differ in shape, so it is "
+            "not logged with the PyTorch model; a later `evaluate` will run only the corners of "
+            "the profile.",
+            _MAX_EVALUATION_BYTES >> 20,
+        )
+        return None
+    inputs, labels = whole
+    arrays = {f"inputs/{name}": array for name, array in inputs.items()}
+    if labels is not None and dict(evaluation.metrics) == {"accuracy": accuracy}:
+        arrays["labels"] = labels
+    save_arrays(path, arrays)
+    return whole
+
+
+def read_evaluation(path: Path) -> EvaluationData | None:
+    """The evaluation data of a file that `save_evaluation` wrote; None where there is none."""
+    if not path.is_file():
+        return None
+    arrays = load_arrays(path)
+    labels = arrays.pop("labels", None)
+    inputs = {name.removeprefix("inputs/"): array for name, array in arrays.items()}
+    return EvaluationData.of((inputs, labels), example=inputs)

@@ -94,10 +94,11 @@ def save_model(  # noqa: D417 - `log_model` describes the shared arguments
     try:
         if _is_bundle(model):
             stored = bundle.find(model)
-            manifest, example = bundle.read(stored), bundle.read_example(stored)
+            manifest = bundle.audit(stored, sha256=tracking.manifest_sha256(stored))
+            example = bundle.read_example(stored)
             # When MLflow calls, the target is a folder that is removed once it is uploaded.
             copy = mlflow_model is None
-            bundle.write(out, bundle.audit(manifest, stored), example, copy=copy)
+            bundle.write(out, manifest, example, copy=copy)
         else:
             settings = Settings.of(arguments)
             settings.check_here()
@@ -247,7 +248,7 @@ def log_model(
         if _is_bundle(model):
             # Written anew, so that its digest is that of the logged files.
             stored = bundle.find(model)
-            manifest = bundle.audit(bundle.read(stored), stored)
+            manifest = bundle.audit(stored, sha256=tracking.manifest_sha256(stored))
             bundle.write(path, manifest, bundle.read_example(stored))
         else:
             settings = Settings.of(arguments)

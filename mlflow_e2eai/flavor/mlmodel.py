@@ -20,6 +20,7 @@ from mlflow_e2eai.errors import InvalidInputError, brief
 from mlflow_e2eai.flavor import wheel as wheels
 from mlflow_e2eai.flavor.wheel import origin
 from mlflow_e2eai.tracking import _mlflow
+from mlflow_e2eai.tracking.downloads import FLAVOR as FLAVOR_NAME
 from mlflow_e2eai.tracking.models import signature_of
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-FLAVOR_NAME = "mlflow_e2eai"
 LOADER_MODULE = "mlflow_e2eai.flavor"
 
 MODEL_CONFIG: dict[str, Any] = {

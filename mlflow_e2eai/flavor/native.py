@@ -11,7 +11,6 @@ from mlflow_e2eai.bundle.load import load
 from mlflow_e2eai.bundle.model import Model
 from mlflow_e2eai.errors import InvalidInputError
 from mlflow_e2eai.flavor.follower import PREFIX, FollowedModel, parse_alias
-from mlflow_e2eai.flavor.mlmodel import FLAVOR_NAME
 from mlflow_e2eai.promotion.contenders import version_at
 from mlflow_e2eai.tracking.console import quiet_mlflow
 
@@ -129,9 +128,10 @@ def _load(
 ) -> tuple[Model, tracking.ModelFiles, str]:
     with quiet_mlflow():
         files = tracking.ModelFiles(model_uri, dst_path)
-        data = str(files.configuration(FLAVOR_NAME).get("data", "."))
+        data, sha256 = files.bundle(with_code=True)
         model = load(
             files.directory / data,
+            sha256=sha256,
             fetch=lambda path: files.fetch(Path(data, path).as_posix()),
             **options,
         )

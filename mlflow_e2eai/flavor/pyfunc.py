@@ -131,7 +131,9 @@ def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> Py
     options = {**MODEL_CONFIG, **(model_config or {})}  # by the names of the arguments of `load`
     every_s = options.pop("follow")
     if every_s is None:
-        return PyFunc(load(Path(path), fetch=tracking.fetcher(Path(path)), **options))
+        place = Path(path)
+        sha256 = tracking.manifest_sha256(place)
+        return PyFunc(load(place, sha256=sha256, fetch=tracking.fetcher(place), **options))
     alias = tracking.alias_of(Path(path).parent)
     if alias is None:
         msg = "follow needs the URI of an alias, by this package: e2eai:/digits@champion."

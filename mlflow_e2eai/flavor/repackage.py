@@ -21,6 +21,7 @@ def package(
     name: str | None = None,
     registered_model_name: str | None = None,
     samples_at: Sequence[Path] = (),
+    allow_pickle: bool = False,
     executor: fleet.Executor | None = None,
     workers: int | None = None,
     **settings: Any,
@@ -32,6 +33,7 @@ def package(
         name: Name of the logged model; None for that of the registered one.
         registered_model_name: Also make a version of this registered model.
         samples_at: npz files with further examples, at other sizes of the dynamic axes.
+        allow_pickle: Load the PyTorch model also where it runs code as it is loaded.
         executor: The workers that build the engines; see `mlflow_e2eai.log_model`.
         workers: Processes for ``local``; by default one for each core.
         **settings: Fields of `Settings`, but for those that were logged with the model;
@@ -44,7 +46,8 @@ def package(
     name = name or tracking.model_name(registered_model_name or "model")
     with tracking.run(name), tempfile.TemporaryDirectory() as folder:
         axes = settings.get("dynamic_axes")
-        given = root_arguments(tracking.resolve_source(model_uri), Path(folder), axes, samples_at)
+        model = tracking.resolve_source(model_uri)
+        given = root_arguments(model, Path(folder), axes, samples_at, allow_pickle=allow_pickle)
         arguments: dict[str, Any] = {**settings, "dynamic_axes": None, **given}
         return api.log_model(
             **arguments,

@@ -9,7 +9,6 @@ from mlflow_e2eai import bundle
 from mlflow_e2eai.artifacts.files import frame
 from mlflow_e2eai.bundle.rows import VariantRow, rows_of
 from mlflow_e2eai.errors import InvalidInputError
-from mlflow_e2eai.flavor.mlmodel import FLAVOR_NAME
 from mlflow_e2eai.tracking.console import quiet_mlflow
 from mlflow_e2eai.tracking.downloads import ModelFiles
 
@@ -38,9 +37,9 @@ def variants(model_uri: str) -> pd.DataFrame:
     """
     with quiet_mlflow(), tempfile.TemporaryDirectory() as folder:
         files = ModelFiles(model_uri, folder)
-        data = files.configuration(FLAVOR_NAME).get("data", ".")
+        data, sha256 = files.bundle()
         files.fetch(f"{data}/{bundle.MANIFEST}")
-        manifest = bundle.read(files.directory / data)
+        manifest = bundle.audit(files.directory / data, sha256=sha256, whole=False)
         return frame(VariantRow, rows_of(manifest))
 
 

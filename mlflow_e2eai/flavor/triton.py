@@ -53,7 +53,7 @@ def export_triton(
     """
     root = Path(repository).absolute()
     with tempfile.TemporaryDirectory() as folder, native_allowed(allow_native):
-        directory, own_name = _bundle(model_uri, Path(folder))
+        directory, own_name, sha256 = _bundle(model_uri, Path(folder))
         prefix = own_name if name is None else name
         if not _NAME.fullmatch(prefix):
             msg = (
@@ -61,7 +61,7 @@ def export_triton(
                 ". - only."
             )
             raise InvalidInputError(msg)
-        manifest = bundle.audit(bundle.read(directory), directory)
+        manifest = bundle.audit(directory, sha256=sha256)
         models, left_out = models_of(manifest, bundle.read_example(directory), prefix)
         if left_out:
             msg = f"Triton cannot serve all of {model_uri}: {'; '.join(left_out)}."
@@ -84,12 +84,14 @@ def export_triton(
     return folders
 
 
-def _bundle(model: str, folder: Path) -> tuple[Path, str]:
-    """The folder of a bundle, and the name that its model has."""
+def _bundle(model: str, folder: Path) -> tuple[Path, str, str | None]:
+    """The folder of a bundle, the name that its model has, and the digest of its manifest."""
     if not tracking.is_uri(model):
         path = Path(model)
-        return bundle.find(path), path.absolute().name
+        found = bundle.find(path)
+        return found, path.absolute().name, tracking.manifest_sha256(found)
     logged = tracking.ancestor(tracking.resolve(model), ("package",))
     registered = re.fullmatch(r"models:/(.+)(?:@|/)[^@/]+", model)
     found = bundle.find(tracking.fetch(logged, folder))
-    return found, registered[1] if registered else str(logged.name)
+    name = registered[1] if registered else str(logged.name)
+    return found, name, logged.tags.get(tracking.SHA256)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from mlflow_e2eai.pipeline import jobs
 from mlflow_e2eai.pipeline.job_inputs import (
     engines_in,
 )
-from mlflow_e2eai.pipeline.jobs import _parent
+from mlflow_e2eai.pytorch.consent import permitted_digests
 from mlflow_e2eai.tracking import remote_jobs
 
 
@@ -88,6 +89,7 @@ def evaluate(
     *,
     batch_sizes: Sequence[int] = (),
     evidence: EvidenceLevel = "standard",
+    allow_pickle: bool = False,
     executor: fleet.Executor | None = None,
     workers: int | None = None,
 ) -> list[MachineEvidence]:
@@ -97,6 +99,7 @@ def evaluate(
         model_uri: The graph, engine or bundle.
         batch_sizes: See `mlflow_e2eai.log_model`.
         evidence: See `mlflow_e2eai.log_model`.
+        allow_pickle: See `pipeline.jobs.export`.
         executor: None evaluates in this process, ``local`` in another one, ``ray`` each engine on a
             node that has its GPU, with the graphs.
         workers: Number of processes; see `fleet.run`.
@@ -109,7 +112,14 @@ def evaluate(
     """
     with _parent("evaluate"):
         if executor is None:
-            return [jobs.evaluate(model_uri, batch_sizes=batch_sizes, evidence=evidence)]
+            return [
+                jobs.evaluate(
+                    model_uri,
+                    batch_sizes=batch_sizes,
+                    evidence=evidence,
+                    allow_pickle=allow_pickle,
+                )
+            ]
         model = tracking.ancestor(tracking.resolve(model_uri), jobs.EVALUATED)
         each = fleet.evaluations(
             model.model_id,
@@ -117,6 +127,12 @@ def evaluate(
             executor=executor,
             batch_sizes=list(batch_sizes),
             evidence=evidence,
+            allow_pickle=allow_pickle or permitted_digests(),
         )
         done = fleet.require_success(fleet.run(each, executor=executor, workers=workers))
         return [remote_jobs.fetch_evidence(str(outcome.run_id)) for outcome in done]
+
+
+def _parent(name: str) -> AbstractContextManager[str]:
+    """A run with a child for each engine or variant."""
+    return tracking.run(name, nested=True, tags={tracking.STAGE: name})

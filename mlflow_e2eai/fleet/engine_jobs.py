@@ -15,6 +15,7 @@ from mlflow_e2eai.evaluation.effort import EvidenceLevel
 from mlflow_e2eai.evaluation.evidence import MachineEvidence
 from mlflow_e2eai.fleet.job import Executor, Job, uses_other_machines
 from mlflow_e2eai.fleet.run import check_executor, run
+from mlflow_e2eai.pytorch.consent import permitted_digests
 from mlflow_e2eai.tracking.lineage import fetch_engine, resolve
 from mlflow_e2eai.tracking.remote_jobs import fetch_evidence
 
@@ -100,6 +101,8 @@ class EngineJobs:
                     "others": [*others, *ids],
                     "batch_sizes": list(batch_sizes),
                     "evidence": level,
+                    # The PyTorch model, which this process wrote or was allowed to load.
+                    "allow_pickle": permitted_digests(),
                 },
                 gpu=gpu,
             )

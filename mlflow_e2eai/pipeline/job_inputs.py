@@ -33,6 +33,7 @@ from mlflow_e2eai.evaluation.data import EvaluationData
 from mlflow_e2eai.evaluation.variants import FILE, TORCH
 from mlflow_e2eai.pipeline.source import reference_of
 from mlflow_e2eai.pipeline.stages import Reference
+from mlflow_e2eai.pytorch.consent import Consent
 from mlflow_e2eai.pytorch.flat_module import flatten_module
 from mlflow_e2eai.pytorch.operators.operator import Operator
 from mlflow_e2eai.runtime.isolation import isolated_onnxruntime
@@ -85,15 +86,17 @@ class Job:
     Attributes:
         model: The input.
         folder: A folder for the files.
+        allow_pickle: Whether the PyTorch model may run code as it is loaded; see `require_consent`.
         recorder: Logs the stage.
         evaluation: The evaluation data that was logged with the PyTorch model, once `reference` is
             open.
         samples: The samples at sizes that were logged with it, likewise.
     """
 
-    def __init__(self, model: LoggedModel, folder: Path) -> None:
+    def __init__(self, model: LoggedModel, folder: Path, *, allow_pickle: Consent = False) -> None:
         self.model = model
         self.folder = folder
+        self.allow_pickle = allow_pickle
         self._source = tracking.source_of(model)
         root = self._source or tracking.ancestor(model, ("export",))
         name = root.name.removesuffix("-source" if self._source else "-raw")
@@ -132,7 +135,9 @@ class Job:
             return
         require_same_inputs(graph, raw)
         try:
-            source = load_source(self._source, self.folder / "source", None)
+            source = load_source(
+                self._source, self.folder / "source", None, allow_pickle=self.allow_pickle
+            )
         except TrackingError as error:
             _log.warning("The PyTorch model cannot be used as the reference: %s", error)
             yield None
@@ -177,7 +182,7 @@ class Job:
         stage = self.model.tags[tracking.STAGE]
         if stage == "package":
             directory = tracking.fetch(self.model, path) / bundle.FOLDER
-            manifest = bundle.audit(bundle.read(directory), directory)
+            manifest = bundle.audit(directory, sha256=self.model.tags.get(tracking.SHA256))
             models |= {item.sha256: self.model.model_id for item in manifest.files}
             return list(manifest.graphs), list(manifest.engines), bundle.read_example(directory)
         if stage == "compile":
@@ -205,11 +210,13 @@ class Job:
 
 
 @contextmanager
-def job_on(model_uri: str, stages: Sequence[str]) -> Iterator[Job]:
+def job_on(
+    model_uri: str, stages: Sequence[str], *, allow_pickle: Consent = False
+) -> Iterator[Job]:
     """Open a job on the nearest model of a lineage that one of the stages made."""
     with tempfile.TemporaryDirectory() as folder:
         model = tracking.ancestor(tracking.resolve_source(model_uri), stages)
-        yield Job(model, Path(folder))
+        yield Job(model, Path(folder), allow_pickle=allow_pickle)
 
 
 def load_source(
@@ -217,17 +224,19 @@ def load_source(
     folder: Path,
     axes: DynamicAxes | None,
     samples_at: Sequence[Path] = (),
+    *,
+    allow_pickle: Consent = False,
 ) -> LoadedSource:
     """Load a PyTorch model; `axes` replace those that it was logged with, unless None.
 
     Raises:
-        InvalidInputError: The model was logged with one of these sizes fixed, or a file of
-            `samples_at` does not fit its input example.
+        InvalidInputError: The model was logged with one of these sizes fixed, a file of
+            `samples_at` does not fit its input example, or the model runs code that is not allowed.
         ArtifactError: A file of `samples_at` cannot be read.
     """
     given_samples = [load_arrays(path) for path in samples_at]
     folder.mkdir(exist_ok=True, parents=True)
-    logged = tracking.fetch_source(model, folder)
+    logged = tracking.fetch_source(model, folder, allow_pickle=allow_pickle)
     module, example = flatten_module(logged.model, logged.input_example)
     if axes is None:
         axes = logged.dynamic_axes
@@ -285,7 +294,12 @@ def _with_fitting(
 
 
 def root_arguments(
-    model: LoggedModel, folder: Path, axes: DynamicAxes | None, samples_at: Sequence[Path] = ()
+    model: LoggedModel,
+    folder: Path,
+    axes: DynamicAxes | None,
+    samples_at: Sequence[Path] = (),
+    *,
+    allow_pickle: Consent = False,
 ) -> dict[str, Any]:
     """The PyTorch model or ONNX file at the root of a lineage, as arguments of `log_model`.
 
@@ -308,7 +322,7 @@ def root_arguments(
             "samples_at": [load_arrays(path) for path in samples_at],
             "source_model": root.model_id,
         }
-    source = load_source(origin, folder, axes, samples_at)
+    source = load_source(origin, folder, axes, samples_at, allow_pickle=allow_pickle)
     return {
         "model": source.module,
         "input_example": source.example,

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import tempfile
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +52,7 @@ from mlflow_e2eai.pipeline.stages import (
     export_on,
 )
 from mlflow_e2eai.precision.stage import graph_precision_of
+from mlflow_e2eai.pytorch.consent import Consent
 from mlflow_e2eai.pytorch.stage import DEFAULT_OPSET, Exporter
 from mlflow_e2eai.runtime.isolation import isolated_onnxruntime
 from mlflow_e2eai.surgery.plan import DEFAULT_PLAN, Step
@@ -105,6 +105,7 @@ def export(
     dynamic_axes: DynamicAxes | None = None,
     samples_at: Sequence[Path] = (),
     plan: Sequence[Step] = DEFAULT_PLAN,
+    allow_pickle: bool = False,
 ) -> str:
     """Export the PyTorch model of a chain.
 
@@ -115,12 +116,14 @@ def export(
         dynamic_axes: See `mlflow_e2eai.export`; None for those that the model was logged with.
         samples_at: npz files with further examples, beside those that the model was logged with.
         plan: The plan for `clean`: the operators that it names need no implementation.
+        allow_pickle: Load a PyTorch model that runs code as it is loaded.
 
     Returns:
         Id of the raw ONNX LoggedModel.
     """
     with job_on(model_uri, ("source",)) as job:
-        source = load_source(job.model, job.folder, dynamic_axes, samples_at)
+        model, folder = job.model, job.folder
+        source = load_source(model, folder, dynamic_axes, samples_at, allow_pickle=allow_pickle)
         settings = Settings(
             dynamic_axes=source.axes,
             exporter=exporter,
@@ -142,13 +145,11 @@ def export(
         return job.recorder.models[raw.sha256]
 
 
-def clean(model_uri: str, *, plan: Sequence[Step] = DEFAULT_PLAN) -> str:
-    """Apply a surgery plan to the raw graph of a chain.
-
-    Returns:
-        Id of the cleaned ONNX LoggedModel.
-    """
-    with job_on(model_uri, ("export",)) as job:
+def clean(
+    model_uri: str, *, plan: Sequence[Step] = DEFAULT_PLAN, allow_pickle: bool = False
+) -> str:
+    """Apply a surgery plan to the raw graph of a chain; returns the id of the cleaned one."""
+    with job_on(model_uri, ("export",), allow_pickle=allow_pickle) as job:
         return _clean(job, plan)
 
 
@@ -169,7 +170,13 @@ def _clean(job: Job, plan: Sequence[Step]) -> str:
     return job.recorder.models[cleaned.sha256]
 
 
-def convert(model_uri: str, *, precision: Precision, keep_fp32: Sequence[str] = ()) -> str:
+def convert(
+    model_uri: str,
+    *,
+    precision: Precision,
+    keep_fp32: Sequence[str] = (),
+    allow_pickle: bool = False,
+) -> str:
     """Convert the cleaned graph of a chain.
 
     It is guarded by the ranges seen at the corners of its profile and on the evaluation data that
@@ -179,12 +186,13 @@ def convert(model_uri: str, *, precision: Precision, keep_fp32: Sequence[str] = 
         model_uri: Any model of the chain, from the cleaned graph on.
         precision: See `mlflow_e2eai.convert`.
         keep_fp32: Names of nodes that stay in fp32.
+        allow_pickle: See `export`.
 
     Returns:
         Id of the converted ONNX LoggedModel; for fp32, of the cleaned one itself.
     """
     precision = graph_precision_of(precision)
-    with job_on(model_uri, ("clean",)) as job:
+    with job_on(model_uri, ("clean",), allow_pickle=allow_pickle) as job:
         graph, example = job.fetch_graph()
         with job.recorder.stage(f"convert {precision}", inputs=[graph.sha256]) as log:
             data = None if precision == "fp32" else job.load_evaluation_data(graph)
@@ -200,7 +208,9 @@ def convert(model_uri: str, *, precision: Precision, keep_fp32: Sequence[str] = 
         return job.recorder.models[converted.sha256]
 
 
-def bisect(model_uri: str, *, precision: Precision = "fp16") -> tuple[Bisection, str]:
+def bisect(
+    model_uri: str, *, precision: Precision = "fp16", allow_pickle: bool = False
+) -> tuple[Bisection, str]:
     """Find the nodes of a chain's cleaned graph that must stay in fp32 for a precision to pass.
 
     ONNX Runtime runs it on the best device here; on the CPU with every value rounded to fp16, as a
@@ -210,6 +220,7 @@ def bisect(model_uri: str, *, precision: Precision = "fp16") -> tuple[Bisection,
     Args:
         model_uri: Any model of the chain, from the cleaned graph on.
         precision: The precision in which it fails.
+        allow_pickle: See `export`.
 
     Returns:
         The result of `mlflow_e2eai.bisect`, and the URI of its ``bisection.json`` on the run.
@@ -218,7 +229,7 @@ def bisect(model_uri: str, *, precision: Precision = "fp16") -> tuple[Bisection,
         InvalidInputError: The precision is fp32, or unknown; or the graph fails in fp32 too.
     """
     precision = graph_precision_of(precision)
-    with job_on(model_uri, ("clean",)) as job:
+    with job_on(model_uri, ("clean",), allow_pickle=allow_pickle) as job:
         graph, example = job.fetch_graph()
         raw, _ = fetch_graph(tracking.ancestor(job.model, ("export",)), job.folder / "raw")
         device = device_for(graph)
@@ -243,14 +254,9 @@ def bisect(model_uri: str, *, precision: Precision = "fp16") -> tuple[Bisection,
             )
             variant = variant_name(f"onnxruntime-{device}", precision)
             tracking.log_bisection(bisection, run_id=stage.run_id, variant=variant)
-            count, suspects = len(bisection.nodes), bisection.suspects
-            stage.line.append(f"{count} of {suspects} nodes, evaluations {bisection.evaluations}")
+            found = f"{len(bisection.nodes)} of {bisection.suspects} nodes"
+            stage.line.append(f"{found}, evaluations {bisection.evaluations}")
         return bisection, f"runs:/{stage.run_id}/bisection.json"
-
-
-def _parent(name: str) -> AbstractContextManager[str]:
-    """A run with a child for each engine or variant."""
-    return tracking.run(name, nested=True, tags={tracking.STAGE: name})
 
 
 EVALUATED = (*GRAPHS, "compile", "package")
@@ -283,8 +289,7 @@ def compile(
             wanted = EngineRequest(
                 graph=graph.sha256, precision=precision, target=target, **options
             )
-            name = f"compile {precision} {target}"
-            with job.recorder.stage(name, inputs=[graph.sha256]) as log:
+            with job.recorder.stage(f"compile {precision} {target}", inputs=[graph.sha256]) as log:
                 engine = compile_on(
                     log,
                     job.recorder,
@@ -305,6 +310,7 @@ def evaluate(
     engines: Sequence[str] | None = None,
     batch_sizes: Sequence[int] = (),
     evidence: EvidenceLevel = "standard",
+    allow_pickle: Consent = False,
 ) -> MachineEvidence:
     """Evaluate a graph, an engine or a bundle on this machine, a run for each variant.
 
@@ -314,8 +320,9 @@ def evaluate(
         engines: Digests of the bundle's engines that are evaluated; None for all.
         batch_sizes: See `mlflow_e2eai.log_model`.
         evidence: See `mlflow_e2eai.log_model`.
+        allow_pickle: See `export`; or the digests of the files that may run code.
     """
-    with job_on(model_uri, EVALUATED) as job:
+    with job_on(model_uri, EVALUATED, allow_pickle=allow_pickle) as job:
         graphs, built, example = job.fetch_variants(others)
         built = [engine for engine in built if engines is None or engine.sha256 in engines]
         exported = tracking.ancestor(job.model, ("export",))

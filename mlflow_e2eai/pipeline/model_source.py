@@ -27,7 +27,7 @@ def open_model(
     input_example: Path | None = None,
     samples_at: Sequence[Path] = (),
     dynamic_axes: DynamicAxes | None = None,
-    allow_code: bool = False,
+    allow_pickle: bool = False,
 ) -> dict[str, Any]:
     """Open a model that is not logged yet.
 
@@ -38,7 +38,7 @@ def open_model(
         samples_at: Further ones, at other sizes.
         dynamic_axes: Axes whose size may vary; None for the callable's, or those that are assumed
             for a folder of weights.
-        allow_code: See `load_archive`.
+        allow_pickle: See `load_archive`.
 
     Returns:
         Arguments of `mlflow_e2eai.log_model`.
@@ -62,7 +62,7 @@ def open_model(
     elif path.suffix == ".onnx":
         arguments = {"model": path, "input_example": given, "dynamic_axes": dynamic_axes}
     else:
-        arguments = _of_archive(path, given, dynamic_axes, allow_code=allow_code)
+        arguments = _of_archive(path, given, dynamic_axes, allow_pickle=allow_pickle)
     return {**arguments, "samples_at": [load_arrays(each) for each in samples_at]}
 
 
@@ -98,9 +98,9 @@ def _callables(path: Path) -> list[str]:
 
 
 def _of_archive(
-    path: Path, given: Any, dynamic_axes: DynamicAxes | None, *, allow_code: bool
+    path: Path, given: Any, dynamic_axes: DynamicAxes | None, *, allow_pickle: bool
 ) -> dict[str, Any]:
-    archive = load_archive(path, allow_code=allow_code)
+    archive = load_archive(path, allow_pickle=allow_pickle)
     example = archive.example if given is None else given
     if example is None:
         arrays = ", ".join(f"{name}=..." for name in archive.inputs) or "x=..."

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mlflow_e2eai.artifacts import yaml_nodes
 from mlflow_e2eai.artifacts.build_settings import DEFAULT_BUILD, BuildSettings
-from mlflow_e2eai.artifacts.files import reading_error
 from mlflow_e2eai.artifacts.values import precision_of
-from mlflow_e2eai.errors import InvalidInputError, nearest
+from mlflow_e2eai.errors import InvalidInputError, brief, nearest
 from mlflow_e2eai.surgery.plan import DEFAULT_PLAN, Step, plan_from
 
 _OPTION = "option"
@@ -197,14 +197,12 @@ def parse_build_settings(text: str) -> BuildSettings:
 
 def _read_yaml(uri: str, wanted: str) -> Any:
     """Read a YAML file from a path, or from the URI of an artifact."""
-    import yaml
-
     from mlflow_e2eai.tracking.downloads import fetch_text
 
     try:
-        content = yaml.safe_load(fetch_text(uri))
-    except (ValueError, yaml.YAMLError) as error:
-        msg = f"{uri} is not YAML ({reading_error(error)}); give a file with {wanted}."
+        content = yaml_nodes.load(fetch_text(uri), uri)
+    except InvalidInputError as error:
+        msg = f"{brief(error).rstrip('.')}; give a file with {wanted}."
         raise InvalidInputError(msg) from error
     if content is None:
         msg = f"{uri} is empty; give a file with {wanted}."

@@ -7,7 +7,6 @@ challenge      a version, the aliases that it is to get, and the decision
 decision_run   the decision as a run, its page, and tags of the version
 contenders     registered versions -> their bundles, verified file by file
 gates_file     gates.yaml, its schema, and errors that name the line
-yaml_nodes     YAML as plain values, each with its line
 policy         gates, required targets and unmeasured engines -> decision
 metrics        what gates compare with their limits
 incumbent      the same against the version that holds the alias, from stored evidence

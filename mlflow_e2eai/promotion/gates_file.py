@@ -22,8 +22,9 @@ from pydantic import (
     model_validator,
 )
 
-from mlflow_e2eai.artifacts.files import reading_error
-from mlflow_e2eai.errors import InvalidInputError, nearest
+from mlflow_e2eai.artifacts.files import read_text
+from mlflow_e2eai.artifacts.yaml_nodes import compose, line_of, plain
+from mlflow_e2eai.errors import ArtifactError, InvalidInputError, nearest
 from mlflow_e2eai.evaluation.gates import Gate
 from mlflow_e2eai.promotion.policy import (
     Policy,
@@ -33,7 +34,6 @@ from mlflow_e2eai.promotion.policy import (
     check_policy,
     check_target,
 )
-from mlflow_e2eai.promotion.yaml_nodes import compose, line_of, plain
 
 GATES = files("mlflow_e2eai.promotion") / "gates.yaml"
 SCHEMA = files("mlflow_e2eai.promotion") / "gates.schema.json"
@@ -223,11 +223,12 @@ def read_policy(
         raise InvalidInputError(msg)
     source = GATES if gates is None else Path(gates)
     try:
-        text = source.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = reading_error(error)
-        msg = f"Cannot read gates from {source}: {reason}; give a YAML file such as gates.yaml."
-        raise InvalidInputError(msg) from error
+        if gates is not None:
+            text = read_text(Path(gates), advice="give a YAML file of gates, such as gates.yaml.")
+        else:
+            text = GATES.read_text(encoding="utf-8")
+    except ArtifactError as error:
+        raise InvalidInputError(str(error)) from error
     return parse_policy(text, str(source))
 
 

@@ -342,4 +342,4 @@ def _reference_tasks(manifest: Manifest) -> Mapping[str, float]:
 
 def read_bundle(path: Path) -> Manifest:
     """The manifest of a bundle, with absolute paths of its files."""
-    return bundle.audit(bundle.read(path), path)
+    return bundle.audit(path, whole=False)

@@ -11,6 +11,7 @@ module        properties of a module: names, device, mode
 pytree        nested arguments and outputs
 runner        the module as a runner
 archives      models in files that PyTorch wrote
+consent       whether such a file may run code
 hugging_face  models in folders of weights
 operators/    operators that are not ONNX's own
 """

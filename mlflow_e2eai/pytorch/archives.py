@@ -1,20 +1,20 @@
 """Models in files that PyTorch wrote: TorchScript, ExportedProgram, or a pickled module.
 
 ONNX files, safetensors and TorchScript are data to whoever loads them. A pickle runs the code that
-it names; a ``.pt2`` file may hold pickles, expressions and shared libraries, all of which
-`torch.export.load` runs. Both are loaded where the caller allows it.
+it names, and a ``.pt2`` file can hold some; where one does, it is loaded if the caller allows it:
+see `consent`.
 """
 
 from __future__ import annotations
 
 import pickle
 import warnings
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mlflow_e2eai.errors import InvalidInputError, MissingDependencyError, brief
+from mlflow_e2eai.pytorch.consent import Consent, require_consent
 from mlflow_e2eai.pytorch.module import parameter_names
 
 if TYPE_CHECKING:
@@ -44,12 +44,12 @@ class Archive(NamedTuple):
     open_sizes: tuple[tuple[str, int], ...] = ()
 
 
-def load_archive(path: Path, *, allow_code: bool) -> Archive:
+def load_archive(path: Path, *, allow_pickle: Consent) -> Archive:
     """Load a model from a file, onto the CPU.
 
     Args:
         path: The file.
-        allow_code: Also load a file that can run code as it is loaded: a pickle, or a ``.pt2``.
+        allow_pickle: See `require_consent`.
 
     Raises:
         InvalidInputError: The file is broken, holds weights without a model, or code that is not
@@ -63,41 +63,22 @@ def load_archive(path: Path, *, allow_code: bool) -> Archive:
             package="torch", extra="torch", purpose=f"Loading {path.name}"
         ) from error
 
-    members = _members(path)
     try:
-        if any(name.endswith("/constants.pkl") for name in members):
+        form = require_consent(path, allow_pickle=allow_pickle)
+        if form == "a .pt2 file":
+            return _load_program(path)
+        if form == "TorchScript":
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "`torch.jit.load` is deprecated")
-                script = torch.jit.load(str(path), map_location="cpu")
-            return Archive(script, parameter_names(script))
-        if any(name.rpartition("/")[2] == "archive_format" for name in members):
-            _require_consent(path, "a .pt2 file", allow_code=allow_code)
-            return _load_program(path)
-        module = _load_module(path, allow_code=allow_code)
+                module = torch.jit.load(str(path), map_location="cpu")
+        else:
+            module = _load_module(path, is_weights=form == "weights")
         return Archive(module, parameter_names(module))
     except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError, KeyError) as error:
         if isinstance(error, InvalidInputError):
             raise
         msg = f"{path} is not a model that PyTorch can read: {brief(error)}; save it again."
         raise InvalidInputError(msg) from error
-
-
-def _members(path: Path) -> list[str]:
-    """Names of the files in an archive; none where it is no archive, as pickles of old are not."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.namelist()
-    except zipfile.BadZipFile:
-        return []
-
-
-def _require_consent(path: Path, kind: str, *, allow_code: bool) -> None:
-    if not allow_code:
-        msg = (
-            f"{path} is {kind}, and loading one can run code on this machine; if you trust its "
-            "author, add --allow-code, or give TorchScript, an ONNX file or file.py:callable."
-        )
-        raise InvalidInputError(msg)
 
 
 def _load_program(path: Path) -> Archive:
@@ -122,23 +103,17 @@ def _load_program(path: Path) -> Archive:
     )
 
 
-def _load_module(path: Path, *, allow_code: bool) -> torch.nn.Module:
+def _load_module(path: Path, *, is_weights: bool) -> torch.nn.Module:
     import torch
 
     try:
-        value = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        if not zipfile.is_zipfile(path) and path.read_bytes()[:1] != pickle.PROTO:
-            raise  # it is no pickle
-        _require_consent(path, "a pickle", allow_code=allow_code)
-        try:
-            value = torch.load(path, map_location="cpu", weights_only=False)
-        except (AttributeError, ImportError) as error:
-            msg = (
-                f"{path} was pickled with a class that cannot be imported: {brief(error)}; set "
-                f"PYTHONPATH to the folder of its module, or {_WRITE_CALLABLE}."
-            )
-            raise InvalidInputError(msg) from error
+        value = torch.load(path, map_location="cpu", weights_only=is_weights)
+    except (AttributeError, ImportError) as error:
+        msg = (
+            f"{path} was pickled with a class that cannot be imported: {brief(error)}; set "
+            f"PYTHONPATH to the folder of its module, or {_WRITE_CALLABLE}."
+        )
+        raise InvalidInputError(msg) from error
     if isinstance(value, torch.nn.Module):
         return value
     kind = f"a {type(value).__name__}"

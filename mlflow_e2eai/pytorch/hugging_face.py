@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from mlflow_e2eai.artifacts.axes import DynamicAxes
-from mlflow_e2eai.artifacts.files import reading_error
+from mlflow_e2eai.artifacts.files import parse_json, read_bytes, reading_error
 from mlflow_e2eai.artifacts.values import Axis, Tensors
-from mlflow_e2eai.errors import InvalidInputError, MissingDependencyError, brief
+from mlflow_e2eai.errors import ArtifactError, InvalidInputError, MissingDependencyError, brief
 from mlflow_e2eai.pytorch.module import parameter_names
 
 CONFIG = "config.json"
@@ -87,9 +86,9 @@ def load_pretrained(folder: Path) -> PretrainedModel:
 
 def _architecture(folder: Path) -> str:
     try:
-        config = json.loads((folder / CONFIG).read_bytes())
+        config = parse_json(read_bytes(folder / CONFIG))
         return str((config.get("architectures") or [""])[0])
-    except (OSError, ValueError, AttributeError) as error:
+    except (ArtifactError, ValueError, AttributeError, LookupError) as error:
         msg = f"Cannot read {folder / CONFIG}: {reading_error(error)}; give a folder of weights."
         raise InvalidInputError(msg) from error
 

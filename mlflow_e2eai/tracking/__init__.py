@@ -29,6 +29,7 @@ from mlflow_e2eai.tracking.downloads import (
     alias_of,
     fetch_verified,
     fetcher,
+    manifest_sha256,
 )
 from mlflow_e2eai.tracking.lineage import (
     MLMODEL_SHA256,
@@ -57,7 +58,7 @@ from mlflow_e2eai.tracking.metrics import (
 from mlflow_e2eai.tracking.mlflow2_models import resolve_source
 from mlflow_e2eai.tracking.mlflow_names import check_names, metric_name, model_name
 from mlflow_e2eai.tracking.mlflow_recorder import MlflowRecorder
-from mlflow_e2eai.tracking.models import fetch_nodes, log_bisection, log_fp32_nodes
+from mlflow_e2eai.tracking.models import fetch_nodes, log_bisection, log_fp32_nodes, open_inputs
 from mlflow_e2eai.tracking.runs import (
     fail_run,
     link_permitted_inputs,
@@ -66,4 +67,4 @@ from mlflow_e2eai.tracking.runs import (
     report_folder,
     run,
 )
-from mlflow_e2eai.tracking.sources import fetch_source, log_source, open_inputs
+from mlflow_e2eai.tracking.sources import fetch_source, log_source

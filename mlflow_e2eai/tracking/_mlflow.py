@@ -5,10 +5,13 @@ All of them are imported here and nowhere else, so that a new MLflow breaks one 
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import mlflow
 from mlflow.entities import LoggedModel
+from mlflow.exceptions import MlflowException
 from mlflow.models.utils import _save_example as save_example
+from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.tracking._model_registry.client import ModelRegistryClient
 from mlflow.tracking._tracking_service.client import TrackingServiceClient
@@ -52,9 +55,6 @@ from mlflow.utils.model_utils import (
     _copy_extra_files as copy_extra_files,
 )
 from mlflow.utils.model_utils import (
-    _get_flavor_configuration as get_flavor_configuration,
-)
-from mlflow.utils.model_utils import (
     _validate_and_copy_code_paths as validate_and_copy_code_paths,
 )
 from mlflow.utils.model_utils import (
@@ -74,6 +74,10 @@ from mlflow.utils.validation import (
 from mlflow.utils.validation import (
     _validate_model_name as validate_registered_model_name,
 )
+
+from mlflow_e2eai.artifacts import yaml_nodes
+from mlflow_e2eai.artifacts.files import read_text
+from mlflow_e2eai.errors import ArtifactError, InvalidInputError, brief
 
 __all__ = [
     "CONDA_ENV_FILE",
@@ -104,6 +108,36 @@ __all__ = [
     "validate_logged_model_name",
     "validate_registered_model_name",
 ]
+
+
+_MLMODEL_CHARACTERS = 1 << 20
+"""An MLmodel file with 10,000 columns in its signature has three quarters of it."""
+
+
+def get_flavor_configuration(folder: Path, flavor: str) -> Mapping[str, Any]:
+    """The configuration of a flavor in the MLmodel file of a folder.
+
+    MLflow's own reader has no limit, and raises the errors of YAML as they are.
+
+    Raises:
+        ArtifactError: There is no such file, or it describes no model.
+        mlflow.exceptions.MlflowException: The model has other flavors.
+    """
+    path = Path(folder, "MLmodel")
+    try:
+        content = yaml_nodes.load(read_text(path), str(path), most=_MLMODEL_CHARACTERS)
+    except InvalidInputError as error:
+        msg = f"{brief(error).rstrip('.')}; log the model again."
+        raise ArtifactError(msg) from error
+    flavors = content.get("flavors") if isinstance(content, Mapping) else None
+    if not isinstance(flavors, Mapping) or not isinstance(flavors.get(flavor, {}), Mapping):
+        msg = f"{path} describes no model: it has no flavors by name; log the model again."
+        raise ArtifactError(msg)
+    if flavor not in flavors:
+        msg = f'Model does not have the "{flavor}" flavor'
+        raise MlflowException(msg, RESOURCE_DOES_NOT_EXIST)
+    found: Mapping[str, Any] = flavors[flavor]
+    return found
 
 
 def registry_client() -> ModelRegistryClient:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import tempfile
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mlflow_e2eai.artifacts.files import (
     atomic_write,
     from_json,
-    reading_error,
+    read_text,
+    require_inside,
     to_json,
     verify,
 )
-from mlflow_e2eai.bundle.digests import verify_digests
+from mlflow_e2eai.bundle.audit import audit
+from mlflow_e2eai.bundle.digests import DIGESTS, read_digests, verify_digests, verify_listed
 from mlflow_e2eai.bundle.manifest import FOLDER, MANIFEST
 from mlflow_e2eai.errors import ArtifactError, TrackingError
 from mlflow_e2eai.tracking.lineage import MLMODEL_SHA256, SHA256, fetch, is_uri, resolve
@@ -22,6 +26,12 @@ from mlflow_e2eai.tracking.server import address
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
+
+
+_MLMODEL = "MLmodel"
+
+FLAVOR = "mlflow_e2eai"
+"""Name of this package's flavor in MLmodel."""
 
 
 class ModelFiles:
@@ -64,19 +74,40 @@ class ModelFiles:
             msg = f"There is no MLflow model at {uri}: {error.message}"
             raise MlflowException(msg, error_code=ErrorCode.Value(error.error_code)) from error
 
-    def configuration(self, flavor: str) -> dict[str, Any]:
-        """Return a flavor's configuration in MLmodel, and make its code importable.
+    def bundle(self, *, with_code: bool = False) -> tuple[str, str | None]:
+        """The folder of its bundle, and the digest of the bundle's manifest.
+
+        MLmodel is compared with the digest that the tracking server has.
+
+        Args:
+            with_code: Make the code importable that was logged with it.
+
+        Returns:
+            The folder, relative to the model; and the digest, None for a model of an older version
+            of this package.
 
         Raises:
-            mlflow.exceptions.MlflowException: The model is not of that flavor.
+            mlflow.exceptions.MlflowException: The model is not of this flavor.
+            ArtifactError: A file has changed.
         """
         from mlflow_e2eai.tracking import _mlflow
 
-        configuration: dict[str, Any] = _mlflow.get_flavor_configuration(self.directory, flavor)
-        if (code := configuration.get("code")) is not None:
-            self.fetch(code)
-        _mlflow.add_code_to_system_path(self.directory, configuration)
-        return configuration
+        if self._uri.startswith("models:/"):
+            with contextlib.suppress(TrackingError):  # it is of MLflow 2
+                _verify_mlmodel(self.directory, resolve(self._uri))
+        configuration = dict(_mlflow.get_flavor_configuration(self.directory, FLAVOR))
+        data, code = str(configuration.get("data", ".")), configuration.get("code")
+        listed = None
+        if "digests" in configuration:
+            self.fetch(DIGESTS)
+            listed = read_digests(self.directory, str(configuration["digests"]))
+        if with_code and code is not None:
+            self.fetch(str(code))
+            if listed is not None:
+                verify_listed(self.directory / str(code), _below(listed, str(code)))
+            _mlflow.add_code_to_system_path(self.directory, configuration)
+        require_inside(data, f"The MLmodel file of {self._uri} names the bundle {data!r}")
+        return data, None if listed is None else listed.get(f"{data}/{MANIFEST}", "missing")
 
     def names(self) -> list[str]:
         """The files and folders that are at the top of the model."""
@@ -90,6 +121,7 @@ class ModelFiles:
         """
         from mlflow.exceptions import MlflowException
 
+        require_inside(path, f"The model {self._uri} names the file {path!r}")
         if not self._is_copied and (self.directory / path).exists():
             return
         try:
@@ -100,6 +132,35 @@ class ModelFiles:
             )  # MLflow lists its failed attempts before it
             msg = f"{path} of {self._uri} cannot be downloaded: {reason}; log the model again."
             raise ArtifactError(msg) from error
+
+
+def _below(listed: Mapping[str, str], folder: str) -> dict[str, str]:
+    """The listed files of a folder, by their names in it."""
+    start = f"{folder}/"
+    return {name.removeprefix(start): listed[name] for name in listed if name.startswith(start)}
+
+
+def manifest_sha256(bundle: Path) -> str | None:
+    """The digest of a bundle's manifest in the list of its model's files; None without a list.
+
+    Raises:
+        ArtifactError: The list has changed since the MLmodel file was written.
+    """
+    from mlflow.exceptions import MlflowException
+
+    from mlflow_e2eai.tracking import _mlflow
+
+    model = bundle.parent
+    if not (model / _MLMODEL).exists():
+        return None
+    try:
+        configuration = _mlflow.get_flavor_configuration(model, FLAVOR)
+    except MlflowException:
+        return None
+    if "digests" not in configuration:
+        return None
+    listed = read_digests(model, str(configuration["digests"]))
+    return listed.get(f"{bundle.name}/{MANIFEST}", "missing")
 
 
 # Models without their graphs and engines, which are downloaded when a variant is loaded.
@@ -144,16 +205,20 @@ def download(uri: str, directory: Path) -> Path:
     parts = uri.removeprefix("models:/").split("/")
     count = 1 if "@" in parts[0] or is_uri(parts[0]) else 2
     # By its id: an alias may have moved when the other files are downloaded.
-    origin = str(resolve("models:/" + "/".join(parts[:count])).model_uri)
+    model = resolve("models:/" + "/".join(parts[:count]))
+    origin = str(model.model_uri)
     files = ModelFiles(origin, directory)
     if path := "/".join(parts[count:]):
         files.fetch(path)
         return directory / path
-    data = _mlflow.get_flavor_configuration(directory, "python_function")["data"]
+    _verify_mlmodel(directory, model)
+    data = str(_mlflow.get_flavor_configuration(directory, "python_function").get("data"))
     for name in files.names():
         if name != data:
             files.fetch(name)
     files.fetch(f"{data}/{MANIFEST}")
+    if SHA256 in model.tags:
+        verify(directory / data / MANIFEST, model.tags[SHA256])
     with atomic_write(directory / ORIGIN) as out:
         alias = f"models:/{parts[0]}" if "@" in parts[0] else None
         out.write_text(to_json(Origin(uri=origin, alias=alias)), encoding="utf-8")
@@ -191,9 +256,6 @@ def fetcher(bundle: Path) -> Callable[[Path], None]:
 # Whole bundles, with every file verified.
 
 
-_MLMODEL = "MLmodel"
-
-
 def fetch_verified(model: LoggedModel, folder: Path) -> Path:
     """Download a bundle's LoggedModel, and verify the digest of each of its files.
 
@@ -221,10 +283,16 @@ def verify_model(path: Path, model: LoggedModel) -> None:
     if recorded is None:
         msg = "It has no digests of its files, as it was logged by an older mlflow_e2eai."
         raise ArtifactError(msg)
-    verify(path / _MLMODEL, recorded)
-    digests = _mlflow.get_flavor_configuration(path, "mlflow_e2eai").get("digests", "")
-    verify_digests(path, digests, unlisted=(_MLMODEL, "registered_model_meta"))
-    verify(path / FOLDER / MANIFEST, model.tags[SHA256])
+    _verify_mlmodel(path, model)
+    digests = _mlflow.get_flavor_configuration(path, FLAVOR).get("digests", "")
+    verify_digests(path, str(digests), unlisted=(_MLMODEL, "registered_model_meta"))
+    audit(path / FOLDER, sha256=model.tags[SHA256])
+
+
+def _verify_mlmodel(path: Path, model: LoggedModel) -> None:
+    """Compare the MLmodel file of a downloaded model with the digest that the server has."""
+    if (recorded := model.tags.get(MLMODEL_SHA256)) is not None:
+        verify(path / _MLMODEL, recorded)
 
 
 # Texts of runs, or on disk.
@@ -238,20 +306,17 @@ def fetch_text(uri: str) -> str:
             ``runs:/run_id/bisection.json``.
 
     Raises:
-        TrackingError: There is no such file.
-        UnicodeDecodeError: It is no text.
+        TrackingError: It cannot be downloaded.
+        ArtifactError: There is no such file, it is no text, or too long.
     """
     import mlflow
     from mlflow.exceptions import MlflowException
 
     if ":/" not in uri:
-        try:
-            return Path(uri).read_text(encoding="utf-8")
-        except OSError as error:
-            msg = f"Cannot read {uri}: {reading_error(error)}; check the path."
-            raise TrackingError(msg) from error
+        return read_text(Path(uri))
     try:
-        return str(mlflow.artifacts.load_text(uri))
+        with tempfile.TemporaryDirectory() as folder:
+            return read_text(Path(mlflow.artifacts.download_artifacts(uri, dst_path=folder)))
     except (MlflowException, OSError) as error:
         msg = f"{uri} cannot be downloaded, with MLflow at {address()}: {error}; check the path."
         raise TrackingError(msg) from error

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from mlflow_e2eai.artifacts import libraries
-from mlflow_e2eai.artifacts.files import from_json, verify
+from mlflow_e2eai.artifacts.external_data import inside
+from mlflow_e2eai.artifacts.files import from_json, read_bytes, verify
 from mlflow_e2eai.artifacts.values import EngineArtifact, OnnxArtifact
 from mlflow_e2eai.artifacts.weight_files import verify_graph
 from mlflow_e2eai.errors import ArtifactError, InvalidInputError, TrackingError, brief
@@ -301,10 +302,12 @@ def _fetch_artifact(kind: type[Artifact], model: LoggedModel, folder: Path) -> A
     if not (directory / ARTIFACT).is_file():
         msg = f"Model {model.model_id} has no {ARTIFACT}; give the output of a stage."
         raise ArtifactError(msg)
-    artifact = from_json(kind, (directory / ARTIFACT).read_bytes())
+    artifact = from_json(kind, read_bytes(directory / ARTIFACT))
+    name = artifact.path.as_posix()
+    subject = f"Model {model.model_id} names its file {name!r}"
     artifact = dataclasses.replace(
         artifact,
-        path=directory / artifact.path,
+        path=inside(name, directory, subject, advice="log it again"),
         libraries=libraries.resolve_libraries(artifact.libraries, directory),
     )
     recorded = model.tags.get(SHA256, artifact.sha256)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import shutil
 import tempfile
 from collections.abc import Collection, Mapping, Sequence
@@ -16,7 +15,7 @@ import numpy as np
 from mlflow_e2eai import bundle
 from mlflow_e2eai.artifacts import libraries
 from mlflow_e2eai.artifacts.arrays import save_arrays
-from mlflow_e2eai.artifacts.files import to_json
+from mlflow_e2eai.artifacts.files import parse_json, to_json
 from mlflow_e2eai.artifacts.values import EngineArtifact, OnnxArtifact, Tensors, TensorSpec
 from mlflow_e2eai.artifacts.weight_files import link
 from mlflow_e2eai.engine.request import key_of
@@ -24,7 +23,7 @@ from mlflow_e2eai.errors import ArtifactError
 from mlflow_e2eai.evaluation.bisection.search import Bisection
 from mlflow_e2eai.runtime.termination import reason_of
 from mlflow_e2eai.tracking.downloads import fetch_text
-from mlflow_e2eai.tracking.lineage import ARTIFACT, ERROR, SHA256, link_output, tag_model
+from mlflow_e2eai.tracking.lineage import ARTIFACT, ERROR, SHA256, fetch, link_output, tag_model
 from mlflow_e2eai.tracking.metrics import log_metrics
 from mlflow_e2eai.tracking.server import failure_logged
 from mlflow_e2eai.tracking.store.artifact_store import KEY
@@ -214,6 +213,16 @@ def log_fp32_nodes(nodes: Collection[str], *, run_id: str) -> None:
     client.set_tag(run_id, KEEP_FP32, _brief(nodes))
 
 
+def open_inputs(model: LoggedModel, folder: Path) -> list[bool]:
+    """Whether each input of a model's signature leaves the leading size open."""
+    from mlflow.models import Model
+
+    inputs = Model.load(str(fetch(model, folder))).get_input_schema()
+    if inputs is None or not inputs.is_tensor_spec():
+        return []
+    return [bool(spec.shape) and spec.shape[0] == -1 for spec in inputs]
+
+
 def fetch_nodes(uri: str) -> list[str]:
     """Read the nodes of a ``bisection.json`` or ``keep_fp32.json``.
 
@@ -226,7 +235,7 @@ def fetch_nodes(uri: str) -> list[str]:
         ArtifactError: It holds something else.
     """
     try:
-        data = json.loads(fetch_text(uri))
+        data = parse_json(fetch_text(uri))
     except ValueError as error:
         msg = f"{uri} is not JSON ({error}); give a bisection.json or keep_fp32.json."
         raise ArtifactError(msg) from error

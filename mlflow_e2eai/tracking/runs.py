@@ -84,7 +84,8 @@ def run(
             with attend_to(active), _explain(active.info.run_id):
                 yield active.info.run_id
             return
-        experiment_id, inherited_tags = above or (active and active.info.experiment_id, {})
+        its_experiment = None if active is None else active.info.experiment_id
+        experiment_id, inherited_tags = above or (its_experiment, {})
         tags = {**inherited_tags, **process_tags(), **(tags or {})}
         if active is not None and span is not None:
             tags = {**resolve_tags(tags), PARENT_RUN: active.info.run_id}

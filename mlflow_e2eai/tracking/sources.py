@@ -18,17 +18,17 @@ import numpy as np
 
 from mlflow_e2eai import bundle
 from mlflow_e2eai.artifacts import libraries
-from mlflow_e2eai.artifacts.arrays import load_arrays, load_several, save_arrays, save_several
+from mlflow_e2eai.artifacts.arrays import load_several, save_arrays, save_several
 from mlflow_e2eai.artifacts.axes import DynamicAxes, axes_of, input_specs, resize
 from mlflow_e2eai.artifacts.example import GeneratedExample, assumptions_of, generate_example
-from mlflow_e2eai.artifacts.files import from_json, to_json
+from mlflow_e2eai.artifacts.files import from_json, parse_json, read_bytes, require_inside, to_json
 from mlflow_e2eai.artifacts.sampler import with_samples
 from mlflow_e2eai.artifacts.values import Array, Axis, Library, Tensors, TensorSpec
-from mlflow_e2eai.errors import InvalidInputError, TrackingError
-from mlflow_e2eai.evaluation.data import EvaluationData
-from mlflow_e2eai.evaluation.metrics import accuracy
+from mlflow_e2eai.errors import ArtifactError, InvalidInputError, TrackingError, brief
+from mlflow_e2eai.evaluation.data import EvaluationData, read_evaluation, save_evaluation
 from mlflow_e2eai.pytorch import operators as custom
 from mlflow_e2eai.pytorch import pytree
+from mlflow_e2eai.pytorch.consent import Consent, permit, require_consent
 from mlflow_e2eai.pytorch.flat_module import (
     flatten_module,
     input_tree,
@@ -56,10 +56,6 @@ _OPERATORS = "operators.onnx"
 _LIBRARIES = "libraries.json"
 """File with the digests of the libraries next to it, by file name."""
 
-_MAX_EVALUATION_BYTES = 256 << 20
-"""Evaluation data up to this size is logged with the PyTorch model, and is in memory meanwhile. All
-of CIFAR-10's test images in float32 are 117 MiB; ImageNet's are too many to log with each model."""
-
 
 def log_source(
     model: Any,
@@ -76,8 +72,9 @@ def log_source(
     """Log a PyTorch model by mlflow.pytorch, with the inputs of later stages.
 
     The format is MLflow's default, pt2, which runs no code when it is loaded; a model that
-    `torch.export` refuses (a ScriptModule, a data-dependent branch), or in which it would
-    lose an operator (a ``torch.autograd.Function`` with ``symbolic``), is pickled instead.
+    `torch.export` refuses (a data-dependent branch), or in which it would lose an operator (a
+    ``torch.autograd.Function`` with ``symbolic``), is pickled instead, and a ScriptModule stays
+    one. Of a pickle, this process loads again what it wrote; any other asks: see `fetch_source`.
 
     Args:
         model: A module, ScriptModule or ExportedProgram.
@@ -175,6 +172,7 @@ class _PyTorchFlavor:
             else:
                 return
         mlflow.pytorch.save_model(**common, serialization_format="pickle")
+        permit(Path(path, "data", "model.pth"))
 
 
 def _companions(
@@ -199,33 +197,10 @@ def _companions(
     if operators:
         custom.save(operators, folder / _OPERATORS)
     if evaluation is not None:
-        whole = _save_evaluation(evaluation, folder / _EVALUATION)
+        whole = save_evaluation(evaluation, folder / _EVALUATION)
         if whole is not None:
             _log_dataset(*whole, run_id)
     return [str(path) for path in sorted(folder.iterdir())]
-
-
-def _save_evaluation(evaluation: EvaluationData, path: Path) -> tuple[Tensors, Array | None] | None:
-    """Save evaluation data, all or none; returns them.
-
-    Labels are saved where they are `accuracy`'s: any other metric is code, which is not saved, and
-    labels are useless without it.
-    """
-    whole = evaluation.whole(limit_bytes=_MAX_EVALUATION_BYTES)
-    if whole is None:
-        _log.warning(
-            "The evaluation data is larger than %d MiB or its batches differ in shape, so it is "
-            "not logged with the PyTorch model; a later `evaluate` will run only the corners of "
-            "the profile.",
-            _MAX_EVALUATION_BYTES >> 20,
-        )
-        return None
-    inputs, labels = whole
-    arrays = {f"inputs/{name}": array for name, array in inputs.items()}
-    if labels is not None and dict(evaluation.metrics) == {"accuracy": accuracy}:
-        arrays["labels"] = labels
-    save_arrays(path, arrays)
-    return whole
 
 
 def _log_dataset(inputs: Tensors, labels: Array | None, run_id: str) -> None:
@@ -265,24 +240,19 @@ class LoggedSource:
     assumptions: tuple[str, ...] = ()
 
 
-def fetch_source(model: LoggedModel, folder: Path) -> LoggedSource:
+def fetch_source(
+    model: LoggedModel, folder: Path, *, allow_pickle: Consent = False
+) -> LoggedSource:
     """Load a PyTorch LoggedModel with the values that were logged with it.
+
+    Code of its author runs where `allow_pickle` allows it: see `require_consent`.
 
     Raises:
         TrackingError: It is no PyTorch model, or has neither an example nor a signature.
+        InvalidInputError: It would run code that is not allowed.
     """
-    import mlflow.pytorch
-    from mlflow.exceptions import MlflowException
-
     path = fetch(model, folder)
-    try:
-        with warnings.catch_warnings():
-            # A ScriptModule is read by torch.load, which warns of that.
-            warnings.filterwarnings("ignore", message="'torch.load' received a zip file")
-            module = mlflow.pytorch.load_model(str(path))
-    except (MlflowException, ImportError, AttributeError) as error:
-        msg = f"Model {model.model_id} cannot be loaded by mlflow.pytorch: {error}"
-        raise TrackingError(msg) from error
+    module = _load_module(model, path, allow_pickle)
     extra = path / "extra_files"
     if not (extra / bundle.EXAMPLE).is_file():
         example = _mlflow_example(path)
@@ -302,19 +272,49 @@ def fetch_source(model: LoggedModel, folder: Path) -> LoggedSource:
         samples_at=load_several(extra / _SAMPLES) if (extra / _SAMPLES).is_file() else (),
         operators=custom.load(operators) if operators.is_file() else (),
         libraries=_read_libraries(extra),
-        evaluation=_read_evaluation(extra / _EVALUATION),
+        evaluation=read_evaluation(extra / _EVALUATION),
         assumptions=tuple(model.tags.get(ASSUMED, "").splitlines()),
     )
 
 
-def open_inputs(model: LoggedModel, folder: Path) -> list[bool]:
-    """Whether each input of a model's signature leaves the leading size open."""
-    from mlflow.models import Model
+def _load_module(model: LoggedModel, path: Path, allow_pickle: Consent) -> Any:
+    """The module of a downloaded PyTorch model, by mlflow.pytorch."""
+    import mlflow.pytorch
+    import torch
+    from mlflow.exceptions import MlflowException
 
-    inputs = Model.load(str(fetch(model, folder))).get_input_schema()
-    if inputs is None or not inputs.is_tensor_spec():
-        return []
-    return [bool(spec.shape) and spec.shape[0] == -1 for spec in inputs]
+    from mlflow_e2eai.tracking import _mlflow
+
+    try:
+        configuration = _mlflow.get_flavor_configuration(path, mlflow.pytorch.FLAVOR_NAME)
+        file = _file_of(path, str(configuration["model_data"]))
+        form = require_consent(file, allow_pickle=allow_pickle)
+        if configuration.get("code") and not allow_pickle:
+            msg = (
+                f"Model {model.model_id} was logged with Python code ({configuration['code']}); if "
+                "you trust its author, add allow_pickle=True (--allow-pickle)."
+            )
+            raise InvalidInputError(msg)
+        if form == "weights":
+            msg = f"Model {model.model_id} has weights, but no module; log the module itself."
+            raise TrackingError(msg)
+        with warnings.catch_warnings():
+            if form == "TorchScript":
+                warnings.filterwarnings("ignore", message="`torch.jit.load` is deprecated")
+                return torch.jit.load(str(file)).eval()
+            return mlflow.pytorch.load_model(str(path))
+    except (MlflowException, ImportError, AttributeError) as error:
+        msg = f"Model {model.model_id} cannot be loaded by mlflow.pytorch: {error}"
+        raise TrackingError(msg) from error
+
+
+def _file_of(path: Path, data: str) -> Path:
+    """The file that mlflow.pytorch loads, of a model whose MLmodel names this file or folder."""
+    require_inside(data, f"The MLmodel file of {path} names {data!r}")
+    place = path / data
+    if not place.is_dir():
+        return place
+    return place / ("model.pth" if (place / "model.pth").exists() else "model.pt2")
 
 
 def _mlflow_example(path: Path) -> Any:
@@ -331,8 +331,7 @@ def _generate_example(path: Path, model: LoggedModel, module: Any) -> GeneratedE
     """An input example from a model's signature, with 2 where that leaves a size open."""
     from mlflow.models import Model
 
-    signature = Model.load(str(path)).signature
-    inputs = signature.inputs if signature else None
+    inputs = Model.load(str(path)).get_input_schema()
     if inputs is None or not inputs.is_tensor_spec():
         msg = (
             f"Model {model.model_id} has neither an input example nor a tensor signature; log it "
@@ -362,7 +361,7 @@ def _read_structure(path: Path, arrays: Tensors) -> Any:
     """The arrays in the structure of the inputs; unchanged where none was logged."""
     if not path.is_file():
         return arrays
-    tree = from_json(Tree, path.read_bytes())
+    tree = from_json(Tree, read_bytes(path))
     for part in pytree.objects(tree):
         with contextlib.suppress(ImportError):  # `flatten_module` names the missing class
             importlib.import_module(part.text.partition(":")[0])
@@ -372,29 +371,30 @@ def _read_structure(path: Path, arrays: Tensors) -> Any:
 def _read_axes(path: Path) -> dict[str, dict[int, Axis]] | None:
     if not path.is_file():
         return None
-    return {
-        name: {
-            int(at): Axis(
-                axis, min=low, opt=best, max=high, multiple=(*more, 1)[0], buckets=tuple(more[1:])
-            )
-            for at, (axis, low, best, high, *more) in positions.items()
+    try:
+        return {
+            name: {
+                int(at): Axis(
+                    axis, min=low, opt=best, max=high, multiple=(*more, 1)[0], buckets=(*more[1:],)
+                )
+                for at, (axis, low, best, high, *more) in positions.items()
+            }
+            for name, positions in parse_json(read_bytes(path)).items()
         }
-        for name, positions in json.loads(path.read_text(encoding="utf-8")).items()
-    }
+    except (ValueError, TypeError, AttributeError) as error:
+        raise _unreadable(path, error) from error
 
 
 def _read_libraries(extra: Path) -> tuple[Library, ...]:
     if not (extra / _LIBRARIES).is_file():
         return ()
-    digests = json.loads((extra / _LIBRARIES).read_text(encoding="utf-8"))
-    stored = [Library(path=Path(name), sha256=sha256) for name, sha256 in digests.items()]
-    return libraries.resolve_libraries(stored, extra)
+    try:
+        digests = parse_json(read_bytes(extra / _LIBRARIES))
+        stored = [Library(path=Path(name), sha256=str(digests[name])) for name in digests]
+        return libraries.resolve_libraries(stored, extra)
+    except (ValueError, TypeError) as error:
+        raise _unreadable(extra / _LIBRARIES, error) from error
 
 
-def _read_evaluation(path: Path) -> EvaluationData | None:
-    if not path.is_file():
-        return None
-    arrays = load_arrays(path)
-    labels = arrays.pop("labels", None)
-    inputs = {name.removeprefix("inputs/"): array for name, array in arrays.items()}
-    return EvaluationData.of((inputs, labels), example=inputs)
+def _unreadable(path: Path, error: Exception) -> ArtifactError:
+    return ArtifactError(f"Cannot read {path}: {brief(error)}; log the PyTorch model again.")

@@ -78,7 +78,7 @@ def test_a_place_outside_the_folder_is_refused_though_the_file_is_there(tmp_path
     }[how]
     path = external(tmp_path / "folder" / "model.onnx", location, data=None)
     (path.parent / "w.bin").write_bytes(W.tobytes())
-    with pytest.raises(ArtifactError, match="only a file in the folder of the ONNX file is read"):
+    with pytest.raises(ArtifactError, match="only a file in its own folder is read"):
         graphs.read(path)
 
 

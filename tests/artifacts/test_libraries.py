@@ -346,7 +346,7 @@ def test_tensorrt_rtx_takes_no_plugins_which_is_said_before_any_work(tmp_path, r
 
 def test_plugins_lie_in_the_bundle_and_are_allowed_by_name(saved, tmp_path):
     manifest, example = (
-        bundle.audit(bundle.read(saved / "bundle"), saved / "bundle"),
+        bundle.audit(saved / "bundle"),
         bundle.read_example(saved / "bundle"),
     )
     path = tmp_path / "some.engine"
@@ -374,8 +374,8 @@ def test_plugins_lie_in_the_bundle_and_are_allowed_by_name(saved, tmp_path):
     (stored,) = bundle.read(place).engines
     assert [library.path for library in stored.libraries] == [Path("libraries", "libplugin.so")]
     with native_allowed(["libplugin.so"]):
-        (placed,) = bundle.audit(bundle.read(place), place).engines
+        (placed,) = bundle.audit(place).engines
     assert loadable(placed.libraries) == (place / "libraries" / "libplugin.so",)
-    (placed,) = bundle.audit(bundle.read(place), place).engines
+    (placed,) = bundle.audit(place).engines
     with pytest.raises(RunnerError, match=r"needs the library libplugin\.so"):
         loadable(placed.libraries)

@@ -38,7 +38,7 @@ def test_a_link_is_a_file_of_its_own(folder):
 def test_a_line_that_names_no_file_inside_is_refused(folder, line):
     write_digests(folder)
     (folder / DIGESTS).write_text(f"{line}\n")
-    with pytest.raises(ArtifactError, match="not a digest and a file name"):
+    with pytest.raises(ArtifactError, match=r"not a digest and a file name|outside the model"):
         verify_digests(folder, sha256_of(folder / DIGESTS))
 
 

@@ -102,7 +102,7 @@ def altered(directory, tmp_path):
 
     def make(change, example=None):
         place = bundle.find(directory)
-        manifest = bundle.audit(bundle.read(place), place)
+        manifest = bundle.audit(place)
         example = bundle.read_example(place) if example is None else example
         folder = tmp_path / "files"
         folder.mkdir()

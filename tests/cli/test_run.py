@@ -101,23 +101,28 @@ def test_an_onnx_file_is_a_source_too(store, folder, capsys):
     assert "onnxruntime-cpu/fp32" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["pickled.pth", "program.pt2"])
-def test_what_can_run_code_as_it_is_loaded_needs_consent(name, folder):
-    refusal = f"{name} is a .*, and loading one can run code on this machine; if you trust its"
+def test_a_pickle_needs_consent_and_its_error_names_what_it_imports(folder):
+    refusal = (
+        r"pickled.pth is a pickle that runs code .* names .*torch\.nn\.modules\.linear\.Linear"
+    )
     with pytest.raises(ValueError, match=refusal):
-        open_model(name, input_example=folder / "x.npz")
-    opened = open_model(name, input_example=folder / "x.npz", allow_code=True)
+        open_model("pickled.pth", input_example=folder / "x.npz")
+
+
+@pytest.mark.parametrize(("name", "allow_pickle"), [("pickled.pth", True), ("program.pt2", False)])
+def test_a_module_and_a_program_are_loaded(name, allow_pickle, folder):
+    opened = open_model(name, input_example=folder / "x.npz", allow_pickle=allow_pickle)
     model = opened["model"]
     module = model.module() if isinstance(model, torch.export.ExportedProgram) else model
     np.testing.assert_array_equal(output_of(module), output_of(net()))
 
 
 def test_a_program_brings_its_example_and_wants_axes_where_it_leaves_sizes_open(folder):
-    opened = open_model("program.pt2", allow_code=True)
+    opened = open_model("program.pt2")
     np.testing.assert_array_equal(opened["input_example"][0], features())
     with pytest.raises(ValueError, match=r"leaves size 0 of 'x' open.*--dynamic-axes x:0=N:1:8:64"):
-        open_model("any_size.pt2", allow_code=True)
-    assert open_model("any_size.pt2", allow_code=True, dynamic_axes=AXES)["dynamic_axes"] == AXES
+        open_model("any_size.pt2")
+    assert open_model("any_size.pt2", dynamic_axes=AXES)["dynamic_axes"] == AXES
 
 
 @pytest.mark.parametrize(
@@ -164,7 +169,7 @@ def test_a_class_that_cannot_be_found_again_is_one_sentence(folder):
     with pytest.raises(
         ValueError, match=r"gone.pt was pickled with a class that cannot be imported"
     ):
-        open_model("gone.pt", input_example=folder / "x.npz", allow_code=True)
+        open_model("gone.pt", input_example=folder / "x.npz", allow_pickle=True)
 
 
 # Folders of Hugging Face weights

@@ -401,7 +401,7 @@ def test_without_torch_the_extra_is_named(saved, model_path, monkeypatch):
 
 def test_cuda_core_is_required_where_an_engine_needs_it_and_nowhere_else(saved, model_path):
     place = saved.bundle
-    manifest = bundle.audit(bundle.read(place), place)
+    manifest = bundle.audit(place)
     (graph,) = manifest.graphs
     engine = compile(graph, "sm86", out=Path(model_path, "engine"))
     manifest = dataclasses.replace(manifest, engines=(engine,))

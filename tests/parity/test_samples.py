@@ -21,10 +21,10 @@ from mlflow_e2eai import Axis
 from mlflow_e2eai.artifacts.values import InputOrigin, OnnxArtifact, Origins, TensorSpec
 from mlflow_e2eai.bundle.manifest import read
 from mlflow_e2eai.errors import InvalidInputError
+from mlflow_e2eai.evaluation import data as evaluation_data
 from mlflow_e2eai.evaluation.data import EvaluationData, calls
 from mlflow_e2eai.evaluation.metrics import accuracy, scores, task_metrics
 from mlflow_e2eai.parity.samples import branch_samples, edge_samples, turned_samples
-from mlflow_e2eai.tracking import sources
 
 pytestmark = pytest.mark.usefixtures("on_threads")
 
@@ -329,8 +329,8 @@ def test_a_size_that_the_profile_does_not_admit_is_refused_by_its_axis():
 def kept(data, folder):
     """The data as it comes back; None where nothing was kept."""
     path = folder / "evaluation.npz"
-    sources._save_evaluation(data, path)
-    return sources._read_evaluation(path)
+    evaluation_data.save_evaluation(data, path)
+    return evaluation_data.read_evaluation(path)
 
 
 LOADER = FORMS["a loader"]
@@ -358,11 +358,11 @@ def test_labels_of_a_metric_whose_code_is_not_kept_are_not_kept_either(metrics, 
 def test_data_beyond_the_limit_is_not_kept_and_one_line_says_so(
     given, tmp_path, monkeypatch, caplog
 ):
-    monkeypatch.setattr(sources, "_MAX_EVALUATION_BYTES", X.nbytes + LABELS.nbytes - 1)
+    monkeypatch.setattr(evaluation_data, "_MAX_EVALUATION_BYTES", X.nbytes + LABELS.nbytes - 1)
     assert kept(EvaluationData.of(given, example=EXAMPLE), tmp_path) is None
     (record,) = [record for record in caplog.records if record.levelname == "WARNING"]
     assert "is not logged with the PyTorch model" in record.message
-    monkeypatch.setattr(sources, "_MAX_EVALUATION_BYTES", X.nbytes + LABELS.nbytes)
+    monkeypatch.setattr(evaluation_data, "_MAX_EVALUATION_BYTES", X.nbytes + LABELS.nbytes)
     assert kept(EvaluationData.of(given, example=EXAMPLE), tmp_path) is not None
 
 

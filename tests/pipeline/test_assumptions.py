@@ -56,7 +56,11 @@ def assumptions(manifest):
 @pytest.fixture
 def package(words):
     return repackage.package(
-        words, name="words", registered_model_name="words", precisions=["fp32"]
+        words,
+        name="words",
+        registered_model_name="words",
+        precisions=["fp32"],
+        allow_pickle=True,
     )
 
 
@@ -86,7 +90,7 @@ def test_such_a_version_is_not_promoted_unless_the_gates_say_so(package):
 
 
 def test_every_stage_alone_carries_the_assumptions_on(words, tmp_path):
-    cleaned = jobs.clean(jobs.export(words))
+    cleaned = jobs.clean(jobs.export(words, allow_pickle=True))
     half = jobs.convert(cleaned, precision="fp16")
 
     graph = tracking.fetch_graph(tracking.resolve(half), tmp_path)
@@ -96,7 +100,7 @@ def test_every_stage_alone_carries_the_assumptions_on(words, tmp_path):
 def test_the_line_of_the_export_says_so(words, capsys):
     from mlflow_e2eai.cli.main import main
 
-    main(["export", "--model-uri", words])
+    main(["export", "--model-uri", words, "--allow-pickle"])
 
     assert "INPUTS ASSUMED" in capsys.readouterr().err
 

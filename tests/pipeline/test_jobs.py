@@ -529,7 +529,10 @@ def test_a_model_that_mlflow_pytorch_logged_goes_the_same_way(store, serializati
             serialization_format=serialization_format,
             pip_requirements=[],
         )
-    info = repackage.package(other.model_uri, name="other", precisions=("fp32",))
+    pickled = serialization_format == "pickle"
+    info = repackage.package(
+        other.model_uri, name="other", precisions=("fp32",), allow_pickle=pickled
+    )
     loaded = mlflow_e2eai.load_model(info.model_uri)
     with torch.no_grad():
         wanted = net()(torch.from_numpy(features(9))).numpy()
@@ -548,7 +551,7 @@ def test_a_model_with_only_a_signature_is_exported_on_random_numbers_of_its_shap
             serialization_format="pickle",
             pip_requirements=[],
         )
-    assert stage(jobs.export(other.model_uri)) == "export"
+    assert stage(jobs.export(other.model_uri, allow_pickle=True)) == "export"
 
 
 def test_a_model_with_neither_example_nor_signature_says_what_is_missing(store):
@@ -557,7 +560,7 @@ def test_a_model_with_neither_example_nor_signature_says_what_is_missing(store):
             net(), name="other", serialization_format="pickle", pip_requirements=[]
         )
     with pytest.raises(TrackingError, match="log it with input_example="):
-        jobs.export(other.model_uri)
+        jobs.export(other.model_uri, allow_pickle=True)
 
 
 def test_axes_that_the_logged_model_fixes_are_refused_with_the_reason(store):

@@ -174,7 +174,7 @@ def test_a_file_whose_variants_all_failed_is_not_called_a_pytorch_model(path, tm
     saved = tmp_path / "saved"
     mlflow_e2eai.save_model(path, saved, dynamic_axes=AXES, precisions=("fp32",))
     stored = bundle.find(saved)
-    manifest = bundle.audit(bundle.read(stored), stored)
+    manifest = bundle.audit(stored)
     evidence = tuple(
         entry if entry.sha256 is None else dataclasses.replace(entry, reason="planted")
         for entry in manifest.evidence

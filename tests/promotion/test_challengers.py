@@ -42,7 +42,7 @@ def versions(store, good, tmp_path):
     made = []
     for number, accuracy in enumerate((0.6, 0.8, 0.1)):
         directory = bundle.find(good)
-        text = to_json(bundle.audit(bundle.read(directory), directory))
+        text = to_json(bundle.audit(directory))
         text = text.replace('"accuracy": 1.0', f'"accuracy": {accuracy}')
         place = tmp_path / str(number)
         bundle.write(place, from_json(bundle.Manifest, text), bundle.read_example(directory))

@@ -13,7 +13,7 @@ from mlflow_e2eai.flavor import api
 def altered(place, tmp_path, change):
     """A copy of a saved model with other evidence in its manifest."""
     directory = bundle.find(place)
-    manifest = bundle.audit(bundle.read(directory), directory)
+    manifest = bundle.audit(directory)
     data = json.loads(to_json(manifest))
     change(data)
     made = from_json(bundle.Manifest, json.dumps(data))

@@ -1,8 +1,8 @@
-"""YAML of a user -> plain values, and the line of each of them.
+"""YAML from outside -> plain values, and the line of each of them.
 
-PyYAML's own nodes know where they began. Aliases are refused, as a few lines of them can stand for
-more values than fit in memory, and a key that is written twice is an error here, where PyYAML
-takes the last.
+PyYAML's own nodes know where they began. A few lines of aliases can stand for more values than fit
+in memory, so that they are refused, or few. A key that is written twice is an error here, where
+PyYAML takes the last.
 """
 
 from __future__ import annotations
@@ -21,24 +21,40 @@ MOST_CHARACTERS = 1 << 18
 MOST_DEPTH = 20
 """Lists and mappings in each other."""
 
+FEW_ALIASES = 16
+"""Of a file that a program wrote, which names what it repeats: they stand for 400 values at most
+for each that is written."""
 
-def compose(text: str, source: str) -> yaml.Node | None:
+# libyaml reads ten times as fast; a wheel of PyYAML has it.
+_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+def load(text: str, source: str, *, most: int = MOST_CHARACTERS) -> Any:
+    """The plain values of a YAML text, which may have a few aliases; see `compose`."""
+    return plain(compose(text, source, aliases=FEW_ALIASES, most=most))
+
+
+def compose(
+    text: str, source: str, *, aliases: int = 0, most: int = MOST_CHARACTERS
+) -> yaml.Node | None:
     """The nodes of a YAML text; None where it is empty.
 
     Args:
         text: The text.
         source: Name of the file, for errors.
+        aliases: Aliases that it may have.
+        most: Characters that it may have.
 
     Raises:
-        InvalidInputError: It is no YAML, is too long or too deep, or has an alias.
+        InvalidInputError: It is no YAML, is too long or too deep, or has more aliases.
     """
-    if len(text) > MOST_CHARACTERS:
-        msg = f"{source} has {len(text)} characters, and {MOST_CHARACTERS} at most are read."
+    if len(text) > most:
+        msg = f"{source} has {len(text)} characters, and {most} at most are read."
         raise InvalidInputError(msg)
     try:
-        _check_events(text, source)
-        node: yaml.Node | None = yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.YAMLError as error:
+        _check_events(text, source, aliases)
+        node: yaml.Node | None = yaml.compose(text, Loader=_Loader)
+    except (yaml.YAMLError, UnicodeError) as error:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
         line = "" if mark is None else f", line {mark.line + 1}"
         msg = f"{source}{line}: this is no YAML ({problem or reading_error(error)}); correct it."
@@ -47,12 +63,12 @@ def compose(text: str, source: str) -> yaml.Node | None:
     return node
 
 
-def _check_events(text: str, source: str) -> None:
+def _check_events(text: str, source: str, aliases: int) -> None:
     """Refuse aliases, and lists in lists that nobody writes."""
     depth = 0
-    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+    for event in yaml.parse(text, Loader=_Loader):
         line = event.start_mark and event.start_mark.line + 1
-        if isinstance(event, yaml.AliasEvent):
+        if isinstance(event, yaml.AliasEvent) and (aliases := aliases - 1) < 0:
             msg = f"{source}, line {line}: an alias (*{event.anchor}); write the values out."
             raise InvalidInputError(msg)
         depth += isinstance(event, yaml.CollectionStartEvent)
@@ -91,7 +107,7 @@ def plain(node: yaml.Node | None) -> Any:
     loader = yaml.SafeLoader("")
     try:
         return loader.construct_document(node)
-    except (yaml.YAMLError, ValueError, TypeError) as error:
+    except (yaml.YAMLError, ValueError, TypeError, OverflowError) as error:
         msg = f"The YAML holds no plain values: {reading_error(error)}; write numbers and text."
         raise InvalidInputError(msg) from error
     finally:
