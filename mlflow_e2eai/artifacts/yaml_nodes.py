@@ -57,7 +57,7 @@ def compose(
     except (yaml.YAMLError, UnicodeError) as error:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
         line = "" if mark is None else f", line {mark.line + 1}"
-        msg = f"{source}{line}: this is no YAML ({problem or reading_error(error)}); correct it."
+        msg = f"{source}{line}: this is not YAML ({problem or reading_error(error)}); correct it."
         raise InvalidInputError(msg) from error
     _check_keys(node, source)
     return node

@@ -65,7 +65,7 @@ class ModelFiles:
         if str(uri).startswith("runs:/"):
             # A run's repository puts each file into a folder of the model's name.
             uri = resolve(uri).model_uri
-        self._uri, self._is_copied = uri, directory is not None
+        self._uri, self._is_copied = str(uri), directory is not None
         self._repository = get_artifact_repository(str(uri))
         target = None if directory is None else str(directory)
         try:

@@ -112,6 +112,9 @@ def test_a_library_that_changed_is_not_loaded(broken):
 
 def test_a_manifest_is_not_believed_that_a_library_is_allowed(saved, tmp_path):
     place = shutil.copytree(saved, tmp_path / "sly")
+    mlmodel = place / "MLmodel"
+    lines = mlmodel.read_text().splitlines(keepends=True)
+    mlmodel.write_text("".join(line for line in lines if "digests:" not in line))
     path = place / "bundle" / "manifest.json"
     said = json.loads(path.read_text())
     for graph in said["graphs"]:

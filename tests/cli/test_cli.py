@@ -445,7 +445,7 @@ ABSENT, FOLDER, EMPTY, BINARY = "absent", "folder", b"", b"\xff\xfe\x00"
         ("promote --name x --version 1 --gates FILE.yaml", ABSENT, "FILE.yaml: No such file or d"),
         ("promote --name x --version 1 --gates FILE.yaml", FOLDER, "FILE.yaml: Is a directory;"),
         ("promote --name x --version 1 --gates FILE.yaml", BINARY, "it is not UTF-8 text; give"),
-        ("promote --name x --version 1 --gates FILE.yaml", b"a: [\n", "line 2: this is no YAML ("),
+        ("promote --name x --version 1 --gates FILE.yaml", b"a: [\n", "line 2: this is not YAML ("),
         ("clean --onnx FILE.onnx", ABSENT, "There is no file FILE.onnx; check the path."),
         ("clean --onnx FILE.onnx", FOLDER, "Cannot read FILE.onnx: Is a directory; give an ONNX"),
         ("clean --onnx FILE.onnx", EMPTY, "FILE.onnx is not a valid ONNX file: it is empty"),

@@ -141,7 +141,7 @@ def test_of_twelve_engines_the_one_that_fits_is_downloaded(client, served, monke
     assert model.variant == "tensorrt_rtx-sm07/fp32"
     assert np.array_equal(model(X)["y"], 100 * X)
     name = "bundle/engines/tensorrt_rtx-sm07-fp32.engine"
-    assert asked == ["MLmodel", "bundle/manifest.json", name]
+    assert asked == ["MLmodel", "SHA256SUMS", "bundle/manifest.json", name]
     here = {p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file()}
     assert here == set(asked)
     assert sum(p.stat().st_size for p in tmp_path.rglob("*.engine")) == ENGINE_BYTES
@@ -155,7 +155,7 @@ def test_without_a_gpu_no_engine_is_downloaded(client, served):
     ):
         assert np.array_equal(model(X)["y"], 2 * X)
 
-    assert asked == ["MLmodel", "bundle/manifest.json", "bundle/model.onnx"]
+    assert asked == ["MLmodel", "SHA256SUMS", "bundle/manifest.json", "bundle/model.onnx"]
 
 
 def test_every_name_of_a_model_loads_its_variant(client, served):
@@ -164,7 +164,7 @@ def test_every_name_of_a_model_loads_its_variant(client, served):
     for uri in (version.source, f"runs:/{run.info.run_id}/net"):
         with downloads(served[1]) as asked, mlflow_e2eai.load_model(uri, variant=CPU32) as model:
             assert np.array_equal(model(X)["y"], 2 * X)
-        assert asked == ["MLmodel", "bundle/manifest.json", "bundle/model.onnx"]
+        assert asked == ["MLmodel", "SHA256SUMS", "bundle/manifest.json", "bundle/model.onnx"]
 
 
 def test_what_was_downloaded_is_a_model_for_pyfunc(client, monkeypatch, tmp_path):

@@ -421,7 +421,7 @@ def test_a_node_to_keep_that_there_is_not_is_an_error_on_the_run(overflowing):
         ("[1]", ArtifactError, "has no list of 'nodes'"),
         ('{"nodes": "a"}', ArtifactError, "has no list of 'nodes'"),
         ('{"nodes": [1]}', ArtifactError, "has no list of 'nodes'"),
-        (None, TrackingError, "Cannot read .*bisection.json: No such file"),
+        (None, ArtifactError, "Cannot read .*bisection.json: No such file"),
     ],
 )
 def test_a_file_that_holds_no_nodes_is_one_clear_sentence(store, tmp_path, text, error, words):
@@ -634,7 +634,7 @@ def test_a_graph_is_cleaned_without_its_module_where_that_cannot_be_loaded(
 ):
     raw = jobs.export(source)
 
-    def refuse(*_):
+    def refuse(*_, **__):
         msg = "its class is gone"
         raise TrackingError(msg)
 

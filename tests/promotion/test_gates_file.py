@@ -159,7 +159,7 @@ def test_a_metric_that_a_bundle_may_have_can_be_named(name):
         ("gates: []\nunmeasured: never\n", "line 2: unmeasured is 'never'"),
         ("gates:\n  - &a {metric: parity/failed, at_most: 0}\n  - *a\n", "line 3: an alias (*a)"),
         ("gates: []\ngates: []\n", "line 2: 'gates' is there twice, first in line 1"),
-        ("gates: [\n", "gates.yaml, line 2: this is no YAML ("),
+        ("gates: [\n", "gates.yaml, line 2: this is not YAML ("),
         ("gates: []\nx: !!python/name:os.system ''\n", "holds no plain values"),
         ("", "line 1: Gates are a mapping with the key 'gates'"),
         ("gates: " + "[" * 5000, "too deep to read"),

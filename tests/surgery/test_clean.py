@@ -16,7 +16,7 @@ from random_graphs import AXES, HEADER, X, artifact_of, random_graphs
 from mlflow_e2eai import clean, compare
 from mlflow_e2eai.artifacts import graphs
 from mlflow_e2eai.artifacts.files import sha256_of
-from mlflow_e2eai.errors import ArtifactError, InvalidInputError, SurgeryError
+from mlflow_e2eai.errors import ArtifactError, E2EAIError, InvalidInputError, SurgeryError
 from mlflow_e2eai.pipeline.options import parse_plan
 from mlflow_e2eai.runtime.ort import onnxruntime_runner
 from mlflow_e2eai.surgery import rules as surgery
@@ -654,7 +654,7 @@ def test_a_required_rule_that_finds_something_is_fine(graph, out):
     ("content", "sentence"),
     [
         (b"- bypass: {op_type: FooOp", "is not YAML"),
-        (b"\xff\xfe\x00", "is not YAML"),
+        (b"\xff\xfe\x00", "is not UTF-8 text"),
         (b"", "is empty; give a file with a list of rules"),
         (b"- bypas: {op_type: FooOp}", "did you mean 'bypass'"),
     ],
@@ -662,7 +662,7 @@ def test_a_required_rule_that_finds_something_is_fine(graph, out):
 def test_a_plan_file_that_is_broken_is_one_sentence(content, sentence, tmp_path):
     path = tmp_path / "plan.yaml"
     path.write_bytes(content)
-    with pytest.raises(InvalidInputError, match=sentence) as caught:
+    with pytest.raises(E2EAIError, match=sentence) as caught:
         parse_plan(str(path))
     assert "\n" not in str(caught.value)
 
