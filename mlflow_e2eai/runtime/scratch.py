@@ -39,6 +39,8 @@ def temporary_files_together() -> Iterator[None]:
 
 def _redirect() -> Callable[[], None] | None:
     base = tempfile.gettempdir()
+    if Path(base).name.startswith(_PREFIX):  # of the process that started this one
+        return None
     folder = _folder_in(base, os.getpid())
     if folder is None:
         return None
