@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import threading
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -54,10 +56,28 @@ def interruption_of(error: BaseException) -> KeyboardInterrupt | SystemExit | No
 
     A library that is interrupted while it is imported raises an ImportError.
     """
+    exits = (KeyboardInterrupt, SystemExit)
+    return next((each for each in _causes(error) if isinstance(each, exits)), None)
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error, what it was raised from, and so on."""
     seen: BaseException | None = error
-    while seen is not None and not isinstance(seen, (KeyboardInterrupt, SystemExit)):
+    while seen is not None:
+        yield seen
         seen = seen.__cause__ or seen.__context__
-    return seen
+
+
+def release_frames(error: BaseException) -> None:
+    """Release what the frames of an interruption hold; other errors are left alone.
+
+    A cursor of SQLite that was interrupted amid its rows locks the database as long as it lives.
+    """
+    if interruption_of(error) is None:
+        return
+    for each in _causes(error):
+        traceback.clear_frames(each.__traceback__)
+    gc.collect(1)  # SQLAlchemy's results refer to themselves; what is so young is found at once
 
 
 def reason_of(error: BaseException) -> str:

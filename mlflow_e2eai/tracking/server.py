@@ -5,13 +5,12 @@ from __future__ import annotations
 import functools
 import logging
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
 from mlflow_e2eai.errors import TrackingError, brief
-from mlflow_e2eai.runtime.termination import interruption_of
+from mlflow_e2eai.runtime.termination import release_frames
 
 _log = logging.getLogger(__name__)
 
@@ -183,9 +182,7 @@ def failure_logged(run_id: str, log: Callable[[BaseException], None]) -> Iterato
     try:
         yield
     except BaseException as error:
-        if interruption_of(error) is not None:
-            # A cursor of SQLite that was interrupted is in its frames, and locks the database.
-            traceback.clear_frames(error.__traceback__)
+        release_frames(error)
         if isinstance(error, TrackingError) and error.lost:
             raise
         _check_not_lost(run_id, error)

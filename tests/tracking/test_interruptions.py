@@ -16,15 +16,34 @@ from mlflow_e2eai.tracking import models
 FP32 = {"input_example": {"x": features()}, "precisions": ("fp32",), "evidence": "quick"}
 
 
-def test_a_query_that_was_interrupted_does_not_lock_the_database(store):
+def interrupt(_cursor):
+    raise KeyboardInterrupt
+
+
+def interrupt_import(cursor):
+    try:
+        interrupt(cursor)
+    except KeyboardInterrupt as error:
+        msg = "initialization failed"
+        raise ImportError(msg) from error
+
+
+def interrupt_in_cycle(cursor):
+    result = [cursor]
+    result.append(result)
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("end", [interrupt, interrupt_import, interrupt_in_cycle])
+def test_a_query_that_was_interrupted_does_not_lock_the_database(store, end):
     path = mlflow.get_tracking_uri().removeprefix("sqlite:///")
 
     def query():
         cursor = sqlite3.connect(path).execute("SELECT key FROM tags")
         assert cursor.fetchone()
-        raise KeyboardInterrupt
+        end(cursor)
 
-    with pytest.raises(KeyboardInterrupt), tracking.run("net"):
+    with pytest.raises((KeyboardInterrupt, ImportError)), tracking.run("net"):
         query()
     (run,) = mlflow.search_runs(output_format="list")
     assert run.info.status == "KILLED"
@@ -32,10 +51,10 @@ def test_a_query_that_was_interrupted_does_not_lock_the_database(store):
 
 
 def test_a_model_is_failed_where_the_interruption_came_before_its_files(store, monkeypatch):
-    def interrupt(*_):
+    def interrupt_link(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(models, "link_output", interrupt)
+    monkeypatch.setattr(models, "link_output", interrupt_link)
     with pytest.raises(KeyboardInterrupt):
         mlflow_e2eai.log_model(net(), "net", **FP32)
     found = {
