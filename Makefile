@@ -56,6 +56,7 @@ test-gpu: $(VENV)/installed
 
 bench: $(VENV)/models $(VENV)/weights $(VENV)/servers
 	python benchmarks/cpu.py
+	python benchmarks/rerun.py
 	python benchmarks/models.py
 	python benchmarks/weights.py
 	python benchmarks/faults.py

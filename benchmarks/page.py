@@ -8,7 +8,19 @@ import re
 from pathlib import Path
 
 PAGE = Path(__file__).parents[1] / "BENCHMARKS.md"
-ORDER = ("gpu", "whole", "cpu", "models", "weights", "faults", "fleet", "registry", "aa", "parity")
+ORDER = (
+    "gpu",
+    "whole",
+    "cpu",
+    "rerun",
+    "models",
+    "weights",
+    "faults",
+    "fleet",
+    "registry",
+    "aa",
+    "parity",
+)
 
 HEAD = """# Benchmarks
 

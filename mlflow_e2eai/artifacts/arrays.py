@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mlflow_e2eai.artifacts.files import atomic_write, reading_error
+from mlflow_e2eai.artifacts.files import atomic_write, open_file, reading_error
 from mlflow_e2eai.artifacts.values import Array, Tensors, TensorSpec
 from mlflow_e2eai.errors import ArtifactError, InvalidInputError
 
@@ -177,6 +177,24 @@ def _fit(array: Array, spec: TensorSpec) -> Array:
     raise InvalidInputError(msg)
 
 
+SAMPLE_BYTES = 4 << 30
+"""Of one input of one sample: a hundred images of 3,000 by 3,000 pixels in fp32."""
+
+
+def check_bytes(name: str, shape: Sequence[int], itemsize: int, advice: str) -> None:
+    """Check, before an input is made, that it fits into memory.
+
+    Raises:
+        InvalidInputError: It takes more than `SAMPLE_BYTES`.
+    """
+    if (size := math.prod(shape) * itemsize) > SAMPLE_BYTES:
+        msg = (
+            f"Input {name!r} of shape {list(shape)} would take {size / 1e9:.4g} GB, and "
+            f"{SAMPLE_BYTES / 1e9:.2g} at most are made; {advice}."
+        )
+        raise InvalidInputError(msg)
+
+
 def save_arrays(path: Path, arrays: Tensors) -> None:
     """Write arrays as NumPy's npz, whole or not at all, with equal bytes for equal arrays.
 
@@ -209,6 +227,27 @@ def load_several(path: Path) -> tuple[dict[str, Array], ...]:
     return tuple(several.values())
 
 
+_RATIO = 200
+"""Bytes for one of a packed file that holds numbers; zeros alone give a thousand."""
+
+
+def _check_unpacked(archive: zipfile.ZipFile) -> None:
+    """Refuse a file that takes far more memory than it has bytes."""
+    size = sum(member.file_size for member in archive.infolist())
+    packed = sum(member.compress_size for member in archive.infolist())
+    if size > SAMPLE_BYTES or (size > SAMPLE_BYTES >> 4 and size > _RATIO * packed):
+        msg = f"its arrays take {size / 1e9:.4g} GB"
+        raise ValueError(msg)
+
+
+def _as_array(value: object, name: str) -> Array:
+    """A member of an npz file; NumPy returns the bytes of one that is no array."""
+    if not isinstance(value, np.ndarray):
+        msg = f"{name!r} in it is no array"
+        raise TypeError(msg)
+    return value
+
+
 def load_arrays(path: Path) -> dict[str, Array]:
     """Read arrays; pickled objects are refused.
 
@@ -216,9 +255,10 @@ def load_arrays(path: Path) -> dict[str, Array]:
         ArtifactError: The file is missing or broken.
     """
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
+        with open_file(path) as file, np.load(file, allow_pickle=False) as arrays:
+            _check_unpacked(arrays.zip)
+            return {name: _as_array(arrays[name], name) for name in arrays.files}
+    except Exception as error:  # NumPy reads a header as Python, which may raise anything
         reason = "it is empty" if isinstance(error, EOFError) else reading_error(error)
         msg = (
             f"Cannot read {path.name} in {path.parent}: {reason}; give an npz file of arrays, or "

@@ -9,6 +9,7 @@ from typing import TypeAlias
 
 import numpy as np
 
+from mlflow_e2eai.artifacts.arrays import check_bytes
 from mlflow_e2eai.artifacts.values import Axis, Tensors, TensorSpec
 from mlflow_e2eai.errors import InvalidInputError
 
@@ -114,6 +115,11 @@ def resize(tensors: Tensors, specs: tuple[TensorSpec, ...], sizes: Mapping[str, 
     resized = {}
     for spec in specs:
         array = tensors[spec.name]
+        shape = [
+            sizes.get(size, now) if isinstance(size, str) else now
+            for size, now in zip(spec.shape, array.shape, strict=True)
+        ]
+        check_bytes(spec.name, shape, array.dtype.itemsize, "lower the max of its axes")
         for position, size in enumerate(spec.shape):
             if isinstance(size, str) and size in sizes:
                 index = np.arange(sizes[size]) % array.shape[position]

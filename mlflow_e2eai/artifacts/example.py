@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from mlflow_e2eai.artifacts.arrays import check_bytes
 from mlflow_e2eai.artifacts.values import Array, Tensors
 
 HIGHEST = (1000, 100, 10, 2)
@@ -64,7 +65,12 @@ def generate_example(
 
     Returns:
         The example, the same for the same inputs.
+
+    Raises:
+        InvalidInputError: One would not fit into memory.
     """
+    for name, (shape, _) in inputs.items():
+        check_bytes(name, shape, _DRAWN_BYTES, "give an input_example of another size")
     arrays = {
         name: _draw(shape, dtype, high=1, seed=seed)
         for seed, (name, (shape, dtype)) in enumerate(inputs.items())
@@ -78,6 +84,10 @@ def generate_example(
                 arrays[name] = drawn
                 break
     return GeneratedExample(arrays, [_describe(arrays)])
+
+
+_DRAWN_BYTES = 24
+"""Bytes of memory for one number as it is drawn: in fp64, in its own type and compared."""
 
 
 def _draw(shape: tuple[int, ...], dtype: np.dtype, *, high: int, seed: int) -> Array:

@@ -23,6 +23,9 @@ what a stage adds to a graph (copies of weights, their casts) must fit too."""
 SMALL_BYTES = 1 << 16
 """A tensor below this stays in the graph: shape inference reads the small ones (shapes, axes)."""
 
+_BLOCK = 512
+"""Bytes of a block, as `os.stat` counts them on Linux."""
+
 _TYPED = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data")
 """Fields in which a tensor may hold its numbers instead of as bytes."""
 
@@ -239,7 +242,23 @@ def check(tensor: onnx.TensorProto, path: Path) -> tuple[Path, int, int]:
             "truncated or belongs to another model; copy or download it again."
         )
         raise ArtifactError(msg)
+    _check_holes(file, subject)
     return file, offset, length
+
+
+def _check_holes(file: Path, subject: str) -> None:
+    """Refuse a large file most of which is not on disk, as a download that broke off leaves it.
+
+    Raises:
+        ArtifactError: It is one.
+    """
+    status = file.stat()
+    if status.st_size > EXTERNAL_BYTES and status.st_blocks * _BLOCK * 8 < status.st_size:
+        msg = (
+            f"{subject}, of whose {status.st_size} bytes only {status.st_blocks * _BLOCK} are on "
+            "disk: it was not written whole; copy or download it again."
+        )
+        raise ArtifactError(msg)
 
 
 def inside(

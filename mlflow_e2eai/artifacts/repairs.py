@@ -7,6 +7,7 @@ weight among the inputs; GraphSurgeon, TensorRT and ONNX's own converter of vers
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,6 +36,17 @@ def read_repaired(path: Path) -> onnx.ModelProto:
         ArtifactError: It is missing, is no ONNX file, or is one that these do not repair.
     """
     model = model_file.load(path)
+    try:
+        _repair(model, path)
+    except ArtifactError:
+        raise
+    except Exception as error:  # a broken file may raise anything
+        raise model_file.invalid(path, error) from error
+    model_file.check_structure(model, path)
+    return model
+
+
+def _repair(model: onnx.ModelProto, path: Path) -> None:
     everywhere = [model.graph, *_inner_graphs(model.graph)]
     repairs = {
         "weights are not inputs": model_file.raise_ir_version(model),
@@ -46,8 +58,6 @@ def read_repaired(path: Path) -> onnx.ModelProto:
     }
     if done := [words for words, is_done in repairs.items() if is_done]:
         model.metadata_props.add(key=REPAIRED, value="; ".join(done))
-    model_file.check_structure(model, path)
-    return model
 
 
 def _inner_graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
@@ -77,6 +87,9 @@ def _make_dense(graph: onnx.GraphProto) -> bool:
 def _dense(sparse: onnx.SparseTensorProto, name: str) -> onnx.TensorProto:
     import onnx
 
+    if (size := math.prod(sparse.dims) * 8) > external_data.EXTERNAL_BYTES:
+        msg = f"the sparse weight {name!r} takes {size / 1e9:.4g} GB where it is dense"
+        raise ValueError(msg)
     values = onnx.numpy_helper.to_array(sparse.values)
     at = onnx.numpy_helper.to_array(sparse.indices)
     array = np.zeros(tuple(sparse.dims), values.dtype)

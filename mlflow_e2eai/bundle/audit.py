@@ -39,6 +39,7 @@ def audit(directory: Path, *, sha256: str | None = None, whole: bool = True) -> 
     manifest = read(directory)
     if sha256 is not None:
         verify(directory / MANIFEST, sha256)
+    _check_distinct(manifest, directory)
     names = {path.as_posix() for path in _paths(manifest)}
     _check_links(directory, names)
     if whole:
@@ -65,6 +66,15 @@ def _paths(manifest: Manifest) -> Iterator[Path]:
         yield from (library.path for library in item.libraries)
         if isinstance(item, OnnxArtifact):
             yield from (item.path.parent / file.path for file in item.weights)
+
+
+def _check_distinct(manifest: Manifest, directory: Path) -> None:
+    """Refuse two graphs or engines in one file; weights and libraries may be of several."""
+    paths = [item.path.as_posix() for item in manifest.files]
+    for path in paths:
+        if paths.count(path) > 1 or path in (MANIFEST, EXAMPLE):
+            msg = f"The manifest of {directory} names {path!r} twice; {_ADVICE}."
+            raise ArtifactError(msg)
 
 
 def _entries(directory: Path) -> Iterator[os.DirEntry[str]]:

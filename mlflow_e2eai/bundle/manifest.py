@@ -17,7 +17,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -90,6 +90,7 @@ class Manifest(Summary):
             this package wrote it that had no levels.
         measured_at: When `evidence` was measured, see `evaluation.evidence.now_text`; None where
             that was not recorded.
+        reused: Where the result of a stage is from, by stage, where it is of an earlier run.
     """
 
     format_version: int
@@ -106,6 +107,7 @@ class Manifest(Summary):
     elsewhere: tuple[MachineEvidence, ...] = ()
     level: EvidenceLevel | None = None
     measured_at: str | None = None
+    reused: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def by_machine(self) -> tuple[Manifest, ...]:

@@ -54,6 +54,8 @@ _WORKERS = ("executor", "workers", "allow_native")
 _ALLOW = ("allow_native", "allow_pickle")
 _BUILD = ("plugin_libraries", "build_settings", "rebuild", *_WORKERS)
 
+_AGAIN = ("rebuild", "fresh", "evidence_days")
+
 VERBS = {
     verb.name: verb
     for verb in (
@@ -65,7 +67,7 @@ VERBS = {
             options=(
                 *("source", "source_name", "register", "example", "samples_at", "allow_pickle"),
                 *(*_EXPORT, "surgery", "precisions", "targets", "keep_fp32", "batch_sizes"),
-                *("evidence", "plugin_libraries", "build_settings", "rebuild"),
+                *("evidence", "plugin_libraries", "build_settings", *_AGAIN),
                 *("executor", "workers"),
             ),
             positional=("source",),
@@ -150,7 +152,7 @@ VERBS = {
                     "keep_fp32",
                     "batch_sizes",
                     "evidence",
-                    *_BUILD,
+                    *("plugin_libraries", "build_settings", *_AGAIN, *_WORKERS),
                     "allow_pickle",
                 ),
             ),

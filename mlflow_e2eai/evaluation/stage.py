@@ -16,7 +16,7 @@ from mlflow_e2eai.evaluation.data import EvaluationData
 from mlflow_e2eai.evaluation.effort import EFFORTS, Effort, EvidenceLevel
 from mlflow_e2eai.evaluation.evidence import Evidence, Span
 from mlflow_e2eai.evaluation.examination import Examination, edges_of, magnitudes_of
-from mlflow_e2eai.evaluation.variants import FILE, TORCH, Variant, variants_of
+from mlflow_e2eai.evaluation.variants import FILE, TORCH, Reference, Variant, variants_of
 from mlflow_e2eai.latency.measure import WINDOW_MS, benchmark
 from mlflow_e2eai.latency.report import LatencyReport
 from mlflow_e2eai.parity.samples import (
@@ -51,38 +51,39 @@ class Evaluation(NamedTuple):
 
 
 def evaluate(
-    reference: Infer,
+    reference: Infer | Reference,
     graphs: Sequence[OnnxArtifact],
     engines: Sequence[EngineArtifact],
     example: Tensors,
     *,
-    name: str = TORCH,
     raw: OnnxArtifact | None = None,
     evaluation: EvaluationData | None = None,
     batch_sizes: Sequence[int] = (),
     level: EvidenceLevel = "standard",
-    timed: Infer | None = None,
+    known: Mapping[str, Evidence] | None = None,
 ) -> Evaluation:
     """Compare every variant with a reference, and measure the latency of all in turns.
 
     Args:
-        reference: The PyTorch module, as a rule, under the names of the graphs.
+        reference: The PyTorch module under the names of the graphs, or another reference.
         graphs: The graphs; ONNX Runtime runs each on every device that it has here.
         engines: Engines. One that this machine cannot run is recorded as not measured; nothing is
             started to learn that.
         example: One array for each input.
-        name: The variant that is the reference: `bundle.FILE` where that is ONNX Runtime on `raw`.
         raw: The graph as it was exported, to separate errors of export and of cleaning.
         evaluation: Labelled data.
         batch_sizes: Sizes of the leading axis at which latency is measured in addition to the
             corners of the profile.
         level: How much is compared and measured; see `effort`.
-        timed: The module alone, where other runners compute some outputs of the reference.
+        known: Evidence by variant, in place of which nothing is compared again.
 
     Raises:
         InvalidInputError: The profile does not admit a batch size, or a task metric does not accept
             the reference's outputs.
     """
+    if not isinstance(reference, Reference):
+        reference = Reference(infer=reference, alone=reference, name=TORCH)
+    name, alone, reference = reference.name, reference.alone, reference.infer
     effort = EFFORTS[level]
     sizes = batch_samples(example, graphs[0], batch_sizes)
     corners = profile_samples(example, graphs[0])
@@ -123,10 +124,13 @@ def evaluate(
                 evidence[each] = _not_measured(variant, error)
                 continue
             before = infers.get(variant.before)
-            evidence[each] = examination.of(variant, there, before)
             infers[each] = there
+            if known is not None and each in known:
+                evidence[each] = known[each]
+                continue
+            evidence[each] = examination.of(variant, there, before)
             spans[each] = (started, time.time())
-    here = {} if name in variants else {name: timed or reference}
+    here = {} if name in variants else {name: alone}
     with fast_path(enabled=True):  # as a caller of the module in evaluation mode has it
         measured = corners if effort.all_sizes else dict([next(iter(corners.items()))])
         latency = _measure_latency(here, variants, evidence, {**measured, **sizes}, effort)

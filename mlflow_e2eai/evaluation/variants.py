@@ -135,6 +135,22 @@ def raw_runner(raw: OnnxArtifact, cleaned: OnnxArtifact) -> Iterator[Infer]:
         yield infer_all
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reference:
+    """The model that the variants are compared with, under the names of the cleaned graph.
+
+    Attributes:
+        infer: The model.
+        alone: The same without the tensors that surgery exposed, which ONNX Runtime computes: the
+            callable whose latency is measured.
+        name: Its variant: `TORCH`, or `FILE`.
+    """
+
+    infer: Infer
+    alone: Infer
+    name: str
+
+
 # The variants to evaluate, each with the one that it was made of.
 
 

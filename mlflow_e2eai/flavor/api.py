@@ -23,7 +23,9 @@ from mlflow_e2eai.evaluation.metrics import Metrics
 from mlflow_e2eai.flavor.logged_bundle import log_bundle
 from mlflow_e2eai.flavor.mlmodel import Description, describe
 from mlflow_e2eai.pipeline import build
-from mlflow_e2eai.pipeline.settings import Settings
+from mlflow_e2eai.pipeline.earlier_runs import NO_DIGEST, SourceDigest
+from mlflow_e2eai.pipeline.known_model import KnownModel, digest_of_module
+from mlflow_e2eai.pipeline.settings import EVIDENCE_DAYS, Settings
 from mlflow_e2eai.precision.quantize import check_calibrated
 from mlflow_e2eai.pytorch.operators.operator import Operator
 from mlflow_e2eai.pytorch.stage import DEFAULT_OPSET, Exporter
@@ -59,6 +61,8 @@ def save_model(  # noqa: D417 - `log_model` describes the shared arguments
     evidence: EvidenceLevel = "standard",
     build_settings: BuildSettings = DEFAULT_BUILD,
     rebuild: bool = False,
+    fresh: bool = False,
+    evidence_days: int = EVIDENCE_DAYS,
     evaluation_data: Any = None,
     metrics: Metrics | None = None,
     mlflow_model: Model | None = None,
@@ -132,6 +136,8 @@ def log_model(
     evidence: EvidenceLevel = "standard",
     build_settings: BuildSettings = DEFAULT_BUILD,
     rebuild: bool = False,
+    fresh: bool = False,
+    evidence_days: int = EVIDENCE_DAYS,
     evaluation_data: Any = None,
     metrics: Metrics | None = None,
     executor: fleet.Executor | None = None,
@@ -188,6 +194,9 @@ def log_model(
             times the calls, and a thousand rounds of latency at every size.
         build_settings: How TensorRT builds: `mlflow_e2eai.BuildSettings`.
         rebuild: Build engines that the tracking server has already; else they are linked.
+        fresh: Do every stage again; else the results of earlier runs are linked where nothing that
+            they depend on has changed, down to the model itself and its version.
+        evidence_days: Days after which evidence of an earlier run is too old to be linked.
         evaluation_data: Data on which every variant is evaluated: ``(inputs, labels)`` with inputs
             as in `input_example`, ``(frame, "label column")``, a torch DataLoader of such pairs, or
             an MLflow dataset; see `EvaluationData.of`. Without labels, parity only.
@@ -259,7 +268,7 @@ def log_model(
             if remote is None or not remote.other_machines:
                 settings.check_here()
             evaluation = evaluation_of(model, input_example, evaluation_data, metrics)
-            _log_source(model, input_example, settings, evaluation, recorder, run_id)
+            digest = _log_source(model, input_example, settings, evaluation, recorder, run_id)
             _build(
                 model,
                 input_example,
@@ -270,6 +279,7 @@ def log_model(
                 cache=recorder,
                 remote=remote,
                 source=recorder.source,
+                digest=digest,
             )
         return log_bundle(
             path,
@@ -279,6 +289,8 @@ def log_model(
             tags=tags,
             step=step,
             model_id=model_id,
+            # Who logs a finished bundle wants one more model of it.
+            fresh=fresh or _is_bundle(model),
             name=name,
             await_registration_for=await_registration_for,
             params=params,
@@ -294,10 +306,12 @@ def _log_source(
     evaluation: EvaluationData | None,
     recorder: tracking.MlflowRecorder,
     run_id: str,
-) -> None:
+) -> SourceDigest:
     """Log the PyTorch model as the recorder's source, unless it is logged, or there is none."""
     if isinstance(model, OnnxArtifact) and recorder.source is not None:
         recorder.models[model.sha256], recorder.source = recorder.source, None
+    elif isinstance(model, KnownModel):
+        return model.digest
     elif not isinstance(model, Path) and recorder.source is None:
         recorder.source = tracking.log_source(
             model,
@@ -309,7 +323,10 @@ def _log_source(
             operators=settings.operators,
             operator_libraries=settings.operator_libraries,
             evaluation=evaluation,
+            fresh=settings.fresh,
         )
+        return digest_of_module(model, recorder.source)
+    return NO_DIGEST
 
 
 def _check_no_uri(model: Any) -> None:

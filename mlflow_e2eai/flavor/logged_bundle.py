@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlflow_e2eai import bundle, flavor, tracking
-from mlflow_e2eai.artifacts.files import sha256_of
-from mlflow_e2eai.pipeline.publish import describe_version, log_report
+from mlflow_e2eai.artifacts.files import sha256_of, to_json
+from mlflow_e2eai.bundle.manifest import Manifest
+from mlflow_e2eai.pipeline.keys import UNKNOWN, stage_key
+from mlflow_e2eai.pipeline.publish import describe_version, log_report, log_summary
+from mlflow_e2eai.tracking.store.stage_results import StageResult
 
 if TYPE_CHECKING:
     from mlflow.models import Model
@@ -24,50 +29,141 @@ def log_bundle(
     tags: Mapping[str, Any] | None,
     step: int,
     model_id: str | None,
+    fresh: bool,
     **arguments: Any,
 ) -> ModelInfo:
     """Log a bundle: the model belongs to the parent run, and is an output of the child too.
+
+    One that was logged before, of the same content and arguments, is linked, with its version.
 
     The other arguments are those of `log_model`, of MLflow's `Model.log` and of `save_model`.
     """
     from mlflow.models import Model
 
     manifest = bundle.read(path)
-    with recorder.stage("package", inputs=[item.sha256 for item in manifest.files]) as stage:
-        origin = {
-            tracking.STAGE: "package",
-            tracking.SHA256: sha256_of(path / bundle.MANIFEST),
-            **recorder.origin(manifest.graphs[0].sha256),
-        }
-        info: ModelInfo = Model.log(
-            artifact_path=None,
-            flavor=_TaggedFlavor(origin),
-            run_id=run_id,
-            registered_model_name=registered_model_name,
-            tags=tags,
-            step=step,
-            model_id=model_id,
-            model=path,
-            # Every variant was run on the example when the bundle was built.
-            validate_serving_input=False,
-            **arguments,
-        )
-        tracking.link_output(stage.run_id, info.model_id, step=step)
+    key = _key(manifest, path, recorder, registered_model_name, tags, model_id, arguments)
+    inputs = [item.sha256 for item in manifest.files]
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        recorder.stage("package", inputs=inputs, key=key) as stage,
+    ):
+        found = None
+        if key is not None and not fresh:
+            found = recorder.find(key, bundle.Manifest, folder=Path(folder))
+        if found is not None:
+            stage(found)
+            wait_s = arguments["await_registration_for"]
+            info = _link(str(found.model_id), run_id, step, registered_model_name, wait_s)
+        else:
+            origin = {
+                tracking.STAGE: "package",
+                tracking.SHA256: sha256_of(path / bundle.MANIFEST),
+                **recorder.origin(manifest.graphs[0].sha256),
+            }
+            info = Model.log(
+                artifact_path=None,
+                flavor=_TaggedFlavor(origin),
+                run_id=run_id,
+                registered_model_name=registered_model_name,
+                tags=tags,
+                step=step,
+                model_id=model_id,
+                model=path,
+                # Every variant was run on the example when the bundle was built.
+                validate_serving_input=False,
+                **arguments,
+            )
+            tracking.link_output(stage.run_id, info.model_id, step=step)
+            stage.result = StageResult(
+                model_id=str(info.model_id),
+                mlmodel_sha256=tracking.resolve(info.model_id).tags[tracking.MLMODEL_SHA256],
+            )
         version = info.registered_model_version
         stage.line.append(info.model_uri)
         if version is not None:
             stage.line.append(f"{registered_model_name} version {version}")
-        log_report(
-            manifest,
-            run_id=run_id,
-            name=registered_model_name or recorder.name,
-            version=version,
-            model_id=info.model_id,
-            stages=recorder,
-        )
+        if found is not None:  # it has its report
+            log_summary(manifest, recorder, run_id=run_id, model_id=None)
+        else:
+            log_report(
+                manifest,
+                run_id=run_id,
+                name=registered_model_name or recorder.name,
+                version=version,
+                model_id=info.model_id,
+                stages=recorder,
+            )
         if registered_model_name is not None and version is not None:
             describe_version(manifest, name=registered_model_name, version=version)
             tracking.rename_run(run_id, f"{recorder.name} v{version}")
+    recorder.log_reused(run_id)
+    return info
+
+
+def _key(
+    manifest: Manifest,
+    path: Path,
+    recorder: tracking.MlflowRecorder,
+    registered_model_name: str | None,
+    tags: Mapping[str, Any] | None,
+    model_id: str | None,
+    arguments: Mapping[str, Any],
+) -> str | None:
+    """The key of a bundle's model; None for one that is written into a model of the caller's."""
+    if model_id is not None:
+        return None
+    signature = arguments["signature"]
+    return stage_key(
+        "package",
+        manifest=to_json(dataclasses.replace(manifest, reused={})),
+        example=bundle.read_example(path),
+        source=recorder.source,
+        registered=registered_model_name,
+        tags=None if tags is None else dict(tags),
+        **{
+            **{name: _content(value) for name, value in arguments.items()},
+            "signature": signature.to_dict() if hasattr(signature, "to_dict") else signature,
+            "await_registration_for": None,
+        },
+    )
+
+
+def _content(value: Any) -> Any:
+    """A value with the names of files as their paths, whose content is what counts."""
+    match value:
+        case str() | Path() if ":/" not in str(value) and Path(value).is_file():
+            return str(value), Path(value)
+        case str() | Path() if Path(value).is_dir():
+            return UNKNOWN
+        case list() | tuple():
+            return [_content(each) for each in value]
+    return value
+
+
+def _link(
+    model_id: str,
+    run_id: str,
+    step: int,
+    name: str | None,
+    await_registration_for: int | None,
+) -> ModelInfo:
+    """Make a logged bundle an output of a run, and a version unless it is one."""
+    import mlflow
+    from mlflow import MlflowClient
+    from mlflow.models import get_model_info
+
+    tracking.link_output(run_id, model_id, step=step)
+    info: ModelInfo = get_model_info(f"models:/{model_id}")
+    if name is not None:
+        versions = MlflowClient().search_model_versions(f"name = '{name}'")
+        numbers = [int(each.version) for each in versions if model_id in str(each.source)]
+        info.registered_model_version = (
+            max(numbers)
+            if numbers
+            else mlflow.register_model(
+                info.model_uri, name, await_registration_for=await_registration_for
+            ).version
+        )
     return info
 
 

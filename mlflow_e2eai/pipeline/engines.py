@@ -102,7 +102,7 @@ def _plans(
             target=text,
             plugin_libraries=settings.plugin_libraries,
             build_settings=settings.build_settings,
-            rebuild=settings.rebuild,
+            rebuild=settings.rebuild or settings.fresh,
         ): _Plan(
             graph,
             target,

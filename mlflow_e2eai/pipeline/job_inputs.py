@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,9 +31,9 @@ from mlflow_e2eai.artifacts.values import (
 from mlflow_e2eai.engine.targets import parse
 from mlflow_e2eai.errors import InvalidInputError, RunnerError, TrackingError
 from mlflow_e2eai.evaluation.data import EvaluationData
-from mlflow_e2eai.evaluation.variants import FILE, TORCH
+from mlflow_e2eai.evaluation.variants import FILE, TORCH, Reference
+from mlflow_e2eai.pipeline.known_model import KnownModel, digest_of_files
 from mlflow_e2eai.pipeline.source import reference_of
-from mlflow_e2eai.pipeline.stages import Reference
 from mlflow_e2eai.pytorch.consent import Consent
 from mlflow_e2eai.pytorch.flat_module import flatten_module
 from mlflow_e2eai.pytorch.operators.operator import Operator
@@ -61,23 +62,30 @@ _DEFAULT_AXIS = Axis("N", min=1, opt=8, max=64)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedSource:
-    """A PyTorch LoggedModel, loaded, as `flatten_module` returns it.
+    """A PyTorch LoggedModel, as `flatten_module` returns it.
 
     Attributes:
-        module: The module.
+        load: Loads the module, once.
         example: Its example, with the samples at sizes that were logged with it.
         axes: Its dynamic axes.
         operators: Implementations of operators.
         libraries: Libraries of operators.
         evaluation: Its evaluation data; None where none were logged.
+        folder: Its downloaded files.
     """
 
-    module: Any
+    load: Callable[[], Any]
     example: Tensors
     axes: DynamicAxes
     operators: tuple[Operator, ...]
     libraries: tuple[Library, ...]
     evaluation: EvaluationData | None
+    folder: Path
+
+    @property
+    def module(self) -> Any:
+        """The module."""
+        return self.load()
 
 
 class Job:
@@ -138,12 +146,13 @@ class Job:
             source = load_source(
                 self._source, self.folder / "source", None, allow_pickle=self.allow_pickle
             )
+            module = source.module
         except TrackingError as error:
             _log.warning("The PyTorch model cannot be used as the reference: %s", error)
             yield None
             return
         self.evaluation, self.samples = source.evaluation, others_of(source.example)
-        with reference_of(source.module, raw) as infer:
+        with reference_of(module, raw) as infer:
             yield infer
 
     def with_samples(self, example: Tensors, graph: OnnxArtifact) -> Tensors:
@@ -237,7 +246,9 @@ def load_source(
     given_samples = [load_arrays(path) for path in samples_at]
     folder.mkdir(exist_ok=True, parents=True)
     logged = tracking.fetch_source(model, folder, allow_pickle=allow_pickle)
-    module, example = flatten_module(logged.model, logged.input_example)
+    flatten = functools.cache(lambda: flatten_module(logged.model, logged.input_example))
+    # As it was logged, its names are those that flattening gives.
+    example = flatten()[1] if logged.arrays is None else dict(logged.arrays)
     if axes is None:
         axes = logged.dynamic_axes
     else:
@@ -251,12 +262,13 @@ def load_source(
     given: Tensors = GeneratedExample(example, assumptions) if assumptions else example
     given = _with_fitting(given, given_samples, logged.samples_at, axes)
     return LoadedSource(
-        module=module,
+        load=lambda: flatten()[0],
         example=given,
         axes=axes,
         operators=logged.operators,
         libraries=logged.libraries,
         evaluation=logged.evaluation,
+        folder=logged.folder,
     )
 
 
@@ -324,7 +336,7 @@ def root_arguments(
         }
     source = load_source(origin, folder, axes, samples_at, allow_pickle=allow_pickle)
     return {
-        "model": source.module,
+        "model": KnownModel(source.load, digest_of_files(source.folder)),
         "input_example": source.example,
         "dynamic_axes": source.axes,
         "samples_at": others_of(source.example),

@@ -17,7 +17,6 @@ from mlflow_e2eai.artifacts.arrays import load_arrays
 from mlflow_e2eai.artifacts.axes import DynamicAxes
 from mlflow_e2eai.artifacts.example import assumptions_of, others_of
 from mlflow_e2eai.artifacts.libraries import loadable, native_allowed
-from mlflow_e2eai.artifacts.machine import environment
 from mlflow_e2eai.artifacts.values import (
     Precision,
     graph_precision,
@@ -32,7 +31,7 @@ from mlflow_e2eai.evaluation.bisection.nodes import bisect as bisect_graph
 from mlflow_e2eai.evaluation.bisection.search import Bisection
 from mlflow_e2eai.evaluation.data import all_samples
 from mlflow_e2eai.evaluation.effort import EvidenceLevel
-from mlflow_e2eai.evaluation.evidence import MachineEvidence, now_text
+from mlflow_e2eai.evaluation.evidence import MachineEvidence
 from mlflow_e2eai.pipeline.job_inputs import (
     GRAPHS,
     Job,
@@ -48,9 +47,9 @@ from mlflow_e2eai.pipeline.stages import (
     clean_on,
     compile_on,
     convert_on,
-    evaluate_on,
     export_on,
 )
+from mlflow_e2eai.pipeline.variant_stages import EvidenceKeys, evaluate_on
 from mlflow_e2eai.precision.stage import graph_precision_of
 from mlflow_e2eai.pytorch.consent import Consent
 from mlflow_e2eai.pytorch.stage import DEFAULT_OPSET, Exporter
@@ -333,7 +332,7 @@ def evaluate(
                 msg = "Nothing can be compared without the PyTorch model; see the warning above."
                 raise TrackingError(msg)
             data = job.evaluation
-            entries, latency = evaluate_on(
+            return evaluate_on(
                 job.recorder,
                 reference,
                 graphs,
@@ -343,13 +342,8 @@ def evaluate(
                 evaluation=None if data is None else data.for_graph(graphs[0]),
                 batch_sizes=batch_sizes,
                 level=evidence,
+                keys=EvidenceKeys(),
             )
-    return MachineEvidence(
-        environment=environment(),
-        evidence=tuple(entries),
-        latency=latency,
-        measured_at=now_text(),
-    )
 
 
 def clean_onnx(

@@ -121,10 +121,17 @@ def log_report(
         client.log_artifacts(run_id, folder, where.rstrip("/") or None)
     if decision is None:
         tag_model(model_id, {REPORT: f"{where}report.html"})
-        seconds = {} if stages is None else stages.seconds
-        times = {f"seconds/{stage}": value for stage, value in seconds.items()}
-        log_metrics({**summary_metrics(manifest), **times}, run_id=run_id, model_id=model_id)
+        log_summary(manifest, stages, run_id=run_id, model_id=model_id)
     return pages["report.html"]
+
+
+def log_summary(
+    manifest: Manifest, stages: MlflowRecorder | None, *, run_id: str, model_id: str | None
+) -> None:
+    """Log a bundle in numbers, and the times of its stages, on a run and on the model."""
+    seconds = {} if stages is None else stages.seconds
+    times = {f"seconds/{stage}": value for stage, value in seconds.items()}
+    log_metrics({**summary_metrics(manifest), **times}, run_id=run_id, model_id=model_id)
 
 
 def replace_report(model: LoggedModel, page: str) -> None:

@@ -33,6 +33,9 @@ from mlflow_e2eai.pytorch.stage import DEFAULT_OPSET, EXPORTERS, Exporter
 from mlflow_e2eai.runtime.ort import check_opset
 from mlflow_e2eai.surgery.plan import DEFAULT_PLAN, plan_from
 
+EVIDENCE_DAYS = 30
+"""Days after which evidence is measured again: drivers, neighbours and clocks change. A choice."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
@@ -134,6 +137,20 @@ class Settings:
         metavar="yes|no",
         choices=("yes", "no"),
         help="rebuild engines that are already on the tracking server; otherwise they are linked",
+    )
+    fresh: bool = option(
+        False,  # noqa: FBT003 - a default
+        parse_yes,
+        metavar="yes|no",
+        choices=("yes", "no"),
+        help="do every stage again; otherwise results of earlier runs are linked where nothing "
+        "that they depend on has changed",
+    )
+    evidence_days: int = option(
+        EVIDENCE_DAYS,
+        parse_whole,
+        metavar="DAYS",
+        help="days after which the evidence of an earlier run is too old to be linked",
     )
 
     @classmethod

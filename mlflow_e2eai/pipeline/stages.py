@@ -7,9 +7,8 @@ variant less for a pipeline.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from mlflow_e2eai.artifacts.build_settings import BuildSettings
@@ -29,18 +28,11 @@ from mlflow_e2eai.engine.stage import compile
 from mlflow_e2eai.engine.timing_cache import timings_key
 from mlflow_e2eai.errors import PrecisionError
 from mlflow_e2eai.evaluation.data import EvaluationData, all_samples, calls
-from mlflow_e2eai.evaluation.effort import EvidenceLevel
-from mlflow_e2eai.evaluation.evidence import Evidence
-from mlflow_e2eai.evaluation.quantized_gates import QUANTIZED_GATES, decide_quantized
-from mlflow_e2eai.evaluation.stage import evaluate
-from mlflow_e2eai.evaluation.variants import engine_variant
-from mlflow_e2eai.latency.report import LatencyReport
 from mlflow_e2eai.parity.samples import profile_samples
 from mlflow_e2eai.pipeline.settings import Settings
 from mlflow_e2eai.precision.quantize import TYPES, check_calibrated
 from mlflow_e2eai.precision.stage import PrecisionReport, convert
 from mlflow_e2eai.pytorch.stage import ExportReport, export
-from mlflow_e2eai.runtime.progress import timed_stage
 from mlflow_e2eai.surgery.mapping import input_mapper, require_same_inputs
 from mlflow_e2eai.surgery.plan import Step, named_in
 from mlflow_e2eai.surgery.report import SurgeryReport
@@ -50,28 +42,8 @@ from mlflow_e2eai.tracking.recorder import (
     Fp32Nodes,
     KernelTimings,
     Log,
-    Measurement,
-    NotMeasured,
     Output,
-    Recorder,
 )
-from mlflow_e2eai.tracking.summary import summarize_evidence
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reference:
-    """The model that the variants are compared with, under the names of the cleaned graph.
-
-    Attributes:
-        infer: The model.
-        alone: The same without the tensors that surgery exposed, which ONNX Runtime computes: the
-            callable whose latency is measured.
-        name: Its variant: `TORCH`, or `FILE`.
-    """
-
-    infer: Infer
-    alone: Infer
-    name: str
 
 
 def export_on(
@@ -147,11 +119,16 @@ def clean_on(
     cleaned = dataclasses.replace(cleaned, assumptions=raw.assumptions)
     if same_inputs:
         require_same_inputs(cleaned, raw)
-    with input_mapper(raw, cleaned) as fit:
-        fitted = SizedExample(fit(example), [fit(each) for each in others_of(example)])
+    fitted = fit_example(example, raw, cleaned)
     log(Output(artifact=cleaned, example=fitted))
     log(report)
     return cleaned, fitted, report
+
+
+def fit_example(example: Tensors, raw: OnnxArtifact, cleaned: OnnxArtifact) -> SizedExample:
+    """An example of a raw graph, and its samples, as inputs of the cleaned one."""
+    with input_mapper(raw, cleaned) as fit:
+        return SizedExample(fit(example), [fit(each) for each in others_of(example)])
 
 
 def convert_on(
@@ -234,10 +211,11 @@ def compile_on(
     if cache is not None and not wanted.rebuild:
         key = key_for(graph, target, tf32=tf32, libraries=libraries, settings=settings)
         cached = cache.get(key, folder=out.with_suffix(".cached"))
-        if cached is not None:
-            log(Output(artifact=cached, example=example))
+        if cached is not None and isinstance(cached.artifact, EngineArtifact):
+            log(Output(artifact=cached.artifact, example=example))
+            log(cached)
             # The same libraries by digest, but these are allowed by the caller.
-            return dataclasses.replace(cached, libraries=libraries)
+            return dataclasses.replace(cached.artifact, libraries=libraries)
     with _timings(log, cache, target, settings, out.with_suffix(".timings")) as timings:
         engine = compile(
             graph,
@@ -265,69 +243,3 @@ def _timings(
     fetched = () if cache is None else cache.get_timings(key, folder=folder)
     yield folder
     log(KernelTimings(key=key, folder=folder, fetched=fetched))
-
-
-def evaluate_on(
-    recorder: Recorder,
-    reference: Reference,
-    graphs: Sequence[OnnxArtifact],
-    engines: Sequence[EngineArtifact],
-    example: Tensors,
-    *,
-    raw: OnnxArtifact,
-    evaluation: EvaluationData | None,
-    batch_sizes: Sequence[int],
-    level: EvidenceLevel,
-    not_evaluated: Sequence[tuple[EngineArtifact, str]] = (),
-) -> tuple[list[Evidence], Mapping[str, LatencyReport]]:
-    """Evaluate every variant, and log its evidence, a stage for each variant that was measured.
-
-    Args:
-        recorder: The recorder: the variants are measured together, so that their stages come after.
-        reference: The model that they are compared with.
-        graphs: The cleaned graph and the converted ones.
-        engines: The engines.
-        example: An array for each input of the graphs.
-        raw: The graph as it was exported.
-        evaluation: Evaluation data under the names of the graphs.
-        batch_sizes: See `mlflow_e2eai.log_model`.
-        level: The same as ``evidence`` there.
-        not_evaluated: Engines that are not evaluated, with the reason.
-    """
-    with timed_stage("evaluate") as line:
-        evidence, latency, spans = evaluate(
-            reference.infer,
-            graphs,
-            engines,
-            example,
-            name=reference.name,
-            raw=raw,
-            evaluation=evaluation,
-            batch_sizes=batch_sizes,
-            level=level,
-            timed=reference.alone,
-        )
-        evidence += [
-            Evidence(
-                variant=engine_variant(engine), sha256=engine.sha256, measured=False, reason=reason
-            )
-            for engine, reason in not_evaluated
-        ]
-        files: list[OnnxArtifact | EngineArtifact] = [
-            *graphs,
-            *engines,
-            *(engine for engine, _ in not_evaluated),
-        ]
-        evidence = decide_quantized(evidence, latency, files, QUANTIZED_GATES)
-        line.extend(summarize_evidence(evidence))
-    elsewhere = [entry for entry in evidence if not entry.measured]
-    for entry in evidence:
-        if entry.measured:
-            name, inputs = f"evaluate {entry.variant}", [entry.sha256] if entry.sha256 else []
-            with recorder.stage(name, inputs=inputs, span=spans.get(entry.variant)) as log:
-                log(Measurement(evidence=entry, latency=latency))
-    if elsewhere:
-        inputs = [entry.sha256 for entry in elsewhere if entry.sha256]
-        with recorder.stage("not measured here", inputs=inputs) as log:
-            log(NotMeasured(evidence=tuple(elsewhere)))
-    return evidence, latency

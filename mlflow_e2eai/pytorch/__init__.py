@@ -8,6 +8,7 @@ guards        sizes that the guards of an exported program point at
 flat_module   a module that takes and returns tensors by name
 state         buffers, hooks and random states, put back after a call
 module        properties of a module: names, device, mode
+module_code   the code of a module as a digest
 pytree        nested arguments and outputs
 runner        the module as a runner
 archives      models in files that PyTorch wrote

@@ -7,6 +7,7 @@ into one that takes the tensors among them by name. All other code works with fl
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -293,9 +294,8 @@ def call(model: torch.nn.Module, arguments: Mapping[str, Any]) -> Any:
 
 
 def _array(what: str, value: Any) -> Array:
-    import torch
-
-    if isinstance(value, torch.Tensor):
+    # Where PyTorch is not imported, nothing is a tensor of it.
+    if (torch := sys.modules.get("torch")) is not None and isinstance(value, torch.Tensor):
         value = _numpy(what, value)
     if not isinstance(value, np.ndarray) or value.dtype.kind not in "fiub" or value.itemsize > 8:  # noqa: PLR2004 - float128 is neither PyTorch's nor ONNX's
         kind = f" of {value.dtype}" if isinstance(value, np.ndarray) else ""

@@ -277,16 +277,25 @@ def verify_model(path: Path, model: LoggedModel) -> None:
         ArtifactError: A file is missing, has changed, or was not in the model; or it was logged by
             a version of this package that listed no digests.
     """
+    verify_logged_files(path, model.tags.get(MLMODEL_SHA256))
+    audit(path / FOLDER, sha256=model.tags[SHA256])
+
+
+def verify_logged_files(path: Path, mlmodel_sha256: str | None) -> None:
+    """Check the files of a downloaded model by the digest of its MLmodel.
+
+    Raises:
+        ArtifactError: A file is missing, has changed, or was not in the model; or there is no
+            digest.
+    """
     from mlflow_e2eai.tracking import _mlflow
 
-    recorded = model.tags.get(MLMODEL_SHA256)
-    if recorded is None:
+    if mlmodel_sha256 is None:
         msg = "It has no digests of its files, as it was logged by an older mlflow_e2eai."
         raise ArtifactError(msg)
-    _verify_mlmodel(path, model)
+    verify(path / _MLMODEL, mlmodel_sha256)
     digests = _mlflow.get_flavor_configuration(path, FLAVOR).get("digests", "")
     verify_digests(path, str(digests), unlisted=(_MLMODEL, "registered_model_meta"))
-    audit(path / FOLDER, sha256=model.tags[SHA256])
 
 
 def _verify_mlmodel(path: Path, model: LoggedModel) -> None:

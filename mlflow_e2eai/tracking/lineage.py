@@ -298,7 +298,11 @@ def fetch_engine(model: LoggedModel, folder: Path) -> EngineArtifact:
 
 
 def _fetch_artifact(kind: type[Artifact], model: LoggedModel, folder: Path) -> Artifact:
-    directory = fetch(model, folder)
+    return read_artifact(kind, model, fetch(model, folder))
+
+
+def read_artifact(kind: type[Artifact], model: LoggedModel, directory: Path) -> Artifact:
+    """Read the artifact of a downloaded LoggedModel, and check its digest."""
     if not (directory / ARTIFACT).is_file():
         msg = f"Model {model.model_id} has no {ARTIFACT}; give the output of a stage."
         raise ArtifactError(msg)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,13 +12,14 @@ from typing import Any
 from mlflow_e2eai.artifacts.files import to_json
 from mlflow_e2eai.artifacts.values import EngineArtifact, OnnxArtifact
 from mlflow_e2eai.errors import SurgeryError
-from mlflow_e2eai.evaluation.evidence import Evidence, Span
+from mlflow_e2eai.evaluation.evidence import Evidence, MachineEvidence, Span
 from mlflow_e2eai.precision.stage import PrecisionReport
 from mlflow_e2eai.pytorch.stage import ExportReport
 from mlflow_e2eai.report.facts import Origin
 from mlflow_e2eai.report.page import precision_html, surgery_html
 from mlflow_e2eai.surgery.report import SurgeryReport
 from mlflow_e2eai.tracking.lineage import (
+    MLMODEL_SHA256,
     PARENT,
     PARENT_RUN,
     SOURCE,
@@ -40,7 +42,9 @@ from mlflow_e2eai.tracking.recorder import (
     KernelTimings,
     Measurement,
     NotMeasured,
+    NotReusable,
     Output,
+    Reused,
 )
 from mlflow_e2eai.tracking.runs import run
 from mlflow_e2eai.tracking.server import address
@@ -50,6 +54,14 @@ from mlflow_e2eai.tracking.store.artifact_store import (
     find_engine,
     find_graph,
     log_timings,
+)
+from mlflow_e2eai.tracking.store.stage_results import (
+    REUSED,
+    REUSED_FROM,
+    StageResult,
+    find_result,
+    log_result,
+    time_text,
 )
 from mlflow_e2eai.tracking.summary import add_value, stage_line
 
@@ -62,6 +74,7 @@ class MlflowRecorder:
         source: Id of the PyTorch LoggedModel; None where it is not logged.
         models: Ids of LoggedModels by the digests of their files.
         seconds: Seconds that stages took, by kind; stages of one kind that ran together count once.
+        reused: Results of earlier runs, by the stage in whose place they are linked.
     """
 
     def __init__(self, *, name: str, source: str | None) -> None:
@@ -70,6 +83,7 @@ class MlflowRecorder:
         # The PyTorch model has no digest: `inputs` has its id instead.
         self.models: dict[str, str] = {} if source is None else {source: source}
         self.seconds: dict[str, float] = {}
+        self.reused: dict[str, Reused] = {}
 
     def origin(self, sha256: str) -> dict[str, str]:
         """Tags of the lineage of a model that is made from the artifact with this digest."""
@@ -79,7 +93,12 @@ class MlflowRecorder:
 
     @contextmanager
     def stage(
-        self, name: str, *, inputs: Sequence[str], span: Span | None = None
+        self,
+        name: str,
+        *,
+        inputs: Sequence[str],
+        span: Span | None = None,
+        key: str | None = None,
     ) -> Iterator[MlflowStage]:
         """A child run; its inputs are the models with these digests; see `Recorder`."""
         with (
@@ -91,7 +110,10 @@ class MlflowRecorder:
             ids = known or [self.source] if self.source is not None else known
             link_inputs(run_id, ids)
             began = time.time()
-            yield MlflowStage(self, run_id=run_id, parents=ids, line=line)
+            stage = MlflowStage(self, name, run_id=run_id, parents=ids, line=line)
+            yield stage
+            if key is not None and name not in self.reused:
+                log_result(run_id, key, stage.result)
             if not name.startswith("not measured"):
                 self._count(name.partition(" ")[0], span, time.time() - began)
 
@@ -102,14 +124,33 @@ class MlflowRecorder:
         else:
             self.seconds[kind] = before + seconds
 
-    def get(self, key: str, *, folder: Path) -> EngineArtifact | None:
+    def log_reused(self, run_id: str) -> None:
+        """Name on a run what was reused for it."""
+        from mlflow import MlflowClient
+
+        if lines := [f"{stage}: {found.sentence}" for stage, found in self.reused.items()]:
+            MlflowClient().set_tag(run_id, REUSED, "\n".join(lines))
+
+    def find(self, key: str, report: type[Any], *, folder: Path) -> Reused | None:
+        """Fetch the newest result with a key, verified; one that has changed is skipped."""
+        found = find_result(key, report, folder)
+        if found is not None and found.artifact is not None and found.model_id is not None:
+            self.models[found.artifact.sha256] = found.model_id
+        return found
+
+    def get(self, key: str, *, folder: Path) -> Reused | None:
         """Fetch the newest logged engine with this key, verified."""
         logged = find_engine(key, folder)
         if logged is None:
             return None
-        engine, model_id = logged
-        self.models[engine.sha256] = model_id
-        return engine
+        engine, model = logged
+        self.models[engine.sha256] = str(model.model_id)
+        return Reused(
+            run_id=str(model.source_run_id),
+            ended_at=time_text(model.creation_timestamp),
+            artifact=engine,
+            model_id=str(model.model_id),
+        )
 
     def get_timings(self, key: str, *, folder: Path) -> tuple[str, ...]:
         """Fetch the timings of all earlier builds."""
@@ -125,10 +166,18 @@ class MlflowStage:
     """
 
     def __init__(
-        self, recorder: MlflowRecorder, *, run_id: str, parents: Sequence[str], line: list[str]
+        self,
+        recorder: MlflowRecorder,
+        name: str,
+        *,
+        run_id: str,
+        parents: Sequence[str],
+        line: list[str],
     ) -> None:
+        self._name = name
         self.run_id = run_id
         self.line = line
+        self.result = StageResult()
         self._recorder = recorder
         self._parents = parents
 
@@ -136,6 +185,10 @@ class MlflowStage:
         """Log a value of `tracking.recorder`, or a stage's report as JSON, HTML and tags."""
         add_value(self.line, value)
         match value:
+            case Reused():
+                self._link(value)
+            case NotReusable(reason=reason):
+                self._set_tags({"e2eai.not_reusable": reason})
             case Output():
                 self._log_output(value)
             case Fp32Nodes(nodes=nodes):
@@ -149,8 +202,20 @@ class MlflowStage:
             case _:
                 self._log_report(value)
 
+    def _link(self, reused: Reused) -> None:
+        """Link the result of an earlier run, and name that on this run."""
+        self._recorder.reused[self._name] = reused
+        tags = {REUSED_FROM: reused.sentence}
+        if reused.model_id not in (None, self.result.model_id):
+            link_output(self.run_id, str(reused.model_id))
+            tags[EXISTING] = str(reused.model_id)
+        self._set_tags(tags)
+
     def _log_report(self, report: Any) -> None:
+        self.result = dataclasses.replace(self.result, report=to_json(report))
         match report:
+            case MachineEvidence():
+                pass
             case ExportReport():
                 self._log_text("export.json", to_json(report))
                 self._set_tags(export_tags(report))
@@ -197,6 +262,8 @@ class MlflowStage:
         A graph of another stage is another model even if it has the same digest: a plan that
         changes nothing is a stage too.
         """
+        from mlflow import MlflowClient
+
         artifact, recorder = output.artifact, self._recorder
         name = f"{recorder.name}-{suffix_of(artifact)}"
         if isinstance(artifact, EngineArtifact):
@@ -219,6 +286,10 @@ class MlflowStage:
                 },
             )
         self._log_build(artifact, tags)
+        model = MlflowClient().get_logged_model(recorder.models[artifact.sha256])
+        self.result = dataclasses.replace(
+            self.result, model_id=model.model_id, mlmodel_sha256=model.tags.get(MLMODEL_SHA256)
+        )
 
     def _log_build(self, artifact: OnnxArtifact | EngineArtifact, tags: Mapping[str, str]) -> None:
         """Log tags, and the build settings of an engine that are not the default as parameters."""
@@ -235,6 +306,8 @@ class MlflowStage:
         """Log the numbers on the run and on the model, batch sizes as steps."""
         evidence = measurement.evidence
         self._log_text("evidence.json", to_json(evidence))
+        plain = dataclasses.replace(evidence, worth=None, lost_at=None)
+        self.result = dataclasses.replace(self.result, report=to_json(plain))
         metrics = {**parity_metrics(evidence), **start_metrics(evidence)}
         if evidence.worth is not None:
             metrics |= evidence.worth.metrics

@@ -15,17 +15,26 @@ import numpy as np
 from mlflow_e2eai import bundle
 from mlflow_e2eai.artifacts import libraries
 from mlflow_e2eai.artifacts.arrays import save_arrays
-from mlflow_e2eai.artifacts.files import parse_json, to_json
+from mlflow_e2eai.artifacts.files import parse_json, sha256_of, to_json
 from mlflow_e2eai.artifacts.values import EngineArtifact, OnnxArtifact, Tensors, TensorSpec
 from mlflow_e2eai.artifacts.weight_files import link
+from mlflow_e2eai.bundle.digests import write_digests
 from mlflow_e2eai.engine.request import key_of
 from mlflow_e2eai.errors import ArtifactError
 from mlflow_e2eai.evaluation.bisection.search import Bisection
 from mlflow_e2eai.runtime.termination import reason_of
 from mlflow_e2eai.tracking.downloads import fetch_text
-from mlflow_e2eai.tracking.lineage import ARTIFACT, ERROR, SHA256, fetch, link_output, tag_model
+from mlflow_e2eai.tracking.lineage import (
+    ARTIFACT,
+    ERROR,
+    MLMODEL_SHA256,
+    SHA256,
+    fetch,
+    link_output,
+    tag_model,
+)
 from mlflow_e2eai.tracking.metrics import log_metrics
-from mlflow_e2eai.tracking.server import failure_logged
+from mlflow_e2eai.tracking.server import address, failure_logged
 from mlflow_e2eai.tracking.store.artifact_store import KEY
 
 if TYPE_CHECKING:
@@ -81,6 +90,8 @@ def log_artifact(
 
     with failure_logged(run_id, log_failure), tempfile.TemporaryDirectory() as folder:
         _lay_out(artifact, Path(folder), model, run_id, example)
+        digest = sha256_of(Path(folder, "MLmodel"))
+        _mlflow.set_model_tags(model.model_id, {MLMODEL_SHA256: digest}, address())
         _mlflow.upload(model, Path(folder))
     client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
     return str(model.model_id)
@@ -117,7 +128,9 @@ def _lay_out(
     if is_graph:
         # As mlflow.onnx writes, but not as a runnable model: this is a stage, the bundle runs.
         meta.add_flavor("onnx", onnx_version=onnx.__version__, data=file, code=None)
-    meta.add_flavor("mlflow_e2eai", artifact=ARTIFACT, stage=stage_of(artifact))
+    meta.add_flavor(
+        "mlflow_e2eai", artifact=ARTIFACT, stage=stage_of(artifact), digests=write_digests(folder)
+    )
     meta.save(folder / "MLmodel")
 
 

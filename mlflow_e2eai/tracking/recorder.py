@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
@@ -23,7 +24,7 @@ from mlflow_e2eai.evaluation.evidence import Evidence, MachineEvidence, Span
 from mlflow_e2eai.latency.report import LatencyReport
 
 Log: TypeAlias = Callable[[Any], None]
-"""Logs one value of a stage: one of the five below, or the stage's report."""
+"""Logs one value of a stage: one of those below, or the stage's report."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,11 +72,67 @@ class KernelTimings:
     fetched: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reused:
+    """The result of an earlier run, in place of which nothing is done again.
+
+    Attributes:
+        run_id: That run.
+        ended_at: When it ended, see `evaluation.evidence.now_text`.
+        report: The report of its stage; None where it has none.
+        artifact: Its artifact, fetched and verified; None where it has none.
+        example: The input example under the names of the artifact.
+        model_id: The model of the artifact; None where it has none.
+    """
+
+    run_id: str
+    ended_at: str
+    report: Any = None
+    artifact: OnnxArtifact | EngineArtifact | None = None
+    example: Tensors = field(default_factory=dict)
+    model_id: str | None = None
+
+    @property
+    def sentence(self) -> str:
+        """Where it is from, and how old it is."""
+        return f"reused from run {self.run_id}, {age_text(self.ended_at)} old"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NotReusable:
+    """A stage that is done anew each time, with the reason."""
+
+    reason: str
+
+    @property
+    def sentence(self) -> str:
+        """The reason as words of a line."""
+        return f"anew each time, as {self.reason}"
+
+
+def age_text(then: str) -> str:
+    """The time since a moment, in its largest unit."""
+    seconds = (datetime.now(UTC) - datetime.fromisoformat(then)).total_seconds()
+    for unit, size in (("day", 86400), ("hour", 3600), ("minute", 60)):
+        if (count := int(seconds // size)) > 0:
+            return f"{count} {unit}{'' if count == 1 else 's'}"
+    return f"{max(int(seconds), 0)} s"
+
+
 class Recorder(Protocol):
     """Logs the values of stages."""
 
+    @property
+    def reused(self) -> Mapping[str, Reused]:
+        """Results of earlier runs, by the stage in whose place they were logged."""
+
     def stage(
-        self, name: str, *, inputs: Sequence[str], span: Span | None = None
+        self,
+        name: str,
+        *,
+        inputs: Sequence[str],
+        span: Span | None = None,
+        key: str | None = None,
     ) -> AbstractContextManager[Log]:
         """A stage; it ends with the block, also on an error.
 
@@ -83,13 +140,24 @@ class Recorder(Protocol):
             name: Its name.
             inputs: Digests of the artifacts that it reads.
             span: When its work was done; None for that of the block.
+            key: The digest of all that its result depends on, by which it is found again; None
+                where that is not known.
         """
 
 
 class EngineCache(Protocol):
-    """Finds engines and timings of earlier builds."""
+    """Finds the results of earlier runs: of stages, engines and timings of builds."""
 
-    def get(self, key: str, *, folder: Path) -> EngineArtifact | None:
+    def find(self, key: str, report: type[Any], *, folder: Path) -> Reused | None:
+        """Fetch the result of a stage with this key into a folder, verified; None without one.
+
+        Args:
+            key: See `Recorder.stage`.
+            report: The kind of its report.
+            folder: A folder for its files; created if missing.
+        """
+
+    def get(self, key: str, *, folder: Path) -> Reused | None:
         """Fetch an engine with this key (see `engine.key_for`) into a folder; None without one."""
 
     def get_timings(self, key: str, *, folder: Path) -> tuple[str, ...]:
@@ -133,9 +201,11 @@ class MemoryRecorder:
 
     Attributes:
         values: Each value after the name of its stage.
+        reused: Nothing: a list has no earlier runs.
     """
 
     values: list[tuple[str, Any]] = field(default_factory=list)
+    reused: dict[str, Reused] = field(default_factory=dict)
 
     @contextmanager
     def stage(self, name: str, **_: Any) -> Iterator[Log]:

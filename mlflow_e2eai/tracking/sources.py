@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import json
 import logging
-import shutil
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +28,7 @@ from mlflow_e2eai.errors import ArtifactError, InvalidInputError, TrackingError,
 from mlflow_e2eai.evaluation.data import EvaluationData, read_evaluation, save_evaluation
 from mlflow_e2eai.pytorch import operators as custom
 from mlflow_e2eai.pytorch import pytree
-from mlflow_e2eai.pytorch.consent import Consent, permit, require_consent
+from mlflow_e2eai.pytorch.consent import Consent, require_consent
 from mlflow_e2eai.pytorch.flat_module import (
     flatten_module,
     input_tree,
@@ -38,10 +38,10 @@ from mlflow_e2eai.pytorch.flat_module import (
 )
 from mlflow_e2eai.pytorch.module import evaluation_mode, module_of
 from mlflow_e2eai.pytorch.pytree import Tree
-from mlflow_e2eai.pytorch.state import state_restored
 from mlflow_e2eai.runtime.progress import timed_stage
 from mlflow_e2eai.tracking.lineage import ASSUMED, STAGE, fetch
 from mlflow_e2eai.tracking.models import signature_of
+from mlflow_e2eai.tracking.store.logged_sources import log_saved, saved_source
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
@@ -68,6 +68,7 @@ def log_source(
     operators: Sequence[custom.Operator] = (),
     operator_libraries: Sequence[Path] = (),
     evaluation: EvaluationData | None = None,
+    fresh: bool = False,
 ) -> str:
     """Log a PyTorch model by mlflow.pytorch, with the inputs of later stages.
 
@@ -87,12 +88,12 @@ def log_source(
         operator_libraries: Libraries of operators, logged with the model and their digests.
         evaluation: Data that are logged with the model for `evaluate`, if they are small enough;
             the code of metrics is not.
+        fresh: Log it although there is one of the same files, which else is linked.
 
     Returns:
         Its id.
     """
     import torch
-    from mlflow.models import Model
 
     module, example = flatten_module(model, input_example)
     logged, tree = module_of(model), input_tree(module, example)
@@ -126,53 +127,18 @@ def log_source(
             digests = {library.path.name: library.sha256 for library in described}
             Path(folder, _LIBRARIES).write_text(json.dumps(digests), encoding="utf-8")
             files += [str(Path(folder, _LIBRARIES)), *(str(library.path) for library in described)]
-        info = Model.log(
-            artifact_path=None,
-            name=name,
-            flavor=_PyTorchFlavor,
-            run_id=run_id,
-            model_type="pytorch",
-            tags={STAGE: "source"} | ({ASSUMED: assumed} if assumed else {}),
+        with saved_source(
+            scripted=isinstance(logged, torch.jit.ScriptModule),
             pytorch_model=logged,
             signature=signature,
             # pt2 has neither nested arguments nor constants, nor operators by `symbolic`.
             input_example=example if tree.is_plain and not functions else None,
             extra_files=files,
-            validate_serving_input=False,
-        )
-        line.append(name)
-    return str(info.model_id)
-
-
-class _PyTorchFlavor:
-    """mlflow.pytorch, in pt2 where that works, else pickled; one LoggedModel either way."""
-
-    @staticmethod
-    def save_model(path: str, mlflow_model: Any, **kwargs: Any) -> None:
-        import mlflow.pytorch
-        import torch
-
-        kwargs.pop("validate_serving_input", None)
-        arrays = tuple((kwargs.pop("input_example") or {}).values())
-        example = arrays[0] if len(arrays) == 1 else arrays
-        common = {**kwargs, "path": path, "mlflow_model": mlflow_model}
-        common["pip_requirements"] = [f"torch=={torch.__version__.partition('+')[0]}"]
-        module = kwargs["pytorch_model"]
-        if arrays and not isinstance(module, torch.jit.ScriptModule):
-            try:
-                # Export has warnings of its own about the model.
-                with warnings.catch_warnings(action="ignore"), state_restored(module):
-                    mlflow.pytorch.save_model(
-                        **common, input_example=example, serialization_format="pt2"
-                    )
-            except Exception as error:  # noqa: BLE001 - torch.export may raise anything
-                _log.debug("Logged as a pickle, because torch.export cannot save it: %s", error)
-                shutil.rmtree(path, ignore_errors=True)
-                mlflow_model.saved_input_example_info = None  # it went with the folder
-            else:
-                return
-        mlflow.pytorch.save_model(**common, serialization_format="pickle")
-        permit(Path(path, "data", "model.pth"))
+        ) as saved:
+            tags = {STAGE: "source"} | ({ASSUMED: assumed} if assumed else {})
+            model_id, reused = log_saved(saved, name=name, run_id=run_id, tags=tags, fresh=fresh)
+        line += [name, *reused]
+    return model_id
 
 
 def _companions(
@@ -217,21 +183,26 @@ def _log_dataset(inputs: Tensors, labels: Array | None, run_id: str) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoggedSource:
-    """A PyTorch LoggedModel, loaded, with the values that were logged with it.
+    """A PyTorch LoggedModel, downloaded, with the values that were logged with it.
 
     Attributes:
-        model: The module, ScriptModule or ExportedProgram.
-        input_example: The one that was logged, else MLflow's own, else one from the signature.
+        load: Loads the module, ScriptModule or ExportedProgram, once.
+        structure: Makes the input example: the one that was logged, else MLflow's own, else one
+            from the signature.
+        arrays: The arrays of the one that was logged, by name; None where it is another.
         dynamic_axes: None where none were logged.
         samples_at: Examples at other sizes.
         operators: Implementations of operators.
         libraries: Libraries of operators.
         evaluation: None where no data were logged.
         assumptions: What the example and the axes assume; see `GeneratedExample`.
+        folder: The downloaded files.
     """
 
-    model: Any
-    input_example: Any
+    load: Callable[[], Any]
+    structure: Callable[[], Any]
+    folder: Path
+    arrays: Tensors | None = None
     dynamic_axes: DynamicAxes | None = None
     samples_at: tuple[Tensors, ...] = ()
     operators: tuple[custom.Operator, ...] = ()
@@ -239,35 +210,51 @@ class LoggedSource:
     evaluation: EvaluationData | None = None
     assumptions: tuple[str, ...] = ()
 
+    @property
+    def model(self) -> Any:
+        """The module, ScriptModule or ExportedProgram."""
+        return self.load()
+
+    @property
+    def input_example(self) -> Any:
+        """An example of its inputs, in their structure."""
+        return self.structure()
+
 
 def fetch_source(
     model: LoggedModel, folder: Path, *, allow_pickle: Consent = False
 ) -> LoggedSource:
-    """Load a PyTorch LoggedModel with the values that were logged with it.
+    """Download a PyTorch LoggedModel with the values that were logged with it.
 
     Code of its author runs where `allow_pickle` allows it: see `require_consent`.
 
     Raises:
-        TrackingError: It is no PyTorch model, or has neither an example nor a signature.
-        InvalidInputError: It would run code that is not allowed.
+        TrackingError: It is no PyTorch model, or has neither an example nor a signature. Where the
+            example was logged, that is found when the model is loaded.
+        InvalidInputError: It would run code that is not allowed; that, too.
     """
     path = fetch(model, folder)
-    module = _load_module(model, path, allow_pickle)
+    load = functools.cache(functools.partial(_load_module, model, path, allow_pickle))
     extra = path / "extra_files"
     if not (extra / bundle.EXAMPLE).is_file():
+        module = load()
         example = _mlflow_example(path)
         if example is not None:
-            return LoggedSource(model=module, input_example=example)
+            return LoggedSource(load=load, structure=lambda: example, folder=path)
         generated = _generate_example(path, model, module)
         return LoggedSource(
-            model=module,
-            input_example=tuple(generated.values()),
+            load=load,
+            structure=lambda: tuple(generated.values()),
+            folder=path,
             assumptions=generated.assumptions,
         )
     operators = extra / _OPERATORS
+    arrays = bundle.read_example(extra)
     return LoggedSource(
-        model=module,
-        input_example=_read_structure(extra / _TREE, bundle.read_example(extra)),
+        load=load,
+        structure=functools.partial(_read_structure, extra / _TREE, arrays),
+        folder=path,
+        arrays=arrays,
         dynamic_axes=_read_axes(extra / _AXES),
         samples_at=load_several(extra / _SAMPLES) if (extra / _SAMPLES).is_file() else (),
         operators=custom.load(operators) if operators.is_file() else (),

@@ -14,7 +14,7 @@ from mlflow_e2eai.precision.stage import PrecisionReport
 from mlflow_e2eai.pytorch.stage import ExportReport
 from mlflow_e2eai.runtime.progress import timed_stage
 from mlflow_e2eai.surgery.report import SurgeryReport
-from mlflow_e2eai.tracking.recorder import Measurement, Output
+from mlflow_e2eai.tracking.recorder import Measurement, NotReusable, Output, Reused
 
 _MOST_BYTES = 64 << 20
 """Graphs up to this size are read for the number of their nodes: a choice, 0.1 s of reading."""
@@ -43,7 +43,7 @@ def add_value(line: list[str], value: Any) -> None:
         line[:0] = summarize(value)
 
 
-def summarize(value: Any) -> list[str]:
+def summarize(value: Any) -> list[str]:  # noqa: C901 - one for each kind of value
     """Describe a value that a stage logs; nothing for one that is a detail."""
     words: list[str] = []
     match value:
@@ -67,6 +67,8 @@ def summarize(value: Any) -> list[str]:
             words = [f"refused: {value.refused}"]
         case Measurement(evidence=evidence):
             words = [outcome(evidence)]
+        case Reused() | NotReusable():
+            words = [value.sentence]
     return words
 
 

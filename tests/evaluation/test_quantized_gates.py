@@ -19,7 +19,7 @@ from mlflow_e2eai.evaluation.gates import Gate
 from mlflow_e2eai.evaluation.quantized_gates import QUANTIZED_GATES, decide_quantized, is_retained
 from mlflow_e2eai.latency.report import Latency, LatencyFinding, LatencyReport
 from mlflow_e2eai.parity.comparison import compare
-from mlflow_e2eai.pipeline import stages
+from mlflow_e2eai.pipeline import variant_stages
 from mlflow_e2eai.report.page import html
 
 pytestmark = pytest.mark.usefixtures("on_threads")
@@ -187,7 +187,7 @@ def test_without_evaluation_data_it_is_refused_before_anything_is_made(precision
 
 def test_a_rejected_variant_is_not_in_the_bundle_and_its_evidence_is(tmp_path, monkeypatch):
     strict = [Gate(metric="quantized/gain_ratio", bound="at_most", limit=0.0)]
-    monkeypatch.setattr(stages, "QUANTIZED_GATES", strict)
+    monkeypatch.setattr(variant_stages, "QUANTIZED_GATES", strict)
     module = net()
     mlflow_e2eai.save_model(
         module,

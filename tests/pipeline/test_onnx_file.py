@@ -16,7 +16,7 @@ from mlflow_e2eai.cli import main
 from mlflow_e2eai.cli.results import DONE
 from mlflow_e2eai.errors import ArtifactError, InvalidInputError, RunnerError
 from mlflow_e2eai.evaluation.stage import evaluate
-from mlflow_e2eai.evaluation.variants import FILE
+from mlflow_e2eai.evaluation.variants import FILE, Reference
 from mlflow_e2eai.flavor import repackage
 from mlflow_e2eai.fleet import distributed
 from mlflow_e2eai.pipeline import jobs
@@ -165,7 +165,7 @@ def test_a_file_that_is_the_reference_is_timed_where_the_others_are(path, tmp_pa
 
     with onnxruntime_runner(raw.path) as itself:
         _, latency, _ = evaluate(
-            itself, [cleaned], [], example, name=FILE, raw=raw, timed=across_a_pipe
+            Reference(infer=itself, alone=across_a_pipe, name=FILE), [cleaned], [], example, raw=raw
         )
     assert FILE in [entry.name for entry in latency["opt"].variants]
 

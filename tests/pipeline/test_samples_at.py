@@ -17,7 +17,7 @@ from mlflow_e2eai.artifacts.example import (
 )
 from mlflow_e2eai.cli.main import main
 from mlflow_e2eai.errors import InvalidInputError
-from mlflow_e2eai.pipeline import jobs, stages
+from mlflow_e2eai.pipeline import jobs, variant_stages
 
 pytestmark = pytest.mark.usefixtures("on_threads")
 
@@ -144,13 +144,13 @@ def test_what_does_not_fit_is_refused_before_anything_is_made(store, given, word
 def evaluated(monkeypatch):
     """Samples that a variant is compared on, by kind, as `evaluate` gets them."""
     seen = []
-    evaluate = stages.evaluate
+    evaluate = variant_stages.evaluate
 
     def recording(reference, graphs, engines, example, **options):
         seen.append(others_of(example))
         return evaluate(reference, graphs, engines, example, **options)
 
-    monkeypatch.setattr(stages, "evaluate", recording)
+    monkeypatch.setattr(variant_stages, "evaluate", recording)
     return seen
 
 

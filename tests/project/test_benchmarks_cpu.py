@@ -26,3 +26,12 @@ def test_a_goal_that_mlflow_itself_keeps_out_of_reach_says_so(program):
     (line,) = program.goals({"a DataFrame of arrays": ways})
     assert "at least 3 times as fast as mlflow.onnx: does not hold, 2.00 times." in line
     assert line.endswith("A model that answers at once would be 2.50 times.")
+
+
+@pytest.mark.parametrize(
+    ("call_s", "process_s", "words"),
+    [(0.9, 4.9, ["holds", "holds"]), (1.1, 5.1, ["does not hold", "does not hold"])],
+)
+def test_a_rerun_may_take_a_twentieth_and_five_seconds(program, call_s, process_s, words):
+    lines = importlib.import_module("rerun").goals(20.0, call_s, process_s)
+    assert [line.split(": ")[2].partition(",")[0] for line in lines] == words

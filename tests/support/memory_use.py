@@ -27,7 +27,7 @@ def watched(pid, folder, *, large_bytes):
 
     def watch():
         while not done.wait(0.1):
-            seen.peak_bytes = max(seen.peak_bytes, sum(map(_pss_bytes, tree(pid))))
+            seen.peak_bytes = max(seen.peak_bytes, sum(map(pss_bytes, tree(pid))))
             seen.inodes |= set(_large(folder, large_bytes))
 
     thread = threading.Thread(target=watch)
@@ -55,7 +55,8 @@ def tree(pid):
     return found
 
 
-def _pss_bytes(pid):
+def pss_bytes(pid):
+    """Proportional set size of a process; 0 where it has ended."""
     try:
         text = Path(f"/proc/{pid}/smaps_rollup").read_text()
     except OSError:

@@ -1,4 +1,4 @@
-"""A graph that is logged already is linked, and keeps apart what differs."""
+"""A graph that is made anew and logged already is linked, and keeps apart what differs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("on_threads")
 
 
 def log(model, **options):
-    options = {"input_example": {"x": features()}, "dynamic_axes": AXES, **options}
+    options = {"input_example": {"x": features()}, "dynamic_axes": AXES, "fresh": True, **options}
     info = mlflow_e2eai.log_model(model, "net", evidence="quick", exporter="trace", **options)
     return tracking.resolve(info.model_uri)
 

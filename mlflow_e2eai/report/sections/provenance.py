@@ -44,6 +44,7 @@ def lineage_section(manifest: Manifest, origin: Origin) -> Section:
         "origin": origin,
         "location": list(location_of(origin)),
         "exported": [] if manifest.export is None else _export_rows(manifest.export),
+        "reused": [(name, sentence(where)) for name, where in manifest.reused.items()],
         "subject": manifest.subject,
         "source_model": manifest.source_model,
         "roots": roots,

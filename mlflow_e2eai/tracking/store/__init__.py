@@ -2,5 +2,8 @@
 
 artifact_store  graphs, engines and kernel timings that are logged already
 attempts        the process of a run, and its heartbeat
+logged_sources  PyTorch models as files, logged once
+source_digest   the content of a logged PyTorch model
+stage_results   results of stages by their keys
 leftovers       runs, models and temporary folders of dead processes
 """

@@ -26,7 +26,15 @@ from mlflow_e2eai.bundle.manifest import EXAMPLE
 from mlflow_e2eai.engine.request import key_of
 from mlflow_e2eai.engine.timing_cache import SUFFIX as TIMINGS_SUFFIX
 from mlflow_e2eai.errors import ArtifactError, TrackingError
-from mlflow_e2eai.tracking.lineage import ERROR, SHA256, STAGE, fetch_engine, fetch_graph
+from mlflow_e2eai.tracking.downloads import verify_logged_files
+from mlflow_e2eai.tracking.lineage import (
+    ERROR,
+    MLMODEL_SHA256,
+    SHA256,
+    STAGE,
+    fetch_engine,
+    fetch_graph,
+)
 from mlflow_e2eai.tracking.server import address, experiments
 
 if TYPE_CHECKING:
@@ -40,7 +48,7 @@ EXISTING = "e2eai.existing_model"
 """Tag of a run that logged no model: id of the one that was there, of the same content."""
 
 
-def find_engine(key: str, folder: Path) -> tuple[EngineArtifact, str] | None:
+def find_engine(key: str, folder: Path) -> tuple[EngineArtifact, LoggedModel] | None:
     """Fetch the newest finished engine with a key, from any experiment of the tracking server.
 
     One that cannot be fetched, or differs from its record, is skipped with a warning.
@@ -50,13 +58,13 @@ def find_engine(key: str, folder: Path) -> tuple[EngineArtifact, str] | None:
         folder: A folder for the engine; created if missing.
 
     Returns:
-        The engine, verified, and the id of its model; None if there is none.
+        The engine, verified, and its model; None if there is none.
     """
     for model in finished_models(KEY, key, experiments()):
         path = folder / str(model.model_id)
         path.mkdir(parents=True)
         try:
-            return _fetch(model, path, key), str(model.model_id)
+            return _fetch(model, path, key), model
         except (ArtifactError, TrackingError) as error:
             _warn("engine", model, error)
     return None
@@ -64,6 +72,7 @@ def find_engine(key: str, folder: Path) -> tuple[EngineArtifact, str] | None:
 
 def _fetch(model: LoggedModel, folder: Path, key: str) -> EngineArtifact:
     engine = fetch_engine(model, folder)
+    verify_logged_files(engine.path.parent, model.tags.get(MLMODEL_SHA256))
     if (own := key_of(engine)) != key:
         msg = f"it is the engine of another key, {own[:12]}…"
         raise ArtifactError(msg)
@@ -95,6 +104,7 @@ def find_graph(graph: OnnxArtifact, example: Tensors, *, name: str, run_id: str)
         with tempfile.TemporaryDirectory() as folder:
             try:
                 found = fetch_graph(model, Path(folder))
+                verify_logged_files(found.path.parent, model.tags.get(MLMODEL_SHA256))
                 stored = load_arrays(found.path.parent / EXAMPLE)
             except (ArtifactError, TrackingError) as error:
                 _warn("graph", model, error)
