@@ -25,6 +25,9 @@ FEW_ALIASES = 16
 """Of a file that a program wrote, which names what it repeats: they stand for 400 values at most
 for each that is written."""
 
+MOST_DIGITS = 400
+"""Of a number; those of a base of 60 take time that grows as their square."""
+
 # libyaml reads ten times as fast; a wheel of PyYAML has it.
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -59,7 +62,7 @@ def compose(
         line = "" if mark is None else f", line {mark.line + 1}"
         msg = f"{source}{line}: this is not YAML ({problem or reading_error(error)}); correct it."
         raise InvalidInputError(msg) from error
-    _check_keys(node, source)
+    _check_nodes(node, source)
     return node
 
 
@@ -78,12 +81,18 @@ def _check_events(text: str, source: str, aliases: int) -> None:
             raise InvalidInputError(msg)
 
 
-def _check_keys(node: yaml.Node | None, source: str) -> None:
-    """Refuse a mapping that has a key twice."""
+def _check_nodes(node: yaml.Node | None, source: str) -> None:
+    """Refuse a mapping that has a key twice, and numbers that nobody writes."""
     pending = [] if node is None else [node]
     while pending:
         each = pending.pop()
-        if isinstance(each, yaml.SequenceNode):
+        if isinstance(each, yaml.ScalarNode):
+            is_number = each.tag.endswith((":int", ":float"))
+            if is_number and len(each.value) > MOST_DIGITS:
+                line = each.start_mark.line + 1
+                msg = f"{source}, line {line}: a number of {len(each.value)} digits; shorten it."
+                raise InvalidInputError(msg)
+        elif isinstance(each, yaml.SequenceNode):
             pending += each.value
         elif isinstance(each, yaml.MappingNode):
             first: dict[Any, int] = {}
@@ -97,7 +106,7 @@ def _check_keys(node: yaml.Node | None, source: str) -> None:
                         )
                         raise InvalidInputError(msg)
                     first[key.value] = line
-                pending.append(value)
+                pending += [key, value]
 
 
 def plain(node: yaml.Node | None) -> Any:

@@ -13,7 +13,7 @@ from mlflow_e2eai.artifacts.files import sha256_of, to_json
 from mlflow_e2eai.bundle.manifest import Manifest
 from mlflow_e2eai.pipeline.keys import UNKNOWN, stage_key
 from mlflow_e2eai.pipeline.publish import describe_version, log_report, log_summary
-from mlflow_e2eai.tracking.store.stage_results import StageResult
+from mlflow_e2eai.tracking.store.stage_results import STAGE_KEY, StageResult, find_logged_model
 
 if TYPE_CHECKING:
     from mlflow.models import Model
@@ -47,15 +47,18 @@ def log_bundle(
         tempfile.TemporaryDirectory() as folder,
         recorder.stage("package", inputs=inputs, key=key) as stage,
     ):
-        found = None
+        found, existing = None, None
         if key is not None and not fresh:
             found = recorder.find(key, bundle.Manifest, folder=Path(folder))
+            existing = found.model_id if found else find_logged_model(key, Path(folder))
         if found is not None:
             stage(found)
+        if existing is not None:
             wait_s = arguments["await_registration_for"]
-            info = _link(str(found.model_id), run_id, step, registered_model_name, wait_s)
+            info = _link(existing, run_id, step, registered_model_name, wait_s)
         else:
             origin = {
+                **({} if key is None else {STAGE_KEY: key}),
                 tracking.STAGE: "package",
                 tracking.SHA256: sha256_of(path / bundle.MANIFEST),
                 **recorder.origin(manifest.graphs[0].sha256),
@@ -73,6 +76,7 @@ def log_bundle(
                 validate_serving_input=False,
                 **arguments,
             )
+        if found is None:
             tracking.link_output(stage.run_id, info.model_id, step=step)
             stage.result = StageResult(
                 model_id=str(info.model_id),

@@ -36,12 +36,12 @@ HOSTILE = {
 
 @pytest.mark.parametrize("what", HOSTILE)
 def test_a_hostile_text_is_read_or_refused_in_a_sentence_within_seconds(what, tmp_path):
-    began = time.monotonic()
+    began = time.process_time()
     try:
         yaml_nodes.load(HOSTILE[what], "file.yaml")
     except InvalidInputError as error:
         assert "\n" not in str(error)  # noqa: PT017 - some are harmless after all
-    assert time.monotonic() - began < 10
+    assert time.process_time() - began < 10
 
 
 READERS = {
@@ -57,11 +57,11 @@ def test_every_reader_of_a_users_file_refuses_it(reader, what, tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "file.yaml"
     path.write_bytes(HOSTILE[what].encode(errors="surrogatepass"))
-    began = time.monotonic()
+    began = time.process_time()
     with pytest.raises((InvalidInputError, ArtifactError)) as raised:
         READERS[reader](str(path))
     assert "\n" not in str(raised.value)
-    assert time.monotonic() - began < 10
+    assert time.process_time() - began < 10
     assert [each.name for each in tmp_path.iterdir()] == ["file.yaml"]
 
 

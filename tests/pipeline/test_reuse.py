@@ -16,7 +16,7 @@ from small_models import AXES, Net, features, labelled, net
 import mlflow_e2eai
 from mlflow_e2eai import Axis, tracking
 from mlflow_e2eai.evaluation.evidence import Evidence, MachineEvidence
-from mlflow_e2eai.flavor import api
+from mlflow_e2eai.flavor import api, logged_bundle
 from mlflow_e2eai.flavor.repackage import package
 from mlflow_e2eai.pipeline import earlier_runs, keys
 from mlflow_e2eai.precision.stage import PrecisionReport
@@ -149,6 +149,26 @@ def test_the_models_of_reused_stages_are_outputs_of_their_runs(logged):
 def test_fresh_does_everything_again(logged):
     log(fresh=True)
     assert done_anew(logged) == ALL
+
+
+def test_a_version_whose_run_died_before_its_report_is_taken_by_the_next(logged, monkeypatch):
+    def die(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(logged_bundle, "log_report", die)
+        with pytest.raises(KeyboardInterrupt):
+            log(registered_model_name="other")
+    (version,) = logged.search_model_versions("name = 'other'")
+    assert version.description is None
+    info = log(registered_model_name="other")
+    (version,) = logged.search_model_versions("name = 'other'")
+    assert info.model_id in version.source
+    assert version.description
+    (run,) = [run for run in children(logged) if run.info.run_name == "package"]
+    assert [each.model_id for each in run.outputs.model_outputs] == [info.model_id]
+    files = logged.list_artifacts(newest_parent(logged).info.run_id)
+    assert "report.html" in {file.path for file in files}
 
 
 def test_with_one_precision_more_only_its_stages_run(logged, monkeypatch):

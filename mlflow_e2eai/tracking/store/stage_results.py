@@ -19,15 +19,17 @@ from mlflow_e2eai.artifacts.values import Array, EngineArtifact, OnnxArtifact
 from mlflow_e2eai.bundle.manifest import EXAMPLE
 from mlflow_e2eai.errors import ArtifactError, E2EAIError, TrackingError, brief
 from mlflow_e2eai.tracking.downloads import fetch_text, verify_logged_files
-from mlflow_e2eai.tracking.lineage import STAGE, fetch, read_artifact, resolve
+from mlflow_e2eai.tracking.lineage import MLMODEL_SHA256, STAGE, fetch, read_artifact, resolve
 from mlflow_e2eai.tracking.recorder import Reused
 from mlflow_e2eai.tracking.server import experiments
+from mlflow_e2eai.tracking.store.artifact_store import finished_models
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel, Run
 
 STAGE_KEY = "e2eai.stage_key"
-"""Tag of a run that did a stage: the digest of all that its result depends on."""
+"""Tag of a run that did a stage: the digest of all that its result depends on. Also one of a
+bundle's model, which outlives a run that died before the end of the stage."""
 
 RESULT_SHA256 = "e2eai.result_sha256"
 """Tag of such a run: the digest of its `RESULT`."""
@@ -143,6 +145,24 @@ def _fetch_model(result: StageResult, folder: Path) -> tuple[LoggedModel, Path]:
     path = fetch(model, folder)
     verify_logged_files(path, result.mlmodel_sha256)
     return model, path
+
+
+def find_logged_model(key: str, folder: Path) -> str | None:
+    """Fetch and verify the newest finished model with a key, whose run may have died since.
+
+    Returns:
+        The model's id; None if there is none.
+    """
+    for model in finished_models(STAGE_KEY, key, experiments()):
+        model_id, sha256 = str(model.model_id), model.tags.get(MLMODEL_SHA256)
+        try:
+            _fetch_model(StageResult(model_id=model_id, mlmodel_sha256=sha256), folder / model_id)
+        except E2EAIError as error:
+            message = f"Model {model_id} cannot be reused: {brief(error)}"
+            warnings.warn(message, stacklevel=2)
+        else:
+            return model_id
+    return None
 
 
 def time_text(milliseconds: int) -> str:
