@@ -95,6 +95,14 @@ def test_a_link_leads_to_a_file(page):
         assert (page.parent / target).exists(), target
 
 
+@pytest.mark.parametrize("page", [ROOT / "docs" / "threat-model.md"], ids=lambda page: page.stem)
+def test_a_test_that_a_page_names_exists(page):
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", page.read_text(encoding="utf-8"))
+    assert named
+    for file, name in named:
+        assert f"\ndef {name}(" in (ROOT / file).read_text(encoding="utf-8"), name
+
+
 def test_every_guide_is_in_the_navigation():
     navigation = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"]
     listed = [name for entry in navigation for name in entry.values()]
