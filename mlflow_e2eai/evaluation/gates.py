@@ -137,8 +137,8 @@ class Verdict:
         passed: Whether the value is within it.
         severity: Whether it decides; see `Gate`.
         scope: The variants and the size that it is about, for people; empty where about all.
-        source: The variant, size and machine that the value is of, where it is of one; or who gave
-            an approval, and when.
+        source: The variant, size and machine that the value is of, where it is of one; who gave
+            an approval, and when; or what the number stands for.
         reason: Why it was not measured, or cannot be told; None where it can.
         remedy: What to do so that it can pass, as commands where there are any.
     """
@@ -309,6 +309,14 @@ def find_value(gate: Gate, values: Sequence[MetricValue]) -> MetricValue | None:
     return next(iter(unclear), choose(fitting, key=lambda value: value.value, default=None))
 
 
+_MEANINGS = {
+    "evidence/quick": "1 for evidence of the level quick",
+    "evidence/unverified": "1 for an export that was not compared with a PyTorch model",
+    "evidence/assumptions": "the number of assumptions about the inputs",
+}
+"""What numbers of a whole version stand for, where their names do not tell."""
+
+
 def _verdict(gate: Gate, found: MetricValue | None, values: Sequence[MetricValue]) -> Verdict:
     number = None if found is None else found.value
     return Verdict(
@@ -318,7 +326,7 @@ def _verdict(gate: Gate, found: MetricValue | None, values: Sequence[MetricValue
         passed=gate.passes(number),
         severity=gate.severity,
         scope=gate.scope,
-        source=None if found is None else found.source,
+        source=None if found is None else found.source or _MEANINGS.get(gate.metric),
         reason=_why_missing(gate, values) if found is None else found.reason,
     )
 

@@ -16,7 +16,7 @@ from mlflow_e2eai.promotion.metrics import totals
 from mlflow_e2eai.promotion.registry.actor import actor
 from mlflow_e2eai.promotion.registry.approvals import statements_of
 from mlflow_e2eai.promotion.registry.journal import journal
-from mlflow_e2eai.promotion.registry.record import DECIDED_BY, FILE
+from mlflow_e2eai.promotion.registry.record import DECIDED_BY, DECISION, FILE, WITHDRAWN
 from mlflow_e2eai.promotion.registry.timeline import ALIAS, REASON, Move, now_text, read_moves
 from mlflow_e2eai.report.background import AliasMove, Background, Before
 from mlflow_e2eai.report.formats import moment_text
@@ -24,14 +24,6 @@ from mlflow_e2eai.tracking.server import responds
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import RegisteredModel
-
-DECISION = "e2eai.decision"
-"""Tag of a version and of a run: ``promoted`` or ``rejected``.
-
-``withdrawn`` where the aliases could not be moved on a yes; of a run also ``superseded``.
-"""
-
-WITHDRAWN = "withdrawn"
 
 PREVIOUS = "e2eai.previous"
 """Tag of a version: the versions that had the aliases before."""

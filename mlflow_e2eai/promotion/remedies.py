@@ -32,6 +32,8 @@ def with_remedies(decision: Decision, manifest: Manifest, name: str, version: st
 
 def _remedy(verdict: Verdict, manifest: Manifest, name: str, version: str) -> str | None:
     again = _command("pipeline", f"models:/{name}/{version}", "--registered-model-name", name)
+    # Else the evidence that is there would be linked.
+    anew = f"{again} --evidence-days 0"
     metric, reason = verdict.metric, verdict.reason or ""
     if metric == UNMEASURED:
         capabilities = {engine.target.compute_capability for engine in unmeasured_engines(manifest)}
@@ -39,7 +41,7 @@ def _remedy(verdict: Verdict, manifest: Manifest, name: str, version: str) -> st
     if metric.startswith(REQUIRED):
         return _on_gpu(again, [metric.removeprefix(REQUIRED)])
     if reason == NOISY:
-        return f"Measure when the machine is quiet: {again}"
+        return f"Measure when the machine is quiet: {anew}"
     if reason.startswith("not comparable"):
         return (
             f"Measure both here, for this machine only: "
@@ -48,7 +50,7 @@ def _remedy(verdict: Verdict, manifest: Manifest, name: str, version: str) -> st
         )
     return {
         "evidence/quick": f"{again} --evidence standard",
-        "evidence/age_days": again,
+        "evidence/age_days": anew,
         "evidence/assumptions": "Log the model with input_example= and dynamic_axes=.",
         "evidence/unverified": "Log the PyTorch model, not its ONNX file.",
         "task/drop": None if verdict.found is not None else "Log the model with evaluation_data=.",

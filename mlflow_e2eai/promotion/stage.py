@@ -13,8 +13,6 @@ from mlflow_e2eai.fleet.job import Executor
 from mlflow_e2eai.promotion.challenge import Challenge, Outcome
 from mlflow_e2eai.promotion.challengers import Contest, promote_best
 from mlflow_e2eai.promotion.decision_run import (
-    DECISION,
-    WITHDRAWN,
     decision_run,
     end_rejected,
     supersede,
@@ -25,7 +23,7 @@ from mlflow_e2eai.promotion.gates_file import read_policy
 from mlflow_e2eai.promotion.policy import Policy
 from mlflow_e2eai.promotion.registry.lease import Lease, lease
 from mlflow_e2eai.promotion.registry.moves import finish, holders, move
-from mlflow_e2eai.promotion.registry.record import digest_of, last_record
+from mlflow_e2eai.promotion.registry.record import DECISION, WITHDRAWN, digest_of, last_record
 from mlflow_e2eai.promotion.registry.timeline import registered_model
 from mlflow_e2eai.promotion.remeasurement import Remeasurement
 from mlflow_e2eai.runtime.progress import reported_on_stderr, timed_stage

@@ -288,6 +288,11 @@ def test_evidence_that_is_too_old_is_measured_again(logged, monkeypatch):
     assert "convert fp16" not in done_anew(logged)
 
 
+def test_evidence_of_no_days_is_measured_again(logged):
+    log(evidence_days=0)
+    assert done_anew(logged) == {"evaluate", "package"}
+
+
 def test_a_pickled_model_is_exported_anew_and_the_reason_is_said(logged, monkeypatch, caplog):
     monkeypatch.setattr(torch.export, "export", lambda *_, **__: 1 / 0)
     log()

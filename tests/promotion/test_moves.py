@@ -125,8 +125,13 @@ def test_a_yes_that_could_not_be_carried_out_is_withdrawn(store, second, monkeyp
         assert "could not be moved: cut off" in tags["e2eai.reason"]
     assert run.info.status == "FAILED"
     assert "romoted" not in version.description
+    explained = mlflow_e2eai.explain("net", second).text()
+    assert explained.startswith(f"Version {second} of net: withdrawn for @champion")
+    assert "withdrawn: " in explained
+    assert "could not be moved: cut off" in explained
 
     assert mlflow_e2eai.promote("net", second, gates=FAST).promoted
+    assert mlflow_e2eai.explain("net", second).outcome == "promoted"
     version = store.get_model_version("net", second)
     assert version.tags["e2eai.decision"] == "promoted"
     assert "romoted" in version.description

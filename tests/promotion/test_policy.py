@@ -280,6 +280,15 @@ def test_each_gate_that_did_not_pass_comes_with_a_command():
     assert "--targets sm90" in advice[0]
 
 
+def test_evidence_that_is_too_old_is_to_be_measured_and_not_linked_again():
+    found = version(measured_at="2026-10-30T12:00:00+00:00")
+    decision = decide(found, at_most("evidence/age_days", 30))
+    (advice,) = with_remedies(decision, found, "digits", "7").remedies
+
+    assert advice.startswith("mlflow_e2eai pipeline models:/digits/7 ")
+    assert advice.endswith(" --evidence-days 0")
+
+
 def test_a_decision_that_passed_needs_no_advice():
     assert with_remedies(decide(version()), version(), "digits", "7").remedies == ()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import shlex
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ from mlflow_e2eai.errors import ArtifactError, TrackingError, brief
 from mlflow_e2eai.evaluation.gates import Decision, MetricValue, Verdict
 from mlflow_e2eai.promotion.policy import Policy
 from mlflow_e2eai.promotion.registry.actor import actor, host
-from mlflow_e2eai.promotion.registry.timeline import now_text
+from mlflow_e2eai.promotion.registry.timeline import REASON, now_text
 from mlflow_e2eai.report.formats import aliases_text, moment_text
 from mlflow_e2eai.tracking.console import quiet_mlflow
 from mlflow_e2eai.tracking.server import check_server
@@ -28,6 +29,14 @@ FORMAT_VERSION = 1
 
 1 (2026-12): the first with a version; before, the file aliases_then verdicts only.
 """
+
+DECISION = "e2eai.decision"
+"""Tag of a version and of a run: ``promoted`` or ``rejected``.
+
+``withdrawn`` where the aliases could not be moved on a yes; of a run also ``superseded``.
+"""
+
+WITHDRAWN = "withdrawn"
 
 DECIDED_BY = "e2eai.decision_run"
 """Tag of a version: the run of its last decision."""
@@ -73,6 +82,8 @@ class DecisionRecord(Summary):
         by: Who decided.
         host: The machine where that was.
         at: When, in UTC.
+        withdrawn: Why the aliases could not be moved on a yes; not in the file, but a tag of the
+            version.
     """
 
     format_version: int
@@ -89,6 +100,12 @@ class DecisionRecord(Summary):
     by: str
     host: str
     at: str
+    withdrawn: str | None = None
+
+    @property
+    def outcome(self) -> str:
+        """``promoted``, ``rejected`` or ``withdrawn``."""
+        return self.decision.outcome if self.withdrawn is None else WITHDRAWN
 
     @property
     def differences(self) -> tuple[str, ...]:
@@ -104,10 +121,9 @@ class DecisionRecord(Summary):
         return "\n".join(_lines(self))
 
     def _line(self) -> str:
-        outcome = self.decision.outcome
         aliases = aliases_text(self.aliases)
         version, at = self.challenger.version, moment_text(self.at)
-        return f"{self.name} {version} {outcome} for {aliases} at {at}"
+        return f"{self.name} {version} {self.outcome} for {aliases} at {at}"
 
     def _table(self) -> Table:
         return Verdict, self.decision.verdicts
@@ -228,13 +244,16 @@ def last_record(name: str, version: int | str) -> tuple[DecisionRecord, str]:
         )
         raise TrackingError(msg)
     try:
-        return read_record(run_id), run_id
+        record = read_record(run_id)
     except TrackingError as error:
         msg = (
             f"The decision about version {version} of {name!r} is no longer in run "
             f"{run_id}: {brief(error)}"
         )
         raise TrackingError(msg) from error
+    if found.tags.get(DECISION) == WITHDRAWN:
+        record = dataclasses.replace(record, withdrawn=found.tags.get(REASON, "not known why"))
+    return record, run_id
 
 
 def _differences(challenger: Contender, incumbent: Contender) -> list[str]:
@@ -263,13 +282,14 @@ def _differences(challenger: Contender, incumbent: Contender) -> list[str]:
 def _lines(record: DecisionRecord) -> list[str]:
     decision, challenger = record.decision, record.challenger
     aliases = aliases_text(record.aliases)
-    outcome = decision.outcome
     at = moment_text(record.at)
     lines = [
-        f"Version {challenger.version} of {record.name}: {outcome} for {aliases}",
+        f"Version {challenger.version} of {record.name}: {record.outcome} for {aliases}",
         f"  at {at}, by {record.by} on {record.host}, mlflow_e2eai {record.package_version}",
         f"  {_digests(challenger)}, gates {_short(record.policy_sha256)}",
     ]
+    if record.withdrawn is not None:
+        lines.append(f"  withdrawn: {record.withdrawn}")
     for incumbent in record.incumbents:
         aliases_then = aliases_text(incumbent.aliases)
         lines.append(
