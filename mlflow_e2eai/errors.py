@@ -9,6 +9,7 @@
     ├── EngineMismatchError                   an engine is for another GPU or version
     ├── RunnerError                           a model cannot be loaded or run here
     ├── ArtifactError                         a file is missing, changed or of an unknown format
+    ├── StorageError                          a file cannot be written: no room, no permission
     ├── TrackingError                         MLflow cannot be reached, or holds something else
     └── MissingDependencyError (ImportError)  a package is not installed
 
@@ -59,7 +60,12 @@ class E2EAIError(Exception):
     """The root: catch this to catch everything that this package raises on purpose.
 
     Its message goes to tags, logs and pages, so that it never holds a password or a token.
+
+    Attributes:
+        resumable: Whether the same call goes on from where it ended, once its surroundings work.
     """
+
+    resumable = False
 
     def __init__(self, message: str = "") -> None:
         super().__init__(without_secrets(message))
@@ -208,6 +214,12 @@ class ArtifactError(E2EAIError):
     """A file is missing, has changed since it was recorded, or has an unknown format."""
 
 
+class StorageError(E2EAIError):
+    """A file cannot be written: the disk is full, a limit is reached, or the user may not."""
+
+    resumable = True
+
+
 class TrackingError(E2EAIError):
     """MLflow could not be reached, or holds something other than what was requested.
 
@@ -215,9 +227,10 @@ class TrackingError(E2EAIError):
         lost: Whether the server stopped responding in the middle: nothing more is written there.
     """
 
-    def __init__(self, message: str, *, lost: bool = False) -> None:
+    def __init__(self, message: str, *, lost: bool = False, resumable: bool = False) -> None:
         super().__init__(message)
         self.lost = lost
+        self.resumable = lost or resumable
 
 
 class MissingDependencyError(E2EAIError, ImportError):

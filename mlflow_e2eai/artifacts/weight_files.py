@@ -121,10 +121,13 @@ def _try_hard_link(file: Path, path: Path) -> bool:
 
 def is_large(module: torch.nn.Module) -> bool:
     """Whether a module's weights will lie outside the graph's file."""
+    return weight_bytes(module) > external_data.EXTERNAL_BYTES
+
+
+def weight_bytes(module: torch.nn.Module) -> int:
+    """Bytes of a module's weights."""
     tensors = [*module.parameters(), *module.buffers()]
-    return (
-        sum(each.numel() * each.element_size() for each in tensors) > external_data.EXTERNAL_BYTES
-    )
+    return sum(each.numel() * each.element_size() for each in tensors)
 
 
 @contextmanager

@@ -21,6 +21,7 @@ import click
 from mlflow_e2eai._version import __version__
 from mlflow_e2eai.cli.verbs import VERBS, Verb, load
 from mlflow_e2eai.errors import E2EAIError, InvalidInputError, suggestion
+from mlflow_e2eai.runtime.storage import storage_error
 from mlflow_e2eai.runtime.termination import (
     INTERRUPTED,
     TERMINATED,
@@ -324,10 +325,11 @@ def reported_errors(words: Sequence[str] = ()) -> Iterator[None]:
             raise SystemExit(code) from None
         if not isinstance(error, Exception):
             raise
-        reason = log_project_failure(_usage_error(error))
+        reason = log_project_failure(storage_error(error) or _usage_error(error))
         if not isinstance(reason, E2EAIError):
             raise
-        print(f"{_NAME}: {reason}", file=sys.stderr)
+        going_on = _how_to_go_on(words) if reason.resumable else []
+        print(f"{_NAME}: {reason}", *going_on, file=sys.stderr, sep="\n")
         raise SystemExit(USAGE if isinstance(error, click.UsageError) else ERROR) from error
 
 

@@ -21,8 +21,10 @@ from mlflow_e2eai.engine.timing_cache import timings_key
 from mlflow_e2eai.errors import EngineBuildError, RunnerError
 from mlflow_e2eai.runtime.process import WorkerProcess
 from mlflow_e2eai.runtime.progress import steps
+from mlflow_e2eai.runtime.storage import storage_errors
 
 
+@storage_errors()
 def compile(
     source: OnnxArtifact,
     target: Target | str,

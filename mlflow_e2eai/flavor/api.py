@@ -30,6 +30,7 @@ from mlflow_e2eai.precision.quantize import check_calibrated
 from mlflow_e2eai.pytorch.operators.operator import Operator
 from mlflow_e2eai.pytorch.stage import DEFAULT_OPSET, Exporter
 from mlflow_e2eai.runtime.progress import reported_on_stderr
+from mlflow_e2eai.runtime.storage import storage_errors
 from mlflow_e2eai.surgery.plan import DEFAULT_PLAN
 from mlflow_e2eai.tracking import _mlflow
 from mlflow_e2eai.tracking.console import quiet_mlflow
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from mlflow.models.model import ModelInfo
 
 
+@storage_errors()
 def save_model(  # noqa: D417 - `log_model` describes the shared arguments
     model: Any,
     path: str | Path,

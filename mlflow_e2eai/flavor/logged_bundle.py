@@ -14,6 +14,7 @@ from mlflow_e2eai.bundle.manifest import Manifest
 from mlflow_e2eai.pipeline.keys import UNKNOWN, stage_key
 from mlflow_e2eai.pipeline.publish import describe_version, log_report, log_summary
 from mlflow_e2eai.tracking.store.stage_results import STAGE_KEY, StageResult, find_logged_model
+from mlflow_e2eai.tracking.store.uploads import log_with_flavor
 
 if TYPE_CHECKING:
     from mlflow.models import Model
@@ -38,8 +39,6 @@ def log_bundle(
 
     The other arguments are those of `log_model`, of MLflow's `Model.log` and of `save_model`.
     """
-    from mlflow.models import Model
-
     manifest = bundle.read(path)
     key = _key(manifest, path, recorder, registered_model_name, tags, model_id, arguments)
     inputs = [item.sha256 for item in manifest.files]
@@ -63,9 +62,8 @@ def log_bundle(
                 tracking.SHA256: sha256_of(path / bundle.MANIFEST),
                 **recorder.origin(manifest.graphs[0].sha256),
             }
-            info = Model.log(
-                artifact_path=None,
-                flavor=_TaggedFlavor(origin),
+            info = log_with_flavor(
+                _TaggedFlavor(origin),
                 run_id=run_id,
                 registered_model_name=registered_model_name,
                 tags=tags,

@@ -12,6 +12,7 @@ from mlflow_e2eai.bundle.model import Model
 from mlflow_e2eai.errors import InvalidInputError
 from mlflow_e2eai.flavor.follower import PREFIX, FollowedModel, parse_alias
 from mlflow_e2eai.promotion.contenders import version_at
+from mlflow_e2eai.runtime.storage import storage_errors
 from mlflow_e2eai.tracking.console import quiet_mlflow
 
 
@@ -42,6 +43,7 @@ def load_model(
 ) -> FollowedModel: ...
 
 
+@storage_errors()
 def load_model(
     model_uri: str,
     dst_path: str | None = None,

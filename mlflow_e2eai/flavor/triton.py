@@ -12,8 +12,10 @@ from mlflow_e2eai.artifacts.libraries import native_allowed
 from mlflow_e2eai.bundle.triton.models import models_of
 from mlflow_e2eai.bundle.triton.repository import _NAME, _write
 from mlflow_e2eai.errors import InvalidInputError, warn_caller
+from mlflow_e2eai.runtime.storage import storage_errors
 
 
+@storage_errors()
 def export_triton(
     model_uri: str,
     repository: str | Path,

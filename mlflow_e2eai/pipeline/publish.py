@@ -44,6 +44,7 @@ from mlflow_e2eai.tracking.mlflow_names import metric_name
 from mlflow_e2eai.tracking.mlflow_recorder import MlflowRecorder
 from mlflow_e2eai.tracking.runs import report_folder
 from mlflow_e2eai.tracking.server import address
+from mlflow_e2eai.tracking.store.uploads import log_files
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
@@ -118,7 +119,7 @@ def log_report(
         for file, content in _plots(to_json(manifest)).items():
             Path(folder, file).write_bytes(content)
         where = report_folder(run_id, "report.html", name)
-        client.log_artifacts(run_id, folder, where.rstrip("/") or None)
+        log_files(run_id, Path(folder), where.rstrip("/") or None)
     if decision is None:
         tag_model(model_id, {REPORT: f"{where}report.html"})
         log_summary(manifest, stages, run_id=run_id, model_id=model_id)

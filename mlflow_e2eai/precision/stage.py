@@ -37,6 +37,7 @@ from mlflow_e2eai.precision.half import (
 from mlflow_e2eai.precision.quantize import TYPES, quantize
 from mlflow_e2eai.precision.ranges import Fp32Node, Guarded, Reason, guard
 from mlflow_e2eai.runtime.isolation import isolated_onnxruntime
+from mlflow_e2eai.runtime.storage import storage_errors
 
 if TYPE_CHECKING:
     import onnx
@@ -85,6 +86,7 @@ class PrecisionReport(Summary):
         return Fp32Node, self.kept
 
 
+@storage_errors()
 def convert(
     source: OnnxArtifact,
     precision: Precision,

@@ -44,6 +44,7 @@ from mlflow_e2eai.pytorch.pytree import Tree
 from mlflow_e2eai.pytorch.references import References, check_repeatable
 from mlflow_e2eai.pytorch.verify import check_interface, check_numbers, frozen_at
 from mlflow_e2eai.runtime.ort import check_opset
+from mlflow_e2eai.runtime.storage import storage_errors
 
 if TYPE_CHECKING:
     import torch
@@ -141,6 +142,7 @@ class _Written(NamedTuple):
 
 
 @only_new_garbage()
+@storage_errors()
 def export(
     model: Any,
     input_example: Any,

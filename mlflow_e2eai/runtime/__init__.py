@@ -10,6 +10,7 @@ isolation    runners in worker processes
 progress     progress bars
 termination  Ctrl-C and SIGTERM as exceptions
 scratch      temporary files of a process in one folder
+storage      folders that cannot be written to
 
 Native code runs in a process of its own: a crash, a hang or a kill for memory ends that process,
 and reaches the caller as a `RunnerError` that names the call. Comparisons run in the worker too, so

@@ -50,7 +50,9 @@ class WorkerProcess:
         with ExitStack() as stack:
             self._log = stack.enter_context(tempfile.TemporaryFile())
             shared = stack.enter_context(tempfile.TemporaryFile())
-            shared.truncate(ProgressNote.SIZE)
+            # A hole would end this process (SIGBUS) where it is filled on a full disk.
+            shared.write(bytes(ProgressNote.SIZE))
+            shared.flush()
             self._note = ProgressNote(shared.fileno())
             self._connection, other_end = Pipe()
             with other_end:

@@ -57,10 +57,10 @@ def interruption_of(error: BaseException) -> KeyboardInterrupt | SystemExit | No
     A library that is interrupted while it is imported raises an ImportError.
     """
     exits = (KeyboardInterrupt, SystemExit)
-    return next((each for each in _causes(error) if isinstance(each, exits)), None)
+    return next((each for each in causes(error) if isinstance(each, exits)), None)
 
 
-def _causes(error: BaseException) -> Iterator[BaseException]:
+def causes(error: BaseException) -> Iterator[BaseException]:
     """The error, what it was raised from, and so on."""
     seen: BaseException | None = error
     while seen is not None:
@@ -75,7 +75,7 @@ def release_frames(error: BaseException) -> None:
     """
     if interruption_of(error) is None:
         return
-    for each in _causes(error):
+    for each in causes(error):
         traceback.clear_frames(each.__traceback__)
     gc.collect(1)  # SQLAlchemy's results refer to themselves; what is so young is found at once
 

@@ -23,6 +23,7 @@ from mlflow_e2eai.artifacts.values import Array, Infer, OnnxArtifact, Tensors
 from mlflow_e2eai.artifacts.weight_files import staging_path, weights_linked
 from mlflow_e2eai.errors import ArtifactError, RunnerError, SurgeryError
 from mlflow_e2eai.runtime.isolation import isolated_onnxruntime
+from mlflow_e2eai.runtime.storage import storage_errors
 from mlflow_e2eai.surgery import interface
 from mlflow_e2eai.surgery.interface import Interface
 from mlflow_e2eai.surgery.mapping import full_reference, input_mapper
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 
 @only_new_garbage()
+@storage_errors()
 def clean(
     source: OnnxArtifact,
     plan: Sequence[Step] = DEFAULT_PLAN,

@@ -8,11 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
-from mlflow.entities import LoggedModel
 from mlflow.exceptions import MlflowException
 from mlflow.models.utils import _save_example as save_example
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
-from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.tracking._model_registry.client import ModelRegistryClient
 from mlflow.tracking._tracking_service.client import TrackingServiceClient
 from mlflow.tracking.artifact_utils import (
@@ -100,7 +98,6 @@ __all__ = [
     "request_health",
     "save_example",
     "set_model_tags",
-    "upload",
     "validate_alias",
     "validate_alias_is_free",
     "validate_and_copy_code_paths",
@@ -109,6 +106,9 @@ __all__ = [
     "validate_registered_model_name",
 ]
 
+
+_AWAY = (502, 503, 504)
+"""Statuses by which a gateway says that the server behind it does not respond."""
 
 _MLMODEL_CHARACTERS = 1 << 20
 """An MLmodel file with 10,000 columns in its signature has three quarters of it."""
@@ -153,11 +153,6 @@ def set_model_tags(model_id: str, tags: Mapping[str, str], tracking_uri: str) ->
     TrackingServiceClient(tracking_uri).set_logged_model_tags(model_id, dict(tags))
 
 
-def upload(model: LoggedModel, folder: Path) -> None:
-    """Put files into a LoggedModel; MlflowClient would request their location."""
-    get_artifact_repository(model.artifact_location).log_artifacts(str(folder))
-
-
 def is_generated_name(name: str) -> bool:
     """Whether MLflow made up a run's name, such as ``marvelous-zebra-619``."""
     predicate, _, rest = name.partition("-")
@@ -174,10 +169,10 @@ def request_health(uri: str, *, retries: int | None, timeout_s: float | None) ->
         timeout_s: Seconds to wait for a response; None for MLflow's own setting.
 
     Raises:
-        mlflow.exceptions.MlflowException: There is no response. Any response is enough, also a
-            refusal.
+        mlflow.exceptions.MlflowException: There is no response of the server. Any is enough, also a
+            refusal, but for those of a gateway that does not reach it.
     """
-    http_request(
+    response = http_request(
         get_default_host_creds(uri),
         "/health",
         "GET",
@@ -185,6 +180,9 @@ def request_health(uri: str, *, retries: int | None, timeout_s: float | None) ->
         timeout=timeout_s,
         raise_on_status=False,
     )
+    if response.status_code in _AWAY:
+        msg = f"status {response.status_code} {response.reason}"
+        raise MlflowException(msg)
 
 
 def account() -> str | None:

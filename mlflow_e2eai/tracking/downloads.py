@@ -22,7 +22,7 @@ from mlflow_e2eai.bundle.digests import DIGESTS, read_digests, verify_digests, v
 from mlflow_e2eai.bundle.manifest import FOLDER, MANIFEST
 from mlflow_e2eai.errors import ArtifactError, TrackingError
 from mlflow_e2eai.tracking.lineage import MLMODEL_SHA256, SHA256, fetch, is_uri, resolve
-from mlflow_e2eai.tracking.server import address
+from mlflow_e2eai.tracking.server import address, complete_download
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
@@ -69,7 +69,9 @@ class ModelFiles:
         self._repository = get_artifact_repository(str(uri))
         target = None if directory is None else str(directory)
         try:
-            self.directory = Path(self._repository.download_artifacts("MLmodel", target)).parent
+            self.directory = Path(
+                complete_download(lambda: self._repository.download_artifacts("MLmodel", target))
+            ).parent
         except MlflowException as error:
             msg = f"There is no MLflow model at {uri}: {error.message}"
             raise MlflowException(msg, error_code=ErrorCode.Value(error.error_code)) from error
@@ -125,7 +127,9 @@ class ModelFiles:
         if not self._is_copied and (self.directory / path).exists():
             return
         try:
-            self._repository.download_artifacts(path, str(self.directory))
+            complete_download(
+                lambda: self._repository.download_artifacts(path, str(self.directory))
+            )
         except (MlflowException, OSError) as error:
             reason = (
                 str(error).strip().splitlines()[-1]
@@ -325,7 +329,13 @@ def fetch_text(uri: str) -> str:
         return read_text(Path(uri))
     try:
         with tempfile.TemporaryDirectory() as folder:
-            return read_text(Path(mlflow.artifacts.download_artifacts(uri, dst_path=folder)))
+            return read_text(
+                Path(
+                    complete_download(
+                        lambda: mlflow.artifacts.download_artifacts(uri, dst_path=folder)
+                    )
+                )
+            )
     except (MlflowException, OSError) as error:
         msg = f"{uri} cannot be downloaded, with MLflow at {address()}: {error}; check the path."
         raise TrackingError(msg) from error

@@ -19,7 +19,12 @@ from mlflow_e2eai.artifacts.files import from_json, read_bytes, verify
 from mlflow_e2eai.artifacts.values import EngineArtifact, OnnxArtifact
 from mlflow_e2eai.artifacts.weight_files import verify_graph
 from mlflow_e2eai.errors import ArtifactError, InvalidInputError, TrackingError, brief
-from mlflow_e2eai.tracking.server import address, check_server, lookups_are_cached
+from mlflow_e2eai.tracking.server import (
+    address,
+    check_server,
+    complete_download,
+    lookups_are_cached,
+)
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
@@ -241,8 +246,9 @@ def fetch(model: LoggedModel, folder: Path) -> Path:
 
     try:
         # By its URI MLflow would request the model once more.
+        place, target = model.artifact_location, str(folder)
         return Path(
-            mlflow.artifacts.download_artifacts(model.artifact_location, dst_path=str(folder))
+            complete_download(lambda: mlflow.artifacts.download_artifacts(place, dst_path=target))
         )
     except (MlflowException, OSError) as error:
         msg = f"The files of model {model.model_id} cannot be downloaded from {address()}: {error}"

@@ -11,8 +11,9 @@ from mlflow_e2eai.errors import TrackingError
 from mlflow_e2eai.tracking.lineage import STAGE, resolve
 from mlflow_e2eai.tracking.mlflow_names import model_name
 from mlflow_e2eai.tracking.runs import run
-from mlflow_e2eai.tracking.server import check_server, failure_logged
+from mlflow_e2eai.tracking.server import check_server, complete_download, failure_logged
 from mlflow_e2eai.tracking.store.artifact_store import finished_models
+from mlflow_e2eai.tracking.store.uploads import upload
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
@@ -63,7 +64,9 @@ def resolve_source(uri: str) -> LoggedModel:
         return known[0]
     with tempfile.TemporaryDirectory() as folder:
         try:
-            path = Path(mlflow.artifacts.download_artifacts(uri, dst_path=folder))
+            path = Path(
+                complete_download(lambda: mlflow.artifacts.download_artifacts(uri, dst_path=folder))
+            )
         except (MlflowException, OSError) as error:
             msg = f"The files of {uri}, a model of MLflow 2, cannot be downloaded: {error}"
             raise TrackingError(msg) from error
@@ -74,8 +77,6 @@ def _log_copy(uri: str, path: Path) -> LoggedModel:
     import mlflow
     from mlflow import MlflowClient
     from mlflow.entities import LoggedModelStatus
-
-    from mlflow_e2eai.tracking import _mlflow
 
     name = model_name(uri.partition(":/")[2].strip("/").partition("/")[0])
     with run(f"copy {name}", nested=True, tags={STAGE: "copy"}) as run_id:
@@ -91,7 +92,7 @@ def _log_copy(uri: str, path: Path) -> LoggedModel:
             client.finalize_logged_model(model.model_id, LoggedModelStatus.FAILED)
 
         with failure_logged(run_id, fail):
-            _mlflow.upload(model, path)
+            upload(model, path)
         done = client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
     _log.info("%s is of MLflow 2; its copy is models:/%s", uri, model.model_id)
     return done

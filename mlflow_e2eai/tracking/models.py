@@ -36,6 +36,7 @@ from mlflow_e2eai.tracking.lineage import (
 from mlflow_e2eai.tracking.metrics import log_metrics
 from mlflow_e2eai.tracking.server import address, failure_logged
 from mlflow_e2eai.tracking.store.artifact_store import KEY
+from mlflow_e2eai.tracking.store.uploads import upload
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
@@ -92,7 +93,7 @@ def log_artifact(
         _lay_out(artifact, Path(folder), model, run_id, example)
         digest = sha256_of(Path(folder, "MLmodel"))
         _mlflow.set_model_tags(model.model_id, {MLMODEL_SHA256: digest}, address())
-        _mlflow.upload(model, Path(folder))
+        upload(model, Path(folder))
     client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
     return str(model.model_id)
 

@@ -21,7 +21,7 @@ from mlflow_e2eai.runtime.termination import interruption_of, raised_on_sigterm,
 from mlflow_e2eai.tracking.lineage import ERROR, PARENT_RUN, link_inputs, tag_model
 from mlflow_e2eai.tracking.mlflow_names import metric_name
 from mlflow_e2eai.tracking.remote_jobs import inherited_context
-from mlflow_e2eai.tracking.server import address, check_server, failure_logged
+from mlflow_e2eai.tracking.server import address, check_server, failed_request, failure_logged
 from mlflow_e2eai.tracking.store.attempts import attend_to, process_tags, with_heartbeat
 from mlflow_e2eai.tracking.store.leftovers import tidy_before_run
 
@@ -378,7 +378,7 @@ def log_project_failure(error: BaseException) -> BaseException:
     if (exceptions := sys.modules.get("mlflow.exceptions")) is not None and isinstance(
         error, exceptions.MlflowException
     ):
-        return TrackingError(str(error.message))
+        return failed_request(error) or TrackingError(str(error.message))
     return error
 
 

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import functools
 import logging
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import TypeVar
 
 from mlflow_e2eai.errors import TrackingError, brief
-from mlflow_e2eai.runtime.termination import release_frames
+from mlflow_e2eai.runtime.storage import storage_error
+from mlflow_e2eai.runtime.termination import causes, interruption_of, release_frames
+
+Result = TypeVar("Result")
 
 _log = logging.getLogger(__name__)
 
@@ -55,20 +60,23 @@ def _search_experiments() -> tuple[str, ...]:
 def check_server() -> None:
     """Check that the tracking server responds, or that the store can be opened.
 
-    MLflow itself would retry for minutes. Any response is enough, also a refusal: permissions are
-    checked by later requests.
+    MLflow itself retries for minutes, which is right within a run, but not where the address may be
+    mistyped. Any response of the server is enough, also a refusal: permissions are checked by later
+    requests.
 
     Raises:
         TrackingError: There is no response from its address.
     """
+    import mlflow
+
     if not lookups_are_cached():
-        _check(address())
+        _check(address(), patient=mlflow.active_run() is not None)
 
 
 def responds() -> bool:
     """Whether the tracking server responds now; see `check_server`."""
     try:
-        _check(address())
+        _check(address(), patient=False)
     except TrackingError:
         return False
     return True
@@ -94,20 +102,58 @@ def mlflow_errors(advice: str) -> Iterator[None]:
         raise TrackingError(msg + advice + ".") from error
 
 
+def failed_request(error: BaseException) -> TrackingError | None:
+    """One of this package for a request that failed as often as MLflow repeated it; else None."""
+    from mlflow.exceptions import MlflowException
+    from requests import RequestException
+
+    is_request = isinstance(error, MlflowException) and _FAILED.search(str(error))
+    if not is_request and not isinstance(error, RequestException):
+        return None
+    return TrackingError(
+        f"MLflow at {address()} did not carry out a request: {failure_reason(error)}; repeat the "
+        f"call once it does: what is logged by then is not done again.",
+        resumable=True,
+    )
+
+
+_FAILED = re.compile("failed with (timeout )?exception|failed with error code 5[0-9][0-9]")
+
+_CUT = re.compile("Connection broken|IncompleteRead|Connection aborted|Read timed out")
+
+
+def complete_download(download: Callable[[], Result]) -> Result:
+    """Call a function that downloads, and again where a file ended in its middle.
+
+    MLflow repeats requests, but not one whose response has begun.
+    """
+    from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_MAX_RETRIES
+
+    for _ in range(int(MLFLOW_HTTP_REQUEST_MAX_RETRIES.get())):
+        try:
+            return download()
+        except Exception as error:
+            if not any(_CUT.search(str(each)) for each in causes(error)):
+                raise
+            _log.warning("a download was cut (%s); trying again", brief(error).rpartition(": ")[2])
+    return download()
+
+
 def failure_reason(error: BaseException) -> str:
     """The reason of a failed request, without the address and the attempts around it."""
     reason = _cause(error) if "failed with exception" in str(error) else brief(error)
     return reason.rstrip(".")
 
 
-def _check(uri: str) -> None:
+def _check(uri: str, *, patient: bool) -> None:
     if uri.startswith(("http://", "https://")):
-        _check_server_at(uri)
+        _check_server_at(uri, patient=patient)
     else:
         _check_store(uri)
 
 
-def _check_server_at(uri: str) -> None:
+def _check_server_at(uri: str, *, patient: bool) -> None:
+    """Request the health of a server, as often as MLflow repeats a request, or once."""
     from mlflow.environment_variables import (
         MLFLOW_HTTP_REQUEST_MAX_RETRIES,
         MLFLOW_HTTP_REQUEST_TIMEOUT,
@@ -116,7 +162,7 @@ def _check_server_at(uri: str) -> None:
 
     from mlflow_e2eai.tracking import _mlflow
 
-    retries = None if MLFLOW_HTTP_REQUEST_MAX_RETRIES.is_set() else 0
+    retries = None if patient or MLFLOW_HTTP_REQUEST_MAX_RETRIES.is_set() else 0
     timeout_s = None if MLFLOW_HTTP_REQUEST_TIMEOUT.is_set() else _PING_S
     try:
         _mlflow.request_health(uri, retries=retries, timeout_s=timeout_s)
@@ -128,7 +174,7 @@ def _check_server_at(uri: str) -> None:
             else "start it, or set MLFLOW_TRACKING_URI to a running server"
         )
         msg = f"The tracking server {uri} cannot be reached ({reason}); {advice}."
-        raise TrackingError(msg) from error
+        raise TrackingError(msg, resumable=True) from error
 
 
 def _cause(error: BaseException) -> str:
@@ -178,6 +224,7 @@ def failure_logged(run_id: str, log: Callable[[BaseException], None]) -> Iterato
 
     Raises:
         TrackingError: The server has stopped responding.
+        StorageError: The block could not write a file.
     """
     try:
         yield
@@ -186,26 +233,31 @@ def failure_logged(run_id: str, log: Callable[[BaseException], None]) -> Iterato
         if isinstance(error, TrackingError) and error.lost:
             raise
         _check_not_lost(run_id, error)
+        failure = storage_error(error) or failed_request(error)
         try:
-            log(error)
+            log(failure or error)
         except Exception:  # noqa: BLE001 - the first error is the one to show
             _log.warning("Could not write the error on run %s.", run_id)
+        if failure is not None:
+            raise failure from error
         raise
 
 
 def _check_not_lost(run_id: str, error: BaseException) -> None:
     from mlflow.exceptions import MlflowException
 
+    # What failed as often as MLflow repeats it has waited already; and Ctrl-C waits for nothing.
+    patient = failed_request(error) is None and interruption_of(error) is None
     try:
-        _check(address())
+        _check(address(), patient=patient)
     except TrackingError as unreachable:
         # One of MLflow's is most likely of the same loss; one of ours may say what was half done.
         is_same = isinstance(error, MlflowException)
         first = "" if is_same else f" The call had already failed: {brief(error)}"
         msg = (
             f"{unreachable} It stopped responding during the call: run {run_id} still shows "
-            "RUNNING there, with what was logged so far. Then repeat the call: logged engines are "
-            f"not built again.{first}"
+            "RUNNING there, with what was logged so far. Then repeat the call: what is logged is "
+            f"not done again.{first}"
         )
         raise TrackingError(msg, lost=True) from error
 

@@ -1,17 +1,26 @@
-"""A proxy before a tracking server that lets requests fail when a test says so."""
+"""A proxy before a tracking server that lets requests fail when a test says so.
+
+Besides a status, a fault can be one of a network: a connection that is closed, or that hangs; an
+upload that breaks off in its middle, or of which half arrives as if it were all; a download that
+breaks off.
+"""
 
 from __future__ import annotations
 
 import http.client
+import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Literal
 from urllib.parse import urlsplit
 
-Verdict = int | None
-"""A status to respond with in place of the server; None to let a request pass."""
+Fault = Literal["close", "hang", "cut upload", "halve upload", "cut download"]
+Verdict = int | Fault | None
+"""A status to respond with in place of the server, or a fault; None to let a request pass."""
 
 
 @dataclass
@@ -22,11 +31,13 @@ class Proxy:
         uri: Its address.
         decide: Called with method and path of each request.
         seen: Method and path of all requests so far.
+        hang_s: Seconds for which a connection that hangs says nothing, before it is closed.
     """
 
     uri: str = ""
     decide: Callable[[str, str], Verdict] = lambda _method, _path: None
     seen: list[tuple[str, str]] = field(default_factory=list)
+    hang_s: float = 60.0
 
     def fail_from(self, number: int, status: int, *, times: int | None = None) -> None:
         """Let requests fail from a number on, counted from now and from 1.
@@ -39,6 +50,30 @@ class Proxy:
         first = len(self.seen) + number
         last = float("inf") if times is None else first + times - 1
         self.decide = lambda *_: status if first <= len(self.seen) <= last else None
+
+    def fail_for(self, seconds: float, verdict: Verdict, *, number: int = 1) -> None:
+        """Let requests fail from a number on, as above, for seconds from that request on."""
+        first, since = len(self.seen) + number, []
+
+        def decide(_method: str, _path: str) -> Verdict:
+            if len(self.seen) < first:
+                return None
+            since.append(time.monotonic())
+            return verdict if since[-1] - since[0] < seconds else None
+
+        self.decide = decide
+
+    def fail_once(self, verdict: Verdict, method: str, part: str) -> None:
+        """Let one request fail: the first of a method whose path has a part."""
+        done: list[str] = []
+
+        def decide(each: str, path: str) -> Verdict:
+            if done or each != method or part not in path:
+                return None
+            done.append(path)
+            return verdict
+
+        self.decide = decide
 
     def mend(self) -> None:
         """Let all requests pass again."""
@@ -54,28 +89,43 @@ def proxy_of(uri: str) -> Iterator[Proxy]:
         protocol_version = "HTTP/1.1"
 
         def pass_on(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            size = int(self.headers.get("Content-Length") or 0)
             proxy.seen.append((self.command, self.path))
-            status = proxy.decide(self.command, self.path)
-            if status is not None:
-                self.respond(status, {"Content-Type": "text/html"}, b"<html>geheim</html>")
-                return
+            verdict = proxy.decide(self.command, self.path)
+            body = self.rfile.read(size // 2 if verdict == "cut upload" else size)
+            time.sleep(proxy.hang_s if verdict == "hang" else 0)
+            if verdict in ("close", "hang", "cut upload"):
+                self.close_connection = True
+                self.connection.shutdown(socket.SHUT_RDWR)
+            elif isinstance(verdict, int):
+                self.respond(verdict, {"Content-Type": "text/html"}, b"<html>geheim</html>")
+            else:
+                kept = body[: len(body) // 2] if verdict == "halve upload" else body
+                self.send_on(kept, is_cut=verdict == "cut download")
+
+        def send_on(self, body: bytes, *, is_cut: bool) -> None:
             connection = http.client.HTTPConnection(target.hostname or "", target.port, timeout=60)
-            headers = {k: v for k, v in self.headers.items() if k.lower() != "host"}
+            own = ("host", "content-length")
+            headers = {k: v for k, v in self.headers.items() if k.lower() not in own}
             connection.request(self.command, self.path, body, {**headers, "Host": target.netloc})
             response = connection.getresponse()
             content = response.read()
             connection.close()
-            self.respond(response.status, dict(response.getheaders()), content)
+            cut = len(content) // 2 if is_cut else None
+            self.respond(response.status, dict(response.getheaders()), content, cut)
 
-        def respond(self, status: int, headers: dict[str, str], content: bytes) -> None:
+        def respond(
+            self, status: int, headers: dict[str, str], content: bytes, cut: int | None = None
+        ) -> None:
             self.send_response_only(status)
             for key, value in headers.items():
                 if key.lower() not in ("content-length", "transfer-encoding", "connection"):
                     self.send_header(key, value)
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
-            self.wfile.write(content)
+            self.wfile.write(content[:cut])
+            if cut is not None:
+                self.close_connection = True
 
         do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = pass_on  # noqa: N815 - http.server's names
 

@@ -29,6 +29,7 @@ from mlflow_e2eai.parity.comparison import compare
 from mlflow_e2eai.precision.half import of_libraries
 from mlflow_e2eai.precision.stage import CONVERTERS, graph_precision_of
 from mlflow_e2eai.runtime.isolation import isolated_onnxruntime
+from mlflow_e2eai.runtime.storage import storage_errors
 
 if TYPE_CHECKING:
     import onnx
@@ -45,6 +46,7 @@ __all__ = [
 ]
 
 
+@storage_errors()
 def bisect(
     source: OnnxArtifact,
     precision: Precision = "fp16",

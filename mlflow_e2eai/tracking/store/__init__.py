@@ -5,5 +5,6 @@ attempts        the process of a run, and its heartbeat
 logged_sources  PyTorch models as files, logged once
 source_digest   the content of a logged PyTorch model
 stage_results   results of stages by their keys
+uploads         files that are sent to the store of artifacts
 leftovers       runs, models and temporary folders of dead processes
 """

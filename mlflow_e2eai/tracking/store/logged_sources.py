@@ -13,14 +13,21 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mlflow_e2eai.artifacts.files import sha256_of
+from mlflow_e2eai.artifacts.weight_files import weight_bytes
 from mlflow_e2eai.errors import TrackingError
 from mlflow_e2eai.pytorch.consent import permit
 from mlflow_e2eai.pytorch.state import state_restored
+from mlflow_e2eai.runtime.storage import check_room
 from mlflow_e2eai.tracking.lineage import ASSUMED, SHA256, fetch, link_output
 from mlflow_e2eai.tracking.store.artifact_store import finished_models
 from mlflow_e2eai.tracking.store.source_digest import EVALUATION, source_digest
+from mlflow_e2eai.tracking.store.uploads import log_with_flavor
 
 _log = logging.getLogger(__name__)
+
+
+_PROGRAM_BYTES = 8 << 20
+"""Room for the program and the example, next to the weights."""
 
 
 class SavedSource(NamedTuple):
@@ -54,6 +61,7 @@ def _save(path: str, mlflow_model: Any, *, scripted: bool, **kwargs: Any) -> Non
     requirements = [f"torch=={version('torch').partition('+')[0]}"]
     common = {**kwargs, "path": path, "mlflow_model": mlflow_model}
     common["pip_requirements"] = requirements
+    check_room(Path(path).parent, weight_bytes(kwargs["pytorch_model"]) + _PROGRAM_BYTES)
     if arrays and not scripted:
         try:
             # Export has warnings of its own about the model.
@@ -82,18 +90,15 @@ def log_saved(
     Returns:
         Its id; and words for the line of the stage where it is linked.
     """
-    from mlflow.models import Model
-
     digest = source_digest(saved.folder)
     if digest is not None and not fresh:
         found = _find(digest, saved.folder, name=name, run_id=run_id, assumed=tags.get(ASSUMED))
         if found is not None:
             link_output(run_id, found)
             return found, ["logged already"]
-    info = Model.log(
-        artifact_path=None,
+    info = log_with_flavor(
+        _Saved(saved),
         name=name,
-        flavor=_Saved(saved),
         run_id=run_id,
         model_type="pytorch",
         tags={**tags, **({} if digest is None else {SHA256: digest})},

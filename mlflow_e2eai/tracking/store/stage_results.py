@@ -100,7 +100,8 @@ def find_result(key: str, report: type[Any], folder: Path) -> Reused | None:
     for each in runs_of(key):
         run_id = str(each.info.run_id)
         try:
-            text = fetch_text(f"runs:/{run_id}/{RESULT}")
+            # MLflow hides why one of runs:/ cannot be downloaded.
+            text = fetch_text(f"{each.info.artifact_uri}/{RESULT}")
             _verify_text(text, each.data.tags.get(RESULT_SHA256, ""))
             return _fetch(each, from_json(StageResult, text), report, folder / run_id)
         except (E2EAIError, UnicodeDecodeError) as error:
