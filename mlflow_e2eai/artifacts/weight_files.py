@@ -141,7 +141,7 @@ def staging_path(out: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
         temporary = Path(folder, out.name)
         yield temporary
-        for name in _named_by(temporary):
+        for name in weight_names(temporary):
             link(Path(folder, name), out.parent)
         temporary.chmod(0o644)
         temporary.replace(out)
@@ -206,13 +206,16 @@ def _round_to_fp16(tensor: onnx.TensorProto) -> Iterator[np.ndarray]:
         yield convert_np_to_float16(values[start : start + _PIECE])
 
 
-def _named_by(path: Path) -> set[str]:
-    """The weight files that an ONNX file names."""
+def weight_names(graph: Path | bytes) -> set[str]:
+    """The weight files that an ONNX file of this package names, or its bytes."""
     import onnx
 
-    if not any(path.parent.glob("*.weights")):
+    if isinstance(graph, bytes):
+        model = onnx.ModelProto.FromString(graph)
+    elif any(graph.parent.glob("*.weights")):
+        model = onnx.load(graph, load_external_data=False)
+    else:
         return set()  # the graph may be large, and need not be read
-    model = onnx.load(path, load_external_data=False)
     return {entry.value for tensor in references(model) for entry in tensor.external_data[:1]}
 
 

@@ -19,6 +19,7 @@ from mlflow_e2eai.engine.plugins import load_plugins
 from mlflow_e2eai.engine.profiles import profiles, shape_at
 from mlflow_e2eai.engine.timing_cache import load_timings, save_timings
 from mlflow_e2eai.errors import EngineBuildError, RunnerError
+from mlflow_e2eai.runtime.crashes import add_file, add_graph, add_script
 from mlflow_e2eai.runtime.worker import Worker
 
 _BETWEEN_STEPS_S = 0.1
@@ -266,3 +267,88 @@ def _add_profiles(builder: Any, config: Any, source: OnnxArtifact) -> None:
         if config.add_optimization_profile(profile) < 0:
             msg = f"TensorRT rejects the profile {sizes} of {source.path.name}."
             raise EngineBuildError(msg, reason="add_optimization_profile gave -1")
+
+
+# The same build without this package, for a crash.
+
+_SCRIPT = """
+from importlib import import_module
+
+trt = import_module(MODULE)
+log = trt.Logger()
+builder = trt.Builder(log)
+if THREADS is not None:
+    builder.max_threads = THREADS
+for library in LIBRARIES:
+    builder.get_plugin_registry().load_library(os.path.abspath(library))
+network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+parser = trt.OnnxParser(network, log)
+assert parser.parse_from_file("graph.onnx")
+config = builder.create_builder_config()
+config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+config.builder_optimization_level = OPTIMIZATION_LEVEL
+if not TF32:
+    config.clear_flag(trt.BuilderFlag.TF32)
+for flag in FLAGS:
+    config.set_flag(getattr(trt.BuilderFlag, flag))
+if WORKSPACE_BYTES is not None:
+    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, WORKSPACE_BYTES)
+if COMPATIBILITY is not None:
+    levels = trt.HardwareCompatibilityLevel
+    config.hardware_compatibility_level = getattr(levels, COMPATIBILITY)
+if CAPABILITIES and all(hasattr(trt.ComputeCapability, name) for name in CAPABILITIES):
+    config.num_compute_capabilities = len(CAPABILITIES)
+    for at, name in enumerate(CAPABILITIES):
+        config.set_compute_capability(getattr(trt.ComputeCapability, name), at)
+for shapes in PROFILES:
+    profile = builder.create_optimization_profile()
+    for name, bounds in shapes.items():
+        profile.set_shape(name, *bounds)
+    config.add_optimization_profile(profile)
+assert builder.build_serialized_network(network, config) is not None
+"""
+
+
+def write_build(
+    folder: Path,
+    _: str,
+    *,
+    source: OnnxArtifact,
+    target: Target,
+    tf32: bool,
+    libraries: Sequence[Library],
+    settings: BuildSettings,
+) -> None:
+    """Write a build as a reproduction into a folder; for the arguments see `write_plan`."""
+    backend = backends.BACKENDS[target.backend]
+    names = [name.upper() for name in target.capabilities]
+    level = "SAME_COMPUTE_CAPABILITY" if names else "AMPERE_PLUS"
+    is_for_this_gpu = backend.capability_targets is None
+    flags = {
+        "REFIT": settings.refit,
+        "STRIP_PLAN": settings.strip_weights,
+        "REFIT_IDENTICAL": settings.strip_weights and not settings.refit,
+    }
+    add_graph(folder, source.path, source.path.parent)
+    for library in libraries:
+        add_file(folder, library.path, library.path.name)
+    add_script(
+        folder,
+        _SCRIPT,
+        module=backend.module,
+        threads=settings.threads,
+        libraries=[library.path.name for library in libraries],
+        optimization_level=settings.optimization_level,
+        tf32=tf32,
+        flags=[flag for flag, is_set in flags.items() if is_set],
+        workspace_bytes=settings.workspace_bytes,
+        compatibility=level if is_for_this_gpu and target.compatible else None,
+        capabilities=[] if is_for_this_gpu else names,
+        profiles=[
+            {
+                spec.name: [list(shape_at(spec, sizes, bound)) for bound in range(3)]
+                for spec in source.inputs
+            }
+            for sizes in (profiles(source.axes) if source.axes else ())
+        ],
+    )

@@ -6,8 +6,12 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
+from mlflow_e2eai.artifacts.files import to_json
 from mlflow_e2eai.artifacts.values import EngineArtifact, OnnxArtifact
 from mlflow_e2eai.engine import backends
 from mlflow_e2eai.engine.backends import Backend, logger
@@ -16,6 +20,7 @@ from mlflow_e2eai.engine.plugins import load_plugins
 from mlflow_e2eai.engine.profiles import profiles
 from mlflow_e2eai.engine.refit import refit
 from mlflow_e2eai.errors import EngineBuildError, RunnerError
+from mlflow_e2eai.runtime.crashes import add_file, add_graph, add_script, before_native
 
 _ADVICE = {
     "OLD_CUDA_DRIVER": "the driver is too old for it: install a newer one",
@@ -72,6 +77,7 @@ def load_engine(engine: EngineArtifact, graph: OnnxArtifact | None) -> Iterator[
     backend = backends.BACKENDS[engine.target.backend]
     trt = backends.load(backend)
     log = logger(trt)
+    before_native(partial(write_engine, engine=engine, graph=graph))
     runtime = backends.start(trt.Runtime, log, backend)
     load_plugins(runtime, engine.libraries)
     plan = engine.path.read_bytes()
@@ -170,3 +176,46 @@ def cuda_error(engine: EngineArtifact, error: Exception) -> RunnerError:
             "again."
         )
     return RunnerError(f"The GPU cannot run {engine.path.name}: {message}")
+
+
+# An engine that crashes, for whoever opens it elsewhere.
+
+_SCRIPT = """
+from dataclasses import replace
+
+from mlflow_e2eai.artifacts.arrays import load_arrays
+from mlflow_e2eai.artifacts.files import from_json
+from mlflow_e2eai.artifacts.values import EngineArtifact, OnnxArtifact
+from mlflow_e2eai.engine.runner import engine_runner
+
+engine = from_json(EngineArtifact, ENGINE)
+libraries = tuple(replace(each, allowed=True) for each in engine.libraries)
+graphs = [] if GRAPH is None else [from_json(OnnxArtifact, GRAPH)]
+with engine_runner(replace(engine, libraries=libraries), graphs=graphs) as infer:
+    if os.path.exists("sample.npz"):
+        infer(load_arrays(Path("sample.npz")))
+"""
+
+
+def write_engine(folder: Path, *, engine: EngineArtifact, graph: OnnxArtifact | None) -> None:
+    """Write an engine as a reproduction, which opens it by this package.
+
+    Args:
+        folder: The folder of the reproduction.
+        engine: The engine.
+        graph: The graph that has its weights, where they are needed.
+    """
+    add_file(folder, engine.path, "engine.plan")
+    libraries = tuple(replace(each, path=Path(each.path.name)) for each in engine.libraries)
+    for library in engine.libraries:
+        add_file(folder, library.path, library.path.name)
+    if graph is not None:
+        add_graph(folder, graph.path, graph.path.parent)
+        graph = replace(graph, path=Path("graph.onnx"), libraries=())
+    placed = replace(engine, path=Path("engine.plan"), libraries=libraries)
+    add_script(
+        folder,
+        _SCRIPT,
+        engine=to_json(placed),
+        graph=None if graph is None else to_json(graph),
+    )

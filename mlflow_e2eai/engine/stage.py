@@ -8,18 +8,19 @@ from contextlib import closing, contextmanager
 from functools import partial
 from math import inf
 from pathlib import Path
+from typing import Any
 
 from mlflow_e2eai.artifacts.build_settings import DEFAULT_BUILD, BuildSettings
 from mlflow_e2eai.artifacts.files import atomic_write, sha256_of
 from mlflow_e2eai.artifacts.libraries import describe_libraries
 from mlflow_e2eai.artifacts.values import EngineArtifact, OnnxArtifact, Target
 from mlflow_e2eai.engine import backends
-from mlflow_e2eai.engine.builder import Built, write_plan
+from mlflow_e2eai.engine.builder import Built, write_build, write_plan
 from mlflow_e2eai.engine.plugins import check_plugins
 from mlflow_e2eai.engine.targets import resolve, unbuildable_here
 from mlflow_e2eai.engine.timing_cache import timings_key
 from mlflow_e2eai.errors import EngineBuildError, RunnerError
-from mlflow_e2eai.runtime.process import WorkerProcess
+from mlflow_e2eai.runtime.process import Reproduction, WorkerProcess
 from mlflow_e2eai.runtime.progress import steps
 from mlflow_e2eai.runtime.storage import storage_errors
 
@@ -92,18 +93,12 @@ def compile(
         timing_cache = None
     elif timing_cache is not None:
         timing_cache.mkdir(parents=True, exist_ok=True)
+    request: dict[str, Any] = {"source": source, "target": target, "tf32": tf32}
+    request |= {"libraries": libraries, "settings": settings}
     with atomic_write(out) as temporary:
         built = _build(
-            partial(
-                write_plan,
-                source=source,
-                target=target,
-                tf32=tf32,
-                libraries=libraries,
-                settings=settings,
-                timing_cache=timing_cache,
-                out=temporary,
-            ),
+            partial(write_plan, **request, timing_cache=timing_cache, out=temporary),
+            partial(write_build, **request),
             f"{source.path.name} for {target}",
             settings.time_limit_s,
             step,
@@ -137,6 +132,7 @@ def compile(
 
 def _build(
     write: Callable[..., Built],
+    reproduction: Reproduction,
     title: str,
     time_limit_s: float,
     step: Callable[[str, int, int], None] | None,
@@ -145,6 +141,7 @@ def _build(
 ) -> Built:
     """Write a plan in a worker process, with a progress bar."""
     with _builder(is_new=is_new) as process, steps(title) as bar:
+        process.reproduction = reproduction
         try:
             built: Built = process.call(
                 write, callbacks={"step": step or bar}, timeout_s=inf, time_limit_s=time_limit_s

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from mlflow_e2eai.artifacts.names import FreshNames
 from mlflow_e2eai.artifacts.value_types import infer_types
 from mlflow_e2eai.artifacts.values import Array, Infer, Library, Tensors
 from mlflow_e2eai.errors import RunnerError
+from mlflow_e2eai.runtime.crashes import before_native, write_session
 from mlflow_e2eai.runtime.ort import onnxruntime_runner
 
 if TYPE_CHECKING:
@@ -100,8 +102,20 @@ def floating_values(model: onnx.ModelProto, path: Path, libraries: Sequence[Libr
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    for library in loadable(libraries):
+    allowed = [*loadable(libraries)]
+    for library in allowed:
         options.register_custom_ops_library(str(library))
+    before_native(
+        partial(
+            write_session,
+            graph=path,
+            weights=path.parent,
+            level="ORT_DISABLE_ALL",
+            entries={},
+            libraries=allowed,
+            arguments={"providers": ["CPUExecutionProvider"]},
+        )
+    )
     try:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no base class

@@ -7,6 +7,7 @@ worker       the other side of it
 fork_server  starts worker processes with their imports done
 descriptors  what C++ writes to stderr
 isolation    runners in worker processes
+crashes      a crash as a folder with log, inputs and reproduction
 progress     progress bars
 termination  Ctrl-C and SIGTERM as exceptions
 scratch      temporary files of a process in one folder

@@ -8,26 +8,32 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from mlflow_e2eai.artifacts.values import Infer, Library, Tensors
+from mlflow_e2eai.errors import RunnerError
 from mlflow_e2eai.latency import cpu
 from mlflow_e2eai.latency.concurrency import Opened, throughput, timed_open
 from mlflow_e2eai.latency.measure import benchmark
 from mlflow_e2eai.latency.report import ColdStart, LatencyReport, Throughput, Timing
 from mlflow_e2eai.latency.timing import Touched
-from mlflow_e2eai.parity.comparison import compare
+from mlflow_e2eai.parity.comparison import WINDOW, compare
 from mlflow_e2eai.parity.report import ParityReport
+from mlflow_e2eai.runtime.crashes import native_calls_written
 from mlflow_e2eai.runtime.ort import Device, onnxruntime_runner
 from mlflow_e2eai.runtime.process import TIMEOUT_S, WorkerProcess
 from mlflow_e2eai.runtime.worker import Worker
 
 Opener: TypeAlias = Callable[[], AbstractContextManager[Infer]]
 """Opens a runner. It is pickled: a function that can be imported, or a partial of one."""
+
+REPRODUCTION_S = 120.0
+"""Seconds that a runner may take to open for a reproduction."""
 
 _OPENED = "opened"
 _RUNNERS = "runners"
@@ -55,6 +61,7 @@ def isolated(opener: Opener) -> Iterator[IsolatedRunner]:
             crashed, hung or was killed, or where another library's error was raised.
     """
     with closing(WorkerProcess()) as process:
+        process.reproduction = partial(_reproduce, {"": opener})
         for text, category in process.call(partial(_open, opener=opener)):
             warnings.warn(text, category, stacklevel=3)
         yield IsolatedRunner(process)
@@ -99,16 +106,19 @@ class IsolatedRunner:
 
     def __call__(self, tensors: Tensors) -> Tensors:
         """Run the model once."""
+        self._process.sample = lambda _: tensors
         outputs: Tensors = self._call(partial(_run, tensors=tensors))
         return outputs
 
     def cold_start(self, tensors: Tensors) -> ColdStart:
         """Measure the cost of opening the runner and of two calls; must be the first call."""
+        self._process.sample = lambda _: tensors
         cold: ColdStart = self._call(partial(_cold_start, tensors=tensors))
         return cold
 
     def throughput(self, tensors: Tensors, **options: Any) -> Throughput:
         """Call `latency.throughput` in the worker."""
+        self._process.sample = lambda _: tensors
         result: Throughput = self._call(partial(_throughput, tensors=tensors, **options))
         return result
 
@@ -120,9 +130,18 @@ class IsolatedRunner:
             samples: Taken one by one from this process.
             **options: Further arguments of `parity.compare`.
         """
-        remaining = iter(samples)
+        remaining = enumerate(samples)
+        recent: deque[tuple[int | None, Tensors]] = deque(maxlen=WINDOW)
+
+        def take() -> Tensors | None:
+            if (numbered := next(remaining, None)) is None:
+                return None
+            recent.append(numbered)
+            return numbered[1]
+
+        self._process.sample = lambda note: dict(recent).get(note.sample)
         report: ParityReport = self._call(
-            partial(_compare, **options), reference=reference, sample=lambda: next(remaining, None)
+            partial(_compare, **options), reference=reference, sample=take
         )
         return report
 
@@ -136,6 +155,20 @@ def _open(worker: Worker, opener: Opener) -> list[tuple[str, type[Warning]]]:
         warnings.simplefilter("always")
         worker.state[_OPENED] = worker.stack.enter_context(timed_open(opener))
     return [(str(warning.message), warning.category) for warning in caught]
+
+
+def _reproduce(openers: Mapping[str, Opener], folder: Path, runner: str) -> None:
+    """Open the runner that crashed once more; the last session or engine is the reproduction."""
+    with closing(WorkerProcess()) as process:
+        process.saves_crashes = False
+        call = partial(_open_and_write, opener=openers[runner], folder=folder)
+        with suppress(RunnerError):  # it crashes alike
+            process.call(call, time_limit_s=REPRODUCTION_S)
+
+
+def _open_and_write(_: Worker, opener: Opener, folder: Path) -> None:
+    with native_calls_written(folder), opener():
+        pass
 
 
 def _run(worker: Worker, tensors: Tensors) -> Tensors:
@@ -187,6 +220,7 @@ def isolated_together(openers: Mapping[str, Opener]) -> Iterator[IsolatedRunners
         E2EAIError: See `isolated`; a `RunnerError` names the runner.
     """
     with closing(WorkerProcess()) as process:
+        process.reproduction = partial(_reproduce, openers)
         process.call(partial(_open_all, openers=dict(openers)))
         yield IsolatedRunners(process)
 
@@ -222,6 +256,7 @@ class IsolatedRunners:
         }
         options.setdefault("least_cpu_share", cpu.LEAST_SHARE)
         order = [*touched, *samples]
+        self._process.sample = lambda note: samples.get(note.runner)
         report: LatencyReport = self._process.call(
             partial(_benchmark, samples=dict(samples), order=order, caller=os.getpid(), **options),
             callbacks=callbacks,

@@ -26,6 +26,7 @@ from mlflow_e2eai.artifacts.values import Infer, Library, Tensors
 from mlflow_e2eai.artifacts.weight_files import has_weight_files
 from mlflow_e2eai.errors import InvalidInputError, RunnerError
 from mlflow_e2eai.runtime import emulation
+from mlflow_e2eai.runtime.crashes import before_native, write_session
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -159,29 +160,44 @@ def onnxruntime_runner(
     if device == "cuda" and hasattr(onnxruntime, "preload_dlls"):
         onnxruntime.preload_dlls()
     is_exact = device == "cpu" and machine.int8_saturates()
-    options = _options(path, spinning=spinning, is_exact=is_exact, libraries=libraries)
-    levels = onnxruntime.GraphOptimizationLevel
-    if precision == "fp8" or not optimized:
-        options.graph_optimization_level = (
-            levels.ORT_ENABLE_BASIC if optimized else levels.ORT_DISABLE_ALL
-        )
+    entries = _entries(path, spinning=spinning, is_exact=is_exact)
+    options = _options(entries, libraries)
+    # Weights of a model that is given as bytes are looked for here.
+    options.add_session_config_entry(_WEIGHTS_FOLDER, str(path.parent))
     wanted = _PROVIDERS[device]
     # Rounding to TF32 is on by default; here fp32 means fp32.
     provider = (wanted, {"use_tf32": "0"}) if device == "cuda" else wanted
-    start = partial(onnxruntime.InferenceSession, providers=[provider])
+    arguments: dict[str, Any] = {"providers": [provider]}
     if device == "cpu" and (crashing := _CRASHING.get(precision)):
-        start = partial(start, disabled_optimizers=crashing)
+        arguments["disabled_optimizers"] = crashing
+
+    def start(level: str) -> onnxruntime.InferenceSession:
+        options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
+        reproduction = partial(
+            write_session,
+            graph=model,
+            weights=path.parent,
+            level=level,
+            entries=entries,
+            libraries=[library.path for library in libraries],
+            arguments=arguments,
+            outputs=own,
+        )
+        before_native(reproduction)
+        return onnxruntime.InferenceSession(model, options, **arguments)
+
     try:
         model = emulation.emulate_rounding(path) if rounded else path
+        # Rounding adds outputs to the graph's own.
+        own = [output.name for output in graphs.read(path).graph.output] if rounded else None
         try:
-            session = start(model, options)
+            session = start(_level(precision, optimized=optimized))
         except Exception:
             if not is_exact:
                 raise
             # ONNX Runtime 1.31 converts a weight that two nodes read twice, and fails at that. What
             # is not fused is computed in fp32, which is exact too.
-            options.graph_optimization_level = levels.ORT_ENABLE_BASIC
-            session = start(model, options)
+            session = start("ORT_ENABLE_BASIC")
     except Exception as error:  # onnxruntime's exceptions share no base class
         msg = f"ONNX Runtime cannot load {path.name} on {device}: {_first_line(error)}"
         raise RunnerError(msg) from error
@@ -191,42 +207,54 @@ def onnxruntime_runner(
             "the CUDA libraries, or ask for device 'cpu'."
         )
         raise RunnerError(msg)
-    # Rounding adds outputs to the graph's own.
-    outputs = graphs.read(path).graph.output if rounded else session.get_outputs()
-    own = [output.name for output in outputs]
+    names = own or [output.name for output in session.get_outputs()]
 
     def infer(tensors: Tensors) -> Tensors:
         try:
-            return dict(zip(own, session.run(own, dict(tensors)), strict=True))
+            return dict(zip(names, session.run(names, dict(tensors)), strict=True))
         except Exception as error:
             msg = f"ONNX Runtime cannot run {path.name} on these inputs: {_first_line(error)}"
             raise RunnerError(msg) from error
 
-    yield infer if device == "cpu" else GpuSession(session, infer, own)
+    yield infer if device == "cpu" else GpuSession(session, infer, names)
+
+
+def _level(precision: str, *, optimized: bool) -> str:
+    """Name of the level to which a graph is rewritten."""
+    if not optimized:
+        return "ORT_DISABLE_ALL"
+    return "ORT_ENABLE_BASIC" if precision == "fp8" else "ORT_ENABLE_ALL"
+
+
+_WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
+
+
+def _entries(path: Path, *, spinning: bool, is_exact: bool) -> dict[str, str]:
+    """The configuration of a session by key."""
+    entries = {"session.intra_op.allow_spinning": str(int(spinning))}
+    if is_exact:
+        entries["session.x64quantprecision"] = "1"
+    if has_weight_files(path):
+        entries["session.disable_prepacking"] = "1"
+    return entries
 
 
 def _options(
-    path: Path, *, spinning: bool, is_exact: bool, libraries: Sequence[Library]
+    entries: Mapping[str, str], libraries: Sequence[Library]
 ) -> onnxruntime.SessionOptions:
     """The options of a session, with the libraries that it loads."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # failures come back as exceptions
-    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
-    if is_exact:
-        options.add_session_config_entry("session.x64quantprecision", "1")
-    if has_weight_files(path):
-        options.add_session_config_entry("session.disable_prepacking", "1")
+    for key, value in entries.items():
+        options.add_session_config_entry(key, value)
     for library in loadable(libraries):
         try:
             options.register_custom_ops_library(str(library))
         except Exception as error:  # onnxruntime's exceptions share no base class
             msg = f"ONNX Runtime cannot load the library {library.name}: {_first_line(error)}"
             raise RunnerError(msg) from error
-    # Weights of a model that is given as bytes are looked for here.
-    folder = "session.model_external_initializers_file_folder_path"
-    options.add_session_config_entry(folder, str(path.parent))
     return options
 
 

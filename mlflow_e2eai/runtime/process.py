@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import mmap
 import os
+import re
 import signal
 import subprocess
 import tempfile
@@ -18,10 +19,12 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from multiprocessing import Pipe
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from mlflow_e2eai.artifacts.values import Tensors
 from mlflow_e2eai.errors import RunnerError
+from mlflow_e2eai.runtime.crashes import keep_crash
 from mlflow_e2eai.runtime.fork_server import Child, ForkServer
 
 if TYPE_CHECKING:
@@ -34,6 +37,9 @@ a GPU may compile for minutes; none was seen to take ten."""
 SERVER = ForkServer()
 """Worker processes of this one are its forks."""
 
+Reproduction: TypeAlias = Callable[[Path, str], None]
+"""Writes a reproduction of a crash of a runner, by its name, into a folder."""
+
 _POLL_S = 0.5
 _CLOSE_S = 5.0
 
@@ -42,9 +48,17 @@ class WorkerProcess:
     """A process that calls functions for this one, one at a time, and ends with it.
 
     It starts when it is constructed.
+
+    Attributes:
+        sample: Returns the inputs of a call of a runner, by what the progress note says of it.
+        reproduction: Writes a reproduction of a crash; None where there is none.
+        saves_crashes: Whether a crash of it is kept; see `crashes`.
     """
 
     def __init__(self) -> None:
+        self.sample: Callable[[ProgressNote], Tensors | None] = lambda _: None
+        self.reproduction: Reproduction | None = None
+        self.saves_crashes = True
         self._end: str | None = None
         self._failure: str | None = None
         with ExitStack() as stack:
@@ -80,7 +94,8 @@ class WorkerProcess:
         return os.pread(fileno, os.fstat(fileno).st_size - since, since)
 
     def kill(self) -> None:
-        """End the process in the middle of a call, from any thread."""
+        """End the process in the middle of a call, from any thread; that is no crash to keep."""
+        self.saves_crashes = False
         self._process.kill()
 
     def close(self) -> None:
@@ -160,11 +175,19 @@ class WorkerProcess:
         return self._end_error(reason)
 
     def _end_error(self, reason: str) -> RunnerError:
-        lines = self.log().decode(errors="replace").strip().splitlines()
+        log, note = self.log().decode(errors="replace"), self._note
+        lines = log.strip().splitlines()
         last = f" Its last output: {lines[-1].strip()}" if lines else ""
-        activity = self._note.activity or "while it was opened"
-        self._failure = self._end = f"Its process {reason} {activity}.{last}"
-        return RunnerError(self._end, runner=self._note.runner or None)
+        end = f"Its process {reason} {note.activity or 'while it was opened'}.{last}"
+        self._failure = self._end = end  # also for a call of another thread meanwhile
+        if self.saves_crashes:
+            sample = self.sample(note) if note.activity else None
+            self._failure = self._end = end + keep_crash(end, log, sample, self._write)
+        return RunnerError(self._end, runner=note.runner or None)
+
+    def _write(self, folder: Path) -> None:
+        if self.reproduction is not None:
+            self.reproduction(folder, self._note.runner)
 
     def _call_error(self, error: Exception) -> Exception:
         self._failure = str(error)
@@ -238,6 +261,12 @@ class ProgressNote:
     def activity(self) -> str:
         """The last activity, for people; empty before the first."""
         return self._part(2)
+
+    @property
+    def sample(self) -> int | None:
+        """The number of the sample of the last activity, if it has one."""
+        found = re.match(r"on sample (\d+)", self.activity)
+        return None if found is None else int(found[1])
 
     @property
     def runner(self) -> str:

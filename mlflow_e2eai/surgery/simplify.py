@@ -6,12 +6,14 @@ import math
 from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mlflow_e2eai.artifacts import external_data, graphs
-from mlflow_e2eai.errors import SurgeryError, suggestion
+from mlflow_e2eai.errors import SurgeryError, brief, suggestion
+from mlflow_e2eai.runtime.crashes import add_graph, add_script
 from mlflow_e2eai.runtime.isolation import worker_process
 from mlflow_e2eai.surgery.node_edits import Edits, hand_over
 
@@ -98,11 +100,14 @@ class _Simplifiers:
             self._process = self._stack.enter_context(worker_process())
         content = model.SerializeToString()
         call = partial(_simplify, library=library, content=content, largest=largest)
+        self._process.reproduction = partial(
+            _reproduce, library=library, content=content, largest=largest
+        )
         try:
             simplified: onnx.ModelProto = onnx.ModelProto.FromString(self._process.call(call))
             onnx.checker.check_model(external_data.skeleton(simplified))
         except Exception as error:  # noqa: BLE001 - of the worker, of protobuf or of the checker
-            self.leave_out(library, " ".join(str(error).split())[:200])
+            self.leave_out(library, brief(error))
             return model
         wanted = [value.name for value in model.graph.output]
         if (outputs := [value.name for value in simplified.graph.output]) != wanted:
@@ -127,12 +132,13 @@ class _Simplifiers:
         self._stack.close()
 
 
-def _simplify(_: Worker, library: str, content: bytes, largest: int | None) -> bytes:
+def _simplify(worker: Worker, library: str, content: bytes, largest: int | None) -> bytes:
     """Run a library on a model in a worker process; onnxslim folds no tensor above a size."""
     import onnx
 
     from mlflow_e2eai.surgery.simplifiers import onnxsim, onnxslim
 
+    worker.note.write_activity(f"in {library}")
     model = onnx.ModelProto.FromString(content)
     if library == "onnxsim":
         simplified, _ = onnxsim.simplify(model)
@@ -140,6 +146,32 @@ def _simplify(_: Worker, library: str, content: bytes, largest: int | None) -> b
         simplified = onnxslim.slim(model, size_threshold=largest)
     result: bytes = simplified.SerializeToString()
     return result
+
+
+_SCRIPT = {
+    "onnxsim": """
+import sys
+
+sys.modules["torch"] = None  # onnxsim imports it where it can, and does not need it
+import onnx, onnxsim
+
+onnxsim.simplify(onnx.load("graph.onnx"))
+""",
+    "onnxslim": """
+import sys
+
+sys.modules["torch"] = None
+import onnx, onnxslim
+
+onnxslim.slim(onnx.load("graph.onnx"), size_threshold=LARGEST)
+""",
+}
+
+
+def _reproduce(folder: Path, _: str, *, library: str, content: bytes, largest: int | None) -> None:
+    """Write a call of a library as a reproduction."""
+    add_graph(folder, content, folder)
+    add_script(folder, _SCRIPT[library], largest=largest)
 
 
 def _simplify_once(graph: gs.Graph, simplifiers: _Simplifiers) -> int:

@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +23,7 @@ from mlflow_e2eai.tracking.mlflow_names import metric_name
 from mlflow_e2eai.tracking.remote_jobs import inherited_context
 from mlflow_e2eai.tracking.server import address, check_server, failed_request, failure_logged
 from mlflow_e2eai.tracking.store.attempts import attend_to, process_tags, with_heartbeat
+from mlflow_e2eai.tracking.store.crash_folders import crashes_logged
 from mlflow_e2eai.tracking.store.leftovers import tidy_before_run
 
 if TYPE_CHECKING:
@@ -93,12 +94,8 @@ def run(
                 yield run_id
             return
         run_name = None if active is None and _project_run_is_named() else name
-        start = partial(
-            mlflow.start_run,
-            run_name=run_name,
-            nested=active is not None,
-            tags=tags,
-        )
+        is_nested = active is not None
+        start = partial(mlflow.start_run, run_name=run_name, nested=is_nested, tags=tags)
         new = _start(start, experiment_id, elsewhere)
         run_id = str(new.info.run_id)
         with (
@@ -309,8 +306,9 @@ def _end_after_block(run_id: str) -> Iterator[None]:
         mlflow.end_run()
 
 
-def _explain(run_id: str) -> AbstractContextManager[None]:
-    """Write the reason of a failure on a run, and on the models of the block that are not ready."""
+@contextmanager
+def _explain(run_id: str) -> Iterator[None]:
+    """Write the reason of a failure on a run and its unfinished models; log crashes of workers."""
     from mlflow import MlflowClient
     from mlflow.entities import LoggedModelStatus
 
@@ -330,7 +328,8 @@ def _explain(run_id: str) -> AbstractContextManager[None]:
             if ERROR not in model.tags:
                 tag_model(model.model_id, {ERROR: reason})
 
-    return failure_logged(run_id, log)
+    with failure_logged(run_id, log), crashes_logged(run_id):
+        yield
 
 
 def check_project_store() -> None:

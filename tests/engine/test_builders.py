@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import threading
 
 import onnx
 import pytest
+from crashing_graphs import reproduce
 from logged_graphs import TEXT, slow_to_build
 
 from mlflow_e2eai import compile
@@ -16,6 +18,7 @@ from mlflow_e2eai.artifacts.values import Axis
 from mlflow_e2eai.engine import stage as engine_stage
 from mlflow_e2eai.engine.stage import reuse_builder, reused_builder
 from mlflow_e2eai.errors import EngineBuildError
+from mlflow_e2eai.runtime.crashes import crashes_saved
 
 pytest.importorskip("tensorrt_rtx")
 
@@ -82,6 +85,41 @@ def test_one_that_is_killed_fails_its_engine_alone(kept, tmp_path):
         compile(graph, "sm86", out=tmp_path / "one.engine")
     assert kept() != first
     compile(graph, "sm86", out=tmp_path / "other.engine")
+
+
+def test_its_graph_and_settings_are_kept_with_a_script_that_builds_without_this_package(
+    kept, tmp_path
+):
+    graph = graph_in(tmp_path, onnx.parser.parse_model(TEXT.replace("SCALE", "1")))
+    first, crash = kept(), tmp_path / "crash"
+
+    def die(*_):
+        os.kill(first, signal.SIGSEGV)
+
+    def keep(folder):
+        shutil.copytree(folder, crash)
+        return "the folder of this test"
+
+    with (
+        crashes_saved(keep),
+        pytest.raises(EngineBuildError, match=r"SIGSEGV\) in the phase .* folder of this test"),
+    ):
+        compile(graph, "sm86+sm89", out=tmp_path / "one.engine", step=die)
+    assert {path.name for path in crash.iterdir()} == {
+        *("crash.txt", "log.txt", "graph.onnx", "reproduce.py")
+    }
+    script = crash / "reproduce.py"
+    assert "mlflow_e2eai" not in script.read_text()
+    script.write_text(script.read_text() + CHECKS)
+    done = reproduce(crash)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["2", "(1,", "4)", "(8,", "4)"]
+
+
+CHECKS = """
+smallest, _, largest = profile.get_shape("x")
+print(config.num_compute_capabilities, tuple(smallest), tuple(largest))
+"""
 
 
 def test_the_limit_counts_from_when_the_build_begins(kept, tmp_path):

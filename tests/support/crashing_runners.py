@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from mlflow_e2eai.errors import EngineMismatchError
+from mlflow_e2eai.runtime import crashes
+from mlflow_e2eai.runtime.ort import onnxruntime_runner
 
 
 def doubled(tensors):
@@ -196,3 +198,23 @@ def remembered(worker):
 
 def surroundings(_worker, name):
     return os.environ[name], sys.path, str(Path.cwd())
+
+
+@contextmanager
+def dies_with_a_session(path, **options):
+    """ONNX Runtime opens and runs a graph; then its process ends as by a fault of it."""
+    crashes.LARGEST_BYTES = int(os.environ.get("E2EAI_TEST_LARGEST", crashes.LARGEST_BYTES))
+    with onnxruntime_runner(path, **options) as infer:
+
+        def die(tensors):
+            infer(tensors)
+            os.kill(os.getpid(), signal.SIGSEGV)
+
+        yield die
+
+
+def writes_and_dies(_, lines, last):
+    for number in range(lines):
+        os.write(1 + number % 2, f"line {number}\n".encode())
+    os.write(2, f"{last}\n".encode())
+    os.abort()

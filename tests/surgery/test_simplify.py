@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+import signal
+from functools import partial
+
 import crashing_simplifier
 import numpy as np
 import onnx
@@ -10,6 +14,7 @@ import onnxsim
 import onnxslim
 import pytest
 import torch
+from crashing_graphs import reproduce
 
 from mlflow_e2eai import clean, export
 from mlflow_e2eai.artifacts import graphs
@@ -17,6 +22,7 @@ from mlflow_e2eai.artifacts.values import Axis
 from mlflow_e2eai.engine.stage import compile
 from mlflow_e2eai.errors import SurgeryError
 from mlflow_e2eai.report.page import surgery_html
+from mlflow_e2eai.runtime.crashes import crashes_saved
 from mlflow_e2eai.surgery import simplify as libraries
 from mlflow_e2eai.surgery.plan import Step
 
@@ -294,6 +300,31 @@ class TestFailures:
         assert note.startswith("onnxsim was skipped by simplify")
         assert "crashed" in note
         assert operators(made.path) == ["Mul"]
+
+    @pytest.mark.usefixtures("in_processes")
+    @pytest.mark.parametrize("name", ["onnxsim", "onnxslim"])
+    def test_the_graph_that_it_died_on_is_kept_with_a_script_for_it(
+        self, name, tmp_path, monkeypatch
+    ):
+        simplify = partial(crashing_simplifier.simplify_or_die, name)
+        monkeypatch.setattr(libraries, "_simplify", simplify)
+
+        def keep(folder):
+            shutil.copytree(folder, tmp_path / "crash")
+            return "the folder of this test"
+
+        with crashes_saved(keep):
+            _, report = self.cleaned(tmp_path)
+        (note,) = report.notes
+        assert "reproduction are in the folder of this test." in note
+        assert "sample.npz" not in {path.name for path in (tmp_path / "crash").iterdir()}
+        script = tmp_path / "crash" / "reproduce.py"
+        assert reproduce(script.parent).returncode == 0  # the library itself is sound
+        (script.parent / f"{name}.py").write_text("import os\nos.abort()\n")
+        script.write_text(
+            f"import sys; sys.path.insert(0, '{script.parent}')\n{script.read_text()}"
+        )
+        assert reproduce(script.parent).returncode == -signal.SIGABRT
 
     @pytest.mark.parametrize("what", ["a weight", "an output's name", "a node"])
     def test_a_library_that_makes_another_graph_is_left_out(self, what, tmp_path, monkeypatch):

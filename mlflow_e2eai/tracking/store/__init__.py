@@ -1,6 +1,7 @@
 """Results and processes of earlier runs, as the tracking store has them.
 
 artifact_store  graphs, engines and kernel timings that are logged already
+crash_folders   crashes of worker processes as artifacts
 attempts        the process of a run, and its heartbeat
 logged_sources  PyTorch models as files, logged once
 source_digest   the content of a logged PyTorch model
