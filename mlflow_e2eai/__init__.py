@@ -1,9 +1,7 @@
-"""A trained PyTorch model goes in, and a registered MLflow version with clean ONNX, TensorRT
-engines and measured evidence comes out.
+"""A PyTorch model goes in; an MLflow version with ONNX, engines and evidence comes out.
 
-The names below are resolved when they are first used: importing this package imports nothing
-heavy, neither MLflow nor PyTorch nor TensorRT nor ONNX Runtime.
-"""  # noqa: D205 - one sentence
+Names are resolved at their first use: importing this package imports no heavy library.
+"""
 
 from __future__ import annotations
 
@@ -39,6 +37,8 @@ if TYPE_CHECKING:
     from mlflow_e2eai.pytorch.operators.operator import Operator as Operator
     from mlflow_e2eai.pytorch.stage import export as export
     from mlflow_e2eai.surgery.stage import clean as clean
+    from mlflow_e2eai.tracking.store.attestations import sign as sign
+    from mlflow_e2eai.tracking.store.attestations import verify as verify
     from mlflow_e2eai.tracking.store.leftovers import tidy as tidy
 
 _HOMES = {
@@ -66,8 +66,10 @@ _HOMES = {
     "reject": "promotion.registry.approvals",
     "rollback": "promotion.reversal",
     "save_model": "flavor.api",
+    "sign": "tracking.store.attestations",
     "tidy": "tracking.store.leftovers",
     "variants": "flavor.tables",
+    "verify": "tracking.store.attestations",
     "watch": "promotion.registry.drift",
 }
 

@@ -10,6 +10,7 @@ selection  which variant to run here, and why not the others
 model      the callable
 side_by_side  two bundles, measured in turns
 batching   sizes outside a profile, and padding to buckets
+attestation/  signatures of all files of a model
 triton/    a model repository for NVIDIA's Triton Inference Server
 """
 

@@ -21,7 +21,7 @@ _PACKAGES = (
     ("torch", "torch", "taking PyTorch models from export to package"),
     ("nvidia-ml-py", "nvml", "clock, power and throttling of the GPU while it is measured"),
     ("ray", "ray", "compiling and evaluating on a Ray cluster"),
-    ("cryptography", "sign", "signing approvals, and checking the signatures"),
+    ("cryptography", "sign", "signing models and approvals, and checking the signatures"),
     ("netron", "show", "opening a graph in a browser"),
     ("transformers", "transformers", "loading folders of Hugging Face weights"),
 )

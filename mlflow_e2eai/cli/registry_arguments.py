@@ -139,6 +139,20 @@ REGISTRY_OPTIONS: dict[str, Option] = {
         metavar="FILE",
         help="sign it with this private key of ssh-keygen -t ed25519; or 'none'",
     ),
+    "signing_key": Option(
+        name="key",
+        parse=Path,
+        metavar="FILE",
+        help="the private key, such as ssh-keygen -t ed25519 makes",
+    ),
+    "public_key": Option(
+        name="key",
+        parse=parse_or("none", str),
+        default="none",
+        metavar="FILE",
+        help="the public key that must have signed it, a file or the key's line; or 'none' to "
+        "check the digests only",
+    ),
     "restore": Option(
         name="restore",
         parse=parse_yes,

@@ -1,4 +1,4 @@
-"""Results of the verbs about a registered model's versions and aliases, as lines on stdout."""
+"""Results of the verbs about a registered model, its versions and aliases, as lines."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from mlflow_e2eai.promotion.registry.approvals import Statement
 from mlflow_e2eai.promotion.registry.drift import GuardReport
 from mlflow_e2eai.promotion.registry.record import DecisionRecord
 from mlflow_e2eai.promotion.registry.timeline import History, Move
+from mlflow_e2eai.tracking.store.attestations import Verification
 
 
 def print_text(result: DecisionRecord | Redecision, _: Arguments) -> int:
@@ -28,6 +29,12 @@ def print_history(history: History, _: Arguments) -> int:
 def print_statement(statement: Statement, _: Arguments) -> int:
     """Print what is on record about a version now."""
     print(f"{statement.name} {statement.version}: {statement}")
+    return DONE
+
+
+def print_verification(verification: Verification, _: Arguments) -> int:
+    """Print that all files are as they were logged, and by whom they were signed."""
+    print(verification.sentence)
     return DONE
 
 

@@ -216,6 +216,24 @@ VERBS = {
             example="digits 7 --as release",
         ),
         Verb(
+            name="sign",
+            summary="Verify every file of a model, and sign them with a key of yours.",
+            function="tracking.store.attestations:sign",
+            printer="cli.registry_results:print_verification",
+            options=("model", "signing_key"),
+            positional=("model_uri",),
+            example="models:/digits/7 --key ~/.ssh/id_ed25519",
+        ),
+        Verb(
+            name="verify",
+            summary="Verify every file of a model: its digests and, with a key, its signature.",
+            function="tracking.store.attestations:verify",
+            printer="cli.registry_results:print_verification",
+            options=("model", "public_key"),
+            positional=("model_uri",),
+            example="models:/digits/7 --key ~/.ssh/id_ed25519.pub",
+        ),
+        Verb(
             name="guard",
             summary="Find aliases that were moved by hand, and put them back if you say so.",
             function="promotion.registry.drift:guard",
@@ -308,5 +326,6 @@ VERBS = {
 CONSOLE_ONLY = {
     *("run", "inspect", "report", "export-triton", "choose-buckets", "tidy", "doctor"),
     *("show", "explain", "redecide", "history", "approve", "reject", "watch", "rollback"),
+    *("sign", "verify"),
 }
 """Verbs that are for the machine of the caller, and no entry points of MLproject."""

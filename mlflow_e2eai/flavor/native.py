@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 from mlflow_e2eai import bundle, tracking
+from mlflow_e2eai.bundle.attestation.signatures import find_public_key
 from mlflow_e2eai.bundle.load import load
 from mlflow_e2eai.bundle.model import Model
 from mlflow_e2eai.errors import InvalidInputError
@@ -14,6 +16,13 @@ from mlflow_e2eai.flavor.follower import PREFIX, FollowedModel, parse_alias
 from mlflow_e2eai.promotion.contenders import version_at
 from mlflow_e2eai.runtime.storage import storage_errors
 from mlflow_e2eai.tracking.console import quiet_mlflow
+
+if TYPE_CHECKING:
+    from mlflow_e2eai.bundle.attestation.signatures import PublicKey
+
+SIGNER = "MLFLOW_E2EAI_REQUIRE_SIGNATURE"
+"""Environment variable: the public key, or the path of its file, that must have signed every model
+that is loaded, by `load_model` and by `mlflow.pyfunc.load_model`."""
 
 
 @overload
@@ -27,6 +36,7 @@ def load_model(
     fallback: bool = True,
     follow: None = None,
     allow_native: Sequence[str] = (),
+    require_signature: str | Path | None = None,
 ) -> Model: ...
 
 
@@ -40,6 +50,7 @@ def load_model(
     fallback: bool = True,
     follow: float,
     allow_native: Sequence[str] = (),
+    require_signature: str | Path | None = None,
 ) -> FollowedModel: ...
 
 
@@ -54,6 +65,7 @@ def load_model(
     fallback: bool = True,
     follow: float | None = None,
     allow_native: Sequence[str] = (),
+    require_signature: str | Path | None = None,
 ) -> Model | FollowedModel:
     """Load a model with the best variant that this machine can run.
 
@@ -72,6 +84,9 @@ def load_model(
             the version that has it; see `FollowedModel`.
         allow_native: Libraries in the model that may be loaded, by file name, for example
             ``libortextensions.so``: they are native code.
+        require_signature: The public key that must have signed the model: a line such as
+            ``ssh-ed25519 AAAA... name``, PEM, or the path of a file with either; by default that
+            of the environment variable `SIGNER`, if it is set.
 
     Returns:
         A callable on named NumPy arrays or torch tensors; its attribute ``variant`` names
@@ -79,7 +94,8 @@ def load_model(
 
     Raises:
         mlflow.exceptions.MlflowException: There is no such model, or it is of another flavor.
-        InvalidInputError: The URI names no alias to follow.
+        InvalidInputError: The URI names no alias to follow, or the key is none.
+        ArtifactError: The model is not signed, is signed by another key, or has changed since.
         E2EAIError: See `bundle.load`.
     """
     options: dict[str, Any] = {
@@ -88,6 +104,7 @@ def load_model(
         "split": split,
         "fallback": fallback,
         "allow_native": allow_native,
+        "require_signature": require_signature,
     }
     if follow is None:
         return _load(model_uri, dst_path, **options)[0]
@@ -105,7 +122,7 @@ def follow_alias(name: str, alias: str, *, every_s: float, **options: Any) -> Fo
         name: The registered model.
         alias: The alias.
         every_s: Seconds between two looks.
-        **options: Those of `bundle.load`.
+        **options: Those of `bundle.load`, and ``require_signature`` of `load_model`.
     """
 
     def open_version(version: str) -> Model:
@@ -125,12 +142,23 @@ def follow_alias(name: str, alias: str, *, every_s: float, **options: Any) -> Fo
     return FollowedModel(f"{name}@{alias}", every_s=every_s, look=look, load=open_version)
 
 
+def signer(key: str | Path | None = None) -> PublicKey | None:
+    """The public key that must have signed a model, from an argument or the environment.
+
+    Raises:
+        InvalidInputError: It is none.
+    """
+    key = os.environ.get(SIGNER) if key is None else key
+    return find_public_key(key) if key else None
+
+
 def _load(
-    model_uri: str, dst_path: str | None, **options: Any
+    model_uri: str, dst_path: str | None, *, require_signature: str | Path | None, **options: Any
 ) -> tuple[Model, tracking.ModelFiles, str]:
+    key = signer(require_signature)
     with quiet_mlflow():
         files = tracking.ModelFiles(model_uri, dst_path)
-        data, sha256 = files.bundle(with_code=True)
+        data, sha256 = files.bundle(with_code=True, key=key)
         model = load(
             files.directory / data,
             sha256=sha256,

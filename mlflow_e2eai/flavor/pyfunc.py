@@ -17,7 +17,7 @@ from mlflow_e2eai.bundle.model import Model
 from mlflow_e2eai.errors import E2EAIError, InvalidInputError
 from mlflow_e2eai.flavor.follower import FollowedModel, parse_alias
 from mlflow_e2eai.flavor.mlmodel import MODEL_CONFIG
-from mlflow_e2eai.flavor.native import follow_alias
+from mlflow_e2eai.flavor.native import follow_alias, signer
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -132,10 +132,12 @@ def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> Py
     every_s = options.pop("follow")
     if every_s is None:
         place = Path(path)
-        sha256 = tracking.manifest_sha256(place)
+        sha256 = tracking.manifest_sha256(place, signer())
         return PyFunc(load(place, sha256=sha256, fetch=tracking.fetcher(place), **options))
     alias = tracking.alias_of(Path(path).parent)
     if alias is None:
         msg = "follow needs the URI of an alias, by this package: e2eai:/digits@champion."
         raise InvalidInputError(msg)
-    return PyFunc(follow_alias(*parse_alias(alias), every_s=every_s, **options))
+    return PyFunc(
+        follow_alias(*parse_alias(alias), every_s=every_s, require_signature=None, **options)
+    )

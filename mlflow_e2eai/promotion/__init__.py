@@ -14,7 +14,6 @@ remeasurement  the latency of both, measured in turns, here or by a fleet
 appraisal      bundles and policy -> decision and numbers; nothing is written
 challengers    the best of several versions by a goal
 remedies       what to do about each gate that did not pass
-signatures     Ed25519 signatures of approvals
 registry/      what the registry holds: records, approvals, and where aliases stand
 """
 

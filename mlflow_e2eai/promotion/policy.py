@@ -12,6 +12,7 @@ from fnmatch import fnmatchcase
 from typing import Literal, TypeAlias
 
 from mlflow_e2eai.artifacts.values import EngineArtifact, precision_of
+from mlflow_e2eai.bundle.attestation.signatures import public_key
 from mlflow_e2eai.bundle.manifest import Manifest
 from mlflow_e2eai.engine.targets import capability_of, parse
 from mlflow_e2eai.errors import InvalidInputError, nearest
@@ -28,7 +29,6 @@ from mlflow_e2eai.evaluation.gates import (
 from mlflow_e2eai.evaluation.variants import engine_variant
 from mlflow_e2eai.promotion.incumbent import DIFFERENCE, LATENCY_RATIO, RATIO, TASK_DROP
 from mlflow_e2eai.promotion.metrics import age_days, targets_of, unmeasured_engines
-from mlflow_e2eai.promotion.signatures import public_key
 from mlflow_e2eai.tracking.metrics import LARGE_IS_GOOD, SMALL_IS_GOOD
 
 Unmeasured: TypeAlias = Literal["block", "warn", "exclude"]

@@ -2,8 +2,8 @@
 
 stage         `export`: the first exporter whose graph computes the module's numbers
 exporters     dynamo, TorchScript trace and script
-verify        the exported graph against the module
-references    samples with the module's outputs, which verify compares with
+verification  the exported graph against the module
+references    samples with the module's outputs, which verification compares with
 guards        sizes that the guards of an exported program point at
 flat_module   a module that takes and returns tensors by name
 state         buffers, hooks and random states, put back after a call

@@ -42,7 +42,7 @@ from mlflow_e2eai.pytorch.flat_module import (
 from mlflow_e2eai.pytorch.module import evaluation_mode
 from mlflow_e2eai.pytorch.pytree import Tree
 from mlflow_e2eai.pytorch.references import References, check_repeatable
-from mlflow_e2eai.pytorch.verify import check_interface, check_numbers, frozen_at
+from mlflow_e2eai.pytorch.verification import check_interface, check_numbers, frozen_at
 from mlflow_e2eai.runtime.ort import check_opset
 from mlflow_e2eai.runtime.storage import storage_errors
 

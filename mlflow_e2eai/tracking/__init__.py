@@ -27,7 +27,6 @@ _mlflow          private helpers of MLflow
 from mlflow_e2eai.tracking.downloads import (
     ModelFiles,
     alias_of,
-    fetch_verified,
     fetcher,
     manifest_sha256,
 )
@@ -68,3 +67,4 @@ from mlflow_e2eai.tracking.runs import (
     run,
 )
 from mlflow_e2eai.tracking.sources import fetch_source, log_source
+from mlflow_e2eai.tracking.store.integrity import fetch_verified

@@ -17,18 +17,22 @@ from mlflow_e2eai.artifacts.files import (
     to_json,
     verify,
 )
-from mlflow_e2eai.bundle.audit import audit
-from mlflow_e2eai.bundle.digests import DIGESTS, read_digests, verify_digests, verify_listed
-from mlflow_e2eai.bundle.manifest import FOLDER, MANIFEST
+from mlflow_e2eai.bundle.attestation.envelope import (
+    MLMODEL,
+    SIGNATURE,
+    require_signature,
+)
+from mlflow_e2eai.bundle.digests import DIGESTS, read_digests, verify_listed
+from mlflow_e2eai.bundle.manifest import MANIFEST
 from mlflow_e2eai.errors import ArtifactError, TrackingError
-from mlflow_e2eai.tracking.lineage import MLMODEL_SHA256, SHA256, fetch, is_uri, resolve
+from mlflow_e2eai.tracking.lineage import MLMODEL_SHA256, SHA256, is_uri, resolve
 from mlflow_e2eai.tracking.server import address, complete_download
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
 
+    from mlflow_e2eai.bundle.attestation.signatures import PublicKey
 
-_MLMODEL = "MLmodel"
 
 FLAVOR = "mlflow_e2eai"
 """Name of this package's flavor in MLmodel."""
@@ -76,13 +80,16 @@ class ModelFiles:
             msg = f"There is no MLflow model at {uri}: {error.message}"
             raise MlflowException(msg, error_code=ErrorCode.Value(error.error_code)) from error
 
-    def bundle(self, *, with_code: bool = False) -> tuple[str, str | None]:
+    def bundle(
+        self, *, with_code: bool = False, key: PublicKey | None = None
+    ) -> tuple[str, str | None]:
         """The folder of its bundle, and the digest of the bundle's manifest.
 
         MLmodel is compared with the digest that the tracking server has.
 
         Args:
             with_code: Make the code importable that was logged with it.
+            key: The key that must have signed the model; None where it need not be signed.
 
         Returns:
             The folder, relative to the model; and the digest, None for a model of an older version
@@ -90,17 +97,21 @@ class ModelFiles:
 
         Raises:
             mlflow.exceptions.MlflowException: The model is not of this flavor.
-            ArtifactError: A file has changed.
+            ArtifactError: A file has changed, or is not signed by that key.
         """
         from mlflow_e2eai.tracking import _mlflow
 
         if self._uri.startswith("models:/"):
             with contextlib.suppress(TrackingError):  # it is of MLflow 2
                 _verify_mlmodel(self.directory, resolve(self._uri))
+        listed = None
+        if key is not None:
+            if SIGNATURE in self.names():
+                self.fetch(SIGNATURE)
+            listed = require_signature(self.directory, self._uri, [key])
         configuration = dict(_mlflow.get_flavor_configuration(self.directory, FLAVOR))
         data, code = str(configuration.get("data", ".")), configuration.get("code")
-        listed = None
-        if "digests" in configuration:
+        if listed is None and "digests" in configuration:
             self.fetch(DIGESTS)
             listed = read_digests(self.directory, str(configuration["digests"]))
         if with_code and code is not None:
@@ -144,18 +155,25 @@ def _below(listed: Mapping[str, str], folder: str) -> dict[str, str]:
     return {name.removeprefix(start): listed[name] for name in listed if name.startswith(start)}
 
 
-def manifest_sha256(bundle: Path) -> str | None:
+def manifest_sha256(bundle: Path, key: PublicKey | None = None) -> str | None:
     """The digest of a bundle's manifest in the list of its model's files; None without a list.
 
+    Args:
+        bundle: The bundle, in the folder of its model.
+        key: The key that must have signed the list; None where it need not be signed.
+
     Raises:
-        ArtifactError: The list has changed since the MLmodel file was written.
+        ArtifactError: The list has changed since the MLmodel file was written, or is not signed.
     """
     from mlflow.exceptions import MlflowException
 
     from mlflow_e2eai.tracking import _mlflow
 
     model = bundle.parent
-    if not (model / _MLMODEL).exists():
+    if key is not None:
+        signed = require_signature(model, str(model), [key])
+        return signed.get(f"{bundle.name}/{MANIFEST}", "missing")
+    if not (model / MLMODEL).exists():
         return None
     try:
         configuration = _mlflow.get_flavor_configuration(model, FLAVOR)
@@ -257,55 +275,10 @@ def fetcher(bundle: Path) -> Callable[[Path], None]:
     return fetch
 
 
-# Whole bundles, with every file verified.
-
-
-def fetch_verified(model: LoggedModel, folder: Path) -> Path:
-    """Download a bundle's LoggedModel, and verify the digest of each of its files.
-
-    Raises:
-        ArtifactError: See `verify_model`.
-        TrackingError: Its files are not there.
-    """
-    path = fetch(model, folder)
-    verify_model(path, model)
-    return path
-
-
-def verify_model(path: Path, model: LoggedModel) -> None:
-    """Check that a downloaded bundle is, file by file, the one that was logged.
-
-    The tracking server has the digest of MLmodel, and MLmodel that of the list of all other files.
-
-    Raises:
-        ArtifactError: A file is missing, has changed, or was not in the model; or it was logged by
-            a version of this package that listed no digests.
-    """
-    verify_logged_files(path, model.tags.get(MLMODEL_SHA256))
-    audit(path / FOLDER, sha256=model.tags[SHA256])
-
-
-def verify_logged_files(path: Path, mlmodel_sha256: str | None) -> None:
-    """Check the files of a downloaded model by the digest of its MLmodel.
-
-    Raises:
-        ArtifactError: A file is missing, has changed, or was not in the model; or there is no
-            digest.
-    """
-    from mlflow_e2eai.tracking import _mlflow
-
-    if mlmodel_sha256 is None:
-        msg = "It has no digests of its files, as it was logged by an older mlflow_e2eai."
-        raise ArtifactError(msg)
-    verify(path / _MLMODEL, mlmodel_sha256)
-    digests = _mlflow.get_flavor_configuration(path, FLAVOR).get("digests", "")
-    verify_digests(path, str(digests), unlisted=(_MLMODEL, "registered_model_meta"))
-
-
 def _verify_mlmodel(path: Path, model: LoggedModel) -> None:
     """Compare the MLmodel file of a downloaded model with the digest that the server has."""
     if (recorded := model.tags.get(MLMODEL_SHA256)) is not None:
-        verify(path / _MLMODEL, recorded)
+        verify(path / MLMODEL, recorded)
 
 
 # Texts of runs, or on disk.

@@ -55,6 +55,9 @@ SHA256 = "e2eai.sha256"
 MLMODEL_SHA256 = "e2eai.mlmodel_sha256"
 """Tag of a bundle's model: digest of its MLmodel, which has that of the list of all other files."""
 
+SIGNATURE_SHA256 = "e2eai.signature_sha256"
+"""Tag of a signed bundle's model: digest of the file with its signature."""
+
 PARENT_RUN = "mlflow.parentRunId"
 """MLflow's tag: the run above a child."""
 

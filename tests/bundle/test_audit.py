@@ -22,6 +22,7 @@ from mlflow_e2eai.bundle.manifest import Manifest
 from mlflow_e2eai.errors import ArtifactError, E2EAIError
 from mlflow_e2eai.flavor import api, native
 from mlflow_e2eai.tracking import downloads
+from mlflow_e2eai.tracking.store import integrity
 
 pytestmark = pytest.mark.usefixtures("on_threads")
 
@@ -258,11 +259,11 @@ def found_by_verification(version, count, seed):
     for name, at in flips(place, count, seed):
         tried.add(name)
         try:
-            downloads.verify_model(place, model)
+            integrity.verify_model(place, model)
         except ArtifactError:
             continue
         missed.append((name, at))
-    downloads.verify_model(place, model)
+    integrity.verify_model(place, model)
     expected = {"MLmodel", "SHA256SUMS", "requirements.txt", "conda.yaml", "python_env.yaml"}
     assert expected <= tried
     return [each for each in missed if each[0] not in DECIDE_NOTHING]

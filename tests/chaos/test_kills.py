@@ -18,13 +18,13 @@ from small_models import AXES, features, net
 
 import mlflow_e2eai
 from mlflow_e2eai import tracking
-from mlflow_e2eai.tracking.downloads import verify_logged_files
 from mlflow_e2eai.tracking.lineage import (
     ERROR,
     MLMODEL_SHA256,
     PARENT_RUN,
     SHA256,
 )
+from mlflow_e2eai.tracking.store.integrity import verify_logged_files
 from mlflow_e2eai.tracking.store.source_digest import source_digest
 
 STAGES = 9

@@ -10,6 +10,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from registered_bundles import holder, register
+from signing_keys import make_keys
 
 import mlflow_e2eai
 from mlflow_e2eai.errors import E2EAIError, InvalidInputError, TrackingError
@@ -28,22 +29,7 @@ def version(store, good):
 @pytest.fixture
 def keys(tmp_path):
     """Two pairs of keys: the files of the private ones, and the lines of the public ones."""
-    found = {}
-    for name in ("ann", "bob"):
-        private = Ed25519PrivateKey.generate()
-        place = tmp_path / name
-        place.write_bytes(
-            private.private_bytes(
-                serialization.Encoding.PEM,
-                serialization.PrivateFormat.OpenSSH,
-                serialization.NoEncryption(),
-            )
-        )
-        public = private.public_key().public_bytes(
-            serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
-        )
-        found[name] = (place, public.decode())
-    return found
+    return {name: make_keys(tmp_path / name) for name in ("ann", "bob")}
 
 
 def signed_by(keys, *names):
@@ -178,7 +164,7 @@ def test_keys_that_ssh_keygen_makes_are_taken(tmp_path, version):
 
 
 def test_a_key_that_cannot_sign_is_refused_and_nothing_is_on_record(store, tmp_path, version):
-    other = ec.generate_private_key(ec.SECP256R1()).private_bytes(
+    other = ec.generate_private_key(ec.SECP384R1()).private_bytes(
         serialization.Encoding.PEM,
         serialization.PrivateFormat.PKCS8,
         serialization.NoEncryption(),
@@ -189,7 +175,7 @@ def test_a_key_that_cannot_sign_is_refused_and_nothing_is_on_record(store, tmp_p
         serialization.BestAvailableEncryption(b"secret"),
     )
     for content, sentence in (
-        (other, "is no Ed25519 key; make one with ssh-keygen"),
+        (other, "is no Ed25519 or P-256 key; make one with ssh-keygen"),
         (locked, "holds no private key that can be read without a password"),
         (b"hello", "holds no private key"),
         (None, "Cannot read the key"),

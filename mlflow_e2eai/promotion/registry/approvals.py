@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from mlflow_e2eai.artifacts.files import Summary, Table, from_json, to_json
+from mlflow_e2eai.bundle.attestation.signatures import is_signed, sign
 from mlflow_e2eai.errors import ArtifactError, TrackingError
 from mlflow_e2eai.evaluation.gates import Verdict
 from mlflow_e2eai.promotion.policy import Policy, RequiredApproval, check_approval
 from mlflow_e2eai.promotion.registry.actor import actor
 from mlflow_e2eai.promotion.registry.timeline import now_text
-from mlflow_e2eai.promotion.signatures import is_signed, sign
 from mlflow_e2eai.report.formats import moment_text
 from mlflow_e2eai.tracking.server import check_server
 

@@ -7,5 +7,7 @@ logged_sources  PyTorch models as files, logged once
 source_digest   the content of a logged PyTorch model
 stage_results   results of stages by their keys
 uploads         files that are sent to the store of artifacts
+attestations    models that are signed, and whose signature is checked
+integrity       whole models, with every file compared with its digest
 leftovers       runs, models and temporary folders of dead processes
 """

@@ -26,7 +26,6 @@ from mlflow_e2eai.bundle.manifest import EXAMPLE
 from mlflow_e2eai.engine.request import key_of
 from mlflow_e2eai.engine.timing_cache import SUFFIX as TIMINGS_SUFFIX
 from mlflow_e2eai.errors import ArtifactError, TrackingError
-from mlflow_e2eai.tracking.downloads import verify_logged_files
 from mlflow_e2eai.tracking.lineage import (
     ERROR,
     MLMODEL_SHA256,
@@ -36,6 +35,7 @@ from mlflow_e2eai.tracking.lineage import (
     fetch_graph,
 )
 from mlflow_e2eai.tracking.server import address, experiments
+from mlflow_e2eai.tracking.store.integrity import verify_logged_files
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel

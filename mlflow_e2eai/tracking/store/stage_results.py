@@ -18,11 +18,19 @@ from mlflow_e2eai.artifacts.files import from_json, to_json
 from mlflow_e2eai.artifacts.values import Array, EngineArtifact, OnnxArtifact
 from mlflow_e2eai.bundle.manifest import EXAMPLE
 from mlflow_e2eai.errors import ArtifactError, E2EAIError, TrackingError, brief
-from mlflow_e2eai.tracking.downloads import fetch_text, verify_logged_files
-from mlflow_e2eai.tracking.lineage import MLMODEL_SHA256, STAGE, fetch, read_artifact, resolve
+from mlflow_e2eai.tracking.downloads import fetch_text
+from mlflow_e2eai.tracking.lineage import (
+    MLMODEL_SHA256,
+    SIGNATURE_SHA256,
+    STAGE,
+    fetch,
+    read_artifact,
+    resolve,
+)
 from mlflow_e2eai.tracking.recorder import Reused
 from mlflow_e2eai.tracking.server import experiments
 from mlflow_e2eai.tracking.store.artifact_store import finished_models
+from mlflow_e2eai.tracking.store.integrity import verify_logged_files
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel, Run
@@ -144,7 +152,8 @@ def _fetch_model(result: StageResult, folder: Path) -> tuple[LoggedModel, Path]:
         raise TrackingError(msg)
     folder.mkdir(parents=True, exist_ok=True)
     path = fetch(model, folder)
-    verify_logged_files(path, result.mlmodel_sha256)
+    signature = model.tags.get(SIGNATURE_SHA256)  # it may have been signed since
+    verify_logged_files(path, result.mlmodel_sha256, signature_sha256=signature)
     return model, path
 
 
