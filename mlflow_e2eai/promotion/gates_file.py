@@ -28,12 +28,11 @@ from mlflow_e2eai.errors import ArtifactError, InvalidInputError, nearest
 from mlflow_e2eai.evaluation.gates import Gate
 from mlflow_e2eai.promotion.policy import (
     Policy,
-    RequiredApproval,
-    RequiredTarget,
     check_gate,
     check_policy,
     check_target,
 )
+from mlflow_e2eai.promotion.requirements import RequiredApproval, RequiredSigner, RequiredTarget
 
 GATES = files("mlflow_e2eai.promotion") / "gates.yaml"
 SCHEMA = files("mlflow_e2eai.promotion") / "gates.schema.json"
@@ -106,14 +105,33 @@ class ApprovalEntry(_Entry):
         return RequiredApproval(**self.model_dump())
 
 
-_GATE, _APPROVAL = "<gate>", "<approval>"
+class SignerEntry(_Entry):
+    """A signature of the version's files, which `mlflow_e2eai sign` makes."""
+
+    signed_by: Annotated[tuple[_Name, ...], Field(min_length=1)] = Field(
+        description="Names of keys, one of which must have signed the files."
+    )
+
+    def to_required(self) -> RequiredSigner:
+        """The required signature."""
+        return RequiredSigner(keys=self.signed_by, severity=self.severity)
+
+
+_GATE, _APPROVAL, _SIGNER = "<gate>", "<approval>", "<signer>"
 """What pydantic puts into the path of an error for the kind of an entry."""
 
+
+def _kind_of(entry: Any) -> str:
+    kinds = {"approval": _APPROVAL, "signed_by": _SIGNER}
+    names = [name for name in kinds if isinstance(entry, Mapping) and name in entry]
+    return kinds[names[0]] if names else _GATE
+
+
 _AnyEntry = Annotated[
-    Annotated[GateEntry, Tag(_GATE)] | Annotated[ApprovalEntry, Tag(_APPROVAL)],
-    Discriminator(
-        lambda entry: _APPROVAL if isinstance(entry, Mapping) and "approval" in entry else _GATE
-    ),
+    Annotated[GateEntry, Tag(_GATE)]
+    | Annotated[ApprovalEntry, Tag(_APPROVAL)]
+    | Annotated[SignerEntry, Tag(_SIGNER)],
+    Discriminator(_kind_of),
 ]
 
 
@@ -182,6 +200,7 @@ class GatesFile(BaseModel):
                 approvals=tuple(
                     e.to_required() for e in self.gates if isinstance(e, ApprovalEntry)
                 ),
+                signers=tuple(e.to_required() for e in self.gates if isinstance(e, SignerEntry)),
                 keys=dict(self.keys),
             )
         )
@@ -263,7 +282,7 @@ def policy_from(data: Any, where: Any = lambda _: "") -> Policy:
         return GatesFile.model_validate(data).to_policy()
     except ValidationError as error:
         first = error.errors()[0]
-        path = tuple(key for key in first["loc"] if key not in (_GATE, _APPROVAL))
+        path = tuple(key for key in first["loc"] if key not in (_GATE, _APPROVAL, _SIGNER))
         raise InvalidInputError(where(path) + _sentence(first, path)) from error
 
 
@@ -272,7 +291,9 @@ def _sentence(error: Any, path: tuple[Any, ...]) -> str:
     name = ".".join(map(str, path)) or "the file"
     if error["type"] == "extra_forbidden":
         models: dict[Any, type[BaseModel]] = {"gates": GateEntry, "required_targets": TargetEntry}
-        model = ApprovalEntry if _APPROVAL in error["loc"] else models.get(path[0], GatesFile)
+        kinds: dict[Any, type[BaseModel]] = {_APPROVAL: ApprovalEntry, _SIGNER: SignerEntry}
+        kind = next((kinds[key] for key in error["loc"] if key in kinds), None)
+        model = kind or models.get(path[0], GatesFile)
         known = list((model if len(path) > 1 else GatesFile).model_fields)
         near = nearest(path[-1], known)
         hint = f"did you mean {near!r}?" if near else f"there are {', '.join(known)}."

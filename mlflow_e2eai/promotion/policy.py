@@ -29,6 +29,11 @@ from mlflow_e2eai.evaluation.gates import (
 from mlflow_e2eai.evaluation.variants import engine_variant
 from mlflow_e2eai.promotion.incumbent import DIFFERENCE, LATENCY_RATIO, RATIO, TASK_DROP
 from mlflow_e2eai.promotion.metrics import age_days, targets_of, unmeasured_engines
+from mlflow_e2eai.promotion.requirements import (
+    RequiredApproval,
+    RequiredSigner,
+    RequiredTarget,
+)
 from mlflow_e2eai.tracking.metrics import LARGE_IS_GOOD, SMALL_IS_GOOD
 
 Unmeasured: TypeAlias = Literal["block", "warn", "exclude"]
@@ -65,40 +70,6 @@ there are ``task/<name>``, ``parity/<output>/<figure>`` and the relative ones.""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RequiredTarget:
-    """A target for which the version must have an engine that passed there.
-
-    Attributes:
-        target: A compute capability, or a target's text; see `target_name`.
-        precision: Precision of the engine; None for any.
-        tensorrt: Pattern of the version of TensorRT that built it, such as ``1.6*``.
-        max_age_days: Days since that evidence was measured, at most.
-        severity: See `Gate`.
-    """
-
-    target: str
-    precision: str | None = None
-    tensorrt: str | None = None
-    max_age_days: float | None = None
-    severity: Severity = "block"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RequiredApproval:
-    """A person's yes that the version must have.
-
-    Attributes:
-        approval: Its name, such as ``release``.
-        keys: Names of keys, one of which must have signed it; none where it need not be signed.
-        severity: See `Gate`.
-    """
-
-    approval: str
-    keys: tuple[str, ...] = ()
-    severity: Severity = "block"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
     """All rules of a promotion.
 
@@ -111,6 +82,7 @@ class Policy:
             without evidence where others have some.
         given: Verdicts of rules that are about more than one version, such as a goal.
         approvals: People who must agree.
+        signers: Keys that must have signed the files.
         keys: Public keys by name, of those who sign.
     """
 
@@ -119,6 +91,7 @@ class Policy:
     unmeasured: Unmeasured = "block"
     given: tuple[Verdict, ...] = ()
     approvals: tuple[RequiredApproval, ...] = ()
+    signers: tuple[RequiredSigner, ...] = ()
     keys: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
@@ -254,12 +227,11 @@ def check_policy(policy: Policy) -> Policy:
     """
     for required in policy.approvals:
         check_approval(required.approval)
-        if unknown := [name for name in required.keys if name not in policy.keys]:
+    named = [(f"The approval {each.approval!r}", each.keys) for each in policy.approvals]
+    for subject, keys in (*named, *(("The gate signed_by", each.keys) for each in policy.signers)):
+        if unknown := [name for name in keys if name not in policy.keys]:
             known = f"there are {', '.join(policy.keys)}" if policy.keys else "there are none"
-            msg = (
-                f"The approval {required.approval!r} names the key {unknown[0]!r}, which is not "
-                f"under 'keys': {known}."
-            )
+            msg = f"{subject} names the key {unknown[0]!r}, which is not under 'keys': {known}."
             raise InvalidInputError(msg)
     for text in policy.keys.values():
         public_key(text)

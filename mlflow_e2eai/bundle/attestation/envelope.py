@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 SIGNATURE = "model.sig"
 """File of a model with the signature of all others, where OpenSSF's tool writes it too."""
 
-ATTACHED: tuple[str, ...] = ()
+BILL, PROVENANCE = "bom.cdx.json", "provenance.json"
+
+ATTACHED = (BILL, PROVENANCE)
 """Files that are written into a model when it is signed, besides the signature."""
 
 MLMODEL = "MLmodel"

@@ -4,40 +4,48 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlflow_e2eai import bundle
-from mlflow_e2eai.artifacts.files import Summary, Table, atomic_write, sha256_of
+from mlflow_e2eai.artifacts.files import Summary, Table, atomic_write, read_text, sha256_of
 from mlflow_e2eai.bundle.attestation.envelope import (
+    ATTACHED,
+    BILL,
+    PROVENANCE,
     SIGNATURE,
     check_signed,
     read_signed,
     sign_files,
 )
+from mlflow_e2eai.bundle.attestation.materials import bill_of
 from mlflow_e2eai.bundle.attestation.signatures import (
     find_public_key,
     fingerprint_of,
     private_key,
 )
-from mlflow_e2eai.errors import ArtifactError
+from mlflow_e2eai.bundle.attestation.slsa import BuildRun, statement_of
+from mlflow_e2eai.errors import ArtifactError, TrackingError
 from mlflow_e2eai.tracking.console import quiet_mlflow
 from mlflow_e2eai.tracking.lineage import (
+    PARENT_RUN,
     SHA256,
     SIGNATURE_SHA256,
     STAGE,
     fetch,
     is_uri,
     resolve,
+    source_of,
     tag_model,
 )
 from mlflow_e2eai.tracking.server import mlflow_errors
 from mlflow_e2eai.tracking.store.integrity import verify_folder, verify_model
+from mlflow_e2eai.tracking.store.stage_results import REUSED_FROM, time_text
 
 if TYPE_CHECKING:
-    from mlflow.entities import LoggedModel
+    from mlflow.entities import LoggedModel, Run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,7 +132,9 @@ def sign(model_uri: str | Path, key: str | Path) -> Verification:
     """Verify every file of a model, and sign them.
 
     The signature is the file ``model.sig`` of the model, next to the files that it is about, which
-    stay as they are; a signature that is there is replaced.
+    stay as they are; a signature that is there is replaced. A bill of materials
+    (``bom.cdx.json``) and a statement of provenance (``provenance.json``) are written there too,
+    and signed with the others.
 
     Args:
         model_uri: The folder of a saved model, or any URI of a logged one.
@@ -134,13 +144,21 @@ def sign(model_uri: str | Path, key: str | Path) -> Verification:
         InvalidInputError: The key cannot be read.
         ArtifactError: See `verify`.
         TrackingError: There is no such model, or the user may not change it.
+        MissingDependencyError: A package of the extra ``sign`` is not installed.
     """
     private = private_key(Path(key))
     with _open(model_uri) as model:
         digests = model.verify(anew=True)
-        with atomic_write(model.path / SIGNATURE) as out:
-            out.write_text(sign_files(model.name, digests, private), encoding="utf-8")
-        model.attach((SIGNATURE,))
+        run = BuildRun() if model.logged is None else _build_run(model.logged)
+        manifest = bundle.read(model.path / bundle.FOLDER)
+        requirements = read_text(model.path / "requirements.txt")
+        bill = bill_of(model.name, manifest, digests, requirements, run.datasets)
+        provenance = statement_of(manifest, digests, run)
+        for name, text in ((BILL, bill), (PROVENANCE, provenance)):
+            model.write(name, text)
+            digests[name] = sha256_of(model.path / name)
+        model.write(SIGNATURE, sign_files(model.name, digests, private))
+        model.attach((*ATTACHED, SIGNATURE))
         return _verification(
             model.subject,
             digests,
@@ -187,6 +205,11 @@ class _Downloaded:
             return verify_folder(self.path, anew=anew)
         return verify_model(self.path, self.logged, anew=anew)
 
+    def write(self, name: str, text: str) -> None:
+        """Write a file into the folder."""
+        with atomic_write(self.path / name) as out:
+            out.write_text(text, encoding="utf-8")
+
     def attach(self, names: tuple[str, ...]) -> None:
         """Upload files that were written into the folder, the signature last."""
         from mlflow import MlflowClient
@@ -198,6 +221,52 @@ class _Downloaded:
             for name in names:
                 MlflowClient().log_model_artifact(model_id, str(self.path / name))
             tag_model(model_id, {SIGNATURE_SHA256: sha256_of(self.path / SIGNATURE)})
+
+
+def _build_run(model: LoggedModel) -> BuildRun:
+    """The run that made a model, with its stages; empty where it is not there any more."""
+    import mlflow
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    source = None
+    with suppress(TrackingError):
+        if (found := source_of(model)) is not None:
+            digest = {"digest": {"sha256": found.tags[SHA256]}} if SHA256 in found.tags else {}
+            source = {"name": str(found.name), "uri": str(found.model_uri), **digest}
+    try:
+        run = MlflowClient().get_run(str(model.source_run_id))
+        children = mlflow.search_runs(
+            [run.info.experiment_id],
+            f"tags.`{PARENT_RUN}` = '{run.info.run_id}'",
+            order_by=["attributes.start_time ASC"],
+            output_format="list",
+        )
+    except MlflowException:
+        return BuildRun(source=source)
+    return BuildRun(
+        run_id=str(run.info.run_id),
+        parameters=dict(run.data.params),
+        stages=[_stage_of(child) for child in children],
+        datasets=[
+            {"name": str(each.dataset.name), "digest": str(each.dataset.digest)}
+            for each in (run.inputs.dataset_inputs if run.inputs else ())
+        ],
+        started_at=time_text(run.info.start_time or 0),
+        ended_at=time_text(run.info.end_time) if run.info.end_time else None,
+        source=source,
+    )
+
+
+def _stage_of(run: Run) -> dict[str, str]:
+    reused = run.data.tags.get(REUSED_FROM)
+    return {
+        "name": str(run.info.run_name),
+        "run": str(run.info.run_id),
+        "started": time_text(run.info.start_time or 0),
+        "status": str(run.info.status),
+        **({"reused": reused} if reused else {}),
+    }
 
 
 @contextmanager

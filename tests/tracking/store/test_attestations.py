@@ -14,7 +14,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from signing_keys import make_keys, make_pem
-from small_models import AXES, features, net
+from small_models import AXES, features, labelled, net
 
 import mlflow_e2eai
 from mlflow_e2eai import tracking
@@ -70,8 +70,42 @@ def test_a_signed_version_is_linked_by_the_next_run_of_the_pipeline(store, ann):
         "registered_model_name": "net",
     }
     first = mlflow_e2eai.log_model(net(), **options)
-    mlflow_e2eai.sign(URI, ann[0])
+    signed = mlflow_e2eai.sign(URI, ann[0])
     assert mlflow_e2eai.log_model(net(), **options).model_id == first.model_id
+    assert mlflow_e2eai.sign(URI, ann[0]) == signed  # byte by byte
+
+
+def test_the_provenance_of_a_version_names_its_source_settings_and_stages(store, ann):
+    mlflow_e2eai.log_model(
+        net(),
+        input_example={"x": features()},
+        dynamic_axes=AXES,
+        evidence="quick",
+        precisions=("fp32",),
+        evaluation_data=labelled(net()),
+        registered_model_name="net",
+    )
+    mlflow_e2eai.sign(URI, ann[0])
+    folder = Path(mlflow.artifacts.download_artifacts(URI))
+    definition = json.loads((folder / "provenance.json").read_text())["predicate"][
+        "buildDefinition"
+    ]
+    source, dataset = definition["resolvedDependencies"]
+    assert source["uri"] == tracking.source_of(tracking.resolve(URI)).model_uri
+    assert definition["externalParameters"]["settings"]["opset"] == "18"
+    stages = [stage["name"] for stage in definition["internalParameters"]["stages"]]
+    assert {"export", "clean", "package"} <= set(stages)
+    assert definition["internalParameters"]["environment"]["torch"]
+    parts = json.loads((folder / "bom.cdx.json").read_text())["components"]
+    assert [each["name"] for each in parts if each["type"] == "data"] == [dataset["name"]]
+
+
+def test_a_model_whose_run_is_deleted_is_signed_all_the_same(edited, store, ann):
+    model = tracking.resolve(URI)
+    if model.source_run_id:
+        store.delete_run(model.source_run_id)
+    mlflow_e2eai.sign(URI, ann[0])
+    assert mlflow_e2eai.verify(URI, key=ann[1]).signed_by is not None
 
 
 def lie(edited, name, content):
@@ -194,6 +228,7 @@ def test_the_signature_is_as_openssf_model_signing_has_it(saved, tmp_path, ann):
         for path in model.rglob("*")
         if path.is_file() and path.name != "model.sig"
     }
+    assert {"bom.cdx.json", "provenance.json"} < set(files)
     assert found["mediaType"] == "application/vnd.dev.sigstore.bundle.v0.3+json"
     assert envelope["payloadType"] == "application/vnd.in-toto+json"
     assert statement["_type"] == "https://in-toto.io/Statement/v1"
