@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from mlflow_e2eai.errors import brief
 from mlflow_e2eai.runtime.progress import NestedBlocks
 
 _SILENT = {
@@ -28,7 +29,7 @@ def quiet_mlflow() -> Iterator[None]:
 
     Blocks may be nested, and open in several threads: the first one silences, the last restores.
     """
-    with _BLOCKS.enter(settings=_set_silent, lines=_silence_lines):
+    with _BLOCKS.enter(settings=_set_silent, lines=_silence_lines, waits=_explain_waits):
         yield
 
 
@@ -44,6 +45,27 @@ def _set_silent() -> Callable[[], None]:
                 os.environ[name] = value
 
     return restore
+
+
+def _explain_waits() -> Callable[[], None]:
+    logger = logging.getLogger("urllib3.connectionpool")
+    logger.addFilter(_explain_wait)
+    return lambda: logger.removeFilter(_explain_wait)
+
+
+def _explain_wait(record: logging.LogRecord) -> bool:
+    """Log in a sentence that a request is sent again, in place of urllib3's line."""
+    if not str(record.msg).startswith("Retrying (") or not isinstance(record.args, tuple):
+        return True
+    retries, error, *_ = record.args
+    reason = brief(error) if isinstance(error, Exception) else str(error)
+    left = getattr(retries, "total", None)
+    _log.warning(
+        "MLflow's server does not respond (%s); trying again, up to %s times",
+        reason.rpartition(": ")[2],
+        "some" if left is None else left + 1,
+    )
+    return False
 
 
 class _Warnings(logging.Handler):

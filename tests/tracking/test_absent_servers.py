@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import subprocess
 import sys
 import tempfile
@@ -17,8 +18,10 @@ from small_models import features, net
 from tracking_servers import tracking_server
 
 import mlflow_e2eai
+from mlflow_e2eai import tracking
 from mlflow_e2eai.errors import TrackingError
 from mlflow_e2eai.tracking import fetch_verified
+from mlflow_e2eai.tracking.server import check_server
 
 pytestmark = [
     pytest.mark.system,
@@ -68,8 +71,7 @@ def is_complete(info):
     } == {"READY"}
 
 
-@pytest.mark.parametrize("verdict", [500, 503, "close"])
-@pytest.mark.parametrize("number", [8, 45])
+@pytest.mark.parametrize(("verdict", "number"), [(500, 8), (503, 50), ("close", 30)])
 def test_a_server_that_is_away_for_a_moment_is_waited_for(proxy, log, verdict, number):
     proxy.fail_for(3.0, verdict, number=number)
     before = len(proxy.seen)
@@ -77,6 +79,29 @@ def test_a_server_that_is_away_for_a_moment_is_waited_for(proxy, log, verdict, n
     assert len(proxy.seen) - before > number
     proxy.mend()
     assert is_complete(info)
+
+
+@pytest.mark.parametrize("verdict", [503, "close"])
+def test_within_a_run_the_check_of_the_server_waits_and_before_one_it_does_not(proxy, verdict):
+    with tracking.run("net"):
+        proxy.fail_for(2.0, verdict)
+        check_server()
+    proxy.fail_for(2.0, verdict)
+    with pytest.raises(TrackingError, match="cannot be reached"):
+        check_server()
+
+
+def test_an_error_while_the_server_is_away_is_written_when_it_is_back(proxy):
+    def fail():
+        proxy.fail_for(2.0, "close")
+        raise KeyError
+
+    with pytest.raises(KeyError), tracking.run("net"):
+        fail()
+    proxy.mend()
+    (run,) = mlflow.search_runs(output_format="list")
+    assert run.info.status == "FAILED"
+    assert run.data.tags["e2eai.error"] == "KeyError"
 
 
 def test_a_request_that_hangs_is_given_up_and_sent_again(proxy, log, monkeypatch):
@@ -139,6 +164,9 @@ def test_a_server_that_stays_away_ends_the_command_with_the_one_that_continues(p
     assert f"The tracking server {proxy.uri} cannot be reached" in sentence
     assert going_on.startswith(f"To continue: mlflow_e2eai pipeline models:/{source} --opset=17")
     assert "Traceback" not in done.stderr
+    waiting = r"MLflow's server does not respond \(.+\); trying again, up to 1 times"
+    assert re.search(waiting, done.stderr), done.stderr
+    assert "Retrying (Retry" not in done.stderr
     proxy.mend()
     again = subprocess.run(command, check=False, **common)
     assert again.returncode == 0, again.stderr

@@ -5,6 +5,9 @@ import os
 import threading
 
 import pytest
+from free_ports import free_port
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 from mlflow.utils.logging_utils import enable_logging, eprint
 
 from mlflow_e2eai.tracking.console import quiet_mlflow
@@ -68,3 +71,22 @@ def test_blocks_in_two_threads_end_with_the_last():
     second_has_ended.set()
     thread.join()
     assert BARS not in os.environ
+
+
+def test_a_request_that_is_sent_again_is_one_sentence(caplog, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")
+    client = MlflowClient(f"http://127.0.0.1:{free_port()}")
+    with quiet_mlflow(), pytest.raises(MlflowException):
+        client.get_run("nothing")
+    assert [record.getMessage().partition(" (")[0] for record in caplog.records] == [
+        "MLflow's server does not respond"
+    ] * 2
+    assert [record.getMessage().rpartition(", ")[2] for record in caplog.records] == [
+        "up to 2 times",
+        "up to 1 times",
+    ]
+    caplog.clear()
+    with pytest.raises(MlflowException):
+        client.get_run("nothing")
+    assert all(record.getMessage().startswith("Retrying (") for record in caplog.records)
