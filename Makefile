@@ -35,10 +35,12 @@ large: $(VENV)/models
 	HF_HUB_OFFLINE=1 pytest -m slow tests/project/test_large.py
 
 # What takes minutes, real models with real weights among it; then what `make test` runs in a short
-# form: every runner in a process of its own, and laws on more examples.
+# form: every runner in a process of its own, and laws on more examples; then faults that are planted
+# in the files that decide, each of which must fail a test.
 test-slow: $(VENV)/models $(VENV)/weights $(VENV)/bindings test-registry
 	HF_HUB_OFFLINE=1 pytest -m slow
 	HF_HUB_OFFLINE=1 pytest -n 2 --dist worksteal -m "not gpu and not slow" --processes --hypothesis-profile long
+	HF_HUB_OFFLINE=1 python tests/mutants.py
 
 # The tests of promotion on `mlflow server` over PostgreSQL, with artifacts in a folder and in S3.
 test-registry: $(VENV)/installed $(VENV)/servers

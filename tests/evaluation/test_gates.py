@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from mlflow_e2eai.errors import InvalidInputError
 from mlflow_e2eai.evaluation import gates as module
-from mlflow_e2eai.evaluation.gates import Decision, Gate, decide
+from mlflow_e2eai.evaluation.gates import Decision, Gate, MetricValue, decide, drop, find_value
 
 NAMES = st.sampled_from(["parity/failed", "task/drop", "champion/task_drop", "champion/ratio"])
 FINITE = st.floats(-1e300, 1e300)
@@ -138,3 +138,144 @@ def test_what_is_promoted_has_no_reasons_against_it():
     assert isinstance(decision, Decision)
     assert decision.promoted
     assert decision.reasons == ()
+
+
+# The number that a gate reads
+
+
+def value(variant, number, metric="latency/p50_ms", **more):
+    return MetricValue(metric=metric, value=number, variant=variant, **more)
+
+
+def read(gate, *values):
+    found = find_value(gate, values)
+    return None if found is None else (found.variant, found.value)
+
+
+def most(metric="latency/p50_ms", limit=1.0, **selection):
+    return Gate(metric=metric, bound="at_most", limit=limit, **selection)
+
+
+def test_of_several_variants_the_worst_is_read():
+    values = [value("a", 1.0), value("b", 3.0), value("c", 2.0)]
+
+    assert read(most(), *values) == ("b", 3.0)
+    assert read(Gate(metric="latency/p50_ms", bound="at_least", limit=0), *values) == ("a", 1.0)
+
+
+def test_a_number_that_cannot_be_told_is_the_worst():
+    variant, number = read(most(), value("a", 1.0), value("b", math.nan), value("c", 2.0))
+
+    assert variant == "b"
+    assert math.isnan(number)
+
+
+def test_the_number_of_the_whole_version_comes_before_those_of_variants():
+    values = [value(None, 0.5), value("a", 3.0)]
+
+    assert read(most(), *values) == (None, 0.5)
+    assert read(most(variant="a"), *values) == ("a", 3.0)
+
+
+def test_counts_are_added_up():
+    values = [value(name, 1.0, "parity/failed") for name in "abc"]
+
+    assert read(most("parity/failed"), *values) == (None, 3.0)
+    assert read(most("parity/failed", variant="[ab]"), *values) == (None, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("selection", "variant"),
+    [
+        ({}, "d"),
+        ({"precision": "fp16"}, "b"),
+        ({"target": "sm89"}, "c"),
+        ({"variant": "?"}, "d"),
+        ({"variant": "a"}, "a"),
+        ({"precision": "fp32", "target": "sm89"}, "c"),
+    ],
+)
+def test_a_gate_reads_only_the_variants_that_it_selects(selection, variant):
+    values = [
+        value("a", 1.0, precision="fp32"),
+        value("b", 2.0, precision="fp16"),
+        value("c", 3.0, precision="fp32", targets=("sm89", "rtx:sm89")),
+        value("d", 4.0, precision="int8", targets=("sm120",)),
+    ]
+
+    assert read(most(**selection), *values)[0] == variant
+
+
+def test_a_gate_reads_the_size_that_it_names_or_the_usual_one():
+    values = [value("a", 1.0, at=1), value("a", 8.0, at=8, usual=False)]
+
+    assert read(most(), *values) == ("a", 1.0)
+    assert read(most(at=8), *values) == ("a", 8.0)
+    assert read(most(at=4), *values) is None
+
+
+def test_a_selected_variant_that_nobody_measured_fails_the_gate():
+    values = [
+        value("a", 1.0),
+        value("a", 1.0, "parity/measured"),
+        value("b", 0.0, "parity/measured"),
+    ]
+
+    assert decide([most(variant="a")], values, has_champion=False).promoted
+    (verdict,) = decide([most(variant="?")], values, has_champion=False).verdicts
+    assert not verdict.passed
+    assert str(verdict) == "latency/p50_ms (?), b: not measured (gate: at most 1)"
+    assert decide([most()], values, has_champion=False).promoted
+
+
+def test_an_optional_gate_does_not_apply_without_data_and_does_with_it():
+    gates = [most("task/drop", optional=True), most("other")]
+
+    decision = decide(gates, {"other": 0.0}, has_champion=False)
+    assert decision.promoted
+    assert decision.inapplicable == ("task/drop: not measured, there is no data for it",)
+    assert not decide(gates, {"other": 0.0, "task/drop": 2.0}, has_champion=False).promoted
+
+
+def test_a_gate_that_warns_decides_nothing_and_is_shown():
+    gates = [most("a"), most("b", severity="warn")]
+    decision = decide(gates, {"a": 0.0, "b": 2.0}, has_champion=False)
+
+    assert decision.promoted
+    assert decision.warnings == ("b = 2 (gate: at most 1)",)
+    assert not decide([gates[1]], {"b": 0.0}, has_champion=False).promoted
+
+
+# Task drop
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "expected"),
+    [
+        ({"accuracy": 0.9}, {"accuracy": 0.8}, 0.1),
+        ({"accuracy": 0.8}, {"accuracy": 0.9}, -0.1),
+        ({"accuracy": 0.9, "f1": 0.5}, {"accuracy": 0.8, "f1": 0.49}, 0.1),
+        ({"accuracy": 0.9, "f1": 0.5}, {"accuracy": 0.9, "f1": 0.2}, 0.3),
+        ({"accuracy": 0.9}, {"accuracy": 0.9, "f1": 0.2}, 0.0),
+    ],
+)
+def test_a_drop_is_the_largest_loss_of_any_metric(before, now, expected):
+    assert drop(before, now) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("before", "now"),
+    [
+        ({"accuracy": 0.9}, {}),
+        ({"accuracy": 0.9, "f1": 0.5}, {"accuracy": 0.9}),
+        ({"accuracy": 0.9}, {"accuracy": math.nan}),
+        ({"accuracy": math.nan}, {"accuracy": 0.9}),
+        ({}, {"accuracy": 0.9}),
+    ],
+)
+def test_a_drop_that_cannot_be_told_is_no_number(before, now):
+    assert math.isnan(drop(before, now))
+
+
+def test_without_metrics_there_is_no_drop():
+    assert drop({}, {}) is None
