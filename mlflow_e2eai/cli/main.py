@@ -338,9 +338,13 @@ def _how_to_go_on(words: Sequence[str]) -> list[str]:
     verb = VERBS.get(words[0]) if words else None
     if verb is None or verb.printer == "cli.results:print_nothing":
         return []
-    linked = {"targets", "compile_targets"} & {key for key in verb.options if isinstance(key, str)}
-    built = "; engines that are built already will be linked" if linked else ""
-    return [f"To continue: {shlex.join([_NAME, *words])}{built}"]
+    options = {key for key in verb.options if isinstance(key, str)}
+    linked = ""
+    if "fresh" in options:
+        linked = "; stages that are done will be linked"
+    elif options & {"targets", "compile_targets"}:
+        linked = "; engines that are built already will be linked"
+    return [f"To continue: {shlex.join([_NAME, *words])}{linked}"]
 
 
 def _usage_error(error: Exception) -> Exception:

@@ -225,6 +225,7 @@ def test_after_ctrl_c_the_command_that_goes_on_is_named(store, monkeypatch, caps
     for function, words, built in (
         ("pipeline.jobs:log", ["log", "--model", "a b.py:c"], ""),
         ("fleet.distributed:compile", ["compile", "m"], "; engines that are built already will"),
+        ("flavor.repackage:package", ["pipeline", "m"], "; stages that are done will be linked"),
         ("cli.doctor:diagnose", ["doctor"], ""),
     ):
         module, _, name = function.partition(":")

@@ -174,8 +174,8 @@ def test_sigterm_and_ctrl_c_end_alike(store, tmp_path, number, code, reason):
     sentence, going_on = stderr.splitlines()[-2:]
     assert sentence == f"mlflow_e2eai: {reason}"
     assert going_on == (
-        f"To continue: mlflow_e2eai pipeline {source.model_uri}; engines that are built already "
-        "will be linked"
+        f"To continue: mlflow_e2eai pipeline {source.model_uri}; stages that are done will be "
+        "linked"
     )
     assert "Traceback" not in stderr
     assert runs("status = 'RUNNING'") == []
