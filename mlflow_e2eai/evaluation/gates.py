@@ -138,7 +138,7 @@ class Verdict:
         severity: Whether it decides; see `Gate`.
         scope: The variants and the size that it is about, for people; empty where about all.
         source: The variant, size and machine that the value is of, where it is of one; who gave
-            an approval, and when; or what the number stands for.
+            an approval, and when; or what a number that is too large stands for.
         reason: Why it was not measured, or cannot be told; None where it can.
         remedy: What to do so that it can pass, as commands where there are any.
     """
@@ -319,14 +319,16 @@ _MEANINGS = {
 
 def _verdict(gate: Gate, found: MetricValue | None, values: Sequence[MetricValue]) -> Verdict:
     number = None if found is None else found.value
+    passed = gate.passes(number)
+    meaning = None if passed else _MEANINGS.get(gate.metric)
     return Verdict(
         metric=gate.metric,
         found=number,
         wanted=f"{gate.bound.replace('_', ' ')} {gate.limit:g}",
-        passed=gate.passes(number),
+        passed=passed,
         severity=gate.severity,
         scope=gate.scope,
-        source=None if found is None else found.source or _MEANINGS.get(gate.metric),
+        source=None if found is None else found.source or meaning,
         reason=_why_missing(gate, values) if found is None else found.reason,
     )
 
