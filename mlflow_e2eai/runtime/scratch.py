@@ -85,10 +85,10 @@ def _leave(folder: Path, pid: int) -> None:
 
 def remove_dead_folders() -> int:
     """Remove the temporary folders of dead processes; returns their number."""
-    return sum(_remove_if_dead(lock) for lock in _parent().glob(f"{_PREFIX}*{_SUFFIX}"))
+    return sum(_remove_if_dead(lock) for lock in temporary_folder().glob(f"{_PREFIX}*{_SUFFIX}"))
 
 
-def _parent() -> Path:
+def temporary_folder() -> Path:
     """The folder with those of all processes: in a block it is above this process's own."""
     folder = Path(tempfile.gettempdir())
     return folder.parent if folder.name.startswith(_PREFIX) else folder

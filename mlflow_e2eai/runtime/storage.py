@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mlflow_e2eai.errors import E2EAIError, StorageError
+from mlflow_e2eai.runtime.scratch import temporary_folder
 from mlflow_e2eai.runtime.termination import causes, interruption_of
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
@@ -66,9 +67,9 @@ def storage_error(error: BaseException) -> StorageError | None:
 
 def _sentence(name: object, reason: str) -> StorageError:
     about = "A file" if name is None else str(name)
-    folder = os.environ.get("TMPDIR", "TMPDIR")
+    folder = Path(os.environ.get("TMPDIR", "TMPDIR"))
     with contextlib.suppress(FileNotFoundError):
-        folder = tempfile.gettempdir()
+        folder = temporary_folder()
     return StorageError(
         f"{about} cannot be written ({reason}); make room, or give a folder that you may write to "
         f"(temporary files lie in {folder}, which TMPDIR sets), and repeat the call."

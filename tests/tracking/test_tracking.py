@@ -15,7 +15,13 @@ from small_models import AXES, features, labelled, net
 
 import mlflow_e2eai
 from mlflow_e2eai import Axis, tracking
-from mlflow_e2eai.errors import E2EAIError, ExportError, InvalidInputError, TrackingError
+from mlflow_e2eai.errors import (
+    E2EAIError,
+    ExportError,
+    InvalidInputError,
+    StorageError,
+    TrackingError,
+)
 
 pytestmark = pytest.mark.usefixtures("on_threads")
 
@@ -290,11 +296,11 @@ def test_a_failure_while_packaging_leaves_the_model_failed_and_says_why(store, m
         raise OSError(errno.ENOSPC, "the disk is full")
 
     monkeypatch.setattr("mlflow_e2eai.flavor.api.describe", fail)
-    with pytest.raises(OSError, match="disk is full"):
+    with pytest.raises(StorageError, match="No space left on device"):
         log(targets=(), precisions=("fp32",))
     (model,) = mlflow.search_logged_models(filter_string="name = 'net'", output_format="list")
     assert model.status == "FAILED"
-    assert "the disk is full" in model.tags["e2eai.error"]
+    assert "No space left on device" in model.tags["e2eai.error"]
 
 
 def test_a_model_in_training_mode_is_logged_in_evaluation_mode_and_gets_its_mode_back(store):
