@@ -28,7 +28,11 @@ CAUGHT, TIMED_OUT = 1, 124
 TESTS = {
     "evaluation/gates.py": ["evaluation/test_gates.py"],
     "evaluation/quantized_gates.py": [
-        *("evaluation/test_quantized_gates.py", "-k", "margin or best or as_its_graph or busy or modules"),
+        *(
+            "evaluation/test_quantized_gates.py",
+            "-k",
+            "margin or best or as_its_graph or busy or modules",
+        ),
     ],
     "promotion/policy.py": ["promotion/test_policy.py"],
     "bundle/audit.py": ["bundle/test_audit.py", "-k", "not flipped"],

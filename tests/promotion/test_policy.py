@@ -22,7 +22,7 @@ from graded_bundles import (
 
 from mlflow_e2eai.bundle.manifest import Manifest
 from mlflow_e2eai.errors import InvalidInputError
-from mlflow_e2eai.evaluation.gates import Decision, Gate
+from mlflow_e2eai.evaluation.gates import Decision, Gate, Verdict
 from mlflow_e2eai.promotion.gates_file import read_policy
 from mlflow_e2eai.promotion.metrics import values_of
 from mlflow_e2eai.promotion.policy import Policy, RequiredTarget, decide_on
@@ -43,6 +43,15 @@ def at_most(metric: str, limit: float, **selection: object) -> Gate:
 
 def found_by(decision: Decision) -> float | None:
     return decision.verdicts[0].found
+
+
+@pytest.mark.parametrize("passed", [True, False])
+def test_a_verdict_that_is_given_decides_with_the_gates(passed):
+    goal = Verdict(metric="goal", found=1.0, wanted="at most 1", passed=passed)
+    decision = decide(with_engine(0.5), given=(goal,))
+
+    assert goal in decision.verdicts
+    assert decision.promoted is passed
 
 
 # Gates by variant
