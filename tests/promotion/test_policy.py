@@ -261,6 +261,15 @@ def test_a_target_without_good_evidence_is_not_met(found, reason):
     assert "(gate: an engine for sm89 that passed there at most 30 days ago" in decision.reasons[0]
 
 
+@pytest.mark.parametrize("old_first", [True, False])
+def test_of_several_measurements_the_newest_counts(old_first):
+    there = [on_l4(measured_at="2020-01-01T00:00:00+00:00", host="old"), on_l4(host="new")]
+    found = version(engines=[engine()], elsewhere=there if old_first else there[::-1])
+    required = RequiredTarget(target="sm89", max_age_days=30)
+
+    assert decide(found, required_targets=(required,)).promoted
+
+
 def test_an_engine_for_every_gpu_meets_the_target_that_it_was_measured_on():
     portable = engine()
     target = dataclasses.replace(portable.target, compute_capability="")
