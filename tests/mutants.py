@@ -27,15 +27,21 @@ CAUGHT, TIMED_OUT = 1, 124
 
 TESTS = {
     "evaluation/gates.py": ["evaluation/test_gates.py"],
-    "evaluation/quantized_gates.py": ["evaluation/test_quantized_gates.py"],
+    "evaluation/quantized_gates.py": [
+        *(
+            "evaluation/test_quantized_gates.py",
+            "-k",
+            "margin or best or as_its_graph or busy or modules",
+        ),
+    ],
     "promotion/policy.py": ["promotion/test_policy.py"],
     "bundle/audit.py": ["bundle/test_audit.py", "-k", "not flipped"],
-    "parity/comparison.py": ["parity/test_compare.py"],
-    "parity/comparer.py": ["parity/test_compare.py"],
-    "parity/tolerances.py": ["parity/test_compare.py"],
-    "parity/slices.py": ["parity/test_compare.py"],
-    "latency/ratios.py": ["latency/test_latency_faults.py"],
-    "artifacts/files.py": ["artifacts/test_values.py"],
+    "parity/comparison.py": ["parity/test_compare.py", "-k", "not memory"],
+    "parity/comparer.py": ["parity/test_compare.py", "-k", "not memory"],
+    "parity/tolerances.py": ["parity/test_tolerances.py"],
+    "parity/slices.py": ["parity/test_slices.py"],
+    "latency/ratios.py": ["latency/test_ratios.py"],
+    "artifacts/files.py": ["artifacts/test_files.py"],
     "pipeline/keys.py": ["pipeline/test_keys.py"],
     "tracking/store/stage_results.py": ["pipeline/test_reuse.py", "-k", "stored or finish"],
 }
@@ -533,7 +539,7 @@ def mutated(mutant: Mutant) -> str:
 def run_tests(tree: Path, file: str) -> int:
     """Run the tests of a file in a copy of the tree; returns the exit code."""
     words = ["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", "not slow and not gpu"]
-    env = {**os.environ, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
+    env = {**os.environ, "PYTHONPATH": str(tree)}
     try:
         return subprocess.run(
             [sys.executable, *words, *TESTS[file]],
@@ -560,6 +566,7 @@ def main(words: Sequence[str]) -> int:
         tree = Path(folder, "tree")
         ignored = shutil.ignore_patterns(".git", ".venv", "__pycache__", "mlruns*", ".*_cache")
         shutil.copytree(ROOT, tree, ignore=ignored)
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # all files but one are compiled already
         for file in dict.fromkeys(mutant.file for mutant in chosen):
             if (code := run_tests(tree, file)) != 0:
                 print(f"{file}: its tests end with {code} without any fault", flush=True)

@@ -111,7 +111,9 @@ def _reproduction(folder: Path, write: Write) -> Iterator[str]:
 
 
 def _versions() -> list[str]:
-    names = {each.metadata["Name"]: each.version for each in importlib.metadata.distributions()}
+    names = {
+        str(each.metadata["Name"]): each.version for each in importlib.metadata.distributions()
+    }
     lines = [f"{name} {names[name]}" for name in sorted(names) if name.startswith(_LIBRARIES)]
     return [platform.platform(), f"Python {platform.python_version()}", *lines]
 

@@ -1,10 +1,8 @@
 import dataclasses
 import functools
-import hashlib
 import importlib
 import json
 import math
-import os
 import types
 import typing
 from collections.abc import Mapping
@@ -18,7 +16,7 @@ from hypothesis import strategies as st
 
 from mlflow_e2eai.artifacts.axes import corners, resize
 from mlflow_e2eai.artifacts.build_settings import BuildSettings
-from mlflow_e2eai.artifacts.files import atomic_write, from_json, sha256_of, to_json, verify
+from mlflow_e2eai.artifacts.files import from_json, to_json
 from mlflow_e2eai.artifacts.values import (
     Axis,
     EngineArtifact,
@@ -529,102 +527,6 @@ def test_the_callers_array_is_left_alone():
     found[:] = -1
 
     assert np.array_equal(DATA, before)
-
-
-def test_the_digest_is_that_of_the_content(tmp_path):
-    content = os.urandom(3_000_001)  # more than is read at once
-    (tmp_path / "file").write_bytes(content)
-
-    assert sha256_of(tmp_path / "file") == hashlib.sha256(content).hexdigest()
-
-
-@pytest.mark.parametrize("name", ["absent", "."])
-def test_what_is_no_file_has_no_digest(tmp_path, name):
-    with pytest.raises(ArtifactError, match="Cannot read"):
-        sha256_of(tmp_path / name)
-
-
-def test_an_unchanged_file_is_verified(tmp_path):
-    (tmp_path / "file").write_bytes(b"engine")
-
-    verify(tmp_path / "file", hashlib.sha256(b"engine").hexdigest())
-
-
-@pytest.mark.parametrize("place", [0, 500, -1])
-def test_one_flipped_bit_is_noticed(tmp_path, place):
-    content = bytearray(1000)
-    digest = hashlib.sha256(content).hexdigest()
-    content[place] ^= 1
-    (tmp_path / "file").write_bytes(content)
-
-    with pytest.raises(ArtifactError, match=f"{digest[:12]}… was recorded"):
-        verify(tmp_path / "file", digest)
-
-
-def test_a_missing_file_is_not_verified(tmp_path):
-    with pytest.raises(ArtifactError, match="Cannot read"):
-        verify(tmp_path / "file", "")
-
-
-def test_a_file_appears_only_when_its_block_has_ended(tmp_path):
-    out = tmp_path / "deep" / "er" / "out.bin"
-    with atomic_write(out) as temporary:
-        temporary.write_bytes(b"new")
-        assert not out.exists()
-        assert temporary.parent == out.parent  # a move between file systems is not atomic
-
-    assert out.read_bytes() == b"new"
-    assert list(out.parent.iterdir()) == [out]
-
-
-def test_the_old_file_is_there_until_the_new_one_is(tmp_path):
-    out = tmp_path / "out.bin"
-    out.write_bytes(b"old")
-    with atomic_write(out) as temporary:
-        temporary.write_bytes(b"new")
-        assert out.read_bytes() == b"old"
-
-    assert out.read_bytes() == b"new"
-
-
-def write_half(out: Path, error: type[BaseException]) -> None:
-    with atomic_write(out) as temporary:
-        temporary.write_bytes(b"half")
-        raise error
-
-
-@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
-def test_a_block_that_raises_leaves_nothing_behind(tmp_path, error):
-    with pytest.raises(error):
-        write_half(tmp_path / "out.bin", error)
-
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_block_that_raises_leaves_the_old_file(tmp_path):
-    out = tmp_path / "out.bin"
-    out.write_bytes(b"old")
-    with pytest.raises(KeyError):
-        write_half(out, KeyError)
-
-    assert out.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [out]
-
-
-def test_two_writers_of_one_file_do_not_meet(tmp_path):
-    with atomic_write(tmp_path / "out.bin") as one, atomic_write(tmp_path / "out.bin") as other:
-        assert one != other
-        one.write_bytes(b"one")
-        other.write_bytes(b"other")
-
-    assert (tmp_path / "out.bin").read_bytes() == b"one"  # whose block ended last
-
-
-def test_a_written_file_is_for_everyone_to_read(tmp_path):
-    with atomic_write(tmp_path / "out.bin"):
-        pass
-
-    assert (tmp_path / "out.bin").stat().st_mode & 0o777 == 0o644
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf, -0.0, 5e-324, 0.1])

@@ -77,7 +77,7 @@ def measured(variant, sha256, *, error=0.0, accuracy=1.0):
 
 def latency(**times_ms):
     rng = np.random.default_rng(0)
-    names = {"fp32": "cpu/fp32", "int8": "cpu/int8"}
+    names = {"fp32": "cpu/fp32", "fp16": "cpu/fp16", "int8": "cpu/int8"}
     figures = ("p50_ms", "p90_ms", "p95_ms", "p99_ms", "mean_ms", "std_ms")
     variants = tuple(
         Latency(
@@ -150,6 +150,24 @@ def test_it_is_held_against_the_best_of_the_others(tmp_path):
     assert found[-1].worth.metrics["quantized/size_ratio"] == 0.96
     assert "quantized/latency_ratio" not in found[-1].worth.metrics
     assert not found[-1].worth.retained
+
+
+def test_its_time_is_at_best_what_the_interval_admits_against_the_best_of_the_others(tmp_path):
+    graphs = [graph(name, 100, tmp_path) for name in ("fp32", "fp16", "int8")]
+    evidence = [measured("torch/fp32", None)]
+    evidence += [measured(f"cpu/{one.precision}", one.sha256) for one in graphs]
+    report = latency(fp32=2.0, fp16=1.0, int8=0.9)
+    found = decide_quantized(evidence, report, graphs, QUANTIZED_GATES)[-1].worth.metrics
+
+    ratio = report["opt"].ratio("cpu/int8", "cpu/fp16")
+    assert ratio.low < ratio.value < ratio.high
+    assert found["quantized/latency_ratio"] == found["quantized/gain_ratio"] == ratio.high
+
+
+def test_its_accuracy_is_compared_with_the_modules(tmp_path):
+    found = entry_of(tmp_path, sizes=(100, 30), accuracy=0.995).worth.metrics
+
+    assert found["quantized/task_drop"] == pytest.approx(0.005)
 
 
 @pytest.mark.parametrize(("error", "kept"), [(0.0, True), (0.5, False)])

@@ -22,7 +22,7 @@ from graded_bundles import (
 
 from mlflow_e2eai.bundle.manifest import Manifest
 from mlflow_e2eai.errors import InvalidInputError
-from mlflow_e2eai.evaluation.gates import Decision, Gate
+from mlflow_e2eai.evaluation.gates import Decision, Gate, Verdict
 from mlflow_e2eai.promotion.gates_file import read_policy
 from mlflow_e2eai.promotion.metrics import values_of
 from mlflow_e2eai.promotion.policy import Policy, RequiredTarget, decide_on
@@ -43,6 +43,15 @@ def at_most(metric: str, limit: float, **selection: object) -> Gate:
 
 def found_by(decision: Decision) -> float | None:
     return decision.verdicts[0].found
+
+
+@pytest.mark.parametrize("passed", [True, False])
+def test_a_verdict_that_is_given_decides_with_the_gates(passed):
+    goal = Verdict(metric="goal", found=1.0, wanted="at most 1", passed=passed)
+    decision = decide(with_engine(0.5), given=(goal,))
+
+    assert goal in decision.verdicts
+    assert decision.promoted is passed
 
 
 # Gates by variant
@@ -250,6 +259,15 @@ def test_a_target_without_good_evidence_is_not_met(found, reason):
     assert not decision.promoted
     assert reason in decision.reasons[0]
     assert "(gate: an engine for sm89 that passed there at most 30 days ago" in decision.reasons[0]
+
+
+@pytest.mark.parametrize("old_first", [True, False])
+def test_of_several_measurements_the_newest_counts(old_first):
+    there = [on_l4(measured_at="2020-01-01T00:00:00+00:00", host="old"), on_l4(host="new")]
+    found = version(engines=[engine()], elsewhere=there if old_first else there[::-1])
+    required = RequiredTarget(target="sm89", max_age_days=30)
+
+    assert decide(found, required_targets=(required,)).promoted
 
 
 def test_an_engine_for_every_gpu_meets_the_target_that_it_was_measured_on():
