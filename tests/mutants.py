@@ -36,6 +36,9 @@ TESTS = {
     ],
     "promotion/policy.py": ["promotion/test_policy.py"],
     "parity/comparison.py": ["parity/test_compare.py", "-k", "not memory"],
+    "parity/comparer.py": [
+        *("parity/test_compare.py", "parity/test_tolerances.py", "-k", "not memory"),
+    ],
     "parity/tolerances.py": ["parity/test_tolerances.py"],
     "parity/slices.py": ["parity/test_slices.py"],
     "latency/ratios.py": ["latency/test_ratios.py"],
@@ -249,6 +252,39 @@ MUTANTS = [
             "threads are not tried",
             "if count == len(window) and at_once > 1 and",
             "if count != len(window) and at_once > 1 and",
+        ),
+    ),
+    *planted(
+        "parity/comparer.py",
+        (
+            "a missing output is no matter",
+            "for name in right.keys() - given.keys():",
+            "for name in given.keys() - given.keys():",
+        ),
+        (
+            "an output too many is no matter",
+            "for name in given.keys() - right.keys():",
+            "for name in right.keys() - right.keys():",
+        ),
+        (
+            "another dtype is no matter",
+            "if right.array.dtype != actual.array.dtype",
+            "if right.array.dtype.kind != actual.array.dtype.kind",
+        ),
+        (
+            "a wrong slice is no matter",
+            "worst.noise_to_signal <= worst.limit",
+            "worst.noise_to_signal >= worst.limit",
+        ),
+        (
+            "noise over all samples is no matter",
+            "or sums.noise_to_signal <= limit",
+            "or sums.noise_to_signal > limit",
+        ),
+        (
+            "two outputs for one input may differ",
+            "if noise > max(allowed, reference)",
+            "if noise > max(allowed, reference) + 1",
         ),
     ),
     *planted(
