@@ -1004,3 +1004,17 @@ def test_a_nan_never_passes_unless_the_reference_has_it(repeats, pairs, data):
 
     right.reshape(-1)[at] = math.nan
     assert passes(pairs, repeats=repeats, tolerance=1e30)
+
+
+@pytest.mark.parametrize("repeats", [1, 3])
+def test_a_candidate_that_changes_its_input_is_found(repeats):
+    def changes(tensors):
+        outputs = {"y": tensors["x"].copy()}
+        tensors["x"][0] += 1
+        return outputs
+
+    samples = [{"x": np.arange(4.0) + number} for number in range(2)]
+    report = compare(lambda tensors: {"y": tensors["x"]}, changes, samples, repeats=repeats)
+
+    assert "changed_input" in {finding.kind for finding in report.findings}
+    assert [sample["x"][0] for sample in samples] == [0, 1]
