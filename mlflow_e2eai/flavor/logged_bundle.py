@@ -13,6 +13,7 @@ from mlflow_e2eai.artifacts.files import sha256_of, to_json
 from mlflow_e2eai.bundle.manifest import Manifest
 from mlflow_e2eai.pipeline.keys import UNKNOWN, stage_key
 from mlflow_e2eai.pipeline.publish import describe_version, log_report, log_summary
+from mlflow_e2eai.tracking.lineage import tag_version
 from mlflow_e2eai.tracking.store.stage_results import STAGE_KEY, StageResult, find_logged_model
 from mlflow_e2eai.tracking.store.uploads import log_with_flavor
 
@@ -75,6 +76,8 @@ def log_bundle(
                 **arguments,
             )
         if found is None:
+            if registered_model_name is not None:
+                _tag_version(info, registered_model_name)
             tracking.link_output(stage.run_id, info.model_id, step=step)
             stage.result = StageResult(
                 model_id=str(info.model_id),
@@ -159,14 +162,18 @@ def _link(
     if name is not None:
         versions = MlflowClient().search_model_versions(f"name = '{name}'")
         numbers = [int(each.version) for each in versions if model_id in str(each.source)]
-        info.registered_model_version = (
-            max(numbers)
-            if numbers
-            else mlflow.register_model(
+        if numbers:
+            info.registered_model_version = max(numbers)
+        else:
+            info.registered_model_version = mlflow.register_model(
                 info.model_uri, name, await_registration_for=await_registration_for
             ).version
-        )
+            _tag_version(info, name)
     return info
+
+
+def _tag_version(info: ModelInfo, name: str) -> None:
+    tag_version(name, str(info.registered_model_version), tracking.resolve(info.model_id))
 
 
 class _TaggedFlavor:

@@ -139,13 +139,16 @@ def model_of_version(version: ModelVersion) -> LoggedModel:
 
     Raises:
         TrackingError: It is not there, or the version is of before MLflow 3, which has none.
+        ArtifactError: The version was registered with other digests than the model has now.
     """
     uri, source = f"models:/{version.name}/{version.version}", str(version.source)
     try:
         if not (ids := _MODEL_ID.findall(source)) and not source.startswith("runs:/"):
             ids = _MODEL_ID.findall(_location(version))
         if ids or source.startswith("runs:/"):
-            return resolve(ids[-1] if ids else source)
+            model = resolve(ids[-1] if ids else source)
+            _check_digests(version, model)
+            return model
     except TrackingError as error:
         msg = f"The model of {uri} is not there: {brief(error)}"
         raise TrackingError(msg) from error
@@ -155,6 +158,28 @@ def model_of_version(version: ModelVersion) -> LoggedModel:
         "input_example=...) of MLflow 3."
     )
     raise TrackingError(msg)
+
+
+ROOTS = (SHA256, MLMODEL_SHA256)
+"""Tags of a bundle's model that its versions have too."""
+
+
+def tag_version(name: str, version: str, model: LoggedModel) -> None:
+    """Put the digests of a bundle's files on a version of it."""
+    from mlflow import MlflowClient
+
+    for tag in ROOTS:
+        MlflowClient().set_model_version_tag(name, version, tag, model.tags[tag])
+
+
+def _check_digests(version: ModelVersion, model: LoggedModel) -> None:
+    for tag in ROOTS:
+        if version.tags.get(tag, model.tags.get(tag)) != model.tags.get(tag):
+            msg = (
+                f"models:/{version.name}/{version.version} was registered with other files than "
+                f"its model has now: their tags {tag} differ; log the model again."
+            )
+            raise ArtifactError(msg)
 
 
 def _location(version: ModelVersion) -> str:

@@ -16,7 +16,7 @@ from registry_servers import ADMIN, create_user, server_with_users
 from small_models import AXES, features, net
 
 import mlflow_e2eai
-from mlflow_e2eai import bundle
+from mlflow_e2eai import bundle, tracking
 from mlflow_e2eai.errors import ArtifactError, E2EAIError, InvalidInputError, TrackingError
 from mlflow_e2eai.evaluation.gates import Gate
 from mlflow_e2eai.flavor import api
@@ -24,6 +24,7 @@ from mlflow_e2eai.pipeline import publish
 from mlflow_e2eai.promotion import challenge, gates_file, metrics
 from mlflow_e2eai.promotion.appraisal import appraise
 from mlflow_e2eai.report.plots import plots
+from mlflow_e2eai.tracking.lineage import ROOTS
 
 pytestmark = pytest.mark.usefixtures("on_threads")
 
@@ -51,7 +52,8 @@ def test_a_version_that_passes_every_gate_gets_the_alias(store, good):
 def test_a_version_has_few_tags_and_a_description_that_begins_with_its_decision(store, good):
     version = register(good)
     registered = store.get_model_version("net", version)
-    assert registered.tags == {}
+    model = tracking.model_of_version(registered)
+    assert registered.tags == {tag: model.tags[tag] for tag in ROOTS}
     assert registered.description.startswith("Not evaluated against any gates yet: onnxruntime-cpu")
     assert "models:/net@champion" in store.get_registered_model("net").description
 
@@ -61,7 +63,9 @@ def test_a_version_has_few_tags_and_a_description_that_begins_with_its_decision(
         "e2eai.alias",
         "e2eai.decision",
         "e2eai.decision_run",
+        "e2eai.mlmodel_sha256",
         "e2eai.reason",
+        "e2eai.sha256",
     ]
     assert registered.description.startswith("Promoted ")
     assert "to champion: onnxruntime-cpu" in registered.description

@@ -68,6 +68,7 @@ def test_files_that_were_changed_with_all_their_digests_are_not_what_was_signed(
         (folder / "MLmodel").write_text(text)
     digest = hashlib.sha256(text.encode()).hexdigest()
     tracking.tag_model(model.model_id, {tracking.MLMODEL_SHA256: digest})
+    store.set_model_version_tag("net", version, tracking.MLMODEL_SHA256, digest)
     assert "MLmodel of models:/net/1 is not the file that was signed" in reason(
         version, signed_by(keys, "ann")
     )

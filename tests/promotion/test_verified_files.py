@@ -114,4 +114,5 @@ def test_a_version_without_digests_is_refused(store, logged):
     version, _ = logged
     model_id = store.get_model_version("net", version).source.removeprefix("models:/")
     store.delete_logged_model_tag(model_id, "e2eai.mlmodel_sha256")
+    store.delete_model_version_tag("net", version, "e2eai.mlmodel_sha256")
     assert "no digests of its files" in refused(version)

@@ -122,6 +122,7 @@ def lie(edited, name, content):
             digest = sha256_of(folder / file)
     model = tracking.resolve(URI)
     tracking.tag_model(model.model_id, {tracking.MLMODEL_SHA256: digest})
+    mlflow.MlflowClient().set_model_version_tag("net", "1", tracking.MLMODEL_SHA256, digest)
 
 
 def test_a_signed_version_is_verified_with_the_public_key_and_promoted_as_before(edited, ann):
@@ -175,6 +176,20 @@ def test_no_signature_another_key_and_an_altered_file_are_three_sentences(edited
         f"MLmodel of {URI} is not the file that was signed; download the model again, or sign it "
         "as it is."
     )
+
+
+@pytest.mark.parametrize("tag", [tracking.SHA256, tracking.MLMODEL_SHA256])
+def test_a_model_whose_digests_are_not_those_of_its_version_is_refused_everywhere(edited, tag, ann):
+    model = tracking.resolve(URI)
+    tracking.tag_model(model.model_id, {tag: "0" * 64})
+    for call in (
+        lambda: mlflow_e2eai.verify(URI),
+        lambda: mlflow_e2eai.sign(URI, ann[0]),
+        lambda: mlflow_e2eai.load_model(URI),
+        lambda: mlflow_e2eai.promote("net", 1, gates=GATES),
+    ):
+        with pytest.raises(E2EAIError, match=rf"net.*other files than its model .* tags {tag}"):
+            call()
 
 
 def test_files_that_came_or_went_after_the_signature_are_named(saved, tmp_path, ann):
