@@ -163,14 +163,14 @@ def _build(
 # The process that builds engines. A pipeline or a worker of a fleet, which build many, reuse their
 # own from build to build: importing TensorRT takes longer than building a small engine.
 
-_reused: list[WorkerProcess] = []
-"""The idle builder of this process, if it reuses one."""
+_reused: list[WorkerProcess | None] = []
+"""The idle builder of this process, if it reuses one; None before the first engine."""
 
 
 def reuse_builder() -> None:
-    """Start a builder for the next engine of this process, and reuse it for all later ones."""
+    """Reuse the builder of the next engine of this process for all later ones."""
     if not _reused:
-        _reused.append(WorkerProcess())
+        _reused.append(None)
 
 
 @contextmanager
@@ -184,7 +184,8 @@ def reused_builder() -> Iterator[None]:
         yield
     finally:
         while _reused:
-            _reused.pop().close()
+            if (process := _reused.pop()) is not None:
+                process.close()
 
 
 @contextmanager
@@ -194,7 +195,7 @@ def _builder(*, is_new: bool) -> Iterator[WorkerProcess]:
         with closing(WorkerProcess()) as process:
             yield process
         return
-    process = _reused.pop()
+    process = _reused.pop() or WorkerProcess()
     if process.has_ended:
         process.close()
         process = WorkerProcess()

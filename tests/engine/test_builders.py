@@ -19,6 +19,7 @@ from mlflow_e2eai.engine import stage as engine_stage
 from mlflow_e2eai.engine.stage import reuse_builder, reused_builder
 from mlflow_e2eai.errors import EngineBuildError
 from mlflow_e2eai.runtime.crashes import crashes_saved
+from mlflow_e2eai.runtime.process import WorkerProcess
 
 pytest.importorskip("tensorrt_rtx")
 
@@ -27,11 +28,13 @@ pytestmark = pytest.mark.system
 
 @pytest.fixture
 def kept(monkeypatch):
-    """Says which process is kept."""
+    """The number of the process that is kept; None before its first engine, or after its death."""
     monkeypatch.setattr(engine_stage, "_reused", [])
     reuse_builder()
-    yield lambda: engine_stage._reused[0]._process.pid
-    engine_stage._reused[0].close()
+    engine_stage._reused[:] = [WorkerProcess()]
+    yield lambda: engine_stage._reused[0] and engine_stage._reused[0]._process.pid
+    if (process := engine_stage._reused[0]) is not None:
+        process.close()
 
 
 def graph_in(folder, model):
@@ -59,8 +62,9 @@ def test_the_next_engine_is_built_by_the_same_process_and_is_as_good(kept, tmp_p
 def test_a_block_builds_all_its_engines_in_one_process_and_leaves_none(tmp_path):
     graph = graph_in(tmp_path, onnx.parser.parse_model(TEXT.replace("SCALE", "1")))
     with reused_builder():
-        first = engine_stage._reused[0]
+        assert engine_stage._reused == [None]  # nothing to build, no process
         compile(graph, "sm86", out=tmp_path / "one.engine")
+        first = engine_stage._reused[0]
         with reused_builder():
             compile(graph, "sm89", out=tmp_path / "other.engine")
         assert engine_stage._reused == [first]
