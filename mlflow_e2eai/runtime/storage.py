@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mlflow_e2eai.errors import E2EAIError, StorageError
+from mlflow_e2eai.errors import E2EAIError, InvalidInputError, StorageError
 from mlflow_e2eai.runtime.scratch import temporary_folder
 from mlflow_e2eai.runtime.termination import causes, interruption_of
 
@@ -52,8 +52,8 @@ def storage_errors() -> Iterator[None]:
 
 def storage_error(error: BaseException) -> StorageError | None:
     """The error as one about a file that cannot be written; None for all others."""
-    if isinstance(error, StorageError) or interruption_of(error) is not None:
-        return None
+    if isinstance(error, InvalidInputError | StorageError) or interruption_of(error) is not None:
+        return None  # the first has a sentence about the folder that the caller gave
     is_own = isinstance(error, E2EAIError)
     for each in causes(error):
         number = each.errno if isinstance(each, OSError) else None

@@ -177,7 +177,7 @@ def _check_digests(version: ModelVersion, model: LoggedModel) -> None:
         if version.tags.get(tag, model.tags.get(tag)) != model.tags.get(tag):
             msg = (
                 f"models:/{version.name}/{version.version} was registered with other files than "
-                f"its model has now: their tags {tag} differ; log the model again."
+                f"its model has now: their tags {tag} differ; find out who changed them."
             )
             raise ArtifactError(msg)
 

@@ -143,13 +143,13 @@ def assert_logged_code_paths(code_path, model_uri) -> None:
     assert copied.read_bytes() == Path(code_path).read_bytes()
 
 
-def assert_registered_with_local_path(register, model_uri, name) -> None:
-    """MLflow was asked once to register, and given the files that it has at hand."""
+def assert_registered(register, model_uri, name) -> None:
+    """MLflow registered once; after the files were seen to be stored, the local ones are gone."""
     register.assert_called_once()
-    arguments, options = register.call_args
-    assert arguments == (model_uri, name)
+    options = register.call_args.kwargs
+    assert (options["model_uri"], options["name"]) == (model_uri, name)
     assert options["await_registration_for"] == 300
-    assert options["local_model_path"].startswith(tempfile.gettempdir())
+    assert options.get("local_model_path") is None
 
 
 def score(model_path, payload: Mapping[str, Any]) -> Any:

@@ -34,7 +34,7 @@ from helpers import (
     assert_conda_env_requirements,
     assert_logged_code_paths,
     assert_pip_requirements,
-    assert_registered_with_local_path,
+    assert_registered,
     flavor_configuration,
     post,
     run_onnx,
@@ -193,7 +193,7 @@ def test_model_log(saved, log, store, should_start_run):
 def test_log_model_calls_register_model(log, custom_env):
     with mlflow.start_run(), watched_register() as register:
         info = log(conda_env=custom_env, registered_model_name="AdsModel1")
-    assert_registered_with_local_path(register, info.model_uri, "AdsModel1")
+    assert_registered(register, info.model_uri, "AdsModel1")
 
 
 def test_log_model_no_registered_model_name(log, custom_env):

@@ -36,6 +36,7 @@ from mlflow_e2eai.errors import (
     InvalidInputError,
     MissingDependencyError,
     RunnerError,
+    StorageError,
     TrackingError,
 )
 from mlflow_e2eai.flavor.run_context import GpuContext
@@ -182,7 +183,7 @@ def test_a_bundle_that_is_logged_is_left_as_it_was(saved, log):
 
 
 def test_a_model_logged_twice_is_the_same_twice(saved, store):
-    options = {**saved.options, "precisions": ("fp32", "fp16")}
+    options = {**saved.options, "precisions": ("fp32", "fp16"), "fresh": True}
     first, second = (mlflow_e2eai.log_model(saved.module, "model", **options) for _ in range(2))
 
     assert first.model_id != second.model_id
@@ -470,7 +471,7 @@ def full_disk(monkeypatch):
 
 def test_an_error_leaves_the_logged_model_failed_and_says_why(log, store, full_disk):
     says = full_disk
-    with pytest.raises(OSError, match=says):
+    with pytest.raises(StorageError, match=says):
         log()
 
     experiment = store.get_experiment_by_name("tests").experiment_id
@@ -484,7 +485,7 @@ def test_an_error_leaves_the_logged_model_failed_and_says_why(log, store, full_d
 
 def test_an_error_leaves_the_logged_model_that_was_given_failed_and_says_why(log, store, full_disk):
     given = mlflow.initialize_logged_model(name="given")
-    with pytest.raises(OSError, match=full_disk):
+    with pytest.raises(StorageError, match=full_disk):
         log(model_id=given.model_id)
 
     model = store.get_logged_model(given.model_id)
