@@ -75,6 +75,17 @@ class Proxy:
 
         self.decide = decide
 
+    def fail_after(self, verdict: Verdict, method: str, part: str, *, number: int) -> None:
+        """Let all requests fail from the nth of a method whose path has a part."""
+        found: list[str] = []
+
+        def decide(each: str, path: str) -> Verdict:
+            if len(found) < number and each == method and part in path:
+                found.append(path)
+            return verdict if len(found) == number else None
+
+        self.decide = decide
+
     def mend(self) -> None:
         """Let all requests pass again."""
         self.decide = lambda *_: None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import re
 import subprocess
 import sys
 import tempfile
@@ -156,7 +155,7 @@ def test_a_server_that_stays_away_ends_the_command_with_the_one_that_continues(p
         "MLFLOW_EXPERIMENT_NAME": mlflow.get_experiment(parents()[0].info.experiment_id).name,
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     }
-    proxy.fail_for(1e6, "close", number=60)
+    proxy.fail_after("close", "POST", "runs/create", number=3)  # of the stage after export
     common = {"env": environment, "timeout": 200, "capture_output": True, "text": True}
     done = subprocess.run(command, check=False, **common)
     assert done.returncode == 1
@@ -164,8 +163,6 @@ def test_a_server_that_stays_away_ends_the_command_with_the_one_that_continues(p
     assert f"The tracking server {proxy.uri} cannot be reached" in sentence
     assert going_on.startswith(f"To continue: mlflow_e2eai pipeline models:/{source} --opset=17")
     assert "Traceback" not in done.stderr
-    waiting = r"MLflow's server does not respond \(.+\); trying again, up to 1 times"
-    assert re.search(waiting, done.stderr), done.stderr
     assert "Retrying (Retry" not in done.stderr
     proxy.mend()
     again = subprocess.run(command, check=False, **common)
