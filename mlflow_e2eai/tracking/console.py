@@ -49,8 +49,15 @@ def _set_silent() -> Callable[[], None]:
 
 def _explain_waits() -> Callable[[], None]:
     logger = logging.getLogger("urllib3.connectionpool")
+    level = logger.level
+    logger.setLevel(logging.WARNING)  # a library that the export imports hides warnings of all
     logger.addFilter(_explain_wait)
-    return lambda: logger.removeFilter(_explain_wait)
+
+    def restore() -> None:
+        logger.setLevel(level)
+        logger.removeFilter(_explain_wait)
+
+    return restore
 
 
 def _explain_wait(record: logging.LogRecord) -> bool:

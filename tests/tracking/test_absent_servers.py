@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import subprocess
 import sys
 import tempfile
@@ -163,6 +164,8 @@ def test_a_server_that_stays_away_ends_the_command_with_the_one_that_continues(p
     assert f"The tracking server {proxy.uri} cannot be reached" in sentence
     assert going_on.startswith(f"To continue: mlflow_e2eai pipeline models:/{source} --opset=17")
     assert "Traceback" not in done.stderr
+    waiting = r"MLflow's server does not respond \(.+\); trying again, up to 1 times"
+    assert re.search(waiting, done.stderr), done.stderr
     assert "Retrying (Retry" not in done.stderr
     proxy.mend()
     again = subprocess.run(command, check=False, **common)
