@@ -35,6 +35,7 @@ TESTS = {
         ),
     ],
     "promotion/policy.py": ["promotion/test_policy.py"],
+    "bundle/audit.py": ["bundle/test_audit.py", "-k", "not flipped"],
     "parity/comparison.py": ["parity/test_compare.py", "-k", "not memory"],
     "parity/comparer.py": [
         *("parity/test_compare.py", "parity/test_tolerances.py", "-k", "not memory"),
@@ -229,6 +230,35 @@ MUTANTS = [
             "limits of other outputs are taken",
             "if unknown := sorted(",
             "if unknown := sorted(set()) and sorted(",
+        ),
+    ),
+    *planted(
+        "bundle/audit.py",
+        (
+            "the manifest's own digest is not compared",
+            "if sha256 is not None:",
+            "if sha256 is None:",
+        ),
+        (
+            "digests are not compared",
+            "            _check_digest(item, directory)\n",
+            "            pass\n",
+        ),
+        (
+            "sizes are not compared",
+            "            _check_size(item, directory)\n",
+            "            pass\n",
+        ),
+        (
+            "files that no manifest names are taken",
+            "if extra := sorted(found - names)",
+            "if extra := sorted(found - found)",
+        ),
+        ("links are followed", "(directory / step).is_symlink()", "(directory / step).is_mount()"),
+        (
+            "a file that changes while it is opened is taken",
+            "if _state(path) != state:",
+            "if _state(path) is None:",
         ),
     ),
     *planted(
