@@ -13,11 +13,12 @@ from mlflow_e2eai.artifacts.files import sha256_of, to_json
 from mlflow_e2eai.bundle.manifest import Manifest
 from mlflow_e2eai.pipeline.keys import UNKNOWN, stage_key
 from mlflow_e2eai.pipeline.publish import describe_version, log_report, log_summary
-from mlflow_e2eai.tracking.lineage import tag_version
+from mlflow_e2eai.tracking.lineage import tag_digests
 from mlflow_e2eai.tracking.store.stage_results import STAGE_KEY, StageResult, find_logged_model
 from mlflow_e2eai.tracking.store.uploads import log_with_flavor
 
 if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
     from mlflow.models import Model
     from mlflow.models.model import ModelInfo
 
@@ -28,6 +29,7 @@ def log_bundle(
     run_id: str,
     *,
     registered_model_name: str | None,
+    await_registration_for: int | None,
     tags: Mapping[str, Any] | None,
     step: int,
     model_id: str | None,
@@ -40,6 +42,9 @@ def log_bundle(
 
     The other arguments are those of `log_model`, of MLflow's `Model.log` and of `save_model`.
     """
+    import mlflow
+    from mlflow.models import get_model_info
+
     manifest = bundle.read(path)
     key = _key(manifest, path, recorder, registered_model_name, tags, model_id, arguments)
     inputs = [item.sha256 for item in manifest.files]
@@ -54,8 +59,8 @@ def log_bundle(
         if found is not None:
             stage(found)
         if existing is not None:
-            wait_s = arguments["await_registration_for"]
-            info = _link(existing, run_id, step, registered_model_name, wait_s)
+            tracking.link_output(run_id, existing, step=step)
+            info: ModelInfo = get_model_info(f"models:/{existing}")
         else:
             origin = {
                 **({} if key is None else {STAGE_KEY: key}),
@@ -66,7 +71,6 @@ def log_bundle(
             info = log_with_flavor(
                 _TaggedFlavor(origin),
                 run_id=run_id,
-                registered_model_name=registered_model_name,
                 tags=tags,
                 step=step,
                 model_id=model_id,
@@ -75,15 +79,27 @@ def log_bundle(
                 validate_serving_input=False,
                 **arguments,
             )
+        model = tracking.resolve(info.model_id)
+        version = None
+        if registered_model_name is not None:
+            known = [] if existing is None else _versions_of(existing, registered_model_name)
+            registered = (
+                known[0]
+                if known
+                else mlflow.register_model(
+                    info.model_uri,
+                    registered_model_name,
+                    await_registration_for=await_registration_for,
+                    tags=None if tags is None else dict(tags),
+                )
+            )
+            tag_digests(registered, model)
+            info.registered_model_version = version = registered.version
         if found is None:
-            if registered_model_name is not None:
-                _tag_version(info, registered_model_name)
             tracking.link_output(stage.run_id, info.model_id, step=step)
             stage.result = StageResult(
-                model_id=str(info.model_id),
-                mlmodel_sha256=tracking.resolve(info.model_id).tags[tracking.MLMODEL_SHA256],
+                model_id=str(info.model_id), mlmodel_sha256=model.tags[tracking.MLMODEL_SHA256]
             )
-        version = info.registered_model_version
         stage.line.append(info.model_uri)
         if version is not None:
             stage.line.append(f"{registered_model_name} version {version}")
@@ -128,7 +144,6 @@ def _key(
         **{
             **{name: _content(value) for name, value in arguments.items()},
             "signature": signature.to_dict() if hasattr(signature, "to_dict") else signature,
-            "await_registration_for": None,
         },
     )
 
@@ -145,35 +160,13 @@ def _content(value: Any) -> Any:
     return value
 
 
-def _link(
-    model_id: str,
-    run_id: str,
-    step: int,
-    name: str | None,
-    await_registration_for: int | None,
-) -> ModelInfo:
-    """Make a logged bundle an output of a run, and a version unless it is one."""
-    import mlflow
+def _versions_of(model_id: str, name: str) -> list[ModelVersion]:
+    """The versions of a registered model that are one LoggedModel, the newest first."""
     from mlflow import MlflowClient
-    from mlflow.models import get_model_info
 
-    tracking.link_output(run_id, model_id, step=step)
-    info: ModelInfo = get_model_info(f"models:/{model_id}")
-    if name is not None:
-        versions = MlflowClient().search_model_versions(f"name = '{name}'")
-        numbers = [int(each.version) for each in versions if model_id in str(each.source)]
-        if numbers:
-            info.registered_model_version = max(numbers)
-        else:
-            info.registered_model_version = mlflow.register_model(
-                info.model_uri, name, await_registration_for=await_registration_for
-            ).version
-            _tag_version(info, name)
-    return info
-
-
-def _tag_version(info: ModelInfo, name: str) -> None:
-    tag_version(name, str(info.registered_model_version), tracking.resolve(info.model_id))
+    versions = MlflowClient().search_model_versions(f"name = '{name}'")
+    own = [each for each in versions if model_id in str(each.source)]
+    return sorted(own, key=lambda each: int(each.version), reverse=True)
 
 
 class _TaggedFlavor:

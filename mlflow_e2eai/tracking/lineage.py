@@ -164,12 +164,18 @@ ROOTS = (SHA256, MLMODEL_SHA256)
 """Tags of a bundle's model that its versions have too."""
 
 
-def tag_version(name: str, version: str, model: LoggedModel) -> None:
-    """Put the digests of a bundle's files on a version of it."""
+def tag_digests(version: ModelVersion, model: LoggedModel) -> None:
+    """Put the digests of a bundle's files on a version of it, where it has none yet.
+
+    Raises:
+        ArtifactError: It has others: they are a witness, and stay.
+    """
     from mlflow import MlflowClient
 
-    for tag in ROOTS:
-        MlflowClient().set_model_version_tag(name, version, tag, model.tags[tag])
+    _check_digests(version, model)
+    for tag in (tag for tag in ROOTS if tag not in version.tags):
+        name, number = str(version.name), str(version.version)
+        MlflowClient().set_model_version_tag(name, number, tag, model.tags[tag])
 
 
 def _check_digests(version: ModelVersion, model: LoggedModel) -> None:

@@ -13,6 +13,7 @@ from small_models import AXES, Net, features, labelled, net
 
 import mlflow_e2eai
 from mlflow_e2eai import Axis, tracking
+from mlflow_e2eai.errors import ArtifactError
 from mlflow_e2eai.evaluation.evidence import Evidence, MachineEvidence
 from mlflow_e2eai.flavor import api, logged_bundle
 from mlflow_e2eai.flavor.repackage import package
@@ -21,6 +22,7 @@ from mlflow_e2eai.precision.stage import PrecisionReport
 from mlflow_e2eai.pytorch.stage import ExportReport
 from mlflow_e2eai.report import canvas
 from mlflow_e2eai.surgery.report import SurgeryReport
+from mlflow_e2eai.tracking.lineage import ROOTS
 from mlflow_e2eai.tracking.store.source_digest import source_digest
 from mlflow_e2eai.tracking.store.stage_results import (
     REUSED,
@@ -159,14 +161,37 @@ def test_a_version_whose_run_died_before_its_report_is_taken_by_the_next(logged,
             log(registered_model_name="other")
     (version,) = logged.search_model_versions("name = 'other'")
     assert version.description is None
+    for tag in ROOTS:  # as if the process had died before these too
+        logged.delete_model_version_tag("other", version.version, tag)
     info = log(registered_model_name="other")
     (version,) = logged.search_model_versions("name = 'other'")
     assert info.model_id in version.source
     assert version.description
+    assert version.tags.keys() >= set(ROOTS)
     (run,) = [run for run in children(logged) if run.info.run_name == "package"]
     assert [each.model_id for each in run.outputs.model_outputs] == [info.model_id]
     files = logged.list_artifacts(newest_parent(logged).info.run_id)
     assert "report.html" in {file.path for file in files}
+
+
+def test_the_digests_of_a_version_are_a_witness_that_a_rerun_does_not_overwrite(logged):
+    (version,) = logged.search_model_versions("name = 'net'")
+    logged.set_model_version_tag("net", version.version, ROOTS[0], "0" * 64)
+    with pytest.raises(ArtifactError, match="was registered with other files than its model has"):
+        log()
+    (version,) = logged.search_model_versions("name = 'net'")
+    assert version.tags[ROOTS[0]] == "0" * 64
+
+
+def test_the_tags_of_the_caller_are_on_a_version_that_a_linked_model_becomes(logged):
+    log(tags={"team": "vision"})
+    version = max(logged.search_model_versions("name = 'net'"), key=lambda each: int(each.version))
+    logged.delete_model_version("net", version.version)
+    info = log(tags={"team": "vision"})
+    again = logged.get_model_version("net", info.registered_model_version)
+    assert again.version != version.version
+    assert again.source == version.source
+    assert again.tags["team"] == "vision"
 
 
 def test_with_one_precision_more_only_its_stages_run(logged, monkeypatch):

@@ -50,37 +50,22 @@ def log_files(run_id: str, folder: Path, path: str | None) -> None:
     check_stored(place if path is None else f"{place}/{path}", _sizes_in(folder))
 
 
-def log_with_flavor(
-    flavor: Any,
-    *,
-    registered_model_name: str | None = None,
-    await_registration_for: int | None = None,
-    tags: Mapping[str, Any] | None = None,
-    **arguments: Any,
-) -> ModelInfo:
-    """Log a model as MLflow's `Model.log`, and register it once all of its files are stored.
+def log_with_flavor(flavor: Any, **arguments: Any) -> ModelInfo:
+    """Log a model as MLflow's `Model.log`; what registers it does so once its files are stored.
 
     Raises:
         TrackingError: A file is not stored whole; the model is FAILED.
     """
-    import mlflow
     from mlflow import MlflowClient
     from mlflow.models import Model
 
     measured = _Measured(flavor)
-    info: ModelInfo = Model.log(artifact_path=None, flavor=measured, tags=tags, **arguments)
+    info: ModelInfo = Model.log(artifact_path=None, flavor=measured, **arguments)
     try:
         check_stored(info.artifact_path, measured.sizes)
     except TrackingError:
         MlflowClient().finalize_logged_model(info.model_id, "FAILED")
         raise
-    if registered_model_name is not None:
-        info.registered_model_version = mlflow.register_model(
-            info.model_uri,
-            registered_model_name,
-            await_registration_for=await_registration_for,
-            tags=None if tags is None else dict(tags),
-        ).version
     return info
 
 
