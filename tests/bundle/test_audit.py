@@ -11,7 +11,7 @@ from pathlib import Path
 import mlflow
 import numpy as np
 import pytest
-from small_models import AXES, features, net
+from small_models import features, net
 
 import mlflow_e2eai
 from mlflow_e2eai import bundle, tracking
@@ -25,21 +25,6 @@ from mlflow_e2eai.tracking import downloads
 from mlflow_e2eai.tracking.store import integrity
 
 pytestmark = pytest.mark.usefixtures("on_threads")
-
-
-@pytest.fixture(scope="session")
-def saved(tmp_path_factory):
-    """A saved model with two graphs and two engines."""
-    place = tmp_path_factory.mktemp("audited") / "model"
-    mlflow_e2eai.save_model(
-        net(),
-        place,
-        input_example={"x": features()},
-        dynamic_axes=AXES,
-        targets=("sm86",),
-        evidence="quick",
-    )
-    return place
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import yaml
 from mlflow.exceptions import MlflowException
-from small_models import AXES, features, net
+from small_models import features, net
 
 import mlflow_e2eai
 from mlflow_e2eai import bundle
@@ -35,20 +35,6 @@ from mlflow_e2eai.surgery.plan import DEFAULT_PLAN, plan_from, plan_text
 from mlflow_e2eai.tracking import _mlflow
 
 Read = Callable[[bytes, Path], object]
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    place = tmp_path_factory.mktemp("real") / "model"
-    mlflow_e2eai.save_model(
-        net(),
-        place,
-        input_example={"x": features()},
-        dynamic_axes=AXES,
-        targets=("sm86",),
-        evidence="quick",
-    )
-    return place
 
 
 def _read_graph(content: bytes, folder: Path) -> object:

@@ -66,7 +66,7 @@ def find_engine(key: str, folder: Path) -> tuple[EngineArtifact, LoggedModel] | 
         try:
             return _fetch(model, path, key), model
         except (ArtifactError, TrackingError) as error:
-            _warn("engine", model, error)
+            warn_skipped("engine", model, error)
     return None
 
 
@@ -107,7 +107,7 @@ def find_graph(graph: OnnxArtifact, example: Tensors, *, name: str, run_id: str)
                 verify_logged_files(found.path.parent, model.tags.get(MLMODEL_SHA256))
                 stored = load_arrays(found.path.parent / EXAMPLE)
             except (ArtifactError, TrackingError) as error:
-                _warn("graph", model, error)
+                warn_skipped("graph", model, error)
                 continue
         digests = [[one.sha256 for one in each.libraries] for each in (found, graph)]
         plain = dataclasses.replace(found, path=graph.path, libraries=graph.libraries)
@@ -125,7 +125,8 @@ def _same(one: Tensors, other: Tensors) -> bool:
     )
 
 
-def _warn(kind: str, model: LoggedModel, error: Exception) -> None:
+def warn_skipped(kind: str, model: LoggedModel, error: Exception) -> None:
+    """Warn that a model which was logged before is not taken."""
     warnings.warn(
         f"The {kind} that was logged before ({model.model_id}) cannot be reused: {error}",
         stacklevel=3,

@@ -29,7 +29,7 @@ from mlflow_e2eai.tracking.lineage import (
 )
 from mlflow_e2eai.tracking.recorder import Reused
 from mlflow_e2eai.tracking.server import experiments
-from mlflow_e2eai.tracking.store.artifact_store import finished_models
+from mlflow_e2eai.tracking.store.artifact_store import finished_models, warn_skipped
 from mlflow_e2eai.tracking.store.integrity import verify_logged_files
 
 if TYPE_CHECKING:
@@ -168,8 +168,7 @@ def find_logged_model(key: str, folder: Path) -> str | None:
         try:
             _fetch_model(StageResult(model_id=model_id, mlmodel_sha256=sha256), folder / model_id)
         except E2EAIError as error:
-            message = f"Model {model_id} cannot be reused: {brief(error)}"
-            warnings.warn(message, stacklevel=2)
+            warn_skipped("bundle", model, error)
         else:
             return model_id
     return None
