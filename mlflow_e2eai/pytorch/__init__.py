@@ -6,6 +6,7 @@ verification  the exported graph against the module
 references    samples with the module's outputs, which verification compares with
 guards        sizes that the guards of an exported program point at
 flat_module   a module that takes and returns tensors by name
+sequences     packed sequences that nothing pads, as outputs of a trace
 state         buffers, hooks and random states, put back after a call
 module        properties of a module: names, device, mode
 module_code   the code of a module as a digest

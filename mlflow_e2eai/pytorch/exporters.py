@@ -30,6 +30,7 @@ from mlflow_e2eai.pytorch.flat_module import (
 from mlflow_e2eai.pytorch.guards import telling_sizes
 from mlflow_e2eai.pytorch.module import root, source_line
 from mlflow_e2eai.pytorch.pytree import Tree
+from mlflow_e2eai.pytorch.sequences import drop_padded_sequences, padded_sequences
 from mlflow_e2eai.runtime.descriptors import stderr_lines_logged
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ def with_torchscript(
 
     tensors = tensors_for(module, example)
     if exporter == "trace":
-        source = positional(module, tuple(example))
+        source: torch.nn.Module = positional(module, tuple(example))
     else:
         own = original(module)
         scripted = own if isinstance(own, torch.jit.ScriptModule) else torch.jit.script(own)
@@ -130,9 +131,10 @@ def with_torchscript(
         custom.keep_symbolic(exporter, path, opset=opset),
         custom.translate_operators(operators, exporter, opset=opset),
         stderr_lines_logged(_NATIVE_LINE, partial(_log.debug, "PyTorch: %s")),
+        padded_sequences(source) as padded,
     ):
         torch.onnx.export(
-            source,
+            padded,
             tuple(tensors.values()),
             path,
             dynamo=False,
@@ -141,6 +143,8 @@ def with_torchscript(
             output_names=list(outputs),
             dynamic_axes=dynamic,
         )
+    if padded is not source:
+        drop_padded_sequences(path, outputs)
     return ()
 
 

@@ -264,6 +264,27 @@ def in_order():
 unusual("packed sequences, the longest first", in_order, {"x": {0: N}, "lengths": {0: N}})(
     lambda: Packed(in_order=True)
 )
+
+
+class LastState(nn.Module):
+    """The last states of an LSTM in both directions, over sequences without their padding."""
+
+    def __init__(self):
+        super().__init__()
+        self.cell = nn.LSTM(12, 8, batch_first=True, bidirectional=True)
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x, lengths):
+        packed = nn.utils.rnn.pack_padded_sequence(
+            x, lengths, batch_first=True, enforce_sorted=False
+        )
+        _, (states, _) = self.cell(packed)
+        return self.head(torch.cat([states[-2], states[-1]], dim=-1))
+
+
+unusual("the last state of packed sequences", sequences, {"x": {0: N}, "lengths": {0: N}})(
+    LastState
+)
 unusual("packed sequences in no order", sequences, {"x": {0: N}, "lengths": {0: N}})(
     lambda: Packed(in_order=False)
 )
