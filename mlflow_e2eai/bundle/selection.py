@@ -195,12 +195,14 @@ class RankedVariants:
         """Whether a machine was too busy for what the goal compares of two variants."""
         if self._goal.aim == "memory":
             return False
-        own = self._report(there)
-        reports = there.latency.values() if self._goal.aim == "throughput" else [own]
-        return any(
-            report is not None and (report.is_busy(one) or report.is_busy(other))
-            for report in reports
-        )
+        both = {one, other}
+        if self._goal.aim == "latency":
+            reports = [self._report(there)]
+        else:
+            reports = [*there.latency.values()]
+            if any(entry.variant in both and _has_busy_loads(entry) for entry in there.evidence):
+                return True
+        return any(report is not None and any(map(report.is_busy, both)) for report in reports)
 
     def _is_within_noise(self, there: Manifest, one: str, other: str) -> bool:
         """Whether the latencies of two variants on a machine are indistinguishable."""
@@ -316,6 +318,10 @@ def _rank(names: Sequence[str], is_better: Callable[[str, str], bool]) -> list[s
 
 def _p50_ms(report: LatencyReport, name: str) -> float | None:
     return next((entry.p50_ms for entry in report.variants if entry.name == name), None)
+
+
+def _has_busy_loads(evidence: Evidence) -> bool:
+    return evidence.loads is not None and any(load.busy for load in evidence.loads.loads)
 
 
 def _most_items_per_s(

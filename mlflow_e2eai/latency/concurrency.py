@@ -8,13 +8,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from mlflow_e2eai.artifacts.values import Infer, Tensors
 from mlflow_e2eai.errors import InvalidInputError
+from mlflow_e2eai.latency.cpu import UseWatch
 from mlflow_e2eai.latency.gpu_monitor import used_memory_bytes
 from mlflow_e2eai.latency.measure import items_of
 from mlflow_e2eai.latency.report import ColdStart, Load, Throughput
@@ -39,6 +40,7 @@ def throughput(
     items: int | None = None,
     budget_s: float = LOAD_S,
     clock: Callable[[], float] = time.perf_counter,
+    least_cpu_share: float | None = None,
 ) -> Throughput:
     """Measure how many items a second a callable processes for several callers at once.
 
@@ -55,6 +57,8 @@ def throughput(
             `ENOUGH_CALLS`; every caller makes at least one call that counts. A call that never
             returns is not ended.
         clock: Seconds that only grow.
+        least_cpu_share: Share of the processor below which rates are too noisy to tell; by default
+            `cpu.LEAST_SHARE`.
 
     Returns:
         Items a second by number of callers.
@@ -66,7 +70,9 @@ def throughput(
         msg = f"The numbers of callers are {list(threads)}; give at least one, of at least 1 each."
         raise InvalidInputError(msg)
     items = items_of(sample) if items is None else items
-    loads = tuple(_load(infer, sample, count, items, budget_s, clock) for count in threads)
+    loads = tuple(
+        _load(infer, sample, count, items, budget_s, clock, least_cpu_share) for count in threads
+    )
     return Throughput(items=items, loads=loads)
 
 
@@ -94,8 +100,10 @@ def _load(
     items: int,
     budget_s: float,
     clock: Callable[[], float],
+    least_cpu_share: float | None,
 ) -> Load:
     race = _Race(callers=callers, clock=clock)
+    watch = UseWatch(crowded=True)
 
     def call() -> tuple[int, float]:
         try:
@@ -116,11 +124,20 @@ def _load(
 
     with ThreadPoolExecutor(max_workers=callers) as pool:
         futures = [pool.submit(call) for _ in range(callers)]
+        wait(futures)
+        use = watch.close(least_cpu_share)  # while the threads are there, whose waits count
     results = [future.result() for future in futures]
     calls = sum(done for done, _ in results)
     seconds = max(ended for _, ended in results) - race.started
     rate = calls * items / seconds if seconds > 0 else float("inf")
-    return Load(threads=callers, calls=calls, seconds=seconds, items_per_s=rate)
+    return Load(
+        threads=callers,
+        calls=calls,
+        seconds=seconds,
+        items_per_s=rate,
+        cpu_share=use.share,
+        busy=use.busy,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,12 +149,14 @@ class Opened:
         load_s: Seconds from nothing to the callable.
         memory_before_bytes: Peak resident set of the process before.
         device_memory_before_bytes: GPU memory in use before; None where there is none.
+        watch: The use of the processor since before.
     """
 
     infer: Infer
     load_s: float
     memory_before_bytes: int
     device_memory_before_bytes: int | None
+    watch: UseWatch
 
     def cold_start(
         self,
@@ -145,6 +164,7 @@ class Opened:
         sample: Tensors,
         *,
         clock: Callable[[], float] = time.perf_counter,
+        least_cpu_share: float | None = None,
     ) -> ColdStart:
         """Make the first two calls, and return the cost of a cold start.
 
@@ -152,8 +172,10 @@ class Opened:
             infer: The runner's callable, or a wrapper of it.
             sample: Its inputs.
             clock: Seconds that only grow.
+            least_cpu_share: See `throughput`.
         """
         first, second = (timed(infer, sample, clock=clock).host_ms for _ in range(2))
+        use = self.watch.close(least_cpu_share)
         peak, used = _peak_memory_bytes(), used_memory_bytes()
         before = self.device_memory_before_bytes
         return ColdStart(
@@ -164,6 +186,8 @@ class Opened:
             peak_memory_growth_bytes=max(peak - self.memory_before_bytes, 0),
             device_memory_bytes=None if used is None or before is None else max(used - before, 0),
             profile_memory_bytes=getattr(self.infer, "profile_memory_bytes", ()),
+            cpu_share=use.share,
+            busy=use.busy,
         )
 
 
@@ -181,6 +205,7 @@ def timed_open(
     """
     gc.collect()
     memory, device_memory = _peak_memory_bytes(), used_memory_bytes()
+    watch = UseWatch()
     started = clock()
     with opener() as infer:
         yield Opened(
@@ -188,6 +213,7 @@ def timed_open(
             load_s=clock() - started,
             memory_before_bytes=memory,
             device_memory_before_bytes=device_memory,
+            watch=watch,
         )
 
 

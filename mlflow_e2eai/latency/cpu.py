@@ -240,6 +240,46 @@ class CpuWatch:
         )
 
 
+class Use(NamedTuple):
+    """The use of the processor over a while.
+
+    Attributes:
+        share: Share of the processor that the process got, of the time that it could have used.
+        busy: Whether it is less than the least, and the doing of other processes.
+    """
+
+    share: float
+    busy: bool
+
+
+class UseWatch:
+    """The use of the processor by this process, from now until it is closed.
+
+    Args:
+        crowded: Whether threads of this process wait for each other by design, so that a low share
+            is blamed on others only where they are known to have worked.
+        read: Reads the counters of this process.
+    """
+
+    def __init__(self, *, crowded: bool = False, read: ReadTimes = read_times) -> None:
+        self._crowded, self._read = crowded, read
+        self._machine, self._before = CpuWatch(), read()
+
+    def close(self, least_share: float | None = None) -> Use:
+        """The use so far.
+
+        Args:
+            least_share: The share below which it is busy; by default `LEAST_SHARE`.
+        """
+        least = LEAST_SHARE if least_share is None else least_share
+        share = share_between(self._before, self._read())
+        machine = self._machine.close()
+        share *= 1 - machine.stolen_share
+        others = machine.others_share
+        theirs = not self._crowded if others is None else others >= OTHERS_SHARE
+        return Use(share, share < least and theirs)
+
+
 def typical_share(shares: Sequence[float], cpu: CpuRecord) -> float | None:
     """The share that three quarters of the calls got at least; None where too few are known.
 

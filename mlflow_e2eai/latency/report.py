@@ -213,12 +213,17 @@ class Load:
         calls: Calls that all of them finished.
         seconds: From the common start to the end of the last call.
         items_per_s: Items a second, of all together.
+        cpu_share: Share of the processor that the callers got, of the time that they could have
+            used; they wait for each other, too. None in reports of before it was recorded.
+        busy: Whether other processes had the rest, so that the rate is too noisy to tell.
     """
 
     threads: int
     calls: int
     seconds: Real
     items_per_s: Real
+    cpu_share: Real | None = None
+    busy: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -263,6 +268,9 @@ class ColdStart:
         device_memory_bytes: GPU memory that it took; None without a GPU.
         profile_memory_bytes: What an execution context of an engine takes of it for each profile,
             the dynamic one first, its inputs and outputs apart; empty for what has no profiles.
+        cpu_share: Share of the processor that loading and calling got, of the time that they could
+            have used; None in reports of before it was recorded.
+        busy: Whether other processes had the rest, so that the times are too noisy to tell.
     """
 
     load_s: Real
@@ -272,3 +280,5 @@ class ColdStart:
     peak_memory_growth_bytes: int
     device_memory_bytes: int | None = None
     profile_memory_bytes: tuple[int, ...] = ()
+    cpu_share: Real | None = None
+    busy: bool = False

@@ -31,6 +31,8 @@ from mlflow_e2eai.tracking.metrics import (
     start_metrics,
 )
 
+_START_TIMES = frozenset({"cold_start/load_s", "cold_start/first_call_ms"})
+
 NOISY = "too noisy to tell, as the machine was busy"
 
 _LOGGED = ("parity/max_abs_error", "task/drop", "champion/task_drop", "champion/latency_ratio")
@@ -58,8 +60,9 @@ def values_of(manifest: Manifest, *, now: datetime | None = None) -> list[Metric
     - ``task/<name>``, NaN where it is missing; ``task/drop``.
     - ``latency/...``, for each number of items: p50_ms, p90_ms, p95_ms, p99_ms, mean_ms,
       device_p50_ms, throughput_items_per_s, and the upper bound of the ratio to the PyTorch module
-      there; NaN on a busy machine. ``concurrency/items_per_s``, for each number of callers.
-    - ``cold_start/...``: load_s, first_call_ms, peak_memory_bytes, device_memory_bytes.
+      there. ``concurrency/items_per_s``, for each number of callers. NaN on a busy machine.
+    - ``cold_start/...``: load_s, first_call_ms (both NaN on a busy machine), peak_memory_bytes,
+      device_memory_bytes.
     - ``file/size_bytes``; ``evidence/age_days``, NaN where the time was not recorded.
 
     Args:
@@ -130,13 +133,14 @@ def machine_values(
         now: See `values_of`.
     """
     for entry in measured_evidence(there):
-        numbers = {**_parity_values(entry), **start_metrics(entry)}
+        numbers = _parity_values(entry)
         numbers |= {f"task/{name}": entry.task.get(name, math.nan) for name in names}
         if (dropped := drop(_reference_tasks(there), entry.task)) is not None:
             numbers["task/drop"] = dropped
         for metric, number in numbers.items():
             yield value_of(there, entry, metric, number)
         yield _age(there, entry, now)
+        yield from _start_values(there, entry)
         yield from _latency_values(there, entry)
         loads = () if entry.loads is None else entry.loads.loads
         most = max((load.threads for load in loads), default=None)
@@ -145,9 +149,10 @@ def machine_values(
                 there,
                 entry,
                 "concurrency/items_per_s",
-                load.items_per_s,
+                math.nan if load.busy else load.items_per_s,
                 at=load.threads,
                 usual=load.threads == most,
+                reason=NOISY if load.busy else None,
             )
 
 
@@ -265,6 +270,14 @@ def _parity_values(entry: Evidence) -> dict[str, float]:
 def _worst(values: Sequence[float], choose: Callable[[Sequence[float]], float]) -> float:
     """The largest or smallest; NaN where one is."""
     return math.nan if any(map(math.isnan, values)) else choose(values)
+
+
+def _start_values(there: Manifest, entry: Evidence) -> Iterator[MetricValue]:
+    for metric, number in start_metrics(entry).items():
+        busy = entry.cold_start is not None and entry.cold_start.busy and metric in _START_TIMES
+        yield value_of(
+            there, entry, metric, math.nan if busy else number, reason=NOISY if busy else None
+        )
 
 
 def _latency_values(there: Manifest, entry: Evidence) -> Iterator[MetricValue]:

@@ -113,12 +113,15 @@ class IsolatedRunner:
     def cold_start(self, tensors: Tensors) -> ColdStart:
         """Measure the cost of opening the runner and of two calls; must be the first call."""
         self._process.sample = lambda _: tensors
-        cold: ColdStart = self._call(partial(_cold_start, tensors=tensors))
+        cold: ColdStart = self._call(
+            partial(_cold_start, tensors=tensors, least_cpu_share=cpu.LEAST_SHARE)
+        )
         return cold
 
     def throughput(self, tensors: Tensors, **options: Any) -> Throughput:
         """Call `latency.throughput` in the worker."""
         self._process.sample = lambda _: tensors
+        options.setdefault("least_cpu_share", cpu.LEAST_SHARE)
         result: Throughput = self._call(partial(_throughput, tensors=tensors, **options))
         return result
 
@@ -176,8 +179,8 @@ def _run(worker: Worker, tensors: Tensors) -> Tensors:
     return _open_runner(worker).infer(tensors)
 
 
-def _cold_start(worker: Worker, tensors: Tensors) -> ColdStart:
-    return _open_runner(worker).cold_start(partial(_run, worker), tensors)
+def _cold_start(worker: Worker, tensors: Tensors, **options: Any) -> ColdStart:
+    return _open_runner(worker).cold_start(partial(_run, worker), tensors, **options)
 
 
 def _throughput(worker: Worker, tensors: Tensors, **options: Any) -> Throughput:

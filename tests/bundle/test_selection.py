@@ -219,6 +219,18 @@ def test_the_most_items_a_second_win_whoever_called(made):
     assert best(found, "latency") == ENGINE32
 
 
+@pytest.mark.parametrize("busy", [False, True])
+def test_a_rate_of_a_busy_machine_chooses_nothing(made, busy):
+    load = Load(threads=4, calls=9, seconds=1.0, items_per_s=500.0, busy=busy)
+    found = with_evidence(
+        made(latency=always(engine=1, cuda=1)),
+        engine=proof(ENGINE32),
+        cuda=proof(CUDA32, loads=Throughput(items=1, loads=(load,))),
+    )
+
+    assert best(found, "throughput") == (ENGINE32 if busy else CUDA32)
+
+
 def test_a_variant_without_evidence_is_not_preferred_to_one_that_passed(made):
     found = with_evidence(made(), cpu=proof(CPU32))
     ranked = RankedVariants(found, Goal())

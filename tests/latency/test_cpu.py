@@ -8,12 +8,13 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import pytest
 
 from mlflow_e2eai.latency import cpu
+from mlflow_e2eai.latency.concurrency import throughput, timed_open
 from mlflow_e2eai.latency.cpu import CallShares, CpuTimes, read_times, share_between, typical_share
 from mlflow_e2eai.latency.measure import benchmark
 from mlflow_e2eai.latency.ratios import NOISY
@@ -232,6 +233,26 @@ def test_where_nobody_else_worked_threads_of_its_own_had_the_rest(monkeypatch):
         assert report["a"].cpu_share == 0.5
 
 
+def use(monkeypatch, *, others: float | None, crowded: bool, waited_ms: int = 30) -> cpu.Use:
+    """The use of a processor by a thread that ran for 10 ms."""
+    machine = dataclasses.replace(IDLE, others_share=others, stolen_share=0.2)
+    monkeypatch.setattr(cpu.CpuWatch, "close", lambda _: machine)
+    readings = iter([at(ran_ms=5, t1=0), at(ran_ms=15, t1=waited_ms)])
+    return cpu.UseWatch(crowded=crowded, read=lambda: next(readings)).close(0.8)
+
+
+@pytest.mark.parametrize("crowded", [False, True])
+def test_a_while_in_which_others_had_the_processor_is_busy(monkeypatch, crowded):
+    assert use(monkeypatch, others=0.2, crowded=crowded) == (0.25 * 0.8, True)
+    assert use(monkeypatch, others=0.0, crowded=crowded) == (0.25 * 0.8, False)
+    assert use(monkeypatch, others=0.2, crowded=crowded, waited_ms=0) == (0.8, False)
+
+
+def test_callers_that_wait_for_each_other_are_not_blamed_on_others_that_nobody_saw(monkeypatch):
+    assert use(monkeypatch, others=None, crowded=False).busy
+    assert not use(monkeypatch, others=None, crowded=True).busy
+
+
 def test_the_ratio_to_a_busy_callable_is_no_number_and_passes_no_bound():
     report = measured(a=Shared(*[0.1] * 9), b=Shared(*[1.0] * 9), c=Shared(*[1.0] * 9))
 
@@ -292,6 +313,15 @@ def test_a_callable_that_shares_each_processor_with_four_others_is_named_busy():
             {"a": work, "b": work}, SAMPLE, rounds=20, budget_s=10, least_cpu_share=0.8
         )
 
+        sweep = throughput(work, SAMPLE, threads=[1, 2], least_cpu_share=0.8)
+        with timed_open(lambda: nullcontext(work)) as runner:
+            start = runner.cold_start(work, SAMPLE, least_cpu_share=0.8)
+
+    uses = [(load.busy, load.cpu_share) for load in sweep.loads]
+    for is_busy, share in [*uses, (start.busy, start.cpu_share)]:
+        assert is_busy
+        assert share is not None
+        assert share < 0.5
     assert [variant for variant, _ in busy(report)] == [None]
     assert report["a"].cpu_share < 0.5
     assert report.ratio("a", "b").noisy

@@ -22,7 +22,9 @@ from graded_bundles import (
 
 from mlflow_e2eai.bundle.manifest import Manifest
 from mlflow_e2eai.errors import InvalidInputError
+from mlflow_e2eai.evaluation.evidence import Evidence
 from mlflow_e2eai.evaluation.gates import Decision, Gate, Verdict
+from mlflow_e2eai.latency.report import Load, Throughput
 from mlflow_e2eai.promotion.gates_file import read_policy
 from mlflow_e2eai.promotion.metrics import values_of
 from mlflow_e2eai.promotion.policy import Policy, RequiredTarget, decide_on
@@ -142,6 +144,28 @@ def test_a_time_of_a_busy_machine_passes_no_gate():
         f"latency/p50_ms, {CPU32} at 8 on Xeon: too noisy to tell, as the machine was busy (gate: "
         "at most 9)"
     )
+
+
+def while_busy(entry: Evidence) -> Evidence:
+    assert entry.cold_start is not None
+    load = Load(threads=1, calls=9, seconds=1.0, items_per_s=500.0, cpu_share=0.3, busy=True)
+    return dataclasses.replace(
+        entry,
+        cold_start=dataclasses.replace(entry.cold_start, cpu_share=0.3, busy=True),
+        loads=Throughput(items=8, loads=(load,)),
+    )
+
+
+@pytest.mark.parametrize(
+    "metric", ["cold_start/load_s", "cold_start/first_call_ms", "concurrency/items_per_s"]
+)
+def test_a_start_and_a_rate_of_a_busy_machine_pass_no_gate(metric):
+    found = version()
+    found = dataclasses.replace(found, evidence=tuple(map(while_busy, found.evidence)))
+    at_least = Gate(metric=metric, bound="at_least", limit=0)
+
+    assert "too noisy to tell" in decide(found, at_least).reasons[0]
+    assert decide(found, at_most("cold_start/peak_memory_bytes", 1e9)).promoted
 
 
 def test_a_gate_that_warns_is_shown_and_decides_nothing():

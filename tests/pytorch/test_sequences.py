@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import onnx
 import pytest
 import torch
@@ -65,7 +67,7 @@ class Both(nn.Module):
         return pad(sequence).sum(1), state[-1]
 
 
-MODULES = {
+MODULES: dict[str, Callable[[], nn.Module]] = {
     "the last state of an RNN": lambda: Last(nn.RNN),
     "the last state of a GRU": lambda: Last(nn.GRU),
     "the last state of two GRU layers": lambda: Last(nn.GRU, num_layers=2),

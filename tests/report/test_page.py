@@ -25,7 +25,13 @@ from small_manifest import (
 
 from mlflow_e2eai.artifacts.build_settings import BuildSettings
 from mlflow_e2eai.evaluation.gates import Decision
-from mlflow_e2eai.latency.report import LatencyFinding, LatencyReport
+from mlflow_e2eai.latency.report import (
+    ColdStart,
+    LatencyFinding,
+    LatencyReport,
+    Load,
+    Throughput,
+)
 from mlflow_e2eai.parity.report import Finding
 from mlflow_e2eai.report.facts import median_interval
 from mlflow_e2eai.report.formats import NONE, TIMES
@@ -116,6 +122,32 @@ def test_a_reference_on_a_busy_machine_is_a_doubt_on_the_first_screen_and_gives_
     assert text.count("too noisy to tell the machine was busy") >= 2  # in each line
     assert "207 machine busy" in text
     assert "It got 12% of the processor. (opt, 8 items)" in text
+
+
+def test_a_start_and_a_rate_of_a_busy_machine_are_doubts_on_the_first_screen():
+    start = ColdStart(
+        load_s=0.5,
+        first_call_ms=3.0,
+        second_call_ms=2.0,
+        peak_memory_bytes=200_000_000,
+        peak_memory_growth_bytes=0,
+        cpu_share=0.4,
+        busy=True,
+    )
+    loads = tuple(
+        Load(threads=n, calls=9, seconds=1.0, items_per_s=5.0 * n, cpu_share=0.3, busy=n == 2)
+        for n in (1, 2)
+    )
+    served = dataclasses.replace(CPU, cold_start=start, loads=Throughput(items=8, loads=loads))
+    page = Page(html(manifest(TORCH, served)))
+    first, text = first_screen(page), page.text()
+
+    for what in ("Cold start", "Throughput"):
+        assert f"{what} of 1 variant: {BUSY} ( findings )." in first
+    assert "Cold start: the variant got 40% of the processor time" in text
+    assert "Throughput of 2 callers: the variant got 30% of the processor time" in text
+    assert "0.500 machine busy 3.00 machine busy" in text
+    assert "8 5.00 10.0 machine busy" in text
 
 
 @pytest.mark.parametrize("name", [CPU.variant, HALF.variant, None])

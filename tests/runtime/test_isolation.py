@@ -336,12 +336,16 @@ def test_a_cold_start_counts_what_opening_took():
     assert cold.second_call_ms >= 20
     assert cold.load_s >= 0
     assert cold.peak_memory_bytes > 10e6
+    assert cold.cpu_share is not None
+    assert 0 < cold.cpu_share <= 1
 
 
 def test_callers_at_once_are_over_there():
     with isolated(crashing_runners.answers_two_at_once) as infer:
         found = infer.throughput(sample(), threads=[2], budget_s=0)
     assert found.loads[0].calls == 2
+    assert found.loads[0].cpu_share is not None
+    assert 0 < found.loads[0].cpu_share <= 1
 
 
 def test_a_process_that_is_killed_from_here_is_an_error_of_its_call():

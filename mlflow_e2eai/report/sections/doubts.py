@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from mlflow_e2eai.bundle.manifest import Manifest
 from mlflow_e2eai.evaluation.evidence import ADVISORY, Evidence, prefix_kind
-from mlflow_e2eai.latency.report import LatencyReport
+from mlflow_e2eai.latency.report import ColdStart, LatencyReport, Load
 from mlflow_e2eai.report.facts import (
     Section,
     benchmarks_by_size,
@@ -74,6 +74,28 @@ def doubts(manifest: Manifest) -> Iterator[tuple[str, bool]]:
     yield from _latency_doubts(
         report for there in manifest.by_machine for report in there.latency.values()
     )
+    for what in ("Cold start", "Throughput"):
+        count = len({entry.variant for entry in evidence if _busy_sentences(entry, what)})
+        if count:
+            yield f"{what} of {_variants(count)}: {_SHORT['busy']}", True
+
+
+def _busy_sentences(entry: Evidence, *about: str) -> list[str]:
+    """The measures of serving a variant that a busy machine took, with the share it got."""
+    measures: list[tuple[str, ColdStart | Load | None]] = [("Cold start", entry.cold_start)]
+    for load in () if entry.loads is None else entry.loads.loads:
+        callers = "1 caller" if load.threads == 1 else f"{load.threads} callers"
+        measures.append((f"Throughput of {callers}", load))
+    return [
+        f"{name}: the variant got {_share(measure.cpu_share)} of the processor time that it could "
+        "have used: other processes had the rest, and its numbers are too noisy to tell."
+        for name, measure in measures
+        if name.startswith(about) and measure is not None and measure.busy
+    ]
+
+
+def _share(share: float | None) -> str:
+    return "a part" if share is None else f"{share:.0%}"
 
 
 def _variants(count: int) -> str:
@@ -93,6 +115,10 @@ def _latency_doubts(reports: Iterable[LatencyReport]) -> Iterator[tuple[str, boo
     for kind, variants in variants_by_kind.items():
         whose = "the whole run" if None in variants else _variants(len(variants))
         yield f"Latency of {whose}: {_SHORT.get(kind, kind)}", True
+
+
+BUSY = _TAGS["busy"]
+"""Words next to a number that was measured on a busy machine."""
 
 
 def tag(report: LatencyReport | None, variant: str) -> str | None:
@@ -134,6 +160,8 @@ def findings_section(manifest: Manifest) -> Section | None:
                 untimed.add(entry.untimed, name)
             if entry.reason is not None:
                 (wrong if entry.measured else unmeasured).add(entry.reason, name)
+            for text in _busy_sentences(entry, "Cold start", "Throughput"):
+                slow.add(text, name)
             for kind, report in entry.parity.items():
                 group = advisory if kind in ADVISORY else wrong
                 for finding in report.findings:

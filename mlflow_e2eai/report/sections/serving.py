@@ -9,6 +9,7 @@ from mlflow_e2eai.latency.report import Throughput
 from mlflow_e2eai.report.facts import Section
 from mlflow_e2eai.report.formats import TIMES, time_text
 from mlflow_e2eai.report.scale import drawable
+from mlflow_e2eai.report.sections.doubts import BUSY
 
 _WIDTH, _HEIGHT, _MARGIN = 116.0, 30.0, 4.0
 """Size of a small picture in pixels."""
@@ -25,7 +26,8 @@ def serving_section(manifest: Manifest) -> Section | None:
     threads = sorted({load.threads for load in every})
     most = max((load.items_per_s for load in every if drawable(load.items_per_s)), default=1.0)
     lines = [_line(variant, loads[variant], threads, most) for variant in loads]
-    return Section("serving", "Serving", {"starts": starts, "threads": threads, "loads": lines})
+    facts = {"starts": starts, "threads": threads, "loads": lines, "busy": BUSY}
+    return Section("serving", "Serving", facts)
 
 
 def _line(
@@ -33,6 +35,8 @@ def _line(
 ) -> dict[str, object]:
     """Rates by number of callers, each with its gain over one caller, and as points."""
     rates = {load.threads: load.items_per_s for load in throughput.loads}
+    busy = {load.threads for load in throughput.loads if load.busy}
+    steady = {count: rate for count, rate in rates.items() if count not in busy}
     step = (_WIDTH - 2 * _MARGIN) / max(len(threads) - 1, 1)
     height = _HEIGHT - 2 * _MARGIN
     points = [
@@ -43,7 +47,9 @@ def _line(
     return {
         "variant": variant,
         "size": throughput.items,
-        "rates": [(rates.get(count), _gain(rates, count)) for count in threads],
+        "rates": [
+            (rates.get(count), BUSY if count in busy else _gain(steady, count)) for count in threads
+        ],
         "points": points,
     }
 
