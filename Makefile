@@ -74,8 +74,10 @@ bench-gpu: $(VENV)/vision
 bench-whole: $(VENV)/models $(VENV)/olive/installed
 	python benchmarks/whole.py
 
-# Half an hour and more: comparing a million samples, and 600 comparisons of latencies.
+# Half an hour and more: comparing a million samples, 600 comparisons of latencies, and 3 GB of
+# weights, which take 24 GiB of memory and 30 GB of disk at most.
 bench-slow: $(VENV)/installed
+	python benchmarks/large.py
 	python benchmarks/parity.py
 	python benchmarks/aa.py
 

@@ -15,6 +15,7 @@ ORDER = (
     "rerun",
     "models",
     "weights",
+    "large",
     "faults",
     "fleet",
     "registry",

@@ -91,6 +91,19 @@ def brief(error: BaseException, limit: int = 300) -> str:
     return text if len(text) <= limit else f"{text[:limit]}…"
 
 
+def shown(value: object, limit: int = 200) -> str:
+    """A value of the caller's as it stands in a sentence: quoted, on one line, without secrets."""
+    text = without_secrets(repr(str(value)))
+    return text if len(text) <= limit else f"{text[:limit]}…'"
+
+
+def shown_all(values: Iterable[object], most: int = 10) -> str:
+    """Several of them, as a list of which a sentence has the first ones."""
+    listed = [shown(value, 60) for value in values]
+    more = f", {len(listed) - most} more" if len(listed) > most else ""
+    return f"[{', '.join(listed[:most])}{more}]"
+
+
 def warn_caller(message: str) -> None:
     """Warn at the line of the user's code that led here, and not at a line of ours or of MLflow."""
     level, frame = 2, sys._getframe(1)  # noqa: SLF001 - as warnings itself does

@@ -45,6 +45,7 @@ TESTS = {
     "latency/ratios.py": ["latency/test_ratios.py"],
     "artifacts/files.py": ["artifacts/test_files.py"],
     "pipeline/keys.py": ["pipeline/test_keys.py"],
+    "tracking/store/stage_results.py": ["pipeline/test_reuse.py", "-k", "stored or finish"],
 }
 """The tests of each file."""
 
@@ -160,9 +161,30 @@ MUTANTS = [
         ),
         ("a failed comparison is none", "float(not accuracy.passed)", "float(accuracy.passed)"),
         (
+            "it is compared with the largest of the others",
+            "_size(artifact) / min(sizes)",
+            "_size(artifact) / max(sizes)",
+        ),
+        (
+            "the larger of the two gains counts",
+            "= min(one for one in ratios",
+            "= max(one for one in ratios",
+        ),
+        (
             "the drop is of the variant before the module",
             "drop(evidence[0].task, accuracy.task)",
             "drop(accuracy.task, evidence[0].task)",
+        ),
+        (
+            "the limit on a task's drop is twice as wide",
+            "limit=0.01, optional=True",
+            "limit=0.02, optional=True",
+        ),
+        ("no gain is enough", 'bound="at_most", limit=0.9)', 'bound="at_most", limit=1.1)'),
+        (
+            "quantised variants are compared with each other",
+            "and by_sha[other.sha256].precision not in TYPES\n            and",
+            "and",
         ),
     ),
     *planted(
@@ -255,6 +277,22 @@ MUTANTS = [
             "if extra := sorted(found - found)",
         ),
         ("links are followed", "(directory / step).is_symlink()", "(directory / step).is_mount()"),
+        (
+            "libraries are not compared",
+            "    for library in item.libraries:\n        verify(",
+            "    for library in ():\n        verify(",
+        ),
+        (
+            "files of weights are not compared",
+            "            verify(path.parent / file.path, file.sha256)\n",
+            "            pass\n",
+        ),
+        (
+            "files of weights are in no manifest",
+            "for file in item.weights)\n\n\ndef _check_distinct",
+            "for file in ())\n\n\ndef _check_distinct",
+        ),
+        ("two graphs in one file are taken", "if paths.count(path) > 1 or", "if"),
         (
             "a file that changes while it is opened is taken",
             "if _state(path) != state:",
@@ -453,6 +491,29 @@ MUTANTS = [
             "labels are no part of the data",
             "_add(digest, (inputs, labels))",
             "_add(digest, inputs)",
+        ),
+    ),
+    *planted(
+        "tracking/store/stage_results.py",
+        (
+            "a result that has changed is taken",
+            "if hashlib.sha256(text.encode()).hexdigest() != sha256:",
+            "if not text:",
+        ),
+        (
+            "files of a model that have changed are taken",
+            "    verify_logged_files(path, result.mlmodel_sha256, signature_sha256=signature)\n",
+            "",
+        ),
+        (
+            "models that are not ready are taken",
+            'if str(model.status) != "READY":',
+            'if str(model.status) == "":',
+        ),
+        (
+            "runs that did not finish are taken",
+            """'{key}' AND attributes.status = 'FINISHED'",""",
+            """'{key}'",""",
         ),
     ),
 ]

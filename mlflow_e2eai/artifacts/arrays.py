@@ -12,7 +12,7 @@ import numpy as np
 
 from mlflow_e2eai.artifacts.files import atomic_write, open_file, reading_error
 from mlflow_e2eai.artifacts.values import Array, Tensors, TensorSpec
-from mlflow_e2eai.errors import ArtifactError, InvalidInputError
+from mlflow_e2eai.errors import ArtifactError, InvalidInputError, shown, shown_all
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,14 +32,15 @@ def from_frame(frame: pd.DataFrame, specs: Sequence[TensorSpec]) -> dict[str, Ar
         specs: The inputs.
 
     Raises:
-        InvalidInputError: A column is missing, or holds something else.
+        InvalidInputError: A column is missing, is there twice, or holds something else.
     """
+    check_columns(frame)
     if all(spec.name in frame.columns for spec in specs):
         return {spec.name: _column(frame[spec.name], spec) for spec in specs}
     if len(specs) != 1:
         names = [spec.name for spec in specs]
         msg = (
-            f"The DataFrame has {list(frame.columns)}, but a column for each of {names} is "
+            f"The DataFrame has {shown_all(frame.columns)}, but a column for each of {names} is "
             "expected."
         )
         raise InvalidInputError(msg)
@@ -52,6 +53,18 @@ def from_frame(frame: pd.DataFrame, specs: Sequence[TensorSpec]) -> dict[str, Ar
         # Rows of flat items, as a table holds images.
         values = values.reshape(len(frame), *sizes)
     return {spec.name: values}
+
+
+def check_columns(frame: pd.DataFrame) -> None:
+    """Refuse a DataFrame in which a name stands for two columns.
+
+    Raises:
+        InvalidInputError: One does.
+    """
+    twice = frame.columns[frame.columns.duplicated()]
+    if len(twice):
+        msg = f"The DataFrame has more than one column {shown(twice[0])}; rename them."
+        raise InvalidInputError(msg)
 
 
 def _column(cells: pd.Series[Any], spec: TensorSpec) -> Array:

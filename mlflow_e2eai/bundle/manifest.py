@@ -14,6 +14,7 @@ Paths in the manifest are relative to the directory.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import shutil
 from collections.abc import Mapping
@@ -43,7 +44,7 @@ from mlflow_e2eai.artifacts.values import (
     TensorSpec,
 )
 from mlflow_e2eai.artifacts.weight_files import link, verify_graph
-from mlflow_e2eai.errors import ArtifactError, InvalidInputError
+from mlflow_e2eai.errors import ArtifactError, InvalidInputError, shown
 from mlflow_e2eai.evaluation.effort import EvidenceLevel
 from mlflow_e2eai.evaluation.evidence import Evidence, MachineEvidence, machine_name
 from mlflow_e2eai.evaluation.variants import FILE
@@ -228,9 +229,10 @@ def find(path: Path) -> Path:
         ArtifactError: There is neither.
     """
     for folder in (path, path / FOLDER):
-        if (folder / MANIFEST).is_file():
-            return folder
-    msg = f"There is no bundle at {path}; give a folder that mlflow_e2eai.save_model wrote."
+        with contextlib.suppress(OSError):  # its name is too long, or its folder may not be read
+            if (folder / MANIFEST).is_file():
+                return folder
+    msg = f"There is no bundle at {shown(path)}; give a folder that mlflow_e2eai.save_model wrote."
     raise ArtifactError(msg)
 
 

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mlflow_e2eai.artifacts.arrays import from_frame
+from mlflow_e2eai.artifacts.arrays import check_columns, from_frame
 from mlflow_e2eai.artifacts.axes import input_specs
 from mlflow_e2eai.artifacts.values import Array, Tensors
-from mlflow_e2eai.errors import InvalidInputError
+from mlflow_e2eai.errors import InvalidInputError, shown, shown_all
 from mlflow_e2eai.pytorch.flat_module import as_arrays
 from mlflow_e2eai.pytorch.pytree import flatten
 
@@ -91,7 +91,8 @@ def check_names(names: Sequence[str], wanted: Sequence[str]) -> None:
     """
     if set(names) != set(wanted):
         msg = (
-            f"The evaluation data has {sorted(names)}, but {list(wanted)} are expected; rename it."
+            f"The evaluation data has {shown_all(sorted(names))}, but {list(wanted)} are expected; "
+            "rename it."
         )
         raise InvalidInputError(msg)
 
@@ -155,9 +156,10 @@ def _pieces(frame: pd.DataFrame, labels: Any) -> Iterator[tuple[Any, Any]]:
 def _split(frame: Any, column: str) -> tuple[Any, Any]:
     """A DataFrame without the column that has the labels, and that column."""
     if not _is_frame(frame) or column not in frame.columns:
-        columns = list(frame.columns) if _is_frame(frame) else type(frame).__name__
-        msg = f"The label column is {column!r}, but the data has {columns}; name a column."
+        columns = shown_all(frame.columns) if _is_frame(frame) else type(frame).__name__
+        msg = f"The label column is {shown(column)}, but the data has {columns}; name a column."
         raise InvalidInputError(msg)
+    check_columns(frame)
     return frame.drop(columns=column), frame[column]
 
 
@@ -177,7 +179,7 @@ def _labels(values: Any) -> Array | None:
     if values is None:
         return None
     if isinstance(values, Mapping):
-        msg = f"The labels are a mapping of {sorted(values)}; give one array or list of them."
+        msg = f"The labels are a mapping of {shown_all(values)}; give one array or list of them."
         raise InvalidInputError(msg)
     if hasattr(values, "detach"):  # a tensor, perhaps on a GPU
         values = values.detach().cpu()

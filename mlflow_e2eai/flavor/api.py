@@ -16,7 +16,7 @@ from mlflow_e2eai import bundle, fleet, tracking
 from mlflow_e2eai.artifacts.axes import DynamicAxes
 from mlflow_e2eai.artifacts.build_settings import DEFAULT_BUILD, BuildSettings
 from mlflow_e2eai.artifacts.values import OnnxArtifact, Precision
-from mlflow_e2eai.errors import InvalidInputError
+from mlflow_e2eai.errors import InvalidInputError, shown
 from mlflow_e2eai.evaluation.data import EvaluationData, evaluation_of
 from mlflow_e2eai.evaluation.effort import EvidenceLevel
 from mlflow_e2eai.evaluation.metrics import Metrics
@@ -334,8 +334,9 @@ def _log_source(
 def _check_no_uri(model: Any) -> None:
     """Refuse the URI of a model that is logged already."""
     if isinstance(model, str) and model.startswith(("models:/", "runs:/")):
+        uri = shown(model).strip("'")
         msg = (
-            f"{model} is a logged model; run `mlflow_e2eai pipeline {model}`, or give the module "
+            f"{uri} is a logged model; run `mlflow_e2eai pipeline {uri}`, or give the module "
             f"that mlflow.pytorch.load_model returns, and the URI as source_model."
         )
         raise InvalidInputError(msg)

@@ -12,7 +12,7 @@ from mlflow_e2eai.artifacts.values import TensorSpec
 from mlflow_e2eai.bundle.choice import Choice
 from mlflow_e2eai.bundle.manifest import Manifest
 from mlflow_e2eai.bundle.model import Model
-from mlflow_e2eai.errors import InvalidInputError, TrackingError, brief
+from mlflow_e2eai.errors import InvalidInputError, TrackingError, brief, shown
 from mlflow_e2eai.promotion.registry.drift import check_pause
 from mlflow_e2eai.runtime.progress import LOGGER
 
@@ -194,9 +194,10 @@ def parse_alias(uri: str) -> tuple[str, str]:
     Raises:
         InvalidInputError: The URI names no alias.
     """
+    uri = str(uri)
     name, at, alias = uri.removeprefix(PREFIX).partition("@")
     if not (uri.startswith(PREFIX) and name and at and alias and "/" not in name + alias):
-        msg = f"{uri!r} names no alias that can be followed; give one as models:/digits@champion."
+        msg = f"{shown(uri)} names no alias to follow; give one as models:/digits@champion."
         raise InvalidInputError(msg)
     return name, alias
 

@@ -93,9 +93,10 @@ def load_model(
         the variant.
 
     Raises:
-        mlflow.exceptions.MlflowException: There is no such model, or it is of another flavor.
+        TrackingError: There is no such model; a `mlflow.exceptions.MlflowException` too.
         InvalidInputError: The URI names no alias to follow, or the key is none.
-        ArtifactError: The model is not signed, is signed by another key, or has changed since.
+        ArtifactError: The model is of another flavor (a `mlflow.exceptions.MlflowException` too);
+            or it is not signed, is signed by another key, or has changed since.
         E2EAIError: See `bundle.load`.
     """
     options: dict[str, Any] = {

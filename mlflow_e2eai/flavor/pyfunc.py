@@ -18,6 +18,7 @@ from mlflow_e2eai.errors import E2EAIError, InvalidInputError
 from mlflow_e2eai.flavor.follower import FollowedModel, parse_alias
 from mlflow_e2eai.flavor.mlmodel import MODEL_CONFIG
 from mlflow_e2eai.flavor.native import follow_alias, signer
+from mlflow_e2eai.tracking.server import as_mlflow_error
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -59,7 +60,7 @@ class PyFunc:
         try:
             return self._run(data)
         except E2EAIError as error:
-            raise _as_mlflow_error(error) from error
+            raise as_mlflow_error(error) from error
 
     def _run(self, data: Any) -> Any:
         specs = self._model.manifest.inputs
@@ -98,25 +99,6 @@ class PyFunc:
             block = one if len(columns) == 1 else np.stack(columns, axis=1)
             return pd.DataFrame(block, columns=self._columns, copy=False)
         return pd.DataFrame(dict(zip(self._columns, columns, strict=True)))
-
-
-def _as_mlflow_error(error: E2EAIError) -> E2EAIError:
-    """The same error as one of MLflow's too.
-
-    MLflow's scoring server returns the message of those, and for any other error that something
-    unexpected happened. Both have HTTP status 400.
-    """
-    from mlflow.exceptions import MlflowException
-    from mlflow.protos.databricks_pb2 import BAD_REQUEST
-
-    bases: tuple[type, ...] = (type(error), MlflowException)
-    # Its class cannot be imported by name, so it is pickled as the original error.
-    kind: Any = type(type(error).__name__, bases, {"__reduce__": lambda _: error.__reduce__()})
-    both: Any = kind.__new__(kind)
-    MlflowException.__init__(both, str(error), error_code=BAD_REQUEST)
-    both.__dict__.update(error.__dict__)
-    error_of_both: E2EAIError = both
-    return error_of_both
 
 
 def _cells(array: Array) -> Array:

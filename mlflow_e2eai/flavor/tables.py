@@ -32,8 +32,8 @@ def variants(model_uri: str) -> pd.DataFrame:
         ``Int64``, other numbers ``float64``.
 
     Raises:
-        mlflow.exceptions.MlflowException: There is no such model, or it is of another flavor.
-        ArtifactError: The model has no manifest, or it has changed.
+        TrackingError: There is no such model.
+        ArtifactError: The model is of another flavor, has no manifest, or has changed.
     """
     with quiet_mlflow(), tempfile.TemporaryDirectory() as folder:
         files = ModelFiles(model_uri, folder)
@@ -57,8 +57,8 @@ def compare_versions(name: str, *versions: int | str) -> pd.DataFrame:
         The rows of `variants`, with the version as a text in the first column.
 
     Raises:
-        mlflow.exceptions.MlflowException: There is no such version, or it is of another flavor.
-        ArtifactError: A version has no manifest, or it has changed.
+        TrackingError: There is no such version.
+        ArtifactError: A version is of another flavor, has no manifest, or has changed.
         InvalidInputError: There is no version to compare.
     """
     import pandas as pd

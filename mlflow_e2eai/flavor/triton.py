@@ -86,8 +86,9 @@ def export_triton(
     return folders
 
 
-def _bundle(model: str, folder: Path) -> tuple[Path, str, str | None]:
+def _bundle(uri: str | Path, folder: Path) -> tuple[Path, str, str | None]:
     """The folder of a bundle, the name that its model has, and the digest of its manifest."""
+    model = str(uri)
     if not tracking.is_uri(model):
         path = Path(model)
         found = bundle.find(path)

@@ -6,7 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlflow_e2eai import bundle, tracking
-from mlflow_e2eai.errors import ArtifactError, E2EAIError, InvalidInputError, TrackingError, brief
+from mlflow_e2eai.errors import (
+    ArtifactError,
+    E2EAIError,
+    InvalidInputError,
+    TrackingError,
+    brief,
+    shown,
+)
 from mlflow_e2eai.evaluation.gates import AGAINST_CHAMPION
 from mlflow_e2eai.tracking.runs import is_missing
 from mlflow_e2eai.tracking.server import failure_reason
@@ -29,7 +36,10 @@ def find_version(name: str, version: int | str) -> ModelVersion:
         return MlflowClient().get_model_version(name, str(version))
     except MlflowException as error:
         if is_missing(error):
-            msg = f"There is no version {version} of {name!r}: {error.message}; see the registry."
+            number = version if str(version).isdecimal() else shown(version)
+            msg = (
+                f"There is no version {number} of {shown(name)}: {brief(error)}; see the registry."
+            )
         else:
             reason = failure_reason(error)
             msg = f"Version {version} of {name!r} cannot be read: {reason}; call this again later."
@@ -58,9 +68,9 @@ def version_at(uri: str) -> ModelVersion:
         try:
             return MlflowClient().get_model_version_by_alias(name, alias)
         except MlflowException as error:
-            msg = f"There is no version {uri!r}: {error.message}; see the registry."
+            msg = f"There is no version {shown(uri)}: {brief(error)}; see the registry."
             raise TrackingError(msg) from error
-    msg = f"{uri!r} names no version; give models:/name/version or models:/name@alias."
+    msg = f"{shown(uri)} names no version; give models:/name/version or models:/name@alias."
     raise InvalidInputError(msg)
 
 

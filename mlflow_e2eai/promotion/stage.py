@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
-from mlflow_e2eai.errors import E2EAIError, InvalidInputError, TrackingError
+from mlflow_e2eai.errors import E2EAIError, InvalidInputError, TrackingError, brief, shown
 from mlflow_e2eai.evaluation.gates import Decision, Gate
 from mlflow_e2eai.fleet.job import Executor
 from mlflow_e2eai.promotion.challenge import Challenge, Outcome
@@ -274,5 +274,5 @@ def _check_alias(alias: str) -> None:
         _mlflow.validate_alias(alias)
         _mlflow.validate_alias_is_free(alias)
     except MlflowException as error:
-        msg = f"MLflow does not take the alias {alias!r}: {error.message}"
+        msg = f"MLflow does not take the alias {shown(alias)}: {brief(error)}"
         raise InvalidInputError(msg) from error

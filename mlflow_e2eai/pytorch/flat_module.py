@@ -305,7 +305,12 @@ def _array(what: str, value: Any) -> Array:
         )
         raise InvalidInputError(msg)
     native = np.asarray(value, value.dtype.newbyteorder("="))
-    return np.ascontiguousarray(native) if native.ndim else native
+    try:
+        return np.ascontiguousarray(native) if native.ndim else native
+    except MemoryError as error:  # it is a view that repeats a few numbers
+        size = f"{native.nbytes / 1e9:.0f} GB"
+        msg = f"{what} has {size}, which memory has no room for; give it in batches."
+        raise InvalidInputError(msg) from error
 
 
 def _numpy(what: str, tensor: torch.Tensor) -> Array:

@@ -76,6 +76,7 @@ from mlflow.utils.validation import (
 from mlflow_e2eai.artifacts import yaml_nodes
 from mlflow_e2eai.artifacts.files import read_text
 from mlflow_e2eai.errors import ArtifactError, InvalidInputError, brief
+from mlflow_e2eai.tracking.server import as_mlflow_error
 
 __all__ = [
     "CONDA_ENV_FILE",
@@ -120,8 +121,8 @@ def get_flavor_configuration(folder: Path, flavor: str) -> Mapping[str, Any]:
     MLflow's own reader has no limit, and raises the errors of YAML as they are.
 
     Raises:
-        ArtifactError: There is no such file, or it describes no model.
-        mlflow.exceptions.MlflowException: The model has other flavors.
+        ArtifactError: There is no such file, or it describes no model; or the model has other
+            flavors, which is a `mlflow.exceptions.MlflowException` too.
     """
     path = Path(folder, "MLmodel")
     try:
@@ -134,8 +135,10 @@ def get_flavor_configuration(folder: Path, flavor: str) -> Mapping[str, Any]:
         msg = f"{path} describes no model: it has no flavors by name; log the model again."
         raise ArtifactError(msg)
     if flavor not in flavors:
-        msg = f'Model does not have the "{flavor}" flavor'
-        raise MlflowException(msg, RESOURCE_DOES_NOT_EXIST)
+        others = ", ".join(map(str, flavors)) or "none"
+        msg = f'The model does not have the "{flavor}" flavor, but {others}; give one that has it.'
+        like = MlflowException(msg, RESOURCE_DOES_NOT_EXIST)
+        raise as_mlflow_error(ArtifactError(msg), like) from like
     found: Mapping[str, Any] = flavors[flavor]
     return found
 

@@ -24,9 +24,23 @@ from mlflow_e2eai.bundle.attestation.envelope import (
 )
 from mlflow_e2eai.bundle.digests import DIGESTS, read_digests, verify_listed
 from mlflow_e2eai.bundle.manifest import MANIFEST
-from mlflow_e2eai.errors import ArtifactError, TrackingError
+from mlflow_e2eai.errors import (
+    ArtifactError,
+    E2EAIError,
+    InvalidInputError,
+    TrackingError,
+    brief,
+    shown,
+)
+from mlflow_e2eai.runtime.storage import storage_error
+from mlflow_e2eai.runtime.termination import interruption_of
 from mlflow_e2eai.tracking.lineage import MLMODEL_SHA256, SHA256, is_uri, resolve
-from mlflow_e2eai.tracking.server import address, complete_download
+from mlflow_e2eai.tracking.server import (
+    address,
+    as_mlflow_error,
+    complete_download,
+    failed_request,
+)
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
@@ -58,27 +72,24 @@ class ModelFiles:
                 on this machine, and else a new temporary one.
 
         Raises:
-            mlflow.exceptions.MlflowException: There is no such model.
-            TrackingError: There is no such model of a run.
-            OSError: There is none at that path.
+            TrackingError: There is no such model. It is a `mlflow.exceptions.MlflowException` too.
         """
-        from mlflow.exceptions import MlflowException
-        from mlflow.protos.databricks_pb2 import ErrorCode
         from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-        if str(uri).startswith("runs:/"):
-            # A run's repository puts each file into a folder of the model's name.
-            uri = resolve(uri).model_uri
         self._uri, self._is_copied = str(uri), directory is not None
-        self._repository = get_artifact_repository(str(uri))
         target = None if directory is None else str(directory)
         try:
+            if self._uri.startswith("runs:/"):
+                # A run's repository puts each file into a folder of the model's name.
+                self._uri = str(resolve(self._uri).model_uri)
+            self._repository = get_artifact_repository(self._uri)
             self.directory = Path(
                 complete_download(lambda: self._repository.download_artifacts("MLmodel", target))
             ).parent
-        except MlflowException as error:
-            msg = f"There is no MLflow model at {uri}: {error.message}"
-            raise MlflowException(msg, error_code=ErrorCode.Value(error.error_code)) from error
+        except Exception as error:  # stores of artifacts raise errors of any kind
+            if (failure := _missing_model(uri, error)) is None:
+                raise
+            raise as_mlflow_error(failure, error) from error
 
     def bundle(
         self, *, with_code: bool = False, key: PublicKey | None = None
@@ -96,8 +107,8 @@ class ModelFiles:
             of this package.
 
         Raises:
-            mlflow.exceptions.MlflowException: The model is not of this flavor.
-            ArtifactError: A file has changed, or is not signed by that key.
+            ArtifactError: The model is not of this flavor, a file has changed, or is not signed by
+                that key.
         """
         from mlflow_e2eai.tracking import _mlflow
 
@@ -147,6 +158,20 @@ class ModelFiles:
             )  # MLflow lists its failed attempts before it
             msg = f"{path} of {self._uri} cannot be downloaded: {reason}; log the model again."
             raise ArtifactError(msg) from error
+
+
+def _missing_model(uri: object, error: Exception) -> E2EAIError | None:
+    """The error as a sentence about the model; None where it is about something else."""
+    if isinstance(error, TrackingError | InvalidInputError):
+        return error
+    if interruption_of(error) is not None or storage_error(error) is not None:
+        return None
+    last = Exception(str(error).strip().rpartition("\n")[2])  # MLflow lists its attempts before
+    reason = brief(last).rstrip(".")
+    return failed_request(error) or TrackingError(
+        f"There is no MLflow model at {shown(uri)}: {reason}; give the folder of one, or a "
+        "URI such as models:/name/1 or models:/name@alias."
+    )
 
 
 def _below(listed: Mapping[str, str], folder: str) -> dict[str, str]:

@@ -18,7 +18,7 @@ from mlflow_e2eai.artifacts.external_data import inside
 from mlflow_e2eai.artifacts.files import from_json, read_bytes, verify
 from mlflow_e2eai.artifacts.values import EngineArtifact, OnnxArtifact
 from mlflow_e2eai.artifacts.weight_files import verify_graph
-from mlflow_e2eai.errors import ArtifactError, InvalidInputError, TrackingError, brief
+from mlflow_e2eai.errors import ArtifactError, InvalidInputError, TrackingError, brief, shown
 from mlflow_e2eai.tracking.server import (
     address,
     check_server,
@@ -80,7 +80,7 @@ _MODEL_ID = re.compile(r"m-[0-9a-f]{32}")
 
 def is_uri(text: str) -> bool:
     """Whether a text is a URI for `resolve`, and no path."""
-    return ":/" in text or _MODEL_ID.fullmatch(text) is not None
+    return ":/" in str(text) or _MODEL_ID.fullmatch(str(text)) is not None
 
 
 def resolve(uri: str) -> LoggedModel:
@@ -94,6 +94,7 @@ def resolve(uri: str) -> LoggedModel:
         InvalidInputError: It is none of these.
         TrackingError: There is no such model.
     """
+    uri = str(uri)  # it may be a Path
     path = uri.removeprefix("models:/")
     if lookups_are_cached() and _MODEL_ID.fullmatch(path):
         return _resolve_once(address(), path)  # for all jobs on its lineage
@@ -122,10 +123,10 @@ def _resolve(uri: str) -> LoggedModel:
         if uri.startswith("models:/") and path.count("/") == 1:
             return model_of_version(client.get_model_version(*path.split("/")))
     except MlflowException as error:
-        msg = f"There is no model {uri!r} at {address()}: {error.message}"
+        msg = f"There is no model {shown(uri)} at {address()}: {brief(error)}"
         raise TrackingError(msg) from error
     msg = (
-        f"{uri!r} is not a model URI; give a LoggedModel id, models:/name/version, "
+        f"{shown(uri)} is not a model URI; give a LoggedModel id, models:/name/version, "
         "models:/name@alias or runs:/run_id/name."
     )
     raise InvalidInputError(msg)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from mlflow_e2eai.errors import InvalidInputError
+from mlflow_e2eai.errors import InvalidInputError, brief, shown
 
 _LONGEST = 250
 """Characters of a metric's name at most, MLflow's own limit."""
@@ -48,5 +48,5 @@ def check_names(name: str | None, registered_model_name: str | None = None) -> N
                 raise InvalidInputError(msg)
             validate(text)
         except MlflowException as error:
-            msg = f"MLflow does not take {argument}={text!r}: {error.message}"
+            msg = f"MLflow does not take {argument}={shown(text)}: {brief(error)}"
             raise InvalidInputError(msg) from error

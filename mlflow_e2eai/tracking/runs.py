@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlflow_e2eai.artifacts.names import FreshNames
-from mlflow_e2eai.errors import TrackingError
+from mlflow_e2eai.errors import TrackingError, brief
 from mlflow_e2eai.evaluation.evidence import Span
 from mlflow_e2eai.report.facts import Origin
 from mlflow_e2eai.runtime.scratch import temporary_files_together
@@ -377,7 +377,7 @@ def log_project_failure(error: BaseException) -> BaseException:
     if (exceptions := sys.modules.get("mlflow.exceptions")) is not None and isinstance(
         error, exceptions.MlflowException
     ):
-        return failed_request(error) or TrackingError(str(error.message))
+        return failed_request(error) or TrackingError(brief(error))
     return error
 
 

@@ -9,9 +9,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from mlflow_e2eai.errors import TrackingError, brief
+from mlflow_e2eai.errors import E2EAIError, TrackingError, brief
 from mlflow_e2eai.runtime.storage import storage_error
 from mlflow_e2eai.runtime.termination import causes, interruption_of, release_frames
 
@@ -100,6 +100,32 @@ def mlflow_errors(advice: str) -> Iterator[None]:
     except (MlflowException, RequestException) as error:
         msg = f"MLflow at {address()} did not carry out a request: {failure_reason(error)}; "
         raise TrackingError(msg + advice + ".") from error
+
+
+def as_mlflow_error(error: E2EAIError, like: BaseException | None = None) -> E2EAIError:
+    """The same error as one of MLflow's too.
+
+    Who loads models of all flavors catches MLflow's. Its scoring server returns the message of
+    those, and for any other error that something unexpected happened; both have HTTP status 400.
+
+    Args:
+        error: The error.
+        like: One of MLflow whose code it has; by default that of a bad request.
+    """
+    from mlflow.exceptions import MlflowException
+    from mlflow.protos.databricks_pb2 import BAD_REQUEST, ErrorCode
+
+    code = BAD_REQUEST
+    if isinstance(like, MlflowException):
+        code = ErrorCode.Value(like.error_code)
+    bases: tuple[type, ...] = (type(error), MlflowException)
+    # Its class cannot be imported by name, so it is pickled as the original error.
+    kind: Any = type(type(error).__name__, bases, {"__reduce__": lambda _: error.__reduce__()})
+    both: Any = kind.__new__(kind)
+    MlflowException.__init__(both, str(error), error_code=code)
+    both.__dict__.update(error.__dict__)
+    error_of_both: E2EAIError = both
+    return error_of_both
 
 
 def failed_request(error: BaseException) -> TrackingError | None:
@@ -198,7 +224,7 @@ def _check_store(uri: str) -> None:
     try:
         MlflowClient(uri)
     except MlflowException as error:
-        msg = f"MLflow cannot use the tracking URI {uri}: {error.message}"
+        msg = f"MLflow cannot use the tracking URI {uri}: {brief(error)}"
         raise TrackingError(msg) from error
     except Exception as error:
         # The database's driver has `orig`, and says which host or user is wrong.

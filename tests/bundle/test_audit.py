@@ -16,6 +16,8 @@ from small_models import features, net
 import mlflow_e2eai
 from mlflow_e2eai import bundle, tracking
 from mlflow_e2eai.artifacts.files import from_json, read_sealed, seal, sha256_of, to_json
+from mlflow_e2eai.artifacts.values import WeightFile
+from mlflow_e2eai.artifacts.weight_files import digest
 from mlflow_e2eai.bundle.audit import refuse_changes
 from mlflow_e2eai.bundle.load import load
 from mlflow_e2eai.bundle.manifest import Manifest
@@ -95,6 +97,69 @@ def test_a_path_that_is_none_of_the_bundle_is_refused_everywhere(place, name):
         with pytest.raises(ArtifactError) as raised:
             read(place)
         assert "\n" not in str(raised.value)
+
+
+def add_weights_and_library(place: Path) -> None:
+    """Give the first graph a file of weights and a library."""
+    files = {"model.weights": b"w" * 64, "libraries/op.so": b"native"}
+    for name, content in files.items():
+        (place / name).parent.mkdir(exist_ok=True)
+        (place / name).write_bytes(content)
+    weights, library = ({"path": name, "sha256": sha256_of(place / name)} for name in files)
+    weight_file = WeightFile(path=Path("model.weights"), sha256=weights["sha256"], size_bytes=64)
+    graph, *others = json.loads(read_sealed(place / "manifest.json"))["graphs"]
+    changed = {
+        "weights": [{**weights, "size_bytes": 64}],
+        "libraries": [library],
+        "sha256": digest(place / graph["path"], [weight_file]),
+        "size_bytes": graph["size_bytes"] + 64,
+    }
+    rewrite(place, graphs=[{**graph, **changed}, *others])
+
+
+def test_a_graph_with_a_file_of_weights_and_a_library_is_what_its_manifest_says(place):
+    add_weights_and_library(place)
+    found = bundle.audit(place).graphs[0]
+
+    assert [file.path for file in found.weights] == [Path("model.weights")]
+    assert [library.path for library in found.libraries] == [place / "libraries/op.so"]
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("model.weights", r"model\.weights has sha256"),
+        ("libraries/op.so", r"op\.so has sha256"),
+        ("model.onnx", r"model\.onnx has changed since its digest was recorded"),
+    ],
+)
+def test_a_changed_byte_of_weights_a_library_or_their_graph_is_refused(place, name, reason):
+    add_weights_and_library(place)
+    content = bytearray((place / name).read_bytes())
+    content[-1] ^= 1
+    (place / name).write_bytes(content)
+
+    with pytest.raises(ArtifactError, match=reason):
+        bundle.audit(place)
+
+
+@pytest.mark.parametrize("name", ["../x", "a\0b"])
+def test_a_path_of_weights_or_of_a_library_that_is_none_of_the_bundle_is_refused(place, name):
+    add_weights_and_library(place)
+    graph, *others = json.loads(read_sealed(place / "manifest.json"))["graphs"]
+    for field in ("weights", "libraries"):
+        rewrite(place, graphs=[{**graph, field: [{**graph[field][0], "path": name}]}, *others])
+        with pytest.raises(ArtifactError, match="The manifest of the bundle names"):
+            bundle.audit(place)
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "manifest.json", "input_example.npz"])
+def test_two_graphs_in_one_file_are_refused_and_a_graph_in_the_bundles_own(place, name):
+    first, second, *others = json.loads(read_sealed(place / "manifest.json"))["graphs"]
+    rewrite(place, graphs=[first, {**second, "path": name}, *others])
+
+    with pytest.raises(ArtifactError, match=f"names '{name}' twice"):
+        bundle.audit(place)
 
 
 def test_another_manifest_than_the_recorded_one_is_refused(place):

@@ -296,6 +296,19 @@ def test_onnxruntime_is_told_what_a_precision_needs(
     assert said.optimization.graph.level == (level or 0)
 
 
+def test_int8_without_a_gpu_needs_a_processor_that_does_not_saturate(altered, tmp_path):
+    def change(manifest, _):
+        first, second = manifest.graphs
+        return dataclasses.replace(
+            manifest, graphs=(first, dataclasses.replace(second, precision="int8"))
+        )
+
+    with pytest.warns(UserWarning, match=r"int8 needs a GPU, or a processor with VNNI"):
+        _, place = export_triton(str(altered(change)), tmp_path / "repository")
+
+    assert "processor with VNNI" in (place / "config.pbtxt").read_text()
+
+
 def test_weights_that_lie_beside_the_graph_go_along(tmp_path, monkeypatch):
     monkeypatch.setattr("mlflow_e2eai.artifacts.external_data.EXTERNAL_BYTES", 1 << 11)
     monkeypatch.setattr("mlflow_e2eai.artifacts.external_data.SMALL_BYTES", 1 << 8)

@@ -453,10 +453,10 @@ ABSENT, FOLDER, EMPTY, BINARY = "absent", "folder", b"", b"\xff\xfe\x00"
         ("clean --onnx n.onnx --input-example FILE.npz", ABSENT, "No such file or directory; give"),
         ("clean --onnx n.onnx --input-example FILE.npz", FOLDER, "Is a directory; give an npz"),
         ("clean --onnx n.onnx --input-example FILE.npz", EMPTY, "it is empty; give an npz file"),
-        ("show FILE.onnx --no-browser", FOLDER, "There is no bundle at FILE.onnx; give a"),
+        ("show FILE.onnx --no-browser", FOLDER, "There is no bundle at 'FILE.onnx'; give a"),
         ("show FILE.onnx --no-browser", EMPTY, "FILE.onnx is not a valid ONNX file: it is empty"),
-        ("export-triton FILE --repository r", ABSENT, "There is no bundle at FILE; give a"),
-        ("export-triton FILE --repository r", FOLDER, "There is no bundle at FILE; give a"),
+        ("export-triton FILE --repository r", ABSENT, "There is no bundle at 'FILE'; give a"),
+        ("export-triton FILE --repository r", FOLDER, "There is no bundle at 'FILE'; give a"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_one_sentence(

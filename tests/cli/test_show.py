@@ -116,7 +116,7 @@ def test_a_port_that_is_taken_is_one_sentence(path, capsys):
     [
         ("missing.onnx", "There is no file missing.onnx"),
         ("broken.onnx", "broken.onnx is not a valid ONNX file"),
-        (".", "There is no bundle at ."),
+        (".", "There is no bundle at '.'"),
         ("models:/nothing/1", "There is no model 'models:/nothing/1'"),
     ],
 )

@@ -219,6 +219,12 @@ def _of_graph(name: str, graph: OnnxArtifact, shared: _Shared) -> TritonModel:
         names = [library.path.name for library in graph.libraries]
         operations = {"model_operations": {"op_library_filename": names}}
         needs.append(f"LD_LIBRARY_PATH=<repository>/{name}/1, where it finds {', '.join(names)}")
+    if graph.precision == "int8":
+        # The exact kernel is an option of sessions that Triton's configuration does not have.
+        needs.append(
+            "a GPU, or a processor with VNNI or AMX: on others ONNX Runtime's sums of int8 "
+            "saturate, which they did not when its numbers were compared"
+        )
     # ONNX Runtime's CPU has no kernels for bf16.
     kind = "KIND_GPU" if graph.precision == "bf16" else "KIND_AUTO"
     return TritonModel(

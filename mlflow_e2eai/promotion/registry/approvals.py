@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from mlflow_e2eai.artifacts.files import Summary, Table, from_json, to_json
 from mlflow_e2eai.bundle.attestation.signatures import is_signed, sign
-from mlflow_e2eai.errors import ArtifactError, TrackingError
+from mlflow_e2eai.errors import ArtifactError, TrackingError, brief, shown
 from mlflow_e2eai.evaluation.gates import Verdict
 from mlflow_e2eai.promotion.policy import Policy, RequiredApproval, check_approval
 from mlflow_e2eai.promotion.registry.actor import actor
@@ -152,7 +152,7 @@ def _state(
         )
         client.set_model_version_tag(name, statement.version, approval, answer)
     except MlflowException as error:
-        msg = f"Version {version} of {name!r} cannot be tagged: {error.message}"
+        msg = f"Version {version} of {shown(name)} cannot be tagged: {brief(error)}"
         raise TrackingError(msg) from error
     return statement
 

@@ -16,7 +16,7 @@ from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 from mlflow_e2eai.artifacts.files import Summary, Table
-from mlflow_e2eai.errors import InvalidInputError, TrackingError, suggestion
+from mlflow_e2eai.errors import InvalidInputError, TrackingError, brief, shown, suggestion
 from mlflow_e2eai.report.formats import moment_text
 from mlflow_e2eai.report.text import align
 from mlflow_e2eai.tracking.console import quiet_mlflow
@@ -220,7 +220,7 @@ def registered_model(name: str) -> RegisteredModel:
         return MlflowClient().get_registered_model(name)
     except MlflowException as error:
         if is_missing(error):
-            msg = f"There is no registered model {name!r}: {error.message}; see the registry."
+            msg = f"There is no registered model {shown(name)}: {brief(error)}; see the registry."
         else:
             reason = failure_reason(error)
             msg = f"Registered model {name!r} cannot be read: {reason}; call this again later."
