@@ -128,7 +128,7 @@ def test_a_time_of_a_busy_machine_is_no_gain(tmp_path):
         ({"times": (1.0, 0.5)}, True),
         ({"times": (1.0, 0.97)}, False),
         ({"sizes": (100, 30), "times": (1.0, 5.0)}, True),
-        ({"sizes": (100, 30), "accuracy": 0.98}, False),
+        ({"sizes": (100, 30), "accuracy": 0.985}, False),
         ({"sizes": (100, 30), "accuracy": 0.995}, True),
         ({"sizes": (100, 30), "error": 0.5}, False),
     ],
