@@ -75,7 +75,7 @@ bench-whole: $(VENV)/models $(VENV)/olive/installed
 	python benchmarks/whole.py
 
 # Half an hour and more: comparing a million samples, 600 comparisons of latencies, and 3 GB of
-# weights, which take 24 GiB of memory and 30 GB of disk at most.
+# weights, which took 7 GB of memory and 15 GB of disk.
 bench-slow: $(VENV)/installed
 	python benchmarks/large.py
 	python benchmarks/parity.py

@@ -9,10 +9,8 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,8 +20,9 @@ import mlflow
 import numpy as np
 import page
 import torch
-from memory_use import watched
+from memory_use import files_bytes, watched
 from tracking_servers import tracking_server
+from wide_models import Wide
 
 import mlflow_e2eai
 
@@ -32,69 +31,22 @@ Result = TypeVar("Result")
 IDS = {"ids": np.arange(6).reshape(2, 3)}
 
 
-class Wide(torch.nn.Module):
-    """3.0 GB of weights, nine tenths of them in two Linear."""
-
-    def __init__(self, words: int = 20_000, width: int = 3072, inner: int = 112_000) -> None:
-        super().__init__()
-        self.embedding = torch.nn.Embedding(words, width)
-        self.up = torch.nn.Linear(width, inner)
-        self.down = torch.nn.Linear(inner, width)
-        self.out = torch.nn.Linear(width, 8)
-
-    def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        """Eight numbers for each id."""
-        hidden: torch.Tensor = self.out(self.down(torch.relu(self.up(self.embedding(ids)))))
-        return hidden
-
-
-def size_of(folder: Path) -> int:
-    """Bytes of the files of a folder, one with several names once."""
-    sizes = {}
-    for path in folder.rglob("*"):
-        try:
-            found = path.stat()
-        except OSError:
-            continue  # it is gone
-        if path.is_file():
-            sizes[found.st_ino] = found.st_size
-    return sum(sizes.values())
-
-
-@contextmanager
-def largest(folder: Path) -> Iterator[list[int]]:
-    """The most bytes that were in a folder during the block, as the only item of a list."""
-    most, done = [0], threading.Event()
-
-    def watch() -> None:
-        while not done.wait(0.2):
-            most[0] = max(most[0], size_of(folder))
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    try:
-        yield most
-    finally:
-        done.set()
-        thread.join()
-
-
 def measured(
     what: str, call: Callable[[], Result], weights: int, store: Path, scratch: Path
 ) -> tuple[Result, tuple[str, ...]]:
     """The result of a call, and a row about it: shares of the weights, and seconds."""
-    began, before = time.monotonic(), size_of(store)
-    with watched(os.getpid(), scratch, large_bytes=weights) as seen, largest(scratch) as most:
+    began, before = time.monotonic(), files_bytes(store)
+    with watched(os.getpid(), scratch, large_bytes=weights) as seen:
         result = call()
     seconds = time.monotonic() - began
-    shares = (seen.peak_bytes, size_of(store) - before, most[0])
+    shares = (seen.peak_bytes, files_bytes(store) - before, seen.files_bytes)
     return result, (what, *(f"{share / weights:.2f}" for share in shares), f"{seconds:.0f}")
 
 
 def main() -> None:
     """Measure and write."""
     torch.manual_seed(0)
-    wide = Wide().eval()
+    wide = Wide(inner=112_000).eval()
     weights = sum(each.numel() * each.element_size() for each in wide.parameters())
     with torch.no_grad():
         right = wide(torch.from_numpy(IDS["ids"])).numpy()

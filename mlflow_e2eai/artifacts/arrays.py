@@ -61,8 +61,8 @@ def check_columns(frame: pd.DataFrame) -> None:
     Raises:
         InvalidInputError: One does.
     """
-    twice = frame.columns[frame.columns.duplicated()]
-    if len(twice):
+    if not frame.columns.is_unique:  # which pandas caches: each prediction asks
+        twice = frame.columns[frame.columns.duplicated()]
         msg = f"The DataFrame has more than one column {shown(twice[0])}; rename them."
         raise InvalidInputError(msg)
 

@@ -78,12 +78,12 @@ Artifact = TypeVar("Artifact", OnnxArtifact, EngineArtifact)
 _MODEL_ID = re.compile(r"m-[0-9a-f]{32}")
 
 
-def is_uri(text: str) -> bool:
+def is_uri(text: str | Path) -> bool:
     """Whether a text is a URI for `resolve`, and no path."""
     return ":/" in str(text) or _MODEL_ID.fullmatch(str(text)) is not None
 
 
-def resolve(uri: str) -> LoggedModel:
+def resolve(uri: str | Path) -> LoggedModel:
     """The LoggedModel that a URI names.
 
     Args:

@@ -11,6 +11,7 @@ import onnx
 import pytest
 import torch
 from memory_use import tree, watched
+from wide_models import Wide
 
 import mlflow_e2eai
 from mlflow_e2eai import bundle, tracking
@@ -220,20 +221,6 @@ def test_a_session_uses_weights_that_lie_beside_where_they_are_mapped(tmp_path, 
             held.append(own_bytes(there))
     assert held[1] - held[0] > 0.9 * weights_bytes
     np.testing.assert_allclose(*answers, rtol=1e-4, atol=1e-5)
-
-
-class Wide(torch.nn.Module):
-    """2.46 GB of weights in four layers, nine tenths of them in two Linear."""
-
-    def __init__(self, words=20_000, width=3072, inner=90_000):
-        super().__init__()
-        self.embedding = torch.nn.Embedding(words, width)
-        self.up = torch.nn.Linear(width, inner)
-        self.down = torch.nn.Linear(inner, width)
-        self.out = torch.nn.Linear(width, 8)
-
-    def forward(self, ids):
-        return self.out(self.down(torch.relu(self.up(self.embedding(ids)))))
 
 
 @pytest.mark.slow

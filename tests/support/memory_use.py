@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import stat
 import threading
 from contextlib import contextmanager
 from pathlib import Path
 
 
 class Watched:
-    """What was seen: the most memory, and every large file by its inode."""
+    """What was seen: the most memory and bytes of files, and every large file by its inode."""
 
     def __init__(self):
-        self.peak_bytes = 0
+        self.peak_bytes = self.files_bytes = 0
         self.inodes = set()
 
 
@@ -28,7 +29,9 @@ def watched(pid, folder, *, large_bytes):
     def watch():
         while not done.wait(0.1):
             seen.peak_bytes = max(seen.peak_bytes, sum(map(pss_bytes, tree(pid))))
-            seen.inodes |= set(_large(folder, large_bytes))
+            sizes = _sizes(folder)
+            seen.files_bytes = max(seen.files_bytes, sum(sizes.values()))
+            seen.inodes |= {inode for inode, size in sizes.items() if size >= large_bytes}
 
     thread = threading.Thread(target=watch)
     thread.start()
@@ -64,11 +67,18 @@ def pss_bytes(pid):
     return sum(int(line.split()[1]) << 10 for line in text.splitlines() if line.startswith("Pss:"))
 
 
-def _large(folder, large_bytes):
+def files_bytes(folder):
+    """Bytes of the files of a folder, one with several names once."""
+    return sum(_sizes(folder).values())
+
+
+def _sizes(folder):
+    sizes = {}
     for path in Path(folder).rglob("*"):
         try:
-            said = path.stat()
+            found = path.stat()
         except OSError:
-            continue
-        if path.is_file() and said.st_size >= large_bytes:
-            yield said.st_ino
+            continue  # it is gone
+        if stat.S_ISREG(found.st_mode):
+            sizes[found.st_ino] = found.st_size
+    return sizes
