@@ -21,7 +21,7 @@ from mlflow_e2eai.errors import ArtifactError
 
 if TYPE_CHECKING:
     import pandas as pd
-    from pydantic import TypeAdapter
+    from pydantic_core import SchemaValidator
 
 Value = TypeVar("Value")
 
@@ -244,11 +244,26 @@ def parse_json(text: str | bytes) -> Any:
 
 
 @functools.cache
-def _reader(kind: type[Any]) -> TypeAdapter[Any]:
+def _reader(kind: type[Any]) -> SchemaValidator:
     """Cached, as making one takes longer than its use: 40 ms for a `Manifest`."""
     from pydantic import TypeAdapter
+    from pydantic_core import SchemaValidator
 
-    return TypeAdapter(kind)
+    return SchemaValidator(_bounded(TypeAdapter(kind).core_schema))
+
+
+_INT64 = {"ge": -(2**63), "le": 2**63 - 1}
+"""Limits of integers that arrays, DataFrames and floats take; JSON has none."""
+
+
+def _bounded(schema: Any) -> Any:
+    """A schema of pydantic's with `_INT64` as the limits of all its integers."""
+    if isinstance(schema, dict):
+        limits = _INT64 if schema.get("type") == "int" else {}
+        return {**{key: _bounded(value) for key, value in schema.items()}, **limits}
+    if isinstance(schema, list | tuple):
+        return type(schema)(map(_bounded, schema))
+    return schema
 
 
 # Frozen values at a prompt, in a notebook and as a DataFrame.

@@ -261,7 +261,25 @@ def read(directory: Path) -> Manifest:
     for each in (*manifest.files, *weights, *native):
         name = each.path.as_posix()
         require_inside(name, f"The manifest of the bundle names {name!r}")
+    _check_complete(manifest)
     return manifest
+
+
+def _check_complete(manifest: Manifest) -> None:
+    """Check what the types of its fields do not tell: a graph, and rounds of one length."""
+    if not manifest.graphs:
+        msg = "The manifest of the bundle has no graph; make the artifact again."
+        raise ArtifactError(msg)
+    for there in manifest.by_machine:
+        for corner, report in there.latency.items():
+            rounds = {len(entry.rounds_ms) for entry in report.variants if entry.rounds_ms}
+            if len(rounds) > 1:
+                counts = " and ".join(str(count) for count in sorted(rounds))
+                msg = (
+                    f"The manifest of the bundle has variants at {shown(corner)} that were timed "
+                    f"{counts} times, but they take turns; make the artifact again."
+                )
+                raise ArtifactError(msg)
 
 
 def read_example(directory: Path) -> dict[str, Array]:

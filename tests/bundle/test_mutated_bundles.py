@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import functools
 import io
 import json
 import os
@@ -9,8 +12,9 @@ import resource
 import shutil
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -167,20 +171,47 @@ def mutated(content: bytes, chance: np.random.Generator) -> bytes:
 
 
 def swapped(content: bytes, chance: np.random.Generator) -> bytes:
-    """JSON or YAML with one value replaced by one of another kind or size."""
+    """JSON or YAML with one value replaced by one of another kind or size, or moved."""
     tree = yaml.load(content, Loader=yaml.CSafeLoader)
-    places: list[tuple[object, object]] = []
-    pending = [tree]
-    while pending:
-        each = pending.pop()
-        keys = range(len(each)) if isinstance(each, list) else [*each]
-        places += [(each, key) for key in keys]
-        pending += [each[key] for key in keys if isinstance(each[key], list | dict)]
-    holder, key = places[int(chance.integers(len(places)))]
-    values = [None, True, -1, 0, 10**15, 10**400, 1e308, "", "\0", "../x", "x" * 300, [], {}, [[]]]
-    values += ["\x1b[2J\n", "NaN", {"a": 1}, [1, "a"], "/etc/passwd", 0.5, "a\ud800"]
-    holder[key] = values[int(chance.integers(len(values)))]  # type: ignore[index]
-    return json.dumps(tree, default=str).encode()
+    every = [*places(tree)]
+    holder, key = every[int(chance.integers(len(every)))]
+    if chance.random() < 0.3:
+        move(holder, key, MOVES[int(chance.integers(len(MOVES)))])
+    else:
+        holder[key] = VALUES[int(chance.integers(len(VALUES)))]
+    return as_json(tree)
+
+
+VALUES = [
+    *(None, True, -1, 0, 10**15, 10**400, 1e308, "", "\0", "../x", "x" * 300, [], {}, [[]]),
+    *("\x1b[2J\n", "NaN", {"a": 1}, [1, "a"], "/etc/passwd", 0.5, "a\ud800"),
+]
+
+MOVES = ("left out", "renamed", "doubled")
+
+
+def as_json(tree: object) -> bytes:
+    return json.dumps(tree, default=str, indent=2).encode()  # a seal fits no other layout
+
+
+def places(tree: Any, *, alike: bool = True) -> Iterator[tuple[Any, Any]]:
+    """Each list or mapping with each of its keys; of lists, the first item alone if not alike."""
+    for key in range(len(tree) if alike else min(1, len(tree))) if isinstance(tree, list) else tree:
+        yield tree, key
+        if isinstance(tree[key], list | dict):
+            yield from places(tree[key], alike=alike)
+
+
+def move(holder: Any, key: Any, how: str) -> None:
+    """Leave an item out, or give it another name, or a second one."""
+    value = copy.deepcopy(holder[key])
+    if how != "doubled":
+        del holder[key]
+    if how != "left out":
+        if isinstance(holder, list):
+            holder.append(value)
+        else:
+            holder[f"{key} 2"] = value
 
 
 def run(saved: Path, folder: Path, count: int, seed: int) -> list[str]:
@@ -250,6 +281,56 @@ def test_two_thousand_mutants_of_real_files_are_read_or_refused(saved, tmp_path)
 @pytest.mark.parametrize("part", range(10))
 def test_a_hundred_thousand_mutants_of_real_files_are_read_or_refused(saved, tmp_path, part):
     assert run(saved, tmp_path, 10_000, seed=100 + part) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", MOVES)
+def test_a_manifest_with_anything_moved_is_refused_or_has_a_page(how, saved, tmp_path):
+    text = read_sealed(saved / "bundle" / "manifest.json")
+    for number in range(len([*places(json.loads(text), alike=False)])):
+        tree = json.loads(text)
+        move(*[*places(tree, alike=False)][number], how)
+        with contextlib.suppress(E2EAIError):
+            _read_manifest(as_json(tree), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("path", "how", "sentence"),
+    [
+        (("graphs", 0), "left out", "has no graph; make the artifact again"),
+        (("latency", "opt", "variants", 0, "rounds_ms", 0), "doubled", "but they take turns"),
+        (("latency", "opt", "variants", 1, "rounds_ms", 0), "left out", "but they take turns"),
+    ],
+)
+def test_a_manifest_whose_parts_do_not_fit_is_refused(path, how, sentence, saved, tmp_path):
+    tree = json.loads(read_sealed(saved / "bundle" / "manifest.json"))
+    tree["graphs"] = tree["graphs"][:1]
+    *parents, key = path
+    move(functools.reduce(lambda each, name: each[name], parents, tree), key, how)
+    with pytest.raises(E2EAIError, match=sentence):
+        _read_manifest(as_json(tree), tmp_path)
+
+
+@pytest.mark.parametrize("how", MOVES)
+@pytest.mark.parametrize("table", ["edits", "seconds", "operators_before", "operators_after"])
+def test_a_step_or_operator_that_one_of_two_tables_lacks_leaves_its_cell_empty(
+    table, how, saved, tmp_path
+):
+    tree = json.loads(read_sealed(saved / "bundle" / "manifest.json"))
+    move(tree["surgery"][table], next(iter(tree["surgery"][table])), how)
+    _read_manifest(as_json(tree), tmp_path)
+
+
+@pytest.mark.parametrize("number", [2**63, -(2**63) - 1, 10**400])
+def test_an_integer_beyond_64_bits_is_refused(number, saved, tmp_path):
+    tree = json.loads(read_sealed(saved / "bundle" / "manifest.json"))
+    for holder, key in [*places(tree, alike=False)]:
+        if type(before := holder[key]) is not int:
+            continue
+        holder[key] = number
+        with pytest.raises(E2EAIError, match=r"This is not a|written by"):
+            _read_manifest(as_json(tree), tmp_path)
+        holder[key] = before
 
 
 # Files that are made to take much
