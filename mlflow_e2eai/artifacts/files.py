@@ -249,20 +249,20 @@ def _reader(kind: type[Any]) -> SchemaValidator:
     from pydantic import TypeAdapter
     from pydantic_core import SchemaValidator
 
-    return SchemaValidator(_bounded(TypeAdapter(kind).core_schema))
+    return SchemaValidator(_with_limits(TypeAdapter(kind).core_schema))
 
 
 _INT64 = {"ge": -(2**63), "le": 2**63 - 1}
 """Limits of integers that arrays, DataFrames and floats take; JSON has none."""
 
 
-def _bounded(schema: Any) -> Any:
+def _with_limits(schema: Any) -> Any:
     """A schema of pydantic's with `_INT64` as the limits of all its integers."""
     if isinstance(schema, dict):
         limits = _INT64 if schema.get("type") == "int" else {}
-        return {**{key: _bounded(value) for key, value in schema.items()}, **limits}
+        return {**{key: _with_limits(value) for key, value in schema.items()}, **limits}
     if isinstance(schema, list | tuple):
-        return type(schema)(map(_bounded, schema))
+        return type(schema)(map(_with_limits, schema))
     return schema
 
 

@@ -161,7 +161,8 @@ class LatencyReport(Summary):
             baseline: The callable that it is divided by.
 
         Returns:
-            The ratio; `NOISY` where the machine was busy while one of both was measured.
+            The ratio; `NOISY` where the machine was busy while one of both was measured, or one
+            has no rounds.
 
         Raises:
             KeyError: There is no such callable.
@@ -170,6 +171,8 @@ class LatencyReport(Summary):
         if one != other and (self.is_busy(name) or self.is_busy(baseline)):
             return NOISY
         times = self.variants[one].rounds_ms, self.variants[other].rounds_ms
+        if not all(times):
+            return NOISY
         return paired_ratio(*times, positions=(one, other), size=len(self.variants))
 
     def is_busy(self, name: str) -> bool:

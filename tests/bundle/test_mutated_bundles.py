@@ -321,6 +321,14 @@ def test_a_step_or_operator_that_one_of_two_tables_lacks_leaves_its_cell_empty(
     _read_manifest(as_json(tree), tmp_path)
 
 
+def test_a_variant_without_rounds_has_no_ratio(saved, tmp_path):
+    tree = json.loads(read_sealed(saved / "bundle" / "manifest.json"))
+    timed = tree["latency"]["opt"]["variants"]
+    for at in range(len(timed)):
+        timed[at]["rounds_ms"] = []
+        _read_manifest(as_json(tree), tmp_path)
+
+
 @pytest.mark.parametrize("number", [2**63, -(2**63) - 1, 10**400])
 def test_an_integer_beyond_64_bits_is_refused(number, saved, tmp_path):
     tree = json.loads(read_sealed(saved / "bundle" / "manifest.json"))
