@@ -19,7 +19,7 @@ from mlflow_e2eai.cli.arguments import OPTIONS
 from mlflow_e2eai.cli.main import entry_point
 from mlflow_e2eai.cli.results import DONE, NOT_PASSED
 from mlflow_e2eai.cli.verbs import Verb
-from mlflow_e2eai.pipeline.options import Option, parse_whole
+from mlflow_e2eai.pipeline.options import Option, parse_or, parse_whole
 from mlflow_e2eai.report.text import table
 
 
@@ -106,10 +106,11 @@ DEMO = Verb(
         Option(
             name="seed",
             argument="seed",
-            parse=parse_whole,
-            default="1",
+            parse=parse_or("auto", parse_whole),
+            default="auto",
             metavar="N",
-            help="seed of the weights and of the order of the images",
+            help="seed of the weights and of the order of the images; 'auto' is the number of the "
+            "version that is made, so that each demo trains another model",
         ),
     ),
 )
@@ -118,10 +119,18 @@ DEMO = Verb(
 GATES = Path(__file__).parent / "gates.yaml"
 
 
-def main(name: str, targets: list[str], epochs: int, seed: int) -> int:
+def next_version(name: str) -> int:
+    """The number that the next version of a registered model gets."""
+    newest = mlflow.MlflowClient().search_model_versions(
+        f"name = '{name}'", max_results=1, order_by=["version_number DESC"]
+    )
+    return int(newest[0].version) + 1 if newest else 1
+
+
+def main(name: str, targets: list[str], epochs: int, seed: int | None) -> int:
     """Train, log, register, promote, and print what came of it."""
     with mlflow.start_run(run_name=name):
-        digits = build(epochs, seed)
+        digits = build(epochs, next_version(name) if seed is None else seed)
         info = mlflow_e2eai.log_model(
             digits.pop("model"),
             name=name,
@@ -141,9 +150,13 @@ def main(name: str, targets: list[str], epochs: int, seed: int) -> int:
         print(f"excluded, because they were not measured: {', '.join(decision.excluded)}")
     outcome = "is the champion" if decision.promoted else "was rejected"
     print(f"\n{name} version {version} {outcome}: models:/{name}/{version}")
-    command = Path(sys.executable).with_name("mlflow")  # on no PATH where .venv is not activated
-    print(f"See it with: {command} ui --backend-store-uri {mlflow.get_tracking_uri()}")
-    print('There, switch the mode to "Model training", and open report.html of the run.')
+    uri = mlflow.get_tracking_uri()
+    if uri.startswith(("http://", "https://")):
+        print(f"See it at: {uri}")
+    else:
+        command = Path(sys.executable).with_name("mlflow")  # on no PATH without .venv activated
+        print(f"See it with: {command} ui --backend-store-uri {uri}")
+    print(f'There, switch the mode to "Model training"; version {version} links its report.')
     return DONE if decision.promoted else NOT_PASSED
 
 

@@ -21,8 +21,8 @@ from mlflow_e2eai.pipeline.options import (
     parse_yes,
 )
 from mlflow_e2eai.pipeline.settings import Settings
-from mlflow_e2eai.tracking.latest import LATEST
 from mlflow_e2eai.tracking.store.attempts import DEAD_AFTER_H
+from mlflow_e2eai.tracking.versions import LATEST
 
 _SETTINGS = options_of(Settings)
 

@@ -254,7 +254,8 @@ def prepare(verb: Verb, arguments: dict[str, Any]) -> Iterator[None]:
 
 def _choose_model(verb: Verb, arguments: dict[str, Any]) -> None:
     """Put words by position in their options' place, and the newest for ``latest``."""
-    from mlflow_e2eai.tracking.latest import LATEST, latest_model, latest_version
+    from mlflow_e2eai.tracking.latest import latest_model, latest_version
+    from mlflow_e2eai.tracking.versions import LATEST
 
     for word in [key for key in arguments if key.startswith(_WORD)]:
         if (value := arguments.pop(word)) is not None:
@@ -280,10 +281,10 @@ def _choose_model(verb: Verb, arguments: dict[str, Any]) -> None:
 
 def _split_uri(verb: Verb, arguments: dict[str, Any]) -> None:
     """Put the two parts of a version's URI, which may be in place of a name, in their places."""
-    from mlflow_e2eai.tracking.latest import LATEST
+    from mlflow_e2eai.tracking.versions import LATEST, split_version, version_at
 
     name, version = arguments["name"], arguments["version"]
-    if ":/" not in name:
+    if ":/" not in name and split_version(name) is None:
         if version is None:
             msg = f"VERSION is missing; give it after the name: {verb.name} {name} 7"
             raise click.UsageError(msg)
@@ -291,8 +292,6 @@ def _split_uri(verb: Verb, arguments: dict[str, Any]) -> None:
     if version not in (None, LATEST):
         msg = f"the version is given twice; leave {version} out, or give the name alone."
         raise click.UsageError(msg)
-    from mlflow_e2eai.promotion.contenders import version_at
-
     found = version_at(name)
     arguments["name"], arguments["version"] = found.name, int(found.version)
 

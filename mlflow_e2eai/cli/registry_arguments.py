@@ -8,16 +8,16 @@ from typing import Any
 
 from mlflow_e2eai.errors import InvalidInputError
 from mlflow_e2eai.pipeline.options import Option, parse_or, parse_whole, parse_yes
-from mlflow_e2eai.tracking.latest import LATEST
+from mlflow_e2eai.tracking.versions import LATEST
 
 
 def _parse_version(text: str) -> str | int:
-    return text if text == LATEST else parse_whole(text)
+    return text if text == LATEST or text.startswith("@") else parse_whole(text)
 
 
 def _parse_versions(text: str) -> str | int | list[int]:
-    versions = [parse_whole(part) for part in text.split(",")] if text != LATEST else []
-    return versions if len(versions) > 1 else _parse_version(text)
+    parts = text.split(",")
+    return [parse_whole(part) for part in parts] if len(parts) > 1 else _parse_version(text)
 
 
 def _parse_aliases(text: str) -> str | list[str]:
@@ -73,14 +73,14 @@ REGISTRY_OPTIONS: dict[str, Option] = {
         parse=_parse_versions,
         default=LATEST,
         metavar="VERSION",
-        help="its version, or 'latest'; or several, comma-separated, and a goal",
+        help="its version, 'latest' or '@alias'; or several with commas, and a goal",
     ),
     "one_version": Option(
         name="version",
         parse=_parse_version,
         default=LATEST,
         metavar="VERSION",
-        help="its version, or 'latest'",
+        help="its version, 'latest' or '@alias'",
     ),
     "approved_version": Option(
         name="version",

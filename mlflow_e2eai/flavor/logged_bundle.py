@@ -12,7 +12,7 @@ from mlflow_e2eai import bundle, flavor, tracking
 from mlflow_e2eai.artifacts.files import sha256_of, to_json
 from mlflow_e2eai.bundle.manifest import Manifest
 from mlflow_e2eai.pipeline.keys import UNKNOWN, stage_key
-from mlflow_e2eai.pipeline.publish import describe_version, log_report, log_summary
+from mlflow_e2eai.pipeline.publish import describe_run, describe_version, log_report, log_summary
 from mlflow_e2eai.tracking.lineage import tag_digests
 from mlflow_e2eai.tracking.store.stage_results import STAGE_KEY, StageResult, find_logged_model
 from mlflow_e2eai.tracking.store.uploads import log_with_flavor
@@ -80,7 +80,7 @@ def log_bundle(
                 **arguments,
             )
         model = tracking.resolve(info.model_id)
-        version = None
+        version, described = None, False
         if registered_model_name is not None:
             known = [] if existing is None else _versions_of(existing, registered_model_name)
             registered = (
@@ -95,6 +95,7 @@ def log_bundle(
             )
             tag_digests(registered, model)
             info.registered_model_version = version = registered.version
+            described = bool(known and registered.description)
         if found is None:
             tracking.link_output(stage.run_id, info.model_id, step=step)
             stage.result = StageResult(
@@ -115,7 +116,10 @@ def log_bundle(
                 stages=recorder,
             )
         if registered_model_name is not None and version is not None:
-            describe_version(manifest, name=registered_model_name, version=version)
+            if described:  # it may tell of a decision since
+                describe_run(run_id, str(registered.description))
+            else:
+                describe_version(manifest, name=registered_model_name, version=version)
             tracking.rename_run(run_id, f"{recorder.name} v{version}")
     recorder.log_reused(run_id)
     return info

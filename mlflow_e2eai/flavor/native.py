@@ -13,9 +13,9 @@ from mlflow_e2eai.bundle.load import load
 from mlflow_e2eai.bundle.model import Model
 from mlflow_e2eai.errors import InvalidInputError
 from mlflow_e2eai.flavor.follower import PREFIX, FollowedModel, parse_alias
-from mlflow_e2eai.promotion.contenders import version_at
 from mlflow_e2eai.runtime.storage import storage_errors
 from mlflow_e2eai.tracking.console import quiet_mlflow
+from mlflow_e2eai.tracking.versions import version_at
 
 if TYPE_CHECKING:
     from mlflow_e2eai.bundle.attestation.signatures import PublicKey

@@ -47,7 +47,7 @@ def compare_versions(name: str, *versions: int | str) -> pd.DataFrame:
     """Read the evidence of versions of a registered model as one DataFrame.
 
     Each was measured by itself: compare ``ratio``, which is to the reference of the same run, and
-    not the times; `promote` measures two versions in turns.
+    not the times; `promote` with ``remeasure`` measures two versions in turns.
 
     Args:
         name: The registered model.

@@ -223,7 +223,7 @@ def describe_version(
             aliases=aliases_of(registered.description),
         )
         registry_client().update_model_version(name, str(version), text)
-        _describe_run(str(registered.run_id), text)
+        describe_run(str(registered.run_id), text)
     # Only with the first version: a user who deletes the text later wants none.
     if str(version) == "1" and not client.get_registered_model(name).description:
         client.update_registered_model(name, model_description(name, alias.partition(",")[0]))
@@ -250,19 +250,24 @@ def describe_moves(name: str, version: str, moves: Mapping[str, str]) -> None:
         before = found.description or ""
         if (text := with_aliases(before, moves)) != before:
             registry_client().update_model_version(name, version, text)
-            _describe_run(str(found.run_id), text)
+            describe_run(str(found.run_id), text)
 
 
-def _describe_run(run_id: str, text: str) -> None:
-    """Give the run that logged a version the version's description, unless it has a user's.
+def describe_run(run_id: str, text: str) -> None:
+    """Give a run that logged or linked a version the version's description, if both are ours.
 
     Where the run is gone, or the user may not change it, the version alone has it.
+
+    Args:
+        run_id: The run.
+        text: The description.
     """
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
     with contextlib.suppress(MlflowException):
-        if is_own_description(MlflowClient().get_run(run_id).data.tags.get(_NOTE)):
+        note = MlflowClient().get_run(run_id).data.tags.get(_NOTE)
+        if is_own_description(note) and is_own_description(text):
             MlflowClient().set_tag(run_id, _NOTE, text)
 
 

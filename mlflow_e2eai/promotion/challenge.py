@@ -20,7 +20,6 @@ from mlflow_e2eai.promotion.contenders import (
     as_challenger,
     as_champion,
     fetch_bundle,
-    find_version,
     model_of,
 )
 from mlflow_e2eai.promotion.policy import Policy
@@ -34,6 +33,7 @@ from mlflow_e2eai.promotion.registry.record import (
 from mlflow_e2eai.promotion.remeasurement import Remeasurement
 from mlflow_e2eai.promotion.remedies import with_remedies
 from mlflow_e2eai.promotion.signers import signer_verdicts
+from mlflow_e2eai.tracking.versions import find_version
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel

@@ -9,69 +9,14 @@ from mlflow_e2eai import bundle, tracking
 from mlflow_e2eai.errors import (
     ArtifactError,
     E2EAIError,
-    InvalidInputError,
     TrackingError,
     brief,
-    shown,
 )
 from mlflow_e2eai.evaluation.gates import AGAINST_CHAMPION
-from mlflow_e2eai.tracking.runs import is_missing
-from mlflow_e2eai.tracking.server import failure_reason
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
     from mlflow.entities.model_registry import ModelVersion
-
-
-def find_version(name: str, version: int | str) -> ModelVersion:
-    """Find a version of a registered model.
-
-    Raises:
-        TrackingError: There is none.
-    """
-    from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return MlflowClient().get_model_version(name, str(version))
-    except MlflowException as error:
-        if is_missing(error):
-            number = version if str(version).isdecimal() else shown(version)
-            msg = (
-                f"There is no version {number} of {shown(name)}: {brief(error)}; see the registry."
-            )
-        else:
-            reason = failure_reason(error)
-            msg = f"Version {version} of {name!r} cannot be read: {reason}; call this again later."
-        raise TrackingError(msg) from error
-
-
-def version_at(uri: str) -> ModelVersion:
-    """Find the version of a registered model that a URI names.
-
-    Args:
-        uri: ``models:/name/version`` or ``models:/name@alias``.
-
-    Raises:
-        InvalidInputError: It names none.
-        TrackingError: There is no such version.
-    """
-    from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
-
-    path = uri.removeprefix("models:/")
-    name, _, version = path.rpartition("/")
-    if uri.startswith("models:/") and name:
-        return find_version(name, version)
-    name, _, alias = path.rpartition("@")
-    if uri.startswith("models:/") and name:
-        try:
-            return MlflowClient().get_model_version_by_alias(name, alias)
-        except MlflowException as error:
-            msg = f"There is no version {shown(uri)}: {brief(error)}; see the registry."
-            raise TrackingError(msg) from error
-    msg = f"{shown(uri)} names no version; give models:/name/version or models:/name@alias."
-    raise InvalidInputError(msg)
 
 
 def as_challenger(challenger: ModelVersion) -> tuple[str, str]:

@@ -12,7 +12,7 @@ from mlflow_e2eai.bundle.load import load
 from mlflow_e2eai.errors import E2EAIError, TrackingError, brief
 from mlflow_e2eai.evaluation.gates import Gate
 from mlflow_e2eai.promotion.challenge import why_not_promoted
-from mlflow_e2eai.promotion.contenders import fetch_bundle, find_version, model_of
+from mlflow_e2eai.promotion.contenders import fetch_bundle, model_of
 from mlflow_e2eai.promotion.gates_file import read_policy
 from mlflow_e2eai.promotion.policy import Policy
 from mlflow_e2eai.promotion.registry.journal import journal
@@ -29,6 +29,7 @@ from mlflow_e2eai.promotion.registry.timeline import (
 from mlflow_e2eai.runtime.progress import reported_on_stderr, timed_stage
 from mlflow_e2eai.tracking.console import quiet_mlflow
 from mlflow_e2eai.tracking.server import check_server, mlflow_errors
+from mlflow_e2eai.tracking.versions import find_version
 
 
 def rollback(

@@ -165,16 +165,17 @@ def promote(
             Path(folder),
             remeasurement=remeasurement,
         )
+        number = challenge.version.version
         registered = registered_model(name)
         outcome = challenge.decide(holders(registered, aliases))
         if dry_run:
-            line.append(f"{name} {version} would be {outcome.decision.outcome}")
+            line.append(f"{name} {number} would be {outcome.decision.outcome}")
             return outcome.decision
         if _is_on_record(outcome):
-            line.append(f"{name} {version} has {', '.join(aliases)} already")
+            line.append(f"{name} {number} has {', '.join(aliases)} already")
         else:
             outcome = _carry_out(outcome, registered)
-            line.append(f"{name} {version} {outcome.decision.outcome}")
+            line.append(f"{name} {number} {outcome.decision.outcome}")
         decision = outcome.decision
         passed = sum(verdict.passed for verdict in decision.verdicts)
         line.append(f"{passed} of {len(decision.verdicts)} gates passed")

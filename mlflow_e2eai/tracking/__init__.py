@@ -10,8 +10,8 @@ mlflow_recorder  stages as child runs, and the cache of logged engines
 runs             parents, children, and the reason of a failed one
 models           artifacts -> LoggedModels
 sources          PyTorch models <-> LoggedModels
-mlflow2_models   PyTorch models of MLflow 2 -> LoggedModels
 lineage          URIs -> LoggedModels, and their lineage
+versions         names of registered versions -> MLflow's versions
 latest           the newest model or version that a step can take
 downloads        files of a model, one by one
 store/           results and processes of earlier runs
@@ -54,7 +54,6 @@ from mlflow_e2eai.tracking.metrics import (
     log_new_params,
     parity_metrics,
 )
-from mlflow_e2eai.tracking.mlflow2_models import resolve_source
 from mlflow_e2eai.tracking.mlflow_names import check_names, metric_name, model_name
 from mlflow_e2eai.tracking.mlflow_recorder import MlflowRecorder
 from mlflow_e2eai.tracking.models import fetch_nodes, log_bisection, log_fp32_nodes, open_inputs
@@ -68,3 +67,4 @@ from mlflow_e2eai.tracking.runs import (
 )
 from mlflow_e2eai.tracking.sources import fetch_source, log_source
 from mlflow_e2eai.tracking.store.integrity import fetch_verified
+from mlflow_e2eai.tracking.store.mlflow2_models import resolve_source

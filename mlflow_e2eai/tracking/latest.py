@@ -17,9 +17,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-LATEST = "latest"
-"""The text that stands for the newest model or version."""
-
 IMPORTED = "import"
 """Name of the stage of the raw graph at the root of a lineage, where that is an ONNX file."""
 

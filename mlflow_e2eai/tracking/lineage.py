@@ -25,6 +25,7 @@ from mlflow_e2eai.tracking.server import (
     complete_download,
     lookups_are_cached,
 )
+from mlflow_e2eai.tracking.versions import registered_version, split_version
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
@@ -87,8 +88,8 @@ def resolve(uri: str | Path) -> LoggedModel:
     """The LoggedModel that a URI names.
 
     Args:
-        uri: A LoggedModel id, ``models:/m-...``, ``models:/name/version``, ``models:/name@alias``
-            or ``runs:/run_id/name``.
+        uri: A LoggedModel id, ``models:/m-...``, ``models:/name/version``, ``models:/name/latest``,
+            ``models:/name@alias``, each with or without the prefix, or ``runs:/run_id/name``.
 
     Raises:
         InvalidInputError: It is none of these.
@@ -118,10 +119,8 @@ def _resolve(uri: str) -> LoggedModel:
             return client.get_logged_model(path)
         if uri.startswith("runs:/"):
             return _model_of_run(uri)
-        if uri.startswith("models:/") and "@" in path:
-            return model_of_version(client.get_model_version_by_alias(*path.rsplit("@", 1)))
-        if uri.startswith("models:/") and path.count("/") == 1:
-            return model_of_version(client.get_model_version(*path.split("/")))
+        if names := split_version(uri):
+            return model_of_version(registered_version(*names))
     except MlflowException as error:
         msg = f"There is no model {shown(uri)} at {address()}: {brief(error)}"
         raise TrackingError(msg) from error

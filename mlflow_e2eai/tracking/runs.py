@@ -221,11 +221,6 @@ def _find_or_make_experiment(name: str) -> str:
     return str(known.experiment_id)
 
 
-def is_missing(error: MlflowException) -> bool:
-    """Whether a server has no such thing as a request named."""
-    return str(error.error_code) in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
-
-
 def is_denied(error: MlflowException) -> bool:
     """Whether a server refused a request because of the user's permissions."""
     return str(error.error_code) == "PERMISSION_DENIED"

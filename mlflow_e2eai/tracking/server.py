@@ -9,11 +9,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mlflow_e2eai.errors import E2EAIError, TrackingError, brief
 from mlflow_e2eai.runtime.storage import storage_error
 from mlflow_e2eai.runtime.termination import causes, interruption_of, release_frames
+
+if TYPE_CHECKING:
+    from mlflow.exceptions import MlflowException
 
 Result = TypeVar("Result")
 
@@ -163,6 +166,11 @@ def complete_download(download: Callable[[], Result]) -> Result:
                 raise
             _log.warning("a download was cut (%s); trying again", brief(error).rpartition(": ")[2])
     return download()
+
+
+def is_missing(error: MlflowException) -> bool:
+    """Whether a server has no such thing as a request named."""
+    return str(error.error_code) in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 
 
 def failure_reason(error: BaseException) -> str:

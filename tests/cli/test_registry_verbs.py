@@ -349,7 +349,9 @@ def test_results_are_data_with_json(digits, run):
     ("words", "code", "sentence"),
     [
         ("explain models:/digits/9", main.ERROR, "There is no version 9 of 'digits'"),
-        ("explain models:/digits@nobody", main.ERROR, "There is no version 'models:/digits@nobod"),
+        ("explain digits/9", main.ERROR, "There is no version 9 of 'digits'"),
+        ("explain models:/digits@nobody", main.ERROR, "There is no version '@nobody' of 'digits'"),
+        ("explain digits@nobody", main.ERROR, "There is no version '@nobody' of 'digits'"),
         ("explain runs:/a/b 1", main.USAGE, "the version is given twice; leave 1 out"),
         ("explain runs:/a/b", main.ERROR, "'runs:/a/b' names no version; give models:/name/versi"),
         ("explain digits seven", main.USAGE, "must be a positive integer, got 'seven'"),

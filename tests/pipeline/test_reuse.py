@@ -194,6 +194,24 @@ def test_the_tags_of_the_caller_are_on_a_version_that_a_linked_model_becomes(log
     assert again.tags["team"] == "vision"
 
 
+@pytest.mark.parametrize(
+    ("gates", "beginning"),
+    [
+        (None, "Rejected"),
+        ({"gates": [{"metric": "parity/failed", "at_most": 0}]}, "Promoted"),
+    ],
+)
+def test_the_description_of_a_decision_stays_where_its_version_is_linked(logged, gates, beginning):
+    mlflow_e2eai.promote("net", 1, gates=gates)
+    decided = logged.get_model_version("net", "1").description
+    assert decided.startswith(beginning)
+    info = log()
+    assert str(info.registered_model_version) == "1"
+    assert logged.get_model_version("net", "1").description == decided
+    assert "[Report](" in decided
+    assert newest_parent(logged).data.tags["mlflow.note.content"] == decided
+
+
 def test_with_one_precision_more_only_its_stages_run(logged, monkeypatch):
     compared = []
     whole = mlflow_e2eai.evaluation.examination.Examination.of

@@ -216,7 +216,7 @@ def test_a_rejection_is_a_failed_project_run_so_that_a_pipeline_stops_there(demo
 @pytest.mark.slow
 def test_a_second_demo_makes_version_2_and_compares_it_with_version_1(demo, folder, client):
     """What is compared, and how, is tested in tests/promotion/test_promote.py in less time."""
-    second = mlflow_run(folder, *DEMO, "-P", "seed=2")
+    second = mlflow_run(folder, *DEMO)
     # Whether it is promoted is for two trainings and the clock to say; that it is compared is not.
     assert "digits version 2 " in second.stdout
     assert "champion/latency_ratio" in second.stdout

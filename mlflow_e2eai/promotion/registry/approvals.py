@@ -117,11 +117,13 @@ def _state(
     from mlflow.exceptions import MlflowException
 
     from mlflow_e2eai import tracking
-    from mlflow_e2eai.promotion.contenders import as_challenger, find_version, model_of
+    from mlflow_e2eai.promotion.contenders import as_challenger, model_of
+    from mlflow_e2eai.tracking.versions import find_version
 
     check_approval(approval)
     check_server()
     found = find_version(name, version)
+    version = str(found.version)
     rejected = statement_of(found, approval)
     if rejected is not None and rejected.answer == REJECTED:
         msg = f"Version {version} of {name!r} is {rejected}. That is final; log a new version."
@@ -135,7 +137,7 @@ def _state(
         raise ArtifactError(msg)
     statement = Statement(
         name=name,
-        version=str(found.version),
+        version=version,
         approval=approval,
         answer=answer,
         sha256=sha256,

@@ -233,14 +233,15 @@ def last_record(name: str, version: int | str) -> tuple[DecisionRecord, str]:
     Raises:
         TrackingError: There is none, or its run is gone.
     """
-    from mlflow_e2eai.promotion.contenders import find_version
+    from mlflow_e2eai.tracking.versions import find_version
 
     found = find_version(name, version)
+    version = str(found.version)
     run_id = found.tags.get(DECIDED_BY)
     if run_id is None:
         msg = (
             f"Nothing was decided about version {version} of {name!r} yet; promote it with "
-            f"`{shlex.join(['mlflow_e2eai', 'promote', name, str(version)])}`."
+            f"`{shlex.join(['mlflow_e2eai', 'promote', name, version])}`."
         )
         raise TrackingError(msg)
     try:

@@ -20,8 +20,7 @@ from mlflow_e2eai.errors import InvalidInputError, TrackingError, brief, shown, 
 from mlflow_e2eai.report.formats import moment_text
 from mlflow_e2eai.report.text import align
 from mlflow_e2eai.tracking.console import quiet_mlflow
-from mlflow_e2eai.tracking.runs import is_missing
-from mlflow_e2eai.tracking.server import check_server, failure_reason
+from mlflow_e2eai.tracking.server import check_server, failure_reason, is_missing
 
 if TYPE_CHECKING:
     from mlflow.entities import Run

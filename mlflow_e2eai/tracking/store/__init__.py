@@ -4,6 +4,7 @@ artifact_store  graphs, engines and kernel timings that are logged already
 crash_folders   crashes of worker processes as artifacts
 attempts        the process of a run, and its heartbeat
 logged_sources  PyTorch models as files, logged once
+mlflow2_models  PyTorch models of MLflow 2 -> LoggedModels
 source_digest   the content of a logged PyTorch model
 stage_results   results of stages by their keys
 uploads         files that are sent to the store of artifacts

@@ -1,0 +1,103 @@
+"""Names of registered versions, as people write them -> MLflow's versions."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mlflow_e2eai.errors import InvalidInputError, TrackingError, brief, shown
+from mlflow_e2eai.tracking.server import failure_reason, is_missing
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
+
+LATEST = "latest"
+"""In place of a version's number: the highest one, as in MLflow's own URIs."""
+
+_PREFIX = "models:/"
+
+
+def split_version(text: str) -> tuple[str, str] | None:
+    """The name and the version that a text names, with or without ``models:/`` before them.
+
+    Returns:
+        The name, and a number, ``latest`` or ``@alias``; None where the text names neither.
+    """
+    path = text.removeprefix(_PREFIX)
+    if ":" in path:
+        return None
+    name, at, alias = path.rpartition("@")
+    if at and name and alias and "/" not in path:
+        return name, f"@{alias}"
+    name, slash, version = path.partition("/")
+    return (name, version) if slash and name and version and "/" not in version else None
+
+
+def registered_version(name: str, version: int | str) -> ModelVersion:
+    """Find a version of a registered model.
+
+    Args:
+        name: The registered model.
+        version: Its number, ``latest`` or ``@alias``.
+
+    Raises:
+        InvalidInputError: It is none of these.
+        TrackingError: The registered model has no version.
+        MlflowException: There is no such version, or the registry does not respond.
+    """
+    from mlflow import MlflowClient
+
+    text, client = str(version), MlflowClient()
+    if text.startswith("@"):
+        return client.get_model_version_by_alias(name, text[1:])
+    if text.lower() == LATEST:
+        quoted = name.replace("'", "''")
+        found = client.search_model_versions(f"name = '{quoted}'", 1, ["version_number DESC"])
+        if not found:
+            client.get_registered_model(name)  # raises where it is not there either
+            msg = f"The registered model {shown(name)} has no version; register one first."
+            raise TrackingError(msg)
+        return found[0]
+    if not (text.isascii() and text.isdecimal()):
+        msg = f"{shown(text)} is no version of {shown(name)}; give a number, 'latest' or '@alias'."
+        raise InvalidInputError(msg)
+    return client.get_model_version(name, text)
+
+
+def find_version(name: str, version: int | str) -> ModelVersion:
+    """Find a version of a registered model, as `registered_version` does.
+
+    Raises:
+        InvalidInputError: It is no number, ``latest`` or ``@alias``.
+        TrackingError: There is none.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return registered_version(name, version)
+    except MlflowException as error:
+        if is_missing(error):
+            number = version if str(version).isdecimal() else shown(version)
+            msg = (
+                f"There is no version {number} of {shown(name)}: {brief(error)}; see the registry."
+            )
+        else:
+            reason = failure_reason(error)
+            msg = f"Version {version} of {name!r} cannot be read: {reason}; call this again later."
+        raise TrackingError(msg) from error
+
+
+def version_at(uri: str) -> ModelVersion:
+    """Find the version of a registered model that a URI names.
+
+    Args:
+        uri: ``models:/name/version``, ``models:/name/latest`` or ``models:/name@alias``; the prefix
+            may be left out.
+
+    Raises:
+        InvalidInputError: It names none.
+        TrackingError: There is no such version.
+    """
+    if (names := split_version(uri)) is None:
+        msg = f"{shown(uri)} names no version; give models:/name/version or models:/name@alias."
+        raise InvalidInputError(msg)
+    return find_version(*names)
