@@ -185,6 +185,15 @@ def test_axe_finds_nothing(name, scheme, width, page, files):
     assert page.evaluate("document.documentElement.scrollWidth") == width
 
 
+def test_on_a_phone_the_gates_are_read_without_scrolling_sideways(page, files):
+    page.set_viewport_size({"width": 390, "height": 800})
+    page.goto(files["report"])
+    region = page.locator(".scroll:has(#gates)")
+
+    assert region.evaluate("one => one.scrollWidth - one.clientWidth") == 0
+    assert page.get_by_text("nobody measured").first.is_visible()
+
+
 def test_the_dark_page_is_dark(page, files):
     shades = []
     for scheme in ("light", "dark"):

@@ -324,5 +324,22 @@ REJECTED = Decision(
         Verdict(metric="task/accuracy/drop", found=0.0, wanted="at most 0.01", passed=True),
         Verdict(metric="latency/ratio", found=0.53, wanted="at most 1", passed=True),
         Verdict(metric="parity/failed", found=1.0, wanted="at most 0", passed=False),
-    )
+        Verdict(
+            metric="latency/p99_ms",
+            found=0.61,
+            wanted="at most 0.5",
+            passed=False,
+            severity="warn",
+            scope="fp16 at 8",
+            source=f"{HALF} at 8 on NVIDIA H100 80GB HBM3",
+        ),
+        Verdict(
+            metric="evidence/unmeasured",
+            found=1.0,
+            wanted="at most 0",
+            passed=False,
+            reason=f"nobody measured {OTHER} on a GPU of its target",
+        ),
+    ),
+    excluded=(OTHER,),
 )

@@ -84,7 +84,16 @@ def hostile(name: str) -> Manifest:
 
 
 def hostile_page(name: str) -> str:
-    verdict = Verdict(metric=f"g{name}", found=1.0, wanted=f"w{name}", passed=False)
+    verdict = Verdict(
+        metric=f"g{name}",
+        found=1.0,
+        wanted=f"w{name}",
+        passed=False,
+        scope=f"s{name}",
+        source=f"o{name}",
+        reason=f"r{name}",
+    )
+    decision = Decision(verdicts=(verdict,), excluded=(f"x{name}",))
     origin = Origin(
         name=f"n{name}",
         version=f"v{name}",
@@ -94,4 +103,4 @@ def hostile_page(name: str) -> str:
         model_ids={f"h{name}": f"i{name}"},
         tracking_uri="http://localhost:5000",
     )
-    return html(hostile(name), Decision(verdicts=(verdict,)), origin=origin)
+    return html(hostile(name), decision, origin=origin)

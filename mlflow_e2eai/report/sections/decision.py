@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from mlflow_e2eai.bundle.manifest import Manifest
-from mlflow_e2eai.evaluation.gates import Decision
+from mlflow_e2eai.evaluation.gates import Decision, Verdict
 from mlflow_e2eai.latency.ratios import Ratio
 from mlflow_e2eai.report.facts import (
     Row,
@@ -48,14 +48,20 @@ def decision_context(
         "reason": reason,
         "doubts": list(doubts(manifest)),
         "key_facts": _key_facts(manifest, ratios),
-        # Failures first.
-        "verdicts": sorted(verdicts, key=lambda verdict: verdict.passed),
+        # Failures first, those that decide before those that warn.
+        "verdicts": sorted(verdicts, key=lambda one: (one.passed, _warns(one))),
         "inapplicable": [
             (metric, why)
             for reason in (() if decision is None else decision.inapplicable)
             for metric, _, why in [reason.partition(": ")]
         ],
+        "excluded": () if decision is None else decision.excluded,
     }
+
+
+def _warns(verdict: Verdict) -> bool:
+    """Whether it did not pass, and decides nothing."""
+    return not verdict.passed and verdict.severity == "warn"
 
 
 def _headline(manifest: Manifest, decision: Decision | None) -> tuple[str, str, str]:
@@ -68,9 +74,12 @@ def _headline(manifest: Manifest, decision: Decision | None) -> tuple[str, str, 
         )
     count = len(decision.verdicts)
     if decision.promoted:
+        warned = len(decision.warnings)
         gates = "The only gate" if count == 1 else f"All {count} gates"
+        gates = f"{count - warned} of {count} gates" if warned else gates
         which = " that applied" if decision.inapplicable else ""
-        return "Promoted", "passed", f"{gates}{which} passed. {_summary(manifest)}"
+        rest = f", {warned} warned" if warned else ""
+        return "Promoted", "passed", f"{gates}{which} passed{rest}. {_summary(manifest)}"
     if not decision.verdicts:
         return "Rejected", "failed", decision.reasons[0]
     failed = sum(not verdict.passed for verdict in decision.verdicts)
