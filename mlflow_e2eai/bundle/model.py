@@ -52,7 +52,7 @@ class Model:
         if on_device is not None:
             self._on_device = count_sizes(on_device, manifest.inputs, self.sizes)
 
-    def __call__(self, inputs: Any = None, /, **named: Any) -> dict[str, Any]:
+    def __call__(self, inputs: Any = None, /, *others: Any, **named: Any) -> dict[str, Any]:
         """Run the model.
 
         Args:
@@ -60,6 +60,7 @@ class Model:
                 arrays, torch tensors on any device, and other objects with DLPack's methods. On a
                 GPU, tensors on it are used without a copy; on the CPU, those in the host's memory.
                 Where the PyTorch module took nested arguments, these are accepted too.
+            *others: None; several inputs have names.
             **named: The same, by keyword.
 
         Returns:
@@ -71,6 +72,10 @@ class Model:
             InvalidInputError: A name, dtype or shape does not fit; the message has the right ones.
             RunnerError: The model could not be run.
         """
+        if others:
+            names = [spec.name for spec in self.manifest.inputs]
+            msg = f"{1 + len(others)} inputs were given by position; give each by name, of {names}."
+            raise InvalidInputError(msg)
         if not named:
             # The fast path for inputs that fit; others are converted, or refused with a reason.
             if type(inputs) is dict:

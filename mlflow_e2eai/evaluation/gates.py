@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from typing import Literal, TypeAlias
 
 from mlflow_e2eai.artifacts.files import Real, Summary, Table
-from mlflow_e2eai.errors import InvalidInputError
+from mlflow_e2eai.errors import InvalidInputError, nearest
 
 Severity: TypeAlias = Literal["block", "warn"]
 
@@ -194,8 +194,10 @@ class Decision(Summary):
     def reasons(self) -> tuple[str, ...]:
         """Reasons against promotion, a sentence a gate; empty when promoted."""
         deciding = [verdict for verdict in self.verdicts if verdict.severity == "block"]
-        if not deciding:
+        if not self.verdicts:
             return ("There are no gates, and nothing is promoted without any.",)
+        if not deciding:
+            return ("Every gate only warns, and nothing is promoted without one that blocks.",)
         return tuple(str(verdict) for verdict in deciding if not verdict.passed)
 
     @property
@@ -341,8 +343,11 @@ def _has_variants(gate: Gate, values: Sequence[MetricValue]) -> bool:
 
 
 def _why_missing(gate: Gate, values: Sequence[MetricValue]) -> str | None:
-    """Why a gate has no number, where that is for want of the variants that it selects."""
+    """Why a gate has no number: there is no variant that it selects, or its name is misspelt."""
     if _has_variants(gate, values):
-        return None
+        kind, _, name = gate.metric.partition("/")
+        known = {value.metric.removeprefix("task/") for value in values} if kind == "task" else ()
+        near = nearest(name, sorted(each for each in known if "/" not in each and each != "drop"))
+        return None if near is None else f"not measured; did you mean task/{near}?"
     kind = "engine" if gate.target is not None and gate.variant is None else "variant"
     return f"the version has no {kind} of {gate.selection}"

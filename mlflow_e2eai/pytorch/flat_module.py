@@ -47,7 +47,7 @@ def flatten_module(model: Any, input_example: Any) -> tuple[torch.nn.Module, dic
     tree, leaves = pytree.flatten(_arguments(module, input_example))
     arrays = as_arrays(leaves)
     if not arrays:
-        msg = "The input example is empty; give at least one tensor or array."
+        msg = "The input example is empty; give input_example with at least one tensor or array."
         raise InvalidInputError(msg)
     if tree.is_plain:
         return module, arrays

@@ -350,6 +350,7 @@ def test_every_size_of_a_dynamic_axis_is_taken(model):
         (lambda model: model({"x": X}, z=X), "inputs are ['x', 'z'], but the model expects ['x']"),
         (lambda model: model(), "inputs are [], but the model expects ['x']"),
         (lambda model: model(X, z=X), "has the inputs ['x']; give each by name"),
+        (lambda model: model(X, X), "2 inputs were given by position; give each by name, of ['x']"),
         (lambda model: model(X[0]), "shape [3], but ['N', 3] is expected"),
         (lambda model: model(X[None]), "shape [1, 2, 3], but ['N', 3] is expected"),
         (lambda model: model(X.T), "shape [3, 2], but ['N', 3] is expected"),

@@ -180,7 +180,20 @@ def test_gates_that_all_warn_promote_nothing():
     decision = decide(version(), at_most("latency/p50_ms", 9, severity="warn"))
 
     assert not decision.promoted
-    assert decision.reasons == ("There are no gates, and nothing is promoted without any.",)
+    (reason,) = decision.reasons
+    assert reason == "Every gate only warns, and nothing is promoted without one that blocks."
+
+
+def test_a_task_metric_that_is_misspelt_is_missing_and_the_right_name_is_in_the_reason():
+    names = {value.metric for value in values_of(version())}
+    assert "task/accuracy" in names
+    for metric, hint in (
+        ("task/acuracy", "task/acuracy: not measured; did you mean task/accuracy? (gate: "),
+        ("task/f1", "task/f1: not measured (gate: "),
+    ):
+        decision = decide(version(), at_most(metric, 1))
+        assert not decision.promoted
+        assert decision.reasons[0].startswith(hint)
 
 
 # Age

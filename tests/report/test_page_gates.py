@@ -47,6 +47,14 @@ def test_a_gate_that_warns_looks_like_none_that_blocks():
     assert f"{NEEDED} failed" not in text
 
 
+def test_gates_that_only_warn_promote_nothing_and_none_is_called_failed():
+    text = Page(html(full(), Decision(verdicts=(WARNED,)))).text()
+
+    assert (
+        "Rejected Every gate only warns, and nothing is promoted without one that blocks." in text
+    )
+
+
 def test_the_only_gate_that_passed_or_warned_is_not_all_gates():
     inapplicable = dataclasses.replace(PROMOTED, inapplicable=("task/drop: not measured",))
 

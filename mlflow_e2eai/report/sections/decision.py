@@ -80,9 +80,9 @@ def _headline(manifest: Manifest, decision: Decision | None) -> tuple[str, str, 
         which = " that applied" if decision.inapplicable else ""
         rest = f", {warned} warned" if warned else ""
         return "Promoted", "passed", f"{gates}{which} passed{rest}. {_summary(manifest)}"
-    if not decision.verdicts:
+    failed = sum(not verdict.passed and not _warns(verdict) for verdict in decision.verdicts)
+    if not failed:
         return "Rejected", "failed", decision.reasons[0]
-    failed = sum(not verdict.passed for verdict in decision.verdicts)
     return "Rejected", "failed", f"{failed} of {count} gates did not pass. {_summary(manifest)}"
 
 
