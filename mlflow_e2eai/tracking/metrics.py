@@ -48,11 +48,14 @@ def stepped_metrics(
 
     MLflow stores one value of a metric at a step. Where several sizes have as many items, the first
     counts: opt stands before min, max and the mixed corners. Its pages show the last step of a
-    metric alone, so that the median of each size has a name of its own too.
+    metric alone, so that the median of each size and the rate of each number of callers have
+    names of their own too.
     """
     steps: dict[int, dict[str, float]] = {}
     for load in () if evidence.loads is None else evidence.loads.loads:
-        steps.setdefault(load.threads, {})["concurrency/items_per_s"] = load.items_per_s
+        name = "concurrency/items_per_s"
+        rates = dict.fromkeys((name, f"{name}_at_{load.threads}"), load.items_per_s)
+        steps.setdefault(load.threads, {}).update(rates)
     for report in latency.values():
         for entry in report.variants:
             if entry.name == evidence.variant:

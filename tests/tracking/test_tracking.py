@@ -423,3 +423,8 @@ def test_what_a_start_costs_and_what_many_callers_get_are_metrics(store):
     history = store.get_metric_history(measured.info.run_id, "concurrency/items_per_s")
     assert sorted(point.step for point in history) == [1, 2, 4]
     assert all(point.value > 0 for point in history)
+    by_name = {
+        point.step: measured.data.metrics[f"concurrency/items_per_s_at_{point.step}"]
+        for point in history
+    }
+    assert by_name == {point.step: point.value for point in history}
