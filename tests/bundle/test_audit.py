@@ -167,7 +167,7 @@ def test_another_manifest_than_the_recorded_one_is_refused(place):
         bundle.audit(place, sha256="0" * 64)
 
 
-def test_an_extra_file_is_refused_by_all_that_take_a_bundle(model, tmp_path):
+def test_an_extra_file_is_refused_by_all_that_take_a_bundle(model, isolated, tmp_path):
     (model / "bundle" / "libevil.so").write_bytes(b"x")
     takers = (
         lambda: mlflow_e2eai.load_model(str(model)),
