@@ -12,7 +12,7 @@ from mlflow_e2eai.errors import InvalidInputError, suggestion
 
 _HIGHEST_LEVEL = 5  # of `IBuilderConfig.builder_optimization_level`
 
-_SOME = "a positive integer"
+_SOME = "a positive 64-bit integer"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,7 +120,7 @@ def _is_whole(value: object) -> bool:
 
 
 def _is_some_or_none(value: int | None) -> bool:
-    return value is None or (_is_whole(value) and value > 0)
+    return value is None or (_is_whole(value) and 0 < value < 2**63)
 
 
 DEFAULT_BUILD = BuildSettings()

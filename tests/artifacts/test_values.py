@@ -58,7 +58,7 @@ AXES = st.builds(
 SIMPLE = {
     str: TEXT,
     bool: st.booleans(),
-    int: st.integers(0, 2**70),
+    int: st.integers(0, 2**63 - 1),
     float: st.floats(),  # NaN and the infinities are among them
     type(None): st.none(),
     Path: st.lists(WORDS, min_size=1, max_size=3).map(lambda parts: Path(*parts)),
@@ -72,8 +72,8 @@ NARROW = {
     # Whether a library is allowed is never believed of a file.
     (Library, "allowed"): st.just(value=False),
     (BuildSettings, "optimization_level"): st.integers(0, 5),
-    (BuildSettings, "workspace_bytes"): st.none() | st.integers(1, 2**70),
-    (BuildSettings, "threads"): st.none() | st.integers(1, 2**70),
+    (BuildSettings, "workspace_bytes"): st.none() | st.integers(1, 2**63 - 1),
+    (BuildSettings, "threads"): st.none() | st.integers(1, 2**63 - 1),
     (BuildSettings, "time_limit_s"): st.floats(0, exclude_min=True),
     (Gate, "limit"): FINITE,
 }
@@ -374,10 +374,11 @@ def test_a_target_that_was_stored_before_versions_were_keeps_its_name():
         ("optimization_level", 6, "0 to 5"),
         ("optimization_level", -1, "0 to 5"),
         ("optimization_level", True, "0 to 5"),
-        ("workspace_bytes", 0, "a positive integer"),
-        ("workspace_bytes", "1GB", "a positive integer"),
-        ("threads", 0, "a positive integer"),
-        ("threads", 1.5, "a positive integer"),
+        ("workspace_bytes", 0, "a positive 64-bit integer"),
+        ("workspace_bytes", 2**63, "a positive 64-bit integer"),
+        ("workspace_bytes", "1GB", "a positive 64-bit integer"),
+        ("threads", 0, "a positive 64-bit integer"),
+        ("threads", 1.5, "a positive 64-bit integer"),
         ("time_limit_s", 0.0, "a number of seconds"),
         ("time_limit_s", math.nan, "a number of seconds"),
         ("time_limit_s", "soon", "a number of seconds"),

@@ -483,7 +483,7 @@ def test_a_file_that_cannot_be_read_is_one_sentence(
         ("threads=[", r"'threads=\[' is not a build setting"),
         ("optimisation_level=5", r"no build setting 'optimisation_level'; did you mean opt"),
         ("fast=yes", "no build setting 'fast'; there are optimization_level, workspace_bytes"),
-        ("threads=two", "threads is 'two', but a positive integer is expected"),
+        ("threads=two", "threads is 'two', but a positive 64-bit integer is expected"),
         ("refit=1", "refit is 1, but True or False is expected"),
     ],
 )
