@@ -133,7 +133,7 @@ def test_a_version_that_cannot_be_loaded_is_not_served(registry, model):
 def test_a_deleted_alias_leaves_what_is_served(registry, model):
     registry.delete_registered_model_alias("times", "champion")
     assert not model.check()
-    assert "version 1 goes on: There is no version 'models:/times@champion'" in model.problem
+    assert "version 1 goes on: There is no version '@champion' of 'times'" in model.problem
     assert factor(model) == pytest.approx(1)
 
 
@@ -186,7 +186,7 @@ def test_what_has_no_alias_cannot_be_followed(uri):
 
 
 def test_what_cannot_be_followed_is_one_sentence(registry, tmp_path):
-    with pytest.raises(TrackingError, match="There is no version 'models:/times@canary'"):
+    with pytest.raises(TrackingError, match="There is no version '@canary' of 'times'"):
         mlflow_e2eai.load_model("models:/times@canary", follow=NEVER)
     with pytest.raises(InvalidInputError, match="give seconds above 0"):
         mlflow_e2eai.load_model("models:/times@champion", follow=0)
