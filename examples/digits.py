@@ -21,6 +21,7 @@ from mlflow_e2eai.cli.results import DONE, NOT_PASSED
 from mlflow_e2eai.cli.verbs import Verb
 from mlflow_e2eai.pipeline.options import Option, parse_or, parse_whole
 from mlflow_e2eai.report.text import table
+from mlflow_e2eai.tracking.versions import name_filter
 
 
 class DigitsNet(torch.nn.Module):
@@ -122,7 +123,7 @@ GATES = Path(__file__).parent / "gates.yaml"
 def next_version(name: str) -> int:
     """The number that the next version of a registered model gets."""
     newest = mlflow.MlflowClient().search_model_versions(
-        f"name = '{name}'", max_results=1, order_by=["version_number DESC"]
+        name_filter(name), max_results=1, order_by=["version_number DESC"]
     )
     return int(newest[0].version) + 1 if newest else 1
 

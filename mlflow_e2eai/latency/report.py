@@ -197,7 +197,7 @@ class LatencyReport(Summary):
 
     def _ratio_text(self, entry: Latency) -> str:
         first = self.variants[0]
-        if entry is first or not (entry.rounds_ms and first.rounds_ms):
+        if entry is first:
             return ""
         with np.errstate(all="ignore"):  # with a clock too coarse the divisors are zero
             ratio = self.ratio(entry.name, first.name)

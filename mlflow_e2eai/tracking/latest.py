@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from mlflow_e2eai.errors import E2EAIError, TrackingError
 from mlflow_e2eai.tracking.lineage import OUTPUTS, PARENT, STAGE, resolve
 from mlflow_e2eai.tracking.server import check_server
+from mlflow_e2eai.tracking.versions import name_filter
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
@@ -60,7 +61,7 @@ def latest_version(name: str | None = None) -> ModelVersion:
 
     check_server()
     experiment_id = _active_experiment_id()
-    named = None if name is None else "name = '{}'".format(name.replace("'", "''"))
+    named = None if name is None else name_filter(name)
     token = None
     while True:
         page = MlflowClient().search_model_versions(

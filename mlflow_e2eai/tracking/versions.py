@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 LATEST = "latest"
-"""In place of a version's number: the highest one, as in MLflow's own URIs."""
+"""The text that stands for the newest model or version; in a URI and beside a name the highest
+number, as in MLflow's own URIs."""
 
 _PREFIX = "models:/"
 
@@ -32,6 +33,11 @@ def split_version(text: str) -> tuple[str, str] | None:
     return (name, version) if slash and name and version and "/" not in version else None
 
 
+def name_filter(name: str) -> str:
+    """MLflow's filter for the versions of a registered model."""
+    return "name = '{}'".format(name.replace("'", "''"))
+
+
 def registered_version(name: str, version: int | str) -> ModelVersion:
     """Find a version of a registered model.
 
@@ -50,8 +56,7 @@ def registered_version(name: str, version: int | str) -> ModelVersion:
     if text.startswith("@"):
         return client.get_model_version_by_alias(name, text[1:])
     if text.lower() == LATEST:
-        quoted = name.replace("'", "''")
-        found = client.search_model_versions(f"name = '{quoted}'", 1, ["version_number DESC"])
+        found = client.search_model_versions(name_filter(name), 1, ["version_number DESC"])
         if not found:
             client.get_registered_model(name)  # raises where it is not there either
             msg = f"The registered model {shown(name)} has no version; register one first."
