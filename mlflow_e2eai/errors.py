@@ -104,12 +104,12 @@ def shown_all(values: Iterable[object], most: int = 10) -> str:
     return f"[{', '.join(listed[:most])}{more}]"
 
 
-def warn_caller(message: str) -> None:
+def warn_caller(message: str, category: type[Warning] = UserWarning) -> None:
     """Warn at the line of the user's code that led here, and not at a line of ours or of MLflow."""
     level, frame = 2, sys._getframe(1)  # noqa: SLF001 - as warnings itself does
     while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in _OURS:
         level, frame = level + 1, frame.f_back
-    warnings.warn(message, stacklevel=level)
+    warnings.warn(message, category, stacklevel=level)
 
 
 _OURS = ("mlflow_e2eai", "mlflow", "contextlib", "functools")

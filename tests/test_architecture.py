@@ -183,6 +183,18 @@ def test_the_private_helpers_of_mlflow_are_imported_in_one_place():
     assert [p.name for p in FILES if pattern.search(p.read_text("utf-8"))] == ["_mlflow.py"]
 
 
+@every_file
+def test_a_warning_names_the_line_of_the_user(path):
+    """`errors.warn_caller` does; a fixed stack level names a line of ours."""
+    calls = [
+        node.lineno
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("warnings.warn", "warn")
+    ]
+
+    assert calls == [] or path.name == "errors.py"
+
+
 # Files and folders
 
 

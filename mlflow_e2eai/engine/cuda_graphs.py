@@ -6,9 +6,10 @@ runner does not capture. A graph launches an engine's work for one shape as one 
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING
+
+from mlflow_e2eai.errors import warn_caller
 
 if TYPE_CHECKING:
     from cuda.core import Stream
@@ -71,7 +72,7 @@ class CudaGraphs:
         except Exception as error:  # noqa: BLE001  # the plain calls go on
             self._can_capture = False
             msg = f"{self._name} runs without a CUDA graph, because it cannot be captured: {error}"
-            warnings.warn(msg, stacklevel=2)
+            warn_caller(msg)
             return
         if len(self._graphs) == _MAX_GRAPHS:
             del self._graphs[next(iter(self._graphs))]

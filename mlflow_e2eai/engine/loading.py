@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,7 +18,7 @@ from mlflow_e2eai.engine.inspection import check_layers
 from mlflow_e2eai.engine.plugins import load_plugins
 from mlflow_e2eai.engine.profiles import profiles
 from mlflow_e2eai.engine.refit import refit
-from mlflow_e2eai.errors import EngineBuildError, RunnerError
+from mlflow_e2eai.errors import EngineBuildError, RunnerError, warn_caller
 from mlflow_e2eai.runtime.crashes import add_file, add_graph, add_script, before_native
 
 _ADVICE = {
@@ -47,17 +46,16 @@ class LoadedEngine(NamedTuple):
     log: Any
 
 
-def warn_if_unlisted(engine: EngineArtifact, *, stacklevel: int) -> None:
+def warn_if_unlisted(engine: EngineArtifact) -> None:
     """Warn where an engine's backend does not list this GPU."""
     backend = backends.BACKENDS[engine.target.backend]
     trt = backends.load(backend)
     here = backends.local_compute_capability()
     if here is not None and not backends.lists_capabilities(backend, trt, [here]):
-        warnings.warn(
+        warn_caller(
             f"{backend.title} {trt.__version__} does not list this GPU ({here}) as supported: "
             f"{engine.path.name} may compute wrong outputs here.",
             backends.UnlistedGPUWarning,
-            stacklevel=stacklevel,
         )
 
 

@@ -123,7 +123,7 @@ def engine_runner(
     verify(engine.path, engine.sha256)
     if (reason := unsupported_here(engine, graphs)) is not None:
         raise reason
-    warn_if_unlisted(engine, stacklevel=4)
+    warn_if_unlisted(engine)
     gpu = Gpu()
     with ExitStack() as stack:
         # TensorRT loads an engine onto the GPU that is current.

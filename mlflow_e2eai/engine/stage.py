@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
@@ -19,7 +18,7 @@ from mlflow_e2eai.engine.builder import Built, write_build, write_plan
 from mlflow_e2eai.engine.plugins import check_plugins
 from mlflow_e2eai.engine.targets import resolve, unbuildable_here
 from mlflow_e2eai.engine.timing_cache import timings_key
-from mlflow_e2eai.errors import EngineBuildError, RunnerError
+from mlflow_e2eai.errors import EngineBuildError, RunnerError, warn_caller
 from mlflow_e2eai.runtime.process import Reproduction, WorkerProcess
 from mlflow_e2eai.runtime.progress import steps
 from mlflow_e2eai.runtime.storage import storage_errors
@@ -82,12 +81,11 @@ def compile(
     backend = backends.BACKENDS[target.backend]
     trt = backends.load(backend)
     if not backends.lists_capabilities(backend, trt, target.capabilities):
-        warnings.warn(
+        warn_caller(
             f"{backend.title} {trt.__version__} does not list this GPU "
             f"({target.compute_capability}) as supported: the engine may compute wrong outputs on "
             "it.",
             backends.UnlistedGPUWarning,
-            stacklevel=2,
         )
     if timings_key(target, settings) is None:
         timing_cache = None
@@ -106,10 +104,9 @@ def compile(
             is_new=bool(libraries),
         )
     if built.refused:
-        warnings.warn(
+        warn_caller(
             "The timing cache was ignored, because it is damaged or of another GPU or version "
-            f"than {backend.title} {trt.__version__} here: {', '.join(built.refused)}.",
-            stacklevel=2,
+            f"than {backend.title} {trt.__version__} here: {', '.join(built.refused)}."
         )
     return EngineArtifact(
         path=out,

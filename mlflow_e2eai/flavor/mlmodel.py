@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
@@ -16,7 +15,7 @@ from mlflow_e2eai._version import __version__
 from mlflow_e2eai.bundle.digests import write_digests
 from mlflow_e2eai.bundle.manifest import Manifest
 from mlflow_e2eai.engine.backends import BACKENDS
-from mlflow_e2eai.errors import InvalidInputError, brief
+from mlflow_e2eai.errors import InvalidInputError, brief, warn_caller
 from mlflow_e2eai.flavor import wheel as wheels
 from mlflow_e2eai.flavor.wheel import origin
 from mlflow_e2eai.tracking import _mlflow
@@ -288,5 +287,5 @@ def _version(name: str) -> str:
         # Registries have no local version label, the part after a plus.
         return version(name).partition("+")[0]
     except PackageNotFoundError:
-        warnings.warn(f"{name} is not installed; its version is unknown.", stacklevel=2)
+        warn_caller(f"{name} is not installed; its version is unknown.")
         return "*"

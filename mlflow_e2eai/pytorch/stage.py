@@ -8,7 +8,6 @@ a dynamic axis that became static), so the result is compared with the request.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,7 +21,7 @@ from mlflow_e2eai.artifacts.graphs import only_new_garbage
 from mlflow_e2eai.artifacts.sampler import resample, with_samples
 from mlflow_e2eai.artifacts.values import Axis, Library, OnnxArtifact, Tensors, TensorSpec
 from mlflow_e2eai.artifacts.weight_files import is_large, staging_path
-from mlflow_e2eai.errors import ExportError, InvalidInputError, suggestion
+from mlflow_e2eai.errors import ExportError, InvalidInputError, suggestion, warn_caller
 from mlflow_e2eai.pytorch import operators as custom
 from mlflow_e2eai.pytorch import pytree
 from mlflow_e2eai.pytorch.exporters import (
@@ -206,10 +205,9 @@ def export(
     written: _Written | None = None
     with evaluation_mode(module) as opened:
         if opened.was_training:
-            warnings.warn(
+            warn_caller(
                 "The model is in training mode: it is exported in evaluation mode, and returned "
-                "to training mode afterwards.",
-                stacklevel=2,
+                "to training mode afterwards."
             )
         returned, _ = run_with_tree(module, given)
         opened.state.restore()

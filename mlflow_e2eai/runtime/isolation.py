@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from mlflow_e2eai.artifacts.values import Infer, Library, Tensors
-from mlflow_e2eai.errors import RunnerError
+from mlflow_e2eai.errors import RunnerError, warn_caller
 from mlflow_e2eai.latency import cpu
 from mlflow_e2eai.latency.concurrency import Opened, throughput, timed_open
 from mlflow_e2eai.latency.measure import benchmark
@@ -63,7 +63,7 @@ def isolated(opener: Opener) -> Iterator[IsolatedRunner]:
     with closing(WorkerProcess()) as process:
         process.reproduction = partial(_reproduce, {"": opener})
         for text, category in process.call(partial(_open, opener=opener)):
-            warnings.warn(text, category, stacklevel=3)
+            warn_caller(text, category)
         yield IsolatedRunner(process)
 
 

@@ -25,7 +25,7 @@ from mlflow_e2eai.tracking.server import (
     complete_download,
     lookups_are_cached,
 )
-from mlflow_e2eai.tracking.versions import registered_version, split_version
+from mlflow_e2eai.tracking.versions import literal, registered_version, split_version
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
@@ -210,7 +210,7 @@ def _model_of_run(uri: str) -> LoggedModel:
     run = client.get_run(run_id)
     models = client.search_logged_models(
         [run.info.experiment_id],
-        "source_run_id = '{}' AND name = '{}'".format(run_id, name.replace("'", "''")),
+        f"source_run_id = '{run_id}' AND name = {literal(name)}",
     )
     if not models:
         msg = (
@@ -379,17 +379,6 @@ def link_output(run_id: str, model_id: str, *, step: int = 0) -> None:
     from mlflow.entities import LoggedModelOutput
 
     MlflowClient().log_outputs(run_id, models=[LoggedModelOutput(model_id, step=step)])
-
-
-def link_datasets(run_id: str) -> None:
-    """Make the datasets of a child's parent the child's too."""
-    from mlflow import MlflowClient
-
-    client = MlflowClient()
-    parent_id = client.get_run(run_id).data.tags.get(PARENT_RUN)
-    inputs = None if parent_id is None else client.get_run(parent_id).inputs
-    if inputs is not None and inputs.dataset_inputs:
-        client.log_inputs(run_id, inputs.dataset_inputs)
 
 
 def tag_model(model_id: str, tags: Mapping[str, str]) -> None:

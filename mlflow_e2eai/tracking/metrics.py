@@ -9,13 +9,17 @@ from typing import TYPE_CHECKING, Any
 from mlflow_e2eai.evaluation.evidence import Evidence
 from mlflow_e2eai.latency.report import Latency, LatencyReport
 from mlflow_e2eai.pytorch.stage import ExportReport
+from mlflow_e2eai.tracking.lineage import PARENT_RUN
 from mlflow_e2eai.tracking.mlflow_names import metric_name
 
 if TYPE_CHECKING:
-    from mlflow.entities import RunTag
+    from mlflow.entities import Dataset, RunTag
 
 NONFINITE = "e2eai.nonfinite"
 """Tag of a run: the metrics that were not finite, and so were not stored as numbers."""
+
+EVALUATION = "evaluation"
+"""MLflow's context of a dataset that models are evaluated on."""
 
 SMALL_IS_GOOD = (
     "max_abs_error",
@@ -127,6 +131,7 @@ def log_metrics(
     model_id: str | None = None,
     steps: Mapping[int, Mapping[str, float]] | None = None,
     tags: Mapping[str, str] | None = None,
+    dataset: Dataset | None = None,
 ) -> None:
     """Log metrics on a run and its model, with tags of the run, in one request.
 
@@ -139,6 +144,7 @@ def log_metrics(
         model_id: The model, an input or output of the run.
         steps: Values at other steps.
         tags: Tags of the run.
+        dataset: The evaluation data, which the model's task metrics then name.
     """
     from mlflow import MlflowClient
     from mlflow.entities import Metric
@@ -146,8 +152,19 @@ def log_metrics(
 
     client, now = MlflowClient(), get_current_time_millis()
     rows = [(0, metrics), *(steps or {}).items()]
+    measured_on = (
+        {} if dataset is None else {"dataset_name": dataset.name, "dataset_digest": dataset.digest}
+    )
     finite = [
-        Metric(name, value, now, step, model_id=model_id, run_id=run_id)
+        Metric(
+            name,
+            value,
+            now,
+            step,
+            model_id=model_id,
+            run_id=run_id,
+            **(measured_on if name.startswith("task/") else {}),
+        )
         for step, numbers in rows
         for name, value in numbers.items()
         if math.isfinite(value)
@@ -157,6 +174,30 @@ def log_metrics(
         before = client.get_run(run_id).data.tags.get(NONFINITE)
         tags[NONFINITE] = ", ".join(filter(None, [before, *sorted(nonfinite)]))
     client.log_batch(run_id, metrics=finite, tags=run_tags(tags))
+
+
+def link_datasets(run_id: str) -> Dataset | None:
+    """Make the datasets of a child's parent the child's too.
+
+    Returns:
+        The evaluation data among them; None where none or several may be.
+    """
+    from mlflow import MlflowClient
+    from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
+
+    client = MlflowClient()
+    parent_id = client.get_run(run_id).data.tags.get(PARENT_RUN)
+    inputs = None if parent_id is None else client.get_run(parent_id).inputs
+    if inputs is None or not inputs.dataset_inputs:
+        return None
+    client.log_inputs(run_id, inputs.dataset_inputs)
+    context = (MLFLOW_DATASET_CONTEXT, EVALUATION)
+    found = [
+        each.dataset
+        for each in inputs.dataset_inputs
+        if context in [(tag.key, tag.value) for tag in each.tags]
+    ]
+    return found[0] if len(found) == 1 else None
 
 
 def log_new_params(params: Mapping[str, str], *, run_id: str, name: str) -> None:

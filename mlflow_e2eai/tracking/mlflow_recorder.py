@@ -24,12 +24,12 @@ from mlflow_e2eai.tracking.lineage import (
     PARENT_RUN,
     SOURCE,
     STAGE,
-    link_datasets,
     link_inputs,
     link_output,
 )
 from mlflow_e2eai.tracking.metrics import (
     export_tags,
+    link_datasets,
     log_metrics,
     parity_metrics,
     run_tags,
@@ -311,8 +311,7 @@ class MlflowStage:
         metrics = {**parity_metrics(evidence), **start_metrics(evidence)}
         if evidence.worth is not None:
             metrics |= evidence.worth.metrics
-        if "data" in evidence.parity or evidence.task:
-            link_datasets(self.run_id)
+        on_data = "data" in evidence.parity or bool(evidence.task)
         model_id = self._parents[0] if self._parents else None
         log_metrics(
             metrics,
@@ -320,6 +319,7 @@ class MlflowStage:
             model_id=model_id,
             steps=stepped_metrics(evidence, measurement.latency),
             tags=_verdict_tags(evidence),
+            dataset=link_datasets(self.run_id) if on_data else None,
         )
 
     def _log_not_measured(self, evidence: Sequence[Evidence]) -> None:

@@ -40,6 +40,7 @@ from mlflow_e2eai.pytorch.module import evaluation_mode, module_of
 from mlflow_e2eai.pytorch.pytree import Tree
 from mlflow_e2eai.runtime.progress import timed_stage
 from mlflow_e2eai.tracking.lineage import ASSUMED, STAGE, fetch
+from mlflow_e2eai.tracking.metrics import EVALUATION
 from mlflow_e2eai.tracking.models import signature_of
 from mlflow_e2eai.tracking.store.logged_sources import log_saved, saved_source
 
@@ -174,10 +175,11 @@ def _log_dataset(inputs: Tensors, labels: Array | None, run_id: str) -> None:
     from mlflow import MlflowClient
     from mlflow.data.numpy_dataset import from_numpy
     from mlflow.entities import DatasetInput, InputTag
+    from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 
     # Without labels it takes None, as its code has it.
     dataset = from_numpy(dict(inputs), targets=labels, name="evaluation")  # type: ignore[arg-type]
-    tags = [InputTag("mlflow.data.context", "evaluation")]
+    tags = [InputTag(MLFLOW_DATASET_CONTEXT, EVALUATION)]
     MlflowClient().log_inputs(run_id, [DatasetInput(dataset._to_mlflow_entity(), tags)])  # noqa: SLF001 - MLflow has no public way to a run that is not active
 
 

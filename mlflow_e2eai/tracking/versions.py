@@ -33,9 +33,14 @@ def split_version(text: str) -> tuple[str, str] | None:
     return (name, version) if slash and name and version and "/" not in version else None
 
 
+def literal(text: str) -> str:
+    """A text as it stands in a filter of MLflow."""
+    return "'{}'".format(text.replace("'", "''"))
+
+
 def name_filter(name: str) -> str:
     """MLflow's filter for the versions of a registered model."""
-    return "name = '{}'".format(name.replace("'", "''"))
+    return f"name = {literal(name)}"
 
 
 def registered_version(name: str, version: int | str) -> ModelVersion:

@@ -157,8 +157,13 @@ def test_the_evaluation_data_is_a_dataset_of_the_run(store):
     (child,) = mlflow.search_runs(
         filter_string="attributes.run_name = 'evaluate onnxruntime-cpu/fp32'", output_format="list"
     )
-    (inherited,) = store.get_run(child.info.run_id).inputs.dataset_inputs
+    inputs = store.get_run(child.info.run_id).inputs
+    (inherited,) = inputs.dataset_inputs
     assert inherited.dataset.digest == entry.dataset.digest
+    (model,) = (store.get_logged_model(each.model_id) for each in inputs.model_inputs)
+    on = {metric.key: metric.dataset_digest for metric in model.metrics}
+    assert on["task/accuracy"] == entry.dataset.digest
+    assert on["latency/p50_ms"] is None
     with mlflow.start_run() as run:
         log(module, targets=())
     assert store.get_run(run.info.run_id).inputs.dataset_inputs == []
@@ -306,8 +311,9 @@ def test_a_failure_while_packaging_leaves_the_model_failed_and_says_why(store, m
 def test_a_model_in_training_mode_is_logged_in_evaluation_mode_and_gets_its_mode_back(store):
     module = net().train()
     module.body[1].eval()  # a batch norm that was frozen on purpose
-    with pytest.warns(UserWarning, match="training mode"):
+    with pytest.warns(UserWarning, match="training mode") as warned:
         info = log(module, targets=(), precisions=("fp32",))
+    assert {each.filename for each in warned if "training mode" in str(each.message)} == {__file__}
     assert module.training
     assert module.body[3].training
     assert not module.body[1].training

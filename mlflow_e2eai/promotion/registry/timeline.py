@@ -21,6 +21,7 @@ from mlflow_e2eai.report.formats import moment_text
 from mlflow_e2eai.report.text import align
 from mlflow_e2eai.tracking.console import quiet_mlflow
 from mlflow_e2eai.tracking.server import check_server, failure_reason, is_missing
+from mlflow_e2eai.tracking.versions import literal
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -254,10 +255,9 @@ def decision_runs(registered: RegisteredModel) -> list[Run]:
     ]
     if not experiments:
         return []
-    quoted = registered.name.replace("'", "''")
     runs: list[Run] = mlflow.search_runs(
         experiments,
-        filter_string=f"tags.`{MODEL}` = '{quoted}'",
+        filter_string=f"tags.`{MODEL}` = {literal(registered.name)}",
         order_by=["attributes.start_time ASC"],
         output_format="list",
     )

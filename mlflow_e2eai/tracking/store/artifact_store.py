@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-import warnings
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,7 +24,7 @@ from mlflow_e2eai.artifacts.values import EngineArtifact, OnnxArtifact, Tensors
 from mlflow_e2eai.bundle.manifest import EXAMPLE
 from mlflow_e2eai.engine.request import key_of
 from mlflow_e2eai.engine.timing_cache import SUFFIX as TIMINGS_SUFFIX
-from mlflow_e2eai.errors import ArtifactError, TrackingError
+from mlflow_e2eai.errors import ArtifactError, TrackingError, brief, warn_caller
 from mlflow_e2eai.tracking.lineage import (
     ERROR,
     MLMODEL_SHA256,
@@ -127,9 +126,8 @@ def _same(one: Tensors, other: Tensors) -> bool:
 
 def warn_skipped(kind: str, model: LoggedModel, error: Exception) -> None:
     """Warn that a model which was logged before is not taken."""
-    warnings.warn(
-        f"The {kind} that was logged before ({model.model_id}) cannot be reused: {error}",
-        stacklevel=3,
+    warn_caller(
+        f"The {kind} that was logged before ({model.model_id}) cannot be reused: {brief(error)}"
     )
 
 
@@ -199,7 +197,7 @@ def fetch_timings(key: str, folder: Path) -> tuple[str, ...]:
                 run_id=run_id, artifact_path=_FILE, dst_path=str(folder / run_id)
             )
         except Exception as error:  # noqa: BLE001 - a store may raise anything, and the build goes on
-            warnings.warn(f"The timing cache of run {run_id} cannot be read: {error}", stacklevel=2)
+            warn_caller(f"The timing cache of run {run_id} cannot be read: {brief(error)}")
             continue
         Path(path).rename(folder / f"{run_id}{TIMINGS_SUFFIX}")
         fetched.append(run_id)

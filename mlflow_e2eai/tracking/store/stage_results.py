@@ -7,7 +7,6 @@ stage and the digest of its model's MLmodel, which has that of the list of all o
 from __future__ import annotations
 
 import hashlib
-import warnings
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,7 +16,7 @@ from mlflow_e2eai.artifacts.arrays import load_arrays
 from mlflow_e2eai.artifacts.files import from_json, to_json
 from mlflow_e2eai.artifacts.values import Array, EngineArtifact, OnnxArtifact
 from mlflow_e2eai.bundle.manifest import EXAMPLE
-from mlflow_e2eai.errors import ArtifactError, E2EAIError, TrackingError, brief
+from mlflow_e2eai.errors import ArtifactError, E2EAIError, TrackingError, brief, warn_caller
 from mlflow_e2eai.tracking.downloads import fetch_text
 from mlflow_e2eai.tracking.lineage import (
     MLMODEL_SHA256,
@@ -113,8 +112,7 @@ def find_result(key: str, report: type[Any], folder: Path) -> Reused | None:
             _verify_text(text, each.data.tags.get(RESULT_SHA256, ""))
             return _fetch(each, from_json(StageResult, text), report, folder / run_id)
         except (E2EAIError, UnicodeDecodeError) as error:
-            message = f"The result of run {run_id} cannot be reused: {brief(error)}"
-            warnings.warn(message, stacklevel=2)
+            warn_caller(f"The result of run {run_id} cannot be reused: {brief(error)}")
     return None
 
 
