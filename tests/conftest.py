@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import functools
 import os
+import random
 import shutil
 import sqlite3
 import sys
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 
+import numpy as np
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from mlflow_e2eai.artifacts.machine import driver_version, gpu_name
 
@@ -20,9 +22,11 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # wait: training the demo's model beside other tests took 13 to 27 s of CPU, and 3 s with one.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# A busy machine is no failure. `make test-slow` looks longer.
-settings.register_profile("short", deadline=None, max_examples=40)
-settings.register_profile("long", deadline=None, max_examples=500)
+# A busy machine is no failure. `make test` draws the same examples every time; `make test-slow`
+# draws more, and others each time.
+BUSY = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("short", **BUSY, max_examples=40, derandomize=True)
+settings.register_profile("long", **BUSY, max_examples=500)
 settings.load_profile("short")
 
 
@@ -59,6 +63,7 @@ def _installed(name):
 
 
 def pytest_runtest_setup(item):
+    _seed()
     _read_the_exporters_table_once()
     if item.get_closest_marker("gpu") is None:
         return
@@ -66,6 +71,14 @@ def pytest_runtest_setup(item):
 
     if not torch.cuda.is_available():
         pytest.skip("needs an NVIDIA GPU, and PyTorch sees none")
+
+
+def _seed():
+    """Let a test draw the same numbers, whichever tests its process ran before."""
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002 - of code that draws from the global state
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
 
 
 def _read_the_exporters_table_once():

@@ -212,11 +212,11 @@ def test_sixteen_threads_of_mixed_batches_get_the_answers_that_one_gets(tmp_path
         order, calls = np.random.default_rng(seed), 0
         start.wait()
         until = time.monotonic() + seconds
-        while time.monotonic() < until:
+        while calls == 0 or time.monotonic() < until:
             at = int(order.integers(len(asked)))
             assert np.array_equal(model(asked[at])["y"], alone[at])
             calls += 1
         return calls
 
     with ThreadPoolExecutor(16) as threads:
-        assert all(calls > 0 for calls in threads.map(call, range(16)))
+        assert sum(threads.map(call, range(16))) >= 16

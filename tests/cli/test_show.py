@@ -93,7 +93,7 @@ def test_the_command_says_the_address_and_ends_with_ctrl_c(path):
     try:
         url = process.stdout.readline().strip()
         assert operators(graph_at(url)) == ["Relu"]
-        time.sleep(0.2)  # it is about to wait
+        time.sleep(1)  # it is about to wait
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=30) == main.DONE
     finally:

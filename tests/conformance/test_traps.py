@@ -540,7 +540,7 @@ def test_a_server_that_is_not_there_is_an_error_within_seconds(saved):
         began = time.monotonic()
         with pytest.raises(TrackingError, match="cannot be reached"):
             call()
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 30  # MLflow by itself tries for minutes
     assert mlflow.active_run() is None
 
 

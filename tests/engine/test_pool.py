@@ -18,7 +18,7 @@ class Context:
 
 def waiting(pool, count):
     """Wait until so many wait for the pool."""
-    until = time.monotonic() + 10
+    until = time.monotonic() + 60
     while len(pool._changed._waiters) < count and time.monotonic() < until:
         time.sleep(0.001)
 
@@ -34,11 +34,11 @@ def test_a_context_that_is_given_back_goes_to_who_waits_for_its_profile():
         waiting(pool, 2)
         pool.release(0, held[0])
         try:
-            assert mine.result(timeout=5) is held[0]
+            assert mine.result(timeout=60) is held[0]
         finally:
             pool.release(1, held[1])
             pool.release(0, held[0])
-        assert other.result(timeout=5) is held[1]
+        assert other.result(timeout=60) is held[1]
 
 
 def test_no_two_hold_one_context():

@@ -60,11 +60,11 @@ def test_blocks_in_two_threads_end_with_the_last():
     def hold():
         with quiet_mlflow():
             first_is_open.set()
-            second_has_ended.wait(timeout=10)
+            second_has_ended.wait(timeout=60)
 
     thread = threading.Thread(target=hold)
     thread.start()
-    first_is_open.wait(timeout=10)
+    first_is_open.wait(timeout=60)
     with quiet_mlflow():
         pass
     assert os.environ[BARS] == "false"
