@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from mlflow_e2eai.artifacts.files import Real
+from mlflow_e2eai.artifacts.files import Real, short_repr
 from mlflow_e2eai.errors import InvalidInputError, suggestion
 
 _HIGHEST_LEVEL = 5  # of `IBuilderConfig.builder_optimization_level`
@@ -36,6 +36,10 @@ class BuildSettings:
 
     Raises:
         InvalidInputError: A value is of another type, or out of its range.
+
+    Examples:
+        >>> BuildSettings(optimization_level=5, time_limit_s=600)
+        BuildSettings(optimization_level=5, time_limit_s=600)
     """
 
     optimization_level: int = 3
@@ -92,6 +96,10 @@ class BuildSettings:
             for each in fields(self)
             if getattr(self, each.name) != each.default
         }
+
+    def __repr__(self) -> str:
+        """The settings that differ from the default."""
+        return short_repr(self)
 
     def __str__(self) -> str:
         """The settings that differ from the default, as the command line takes them."""

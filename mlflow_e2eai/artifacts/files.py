@@ -335,6 +335,16 @@ class Summary:
         return frame(*self._table())
 
 
+def short_repr(value: Any) -> str:
+    """A dataclass as it is written: without fields that are empty or have their default."""
+    given = [
+        f"{each.name}={own!r}"
+        for each in dataclasses.fields(value)
+        if (own := getattr(value, each.name)) != each.default and own != {}
+    ]
+    return f"{type(value).__name__}({', '.join(given)})"
+
+
 def frame(kind: type, values: Sequence[Any]) -> pd.DataFrame:
     """Values of one dataclass as a DataFrame, a column for each field that is a number or text."""
     import pandas as pd

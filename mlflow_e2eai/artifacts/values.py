@@ -74,6 +74,10 @@ class Axis:
     Raises:
         InvalidInputError: The sizes are not ``1 <= min <= opt <= max`` or no multiples, the buckets
             are not in order and among them, or the name is no identifier.
+
+    Examples:
+        >>> batch = Axis("N", min=1, opt=8, max=64)
+        >>> length = Axis("T", min=32, opt=64, max=512, multiple=32, buckets=(64, 128))
     """
 
     name: str

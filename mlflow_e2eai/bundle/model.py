@@ -73,7 +73,7 @@ class Model:
             RunnerError: The model could not be run.
         """
         if others:
-            names = [spec.name for spec in self.manifest.inputs]
+            names = [spec.name for spec in self.inputs]
             msg = f"{1 + len(others)} inputs were given by position; give each by name, of {names}."
             raise InvalidInputError(msg)
         if not named:
@@ -89,6 +89,16 @@ class Model:
         device, arrays = _as_arrays(given)
         outputs = self._infer(feed(arrays, self.manifest.inputs))
         return dict(outputs) if device is None else _as_tensors(outputs, device)
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """Name, dtype and shape of each input; a dynamic axis has its name as its size."""
+        return self.manifest.inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """Name, dtype and shape of each output."""
+        return self.manifest.outputs
 
     def explain(self) -> Choice:
         """The choice of the variant, and reasons against the others; as text, a line each."""
@@ -113,13 +123,13 @@ class Model:
 
     def __repr__(self) -> str:
         """The variant and its inputs, for a prompt."""
-        inputs = ", ".join(f"{s.name}: {s.dtype}{list(s.shape)}" for s in self.manifest.inputs)
+        inputs = ", ".join(f"{s.name}: {s.dtype}{list(s.shape)}" for s in self.inputs)
         return f"<mlflow_e2eai.Model {self.variant} ({inputs})>"
 
     def _repr_html_(self) -> str:
         """The variant, why it runs, and the inputs and outputs, for a notebook."""
         line = f"Model: {self.variant}, {self.explain().reason}"
-        return html_table(line, *tensor_table(self.manifest.inputs, self.manifest.outputs))
+        return html_table(line, *tensor_table(self.inputs, self.outputs))
 
     def __enter__(self) -> Self:
         """Use the model in a with block, which frees its memory at the end."""
@@ -141,7 +151,7 @@ class Model:
         return inputs
 
     def _name_inputs(self, inputs: Any, named: Mapping[str, Any]) -> dict[str, Any]:
-        names = [spec.name for spec in self.manifest.inputs]
+        names = [spec.name for spec in self.inputs]
         tree = None if self.manifest.export is None else self.manifest.export.inputs
         if tree is not None and not _is_plain(tree):
             given = {**(inputs if isinstance(inputs, Mapping) else {}), **named}

@@ -105,6 +105,10 @@ def choose_buckets(
     Raises:
         InvalidInputError: Nothing was seen, a size or number of times is no whole number of at
             least 1, or fewer than one bucket is wanted.
+
+    Examples:
+        >>> mlflow_e2eai.choose_buckets({3: 900, 8: 50, 60: 50}, 2)
+        (3, 60)
     """
     often = dict(seen) if isinstance(seen, Mapping) else Counter(seen)
     sizes = sorted(often)

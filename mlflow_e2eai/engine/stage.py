@@ -70,6 +70,11 @@ def compile(
             own words. Or the graph is recorded as fp16 and nothing in it, or in the built engine,
             computes in fp16; or the builder crashed, was killed, or took longer than its time
             limit.
+
+    Examples:
+        >>> engine = mlflow_e2eai.compile(cleaned, "A100", out=folder / "a100.plan")
+        >>> str(engine.target)
+        'tensorrt_rtx-sm80'
     """
     if isinstance(target, str):
         target = resolve(target)

@@ -90,6 +90,11 @@ def save_model(  # noqa: D417 - `log_model` describes the shared arguments
         mlflow.exceptions.MlflowException: The path is taken, or the arguments for the environment
             contradict each other.
         E2EAIError: See `log_model`.
+
+    Examples:
+        >>> mlflow_e2eai.save_model(
+        ...     module, folder / "digits", input_example={"x": x}, evidence="quick"
+        ... )
     """
     arguments = locals()
     description = Description.of(arguments)
@@ -237,6 +242,18 @@ def log_model(
         EngineBuildError: TensorRT refuses the graph.
         MissingDependencyError: A target's TensorRT is not installed.
         TrackingError: The tracking server cannot be reached.
+
+    Examples:
+        >>> info = mlflow_e2eai.log_model(
+        ...     module,
+        ...     "digits",
+        ...     input_example={"x": x},
+        ...     dynamic_axes={"x": {0: Axis("N", min=1, opt=8, max=64)}},
+        ...     targets="A100",
+        ...     registered_model_name="digits",
+        ... )
+        >>> info.registered_model_version
+        2
     """
     arguments = locals()
     tracking.check_names(name, registered_model_name)

@@ -75,10 +75,20 @@ class FollowedModel:
         """The variant that runs."""
         return self._current.model.variant
 
-    def __call__(self, inputs: Any = None, /, **named: Any) -> dict[str, Any]:
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """The inputs, the same for every version that serves; see `Model.inputs`."""
+        return self.manifest.inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """The outputs; see `Model.outputs`."""
+        return self.manifest.outputs
+
+    def __call__(self, inputs: Any = None, /, *others: Any, **named: Any) -> dict[str, Any]:
         """Run the version that serves; see `Model`."""
         with self._in_use() as model:
-            return model(inputs, **named)
+            return model(inputs, *others, **named)
 
     def explain(self) -> Choice:
         """The choice of the variant of the version that serves; see `Model.explain`."""

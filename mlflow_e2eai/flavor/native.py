@@ -98,6 +98,11 @@ def load_model(
         ArtifactError: The model is of another flavor (a `mlflow.exceptions.MlflowException` too);
             or it is not signed, is signed by another key, or has changed since.
         E2EAIError: See `bundle.load`.
+
+    Examples:
+        >>> with mlflow_e2eai.load_model("models:/digits/2") as model:
+        ...     outputs = model(x)
+        ...     why = model.explain()
     """
     options: dict[str, Any] = {
         "variant": variant,

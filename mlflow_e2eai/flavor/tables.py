@@ -34,6 +34,10 @@ def variants(model_uri: str) -> pd.DataFrame:
     Raises:
         TrackingError: There is no such model.
         ArtifactError: The model is of another flavor, has no manifest, or has changed.
+
+    Examples:
+        >>> frame = mlflow_e2eai.variants("models:/digits/2")
+        >>> fastest = frame[frame.outcome == "passed"].sort_values("p50_ms")
     """
     with quiet_mlflow(), tempfile.TemporaryDirectory() as folder:
         files = ModelFiles(model_uri, folder)
@@ -60,6 +64,9 @@ def compare_versions(name: str, *versions: int | str) -> pd.DataFrame:
         TrackingError: There is no such version.
         ArtifactError: A version is of another flavor, has no manifest, or has changed.
         InvalidInputError: There is no version to compare.
+
+    Examples:
+        >>> frame = mlflow_e2eai.compare_versions("digits", 1, 2)
     """
     import pandas as pd
 

@@ -52,6 +52,9 @@ def export_triton(
         ArtifactError: A file is missing or has changed.
         RunnerError: A library that it needs is not allowed.
         TrackingError: There is no such model.
+
+    Examples:
+        >>> paths = mlflow_e2eai.export_triton("models:/digits/2", folder / "triton")
     """
     root = Path(repository).absolute()
     with tempfile.TemporaryDirectory() as folder, native_allowed(allow_native):

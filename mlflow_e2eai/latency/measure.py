@@ -105,6 +105,10 @@ def benchmark(
         InvalidInputError: There is nothing to measure, a count is not positive, or the clock went
             backwards in a call.
         RunnerError: `strict`, and a warm-up did not settle.
+
+    Examples:
+        >>> report = mlflow_e2eai.benchmark({"fp32": reference, "fp16": candidate}, {"x": x})
+        >>> ratio = report.ratio("fp16", "fp32")
     """
     if not candidates or rounds < 1 or warmup < 0:
         msg = (

@@ -92,6 +92,11 @@ def compare(
         InvalidInputError: `repeats` or `threads` is not positive, the precision is unknown, or a
             tolerance is not a number of at least 0 or is of an output that the reference does not
             give.
+
+    Examples:
+        >>> report = mlflow_e2eai.compare(reference, candidate, [{"x": x}], precision="fp16")
+        >>> report.passed
+        True
     """
     limits = limits_for(precision, tolerance, scales)
     if repeats < 1 or threads < 1:

@@ -122,6 +122,11 @@ def convert(
         PrecisionError: The converter failed, or wrote a graph that does not load, has another
             interface, or has nothing in the requested precision; or `source` does not run on a
             sample. Its `report` has the findings up to the failure.
+
+    Examples:
+        >>> half, report = mlflow_e2eai.convert(cleaned, "fp16", out=folder / "fp16.onnx")
+        >>> half.precision
+        'fp16'
     """
     precision = graph_precision_of(precision)
     if source.precision != "fp32":

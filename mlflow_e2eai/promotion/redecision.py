@@ -72,6 +72,10 @@ def redecide(name: str, version: int | str) -> Redecision:
         TrackingError: There is no decision about it, or a version that it was compared with is
             not there any more.
         ArtifactError: A file has changed since.
+
+    Examples:
+        >>> mlflow_e2eai.redecide("digits", 2).differs
+        False
     """
     with reported_on_stderr(), quiet_mlflow(), tempfile.TemporaryDirectory() as folder:
         check_server()

@@ -61,6 +61,11 @@ def rollback(
             meanwhile.
         ArtifactError: A file of it has changed.
         InvalidInputError: The gates are wrong.
+
+    Examples:
+        >>> move = mlflow_e2eai.rollback("digits")
+        >>> move.before, move.after
+        ('2', '1')
     """
     with (
         reported_on_stderr(),

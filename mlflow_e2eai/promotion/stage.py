@@ -127,6 +127,11 @@ def promote(
             package, or has changed since it was logged.
         TrackingError: There is no such version, the server cannot be reached, the user may not
             write there, or the alias was moved by hand meanwhile.
+
+    Examples:
+        >>> decision = mlflow_e2eai.promote("digits", 2, gates="gates.yaml")
+        >>> decision.promoted, decision.reasons
+        (True, ())
     """
     policy = read_policy(gates)
     aliases = _aliases_of(alias)

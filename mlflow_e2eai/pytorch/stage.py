@@ -191,6 +191,14 @@ def export(
         ExportError: PyTorch failed, or wrote something other than the request, or a graph
             with other numbers than the module's; with a reason for each exporter that was tried.
             Or nothing implements an operator of the graph; it names the node.
+
+    Examples:
+        >>> batch = Axis("N", min=1, opt=8, max=64)
+        >>> raw, report = mlflow_e2eai.export(
+        ...     module, {"x": x}, out=folder / "raw.onnx", dynamic_axes={"x": {0: batch}}
+        ... )
+        >>> [spec.name for spec in raw.inputs]
+        ['x']
     """
     check_opset(opset)
     module, arrays = flatten_module(model, input_example)

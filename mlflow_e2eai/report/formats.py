@@ -44,6 +44,9 @@ NONE = "\N{EN DASH}"
 NOISY_TEXT = "too noisy to tell"
 """Text for a number that was measured on a busy machine."""
 
+WIDE = 2.0
+"""Factor between the bounds of a ratio beyond which only the bounds are stated."""
+
 TIMES, MINUS = "\N{MULTIPLICATION SIGN}", "\N{MINUS SIGN}"
 
 _PLAIN_FROM, _PLAIN_BELOW = 1e-3, 1e5
@@ -162,13 +165,22 @@ def factor_text(value: float) -> str:
 
 
 def speed_text(ratio: Ratio) -> str:
-    """A ratio of times as a speed: how many times faster or slower."""
+    """A ratio of times as a speed: how many times faster or slower.
+
+    It is the interval's bounds where these are more than a factor of `WIDE` apart, as no single
+    number was measured then.
+    """
     if ratio.noisy or ratio.value <= 0:
         return factor_text(ratio.value)
+    wide = ratio.high > WIDE * ratio.low
     if ratio.equal:
-        return "the same"
-    word, factor = ("faster", 1 / ratio.value) if ratio.value < 1 else ("slower", ratio.value)
-    return f"{time_text(factor)} {TIMES} {word}"
+        return NOISY_TEXT if wide else "the same"
+    word, numbers = "slower", (ratio.low, ratio.value, ratio.high)
+    if ratio.value < 1:
+        most = 1 / ratio.low if ratio.low > 0 else math.inf
+        word, numbers = "faster", (1 / ratio.high, 1 / ratio.value, most)
+    low, factor, high = map(time_text, numbers)
+    return f"{low} to {high} {TIMES} {word}" if wide else f"{factor} {TIMES} {word}"
 
 
 def bounds_text(ratio: Ratio) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ from mlflow_e2eai.latency.report import ColdStart
 from mlflow_e2eai.precision.stage import PrecisionReport
 from mlflow_e2eai.report import formats
 from mlflow_e2eai.report.background import Background
-from mlflow_e2eai.report.facts import OUTCOMES, Origin, Ratios, ratios_of
+from mlflow_e2eai.report.facts import OUTCOMES, Origin, Ratios, Section, ratios_of
 from mlflow_e2eai.report.formats import TIMES, time_text
 from mlflow_e2eai.report.scale import drawable
 from mlflow_e2eai.report.sections.changes import (
@@ -89,23 +89,31 @@ def html(
     origin = origin or Origin()
     ratios = [Ratios(there) for there in manifest.by_machine]
     by_machine = [ratios_of(*each) for each in zip(manifest.by_machine, ratios, strict=True)]
-    sections = (
-        variants_section(manifest, by_machine),
-        changes_section(manifest, background),
-        history_section(background),
-        findings_section(manifest),
-        steps_section(manifest, ratios[0]),
-        latency_section(manifest),
-        pareto_section(manifest),
-        serving_section(manifest),
-        parity_section(manifest),
-        surgery_section(manifest.surgery),
-        precision_section(manifest),
-        interface_section(manifest),
-        lineage_section(manifest, origin),
-        environment_section(manifest),
-        reproduce_section(manifest, origin),
-    )
+    groups = {
+        "Result": (
+            variants_section(manifest, by_machine),
+            changes_section(manifest, background),
+            history_section(background),
+            findings_section(manifest),
+        ),
+        "Evidence": (
+            steps_section(manifest, ratios[0]),
+            latency_section(manifest),
+            pareto_section(manifest),
+            serving_section(manifest),
+            parity_section(manifest),
+        ),
+        "Graph": (
+            surgery_section(manifest.surgery),
+            precision_section(manifest),
+            interface_section(manifest),
+        ),
+        "Origin": (
+            lineage_section(manifest, origin),
+            environment_section(manifest),
+            reproduce_section(manifest, origin),
+        ),
+    }
     context = decision_context(manifest, decision, by_machine)
     return _page(
         "report",
@@ -115,12 +123,17 @@ def html(
         decision=_render(
             "decision", {**context, "background": background_facts(manifest, background)}
         ),
-        sections=[
-            {"key": one.key, "title": one.title, "content": _render(one.key, one.context)}
-            for one in sections
-            if one is not None
-        ],
+        groups={name: found for name, given in groups.items() if (found := _shown(given))},
     )
+
+
+def _shown(sections: Iterable[Section | None]) -> list[dict[str, str]]:
+    """The sections that there are, with their content."""
+    return [
+        {"key": one.key, "title": one.title, "content": _render(one.key, one.context)}
+        for one in sections
+        if one is not None
+    ]
 
 
 def surgery_html(

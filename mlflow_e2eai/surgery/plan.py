@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import Any, cast
 
+from mlflow_e2eai.artifacts.files import short_repr
 from mlflow_e2eai.errors import InvalidInputError, nearest
 from mlflow_e2eai.surgery.rules import RULES, Rule
 
@@ -34,6 +35,10 @@ class Step:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     required: bool = False
     call: Rule | None = None
+
+    def __repr__(self) -> str:
+        """The rule, and what is not the default."""
+        return short_repr(self)
 
     def resolve(self) -> Rule:
         """The rule, without its arguments.

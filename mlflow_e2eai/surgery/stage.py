@@ -70,6 +70,11 @@ def clean(
         InvalidInputError: The plan names an unknown rule or argument.
         SurgeryError: A rule failed or a required one found nothing, or the result has another
             interface or other numbers; then the plan is replayed to find the failing step.
+
+    Examples:
+        >>> cleaned, report = mlflow_e2eai.clean(raw, out=folder / "model.onnx", samples=[{"x": x}])
+        >>> report.nodes_after <= report.nodes_before
+        True
     """
     run = partial(attempt, source, out=out, samples=samples, reference=reference)
     try:

@@ -90,6 +90,9 @@ def test_it_serves_the_version_that_the_alias_moved_to(registry, model):
     assert (model.version, factor(model)) == ("2", pytest.approx(2))
     assert repr(model).startswith("<mlflow_e2eai.FollowedModel times@champion version 2 onnx")
     assert model.explain().reason
+    assert [each.name for each in (*model.inputs, *model.outputs)] == ["x", "output"]
+    with pytest.raises(InvalidInputError, match="give each by name"):
+        model(features(), features())
     registry.set_registered_model_alias("times", "champion", "1")
     assert model.check()
     assert factor(model) == pytest.approx(1)

@@ -80,6 +80,11 @@ def bisect(
         InvalidInputError: There are no samples, or the graph fails with every node in fp32 too:
             then the fault is not in the precision.
         RunnerError: The reference cannot run the samples.
+
+    Examples:
+        >>> found = mlflow_e2eai.bisect(cleaned, "fp16", samples=[{"x": x}])
+        >>> found.nodes
+        ()
     """
     precision = graph_precision_of(precision)
     if precision not in CONVERTERS or source.precision != "fp32":

@@ -98,6 +98,9 @@ def approve(name: str, version: int | str, *, as_: str, key: str | Path | None =
         ArtifactError: The version is no bundle of this package.
         TrackingError: There is no such version, it was rejected before, or the user may not change
             it.
+
+    Examples:
+        >>> statement = mlflow_e2eai.approve("digits", 2, as_="release")
     """
     return _state(name, version, as_, APPROVED, key)
 
@@ -106,6 +109,9 @@ def reject(name: str, version: int | str, *, as_: str, key: str | Path | None = 
     """Reject a version of a registered model for good: no gates promote it afterwards.
 
     The arguments, result and errors are those of `approve`.
+
+    Examples:
+        >>> statement = mlflow_e2eai.reject("digits", 2, as_="release")
     """
     return _state(name, version, as_, REJECTED, key)
 

@@ -116,6 +116,10 @@ def guard(name: str, *, restore: bool = False) -> GuardReport:
 
     Raises:
         TrackingError: There is no such model, or the user may not move its aliases.
+
+    Examples:
+        >>> mlflow_e2eai.guard("digits").drifted
+        ()
     """
     check_server()
     with quiet_mlflow():
@@ -164,6 +168,10 @@ def watch(name: str, *, every_s: float = 30.0, restore: bool = False) -> Iterato
     Raises:
         InvalidInputError: `every_s` is not above 0.
         TrackingError: See `guard`.
+
+    Examples:
+        >>> for report in mlflow_e2eai.watch("digits", every_s=60):
+        ...     print(report.text())  # doctest: +SKIP
     """
     check_pause(every_s)
     last = None

@@ -221,6 +221,11 @@ def explain(name: str, version: int | str) -> DecisionRecord:
     Raises:
         TrackingError: There is none, or its run is gone.
         ArtifactError: Another version of this package wrote it.
+
+    Examples:
+        >>> record = mlflow_e2eai.explain("digits", 2)
+        >>> record.outcome
+        'promoted'
     """
     check_server()
     with quiet_mlflow():

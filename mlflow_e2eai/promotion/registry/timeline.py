@@ -178,6 +178,10 @@ def history(name: str, *, alias: str | None = None, on: str | date | None = None
     Raises:
         InvalidInputError: `on` is no date.
         TrackingError: There is no such model, or it never had such an alias.
+
+    Examples:
+        >>> moves = mlflow_e2eai.history("digits", alias="champion")
+        >>> frame, text = moves.to_pandas(), moves.text()
     """
     until = None if on is None else _end_of(on)
     check_server()

@@ -29,6 +29,18 @@ class Operator:
             where a library implements it.
         torch_name: The operator of ``torch.library`` that it replaces, ``devtech::foo_op``; None
             where ``symbolic`` of a ``torch.autograd.Function`` writes it.
+
+    Examples:
+        >>> square = Operator(
+        ...     name="example::Square",
+        ...     function=(
+        ...         '<domain: "example", opset_import: ["" : 18]> '
+        ...         "Square (x) => (y) { y = Mul (x, x) }"
+        ...     ),
+        ...     torch_name="example::square",
+        ... )
+        >>> square.proto().name
+        'Square'
     """
 
     name: str

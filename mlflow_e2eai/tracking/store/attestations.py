@@ -112,6 +112,11 @@ def verify(model_uri: str | Path, *, key: str | Path | None = None) -> Verificat
             logged; or it is not signed, is signed by another key, or is not what was signed.
         InvalidInputError: The key is none.
         TrackingError: There is no such model.
+
+    Examples:
+        >>> verification = mlflow_e2eai.verify("models:/digits/2", key=folder / "key.pub")
+        >>> verification.has_signature
+        True
     """
     public = None if key is None else find_public_key(key)
     with _open(model_uri) as model:
@@ -145,6 +150,9 @@ def sign(model_uri: str | Path, key: str | Path) -> Verification:
         ArtifactError: See `verify`.
         TrackingError: There is no such model, or the user may not change it.
         MissingDependencyError: A package of the extra ``sign`` is not installed.
+
+    Examples:
+        >>> verification = mlflow_e2eai.sign("models:/digits/2", folder / "key.pem")
     """
     private = private_key(Path(key))
     with _open(model_uri) as model:

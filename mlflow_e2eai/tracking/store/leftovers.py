@@ -88,6 +88,9 @@ def tidy(*, dead_after_h: float = DEAD_AFTER_H) -> Tidied:
 
     Raises:
         TrackingError: The tracking server cannot be reached, or refuses a request.
+
+    Examples:
+        >>> ended = mlflow_e2eai.tidy(dead_after_h=1)
     """
     check_server()
     with mlflow_errors("check that your user may change these runs"):
