@@ -31,7 +31,7 @@ def _parse_seconds(text: str) -> float:
     except ValueError:
         seconds = 0.0
     if not 0 < seconds < math.inf:
-        msg = f"{text!r} is no number of seconds above 0"
+        msg = f"{text!r} is not a number of seconds above 0"
         raise InvalidInputError(msg)
     return seconds
 

@@ -207,7 +207,10 @@ def parse_alias(uri: str) -> tuple[str, str]:
     uri = str(uri)
     name, at, alias = uri.removeprefix(PREFIX).partition("@")
     if not (uri.startswith(PREFIX) and name and at and alias and "/" not in name + alias):
-        msg = f"{shown(uri)} names no alias to follow; give one as models:/digits@champion."
+        msg = (
+            f"{shown(uri)} does not name an alias to follow; "
+            "give one, such as models:/digits@champion."
+        )
         raise InvalidInputError(msg)
     return name, alias
 

@@ -53,7 +53,7 @@ def model_of(version: ModelVersion, subject: str, advice: str) -> LoggedModel:
         msg = f"{subject} cannot be read: {brief(error).rstrip('.')}; {advice}."
         raise TrackingError(msg) from error
     if model.tags.get(tracking.STAGE) != "package" or tracking.SHA256 not in model.tags:
-        msg = f"{subject} is no bundle of this package, but a plain MLflow model; {advice}."
+        msg = f"{subject} is a plain MLflow model, not a bundle of this package; {advice}."
         raise ArtifactError(msg)
     return model
 

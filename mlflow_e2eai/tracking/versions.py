@@ -108,6 +108,9 @@ def version_at(uri: str) -> ModelVersion:
         TrackingError: There is no such version.
     """
     if (names := split_version(uri)) is None:
-        msg = f"{shown(uri)} names no version; give models:/name/version or models:/name@alias."
+        msg = (
+            f"{shown(uri)} does not name a version; "
+            "give models:/name/version or models:/name@alias."
+        )
         raise InvalidInputError(msg)
     return find_version(*names)

@@ -353,7 +353,7 @@ def test_results_are_data_with_json(digits, run):
         ("explain models:/digits@nobody", main.ERROR, "There is no version '@nobody' of 'digits'"),
         ("explain digits@nobody", main.ERROR, "There is no version '@nobody' of 'digits'"),
         ("explain runs:/a/b 1", main.USAGE, "the version is given twice; leave 1 out"),
-        ("explain runs:/a/b", main.ERROR, "'runs:/a/b' names no version; give models:/name/versi"),
+        ("explain runs:/a/b", main.ERROR, "'runs:/a/b' does not name a version; give models:/na"),
         ("explain digits seven", main.USAGE, "must be a positive integer, got 'seven'"),
         ("redecide digits 3", main.ERROR, "Nothing was decided about version 3 of 'digits' yet"),
         ("history nothing", main.ERROR, "There is no registered model 'nothing'"),
@@ -366,7 +366,7 @@ def test_results_are_data_with_json(digits, run):
         ("approve digits 9 --as release", main.ERROR, "There is no version 9 of 'digits'"),
         ("guard nothing", main.ERROR, "There is no registered model 'nothing'"),
         ("guard digits --name other", main.USAGE, "the name is given twice; leave --name out"),
-        ("watch digits --every 0", main.USAGE, "'0' is no number of seconds above 0"),
+        ("watch digits --every 0", main.USAGE, "'0' is not a number of seconds above 0"),
         ("rollback digits", main.ERROR, "@champion of 'digits' pointed to no version before"),
         (
             "rollback digits --to 1",

@@ -184,7 +184,7 @@ def test_pyfunc_without_an_alias_to_follow_says_how_to_name_one(registry, uri):
 
 @pytest.mark.parametrize("uri", ["models:/times/1", "runs:/abc/times", "times", "models:/@a"])
 def test_what_has_no_alias_cannot_be_followed(uri):
-    with pytest.raises(InvalidInputError, match="names no alias to follow; give one as"):
+    with pytest.raises(InvalidInputError, match="does not name an alias to follow; give one"):
         mlflow_e2eai.load_model(uri, follow=NEVER)
 
 

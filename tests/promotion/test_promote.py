@@ -671,7 +671,9 @@ def test_a_copy_of_a_version_is_promoted_though_its_origin_was_deleted(store, go
 
 def test_what_is_no_bundle_is_not_promoted_and_the_version_is_named(store):
     plain_version(store)
-    with pytest.raises(ArtifactError, match=r"Version 1 of 'net' is no bundle of this package"):
+    with pytest.raises(
+        ArtifactError, match=r"Version 1 of 'net' is a plain MLflow model, not a bundle"
+    ):
         mlflow_e2eai.promote("net", 1, alias="other")
 
 

@@ -84,5 +84,7 @@ def test_a_version_that_is_not_there_is_one_sentence(models, name, version, word
 @pytest.mark.parametrize("text", ["digits", "a/b/c", "/1", "digits/", "@x", "a@", "C:/x"])
 def test_a_text_that_names_no_version_is_none(text):
     assert split_version(text) is None
-    with pytest.raises(InvalidInputError, match="names no version; give models:/name/version or"):
+    with pytest.raises(
+        InvalidInputError, match="does not name a version; give models:/name/version or"
+    ):
         version_at(text)

@@ -292,7 +292,7 @@ def _open(model_uri: str | Path) -> Iterator[_Downloaded]:
         return
     logged = resolve(subject)
     if logged.tags.get(STAGE) != "package" or SHA256 not in logged.tags:
-        msg = f"{subject} is no bundle of this package; give a model that log_model made."
+        msg = f"{subject} is not a bundle of this package; give a model that log_model made."
         raise ArtifactError(msg)
     with tempfile.TemporaryDirectory() as folder:
         with quiet_mlflow():

@@ -339,7 +339,7 @@ def test_a_changed_version_is_not_signed(edited, ann):
     [
         ("models:/net/7", TrackingError, "There is no model 'models:/net/7'"),
         ("nowhere", ArtifactError, "There is no bundle at 'nowhere'"),
-        (None, ArtifactError, "models:/m-.* is no bundle of this package"),
+        (None, ArtifactError, "models:/m-.* is not a bundle of this package"),
     ],
 )
 def test_what_cannot_be_signed_is_one_sentence(model, kind, sentence, store, ann):
