@@ -26,6 +26,10 @@ _log = logging.getLogger(__name__)
 _TICK_S = 0.5
 """Seconds between two drawings of the clock of a stage."""
 
+_SILENCE_S = 60.0
+"""Seconds after which a stage without a terminal has a line that it goes on; the next comes after
+twice as long."""
+
 _PACKAGE = str(Path(__file__).parents[1])
 
 
@@ -80,7 +84,8 @@ def report_stage(name: str, result: str, seconds: float, *, level: int = logging
 def timed_stage(name: str, *, level: int = logging.INFO) -> Iterator[list[str]]:
     """Report a stage when the block ends; meanwhile draw a clock on a terminal.
 
-    The line of a stage that fails is a detail: its error has a sentence of its own.
+    Elsewhere a long stage has lines that it goes on, so that a log is not silent for an hour. The
+    line of a stage that fails is a detail: its error has a sentence of its own.
 
     Args:
         name: Name of the stage.
@@ -92,7 +97,7 @@ def timed_stage(name: str, *, level: int = logging.INFO) -> Iterator[list[str]]:
     results: list[str] = []
     start = time.perf_counter()
     try:
-        with _clock(name):
+        with _clock(name, level):
             yield results
     except BaseException:
         results.append("failed")
@@ -103,22 +108,26 @@ def timed_stage(name: str, *, level: int = logging.INFO) -> Iterator[list[str]]:
 
 
 @contextmanager
-def _clock(name: str) -> Iterator[None]:
-    """Draw a name and the time that has passed, on a terminal."""
+def _clock(name: str, level: int) -> Iterator[None]:
+    """Draw a name and the time that has passed on a terminal, or report it now and then."""
     from tqdm import tqdm
 
     form = "{desc} {elapsed}"
     with tqdm(desc=f"{name:<17}", bar_format=form, leave=False, disable=_is_disabled()) as bar:
-        if bar.disable:
-            yield
-            return
         ended = threading.Event()
 
         def draw() -> None:
             while not ended.wait(_TICK_S):
                 bar.refresh()
 
-        thread = threading.Thread(target=draw, daemon=True)
+        def report() -> None:
+            pause_s = seconds = _SILENCE_S
+            while not ended.wait(pause_s):
+                report_stage(name, "still running", seconds, level=level)
+                pause_s = seconds
+                seconds += pause_s
+
+        thread = threading.Thread(target=report if bar.disable else draw, daemon=True)
         thread.start()
         try:
             yield

@@ -4,10 +4,12 @@ import io
 import logging
 import re
 import sys
+import time
 import warnings
 
 import pytest
 
+from mlflow_e2eai.runtime import progress as module
 from mlflow_e2eai.runtime.progress import (
     LOGGER,
     progress,
@@ -80,6 +82,31 @@ def test_a_terminal_shows_a_clock_while_a_stage_runs(monkeypatch):
     shown = terminal.getvalue()
     assert re.search(r"export +00:00", shown)
     assert line_of(shown.rpartition("\r")[2].rstrip("\n"))[0] == "export"
+
+
+def test_a_log_shows_that_a_long_stage_goes_on(caplog, monkeypatch):
+    monkeypatch.setattr(module, "_SILENCE_S", 0.01)
+    caplog.set_level(logging.INFO, "mlflow_e2eai")
+
+    def lines():
+        return [record.args for record in caplog.records if record.args[1] == "still running"]
+
+    until = time.monotonic() + 60
+    with timed_stage("compile"):
+        while len(lines()) < 3:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+    shown = lines()
+    assert shown[:3] == [("compile", "still running", 0.01 * times) for times in (1, 2, 4)]
+    time.sleep(0.1)
+    assert lines() == shown
+
+
+def test_a_short_stage_has_one_line(caplog):
+    caplog.set_level(logging.INFO, "mlflow_e2eai")
+    with timed_stage("compile"):
+        pass
+    assert [record.args[0] for record in caplog.records] == ["compile"]
 
 
 def test_quiet_shows_neither_lines_nor_bars(monkeypatch):
