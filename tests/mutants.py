@@ -317,6 +317,16 @@ MUTANTS = [
             "if False",
         ),
         (
+            "buffers are never poisoned",
+            "self.raw[name].fill(poison(self.raw[name]))",
+            "pass",
+        ),
+        (
+            "only calls from several threads are added",
+            "add(comparison, *self._run(sample, comparison))",
+            "self._run(sample, comparison)",
+        ),
+        (
             "threads are not tried",
             "if count == len(window) and at_once > 1 and",
             "if count != len(window) and at_once > 1 and",

@@ -696,6 +696,28 @@ def test_a_constant_of_the_candidates_own_is_left_as_it_is():
     assert np.array_equal(anchors, X)
 
 
+def test_what_is_not_written_is_seen_where_the_buffer_holds_the_right_numbers_by_luck():
+    last, calls = np.ones((3, 1), np.float32), count(1)
+    samples = [{"x": np.append(X * factor, last, axis=1)} for factor in (1, 2)]
+    buffer = np.empty_like(samples[0]["x"])
+
+    def candidate(tensors: Tensors) -> Tensors:
+        end = None if next(calls) == 1 else -1  # the last column only once
+        buffer[:, :end] = tensors["x"][:, :end]
+        return {"y": buffer}
+
+    assert "unwritten" in kinds(compare(identity, candidate, samples, threads=1))
+
+
+def test_the_calls_in_turns_are_compared_each():
+    wrong_once = on_call(lambda number: number == REPEATS + 1, lambda x: x + 1)
+
+    report = compare(identity, wrong_once, [{"x": X}, {"x": 2 * X}], threads=1)
+
+    assert not report.passed
+    assert report.calls == 2 * REPEATS
+
+
 def test_a_buffer_that_is_written_in_full_at_each_call_passes_on_one_thread():
     buffer = np.empty_like(X)
 
