@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from mlflow_e2eai.errors import E2EAIError, TrackingError, brief
 from mlflow_e2eai.runtime.storage import storage_error
 from mlflow_e2eai.runtime.termination import causes, interruption_of, release_frames
+from mlflow_e2eai.tracking.console import quiet_mlflow
 
 if TYPE_CHECKING:
     from mlflow.exceptions import MlflowException
@@ -73,7 +74,8 @@ def check_server() -> None:
     import mlflow
 
     if not lookups_are_cached():
-        _check(address(), patient=mlflow.active_run() is not None)
+        with quiet_mlflow():  # it tells of the tables of a new database
+            _check(address(), patient=mlflow.active_run() is not None)
 
 
 def responds() -> bool:

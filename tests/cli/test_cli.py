@@ -505,3 +505,17 @@ def test_a_file_without_build_settings_is_refused(tmp_path):
 def test_what_is_no_dynamic_axis_is_refused(text):
     with pytest.raises(InvalidInputError, match="is not a dynamic axis"):
         axes.parse_axes(text)
+
+
+def test_the_tables_of_a_new_database_are_no_matter_of_the_user(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "mlflow_e2eai", "history", "digits"],
+        env={**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/new.db"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == main.ERROR
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("mlflow_e2eai: There is no registered model 'digits'")
