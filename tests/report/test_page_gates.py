@@ -121,7 +121,7 @@ def test_engines_that_were_excluded_are_named_below_the_gates():
     assert NEEDED not in text
     assert (
         f"task/drop passed 0 at most 0.01 Excluded, because they were not measured: "
-        f"{ENGINE.variant} Variants"
+        f"{ENGINE.variant} Result Variants"
     ) in text
     assert "Excluded, because" not in of_policy("block")
 
