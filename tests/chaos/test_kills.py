@@ -98,7 +98,7 @@ def check_files(model):
     [pytest.param(10, marks=pytest.mark.system), pytest.param(100, marks=pytest.mark.slow)],
 )
 def test_a_pipeline_that_is_killed_again_and_again_ends_as_one_that_is_not(store, tmp_path, kills):
-    moments = random.Random(kills)
+    moments = random.Random(kills)  # noqa: S311 - moments, no secrets
     with tracking.run("source") as run_id:
         source = tracking.log_source(
             net(), {"x": features()}, name="net-source", run_id=run_id, dynamic_axes=AXES
