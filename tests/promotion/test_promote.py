@@ -455,7 +455,7 @@ def test_a_version_of_another_flavor_is_refused(store):
             registered_model_name="other",
             pip_requirements=[],
         )
-    with pytest.raises(ArtifactError, match="is no bundle"):
+    with pytest.raises(ArtifactError, match="is a plain MLflow model, not a bundle"):
         mlflow_e2eai.promote("other", 1)
 
 
