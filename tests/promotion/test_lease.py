@@ -29,7 +29,7 @@ def tags(client):
 
 def add_one(client, between):
     """Read and write, with something in between."""
-    before = int(tags(client).get(COUNT, "0"))
+    before = int(tags(client)[COUNT])
     between()
     client.set_registered_model_tag("net", COUNT, str(before + 1))
 
@@ -48,6 +48,8 @@ def add(uri, times, leased, together):
 
 
 def counted_by(processes, times, *, leased):
+    # MLflow refuses one of two that write a new tag at once, which is not what is counted here.
+    MlflowClient().set_registered_model_tag("net", COUNT, "0")
     context = multiprocessing.get_context("spawn")
     arguments = (mlflow.get_tracking_uri(), times, leased, context.Barrier(processes))
     workers = [context.Process(target=add, args=arguments) for _ in range(processes)]
@@ -65,7 +67,7 @@ def test_with_a_lease_no_write_of_another_process_is_lost(registered):
 
 
 def test_without_a_lease_writes_are_lost(registered):
-    assert counted_by(3, 4, leased=False) < 12
+    assert counted_by(3, 4, leased=False) == 4
 
 
 def test_the_entry_of_a_dead_process_is_passed_over_once_it_is_seen_to_stand_still(
