@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from mlflow_e2eai.artifacts.files import Real, short_repr
+from mlflow_e2eai.artifacts.files import Real, not_default, short_repr
 from mlflow_e2eai.errors import InvalidInputError, suggestion
 
 _HIGHEST_LEVEL = 5  # of `IBuilderConfig.builder_optimization_level`
@@ -91,11 +91,7 @@ class BuildSettings:
     @property
     def not_default(self) -> dict[str, Any]:
         """The settings that differ from the default, by name."""
-        return {
-            each.name: getattr(self, each.name)
-            for each in fields(self)
-            if getattr(self, each.name) != each.default
-        }
+        return not_default(self)
 
     def __repr__(self) -> str:
         """The settings that differ from the default."""

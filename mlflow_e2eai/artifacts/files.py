@@ -268,7 +268,6 @@ def _with_limits(schema: Any) -> Any:
 
 # Frozen values at a prompt, in a notebook and as a DataFrame.
 
-
 _DTYPES = {
     "bool": "boolean",
     "int": "Int64",
@@ -296,7 +295,6 @@ _TEXTS = (
 
 _MOST_COLUMNS, _MOST_ROWS = 10, 60
 """Size of a table in a notebook; `Summary.to_pandas` gives all of it."""
-
 
 Table: TypeAlias = tuple[type, Sequence[Any]]
 """The kind of a table's rows, which are dataclasses, and the rows."""
@@ -335,13 +333,18 @@ class Summary:
         return frame(*self._table())
 
 
-def short_repr(value: Any) -> str:
-    """A dataclass as it is written: without fields that are empty or have their default."""
-    given = [
-        f"{each.name}={own!r}"
+def not_default(value: Any) -> dict[str, Any]:
+    """The fields of a dataclass that are neither empty nor at their default, by name."""
+    return {
+        each.name: own
         for each in dataclasses.fields(value)
         if (own := getattr(value, each.name)) != each.default and own != {}
-    ]
+    }
+
+
+def short_repr(value: Any) -> str:
+    """A dataclass as it is written, with the fields of `not_default`."""
+    given = [f"{name}={own!r}" for name, own in not_default(value).items()]
     return f"{type(value).__name__}({', '.join(given)})"
 
 

@@ -219,4 +219,4 @@ def test_sixteen_threads_of_mixed_batches_get_the_answers_that_one_gets(tmp_path
         return calls
 
     with ThreadPoolExecutor(16) as threads:
-        assert sum(threads.map(call, range(16))) >= 16
+        assert all(calls > 0 for calls in threads.map(call, range(16)))

@@ -109,7 +109,7 @@ def test_a_pipeline_that_is_killed_again_and_again_ends_as_one_that_is_not(store
         # first: a version has the newest evidence, and would be another with what they measured.
         again = ["--fresh", "yes"] if at < kills / 2 else ["--registered-model-name", "net"]
         killed += attempts.kill_at(moments.randint(0, STAGES), moments.random(), *again)
-    assert killed >= kills / 3
+    assert killed >= kills / 2
     last = attempts.start("--registered-model-name", "net")
     _, shown = last.communicate(timeout=300)
     assert last.returncode == 0, shown

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import doctest
 import re
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
+from signing_keys import make_keys
 
 import mlflow_e2eai
 
@@ -38,10 +38,8 @@ def names(store, tmp_path, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
     Path("gates.yaml").write_text(GATES, encoding="utf-8")
-    key = ["openssl", "genpkey", "-algorithm", "ed25519", "-out", "key.pem"]
-    subprocess.run(key, check=True, capture_output=True)
-    public = ["openssl", "pkey", "-in", "key.pem", "-pubout", "-out", "key.pub"]
-    subprocess.run(public, check=True, capture_output=True)
+    _, public = make_keys(tmp_path / "key.pem")
+    Path("key.pub").write_text(public, encoding="utf-8")
     layers = torch.nn.Linear(64, 32), torch.nn.ReLU(), torch.nn.Linear(32, 10)
     module = torch.nn.Sequential(*layers).eval()
     x = np.random.default_rng(0).normal(size=(8, 64)).astype(np.float32)
