@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mlflow_e2eai.flavor.api import save_model as save_model
     from mlflow_e2eai.flavor.native import load_model as load_model
     from mlflow_e2eai.flavor.tables import compare_versions as compare_versions
+    from mlflow_e2eai.flavor.tables import list_versions as list_versions
     from mlflow_e2eai.flavor.tables import variants as variants
     from mlflow_e2eai.flavor.triton import export_triton as export_triton
     from mlflow_e2eai.latency.measure import benchmark as benchmark
@@ -59,6 +60,7 @@ _HOMES = {
     "export_triton": "flavor.triton",
     "guard": "promotion.registry.drift",
     "history": "promotion.registry.timeline",
+    "list_versions": "flavor.tables",
     "load_model": "flavor.native",
     "log_model": "flavor.api",
     "promote": "promotion.stage",
@@ -80,8 +82,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         msg = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(msg)
-    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    globals()[name] = value
+    value = globals()[name] = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
     return value
 
 

@@ -9,7 +9,8 @@ results     results as lines
 registry_results  those of verbs about a registered model
 clean_verb  `clean` of a model or of a file
 run_verb    `run`: the whole way in one call
-readers     `inspect` and `report`
+readers     `inspect`, `report` and `targets`
+listings    tables of versions, gates and targets as lines
 doctor      what this machine can do
 show        a graph in Netron
 """

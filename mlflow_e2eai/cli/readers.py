@@ -1,4 +1,4 @@
-"""`inspect` and `report`: what a model takes and returns, and where its page is."""
+"""`inspect`, `report` and `targets`: a model's interface, its page, and the GPUs there are."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from mlflow_e2eai import bundle, tracking
 from mlflow_e2eai.artifacts import graphs
 from mlflow_e2eai.artifacts.values import TensorSpec
 from mlflow_e2eai.bundle.manifest import Manifest
+from mlflow_e2eai.engine.targets import canonical, gpu_capabilities
+from mlflow_e2eai.engine.targets import parse as parse_target
+from mlflow_e2eai.errors import InvalidInputError
 from mlflow_e2eai.pipeline.publish import find_report
 from mlflow_e2eai.tracking.downloads import ModelFiles, fetch_text
 
@@ -107,3 +110,34 @@ def report(model_uri: str, *, browser: bool = True) -> list[Path]:
     if browser:
         webbrowser.open(page.as_uri())
     return [page]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListedGpu:
+    """A GPU by name, and what engines are built for it as.
+
+    Attributes:
+        gpu: Its name, as ``targets`` takes it.
+        capability: Its compute capability.
+        target: The target that its name stands for; None for one before Turing.
+        built: ``anywhere``, or ``on it`` where TensorRT needs such a GPU to build; None likewise.
+    """
+
+    gpu: str
+    capability: str
+    target: str | None
+    built: str | None
+
+
+def list_targets() -> list[ListedGpu]:
+    """All GPUs that are known by name, the newest compute capability first."""
+    return [_gpu(*each) for each in gpu_capabilities()]
+
+
+def _gpu(gpu: str, capability: str) -> ListedGpu:
+    try:
+        target = canonical(gpu)
+    except InvalidInputError:
+        return ListedGpu(gpu=gpu, capability=capability, target=None, built=None)
+    built = "anywhere" if parse_target(target).backend == "tensorrt_rtx" else "on it"
+    return ListedGpu(gpu=gpu, capability=capability, target=target, built=built)

@@ -89,6 +89,13 @@ REGISTRY_OPTIONS: dict[str, Option] = {
         metavar="VERSION",
         help="its version; or 'none' where the name has it",
     ),
+    "compared_versions": Option(
+        name="versions",
+        parse=lambda text: [part.strip().removeprefix("@") for part in text.split(",")],
+        default="champion,latest",
+        metavar="VERSIONS",
+        help="its versions: numbers, aliases and 'latest', comma-separated",
+    ),
     "promotion_goal": Option(
         name="goal",
         parse=parse_or("none", str),

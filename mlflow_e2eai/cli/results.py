@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shlex
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,12 +15,13 @@ from mlflow_e2eai import bundle, tracking
 from mlflow_e2eai.bundle.rows import rows_of
 from mlflow_e2eai.cli.doctor import Diagnosis
 from mlflow_e2eai.cli.main import DONE, NOT_PASSED
-from mlflow_e2eai.cli.readers import Inspection
+from mlflow_e2eai.cli.readers import Inspection, ListedGpu
 from mlflow_e2eai.evaluation.bisection.search import Bisection
 from mlflow_e2eai.evaluation.evidence import Evidence, MachineEvidence, machine_name
 from mlflow_e2eai.evaluation.gates import Decision
 from mlflow_e2eai.pipeline.publish import find_report
 from mlflow_e2eai.promotion.challengers import Contest
+from mlflow_e2eai.promotion.policy import Policy
 from mlflow_e2eai.promotion.redecision import Redecision
 from mlflow_e2eai.promotion.registry.approvals import Statement
 from mlflow_e2eai.promotion.registry.drift import GuardReport
@@ -259,7 +261,7 @@ def exit_code(result: Any) -> int:
     return DONE if passed else NOT_PASSED
 
 
-def _data(  # noqa: C901, PLR0911 - one for each kind of result
+def _data(  # noqa: C901, PLR0911, PLR0912 - one for each kind of result
     result: Any, arguments: Arguments
 ) -> dict[str, Any]:
     """The result as names and plain values."""
@@ -293,6 +295,7 @@ def _data(  # noqa: C901, PLR0911 - one for each kind of result
             | Statement()
             | GuardReport()
             | Move()
+            | Policy()
             | Tidied()
         ):
             return dataclasses.asdict(result)
@@ -313,6 +316,10 @@ def _data(  # noqa: C901, PLR0911 - one for each kind of result
             return {"paths": [str(path) for path in result]}
         case [int(), *_]:
             return {"buckets": list(result)}
+        case [ListedGpu(), *_]:
+            return {"targets": [dataclasses.asdict(each) for each in result]}
+    if hasattr(result, "to_json"):  # a DataFrame
+        return {"rows": json.loads(result.to_json(orient="records", date_format="iso"))}
     manifest = _manifest_of(result.model_uri)  # MLflow's ModelInfo of a bundle
     return {
         "model_uri": result.model_uri,

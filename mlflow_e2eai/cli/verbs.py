@@ -260,6 +260,40 @@ VERBS = {
             example="digits --to 5",
         ),
         Verb(
+            name="list",
+            summary="List the versions of a model: aliases, decisions, errors and times.",
+            function="flavor.tables:list_versions",
+            printer="cli.listings:print_frame",
+            options=("registered_model",),
+            positional=("name",),
+            example="digits",
+        ),
+        Verb(
+            name="compare",
+            summary="Show the evidence of several versions of a model side by side.",
+            function="cli.listings:compare_named",
+            printer="cli.listings:print_comparison",
+            options=("registered_model", "compared_versions"),
+            positional=("name", "versions"),
+            example="digits 1,2",
+        ),
+        Verb(
+            name="gates",
+            summary="Check a file of gates, and show the rules that it holds.",
+            function="promotion.gates_file:read_policy",
+            printer="cli.listings:print_gates",
+            options=("gates",),
+            positional=("gates",),
+            example="gates.yaml",
+        ),
+        Verb(
+            name="targets",
+            summary="List the GPUs that a target may name, and where their engines are built.",
+            function="cli.readers:list_targets",
+            printer="cli.listings:print_targets",
+            example="--json",
+        ),
+        Verb(
             name="inspect",
             summary="Show the inputs, outputs and variants of a model.",
             function="cli.readers:inspect",
@@ -326,6 +360,6 @@ VERBS = {
 CONSOLE_ONLY = {
     *("run", "inspect", "report", "export-triton", "choose-buckets", "tidy", "doctor"),
     *("show", "explain", "redecide", "history", "approve", "reject", "watch", "rollback"),
-    *("sign", "verify"),
+    *("sign", "verify", "list", "compare", "gates", "targets"),
 }
 """Verbs that are for the machine of the caller, and no entry points of MLproject."""

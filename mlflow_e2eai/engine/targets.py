@@ -174,6 +174,11 @@ def capability_of(gpu: str) -> str | None:
     return _gpus().get(_key(gpu), ("", None))[1]
 
 
+def gpu_capabilities() -> list[tuple[str, str]]:
+    """Name and compute capability of each GPU that is known by name, the newest first."""
+    return sorted(_gpus().values(), key=lambda each: -int(each[1].removeprefix("sm")))
+
+
 def _reason_impossible(target: Target) -> str | None:
     """Return the reason why a target is impossible; None if it is possible."""
     if target.backend == "tensorrt_rtx":

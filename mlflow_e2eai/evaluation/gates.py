@@ -93,6 +93,16 @@ class Gate:
             msg = f"The gate on {self.metric!r} has the limit {self.limit}; give a finite number."
             raise InvalidInputError(msg)
 
+    def __str__(self) -> str:
+        """The metric, what it is about, and the bound."""
+        scope = f" ({self.scope})" if self.scope else ""
+        return f"{self.metric}{scope}: {self.limits}"
+
+    @property
+    def limits(self) -> str:
+        """The bound, for people: ``at most 0.01``."""
+        return f"{self.bound.replace('_', ' ')} {self.limit:g}"
+
     @property
     def compares(self) -> bool:
         """Whether its metric compares with the version that holds the alias."""
@@ -326,7 +336,7 @@ def _verdict(gate: Gate, found: MetricValue | None, values: Sequence[MetricValue
     return Verdict(
         metric=gate.metric,
         found=number,
-        wanted=f"{gate.bound.replace('_', ' ')} {gate.limit:g}",
+        wanted=gate.limits,
         passed=passed,
         severity=gate.severity,
         scope=gate.scope,

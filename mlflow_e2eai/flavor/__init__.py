@@ -14,7 +14,7 @@ evaluator            `mlflow.models.evaluate` with our parity
 run_context          the GPU as tags of each run
 artifact_repository  ``e2eai:/`` URIs, which download only the loaded files
 triton               `export_triton`
-tables               `variants`, `compare_versions`
+tables               `variants`, `compare_versions`, `list_versions`
 repackage            all stages on a logged model
 """
 

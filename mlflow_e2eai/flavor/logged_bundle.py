@@ -16,6 +16,7 @@ from mlflow_e2eai.pipeline.publish import describe_run, describe_version, log_re
 from mlflow_e2eai.tracking.lineage import tag_digests
 from mlflow_e2eai.tracking.store.stage_results import STAGE_KEY, StageResult, find_logged_model
 from mlflow_e2eai.tracking.store.uploads import log_with_flavor
+from mlflow_e2eai.tracking.versions import all_versions
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -166,11 +167,7 @@ def _content(value: Any) -> Any:
 
 def _versions_of(model_id: str, name: str) -> list[ModelVersion]:
     """The versions of a registered model that are one LoggedModel, the newest first."""
-    from mlflow import MlflowClient
-
-    versions = MlflowClient().search_model_versions(f"name = '{name}'")
-    own = [each for each in versions if model_id in str(each.source)]
-    return sorted(own, key=lambda each: int(each.version), reverse=True)
+    return [each for each in all_versions(name) if model_id in str(each.source)]
 
 
 class _TaggedFlavor:

@@ -1,8 +1,9 @@
-"""`variants` and `compare_versions`: the evidence of logged models as DataFrames."""
+"""`variants`, `compare_versions` and `list_versions`: evidence and versions as DataFrames."""
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from mlflow_e2eai import bundle
@@ -11,6 +12,8 @@ from mlflow_e2eai.bundle.rows import VariantRow, rows_of
 from mlflow_e2eai.errors import InvalidInputError
 from mlflow_e2eai.tracking.console import quiet_mlflow
 from mlflow_e2eai.tracking.downloads import ModelFiles
+from mlflow_e2eai.tracking.server import mlflow_errors
+from mlflow_e2eai.tracking.versions import all_versions, literal
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -84,3 +87,85 @@ def compare_versions(name: str, *versions: int | str) -> pd.DataFrame:
     return together.astype(
         {name: "float64" for name in map(str, together) if name.startswith("task/")}
     )
+
+
+_SUMMARY = {
+    "passed": "variants/passed",
+    "failed": "variants/failed",
+    "not_measured": "variants/not_measured",
+    "max_abs_error": "parity/max_abs_error",
+    "fastest_p50_ms": "fastest/p50_ms",
+}
+"""Metric of the run that made a version, by the column that it is in."""
+
+_COUNTS = ("passed", "failed", "not_measured")
+
+
+def list_versions(name: str) -> pd.DataFrame:
+    """List the versions of a registered model as a DataFrame, the newest first.
+
+    Nothing is downloaded, and the number of requests does not grow with the versions.
+
+    Args:
+        name: The registered model.
+
+    Returns:
+        A row for each version: version, aliases (comma-separated), decision (``promoted``,
+        ``rejected``, ``withdrawn``; missing before the first), created (in UTC), the number of
+        variants that passed, failed and were not measured, the largest absolute error, the median
+        time of the fastest variant in ms, and the run that made it. What its run does not have, or
+        what was too noisy to tell, is missing.
+
+    Raises:
+        TrackingError: There is no such model, or the server does not respond.
+
+    Examples:
+        >>> frame = mlflow_e2eai.list_versions("digits")
+        >>> promoted = frame[frame.decision == "promoted"]
+    """
+    import pandas as pd
+
+    from mlflow_e2eai.promotion.registry.record import DECISION
+    from mlflow_e2eai.promotion.registry.timeline import registered_model
+
+    with quiet_mlflow(), mlflow_errors("call this again later"):
+        aliases = registered_model(name).aliases
+        found = all_versions(name)
+        runs = _metrics_by_run([version.run_id for version in found if version.run_id])
+    rows = [
+        {
+            "version": int(version.version),
+            "aliases": ", ".join(
+                sorted(alias for alias in aliases if str(aliases[alias]) == str(version.version))
+            ),
+            "decision": version.tags.get(DECISION),
+            "created": pd.Timestamp(version.creation_timestamp, unit="ms", tz="UTC"),
+            **{c: runs.get(str(version.run_id), {}).get(metric) for c, metric in _SUMMARY.items()},
+            "run_id": version.run_id or None,
+        }
+        for version in found
+    ]
+    dtypes = {
+        "version": "Int64",
+        "aliases": "string",
+        "decision": "string",
+        "created": "datetime64[ms, UTC]",
+        **{column: "Int64" if column in _COUNTS else "float64" for column in _SUMMARY},
+        "run_id": "string",
+    }
+    return pd.DataFrame(rows, columns=list(dtypes)).astype(dtypes)
+
+
+def _metrics_by_run(run_ids: Sequence[str]) -> dict[str, dict[str, float]]:
+    """The last value of each metric of the runs that are there, in one search."""
+    import mlflow
+
+    if not run_ids:
+        return {}
+    listed = ", ".join(map(literal, run_ids))
+    runs = mlflow.search_runs(
+        search_all_experiments=True,
+        filter_string=f"attributes.run_id IN ({listed})",
+        output_format="list",
+    )
+    return {run.info.run_id: run.data.metrics for run in runs}

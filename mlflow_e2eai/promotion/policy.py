@@ -149,21 +149,13 @@ def _unmeasured_verdict(engines: Sequence[EngineArtifact], severity: Severity) -
 
 def _requirement(required: RequiredTarget, manifest: Manifest, now: datetime | None) -> Verdict:
     """Whether an engine for a target passed there, of the version and the age that are wanted."""
-    wanted = [f"an engine for {required.target}"]
-    if required.precision is not None:
-        wanted.append(f"in {required.precision}")
-    wanted.append("that passed there")
-    if required.tensorrt is not None:
-        wanted.append(f"of TensorRT {required.tensorrt}")
-    if required.max_age_days is not None:
-        wanted.append(f"at most {required.max_age_days:g} days ago")
     reasons = [_why_not_met(required, engine, manifest, now) for engine in manifest.engines]
     met = sum(reason is None for reason in reasons)
     closest = min(filter(None, reasons), default=(0, "the version has no engine"))[1]
     return Verdict(
         metric=f"{REQUIRED}{required.target}",
         found=float(met),
-        wanted=" ".join(wanted),
+        wanted=str(required),
         passed=met > 0,
         severity=required.severity,
         reason=None if met else closest,

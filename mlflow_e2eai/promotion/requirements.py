@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from mlflow_e2eai.evaluation.gates import Severity
@@ -25,6 +26,18 @@ class RequiredTarget:
     max_age_days: float | None = None
     severity: Severity = "block"
 
+    def __str__(self) -> str:
+        """The whole requirement, for people."""
+        words = [f"an engine for {self.target}"]
+        if self.precision is not None:
+            words.append(f"in {self.precision}")
+        words.append("that passed there")
+        if self.tensorrt is not None:
+            words.append(f"of TensorRT {self.tensorrt}")
+        if self.max_age_days is not None:
+            words.append(f"at most {self.max_age_days:g} days ago")
+        return " ".join(words)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequiredApproval:
@@ -40,6 +53,11 @@ class RequiredApproval:
     keys: tuple[str, ...] = ()
     severity: Severity = "block"
 
+    def __str__(self) -> str:
+        """The whole requirement, for people."""
+        signed = f", {_signed_by(self.keys)}" if self.keys else ""
+        return f"the approval {self.approval}{signed}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequiredSigner:
@@ -52,3 +70,11 @@ class RequiredSigner:
 
     keys: tuple[str, ...]
     severity: Severity = "block"
+
+    def __str__(self) -> str:
+        """The whole requirement, for people."""
+        return f"files {_signed_by(self.keys)}"
+
+
+def _signed_by(keys: Iterable[str]) -> str:
+    return f"signed by {' or '.join(sorted(keys))}"

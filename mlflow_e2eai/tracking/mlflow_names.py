@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from mlflow_e2eai.errors import InvalidInputError, brief, shown
+from mlflow_e2eai.tracking.versions import literal
 
 _LONGEST = 250
 """Characters of a metric's name at most, MLflow's own limit."""
@@ -47,6 +48,7 @@ def check_names(name: str | None, registered_model_name: str | None = None) -> N
                 msg = f"{argument}={text!r} is not a name; give one without spaces at its ends."
                 raise InvalidInputError(msg)
             validate(text)
+            literal(text)  # it is searched for later
         except MlflowException as error:
             msg = f"MLflow does not take {argument}={shown(text)}: {brief(error)}"
             raise InvalidInputError(msg) from error

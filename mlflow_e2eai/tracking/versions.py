@@ -34,8 +34,16 @@ def split_version(text: str) -> tuple[str, str] | None:
 
 
 def literal(text: str) -> str:
-    """A text as it stands in a filter of MLflow."""
-    return "'{}'".format(text.replace("'", "''"))
+    """A text as it stands in a filter of MLflow, which knows no escapes: in other quotes.
+
+    Raises:
+        InvalidInputError: It has both kinds of quotes.
+    """
+    if "'" in text and '"' in text:
+        msg = f"MLflow cannot search for {shown(text)}: leave out one of the two kinds of quotes."
+        raise InvalidInputError(msg)
+    quote = '"' if "'" in text else "'"
+    return f"{quote}{text}{quote}"
 
 
 def name_filter(name: str) -> str:
@@ -71,6 +79,18 @@ def registered_version(name: str, version: int | str) -> ModelVersion:
         msg = f"{shown(text)} is no version of {shown(name)}; give a number, 'latest' or '@alias'."
         raise InvalidInputError(msg)
     return client.get_model_version(name, text)
+
+
+def all_versions(name: str) -> list[ModelVersion]:
+    """All versions of a registered model, the newest first.
+
+    Raises:
+        MlflowException: The registry does not respond.
+    """
+    from mlflow import MlflowClient
+
+    found = MlflowClient().search_model_versions(name_filter(name))
+    return sorted(found, key=lambda each: int(each.version), reverse=True)
 
 
 def find_version(name: str, version: int | str) -> ModelVersion:

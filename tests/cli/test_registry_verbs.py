@@ -7,6 +7,7 @@ import shutil
 import subprocess
 
 import mlflow
+import pandas as pd
 import pytest
 from rated_bundles import GATES, register, save
 
@@ -399,3 +400,109 @@ def test_the_result_alone_is_printed_when_it_is_to_be_quiet(digits, run):
 
     assert (code, err) == (main.DONE, "")
     assert out == "rolled back: digits 1 is champion again, before 2"
+
+
+def test_versions_are_a_table_with_the_aliases_and_the_decision(digits, run):
+    digits.set_registered_model_alias("digits", "blue", "2")
+    code, table, _ = run("list digits")
+    head, *rows = [line.split() for line in table.splitlines()]
+
+    assert code == 0
+    assert head[:4] == ["version", "aliases", "decision", "created"]
+    assert [row[0] for row in rows] == ["3", "2", "1"]
+    assert rows[1][1:3] == ["blue", "-"]
+    assert rows[2][1:3] == ["champion", "promoted"]
+
+
+@pytest.mark.usefixtures("digits")
+def test_versions_are_compared_a_line_for_each_variant_and_version(run):
+    code, table, _ = run("compare digits 1,@champion,3")
+    head, *rows = [line.split() for line in table.splitlines()]
+    own = [row for row in rows if row[1] == "onnxruntime-cpu/fp32"]
+
+    assert code == 0
+    assert {row[0] for row in own} == {"1", "champion", "3"}
+    assert "machine" not in head
+    accuracy = head.index("task/accuracy")
+    assert {row[0]: float(row[accuracy]) for row in own} == {"1": 0.9, "champion": 0.9, "3": 0.1}
+    code, text, _ = run("compare digits 1,2 --json")
+    assert {row["version"] for row in json.loads(text)["rows"]} == {"1", "2"}
+
+
+def test_a_name_with_a_quote_is_promoted_found_and_explained(digits, run, tmp_path):
+    name = "the team's digits"
+    digits.copy_model_version("models:/digits/1", name)
+    (tmp_path / "gates.yaml").write_text(json.dumps(GATES))
+
+    code, text, error = run(["promote", name, "1", "--gates", str(tmp_path / "gates.yaml")])
+    assert code == 0, error
+    assert text.splitlines()[-1] == f"promoted: {name} 1 is champion"
+    assert run(["explain", name, "1"])[0] == 0
+    assert "champion" in run(["history", name])[1]
+    assert run(["list", name])[1].splitlines()[1].split()[:3] == ["1", "champion", "promoted"]
+
+
+def test_a_time_of_a_busy_machine_is_not_compared(capsys):
+    from mlflow_e2eai.cli.listings import print_comparison
+
+    row = dict.fromkeys(("max_abs_error", "ratio", "ratio_low", "ratio_high"), 1.0)
+    about = {"variant": "a", "items": 8, "outcome": "passed", "p50_ms": 12.5, **row}
+    machines = [("1", "here", False), ("2", "there", True)]
+    rows = [{**about, "version": v, "machine": m, "busy": busy} for v, m, busy in machines]
+    print_comparison(pd.DataFrame(rows), {})
+    first, second = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+
+    assert (first[2], second[2]) == ("here", "there")
+    assert (first[6], second[6]) == ("12.5", "-")
+
+
+RULES = """
+gates:
+  - {metric: task/accuracy, at_least: 0.9, severity: warn}
+  - {metric: latency/p50_ms, at_most: 2, precision: fp16, at: 8}
+  - {metric: task/drop, at_most: 0.01, optional: true}
+  - {approval: release}
+required_targets:
+  - {target: sm89, precision: fp16, tensorrt: 1.6*, max_age_days: 30}
+unmeasured: warn
+"""
+
+
+def test_a_file_of_gates_is_checked_and_shown_rule_by_rule(run, tmp_path):
+    path = tmp_path / "gates.yaml"
+    path.write_text(RULES)
+    code, text, _ = run(["gates", str(path)])
+
+    assert code == 0
+    assert text.splitlines() == [
+        "warn    task/accuracy: at least 0.9",
+        "block   latency/p50_ms (fp16 at 8): at most 2",
+        "block   task/drop: at most 0.01; only where there is data",
+        "block   an engine for sm89 in fp16 that passed there of TensorRT 1.6* at most 30 days ago",
+        "block   the approval release",
+        "warn    engines that were not measured on a GPU of their target",
+    ]
+    path.write_text(RULES.replace("at_least: 0.9", "at_lest: 0.9"))
+    code, _, error = run(["gates", str(path)])
+    assert code == 1
+    assert "gates.yaml, line 3: 'at_lest' is no key of an entry; did you mean 'at_least'?" in error
+
+
+def test_the_gates_of_this_package_are_shown_where_no_file_is_named(run):
+    code, text, _ = run("gates")
+    assert code == 0
+    assert "block   parity/failed: at most 0" in text.splitlines()
+
+
+def test_every_gpu_is_listed_with_its_target_and_where_that_is_built(run):
+    code, text, _ = run("targets")
+    lines = {line.split()[0]: line for line in text.splitlines()}
+
+    assert code == 0
+    assert lines["sm80"].split(maxsplit=4)[1:] == ["sm80,", "built", "anywhere", "A100, A30"]
+    assert "trt:sm90, built on it" in lines["sm90"]
+    assert "too old" in lines["sm70"]
+    code, text, _ = run("targets --json")
+    rows = {row["gpu"]: row for row in json.loads(text)["targets"]}
+    assert (rows["L4"]["target"], rows["L4"]["built"]) == ("sm89", "anywhere")
+    assert rows["V100"]["target"] is None

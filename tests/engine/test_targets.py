@@ -104,7 +104,7 @@ def test_the_name_of_a_gpu_stands_for_its_compute_capability(name, target):
 
 
 def test_every_gpu_of_the_table_is_a_target_or_too_old_to_be_one():
-    for name, capability in targets._gpus().values():
+    for name, capability in targets.gpu_capabilities():
         if int(capability.removeprefix("sm")) >= 75:
             assert parse(name).compute_capability == capability
         else:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import mlflow
+import pandas as pd
 import pytest
 from small_models import AXES, features, labelled, net
 
 import mlflow_e2eai
-from mlflow_e2eai.errors import InvalidInputError
+from mlflow_e2eai.errors import InvalidInputError, TrackingError
 from mlflow_e2eai.flavor import api
 
 pytestmark = pytest.mark.usefixtures("on_threads")
@@ -76,3 +77,40 @@ def test_a_loaded_model_in_a_notebook_shows_variant_reason_inputs_and_outputs(sa
     assert CPU in page
     assert "<td>input</td><td>x</td><td>float32</td><td>[N, 8]</td>" in page
     assert "<td>output</td>" in page
+
+
+@pytest.mark.usefixtures("store")
+def test_versions_are_listed_the_newest_first_with_aliases_decision_and_summary(saved, tmp_path):
+    for _ in range(2):
+        api.log_model(saved, "net", registered_model_name="net")
+    client = mlflow.MlflowClient()
+    for alias in ("champion", "blue"):
+        client.set_registered_model_alias("net", alias, "1")
+    with mlflow.start_run() as run:
+        mlflow.log_metric("variants/passed", 3)
+        mlflow.log_metric("fastest/p50_ms", 0.25)
+    client.create_model_version("net", (tmp_path / "other").as_uri(), run.info.run_id)
+    client.set_model_version_tag("net", "3", "e2eai.decision", "rejected")
+    client.create_model_version("net", (tmp_path / "other").as_uri(), "0" * 32)
+    frame = mlflow_e2eai.list_versions("net")
+
+    assert list(frame["version"]) == [4, 3, 2, 1]
+    assert list(frame["aliases"]) == ["", "", "", "blue, champion"]
+    assert frame["decision"].to_list() == [pd.NA, "rejected", pd.NA, pd.NA]
+    assert frame["passed"].to_list()[:2] == [pd.NA, 3]
+    assert frame["fastest_p50_ms"][1] == 0.25
+    assert frame["created"].is_monotonic_decreasing
+    assert str(frame["created"].dtype) == "datetime64[ms, UTC]"
+
+
+def test_the_versions_of_another_name_are_not_listed(store):
+    for name in ("net", "net'work"):
+        store.create_registered_model(name)
+        store.create_model_version(name, "s3://there/model")
+    assert list(mlflow_e2eai.list_versions("net'work")["version"]) == [1]
+
+
+@pytest.mark.usefixtures("store")
+def test_versions_of_no_model_are_refused_by_name():
+    with pytest.raises(TrackingError, match="There is no registered model 'nobody'"):
+        mlflow_e2eai.list_versions("nobody")

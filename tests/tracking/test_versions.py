@@ -8,7 +8,7 @@ import pytest
 from mlflow_e2eai import tracking
 from mlflow_e2eai.errors import E2EAIError, InvalidInputError, TrackingError
 from mlflow_e2eai.promotion.registry.record import last_record
-from mlflow_e2eai.tracking.versions import find_version, split_version, version_at
+from mlflow_e2eai.tracking.versions import all_versions, find_version, split_version, version_at
 
 
 @pytest.fixture
@@ -24,6 +24,21 @@ def models(store):
         made[number] = model.model_id
     store.set_registered_model_alias("digits", "champion", "2")
     return made
+
+
+@pytest.mark.parametrize("name", ["net'work", 'net"work', "net work", "net''work", "né"])
+def test_a_name_with_quotes_is_found(store, name):
+    for each in (name, "net"):
+        store.create_registered_model(each)
+        store.create_model_version(each, "s3://there/model")
+    assert [version.name for version in all_versions(name)] == [name]
+    assert find_version(name, "latest").name == name
+
+
+def test_a_name_with_both_kinds_of_quotes_is_refused_before_anything_is_made(store):
+    with pytest.raises(InvalidInputError, match="leave out one of the two kinds of quotes"):
+        tracking.check_names("net", 'net\'s "work"')
+    assert store.search_registered_models() == []
 
 
 @pytest.mark.parametrize("prefix", ["models:/", ""])
