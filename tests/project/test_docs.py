@@ -35,6 +35,10 @@ def blocks(page, language):
 def commands(program):
     """The words of each command of a program, in all pages."""
     lines = [line for page in PAGES for block in blocks(page, "bash") for line in block.split("\n")]
+    for page in PAGES:
+        for block in blocks(page, "yml"):  # files of services that run jobs
+            lines += re.findall(r"- (?:run: )?(.+)$", block, re.MULTILINE)
+            lines += re.findall(r"^ +run: (.+)$", block, re.MULTILINE)
     words = [shlex.split(line, comments=True) for line in lines]
     return [each for each in words if each[:1] == [program]]
 
