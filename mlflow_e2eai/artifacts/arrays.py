@@ -86,7 +86,7 @@ def feed(tensors: Tensors, specs: Sequence[TensorSpec]) -> dict[str, Array]:
     """Check named arrays against a model's inputs, and convert them to its dtypes.
 
     float64, which NumPy and JSON make of everything, is narrowed to float32 and float16, and
-    int64, which they make of every integer, to smaller integers that hold its values; any other
+    integers come in any dtype of integers if the model's holds all their values; any other
     difference is an error.
 
     Raises:
@@ -179,15 +179,19 @@ def _fit(array: Array, spec: TensorSpec) -> Array:
         return np.asarray(array, order="C")
     if array.dtype == np.float64 and wanted.kind == "f":
         return array.astype(wanted)
-    if array.dtype == np.int64 and wanted.kind in "iu":
-        narrowed = array.astype(wanted)
-        if np.array_equal(narrowed, array):
-            return narrowed
+    if array.dtype.kind in "iu" and wanted.kind in "iu" and _holds(wanted, array):
+        return array.astype(wanted)
     msg = (
         f"Input {spec.name!r} is {array.dtype}, but {spec.dtype} is expected; convert it, for "
         f"example with .astype('{spec.dtype}')."
     )
     raise InvalidInputError(msg)
+
+
+def _holds(dtype: np.dtype[Any], array: Array) -> bool:
+    """Whether a dtype of integers holds all values of an array of integers."""
+    limits = np.iinfo(dtype)
+    return not array.size or (limits.min <= int(array.min()) and int(array.max()) <= limits.max)
 
 
 SAMPLE_BYTES = 4 << 30

@@ -24,10 +24,14 @@ def spec(dtype, shape=("N", 3), name="x"):
         (np.array([[1.5, 2, 3]], dtype=np.float64), "float16"),
         (np.array([[1, 2, 3]], dtype=np.int64), "int32"),
         (np.array([[0, 2, 255]], dtype=np.int64), "uint8"),
+        (np.array([[1, 2, 3]], dtype=np.int32), "int64"),
+        (np.array([[1, 2, 255]], dtype=np.uint8), "int16"),
+        (np.array([[1, 2, 2**63 - 1]], dtype=np.uint64), "int64"),
+        (np.zeros((0, 3), dtype=np.int64), "int8"),
         (np.array([[True, False, True]]), "bool"),
     ],
 )
-def test_what_numpy_and_json_made_too_wide_is_narrowed(array, dtype):
+def test_numbers_that_the_model_s_dtype_holds_are_converted(array, dtype):
     fed = feed({"x": array}, [spec(dtype)])["x"]
     assert fed.dtype == dtype
     np.testing.assert_array_equal(fed, array)
@@ -40,7 +44,10 @@ def test_what_numpy_and_json_made_too_wide_is_narrowed(array, dtype):
         (np.array([[1, 2, -1]], dtype=np.int64), "uint32"),
         (np.array([[1, 2, 3]], dtype=np.int64), "float32"),
         (np.array([[1.0, 2.0, 3.0]]), "int64"),
-        (np.array([[1, 2, 3]], dtype=np.int32), "int64"),
+        (np.array([[1, 2, 2**63]], dtype=np.uint64), "int64"),
+        (np.array([[1, 2, 3]], dtype=np.uint8), "float32"),
+        (np.array([[1, 2, 3]], dtype=np.float16), "float32"),
+        (np.array([[True, False, True]]), "int64"),
         (np.array([[1, 2, 3]], dtype=np.float32), "float16"),
         (np.array([[1, 0, 1]], dtype=np.int64), "bool"),
         (np.array([["1", "2", "3"]]), "float32"),
