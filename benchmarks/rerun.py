@@ -1,17 +1,17 @@
 """What a second run of a pipeline takes when nothing, or one thing, has changed.
 
-The digits model with one target on a new SQLite store, each run a process of its own: a user who
-repeats a command. The time of the call begins when MLflow and the package are imported.
+The digits model with one target on a new SQLite store, each run a process of the command line: a
+user who repeats a command. The time of the call begins when MLflow and the package are imported.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import page
@@ -22,27 +22,21 @@ MOST_SHARE, MOST_S = 0.05, 5.0
 """Goals of a run with nothing changed: its share of the first run's time, and its time."""
 
 PROGRAM = """
-import json, logging, sys, time
-import mlflow
-from mlflow_e2eai.flavor.repackage import package
-from mlflow_e2eai.tracking.console import quiet_mlflow
-logging.disable(logging.WARNING)
+import sys, time
+import mlflow, mlflow_e2eai.flavor.repackage
+from mlflow_e2eai.cli.main import main
 start = time.perf_counter()
-with quiet_mlflow():
-    package(sys.argv[1], registered_model_name="digits", **json.loads(sys.argv[2]))
-call_s = time.perf_counter() - start
-runs = mlflow.search_runs(order_by=["attributes.start_time DESC"], output_format="list")
-parent = next(run for run in runs if "mlflow.parentRunId" not in run.data.tags).info.run_id
-below = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent]
-anew = [run.info.run_name for run in reversed(below) if "e2eai.reused_from" not in run.data.tags]
-print(json.dumps({"call_s": call_s, "anew": anew}))
+code = main()
+print(time.perf_counter() - start)
+sys.exit(code)
 """
+"""The command line, with the time after its imports as its last line."""
 
-RUNS: dict[str, dict[str, object]] = {
-    "first": {},
-    "nothing changed": {},
-    "bf16 added": {"precisions": ["fp32", "fp16", "bf16"]},
-    "opset 17": {"opset": 17},
+RUNS: dict[str, tuple[str, ...]] = {
+    "first": (),
+    "nothing changed": (),
+    "bf16 added": ("--precisions", "fp32,fp16,bf16"),
+    "opset 17": ("--opset", "17"),
 }
 
 
@@ -57,19 +51,30 @@ def log(work: Path) -> str:
     return jobs.log(f"{ROOT / 'examples' / 'digits.py'}:build", name="digits")
 
 
-def run(model_id: str, settings: dict[str, object]) -> tuple[float, float, list[str]]:
+def run(model_id: str, words: Sequence[str]) -> tuple[float, float, list[str]]:
     """Seconds of a process and of its call, and the stages that it did."""
-    words = json.dumps({"targets": ["sm86"], **settings})
+    command = ["pipeline", f"models:/{model_id}", "--registered-model-name", "digits"]
     start = time.perf_counter()
     done = subprocess.run(  # noqa: S603 - this program
-        [sys.executable, "-c", PROGRAM, model_id, words],
+        [sys.executable, "-c", PROGRAM, *command, "--targets", "sm86", "--quiet", *words],
         check=True,
         capture_output=True,
         text=True,
     )
     process_s = time.perf_counter() - start
-    result = json.loads(done.stdout.splitlines()[-1])
-    return process_s, result["call_s"], result["anew"]
+    return process_s, float(done.stdout.splitlines()[-1]), _stages_done()
+
+
+def _stages_done() -> list[str]:
+    """The stages of the newest pipeline that were not linked, in their order."""
+    import mlflow
+
+    runs = mlflow.search_runs(order_by=["attributes.start_time DESC"], output_format="list")
+    parent = next(run for run in runs if "mlflow.parentRunId" not in run.data.tags).info.run_id
+    below = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent]
+    return [
+        run.info.run_name for run in reversed(below) if "e2eai.reused_from" not in run.data.tags
+    ]
 
 
 def goals(first_s: float, call_s: float, process_s: float) -> list[str]:
@@ -92,7 +97,7 @@ def main() -> None:
         os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{work}/mlflow.db"
         os.environ["MLFLOW_EXPERIMENT_NAME"] = "rerun"
         model_id = log(work)
-        taken = {name: run(model_id, settings) for name, settings in RUNS.items()}
+        taken = {name: run(model_id, words) for name, words in RUNS.items()}
     first_s = taken["first"][1]
     rows = [
         f"| {name} | {call_s:.2f} | {call_s / first_s:.1%} | {process_s:.1f} | "
