@@ -19,6 +19,7 @@ ORDER = (
     "faults",
     "fleet",
     "registry",
+    "many",
     "aa",
     "parity",
 )
