@@ -56,7 +56,7 @@ def _cells(manifest: Manifest) -> list[tuple[str, ...]]:
             "-" if row.max_abs_error is None else f"{row.max_abs_error:.1e}",
             *(f"{row.task[name]:.4f}" if name in row.task else "-" for name in tasks),
             _time(row),
-            OUTCOMES[row.outcome] + ("" if row.in_bundle else ", not in the bundle"),
+            OUTCOMES[row.outcome] + ("" if row.in_bundle else " (not shipped)"),
         )
         for there in manifest.by_machine
         for row in rows_of(there)

@@ -235,7 +235,7 @@ def test_the_raw_graph_is_shown_and_is_no_variant_of_the_bundle():
     manifest = dataclasses.replace(shown(), latency={"opt": timed(8, fast)})
     text = said(manifest)
 
-    assert f"{RAW} as exported, not in the bundle passed" in text
+    assert f"{RAW} as exported, not shipped passed" in text
     facts = text[text.index("Fastest that passed") : text.index("The gates")]
     assert CPU in facts
     assert RAW not in facts
@@ -250,8 +250,8 @@ def test_what_nobody_can_choose_is_not_on_the_front():
 
 
 def test_the_table_says_that_the_raw_graph_is_not_in_the_bundle():
-    assert "passed, not in the bundle" in table(shown())
-    assert "passed, not in the bundle |" in markdown(shown())
+    assert "passed (not shipped)" in table(shown())
+    assert "passed (not shipped) |" in markdown(shown())
 
 
 def test_a_refused_precision_has_its_line_in_every_table_with_the_reason():
