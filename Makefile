@@ -74,7 +74,7 @@ bench-gpu: $(VENV)/vision
 bench-whole: $(VENV)/models $(VENV)/olive/installed
 	python benchmarks/whole.py
 
-# Half an hour and more: 254 engines, comparing a million samples, 600 comparisons of latencies, and
+# Half an hour and more: 190 engines, comparing a million samples, 600 comparisons of latencies, and
 # 3 GB of weights, which took 7 GB of memory and 15 GB of disk.
 bench-slow: $(VENV)/installed
 	python benchmarks/many.py

@@ -24,7 +24,8 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,43 @@ def suggestion(word: object, known: Iterable[str]) -> str:
 
 class InvalidInputError(E2EAIError, ValueError):
     """An argument, input example, axis, target or file that the caller gave is wrong."""
+
+
+def require_kind(name: str, value: Any, kinds: type | tuple[type, ...], wanted: str) -> Any:
+    """Refuse an argument of another type than it must have; a bool is no number, NumPy's are.
+
+    Args:
+        name: The argument.
+        value: Its value.
+        kinds: The types that are right.
+        wanted: The end of the sentence: what to give.
+
+    Returns:
+        The value.
+
+    Raises:
+        InvalidInputError: It is of another type.
+    """
+    if isinstance(value, kinds) and (not isinstance(value, bool) or kinds is bool):
+        return value
+    if kinds is int and isinstance(value, Integral) and not isinstance(value, bool):
+        return int(value)
+    text = without_secrets(repr(value))[:100]
+    msg = f"{name} is {text}, of the type {type(value).__name__}; give {wanted}."
+    raise InvalidInputError(msg)
+
+
+def require_several(
+    name: str, values: Any, kinds: type | tuple[type, ...], wanted: str
+) -> tuple[Any, ...]:
+    """Refuse an argument that is no sequence of values of a type; see `require_kind`.
+
+    Returns:
+        The values; of a set or generator, too.
+    """
+    if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Iterable):
+        require_kind(name, values, (), wanted)
+    return tuple(require_kind(f"{name} has a value that", each, kinds, wanted) for each in values)
 
 
 class ExportError(E2EAIError):

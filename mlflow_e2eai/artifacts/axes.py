@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Iterator, Mapping
+from numbers import Integral
 from typing import TypeAlias
 
 import numpy as np
 
 from mlflow_e2eai.artifacts.arrays import check_bytes
 from mlflow_e2eai.artifacts.values import Axis, Tensors, TensorSpec
-from mlflow_e2eai.errors import InvalidInputError
+from mlflow_e2eai.errors import InvalidInputError, require_kind, shown_all
 
 
 def corners(axes: tuple[Axis, ...]) -> dict[str, dict[str, int]]:
@@ -142,7 +143,7 @@ def input_specs(example: Tensors, dynamic_axes: DynamicAxes) -> tuple[TensorSpec
     axes_of(dynamic_axes)
     if unknown := set(dynamic_axes) - set(example):
         msg = (
-            f"dynamic_axes names {sorted(unknown)}, but the inputs are {list(example)}; use the "
+            f"dynamic_axes names {shown_all(unknown)}, but the inputs are {list(example)}; use the "
             f"names of the input example."
         )
         raise InvalidInputError(msg)
@@ -167,6 +168,9 @@ def input_specs(example: Tensors, dynamic_axes: DynamicAxes) -> tuple[TensorSpec
     return tuple(specs)
 
 
+_FORM = "axes by input and position, as {'x': {0: Axis('N', min=1, opt=8, max=64)}}"
+
+
 def axes_of(dynamic_axes: DynamicAxes) -> tuple[Axis, ...]:
     """The different axes of a request, in order.
 
@@ -174,9 +178,12 @@ def axes_of(dynamic_axes: DynamicAxes) -> tuple[Axis, ...]:
         InvalidInputError: Something is not an Axis, or one name stands for two different sets of
             sizes.
     """
+    require_kind("dynamic_axes", dynamic_axes, Mapping, _FORM)
     axes: dict[str, Axis] = {}
     for name, positions in dynamic_axes.items():
-        for axis in positions.values():
+        require_kind(f"dynamic_axes[{name!r}]", positions, Mapping, _FORM)
+        for position, axis in positions.items():
+            require_kind(f"dynamic_axes[{name!r}] has the position that", position, Integral, _FORM)
             if not isinstance(axis, Axis):
                 msg = f"dynamic_axes[{name!r}] is {axis!r}; give an Axis('N', min=, opt=, max=)."
                 raise InvalidInputError(msg)

@@ -11,11 +11,12 @@ import shutil
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from os import PathLike
 from pathlib import Path
 
 from mlflow_e2eai.artifacts.files import atomic_write, sha256_of, verify
 from mlflow_e2eai.artifacts.values import Library
-from mlflow_e2eai.errors import ArtifactError, InvalidInputError, RunnerError
+from mlflow_e2eai.errors import ArtifactError, InvalidInputError, RunnerError, require_several
 
 FOLDER = "libraries"
 """Folder of libraries, next to the model that needs them."""
@@ -55,7 +56,7 @@ def describe_libraries(paths: Iterable[str | Path]) -> tuple[Library, ...]:
         InvalidInputError: One is not there, or two have one name.
     """
     libraries: dict[str, Library] = {}
-    for given in paths:
+    for given in require_several("libraries", paths, (str, PathLike), "paths, as a list"):
         path = Path(given).absolute()
         if not path.is_file():
             msg = f"There is no library {path}; give the path of a shared library."

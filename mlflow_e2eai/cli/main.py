@@ -339,7 +339,10 @@ def _how_to_go_on(words: Sequence[str]) -> list[str]:
         return []
     options = {key for key in verb.options if isinstance(key, str)}
     linked = ""
-    if "fresh" in options:
+    given = {word.partition("=")[0] for word in words}
+    if given & {"--fresh", "--rebuild"}:
+        linked = "; it does again what was done"
+    elif "fresh" in options:
         linked = "; stages that are done will be linked"
     elif options & {"targets", "compile_targets"}:
         linked = "; engines that are built already will be linked"

@@ -99,6 +99,11 @@ def parse_whole(text: str) -> int:
     return int(text)
 
 
+def parse_days(text: str) -> int:
+    """Read a whole number of days; 0 is less than any age."""
+    return 0 if text == "0" else parse_whole(text)
+
+
 def parse_yes(text: str) -> bool:
     """Read ``yes`` or ``no``."""
     if text not in ("yes", "no"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,15 @@ from mlflow_e2eai.artifacts.build_settings import DEFAULT_BUILD, BuildSettings
 from mlflow_e2eai.artifacts.libraries import describe_libraries
 from mlflow_e2eai.artifacts.values import Precision, precision_of
 from mlflow_e2eai.engine.targets import canonical, check_anywhere, check_here
-from mlflow_e2eai.errors import InvalidInputError, suggestion
+from mlflow_e2eai.errors import InvalidInputError, require_kind, require_several
 from mlflow_e2eai.evaluation.effort import EFFORTS, EvidenceLevel
 from mlflow_e2eai.pipeline.options import (
+    Option,
     option,
+    options_of,
     parse_build_settings,
     parse_choice,
-    parse_names,
+    parse_days,
     parse_nodes,
     parse_paths,
     parse_plan,
@@ -28,7 +31,7 @@ from mlflow_e2eai.pipeline.options import (
     parse_whole,
     parse_yes,
 )
-from mlflow_e2eai.pytorch.operators.operator import Operator
+from mlflow_e2eai.pytorch.operators.operator import Operator, check_operators
 from mlflow_e2eai.pytorch.stage import DEFAULT_OPSET, EXPORTERS, Exporter
 from mlflow_e2eai.runtime.ort import check_opset
 from mlflow_e2eai.surgery.plan import DEFAULT_PLAN, plan_from
@@ -148,9 +151,10 @@ class Settings:
     )
     evidence_days: int = option(
         EVIDENCE_DAYS,
-        parse_whole,
+        parse_days,
         metavar="DAYS",
-        help="days after which the evidence of an earlier run is too old to be linked",
+        help="days after which the evidence of an earlier run is too old to be linked; 0 measures "
+        "again",
     )
 
     @classmethod
@@ -159,22 +163,22 @@ class Settings:
         return cls(**{field.name: arguments[field.name] for field in fields(cls)})
 
     def __post_init__(self) -> None:
-        for name in _SEVERAL:
-            given = getattr(self, name)
-            several = parse_names(given) if isinstance(given, str) else given
-            object.__setattr__(self, name, tuple(several))
+        # All of it before any work: a slip must not show after the export only.
+        for name, declared in options_of(Settings).items():
+            object.__setattr__(self, name, _value_of(declared, getattr(self, name)))
+        if self.dynamic_axes is not None:
+            axes_of(self.dynamic_axes)
+        if self.output_names is not None:
+            require_several("output_names", self.output_names, str, "a name for each output")
         object.__setattr__(self, "surgery", plan_from(self.surgery))
-        if self.evidence not in EFFORTS:
-            msg = (
-                f"There is no level of evidence {self.evidence!r}; "
-                f"{suggestion(self.evidence, EFFORTS)}"
-            )
-            raise InvalidInputError(msg)
-        # All of it before any work: a typing error must not show after the export only.
+        object.__setattr__(self, "operators", check_operators(self.operators))
         object.__setattr__(self, "precisions", tuple(map(precision_of, self.precisions)))
         # Two GPUs of one compute capability are one target.
         object.__setattr__(self, "targets", tuple(dict.fromkeys(map(canonical, self.targets))))
         check_opset(self.opset)
+        if any(size < 1 for size in self.batch_sizes):
+            msg = f"batch_sizes is {list(self.batch_sizes)}; give sizes of at least 1."
+            raise InvalidInputError(msg)
         check_anywhere(self.targets, libraries=describe_libraries(self.plugin_libraries))
         if "tf32" in self.precisions and not self.targets:
             msg = (
@@ -182,8 +186,6 @@ class Settings:
                 "targets to build engines for, or leave tf32 out."
             )
             raise InvalidInputError(msg)
-        for operator in self.operators:
-            operator.proto()
         describe_libraries(self.operator_libraries)
         for step in self.surgery:
             step.bound()
@@ -212,13 +214,37 @@ class Settings:
         check_here(self.targets, settings=self.build_settings, libraries=libraries)
 
 
-_SEVERAL = (
-    "operators",
-    "operator_libraries",
-    "plugin_libraries",
-    "precisions",
-    "targets",
-    "keep_fp32",
-    "batch_sizes",
-)
-"""Fields that a caller may give as any sequence."""
+_SEVERAL: Mapping[str, tuple[type | tuple[type, ...], str]] = {
+    "operator_libraries": ((str, PathLike), "paths of shared libraries"),
+    "plugin_libraries": ((str, PathLike), "paths of shared libraries"),
+    "precisions": (object, "names such as ('fp32', 'fp16')"),
+    "targets": (str, "names such as ('A100', 'sm86')"),
+    "keep_fp32": (str, "names of nodes"),
+    "batch_sizes": (int, "numbers such as (16, 32)"),
+}
+"""What is in fields that a caller may give as any sequence, and what to give."""
+
+_ONE: Mapping[str, tuple[type, str]] = {
+    "opset": (int, f"a number such as {DEFAULT_OPSET}"),
+    "evidence": (str, "one of " + ", ".join(EFFORTS)),
+    "exporter": (str, "one of " + ", ".join(EXPORTERS)),
+    "build_settings": (BuildSettings, "mlflow_e2eai.BuildSettings(...)"),
+    "rebuild": (bool, "True or False"),
+    "fresh": (bool, "True or False"),
+    "evidence_days": (int, "a number of days"),
+}
+
+
+def _value_of(declared: Option, value: Any) -> Any:
+    """The value of a field, which may be given in its text form too."""
+    name = declared.argument
+    if isinstance(value, str):
+        try:
+            value = declared.parse(value)
+        except InvalidInputError as error:
+            msg = f"{name}: {str(error).rstrip('.')}"
+            msg += "" if msg.endswith("?") else "."
+            raise InvalidInputError(msg) from error
+    if name in _SEVERAL:
+        return require_several(name, value, *_SEVERAL[name])
+    return require_kind(name, value, *_ONE[name]) if name in _ONE else value

@@ -7,6 +7,8 @@ import shlex
 from collections.abc import Sequence
 
 from mlflow_e2eai.bundle.manifest import Manifest
+from mlflow_e2eai.engine.targets import canonical
+from mlflow_e2eai.errors import InvalidInputError
 from mlflow_e2eai.evaluation.gates import Decision, Verdict
 from mlflow_e2eai.promotion.metrics import NOISY, unmeasured_engines
 from mlflow_e2eai.promotion.policy import REQUIRED, UNMEASURED
@@ -67,5 +69,13 @@ def _on_gpu(again: str, targets: Sequence[str]) -> str:
     gpus = " or ".join(targets)
     return (
         f"On a machine with a GPU of {gpus}, or with --executor ray: {again} --targets "
-        f"{','.join(targets)}"
+        f"{','.join(map(_target, targets))}"
     )
+
+
+def _target(name: str) -> str:
+    """The target that a gate names; a compute capability is TensorRT's where RTX lacks it."""
+    try:
+        return canonical(name)
+    except InvalidInputError:
+        return f"trt:{name}"

@@ -21,7 +21,13 @@ from mlflow_e2eai.artifacts.graphs import only_new_garbage
 from mlflow_e2eai.artifacts.sampler import resample, with_samples
 from mlflow_e2eai.artifacts.values import Axis, Library, OnnxArtifact, Tensors, TensorSpec
 from mlflow_e2eai.artifacts.weight_files import is_large, staging_path
-from mlflow_e2eai.errors import ExportError, InvalidInputError, suggestion, warn_caller
+from mlflow_e2eai.errors import (
+    ExportError,
+    InvalidInputError,
+    require_several,
+    suggestion,
+    warn_caller,
+)
 from mlflow_e2eai.pytorch import operators as custom
 from mlflow_e2eai.pytorch import pytree
 from mlflow_e2eai.pytorch.exporters import (
@@ -201,6 +207,7 @@ def export(
         ['x']
     """
     check_opset(opset)
+    operators = custom.check_operators(operators)
     module, arrays = flatten_module(model, input_example)
     attempts = _attempts(exporter, module, opset)
     libraries = custom.load_libraries(operator_libraries)
@@ -382,7 +389,8 @@ def _output_names(
     """Name of each output; one that equals an input's name gets a suffix."""
     own = pytree.names(returned)
     names = [f"output.{name}" if name in inputs else name for name in own]
-    names = names if wanted is None else list(wanted)
+    if wanted is not None:
+        names = list(require_several("output_names", wanted, str, "a name for each output"))
     if len(names) != len(own) or len(set(names)) != len(names):
         msg = f"output_names is {list(names)}, but forward returns {len(own)} outputs."
         raise InvalidInputError(msg)

@@ -24,7 +24,7 @@ from mlflow_e2eai.artifacts.libraries import loadable
 from mlflow_e2eai.artifacts.machine import has_gpu
 from mlflow_e2eai.artifacts.values import Infer, Library, Tensors
 from mlflow_e2eai.artifacts.weight_files import has_weight_files
-from mlflow_e2eai.errors import InvalidInputError, RunnerError
+from mlflow_e2eai.errors import InvalidInputError, RunnerError, require_kind
 from mlflow_e2eai.runtime import emulation
 from mlflow_e2eai.runtime.crashes import before_native, write_session
 
@@ -59,9 +59,10 @@ def check_opset(opset: int) -> None:
     """Refuse a version of the ONNX operator set that cannot be written or run here.
 
     Raises:
-        InvalidInputError: It is too old for PyTorch, or too new for the installed onnx or ONNX
-            Runtime.
+        InvalidInputError: It is no number, too old for PyTorch, or too new for the installed onnx
+            or ONNX Runtime.
     """
+    require_kind("opset", opset, int, f"a number, such as {FIRST_OPSET}")
     if FIRST_OPSET <= opset <= _LATEST_TRIED:
         return
     newest = _newest_opset()

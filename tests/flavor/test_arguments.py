@@ -2,16 +2,19 @@
 
 import dataclasses
 import inspect
+import math
 import re
 
 import mlflow
 import mlflow.onnx
+import numpy as np
 import pytest
 import torch
-from small_models import features, net
+from small_models import AXES, features, net
 
 import mlflow_e2eai
-from mlflow_e2eai.errors import InvalidInputError
+from mlflow_e2eai import BuildSettings
+from mlflow_e2eai.errors import E2EAIError, InvalidInputError
 from mlflow_e2eai.flavor import repackage
 from mlflow_e2eai.flavor.mlmodel import Description
 from mlflow_e2eai.pipeline.options import options_of
@@ -69,6 +72,60 @@ def test_the_default_of_an_option_is_the_text_form_of_the_fields(option):
 )
 def test_precisions_and_gpus_go_by_the_names_that_people_use(given, meant):
     assert Settings(**given) == Settings(**meant)
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ({"dynamic_axes": "x:0=N:1:4:16"}, {"dynamic_axes": AXES}),
+        ({"opset": "19"}, {"opset": 19}),
+        ({"opset": np.int64(19)}, {"opset": 19}),
+        ({"batch_sizes": "16,32"}, {"batch_sizes": (16, 32)}),
+        ({"batch_sizes": np.array([16, 32])}, {"batch_sizes": (16, 32)}),
+        ({"build_settings": "threads=2"}, {"build_settings": BuildSettings(threads=2)}),
+        ({"rebuild": "no"}, {"rebuild": False}),
+        ({"evidence_days": "0"}, {"evidence_days": 0}),
+    ],
+    ids=str,
+)
+def test_a_setting_is_taken_in_the_text_form_of_the_command_line_too(given, meant):
+    assert Settings(**given) == Settings(**meant)
+
+
+WRONG = [
+    *(3, -1, 0.5, math.nan, True, None, "x", b"x", object(), (), ["x"], [1], [-1], [None], {}),
+    *({"x": 1}, {1: 2}, {"x": {0: "N"}}, {"x": {"a": AXES["x"][0]}}, [{}]),
+]
+
+
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Settings)])
+def test_a_value_of_any_type_is_taken_or_refused_in_a_sentence(name):
+    refused = []
+    for value in WRONG:
+        try:
+            Settings(**{name: value})
+        except E2EAIError as error:
+            refused.append(str(error))
+    assert all(sentence.endswith((".", "?")) for sentence in refused), refused
+    assert len(refused) > (5 if name != "samples_at" else -1)
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"opset": [18]}, "opset is [18], of the type list; give a number such as 18."),
+        ({"rebuild": 1}, "rebuild is 1, of the type int; give True or False."),
+        ({"targets": 3}, "targets is 3, of the type int; give names such as ('A100', 'sm86')."),
+        ({"targets": [80]}, "targets has a value that is 80, of the type int; give names"),
+        ({"batch_sizes": [0]}, "batch_sizes is [0]; give sizes of at least 1."),
+        ({"dynamic_axes": ["x"]}, "dynamic_axes is ['x'], of the type list; give axes by input"),
+        ({"operators": ["x"]}, "operators has a value that is 'x', of the type str; give mlflow_e"),
+    ],
+    ids=str,
+)
+def test_a_value_of_another_type_is_named_with_what_to_give(given, sentence):
+    with pytest.raises(InvalidInputError, match=re.escape(sentence)):
+        Settings(**given)
 
 
 @pytest.mark.parametrize(

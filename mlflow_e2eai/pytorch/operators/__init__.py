@@ -7,6 +7,6 @@ implementations  implementations of an operator: a library, or functions in the 
 """
 
 from mlflow_e2eai.pytorch.operators.implementations import load_libraries, unimplemented_operators
-from mlflow_e2eai.pytorch.operators.operator import Operator, carry, load, save
+from mlflow_e2eai.pytorch.operators.operator import Operator, carry, check_operators, load, save
 from mlflow_e2eai.pytorch.operators.symbolic import check_no_python, keep_symbolic, record_applied
 from mlflow_e2eai.pytorch.operators.translation import translate_operators

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from mlflow_e2eai.artifacts import graphs
-from mlflow_e2eai.errors import ExportError, InvalidInputError
+from mlflow_e2eai.errors import ExportError, InvalidInputError, require_several
 
 if TYPE_CHECKING:
     import onnx
@@ -74,6 +74,20 @@ class Operator:
             msg = f"The function of {self.name} is named {name}; give both the same name."
             raise InvalidInputError(msg)
         return cast("onnx.FunctionProto", function)
+
+
+def check_operators(operators: Any) -> tuple[Operator, ...]:
+    """Refuse what is no list of operators, and functions that are not valid.
+
+    Raises:
+        InvalidInputError: A value is no `Operator`, or its function is not valid.
+    """
+    several: tuple[Operator, ...] = require_several(
+        "operators", operators, Operator, "mlflow_e2eai.Operator(...), as a list"
+    )
+    for operator in several:
+        operator.proto()
+    return several
 
 
 def carry(path: Path, operators: Sequence[Operator]) -> None:
