@@ -32,12 +32,13 @@ def native_allowed(names: Collection[str]) -> Iterator[None]:
         names: File names, for example ``libortextensions.so``.
 
     Raises:
-        InvalidInputError: It is one text, or a path.
+        InvalidInputError: It is no list of names, or one is a path.
     """
-    if isinstance(names, str) or any("/" in name for name in names):
+    several = require_several("allow_native", names, str, "a list of file names")
+    if any("/" in name for name in several):
         msg = f"allow_native is {names!r}; give a list of file names, without folders."
         raise InvalidInputError(msg)
-    token = _ALLOWED.set(_ALLOWED.get() | frozenset(names))
+    token = _ALLOWED.set(_ALLOWED.get() | frozenset(several))
     try:
         yield
     finally:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias, cast
 
 from mlflow_e2eai.artifacts.files import Summary, Table
-from mlflow_e2eai.errors import E2EAIError, InvalidInputError, nearest
+from mlflow_e2eai.errors import E2EAIError, InvalidInputError, nearest, require_kind
 
 Aim: TypeAlias = Literal["latency", "throughput", "memory"]
 
@@ -33,6 +33,7 @@ class Goal:
         Raises:
             InvalidInputError: It is none of these.
         """
+        require_kind("goal", text, str, "'latency', 'latency@8', 'throughput' or 'memory'")
         match = re.fullmatch(r"(latency|throughput|memory)|latency@([1-9]\d*)", text)
         if match is None:
             near = nearest(text, ("latency", "throughput", "memory"))

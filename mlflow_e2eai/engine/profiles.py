@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 from mlflow_e2eai.artifacts.files import parse_json, read_text
 from mlflow_e2eai.artifacts.values import Axis, Tensors, TensorSpec
-from mlflow_e2eai.errors import ArtifactError, InvalidInputError
+from mlflow_e2eai.errors import ArtifactError, InvalidInputError, require_kind, require_several
 
 Profile: TypeAlias = Mapping[str, tuple[int, int, int]]
 """min, opt and max by the name of an axis."""
@@ -110,7 +110,14 @@ def choose_buckets(
         >>> mlflow_e2eai.choose_buckets({3: 900, 8: 50, 60: 50}, 2)
         (3, 60)
     """
-    often = dict(seen) if isinstance(seen, Mapping) else Counter(seen)
+    sizes_of_calls = require_several(
+        "seen", [*seen] if isinstance(seen, Mapping) else seen, int, "sizes of calls"
+    )
+    often = dict(seen) if isinstance(seen, Mapping) else Counter(sizes_of_calls)
+    require_several("seen", often.values(), int, "numbers of calls by size")
+    count = require_kind("count", count, int, "a number of buckets")
+    if not callable(cost):
+        require_kind("cost", cost, (), "a function of a size")
     sizes = sorted(often)
     if not sizes or sizes[0] < 1 or min(often.values()) < 1:
         msg = f"Buckets are chosen from the sizes of real calls, but {often or 'none'} was given."

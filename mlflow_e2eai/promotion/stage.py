@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
-from mlflow_e2eai.errors import E2EAIError, InvalidInputError, TrackingError, brief, shown
+from mlflow_e2eai.errors import (
+    E2EAIError,
+    InvalidInputError,
+    TrackingError,
+    brief,
+    require_several,
+    shown,
+)
 from mlflow_e2eai.evaluation.gates import Decision, Gate
 from mlflow_e2eai.fleet.job import Executor
 from mlflow_e2eai.promotion.challenge import Challenge, Outcome
@@ -255,10 +262,8 @@ def _aliases_of(alias: str | Sequence[str]) -> tuple[str, ...]:
     Raises:
         InvalidInputError: There is none, or one cannot be an alias.
     """
-    several: Iterable[Any] = (
-        alias if isinstance(alias, Sequence) and not isinstance(alias, str) else (alias,)
-    )
-    aliases = tuple(dict.fromkeys(several))
+    several = [alias] if isinstance(alias, str) else alias
+    aliases = tuple(dict.fromkeys(require_several("alias", several, str, "names of aliases")))
     if not aliases:
         msg = "The list of aliases is empty; give one such as 'champion'."
         raise InvalidInputError(msg)

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from mlflow_e2eai.artifacts.files import read_text, reading_error
-from mlflow_e2eai.errors import ArtifactError, InvalidInputError, MissingDependencyError, brief
+from mlflow_e2eai.errors import (
+    ArtifactError,
+    InvalidInputError,
+    MissingDependencyError,
+    brief,
+    require_kind,
+)
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import (
@@ -72,6 +79,7 @@ def find_public_key(key: str | Path) -> PublicKey:
     Raises:
         InvalidInputError: There is no such file, or it is no public key.
     """
+    require_kind("key", key, (str, PathLike), "a public key, or the path of its file")
     if isinstance(key, str) and key.lstrip().startswith(_PUBLIC_STARTS):
         return public_key(key)
     try:
@@ -80,13 +88,14 @@ def find_public_key(key: str | Path) -> PublicKey:
         raise InvalidInputError(str(error)) from error
 
 
-def private_key(path: Path) -> PrivateKey:
+def private_key(path: str | Path) -> PrivateKey:
     """Read a private key without a password, in OpenSSH's format or PEM.
 
     Raises:
         InvalidInputError: It cannot be read, or is of another kind than Ed25519 and P-256.
         MissingDependencyError: The package cryptography is not installed.
     """
+    path = Path(require_kind("key", path, (str, PathLike), "the path of a private key"))
     serialization = _serialization()
     try:
         text = path.expanduser().read_bytes()
@@ -107,7 +116,7 @@ def private_key(path: Path) -> PrivateKey:
     return key  # type: ignore[no-any-return]  # as above
 
 
-def sign(path: Path, message: bytes) -> str:
+def sign(path: str | Path, message: bytes) -> str:
     """The signature of a message by the private key in a file, in base64."""
     return sign_with(private_key(path), message)
 

@@ -151,7 +151,7 @@ def _state(
         at=now_text(),
     )
     if key is not None:
-        statement = dataclasses.replace(statement, signature=sign(Path(key), statement.message()))
+        statement = dataclasses.replace(statement, signature=sign(key, statement.message()))
     client = MlflowClient()
     try:
         # The statement first: a word without one does not count.

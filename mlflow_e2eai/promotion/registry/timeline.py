@@ -355,7 +355,7 @@ def _end_of(on: str | date) -> datetime:
             moment = datetime.fromisoformat(on.strip())
         else:
             return _end_of(date.fromisoformat(on.strip()))
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, TypeError) as error:
         msg = f"{on!r} is no date; give one such as 2026-11-30, or 2026-11-30T12:00:00+00:00."
         raise InvalidInputError(msg) from error
     return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)

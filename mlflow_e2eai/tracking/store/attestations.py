@@ -154,7 +154,7 @@ def sign(model_uri: str | Path, key: str | Path) -> Verification:
     Examples:
         >>> verification = mlflow_e2eai.sign("models:/digits/2", folder / "key.pem")
     """
-    private = private_key(Path(key))
+    private = private_key(key)
     with _open(model_uri) as model:
         digests = model.verify(anew=True)
         run = BuildRun() if model.logged is None else _build_run(model.logged)
