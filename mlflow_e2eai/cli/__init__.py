@@ -10,7 +10,7 @@ registry_results  those of verbs about a registered model
 clean_verb  `clean` of a model or of a file
 run_verb    `run`: the whole way in one call
 readers     `inspect`, `report` and `targets`
-listings    tables of versions, gates and targets as lines
+listings    results of `list`, `compare`, `targets` and `gates` as tables
 doctor      what this machine can do
 show        a graph in Netron
 """

@@ -1,4 +1,4 @@
-"""`versions`, `compare`, `targets` and `gates`: what there is, as tables."""
+"""Results of `list`, `compare`, `targets` and `gates` as tables."""
 
 from __future__ import annotations
 
