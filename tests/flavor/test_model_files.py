@@ -3,13 +3,12 @@
 import dataclasses
 import os
 import re
-import signal
-import socket
 import subprocess
 import sys
 import time
 import tomllib
 import urllib.request
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +20,7 @@ from mlflow.store.artifact.artifact_repository_registry import (
     get_registered_artifact_repositories,
 )
 from multiplying_bundles import CPU32, TIMES, X, engine, graph, manifest
+from tracking_servers import tracking_server
 
 import mlflow_e2eai
 from mlflow_e2eai import bundle
@@ -40,40 +40,8 @@ ENGINE_BYTES = 300_000
 def served(tmp_path_factory) -> Iterator[tuple[str, Path]]:
     """A real tracking server; where it is, and what it says of each request."""
     folder = tmp_path_factory.mktemp("server")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
-    command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{folder}/mlflow.db"]
-    command += ["--artifacts-destination", f"{folder}/artifacts"]
-    log = folder / "log"
-    quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    with log.open("wb") as file:
-        server = subprocess.Popen(
-            command,
-            env={**os.environ, **quiet},
-            cwd=folder,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        try:
-            _wait(f"http://127.0.0.1:{port}/health", server, log)
-            yield f"http://127.0.0.1:{port}", log
-        finally:
-            os.killpg(server.pid, signal.SIGTERM)
-            server.wait(timeout=30)
-
-
-def _wait(url: str, server: subprocess.Popen, log: Path) -> None:
-    for _ in range(600):
-        assert server.poll() is None, log.read_text()
-        try:
-            with urllib.request.urlopen(url, timeout=5):  # noqa: S310 - http, as the fixture says
-                return
-        except OSError:
-            time.sleep(0.1)
-    pytest.fail(f"the server did not start: {log.read_text()}")
+    with tracking_server(folder) as server:
+        yield server.uri, folder / "server.log"
 
 
 @pytest.fixture(scope="module")
@@ -106,12 +74,19 @@ def client(served, logged, monkeypatch):
 
 
 @contextmanager
-def downloads(log: Path) -> Iterator[list[str]]:
+def downloads(served: tuple[str, Path]) -> Iterator[list[str]]:
     """The files that the server is asked for in the block."""
+    address, log = served
     asked: list[str] = []
     before = len(log.read_text())
     yield asked
-    time.sleep(0.2)  # the server writes a line once the answer is out
+    # The server writes a line once an answer is out: the one of this request is the last.
+    last = f"/health?{uuid.uuid4().hex}"
+    with urllib.request.urlopen(address + last, timeout=60):  # noqa: S310 - http, on this machine
+        until = time.monotonic() + 60
+    while last not in log.read_text():
+        assert time.monotonic() < until
+        time.sleep(0.01)
     pattern = r"GET /api/2\.0/mlflow-artifacts/artifacts/\S*?/artifacts/(\S+) HTTP"
     asked += re.findall(pattern, log.read_text()[before:])
 
@@ -135,7 +110,7 @@ def fits(monkeypatch, gpu: str) -> None:
 
 def test_of_twelve_engines_the_one_that_fits_is_downloaded(client, served, monkeypatch, tmp_path):
     fits(monkeypatch, "sm07")
-    with downloads(served[1]) as asked:
+    with downloads(served) as asked:
         model = mlflow_e2eai.load_model(client, str(tmp_path))
 
     assert model.variant == "tensorrt_rtx-sm07/fp32"
@@ -149,7 +124,7 @@ def test_of_twelve_engines_the_one_that_fits_is_downloaded(client, served, monke
 
 def test_without_a_gpu_no_engine_is_downloaded(client, served):
     with (
-        downloads(served[1]) as asked,
+        downloads(served) as asked,
         pytest.warns(UserWarning, match=f"Falling back to {CPU32}"),
         mlflow_e2eai.load_model(client) as model,
     ):
@@ -162,7 +137,7 @@ def test_every_name_of_a_model_loads_its_variant(client, served):
     version = mlflow.MlflowClient().get_model_version("net", client.rpartition("/")[2])
     run = mlflow.get_run(version.run_id)
     for uri in (version.source, f"runs:/{run.info.run_id}/net"):
-        with downloads(served[1]) as asked, mlflow_e2eai.load_model(uri, variant=CPU32) as model:
+        with downloads(served) as asked, mlflow_e2eai.load_model(uri, variant=CPU32) as model:
             assert np.array_equal(model(X)["y"], 2 * X)
         assert asked == ["MLmodel", "SHA256SUMS", "bundle/manifest.json", "bundle/model.onnx"]
 
@@ -209,7 +184,7 @@ def test_mlflow_finds_the_scheme_by_an_entry_point_that_imports_nothing_else():
 @pytest.mark.usefixtures("scheme")
 def test_pyfunc_downloads_one_of_twelve_engines_on_demand(client, served, monkeypatch, tmp_path):
     fits(monkeypatch, "sm07")
-    with downloads(served[1]) as asked:
+    with downloads(served) as asked:
         loaded = mlflow.pyfunc.load_model(on_demand(client), dst_path=tmp_path)
 
     assert np.array_equal(loaded.predict({"x": X})["y"], 100 * X)
@@ -219,7 +194,7 @@ def test_pyfunc_downloads_one_of_twelve_engines_on_demand(client, served, monkey
     assert there == ["bundle/manifest.json", "bundle/engines/tensorrt_rtx-sm07-fp32.engine"]
     assert {"requirements.txt", "python_env.yaml"} <= set(asked)
     asked.clear()
-    with downloads(served[1]) as asked:
+    with downloads(served) as asked:
         again = mlflow.pyfunc.load_model(str(tmp_path), model_config={"variant": CPU32})
     assert np.array_equal(again.predict({"x": X})["y"], 2 * X)
     assert [path for path in asked if path != "MLmodel"] == ["bundle/model.onnx"]
@@ -232,7 +207,7 @@ def test_every_name_of_a_model_has_its_files_on_demand(client, served, tmp_path)
     store.set_registered_model_alias(name, "here", version)
     model_id = store.get_model_version(name, version).source.removeprefix("models:/")
     for uri in (f"{name}/{version}", f"{name}@here", model_id):
-        with downloads(served[1]) as asked:
+        with downloads(served) as asked:
             path = mlflow.artifacts.download_artifacts(f"e2eai:/{uri}/bundle/manifest.json")
             info = mlflow.models.get_model_info(f"e2eai:/{uri}")
         assert bundle.read(Path(path).parent).engines
