@@ -231,7 +231,7 @@ _ONE: Mapping[str, tuple[type, str]] = {
     "build_settings": (BuildSettings, "mlflow_e2eai.BuildSettings(...)"),
     "rebuild": (bool, "True or False"),
     "fresh": (bool, "True or False"),
-    "evidence_days": (int, "a number of days"),
+    "evidence_days": (int, "a whole number of days"),
 }
 
 

@@ -81,10 +81,7 @@ def test_numbers_that_are_wrong_fail_at_every_level(level, tmp_path):
 def test_a_level_that_does_not_exist_is_refused_before_anything_is_made(tmp_path):
     with pytest.raises(InvalidInputError) as caught:
         saved(net(), tmp_path / "model", "fast")
-    assert (
-        str(caught.value)
-        == "There is no level of evidence 'fast'; there are quick, standard, thorough."
-    )
+    assert str(caught.value) == "evidence: must be one of quick, standard, thorough, got 'fast'."
     assert list(tmp_path.iterdir()) == []
 
 

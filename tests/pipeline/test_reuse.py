@@ -250,7 +250,7 @@ def test_with_one_precision_more_only_its_stages_run(logged, monkeypatch):
         pytest.param({"metadata": {"by": "me"}}, {"package"}, id="metadata"),
         pytest.param({"signature": False}, {"package"}, id="signature"),
         pytest.param({"registered_model_name": "other", "name": "net"}, {"package"}, id="name"),
-        pytest.param({"evidence_days": 0.0}, {"evaluate", "package"}, id="age"),
+        pytest.param({"evidence_days": 0}, {"evaluate", "package"}, id="age"),
     ],
 )
 def test_a_setting_that_changes_does_its_stages_anew(logged, changed, anew):
