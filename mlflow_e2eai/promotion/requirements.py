@@ -55,7 +55,7 @@ class RequiredApproval:
 
     def __str__(self) -> str:
         """The whole requirement, for people."""
-        signed = f", {_signed_by(self.keys)}" if self.keys else ""
+        signed = f", {signed_by(self.keys)}" if self.keys else ""
         return f"the approval {self.approval}{signed}"
 
 
@@ -73,8 +73,9 @@ class RequiredSigner:
 
     def __str__(self) -> str:
         """The whole requirement, for people."""
-        return f"files {_signed_by(self.keys)}"
+        return f"files {signed_by(self.keys)}"
 
 
-def _signed_by(keys: Iterable[str]) -> str:
+def signed_by(keys: Iterable[str]) -> str:
+    """Names of keys, one of which must have signed, for people."""
     return f"signed by {' or '.join(sorted(keys))}"

@@ -11,7 +11,7 @@ from mlflow_e2eai.bundle.attestation.signatures import public_key
 from mlflow_e2eai.errors import ArtifactError, brief
 from mlflow_e2eai.evaluation.gates import Verdict
 from mlflow_e2eai.promotion.policy import Policy
-from mlflow_e2eai.promotion.requirements import RequiredSigner
+from mlflow_e2eai.promotion.requirements import RequiredSigner, signed_by
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -41,7 +41,7 @@ def _verdict(required: RequiredSigner, policy: Policy, model: Path, uri: str) ->
     return Verdict(
         metric=f"{METRIC}{'-'.join(required.keys)}",
         found=None,
-        wanted=f"signed by {' or '.join(sorted(required.keys))}",
+        wanted=signed_by(required.keys),
         passed=reason is None,
         severity=required.severity,
         reason=reason,

@@ -107,7 +107,7 @@ def test_a_value_of_any_type_is_taken_or_refused_in_a_sentence(name):
         except E2EAIError as error:
             refused.append(str(error))
     assert all(sentence.endswith((".", "?")) for sentence in refused), refused
-    assert len(refused) > (5 if name != "samples_at" else -1)
+    assert len(refused) > 5 or name == "samples_at"  # the examples are read with the model
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from mlflow_e2eai.evaluation.gates import Verdict
 from mlflow_e2eai.promotion.policy import Policy, RequiredApproval, check_approval
 from mlflow_e2eai.promotion.registry.actor import actor
 from mlflow_e2eai.promotion.registry.timeline import now_text
+from mlflow_e2eai.promotion.requirements import signed_by
 from mlflow_e2eai.report.formats import moment_text
 from mlflow_e2eai.tracking.server import check_server
 
@@ -254,7 +255,7 @@ def _verdict(
 ) -> Verdict:
     reason = why_not_approved(version, required.approval, sha256, keys)
     statement = statement_of(version, required.approval)
-    signed = f", signed by {' or '.join(sorted(keys))}" if keys else ""
+    signed = f", {signed_by(keys)}" if keys else ""
     words = ["approve", version.name, str(version.version), "--as", required.approval]
     remedy = shlex.join(["mlflow_e2eai", *words, *(["--key", "FILE"] if keys else [])])
     is_rejected = statement is not None and statement.answer == REJECTED
