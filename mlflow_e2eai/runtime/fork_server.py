@@ -12,7 +12,6 @@ import gc
 import importlib
 import json
 import os
-import select
 import signal
 import socket
 import struct
@@ -21,6 +20,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
+from multiprocessing.connection import wait  # select.select knows no file number above 1023
 from typing import Never
 
 _IDLE_S = 10.0
@@ -73,7 +73,7 @@ class Child:
                 os.kill(self.pid, signal.SIGKILL)
 
     def _is_over(self, timeout: float | None) -> bool:
-        if self._code is None and select.select([self._status], [], [], timeout)[0]:
+        if self._code is None and wait([self._status], timeout):
             with self._lock:
                 if self._code is None:
                     self._code = self._read()
@@ -206,7 +206,7 @@ def run(control: int, parent: int, *, idle_s: float = _IDLE_S) -> Never:
     sources = [ended, control]
     with socket.socket(fileno=control) as requests:
         while os.getppid() == parent and (statuses or control in sources):
-            ready = select.select(sources, [], [], _POLL_S if statuses else idle_s)[0]
+            ready = wait(sources, _POLL_S if statuses else idle_s)
             if not (ready or statuses):
                 break
             if ended in ready:
@@ -226,7 +226,7 @@ def run(control: int, parent: int, *, idle_s: float = _IDLE_S) -> Never:
 def _import(names: Sequence[str], requests: socket.socket) -> None:
     """Import modules as long as there is no further request."""
     for name in names:
-        if select.select([requests], [], [], 0)[0]:
+        if wait([requests], 0):
             return
         with suppress(ImportError):  # whoever needs it says so
             importlib.import_module(name)

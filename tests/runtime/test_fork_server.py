@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
 import time
-from contextlib import closing
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 
@@ -99,6 +100,20 @@ def test_how_a_process_ended_is_its_exit_code_and_is_known_for_good():
         process.kill()
         assert child.wait() == child.poll() == child.wait(0) == -signal.SIGKILL
         child.kill()  # its number may be another's by now
+
+
+def test_a_process_with_a_thousand_open_files_starts_others(monkeypatch):
+    monkeypatch.setenv("E2EAI_TEST", "so that the server is a new one, with a high number too")
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(2200, limits[0]), limits[1]))
+    with ExitStack() as stack:
+        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, limits)
+        for _ in range(1100):
+            stack.enter_context(Path(os.devnull).open())
+        with closing(WorkerProcess()) as process:
+            process.call(partial(crashing_runners.remember, text="mine"))
+            assert process.call(crashing_runners.remembered) == "mine"
+            assert process._process.poll() is None
 
 
 def test_nothing_is_left_of_a_process_that_ends():
