@@ -10,6 +10,7 @@ import sqlite3
 import sys
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
+from weakref import WeakSet
 
 import numpy as np
 import pytest
@@ -140,6 +141,22 @@ def unsynced():
 
 
 @pytest.fixture(scope="session")
+def databases():
+    """The databases that this process has opened; MLflow keeps each of them open to its end."""
+    from sqlalchemy import event
+    from sqlalchemy.engine import Engine
+
+    opened = WeakSet()
+
+    def remember(connection):
+        opened.add(connection.engine)
+
+    event.listen(Engine, "engine_connect", remember)
+    yield opened
+    event.remove(Engine, "engine_connect", remember)
+
+
+@pytest.fixture(scope="session")
 def empty_store(unsynced, tmp_path_factory):
     """A database with MLflow's tables: making them takes seconds, copying them does not."""
     import mlflow
@@ -150,7 +167,7 @@ def empty_store(unsynced, tmp_path_factory):
 
 
 @pytest.fixture
-def isolated(unsynced, tmp_path, monkeypatch):
+def isolated(unsynced, databases, tmp_path, monkeypatch):
     """Nothing is read from or written to the working folder or the store of whoever runs this."""
     import mlflow
 
@@ -165,6 +182,9 @@ def isolated(unsynced, tmp_path, monkeypatch):
     while mlflow.active_run() is not None:
         mlflow.end_run()
     mlflow.set_tracking_uri(before)
+    for each in list(databases):  # thousands of tests would have more files open than a process may
+        if str(tmp_path) in str(each.url.database):
+            each.dispose()
     assert left_open is None, f"run {left_open.info.run_id} was left open"
 
 

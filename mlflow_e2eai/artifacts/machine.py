@@ -103,6 +103,10 @@ def has_gpu() -> bool:
     return local_compute_capability() is not None
 
 
+PASSING = ("measured", "host", "load")
+"""Entries of `environment` that differ between two measurements on one kind of machine."""
+
+
 def environment() -> dict[str, str]:
     """This machine as far as it is known: processor, GPU, driver, versions, load; and the time.
 

@@ -16,7 +16,7 @@ import numpy as np
 import mlflow_e2eai
 from mlflow_e2eai.artifacts.example import assumptions_of, others_of
 from mlflow_e2eai.artifacts.files import sha256_of
-from mlflow_e2eai.artifacts.machine import environment
+from mlflow_e2eai.artifacts.machine import PASSING, environment
 from mlflow_e2eai.artifacts.values import Tensors
 from mlflow_e2eai.evaluation.data import EvaluationData
 from mlflow_e2eai.evaluation.metrics import accuracy
@@ -29,9 +29,6 @@ _LIBRARIES = (
     *("onnxscript", "onnxsim", "onnxslim", "tensorrt-cu13", "tensorrt-rtx-cu13", "torch"),
 )
 """Distributions that the stages call."""
-
-_OF_THE_MOMENT = ("measured", "host", "load")
-"""Entries of `environment` that are not of a kind of machine."""
 
 
 class UnknownContentError(TypeError):
@@ -88,7 +85,7 @@ def _versions() -> Mapping[str, str]:
 def machine_kind() -> dict[str, str]:
     """This machine, but for its name and what passes: evidence of one kind is reused on it."""
     known = environment()
-    return {key: value for key, value in known.items() if key not in _OF_THE_MOMENT}
+    return {key: value for key, value in known.items() if key not in PASSING}
 
 
 def example_parts(example: Tensors) -> tuple[Any, ...]:

@@ -14,6 +14,8 @@ from mlflow_e2eai.bundle.manifest import Manifest
 from mlflow_e2eai.errors import InvalidInputError, nearest
 from mlflow_e2eai.evaluation.gates import Decision, Gate, MetricValue, Verdict, find_value
 from mlflow_e2eai.promotion.challenge import Challenge
+from mlflow_e2eai.promotion.incumbent import machine_kind
+from mlflow_e2eai.promotion.metrics import measured_evidence
 from mlflow_e2eai.promotion.policy import Policy, check_gate, is_better_high
 from mlflow_e2eai.promotion.registry.moves import holders
 from mlflow_e2eai.promotion.registry.timeline import registered_model
@@ -27,9 +29,6 @@ GOAL = "goal/"
 _COSTS = ("latency/", "concurrency/", "cold_start/", "file/")
 """Beginnings of metrics of which a version has that of its best variant, which `load_model` would
 take; of others, such as errors, it has that of its worst."""
-
-_SOFTWARE_OF_EXPORT = ("python", "torch", "onnx")
-"""Entries of an environment that do not matter to what runs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,15 +107,20 @@ class Goal:
         known = [value.value for value in values if not math.isnan(value.value)]
         return (max if self.is_high else min)(known, default=math.nan)
 
-    def kind_of(self, manifest: Manifest) -> frozenset[frozenset[tuple[str, str]]]:
+    def kinds_of(self, version: Decided) -> frozenset[frozenset[tuple[str, str | None]]]:
         """The kinds of machine that the number is of; none where it is of no machine."""
         if not self.metric.startswith(_COSTS) or self.metric.startswith("file/"):
             return frozenset()
+        of = {
+            value.variant
+            for value in version.values
+            if value.metric == self.metric and self.gate.selects(value)
+        }
         return frozenset(
-            frozenset(
-                entry for entry in there.environment.items() if entry[0] not in _SOFTWARE_OF_EXPORT
-            )
-            for there in manifest.by_machine
+            frozenset(machine_kind(there, entry.variant).items())
+            for there in version.manifest.by_machine
+            for entry in measured_evidence(there)
+            if entry.variant in of
         )
 
 
@@ -255,18 +259,15 @@ def verdicts_on(goal: Goal, versions: Mapping[str, Decided]) -> dict[str, Verdic
     passing = {name: each for name, each in versions.items() if each.decision.promoted}
     values = {name: goal.value_of(each) for name, each in passing.items()}
     known = {name: value for name, value in values.items() if not math.isnan(value)}
-    kinds = {goal.kind_of(passing[name].manifest) for name in known}
+    incomparable = _why_not_comparable(goal, {name: passing[name] for name in known})
     sign = -1 if goal.is_high else 1
     best = min(known, key=lambda each: (sign * known[each], -_number(each)), default=None)
     side = "highest" if goal.is_high else "lowest"
     verdicts = {}
     for name, value in values.items():
-        reason = "not measured" if name not in known else None
-        if len(kinds) > 1:
-            others = ", ".join(sorted(set(known) - {name}, key=_number))
-            reason = f"not comparable, as versions {others} were measured on other machines"
+        reason = incomparable if name in known else "not measured"
         wanted = f"the {side} of {len(passing)} versions"
-        if best is not None and len(kinds) == 1:
+        if best is not None and incomparable is None:
             wanted += f", {known[best]:g} of version {best}"
         verdicts[name] = Verdict(
             metric=f"{GOAL}{goal.metric}",
@@ -277,6 +278,18 @@ def verdicts_on(goal: Goal, versions: Mapping[str, Decided]) -> dict[str, Verdic
             reason=reason,
         )
     return verdicts
+
+
+def _why_not_comparable(goal: Goal, versions: Mapping[str, Decided]) -> str | None:
+    """Why the numbers of versions do not compare like with like; None where they do."""
+    kinds = [goal.kinds_of(version) for version in versions.values()]
+    unnamed = sorted(key for each in kinds for kind in each for key, value in kind if value is None)
+    if all(each == kinds[0] for each in kinds) and not (unnamed and kinds[1:]):
+        return None
+    names = ", ".join(sorted(versions, key=_number))
+    if unnamed:
+        return f"not comparable, as the evidence of versions {names} does not name the {unnamed[0]}"
+    return f"not comparable, as versions {names} were measured on machines of different kinds"
 
 
 def _number(version: str) -> int:

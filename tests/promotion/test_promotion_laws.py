@@ -21,6 +21,7 @@ from graded_bundles import (
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from mlflow_e2eai.bundle.manifest import Manifest
 from mlflow_e2eai.evaluation.gates import MEASURED, Decision, Gate, MetricValue, decide, find_value
 from mlflow_e2eai.promotion.appraisal import Appraisal
 from mlflow_e2eai.promotion.challengers import Goal, verdicts_on
@@ -253,17 +254,33 @@ def test_a_more_accurate_version_never_loses(cpu_ms, old_ms, accuracy, more):
 
 # Several challengers
 
+ON_SM89 = Goal.parse({"minimize": "latency/p50_ms", "target": "sm89"})
+
+
+def appraisal(found: Manifest) -> Appraisal:
+    values = values_of(found)
+    gates = (Gate(metric="parity/failed", bound="at_most", limit=0),)
+    decision = decide_on(Policy(gates=gates), found, values, has_champion=False)
+    return Appraisal(manifest=found, values=tuple(values), decision=decision)
+
+
+def on_engine(driver: str | None) -> Appraisal:
+    """A version with an engine that an L4 with this driver measured."""
+    there = on_l4()
+    environment = {**there.environment, "driver": driver}
+    known = {key: value for key, value in environment.items() if value is not None}
+    return appraisal(
+        version(engines=[engine()], elsewhere=[dataclasses.replace(there, environment=known)])
+    )
+
 
 @given(speeds=st.dictionaries(st.integers(1, 99).map(str), MS, min_size=1, max_size=5))
 def test_of_several_that_pass_the_best_alone_meets_the_goal(speeds):
     goal = Goal.parse("latency/p50_ms")
-    appraisals = {}
-    for name, ms in speeds.items():
-        found = version({TORCH: 2.0, CPU32: ms, CPU16: 1000.0})
-        values = values_of(found)
-        gates = (Gate(metric="parity/failed", bound="at_most", limit=0),)
-        decision = decide_on(Policy(gates=gates), found, values, has_champion=False)
-        appraisals[name] = Appraisal(manifest=found, values=tuple(values), decision=decision)
+    appraisals = {
+        name: appraisal(version({TORCH: 2.0, CPU32: ms, CPU16: 1000.0}, digest=chr(64 + int(name))))
+        for name, ms in speeds.items()
+    }
     verdicts = verdicts_on(goal, appraisals)
     winners = [name for name, verdict in verdicts.items() if verdict.passed]
 
@@ -272,15 +289,19 @@ def test_of_several_that_pass_the_best_alone_meets_the_goal(speeds):
 
 
 def test_a_goal_is_not_decided_between_machines_of_different_kinds():
-    goal = Goal.parse({"minimize": "latency/p50_ms", "target": "sm89"})
-    appraisals = {}
-    for name, driver in (("1", "570.1"), ("2", "580.1")):
-        found = version(engines=[engine()], elsewhere=[on_l4(driver=driver)])
-        values = values_of(found)
-        gates = (Gate(metric="parity/failed", bound="at_most", limit=0),)
-        decision = decide_on(Policy(gates=gates), found, values, has_champion=False)
-        appraisals[name] = Appraisal(manifest=found, values=tuple(values), decision=decision)
-    verdicts = verdicts_on(goal, appraisals)
+    appraisals = {name: on_engine(driver) for name, driver in (("1", "570.1"), ("2", "580.1"))}
+    verdicts = verdicts_on(ON_SM89, appraisals)
 
     assert not any(verdict.passed for verdict in verdicts.values())
-    assert "not comparable, as versions 2 were measured on other machines" in str(verdicts["1"])
+    reason = "not comparable, as versions 1, 2 were measured on machines of different kinds"
+    assert all(reason in str(verdict) for verdict in verdicts.values())
+
+
+def test_a_goal_is_not_decided_on_machines_of_which_too_little_is_known():
+    appraisals = {name: on_engine(driver=None) for name in ("1", "2")}
+    verdicts = verdicts_on(ON_SM89, appraisals)
+
+    assert not any(verdict.passed for verdict in verdicts.values())
+    reason = "not comparable, as the evidence of versions 1, 2 does not name the driver"
+    assert all(reason in str(verdict) for verdict in verdicts.values())
+    assert verdicts_on(ON_SM89, {"1": appraisals["1"]})["1"].passed

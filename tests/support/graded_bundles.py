@@ -34,6 +34,12 @@ L4 = {
 NOW, TODAY = "2026-11-30T12:00:00+00:00", "2026-11-30T00:00:00+00:00"
 
 
+def moment(digest: str) -> dict[str, str]:
+    """What two measurements on one kind of machine do not share."""
+    at = ord(digest[0]) % 60
+    return {"measured": f"2026-11-30 00:{at:02} UTC", "host": f"host-{digest}", "load": f"0.{at}"}
+
+
 def graph(precision: str = "fp32", digest: str = "a") -> OnnxArtifact:
     base = small_manifest.manifest().graphs[0]
     name = "model.onnx" if precision == "fp32" else f"model-{precision}.onnx"
@@ -144,7 +150,7 @@ def version(
         engines=tuple(engines),
         evidence=tuple(evidence),
         latency={"opt": timed(times)} if latency is None else latency,
-        environment=environment,
+        environment={**moment(digest), **environment},
         elsewhere=tuple(elsewhere),
         level="standard",
         measured_at=measured_at,
@@ -162,7 +168,7 @@ def on_l4(
 ) -> MachineEvidence:
     """Evidence of an engine for sm89 that an L4 measured next to PyTorch."""
     return MachineEvidence(
-        environment={**L4, **environment},
+        environment={**moment(digest), **L4, **environment},
         evidence=(
             measured(TORCH, None),
             measured(ENGINE, f"{digest}-sm89", passed=passed),

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from mlflow_e2eai._version import __version__
 from mlflow_e2eai.artifacts.files import Summary, Table, from_json, to_json
+from mlflow_e2eai.artifacts.machine import PASSING
 from mlflow_e2eai.bundle.manifest import Manifest
 from mlflow_e2eai.bundle.side_by_side import SideBySide
 from mlflow_e2eai.errors import ArtifactError, TrackingError, brief
@@ -280,7 +281,7 @@ def _differences(challenger: Contender, incumbent: Contender) -> list[str]:
         f"{key} on {machine}: {mine.get(key, 'none')} (version {challenger.version}), "
         f"{theirs.get(key, 'none')} (version {incumbent.version})"
         for machine, mine, theirs in pairs
-        for key in sorted({*mine, *theirs})
+        for key in sorted({*mine, *theirs}.difference(PASSING))
         if mine.get(key) != theirs.get(key)
     ]
 

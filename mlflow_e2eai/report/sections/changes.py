@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from mlflow_e2eai.artifacts.machine import PASSING
 from mlflow_e2eai.bundle.manifest import Manifest
 from mlflow_e2eai.report.background import Background, Before
 from mlflow_e2eai.report.facts import (
@@ -161,7 +162,7 @@ def _environment_changes(now: Manifest, before: Manifest) -> list[Change]:
     mine, theirs = now.environment, before.environment
     return [
         Change(subject=now.machine, name=key, before=theirs.get(key, NONE), now=mine.get(key, NONE))
-        for key in sorted({*mine, *theirs})
+        for key in sorted({*mine, *theirs}.difference(PASSING))
         if mine.get(key) != theirs.get(key)
     ]
 
