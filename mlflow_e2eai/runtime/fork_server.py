@@ -73,7 +73,7 @@ class Child:
                 os.kill(self.pid, signal.SIGKILL)
 
     def _is_over(self, timeout: float | None) -> bool:
-        if self._code is None and wait([self._status], timeout):
+        if self._code is None and wait([self._status.fileno()], timeout):
             with self._lock:
                 if self._code is None:
                     self._code = self._read()
