@@ -24,7 +24,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -166,9 +166,36 @@ def require_several(
     Returns:
         The values; of a set or generator, too.
     """
+    return tuple(require_each(name, values, kinds, wanted))
+
+
+def require_each(
+    name: str, values: Any, kinds: type | tuple[type, ...], wanted: str
+) -> Iterator[Any]:
+    """As `require_several`, but a value is read, and refused, when it is its turn."""
     if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Iterable):
         require_kind(name, values, (), wanted)
-    return tuple(require_kind(f"{name} has a value that", each, kinds, wanted) for each in values)
+    return (require_kind(f"{name} has a value that", each, kinds, wanted) for each in values)
+
+
+def require_samples(samples: Any) -> Iterator[Any]:
+    """Refuse what are no samples, each when it is its turn; see `require_each`."""
+    wanted = "a list of samples, each a mapping of input names to arrays"
+    return require_each("samples", samples, Mapping, wanted)
+
+
+def require_path(name: str, value: Any, wanted: str = "the path of a file") -> Path:
+    """Refuse an argument that is no path, or an empty one; see `require_kind`."""
+    path = require_kind(name, value, (str, os.PathLike), wanted)
+    return Path(require_kind(name, os.fspath(path) or None, str, wanted))
+
+
+def require_function(
+    name: str, value: Any, wanted: str = "a function of named arrays that returns named arrays"
+) -> None:
+    """Refuse an argument that cannot be called; see `require_kind`."""
+    if not callable(value):
+        require_kind(name, value, (), wanted)
 
 
 class ExportError(E2EAIError):

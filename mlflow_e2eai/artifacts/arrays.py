@@ -142,7 +142,8 @@ def check_names(tensors: Mapping[str, Any], specs: Sequence[TensorSpec]) -> None
     """
     names = [spec.name for spec in specs]
     if set(tensors) != set(names):
-        msg = f"The inputs are {sorted(tensors)}, but the model expects {names}; rename them."
+        found = sorted(map(str, tensors))
+        msg = f"The inputs are {found}, but the model expects {names}; rename them."
         raise InvalidInputError(msg)
 
 

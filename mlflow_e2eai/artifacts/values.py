@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, cast
 
 from numpy.typing import NDArray
 
 from mlflow_e2eai.artifacts.build_settings import DEFAULT_BUILD, BuildSettings
 from mlflow_e2eai.artifacts.files import Real, Summary, Table
-from mlflow_e2eai.errors import InvalidInputError, nearest
+from mlflow_e2eai.errors import InvalidInputError, nearest, require_kind
 
 Array: TypeAlias = NDArray[Any]
 Tensors: TypeAlias = Mapping[str, Array]
@@ -369,6 +369,12 @@ def _tensors_text(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -
         for side in ("input", "output")
     ]
     return " -> ".join(texts)
+
+
+def require_graph(source: Any) -> OnnxArtifact:
+    """Refuse what is no graph, such as the path of one; see `errors.require_kind`."""
+    graph = "a graph as export, clean and convert return it"
+    return cast("OnnxArtifact", require_kind("source", source, OnnxArtifact, graph))
 
 
 def graph_precision(precision: Precision) -> Precision:

@@ -12,13 +12,20 @@ from typing import Any
 from mlflow_e2eai.artifacts.build_settings import DEFAULT_BUILD, BuildSettings
 from mlflow_e2eai.artifacts.files import atomic_write, sha256_of
 from mlflow_e2eai.artifacts.libraries import describe_libraries
-from mlflow_e2eai.artifacts.values import EngineArtifact, OnnxArtifact, Target
+from mlflow_e2eai.artifacts.values import EngineArtifact, OnnxArtifact, Target, require_graph
 from mlflow_e2eai.engine import backends
 from mlflow_e2eai.engine.builder import Built, write_build, write_plan
 from mlflow_e2eai.engine.plugins import check_plugins
 from mlflow_e2eai.engine.targets import resolve, unbuildable_here
 from mlflow_e2eai.engine.timing_cache import timings_key
-from mlflow_e2eai.errors import EngineBuildError, RunnerError, warn_caller
+from mlflow_e2eai.errors import (
+    EngineBuildError,
+    RunnerError,
+    require_function,
+    require_kind,
+    require_path,
+    warn_caller,
+)
 from mlflow_e2eai.runtime.process import Reproduction, WorkerProcess
 from mlflow_e2eai.runtime.progress import steps
 from mlflow_e2eai.runtime.storage import storage_errors
@@ -76,8 +83,16 @@ def compile(
         >>> str(engine.target)
         'tensorrt_rtx-sm80'
     """
+    source, out = require_graph(source), require_path("out", out)
     if isinstance(target, str):
         target = resolve(target)
+    require_kind("target", target, Target, "a GPU, such as 'A100', or a target, such as 'sm80'")
+    tf32 = require_kind("tf32", tf32, bool, "True or False")
+    require_kind("settings", settings, BuildSettings, "a BuildSettings")
+    if step is not None:
+        require_function("step", step, "a function of a phase, the steps done and all steps")
+    if timing_cache is not None:
+        timing_cache = require_path("timing_cache", timing_cache, "the path of a folder")
     libraries = describe_libraries(plugin_libraries)
     check_plugins(target, libraries)
     if (reason := unbuildable_here(source, target, settings)) is not None:

@@ -10,12 +10,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any
 
 import numpy as np
 
 from mlflow_e2eai.artifacts.values import Infer, Tensors
-from mlflow_e2eai.errors import InvalidInputError, RunnerError
+from mlflow_e2eai.errors import InvalidInputError, RunnerError, require_function, require_kind
 from mlflow_e2eai.latency import cpu, findings
 from mlflow_e2eai.latency.gpu_monitor import GpuWatch
 from mlflow_e2eai.latency.ratios import paired_ratio, turns
@@ -110,13 +111,27 @@ def benchmark(
         >>> report = mlflow_e2eai.benchmark({"fp32": reference, "fp16": candidate}, {"x": x})
         >>> ratio = report.ratio("fp16", "fp32")
     """
+    require_kind("candidates", candidates, Mapping, "a mapping of names to functions")
+    for name, infer in candidates.items():
+        require_function(f"candidates[{name!r}]", infer)
+    require_kind("sample", sample, Mapping, "a mapping of input names to arrays")
+    require_function("clock", clock, "a function that returns seconds")
+    for name, count in {"warmup": warmup, "rounds": rounds}.items():
+        require_kind(name, count, int, "a number of calls")
+    require_kind("strict", strict, bool, "True or False")
+    if least_cpu_share is not None:
+        require_kind("least_cpu_share", least_cpu_share, Real, "a share, such as 0.8")
+    for name, number in {"enough": enough, "budget_s": budget_s, "window_ms": window_ms}.items():
+        if not require_kind(name, number, Real, "a number") > 0:  # nor is NaN
+            msg = f"{name} is {number}; give a number above 0."
+            raise InvalidInputError(msg)
     if not candidates or rounds < 1 or warmup < 0:
         msg = (
             f"There are {len(candidates)} callables, {warmup} warm-up calls and {rounds} rounds; "
             f"give at least one callable and one round."
         )
         raise InvalidInputError(msg)
-    items = items_of(sample) if items is None else items
+    items = items_of(sample) if items is None else require_kind("items", items, int, "a number")
     watch = _Stopwatch(sample=sample, clock=clock)
     warm = {
         name: _warm_up(infer, watch, calls=warmup, budget_s=budget_s / 5, window_ms=window_ms)

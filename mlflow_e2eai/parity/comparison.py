@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from mlflow_e2eai.artifacts.values import Infer, Tensors
-from mlflow_e2eai.errors import InvalidInputError
+from mlflow_e2eai.errors import InvalidInputError, require_function, require_kind, require_samples
 from mlflow_e2eai.parity.comparer import OutputComparer, poison
 from mlflow_e2eai.parity.measure import BLOCK, same_bits
 from mlflow_e2eai.parity.outputs import Circumstances, Comparison, OutputCopy
@@ -98,10 +98,13 @@ def compare(
         >>> report.passed
         True
     """
-    limits = limits_for(precision, tolerance, scales)
-    if repeats < 1 or threads < 1:
-        msg = f"repeats={repeats} and threads={threads}; give at least 1."
-        raise InvalidInputError(msg)
+    for name, infer in {"reference": reference, "candidate": candidate}.items():
+        require_function(name, infer)
+    require_kind("stop_when_failed", stop_when_failed, bool, "True or False")
+    if progress is not None:
+        require_function("progress", progress, "a function of the number of a sample")
+    samples, limits = require_samples(samples), limits_for(precision, tolerance, scales)
+    _check_counts(repeats=repeats, threads=threads)
     comparer = OutputComparer(limits, stop_when_failed=stop_when_failed)
     caller = _Caller(candidate, comparer, progress or _ignore)
     at_once = threads if repeats > 1 else 1
@@ -263,11 +266,19 @@ def _ignore(_: int) -> None:
     """No progress is wanted."""
 
 
+def _check_counts(**counts: int) -> None:
+    for name, count in counts.items():
+        if require_kind(name, count, int, "a number of at least 1") < 1:
+            msg = f"{name} is {count}; give at least 1."
+            raise InvalidInputError(msg)
+
+
 def _copies(sample: Tensors) -> dict[str, Any]:
     return {name: np.array(value) for name, value in sample.items()}
 
 
 def _copy_outputs(raw: Tensors) -> dict[str, OutputCopy]:
+    require_kind("What a function returned", raw, Mapping, "a function that returns named arrays")
     return {name: OutputCopy.of(value) for name, value in raw.items()}
 
 

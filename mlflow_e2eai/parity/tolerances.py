@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from numbers import Real
 
 from mlflow_e2eai.artifacts.values import precision_of
-from mlflow_e2eai.errors import InvalidInputError
+from mlflow_e2eai.errors import InvalidInputError, require_kind
 
 TOLERANCES: Mapping[str, float] = {
     "fp32": 1e-3,
@@ -145,6 +146,9 @@ class Limits:
             raise InvalidInputError(msg)
 
 
+_BY_OUTPUT = "a number of at least 0, or a mapping of outputs to such numbers"
+
+
 def limits_for(
     precision: str,
     tolerance: float | Mapping[str, float] | None,
@@ -156,11 +160,12 @@ def limits_for(
         InvalidInputError: The precision is unknown, or a tolerance or scale is not a number of
             at least 0.
     """
-    floors = scales or {}
+    floors = {} if scales is None else require_kind("scales", scales, Mapping, _BY_OUTPUT)
     precision = precision_of(precision)
     own = tolerance if isinstance(tolerance, Mapping) else {}
     chosen = None if isinstance(tolerance, Mapping) else tolerance
     for value in (*own.values(), *floors.values(), *([] if chosen is None else [chosen])):
+        require_kind("tolerance or scales", value, Real, _BY_OUTPUT)
         if not (math.isfinite(value) and value >= 0):
             msg = (
                 f"tolerance={tolerance}, scales={scales}; give a number of at least 0, or one for "

@@ -21,9 +21,18 @@ from mlflow_e2eai.artifacts.values import (
     Tensors,
     TensorSpec,
     precision_of,
+    require_graph,
 )
 from mlflow_e2eai.artifacts.weight_files import staging_path
-from mlflow_e2eai.errors import ArtifactError, InvalidInputError, PrecisionError, RunnerError
+from mlflow_e2eai.errors import (
+    ArtifactError,
+    InvalidInputError,
+    PrecisionError,
+    RunnerError,
+    require_path,
+    require_samples,
+    require_several,
+)
 from mlflow_e2eai.precision.bf16_losses import guard_losses
 from mlflow_e2eai.precision.calibration import Calibration
 from mlflow_e2eai.precision.half import (
@@ -128,6 +137,10 @@ def convert(
         >>> half.precision
         'fp16'
     """
+    source, out = require_graph(source), require_path("out", out)
+    samples = require_samples(samples)
+    names = require_several("keep_fp32", keep_fp32, str, "names of nodes, as a list")
+    keep_fp32 = frozenset(names)
     precision = graph_precision_of(precision)
     if source.precision != "fp32":
         msg = f"The graph is in {source.precision}, but one in fp32 is expected; convert that one."

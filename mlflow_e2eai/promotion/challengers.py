@@ -266,7 +266,7 @@ def verdicts_on(goal: Goal, versions: Mapping[str, Decided]) -> dict[str, Verdic
     verdicts = {}
     for name, value in values.items():
         reason = incomparable if name in known else "not measured"
-        wanted = f"the {side} of {len(passing)} versions"
+        wanted = f"the {side} of {len(passing)} versions" if len(passing) > 1 else "the only one"
         if best is not None and incomparable is None:
             wanted += f", {known[best]:g} of version {best}"
         verdicts[name] = Verdict(

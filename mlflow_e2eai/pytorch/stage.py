@@ -24,6 +24,8 @@ from mlflow_e2eai.artifacts.weight_files import is_large, staging_path
 from mlflow_e2eai.errors import (
     ExportError,
     InvalidInputError,
+    require_kind,
+    require_path,
     require_several,
     suggestion,
     warn_caller,
@@ -207,12 +209,14 @@ def export(
         ['x']
     """
     check_opset(opset)
-    operators = custom.check_operators(operators)
+    out, operators = require_path("out", out), custom.check_operators(operators)
+    deferred = require_several("deferred", deferred, str, "names of operators, as a list")
+    dynamic_axes = {} if dynamic_axes is None else dynamic_axes
     module, arrays = flatten_module(model, input_example)
     attempts = _attempts(exporter, module, opset)
     libraries = custom.load_libraries(operator_libraries)
-    specs = input_specs(arrays, dynamic_axes or {})
-    axes = axes_of(dynamic_axes or {})
+    specs = input_specs(arrays, dynamic_axes)
+    axes = axes_of(dynamic_axes)
     others = named_samples(model, input_example, samples_at) or others_of(input_example)
     given = with_samples(arrays, others, specs, axes)
     opt = resample(given, specs, {axis.name: axis.opt for axis in axes})
@@ -345,23 +349,17 @@ def _attempts(exporter: Exporter, module: torch.nn.Module, opset: int) -> tuple[
     """The exporters to try, in order."""
     import torch
 
-    if exporter == "auto" and not isinstance(original(module), torch.jit.ScriptModule):
-        too_early = {"dynamo", PLAIN_DYNAMO} if opset < DEFAULT_OPSET else set()
-        too_late = {"trace", "script"} if opset > _TORCHSCRIPT_MAX_OPSET else set()
-        return tuple(name for name in AUTO if name not in too_early | too_late)
-    chosen = _choose(exporter, module, opset)
-    return ("dynamo", PLAIN_DYNAMO) if chosen == "dynamo" else (chosen,)
-
-
-def _choose(exporter: Exporter, module: torch.nn.Module, opset: int) -> Exporter:
-    import torch
-
+    require_kind("exporter", exporter, str, f"one of {', '.join(EXPORTERS)}")
     if exporter not in EXPORTERS:
         msg = f"There is no exporter {exporter!r}; {suggestion(exporter, EXPORTERS)}"
         raise InvalidInputError(msg)
     scripted = isinstance(original(module), torch.jit.ScriptModule)
+    if exporter == "auto" and not scripted:
+        too_early = {"dynamo", PLAIN_DYNAMO} if opset < DEFAULT_OPSET else set()
+        too_late = {"trace", "script"} if opset > _TORCHSCRIPT_MAX_OPSET else set()
+        return tuple(name for name in AUTO if name not in too_early | too_late)
     if exporter == "auto":
-        exporter = "script" if scripted else "dynamo"
+        exporter = "script"
     if scripted and exporter != "script":
         msg = f"The {exporter} exporter takes no ScriptModule; use exporter='script'."
         raise InvalidInputError(msg)
@@ -380,7 +378,7 @@ def _choose(exporter: Exporter, module: torch.nn.Module, opset: int) -> Exporter
             f"{_TORCHSCRIPT_MAX_OPSET}; use exporter='dynamo', or an earlier opset."
         )
         raise InvalidInputError(msg)
-    return exporter
+    return ("dynamo", PLAIN_DYNAMO) if exporter == "dynamo" else (exporter,)
 
 
 def _output_names(

@@ -17,11 +17,20 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from mlflow_e2eai.artifacts import graphs
+from mlflow_e2eai.artifacts.arrays import feed
 from mlflow_e2eai.artifacts.files import atomic_write
 from mlflow_e2eai.artifacts.graphs import only_new_garbage
-from mlflow_e2eai.artifacts.values import Array, Infer, OnnxArtifact, Tensors
+from mlflow_e2eai.artifacts.values import Array, Infer, OnnxArtifact, Tensors, require_graph
 from mlflow_e2eai.artifacts.weight_files import staging_path, weights_linked
-from mlflow_e2eai.errors import ArtifactError, RunnerError, SurgeryError
+from mlflow_e2eai.errors import (
+    ArtifactError,
+    RunnerError,
+    SurgeryError,
+    require_function,
+    require_path,
+    require_samples,
+    require_several,
+)
 from mlflow_e2eai.runtime.isolation import isolated_onnxruntime
 from mlflow_e2eai.runtime.storage import storage_errors
 from mlflow_e2eai.surgery import interface
@@ -67,7 +76,7 @@ def clean(
         The cleaned graph, and the report.
 
     Raises:
-        InvalidInputError: The plan names an unknown rule or argument.
+        InvalidInputError: The plan names an unknown rule or argument, or a sample does not fit.
         SurgeryError: A rule failed or a required one found nothing, or the result has another
             interface or other numbers; then the plan is replayed to find the failing step.
 
@@ -76,6 +85,13 @@ def clean(
         >>> report.nodes_after <= report.nodes_before
         True
     """
+    source = require_graph(source)
+    plan = require_several("plan", plan, Step, "steps, such as those of read_plan, as a list")
+    samples = tuple(feed(each, source.inputs) for each in require_samples(samples))
+    out = require_path("out", out)
+    if reference is not None:
+        require_function("reference", reference)
+    keep = None if keep is None else require_path("keep", keep, "the path of a folder")
     run = partial(attempt, source, out=out, samples=samples, reference=reference)
     try:
         return run(plan)

@@ -13,13 +13,16 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from mlflow_e2eai.artifacts import graphs
-from mlflow_e2eai.artifacts.values import Infer, OnnxArtifact, Precision, Tensors
+from mlflow_e2eai.artifacts.values import Infer, OnnxArtifact, Precision, Tensors, require_graph
 from mlflow_e2eai.errors import (
     ArtifactError,
     EngineBuildError,
     InvalidInputError,
     PrecisionError,
     RunnerError,
+    require_function,
+    require_kind,
+    require_samples,
 )
 from mlflow_e2eai.evaluation.bisection.engines import bisect_engine, built_here
 from mlflow_e2eai.evaluation.bisection.pieces import cut
@@ -86,6 +89,13 @@ def bisect(
         >>> found.nodes
         ()
     """
+    source, samples = require_graph(source), tuple(require_samples(samples))
+    if reference is not None:
+        require_function("reference", reference)
+    if run is not None:
+        require_function("run", run, "a function that opens an ONNX file")
+    if max_evaluations is not None:
+        require_kind("max_evaluations", max_evaluations, int, "a number of evaluations")
     precision = graph_precision_of(precision)
     if precision not in CONVERTERS or source.precision != "fp32":
         converters = " and ".join(CONVERTERS)
