@@ -190,6 +190,12 @@ def require_path(name: str, value: Any, wanted: str = "the path of a file") -> P
     return Path(require_kind(name, os.fspath(path) or None, str, wanted))
 
 
+def require_flags(**flags: Any) -> None:
+    """Refuse flags that are neither True nor False, by name; see `require_kind`."""
+    for name, value in flags.items():
+        require_kind(name, value, bool, "True or False")
+
+
 def require_function(
     name: str, value: Any, wanted: str = "a function of named arrays that returns named arrays"
 ) -> None:

@@ -56,7 +56,7 @@ class BuildSettings:
             ("optimization_level", "0 to 5", _is_whole(level) and 0 <= level <= _HIGHEST_LEVEL),
             ("workspace_bytes", _SOME, _is_some_or_none(self.workspace_bytes)),
             ("threads", _SOME, _is_some_or_none(self.threads)),
-            ("time_limit_s", "a number of seconds", isinstance(limit, float | int) and limit > 0),
+            ("time_limit_s", "a number of seconds", _is_time(limit)),
             ("timing_cache", "True or False", isinstance(self.timing_cache, bool)),
             ("refit", "True or False", isinstance(self.refit, bool)),
             ("strip_weights", "True or False", isinstance(self.strip_weights, bool)),
@@ -125,6 +125,10 @@ def _is_whole(value: object) -> bool:
 
 def _is_some_or_none(value: int | None) -> bool:
     return value is None or (_is_whole(value) and 0 < value < 2**63)
+
+
+def _is_time(value: float) -> bool:
+    return isinstance(value, float | int) and not isinstance(value, bool) and value > 0
 
 
 DEFAULT_BUILD = BuildSettings()

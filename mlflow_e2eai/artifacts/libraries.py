@@ -24,12 +24,8 @@ FOLDER = "libraries"
 _ALLOWED: ContextVar[frozenset[str]] = ContextVar("_ALLOWED", default=frozenset())
 
 
-@contextmanager
-def native_allowed(names: Collection[str]) -> Iterator[None]:
-    """Allow loading the named libraries of fetched models inside the block.
-
-    Args:
-        names: File names, for example ``libortextensions.so``.
+def require_file_names(names: Collection[str]) -> tuple[str, ...]:
+    """Refuse names of libraries that are to be allowed, and are none.
 
     Raises:
         InvalidInputError: It is no list of names, or one is a path.
@@ -38,7 +34,20 @@ def native_allowed(names: Collection[str]) -> Iterator[None]:
     if any("/" in name for name in several):
         msg = f"allow_native is {names!r}; give a list of file names, without folders."
         raise InvalidInputError(msg)
-    token = _ALLOWED.set(_ALLOWED.get() | frozenset(several))
+    return several
+
+
+@contextmanager
+def native_allowed(names: Collection[str]) -> Iterator[None]:
+    """Allow loading the named libraries of fetched models inside the block.
+
+    Args:
+        names: File names, for example ``libortextensions.so``.
+
+    Raises:
+        InvalidInputError: See `require_file_names`.
+    """
+    token = _ALLOWED.set(_ALLOWED.get() | frozenset(require_file_names(names)))
     try:
         yield
     finally:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from mlflow_e2eai.artifacts.build_settings import DEFAULT_BUILD, BuildSettings
 from mlflow_e2eai.artifacts.files import Real, Summary, Table
-from mlflow_e2eai.errors import InvalidInputError, nearest, require_kind
+from mlflow_e2eai.errors import InvalidInputError, nearest, require_kind, require_several
 
 Array: TypeAlias = NDArray[Any]
 Tensors: TypeAlias = Mapping[str, Array]
@@ -73,7 +73,8 @@ class Axis:
 
     Raises:
         InvalidInputError: The sizes are not ``1 <= min <= opt <= max`` or no multiples, the buckets
-            are not in order and among them, or the name is no identifier.
+            are not in order and among them, the name is no identifier, or a value is of a wrong
+            type.
 
     Examples:
         >>> batch = Axis("N", min=1, opt=8, max=64)
@@ -88,6 +89,16 @@ class Axis:
     buckets: tuple[int, ...] = field(default=(), kw_only=True)
 
     def __post_init__(self) -> None:
+        require_kind("The name of an axis", self.name, str, "a name such as 'N'")
+        sizes = {
+            name: require_kind(f"{name} of axis {self.name!r}", value, int, "a whole number")
+            for name in ("min", "opt", "max", "multiple")
+            for value in (getattr(self, name),)
+        }
+        about = f"buckets of axis {self.name!r}"
+        sizes["buckets"] = require_several(about, self.buckets, int, "a list of sizes")
+        for name, value in sizes.items():
+            object.__setattr__(self, name, value)
         if not self.name.isidentifier():
             msg = f"The axis name {self.name!r} is not an identifier; use a name such as 'N'."
             raise InvalidInputError(msg)

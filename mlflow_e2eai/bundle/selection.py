@@ -9,7 +9,7 @@ from mlflow_e2eai.artifacts.machine import gpu_name, processor_name
 from mlflow_e2eai.bundle.choice import Aim, Choice, Goal, PassedOver
 from mlflow_e2eai.bundle.manifest import Manifest
 from mlflow_e2eai.engine.runner import unsupported_here
-from mlflow_e2eai.errors import E2EAIError, InvalidInputError, RunnerError, nearest
+from mlflow_e2eai.errors import E2EAIError, InvalidInputError, RunnerError, nearest, require_kind
 from mlflow_e2eai.evaluation.evidence import Evidence
 from mlflow_e2eai.evaluation.variants import engine_variant, graph_variant, is_emulated
 from mlflow_e2eai.latency.report import LatencyReport
@@ -82,7 +82,7 @@ class RankedVariants:
         Raises:
             InvalidInputError: There is no such variant.
         """
-        if variant not in self.names:
+        if require_kind("variant", variant, str, "the name of a variant") not in self.names:
             near = nearest(variant, self.names)
             hint = f" Did you mean {near}?" if near else ""
             msg = f"There is no variant {variant!r}; this bundle has {', '.join(self.names)}.{hint}"

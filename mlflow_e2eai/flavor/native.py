@@ -11,7 +11,7 @@ from mlflow_e2eai import bundle, tracking
 from mlflow_e2eai.bundle.attestation.signatures import find_public_key
 from mlflow_e2eai.bundle.load import load
 from mlflow_e2eai.bundle.model import Model
-from mlflow_e2eai.errors import InvalidInputError
+from mlflow_e2eai.errors import InvalidInputError, require_flags
 from mlflow_e2eai.flavor.follower import PREFIX, FollowedModel, parse_alias
 from mlflow_e2eai.runtime.storage import storage_errors
 from mlflow_e2eai.tracking.console import quiet_mlflow
@@ -154,14 +154,16 @@ def signer(key: str | Path | None = None) -> PublicKey | None:
     Raises:
         InvalidInputError: It is none.
     """
-    key = os.environ.get(SIGNER) if key is None else key
-    return find_public_key(key) if key else None
+    if key is None:
+        key = os.environ.get(SIGNER) or None  # set to nothing is not set
+    return None if key is None else find_public_key(key)
 
 
 def _load(
     model_uri: str, dst_path: str | None, *, require_signature: str | Path | None, **options: Any
 ) -> tuple[Model, tracking.ModelFiles, str]:
     key = signer(require_signature)
+    require_flags(split=options["split"], fallback=options["fallback"])
     with quiet_mlflow():
         files = tracking.ModelFiles(model_uri, dst_path)
         data, sha256 = files.bundle(with_code=True, key=key)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from mlflow_e2eai import bundle
 from mlflow_e2eai.artifacts.files import frame
 from mlflow_e2eai.bundle.rows import VariantRow, rows_of
-from mlflow_e2eai.errors import InvalidInputError
+from mlflow_e2eai.errors import InvalidInputError, require_several
 from mlflow_e2eai.tracking.console import quiet_mlflow
 from mlflow_e2eai.tracking.downloads import ModelFiles
 from mlflow_e2eai.tracking.server import mlflow_errors
@@ -66,7 +66,7 @@ def compare_versions(name: str, *versions: int | str) -> pd.DataFrame:
     Raises:
         TrackingError: There is no such version.
         ArtifactError: A version is of another flavor, has no manifest, or has changed.
-        InvalidInputError: There is no version to compare.
+        InvalidInputError: There is no version to compare, or one is no number and no alias.
 
     Examples:
         >>> frame = mlflow_e2eai.compare_versions("digits", 1, 2)
@@ -77,7 +77,7 @@ def compare_versions(name: str, *versions: int | str) -> pd.DataFrame:
         msg = "There is no version to compare; give two, as in compare_versions('digits', 1, 2)."
         raise InvalidInputError(msg)
     frames = []
-    for version in versions:
+    for version in require_several("versions", versions, (int, str), "numbers or aliases"):
         mark = "/" if str(version).isdigit() or version == "latest" else "@"
         rows = variants(f"models:/{name}{mark}{version}")
         rows.insert(0, "version", pd.Series([str(version)] * len(rows), dtype="string"))

@@ -5,14 +5,19 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Sequence
-from os import PathLike
 from pathlib import Path
 
 from mlflow_e2eai import bundle, tracking
 from mlflow_e2eai.artifacts.libraries import native_allowed
 from mlflow_e2eai.bundle.triton.models import models_of
 from mlflow_e2eai.bundle.triton.repository import _NAME, _write
-from mlflow_e2eai.errors import InvalidInputError, require_kind, warn_caller
+from mlflow_e2eai.errors import (
+    InvalidInputError,
+    require_flags,
+    require_kind,
+    require_path,
+    warn_caller,
+)
 from mlflow_e2eai.runtime.storage import storage_errors
 
 
@@ -57,10 +62,10 @@ def export_triton(
     Examples:
         >>> paths = mlflow_e2eai.export_triton("models:/digits/2", folder / "triton")
     """
-    place = require_kind("repository", repository, (str, PathLike), "the path of a folder")
-    root = Path(place).absolute()
+    root = require_path("repository", repository, "the path of a folder").absolute()
     if name is not None:
         require_kind("name", name, str, "a prefix of names")
+    require_flags(replace=replace)
     with tempfile.TemporaryDirectory() as folder, native_allowed(allow_native):
         directory, own_name, sha256 = _bundle(model_uri, Path(folder))
         prefix = own_name if name is None else name

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from mlflow_e2eai import tracking
 from mlflow_e2eai.artifacts.libraries import allowed_names
-from mlflow_e2eai.errors import InvalidInputError, suggestion
+from mlflow_e2eai.errors import InvalidInputError, require_kind, suggestion
 from mlflow_e2eai.fleet import local, ray
 from mlflow_e2eai.fleet.job import EXECUTORS, Executor, Job, Outcome
 from mlflow_e2eai.fleet.worker import AttemptJob, JobRequest
@@ -74,16 +74,18 @@ def run(
     return [next(outcome for outcome in outcomes if outcome.job == job) for job in jobs]
 
 
-def check_executor(executor: str, workers: int | None) -> None:
-    """Refuse an executor or number of workers that `run` cannot use.
+def check_executor(executor: str | None, workers: int | None) -> None:
+    """Refuse an executor, where there is one, or number of workers that `run` cannot use.
 
     Raises:
         InvalidInputError: There is no such executor, or fewer than one worker.
     """
-    if executor not in EXECUTORS:
+    if executor is not None:
+        require_kind("executor", executor, str, " or ".join(EXECUTORS))
+    if executor not in (None, *EXECUTORS):
         msg = f"There is no executor {executor!r}; {suggestion(executor, EXECUTORS)}"
         raise InvalidInputError(msg)
-    if workers is not None and workers < 1:
+    if workers is not None and require_kind("workers", workers, int, "a number of processes") < 1:
         msg = f"workers is {workers}, but at least 1 is expected."
         raise InvalidInputError(msg)
 

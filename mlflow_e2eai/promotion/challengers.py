@@ -16,15 +16,12 @@ from mlflow_e2eai.evaluation.gates import Decision, Gate, MetricValue, Verdict, 
 from mlflow_e2eai.promotion.challenge import Challenge
 from mlflow_e2eai.promotion.incumbent import machine_kind
 from mlflow_e2eai.promotion.metrics import measured_evidence
-from mlflow_e2eai.promotion.policy import Policy, check_gate, is_better_high
+from mlflow_e2eai.promotion.policy import GOAL, Policy, check_gate, is_better_high
 from mlflow_e2eai.promotion.registry.moves import holders
 from mlflow_e2eai.promotion.registry.timeline import registered_model
 from mlflow_e2eai.promotion.remeasurement import Remeasurement
 from mlflow_e2eai.tracking.console import quiet_mlflow
 from mlflow_e2eai.tracking.server import check_server
-
-GOAL = "goal/"
-"""Begins the metric of the verdict on a goal, whose metric follows."""
 
 _COSTS = ("latency/", "concurrency/", "cold_start/", "file/")
 """Beginnings of metrics of which a version has that of its best variant, which `load_model` would

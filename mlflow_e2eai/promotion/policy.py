@@ -44,6 +44,9 @@ UNMEASURED = "evidence/unmeasured"
 REQUIRED = "required/"
 """Begins the metric of the verdict on a required target, whose name follows."""
 
+GOAL = "goal/"
+"""Begins the metric of the verdict on a goal, whose metric follows."""
+
 _LONGEST_NAME = 50
 """Letters of an approval's name."""
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mlflow_e2eai import bundle, fleet, tracking
-from mlflow_e2eai.artifacts.libraries import native_allowed
+from mlflow_e2eai.artifacts.libraries import native_allowed, require_file_names
 from mlflow_e2eai.bundle.side_by_side import Ratios, SideBySide, measure_side_by_side
-from mlflow_e2eai.errors import InvalidInputError
+from mlflow_e2eai.errors import InvalidInputError, require_flags
 from mlflow_e2eai.evaluation.gates import MetricValue
 from mlflow_e2eai.fleet.run import check_executor
 from mlflow_e2eai.promotion.incumbent import LATENCY_RATIO
@@ -79,17 +79,18 @@ class Remeasurement:
         Raises:
             InvalidInputError: There is no such executor, or its runs are not to be written.
         """
+        require_flags(remeasure=remeasure, dry_run=dry_run)
+        check_executor(executor, workers)
+        allowed = require_file_names(allow_native)
         if executor is None and not remeasure:
             return None
-        if executor is not None:
-            check_executor(executor, workers)
-            if dry_run:
-                msg = (
-                    f"dry_run writes nothing, but jobs of the executor {executor!r} are runs; give "
-                    f"remeasure= to measure here, or leave dry_run out."
-                )
-                raise InvalidInputError(msg)
-        return cls(executor=executor, workers=workers, allow_native=tuple(allow_native))
+        if executor is not None and dry_run:
+            msg = (
+                f"dry_run writes nothing, but jobs of the executor {executor!r} are runs; give "
+                f"remeasure= to measure here, or leave dry_run out."
+            )
+            raise InvalidInputError(msg)
+        return cls(executor=executor, workers=workers, allow_native=allowed)
 
     def measure(
         self, title: str, paths: tuple[Path, Path], model_ids: tuple[str, str], names: Sequence[str]

@@ -11,7 +11,7 @@ from mlflow_e2eai.engine.targets import canonical
 from mlflow_e2eai.errors import InvalidInputError
 from mlflow_e2eai.evaluation.gates import Decision, Verdict
 from mlflow_e2eai.promotion.metrics import NOISY, unmeasured_engines
-from mlflow_e2eai.promotion.policy import REQUIRED, UNMEASURED
+from mlflow_e2eai.promotion.policy import GOAL, REQUIRED, UNMEASURED
 
 
 def with_remedies(decision: Decision, manifest: Manifest, name: str, version: str) -> Decision:
@@ -42,6 +42,9 @@ def _remedy(verdict: Verdict, manifest: Manifest, name: str, version: str) -> st
         return _on_gpu(again, sorted(capabilities - {""}))
     if metric.startswith(REQUIRED):
         return _on_gpu(again, [metric.removeprefix(REQUIRED)])
+    if metric.startswith(GOAL):
+        # A version that is behind the best has nothing to do.
+        return f"Measure all of them on one machine: {anew}" if reason else None
     if reason == NOISY:
         return f"Measure when the machine is quiet: {anew}"
     if reason.startswith("not comparable"):

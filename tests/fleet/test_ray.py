@@ -8,12 +8,13 @@ import mlflow
 import pytest
 from fleet_jobs import (
     DEATHS,
-    busy_builders,
+    busy_workers,
     children,
     compiling,
     dying,
     engines,
     kill_when_building,
+    owner_of,
     parent_of,
     workers,
 )
@@ -69,6 +70,13 @@ def test_the_accelerator_types_are_rays():
     assert names <= {value for value in vars(known).values() if isinstance(value, str)}
 
 
+def add_node(cluster, kind):
+    known = {f"accelerator_type:{kind}": 1, "rack": 1}
+    if kind == "A10":  # which Ray has no name for
+        known["e2eai_sm86"] = 1
+    cluster.add_node(num_cpus=1, num_gpus=1, resources=known)
+
+
 @pytest.fixture(scope="module")
 def cluster():
     """A head without work, two nodes with an A10 and one with an H100, by their word.
@@ -81,10 +89,7 @@ def cluster():
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     for kind in ("A10", "A10", "H100"):
-        known = {f"accelerator_type:{kind}": 1, "rack": 1}
-        if kind == "A10":  # which Ray has no name for
-            known["e2eai_sm86"] = 1
-        cluster.add_node(num_cpus=1, num_gpus=1, resources=known)
+        add_node(cluster, kind)
     ray.init(address=cluster.address, log_to_driver=False)
     yield cluster
     ray.shutdown()
@@ -146,18 +151,22 @@ def test_what_no_node_has_is_said_before_anything_begins(store, tmp_path, cluste
     assert children(parent) == []
 
 
+def above(worker, whose):
+    """A worker of the fleet alone, Ray's worker that it works for, or its node with both."""
+    task = owner_of(worker)
+    return {"worker": [worker], "Ray worker": [task], "node": [parent_of(task), task]}[whose]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("whose", ["builder", "Ray worker", "node"])
+@pytest.mark.parametrize("whose", ["worker", "Ray worker", "node"])
 def test_what_is_killed_while_it_builds_is_built_elsewhere_and_nothing_twice(
     store, tmp_path, cluster, whose
 ):
+    if whose == "node":  # in place of the one that dies
+        add_node(cluster, "A10")
+
     def victims():
-        for builder in map(parent_of, busy_builders()[:1]):
-            worker = parent_of(builder)
-            # The builder is a child of Ray's worker, which is a child of the node's raylet.
-            found = {"builder": [builder], "Ray worker": [worker]}
-            return found.get(whose, [parent_of(worker), worker])
-        return []
+        return [pid for worker in busy_workers()[:1] for pid in above(worker, whose)]
 
     graph = log_graph(tmp_path, model=slow_to_build())
     wanted = ["sm75", "sm80", "sm86", "sm89", "sm120", "sm121"]
@@ -202,7 +211,45 @@ def test_engines_are_judged_where_their_gpu_is_and_one_that_no_node_has_says_so(
     runs = {run.info.run_name: run for run in children(parent)}
     assert runs["evaluate sm120"].info.status == "FAILED"
     assert kind_of(runs["evaluate sm86"]) == "A10"
-    assert len(children(runs["evaluate sm86"])) == len(there.evidence)
+    names = [run.info.run_name for run in children(runs["evaluate sm86"])]
+    assert names == [*(f"evaluate {variant}" for variant in ran), "not measured here"]
+
+
+def remeasured():
+    """The runs of the jobs that measured two versions."""
+    return mlflow.search_runs(
+        filter_string="tags.mlflow.runName LIKE 'remeasure%'", output_format="list"
+    )
+
+
+@pytest.mark.slow
+def test_promote_measures_both_versions_on_a_node_of_each_target(store, tmp_path, cluster):
+    for scale, targets in ((1, ["sm86"]), (2, ["sm86", "sm120"])):
+        graph = log_graph(tmp_path, scale=scale)
+        repackage.package(
+            graph, name="net", registered_model_name="net", precisions=["fp32"], targets=targets
+        )
+    gates = {
+        "unmeasured": "warn",
+        "gates": [
+            {"metric": "parity/failed", "at_most": 0},
+            {"metric": "champion/latency_ratio", "at_most": 1e9},
+        ],
+    }
+    assert mlflow_e2eai.promote("net", 1, gates=gates).promoted
+    decision = mlflow_e2eai.promote("net", 2, gates=gates, executor="ray")
+
+    runs = {run.info.run_name: run for run in mlflow.search_runs(output_format="list")}
+    assert kind_of(runs["remeasure sm86"]) == "A10"
+    assert runs["remeasure sm120"].info.status == "FAILED"
+    there, nowhere = mlflow_e2eai.explain("net", 2).measured
+    assert there.environment["host"]
+    assert [entry.items for entry in there.overall.sizes] == [1, 2, 8]
+    assert nowhere.machine == "a machine of sm120"
+    assert not decision.promoted
+    (reason,) = decision.reasons
+    assert reason.startswith("champion/latency_ratio, on a machine of sm120: the two were not")
+    assert "has what remeasure sm120 needs" in reason
 
 
 @pytest.mark.slow
@@ -217,21 +264,20 @@ def test_the_job_evaluate_goes_where_the_gpu_of_its_engine_is(store, tmp_path, c
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("whose", ["evaluator", "Ray worker", "node"])
+@pytest.mark.parametrize("whose", ["worker", "Ray worker", "node"])
 def test_what_is_killed_while_it_judges_is_judged_elsewhere_and_nothing_twice(
     store, tmp_path, cluster, whose
 ):
+    if whose == "node":  # in place of the one that dies
+        add_node(cluster, "A10")
     before = set(workers())
 
     def victims():
         found = workers()
-        # What runs a variant is new, and a child of who judges it; a kept builder is not new.
-        above = [parent_of(pid) for pid in found if pid not in before and parent_of(pid) in found]
-        for evaluator in above[:1]:
-            worker = parent_of(evaluator)
-            each = {"evaluator": [evaluator], "Ray worker": [worker]}
-            return each.get(whose, [parent_of(worker), worker])
-        return []
+        # The process that runs a variant is new; a builder that is kept is not.
+        new = [owner_of(pid) for pid in found if pid not in before]
+        evaluators = [pid for pid in new if pid in found]
+        return [pid for worker in evaluators[:1] for pid in above(worker, whose)]
 
     graphs = [log_graph(tmp_path, scale=scale) for scale in (1, 2)]
     given = [Job(stage="evaluate", model_uri=graph) for graph in graphs]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from graded_bundles import CPU32, TORCH, timed, version
 from small_models import AXES, features, labelled, net
@@ -10,12 +12,13 @@ import mlflow_e2eai
 from mlflow_e2eai import bundle
 from mlflow_e2eai.artifacts.files import from_json, to_json
 from mlflow_e2eai.errors import InvalidInputError
-from mlflow_e2eai.evaluation.gates import Gate
+from mlflow_e2eai.evaluation.gates import Gate, Verdict
 from mlflow_e2eai.flavor import api
 from mlflow_e2eai.promotion.appraisal import Appraisal
 from mlflow_e2eai.promotion.challengers import Goal
 from mlflow_e2eai.promotion.metrics import values_of
 from mlflow_e2eai.promotion.policy import Policy, decide_on
+from mlflow_e2eai.promotion.remedies import with_remedies
 
 pytestmark = pytest.mark.usefixtures("on_threads")
 
@@ -147,3 +150,16 @@ def test_a_goal_may_be_at_a_size():
 
     assert Goal.parse({"minimize": "latency/p50_ms", "at": 1}).value_of(one) == 3.0
     assert Goal.parse("latency/p50_ms").value_of(one) == 5.0
+
+
+def test_versions_that_cannot_be_ranked_come_with_a_command_and_a_slower_one_with_none():
+    slower = Verdict(metric="goal/latency/p50_ms", found=2.0, wanted="the lowest", passed=False)
+    for reason in ("not measured", "not comparable, as versions 1, 2 ..."):
+        unknown = replace(slower, reason=reason)
+        (advice,) = with_remedies(decision_of(unknown), version(), "net", "2").remedies
+        assert advice.startswith("Measure all of them on one machine: mlflow_e2eai pipeline ")
+    assert with_remedies(decision_of(slower), version(), "net", "2").remedies == ()
+
+
+def decision_of(verdict):
+    return replace(appraisal(version()).decision, verdicts=(verdict,))

@@ -347,7 +347,7 @@ def test_every_command_of_an_advice_is_one_that_the_command_line_takes():
         *(Verdict(metric=name, found=None, wanted="at most 0", passed=False) for name in metrics),
         *(
             Verdict(metric=name, found=None, wanted="at most 0", passed=False, reason=reason)
-            for name in ("latency/p50_ms", UNMEASURED, "required/sm90")
+            for name in ("latency/p50_ms", UNMEASURED, "required/sm90", "goal/latency/p50_ms")
             for reason in reasons
         ),
     ]

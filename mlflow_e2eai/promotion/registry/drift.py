@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from mlflow_e2eai.artifacts.files import Summary, Table
-from mlflow_e2eai.errors import InvalidInputError
+from mlflow_e2eai.errors import InvalidInputError, require_flags, require_kind
 from mlflow_e2eai.promotion.registry.journal import journal
 from mlflow_e2eai.promotion.registry.lease import lease
 from mlflow_e2eai.promotion.registry.moves import move
@@ -121,6 +122,7 @@ def guard(name: str, *, restore: bool = False) -> GuardReport:
         >>> mlflow_e2eai.guard("digits").drifted
         ()
     """
+    require_flags(restore=restore)
     check_server()
     with quiet_mlflow():
         return _guard(name, restore=restore)
@@ -166,7 +168,7 @@ def watch(name: str, *, every_s: float = 30.0, restore: bool = False) -> Iterato
         restore: See `guard`.
 
     Raises:
-        InvalidInputError: `every_s` is not above 0.
+        InvalidInputError: See `check_pause`.
         TrackingError: See `guard`.
 
     Examples:
@@ -187,10 +189,11 @@ def check_pause(every_s: float) -> None:
     """Refuse a pause between two looks that is none.
 
     Raises:
-        InvalidInputError: It is not above 0.
+        InvalidInputError: It is no number, is not above 0, or is longer than a process can wait.
     """
-    if not every_s > 0:
-        msg = f"{every_s} s between two looks is too short; give seconds above 0."
+    require_kind("The pause between two looks", every_s, (int, float), "seconds")
+    if not 0 < every_s <= threading.TIMEOUT_MAX:
+        msg = f"{every_s} s between two looks is no pause; give seconds above 0, such as 30."
         raise InvalidInputError(msg)
 
 

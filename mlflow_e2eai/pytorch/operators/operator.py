@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from mlflow_e2eai.artifacts import graphs
-from mlflow_e2eai.errors import ExportError, InvalidInputError, require_several
+from mlflow_e2eai.errors import ExportError, InvalidInputError, require_kind, require_several
 
 if TYPE_CHECKING:
     import onnx
@@ -30,6 +30,9 @@ class Operator:
         torch_name: The operator of ``torch.library`` that it replaces, ``devtech::foo_op``; None
             where ``symbolic`` of a ``torch.autograd.Function`` writes it.
 
+    Raises:
+        InvalidInputError: A name is no text.
+
     Examples:
         >>> square = Operator(
         ...     name="example::Square",
@@ -46,6 +49,12 @@ class Operator:
     name: str
     function: Any = None
     torch_name: str | None = None
+
+    def __post_init__(self) -> None:
+        require_kind("The name of an operator", self.name, str, "one such as 'devtech::FooOp'")
+        if self.torch_name is not None:
+            wanted = "a name such as 'devtech::foo_op'"
+            require_kind(f"torch_name of {self.name}", self.torch_name, str, wanted)
 
     def proto(self) -> onnx.FunctionProto | None:
         """The function as a proto; None where there is none.

@@ -38,6 +38,9 @@ DEAD_AFTER_H = 24.0
 """Hours without a heartbeat after which a process on another host counts as dead. Generous: a
 machine may sleep, a network may be down for a night, and clocks differ."""
 
+LEAST_DEAD_H = 0.1
+"""The fewest such hours: six heartbeats."""
+
 _SLACK_S = 1.0
 """Seconds by which two readings of the start of one process may differ."""
 

@@ -9,12 +9,19 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from mlflow_e2eai.artifacts.files import Summary, Table
-from mlflow_e2eai.errors import brief
+from mlflow_e2eai.errors import InvalidInputError, brief, require_kind
 from mlflow_e2eai.runtime.scratch import remove_dead_folders
 from mlflow_e2eai.tracking.lineage import ERROR, PARENT_RUN, STAGE
 from mlflow_e2eai.tracking.server import check_server, experiments, mlflow_errors
 from mlflow_e2eai.tracking.store.artifact_store import fail_unfinished_models
-from mlflow_e2eai.tracking.store.attempts import DEAD_AFTER_H, HEARTBEAT, HOST, PID, is_dead
+from mlflow_e2eai.tracking.store.attempts import (
+    DEAD_AFTER_H,
+    HEARTBEAT,
+    HOST,
+    LEAST_DEAD_H,
+    PID,
+    is_dead,
+)
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -87,11 +94,19 @@ def tidy(*, dead_after_h: float = DEAD_AFTER_H) -> Tidied:
         dead_after_h: These hours.
 
     Raises:
+        InvalidInputError: They are no number, or so few that a living process may count as dead.
         TrackingError: The tracking server cannot be reached, or refuses a request.
 
     Examples:
         >>> ended = mlflow_e2eai.tidy(dead_after_h=1)
     """
+    require_kind("dead_after_h", dead_after_h, (int, float), "a number of hours")
+    if not dead_after_h >= LEAST_DEAD_H:
+        msg = (
+            f"dead_after_h is {dead_after_h}, but a living process may be silent for some minutes; "
+            f"give at least {LEAST_DEAD_H} hours."
+        )
+        raise InvalidInputError(msg)
     check_server()
     with mlflow_errors("check that your user may change these runs"):
         return Tidied(runs=tuple(_end_dead_runs(dead_after_h)), folders=remove_dead_folders())

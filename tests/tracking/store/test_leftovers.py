@@ -128,9 +128,16 @@ def test_what_a_killed_process_left_is_ended_with_the_stage_that_it_died_at(work
     assert mlflow_e2eai.tidy().runs == ()
 
 
+def end_heartbeats():
+    """Let each run have had its last heartbeat long ago."""
+    for run in all_runs().values():
+        mlflow.MlflowClient().set_tag(run.info.run_id, HEARTBEAT, "2026-01-01T00:00:00+00:00")
+
+
 def test_what_a_living_process_has_stays(working, tmp_path):
     left = folders(tmp_path)
-    tidied = mlflow_e2eai.tidy(dead_after_h=0)
+    end_heartbeats()
+    tidied = mlflow_e2eai.tidy(dead_after_h=0.1)
     assert (tidied.runs, tidied.folders) == ((), 0)
     assert all_runs()["digits"].info.status == "RUNNING"
     assert set(left) <= set(folders(tmp_path))
@@ -138,7 +145,8 @@ def test_what_a_living_process_has_stays(working, tmp_path):
 
 def test_a_process_that_stands_still_lives(working):
     working.send_signal(signal.SIGSTOP)
-    assert mlflow_e2eai.tidy(dead_after_h=0).runs == ()
+    end_heartbeats()
+    assert mlflow_e2eai.tidy(dead_after_h=0.1).runs == ()
 
 
 def test_the_next_run_ends_what_a_dead_process_left(working):
