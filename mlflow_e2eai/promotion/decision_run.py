@@ -17,7 +17,7 @@ from mlflow_e2eai.promotion.registry.actor import actor
 from mlflow_e2eai.promotion.registry.approvals import statements_of
 from mlflow_e2eai.promotion.registry.journal import journal
 from mlflow_e2eai.promotion.registry.record import DECIDED_BY, DECISION, FILE, WITHDRAWN
-from mlflow_e2eai.promotion.registry.timeline import ALIAS, REASON, Move, now_text, read_moves
+from mlflow_e2eai.promotion.registry.timeline import ALIAS, REASON, Move, last_moves, now_text
 from mlflow_e2eai.report.background import AliasMove, Background, Before
 from mlflow_e2eai.report.formats import moment_text
 from mlflow_e2eai.tracking.server import responds
@@ -68,7 +68,9 @@ def decision_run(outcome: Outcome, registered: RegisteredModel) -> Iterator[str]
             name=version.name,
             version=version.version,
             model_id=model.model_id,
-            background=background_of(outcome, read_moves(registered)),
+            background=background_of(
+                outcome, last_moves(registered, challenge.aliases, _MOST_MOVES)
+            ),
         )
         yield run_id
         replace_report(model, page)
@@ -85,10 +87,9 @@ def background_of(outcome: Outcome, moves: Sequence[Move] = ()) -> Background:
 
     Args:
         outcome: The decision.
-        moves: The moves of the registered model's aliases until now.
+        moves: The last moves of its aliases, the oldest first.
     """
     aliases = outcome.challenge.aliases
-    moves = [move for move in moves if move.alias in aliases]
     return Background(
         by=actor(),
         at=moment_text(now_text()),
@@ -111,7 +112,7 @@ def background_of(outcome: Outcome, moves: Sequence[Move] = ()) -> Background:
                 by=move.by,
                 reason=move.reason,
             )
-            for move in reversed(moves[-_MOST_MOVES:])
+            for move in reversed(moves)
         ),
     )
 

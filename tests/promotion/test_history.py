@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, date, datetime, timedelta
 
 import mlflow
@@ -13,7 +14,17 @@ from registered_bundles import register
 import mlflow_e2eai
 from mlflow_e2eai.errors import InvalidInputError, TrackingError
 from mlflow_e2eai.evaluation.gates import Gate
-from mlflow_e2eai.promotion.registry.timeline import History, Move, time_after
+from mlflow_e2eai.promotion.registry.timeline import (
+    MODEL,
+    MOVED_AT,
+    MOVES,
+    History,
+    Move,
+    decision_runs,
+    last_moves,
+    read_moves,
+    time_after,
+)
 
 pytestmark = pytest.mark.usefixtures("on_threads")
 
@@ -53,6 +64,25 @@ def test_a_decision_that_moved_nothing_is_no_move(promoted, good):
     assert not mlflow_e2eai.promote("net", version, gates=impossible).promoted
     mlflow_e2eai.promote("net", "2", gates=FAST)
     assert len(mlflow_e2eai.history("net").moves) == 3
+
+
+def test_a_decision_reads_the_last_moves_of_its_alias_however_many_there_were(promoted):
+    experiment = mlflow.get_run(mlflow_e2eai.history("net").moves[0].run_id).info.experiment_id
+    for day in range(10, 28):
+        alias = "champion" if day % 3 else "canary"
+        move = {alias: ["2", "1"] if day % 2 else ["1", "2"]}
+        tags = {MODEL: "net", MOVES: json.dumps(move), MOVED_AT: f"2027-01-{day}T00:00:00+00:00"}
+        promoted.create_run(experiment, start_time=day, tags=tags)
+    registered = promoted.get_registered_model("net")
+    every = read_moves(registered)
+
+    for aliases in (("champion",), ("canary",), ("champion", "canary")):
+        of_these = [move for move in every if move.alias in aliases]
+        assert len(of_these) > 5
+        assert last_moves(registered, aliases, 99) == of_these
+        assert last_moves(registered, aliases, 5) == of_these[-5:]
+        assert len(decision_runs(registered, moving=aliases[0], most=4)) == 4
+    assert last_moves(registered, ("other",), 5) == []
 
 
 def test_a_day_or_a_time_shows_what_stood_there_then(promoted):
