@@ -57,6 +57,9 @@ MOVED_AT = "e2eai.moved_at"
 DECISIONS_IN = "e2eai.decisions_in."
 """Prefix of tags of a registered model: experiments that have runs of decisions about it."""
 
+_ALL = 100_000
+"""Runs that MLflow's search returns at most, by its own default."""
+
 MoveKind: TypeAlias = Literal["promotion", "rollback", "restoration"]
 """Why an alias was moved: its version passed; the one before is to serve again; or a move by hand
 was undone."""
@@ -278,14 +281,14 @@ def _was_done(at: int, moves: Sequence[Move], aliases: Mapping[str, object]) -> 
 
 
 def decision_runs(
-    registered: RegisteredModel, *, moving: str | None = None, most: int | None = None
+    registered: RegisteredModel, *, moving: str | None = None, most: int = _ALL
 ) -> list[Run]:
     """The runs of decisions about a registered model, the oldest first.
 
     Args:
         registered: The registered model.
         moving: Only those that were to move this alias.
-        most: Only so many, the newest; None for all.
+        most: Only so many, the newest.
     """
     import mlflow
 
@@ -300,7 +303,7 @@ def decision_runs(
         filter_string=f"tags.`{MODEL}` = {literal(registered.name)}{of_alias}",
         order_by=["attributes.start_time DESC"],
         output_format="list",
-        **({} if most is None else {"max_results": most}),
+        max_results=most,
     )
     return runs[::-1]
 
