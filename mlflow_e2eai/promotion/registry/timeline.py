@@ -57,8 +57,7 @@ MOVED_AT = "e2eai.moved_at"
 DECISIONS_IN = "e2eai.decisions_in."
 """Prefix of tags of a registered model: experiments that have runs of decisions about it."""
 
-_ALL = 100_000
-"""Runs that MLflow's search returns at most, by its own default."""
+_ALL = 100_000  # MLflow's own default
 
 MoveKind: TypeAlias = Literal["promotion", "rollback", "restoration"]
 """Why an alias was moved: its version passed; the one before is to serve again; or a move by hand
