@@ -150,9 +150,9 @@ def withdraw(outcome: Outcome, run_id: str, reason: str) -> None:
 
 def tag_version(outcome: Outcome, run_id: str) -> None:
     """Write a decision as tags of the version."""
-    from mlflow import MlflowClient
+    from mlflow_e2eai.tracking._mlflow import registry_client
 
-    client, version = MlflowClient(), outcome.challenge.version
+    client, version = registry_client(), outcome.challenge.version
     tags = {
         DECISION: outcome.decision.outcome,
         ALIAS: ", ".join(outcome.challenge.aliases),

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import mlflow
 import pytest
-from registered_bundles import altered, files_of, model_of, register
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from registered_bundles import altered, model_of, register
 
 import mlflow_e2eai
 from mlflow_e2eai.artifacts.files import from_json, to_json
@@ -29,15 +29,18 @@ def registry(store, good):
     return store
 
 
-def file_of(store, version):
-    run_id = store.get_model_version("net", version).tags["e2eai.decision_run"]
-    folder = mlflow.get_run(run_id).info.artifact_uri.removeprefix("file://")
-    return Path(folder, "decision.json")
+def run_of(store, version):
+    return store.get_model_version("net", version).tags["e2eai.decision_run"]
+
+
+def stored(store, version):
+    """The file of a decision, parsed."""
+    return json.loads(mlflow.artifacts.load_text(f"runs:/{run_of(store, version)}/decision.json"))
 
 
 def test_a_decision_has_all_that_it_was_made_of(registry):
     record = mlflow_e2eai.explain("net", 2)
-    data = json.loads(file_of(registry, "2").read_text())
+    data = stored(registry, "2")
     assert data["format_version"] == FORMAT_VERSION
     tags = {version: model_of(version).tags for version in ("1", "2")}
     (before,) = record.incumbents
@@ -97,8 +100,9 @@ def test_a_version_that_was_not_decided_about_is_named_with_the_command(store, g
 
 
 def test_a_decision_whose_run_is_gone_is_named(registry):
-    run_id = registry.get_model_version("net", "2").tags["e2eai.decision_run"]
-    file_of(registry, "2").unlink()
+    run_id = run_of(registry, "2")
+    artifact_uri = registry.get_run(run_id).info.artifact_uri
+    get_artifact_repository(artifact_uri).delete_artifacts("decision.json")
     with pytest.raises(TrackingError, match=f"is no longer in run {run_id}"):
         mlflow_e2eai.explain("net", 2)
 
@@ -112,8 +116,8 @@ def test_a_decision_whose_run_is_gone_is_named(registry):
     ],
 )
 def test_a_file_of_another_format_is_refused(registry, change, sentence):
-    place = file_of(registry, "2")
-    place.write_text(json.dumps({**json.loads(place.read_text()), **change}))
+    text = json.dumps({**stored(registry, "2"), **change})
+    registry.log_text(run_of(registry, "2"), text, "decision.json")
     with pytest.raises(ArtifactError, match=sentence):
         mlflow_e2eai.explain("net", 2)
 
@@ -131,12 +135,11 @@ def test_the_same_evidence_gives_the_same_decision_today(registry):
 
 
 def test_evidence_that_is_too_old_by_now_would_be_rejected_today(registry, monkeypatch):
-    place = file_of(registry, "2")
-    data = json.loads(place.read_text())
+    data = stored(registry, "2")
     for gate in data["policy"]["gates"]:
         if gate["metric"] == "evidence/age_days":
             gate["limit"] = -1
-    place.write_text(json.dumps(data))
+    registry.log_text(run_of(registry, "2"), json.dumps(data), "decision.json")
     again = mlflow_e2eai.redecide("net", 2)
     assert again.differs
     assert "would be another today (rejected)" in again.text()
@@ -154,8 +157,9 @@ def test_an_approval_that_was_withdrawn_would_count_today(store, good):
     assert mlflow_e2eai.redecide("net", 1).differs
 
 
-def test_a_file_that_changed_since_is_found(registry):
-    (graph, *_) = files_of("2").rglob("*.onnx")
-    graph.write_bytes(graph.read_bytes() + b" ")
+def test_a_file_that_changed_since_is_found(registry, artifacts):
+    with artifacts.edited(model_of("2").model_id) as folder:
+        (graph, *_) = folder.rglob("*.onnx")
+        graph.write_bytes(graph.read_bytes() + b" ")
     with pytest.raises(E2EAIError, match="Version 2 of 'net'"):
         mlflow_e2eai.redecide("net", 2)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mlflow
 import pytest
-from registered_bundles import altered, files_of, holder, register
+from registered_bundles import altered, holder, model_of, register
 
 import mlflow_e2eai
 from mlflow_e2eai.errors import E2EAIError, InvalidInputError, TrackingError
@@ -80,11 +80,12 @@ def test_old_evidence_does_not_pass_a_gate_on_its_age(store, good, tmp_path):
     assert holder(store) == "2"
 
 
-def test_a_version_with_a_changed_file_is_refused(registry):
-    (graph, *_) = files_of("2").rglob("*.onnx")
-    content = bytearray(graph.read_bytes())
-    content[-1] ^= 1
-    graph.write_bytes(content)
+def test_a_version_with_a_changed_file_is_refused(registry, artifacts):
+    with artifacts.edited(model_of("2").model_id) as folder:
+        (graph, *_) = folder.rglob("*.onnx")
+        content = bytearray(graph.read_bytes())
+        content[-1] ^= 1
+        graph.write_bytes(content)
     with pytest.raises(
         E2EAIError, match=r"Version 2 of 'net', which had @champion before, cannot be"
     ):

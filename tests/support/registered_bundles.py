@@ -1,7 +1,6 @@
 """Bundles as versions of the registered model ``net``."""
 
 import json
-from pathlib import Path
 
 import mlflow
 
@@ -35,8 +34,3 @@ def holder(client, alias="champion"):
 def model_of(version):
     """The LoggedModel of a version."""
     return tracking.model_of_version(mlflow.MlflowClient().get_model_version("net", version))
-
-
-def files_of(version):
-    """The folder of a version's files in the store."""
-    return Path(model_of(version).artifact_location.removeprefix("file://"))

@@ -184,9 +184,9 @@ def _undo(
 
 
 def _set_alias(name: str, alias: str, version: str | None) -> None:
-    from mlflow import MlflowClient
+    from mlflow_e2eai.tracking._mlflow import registry_client
 
     if version is None:
-        MlflowClient().delete_registered_model_alias(name, alias)
+        registry_client().delete_registered_model_alias(name, alias)
     else:
-        MlflowClient().set_registered_model_alias(name, alias, version)
+        registry_client().set_registered_model_alias(name, alias, version)
