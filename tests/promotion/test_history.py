@@ -69,9 +69,9 @@ def test_a_decision_that_moved_nothing_is_no_move(promoted, good):
 def test_a_decision_reads_the_last_moves_of_its_alias_however_many_there_were(promoted):
     experiment = mlflow.get_run(mlflow_e2eai.history("net").moves[0].run_id).info.experiment_id
     for day in range(10, 28):
-        alias = "champion" if day % 3 else "canary"
-        move = {alias: ["2", "1"] if day % 2 else ["1", "2"]}
-        tags = {MODEL: "net", MOVES: json.dumps(move), MOVED_AT: f"2027-01-{day}T00:00:00+00:00"}
+        aliases = {0: ("canary",), 1: ("champion",), 2: ("champion", "canary")}[day % 3]
+        moves = dict.fromkeys(aliases, ["2", "1"] if day % 2 else ["1", "2"])
+        tags = {MODEL: "net", MOVES: json.dumps(moves), MOVED_AT: f"2027-01-{day}T00:00:00+00:00"}
         promoted.create_run(experiment, start_time=day, tags=tags)
     registered = promoted.get_registered_model("net")
     every = read_moves(registered)
