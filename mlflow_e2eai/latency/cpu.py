@@ -3,7 +3,7 @@
 The kernel counts for each thread how long it was ready to run and waited, as others ran (Linux,
 Documentation/scheduler/sched-stats.rst). A thread that waits for a GPU, a lock or a pipe is not
 ready, so that only work for the same processors lowers the share. What the hypervisor took from the
-whole machine is in /proc/stat. psutil, which MLflow brings, has none of the threads' waits, and so
+whole machine is in /proc/stat. psutil has none of the threads' waits, and so
 this module reads them itself: before and after a call, never in it, and not at every call.
 """
 

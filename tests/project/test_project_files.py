@@ -8,6 +8,8 @@ import shlex
 import subprocess
 import sys
 import tomllib
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, distribution, packages_distributions
 from pathlib import Path
 
 import pytest
@@ -154,6 +156,59 @@ REQUIREMENTS = [
 @pytest.mark.parametrize("requirement", REQUIREMENTS, ids=lambda requirement: requirement.name)
 def test_what_the_package_needs_is_pinned_to_a_version_that_it_allows(requirement):
     assert requirement.specifier.contains(CONSTRAINTS[canonicalize_name(requirement.name)])
+
+
+EXTRAS = {
+    "cuda": "rtx",
+    "cyclonedx": "sign",
+    "netron": "show",
+    "packageurl": "sign",
+    "pynvml": "nvml",
+    "ray": "ray",
+    "tensorrt": "tensorrt",
+    "tensorrt_rtx": "rtx",
+    "torch": "torch",
+    "transformers": "transformers",
+}
+"""Modules that an extra brings, which is named where it is not installed."""
+
+
+def closure(requirements):
+    """The names of distributions that come with requirements."""
+    names, todo = set(), [Requirement(text) for text in requirements]
+    while todo:
+        one = todo.pop()
+        name = canonicalize_name(one.name)
+        if name in names or not (one.marker is None or one.marker.evaluate({"extra": ""})):
+            continue
+        names.add(name)
+        with suppress(PackageNotFoundError):
+            todo += map(Requirement, distribution(name).requires or ())
+    return names
+
+
+def imported_modules():
+    """The top-level modules that the package imports and that Python does not bring."""
+    found = set()
+    for path in (ROOT / "mlflow_e2eai").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                found.add(str(node.module).partition(".")[0])
+    return found - sys.stdlib_module_names - {"mlflow_e2eai"}
+
+
+def test_everything_that_is_imported_is_required_or_brought_by_an_extra():
+    brought = closure(SETTINGS["project"]["dependencies"])
+    homes = packages_distributions()
+    unknown = {
+        name
+        for name in imported_modules() - EXTRAS.keys()
+        if not brought & {canonicalize_name(home) for home in homes.get(name, ())}
+    }
+    assert unknown == set()
+    assert set(EXTRAS.values()) <= SETTINGS["project"]["optional-dependencies"].keys()
 
 
 def test_nothing_is_pinned_twice():
