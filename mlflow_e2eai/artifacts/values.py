@@ -90,15 +90,12 @@ class Axis:
 
     def __post_init__(self) -> None:
         require_kind("The name of an axis", self.name, str, "a name such as 'N'")
-        sizes = {
-            name: require_kind(f"{name} of axis {self.name!r}", value, int, "a whole number")
-            for name in ("min", "opt", "max", "multiple")
-            for value in (getattr(self, name),)
-        }
-        about = f"buckets of axis {self.name!r}"
-        sizes["buckets"] = require_several(about, self.buckets, int, "a list of sizes")
-        for name, value in sizes.items():
-            object.__setattr__(self, name, value)
+        of_axis = f"of axis {self.name!r}"
+        for name in ("min", "opt", "max", "multiple"):
+            size = require_kind(f"{name} {of_axis}", getattr(self, name), int, "a whole number")
+            object.__setattr__(self, name, size)  # Python's int in place of NumPy's
+        buckets = require_several(f"buckets {of_axis}", self.buckets, int, "a list of sizes")
+        object.__setattr__(self, "buckets", buckets)
         if not self.name.isidentifier():
             msg = f"The axis name {self.name!r} is not an identifier; use a name such as 'N'."
             raise InvalidInputError(msg)

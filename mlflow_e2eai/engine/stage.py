@@ -21,6 +21,7 @@ from mlflow_e2eai.engine.timing_cache import timings_key
 from mlflow_e2eai.errors import (
     EngineBuildError,
     RunnerError,
+    require_flags,
     require_function,
     require_kind,
     require_path,
@@ -87,7 +88,7 @@ def compile(
     if isinstance(target, str):
         target = resolve(target)
     require_kind("target", target, Target, "a GPU, such as 'A100', or a target, such as 'sm80'")
-    tf32 = require_kind("tf32", tf32, bool, "True or False")
+    require_flags(tf32=tf32)
     require_kind("settings", settings, BuildSettings, "a BuildSettings")
     if step is not None:
         require_function("step", step, "a function of a phase, the steps done and all steps")

@@ -74,15 +74,13 @@ def run(
     return [next(outcome for outcome in outcomes if outcome.job == job) for job in jobs]
 
 
-def check_executor(executor: str | None, workers: int | None) -> None:
-    """Refuse an executor, where there is one, or number of workers that `run` cannot use.
+def check_executor(executor: str, workers: int | None) -> None:
+    """Refuse an executor or number of workers that `run` cannot use.
 
     Raises:
         InvalidInputError: There is no such executor, or fewer than one worker.
     """
-    if executor is not None:
-        require_kind("executor", executor, str, " or ".join(EXECUTORS))
-    if executor not in (None, *EXECUTORS):
+    if require_kind("executor", executor, str, " or ".join(EXECUTORS)) not in EXECUTORS:
         msg = f"There is no executor {executor!r}; {suggestion(executor, EXECUTORS)}"
         raise InvalidInputError(msg)
     if workers is not None and require_kind("workers", workers, int, "a number of processes") < 1:

@@ -16,7 +16,13 @@ from typing import Any
 import numpy as np
 
 from mlflow_e2eai.artifacts.values import Infer, Tensors
-from mlflow_e2eai.errors import InvalidInputError, RunnerError, require_function, require_kind
+from mlflow_e2eai.errors import (
+    InvalidInputError,
+    RunnerError,
+    require_flags,
+    require_function,
+    require_kind,
+)
 from mlflow_e2eai.latency import cpu, findings
 from mlflow_e2eai.latency.gpu_monitor import GpuWatch
 from mlflow_e2eai.latency.ratios import paired_ratio, turns
@@ -118,7 +124,7 @@ def benchmark(
     require_function("clock", clock, "a function that returns seconds")
     for name, count in {"warmup": warmup, "rounds": rounds}.items():
         require_kind(name, count, int, "a number of calls")
-    require_kind("strict", strict, bool, "True or False")
+    require_flags(strict=strict)
     if least_cpu_share is not None:
         require_kind("least_cpu_share", least_cpu_share, Real, "a share, such as 0.8")
     for name, number in {"enough": enough, "budget_s": budget_s, "window_ms": window_ms}.items():

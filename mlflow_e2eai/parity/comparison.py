@@ -13,7 +13,13 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from mlflow_e2eai.artifacts.values import Infer, Tensors
-from mlflow_e2eai.errors import InvalidInputError, require_function, require_kind, require_samples
+from mlflow_e2eai.errors import (
+    InvalidInputError,
+    require_flags,
+    require_function,
+    require_kind,
+    require_samples,
+)
 from mlflow_e2eai.parity.comparer import OutputComparer, poison
 from mlflow_e2eai.parity.measure import BLOCK, same_bits
 from mlflow_e2eai.parity.outputs import Circumstances, Comparison, OutputCopy
@@ -100,7 +106,7 @@ def compare(
     """
     for name, infer in {"reference": reference, "candidate": candidate}.items():
         require_function(name, infer)
-    require_kind("stop_when_failed", stop_when_failed, bool, "True or False")
+    require_flags(stop_when_failed=stop_when_failed)
     if progress is not None:
         require_function("progress", progress, "a function of the number of a sample")
     samples, limits = require_samples(samples), limits_for(precision, tolerance, scales)

@@ -138,13 +138,16 @@ def withdraw(outcome: Outcome, run_id: str, reason: str) -> None:
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
+    from mlflow_e2eai.tracking._mlflow import registry_client
+
     if not responds():
         return
-    client, version = MlflowClient(), outcome.challenge.version
+    version = outcome.challenge.version
     with contextlib.suppress(MlflowException):
         for key, value in {DECISION: WITHDRAWN, REASON: reason}.items():
-            client.set_tag(run_id, key, value)
-            client.set_model_version_tag(version.name, str(version.version), key, value)
+            MlflowClient().set_tag(run_id, key, value)
+            number = str(version.version)
+            registry_client().set_model_version_tag(version.name, number, key, value)
         describe_version(outcome.manifest, name=version.name, version=version.version)
 
 

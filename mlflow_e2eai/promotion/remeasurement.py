@@ -80,7 +80,7 @@ class Remeasurement:
             InvalidInputError: There is no such executor, or its runs are not to be written.
         """
         require_flags(remeasure=remeasure, dry_run=dry_run)
-        check_executor(executor, workers)
+        check_executor("local" if executor is None else executor, workers)
         allowed = require_file_names(allow_native)
         if executor is None and not remeasure:
             return None

@@ -170,12 +170,12 @@ def tag_digests(version: ModelVersion, model: LoggedModel) -> None:
     Raises:
         ArtifactError: It has others: they are a witness, and stay.
     """
-    from mlflow import MlflowClient
+    from mlflow_e2eai.tracking._mlflow import registry_client
 
     _check_digests(version, model)
     for tag in (tag for tag in ROOTS if tag not in version.tags):
         name, number = str(version.name), str(version.version)
-        MlflowClient().set_model_version_tag(name, number, tag, model.tags[tag])
+        registry_client().set_model_version_tag(name, number, tag, model.tags[tag])
 
 
 def _check_digests(version: ModelVersion, model: LoggedModel) -> None:

@@ -215,13 +215,6 @@ def test_engines_are_judged_where_their_gpu_is_and_one_that_no_node_has_says_so(
     assert names == [*(f"evaluate {variant}" for variant in ran), "not measured here"]
 
 
-def remeasured():
-    """The runs of the jobs that measured two versions."""
-    return mlflow.search_runs(
-        filter_string="tags.mlflow.runName LIKE 'remeasure%'", output_format="list"
-    )
-
-
 @pytest.mark.slow
 def test_promote_measures_both_versions_on_a_node_of_each_target(store, tmp_path, cluster):
     for scale, targets in ((1, ["sm86"]), (2, ["sm86", "sm120"])):

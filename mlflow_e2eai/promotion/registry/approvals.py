@@ -120,11 +120,11 @@ def reject(name: str, version: int | str, *, as_: str, key: str | Path | None = 
 def _state(
     name: str, version: int | str, approval: str, answer: Answer, key: str | Path | None
 ) -> Statement:
-    from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
     from mlflow_e2eai import tracking
     from mlflow_e2eai.promotion.contenders import as_challenger, model_of
+    from mlflow_e2eai.tracking._mlflow import registry_client
     from mlflow_e2eai.tracking.versions import find_version
 
     check_approval(approval)
@@ -153,7 +153,7 @@ def _state(
     )
     if key is not None:
         statement = dataclasses.replace(statement, signature=sign(key, statement.message()))
-    client = MlflowClient()
+    client = registry_client()
     try:
         # The statement first: a word without one does not count.
         client.set_model_version_tag(

@@ -235,9 +235,7 @@ def registered_model(name: str) -> RegisteredModel:
 
 def read_moves(registered: RegisteredModel) -> list[Move]:
     """All moves of a registered model's aliases, the oldest first; see `history`."""
-    moves = [move for run in decision_runs(registered) for move in _moves_of(run)]
-    moves.sort(key=lambda move: move.at)
-    return [move for at, move in enumerate(moves) if _was_done(at, moves, registered.aliases)]
+    return _done_moves(registered, decision_runs(registered))
 
 
 def last_moves(registered: RegisteredModel, aliases: Sequence[str], count: int) -> list[Move]:
@@ -256,15 +254,14 @@ def last_moves(registered: RegisteredModel, aliases: Sequence[str], count: int) 
         for alias in aliases
         for run in decision_runs(registered, moving=alias, most=2 * count)
     }
-    moves = [
-        move
-        for run in sorted(runs.values(), key=lambda run: int(run.info.start_time))
-        for move in _moves_of(run)
-        if move.alias in aliases
-    ]
-    moves.sort(key=lambda move: move.at)
-    done = [move for at, move in enumerate(moves) if _was_done(at, moves, registered.aliases)]
-    return done[-count:]
+    moves = _done_moves(registered, sorted(runs.values(), key=lambda run: int(run.info.start_time)))
+    return [move for move in moves if move.alias in aliases][-count:]
+
+
+def _done_moves(registered: RegisteredModel, runs: Sequence[Run]) -> list[Move]:
+    """The moves of runs that were done, the oldest first; runs come in the order of their start."""
+    moves = sorted((move for run in runs for move in _moves_of(run)), key=lambda move: move.at)
+    return [move for at, move in enumerate(moves) if _was_done(at, moves, registered.aliases)]
 
 
 def _was_done(at: int, moves: Sequence[Move], aliases: Mapping[str, object]) -> bool:
