@@ -19,7 +19,7 @@ HEAD = """# Command line
 
 The console command `mlflow_e2eai`, also `python -m mlflow_e2eai`, has a verb for each entry point of the MLflow project and a few more. An entry point takes the same options as parameters: `mlflow run . -e export -P opset=17`. Exit codes: 0 done, 1 error, 2 usage error, 3 rejected by a gate, decided otherwise today (`redecide`) or moved by hand (`guard`, `watch`), 130 and 143 after Ctrl-C and SIGTERM; `mlflow run` reports all but 0 as a failed run.
 
-Results, such as a model's URI, are printed on standard output; progress and errors on standard error. `--json` prints them as data: `mlflow_e2eai promote --json | jq .gates`. Each stage is one line when it ends. Meanwhile a terminal shows a bar or a clock, and a log gets a line after a minute, two, four and so on. `--quiet` shows none of it. Nothing is coloured. After Ctrl-C the last line is the command to go on with.
+Results, such as a model's URI, are printed on standard output; progress and errors on standard error. `--json` prints them as data: `mlflow_e2eai promote --json | jq .gates`. Each stage is one line when it ends. Meanwhile a terminal shows a bar or a clock, and a log gets a line after 10 seconds, 20, 40 and so on. `--quiet` shows none of it. Nothing is coloured. After Ctrl-C the last line is the command to go on with.
 
 The shell completes verbs, options and their choices once it has read one of these, as from `~/.bashrc`, `~/.zshrc` or `~/.config/fish/config.fish`:
 

@@ -14,7 +14,7 @@ from mlflow_e2eai.bundle.manifest import Manifest
 from mlflow_e2eai.errors import InvalidInputError, nearest
 from mlflow_e2eai.evaluation.gates import Decision, Gate, MetricValue, Verdict, find_value
 from mlflow_e2eai.promotion.challenge import Challenge
-from mlflow_e2eai.promotion.incumbent import machine_kind
+from mlflow_e2eai.promotion.incumbent import machine_to_compare
 from mlflow_e2eai.promotion.metrics import measured_evidence
 from mlflow_e2eai.promotion.policy import GOAL, Policy, check_gate, is_better_high
 from mlflow_e2eai.promotion.registry.moves import holders
@@ -114,7 +114,7 @@ class Goal:
             if value.metric == self.metric and self.gate.selects(value)
         }
         return frozenset(
-            frozenset(machine_kind(there, entry.variant).items())
+            frozenset(machine_to_compare(there, entry.variant).items())
             for there in version.manifest.by_machine
             for entry in measured_evidence(there)
             if entry.variant in of

@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from mlflow_e2eai import bundle, tracking
 from mlflow_e2eai.artifacts.files import to_json
 from mlflow_e2eai.evaluation.gates import Decision
-from mlflow_e2eai.pipeline.publish import describe_version, log_report, replace_report
+from mlflow_e2eai.pipeline.publish import describe_version, log_report
 from mlflow_e2eai.promotion.challenge import Outcome
 from mlflow_e2eai.promotion.metrics import totals
 from mlflow_e2eai.promotion.registry.actor import actor
@@ -32,13 +32,16 @@ _MOST_MOVES = 20
 """Moves of aliases that a page shows."""
 
 
-@contextmanager
-def decision_run(outcome: Outcome, registered: RegisteredModel) -> Iterator[str]:
-    """A run with a decision, its numbers and its page.
+class DecisionRun(NamedTuple):
+    """A run with a decision: its id, and its page as HTML."""
 
-    Yields:
-        The run's id.
-    """
+    run_id: str
+    page: str
+
+
+@contextmanager
+def decision_run(outcome: Outcome, registered: RegisteredModel) -> Iterator[DecisionRun]:
+    """A run with a decision, its numbers and its page."""
     from mlflow import MlflowClient
 
     decision, challenge = outcome.decision, outcome.challenge
@@ -72,8 +75,7 @@ def decision_run(outcome: Outcome, registered: RegisteredModel) -> Iterator[str]
                 outcome, last_moves(registered, challenge.aliases, _MOST_MOVES)
             ),
         )
-        yield run_id
-        replace_report(model, page)
+        yield DecisionRun(run_id, page)
 
 
 def end_rejected(outcome: Outcome, run_id: str) -> None:

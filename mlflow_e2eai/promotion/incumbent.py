@@ -2,8 +2,8 @@
 
 ``champion/task_drop`` compares the worst variants, on whatever machines: a task metric is of the
 model and its data, and what a machine adds to it is limited by parity. All else is compared on one
-kind of machine only, see `machine_kind`: a version that got slower on every GPU is not to pass
-because a laptop's CPU runs both alike.
+kind of machine only, see `machine_to_compare`: a version that got slower on every GPU is not to
+pass because a laptop's CPU runs both alike.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def champion_values(
     return values
 
 
-def machine_kind(there: Manifest, variant: str) -> dict[str, str | None]:
+def machine_to_compare(there: Manifest, variant: str) -> dict[str, str | None]:
     """The properties of a machine that evidence of a variant must have in common to be compared.
 
     For ONNX Runtime on the CPU: the processor, its instruction set for int8, how many processors
@@ -81,7 +81,7 @@ def machine_kind(there: Manifest, variant: str) -> dict[str, str | None]:
             "machine": known("machine"),
             "processor": known("processor"),
             "int8": known("int8_instructions") or "none",
-            "processors": str(max(cpus, default="unknown")),
+            "processors": str(max(cpus)) if cpus else None,
             "ONNX Runtime": onnxruntime,
         }
     on_gpu = {"GPU": known("gpu"), "driver": known("driver")}
@@ -94,21 +94,21 @@ def machine_kind(there: Manifest, variant: str) -> dict[str, str | None]:
 def is_like(one: Manifest, other: Manifest, *variants: str) -> bool:
     """Whether two machines are of one kind for these variants; False where that is not known."""
     for variant in variants:
-        kind = machine_kind(one, variant)
-        if None in kind.values() or kind != machine_kind(other, variant):
+        kind = machine_to_compare(one, variant)
+        if None in kind.values() or kind != machine_to_compare(other, variant):
             return False
     return True
 
 
 def _not_comparable(old_there: Manifest, variant: str, challenger: Manifest) -> str:
     """Why nothing of the challenger can be compared with the champion's evidence of a machine."""
-    kind = machine_kind(old_there, variant)
+    kind = machine_to_compare(old_there, variant)
     unknown = [name for name, value in kind.items() if value is None]
     if unknown:
         return f"not comparable, as the champion's evidence does not name its {unknown[0]}"
     for there in challenger.by_machine:
         if there.machine == old_there.machine:
-            other = machine_kind(there, variant)
+            other = machine_to_compare(there, variant)
             name = next(name for name in kind if kind[name] != other[name])
             return (
                 f"not comparable, as the champion was measured with {name} {kind[name]}, and this "

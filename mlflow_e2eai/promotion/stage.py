@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
@@ -17,9 +18,11 @@ from mlflow_e2eai.errors import (
 )
 from mlflow_e2eai.evaluation.gates import Decision, Gate
 from mlflow_e2eai.fleet.job import Executor
+from mlflow_e2eai.pipeline.publish import replace_report
 from mlflow_e2eai.promotion.challenge import Challenge, Outcome
 from mlflow_e2eai.promotion.challengers import Contest, promote_best
 from mlflow_e2eai.promotion.decision_run import (
+    DecisionRun,
     decision_run,
     end_rejected,
     supersede,
@@ -202,26 +205,33 @@ def _carry_out(outcome: Outcome, registered: RegisteredModel) -> Outcome:
     Returns:
         The decision that counts: another promotion may have moved an alias since the first one.
     """
-    with decision_run(outcome, registered) as run_id, lease(registered.name) as right:
-        stands = holders(registered_model(registered.name), outcome.challenge.aliases)
-        if stands == outcome.stands:
-            _write(outcome, right, run_id)
-            return outcome
-        supersede(outcome, stands, run_id)
-    with lease(registered.name) as right:  # nobody else moves it while it is decided again
-        registered = registered_model(registered.name)
-        outcome = outcome.challenge.decide(holders(registered, outcome.challenge.aliases))
-        with decision_run(outcome, registered) as run_id:
-            _write(outcome, right, run_id)
+    name, challenge = registered.name, outcome.challenge
+    with ExitStack() as turn:  # nobody else moves them from the first look to the last word
+        with decision_run(outcome, registered) as run:
+            right = turn.enter_context(lease(name))
+            stands = holders(registered_model(name), challenge.aliases)
+            if stands == outcome.stands:
+                _write(outcome, right, run)
+                return outcome
+            supersede(outcome, stands, run.run_id)
+        registered = registered_model(name)
+        outcome = challenge.decide(holders(registered, challenge.aliases))
+        with decision_run(outcome, registered) as run:
+            _write(outcome, right, run)
     return outcome
 
 
-def _write(outcome: Outcome, right: Lease, run_id: str) -> None:
-    """Write the reason on the version, and then move the aliases on a yes."""
-    tag_version(outcome, run_id)
-    if not outcome.decision.promoted:
-        end_rejected(outcome, run_id)
-        return
+def _write(outcome: Outcome, right: Lease, run: DecisionRun) -> None:
+    """Write the reason on the version, move the aliases on a yes, and show the page of it."""
+    tag_version(outcome, run.run_id)
+    if outcome.decision.promoted:
+        _move(outcome, right, run.run_id)
+    else:
+        end_rejected(outcome, run.run_id)
+    replace_report(outcome.challenge.model, run.page)
+
+
+def _move(outcome: Outcome, right: Lease, run_id: str) -> None:
     name = outcome.challenge.version.name
     try:
         move(right, name, outcome.moves, run_id=run_id, kind="promotion")

@@ -26,7 +26,7 @@ _log = logging.getLogger(__name__)
 _TICK_S = 0.5
 """Seconds between two drawings of the clock of a stage."""
 
-_SILENCE_S = 60.0
+_SILENCE_S = 10.0
 """Seconds after which a stage without a terminal has a line that it goes on; the next comes after
 twice as long."""
 

@@ -22,7 +22,7 @@ from mlflow_e2eai.tracking.lineage import ERROR, PARENT_RUN, link_inputs, tag_mo
 from mlflow_e2eai.tracking.mlflow_names import metric_name
 from mlflow_e2eai.tracking.remote_jobs import inherited_context
 from mlflow_e2eai.tracking.server import address, check_server, failed_request, failure_logged
-from mlflow_e2eai.tracking.store.attempts import attend_to, process_tags, with_heartbeat
+from mlflow_e2eai.tracking.store.attempts import PROCESS, RunProcess, attend_to, with_heartbeat
 from mlflow_e2eai.tracking.store.crash_folders import crashes_logged
 from mlflow_e2eai.tracking.store.leftovers import tidy_before_run
 
@@ -87,7 +87,7 @@ def run(
             return
         its_experiment = None if active is None else active.info.experiment_id
         experiment_id, inherited_tags = above or (its_experiment, {})
-        tags = {**inherited_tags, **process_tags(), **(tags or {})}
+        tags = {**inherited_tags, PROCESS: RunProcess.current().text(), **(tags or {})}
         if active is not None and span is not None:
             tags = {**resolve_tags(tags), PARENT_RUN: active.info.run_id}
             with _done_before(name, span, tags, experiment_id=str(experiment_id)) as run_id:

@@ -95,6 +95,24 @@ def test_a_machine_that_is_not_known_is_like_no_other(key):
     assert "the champion's evidence does not name its" in decision.reasons[0]
 
 
+@pytest.mark.parametrize(
+    ("of_new", "of_old", "reason"),
+    [
+        (None, None, "the champion's evidence does not name its processors"),
+        (4, 2, "the champion was measured with processors 2, and this version with 4"),
+    ],
+)
+def test_the_number_of_processors_is_known_and_the_same_of_both(of_new, of_old, reason):
+    new, old = (
+        version(digest=digest, latency={"opt": timed(times(1.0), cpus=cpus)})
+        for digest, cpus in (("n", of_new), ("o", of_old))
+    )
+    decision = against(new, old)
+
+    assert not decision.promoted
+    assert f"not comparable, as {reason}" in decision.reasons[0]
+
+
 def test_pytorchs_own_version_does_not_matter_to_what_runs():
     old = version(digest="o", environment={**XEON, "torch": "2.0.0"})
 

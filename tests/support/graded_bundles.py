@@ -13,7 +13,7 @@ from small_manifest import compared
 from mlflow_e2eai.artifacts.values import EngineArtifact, OnnxArtifact, Target
 from mlflow_e2eai.bundle.manifest import Manifest
 from mlflow_e2eai.evaluation.evidence import Evidence, MachineEvidence
-from mlflow_e2eai.latency.report import ColdStart, Latency, LatencyFinding, LatencyReport
+from mlflow_e2eai.latency.report import ColdStart, CpuRecord, Latency, LatencyFinding, LatencyReport
 
 TORCH, CPU32, CPU16 = "torch/fp32", "onnxruntime-cpu/fp32", "onnxruntime-cpu/fp16"
 ENGINE = "tensorrt_rtx-sm89/fp16"
@@ -67,9 +67,22 @@ def engine(digest: str = "a", capability: str = "sm89", version: str = "1.6.1") 
 
 
 def timed(
-    times: Mapping[str, float], items: int = 8, *, busy: bool = False, rounds: int = 40
+    times: Mapping[str, float],
+    items: int = 8,
+    *,
+    busy: bool = False,
+    rounds: int = 40,
+    cpus: int | None = 2,
 ) -> LatencyReport:
-    """Reports of calls that take so many milliseconds, give or take a hundredth."""
+    """Reports of calls that take so many milliseconds, give or take a hundredth.
+
+    Args:
+        times: The milliseconds by variant.
+        items: Items of a call.
+        busy: Whether the machine was.
+        rounds: How often each was measured.
+        cpus: Processors of the machine; None in reports that do not say.
+    """
     noise = 1 + 0.01 * np.sin(np.arange(rounds))
     variants = tuple(
         Latency(
@@ -86,7 +99,8 @@ def timed(
         for name, one in times.items()
     )
     findings = (LatencyFinding(kind="busy", variant=None, sentence="It waited."),) if busy else ()
-    return LatencyReport(items=items, warmup=0, variants=variants, findings=findings)
+    cpu = None if cpus is None else CpuRecord(cpus=cpus, load_average=0.5, others_share=0.01)
+    return LatencyReport(items=items, warmup=0, variants=variants, findings=findings, cpu=cpu)
 
 
 def measured(

@@ -4,32 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import os
 import socket
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from mlflow_e2eai.evaluation.evidence import now_text
 from mlflow_e2eai.tracking.server import address
 
-HOST = "e2eai.host"
-"""Tag of a run: the host of its process."""
-
-PID = "e2eai.pid"
-"""Tag of a run: the number of its process there."""
-
-STARTED = "e2eai.process_started"
-"""Tag of a run: when that process began, in seconds since the epoch; numbers are given again."""
-
-SPACE = "e2eai.pid_space"
-"""Tag of a run: where that number is unique: the boot of the kernel, and the container."""
-
-HEARTBEAT = "e2eai.heartbeat"
-"""Tag of a run: when its process last said that it lives, in UTC."""
+PROCESS = "e2eai.process"
+"""Tag of a run: its process as JSON, see `RunProcess`."""
 
 BEAT_S = 60.0
 """Seconds between two heartbeats."""
@@ -45,21 +34,61 @@ _SLACK_S = 1.0
 """Seconds by which two readings of the start of one process may differ."""
 
 
-def process_tags() -> dict[str, str]:
-    """The tags of a run of this process, with a first heartbeat."""
-    return {**_own_tags(os.getpid()), HEARTBEAT: now_text()}
+@dataclass(frozen=True, slots=True)
+class RunProcess:
+    """The process of a run.
+
+    Attributes:
+        host: Its host.
+        pid: Its number there.
+        started: When it began, in seconds since the epoch; numbers are given again.
+        space: Where that number is unique: the boot of the kernel, and the container.
+        alive: When it last said that it lives, in UTC.
+    """
+
+    host: str
+    pid: int
+    started: float
+    space: str
+    alive: datetime
+
+    @classmethod
+    def current(cls) -> RunProcess:
+        """This process, alive now."""
+        return cls(*_identity(os.getpid()), alive=datetime.now(UTC))
+
+    @classmethod
+    def of(cls, tags: Mapping[str, str]) -> RunProcess | None:
+        """The process of a run with these tags; None where they do not say."""
+        try:
+            found = cls(**json.loads(tags[PROCESS]))
+            alive = datetime.fromisoformat(str(found.alive)).astimezone(UTC)
+            return cls(str(found.host), int(found.pid), float(found.started), found.space, alive)
+        except (KeyError, ValueError, TypeError, OverflowError, RecursionError):
+            return None  # not by this package, or changed by hand
+
+    def text(self) -> str:
+        """The tag `PROCESS` of its runs, as JSON."""
+        alive = self.alive.isoformat(timespec="seconds")
+        return json.dumps({**asdict(self), "alive": alive})
+
+    def is_dead(self, dead_after_h: float = DEAD_AFTER_H) -> bool:
+        """Whether it is dead; False where that is not sure.
+
+        Args:
+            dead_after_h: Hours without a heartbeat after which one elsewhere counts as dead.
+        """
+        if self.space == _pid_space():
+            return not _lives(self.pid, self.started)
+        return datetime.now(UTC) - self.alive > timedelta(hours=dead_after_h)
 
 
 @functools.cache
-def _own_tags(pid: int) -> Mapping[str, str]:
+def _identity(pid: int) -> tuple[str, int, float, str]:
     import psutil
 
-    return {
-        HOST: socket.gethostname(),
-        PID: str(pid),
-        STARTED: f"{psutil.Process(pid).create_time():.2f}",
-        SPACE: _pid_space(),
-    }
+    started = round(psutil.Process(pid).create_time(), 2)
+    return socket.gethostname(), pid, started, _pid_space()
 
 
 def _pid_space() -> str:
@@ -71,22 +100,6 @@ def _pid_space() -> str:
         return socket.gethostname()
 
 
-def is_dead(tags: Mapping[str, str], *, dead_after_h: float = DEAD_AFTER_H) -> bool:
-    """Whether the process of a run is dead; False where that is not sure.
-
-    Args:
-        tags: The run's tags.
-        dead_after_h: Hours without a heartbeat after which a process elsewhere counts as dead.
-    """
-    try:
-        seen = datetime.fromisoformat(tags[HEARTBEAT])
-        pid, started, space = int(tags[PID]), float(tags[STARTED]), tags[SPACE]
-        is_old = datetime.now(UTC) - seen > timedelta(hours=dead_after_h)
-    except (KeyError, ValueError, TypeError):  # not by this package, or changed by hand
-        return False
-    return not _lives(pid, started) if space == _pid_space() else is_old
-
-
 def _lives(pid: int, started: float) -> bool:
     import psutil
 
@@ -96,7 +109,7 @@ def _lives(pid: int, started: float) -> bool:
         return is_same and bool(process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
-    except psutil.Error:
+    except (psutil.Error, ValueError, OverflowError):  # it may not be seen, or is no number of one
         return True
 
 
@@ -136,7 +149,7 @@ class _Heart:
             for run_id, uri in runs.items():
                 # A server that is away for an hour is no reason to end the work.
                 with contextlib.suppress(Exception):
-                    MlflowClient(uri).set_tag(run_id, HEARTBEAT, now_text())
+                    MlflowClient(uri).set_tag(run_id, PROCESS, RunProcess.current().text())
 
 
 _HEART = _Heart()
@@ -144,7 +157,7 @@ _HEART = _Heart()
 
 @contextmanager
 def with_heartbeat(run_id: str) -> Iterator[None]:
-    """Write the heartbeat of a run that has `process_tags`, as long as the block lasts."""
+    """Write the heartbeat of a run that has this process as a tag, as long as the block lasts."""
     is_new = _HEART.add(run_id, address())
     try:
         yield
@@ -157,10 +170,9 @@ def with_heartbeat(run_id: str) -> Iterator[None]:
 def attend_to(run: Any) -> Iterator[None]:
     """Tag and beat for a run that the caller started, as long as the block lasts.
 
-    Afterwards it has no heartbeat, and nobody takes its process for dead.
+    Afterwards it has no such tag, and nobody takes its process for dead.
     """
     from mlflow import MlflowClient
-    from mlflow.entities import RunTag
     from mlflow.exceptions import MlflowException
 
     run_id = run.info.run_id
@@ -169,9 +181,9 @@ def attend_to(run: Any) -> Iterator[None]:
         return
     client = MlflowClient()
     try:
-        client.log_batch(run_id, tags=[RunTag(*tag) for tag in process_tags().items()])
+        client.set_tag(run_id, PROCESS, RunProcess.current().text())
         yield
     finally:
         _HEART.remove(run_id)
         with contextlib.suppress(MlflowException):
-            client.delete_tag(run_id, HEARTBEAT)
+            client.delete_tag(run_id, PROCESS)

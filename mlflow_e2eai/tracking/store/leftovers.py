@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import TYPE_CHECKING
 
 from mlflow_e2eai.artifacts.files import Summary, Table
@@ -16,11 +15,9 @@ from mlflow_e2eai.tracking.server import check_server, experiments, mlflow_error
 from mlflow_e2eai.tracking.store.artifact_store import fail_unfinished_models
 from mlflow_e2eai.tracking.store.attempts import (
     DEAD_AFTER_H,
-    HEARTBEAT,
-    HOST,
     LEAST_DEAD_H,
-    PID,
-    is_dead,
+    PROCESS,
+    RunProcess,
 )
 
 if TYPE_CHECKING:
@@ -127,44 +124,45 @@ def _end_dead_runs(dead_after_h: float) -> Iterator[DeadRun]:
     from mlflow import MlflowClient
 
     client = MlflowClient()
-    runs = [run for run in _find_running() if is_dead(run.data.tags, dead_after_h=dead_after_h)]
-    for run in runs:
-        tags, run_id = run.data.tags, str(run.info.run_id)
+    found = [(run, process) for run, process in _find_running() if process.is_dead(dead_after_h)]
+    runs = [run for run, _ in found]
+    for run, process in found:
+        run_id = str(run.info.run_id)
         reason = f"died {_place_of(run, runs)}"
         models = fail_unfinished_models(run_id, str(run.info.experiment_id), reason)
         client.set_tag(run_id, ERROR, reason)
-        client.set_terminated(run_id, "KILLED", end_time=_last_seen_ms(run))
+        client.set_terminated(run_id, "KILLED", end_time=_last_alive_ms(run, process))
         yield DeadRun(
             run_id=run_id,
             name=str(run.info.run_name),
-            host=tags.get(HOST, ""),
-            pid=tags[PID],
-            heartbeat=tags[HEARTBEAT],
+            host=process.host,
+            pid=str(process.pid),
+            heartbeat=process.alive.isoformat(),
             reason=reason,
             models=models,
         )
 
 
-def _last_seen_ms(run: Run) -> int:
+def _last_alive_ms(run: Run, process: RunProcess) -> int:
     """When a dead run was last alive, in milliseconds since the epoch."""
-    seen = datetime.fromisoformat(run.data.tags[HEARTBEAT])
-    return max(int(1e3 * seen.timestamp()), int(run.info.start_time))
+    return max(int(1e3 * process.alive.timestamp()), int(run.info.start_time))
 
 
-def _find_running() -> list[Run]:
-    """The runs that say RUNNING and have a heartbeat."""
+def _find_running() -> Iterator[tuple[Run, RunProcess]]:
+    """The runs that say RUNNING and have a process."""
     from mlflow import MlflowClient
 
     client, token = MlflowClient(), None
-    found: list[Run] = []
-    condition = f"attributes.status = 'RUNNING' AND tags.`{HEARTBEAT}` LIKE '%'"
+    condition = f"attributes.status = 'RUNNING' AND tags.`{PROCESS}` LIKE '%'"
     while True:
         page = client.search_runs(
             list(experiments()), condition, max_results=_PAGE, page_token=token
         )
-        found += page
+        for run in page:
+            if (process := RunProcess.of(run.data.tags)) is not None:
+                yield run, process
         if not (token := page.token):
-            return found
+            return
 
 
 def _place_of(run: Run, dead: Sequence[Run]) -> str:

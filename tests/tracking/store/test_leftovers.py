@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -20,15 +22,7 @@ import mlflow_e2eai
 from mlflow_e2eai import tracking
 from mlflow_e2eai.cli import main
 from mlflow_e2eai.tracking.store import attempts
-from mlflow_e2eai.tracking.store.attempts import (
-    HEARTBEAT,
-    HOST,
-    PID,
-    SPACE,
-    STARTED,
-    is_dead,
-    process_tags,
-)
+from mlflow_e2eai.tracking.store.attempts import PROCESS, RunProcess
 
 WORKING = """
 import sys, time
@@ -80,22 +74,25 @@ def folders(tmp_path):
 
 def test_a_run_has_its_process_and_a_heartbeat_as_tags(store):
     with tracking.run("net") as run_id:
-        tags = store.get_run(run_id).data.tags
-    assert tags[PID] == str(os.getpid())
-    assert float(tags[STARTED]) == pytest.approx(psutil.Process().create_time(), abs=0.01)
-    assert tags[HOST]
-    age = datetime.now(UTC) - datetime.fromisoformat(tags[HEARTBEAT])
+        process = RunProcess.of(store.get_run(run_id).data.tags)
+    assert process.pid == os.getpid()
+    assert process.started == pytest.approx(psutil.Process().create_time(), abs=0.01)
+    assert process.host == socket.gethostname()
+    age = datetime.now(UTC) - process.alive
     assert timedelta(0) <= age < timedelta(minutes=1)
 
 
 def test_the_heartbeat_goes_on_as_long_as_the_run_and_no_longer(store, monkeypatch):
     monkeypatch.setattr(attempts, "BEAT_S", 0.02)
     beats = []
-    monkeypatch.setattr(attempts, "now_text", lambda: beats.append(None) or f"beat {len(beats)}")
+    text = RunProcess.text
+    monkeypatch.setattr(
+        RunProcess, "text", lambda self: beats.append(None) or f"{text(self)} {len(beats)}"
+    )
     with tracking.run("net") as run_id:
-        first = store.get_run(run_id).data.tags[HEARTBEAT]
+        first = store.get_run(run_id).data.tags[PROCESS]
         deadline = time.monotonic() + 20
-        while store.get_run(run_id).data.tags[HEARTBEAT] == first:
+        while store.get_run(run_id).data.tags[PROCESS] == first:
             assert time.monotonic() < deadline
             time.sleep(0.01)
     before = -1
@@ -131,7 +128,9 @@ def test_what_a_killed_process_left_is_ended_with_the_stage_that_it_died_at(work
 def end_heartbeats():
     """Let each run have had its last heartbeat long ago."""
     for run in all_runs().values():
-        mlflow.MlflowClient().set_tag(run.info.run_id, HEARTBEAT, "2026-01-01T00:00:00+00:00")
+        if (process := RunProcess.of(run.data.tags)) is not None:
+            long_ago = dataclasses.replace(process, alive=datetime(2026, 1, 1, tzinfo=UTC))
+            mlflow.MlflowClient().set_tag(run.info.run_id, PROCESS, long_ago.text())
 
 
 def test_what_a_living_process_has_stays(working, tmp_path):
@@ -184,32 +183,48 @@ def test_the_verb_names_each_run_and_counts_all(working, capsys):
 
 def test_a_run_of_the_caller_is_tagged_only_while_it_is_worked_on(store):
     with mlflow.start_run() as mine, tracking.run("net"):
-        assert HEARTBEAT in store.get_run(mine.info.run_id).data.tags
-    assert HEARTBEAT not in store.get_run(mine.info.run_id).data.tags
+        assert PROCESS in store.get_run(mine.info.run_id).data.tags
+    assert PROCESS not in store.get_run(mine.info.run_id).data.tags
 
 
-@pytest.mark.parametrize("changed", [{PID: "x"}, {HEARTBEAT: "today"}, {STARTED: ""}])
-def test_a_run_whose_tags_a_hand_changed_is_left_alone(changed):
-    assert not is_dead({**process_tags(), SPACE: "another", **changed}, dead_after_h=0)
+def process(**changed):
+    """A process of another machine that was never alive, with changes."""
+    never = datetime(1970, 1, 1, tzinfo=UTC)
+    return dataclasses.replace(RunProcess.current(), space="another", alive=never, **changed)
 
 
-def test_a_run_without_a_heartbeat_is_left_alone():
-    tags = process_tags()
-    del tags[HEARTBEAT]
-    assert not is_dead({**tags, PID: "999999999"}, dead_after_h=0)
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"pid": "x"},
+        {"pid": 1e400},
+        {"alive": "today"},
+        {"alive": "0001-01-01T00:00:00+14:00"},
+        {"started": None},
+        {"more": 1},
+    ],
+)
+def test_a_run_whose_tag_a_hand_changed_is_left_alone(changed):
+    found = json.loads(process().text())
+    assert RunProcess.of({PROCESS: json.dumps(found)}).is_dead()
+    assert RunProcess.of({PROCESS: json.dumps(found | changed)}) is None
+
+
+@pytest.mark.parametrize("text", ["", "[]", "1", "[" * 4000, "{}"])
+def test_a_run_whose_tag_is_something_else_is_left_alone(text):
+    assert RunProcess.of({PROCESS: text}) is None
 
 
 @pytest.mark.parametrize(("hours", "dead"), [(23, False), (25, True)])
 def test_a_process_elsewhere_is_dead_only_after_a_day_without_a_heartbeat(hours, dead):
-    seen = datetime.now(UTC) - timedelta(hours=hours)
-    tags = {**process_tags(), SPACE: "another", PID: "999999999", HEARTBEAT: seen.isoformat()}
-    assert is_dead(tags) is dead
+    alive = datetime.now(UTC) - timedelta(hours=hours)
+    assert dataclasses.replace(process(), alive=alive).is_dead() is dead
 
 
 def test_a_number_that_another_process_has_now_is_of_a_dead_one():
-    tags = process_tags()
-    assert not is_dead(tags)
-    assert is_dead({**tags, STARTED: str(float(tags[STARTED]) - 60)})
+    mine = RunProcess.current()
+    assert not mine.is_dead()
+    assert dataclasses.replace(mine, started=mine.started - 60).is_dead()
 
 
 def test_a_whole_pipeline_leaves_no_temporary_file(store, tmp_path, on_threads, monkeypatch):
