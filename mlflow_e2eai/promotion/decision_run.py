@@ -56,12 +56,13 @@ def decision_run(outcome: Outcome, registered: RegisteredModel) -> Iterator[Deci
     ) as run_id:
         client = MlflowClient()
         ids = [each.model_id for each in outcome.models]
-        linked = tracking.link_permitted_inputs(run_id, ids)
+        tracking.link_permitted_inputs(run_id, ids)
         numbers = {
             tracking.metric_name(key): value for key, value in totals(outcome.values).items()
         }
-        measured = model.model_id if model.model_id in linked else None
-        tracking.log_metrics(numbers, run_id=run_id, model_id=measured)
+        # Not on the model too, which has them since it was logged: each decision would add to what
+        # every look at it reads.
+        tracking.log_metrics(numbers, run_id=run_id, model_id=None)
         client.log_text(run_id, to_json(outcome.record()), FILE)
         client.set_tag(run_id, DECISION, decision.outcome)
         page = log_report(

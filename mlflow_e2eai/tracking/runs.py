@@ -226,35 +226,35 @@ def is_denied(error: MlflowException) -> bool:
     return str(error.error_code) == "PERMISSION_DENIED"
 
 
-def link_permitted_inputs(run_id: str, model_ids: Sequence[str]) -> list[str]:
+def link_permitted_inputs(run_id: str, model_ids: Sequence[str]) -> None:
     """Make LoggedModels the inputs of a run, as far as the user may change them.
 
     The others are named in the tag ``e2eai.not_linked`` of the run, and in a warning.
-
-    Returns:
-        Ids of those that are linked.
     """
     from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
 
-    linked = []
-    for model_id in model_ids:
-        try:
-            link_inputs(run_id, [model_id])
-        except MlflowException as error:
-            if not is_denied(error):
-                raise
-        else:
-            linked.append(model_id)
-    if denied := [model_id for model_id in model_ids if model_id not in linked]:
+    if _link(run_id, model_ids):
+        return
+    if denied := [model_id for model_id in model_ids if not _link(run_id, [model_id])]:
         MlflowClient().set_tag(run_id, NOT_LINKED, ", ".join(denied))
         _log.warning(
-            "Your user may not change the experiment of %s: run %s is not linked there, and its "
-            "metrics are on the run only.",
+            "Your user may not change the experiment of %s: run %s is not linked there.",
             ", ".join(denied),
             run_id,
         )
-    return linked
+
+
+def _link(run_id: str, model_ids: Sequence[str]) -> bool:
+    """Make LoggedModels the inputs of a run; False where the user may not change one."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        link_inputs(run_id, model_ids)
+    except MlflowException as error:
+        if not is_denied(error):
+            raise
+        return False
+    return True
 
 
 @contextmanager

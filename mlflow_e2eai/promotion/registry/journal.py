@@ -47,7 +47,7 @@ def journal(
     Yields:
         The run's id.
     """
-    from mlflow import MlflowClient
+    import mlflow
 
     tags = {
         tracking.STAGE: stage,
@@ -60,6 +60,6 @@ def journal(
     with tracking.run(
         title, nested=True, tags=tags, elsewhere=f"promotions of {registered.name}"
     ) as run_id:
-        run = MlflowClient().get_run(run_id)
+        run = mlflow.active_run() or mlflow.MlflowClient().get_run(run_id)
         note_experiment(registered, run.info.experiment_id)
         yield run_id

@@ -40,8 +40,11 @@ LEASE_S = 30.0
 WAIT_S = 600.0
 """Seconds that a process waits for its turn."""
 
-_POLL_S = (0.02, 0.3)
-"""First pause between two looks at the entries, and the longest for each that comes before.
+_NEXT_S = 0.2
+"""Pause between two looks at the entries for the one whose turn is next."""
+
+_LATER_S = 1.0
+"""The same for each further one that comes before, as a turn takes about as long.
 
 Sixteen that look twice a second each kept a server busy with nothing else.
 """
@@ -96,7 +99,6 @@ class Lease:
         self._ticket = 1 + max((entry.ticket or 0 for entry in self._entries().values()), default=0)
         self._write()
         seen: dict[str, tuple[str, float]] = {}
-        pause_s = _POLL_S[0]
         while True:
             # Before the request: an entry that was renewed while it was under way is not dead.
             looked_s = _now()
@@ -124,8 +126,8 @@ class Lease:
             if now - self._written_s > LEASE_S / 3:
                 self._write()
             # Several wait, and are not to ask in step.
+            pause_s = min(_LATER_S * (len(earlier) - 1) or _NEXT_S, LEASE_S / 6)
             time.sleep(pause_s * random.uniform(0.5, 1.5))  # noqa: S311 - no secret
-            pause_s = min(2 * pause_s, _POLL_S[1] * len(earlier), LEASE_S / 6)
 
     def leave(self, *, is_reached: bool = True) -> None:
         """Give the right up; where the server is not reached, others see the entry die."""
