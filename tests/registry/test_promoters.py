@@ -16,6 +16,7 @@ from promoters import (
     run_promoters,
 )
 from ranked_versions import GATES, register
+from tracking_servers import tracking_server
 
 import mlflow_e2eai
 from mlflow_e2eai.promotion.registry.lease import LEASE
@@ -34,9 +35,26 @@ def ranked(on_postgres):
     return accuracies
 
 
-def run(server, accuracies, folder, count, rounds, **options):
+@pytest.fixture
+def uris(on_postgres, tmp_path):
+    """The server, and another over the same database and artifacts."""
+    folder = tmp_path / "second"
+    folder.mkdir()
+    with tracking_server(
+        folder, database=on_postgres.database, artifacts=str(on_postgres.artifacts.path)
+    ) as second:
+        yield [on_postgres.uri, second.uri]
+
+
+def run(server, accuracies, folder, count, rounds, uris=(), **options):
     """Let promoters run, check the laws, and print the numbers."""
-    plan = Plan(uri=server.uri, versions=list(accuracies), rounds=rounds, folder=folder, **options)
+    plan = Plan(
+        uris=uris or [server.uri],
+        versions=list(accuracies),
+        rounds=rounds,
+        folder=folder,
+        **options,
+    )
     numbers = run_promoters(plan, count)
     wrong = broken_laws(server.database, accuracies, plan)
     refused = reasons(plan)
@@ -64,8 +82,10 @@ def test_promoters_that_are_killed_in_the_middle_finish_when_they_are_started_ag
 
 
 @pytest.mark.slow
-def test_sixteen_promoters_of_two_hundred_rounds(on_postgres, ranked, tmp_path):
-    run(on_postgres, ranked, tmp_path, 16, 200)
+def test_sixteen_promoters_of_two_hundred_rounds_over_two_servers(
+    on_postgres, ranked, uris, tmp_path
+):
+    run(on_postgres, ranked, tmp_path, 16, 200, uris)
 
 
 @pytest.mark.slow

@@ -88,7 +88,7 @@ class Plan:
     """What the promoters do.
 
     Attributes:
-        uri: The tracking URI.
+        uris: The tracking URIs of one registry's servers; the promoters take them in turn.
         versions: Versions to choose from.
         rounds: Promotions of each.
         folder: Each writes a file there: a line before a promotion, and one after it.
@@ -97,7 +97,7 @@ class Plan:
         lease_s: Seconds after which others take a promoter for dead; None for the package's own.
     """
 
-    uri: str
+    uris: Sequence[str]
     versions: Sequence[str]
     rounds: int
     folder: Path
@@ -173,7 +173,7 @@ def _promote_in_turn(plan: Plan, number: int) -> None:
 
     logging.disable(logging.CRITICAL)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # bars of downloads
-    mlflow.set_tracking_uri(plan.uri)
+    mlflow.set_tracking_uri(plan.uris[number % len(plan.uris)])
     mlflow.set_experiment("tests")
     if plan.lease_s is not None:
         lease.LEASE_S = plan.lease_s
