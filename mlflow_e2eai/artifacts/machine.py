@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import math
 import os
 import platform
 import re
@@ -55,6 +56,25 @@ def driver_version(driver: Path = _DRIVER) -> str | None:
 def processor_name(file: Path = Path("/proc/cpuinfo")) -> str | None:
     """Name of this machine's processor, as the kernel reports it; None where it does not."""
     return _search(r"^model name\s*:\s*(\S.*)$", file)
+
+
+def processors(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """The processors that this process may use, by its affinity and the quota of its container.
+
+    A quota of one and a half counts as two. Libraries look at the affinity alone, and start more
+    threads than a quota lets run.
+    """
+    has_affinity = hasattr(os, "sched_getaffinity")
+    allowed = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+    v1 = cgroup / "cpu"
+    quota, period = (
+        pair.split()
+        if (pair := _search(r"^(\d+ [1-9]\d*)$", cgroup / "cpu.max"))
+        else (_search(r"^([1-9]\d*)$", v1 / f"cpu.cfs_{name}_us") for name in ("quota", "period"))
+    )
+    if quota is None or period is None:  # "max" and -1 are none
+        return allowed
+    return max(1, min(allowed, math.ceil(int(quota) / int(period))))
 
 
 _INT8_INSTRUCTIONS = (
@@ -110,8 +130,8 @@ PASSING = ("measured", "host", "load")
 def environment() -> dict[str, str]:
     """This machine as far as it is known: processor, GPU, driver, versions, load; and the time.
 
-    ``cores`` are those that this process may use, ``load`` the processes that ran or waited for one
-    on average over the last minute, by the kernel. Not for tags: this loads the driver's library.
+    ``cores`` are the `processors`, ``load`` the processes that ran or waited for one on average
+    over the last minute, by the kernel. Not for tags: this loads the driver's library.
     """
     entries = {
         "measured": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -119,7 +139,7 @@ def environment() -> dict[str, str]:
         "python": platform.python_version(),
         "machine": platform.machine(),
         "processor": processor_name(),
-        "cores": str(len(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else None,
+        "cores": str(processors()),
         "memory": _memory(),
         "load": _load(),
         "int8_instructions": int8_instructions(),

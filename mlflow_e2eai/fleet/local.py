@@ -5,7 +5,6 @@ The counterpart of ray.py, whose `run_jobs` has the same form.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
@@ -16,11 +15,6 @@ from mlflow_e2eai.fleet.job import Job
 from mlflow_e2eai.fleet.worker import AttemptJob, JobWorker
 
 Result = TypeVar("Result")
-
-
-def cores() -> int:
-    """Count the cores that this process may use."""
-    return len(os.sched_getaffinity(0))
 
 
 def run_jobs(

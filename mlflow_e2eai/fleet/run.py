@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from mlflow_e2eai import tracking
 from mlflow_e2eai.artifacts.libraries import allowed_names
+from mlflow_e2eai.artifacts.machine import processors
 from mlflow_e2eai.errors import InvalidInputError, require_kind, suggestion
 from mlflow_e2eai.fleet import local, ray
 from mlflow_e2eai.fleet.job import EXECUTORS, Executor, Job, Outcome
@@ -39,7 +40,7 @@ def run(
     Args:
         jobs: The jobs. Of equal ones one is run.
         executor: ``local`` for processes here, ``ray`` for a Ray cluster.
-        workers: Processes here; by default one for each core. A Ray cluster decides by itself.
+        workers: Processes here; by default one for each processor. A Ray cluster decides by itself.
         timeout_s: Seconds after which a worker is taken to hang.
 
     Returns:
@@ -62,7 +63,7 @@ def run(
             timeout_s=timeout_s,
         )
         for stage, most in (
-            ("compile", workers or local.cores()),
+            ("compile", workers or processors()),
             ("evaluate", 1),
             ("remeasure", 1),
         ):

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 
+from mlflow_e2eai.artifacts.machine import processors
 from mlflow_e2eai.latency.report import CpuRecord
 
 LEAST_SHARE = 0.8
@@ -229,9 +230,7 @@ class CpuWatch:
         except OSError:
             load = None
         return CpuRecord(
-            cpus=len(os.sched_getaffinity(0))
-            if hasattr(os, "sched_getaffinity")
-            else os.cpu_count() or 1,
+            cpus=processors(),
             load_average=load,
             stolen_share=ticks.stolen / ticks.busy if ticks.busy >= _LEAST_TICKS else 0.0,
             others_share=max(ticks.busy - own, 0) / ticks.all

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mlflow_e2eai.artifacts import machine
-from mlflow_e2eai.artifacts.machine import driver_version, gpu_name
+from mlflow_e2eai.artifacts.machine import driver_version, gpu_name, processors
 from mlflow_e2eai.flavor.run_context import GpuContext
 
 INFORMATION = """\
@@ -97,6 +97,33 @@ def test_a_broken_version_file_is_no_version(tmp_path, text):
     (tmp_path / "version").write_text(text, encoding="utf-8")
 
     assert driver_version(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("files", "count"),
+    [
+        ({}, 8),
+        ({"cpu.max": "max 100000"}, 8),
+        ({"cpu.max": "200000 100000"}, 2),
+        ({"cpu.max": "150000 100000"}, 2),
+        ({"cpu.max": "10000 100000"}, 1),
+        ({"cpu.max": "0 100000"}, 1),
+        ({"cpu.max": "6400000 100000"}, 8),
+        ({"cpu.max": "200000 0"}, 8),
+        ({"cpu.max": "broken"}, 8),
+        ({"cpu/cpu.cfs_quota_us": "300000", "cpu/cpu.cfs_period_us": "100000"}, 3),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 8),
+        ({"cpu/cpu.cfs_quota_us": "300000"}, 8),
+    ],
+)
+def test_a_container_with_a_quota_has_as_many_processors_as_that_lets_run(
+    files, count, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(machine.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text + "\n", encoding="utf-8")
+    assert processors(tmp_path) == count
 
 
 def test_a_machine_without_the_driver_has_neither(tmp_path):
