@@ -192,7 +192,7 @@ def failures_as_export_errors(
     import torch
 
     try:
-        with warnings.catch_warnings(record=True) as warned, torch.no_grad(), _prints_logged():
+        with warnings.catch_warnings(record=True) as warned, torch.no_grad(), prints_logged():
             warnings.simplefilter("always")
             yield warned
     except (ExportError, InvalidInputError):
@@ -218,7 +218,7 @@ The passes of the TorchScript exporter write some; of the dynamo exporter none w
 
 
 @contextmanager
-def _prints_logged() -> Iterator[None]:
+def prints_logged() -> Iterator[None]:
     """Log what PyTorch prints in the block at level DEBUG, its own log with it.
 
     The exporters print graphs, and warn of their own internals; the written file is checked for

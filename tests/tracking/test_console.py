@@ -4,13 +4,16 @@ import logging
 import os
 import threading
 
+import mlflow
 import pytest
+import torch
 from free_ports import free_port
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.utils.logging_utils import enable_logging, eprint
 
 from mlflow_e2eai.tracking.console import quiet_mlflow
+from mlflow_e2eai.tracking.sources import log_source
 
 BARS = "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"
 
@@ -52,6 +55,32 @@ def test_a_warning_of_mlflow_is_logged_by_this_package(caplog):
     assert ("mlflow_e2eai.tracking.console", "mlflow.store: the disk is full") in [
         (record.name, record.getMessage()) for record in caplog.records
     ]
+
+
+class Counting(torch.nn.Module):
+    """Runs as often as an input says, which `torch.export` refuses."""
+
+    def forward(self, x, steps):
+        for _ in range(int(steps)):
+            x = torch.tanh(x)
+        return x
+
+
+def test_a_model_that_has_to_be_pickled_is_logged_without_a_line_of_pytorch_or_mlflow(
+    store, capfd, caplog
+):
+    example = {"x": torch.rand(2, 3), "steps": torch.tensor(3)}
+    caplog.set_level("INFO", logger="mlflow_e2eai")
+    with quiet_mlflow(), mlflow.start_run() as run:
+        log_source(Counting().eval(), example, name="net", run_id=run.info.run_id)
+        (model,) = mlflow.search_logged_models(output_format="list")
+    assert "data/model.pth" in [
+        item.path for item in MlflowClient().list_logged_model_artifacts(model.model_id, "data")
+    ]
+    printed = capfd.readouterr()
+    assert (printed.out, printed.err) == ("", "")
+    lines = [record for record in caplog.records if record.levelno > logging.DEBUG]
+    assert [record.getMessage().split()[:2] for record in lines] == [["log", "net"]]
 
 
 def test_blocks_in_two_threads_end_with_the_last():

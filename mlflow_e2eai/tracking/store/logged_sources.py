@@ -16,6 +16,7 @@ from mlflow_e2eai.artifacts.files import sha256_of
 from mlflow_e2eai.artifacts.weight_files import weight_bytes
 from mlflow_e2eai.errors import TrackingError
 from mlflow_e2eai.pytorch.consent import permit
+from mlflow_e2eai.pytorch.exporters import prints_logged
 from mlflow_e2eai.pytorch.state import state_restored
 from mlflow_e2eai.runtime.storage import check_room
 from mlflow_e2eai.tracking.lineage import ASSUMED, SHA256, fetch, link_output
@@ -67,6 +68,7 @@ def _save(path: str, mlflow_model: Any, *, scripted: bool, **kwargs: Any) -> Non
             # Export has warnings of its own about the model.
             with (
                 warnings.catch_warnings(action="ignore"),
+                prints_logged(),
                 state_restored(kwargs["pytorch_model"]),
             ):
                 mlflow.pytorch.save_model(
@@ -78,8 +80,24 @@ def _save(path: str, mlflow_model: Any, *, scripted: bool, **kwargs: Any) -> Non
             mlflow_model.saved_input_example_info = None  # it went with the folder
         else:
             return
-    mlflow.pytorch.save_model(**common, serialization_format="pickle")
+    with _without_advice():
+        mlflow.pytorch.save_model(**common, serialization_format="pickle")
     permit(Path(path, "data", "model.pth"))
+
+
+@contextmanager
+def _without_advice() -> Iterator[None]:
+    """Hide MLflow's advice to save a model as pt2: that is not for this one, or was tried."""
+    logger = logging.getLogger("mlflow.pytorch")
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return not str(record.msg).startswith("Saving pytorch model by Pickle")
+
+    logger.addFilter(is_other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_other)
 
 
 def log_saved(
