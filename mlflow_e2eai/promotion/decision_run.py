@@ -62,7 +62,7 @@ def decision_run(outcome: Outcome, registered: RegisteredModel) -> Iterator[Deci
         }
         # Not on the model too, which has them since it was logged: each decision would add to what
         # every look at it reads.
-        tracking.log_metrics(numbers, run_id=run_id, model_id=None)
+        tracking.log_metrics(numbers, run_id=run_id)
         client.log_text(run_id, to_json(outcome.record()), FILE)
         client.set_tag(run_id, DECISION, decision.outcome)
         page = log_report(

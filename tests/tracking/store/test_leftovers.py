@@ -187,10 +187,10 @@ def test_a_run_of_the_caller_is_tagged_only_while_it_is_worked_on(store):
     assert PROCESS not in store.get_run(mine.info.run_id).data.tags
 
 
-def process(**changed):
-    """A process of another machine that was never alive, with changes."""
+def process():
+    """A process of another machine that was never alive."""
     never = datetime(1970, 1, 1, tzinfo=UTC)
-    return dataclasses.replace(RunProcess.current(), space="another", alive=never, **changed)
+    return dataclasses.replace(RunProcess.current(), space="another", alive=never)
 
 
 @pytest.mark.parametrize(
