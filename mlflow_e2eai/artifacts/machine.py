@@ -123,6 +123,9 @@ def has_gpu() -> bool:
     return local_compute_capability() is not None
 
 
+THREAD_LIMITS = ("omp_num_threads", "mkl_num_threads")
+"""Entries of `environment` that limit PyTorch's threads on a CPU; nothing else reads them."""
+
 PASSING = ("measured", "host", "load")
 """Entries of `environment` that differ between two measurements on one kind of machine."""
 
@@ -131,7 +134,8 @@ def environment() -> dict[str, str]:
     """This machine as far as it is known: processor, GPU, driver, versions, load; and the time.
 
     ``cores`` are the `processors`, ``load`` the processes that ran or waited for one on average
-    over the last minute, by the kernel. Not for tags: this loads the driver's library.
+    over the last minute, by the kernel, ``omp_num_threads`` and ``mkl_num_threads`` what the
+    variables of these names limit PyTorch to. Not for tags: this loads the driver's library.
     """
     entries = {
         "measured": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -142,6 +146,7 @@ def environment() -> dict[str, str]:
         "cores": str(processors()),
         "memory": _memory(),
         "load": _load(),
+        **{name: os.environ.get(name.upper()) for name in THREAD_LIMITS},
         "int8_instructions": int8_instructions(),
         "gpu": gpu_name(),
         "compute_capability": local_compute_capability(),

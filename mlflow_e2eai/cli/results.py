@@ -20,6 +20,7 @@ from mlflow_e2eai.evaluation.bisection.search import Bisection
 from mlflow_e2eai.evaluation.evidence import Evidence, MachineEvidence, machine_name
 from mlflow_e2eai.evaluation.gates import Decision
 from mlflow_e2eai.pipeline.publish import find_report
+from mlflow_e2eai.promotion.challenge import Promotion
 from mlflow_e2eai.promotion.challengers import Contest
 from mlflow_e2eai.promotion.policy import Policy
 from mlflow_e2eai.promotion.redecision import Redecision
@@ -129,7 +130,7 @@ def _manifest_of(model_uri: str) -> bundle.Manifest:
         return bundle.read(files.directory / bundle.FOLDER)
 
 
-def print_decision(decision: Decision | Contest, arguments: Arguments) -> int:
+def print_decision(decision: Promotion | Contest, arguments: Arguments) -> int:
     """Print each gate, those that did not apply included, and the decision.
 
     Args:
@@ -142,7 +143,7 @@ def print_decision(decision: Decision | Contest, arguments: Arguments) -> int:
     if isinstance(decision, Contest):
         for version, each in decision.decisions.items():
             print(f"version {version}:")
-            print_decision(each, {**arguments, "version": version})
+            print_decision(each, arguments)
         return exit_code(decision)
     for verdict in decision.verdicts:
         failed = "FAILED" if verdict.severity == "block" else "warning"
@@ -155,12 +156,10 @@ def print_decision(decision: Decision | Contest, arguments: Arguments) -> int:
         )
     for remedy in decision.remedies:
         print(f"to pass: {remedy}")
-    is_trial = arguments.get("dry_run", False)
     if decision.promoted:
-        verb = "would become" if is_trial else "is"
-        alias = arguments["alias"]
-        aliases = alias if isinstance(alias, str) else ", ".join(alias)
-        print(f"promoted: {arguments['name']} {arguments['version']} {verb} {aliases}")
+        verb = "would become" if decision.run_id is None else "is"
+        aliases = ", ".join(decision.aliases)
+        print(f"promoted: {decision.name} {decision.version} {verb} {aliases}")
         return DONE
     print(f"rejected: {'; '.join(decision.reasons)}")
     return NOT_PASSED
@@ -250,7 +249,7 @@ def print_until(
 def exit_code(result: Any) -> int:
     """`NOT_PASSED` for a rejection, a decision that would differ, and aliases moved by hand."""
     match result:
-        case Decision() | Contest():
+        case Promotion() | Contest():
             passed = result.promoted
         case Redecision():
             passed = not result.differs
@@ -266,28 +265,27 @@ def _data(  # noqa: C901, PLR0911, PLR0912 - one for each kind of result
 ) -> dict[str, Any]:
     """The result as names and plain values."""
     match result:
-        case Decision():
-            about = {key: arguments[key] for key in ("name", "version", "alias")}
-            verdicts = [dataclasses.asdict(verdict) for verdict in result.verdicts]
+        case Promotion():
             return {
-                **about,
-                "promoted": result.promoted,
-                "reasons": result.reasons,
-                "gates": verdicts,
-                "inapplicable": result.inapplicable,
-                "excluded": result.excluded,
+                "name": result.name,
+                "version": result.version,
+                "aliases": result.aliases,
+                **_gates(result),
+                "before": result.before,
+                "run_id": result.run_id,
             }
         case Contest():
-            each = [
-                _data(decision, {**arguments, "version": version})
-                for version, decision in result.decisions.items()
-            ]
+            each = [_data(decision, arguments) for decision in result.decisions.values()]
             return {"goal": result.goal, "promoted": result.winner, "versions": each}
         case Redecision(record=record):
-            about = {"name": record.name, "version": record.challenger.version}
-            today = _data(result.now, {**about, "alias": record.aliases})
-            then = {"at": record.at, "promoted": record.decision.promoted}
-            return {**today, "differs": result.differs, "then": then}
+            return {
+                "name": record.name,
+                "version": record.challenger.version,
+                "aliases": record.aliases,
+                **_gates(result.now),
+                "differs": result.differs,
+                "then": {"at": record.at, "promoted": record.decision.promoted},
+            }
         case (
             Diagnosis()
             | DecisionRecord()
@@ -328,6 +326,16 @@ def _data(  # noqa: C901, PLR0911, PLR0912 - one for each kind of result
         **find_report(result.model_uri)._asdict(),
         "next": _next_command(result, arguments),
         "variants": [dataclasses.asdict(row) for row in rows_of(manifest)],
+    }
+
+
+def _gates(decision: Decision) -> dict[str, Any]:
+    return {
+        "promoted": decision.promoted,
+        "reasons": decision.reasons,
+        "gates": [dataclasses.asdict(verdict) for verdict in decision.verdicts],
+        "inapplicable": decision.inapplicable,
+        "excluded": decision.excluded,
     }
 
 

@@ -180,6 +180,33 @@ class Incumbent:
     path: Path | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Promotion(Decision):
+    """A decision on whether a version gets aliases.
+
+    Attributes:
+        name: Name of the registered model.
+        version: The version.
+        aliases: The aliases that the decision is about.
+        before: By alias, the version that had it; None where none had.
+        run_id: The run that the decision is; None where nothing was written.
+    """
+
+    name: str
+    version: str
+    aliases: tuple[str, ...]
+    before: Mapping[str, str | None]
+    run_id: str | None = None
+
+    def _line(self) -> str:
+        places = [
+            f"@{alias} (before: {'no version' if before is None else f'version {before}'})"
+            for alias, before in self.before.items()
+        ]
+        line = super(Promotion, self)._line()  # super() alone fails in a class with slots
+        return f"{self.name} {self.version} for {' and '.join(places)}: {line}"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
     """A decision, and what it was made of.
@@ -213,6 +240,23 @@ class Outcome:
         """The moves of a yes: by alias, the version before and after."""
         mine = str(self.challenge.version.version)
         return {alias: (before, mine) for alias, before in self.stands.items() if before != mine}
+
+    def promotion(self, run_id: str | None = None) -> Promotion:
+        """The decision as it is returned.
+
+        Args:
+            run_id: The run that it is.
+        """
+        return Promotion(
+            verdicts=self.decision.verdicts,
+            inapplicable=self.decision.inapplicable,
+            excluded=self.decision.excluded,
+            name=self.challenge.version.name,
+            version=str(self.challenge.version.version),
+            aliases=self.challenge.aliases,
+            before=self.stands,
+            run_id=run_id,
+        )
 
     def record(self) -> DecisionRecord:
         """The decision as it is stored."""

@@ -13,7 +13,7 @@ from mlflow_e2eai.artifacts.files import Summary, Table
 from mlflow_e2eai.bundle.manifest import Manifest
 from mlflow_e2eai.errors import InvalidInputError, nearest
 from mlflow_e2eai.evaluation.gates import Decision, Gate, MetricValue, Verdict, find_value
-from mlflow_e2eai.promotion.challenge import Challenge
+from mlflow_e2eai.promotion.challenge import Challenge, Promotion
 from mlflow_e2eai.promotion.incumbent import machine_to_compare
 from mlflow_e2eai.promotion.metrics import measured_evidence
 from mlflow_e2eai.promotion.policy import GOAL, Policy, check_gate, is_better_high
@@ -131,7 +131,7 @@ class Contest(Summary):
     """
 
     goal: str
-    decisions: Mapping[str, Decision]
+    decisions: Mapping[str, Promotion]
 
     @property
     def winner(self) -> str | None:
@@ -173,7 +173,7 @@ class _Line:
 
 
 def promote_best(
-    promote: Callable[..., Decision],
+    promote: Callable[..., Promotion],
     name: str,
     versions: Sequence[int | str],
     goal: str | Mapping[str, Any] | None,

@@ -16,10 +16,10 @@ from mlflow_e2eai.errors import (
     require_several,
     shown,
 )
-from mlflow_e2eai.evaluation.gates import Decision, Gate
+from mlflow_e2eai.evaluation.gates import Gate
 from mlflow_e2eai.fleet.job import Executor
 from mlflow_e2eai.pipeline.publish import replace_report
-from mlflow_e2eai.promotion.challenge import Challenge, Outcome
+from mlflow_e2eai.promotion.challenge import Challenge, Outcome, Promotion
 from mlflow_e2eai.promotion.challengers import Contest, promote_best
 from mlflow_e2eai.promotion.decision_run import (
     DecisionRun,
@@ -59,7 +59,7 @@ def promote(
     workers: int | None = None,
     dry_run: bool = False,
     allow_native: Sequence[str] = (),
-) -> Decision: ...
+) -> Promotion: ...
 
 
 @overload
@@ -90,7 +90,7 @@ def promote(
     workers: int | None = None,
     dry_run: bool = False,
     allow_native: Sequence[str] = (),
-) -> Decision | Contest:
+) -> Promotion | Contest:
     """Decide whether a version of a registered model gets an alias, and set it if so.
 
     First every file of the version is compared with the digest that it was logged with. The gates
@@ -128,8 +128,9 @@ def promote(
             `mlflow_e2eai.load_model`.
 
     Returns:
-        The decision. Promoting a version again that has the alias and passed by the same rules
-        changes nothing. Of several versions, the decision on each.
+        The decision, with the version, the aliases, what had them before, and its run. Promoting a
+        version again that has the alias and passed by the same rules changes nothing. Of several
+        versions, the decision on each.
 
     Raises:
         InvalidInputError: The gates, the goal or the alias are wrong.
@@ -185,13 +186,13 @@ def promote(
         outcome = challenge.decide(holders(registered, aliases))
         if dry_run:
             line.append(f"{name} {number} would be {outcome.decision.outcome}")
-            return outcome.decision
-        if _is_on_record(outcome):
+            return outcome.promotion()
+        if (run_id := _run_on_record(outcome)) is not None:
+            decision = outcome.promotion(run_id)
             line.append(f"{name} {number} has {', '.join(aliases)} already")
         else:
-            outcome = _carry_out(outcome, registered)
-            line.append(f"{name} {number} {outcome.decision.outcome}")
-        decision = outcome.decision
+            decision = _carry_out(outcome, registered)
+            line.append(f"{name} {number} {decision.outcome}")
         passed = sum(verdict.passed for verdict in decision.verdicts)
         line.append(f"{passed} of {len(decision.verdicts)} gates passed")
         if decision.inapplicable:
@@ -199,7 +200,7 @@ def promote(
     return decision
 
 
-def _carry_out(outcome: Outcome, registered: RegisteredModel) -> Outcome:
+def _carry_out(outcome: Outcome, registered: RegisteredModel) -> Promotion:
     """Put a decision on record, and move the aliases on a yes.
 
     Returns:
@@ -212,13 +213,13 @@ def _carry_out(outcome: Outcome, registered: RegisteredModel) -> Outcome:
             stands = holders(registered_model(name), challenge.aliases)
             if stands == outcome.stands:
                 _write(outcome, right, run)
-                return outcome
+                return outcome.promotion(run.run_id)
             supersede(outcome, stands, run.run_id)
         registered = registered_model(name)
         outcome = challenge.decide(holders(registered, challenge.aliases))
         with decision_run(outcome, registered) as run:
             _write(outcome, right, run)
-    return outcome
+    return outcome.promotion(run.run_id)
 
 
 def _write(outcome: Outcome, right: Lease, run: DecisionRun) -> None:
@@ -240,20 +241,20 @@ def _move(outcome: Outcome, right: Lease, run_id: str) -> None:
         raise
 
 
-def _is_on_record(outcome: Outcome) -> bool:
-    """Whether a decision changes nothing: the same yes, by the same rules, moved the aliases.
+def _run_on_record(outcome: Outcome) -> str | None:
+    """The run that moved the aliases already, by the same yes and the same rules; None without.
 
     A run that was cut off between the move and its end is finished.
     """
     if outcome.moves or not outcome.decision.promoted:
-        return False
+        return None
     version = outcome.challenge.version
     if version.tags.get(DECISION) == WITHDRAWN:
-        return False
+        return None
     try:
         record, run_id = last_record(version.name, version.version)
     except E2EAIError:
-        return False
+        return None
     mine = outcome.record()
     same = (
         record.decision.promoted
@@ -261,9 +262,10 @@ def _is_on_record(outcome: Outcome) -> bool:
         and record.challenger.sha256 == mine.challenger.sha256
         and record.policy_sha256 == digest_of(outcome.challenge.policy)
     )
-    if same:
-        finish(run_id)
-    return same
+    if not same:
+        return None
+    finish(run_id)
+    return run_id
 
 
 def _aliases_of(alias: str | Sequence[str]) -> tuple[str, ...]:

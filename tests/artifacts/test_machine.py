@@ -126,6 +126,14 @@ def test_a_container_with_a_quota_has_as_many_processors_as_that_lets_run(
     assert processors(tmp_path) == count
 
 
+def test_an_environment_names_what_limits_the_threads_of_pytorch(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
+    known = machine.environment()
+    assert known["omp_num_threads"] == "3"
+    assert "mkl_num_threads" not in known
+
+
 def test_a_machine_without_the_driver_has_neither(tmp_path):
     nowhere = tmp_path / "absent"
 

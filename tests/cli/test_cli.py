@@ -292,7 +292,7 @@ def test_results_are_data_with_json(version, capsys):
         "onnxruntime-cpu/fp16": "passed",
     }
     decision = data("promote --name net --version 1")
-    assert (decision["promoted"], decision["version"]) == (True, 1)
+    assert (decision["promoted"], decision["version"]) == (True, "1")
     assert all(gate["passed"] for gate in decision["gates"])
     assert data("choose-buckets 1,8:120,32:5 --count 2") == {"buckets": [8, 32]}
 

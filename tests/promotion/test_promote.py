@@ -49,6 +49,23 @@ def test_a_version_that_passes_every_gate_gets_the_alias(store, good):
     assert tags["e2eai.alias"] == "champion"
 
 
+def test_a_decision_names_its_version_its_run_and_what_had_the_alias_before(store, good):
+    first, second = register(good), register(good)
+    trial = mlflow_e2eai.promote("net", first, gates=FAST, dry_run=True)
+    assert (trial.run_id, trial.before) == (None, {"champion": None})
+    mlflow_e2eai.promote("net", first, gates=FAST)
+
+    decision = mlflow_e2eai.promote("net", second, gates=FAST)
+    assert (decision.name, decision.version, decision.aliases) == ("net", second, ("champion",))
+    assert decision.before == {"champion": first}
+    assert decision.run_id == store.get_model_version("net", second).tags["e2eai.decision_run"]
+    assert repr(decision) == (
+        f"Promotion: net {second} for @champion (before: version {first}): "
+        "promoted, 1 of 1 gates passed"
+    )
+    assert mlflow_e2eai.promote("net", second, gates=FAST).run_id == decision.run_id
+
+
 def test_a_version_has_few_tags_and_a_description_that_begins_with_its_decision(store, good):
     version = register(good)
     registered = store.get_model_version("net", version)

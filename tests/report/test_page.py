@@ -331,8 +331,10 @@ def test_variants_without_numbers_share_a_row():
 
 def test_the_page_says_when_and_on_what_it_was_measured():
     known = {"measured": "2026-12-01 03:21 UTC", "host": "vm", "processor": "EPYC", "cores": "2"}
+    known["omp_num_threads"] = "1"
     found = dataclasses.replace(manifest(TORCH, CPU), environment=known)
-    assert "Measured 2026-12-01 03:21 UTC on vm (EPYC, 2 cores)." in first_screen(Page(html(found)))
+    sentence = "Measured 2026-12-01 03:21 UTC on vm (EPYC, 2 cores, OMP_NUM_THREADS=1)."
+    assert sentence in first_screen(Page(html(found)))
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeAlias
 
+from mlflow_e2eai.artifacts.machine import THREAD_LIMITS
 from mlflow_e2eai.artifacts.values import EngineArtifact, OnnxArtifact
 from mlflow_e2eai.bundle.manifest import Manifest
 from mlflow_e2eai.pytorch.stage import ExportReport
@@ -117,7 +118,8 @@ def measured_text(manifest: Manifest) -> str:
     cores, load = known.get("cores"), known.get("load")
     if (when := known.get("measured")) is None:
         return ""
-    parts = [manifest.machine, cores and f"{cores} cores", load and f"load {load}"]
+    threads = [f"{name.upper()}={known[name]}" for name in THREAD_LIMITS if name in known]
+    parts = [manifest.machine, cores and f"{cores} cores", *threads, load and f"load {load}"]
     machine = ", ".join(filter(None, parts))
     return f"Measured {when} on {known.get('host', 'a machine')} ({machine})."
 
