@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping, Sequence
 
-from mlflow_e2eai.artifacts.machine import gpu_name, processor_name
+from mlflow_e2eai.artifacts.machine import gpu_name, local_compute_capability, processor_name
+from mlflow_e2eai.artifacts.values import EngineArtifact, OnnxArtifact
 from mlflow_e2eai.bundle.choice import Aim, Choice, Goal, PassedOver
 from mlflow_e2eai.bundle.manifest import Manifest
 from mlflow_e2eai.engine.runner import unsupported_here
@@ -248,7 +249,7 @@ def _errors(
     for engine in manifest.engines:
         name = engine_variant(engine)
         error = unsupported_here(engine, manifest.graphs) or _distrust(
-            name, machines, needs_evidence=has_evidence
+            name, engine, machines, needs_evidence=has_evidence
         )
         if error is not None:
             errors[name] = error
@@ -265,7 +266,7 @@ def _errors(
                 errors[name] = RunnerError(msg)
             elif (
                 error := _distrust(
-                    name, machines, on_cpu=device == "cpu", needs_evidence=has_evidence
+                    name, graph, machines, on_cpu=device == "cpu", needs_evidence=has_evidence
                 )
             ) is not None:
                 errors[name] = error
@@ -273,12 +274,18 @@ def _errors(
 
 
 def _distrust(
-    variant: str, machines: Sequence[Manifest], *, on_cpu: bool = False, needs_evidence: bool
+    variant: str,
+    file: OnnxArtifact | EngineArtifact,
+    machines: Sequence[Manifest],
+    *,
+    on_cpu: bool = False,
+    needs_evidence: bool,
 ) -> RunnerError | None:
-    """Reason against a variant by its evidence: of a machine like this one, else of any.
+    """Reason against a variant by its evidence: of machines like this one, else of any.
 
     Where some variant of the bundle passed its comparison, one that nobody measured is chosen by
-    its name only: it might compute anything.
+    its name only: it might compute anything. So might an engine for several GPUs on one that it was
+    not measured on.
     """
     every = [
         (there, entry) for there in machines for entry in there.evidence if entry.variant == variant
@@ -288,7 +295,7 @@ def _distrust(
         for there, entry in every
         if entry.measured and _is_alike(there, on_cpu=on_cpu)
     ]
-    for there, entry in here[:1] or every:
+    for there, entry in here or every:
         if entry.rejected:
             return RunnerError(
                 f"{variant} did not pass the gates for quantised variants; request it by name to "
@@ -296,12 +303,21 @@ def _distrust(
             )
         if entry.measured and not entry.passed:
             return RunnerError(f"{variant} failed its comparison with the {there.subject}.")
-    if needs_evidence and not any(entry.measured for _, entry in every):
+    if needs_evidence and not any(
+        entry.measured and _is_of_this_gpu(file, there) for there, entry in every
+    ):
         return RunnerError(
             f"{variant} was not measured; evaluate the model on such a machine, or request it by "
             "name to run it."
         )
     return None
+
+
+def _is_of_this_gpu(file: OnnxArtifact | EngineArtifact, there: Manifest) -> bool:
+    """Whether evidence of an engine is of this GPU's compute capability; always, of a graph."""
+    if not isinstance(file, EngineArtifact) or len(file.target.capabilities) == 1:
+        return True  # which runs on no other
+    return there.environment.get("compute_capability") == local_compute_capability()
 
 
 def _rank(names: Sequence[str], is_better: Callable[[str, str], bool]) -> list[str]:

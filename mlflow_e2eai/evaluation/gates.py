@@ -19,8 +19,8 @@ to compare with, and their gates do not apply."""
 
 MEASURED, FAILED = "parity/measured", "parity/failed"
 COUNTS = (MEASURED, FAILED)
-"""Metrics that are 0 or 1 of a variant, and whose sum a gate reads; of others it reads the worst.
-Every variant that a decision is about has a value of the first."""
+"""Metrics that are 0 or 1 of a variant on a GPU; a gate reads how many variants have a 1, and of
+other metrics the worst. Every variant that a decision is about has a value of the first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,8 +32,8 @@ class MetricValue:
         value: The number; NaN where it cannot be told.
         variant: The variant; None for a number of the whole version.
         precision: Precision of the variant.
-        targets: What the variant's engine is for, in each way that a gate may name it: the
-            target's text and each compute capability. Empty for what is no engine.
+        targets: What the variant's engine was measured on, in each way that a gate may name it:
+            the target's text and the compute capability. Empty for what is no engine.
         at: Items in a call; None where that does not matter.
         usual: Whether a gate that names no number of items reads it.
         machine: The machine that measured it, for people.
@@ -310,12 +310,13 @@ def find_value(gate: Gate, values: Sequence[MetricValue]) -> MetricValue | None:
     ]
     whole = [value for value in fitting if value.variant is None]
     fitting = whole if whole and not gate.selection else fitting
-    if gate.metric in COUNTS and fitting and fitting != whole:
-        return MetricValue(metric=gate.metric, value=sum(value.value for value in fitting))
     lacking = [value for value in selected if value.metric == MEASURED and value.value == 0]
-    if gate.selection and lacking and gate.metric not in COUNTS:
+    if gate.selection and lacking and gate.metric != MEASURED:
         variant, reason = lacking[0].variant, "not measured"
         return MetricValue(metric=gate.metric, value=math.nan, variant=variant, reason=reason)
+    if gate.metric in COUNTS and fitting and fitting != whole:
+        counted = {value.variant for value in fitting if value.value}
+        return MetricValue(metric=gate.metric, value=float(len(counted)))
     choose = max if gate.bound == "at_most" else min
     unclear = [value for value in fitting if math.isnan(value.value)]
     return next(iter(unclear), choose(fitting, key=lambda value: value.value, default=None))

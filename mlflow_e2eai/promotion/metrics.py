@@ -53,8 +53,8 @@ def values_of(manifest: Manifest, *, now: datetime | None = None) -> list[Metric
 
     Of each variant, on each machine that measured it, but for those that are not worth it:
 
-    - ``parity/measured`` and ``parity/failed``: whether any machine measured it, and whether it had
-      wrong numbers or an error on any.
+    - ``parity/measured``: whether any machine measured it; and where one did, ``parity/failed``:
+      whether it had wrong numbers or an error on any. Of an engine for several GPUs, on each.
     - ``parity/<figure>`` and ``parity/<output>/<figure>``: of `OutputParity`, the worst of all
       comparisons that decide.
     - ``task/<name>``, NaN where it is missing; ``task/drop``.
@@ -84,7 +84,7 @@ def values_of(manifest: Manifest, *, now: datetime | None = None) -> list[Metric
         if value is not None:
             values.append(MetricValue(metric="task/drop", value=value, machine=there.machine))
         values += machine_values(there, names=_task_names(manifest), now=now)
-    return [*values, *_counts(manifest, measured), *_sizes(manifest)]
+    return [*values, *_counts(manifest), *_sizes(manifest)]
 
 
 def totals(values: Sequence[MetricValue]) -> dict[str, float]:
@@ -116,10 +116,25 @@ def measured_evidence(manifest: Manifest) -> list[Evidence]:
     ]
 
 
-def unmeasured_engines(manifest: Manifest) -> list[EngineArtifact]:
-    """Engines of the bundle that nobody measured on a GPU of theirs."""
-    measured = {entry.variant for entry in manifest.all_evidence if entry.measured}
-    return [engine for engine in manifest.engines if engine_variant(engine) not in measured]
+def missing_gpus(manifest: Manifest) -> dict[str, tuple[str, ...]]:
+    """Engines of the bundle that were not measured on each GPU that they are for.
+
+    Returns:
+        By variant, the compute capabilities where nobody measured it; none for an engine that is
+        for every GPU and was measured on none.
+    """
+    lacking = {}
+    for engine in manifest.engines:
+        met = {
+            capability_there(engine, there.environment)
+            for there in manifest.by_machine
+            for entry in there.evidence
+            if entry.measured and entry.sha256 == engine.sha256
+        }
+        missing = tuple(each for each in engine.target.capabilities if each not in met)
+        if missing or not met:
+            lacking[engine_variant(engine)] = missing
+    return lacking
 
 
 def machine_values(
@@ -186,47 +201,72 @@ def precision_of(file: OnnxArtifact | EngineArtifact) -> str:
     return file.arithmetic if isinstance(file, EngineArtifact) else file.precision
 
 
+def unmeasured_engines(manifest: Manifest) -> list[EngineArtifact]:
+    """Engines of the bundle that were not measured on each GPU that they are for."""
+    missing = missing_gpus(manifest)
+    return [engine for engine in manifest.engines if engine_variant(engine) in missing]
+
+
+def capability_there(engine: EngineArtifact, environment: Mapping[str, str]) -> str | None:
+    """Compute capability of the machine that measured an engine; None where it is not known.
+
+    An engine for one capability runs on no other, and so needs no record of it.
+    """
+    if len(engine.target.capabilities) == 1:
+        return engine.target.capabilities[0]
+    return environment.get("compute_capability")
+
+
 def targets_of(
     file: OnnxArtifact | EngineArtifact | None, environment: Mapping[str, str]
 ) -> tuple[str, ...]:
-    """Names of an engine's target in gates: its text, and each compute capability.
+    """Names in gates of the target that an engine was measured on: its text, and that capability.
 
-    An engine for all GPUs has that of the machine which measured it.
+    An engine for several GPUs says nothing of those that it was not measured on.
     """
     if not isinstance(file, EngineArtifact):
         return ()
-    here = environment.get("compute_capability")
-    capabilities = file.target.capabilities or (() if here is None else (here,))
-    return (str(file.target), *capabilities)
+    here = capability_there(file, environment)
+    return (str(file.target),) if here is None else (str(file.target), here)
 
 
 def _is_unverified(manifest: Manifest) -> bool:
     return manifest.export is not None and manifest.export.unverified is not None
 
 
-def _counts(manifest: Manifest, measured: Sequence[Evidence]) -> Iterator[MetricValue]:
-    """For each variant, whether any machine measured it, and whether it failed on any."""
-    done = {entry.variant for entry in measured}
-    failed = {entry.variant for entry in measured if not entry.passed}
+def _counts(manifest: Manifest) -> Iterator[MetricValue]:
+    """For each variant, on each GPU that it is for, whether it was measured, and failed."""
     digests = {file.sha256: file for file in manifest.files}
-    files: dict[str, OnnxArtifact | EngineArtifact] = {
-        entry.variant: digests[entry.sha256]
-        for entry in manifest.all_evidence
+    entries = [
+        (there, entry)
+        for there in manifest.by_machine
+        for entry in there.evidence
         if entry.sha256 in digests and not entry.rejected
+    ]
+    lacking = missing_gpus(manifest)
+    files: dict[str, OnnxArtifact | EngineArtifact] = {
+        entry.variant: digests[entry.sha256] for _, entry in entries if entry.sha256 is not None
     }
-    files |= {engine_variant(engine): engine for engine in unmeasured_engines(manifest)}
+    files |= {name: each for each in manifest.engines if (name := engine_variant(each)) in lacking}
     for variant, file in files.items():
-        targets = dict.fromkeys(
-            name for there in manifest.by_machine for name in targets_of(file, there.environment)
-        )
-        for metric, those in ((MEASURED, done), (FAILED, failed)):
-            yield MetricValue(
-                metric=metric,
-                value=float(variant in those),
-                variant=variant,
-                precision=precision_of(file),
-                targets=tuple(targets),
-            )
+        by_target: dict[tuple[str, ...], list[Evidence]] = {}
+        for there, entry in entries:
+            if entry.variant == variant and entry.measured:
+                by_target.setdefault(targets_of(file, there.environment), []).append(entry)
+        for capability in lacking.get(variant, ()):
+            by_target[targets_of(file, {"compute_capability": capability})] = []
+        for targets, those in (by_target or {targets_of(file, {}): []}).items():
+            numbers = {MEASURED: bool(those)}
+            if those:
+                numbers[FAILED] = not all(entry.passed for entry in those)
+            for metric, value in numbers.items():
+                yield MetricValue(
+                    metric=metric,
+                    value=float(value),
+                    variant=variant,
+                    precision=precision_of(file),
+                    targets=targets,
+                )
 
 
 def _sizes(manifest: Manifest) -> Iterator[MetricValue]:
@@ -240,8 +280,15 @@ def _sizes(manifest: Manifest) -> Iterator[MetricValue]:
                 value=float(size),
                 variant=entry.variant,
                 precision=precision_of(file),
-                targets=targets_of(file, {}),
+                targets=_every_target(file),
             )
+
+
+def _every_target(file: OnnxArtifact | EngineArtifact) -> tuple[str, ...]:
+    """Names in gates of what an engine is for: its text, and each compute capability."""
+    if not isinstance(file, EngineArtifact):
+        return ()
+    return (str(file.target), *file.target.capabilities)
 
 
 def _size(file: OnnxArtifact | EngineArtifact) -> int | None:

@@ -28,7 +28,7 @@ from mlflow_e2eai.evaluation.gates import (
 )
 from mlflow_e2eai.evaluation.variants import engine_variant
 from mlflow_e2eai.promotion.incumbent import DIFFERENCE, LATENCY_RATIO, RATIO, TASK_DROP
-from mlflow_e2eai.promotion.metrics import age_days, targets_of, unmeasured_engines
+from mlflow_e2eai.promotion.metrics import age_days, missing_gpus, targets_of
 from mlflow_e2eai.promotion.requirements import (
     RequiredApproval,
     RequiredSigner,
@@ -125,28 +125,42 @@ def decide_on(
         has_champion: Whether another version holds the alias.
         now: The time that ages count to; by default this moment.
     """
-    unmeasured = unmeasured_engines(manifest)
-    names = tuple(map(engine_variant, unmeasured))
-    excluded = names if policy.unmeasured == "exclude" else ()
-    considered = [value for value in values if value.variant not in excluded]
+    lacking = missing_gpus(manifest)
+    names = tuple(_engine_name(variant, manifest, lacking) for variant in lacking)
+    is_excluding = policy.unmeasured == "exclude"
+    considered = [value for value in values if not (is_excluding and _is_lacking(value, lacking))]
     decision = decide(policy.gates, considered, has_champion=has_champion)
     required = [_requirement(each, manifest, now) for each in policy.required_targets]
     verdicts = [*decision.verdicts, *required, *policy.given]
-    if unmeasured and policy.unmeasured != "exclude":
-        verdicts.append(_unmeasured_verdict(unmeasured, policy.unmeasured))
+    if names and policy.unmeasured != "exclude":
+        verdicts.append(_unmeasured_verdict(names, policy.unmeasured))
+    excluded = names if is_excluding else ()
     return dataclasses.replace(decision, verdicts=tuple(verdicts), excluded=excluded)
 
 
-def _unmeasured_verdict(engines: Sequence[EngineArtifact], severity: Severity) -> Verdict:
-    names = ", ".join(map(engine_variant, engines))
-    one = len(engines) == 1
+def _engine_name(variant: str, manifest: Manifest, lacking: Mapping[str, tuple[str, ...]]) -> str:
+    """An engine that was not measured, with the GPUs where that is so if it was on others."""
+    (engine,) = (each for each in manifest.engines if engine_variant(each) == variant)
+    missing = lacking[variant]
+    is_whole = missing == engine.target.capabilities
+    return variant if is_whole else f"{variant} ({', '.join(missing)})"
+
+
+def _is_lacking(value: MetricValue, lacking: Mapping[str, tuple[str, ...]]) -> bool:
+    """Whether a value says that an engine was not measured, on a GPU or at all."""
+    missing = lacking.get(value.variant or "")
+    return missing is not None and value.metric in COUNTS and set(value.targets[1:]) <= {*missing}
+
+
+def _unmeasured_verdict(names: Sequence[str], severity: Severity) -> Verdict:
+    whose = "its" if len(names) == 1 else "their"
     return Verdict(
         metric=UNMEASURED,
-        found=float(len(engines)),
+        found=float(len(names)),
         wanted="at most 0",
         passed=False,
         severity=severity,
-        reason=f"nobody measured {names} on a GPU of {'its' if one else 'their'} target",
+        reason=f"nobody measured {', '.join(names)} on a GPU of {whose} target",
     )
 
 
@@ -171,7 +185,7 @@ def _why_not_met(
     """Why an engine does not meet a requirement, after how far it is from that; None if it does."""
     name, version = engine_variant(engine), engine.backend_version
     fits_all = not engine.target.capabilities  # an engine for every GPU, wherever it was measured
-    if required.target not in targets_of(engine, {}) and not fits_all:
+    if required.target not in (str(engine.target), *engine.target.capabilities) and not fits_all:
         return 9, f"the version has no engine for {required.target}"
     if required.precision not in (None, engine.arithmetic):
         return 8, f"{name} is in {engine.arithmetic}"
@@ -189,12 +203,14 @@ def _lacking_evidence(
         (there, entry)
         for there in manifest.by_machine
         for entry in there.evidence
-        if entry.variant == name
+        if entry.sha256 == engine.sha256
         and entry.measured
         and required.target in targets_of(engine, there.environment)
     ]
     if not entries:
         return 6, f"nobody measured {name} on such a GPU"
+    if required.target == str(engine.target) and (missing := missing_gpus(manifest).get(name)):
+        return 6, f"nobody measured {name} on a GPU of {', '.join(missing)}"
     if not all(entry.passed for _, entry in entries):
         return 5, f"{name} failed its comparison with the {manifest.subject}"
     if required.max_age_days is None:

@@ -164,6 +164,33 @@ def test_a_variant_is_trusted_by_what_such_a_machine_found(made):
     assert "failed its comparison" in str(RankedVariants(only_there, Goal()).errors[ENGINE32])
 
 
+def test_a_variant_that_failed_on_one_of_several_such_machines_is_not_trusted(made):
+    passed = proof(ENGINE32)
+    failed = dataclasses.replace(passed, parity={"profile": FAILED})
+    machines = tuple(found_elsewhere([one], gpu=GPU) for one in (passed, failed))
+
+    found = dataclasses.replace(made(None, CPU), elsewhere=machines)
+    assert "failed its comparison" in str(RankedVariants(found, Goal()).errors[ENGINE32])
+
+
+@pytest.mark.parametrize("capabilities", ["sm86+sm89", ""])
+def test_an_engine_for_several_gpus_is_trusted_on_those_that_measured_it(
+    made, monkeypatch, capabilities
+):
+    found = made(None, CPU, evidence={CPU32: PASSED})
+    own, half = found.engines
+    target = dataclasses.replace(own.target, compute_capability=capabilities)
+    wide = dataclasses.replace(own, target=target)
+    variant = f"{target}/fp32"
+    a10 = found_elsewhere([proof(variant)], gpu="NVIDIA A10", compute_capability="sm86")
+    found = dataclasses.replace(found, engines=(wide, half), elsewhere=(a10,))
+
+    monkeypatch.setattr(selection, "local_compute_capability", lambda: "sm86")
+    assert variant not in RankedVariants(found, Goal()).errors
+    monkeypatch.setattr(selection, "local_compute_capability", lambda: "sm89")
+    assert "was not measured" in str(RankedVariants(found, Goal()).errors[variant])
+
+
 def test_latency_is_looked_up_at_the_number_of_items_that_was_asked_for(made):
     found = made(latency=always(engine=1, cuda=2))
     at_8 = dataclasses.replace(timed(always(engine=3, cuda=2)), items=8)

@@ -15,6 +15,7 @@ from graded_bundles import (
     CPU32,
     ENGINE,
     NOW,
+    TORCH,
     engine,
     measured,
     on_l4,
@@ -323,6 +324,88 @@ def test_an_engine_for_every_gpu_meets_the_target_that_it_was_measured_on():
 
     assert decide(found, required_targets=(RequiredTarget(target="sm89"),)).promoted
     assert not decide(found, required_targets=(RequiredTarget(target="sm86"),)).promoted
+
+
+def test_nothing_that_was_measured_is_no_proof_that_nothing_failed():
+    found = version(evidence=(measured(TORCH, None),))
+
+    assert not decide(found, at_most("parity/failed", 0)).promoted
+
+
+# Engines for several GPUs
+
+
+def for_two_gpus() -> Manifest:
+    """A version whose engine for sm86 and sm89 was measured on an A10 alone."""
+    both = engine(capability="sm86+sm89")
+    there = on_l4(gpu="NVIDIA A10", compute_capability="sm86")
+    name = f"{both.target}/fp16"
+    own = dataclasses.replace(
+        there,
+        evidence=(there.evidence[0], measured(name, both.sha256)),
+        latency={"opt": timed({TORCH: 2.0, name: 0.5})},
+    )
+    return version(engines=[both], elsewhere=[own])
+
+
+@pytest.mark.parametrize(
+    "gate",
+    [
+        Gate(metric="parity/measured", bound="at_least", limit=1, target="sm89"),
+        at_most("parity/failed", 0, target="sm89"),
+        at_most("latency/p99_ms", 10, target="sm89"),
+        at_most("parity/max_abs_error", 1, target="rtx:sm86+sm89"),
+    ],
+    ids=str,
+)
+def test_an_engine_for_two_gpus_has_evidence_of_the_one_that_measured_it(gate):
+    decision = decide(for_two_gpus(), gate, unmeasured="warn")
+    there = dataclasses.replace(gate, target="sm86")
+
+    assert not decision.promoted
+    assert decide(for_two_gpus(), there, unmeasured="warn").promoted
+
+
+@pytest.mark.parametrize("target", ["sm89", "rtx:sm86+sm89"])
+def test_a_target_is_not_met_by_an_engine_that_passed_on_its_other_gpu(target):
+    required = (RequiredTarget(target=target),)
+    decision = decide(for_two_gpus(), required_targets=required, unmeasured="warn")
+
+    assert not decision.promoted
+    assert "nobody measured tensorrt_rtx-sm86+sm89/fp16 on" in decision.reasons[0]
+    met = (RequiredTarget(target="sm86"),)
+    assert decide(for_two_gpus(), required_targets=met, unmeasured="warn").promoted
+
+
+def test_an_engine_that_was_measured_on_one_of_its_gpus_blocks_for_the_other():
+    decision = decide(for_two_gpus())
+
+    (reason,) = decision.reasons
+    assert "nobody measured tensorrt_rtx-sm86+sm89/fp16 (sm89) on a GPU of its target" in reason
+
+
+def test_an_engine_that_fails_on_one_gpu_and_was_not_measured_on_the_other_is_not_excluded():
+    found = for_two_gpus()
+    (there,) = found.elsewhere
+    reference, own = there.evidence
+    failed = dataclasses.replace(
+        there, evidence=(reference, measured(own.variant, own.sha256, passed=False))
+    )
+    found = dataclasses.replace(found, elsewhere=(failed,))
+    decision = decide(found, at_most("parity/failed", 0), unmeasured="exclude")
+
+    assert not decision.promoted
+    assert decision.excluded == ("tensorrt_rtx-sm86+sm89/fp16 (sm89)",)
+
+
+def test_evidence_of_another_file_under_the_name_of_a_variant_counts_for_nothing():
+    found = version(engines=[engine("b")], elsewhere=[on_l4(digest="a")])
+    decision = decide(found, required_targets=(RequiredTarget(target="sm89"),))
+
+    assert [verdict.metric for verdict in decision.verdicts if not verdict.passed] == [
+        "required/sm89",
+        "evidence/unmeasured",
+    ]
 
 
 # Advice
