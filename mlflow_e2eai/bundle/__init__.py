@@ -6,6 +6,7 @@ digests    the digests of all files of a model
 load       opens the variant that was selected
 choice     the goal, and the choice with its reasons
 rows       the manifest as a table of variants
+coverage   the GPUs that engines are for, and those that measured them
 selection  which variant to run here, and why not the others
 model      the callable
 side_by_side  two bundles, measured in turns

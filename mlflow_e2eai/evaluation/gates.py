@@ -293,7 +293,7 @@ def decide(
         found = find_value(gate, values)
         if gate.compares and not has_champion:
             inapplicable.append(f"{gate.metric}: no other version holds the alias")
-        elif gate.optional and found is None and _has_variants(gate, values):
+        elif gate.optional and found is None and _lacks_data(gate, values):
             inapplicable.append(f"{gate.metric}: not measured, there is no data for it")
         else:
             verdicts.append(_verdict(gate, found, values))
@@ -353,9 +353,19 @@ def _has_variants(gate: Gate, values: Sequence[MetricValue]) -> bool:
     )
 
 
+def _lacks_data(gate: Gate, values: Sequence[MetricValue]) -> bool:
+    """Whether a metric may have no value for want of data, such as labels.
+
+    That the champion was never measured on a target is no such want.
+    """
+    return _has_variants(gate, values) and not (gate.compares and gate.selection)
+
+
 def _why_missing(gate: Gate, values: Sequence[MetricValue]) -> str | None:
     """Why a gate has no number: there is no variant that it selects, or its name is misspelt."""
     if _has_variants(gate, values):
+        if gate.compares and gate.selection:
+            return f"not comparable, as the champion has no evidence of {gate.selection}"
         kind, _, name = gate.metric.partition("/")
         known = {value.metric.removeprefix("task/") for value in values} if kind == "task" else ()
         near = nearest(name, sorted(each for each in known if "/" not in each and each != "drop"))

@@ -33,6 +33,12 @@ RATIO, DIFFERENCE = "/ratio", "/difference"
 """Ends of the names of metrics that compare any other: ``champion/file/size_bytes/ratio``."""
 
 
+_AGE = "evidence/age_days"
+"""The one metric of a file that does not stay as long as the file does."""
+
+_NO_SIZE = "not comparable, as this version was not measured at {items} items in a call there"
+
+
 def champion_values(
     challenger: Manifest, champion: Manifest, wanted: Collection[str]
 ) -> list[MetricValue]:
@@ -42,11 +48,12 @@ def champion_values(
       the challenger's worst; of a variant that both have, its own; missing where the champion has
       no task metrics.
     - ``champion/latency_ratio``: how many times as long as the champion it takes, an upper bound
-      (see `ratios.separate_bound`), at each number of items that both were measured at, on each
-      kind of machine that the champion was measured on: of the fastest variants there that passed,
-      and of each variant that both have.
+      (see `ratios.separate_bound`), at each number of items and on each kind of machine that the
+      champion was measured at: of the fastest variants there that passed, and of each variant that
+      both have.
     - ``champion/<metric>/ratio`` and ``champion/<metric>/difference``: any metric of a variant that
-      both have, divided by the champion's and less the champion's, as the two were measured.
+      both have, divided by the champion's and less the champion's, as the two were measured, on
+      each kind of machine that the champion was measured on.
 
     NaN where the two cannot be compared, with the reason. Files of one digest are equal by
     construction: a comparison of two measurements would only add the machines' noise.
@@ -139,7 +146,7 @@ def _task_drops(challenger: Manifest, champion: Manifest) -> Iterator[MetricValu
 
 def _latency_ratios(challenger: Manifest, champion: Manifest) -> Iterator[MetricValue]:
     if challenger.digests == champion.digests:
-        yield MetricValue(metric=LATENCY_RATIO, value=1.0)
+        yield from _equal_ratios(challenger)
         return
     found = False
     for old_there in champion.by_machine:
@@ -156,6 +163,15 @@ def _latency_ratios(challenger: Manifest, champion: Manifest) -> Iterator[Metric
         yield MetricValue(metric=LATENCY_RATIO, value=math.nan, reason=reason)
 
 
+def _equal_ratios(challenger: Manifest) -> Iterator[MetricValue]:
+    """The ratio of files to themselves: of the version, and of each variant that was timed."""
+    yield MetricValue(metric=LATENCY_RATIO, value=1.0)
+    for there in challenger.by_machine:
+        for entry in measured_evidence(there):
+            for _, report in reports_by_items(there, entry.variant):
+                yield value_of(there, entry, LATENCY_RATIO, 1.0, at=report.items)
+
+
 def _passed_evidence(there: Manifest) -> dict[str, Evidence]:
     """Evidence of the variants that may be loaded, as they passed on a machine."""
     return {
@@ -166,27 +182,48 @@ def _passed_evidence(there: Manifest) -> dict[str, Evidence]:
 
 
 def _fastest_ratios(challenger: Manifest, old_there: Manifest) -> Iterator[MetricValue]:
-    """The fastest variants against each other, at each number of items, on one kind of machine."""
+    """The fastest variants against each other, at each number of items, on one kind of machine.
+
+    Of the challenger's variants, the one counts whose ratio has the lowest bound: to get faster
+    never loses.
+    """
     before = _fastest(old_there)
-    is_found, is_like_any = False, False
-    for there in challenger.by_machine:
-        fastest = _fastest(there)
+    machines = challenger.by_machine
+    ratios: dict[int, list[MetricValue]] = {items: [] for items in before}
+    for there in machines:
         for items, old in before.items():
-            new = fastest.get(items)
-            same = new is not None and _is_same(there, new[0], old_there, old[0])
-            like = is_like(there, old_there, old[0], *(() if new is None else new[:1]))
-            is_like_any |= like
-            if new is not None and (like or same):
-                is_found = True
-                yield _with_bound(_whole(there, at=items), new, old, same=same)
-    if not is_found:
-        first = next(name for name, _ in before.values())
-        reason = (
-            "not comparable, as the two were not measured at the same number of items"
-            if is_like_any
-            else _not_comparable(old_there, first, challenger)
-        )
-        yield _whole(old_there, reason=reason)
+            bounds = [
+                _with_bound(_whole(there, at=items), (name, report), old, same=same)
+                for name, report in _timed(there, items)
+                if (same := _is_same(there, name, old_there, old[0]))
+                or is_like(there, old_there, old[0], name)
+            ]
+            ratios[items] += sorted(bounds, key=_known_and_low)[:1]
+    for found in ratios.values():
+        yield from found
+    missing = [items for items, found in ratios.items() if not found]
+    if not missing:
+        return
+    first = before[missing[0]][0]
+    if not any(is_like(there, old_there, first) for there in machines):
+        yield _whole(old_there, reason=_not_comparable(old_there, first, challenger))
+        return
+    for items in missing:
+        yield _whole(old_there, at=items, reason=_NO_SIZE.format(items=items))
+
+
+def _timed(there: Manifest, items: int) -> list[tuple[str, LatencyReport]]:
+    """The passing variants that were timed at a number of items, each with its report."""
+    return [
+        (name, report)
+        for name in _passed_evidence(there)
+        for report in _reports(there, name, items)
+    ]
+
+
+def _known_and_low(value: MetricValue) -> tuple[bool, float]:
+    """Order of ratios: those that are known first, the lowest first."""
+    return math.isnan(value.value), value.value
 
 
 def _whole(there: Manifest, *, at: int | None = None, reason: str | None = None) -> MetricValue:
@@ -215,24 +252,41 @@ def _fastest(there: Manifest) -> dict[int, tuple[str, LatencyReport]]:
 def _variant_ratios(
     challenger: Manifest, old_there: Manifest, old: Evidence
 ) -> Iterator[MetricValue]:
-    """One variant of both against itself, at each number of items."""
+    """One variant of both against itself, at each number of items of the champion."""
     name = old.variant
-    for there in challenger.by_machine:
-        new = _passed_evidence(there).get(name)
-        if new is None:
-            continue
-        before = {report.items: report for _, report in reports_by_items(old_there, name)}
-        like = is_like(there, old_there, name) or new.sha256 == old.sha256
-        for _, report in reports_by_items(there, name):
-            if (old_report := before.get(report.items)) is None:
-                continue
-            value = value_of(there, new, LATENCY_RATIO, math.nan, at=report.items)
-            if like:
-                same = new.sha256 == old.sha256
-                yield _with_bound(value, (name, report), (name, old_report), same=same)
-            elif not any(is_like(each, old_there, name) for each in challenger.by_machine):
-                reason = _not_comparable(old_there, name, challenger)
-                yield replace(value, machine=old_there.machine, reason=reason)
+    before = {report.items: report for _, report in reports_by_items(old_there, name)}
+    machines = [
+        (there, new)
+        for there in challenger.by_machine
+        if (new := _passed_evidence(there).get(name)) is not None
+    ]
+    like = [
+        (there, new)
+        for there, new in machines
+        if is_like(there, old_there, name) or new.sha256 == old.sha256
+    ]
+    if machines and not like:
+        lost = value_of(*machines[0], LATENCY_RATIO, math.nan)
+        reason = _not_comparable(old_there, name, challenger)
+        for items in before:
+            yield replace(lost, at=items, machine=old_there.machine, reason=reason)
+        return
+    for items, old_report in before.items():
+        found = [
+            (there, new, report) for there, new in like for report in _reports(there, name, items)
+        ]
+        for there, new, report in found:
+            value = value_of(there, new, LATENCY_RATIO, math.nan, at=items)
+            same = new.sha256 == old.sha256
+            yield _with_bound(value, (name, report), (name, old_report), same=same)
+        for there, new in [] if found else like[:1]:
+            reason = _NO_SIZE.format(items=items)
+            yield value_of(there, new, LATENCY_RATIO, math.nan, at=items, reason=reason)
+
+
+def _reports(there: Manifest, name: str, items: int) -> list[LatencyReport]:
+    """The report of a variant at a number of items, if it was timed at it."""
+    return [report for _, report in reports_by_items(there, name) if report.items == items]
 
 
 def _with_bound(
@@ -269,34 +323,43 @@ def _comparisons(name: str, challenger: Manifest, champion: Manifest) -> Iterato
     ]
     found = False
     for old_there, before in old:
-        pairs = [
-            (there, value)
-            for there, value in new
-            if (value.variant, value.at) == (before.variant, before.at)
-        ]
         variant = before.variant or ""
-        same = digests[0].get(variant) == digests[1].get(variant)
+        same = digests[0].get(variant) == digests[1].get(variant) and metric != _AGE
         like = [
-            (there, value)
-            for there, value in pairs
-            if same or old_there is None or there is None or is_like(there, old_there, variant)
+            value
+            for there, value in new
+            if value.variant == variant
+            and (same or there is None or old_there is None or is_like(there, old_there, variant))
         ]
-        for _, value in like:
-            number = 1.0 if divides else 0.0
-            if not same:
-                number = _compare(value.value, before.value, divides=divides)
-            reason = value.reason or before.reason
+        pairs = [value for value in like if value.at == before.at]
+        for value in pairs:
             found = True
-            yield replace(value, metric=name, value=number, reason=None if same else reason)
-        if pairs and not like and old_there is not None:
-            reason = _not_comparable(old_there, variant, challenger)
+            yield _compare_values(replace(value, metric=name), before, divides=divides, same=same)
+        if pairs or old_there is None:
+            continue
+        lost = replace(before, metric=name, value=math.nan)
+        if like:
             found = True
-            machine = old_there.machine
-            lost = replace(pairs[0][1], metric=name, value=math.nan, machine=machine)
-            yield replace(lost, reason=reason)
+            yield replace(lost, reason=_NO_SIZE.format(items=before.at))
+        elif not any(is_like(there, old_there, variant) for there in challenger.by_machine):
+            found = True
+            yield replace(lost, reason=_not_comparable(old_there, variant, challenger))
     if not found:
         reason = f"not comparable, as the two have no variant in common with a value of {metric}"
         yield MetricValue(metric=name, value=math.nan, reason=reason)
+
+
+def _compare_values(
+    value: MetricValue, before: MetricValue, *, divides: bool, same: bool
+) -> MetricValue:
+    """The value of the challenger against that of the champion; of one file, equal.
+
+    A number that is missing, and not for noise, is so of a file against itself too.
+    """
+    if same and not (math.isnan(value.value) and value.reason is None):
+        return replace(value, value=1.0 if divides else 0.0, reason=None)
+    number = _compare(value.value, before.value, divides=divides)
+    return replace(value, value=number, reason=value.reason or before.reason)
 
 
 def _values_by_machine(

@@ -13,6 +13,7 @@ from typing import Literal, TypeAlias
 
 from mlflow_e2eai.artifacts.values import EngineArtifact, precision_of
 from mlflow_e2eai.bundle.attestation.signatures import public_key
+from mlflow_e2eai.bundle.coverage import every_target, missing_gpus, targets_of
 from mlflow_e2eai.bundle.manifest import Manifest
 from mlflow_e2eai.engine.targets import capability_of, parse
 from mlflow_e2eai.errors import InvalidInputError, nearest
@@ -28,7 +29,7 @@ from mlflow_e2eai.evaluation.gates import (
 )
 from mlflow_e2eai.evaluation.variants import engine_variant
 from mlflow_e2eai.promotion.incumbent import DIFFERENCE, LATENCY_RATIO, RATIO, TASK_DROP
-from mlflow_e2eai.promotion.metrics import age_days, missing_gpus, targets_of
+from mlflow_e2eai.promotion.metrics import age_days
 from mlflow_e2eai.promotion.requirements import (
     RequiredApproval,
     RequiredSigner,
@@ -185,7 +186,7 @@ def _why_not_met(
     """Why an engine does not meet a requirement, after how far it is from that; None if it does."""
     name, version = engine_variant(engine), engine.backend_version
     fits_all = not engine.target.capabilities  # an engine for every GPU, wherever it was measured
-    if required.target not in (str(engine.target), *engine.target.capabilities) and not fits_all:
+    if required.target not in every_target(engine) and not fits_all:
         return 9, f"the version has no engine for {required.target}"
     if required.precision not in (None, engine.arithmetic):
         return 8, f"{name} is in {engine.arithmetic}"

@@ -6,11 +6,12 @@ import dataclasses
 import shlex
 from collections.abc import Sequence
 
+from mlflow_e2eai.bundle.coverage import unmeasured_engines
 from mlflow_e2eai.bundle.manifest import Manifest
 from mlflow_e2eai.engine.targets import canonical
 from mlflow_e2eai.errors import InvalidInputError
 from mlflow_e2eai.evaluation.gates import Decision, Verdict
-from mlflow_e2eai.promotion.metrics import NOISY, unmeasured_engines
+from mlflow_e2eai.promotion.metrics import NOISY
 from mlflow_e2eai.promotion.policy import GOAL, REQUIRED, UNMEASURED
 
 

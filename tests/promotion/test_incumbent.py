@@ -12,6 +12,7 @@ from graded_bundles import (
     CPU32,
     TORCH,
     XEON,
+    measured,
     on_l4,
     timed,
     version,
@@ -155,7 +156,9 @@ def test_a_busy_machine_and_too_few_calls_and_other_sizes_are_not_comparable():
 
     assert "too noisy to tell" in against(busy, old).reasons[0]
     assert "too few calls were measured" in against(few, old).reasons[0]
-    assert "not measured at the same number of items" in against(other, old).reasons[0]
+    assert (
+        "this version was not measured at 8 items in a call there" in against(other, old).reasons[0]
+    )
     assert "no latency of the champion" in against(old, none).reasons[0]
 
 
@@ -186,6 +189,45 @@ def test_the_worst_size_that_both_were_measured_at_counts():
     assert decision.verdicts[0].source == "at 8 on Xeon"
     assert not decision.promoted
     assert against(at_sizes(1.0, 2.0, "n"), at_sizes(1.0, 1.0, "o"), at=1).promoted
+
+
+def test_a_size_that_the_champion_was_measured_at_is_not_left_out():
+    old = version(
+        latency={"opt": timed(times(1.0)), "max": timed(times(1.0), 64)},
+        digest="o",
+    )
+    decision = against(version(times(1.0), digest="n"), old)
+
+    assert "was not measured at 64 items in a call" in decision.reasons[0]
+    assert not against(version(digest="n"), old, precision="fp16").promoted
+    assert against(version(times(1.0), digest="n"), old, at=8).promoted
+    p99 = against(version(digest="n"), old, "champion/latency/p99_ms/ratio", at=64)
+    assert "was not measured at 64 items in a call" in p99.reasons[0]
+
+
+@pytest.mark.parametrize("half", [2.0, 1.01, 0.99, 0.5])
+def test_a_second_variant_that_is_noisy_never_makes_a_version_slower(half):
+    noisy = timed(times(1.0))
+    rng = np.random.default_rng(0)
+    noisy = dataclasses.replace(
+        noisy,
+        variants=tuple(
+            dataclasses.replace(
+                each, p50_ms=half, rounds_ms=tuple(half * rng.lognormal(0, 0.5, size=40))
+            )
+            if each.name == CPU16
+            else each
+            for each in noisy.variants
+        ),
+    )
+    assert against(version(latency={"opt": noisy}, digest="n"), version(digest="o")).promoted
+
+
+def test_files_of_one_digest_are_equal_for_each_gate_that_selects_among_them():
+    new, old = with_engine(0.9), with_engine(0.5)
+
+    for selection in ({"at": 8}, {"target": "sm89"}, {"variant": CPU32}, {"precision": "fp16"}):
+        assert against(new, old, **selection).verdicts[0].found == 1.0
 
 
 # The bound
@@ -245,6 +287,43 @@ def test_a_metric_of_another_kind_of_machine_is_not_compared():
 
     assert not decision.promoted
     assert "on EPYC: not comparable" in decision.reasons[0]
+
+
+def test_a_gpu_that_only_the_champion_was_measured_on_blocks_every_comparison():
+    new, old = version(digest="n"), with_engine(digest="o")
+    decision = against(new, old, "champion/latency/p50_ms/ratio")
+
+    assert "on NVIDIA L4: not comparable" in decision.reasons[0]
+
+
+@pytest.mark.parametrize("metric", [RATIO, "champion/latency/p50_ms/ratio"])
+@pytest.mark.parametrize("optional", [True, False])
+def test_an_engine_that_the_champion_lacks_is_not_comparable(metric, optional):
+    new, old = with_engine(digest="n"), version(digest="o")
+    decision = against(new, old, metric, target="sm89", optional=optional)
+
+    assert not decision.promoted
+    assert "not comparable, as the champion has no evidence of sm89" in decision.reasons[0]
+
+
+def test_a_precision_that_was_dropped_has_nothing_to_be_compared_with():
+    graphs = version(digest="n").graphs
+    new = version(evidence=(measured(TORCH, None), measured(CPU32, graphs[0].sha256)), digest="n")
+
+    for metric in (RATIO, "champion/latency/p50_ms/ratio"):
+        assert against(new, version(digest="o"), metric).promoted
+
+
+def test_the_age_and_a_missing_task_metric_of_one_file_are_not_equal_by_construction():
+    old, new = version(), version(measured_at="2020-01-01T00:00:00+00:00")
+    assert against(new, old, "champion/evidence/age_days/difference").verdicts[0].found > 1000
+
+    unknown = tuple(
+        dataclasses.replace(entry, task={"accuracy": math.nan}) for entry in new.evidence
+    )
+    new = dataclasses.replace(new, evidence=unknown)
+    decision = against(new, old, "champion/task/accuracy/difference")
+    assert not decision.promoted
 
 
 def test_versions_without_a_variant_in_common_are_not_compared():
