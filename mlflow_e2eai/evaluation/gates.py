@@ -204,6 +204,8 @@ class Decision(Summary):
     def reasons(self) -> tuple[str, ...]:
         """Reasons against promotion, a sentence a gate; empty when promoted."""
         deciding = [verdict for verdict in self.verdicts if verdict.severity == "block"]
+        if not self.verdicts and self.inapplicable:
+            return ("No gate applies to this version, and nothing is promoted without one.",)
         if not self.verdicts:
             return ("There are no gates, and nothing is promoted without any.",)
         if not deciding:

@@ -61,9 +61,16 @@ SIZED = (
 )
 """Metrics that depend on the number of items in a call, or of callers."""
 
+_WHOLE = ("evidence/unverified", "evidence/quick", "evidence/assumptions")
+"""Metrics of all variants together."""
+
+_INCOMPARABLE = (*COUNTS, *_WHOLE)
+"""Metrics that are no number of a variant, which two versions could be compared by."""
+
 METRICS = (
     *COUNTS,
-    *("evidence/unverified", "evidence/quick", "evidence/assumptions", "evidence/age_days"),
+    *_WHOLE,
+    "evidence/age_days",
     *("task/drop", TASK_DROP, *SIZED),
     *("cold_start/load_s", "cold_start/first_call_ms"),
     *("cold_start/peak_memory_bytes", "cold_start/device_memory_bytes", "file/size_bytes"),
@@ -278,8 +285,7 @@ def check_gate(gate: Gate) -> Gate:
             f"what compares them depend on that; leave 'at' out."
         )
         raise InvalidInputError(msg)
-    whole = ("evidence/unverified", "evidence/quick", "evidence/assumptions")
-    if gate.selection and gate.metric in whole:
+    if gate.selection and gate.metric in _WHOLE:
         msg = f"The gate on {gate.metric!r} is about {gate.selection}, but it is of all variants."
         raise InvalidInputError(msg)
     return dataclasses.replace(
@@ -328,6 +334,12 @@ def check_metric(name: str) -> None:
         InvalidInputError: It cannot.
     """
     base = base_metric(name)
+    if base != name and (base in _INCOMPARABLE or base.startswith(AGAINST_CHAMPION)):
+        msg = (
+            f"{name!r} has no value: {base} is not a number of a variant that two versions have. "
+            f"Write a gate on {base} itself."
+        )
+        raise InvalidInputError(msg)
     if base in METRICS or re.fullmatch(r"task/.+", base, re.DOTALL):
         return
     if re.fullmatch(rf"parity/.+/({'|'.join(FIGURES)})", base, re.DOTALL):

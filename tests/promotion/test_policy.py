@@ -458,6 +458,14 @@ def test_a_decision_that_passed_needs_no_advice():
     assert with_remedies(decide(version()), version(), "digits", "7").remedies == ()
 
 
+def test_gates_that_all_compare_with_a_champion_promote_no_first_version():
+    decision = decide(version(), at_most("champion/latency_ratio", 1.25))
+
+    assert decision.reasons == (
+        "No gate applies to this version, and nothing is promoted without one.",
+    )
+
+
 # Names
 
 
@@ -466,6 +474,9 @@ def test_a_decision_that_passed_needs_no_advice():
     [
         (at_most("latency/p98_ms", 1), "did you mean latency/p99_ms"),
         (at_most("champion/latency/p98_ms/ratio", 1), "champion/latency/p99_ms/ratio"),
+        (at_most("champion/parity/measured/ratio", 1), "Write a gate on parity/measured itself"),
+        (at_most("champion/evidence/quick/difference", 1), "a gate on evidence/quick itself"),
+        (at_most("champion/champion/latency_ratio/ratio", 1), "champion/latency_ratio itself"),
         (at_most("file/size_bytes", 1, at=8), "leave 'at' out"),
         (at_most("evidence/quick", 1, target="sm89"), "of all variants"),
         (at_most("latency/p50_ms", 1, target="sm999"), "No engine is for sm999"),
