@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -10,10 +11,12 @@ from mlflow_e2eai.pipeline.publish import describe_moves
 from mlflow_e2eai.promotion.registry.actor import actor
 from mlflow_e2eai.promotion.registry.lease import Lease, lease
 from mlflow_e2eai.promotion.registry.timeline import (
+    DECISION,
     KIND,
     MOVED_AT,
     MOVES,
     PLANNED_AT,
+    WITHDRAWN,
     MoveKind,
     moves_text,
     now_text,
@@ -22,7 +25,7 @@ from mlflow_e2eai.promotion.registry.timeline import (
     time_after,
 )
 from mlflow_e2eai.report.formats import moment_text
-from mlflow_e2eai.tracking.server import check_server, failure_reason
+from mlflow_e2eai.tracking.server import check_server, failure_reason, responds
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import RegisteredModel
@@ -81,6 +84,9 @@ def move(
         check_holders(name, {alias: after for alias, (_, after) in moves.items()})
     except (MlflowException, E2EAIError) as error:
         undone = _undo(right, name, moves, done, since=planned_at)
+        if undone == _UNDONE and responds():
+            with contextlib.suppress(MlflowException):
+                client.set_tag(run_id, DECISION, WITHDRAWN)
         msg = (
             f"The aliases of {name!r} could not be moved: {failure_reason(error)}; {undone}. "
             f"Promote it again."
