@@ -111,10 +111,10 @@ def list_versions(name: str) -> pd.DataFrame:
 
     Returns:
         A row for each version: version, aliases (comma-separated), decision (``promoted``,
-        ``rejected``, ``withdrawn``; missing before the first), created (in UTC), the number of
-        variants that passed, failed and were not measured, the largest absolute error, the median
-        time of the fastest variant in ms, and the run that made it. What its run does not have, or
-        what was too noisy to tell, is missing.
+        ``rejected``, also by a person since, or ``withdrawn``; missing before the first), created
+        (in UTC), the number of variants that passed, failed and were not measured, the largest
+        absolute error, the median time of the fastest variant in ms, and the run that made it. What
+        its run does not have, or what was too noisy to tell, is missing.
 
     Raises:
         TrackingError: There is no such model, or the server does not respond.
@@ -125,8 +125,8 @@ def list_versions(name: str) -> pd.DataFrame:
     """
     import pandas as pd
 
-    from mlflow_e2eai.promotion.registry.record import DECISION
-    from mlflow_e2eai.promotion.registry.timeline import registered_model
+    from mlflow_e2eai.promotion.registry.approvals import rejections_of
+    from mlflow_e2eai.promotion.registry.timeline import DECISION, registered_model
 
     with quiet_mlflow(), mlflow_errors("call this again later"):
         aliases = registered_model(name).aliases
@@ -138,7 +138,7 @@ def list_versions(name: str) -> pd.DataFrame:
             "aliases": ", ".join(
                 sorted(alias for alias in aliases if str(aliases[alias]) == str(version.version))
             ),
-            "decision": version.tags.get(DECISION),
+            "decision": "rejected" if rejections_of(version) else version.tags.get(DECISION),
             "created": pd.Timestamp(version.creation_timestamp, unit="ms", tz="UTC"),
             **{c: runs.get(str(version.run_id), {}).get(metric) for c, metric in _SUMMARY.items()},
             "run_id": version.run_id or None,
