@@ -24,7 +24,7 @@ from mlflow_e2eai.promotion.registry.actor import actor
 from mlflow_e2eai.promotion.registry.timeline import now_text, registered_model
 from mlflow_e2eai.promotion.requirements import signed_by
 from mlflow_e2eai.report.formats import moment_text
-from mlflow_e2eai.tracking.server import check_server
+from mlflow_e2eai.tracking.server import check_server, read_only_error
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -193,7 +193,7 @@ def _state(
             _check_not_rejected(now)
     except MlflowException as error:
         msg = f"Version {version} of {shown(name)} cannot be tagged: {brief(error)}"
-        raise TrackingError(msg) from error
+        raise (read_only_error(error) or TrackingError(msg)) from error
     return statement
 
 
