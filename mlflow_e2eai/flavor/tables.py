@@ -13,7 +13,7 @@ from mlflow_e2eai.errors import InvalidInputError, require_several
 from mlflow_e2eai.tracking.console import quiet_mlflow
 from mlflow_e2eai.tracking.downloads import ModelFiles
 from mlflow_e2eai.tracking.server import mlflow_errors
-from mlflow_e2eai.tracking.versions import all_versions, literal
+from mlflow_e2eai.tracking.versions import all_versions, find_version, literal
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -78,8 +78,9 @@ def compare_versions(name: str, *versions: int | str) -> pd.DataFrame:
         raise InvalidInputError(msg)
     frames = []
     for version in require_several("versions", versions, (int, str), "numbers or aliases"):
-        mark = "/" if str(version).isdigit() or version == "latest" else "@"
-        rows = variants(f"models:/{name}{mark}{version}")
+        is_alias = not str(version).isdigit() and version != "latest"
+        number = find_version(name, f"@{version}").version if is_alias else version
+        rows = variants(f"models:/{name}/{number}")
         rows.insert(0, "version", pd.Series([str(version)] * len(rows), dtype="string"))
         frames.append(rows)
     together: pd.DataFrame = pd.concat(frames, ignore_index=True)

@@ -22,8 +22,7 @@ from mlflow_e2eai.promotion.registry.timeline import (
     done_moves,
 )
 from mlflow_e2eai.report.formats import moment_text
-from mlflow_e2eai.tracking.server import is_missing
-from mlflow_e2eai.tracking.versions import registered_version
+from mlflow_e2eai.tracking.versions import existing_version
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -115,7 +114,7 @@ def _guarded_alias(
     runs: Sequence[Run],
     past: History,
 ) -> GuardedAlias:
-    version = None if number is None else _find(registered.name, number)
+    version = None if number is None else existing_version(registered.name, number)
     last = _confirmation(alias, version, runs, past) or past.holder(alias)
     found = GuardedAlias(alias=alias, standing="never decided", version=number)
     if last is not None:
@@ -191,7 +190,7 @@ def _why_not_restored(name: str, alias: str, number: str | None) -> str | None:
     """Why an alias cannot go back to a version, and what to do; None where it can."""
     if number is None:
         return None
-    version = _find(name, number)
+    version = existing_version(name, number)
     reason = "it was deleted" if version is None else first_rejection(version)
     if reason is None:
         return None
@@ -203,15 +202,3 @@ def _why_not_restored(name: str, alias: str, number: str | None) -> str | None:
 
 def _rollback_command(name: str, alias: str) -> str:
     return shlex.join(["mlflow_e2eai", "rollback", name, "--alias", alias])
-
-
-def _find(name: str, number: str) -> ModelVersion | None:
-    """A version; None where it was deleted."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return registered_version(name, number)
-    except MlflowException as error:
-        if is_missing(error):
-            return None
-        raise
