@@ -253,7 +253,9 @@ def test_a_key_that_cannot_sign_is_refused_and_nothing_is_on_record(store, tmp_p
     for content, sentence in (
         (other, "is no Ed25519 or P-256 key; make one with ssh-keygen"),
         (locked, "holds no private key that can be read without a password"),
-        (b"hello", "holds no private key"),
+        (b"hello", r"holds no private key that can be read without a password; make one with"),
+        (b"ssh-ed25519 AAAA ann", "is a public key, and a signature needs the private one; give"),
+        (b"-----BEGIN PUBLIC KEY-----\nAA\n", "is a public key, and a signature needs"),
         (None, "Cannot read the key"),
     ):
         place = tmp_path / "odd"
@@ -270,6 +272,11 @@ def test_a_key_that_cannot_sign_is_refused_and_nothing_is_on_record(store, tmp_p
     [
         ({"gates": [{"approval": "release", "keys": ["ann"]}]}, "ann"),
         ({"gates": [{"approval": "release", "keys": ["ann"]}], "keys": {"ann": "hi"}}, "'hi'"),
+        ({"gates": [{"approval": "release", "keys": []}]}, "keys is .*at least 1 item"),
+        (
+            {"gates": [{"approval": "release"}], "keys": {"ann": "ssh-ed25519 AAAA"}},
+            "No gate names a key of 'keys', ann, so that none has to have signed: write",
+        ),
         ({"gates": [{"approval": "e2eai.release"}]}, "e2eai"),
         ({"gates": [{"approval": ""}]}, "approval"),
     ],
