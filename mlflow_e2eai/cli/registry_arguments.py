@@ -110,12 +110,13 @@ REGISTRY_OPTIONS: dict[str, Option] = {
         metavar="NAME",
         help="the alias to give; or several, comma-separated, which move together or not at all",
     ),
-    "one_alias": Option(
+    "rollback_alias": Option(
         name="alias",
-        parse=str,
+        parse=_parse_aliases,
         default="champion",
         metavar="NAME",
-        help="the alias to put back",
+        help="the alias to put back; or several, comma-separated, which move together to one "
+        "version or not at all",
     ),
     "any_alias": Option(
         name="alias",

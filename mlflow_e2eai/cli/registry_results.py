@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from mlflow_e2eai.cli.main import DONE
 from mlflow_e2eai.cli.results import Arguments, exit_code, print_until
@@ -49,9 +49,11 @@ def print_watch(reports: Iterator[GuardReport], arguments: Arguments) -> int:
     return print_until(reports, arguments, print_guard)
 
 
-def print_rollback(move: Move, arguments: Arguments) -> int:
-    """Print where the alias points now."""
-    print(
-        f"rolled back: {arguments['name']} {move.after} is {move.alias} again, before {move.before}"
-    )
+def print_rollback(moves: Move | Sequence[Move], arguments: Arguments) -> int:
+    """Print where each alias points now."""
+    for move in [moves] if isinstance(moves, Move) else moves:
+        before = move.before or "no version"
+        print(
+            f"rolled back: {arguments['name']} {move.after} is {move.alias} again, before {before}"
+        )
     return DONE

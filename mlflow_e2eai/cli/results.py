@@ -312,6 +312,8 @@ def _data(  # noqa: C901, PLR0911, PLR0912 - one for each kind of result
             return {"models": [f"models:/{model_id}" for model_id in result]}
         case [Path(), *_]:
             return {"paths": [str(path) for path in result]}
+        case [Move(), *_]:
+            return {"moves": [dataclasses.asdict(each) for each in result]}
         case [int(), *_]:
             return {"buckets": list(result)}
         case [ListedGpu(), *_]:

@@ -199,7 +199,7 @@ VERBS = {
         ),
         Verb(
             name="approve",
-            summary="Approve a version, as its files are now, for a gate that requires it.",
+            summary="Approve a version, by its files' logged digest, for a gate that requires it.",
             function="promotion.registry.approvals:approve",
             printer="cli.registry_results:print_statement",
             options=("approved_model", "approved_version", "as", "key"),
@@ -255,7 +255,7 @@ VERBS = {
             summary="Put an alias back to the version that it pointed to before.",
             function="promotion.reversal:rollback",
             printer="cli.registry_results:print_rollback",
-            options=("required_model", "one_alias", "to", "rollback_gates", "allow_native"),
+            options=("required_model", "rollback_alias", "to", "rollback_gates", "allow_native"),
             positional=("name",),
             example="digits --to 5",
         ),

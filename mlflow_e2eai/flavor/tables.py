@@ -13,7 +13,7 @@ from mlflow_e2eai.errors import InvalidInputError, require_several
 from mlflow_e2eai.tracking.console import quiet_mlflow
 from mlflow_e2eai.tracking.downloads import ModelFiles
 from mlflow_e2eai.tracking.server import mlflow_errors
-from mlflow_e2eai.tracking.versions import all_versions, literal
+from mlflow_e2eai.tracking.versions import all_versions, find_version, literal
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -78,8 +78,9 @@ def compare_versions(name: str, *versions: int | str) -> pd.DataFrame:
         raise InvalidInputError(msg)
     frames = []
     for version in require_several("versions", versions, (int, str), "numbers or aliases"):
-        mark = "/" if str(version).isdigit() or version == "latest" else "@"
-        rows = variants(f"models:/{name}{mark}{version}")
+        is_alias = not str(version).isdigit() and version != "latest"
+        number = find_version(name, f"@{version}").version if is_alias else version
+        rows = variants(f"models:/{name}/{number}")
         rows.insert(0, "version", pd.Series([str(version)] * len(rows), dtype="string"))
         frames.append(rows)
     together: pd.DataFrame = pd.concat(frames, ignore_index=True)
@@ -111,10 +112,10 @@ def list_versions(name: str) -> pd.DataFrame:
 
     Returns:
         A row for each version: version, aliases (comma-separated), decision (``promoted``,
-        ``rejected``, ``withdrawn``; missing before the first), created (in UTC), the number of
-        variants that passed, failed and were not measured, the largest absolute error, the median
-        time of the fastest variant in ms, and the run that made it. What its run does not have, or
-        what was too noisy to tell, is missing.
+        ``rejected``, also by a person since, or ``withdrawn``; missing before the first), created
+        (in UTC), the number of variants that passed, failed and were not measured, the largest
+        absolute error, the median time of the fastest variant in ms, and the run that made it. What
+        its run does not have, or what was too noisy to tell, is missing.
 
     Raises:
         TrackingError: There is no such model, or the server does not respond.
@@ -125,8 +126,8 @@ def list_versions(name: str) -> pd.DataFrame:
     """
     import pandas as pd
 
-    from mlflow_e2eai.promotion.registry.record import DECISION
-    from mlflow_e2eai.promotion.registry.timeline import registered_model
+    from mlflow_e2eai.promotion.registry.approvals import rejections_of
+    from mlflow_e2eai.promotion.registry.timeline import DECISION, registered_model
 
     with quiet_mlflow(), mlflow_errors("call this again later"):
         aliases = registered_model(name).aliases
@@ -138,7 +139,7 @@ def list_versions(name: str) -> pd.DataFrame:
             "aliases": ", ".join(
                 sorted(alias for alias in aliases if str(aliases[alias]) == str(version.version))
             ),
-            "decision": version.tags.get(DECISION),
+            "decision": "rejected" if rejections_of(version) else version.tags.get(DECISION),
             "created": pd.Timestamp(version.creation_timestamp, unit="ms", tz="UTC"),
             **{c: runs.get(str(version.run_id), {}).get(metric) for c, metric in _SUMMARY.items()},
             "run_id": version.run_id or None,

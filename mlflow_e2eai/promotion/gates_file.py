@@ -96,7 +96,7 @@ class ApprovalEntry(_Entry):
     """A person's yes, which `mlflow_e2eai approve` writes."""
 
     approval: _Name = Field(description="Its name: release.")
-    keys: tuple[_Name, ...] = Field(
+    keys: Annotated[tuple[_Name, ...], Field(min_length=1)] = Field(
         default=(), description="Names of keys, one of which must have signed it."
     )
 
@@ -192,6 +192,15 @@ class GatesFile(BaseModel):
 
     def to_policy(self) -> Policy:
         """The rules as a value."""
+        people = [e for e in self.gates if isinstance(e, ApprovalEntry | SignerEntry)]
+        named = [e.keys if isinstance(e, ApprovalEntry) else e.signed_by for e in people]
+        if self.keys and not any(named):
+            msg = (
+                f"No gate names a key of 'keys', {', '.join(self.keys)}, so that none has to have "
+                f"signed: write {{approval: release, keys: [{next(iter(self.keys))}]}}, or leave "
+                f"'keys' out."
+            )
+            raise InvalidInputError(msg)
         return check_policy(
             Policy(
                 gates=tuple(e.to_gate() for e in self.gates if isinstance(e, GateEntry)),

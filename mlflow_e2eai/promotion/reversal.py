@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias, overload
 
 from mlflow_e2eai import bundle
+from mlflow_e2eai.artifacts.files import to_json
 from mlflow_e2eai.bundle.load import load
-from mlflow_e2eai.errors import E2EAIError, TrackingError, brief
+from mlflow_e2eai.errors import (
+    E2EAIError,
+    InvalidInputError,
+    TrackingError,
+    brief,
+    require_several,
+)
 from mlflow_e2eai.evaluation.gates import Gate
-from mlflow_e2eai.promotion.challenge import why_not_promoted
+from mlflow_e2eai.promotion.challenge import Challenge, Outcome
 from mlflow_e2eai.promotion.contenders import fetch_bundle, model_of
 from mlflow_e2eai.promotion.gates_file import read_policy
 from mlflow_e2eai.promotion.policy import Policy
 from mlflow_e2eai.promotion.registry.journal import journal
 from mlflow_e2eai.promotion.registry.lease import lease
 from mlflow_e2eai.promotion.registry.moves import holders, move
-from mlflow_e2eai.promotion.registry.record import read_record
+from mlflow_e2eai.promotion.registry.record import FILE, Contender, DecisionRecord, read_record
 from mlflow_e2eai.promotion.registry.timeline import (
     History,
     Move,
@@ -26,39 +34,68 @@ from mlflow_e2eai.promotion.registry.timeline import (
     read_moves,
     registered_model,
 )
+from mlflow_e2eai.report.formats import aliases_text
 from mlflow_e2eai.runtime.progress import reported_on_stderr, timed_stage
 from mlflow_e2eai.tracking.console import quiet_mlflow
 from mlflow_e2eai.tracking.server import check_server, mlflow_errors
-from mlflow_e2eai.tracking.versions import find_version
+from mlflow_e2eai.tracking.versions import existing_version
+
+Gates: TypeAlias = Policy | Sequence[Gate] | Mapping[str, Any] | str | Path | None
+
+_ADVICE = "name another with to= (`--to`), or promote one"
 
 
+@overload
 def rollback(
     name: str,
     *,
     alias: str = "champion",
     to: int | str | None = None,
-    gates: Policy | Sequence[Gate] | Mapping[str, Any] | str | Path | None = None,
+    gates: Gates = None,
     allow_native: Sequence[str] = (),
-) -> Move:
+) -> Move: ...
+
+
+@overload
+def rollback(
+    name: str,
+    *,
+    alias: list[str] | tuple[str, ...],
+    to: int | str | None = None,
+    gates: Gates = None,
+    allow_native: Sequence[str] = (),
+) -> tuple[Move, ...]: ...
+
+
+def rollback(
+    name: str,
+    *,
+    alias: str | Sequence[str] = "champion",
+    to: int | str | None = None,
+    gates: Gates = None,
+    allow_native: Sequence[str] = (),
+) -> Move | tuple[Move, ...]:
     """Put an alias back to the version before, or to another that had it.
 
     The version must have all its files as they were logged, load here and run its input example,
     and pass its gates on its own evidence as it is today. Gates that compare with the version that
-    has the alias do not apply: it is the one to leave.
+    has the alias do not apply: it is the one to leave. The run of the rollback has the gates and
+    their verdicts in its ``decision.json``, as that of a promotion.
 
     Args:
         name: The registered model.
-        alias: The alias.
+        alias: The alias; or several, which move together or not at all, to one version.
         to: The version; by default the one that stood there before, by `history`.
         gates: The gates; by default those by which the version was promoted.
         allow_native: Libraries in the version that may be loaded; see `mlflow_e2eai.load_model`.
 
     Returns:
-        The move.
+        The move; of several aliases, one for each. Its reason names aliases that came with it and
+        stay.
 
     Raises:
-        TrackingError: There is no version to go back to, it does not pass, or the alias was moved
-            meanwhile.
+        TrackingError: There is no version to go back to, or another for each alias; it does not
+            pass, or an alias was moved meanwhile.
         ArtifactError: A file of it has changed.
         InvalidInputError: The gates are wrong.
 
@@ -67,6 +104,13 @@ def rollback(
         >>> move.before, move.after
         ('2', '1')
     """
+    from mlflow import MlflowClient
+
+    several = [alias] if isinstance(alias, str) else alias
+    aliases = tuple(dict.fromkeys(require_several("alias", several, str, "names of aliases")))
+    if not aliases:
+        msg = "The list of aliases is empty; give one such as 'champion'."
+        raise InvalidInputError(msg)
     with (
         reported_on_stderr(),
         quiet_mlflow(),
@@ -77,33 +121,114 @@ def rollback(
         check_server()
         registered = registered_model(name)
         past = History(name=name, moves=tuple(read_moves(registered)))
-        check_alias_is_known(alias, registered, past.moves)
-        now = holders(registered, [alias])[alias]
-        target = _target(past, alias, now, None if to is None else str(to))
-        found = find_version(name, target)
-        subject = f"Version {target} of {name!r}, which had @{alias} before,"
-        advice = "name another with to=, or promote one"
-        model = model_of(found, subject, advice)
-        path = fetch_bundle(model, Path(folder, "bundle"), subject, advice)
-        policy = _gates_of(past, alias, target) if gates is None else read_policy(gates)
-        reasons = why_not_promoted(policy, path, found, model)
-        if reasons:
-            msg = f"{subject} does not pass its gates today: {'; '.join(reasons)}; {advice}."
+        for each in aliases:
+            check_alias_is_known(each, registered, past.moves)
+        stands = holders(registered, aliases)
+        target = _target_of_all(past, stands, None if to is None else str(to))
+        outcome = _outcome(past, target, aliases, gates, Path(folder))
+        subject = _subject(name, target, aliases)
+        if reasons := outcome.decision.reasons:
+            msg = f"{subject} does not pass its gates today: {'; '.join(reasons)}; {_ADVICE}."
             raise TrackingError(msg)
-        _check_runs(path, allow_native, subject, advice)
-        reason = f"version {target} runs and passes its gates today; it replaces version {now}"
-        title = f"rollback @{alias} of {name} to {target}"
+        _check_runs(outcome.challenge.path, allow_native, subject)
+        replaced = " and ".join(
+            dict.fromkeys(f"version {now}" if now else "no version" for now in stands.values())
+        )
+        rest = _rest_text(past, stands)
         with (
             lease(name) as right,
             journal(
-                registered, title, stage="rollback", version=target, aliases=[alias], reason=reason
+                registered,
+                f"rollback {aliases_text(aliases)} of {name} to {target}",
+                stage="rollback",
+                version=target,
+                aliases=aliases,
+                reason=f"version {target} runs and passes its gates today; it replaces {replaced}"
+                f"{rest}",
             ) as run_id,
         ):
-            move(right, name, {alias: (now, target)}, run_id=run_id, kind="rollback")
-        line.append(f"@{alias} of {name} is at version {target} again, was {now}")
-        done = History(name=name, moves=tuple(read_moves(registered_model(name)))).holder(alias)
-    assert done is not None  # noqa: S101 - it was just made
-    return done
+            MlflowClient().log_text(run_id, to_json(_record(outcome, stands)), FILE)
+            moves = {each: (now, target) for each, now in stands.items()}
+            move(right, name, moves, run_id=run_id, kind="rollback")
+        line.append(
+            f"{aliases_text(aliases)} of {name} at version {target} again, was {replaced}{rest}"
+        )
+        done = [each for each in read_moves(registered_model(name)) if each.run_id == run_id]
+    return done[0] if isinstance(alias, str) else tuple(done)
+
+
+def _subject(name: str, target: str, aliases: Sequence[str]) -> str:
+    return f"Version {target} of {name!r}, which had {aliases_text(aliases)} before,"
+
+
+def _outcome(
+    past: History, target: str, aliases: tuple[str, ...], gates: Gates, folder: Path
+) -> Outcome:
+    """The decision about a version on its own, by its gates as it is today.
+
+    Raises:
+        TrackingError: The version or its gates are not there.
+        ArtifactError: A file of it has changed.
+    """
+    subject = _subject(past.name, target, aliases)
+    if (found := existing_version(past.name, target)) is None:
+        msg = f"{subject} was deleted; {_ADVICE}."
+        raise TrackingError(msg)
+    model = model_of(found, subject, _ADVICE)
+    path = fetch_bundle(model, folder / "bundle", subject, _ADVICE)
+    policy = _gates_of(past, aliases[0], target) if gates is None else read_policy(gates)
+    challenge = Challenge(
+        version=found, model=model, path=path, aliases=aliases, policy=policy, folder=folder
+    )
+    return challenge.decide(dict.fromkeys(aliases))
+
+
+def _record(outcome: Outcome, stands: Mapping[str, str | None]) -> DecisionRecord:
+    """The decision as it is stored, with the versions that are left, which nothing was read of."""
+    left = [
+        Contender(
+            version=version,
+            model_id=None,
+            sha256=None,
+            evidence_sha256=None,
+            aliases=tuple(alias for alias, now in stands.items() if now == version),
+            environments={},
+        )
+        for version in dict.fromkeys(filter(None, stands.values()))
+    ]
+    return dataclasses.replace(outcome.record(), incumbents=tuple(left))
+
+
+def _rest_text(past: History, stands: Mapping[str, str | None]) -> str:
+    """The end of a sentence about aliases that came with others, and stay where they are."""
+    last = {each.alias: each for each in past.moves}
+    runs = {last[alias].run_id for alias, now in stands.items() if _stays(last.get(alias), now)}
+    rest = [a for a, each in sorted(last.items()) if each.run_id in runs and a not in stands]
+    if not rest:
+        return ""
+    where = f"at version {last[rest[0]].after}"
+    return f"; {aliases_text(rest)} came with it and stay{'s' * (len(rest) == 1)} {where}"
+
+
+def _stays(last: Move | None, now: str | None) -> bool:
+    return last is not None and last.after == now
+
+
+def _target_of_all(past: History, stands: Mapping[str, str | None], to: str | None) -> str:
+    """The version that several aliases go back to.
+
+    Raises:
+        TrackingError: There is none, or another for each.
+    """
+    targets = {alias: _target(past, alias, now, to) for alias, now in stands.items()}
+    if len(set(targets.values())) > 1:
+        places = ", ".join(f"@{alias} to version {target}" for alias, target in targets.items())
+        msg = (
+            f"The aliases of {past.name!r} do not go back to one version: {places}; roll them back "
+            f"one by one, or name a version with to= (`--to`)."
+        )
+        raise TrackingError(msg)
+    return next(iter(targets.values()))
 
 
 def _target(past: History, alias: str, now: str | None, to: str | None) -> str:
@@ -142,17 +267,24 @@ def _gates_of(past: History, alias: str, version: str) -> Policy:
     if not promotions:
         msg = (
             f"The gates by which version {version} of {past.name!r} got @{alias} are not on "
-            f"record; give gates=."
+            f"record; give gates= (`--gates`)."
         )
         raise TrackingError(msg)
-    return read_record(promotions[-1].run_id).policy
+    try:
+        return read_record(promotions[-1].run_id).policy
+    except E2EAIError as error:
+        msg = (
+            f"The gates by which version {version} of {past.name!r} got @{alias} cannot be read: "
+            f"{brief(error).rstrip('.')}; give gates= (`--gates`)."
+        )
+        raise TrackingError(msg) from error
 
 
-def _check_runs(path: Path, allow_native: Sequence[str], subject: str, advice: str) -> None:
+def _check_runs(path: Path, allow_native: Sequence[str], subject: str) -> None:
     """Load a bundle and run its input example."""
     try:
         with load(path, allow_native=allow_native) as model:
             model(bundle.read_example(path))
     except E2EAIError as error:
-        msg = f"{subject} does not run here: {brief(error).rstrip('.')}; {advice}."
+        msg = f"{subject} does not run here: {brief(error).rstrip('.')}; {_ADVICE}."
         raise TrackingError(msg) from error

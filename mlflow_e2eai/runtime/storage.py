@@ -25,9 +25,12 @@ _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 _DENIED = {errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EIO}
 """Those that reading gives too: the package's own errors with such a cause have their sentence."""
 
+READ_ONLY = "attempt to write a readonly database"
+"""Text of SQLite's error: the package's own errors with such a cause have their sentence."""
+
 _TEXT = re.compile(
     "No space left on device|Disk quota exceeded|File too large|Read-only file system"
-    "|database or disk is full|attempt to write a readonly database|unable to open database file"
+    f"|database or disk is full|{READ_ONLY}|unable to open database file"
     "|disk I/O error|No usable temporary directory found|[0-9]+ requested and [0-9]+ written"
 )
 """How C++, SQLite, Python's tempfile and numpy say it."""
@@ -60,7 +63,8 @@ def storage_error(error: BaseException) -> StorageError | None:
         if number in _NO_ROOM or (number in _DENIED and not is_own):
             name = each.filename if isinstance(each, OSError) else None
             return _sentence(name, os.strerror(number or 0))
-        if (found := _TEXT.search(str(each))) is not None:
+        found = _TEXT.search(str(each))
+        if found is not None and not (found[0] == READ_ONLY and is_own):
             return _sentence(None, found[0])
     return None
 

@@ -75,11 +75,16 @@ def _explain_wait(record: logging.LogRecord) -> bool:
     return False
 
 
+_OF_RAISED = "mlflow.store.db.utils"
+"""Logger of MLflow's lines about errors of a database, each of which it raises too."""
+
+
 class _Warnings(logging.Handler):
     """Pass MLflow's warnings to this package's logger."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        _log.log(record.levelno, "%s: %s", record.name, record.getMessage())
+        level = logging.DEBUG if record.name == _OF_RAISED else record.levelno
+        _log.log(level, "%s: %s", record.name, record.getMessage())
 
 
 def _silence_lines() -> Callable[[], None] | None:

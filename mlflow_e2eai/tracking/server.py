@@ -12,7 +12,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mlflow_e2eai.errors import E2EAIError, TrackingError, brief
-from mlflow_e2eai.runtime.storage import storage_error
+from mlflow_e2eai.runtime.storage import READ_ONLY, storage_error
 from mlflow_e2eai.runtime.termination import causes, interruption_of, release_frames
 from mlflow_e2eai.tracking.console import quiet_mlflow
 
@@ -103,8 +103,20 @@ def mlflow_errors(advice: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, RequestException) as error:
+        if (denied := read_only_error(error)) is not None:
+            raise denied from error
         msg = f"MLflow at {address()} did not carry out a request: {failure_reason(error)}; "
         raise TrackingError(msg + advice + ".") from error
+
+
+def read_only_error(error: BaseException) -> TrackingError | None:
+    """One of this package for a write to a database that can only be read; else None."""
+    if not any(READ_ONLY in str(each) for each in causes(error)):
+        return None
+    return TrackingError(
+        f"The registry {address()} is read-only ({READ_ONLY}); set MLFLOW_TRACKING_URI to one that "
+        f"your user may write to, and repeat the call."
+    )
 
 
 def as_mlflow_error(error: E2EAIError, like: BaseException | None = None) -> E2EAIError:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
-from mlflow_e2eai.errors import InvalidInputError, TrackingError, brief, shown
+from mlflow_e2eai.errors import InvalidInputError, TrackingError, brief, shown, suggestion
 from mlflow_e2eai.tracking.server import failure_reason, is_missing
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
+    from mlflow.exceptions import MlflowException
 
 LATEST = "latest"
 """The text that stands for the newest model or version; in a URI and beside a name the highest
@@ -106,14 +108,50 @@ def find_version(name: str, version: int | str) -> ModelVersion:
         return registered_version(name, version)
     except MlflowException as error:
         if is_missing(error):
+            _check_alias(name, str(version), error)
             number = version if str(version).isdecimal() else shown(version)
             msg = (
-                f"There is no version {number} of {shown(name)}: {brief(error)}; see the registry."
+                f"There is no version {number} of {shown(name)}: {brief(error).rstrip('.')}; see "
+                "the registry."
             )
         else:
             reason = failure_reason(error)
             msg = f"Version {version} of {name!r} cannot be read: {reason}; call this again later."
         raise TrackingError(msg) from error
+
+
+def _check_alias(name: str, version: str, error: MlflowException) -> None:
+    """Say which alias may be meant, where a registered model has none of a name.
+
+    Raises:
+        TrackingError: It has not.
+    """
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    if not version.startswith("@"):
+        return
+    with contextlib.suppress(MlflowException):  # there is no such model either
+        aliases = [f"@{each}" for each in sorted(MlflowClient().get_registered_model(name).aliases)]
+        hint = suggestion(version, aliases) if aliases else "it has no alias."
+        msg = f"There is no version {shown(version)} of {shown(name)}; {hint}"
+        raise TrackingError(msg) from error
+
+
+def existing_version(name: str, number: str) -> ModelVersion | None:
+    """A version of a registered model by its number; None where it was deleted.
+
+    Raises:
+        MlflowException: The registry does not respond.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return registered_version(name, number)
+    except MlflowException as error:
+        if is_missing(error):
+            return None
+        raise
 
 
 def version_at(uri: str) -> ModelVersion:

@@ -140,7 +140,7 @@ RESULTS = {
                 ),
             ),
         ),
-        "digits: 1 of 2 aliases moved by hand",
+        "digits: 1 of 2 aliases not as decided",
     ),
 }
 

@@ -278,6 +278,76 @@ def test_rollback_goes_back_and_says_from_where(digits, run):
     assert run("rollback digits --to 2")[1] == "rolled back: digits 2 is champion again, before 1"
 
 
+def test_several_aliases_roll_back_together(digits, run):
+    both = ["champion", "blue"]
+    for version in (1, 2):
+        mlflow_e2eai.promote("digits", version, alias=both, gates=GATES)
+
+    code, out, _ = run("rollback digits --alias champion,blue --json")
+
+    assert code == main.DONE
+    assert [(move["alias"], move["after"]) for move in json.loads(out)["moves"]] == [
+        ("blue", "1"),
+        ("champion", "1"),
+    ]
+    assert run("rollback digits --alias champion,blue --to 2")[1].splitlines() == [
+        "rolled back: digits 2 is blue again, before 1",
+        "rolled back: digits 2 is champion again, before 1",
+    ]
+
+
+def test_an_alias_that_was_gone_was_at_no_version_before(digits, run):
+    digits.delete_registered_model_alias("digits", "champion")
+
+    assert run("rollback digits")[1] == (
+        "rolled back: digits 1 is champion again, before no version"
+    )
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "approve digits 2 --as release",
+        "reject digits 2 --as release",
+        "promote digits 2 --gates gates.yaml",
+        "rollback digits --alias blue",
+        "guard digits --restore",
+    ],
+)
+def test_a_registry_that_is_read_only_is_one_sentence_that_names_it(digits, run, tmp_path, words):
+    if not mlflow.get_tracking_uri().startswith("sqlite:"):
+        pytest.skip("a server has its database for itself")
+    gates = tmp_path / "gates.yaml"
+    gates.write_text("gates: [{metric: task/accuracy, at_least: 0.1}]")
+    for version in (1, 2):
+        mlflow_e2eai.promote("digits", version, alias="blue", gates=str(gates))
+    move_by_hand(digits, 3)
+    registry = f"sqlite:///file:{tmp_path}/mlflow.db?mode=ro&uri=true"
+    mlflow.set_tracking_uri(registry)
+
+    code, _, err = run(words.replace("gates.yaml", str(gates)))
+
+    assert code == main.ERROR
+    assert err == (
+        f"mlflow_e2eai: The registry {registry} is read-only (attempt to write a readonly "
+        "database); set MLFLOW_TRACKING_URI to one that your user may write to, and repeat the "
+        "call."
+    )
+
+
+def test_an_alias_that_there_is_not_is_one_sentence_with_the_nearest(digits, run):
+    sentence = "mlflow_e2eai: There is no version '@chmpion' of 'digits'; did you mean @champion?"
+
+    for words in (
+        "explain digits@chmpion",
+        "redecide models:/digits@chmpion",
+        "compare digits chmpion,1",
+    ):
+        code, _, err = run(words)
+        assert (code, err) == (main.ERROR, sentence)
+    assert ".." not in run("explain digits 99")[2]
+
+
 def test_rollback_to_a_version_that_does_not_pass_today_is_refused(digits, run, tmp_path):
     mlflow_e2eai.promote("digits", 2, gates=GATES)
     gates = tmp_path / "gates.yaml"
@@ -351,8 +421,16 @@ def test_results_are_data_with_json(digits, run):
     [
         ("explain models:/digits/9", main.ERROR, "There is no version 9 of 'digits'"),
         ("explain digits/9", main.ERROR, "There is no version 9 of 'digits'"),
-        ("explain models:/digits@nobody", main.ERROR, "There is no version '@nobody' of 'digits'"),
-        ("explain digits@nobody", main.ERROR, "There is no version '@nobody' of 'digits'"),
+        (
+            "explain models:/digits@nobody",
+            main.ERROR,
+            "There is no version '@nobody' of 'digits'",
+        ),
+        (
+            "explain digits@nobody",
+            main.ERROR,
+            "There is no version '@nobody' of 'digits'",
+        ),
         ("explain runs:/a/b 1", main.USAGE, "the version is given twice; leave 1 out"),
         ("explain runs:/a/b", main.ERROR, "'runs:/a/b' does not name a version; give models:/na"),
         ("explain digits seven", main.USAGE, "must be a positive integer, got 'seven'"),

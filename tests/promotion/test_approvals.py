@@ -14,6 +14,7 @@ from signing_keys import make_keys
 
 import mlflow_e2eai
 from mlflow_e2eai.errors import E2EAIError, InvalidInputError, TrackingError
+from mlflow_e2eai.promotion import contenders
 from mlflow_e2eai.report.formats import moment_text
 from mlflow_e2eai.tracking.lineage import ROOTS
 
@@ -85,8 +86,6 @@ def test_an_approval_of_other_files_or_of_another_version_does_not_count(store, 
     mlflow_e2eai.approve("net", version, as_="release")
     change(store, version, version="7")
     assert "the approval is for 'release' of net 7" in reason(version)
-    change(store, version, answer="Perhaps")
-    assert "does not say who approved" in reason(version)
 
 
 def test_an_approval_that_is_copied_to_another_version_does_not_count(store, good, version):
@@ -98,15 +97,76 @@ def test_an_approval_that_is_copied_to_another_version_does_not_count(store, goo
     assert "the approval is for 'release' of net 1" in reason(second)
 
 
-def test_a_rejection_is_final_whatever_the_gates(store, version):
-    mlflow_e2eai.reject("net", version, as_="legal")
-    with pytest.raises(TrackingError, match=r"is Rejected as 'legal' by .* That is final; log a"):
-        mlflow_e2eai.approve("net", version, as_="legal")
+def test_a_rejection_is_final_under_whatever_name_and_whatever_the_gates(store, version):
     mlflow_e2eai.approve("net", version, as_="release")
+    mlflow_e2eai.reject("net", version, as_="legal")
+    for name in ("legal", "release", "other"):
+        with pytest.raises(
+            TrackingError, match=r"was Rejected as 'legal' by .*That is final; log a"
+        ):
+            mlflow_e2eai.approve("net", version, as_=name)
     decision = mlflow_e2eai.promote("net", version, gates=RELEASE)
     assert not decision.promoted
     assert "approval/legal: it was Rejected as 'legal'" in decision.reasons[0]
     assert decision.remedies == ("A rejection is final: log a new version.",)
+
+
+def test_a_rejection_that_comes_between_two_requests_of_an_approval_is_not_lost(
+    store, version, monkeypatch
+):
+    model_of = contenders.model_of
+
+    def rejected_meanwhile(*words):
+        monkeypatch.setattr(contenders, "model_of", model_of)
+        mlflow_e2eai.reject("net", version, as_="release")
+        return model_of(*words)
+
+    monkeypatch.setattr(contenders, "model_of", rejected_meanwhile)
+    with pytest.raises(TrackingError, match=r"is rejected: it was Rejected as 'release' by "):
+        mlflow_e2eai.approve("net", version, as_="release")
+    assert store.get_model_version("net", version).tags["release"] == "Rejected"
+    assert "it was Rejected as 'release'" in reason(version)
+
+
+@pytest.mark.parametrize(
+    ("tag", "text"),
+    [
+        ("e2eai.approval.release", "{}"),
+        ("e2eai.approval.legal", "no json"),
+        ("e2eai.rejection.legal", "{}"),
+        ("release", "Rejected"),
+        ("legal", " rejected "),
+    ],
+)
+def test_what_may_be_a_rejection_counts_as_one(tag, text, store, version):
+    mlflow_e2eai.approve("net", version, as_="release")
+    assert mlflow_e2eai.promote("net", version, gates=RELEASE, dry_run=True).promoted
+    store.set_model_version_tag("net", version, tag, text)
+    assert repr(tag) in reason(version)
+    with pytest.raises(TrackingError, match=rf"is rejected: its tag '{tag}' .*That is final"):
+        mlflow_e2eai.approve("net", version, as_="release")
+
+
+def test_a_rejection_by_an_older_version_of_this_package_counts(store, version):
+    mlflow_e2eai.approve("net", version, as_="release")
+    change(store, version, answer="Rejected")
+    assert "it was Rejected as 'release' by " in reason(version)
+    for verb in (mlflow_e2eai.approve, mlflow_e2eai.reject):
+        with pytest.raises(TrackingError, match="That is final"):
+            verb("net", version, as_="release")
+
+
+def test_a_rejection_of_a_version_that_has_aliases_names_them_and_how_to_go_back(
+    store, version, caplog
+):
+    gates = {"gates": [{"metric": "parity/failed", "at_most": 0}]}
+    assert mlflow_e2eai.promote("net", version, gates=gates).promoted
+    mlflow_e2eai.reject("net", version, as_="legal")
+    assert caplog.messages[-1] == (
+        "@champion still points to version 1 of net, which is rejected now; go back with "
+        "`mlflow_e2eai rollback net --alias champion`."
+    )
+    assert list(mlflow_e2eai.list_versions("net")["decision"]) == ["rejected"]
 
 
 def test_a_rejection_blocks_though_the_gates_only_warn_without_the_approval(version):
@@ -131,6 +191,20 @@ def test_an_approval_counts_that_a_named_key_signed(keys, version):
     mlflow_e2eai.approve("net", version, as_="release", key=keys["bob"][0])
     assert "the signature is not by any of the keys ann" in reason(version, signed_by(keys, "ann"))
     assert reason(version, signed_by(keys, "ann", "bob")) is None
+    (verdict,) = mlflow_e2eai.explain("net", version).decision.verdicts
+    assert verdict.source.endswith(" UTC, signed by the key bob")
+
+
+def test_an_approval_without_a_signature_replaces_none_that_has_one_and_counts(
+    keys, store, version
+):
+    mlflow_e2eai.approve("net", version, as_="release", key=keys["ann"][0])
+    with pytest.raises(TrackingError, match=r"UTC, signed, and an approval without a signature"):
+        mlflow_e2eai.approve("net", version, as_="release")
+    assert reason(version, signed_by(keys, "ann")) is None
+    change(store, version, sha256="0" * 64)
+    mlflow_e2eai.approve("net", version, as_="release")
+    assert "is not signed" in reason(version, signed_by(keys, "ann"))
 
 
 @pytest.mark.parametrize("field", ["by", "at", "sha256", "signature"])
@@ -179,7 +253,9 @@ def test_a_key_that_cannot_sign_is_refused_and_nothing_is_on_record(store, tmp_p
     for content, sentence in (
         (other, "is no Ed25519 or P-256 key; make one with ssh-keygen"),
         (locked, "holds no private key that can be read without a password"),
-        (b"hello", "holds no private key"),
+        (b"hello", r"holds no private key that can be read without a password; make one with"),
+        (b"ssh-ed25519 AAAA ann", "is a public key, and a signature needs the private one; give"),
+        (b"-----BEGIN PUBLIC KEY-----\nAA\n", "is a public key, and a signature needs"),
         (None, "Cannot read the key"),
     ):
         place = tmp_path / "odd"
@@ -196,6 +272,11 @@ def test_a_key_that_cannot_sign_is_refused_and_nothing_is_on_record(store, tmp_p
     [
         ({"gates": [{"approval": "release", "keys": ["ann"]}]}, "ann"),
         ({"gates": [{"approval": "release", "keys": ["ann"]}], "keys": {"ann": "hi"}}, "'hi'"),
+        ({"gates": [{"approval": "release", "keys": []}]}, "keys is .*at least 1 item"),
+        (
+            {"gates": [{"approval": "release"}], "keys": {"ann": "ssh-ed25519 AAAA"}},
+            "No gate names a key of 'keys', ann, so that none has to have signed: write",
+        ),
         ({"gates": [{"approval": "e2eai.release"}]}, "e2eai"),
         ({"gates": [{"approval": ""}]}, "approval"),
     ],

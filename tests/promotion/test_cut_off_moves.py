@@ -70,7 +70,7 @@ def test_a_no_is_decided_again_too_where_the_alias_moved_meanwhile(store, monkey
 def test_two_that_note_one_experiment_at_once_both_go_on(store, monkeypatch):
     from mlflow.exceptions import MlflowException
 
-    from mlflow_e2eai.promotion.registry.timeline import note_experiment
+    from mlflow_e2eai.promotion.registry.journal import note_experiment
 
     store.create_registered_model("net")
     stale = registered_model("net")

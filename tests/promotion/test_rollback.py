@@ -9,6 +9,8 @@ from registered_bundles import altered, holder, model_of, register
 import mlflow_e2eai
 from mlflow_e2eai.errors import E2EAIError, InvalidInputError, TrackingError
 from mlflow_e2eai.evaluation.gates import Gate
+from mlflow_e2eai.promotion import reversal
+from mlflow_e2eai.promotion.registry.record import read_record
 
 pytestmark = pytest.mark.usefixtures("on_threads")
 
@@ -98,18 +100,111 @@ def test_after_a_move_by_hand_it_goes_to_what_was_decided_last(registry):
     assert mlflow_e2eai.rollback("net").after == "3"
 
 
-def test_a_version_that_was_promoted_by_no_gates_on_record_needs_some(registry):
-    moves = mlflow_e2eai.history("net").moves
-    registry.delete_run(moves[1].run_id)
-    with pytest.raises(TrackingError, match=r"never pointed to version 2"):
-        mlflow_e2eai.rollback("net", to=2)
-    assert holder(registry) == "3"
+def test_a_version_whose_decision_was_deleted_can_still_be_gone_back_to(registry):
+    for move in mlflow_e2eai.history("net").moves:
+        registry.delete_run(move.run_id)
+    assert mlflow_e2eai.rollback("net").after == "2"
+    assert holder(registry) == "2"
 
 
 def test_gates_that_are_wrong_are_refused_first(registry):
     with pytest.raises(InvalidInputError, match="parity/faled"):
         mlflow_e2eai.rollback("net", gates={"gates": [{"metric": "parity/faled", "at_most": 0}]})
     assert holder(registry) == "3"
+
+
+def test_the_run_of_a_rollback_has_the_gates_that_it_passed(registry):
+    others = (Gate(metric="parity/failed", bound="at_most", limit=7),)
+    record = read_record(mlflow_e2eai.rollback("net", gates=others).run_id)
+    assert record.policy.gates == others
+    assert [str(verdict) for verdict in record.decision.verdicts] == [
+        "parity/failed = 0 (gate: at most 7)"
+    ]
+    assert (record.challenger.version, record.aliases) == ("2", ("champion",))
+    assert "before: version 3 at @champion" in record.text()
+    assert mlflow_e2eai.explain("net", 2).policy.gates == FAST
+
+
+def test_a_version_before_that_was_deleted_is_named_and_another_can_be(registry):
+    registry.delete_model_version("net", "2")
+    with pytest.raises(
+        TrackingError,
+        match=r"Version 2 of 'net', which had @champion before, was deleted; name another with "
+        r"to= \(`--to`\)",
+    ):
+        mlflow_e2eai.rollback("net")
+    registry.delete_model_version("net", "3")
+    with pytest.raises(TrackingError, match=r"Version 3 of 'net', .* was deleted; name another"):
+        mlflow_e2eai.rollback("net")
+    move = mlflow_e2eai.rollback("net", to=1)
+    assert "it replaces no version" in move.reason
+    assert holder(registry) == "1"
+
+
+def test_a_decision_that_is_no_longer_there_is_named_with_the_gates_to_give(registry):
+    registry.log_text(mlflow_e2eai.history("net").moves[1].run_id, "{}", "decision.json")
+    with pytest.raises(
+        TrackingError,
+        match=r"The gates by which version 2 of 'net' got @champion cannot be read: .*; "
+        r"give gates= \(`--gates`\)",
+    ):
+        mlflow_e2eai.rollback("net")
+    assert mlflow_e2eai.rollback("net", gates=FAST).after == "2"
+
+
+def test_an_alias_that_moves_meanwhile_stays_and_the_advice_is_to_roll_back_again(
+    registry, monkeypatch
+):
+    check_runs = reversal._check_runs
+
+    def moved_meanwhile(*words):
+        check_runs(*words)
+        registry.set_registered_model_alias("net", "champion", "1")
+
+    monkeypatch.setattr(reversal, "_check_runs", moved_meanwhile)
+    with pytest.raises(TrackingError, match=r"moved to version 1 meanwhile; roll back again\.$"):
+        mlflow_e2eai.rollback("net")
+    assert holder(registry) == "1"
+
+
+# Several aliases.
+
+BOTH = ("champion", "champion-sm89")
+
+
+def test_several_aliases_go_back_together(registry):
+    mlflow_e2eai.promote("net", 1, alias=BOTH, gates=FAST)
+    mlflow_e2eai.promote("net", 2, alias=BOTH, gates=FAST)
+    moves = mlflow_e2eai.rollback("net", alias=BOTH)
+    assert [(each.alias, each.before, each.after) for each in moves] == [
+        ("champion", "2", "1"),
+        ("champion-sm89", "2", "1"),
+    ]
+    assert len({each.run_id for each in moves}) == 1
+    assert [holder(registry, alias) for alias in BOTH] == ["1", "1"]
+
+
+def test_an_alias_that_came_with_another_and_stays_is_named(registry):
+    mlflow_e2eai.promote("net", 1, alias=BOTH, gates=FAST)
+    mlflow_e2eai.promote("net", 2, alias=BOTH, gates=FAST)
+    move = mlflow_e2eai.rollback("net")
+    assert move.reason.endswith(
+        "it replaces version 2; @champion-sm89 came with it and stays at version 2"
+    )
+    assert [holder(registry, alias) for alias in BOTH] == ["1", "2"]
+
+
+def test_aliases_that_go_back_to_two_versions_are_refused(registry):
+    mlflow_e2eai.promote("net", 1, alias="blue", gates=FAST)
+    mlflow_e2eai.promote("net", 2, alias="blue", gates=FAST)
+    with pytest.raises(
+        TrackingError,
+        match=r"do not go back to one version: @champion to version 2, @blue to version 1; roll",
+    ):
+        mlflow_e2eai.rollback("net", alias=["champion", "blue"])
+    with pytest.raises(InvalidInputError, match="The list of aliases is empty"):
+        mlflow_e2eai.rollback("net", alias=[])
+    assert [holder(registry, alias) for alias in ("champion", "blue")] == ["3", "2"]
 
 
 def test_a_name_that_is_not_registered_is_named(store):

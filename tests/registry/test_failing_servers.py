@@ -206,8 +206,11 @@ def test_who_may_not_write_gets_one_sentence_and_nothing_is_half_done(
     with server_with_users(tmp_path) as server:
         mlflow.set_tracking_uri(server.uri)
         mlflow.set_experiment("tests")
-        register((0.8, 0.9))
+        register((0.8, 0.9, 0.8))
         assert mlflow_e2eai.promote("net", 1, gates=GATES).promoted
+        for version in (3, 1):
+            assert mlflow_e2eai.promote("net", version, alias="blue", gates=GATES).promoted
+        moves_before = mlflow_e2eai.history("net").moves
         create_user(server, tmp_path, "reader", "reader1234567")
         monkeypatch.setattr(mlflow.tracking.fluent, "_active_experiment_id", None)
 
@@ -216,6 +219,7 @@ def test_who_may_not_write_gets_one_sentence_and_nothing_is_half_done(
             "promote": lambda: mlflow_e2eai.promote("net", 2, gates=GATES),
             "approve": lambda: mlflow_e2eai.approve("net", 2, as_="release"),
             "reject": lambda: mlflow_e2eai.reject("net", 2, as_="release"),
+            "rollback": lambda: mlflow_e2eai.rollback("net", alias="blue"),
         }
         sentences = {word: sentence_of("net", call=call) for word, call in calls.items()}
         dry = mlflow_e2eai.promote("net", 2, gates=GATES, dry_run=True)
@@ -224,6 +228,8 @@ def test_who_may_not_write_gets_one_sentence_and_nothing_is_half_done(
         client = mlflow.MlflowClient()
         assert dry.promoted
         assert holder("net") == "1"
+        assert str(client.get_model_version_by_alias("net", "blue").version) == "1"
+        assert mlflow_e2eai.history("net").moves == moves_before
         assert set(client.get_model_version("net", "2").tags) == set(ROOTS)
         assert left_running("net") == []
         assert not any(tag.startswith(LEASE) for tag in client.get_registered_model("net").tags)

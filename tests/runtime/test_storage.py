@@ -10,8 +10,8 @@ import sys
 import numpy as np
 import pytest
 
-from mlflow_e2eai.errors import InvalidInputError, RunnerError, StorageError
-from mlflow_e2eai.runtime.storage import check_room, storage_error, storage_errors
+from mlflow_e2eai.errors import InvalidInputError, RunnerError, StorageError, TrackingError
+from mlflow_e2eai.runtime.storage import READ_ONLY, check_room, storage_error, storage_errors
 
 
 def caused(error, cause):
@@ -50,6 +50,7 @@ def test_a_file_that_cannot_be_written_is_one_sentence_with_the_reason(error, re
         caused(InvalidInputError("Cannot read x.onnx."), PermissionError(errno.EACCES, "no")),
         FileNotFoundError(errno.ENOENT, "no such file", "x"),
         ConnectionResetError(errno.ECONNRESET, "reset"),
+        caused(TrackingError("It is read-only."), RuntimeError(READ_ONLY)),
         KeyError("size"),
         StorageError("A file cannot be written."),
         caused(SystemExit(), OSError(errno.ENOSPC, "full")),
@@ -79,7 +80,7 @@ def test_room_is_checked_before_it_is_needed_and_nothing_is_left(tmp_path):
     code = (
         "import resource\n"
         "from pathlib import Path\n"
-        "from mlflow_e2eai.runtime.storage import check_room\n"
+        "from mlflow_e2eai.runtime.storage import READ_ONLY, check_room\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))\n"
         "check_room(Path(), 9_000)\n"
         "check_room(Path(), 1 << 20)"

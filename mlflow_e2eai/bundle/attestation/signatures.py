@@ -102,14 +102,17 @@ def private_key(path: str | Path) -> PrivateKey:
     except OSError as error:
         msg = f"Cannot read the key {path}: {reading_error(error)}; check the path."
         raise InvalidInputError(msg) from error
+    if text.lstrip().startswith((b"ssh-", b"ecdsa-")) or b" PUBLIC KEY-" in text:
+        msg = f"{path} is a public key, and a signature needs the private one; give that file."
+        raise InvalidInputError(msg)
     is_ssh = b"OPENSSH PRIVATE KEY" in text
     load = serialization.load_ssh_private_key if is_ssh else serialization.load_pem_private_key
     try:
         key = load(text, password=None)
     except (ValueError, TypeError) as error:
         msg = (
-            f"{path} holds no private key that can be read without a password ({brief(error)}); "
-            f"make one with ssh-keygen -t ed25519 -N ''."
+            f"{path} holds no private key that can be read without a password; make one with "
+            f"ssh-keygen -t ed25519 -N ''."
         )
         raise InvalidInputError(msg) from error
     _check_kind(key.public_key(), str(path))

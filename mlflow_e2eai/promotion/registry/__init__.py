@@ -6,6 +6,7 @@ journal    the run of a decision
 moves      aliases that move together or not at all
 lease      one promoter of a registered model at a time
 approvals  people who say yes, bound to a version's files
+standings  where an alias stands, against the decisions on record
 drift      aliases that stand where no decision put them
 actor      who decides
 """

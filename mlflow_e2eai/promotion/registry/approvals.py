@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,13 +21,15 @@ from mlflow_e2eai.errors import ArtifactError, TrackingError, brief, shown
 from mlflow_e2eai.evaluation.gates import Verdict
 from mlflow_e2eai.promotion.policy import Policy, RequiredApproval, check_approval
 from mlflow_e2eai.promotion.registry.actor import actor
-from mlflow_e2eai.promotion.registry.timeline import now_text
+from mlflow_e2eai.promotion.registry.timeline import now_text, registered_model
 from mlflow_e2eai.promotion.requirements import signed_by
 from mlflow_e2eai.report.formats import moment_text
-from mlflow_e2eai.tracking.server import check_server
+from mlflow_e2eai.tracking.server import check_server, read_only_error
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
+
+_log = logging.getLogger(__name__)
 
 Answer: TypeAlias = Literal["Approved", "Rejected"]
 
@@ -37,7 +40,16 @@ METRIC = "approval/"
 """Begins the metric of the verdict on an approval, whose name follows."""
 
 STATEMENT = "e2eai.approval."
-"""Prefix of the tags of a version that say who approved or rejected it, when, and which files."""
+"""Prefix of the tags of a version that say who approved it, when, and which files."""
+
+REJECTION = "e2eai.rejection."
+"""The same of who rejected it, in tags of their own, which `approve` never writes.
+
+Older versions wrote both into tags of approvals, where rejections are read too.
+"""
+
+_NO_ANSWERS = ("e2eai.", "mlflow.")
+"""Beginnings of the names of tags that are no approvals."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -83,7 +95,9 @@ class Statement(Summary):
 
 
 def approve(name: str, version: int | str, *, as_: str, key: str | Path | None = None) -> Statement:
-    """Approve a version of a registered model, as its files are now.
+    """Approve a version of a registered model, by the digest that its files were logged with.
+
+    No file is read: `promote` compares each with that digest.
 
     Args:
         name: The registered model.
@@ -97,8 +111,8 @@ def approve(name: str, version: int | str, *, as_: str, key: str | Path | None =
     Raises:
         InvalidInputError: The name is no word, or the key cannot be read.
         ArtifactError: The version is no bundle of this package.
-        TrackingError: There is no such version, it was rejected before, or the user may not change
-            it.
+        TrackingError: There is no such version, it was rejected before, an approval that is signed
+            would be replaced by one that is not, or the user may not change it.
 
     Examples:
         >>> statement = mlflow_e2eai.approve("digits", 2, as_="release")
@@ -109,12 +123,24 @@ def approve(name: str, version: int | str, *, as_: str, key: str | Path | None =
 def reject(name: str, version: int | str, *, as_: str, key: str | Path | None = None) -> Statement:
     """Reject a version of a registered model for good: no gates promote it afterwards.
 
-    The arguments, result and errors are those of `approve`.
+    The arguments, result and errors are those of `approve`. Aliases stay where they are: a warning
+    names those that point to it.
 
     Examples:
         >>> statement = mlflow_e2eai.reject("digits", 2, as_="release")
     """
-    return _state(name, version, as_, REJECTED, key)
+    statement = _state(name, version, as_, REJECTED, key)
+    aliases = registered_model(name).aliases
+    for alias in sorted(a for a in aliases if str(aliases[a]) == statement.version):
+        back = shlex.join(["mlflow_e2eai", "rollback", name, "--alias", alias])
+        _log.warning(
+            "@%s still points to version %s of %s, which is rejected now; go back with `%s`.",
+            alias,
+            statement.version,
+            name,
+            back,
+        )
+    return statement
 
 
 def _state(
@@ -131,10 +157,9 @@ def _state(
     check_server()
     found = find_version(name, version)
     version = str(found.version)
-    rejected = statement_of(found, approval)
-    if rejected is not None and rejected.answer == REJECTED:
-        msg = f"Version {version} of {name!r} is {rejected}. That is final; log a new version."
-        raise TrackingError(msg)
+    before = statement_of(found, approval)
+    if answer == APPROVED or (before is not None and before.answer == REJECTED):
+        _check_not_rejected(found)
     model = model_of(found, *as_challenger(found))
     if (sha256 := model.tags.get(tracking.MLMODEL_SHA256)) is None:
         msg = (
@@ -153,24 +178,94 @@ def _state(
     )
     if key is not None:
         statement = dataclasses.replace(statement, signature=sign(key, statement.message()))
+    elif answer == APPROVED:
+        _check_not_signed(found, statement)
     client = registry_client()
     try:
         # The statement first: a word without one does not count.
-        client.set_model_version_tag(
-            name, statement.version, f"{STATEMENT}{approval}", to_json(statement)
-        )
-        client.set_model_version_tag(name, statement.version, approval, answer)
+        prefix = STATEMENT if answer == APPROVED else REJECTION
+        client.set_model_version_tag(name, version, f"{prefix}{approval}", to_json(statement))
+        client.set_model_version_tag(name, version, approval, answer)
+        if answer == APPROVED:  # somebody may have rejected it meanwhile
+            now = find_version(name, version)
+            if f"{REJECTION}{approval}" in now.tags:
+                client.set_model_version_tag(name, version, approval, REJECTED)
+            _check_not_rejected(now)
     except MlflowException as error:
         msg = f"Version {version} of {shown(name)} cannot be tagged: {brief(error)}"
-        raise TrackingError(msg) from error
+        raise (read_only_error(error) or TrackingError(msg)) from error
     return statement
+
+
+def _check_not_rejected(version: ModelVersion) -> None:
+    """Check that nobody rejected a version, under whatever name.
+
+    Raises:
+        TrackingError: Somebody did.
+    """
+    if (reason := first_rejection(version)) is not None:
+        msg = (
+            f"Version {version.version} of {version.name!r} is rejected: {reason}. That is final; "
+            f"log a new version."
+        )
+        raise TrackingError(msg)
+
+
+def _check_not_signed(version: ModelVersion, statement: Statement) -> None:
+    """Check that an approval without a signature replaces none that has one and still counts.
+
+    Raises:
+        TrackingError: It would.
+    """
+    before = statement_of(version, statement.approval)
+    if before is None or before.signature is None:
+        return
+    if (before.name, before.version, before.sha256) == (
+        statement.name,
+        statement.version,
+        statement.sha256,
+    ):
+        msg = (
+            f"Version {statement.version} of {statement.name!r} is {before}, and an approval "
+            f"without a signature does not replace that; sign it with a key (`--key`)."
+        )
+        raise TrackingError(msg)
+
+
+def rejections_of(version: ModelVersion) -> dict[str, str]:
+    """Why a version counts as rejected, by the name of the approval; empty where it does not.
+
+    A statement that cannot be read may have been a no, and a hand may have written the word alone:
+    both count.
+    """
+    found = {}
+    for tag, text in sorted(version.tags.items()):
+        prefix = next((each for each in (STATEMENT, REJECTION) if tag.startswith(each)), None)
+        if prefix is not None:
+            statement = _read(text)
+            if statement is None or (prefix == REJECTION and statement.answer != REJECTED):
+                found[tag.removeprefix(prefix)] = (
+                    f"its tag {tag!r} cannot be read, which counts as a rejection"
+                )
+            elif statement.answer == REJECTED:
+                found[tag.removeprefix(prefix)] = f"it was {statement}"
+        elif not tag.startswith(_NO_ANSWERS) and text.strip().lower() == REJECTED.lower():
+            found.setdefault(tag, f"its tag {tag!r} is {text!r}")
+    return found
+
+
+def first_rejection(version: ModelVersion) -> str | None:
+    """Why a version counts as rejected, for people; None where it does not."""
+    return next(iter(rejections_of(version).values()), None)
 
 
 def statement_of(version: ModelVersion, approval: str) -> Statement | None:
     """The statement about a version; None where there is none that can be read."""
-    text = version.tags.get(f"{STATEMENT}{approval}")
-    if text is None:
-        return None
+    texts = [version.tags.get(f"{prefix}{approval}") for prefix in (REJECTION, STATEMENT)]
+    return next((_read(text) for text in texts if text is not None), None)
+
+
+def _read(text: str) -> Statement | None:
     try:
         return from_json(Statement, text)
     except ArtifactError:
@@ -190,8 +285,8 @@ def why_not_approved(
             wanted.
     """
     word, statement = version.tags.get(approval), statement_of(version, approval)
-    if statement is not None and statement.answer == REJECTED:
-        reason = f"it was {statement}"
+    if (rejection := rejections_of(version).get(approval)) is not None:
+        reason = rejection
     elif word is None:
         reason = "it is not approved"
     elif word.strip().lower() != APPROVED.lower():
@@ -212,18 +307,27 @@ def why_not_approved(
         return None
     elif statement.signature is None:
         reason = f"the approval by {statement.by} is not signed"
-    elif not any(
-        is_signed(statement.message(), statement.signature or "", text) for text in keys.values()
-    ):
+    elif _signing_key(statement, keys) is None:
         reason = f"the signature is not by any of the keys {', '.join(sorted(keys))}"
     else:
         return None
     return reason
 
 
+def _signing_key(statement: Statement, keys: Mapping[str, str]) -> str | None:
+    """The name of the key that signed a statement; None where none of them did."""
+    message, signature = statement.message(), statement.signature or ""
+    return next((name for name, key in keys.items() if is_signed(message, signature, key)), None)
+
+
 def statements_of(version: ModelVersion) -> Sequence[Statement]:
     """Everything that people said about a version, in order of the approvals' names."""
-    names = [tag.removeprefix(STATEMENT) for tag in version.tags if tag.startswith(STATEMENT)]
+    names = {
+        tag.removeprefix(prefix)
+        for tag in version.tags
+        for prefix in (STATEMENT, REJECTION)
+        if tag.startswith(prefix)
+    }
     found = (statement_of(version, name) for name in sorted(names))
     return [statement for statement in found if statement is not None]
 
@@ -240,9 +344,7 @@ def approval_verdicts(
     """
     wanted = {required.approval for required in policy.approvals}
     rejections = tuple(
-        RequiredApproval(approval=statement.approval)
-        for statement in statements_of(version)
-        if statement.answer == REJECTED and statement.approval not in wanted
+        RequiredApproval(approval=name) for name in rejections_of(version) if name not in wanted
     )
     return tuple(
         _verdict(required, version, sha256, {name: policy.keys[name] for name in required.keys})
@@ -258,8 +360,11 @@ def _verdict(
     signed = f", {signed_by(keys)}" if keys else ""
     words = ["approve", version.name, str(version.version), "--as", required.approval]
     remedy = shlex.join(["mlflow_e2eai", *words, *(["--key", "FILE"] if keys else [])])
-    is_rejected = statement is not None and statement.answer == REJECTED
-    if is_rejected:
+    source = None
+    if statement is not None and reason is None:
+        key = _signing_key(statement, keys)
+        source = str(statement) if key is None else f"{statement} by the key {key}"
+    if is_rejected := required.approval in rejections_of(version):
         remedy = "A rejection is final: log a new version."
     return Verdict(
         metric=f"{METRIC}{required.approval}",
@@ -267,7 +372,7 @@ def _verdict(
         wanted=f"{APPROVED}{signed}",
         passed=reason is None,
         severity="block" if is_rejected else required.severity,
-        source=None if statement is None or reason is not None else str(statement),
+        source=source,
         reason=reason,
         remedy=None if reason is None else remedy,
     )

@@ -11,10 +11,12 @@ from mlflow_e2eai.promotion.registry.actor import actor
 from mlflow_e2eai.promotion.registry.timeline import (
     ALIAS,
     BY,
+    DECISIONS_IN,
     MODEL,
     REASON,
     VERSION,
-    note_experiment,
+    now_text,
+    registered_model,
 )
 
 if TYPE_CHECKING:
@@ -63,3 +65,20 @@ def journal(
         run = mlflow.active_run() or mlflow.MlflowClient().get_run(run_id)
         note_experiment(registered, run.info.experiment_id)
         yield run_id
+
+
+def note_experiment(registered: RegisteredModel, experiment_id: str) -> None:
+    """Record on a registered model that an experiment has a decision about it."""
+    from mlflow.exceptions import MlflowException
+
+    from mlflow_e2eai.tracking._mlflow import registry_client
+
+    tag = f"{DECISIONS_IN}{experiment_id}"
+    if tag in registered.tags:
+        return
+    try:
+        registry_client().set_registered_model_tag(registered.name, tag, now_text())
+    except MlflowException:
+        # Two that insert one tag at once: PostgreSQL refuses the second.
+        if tag not in registered_model(registered.name).tags:
+            raise

@@ -76,8 +76,8 @@ class Lease:
             if self._lost or self._tag not in self._entries() or not self._renew():
                 self._lost = True
                 msg = (
-                    f"This promotion of {self._name!r} stood still for too long, and another may "
-                    f"have moved its aliases meanwhile; promote it again."
+                    f"This process stood still for too long, and another may have moved the "
+                    f"aliases of {self._name!r} meanwhile; repeat the call."
                 )
                 raise TrackingError(msg)
 
@@ -120,7 +120,7 @@ class Lease:
                 first = min(earlier.values(), key=lambda entry: entry.ticket or 0)
                 msg = (
                     f"{len(earlier)} other promotions of {self._name!r} are running, the first by "
-                    f"{first.owner}, and this one waited {wait_s:g} s; promote it again later."
+                    f"{first.owner}, and this one waited {wait_s:g} s; repeat the call later."
                 )
                 raise TrackingError(msg)
             if now - self._written_s > LEASE_S / 3:

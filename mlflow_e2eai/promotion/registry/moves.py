@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -10,10 +11,12 @@ from mlflow_e2eai.pipeline.publish import describe_moves
 from mlflow_e2eai.promotion.registry.actor import actor
 from mlflow_e2eai.promotion.registry.lease import Lease, lease
 from mlflow_e2eai.promotion.registry.timeline import (
+    DECISION,
     KIND,
     MOVED_AT,
     MOVES,
     PLANNED_AT,
+    WITHDRAWN,
     MoveKind,
     moves_text,
     now_text,
@@ -22,10 +25,17 @@ from mlflow_e2eai.promotion.registry.timeline import (
     time_after,
 )
 from mlflow_e2eai.report.formats import moment_text
-from mlflow_e2eai.tracking.server import check_server, failure_reason
+from mlflow_e2eai.tracking.server import check_server, failure_reason, responds
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import RegisteredModel
+
+_AGAIN: Mapping[MoveKind, str] = {
+    "promotion": "promote it again",
+    "rollback": "roll back again",
+    "restoration": "call `guard` again",
+}
+"""Next steps after a move that could not be made, by its kind."""
 
 _UNDONE = "they stand where they stood"
 
@@ -67,7 +77,9 @@ def move(
     from mlflow_e2eai.tracking._mlflow import registry_client
 
     client = MlflowClient()
-    registered = check_holders(name, {alias: before for alias, (before, _) in moves.items()})
+    advice = _AGAIN[kind]
+    befores = {alias: before for alias, (before, _) in moves.items()}
+    registered = check_holders(name, befores, advice)
     planned_at = time_after(registered.tags.get(MOVED_AT))
     plan = {KIND: kind, MOVES: moves_text(moves), PLANNED_AT: planned_at}
     client.log_batch(run_id, tags=[RunTag(key, value) for key, value in plan.items()])
@@ -78,12 +90,15 @@ def move(
             _set_alias(name, alias, after)
             done.append(alias)
         right.check()
-        check_holders(name, {alias: after for alias, (_, after) in moves.items()})
+        check_holders(name, {alias: after for alias, (_, after) in moves.items()}, advice)
     except (MlflowException, E2EAIError) as error:
         undone = _undo(right, name, moves, done, since=planned_at)
+        if undone == _UNDONE and responds():
+            with contextlib.suppress(MlflowException):
+                client.set_tag(run_id, DECISION, WITHDRAWN)
         msg = (
             f"The aliases of {name!r} could not be moved: {failure_reason(error)}; {undone}. "
-            f"Promote it again."
+            f"{advice.capitalize()}."
         )
         raise TrackingError(msg) from error
     at = time_after(planned_at)
@@ -123,8 +138,13 @@ def finish(run_id: str) -> None:
         client.set_terminated(run_id, "FINISHED")
 
 
-def check_holders(name: str, expected: Mapping[str, str | None]) -> RegisteredModel:
+def check_holders(name: str, expected: Mapping[str, str | None], advice: str) -> RegisteredModel:
     """Check that aliases stand where they stood when it was decided about them, or were put.
+
+    Args:
+        name: The registered model.
+        expected: The version of each alias.
+        advice: What to do next where one stands elsewhere.
 
     Returns:
         The registered model.
@@ -136,10 +156,7 @@ def check_holders(name: str, expected: Mapping[str, str | None]) -> RegisteredMo
     for alias, now in holders(registered, list(expected)).items():
         if now != expected[alias]:
             where = "was deleted" if now is None else f"moved to version {now}"
-            msg = (
-                f"Alias {alias!r} of {name!r} {where} while this version was being evaluated; "
-                f"promote it again."
-            )
+            msg = f"Alias {alias!r} of {name!r} {where} meanwhile; {advice}."
             raise TrackingError(msg)
     return registered
 

@@ -17,7 +17,13 @@ from mlflow_e2eai.errors import ArtifactError, TrackingError, brief
 from mlflow_e2eai.evaluation.gates import Decision, MetricValue, Verdict
 from mlflow_e2eai.promotion.policy import Policy
 from mlflow_e2eai.promotion.registry.actor import actor, host
-from mlflow_e2eai.promotion.registry.timeline import REASON, now_text
+from mlflow_e2eai.promotion.registry.timeline import (
+    DECIDED_BY,
+    DECISION,
+    REASON,
+    WITHDRAWN,
+    now_text,
+)
 from mlflow_e2eai.report.formats import aliases_text, moment_text
 from mlflow_e2eai.tracking.console import quiet_mlflow
 from mlflow_e2eai.tracking.server import check_server
@@ -28,19 +34,8 @@ FILE = "decision.json"
 FORMAT_VERSION = 1
 """Version of the file. Raise it when a reader of the version before would misread a new one.
 
-1 (2026-12): the first with a version; before, the file aliases_then verdicts only.
+1 (2026-12): the first with a version; before, the file had verdicts only.
 """
-
-DECISION = "e2eai.decision"
-"""Tag of a version and of a run: ``promoted`` or ``rejected``.
-
-``withdrawn`` where the aliases could not be moved on a yes; of a run also ``superseded``.
-"""
-
-WITHDRAWN = "withdrawn"
-
-DECIDED_BY = "e2eai.decision_run"
-"""Tag of a version: the run of its last decision."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

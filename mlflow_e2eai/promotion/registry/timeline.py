@@ -54,6 +54,17 @@ PLANNED_AT = "e2eai.planned_at"
 MOVED_AT = "e2eai.moved_at"
 """Tag of a run: when the move was done, in UTC; of a registered model: when the last one was."""
 
+DECISION = "e2eai.decision"
+"""Tag of a version and of a run: ``promoted`` or ``rejected``.
+
+``withdrawn`` where the aliases could not be moved on a yes; of a run also ``superseded``.
+"""
+
+WITHDRAWN = "withdrawn"
+
+DECIDED_BY = "e2eai.decision_run"
+"""Tag of a version: the run of its last decision."""
+
 DECISIONS_IN = "e2eai.decisions_in."
 """Prefix of tags of a registered model: experiments that have runs of decisions about it."""
 
@@ -235,7 +246,7 @@ def registered_model(name: str) -> RegisteredModel:
 
 def read_moves(registered: RegisteredModel) -> list[Move]:
     """All moves of a registered model's aliases, the oldest first; see `history`."""
-    return _done_moves(registered, decision_runs(registered))
+    return done_moves(registered, decision_runs(registered))
 
 
 def last_moves(registered: RegisteredModel, aliases: Sequence[str], count: int) -> list[Move]:
@@ -254,11 +265,11 @@ def last_moves(registered: RegisteredModel, aliases: Sequence[str], count: int) 
         for alias in aliases
         for run in decision_runs(registered, moving=alias, most=2 * count)
     }
-    moves = _done_moves(registered, sorted(runs.values(), key=lambda run: int(run.info.start_time)))
+    moves = done_moves(registered, sorted(runs.values(), key=lambda run: int(run.info.start_time)))
     return [move for move in moves if move.alias in aliases][-count:]
 
 
-def _done_moves(registered: RegisteredModel, runs: Sequence[Run]) -> list[Move]:
+def done_moves(registered: RegisteredModel, runs: Sequence[Run]) -> list[Move]:
     """The moves of runs that were done, the oldest first; runs come in the order of their start."""
     moves = sorted((move for run in runs for move in _moves_of(run)), key=lambda move: move.at)
     return [move for at, move in enumerate(moves) if _was_done(at, moves, registered.aliases)]
@@ -281,12 +292,15 @@ def decision_runs(
 ) -> list[Run]:
     """The runs of decisions about a registered model, the oldest first.
 
+    Those that somebody deleted count too: a decision is added, and never taken away.
+
     Args:
         registered: The registered model.
         moving: Only those that were to move this alias.
         most: Only so many, the newest.
     """
     import mlflow
+    from mlflow.entities import ViewType
 
     experiments = [
         tag.removeprefix(DECISIONS_IN) for tag in registered.tags if tag.startswith(DECISIONS_IN)
@@ -297,28 +311,12 @@ def decision_runs(
     runs: list[Run] = mlflow.search_runs(
         experiments,
         filter_string=f"tags.`{MODEL}` = {literal(registered.name)}{of_alias}",
+        run_view_type=ViewType.ALL,
         order_by=["attributes.start_time DESC"],
         output_format="list",
         max_results=most,
     )
     return runs[::-1]
-
-
-def note_experiment(registered: RegisteredModel, experiment_id: str) -> None:
-    """Record on a registered model that an experiment has a decision about it."""
-    from mlflow.exceptions import MlflowException
-
-    from mlflow_e2eai.tracking._mlflow import registry_client
-
-    tag = f"{DECISIONS_IN}{experiment_id}"
-    if tag in registered.tags:
-        return
-    try:
-        registry_client().set_registered_model_tag(registered.name, tag, now_text())
-    except MlflowException:
-        # Two that insert one tag at once: PostgreSQL refuses the second.
-        if tag not in registered_model(registered.name).tags:
-            raise
 
 
 def now_text() -> str:
@@ -344,8 +342,10 @@ def moves_text(moves: Mapping[str, tuple[str | None, str | None]]) -> str:
 
 
 def _moves_of(run: Run) -> list[Move]:
-    """The moves of a run; none of one that moved nothing."""
+    """The moves of a run; none of one that moved nothing, or whose aliases were put back."""
     tags = run.data.tags
+    if tags.get(DECISION) == WITHDRAWN:
+        return []
     try:
         planned = {alias: (before, after) for alias, (before, after) in _plan_of(tags).items()}
     except (ValueError, TypeError, AttributeError):
