@@ -31,7 +31,7 @@ from mlflow_e2eai.promotion.registry.record import (
     record_of,
 )
 from mlflow_e2eai.promotion.remeasurement import Remeasurement
-from mlflow_e2eai.promotion.remedies import with_remedies
+from mlflow_e2eai.promotion.remedies import Call, with_remedies
 from mlflow_e2eai.promotion.signers import signer_verdicts
 from mlflow_e2eai.tracking.versions import find_version
 
@@ -48,28 +48,31 @@ class Challenge:
         version: The version.
         model: Its LoggedModel.
         path: Its bundle, of which every file was compared with its digest.
-        aliases: The aliases.
+        call: The promotion as it was called, with the aliases.
         policy: The rules.
         folder: A folder for the bundles that it is compared with.
         remeasurement: How the latency of both is measured again; None where evidence counts.
         fetched: By version, the bundles that it was compared with.
+        measured: By version and the digest of its MLmodel, what was measured next to it.
     """
 
     version: ModelVersion
     model: LoggedModel
     path: Path
-    aliases: tuple[str, ...]
+    call: Call
     policy: Policy
     folder: Path
     remeasurement: Remeasurement | None = None
     fetched: dict[str, Path] = dataclasses.field(default_factory=dict)
+    measured: dict[tuple[str, str | None], Sequence[SideBySide]] = dataclasses.field(
+        default_factory=dict
+    )
 
     @classmethod
     def open(
         cls,
-        name: str,
+        call: Call,
         version: int | str,
-        aliases: Sequence[str],
         policy: Policy,
         folder: Path,
         *,
@@ -81,7 +84,7 @@ class Challenge:
             ArtifactError: It is no bundle of this package, or a file has changed.
             TrackingError: There is no such version.
         """
-        found = find_version(name, version)
+        found = find_version(call.name, version)
         about = as_challenger(found)
         model = model_of(found, *about)
         path = fetch_bundle(model, folder / "challenger", *about)
@@ -89,11 +92,16 @@ class Challenge:
             version=found,
             model=model,
             path=path,
-            aliases=tuple(aliases),
+            call=call,
             policy=policy,
             folder=folder,
             remeasurement=remeasurement,
         )
+
+    @property
+    def aliases(self) -> tuple[str, ...]:
+        """The aliases that it is to get."""
+        return self.call.aliases
 
     def decide(self, stands: Mapping[str, str | None]) -> Outcome:
         """Decide, given the version that each alias stands at.
@@ -102,7 +110,7 @@ class Challenge:
             ArtifactError: A version that a gate compares with is no bundle, or has changed.
             TrackingError: Such a version is not there any more.
         """
-        mine, name = str(self.version.version), self.version.name
+        mine = str(self.version.version)
         by_version: dict[str, list[str]] = {}
         for alias in self.aliases:
             version = stands[alias]
@@ -121,7 +129,7 @@ class Challenge:
             manifest=manifest,
             values=tuple(dict.fromkeys(v for each in appraisals for v in each.values)),
             measured=tuple(one for each in appraisals for one in each.measured),
-            decision=with_remedies(decision, manifest, name, mine),
+            decision=with_remedies(decision, self.policy, manifest, self.call, mine),
         )
 
     def _incumbent(self, version: str, aliases: Sequence[str]) -> Incumbent:
@@ -149,18 +157,27 @@ class Challenge:
         )
 
     def _measure_against(self, incumbent: Incumbent) -> Measure | None:
-        if self.remeasurement is None or incumbent.path is None or incumbent.model is None:
+        """Measures next to a version, or gives what was measured before."""
+        if incumbent.path is None or incumbent.model is None:
             return None
-        title = (
-            f"measure {self.version.name} {self.version.version} against "
-            f"{incumbent.version.version}"
-        )
-        return partial(
+        number = str(incumbent.version.version)
+        key = number, incumbent.model.tags.get(tracking.MLMODEL_SHA256)
+        if key in self.measured:
+            return lambda _: self.measured[key]
+        if self.remeasurement is None:
+            return None
+        measure = partial(
             self.remeasurement.measure,
-            title,
+            f"measure {self.version.name} {self.version.version} against {number}",
             (self.path, incumbent.path),
             (str(self.model.model_id), str(incumbent.model.model_id)),
         )
+
+        def measure_once(names: Sequence[str]) -> Sequence[SideBySide]:
+            self.measured[key] = measure(names)
+            return self.measured[key]
+
+        return measure_once
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,8 +11,10 @@ from registered_bundles import altered, model_of, register
 
 import mlflow_e2eai
 from mlflow_e2eai.artifacts.files import from_json, to_json
+from mlflow_e2eai.bundle.side_by_side import Ratios, SideBySide, SizeRatio
 from mlflow_e2eai.errors import ArtifactError, E2EAIError, TrackingError
 from mlflow_e2eai.evaluation.gates import Gate
+from mlflow_e2eai.promotion import remeasurement
 from mlflow_e2eai.promotion.registry.record import FORMAT_VERSION, DecisionRecord
 
 pytestmark = pytest.mark.usefixtures("on_threads")
@@ -146,6 +148,35 @@ def test_evidence_that_is_too_old_by_now_would_be_rejected_today(registry, monke
     (difference,) = again.differences
     assert difference.startswith("then passed  evidence/age_days")
     assert "; now failed  evidence/age_days" in difference
+
+
+@pytest.mark.parametrize("aliases", [("champion",), ("champion", "edge")])
+def test_what_was_measured_for_a_decision_counts_when_it_is_computed_again(
+    store, good, tmp_path, monkeypatch, aliases
+):
+    def elsewhere(data):
+        data["environment"]["processor"] = "Another 3000"
+
+    highs = iter((1.5, 1.25))
+
+    def measure(*_, **__):
+        sizes = (SizeRatio(items=8, high=next(highs)),)
+        return SideBySide(machine="Another 3000", overall=Ratios(sizes=sizes))
+
+    monkeypatch.setattr(remeasurement, "measure_side_by_side", measure)
+    for alias in aliases:
+        old = register(altered(good, tmp_path / alias, elsewhere))
+        store.set_registered_model_alias("net", alias, old)
+    version = register(good)
+    gates = (Gate(metric="champion/latency_ratio", bound="at_most", limit=2),)
+    decision = mlflow_e2eai.promote("net", version, alias=aliases, gates=gates, remeasure=True)
+    again = mlflow_e2eai.redecide("net", version)
+
+    assert decision.promoted
+    assert not again.differs
+    assert again.differences == ()
+    found = [verdict.found for verdict in again.now.verdicts]
+    assert found == [1.5, 1.25][: len(aliases)]
 
 
 def test_an_approval_that_was_withdrawn_would_count_today(store, good):
