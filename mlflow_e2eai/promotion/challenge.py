@@ -14,7 +14,7 @@ from mlflow_e2eai import bundle, tracking
 from mlflow_e2eai.bundle.manifest import Manifest
 from mlflow_e2eai.bundle.side_by_side import SideBySide
 from mlflow_e2eai.errors import E2EAIError
-from mlflow_e2eai.evaluation.gates import Decision, MetricValue, Verdict
+from mlflow_e2eai.evaluation.gates import AGAINST_CHAMPION, Decision, MetricValue, Verdict
 from mlflow_e2eai.promotion.appraisal import Appraisal, Measure, appraise
 from mlflow_e2eai.promotion.contenders import (
     as_challenger,
@@ -33,6 +33,7 @@ from mlflow_e2eai.promotion.registry.record import (
 from mlflow_e2eai.promotion.remeasurement import Remeasurement
 from mlflow_e2eai.promotion.remedies import Call, with_remedies
 from mlflow_e2eai.promotion.signers import signer_verdicts
+from mlflow_e2eai.report.formats import aliases_text
 from mlflow_e2eai.tracking.versions import find_version
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ class Challenge:
         others = [self._incumbent(version, its) for version, its in by_version.items()]
         appraisals = [self._appraise(other) for other in others] or [self._appraise(None)]
         verdicts = _verdicts_on_people(self.policy, self.path, self.version, self.model)
-        decision = _combine([each.decision for each in appraisals])
+        decision = _combine([each.decision for each in appraisals], others)
         decision = dataclasses.replace(decision, verdicts=(*decision.verdicts, *verdicts))
         manifest = appraisals[0].manifest
         return Outcome(
@@ -335,9 +336,22 @@ def _contender(
     )
 
 
-def _combine(decisions: Sequence[Decision]) -> Decision:
+def _combine(decisions: Sequence[Decision], incumbents: Sequence[Incumbent]) -> Decision:
     """One decision about several incumbents: what does not compare with them is in it once."""
-    first = decisions[0]
+    if len(incumbents) > 1:
+        decisions = [
+            dataclasses.replace(each, verdicts=tuple(_against(v, other) for v in each.verdicts))
+            for each, other in zip(decisions, incumbents, strict=True)
+        ]
     verdicts = tuple(dict.fromkeys(v for each in decisions for v in each.verdicts))
     inapplicable = tuple(dict.fromkeys(r for each in decisions for r in each.inapplicable))
-    return dataclasses.replace(first, verdicts=verdicts, inapplicable=inapplicable)
+    return dataclasses.replace(decisions[0], verdicts=verdicts, inapplicable=inapplicable)
+
+
+def _against(verdict: Verdict, incumbent: Incumbent) -> Verdict:
+    """The verdict, whose source names the version that it compares with."""
+    if not verdict.metric.startswith(AGAINST_CHAMPION):
+        return verdict
+    version = f"against version {incumbent.version.version} at {aliases_text(incumbent.aliases)}"
+    source = " ".join(filter(None, (verdict.source, version)))
+    return dataclasses.replace(verdict, source=source)

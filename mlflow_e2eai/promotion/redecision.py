@@ -39,8 +39,7 @@ class Redecision(Summary):
     @property
     def differences(self) -> tuple[str, ...]:
         """The verdicts that are not what they were, each then and now."""
-        then = {_key(verdict): verdict for verdict in self.record.decision.verdicts}
-        now = {_key(verdict): verdict for verdict in self.now.verdicts}
+        then, now = _by_gate(self.record.decision), _by_gate(self.now)
         return tuple(
             f"then {_word(then.get(key))}; now {_word(now.get(key))}"
             for key in dict.fromkeys([*then, *now])
@@ -103,8 +102,13 @@ def _measured_of(record: DecisionRecord) -> dict[tuple[str, str | None], Sequenc
     }
 
 
-def _key(verdict: Verdict) -> tuple[str, str]:
-    return verdict.metric, verdict.scope
+def _by_gate(decision: Decision) -> dict[tuple[str, str, int], Verdict]:
+    """The verdicts, of which several on one metric and scope are numbered in their order."""
+    found: dict[tuple[str, str, int], Verdict] = {}
+    for verdict in decision.verdicts:
+        gate = verdict.metric, verdict.scope
+        found[(*gate, sum(key[:2] == gate for key in found))] = verdict
+    return found
 
 
 def _word(verdict: Verdict | None) -> str:

@@ -200,7 +200,8 @@ class _Advice:
             return _Needs(targets=self._targets(rule.target), precisions=precisions)
         gate, metric = self._gate(verdict), base_metric(verdict.metric)
         runner, _, precision = (gate.variant or "").partition("/")
-        named = [str(e.target) for e in unmeasured if engine_variant(e) == verdict.source]
+        variant = (verdict.source or "").partition(" ")[0]
+        named = [str(e.target) for e in unmeasured if engine_variant(e) == variant]
         targets = (*self._targets(gate.target), *self._targets(runner), *named)
         if metric in _OF_GPU and not targets:
             targets = tuple(str(engine.target) for engine in self.manifest.engines) or ("rtx",)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import mlflow
@@ -88,6 +89,16 @@ def test_a_rejection_is_explained_too(registry, good):
     record = mlflow_e2eai.explain("net", version)
     assert not record.decision.promoted
     assert "  FAILED  parity/failed" in record.text()
+
+
+def test_the_decision_that_gave_an_alias_is_explained_whatever_came_later(registry):
+    mlflow_e2eai.promote("net", 2, alias="canary", gates=FAST)
+
+    assert mlflow_e2eai.explain("net", 2).aliases == ("canary",)
+    assert mlflow_e2eai.explain("net", 2, alias="champion").aliases == ("champion",)
+    assert mlflow_e2eai.explain("net", 1, alias="champion").challenger.version == "1"
+    with pytest.raises(TrackingError, match="No decision gave version 1 of 'net' the alias 'can"):
+        mlflow_e2eai.explain("net", 1, alias="canary")
 
 
 def test_a_version_that_was_not_decided_about_is_named_with_the_command(store, good):
@@ -177,6 +188,23 @@ def test_what_was_measured_for_a_decision_counts_when_it_is_computed_again(
     assert again.differences == ()
     found = [verdict.found for verdict in again.now.verdicts]
     assert found == [1.5, 1.25][: len(aliases)]
+
+
+def test_each_of_several_incumbents_and_gates_on_one_metric_is_told_apart(store, good):
+    for alias in ("champion", "edge"):
+        store.set_registered_model_alias("net", alias, register(good))
+    drop = "champion/task_drop"
+    gates = [Gate(metric=drop, bound="at_most", limit=limit) for limit in (0.5, 0.25)]
+    decision = mlflow_e2eai.promote("net", register(good), alias=["champion", "edge"], gates=gates)
+
+    first, _, third, _ = map(str, decision.verdicts)
+    assert first == f"{drop} = 0 (against version 1 at @champion; gate: at most 0.5)"
+    assert third == f"{drop} = 0 (against version 2 at @edge; gate: at most 0.5)"
+    again = mlflow_e2eai.redecide("net", 3)
+    assert again.differences == ()
+    bad = [dataclasses.replace(each, passed=False) for each in again.now.verdicts]
+    worse = dataclasses.replace(again, now=dataclasses.replace(again.now, verdicts=tuple(bad)))
+    assert len(worse.differences) == 4
 
 
 def test_an_approval_that_was_withdrawn_would_count_today(store, good):
