@@ -255,6 +255,14 @@ def test_the_schema_names_every_key_that_a_file_may_have():
     assert schema["$defs"]["GateEntry"]["additionalProperties"] is False
 
 
+def test_the_guide_names_every_key_and_metric():
+    page = (Path(__file__).parents[2] / "docs" / "gates-file.md").read_text(encoding="utf-8")
+    schema = json.loads(schema_text())
+    keys = {key for each in (schema, *schema["$defs"].values()) for key in each["properties"]}
+
+    assert {name for name in (*METRICS, *keys) if f"`{name}`" not in page} == set()
+
+
 def test_an_editor_finds_the_schema_next_to_the_shipped_gates():
     first = GATES.read_text(encoding="utf-8").splitlines()[0]
     assert (Path(str(GATES)).parent / first.rpartition("=")[2]).is_file()
