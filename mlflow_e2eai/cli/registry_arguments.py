@@ -125,6 +125,13 @@ REGISTRY_OPTIONS: dict[str, Option] = {
         metavar="NAME",
         help="only the moves of this alias; or 'all'",
     ),
+    "explained_alias": Option(
+        name="alias",
+        parse=parse_or("any", str),
+        default="any",
+        metavar="NAME",
+        help="the decision that gave it this alias; or 'any' for its last decision",
+    ),
     "on": Option(
         name="on",
         parse=parse_or("now", str),

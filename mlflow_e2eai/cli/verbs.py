@@ -175,7 +175,7 @@ VERBS = {
             summary="Show the last decision about a version, with all that it was made of.",
             function="promotion.registry.record:explain",
             printer="cli.registry_results:print_text",
-            options=("version_model", "one_version"),
+            options=("version_model", "one_version", "explained_alias"),
             positional=("name", "version"),
             example="models:/digits/7",
         ),

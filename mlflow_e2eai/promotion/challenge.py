@@ -14,7 +14,7 @@ from mlflow_e2eai import bundle, tracking
 from mlflow_e2eai.bundle.manifest import Manifest
 from mlflow_e2eai.bundle.side_by_side import SideBySide
 from mlflow_e2eai.errors import E2EAIError
-from mlflow_e2eai.evaluation.gates import Decision, MetricValue, Verdict
+from mlflow_e2eai.evaluation.gates import AGAINST_CHAMPION, Decision, MetricValue, Verdict
 from mlflow_e2eai.promotion.appraisal import Appraisal, Measure, appraise
 from mlflow_e2eai.promotion.contenders import (
     as_challenger,
@@ -31,8 +31,9 @@ from mlflow_e2eai.promotion.registry.record import (
     record_of,
 )
 from mlflow_e2eai.promotion.remeasurement import Remeasurement
-from mlflow_e2eai.promotion.remedies import with_remedies
+from mlflow_e2eai.promotion.remedies import Call, with_remedies
 from mlflow_e2eai.promotion.signers import signer_verdicts
+from mlflow_e2eai.report.formats import aliases_text
 from mlflow_e2eai.tracking.versions import find_version
 
 if TYPE_CHECKING:
@@ -48,28 +49,31 @@ class Challenge:
         version: The version.
         model: Its LoggedModel.
         path: Its bundle, of which every file was compared with its digest.
-        aliases: The aliases.
+        call: The promotion as it was called, with the aliases.
         policy: The rules.
         folder: A folder for the bundles that it is compared with.
         remeasurement: How the latency of both is measured again; None where evidence counts.
         fetched: By version, the bundles that it was compared with.
+        measured: By version and the digest of its MLmodel, what was measured next to it.
     """
 
     version: ModelVersion
     model: LoggedModel
     path: Path
-    aliases: tuple[str, ...]
+    call: Call
     policy: Policy
     folder: Path
     remeasurement: Remeasurement | None = None
     fetched: dict[str, Path] = dataclasses.field(default_factory=dict)
+    measured: dict[tuple[str, str | None], Sequence[SideBySide]] = dataclasses.field(
+        default_factory=dict
+    )
 
     @classmethod
     def open(
         cls,
-        name: str,
+        call: Call,
         version: int | str,
-        aliases: Sequence[str],
         policy: Policy,
         folder: Path,
         *,
@@ -81,7 +85,7 @@ class Challenge:
             ArtifactError: It is no bundle of this package, or a file has changed.
             TrackingError: There is no such version.
         """
-        found = find_version(name, version)
+        found = find_version(call.name, version)
         about = as_challenger(found)
         model = model_of(found, *about)
         path = fetch_bundle(model, folder / "challenger", *about)
@@ -89,11 +93,16 @@ class Challenge:
             version=found,
             model=model,
             path=path,
-            aliases=tuple(aliases),
+            call=call,
             policy=policy,
             folder=folder,
             remeasurement=remeasurement,
         )
+
+    @property
+    def aliases(self) -> tuple[str, ...]:
+        """The aliases that it is to get."""
+        return self.call.aliases
 
     def decide(self, stands: Mapping[str, str | None]) -> Outcome:
         """Decide, given the version that each alias stands at.
@@ -102,7 +111,7 @@ class Challenge:
             ArtifactError: A version that a gate compares with is no bundle, or has changed.
             TrackingError: Such a version is not there any more.
         """
-        mine, name = str(self.version.version), self.version.name
+        mine = str(self.version.version)
         by_version: dict[str, list[str]] = {}
         for alias in self.aliases:
             version = stands[alias]
@@ -111,7 +120,7 @@ class Challenge:
         others = [self._incumbent(version, its) for version, its in by_version.items()]
         appraisals = [self._appraise(other) for other in others] or [self._appraise(None)]
         verdicts = _verdicts_on_people(self.policy, self.path, self.version, self.model)
-        decision = _combine([each.decision for each in appraisals])
+        decision = _combine([each.decision for each in appraisals], others)
         decision = dataclasses.replace(decision, verdicts=(*decision.verdicts, *verdicts))
         manifest = appraisals[0].manifest
         return Outcome(
@@ -121,7 +130,7 @@ class Challenge:
             manifest=manifest,
             values=tuple(dict.fromkeys(v for each in appraisals for v in each.values)),
             measured=tuple(one for each in appraisals for one in each.measured),
-            decision=with_remedies(decision, manifest, name, mine),
+            decision=with_remedies(decision, self.policy, manifest, self.call, mine),
         )
 
     def _incumbent(self, version: str, aliases: Sequence[str]) -> Incumbent:
@@ -149,18 +158,27 @@ class Challenge:
         )
 
     def _measure_against(self, incumbent: Incumbent) -> Measure | None:
-        if self.remeasurement is None or incumbent.path is None or incumbent.model is None:
+        """Measures next to a version, or gives what was measured before."""
+        if incumbent.path is None or incumbent.model is None:
             return None
-        title = (
-            f"measure {self.version.name} {self.version.version} against "
-            f"{incumbent.version.version}"
-        )
-        return partial(
+        number = str(incumbent.version.version)
+        key = number, incumbent.model.tags.get(tracking.MLMODEL_SHA256)
+        if key in self.measured:
+            return lambda _: self.measured[key]
+        if self.remeasurement is None:
+            return None
+        measure = partial(
             self.remeasurement.measure,
-            title,
+            f"measure {self.version.name} {self.version.version} against {number}",
             (self.path, incumbent.path),
             (str(self.model.model_id), str(incumbent.model.model_id)),
         )
+
+        def measure_once(names: Sequence[str]) -> Sequence[SideBySide]:
+            self.measured[key] = measure(names)
+            return self.measured[key]
+
+        return measure_once
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -318,9 +336,22 @@ def _contender(
     )
 
 
-def _combine(decisions: Sequence[Decision]) -> Decision:
+def _combine(decisions: Sequence[Decision], incumbents: Sequence[Incumbent]) -> Decision:
     """One decision about several incumbents: what does not compare with them is in it once."""
-    first = decisions[0]
+    if len(incumbents) > 1:
+        decisions = [
+            dataclasses.replace(each, verdicts=tuple(_against(v, other) for v in each.verdicts))
+            for each, other in zip(decisions, incumbents, strict=True)
+        ]
     verdicts = tuple(dict.fromkeys(v for each in decisions for v in each.verdicts))
     inapplicable = tuple(dict.fromkeys(r for each in decisions for r in each.inapplicable))
-    return dataclasses.replace(first, verdicts=verdicts, inapplicable=inapplicable)
+    return dataclasses.replace(decisions[0], verdicts=verdicts, inapplicable=inapplicable)
+
+
+def _against(verdict: Verdict, incumbent: Incumbent) -> Verdict:
+    """The verdict, whose source names the version that it compares with."""
+    if not verdict.metric.startswith(AGAINST_CHAMPION):
+        return verdict
+    version = f"against version {incumbent.version.version} at {aliases_text(incumbent.aliases)}"
+    source = " ".join(filter(None, (verdict.source, version)))
+    return dataclasses.replace(verdict, source=source)

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from mlflow_e2eai.artifacts.files import Summary, Table
 from mlflow_e2eai.bundle.manifest import Manifest
-from mlflow_e2eai.errors import InvalidInputError, nearest
+from mlflow_e2eai.errors import E2EAIError, InvalidInputError, brief, nearest
 from mlflow_e2eai.evaluation.gates import Decision, Gate, MetricValue, Verdict, find_value
 from mlflow_e2eai.promotion.challenge import Challenge, Promotion
 from mlflow_e2eai.promotion.incumbent import machine_to_compare
@@ -20,8 +20,10 @@ from mlflow_e2eai.promotion.policy import GOAL, Policy, check_gate, is_better_hi
 from mlflow_e2eai.promotion.registry.moves import holders
 from mlflow_e2eai.promotion.registry.timeline import registered_model
 from mlflow_e2eai.promotion.remeasurement import Remeasurement
-from mlflow_e2eai.tracking.console import quiet_mlflow
+from mlflow_e2eai.promotion.remedies import Call
+from mlflow_e2eai.runtime.progress import timed_stage
 from mlflow_e2eai.tracking.server import check_server
+from mlflow_e2eai.tracking.versions import find_version
 
 _COSTS = ("latency/", "concurrency/", "cold_start/", "file/")
 """Beginnings of metrics of which a version has that of its best variant, which `load_model` would
@@ -173,61 +175,84 @@ class _Line:
 
 
 def promote_best(
-    promote: Callable[..., Promotion],
-    name: str,
+    settle: Callable[[Challenge, list[str]], Promotion],
+    call: Call,
     versions: Sequence[int | str],
-    goal: str | Mapping[str, Any] | None,
-    *,
-    aliases: Sequence[str],
     policy: Policy,
-    **options: Any,
+    remeasurement: Remeasurement | None,
 ) -> Contest:
     """Promote the best of several versions by a goal, among those that pass the gates.
 
     Each is decided on against the version that holds the alias now; the decisions on the others are
     recorded before the best is promoted. Numbers count as they are stored, however close; of equal
-    ones the newest version is the best.
+    ones the newest version is the best. A version whose files are not those of a bundle, or are not
+    as they were logged, is rejected without a run.
 
     Args:
-        promote: `stage.promote`, which decides on one.
-        name: The registered model.
+        settle: `stage._settle`, which decides on one.
+        call: The promotion as it was called, with the goal; see `Goal.parse`.
         versions: The challengers.
-        goal: See `Goal.parse`.
-        aliases: The aliases that one is to get.
         policy: The rules.
-        **options: Other arguments of `promote`.
+        remeasurement: See `Challenge`; each version is measured once.
 
     Raises:
         InvalidInputError: There is no goal, or no version, or one is given twice.
+        TrackingError: There is no such version, or the server cannot be reached.
     """
-    if goal is None:
+    if call.goal is None:
         msg = "Several versions are given and no goal; give one, such as goal='latency/p50_ms'."
         raise InvalidInputError(msg)
-    aim = Goal.parse(goal)
-    names = [str(version) for version in versions]
+    goal, names = Goal.parse(call.goal), [str(version) for version in versions]
     if not names or len(set(names)) < len(names):
         msg = f"The versions are {names}; give each once, and at least one."
         raise InvalidInputError(msg)
-    remeasurement = Remeasurement.of_arguments(**options)
-    with quiet_mlflow(), tempfile.TemporaryDirectory() as folder:
-        check_server()
-        stands = holders(registered_model(name), aliases)
-        outcomes = {}
-        for each in names:
-            place = Path(folder, each)
+    check_server()
+    numbers = {each: str(find_version(call.name, each).version) for each in names}
+    call = replace(call, versions=tuple(numbers.values()))
+    stands = holders(registered_model(call.name), call.aliases)
+    challenges: dict[str, Challenge] = {}
+    decisions: dict[str, Promotion] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for each, number in numbers.items():
+            place = Path(folder, number)
             place.mkdir()
-            challenge = Challenge.open(
-                name, each, aliases, policy, place, remeasurement=remeasurement
-            )
-            outcomes[each] = challenge.decide(stands)
-    verdicts = verdicts_on(aim, outcomes)
-    order = sorted(names, key=lambda each: each in verdicts and verdicts[each].passed)
-    decisions = {}
-    for each in order:  # the others before the best
-        given = (*policy.given, verdicts[each]) if each in verdicts else policy.given
-        rules = replace(policy, given=given)
-        decisions[each] = promote(name, each, alias=aliases, gates=rules, **options)
-    return Contest(goal=aim.metric, decisions={each: decisions[each] for each in names})
+            try:
+                challenges[each] = Challenge.open(
+                    call, number, policy, place, remeasurement=remeasurement
+                )
+            except E2EAIError as error:
+                decisions[each] = _rejection(call, number, stands, error)
+        outcomes = {each: one.decide(stands) for each, one in challenges.items()}
+        verdicts = verdicts_on(goal, outcomes)
+        # The others before the best.
+        for each in sorted(challenges, key=lambda e: e in verdicts and verdicts[e].passed):
+            given = (*policy.given, verdicts[each]) if each in verdicts else policy.given
+            challenge = replace(challenges[each], policy=replace(policy, given=given))
+            with timed_stage("promote") as line:
+                decisions[each] = settle(challenge, line)
+    return Contest(goal=goal.metric, decisions={each: decisions[each] for each in names})
+
+
+def _rejection(
+    call: Call, version: str, stands: Mapping[str, str | None], error: E2EAIError
+) -> Promotion:
+    """The decision on a version that cannot be read; raises what is no fault of the version."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, E2EAIError) and cause.resumable:
+            raise error
+        cause = cause.__cause__
+    verdict = Verdict(
+        metric="files",
+        found=None,
+        wanted="a bundle, as it was logged",
+        passed=False,
+        reason=brief(error).rstrip("."),
+        remedy="Log the model again with mlflow_e2eai.log_model.",
+    )
+    return Promotion(
+        verdicts=(verdict,), name=call.name, version=version, aliases=call.aliases, before=stands
+    )
 
 
 class Decided(Protocol):

@@ -64,8 +64,8 @@ SIZED = (
 _WHOLE = ("evidence/unverified", "evidence/quick", "evidence/assumptions")
 """Metrics of all variants together."""
 
-_INCOMPARABLE = (*COUNTS, *_WHOLE)
-"""Metrics that are no number of a variant, which two versions could be compared by."""
+INCOMPARABLE = (*COUNTS, *_WHOLE, TASK_DROP, LATENCY_RATIO)
+"""Metrics that are no number of one variant of one version, by which two could be compared."""
 
 METRICS = (
     *COUNTS,
@@ -334,7 +334,7 @@ def check_metric(name: str) -> None:
         InvalidInputError: It cannot.
     """
     base = base_metric(name)
-    if base != name and (base in _INCOMPARABLE or base.startswith(AGAINST_CHAMPION)):
+    if base != name and base in INCOMPARABLE:
         msg = (
             f"{name!r} has no value: {base} is not a number of a variant that two versions have. "
             f"Write a gate on {base} itself."

@@ -34,6 +34,7 @@ from mlflow_e2eai.promotion.registry.timeline import (
     read_moves,
     registered_model,
 )
+from mlflow_e2eai.promotion.remedies import Call
 from mlflow_e2eai.report.formats import aliases_text
 from mlflow_e2eai.runtime.progress import reported_on_stderr, timed_stage
 from mlflow_e2eai.tracking.console import quiet_mlflow
@@ -177,8 +178,9 @@ def _outcome(
     model = model_of(found, subject, _ADVICE)
     path = fetch_bundle(model, folder / "bundle", subject, _ADVICE)
     policy = _gates_of(past, aliases[0], target) if gates is None else read_policy(gates)
+    call = Call(name=past.name, aliases=aliases)
     challenge = Challenge(
-        version=found, model=model, path=path, aliases=aliases, policy=policy, folder=folder
+        version=found, model=model, path=path, call=call, policy=policy, folder=folder
     )
     return challenge.decide(dict.fromkeys(aliases))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
@@ -33,9 +34,10 @@ from mlflow_e2eai.promotion.gates_file import read_policy
 from mlflow_e2eai.promotion.policy import Policy
 from mlflow_e2eai.promotion.registry.lease import Lease, lease
 from mlflow_e2eai.promotion.registry.moves import finish, holders, move
-from mlflow_e2eai.promotion.registry.record import DECISION, WITHDRAWN, digest_of, last_record
+from mlflow_e2eai.promotion.registry.record import DECISION, WITHDRAWN, last_record
 from mlflow_e2eai.promotion.registry.timeline import registered_model
 from mlflow_e2eai.promotion.remeasurement import Remeasurement
+from mlflow_e2eai.promotion.remedies import Call
 from mlflow_e2eai.runtime.progress import reported_on_stderr, timed_stage
 from mlflow_e2eai.tracking.console import quiet_mlflow
 from mlflow_e2eai.tracking.server import check_server, mlflow_errors
@@ -144,18 +146,9 @@ def promote(
         >>> decision.promoted, decision.reasons
         (True, ())
     """
-    policy = read_policy(gates)
-    aliases = _aliases_of(alias)
-    if isinstance(version, Sequence) and not isinstance(version, str):
-        options = {
-            "remeasure": remeasure,
-            "executor": executor,
-            "workers": workers,
-            "dry_run": dry_run,
-            "allow_native": allow_native,
-        }
-        return promote_best(promote, name, version, goal, aliases=aliases, policy=policy, **options)
-    if goal is not None:
+    policy, aliases = read_policy(gates), _aliases_of(alias)
+    several = version if isinstance(version, Sequence) and not isinstance(version, str) else None
+    if goal is not None and several is None:
         msg = f"The goal {goal!r} is to choose among several versions; give a list of them."
         raise InvalidInputError(msg)
     remeasurement = Remeasurement.of_arguments(
@@ -165,38 +158,53 @@ def promote(
         dry_run=dry_run,
         allow_native=allow_native,
     )
+    call = Call(
+        name=name,
+        aliases=aliases,
+        gates=gates,
+        goal=goal,
+        dry_run=dry_run,
+        executor=executor,
+        allow_native=allow_native,
+    )
     with (
         reported_on_stderr(),
         quiet_mlflow(),
         mlflow_errors("promote it again: what is on record is kept, and what is open is finished"),
-        timed_stage("promote") as line,
-        tempfile.TemporaryDirectory() as folder,
     ):
-        check_server()
-        challenge = Challenge.open(
-            name,
-            version,
-            aliases,
-            policy,
-            Path(folder),
-            remeasurement=remeasurement,
-        )
-        number = challenge.version.version
-        registered = registered_model(name)
-        outcome = challenge.decide(holders(registered, aliases))
-        if dry_run:
-            line.append(f"{name} {number} would be {outcome.decision.outcome}")
-            return outcome.promotion()
-        if (run_id := _run_on_record(outcome)) is not None:
-            decision = outcome.promotion(run_id)
-            line.append(f"{name} {number} has {', '.join(aliases)} already")
-        else:
-            decision = _carry_out(outcome, registered)
-            line.append(f"{name} {number} {decision.outcome}")
-        passed = sum(verdict.passed for verdict in decision.verdicts)
-        line.append(f"{passed} of {len(decision.verdicts)} gates passed")
-        if decision.inapplicable:
-            line.append(f"{len(decision.inapplicable)} did not apply")
+        if not isinstance(version, int | str):
+            return promote_best(_settle, call, version, policy, remeasurement)
+        with timed_stage("promote") as line, tempfile.TemporaryDirectory() as folder:
+            check_server()
+            place = Path(folder)
+            challenge = Challenge.open(call, version, policy, place, remeasurement=remeasurement)
+            return _settle(challenge, line)
+
+
+def _settle(challenge: Challenge, line: list[str]) -> Promotion:
+    """Decide on a version, and put that on record where it is not, unless nothing is written.
+
+    Args:
+        challenge: The version.
+        line: The parts of the line about it, to be added to.
+    """
+    name, number, aliases = challenge.call.name, challenge.version.version, challenge.aliases
+    registered = registered_model(name)
+    outcome = challenge.decide(holders(registered, aliases))
+    if challenge.call.dry_run:
+        line.append(f"{name} {number} would be {outcome.decision.outcome}")
+        return outcome.promotion()
+    if (run_id := _run_on_record(outcome)) is not None:
+        decision = outcome.promotion(run_id)
+        state = f"has {', '.join(aliases)}" if decision.promoted else "was rejected"
+        line.append(f"{name} {number} {state} already")
+    else:
+        decision = _carry_out(outcome, registered)
+        line.append(f"{name} {number} {decision.outcome}")
+    passed = sum(verdict.passed for verdict in decision.verdicts)
+    line.append(f"{passed} of {len(decision.verdicts)} gates passed")
+    if decision.inapplicable:
+        line.append(f"{len(decision.inapplicable)} did not apply")
     return decision
 
 
@@ -242,13 +250,15 @@ def _move(outcome: Outcome, right: Lease, run_id: str) -> None:
 
 
 def _run_on_record(outcome: Outcome) -> str | None:
-    """The run that moved the aliases already, by the same yes and the same rules; None without.
+    """The run of the same outcome, of the same files by the same rules; None without.
 
-    A run that was cut off between the move and its end is finished.
+    That of a yes has moved the aliases, and one that was cut off between the move and its end is
+    finished. A no counts among several challengers, whose goal is no rule of a single version.
     """
-    if outcome.moves or not outcome.decision.promoted:
+    decision, challenge = outcome.decision, outcome.challenge
+    if outcome.moves if decision.promoted else challenge.call.goal is None:
         return None
-    version = outcome.challenge.version
+    version = challenge.version
     if version.tags.get(DECISION) == WITHDRAWN:
         return None
     try:
@@ -257,14 +267,15 @@ def _run_on_record(outcome: Outcome) -> str | None:
         return None
     mine = outcome.record()
     same = (
-        record.decision.promoted
+        record.decision.promoted is decision.promoted
         and set(mine.aliases) <= set(record.aliases)
         and record.challenger.sha256 == mine.challenger.sha256
-        and record.policy_sha256 == digest_of(outcome.challenge.policy)
+        and replace(record.policy, given=()) == replace(mine.policy, given=())
     )
     if not same:
         return None
-    finish(run_id)
+    if decision.promoted:
+        finish(run_id)
     return run_id
 
 

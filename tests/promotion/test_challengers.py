@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
+import mlflow
 import pytest
 from graded_bundles import CPU32, TORCH, timed, version
+from registered_bundles import model_of
 from small_models import AXES, features, labelled, net
 
 import mlflow_e2eai
 from mlflow_e2eai import bundle
 from mlflow_e2eai.artifacts.files import from_json, to_json
-from mlflow_e2eai.errors import InvalidInputError
-from mlflow_e2eai.evaluation.gates import Gate, Verdict
+from mlflow_e2eai.bundle.side_by_side import Ratios, SideBySide, SizeRatio
+from mlflow_e2eai.errors import InvalidInputError, TrackingError
+from mlflow_e2eai.evaluation.gates import Gate
 from mlflow_e2eai.flavor import api
+from mlflow_e2eai.promotion import contenders, remeasurement
 from mlflow_e2eai.promotion.appraisal import Appraisal
 from mlflow_e2eai.promotion.challengers import Goal
 from mlflow_e2eai.promotion.metrics import values_of
 from mlflow_e2eai.promotion.policy import Policy, decide_on
-from mlflow_e2eai.promotion.remedies import with_remedies
 
 pytestmark = pytest.mark.usefixtures("on_threads")
 
 GATES = {"gates": [{"metric": "task/accuracy", "at_least": 0.5}]}
+
+
+LENIENT = {"gates": [{"metric": "task/accuracy", "at_least": 0.0}]}
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +95,94 @@ def test_the_holder_of_the_alias_may_be_among_them_and_a_dry_run_writes_nothing(
     assert "e2eai.decision" not in store.get_model_version("net", versions[2]).tags
 
 
+def runs_of(store):
+    return len(mlflow.search_runs(search_all_experiments=True))
+
+
+def test_promoting_several_twice_is_promoting_them_once(store, versions):
+    first = mlflow_e2eai.promote("net", versions, gates=GATES, goal="task/accuracy")
+    before, moves = runs_of(store), mlflow_e2eai.history("net").moves
+    again = mlflow_e2eai.promote("net", versions, gates=GATES, goal="task/accuracy")
+
+    assert runs_of(store) == before
+    assert mlflow_e2eai.history("net").moves == moves
+    assert again.winner == first.winner
+    assert [each.run_id for each in again.decisions.values()] == [
+        each.run_id for each in first.decisions.values()
+    ]
+
+
+def test_a_rejection_by_other_rules_is_written_again(store, versions):
+    mlflow_e2eai.promote("net", versions, gates=GATES, goal="task/accuracy")
+    before = runs_of(store)
+    other = {"gates": [{"metric": "task/accuracy", "at_least": 0.55}]}
+    mlflow_e2eai.promote("net", versions, gates=other, goal="task/accuracy")
+
+    assert runs_of(store) == before + len(versions)
+
+
+def test_each_challenger_is_measured_once_though_it_is_decided_on_twice(
+    store, versions, monkeypatch
+):
+    mlflow_e2eai.promote("net", versions[2], gates=LENIENT)
+    measured = []
+
+    def measure(challenger, champion, **_):
+        measured.append(challenger)
+        sizes = (SizeRatio(items=8, high=1.0),)
+        return SideBySide(machine="a test", overall=Ratios(sizes=sizes))
+
+    monkeypatch.setattr(remeasurement, "measure_side_by_side", measure)
+    gates = {"gates": [*GATES["gates"], {"metric": "champion/latency_ratio", "at_most": 1e9}]}
+    challengers = versions[:2]
+    mlflow_e2eai.promote("net", challengers, gates=gates, goal="task/accuracy", remeasure=True)
+
+    assert len(measured) == len(challengers)
+
+
+def test_a_challenger_that_cannot_be_read_is_one_of_the_others(store, versions, artifacts):
+    first, second, third = versions
+    with artifacts.edited(model_of(first).model_id) as folder:
+        (graph, *_) = folder.rglob("*.onnx")
+        data = bytearray(graph.read_bytes())
+        data[-1] ^= 1
+        graph.write_bytes(bytes(data))
+    store.delete_logged_model(model_of(third).model_id)
+    plain = mlflow.pytorch.log_model(
+        net(),
+        name="plain",
+        input_example=features(),
+        registered_model_name="net",
+        pip_requirements=[],
+    )
+    names = [*versions, str(plain.registered_model_version)]
+    contest = mlflow_e2eai.promote("net", names, gates=GATES, goal="task/accuracy")
+
+    assert contest.winner == second == holder(store)
+    assert list(contest.decisions) == names
+    flipped, deleted, other = contest.reasons
+    assert flipped.startswith(f"version {first}: files: Version {first} of 'net' cannot be read")
+    assert deleted.startswith(f"version {third}: files: Version {third} of 'net' cannot be read")
+    assert "is a plain MLflow model, not a bundle of this package" in other
+
+
+def test_a_challenger_that_does_not_exist_is_an_error(store, versions):
+    before = runs_of(store)
+    with pytest.raises(TrackingError, match="There is no version 9 of 'net'"):
+        mlflow_e2eai.promote("net", [*versions, 9], gates=GATES, goal="task/accuracy")
+    assert runs_of(store) == before
+
+
+def test_a_server_that_fails_is_no_fault_of_a_challenger(store, versions, monkeypatch):
+    def fail(*_):
+        msg = "The store of artifacts does not answer."
+        raise TrackingError(msg, resumable=True)
+
+    monkeypatch.setattr(contenders.tracking, "fetch_verified", fail)
+    with pytest.raises(TrackingError, match="does not answer"):
+        mlflow_e2eai.promote("net", versions, gates=GATES, goal="task/accuracy")
+
+
 @pytest.mark.parametrize(
     ("numbers", "goal", "message"),
     [
@@ -150,16 +242,3 @@ def test_a_goal_may_be_at_a_size():
 
     assert Goal.parse({"minimize": "latency/p50_ms", "at": 1}).value_of(one) == 3.0
     assert Goal.parse("latency/p50_ms").value_of(one) == 5.0
-
-
-def test_versions_that_cannot_be_ranked_come_with_a_command_and_a_slower_one_with_none():
-    slower = Verdict(metric="goal/latency/p50_ms", found=2.0, wanted="the lowest", passed=False)
-    for reason in ("not measured", "not comparable, as versions 1, 2 ..."):
-        unknown = replace(slower, reason=reason)
-        (advice,) = with_remedies(decision_of(unknown), version(), "net", "2").remedies
-        assert advice.startswith("Measure all of them on one machine: mlflow_e2eai pipeline ")
-    assert with_remedies(decision_of(slower), version(), "net", "2").remedies == ()
-
-
-def decision_of(verdict):
-    return replace(appraisal(version()).decision, verdicts=(verdict,))

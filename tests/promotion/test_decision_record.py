@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import mlflow
@@ -11,8 +12,10 @@ from registered_bundles import altered, model_of, register
 
 import mlflow_e2eai
 from mlflow_e2eai.artifacts.files import from_json, to_json
+from mlflow_e2eai.bundle.side_by_side import Ratios, SideBySide, SizeRatio
 from mlflow_e2eai.errors import ArtifactError, E2EAIError, TrackingError
 from mlflow_e2eai.evaluation.gates import Gate
+from mlflow_e2eai.promotion import remeasurement
 from mlflow_e2eai.promotion.registry.record import FORMAT_VERSION, DecisionRecord
 
 pytestmark = pytest.mark.usefixtures("on_threads")
@@ -88,6 +91,16 @@ def test_a_rejection_is_explained_too(registry, good):
     assert "  FAILED  parity/failed" in record.text()
 
 
+def test_the_decision_that_gave_an_alias_is_explained_whatever_came_later(registry):
+    mlflow_e2eai.promote("net", 2, alias="canary", gates=FAST)
+
+    assert mlflow_e2eai.explain("net", 2).aliases == ("canary",)
+    assert mlflow_e2eai.explain("net", 2, alias="champion").aliases == ("champion",)
+    assert mlflow_e2eai.explain("net", 1, alias="champion").challenger.version == "1"
+    with pytest.raises(TrackingError, match="No decision gave version 1 of 'net' the alias 'can"):
+        mlflow_e2eai.explain("net", 1, alias="canary")
+
+
 def test_a_version_that_was_not_decided_about_is_named_with_the_command(store, good):
     register(good)
     with pytest.raises(
@@ -146,6 +159,52 @@ def test_evidence_that_is_too_old_by_now_would_be_rejected_today(registry, monke
     (difference,) = again.differences
     assert difference.startswith("then passed  evidence/age_days")
     assert "; now failed  evidence/age_days" in difference
+
+
+@pytest.mark.parametrize("aliases", [("champion",), ("champion", "edge")])
+def test_what_was_measured_for_a_decision_counts_when_it_is_computed_again(
+    store, good, tmp_path, monkeypatch, aliases
+):
+    def elsewhere(data):
+        data["environment"]["processor"] = "Another 3000"
+
+    highs = iter((1.5, 1.25))
+
+    def measure(*_, **__):
+        sizes = (SizeRatio(items=8, high=next(highs)),)
+        return SideBySide(machine="Another 3000", overall=Ratios(sizes=sizes))
+
+    monkeypatch.setattr(remeasurement, "measure_side_by_side", measure)
+    for alias in aliases:
+        old = register(altered(good, tmp_path / alias, elsewhere))
+        store.set_registered_model_alias("net", alias, old)
+    version = register(good)
+    gates = (Gate(metric="champion/latency_ratio", bound="at_most", limit=2),)
+    decision = mlflow_e2eai.promote("net", version, alias=aliases, gates=gates, remeasure=True)
+    again = mlflow_e2eai.redecide("net", version)
+
+    assert decision.promoted
+    assert not again.differs
+    assert again.differences == ()
+    found = [verdict.found for verdict in again.now.verdicts]
+    assert found == [1.5, 1.25][: len(aliases)]
+
+
+def test_each_of_several_incumbents_and_gates_on_one_metric_is_told_apart(store, good):
+    for alias in ("champion", "edge"):
+        store.set_registered_model_alias("net", alias, register(good))
+    drop = "champion/task_drop"
+    gates = [Gate(metric=drop, bound="at_most", limit=limit) for limit in (0.5, 0.25)]
+    decision = mlflow_e2eai.promote("net", register(good), alias=["champion", "edge"], gates=gates)
+
+    first, _, third, _ = map(str, decision.verdicts)
+    assert first == f"{drop} = 0 (against version 1 at @champion; gate: at most 0.5)"
+    assert third == f"{drop} = 0 (against version 2 at @edge; gate: at most 0.5)"
+    again = mlflow_e2eai.redecide("net", 3)
+    assert again.differences == ()
+    bad = [dataclasses.replace(each, passed=False) for each in again.now.verdicts]
+    worse = dataclasses.replace(again, now=dataclasses.replace(again.now, verdicts=tuple(bad)))
+    assert len(worse.differences) == 4
 
 
 def test_an_approval_that_was_withdrawn_would_count_today(store, good):

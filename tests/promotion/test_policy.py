@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
-import shlex
 from datetime import datetime
 
-import click
 import pytest
 from graded_bundles import (
     CPU16,
@@ -30,9 +27,8 @@ from mlflow_e2eai.evaluation.evidence import Evidence
 from mlflow_e2eai.evaluation.gates import Decision, Gate, Verdict
 from mlflow_e2eai.latency.report import Load, Throughput
 from mlflow_e2eai.promotion.gates_file import read_policy
-from mlflow_e2eai.promotion.metrics import NOISY, values_of
-from mlflow_e2eai.promotion.policy import UNMEASURED, Policy, RequiredTarget, decide_on
-from mlflow_e2eai.promotion.remedies import with_remedies
+from mlflow_e2eai.promotion.metrics import values_of
+from mlflow_e2eai.promotion.policy import Policy, RequiredTarget, decide_on
 
 THEN = datetime.fromisoformat(NOW)
 ALWAYS = Gate(metric="parity/measured", bound="at_least", limit=1)
@@ -406,56 +402,6 @@ def test_evidence_of_another_file_under_the_name_of_a_variant_counts_for_nothing
         "required/sm89",
         "evidence/unmeasured",
     ]
-
-
-# Advice
-
-
-def test_each_gate_that_did_not_pass_comes_with_a_command():
-    found = version(engines=[engine()])
-    decision = decide(found, required_targets=(RequiredTarget(target="sm90"),))
-    advice = with_remedies(decision, found, "digits", "7").remedies
-
-    assert "GPU of sm89" in advice[1]
-    assert "mlflow_e2eai pipeline models:/digits/7" in advice[1]
-    assert "--targets trt:sm90" in advice[0]
-
-
-def test_every_command_of_an_advice_is_one_that_the_command_line_takes():
-    from mlflow_e2eai.cli.main import command_line
-
-    metrics = ("evidence/quick", "evidence/age_days", "parity/failed", "task/drop")
-    reasons = (NOISY, "not comparable: another GPU", "the version has no engine")
-    verdicts = [
-        *(Verdict(metric=name, found=None, wanted="at most 0", passed=False) for name in metrics),
-        *(
-            Verdict(metric=name, found=None, wanted="at most 0", passed=False, reason=reason)
-            for name in ("latency/p50_ms", UNMEASURED, "required/sm90", "goal/latency/p50_ms")
-            for reason in reasons
-        ),
-    ]
-    decision = dataclasses.replace(decide(version()), verdicts=tuple(verdicts))
-    texts = with_remedies(decision, version(engines=[engine()]), "the team's digits", "7").remedies
-    commands = [each for text in texts for each in re.findall(r"mlflow_e2eai [^;]*", text)]
-
-    assert len({text.split()[1] for text in commands}) > 1
-    context = click.Context(command_line)
-    for command in commands:
-        name, verb, rest = command_line.resolve_command(context, shlex.split(command)[1:])
-        verb.make_context(name, list(rest), parent=context)
-
-
-def test_evidence_that_is_too_old_is_to_be_measured_and_not_linked_again():
-    found = version(measured_at="2026-10-30T12:00:00+00:00")
-    decision = decide(found, at_most("evidence/age_days", 30))
-    (advice,) = with_remedies(decision, found, "digits", "7").remedies
-
-    assert advice.startswith("mlflow_e2eai pipeline models:/digits/7 ")
-    assert advice.endswith(" --evidence-days 0")
-
-
-def test_a_decision_that_passed_needs_no_advice():
-    assert with_remedies(decide(version()), version(), "digits", "7").remedies == ()
 
 
 def test_gates_that_all_compare_with_a_champion_promote_no_first_version():

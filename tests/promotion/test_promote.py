@@ -370,7 +370,27 @@ def test_a_latency_on_another_kind_of_machine_is_not_comparable_and_blocks(store
         "champion/latency_ratio, on Another 3000: not comparable, as the champion was measured "
         "there, and this version was not (gate: at most 1e+09)"
     )
-    assert f"promote net {slow} --remeasure" in decision.remedies[0]
+    assert (
+        "here, for this machine only: call promote as before, with remeasure=True;"
+        in (decision.remedies[0])
+    )
+
+
+def test_the_command_that_measures_again_has_the_aliases_and_the_gates_of_the_call(
+    store, good, tmp_path
+):
+    gates = tmp_path / "my gates.yaml"
+    gates.write_text("gates:\n  - {metric: champion/latency_ratio, at_most: 1.0e+9}\n")
+    store.set_registered_model_alias(
+        "net", "edge", register(altered(good, tmp_path, another_processor))
+    )
+    slow = slow_version()
+    decision = mlflow_e2eai.promote("net", slow, alias="edge", gates=gates, dry_run=True)
+
+    command = (
+        f"mlflow_e2eai promote net {slow} --alias edge --gates '{gates}' --remeasure --dry-run"
+    )
+    assert f": {command}; or where the champion was measured: " in decision.remedies[0]
 
 
 def test_remeasuring_takes_the_place_of_what_was_stored_of_this_machine(store, good, tmp_path):
@@ -432,7 +452,7 @@ def test_a_dry_run_says_what_is_missing_as_a_command(store, good, tmp_path):
     assert decision.remedies == (
         (
             f"mlflow_e2eai pipeline models:/net/{version} --registered-model-name net "
-            "--evidence standard"
+            "--evidence standard; then promote the version that it makes"
         ),
     )
 

@@ -22,6 +22,7 @@ from mlflow_e2eai.promotion.registry.timeline import (
     DECISION,
     REASON,
     WITHDRAWN,
+    history,
     now_text,
 )
 from mlflow_e2eai.report.formats import aliases_text, moment_text
@@ -207,12 +208,13 @@ def read_record(run_id: str) -> DecisionRecord:
     return from_json(DecisionRecord, text)
 
 
-def explain(name: str, version: int | str) -> DecisionRecord:
+def explain(name: str, version: int | str, *, alias: str | None = None) -> DecisionRecord:
     """The last decision about a version, as it was stored: `DecisionRecord.text` is for people.
 
     Args:
         name: The registered model.
         version: The version.
+        alias: The decision that gave it this alias, whatever was decided about others since.
 
     Raises:
         TrackingError: There is none, or its run is gone.
@@ -225,7 +227,22 @@ def explain(name: str, version: int | str) -> DecisionRecord:
     """
     check_server()
     with quiet_mlflow():
-        return last_record(name, version)[0]
+        return last_record(name, version)[0] if alias is None else _record_at(name, version, alias)
+
+
+def _record_at(name: str, version: int | str, alias: str) -> DecisionRecord:
+    """The decision by which an alias came to a version last."""
+    from mlflow_e2eai.tracking.versions import find_version
+
+    number = str(find_version(name, version).version)
+    for move in reversed(history(name, alias=alias).moves):
+        if move.after == number and move.kind == "promotion":
+            return read_record(move.run_id)
+    msg = (
+        f"No decision gave version {number} of {name!r} the alias {alias!r}; see "
+        f"`{shlex.join(['mlflow_e2eai', 'history', name])}`."
+    )
+    raise TrackingError(msg)
 
 
 def last_record(name: str, version: int | str) -> tuple[DecisionRecord, str]:
