@@ -6,6 +6,7 @@ The models are pydantic's, which MLflow brings: they check the file, and are its
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -290,7 +291,8 @@ def policy_from(data: Any, where: Any = lambda _: "") -> Policy:
     try:
         return GatesFile.model_validate(data).to_policy()
     except ValidationError as error:
-        first = error.errors()[0]
+        errors = error.errors()  # a key that is misspelt is missing too
+        first = next((each for each in errors if each["type"] == "extra_forbidden"), errors[0])
         path = tuple(key for key in first["loc"] if key not in (_GATE, _APPROVAL, _SIGNER))
         raise InvalidInputError(where(path) + _sentence(first, path)) from error
 
@@ -304,6 +306,7 @@ def _sentence(error: Any, path: tuple[Any, ...]) -> str:
         kind = next((kinds[key] for key in error["loc"] if key in kinds), None)
         model = kind or models.get(path[0], GatesFile)
         known = list((model if len(path) > 1 else GatesFile).model_fields)
+        known += ["approval", "signed_by"] if model is GateEntry and len(path) > 1 else []
         near = nearest(path[-1], known)
         hint = f"did you mean {near!r}?" if near else f"there are {', '.join(known)}."
         return f"{path[-1]!r} is no key of {'an entry' if len(path) > 1 else 'gates'}; {hint}"
@@ -313,4 +316,27 @@ def _sentence(error: Any, path: tuple[Any, ...]) -> str:
             return reason
         return f"{error['input']!r} {reason}."
     found = error["input"] if error["type"] != "missing" else "missing"
+    if error["type"] == "float_type" and _is_number(found):
+        number = repr(float(found))
+        written = number if "." in number else number.replace("e", ".0e")
+        return f"{name} is the text {found!r}; write {written}, which YAML reads as a number."
+    if expected := _EXPECTED.get(error["type"]):
+        return f"{name} is {found!r}, but {expected} is expected."
     return f"{name} is {found!r}: {error['msg'][0].lower()}{error['msg'][1:]}."
+
+
+_EXPECTED = {
+    "model_type": "a mapping such as {metric: task/accuracy, at_least: 0.9}",
+    "tuple_type": "a list",
+    "dict_type": "a mapping",
+    "mapping_type": "a mapping",
+    "float_type": "a number",
+}
+"""Expectations by pydantic's types of errors, in place of its words."""
+
+
+def _is_number(text: object) -> bool:
+    try:
+        return isinstance(text, str) and math.isfinite(float(text))
+    except ValueError:
+        return False

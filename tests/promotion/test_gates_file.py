@@ -160,6 +160,17 @@ def test_a_metric_that_a_bundle_may_have_can_be_named(name):
             "gates:\n  - {metric: parity/failed, at_most: 0, precision: fp61}\n",
             "precision is 'fp61'",
         ),
+        (
+            "gates:\n  - {metric: task/drop, at_most: 1e-3}\n",
+            "line 2: gates.0.at_most is the text '1e-3'; write 0.001, which YAML reads",
+        ),
+        (
+            "gates:\n  - {metric: task/drop, at_most: 1e-7}\n",
+            "write 1.0e-07, which YAML reads as a number.",
+        ),
+        ("gates:\n  - {aproval: release}\n", "no key of an entry; did you mean 'approval'?"),
+        ("gates:\n  - 3\n", "line 2: gates.0 is 3, but a mapping such as {metric: "),
+        ("gates: 3\n", "line 1: gates is 3, but a list is expected."),
         ("gates: []\nunmeasured: never\n", "line 2: unmeasured is 'never'"),
         ("gates:\n  - &a {metric: parity/failed, at_most: 0}\n  - *a\n", "line 3: an alias (*a)"),
         ("gates: []\ngates: []\n", "line 2: 'gates' is there twice, first in line 1"),
@@ -169,7 +180,7 @@ def test_a_metric_that_a_bundle_may_have_can_be_named(name):
         ("gates: " + "[" * 5000, "too deep to read"),
         ("# " + "x" * 300_000, "has 300002 characters"),
     ],
-    ids=range(17),
+    ids=range(22),
 )
 def test_an_error_is_one_sentence_that_names_the_line(text, message):
     assert message in error_of(text)

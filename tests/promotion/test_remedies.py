@@ -7,6 +7,7 @@ import re
 import shlex
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -70,7 +71,7 @@ def advice_on(verdict: Verdict, found: Manifest, call: Call = CALL) -> str | Non
     return with_remedies(decision, Policy(gates=()), found, call, "7").verdicts[0].remedy
 
 
-def given(text: str) -> list[tuple[str, dict[str, object]]]:
+def given(text: str) -> list[tuple[str, dict[str, Any]]]:
     """Verb and arguments of each command in an advice, as the command line takes them."""
     context = click.Context(command_line)
     found = []
@@ -80,7 +81,7 @@ def given(text: str) -> list[tuple[str, dict[str, object]]]:
     return found
 
 
-def pipeline(text: str | None) -> dict[str, object]:
+def pipeline(text: str | None) -> dict[str, Any]:
     """The arguments of the one pipeline that an advice has."""
     assert text is not None
     (arguments,) = (arguments for name, arguments in given(text) if name == "pipeline")
