@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -136,17 +135,17 @@ class Challenge:
     def _incumbent(self, version: str, aliases: Sequence[str]) -> Incumbent:
         found = find_version(self.version.name, version)
         about = as_champion(found, aliases[0])
-        if self.policy.compares:
+        model = path = None
+        try:
             model = model_of(found, *about)
             if version not in self.fetched:  # else it was decided before
                 place = self.folder / f"version-{version}"
                 self.fetched[version] = fetch_bundle(model, place, *about)
             path = self.fetched[version]
-            return Incumbent(version=found, aliases=tuple(aliases), model=model, path=path)
-        with contextlib.suppress(E2EAIError):  # no gate reads it
-            model = model_of(found, *about)
-            return Incumbent(version=found, aliases=tuple(aliases), model=model)
-        return Incumbent(version=found, aliases=tuple(aliases))
+        except E2EAIError:
+            if self.policy.compares:  # else the page alone shows what changed against it
+                raise
+        return Incumbent(version=found, aliases=tuple(aliases), model=model, path=path)
 
     def _appraise(self, incumbent: Incumbent | None) -> Appraisal:
         return appraise(
@@ -292,22 +291,6 @@ class Outcome:
             measured=self.measured,
             decision=self.decision,
         )
-
-
-def why_not_promoted(
-    policy: Policy, path: Path, version: ModelVersion, model: LoggedModel
-) -> tuple[str, ...]:
-    """Why a version does not pass on its own; gates that compare with another do not apply.
-
-    Args:
-        policy: The rules.
-        path: Its bundle.
-        version: The version, with its tags.
-        model: Its LoggedModel.
-    """
-    decision = appraise(policy, path, has_champion=False).decision
-    verdicts = _verdicts_on_people(policy, path, version, model)
-    return dataclasses.replace(decision, verdicts=(*decision.verdicts, *verdicts)).reasons
 
 
 def _verdicts_on_people(

@@ -23,7 +23,13 @@ from mlflow_e2eai.promotion.gates_file import (
     read_policy,
     schema_text,
 )
-from mlflow_e2eai.promotion.policy import INCOMPARABLE, METRICS, Policy, RequiredTarget, check_metric
+from mlflow_e2eai.promotion.policy import (
+    INCOMPARABLE,
+    METRICS,
+    Policy,
+    RequiredTarget,
+    check_metric,
+)
 
 SHIPPED = read_policy(None).gates
 
