@@ -35,6 +35,8 @@ TESTS = {
         ),
     ],
     "promotion/policy.py": ["promotion/test_policy.py"],
+    "promotion/incumbent.py": ["promotion/test_incumbent.py"],
+    "bundle/coverage.py": ["promotion/test_policy.py"],
     "bundle/audit.py": ["bundle/test_audit.py", "-k", "not flipped"],
     "parity/comparison.py": ["parity/test_compare.py", "-k", "not memory"],
     "parity/comparer.py": [
@@ -122,8 +124,8 @@ MUTANTS = [
         ),
         (
             "counts are not added up",
-            "value=sum(value.value for value in fitting)",
-            "value=max(value.value for value in fitting)",
+            "value=float(len(counted))",
+            "value=float(bool(counted))",
         ),
         (
             "an optional gate applies without data",
@@ -188,12 +190,69 @@ MUTANTS = [
         ),
     ),
     *planted(
+        "promotion/incumbent.py",
+        ("a size may be left out", "for items in missing:", "for items in ():"),
+        (
+            "a size of one variant may be left out",
+            "for there, new in [] if found else like[:1]:",
+            "for there, new in []:",
+        ),
+        ("a size may be left out of any metric", "        if like:", "        if not pairs:"),
+        (
+            "a machine may be left out of any metric",
+            "elif not any(is_like(there, old_there, variant) for there in challenger.by_machine):",
+            "elif False:",
+        ),
+        (
+            "machines of another kind are alike",
+            "or kind != machine_to_compare(other, variant)",
+            "",
+        ),
+        ("machines that are not known are alike", "None in kind.values() or ", ""),
+        (
+            "the noisiest variant counts",
+            "sorted(bounds, key=_known_and_low)[:1]",
+            "sorted(bounds, key=_known_and_low)[-1:]",
+        ),
+        ("the age of a file is equal", " and metric != _AGE", ""),
+        (
+            "a missing number of a file is equal",
+            "if same and not (math.isnan(value.value) and value.reason is None)",
+            "if same",
+        ),
+        ("a busy machine compares", "return replace(value, reason=NOISY)", "pass"),
+        (
+            "too few calls compare",
+            'return replace(value, reason="not comparable, as too few calls were measured")',
+            "return replace(value, value=1.0)",
+        ),
+    ),
+    *planted(
+        "bundle/coverage.py",
+        ("one GPU of several is enough", "if missing or not met:", "if not met:"),
+        (
+            "an engine counts on every GPU of its target",
+            "(str(file.target), here)",
+            "every_target(file)",
+        ),
+        ("any file of a variant's name counts", " and entry.sha256 == engine.sha256", ""),
+    ),
+    *planted(
         "promotion/policy.py",
-        ("excluded engines are considered", "if value.variant not in excluded", "if True"),
+        (
+            "excluded engines are considered",
+            "if not (is_excluding and _is",
+            "if not (False and _is",
+        ),
+        (
+            "an engine is excluded on every GPU where it lacks one",
+            "and set(value.targets[1:]) <= {*missing}",
+            "",
+        ),
         (
             "engines that nobody measured are no matter",
-            'if unmeasured and policy.unmeasured != "exclude":',
-            'if unmeasured and policy.unmeasured == "warn":',
+            'if names and policy.unmeasured != "exclude":',
+            'if names and policy.unmeasured == "warn":',
         ),
         (
             "required targets do not decide",
