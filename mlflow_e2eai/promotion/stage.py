@@ -253,7 +253,8 @@ def _run_on_record(outcome: Outcome) -> str | None:
     """The run of the same outcome, of the same files by the same rules; None without.
 
     That of a yes has moved the aliases, and one that was cut off between the move and its end is
-    finished. A no counts among several challengers, whose goal is no rule of a single version.
+    finished. A no counts among several challengers, whose goal is no rule of a single version,
+    unless a version that is none of them has the alias since.
     """
     decision, challenge = outcome.decision, outcome.challenge
     if outcome.moves if decision.promoted else challenge.call.goal is None:
@@ -272,11 +273,11 @@ def _run_on_record(outcome: Outcome) -> str | None:
         and record.challenger.sha256 == mine.challenger.sha256
         and replace(record.policy, given=()) == replace(mine.policy, given=())
     )
-    if not same:
-        return None
-    if decision.promoted:
+    if same and decision.promoted:
         finish(run_id)
-    return run_id
+    others = {each.version for each in mine.incumbents} - {*challenge.call.versions}
+    is_new = bool(others) and mine.incumbents != record.incumbents
+    return run_id if same and not is_new else None
 
 
 def _aliases_of(alias: str | Sequence[str]) -> tuple[str, ...]:

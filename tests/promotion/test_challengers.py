@@ -121,6 +121,17 @@ def test_a_rejection_by_other_rules_is_written_again(store, versions):
     assert runs_of(store) == before + len(versions)
 
 
+def test_a_rejection_against_another_version_is_written_again(store, versions):
+    some, (other,) = versions[:2], versions[2:]
+    mlflow_e2eai.promote("net", some, gates=GATES, goal="task/accuracy")
+    mlflow_e2eai.promote("net", other, gates={"gates": [{"metric": "parity/failed", "at_most": 0}]})
+    before = runs_of(store)
+    contest = mlflow_e2eai.promote("net", some, gates=GATES, goal="task/accuracy")
+
+    assert runs_of(store) == before + len(some)
+    assert {each.before["champion"] for each in contest.decisions.values()} == {other}
+
+
 def test_each_challenger_is_measured_once_though_it_is_decided_on_twice(
     store, versions, monkeypatch
 ):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mlflow
 import pytest
+import requests
 from ranked_versions import register
 
 import mlflow_e2eai
@@ -18,6 +19,7 @@ GATES = {
         {"approval": "release"},
     ]
 }
+TASKS = {"gates": GATES["gates"][:2]}
 
 
 @pytest.fixture(scope="module")
@@ -72,3 +74,40 @@ def test_a_model_is_approved_promoted_guarded_and_rolled_back(isolated, request,
     assert mlflow_e2eai.explain("net", second).incumbents[0].version == first
     served = mlflow_e2eai.load_model("models:/net@champion")
     assert served.variant == "onnxruntime-cpu/fp32"
+
+
+def test_the_requests_of_a_call_do_not_grow_with_the_registry(on_postgres, monkeypatch):
+    mlflow.set_experiment("tests")
+    sent, send = [], requests.Session.send
+
+    def count(self, request, **options):
+        sent.append(request.path_url)
+        return send(self, request, **options)
+
+    monkeypatch.setattr(requests.Session, "send", count)
+
+    def requests_of(call):
+        sent.clear()
+        call()
+        return len(sent)
+
+    def requests_of_each():
+        return {
+            "promote": requests_of(lambda: mlflow_e2eai.promote("net", second, gates=TASKS)),
+            "explain": requests_of(lambda: mlflow_e2eai.explain("net", second)),
+            "history": requests_of(lambda: mlflow_e2eai.history("net")),
+            "load": requests_of(lambda: mlflow_e2eai.load_model("models:/net@champion")),
+        }
+
+    first, second = register((0.9, 0.9))
+    mlflow_e2eai.promote("net", first, gates=TASKS)
+    mlflow_e2eai.promote("net", second, gates=TASKS)
+    mlflow_e2eai.promote("net", first, gates=TASKS)
+    few = requests_of_each()
+    more = register((0.9,) * 6)
+    register((0.9,) * 3, "other")
+    for version in [*more, first]:
+        mlflow_e2eai.promote("net", version, gates=TASKS)
+
+    assert requests_of_each() == few
+    assert few["promote"] > few["load"] > few["explain"] > few["history"] > 0
