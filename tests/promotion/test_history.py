@@ -92,6 +92,7 @@ def test_a_day_or_a_time_shows_what_stood_there_then(promoted):
     assert steps(mlflow_e2eai.history("net", alias="champion", on=str(today))) == steps_of(second)
     assert steps(mlflow_e2eai.history("net", alias="champion", on=first.at)) == steps_of(first)
     assert mlflow_e2eai.history("net", on=today - timedelta(days=1)).moves == ()
+    assert mlflow_e2eai.history("net", on="9999-12-31").moves
     with pytest.raises(InvalidInputError, match="'yesterday' is no date; give one such as 2026-11"):
         mlflow_e2eai.history("net", on="yesterday")
 
@@ -173,6 +174,14 @@ def test_rollbacks_end_at_the_first_version_and_never_stay_where_they_are(promot
         assert target != moves[-1][1]
         moves.append(("rollback", target))
     pytest.fail("it goes round in circles")
+
+
+@pytest.mark.parametrize("text", ["yesterday", "2026-11-30T12:00:00", ""])
+def test_a_time_that_a_hand_wrote_is_that_of_the_runs_begin(promoted, text):
+    last = mlflow_e2eai.history("net").moves[-1]
+    promoted.set_tag(last.run_id, MOVED_AT, text)
+
+    assert last.after in [move.after for move in mlflow_e2eai.history("net", on="2999-01-01").moves]
 
 
 def test_a_day_may_be_a_date(promoted):

@@ -12,7 +12,7 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 from mlflow_e2eai.artifacts.files import Summary, Table
@@ -347,14 +347,12 @@ def _moves_of(run: Run) -> list[Move]:
     if tags.get(DECISION) == WITHDRAWN:
         return []
     try:
-        planned = {alias: (before, after) for alias, (before, after) in _plan_of(tags).items()}
+        plan = json.loads(tags.get(MOVES, "{}"))
+        planned = {alias: (before, after) for alias, (before, after) in plan.items()}
     except (ValueError, TypeError, AttributeError):
         return []  # a hand wrote the tag
-    started = datetime.fromtimestamp(run.info.start_time / 1e3, UTC)
-    # A run may wait for its turn: what moves before it begins to move came earlier.
-    at = tags.get(MOVED_AT) or tags.get(PLANNED_AT) or started.isoformat(timespec="milliseconds")
     common = Move(
-        at=at,
+        at=_time_of(run),
         alias="",
         before=None,
         after=None,
@@ -370,14 +368,19 @@ def _moves_of(run: Run) -> list[Move]:
     ]
 
 
+def _time_of(run: Run) -> str:
+    """When a run moved an alias; where no tag says so that can be read, when it began."""
+    # A run may wait for its turn: what moves before it begins to move came earlier.
+    for text in (run.data.tags.get(MOVED_AT), run.data.tags.get(PLANNED_AT)):
+        with contextlib.suppress(ValueError, TypeError):  # a hand wrote the tag
+            if datetime.fromisoformat(str(text)).tzinfo is not None:
+                return str(text)
+    return datetime.fromtimestamp(run.info.start_time / 1e3, UTC).isoformat(timespec="milliseconds")
+
+
 def _kind_of(tags: Mapping[str, str]) -> MoveKind:
     kinds: tuple[MoveKind, ...] = get_args(MoveKind)
     return next((kind for kind in kinds if kind == tags.get(KIND)), "promotion")
-
-
-def _plan_of(tags: Mapping[str, str]) -> dict[str, Sequence[str | None]]:
-    planned: dict[str, Sequence[str | None]] = json.loads(tags.get(MOVES, "{}"))
-    return planned
 
 
 def _end_of(on: str | date) -> datetime:
@@ -386,7 +389,7 @@ def _end_of(on: str | date) -> datetime:
         if isinstance(on, datetime):
             moment = on
         elif isinstance(on, date):
-            moment = datetime(on.year, on.month, on.day, tzinfo=UTC) + timedelta(days=1)
+            moment = datetime.combine(on, time.max)
         elif len(on.strip()) > len("2026-11-30"):
             moment = datetime.fromisoformat(on.strip())
         else:
