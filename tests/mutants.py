@@ -194,8 +194,8 @@ MUTANTS = [
         ("a size may be left out", "for items in missing:", "for items in ():"),
         (
             "a size of one variant may be left out",
-            "for there, new in [] if found else like[:1]:",
-            "for there, new in []:",
+            "        if not found:\n            reason = _NO_SIZE",
+            "        if False:\n            reason = _NO_SIZE",
         ),
         ("a size may be left out of any metric", "        if like:", "        if not pairs:"),
         (

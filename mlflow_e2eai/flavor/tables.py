@@ -79,7 +79,11 @@ def compare_versions(name: str, *versions: int | str) -> pd.DataFrame:
     frames = []
     for version in require_several("versions", versions, (int, str), "numbers or aliases"):
         is_alias = not str(version).isdigit() and version != "latest"
-        number = find_version(name, f"@{version}").version if is_alias else version
+        number = (
+            find_version(name, f"@{str(version).removeprefix('@')}").version
+            if is_alias
+            else version
+        )
         rows = variants(f"models:/{name}/{number}")
         rows.insert(0, "version", pd.Series([str(version)] * len(rows), dtype="string"))
         frames.append(rows)

@@ -52,7 +52,7 @@ class Challenge:
         policy: The rules.
         folder: A folder for the bundles that it is compared with.
         remeasurement: How the latency of both is measured again; None where evidence counts.
-        fetched: By version, the bundles that it was compared with.
+        fetched: By version, the bundles that it was compared with; None of one that is damaged.
         measured: By version and the digest of its MLmodel, what was measured next to it.
     """
 
@@ -63,7 +63,7 @@ class Challenge:
     policy: Policy
     folder: Path
     remeasurement: Remeasurement | None = None
-    fetched: dict[str, Path] = dataclasses.field(default_factory=dict)
+    fetched: dict[str, Path | None] = dataclasses.field(default_factory=dict)
     measured: dict[tuple[str, str | None], Sequence[SideBySide]] = dataclasses.field(
         default_factory=dict
     )
@@ -140,6 +140,7 @@ class Challenge:
             model = model_of(found, *about)
             if version not in self.fetched:  # else it was decided before
                 place = self.folder / f"version-{version}"
+                self.fetched[version] = None
                 self.fetched[version] = fetch_bundle(model, place, *about)
             path = self.fetched[version]
         except E2EAIError:

@@ -203,11 +203,11 @@ def promote_best(
         msg = "Several versions are given and no goal; give one, such as goal='latency/p50_ms'."
         raise InvalidInputError(msg)
     goal, names = Goal.parse(call.goal), [str(version) for version in versions]
-    if not names or len(set(names)) < len(names):
-        msg = f"The versions are {names}; give each once, and at least one."
-        raise InvalidInputError(msg)
     check_server()
     numbers = {each: str(find_version(call.name, each).version) for each in names}
+    if not names or len({*numbers.values()}) < len(names):
+        msg = f"The versions are {names}; give each once, and at least one."
+        raise InvalidInputError(msg)
     call = replace(call, versions=tuple(numbers.values()))
     stands = holders(registered_model(call.name), call.aliases)
     challenges: dict[str, Challenge] = {}

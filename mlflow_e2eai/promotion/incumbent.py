@@ -113,6 +113,8 @@ def _not_comparable(old_there: Manifest, variant: str, challenger: Manifest) -> 
     unknown = [name for name, value in kind.items() if value is None]
     if unknown:
         return f"not comparable, as the champion's evidence does not name its {unknown[0]}"
+    if any(is_like(there, old_there, variant) for there in challenger.by_machine):
+        return "not comparable, as this version did not pass there"
     for there in challenger.by_machine:
         if there.machine == old_there.machine:
             other = machine_to_compare(there, variant)
@@ -205,7 +207,7 @@ def _fastest_ratios(challenger: Manifest, old_there: Manifest) -> Iterator[Metri
     if not missing:
         return
     first = before[missing[0]][0]
-    if not any(is_like(there, old_there, first) for there in machines):
+    if not any(is_like(there, old_there, first) and _passed_evidence(there) for there in machines):
         yield _whole(old_there, reason=_not_comparable(old_there, first, challenger))
         return
     for items in missing:
@@ -265,11 +267,12 @@ def _variant_ratios(
         for there, new in machines
         if is_like(there, old_there, name) or new.sha256 == old.sha256
     ]
-    if machines and not like:
-        lost = value_of(*machines[0], LATENCY_RATIO, math.nan)
-        reason = _not_comparable(old_there, name, challenger)
-        for items in before:
-            yield replace(lost, at=items, machine=old_there.machine, reason=reason)
+    if not like:
+        if machines:
+            lost = value_of(*machines[0], LATENCY_RATIO, math.nan)
+            reason = _not_comparable(old_there, name, challenger)
+            for items in before:
+                yield replace(lost, at=items, machine=old_there.machine, reason=reason)
         return
     for items, old_report in before.items():
         found = [
@@ -279,9 +282,9 @@ def _variant_ratios(
             value = value_of(there, new, LATENCY_RATIO, math.nan, at=items)
             same = new.sha256 == old.sha256
             yield _with_bound(value, (name, report), (name, old_report), same=same)
-        for there, new in [] if found else like[:1]:
+        if not found:
             reason = _NO_SIZE.format(items=items)
-            yield value_of(there, new, LATENCY_RATIO, math.nan, at=items, reason=reason)
+            yield value_of(*like[0], LATENCY_RATIO, math.nan, at=items, reason=reason)
 
 
 def _reports(there: Manifest, name: str, items: int) -> list[LatencyReport]:

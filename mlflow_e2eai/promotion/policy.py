@@ -134,7 +134,11 @@ def decide_on(
         now: The time that ages count to; by default this moment.
     """
     lacking = missing_gpus(manifest)
-    names = tuple(_engine_name(variant, manifest, lacking) for variant in lacking)
+    names = tuple(
+        _engine_name(engine, lacking[variant])
+        for engine in manifest.engines
+        if (variant := engine_variant(engine)) in lacking
+    )
     is_excluding = policy.unmeasured == "exclude"
     considered = [value for value in values if not (is_excluding and _is_lacking(value, lacking))]
     decision = decide(policy.gates, considered, has_champion=has_champion)
@@ -146,10 +150,9 @@ def decide_on(
     return dataclasses.replace(decision, verdicts=tuple(verdicts), excluded=excluded)
 
 
-def _engine_name(variant: str, manifest: Manifest, lacking: Mapping[str, tuple[str, ...]]) -> str:
+def _engine_name(engine: EngineArtifact, missing: tuple[str, ...]) -> str:
     """An engine that was not measured, with the GPUs where that is so if it was on others."""
-    (engine,) = (each for each in manifest.engines if engine_variant(each) == variant)
-    missing = lacking[variant]
+    variant = engine_variant(engine)
     is_whole = missing == engine.target.capabilities
     return variant if is_whole else f"{variant} ({', '.join(missing)})"
 

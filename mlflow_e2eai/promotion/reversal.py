@@ -177,7 +177,7 @@ def _outcome(
         raise TrackingError(msg)
     model = model_of(found, subject, _ADVICE)
     path = fetch_bundle(model, folder / "bundle", subject, _ADVICE)
-    policy = _gates_of(past, aliases[0], target) if gates is None else read_policy(gates)
+    policy = _gates_of_all(past, aliases, target) if gates is None else read_policy(gates)
     call = Call(name=past.name, aliases=aliases)
     challenge = Challenge(
         version=found, model=model, path=path, call=call, policy=policy, folder=folder
@@ -257,6 +257,22 @@ def _target(past: History, alias: str, now: str | None, to: str | None) -> str:
         msg = f"@{alias} of {name!r} points to version {target} already."
         raise TrackingError(msg)
     return target
+
+
+def _gates_of_all(past: History, aliases: Sequence[str], version: str) -> Policy:
+    """The rules by which a version got several aliases last.
+
+    Raises:
+        TrackingError: They are not the same, or not there.
+    """
+    policies = [_gates_of(past, alias, version) for alias in aliases]
+    if any(policy != policies[0] for policy in policies):
+        msg = (
+            f"Version {version} of {past.name!r} got {aliases_text(aliases)} by other gates each; "
+            f"roll them back one by one, or give gates= (`--gates`)."
+        )
+        raise TrackingError(msg)
+    return policies[0]
 
 
 def _gates_of(past: History, alias: str, version: str) -> Policy:

@@ -53,6 +53,9 @@ def test_versions_side_by_side_are_the_rows_of_each_with_the_version_in_front(sa
     mlflow.MlflowClient().set_registered_model_alias("net", "champion", "1")
     one = mlflow_e2eai.variants("models:/net/1")
     both = mlflow_e2eai.compare_versions("net", "champion", 2)
+    assert mlflow_e2eai.compare_versions("net", "@champion").version.unique().tolist() == [
+        "@champion"
+    ]
 
     by_id = mlflow_e2eai.variants(api.log_model(saved, "net").model_uri)
 

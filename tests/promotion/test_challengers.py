@@ -121,6 +121,24 @@ def test_a_rejection_by_other_rules_is_written_again(store, versions):
     assert runs_of(store) == before + len(versions)
 
 
+def test_a_version_that_is_named_twice_is_refused_by_whatever_name(store, versions):
+    mlflow_e2eai.promote("net", versions[1], gates=GATES)
+    for names in (["@champion", versions[1]], ["latest", versions[2]]):
+        with pytest.raises(InvalidInputError, match="give each once"):
+            mlflow_e2eai.promote("net", names, gates=GATES, goal="task/accuracy")
+
+
+def test_a_champion_that_is_damaged_and_that_no_gate_reads_stops_nobody(store, versions, artifacts):
+    mlflow_e2eai.promote("net", versions[0], gates=GATES)
+    source = store.get_model_version("net", versions[0]).source
+    with artifacts.edited(source.removeprefix("models:/")) as folder:
+        path = folder / "bundle" / "model.onnx"
+        path.write_bytes(path.read_bytes() + b"!")
+
+    contest = mlflow_e2eai.promote("net", versions[1:], gates=GATES, goal="task/accuracy")
+    assert contest.winner == versions[1]
+
+
 def test_a_rejection_against_another_version_is_written_again(store, versions):
     some, (other,) = versions[:2], versions[2:]
     mlflow_e2eai.promote("net", some, gates=GATES, goal="task/accuracy")

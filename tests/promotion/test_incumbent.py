@@ -86,6 +86,16 @@ def test_another_gpu_driver_or_runtime_is_not_comparable_and_blocks(change, reas
     assert f"not comparable, as {reason}" in decision.reasons[0]
 
 
+def test_a_variant_that_failed_on_such_a_machine_is_not_comparable_wherever_else_it_passed():
+    failed, elsewhere = on_l4(digest="n", passed=False), on_l4(digest="n", driver="580.0")
+    new = dataclasses.replace(with_engine(digest="n"), elsewhere=(failed, elsewhere))
+    decision = against(new, with_engine(digest="o"))
+
+    assert not decision.promoted
+    assert "not comparable, as this version did not pass there" in decision.reasons[0]
+    assert not against(new, with_engine(digest="o"), target="sm89").promoted
+
+
 @pytest.mark.parametrize("key", ["processor", "onnxruntime"])
 def test_a_machine_that_is_not_known_is_like_no_other(key):
     unknown = {name: value for name, value in XEON.items() if name != key}

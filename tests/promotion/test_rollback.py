@@ -194,6 +194,19 @@ def test_an_alias_that_came_with_another_and_stays_is_named(registry):
     assert [holder(registry, alias) for alias in BOTH] == ["1", "2"]
 
 
+def test_aliases_that_were_given_by_other_gates_do_not_go_back_by_those_of_the_first(registry):
+    other = (Gate(metric="parity/measured", bound="at_least", limit=1),)
+    mlflow_e2eai.promote("net", 1, alias="a", gates=FAST)
+    mlflow_e2eai.promote("net", 1, alias="b", gates=other)
+    mlflow_e2eai.promote("net", 2, alias=["a", "b"], gates=FAST)
+
+    with pytest.raises(TrackingError, match=r"@a, @b by other gates each; .*give gates="):
+        mlflow_e2eai.rollback("net", alias=["a", "b"])
+    assert [holder(registry, alias) for alias in "ab"] == ["2", "2"]
+    mlflow_e2eai.rollback("net", alias=["a", "b"], gates=FAST)
+    assert [holder(registry, alias) for alias in "ab"] == ["1", "1"]
+
+
 def test_aliases_that_go_back_to_two_versions_are_refused(registry):
     mlflow_e2eai.promote("net", 1, alias="blue", gates=FAST)
     mlflow_e2eai.promote("net", 2, alias="blue", gates=FAST)
