@@ -56,10 +56,15 @@ from mlflow_e2eai.tracking.metrics import (
 )
 from mlflow_e2eai.tracking.mlflow_names import check_names, metric_name, model_name
 from mlflow_e2eai.tracking.mlflow_recorder import MlflowRecorder
-from mlflow_e2eai.tracking.models import fetch_nodes, log_bisection, log_fp32_nodes, open_inputs
+from mlflow_e2eai.tracking.models import (
+    fetch_nodes,
+    link_permitted_inputs,
+    log_bisection,
+    log_fp32_nodes,
+    open_inputs,
+)
 from mlflow_e2eai.tracking.runs import (
     fail_run,
-    link_permitted_inputs,
     log_model_failure,
     rename_run,
     report_folder,

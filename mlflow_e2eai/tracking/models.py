@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import logging
 import shutil
 import tempfile
 from collections.abc import Collection, Mapping, Sequence
@@ -30,17 +31,23 @@ from mlflow_e2eai.tracking.lineage import (
     MLMODEL_SHA256,
     SHA256,
     fetch,
+    link_inputs,
     link_output,
     tag_model,
 )
 from mlflow_e2eai.tracking.metrics import log_metrics
-from mlflow_e2eai.tracking.server import address, failure_logged
+from mlflow_e2eai.tracking.server import address, failure_logged, is_denied
 from mlflow_e2eai.tracking.store.artifact_store import KEY
 from mlflow_e2eai.tracking.store.uploads import upload
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
     from mlflow.models import ModelSignature
+
+_log = logging.getLogger(__name__)
+
+NOT_LINKED = "e2eai.not_linked"
+"""Tag of a run: ids of models that it is about and that its user may not change."""
 
 
 def log_artifact(
@@ -266,3 +273,34 @@ def _brief(nodes: Collection[str]) -> str:
     if len(text) <= _MAX_TAG:
         return text
     return f"{len(nodes)} nodes, sha256 {hashlib.sha256(text.encode()).hexdigest()}"
+
+
+def link_permitted_inputs(run_id: str, model_ids: Sequence[str]) -> None:
+    """Make LoggedModels the inputs of a run, as far as the user may change them.
+
+    The others are named in the tag ``e2eai.not_linked`` of the run, and in a warning.
+    """
+    from mlflow import MlflowClient
+
+    if _link(run_id, model_ids):
+        return
+    if denied := [model_id for model_id in model_ids if not _link(run_id, [model_id])]:
+        MlflowClient().set_tag(run_id, NOT_LINKED, ", ".join(denied))
+        _log.warning(
+            "Your user may not change the experiment of %s: run %s is not linked there.",
+            ", ".join(denied),
+            run_id,
+        )
+
+
+def _link(run_id: str, model_ids: Sequence[str]) -> bool:
+    """Make LoggedModels the inputs of a run; False where the user may not change one."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        link_inputs(run_id, model_ids)
+    except MlflowException as error:
+        if not is_denied(error):
+            raise
+        return False
+    return True

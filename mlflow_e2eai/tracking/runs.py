@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -18,22 +18,24 @@ from mlflow_e2eai.evaluation.evidence import Span
 from mlflow_e2eai.report.facts import Origin
 from mlflow_e2eai.runtime.scratch import temporary_files_together
 from mlflow_e2eai.runtime.termination import interruption_of, raised_on_sigterm, reason_of
-from mlflow_e2eai.tracking.lineage import ERROR, PARENT_RUN, link_inputs, tag_model
+from mlflow_e2eai.tracking.lineage import ERROR, PARENT_RUN, tag_model
 from mlflow_e2eai.tracking.mlflow_names import metric_name
 from mlflow_e2eai.tracking.remote_jobs import inherited_context
-from mlflow_e2eai.tracking.server import address, check_server, failed_request, failure_logged
+from mlflow_e2eai.tracking.server import (
+    address,
+    check_server,
+    failed_request,
+    failure_logged,
+    is_denied,
+)
 from mlflow_e2eai.tracking.store.attempts import PROCESS, RunProcess, attend_to, with_heartbeat
 from mlflow_e2eai.tracking.store.crash_folders import crashes_logged
 from mlflow_e2eai.tracking.store.leftovers import tidy_before_run
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
-    from mlflow.exceptions import MlflowException
 
 _log = logging.getLogger(__name__)
-
-NOT_LINKED = "e2eai.not_linked"
-"""Tag of a run: ids of models that it is about and that its user may not change."""
 
 _NAMED_HERE: set[str] = set()
 """Ids of the runs of this process that have their name from here, and not from a user."""
@@ -221,42 +223,6 @@ def _find_or_make_experiment(name: str) -> str:
     return str(known.experiment_id)
 
 
-def is_denied(error: MlflowException) -> bool:
-    """Whether a server refused a request because of the user's permissions."""
-    return str(error.error_code) == "PERMISSION_DENIED"
-
-
-def link_permitted_inputs(run_id: str, model_ids: Sequence[str]) -> None:
-    """Make LoggedModels the inputs of a run, as far as the user may change them.
-
-    The others are named in the tag ``e2eai.not_linked`` of the run, and in a warning.
-    """
-    from mlflow import MlflowClient
-
-    if _link(run_id, model_ids):
-        return
-    if denied := [model_id for model_id in model_ids if not _link(run_id, [model_id])]:
-        MlflowClient().set_tag(run_id, NOT_LINKED, ", ".join(denied))
-        _log.warning(
-            "Your user may not change the experiment of %s: run %s is not linked there.",
-            ", ".join(denied),
-            run_id,
-        )
-
-
-def _link(run_id: str, model_ids: Sequence[str]) -> bool:
-    """Make LoggedModels the inputs of a run; False where the user may not change one."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        link_inputs(run_id, model_ids)
-    except MlflowException as error:
-        if not is_denied(error):
-            raise
-        return False
-    return True
-
-
 @contextmanager
 def _done_before(
     name: str, span: Span, tags: Mapping[str, str], *, experiment_id: str
@@ -272,7 +238,7 @@ def _done_before(
             yield new.info.run_id
     except BaseException as error:
         if not (isinstance(error, TrackingError) and error.lost):
-            status = "FAILED" if interruption_of(error) is None else "KILLED"
+            status = _status_after(error, new.info.run_id)
             client.set_terminated(new.info.run_id, status, end_time=ended_ms)
         raise
     client.set_terminated(new.info.run_id, "FINISHED", end_time=ended_ms)
@@ -293,12 +259,25 @@ def _end_after_block(run_id: str) -> Iterator[None]:
             _mlflow.forget_active_run()
         else:
             try:
-                mlflow.end_run("FAILED" if interruption_of(error) is None else "KILLED")
+                mlflow.end_run(_status_after(error, run_id))
             except MlflowException:  # the first error is the one to show
                 _log.warning("Run %s still says RUNNING, as it could not be ended.", run_id)
         raise
     if (active := mlflow.active_run()) is not None and active.info.run_id == run_id:
         mlflow.end_run()
+
+
+def _status_after(error: BaseException, run_id: str) -> str:
+    """The status of a run that an error ends, once its reason is written.
+
+    `_explain` did not do so where a signal came after the run was made and before its block began.
+    """
+    from mlflow import MlflowClient
+
+    client = MlflowClient()
+    if ERROR not in client.get_run(run_id).data.tags:
+        client.set_tag(run_id, ERROR, reason_of(error))
+    return "FAILED" if interruption_of(error) is None else "KILLED"
 
 
 @contextmanager

@@ -145,6 +145,11 @@ def as_mlflow_error(error: E2EAIError, like: BaseException | None = None) -> E2E
     return error_of_both
 
 
+def is_denied(error: MlflowException) -> bool:
+    """Whether a server refused a request because of the user's permissions."""
+    return str(error.error_code) == "PERMISSION_DENIED"
+
+
 def failed_request(error: BaseException) -> TrackingError | None:
     """One of this package for a request that failed as often as MLflow repeated it; else None."""
     from mlflow.exceptions import MlflowException

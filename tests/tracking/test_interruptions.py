@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 
 import mlflow
 import pytest
@@ -10,7 +11,7 @@ from small_models import features, net
 
 import mlflow_e2eai
 from mlflow_e2eai import tracking
-from mlflow_e2eai.runtime.termination import interruption_of
+from mlflow_e2eai.runtime.termination import Termination, interruption_of, reason_of
 from mlflow_e2eai.tracking import models
 
 FP32 = {"input_example": {"x": features()}, "precisions": ("fp32",), "evidence": "quick"}
@@ -82,3 +83,23 @@ def test_an_error_that_a_library_made_of_an_interruption_is_one(store):
     assert run.info.status == "KILLED"
     assert run.data.tags["e2eai.error"] == "Interrupted by Ctrl-C."
     assert interruption_of(ImportError("no module")) is None
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), Termination()], ids=["ctrl_c", "sigterm"])
+@pytest.mark.parametrize("done_before", [False, True])
+def test_a_signal_after_a_run_is_made_and_before_its_block_begins_leaves_its_reason(
+    store, monkeypatch, error, done_before
+):
+    def end_at_once(_run_id):
+        raise error
+
+    span = (time.time() - 1, time.time()) if done_before else None
+    with mlflow.start_run(), monkeypatch.context() as patch:
+        patch.setattr("mlflow_e2eai.tracking.runs._explain", end_at_once)
+        with (
+            pytest.raises(type(error)),
+            tracking.run("clean", nested=True, span=span),
+        ):
+            pytest.fail("The block began.")
+    [ended] = mlflow.search_runs(filter_string="status = 'KILLED'", output_format="list")
+    assert ended.data.tags["e2eai.error"] == reason_of(error)
