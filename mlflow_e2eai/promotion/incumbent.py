@@ -36,7 +36,13 @@ RATIO, DIFFERENCE = "/ratio", "/difference"
 _AGE = "evidence/age_days"
 """The one metric of a file that does not stay as long as the file does."""
 
-_NO_SIZE = "not comparable, as this version was not measured at {items} items in a call there"
+
+def _no_size(metric: str, at: int | None) -> str:
+    """Why there is no value at a size of the champion."""
+    what = "caller" if metric.startswith("concurrency/") else "item"
+    size = f"{at} {what}{'' if at == 1 else 's'}"
+    there = size if what == "caller" else f"{size} in a call"
+    return f"not comparable, as this version was not measured at {there} there"
 
 
 def champion_values(
@@ -88,7 +94,7 @@ def machine_to_compare(there: Manifest, variant: str) -> dict[str, str | None]:
             "machine": known("machine"),
             "processor": known("processor"),
             "int8": known("int8_instructions") or "none",
-            "processors": str(max(cpus)) if cpus else None,
+            "processors": str(max(cpus)) if cpus else known("cores"),
             "ONNX Runtime": onnxruntime,
         }
     on_gpu = {"GPU": known("gpu"), "driver": known("driver")}
@@ -211,7 +217,7 @@ def _fastest_ratios(challenger: Manifest, old_there: Manifest) -> Iterator[Metri
         yield _whole(old_there, reason=_not_comparable(old_there, first, challenger))
         return
     for items in missing:
-        yield _whole(old_there, at=items, reason=_NO_SIZE.format(items=items))
+        yield _whole(old_there, at=items, reason=_no_size(LATENCY_RATIO, items))
 
 
 def _timed(there: Manifest, items: int) -> list[tuple[str, LatencyReport]]:
@@ -283,7 +289,7 @@ def _variant_ratios(
             same = new.sha256 == old.sha256
             yield _with_bound(value, (name, report), (name, old_report), same=same)
         if not found:
-            reason = _NO_SIZE.format(items=items)
+            reason = _no_size(LATENCY_RATIO, items)
             yield value_of(*like[0], LATENCY_RATIO, math.nan, at=items, reason=reason)
 
 
@@ -337,13 +343,15 @@ def _comparisons(name: str, challenger: Manifest, champion: Manifest) -> Iterato
         pairs = [value for value in like if value.at == before.at]
         for value in pairs:
             found = True
-            yield _compare_values(replace(value, metric=name), before, divides=divides, same=same)
+            # A gate without a number of items reads the one that was usual for the champion.
+            both = replace(value, metric=name, usual=before.usual)
+            yield _compare_values(both, before, divides=divides, same=same)
         if pairs or old_there is None:
             continue
         lost = replace(before, metric=name, value=math.nan)
         if like:
             found = True
-            yield replace(lost, reason=_NO_SIZE.format(items=before.at))
+            yield replace(lost, reason=_no_size(metric, before.at))
         elif not any(is_like(there, old_there, variant) for there in challenger.by_machine):
             found = True
             yield replace(lost, reason=_not_comparable(old_there, variant, challenger))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 
 from mlflow_e2eai import bundle
@@ -225,13 +226,19 @@ def _sizes(manifest: Manifest) -> Iterator[MetricValue]:
     for entry in {entry.variant: entry for entry in measured_evidence(manifest)}.values():
         file = next(file for file in manifest.files if file.sha256 == entry.sha256)
         size = _size(file)
+        # An engine for every GPU names none: it is one file on those that measured it.
+        met = [
+            targets_of(file, there.environment)
+            for there in manifest.by_machine
+            if any(each.sha256 == entry.sha256 for each in measured_evidence(there))
+        ]
         if size is not None:
             yield MetricValue(
                 metric="file/size_bytes",
                 value=float(size),
                 variant=entry.variant,
                 precision=precision_of(file),
-                targets=every_target(file),
+                targets=tuple(dict.fromkeys(chain(every_target(file), *met))),
             )
 
 

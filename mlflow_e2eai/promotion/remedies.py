@@ -16,11 +16,18 @@ from mlflow_e2eai.bundle.coverage import every_target, unmeasured_engines
 from mlflow_e2eai.bundle.manifest import Manifest
 from mlflow_e2eai.engine.targets import canonical, parse
 from mlflow_e2eai.errors import InvalidInputError
-from mlflow_e2eai.evaluation.gates import AGAINST_CHAMPION, MEASURED, Decision, Gate, Verdict
+from mlflow_e2eai.evaluation.gates import (
+    AGAINST_CHAMPION,
+    COUNTS,
+    MEASURED,
+    Decision,
+    Gate,
+    Verdict,
+)
 from mlflow_e2eai.evaluation.variants import engine_variant
 from mlflow_e2eai.latency.concurrency import THREADS
 from mlflow_e2eai.promotion.incumbent import LATENCY_RATIO, TASK_DROP
-from mlflow_e2eai.promotion.metrics import NOISY, measured_evidence
+from mlflow_e2eai.promotion.metrics import NOISY, measured_evidence, values_of
 from mlflow_e2eai.promotion.policy import GOAL, REQUIRED, SIZED, UNMEASURED, Policy, base_metric
 from mlflow_e2eai.promotion.requirements import RequiredTarget
 
@@ -103,6 +110,7 @@ class _Needs:
     """Settings that a new version needs besides those that the version has."""
 
     targets: tuple[str, ...] = ()
+    gpus: tuple[str, ...] = ()
     precisions: tuple[str, ...] = ()
     sizes: tuple[int, ...] = ()
 
@@ -154,7 +162,12 @@ class _Advice:
         if metric.startswith("task/"):
             name = metric.removeprefix("task/")
             return f"Log the model with evaluation_data= and a metric {name!r} in metrics=."
-        if metric.startswith("parity/") and measured_evidence(self.manifest):
+        known = {*COUNTS, *(value.metric for value in values_of(self.manifest))}
+        if (
+            metric.startswith("parity/")
+            and metric not in known
+            and measured_evidence(self.manifest)
+        ):
             return "No output of this version has that: correct the gate, or make it optional."
         return None if gate.at is None else self._size_in_words(metric, gate.at)
 
@@ -173,7 +186,9 @@ class _Advice:
         level = _DEFAULT_LEVEL if base_metric(verdict.metric) == _CALLERS else None
         if verdict.reason == NOISY:
             return f"Measure when the machine is quiet: {self._pipeline(needs, level=level)}"
-        gpus = dict.fromkeys(gpu for text in needs.targets for gpu in _gpus_of(text))
+        gpus = dict.fromkeys(
+            [*needs.gpus, *(gpu for text in needs.targets for gpu in _gpus_of(text))]
+        )
         if len(gpus) > 1:
             command = self._pipeline(needs, level=level, executor="ray")
             return f"With a Ray cluster that has GPUs of {' and '.join(gpus)}: {command}"
@@ -193,7 +208,8 @@ class _Advice:
         if verdict.metric.startswith(REQUIRED):
             rule = self._rule(verdict)
             precisions = () if rule.precision is None else (rule.precision,)
-            return _Needs(targets=self._targets(rule.target), precisions=precisions)
+            targets, gpus = self._targets(rule.target), _capability(rule.target)
+            return _Needs(targets=targets, gpus=gpus, precisions=precisions)
         gate, metric = self._gate(verdict), base_metric(verdict.metric)
         runner, _, precision = (gate.variant or "").partition("/")
         variant = (verdict.source or "").partition(" ")[0]
@@ -204,6 +220,7 @@ class _Advice:
         is_sized = metric in SIZED and metric != _CALLERS
         return _Needs(
             targets=tuple(dict.fromkeys(targets)),
+            gpus=_capability(gate.target),
             precisions=tuple(p for p in (gate.precision, precision) if p in PRECISIONS),
             sizes=(gate.at,) if is_sized and gate.at is not None else (),
         )
@@ -228,7 +245,12 @@ class _Advice:
         """Targets as `--targets` takes them, of what a gate names: those of the version first."""
         if name is None or not name or name.startswith(("onnxruntime", "torch", "*")):
             return ()
-        mine = [str(e.target) for e in self.manifest.engines if name in every_target(e)]
+        here = _capability(name)
+        mine = [
+            str(engine.target)
+            for engine in self.manifest.engines
+            if name in every_target(engine) or (here and not engine.target.capabilities)
+        ]
         return tuple(dict.fromkeys(mine)) or (_target(name),)
 
     @property
@@ -287,9 +309,14 @@ def _gpus_of(target: str) -> tuple[str, ...]:
     return parse(target).capabilities
 
 
+def _capability(name: str | None) -> tuple[str, ...]:
+    """The compute capability that a gate names, if it does."""
+    return (name,) if name is not None and re.fullmatch(r"sm\d+", name) else ()
+
+
 def _target(name: str) -> str:
     """The target that a gate names; a compute capability is TensorRT's where RTX lacks it."""
-    if re.fullmatch(r"sm\d+", name):
+    if _capability(name):
         try:
             return canonical(name)
         except InvalidInputError:

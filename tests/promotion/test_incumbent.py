@@ -22,6 +22,7 @@ from graded_bundles import (
 from mlflow_e2eai.bundle.manifest import Manifest
 from mlflow_e2eai.evaluation.gates import Decision, Gate
 from mlflow_e2eai.latency.ratios import separate_bound
+from mlflow_e2eai.latency.report import Load, Throughput
 from mlflow_e2eai.promotion.gates_file import read_policy
 from mlflow_e2eai.promotion.incumbent import champion_values
 from mlflow_e2eai.promotion.metrics import values_of
@@ -122,6 +123,16 @@ def test_the_number_of_processors_is_known_and_the_same_of_both(of_new, of_old, 
 
     assert not decision.promoted
     assert f"not comparable, as {reason}" in decision.reasons[0]
+
+
+def test_without_latency_the_machines_processors_are_those_of_its_environment():
+    def of(digest: str, cores: int) -> Manifest:
+        return version(digest=digest, latency={}, environment={**XEON, "cores": str(cores)})
+
+    metric = "champion/task/accuracy/difference"
+    assert against(of("n", 4), of("o", 4), metric).promoted
+    decision = against(of("n", 2), of("o", 4), metric)
+    assert "the champion was measured with processors 4, and this version with 2" in str(decision)
 
 
 def test_pytorchs_own_version_does_not_matter_to_what_runs():
@@ -289,6 +300,35 @@ def test_any_metric_of_a_variant_can_be_compared():
     assert difference.verdicts[0].found == 0.0
     memory = against(new, old, "champion/cold_start/peak_memory_bytes/ratio")
     assert memory.verdicts[0].found == 1.0
+
+
+@pytest.mark.parametrize("optional", [False, True])
+def test_a_gate_reads_the_size_that_was_usual_for_the_champion(optional):
+    old = version(latency={"opt": timed(times(1.0), 8)}, digest="o")
+    new = version(latency={"min": timed(times(3.0), 8), "opt": timed(times(1.0), 64)}, digest="n")
+    decision = against(new, old, "champion/latency/p99_ms/ratio", optional=optional)
+
+    assert not decision.promoted
+    assert "champion/latency/p99_ms/ratio = 3" in decision.reasons[0]
+
+
+def test_a_size_that_is_missing_is_counted_in_its_own_words():
+    def of(digest: str, threads: int) -> Manifest:
+        load = Load(threads=threads, calls=9, seconds=1.0, items_per_s=9.0)
+        base = version(latency={"opt": timed(times(1.0), threads)}, digest=digest)
+        loaded = tuple(
+            dataclasses.replace(entry, loads=Throughput(items=1, loads=(load,)))
+            for entry in base.evidence
+        )
+        return dataclasses.replace(base, evidence=loaded)
+
+    for metric, size in (
+        ("champion/concurrency/items_per_s/ratio", "at 1 caller there"),
+        ("champion/latency/p99_ms/ratio", "at 1 item in a call there"),
+        (RATIO, "at 1 item in a call there"),
+    ):
+        decision = against(of("n", 4), of("o", 1), metric)
+        assert f"this version was not measured {size}" in decision.reasons[0]
 
 
 def test_a_metric_of_another_kind_of_machine_is_not_compared():

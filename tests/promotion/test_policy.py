@@ -320,6 +320,8 @@ def test_an_engine_for_every_gpu_meets_the_target_that_it_was_measured_on():
 
     assert decide(found, required_targets=(RequiredTarget(target="sm89"),)).promoted
     assert not decide(found, required_targets=(RequiredTarget(target="sm86"),)).promoted
+    assert decide(found, at_most("file/size_bytes", 4e6, target="sm89")).promoted
+    assert not decide(found, at_most("file/size_bytes", 4e6, target="sm86")).promoted
 
 
 def test_nothing_that_was_measured_is_no_proof_that_nothing_failed():

@@ -188,6 +188,27 @@ def test_engines_for_several_gpus_are_measured_by_a_cluster():
     assert pipeline(text)["executor"] == "ray"
 
 
+@pytest.mark.parametrize("metric", ["latency/p50_ms", "parity/failed", "parity/max_abs_error"])
+def test_an_engine_for_every_gpu_is_measured_on_the_gpu_that_a_gate_names(metric):
+    every = dataclasses.replace(
+        engine(), target=Target(backend="tensorrt_rtx", compute_capability="")
+    )
+    gate = strict(metric, target="sm120")
+    (verdict,) = decided(version(engines=[every]), gate, unmeasured="exclude").verdicts
+
+    assert verdict.remedy is not None
+    assert verdict.remedy.startswith("On a machine with a GPU of sm120, or with --executor ray: ")
+    assert pipeline(verdict.remedy)["targets"] == [str(every.target)]
+
+
+def test_an_output_that_no_version_has_is_a_gate_to_correct():
+    gate = strict("parity/logits/max_abs_error")
+    (verdict,) = decided(version(), gate).verdicts
+
+    assert verdict.remedy is not None
+    assert verdict.remedy.startswith("No output of this version has that")
+
+
 def test_a_capability_that_tensorrt_rtx_lacks_is_a_target_of_tensorrt():
     text = decided(version(), required_targets=(RequiredTarget(target="sm90"),)).verdicts[0].remedy
     assert pipeline(text)["targets"] == ["trt:sm90"]
