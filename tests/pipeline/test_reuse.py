@@ -335,15 +335,26 @@ def test_a_pickled_model_is_exported_anew_and_the_reason_is_said(logged, monkeyp
 
 
 def test_a_metric_whose_code_is_not_known_is_evaluated_anew(logged):
-    factor = 1.0
+    factors = (1.0 for _ in range(100))
 
     def metric(outputs, labels):
-        return factor
+        return next(factors)
 
     log(metrics={"ours": metric})
     log(metrics={"ours": metric})
     assert {"evaluate", "package"} <= done_anew(logged)
     assert {"export", "clean"} & done_anew(logged) == set()
+
+
+def test_a_metric_of_a_closure_is_reused_until_a_value_in_it_changes(logged):
+    def metric_of(factor):
+        return lambda *_: factor
+
+    log(metrics={"ours": metric_of(1.0)})
+    log(metrics={"ours": metric_of(1.0)})
+    assert done_anew(logged) == set()
+    log(metrics={"ours": metric_of(2.0)})
+    assert {"evaluate", "package"} <= done_anew(logged)
 
 
 def test_a_rule_of_the_callers_own_is_applied_anew(logged):
