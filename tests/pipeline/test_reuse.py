@@ -498,3 +498,27 @@ def test_save_model_reuses_nothing(logged, tmp_path):
 
 def options_to_save():
     return {name: value for name, value in options().items() if name != "registered_model_name"}
+
+
+def test_the_files_that_requirements_name_are_part_of_the_key_of_a_package(logged, tmp_path):
+    base, constraints, extra = (tmp_path / name for name in ("base.txt", "c.txt", "extra.txt"))
+    for file, text in ((base, "numpy"), (constraints, "numpy<9"), (extra, "one")):
+        file.write_text(text)
+    (tmp_path / "all.txt").write_text(f"-r {base}\n")
+    given = {
+        "pip_requirements": [f"-r {tmp_path / 'all.txt'}", f"-c {constraints}"],
+        "extra_files": [extra.as_uri()],
+    }
+    log(**given)
+    log(**given)
+    assert done_anew(logged) == set()
+    for file, text in ((base, "numpy\nrich"), (constraints, "numpy<8"), (extra, "two")):
+        file.write_text(text)
+        log(**given)
+        assert done_anew(logged) == {"package"}, file.name
+
+
+def test_a_requirement_of_300_letters_and_evidence_of_any_age_are_taken(logged):
+    url = f"package @ https://host/{'a' * 300}.whl"
+    log(pip_requirements=["numpy", url], evidence_days=10**10)
+    assert done_anew(logged) == {"package"}
