@@ -310,6 +310,10 @@ def operator_name(domain: str | None, op_type: str) -> str:
     return op_type if domain in (None, "", "ai.onnx") else f"{domain}::{op_type}"
 
 
+_MOST_DIMENSIONS = 64
+"""Of an array of NumPy (2.0)."""
+
+
 def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
     import onnx
 
@@ -325,6 +329,12 @@ def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
         dim.dim_value if dim.HasField("dim_value") else (dim.dim_param or "?")
         for dim in kind.shape.dim
     ]
+    if len(shape) > _MOST_DIMENSIONS:
+        msg = (
+            f"{value.name!r} has {len(shape)} dimensions, but at most {_MOST_DIMENSIONS} are "
+            "expected, as in NumPy's arrays; join some of them."
+        )
+        raise ArtifactError(msg)
     form = (value.type.WhichOneof("value") or "tensor_type").removesuffix("_type")
     if form != "tensor":
         msg = (

@@ -10,6 +10,7 @@ examination      what runs in each worker
 data             the caller's evaluation data, batch by batch
 data_forms       the forms that it may have
 metrics          task metrics on labels
+metric_code      a metric as plain data, by which its numbers are known again
 evidence         what was measured
 gates            gates -> decision
 quantized_gates  whether a quantised variant is worth its error

@@ -38,7 +38,7 @@ def pairs_of(given: Any) -> Callable[[], Iterator[tuple[Any, Any]]]:
         return lambda: iter([(inputs, labels)])
     is_iterable = isinstance(given, Iterable) and not isinstance(given, str)
     if callable(given) and not is_iterable:
-        return lambda: map(_pair, given())
+        return lambda: map(_pair, _batches_of(given))
     if not is_iterable:
         msg = (
             f"The evaluation data is a {type(given).__name__}; give (inputs, labels), a DataFrame, "
@@ -113,6 +113,17 @@ def check_lengths(columns: Iterable[Any]) -> None:
         raise InvalidInputError(msg)
 
 
+def _batches_of(make: Callable[[], Any]) -> Iterable[Any]:
+    batches = make()
+    if not isinstance(batches, Iterable) or isinstance(batches, str | bytes):
+        msg = (
+            f"The evaluation data is a callable that returned {shown(batches)}; let it return an "
+            "iterator of batches."
+        )
+        raise InvalidInputError(msg)
+    return batches
+
+
 def _is_batch(given: Any) -> bool:
     return isinstance(given, tuple | Mapping) or hasattr(given, "__array__")
 
@@ -169,7 +180,7 @@ def _numbers(name: str, column: Array, like: Array) -> Array:
         return column
     try:
         return column.astype(np.float64)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         msg = f"The columns for {name!r} are not numbers: {error}; leave other columns out."
         raise InvalidInputError(msg) from error
 
@@ -180,6 +191,12 @@ def _labels(values: Any) -> Array | None:
         return None
     if isinstance(values, Mapping):
         msg = f"The labels are a mapping of {shown_all(values)}; give one array or list of them."
+        raise InvalidInputError(msg)
+    if isinstance(values, set | frozenset | bytes | np.ma.MaskedArray):
+        msg = (
+            f"The labels are a {type(values).__name__}, which has no order, or no number for each "
+            "item; give an array or list of them."
+        )
         raise InvalidInputError(msg)
     if hasattr(values, "detach"):  # a tensor, perhaps on a GPU
         values = values.detach().cpu()

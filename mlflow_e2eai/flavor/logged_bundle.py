@@ -7,10 +7,13 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from mlflow_e2eai import bundle, flavor, tracking
 from mlflow_e2eai.artifacts.files import sha256_of, to_json
 from mlflow_e2eai.bundle.manifest import Manifest
+from mlflow_e2eai.flavor.mlmodel import Description
 from mlflow_e2eai.pipeline.keys import UNKNOWN, stage_key
 from mlflow_e2eai.pipeline.publish import describe_run, describe_version, log_report, log_summary
 from mlflow_e2eai.tracking.lineage import tag_digests
@@ -146,6 +149,8 @@ def _key(
         source=recorder.source,
         registered=registered_model_name,
         tags=None if tags is None else dict(tags),
+        environment=_environment(arguments),
+        remote=[UNKNOWN for file in arguments.get("extra_files") or () if _is_remote(file)],
         **{
             **{name: _content(value) for name, value in arguments.items()},
             "signature": signature.to_dict() if hasattr(signature, "to_dict") else signature,
@@ -155,14 +160,27 @@ def _key(
 
 def _content(value: Any) -> Any:
     """A value with the names of files as their paths, whose content is what counts."""
-    match value:
-        case str() | Path() if ":/" not in str(value) and Path(value).is_file():
-            return str(value), Path(value)
-        case str() | Path() if Path(value).is_dir():
-            return UNKNOWN
-        case list() | tuple():
-            return [_content(each) for each in value]
-    return value
+    if isinstance(value, str | Path):
+        text = str(value)
+        path = url2pathname(urlsplit(text).path) if text.startswith("file:/") else text
+        try:
+            if ":/" not in path and Path(path).is_file():
+                return text, Path(path)
+            return UNKNOWN if Path(path).is_dir() else value
+        except (OSError, ValueError):  # a text that no file can be named by
+            return value
+    return [_content(each) for each in value] if isinstance(value, list | tuple) else value
+
+
+def _environment(arguments: Mapping[str, Any]) -> Any:
+    """The requirements as MLflow reads them, from files that name others with -r and -c too."""
+    described = Description.of(arguments)
+    given = (described.conda_env, described.pip_requirements, described.extra_pip_requirements)
+    return None if given == (None, None, None) else described.environment([])
+
+
+def _is_remote(file: Any) -> bool:
+    return ":/" in str(file) and not str(file).startswith("file:/")
 
 
 def _versions_of(model_id: str, name: str) -> list[ModelVersion]:

@@ -149,7 +149,7 @@ class Description:
 
         try:
             yaml.safe_dump(dict(metadata))
-        except (yaml.YAMLError, TypeError, ValueError) as error:
+        except (yaml.YAMLError, TypeError, ValueError, RecursionError) as error:
             msg = (
                 f"The metadata cannot be written to MLmodel: {brief(error)}; give a mapping of "
                 "names to plain values."

@@ -205,7 +205,9 @@ def _clean(
                 folder=work,
                 same_inputs=True,
             )
-    cleaned = dataclasses.replace(found.artifact, libraries=raw.libraries)
+    # As in the cleaning: where surgery took the operators out, no native code is needed.
+    libraries = raw.libraries if found.artifact.libraries else ()
+    cleaned = dataclasses.replace(found.artifact, libraries=libraries)
     return cleaned, fit_example(opened.example, raw, cleaned), found.report
 
 
@@ -239,7 +241,8 @@ def _convert_all(
             if found is not None:
                 reports.append(found.report)
                 if isinstance(found.artifact, OnnxArtifact):
-                    graphs.append(dataclasses.replace(found.artifact, libraries=cleaned.libraries))
+                    libraries = cleaned.libraries if found.artifact.libraries else ()
+                    graphs.append(dataclasses.replace(found.artifact, libraries=libraries))
                 continue
             try:
                 graph, report = convert_on(

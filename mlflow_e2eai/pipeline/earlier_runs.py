@@ -90,6 +90,7 @@ class EarlierRuns:
         if self.cache is None or key is None:
             return None
         found = self.cache.find(key, report, folder=self.folder)
-        oldest = datetime.now(UTC) - timedelta(days=self.evidence_days)
-        is_young = found is not None and datetime.fromisoformat(found.ended_at) >= oldest
-        return found if is_young else None
+        if found is None:
+            return None
+        age = datetime.now(UTC) - datetime.fromisoformat(found.ended_at)
+        return found if age / timedelta(days=1) <= self.evidence_days else None

@@ -19,8 +19,7 @@ from mlflow_e2eai.artifacts.files import sha256_of
 from mlflow_e2eai.artifacts.machine import PASSING, environment
 from mlflow_e2eai.artifacts.values import Tensors
 from mlflow_e2eai.evaluation.data import EvaluationData
-from mlflow_e2eai.evaluation.metrics import accuracy
-from mlflow_e2eai.pytorch.module_code import function_code_digest
+from mlflow_e2eai.evaluation.metric_code import UnknownContentError, content_of
 from mlflow_e2eai.surgery.plan import Step
 from mlflow_e2eai.surgery.rules import RULES
 
@@ -29,10 +28,6 @@ _LIBRARIES = (
     *("onnxscript", "onnxsim", "onnxslim", "tensorrt-cu13", "tensorrt-rtx-cu13", "torch"),
 )
 """Distributions that the stages call."""
-
-
-class UnknownContentError(TypeError):
-    """A value whose content no digest can say."""
 
 
 def stage_key(stage: str, **parts: Any) -> str | None:
@@ -47,13 +42,10 @@ def stage_key(stage: str, **parts: Any) -> str | None:
     Returns:
         Hexadecimal sha256; None where the content of a part is not known.
     """
-    digest = hashlib.sha256()
     try:
-        for value in (stage, code_digest(), _versions(), parts):
-            _add(digest, value)
-    except UnknownContentError:
+        return _digest_of((stage, code_digest(), _versions(), parts))
+    except (UnknownContentError, RecursionError):  # what holds itself has no end
         return None
-    return digest.hexdigest()
 
 
 UNKNOWN = object()
@@ -101,17 +93,14 @@ def plan_parts(plan: Sequence[Step]) -> list[Any]:
 def data_digest(data: EvaluationData | None) -> Any:
     """Digest of evaluation data and of the code of its metrics.
 
-    `UNKNOWN` where that code is in no file. All of the data is read once.
+    `UNKNOWN` where that code is not known. All of the data is read once.
     """
     if data is None:
         return None
-    metrics = {
-        name: "accuracy" if metric is accuracy else function_code_digest(metric) or UNKNOWN
-        for name, metric in data.metrics.items()
-    }
     digest = hashlib.sha256()
     try:
-        _add(digest, metrics)
+        for name, metric in data.metrics.items():
+            _add(digest, (name, content_of(metric)))
         for inputs, labels in data.batches():
             _add(digest, (inputs, labels))
     except UnknownContentError:
@@ -123,7 +112,7 @@ def _add(digest: Any, value: Any) -> None:
     """Add a value to a digest, with its kind and length, so that no two values are alike."""
     match value:
         case None | bool() | int() | float() | str() | bytes():
-            text = value if isinstance(value, bytes) else repr(value).encode()
+            text = value if isinstance(value, bytes) else _text_of(value).encode()
             digest.update(f"{type(value).__name__} {len(text)}:".encode() + text)
         case np.ndarray() if not value.dtype.hasobject:
             digest.update(f"array {value.dtype.str} {value.shape}:".encode())
@@ -140,13 +129,24 @@ def _add(digest: Any, value: Any) -> None:
             _add(digest, (type(value).__qualname__, _parts_of(value)))
 
 
+def _digest_of(value: Any) -> str:
+    digest = hashlib.sha256()
+    _add(digest, value)
+    return digest.hexdigest()
+
+
+def _text_of(value: Any) -> str:
+    # Python writes no decimals of thousands of digits, but their hexadecimals.
+    return hex(value) if type(value) is int else repr(value)
+
+
 def _parts_of(value: Any) -> Any:
     """The content of a value of another kind, in values that `_add` knows."""
     match value:
         case Path():
             return sha256_of(value)
         case set() | frozenset():
-            return sorted(value)
+            return sorted(map(_digest_of, value))
         case np.generic():
             return np.asarray(value)
         case _ if dataclasses.is_dataclass(value) and not isinstance(value, type):

@@ -15,7 +15,7 @@ from typing import Any
 from mlflow_e2eai.artifacts import yaml_nodes
 from mlflow_e2eai.artifacts.build_settings import DEFAULT_BUILD, BuildSettings
 from mlflow_e2eai.artifacts.values import precision_of
-from mlflow_e2eai.errors import InvalidInputError, brief, nearest
+from mlflow_e2eai.errors import InvalidInputError, brief, nearest, shown
 from mlflow_e2eai.surgery.plan import DEFAULT_PLAN, Step, plan_from
 
 _OPTION = "option"
@@ -91,10 +91,16 @@ def _text_of(value: Any) -> str:
     return str(value)
 
 
+_MOST_DIGITS = 100
+"""Python reads no number of more than 4300 digits, and no setting needs so many. A choice."""
+
+
 def parse_whole(text: str) -> int:
     """Read a whole number of at least 1."""
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        msg = f"must be a positive integer, got {text!r}"
+    is_whole = text.isascii() and text.isdigit() and len(text) <= _MOST_DIGITS
+    if not is_whole or int(text) < 1:
+        limit = f" of at most {_MOST_DIGITS} digits" if len(text) > _MOST_DIGITS else ""
+        msg = f"must be a positive integer{limit}, got {shown(text)}"
         raise InvalidInputError(msg)
     return int(text)
 

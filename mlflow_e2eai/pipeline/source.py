@@ -107,7 +107,8 @@ def open_source(
         with recorder.stage("export", inputs=inputs, key=key) as log:
             found = earlier.take(log, key, ExportReport)
             if found is not None and isinstance(found.artifact, OnnxArtifact):
-                paths = settings.operator_libraries
+                # As in the export: a graph that needs no native code has none.
+                paths = settings.operator_libraries if found.artifact.libraries else ()
                 raw = replace(found.artifact, libraries=load_libraries(paths) if paths else ())
                 exported = found.report
             else:

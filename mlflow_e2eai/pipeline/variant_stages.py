@@ -147,12 +147,15 @@ class EvidenceKeys:
             "data": earlier.data,
             "level": level,
             "machine": machine_kind(),
+            "libraries": [_libraries(graph) for graph in (raw, graphs[0])],
         }
         whole = stage_key(
             "evaluate",
             **parts,
             graphs=[graph.sha256 for graph in graphs],
             engines=[engine.sha256 for engine in engines],
+            libraries_of_graphs=[_libraries(graph) for graph in graphs],
+            libraries_of_engines=[_libraries(engine) for engine in engines],
             batch_sizes=list(batch_sizes),
             not_evaluated=[(engine.sha256, reason) for engine, reason in not_evaluated],
         )
@@ -179,6 +182,7 @@ class EvidenceKeys:
                 variant=name,
                 before=variant.before,
                 file=variant.artifact.sha256,
+                libraries_of_file=_libraries(variant.artifact),
             )
         found = {name: self.earlier.evidence(key, Evidence) for name, key in self.variants.items()}
         return {name: each for name, each in found.items() if each is not None}
@@ -188,3 +192,8 @@ class EvidenceKeys:
         if entry.sha256 is None:
             return self.whole
         return None if entry.reason is not None else self.variants.get(entry.variant)
+
+
+def _libraries(artifact: OnnxArtifact | EngineArtifact) -> list[str]:
+    """The digests of the native code that a file is run with."""
+    return [library.sha256 for library in artifact.libraries]

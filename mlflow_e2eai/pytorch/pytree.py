@@ -63,10 +63,18 @@ def flatten(value: Any, *, root: str = "output") -> tuple[Tree, dict[str, Any]]:
         float, str).
 
     Raises:
-        InvalidInputError: Two leaves get one name, or the key of a mapping is no string or integer.
+        InvalidInputError: Two leaves get one name, the key of a mapping is no string or integer,
+            or a container holds itself.
     """
     leaves: dict[str, Any] = {}
-    return _taken_apart(value, (), root, leaves), leaves
+    try:
+        return _taken_apart(value, (), root, leaves), leaves
+    except RecursionError as error:
+        msg = (
+            f"A {type(value).__name__} holds itself, or is nested too deeply; give tensors or "
+            "arrays in plain containers."
+        )
+        raise InvalidInputError(msg) from error
 
 
 def _taken_apart(part: Any, path: tuple[str, ...], root: str, leaves: dict[str, Any]) -> Tree:

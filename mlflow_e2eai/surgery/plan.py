@@ -11,7 +11,7 @@ from importlib.metadata import entry_points
 from typing import Any, cast
 
 from mlflow_e2eai.artifacts.files import short_repr
-from mlflow_e2eai.errors import InvalidInputError, nearest
+from mlflow_e2eai.errors import InvalidInputError, nearest, shown, shown_all
 from mlflow_e2eai.surgery.rules import RULES, Rule
 
 GROUP = "mlflow_e2eai.surgery_rules"
@@ -62,7 +62,7 @@ class Step:
             unknown = next((name for name in self.arguments if name not in known), "")
             msg = (
                 f"Rule {self.rule!r} takes {', '.join(known) or 'no arguments'}, but got "
-                f"{sorted(self.arguments)}: {_nearest(unknown, known) or f'{error}.'}"
+                f"{shown_all(self.arguments)}: {_nearest(unknown, known) or f'{error}.'}"
             )
             raise InvalidInputError(msg) from error
         return functools.partial(rule, **self.arguments)
@@ -106,12 +106,15 @@ def plan_from(data: Any) -> tuple[Step, ...]:
             case Mapping() if len(item) == 1:
                 ((rule, arguments),) = item.items()
                 if not isinstance(arguments or {}, Mapping):
-                    msg = f"Rule {rule!r} has the arguments {arguments!r}; give names and values."
+                    msg = (
+                        f"Rule {rule!r} has the arguments {shown(arguments)}; give names and "
+                        "values."
+                    )
                     raise InvalidInputError(msg)
                 step = _step(str(rule), dict(arguments or {}))
             case _:
                 msg = (
-                    f"{item!r} is not a step of a plan; write a rule's name, or {{rule: "
+                    f"{shown(item)} is not a step of a plan; write a rule's name, or {{rule: "
                     "arguments}."
                 )
                 raise InvalidInputError(msg)
@@ -204,4 +207,13 @@ def _step(rule: str, arguments: dict[str, Any], *, call: Rule | None = None) -> 
     if not isinstance(required, bool):
         msg = f"Rule {rule!r} has required: {required!r}; write true or false."
         raise InvalidInputError(msg)
-    return Step(rule=rule, arguments=arguments, required=required, call=call)
+    step = Step(rule=rule, arguments=arguments, required=required, call=call)
+    try:
+        named_in([step])
+    except RecursionError as error:
+        msg = (
+            f"The arguments of rule {shown(rule)} hold themselves, or are nested too deeply; give "
+            "plain values, and lists of them."
+        )
+        raise InvalidInputError(msg) from error
+    return step

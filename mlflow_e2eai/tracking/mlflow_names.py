@@ -45,7 +45,9 @@ def check_names(name: str | None, registered_model_name: str | None = None) -> N
             continue
         try:
             if not isinstance(text, str) or text != text.strip():
-                msg = f"{argument}={text!r} is not a name; give one without spaces at its ends."
+                msg = (
+                    f"{argument}={shown(text)} is not a name; give one without spaces at its ends."
+                )
                 raise InvalidInputError(msg)
             validate(text)
             literal(text)  # it is searched for later

@@ -12,7 +12,7 @@ import onnx
 import pytest
 from hostile_files import HARMLESS, HOSTILE, _doubling, write
 
-from mlflow_e2eai.artifacts import model_file
+from mlflow_e2eai.artifacts import graphs, model_file
 from mlflow_e2eai.artifacts.repairs import read_repaired
 from mlflow_e2eai.errors import ArtifactError
 
@@ -115,3 +115,11 @@ def test_names_that_are_not_text_are_not_printed(tmp_path):
     with pytest.raises(ArtifactError) as raised:
         model_file.check_structure(onnx.load(path), path)
     assert "\n" not in str(raised.value)
+
+
+def test_an_input_of_more_dimensions_than_numpy_has_is_one_sentence():
+    value = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1] * 70)
+    node = onnx.helper.make_node("Relu", ["x"], ["y"])
+    model = onnx.helper.make_model(onnx.helper.make_graph([node], "g", [value], []))
+    with pytest.raises(ArtifactError, match="'x' has 70 dimensions, but at most 64 are expected"):
+        graphs.interface(model)

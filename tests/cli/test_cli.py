@@ -519,3 +519,11 @@ def test_the_tables_of_a_new_database_are_no_matter_of_the_user(tmp_path):
     assert done.returncode == main.ERROR
     (line,) = done.stderr.splitlines()
     assert line.startswith("mlflow_e2eai: There is no registered model 'digits'")
+
+
+def test_a_number_of_5000_digits_is_one_short_sentence():
+    with pytest.raises(InvalidInputError) as raised:
+        options.parse_whole("9" * 5000)
+
+    assert "must be a positive integer of at most 100 digits, got '999" in str(raised.value)
+    assert len(str(raised.value)) < 300

@@ -20,7 +20,28 @@ def frame(column: object, **more: object) -> pd.DataFrame:
     return pd.DataFrame({"x": column, "y": Y, **more})
 
 
+def list_in_itself() -> list[object]:
+    cyclic: list[object] = []
+    cyclic.append(cyclic)
+    return cyclic
+
+
+def nested(depth: int) -> object:
+    value: object = X
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
 BAD: dict[str, object] = {
+    "a list that holds itself": ({"x": list_in_itself()}, Y),
+    "5000 lists in each other": (nested(5000), Y),
+    "a column of numbers of 400 digits": (frame([10**400] * 8), "y"),
+    "a callable that returns nothing": lambda: None,
+    "a callable that returns a number": lambda: 5,
+    "labels without an order": (X, set(range(8))),
+    "labels of bytes": (X, b"abcdefgh"),
+    "labels with a mask": (X, np.ma.masked_array(Y, Y > 0)),
     "nothing": None,
     "a number": 5,
     "a text": "abc",

@@ -335,15 +335,26 @@ def test_a_pickled_model_is_exported_anew_and_the_reason_is_said(logged, monkeyp
 
 
 def test_a_metric_whose_code_is_not_known_is_evaluated_anew(logged):
-    factor = 1.0
+    factors = (1.0 for _ in range(100))
 
     def metric(outputs, labels):
-        return factor
+        return next(factors)
 
     log(metrics={"ours": metric})
     log(metrics={"ours": metric})
     assert {"evaluate", "package"} <= done_anew(logged)
     assert {"export", "clean"} & done_anew(logged) == set()
+
+
+def test_a_metric_of_a_closure_is_reused_until_a_value_in_it_changes(logged):
+    def metric_of(factor):
+        return lambda *_: factor
+
+    log(metrics={"ours": metric_of(1.0)})
+    log(metrics={"ours": metric_of(1.0)})
+    assert done_anew(logged) == set()
+    log(metrics={"ours": metric_of(2.0)})
+    assert {"evaluate", "package"} <= done_anew(logged)
 
 
 def test_a_rule_of_the_callers_own_is_applied_anew(logged):
@@ -487,3 +498,27 @@ def test_save_model_reuses_nothing(logged, tmp_path):
 
 def options_to_save():
     return {name: value for name, value in options().items() if name != "registered_model_name"}
+
+
+def test_the_files_that_requirements_name_are_part_of_the_key_of_a_package(logged, tmp_path):
+    base, constraints, extra = (tmp_path / name for name in ("base.txt", "c.txt", "extra.txt"))
+    for file, text in ((base, "numpy"), (constraints, "numpy<9"), (extra, "one")):
+        file.write_text(text)
+    (tmp_path / "all.txt").write_text(f"-r {base}\n")
+    given = {
+        "pip_requirements": [f"-r {tmp_path / 'all.txt'}", f"-c {constraints}"],
+        "extra_files": [extra.as_uri()],
+    }
+    log(**given)
+    log(**given)
+    assert done_anew(logged) == set()
+    for file, text in ((base, "numpy\nrich"), (constraints, "numpy<8"), (extra, "two")):
+        file.write_text(text)
+        log(**given)
+        assert done_anew(logged) == {"package"}, file.name
+
+
+def test_a_requirement_of_300_letters_and_evidence_of_any_age_are_taken(logged):
+    url = f"package @ https://host/{'a' * 300}.whl"
+    log(pip_requirements=["numpy", url], evidence_days=10**10)
+    assert done_anew(logged) == {"package"}

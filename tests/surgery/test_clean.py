@@ -503,7 +503,7 @@ def test_steps_go_through_a_plan_as_they_are():
         ("drop_unused", "is a list of rules, not a str"),
         ({"bypass": {}}, "is a list of rules, not a dict"),
         (None, "is a list of rules, not a NoneType"),
-        ([3], "3 is not a step of a plan"),
+        ([3], "'3' is not a step of a plan"),
         ([{"bypass": {}, "remove": {}}], "is not a step of a plan"),
         ([{"bypass": "FooOp"}], "has the arguments 'FooOp'"),
         (["polish"], f"no surgery rule 'polish'; the rules are {', '.join(RULES)}"),
@@ -943,3 +943,12 @@ def test_cleaning_twice_is_cleaning_once_and_keeps_the_numbers(text):
         assert twice.sha256 == once.sha256
         assert once.inputs == source.inputs
         assert [s.name for s in once.outputs] == [s.name for s in source.outputs]
+
+
+def test_arguments_that_hold_themselves_or_have_no_names_are_one_sentence():
+    cyclic: list = []
+    cyclic.append(cyclic)
+    with pytest.raises(InvalidInputError, match="hold themselves, or are nested too deeply"):
+        plan_from([{"bypass": {"op_type": cyclic}}])
+    with pytest.raises(InvalidInputError, match="Rule 'bypass' takes op_type"):
+        plan_from([{"bypass": {5: "Relu", "op_type": "Relu"}}])
