@@ -335,7 +335,11 @@ MUTANTS = [
             "if extra := sorted(found - names)",
             "if extra := sorted(found - found)",
         ),
-        ("links are followed", "(directory / step).is_symlink()", "(directory / step).is_mount()"),
+        (
+            "links are followed",
+            "refuse_links(directory, {*names, EXAMPLE})",
+            "refuse_links(directory, ())",
+        ),
         (
             "libraries are not compared",
             "    for library in item.libraries:\n        verify(",

@@ -11,7 +11,7 @@ import os
 import re
 import stat
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from html import escape
 from pathlib import Path, PureWindowsPath
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from pydantic_core import SchemaValidator
 
 Value = TypeVar("Value")
-
 
 TEXT_BYTES = 32 << 20
 """Of a file of text or JSON: pydantic reads as many in about six seconds."""
@@ -252,14 +251,17 @@ def _reader(kind: type[Any]) -> SchemaValidator:
     return SchemaValidator(_with_limits(TypeAdapter(kind).core_schema))
 
 
-_INT64 = {"ge": -(2**63), "le": 2**63 - 1}
-"""Limits of integers that arrays, DataFrames and floats take; JSON has none."""
+_LIMITS: Mapping[str, Mapping[str, Any]] = {
+    "int": {"ge": -(2**63), "le": 2**63 - 1},
+    **{kind: {"fail_fast": True} for kind in ("dict", "list", "tuple")},
+}
+"""Limits of integers that arrays, DataFrames and floats take; errors of millions take gigabytes."""
 
 
 def _with_limits(schema: Any) -> Any:
-    """A schema of pydantic's with `_INT64` as the limits of all its integers."""
+    """A schema of pydantic's with the `_LIMITS` of its types."""
     if isinstance(schema, dict):
-        limits = _INT64 if schema.get("type") == "int" else {}
+        limits = _LIMITS.get(str(schema.get("type")), {})
         return {**{key: _with_limits(value) for key, value in schema.items()}, **limits}
     if isinstance(schema, list | tuple):
         return type(schema)(map(_with_limits, schema))
@@ -280,7 +282,6 @@ _DTYPES = {
 
 _TEXTS = (
     "str",
-    "str | None",
     "Precision",
     "Literal",
     "Kind",
@@ -359,8 +360,7 @@ def frame(kind: type, values: Sequence[Any]) -> pd.DataFrame:
 def html_table(line: str, kind: type, values: Sequence[Any]) -> str:
     """A sentence and the first columns of a table in HTML; columns without a value are left out."""
     dtypes, rows = _columns(kind, values)
-    shown = [name for name in dtypes if any(row.get(name) is not None for row in rows)]
-    shown = shown[:_MOST_COLUMNS]
+    shown = [at for at in dtypes if any(row.get(at) is not None for row in rows)][:_MOST_COLUMNS]
     head = "".join(f"<th>{escape(name.replace('_', ' '))}</th>" for name in shown)
     body = "".join(
         f"<tr>{''.join(f'<td>{escape(_cell(row.get(name)))}</td>' for name in shown)}</tr>"

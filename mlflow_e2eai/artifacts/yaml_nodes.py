@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import yaml
+from yaml.constructor import ConstructorError
 
 from mlflow_e2eai.artifacts.files import reading_error
-from mlflow_e2eai.errors import InvalidInputError
+from mlflow_e2eai.errors import InvalidInputError, shown
 
 MOST_CHARACTERS = 1 << 18
 """Of a file that people write; a thousand times as long as the usual ones."""
@@ -62,7 +63,7 @@ def compose(
         line = "" if mark is None else f", line {mark.line + 1}"
         msg = f"{source}{line}: this is not YAML ({problem or reading_error(error)}); correct it."
         raise InvalidInputError(msg) from error
-    _check_nodes(node, source)
+    _check_nodes(node, source, most)
     return node
 
 
@@ -81,10 +82,19 @@ def _check_events(text: str, source: str, aliases: int) -> None:
             raise InvalidInputError(msg)
 
 
-def _check_nodes(node: yaml.Node | None, source: str) -> None:
-    """Refuse a mapping that has a key twice, and numbers that nobody writes."""
+def _check_nodes(node: yaml.Node | None, source: str, most: int) -> None:
+    """Refuse more values than characters may be, a key that is there twice, and long numbers.
+
+    Without aliases no text has as many values; an alias inside its own list stands for endless
+    ones.
+    """
     pending = [] if node is None else [node]
+    count = 0
     while pending:
+        count += 1
+        if count + len(pending) > most:
+            msg = f"{source}: its aliases stand for more than {most} values; write the values out."
+            raise InvalidInputError(msg)
         each = pending.pop()
         if isinstance(each, yaml.ScalarNode):
             is_number = each.tag.endswith((":int", ":float"))
@@ -109,14 +119,27 @@ def _check_nodes(node: yaml.Node | None, source: str) -> None:
                 pending += [key, value]
 
 
+class _PlainLoader(yaml.SafeLoader):
+    """Names the value that does not fit its tag, for which PyYAML raises errors of many kinds."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:  # noqa: FBT001, FBT002
+        """Make the value of a node."""
+        try:
+            return super().construct_object(node, deep)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            tag = node.tag.replace("tag:yaml.org,2002:", "!!")
+            problem = f"{shown(node.value)} is no {tag}"
+            raise ConstructorError(None, None, problem, node.start_mark) from error
+
+
 def plain(node: yaml.Node | None) -> Any:
     """The plain values of a node."""
     if node is None:
         return None
-    loader = yaml.SafeLoader("")
+    loader = _PlainLoader("")
     try:
         return loader.construct_document(node)
-    except (yaml.YAMLError, ValueError, TypeError, OverflowError) as error:
+    except yaml.YAMLError as error:
         msg = f"The YAML holds no plain values: {reading_error(error)}; write numbers and text."
         raise InvalidInputError(msg) from error
     finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from mlflow_e2eai.artifacts.external_data import inside
 from mlflow_e2eai.artifacts.files import verify
 from mlflow_e2eai.artifacts.values import EngineArtifact, OnnxArtifact
 from mlflow_e2eai.artifacts.weight_files import digest
+from mlflow_e2eai.bundle.digests import refuse_links
 from mlflow_e2eai.bundle.manifest import EXAMPLE, MANIFEST, Manifest, read
 from mlflow_e2eai.errors import ArtifactError
 
@@ -41,7 +43,7 @@ def audit(directory: Path, *, sha256: str | None = None, whole: bool = True) -> 
         verify(directory / MANIFEST, sha256)
     _check_distinct(manifest, directory)
     names = {path.as_posix() for path in _paths(manifest)}
-    _check_links(directory, names)
+    refuse_links(directory, {*names, EXAMPLE})
     if whole:
         for name in sorted(names):
             inside(name, directory, f"The manifest of {directory} names {name!r}", advice=_ADVICE)
@@ -70,9 +72,9 @@ def _paths(manifest: Manifest) -> Iterator[Path]:
 
 def _check_distinct(manifest: Manifest, directory: Path) -> None:
     """Refuse two graphs or engines in one file; weights and libraries may be of several."""
-    paths = [item.path.as_posix() for item in manifest.files]
-    for path in paths:
-        if paths.count(path) > 1 or path in (MANIFEST, EXAMPLE):
+    paths = Counter([MANIFEST, EXAMPLE, *(item.path.as_posix() for item in manifest.files)])
+    for path, count in paths.items():
+        if count > 1:
             msg = f"The manifest of {directory} names {path!r} twice; {_ADVICE}."
             raise ArtifactError(msg)
 
@@ -85,15 +87,6 @@ def _entries(directory: Path) -> Iterator[os.DirEntry[str]]:
                 yield from _entries(Path(entry.path))
             else:
                 yield entry
-
-
-def _check_links(directory: Path, names: Iterable[str]) -> None:
-    """Refuse a named file, or a folder on its way, that is a link, wherever it leads to."""
-    steps = {step for name in names for step in (Path(name), *Path(name).parents)}
-    for step in sorted(steps):
-        if step.parts and (directory / step).is_symlink():
-            msg = f"{step} in {directory} is a symbolic link, and may lead anywhere; {_ADVICE}."
-            raise ArtifactError(msg)
 
 
 def _check_digest(item: OnnxArtifact | EngineArtifact, directory: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 from mlflow_e2eai.artifacts.files import read_text, require_inside, sha256_of, verify
@@ -11,7 +11,7 @@ from mlflow_e2eai.errors import ArtifactError, InvalidInputError
 
 DIGESTS = "SHA256SUMS"
 
-_CACHE = "__pycache__"
+CACHE = "__pycache__"
 """Python's folder of compiled code, which MLflow removes before it logs a model."""
 
 _LINE = re.compile(r"([0-9a-f]{64})  (.+)")
@@ -26,13 +26,34 @@ def write_digests(folder: Path) -> str:
     Raises:
         InvalidInputError: A file has a name that the list cannot hold.
     """
-    names = sorted(name for name in _files(folder) - {DIGESTS} if _CACHE not in Path(name).parts)
-    if odd := [name for name in names if "\n" in name or "\\" in name]:
-        msg = f"The name {odd[0]!r} has a line break or a backslash; rename the file."
-        raise InvalidInputError(msg)
+    names = sorted(name for name in _files(folder) - {DIGESTS} if CACHE not in Path(name).parts)
+    check_names(names)
     lines = [f"{sha256_of(folder / name)}  {name}\n" for name in names]
     (folder / DIGESTS).write_text("".join(lines), encoding="utf-8")
     return sha256_of(folder / DIGESTS)
+
+
+def check_names(names: Iterable[str]) -> None:
+    """Refuse names of files that the list cannot hold, or that `read_digests` would refuse.
+
+    Raises:
+        InvalidInputError: There is one.
+    """
+    for name in names:
+        if not _is_listable(name):
+            msg = (
+                f"A model cannot have a file {name[:300]!r}: its name has a line break, a "
+                "backslash, a drive or a character that is not printed, or is too long; rename it."
+            )
+            raise InvalidInputError(msg)
+
+
+def _is_listable(name: str) -> bool:
+    try:
+        require_inside(name, "")
+    except ArtifactError:
+        return False
+    return "\\" not in name
 
 
 def verify_digests(folder: Path, sha256: str, *, unlisted: Collection[str] = ()) -> None:
@@ -57,7 +78,8 @@ def read_digests(folder: Path, sha256: str) -> dict[str, str]:
     """
     verify(folder / DIGESTS, sha256)
     listed = {}
-    for line in read_text(folder / DIGESTS, advice="download the model again.").splitlines():
+    text = read_text(folder / DIGESTS, advice="download the model again.")
+    for line in text.removesuffix("\n").split("\n") if text else ():
         if (found := _LINE.fullmatch(line)) is None:
             msg = f"{DIGESTS} has the line {line[:80]!r}, which is not a digest and a file name."
             raise ArtifactError(msg)
@@ -78,7 +100,7 @@ def verify_listed(
         unlisted: Names of files that may be there without being listed.
 
     Raises:
-        ArtifactError: A file is missing, has changed, or is not in the list.
+        ArtifactError: A file is missing, is a link, has changed, or is not in the list.
     """
     present = {name for name in _files(folder) - {*unlisted} if name.startswith(below)}
     names = {name for name in listed if name.startswith(below)}
@@ -91,8 +113,25 @@ def verify_listed(
     if extra := sorted(present - names):
         msg = f"{extra[0]} was not in the model when it was made; remove it, or log it again."
         raise ArtifactError(msg)
+    refuse_links(folder, [*names, *unlisted])
     for name in sorted(names):
         verify(folder / name, listed[name])
+
+
+def refuse_links(folder: Path, names: Iterable[str]) -> None:
+    """Refuse a named file, or a folder on its way, that is a link, wherever it leads to.
+
+    Raises:
+        ArtifactError: One is.
+    """
+    steps = {step for name in names for step in (Path(name), *Path(name).parents)}
+    for step in sorted(steps):
+        if step.parts and (folder / step).is_symlink():
+            msg = (
+                f"{step} in {folder} is a symbolic link, and may lead anywhere; download the model "
+                "again."
+            )
+            raise ArtifactError(msg)
 
 
 def _files(folder: Path) -> set[str]:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import shutil
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,6 +45,7 @@ from mlflow_e2eai.artifacts.values import (
     TensorSpec,
 )
 from mlflow_e2eai.artifacts.weight_files import link, verify_graph
+from mlflow_e2eai.bundle.digests import refuse_links
 from mlflow_e2eai.errors import ArtifactError, InvalidInputError, shown
 from mlflow_e2eai.evaluation.effort import EvidenceLevel
 from mlflow_e2eai.evaluation.evidence import Evidence, MachineEvidence, machine_name
@@ -206,8 +208,7 @@ def write(directory: Path, manifest: Manifest, example: Tensors, *, copy: bool =
         The manifest with paths relative to the directory.
     """
     paths = [*map(_graph_path, manifest.graphs), *map(_engine_path, manifest.engines)]
-    if len(set(paths)) < len(paths):
-        twice = sorted({str(path) for path in paths if paths.count(path) > 1})
+    if twice := sorted(str(path) for path, count in Counter(paths).items() if count > 1):
         msg = f"Several files would be {', '.join(twice)}; give each precision and target once."
         raise InvalidInputError(msg)
     graphs = tuple(_copy(graph, _graph_path(graph), directory) for graph in manifest.graphs)
@@ -240,12 +241,15 @@ def read(directory: Path) -> Manifest:
     """Read a bundle's manifest.
 
     Raises:
-        ArtifactError: There is none, it has changed, or another version of this package wrote it.
+        ArtifactError: There is none, it has changed, it or the directory is a link, or another
+            version of this package wrote it.
     """
     path = directory / MANIFEST
     if not path.is_file():
         msg = f"{directory} has no {MANIFEST}; give a model that mlflow_e2eai.log_model made."
         raise ArtifactError(msg)
+    place = directory.absolute()
+    refuse_links(place.parent, [f"{place.name}/{MANIFEST}"])
     text = read_sealed(path)
     version = from_json(_Format, text)
     if version.format_version != FORMAT_VERSION:
@@ -284,6 +288,7 @@ def _check_complete(manifest: Manifest) -> None:
 
 def read_example(directory: Path) -> dict[str, Array]:
     """The input example of a bundle: one array for each input."""
+    refuse_links(directory, [EXAMPLE])
     return load_arrays(directory / EXAMPLE)
 
 

@@ -105,7 +105,7 @@ def save_model(  # noqa: D417 - `log_model` describes the shared arguments
     try:
         if _is_bundle(model):
             stored = bundle.find(model)
-            manifest = bundle.audit(stored, sha256=tracking.manifest_sha256(stored))
+            manifest = tracking.audit_saved(stored)
             example = bundle.read_example(stored)
             # When MLflow calls, the target is a folder that is removed once it is uploaded.
             copy = mlflow_model is None
@@ -276,7 +276,7 @@ def log_model(
         if _is_bundle(model):
             # Written anew, so that its digest is that of the logged files.
             stored = bundle.find(model)
-            manifest = bundle.audit(stored, sha256=tracking.manifest_sha256(stored))
+            manifest = tracking.audit_saved(stored)
             bundle.write(path, manifest, bundle.read_example(stored))
         else:
             settings = Settings.of(arguments)

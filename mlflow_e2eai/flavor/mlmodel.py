@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlflow_e2eai import bundle
 from mlflow_e2eai._version import __version__
-from mlflow_e2eai.bundle.digests import write_digests
+from mlflow_e2eai.bundle.digests import check_names, write_digests
 from mlflow_e2eai.bundle.manifest import Manifest
 from mlflow_e2eai.engine.backends import BACKENDS
 from mlflow_e2eai.errors import InvalidInputError, brief, warn_caller
@@ -142,6 +142,10 @@ class Description:
             if ":/" not in str(path) and not Path(path).exists():
                 msg = f"{argument} has {str(path)!r}, which does not exist; check the path."
                 raise InvalidInputError(msg)
+            if ":/" not in str(path):
+                place = Path(path).absolute()
+                files = [place, *place.rglob("*")]
+                check_names(each.relative_to(place.parent).as_posix() for each in files)
 
     @staticmethod
     def _check_metadata(metadata: Mapping[str, Any]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-from mlflow_e2eai import bundle, tracking
+from mlflow_e2eai import tracking
 from mlflow_e2eai.bundle.attestation.signatures import find_public_key
 from mlflow_e2eai.bundle.load import load
 from mlflow_e2eai.bundle.model import Model
@@ -133,10 +133,10 @@ def follow_alias(name: str, alias: str, *, every_s: float, **options: Any) -> Fo
 
     def open_version(version: str) -> Model:
         model, files, data = _load(f"{PREFIX}{name}/{version}", None, **options)
-        with quiet_mlflow():
-            files.fetch(f"{data}/{bundle.EXAMPLE}")
         try:
-            model(bundle.read_example(files.directory / data))
+            with quiet_mlflow():
+                example = files.read_example(data)
+            model(example)
         except BaseException:
             with model:  # frees it
                 raise

@@ -67,7 +67,7 @@ def export_triton(
         require_kind("name", name, str, "a prefix of names")
     require_flags(replace=replace)
     with tempfile.TemporaryDirectory() as folder, native_allowed(allow_native):
-        directory, own_name, sha256 = _bundle(model_uri, Path(folder))
+        directory, own_name, manifest = _bundle(model_uri, Path(folder))
         prefix = own_name if name is None else name
         if not _NAME.fullmatch(prefix):
             msg = (
@@ -75,7 +75,6 @@ def export_triton(
                 ". - only."
             )
             raise InvalidInputError(msg)
-        manifest = bundle.audit(directory, sha256=sha256)
         models, left_out = models_of(manifest, bundle.read_example(directory), prefix)
         if left_out:
             msg = f"Triton cannot serve all of {model_uri}: {'; '.join(left_out)}."
@@ -98,15 +97,15 @@ def export_triton(
     return folders
 
 
-def _bundle(uri: str | Path, folder: Path) -> tuple[Path, str, str | None]:
-    """The folder of a bundle, the name that its model has, and the digest of its manifest."""
+def _bundle(uri: str | Path, folder: Path) -> tuple[Path, str, bundle.Manifest]:
+    """The folder of a bundle, the name that its model has, and its manifest, all verified."""
     model = str(uri)
     if not tracking.is_uri(model):
         path = Path(model)
         found = bundle.find(path)
-        return found, path.absolute().name, tracking.manifest_sha256(found)
+        return found, path.absolute().name, tracking.audit_saved(found)
     logged = tracking.ancestor(tracking.resolve(model), ("package",))
     registered = re.fullmatch(r"models:/(.+)(?:@|/)[^@/]+", model)
-    found = bundle.find(tracking.fetch(logged, folder))
     name = registered[1] if registered else str(logged.name)
-    return found, name, logged.tags.get(tracking.SHA256)
+    found = bundle.find(tracking.fetch_verified(logged, folder))
+    return found, name, bundle.audit(found, whole=False)

@@ -190,8 +190,8 @@ class Job:
         models = self.recorder.models
         stage = self.model.tags[tracking.STAGE]
         if stage == "package":
-            directory = tracking.fetch(self.model, path) / bundle.FOLDER
-            manifest = bundle.audit(directory, sha256=self.model.tags.get(tracking.SHA256))
+            directory = tracking.fetch_verified(self.model, path) / bundle.FOLDER
+            manifest = bundle.audit(directory, whole=False)
             models |= {item.sha256: self.model.model_id for item in manifest.files}
             return list(manifest.graphs), list(manifest.engines), bundle.read_example(directory)
         if stage == "compile":

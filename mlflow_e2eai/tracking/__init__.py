@@ -71,5 +71,5 @@ from mlflow_e2eai.tracking.runs import (
     run,
 )
 from mlflow_e2eai.tracking.sources import fetch_source, log_source
-from mlflow_e2eai.tracking.store.integrity import fetch_verified
+from mlflow_e2eai.tracking.store.integrity import audit_saved, fetch_verified
 from mlflow_e2eai.tracking.store.mlflow2_models import resolve_source

@@ -75,6 +75,7 @@ from mlflow.utils.validation import (
 
 from mlflow_e2eai.artifacts import yaml_nodes
 from mlflow_e2eai.artifacts.files import read_text
+from mlflow_e2eai.bundle.digests import refuse_links
 from mlflow_e2eai.errors import ArtifactError, InvalidInputError, brief
 from mlflow_e2eai.tracking.server import as_mlflow_error
 
@@ -121,9 +122,10 @@ def get_flavor_configuration(folder: Path, flavor: str) -> Mapping[str, Any]:
     MLflow's own reader has no limit, and raises the errors of YAML as they are.
 
     Raises:
-        ArtifactError: There is no such file, or it describes no model; or the model has other
-            flavors, which is a `mlflow.exceptions.MlflowException` too.
+        ArtifactError: There is no such file, it is a link, or it describes no model; or the model
+            has other flavors, which is a `mlflow.exceptions.MlflowException` too.
     """
+    refuse_links(folder, ["MLmodel"])
     path = Path(folder, "MLmodel")
     try:
         content = yaml_nodes.load(read_text(path), str(path), most=_MLMODEL_CHARACTERS)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,17 +15,25 @@ from mlflow_e2eai.artifacts.files import (
     atomic_write,
     from_json,
     read_text,
+    reading_error,
     require_inside,
     to_json,
     verify,
 )
+from mlflow_e2eai.artifacts.values import Array
 from mlflow_e2eai.bundle.attestation.envelope import (
     MLMODEL,
     SIGNATURE,
     require_signature,
 )
-from mlflow_e2eai.bundle.digests import DIGESTS, read_digests, verify_listed
-from mlflow_e2eai.bundle.manifest import MANIFEST
+from mlflow_e2eai.bundle.digests import (
+    CACHE,
+    DIGESTS,
+    read_digests,
+    refuse_links,
+    verify_listed,
+)
+from mlflow_e2eai.bundle.manifest import EXAMPLE, MANIFEST, read_example
 from mlflow_e2eai.errors import (
     ArtifactError,
     E2EAIError,
@@ -51,6 +61,8 @@ if TYPE_CHECKING:
 FLAVOR = "mlflow_e2eai"
 """Name of this package's flavor in MLmodel."""
 
+_AGAIN = "log the model again."
+
 
 class ModelFiles:
     """A model's directory on this machine, into which its files are downloaded one by one.
@@ -77,6 +89,7 @@ class ModelFiles:
         from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
         self._uri, self._is_copied = str(uri), directory is not None
+        self._listed: Mapping[str, str] | None = None
         target = None if directory is None else str(directory)
         try:
             if self._uri.startswith("runs:/"):
@@ -127,11 +140,50 @@ class ModelFiles:
             listed = read_digests(self.directory, str(configuration["digests"]))
         if with_code and code is not None:
             self.fetch(str(code))
+            place = self._copy_code(str(code))
             if listed is not None:
-                verify_listed(self.directory / str(code), _below(listed, str(code)))
-            _mlflow.add_code_to_system_path(self.directory, configuration)
+                verify_listed(place / str(code), _below(listed, str(code)))
+            _mlflow.add_code_to_system_path(place, configuration)
         require_inside(data, f"The MLmodel file of {self._uri} names the bundle {data!r}")
+        self._listed = listed
         return data, None if listed is None else listed.get(f"{data}/{MANIFEST}", "missing")
+
+    def _copy_code(self, code: str) -> Path:
+        """Copy the code into a folder of its own, which is there as long as this process.
+
+        Python writes a compiled file next to each module that it imports, into a model that may
+        have no other files than those it was made of; and would run one that somebody put there.
+        """
+        refuse_links(self.directory, [code])
+        place = Path(tempfile.mkdtemp(prefix="e2eai-code-"))
+        atexit.register(shutil.rmtree, place, ignore_errors=True)
+        try:
+            shutil.copytree(
+                self.directory / code,
+                place / code,
+                symlinks=True,
+                ignore=shutil.ignore_patterns(CACHE),
+                dirs_exist_ok=True,
+            )
+        except OSError as error:
+            msg = f"The code of {self._uri} cannot be read: {reading_error(error)}; {_AGAIN}"
+            raise ArtifactError(msg) from error
+        return place
+
+    def read_example(self, data: str) -> dict[str, Array]:
+        """Download the input example of the model's bundle, and read it.
+
+        Args:
+            data: The folder that `bundle` returned.
+
+        Raises:
+            ArtifactError: It cannot be downloaded or read, or has changed.
+        """
+        name = f"{data}/{EXAMPLE}"
+        self.fetch(name)
+        if self._listed is not None:
+            verify(self.directory / name, self._listed.get(name, "missing"))
+        return read_example(self.directory / data)
 
     def names(self) -> list[str]:
         """The files and folders that are at the top of the model."""
@@ -156,7 +208,7 @@ class ModelFiles:
             reason = (
                 str(error).strip().splitlines()[-1]
             )  # MLflow lists its failed attempts before it
-            msg = f"{path} of {self._uri} cannot be downloaded: {reason}; log the model again."
+            msg = f"{path} of {self._uri} cannot be downloaded: {reason}; {_AGAIN}"
             raise ArtifactError(msg) from error
 
 

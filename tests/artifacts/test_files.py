@@ -1,10 +1,12 @@
 """Files are read whole, written whole, and are the ones that were recorded."""
 
 import hashlib
+import json
 import os
 from pathlib import Path
 
 import pytest
+from small_manifest import full
 
 from mlflow_e2eai.artifacts import files
 from mlflow_e2eai.artifacts.files import (
@@ -20,6 +22,7 @@ from mlflow_e2eai.artifacts.files import (
     verify,
 )
 from mlflow_e2eai.artifacts.values import WeightFile
+from mlflow_e2eai.bundle.manifest import Manifest
 from mlflow_e2eai.errors import ArtifactError
 
 
@@ -85,6 +88,17 @@ def test_a_number_is_no_text():
     text = '{"path": "a", "sha256": "", "size_bytes": "1"}'
     with pytest.raises(ArtifactError, match="at size_bytes"):
         from_json(WeightFile, text)
+
+
+@pytest.mark.parametrize(
+    ("field", "wrong"),
+    [("graphs", [1] * 1000), ("environment", {str(at): 1 for at in range(1000)})],
+)
+def test_of_a_thousand_wrong_entries_the_first_is_named_and_no_other_is_kept(field, wrong):
+    text = json.dumps({**json.loads(to_json(full())), field: wrong})
+    with pytest.raises(ArtifactError, match=f"at {field}.0, ") as raised:
+        from_json(Manifest, text)
+    assert raised.value.__cause__.error_count() == 1
 
 
 def test_the_digest_is_that_of_the_content(tmp_path):

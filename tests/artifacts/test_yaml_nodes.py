@@ -20,6 +20,13 @@ LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
 HOSTILE = {
     "aliases that stand for 10^9 values": LAUGHS,
     "an alias of itself": "a: &a [" + ", ".join(["*a"] * 20) + "]",
+    "a list in itself": "&a [*a]",
+    "a list in its own mapping": "a: &a {b: [*a]}",
+    "a mapping that is its own key": "&a {? *a : 1}",
+    "a long list tripled by aliases, over and over": "a0: &a0 ["
+    + "x, " * 20_000
+    + "]\n"
+    + "".join(f"a{at}: &a{at} [{f'*a{at - 1}, ' * 3}]\n" for at in range(1, 6)),
     "lists 3,000 deep": "gates: " + "[" * 3000 + "]" * 3000,
     "mappings 100,000 deep": "gates: " + "{a: " * 60_000,
     "a number of 5,000 digits": "gates:\n - {metric: a, at_most: " + "9" * 5000 + "}",
@@ -31,6 +38,12 @@ HOSTILE = {
     "a broken text": "a: \ud800",
     "a NUL": "a: \0",
     "a date that there is not": "a: 2001-99-99",
+    "a timestamp that is none": "a: !!timestamp x",
+    "a number of no digit": "a: !!int ''",
+    "a fraction of no digit": "a: !!float ''",
+    "a truth that is none": "a: !!bool x",
+    "bytes that are none": "a: !!binary '????'",
+    "a base that has no digits": "a: 0x_",
 }
 
 
@@ -42,6 +55,19 @@ def test_a_hostile_text_is_read_or_refused_in_a_sentence_within_seconds(what, tm
     except InvalidInputError as error:
         assert "\n" not in str(error)  # noqa: PT017 - some are harmless after all
     assert time.process_time() - began < 10
+
+
+@pytest.mark.parametrize("text", ["!!timestamp x", "!!int ''", "!!float ''", "!!bool x"])
+def test_a_value_that_does_not_fit_its_tag_is_named_with_its_line(text):
+    tag, _, value = text.replace("''", "").partition(" ")
+    with pytest.raises(InvalidInputError, match=f"'{value}' is no {tag} in .*, line 2,"):
+        yaml_nodes.load(f"a: 1\nb: {text}\n", "file.yaml")
+
+
+@pytest.mark.parametrize("text", ["&a [*a]", "a: &a {b: [*a]}", "&a {? *a : 1}"])
+def test_a_list_in_itself_is_refused_as_more_values_than_are_read(text):
+    with pytest.raises(InvalidInputError, match="aliases stand for more than 262144 values"):
+        yaml_nodes.load(text, "file.yaml")
 
 
 READERS = {

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
+import py_compile
 import shutil
+import sys
+import time
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 
@@ -21,7 +25,7 @@ from mlflow_e2eai.artifacts.weight_files import digest
 from mlflow_e2eai.bundle.audit import refuse_changes
 from mlflow_e2eai.bundle.load import load
 from mlflow_e2eai.bundle.manifest import Manifest
-from mlflow_e2eai.errors import ArtifactError, E2EAIError
+from mlflow_e2eai.errors import ArtifactError, E2EAIError, InvalidInputError
 from mlflow_e2eai.flavor import api, native
 from mlflow_e2eai.tracking import downloads
 from mlflow_e2eai.tracking.store import integrity
@@ -77,13 +81,52 @@ def test_what_is_wrong_first_is_said_first(place):
         bundle.audit(place)
 
 
-@pytest.mark.parametrize("name", ["engines", "model.onnx"])
+@pytest.mark.parametrize("name", ["engines", "model.onnx", "input_example.npz", "manifest.json"])
 def test_a_file_or_folder_that_is_a_link_out_of_the_bundle_is_refused(place, name, tmp_path):
     (place / name).rename(tmp_path / "outside")
     (place / name).symlink_to(tmp_path / "outside")
     for whole in (True, False):
         with pytest.raises(ArtifactError, match=f"{name} in .* is a symbolic link"):
             bundle.audit(place, whole=whole)
+
+
+def takers(model: Path, folder: Path):
+    """What takes a whole model from a folder."""
+    return (
+        lambda: mlflow_e2eai.export_triton(str(model), folder / "repository", name="x"),
+        lambda: mlflow_e2eai.save_model(str(model), folder / "again"),
+        lambda: api.log_model(str(model), "again"),
+    )
+
+
+@pytest.mark.parametrize(
+    "name", ["bundle", "MLmodel", "bundle/input_example.npz", "bundle/manifest.json"]
+)
+def test_a_model_with_a_link_out_of_it_is_refused_by_all_that_take_one(
+    model, name, isolated, tmp_path
+):
+    (model / name).rename(tmp_path / "outside")
+    (model / name).symlink_to(tmp_path / "outside")
+    for take in (lambda: mlflow_e2eai.load_model(str(model)), *takers(model, tmp_path)):
+        with pytest.raises(E2EAIError, match=r"is a symbolic link|outside the artifact directory"):
+            take()
+    assert not (tmp_path / "again").exists()
+    assert not (tmp_path / "repository").exists()
+
+
+@pytest.mark.parametrize("name", ["bundle/input_example.npz", "requirements.txt"])
+def test_a_changed_file_that_no_manifest_names_is_refused_by_all_that_take_a_whole_model(
+    model, name, isolated, tmp_path
+):
+    if name.endswith(".npz"):
+        np.savez(model / name, x=features() * 1e9)
+    else:
+        (model / name).write_text("evil\n")
+    for take in takers(model, tmp_path):
+        with pytest.raises(ArtifactError, match=f"{Path(name).name} has sha256"):
+            take()
+    assert not (tmp_path / "again").exists()
+    assert not (tmp_path / "repository").exists()
 
 
 NAMES = ["../x", "/etc/passwd", "C:\\x", "a\\..\\..\\x", "a\0b", "a\nb", "a\x1bb", "x" * 300]
@@ -169,14 +212,11 @@ def test_another_manifest_than_the_recorded_one_is_refused(place):
 
 def test_an_extra_file_is_refused_by_all_that_take_a_bundle(model, isolated, tmp_path):
     (model / "bundle" / "libevil.so").write_bytes(b"x")
-    takers = (
+    loaders = (
         lambda: mlflow_e2eai.load_model(str(model)),
         lambda: mlflow.pyfunc.load_model(str(model)),
-        lambda: mlflow_e2eai.export_triton(str(model), tmp_path / "repository", name="x"),
-        lambda: mlflow_e2eai.save_model(str(model), tmp_path / "again"),
-        lambda: api.log_model(str(model), "again"),
     )
-    for take in takers:
+    for take in (*loaders, *takers(model, tmp_path)):
         with pytest.raises(ArtifactError, match=r"'libevil\.so' in .* is named by no manifest"):
             take()
 
@@ -220,6 +260,52 @@ def test_code_that_was_logged_with_a_model_is_verified_before_it_is_imported(mod
     (coded / "code" / "another.py").write_text("")
     with pytest.raises(ArtifactError, match=r"helper\.py, which was in the model"):
         mlflow_e2eai.load_model(str(coded))
+
+
+def test_code_that_is_imported_leaves_no_compiled_file_in_the_model_and_none_there_is_run(
+    model, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    (tmp_path / "helper_of_16.py").write_text("ANSWER = 42\n")
+    coded = tmp_path / "coded"
+    mlflow_e2eai.save_model(str(model), coded, code_paths=[str(tmp_path / "helper_of_16.py")])
+    source = coded / "code" / "helper_of_16.py"
+    planted = tmp_path / "planted.py"
+    planted.write_text("ANSWER = 43\n")
+    os.utime(planted, ns=(0, source.stat().st_mtime_ns))
+    for _ in range(2):
+        mlflow_e2eai.load_model(str(coded))
+        assert importlib.import_module("helper_of_16").ANSWER == 42
+        assert not (coded / "code" / "__pycache__").exists()
+        monkeypatch.delitem(sys.modules, "helper_of_16")
+    py_compile.compile(str(planted), importlib.util.cache_from_source(str(source)))
+    mlflow_e2eai.load_model(str(coded))
+    assert importlib.import_module("helper_of_16").ANSWER == 42
+    monkeypatch.delitem(sys.modules, "helper_of_16")
+
+
+def test_a_file_that_no_version_could_be_loaded_with_is_refused_before_anything_is_made(
+    model, isolated, tmp_path
+):
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "a\u2028b.py").write_text("")
+    for argument in ("code_paths", "extra_files"):
+        with pytest.raises(InvalidInputError, match="a line break"):
+            api.log_model(str(model), "again", **{argument: [str(tmp_path / "code")]})
+    assert mlflow.search_logged_models(output_format="list") == []
+    assert mlflow.search_runs(output_format="list") == []
+
+
+def test_forty_thousand_graphs_of_one_manifest_are_looked_through_within_seconds(place):
+    content = json.loads(read_sealed(place / "manifest.json"))
+    graphs = [{**content["graphs"][0], "path": f"m{at}.onnx"} for at in range(40_000)]
+    text = json.dumps({**content, "graphs": graphs}, separators=(",", ":")).removesuffix("}")
+    (place / "manifest.json").write_text(seal(f"{text}\n}}"))
+    began = time.process_time()
+    with pytest.raises(ArtifactError, match="is named by no manifest"):
+        bundle.audit(place, whole=False)
+    assert time.process_time() - began < 12
 
 
 # Between the check and the opening

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import subprocess
 from functools import partial
+from pathlib import Path
 
+import numpy as np
 import pytest
 from small_models import AXES, features, net
 
@@ -116,3 +118,26 @@ def test_a_version_without_digests_is_refused(store, logged):
     store.delete_logged_model_tag(model_id, "e2eai.mlmodel_sha256")
     store.delete_model_version_tag("net", version, "e2eai.mlmodel_sha256")
     assert "no digests of its files" in refused(version)
+
+
+@pytest.mark.parametrize(
+    "name", ["bundle/input_example.npz", "requirements.txt", "SHA256SUMS", "MLmodel"]
+)
+def test_a_version_with_a_changed_file_is_not_exported_for_triton(logged, tmp_path, name):
+    version, edited = logged
+    with edited() as folder:
+        changed = bytearray((folder / name).read_bytes())
+        changed[-2] ^= 1
+        (folder / name).write_bytes(changed)
+    with pytest.raises(ArtifactError, match=f"{Path(name).name} has sha256"):
+        mlflow_e2eai.export_triton(f"models:/net/{version}", tmp_path / "repository")
+    assert not (tmp_path / "repository").exists()
+
+
+def test_a_version_with_a_changed_example_is_not_followed(store, logged):
+    version, edited = logged
+    store.set_registered_model_alias("net", "champion", version)
+    with edited() as folder:
+        np.savez(folder / "bundle" / "input_example.npz", x=features() * 1e9)
+    with pytest.raises(ArtifactError, match=r"input_example\.npz has sha256"):
+        mlflow_e2eai.load_model("models:/net@champion", follow=5.0)

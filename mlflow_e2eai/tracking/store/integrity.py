@@ -15,9 +15,9 @@ from mlflow_e2eai.bundle.attestation.envelope import (
 )
 from mlflow_e2eai.bundle.audit import audit
 from mlflow_e2eai.bundle.digests import DIGESTS, read_digests, verify_listed
-from mlflow_e2eai.bundle.manifest import FOLDER
+from mlflow_e2eai.bundle.manifest import FOLDER, Manifest
 from mlflow_e2eai.errors import ArtifactError
-from mlflow_e2eai.tracking.downloads import FLAVOR
+from mlflow_e2eai.tracking.downloads import FLAVOR, manifest_sha256
 from mlflow_e2eai.tracking.lineage import MLMODEL_SHA256, SHA256, SIGNATURE_SHA256, fetch
 
 if TYPE_CHECKING:
@@ -70,15 +70,41 @@ def verify_folder(path: Path, *, anew: bool = False) -> dict[str, str]:
 
     The arguments, result and errors are those of `verify_model`.
     """
+    digests = _verify_folder_files(path, anew=anew)
+    audit(path / FOLDER)
+    return digests
+
+
+def audit_saved(directory: Path) -> Manifest:
+    """Audit the bundle in a user's folder, and all files that its model lists.
+
+    Those beside the bundle's own, and its input example, are in no manifest. A model of an older
+    version of this package lists none, and a bundle without a model around it neither.
+
+    Args:
+        directory: The bundle.
+
+    Returns:
+        The manifest with absolute paths of its files.
+
+    Raises:
+        ArtifactError: A file is missing, has changed, or was not in the model.
+    """
+    sha256 = manifest_sha256(directory)
+    manifest = audit(directory, sha256=sha256)
+    if sha256 is not None:
+        _verify_folder_files(directory.parent)
+    return manifest
+
+
+def _verify_folder_files(path: Path, *, anew: bool = False) -> dict[str, str]:
     signature = path / SIGNATURE
-    digests = verify_logged_files(
+    return verify_logged_files(
         path,
         sha256_of(path / MLMODEL),
         signature_sha256=sha256_of(signature) if signature.exists() and not anew else None,
         ignored=(SIGNATURE, *ATTACHED) if anew else (),
     )
-    audit(path / FOLDER)
-    return digests
 
 
 def verify_logged_files(
