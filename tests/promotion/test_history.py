@@ -23,8 +23,8 @@ from mlflow_e2eai.promotion.registry.timeline import (
     decision_runs,
     last_moves,
     read_moves,
-    time_after,
 )
+from mlflow_e2eai.promotion.registry.times import time_after
 
 pytestmark = pytest.mark.usefixtures("on_threads")
 

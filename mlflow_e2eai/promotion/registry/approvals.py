@@ -21,7 +21,8 @@ from mlflow_e2eai.errors import ArtifactError, TrackingError, brief, shown
 from mlflow_e2eai.evaluation.gates import Verdict
 from mlflow_e2eai.promotion.policy import Policy, RequiredApproval, check_approval
 from mlflow_e2eai.promotion.registry.actor import actor
-from mlflow_e2eai.promotion.registry.timeline import now_text, registered_model
+from mlflow_e2eai.promotion.registry.timeline import registered_model
+from mlflow_e2eai.promotion.registry.times import now_text
 from mlflow_e2eai.promotion.requirements import signed_by
 from mlflow_e2eai.report.formats import moment_text
 from mlflow_e2eai.tracking.server import check_server, read_only_error

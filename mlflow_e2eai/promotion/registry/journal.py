@@ -15,9 +15,9 @@ from mlflow_e2eai.promotion.registry.timeline import (
     MODEL,
     REASON,
     VERSION,
-    now_text,
     registered_model,
 )
+from mlflow_e2eai.promotion.registry.times import now_text
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import RegisteredModel

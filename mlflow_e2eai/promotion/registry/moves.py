@@ -19,11 +19,10 @@ from mlflow_e2eai.promotion.registry.timeline import (
     WITHDRAWN,
     MoveKind,
     moves_text,
-    now_text,
     read_moves,
     registered_model,
-    time_after,
 )
+from mlflow_e2eai.promotion.registry.times import now_text, time_after
 from mlflow_e2eai.report.formats import moment_text
 from mlflow_e2eai.tracking.server import check_server, failure_reason, responds
 

@@ -23,8 +23,8 @@ from mlflow_e2eai.promotion.registry.timeline import (
     REASON,
     WITHDRAWN,
     history,
-    now_text,
 )
+from mlflow_e2eai.promotion.registry.times import now_text
 from mlflow_e2eai.report.formats import aliases_text, moment_text
 from mlflow_e2eai.tracking.console import quiet_mlflow
 from mlflow_e2eai.tracking.server import check_server

@@ -7,16 +7,16 @@ followed by another.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 from mlflow_e2eai.artifacts.files import Summary, Table
-from mlflow_e2eai.errors import InvalidInputError, TrackingError, brief, shown, suggestion
+from mlflow_e2eai.errors import TrackingError, brief, shown, suggestion
+from mlflow_e2eai.promotion.registry.times import end_of, moment_of
 from mlflow_e2eai.report.formats import moment_text
 from mlflow_e2eai.report.text import align
 from mlflow_e2eai.tracking.console import quiet_mlflow
@@ -196,7 +196,7 @@ def history(name: str, *, alias: str | None = None, on: str | date | None = None
         >>> moves = mlflow_e2eai.history("digits", alias="champion")
         >>> frame, text = moves.to_pandas(), moves.text()
     """
-    until = None if on is None else _end_of(on)
+    until = None if on is None else end_of(on)
     check_server()
     with quiet_mlflow():
         registered = registered_model(name)
@@ -319,23 +319,6 @@ def decision_runs(
     return runs[::-1]
 
 
-def now_text() -> str:
-    """This moment in UTC, as ISO 8601 with milliseconds."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
-
-
-def time_after(last: str | None) -> str:
-    """This moment, or one just after the last move's: clocks of two machines differ.
-
-    Args:
-        last: When the last move was, as `now_text` writes it; None where there was none.
-    """
-    now = datetime.now(UTC)
-    with contextlib.suppress(ValueError, TypeError):  # there was none, or a hand wrote the tag
-        now = max(now, datetime.fromisoformat(str(last)) + timedelta(milliseconds=1))
-    return now.isoformat(timespec="milliseconds")
-
-
 def moves_text(moves: Mapping[str, tuple[str | None, str | None]]) -> str:
     """The tag `MOVES` of a run."""
     return json.dumps({alias: list(versions) for alias, versions in sorted(moves.items())})
@@ -372,29 +355,11 @@ def _time_of(run: Run) -> str:
     """When a run moved an alias; where no tag says so that can be read, when it began."""
     # A run may wait for its turn: what moves before it begins to move came earlier.
     for text in (run.data.tags.get(MOVED_AT), run.data.tags.get(PLANNED_AT)):
-        with contextlib.suppress(ValueError, TypeError):  # a hand wrote the tag
-            if datetime.fromisoformat(str(text)).tzinfo is not None:
-                return str(text)
+        if text is not None and moment_of(text) is not None:
+            return text
     return datetime.fromtimestamp(run.info.start_time / 1e3, UTC).isoformat(timespec="milliseconds")
 
 
 def _kind_of(tags: Mapping[str, str]) -> MoveKind:
     kinds: tuple[MoveKind, ...] = get_args(MoveKind)
     return next((kind for kind in kinds if kind == tags.get(KIND)), "promotion")
-
-
-def _end_of(on: str | date) -> datetime:
-    """The last moment that counts: the end of a day in UTC, or a time."""
-    try:
-        if isinstance(on, datetime):
-            moment = on
-        elif isinstance(on, date):
-            moment = datetime.combine(on, time.max)
-        elif len(on.strip()) > len("2026-11-30"):
-            moment = datetime.fromisoformat(on.strip())
-        else:
-            return _end_of(date.fromisoformat(on.strip()))
-    except (ValueError, AttributeError, TypeError) as error:
-        msg = f"{on!r} is no date; give one such as 2026-11-30, or 2026-11-30T12:00:00+00:00."
-        raise InvalidInputError(msg) from error
-    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
