@@ -10,13 +10,15 @@ from mlflow_e2eai.errors import E2EAIError, TrackingError
 from mlflow_e2eai.pipeline.publish import describe_moves
 from mlflow_e2eai.promotion.registry.actor import actor
 from mlflow_e2eai.promotion.registry.lease import Lease, lease
-from mlflow_e2eai.promotion.registry.timeline import (
+from mlflow_e2eai.promotion.registry.tags import (
     DECISION,
     KIND,
     MOVED_AT,
     MOVES,
     PLANNED_AT,
     WITHDRAWN,
+)
+from mlflow_e2eai.promotion.registry.timeline import (
     MoveKind,
     moves_text,
     read_moves,
