@@ -39,7 +39,10 @@ def print_verification(verification: Verification, _: Arguments) -> int:
 
 
 def print_guard(report: GuardReport, _: Arguments) -> int:
-    """Print a line for each alias; `NOT_PASSED` where one was moved by hand, put back or not."""
+    """Print a line for each alias; `NOT_PASSED` where one is not as decided, put back or not.
+
+    It was moved or deleted by hand, its version was rejected, or its decision is gone.
+    """
     print(report.text(), flush=True)
     return exit_code(report)
 

@@ -241,13 +241,16 @@ def print_until(
     arguments: Arguments,
     printer: Callable[[GuardReport, Arguments], int],
 ) -> int:
-    """Print reports as they come, until an alias was moved by hand and is not to be put back."""
+    """Print reports as they come, until an alias is not as decided and is not to be put back."""
     codes = (printer(report, arguments) for report in reports)
     return next(code for code in codes if code != DONE and not arguments["restore"])
 
 
 def exit_code(result: Any) -> int:
-    """`NOT_PASSED` for a rejection, a decision that would differ, and aliases moved by hand."""
+    """`NOT_PASSED` for a rejection, a decision that would differ, and aliases not as decided.
+
+    Those were moved or deleted by hand, their version was rejected, or their decision is gone.
+    """
     match result:
         case Promotion() | Contest():
             passed = result.promoted

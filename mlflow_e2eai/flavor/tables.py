@@ -131,7 +131,8 @@ def list_versions(name: str) -> pd.DataFrame:
     import pandas as pd
 
     from mlflow_e2eai.promotion.registry.approvals import rejections_of
-    from mlflow_e2eai.promotion.registry.timeline import DECISION, registered_model
+    from mlflow_e2eai.promotion.registry.tags import DECISION
+    from mlflow_e2eai.promotion.registry.timeline import registered_model
 
     with quiet_mlflow(), mlflow_errors("call this again later"):
         aliases = registered_model(name).aliases

@@ -16,8 +16,10 @@ from mlflow_e2eai.promotion.metrics import totals
 from mlflow_e2eai.promotion.registry.actor import actor
 from mlflow_e2eai.promotion.registry.approvals import statements_of
 from mlflow_e2eai.promotion.registry.journal import journal
-from mlflow_e2eai.promotion.registry.record import DECIDED_BY, DECISION, FILE, WITHDRAWN
-from mlflow_e2eai.promotion.registry.timeline import ALIAS, REASON, Move, last_moves, now_text
+from mlflow_e2eai.promotion.registry.record import FILE
+from mlflow_e2eai.promotion.registry.tags import ALIAS, DECIDED_BY, DECISION, REASON, WITHDRAWN
+from mlflow_e2eai.promotion.registry.timeline import Move, last_moves
+from mlflow_e2eai.promotion.registry.times import now_text
 from mlflow_e2eai.report.background import AliasMove, Background, Before
 from mlflow_e2eai.report.formats import moment_text
 from mlflow_e2eai.tracking.server import responds

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -25,10 +26,12 @@ from pydantic import (
 
 from mlflow_e2eai.artifacts.files import read_text
 from mlflow_e2eai.artifacts.yaml_nodes import compose, line_of, plain
+from mlflow_e2eai.bundle.attestation.signatures import public_key
 from mlflow_e2eai.errors import ArtifactError, InvalidInputError, nearest
 from mlflow_e2eai.evaluation.gates import Gate
 from mlflow_e2eai.promotion.policy import (
     Policy,
+    check_approval,
     check_gate,
     check_policy,
     check_target,
@@ -37,6 +40,9 @@ from mlflow_e2eai.promotion.requirements import RequiredApproval, RequiredSigner
 
 GATES = files("mlflow_e2eai.promotion") / "gates.yaml"
 SCHEMA = files("mlflow_e2eai.promotion") / "gates.schema.json"
+
+Where: TypeAlias = Callable[[tuple[Any, ...]], str]
+"""The beginning of an error, given the path of keys and positions of what is wrong."""
 
 _Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 _Name = Annotated[str, Field(strict=True, min_length=1)]
@@ -101,6 +107,11 @@ class ApprovalEntry(_Entry):
         default=(), description="Names of keys, one of which must have signed it."
     )
 
+    @model_validator(mode="after")
+    def _has_a_name(self) -> ApprovalEntry:
+        check_approval(self.approval)
+        return self
+
     def to_required(self) -> RequiredApproval:
         """The required approval."""
         return RequiredApproval(**self.model_dump())
@@ -156,6 +167,11 @@ class TargetEntry(_Entry):
         return RequiredTarget(**self.model_dump())
 
 
+def _checked_key(text: str) -> str:
+    public_key(text)
+    return text
+
+
 def _shipped_gates(gates: Any) -> Any:
     """The gates of this package for the word ``default``."""
     if gates == "default":
@@ -183,7 +199,7 @@ class GatesFile(BaseModel):
         default="block",
         description="What an engine does that nobody measured on a GPU of its target.",
     )
-    keys: Mapping[_Name, _Name] = Field(
+    keys: Mapping[_Name, Annotated[_Name, AfterValidator(_checked_key)]] = Field(
         default_factory=dict,
         description="Public keys of people who sign, by name: ssh-ed25519 AAAA...",
     )
@@ -191,29 +207,44 @@ class GatesFile(BaseModel):
         default=(), deprecated=True, description="Was here once, and is not read."
     )
 
-    def to_policy(self) -> Policy:
-        """The rules as a value."""
-        people = [e for e in self.gates if isinstance(e, ApprovalEntry | SignerEntry)]
-        named = [e.keys if isinstance(e, ApprovalEntry) else e.signed_by for e in people]
+    def to_policy(self, where: Where = lambda _: "") -> Policy:
+        """The rules as a value.
+
+        Args:
+            where: Begins an error; see `policy_from`.
+
+        Raises:
+            InvalidInputError: A gate names a key that is not under 'keys', or no gate names any.
+        """
+        named = [_keys_of(entry) for entry in self.gates]
         if self.keys and not any(named):
             msg = (
-                f"No gate names a key of 'keys', {', '.join(self.keys)}, so that none has to have "
-                f"signed: write {{approval: release, keys: [{next(iter(self.keys))}]}}, or leave "
-                f"'keys' out."
+                f"{where(('keys',))}No gate names a key of 'keys', {', '.join(self.keys)}, so that "
+                f"none has to have signed: write {{approval: release, keys: "
+                f"[{next(iter(self.keys))}]}}, or leave 'keys' out."
             )
             raise InvalidInputError(msg)
-        return check_policy(
-            Policy(
-                gates=tuple(e.to_gate() for e in self.gates if isinstance(e, GateEntry)),
-                required_targets=tuple(entry.to_required() for entry in self.required_targets),
-                unmeasured=self.unmeasured,
-                approvals=tuple(
-                    e.to_required() for e in self.gates if isinstance(e, ApprovalEntry)
-                ),
-                signers=tuple(e.to_required() for e in self.gates if isinstance(e, SignerEntry)),
-                keys=dict(self.keys),
-            )
+        policy = Policy(
+            gates=tuple(e.to_gate() for e in self.gates if isinstance(e, GateEntry)),
+            required_targets=tuple(entry.to_required() for entry in self.required_targets),
+            unmeasured=self.unmeasured,
+            approvals=tuple(e.to_required() for e in self.gates if isinstance(e, ApprovalEntry)),
+            signers=tuple(e.to_required() for e in self.gates if isinstance(e, SignerEntry)),
+            keys=dict(self.keys),
         )
+        try:
+            return check_policy(policy)
+        except InvalidInputError as error:  # a key, as entries were checked on their own
+            at = next((at for at, keys in enumerate(named) if {*keys} - {*self.keys}), 0)
+            msg = f"{where(('gates', at))}{error}"
+            raise InvalidInputError(msg) from error
+
+
+def _keys_of(entry: GateEntry | ApprovalEntry | SignerEntry) -> tuple[str, ...]:
+    """The names of keys in an entry."""
+    if isinstance(entry, GateEntry):
+        return ()
+    return entry.keys if isinstance(entry, ApprovalEntry) else entry.signed_by
 
 
 def schema_text() -> str:
@@ -275,12 +306,12 @@ def parse_policy(text: str, source: str) -> Policy:
     return policy_from(plain(node), where=lambda path: f"{source}, line {line_of(node, path)}: ")
 
 
-def policy_from(data: Any, where: Any = lambda _: "") -> Policy:
+def policy_from(data: Any, where: Where = lambda _: "") -> Policy:
     """Read the rules of a promotion from parsed YAML; see `GatesFile`.
 
     Args:
         data: The content of the file.
-        where: Begins an error, given the path of keys and positions of what is wrong.
+        where: Begins an error; see `Where`.
 
     Raises:
         InvalidInputError: Something in it is wrong.
@@ -289,7 +320,7 @@ def policy_from(data: Any, where: Any = lambda _: "") -> Policy:
         msg = f"{where(())}Gates are a mapping with the key 'gates', which holds a list."
         raise InvalidInputError(msg)
     try:
-        return GatesFile.model_validate(data).to_policy()
+        return GatesFile.model_validate(data).to_policy(where)
     except ValidationError as error:
         errors = error.errors()  # a key that is misspelt is missing too
         first = next((each for each in errors if each["type"] == "extra_forbidden"), errors[0])

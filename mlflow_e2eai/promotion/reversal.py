@@ -23,6 +23,7 @@ from mlflow_e2eai.promotion.challenge import Challenge, Outcome
 from mlflow_e2eai.promotion.contenders import fetch_bundle, model_of
 from mlflow_e2eai.promotion.gates_file import read_policy
 from mlflow_e2eai.promotion.policy import Policy
+from mlflow_e2eai.promotion.registry.approvals import rejections_of
 from mlflow_e2eai.promotion.registry.journal import journal
 from mlflow_e2eai.promotion.registry.lease import lease
 from mlflow_e2eai.promotion.registry.moves import holders, move
@@ -31,6 +32,7 @@ from mlflow_e2eai.promotion.registry.timeline import (
     History,
     Move,
     check_alias_is_known,
+    past_of,
     read_moves,
     registered_model,
 )
@@ -44,6 +46,8 @@ from mlflow_e2eai.tracking.versions import existing_version
 Gates: TypeAlias = Policy | Sequence[Gate] | Mapping[str, Any] | str | Path | None
 
 _ADVICE = "name another with to= (`--to`), or promote one"
+
+_OTHER_GATES = f"give other gates= (`--gates`), {_ADVICE}"
 
 
 @overload
@@ -85,14 +89,16 @@ def rollback(
 
     Args:
         name: The registered model.
-        alias: The alias; or several, which move together or not at all, to one version.
+        alias: The alias; or several, which move together or not at all, to one version. One that
+            points to it already stays.
         to: The version; by default the one that stood there before, by `history`.
-        gates: The gates; by default those by which the version was promoted.
+        gates: The gates; by default those by which the version was promoted. A version that a hand
+            set, and nobody promoted, has none.
         allow_native: Libraries in the version that may be loaded; see `mlflow_e2eai.load_model`.
 
     Returns:
-        The move; of several aliases, one for each. Its reason names aliases that came with it and
-        stay.
+        The move; of several aliases, one for each that moved. Its reason names aliases that came
+        with it and stay.
 
     Raises:
         TrackingError: There is no version to go back to, or another for each alias; it does not
@@ -108,8 +114,8 @@ def rollback(
     from mlflow import MlflowClient
 
     several = [alias] if isinstance(alias, str) else alias
-    aliases = tuple(dict.fromkeys(require_several("alias", several, str, "names of aliases")))
-    if not aliases:
+    named = tuple(dict.fromkeys(require_several("alias", several, str, "names of aliases")))
+    if not named:
         msg = "The list of aliases is empty; give one such as 'champion'."
         raise InvalidInputError(msg)
     with (
@@ -121,21 +127,30 @@ def rollback(
     ):
         check_server()
         registered = registered_model(name)
-        past = History(name=name, moves=tuple(read_moves(registered)))
-        for each in aliases:
+        past = past_of(registered)
+        for each in named:
             check_alias_is_known(each, registered, past.moves)
-        stands = holders(registered, aliases)
-        target = _target_of_all(past, stands, None if to is None else str(to))
+        places = holders(registered, named)
+        target = _target_of_all(past, places, None if to is None else str(to))
+        stands = {each: now for each, now in places.items() if now != target}
+        aliases = tuple(stands)
         outcome = _outcome(past, target, aliases, gates, Path(folder))
         subject = _subject(name, target, aliases)
-        if reasons := outcome.decision.reasons:
-            msg = f"{subject} does not pass its gates today: {'; '.join(reasons)}; {_ADVICE}."
+        if reasons := _reasons_against(outcome):
+            why = "; ".join(reasons).rstrip(".")
+            advice = _ADVICE if rejections_of(outcome.challenge.version) else _OTHER_GATES
+            msg = f"{subject} does not pass its gates today: {why}; {advice}."
             raise TrackingError(msg)
         _check_runs(outcome.challenge.path, allow_native, subject)
         replaced = " and ".join(
             dict.fromkeys(f"version {now}" if now else "no version" for now in stands.values())
         )
-        rest = _rest_text(past, stands)
+        passes = (
+            "runs and passes its gates today"
+            if outcome.decision.verdicts
+            else "runs today, and no gate applies to it alone"
+        )
+        rest = _rest_text(past, stands, named)
         with (
             lease(name) as right,
             journal(
@@ -144,8 +159,7 @@ def rollback(
                 stage="rollback",
                 version=target,
                 aliases=aliases,
-                reason=f"version {target} runs and passes its gates today; it replaces {replaced}"
-                f"{rest}",
+                reason=f"version {target} {passes}; it replaces {replaced}{rest}",
             ) as run_id,
         ):
             MlflowClient().log_text(run_id, to_json(_record(outcome, stands)), FILE)
@@ -185,6 +199,17 @@ def _outcome(
     return challenge.decide(dict.fromkeys(aliases))
 
 
+def _reasons_against(outcome: Outcome) -> tuple[str, ...]:
+    """Reasons why a version does not pass its gates, all of which may be such as compare.
+
+    Those do not apply: it passed them against the version that had the alias then.
+    """
+    decision, gates = outcome.decision, outcome.challenge.policy.gates
+    compares = any(each.compares and each.severity == "block" for each in gates)
+    blocks = any(each.severity == "block" for each in decision.verdicts)
+    return () if compares and not blocks else decision.reasons
+
+
 def _record(outcome: Outcome, stands: Mapping[str, str | None]) -> DecisionRecord:
     """The decision as it is stored, with the versions that are left, which nothing was read of."""
     left = [
@@ -201,11 +226,11 @@ def _record(outcome: Outcome, stands: Mapping[str, str | None]) -> DecisionRecor
     return dataclasses.replace(outcome.record(), incumbents=tuple(left))
 
 
-def _rest_text(past: History, stands: Mapping[str, str | None]) -> str:
+def _rest_text(past: History, stands: Mapping[str, str | None], named: Sequence[str]) -> str:
     """The end of a sentence about aliases that came with others, and stay where they are."""
     last = {each.alias: each for each in past.moves}
     runs = {last[alias].run_id for alias, now in stands.items() if _stays(last.get(alias), now)}
-    rest = [a for a, each in sorted(last.items()) if each.run_id in runs and a not in stands]
+    rest = [a for a, each in sorted(last.items()) if each.run_id in runs and a not in named]
     if not rest:
         return ""
     where = f"at version {last[rest[0]].after}"
@@ -217,46 +242,49 @@ def _stays(last: Move | None, now: str | None) -> bool:
 
 
 def _target_of_all(past: History, stands: Mapping[str, str | None], to: str | None) -> str:
-    """The version that several aliases go back to.
+    """The version that several aliases go back to, and some of which may point to it already.
 
     Raises:
         TrackingError: There is none, or another for each.
     """
     targets = {alias: _target(past, alias, now, to) for alias, now in stands.items()}
-    if len(set(targets.values())) > 1:
-        places = ", ".join(f"@{alias} to version {target}" for alias, target in targets.items())
+    target = next(filter(None, targets.values()), None)
+    for alias, its in targets.items():
+        if its is None and stands[alias] != target:
+            msg = f"@{alias} of {past.name!r} pointed to no version before; promote one."
+            raise TrackingError(msg)
+    if target is None or {*targets.values()} - {target, None}:
+        places = ", ".join(f"@{alias} to version {its}" for alias, its in targets.items() if its)
         msg = (
             f"The aliases of {past.name!r} do not go back to one version: {places}; roll them back "
             f"one by one, or name a version with to= (`--to`)."
         )
         raise TrackingError(msg)
-    return next(iter(targets.values()))
-
-
-def _target(past: History, alias: str, now: str | None, to: str | None) -> str:
-    """The version to go back to."""
-    name = past.name
-    stood = list(dict.fromkeys(m.after for m in past.moves if m.alias == alias and m.after))
-    if to is not None:
-        if to not in stood:
-            known = f"it pointed to {', '.join(stood)}" if stood else "no decision ever moved it"
-            msg = (
-                f"@{alias} of {name!r} never pointed to version {to} ({known}); promote that "
-                f"version."
-            )
-            raise TrackingError(msg)
-        target: str | None = to
-    else:
-        last = past.holder(alias)
-        was_moved_by_hand = last is not None and last.after != now
-        target = last.after if last and was_moved_by_hand else past.before(alias)
-    if target is None:
-        msg = f"@{alias} of {name!r} pointed to no version before; promote one."
-        raise TrackingError(msg)
-    if target == now:
-        msg = f"@{alias} of {name!r} points to version {target} already."
+    if all(now == target for now in stands.values()):
+        verb = "points" if len(stands) == 1 else "point"
+        where = f"{aliases_text(tuple(stands))} of {past.name!r}"
+        msg = f"{where} {verb} to version {target} already."
         raise TrackingError(msg)
     return target
+
+
+def _target(past: History, alias: str, now: str | None, to: str | None) -> str | None:
+    """The version that an alias is to go back to; None where there is none.
+
+    Raises:
+        TrackingError: The alias never pointed to the version that is named.
+    """
+    if to is None:
+        return past.target(alias, now)
+    stood = past.stood(alias)
+    if to not in (now, *stood):
+        known = f"it pointed to {', '.join(stood)}" if stood else "no decision ever moved it"
+        msg = (
+            f"@{alias} of {past.name!r} never pointed to version {to} ({known}); promote that "
+            f"version."
+        )
+        raise TrackingError(msg)
+    return to
 
 
 def _gates_of_all(past: History, aliases: Sequence[str], version: str) -> Policy:

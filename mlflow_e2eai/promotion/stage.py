@@ -34,8 +34,9 @@ from mlflow_e2eai.promotion.gates_file import read_policy
 from mlflow_e2eai.promotion.policy import Policy
 from mlflow_e2eai.promotion.registry.lease import Lease, lease
 from mlflow_e2eai.promotion.registry.moves import finish, holders, move
-from mlflow_e2eai.promotion.registry.record import DECISION, WITHDRAWN, last_record
-from mlflow_e2eai.promotion.registry.timeline import registered_model
+from mlflow_e2eai.promotion.registry.record import last_record
+from mlflow_e2eai.promotion.registry.tags import DECISION, MOVED_AT, WITHDRAWN
+from mlflow_e2eai.promotion.registry.timeline import last_moves, registered_model
 from mlflow_e2eai.promotion.remeasurement import Remeasurement
 from mlflow_e2eai.promotion.remedies import Call
 from mlflow_e2eai.runtime.progress import reported_on_stderr, timed_stage
@@ -194,7 +195,7 @@ def _settle(challenge: Challenge, line: list[str]) -> Promotion:
     if challenge.call.dry_run:
         line.append(f"{name} {number} would be {outcome.decision.outcome}")
         return outcome.promotion()
-    if (run_id := _run_on_record(outcome)) is not None:
+    if (run_id := _run_on_record(outcome, registered)) is not None:
         decision = outcome.promotion(run_id)
         state = f"has {', '.join(aliases)}" if decision.promoted else "was rejected"
         line.append(f"{name} {number} {state} already")
@@ -249,12 +250,13 @@ def _move(outcome: Outcome, right: Lease, run_id: str) -> None:
         raise
 
 
-def _run_on_record(outcome: Outcome) -> str | None:
+def _run_on_record(outcome: Outcome, registered: RegisteredModel) -> str | None:
     """The run of the same outcome, of the same files by the same rules; None without.
 
     That of a yes has moved the aliases, and one that was cut off between the move and its end is
-    finished. A no counts among several challengers, whose goal is no rule of a single version,
-    unless a version that is none of them has the alias since.
+    finished; where a later decision moved one elsewhere, a hand moved it back. A no counts among
+    several challengers, whose goal is no rule of a single version, unless a version that is none of
+    them has the alias since.
     """
     decision, challenge = outcome.decision, outcome.challenge
     if outcome.moves if decision.promoted else challenge.call.goal is None:
@@ -275,9 +277,20 @@ def _run_on_record(outcome: Outcome) -> str | None:
     )
     if same and decision.promoted:
         finish(run_id)
+        if _moved_since(run_id, registered, challenge):
+            return None
     others = {each.version for each in mine.incumbents} - {*challenge.call.versions}
     is_new = bool(others) and mine.incumbents != record.incumbents
     return run_id if same and not is_new else None
+
+
+def _moved_since(run_id: str, registered: RegisteredModel, challenge: Challenge) -> bool:
+    """Whether a decision after that of a run moved an alias to another version."""
+    from mlflow import MlflowClient
+
+    at = MlflowClient().get_run(run_id).data.tags.get(MOVED_AT, "")
+    last = [each for alias in challenge.aliases for each in last_moves(registered, [alias], 1)]
+    return any(each.at > at and each.after != str(challenge.version.version) for each in last)
 
 
 def _aliases_of(alias: str | Sequence[str]) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ from mlflow_e2eai.tracking.lineage import ROOTS
 
 pytestmark = pytest.mark.usefixtures("on_threads")
 
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGl1HZVxQ6zVZqeqDL8OiwxstK04egqXvHNwUAlarHev ann"
 RELEASE = {"gates": [{"approval": "release"}]}
 
 
@@ -157,16 +158,27 @@ def test_a_rejection_by_an_older_version_of_this_package_counts(store, version):
 
 
 def test_a_rejection_of_a_version_that_has_aliases_names_them_and_how_to_go_back(
-    store, version, caplog
+    store, good, version, caplog
 ):
     gates = {"gates": [{"metric": "parity/failed", "at_most": 0}]}
-    assert mlflow_e2eai.promote("net", version, gates=gates).promoted
-    mlflow_e2eai.reject("net", version, as_="legal")
+    second = register(good)
+    for each in (version, second):
+        assert mlflow_e2eai.promote("net", each, gates=gates).promoted
+    mlflow_e2eai.reject("net", second, as_="legal")
     assert caplog.messages[-1] == (
-        "@champion still points to version 1 of net, which is rejected now; go back with "
+        "@champion still points to version 2 of net, which is rejected now; go back with "
         "`mlflow_e2eai rollback net --alias champion`."
     )
-    assert list(mlflow_e2eai.list_versions("net")["decision"]) == ["rejected"]
+    assert list(mlflow_e2eai.list_versions("net")["decision"]) == ["rejected", "promoted"]
+
+
+def test_a_rejection_of_the_first_version_of_an_alias_advises_no_rollback(store, version, caplog):
+    store.set_registered_model_alias("net", "champion", version)
+    mlflow_e2eai.reject("net", version, as_="legal")
+    assert caplog.messages[-1].endswith(
+        "which is rejected now; no version was there before; promote another with "
+        "`mlflow_e2eai promote net VERSION --alias champion`."
+    )
 
 
 def test_a_rejection_blocks_though_the_gates_only_warn_without_the_approval(version):
@@ -274,7 +286,7 @@ def test_a_key_that_cannot_sign_is_refused_and_nothing_is_on_record(store, tmp_p
         ({"gates": [{"approval": "release", "keys": ["ann"]}], "keys": {"ann": "hi"}}, "'hi'"),
         ({"gates": [{"approval": "release", "keys": []}]}, "keys is .*at least 1 item"),
         (
-            {"gates": [{"approval": "release"}], "keys": {"ann": "ssh-ed25519 AAAA"}},
+            {"gates": [{"approval": "release"}], "keys": {"ann": KEY}},
             "No gate names a key of 'keys', ann, so that none has to have signed: write",
         ),
         ({"gates": [{"approval": "e2eai.release"}]}, "e2eai"),

@@ -101,6 +101,27 @@ def test_the_decision_that_gave_an_alias_is_explained_whatever_came_later(regist
         mlflow_e2eai.explain("net", 1, alias="canary")
 
 
+def test_a_decision_that_confirmed_an_alias_is_explained_too(registry):
+    registry.set_registered_model_alias("net", "canary", "1")
+    mlflow_e2eai.promote("net", 1, alias="canary", gates=FAST)
+    mlflow_e2eai.promote("net", 1, alias="blue", gates=FAST)
+
+    assert mlflow_e2eai.explain("net", 1, alias="canary").aliases == ("canary",)
+
+
+def test_a_version_that_stands_by_a_rollback_says_so_until_it_is_left(registry):
+    move = mlflow_e2eai.rollback("net")
+
+    for alias in (None, "champion"):
+        record = mlflow_e2eai.explain("net", 1, alias=alias)
+        assert record.rollbacks == (move,)
+        assert f", by {move.by}, before version 2\n" in f"{record.text()}\n"
+        assert "  rolled back: @champion points to it since 20" in record.text()
+    assert mlflow_e2eai.explain("net", 2).rollbacks == ()
+    mlflow_e2eai.promote("net", 2, gates=FAST)
+    assert mlflow_e2eai.explain("net", 1).rollbacks == ()
+
+
 def test_a_version_that_was_not_decided_about_is_named_with_the_command(store, good):
     register(good)
     with pytest.raises(

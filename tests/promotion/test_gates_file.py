@@ -32,6 +32,7 @@ from mlflow_e2eai.promotion.policy import (
 )
 
 SHIPPED = read_policy(None).gates
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGl1HZVxQ6zVZqeqDL8OiwxstK04egqXvHNwUAlarHev ann"
 
 
 def error_of(text: str) -> str:
@@ -182,11 +183,25 @@ def test_a_metric_that_a_bundle_may_have_can_be_named(name):
         ("gates: []\ngates: []\n", "line 2: 'gates' is there twice, first in line 1"),
         ("gates: [\n", "gates.yaml, line 2: this is not YAML ("),
         ("gates: []\nx: !!python/name:os.system ''\n", "holds no plain values"),
+        (f"gates: []\nkeys:\n  ann: {KEY}\n", "gates.yaml, line 2: No gate names a key of 'keys'"),
+        (
+            f"gates:\n\n  - {{approval: release, keys: [bob]}}\nkeys:\n  ann: {KEY}\n",
+            "gates.yaml, line 3: The approval 'release' names the key 'bob', which is not under",
+        ),
+        (
+            "gates:\n\n  - signed_by: [ann]\n",
+            "yaml, line 3: The gate signed_by names the key",
+        ),
+        ("gates:\n\n  - approval: a b\n", "gates.yaml, line 3: 'a b' is no name of an approval"),
+        (
+            "gates:\n  - {approval: release, keys: [ann]}\nkeys:\n  ann: hi\n",
+            "gates.yaml, line 4: 'hi' is no public key",
+        ),
         ("", "line 1: Gates are a mapping with the key 'gates'"),
         ("gates: " + "[" * 5000, "too deep to read"),
         ("# " + "x" * 300_000, "has 300002 characters"),
     ],
-    ids=range(22),
+    ids=range(27),
 )
 def test_an_error_is_one_sentence_that_names_the_line(text, message):
     assert message in error_of(text)

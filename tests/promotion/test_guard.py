@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from datetime import datetime, timedelta, timezone
 
 import mlflow
 import pytest
@@ -13,6 +14,7 @@ import mlflow_e2eai
 from mlflow_e2eai.errors import InvalidInputError, TrackingError
 from mlflow_e2eai.evaluation.gates import Gate
 from mlflow_e2eai.promotion.registry import drift, moves
+from mlflow_e2eai.promotion.registry.tags import MOVED_AT
 
 pytestmark = pytest.mark.usefixtures("on_threads")
 
@@ -89,8 +91,8 @@ def test_an_alias_whose_version_was_deleted_is_named_with_the_command_and_others
     assert champion.restored
     assert not blue.restored
     assert str(blue).endswith(
-        "put it at version 1; it cannot be put back at version 1, because it was deleted; choose "
-        "one with `mlflow_e2eai rollback net --alias blue --to VERSION`"
+        "put it at version 1; it cannot be put back at version 1, because it was deleted; promote "
+        "another with `mlflow_e2eai promote net VERSION --alias blue`"
     )
     assert [holder(registry, alias) for alias in ("blue", "champion")] == ["2", "2"]
 
@@ -177,6 +179,68 @@ def test_a_rejected_version_is_named_with_who_rejected_it_and_is_never_put_back(
     assert not champion.restored
     assert f"it cannot be put back at version 2, because {why}" in str(champion)
     assert holder(registry) == "1"
+
+
+def test_a_rejected_version_that_none_was_before_is_named_with_the_promotion_to_make(store, good):
+    mlflow_e2eai.promote("net", register(good), gates=FAST)
+    mlflow_e2eai.reject("net", 1, as_="legal")
+    store.set_registered_model_alias("net", "canary", "1")
+
+    for each in mlflow_e2eai.guard("net").aliases:
+        assert str(each).endswith(
+            "; no version was there before; promote another with "
+            f"`mlflow_e2eai promote net VERSION --alias {each.alias}`"
+        )
+
+
+def test_a_deleted_version_is_named_with_the_rollback_where_the_alias_had_another(registry, good):
+    mlflow_e2eai.promote("net", register(good), gates=FAST)
+    registry.set_registered_model_alias("net", "champion", "1")
+    registry.delete_model_version("net", "3")
+
+    (champion,) = mlflow_e2eai.guard("net", restore=True).drifted
+    assert str(champion).endswith(
+        "choose one with `mlflow_e2eai rollback net --alias champion --to VERSION`"
+    )
+
+
+def test_a_move_by_hand_that_was_promoted_stays_whatever_is_decided_about_other_aliases(registry):
+    registry.set_registered_model_alias("net", "champion", "1")
+    mlflow_e2eai.promote("net", "1", gates=FAST)
+    mlflow_e2eai.promote("net", "1", alias="canary", gates=FAST)
+
+    found = standings(mlflow_e2eai.guard("net", restore=True))
+    assert found == {"canary": "as decided", "champion": "as decided"}
+    assert holder(registry) == "1"
+    assert len(mlflow_e2eai.history("net", alias="champion").moves) == 2
+
+
+def test_a_hand_that_undoes_a_promotion_to_where_the_alias_was_has_moved_it(registry):
+    registry.set_registered_model_alias("net", "champion", "1")
+    mlflow_e2eai.promote("net", "1", gates=FAST)
+    registry.set_registered_model_alias("net", "champion", "2")
+
+    (champion,) = mlflow_e2eai.guard("net", restore=True).drifted
+    assert (champion.version, champion.decided) == ("2", "1")
+    assert holder(registry) == "1"
+
+
+def test_a_model_that_was_renamed_has_no_decisions_of_its_own_and_none_that_is_gone(registry):
+    registry.rename_registered_model("net", "digits")
+
+    assert standings(mlflow_e2eai.guard("digits", restore=True)) == {"champion": "never decided"}
+    mlflow_e2eai.promote("digits", "1", alias="canary", gates=FAST)
+    found = standings(mlflow_e2eai.guard("digits"))
+    assert found == {"canary": "as decided", "champion": "never decided"}
+
+
+def test_a_time_of_another_zone_is_no_later_one(registry):
+    last = mlflow_e2eai.history("net").moves[-1].at
+    east = datetime.fromisoformat(last).astimezone(timezone(timedelta(hours=9))).isoformat()
+    registry.set_registered_model_tag("net", MOVED_AT, east)
+    registry.set_registered_model_alias("net", "champion", "1")
+
+    assert standings(mlflow_e2eai.guard("net")) == {"champion": "moved by hand"}
 
 
 def test_an_alias_that_is_promoted_between_two_looks_is_no_drift(registry, good, monkeypatch):

@@ -14,17 +14,15 @@ from registered_bundles import register
 import mlflow_e2eai
 from mlflow_e2eai.errors import InvalidInputError, TrackingError
 from mlflow_e2eai.evaluation.gates import Gate
+from mlflow_e2eai.promotion.registry.tags import MODEL, MOVED_AT, MOVES
 from mlflow_e2eai.promotion.registry.timeline import (
-    MODEL,
-    MOVED_AT,
-    MOVES,
     History,
     Move,
     decision_runs,
     last_moves,
     read_moves,
-    time_after,
 )
+from mlflow_e2eai.promotion.registry.times import time_after
 
 pytestmark = pytest.mark.usefixtures("on_threads")
 
@@ -161,6 +159,8 @@ def test_each_rollback_goes_one_version_further_back():
     assert history_of(*moves, ("rollback", "2"), ("promotion", "4")).before("champion") == "2"
     assert history_of(*moves, ("restoration", "3")).before("champion") == "2"
     assert history_of(("promotion", "1")).before("champion") is None
+    back_and_forth = [("promotion", "1"), ("promotion", "2"), ("promotion", "1"), *moves[2:]]
+    assert history_of(*back_and_forth, ("rollback", "1")).before("champion") == "2"
     assert history_of().before("champion") is None
 
 

@@ -167,6 +167,62 @@ def test_an_alias_that_moves_meanwhile_stays_and_the_advice_is_to_roll_back_agai
     assert holder(registry) == "1"
 
 
+def test_a_second_rollback_cuts_what_came_after_the_last_time_that_its_version_stood_there(
+    registry,
+):
+    mlflow_e2eai.promote("net", 1, gates=FAST)
+    mlflow_e2eai.promote("net", 3, gates=FAST)
+
+    steps = [mlflow_e2eai.rollback("net") for _ in range(4)]
+    assert [step.after for step in steps] == ["1", "3", "2", "1"]
+
+
+def test_a_version_that_a_hand_set_first_can_be_gone_back_to_by_gates_that_are_given(store, good):
+    first, second = register(good), register(good)
+    store.set_registered_model_alias("net", "champion", first)
+    mlflow_e2eai.promote("net", second, gates=FAST)
+
+    with pytest.raises(TrackingError, match=r"version 1 of 'net' got @champion are not on record"):
+        mlflow_e2eai.rollback("net")
+    assert mlflow_e2eai.rollback("net", gates=FAST).after == "1"
+    with pytest.raises(TrackingError, match="pointed to no version before"):
+        mlflow_e2eai.rollback("net")
+
+
+def test_a_version_that_a_hand_set_and_that_was_promoted_there_is_gone_back_to_by_its_gates(
+    store, good
+):
+    first, second = register(good), register(good)
+    store.set_registered_model_alias("net", "champion", first)
+    mlflow_e2eai.promote("net", first, gates=FAST)
+    mlflow_e2eai.promote("net", second, gates=FAST)
+
+    assert mlflow_e2eai.rollback("net").after == "1"
+
+
+def test_a_version_that_was_promoted_by_comparisons_alone_is_gone_back_to(registry, good):
+    compared = (Gate(metric="champion/task_drop", bound="at_most", limit=1),)
+    mlflow_e2eai.promote("net", register(good), gates=compared)
+    mlflow_e2eai.promote("net", register(good), gates=FAST)
+
+    move = mlflow_e2eai.rollback("net")
+    assert move.after == "4"
+    assert move.reason == (
+        "version 4 runs today, and no gate applies to it alone; it replaces version 5"
+    )
+    mlflow_e2eai.reject("net", 3, as_="legal")
+    with pytest.raises(TrackingError, match="it was Rejected as 'legal'"):
+        mlflow_e2eai.rollback("net", to=3, gates=compared)
+
+
+def test_gates_that_block_nothing_are_one_sentence_with_the_option_for_others(registry):
+    with pytest.raises(
+        TrackingError,
+        match=r"nothing is promoted without any; give other gates= \(`--gates`\), name another",
+    ):
+        mlflow_e2eai.rollback("net", gates=())
+
+
 # Several aliases.
 
 BOTH = ("champion", "champion-sm89")
@@ -182,6 +238,18 @@ def test_several_aliases_go_back_together(registry):
     ]
     assert len({each.run_id for each in moves}) == 1
     assert [holder(registry, alias) for alias in BOTH] == ["1", "1"]
+
+
+@pytest.mark.parametrize("to", [None, 1])
+def test_of_several_aliases_those_that_are_there_already_stay_and_the_others_go_back(registry, to):
+    mlflow_e2eai.promote("net", 1, alias="blue", gates=FAST)
+    for version in (1, 2):
+        mlflow_e2eai.promote("net", version, alias="green", gates=FAST)
+
+    (move,) = mlflow_e2eai.rollback("net", alias=["blue", "green"], to=to)
+    assert (move.alias, move.before, move.after) == ("green", "2", "1")
+    with pytest.raises(TrackingError, match="@blue, @green of 'net' point to version 1 already"):
+        mlflow_e2eai.rollback("net", alias=["blue", "green"], to=1)
 
 
 def test_an_alias_that_came_with_another_and_stays_is_named(registry):

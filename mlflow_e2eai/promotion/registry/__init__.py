@@ -2,6 +2,8 @@
 
 record     a decision with all that it was made of
 timeline   the moves of aliases, read from the runs that made them
+tags       tags of runs, versions and registered models
+times      times as tags have them
 journal    the run of a decision
 moves      aliases that move together or not at all
 lease      one promoter of a registered model at a time

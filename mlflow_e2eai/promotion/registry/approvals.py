@@ -21,10 +21,12 @@ from mlflow_e2eai.errors import ArtifactError, TrackingError, brief, shown
 from mlflow_e2eai.evaluation.gates import Verdict
 from mlflow_e2eai.promotion.policy import Policy, RequiredApproval, check_approval
 from mlflow_e2eai.promotion.registry.actor import actor
-from mlflow_e2eai.promotion.registry.timeline import now_text, registered_model
+from mlflow_e2eai.promotion.registry.timeline import past_of, registered_model
+from mlflow_e2eai.promotion.registry.times import now_text
 from mlflow_e2eai.promotion.requirements import signed_by
 from mlflow_e2eai.report.formats import moment_text
-from mlflow_e2eai.tracking.server import check_server, read_only_error
+from mlflow_e2eai.tracking.console import quiet_mlflow
+from mlflow_e2eai.tracking.server import check_server, mlflow_errors, read_only_error
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -130,15 +132,20 @@ def reject(name: str, version: int | str, *, as_: str, key: str | Path | None = 
         >>> statement = mlflow_e2eai.reject("digits", 2, as_="release")
     """
     statement = _state(name, version, as_, REJECTED, key)
-    aliases = registered_model(name).aliases
-    for alias in sorted(a for a in aliases if str(aliases[a]) == statement.version):
-        back = shlex.join(["mlflow_e2eai", "rollback", name, "--alias", alias])
+    registered = registered_model(name)
+    aliases = registered.aliases
+    pointing = sorted(alias for alias in aliases if str(aliases[alias]) == statement.version)
+    if not pointing:
+        return statement
+    with quiet_mlflow(), mlflow_errors("the rejection is on record, and `guard` names its aliases"):
+        past = past_of(registered)
+    for alias in pointing:
         _log.warning(
-            "@%s still points to version %s of %s, which is rejected now; go back with `%s`.",
+            "@%s still points to version %s of %s, which is rejected now; %s.",
             alias,
             statement.version,
             name,
-            back,
+            past.way_back(alias, statement.version),
         )
     return statement
 

@@ -8,16 +8,9 @@ from typing import TYPE_CHECKING
 
 from mlflow_e2eai import tracking
 from mlflow_e2eai.promotion.registry.actor import actor
-from mlflow_e2eai.promotion.registry.timeline import (
-    ALIAS,
-    BY,
-    DECISIONS_IN,
-    MODEL,
-    REASON,
-    VERSION,
-    now_text,
-    registered_model,
-)
+from mlflow_e2eai.promotion.registry.tags import ALIAS, BY, DECISIONS_IN, MODEL, REASON, VERSION
+from mlflow_e2eai.promotion.registry.timeline import registered_model
+from mlflow_e2eai.promotion.registry.times import now_text
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import RegisteredModel

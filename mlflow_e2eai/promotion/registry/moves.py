@@ -10,20 +10,21 @@ from mlflow_e2eai.errors import E2EAIError, TrackingError
 from mlflow_e2eai.pipeline.publish import describe_moves
 from mlflow_e2eai.promotion.registry.actor import actor
 from mlflow_e2eai.promotion.registry.lease import Lease, lease
-from mlflow_e2eai.promotion.registry.timeline import (
+from mlflow_e2eai.promotion.registry.tags import (
     DECISION,
     KIND,
     MOVED_AT,
     MOVES,
     PLANNED_AT,
     WITHDRAWN,
+)
+from mlflow_e2eai.promotion.registry.timeline import (
     MoveKind,
     moves_text,
-    now_text,
     read_moves,
     registered_model,
-    time_after,
 )
+from mlflow_e2eai.promotion.registry.times import now_text, time_after
 from mlflow_e2eai.report.formats import moment_text
 from mlflow_e2eai.tracking.server import check_server, failure_reason, responds
 

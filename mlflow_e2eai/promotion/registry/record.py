@@ -7,6 +7,7 @@ import hashlib
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from mlflow_e2eai._version import __version__
 from mlflow_e2eai.artifacts.files import Summary, Table, from_json, to_json
@@ -17,17 +18,21 @@ from mlflow_e2eai.errors import ArtifactError, TrackingError, brief
 from mlflow_e2eai.evaluation.gates import Decision, MetricValue, Verdict
 from mlflow_e2eai.promotion.policy import Policy
 from mlflow_e2eai.promotion.registry.actor import actor, host
+from mlflow_e2eai.promotion.registry.tags import DECIDED_BY, DECISION, REASON, WITHDRAWN
 from mlflow_e2eai.promotion.registry.timeline import (
-    DECIDED_BY,
-    DECISION,
-    REASON,
-    WITHDRAWN,
-    history,
-    now_text,
+    Move,
+    check_alias_is_known,
+    last_moves,
+    past_of,
+    registered_model,
 )
+from mlflow_e2eai.promotion.registry.times import now_text
 from mlflow_e2eai.report.formats import aliases_text, moment_text
 from mlflow_e2eai.tracking.console import quiet_mlflow
 from mlflow_e2eai.tracking.server import check_server
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import RegisteredModel
 
 FILE = "decision.json"
 """File of a decision's run."""
@@ -81,6 +86,7 @@ class DecisionRecord(Summary):
         at: When, in UTC.
         withdrawn: Why the aliases could not be moved on a yes; not in the file, but a tag of the
             version.
+        rollbacks: The rollbacks since, by which aliases stand at the version now; not in the file.
     """
 
     format_version: int
@@ -98,6 +104,7 @@ class DecisionRecord(Summary):
     host: str
     at: str
     withdrawn: str | None = None
+    rollbacks: tuple[Move, ...] = ()
 
     @property
     def outcome(self) -> str:
@@ -214,7 +221,8 @@ def explain(name: str, version: int | str, *, alias: str | None = None) -> Decis
     Args:
         name: The registered model.
         version: The version.
-        alias: The decision that gave it this alias, whatever was decided about others since.
+        alias: The decision that gave it this alias, or confirmed it there, whatever was decided
+            about others since.
 
     Raises:
         TrackingError: There is none, or its run is gone.
@@ -227,16 +235,35 @@ def explain(name: str, version: int | str, *, alias: str | None = None) -> Decis
     """
     check_server()
     with quiet_mlflow():
-        return last_record(name, version)[0] if alias is None else _record_at(name, version, alias)
+        registered = registered_model(name)
+        if alias is None:
+            record, _ = last_record(name, version)
+        else:
+            record = _record_at(registered, version, alias)
+        return dataclasses.replace(record, rollbacks=_rollbacks(registered, record))
 
 
-def _record_at(name: str, version: int | str, alias: str) -> DecisionRecord:
-    """The decision by which an alias came to a version last."""
+def _rollbacks(registered: RegisteredModel, record: DecisionRecord) -> tuple[Move, ...]:
+    """The rollbacks since a decision, by which aliases stand at its version now."""
+    number, aliases = record.challenger.version, registered.aliases
+    there = sorted(alias for alias in aliases if str(aliases[alias]) == number)
+    last = [move for alias in there for move in last_moves(registered, [alias], 1)]
+    return tuple(
+        move
+        for move in last
+        if move.kind == "rollback" and move.after == number and move.at > record.at
+    )
+
+
+def _record_at(registered: RegisteredModel, version: int | str, alias: str) -> DecisionRecord:
+    """The decision by which an alias came to a version last, or had it on a yes."""
     from mlflow_e2eai.tracking.versions import find_version
 
+    name, past = registered.name, past_of(registered)
     number = str(find_version(name, version).version)
-    for move in reversed(history(name, alias=alias).moves):
-        if move.after == number and move.kind == "promotion":
+    check_alias_is_known(alias, registered, past.moves)
+    for move in reversed(past.moves):
+        if (move.alias, move.after, move.kind) == (alias, number, "promotion"):
             return read_record(move.run_id)
     msg = (
         f"No decision gave version {number} of {name!r} the alias {alias!r}; see "
@@ -316,6 +343,11 @@ def _lines(record: DecisionRecord) -> list[str]:
         )
     if not record.incumbents:
         lines.append(f"  before: no version at {aliases}")
+    lines += [
+        f"  rolled back: @{move.alias} points to it since {moment_text(move.at)}, by {move.by}, "
+        f"before version {move.before or 'none'}"
+        for move in record.rollbacks
+    ]
     lines += [f"  {_mark(verdict)}  {verdict}" for verdict in decision.verdicts]
     lines += [f"  n/a     {reason}" for reason in decision.inapplicable]
     lines += [f"  not loaded by default: {variant}" for variant in decision.excluded]

@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from mlflow_e2eai.promotion.registry.approvals import first_rejection
-from mlflow_e2eai.promotion.registry.timeline import (
-    ALIAS,
-    BY,
-    DECIDED_BY,
-    DECISION,
-    MOVED_AT,
-    REASON,
-    History,
-    Move,
-    decision_runs,
-    done_moves,
-)
+from mlflow_e2eai.promotion.registry.tags import ALIAS, DECIDED_BY, DECISION, MODEL, MOVED_AT
+from mlflow_e2eai.promotion.registry.timeline import History, alias_command, decision_runs, past_of
+from mlflow_e2eai.promotion.registry.times import moment_of
 from mlflow_e2eai.report.formats import moment_text
+from mlflow_e2eai.tracking.server import is_missing
 from mlflow_e2eai.tracking.versions import existing_version
 
 if TYPE_CHECKING:
@@ -81,7 +72,7 @@ class GuardedAlias:
         )
         line = f"@{self.alias} {where}"
         if self.run_id is None:
-            line += ", and no decision ever put it there"
+            line += ", and no decision on record put it there"
         elif self.standing in ("as decided", "rejected"):
             line += f", as decided by {self.by} at {moment_text(self.at)} (run {self.run_id})"
         else:
@@ -99,7 +90,7 @@ class GuardedAlias:
 def compare(registered: RegisteredModel) -> list[GuardedAlias]:
     """Compare each alias of a registered model with the last decision about it."""
     runs = decision_runs(registered)
-    past = History(name=registered.name, moves=tuple(done_moves(registered, runs)))
+    past = past_of(registered, runs)
     aliases = {alias: str(version) for alias, version in registered.aliases.items()}
     return [
         _guarded_alias(alias, aliases.get(alias), registered, runs, past)
@@ -115,7 +106,7 @@ def _guarded_alias(
     past: History,
 ) -> GuardedAlias:
     version = None if number is None else existing_version(registered.name, number)
-    last = _confirmation(alias, version, runs, past) or past.holder(alias)
+    last = past.holder(alias)
     found = GuardedAlias(alias=alias, standing="never decided", version=number)
     if last is not None:
         found = dataclasses.replace(
@@ -128,37 +119,12 @@ def _guarded_alias(
         return dataclasses.replace(found, standing="decision gone", problem=_GONE)
     if last is not None and last.after != number:
         standing: Standing = "deleted by hand" if number is None else "moved by hand"
-        problem = _why_not_restored(registered.name, alias, last.after)
+        problem = _why_not_restored(alias, number, last.after, past)
         return dataclasses.replace(found, standing=standing, problem=problem)
     if rejection is not None:
-        back = _rollback_command(registered.name, alias)
-        return dataclasses.replace(
-            found, standing="rejected", problem=f"but {rejection}; go back with `{back}`"
-        )
+        problem = f"but {rejection}; {past.way_back(alias, number)}"
+        return dataclasses.replace(found, standing="rejected", problem=problem)
     return found if last is None else dataclasses.replace(found, standing="as decided")
-
-
-def _confirmation(
-    alias: str, version: ModelVersion | None, runs: Sequence[Run], past: History
-) -> Move | None:
-    """The yes to a version that had the alias when it was promoted: no move, but a decision."""
-    if version is None or not _is_promoted_to(alias, version):
-        return None
-    tags = next((r.data.tags for r in runs if r.info.run_id == version.tags.get(DECIDED_BY)), {})
-    at, last = tags.get(MOVED_AT, ""), past.holder(alias)
-    if at <= ("" if last is None else last.at):
-        return None
-    number = str(version.version)
-    return Move(
-        at=at,
-        alias=alias,
-        before=number,
-        after=number,
-        kind="promotion",
-        by=tags.get(BY, "unknown"),
-        reason=tags.get(REASON, ""),
-        run_id=version.tags[DECIDED_BY],
-    )
 
 
 def _lacks_later_decision(
@@ -169,15 +135,18 @@ def _lacks_later_decision(
     past: History,
 ) -> bool:
     """Whether tags tell of a decision about an alias that is later than those on record."""
-    known = max((run.data.tags.get(MOVED_AT, "") for run in runs), default="")
-    if registered.tags.get(MOVED_AT, "") > known:
+    known = [at for run in runs if (at := moment_of(run.data.tags.get(MOVED_AT))) is not None]
+    latest = moment_of(registered.tags.get(MOVED_AT))
+    if known and latest is not None and latest > max(known):
         return True
     if version is None or not _is_promoted_to(alias, version):
         return False
-    number = str(version.version)
-    on_record = any(run.info.run_id == version.tags.get(DECIDED_BY) for run in runs)
-    has_left = any(each.alias == alias and each.before == number for each in past.moves)
-    return not on_record and not has_left
+    number, run_id = str(version.version), version.tags.get(DECIDED_BY, "none")
+    on_record = any(run.info.run_id == run_id for run in runs)
+    has_left = any(
+        each.alias == alias and each.before == number != each.after for each in past.moves
+    )
+    return not (on_record or has_left or _is_about_another(run_id, registered.name))
 
 
 def _is_promoted_to(alias: str, version: ModelVersion) -> bool:
@@ -186,19 +155,35 @@ def _is_promoted_to(alias: str, version: ModelVersion) -> bool:
     return tags.get(DECISION) == "promoted" and alias in tags.get(ALIAS, "").split(", ")
 
 
-def _why_not_restored(name: str, alias: str, number: str | None) -> str | None:
+def _is_about_another(run_id: str, name: str) -> bool:
+    """Whether a decision is about a model of another name.
+
+    A model may be renamed, and a version copied. Where the run is gone for good, that is not known.
+    """
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    try:
+        run = MlflowClient().get_run(run_id)
+    except MlflowException as error:
+        if is_missing(error):
+            return False
+        raise
+    return bool(run.data.tags.get(MODEL, name) != name)
+
+
+def _why_not_restored(
+    alias: str, now: str | None, decided: str | None, past: History
+) -> str | None:
     """Why an alias cannot go back to a version, and what to do; None where it can."""
-    if number is None:
+    if decided is None:
         return None
-    version = existing_version(name, number)
+    version = existing_version(past.name, decided)
     reason = "it was deleted" if version is None else first_rejection(version)
     if reason is None:
         return None
-    command = f"{_rollback_command(name, alias)} --to VERSION"
-    return (
-        f"it cannot be put back at version {number}, because {reason}; choose one with `{command}`"
-    )
-
-
-def _rollback_command(name: str, alias: str) -> str:
-    return shlex.join(["mlflow_e2eai", "rollback", name, "--alias", alias])
+    if {*past.stood(alias)} - {decided, now}:
+        advice = f"choose one with `{alias_command('rollback', past.name, alias)} --to VERSION`"
+    else:
+        advice = f"promote another with `{alias_command('promote', past.name, alias)}`"
+    return f"it cannot be put back at version {decided}, because {reason}; {advice}"

@@ -7,16 +7,30 @@ followed by another.
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 from mlflow_e2eai.artifacts.files import Summary, Table
-from mlflow_e2eai.errors import InvalidInputError, TrackingError, brief, shown, suggestion
+from mlflow_e2eai.errors import TrackingError, brief, shown, suggestion
+from mlflow_e2eai.promotion.registry.tags import (
+    ALIAS,
+    BY,
+    DECISION,
+    DECISIONS_IN,
+    KIND,
+    MODEL,
+    MOVED_AT,
+    MOVES,
+    PLANNED_AT,
+    REASON,
+    VERSION,
+    WITHDRAWN,
+)
+from mlflow_e2eai.promotion.registry.times import end_of, moment_of
 from mlflow_e2eai.report.formats import moment_text
 from mlflow_e2eai.report.text import align
 from mlflow_e2eai.tracking.console import quiet_mlflow
@@ -26,47 +40,6 @@ from mlflow_e2eai.tracking.versions import literal
 if TYPE_CHECKING:
     from mlflow.entities import Run
     from mlflow.entities.model_registry import RegisteredModel
-
-MODEL = "e2eai.registered_model"
-"""Tag of a run: the registered model that its decision is about."""
-
-VERSION = "e2eai.version"
-"""Tag of a run: the version that its decision is about."""
-
-ALIAS = "e2eai.alias"
-"""Tag of a run and of a version: the aliases that the decision is about."""
-
-REASON = "e2eai.reason"
-"""Tag of a run and of a version: the reason of the decision."""
-
-BY = "e2eai.by"
-"""Tag of a run: who decided."""
-
-KIND = "e2eai.move"
-"""Tag of a run: the kind of its move; see `MoveKind`."""
-
-MOVES = "e2eai.moves"
-"""Tag of a run: what it is to move, as JSON: alias -> version before and after, null for none."""
-
-PLANNED_AT = "e2eai.planned_at"
-"""Tag of a run: when it was about to move them, in UTC."""
-
-MOVED_AT = "e2eai.moved_at"
-"""Tag of a run: when the move was done, in UTC; of a registered model: when the last one was."""
-
-DECISION = "e2eai.decision"
-"""Tag of a version and of a run: ``promoted`` or ``rejected``.
-
-``withdrawn`` where the aliases could not be moved on a yes; of a run also ``superseded``.
-"""
-
-WITHDRAWN = "withdrawn"
-
-DECIDED_BY = "e2eai.decision_run"
-"""Tag of a version: the run of its last decision."""
-
-DECISIONS_IN = "e2eai.decisions_in."
-"""Prefix of tags of a registered model: experiments that have runs of decisions about it."""
 
 _ALL = 100_000  # MLflow's own default
 
@@ -123,7 +96,7 @@ class History(Summary):
 
     Attributes:
         name: The registered model.
-        moves: The moves.
+        moves: The moves; of `past_of` with the confirmations.
     """
 
     name: str
@@ -133,20 +106,49 @@ class History(Summary):
         """The last move of an alias."""
         return next((move for move in reversed(self.moves) if move.alias == alias), None)
 
+    def stood(self, alias: str) -> list[str]:
+        """The versions that an alias ever pointed to, each once, the oldest first."""
+        ends = (end for m in self.moves if m.alias == alias for end in (m.before, m.after))
+        return list(dict.fromkeys(filter(None, ends)))
+
     def before(self, alias: str) -> str | None:
         """The version to go back to: what stood at an alias before the one that stands there now.
 
-        A rollback takes what it left out of the order, so that the next one goes further back.
+        A rollback takes what it left out of the order, so that the next one goes further back. A
+        version that a hand set is in it where no decision was before.
         """
-        order: list[str] = []
-        for move in self.moves:
-            if move.alias != alias or move.after is None:
-                continue
-            if move.after in order and move.kind == "rollback":
-                del order[order.index(move.after) + 1 :]
-            elif not order or order[-1] != move.after:
-                order.append(move.after)
+        moves = [move for move in self.moves if move.alias == alias]
+        is_promotion = bool(moves) and moves[0].kind == "promotion"
+        order = [moves[0].before] if is_promotion and moves[0].before is not None else []
+        for after, kind in ((m.after, m.kind) for m in moves if m.after is not None):
+            if after in order and kind == "rollback":
+                while order[-1] != after:
+                    order.pop()
+            elif not order or order[-1] != after:
+                order.append(after)
         return order[-2] if len(order) > 1 else None
+
+    def target(self, alias: str, now: str | None) -> str | None:
+        """The version of a rollback: where the last decision put an alias, else `before`.
+
+        Args:
+            alias: The alias.
+            now: The version that it points to; None for none.
+        """
+        last = self.holder(alias)
+        return self.before(alias) if last is None or last.after == now else last.after
+
+    def way_back(self, alias: str, now: str | None) -> str:
+        """The advice to take an alias from a version: the rollback, or a promotion where none is.
+
+        Args:
+            alias: The alias.
+            now: The version that it points to; None for none.
+        """
+        if self.target(alias, now) is not None:
+            return f"go back with `{alias_command('rollback', self.name, alias)}`"
+        command = alias_command("promote", self.name, alias)
+        return f"no version was there before; promote another with `{command}`"
 
     def text(self) -> str:
         """The moves as a table, for a terminal."""
@@ -161,6 +163,12 @@ class History(Summary):
 
     def _table(self) -> Table:
         return Move, self.moves
+
+
+def alias_command(verb: Literal["promote", "rollback"], name: str, alias: str) -> str:
+    """The command that moves an alias; to a version that is to be named, where it promotes."""
+    version = ["VERSION"] if verb == "promote" else []
+    return shlex.join(["mlflow_e2eai", verb, name, *version, "--alias", alias])
 
 
 def _cells(move: Move) -> tuple[str, ...]:
@@ -196,7 +204,7 @@ def history(name: str, *, alias: str | None = None, on: str | date | None = None
         >>> moves = mlflow_e2eai.history("digits", alias="champion")
         >>> frame, text = moves.to_pandas(), moves.text()
     """
-    until = None if on is None else _end_of(on)
+    until = None if on is None else end_of(on)
     check_server()
     with quiet_mlflow():
         registered = registered_model(name)
@@ -247,6 +255,20 @@ def registered_model(name: str) -> RegisteredModel:
 def read_moves(registered: RegisteredModel) -> list[Move]:
     """All moves of a registered model's aliases, the oldest first; see `history`."""
     return done_moves(registered, decision_runs(registered))
+
+
+def past_of(registered: RegisteredModel, runs: Sequence[Run] | None = None) -> History:
+    """All moves, and the confirmations: each yes to a version that had the alias already.
+
+    A confirmation is a promotion from a version to itself, which `history` leaves out.
+
+    Args:
+        registered: The registered model.
+        runs: Its `decision_runs`, where they were read.
+    """
+    runs = decision_runs(registered) if runs is None else runs
+    steps = [*done_moves(registered, runs), *(step for run in runs for step in _confirmations(run))]
+    return History(name=registered.name, moves=tuple(sorted(steps, key=lambda step: step.at)))
 
 
 def last_moves(registered: RegisteredModel, aliases: Sequence[str], count: int) -> list[Move]:
@@ -319,23 +341,6 @@ def decision_runs(
     return runs[::-1]
 
 
-def now_text() -> str:
-    """This moment in UTC, as ISO 8601 with milliseconds."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
-
-
-def time_after(last: str | None) -> str:
-    """This moment, or one just after the last move's: clocks of two machines differ.
-
-    Args:
-        last: When the last move was, as `now_text` writes it; None where there was none.
-    """
-    now = datetime.now(UTC)
-    with contextlib.suppress(ValueError, TypeError):  # there was none, or a hand wrote the tag
-        now = max(now, datetime.fromisoformat(str(last)) + timedelta(milliseconds=1))
-    return now.isoformat(timespec="milliseconds")
-
-
 def moves_text(moves: Mapping[str, tuple[str | None, str | None]]) -> str:
     """The tag `MOVES` of a run."""
     return json.dumps({alias: list(versions) for alias, versions in sorted(moves.items())})
@@ -351,50 +356,43 @@ def _moves_of(run: Run) -> list[Move]:
         planned = {alias: (before, after) for alias, (before, after) in plan.items()}
     except (ValueError, TypeError, AttributeError):
         return []  # a hand wrote the tag
-    common = Move(
+    return [_move(run, alias, before, after) for alias, (before, after) in planned.items()]
+
+
+def _confirmations(run: Run) -> list[Move]:
+    """The promotions of a run from its version to itself."""
+    tags = run.data.tags
+    if tags.get(DECISION) != "promoted" or MOVED_AT not in tags:
+        return []
+    moved, version = {move.alias for move in _moves_of(run)}, tags.get(VERSION)
+    aliases = [alias for alias in tags.get(ALIAS, "").split(", ") if alias not in moved]
+    return [_move(run, alias, version, version) for alias in aliases]
+
+
+def _move(run: Run, alias: str, before: str | None, after: str | None) -> Move:
+    tags = run.data.tags
+    return Move(
         at=_time_of(run),
-        alias="",
-        before=None,
-        after=None,
+        alias=alias,
+        before=before,
+        after=after,
         kind=_kind_of(tags),
         by=tags.get(BY) or tags.get("mlflow.user", "unknown"),
         reason=tags.get(REASON, ""),
         run_id=run.info.run_id,
         finished=MOVED_AT in tags,
     )
-    return [
-        dataclasses.replace(common, alias=alias, before=before, after=after)
-        for alias, (before, after) in planned.items()
-    ]
 
 
 def _time_of(run: Run) -> str:
     """When a run moved an alias; where no tag says so that can be read, when it began."""
     # A run may wait for its turn: what moves before it begins to move came earlier.
     for text in (run.data.tags.get(MOVED_AT), run.data.tags.get(PLANNED_AT)):
-        with contextlib.suppress(ValueError, TypeError):  # a hand wrote the tag
-            if datetime.fromisoformat(str(text)).tzinfo is not None:
-                return str(text)
+        if text is not None and moment_of(text) is not None:
+            return text
     return datetime.fromtimestamp(run.info.start_time / 1e3, UTC).isoformat(timespec="milliseconds")
 
 
 def _kind_of(tags: Mapping[str, str]) -> MoveKind:
     kinds: tuple[MoveKind, ...] = get_args(MoveKind)
     return next((kind for kind in kinds if kind == tags.get(KIND)), "promotion")
-
-
-def _end_of(on: str | date) -> datetime:
-    """The last moment that counts: the end of a day in UTC, or a time."""
-    try:
-        if isinstance(on, datetime):
-            moment = on
-        elif isinstance(on, date):
-            moment = datetime.combine(on, time.max)
-        elif len(on.strip()) > len("2026-11-30"):
-            moment = datetime.fromisoformat(on.strip())
-        else:
-            return _end_of(date.fromisoformat(on.strip()))
-    except (ValueError, AttributeError, TypeError) as error:
-        msg = f"{on!r} is no date; give one such as 2026-11-30, or 2026-11-30T12:00:00+00:00."
-        raise InvalidInputError(msg) from error
-    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
