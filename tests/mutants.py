@@ -47,6 +47,7 @@ TESTS = {
     "latency/ratios.py": ["latency/test_ratios.py"],
     "artifacts/files.py": ["artifacts/test_files.py"],
     "pipeline/keys.py": ["pipeline/test_keys.py"],
+    "evaluation/metric_code.py": ["pipeline/test_keys.py"],
     "tracking/store/stage_results.py": ["pipeline/test_reuse.py", "-k", "stored or finish"],
 }
 """The tests of each file."""
@@ -194,8 +195,8 @@ MUTANTS = [
         ("a size may be left out", "for items in missing:", "for items in ():"),
         (
             "a size of one variant may be left out",
-            "        if not found:\n            reason = _NO_SIZE",
-            "        if False:\n            reason = _NO_SIZE",
+            "        if not found:\n            reason = _no_size",
+            "        if False:\n            reason = _no_size",
         ),
         ("a size may be left out of any metric", "        if like:", "        if not pairs:"),
         (
@@ -355,7 +356,7 @@ MUTANTS = [
             "for file in item.weights)\n\n\ndef _check_distinct",
             "for file in ())\n\n\ndef _check_distinct",
         ),
-        ("two graphs in one file are taken", "if paths.count(path) > 1 or", "if"),
+        ("two graphs in one file are taken", "if count > 1:", "if False:"),
         (
             "a file that changes while it is opened is taken",
             "if _state(path) != state:",
@@ -536,18 +537,18 @@ MUTANTS = [
         "pipeline/keys.py",
         (
             "the settings are no part of a key",
-            "for value in (stage, code_digest(), _versions(), parts):",
-            "for value in (stage, code_digest(), _versions()):",
+            "_digest_of((stage, code_digest(), _versions(), parts))",
+            "_digest_of((stage, code_digest(), _versions()))",
         ),
         (
             "the code is no part of a key",
-            "for value in (stage, code_digest(), _versions(), parts):",
-            "for value in (stage, _versions(), parts):",
+            "_digest_of((stage, code_digest(), _versions(), parts))",
+            "_digest_of((stage, _versions(), parts))",
         ),
         (
             "the libraries are no part of a key",
-            "for value in (stage, code_digest(), _versions(), parts):",
-            "for value in (stage, code_digest(), parts):",
+            "_digest_of((stage, code_digest(), _versions(), parts))",
+            "_digest_of((stage, code_digest(), parts))",
         ),
         ("a path stands for its name", "return sha256_of(value)", "return value.name"),
         (
@@ -557,13 +558,53 @@ MUTANTS = [
         ),
         (
             "a key is made without what is not known",
-            "    except UnknownContentError:\n        return None\n    return digest.hexdigest()",
-            "    except UnknownContentError:\n        pass\n    return digest.hexdigest()",
+            "# what holds itself has no end\n        return None",
+            '# what holds itself has no end\n        return ""',
+        ),
+        (
+            "a metric that is not known is no matter",
+            "    except UnknownContentError:\n        return UNKNOWN",
+            "    except UnknownContentError:\n        pass",
         ),
         (
             "labels are no part of the data",
             "_add(digest, (inputs, labels))",
             "_add(digest, inputs)",
+        ),
+    ),
+    *planted(
+        "evaluation/metric_code.py",
+        (
+            "a metric may read a file",
+            "if any(name.startswith(_READERS) for name in code.co_names):",
+            "if False:",
+        ),
+        ("globals of a metric are no matter", "return self.of(surroundings[name])", "return name"),
+        (
+            "what a metric imports is no matter",
+            "parts += [self.of(importlib.import_module(head)) for head in heads]",
+            "parts += heads",
+        ),
+        (
+            "code within the code of a metric is no matter",
+            "return [*parts, *(self._of_names(each, surroundings) for each in inner)]",
+            "return parts",
+        ),
+        ("a closure is no matter", "parts.append(self.of(cell.cell_contents))", "pass"),
+        (
+            "defaults of a metric are no matter",
+            "own = (code, function.__defaults__, function.__kwdefaults__, vars(function))",
+            "own = (code, vars(function))",
+        ),
+        (
+            "what an object holds is no matter",
+            "return [self.of(list(each) if isinstance(each, Iterator) else each) for each in stored]",
+            "return [type(value).__qualname__]",
+        ),
+        (
+            "a module of the caller's is known by its name",
+            "return [(key, self.of(each)) for key, each in parts.items()]",
+            "return module.__name__",
         ),
     ),
     *planted(

@@ -1,4 +1,7 @@
-"""The content of a metric: the code that runs, and all values that it uses, as plain data."""
+"""The content of a metric: the code that runs, and all values that it uses, as plain data.
+
+Written by hand, as pickle and cloudpickle store a function that can be imported as its name.
+"""
 
 from __future__ import annotations
 

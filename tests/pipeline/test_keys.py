@@ -271,6 +271,25 @@ def test_a_global_that_is_set_at_run_time_is_part_of_the_digest_of_a_metric(writ
     assert digest_with(module.m) != before
 
 
+def test_a_global_of_a_function_within_a_metric_is_part_of_its_digest(written, monkeypatch):
+    text = "T = 0.25\ndef m(outputs, labels):\n    return sum(T for _ in labels)\n"
+    module = written("metric_of_inner_global", text)
+    before = digest_with(module.m)
+    monkeypatch.setattr(module, "T", 0.75)
+    assert digest_with(module.m) != before
+
+
+def test_a_default_of_a_metric_is_part_of_its_digest():
+    def thresholds(low, high):
+        def metric(outputs, labels, at=low, *, below=high):
+            return np.mean((labels > at) & (labels < below))
+
+        return metric
+
+    digests = {digest_with(thresholds(*both)) for both in ((0.1, 0.5), (0.2, 0.5), (0.1, 0.6))}
+    assert len(digests) == 3
+
+
 def test_the_code_that_runs_is_the_digest_of_a_metric_and_not_its_file(written, tmp_path):
     text = "def m(outputs, labels):\n    return 0.25\n"
     metric = written("edited_metric", text).m
