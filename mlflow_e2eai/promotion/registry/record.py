@@ -80,6 +80,7 @@ class DecisionRecord(Summary):
         policy_sha256: Digest of these rules.
         values: The values of all metrics that a gate could read.
         measured: What was measured for the decision, the challenger next to an incumbent.
+        differences: How the machines that measured the challenger and the incumbents differ.
         decision: The verdicts.
         by: Who decided.
         host: The machine where that was.
@@ -99,6 +100,7 @@ class DecisionRecord(Summary):
     policy_sha256: str
     values: tuple[MetricValue, ...]
     measured: tuple[SideBySide, ...] = ()
+    differences: tuple[str, ...] = ()
     decision: Decision
     by: str
     host: str
@@ -110,15 +112,6 @@ class DecisionRecord(Summary):
     def outcome(self) -> str:
         """``promoted``, ``rejected`` or ``withdrawn``."""
         return self.decision.outcome if self.withdrawn is None else WITHDRAWN
-
-    @property
-    def differences(self) -> tuple[str, ...]:
-        """Differences of the machines that measured the challenger and the incumbents."""
-        return tuple(
-            line
-            for incumbent in self.incumbents
-            for line in _differences(self.challenger, incumbent)
-        )
 
     def text(self) -> str:
         """The decision in lines, for a terminal."""
@@ -164,6 +157,7 @@ def record_of(
         policy_sha256=digest_of(policy),
         values=tuple(values),
         measured=tuple(measured),
+        differences=tuple(line for each in incumbents for line in _differences(challenger, each)),
         decision=decision,
         by=actor(),
         host=host(),
