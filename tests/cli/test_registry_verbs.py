@@ -228,7 +228,7 @@ def test_an_alias_that_was_deleted_is_put_back_and_one_of_no_decision_is_left_al
     assert code == main.NOT_PASSED
     gone, mine = out.splitlines()
     assert gone.startswith("@champion points to no version, deleted by hand")
-    assert mine == "@mine points to version 3, and no decision ever put it there"
+    assert mine == "@mine points to version 3, and no decision on record put it there"
     assert (holder(digits), holder(digits, "mine")) == ("1", "3")
 
 
