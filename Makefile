@@ -5,8 +5,10 @@ PYTHON ?= python3
 VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
-# MLflow's usage statistics go to its makers; a demo and a test suite have nothing to tell them.
+# Usage statistics go to the makers of a library; a demo and a test suite have nothing to tell them.
+# ONNX Runtime's are a thread and a database in HOME that all processes share.
 export MLFLOW_DISABLE_TELEMETRY := true
+export ORT_DISABLE_TELEMETRY := 1
 # Where this is set, as in many containers, each process compiles MLflow and PyTorch anew, for 3.7 s.
 unexport PYTHONDONTWRITEBYTECODE
 

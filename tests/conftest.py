@@ -23,6 +23,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # wait: training the demo's model beside other tests took 13 to 27 s of CPU, and 3 s with one.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# As in the Makefile. ONNX Runtime's statistics are a thread and a database that processes share.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
 # A busy machine is no failure. `make test` draws the same examples every time; `make test-slow`
 # draws more, and others each time.
 BUSY = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
