@@ -77,6 +77,17 @@ def processors(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
     return max(1, min(allowed, math.ceil(int(quota) / int(period))))
 
 
+def memory_bytes(cgroup: Path = Path("/sys/fs/cgroup")) -> float:
+    """The memory that this process may use, of the machine or its container; inf if unknown."""
+    limits = (
+        _search(r"^(\d+)$", cgroup / name)  # "max" is none
+        for name in ("memory.max", "memory/memory.limit_in_bytes")
+    )
+    kilobytes = _memory_kilobytes()
+    machine = math.inf if kilobytes is None else 1024.0 * int(kilobytes)
+    return min([machine, *(float(limit) for limit in limits if limit)])
+
+
 _INT8_INSTRUCTIONS = (
     *("amx_int8", "avx512_vnni", "avx_vnni", "avx512bw", "avx2"),  # x86, by the kernel's names
     *("i8mm", "asimddp"),  # Arm
@@ -157,8 +168,12 @@ def environment() -> dict[str, str]:
 
 
 def _memory() -> str | None:
-    kilobytes = _search(r"^MemTotal:\s*(\d+) kB", Path("/proc/meminfo"))
+    kilobytes = _memory_kilobytes()
     return None if kilobytes is None else f"{int(kilobytes) / (1 << 20):.0f} GiB"
+
+
+def _memory_kilobytes() -> str | None:
+    return _search(r"^MemTotal:\s*(\d+) kB", Path("/proc/meminfo"))
 
 
 def _load() -> str | None:

@@ -81,7 +81,7 @@ def check_structure(model: onnx.ModelProto, path: Path) -> None:
 
 
 def _check_texts(model: onnx.ModelProto) -> None:
-    """Refuse names that are no text, or are too long.
+    """Refuse names that are no text, have NUL, or are too long.
 
     Raises:
         TypeError, ValueError: There is such a name.
@@ -111,8 +111,8 @@ def _check_texts(model: onnx.ModelProto) -> None:
         if not isinstance(text, str):  # protobuf returns the bytes of what is no text
             msg = f"the name {text!r} in it is not UTF-8 text"
             raise TypeError(msg)
-        if len(text) > _LONGEST_TEXT:
-            msg = f"a name in it has {len(text)} characters"
+        if "\0" in text or len(text) > _LONGEST_TEXT:
+            msg = f"a name in it has {len(text)} characters, or NUL: {text[:50]!r}"
             raise ValueError(msg)
 
 

@@ -254,6 +254,12 @@ def has_weight_files(path: Path) -> bool:
     return any(references(onnx.load(path, load_external_data=False)))
 
 
+def bytes_beside(path: Path) -> int:
+    """Bytes of an ONNX file that this package wrote, and of all weight files beside it."""
+    files = (path, *path.parent.glob(f"*{_SUFFIX}"))
+    return sum(each.stat().st_size for each in files if each.is_file())
+
+
 def digest(path: Path, files: Iterable[WeightFile]) -> str:
     """Digest of an ONNX file together with its weight files.
 

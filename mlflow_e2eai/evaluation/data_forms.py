@@ -178,6 +178,9 @@ def _numbers(name: str, column: Array, like: Array) -> Array:
     """A column in the dtype of the input: a table may have 1 for 1.0."""
     if like.dtype.kind != "f" or column.dtype.kind == "f":
         return column
+    if column.dtype.hasobject and None in column.ravel().tolist():
+        msg = f"The columns for {name!r} have None, but numbers are expected; leave those rows out."
+        raise InvalidInputError(msg)
     try:
         return column.astype(np.float64)
     except (TypeError, ValueError, OverflowError) as error:

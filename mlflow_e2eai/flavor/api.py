@@ -257,6 +257,7 @@ def log_model(
     """
     arguments = locals()
     tracking.check_names(name, registered_model_name)
+    tracking.check_storable(tags=tags, params=params, model_type=model_type, step=step)
     description = Description.of(arguments)  # errors come before anything is made
     name = name or tracking.model_name(registered_model_name or "model")
     _check_no_uri(model)

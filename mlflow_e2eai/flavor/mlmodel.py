@@ -20,6 +20,7 @@ from mlflow_e2eai.flavor import wheel as wheels
 from mlflow_e2eai.flavor.wheel import origin
 from mlflow_e2eai.tracking import _mlflow
 from mlflow_e2eai.tracking.downloads import FLAVOR as FLAVOR_NAME
+from mlflow_e2eai.tracking.mlflow_names import check_storable
 from mlflow_e2eai.tracking.models import signature_of
 
 if TYPE_CHECKING:
@@ -151,6 +152,7 @@ class Description:
     def _check_metadata(metadata: Mapping[str, Any]) -> None:
         import yaml
 
+        check_storable(metadata=metadata)
         try:
             yaml.safe_dump(dict(metadata))
         except (yaml.YAMLError, TypeError, ValueError, RecursionError) as error:

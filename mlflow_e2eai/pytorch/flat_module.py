@@ -304,6 +304,9 @@ def _array(what: str, value: Any) -> Array:
             "expected; convert it."
         )
         raise InvalidInputError(msg)
+    if np.ma.is_masked(value):
+        msg = f"{what} has masked values, but every value is expected; fill them, by .filled()."
+        raise InvalidInputError(msg)
     native = np.asarray(value, value.dtype.newbyteorder("="))
     try:
         return np.ascontiguousarray(native) if native.ndim else native

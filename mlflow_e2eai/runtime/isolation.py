@@ -6,6 +6,7 @@ here. Comparisons run in the worker, so that only samples and the reference's ou
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections import deque
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from mlflow_e2eai.artifacts.values import Infer, Library, Tensors
+from mlflow_e2eai.artifacts.weight_files import bytes_beside
 from mlflow_e2eai.errors import RunnerError, warn_caller
 from mlflow_e2eai.latency import cpu
 from mlflow_e2eai.latency.concurrency import Opened, throughput, timed_open
@@ -26,7 +28,7 @@ from mlflow_e2eai.parity.comparison import WINDOW, compare
 from mlflow_e2eai.parity.report import ParityReport
 from mlflow_e2eai.runtime.crashes import native_calls_written
 from mlflow_e2eai.runtime.ort import Device, onnxruntime_runner
-from mlflow_e2eai.runtime.process import TIMEOUT_S, WorkerProcess
+from mlflow_e2eai.runtime.process import TIMEOUT_S, WorkerProcess, loading_bytes
 from mlflow_e2eai.runtime.worker import Worker
 
 Opener: TypeAlias = Callable[[], AbstractContextManager[Infer]]
@@ -47,22 +49,26 @@ def worker_process() -> Iterator[WorkerProcess]:
 
 
 @contextmanager
-def isolated(opener: Opener) -> Iterator[IsolatedRunner]:
+def isolated(opener: Opener, *, opening_bytes: float = math.inf) -> Iterator[IsolatedRunner]:
     """Open a runner in a worker process during the block.
 
     Args:
         opener: Opens the runner in the worker.
+        opening_bytes: Memory that the worker may take meanwhile.
 
     Yields:
         The runner, as an `Infer` whose measurements and comparisons run in the worker.
 
     Raises:
         E2EAIError: Opening the runner raised it in the worker; a `RunnerError` where the worker
-            crashed, hung or was killed, or where another library's error was raised.
+            crashed, hung, took too much memory or was killed, or where another library's error was
+            raised.
     """
     with closing(WorkerProcess()) as process:
-        process.reproduction = partial(_reproduce, {"": opener})
-        for text, category in process.call(partial(_open, opener=opener)):
+        process.reproduction = partial(_reproduce, {"": opener}, opening_bytes=opening_bytes)
+        with process.limited_to(opening_bytes):
+            raised = process.call(partial(_open, opener=opener))
+        for text, category in raised:
             warn_caller(text, category)
         yield IsolatedRunner(process)
 
@@ -76,16 +82,17 @@ def isolated_onnxruntime(
     libraries: Sequence[Library] = (),
 ) -> AbstractContextManager[IsolatedRunner]:
     """Open `onnxruntime_runner` in a worker process: a graph that it cannot run may crash it."""
-    return isolated(
-        partial(
-            onnxruntime_runner,
-            path,
-            device=device,
-            precision=precision,
-            rounded=rounded,
-            libraries=libraries,
-        )
+    opener = partial(
+        onnxruntime_runner,
+        path,
+        device=device,
+        precision=precision,
+        rounded=rounded,
+        libraries=libraries,
     )
+    # On a GPU its libraries and their copies of the weights are there too.
+    most = loading_bytes(bytes_beside(path)) if device == "cpu" else math.inf
+    return isolated(opener, opening_bytes=most)
 
 
 class IsolatedRunner:
@@ -160,12 +167,14 @@ def _open(worker: Worker, opener: Opener) -> list[tuple[str, type[Warning]]]:
     return [(str(warning.message), warning.category) for warning in caught]
 
 
-def _reproduce(openers: Mapping[str, Opener], folder: Path, runner: str) -> None:
+def _reproduce(
+    openers: Mapping[str, Opener], folder: Path, runner: str, *, opening_bytes: float = math.inf
+) -> None:
     """Open the runner that crashed once more; the last session or engine is the reproduction."""
     with closing(WorkerProcess()) as process:
         process.saves_crashes = False
         call = partial(_open_and_write, opener=openers[runner], folder=folder)
-        with suppress(RunnerError):  # it crashes alike
+        with suppress(RunnerError), process.limited_to(opening_bytes):  # it crashes alike
             process.call(call, time_limit_s=REPRODUCTION_S)
 
 

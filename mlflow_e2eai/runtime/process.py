@@ -16,12 +16,13 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from multiprocessing import Pipe
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from mlflow_e2eai.artifacts import machine
 from mlflow_e2eai.artifacts.values import Tensors
 from mlflow_e2eai.errors import RunnerError
 from mlflow_e2eai.runtime.crashes import keep_crash
@@ -40,8 +41,25 @@ SERVER = ForkServer()
 Reproduction: TypeAlias = Callable[[Path, str], None]
 """Writes a reproduction of a crash of a runner, by its name, into a folder."""
 
-_POLL_S = 0.5
+_MEMORY_SHARE = 0.5
+"""Share of this machine's memory that a process may take by itself: the parent has a model too."""
+
+_LOADING_BYTES = 3 << 29
+"""Memory that loading and rewriting a small graph may take. ONNX Runtime 1.31 folds constants of up
+to 1 GiB each."""
+
+_LOADING_COPIES = 4
+"""Copies of a graph and its weights that loading and rewriting it may make besides."""
+
+_POLL_S = 0.1
+"""So often is its memory looked at; it grows by up to 2 GB a second."""
+
 _CLOSE_S = 5.0
+
+
+def loading_bytes(graph_bytes: int) -> int:
+    """Memory that a process may take to load or rewrite a graph of this size, weights included."""
+    return _LOADING_BYTES + _LOADING_COPIES * graph_bytes
 
 
 class WorkerProcess:
@@ -53,12 +71,14 @@ class WorkerProcess:
         sample: Returns the inputs of a call of a runner, by what the progress note says of it.
         reproduction: Writes a reproduction of a crash; None where there is none.
         saves_crashes: Whether a crash of it is kept; see `crashes`.
+        most_bytes: Memory of its own, which no file backs, with more of which it is killed.
     """
 
     def __init__(self) -> None:
         self.sample: Callable[[ProgressNote], Tensors | None] = lambda _: None
         self.reproduction: Reproduction | None = None
         self.saves_crashes = True
+        self.most_bytes = _MEMORY_SHARE * machine.memory_bytes()
         self._end: str | None = None
         self._failure: str | None = None
         with ExitStack() as stack:
@@ -93,6 +113,16 @@ class WorkerProcess:
         fileno = self._log.fileno()
         return os.pread(fileno, os.fstat(fileno).st_size - since, since)
 
+    @contextmanager
+    def limited_to(self, most_bytes: float) -> Iterator[None]:
+        """Lower `most_bytes` during the block."""
+        before = self.most_bytes
+        self.most_bytes = min(before, most_bytes)
+        try:
+            yield
+        finally:
+            self.most_bytes = before
+
     def kill(self) -> None:
         """End the process in the middle of a call, from any thread; that is no crash to keep."""
         self.saves_crashes = False
@@ -124,7 +154,7 @@ class WorkerProcess:
         Raises:
             E2EAIError: The function raised it.
             RunnerError: The function raised an error of another library; or the process crashed,
-                hung or was killed, now or in an earlier call.
+                hung, took too much memory or was killed, now or in an earlier call.
             Exception: A callback raised it.
         """
         if self._end is not None:
@@ -159,6 +189,12 @@ class WorkerProcess:
                 raise self._kill_error(late)
             if self._connection.poll(_POLL_S):
                 break
+            if (taken := _own_bytes(self._process.pid)) > self.most_bytes:
+                greedy = (
+                    f"took {taken / 1e9:.1f} GB of memory (at most {self.most_bytes / 1e9:.1f} GB "
+                    "are expected; give a smaller graph or inputs)"
+                )
+                raise self._kill_error(greedy)
             if (now := self._note.read()) != progress:
                 progress, since = now, time.monotonic()
             if time.monotonic() - since > timeout_s:
@@ -211,6 +247,15 @@ def _how_it_ended(code: int) -> str:
     if code < 0:
         return f"crashed ({signal.Signals(-code).name})"
     return f"ended (exit code {code})"
+
+
+def _own_bytes(pid: int) -> int:
+    """Memory of a process that no file backs, by proc_pid_statm(5); 0 where it has ended."""
+    try:
+        _, resident, shared, *_ = Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()
+    except (OSError, ValueError):  # ValueError: it ends right now, or this is no Linux
+        return 0
+    return (int(resident) - int(shared)) * mmap.PAGESIZE
 
 
 class ProgressNote:

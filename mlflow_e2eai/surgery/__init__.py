@@ -8,11 +8,12 @@ stage            `clean`
 report           its result
 plan             plans and their text form
 rules            the rules by name
+argument_types   their arguments, by type
 interface_rules  rules that change names, types and shapes of inputs and outputs
 node_edits       rules that remove nodes
 pattern          rules that replace a pattern of nodes
 deduplication    rules that merge equal nodes and constants
-simplify         onnxsim and onnxslim as rules
+simplify         rules by libraries, in a process: onnxsim, onnxslim, folding of constants
 simplifiers      both, imported without PyTorch
 extraction       the part of a graph between tensors
 interface        changes that rules may make to inputs and outputs

@@ -57,9 +57,9 @@ def fix_axis(graph: gs.Graph, *, name: str, size: int) -> int:
         size: Its size, at least 1 and within the profile.
 
     Raises:
-        SurgeryError: The size is no whole number of at least 1, or outside the profile.
+        SurgeryError: The size is below 1, or outside the profile.
     """
-    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+    if size < 1:
         msg = f"Axis {name!r} cannot be fixed at {size!r}; give a positive integer."
         raise SurgeryError(msg)
     return _resize(graph, name, size)

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 from mlflow_e2eai.artifacts.files import short_repr
 from mlflow_e2eai.errors import InvalidInputError, nearest, shown, shown_all
+from mlflow_e2eai.surgery.argument_types import check_arguments
 from mlflow_e2eai.surgery.rules import RULES, Rule
 
 GROUP = "mlflow_e2eai.surgery_rules"
@@ -52,7 +53,7 @@ class Step:
         """The rule with its arguments, ready for a graph.
 
         Raises:
-            InvalidInputError: There is no such rule, or it takes other arguments.
+            InvalidInputError: There is no such rule, or it takes other arguments, or other types.
         """
         rule = self.resolve()
         try:
@@ -65,6 +66,8 @@ class Step:
                 f"{shown_all(self.arguments)}: {_nearest(unknown, known) or f'{error}.'}"
             )
             raise InvalidInputError(msg) from error
+        if rule in RULES.values():
+            check_arguments(self.rule, rule, self.arguments)
         return functools.partial(rule, **self.arguments)
 
 

@@ -19,7 +19,7 @@ from mlflow_e2eai.surgery.interface import changes, loses_outputs
 from mlflow_e2eai.surgery.interface_rules import convert_input, fix_axis, rename
 from mlflow_e2eai.surgery.node_edits import bypass_node, can_vanish, is_output, nodes_of
 from mlflow_e2eai.surgery.pattern import replace
-from mlflow_e2eai.surgery.simplify import simplify
+from mlflow_e2eai.surgery.simplify import fold_constants, simplify
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
@@ -115,14 +115,6 @@ def drop_zipmaps(graph: gs.Graph) -> int:
             node.op, node.domain, node.attrs = "Identity", None, {}
             edits += 1
     return edits
-
-
-def fold_constants(graph: gs.Graph) -> int:
-    """Replace nodes that depend on constants only by constants, computed by ONNX Runtime."""
-    before = len(graph.nodes)
-    graph.fold_constants()
-    graph.cleanup()
-    return before - len(graph.nodes)
 
 
 def drop_unused(graph: gs.Graph) -> int:

@@ -54,7 +54,7 @@ from mlflow_e2eai.tracking.metrics import (
     log_new_params,
     parity_metrics,
 )
-from mlflow_e2eai.tracking.mlflow_names import check_names, metric_name, model_name
+from mlflow_e2eai.tracking.mlflow_names import check_names, check_storable, metric_name, model_name
 from mlflow_e2eai.tracking.mlflow_recorder import MlflowRecorder
 from mlflow_e2eai.tracking.models import (
     fetch_nodes,

@@ -95,6 +95,18 @@ def test_a_file_that_needs_a_repair_goes_the_whole_way(case, tmp_path):
         assert [output.name for output in made.outputs] == ["y"]
 
 
+def test_a_hundred_thousand_weights_that_nothing_reads_are_left_out(tmp_path):
+    model = model_of()
+    given = [weight.name for weight in model.graph.initializer]
+    unread = [onnx.numpy_helper.from_array(np.float32(at), f"unread{at}") for at in range(100_000)]
+    model.graph.initializer.extend(unread)
+    onnx.save(model, tmp_path / "given.onnx")
+    repaired = read_repaired(tmp_path / "given.onnx")
+    assert [weight.name for weight in repaired.graph.initializer] == given
+    (entry,) = repaired.metadata_props
+    assert entry.value == "weights that nothing reads are left out"
+
+
 def test_a_file_says_which_repairs_it_had_and_a_good_one_had_none(tmp_path):
     onnx.save(REPAIRABLE["nodes that are not sorted"], tmp_path / "given.onnx")
     (entry,) = read_repaired(tmp_path / "given.onnx").metadata_props

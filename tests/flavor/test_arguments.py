@@ -4,6 +4,7 @@ import dataclasses
 import inspect
 import math
 import re
+from pathlib import Path
 
 import mlflow
 import mlflow.onnx
@@ -13,7 +14,7 @@ import torch
 from small_models import AXES, features, net
 
 import mlflow_e2eai
-from mlflow_e2eai import BuildSettings
+from mlflow_e2eai import BuildSettings, tracking
 from mlflow_e2eai.errors import E2EAIError, InvalidInputError
 from mlflow_e2eai.flavor import repackage
 from mlflow_e2eai.flavor.mlmodel import Description
@@ -217,6 +218,51 @@ WRONG_DESCRIPTIONS: list[dict[str, object]] = [
     {"metadata": {"a": print}},
     {"signature": "x"},
 ]
+
+
+CYCLE: list[object] = []
+CYCLE.append(CYCLE)
+
+UNSTORABLE = {
+    **{
+        f"{argument} with {what}": {argument: {"a": value}}
+        for argument in ("tags", "params", "metadata")
+        for what, value in {
+            "a set": {1},
+            "a cycle": CYCLE,
+            "a surrogate": "\ud800",
+            "NUL": "a\0b",
+            "NUL in a list": ["a\0b"],
+            "an integer of 5,000 digits": 10**5000,
+        }.items()
+    },
+    **{
+        f"{argument} of {what}": {argument: value}
+        for argument in ("name", "registered_model_name")
+        for what, value in {"5,000 letters": "x" * 5000, "NUL": "a\0b", "no text": "\ud800"}.items()
+    },
+    "tags with a name of 5,000 letters": {"tags": {"x" * 5000: "a"}},
+    "tags with NUL in a name": {"tags": {"a\0b": "a"}},
+    "tags in a list": {"tags": [1]},
+    "model_type with a surrogate": {"model_type": "\ud800"},
+    "step of 31 digits": {"step": 10**30},
+    "step in words": {"step": "one"},
+}
+
+
+@pytest.mark.parametrize("what", UNSTORABLE)
+def test_what_no_server_can_store_is_one_sentence_before_anything_is_made(store, what):
+    with pytest.raises(InvalidInputError, match=what.split()[0]) as raised:
+        mlflow_e2eai.log_model(None, **{"name": "net", **UNSTORABLE[what]})
+    assert str(raised.value).isprintable()
+    assert len(str(raised.value)) < 500
+    assert mlflow.search_runs(search_all_experiments=True).empty
+    assert not mlflow.search_logged_models(output_format="list")
+
+
+def test_plain_values_of_many_kinds_can_be_stored():
+    values = {"a": None, 5: 1.5, "b": [1, "\\u0000"], "c": {"d": True}, "e": Path("f")}
+    tracking.check_storable(tags=values, params=None, step=-1, model_type="classifier")
 
 
 @pytest.mark.parametrize("wrong", [*WRONG_NAMES, *WRONG_DESCRIPTIONS], ids=str)

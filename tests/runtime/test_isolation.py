@@ -13,6 +13,8 @@ from pathlib import Path
 
 import crashing_runners
 import numpy as np
+import onnx
+import onnx.parser
 import pytest
 
 from mlflow_e2eai.errors import (
@@ -24,8 +26,19 @@ from mlflow_e2eai.errors import (
     SurgeryError,
 )
 from mlflow_e2eai.parity.comparison import compare
-from mlflow_e2eai.runtime.isolation import isolated, isolated_together
+from mlflow_e2eai.runtime.isolation import isolated, isolated_onnxruntime, isolated_together
 from mlflow_e2eai.runtime.process import WorkerProcess
+
+FOLDS_TO_MUCH = onnx.parser.parse_model(
+    """<ir_version: 8, opset_import: ["" : 18]>
+    g (float[1] x) => (float[1] y) <int64[1] sizes = {200000000}> {
+        zeros = ConstantOfShape(sizes)
+        ones = Exp(zeros)
+        most = ReduceMax <keepdims = 0> (ones)
+        y = Add(x, most)
+    }"""
+)
+"""Whoever folds its constants takes 1.6 GB."""
 
 
 def sample(items=2, seed=0):
@@ -355,6 +368,38 @@ def test_a_process_that_is_killed_from_here_is_an_error_of_its_call():
             process.call(crashing_runners.sleeps)
         assert process.has_ended
         assert "SIGKILL" in process.failure
+
+
+def test_a_process_that_takes_too_much_memory_is_killed_and_the_sentence_says_how_much():
+    take = partial(crashing_runners.takes_memory, number_of_bytes=600 << 20)
+    with closing(WorkerProcess()) as process:
+        assert process.call(take) == 600 << 20
+        with (
+            process.limited_to(300 << 20),
+            pytest.raises(
+                RunnerError,
+                match=r"took 0\.\d GB of memory \(at most 0\.3 GB are expected; give a smaller "
+                r"graph or inputs\) on much memory\.",
+            ),
+        ):
+            process.call(take)
+
+
+def test_a_process_may_take_half_of_the_memory_of_the_machine_or_its_container(monkeypatch):
+    monkeypatch.setattr("mlflow_e2eai.artifacts.machine.memory_bytes", lambda: 4e9)
+    with closing(WorkerProcess()) as process:
+        assert process.most_bytes == 2e9
+
+
+def test_a_graph_that_takes_much_memory_as_it_is_loaded_is_not_loaded(tmp_path, monkeypatch):
+    monkeypatch.setattr("mlflow_e2eai.runtime.process._LOADING_BYTES", 300 << 20)
+    path = tmp_path / "folds.onnx"
+    onnx.save(FOLDS_TO_MUCH, path)
+    with (
+        pytest.raises(RunnerError, match=r"GB of memory \(at most 0\.3 GB are expected"),
+        isolated_onnxruntime(path),
+    ):
+        pass
 
 
 def test_a_call_ends_at_its_time_limit_though_it_makes_progress():

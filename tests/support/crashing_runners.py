@@ -176,6 +176,14 @@ def sleeps(_):
     time.sleep(600)
 
 
+def takes_memory(worker, number_of_bytes):
+    worker.note.write_activity("on much memory")
+    taken = bytearray(number_of_bytes)
+    taken[::4096] = b"x" * len(taken[::4096])
+    time.sleep(1)
+    return len(taken)
+
+
 def makes_progress_for_ever(worker):
     for step in itertools.count():
         worker.note.write_activity(f"at step {step}")

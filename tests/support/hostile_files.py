@@ -369,6 +369,10 @@ HOSTILE: Mapping[str, Callable[[Path], onnx.ModelProto | bytes]] = {
     "a node name that is not UTF-8": _not_utf8,
     "an input name that is not UTF-8": _not_utf8_input,
     "names with line breaks and escapes": _names_with_lines,
+    "an input name with a NUL": lambda _: model_of(
+        [helper.make_node("Relu", ["a\0b"], ["y"])],
+        inputs=[helper.make_tensor_value_info("a\0b", FLOAT, [3, 4])],
+    ),
     "a name of 100 MiB": _long_name,
     "garbage": _garbage,
     "a page of HTML": _text,

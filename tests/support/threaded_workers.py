@@ -19,6 +19,9 @@ from mlflow_e2eai.runtime.worker import Worker
 class Threaded:
     """What `subprocess.Popen` is to a process that works, for a thread."""
 
+    pid = 0
+    """Its memory is that of the test's process, and is not looked at."""
+
     def __init__(self, connection: int, note: int) -> None:
         # The caller closes its own copies, as the other process has others.
         self._caller = Connection(os.dup(connection))

@@ -410,6 +410,41 @@ def test_what_depends_on_constants_only_is_computed_once(graph, out):
     np.testing.assert_array_equal(run(made, x=X)["y"], X * [-11, -22, -33])
 
 
+MUCH = """
+main (float[N, 3] x) => (float[N, 3] y) <int64[1] sizes = {5000000000}> {
+    zeros = ConstantOfShape(sizes)
+    most = ReduceMax <keepdims = 0> (zeros)
+    y = Add(x, most)
+}"""
+
+LONG = """
+main (float[N, 3] x) => (float[N, 3] y) <int64[2] sizes = {4000, 4000}> {
+    a = ConstantOfShape(sizes)
+    b = MatMul(a, a) c = MatMul(b, b) d = MatMul(c, c) e = MatMul(d, d) f = MatMul(e, e)
+    most = ReduceMax <keepdims = 0> (f)
+    y = Add(x, most)
+}"""
+
+
+@pytest.mark.usefixtures("in_processes")
+@pytest.mark.parametrize(
+    ("text", "seconds", "end"),
+    [(MUCH, 120, r"took 1\.\d GB of memory"), (LONG, 0.5, "did not finish within 0.5 s")],
+)
+def test_constants_without_end_are_not_folded(text, seconds, end, graph, out, monkeypatch):
+    monkeypatch.setattr("mlflow_e2eai.surgery.simplify._TIME_LIMIT_S", seconds)
+    with pytest.raises(SurgeryError, match=f"The constants cannot be folded: Its process {end}"):
+        clean(graph(text), [Step(rule="fold_constants")], out=out)
+    assert not out.exists()
+
+
+@pytest.mark.usefixtures("in_processes")
+def test_simplify_leaves_constants_without_end_as_they_are(graph, out):
+    made, report = clean(graph(MUCH), [Step(rule="simplify")], out=out)
+    assert sorted(operators(made)) == ["Add", "ConstantOfShape", "ReduceMax"]
+    assert "GB of memory" in report.notes[-1]
+
+
 def test_what_no_output_depends_on_goes_but_inputs_stay(graph, out):
     made, report = clean(graph(HALF_UNUSED), [Step(rule="drop_unused")], out=out)
     assert operators(made) == ["Relu"]
@@ -513,6 +548,27 @@ def test_steps_go_through_a_plan_as_they_are():
         ([{"bypass": {"optype": "FooOp"}}], r"got \['optype'\]: did you mean 'op_type'"),
         ([{"drop_unused": {"required": "yes"}}], "required: 'yes'; write true or false"),
         ([{"drop_unused": {"op_type": "a"}}], "takes no arguments, but got"),
+        ([{"bypass": {"op_type": 5}}], "'bypass' has op_type: '5', of the type int; text is expec"),
+        ([{"bypass": {"op_type": "\ud800"}}], "of the type str; text is expected"),
+        (
+            [{"rename": {"inputs": {"x": 5}}}],
+            "'rename' has inputs: .*, of the type dict; a mapping of text to text or nothing is ex",
+        ),
+        (
+            [{"replace": {"pattern": "(x) => (y) {}", "op_type": "A", "attributes": {5: "x"}}}],
+            "has attributes: .* a mapping of text to a value or nothing is expected",
+        ),
+        ([{"replace": {"pattern": "p", "op_type": "A", "function": 1}}], "; true or false is exp"),
+        ([{"fix_axis": {"name": "N", "size": True}}], "type bool; a whole number is expected"),
+        (
+            [{"convert_input": {"name": "x", "to": "z", "perm": [None]}}],
+            "'convert_input' has perm: '\\[None\\]', of the type list; a list, each of it a",
+        ),
+        (
+            [{"convert_input": {"name": "x", "to": "z", "scale": {"a": 1}}}],
+            "; a number or a list, each of it a number, is expected",
+        ),
+        ([{"expose": {"tensors": "x"}}], "has tensors: 'x', of the type str; a list, each of"),
     ],
 )
 def test_a_plan_that_makes_no_sense_is_refused_with_what_does(data, sentence):
