@@ -41,8 +41,8 @@ SERVER = ForkServer()
 Reproduction: TypeAlias = Callable[[Path, str], None]
 """Writes a reproduction of a crash of a runner, by its name, into a folder."""
 
-_MEMORY_SHARE = 0.5
-"""Share of this machine's memory that a process may take by itself: the parent has a model too."""
+_MEMORY_SHARE = 0.8
+"""Share of this machine's memory that a process may take by itself: the parent needs some too."""
 
 _LOADING_BYTES = 3 << 29
 """Memory that loading and rewriting a small graph may take. ONNX Runtime 1.31 folds constants of up

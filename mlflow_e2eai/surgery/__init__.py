@@ -8,7 +8,6 @@ stage            `clean`
 report           its result
 plan             plans and their text form
 rules            the rules by name
-argument_types   their arguments, by type
 interface_rules  rules that change names, types and shapes of inputs and outputs
 node_edits       rules that remove nodes
 pattern          rules that replace a pattern of nodes

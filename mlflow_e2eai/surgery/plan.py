@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import functools
 import inspect
+import json
 import re
+import types
+import typing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
@@ -12,7 +15,6 @@ from typing import Any, cast
 
 from mlflow_e2eai.artifacts.files import short_repr
 from mlflow_e2eai.errors import InvalidInputError, nearest, shown, shown_all
-from mlflow_e2eai.surgery.argument_types import check_arguments
 from mlflow_e2eai.surgery.rules import RULES, Rule
 
 GROUP = "mlflow_e2eai.surgery_rules"
@@ -67,7 +69,7 @@ class Step:
             )
             raise InvalidInputError(msg) from error
         if rule in RULES.values():
-            check_arguments(self.rule, rule, self.arguments)
+            _check_types(self.rule, rule, self.arguments)
         return functools.partial(rule, **self.arguments)
 
 
@@ -79,6 +81,34 @@ def _nearest(name: str, known: Iterable[str]) -> str | None:
     """A hint at a similar known name; None where none is similar."""
     near = nearest(name, known)
     return None if near is None else f"did you mean {near!r}?"
+
+
+def _check_types(name: str, rule: Rule, arguments: Mapping[str, Any]) -> None:
+    """Refuse arguments of other types than a rule of this package is annotated with.
+
+    A plan is YAML from anywhere, and a wrong value would fail somewhere inside the rule.
+    """
+    kinds = typing.get_type_hints(rule, localns={"gs": types.SimpleNamespace(Graph=object)})
+    for argument, value in arguments.items():
+        if (reason := _misfit(value, kinds[argument])) is not None:
+            kind = type(value).__name__
+            msg = f"Rule {name!r} has {argument}: {shown(value)}, of the type {kind}; {reason}."
+            raise InvalidInputError(msg)
+
+
+def _misfit(value: Any, kind: Any) -> str | None:
+    """Why a value is not of an annotated type; None where it is."""
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        TypeAdapter(kind).validate_python(value, strict=True)
+        json.dumps(value, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError:  # half a character, which JSON can write
+        return "it is no text that UTF-8 can write"
+    except ValidationError as error:
+        found = dict.fromkeys(each["msg"] for each in error.errors())
+        return ", or ".join(each[0].lower() + each[1:] for each in found)
+    return None
 
 
 def plan_from(data: Any) -> tuple[Step, ...]:
