@@ -15,6 +15,7 @@ import re
 import signal
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -81,6 +82,7 @@ class WorkerProcess:
         self.most_bytes = _MEMORY_SHARE * machine.memory_bytes()
         self._end: str | None = None
         self._failure: str | None = None
+        self._calling = threading.Lock()
         with ExitStack() as stack:
             self._log = stack.enter_context(tempfile.TemporaryFile())
             shared = stack.enter_context(tempfile.TemporaryFile())
@@ -140,7 +142,7 @@ class WorkerProcess:
         timeout_s: float = TIMEOUT_S,
         time_limit_s: float = math.inf,
     ) -> Any:
-        """Call a function in the process.
+        """Call a function in the process; calls of several threads are one after the other.
 
         Args:
             function: A function that can be imported, or a partial of one: it is pickled.
@@ -157,6 +159,16 @@ class WorkerProcess:
                 hung, took too much memory or was killed, now or in an earlier call.
             Exception: A callback raised it.
         """
+        with self._calling:
+            return self._call(function, callbacks or {}, timeout_s, time_limit_s)
+
+    def _call(
+        self,
+        function: Callable[[Worker], Any],
+        callbacks: Mapping[str, Callable[..., Any]],
+        timeout_s: float,
+        time_limit_s: float,
+    ) -> Any:
         if self._end is not None:
             raise RunnerError(self._end, runner=self._note.runner or None)
         deadline = time.monotonic() + time_limit_s
@@ -170,7 +182,7 @@ class WorkerProcess:
                 raise callback_error or self._call_error(content[0])
             name, arguments = content
             try:
-                reply = ("result", (callbacks or {})[name](*arguments))
+                reply = ("result", callbacks[name](*arguments))
             except Exception as error:  # noqa: BLE001 - raised again when the call has unwound
                 callback_error, reply = error, ("error", None)
             self._send(reply)

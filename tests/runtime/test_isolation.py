@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
@@ -359,6 +360,13 @@ def test_callers_at_once_are_over_there():
     assert found.loads[0].calls == 2
     assert found.loads[0].cpu_share is not None
     assert 0 < found.loads[0].cpu_share <= 1
+
+
+def test_callers_of_several_threads_get_their_own_outputs_one_after_the_other():
+    inputs = [sample(seed=seed) for seed in range(8)] * 50
+    with isolated(crashing_runners.healthy) as infer, ThreadPoolExecutor(8) as threads:
+        for given, outputs in zip(inputs, threads.map(infer, inputs), strict=True):
+            assert np.array_equal(outputs["y"], 2 * given["x"])
 
 
 def test_a_process_that_is_killed_from_here_is_an_error_of_its_call():

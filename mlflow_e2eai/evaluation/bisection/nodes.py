@@ -137,6 +137,7 @@ def bisect(
                         precision=precision,
                         tolerance=tolerance,
                         repeats=repeats,
+                        threads=1,  # as a worker process takes one call at a time
                     )
             except (PrecisionError, ArtifactError, EngineBuildError, RunnerError):
                 return True  # a graph that does not load, build or run fails
