@@ -142,7 +142,7 @@ def _ratio(report: LatencyReport, variant: str, reference: str | None) -> Ratio 
 
 def sentence_of(manifest: Manifest) -> str:
     """The outcomes, the largest error and the fastest variant that passed, in one sentence."""
-    evidence = manifest.all_evidence
+    evidence = [entry for entry in manifest.all_evidence if entry.is_shipped]
     counts = {
         outcome: sum(entry.outcome == outcome for entry in evidence)
         for outcome in ("passed", "failed", "unmeasured")
@@ -152,8 +152,8 @@ def sentence_of(manifest: Manifest) -> str:
     errors = [row.max_abs_error for row in rows if row.max_abs_error is not None]
     if errors:
         parts.append(f"largest error of those {max(errors):.2g}")
-    timed = [row for row in rows if row.size in TUNED and not row.busy]
-    if timed:
+    timed = [row for row in rows if row.size in TUNED]
+    if timed and not any(row.busy for row in timed):  # which might be the fastest
         best = min(timed, key=lambda row: math.inf if row.p50_ms is None else row.p50_ms)
         known = best.ratio is not None and not math.isnan(best.ratio)
         ratio = f" ({best.ratio:.3g} times the {manifest.subject})" if known else ""

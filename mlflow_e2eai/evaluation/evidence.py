@@ -23,6 +23,9 @@ SAMPLES: Mapping[str, str] = {
 }
 """Kinds of sample that variants are compared on, in words."""
 
+RAW = "raw"
+"""Ends the name of the graph as it was exported, which is measured and not in the bundle."""
+
 Outcome: TypeAlias = Literal["reference", "unsteady", "passed", "failed", "unmeasured"]
 """The outcome of a variant; of the reference, whether it agrees with itself."""
 
@@ -104,6 +107,11 @@ class Evidence(Summary):
         return "passed" if self.passed else "failed"
 
     @property
+    def is_shipped(self) -> bool:
+        """Whether it is of a variant of the bundle: no reference, and not the exported graph."""
+        return self.sha256 is not None and self.variant.rpartition("/")[2] != RAW
+
+    @property
     def rejected(self) -> bool:
         """Whether it is a quantised variant that is not worth it; it is loaded by name only."""
         return self.worth is not None and not self.worth.retained
@@ -165,8 +173,9 @@ class MachineEvidence(Summary):
     measured_at: str | None = None
 
     def _line(self) -> str:
-        passed = sum(entry.passed for entry in self.evidence)
-        return f"{machine_name(self.environment)}, {passed} of {len(self.evidence)} variants passed"
+        shipped = [entry for entry in self.evidence if entry.is_shipped]
+        passed = sum(entry.passed for entry in shipped)
+        return f"{machine_name(self.environment)}, {passed} of {len(shipped)} variants passed"
 
     def _table(self) -> Table:
         return _VariantLine, [

@@ -30,7 +30,8 @@ class MetricValue:
     Attributes:
         metric: Name of the metric.
         value: The number; NaN where it cannot be told.
-        variant: The variant; None for a number of the whole version.
+        variant: The variant; None for a number of the whole version. Of a count of those that
+            failed, each of them.
         precision: Precision of the variant.
         targets: What the variant's engine was measured on, in each way that a gate may name it:
             the target's text and the compute capability. Empty for what is no engine.
@@ -318,7 +319,8 @@ def find_value(gate: Gate, values: Sequence[MetricValue]) -> MetricValue | None:
         return MetricValue(metric=gate.metric, value=math.nan, variant=variant, reason=reason)
     if gate.metric in COUNTS and fitting and fitting != whole:
         counted = {value.variant for value in fitting if value.value}
-        return MetricValue(metric=gate.metric, value=float(len(counted)))
+        named = ", ".join(sorted(filter(None, counted))) if gate.metric == FAILED else None
+        return MetricValue(metric=gate.metric, value=float(len(counted)), variant=named or None)
     choose = max if gate.bound == "at_most" else min
     unclear = [value for value in fitting if math.isnan(value.value)]
     return next(iter(unclear), choose(fitting, key=lambda value: value.value, default=None))

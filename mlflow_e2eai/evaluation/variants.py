@@ -18,11 +18,11 @@ from mlflow_e2eai.artifacts.values import (
 from mlflow_e2eai.artifacts.weight_files import verify_graph
 from mlflow_e2eai.engine.runner import engine_runner
 from mlflow_e2eai.errors import InvalidInputError
+from mlflow_e2eai.evaluation.evidence import RAW
 from mlflow_e2eai.runtime.isolation import Opener
 from mlflow_e2eai.runtime.ort import onnxruntime_devices, onnxruntime_runner
 from mlflow_e2eai.surgery.mapping import full_reference
 
-RAW = "raw"
 """Stands for the precision in the name of the variant that runs the graph as it was exported. It is
 measured to separate errors of export and of cleaning, and is not in the bundle."""
 

@@ -31,6 +31,7 @@ from mlflow_e2eai.report.description import (
 from mlflow_e2eai.report.facts import (
     Origin,
     Ratios,
+    fastest_row,
     ratios_of,
     rows_of,
     task_names,
@@ -294,26 +295,26 @@ def summary_metrics(manifest: Manifest) -> dict[str, float]:
     """A bundle in numbers for a table of runs; times are of this machine, at opt.
 
     Returns:
-        - ``variants/passed``, ``variants/failed`` and ``variants/not_measured``;
+        - ``variants/passed``, ``variants/failed`` and ``variants/not_measured``, of the bundle's;
         - ``parity/max_abs_error``: the largest of the bundle's variants;
         - ``task/<name>``: that of the worst variant of the bundle;
         - ``p50_ms/<variant>``: median latency, without what was measured on a busy machine; and
-          ``fastest/p50_ms`` of those in the bundle that passed;
+          ``fastest/p50_ms`` of those in the bundle that passed, if none was measured on a busy one;
         - ``ratio/<variant>``, ``ratio_low/<variant>``, ``ratio_high/<variant>``: how many times as
           long as the reference, with the interval; none from a busy machine.
     """
-    outcomes = Counter(worst_outcomes(manifest.all_evidence).values())
+    outcomes = Counter(worst_outcomes(e for e in manifest.all_evidence if e.is_shipped).values())
     rows = rows_of(manifest)
     shipped = [row for row in rows if row.in_bundle and row.outcome in ("passed", "failed")]
     errors = [row.max_abs_error for row in shipped if row.max_abs_error is not None]
     times = {row.variant: row.p50_ms for row in rows if row.p50_ms is not None and not row.busy}
-    sound = [row.variant for row in shipped if row.outcome == "passed" and row.variant in times]
+    fastest = fastest_row(manifest)
     metrics = {
         "variants/passed": float(outcomes["passed"]),
         "variants/failed": float(outcomes["failed"]),
         "variants/not_measured": float(outcomes["unmeasured"]),
         **({"parity/max_abs_error": float(np.max(errors))} if errors else {}),
-        **({"fastest/p50_ms": min(times[variant] for variant in sound)} if sound else {}),
+        **({} if fastest is None else {"fastest/p50_ms": times[fastest.variant]}),
         **{f"p50_ms/{variant}": value for variant, value in times.items()},
     }
     for name in task_names(manifest):

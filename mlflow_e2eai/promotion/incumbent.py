@@ -15,7 +15,6 @@ from dataclasses import replace
 from mlflow_e2eai.bundle.manifest import Manifest
 from mlflow_e2eai.evaluation.evidence import Evidence
 from mlflow_e2eai.evaluation.gates import AGAINST_CHAMPION, COUNTS, MetricValue, drop
-from mlflow_e2eai.evaluation.variants import RAW
 from mlflow_e2eai.latency.ratios import separate_bound
 from mlflow_e2eai.latency.report import LatencyReport
 from mlflow_e2eai.promotion.metrics import (
@@ -185,7 +184,7 @@ def _passed_evidence(there: Manifest) -> dict[str, Evidence]:
     return {
         entry.variant: entry
         for entry in measured_evidence(there)
-        if entry.passed and not entry.variant.endswith(f"/{RAW}")
+        if entry.passed and entry.is_shipped
     }
 
 

@@ -19,6 +19,7 @@ from mlflow_e2eai.errors import InvalidInputError
 from mlflow_e2eai.evaluation.gates import (
     AGAINST_CHAMPION,
     COUNTS,
+    FAILED,
     MEASURED,
     Decision,
     Gate,
@@ -35,6 +36,9 @@ _DEFAULT_PRECISIONS = frozenset({"fp32", "fp16"})
 """Of `mlflow_e2eai pipeline`; so is the level of evidence below."""
 
 _DEFAULT_LEVEL = "standard"
+
+_BISECTED = ("fp16", "bf16")
+"""Precisions that `bisect` takes."""
 
 _CALLERS = "concurrency/items_per_s"
 _OF_GPU = ("latency/device_p50_ms", "cold_start/device_memory_bytes")
@@ -132,6 +136,8 @@ class _Advice:
             return f"Measure all of them on one machine: {self._pipeline()}" if reason else None
         if metric in (UNMEASURED, MEASURED, "evidence/age_days") or metric.startswith(REQUIRED):
             return self._measure(verdict)
+        if metric == FAILED and not lacks:
+            return self._look_into(verdict)
         if metric == LATENCY_RATIO and verdict.found is not None and lacks:
             return self._compare_latency(verdict)
         words = {
@@ -142,6 +148,19 @@ class _Advice:
         if words is not None or not lacks:
             return words
         return self._in_words(verdict) or self._measure(verdict)
+
+    def _look_into(self, verdict: Verdict) -> str:
+        """Where the reason of a failed variant is, and what finds the cause of one in half."""
+        uri = f"models:/{self.call.name}/{self.version}"
+        failed = [text.rpartition("/")[2] for text in (verdict.source or "").split(", ")]
+        ways = [f"Read why: {_command('report', uri)}"]
+        ways += [
+            f"find what must stay in fp32: {_command('bisect', uri, '--precision', precision)}; "
+            f"or log the model without {precision}"
+            for precision in _BISECTED
+            if precision in failed
+        ]
+        return "; ".join(ways)
 
     def _compare_latency(self, verdict: Verdict) -> str:
         here = "" if self.call.executor else " here, for this machine only"

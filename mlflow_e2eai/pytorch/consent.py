@@ -198,15 +198,19 @@ def _globals(data: IO[bytes]) -> Iterator[tuple[str, bool]]:
 _RAW = re.compile("(weight|tensor)_")
 _TEXT = re.compile(rb"[\w.-]{0,64}\s?")
 _TARGET = re.compile(r"torch\.ops\.(?!load|import)[a-z]\w*\.\w+(\.\w+)?|torch\.sym_\w+")
-_WORD = re.compile(r"[A-Za-z][\w.]*|[0-9]*")
-_SYMBOL = re.compile(r"[a-z]{1,2}\d+|L|args|inf|nan|math|true|false")
-_ATTRIBUTES = {"size", "shape", "stride", "storage_offset", "dim", "isnan", "inf"}
+_WORD = re.compile(r"[A-Za-z][\w.]*|-?[0-9.]*(e[+-]?[0-9]+)?")
+_SYMBOL = re.compile(r"[a-z]{1,2}\d+|L|args|inf|nan|math|torch|true|false")
+_ATTRIBUTES = re.compile(
+    "size|shape|stride|storage_offset|dim|isnan|inf|nan|_?sym_[a-z]+|"
+    "floor|ceil|trunc|sqrt|exp|log|log2|a?(sin|cos|tan)h?"
+)
 _FUNCTIONS = {
     *("Symbol", "Integer", "Rational", "Float", "Add", "Mul", "Pow", "Max", "Min", "Abs"),
     *("floor", "ceiling", "Eq", "Ne", "Lt", "Le", "Gt", "Ge", "And", "Or", "Not", "oo"),
     *("Equality", "Unequality", "StrictLessThan", "LessThan", "StrictGreaterThan"),
     *("GreaterThan", "Half", "NegativeOne", "One", "Zero", "Infinity", "NegativeInfinity"),
     *("int_oo", "IntInfinity", "NegativeIntInfinity"),
+    *("abs", "float", "int", "max", "min", "round"),
 }
 _NODES = (
     *(ast.Expression, ast.BinOp, ast.UnaryOp, ast.BoolOp, ast.Compare, ast.Call, ast.keyword),
@@ -284,7 +288,7 @@ def _is_arithmetic(text: str) -> bool:
     known = _FUNCTIONS | {*functions.__all__}
     return all(
         isinstance(node, _NODES)
-        and (not isinstance(node, ast.Attribute) or node.attr in _ATTRIBUTES)
+        and (not isinstance(node, ast.Attribute) or _ATTRIBUTES.fullmatch(node.attr))
         and (not isinstance(node, ast.Name) or node.id in known or _SYMBOL.fullmatch(node.id))
         and not (isinstance(node, ast.Constant) and isinstance(node.value, bytes))
         and not (

@@ -13,7 +13,7 @@ from datetime import date
 from mlflow_e2eai.bundle.manifest import Manifest
 from mlflow_e2eai.evaluation.gates import Decision
 from mlflow_e2eai.report.background import Background
-from mlflow_e2eai.report.facts import Row, rows_of, tuned_sizes, worst_outcomes
+from mlflow_e2eai.report.facts import fastest_row, rows_of, timed_rows, tuned_sizes, worst_outcomes
 from mlflow_e2eai.report.formats import NOISY_TEXT, sentence, time_text
 from mlflow_e2eai.report.sections.changes import summary
 from mlflow_e2eai.report.text import markdown
@@ -133,15 +133,15 @@ def _decision_text(decision: Decision | None, alias: str, day: date | None) -> s
 
 def _fastest(manifest: Manifest) -> str:
     """The fastest variant of the bundle that passed, on the first machine that has timed one."""
-    machines = [(there, _timed(there)) for there in manifest.by_machine]
+    machines = [(there, timed_rows(there)) for there in manifest.by_machine]
     there, timed = next((each for each in machines if each[1]), machines[0])
     if not timed:
         passed = [row.variant for row in rows_of(there) if row.outcome == "passed"]
         return f"{', '.join(passed)} passed" if passed else "no variant passed"
-    best = min(timed, key=lambda row: row.p50_ms or 0.0)
+    best, is_known = timed[0], fastest_row(there) is not None
     report = tuned_sizes(there)
     at = "" if report is None else f" at batch {report.items}"
-    time = f"latency{at} {NOISY_TEXT}" if best.busy else f"{time_text(best.p50_ms)} ms{at}"
+    time = f"{time_text(best.p50_ms)} ms{at}" if is_known else f"latency{at} {NOISY_TEXT}"
     words = [best.variant, time]
     reference = next((row for row in rows_of(there) if row.variant == there.reference), None)
     for metric, value in best.task.items():
@@ -151,11 +151,6 @@ def _fastest(manifest: Manifest) -> str:
         )
         words.append(f"{metric} {value:.4f}{against}")
     return ", ".join(words)
-
-
-def _timed(manifest: Manifest) -> list[Row]:
-    rows = rows_of(manifest)
-    return [row for row in rows if row.outcome == "passed" and row.in_bundle and row.p50_ms]
 
 
 def _not_measured(manifest: Manifest) -> str:

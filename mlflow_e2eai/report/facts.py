@@ -13,8 +13,8 @@ import numpy as np
 
 from mlflow_e2eai.artifacts.values import EngineArtifact, OnnxArtifact
 from mlflow_e2eai.bundle.manifest import Manifest
-from mlflow_e2eai.evaluation.evidence import ADVISORY, Evidence, Outcome
-from mlflow_e2eai.evaluation.variants import FILE, RAW, step_of
+from mlflow_e2eai.evaluation.evidence import ADVISORY, RAW, Evidence, Outcome
+from mlflow_e2eai.evaluation.variants import FILE, step_of
 from mlflow_e2eai.latency.ratios import Ratio
 from mlflow_e2eai.latency.report import LatencyReport
 from mlflow_e2eai.precision.stage import PrecisionReport
@@ -105,6 +105,25 @@ def _row(entry: Evidence, p50_ms: float | None, *, busy: bool) -> Row:
         p50_ms=p50_ms,
         busy=busy,
     )
+
+
+def timed_rows(manifest: Manifest) -> list[Row]:
+    """The variants of the bundle that passed and were timed, the fastest first."""
+    timed = [
+        row
+        for row in rows_of(manifest)
+        if row.outcome == "passed" and row.in_bundle and row.p50_ms is not None
+    ]
+    return sorted(timed, key=lambda row: row.p50_ms or 0.0)
+
+
+def fastest_row(manifest: Manifest) -> Row | None:
+    """The fastest variant; None where none was timed, or one of them on a busy machine.
+
+    That one might be faster.
+    """
+    timed = timed_rows(manifest)
+    return timed[0] if timed and not any(row.busy for row in timed) else None
 
 
 def on_machines(manifest: Manifest) -> list[tuple[Manifest, str]]:

@@ -83,8 +83,8 @@ def _describe_samples(report: ExportReport) -> list[str]:
 
 
 def summarize_evidence(evidence: Sequence[Evidence]) -> list[str]:
-    """Count the outcomes of the variants that were evaluated together."""
-    outcomes = [outcome(entry) for entry in evidence]
+    """Count the outcomes of the bundle's variants that were evaluated together."""
+    outcomes = [outcome(entry) for entry in evidence if entry.is_shipped]
     counts = [(word, outcomes.count(word)) for word in ("passed", "failed", "not measured")]
     number = len(outcomes)
     variants = f"{number} variant{'' if number == 1 else 's'}"

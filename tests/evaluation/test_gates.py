@@ -180,8 +180,8 @@ def test_the_number_of_the_whole_version_comes_before_those_of_variants():
 def test_counts_are_added_up():
     values = [value(name, 1.0, "parity/failed") for name in "abc"]
 
-    assert read(most("parity/failed"), *values) == (None, 3.0)
-    assert read(most("parity/failed", variant="[ab]"), *values) == (None, 2.0)
+    assert read(most("parity/failed"), *values) == ("a, b, c", 3.0)
+    assert read(most("parity/failed", variant="[ab]"), *values) == ("a, b", 2.0)
 
 
 @pytest.mark.parametrize(

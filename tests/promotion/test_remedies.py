@@ -11,7 +11,18 @@ from typing import Any
 
 import click
 import pytest
-from graded_bundles import CPU32, ENGINE, NOW, TORCH, engine, timed, version, with_engine
+from graded_bundles import (
+    CPU16,
+    CPU32,
+    ENGINE,
+    NOW,
+    TORCH,
+    engine,
+    measured,
+    timed,
+    version,
+    with_engine,
+)
 
 from mlflow_e2eai.artifacts.values import Axis, Target
 from mlflow_e2eai.bundle.manifest import Manifest
@@ -199,6 +210,23 @@ def test_an_engine_for_every_gpu_is_measured_on_the_gpu_that_a_gate_names(metric
     assert verdict.remedy is not None
     assert verdict.remedy.startswith("On a machine with a GPU of sm120, or with --executor ray: ")
     assert pipeline(verdict.remedy)["targets"] == [str(every.target)]
+
+
+def test_variants_that_failed_are_named_with_where_the_reason_is_and_what_finds_the_cause():
+    graphs = version().graphs
+    evidence = (
+        measured(TORCH, None),
+        measured(CPU32, graphs[0].sha256),
+        measured(CPU16, graphs[1].sha256, passed=False),
+    )
+    gate = Gate(metric="parity/failed", bound="at_most", limit=0)
+    (verdict,) = decided(version(evidence=evidence), gate).verdicts
+
+    assert str(verdict) == f"parity/failed = 1 ({CPU16}; gate: at most 0)"
+    assert verdict.remedy is not None
+    why, cause, _ = verdict.remedy.split("; ")
+    assert shlex.split(why) == ["Read", "why:", "mlflow_e2eai", "report", f"models:/{CALL.name}/7"]
+    assert cause.endswith("--precision fp16")
 
 
 def test_an_output_that_no_version_has_is_a_gate_to_correct():

@@ -11,6 +11,7 @@ import pytest
 import torch
 from running_pickles import RUNNING, Command, edited, program
 from small_models import AXES, features, net
+from torch.nn import functional
 
 import mlflow_e2eai
 from mlflow_e2eai.cli import main
@@ -110,8 +111,38 @@ def test_programs_and_scripts_that_are_data_need_no_consent(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "answer",
+    [
+        lambda y: functional.interpolate(functional.max_pool2d(y, 4), scale_factor=4.0),
+        lambda y: functional.interpolate(y, scale_factor=1.37),
+        lambda y: y[:, :, : min(y.shape[2], 40)],
+        lambda y: y.new_zeros(max(y.shape[2], y.shape[3])) + y.sum(),
+        lambda y: y * y.shape[3] ** -0.5,
+        lambda y: functional.pad(y, (0, (4 - y.shape[3] % 4) % 4)),
+    ],
+)
+@pytest.mark.parametrize("multiple", [1, 4])
+def test_a_program_whose_sizes_are_computed_needs_no_consent(tmp_path, answer, multiple):
+    class Net(torch.nn.Module):
+        def forward(self, x):
+            return answer(2 * x)
+
+    sizes = {at: multiple * torch.export.Dim(f"size{at}", min=12, max=32) for at in (2, 3)}
+    if multiple == 1:
+        sizes = dict.fromkeys(sizes, torch.export.Dim.DYNAMIC)
+    whole = torch.export.export(Net(), (torch.ones(2, 3, 64, 96),), dynamic_shapes=(sizes,))
+    torch.export.save(whole, tmp_path / "sizes.pt2")
+    assert consent.require_consent(tmp_path / "sizes.pt2", allow_pickle=False) == "a .pt2 file"
+
+
+@pytest.mark.parametrize(
     ("key", "text"),
     [
+        ("guards_code", "torch.load('x') == 1"),
+        ("guards_code", "torch.hub(L) == 1"),
+        ("guards_code", "math.__loader__(L) == 1"),
+        ("guards_code", "max.__self__.exec(L)"),
+        ("expr_str", "Float('1+exec')"),
         ("target", "torch.hub.load"),
         ("target", "torch.ops.load_library"),
         ("expr_str", "Max('__import__(1)', 2)"),

@@ -8,6 +8,7 @@ from small_manifest import CPU, ENGINE, HALF, PROMOTED, TORCH, full, manifest, m
 
 from mlflow_e2eai.evaluation.gates import Decision, Verdict
 from mlflow_e2eai.latency.report import LatencyFinding
+from mlflow_e2eai.pipeline.publish import summary_metrics
 from mlflow_e2eai.report.background import Background, Before
 from mlflow_e2eai.report.description import (
     aliases_of,
@@ -62,6 +63,22 @@ def test_a_time_of_a_busy_machine_is_no_number():
     report = dataclasses.replace(LATENCY["opt"], findings=(busy,))
     text = sentence(manifest(TORCH, CPU, latency={"opt": report}))
     assert "onnxruntime-cpu/fp32, latency at batch 8 too noisy to tell" in text
+
+
+def test_the_fastest_is_not_known_where_another_was_timed_on_a_busy_machine():
+    half = dataclasses.replace(HALF, parity=CPU.parity)
+    report = measured({"torch/fp32": 1.25, CPU.variant: 0.146, half.variant: 0.2})
+    both = manifest(TORCH, CPU, half, latency={"opt": report})
+    assert summary_metrics(both)["fastest/p50_ms"] == pytest.approx(0.146)
+    assert "2 variants: 2 passed" in repr(both)
+    assert f"fastest {CPU.variant}" in repr(both)
+
+    busy = LatencyFinding(kind="busy", variant=half.variant, sentence="It waited.")
+    report = dataclasses.replace(report, findings=(busy,))
+    found = manifest(TORCH, CPU, half, latency={"opt": report})
+    assert f"{CPU.variant}, latency at batch 8 too noisy to tell" in sentence(found)
+    assert "fastest/p50_ms" not in summary_metrics(found)
+    assert "fastest" not in repr(found)
 
 
 @pytest.mark.parametrize("own", [None, "", version_description(FOUND)])

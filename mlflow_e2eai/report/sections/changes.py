@@ -12,7 +12,7 @@ from mlflow_e2eai.report.facts import (
     OUTCOMES,
     Row,
     Section,
-    is_raw,
+    fastest_row,
     rows_of,
     task_names,
     worst_outcomes,
@@ -132,9 +132,8 @@ def _worst_task(manifest: Manifest, name: str) -> float | None:
 
 def _fastest(manifest: Manifest) -> str | None:
     """The shortest median of a variant of the bundle that passed; None where none is known."""
-    timed = [row for row in rows_of(manifest) if row.outcome == "passed" and row.in_bundle]
-    times = [row.p50_ms for row in timed if row.p50_ms is not None and not row.busy]
-    return f"{time_text(min(times))} ms" if times else None
+    row = fastest_row(manifest)
+    return None if row is None else f"{time_text(row.p50_ms)} ms"
 
 
 def changes(now: Manifest, before: Manifest) -> list[Change]:
@@ -172,7 +171,7 @@ def _digests(manifest: Manifest) -> dict[str, str]:
     return {
         entry.variant: entry.sha256
         for entry in manifest.all_evidence
-        if entry.sha256 is not None and not is_raw(entry)
+        if entry.sha256 is not None and entry.is_shipped
     }
 
 

@@ -11,11 +11,11 @@ from mlflow_e2eai.latency.ratios import Ratio
 from mlflow_e2eai.report.facts import (
     Row,
     Section,
-    is_raw,
     on_machines,
     refused_conversions,
     rows_of,
     task_names,
+    timed_rows,
     tuned_sizes,
     worst_outcomes,
 )
@@ -87,8 +87,8 @@ def _headline(manifest: Manifest, decision: Decision | None) -> tuple[str, str, 
 
 
 def _summary(manifest: Manifest) -> str:
-    variants = (e for e in manifest.all_evidence if e.sha256 is not None and not is_raw(e))
-    outcomes = [*worst_outcomes(variants).values()]
+    shipped = (entry for entry in manifest.all_evidence if entry.is_shipped)
+    outcomes = [*worst_outcomes(shipped).values()]
     passed, failed = outcomes.count("passed"), outcomes.count("failed")
     unmeasured = outcomes.count("unmeasured")
     if not outcomes:
@@ -129,22 +129,17 @@ def _fastest(
 
     No number, where the machine was busy while one of them was measured.
     """
-    timed = [
-        row
-        for row in rows_of(manifest)
-        if row.outcome == "passed" and row.in_bundle and row.p50_ms is not None
-    ]
+    timed = timed_rows(manifest)
     if not timed:
         return []
-    best = min(timed, key=lambda row: row.p50_ms or 0.0)
+    best = timed[0]
     report = tuned_sizes(manifest)
     title = f"Fastest that passed{where}"
     if busy := [row.variant for row in timed if row.busy]:
         return [_fact(title, NOISY_TEXT, ", ".join(busy), tag(report, busy[0]))]
     time, note = f"{time_text(best.p50_ms)} ms", best.variant
-    others = [row for row in timed if row is not best]
-    if others and report is not None:
-        second = min(others, key=lambda row: row.p50_ms or 0.0).variant
+    if len(timed) > 1 and report is not None:
+        second = timed[1].variant
         if report.ratio(best.variant, second).equal:
             note = f"{note}, within the noise of {second}"
     facts = [_fact(title, time, note, tag(report, best.variant))]
