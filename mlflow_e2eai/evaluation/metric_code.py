@@ -71,6 +71,18 @@ _CONSTANTS = (tuple, frozenset, types.CodeType, complex, type(Ellipsis), type(No
 class _Content:
     def __init__(self) -> None:
         self._seen: dict[int, tuple[int, Any]] = {}
+        # How a value of each kind is taken apart that pickle would know by its name, or not.
+        self._kinds: Mapping[type, Callable[[Any], Any]] = {
+            types.FunctionType: self._of_function,
+            types.MethodType: lambda value: [self.of(value.__func__), self.of(value.__self__)],
+            types.ModuleType: self._of_module,
+            types.MappingProxyType: lambda value: self.of(dict(value)),
+            type: self._of_class,
+            staticmethod: lambda value: self.of(value.__func__),
+            classmethod: lambda value: self.of(value.__func__),
+            property: lambda value: [self.of(each) for each in (value.fget, value.fset)],
+            logging.Logger: lambda value: value.name,
+        }
 
     def of(self, value: Any) -> Any:
         is_array = isinstance(value, np.ndarray) and not value.dtype.hasobject
@@ -88,21 +100,6 @@ class _Content:
             if isinstance(value, kind):
                 return (type(value).__name__, parts_of(value))
         return (type(value).__name__, self._of_object(value))
-
-    @property
-    def _kinds(self) -> Mapping[type, Callable[[Any], Any]]:
-        """How a value of each kind is taken apart that pickle would know by its name, or not."""
-        return {
-            types.FunctionType: self._of_function,
-            types.MethodType: lambda value: [self.of(value.__func__), self.of(value.__self__)],
-            types.ModuleType: self._of_module,
-            types.MappingProxyType: lambda value: self.of(dict(value)),
-            type: self._of_class,
-            staticmethod: lambda value: self.of(value.__func__),
-            classmethod: lambda value: self.of(value.__func__),
-            property: lambda value: [self.of(each) for each in (value.fget, value.fset)],
-            logging.Logger: lambda value: value.name,
-        }
 
     def _of_constant(self, value: Any) -> Any:
         if isinstance(value, tuple):

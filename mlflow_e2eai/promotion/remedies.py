@@ -181,14 +181,14 @@ class _Advice:
         if metric.startswith("task/"):
             name = metric.removeprefix("task/")
             return f"Log the model with evaluation_data= and a metric {name!r} in metrics=."
-        known = {*COUNTS, *(value.metric for value in values_of(self.manifest))}
-        if (
-            metric.startswith("parity/")
-            and metric not in known
-            and measured_evidence(self.manifest)
-        ):
+        if metric.startswith("parity/") and self._has_no_such(metric):
             return "No output of this version has that: correct the gate, or make it optional."
         return None if gate.at is None else self._size_in_words(metric, gate.at)
+
+    def _has_no_such(self, metric: str) -> bool:
+        """Whether no variant has a metric, though some were measured."""
+        known = {*COUNTS, *(value.metric for value in values_of(self.manifest))}
+        return metric not in known and bool(measured_evidence(self.manifest))
 
     def _size_in_words(self, metric: str, at: int) -> str | None:
         if metric == _CALLERS:

@@ -55,7 +55,7 @@ def code_parts(value: Any) -> Any:
         case tuple():
             return ["tuple", *map(code_parts, value)]
         case frozenset():  # its order is another in each process
-            return ["frozenset", *sorted(map(code_parts, value))]
+            return ["frozenset", *sorted(repr(code_parts(each)) for each in value)]
     return f"{type(value).__name__} {hex(value) if isinstance(value, int) else repr(value)}"
 
 

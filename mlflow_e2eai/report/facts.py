@@ -13,7 +13,7 @@ import numpy as np
 
 from mlflow_e2eai.artifacts.values import EngineArtifact, OnnxArtifact
 from mlflow_e2eai.bundle.manifest import Manifest
-from mlflow_e2eai.evaluation.evidence import ADVISORY, RAW, Evidence, Outcome
+from mlflow_e2eai.evaluation.evidence import ADVISORY, Evidence, Outcome
 from mlflow_e2eai.evaluation.variants import FILE, step_of
 from mlflow_e2eai.latency.ratios import Ratio
 from mlflow_e2eai.latency.report import LatencyReport
@@ -219,7 +219,7 @@ def step_name(entry: Evidence, files: Mapping[str, OnnxArtifact | EngineArtifact
 
 def is_raw(entry: Evidence) -> bool:
     """Whether it is of the graph as it was exported, which the bundle does not hold."""
-    return entry.sha256 is not None and entry.variant.rpartition("/")[2] == RAW
+    return entry.sha256 is not None and not entry.is_shipped
 
 
 def task_names(manifest: Manifest) -> list[str]:

@@ -20,6 +20,7 @@ from mlflow_e2eai.evaluation.data import EvaluationData
 from mlflow_e2eai.pipeline import keys
 from mlflow_e2eai.pipeline.earlier_runs import EarlierRuns
 from mlflow_e2eai.pipeline.variant_stages import EvidenceKeys
+from mlflow_e2eai.pytorch.module_code import module_code_digest
 
 
 def test_no_two_values_have_one_key():
@@ -341,3 +342,19 @@ def test_values_that_hold_themselves_have_no_key_and_long_numbers_and_mixed_sets
     one, other = ({"a": 10**5000 + rest, "b": {1, "b"}, "c": "\ud800"} for rest in (0, 1))
     assert keys.stage_key("stage", tags=one) is not None
     assert keys.stage_key("stage", tags=one) != keys.stage_key("stage", tags=other)
+
+
+def test_the_methods_of_a_model_count_as_they_run_with_constants_of_several_kinds(
+    written, monkeypatch
+):
+    text = (
+        "import torch\n\nclass Net(torch.nn.Module):\n    def forward(self, x, mode='a'):\n"
+        "        return x if mode in {'a', ('b', 1), 2} else -x\n"
+    )
+    module = written("model_of_sets", text)
+    before = module_code_digest(module.Net())
+    assert before is not None
+    assert module_code_digest(module.Net()) == before
+
+    monkeypatch.setattr(module.Net, "forward", lambda _self, x, **_others: -x)
+    assert module_code_digest(module.Net()) != before
