@@ -29,16 +29,19 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any
 
+_WORD = re.compile(r"[^\s'\"]+")
+_USER = re.compile(r"(?<![^/:])[^/:@]+:(?![/:])[^@]+(?=@)")
+"""User and password before an @ where the slashes of a URI are missing."""
 _SECRETS = (
-    r"(://)[^\s'\"]*(?=@)",  # all up to the last @, as a password may hold one, or a slash
     r"(://)[^\s'\"/@:\[]*:(?!\d{1,5}(?!\w))[^\s'\"/]+",  # there is no @, and it is no port
-    r"(?<![^\s'\"/:])()[^\s'\"/:@]+:(?![/:])[^\s'\"@]+(?=@)",  # without the slashes before it
     r"(?i)((?:password|passwd|pwd|signature|secret|token|[_-]key|[?&]sig)=)[^\s'\"&]+",
     r"(?i)(authorization\W{1,5}(?:bearer|basic) )[\w.~+/=-]+",
 )
 """Texts that are secrets; group 1 is what stays before one."""
 
 _SECRET_SETTING = re.compile(r"(PASSWORD|PASSWD|TOKEN|SECRET|_KEY)$", re.IGNORECASE)
+_LONGEST = 5000
+"""Characters of a message, which names of another's files may fill."""
 _SHORTEST_SECRET = 6
 """Shorter values of settings are taken for words."""
 
@@ -49,12 +52,34 @@ def without_secrets(text: str) -> str:
     These are the user information of URIs, also of some that are mistyped, parameters of URIs and
     headers that hold a secret by their name, and the values of environment variables that do.
     """
+    text = _WORD.sub(_without_user, text)
     for pattern in _SECRETS:
         text = re.sub(pattern, r"\1***", text)
     for name, value in os.environ.items():
         if len(value) >= _SHORTEST_SECRET and _SECRET_SETTING.search(name):
             text = text.replace(value, "***")
     return text
+
+
+def _without_user(word: re.Match[str]) -> str:
+    """A word without user information, in time that is linear in its length.
+
+    All from the slashes to the last @ goes, as a password may hold an @ or a slash.
+    """
+    head, at, rest = word[0].rpartition("@")
+    if not at:
+        return word[0]
+    before, slashes, user = head.partition("://")
+    kept = f"{before}{slashes}***" if user else head
+    return _USER.sub("***", f"{kept}@") + rest
+
+
+def _without_middle(text: str) -> str:
+    """A text of at most some thousand characters, without its middle: its end says what to do."""
+    if len(text) <= _LONGEST:
+        return text
+    half = _LONGEST // 2
+    return f"{text[:half]}… ({len(text) - 2 * half:,} characters left out) …{text[-half:]}"
 
 
 class E2EAIError(Exception):
@@ -69,7 +94,7 @@ class E2EAIError(Exception):
     resumable = False
 
     def __init__(self, message: str = "") -> None:
-        super().__init__(without_secrets(message))
+        super().__init__(_without_middle(without_secrets(message)))
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle with all fields: Python would call the constructor with the message alone."""
@@ -110,7 +135,7 @@ def warn_caller(message: str, category: type[Warning] = UserWarning) -> None:
     level, frame = 2, sys._getframe(1)  # noqa: SLF001 - as warnings itself does
     while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in _OURS:
         level, frame = level + 1, frame.f_back
-    warnings.warn(message, category, stacklevel=level)
+    warnings.warn(_without_middle(without_secrets(message)), category, stacklevel=level)
 
 
 _OURS = ("mlflow_e2eai", "mlflow", "contextlib", "functools")
