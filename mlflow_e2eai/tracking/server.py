@@ -218,7 +218,13 @@ def _check_server_at(uri: str, *, patient: bool) -> None:
     retries = None if patient or MLFLOW_HTTP_REQUEST_MAX_RETRIES.is_set() else 0
     timeout_s = None if MLFLOW_HTTP_REQUEST_TIMEOUT.is_set() else _PING_S
     try:
-        _mlflow.request_health(uri, retries=retries, timeout_s=timeout_s)
+        try:
+            _mlflow.request_health(uri, retries=retries, timeout_s=timeout_s)
+        except MlflowException as error:
+            if "Connection aborted" not in str(error):
+                raise
+            # A server ends a kept connection after a while, perhaps just as it is used again.
+            _mlflow.request_health(uri, retries=retries, timeout_s=timeout_s)
     except MlflowException as error:
         reason = _cause(error)
         advice = (

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 
 import mlflow
@@ -18,6 +20,7 @@ import mlflow_e2eai
 from mlflow_e2eai import tracking
 from mlflow_e2eai.errors import E2EAIError, TrackingError
 from mlflow_e2eai.tracking.mlflow_recorder import MlflowStage
+from mlflow_e2eai.tracking.server import responds
 
 TRIES = "mlflow.utils.rest_utils._get_http_response_with_retries"
 
@@ -90,6 +93,24 @@ def test_a_handler_of_the_callers_own_stays(store):
         signal.signal(signal.SIGTERM, before)
     (run,) = mlflow.search_runs(output_format="list")
     assert run.info.status == "FINISHED"
+
+
+@pytest.mark.parametrize("closed", [1, 2])
+def test_a_kept_connection_that_ends_as_it_is_used_is_no_absent_server(away, closed):
+    """A server ends an idle connection after seconds, perhaps with a request on its way."""
+
+    def serve():
+        for at in range(closed + 1):
+            connection = listener.accept()[0]
+            with connection:
+                connection.recv(65536)
+                if at == closed:
+                    connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=serve, daemon=True).start()
+        away(f"http://127.0.0.1:{listener.getsockname()[1]}")
+        assert responds() == (closed == 1)
 
 
 @pytest.mark.system
