@@ -20,14 +20,18 @@ the attributes. A failed parity check or gate is no error: it is a result that s
 from __future__ import annotations
 
 import difflib
+import functools
+import inspect
 import os
 import re
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from numbers import Integral
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, ParamSpec, TypeVar
 
 _SECRETS = (
     r"(://)[^\s'\"]*(?=@)",  # all up to the last @, as a password may hold one, or a slash
@@ -105,15 +109,45 @@ def shown_all(values: Iterable[object], most: int = 10) -> str:
     return f"[{', '.join(listed[:most])}{more}]"
 
 
+@contextmanager
+def errors_about(subject: object) -> Iterator[None]:
+    """Begin the message of an error of the block with its subject, where it does not name that."""
+    try:
+        yield
+    except E2EAIError as error:
+        name = without_secrets(str(subject))
+        if not re.search(rf"(?<!\w){re.escape(name)}(?!\w)", str(error)):
+            error.args = (f"{name}: {error}",)
+        raise
+
+
 def warn_caller(message: str, category: type[Warning] = UserWarning) -> None:
-    """Warn at the line of the user's code that led here, and not at a line of ours or of MLflow."""
-    level, frame = 2, sys._getframe(1)  # noqa: SLF001 - as warnings itself does
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in _OURS:
+    """Warn at the line of the user's code that led here, or at none in a command or a server.
+
+    A line of ours, or of MLflow's, would say nothing to the user.
+    """
+    level = 2
+    frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 - as warnings itself does
+    while frame is not None and _is_foreign(frame):
         level, frame = level + 1, frame.f_back
-    warnings.warn(message, category, stacklevel=level)
+    if frame is None:
+        warnings.warn_explicit(message, category, "mlflow_e2eai", 1)
+    else:
+        warnings.warn(message, category, stacklevel=level)
 
 
-_OURS = ("mlflow_e2eai", "mlflow", "contextlib", "functools")
+_FOREIGN = {
+    *("mlflow_e2eai", "mlflow", "click", "contextlib", "functools", "runpy", "threading"),
+    *("concurrent", "asyncio", "anyio", "starlette", "fastapi", "uvicorn", "flask", "gunicorn"),
+}
+"""Packages whose lines are no user's; scripts of these names start them."""
+
+
+def _is_foreign(frame: FrameType) -> bool:
+    module = frame.f_globals.get("__package__") or frame.f_globals.get("__name__") or ""
+    script = Path(frame.f_code.co_filename)
+    is_script = module == "__main__" and not script.suffix
+    return (script.name if is_script else module.partition(".")[0]) in _FOREIGN
 
 
 def nearest(word: object, known: Iterable[str]) -> str | None:
@@ -128,6 +162,37 @@ def suggestion(word: object, known: Iterable[str]) -> str:
     words = list(known)
     near = nearest(word, words)
     return f"there are {', '.join(words)}." if near is None else f"did you mean {near}?"
+
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
+
+
+def suggest_keywords(
+    **others: str,
+) -> Callable[[Callable[Parameters, Result]], Callable[Parameters, Result]]:
+    """Make a function name the keyword that a misspelt one is most like; a decorator.
+
+    Args:
+        **others: Names that an argument has elsewhere, with the one that it has here.
+    """
+
+    def decorate(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+        known = [*inspect.signature(function).parameters]
+
+        @functools.wraps(function)
+        def call(*args: Parameters.args, **named: Parameters.kwargs) -> Result:
+            for word in named:
+                if word not in known:
+                    near = others.get(word) or nearest(word, known)
+                    hint = f"did you mean {near}?" if near else "see its documentation."
+                    msg = f"{function.__name__}() has no argument {word!r}; {hint}"
+                    raise TypeError(msg)
+            return function(*args, **named)
+
+        return call
+
+    return decorate
 
 
 class InvalidInputError(E2EAIError, ValueError):

@@ -5,6 +5,7 @@ this file imports nothing; its names are resolved when they are first used.
 
 api                  `save_model`, `log_model`
 logged_bundle        a bundle as a LoggedModel and a registered version
+model_info           MLflow's description of it, as a line of text
 native               `load_model`
 follower             the version that has an alias, served as the alias moves
 mlmodel              the MLmodel file

@@ -19,6 +19,7 @@ from mlflow_e2eai.errors import (
     warn_caller,
 )
 from mlflow_e2eai.runtime.storage import storage_errors
+from mlflow_e2eai.tracking.versions import uri_of
 
 
 @storage_errors()
@@ -99,7 +100,7 @@ def export_triton(
 
 def _bundle(uri: str | Path, folder: Path) -> tuple[Path, str, bundle.Manifest]:
     """The folder of a bundle, the name that its model has, and its manifest, all verified."""
-    model = str(uri)
+    model = uri_of(uri)
     if not tracking.is_uri(model):
         path = Path(model)
         found = bundle.find(path)

@@ -285,3 +285,18 @@ def test_the_pipeline_checks_names_before_it_looks_for_the_model(store, wrong):
     with pytest.raises(InvalidInputError, match=next(iter(wrong))):
         repackage.package("models:/none/1", **{"name": "net", **wrong})
     assert mlflow.search_runs(search_all_experiments=True).empty
+
+
+@pytest.mark.parametrize(
+    ("word", "near"),
+    [
+        ("registerd_model_name", "registered_model_name"),
+        ("pip_requirement", "pip_requirements"),
+        ("artifact_path", "name"),
+        ("code_path", "code_paths"),
+        ("dynamic_axis", "dynamic_axes"),
+    ],
+)
+def test_a_misspelt_argument_is_refused_with_the_right_one(word, near):
+    with pytest.raises(TypeError, match=f"has no argument '{word}'; did you mean {near}[?]"):
+        mlflow_e2eai.log_model(net(), "net", **{word: "x"})

@@ -378,7 +378,8 @@ def test_an_unreachable_server_is_said_within_seconds_and_not_retried_for_minute
         ("models:/nothing/latest", "There is no model"),
         ("models:/nothing/v1", "'v1' is no version of 'nothing'; give a number, 'latest' or '@al"),
         ("nothing/1", "There is no model"),
-        ("net", "is not a model URI"),
+        ("net", "There is no model 'models:/net/latest'"),
+        ("nets/net", "'nets/net' is not a model URI"),
         ("s3://bucket/net", "is not a model URI"),
     ],
 )
