@@ -20,29 +20,30 @@ the attributes. A failed parity check or gate is no error: it is a result that s
 from __future__ import annotations
 
 import difflib
-import functools
-import inspect
 import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from numbers import Integral
 from pathlib import Path
 from types import FrameType
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
+_WORD = re.compile(r"[^\s'\"]+")
+_USER = re.compile(r"(?<![^/:])[^/:@]+:(?![/:])[^@]+(?=@)")
+"""User and password before an @ where the slashes of a URI are missing."""
 _SECRETS = (
-    r"(://)[^\s'\"]*(?=@)",  # all up to the last @, as a password may hold one, or a slash
     r"(://)[^\s'\"/@:\[]*:(?!\d{1,5}(?!\w))[^\s'\"/]+",  # there is no @, and it is no port
-    r"(?<![^\s'\"/:])()[^\s'\"/:@]+:(?![/:])[^\s'\"@]+(?=@)",  # without the slashes before it
     r"(?i)((?:password|passwd|pwd|signature|secret|token|[_-]key|[?&]sig)=)[^\s'\"&]+",
     r"(?i)(authorization\W{1,5}(?:bearer|basic) )[\w.~+/=-]+",
 )
 """Texts that are secrets; group 1 is what stays before one."""
 
 _SECRET_SETTING = re.compile(r"(PASSWORD|PASSWD|TOKEN|SECRET|_KEY)$", re.IGNORECASE)
+_LONGEST = 5000
+"""Characters of a message, which names of another's files may fill."""
 _SHORTEST_SECRET = 6
 """Shorter values of settings are taken for words."""
 
@@ -53,12 +54,34 @@ def without_secrets(text: str) -> str:
     These are the user information of URIs, also of some that are mistyped, parameters of URIs and
     headers that hold a secret by their name, and the values of environment variables that do.
     """
+    text = _WORD.sub(_without_user, text)
     for pattern in _SECRETS:
         text = re.sub(pattern, r"\1***", text)
     for name, value in os.environ.items():
         if len(value) >= _SHORTEST_SECRET and _SECRET_SETTING.search(name):
             text = text.replace(value, "***")
     return text
+
+
+def _without_user(word: re.Match[str]) -> str:
+    """A word without user information, in time that is linear in its length.
+
+    All from the slashes to the last @ goes, as a password may hold an @ or a slash.
+    """
+    head, at, rest = word[0].rpartition("@")
+    if not at:
+        return word[0]
+    before, slashes, user = head.partition("://")
+    kept = f"{before}{slashes}***" if user else head
+    return _USER.sub("***", f"{kept}@") + rest
+
+
+def _without_middle(text: str) -> str:
+    """A text of at most some thousand characters, without its middle: its end says what to do."""
+    if len(text) <= _LONGEST:
+        return text
+    half = _LONGEST // 2
+    return f"{text[:half]}… ({len(text) - 2 * half:,} characters left out) …{text[-half:]}"
 
 
 class E2EAIError(Exception):
@@ -73,7 +96,7 @@ class E2EAIError(Exception):
     resumable = False
 
     def __init__(self, message: str = "") -> None:
-        super().__init__(without_secrets(message))
+        super().__init__(_without_middle(without_secrets(message)))
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle with all fields: Python would call the constructor with the message alone."""
@@ -128,26 +151,27 @@ def warn_caller(message: str, category: type[Warning] = UserWarning) -> None:
     """
     level = 2
     frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 - as warnings itself does
-    while frame is not None and _is_foreign(frame):
+    while frame is not None and _is_of_library(frame):
         level, frame = level + 1, frame.f_back
+    text = _without_middle(without_secrets(message))
     if frame is None:
-        warnings.warn_explicit(message, category, "mlflow_e2eai", 1)
+        warnings.warn_explicit(text, category, "mlflow_e2eai", 1)
     else:
-        warnings.warn(message, category, stacklevel=level)
+        warnings.warn(text, category, stacklevel=level)
 
 
-_FOREIGN = {
+_LIBRARIES = {
     *("mlflow_e2eai", "mlflow", "click", "contextlib", "functools", "runpy", "threading"),
     *("concurrent", "asyncio", "anyio", "starlette", "fastapi", "uvicorn", "flask", "gunicorn"),
 }
 """Packages whose lines are no user's; scripts of these names start them."""
 
 
-def _is_foreign(frame: FrameType) -> bool:
+def _is_of_library(frame: FrameType) -> bool:
     module = frame.f_globals.get("__package__") or frame.f_globals.get("__name__") or ""
     script = Path(frame.f_code.co_filename)
     is_script = module == "__main__" and not script.suffix
-    return (script.name if is_script else module.partition(".")[0]) in _FOREIGN
+    return (script.name if is_script else module.partition(".")[0]) in _LIBRARIES
 
 
 def nearest(word: object, known: Iterable[str]) -> str | None:
@@ -162,37 +186,6 @@ def suggestion(word: object, known: Iterable[str]) -> str:
     words = list(known)
     near = nearest(word, words)
     return f"there are {', '.join(words)}." if near is None else f"did you mean {near}?"
-
-
-Parameters = ParamSpec("Parameters")
-Result = TypeVar("Result")
-
-
-def suggest_keywords(
-    **others: str,
-) -> Callable[[Callable[Parameters, Result]], Callable[Parameters, Result]]:
-    """Make a function name the keyword that a misspelt one is most like; a decorator.
-
-    Args:
-        **others: Names that an argument has elsewhere, with the one that it has here.
-    """
-
-    def decorate(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
-        known = [*inspect.signature(function).parameters]
-
-        @functools.wraps(function)
-        def call(*args: Parameters.args, **named: Parameters.kwargs) -> Result:
-            for word in named:
-                if word not in known:
-                    near = others.get(word) or nearest(word, known)
-                    hint = f"did you mean {near}?" if near else "see its documentation."
-                    msg = f"{function.__name__}() has no argument {word!r}; {hint}"
-                    raise TypeError(msg)
-            return function(*args, **named)
-
-        return call
-
-    return decorate
 
 
 class InvalidInputError(E2EAIError, ValueError):

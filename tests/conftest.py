@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import functools
 import os
 import random
@@ -67,6 +68,8 @@ def _installed(name):
 
 
 def pytest_runtest_setup(item):
+    if item.get_closest_marker("slow"):  # they may take an hour
+        faulthandler.cancel_dump_traceback_later()
     _seed()
     _read_the_exporters_table_once()
     if item.get_closest_marker("gpu") is None:

@@ -3,6 +3,7 @@ import inspect
 import re
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -137,6 +138,25 @@ def test_a_message_holds_no_secret(text, shown):
 )
 def test_other_texts_stay(text):
     assert str(InvalidInputError(text)) == text
+
+
+@pytest.mark.parametrize("word", ["://", "a:", "//a:b", "x://a:b", "@a:b", "a:/@"])
+@pytest.mark.parametrize("end", ["", "@"])
+def test_the_message_of_a_hostile_name_is_made_at_once_and_is_bounded(word, end):
+    begin = time.process_time()
+
+    error = E2EAIError(f"The tensor {word * 50_000}{end} is not there; name another one.")
+
+    assert time.process_time() - begin < 2
+    assert len(str(error)) < 6_000
+    assert str(error).endswith("is not there; name another one.")
+
+
+def test_a_long_message_keeps_its_begin_and_its_end_and_says_what_is_left_out():
+    message = str(E2EAIError(f"The name {'x' * 100_000} is too long; take a shorter one."))
+
+    begin, end = r"The name x+…", r"…x+ is too long; take a shorter one\."
+    assert re.fullmatch(rf"{begin} \(95,042 characters left out\) {end}", message)
 
 
 def test_the_value_of_a_setting_that_is_a_secret_is_in_no_message(monkeypatch):

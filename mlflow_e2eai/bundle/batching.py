@@ -58,8 +58,9 @@ def bound_sizes(
     axes: Sequence[Axis],
     *,
     split: bool,
+    profile: bool = True,
 ) -> Infer:
-    """Run a callable only on sizes that its axes admit.
+    """Run a callable only on sizes that its axes admit, each the same in all inputs.
 
     Args:
         infer: The callable.
@@ -69,6 +70,8 @@ def bound_sizes(
         split: Cut larger batches, and fill smaller ones by repeating their last item; the outputs
             are joined and cut to the given items. That is right for models that treat each item
             independently, which the graph alone does not show.
+        profile: Whether the callable is bound to min and max. If False, only its multiples and no
+            items at all are refused, as ONNX Runtime runs what is larger or smaller.
 
     Returns:
         A callable that raises InvalidInputError, with the profile, for sizes that are not admitted
@@ -83,6 +86,14 @@ def bound_sizes(
         if isinstance(size, str) and size in by_name
     ]
 
+    if not axis_positions:
+        return infer
+
+    def refuses(size: int, axis: Axis) -> bool:
+        if split and axis is batch:
+            return not size
+        return not axis.admits(size) if profile else not size or bool(size % axis.multiple)
+
     def run(tensors: Tensors) -> Tensors:
         sizes: dict[str, int] = {}
         for name, at, axis in axis_positions:
@@ -93,9 +104,9 @@ def bound_sizes(
                     f"{sizes[axis.name]} along {axis.name!r}; give them the same size."
                 )
                 raise InvalidInputError(msg)
-            if not axis.admits(size) and not (split and axis is batch and size):
+            if refuses(size, axis):
                 raise InvalidInputError(_refusal(name, at, size, axis, is_batch=axis is batch))
-        if batch is None or batch.admits(sizes[batch.name]):
+        if batch is None or not split or batch.admits(sizes[batch.name]):
             return infer(tensors)
         return run_pieces(infer, tensors, pieces(sizes[batch.name], batch))
 

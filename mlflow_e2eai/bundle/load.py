@@ -49,7 +49,8 @@ def load(
             fill those between an engine's buckets where that is quicker, where the first axis of
             every input and output is the same dynamic one; see `batching.bound_sizes`
             and `batching.fill_to_buckets`. If False, an engine refuses such a batch, and ONNX
-            Runtime, which has no profile, runs it unchanged.
+            Runtime, which has no profile, runs it unchanged if it has items, and as many as a
+            multiple of the axis's.
         fallback: Take the next variant when a better one cannot run. If False, that is an error.
         allow_native: Libraries in the bundle that may be loaded, by file name.
         fetch: Called with each needed file, relative to the directory, before it is read, to
@@ -161,9 +162,9 @@ def _files(artifact: OnnxArtifact | EngineArtifact, graphs: Sequence[OnnxArtifac
 def _limit_sizes(
     infer: Infer, *, manifest: Manifest, artifact: OnnxArtifact | EngineArtifact, split: bool
 ) -> Infer:
-    """Keep an engine to the sizes of its profile, and cut or fill batches where that is allowed."""
+    """Refuse sizes that a variant does not take; cut or fill batches where that is allowed."""
     interface = manifest.inputs, manifest.outputs, artifact.axes
     has_profile = isinstance(artifact, EngineArtifact)
     if split and has_profile:
         infer = fill_to_buckets(infer, *interface)
-    return bound_sizes(infer, *interface, split=split) if split or has_profile else infer
+    return bound_sizes(infer, *interface, split=split, profile=split or has_profile)

@@ -49,6 +49,7 @@ from mlflow_e2eai.bundle.digests import refuse_links
 from mlflow_e2eai.errors import ArtifactError, InvalidInputError, shown
 from mlflow_e2eai.evaluation.effort import EvidenceLevel
 from mlflow_e2eai.evaluation.evidence import Evidence, MachineEvidence, machine_name
+from mlflow_e2eai.evaluation.metrics import NEGATED
 from mlflow_e2eai.evaluation.variants import FILE
 from mlflow_e2eai.latency.report import LatencyReport
 from mlflow_e2eai.precision.stage import PrecisionReport
@@ -152,6 +153,13 @@ class Manifest(Summary):
     def reference(self) -> str | None:
         """The variant that all others are compared with, if there is evidence of it."""
         return next((entry.variant for entry in self.evidence if entry.sha256 is None), None)
+
+    @property
+    def zero_scores(self) -> tuple[str, ...]:
+        """Task metrics by which the reference scores 0, but for those where 0 is the best."""
+        scores = [entry.task for entry in self.all_evidence if entry.sha256 is None]
+        zeros = {name: None for task in scores for name, value in task.items() if value == 0}
+        return tuple(name for name in zeros if not name.startswith(NEGATED))
 
     @property
     def subject(self) -> str:

@@ -330,6 +330,9 @@ _MEANINGS = {
     "evidence/quick": "1 for evidence of the level quick",
     "evidence/unverified": "1 for an export that was not compared with a PyTorch model",
     "evidence/assumptions": "the number of assumptions about the inputs",
+    "evidence/refused_sizes": "sizes within the dynamic axes that PyTorch itself refuses",
+    "evidence/frozen": "1 where the exporter took values of the input example for constants",
+    "evidence/zero_scores": "task metrics by which the PyTorch model itself scores 0",
 }
 """What numbers of a whole version stand for, where their names do not tell."""
 

@@ -22,6 +22,10 @@ Metrics: TypeAlias = Mapping[str, Any] | Sequence[Any]
 """Task metrics of a caller: by name, or a list of metrics with names of their own."""
 
 
+NEGATED = "neg_"
+"""Begins the name of a metric that was negated, so that its best value is 0."""
+
+
 def accuracy(outputs: Mapping[str, Any], labels: Any) -> float:
     """Share of items whose argmax along the last axis of the first output is the label.
 
@@ -148,7 +152,7 @@ def _own_name(metric: Any) -> str:
 def _more_is_better(name: str, metric: Any) -> tuple[str, TaskMetric]:
     if not hasattr(metric, "eval_fn"):
         return name, metric
-    sign, prefix = (1, "") if metric.greater_is_better else (-1, "neg_")
+    sign, prefix = (1, "") if metric.greater_is_better else (-1, NEGATED)
 
     def negated(outputs: Mapping[str, Any], labels: Any) -> float:
         return sign * _aggregate(metric, metric.eval_fn(*_arguments(metric, outputs, labels)))

@@ -16,10 +16,11 @@ from mlflow_e2eai import bundle, fleet, tracking
 from mlflow_e2eai.artifacts.axes import DynamicAxes
 from mlflow_e2eai.artifacts.build_settings import DEFAULT_BUILD, BuildSettings
 from mlflow_e2eai.artifacts.values import OnnxArtifact, Precision
-from mlflow_e2eai.errors import InvalidInputError, shown, suggest_keywords
+from mlflow_e2eai.errors import InvalidInputError, shown
 from mlflow_e2eai.evaluation.data import EvaluationData, evaluation_of
 from mlflow_e2eai.evaluation.effort import EvidenceLevel
 from mlflow_e2eai.evaluation.metrics import Metrics
+from mlflow_e2eai.flavor.keywords import suggest_keywords
 from mlflow_e2eai.flavor.logged_bundle import log_bundle
 from mlflow_e2eai.flavor.mlmodel import Description, describe
 from mlflow_e2eai.pipeline import build

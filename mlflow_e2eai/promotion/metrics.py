@@ -48,6 +48,9 @@ def values_of(manifest: Manifest, *, now: datetime | None = None) -> list[Metric
 
     - ``evidence/unverified``: 1 where the export could not be compared with the PyTorch module.
     - ``evidence/quick``: 1 where the evidence is of the level ``quick``.
+    - ``evidence/refused_sizes``: number of sizes within the axes that the PyTorch module refused.
+    - ``evidence/frozen``: 1 where the exporter took values of the example for constants.
+    - ``evidence/zero_scores``: number of task metrics by which the PyTorch module scores 0.
     - ``evidence/assumptions``: number of assumptions about the inputs, such as an example that was
       generated.
     - ``task/drop``, for each machine: the largest drop of a task metric of any variant against the
@@ -73,11 +76,8 @@ def values_of(manifest: Manifest, *, now: datetime | None = None) -> list[Metric
     """
     measured = measured_evidence(manifest)
     values = [
-        MetricValue(metric="evidence/unverified", value=float(_is_unverified(manifest))),
-        MetricValue(metric="evidence/quick", value=float(manifest.level == "quick")),
-        MetricValue(
-            metric="evidence/assumptions", value=float(len(manifest.graphs[0].assumptions))
-        ),
+        MetricValue(metric=f"evidence/{name}", value=float(number))
+        for name, number in _doubts(manifest).items()
     ]
     if not measured:  # which no gate on it may take for a want of data
         values.append(MetricValue(metric="parity/max_abs_error", value=math.nan))
@@ -182,8 +182,17 @@ def precision_of(file: OnnxArtifact | EngineArtifact) -> str:
     return file.arithmetic if isinstance(file, EngineArtifact) else file.precision
 
 
-def _is_unverified(manifest: Manifest) -> bool:
-    return manifest.export is not None and manifest.export.unverified is not None
+def _doubts(manifest: Manifest) -> dict[str, int]:
+    """The number of doubts of each kind about the whole version."""
+    report = manifest.export
+    return {
+        "unverified": int(report is not None and report.unverified is not None),
+        "quick": int(manifest.level == "quick"),
+        "assumptions": len(manifest.graphs[0].assumptions),
+        "refused_sizes": 0 if report is None or report.sizes is None else len(report.sizes.refused),
+        "frozen": int(report is not None and report.frozen is not None),
+        "zero_scores": len(manifest.zero_scores),
+    }
 
 
 def _counts(manifest: Manifest) -> Iterator[MetricValue]:

@@ -61,7 +61,10 @@ SIZED = (
 )
 """Metrics that depend on the number of items in a call, or of callers."""
 
-_WHOLE = ("evidence/unverified", "evidence/quick", "evidence/assumptions")
+_WHOLE = (
+    *("evidence/unverified", "evidence/quick", "evidence/assumptions"),
+    *("evidence/refused_sizes", "evidence/frozen", "evidence/zero_scores"),
+)
 """Metrics of all variants together."""
 
 INCOMPARABLE = (*COUNTS, *_WHOLE, TASK_DROP, LATENCY_RATIO)

@@ -31,6 +31,7 @@ from mlflow_e2eai.promotion.incumbent import LATENCY_RATIO, TASK_DROP
 from mlflow_e2eai.promotion.metrics import NOISY, measured_evidence, values_of
 from mlflow_e2eai.promotion.policy import GOAL, REQUIRED, SIZED, UNMEASURED, Policy, base_metric
 from mlflow_e2eai.promotion.requirements import RequiredTarget
+from mlflow_e2eai.pytorch.references import TriedSizes
 
 _DEFAULT_PRECISIONS = frozenset({"fp32", "fp16"})
 """Of `mlflow_e2eai pipeline`; so is the level of evidence below."""
@@ -144,10 +145,17 @@ class _Advice:
             "evidence/quick": self._pipeline(level=_DEFAULT_LEVEL),
             "evidence/assumptions": "Log the model with input_example= and dynamic_axes=.",
             "evidence/unverified": "Log the PyTorch model, not its ONNX file.",
+            "evidence/refused_sizes": self._narrow_axes(),
+            "evidence/frozen": "Compute it with tensors in forward, or export with 'dynamo'.",
+            "evidence/zero_scores": "Check the labels and the metric, unless 0 is its best value.",
         }.get(metric)
         if words is not None or not lacks:
             return words
         return self._in_words(verdict) or self._measure(verdict)
+
+    def _narrow_axes(self) -> str:
+        sizes = None if self.manifest.export is None else self.manifest.export.sizes
+        return (sizes or TriedSizes()).advice
 
     def _look_into(self, verdict: Verdict) -> str:
         """Where the reason of a failed variant is, and what finds the cause of one in half."""

@@ -6,6 +6,7 @@ an exporter froze shows only there.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mlflow_e2eai.artifacts.axes import corners, few_sizes, inner_sizes, label_of
+from mlflow_e2eai.artifacts.axes import corners, few_sizes, inner_sizes, is_prime, label_of
 from mlflow_e2eai.artifacts.sampler import given_sizes, is_given, resample
 from mlflow_e2eai.artifacts.values import Array, Axis, Tensors, TensorSpec
 from mlflow_e2eai.errors import InvalidInputError, brief
@@ -59,6 +60,49 @@ class ReferenceSample:
     extreme: bool = False
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TriedSizes:
+    """Sizes of the dynamic axes that the module was run at, by axis name.
+
+    Attributes:
+        taken: Those that it took.
+        refused: Those at which it raised an error, though the axes admit them.
+    """
+
+    taken: tuple[Mapping[str, int], ...] = ()
+    refused: tuple[Mapping[str, int], ...] = ()
+
+    def common(self, axis: str) -> int:
+        """The largest number that divides each size of an axis that was taken."""
+        return math.gcd(*(sizes[axis] for sizes in self.taken))
+
+    @property
+    def multiples(self) -> dict[str, int]:
+        """By axis, the number that divides each size taken; empty where it explains no refusal.
+
+        Only a refusal at one axis, all others being multiples, tells of that axis.
+        """
+        off = [
+            {axis for axis, size in sizes.items() if size % self.common(axis)}
+            for sizes in self.refused
+        ]
+        found = {axis: self.common(axis) for axes in off if len(axes) == 1 for axis in axes}
+        return found if all(axes & found.keys() for axes in off) else {}
+
+    @property
+    def advice(self) -> str:
+        """The way to axes that admit only sizes that the module takes, as sentences."""
+        known = self.multiples.items()
+        if not known:
+            return "Narrow the axes, or declare Axis(..., multiple=...)."
+        taken = " and of ".join(f"{number} along {axis}" for axis, number in known)
+        declared = " and ".join(f"Axis({axis!r}, ..., multiple={number})" for axis, number in known)
+        return (
+            f"Every size that it took is a multiple of {taken}: declare {declared}, or narrow the "
+            "axes."
+        )
+
+
 @dataclass(slots=True, kw_only=True)
 class References:
     """Makes the samples of a module, and remembers those that it left out.
@@ -71,6 +115,8 @@ class References:
         state: Its state, which is put back after each run.
         samples: The samples.
         left_out: Reasons why other samples were not taken, by label.
+        sizes: Sizes of the dynamic axes in samples of them, by label.
+        failing: Labels of the samples that the module refuses.
         compared: Number of graphs that were compared with them.
         max_abs_error: Largest absolute error of the last graph that was right on them; None where
             it was not compared.
@@ -83,6 +129,8 @@ class References:
     state: ModuleState
     samples: list[ReferenceSample] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
+    sizes: dict[str, Mapping[str, int]] = field(default_factory=dict)
+    failing: set[str] = field(default_factory=set)
     compared: int = 0
     max_abs_error: float | None = None
 
@@ -105,9 +153,10 @@ class References:
         given = given_sizes(self.example, self.specs, self.axes)
         for label, sizes in given.items():
             self._add_given(label, sizes)
-        for label, sizes in inner_sizes(self.axes).items():
-            if label not in given:
-                self._add(label, self._at(sizes))
+        for sizes in inner_sizes(self.axes).values():
+            self.add_sizes(sizes)
+        if self.tried.refused:
+            self._add_multiples()
         opt = self._at({axis.name: axis.opt for axis in self.axes})
         for label, sample in branch_samples(opt).items():
             varied = tuple(name for name in sample if not np.array_equal(sample[name], opt[name]))
@@ -131,9 +180,18 @@ class References:
     def add_sizes(self, sizes: Mapping[str, int]) -> ReferenceSample | None:
         """Run the module at further sizes; None where it refuses them, or they ran before."""
         label = label_of(sizes)
-        if label in {each.label for each in self.samples} | self.left_out.keys():
+        if label in self.sizes:
             return None
+        self.sizes[label] = dict(sizes)
         return self.samples[-1] if self._add(label, self._at(sizes)) else None
+
+    @property
+    def tried(self) -> TriedSizes:
+        """The sizes so far, at the corners of the axes and between."""
+        return TriedSizes(
+            taken=tuple(sizes for label, sizes in self.sizes.items() if label not in self.failing),
+            refused=tuple(sizes for label, sizes in self.sizes.items() if label in self.failing),
+        )
 
     def leave_out(self, sample: ReferenceSample, reason: str) -> None:
         """Take a sample out again."""
@@ -167,6 +225,7 @@ class References:
     def _add_given(self, label: str, sizes: Mapping[str, int]) -> None:
         """Add the sample at sizes that the module must take: a corner, or one that was given."""
         sample = self._at(sizes)
+        self.sizes[label] = {axis.name: sizes[axis.name] for axis in self.axes}
         if not is_given(self.example, self.specs, sizes):
             what = (
                 f"the sample that was made of the example at the {label} size of its dynamic axes"
@@ -177,6 +236,23 @@ class References:
         varied = tuple(name for name in sample if not np.array_equal(sample[name], made[name]))
         what = f"the example of samples_at at {label_of(sizes)}"
         self._add(label, sample, varied=varied, refused={"what": what, "advice": FITTING})
+
+    def _add_multiples(self) -> None:
+        """Add the sizes that tell of which multiples the module takes, one axis after the other.
+
+        Where it refuses all sizes next to the corners, it is compared between them at these.
+        """
+        opt = {axis.name: axis.opt for axis in self.axes}
+        for axis in self.axes:
+            for divisor in filter(is_prime, range(2, self.tried.common(axis.name) + 1)):
+                is_taken = True
+                while is_taken and not (common := self.tried.common(axis.name)) % divisor:
+                    size = axis.min + common // divisor
+                    is_taken = axis.admits(size) and self._takes({**opt, axis.name: size})
+
+    def _takes(self, sizes: Mapping[str, int]) -> bool:
+        self.add_sizes(sizes)
+        return label_of(sizes) not in self.failing
 
     def _at(self, sizes: Mapping[str, int]) -> Tensors:
         return resample(self.example, self.specs, sizes)
@@ -212,6 +288,7 @@ class References:
         except InvalidInputError as error:
             if refused is not None:
                 raise
+            self.failing.add(label)
             self.left_out[label] = f"the model fails on it: {brief(error.__cause__ or error, 120)}"
             return False
         reference = ReferenceSample(

@@ -48,7 +48,7 @@ from mlflow_e2eai.pytorch.flat_module import (
 )
 from mlflow_e2eai.pytorch.module import evaluation_mode
 from mlflow_e2eai.pytorch.pytree import Tree
-from mlflow_e2eai.pytorch.references import References, check_repeatable
+from mlflow_e2eai.pytorch.references import References, TriedSizes, check_repeatable
 from mlflow_e2eai.pytorch.verification import check_interface, check_numbers, frozen_at
 from mlflow_e2eai.runtime.ort import check_opset
 from mlflow_e2eai.runtime.storage import storage_errors
@@ -84,10 +84,10 @@ class ExportReport(Summary):
         outputs: Positions of its outputs in the value that ``forward`` returns.
         samples: Labels of the samples that the graph was compared on.
         left_out: Reasons why other samples were not compared, by label.
-        frozen: The line where the exporter took a value for a constant, though the samples agree;
+        sizes: The sizes that the module took and refused; None where that was not recorded.
+        frozen: The lines where the exporter took a value for a constant, though the samples agree;
             None where it warned of none.
-        fast_path: How PyTorch's fast path of attention changes the module's numbers; None where it
-            does not.
+        fast_path: How PyTorch's fast path of attention changes the numbers; None where it does not.
         max_abs_error: Largest absolute error on `samples`; None where nothing was compared.
     """
 
@@ -98,6 +98,7 @@ class ExportReport(Summary):
     outputs: Tree | None = None
     samples: tuple[str, ...] = ()
     left_out: Mapping[str, str] = field(default_factory=dict)
+    sizes: TriedSizes | None = None
     frozen: str | None = None
     fast_path: str | None = None
     max_abs_error: Real | None = None
@@ -274,6 +275,7 @@ def export(
         outputs=returned,
         samples=() if written.unverified else tuple(each.label for each in references.samples),
         left_out=references.left_out,
+        sizes=references.tried,
         frozen=written.frozen,
         fast_path=fast_path,
         max_abs_error=written.max_abs_error,

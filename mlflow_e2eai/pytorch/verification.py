@@ -116,23 +116,25 @@ def check_numbers(
     raise ExportError(msg)
 
 
+_MOST_LINES = 3
+"""Lines that a sentence about frozen values names."""
+
+
 def frozen_at(warned: Sequence[WarningMessage]) -> str | None:
-    """The line where the tracer took a value for a constant; None where it warned of none.
+    """The lines where the tracer took a value for a constant; None where it warned of none.
 
     Of ``torch._assert`` it warns too, by which an exported program checks its inputs: nothing that
     is computed comes from there.
     """
     import torch
 
-    frozen = next(
-        (
-            each
-            for each in warned
-            if each.category.__name__ == "TracerWarning" and each.filename != torch.__file__
-        ),
-        None,
-    )
-    return None if frozen is None else f"{Path(frozen.filename).name}:{frozen.lineno}"
+    places = {
+        f"{Path(each.filename).name}:{each.lineno}": None
+        for each in warned
+        if each.category.__name__ == "TracerWarning" and each.filename != torch.__file__
+    }
+    more = f" and {len(places) - _MOST_LINES} more" if len(places) > _MOST_LINES else ""
+    return f"{', '.join([*places][:_MOST_LINES])}{more}" or None
 
 
 def _difference(

@@ -16,6 +16,7 @@ from mlflow_e2eai.report.background import Background
 from mlflow_e2eai.report.facts import fastest_row, rows_of, timed_rows, tuned_sizes, worst_outcomes
 from mlflow_e2eai.report.formats import NOISY_TEXT, sentence, time_text
 from mlflow_e2eai.report.sections.changes import summary
+from mlflow_e2eai.report.sections.doubts import basic_doubts
 from mlflow_e2eai.report.text import markdown
 
 _ALIASES = "Aliases: "
@@ -35,7 +36,7 @@ def version_description(
     background: Background | None = None,
     aliases: str = "",
 ) -> str:
-    """Describe a version as Markdown: its decision, its fastest variant, then all of them.
+    """Describe a version as Markdown: its decision, its fastest variant, caveats, all variants.
 
     Args:
         manifest: The bundle.
@@ -54,7 +55,9 @@ def version_description(
     if decision is not None and not decision.promoted:
         first, *more = decision.reasons
         text += f" Reason: {sentence(first)}{f', and {len(more)} more' if more else ''}."
-    parts = [text, _background_text(manifest, background), markdown(manifest), links]
+    caveats = " ".join(basic_doubts(manifest))
+    parts = [text, caveats and f"Caveats: {caveats}", _background_text(manifest, background)]
+    parts += [markdown(manifest), links]
     parts += [f"{_ALIASES}{aliases}"] if aliases else []
     return _seal("\n\n".join(filter(None, parts)))
 

@@ -16,6 +16,24 @@
     document.getElementById("filter-line").hidden = false;
   }
 
+  // On a narrow screen the result is open, and of all else the headings; a link or print opens it.
+  if (matchMedia("(max-width: 40rem)").matches) {
+    for (const section of document.querySelectorAll("main > section:not(.result)")) {
+      const [details, summary] = ["details", "summary"].map((tag) => document.createElement(tag));
+      details.className = "collapsed";
+      summary.append(section.querySelector("h2"));
+      details.append(summary, ...section.childNodes);
+      section.append(details);
+    }
+    const open = (which) => {
+      for (const details of document.querySelectorAll(which)) details.open = true;
+    };
+    for (const event of ["load", "hashchange"]) {
+      addEventListener(event, () => open(":target > .collapsed"));
+    }
+    addEventListener("beforeprint", () => open(".collapsed"));
+  }
+
   // What was not measured goes last either way; what is no number (NaN) is worse than any number.
   const number = ({ dataset: { value } }) =>
     value === undefined ? undefined : Number(value.replace("inf", "Infinity"));

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from mlflow_e2eai.artifacts.axes import label_of
 from mlflow_e2eai.evaluation.evidence import Evidence
 from mlflow_e2eai.latency.report import Latency, LatencyReport
 from mlflow_e2eai.pytorch.stage import ExportReport
@@ -39,6 +40,8 @@ def export_tags(report: ExportReport) -> dict[str, str]:
     tags: dict[str, str] = {"e2eai.exporter": report.exporter}
     if report.unverified is not None:
         tags["e2eai.unverified"] = report.unverified
+    if report.sizes is not None and (refused := report.sizes.refused):
+        tags["e2eai.refused_sizes"] = "; ".join(map(label_of, refused))
     for name, doubt in (("frozen", report.frozen), ("fast_path", report.fast_path)):
         if doubt is not None:
             tags[f"e2eai.{name}"] = doubt

@@ -78,7 +78,9 @@ def _describe_samples(report: ExportReport) -> list[str]:
         return ["not compared"]
     left_out = f", {len(report.left_out)} left out" if report.left_out else ""
     words = [f"{len(report.samples)} samples{left_out}"] if report.samples else []
-    words += [] if report.frozen is None else [f"froze a value at {report.frozen}"]
+    if report.sizes is not None and report.sizes.refused:
+        words.append(f"{len(report.sizes.refused)} sizes refused by PyTorch, see the report")
+    words += [] if report.frozen is None else ["VALUES FROZEN, see the report"]
     return words + ([] if report.fast_path is None else ["fast path differs"])
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from multiplying_bundles import ENGINE32, TIMES, X, engine, fitting, graph, manifest
+from multiplying_bundles import ENGINE32, TIMES, N, X, engine, fitting, graph, manifest
 
 from mlflow_e2eai import bundle
 from mlflow_e2eai.artifacts.values import Axis, TensorSpec
@@ -133,6 +133,53 @@ def test_onnx_runtime_has_no_profile_and_takes_any_batch(directory, split):
     x = np.arange(27, dtype=np.float32).reshape(9, 3)
 
     assert np.array_equal(load(directory, split=split)(x)["y"], 2 * x)
+
+
+TWO = """
+<ir_version: 8, opset_import: ["" : 18]>
+two (float[N, T] x, float[N, T] z) => (float[N, T] y)
+{ y = Add(x, z) }
+"""
+
+REFUSED = {
+    "another length": ((2, 8), (2, 12), "'z' has 12 along axis 1, but another input has 8 along"),
+    "another batch": ((2, 8), (3, 8), "'z' has 3 along axis 0, but another input has 2 along 'N'"),
+    "one row for all": ((2, 8), (1, 8), "'z' has 1 along axis 0, but another input has 2"),
+    "no rows": ((0, 8), (0, 8), "'x' has 0 along axis 0, but the profile allows 1 to 4 for 'N'"),
+    "no length": ((2, 0), (2, 0), "'x' has 0 along axis 1, but the profile allows 4 to 8 in steps"),
+    "no multiple": ((2, 6), (2, 6), "'x' has 6 along axis 1, but the profile allows 4 to 8 in ste"),
+}
+
+
+@pytest.fixture
+def of_two_inputs(tmp_path):
+    """A bundle of a graph whose two inputs share both axes."""
+    length = Axis("T", min=4, opt=4, max=8, multiple=4)
+    found = manifest([graph(tmp_path, TWO, axes=(N, length))])
+    example = np.ones((2, 4), np.float32)
+    bundle.write(tmp_path / "bundle", found, {"x": example, "z": example})
+    return tmp_path / "bundle"
+
+
+@pytest.mark.parametrize("kind", [np.asarray, torch.tensor])
+@pytest.mark.parametrize("case", REFUSED)
+def test_sizes_that_no_model_takes_are_refused_before_onnx_runtime_sees_them(
+    of_two_inputs, case, kind
+):
+    x, z, sentence = REFUSED[case]
+    given = {"x": kind(np.ones(x, np.float32)), "z": kind(np.ones(z, np.float32))}
+    model = load(of_two_inputs)
+
+    with pytest.raises(InvalidInputError, match=sentence):
+        model(given)
+    with pytest.raises(InvalidInputError, match=sentence):
+        model(**given)
+
+
+def test_sizes_beyond_the_range_run_on_onnx_runtime_where_they_are_multiples(of_two_inputs):
+    x = np.ones((7, 12), np.float32)
+
+    assert np.array_equal(load(of_two_inputs)(x=x, z=x)["y"], x + x)
 
 
 # Inputs

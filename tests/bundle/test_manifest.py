@@ -293,7 +293,7 @@ def two_inputs(tmp_path):
 
 
 def test_a_model_says_what_it_is(model):
-    assert repr(model) == "<mlflow_e2eai.Model onnxruntime-cpu/fp32 (x: float32['N', 3])>"
+    assert repr(model) == "<mlflow_e2eai.Model onnxruntime-cpu/fp32 (x: float32[N, 3])>"
     assert [(each.name, each.shape) for each in model.inputs] == [("x", ("N", 3))]
     assert [each.name for each in model.outputs] == [each.name for each in model.manifest.outputs]
 

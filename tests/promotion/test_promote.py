@@ -41,6 +41,9 @@ def test_a_version_that_passes_every_gate_gets_the_alias(store, good):
         "evidence/unverified",
         "evidence/assumptions",
         "evidence/quick",
+        "evidence/refused_sizes",
+        "evidence/frozen",
+        "evidence/zero_scores",
         "task/drop",
     ]
     assert holder(store) == version

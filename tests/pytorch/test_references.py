@@ -67,6 +67,52 @@ class PadsOdd(torch.nn.Module):
         return x.reshape(x.shape[0], -1, 2).sum(2)
 
 
+class Strides(torch.nn.Module):
+    """Takes multiples of a number along its second axis, and not some number of items."""
+
+    def __init__(self, multiple: int, odd: int = 0):
+        super().__init__()
+        self.multiple, self.odd = multiple, odd
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if len(x) == self.odd:
+            raise ValueError(x.shape)
+        return x.reshape(len(x), -1, self.multiple).sum(2)
+
+
+@pytest.mark.parametrize(
+    ("multiple", "declared", "low", "high"),
+    [(8, 1, 32, 128), (12, 1, 48, 96), (7, 1, 14, 28), (16, 8, 32, 64), (6, 1, 6, 12)],
+)
+def test_the_multiple_that_a_module_takes_is_found_and_compared_between_the_corners(
+    multiple, declared, low, high
+):
+    length = Axis("T", min=low, opt=low, max=high, multiple=declared)
+    found = references(Strides(multiple), torch.ones(2, low), {"x": {0: N, 1: length}})
+
+    assert found.tried.multiples == {"T": multiple}
+    assert f"declare Axis('T', ..., multiple={multiple})" in found.tried.advice
+    inside = {sizes["T"] for sizes in found.tried.taken} - {low, high}
+    assert bool(inside) == (high - low > multiple)
+    assert all(sizes["T"] % multiple for sizes in found.tried.refused)
+
+
+def test_no_multiple_is_named_where_it_does_not_explain_every_refusal():
+    length = Axis("T", min=16, opt=16, max=64, multiple=8)
+    found = references(Strides(8, odd=3), torch.ones(2, 16), {"x": {0: N, 1: length}})
+
+    assert {sizes["N"] for sizes in found.tried.refused} == {3}
+    assert found.tried.multiples == {}
+    assert found.tried.advice.startswith("Narrow the axes, or declare Axis(")
+
+
+def test_a_module_that_takes_all_sizes_has_no_refusals_and_no_more_samples():
+    found = references(torch.nn.Linear(4, 3), X, {"input": {0: N}})
+
+    assert (found.tried.refused, found.tried.multiples) == ((), {})
+    assert found.tried.taken == ({"N": 2}, {"N": 1}, {"N": 4}, {"N": 3})
+
+
 def test_a_graph_that_is_wrong_at_odd_sizes_alone_is_refused(out):
     axes = {"x": {1: T}}
     with pytest.raises(ExportError, match=r"on the sample '.*T=\d*[13579]'"):

@@ -1,5 +1,7 @@
 """The report's page in a real browser, alone."""
 
+import io
+
 import pytest
 from browser import Heard, chromium, needs_chromium
 from example_manifest import CPU, ENGINE, HALF, OTHER, RAW, REJECTED, TORCH, shown
@@ -180,18 +182,96 @@ def test_axe_finds_nothing(name, scheme, width, page, files):
     page.set_viewport_size({"width": width, "height": 800})
     page.emulate_media(color_scheme=scheme)
     page.goto(files[name])
+    page.evaluate("for (const one of document.querySelectorAll('.collapsed')) one.open = true")
 
     assert violations(page) == []
     assert page.evaluate("document.documentElement.scrollWidth") == width
 
 
-def test_on_a_phone_the_gates_are_read_without_scrolling_sideways(page, files):
+@pytest.fixture
+def phone(page):
     page.set_viewport_size({"width": 390, "height": 800})
-    page.goto(files["report"])
-    region = page.locator(".scroll:has(#gates)")
+    return page
+
+
+def test_on_a_phone_the_gates_are_read_without_scrolling_sideways(phone, files):
+    phone.goto(files["report"])
+    region = phone.locator(".scroll:has(#gates)")
 
     assert region.evaluate("one => one.scrollWidth - one.clientWidth") == 0
-    assert page.get_by_text("nobody measured").first.is_visible()
+    assert phone.get_by_text("nobody measured").first.is_visible()
+
+
+def test_on_a_phone_latency_and_ratio_of_each_variant_are_read_without_scrolling_sideways(
+    phone, files
+):
+    phone.goto(files["report"])
+    head = phone.locator("table:has(#variants-table) thead")
+
+    for column in ("Variant", "Outcome", "Median at 8, ms", "Ratio to reference"):
+        box = head.get_by_role("button", name=column).bounding_box()
+        assert box["x"] + box["width"] <= 390, column
+
+
+def open_sections(page) -> list[str]:
+    """Keys of the sections whose contents can be seen."""
+    return page.evaluate(
+        """() => [...document.querySelectorAll('main > section')]
+             .filter((one) => one.querySelector('.collapsed')?.open ?? true).map((one) => one.id)"""
+    )
+
+
+def test_on_a_phone_only_the_result_is_open_until_a_link_is_followed(phone, files):
+    phone.goto(files["report"])
+    assert open_sections(phone) == ["variants", "findings"]
+
+    phone.get_by_role("link", name="Parity").click()
+    phone.locator("#parity-table").wait_for(state="visible")
+    assert open_sections(phone) == ["variants", "findings", "parity"]
+
+
+def test_on_a_phone_an_address_of_a_section_opens_it(phone, files):
+    phone.goto(f"{files['report']}#serving")
+
+    assert open_sections(phone) == ["variants", "findings", "serving"]
+
+
+def test_on_a_phone_printing_opens_all_sections(phone, files):
+    phone.goto(files["report"])
+    phone.evaluate("dispatchEvent(new Event('beforeprint'))")
+
+    assert phone.locator(".collapsed").count() > 0
+    assert phone.locator(".collapsed:not([open])").count() == 0
+
+
+def test_on_a_wide_screen_every_section_is_open(page, files):
+    page.goto(files["report"])
+
+    assert page.locator(".collapsed").count() == 0
+
+
+def test_a_short_list_of_findings_is_shown_whole(phone, files):
+    phone.goto(files["report"])
+    regions = phone.locator(".scroll:has(.findings)").all()
+
+    assert regions
+    for region in regions:
+        assert region.evaluate("one => one.scrollHeight - one.clientHeight") == 0
+
+
+def lightness(picture: bytes) -> int:
+    """Of the upper left corner of a picture, 0 to 255."""
+    from PIL import Image
+
+    return Image.open(io.BytesIO(picture)).convert("L").getpixel((12, 12))
+
+
+@pytest.mark.parametrize(("scheme", "darkest", "lightest"), [("light", 250, 255), ("dark", 0, 40)])
+def test_a_plot_is_as_light_or_dark_as_its_page(scheme, darkest, lightest, page, files):
+    page.emulate_media(color_scheme=scheme)
+    page.goto(files["report"])
+
+    assert darkest <= lightness(page.locator(".chart").first.screenshot()) <= lightest
 
 
 def test_the_dark_page_is_dark(page, files):

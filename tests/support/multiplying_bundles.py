@@ -50,10 +50,12 @@ SURGERY = SurgeryReport(
 )
 
 
-def graph(folder: Path, text: str, precision: str = "fp32") -> OnnxArtifact:
+def graph(
+    folder: Path, text: str, precision: str = "fp32", axes: tuple[Axis, ...] = (N,)
+) -> OnnxArtifact:
     path = folder / f"work-{precision}.onnx"
     graphs.write(onnx.parser.parse_model(text), path)
-    return graphs.describe(path, stage="clean", precision=precision, axes=(N,), parent_sha256=None)
+    return graphs.describe(path, stage="clean", precision=precision, axes=axes, parent_sha256=None)
 
 
 def engine(folder: Path, precision: str = "fp32", name: str = "work") -> EngineArtifact:

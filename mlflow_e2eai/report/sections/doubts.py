@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+from mlflow_e2eai.artifacts.axes import label_of
 from mlflow_e2eai.bundle.manifest import Manifest
 from mlflow_e2eai.evaluation.evidence import ADVISORY, Evidence, prefix_kind
 from mlflow_e2eai.latency.report import ColdStart, LatencyReport, Load
+from mlflow_e2eai.pytorch.stage import ExportReport
 from mlflow_e2eai.report.facts import (
     Section,
     benchmarks_by_size,
@@ -36,13 +38,46 @@ _SHORT: Mapping[str, str] = {
 }
 
 
+_MOST_SIZES = 2
+"""Refused sizes that a sentence names."""
+
+
+def basic_doubts(manifest: Manifest) -> Iterator[str]:
+    """Doubts about what all numbers rest on: the inputs, their sizes, the graph and the labels."""
+    for assumption in manifest.graphs[0].assumptions:
+        yield f"{assumption} The numbers say little about real inputs."
+    if manifest.export is not None:
+        yield from _export_doubts(manifest.export)
+    for name in manifest.zero_scores:
+        yield (
+            f"The {manifest.subject} itself scores 0 by {name}, so that no variant can be worse: "
+            "check the labels and the metric, unless 0 is its best value."
+        )
+
+
+def _export_doubts(report: ExportReport) -> Iterator[str]:
+    if report.unverified is not None:
+        yield f"The exported graph was not compared with the model: {report.unverified}."
+    if report.sizes is not None and (refused := report.sizes.refused):
+        count, tried = len(refused), len(refused) + len(report.sizes.taken)
+        few = "; ".join(map(label_of, refused[:_MOST_SIZES]))
+        more = f"; {count - _MOST_SIZES} more" if count > _MOST_SIZES else ""
+        yield (
+            f"PyTorch itself refuses {count} of the {tried} sizes within the dynamic axes that "
+            f"were tried ({few}{more}). {report.sizes.advice}"
+        )
+    if report.frozen is not None:
+        compared = len(report.samples)
+        yield (
+            f"The {report.exporter} exporter took values of the input example for constants "
+            f"({report.frozen}): the graph may be wrong for inputs unlike the {compared} samples "
+            "that it was compared on."
+        )
+
+
 def doubts(manifest: Manifest) -> Iterator[tuple[str, bool]]:
     """Each doubt that a reader should know before the numbers, and whether findings explain it."""
-    for assumption in manifest.graphs[0].assumptions:
-        yield f"{assumption} The numbers say little about real inputs.", False
-    if manifest.export is not None and manifest.export.unverified is not None:
-        text = f"The exported graph was not compared with the model: {manifest.export.unverified}."
-        yield text, False
+    yield from ((text, False) for text in basic_doubts(manifest))
     if manifest.level == "quick":
         text = (
             "The evidence is quick: each variant ran a few times, from one caller, and latency "

@@ -96,7 +96,7 @@ def _export_rows(report: ExportReport) -> list[tuple[str, str]]:
     if report.unverified is not None:
         entries.append(("Numbers not checked", report.unverified))
     if report.frozen is not None:
-        froze = f"{report.frozen} froze a value of the example as a constant; the samples match"
+        froze = f"values of the example became constants at {report.frozen}; the samples match"
         entries.append(("Frozen", froze))
     if report.fast_path is not None:
         entries.append(("PyTorch's fast path of attention", report.fast_path))
