@@ -115,7 +115,7 @@ def test_a_step_with_nothing_to_take_says_what_comes_first(store, capsys):
     for verb, sentence in (
         ("export", "Experiment 'tests' does not have a PyTorch model; make one with"),
         ("compile", "`mlflow run . -e clean` or `mlflow_e2eai clean` first, or give model_uri."),
-        ("promote", "There is no registered version with a bundle of experiment 'tests'"),
+        ("promote", "Experiment 'tests' has no registered version with a bundle"),
     ):
         assert main.main([verb]) == main.ERROR
         _, err = said(capsys)
