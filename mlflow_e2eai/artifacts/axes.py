@@ -88,7 +88,7 @@ def _inner(axis: Axis) -> Iterator[int]:
     chosen = random.Random(f"{axis.name} {axis}")  # noqa: S311 - no secret
     near = range(axis.min, min(axis.max, max(2 * axis.opt, 16 * step)) + 1, step)
     odd = [size for size in near if (size // step) % 2 and size not in seen]
-    primes = [size for size in near if is_prime(size // step) and size not in seen]
+    primes = [size for size in near if _is_prime(size // step) and size not in seen]
     every = range(axis.min, axis.max + 1, step)
     telling = [axis.min + step, axis.max - step, *(every if len(every) <= MOST_INNER else ())]
     telling += [chosen.choice(sizes) for sizes in (odd, primes) if sizes]
@@ -99,8 +99,7 @@ def _inner(axis: Axis) -> Iterator[int]:
             yield size
 
 
-def is_prime(number: int) -> bool:
-    """Whether a number has no divisors but 1 and itself."""
+def _is_prime(number: int) -> bool:
     return number > 1 and all(number % by for by in range(2, int(number**0.5) + 1))
 
 

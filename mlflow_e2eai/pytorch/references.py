@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mlflow_e2eai.artifacts.axes import corners, few_sizes, inner_sizes, is_prime, label_of
+from mlflow_e2eai.artifacts.axes import corners, few_sizes, inner_sizes, label_of
 from mlflow_e2eai.artifacts.sampler import given_sizes, is_given, resample
 from mlflow_e2eai.artifacts.values import Array, Axis, Tensors, TensorSpec
 from mlflow_e2eai.errors import InvalidInputError, brief
@@ -73,8 +73,8 @@ class TriedSizes:
     refused: tuple[Mapping[str, int], ...] = ()
 
     def common(self, axis: str) -> int:
-        """The largest number that divides each size of an axis that was taken."""
-        return math.gcd(*(sizes[axis] for sizes in self.taken))
+        """The largest number that divides each size of an axis that was taken; 1 if none was."""
+        return math.gcd(*(sizes.get(axis, 0) for sizes in self.taken)) or 1
 
     @property
     def multiples(self) -> dict[str, int]:
@@ -242,9 +242,11 @@ class References:
 
         Where it refuses all sizes next to the corners, it is compared between them at these.
         """
+        from sympy import primefactors  # PyTorch needs it
+
         opt = {axis.name: axis.opt for axis in self.axes}
         for axis in self.axes:
-            for divisor in filter(is_prime, range(2, self.tried.common(axis.name) + 1)):
+            for divisor in primefactors(self.tried.common(axis.name)):
                 is_taken = True
                 while is_taken and not (common := self.tried.common(axis.name)) % divisor:
                     size = axis.min + common // divisor

@@ -16,7 +16,7 @@ from mlflow_e2eai.errors import ExportError, InvalidInputError
 from mlflow_e2eai.pytorch.flat_module import flatten_module
 from mlflow_e2eai.pytorch.guards import telling_sizes
 from mlflow_e2eai.pytorch.module import evaluation_mode
-from mlflow_e2eai.pytorch.references import References
+from mlflow_e2eai.pytorch.references import References, TriedSizes
 from mlflow_e2eai.pytorch.runner import torch_runner
 from mlflow_e2eai.runtime.ort import onnxruntime_runner
 
@@ -104,6 +104,14 @@ def test_no_multiple_is_named_where_it_does_not_explain_every_refusal():
     assert {sizes["N"] for sizes in found.tried.refused} == {3}
     assert found.tried.multiples == {}
     assert found.tried.advice.startswith("Narrow the axes, or declare Axis(")
+
+
+@pytest.mark.parametrize("taken", [(), ({"H": 4},), ({"N": 0},)])
+def test_sizes_that_say_nothing_of_an_axis_name_no_multiple_of_it(taken):
+    found = TriedSizes(taken=taken, refused=({"N": 3},))
+
+    assert found.multiples == {}
+    assert found.advice.startswith("Narrow the axes, or declare Axis(")
 
 
 def test_a_module_that_takes_all_sizes_has_no_refusals_and_no_more_samples():
