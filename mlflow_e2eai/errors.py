@@ -138,7 +138,7 @@ def errors_about(subject: object) -> Iterator[None]:
     try:
         yield
     except E2EAIError as error:
-        name = without_secrets(str(subject))
+        name = shown(subject)[1:-1]
         if not re.search(rf"(?<!\w){re.escape(name)}(?!\w)", str(error)):
             error.args = (f"{name}: {error}",)
         raise

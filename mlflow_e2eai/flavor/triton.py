@@ -105,7 +105,7 @@ def _bundle(uri: str | Path, folder: Path) -> tuple[Path, str, bundle.Manifest]:
         path = Path(model)
         found = bundle.find(path)
         return found, path.absolute().name, tracking.audit_saved(found)
-    logged = tracking.ancestor(tracking.resolve(model), ("package",))
+    logged = tracking.ancestor(tracking.resolve(uri), ("package",))
     registered = re.fullmatch(r"models:/(.+)(?:@|/)[^@/]+", model)
     name = registered[1] if registered else str(logged.name)
     found = bundle.find(tracking.fetch_verified(logged, folder))

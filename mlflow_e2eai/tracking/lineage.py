@@ -100,19 +100,20 @@ def resolve(uri: str | Path) -> LoggedModel:
         InvalidInputError: It is none of these.
         TrackingError: There is no such model.
     """
-    uri = uri_of(uri)
+    text, uri = str(uri), uri_of(uri)
     path = uri.removeprefix("models:/")
     if lookups_are_cached() and is_model_id(path):
         return _resolve_once(address(), path)  # for all jobs on its lineage
-    return _resolve(uri)
+    return _resolve(uri, text)
 
 
 @functools.lru_cache(maxsize=64)
 def _resolve_once(uri: str, model_id: str) -> LoggedModel:  # noqa: ARG001 - one id may be in two stores
-    return _resolve(model_id)
+    return _resolve(model_id, model_id)
 
 
-def _resolve(uri: str) -> LoggedModel:
+def _resolve(uri: str, text: str) -> LoggedModel:
+    """The LoggedModel at a URI, which the caller gave as a text."""
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
@@ -124,10 +125,13 @@ def _resolve(uri: str) -> LoggedModel:
             return client.get_logged_model(path)
         if uri.startswith("runs:/"):
             return _model_of_run(uri)
-        if names := split_version(uri):
+        if uri.startswith("models:/") and (names := split_version(uri)):
             return model_of_version(registered_version(*names))
     except MlflowException as error:
-        msg = f"There is no model {shown(uri)} at {address()}: {brief(error)}"
+        found = f"model {shown(uri)}"
+        if ":/" not in text and not is_model_id(text):
+            found = f"file or folder {shown(text)}, and no such model"
+        msg = f"There is no {found} at {address()}: {brief(error)}"
         raise TrackingError(msg) from error
     msg = (
         f"{shown(uri)} is not a model URI; give a LoggedModel id, models:/name/version, "

@@ -41,9 +41,9 @@ def resolve_source(uri: str) -> LoggedModel:
     from mlflow.exceptions import MlflowException
     from mlflow.models import Model
 
-    uri = uri_of(uri)
+    text, uri = uri, uri_of(uri)
     try:
-        return resolve(uri)
+        return resolve(text)
     except TrackingError:
         check_server()  # MLflow would request the model of a lost one for minutes
         try:
