@@ -25,8 +25,10 @@ import re
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from numbers import Integral
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 _WORD = re.compile(r"[^\s'\"]+")
@@ -130,15 +132,46 @@ def shown_all(values: Iterable[object], most: int = 10) -> str:
     return f"[{', '.join(listed[:most])}{more}]"
 
 
+@contextmanager
+def errors_about(subject: object) -> Iterator[None]:
+    """Begin the message of an error of the block with its subject, where it does not name that."""
+    try:
+        yield
+    except E2EAIError as error:
+        name = shown(subject)[1:-1]
+        if not re.search(rf"(?<!\w){re.escape(name)}(?!\w)", str(error)):
+            error.args = (f"{name}: {error}",)
+        raise
+
+
 def warn_caller(message: str, category: type[Warning] = UserWarning) -> None:
-    """Warn at the line of the user's code that led here, and not at a line of ours or of MLflow."""
-    level, frame = 2, sys._getframe(1)  # noqa: SLF001 - as warnings itself does
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in _OURS:
+    """Warn at the line of the user's code that led here, or at none in a command or a server.
+
+    A line of ours, or of MLflow's, would say nothing to the user.
+    """
+    level = 2
+    frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 - as warnings itself does
+    while frame is not None and _is_of_library(frame):
         level, frame = level + 1, frame.f_back
-    warnings.warn(_without_middle(without_secrets(message)), category, stacklevel=level)
+    text = _without_middle(without_secrets(message))
+    if frame is None:
+        warnings.warn_explicit(text, category, "mlflow_e2eai", 1)
+    else:
+        warnings.warn(text, category, stacklevel=level)
 
 
-_OURS = ("mlflow_e2eai", "mlflow", "contextlib", "functools")
+_LIBRARIES = {
+    *("mlflow_e2eai", "mlflow", "click", "contextlib", "functools", "runpy", "threading"),
+    *("concurrent", "asyncio", "anyio", "starlette", "fastapi", "uvicorn", "flask", "gunicorn"),
+}
+"""Packages whose lines are no user's; scripts of these names start them."""
+
+
+def _is_of_library(frame: FrameType) -> bool:
+    module = frame.f_globals.get("__package__") or frame.f_globals.get("__name__") or ""
+    script = Path(frame.f_code.co_filename)
+    is_script = module == "__main__" and not script.suffix
+    return (script.name if is_script else module.partition(".")[0]) in _LIBRARIES
 
 
 def nearest(word: object, known: Iterable[str]) -> str | None:

@@ -1,6 +1,8 @@
 import builtins
 import inspect
 import re
+import subprocess
+import sys
 import time
 
 import pytest
@@ -13,6 +15,7 @@ from mlflow_e2eai.errors import (
     InvalidInputError,
     MissingDependencyError,
     SurgeryError,
+    errors_about,
 )
 
 CLASSES = {
@@ -159,3 +162,37 @@ def test_a_long_message_keeps_its_begin_and_its_end_and_says_what_is_left_out():
 def test_the_value_of_a_setting_that_is_a_secret_is_in_no_message(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "geheim")
     assert str(E2EAIError("no geheim here")) == "no *** here"
+
+
+def run_as_script(path, text):
+    path.write_text(text)
+    words = [sys.executable, str(path)]
+    done = subprocess.run(words, capture_output=True, text=True, check=True, cwd=path.parent)
+    return done.stderr.splitlines()[0]
+
+
+WARNS = """import click
+from mlflow_e2eai.errors import warn_caller
+namespace = {"__name__": "mlflow_e2eai.bundle.load", "warn_caller": warn_caller}
+exec("def load(): warn_caller('Falling back')", namespace)
+click.Command("predict", callback=namespace["load"])([])
+"""
+
+
+def test_a_warning_in_a_command_names_no_line_of_it(tmp_path):
+    assert run_as_script(tmp_path / "mlflow", WARNS) == "mlflow_e2eai:1: UserWarning: Falling back"
+
+
+def test_a_warning_in_a_script_of_the_user_names_its_line_and_none_of_click(tmp_path):
+    script = tmp_path / "script.py"
+    assert run_as_script(script, WARNS) == f"{script}:5: UserWarning: Falling back"
+
+
+def test_an_error_about_a_model_begins_with_its_name_once():
+    for text in ("It is a pickle.", "models:/net/11: It is a pickle."):
+        with pytest.raises(InvalidInputError) as caught, errors_about("models:/net/1"):
+            raise InvalidInputError(text)
+        assert str(caught.value) == f"models:/net/1: {text}"
+    named = InvalidInputError("It is a pickle: models:/net/1.")
+    with pytest.raises(InvalidInputError, match=r"^It is a pickle"), errors_about("models:/net/1"):
+        raise named

@@ -153,14 +153,17 @@ def check_shape(shape: Sequence[int], spec: TensorSpec) -> None:
     Raises:
         InvalidInputError: The rank or a fixed size differs.
     """
-    fixed = [size if isinstance(size, int) else None for size in spec.shape]
-    fits = len(shape) == len(fixed) and all(
-        want in (None, have) for want, have in zip(fixed, shape, strict=True)
-    )
-    if not fits:
+    rank = len(spec.shape)
+    wrong = [
+        f"the size {size} along axis {at}, not {shape[at]}"
+        for at, size in enumerate(spec.shape if len(shape) == rank else ())
+        if isinstance(size, int) and shape[at] != size
+    ]
+    if wrong or len(shape) != rank:
+        axes = f"{rank} ax{'i' if rank == 1 else 'e'}s, not {len(shape)}"
         msg = (
             f"Input {spec.name!r} has shape {list(shape)}, but {list(spec.shape)} is expected; "
-            "reshape it."
+            f"give it {' and '.join(wrong) or axes}."
         )
         raise InvalidInputError(msg)
 

@@ -1,4 +1,4 @@
-"""Fresh names for what a stage adds to a graph.
+"""Fresh names for what a stage adds to a graph, and names of sizes as people read them.
 
 A value that a stage adds (a scale, a cast, a statistic) is named after one of the graph's own, and
 the graph may have that name too: a node then reads, or overwrites, a value of the user's.
@@ -6,7 +6,8 @@ the graph may have that name too: a node then reads, or overwrites, a value of t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -63,3 +64,14 @@ def _names_in(graph: onnx.GraphProto) -> Iterator[str]:
         for attribute in node.attribute:
             for inner in (attribute.g, *attribute.graphs):
                 yield from _names_in(inner)
+
+
+_NESTED = re.compile(r"\(\(([^()]*)\)\)")
+
+
+def shape_text(shape: Sequence[int | str]) -> str:
+    """A shape for people; a name is an axis that varies, and ``4*((H//4))`` is ``4*(H//4)``."""
+    sizes, before = ", ".join(map(str, shape)), ""
+    while sizes != before:
+        before, sizes = sizes, _NESTED.sub(r"(\1)", sizes)
+    return f"[{sizes}]"

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from mlflow_e2eai.artifacts.build_settings import DEFAULT_BUILD, BuildSettings
 from mlflow_e2eai.artifacts.files import Real, Summary, Table
+from mlflow_e2eai.artifacts.names import shape_text
 from mlflow_e2eai.errors import InvalidInputError, nearest, require_kind, require_several
 
 Array: TypeAlias = NDArray[Any]
@@ -364,7 +365,7 @@ def tensor_table(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) ->
     """A row for each input and output."""
     sides = [("input", inputs), ("output", outputs)]
     return _Tensor, [
-        _Tensor(side, spec.name, spec.dtype, f"[{', '.join(map(str, spec.shape))}]")
+        _Tensor(side, spec.name, spec.dtype, shape_text(spec.shape))
         for side, specs in sides
         for spec in specs
     ]

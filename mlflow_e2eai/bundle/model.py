@@ -11,10 +11,11 @@ import numpy as np
 
 from mlflow_e2eai.artifacts.arrays import check_names, check_shape, exactly, feed, is_on_gpu
 from mlflow_e2eai.artifacts.files import html_table
+from mlflow_e2eai.artifacts.names import shape_text
 from mlflow_e2eai.artifacts.values import Array, Infer, Tensors, TensorSpec, tensor_table
 from mlflow_e2eai.bundle.choice import Choice
 from mlflow_e2eai.bundle.manifest import Manifest
-from mlflow_e2eai.errors import InvalidInputError
+from mlflow_e2eai.errors import InvalidInputError, shown
 from mlflow_e2eai.pytorch import pytree
 from mlflow_e2eai.pytorch.pytree import Tree
 
@@ -45,6 +46,7 @@ class Model:
         self._on_device = on_device
         self._stack = stack
         self._is_exact = exactly(manifest.inputs)
+        self._names = [spec.name for spec in manifest.inputs]
         is_plain = manifest.export is None or _is_plain(manifest.export.inputs)
         self._only = manifest.inputs[0].name if len(manifest.inputs) == 1 and is_plain else None
         self.sizes: Sizes = {axis.name: {} for axis in manifest.axes}
@@ -60,8 +62,9 @@ class Model:
                 arrays, torch tensors on any device, and other objects with DLPack's methods. On a
                 GPU, tensors on it are used without a copy; on the CPU, those in the host's memory.
                 Where the PyTorch module took nested arguments, these are accepted too.
-            *others: None; several inputs have names.
-            **named: The same, by keyword.
+            *others: Further inputs, where several are given by position, in the order of `inputs`;
+                where the PyTorch module took nested arguments, in the order of these.
+            **named: Inputs by keyword, where none is given by position.
 
         Returns:
             Outputs by name: torch tensors on the inputs' device when the inputs were tensors, for
@@ -73,9 +76,8 @@ class Model:
             RunnerError: The model could not be run.
         """
         if others:
-            names = [spec.name for spec in self.inputs]
-            msg = f"{1 + len(others)} inputs were given by position; give each by name, of {names}."
-            raise InvalidInputError(msg)
+            inputs = self._by_position((inputs, *others), named)
+            named = {}
         if not named:
             # The fast path for inputs that fit; others are converted, or refused with a reason.
             if type(inputs) is dict:
@@ -123,8 +125,10 @@ class Model:
 
     def __repr__(self) -> str:
         """The variant and its inputs, for a prompt."""
-        inputs = ", ".join(f"{s.name}: {s.dtype}{list(s.shape)}" for s in self.inputs)
-        return f"<mlflow_e2eai.Model {self.variant} ({inputs})>"
+        return f"<mlflow_e2eai.Model {self.variant} ({self._signature()})>"
+
+    def _signature(self) -> str:
+        return ", ".join(f"{s.name}: {s.dtype}{shape_text(s.shape)}" for s in self.inputs)
 
     def _repr_html_(self) -> str:
         """The variant, why it runs, and the inputs and outputs, for a notebook."""
@@ -151,7 +155,10 @@ class Model:
         return inputs
 
     def _name_inputs(self, inputs: Any, named: Mapping[str, Any]) -> dict[str, Any]:
-        names = [spec.name for spec in self.inputs]
+        names = self._names
+        if inputs is None and not named and names:
+            msg = f"No input is given; the model expects {self._signature()}."
+            raise InvalidInputError(msg)
         tree = None if self.manifest.export is None else self.manifest.export.inputs
         if tree is not None and not _is_plain(tree):
             given = {**(inputs if isinstance(inputs, Mapping) else {}), **named}
@@ -160,14 +167,25 @@ class Model:
             is_only = len(tree.keys) == 1 and inputs is not None and tree.keys[0] not in given
             nested = {tree.keys[0]: inputs} if is_only else given
             return pytree.select(_rename(tree, names), nested)
-        if inputs is None:
-            return dict(named)
         if isinstance(inputs, Mapping):
             return {**inputs, **named}
-        if len(names) != 1 or named:
-            msg = f"The model has the inputs {names}; give each by name."
+        return dict(named) if inputs is None else self._by_position((inputs,), named)
+
+    def _by_position(self, given: Sequence[Any], named: Mapping[str, Any]) -> dict[str, Any]:
+        """Inputs that are given in their order, by name."""
+        tree = None if self.manifest.export is None else self.manifest.export.inputs
+        is_nested = tree is not None and not _is_plain(tree)
+        names = list(map(str, tree.keys)) if tree is not None and is_nested else self._names
+        if named or len(given) != len(names):
+            found = f"{len(given)} given by position" + (
+                f" and {', '.join(map(shown, named))} by name" if named else ""
+            )
+            msg = (
+                f"The model has the inputs {names}, but {found}; give all of them by name, or all "
+                "by position in this order."
+            )
             raise InvalidInputError(msg)
-        return {names[0]: inputs}
+        return dict(zip(names, given, strict=True))
 
 
 def _is_plain(tree: Tree | None) -> bool:

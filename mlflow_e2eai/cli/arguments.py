@@ -45,9 +45,9 @@ OPTIONS: dict[str, Option] = {
         parse=str,
         default=LATEST,
         metavar="URI",
-        help="the model, or any later one made from it: a LoggedModel id, models:/name/version, "
-        "models:/name@alias, runs:/run_id/name, or 'latest', the newest in the experiment "
-        "that this step can use",
+        help="the model, or any later one made from it: a registered name, of which the newest "
+        "version is meant, name/version, name@alias, a LoggedModel id, runs:/run_id/name, or "
+        "'latest', the newest in the experiment that this step can use",
     ),
     "factory": Option(
         name="model",
@@ -235,13 +235,14 @@ OPTIONS: dict[str, Option] = {
         argument="model_uri",
         parse=str,
         metavar="MODEL",
-        help="a bundle's folder or a model's URI",
+        help="a bundle's folder, or a model as digits, digits/2 or models:/digits@champion",
     ),
     "graph": Option(
         name="model",
         parse=str,
         metavar="MODEL",
-        help="an ONNX file, a bundle's folder or a model's URI",
+        help="an ONNX file, a bundle's folder, or a model as digits, digits/2 or "
+        "models:/digits@champion",
     ),
     "sizes": Option(
         name="sizes",

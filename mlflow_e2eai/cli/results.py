@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mlflow_e2eai import bundle, tracking
+from mlflow_e2eai.artifacts.names import shape_text
 from mlflow_e2eai.bundle.rows import rows_of
 from mlflow_e2eai.cli.doctor import Diagnosis
 from mlflow_e2eai.cli.main import DONE, NOT_PASSED
@@ -171,7 +172,7 @@ def print_inspection(inspection: Inspection, _: Arguments) -> int:
 
     for kind, specs in (("input", inspection.inputs), ("output", inspection.outputs)):
         for spec in specs:
-            print(f"{kind:7} {spec.name}: {spec.dtype} [{', '.join(map(str, spec.shape))}]")
+            print(f"{kind:7} {spec.name}: {spec.dtype} {shape_text(spec.shape)}")
     for axis in inspection.axes:
         print(f"axis    {axis}")
     print(f"opset   {inspection.opset}")

@@ -368,14 +368,21 @@ def _lacks_data(gate: Gate, values: Sequence[MetricValue]) -> bool:
     return _has_variants(gate, values) and not (gate.compares and gate.selection)
 
 
+def nearest_task(metric: str, values: Sequence[MetricValue]) -> str | None:
+    """The task metric that a misspelt one is most like; None where it is there, or like none."""
+    known = {value.metric for value in values if value.metric.startswith("task/")} - {"task/drop"}
+    if metric in known or metric == "task/drop" or not metric.startswith("task/"):
+        return None
+    near = nearest(metric.removeprefix("task/"), sorted(each[len("task/") :] for each in known))
+    return None if near is None else f"task/{near}"
+
+
 def _why_missing(gate: Gate, values: Sequence[MetricValue]) -> str | None:
     """Why a gate has no number: there is no variant that it selects, or its name is misspelt."""
     if _has_variants(gate, values):
         if gate.compares and gate.selection:
             return f"not comparable, as the champion has no evidence of {gate.selection}"
-        kind, _, name = gate.metric.partition("/")
-        known = {value.metric.removeprefix("task/") for value in values} if kind == "task" else ()
-        near = nearest(name, sorted(each for each in known if "/" not in each and each != "drop"))
-        return None if near is None else f"not measured; did you mean task/{near}?"
+        near = nearest_task(gate.metric, values)
+        return None if near is None else f"not measured; did you mean {near}?"
     kind = "engine" if gate.target is not None and gate.variant is None else "variant"
     return f"the version has no {kind} of {gate.selection}"

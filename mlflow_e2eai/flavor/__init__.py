@@ -4,7 +4,9 @@ MLflow imports `run_context`, `evaluator` and `artifact_repository` during `impo
 this file imports nothing; its names are resolved when they are first used.
 
 api                  `save_model`, `log_model`
+keywords             a misspelt argument of these, refused with the nearest one
 logged_bundle        a bundle as a LoggedModel and a registered version
+model_info           MLflow's description of it, as a line of text
 native               `load_model`
 follower             the version that has an alias, served as the alias moves
 mlmodel              the MLmodel file

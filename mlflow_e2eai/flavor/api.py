@@ -20,6 +20,7 @@ from mlflow_e2eai.errors import InvalidInputError, shown
 from mlflow_e2eai.evaluation.data import EvaluationData, evaluation_of
 from mlflow_e2eai.evaluation.effort import EvidenceLevel
 from mlflow_e2eai.evaluation.metrics import Metrics
+from mlflow_e2eai.flavor.keywords import suggest_keywords
 from mlflow_e2eai.flavor.logged_bundle import log_bundle
 from mlflow_e2eai.flavor.mlmodel import Description, describe
 from mlflow_e2eai.pipeline import build
@@ -41,6 +42,11 @@ if TYPE_CHECKING:
     from mlflow.models.model import ModelInfo
 
 
+_ELSEWHERE = {"pytorch_model": "model", "artifact_path": "name", "code_path": "code_paths"}
+"""Arguments of MLflow's other flavors and earlier versions, by the names that they have here."""
+
+
+@suggest_keywords(**_ELSEWHERE)
 @storage_errors()
 def save_model(  # noqa: D417 - `log_model` describes the shared arguments
     model: Any,
@@ -122,6 +128,7 @@ def save_model(  # noqa: D417 - `log_model` describes the shared arguments
         raise
 
 
+@suggest_keywords(**_ELSEWHERE)
 def log_model(
     model: Any,
     name: str | None = None,

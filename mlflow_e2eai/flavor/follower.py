@@ -15,6 +15,7 @@ from mlflow_e2eai.bundle.model import Model
 from mlflow_e2eai.errors import InvalidInputError, TrackingError, brief, shown
 from mlflow_e2eai.promotion.registry.drift import check_pause
 from mlflow_e2eai.runtime.progress import LOGGER
+from mlflow_e2eai.tracking.versions import split_version
 
 PREFIX = "models:/"
 
@@ -204,15 +205,14 @@ def parse_alias(uri: str) -> tuple[str, str]:
     Raises:
         InvalidInputError: The URI names no alias.
     """
-    uri = str(uri)
-    name, at, alias = uri.removeprefix(PREFIX).partition("@")
-    if not (uri.startswith(PREFIX) and name and at and alias and "/" not in name + alias):
+    name, version = split_version(str(uri)) or ("", "")
+    if not version.startswith("@"):
         msg = (
             f"{shown(uri)} does not name an alias to follow; "
             "give one, such as models:/digits@champion."
         )
         raise InvalidInputError(msg)
-    return name, alias
+    return name, version[1:]
 
 
 def _words(specs: Sequence[TensorSpec]) -> str:

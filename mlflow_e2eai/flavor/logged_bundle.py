@@ -49,6 +49,8 @@ def log_bundle(
     import mlflow
     from mlflow.models import get_model_info
 
+    from mlflow_e2eai.flavor.model_info import LoggedModelInfo
+
     manifest = bundle.read(path)
     key = _key(manifest, path, recorder, registered_model_name, tags, model_id, arguments)
     inputs = [item.sha256 for item in manifest.files]
@@ -126,7 +128,7 @@ def log_bundle(
                 describe_version(manifest, name=registered_model_name, version=version)
             tracking.rename_run(run_id, f"{recorder.name} v{version}")
     recorder.log_reused(run_id)
-    return info
+    return LoggedModelInfo(info, manifest, registered_model_name)
 
 
 def _key(

@@ -46,8 +46,8 @@ def package(
     name = name or tracking.model_name(registered_model_name or "model")
     with tracking.run(name), tempfile.TemporaryDirectory() as folder:
         axes = settings.get("dynamic_axes")
-        model = tracking.resolve_source(model_uri)
-        given = root_arguments(model, Path(folder), axes, samples_at, allow_pickle=allow_pickle)
+        inputs = tracking.resolve_source(model_uri), model_uri, Path(folder), axes, samples_at
+        given = root_arguments(*inputs, allow_pickle=allow_pickle)
         arguments: dict[str, Any] = {**settings, "dynamic_axes": None, **given}
         return api.log_model(
             **arguments,

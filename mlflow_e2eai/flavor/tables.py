@@ -58,7 +58,8 @@ def compare_versions(name: str, *versions: int | str) -> pd.DataFrame:
 
     Args:
         name: The registered model.
-        *versions: Versions or aliases, such as ``1, 2`` or ``"champion", 3``.
+        *versions: Versions or aliases, such as ``1, 2`` or ``"champion", 3``; one that is given
+            twice is read once.
 
     Returns:
         The rows of `variants`, with the version as a text in the first column.
@@ -77,7 +78,8 @@ def compare_versions(name: str, *versions: int | str) -> pd.DataFrame:
         msg = "There is no version to compare; give two, as in compare_versions('digits', 1, 2)."
         raise InvalidInputError(msg)
     frames = []
-    for version in require_several("versions", versions, (int, str), "numbers or aliases"):
+    given = require_several("versions", versions, (int, str), "numbers or aliases")
+    for version in {str(each).removeprefix("@"): each for each in given}.values():
         is_alias = not str(version).isdigit() and version != "latest"
         number = (
             find_version(name, f"@{str(version).removeprefix('@')}").version

@@ -19,6 +19,7 @@ from mlflow_e2eai.errors import (
     warn_caller,
 )
 from mlflow_e2eai.runtime.storage import storage_errors
+from mlflow_e2eai.tracking.versions import uri_of
 
 
 @storage_errors()
@@ -99,12 +100,12 @@ def export_triton(
 
 def _bundle(uri: str | Path, folder: Path) -> tuple[Path, str, bundle.Manifest]:
     """The folder of a bundle, the name that its model has, and its manifest, all verified."""
-    model = str(uri)
+    model = uri_of(uri)
     if not tracking.is_uri(model):
         path = Path(model)
         found = bundle.find(path)
         return found, path.absolute().name, tracking.audit_saved(found)
-    logged = tracking.ancestor(tracking.resolve(model), ("package",))
+    logged = tracking.ancestor(tracking.resolve(uri), ("package",))
     registered = re.fullmatch(r"models:/(.+)(?:@|/)[^@/]+", model)
     name = registered[1] if registered else str(logged.name)
     found = bundle.find(tracking.fetch_verified(logged, folder))

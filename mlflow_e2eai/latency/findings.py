@@ -181,15 +181,16 @@ def busy_processors(
     where = f"{cpu.cpus} processor{'' if cpu.cpus == 1 else 's'}{load}"
     if len(low) == len(shares) > 1:
         text = f"The callables got {min(low.values()):.0%} to {max(low.values()):.0%}"
-        yield _busy(None, text, where)
+        yield _busy(None, text, where, "they")
         return
     for name, share in low.items():
         yield _busy(name, f"{name!r} got {share:.0%}", where)
 
 
-def _busy(variant: str | None, text: str, where: str) -> LatencyFinding:
+def _busy(variant: str | None, text: str, where: str, subject: str = "it") -> LatencyFinding:
+    times = "its" if subject == "it" else "their"
     sentence = (
-        f"{text} of the processor time that it could have used ({where}): other processes had the "
-        "rest, and its times are too noisy to tell."
+        f"{text} of the processor time that {subject} could have used ({where}): other processes "
+        f"had the rest, and {times} times are too noisy to tell."
     )
     return LatencyFinding(kind="busy", variant=variant, sentence=sentence)

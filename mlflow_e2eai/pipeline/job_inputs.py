@@ -29,7 +29,7 @@ from mlflow_e2eai.artifacts.values import (
     Tensors,
 )
 from mlflow_e2eai.engine.targets import parse
-from mlflow_e2eai.errors import InvalidInputError, RunnerError, TrackingError
+from mlflow_e2eai.errors import InvalidInputError, RunnerError, TrackingError, errors_about
 from mlflow_e2eai.evaluation.data import EvaluationData
 from mlflow_e2eai.evaluation.variants import FILE, TORCH, Reference
 from mlflow_e2eai.pipeline.known_model import KnownModel, digest_of_files
@@ -93,6 +93,7 @@ class Job:
 
     Attributes:
         model: The input.
+        uri: The model as the caller named it, for messages.
         folder: A folder for the files.
         allow_pickle: Whether the PyTorch model may run code as it is loaded; see `require_consent`.
         recorder: Logs the stage.
@@ -101,8 +102,11 @@ class Job:
         samples: The samples at sizes that were logged with it, likewise.
     """
 
-    def __init__(self, model: LoggedModel, folder: Path, *, allow_pickle: Consent = False) -> None:
+    def __init__(
+        self, model: LoggedModel, uri: str, folder: Path, *, allow_pickle: Consent = False
+    ) -> None:
         self.model = model
+        self.uri = uri
         self.folder = folder
         self.allow_pickle = allow_pickle
         self._source = tracking.source_of(model)
@@ -142,10 +146,9 @@ class Job:
                 yield infer
             return
         require_same_inputs(graph, raw)
+        folder, allow_pickle = self.folder / "source", self.allow_pickle
         try:
-            source = load_source(
-                self._source, self.folder / "source", None, allow_pickle=self.allow_pickle
-            )
+            source = load_source(self._source, self.uri, folder, None, allow_pickle=allow_pickle)
             module = source.module
         except TrackingError as error:
             _log.warning("The PyTorch model cannot be used as the reference: %s", error)
@@ -224,19 +227,22 @@ def job_on(
 ) -> Iterator[Job]:
     """Open a job on the nearest model of a lineage that one of the stages made."""
     with tempfile.TemporaryDirectory() as folder:
-        model = tracking.ancestor(tracking.resolve_source(model_uri), stages)
-        yield Job(model, Path(folder), allow_pickle=allow_pickle)
+        with errors_about(model_uri):
+            model = tracking.ancestor(tracking.resolve_source(model_uri), stages)
+            job = Job(model, model_uri, Path(folder), allow_pickle=allow_pickle)
+        yield job
 
 
 def load_source(
     model: LoggedModel,
+    uri: str,
     folder: Path,
     axes: DynamicAxes | None,
     samples_at: Sequence[Path] = (),
     *,
     allow_pickle: Consent = False,
 ) -> LoadedSource:
-    """Load a PyTorch model; `axes` replace those that it was logged with, unless None.
+    """Load a PyTorch model, `uri` in messages; `axes` replace its own, unless None.
 
     Raises:
         InvalidInputError: The model was logged with one of these sizes fixed, a file of
@@ -245,14 +251,16 @@ def load_source(
     """
     given_samples = [load_arrays(path) for path in samples_at]
     folder.mkdir(exist_ok=True, parents=True)
-    logged = tracking.fetch_source(model, folder, allow_pickle=allow_pickle)
-    flatten = functools.cache(lambda: flatten_module(logged.model, logged.input_example))
+    about = errors_about(uri)
+    logged = about(tracking.fetch_source)(model, folder, allow_pickle=allow_pickle)
+    load = about(logged.load)
+    flatten = functools.cache(lambda: flatten_module(load(), logged.input_example))
     # As it was logged, its names are those that flattening gives.
     example = flatten()[1] if logged.arrays is None else dict(logged.arrays)
     if axes is None:
         axes = logged.dynamic_axes
     else:
-        _check_open(model, logged.model, example, axes)
+        about(_check_open)(model, load(), example, axes)
     assumptions = logged.assumptions
     if axes is None:
         axes = _open_axes(model, folder, example)
@@ -307,6 +315,7 @@ def _with_fitting(
 
 def root_arguments(
     model: LoggedModel,
+    uri: str,
     folder: Path,
     axes: DynamicAxes | None,
     samples_at: Sequence[Path] = (),
@@ -334,7 +343,7 @@ def root_arguments(
             "samples_at": [load_arrays(path) for path in samples_at],
             "source_model": root.model_id,
         }
-    source = load_source(origin, folder, axes, samples_at, allow_pickle=allow_pickle)
+    source = load_source(origin, uri, folder, axes, samples_at, allow_pickle=allow_pickle)
     return {
         "model": KnownModel(source.load, digest_of_files(source.folder)),
         "input_example": source.example,

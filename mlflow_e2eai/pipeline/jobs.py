@@ -121,8 +121,8 @@ def export(
         Id of the raw ONNX LoggedModel.
     """
     with job_on(model_uri, ("source",)) as job:
-        model, folder = job.model, job.folder
-        source = load_source(model, folder, dynamic_axes, samples_at, allow_pickle=allow_pickle)
+        inputs = job.model, job.uri, job.folder, dynamic_axes, samples_at
+        source = load_source(*inputs, allow_pickle=allow_pickle)
         settings = Settings(
             dynamic_axes=source.axes,
             exporter=exporter,

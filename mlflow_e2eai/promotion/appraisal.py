@@ -11,10 +11,11 @@ from typing import TypeAlias
 from mlflow_e2eai import bundle
 from mlflow_e2eai.bundle.manifest import Manifest
 from mlflow_e2eai.bundle.side_by_side import SideBySide
-from mlflow_e2eai.evaluation.gates import Decision, Gate, MetricValue
+from mlflow_e2eai.errors import InvalidInputError, shown
+from mlflow_e2eai.evaluation.gates import Decision, Gate, MetricValue, nearest_task
 from mlflow_e2eai.promotion.incumbent import LATENCY_RATIO, champion_values
 from mlflow_e2eai.promotion.metrics import measured_evidence, read_bundle, values_of
-from mlflow_e2eai.promotion.policy import Policy, decide_on
+from mlflow_e2eai.promotion.policy import Policy, base_metric, decide_on
 from mlflow_e2eai.promotion.remeasurement import with_measured
 
 Measure: TypeAlias = Callable[[Sequence[str]], Sequence[SideBySide]]
@@ -58,10 +59,15 @@ def appraise(
             of variants that are each to be measured against itself too; in place of what evidence
             says of these machines.
         now: The time that ages count to; by default this moment.
+
+    Raises:
+        InvalidInputError: A gate is on a task metric that the challenger does not have, and that is
+            spelt as one that it has.
     """
     measured: Sequence[SideBySide] = ()
     manifest, located = bundle.read(challenger), read_bundle(challenger)
     values = values_of(located, now=now)
+    _refuse_misspelt(policy.gates, values)
     if champion is not None:
         before = read_bundle(champion)
         values += champion_values(located, before, policy.metrics)
@@ -79,6 +85,17 @@ def appraise(
     return Appraisal(
         manifest=manifest, values=tuple(values), measured=tuple(measured), decision=decision
     )
+
+
+def _refuse_misspelt(gates: Sequence[Gate], values: Sequence[MetricValue]) -> None:
+    for gate in gates:
+        near = None if gate.optional else nearest_task(base_metric(gate.metric), values)
+        if near is not None:
+            msg = (
+                f"The version has no metric {shown(base_metric(gate.metric))}, which a gate is on; "
+                f"did you mean {near}? Mark the gate as optional if it is about other versions."
+            )
+            raise InvalidInputError(msg)
 
 
 def _compared_variants(

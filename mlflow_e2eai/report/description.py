@@ -50,7 +50,8 @@ def version_description(
     Returns:
         The description; `is_own_description` recognizes it.
     """
-    text = f"{_decision_text(decision, alias, day)}: {_fastest(manifest)}.{_not_measured(manifest)}"
+    decided, fastest = _decision_text(decision, alias, day), fastest_text(manifest)
+    text = f"{decided}: {fastest}.{_not_measured(manifest)}"
     if decision is not None and not decision.promoted:
         first, *more = decision.reasons
         text += f" Reason: {sentence(first)}{f', and {len(more)} more' if more else ''}."
@@ -134,7 +135,7 @@ def _decision_text(decision: Decision | None, alias: str, day: date | None) -> s
     return f"Promoted{on} to {alias}" if decision.promoted else f"Rejected{on} for {alias}"
 
 
-def _fastest(manifest: Manifest) -> str:
+def fastest_text(manifest: Manifest) -> str:
     """The fastest variant of the bundle that passed, on the first machine that has timed one."""
     machines = [(there, timed_rows(there)) for there in manifest.by_machine]
     there, timed = next((each for each in machines if each[1]), machines[0])

@@ -13,7 +13,6 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from mlflow_e2eai.artifacts.values import TensorSpec
 from mlflow_e2eai.latency.ratios import Ratio
 
 # Among them the marks that turn the direction of writing, with which a name can pose as another.
@@ -216,8 +215,3 @@ def tick_text(value: float) -> str:
 def items_text(count: int) -> str:
     """A number of items in a call."""
     return f"{count} item" if count == 1 else f"{count} items"
-
-
-def shape_text(spec: TensorSpec) -> str:
-    """The shape of a tensor; a name is an axis that varies."""
-    return f"[{', '.join(map(str, spec.shape))}]"

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
+from mlflow_e2eai.artifacts.names import shape_text
 from mlflow_e2eai.bundle.manifest import Manifest
 from mlflow_e2eai.evaluation.gates import Decision
 from mlflow_e2eai.latency.report import ColdStart
@@ -210,7 +211,7 @@ def _environment() -> Environment:
         "gate": formats.gate_text,
         "rate": formats.rate_text,
         "sentence": formats.sentence,
-        "shape": formats.shape_text,
+        "shape": shape_text,
         "share": formats.share_text,
         "shortened": formats.shorten,
         "size": formats.size_text,

@@ -44,13 +44,14 @@ from mlflow_e2eai.errors import (
 )
 from mlflow_e2eai.runtime.storage import storage_error
 from mlflow_e2eai.runtime.termination import interruption_of
-from mlflow_e2eai.tracking.lineage import MLMODEL_SHA256, SHA256, is_uri, resolve
+from mlflow_e2eai.tracking.lineage import MLMODEL_SHA256, SHA256, resolve
 from mlflow_e2eai.tracking.server import (
     address,
     as_mlflow_error,
     complete_download,
     failed_request,
 )
+from mlflow_e2eai.tracking.versions import is_model_id, uri_of
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
@@ -79,7 +80,7 @@ class ModelFiles:
         """Find a model.
 
         Args:
-            uri: A local path or any URI of a model that MLflow knows.
+            uri: A local path, any URI of a model that MLflow knows, or a name; see `uri_of`.
             directory: An existing directory for its files; by default the model itself where it is
                 on this machine, and else a new temporary one.
 
@@ -88,7 +89,7 @@ class ModelFiles:
         """
         from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-        self._uri, self._is_copied = str(uri), directory is not None
+        self._uri, self._is_copied = uri_of(uri), directory is not None
         self._listed: Mapping[str, str] | None = None
         target = None if directory is None else str(directory)
         try:
@@ -302,7 +303,7 @@ def download(uri: str, directory: Path) -> Path:
     from mlflow_e2eai.tracking import _mlflow
 
     parts = uri.removeprefix("models:/").split("/")
-    count = 1 if "@" in parts[0] or is_uri(parts[0]) else 2
+    count = 1 if "@" in parts[0] or is_model_id(parts[0]) else 2
     # By its id: an alias may have moved when the other files are downloaded.
     model = resolve("models:/" + "/".join(parts[:count]))
     origin = str(model.model_uri)

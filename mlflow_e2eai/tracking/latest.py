@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from mlflow_e2eai.errors import E2EAIError, TrackingError
+from mlflow_e2eai.errors import E2EAIError, TrackingError, shown
 from mlflow_e2eai.tracking.lineage import OUTPUTS, PARENT, STAGE, resolve
 from mlflow_e2eai.tracking.server import check_server
 from mlflow_e2eai.tracking.versions import name_filter
@@ -49,10 +49,11 @@ def latest_model(stages: Sequence[str]) -> LoggedModel:
 
 
 def latest_version(name: str | None = None) -> ModelVersion:
-    """Find the newest registered version whose bundle was logged in the active experiment.
+    """Find the newest registered version that has a bundle.
 
     Args:
-        name: Name of the registered model; None for any.
+        name: Name of the registered model; None for any, of which the bundle must have been logged
+            in the active experiment.
 
     Raises:
         TrackingError: There is none, or the tracking server cannot be reached.
@@ -60,7 +61,7 @@ def latest_version(name: str | None = None) -> ModelVersion:
     from mlflow import MlflowClient
 
     check_server()
-    experiment_id = _active_experiment_id()
+    experiment_id = _active_experiment_id() if name is None else None
     named = None if name is None else name_filter(name)
     token = None
     while True:
@@ -73,11 +74,14 @@ def latest_version(name: str | None = None) -> ModelVersion:
                 return version
         if (token := page.token) is None:
             break
-    of_name = "" if name is None else f" of {name!r}"
+    if experiment_id is None:
+        which, instead = f"{shown(name)} has no version", "give its version, or another name"
+    else:
+        which = f"Experiment {_name_of(experiment_id)!r} has no registered version"
+        instead = "give name and version"
     msg = (
-        f"There is no registered version{of_name} with a bundle of experiment "
-        f"{_name_of(experiment_id)!r}; make one with `mlflow run . -e pipeline -P "
-        f"registered_model_name=...` first, or give name and version."
+        f"{which} with a bundle; make one with `mlflow run . -e pipeline -P "
+        f"registered_model_name=...` first, or {instead}."
     )
     raise TrackingError(msg)
 
@@ -120,12 +124,13 @@ def _models_of(stage: str, experiment_id: str) -> Iterator[LoggedModel]:
             return
 
 
-def _is_bundle_of(experiment_id: str, version: ModelVersion) -> bool:
+def _is_bundle_of(experiment_id: str | None, version: ModelVersion) -> bool:
     try:
         model = resolve(f"models:/{version.name}/{version.version}")
     except E2EAIError:  # the model of a version may be deleted, or of another kind
         return False
-    return model.tags.get(STAGE) == "package" and str(model.experiment_id) == experiment_id
+    is_here = experiment_id in (None, str(model.experiment_id))
+    return is_here and model.tags.get(STAGE) == "package"
 
 
 def _report(uri: str) -> None:

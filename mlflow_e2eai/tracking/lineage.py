@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,7 +24,14 @@ from mlflow_e2eai.tracking.server import (
     complete_download,
     lookups_are_cached,
 )
-from mlflow_e2eai.tracking.versions import literal, registered_version, split_version
+from mlflow_e2eai.tracking.versions import (
+    MODEL_ID,
+    is_model_id,
+    literal,
+    registered_version,
+    split_version,
+    uri_of,
+)
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
@@ -76,12 +82,10 @@ ARTIFACT = "artifact.json"
 
 Artifact = TypeVar("Artifact", OnnxArtifact, EngineArtifact)
 
-_MODEL_ID = re.compile(r"m-[0-9a-f]{32}")
-
 
 def is_uri(text: str | Path) -> bool:
-    """Whether a text is a URI for `resolve`, and no path."""
-    return ":/" in str(text) or _MODEL_ID.fullmatch(str(text)) is not None
+    """Whether a text names a model for `resolve`, and is no path."""
+    return ":/" in uri_of(text)
 
 
 def resolve(uri: str | Path) -> LoggedModel:
@@ -89,25 +93,27 @@ def resolve(uri: str | Path) -> LoggedModel:
 
     Args:
         uri: A LoggedModel id, ``models:/m-...``, ``models:/name/version``, ``models:/name/latest``,
-            ``models:/name@alias``, each with or without the prefix, or ``runs:/run_id/name``.
+            ``models:/name@alias`` or ``models:/name``, the newest version, each with or without the
+            prefix; or ``runs:/run_id/name``.
 
     Raises:
         InvalidInputError: It is none of these.
         TrackingError: There is no such model.
     """
-    uri = str(uri)  # it may be a Path
+    text, uri = str(uri), uri_of(uri)
     path = uri.removeprefix("models:/")
-    if lookups_are_cached() and _MODEL_ID.fullmatch(path):
+    if lookups_are_cached() and is_model_id(path):
         return _resolve_once(address(), path)  # for all jobs on its lineage
-    return _resolve(uri)
+    return _resolve(uri, text)
 
 
 @functools.lru_cache(maxsize=64)
 def _resolve_once(uri: str, model_id: str) -> LoggedModel:  # noqa: ARG001 - one id may be in two stores
-    return _resolve(model_id)
+    return _resolve(model_id, model_id)
 
 
-def _resolve(uri: str) -> LoggedModel:
+def _resolve(uri: str, text: str) -> LoggedModel:
+    """The LoggedModel at a URI, which the caller gave as a text."""
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
@@ -115,14 +121,17 @@ def _resolve(uri: str) -> LoggedModel:
     client = MlflowClient()
     path = uri.removeprefix("models:/")
     try:
-        if _MODEL_ID.fullmatch(path):
+        if is_model_id(path):
             return client.get_logged_model(path)
         if uri.startswith("runs:/"):
             return _model_of_run(uri)
-        if names := split_version(uri):
+        if uri.startswith("models:/") and (names := split_version(uri)):
             return model_of_version(registered_version(*names))
     except MlflowException as error:
-        msg = f"There is no model {shown(uri)} at {address()}: {brief(error)}"
+        found = f"model {shown(uri)}"
+        if ":/" not in text and not is_model_id(text):
+            found = f"file or folder {shown(text)}, and no such model"
+        msg = f"There is no {found} at {address()}: {brief(error)}"
         raise TrackingError(msg) from error
     msg = (
         f"{shown(uri)} is not a model URI; give a LoggedModel id, models:/name/version, "
@@ -143,8 +152,8 @@ def model_of_version(version: ModelVersion) -> LoggedModel:
     """
     uri, source = f"models:/{version.name}/{version.version}", str(version.source)
     try:
-        if not (ids := _MODEL_ID.findall(source)) and not source.startswith("runs:/"):
-            ids = _MODEL_ID.findall(_location(version))
+        if not (ids := MODEL_ID.findall(source)) and not source.startswith("runs:/"):
+            ids = MODEL_ID.findall(_location(version))
         if ids or source.startswith("runs:/"):
             model = resolve(ids[-1] if ids else source)
             _check_digests(version, model)

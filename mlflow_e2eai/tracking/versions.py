@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import re
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlflow_e2eai.errors import InvalidInputError, TrackingError, brief, shown, suggestion
@@ -17,6 +20,37 @@ LATEST = "latest"
 number, as in MLflow's own URIs."""
 
 _PREFIX = "models:/"
+
+MODEL_ID = re.compile(r"m-[0-9a-f]{32}")
+
+_PATHS = (".onnx", ".pt", ".pth", ".pt2", ".py")
+"""Ends of texts that are paths, also where there is no such file."""
+
+
+def is_model_id(text: str) -> bool:
+    """Whether a text is the id of a LoggedModel."""
+    return MODEL_ID.fullmatch(text) is not None
+
+
+def uri_of(text: str | Path) -> str:
+    """The URI of the model that a text names; unchanged where it is a path, or another URI.
+
+    ``digits`` is the newest version of a registered model, and ``digits/2``, ``digits/latest`` and
+    ``digits@champion`` are others; but a file or folder of such a name comes first.
+    """
+    path = str(text).removeprefix(_PREFIX)
+    if ":" in path or (path == str(text) and os.path.exists(path)):  # noqa: PTH110 - of any text
+        return str(text)
+    if is_model_id(path):
+        return f"{_PREFIX}{path}"
+    name, version = split_version(path) or (path, LATEST)
+    if version.startswith("@"):
+        return f"{_PREFIX}{name}{version}"
+    is_version = version.isdecimal() or version.lower() == LATEST
+    is_name = bool(name) and not name.startswith(".") and not name.endswith(_PATHS)
+    if is_version and is_name and not {"/", "@", os.sep} & {*name}:
+        return f"{_PREFIX}{name}/{version}"
+    return str(text)
 
 
 def split_version(text: str) -> tuple[str, str] | None:
@@ -159,13 +193,13 @@ def version_at(uri: str) -> ModelVersion:
 
     Args:
         uri: ``models:/name/version``, ``models:/name/latest`` or ``models:/name@alias``; the prefix
-            may be left out.
+            may be left out. See `uri_of`.
 
     Raises:
         InvalidInputError: It names none.
         TrackingError: There is no such version.
     """
-    if (names := split_version(uri)) is None:
+    if (names := split_version(uri_of(uri))) is None:
         msg = (
             f"{shown(uri)} does not name a version; "
             "give models:/name/version or models:/name@alias."

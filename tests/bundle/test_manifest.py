@@ -30,6 +30,7 @@ from multiplying_bundles import (
 
 from mlflow_e2eai import bundle
 from mlflow_e2eai.artifacts.files import seal, sha256_of
+from mlflow_e2eai.artifacts.names import shape_text
 from mlflow_e2eai.artifacts.values import EngineArtifact
 from mlflow_e2eai.bundle import selection
 from mlflow_e2eai.bundle.load import load
@@ -292,7 +293,7 @@ def two_inputs(tmp_path):
 
 
 def test_a_model_says_what_it_is(model):
-    assert repr(model) == "<mlflow_e2eai.Model onnxruntime-cpu/fp32 (x: float32['N', 3])>"
+    assert repr(model) == "<mlflow_e2eai.Model onnxruntime-cpu/fp32 (x: float32[N, 3])>"
     assert [(each.name, each.shape) for each in model.inputs] == [("x", ("N", 3))]
     assert [each.name for each in model.outputs] == [each.name for each in model.manifest.outputs]
 
@@ -340,6 +341,20 @@ def test_tensors_go_in_and_tensors_come_out(model, ask):
     assert torch.equal(answer["y"], torch.tensor(2 * X))
 
 
+def test_several_inputs_are_taken_by_position_in_the_order_of_the_graph(two_inputs):
+    named = {"x": X, "shift": np.int32(1)}
+    assert [spec.name for spec in two_inputs.inputs] == [*named]
+    outputs, expected = two_inputs(*named.values()), two_inputs(**named)
+    assert all(np.array_equal(outputs[name], expected[name]) for name in expected)
+    for refused in (lambda: two_inputs(X), lambda: two_inputs(X, shift=np.int32(1))):
+        with pytest.raises(InvalidInputError, match=r"\['x', 'shift'\], but 1 given"):
+            refused()
+
+
+def test_a_shape_is_read_without_brackets_that_say_nothing():
+    assert shape_text(("N", 3, "4*((H//4))", "(((W)))")) == "[N, 3, 4*(H//4), (W)]"
+
+
 def test_every_size_of_a_dynamic_axis_is_taken(model):
     for size in range(1, 6):
         assert model(np.ones((size, 3), np.float32))["y"].shape == (size, 3)
@@ -350,12 +365,18 @@ def test_every_size_of_a_dynamic_axis_is_taken(model):
     [
         (lambda model: model({"z": X}), "inputs are ['z'], but the model expects ['x']"),
         (lambda model: model({"x": X}, z=X), "inputs are ['x', 'z'], but the model expects ['x']"),
-        (lambda model: model(), "inputs are [], but the model expects ['x']"),
-        (lambda model: model(X, z=X), "has the inputs ['x']; give each by name"),
-        (lambda model: model(X, X), "2 inputs were given by position; give each by name, of ['x']"),
-        (lambda model: model(X[0]), "shape [3], but ['N', 3] is expected"),
+        (lambda model: model(), "No input is given; the model expects x: float32[N, 3]."),
+        (
+            lambda model: model(X, z=X),
+            "but 1 given by position and 'z' by name; give",
+        ),
+        (
+            lambda model: model(X, X),
+            "has the inputs ['x'], but 2 given by position; give",
+        ),
+        (lambda model: model(X[0]), "['N', 3] is expected; give it 2 axes, not 1."),
         (lambda model: model(X[None]), "shape [1, 2, 3], but ['N', 3] is expected"),
-        (lambda model: model(X.T), "shape [3, 2], but ['N', 3] is expected"),
+        (lambda model: model(X.T), "expected; give it the size 3 along axis 1, not 2."),
         (lambda model: model(X.astype(np.float16)), "is float16, but float32 is expected"),
         (lambda model: model(X.astype(np.int64)), "is int64, but float32 is expected"),
         (lambda model: model(torch.tensor(X).half()), "is float16, but float32 is expected"),

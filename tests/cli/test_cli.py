@@ -115,7 +115,7 @@ def test_a_step_with_nothing_to_take_says_what_comes_first(store, capsys):
     for verb, sentence in (
         ("export", "Experiment 'tests' does not have a PyTorch model; make one with"),
         ("compile", "`mlflow run . -e clean` or `mlflow_e2eai clean` first, or give model_uri."),
-        ("promote", "There is no registered version with a bundle of experiment 'tests'"),
+        ("promote", "Experiment 'tests' has no registered version with a bundle"),
     ):
         assert main.main([verb]) == main.ERROR
         _, err = said(capsys)
@@ -175,14 +175,14 @@ def test_promote_says_0_for_promoted_and_3_for_rejected(version, capsys, tmp_pat
         ("export --model-uri x --dynamic-axes x=N", "'x=N' is not a dynamic axis"),
         ("export --model-uri x --dynamic-axes x:0=N:8:1:64", "min=8, opt=1, max=64"),
         ("export --model-uri models:/nothing/1", "There is no model 'models:/nothing/1'"),
-        ("export --model-uri x", "'x' is not a model URI"),
+        ("export --model-uri x", "There is no file or folder 'x', and no such model at "),
         ("convert --model-uri x --precision fp12", "The precision is 'fp12', but one of fp32"),
         (
             "convert --model-uri x --precision fp16 --keep-fp32 a.json",
             "Cannot read a.json: No such file",
         ),
         ("bisect --model-uri x --precision fp12", "The precision is 'fp12', but one of fp32"),
-        ("bisect --model-uri x", "'x' is not a model URI"),
+        ("bisect --model-uri x", "There is no file or folder 'x', and no such model at "),
         ("compile --model-uri x --targets sm86,sm99", "The target is 'sm99', but one of local"),
         ("compile --model-uri x --targets sm86 --precision fp3", "The precision is 'fp3', but one"),
         ("compile --model-uri x --targets sm86 --tf32 true", "there is no option --tf32"),
@@ -455,7 +455,7 @@ ABSENT, FOLDER, EMPTY, BINARY = "absent", "folder", b"", b"\xff\xfe\x00"
         ("clean --onnx n.onnx --input-example FILE.npz", EMPTY, "it is empty; give an npz file"),
         ("show FILE.onnx --no-browser", FOLDER, "There is no bundle at 'FILE.onnx'; give a"),
         ("show FILE.onnx --no-browser", EMPTY, "FILE.onnx is not a valid ONNX file: it is empty"),
-        ("export-triton FILE --repository r", ABSENT, "There is no bundle at 'FILE'; give a"),
+        ("export-triton FILE --repository r", ABSENT, "There is no file or folder 'FILE', and no"),
         ("export-triton FILE --repository r", FOLDER, "There is no bundle at 'FILE'; give a"),
     ],
 )

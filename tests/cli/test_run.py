@@ -255,7 +255,8 @@ def test_a_model_is_inspected_and_its_report_is_found(store, folder, capsys, mon
     assert run("small_models:build", "--quiet", "--register", "net") == main.DONE
     capsys.readouterr()
 
-    assert main.main(["inspect", "models:/net/1"]) == main.DONE
+    for name in ("net/1", "net", "models:/net/1"):
+        assert main.main(["inspect", name]) == main.DONE
     lines = capsys.readouterr().out.splitlines()
     assert lines[:4] == [
         "input   x: float32 [N, 8]",

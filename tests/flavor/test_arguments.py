@@ -171,13 +171,14 @@ def test_every_argument_of_log_model_is_described():
     ] == []
 
 
-def test_the_signature_is_the_functions_own():
+def test_the_signature_names_every_argument():
     assert not hasattr(mlflow_e2eai.log_model, "__signature__")
-    assert not hasattr(mlflow_e2eai.log_model, "__wrapped__")
+    kinds = {each.kind for each in inspect.signature(mlflow_e2eai.log_model).parameters.values()}
+    assert kinds == {inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY}
 
 
 def test_a_typing_error_is_reported_before_a_run_begins(store):
-    with pytest.raises(TypeError, match="unexpected keyword argument 'presisions'"):
+    with pytest.raises(TypeError, match="no argument 'presisions'; did you mean precis"):
         mlflow_e2eai.log_model(None, presisions=["fp16"])  # type: ignore[call-arg]  # wrong on purpose
     assert mlflow.search_runs(search_all_experiments=True).empty
 
@@ -285,3 +286,18 @@ def test_the_pipeline_checks_names_before_it_looks_for_the_model(store, wrong):
     with pytest.raises(InvalidInputError, match=next(iter(wrong))):
         repackage.package("models:/none/1", **{"name": "net", **wrong})
     assert mlflow.search_runs(search_all_experiments=True).empty
+
+
+@pytest.mark.parametrize(
+    ("word", "near"),
+    [
+        ("registerd_model_name", "registered_model_name"),
+        ("pip_requirement", "pip_requirements"),
+        ("artifact_path", "name"),
+        ("code_path", "code_paths"),
+        ("dynamic_axis", "dynamic_axes"),
+    ],
+)
+def test_a_misspelt_argument_is_refused_with_the_right_one(word, near):
+    with pytest.raises(TypeError, match=f"has no argument '{word}'; did you mean {near}[?]"):
+        mlflow_e2eai.log_model(net(), "net", **{word: "x"})

@@ -91,7 +91,7 @@ def test_it_serves_the_version_that_the_alias_moved_to(registry, model):
     assert repr(model).startswith("<mlflow_e2eai.FollowedModel times@champion version 2 onnx")
     assert model.explain().reason
     assert [each.name for each in (*model.inputs, *model.outputs)] == ["x", "output"]
-    with pytest.raises(InvalidInputError, match="give each by name"):
+    with pytest.raises(InvalidInputError, match="give all of them by name"):
         model(features(), features())
     registry.set_registered_model_alias("times", "champion", "1")
     assert model.check()

@@ -233,7 +233,8 @@ def test_what_is_on_demand_is_verified(client, served):
     [
         ("e2eai:/nothing/1", TrackingError, "There is no model 'models:/nothing/1'"),
         ("e2eai:/net@nobody", TrackingError, "There is no model 'models:/net@nobody'"),
-        ("e2eai:/net", InvalidInputError, "'models:/net' is not a model URI"),
+        ("e2eai:/nobody", TrackingError, "There is no model 'models:/nobody/latest'"),
+        ("e2eai:/net/one", InvalidInputError, "'one' is no version of 'net'"),
     ],
 )
 def test_what_names_no_model_has_no_files_on_demand(uri, error, words):

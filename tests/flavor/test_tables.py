@@ -57,6 +57,9 @@ def test_versions_side_by_side_are_the_rows_of_each_with_the_version_in_front(sa
         "@champion"
     ]
 
+    for name in ("net/1", "net@champion", "models:/net/latest", "net"):
+        assert mlflow_e2eai.variants(name).equals(one)
+        assert mlflow_e2eai.load_model(name).inputs == mlflow_e2eai.load_model(str(saved)).inputs
     by_id = mlflow_e2eai.variants(api.log_model(saved, "net").model_uri)
 
     assert by_id.equals(one)
@@ -67,6 +70,18 @@ def test_versions_side_by_side_are_the_rows_of_each_with_the_version_in_front(sa
     assert list(both.dtypes[1:]) == list(one.dtypes)
     wide = both.pivot_table(index="variant", columns="version", values="p50_ms")
     assert set(wide.columns) == {"champion", "2"}
+
+
+@pytest.mark.usefixtures("store")
+def test_a_version_that_is_given_twice_is_compared_once(saved):
+    info = api.log_model(saved, "net", registered_model_name="net")
+    once = mlflow_e2eai.compare_versions("net", 1)
+    assert mlflow_e2eai.compare_versions("net", 1, "1").equals(once)
+    line = f"{info.model_uri}, net version 1, "
+    assert repr(info).startswith(f"<{line}")
+    assert "passed; onnxruntime-cpu/fp" in repr(info)
+    assert line in info._repr_html_()
+    assert isinstance(info, mlflow.models.model.ModelInfo)
 
 
 def test_no_version_to_compare_is_refused():

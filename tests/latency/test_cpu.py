@@ -204,6 +204,12 @@ def test_ticks_are_those_of_all_processors_that_were_not_idle(tmp_path):
 # What is said
 
 
+def test_several_callables_that_are_busy_are_they():
+    ((_, sentence),) = busy(measured(slow=Shared(*[0.125] * 20), slower=Shared(*[0.1] * 20)))
+    assert "that they could have used (" in sentence
+    assert sentence.endswith("and their times are too noisy to tell.")
+
+
 def test_a_measure_below_the_least_share_is_named_busy_with_the_share_and_the_load():
     report = measured(slow=Shared(*[0.125] * 20), quick=Shared(*[0.95] * 20))
 

@@ -45,6 +45,7 @@ from mlflow_e2eai.pipeline import jobs, stages
 from mlflow_e2eai.pipeline.options import parse_plan
 from mlflow_e2eai.pipeline.settings import Settings
 from mlflow_e2eai.precision.stage import PrecisionReport
+from mlflow_e2eai.pytorch import consent
 from mlflow_e2eai.surgery.plan import plan_from
 from mlflow_e2eai.tracking.recorder import Fp32Nodes, MemoryRecorder
 
@@ -581,9 +582,10 @@ def test_other_bounds_of_an_axis_that_was_logged_are_taken(source):
     assert tracking.resolve(raw).model_id == raw
 
 
-def register_as_mlflow_2(store, name):
+def register_as_mlflow_2(store, name, **form):
     """A version whose files are artifacts of a run, as MLflow 2 kept them."""
-    mlflow.pytorch.save_model(net(), "saved", input_example=features(), pip_requirements=[])
+    example = {"input_example": features(), "pip_requirements": []}
+    mlflow.pytorch.save_model(net(), "saved", **example, **form)
     with mlflow.start_run() as run:
         mlflow.log_artifacts("saved", "model")
     mlflow.register_model(f"runs:/{run.info.run_id}/model", name)
@@ -600,6 +602,16 @@ def test_a_pytorch_model_of_mlflow_2_is_a_source_and_copied_once(store):
         filter_string="tags.`e2eai.copy_of` = 'models:/old/1'", output_format="list"
     )
     assert [(one.name, str(one.status)) for one in copies] == [("old-source", "READY")]
+
+
+@pytest.mark.parametrize("uri", ["models:/old/1", "models:/old@best", "old"])
+@pytest.mark.parametrize("step", [jobs.export, repackage.package])
+def test_the_refusal_of_a_pickle_names_the_version_as_the_caller_did(store, uri, step, monkeypatch):
+    monkeypatch.setattr(consent, "_permitted", set())  # another test may have permitted this file
+    register_as_mlflow_2(store, "old", serialization_format="pickle")
+    store.set_registered_model_alias("old", "best", "1")
+    with pytest.raises(InvalidInputError, match=rf"^{uri}: model.pth is a pickle that runs code"):
+        step(uri)
 
 
 def test_a_model_of_mlflow_2_that_is_not_pytorch_is_refused_by_its_flavors(store):
@@ -641,7 +653,11 @@ def test_a_graph_is_cleaned_without_its_module_where_that_cannot_be_loaded(
     monkeypatch.setattr(tracking, "fetch_source", refuse)
 
     assert stage(jobs.clean(raw)) == "clean"
-    assert "The PyTorch model cannot be used as the reference: its class is gone" in caplog.messages
+    assert any(
+        message.startswith("The PyTorch model cannot be used as the reference: ")
+        and message.endswith(": its class is gone")
+        for message in caplog.messages
+    )
 
 
 def test_a_stage_that_needs_what_is_not_there_yet_says_so(source):

@@ -591,6 +591,19 @@ def test_a_gate_on_an_odd_metric_that_was_not_measured_is_a_no(store, good):
     assert decision.reasons == ("task/F1 (macro): not measured (gate: at least 0.5)",)
 
 
+@pytest.mark.parametrize("metric", ["task/acuracy", "champion/task/acuracy/difference"])
+def test_a_misspelt_task_metric_is_refused_and_nothing_is_decided(store, good, metric):
+    version, before = register(good), len(mlflow.search_runs(search_all_experiments=True))
+    gates = {"gates": [{"metric": metric, "at_least": 0.5}]}
+    with pytest.raises(InvalidInputError, match=r"no metric 'task/acuracy'.* task/accuracy\?"):
+        mlflow_e2eai.promote("net", version, gates=gates)
+    assert len(mlflow.search_runs(search_all_experiments=True)) == before
+    assert "e2eai.decision" not in store.get_model_version("net", version).tags
+    gates["gates"][0]["optional"] = True
+    gates["gates"].append({"metric": "parity/measured", "at_least": 1})
+    assert mlflow_e2eai.promote("net", version, gates=gates).promoted
+
+
 def make_quick(data):
     data["level"] = "quick"
 

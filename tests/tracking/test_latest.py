@@ -83,7 +83,7 @@ def test_where_there_is_none_one_sentence_names_the_step_before(store, stages, s
         latest_model(stages)
 
 
-def test_the_newest_version_with_a_bundle_of_the_experiment_is_taken(store):
+def test_the_newest_version_with_a_bundle_of_the_experiment_is_taken_unless_it_is_named(store):
     bundle = model_of("package")
     version_of(bundle, "net")
     version_of(bundle, "other")
@@ -94,7 +94,7 @@ def test_the_newest_version_with_a_bundle_of_the_experiment_is_taken(store):
     newest = latest_version()
     assert (newest.name, str(newest.version)) == ("other", "1")
     of_net = latest_version("net")
-    assert (of_net.name, str(of_net.version)) == ("net", "1")
+    assert (of_net.name, str(of_net.version)) == ("net", "3")
 
 
 @pytest.mark.parametrize("name", [None, "it's not there"])

@@ -377,8 +377,9 @@ def test_an_unreachable_server_is_said_within_seconds_and_not_retried_for_minute
         ("runs:/0123456789abcdef0123456789abcdef/net", "There is no model"),
         ("models:/nothing/latest", "There is no model"),
         ("models:/nothing/v1", "'v1' is no version of 'nothing'; give a number, 'latest' or '@al"),
-        ("nothing/1", "There is no model"),
-        ("net", "is not a model URI"),
+        ("nothing/1", "There is no file or folder 'nothing/1', and no such model at "),
+        ("net", "There is no file or folder 'net', and no such model at "),
+        ("nets/net", "'nets/net' is not a model URI"),
         ("s3://bucket/net", "is not a model URI"),
     ],
 )

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import mlflow
 import pytest
 
 from mlflow_e2eai import tracking
 from mlflow_e2eai.errors import E2EAIError, InvalidInputError, TrackingError
 from mlflow_e2eai.promotion.registry.record import last_record
-from mlflow_e2eai.tracking.versions import all_versions, find_version, split_version, version_at
+from mlflow_e2eai.tracking.versions import (
+    all_versions,
+    find_version,
+    split_version,
+    uri_of,
+    version_at,
+)
 
 
 @pytest.fixture
@@ -51,11 +59,19 @@ def test_a_name_with_both_kinds_of_quotes_is_refused_before_anything_is_made(sto
         ("digits/Latest", 10),
         ("digits@champion", 2),
         ("digits@latest", 10),
+        ("digits", 10),
     ],
 )
 def test_a_version_is_found_by_each_of_its_names(models, prefix, name, number):
     assert tracking.resolve(prefix + name).model_id == models[number]
     assert int(version_at(prefix + name).version) == number
+
+
+@pytest.mark.parametrize("text", ["digits", "digits/1", "model.onnx", "./digits", "net.pt"])
+def test_a_path_is_no_name_of_a_version(isolated, text):
+    Path("digits/1").mkdir(parents=True)
+    assert uri_of(text) == text
+    assert not tracking.is_uri(text)
 
 
 @pytest.mark.parametrize(
@@ -96,7 +112,11 @@ def test_a_version_that_is_not_there_is_one_sentence(models, name, version, word
     assert len(str(caught.value).splitlines()) == 1
 
 
-@pytest.mark.parametrize("text", ["digits", "a/b/c", "/1", "digits/", "@x", "a@", "C:/x"])
+def test_a_plain_name_splits_into_no_two_parts():
+    assert split_version("digits") is None
+
+
+@pytest.mark.parametrize("text", ["a/b/c", "/1", "digits/", "@x", "a@", "C:/x"])
 def test_a_text_that_names_no_version_is_none(text):
     assert split_version(text) is None
     with pytest.raises(

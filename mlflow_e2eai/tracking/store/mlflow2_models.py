@@ -14,6 +14,7 @@ from mlflow_e2eai.tracking.runs import run
 from mlflow_e2eai.tracking.server import check_server, complete_download, failure_logged
 from mlflow_e2eai.tracking.store.artifact_store import finished_models
 from mlflow_e2eai.tracking.store.uploads import upload
+from mlflow_e2eai.tracking.versions import uri_of
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
@@ -40,8 +41,9 @@ def resolve_source(uri: str) -> LoggedModel:
     from mlflow.exceptions import MlflowException
     from mlflow.models import Model
 
+    text, uri = uri, uri_of(uri)
     try:
-        return resolve(uri)
+        return resolve(text)
     except TrackingError:
         check_server()  # MLflow would request the model of a lost one for minutes
         try:

@@ -338,7 +338,7 @@ def test_a_changed_version_is_not_signed(edited, ann):
     ("model", "kind", "sentence"),
     [
         ("models:/net/7", TrackingError, "There is no model 'models:/net/7'"),
-        ("nowhere", ArtifactError, "There is no bundle at 'nowhere'"),
+        ("nowhere", TrackingError, "There is no file or folder 'nowhere', and no such model at "),
         (None, ArtifactError, "models:/m-.* is not a bundle of this package"),
     ],
 )
